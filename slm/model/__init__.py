@@ -1,0 +1,24 @@
+"""The decoder and nothing else: no data, no Lightning, no Hydra, no W&B.
+
+>>> from slm.model import Decoder, ModelConfig
+>>> decoder = Decoder(ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=192))
+
+Names load on first use, so that shapes (`slm.model.config`) can be had without importing torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slm.model.cache import KVCache as KVCache
+    from slm.model.config import ModelConfig as ModelConfig
+    from slm.model.decoder import Decoder as Decoder
+    from slm.model.generate import generate as generate
+
+_HOME = {"Decoder": "decoder", "KVCache": "cache", "ModelConfig": "config", "generate": "generate"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'slm.model' has no attribute {name!r}")
+    return getattr(import_module(f"slm.model.{_HOME[name]}"), name)

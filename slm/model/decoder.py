@@ -1,0 +1,91 @@
+"""The decoder: embedding, blocks in the order of `block_uses`, final norm, head.
+
+Notable: state-dict names are Llama's without the `model.` prefix; the loss never holds full logits; a shared block is
+one module used several times, with one cache slot per use; `compile_blocks` compiles in place, so names stay.
+
+Legend: B batch, T tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm.model.cache import KVCache
+from slm.model.config import ModelConfig
+from slm.model.layers import Block, RMSNorm, rotary_table
+from slm.model.loss import cross_entropy, token_losses
+
+
+class Decoder(nn.Module):
+    """A causal language model of the given shape, initialised from torch's global random state."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Initialise every parameter, in the order of `parameters()`.
+
+        | tensors                       | value          | source                                              |
+        |-------------------------------|----------------|-----------------------------------------------------|
+        | embedding, head, projections  | N(0, init_std) | MobileLLM's and Llama's `initializer_range` of 0.02 |
+        | norm gains                    | 1              | arXiv:1910.07467                                    |
+        | biases                        | 0              | GPT-2                                               |
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=self.config.init_std)
+            else:
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D) weight of the head, tied or not."""
+        return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Normed output of the last block, (B, T, D); with a cache, of T new tokens after the cached ones.
+
+        Raises `ValueError` where the tokens do not fit into `max_position_embeddings` or into the cache.
+        """
+        start, length = cache.length if cache else 0, tokens_BT.shape[1]
+        room = min(
+            self.config.max_position_embeddings,
+            cache.max_length if cache else self.config.max_position_embeddings,
+        )
+        if start + length > room:
+            raise ValueError(f"{start + length} tokens do not fit: the context or the cache ends at {room}")
+        x_BTD = self.embed_tokens(tokens_BT)
+        cos, sin = rotary_table(self.config, start, length, x_BTD)
+        for use, block in enumerate(self.config.block_uses):
+            x_BTD = self.layers[block](x_BTD, cos, sin, cache, use)
+        if cache is not None:
+            cache.length += length
+        return self.norm(x_BTD)
+
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V)."""
+        return F.linear(self.hidden(tokens_BT, cache), self.head_weight)
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats a token; targets of -100 are not scored."""
+        return cross_entropy(self.hidden(tokens_BT).flatten(0, 1), self.head_weight, targets_BT.flatten())
+
+    def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Cross-entropy in nats of each token, (B, T), without gradient; 0 where the target is -100."""
+        losses = token_losses(self.hidden(tokens_BT).flatten(0, 1), self.head_weight, targets_BT.flatten())
+        return losses.view_as(targets_BT)
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place. Blocks of one shape share one compilation, and parameter names stay."""
+        for block in self.layers:
+            block.compile(dynamic=False)

@@ -1,0 +1,158 @@
+"""The parts of a block: RMSNorm, rotary positions, grouped-query causal attention, SwiGLU.
+
+Legend: B batch, T new tokens, S all tokens seen (cached and new), D hidden, H query heads, K key/value heads,
+G = H/K queries a key, C head_dim, F feed-forward.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm.model.cache import KVCache
+from slm.model.config import ModelConfig
+
+# Below this many tokens, attention on a CPU is two plain matmuls around a softmax: the flash kernel there spends more
+# on its backward pass than it saves in memory (benchmarks/train_throughput.py; docs/log.md, 2026-11-21).
+CPU_MATMUL_ATTENTION_MAX_TOKENS = 512
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """x / rms(x) over the last axis, in float32 at least, returned in float32 at least (arXiv:1910.07467)."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with float32 statistics and a learned gain; the output has the input's dtype."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
+        return (rms_norm(x, self.eps) * self.weight).type_as(x)
+
+
+def rotary_table(config: ModelConfig, start: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, C/2) of positions `start` .. `start + length - 1`.
+
+    Made anew for each forward pass (T x C/2 numbers) and not kept as a buffer, which `module.to(bfloat16)` would round.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    positions = torch.arange(start, start + length, device=like.device, dtype=dtype)
+    channels = torch.arange(0, config.head_width, 2, device=like.device, dtype=dtype)
+    angles = positions[:, None] * config.rope_theta ** (-channels / config.head_width)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor:
+    """Turn each pair of channels by its angle (arXiv:2104.09864, eq. 34), in the precision of the table."""
+    if style == "half":
+        a, b = x_BHTC.chunk(2, dim=-1)
+        turned = torch.cat((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1)
+    else:
+        a, b = x_BHTC[..., 0::2], x_BHTC[..., 1::2]
+        turned = torch.stack((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1).flatten(-2)
+    return turned.type_as(x_BHTC)
+
+
+def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v where query t sees the keys up to S - T + t. Returns (B, H, T, C)."""
+    T, S = q_BHTC.shape[2], k_BKSC.shape[2]
+    if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
+        return _matmul_attention(q_BHTC, k_BKSC, v_BKSC)
+    gqa = q_BHTC.shape[1] != k_BKSC.shape[1]
+    if T == S:
+        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True, enable_gqa=gqa)
+    mask = None if T == 1 else _visible(T, S, q_BHTC.device)
+    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, enable_gqa=gqa)
+
+
+def _visible(T: int, S: int, device: torch.device) -> Tensor:
+    """(T, S), true where the query may look; aligned to the *last* key, unlike SDPA's is_causal."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def _matmul_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
+    B, H, T, C = q_BHTC.shape
+    K, S = k_BKSC.shape[1:3]
+    q_BKGC = (q_BHTC * C**-0.5).reshape(B, K, H // K * T, C)  # the G queries of a key share its matmul
+    scores = (q_BKGC @ k_BKSC.transpose(-2, -1)).view(B, K, H // K, T, S)
+    scores = scores.masked_fill(~_visible(T, S, q_BHTC.device), -torch.inf)
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    weights = scores.softmax(-1, dtype=dtype).type_as(v_BKSC)
+    return (weights.view(B, K, H // K * T, S) @ v_BKSC).view(B, H, T, C)
+
+
+class Attention(nn.Module):
+    """Grouped-query causal self-attention (arXiv:2305.13245) with rotary positions. Tensor names are Llama's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        q_size, kv_size = config.num_heads * config.head_width, config.kv_heads * config.head_width
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_bias)
+        if config.qk_norm == "learned":
+            self.q_norm = RMSNorm(config.head_width, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_width, config.norm_eps)
+
+    def forward(
+        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: KVCache | None = None, use: int = 0
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D); with a cache, T new tokens after the cached ones, in the slot of `use`."""
+        B, T, _ = x_BTD.shape
+        q, k, v = (
+            proj(x_BTD).view(B, T, -1, self.config.head_width).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = self._normalize(q, k)
+        q, k = (rotate(x, cos_TC, sin_TC, self.config.rope_style) for x in (q, k))
+        if cache is not None:
+            k, v = cache.extend(use, k, v)
+        return self.o_proj(causal_attention(q, k, v).transpose(1, 2).reshape(B, T, -1))
+
+    def _normalize(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.qk_norm == "learned":
+            return self.q_norm(q), self.k_norm(k)
+        if self.config.qk_norm == "weightless":
+            return rms_norm(q, self.config.norm_eps).type_as(q), rms_norm(k, self.config.norm_eps).type_as(k)
+        return q, k
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Block(nn.Module):
+    """Pre-norm attention, then pre-norm feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(
+        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: KVCache | None = None, use: int = 0
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, cache, use)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
