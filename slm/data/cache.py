@@ -1,0 +1,116 @@
+"""Folders that are built once and then only read.
+
+A folder is built under a temporary name, synced and renamed, so that a name in the cache is always a finished build;
+a lock file lets one process build while the others wait; what a killed build left is removed by the next one.
+`manifest.json` records size and SHA-256 of every file: a folder that does not match it is rebuilt, never used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from slm.data.progress import say
+
+SCHEMA = "slm.data/1"  # part of every key: change it when the layout or the meaning of a cached file changes
+CHECKED_BYTES = 256 << 20  # up to here checksums cost well under a second; above, SLM_VERIFY=1 asks for them
+
+
+def digest(value: Any) -> str:
+    """Short hex name of a JSON-like value."""
+    text = json.dumps([SCHEMA, value], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: str) -> dict[str, Any]:
+    """The facts that `build(temporary folder)` returned when `folder` was built: now, or before.
+
+    `what` names the thing in messages.
+    """
+    if (facts := _open(folder)) is not None:
+        return facts
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for another process that builds {what}")
+        lock.acquire()
+    try:
+        if (facts := _open(folder)) is not None:
+            return facts
+        return _build(folder, build)
+    finally:
+        lock.release()
+
+
+def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a killed build: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    try:
+        facts = dict(build(temporary))
+        files = {str(p.relative_to(temporary)): _seal(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+        manifest = temporary / "manifest.json"
+        manifest.write_text(json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=1) + "\n")
+        _seal(manifest)
+        if folder.exists():  # damaged
+            folder.rename(temporary.with_name(temporary.name + "-old"))
+        temporary.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(temporary.with_name(temporary.name + "-old"), ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return facts
+
+
+def _open(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished and sound folder; None, with a warning if it is damaged, when it must be built."""
+    if not folder.is_dir():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        damage = _damage(folder, manifest["files"])
+    except (OSError, ValueError, KeyError) as error:
+        damage = f"its manifest cannot be read ({error})"
+    if damage:
+        warnings.warn(f"{folder} is damaged: {damage}; it is built again", stacklevel=3)
+        return None
+    return manifest
+
+
+def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    total = sum(file["bytes"] for file in files.values())
+    verify = total <= CHECKED_BYTES or os.environ.get("SLM_VERIFY") == "1"
+    for name, file in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != file["bytes"]:
+            return f"{name} does not have its {file['bytes']} bytes"
+        if verify and _sha256(path) != file["sha256"]:
+            return f"{name} does not have its checksum"
+    return None
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    _sync(path)
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

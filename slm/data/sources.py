@@ -1,0 +1,38 @@
+"""Where documents come from: the registry of sources that `data.source` names."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Document(NamedTuple):
+    """One text; `split` is "train" or "val" where the source says so, None where its hash is to decide."""
+
+    text: str
+    split: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A kind of source; both functions take the plain dict of conf/data/NAME.yaml.
+
+    `key` checks the options and gives a JSON-like value that changes whenever the documents would: quick, as every
+    run asks for it. `documents` yields them in a fixed order.
+    """
+
+    key: Callable[[Mapping[str, Any]], Any]
+    documents: Callable[[Mapping[str, Any]], Iterator[Document]]
+
+
+def source_of(data: Mapping[str, Any]) -> Source:
+    """The source that `data.source` names; ValueError if there is none of that name."""
+    from slm.data import hub, local, pydocs
+
+    sources = {
+        "pydocs": Source(key=pydocs.key, documents=pydocs.documents),
+        "local": Source(key=local.key, documents=local.documents),
+        "hub": Source(key=hub.key, documents=hub.documents),
+    }
+    if data["source"] not in sources:
+        raise ValueError(f"data.source={data['source']!r} is not one of {', '.join(sources)}")
+    return sources[data["source"]]

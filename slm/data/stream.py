@@ -1,0 +1,85 @@
+"""A split of a corpus as one long array of tokens, kept in memory-mapped shards of bounded size."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHARD_TOKENS = 100_000_000  # 200 MB of uint16: small enough to copy about, large enough that 10B tokens are 100 files
+
+
+class TokenStream:
+    """Memory-mapped shards seen as one array of `num_tokens` token ids.
+
+    `num_bytes` is the UTF-8 length of the text of the `num_documents` documents, special tokens not counted. Shards
+    are opened at first use and not pickled, so that a stream is cheap to hand to loader workers.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """`facts` is the split's entry in the manifest, as `ShardWriter.close` gives it."""
+        self.num_tokens: int = facts["tokens"]
+        self.num_bytes: int = facts["bytes"]
+        self.num_documents: int = facts["documents"]
+        self._dtype = np.dtype(facts["dtype"])
+        self._paths = [folder / shard["file"] for shard in facts["shards"]]
+        self._starts = np.cumsum([0] + [shard["tokens"] for shard in facts["shards"]])
+        self._shards: dict[int, np.memmap] = {}
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) as a new array of the stored dtype; raises IndexError outside the stream."""
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(f"[{start}, {stop}) of a stream of {self.num_tokens} tokens")
+        out = np.empty(stop - start, dtype=self._dtype)
+        done = start
+        while done < stop:
+            number = int(np.searchsorted(self._starts, done, side="right")) - 1
+            end = min(stop, int(self._starts[number + 1]))
+            offset = int(self._starts[number])
+            out[done - start : end - start] = self._shard(number)[done - offset : end - offset]
+            done = end
+        return out
+
+    def num_windows(self, sequence_length: int) -> int:
+        """How many windows [i*T, i*T + T + 1) fit."""
+        return max(0, (self.num_tokens - 1) // sequence_length)
+
+    def _shard(self, number: int) -> np.memmap:
+        if number not in self._shards:
+            self._shards[number] = np.memmap(self._paths[number], dtype=self._dtype, mode="r")
+        return self._shards[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}
+
+
+class ShardWriter:
+    """Appends tokens to `{split}-00000.bin`, `{split}-00001.bin`, ... of at most `shard_tokens` tokens each."""
+
+    def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
+        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
+        self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+        self.shards: list[dict[str, Any]] = []
+
+    def write(self, tokens: Iterable[int]) -> None:
+        """Append token ids."""
+        left = np.fromiter(tokens, dtype=self.dtype)
+        while len(left):
+            if not self.shards or self.shards[-1]["tokens"] == self.shard_tokens:
+                self.shards.append({"file": f"{self.split}-{len(self.shards):05d}.bin", "tokens": 0})
+            shard = self.shards[-1]
+            part = left[: self.shard_tokens - shard["tokens"]]
+            with (self.folder / shard["file"]).open("ab") as file:
+                part.tofile(file)
+            shard["tokens"] += len(part)
+            left = left[len(part) :]
+
+    def facts(self, documents: int, num_bytes: int) -> dict[str, Any]:
+        """The split's entry in the manifest."""
+        return {
+            "tokens": sum(shard["tokens"] for shard in self.shards),
+            "bytes": num_bytes,
+            "documents": documents,
+            "dtype": self.dtype.str,
+            "shards": self.shards,
+        }

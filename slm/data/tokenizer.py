@@ -1,0 +1,147 @@
+"""Tokenizers: byte-level BPE trained on the corpus, plain bytes, or any released `tokenizer.json`.
+
+Text never turns into a special token: "<|endoftext|>" inside a document is encoded as those thirteen characters.
+"""
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Encoding uses all cores, and a process forked afterwards (a loader worker) must not use their dead threads. Setting
+# the variable here and in the child says so without the library's warning at every fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.register_at_fork(after_in_child=lambda: os.environ.__setitem__("TOKENIZERS_PARALLELISM", "false"))
+
+import tokenizers  # noqa: E402
+
+END = "<|endoftext|>"
+# Names of the end-of-text token, most usual first, for a tokenizer.json that comes without a config to name it.
+_USUAL_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
+_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` together with its begin and end tokens.
+
+    `vocab_size` is the largest id + 1. `bos_id` is None, or equal to `eos_id`, where the tokenizer has one token for
+    both. `fingerprint` identifies the content of tokenizer.json.
+    """
+
+    def __init__(self, name: str, content: str, *, bos: str | None = None, eos: str) -> None:
+        """`content` is the text of tokenizer.json; ValueError if it has no token `bos` or `eos`."""
+        self.name = name
+        self._content = content
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._inner = tokenizers.Tokenizer.from_str(content)
+        self._inner.no_padding()
+        self._inner.no_truncation()
+        self._inner.encode_special_tokens = True
+        self._vocabulary: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self._vocabulary.values()) + 1
+        self.eos_id = self._id(eos)
+        self.bos_id = None if bos is None else self._id(bos)
+
+    def _id(self, token: str) -> int:
+        if token not in self._vocabulary:
+            raise ValueError(f"tokenizer.path: {self.name} says {token!r} ends or begins a text, and has no such token")
+        return self._vocabulary[token]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical tokenizer.json, shortened."""
+        canonical = json.dumps(json.loads(self._content), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without begin and end."""
+        return self._inner.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, on all cores."""
+        return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of the ids; special tokens have none."""
+        return self._inner.decode(ids, skip_special_tokens=True)
+
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each id stands for: int64, shape (vocab_size,); 0 for special tokens and unused ids.
+
+        Over the ids of a text they sum to its UTF-8 length: exactly for byte-level tokenizers that do not normalise;
+        for those with byte fallback (Llama 2) up to the space that they put before a text.
+        """
+        count = len if self._is_byte_level() else _fallback_bytes
+        sizes = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, number in self._inner.get_vocab(with_added_tokens=False).items():
+            sizes[number] = count(token)
+        for number, added in self._inner.get_added_tokens_decoder().items():
+            sizes[number] = 0 if added.special else len(added.content.encode())
+        return sizes
+
+    def _is_byte_level(self) -> bool:
+        # In such a vocabulary a character is one byte, whatever its own UTF-8 length.
+        return '"ByteLevel"' in json.dumps(json.loads(self._content).get("decoder"))
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and a tokenizer_config.json from which `transformers.AutoTokenizer` loads it."""
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **{name: token for name, token in self._tokens.items() if token is not None},
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in {
+            "tokenizer.json": self._content,
+            _CONFIGS[0]: json.dumps(config, indent=1),
+        }.items():
+            temporary = folder / f".{name}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(folder / name)
+
+
+def load_tokenizer(path: Path | str, *, name: str | None = None) -> Tokenizer:
+    """A tokenizer.json, or the folder of one, whose config then names the begin and end tokens.
+
+    Raises ValueError when there is none, or when nothing says which token ends a text.
+    """
+    path = Path(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(
+            f"tokenizer.path={str(path)!r} does not exist; wants a tokenizer.json or a folder that holds one"
+        )
+    content = file.read_text(encoding="utf-8")
+    try:
+        added = [token["content"] for token in json.loads(content)["added_tokens"]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"tokenizer.path: {file} is not a tokenizer.json of the tokenizers library") from None
+    tokens = _named_tokens(file.parent) if path.is_dir() else {}
+    eos = tokens.get("eos_token") or next((token for token in _USUAL_ENDS if token in added), None)
+    if eos is None:
+        raise ValueError(
+            f"tokenizer.path: nothing in {path} says which token ends a text; wants eos_token in {_CONFIGS[0]}"
+        )
+    return Tokenizer(name or file.parent.name, content, bos=tokens.get("bos_token"), eos=eos)
+
+
+def _named_tokens(folder: Path) -> dict[str, str]:
+    tokens: dict[str, str] = {}
+    for config in _CONFIGS:
+        if (folder / config).is_file():
+            named = json.loads((folder / config).read_text(encoding="utf-8"))
+            for role in ("bos_token", "eos_token"):
+                token = named.get(role)
+                if token and role not in tokens:
+                    tokens[role] = token["content"] if isinstance(token, dict) else token
+    return tokens
+
+
+def _fallback_bytes(token: str) -> int:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return 1
+    return len(token.replace("\u2581", " ").encode())  # U+2581 is how SentencePiece writes a space
