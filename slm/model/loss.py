@@ -84,7 +84,7 @@ def cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Te
 
 @torch.no_grad()
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy in nats of each token, (N,) in float32 or better; zero where the target is `IGNORE`. No gradient."""
+    """Cross-entropy in nats of each token, (N,), float32 or better; zero where the target is `IGNORE`. No gradient."""
     dtype = _compute_dtype(hidden_ND)
     x, w = hidden_ND.to(dtype), weight_VD.to(dtype)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
