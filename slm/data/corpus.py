@@ -62,16 +62,14 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
     """Make the tokenizer, encode both splits into shards; returns the manifest of the token folder."""
     tokenizer = plan.make(lambda: read_documents(documents, "train"))
     tokenizer.save(folder / "tokenizer")
-    splits = {}
-    for split in SPLITS:
-        counts = facts["splits"][split]
-        writer = ShardWriter(folder, split, tokenizer.vocab_size)
-        with progress(f"encoding {split}", counts["bytes"] / 1e6, "MB") as advance:
+    writers = {split: ShardWriter(folder, split, tokenizer.vocab_size) for split in SPLITS}
+    size = sum(counts["bytes"] for counts in facts["splits"].values())
+    with progress("encoding", size / 1e6, "MB") as advance:
+        for split, writer in writers.items():
             writer.write(_opening(tokenizer))
             for texts in read_documents(documents, split):
                 writer.write(chain.from_iterable(_framed(tokenizer, ids) for ids in tokenizer.encode_batch(texts)))
                 advance(sum(len(text.encode()) for text in texts) / 1e6)
-        splits[split] = writer.facts(counts["documents"], counts["bytes"])
     return {
         "fingerprint": facts["fingerprint"],
         "tokenizer": {
@@ -79,7 +77,7 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
         },
-        "splits": splits,
+        "splits": {split: writer.facts(facts["splits"][split]) for split, writer in writers.items()},
     }
 
 

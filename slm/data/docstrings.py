@@ -19,7 +19,7 @@ Part = tuple[str, str]  # heading, text
 _DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # Modules that hold the reference of compiled functions as string literals: torch/_torch_docs.py, pydoc_data/topics.py,
 # numpy/_core/_add_newdocs.py, scipy/special/_add_newdocs.py, pandas/core/shared_docs.py ...
-_REFERENCE_MODULE = re.compile(r"(^|[._])(add_newdocs|docs|topics)($|_)")
+_REFERENCE_MODULE = re.compile(r"(^|[._])(add_newdocs|docs|docstrings|topics)($|_)")
 _PLACEHOLDER_LINE = re.compile(r"^[ \t]*[{%][\w()]+[}s]?[ \t]*\n?", re.MULTILINE)  # "{input}", "%(example)s"
 _MIN_PART = 48  # characters: below this a docstring repeats the name of what it documents
 _MIN_LITERAL = 200  # characters: shorter literals in a reference module are names and error messages
@@ -72,11 +72,12 @@ def _literals(tree: ast.Module) -> Iterator[str]:
     }
     texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
     for node in sorted(texts, key=lambda node: (node.lineno, node.col_offset)):
-        if node not in docstrings and len(node.value) >= _MIN_LITERAL:
-            yield inspect.cleandoc(node.value)
+        if node not in docstrings and len(text := str(node.value)) >= _MIN_LITERAL:
+            yield inspect.cleandoc(text)
 
 
 def _clean(text: str) -> str:
+    text = text.encode(errors="replace").decode()  # a literal may hold a lone surrogate
     text = _PLACEHOLDER_LINE.sub("", text.replace("\r\n", "\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip()
 

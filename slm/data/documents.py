@@ -108,6 +108,8 @@ class _Writer:
             self._flush()
 
     def _flush(self) -> None:
+        if not self._texts:
+            return
         self._file.write_table(self._table({"text": self._texts}, schema=self._schema))
         self._texts, self._size = [], 0
 

@@ -73,14 +73,14 @@ def train_loader(
     """
     if batch_size % (world_size * micro_batch_size):
         raise ValueError(
-            f"batch_size={batch_size} wants to be a multiple of world_size * micro_batch_size "
+            f"train.batch_tokens: a step of {batch_size} sequences wants to be a multiple of world_size * micro_batch_size "
             f"= {world_size} * {micro_batch_size}"
         )
     num_windows = stream.num_windows(sequence_length)
     if num_windows == 0:
         raise ValueError(
             f"data: the training text has {stream.num_tokens} tokens, and one window of "
-            f"sequence_length={sequence_length} wants {sequence_length + 1}; add text or shorten the sequence"
+            f"train.sequence_length={sequence_length} wants {sequence_length + 1}; add text or shorten the sequence"
         )
     share = batch_size // world_size
     order = _StepOrder(

@@ -94,8 +94,8 @@ def _text_file(path: Path, data: Mapping[str, Any]) -> Iterator[str]:
                 yield piece.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"data.paths: {path} is not UTF-8 (byte 0x{piece[error.start]:02x} at offset {done + error.start}); "
-                    f"convert it, for example with iconv"
+                    f"data.paths: {path} is not UTF-8, which it wants to be "
+                    f"(byte 0x{piece[error.start]:02x} at offset {done + error.start}); convert it, as with iconv"
                 ) from None
             done += len(piece)
 

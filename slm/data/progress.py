@@ -58,7 +58,7 @@ def _log(what: str, total: float | None, unit: str) -> Iterator[Callable[[float]
         if now - last >= _LOG_SECONDS:
             last = now
             left = f" of {total:,.0f}, {(now - start) * (total / done - 1):.0f} s left" if total and done else ""
-            say(f"{what}: {done:,.0f}{left} {unit}" if not left else f"{what}: {done:,.0f} {unit}{left}")
+            say(f"{what}: {done:,.0f} {unit}{left}")
 
     say(f"{what} ...")
     yield advance

@@ -24,10 +24,10 @@ VERSION = 1  # part of the key: change it when other text would come out of the 
 Part = tuple[str, str]  # heading, text
 
 # Tests and examples document nothing; vendored copies and lib2to3's fixtures repeat what is elsewhere.
-_SKIPPED = frozenset(
-    "test tests _test _tests _examples idle_test lib2to3 turtledemo ensurepip site-packages dist-packages "
-    "vendor vendored _vendor _vendored third_party extern".split()
-)
+_SKIPPED = {
+    *("test", "tests", "_test", "_tests", "_examples", "idle_test", "lib2to3", "turtledemo", "ensurepip"),
+    *("vendor", "vendored", "_vendor", "_vendored", "third_party", "extern", "site-packages", "dist-packages"),
+}
 _MIN_DOCUMENT = 300  # bytes: what is below is the one-line summary of an internal module
 _MIN_LINE = 12  # characters: shorter lines ("Returns", "-------") are in every docstring
 _MAX_REPEATED = 0.7  # of a docstring's characters in lines already seen; above, it is a near-copy of earlier ones

@@ -17,7 +17,7 @@ class TokenStream:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """`facts` is the split's entry in the manifest, as `ShardWriter.close` gives it."""
+        """`facts` is the split's entry in the manifest, as `ShardWriter.facts` gives it."""
         self.num_tokens: int = facts["tokens"]
         self.num_bytes: int = facts["bytes"]
         self.num_documents: int = facts["documents"]
@@ -74,12 +74,12 @@ class ShardWriter:
             shard["tokens"] += len(part)
             left = left[len(part) :]
 
-    def facts(self, documents: int, num_bytes: int) -> dict[str, Any]:
-        """The split's entry in the manifest."""
+    def facts(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        """The split's entry in the manifest; `counts` has its `documents` and `bytes` of text."""
         return {
             "tokens": sum(shard["tokens"] for shard in self.shards),
-            "bytes": num_bytes,
-            "documents": documents,
+            "bytes": counts["bytes"],
+            "documents": counts["documents"],
             "dtype": self.dtype.str,
             "shards": self.shards,
         }

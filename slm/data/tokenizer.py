@@ -8,7 +8,6 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -105,7 +104,7 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path | str, *, name: str | None = None) -> Tokenizer:
-    """A tokenizer.json, or the folder of one, whose config then names the begin and end tokens.
+    """A tokenizer.json, or the folder of one; the config beside it names the begin and end tokens.
 
     Raises ValueError when there is none, or when nothing says which token ends a text.
     """
@@ -120,13 +119,13 @@ def load_tokenizer(path: Path | str, *, name: str | None = None) -> Tokenizer:
         added = [token["content"] for token in json.loads(content)["added_tokens"]]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"tokenizer.path: {file} is not a tokenizer.json of the tokenizers library") from None
-    tokens = _named_tokens(file.parent) if path.is_dir() else {}
+    tokens = _named_tokens(file.parent)
     eos = tokens.get("eos_token") or next((token for token in _USUAL_ENDS if token in added), None)
     if eos is None:
         raise ValueError(
             f"tokenizer.path: nothing in {path} says which token ends a text; wants eos_token in {_CONFIGS[0]}"
         )
-    return Tokenizer(name or file.parent.name, content, bos=tokens.get("bos_token"), eos=eos)
+    return Tokenizer(name or file.resolve().parent.name, content, bos=tokens.get("bos_token"), eos=eos)
 
 
 def _named_tokens(folder: Path) -> dict[str, str]:

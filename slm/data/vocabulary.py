@@ -14,10 +14,11 @@ from slm.data.progress import progress
 from slm.data.tokenizer import END, Tokenizer, load_tokenizer
 
 _ALPHABET = 256
-# How text is cut before merges, after GPT-2 (Radford et al. 2019, section 2.2): words, numbers and punctuation, each
-# with the space before it, and runs of white space, of which the last space goes to the word. As in GPT-4's, numbers
-# are cut to at most three digits; the English contractions are left out.
-_SPLIT = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# How text is cut before merges, after tiktoken's cl100k (GPT-4) less the English contractions: a word with the one
+# character before it, at most three digits, punctuation with the line end after it, runs of line ends, other white
+# space. Measured on pydocs at 4096: 3.34 bytes a token, where GPT-2's split (each class with the space before it)
+# gives 3.19.
+_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # data only: no code
 
@@ -117,7 +118,10 @@ def _plan_file(config: Mapping[str, Any]) -> Plan:
     if path == "???":
         raise ValueError("tokenizer.path is not set; wants a tokenizer.json, a folder that holds one, or a hub id")
     is_hub_id = _HUB_ID.fullmatch(path) and not path.endswith(".json") and not Path(path).exists()
-    tokenizer = load_tokenizer(_fetched(path, config["revision"]) if is_hub_id else path, name=Path(path).stem)
+    if is_hub_id:
+        tokenizer = load_tokenizer(_fetched(path, config["revision"]), name=path)
+    else:
+        tokenizer = load_tokenizer(Path(path).expanduser())
     return Plan(key=["file", tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id], make=lambda texts: tokenizer)
 
 
