@@ -73,8 +73,8 @@ def train_loader(
     """
     if batch_size % (world_size * micro_batch_size):
         raise ValueError(
-            f"train.batch_tokens: a step of {batch_size} sequences wants to be a multiple of world_size * micro_batch_size "
-            f"= {world_size} * {micro_batch_size}"
+            f"train.batch_tokens: a step of {batch_size} sequences wants to be a multiple of "
+            f"world_size * micro_batch_size = {world_size} * {micro_batch_size}"
         )
     num_windows = stream.num_windows(sequence_length)
     if num_windows == 0:

@@ -1,0 +1,72 @@
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from slm.data.stream import ShardWriter, TokenStream
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["the", "a", "model", "learns", "word", "after", "short,", "data;", "17", "3.5", "café", "naïve", "語", "(yes)"]
+
+
+@pytest.fixture
+def config() -> Callable[..., dict[str, Any]]:
+    """The real defaults of conf/GROUP/CHOICE.yaml, with changes."""
+
+    def load(group: str, choice: str, **changes: Any) -> dict[str, Any]:
+        loaded = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{choice}.yaml"))
+        return {**loaded, **changes}
+
+    return load
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.Popen[str]]:
+    """Starts a script in another process, which can import slm wherever the tests run from."""
+
+    def start(script: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def paragraphs() -> list[str]:
+    rng = random.Random(0)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(20, 60))) + f" number {i}." for i in range(300)]
+
+
+@pytest.fixture
+def book(tmp_path: Path, paragraphs: list[str]) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(paragraphs))
+    return path
+
+
+@pytest.fixture
+def stream_of(tmp_path: Path) -> Callable[..., TokenStream]:
+    """A stream of given tokens, in shards of a given size."""
+    made = 0
+
+    def make(tokens: Sequence[int], shard_tokens: int = 1000, vocab_size: int = 1 << 16) -> TokenStream:
+        nonlocal made
+        made += 1
+        folder = tmp_path / f"stream-{made}"
+        folder.mkdir()
+        writer = ShardWriter(folder, "train", vocab_size, shard_tokens)
+        writer.write(tokens)
+        return TokenStream(folder, writer.facts({"documents": 1, "bytes": len(tokens)}))
+
+    return make

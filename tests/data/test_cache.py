@@ -1,0 +1,117 @@
+import signal
+
+import pytest
+
+from slm.data import cache
+from slm.data.cache import cached
+
+HALF_BUILT = """
+import sys, time
+from pathlib import Path
+from slm.data.cache import cached
+
+def build(folder):
+    (folder / "tokens.bin").write_bytes(b"half")
+    print("building", flush=True)
+    time.sleep(60)
+
+cached(Path(sys.argv[1]), build, what="a thing")
+"""
+SLOW = """
+import sys, time
+from pathlib import Path
+from slm.data.cache import cached
+
+def build(folder):
+    time.sleep(0.5)
+    with open(sys.argv[2], "a") as log:
+        log.write("built\\n")
+    (folder / "tokens.bin").write_bytes(b"whole")
+    return {"count": 5}
+
+print(cached(Path(sys.argv[1]), build, what="a thing")["count"])
+"""
+
+
+def build(content=b"whole"):
+    def write(folder):
+        (folder / "sub").mkdir()
+        (folder / "sub" / "tokens.bin").write_bytes(content)
+        return {"count": len(content)}
+
+    return write
+
+
+def refuse(folder):
+    raise AssertionError("built again")
+
+
+def test_a_thing_is_built_once(tmp_path):
+    folder = tmp_path / "deep" / "thing"
+    assert cached(folder, build(), what="x")["count"] == 5
+    assert cached(folder, refuse, what="x")["count"] == 5
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    with pytest.raises(AssertionError):
+        cached(tmp_path / "thing", refuse, what="x")
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_killed_build_is_not_used_and_is_cleared_away(tmp_path, python):
+    folder = tmp_path / "thing"
+    with python(HALF_BUILT, folder) as killed:
+        assert killed.stdout.readline() == "building\n"
+        killed.send_signal(signal.SIGKILL)
+    assert not folder.exists()
+    assert list(tmp_path.glob("thing.tmp-*"))
+    assert cached(folder, build(), what="x")["count"] == 5
+    assert (folder / "sub" / "tokens.bin").read_bytes() == b"whole"
+    assert not list(tmp_path.glob("thing.tmp-*"))
+
+
+def test_of_processes_that_start_at_once_one_builds_and_all_use_it(tmp_path, python):
+    running = [python(SLOW, tmp_path / "thing", tmp_path / "log") for _ in range(3)]
+    answers = [process.communicate(timeout=60) for process in running]
+    assert [answer for answer, _ in answers] == ["5\n"] * 3
+    assert (tmp_path / "log").read_text() == "built\n"
+    assert sum("waiting for another process that builds a thing" in errors for _, errors in answers) <= 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_folder_is_noticed_and_built_again(tmp_path, damage):
+    folder = tmp_path / "thing"
+    cached(folder, build(), what="x")
+    tokens = folder / "sub" / "tokens.bin"
+    {
+        "flip": lambda: tokens.write_bytes(b"whule"),
+        "truncate": lambda: tokens.write_bytes(b"who"),
+        "remove": tokens.unlink,
+        "manifest": lambda: (folder / "manifest.json").write_text("{"),
+    }[damage]()
+    with pytest.warns(UserWarning, match="is damaged: .* built again"):
+        assert cached(folder, build(), what="x")["count"] == 5
+    assert tokens.read_bytes() == b"whole"
+    assert cached(folder, refuse, what="x")["count"] == 5
+    assert not list(tmp_path.glob("thing.tmp-*"))
+
+
+def test_checksums_of_a_large_folder_are_checked_on_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CHECKED_BYTES", 3)
+    folder = tmp_path / "thing"
+    cached(folder, build(), what="x")
+    (folder / "sub" / "tokens.bin").write_bytes(b"whule")
+    assert cached(folder, refuse, what="x")["count"] == 5
+    monkeypatch.setenv("SLM_VERIFY", "1")
+    with pytest.warns(UserWarning, match="tokens.bin does not have its checksum"):
+        cached(folder, build(), what="x")
+
+
+def test_opening_a_built_folder_takes_no_lock(tmp_path, python):
+    from filelock import FileLock
+
+    cached(tmp_path / "thing", build(), what="x")
+    with FileLock(tmp_path / "thing.lock"):
+        answer, _ = python(SLOW, tmp_path / "thing", tmp_path / "log").communicate(timeout=30)
+    assert answer == "5\n"
+    assert not (tmp_path / "log").exists()

@@ -1,0 +1,180 @@
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from slm.data import load_tokenizer, prepare
+from slm.data.documents import split_documents
+from slm.data.local import documents as local_documents
+
+PREPARE = """
+import json, sys
+from pathlib import Path
+from slm.data import prepare
+corpus = prepare(json.loads(sys.argv[1]), json.loads(sys.argv[2]), cache_dir=Path(sys.argv[3]))
+print(corpus.fingerprint, corpus.tokenizer.fingerprint, corpus.train.num_tokens)
+"""
+
+
+@pytest.fixture
+def data(config, book):
+    return config("data", "local", paths=str(book), max_document_bytes=2000)
+
+
+@pytest.fixture
+def bpe(config):
+    return config("tokenizer", "bpe", vocab_size=400)
+
+
+@pytest.fixture
+def byte(config):
+    return config("tokenizer", "bytes")
+
+
+def tokens_of(stream):
+    return stream.read(0, stream.num_tokens).tolist()
+
+
+def texts_of(data, split):
+    return [text for text, side in split_documents(local_documents(data), data["val_fraction"]) if side == split]
+
+
+def with_begin_and_end(folder):
+    """A tokenizer file with distinct <s> and </s>."""
+    inner = tokenizers.Tokenizer(
+        models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(False, use_regex=False), decoders.ByteLevel()
+    inner.add_special_tokens(["<s>", "</s>"])
+    folder.mkdir()
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_documents_stand_between_ends_of_text(data, byte, tmp_path, split):
+    stream = getattr(prepare(data, byte, cache_dir=tmp_path), split)
+    texts = texts_of(data, split)
+    expected = [256]
+    for text in texts:
+        expected += [*text.encode(), 256]
+    assert tokens_of(stream) == expected
+    assert (stream.num_documents, stream.num_bytes) == (len(texts), len("".join(texts).encode()))
+
+
+def test_documents_stand_between_begin_and_end_where_a_tokenizer_has_both(data, config, tmp_path):
+    path = with_begin_and_end(tmp_path / "theirs")
+    corpus = prepare(data, config("tokenizer", "file", path=str(path)), cache_dir=tmp_path / "cache")
+    theirs = load_tokenizer(path)
+    expected = []
+    for text in texts_of(data, "val"):
+        expected += [theirs.bos_id, *theirs.encode(text), theirs.eos_id]
+    assert theirs.bos_id != theirs.eos_id
+    assert tokens_of(corpus.val) == expected
+
+
+def test_all_bytes_of_the_text_are_scored(data, bpe, tmp_path):
+    corpus = prepare(data, bpe, cache_dir=tmp_path)
+    sizes = corpus.tokenizer.token_bytes()
+    for stream in (corpus.train, corpus.val):
+        assert sizes[tokens_of(stream)[1:]].sum() == stream.num_bytes
+        assert tokens_of(stream)[0] == corpus.tokenizer.eos_id
+    assert "".join(texts_of(data, "val")) == corpus.tokenizer.decode(tokens_of(corpus.val))
+
+
+def test_the_fingerprint_is_that_of_the_text_and_not_of_the_tokenizer(data, bpe, byte, book, tmp_path):
+    ours, bytewise = prepare(data, bpe, cache_dir=tmp_path), prepare(data, byte, cache_dir=tmp_path)
+    assert ours.fingerprint == bytewise.fingerprint
+    assert ours.tokenizer.fingerprint != bytewise.tokenizer.fingerprint
+    book.write_text(book.read_text().replace("number 7.", "number seven."))
+    assert prepare(data, bpe, cache_dir=tmp_path).fingerprint != ours.fingerprint
+
+
+def test_the_tokenizer_never_sees_validation_text(data, bpe, tmp_path):
+    from slm.data.vocabulary import plan_tokenizer
+
+    corpus = prepare(data, bpe, cache_dir=tmp_path)
+    alone = plan_tokenizer(bpe).make(lambda: iter([texts_of(data, "train")]))
+    assert corpus.tokenizer.fingerprint == alone.fingerprint
+
+
+def test_a_second_vocabulary_does_not_read_the_source_again(data, bpe, byte, book, tmp_path, monkeypatch):
+    from slm.data import corpus as module
+
+    first = prepare(data, bpe, cache_dir=tmp_path)
+    monkeypatch.setattr(module, "write_documents", None)
+    assert prepare(data, byte, cache_dir=tmp_path).fingerprint == first.fingerprint
+    monkeypatch.setattr(module, "write_tokens", None)
+    assert np.array_equal(tokens_of(prepare(data, bpe, cache_dir=tmp_path).train), tokens_of(first.train))
+
+
+@pytest.mark.parametrize("kind", ["tokens", "documents"])
+def test_a_corrupt_file_is_noticed_and_built_again(data, bpe, byte, tmp_path, kind):
+    first = tokens_of(prepare(data, bpe, cache_dir=tmp_path).train)
+    pattern = "tokens/*/train-00000.bin" if kind == "tokens" else "documents/*/train.parquet"
+    (file,) = tmp_path.glob(pattern)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{file.name} does not have its checksum; it is built again"):
+        corpus = prepare(data, bpe if kind == "tokens" else byte, cache_dir=tmp_path)
+    assert corpus.tokenizer.decode(tokens_of(corpus.train)) == corpus.tokenizer.decode(first) or kind == "documents"
+    assert tokens_of(prepare(data, bpe, cache_dir=tmp_path).train) == first
+
+
+def test_two_processes_at_once_give_one_good_cache(python, data, bpe, tmp_path):
+    arguments = (json.dumps(data), json.dumps(bpe), tmp_path)
+    answers = [process.communicate(timeout=100) for process in [python(PREPARE, *arguments) for _ in range(2)]]
+    corpus = prepare(data, bpe, cache_dir=tmp_path)
+    expected = f"{corpus.fingerprint} {corpus.tokenizer.fingerprint} {corpus.train.num_tokens}\n"
+    assert [answer for answer, _ in answers] == [expected] * 2, answers
+    assert sum("documents of local ..." in errors for _, errors in answers) == 1
+    folders = [path for path in tmp_path.glob("*/*") if path.is_dir()]
+    assert len(folders) == 2  # documents and tokens, and nothing half-built
+
+
+def test_a_bible_in_one_line_still_gives_two_splits(config, byte, tmp_path):
+    (tmp_path / "line.txt").write_text("word " * 20_000)
+    corpus = prepare(config("data", "local", paths=str(tmp_path / "line.txt")), byte, cache_dir=tmp_path)
+    assert corpus.train.num_bytes + corpus.val.num_bytes == 100_000
+    assert corpus.val.num_documents >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokenizer", "message"),
+    [
+        ({"paths": "no/such/*.txt"}, {}, r"^data\.paths='no/such/\*\.txt' matches no file"),
+        ({"source": "ftp"}, {}, r"^data\.source='ftp' is not one of pydocs, local, hub"),
+        ({"val_fraction": 1.0}, {}, r"^data\.val_fraction=1\.0 wants to be between 0 and 1"),
+        ({}, {"vocab_size": 100}, r"^tokenizer\.vocab_size=100 wants to be at least 257"),
+        ({}, {"kind": "file", "path": "none", "revision": None}, r"^tokenizer\.path='none' does not exist"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_leave_no_cache(data, bpe, tmp_path, changes, tokenizer, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        prepare({**data, **changes}, {**bpe, **tokenizer}, cache_dir=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").glob("*/*/manifest.json"))
+
+
+def test_an_empty_file_is_an_error(config, byte, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(ValueError, match=r"hold no text"):
+        prepare(config("data", "local", paths=str(tmp_path / "empty.txt")), byte, cache_dir=tmp_path)
+
+
+def test_every_source_and_tokenizer_of_conf_has_the_keys_that_its_code_reads(config):
+    from slm.data.sources import source_of
+
+    for choice in ("pydocs", "wikitext2", "wikitext103", "tinystories", "fineweb_edu"):
+        data = config("data", choice)
+        assert data["name"] == choice
+        assert json.dumps(source_of(data).key(data))
+
+
+def test_importing_the_room_is_cheap(python):
+    script = "import sys, slm.data; print({'torch', 'datasets', 'pyarrow', 'tokenizers', 'pandas'} & set(sys.modules))"
+    assert python(script).communicate(timeout=60)[0] == "set()\n"

@@ -1,0 +1,115 @@
+import json
+import time
+
+import pytest
+
+from slm.data import hub
+from slm.data.hub import bounded, joined
+
+UNREACHABLE = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nothing listens
+PREPARE = """
+import json, sys
+from pathlib import Path
+from slm.data import prepare
+try:
+    prepare(json.loads(sys.argv[1]), json.loads(sys.argv[2]), cache_dir=Path(sys.argv[3]))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("choice", ["fineweb_edu", "tinystories", "wikitext2", "wikitext103"])
+def test_no_network_is_said_within_seconds(python, tmp_path, config, choice):
+    data, tokenizer = config("data", choice), config("tokenizer", "bytes")
+    start = time.monotonic()
+    process = python(PREPARE, json.dumps(data), json.dumps(tokenizer), tmp_path, **UNREACHABLE)
+    message, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 15
+    assert message.startswith(
+        f"data={choice} wants to download {data['path']}, and http://127.0.0.1:9 cannot be reached"
+    )
+    assert message.count("\n") == 1, errors
+
+
+def test_no_network_for_a_tokenizer_is_said_before_the_documents_are_read(python, tmp_path, config, book):
+    data, tokenizer = config("data", "local", paths=str(book)), config("tokenizer", "file", path="some/model")
+    process = python(
+        PREPARE, json.dumps(data), json.dumps(tokenizer), tmp_path / "cache", HF_HOME=str(tmp_path), **UNREACHABLE
+    )
+    message, errors = process.communicate(timeout=60)
+    assert message.startswith("tokenizer.path='some/model' is no path that exists, and as a hub id wants"), errors
+    assert not (tmp_path / "cache").exists()
+
+
+def test_articles_of_wikitext_are_put_together_from_its_lines(config):
+    rows = [
+        "",
+        " = Valkyria = \n",
+        "",
+        " First . \n",
+        " = = Story = = \n",
+        " More . \n",
+        " = Tower = \n",
+        " Other . \n",
+    ]
+    start = config("data", "wikitext2")["document_start"]
+    assert list(joined(rows, start)) == [
+        "",
+        " = Valkyria = \n First . \n = = Story = = \n More . \n",
+        " = Tower = \n Other . \n",
+    ]
+    assert list(joined(rows, None)) == rows
+
+
+def test_limits_stop_the_stream():
+    def texts():
+        yield from ["four", "five5", "six666"]
+        raise AssertionError("read too far")
+
+    assert list(bounded(texts(), 2, None)) == ["four", "five5"]
+    assert list(bounded(texts(), 3, None)) == ["four", "five5", "six666"]
+    assert list(bounded(texts(), None, 5)) == ["four", "five5"]
+    assert list(bounded(["a", "b"], None, None)) == ["a", "b"]
+
+
+@pytest.fixture
+def data_set(tmp_path, config, monkeypatch):
+    """A data set on disk, which `datasets` streams as it does one of the hub."""
+    monkeypatch.setattr(hub, "require_network", lambda purpose: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, texts in {"train": ["one", "two", "three"], "validation": ["four", "five"]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return config("data", "tinystories", path=str(folder))
+
+
+def test_a_data_set_is_streamed_with_its_own_validation_split(data_set):
+    assert [tuple(document) for document in hub.documents(data_set)] == [
+        ("one", "train"),
+        ("two", "train"),
+        ("three", "train"),
+        ("four", "val"),
+        ("five", "val"),
+    ]
+
+
+def test_without_a_validation_split_the_hash_decides(data_set):
+    documents = hub.documents({**data_set, "val_split": None, "max_documents": 2})
+    assert [tuple(document) for document in documents] == [("one", None), ("two", None)]
+
+
+def test_a_column_that_is_not_there_is_named(data_set):
+    with pytest.raises(ValueError, match=r"^data\.text_column='story' is not in .* which has text"):
+        list(hub.documents({**data_set, "text_column": "story"}))
+
+
+def test_a_split_that_is_not_there_is_named(data_set):
+    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read from the hub: .*dev"):
+        list(hub.documents({**data_set, "val_split": "dev"}))
+
+
+@pytest.mark.parametrize("name", ["max_documents", "max_bytes"])
+def test_limits_want_to_be_positive(config, name):
+    with pytest.raises(ValueError, match=rf"^data\.{name}=0 wants to be positive"):
+        hub.key(config("data", "fineweb_edu", **{name: 0}))

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slm.data import train_loader, val_batches, window_ids
+
+FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+COMMON = {"sequence_length": 8, "batch_size": 12, "seed": 3, "start_step": 0, "num_steps": 9, "micro_batch_size": 12}
+
+
+@pytest.fixture
+def stream(stream_of):
+    return stream_of(torch.randint(0, 60_000, (1003,), generator=torch.Generator().manual_seed(0)).tolist(), 100)
+
+
+def test_batches_are_the_windows_of_the_order(stream):
+    tokens = stream.read(0, stream.num_tokens).tolist()
+    for step, batch in enumerate(train_loader(stream, **COMMON)):
+        ids = window_ids(3, step, 12, (1003 - 1) // 8)
+        assert batch.dtype == torch.int64
+        assert batch.tolist() == [tokens[i * 8 : i * 8 + 9] for i in ids]
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 4), (1, 1), (2, 3), (3, 4), (4, 3), (12, 1)])
+def test_ranks_and_micro_batches_add_up_to_the_same_global_batch(stream, world_size, micro_batch_size):
+    whole = list(train_loader(stream, **COMMON))
+    split = {"micro_batch_size": micro_batch_size, "world_size": world_size}
+    ranks = [list(train_loader(stream, **{**COMMON, **split}, rank=rank)) for rank in range(world_size)]
+    per_step = 12 // (world_size * micro_batch_size)
+    for step, batch in enumerate(whole):
+        shares = [micro for rank in ranks for micro in rank[step * per_step : (step + 1) * per_step]]
+        assert torch.equal(torch.cat(shares), batch)
+
+
+def test_workers_do_not_change_the_batches(stream):
+    alone = list(train_loader(stream, **COMMON, num_workers=0))
+    helped = list(train_loader(stream, **COMMON, num_workers=2))
+    assert len(alone) == len(helped) == 9
+    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+@pytest.mark.parametrize("start_step", [1, 4, 8, 9])
+def test_starting_later_gives_exactly_the_tail(stream, start_step):
+    options = {**COMMON, "micro_batch_size": 4}
+    whole = list(train_loader(stream, **options))
+    tail = list(train_loader(stream, **{**options, "start_step": start_step}))
+    assert len(tail) == 3 * (9 - start_step)
+    assert all(torch.equal(a, b) for a, b in zip(whole[3 * start_step :], tail, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"start_step": 5}, {"micro_batch_size": 2}, {"num_workers": 2}, {"world_size": 3}]
+)
+def test_length_is_what_is_yielded(stream, changes):
+    loader = train_loader(stream, **{**COMMON, "micro_batch_size": 4, **changes})
+    assert len(loader) == sum(1 for _ in loader)
+
+
+def test_iterating_leaves_the_global_random_state_alone(stream):
+    before = torch.get_rng_state()
+    list(train_loader(stream, **COMMON))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_that_does_not_divide_is_refused(stream):
+    with pytest.raises(ValueError, match=r"12 sequences wants to be a multiple of .* = 2 \* 4"):
+        train_loader(stream, **{**COMMON, "micro_batch_size": 4, "world_size": 2})
+
+
+def test_a_stream_shorter_than_a_window_is_refused(stream_of):
+    with pytest.raises(ValueError, match=r"8 tokens.*train\.sequence_length=8 wants 9"):
+        train_loader(stream_of(range(8)), **COMMON)
+
+
+@FIXTURE
+@given(
+    num_tokens=st.integers(2, 200),
+    sequence_length=st.integers(1, 40),
+    batch_size=st.integers(1, 9),
+    world_size=st.integers(1, 4),
+)
+def test_validation_scores_every_token_but_the_first_once(
+    stream_of, num_tokens, sequence_length, batch_size, world_size
+):
+    stream = stream_of(range(num_tokens), shard_tokens=17)
+    scored = []
+    for rank in range(world_size):
+        options = {"sequence_length": sequence_length, "batch_size": batch_size, "rank": rank, "world_size": world_size}
+        for inputs, targets in val_batches(stream, **options):
+            assert inputs.shape == targets.shape
+            assert inputs.shape[1] == sequence_length
+            real = targets != -100
+            assert torch.equal(targets[real] - 1, inputs[real])  # the tokens count up, so the input is one less
+            assert torch.equal(inputs[:, 1:][real[:, 1:]], inputs[:, :-1][real[:, 1:]] + 1)
+            scored += targets[real].tolist()
+    assert sorted(scored) == list(range(1, num_tokens))
+
+
+@FIXTURE
+@given(max_tokens=st.integers(1, 300), world_size=st.integers(1, 3))
+def test_max_tokens_scores_the_first_windows_only(stream_of, max_tokens, world_size):
+    stream = stream_of(range(150))
+    scored = [
+        token
+        for rank in range(world_size)
+        for _, targets in val_batches(
+            stream, sequence_length=16, batch_size=3, max_tokens=max_tokens, rank=rank, world_size=world_size
+        )
+        for token in targets[targets != -100].tolist()
+    ]
+    windows = max(1, max_tokens // 16)
+    assert sorted(scored) == list(range(1, min(150, 1 + windows * 16)))
+
+
+def test_all_validation_batches_have_one_shape(stream_of):
+    shapes = {inputs.shape for inputs, _ in val_batches(stream_of(range(150)), sequence_length=16, batch_size=4)}
+    assert shapes == {(4, 16)}

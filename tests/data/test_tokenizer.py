@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer
+
+from slm.data import load_tokenizer
+from slm.data.vocabulary import plan_tokenizer
+
+HARD = ["", " ", "  a\n\n\tb  ", "naïve 語 🙂", "x<|endoftext|>y", "\x00\x7f", "1234567 3.5", "don't", "e\u0301"]
+TEXT = st.one_of(st.text(), st.sampled_from(HARD))
+
+
+@pytest.fixture(scope="module", params=["bpe", "bytes"])
+def ours(request):
+    config = {"kind": request.param, "vocab_size": 400, "train_bytes": None}
+    return plan_tokenizer(config).make(
+        lambda: iter([["the cat naïve sat on the mat 語 " * 50, "def f(x):\n    return x"]])
+    )
+
+
+@settings(deadline=None)
+@given(text=TEXT)
+def test_text_survives_encoding(ours, text):
+    assert ours.decode(ours.encode(text)) == text
+
+
+@settings(deadline=None)
+@given(text=TEXT)
+def test_bytes_of_the_tokens_sum_to_those_of_the_text(ours, text):
+    sizes = ours.token_bytes()
+    assert sizes.dtype == np.int64
+    assert sizes.shape == (ours.vocab_size,)
+    assert sizes[ours.encode(text)].sum() == len(text.encode())
+
+
+def test_a_batch_encodes_as_its_texts_do(ours):
+    assert ours.encode_batch(HARD) == [ours.encode(text) for text in HARD]
+
+
+def test_the_end_of_text_has_no_bytes_and_is_not_made_by_text(ours):
+    assert ours.token_bytes()[ours.eos_id] == 0
+    assert ours.eos_id not in ours.encode("before<|endoftext|>after")
+    assert ours.decode([*ours.encode("a"), ours.eos_id]) == "a"
+
+
+def test_transformers_loads_what_is_saved_and_agrees_on_ids(ours, tmp_path):
+    ours.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in HARD:
+        if "<|endoftext|>" not in text:
+            ids = ours.encode(text)
+            assert theirs(text, add_special_tokens=False).input_ids == ids
+            assert theirs.decode(ids) == text
+    assert theirs.eos_token_id == ours.eos_id
+    assert len(theirs) == ours.vocab_size
+
+
+def test_a_saved_tokenizer_loads_as_itself(ours, tmp_path):
+    ours.save(tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.json", str(tmp_path)):
+        again = load_tokenizer(path)
+        assert (again.fingerprint, again.eos_id, again.bos_id) == (ours.fingerprint, ours.eos_id, ours.bos_id)
+
+
+def test_the_fingerprint_is_that_of_the_content_and_not_of_its_layout(ours, tmp_path):
+    ours.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(reversed(content.items()))))
+    assert load_tokenizer(file).fingerprint == ours.fingerprint
+    content["model"]["dropout"] = 0.1
+    file.write_text(json.dumps(content))
+    assert load_tokenizer(file).fingerprint != ours.fingerprint
+
+
+@pytest.fixture
+def llama_style(tmp_path):
+    """SentencePiece's conventions: U+2581 for a space, one before the text, bytes for what is not in the vocabulary."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "é", "▁a", "x"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    inner = tokenizers.Tokenizer(
+        models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    named = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    return load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a a", "xé", "語🙂", "a\n\nq  a", "</s>"])
+def test_byte_fallback_counts_exactly_but_for_the_space_before_the_text(llama_style, text):
+    assert llama_style.token_bytes()[llama_style.encode(text)].sum() == len(text.encode()) + 1
+
+
+def test_begin_and_end_are_read_from_the_config_beside_it(llama_style, tmp_path):
+    assert (llama_style.bos_id, llama_style.eos_id) == (1, 2)
+    (tmp_path / "tokenizer_config.json").rename(tmp_path / "special_tokens_map.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (again.bos_id, again.eos_id) == (1, 2)
+
+
+def test_a_lone_file_has_the_usual_end_and_no_begin(llama_style, tmp_path):
+    (tmp_path / "tokenizer_config.json").unlink()
+    lone = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (lone.bos_id, lone.eos_id) == (None, 2)
+
+
+def test_holes_in_the_ids_count_as_ids_without_bytes(tmp_path):
+    inner = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 7}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(False, use_regex=False), decoders.ByteLevel()
+    inner.add_special_tokens(["</s>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    holey = load_tokenizer(tmp_path)
+    assert holey.vocab_size == 1 + max(7, holey.eos_id)
+    assert holey.token_bytes().sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"^tokenizer\.path='.*' does not exist; wants a tokenizer\.json or a folder"),
+        ("{", r"^tokenizer\.path: .* is not a tokenizer\.json of the tokenizers library"),
+        ('{"a": 1}', r"^tokenizer\.path: .* is not a tokenizer\.json of the tokenizers library"),
+        ('{"added_tokens": [], "model": {}}', r"^tokenizer\.path: nothing in .* says which token ends a text"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_an_end_token_that_is_not_in_the_vocabulary_is_refused(llama_style, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<stop>"}')
+    with pytest.raises(ValueError, match=r"'<stop>'.*no such token"):
+        load_tokenizer(tmp_path)
