@@ -1,0 +1,82 @@
+"""Weights & Biases. The run id is kept in the run directory, so that a resumed run goes on under the same id."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Exact names: under a glob such as val/* W&B keeps no minimum.
+MINIMA = ("val/loss", "val/bits_per_byte")
+
+
+class WandbTracker:
+    """One W&B run with a `tokens` axis; a resumed run adds to it, and `tokens` orders what overlaps."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> None:
+        """Start or continue the run of run directory `folder`. `settings` is the `logger` config group.
+
+        Raises `ValueError` if `logger.mode=online` and no API key is at hand: nothing here ever asks for one.
+        """
+        import wandb
+
+        mode = settings["mode"]
+        if mode not in ("offline", "online", "disabled"):
+            raise ValueError(f"logger.mode={mode} must be offline, online or disabled")
+        if mode == "online" and not _has_api_key():
+            raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
+        self.samples: list[list[Any]] = []
+        self.run = wandb.init(
+            mode=mode,
+            dir=str(folder),
+            id=_run_id(folder),
+            resume="allow" if mode == "online" else None,
+            name=name,
+            config=dict(config),
+            project=settings["project"],
+            entity=settings["entity"],
+            group=settings["group"],
+            tags=list(settings["tags"]),
+            job_type=settings["job_type"],
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode != "online"),
+        )
+        self.run.define_metric("tokens")
+        self.run.define_metric("*", step_metric="tokens")
+        for metric in MINIMA:
+            self.run.define_metric(metric, step_metric="tokens", summary="min")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record one row at its number of tokens."""
+        self.run.log({"step": step, **metrics})
+
+    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        """Record the table of all samples so far, the newest last."""
+        import wandb
+
+        self.samples.append([step, tokens, prompt, text])
+        table = wandb.Table(columns=["step", "tokens", "prompt", "text"], data=self.samples)
+        self.run.log({"tokens": tokens, "sample": table})
+
+    def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
+        """Write final figures into the summary and end the run."""
+        self.run.summary.update(dict(summary))
+        self.run.finish(exit_code=0 if succeeded else 1)
+
+
+def _run_id(folder: Path) -> str:
+    """The id of this run directory, written before anything is logged under it."""
+    path = folder / "wandb" / "run_id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name("run_id.partial")
+        partial.write_text(secrets.token_hex(4))
+        os.replace(partial, path)
+    return path.read_text().strip()
+
+
+def _has_api_key() -> bool:
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)

@@ -1,0 +1,110 @@
+"""Checkpoints that a run can always go on from: written under another name, flushed, then renamed; the last two kept.
+
+DIR/checkpoints/last.ckpt is the newest, previous.ckpt the one before it, best.ckpt (if asked for) that of the lowest
+validation loss. Each is what Lightning needs to continue bit for bit, read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be written, or none that is left can be read."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Saves to a temporary name in the same folder, keeps the file that was there as previous.ckpt, then renames."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path` whole or not at all. Raises `CheckpointError` if the disk will not take it."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
+            partial.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"checkpoint {path} could not be written ({_reason(error, path)}); the last good one is kept: "
+                "make room and give the same command with the same output_dir to continue from it"
+            ) from error
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free on that disk"
+
+
+def newest_intact(folder: Path) -> Path | None:
+    """The checkpoint to continue from, or None in a folder without any. A damaged newest one is passed over.
+
+    Raises `CheckpointError` if there are checkpoints and none is whole.
+    """
+    found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    for path in found:
+        if is_intact(path):
+            return path
+        print(f"checkpoint {path} is damaged and is passed over", flush=True)
+    if found:
+        raise CheckpointError(f"no checkpoint in {folder} is whole: choose another output_dir to start again")
+    return None
+
+
+def is_intact(path: Path) -> bool:
+    """Whether every byte of the archive agrees with its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return False
+
+
+def keep_as_best(folder: Path) -> None:
+    """Make the newest checkpoint the best one, sharing its bytes where the file system can."""
+    partial = folder / (BEST + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(folder / LAST, partial)
+    except OSError:
+        shutil.copyfile(folder / LAST, partial)
+    os.replace(partial, folder / BEST)
+
+
+class RandomState(L.Callback):
+    """Carries the global random states in the checkpoint; Lightning does not."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of torch (all devices) and of `random`, as tensors and plain values."""
+        version, internal, gauss = random.getstate()
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+            "python": [version, list(internal), gauss],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them. A checkpoint of another number of GPUs keeps the fresh states of those."""
+        torch.set_rng_state(state_dict["torch"])
+        if len(state_dict["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state_dict["cuda"])
+        version, internal, gauss = state_dict["python"]
+        random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,111 @@
+"""What a run trains on: device, number of processes, precision, compilation. Decided once, before anything is built."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+PRECISIONS = ("auto", "bf16-mixed", "32-true", "bf16-true", "64-true")
+STRATEGIES = ("auto", "ddp", "fsdp")
+MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Resolved `trainer` config."""
+
+    accelerator: Literal["cpu", "cuda"]
+    devices: int
+    """Processes on this node, one a device."""
+    num_nodes: int
+    strategy: Literal["single", "ddp", "fsdp"]
+    precision: str
+    compile: bool
+    micro_batch_tokens: int
+    num_workers: int
+
+    @property
+    def world_size(self) -> int:
+        """Processes over all nodes."""
+        return self.devices * self.num_nodes
+
+    @property
+    def matmul_dtype(self) -> torch.dtype:
+        """Dtype of the matmuls."""
+        return {"32-true": torch.float32, "64-true": torch.float64}.get(self.precision, torch.bfloat16)
+
+    @property
+    def device_name(self) -> str:
+        """Name of the processor."""
+        return torch.cuda.get_device_name() if self.accelerator == "cuda" else _cpu_name()
+
+
+def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
+    """Fill in every `auto`. Raises `ValueError` for what this machine does not have."""
+    for key, allowed in (("precision", PRECISIONS), ("strategy", STRATEGIES)):
+        if trainer[key] not in allowed:
+            raise ValueError(f"trainer.{key}={trainer[key]} must be one of {', '.join(allowed)}")
+    accelerator = _accelerator(trainer["accelerator"])
+    devices = _devices(trainer["devices"], accelerator)
+    several = devices * trainer["num_nodes"] > 1
+    precision = trainer["precision"]
+    if precision == "auto":
+        precision = "bf16-mixed" if native_bfloat16(accelerator) else "32-true"
+    return Hardware(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=trainer["num_nodes"],
+        strategy="single" if not several else "fsdp" if trainer["strategy"] == "fsdp" else "ddp",
+        precision=precision,
+        compile=_can_compile(accelerator) if trainer["compile"] == "auto" else bool(trainer["compile"]),
+        micro_batch_tokens=trainer["micro_batch_tokens"] or MICRO_BATCH_TOKENS[accelerator],
+        num_workers=trainer["num_workers"],
+    )
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks and writes; known from the environment before training starts."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def native_bfloat16(accelerator: str) -> bool:
+    """Whether bfloat16 matmuls are instructions here. Emulated ones are 20 to 50 times slower than float32."""
+    if accelerator == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _accelerator(wanted: str) -> Literal["cpu", "cuda"]:
+    if wanted not in ("auto", "cpu", "cuda", "gpu"):
+        raise ValueError(f"trainer.accelerator={wanted} must be one of auto, cpu, cuda")
+    if wanted in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ValueError(f"trainer.accelerator={wanted}, but torch sees no CUDA device here; trainer=cpu runs anywhere")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _devices(wanted: Any, accelerator: str) -> int:
+    """Number of processes; on a CPU `auto` is one, which uses all cores."""
+    present = torch.cuda.device_count() if accelerator == "cuda" else None
+    if wanted == "auto":
+        return present or 1
+    if not isinstance(wanted, int) or wanted < 1 or (present is not None and wanted > present):
+        limit = "a whole number of at least 1" if present is None else f"between 1 and {present}, the GPUs here"
+        raise ValueError(f"trainer.devices={wanted} must be auto or {limit}")
+    return wanted
+
+
+def _can_compile(accelerator: str) -> bool:
+    """On a CPU torch.compile needs a C++ compiler, which not every machine has; on a GPU it brings its own."""
+    return accelerator == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'} ({torch.get_num_threads()} threads)"

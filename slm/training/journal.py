@@ -1,0 +1,245 @@
+"""What a run writes down while it trains: a row of metrics every few steps, validation, samples, checkpoints.
+
+One callback, because the order matters: at a step the row is complete before the checkpoint is written, so a run that
+is killed at any moment and continued writes the same rows again. Nothing here waits for the device between rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slm.data import Corpus
+from slm.model.generate import generate
+from slm.tracking import Trackers
+from slm.training.checkpointing import LAST, keep_as_best
+from slm.training.interrupt import Interrupt
+from slm.training.module import LanguageModel
+from slm.training.progress import Progress
+from slm.training.validation import score
+
+COLUMNS = (
+    "tokens",
+    "train/loss",
+    "train/grad_norm",
+    "train/lr",
+    "train/skipped_steps",
+    "val/loss",
+    "val/bits_per_byte",
+    "val/perplexity",
+    "time/tokens_per_second",
+    "time/mfu",
+    "time/seconds",
+)
+"""Columns of metrics.csv. Those under `time/` differ from run to run; all others are functions of the config."""
+
+# How many nats above a uniform guess a mean loss must be for the run to count as lost.
+HOPELESS_NATS = 1.0
+
+
+@dataclass
+class Journal(L.Callback):
+    """Logs, validates, samples and saves at the steps the config names; ends a run that is interrupted or diverges."""
+
+    folder: Path
+    corpus: Corpus
+    train: Mapping[str, Any]
+    checkpoint: Mapping[str, Any]
+    max_skipped_in_a_row: int
+    flops_per_second_peak: float
+    interrupt: Interrupt
+    progress: Progress
+    trackers: Trackers | None = None
+    """None on all processes but the first."""
+
+    status: str = "completed"
+    val: dict[str, Any] | None = None
+    """The newest validation: `Score`'s fields."""
+    train_loss: float | None = None
+    """Mean training loss of the newest row."""
+    sample: str = ""
+    """The newest generated text."""
+    skipped_steps: int = 0
+    best_loss: float = float("inf")
+    train_seconds: float = 0.0
+    """Time spent on training steps, over all resumptions."""
+    seconds: float = 0.0
+    """Time since the start of the fit, over all resumptions."""
+    _step: int = 0
+    _row_steps: int = 0
+    _hopeless_rows: int = 0
+    _started: float = field(default_factory=time.perf_counter)
+    _row_started: float = field(default_factory=time.perf_counter)
+    _saved_at: float = field(default_factory=time.perf_counter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next checkpoint carries."""
+        keep = (
+            "val",
+            "train_loss",
+            "skipped_steps",
+            "sample",
+            "best_loss",
+            "train_seconds",
+            "_row_steps",
+            "_hopeless_rows",
+        )
+        return {"seconds": self.total_seconds()} | {name: getattr(self, name) for name in keep}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clocks."""
+        self._step = trainer.global_step
+        self._started = self._row_started = self._saved_at = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After an optimizer step: the row if one is due, then the checkpoint if one is due."""
+        assert isinstance(pl_module, LanguageModel)
+        if trainer.global_step == self._step:  # still accumulating
+            return
+        self._step = step = trainer.global_step
+        self._row_steps += 1
+        last = step == pl_module.plan.steps
+        row: dict[str, float] = {}
+        if step % self.train["log_every"] == 0 or last:
+            row |= self._training_metrics(pl_module, trainer)
+            self._check_progress(pl_module, row["train/loss"])
+        if step % self.train["eval_every"] == 0 or last:
+            row |= self._validate(pl_module, whole=last)
+        if row:
+            self._write(step, pl_module.plan, row)
+        stop, save = self._decide(step, row, last)
+        if save or stop:
+            self._save(trainer, improved="val/loss" in row and row["val/loss"] <= self.best_loss)
+        trainer.should_stop = stop
+
+    def _training_metrics(self, module: LanguageModel, trainer: L.Trainer) -> dict[str, float]:
+        """Means and rates since the last row. The only place where the host waits for the device."""
+        loss = _mean_over_ranks(module.loss_sum) / self._row_steps
+        module.loss_sum.zero_()
+        metrics = {
+            "train/loss": loss.item(),
+            "train/grad_norm": module.grad_norm.item(),
+            "train/lr": float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]),
+            "train/skipped_steps": module.guard.skipped.item(),
+        }
+        self.train_loss = metrics["train/loss"]
+        self.skipped_steps = int(metrics["train/skipped_steps"])
+        now = time.perf_counter()
+        elapsed = now - self._row_started
+        self.train_seconds += elapsed
+        rate = self._row_steps * module.plan.batch_tokens / elapsed
+        flops = module.plan.model.flops_per_token(module.plan.sequence_length)
+        self._row_started, self._row_steps = now, 0
+        mfu = rate * flops / (self.flops_per_second_peak * trainer.world_size)
+        return metrics | {
+            "time/tokens_per_second": rate,
+            "time/mfu": mfu,
+            "time/seconds": self.total_seconds(),
+        }
+
+    def _check_progress(self, module: LanguageModel, loss: float) -> None:
+        """Mark the run as diverged after a streak of skipped steps, or of rows worse than guessing by far."""
+        uniform = torch.log(torch.tensor(float(module.plan.model.vocab_size))).item()
+        hopeless = not loss < uniform + HOPELESS_NATS
+        self._hopeless_rows = self._hopeless_rows + 1 if hopeless else 0
+        lost = self._hopeless_rows * self.train["log_every"] >= self.max_skipped_in_a_row
+        if lost or module.guard.in_a_row.item() >= self.max_skipped_in_a_row:
+            self.status = "diverged"
+
+    def _validate(self, module: LanguageModel, *, whole: bool) -> dict[str, float]:
+        pause = time.perf_counter()
+        result = score(module, self.corpus, max_tokens=None if whole else int(self.train["eval_tokens"]))
+        self.val = asdict(result)
+        self.best_loss = min(self.best_loss, result.loss)
+        if self.trackers:
+            self._sample(module)
+        self._row_started += time.perf_counter() - pause  # validation is not training time
+        return {
+            "val/loss": result.loss,
+            "val/bits_per_byte": result.bits_per_byte,
+            "val/perplexity": result.perplexity,
+        }
+
+    def _sample(self, module: LanguageModel) -> None:
+        self.sample = sample_text(module, self.corpus, self.train)
+        if self.sample and self.trackers:
+            tokens = self._step * module.plan.batch_tokens
+            self.trackers.log_sample(self._step, tokens, self.train["sample_prompt"], self.sample)
+
+    def _write(self, step: int, plan: Any, row: dict[str, float]) -> None:
+        if self.trackers:
+            self.trackers.log(step, {"tokens": step * plan.batch_tokens, **row})
+        self.progress.show(step, row)
+
+    def _decide(self, step: int, row: Mapping[str, float], last: bool) -> tuple[bool, bool]:
+        """(stop, save), the same on all processes. With several, they only ask each other at rows."""
+        every, minutes = self.checkpoint["every_steps"], self.checkpoint["every_minutes"]
+        late = minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
+        interrupted = self.interrupt.received is not None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            late, interrupted = _any_rank(late, interrupted) if row else (False, False)
+        if interrupted and not last and self.status == "completed":
+            self.status = "interrupted"
+        due = last or (every is not None and step % every == 0)
+        return self.status != "completed", due or late
+
+    def _save(self, trainer: L.Trainer, *, improved: bool) -> None:
+        if self.status == "diverged":  # what is on disk is better than what this would replace
+            return
+        pause = time.perf_counter()
+        trainer.save_checkpoint(self.folder / "checkpoints" / LAST)
+        if improved and self.checkpoint["keep_best"] and trainer.is_global_zero:
+            keep_as_best(self.folder / "checkpoints")
+        self._saved_at = time.perf_counter()
+        self._row_started += self._saved_at - pause
+
+    def total_seconds(self) -> float:
+        """Seconds since the start of the fit, over all resumptions."""
+        return self.seconds + time.perf_counter() - self._started
+
+
+def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any]) -> str:
+    """A continuation of `train.sample_prompt`, or nothing where weights are sharded or none is wanted."""
+    sharded = any(hasattr(p, "full_tensor") for p in module.decoder.parameters())
+    if sharded or not train["sample_tokens"]:
+        return ""
+    tokenizer = corpus.tokenizer
+    start = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    ids = generate(
+        module.decoder,
+        [start, *tokenizer.encode(train["sample_prompt"])],
+        max_new_tokens=train["sample_tokens"],
+        stop_id=tokenizer.eos_id,
+        num_ids=tokenizer.vocab_size,
+    )
+    return tokenizer.decode(list(ids))
+
+
+def _mean_over_ranks(value: Tensor) -> Tensor:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+def _any_rank(*flags: bool) -> list[bool]:
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    votes = torch.tensor([float(flag) for flag in flags], device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return [bool(vote) for vote in votes.tolist()]

@@ -1,0 +1,68 @@
+"""The Lightning module: a step of training and what its optimizer does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from slm.model.decoder import Decoder
+from slm.training.optim import StepGuard, full_grad_norm, make_adamw, skip_if
+from slm.training.plan import Plan
+from slm.training.schedules import lr_factor
+
+
+class LanguageModel(L.LightningModule):
+    """A decoder in training. Its buffers are what a step leaves behind for the log, kept on the device."""
+
+    loss_sum: Tensor
+    grad_norm: Tensor
+
+    def __init__(self, plan: Plan, *, optim: Mapping[str, Any], schedule: Mapping[str, Any], seed: int) -> None:
+        super().__init__()
+        self.plan, self.optim, self.schedule = plan, optim, schedule
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.decoder = Decoder(plan.model)
+        self.guard = StepGuard(optim["skip_factor"])
+        self.register_buffer("loss_sum", torch.zeros(()))  # of this process's micro-batches since the last log
+        self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
+
+    def configure_model(self) -> None:
+        """Under FSDP, shard each block and then the rest."""
+        if self.device_mesh is None or hasattr(self.decoder, "unshard"):
+            return
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.decoder.layers:
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.decoder, mesh=mesh)
+        for method in ("loss", "token_losses"):
+            register_fsdp_forward_method(self.decoder, method)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and its schedule, stepped once an optimizer step."""
+        optimizer = make_adamw(self.decoder, self.optim)
+        factor = partial(lr_factor, total_steps=self.plan.steps, schedule=self.schedule)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
+        """Mean loss of a micro-batch of T + 1 tokens a sequence, each but the first predicted from those before it."""
+        loss = self.decoder.loss(tokens_BT[:, :-1], tokens_BT[:, 1:])
+        self.loss_sum += loss.detach() / self.plan.accumulation
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients, and let the guard decide on the device whether the step counts."""
+        parameters: list[nn.Parameter] = list(self.decoder.parameters())
+        norm = full_grad_norm(parameters)
+        self.grad_norm.copy_(norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.optim["clip_norm"], norm)
+        skip_if(optimizer, self.guard.judge(norm))

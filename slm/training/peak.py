@@ -1,0 +1,63 @@
+"""The matmul peak of a device, measured once and cached: what MFU is a share of."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from slm.training.hardware import Hardware
+
+# Dense bfloat16 datasheet figures (FLOP/s), used only where measuring fails. NVIDIA's data sheets of each.
+DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
+
+
+def matmul_peak(hardware: Hardware, cache_dir: Path) -> tuple[float, str]:
+    """FLOP/s of large square matmuls in the run's dtype on one device, and where the figure comes from.
+
+    Kept in `cache_dir`/peaks.json under the device, dtype, number of threads and torch version.
+    """
+    device = hardware.device_name
+    key = f"{device} {hardware.matmul_dtype} torch {torch.__version__}"
+    path = cache_dir / "peaks.json"
+    peaks = json.loads(path.read_text()) if path.exists() else {}
+    if key not in peaks:
+        try:
+            peaks[key] = measure_matmul(hardware.accelerator, hardware.matmul_dtype)
+        except RuntimeError:
+            known = [flops for name, flops in DATASHEET.items() if name in device]
+            return (known[0], "datasheet") if known else (float("nan"), "unknown")
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"peaks.json.partial-{os.getpid()}")
+        partial.write_text(json.dumps(peaks, indent=2))
+        os.replace(partial, path)
+    return peaks[key], "measured"
+
+
+def measure_matmul(device: str, dtype: torch.dtype) -> float:
+    """Best FLOP/s over a few square sizes, half a second each."""
+    sizes = (4096, 8192) if device == "cuda" else (1024, 2048)
+    return max(_rate(size, device, dtype) for size in sizes)
+
+
+def _rate(size: int, device: str, dtype: torch.dtype) -> float:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    best, stop = 0.0, time.perf_counter() + 0.5
+    torch.mm(a, b, out=out)
+    while time.perf_counter() < stop:
+        _synchronize(device)
+        start = time.perf_counter()
+        for _ in range(4):
+            torch.mm(a, b, out=out)
+        _synchronize(device)
+        best = max(best, 4 * 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,130 @@
+"""From a config to the numbers of a run: steps, batches, tokens. All of a user's arithmetic mistakes end here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from slm.model.config import ModelConfig
+from slm.training.hardware import Hardware
+from slm.training.schedules import check_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The sizes of one run."""
+
+    model: ModelConfig
+    steps: int
+    """Optimizer steps."""
+    batch_size: int
+    """Sequences of one optimizer step, over all devices."""
+    micro_batch_size: int
+    """Sequences of one forward pass on one device."""
+    accumulation: int
+    """Forward passes of one device in one optimizer step."""
+    sequence_length: int
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.batch_size * self.sequence_length
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of the run, D."""
+        return self.steps * self.batch_tokens
+
+    @property
+    def flops(self) -> float:
+        """Exact training FLOPs of the run."""
+        return self.train_tokens * self.model.flops_per_token(self.sequence_length)
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, gradients and Adam's two moments, all float32."""
+        return 16 * self.model.num_params()
+
+
+def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
+    """The plan of a resolved config. Raises `ValueError` naming the key that cannot be met."""
+    train = config["train"]
+    model = model_config(config["model"])
+    length = _whole("train.sequence_length", train["sequence_length"])
+    if length > model.max_position_embeddings:
+        raise ValueError(
+            f"train.sequence_length={length} is longer than model.max_position_embeddings="
+            f"{model.max_position_embeddings}: raise the latter or train on shorter sequences"
+        )
+    batch_tokens = _whole("train.batch_tokens", train["batch_tokens"])
+    unit = length * hardware.world_size
+    if batch_tokens % unit:
+        near = [n for n in (batch_tokens // unit * unit, (batch_tokens // unit + 1) * unit) if n]
+        raise ValueError(
+            f"train.batch_tokens={batch_tokens} is not a multiple of train.sequence_length={length} x "
+            f"{hardware.world_size} device(s): try {' or '.join(map(str, near))}"
+        )
+    tokens, key = _budget(train, model)
+    if tokens < batch_tokens:
+        raise ValueError(
+            f"{key}={train[key.split('.')[1]]} gives {tokens} tokens, fewer than one step of "
+            f"train.batch_tokens={batch_tokens}: raise the budget or lower train.batch_tokens"
+        )
+    for name in ("log_every", "eval_every", "eval_tokens"):
+        _whole(f"train.{name}", train[name])
+    _check_optim(config["optim"])
+    check_schedule(config["schedule"])
+    local = batch_tokens // unit
+    micro = _largest_divisor(local, at_most=max(1, hardware.micro_batch_tokens // length))
+    return Plan(
+        model=model,
+        steps=tokens // batch_tokens,
+        batch_size=local * hardware.world_size,
+        micro_batch_size=micro,
+        accumulation=local // micro,
+        sequence_length=length,
+    )
+
+
+def model_config(model: Mapping[str, Any]) -> ModelConfig:
+    """The shape in a `model` config, which also names its family."""
+    return ModelConfig.from_dict({key: value for key, value in model.items() if key != "family"})
+
+
+def _budget(train: Mapping[str, Any], model: ModelConfig) -> tuple[int, str]:
+    """The token budget and the key it comes from."""
+    given = [key for key in ("tokens_per_param", "flops") if train[key] is not None]
+    if len(given) == 2:
+        raise ValueError("train.tokens_per_param and train.flops are both set: a run has one budget")
+    key = given[0] if given else "tokens"
+    value = train[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"train.{key}={value} must be a number above 0")
+    per_unit = {
+        "tokens": 1.0,
+        "tokens_per_param": model.num_params(),
+        "flops": 1 / model.flops_per_token(1, convention="6n"),
+    }
+    return int(value * per_unit[key]), f"train.{key}"
+
+
+def _whole(key: str, value: Any) -> int:
+    """A count of at least 1; 1e6 is as good as 1000000."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+        raise ValueError(f"{key}={value} must be a whole number of at least 1")
+    return int(value)
+
+
+def _check_optim(optim: Mapping[str, Any]) -> None:
+    for key in ("lr", "eps", "clip_norm", "skip_factor", "max_skipped_in_a_row"):
+        if not isinstance(optim[key], (int, float)) or not optim[key] > 0:
+            raise ValueError(f"optim.{key}={optim[key]} must be a number above 0")
+    if not isinstance(optim["weight_decay"], (int, float)) or optim["weight_decay"] < 0:
+        raise ValueError(f"optim.weight_decay={optim['weight_decay']} must be a number of at least 0")
+    if len(optim["betas"]) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in optim["betas"]):
+        raise ValueError(f"optim.betas={optim['betas']} must be two numbers of at least 0 and below 1")
+
+
+def _largest_divisor(number: int, *, at_most: int) -> int:
+    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)

@@ -1,0 +1,57 @@
+"""Measure the speed of this model on this machine before the run, so that its duration is known at the start."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from slm.model.decoder import Decoder
+from slm.training.hardware import Hardware
+from slm.training.plan import Plan
+
+# A first pass this long is measured well enough by itself; shorter ones include compilation and are repeated.
+LONG_ENOUGH_SECONDS = 30.0
+
+
+def measure_speed(decoder: Decoder, plan: Plan, hardware: Hardware) -> tuple[float, int]:
+    """(tokens/s, bytes of memory held) of forward and backward passes of one device on random tokens.
+
+    Leaves the decoder as it was, gradients and random state included, but for blocks being compiled already.
+    """
+    device = torch.device(hardware.accelerator)
+    decoder.to(device)
+    rng = torch.Generator().manual_seed(0)
+    shape = (plan.micro_batch_size, plan.sequence_length + 1)
+    tokens = torch.randint(plan.model.vocab_size, shape, generator=rng).to(device)
+    mixed = hardware.precision.endswith("-mixed")
+    context = partial(torch.autocast, device.type, hardware.matmul_dtype, enabled=mixed)
+    seconds = _pass(decoder, tokens, context)
+    if seconds < LONG_ENOUGH_SECONDS:
+        seconds = min(_pass(decoder, tokens, context) for _ in range(2))
+    decoder.zero_grad(set_to_none=True)
+    return plan.micro_batch_size * plan.sequence_length / seconds, peak_memory_bytes()
+
+
+def _pass(decoder: Decoder, tokens: Tensor, context: Callable[[], AbstractContextManager[None]]) -> float:
+    start = time.perf_counter()
+    with context():
+        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    if tokens.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held: on the GPU if it uses one, else resident in RAM."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,271 @@
+"""`train`: the whole of one run, from a composed config to a finished run directory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from slm.checkpoints import export_model
+from slm.data import Corpus, prepare
+from slm.tracking import Trackers, open_trackers
+from slm.training.announce import ending_lines, plan_lines, speed_lines
+from slm.training.checkpointing import LAST, AtomicCheckpointIO, RandomState, newest_intact
+from slm.training.data_module import TokenData
+from slm.training.hardware import Hardware, is_first_process, resolve_hardware
+from slm.training.interrupt import Interrupt
+from slm.training.journal import COLUMNS, Journal
+from slm.training.module import LanguageModel
+from slm.training.peak import matmul_peak
+from slm.training.plan import Plan, make_plan
+from slm.training.probe import measure_speed
+from slm.training.progress import Progress
+from slm.training.result import make_result
+from slm.training.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run whose config is known to be good."""
+
+    settings: Mapping[str, Any]
+    plan: Plan
+    hardware: Hardware
+    folder: RunDirectory
+    cache_dir: Path
+
+
+def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
+    """Train as `conf/train.yaml` describes; returns what `result.json` holds (nothing for a dry run).
+
+    `alone` is false for one of several runs in this process (Hydra's -m): then it uses one device.
+
+    An `output_dir` that holds the same run is continued from its newest whole checkpoint; one whose run is completed is
+    left as it is. Raises `ValueError`, before any work, for what a user can get wrong.
+    """
+    settings = _plain(config)
+    hardware = resolve_hardware(settings["trainer"])
+    if not alone and hardware.world_size > 1:
+        raise ValueError(
+            f"trainer.devices={hardware.devices} with -m: each of several devices would repeat the whole "
+            "multirun; give one device, or start single runs"
+        )
+    torch._dynamo.reset()  # a run before this one in the same process must not use up the compiler's limits
+    run = Run(
+        settings=settings,
+        plan=make_plan(settings, hardware),
+        hardware=hardware,
+        folder=RunDirectory(settings["output_dir"]),
+        cache_dir=Path(settings["cache_dir"]).expanduser(),
+    )
+    _say(*plan_lines(settings, run.plan, hardware))
+    if settings["dry_run"]:
+        _measure(run, _module(run))
+        return {}
+    run.folder.check(settings)
+    done = run.folder.result()
+    if done and done["status"] == "completed":
+        _say(f"completed already: {run.folder.path}; choose another output_dir to train again")
+        return done
+    corpus = prepare(settings["data"], settings["tokenizer"], cache_dir=run.cache_dir)
+    _check_corpus(corpus, run.plan)
+    run.folder.claim(settings)
+    try:
+        return _fit(run, corpus)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ValueError(
+            f"out of memory with trainer.micro_batch_tokens={hardware.micro_batch_tokens}: lower it "
+            "(the result does not change, only the number of passes a step)"
+        ) from error
+
+
+def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
+    module = _module(run)
+    checkpoint = newest_intact(run.folder.checkpoints)
+    start_step = 0
+    if checkpoint is not None:
+        start_step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        _say(f"continuing   from step {start_step} of {run.plan.steps} ({checkpoint})")
+    peak = _measure(run, module)
+    trackers = _trackers(run, start_step) if is_first_process() else None
+    succeeded = False
+    progress = Progress(run.plan.steps, shown=trackers is not None)
+    try:
+        with Interrupt() as interrupt:
+            journal = Journal(
+                folder=run.folder.checkpoints,
+                corpus=corpus,
+                train=run.settings["train"],
+                checkpoint=run.settings["checkpoint"],
+                max_skipped_in_a_row=run.settings["optim"]["max_skipped_in_a_row"],
+                flops_per_second_peak=peak,
+                interrupt=interrupt,
+                progress=progress,
+                trackers=trackers,
+            )
+            trainer = _trainer(run, journal)
+            data = TokenData(
+                corpus,
+                run.plan,
+                seed=run.settings["seed"],
+                start_step=start_step,
+                num_workers=run.hardware.num_workers,
+            )
+            os.environ["SLM_RUN_DIR"] = str(run.folder.path)  # for the processes that DDP starts from here
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        progress.stop()
+        result = make_result(
+            run.settings, run.plan, run.hardware, corpus, journal, step=trainer.global_step, signal=interrupt.received
+        )
+        if trackers is not None:
+            _finish(run, corpus, journal, result)
+        succeeded = result["status"] == "completed"
+    finally:
+        progress.stop()
+        if trackers is not None:
+            trackers.finish(result if succeeded else {}, succeeded=succeeded)
+    return result
+
+
+def _finish(run: Run, corpus: Corpus, journal: Journal, result: dict[str, Any]) -> None:
+    """Export the trained model, then write result.json: once that is there, so is everything else."""
+    if result["status"] == "completed":
+        state = torch.load(run.folder.checkpoints / LAST, map_location="cpu", weights_only=True, mmap=True)[
+            "state_dict"
+        ]
+        prefix = "decoder."
+        weights = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+        export_model(run.folder.model, run.plan.model, weights, corpus.tokenizer)
+    run.folder.write_result(result)
+    sample = run.settings["train"]["sample_prompt"] + journal.sample if journal.sample else ""
+    _say(*ending_lines(result, run.folder.path, sample))
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values. Raises `ValueError` for a value that is missing or refers to nothing."""
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        message = str(error).splitlines()[0]
+        raise ValueError(f"{key} must be set: {key}=VALUE" if "Missing mandatory" in message else message) from error
+
+
+def _check_corpus(corpus: Corpus, plan: Plan) -> None:
+    if corpus.tokenizer.vocab_size > plan.model.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={plan.model.vocab_size} is smaller than the tokenizer's {corpus.tokenizer.vocab_size} "
+            f"ids: set model.vocab_size={corpus.tokenizer.vocab_size} or more"
+        )
+    windows = corpus.train.num_windows(plan.sequence_length)
+    if windows == 0 or corpus.val.num_tokens < 2:
+        raise ValueError(
+            f"data={corpus.name} has {corpus.train.num_tokens} training and {corpus.val.num_tokens} validation tokens, "
+            f"too few for one sequence of train.sequence_length={plan.sequence_length}: give more text"
+        )
+    epochs = plan.steps * plan.batch_size / windows
+    again = f", so each token is seen {epochs:.1f} times" if epochs > 1.5 else ""
+    used = corpus.tokenizer.vocab_size
+    padded = f" of the model's {plan.model.vocab_size:,}" if used < plan.model.vocab_size else ""
+    _say(
+        f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{again}; "
+        f"{corpus.val.num_tokens:,} for validation; {used:,} ids{padded}"
+    )
+
+
+def _module(run: Run) -> LanguageModel:
+    module = LanguageModel(
+        run.plan, optim=run.settings["optim"], schedule=run.settings["schedule"], seed=run.settings["seed"]
+    )
+    if run.hardware.compile:
+        module.decoder.compile_blocks()
+    if run.hardware.accelerator == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, where the run's precision is float32
+    return module
+
+
+def _measure(run: Run, module: LanguageModel) -> float:
+    """Say how fast the run will be (of one process; several have not started yet). Returns the matmul peak."""
+    peak, source = matmul_peak(run.hardware, run.cache_dir)
+    if run.hardware.world_size == 1:
+        _say("speed        measuring ...")
+        speed, memory = measure_speed(module.decoder, run.plan, run.hardware)
+        _say(*speed_lines(run.plan, speed, peak, source, memory))
+    return peak
+
+
+def _trackers(run: Run, resume_step: int) -> Trackers:
+    shape = run.plan.model
+    facts = {
+        "params_total": shape.num_params(),
+        "params_non_embedding": shape.num_params(non_embedding=True),
+        "train_tokens": run.plan.train_tokens,
+        "steps": run.plan.steps,
+    }
+    return open_trackers(
+        run.folder.path,
+        name=run.settings["name"],
+        config={**run.settings, **facts},
+        settings=run.settings["logger"],
+        columns=COLUMNS,
+        resume_step=resume_step,
+    )
+
+
+def _trainer(run: Run, journal: Journal) -> L.Trainer:
+    """Lightning runs the loop; what it would log, save, validate or show is the journal's."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", module="lightning", message=".*has no `__len__`.*")
+    return L.Trainer(
+        accelerator=run.hardware.accelerator,
+        devices=run.hardware.devices,
+        num_nodes=run.hardware.num_nodes,
+        strategy=_strategy(run.hardware),
+        precision=run.hardware.precision,  # type: ignore[arg-type]
+        max_steps=run.plan.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=run.plan.accumulation,
+        callbacks=[journal, RandomState()],
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _strategy(hardware: Hardware) -> Strategy | str:
+    if hardware.strategy == "ddp":
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    if hardware.strategy == "fsdp":
+        return ModelParallelStrategy(save_distributed_checkpoint=False)
+    return "auto"
+
+
+def exit_code(result: Mapping[str, Any]) -> int:
+    """0 completed, 2 diverged, 128 + the signal where a signal interrupted the run."""
+    if result.get("status") == "diverged":
+        return 2
+    if result.get("status") == "interrupted":
+        return 128 + (result.get("signal") or signal.SIGINT)
+    return 0
+
+
+def _say(*lines: str) -> None:
+    if is_first_process():
+        print(*lines, sep="\n", flush=True)

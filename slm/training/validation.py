@@ -1,0 +1,85 @@
+"""Loss on the validation stream: every token but the first scored once, bytes counted exactly.
+
+Lightning's own validation loop is not used: when a run is killed between a validation and the checkpoint after it, that
+loop takes validations again or skips them, and then metrics.csv is not the one of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slm.data import Corpus, val_batches
+from slm.model.loss import IGNORE
+from slm.training.module import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Loss of a model on a text."""
+
+    loss: float
+    """Nats a token."""
+    tokens: int
+    bytes: int
+    """UTF-8 bytes of the text that the scored tokens stand for."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits to encode a byte of the text: comparable across tokenizers."""
+        return self.loss * self.tokens / self.bytes / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), per token."""
+        return math.exp(min(self.loss, 700.0))
+
+
+@torch.no_grad()
+def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
+    """Score the (start of the) validation stream, shared out among all processes.
+
+    Blocks run uncompiled, in the precision of training, so that the figure does not hang on what was compiled.
+    """
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    batches = val_batches(
+        corpus.val,
+        sequence_length=module.plan.sequence_length,
+        batch_size=module.plan.micro_batch_size,
+        max_tokens=max_tokens,
+    )
+    token_bytes = torch.as_tensor(corpus.tokenizer.token_bytes(), device=module.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=module.device)  # nats, tokens, bytes
+    for inputs, targets in _share(batches, rank, world_size):
+        sums += _sums(module, inputs.to(module.device), targets.to(module.device), token_bytes)
+    if world_size > 1:
+        dist.all_reduce(sums)
+    nats, tokens, num_bytes = sums.tolist()
+    return Score(loss=nats / tokens, tokens=int(tokens), bytes=int(num_bytes))
+
+
+def _sums(module: LanguageModel, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> Tensor:
+    with torch.compiler.set_stance("force_eager"), module.trainer.precision_plugin.forward_context():
+        losses = module.decoder.token_losses(inputs, targets)
+    scored = targets != IGNORE
+    sizes = token_bytes[targets.clamp(min=0)] * scored
+    return torch.stack([losses.double().sum(), scored.sum().double(), sizes.sum().double()])
+
+
+def _share(batches: Iterator[tuple[Tensor, Tensor]], rank: int, world_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every `world_size`-th batch; in the last round ranks without one get an unscored one.
+
+    So all ranks make the same number of forward passes, which sharded weights need.
+    """
+    for number, (inputs, targets) in enumerate(batches):
+        if number % world_size == rank:
+            yield inputs, targets
+    left_over = (number + 1) % world_size
+    if left_over and rank >= left_over:
+        yield inputs, torch.full_like(targets, IGNORE)
