@@ -42,7 +42,8 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
     tokens = cache_dir / "tokens" / f"{name}-{digest([documents_key, plan.key])}"
 
     def build_documents(folder: Path) -> dict[str, Any]:
-        return write_documents(folder, source.documents(data), data["val_fraction"], name)
+        texts = source.documents(data)
+        return write_documents(folder, texts, data["val_fraction"], name=name, size=source.size(data))
 
     def build_tokens(folder: Path) -> dict[str, Any]:
         facts = cached(documents, build_documents, what=f"the documents of {name}")

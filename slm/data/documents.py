@@ -13,16 +13,19 @@ SPLITS = ("train", "val")
 _GROUP_BYTES = 4 << 20  # text of one row group, and of one call of the tokenizer: keeps all cores busy, fits memory
 
 
-def write_documents(folder: Path, source: Iterable[Document], val_fraction: float | None, name: str) -> dict[str, Any]:
+def write_documents(
+    folder: Path, source: Iterable[Document], val_fraction: float | None, *, name: str, size: int | None = None
+) -> dict[str, Any]:
     """Write train.parquet and val.parquet; returns the fingerprint, and documents and bytes of each split.
 
-    The fingerprint is SHA-256 over (split, text) in order. Raises ValueError when a split would be empty.
+    `size` is about how many bytes are to come, for the progress display. The fingerprint is SHA-256 over
+    (split, text) in order. Raises ValueError when a split would be empty.
     """
     fingerprint = hashlib.sha256()
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
     with ExitStack() as stack:
         writers = {split: stack.enter_context(_Writer(folder / f"{split}.parquet")) for split in SPLITS}
-        advance = stack.enter_context(progress(f"documents of {name}", None, "MB"))
+        advance = stack.enter_context(progress(f"documents of {name}", size and size / 1e6, "MB"))
         for text, split in split_documents(source, val_fraction):
             encoded = text.encode()
             fingerprint.update(f"{split} {len(encoded)}\n".encode() + encoded)

@@ -82,7 +82,9 @@ def _split(data: Mapping[str, Any], split: str) -> Iterator[str]:
     try:
         rows = load_dataset(data["path"], data["subset"], split=split, revision=data["revision"], streaming=True)
     except (FileNotFoundError, ValueError) as error:  # no such data set; no such subset or split
-        raise ValueError(f"data.path={data['path']!r} cannot be read from the hub: {error}") from None
+        raise ValueError(
+            f"data.path={data['path']!r} cannot be read from the hub: {str(error).splitlines()[0]}"
+        ) from None
     column = data["text_column"]
     if rows.column_names is not None and column not in rows.column_names:
         raise ValueError(

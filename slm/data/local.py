@@ -28,6 +28,12 @@ def key(data: Mapping[str, Any]) -> Any:
     }
 
 
+def size(data: Mapping[str, Any]) -> int:
+    """Bytes of the files as they are on disk."""
+    files = _files(data["paths"], "data.paths") + _validation_files(data)
+    return sum(path.stat().st_size for path in files)
+
+
 def documents(data: Mapping[str, Any]) -> Iterator[Document]:
     """Files by name, documents as they stand in them; those of `data.val_paths` are the validation split."""
     validation = _validation_files(data)

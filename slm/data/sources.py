@@ -17,11 +17,13 @@ class Source:
     """A kind of source; both functions take the plain dict of conf/data/NAME.yaml.
 
     `key` checks the options and gives a JSON-like value that changes whenever the documents would: quick, as every
-    run asks for it. `documents` yields them in a fixed order.
+    run asks for it. `documents` yields them in a fixed order. `size` is about how many bytes of text they are, for the
+    progress display; None where that is not known.
     """
 
     key: Callable[[Mapping[str, Any]], Any]
     documents: Callable[[Mapping[str, Any]], Iterator[Document]]
+    size: Callable[[Mapping[str, Any]], int | None]
 
 
 def source_of(data: Mapping[str, Any]) -> Source:
@@ -29,9 +31,9 @@ def source_of(data: Mapping[str, Any]) -> Source:
     from slm.data import hub, local, pydocs
 
     sources = {
-        "pydocs": Source(key=pydocs.key, documents=pydocs.documents),
-        "local": Source(key=local.key, documents=local.documents),
-        "hub": Source(key=hub.key, documents=hub.documents),
+        "pydocs": Source(key=pydocs.key, documents=pydocs.documents, size=lambda data: None),
+        "local": Source(key=local.key, documents=local.documents, size=local.size),
+        "hub": Source(key=hub.key, documents=hub.documents, size=lambda data: data["max_bytes"]),
     }
     if data["source"] not in sources:
         raise ValueError(f"data.source={data['source']!r} is not one of {', '.join(sources)}")

@@ -141,7 +141,10 @@ def _fetched(repository: str, revision: str | None) -> Path:
         except EntryNotFoundError:
             folder = None
         except HfHubHTTPError as error:
-            raise ValueError(f"tokenizer.path={repository!r} cannot be fetched from the hub: {error}") from None
+            raise ValueError(
+                f"tokenizer.path={repository!r} cannot be fetched from the hub ({type(error).__name__}); "
+                f"wants the id of a repository that you may read"
+            ) from None
     if folder is None:
         raise ValueError(
             f"tokenizer.path={repository!r} has no {_HUB_FILES[0]} on the hub; wants a repository with one"

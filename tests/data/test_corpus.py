@@ -178,3 +178,20 @@ def test_every_source_and_tokenizer_of_conf_has_the_keys_that_its_code_reads(con
 def test_importing_the_room_is_cheap(python):
     script = "import sys, slm.data; print({'torch', 'datasets', 'pyarrow', 'tokenizers', 'pandas'} & set(sys.modules))"
     assert python(script).communicate(timeout=60)[0] == "set()\n"
+
+
+FORK = """
+import json, sys
+from pathlib import Path
+from slm.data import prepare, train_loader
+corpus = prepare(json.loads(sys.argv[1]), json.loads(sys.argv[2]), cache_dir=Path(sys.argv[3]))
+corpus.tokenizer.encode_batch(["a b", "c d"])
+options = dict(sequence_length=16, batch_size=4, micro_batch_size=4, seed=0, start_step=0, num_steps=3, num_workers=2)
+print(len(list(train_loader(corpus.train, **options))))
+"""
+
+
+def test_loader_workers_start_quietly_after_tokenizing(python, data, bpe, tmp_path):
+    answer, errors = python(FORK, json.dumps(data), json.dumps(bpe), tmp_path).communicate(timeout=100)
+    assert answer == "3\n", errors
+    assert [line for line in errors.splitlines() if not line.startswith("data: ")] == []

@@ -65,7 +65,7 @@ def test_positions_are_uniform():
 
 
 def test_documents_are_read_back_as_written_with_their_fingerprint(tmp_path, paragraphs):
-    facts = write_documents(tmp_path, undecided(paragraphs), 0.1, "x")
+    facts = write_documents(tmp_path, undecided(paragraphs), 0.1, name="x")
     fingerprint = hashlib.sha256()
     for text, split in split_documents(undecided(paragraphs), 0.1):
         fingerprint.update(f"{split} {len(text.encode())}\n{text}".encode())
@@ -79,12 +79,12 @@ def test_documents_are_read_back_as_written_with_their_fingerprint(tmp_path, par
 @pytest.mark.parametrize("texts", [[], ["", " \n\t"]])
 def test_no_text_is_an_error(tmp_path, texts):
     with pytest.raises(ValueError, match=r"^data=mine: the documents hold no text; .*data\.paths"):
-        write_documents(tmp_path, undecided(texts), 0.1, "mine")
+        write_documents(tmp_path, undecided(texts), 0.1, name="mine")
 
 
 def test_a_single_document_leaves_no_validation(tmp_path):
     with pytest.raises(ValueError, match=r"^data=mine: 1 training and 0 validation documents"):
-        write_documents(tmp_path, undecided(["one"]), 0.01, "mine")
+        write_documents(tmp_path, undecided(["one"]), 0.01, name="mine")
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, None])
