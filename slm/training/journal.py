@@ -50,6 +50,7 @@ class Journal(L.Callback):
     """Logs, validates, samples and saves at the steps the config names; ends a run that is interrupted or diverges."""
 
     folder: Path
+    """Where checkpoints go."""
     corpus: Corpus
     train: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
@@ -202,9 +203,9 @@ class Journal(L.Callback):
         if self.status == "diverged":  # what is on disk is better than what this would replace
             return
         pause = time.perf_counter()
-        trainer.save_checkpoint(self.folder / "checkpoints" / LAST)
+        trainer.save_checkpoint(self.folder / LAST)
         if improved and self.checkpoint["keep_best"] and trainer.is_global_zero:
-            keep_as_best(self.folder / "checkpoints")
+            keep_as_best(self.folder)
         self._saved_at = time.perf_counter()
         self._row_started += self._saved_at - pause
 

@@ -1,4 +1,5 @@
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -123,6 +124,23 @@ def test_a_corrupt_file_is_noticed_and_built_again(data, bpe, byte, tmp_path, ki
         corpus = prepare(data, bpe if kind == "tokens" else byte, cache_dir=tmp_path)
     assert corpus.tokenizer.decode(tokens_of(corpus.train)) == corpus.tokenizer.decode(first) or kind == "documents"
     assert tokens_of(prepare(data, bpe, cache_dir=tmp_path).train) == first
+
+
+def test_a_build_killed_before_its_end_is_not_used_and_the_next_one_succeeds(python, data, bpe, tmp_path):
+    arguments = (json.dumps(data), json.dumps(bpe), tmp_path)
+    kill = """
+import os, signal
+from slm.data.stream import ShardWriter
+ShardWriter.facts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = python(kill + PREPARE, *arguments)
+    process.communicate(timeout=100)
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.glob("tokens/*/train-*.bin")]  # it was nearly done
+    answer, errors = python(PREPARE, *arguments).communicate(timeout=100)
+    untouched = prepare(data, bpe, cache_dir=tmp_path / "other")
+    assert answer == f"{untouched.fingerprint} {untouched.tokenizer.fingerprint} {untouched.train.num_tokens}\n", errors
+    assert not list(tmp_path.glob("tokens/*.tmp-*"))
 
 
 def test_two_processes_at_once_give_one_good_cache(python, data, bpe, tmp_path):
