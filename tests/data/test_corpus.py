@@ -121,8 +121,7 @@ def test_a_corrupt_file_is_noticed_and_built_again(data, bpe, byte, tmp_path, ki
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.warns(UserWarning, match=f"{file.name} does not have its checksum; it is built again"):
-        corpus = prepare(data, bpe if kind == "tokens" else byte, cache_dir=tmp_path)
-    assert corpus.tokenizer.decode(tokens_of(corpus.train)) == corpus.tokenizer.decode(first) or kind == "documents"
+        prepare(data, bpe if kind == "tokens" else byte, cache_dir=tmp_path)  # bytes: read from the documents again
     assert tokens_of(prepare(data, bpe, cache_dir=tmp_path).train) == first
 
 
