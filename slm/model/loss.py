@@ -54,7 +54,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += ((log_z - logits.gather(1, target)) * keep).sum()
             grad = logits.sub_(log_z).exp_()  # softmax, in place of the logits
             grad.scatter_add_(1, target, -torch.ones_like(log_z))
-            grad = (grad.mul_(keep / scored)).to(dtype)
+            grad = grad.mul_(keep.to(exact) / scored).to(dtype)
             torch.mm(grad, w, out=grad_x[chunk])
             grad_w += grad.T @ x[chunk]
         ctx.save_for_backward(grad_x, grad_w)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slm.data import Corpus
-from slm.model.generate import generate
+from slm.model.sampling import generate
 from slm.tracking import Trackers
 from slm.training.checkpointing import LAST, keep_as_best
 from slm.training.interrupt import Interrupt

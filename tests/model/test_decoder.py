@@ -1,0 +1,209 @@
+"""The decoder against transformers, which computes the same functions independently."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from slm.model import Decoder, KVCache, ModelConfig
+from slm.model.layers import rotary_table, rotate
+
+SHARINGS = ["none", "immediate", "repeat_all_over", "reverse"]
+
+
+def small(**changes) -> ModelConfig:
+    values = {
+        "vocab_size": 101,
+        "hidden_size": 48,
+        "num_layers": 3,
+        "num_heads": 6,
+        "num_kv_heads": 2,
+        "intermediate_size": 96,
+        "init_std": 0.2,
+    }
+    return ModelConfig(**(values | changes))
+
+
+def shared(sharing: str, **changes) -> ModelConfig:
+    return small(layer_sharing=sharing, num_repeats=1 if sharing == "none" else 2, **changes)
+
+
+def randomized(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Decoder:
+    """A decoder whose gains and biases are random too, so that a reference can notice where they go."""
+    torch.manual_seed(0)
+    decoder = Decoder(config).to(dtype)
+    for parameter in decoder.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
+    return decoder
+
+
+def tokens_of(config: ModelConfig, length: int, batch: int = 2) -> Tensor:
+    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def reference(decoder: Decoder, kind: type = LlamaForCausalLM) -> torch.nn.Module:
+    """The same function in transformers, shared blocks unrolled into copies."""
+    config = decoder.config
+    options = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": len(config.block_uses),
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": config.attention_bias,
+    }
+    if kind is LlamaForCausalLM:
+        model = kind(LlamaConfig(**options, mlp_bias=config.mlp_bias))
+    else:
+        model = kind(Qwen3Config(**options))
+    state = {}
+    for name, tensor in decoder.state_dict().items():
+        head, _, rest = name.partition(".")
+        if head == "layers":
+            block, _, rest = rest.partition(".")
+            for use in (use for use, b in enumerate(config.block_uses) if b == int(block)):
+                state[f"model.layers.{use}.{rest}"] = tensor
+        else:
+            state[name if head == "lm_head" else f"model.{name}"] = tensor
+    if config.tie_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_logits_equal_transformers_llama(tied: bool, kv_heads: int) -> None:
+    decoder = randomized(small(tie_embeddings=tied, num_kv_heads=kv_heads))
+    tokens = tokens_of(decoder.config, 40)
+    with torch.no_grad():
+        assert (decoder(tokens) - reference(decoder)(tokens).logits).abs().max() < 1e-4
+
+
+def test_logits_of_the_125m_shape_equal_transformers_llama() -> None:
+    config = ModelConfig(
+        vocab_size=32000,
+        hidden_size=576,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        intermediate_size=1536,
+        rope_theta=1e5,
+    )
+    decoder = randomized(config)
+    tokens = tokens_of(config, 600, batch=1)  # past the length at which the attention kernel changes on a CPU
+    with torch.no_grad():
+        assert (decoder(tokens) - reference(decoder)(tokens).logits).abs().max() < 1e-4
+
+
+def test_biases_equal_transformers_llama() -> None:
+    decoder = randomized(small(attention_bias=True, mlp_bias=True))
+    tokens = tokens_of(decoder.config, 40)
+    with torch.no_grad():
+        assert (decoder(tokens) - reference(decoder)(tokens).logits).abs().max() < 1e-4
+
+
+def test_learned_qk_norm_equals_transformers_qwen3() -> None:
+    decoder = randomized(small(qk_norm="learned", tie_embeddings=False))
+    tokens = tokens_of(decoder.config, 40)
+    with torch.no_grad():
+        assert (decoder(tokens) - reference(decoder, Qwen3ForCausalLM)(tokens).logits).abs().max() < 1e-4
+
+
+def test_weightless_qk_norm_is_learned_qk_norm_with_gains_of_one() -> None:
+    weightless = randomized(small(qk_norm="weightless"))
+    learned = Decoder(small(qk_norm="learned"))
+    missing = learned.load_state_dict(weightless.state_dict(), strict=False).missing_keys
+    assert all(name.endswith(("q_norm.weight", "k_norm.weight")) for name in missing)
+    tokens = tokens_of(weightless.config, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(weightless(tokens), learned(tokens))
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_shared_blocks_compute_what_unrolled_copies_compute(sharing: str) -> None:
+    decoder = randomized(shared(sharing))
+    tokens = tokens_of(decoder.config, 40)
+    with torch.no_grad():
+        assert (decoder(tokens) - reference(decoder)(tokens).logits).abs().max() < 1e-4
+
+
+def test_interleaved_rotation_is_multiplication_of_complex_numbers() -> None:
+    config = small(rope_style="interleaved")
+    x = torch.randn(2, 3, 10, config.head_width, dtype=torch.float64)
+    cos, sin = rotary_table(config, 5, 10, x)
+    turned = rotate(x, cos, sin, "interleaved")
+    frequencies = config.rope_theta ** (-torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width)
+    phases = torch.polar(torch.ones(()).double(), torch.arange(5, 15).double()[:, None] * frequencies)
+    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * phases).flatten(-2)
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_attention_scores_depend_on_relative_positions_only(style: str) -> None:
+    config = small()
+    q, k = torch.randn(2, 1, 1, 1, config.head_width, dtype=torch.float64).unbind()
+
+    def score(query_at: int, key_at: int) -> Tensor:
+        return (
+            rotate(q, *rotary_table(config, query_at, 1, q), style)
+            * rotate(k, *rotary_table(config, key_at, 1, k), style)
+        ).sum()
+
+    torch.testing.assert_close(score(9, 4), score(1009, 1004), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [30, 520])  # on both sides of the length at which the attention kernel changes
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_no_logit_sees_a_later_token(sharing: str, length: int) -> None:
+    decoder = randomized(shared(sharing), torch.float64)
+    tokens = tokens_of(decoder.config, length)
+    changed = tokens.clone()
+    changed[:, length // 2] = (changed[:, length // 2] + 1) % decoder.config.vocab_size
+    with torch.no_grad():
+        before, after = decoder(tokens), decoder(changed)
+    assert torch.equal(before[:, : length // 2], after[:, : length // 2])
+    assert not torch.equal(before[:, length // 2 :], after[:, length // 2 :])
+
+
+@pytest.mark.parametrize("qk_norm", ["none", "learned"])
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_cached_decoding_equals_the_full_forward_pass(sharing: str, qk_norm: str) -> None:
+    decoder = randomized(shared(sharing, qk_norm=qk_norm), torch.float64)
+    tokens = tokens_of(decoder.config, 23)
+    cache = KVCache(decoder.config, batch_size=2, max_length=23, dtype=torch.float64)
+    with torch.no_grad():
+        pieces = [decoder(piece, cache) for piece in tokens.split([7, 1, 1, 9, 1, 4], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), rtol=0, atol=1e-10)
+
+
+def test_tokens_beyond_the_context_are_refused() -> None:
+    decoder = Decoder(small(max_position_embeddings=8))
+    with pytest.raises(ValueError, match="9 tokens do not fit"):
+        decoder(torch.zeros(1, 9, dtype=torch.long))
+
+
+def test_initial_weights_have_the_std_of_the_config_and_ones_and_zeros_elsewhere() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(small(hidden_size=240, init_std=0.05, attention_bias=True))
+    for name, parameter in decoder.named_parameters():
+        if parameter.ndim == 2:
+            assert parameter.std().item() == pytest.approx(0.05, rel=0.05), name
+        else:
+            assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
+
+
+def test_compiled_blocks_keep_names_and_values() -> None:
+    decoder = randomized(shared("immediate"))
+    names, tokens = list(decoder.state_dict()), tokens_of(decoder.config, 16)
+    expected = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+    decoder.compile_blocks()
+    assert list(decoder.state_dict()) == names
+    torch.testing.assert_close(decoder.loss(tokens[:, :-1], tokens[:, 1:]), expected)

@@ -1,0 +1,57 @@
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from slm.model import Decoder, ModelConfig, generate
+
+CONFIG = ModelConfig(
+    vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64, init_std=0.3
+)
+
+
+def decoder() -> Decoder:
+    torch.manual_seed(3)
+    return Decoder(CONFIG)
+
+
+def test_greedy_generation_equals_transformers() -> None:
+    ours = decoder()
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            rms_norm_eps=CONFIG.norm_eps,
+            tie_word_embeddings=True,
+        )
+    )
+    theirs.load_state_dict({f"model.{k}": v for k, v in ours.state_dict().items()}, strict=False)
+    prompt = [1, 7, 3]
+    expected = theirs.generate(
+        torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert list(generate(ours, prompt, max_new_tokens=30, temperature=0)) == expected[0, 3:].tolist()
+
+
+def test_sampling_is_a_function_of_its_seed_and_leaves_the_global_random_state_alone() -> None:
+    model = decoder()
+    before = torch.get_rng_state()
+    first = list(generate(model, [1], max_new_tokens=20, seed=5))
+    assert torch.equal(before, torch.get_rng_state())
+    assert first == list(generate(model, [1], max_new_tokens=20, seed=5))
+    assert first != list(generate(model, [1], max_new_tokens=20, seed=6))
+
+
+def test_generation_stops_at_the_stop_id_and_at_the_end_of_the_context_and_never_gives_padding_ids() -> None:
+    model = decoder()
+    free = list(generate(model, [1], max_new_tokens=40, temperature=2.0, top_k=None))
+    stop = free[10]
+    assert (
+        list(generate(model, [1], max_new_tokens=40, temperature=2.0, top_k=None, stop_id=stop))
+        == free[: free.index(stop)]
+    )
+    assert max(generate(model, [1], max_new_tokens=200, temperature=5.0, top_k=None, num_ids=10)) < 10
+    short = Decoder(ModelConfig(**(CONFIG.to_dict() | {"max_position_embeddings": 8})))
+    assert len(list(generate(short, [1, 2, 3], max_new_tokens=100))) == 5
