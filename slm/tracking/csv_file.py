@@ -38,5 +38,5 @@ class CsvTracker:
 
 def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
     with path.open(newline="") as file:
-        # A row that a killed run wrote half has no valid step; it is later than any checkpoint.
-        return [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) <= step]
+        whole = [line for line in file if line.endswith("\n")]  # a killed run may have written half a line
+    return [row for row in csv.DictReader(whole) if int(row["step"]) <= step]

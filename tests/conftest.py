@@ -1,0 +1,48 @@
+"""A small text and a way to run train.py on it, as a user would."""
+
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.running import make_command, quiet_env
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 100 kB of words with structure enough to learn something from."""
+    rng = random.Random(0)
+    words = [
+        "".join(rng.choice("aeiou" if i % 2 else "bcdfgklmnprst") for i in range(rng.randint(2, 8))) for _ in range(200)
+    ]
+    paragraphs = [" ".join(rng.choice(words) for _ in range(60)).capitalize() + "." for _ in range(250)]
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n\n".join(paragraphs))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def train_command(text_file: Path, cache_dir: Path) -> Callable[..., list[str]]:
+    """Makes the command line of a small run with some settings changed."""
+    return lambda *changes: make_command(text_file, cache_dir, *changes)
+
+
+@pytest.fixture
+def run_train(
+    train_command: Callable[..., list[str]], tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run train.py to its end, in an empty folder."""
+
+    def run(*changes: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            train_command(*changes), cwd=tmp_path, env=quiet_env(), capture_output=True, text=True, timeout=timeout
+        )
+
+    return run

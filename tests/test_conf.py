@@ -1,0 +1,99 @@
+"""Every choice in conf/ composes, and every shape has the parameters that its paper prints."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from slm.model.config import ModelConfig
+from slm.training.config import register
+from slm.training.hardware import Hardware
+from slm.training.plan import make_plan, model_config
+
+CONF = Path(__file__).parents[1] / "conf"
+
+# name: layers, hidden, FFN, heads, KV heads, parameters, non-embedding (MobileLLM, table 10; the models' cards)
+PUBLISHED = {
+    "mobilellm_125m": (30, 576, 1536, 9, 3, 124_635_456, 106_203_456),
+    "mobilellm_350m": (32, 960, 2560, 15, 5, 345_355_200, 314_635_200),
+    "mobilellm_600m": (40, 1152, 3072, 18, 6, 603_188_352, 566_324_352),
+    "mobilellm_1b": (54, 1280, 3584, 20, 5, 1_005_461_760, 964_501_760),
+    "mobilellm_1.5b": (54, 1600, 4352, 25, 5, 1_511_188_800, 1_459_988_800),
+    "mobilellm_ls_125m": (30, 576, 1536, 9, 3, 124_635_456, 106_203_456),
+    "mobilellm_ls_350m": (32, 960, 2560, 15, 5, 345_355_200, 314_635_200),
+    "smollm2_135m": (30, 576, 1536, 9, 3, 134_515_008, 106_203_456),
+}
+
+
+def composed(*overrides: str) -> dict:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=list(overrides))
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem if path.suffix == ".yaml" else path.name for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_shape_and_parameters(name: str) -> None:
+    model = model_config(composed(f"model={name}")["model"])
+    shape = (model.num_layers, model.hidden_size, model.intermediate_size, model.num_heads, model.num_kv_heads)
+    assert (*shape, model.num_params(), model.num_params(non_embedding=True)) == PUBLISHED[name]
+    assert model.head_dim == 64
+    assert model.tie_embeddings
+
+
+def test_ls_presets_apply_every_block_twice_in_place() -> None:
+    model = model_config(composed("model=mobilellm_ls_125m")["model"])
+    assert model.block_uses == tuple(block for block in range(30) for _ in range(2))
+
+
+def test_every_preset_is_checked_above_or_tiny() -> None:
+    assert set(choices("model")) == set(PUBLISHED) | {"tiny", "tiny_ls"}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        f"{group}={name}"
+        for group in ("model", "data", "tokenizer", "optim", "schedule", "trainer", "logger", "experiment")
+        for name in choices(group)
+    ],
+)
+def test_every_choice_composes_into_a_plan(choice: str) -> None:
+    needed = ["data.paths=x.txt"] if choice == "data=local" else []
+    needed += ["tokenizer.path=x"] if choice == "tokenizer=file" else []
+    config = composed(choice, *needed)
+    hardware = Hardware(
+        accelerator="cpu",
+        devices=1,
+        num_nodes=1,
+        strategy="single",
+        precision="32-true",
+        compile=False,
+        micro_batch_tokens=8192,
+        num_workers=0,
+    )
+    plan = make_plan(config, hardware)
+    assert plan.train_tokens <= config["train"]["tokens"] < plan.train_tokens + plan.batch_tokens
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    config = composed("experiment=mobilellm_125m_paper")
+    assert config["optim"]["lr"] == 2e-3
+    assert config["optim"]["betas"] == [0.9, 0.95]
+    assert config["optim"]["weight_decay"] == 0.1
+    assert config["schedule"]["name"] == "cosine"
+    assert config["train"]["batch_tokens"] == 2_097_152
+    assert config["train"]["tokens"] / config["train"]["batch_tokens"] == 480_000
+
+
+def test_model_defaults_live_in_modelconfig_alone() -> None:
+    register()
+    base = composed("model=tiny")["model"]
+    written = OmegaConf.load(CONF / "model" / "tiny.yaml")
+    defaults = {f: v for f, v in ModelConfig.__dataclass_fields__.items() if f not in written}
+    assert {f: base[f] for f in defaults} == {f: field.default for f, field in defaults.items()}

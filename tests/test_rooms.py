@@ -1,0 +1,47 @@
+"""Imports only go down: which room of slm may import which is a contract (see docs/architecture.md)."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {
+    "model": set(),
+    "scaling": set(),
+    "tracking": set(),
+    "data": set(),
+    "checkpoints": {"model", "data"},
+    "training": {"model", "data", "checkpoints", "tracking"},
+    "evaluation": {"model", "data", "checkpoints", "scaling", "tracking"},
+    "sweep": {"scaling", "tracking", "model.config"},
+}
+
+
+def modules_imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "slm").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_import_only_what_lies_below_them(path: Path) -> None:
+    room = path.relative_to(ROOT / "slm").parts[0]
+    for module in modules_imported(path):
+        parts = module.split(".")
+        if parts[0] != "slm" or len(parts) == 1 or parts[1] == room:
+            continue
+        assert room in ALLOWED, f"{path} is in no room"
+        assert parts[1] in ALLOWED[room] or ".".join(parts[1:3]) in ALLOWED[room], f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("module", ["slm", "slm.model.config", "slm.data", "slm.training.config"])
+def test_light_imports_import_no_torch(module: str) -> None:
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

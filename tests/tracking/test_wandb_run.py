@@ -1,0 +1,86 @@
+"""What W&B wrote, read back from its files."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm.tracking import open_trackers
+
+SETTINGS = {
+    "wandb": True,
+    "tensorboard": False,
+    "mode": "offline",
+    "project": "slm-test",
+    "entity": None,
+    "group": "a-group",
+    "tags": ["x", "y"],
+    "job_type": "train",
+}
+
+
+def track(folder: Path, *, resume_step: int = 0, **settings: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    trackers = open_trackers(
+        folder,
+        name="a-name",
+        config={"seed": 3, "model": {"hidden_size": 32}},
+        settings=SETTINGS | settings,
+        columns=["tokens", "val/loss", "val/bits_per_byte"],
+        resume_step=resume_step,
+    )
+    for step, loss in ((resume_step + 1, 3.0), (resume_step + 2, 2.0), (resume_step + 3, 2.5)):
+        trackers.log(step, {"tokens": step * 100, "val/loss": loss, "val/bits_per_byte": loss / 2})
+    trackers.log_sample(resume_step + 3, 300, "Once", " upon a time")
+    trackers.finish({"params_total": 123}, succeeded=True)
+
+
+def inspect(file: Path, *flags: str) -> Any:
+    done = subprocess.run(
+        ["wandb", "leet", "inspect", *flags, "--json", str(file)], capture_output=True, text=True, check=True
+    )
+    return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_an_offline_run_holds_name_config_group_and_the_minimum_of_the_loss(tmp_path: Path) -> None:
+    track(tmp_path / "run")
+    (file,) = files(tmp_path / "run")
+    text = json.dumps([inspect(file), inspect(file, "--summary")])
+    for expected in (
+        "a-name",
+        "a-group",
+        "hidden_size",
+        "val/loss",
+        "params_total",
+        (tmp_path / "run" / "wandb" / "run_id").read_text(),
+    ):
+        assert expected in text, expected
+    summary = json.dumps(inspect(file, "--summary"))
+    assert '"min": 2' in summary or '"min":2' in summary or "val/loss.min" in summary, summary
+
+
+def test_a_continued_run_keeps_its_id_and_another_directory_gets_another(tmp_path: Path) -> None:
+    track(tmp_path / "run")
+    track(tmp_path / "run", resume_step=3)
+    track(tmp_path / "other")
+    ids = [file.stem.removeprefix("run-") for folder in ("run", "other") for file in files(tmp_path / folder)]
+    assert len(ids) == 3
+    assert len(set(ids)) == 2
+
+
+def test_online_without_an_api_key_is_refused_and_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"logger\.mode=online needs an API key"):
+        track(tmp_path / "run", mode="online")
+
+
+def test_a_mode_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"logger\.mode=on must be offline, online or disabled"):
+        track(tmp_path / "run", mode="on")

@@ -1,0 +1,85 @@
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm.training.checkpointing import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    AtomicCheckpointIO,
+    CheckpointError,
+    RandomState,
+    keep_as_best,
+    newest_intact,
+)
+
+
+def save(folder: Path, *values: int) -> None:
+    for value in values:
+        AtomicCheckpointIO().save_checkpoint({"value": torch.full((1000,), value)}, folder / LAST)
+
+
+def value_of(path: Path) -> int:
+    return int(torch.load(path, weights_only=True)["value"][0])
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
+    assert (value_of(tmp_path / LAST), value_of(tmp_path / PREVIOUS)) == (3, 2)
+    assert newest_intact(tmp_path) == tmp_path / LAST
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture) -> None:
+    save(tmp_path, 1, 2)
+    content = bytearray((tmp_path / LAST).read_bytes())
+    if damage == "truncate":
+        content = content[: len(content) // 2]
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1
+    else:
+        content = bytearray()
+    (tmp_path / LAST).write_bytes(content)
+    assert newest_intact(tmp_path) == tmp_path / PREVIOUS
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_a_folder_with_damaged_checkpoints_only_is_not_started_over(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / LAST).write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        newest_intact(tmp_path)
+    assert newest_intact(tmp_path / "empty") is None
+
+
+def test_a_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, 2)
+
+    def fill_the_disk(checkpoint: dict, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
+    assert value_of(tmp_path / LAST) == 2
+
+
+def test_the_best_checkpoint_outlives_later_ones(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    keep_as_best(tmp_path)
+    save(tmp_path, 3, 4, 5)
+    assert value_of(tmp_path / BEST) == 2
+
+
+def test_random_states_survive_a_weights_only_load(tmp_path: Path) -> None:
+    callback = RandomState()
+    AtomicCheckpointIO().save_checkpoint(callback.state_dict(), tmp_path / LAST)
+    expected = (torch.rand(3), random.random())
+    callback.load_state_dict(torch.load(tmp_path / LAST, weights_only=True))
+    assert torch.equal(torch.rand(3), expected[0])
+    assert random.random() == expected[1]

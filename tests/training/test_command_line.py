@@ -1,0 +1,172 @@
+"""What a person at the prompt meets: plans, several runs at once, and their own mistakes."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.running import quiet_env
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+RESULT_KEYS = {
+    "schema",
+    "status",
+    "name",
+    "family",
+    "seed",
+    "shape",
+    "params_total",
+    "params_non_embedding",
+    "flops_per_token_6n",
+    "flops_per_token_exact",
+    "train_tokens",
+    "steps",
+    "batch_tokens",
+    "sequence_length",
+    "peak_lr",
+    "parametrization",
+    "schedule",
+    "data",
+    "tokenizer",
+    "val",
+    "train_loss_final",
+    "tokens_per_second",
+    "mfu",
+    "peak_memory_bytes",
+    "wall_seconds",
+    "device",
+    "precision",
+    "versions",
+    "git_commit",
+}
+
+
+def test_a_finished_run_directory_holds_what_the_design_promises(run_train: Run, tmp_path: Path) -> None:
+    done = run_train("output_dir=run", "train.tokens=30720")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "run"
+    result = json.loads((folder / "result.json").read_text())
+    assert result.keys() >= RESULT_KEYS
+    assert result["status"] == "completed"
+    assert result["train_tokens"] == 30720
+    # Bytes as tokens: a token is a byte but for the marks between documents, which are scored and have none.
+    assert 0 <= result["val"]["tokens"] - result["val"]["bytes"] < 200
+    assert result["val"]["loss"] < 5.0  # guessing is ln 260 = 5.56
+    weights = load_file(folder / "model" / "model.safetensors")
+    assert sum(tensor.numel() for tensor in weights.values()) == result["params_total"]
+    assert "validation" in done.stdout
+
+
+def test_the_config_of_a_run_runs_again_and_gives_the_same_loss(run_train: Run, tmp_path: Path) -> None:
+    assert run_train("output_dir=first").returncode == 0
+    from tests.running import ROOT
+
+    command = ["python", str(ROOT / "train.py"), "-cp", str(tmp_path / "first"), "-cn", "config", "output_dir=again"]
+    again = subprocess.run(command, cwd=tmp_path, env=quiet_env(), capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stdout + again.stderr
+    losses = [json.loads((tmp_path / f / "result.json").read_text())["val"]["loss"] for f in ("first", "again")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"), [("mobilellm_125m", "124,635,456"), ("mobilellm_ls_350m", "345,355,200")]
+)
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    model: str, parameters: str, cache_dir: Path, tmp_path: Path
+) -> None:
+    from tests.running import ROOT
+
+    command = ["python", str(ROOT / "train.py"), f"model={model}", "dry_run=true", "trainer.compile=false"]
+    small = ["train.sequence_length=8", "train.batch_tokens=64", f"cache_dir={cache_dir}"]
+    done = subprocess.run(command + small, cwd=tmp_path, env=quiet_env(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert parameters in done.stdout
+    assert re.search(r"duration +about", done.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_takes_over_an_hour_says_so(run_train: Run) -> None:
+    done = run_train("dry_run=true", "train.tokens=1e12")
+    assert "over an hour" in done.stdout
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_as_diverged(run_train: Run, tmp_path: Path) -> None:
+    done = run_train("output_dir=run", "train.tokens=102400", "optim.lr=1e4", "schedule=constant")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "lower optim.lr" in done.stdout
+
+
+BAD_INPUT = {
+    "unknown model": (["model=mobilelm"], ["mobilelm", "mobilellm_125m"]),
+    "heads": (["model.num_heads=7", "model.num_kv_heads=3"], ["num_heads=7", "hidden_size=32"]),
+    "KV heads": (["model.num_heads=7", "model.num_kv_heads=3", "model.head_dim=8"], ["num_heads=7", "num_kv_heads=3"]),
+    "no such file": (["data.paths=nothing/*.txt"], ["data.paths", "nothing/*.txt"]),
+    "budget below a step": (["train.tokens=100"], ["train.tokens=100", "train.batch_tokens=256"]),
+    "text too short": (["train.sequence_length=256", "data.paths=short.txt"], ["data.paths"]),
+    "empty text": (["data.paths=empty.txt"], ["data.paths"]),
+    "vocabulary too small": (["model.vocab_size=100"], ["model.vocab_size=100", "257"]),
+    "schedule": (["schedule.warmup_fraction=2"], ["schedule.warmup_fraction=2"]),
+    "no GPU": (["trainer=gpu"], ["trainer.accelerator=cuda"]),
+    "unknown key": (["train.tokns=5"], ["train.tokns"]),
+    "wrong type": (["train.tokens=lots"], ["train.tokens=lots"]),
+    "output_dir is a file": (["output_dir=empty.txt"], ["output_dir=empty.txt", "file"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_exit_code_1(case: str, run_train: Run, tmp_path: Path) -> None:
+    changes, named = BAD_INPUT[case]
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("Too short.")
+    done = run_train(*(changes if "output_dir" in changes[0] else ["output_dir=run", *changes]))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert all(text in done.stderr for text in named), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "empty.txt").read_text() == ""
+
+
+def test_another_runs_directory_is_not_written_over(run_train: Run, tmp_path: Path) -> None:
+    assert run_train("output_dir=run").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    done = run_train("output_dir=run", "optim.lr=0.5")
+    assert done.returncode == 1
+    assert "optim.lr is 0.004 there, 0.5 here" in done.stderr
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_multirun_trains_independent_runs_and_goes_on_after_a_bad_one(run_train: Run, tmp_path: Path) -> None:
+    done = run_train("-m", "seed=1,2", "model.num_heads=2,5", "hydra.sweep.dir=sweep", timeout=200)
+    assert done.returncode == 1
+    assert done.stderr.count("error: model.hidden_size=32 is not divisible by model.num_heads=5") == 2
+    results = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/result.json"))]
+    assert [result["seed"] for result in results] == [1, 2]
+    assert results[0]["val"]["loss"] != results[1]["val"]["loss"]
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
+def test_a_full_disk_keeps_the_last_good_checkpoint(run_train: Run, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        # One checkpoint of this model takes about 0.4 MB: the disk holds two, and the third does not fit beside them.
+        done = run_train(f"output_dir={disk}/run", "train.tokens=51200", "model.num_layers=4", timeout=120)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "could not be written" in done.stderr
+        assert "Traceback" not in done.stderr
+        from slm.training.checkpointing import newest_intact
+
+        assert newest_intact(disk / "run" / "checkpoints") is not None
+        assert not list((disk / "run" / "checkpoints").glob("*.partial"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

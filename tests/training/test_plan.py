@@ -1,0 +1,113 @@
+import copy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm.training.hardware import Hardware
+from slm.training.plan import make_plan
+
+CONFIG = {
+    "model": {
+        "family": "mobilellm",
+        "vocab_size": 100,
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 64,
+    },
+    "train": {
+        "tokens": 10_000,
+        "tokens_per_param": None,
+        "flops": None,
+        "batch_tokens": 512,
+        "sequence_length": 32,
+        "log_every": 1,
+        "eval_every": 1,
+        "eval_tokens": 32,
+    },
+    "optim": {
+        "lr": 1e-3,
+        "eps": 1e-8,
+        "betas": [0.9, 0.95],
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "skip_factor": 20.0,
+        "max_skipped_in_a_row": 50,
+    },
+    "schedule": {"name": "constant", "warmup_fraction": 0.0},
+}
+
+
+def config(**train) -> dict:
+    changed = copy.deepcopy(CONFIG)
+    changed["train"] |= train
+    return changed
+
+
+def hardware(devices: int = 1, micro_batch_tokens: int = 8192) -> Hardware:
+    return Hardware(
+        accelerator="cpu",
+        devices=devices,
+        num_nodes=1,
+        strategy="ddp" if devices > 1 else "single",
+        precision="32-true",
+        compile=False,
+        micro_batch_tokens=micro_batch_tokens,
+        num_workers=0,
+    )
+
+
+@given(
+    sequences=st.integers(1, 64),
+    devices=st.integers(1, 4),
+    length=st.integers(1, 64),
+    micro_tokens=st.integers(1, 5000),
+)
+def test_passes_of_all_devices_add_up_to_the_batch(
+    sequences: int, devices: int, length: int, micro_tokens: int
+) -> None:
+    tokens = sequences * devices * length
+    plan = make_plan(
+        config(batch_tokens=tokens, sequence_length=length, tokens=tokens), hardware(devices, micro_tokens)
+    )
+    assert plan.micro_batch_size * plan.accumulation * devices * length == plan.batch_tokens == tokens
+    assert plan.micro_batch_size == 1 or plan.micro_batch_size * length <= micro_tokens
+
+
+def test_the_three_budgets_mean_the_same_thing() -> None:
+    params = make_plan(config(), hardware()).model.num_params()
+    by_tokens = make_plan(config(tokens=20 * params), hardware())
+    assert make_plan(config(tokens_per_param=20), hardware()).steps == by_tokens.steps
+    assert make_plan(config(flops=6 * params * 20 * params), hardware()).steps == by_tokens.steps
+    assert by_tokens.train_tokens == 20 * params // 512 * 512
+
+
+@pytest.mark.parametrize(
+    ("train", "named"),
+    [
+        ({"tokens": 511}, ["train.tokens=511", "511 tokens", "train.batch_tokens=512"]),
+        ({"tokens_per_param": 1e-3}, ["train.tokens_per_param=0.001", "fewer than one step"]),
+        ({"tokens": "many"}, ["train.tokens=many", "number above 0"]),
+        ({"tokens_per_param": 1, "flops": 1e9}, ["tokens_per_param", "flops", "one budget"]),
+        ({"batch_tokens": 500}, ["train.batch_tokens=500", "480 or 512"]),
+        ({"sequence_length": 4096}, ["train.sequence_length=4096", "max_position_embeddings=2048"]),
+        ({"sequence_length": 0}, ["train.sequence_length=0"]),
+        ({"log_every": 0}, ["train.log_every=0"]),
+    ],
+)
+def test_arithmetic_that_cannot_work_is_refused(train: dict, named: list[str]) -> None:
+    with pytest.raises(ValueError, match="train") as error:
+        make_plan(config(**train), hardware())
+    assert all(text in str(error.value) for text in named), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("optim", "named"),
+    [({"lr": -1}, "optim.lr=-1"), ({"betas": [0.9, 1.0]}, "betas"), ({"weight_decay": -0.1}, "decay")],
+)
+def test_an_optimizer_that_cannot_work_is_refused(optim: dict, named: str) -> None:
+    changed = config()
+    changed["optim"] |= optim
+    with pytest.raises(ValueError, match=named):
+        make_plan(changed, hardware())

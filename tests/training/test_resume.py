@@ -1,0 +1,157 @@
+"""A run that is killed and started again is, to the last bit, the run that was not."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.running import make_command, quiet_env
+
+Command = Callable[..., list[str]]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, env=quiet_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(command: list[str]) -> str:
+    done = subprocess.run(command, env=quiet_env(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def wait_for_row(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until metrics.csv has a row at or after `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"ended before step {step}: {process.communicate()[0]}")
+        if any(int(row["step"]) >= step for row in rows(folder)):
+            return
+        time.sleep(0.005)
+    pytest.fail(f"no step {step} in time")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv without the columns that tell the time."""
+    if not (folder / "metrics.csv").exists():
+        return []
+    with (folder / "metrics.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file) if row["step"]
+        ]
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    optimizer = checkpoint["optimizer_states"][0]["state"]
+    return {f"weight {name}": tensor for name, tensor in checkpoint["state_dict"].items()} | {
+        f"moment {number} {name}": value for number, state in optimizer.items() for name, value in state.items()
+    }
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    ours, theirs = final_state(folder), final_state(reference)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert rows(folder) == rows(reference)
+    results = [json.loads((f / "result.json").read_text()) for f in (folder, reference)]
+    for key in ("status", "val", "train_loss_final", "train_tokens", "steps", "data", "tokenizer"):
+        assert results[0][key] == results[1][key], key
+
+
+# Long enough to be hit in the middle; accumulation, so that a kill can fall between the passes of one step.
+LONG = ["train.tokens=153600", "trainer.micro_batch_tokens=128"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, text_file: Path, cache_dir: Path, long_command: Command
+) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finish(long_command(f"output_dir={folder}"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long_command(text_file: Path, cache_dir: Path) -> Command:
+    return lambda *changes: make_command(text_file, cache_dir, *LONG, *changes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_run_killed_twice_at_random_steps_matches_uninterrupted_run_bit_for_bit(
+    workers: int, uninterrupted: Path, long_command: Command, tmp_path: Path
+) -> None:
+    command = long_command(f"output_dir={tmp_path}/run", f"trainer.num_workers={workers}")
+    rng = random.Random(time.time_ns())
+    for after in sorted(rng.sample(range(20, 540, 5), 2)):
+        process = start(command)
+        wait_for_row(tmp_path / "run", after, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "run" / "result.json").exists()
+    assert "continuing" in finish(command)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_ended_by_a_signal_saves_says_how_to_continue_and_matches_afterwards(
+    number: signal.Signals, uninterrupted: Path, long_command: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = start(long_command(f"output_dir={folder}", "checkpoint.every_steps=null"))
+    wait_for_row(folder, 50, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert f"output_dir={folder}" in output
+    assert "Traceback" not in output
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    finish(long_command(f"output_dir={folder}"))
+    assert_same_run(folder, uninterrupted)
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_result_only_writes_the_result(
+    train_command: Command, tmp_path: Path
+) -> None:
+    command = train_command(f"output_dir={tmp_path}/run")
+    finish(command)
+    before, expected = rows(tmp_path / "run"), json.loads((tmp_path / "run" / "result.json").read_text())
+    (tmp_path / "run" / "result.json").unlink()
+    finish(command)
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert rows(tmp_path / "run") == before
+    assert (again["status"], again["val"], again["steps"]) == ("completed", expected["val"], expected["steps"])
+
+
+def test_a_truncated_newest_checkpoint_is_noticed_and_the_one_before_it_used(
+    uninterrupted: Path, long_command: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = start(long_command(f"output_dir={folder}"))
+    wait_for_row(folder, 100, process)
+    process.kill()
+    process.wait()
+    last = folder / "checkpoints" / "last.ckpt"
+    os.truncate(last, last.stat().st_size // 2)
+    assert "is damaged" in finish(long_command(f"output_dir={folder}"))
+    assert_same_run(folder, uninterrupted)
+
+
+def test_a_completed_run_is_left_alone(train_command: Command, tmp_path: Path) -> None:
+    command = train_command(f"output_dir={tmp_path}/run")
+    finish(command)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert "completed already" in finish(command)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}

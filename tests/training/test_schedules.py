@@ -1,0 +1,66 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm.training.schedules import check_schedule, lr_factor
+
+COSINE = {"name": "cosine", "warmup_fraction": 0.1, "final_fraction": 0.1}
+LINEAR = {"name": "linear", "warmup_fraction": 0.1, "final_fraction": 0.0}
+WSD = {"name": "wsd", "warmup_fraction": 0.1, "decay_fraction": 0.2, "final_fraction": 0.0}
+CONSTANT = {"name": "constant", "warmup_fraction": 0.1}
+
+
+@given(step=st.integers(0, 999), total=st.integers(1, 1000))
+def test_every_schedule_stays_between_zero_and_the_peak(step: int, total: int) -> None:
+    for schedule in (COSINE, LINEAR, WSD, CONSTANT):
+        assert 0 <= lr_factor(min(step, total - 1), total, schedule) <= 1
+
+
+def test_warm_up_is_a_line_to_the_peak() -> None:
+    for schedule in (COSINE, LINEAR, WSD, CONSTANT):
+        rates = [lr_factor(step, 1000, schedule) for step in range(101)]
+        assert rates == pytest.approx([(step + 1) / 101 for step in range(101)])
+
+
+def test_cosine_equals_its_closed_form() -> None:
+    for step in range(100, 1000, 50):
+        expected = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 100) / 900))
+        assert lr_factor(step, 1000, COSINE) == pytest.approx(expected)
+
+
+def test_cosine_without_warm_up_equals_torchs() -> None:
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.1)
+    for step in range(50):
+        assert lr_factor(step, 50, COSINE | {"warmup_fraction": 0.0}) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def test_wsd_holds_the_peak_and_falls_in_a_line_over_the_last_fifth() -> None:
+    assert [lr_factor(step, 1000, WSD) for step in (101, 500, 800)] == [1, 1, 1]
+    assert lr_factor(900, 1000, WSD) == pytest.approx(0.5)
+    assert lr_factor(999, 1000, WSD) == pytest.approx(1 / 200)
+
+
+def test_linear_falls_in_a_line() -> None:
+    assert lr_factor(550, 1000, LINEAR) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "named"),
+    [
+        (COSINE | {"name": "cosin"}, "schedule.name=cosin must be one of cosine, linear, constant, wsd"),
+        (COSINE | {"warmup_fraction": -0.1}, "warmup_fraction=-0.1"),
+        (COSINE | {"warmup_fraction": 1.0}, "leaves no step"),
+        (WSD | {"decay_fraction": 0.95}, "decay_fraction=0.95"),
+        (WSD | {"decay_fraction": 0.0}, "decay_fraction=0.0"),
+    ],
+)
+def test_an_impossible_schedule_is_refused(schedule: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        check_schedule(schedule)
