@@ -17,9 +17,14 @@ class Interrupt:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        for number in self.SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+        self._before = {number: signal.getsignal(number) for number in self.SIGNALS}
+        self.install()
         return self
+
+    def install(self) -> None:
+        """Take the signals (again): Lightning puts its own SIGTERM handler, which saves nothing, in front."""
+        for number in self.SIGNALS:
+            signal.signal(number, self._note)
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():

@@ -101,7 +101,9 @@ class Journal(L.Callback):
             setattr(self, name, value)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clocks."""
+        """Start the clocks, and take the signals back from Lightning."""
+        self.interrupt.install()
+        self.progress.start(trainer.global_step)
         self._step = trainer.global_step
         self._started = self._row_started = self._saved_at = time.perf_counter()
 

@@ -123,7 +123,10 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
                 num_workers=run.hardware.num_workers,
             )
             os.environ["SLM_RUN_DIR"] = str(run.folder.path)  # for the processes that DDP starts from here
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            try:
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            except SystemExit as error:  # what Lightning makes of a second Ctrl-C
+                raise KeyboardInterrupt from error
         progress.stop()
         result = make_result(
             run.settings, run.plan, run.hardware, corpus, journal, step=trainer.global_step, signal=interrupt.received
@@ -228,7 +231,7 @@ def _trainer(run: Run, journal: Journal) -> L.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", module="lightning", message=".*has no `__len__`.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
     return L.Trainer(
         accelerator=run.hardware.accelerator,
         devices=run.hardware.devices,
@@ -253,7 +256,9 @@ def _strategy(hardware: Hardware) -> Strategy | str:
     if hardware.strategy == "ddp":
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     if hardware.strategy == "fsdp":
-        return ModelParallelStrategy(save_distributed_checkpoint=False)
+        return ModelParallelStrategy(
+            data_parallel_size=hardware.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
     return "auto"
 
 
