@@ -102,29 +102,23 @@ def train_loader(
 
 
 def val_batches(
-    stream: TokenStream,
-    *,
-    sequence_length: int,
-    batch_size: int,
-    max_tokens: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    stream: TokenStream, *, sequence_length: int, batch_size: int, max_tokens: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs, targets), each int64 of shape (B, T): every token of the stream but the first is a target once.
 
-    Windows are consecutive at stride T = sequence_length; `max_tokens` keeps the first max_tokens // T of them (at
-    least one). What is missing in the last window or batch is padded, and its targets are -100, so all batches have
-    one shape. Rank r takes batches r, r + world_size, ...: ranks may have different numbers of batches.
+    Windows lie at stride T = sequence_length. `max_tokens` keeps max_tokens // T of them (at least one), spread evenly:
+    neighbours are of one document, and the first ones would speak for few. What is missing in the last window or batch
+    is padded, and its targets are -100, so all batches have one shape.
     """
     windows = -(-(stream.num_tokens - 1) // sequence_length)
-    if max_tokens is not None:
-        windows = min(windows, max(1, max_tokens // sequence_length))
-    rows = min(batch_size, windows)
-    for first in range(rank * rows, windows, world_size * rows):
-        last = min(first + rows, windows)
-        tokens = stream.read(first * sequence_length, min(last * sequence_length + 1, stream.num_tokens))
-        inputs = np.zeros(rows * sequence_length, dtype=np.int64)
-        targets = np.full(rows * sequence_length, IGNORED, dtype=np.int64)
-        inputs[: len(tokens) - 1], targets[: len(tokens) - 1] = tokens[:-1], tokens[1:]
-        shape = (rows, sequence_length)
-        yield torch.from_numpy(inputs.reshape(shape)), torch.from_numpy(targets.reshape(shape))
+    kept = windows if max_tokens is None else min(windows, max(1, max_tokens // sequence_length))
+    chosen = (np.arange(kept) * windows // kept).tolist()
+    rows = min(batch_size, kept)
+    for first in range(0, kept, rows):
+        inputs = np.zeros((rows, sequence_length), dtype=np.int64)
+        targets = np.full((rows, sequence_length), IGNORED, dtype=np.int64)
+        for row, window in enumerate(chosen[first : first + rows]):
+            start = window * sequence_length
+            tokens = stream.read(start, min(start + sequence_length + 1, stream.num_tokens))
+            inputs[row, : len(tokens) - 1], targets[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+        yield torch.from_numpy(inputs), torch.from_numpy(targets)

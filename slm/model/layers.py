@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from slm.model.cache import KVCache
 from slm.model.config import ModelConfig
 
-# Below this many tokens, attention on a CPU is two plain matmuls around a softmax: the flash kernel there spends more
-# on its backward pass than it saves in memory (benchmarks/train_throughput.py; docs/log.md, 2026-11-21).
-CPU_MATMUL_ATTENTION_MAX_TOKENS = 512
+# Up to this many tokens, attention on a CPU is plain matmuls around a softmax, in blocks of so many queries: the flash
+# kernel there spends more on its backward pass than it saves in memory (measured: docs/log.md, 2026-11-21).
+CPU_MATMUL_ATTENTION_MAX_TOKENS = 2048
+CPU_QUERY_BLOCK = 128
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -78,14 +79,23 @@ def _visible(T: int, S: int, device: torch.device) -> Tensor:
 
 
 def _matmul_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
-    B, H, T, C = q_BHTC.shape
-    K, S = k_BKSC.shape[1:3]
-    q_BKGC = (q_BHTC * C**-0.5).reshape(B, K, H // K * T, C)  # the G queries of a key share its matmul
-    scores = (q_BKGC @ k_BKSC.transpose(-2, -1)).view(B, K, H // K, T, S)
-    scores = scores.masked_fill(~_visible(T, S, q_BHTC.device), -torch.inf)
-    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    weights = scores.softmax(-1, dtype=dtype).type_as(v_BKSC)
-    return (weights.view(B, K, H // K * T, S) @ v_BKSC).view(B, H, T, C)
+    """Blocks of queries, each against the keys it can see: most of the scores above the diagonal are never made."""
+    (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
+    G = H // K
+    q_BKGTC = (q_BHTC * C**-0.5).view(B, K, G, T, C)
+    size = max(CPU_QUERY_BLOCK, T // 8)  # more blocks save little and are long to compile
+    blocks = []
+    for start in range(0, T, size):
+        q = q_BKGTC[:, :, :, start : start + size]
+        t = q.shape[3]
+        s = S - T + start + t  # keys up to the last query's own
+        k, v = k_BKSC[:, :, :s], v_BKSC[:, :, :s]
+        scores = (q.reshape(B, K, G * t, C) @ k.transpose(-2, -1)).view(B, K, G, t, s)  # G queries share a matmul
+        scores = scores.masked_fill(~_visible(t, s, q.device), -torch.inf)
+        dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        weights = scores.softmax(-1, dtype=dtype).type_as(v)
+        blocks.append((weights.view(B, K, G * t, s) @ v).view(B, K, G, t, C))
+    return torch.cat(blocks, dim=3).view(B, H, T, C)
 
 
 class Attention(nn.Module):

@@ -74,43 +74,30 @@ def test_a_stream_shorter_than_a_window_is_refused(stream_of):
 
 
 @FIXTURE
-@given(
-    num_tokens=st.integers(2, 200),
-    sequence_length=st.integers(1, 40),
-    batch_size=st.integers(1, 9),
-    world_size=st.integers(1, 4),
-)
-def test_validation_scores_every_token_but_the_first_once(
-    stream_of, num_tokens, sequence_length, batch_size, world_size
-):
+@given(num_tokens=st.integers(2, 200), sequence_length=st.integers(1, 40), batch_size=st.integers(1, 9))
+def test_validation_scores_every_token_but_the_first_once(stream_of, num_tokens, sequence_length, batch_size):
     stream = stream_of(range(num_tokens), shard_tokens=17)
     scored = []
-    for rank in range(world_size):
-        options = {"sequence_length": sequence_length, "batch_size": batch_size, "rank": rank, "world_size": world_size}
-        for inputs, targets in val_batches(stream, **options):
-            assert inputs.shape == targets.shape
-            assert inputs.shape[1] == sequence_length
-            real = targets != -100
-            assert torch.equal(targets[real] - 1, inputs[real])  # the tokens count up, so the input is one less
-            assert torch.equal(inputs[:, 1:][real[:, 1:]], inputs[:, :-1][real[:, 1:]] + 1)
-            scored += targets[real].tolist()
+    for inputs, targets in val_batches(stream, sequence_length=sequence_length, batch_size=batch_size):
+        assert inputs.shape == targets.shape
+        assert inputs.shape[1] == sequence_length
+        real = targets != -100
+        assert torch.equal(targets[real] - 1, inputs[real])  # the tokens count up, so the input is one less
+        assert torch.equal(inputs[:, 1:][real[:, 1:]], inputs[:, :-1][real[:, 1:]] + 1)
+        scored += targets[real].tolist()
     assert sorted(scored) == list(range(1, num_tokens))
 
 
 @FIXTURE
-@given(max_tokens=st.integers(1, 300), world_size=st.integers(1, 3))
-def test_max_tokens_scores_the_first_windows_only(stream_of, max_tokens, world_size):
-    stream = stream_of(range(150))
-    scored = [
-        token
-        for rank in range(world_size)
-        for _, targets in val_batches(
-            stream, sequence_length=16, batch_size=3, max_tokens=max_tokens, rank=rank, world_size=world_size
-        )
-        for token in targets[targets != -100].tolist()
-    ]
-    windows = max(1, max_tokens // 16)
-    assert sorted(scored) == list(range(1, min(150, 1 + windows * 16)))
+@given(max_tokens=st.integers(1, 300))
+def test_max_tokens_scores_whole_windows_spread_evenly_over_the_stream(stream_of, max_tokens):
+    batches = val_batches(stream_of(range(1601)), sequence_length=16, batch_size=3, max_tokens=max_tokens)
+    starts = [row[0].item() - 1 for _, targets in batches for row in targets if row[0] != -100]
+    kept = max(1, max_tokens // 16)
+    assert len(starts) == kept
+    assert all(start % 16 == 0 for start in starts)
+    gaps = [b - a for a, b in zip(starts, [*starts[1:], 1600 + starts[0]], strict=True)]
+    assert max(gaps) - min(gaps) <= 16
 
 
 def test_all_validation_batches_have_one_shape(stream_of):
