@@ -18,9 +18,9 @@ from torch import Tensor
 IGNORE = -100
 """A target that is not scored, as in `torch.nn.functional.cross_entropy`."""
 
-CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}
-"""Tokens whose logits are alive at once. On a CPU more than 256 fall out of the cache (V = 4096) and fewer pay too
-often for adding up the head's gradient (V = 32000); a GPU wants its matmuls larger. Measured in docs/log.md."""
+CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
+"""Tokens whose logits are alive at once. On a CPU fewer pay too often for adding up the head's gradient (V = 32000) and
+more fall out of the cache (docs/log.md, 2026-11-21); a GPU, not measured yet, wants its matmuls larger."""
 
 
 def _chunks(hidden_ND: Tensor) -> Iterator[slice]:

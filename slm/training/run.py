@@ -122,7 +122,8 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
                 start_step=start_step,
                 num_workers=run.hardware.num_workers,
             )
-            os.environ["SLM_RUN_DIR"] = str(run.folder.path)  # for the processes that DDP starts from here
+            if run.hardware.world_size > 1:
+                os.environ["SLM_RUN_DIR"] = str(run.folder.path)  # for the processes that Lightning starts from here
             try:
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as error:  # what Lightning makes of a second Ctrl-C

@@ -1,6 +1,6 @@
 """Where the constants of slm/model come from: attention kernels and loss chunks, timed in whole training steps.
 
-    python benchmarks/kernels.py
+    python benchmarks/cpu_choices.py
 
 Attention: a step of a preset with blocked matmuls beside the same step with torch's SDPA, by sequence length.
 Loss: head and cross-entropy, forward and backward, by tokens a chunk, beside plain logits. Medians, interleaved.
