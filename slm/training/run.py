@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,7 +17,7 @@ from slm.checkpoints import export_model
 from slm.data import Corpus, prepare
 from slm.tracking import Trackers, open_trackers
 from slm.training.announce import ending_lines, plan_lines, speed_lines
-from slm.training.checkpointing import LAST, AtomicCheckpointIO, RandomState, newest_intact
+from slm.training.checkpointing import LAST, RandomState, newest_intact
 from slm.training.data_module import TokenData
 from slm.training.hardware import Hardware, is_first_process, resolve_hardware
 from slm.training.interrupt import Interrupt
@@ -33,6 +29,7 @@ from slm.training.probe import measure_speed
 from slm.training.progress import Progress
 from slm.training.result import make_result
 from slm.training.run_directory import RunDirectory
+from slm.training.trainer import make_trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +111,7 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
                 progress=progress,
                 trackers=trackers,
             )
-            trainer = _trainer(run, journal)
+            trainer = make_trainer(run.plan, run.hardware, callbacks=[journal, RandomState()])
             data = TokenData(
                 corpus,
                 run.plan,
@@ -225,42 +222,6 @@ def _trackers(run: Run, resume_step: int) -> Trackers:
         columns=COLUMNS,
         resume_step=resume_step,
     )
-
-
-def _trainer(run: Run, journal: Journal) -> L.Trainer:
-    """Lightning runs the loop; what it would log, save, validate or show is the journal's."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
-    return L.Trainer(
-        accelerator=run.hardware.accelerator,
-        devices=run.hardware.devices,
-        num_nodes=run.hardware.num_nodes,
-        strategy=_strategy(run.hardware),
-        precision=run.hardware.precision,  # type: ignore[arg-type]
-        max_steps=run.plan.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=run.plan.accumulation,
-        callbacks=[journal, RandomState()],
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
-
-
-def _strategy(hardware: Hardware) -> Strategy | str:
-    if hardware.strategy == "ddp":
-        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-    if hardware.strategy == "fsdp":
-        return ModelParallelStrategy(
-            data_parallel_size=hardware.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
-    return "auto"
 
 
 def exit_code(result: Mapping[str, Any]) -> int:
