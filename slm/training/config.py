@@ -22,7 +22,7 @@ def register() -> None:
     defaults = {f.name: MISSING if f.default is dataclasses.MISSING else f.default for f in fields}
     ConfigStore.instance().store(group="model", name="base", node={"family": MISSING, **defaults})
     for name, resolver in (
-        ("run_name", _run_name),
+        ("model_name", _model_name),
         ("run_dir", _run_dir),
         ("run_group", _run_group),
         ("cache_home", _cache_home),
@@ -30,13 +30,9 @@ def register() -> None:
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 
 
-def _run_name() -> str:
-    """The model's name and the seed."""
-    if not HydraConfig.initialized():
-        return "run"
-    hydra = HydraConfig.get()
-    seeds = [item.partition("=")[2] for item in hydra.overrides.task if item.startswith("seed=")]
-    return hydra.runtime.choices["model"] + (f"-seed{seeds[-1]}" if seeds else "")
+def _model_name() -> str:
+    """The choice of the `model` group."""
+    return HydraConfig.get().runtime.choices["model"] if HydraConfig.initialized() else "run"
 
 
 def _run_dir() -> str:
@@ -50,7 +46,7 @@ def _run_dir() -> str:
         return str(HydraConfig.get().runtime.output_dir)
     now = datetime.now()
     # The random end keeps two runs that start within one second apart.
-    return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}-{_run_name()}-{secrets.token_hex(2)}"
+    return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}-{_model_name()}-{secrets.token_hex(2)}"
 
 
 def _run_group() -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-PRECISIONS = ("auto", "bf16-mixed", "32-true", "bf16-true", "64-true")
+PRECISIONS = ("auto", "bf16-mixed", "32-true", "64-true")
 STRATEGIES = ("auto", "ddp", "fsdp")
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 

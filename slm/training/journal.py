@@ -132,12 +132,13 @@ class Journal(L.Callback):
 
     def _training_metrics(self, module: LanguageModel, trainer: L.Trainer) -> dict[str, float]:
         """Means and rates since the last row. The only place where the host waits for the device."""
-        loss = _mean_over_ranks(module.loss_sum) / self._row_steps
+        loss = _sum_over_ranks(module.loss_sum) / _sum_over_ranks(module.loss_count)
         module.loss_sum.zero_()
+        module.loss_count.zero_()
         metrics = {
             "train/loss": loss.item(),
             "train/grad_norm": module.grad_norm.item(),
-            "train/lr": float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]),
+            "train/lr": module.learning_rate(self._step),
             "train/skipped_steps": module.guard.skipped.item(),
         }
         self.train_loss = metrics["train/loss"]
@@ -233,11 +234,10 @@ def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any])
     return tokenizer.decode(list(ids))
 
 
-def _mean_over_ranks(value: Tensor) -> Tensor:
+def _sum_over_ranks(value: Tensor) -> Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
-        value /= dist.get_world_size()
     return value
 
 

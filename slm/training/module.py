@@ -21,6 +21,7 @@ class LanguageModel(L.LightningModule):
     """A decoder in training. Its buffers are what a step leaves behind for the log, kept on the device."""
 
     loss_sum: Tensor
+    loss_count: Tensor
     grad_norm: Tensor
 
     def __init__(self, plan: Plan, *, optim: Mapping[str, Any], schedule: Mapping[str, Any], seed: int) -> None:
@@ -30,7 +31,8 @@ class LanguageModel(L.LightningModule):
             torch.manual_seed(seed)
             self.decoder = Decoder(plan.model)
         self.guard = StepGuard(optim["skip_factor"])
-        self.register_buffer("loss_sum", torch.zeros(()))  # of this process's micro-batches since the last log
+        self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last log
+        self.register_buffer("loss_count", torch.zeros(()))  # and their number, in steps
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
 
     def configure_model(self) -> None:
@@ -56,7 +58,9 @@ class LanguageModel(L.LightningModule):
     def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch of T + 1 tokens a sequence, each but the first predicted from those before it."""
         loss = self.decoder.loss(tokens_BT[:, :-1], tokens_BT[:, 1:])
-        self.loss_sum += loss.detach() / self.plan.accumulation
+        finite = loss.detach().isfinite()
+        self.loss_sum += torch.where(finite, loss.detach(), 0.0) / self.plan.accumulation
+        self.loss_count += finite / self.plan.accumulation
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -66,3 +70,15 @@ class LanguageModel(L.LightningModule):
         self.grad_norm.copy_(norm)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim["clip_norm"], norm)
         skip_if(optimizer, self.guard.judge(norm))
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of optimizer step `step`, counted from 1."""
+        return self.optim["lr"] * lr_factor(step - 1, self.plan.steps, self.schedule)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restate Lightning's count of passes: a run continued on other devices takes another number of them a step."""
+        passes = checkpoint["global_step"] * self.plan.accumulation
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            # The journal saves in on_train_batch_end, before Lightning counts the pass as completed.
+            counts.update(ready=passes, started=passes, processed=passes, completed=passes - 1)

@@ -23,7 +23,10 @@ def matmul_peak(hardware: Hardware, cache_dir: Path) -> tuple[float, str]:
     device = hardware.device_name
     key = f"{device} {hardware.matmul_dtype} torch {torch.__version__}"
     path = cache_dir / "peaks.json"
-    peaks = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        peaks = json.loads(path.read_text())
+    except (OSError, ValueError):  # not there yet, or not whole
+        peaks = {}
     if key not in peaks:
         try:
             peaks[key] = measure_matmul(hardware.accelerator, hardware.matmul_dtype)

@@ -77,7 +77,8 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
         return done
     corpus = prepare(settings["data"], settings["tokenizer"], cache_dir=run.cache_dir)
     _check_corpus(corpus, run.plan)
-    run.folder.claim(settings)
+    if is_first_process():
+        run.folder.claim(settings)
     try:
         return _fit(run, corpus)
     except (torch.OutOfMemoryError, MemoryError) as error:

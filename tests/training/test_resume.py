@@ -149,6 +149,22 @@ def test_a_truncated_newest_checkpoint_is_noticed_and_the_one_before_it_used(
     assert_same_run(folder, uninterrupted)
 
 
+@pytest.mark.parametrize("change", [["trainer.micro_batch_tokens=64"], ["trainer=ddp", "trainer.devices=2"]])
+def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
+    change: list[str], train_command: Command, tmp_path: Path
+) -> None:
+    """The kill falls after an odd number of steps, so that Lightning's counts of passes cannot agree by accident."""
+    common = ["train.tokens=30720", "trainer.accelerator=cpu", "trainer.precision=32-true", "checkpoint.every_steps=1"]
+    finish(train_command(*common, f"output_dir={tmp_path}/whole"))
+    process = start(train_command(*common, f"output_dir={tmp_path}/run"))
+    wait_for_row(tmp_path / "run", 35, process)
+    process.kill()
+    process.wait()
+    finish(train_command(*common, *change, f"output_dir={tmp_path}/run"))
+    whole, continued = ([float(row["train/loss"]) for row in rows(tmp_path / name)] for name in ("whole", "run"))
+    assert continued == pytest.approx(whole, abs=1e-3)
+
+
 def test_a_completed_run_is_left_alone(train_command: Command, tmp_path: Path) -> None:
     command = train_command(f"output_dir={tmp_path}/run")
     finish(command)
