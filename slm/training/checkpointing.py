@@ -19,6 +19,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
+SCHEMA = 1
+"""Part of every checkpoint: raise it when what a checkpoint holds changes."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint could not be written, or none that is left can be read."""
@@ -34,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
-                torch.save(checkpoint, file)
+                torch.save(checkpoint | {"slm_schema": SCHEMA}, file)
                 file.flush()
                 os.fsync(file.fileno())
             if path.exists():
@@ -67,6 +70,14 @@ def newest_intact(folder: Path) -> Path | None:
     if found:
         raise CheckpointError(f"no checkpoint in {folder} is whole: choose another output_dir to start again")
     return None
+
+
+def step_of(path: Path) -> int:
+    """Optimizer steps done in a checkpoint. Raises `CheckpointError` if another version of slm wrote it."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if checkpoint.get("slm_schema") != SCHEMA:
+        raise CheckpointError(f"checkpoint {path} was written by another version of slm: continue it with that version")
+    return checkpoint["global_step"]
 
 
 def is_intact(path: Path) -> bool:

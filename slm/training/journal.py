@@ -75,7 +75,7 @@ class Journal(L.Callback):
     seconds: float = 0.0
     """Time since the start of the fit, over all resumptions."""
     _step: int = 0
-    _row_steps: int = 0
+    _row_steps: int = 0  # timed since the last row or the start of this process
     _hopeless_rows: int = 0
     _started: float = field(default_factory=time.perf_counter)
     _row_started: float = field(default_factory=time.perf_counter)
@@ -83,17 +83,10 @@ class Journal(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the next checkpoint carries."""
-        keep = (
-            "val",
-            "train_loss",
-            "skipped_steps",
-            "sample",
-            "best_loss",
-            "train_seconds",
-            "_row_steps",
-            "_hopeless_rows",
-        )
-        return {"seconds": self.total_seconds()} | {name: getattr(self, name) for name in keep}
+        keep = ("val", "train_loss", "skipped_steps", "sample", "best_loss", "_hopeless_rows")
+        train_seconds = self.train_seconds + time.perf_counter() - self._row_started
+        clocks = {"seconds": self.total_seconds(), "train_seconds": train_seconds}
+        return clocks | {name: getattr(self, name) for name in keep}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""

@@ -17,7 +17,7 @@ from slm.checkpoints import export_model
 from slm.data import Corpus, prepare
 from slm.tracking import Trackers, open_trackers
 from slm.training.announce import ending_lines, plan_lines, speed_lines
-from slm.training.checkpointing import LAST, RandomState, newest_intact
+from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
 from slm.training.data_module import TokenData
 from slm.training.hardware import Hardware, is_first_process, resolve_hardware
 from slm.training.interrupt import Interrupt
@@ -93,7 +93,7 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
     checkpoint = newest_intact(run.folder.checkpoints)
     start_step = 0
     if checkpoint is not None:
-        start_step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        start_step = step_of(checkpoint)
         _say(f"continuing   from step {start_step} of {run.plan.steps} ({checkpoint})")
     peak = _measure(run, module)
     trackers = _trackers(run, start_step) if is_first_process() else None

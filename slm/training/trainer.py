@@ -18,6 +18,7 @@ def make_trainer(plan: Plan, hardware: Hardware, *, callbacks: list[L.Callback])
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # it starts at the right step
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
     return L.Trainer(
         accelerator=hardware.accelerator,

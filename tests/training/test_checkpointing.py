@@ -13,6 +13,7 @@ from slm.training.checkpointing import (
     RandomState,
     keep_as_best,
     newest_intact,
+    step_of,
 )
 
 
@@ -53,6 +54,14 @@ def test_a_folder_with_damaged_checkpoints_only_is_not_started_over(tmp_path: Pa
     with pytest.raises(CheckpointError, match="no checkpoint"):
         newest_intact(tmp_path)
     assert newest_intact(tmp_path / "empty") is None
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    torch.save({"global_step": 7}, tmp_path / LAST)
+    with pytest.raises(CheckpointError, match="another version"):
+        step_of(tmp_path / LAST)
+    AtomicCheckpointIO().save_checkpoint({"global_step": 7}, tmp_path / LAST)
+    assert step_of(tmp_path / LAST) == 7
 
 
 def test_a_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
