@@ -21,9 +21,12 @@ def main(config: DictConfig) -> None:
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print(
+            "\ninterrupted; the same command with the same output_dir goes on from the newest checkpoint, if any",
+            file=sys.stderr,
+        )
         exit_codes.append(130)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -43,7 +46,8 @@ def run(config: DictConfig) -> int:
         )
     OmegaConf.resolve(config)
     if multirun:
-        return exit_code(train(config, alone=False))
+        result = train(config, alone=False)
+        return 128 + result["signal"] if result.get("signal") else exit_code(result)
     # Lightning would start further processes from Hydra's own files, which a single run here does not write; with
     # Hydra's state gone it repeats this command line.
     HydraConfig.instance().cfg = None

@@ -6,10 +6,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from slm.model.config import ModelConfig
 from slm.training.config import register
 from slm.training.hardware import Hardware
 from slm.training.plan import make_plan, model_config
+from slm.training.settings import check_settings
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -67,6 +67,7 @@ def test_every_choice_composes_into_a_plan(choice: str) -> None:
     needed = ["data.paths=x.txt"] if choice == "data=local" else []
     needed += ["tokenizer.path=x"] if choice == "tokenizer=file" else []
     config = composed(choice, *needed)
+    check_settings(config)
     hardware = Hardware(
         accelerator="cpu",
         devices=1,
@@ -89,11 +90,3 @@ def test_the_papers_recipe_is_the_papers() -> None:
     assert config["schedule"]["name"] == "cosine"
     assert config["train"]["batch_tokens"] == 2_097_152
     assert config["train"]["tokens"] / config["train"]["batch_tokens"] == 480_000
-
-
-def test_model_defaults_live_in_modelconfig_alone() -> None:
-    register()
-    base = composed("model=tiny")["model"]
-    written = OmegaConf.load(CONF / "model" / "tiny.yaml")
-    defaults = {f: v for f, v in ModelConfig.__dataclass_fields__.items() if f not in written}
-    assert {f: base[f] for f in defaults} == {f: field.default for f, field in defaults.items()}

@@ -43,6 +43,8 @@ def generate(
         # The cache grows with each token, which compiled blocks would answer with a compilation each.
         with torch.compiler.set_stance("force_eager"):
             logits = decoder(new, cache)[0, -1, :num_ids].float()
+        if not logits.isfinite().all():  # a diverged model has nothing to say
+            return
         token = _pick(logits, temperature, top_k, rng)
         if token == stop_id:
             return

@@ -1,6 +1,6 @@
 """Where metrics go: a CSV file always, Weights & Biases and TensorBoard when asked, behind one small interface."""
 
 from slm.tracking.base import Tracker, Trackers
-from slm.tracking.open import open_trackers
+from slm.tracking.open import check_logger, open_trackers
 
-__all__ = ["Tracker", "Trackers", "open_trackers"]
+__all__ = ["Tracker", "Trackers", "check_logger", "open_trackers"]

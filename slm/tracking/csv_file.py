@@ -13,7 +13,10 @@ class CsvTracker:
     """Appends rows with fixed columns; an empty cell means "not measured at this step"."""
 
     def __init__(self, path: Path, columns: Sequence[str], *, resume_step: int = 0) -> None:
-        """Open `path`, dropping rows of steps after `resume_step`: the run is about to take those again."""
+        """Open `path`, dropping rows of steps after `resume_step`: the run is about to take those again.
+
+        Raises `ValueError` if `path` holds something else.
+        """
         self.path, self.columns = path, ("step", *columns)
         kept = _rows_until(path, resume_step) if path.exists() else []
         partial = path.with_name(path.name + ".partial")
@@ -39,4 +42,7 @@ class CsvTracker:
 def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         whole = [line for line in file if line.endswith("\n")]  # a killed run may have written half a line
-    return [row for row in csv.DictReader(whole) if int(row["step"]) <= step]
+    rows = list(csv.DictReader(whole))
+    if not all((row.get("step") or "").isdigit() for row in rows):
+        raise ValueError(f"{path} is not a table of metrics by step: restore it, or choose another output_dir")
+    return [row for row in rows if int(row["step"]) <= step]

@@ -8,8 +8,16 @@ from typing import Any
 
 from slm.tracking.base import Tracker, Trackers
 from slm.tracking.csv_file import CsvTracker
-from slm.tracking.tensorboard_file import TensorBoardTracker
-from slm.tracking.wandb_run import WandbTracker
+from slm.tracking.tensorboard_file import TensorBoardTracker, check_tensorboard
+from slm.tracking.wandb_run import WandbTracker, check_wandb
+
+
+def check_logger(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for `logger` settings that cannot work here; opens and writes nothing."""
+    if settings["wandb"]:
+        check_wandb(settings)
+    if settings["tensorboard"]:
+        check_tensorboard()
 
 
 def open_trackers(
@@ -23,7 +31,7 @@ def open_trackers(
 ) -> Trackers:
     """Open all trackers of the run directory `folder`; `settings` is the `logger` config group.
 
-    `columns` are those of metrics.csv. Raises `ValueError` for settings that cannot work here.
+    `columns` are those of metrics.csv. Raises `ValueError` for settings that `check_logger` refuses.
     """
     trackers: list[Tracker] = [CsvTracker(folder / "metrics.csv", columns, resume_step=resume_step)]
     if settings["wandb"]:

@@ -16,17 +16,11 @@ class WandbTracker:
     """One W&B run with a `tokens` axis; a resumed run adds to it, and `tokens` orders what overlaps."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> None:
-        """Start or continue the run of run directory `folder`. `settings` is the `logger` config group.
-
-        Raises `ValueError` if `logger.mode=online` and no API key is at hand: nothing here ever asks for one.
-        """
+        """Start or continue the run of run directory `folder`. `settings` is the `logger` config group."""
         import wandb
 
+        check_wandb(settings)
         mode = settings["mode"]
-        if mode not in ("offline", "online", "disabled"):
-            raise ValueError(f"logger.mode={mode} must be offline, online or disabled")
-        if mode == "online" and not _has_api_key():
-            raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
         self.samples: list[list[Any]] = []
         self.run = wandb.init(
             mode=mode,
@@ -63,6 +57,15 @@ class WandbTracker:
         """Write final figures into the summary and end the run."""
         self.run.summary.update(dict(summary))
         self.run.finish(exit_code=0 if succeeded else 1)
+
+
+def check_wandb(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a mode that is none, or `online` without an API key: nothing here ever asks for one."""
+    mode = settings["mode"]
+    if mode not in ("offline", "online", "disabled"):
+        raise ValueError(f"logger.mode={mode} must be offline, online or disabled")
+    if mode == "online" and not _has_api_key():
+        raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
 
 
 def _run_id(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
     length = plan.sequence_length
     uses = len(model.block_uses)
     shared = f", each used {model.num_repeats} times ({model.layer_sharing})" if uses > model.num_layers else ""
-    epochs_hint = f"{plan.train_tokens / model.num_params():.2f} a parameter"
+    per_parameter = f"{plan.train_tokens / model.num_params():.2f} a parameter"
     where = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
     return [
         f"run          {config['name']}, seed {config['seed']}, in {config['output_dir']}",
@@ -27,7 +28,7 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
         f"{model.num_heads} heads ({model.kv_heads} KV) of {model.head_width}, FFN {model.intermediate_size}, "
         f"vocabulary {model.vocab_size:,}",
         f"parameters   {model.num_params():,} total, {model.num_params(non_embedding=True):,} non-embedding",
-        f"tokens       {plan.train_tokens:,} ({epochs_hint}) in {plan.steps:,} steps of {plan.batch_tokens:,} "
+        f"tokens       {plan.train_tokens:,} ({per_parameter}) in {plan.steps:,} steps of {plan.batch_tokens:,} "
         f"({plan.accumulation} x {plan.micro_batch_size} sequences of {length} a device)",
         f"FLOPs        {model.flops_per_token(length):.3e} a token exact, "
         f"{model.flops_per_token(length, convention='6n'):.3e} as 6N; {plan.flops:.3e} in all",
@@ -68,7 +69,7 @@ def ending_lines(result: Mapping[str, Any], folder: Path, sample: str) -> list[s
     if sample:
         lines.append(f"sample       {sample}")
     if result["status"] == "interrupted":
-        lines.append(f"continue     the same command with output_dir={folder}")
+        lines.append(f"continue     the same command with output_dir={shlex.quote(str(folder))}")
     if result["status"] == "diverged":
         lines.append("hint         a lower optim.lr or a longer schedule.warmup_fraction usually helps")
     return lines

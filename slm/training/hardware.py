@@ -60,12 +60,12 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
     return Hardware(
         accelerator=accelerator,
         devices=devices,
-        num_nodes=trainer["num_nodes"],
+        num_nodes=int(trainer["num_nodes"]),
         strategy="single" if not several else "fsdp" if trainer["strategy"] == "fsdp" else "ddp",
         precision=precision,
         compile=_can_compile(accelerator) if trainer["compile"] == "auto" else bool(trainer["compile"]),
-        micro_batch_tokens=trainer["micro_batch_tokens"] or MICRO_BATCH_TOKENS[accelerator],
-        num_workers=trainer["num_workers"],
+        micro_batch_tokens=int(trainer["micro_batch_tokens"] or MICRO_BATCH_TOKENS[accelerator]),
+        num_workers=int(trainer["num_workers"]),
     )
 
 
@@ -94,7 +94,12 @@ def _devices(wanted: Any, accelerator: str) -> int:
     present = torch.cuda.device_count() if accelerator == "cuda" else None
     if wanted == "auto":
         return present or 1
-    if not isinstance(wanted, int) or wanted < 1 or (present is not None and wanted > present):
+    if (
+        not isinstance(wanted, int)
+        or isinstance(wanted, bool)
+        or wanted < 1
+        or (present is not None and wanted > present)
+    ):
         limit = "a whole number of at least 1" if present is None else f"between 1 and {present}, the GPUs here"
         raise ValueError(f"trainer.devices={wanted} must be auto or {limit}")
     return wanted

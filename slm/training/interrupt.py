@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -14,6 +15,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -31,10 +33,12 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a loader worker, forked with our handlers: the run decides, not it
+            return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
         print(
-            f"\n{signal.Signals(number).name}: saving a checkpoint after this step (Ctrl-C again stops at once)",
+            f"\n{signal.Signals(number).name}: saving a checkpoint and stopping (Ctrl-C again stops at once, without)",
             flush=True,
         )

@@ -119,9 +119,21 @@ class Journal(L.Callback):
         if row:
             self._write(step, pl_module.plan, row)
         stop, save = self._decide(step, row, last)
-        if save or stop:
-            self._save(trainer, improved="val/loss" in row and row["val/loss"] <= self.best_loss)
+        best = self.checkpoint["keep_best"] and "val/loss" in row and row["val/loss"] == self.best_loss
+        if save or stop or best:
+            self._save(trainer, pl_module, best=best)
         trainer.should_stop = stop
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clocks, and look back: a run that skipped most of its steps has learned little of its data."""
+        now = time.perf_counter()
+        self.train_seconds += now - self._row_started
+        self.seconds += now - self._started
+        self._row_started = self._started = now
+        assert isinstance(pl_module, LanguageModel)
+        self.skipped_steps = int(pl_module.guard.skipped.item())
+        if self.status == "completed" and self.skipped_steps > trainer.global_step / 2:
+            self.status = "diverged"
 
     def _training_metrics(self, module: LanguageModel, trainer: L.Trainer) -> dict[str, float]:
         """Means and rates since the last row. The only place where the host waits for the device."""
@@ -162,7 +174,8 @@ class Journal(L.Callback):
         pause = time.perf_counter()
         result = score(module, self.corpus, max_tokens=None if whole else int(self.train["eval_tokens"]))
         self.val = asdict(result)
-        self.best_loss = min(self.best_loss, result.loss)
+        if not whole:  # losses of different sets are not compared
+            self.best_loss = min(self.best_loss, result.loss)
         if self.trackers:
             self._sample(module)
         self._row_started += time.perf_counter() - pause  # validation is not training time
@@ -195,12 +208,14 @@ class Journal(L.Callback):
         due = last or (every is not None and step % every == 0)
         return self.status != "completed", due or late
 
-    def _save(self, trainer: L.Trainer, *, improved: bool) -> None:
+    def _save(self, trainer: L.Trainer, module: LanguageModel, *, best: bool) -> None:
         if self.status == "diverged":  # what is on disk is better than what this would replace
             return
         pause = time.perf_counter()
+        for part in (module.loss_sum, module.loss_count):  # each rank's own, of which a checkpoint holds one
+            part.copy_(_sum_over_ranks(part) / trainer.world_size)
         trainer.save_checkpoint(self.folder / LAST)
-        if improved and self.checkpoint["keep_best"] and trainer.is_global_zero:
+        if best and trainer.is_global_zero:
             keep_as_best(self.folder)
         self._saved_at = time.perf_counter()
         self._row_started += self._saved_at - pause

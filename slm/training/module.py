@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from slm.model.decoder import Decoder
-from slm.training.optim import StepGuard, full_grad_norm, make_adamw, skip_if
+from slm.training.optim import OPTIMIZERS, StepGuard, full_grad_norm, skip_if
 from slm.training.plan import Plan
 from slm.training.schedules import lr_factor
 
@@ -49,8 +49,8 @@ class LanguageModel(L.LightningModule):
             register_fsdp_forward_method(self.decoder, method)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and its schedule, stepped once an optimizer step."""
-        optimizer = make_adamw(self.decoder, self.optim)
+        """The optimizer and its schedule, stepped once an optimizer step."""
+        optimizer = OPTIMIZERS[self.optim["name"]](self.decoder, self.optim)
         factor = partial(lr_factor, total_steps=self.plan.steps, schedule=self.schedule)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

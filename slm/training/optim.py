@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ def make_adamw(model: nn.Module, optim: Mapping[str, Any]) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=optim["lr"], betas=tuple(optim["betas"]), eps=optim["eps"], fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, Mapping[str, Any]], torch.optim.Optimizer]] = {"adamw": make_adamw}
+"""By `optim.name`. Each must honour `found_inf` (see `skip_if`)."""
 
 
 class StepGuard(nn.Module):
@@ -44,13 +48,13 @@ class StepGuard(nn.Module):
     @torch.no_grad()
     def judge(self, grad_norm: Tensor) -> Tensor:
         """1.0 if the step should be skipped, else 0.0, as a scalar tensor."""
-        log_norm = grad_norm.float().clamp(min=1e-12).log()
+        log_norm = grad_norm.to(self.log_mean.dtype).clamp(min=1e-12).log()
         exploding = (self.seen >= GUARD_WINDOW) & (log_norm > self.log_mean + self.log_factor)
         bad = exploding | ~log_norm.isfinite()
         weight = 1 / (self.seen + 1).clamp(max=GUARD_WINDOW)
         self.log_mean.copy_(torch.where(bad, self.log_mean, self.log_mean.lerp(log_norm, weight)))
-        self.seen.add_((~bad).float())
-        self.skipped.add_(bad.float())
+        self.seen.add_(~bad)
+        self.skipped.add_(bad)
         self.in_a_row.copy_(torch.where(bad, self.in_a_row + 1, torch.zeros_like(self.in_a_row)))
         return bad.float()
 

@@ -32,7 +32,7 @@ def make_result(
     """Everything a reader of the run needs, for a run that stopped at optimizer step `step`.
 
     Losses are nats a token, `flops_*` training FLOPs a token, `val` the whole validation set if the run completed and
-    the newest validation otherwise, `signal` the number of the signal that interrupted the run.
+    the newest validation otherwise, `signal` the number of the signal that the run received, if any.
     """
     tokens = step * plan.batch_tokens
     exact = plan.model.flops_per_token(plan.sequence_length)
@@ -41,7 +41,7 @@ def make_result(
     return {
         "schema": SCHEMA,
         "status": journal.status,
-        "signal": signal if journal.status == "interrupted" else None,
+        "signal": signal,
         "name": settings["name"],
         "family": settings["model"].get("family"),
         "seed": settings["seed"],

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.checkpoints import export_model
 from slm.data import Corpus, prepare
-from slm.tracking import Trackers, open_trackers
+from slm.tracking import Trackers, check_logger, open_trackers
 from slm.training.announce import ending_lines, plan_lines, speed_lines
 from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
 from slm.training.data_module import TokenData
@@ -25,10 +25,11 @@ from slm.training.journal import COLUMNS, Journal
 from slm.training.module import LanguageModel
 from slm.training.peak import matmul_peak
 from slm.training.plan import Plan, make_plan
-from slm.training.probe import measure_speed
+from slm.training.probe import measure_speed, reset_peak_memory
 from slm.training.progress import Progress
 from slm.training.result import make_result
 from slm.training.run_directory import RunDirectory
+from slm.training.settings import check_settings
 from slm.training.trainer import make_trainer
 
 
@@ -52,6 +53,7 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
     left as it is. Raises `ValueError`, before any work, for what a user can get wrong.
     """
     settings = _plain(config)
+    check_settings(settings)
     hardware = resolve_hardware(settings["trainer"])
     if not alone and hardware.world_size > 1:
         raise ValueError(
@@ -59,6 +61,7 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
             "multirun; give one device, or start single runs"
         )
     torch._dynamo.reset()  # a run before this one in the same process must not use up the compiler's limits
+    reset_peak_memory()
     run = Run(
         settings=settings,
         plan=make_plan(settings, hardware),
@@ -75,16 +78,21 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
     if done and done["status"] == "completed":
         _say(f"completed already: {run.folder.path}; choose another output_dir to train again")
         return done
+    check_logger(settings["logger"])
     corpus = prepare(settings["data"], settings["tokenizer"], cache_dir=run.cache_dir)
     _check_corpus(corpus, run.plan)
-    if is_first_process():
-        run.folder.claim(settings)
     try:
-        return _fit(run, corpus)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+        if not is_first_process():
+            return _fit(run, corpus)
+        fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
+        with run.folder.claimed(settings, fingerprints):
+            return _fit(run, corpus)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         raise ValueError(
             f"out of memory with trainer.micro_batch_tokens={hardware.micro_batch_tokens}: lower it "
-            "(the result does not change, only the number of passes a step)"
+            "(a step then takes more passes, and learns the same)"
         ) from error
 
 
@@ -97,7 +105,7 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
         _say(f"continuing   from step {start_step} of {run.plan.steps} ({checkpoint})")
     peak = _measure(run, module)
     trackers = _trackers(run, start_step) if is_first_process() else None
-    succeeded = False
+    result: dict[str, Any] = {}
     progress = Progress(run.plan.steps, shown=trackers is not None)
     try:
         with Interrupt() as interrupt:
@@ -132,11 +140,12 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
         )
         if trackers is not None:
             _finish(run, corpus, journal, result)
-        succeeded = result["status"] == "completed"
     finally:
         progress.stop()
         if trackers is not None:
-            trackers.finish(result if succeeded else {}, succeeded=succeeded)
+            trackers.finish(result, succeeded=bool(result) and result["status"] != "diverged")
+    if dist.is_initialized():
+        dist.barrier()  # Lightning kills the first process, still writing, if another one ends before it
     return result
 
 
@@ -198,12 +207,14 @@ def _module(run: Run) -> LanguageModel:
 
 
 def _measure(run: Run, module: LanguageModel) -> float:
-    """Say how fast the run will be (of one process; several have not started yet). Returns the matmul peak."""
+    """Say how fast the run will be, going by this process's device. Returns the matmul peak of a device."""
     peak, source = matmul_peak(run.hardware, run.cache_dir)
-    if run.hardware.world_size == 1:
+    if is_first_process():
+        # Processes on one CPU share its cores; GPUs add up.
+        devices = run.hardware.world_size if run.hardware.accelerator == "cuda" else 1
         _say("speed        measuring ...")
         speed, memory = measure_speed(module.decoder, run.plan, run.hardware)
-        _say(*speed_lines(run.plan, speed, peak, source, memory))
+        _say(*speed_lines(run.plan, speed * devices, peak * devices, source, memory))
     return peak
 
 
@@ -226,11 +237,16 @@ def _trackers(run: Run, resume_step: int) -> Trackers:
 
 
 def exit_code(result: Mapping[str, Any]) -> int:
-    """0 completed, 2 diverged, 128 + the signal where a signal interrupted the run."""
+    """0 completed, 2 diverged, 128 + the signal where a signal interrupted the run.
+
+    Always 0 in processes that Lightning started: it kills the first one, still writing, if another one fails.
+    """
+    if not is_first_process():
+        return 0
     if result.get("status") == "diverged":
         return 2
     if result.get("status") == "interrupted":
-        return 128 + (result.get("signal") or signal.SIGINT)
+        return 128 + result["signal"]
     return 0
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 # What must be the same for a directory to be continued; devices, logging and how often to save may change.
 IDENTITY = ("model", "data", "tokenizer", "optim", "schedule", "train", "seed")
+# What a run writes besides its config. Where one of these is and no config.yaml, somebody else put it there.
+CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
 
 
 class RunDirectory:
@@ -23,37 +29,64 @@ class RunDirectory:
         self.model = self.path / "model"
 
     def result(self) -> dict[str, Any] | None:
-        """`result.json`, or None while there is none."""
-        file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        """`result.json`, or None while there is none that is whole."""
+        try:
+            return json.loads((self.path / "result.json").read_text())
+        except (OSError, ValueError):
+            return None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`."""
-        self._write("result.json", json.dumps(result, indent=2) + "\n")
+        """Write `result.json`; numbers that are not finite become null, which JSON has a word for."""
+        self._write("result.json", json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raise `ValueError` if this cannot be the directory of `config`: a file, or another run's."""
+        """Raise `ValueError` if this cannot be the directory of `config`: a file, another run's or somebody else's."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir={self.path} is a file; it must be a folder, or not exist yet")
         file = self.path / "config.yaml"
         if not file.exists():
-            return
-        differing = list(_differences(OmegaConf.to_container(OmegaConf.load(file)), config))
-        if differing:
-            raise ValueError(
-                f"output_dir={self.path} holds a run with other settings ({'; '.join(differing[:3])}): "
-                "choose another output_dir, or give that run's settings to continue it"
-            )
-
-    def claim(self, config: Mapping[str, Any]) -> None:
-        """Write `config.yaml` unless it is there; the directory is then this run's."""
-        if (self.path / "config.yaml").exists():
+            foreign = [name for name in CONTENTS if (self.path / name).exists()]
+            if foreign:
+                raise ValueError(
+                    f"output_dir={self.path} holds {foreign[0]} but no config.yaml, so it is not known to be this "
+                    "run's: choose another output_dir"
+                )
             return
         try:
+            before = OmegaConf.to_container(OmegaConf.load(file))
+        except (yaml.YAMLError, OSError) as error:
+            raise ValueError(f"{file} cannot be read: restore it, or choose another output_dir") from error
+        self._refuse_if_different(_differences(before, config, IDENTITY))
+
+    @contextmanager
+    def claimed(self, config: Mapping[str, Any], corpus: Mapping[str, str]) -> Iterator[None]:
+        """Hold the directory, with `config.yaml` and `corpus.json` (the fingerprints of what is trained on) in it.
+
+        Raises `ValueError` if another process trains in it, or if it was begun on another corpus.
+        """
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("config.yaml", OmegaConf.to_yaml(_runnable(config)))
-        except OSError as error:
-            raise ValueError(f"output_dir={self.path} cannot be written: {error.strerror}") from error
+            with FileLock(self.path / ".lock").acquire(timeout=0):
+                if (self.path / "config.yaml").exists():
+                    self._refuse_if_different(_differences(self._corpus(), corpus, tuple(corpus)))
+                else:
+                    self._write("config.yaml", OmegaConf.to_yaml(_runnable(config)))
+                self._write("corpus.json", json.dumps(corpus, indent=2) + "\n")
+                yield
+        except Timeout as error:
+            raise ValueError(f"output_dir={self.path} is in use by another process that trains in it") from error
+
+    def _corpus(self) -> dict[str, str]:
+        file = self.path / "corpus.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def _refuse_if_different(self, differences: Iterator[str]) -> None:
+        found = list(differences)
+        if found:
+            raise ValueError(
+                f"output_dir={self.path} holds a run with other settings ({'; '.join(found[:3])}): "
+                "choose another output_dir, or give that run's settings to continue it"
+            )
 
     def _write(self, name: str, text: str) -> None:
         partial = self.path / f"{name}.partial"
@@ -70,10 +103,10 @@ def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(old: Any, new: Mapping[str, Any]) -> Iterator[str]:
+def _differences(old: Any, new: Mapping[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
     before, after = dict(_flat(old)), dict(_flat(new))
     for key in sorted(before.keys() | after.keys()):
-        if key.split(".")[0] in IDENTITY and before.get(key) != after.get(key):
+        if key.split(".")[0] in parts and before.get(key) != after.get(key):
             yield f"{key} is {before.get(key)} there, {after.get(key)} here"
 
 
@@ -83,3 +116,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -44,9 +44,6 @@ def check_schedule(schedule: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a schedule that does not exist or whose phases do not fit into a run."""
     if schedule["name"] not in SHAPES:
         raise ValueError(f"schedule.name={schedule['name']} must be one of {', '.join(SHAPES)}")
-    for key in ("warmup_fraction", "decay_fraction", "final_fraction"):
-        if key in schedule and not (isinstance(schedule[key], (int, float)) and 0 <= schedule[key] <= 1):
-            raise ValueError(f"schedule.{key}={schedule[key]} must be a share between 0 and 1")
     if schedule["warmup_fraction"] >= 1:
         raise ValueError(f"schedule.warmup_fraction={schedule['warmup_fraction']} leaves no step after the warm-up")
     if schedule["name"] == "wsd" and not 0 < schedule["decay_fraction"] <= 1 - schedule["warmup_fraction"]:

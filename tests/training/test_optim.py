@@ -84,6 +84,12 @@ def test_a_guard_at_its_start_watches_large_norms_without_skipping() -> None:
     assert [guard.judge(torch.tensor(norm)).item() for norm in (0.1, 100.0, 0.0, 5.0)] == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_guard_judges_in_the_precision_of_its_module(dtype: torch.dtype) -> None:
+    guard = StepGuard(skip_factor=10).to(dtype)
+    assert [guard.judge(torch.tensor(norm)).item() for norm in (1.0, math.nan)] == [0, 1]
+
+
 def test_the_gradient_norm_is_that_of_all_gradients_together() -> None:
     decoder = model()
     set_gradients(decoder, 1)

@@ -1,0 +1,121 @@
+"""Kinds of the values in a config: one table, checked before anything else looks at them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Kind = tuple[str, Callable[[Any], bool]]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return _number(value) and value == int(value) and value >= least
+
+
+def _or_null(kind: Kind) -> Kind:
+    return f"{kind[0]}, or null", lambda value: value is None or kind[1](value)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+SWITCH: Kind = ("true or false", lambda value: isinstance(value, bool))
+AUTO_SWITCH: Kind = ("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")
+TEXT: Kind = ("text", lambda value: isinstance(value, str))
+NAME: Kind = ("text that is not empty", lambda value: isinstance(value, str) and value != "")
+TEXTS: Kind = ("a list of texts", _texts)
+PATHS: Kind = ("a path, a glob or a list of them", lambda value: isinstance(value, str) or _texts(value))
+COUNT: Kind = ("a whole number of at least 1", lambda value: _whole(value, 1))
+NATURAL: Kind = ("a whole number of at least 0", lambda value: _whole(value, 0))
+SEED: Kind = (
+    "a whole number from 0 to 2^63 - 1",
+    lambda value: isinstance(value, int) and _whole(value, 0) and value < 2**63,
+)
+POSITIVE: Kind = ("a number above 0", lambda value: _number(value) and value > 0)
+NOT_NEGATIVE: Kind = ("a number of at least 0", lambda value: _number(value) and value >= 0)
+ABOVE_ONE: Kind = ("a number above 1", lambda value: _number(value) and value > 1)
+SHARE: Kind = ("a share from 0 to 1", lambda value: _number(value) and 0 <= value <= 1)
+BETAS: Kind = (
+    "two numbers of at least 0 and below 1",
+    lambda value: isinstance(value, list) and len(value) == 2 and all(_number(b) and 0 <= b < 1 for b in value),
+)
+
+KINDS: dict[str, Kind] = {
+    "name": NAME,
+    "seed": SEED,
+    "output_dir": NAME,
+    "cache_dir": NAME,
+    "dry_run": SWITCH,
+    "train.tokens": POSITIVE,
+    "train.tokens_per_param": _or_null(POSITIVE),
+    "train.flops": _or_null(POSITIVE),
+    "train.batch_tokens": COUNT,
+    "train.sequence_length": COUNT,
+    "train.log_every": COUNT,
+    "train.eval_every": COUNT,
+    "train.eval_tokens": COUNT,
+    "train.sample_tokens": NATURAL,
+    "train.sample_prompt": TEXT,
+    "checkpoint.every_steps": _or_null(COUNT),
+    "checkpoint.every_minutes": _or_null(POSITIVE),
+    "checkpoint.keep_best": SWITCH,
+    "optim.lr": POSITIVE,
+    "optim.betas": BETAS,
+    "optim.eps": POSITIVE,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.clip_norm": POSITIVE,
+    "optim.skip_factor": ABOVE_ONE,
+    "optim.max_skipped_in_a_row": COUNT,
+    "schedule.warmup_fraction": SHARE,
+    "trainer.num_nodes": COUNT,
+    "trainer.compile": AUTO_SWITCH,
+    "trainer.micro_batch_tokens": _or_null(COUNT),
+    "trainer.num_workers": NATURAL,
+    "logger.wandb": SWITCH,
+    "logger.tensorboard": SWITCH,
+    "logger.project": NAME,
+    "logger.tags": TEXTS,
+}
+"""Kinds of keys that every config has."""
+
+OPTIONAL_KINDS: dict[str, Kind] = {
+    "schedule.final_fraction": SHARE,
+    "schedule.decay_fraction": SHARE,
+    "data.paths": PATHS,
+    "data.val_paths": _or_null(PATHS),
+    "data.val_fraction": SHARE,
+    "data.text_column": NAME,
+    "data.max_document_bytes": _or_null(COUNT),
+    "data.max_documents": _or_null(COUNT),
+    "data.max_bytes": _or_null(COUNT),
+    "tokenizer.vocab_size": COUNT,
+    "tokenizer.train_bytes": _or_null(COUNT),
+    "tokenizer.path": NAME,
+}
+"""Kinds of keys that some choices of their groups have."""
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for the first value of a wrong kind, naming its key, the value and what is accepted."""
+    for key, kind in (KINDS | OPTIONAL_KINDS).items():
+        *groups, name = key.split(".")
+        place: Any = settings
+        for group in groups:
+            place = place.get(group)
+            if not isinstance(place, Mapping):
+                raise ValueError(f"{group}={place} must be a group of settings, such as one of conf/{group}/*.yaml")
+        if name not in place and key in OPTIONAL_KINDS:
+            continue
+        wanted, fits = kind
+        if not fits(place.get(name)):
+            raise ValueError(f"{key}={_shown(place.get(name))} must be {wanted}")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

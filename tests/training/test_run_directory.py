@@ -1,0 +1,68 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from slm.training.run_directory import RunDirectory
+
+CONFIG = {"seed": 1, "optim": {"lr": 0.1}, "logger": {"tags": []}}
+CORPUS = {"data": "aaaa", "tokenizer": "bbbb"}
+
+
+def begun(path: Path) -> RunDirectory:
+    with RunDirectory(path).claimed(CONFIG, CORPUS):
+        pass
+    return RunDirectory(path)
+
+
+def test_the_same_run_and_other_logging_may_continue_it(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    folder.check(CONFIG | {"logger": {"tags": ["new"]}})
+    with folder.claimed(CONFIG, CORPUS):
+        pass
+
+
+def test_another_learning_rate_may_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 there, 0\.2 here"):
+        begun(tmp_path / "run").check(CONFIG | {"optim": {"lr": 0.2}})
+
+
+def test_another_text_may_not(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    with (
+        pytest.raises(ValueError, match="data is aaaa there, cccc here"),
+        folder.claimed(CONFIG, CORPUS | {"data": "cccc"}),
+    ):
+        pass
+
+
+def test_two_processes_may_not_train_in_it_at_once(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    with folder.claimed(CONFIG, CORPUS), pytest.raises(ValueError, match="in use"), folder.claimed(CONFIG, CORPUS):
+        pass
+
+
+def test_a_folder_with_somebody_elses_files_of_our_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match=r"holds model but no config\.yaml"):
+        RunDirectory(tmp_path).check(CONFIG)
+    (tmp_path / "model").rmdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    RunDirectory(tmp_path).check(CONFIG)
+
+
+def test_a_broken_config_is_named_and_a_broken_result_counts_as_none(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    (folder.path / "result.json").write_text("{")
+    assert folder.result() is None
+    (folder.path / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"config\.yaml cannot be read"):
+        folder.check(CONFIG)
+
+
+def test_results_are_json_even_where_numbers_are_not_finite(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    folder.write_result({"val": {"loss": math.nan}, "betas": [0.9, math.inf]})
+    written = json.loads((folder.path / "result.json").read_text(), parse_constant=pytest.fail)
+    assert written == {"val": {"loss": None}, "betas": [0.9, None]}

@@ -1,0 +1,78 @@
+import copy
+from typing import Any
+
+import pytest
+
+from slm.training.settings import KINDS, OPTIONAL_KINDS, check_settings
+from tests.test_conf import composed
+
+
+@pytest.fixture(scope="module")
+def defaults() -> dict[str, Any]:
+    return composed("schedule=wsd", "data=local", "data.paths=x.txt")
+
+
+def with_value(settings: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(settings)
+    *groups, name = key.split(".")
+    place = changed
+    for group in groups:
+        place = place[group]
+    place[name] = value
+    return changed
+
+
+def test_defaults_are_accepted(defaults: dict[str, Any]) -> None:
+    check_settings(defaults)
+
+
+# A nested list is of no kind at all.
+@pytest.mark.parametrize("key", list(KINDS | OPTIONAL_KINDS))
+def test_every_key_in_the_table_refuses_nonsense_by_name(key: str, defaults: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=key.replace(".", r"\.")):
+        check_settings(with_value(defaults, key, [["nonsense"]]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("seed", 1.5),
+        ("seed", 2**63),
+        ("seed", None),
+        ("train.tokens", float("inf")),
+        ("train.tokens", float("nan")),
+        ("train.tokens", True),
+        ("train.log_every", 0),
+        ("train.sample_tokens", -1),
+        ("train.sample_prompt", None),
+        ("checkpoint.every_steps", 0),
+        ("checkpoint.every_minutes", -1),
+        ("checkpoint.keep_best", "maybe"),
+        ("optim.lr", 0),
+        ("optim.lr", float("inf")),
+        ("optim.betas", 0.9),
+        ("optim.betas", [0.9, 1.0]),
+        ("optim.skip_factor", 0.5),
+        ("trainer.num_nodes", 0),
+        ("trainer.compile", "maybe"),
+        ("trainer.micro_batch_tokens", -5),
+        ("trainer.num_workers", "abc"),
+        ("logger.tags", "abc"),
+        ("data.val_fraction", 2),
+        ("data.paths", 5),
+        ("output_dir", None),
+        ("train", None),
+        ("optim", None),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(key: str, value: Any, defaults: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=key.replace(".", r"\.") + "="):
+        check_settings(with_value(defaults, key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("train.tokens", 1e6), ("train.batch_tokens", 4096.0), ("data.paths", ["a"])]
+)
+def test_numbers_may_be_written_as_people_write_them(key: str, value: Any, defaults: dict[str, Any]) -> None:
+    check_settings(with_value(defaults, key, value))
