@@ -1,13 +1,27 @@
 """A small text and a way to run train.py on it, as a user would."""
 
+import os
 import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.running import make_command, quiet_env
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run."""
+    absent = {
+        "gpu": "" if torch.cuda.is_available() else "needs a CUDA device; there: pytest -m gpu",
+        "hub": "" if os.environ.get("SLM_TEST_HUB") else "needs the network; with it: SLM_TEST_HUB=1 pytest -m hub",
+    }
+    for item in items:
+        for marker, reason in absent.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

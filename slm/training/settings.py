@@ -89,7 +89,7 @@ OPTIONAL_KINDS: dict[str, Kind] = {
     "schedule.decay_fraction": SHARE,
     "data.paths": PATHS,
     "data.val_paths": _or_null(PATHS),
-    "data.val_fraction": SHARE,
+    "data.val_fraction": _or_null(SHARE),
     "data.text_column": NAME,
     "data.max_document_bytes": _or_null(COUNT),
     "data.max_documents": _or_null(COUNT),

@@ -42,7 +42,7 @@ class Score:
 
 @torch.no_grad()
 def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
-    """Score the (start of the) validation stream, shared out among all processes.
+    """Score the validation stream (or `max_tokens` of it, spread evenly), shared out among all processes.
 
     Blocks run uncompiled, in the precision of training, so that the figure does not hang on what was compiled.
     """

@@ -1,6 +1,8 @@
 """What a person at the prompt meets: plans, several runs at once, and their own mistakes."""
 
+import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -9,8 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from slm.data import prepare
+from slm.training.hardware import PRECISIONS
 from tests.running import ROOT, quiet_env
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -84,7 +92,7 @@ def test_the_config_of_a_run_runs_again_and_gives_the_same_loss(run_train: Run, 
 @pytest.mark.parametrize(
     ("model", "parameters"), [("mobilellm_125m", "124,635,456"), ("mobilellm_ls_350m", "345,355,200")]
 )
-def test_a_dry_run_prints_the_plan_and_writes_nothing(
+def test_a_dry_run_prints_the_plan_and_leaves_no_run(
     model: str, parameters: str, cache_dir: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(ROOT / "train.py"), f"model={model}", "dry_run=true", "trainer.compile=false"]
@@ -101,8 +109,11 @@ def test_a_run_that_takes_over_an_hour_says_so(run_train: Run) -> None:
     assert "over an hour" in done.stdout
 
 
-def test_a_learning_rate_that_is_far_too_high_ends_as_diverged(run_train: Run, tmp_path: Path) -> None:
-    done = run_train("output_dir=run", "train.tokens=102400", "optim.lr=1e4", "schedule=constant")
+@pytest.mark.parametrize(("lr", "tokens"), [("1e4", 102400), ("1e38", 10240)])
+def test_a_learning_rate_that_is_far_too_high_ends_as_diverged(
+    lr: str, tokens: int, run_train: Run, tmp_path: Path
+) -> None:
+    done = run_train("output_dir=run", f"train.tokens={tokens}", f"optim.lr={lr}", "schedule=constant")
     assert done.returncode == 2, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
     assert "Traceback" not in done.stdout + done.stderr
@@ -122,6 +133,9 @@ BAD_INPUT = {
     "no GPU": (["trainer=gpu"], ["trainer.accelerator=cuda"]),
     "unknown key": (["train.tokns=5"], ["train.tokns"]),
     "wrong type": (["train.tokens=lots"], ["train.tokens=lots"]),
+    "negative seed": (["seed=-1"], ["seed=-1"]),
+    "logger mode": (["logger=wandb", "logger.mode=bogus"], ["logger.mode=bogus"]),
+    "cache that cannot be written": (["cache_dir=/proc/nowhere"], ["/proc/nowhere"]),
     "output_dir is a file": (["output_dir=empty.txt"], ["output_dir=empty.txt", "file"]),
 }
 
@@ -146,6 +160,59 @@ def test_another_runs_directory_is_not_written_over(run_train: Run, tmp_path: Pa
     assert done.returncode == 1
     assert "optim.lr is 0.004 there, 0.5 here" in done.stderr
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_other_text_under_the_same_paths_is_not_trained_on(run_train: Run, text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(text_file.read_text())
+    same = ["output_dir=run", "data.paths=text.txt"]
+    assert run_train(*same).returncode == 0
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed just before
+    (tmp_path / "text.txt").write_text(text_file.read_text().upper())
+    done = run_train(*same)
+    assert done.returncode == 1
+    assert "other settings (data is" in done.stderr
+
+
+def test_the_reported_loss_and_bits_per_byte_equal_those_of_the_exported_model_in_transformers(
+    run_train: Run, text_file: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    """Window by window in float32, with bytes counted from the text: nothing of slm.training is used."""
+    assert run_train("output_dir=run", "trainer.precision=32-true").returncode == 0
+    val = json.loads((tmp_path / "run" / "result.json").read_text())["val"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32)
+    data, tokenizer = (
+        OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / file))
+        for file in ("data/local.yaml", "tokenizer/bytes.yaml")
+    )
+    corpus = prepare(data | {"paths": str(text_file)}, tokenizer, cache_dir=cache_dir)
+    tokens = torch.from_numpy(corpus.val.read(0, corpus.val.num_tokens).astype("int64"))
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, 32):
+            window = tokens[start : start + 33]
+            logits = model(window[None, :-1]).logits[0].double()
+            nats += F.cross_entropy(logits, window[1:], reduction="sum").item()
+    assert val["tokens"] == len(tokens) - 1
+    assert val["bytes"] == corpus.val.num_bytes
+    assert val["loss"] == pytest.approx(nats / val["tokens"], rel=1e-6)
+    assert val["bits_per_byte"] == pytest.approx(nats / math.log(2) / corpus.val.num_bytes, rel=1e-6)
+    assert val["perplexity"] == pytest.approx(math.exp(nats / val["tokens"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_trains(precision: str, run_train: Run, tmp_path: Path) -> None:
+    done = run_train("output_dir=run", f"trainer.precision={precision}", "train.tokens=5120")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["val"]["loss"] < 5.6
+
+
+def test_the_best_checkpoint_is_kept_at_a_validation_that_is_no_checkpoint_step(run_train: Run, tmp_path: Path) -> None:
+    assert run_train("output_dir=run", "checkpoint.keep_best=true", "checkpoint.every_steps=null").returncode == 0
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = {int(row["step"]): float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]}
+    subset = {step: loss for step, loss in losses.items() if step < max(losses)}
+    assert best["global_step"] == min(subset, key=subset.get)
 
 
 def test_a_multirun_trains_independent_runs_and_goes_on_after_a_bad_one(run_train: Run, tmp_path: Path) -> None:

@@ -165,6 +165,30 @@ def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
     assert continued == pytest.approx(whole, abs=1e-3)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_run_of_two_processes_continues_as_if_it_had_not_stopped(
+    strategy: str, train_command: Command, tmp_path: Path
+) -> None:
+    """Saved at a signal, which falls between rows of the log or on one."""
+    common = ["train.tokens=40960", f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
+    common += ["checkpoint.every_steps=3", "train.log_every=5"]
+    finish(train_command(*common, f"output_dir={tmp_path}/whole"))
+    process = subprocess.Popen(
+        train_command(*common, f"output_dir={tmp_path}/run"),
+        env=quiet_env(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_row(tmp_path / "run", 60, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finish(train_command(*common, f"output_dir={tmp_path}/run"))
+    whole, continued = ([float(row["train/loss"]) for row in rows(tmp_path / name)] for name in ("whole", "run"))
+    assert continued == pytest.approx(whole, abs=1e-5)
+
+
 def test_a_completed_run_is_left_alone(train_command: Command, tmp_path: Path) -> None:
     command = train_command(f"output_dir={tmp_path}/run")
     finish(command)
