@@ -7,11 +7,16 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from slm.training.config import register
+from slm.training.config import one_sentence, register
 
+# Decided once and inherited by the processes that Lightning starts, since HYDRA_FULL_ERROR is set for Hydra below.
+SHOW_TRACEBACKS = os.environ.setdefault("SLM_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "")) == "1"
+MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 exit_codes: list[int] = []
 
 
@@ -22,15 +27,11 @@ def main(config: DictConfig) -> None:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
         print(
-            "\ninterrupted; the same command with the same output_dir goes on from the newest checkpoint, if any",
-            file=sys.stderr,
+            "\ninterrupted: the same command and output_dir go on from the newest checkpoint, if any", file=sys.stderr
         )
         exit_codes.append(130)
-    except (ValueError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        exit_codes.append(1)
+    except MISTAKES as error:
+        exit_codes.append(report(error))
     if exit_codes[-1] > 128:  # a signal is meant for all of a multirun
         sys.exit(exit_codes[-1])
 
@@ -54,7 +55,19 @@ def run(config: DictConfig) -> int:
     return exit_code(train(config))
 
 
+def report(error: Exception) -> int:
+    """Say what a person did wrong in one sentence; returns the exit code for it."""
+    if SHOW_TRACEBACKS:
+        raise error
+    print(f"error: {one_sentence(error)}", file=sys.stderr)
+    return 1
+
+
 if __name__ == "__main__":
     register()
-    main()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, instead of printing pages
+    try:
+        main()
+    except MISTAKES as error:
+        exit_codes.append(report(error))
     sys.exit(next((code for code in exit_codes if code), 0))

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import secrets
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -61,3 +62,16 @@ def _in_multirun() -> bool:
 def _cache_home() -> str:
     """Where caches of this user go (XDG base directory specification)."""
     return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm")
+
+
+def one_sentence(error: Exception) -> str:
+    """The message of an error on one line; of Hydra's pages, what was wrong and what there is instead."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    endings = ("Config search path", "Key '", "full_key", "See https", "object_type")
+    kept = list(takewhile(lambda line: not line.startswith(endings), lines))
+    said = [line for line in kept if line]
+    for place, line in enumerate(said):
+        if line.startswith("Available options"):
+            said[place:] = [f"{line} {', '.join(said[place + 1 :])}"]
+            break
+    return "; ".join(said) or type(error).__name__
