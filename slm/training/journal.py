@@ -6,6 +6,7 @@ is killed at any moment and continued writes the same rows again. Nothing here w
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -125,15 +126,17 @@ class Journal(L.Callback):
         trainer.should_stop = stop
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clocks, and look back: a run that skipped most of its steps has learned little of its data."""
+        """Stop the clocks."""
         now = time.perf_counter()
         self.train_seconds += now - self._row_started
         self.seconds += now - self._started
         self._row_started = self._started = now
         assert isinstance(pl_module, LanguageModel)
         self.skipped_steps = int(pl_module.guard.skipped.item())
-        if self.status == "completed" and self.skipped_steps > trainer.global_step / 2:
-            self.status = "diverged"
+
+    def outcome(self, steps: int) -> str:
+        """Status of a run that ended at step `steps`; one that skipped most of them has learned little of its data."""
+        return "diverged" if self.status == "completed" and self.skipped_steps > steps / 2 else self.status
 
     def _training_metrics(self, module: LanguageModel, trainer: L.Trainer) -> dict[str, float]:
         """Means and rates since the last row. The only place where the host waits for the device."""
@@ -163,8 +166,7 @@ class Journal(L.Callback):
 
     def _check_progress(self, module: LanguageModel, loss: float) -> None:
         """Mark the run as diverged after a streak of skipped steps, or of rows worse than guessing by far."""
-        uniform = torch.log(torch.tensor(float(module.plan.model.vocab_size))).item()
-        hopeless = not loss < uniform + HOPELESS_NATS
+        hopeless = not loss < math.log(module.plan.model.vocab_size) + HOPELESS_NATS
         self._hopeless_rows = self._hopeless_rows + 1 if hopeless else 0
         lost = self._hopeless_rows * self.train["log_every"] >= self.max_skipped_in_a_row
         if lost or module.guard.in_a_row.item() >= self.max_skipped_in_a_row:

@@ -40,7 +40,7 @@ def make_result(
     val = Score(**journal.val) if journal.val else None
     return {
         "schema": SCHEMA,
-        "status": journal.status,
+        "status": journal.outcome(step),
         "signal": signal,
         "name": settings["name"],
         "family": settings["model"].get("family"),
