@@ -87,8 +87,9 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
         fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
         with run.folder.claimed(settings, fingerprints):
             return _fit(run, corpus)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:  # on a CPU torch has no error of its own for it
+        exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+        if not exhausted:
             raise
         raise ValueError(
             f"out of memory with trainer.micro_batch_tokens={hardware.micro_batch_tokens}: lower it "
