@@ -1,0 +1,209 @@
+"""Fit one law to one sample, and certify it: what was reached, from how many starts, and whether it means anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from slm.scaling.laws import Floats, Law, get_law
+from slm.scaling.sample import HasFrame, Sample, Unit, take_sample
+from slm.scaling.solver import Block, Loss, Optimum, minimise
+from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear
+
+AGREEMENT = 1e-6
+"""Two starts agree if their objectives differ by less than this, relatively."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a fit's numbers rest on."""
+
+    objective: float
+    """Sum of losses of the log residuals."""
+    starts: int
+    starts_agreeing: float
+    """Share of starts that reach the objective."""
+    gradient_norm: float
+    """Of the objective at the optimum, in units of the data (0 is exact)."""
+    condition_number: float
+    """Of the curvature, after scaling its diagonal to 1."""
+    converged: bool
+    at_bound: tuple[str, ...]
+    """Parameters that ended at a bound, so that their value is the bound's."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law fitted to a sample by `loss`. Estimates are valid for the range of the sample."""
+
+    law: Law
+    sample: Sample
+    loss: Loss
+    theta: Floats
+    """[P], coordinates (see `slm.scaling.laws`)."""
+    certificate: Certificate
+
+    @property
+    def params(self) -> dict[str, float]:
+        """The parameters as quoted."""
+        quoted = self.law.canonical(self.theta[None], self.sample.refs)[0]
+        return dict(zip(self.law.parameters, quoted.tolist(), strict=True))
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Rows less parameters."""
+        return len(self.sample.log_y) - len(self.theta)
+
+    @property
+    def residuals(self) -> Floats:
+        """log y - log L [I]."""
+        return self.sample.log_y - self.law.log_value(self.theta[None], self.sample.centred)[0]
+
+    @property
+    def sse(self) -> float:
+        """Sum of squared log residuals."""
+        return float((self.residuals**2).sum())
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of a row's log target about the law, NaN without degrees of freedom."""
+        df = self.degrees_of_freedom
+        return float(np.sqrt(self.sse / df)) if df > 0 else np.nan
+
+    @property
+    def r2(self) -> float:
+        """Share of the variance of the log target that the law explains."""
+        spread = float(((self.sample.log_y - self.sample.log_y.mean()) ** 2).sum())
+        return 1 - self.sse / spread if spread > 0 else np.nan
+
+    @property
+    def covariance(self) -> Floats:
+        """sigma^2 times the inverse curvature of the squared loss [P, P]: exact for linear laws, else the delta method.
+
+        Coordinates at a bound have none (NaN).
+        """
+        free = np.array([name not in self.certificate.at_bound for name in self.law.parameters])
+        _, jacobian, curvature = self.law.derivatives(self.theta[None], self.sample.centred)
+        hessian = jacobian[0].T @ jacobian[0] - curvature(self.residuals[None])[0]
+        covariance = np.full_like(hessian, np.nan)
+        covariance[np.ix_(free, free)] = self.sigma**2 * np.linalg.pinv(hessian[np.ix_(free, free)], hermitian=True)
+        return covariance
+
+    def log_value(self, log_x: Floats) -> Floats:
+        """log L at log variables [M, V], not centred."""
+        return self.law.log_value(self.theta[None], log_x - self.sample.refs)[0]
+
+    def information_criteria(self) -> tuple[float, float]:
+        """AICc and BIC of Gaussian log residuals (Burnham & Anderson 2002, section 7.4); NaN where undefined.
+
+        They compare laws on the same rows and target. The variance counts as a parameter.
+        """
+        n, k = len(self.sample.log_y), len(self.theta) + 1
+        if not np.isinf(self.loss.delta) or self.sse <= 0:
+            return np.nan, np.nan
+        deviance = n * (np.log(2 * np.pi * self.sse / n) + 1)
+        aicc = deviance + 2 * k + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.nan
+        return float(aicc), float(deviance + k * np.log(n))
+
+
+def single_block(law: Law, sample: Sample) -> Block:
+    """All rows, all coordinates free."""
+    P = len(law.parameters)
+    return Block(law, sample.centred, np.arange(len(sample.log_y)), np.eye(P), np.zeros(P))
+
+
+def refusal(law: Law, sample: Sample) -> str | None:
+    """Why the law cannot be fitted to the sample at all, in words; None if it can."""
+    P = len(law.parameters)
+    for name, values in zip(law.variables, sample.log_x.T, strict=True):
+        if np.ptp(values) < 1e-9:
+            return f"not fitted: {name} has one value in all rows"
+    if sample.points <= P:
+        return f"not fitted: {sample.points} distinct sizes for {P} parameters leave nothing to estimate the scatter from"
+    design = np.column_stack([np.ones(len(sample.log_x)), sample.centred / sample.centred.std(axis=0)])
+    if len(law.variables) > 1 and np.linalg.svd(design, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(design)):
+        return f"not fitted: {' and '.join(law.variables)} change in step with each other, so their effects cannot be told apart"
+    return None
+
+
+def fit_sample(law: Law, sample: Sample, *, loss: Loss = Loss()) -> Fit:  # noqa: B008 (frozen)
+    """Minimise the loss of the log residuals from every start of a grid. `ValueError` where `refusal` has a reason."""
+    reason = refusal(law, sample)
+    if reason:
+        raise ValueError(f"{law.name} {reason}")
+    starts = grid_starts(law, sample)
+    bounds = coordinate_bounds(law, sample)
+    optimum = minimise([single_block(law, sample)], sample.log_y, starts, bounds, loss=loss)
+    return _certified(law, sample, loss, optimum, bounds)
+
+
+def fit(
+    table: HasFrame,
+    law: str | Law,
+    *,
+    target: str = "loss",
+    size: str = "params_total",
+    loss: Loss = Loss(),  # noqa: B008
+    unit: Unit = "run",
+) -> Fit:
+    """Fit `law` to all rows of a results table: `fit(read_table("runs.csv"), "chinchilla").params`.
+
+    `target` is loss (nats per token), bits_per_byte or perplexity; `size` says which column is N; `unit="cell"` fits
+    the means over seeds. Raises `ValueError` for missing columns, or a table that cannot hold the law.
+    """
+    law = get_law(law) if isinstance(law, str) else law
+    return fit_sample(law, take_sample(table, law, target, size, unit=unit), loss=loss)
+
+
+def _certified(law: Law, sample: Sample, loss: Loss, optimum: Optimum, bounds: tuple[Floats, Floats]) -> Fit:
+    best = optimum.best
+    theta, objective = optimum.phi[best], float(optimum.objective[best])
+    agreeing = optimum.objective <= objective * (1 + AGREEMENT) + 1e-20
+    margin = 1e-6
+    stuck = (theta <= bounds[0] + margin) | (theta >= bounds[1] - margin)
+    certificate = Certificate(
+        objective=objective,
+        starts=len(agreeing),
+        starts_agreeing=float(agreeing.mean()),
+        gradient_norm=float(optimum.gradient_norm[best]),
+        condition_number=np.nan,
+        converged=bool(optimum.converged[best]),
+        at_bound=tuple(name for name, at in zip(law.parameters, stuck, strict=True) if at),
+    )
+    found = Fit(law, sample, loss, theta, certificate)
+    return replace(found, certificate=replace(certificate, condition_number=_condition(found, ~stuck)))
+
+
+def _condition(found: Fit, free: np.ndarray) -> float:
+    jacobian = found.law.derivatives(found.theta[None], found.sample.centred)[1][0][:, free]
+    singular = np.linalg.svd(jacobian / np.linalg.norm(jacobian, axis=0), compute_uv=False)
+    return float((singular[0] / singular[-1]) ** 2) if singular[-1] > 0 else np.inf
+
+
+@dataclass(frozen=True)
+class LackOfFit:
+    """F test of the law against free means of the cells (Draper & Smith 1998, section 2.1)."""
+
+    pure_sigma: float
+    """Standard deviation of log targets between seeds of one cell."""
+    pure_df: int
+    f: float
+    df: int
+    p: float
+
+
+def lack_of_fit(found: Fit) -> LackOfFit | None:
+    """Whether cells deviate from the law by more than seeds deviate from each other; None without repeated cells."""
+    cells, inverse, counts = np.unique(found.sample.cells, return_inverse=True, return_counts=True)
+    pure_df = len(inverse) - len(cells)
+    df = len(cells) - len(found.theta)
+    if pure_df < 1 or df < 1:
+        return None
+    means = np.bincount(inverse, found.sample.log_y) / counts
+    pure = float(((found.sample.log_y - means[inverse]) ** 2).sum())
+    if pure <= 0:
+        return None
+    f = ((found.sse - pure) / df) / (pure / pure_df)
+    return LackOfFit(float(np.sqrt(pure / pure_df)), pure_df, float(f), df, float(stats.f.sf(f, df, pure_df)))

@@ -1,0 +1,347 @@
+"""The laws, in one registry: each a function of log sizes with its gradient and curvature, for many parameter vectors at once.
+
+Notable: a law is fitted in coordinates in which it is well-behaved. Coefficients enter as logarithms and *centred*: at
+the geometric mean of the data instead of at N = 1 (where A of A N^-alpha would be, ten decades away from any data). So
+
+    log L = logsumexp_k(log c_k - e_k (log x_k - log ref_k))
+
+is smooth and everywhere positive, its gradient is a softmax and its curvature closed. `canonical` turns coordinates
+into the parameters that people quote.
+
+Axes: R parameter vectors fitted at once, I rows of data, P coordinates, K terms, V variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Curvature = Callable[[Floats], Floats]
+
+VARIABLES = {
+    "N": "parameters",
+    "D": "training tokens",
+    "C": "training FLOPs",
+    "w": "width (hidden size)",
+    "d": "depth (layers)",
+}
+
+
+class Law(Protocol):
+    """What fitting needs of a law. `theta` holds coordinates: log coefficients first, then exponents."""
+
+    @property
+    def name(self) -> str:
+        """Key in `LAWS`."""
+
+    @property
+    def equation(self) -> str:
+        """The law as people write it."""
+
+    @property
+    def source(self) -> str:
+        """Where it comes from."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The columns of the data it needs, of `VARIABLES`."""
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """Quoted parameters, in the order of the coordinates, and what each means."""
+
+    @property
+    def exponents(self) -> tuple[str, ...]:
+        """The parameters that are exponents; the first is the one families are ranked by."""
+
+    @property
+    def floor(self) -> int | None:
+        """Coordinate of log E, if the law has a floor."""
+
+    def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
+        """log L [R, I] of coordinates [R, P] at centred log variables [I, V]."""
+
+    def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
+        """log L [R, I], its gradient [R, I, P], and weights [R, I] -> their weighted sum of Hessians [R, P, P]."""
+
+    def canonical(self, theta: Floats, refs: Floats) -> Floats:
+        """Quoted parameters [R, P] of coordinates [R, P]; `refs` [V] are the log variables that data were centred at."""
+
+    def functional(self, name: str, refs: Floats) -> Floats | None:
+        """The vector [P] whose product with the coordinates is exponent `name`, or log of coefficient `name`.
+
+        None where that is no linear function of the coordinates.
+        """
+
+    def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
+        """Given exponents [R, .], the law is linear: basis [R, I, K] and target [R, I], both relative to the data."""
+
+    def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
+        """Coordinates [R, P] of the logs of what `basis` was multiplied by [R, K] and exponents [R, .]."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """coefficient * variable^-exponent, or a constant."""
+
+    coefficient: str
+    variable: str | None = None
+    exponent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumOfPowers:
+    """L = sum of terms, each a constant or a power of one variable with its own exponent. See `Law`."""
+
+    name: str
+    equation: str
+    source: str
+    terms: tuple[Term, ...]
+    parameters: Mapping[str, str]
+
+    @cached_property
+    def variables(self) -> tuple[str, ...]:
+        """The variables of the terms."""
+        return tuple(term.variable for term in self.terms if term.variable)
+
+    @cached_property
+    def exponents(self) -> tuple[str, ...]:
+        """The exponents of the terms."""
+        return tuple(term.exponent for term in self.terms if term.exponent)
+
+    @cached_property
+    def floor(self) -> int | None:
+        """Coordinate of the constant term."""
+        return next((k for k, term in enumerate(self.terms) if term.variable is None), None)
+
+    @cached_property
+    def _powers(self) -> list[int]:
+        """Terms that are powers; the v-th has variable v and coordinate K + v."""
+        return [k for k, term in enumerate(self.terms) if term.variable]
+
+    def _log_terms(self, theta: Floats, x_IV: Floats) -> Floats:
+        K = len(self.terms)
+        z_RIK = np.repeat(theta[:, None, :K], len(x_IV), axis=1)
+        z_RIK[:, :, self._powers] -= theta[:, None, K:] * x_IV
+        return z_RIK
+
+    def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
+        """See `Law`."""
+        return log_sum(self._log_terms(theta, x_IV))[0]
+
+    def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
+        """See `Law`."""
+        K, powers = len(self.terms), self._powers
+        value, share_RIK = log_sum(self._log_terms(theta, x_IV))
+        slope = -share_RIK[:, :, powers] * x_IV
+        gradient = np.concatenate([share_RIK, slope], axis=2)
+
+        def curvature(weights: Floats) -> Floats:
+            hessian = -gram(gradient, weights)
+            w_RI1 = weights[:, :, None]
+            k, e = np.arange(K), K + np.arange(len(powers))
+            hessian[:, k, k] += (w_RI1 * share_RIK).sum(1)
+            cross = (w_RI1 * slope).sum(1)
+            hessian[:, powers, e] += cross
+            hessian[:, e, powers] += cross
+            hessian[:, e, e] -= (w_RI1 * slope * x_IV).sum(1)
+            return hessian
+
+        return value, gradient, curvature
+
+    def canonical(self, theta: Floats, refs: Floats) -> Floats:
+        """See `Law`."""
+        K = len(self.terms)
+        quoted = theta.copy()
+        quoted[:, self._powers] += theta[:, K:] * refs
+        with np.errstate(over="ignore"):
+            quoted[:, :K] = np.exp(quoted[:, :K])
+        return quoted
+
+    def functional(self, name: str, refs: Floats) -> Floats | None:
+        """See `Law`."""
+        place = list(self.parameters).index(name)
+        vector = np.zeros(len(self.parameters))
+        vector[place] = 1
+        if place in self._powers:
+            v = self._powers.index(place)
+            vector[len(self.terms) + v] = refs[v]
+        return vector
+
+    def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
+        """See `Law`."""
+        theta = np.concatenate([np.zeros((len(exponents), len(self.terms))), exponents], axis=1)
+        return np.exp(self._log_terms(theta, x_IV) - log_y[:, None]), np.ones((len(exponents), len(log_y)))
+
+    def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
+        """See `Law`."""
+        return np.concatenate([log_coefficients, exponents], axis=1)
+
+
+@dataclass(frozen=True)
+class KaplanJoint:
+    """L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D. See `Law`.
+
+    Coordinates: n = alpha_N log(N_c/ref_N), d = log(D_c/ref_D), alpha_N, alpha_D.
+    """
+
+    name = "kaplan_joint"
+    equation = "L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D"
+    source = "Kaplan et al. 2020 (arXiv:2001.08361), equation 1.5"
+    variables = ("N", "D")
+    parameters = {  # noqa: RUF012 (a constant of the class; a frozen dataclass would make an annotated one a field)
+        "N_c": "parameters at which the loss of a model with unlimited data is 1",
+        "D_c": "tokens at which the loss of a model of unlimited size is 1",
+        "alpha_N": "exponent in N when data are unlimited",
+        "alpha_D": "exponent in D when the model is unlimited",
+    }
+    exponents = ("alpha_N", "alpha_D")
+    floor = None
+
+    def _log_terms(self, theta: Floats, x_IV: Floats) -> Floats:
+        n, d, alpha_n, alpha_d = (theta[:, [j]] for j in range(4))
+        return np.stack([(n - alpha_n * x_IV[:, 0]) / alpha_d, d - x_IV[:, 1]], axis=2)
+
+    def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
+        """See `Law`."""
+        return theta[:, [3]] * log_sum(self._log_terms(theta, x_IV))[0]
+
+    def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
+        """See `Law`."""
+        g = theta[:, [3]]
+        u_RIK = self._log_terms(theta, x_IV)
+        total, share = log_sum(u_RIK)
+        u, s = u_RIK[:, :, 0], share[:, :, 0]
+        x = np.broadcast_to(x_IV[:, 0], u.shape)
+        zero = np.zeros_like(u)
+        # d total: the gradients of the two log terms, weighted by their shares.
+        du = np.stack([1 / g + zero, zero, -x / g, -u / g], axis=2)
+        dtotal = s[:, :, None] * du
+        dtotal[:, :, 1] += 1 - s
+        gradient = g[:, :, None] * dtotal
+        gradient[:, :, 3] += total
+
+        def curvature(weights: Floats) -> Floats:
+            # g d2total + d(g) dtotal' + dtotal d(g)', where d2total = sum_k s_k (du du' + d2u) - dtotal dtotal'.
+            hessian = gram(du, g * weights * s) - gram(dtotal, g * weights)
+            hessian[:, 1, 1] += (g * weights * (1 - s)).sum(1)
+            ws = weights * s
+            second = np.stack([-ws / g, zero, ws * x / g, ws * u / g], axis=2).sum(1)  # g d2u/d.dg; (g, g) is twice it
+            outer = (weights[:, :, None] * dtotal).sum(1) + second
+            hessian[:, 3, :] += outer
+            hessian[:, :, 3] += outer
+            return hessian
+
+        return g * total, gradient, curvature
+
+    def canonical(self, theta: Floats, refs: Floats) -> Floats:
+        """See `Law`."""
+        quoted = theta.copy()
+        with np.errstate(over="ignore", divide="ignore"):
+            quoted[:, 0] = np.exp(refs[0] + theta[:, 0] / theta[:, 2])
+            quoted[:, 1] = np.exp(refs[1] + theta[:, 1])
+        return quoted
+
+    def functional(self, name: str, refs: Floats) -> Floats | None:
+        """See `Law`."""
+        return None if name == "N_c" else np.eye(4)[list(self.parameters).index(name)]
+
+    def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
+        """See `Law`. The target is L^(1/alpha_D), which is linear in the two coefficients."""
+        alpha_n, alpha_d = exponents[:, [0]], exponents[:, [1]]
+        terms = np.stack([-alpha_n / alpha_d * x_IV[:, 0], np.broadcast_to(-x_IV[:, 1], (len(exponents), len(x_IV)))], 2)
+        return alpha_d[:, :, None] * np.exp(terms - (log_y / alpha_d)[:, :, None]), np.repeat(alpha_d, len(log_y), 1)
+
+    def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
+        """See `Law`."""
+        return np.concatenate(
+            [log_coefficients[:, [0]] * exponents[:, [1]], log_coefficients[:, [1]], exponents], axis=1
+        )
+
+
+def log_sum(z_RIK: Floats) -> tuple[Floats, Floats]:
+    """logsumexp over the last axis [R, I], and the share of each term [R, I, K]."""
+    top = z_RIK.max(axis=2, keepdims=True)
+    share = np.exp(z_RIK - top)
+    total = share.sum(axis=2, keepdims=True)
+    share /= total
+    return (top + np.log(total))[:, :, 0], share
+
+
+def gram(vectors_RIP: Floats, weights_RI: Floats) -> Floats:
+    """Weighted sums of outer products [R, P, P]."""
+    return np.matmul(vectors_RIP.transpose(0, 2, 1) * weights_RI[:, None, :], vectors_RIP)
+
+
+_KAPLAN = "Kaplan et al. 2020 (arXiv:2001.08361), section 1.2"
+_FLOOR = "Henighan et al. 2020 (arXiv:2010.14701), equation 1.1"
+
+
+def _power(name: str, variable: str, *, floor: bool) -> SumOfPowers:
+    """A power law in one variable, with or without a floor."""
+    thing = VARIABLES[variable]
+    power = {"A": f"loss above the floor at one unit of {thing}" if floor else f"loss at one unit of {thing}"}
+    return SumOfPowers(
+        name=name,
+        equation=f"L = E + A {variable}^-alpha" if floor else f"L = A {variable}^-alpha",
+        source=_FLOOR if floor else _KAPLAN,
+        terms=((Term("E"),) if floor else ()) + (Term("A", variable, "alpha"),),
+        parameters=({"E": f"loss at unlimited {thing}"} if floor else {})
+        | power
+        | {"alpha": f"exponent in {thing}" + (" of the loss above the floor" if floor else "")},
+    )
+
+
+LAWS: dict[str, Law] = {
+    law.name: law
+    for law in (
+        _power("power", "N", floor=False),
+        _power("power_floor", "N", floor=True),
+        _power("power_D", "D", floor=False),
+        _power("power_floor_D", "D", floor=True),
+        _power("power_C", "C", floor=False),
+        _power("power_floor_C", "C", floor=True),
+        SumOfPowers(
+            name="chinchilla",
+            equation="L = E + A/N^alpha + B/D^beta",
+            source="Hoffmann et al. 2022 (arXiv:2203.15556), equation 2",
+            terms=(Term("E"), Term("A", "N", "alpha"), Term("B", "D", "beta")),
+            parameters={
+                "E": "loss of an unlimited model on unlimited data",
+                "A": "loss due to finite N at N = 1",
+                "B": "loss due to finite D at D = 1",
+                "alpha": "exponent in N",
+                "beta": "exponent in D",
+            },
+        ),
+        KaplanJoint(),
+        SumOfPowers(
+            name="width_depth",
+            equation="L = E + A/w^a + B/d^b + C/D^c",
+            source="the form of Hoffmann et al. 2022, equation 2, with N split into width and depth",
+            terms=(Term("E"), Term("A", "w", "a"), Term("B", "d", "b"), Term("C", "D", "c")),
+            parameters={
+                "E": "loss at unlimited width, depth and data",
+                "A": "loss due to finite width at width 1",
+                "B": "loss due to finite depth at depth 1",
+                "C": "loss due to finite D at D = 1",
+                "a": "exponent in width",
+                "b": "exponent in depth",
+                "c": "exponent in D",
+            },
+        ),
+    )
+}
+
+
+def get_law(name: str) -> Law:
+    """The law called `name`; `ValueError` lists what there is."""
+    if name not in LAWS:
+        raise ValueError(f"law {name!r} is none of {', '.join(LAWS)}")
+    return LAWS[name]

@@ -1,0 +1,118 @@
+"""Profile likelihood: how much worse the best fit gets when one parameter is held at another value.
+
+The root t(v) = sign(v - v_hat) sqrt((SSE(v) - SSE_min) / s^2) follows Student's t with n - P degrees of freedom exactly
+for linear laws, and closely for others in any parametrisation (Bates & Watts 1988, section 6.1); the interval is where
+|t| stays below its quantile. Where it never gets there, the data do not bound the parameter on that side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from slm.scaling.fitting import Fit
+from slm.scaling.laws import Floats
+from slm.scaling.solver import Block, minimise
+from slm.scaling.starts import EXPONENT_BOUNDS, coordinate_bounds, is_linear
+
+OUTWARD = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
+"""Distances from the estimate at which a profile is first looked at, in standard errors."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`root` is t at `values` (of an exponent, or of the logarithm of a coefficient); `low`, `high` the interval."""
+
+    name: str
+    estimate: float
+    values: Floats
+    root: Floats
+    low: float | None
+    high: float | None
+
+
+def profile(found: Fit, name: str, *, level: float = 0.95) -> Profile | None:
+    """Profile of parameter `name` of a least-squares fit; None where it is no linear function of the coordinates."""
+    vector = found.law.functional(name, found.sample.refs)
+    if vector is None or found.degrees_of_freedom < 1 or not found.sigma > 0:
+        return None
+    estimate = float(vector @ found.theta)
+    limits = _limits(found, vector, name)
+    grid = np.unique(np.clip(estimate + _unit(found, vector, limits) * np.r_[-OUTWARD, OUTWARD], *limits))
+    grid = grid[grid != estimate]
+    values, root = np.append(grid, estimate), np.append(_roots(found, vector, estimate, grid), 0.0)
+    critical = float(stats.t.ppf(0.5 + level / 2, found.degrees_of_freedom))
+    for _ in range(2):  # look again close to where the root crosses
+        fine = np.concatenate([_around(values, root, side * critical) for side in (-1, 1)])
+        values, root = np.append(values, fine), np.append(root, _roots(found, vector, estimate, fine))
+    order = np.argsort(values)
+    values, root = values[order], root[order]
+    low, high = _crossing(values, root, -critical), _crossing(values, root, critical)
+    return Profile(name, estimate, values, root, low, high)
+
+
+def _limits(found: Fit, vector: Floats, name: str) -> tuple[float, float]:
+    if is_linear(found.law):
+        return -np.inf, np.inf
+    if name in found.law.exponents:
+        return EXPONENT_BOUNDS
+    place = list(found.law.parameters).index(name)
+    low, high = coordinate_bounds(found.law, found.sample)
+    rest = float(vector @ found.theta - found.theta[place])
+    return float(low[place] + min(rest, 0) - 100 * (rest != 0)), float(high[place] + max(rest, 0) + 100 * (rest != 0))
+
+
+def _unit(found: Fit, vector: Floats, limits: tuple[float, float]) -> float:
+    """A step of about one standard error, or a sensible one where there is none."""
+    with np.errstate(invalid="ignore"):
+        error = np.sqrt(vector @ np.nan_to_num(found.covariance, nan=0.0) @ vector)
+    largest = (limits[1] - limits[0]) / 20 if np.isfinite(limits[1] - limits[0]) else np.inf
+    return float(min(error, largest)) if error > 0 else float(min(largest, 0.25))
+
+
+def _roots(found: Fit, vector: Floats, estimate: float, values: Floats) -> Floats:
+    """t at `values`, each from a fit of all other parameters."""
+    P = len(vector)
+    held = int(np.argmax(np.abs(vector) > 0.5))  # a coefficient's own coordinate, or the exponent's
+    others = [j for j in range(P) if j != held]
+    matrix = np.zeros((P, P - 1))
+    matrix[others, range(P - 1)] = 1
+    matrix[held] = -vector[others] / vector[held]
+    offset = np.zeros((len(values), P))
+    offset[:, held] = values / vector[held]
+    low, high = coordinate_bounds(found.law, found.sample)
+    start = np.repeat(found.theta[None, others], len(values), axis=0)
+    covariance = np.nan_to_num(found.covariance, nan=0.0)
+    variance = vector @ covariance @ vector
+    if variance > 0:
+        start = start + (values - estimate)[:, None] * (covariance @ vector)[others] / variance
+    sample = found.sample
+    block = Block(found.law, sample.centred, np.arange(len(sample.log_y)), matrix, offset)
+    plain = np.repeat(found.theta[None, others], len(values), axis=0)
+    both = [minimise([block], sample.log_y, s, (low[others], high[others])).objective for s in (start, plain)]
+    excess = np.maximum(2 * np.fmin(*both) - found.sse, 0)
+    return np.sign(values - estimate) * np.sqrt(excess) / found.sigma
+
+
+def _around(values: Floats, root: Floats, target: float) -> Floats:
+    """Five points about the place where the root first crosses `target`, going outward from the estimate."""
+    place = _crossing(values, root, target)
+    if place is None:
+        return np.empty(0)
+    below, above = values[values < place].max(initial=-np.inf), values[values > place].min(initial=np.inf)
+    if not np.isfinite(above - below):
+        return np.empty(0)
+    return np.array([place + f * (above - place) if f > 0 else place + f * (place - below) for f in (-0.3, -0.05, 0, 0.05, 0.3)])
+
+
+def _crossing(values: Floats, root: Floats, target: float) -> float | None:
+    """Where the root first passes `target` going outward, by linear interpolation; None if it never does."""
+    side = np.sign(target)
+    outward = [i for i in np.argsort(side * values) if side * root[i] >= 0 and (root[i] != 0 or side * values[i] >= 0)]
+    for one, two in zip(outward, outward[1:], strict=False):
+        if side * root[one] < abs(target) <= side * root[two]:
+            share = (abs(target) - side * root[one]) / (side * root[two] - side * root[one])
+            return float(values[one] + share * (values[two] - values[one]))
+    return None

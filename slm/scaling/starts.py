@@ -1,0 +1,75 @@
+"""Where to start, and within which bounds: variable projection over a grid of exponents.
+
+Given its exponents a law is linear in its coefficients, so the best coefficients at every point of a grid of exponents
+are non-negative least squares on relative residuals, which are log residuals to first order (Golub & Pereyra 1973).
+"""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import numpy as np
+
+from slm.scaling.laws import Floats, Law
+from slm.scaling.sample import Sample
+
+GRIDS = {
+    1: (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3, 2.0),
+    2: (0.05, 0.12, 0.22, 0.35, 0.55, 0.8, 1.2, 1.8),
+    3: (0.1, 0.3, 0.6, 1.2),
+}
+EXPONENT_BOUNDS = (1e-3, 5.0)
+SMALLEST_SHARE = 1e-5
+"""A term below this share of the smallest target at the centre of the data counts as absent."""
+
+
+def grid_starts(law: Law, sample: Sample) -> Floats:
+    """One start [R, P] for every combination of exponents in the grid."""
+    count = len(law.exponents)
+    exponents = np.array(list(product(GRIDS[count], repeat=count)))
+    basis, target = law.basis(exponents, sample.centred, sample.log_y)
+    coefficients = _non_negative(basis, target)
+    low, high = coordinate_bounds(law, sample)
+    with np.errstate(divide="ignore"):
+        return np.clip(law.join(np.log(coefficients), exponents), low, high)
+
+
+def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
+    """Bounds of the coordinates ([P], [P]), wide enough that an estimate at one says that the data do not hold it."""
+    count = len(law.exponents)
+    coefficients = len(law.parameters) - count
+    low = np.full(coefficients, sample.log_y.min() + np.log(SMALLEST_SHARE))
+    high = np.full(coefficients, sample.log_y.max() + 5.0)
+    if is_linear(law):  # a straight line in logs needs no bound, and may slope either way
+        low, high = np.array([-np.inf]), np.array([np.inf])
+        return np.append(low, -np.inf), np.append(high, np.inf)
+    if law.floor is None:  # joint forms: log terms are not in units of the target
+        low, high = np.full(coefficients, -60.0), np.full(coefficients, 60.0)
+    return (
+        np.concatenate([low, np.full(count, EXPONENT_BOUNDS[0])]),
+        np.concatenate([high, np.full(count, EXPONENT_BOUNDS[1])]),
+    )
+
+
+def is_linear(law: Law) -> bool:
+    """Whether log L is linear in the coordinates, so that fits and t intervals are exact."""
+    return len(law.parameters) == 2
+
+
+def _non_negative(basis: Floats, target: Floats) -> Floats:
+    """Non-negative least squares [R, K] of [R, I, K] on [R, I], by trying every subset of columns; K is at most 4."""
+    R, _, K = basis.shape
+    gram = np.matmul(basis.transpose(0, 2, 1), basis)
+    moment = np.einsum("rik,ri->rk", basis, target)
+    best, best_value = np.zeros((R, K)), np.zeros(R)
+    for size in range(1, K + 1):
+        for columns in combinations(range(K), size):
+            chosen = np.ix_(range(R), columns, columns)
+            ridge = 1e-12 * np.trace(gram[chosen], axis1=1, axis2=2)[:, None, None] * np.eye(size)
+            part = np.linalg.solve(gram[chosen] + ridge, moment[:, list(columns), None])[:, :, 0]
+            value = -(part * moment[:, list(columns)]).sum(axis=1)
+            better = (part >= 0).all(axis=1) & (value < best_value)
+            best_value[better] = value[better]
+            best[better] = 0.0
+            best[np.ix_(better, columns)] = part[better]
+    return best
