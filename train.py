@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from slm.training.config import one_sentence, register
+from slm.command_line import MISTAKES, report, run_script
+from slm.training.config import register
 
-# Decided once and inherited by the processes that Lightning starts, since HYDRA_FULL_ERROR is set for Hydra below.
-SHOW_TRACEBACKS = os.environ.setdefault("SLM_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "")) == "1"
-MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 exit_codes: list[int] = []
 
 
@@ -55,19 +50,6 @@ def run(config: DictConfig) -> int:
     return exit_code(train(config))
 
 
-def report(error: Exception) -> int:
-    """Say what a person did wrong in one sentence; returns the exit code for it."""
-    if SHOW_TRACEBACKS:
-        raise error
-    print(f"error: {one_sentence(error)}", file=sys.stderr)
-    return 1
-
-
 if __name__ == "__main__":
     register()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, instead of printing pages
-    try:
-        main()
-    except MISTAKES as error:
-        exit_codes.append(report(error))
-    sys.exit(next((code for code in exit_codes if code), 0))
+    run_script(main, exit_codes)

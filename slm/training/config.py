@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
-from datetime import datetime
-from itertools import takewhile
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -14,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
+from slm.command_line import new_folder
 from slm.model.config import ModelConfig
 
 
@@ -45,9 +43,7 @@ def _run_dir() -> str:
         return os.environ["SLM_RUN_DIR"]
     if _in_multirun():
         return str(HydraConfig.get().runtime.output_dir)
-    now = datetime.now()
-    # The random end keeps two runs that start within one second apart.
-    return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}-{_model_name()}-{secrets.token_hex(2)}"
+    return new_folder(_model_name())
 
 
 def _run_group() -> str | None:
@@ -62,16 +58,3 @@ def _in_multirun() -> bool:
 def _cache_home() -> str:
     """Where caches of this user go (XDG base directory specification)."""
     return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm")
-
-
-def one_sentence(error: Exception) -> str:
-    """The message of an error on one line; of Hydra's pages, what was wrong and what there is instead."""
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
-    endings = ("Config search path", "Key '", "full_key", "See https", "object_type")
-    kept = list(takewhile(lambda line: not line.startswith(endings), lines))
-    said = [line for line in kept if line]
-    for place, line in enumerate(said):
-        if line.startswith("Available options"):
-            said[place:] = [f"{line} {', '.join(said[place + 1 :])}"]
-            break
-    return "; ".join(said) or type(error).__name__

@@ -1,0 +1,46 @@
+"""Analyse a table of runs: `python sweep.py runs=TABLE.csv`. `--help` shows every choice; the README explains."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from slm.command_line import MISTAKES, report, run_script
+from slm.sweep.config import check_settings, register
+
+exit_codes: list[int] = []
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="sweep")
+def main(config: DictConfig) -> None:
+    """Analyse one table of runs."""
+    try:
+        exit_codes.append(run(config))
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command starts the analysis over", file=sys.stderr)
+        exit_codes.append(130)
+    except MISTAKES as error:
+        exit_codes.append(report(error))
+
+
+def run(config: DictConfig) -> int:
+    """Check the settings and analyse; returns the exit code."""
+    settings = check_settings(cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)))
+    from slm.sweep.analysis import analyse_runs
+
+    return analyse_runs(settings)
+
+
+def start() -> None:
+    """Hand over to Hydra, unless it was asked for several analyses at once, which it would begin by writing files."""
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise ValueError("sweep.py has no -m: it analyses one table; start it once for each table")
+    main()
+
+
+if __name__ == "__main__":
+    register()
+    run_script(start, exit_codes)
