@@ -1,0 +1,135 @@
+"""Names and kinds of the columns of a table of runs: what each is called, and what follows from the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+SIZES = ("params_total", "params_non_embedding", "N")
+TARGETS = ("loss", "perplexity", "bits_per_byte")
+QUANTITIES = (*SIZES, "tokens", *TARGETS, "flops", "width", "depth", "lr")
+"""Columns that hold numbers above 0."""
+ALIASES = {"tokens": "D", "flops": "C", "perplexity": "ppl", "bits_per_byte": "bpb"}
+# Rows that agree in all of these that the table has are one cell: they differ in seed and in what was measured.
+CELL = (
+    *("family", *SIZES, "tokens", "width", "depth", "lr", "budget", "isoflop", "vocab_size", "steps", "schedule"),
+    *("context_length", "sequence_length", "batch_tokens", "batch_seqs", "batch_size", "parametrization", "precision"),
+    *("data_fingerprint", "tokenizer_fingerprint"),
+)
+_BLANKS = {"", "nan", "na", "n/a", "null", "none", "-"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where values come from: the name of the table, and its own names for columns that are called otherwise here."""
+
+    table: str
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    def error(self, row: int, column: str, value: Any, says: str) -> ValueError:
+        """One sentence on one value: table, row of the file, column, value, what is wrong and what to do."""
+        return ValueError(f"{self.table}, row {row}, column {self.own.get(column, column)}: {shown(value)} {says}")
+
+
+def shown(value: Any) -> str:
+    """A value as a person wrote it."""
+    return f"{value:.6g}" if isinstance(value, float) and not value.is_integer() else str(value)
+
+
+def is_blank(value: Any) -> bool:
+    """Whether there is no value: None, NaN, or text such as `NA`."""
+    if isinstance(value, str):
+        return value.strip().lower() in _BLANKS
+    return value is None or (not isinstance(value, (list, dict, tuple)) and bool(np.all(pd.isna(value))))
+
+
+def number(value: Any) -> float | None:
+    """The number that a value is or spells (`1e9`, `1_000`), NaN if blank, None if it is none."""
+    if is_blank(value):
+        return math.nan
+    if isinstance(value, (bool, np.bool_, list, dict, tuple)):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def typed(raw: pd.DataFrame) -> pd.DataFrame:
+    """Quantities as floats (NaN where there is no number), other columns as numbers if all their values are."""
+    columns = {}
+    for name in raw.columns:
+        numbers = [number(value) for value in raw[name]]
+        if name in QUANTITIES:
+            columns[name] = pd.Series([math.nan if n is None else n for n in numbers], raw.index, dtype=float)
+        elif name in ("family", "run_id"):
+            columns[name] = raw[name].map(lambda value: None if is_blank(value) else str(value).strip())
+        elif None in numbers or all(math.isnan(n) for n in numbers if n is not None):
+            columns[name] = raw[name]
+        else:
+            whole = all(n is not None and n.is_integer() and abs(n) < 2**53 for n in numbers)
+            columns[name] = pd.Series(numbers, raw.index, dtype=np.int64 if whole else float)
+    return pd.DataFrame(columns, index=raw.index)
+
+
+def rename(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> tuple[pd.DataFrame, Columns]:
+    """Add the canonical columns beside the table's own; `ValueError` for an own name that is not there."""
+    own = {}
+    for name, there in columns.items():
+        if there not in raw.columns:
+            raise ValueError(
+                f"{table} has no column {there} (given as columns.{name}): it has {', '.join(map(str, raw.columns))}"
+            )
+        if name != there:
+            own[name] = there
+    for name, there in ALIASES.items():
+        if there in raw.columns and name not in columns and name not in raw.columns:
+            own[name] = there
+    return raw.assign(**{name: raw[there] for name, there in own.items()}), Columns(table, own)
+
+
+def derive(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Add what follows from the rest: `loss` and `perplexity` from each other, `flops` from N and tokens."""
+    if "perplexity" in frame and "loss" not in frame:
+        frame = frame.assign(loss=np.log(frame["perplexity"]))
+        notes.append("The column loss was computed as ln(perplexity).")
+    elif "loss" in frame and "perplexity" not in frame:
+        frame = frame.assign(perplexity=np.exp(frame["loss"]))
+        notes.append("The column perplexity was computed as exp(loss).")
+    elif "loss" in frame:
+        both = {
+            "loss": frame["loss"].fillna(np.log(frame["perplexity"])),
+            "perplexity": frame["perplexity"].fillna(np.exp(frame["loss"])),
+        }
+        frame = frame.assign(**both)
+    size = next(name for name in SIZES if complete(frame, name))
+    if "tokens" not in frame:
+        notes.append("The table has no column tokens: the training budget of its runs is unknown.")
+    elif "flops" not in frame:
+        frame = frame.assign(flops=6.0 * frame[size] * frame["tokens"])
+        notes.append(f"The column flops was computed as 6 x {size} x tokens.")
+    return frame
+
+
+def complete(frame: pd.DataFrame, name: str) -> bool:
+    """Whether the table has the column, with a value in every row."""
+    return name in frame and not frame[name].isna().any()
+
+
+def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Add `cluster` (the run a row is of) and `cell` (a number for rows that differ in seed and results alone)."""
+    rows = pd.Series([f"row{row}" for row in frame.index], frame.index)
+    cluster = frame["run_id"].where(frame["run_id"].notna(), rows) if "run_id" in frame else rows
+    shared = frame["family"].groupby(cluster).transform("nunique") > 1
+    if shared.any():
+        notes.append("A run_id that stands in several families was taken as a run of each.")
+        cluster = cluster.where(~shared, frame["family"] + "/" + cluster)
+    keys = [name for name in CELL if name in frame]
+    # Text compares values of any kind, lists too, and keeps all digits of a number.
+    settings = frame[keys].astype(object).apply(lambda row: "\0".join(repr(value) for value in row), axis=1)
+    return frame.assign(cluster=cluster.astype(object), cell=pd.factorize(settings)[0])

@@ -1,0 +1,138 @@
+"""Files of runs as rows of unconverted values, numbered from 1 as in the file; also the tables that slm ships.
+
+Text is read by the standard library and not by `pandas.read_csv`, which shifts or drops the fields of a ragged row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+def shipped_tables() -> list[str]:
+    """Names of the tables that come with slm: `mobilellm_published` (docs/scaling.md says where they are from)."""
+    folder = resources.files("slm.scaling") / "data"
+    return sorted(item.name.removesuffix(".csv") for item in folder.iterdir() if item.name.endswith(".csv"))
+
+
+def read_rows(source: str | Path) -> tuple[pd.DataFrame, str]:
+    """Rows of a file or shipped table as objects, indexed from 1, and the table's name; `ValueError` if it is no table."""
+    if str(source) in shipped_tables():
+        text = (resources.files("slm.scaling") / "data" / f"{source}.csv").read_text(encoding="utf-8")
+        return _delimited(text, ",", f"{source}"), str(source)
+    path = Path(source)
+    _check_is_file(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path} is no table that can be read: it must end in {', '.join(_READERS)}")
+    return reader(path), path.stem
+
+
+def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Rows of unconverted values, indexed from 1."""
+    rows = [list(row) for row in values]
+    index = range(1, len(rows) + 1)
+    # dtype=object keeps each value as it was written, so that messages can quote it.
+    series = {name: pd.Series([row[i] for row in rows], index, dtype=object) for i, name in enumerate(columns)}
+    return pd.DataFrame(series, index)
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_dir():
+        tables = sorted(item.name for item in path.iterdir() if item.suffix.lower() in _READERS)
+        inside = f"the tables in it are {', '.join(tables[:5])}" if tables else "there is no table in it"
+        raise ValueError(f"{path} is a directory, not a table: {inside}")
+    if not path.exists():
+        there = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, [*there, *shipped_tables()], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}" if near else f"slm ships {', '.join(shipped_tables())}"
+        raise ValueError(f"{path} does not exist: {hint}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+
+
+def _delimited(text: str, delimiter: str, name: str) -> pd.DataFrame:
+    try:
+        lines = [line for line in csv.reader(text.splitlines(), delimiter=delimiter) if any(f.strip() for f in line)]
+    except csv.Error as error:
+        raise ValueError(f"{name} cannot be read as a table: {error}") from None
+    if not lines:
+        raise ValueError(f"{name} is empty: it needs a line of column names and a line a run")
+    header = [field.strip() for field in lines[0]]
+    _check_header(header, name)
+    rows = [_row(line, header, name, number) for number, line in enumerate(lines[1:], start=1)]
+    frame = from_records(rows, [field or f"(column {place})" for place, field in enumerate(header)])
+    return frame[[column for column, field in zip(frame, header, strict=True) if field]]  # no name: an old row index
+
+
+def _row(line: list[str], header: list[str], name: str, number: int) -> list[str | None]:
+    fields = [field.strip() or None for field in line]
+    while len(fields) > len(header) and fields[-1] is None:
+        fields.pop()
+    if len(fields) != len(header):
+        raise ValueError(
+            f"{name}, row {number} has {len(fields)} fields and the header has {len(header)}: fix that row"
+        )
+    return fields
+
+
+def _check_header(header: list[str], name: str) -> None:
+    named = [field for field in header if field]
+    if not named:
+        raise ValueError(f"{name} has no column names: its first line must hold them")
+    for field in named:
+        if named.count(field) > 1:
+            raise ValueError(f"{name} has the column {field} {named.count(field)} times: rename or remove one")
+
+
+def _records(items: Any, name: str) -> pd.DataFrame:
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f'{name} must hold a list of rows, each like {{"family": "a", "N": 1e8, "loss": 3.1}}')
+    columns = list(dict.fromkeys(str(key) for item in items for key in item))
+    return from_records(([item.get(column) for column in columns] for item in items), columns)
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    try:
+        return _records(json.loads(_text(path)), str(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    items = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        try:
+            items += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+    return _records(items, str(path))
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as error:  # pyarrow's many
+        raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    return from_records(frame.itertuples(index=False, name=None), [str(column) for column in frame.columns])
+
+
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": lambda path: _delimited(_text(path), ",", str(path)),
+    ".tsv": lambda path: _delimited(_text(path), "\t", str(path)),
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
