@@ -5,8 +5,8 @@
 >>> table.families, table.sizes, table.targets
 (['MobileLLM'], ['params_total', 'params_non_embedding'], ['loss', 'perplexity'])
 
-Notable: nothing is repaired in silence. A row that is left out and a column that is computed is a note, which the report
-shows; a value that cannot be is an error that names file, row, column and value.
+Notable: nothing is repaired in silence. A row that is left out and a column that is computed is a note, which the
+report shows; a value that cannot be is an error that names file, row, column and value.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from slm.scaling.table_files import from_records, read_rows
 class Table:
     """Runs in canonical columns.
 
-    `loss` is nats a token, `params_*`, `N` and `tokens` are counts, `flops` those of the whole training; `cluster` names
-    the run that a row is of, and rows of equal `cell` differ in nothing but seed and results.
+    `loss` is nats a token, `params_*`, `N` and `tokens` are counts, `flops` those of the whole training; `cluster`
+    names the run that a row is of, and rows of equal `cell` differ in nothing but seed and results.
     """
 
     frame: pd.DataFrame
@@ -74,8 +74,8 @@ def read_table(
 ) -> Table:
     """Read a .csv, .tsv, .json, .jsonl or .parquet file, or a table that slm ships (`mobilellm_published`).
 
-    `columns` maps canonical names to the table's own, `where` is a pandas query of rows to keep, `drop_worst` leaves out
-    that many rows of the highest loss. Raises `ValueError` of one sentence for anything that is not a table of runs.
+    `columns` maps canonical names to the table's own, `where` is a pandas query of rows to keep, `drop_worst` leaves
+    out that many rows of the highest loss. Raises `ValueError` of one sentence for anything that is not a table of runs.
     """
     rows, name = read_rows(source)
     return _table(rows, str(source), name, columns or {}, where, drop_worst)
@@ -171,9 +171,9 @@ def _one_size(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def _without_worst(frame: pd.DataFrame, drop_worst: int, columns: Columns, notes: list[str]) -> pd.DataFrame:
-    if not isinstance(drop_worst, int) or not 0 <= drop_worst < len(frame):
+    if not isinstance(drop_worst, int) or isinstance(drop_worst, bool) or not 0 <= drop_worst < len(frame):
         raise ValueError(
-            f"drop_worst={drop_worst} must be a whole number from 0 to {len(frame) - 1}, with the rows there"
+            f"drop_worst={drop_worst} must be a whole number from 0 to {len(frame) - 1}: some rows must stay"
         )
     target = "loss" if complete(frame, "loss") else "bits_per_byte"
     worst = frame[target].sort_values(ascending=False, kind="stable").head(drop_worst)

@@ -1,7 +1,7 @@
 """Refuse what cannot be a table of runs: values that are none, and units that do not go together.
 
-Tables of early checkpoints (losses from 9 to 3) and of tiny models are real, so units are judged by what training can do:
-a value is called a unit's mistake only if no loss falls that fast with size and tokens.
+Tables of early checkpoints (losses from 9 to 3) and of tiny models are real, so units are judged by what training can
+do: a value is called a unit's mistake only if no loss falls that fast with size and tokens.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: C
     counts = frame[name].dropna().sort_values(kind="stable")
     if counts.iloc[-1] < 1000:
         row, value = counts.index[0], counts.iloc[0]
-        raise columns.error(row, name, value, f"is too small for {name}, as are all others: write it in units, 1.2e8")
+        raise columns.error(
+            row, name, value, f"is too small for {name}, as are all others: write it in units, as in 1.2e8"
+        )
     ratios = counts.to_numpy()[1:] / counts.to_numpy()[:-1]
     if not len(ratios) or ratios.max() < 300:
         return
@@ -130,9 +132,7 @@ def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: C
     no_model = 1000 if name in SIZES else 0
     wrong = [row for row, value in small.items() if value < no_model or (value < 1e5 and results[row] < usual)]
     if wrong:
-        says = (
-            f"is in other units than {shown(float(large.iloc[0]))} in row {large.index[0]}: write all in units, 1.2e8"
-        )
+        says = f"is in other units than {shown(float(large.iloc[0]))} in row {large.index[0]}: write all in units, as in 1.2e8"
         raise columns.error(wrong[0], name, float(small[wrong[0]]), says)
 
 

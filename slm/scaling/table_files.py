@@ -23,7 +23,7 @@ def shipped_tables() -> list[str]:
 
 
 def read_rows(source: str | Path) -> tuple[pd.DataFrame, str]:
-    """Rows of a file or shipped table as objects, indexed from 1, and the table's name; `ValueError` if it is no table."""
+    """Rows of a file or shipped table as objects, indexed from 1, and its name; `ValueError` if it is no table."""
     if str(source) in shipped_tables():
         text = (resources.files("slm.scaling") / "data" / f"{source}.csv").read_text(encoding="utf-8")
         return _delimited(text, ",", f"{source}"), str(source)
