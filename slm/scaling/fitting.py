@@ -121,7 +121,9 @@ def refusal(law: Law, sample: Sample) -> str | None:
         if np.ptp(values) < 1e-9:
             return f"not fitted: {name} has one value in all rows"
     if sample.points <= P:
-        return f"not fitted: {sample.points} distinct sizes for {P} parameters leave nothing to estimate the scatter from"
+        return (
+            f"not fitted: {sample.points} distinct sizes for {P} parameters leave nothing to estimate the scatter from"
+        )
     design = np.column_stack([np.ones(len(sample.log_x)), sample.centred / sample.centred.std(axis=0)])
     if len(law.variables) > 1 and np.linalg.svd(design, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(design)):
         return f"not fitted: {' and '.join(law.variables)} change in step with each other, so their effects cannot be told apart"

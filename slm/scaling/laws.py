@@ -1,4 +1,4 @@
-"""The laws, in one registry: each a function of log sizes with its gradient and curvature, for many parameter vectors at once.
+"""The laws, in one registry: functions of log sizes with gradient and curvature, for many parameter vectors at once.
 
 Notable: a law is fitted in coordinates in which it is well-behaved. Coefficients enter as logarithms and *centred*: at
 the geometric mean of the data instead of at N = 1 (where A of A N^-alpha would be, ten decades away from any data). So
@@ -71,7 +71,10 @@ class Law(Protocol):
         """log L [R, I], its gradient [R, I, P], and weights [R, I] -> their weighted sum of Hessians [R, P, P]."""
 
     def canonical(self, theta: Floats, refs: Floats) -> Floats:
-        """Quoted parameters [R, P] of coordinates [R, P]; `refs` [V] are the log variables that data were centred at."""
+        """Quoted parameters [R, P] of coordinates [R, P]; `refs` [V] is where log variables were centred."""
+
+    def coordinates(self, params: Mapping[str, float], refs: Floats) -> Floats:
+        """Coordinates [P] of quoted parameters: the inverse of `canonical`."""
 
     def functional(self, name: str, refs: Floats) -> Floats | None:
         """The vector [P] whose product with the coordinates is exponent `name`, or log of coefficient `name`.
@@ -164,6 +167,14 @@ class SumOfPowers:
             quoted[:, :K] = np.exp(quoted[:, :K])
         return quoted
 
+    def coordinates(self, params: Mapping[str, float], refs: Floats) -> Floats:
+        """See `Law`."""
+        K = len(self.terms)
+        theta = np.array([params[name] for name in self.parameters])
+        theta[:K] = np.log(theta[:K])
+        theta[self._powers] -= theta[K:] * refs
+        return theta
+
     def functional(self, name: str, refs: Floats) -> Floats | None:
         """See `Law`."""
         place = list(self.parameters).index(name)
@@ -248,6 +259,12 @@ class KaplanJoint:
             quoted[:, 1] = np.exp(refs[1] + theta[:, 1])
         return quoted
 
+    def coordinates(self, params: Mapping[str, float], refs: Floats) -> Floats:
+        """See `Law`."""
+        alpha_n, alpha_d = params["alpha_N"], params["alpha_D"]
+        n, d = alpha_n * (np.log(params["N_c"]) - refs[0]), np.log(params["D_c"]) - refs[1]
+        return np.array([n, d, alpha_n, alpha_d])
+
     def functional(self, name: str, refs: Floats) -> Floats | None:
         """See `Law`."""
         return None if name == "N_c" else np.eye(4)[list(self.parameters).index(name)]
@@ -255,7 +272,9 @@ class KaplanJoint:
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
         """See `Law`. The target is L^(1/alpha_D), which is linear in the two coefficients."""
         alpha_n, alpha_d = exponents[:, [0]], exponents[:, [1]]
-        terms = np.stack([-alpha_n / alpha_d * x_IV[:, 0], np.broadcast_to(-x_IV[:, 1], (len(exponents), len(x_IV)))], 2)
+        terms = np.stack(
+            [-alpha_n / alpha_d * x_IV[:, 0], np.broadcast_to(-x_IV[:, 1], (len(exponents), len(x_IV)))], 2
+        )
         return alpha_d[:, :, None] * np.exp(terms - (log_y / alpha_d)[:, :, None]), np.repeat(alpha_d, len(log_y), 1)
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:

@@ -104,7 +104,9 @@ def _around(values: Floats, root: Floats, target: float) -> Floats:
     below, above = values[values < place].max(initial=-np.inf), values[values > place].min(initial=np.inf)
     if not np.isfinite(above - below):
         return np.empty(0)
-    return np.array([place + f * (above - place) if f > 0 else place + f * (place - below) for f in (-0.3, -0.05, 0, 0.05, 0.3)])
+    return np.array(
+        [place + f * (above - place) if f > 0 else place + f * (place - below) for f in (-0.3, -0.05, 0, 0.05, 0.3)]
+    )
 
 
 def _crossing(values: Floats, root: Floats, target: float) -> float | None:

@@ -1,0 +1,161 @@
+"""Standard errors and intervals of one fit, by the method that fits the case, and what the data do not identify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from slm.scaling.fitting import Fit
+from slm.scaling.laws import Floats
+from slm.scaling.profiles import Profile, profile
+from slm.scaling.resample import Ensemble, bootstrap
+from slm.scaling.starts import is_linear
+
+WIDEST = 10.0
+"""An exponent whose interval spans a larger factor than this is called not identified."""
+Interval = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Of the quoted parameters. An end of None is open: the data set no bound on that side."""
+
+    method: str
+    se: dict[str, float]
+    ci: dict[str, Interval]
+    profiles: dict[str, Profile]
+    ensembles: dict[str, Ensemble]
+    not_identified: tuple[str, ...]
+    notes: tuple[str, ...]
+    bootstrap_se: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level: float = 0.95) -> Uncertainty:
+    """Intervals of all parameters of a fit.
+
+    Linear laws by least squares: Student's t, exact. Other laws by least squares: profile likelihood. Huber's loss, or
+    rows that share a run: t intervals on standard errors of the cluster bootstrap, scaled up for the parameters fitted.
+    `replicates` = 0 leaves the bootstraps out where they are only a cross-check.
+    """
+    clustered = len(np.unique(found.sample.clusters)) < len(found.sample.log_y)
+    likelihood = np.isinf(found.loss.delta) and not clustered
+    ensembles: dict[str, Ensemble] = {}
+    if found.degrees_of_freedom >= 1 and (replicates or not likelihood):
+        for kind in ("cluster", "wild"):
+            ensembles[kind] = bootstrap(found, kind, replicates or 200, rng)  # type: ignore[arg-type]
+    profiles: dict[str, Profile] = {}
+    if likelihood:
+        every = ((name, profile(found, name, level=level)) for name in found.law.parameters)
+        profiles = {name: one for name, one in every if one is not None}
+    spread = {kind: _spread(found, e) for kind, e in ensembles.items()}
+    delta = _delta(found)
+    if likelihood:
+        method = "ols_t" if is_linear(found.law) else "profile_t"
+        ci = {name: _of_profile(found, profiles.get(name)) for name in found.law.parameters}
+        se = delta if is_linear(found.law) or "cluster" not in spread else spread["cluster"]
+    else:
+        method = "cluster_bootstrap"
+        se = spread.get("cluster", delta)
+        ci = _of_bootstrap(found, ensembles.get("cluster"), level)
+    lost, notes = _identification(found, ci)
+    notes += [
+        f"{one.failed:.0%} of the {kind} bootstrap samples could not be refitted and are left out"
+        for kind, one in ensembles.items()
+        if one.failed > 0.02
+    ]
+    return Uncertainty(method, se, ci, profiles, ensembles, tuple(lost), tuple(notes), {**spread, "delta": delta})
+
+
+def _delta(found: Fit) -> dict[str, float]:
+    """Delta-method standard errors of the quoted parameters; NaN where there are none."""
+    step = 1e-6
+    P = len(found.theta)
+    moved = found.law.canonical(found.theta + step * np.r_[np.eye(P), -np.eye(P)], found.sample.refs)
+    slope = ((moved[:P] - moved[P:]) / (2 * step)).T
+    errors = np.sqrt(np.diag(slope @ found.covariance @ slope.T))
+    return dict(zip(found.law.parameters, errors.tolist(), strict=True))
+
+
+def _spread(found: Fit, ensemble: Ensemble) -> dict[str, float]:
+    """Standard deviation of each quoted parameter over the refits."""
+    if len(ensemble.theta) < 20:
+        return dict.fromkeys(found.law.parameters, np.nan)
+    quoted = found.law.canonical(ensemble.theta, found.sample.refs)
+    return dict(zip(found.law.parameters, quoted.std(axis=0, ddof=1).tolist(), strict=True))
+
+
+def _of_profile(found: Fit, one: Profile | None) -> Interval:
+    if one is None:
+        return None, None
+    if one.name in found.law.exponents:
+        return one.low, one.high
+    with np.errstate(over="ignore"):
+        return tuple(None if end is None else float(np.exp(end)) for end in (one.low, one.high))  # type: ignore[return-value]
+
+
+def _of_bootstrap(found: Fit, ensemble: Ensemble | None, level: float) -> dict[str, Interval]:
+    """estimate +- t se on the scale of the exponent or of the logarithm of the coefficient."""
+    names = list(found.law.parameters)
+    groups = len(np.unique(found.sample.clusters))
+    df = groups - len(names)
+    if ensemble is None or len(ensemble.theta) < 20 or df < 1:
+        return dict.fromkeys(names, (None, None))
+    reach = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(groups / df)
+    centre, draws = _scaled(found, found.theta[None]), _scaled(found, ensemble.theta)
+    with np.errstate(over="ignore"):
+        ends = [centre[0] - reach * draws.std(axis=0, ddof=1), centre[0] + reach * draws.std(axis=0, ddof=1)]
+        back = [np.where(_is_exponent(found), end, np.exp(end)) for end in ends]
+    return {name: (float(back[0][j]), float(back[1][j])) for j, name in enumerate(names)}
+
+
+def _is_exponent(found: Fit) -> np.ndarray:
+    return np.array([name in found.law.exponents for name in found.law.parameters])
+
+
+def _scaled(found: Fit, theta: Floats) -> Floats:
+    quoted = found.law.canonical(theta, found.sample.refs)
+    with np.errstate(divide="ignore"):
+        return np.where(_is_exponent(found), quoted, np.log(quoted))
+
+
+def _identification(found: Fit, ci: dict[str, Interval]) -> tuple[list[str], list[str]]:
+    """Parameters that the data do not hold, and why, in words."""
+    lost, notes = [], []
+    spare = found.sample.points - len(found.theta)
+    if spare < 2:
+        notes.append(
+            f"{found.sample.points} distinct sizes for {len(found.theta)} parameters leave {spare} degree of freedom: "
+            "no exponent is identified"
+        )
+    for name in found.law.exponents:
+        low, high = ci[name]
+        reason = None
+        if name in found.certificate.at_bound:
+            reason = f"{name} ended at its bound"
+        elif low is None or high is None:
+            reason = f"the interval of {name} is open"
+        elif not is_linear(found.law) and (low <= 0 or high / low > WIDEST):
+            reason = f"the interval of {name} spans a factor of more than {WIDEST:g}"
+        elif low <= 0 <= high:
+            notes.append(f"the interval of {name} includes 0")
+        if reason or spare < 2:
+            lost.append(name)
+        if reason:
+            notes.append(reason)
+    if found.law.floor is not None:
+        if "E" in found.certificate.at_bound:
+            lost.append("E")
+            notes.append("the floor E ended at 0: the law without it says the same")
+        elif ci["E"][0] is None or spare < 2:
+            lost.append("E")
+            notes.append("a floor E of 0 is not excluded")
+    for name in found.certificate.at_bound:
+        if name not in lost:
+            lost.append(name)
+            notes.append(f"{name} ended at its bound")
+    if not found.certificate.converged:
+        notes.append("did not converge")
+        lost = list(found.law.parameters)
+    return lost, notes

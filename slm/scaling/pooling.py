@@ -1,0 +1,88 @@
+"""A mixed-effects summary: families as draws from a population of families, each exponent measured with error.
+
+alpha_f = mu + u_f + e_f, u_f ~ N(0, tau^2), e_f ~ N(0, se_f^2). tau^2 by restricted maximum likelihood, mu with the
+interval of Hartung & Knapp (2001), which is right for few families; Cochran's Q tests tau = 0 (Higgins & Thompson 2002).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+from slm.scaling.laws import Floats
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """`mean` of the population of families and its interval; `tau`, the spread between families; shrunken estimates."""
+
+    mean: float
+    low: float
+    high: float
+    tau: float
+    tau_high: float
+    """Upper end of the one-sided interval of tau, by inverting Q (Viechtbauer 2007)."""
+    q: float
+    q_p: float
+    next_low: float
+    next_high: float
+    """Prediction interval for the exponent of a family that was not trained."""
+    shrunken: tuple[float, ...]
+
+
+def pool(estimates: Sequence[float], errors: Sequence[float], *, level: float = 0.95) -> Pooled | None:
+    """Pool exponents of at least two families with standard errors; None if there are fewer."""
+    y, variance = np.asarray(estimates, float), np.asarray(errors, float) ** 2
+    k = len(y)
+    if k < 2 or not (np.isfinite(variance).all() and (variance > 0).all()):
+        return None
+    tau2 = _reml(y, variance)
+    w = 1 / (variance + tau2)
+    mean = float(w @ y / w.sum())
+    error = float(np.sqrt(max(1.0, w @ (y - mean) ** 2 / (k - 1)) / w.sum()))
+    reach = float(stats.t.ppf(0.5 + level / 2, k - 1))
+    q = _cochran(y, variance, 0.0)
+    ahead = float(stats.t.ppf(0.5 + level / 2, max(k - 2, 1)) * np.sqrt(tau2 + error**2))
+    shrink = tau2 / (tau2 + variance)
+    return Pooled(
+        mean,
+        mean - reach * error,
+        mean + reach * error,
+        float(np.sqrt(tau2)),
+        _tau_high(y, variance, level),
+        q,
+        float(stats.chi2.sf(q, k - 1)),
+        mean - ahead,
+        mean + ahead,
+        tuple((mean + shrink * (y - mean)).tolist()),
+    )
+
+
+def _reml(y: Floats, variance: Floats) -> float:
+    def loss(tau2: float) -> float:
+        w = 1 / (variance + tau2)
+        mean = w @ y / w.sum()
+        return float(0.5 * (np.log(variance + tau2).sum() + np.log(w.sum()) + w @ (y - mean) ** 2))
+
+    highest = 4 * float(np.var(y)) + float(variance.max())
+    best = optimize.minimize_scalar(loss, bounds=(0, highest), method="bounded", options={"xatol": 1e-9 * highest})
+    return float(best.x) if best.fun < loss(0.0) else 0.0
+
+
+def _cochran(y: Floats, variance: Floats, tau2: float) -> float:
+    w = 1 / (variance + tau2)
+    return float(w @ (y - w @ y / w.sum()) ** 2)
+
+
+def _tau_high(y: Floats, variance: Floats, level: float) -> float:
+    """The tau at which Q would be as low as seen with probability 1 - level."""
+    target = float(stats.chi2.ppf(1 - level, len(y) - 1))
+    if _cochran(y, variance, 0.0) <= target:
+        return 0.0
+    high = float(np.var(y) + variance.max())
+    while _cochran(y, variance, high) > target:
+        high *= 4
+    return float(np.sqrt(optimize.brentq(lambda tau2: _cochran(y, variance, tau2) - target, 0, high)))
