@@ -75,7 +75,7 @@ def read_table(
     """Read a .csv, .tsv, .json, .jsonl or .parquet file, or a table that slm ships (`mobilellm_published`).
 
     `columns` maps canonical names to the table's own, `where` is a pandas query of rows to keep, `drop_worst` leaves
-    out that many rows of the highest loss. Raises `ValueError` of one sentence for anything that is not a table of runs.
+    out that many rows of the highest loss. Raises `ValueError` of one sentence for what is not a table of runs.
     """
     rows, name = read_rows(source)
     return _table(rows, str(source), name, columns or {}, where, drop_worst)

@@ -132,7 +132,8 @@ def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: C
     no_model = 1000 if name in SIZES else 0
     wrong = [row for row, value in small.items() if value < no_model or (value < 1e5 and results[row] < usual)]
     if wrong:
-        says = f"is in other units than {shown(float(large.iloc[0]))} in row {large.index[0]}: write all in units, as in 1.2e8"
+        other = f"{shown(float(large.iloc[0]))} in row {large.index[0]}"
+        says = f"is in other units than {other}: write all in units, as in 1.2e8"
         raise columns.error(wrong[0], name, float(small[wrong[0]]), says)
 
 

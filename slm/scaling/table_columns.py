@@ -38,7 +38,9 @@ class Columns:
 
 def shown(value: Any) -> str:
     """A value as a person wrote it."""
-    return f"{value:.6g}" if isinstance(value, float) and not value.is_integer() else str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
+    return str(value)
 
 
 def is_blank(value: Any) -> bool:

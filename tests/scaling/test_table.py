@@ -1,0 +1,279 @@
+"""A table of runs is read as it was meant, or refused with a sentence that says what to correct."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from slm.scaling.table import read_table, table_from_frame
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "scaling"
+HEAD = "family,N,tokens,loss"
+ROWS = ["a,1e7,1e9,3.9", "a,3e7,1e9,3.5", "a,1e8,1e9,3.1"]
+
+
+def written(folder: Path, *rows: str, head: str = HEAD, name: str = "runs.csv") -> Path:
+    path = folder / name
+    path.write_text("\n".join([head, *rows]) + "\n")
+    return path
+
+
+def refusal(path: Path, **options: object) -> str:
+    with pytest.raises(ValueError, match=r"^\S") as caught:
+        read_table(path, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def frame(**columns: list) -> pd.DataFrame:
+    return pd.DataFrame(columns)
+
+
+def test_the_published_table_ships_with_its_figures() -> None:
+    table = read_table("mobilellm_published")
+    assert table.name == "mobilellm_published"
+    assert table.families == ["MobileLLM"]
+    assert table.sizes == ["params_total", "params_non_embedding"]
+    assert table.targets == ["loss", "perplexity"]
+    assert list(table.frame["params_total"]) == [124_635_456, 345_355_200, 603_188_352, 1_005_461_760]
+    assert list(table.frame["params_non_embedding"]) == [106_203_456, 314_635_200, 566_324_352, 964_501_760]
+    assert list(table.frame["loss"]) == [math.log(p) for p in (11.961319, 8.976614, 7.984185, 7.171037)]
+    assert any("ln(perplexity)" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_a_table_is_the_same_in_every_format(suffix: str, tmp_path: Path) -> None:
+    rows = frame(family=["a", "b"], N=[1e8, 2e8], D=[1e9, 2e9], loss=[3.1, 2.9], note=["x", None])
+    path = tmp_path / f"runs{suffix}"
+    match suffix:
+        case ".csv" | ".tsv":
+            rows.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
+        case ".json":
+            rows.to_json(path, orient="records")
+        case ".jsonl":
+            rows.to_json(path, orient="records", lines=True)
+        case ".parquet":
+            rows.to_parquet(path)
+    table = read_table(path)
+    for name, values in {"N": [1e8, 2e8], "tokens": [1e9, 2e9], "loss": [3.1, 2.9], "family": ["a", "b"]}.items():
+        assert list(table.frame[name]) == values
+    assert list(table.frame["flops"]) == [6 * 1e8 * 1e9, 6 * 2e8 * 2e9]
+
+
+def test_a_row_index_that_pandas_wrote_is_no_column(tmp_path: Path) -> None:
+    frame(N=[1e8, 2e8], loss=[3.1, 2.9]).to_csv(tmp_path / "runs.csv")
+    assert set(read_table(tmp_path / "runs.csv").frame) >= {"N", "loss"}
+
+
+def test_own_names_of_columns_are_translated(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,1e8,1e9,3.1,4", head="model,size,D,val_loss,loss")
+    table = read_table(path, columns={"family": "model", "params_total": "size", "loss": "val_loss"})
+    row = table.frame.iloc[0]
+    assert (row["family"], row["params_total"], row["tokens"], row["loss"]) == ("a", 1e8, 1e9, 3.1)
+    assert any("own column loss was left out" in note for note in table.notes)
+
+
+def test_an_own_name_that_is_not_there_lists_what_is(tmp_path: Path) -> None:
+    said = refusal(written(tmp_path, *ROWS), columns={"loss": "val_loss"})
+    assert "no column val_loss" in said
+    assert "family, N, tokens, loss" in said
+
+
+def test_a_table_without_families_or_tokens_says_so() -> None:
+    table = table_from_frame(frame(params_total=[1e7, 1e8], loss=[4.0, 3.0]))
+    assert table.families == ["all"]
+    assert "flops" not in table.frame
+    assert any("no column family" in note for note in table.notes)
+    assert any("training budget of its runs is unknown" in note for note in table.notes)
+
+
+def test_only_the_rows_of_the_query_are_kept_and_checked(tmp_path: Path) -> None:
+    path = written(tmp_path, *ROWS, "b,oops,1e9,-3")
+    table = read_table(path, where='family == "a" and tokens > 1')
+    assert len(table.frame) == 3
+    assert "Of 4 rows, the 3 where" in table.notes[0]
+
+
+@pytest.mark.parametrize("where", ["tokens >", "nothing > 3", "tokens > 1e99", "tokens + 1", "family = 'a'"])
+def test_a_query_that_fails_or_leaves_nothing_is_refused(where: str, tmp_path: Path) -> None:
+    assert f"where={where}" in refusal(written(tmp_path, *ROWS), where=where)
+
+
+def test_the_worst_rows_are_left_out_by_their_numbers_in_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "b,1e8,1e9,3", "a,1e7,1e9,5", *ROWS[1:])
+    table = read_table(path, where='family == "a"', drop_worst=1)
+    assert list(table.frame["loss"]) == [3.5, 3.1]
+    assert "2 (5)" in table.notes[-1]
+    assert list(table.frame["cluster"]) == ["row3", "row4"]
+    assert "drop_worst=4" in refusal(path, drop_worst=4)
+
+
+def test_runs_that_did_not_complete_are_left_out_before_their_numbers_are_looked_at(tmp_path: Path) -> None:
+    rows = [f"{row},completed" for row in ROWS]
+    path = written(tmp_path, rows[0], "a,2e7,1e9,,diverged", *rows[1:], "a,,,,interrupted", head=HEAD + ",status")
+    table = read_table(path)
+    assert len(table.frame) == 3
+    assert "2 (diverged), 5 (interrupted)" in table.notes[0]
+
+
+def test_exact_duplicates_count_once_and_repeated_results_are_suspicious(tmp_path: Path) -> None:
+    head = HEAD + ",seed"
+    rows = ["a,1e7,1e9,3.9,1", "a,1e7,1e9,3.9,1", "a,1e7,1e9,3.9,2", "a,1e7,1e9,3.91,3"]
+    table = read_table(written(tmp_path, *rows, head=head))
+    assert list(table.frame["seed"]) == [1, 2, 3]
+    assert any("exact duplicates" in note and note.endswith(": 2.") for note in table.notes)
+    assert any("Suspicious: rows 1, 3" in note for note in table.notes)
+
+
+def test_seeds_share_a_cell_and_checkpoints_of_a_run_a_cluster() -> None:
+    table = table_from_frame(
+        frame(
+            family=["a", "a", "a", "b"],
+            N=[1e7, 1e7, 1e7, 1e7],
+            tokens=[1e9, 1e9, 2e9, 1e9],
+            loss=[3.9, 3.91, 3.8, 3.7],
+            seed=[1, 2, 1, 1],
+            run_id=["r1", "r2", "r1", "r4"],
+            tokens_per_second=[10, 11, 12, 13],
+        )
+    )
+    cells = list(table.frame["cell"])
+    assert cells[0] == cells[1]
+    assert len(set(cells)) == 3
+    assert list(table.frame["cluster"]) == ["r1", "r2", "r1", "r4"]
+    assert list(table.of("b").frame["cluster"]) == ["r4"]
+
+
+def test_a_size_with_gaps_is_carried_but_not_offered() -> None:
+    table = table_from_frame(frame(params_total=[1e7, 1e8], params_non_embedding=[8e6, None], loss=[4.0, 3.0]))
+    assert table.sizes == ["params_total"]
+    assert "N" not in table_from_frame(frame(params_total=[1e7], N=[9e6], loss=[4.0])).frame
+
+
+BAD_ROWS = {
+    "no number": ("a,125M,1e9,3.1", ["row 4", "column N", "125M", "not a number"]),
+    "thousands": ('a,"125,000,000",1e9,3.1', ["row 4", "column N", "125,000,000"]),
+    "missing loss": ("a,1e8,1e9,", ["row 4", "column loss", "nothing"]),
+    "NaN loss": ("a,1e8,1e9,nan", ["row 4", "column loss"]),
+    "infinite loss": ("a,1e8,1e9,inf", ["row 4", "column loss", "inf"]),
+    "negative loss": ("a,1e8,1e9,-3.1", ["row 4", "column loss", "-3.1", "above 0"]),
+    "no size": ("a,,1e9,3.1", ["row 4", "column N"]),
+    "size of zero": ("a,0,1e9,3.1", ["row 4", "column N", "0"]),
+    "no tokens": ("a,1e8,,3.1", ["row 4", "column tokens"]),
+    "negative tokens": ("a,1e8,-1,3.1", ["row 4", "column tokens", "-1"]),
+    "no family": (",1e8,1e9,3.1", ["row 4", "column family"]),
+    "ragged": ("a,1e8,1e9", ["row 4", "3 fields"]),
+    "a perplexity": ("a,2e8,1e9,12", ["row 4", "column loss", "12", "perplexity"]),
+    "a low perplexity": ("a,2e8,1e9,22.2", ["row 4", "column loss", "22.2", "perplexity"]),
+    "size in millions": ("a,125,1e9,3.1", ["row 4", "column N", "125", "1.2e8"]),
+    "size in thousands of others": ("a,12500.0,1e9,3.1", ["row 4", "column N", "12500", "other units"]),
+    "tokens in billions": ("a,1e8,10,3.1", ["row 4", "column tokens", "10", "other units"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_named_with_file_row_column_and_value(case: str, tmp_path: Path) -> None:
+    row, named = BAD_ROWS[case]
+    said = refusal(written(tmp_path, *ROWS, row))
+    assert all(text in said for text in [str(tmp_path / "runs.csv"), *named]), said
+
+
+def test_rows_keep_their_number_and_columns_their_own_name_in_messages(tmp_path: Path) -> None:
+    path = written(tmp_path, "b,1e8,1e9,3", *ROWS, "a,1e8,1e9,-1", head="family,N,D,val_loss")
+    said = refusal(path, columns={"loss": "val_loss"}, where='family == "a"')
+    assert "row 5, column val_loss: -1" in said
+
+
+@pytest.mark.parametrize("odd", range(4))
+def test_a_perplexity_among_losses_is_found_in_any_row(odd: int) -> None:
+    losses = [2.48, 2.19, 2.08, 1.97]
+    losses[odd] = round(math.exp(losses[odd]), 3)
+    rows = frame(N=[124635456, 345355200, 603188352, 1005461760], tokens=[1e12] * 4, loss=losses)
+    with pytest.raises(ValueError, match=rf"row {odd + 1}, column loss.*perplexity"):
+        table_from_frame(rows)
+
+
+def test_a_loss_among_perplexities_is_found() -> None:
+    with pytest.raises(ValueError, match=r"row 2, column loss: 2\.19 is a loss among"):
+        table_from_frame(frame(N=[1.2e8, 3.4e8, 6e8, 1e9], tokens=[1e12] * 4, loss=[10.9, 2.19, 7.98, 7.17]))
+
+
+def test_a_loss_above_that_of_guessing_is_refused_and_that_of_fresh_weights_is_not() -> None:
+    rows = frame(N=[1e8, 2e8], tokens=[1e9, 1e9], loss=[5.6, 5.4], vocab_size=[260, 260])
+    assert len(table_from_frame(rows).frame) == 2  # ln 260 = 5.56
+    with pytest.raises(ValueError, match=r"guessing has ln 260 = 5\.56"):
+        table_from_frame(rows.assign(loss=[6.5, 5.4]))
+
+
+def test_loss_and_perplexity_of_different_evaluations_are_refused() -> None:
+    rows = frame(N=[1e8, 2e8], loss=[3.0, 2.9], perplexity=[20.09, 19.5])
+    with pytest.raises(ValueError, match=r"row 2, column loss: 2\.9 is not the logarithm of its perplexity 19\.5"):
+        table_from_frame(rows)
+    assert len(table_from_frame(rows.assign(perplexity=[20.09, 18.6])).frame) == 2  # e^2.9 = 18.17, written as 2.9
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"params_total": [1e8], "params_non_embedding": [2e8], "loss": [3.0]}, "more than params_total=100000000"),
+        ({"N": [1e8], "perplexity": [0.9]}, "a perplexity is above 1"),
+        ({"N": [125, 350], "loss": [3.0, 2.9]}, "write it in units"),
+        ({"loss": [3.0]}, "no column of the size"),
+        ({"N": [1e8], "val_loss": [3.0]}, "no column of the result"),
+        ({"N": [], "loss": []}, "no rows"),
+        ({"N": [True], "loss": [3.0]}, "not a number"),
+        ({"N": [1e8], "loss": [3.0], "status": ["diverged"]}, "no row whose status is completed"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(columns: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        table_from_frame(pd.DataFrame(columns))
+
+
+def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text("")
+    (tmp_path / "twice.csv").write_text("N,loss,loss\n1e8,3,3\n")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "dict.json").write_text(json.dumps({"N": [1]}))
+    (tmp_path / "bad.jsonl").write_text('{"N": 1}\n{')
+    (tmp_path / "bad.parquet").write_text("no")
+    (tmp_path / "runs.xlsx").write_text("")
+    assert "is empty" in refusal(tmp_path / "runs.csv")
+    assert "column loss 2 times" in refusal(tmp_path / "twice.csv")
+    assert "not UTF-8" in refusal(tmp_path / "binary.csv")
+    assert "not JSON" in refusal(tmp_path / "bad.json")
+    assert "list of rows" in refusal(tmp_path / "dict.json")
+    assert "line 2" in refusal(tmp_path / "bad.jsonl")
+    assert "Parquet" in refusal(tmp_path / "bad.parquet")
+    assert ".parquet" in refusal(tmp_path / "runs.xlsx")
+    assert "did you mean runs.csv" in refusal(tmp_path / "run.csv")
+    assert "is a directory" in refusal(tmp_path)
+    assert "mobilellm_published" in refusal(tmp_path / "zzz")
+
+
+REAL = {
+    "early checkpoints": {"N": [1e8] * 5, "tokens": [4e5, 4e6, 4e7, 4e8, 4e9], "loss": [10.9, 7.1, 5.0, 3.9, 3.0]},
+    "a first step": {"N": [1e8] * 4, "tokens": [4096, 4e6, 4e8, 4e9], "loss": [10.8, 5.0, 2.7, 2.2]},
+    "few checkpoints": {"N": [1e8] * 3, "tokens": [4e6, 4e8, 4e9], "loss": [8.9, 2.6, 2.2]},
+    "tiny models": {"N": [2e4, 6e4, 2e5, 7e5, 2e6], "tokens": [1e7] * 5, "loss": [4.0, 3.5, 3.0, 2.6, 2.3]},
+    "bytes beside words": {"family": ["b", "w"], "N": [1e8, 1e8], "tokens": [1e9, 1e9], "loss": [0.95, 2.9]},
+    "seven decades": {"N": [2e4, 2e5, 2e7, 2e9, 2e11], "tokens": [1e9] * 5, "loss": [6.0, 5.0, 3.5, 2.4, 1.9]},
+}
+
+
+@pytest.mark.parametrize("case", REAL)
+def test_real_kinds_of_tables_are_read(case: str) -> None:
+    rows = pd.DataFrame(REAL[case])
+    assert len(table_from_frame(rows).frame) == len(rows)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the tables of other studies, which are not part of slm")
+def test_the_tables_of_other_studies_are_read() -> None:
+    chinchilla = read_table(SHARED / "chinchilla_epoch.csv", drop_worst=5)
+    assert len(chinchilla.frame) == 240
+    xlstm = read_table(SHARED / "xlstm_isoflop.csv", columns={"loss": "val_loss"})
+    assert len(xlstm.frame) == 342
+    assert xlstm.families == ["llama", "xlstm"]
