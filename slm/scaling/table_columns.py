@@ -69,8 +69,10 @@ def typed(raw: pd.DataFrame) -> pd.DataFrame:
         numbers = [number(value) for value in raw[name]]
         if name in QUANTITIES:
             columns[name] = pd.Series([math.nan if n is None else n for n in numbers], raw.index, dtype=float)
-        elif name in ("family", "run_id"):
-            columns[name] = raw[name].map(lambda value: None if is_blank(value) else str(value).strip())
+        elif name in ("family", "run_id") or str(name).endswith("fingerprint"):
+            # Text even where it spells a number: 16 hex digits may, and would lose some of them.
+            text = [None if is_blank(value) else str(value).strip() for value in raw[name]]
+            columns[name] = pd.Series(text, raw.index, dtype=object)
         elif None in numbers or all(math.isnan(n) for n in numbers if n is not None):
             columns[name] = raw[name]
         else:

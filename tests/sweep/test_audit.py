@@ -1,0 +1,144 @@
+"""A comparison is called controlled only if all that could explain a difference is known to be matched."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from slm.scaling.table import read_table
+from slm.sweep.audit import audit
+
+SIZES = [1e6, 3e6, 1e7]
+
+
+def runs(**changes: object) -> pd.DataFrame:
+    """Two families, three sizes a little apart, two seeds; everything else is the same."""
+    rows = [
+        {"family": family, "params_total": size * (1.03 if family == "wide" else 1), "lr": 1e-3 * 1e6 / size, "seed": s}
+        for family in ("deep", "wide")
+        for size in SIZES
+        for s in (1, 2)
+    ]
+    same = {
+        "tokens": 1e8,
+        "data_fingerprint": "d",
+        "tokenizer_fingerprint": "t",
+        "val_bytes": 1000,
+        "precision": "bf16",
+    }
+    more = {"schedule": "cosine()", "sequence_length": 256, "batch_tokens": 4096}
+    return pd.DataFrame(rows).assign(**same | more).assign(**changes)  # type: ignore[arg-type]
+
+
+def what(found: dict, kind: str) -> list[str]:
+    return [item["what"] for item in found[kind]]
+
+
+def wide(frame: pd.DataFrame) -> pd.Series:
+    return frame["family"] == "wide"
+
+
+def test_families_that_differ_in_nothing_else_are_controlled() -> None:
+    found = audit(runs())
+    assert found["controlled"]
+    assert found["violations"] == found["unknown"] == found["varies"] == []
+    assert len(found["checked"]) == 11
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "named"),
+    [
+        ("tokens", 2e8, "tokens"),
+        ("data_fingerprint", "other", "data"),
+        ("tokenizer_fingerprint", "other", "tokenizer"),
+        ("val_bytes", 999, "evaluation set"),
+        ("schedule", "wsd()", "schedule"),
+        ("sequence_length", 512, "sequence length"),
+        ("batch_tokens", 8192, "batch"),
+        ("precision", "32-true", "precision"),
+        ("lr", 1e-4, "learning rate rule"),
+        ("seed", 3, "seeds"),
+        ("params_total", 5e6, "sizes"),
+    ],
+)
+def test_each_difference_between_families_is_named(column: str, value: object, named: str) -> None:
+    frame = runs()
+    frame[column] = [value if other else mine for other, mine in zip(wide(frame), frame[column], strict=True)]
+    found = audit(frame)
+    assert not found["controlled"]
+    assert what(found, "violations") == [named]
+    assert set(found["violations"][0]["families"]) == {"deep", "wide"}
+    assert found["violations"][0]["sentence"].endswith(".")
+    json.dumps(found, allow_nan=False)
+
+
+def test_different_tokenizers_point_to_bits_per_byte() -> None:
+    frame = runs(tokenizer_fingerprint=["a"] * 6 + ["b"] * 6)
+    assert "compare bits_per_byte" in audit(frame)["violations"][0]["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        (["tokens"], "tokens"),
+        (["data_fingerprint"], "data"),
+        (["tokenizer_fingerprint"], "tokenizer"),
+        (["val_bytes"], "evaluation set"),
+        (["schedule"], "schedule"),
+        (["lr"], "learning rate rule"),
+    ],
+)
+def test_what_the_table_does_not_say_is_not_taken_as_matched(columns: list[str], named: str) -> None:
+    found = audit(runs().drop(columns=columns))
+    assert not found["controlled"]
+    assert what(found, "unknown") == [named]
+    assert "does not say" in found["unknown"][0]["sentence"]
+
+
+def test_the_batch_the_precision_and_the_seeds_may_be_unknown() -> None:
+    found = audit(runs().drop(columns=["batch_tokens", "precision", "seed", "sequence_length"]))
+    assert found["controlled"]
+    assert len(found["unknown"]) == 4
+
+
+def test_tokens_are_matched_by_budget_by_ratio_or_by_compute() -> None:
+    frame = runs()
+    ratio = audit(frame.assign(tokens=20.1 * frame["params_total"] * np.where(wide(frame), 1.01, 1)))
+    compute = audit(frame.assign(tokens=1e15 / frame["params_total"], flops=6e15 * np.where(wide(frame), 1.02, 1)))
+    assert ratio["controlled"]
+    assert compute["controlled"]
+    assert "tokens per parameter" in ratio["checked"][0]["sentence"]
+    assert "compute" in compute["checked"][0]["sentence"]
+
+
+def test_the_same_budgets_at_other_sizes_are_not_matched() -> None:
+    frame = runs()
+    budgets = [1e8, 1e8, 2e8, 2e8, 4e8, 4e8]
+    found = audit(frame.assign(tokens=budgets + budgets[::-1]))
+    assert what(found, "violations") == ["tokens"]
+
+
+def test_a_common_rule_makes_learning_rates_matched() -> None:
+    frame = runs()
+    rates = frame["lr"] * np.where(wide(frame), 2, 1)
+    assert "not controlled" in audit(frame.assign(lr=rates))["violations"][0]["sentence"]
+    assert audit(frame.assign(lr=rates, lr_rule="best of 5 at each size"))["controlled"]
+    # One name for the initialisation is no rule for the learning rate, unless it is one that carries it over sizes.
+    assert not audit(frame.assign(lr=rates, parametrization="standard"))["controlled"]
+    assert audit(frame.drop(columns="lr").assign(parametrization="mup"))["controlled"]
+
+
+def test_one_family_says_what_varies_within_it() -> None:
+    frame = runs()
+    found = audit(frame[~wide(frame)].assign(tokens=20 * frame["params_total"]))
+    assert found["violations"] == []
+    assert {item["what"] for item in found["varies"]} == {"tokens", "learning rate", "seeds"}
+    assert "in proportion to size" in found["varies"][0]["sentence"]
+
+
+def test_the_published_table_is_not_controlled_and_violates_nothing() -> None:
+    found = audit(read_table("mobilellm_published").frame)
+    assert not found["controlled"]
+    assert found["violations"] == []
+    assert {"data", "evaluation set", "learning rate rule"} <= set(what(found, "unknown"))

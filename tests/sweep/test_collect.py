@@ -1,0 +1,108 @@
+"""The runs under a directory become one table that the scaling analysis reads."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from slm.scaling.table import table_from_frame
+from slm.sweep.collect import collect_runs
+
+
+def result(**changes: object) -> dict:
+    """What train.py writes (DESIGN, section 3)."""
+    return {
+        "schema": 1,
+        "status": "completed",
+        "name": "tiny-seed1",
+        "family": "deep",
+        "seed": 1,
+        "shape": {"hidden_size": 128, "num_layers": 8},
+        "params_total": 2_099_328,
+        "params_non_embedding": 1_575_040,
+        "flops_per_token_6n": 12_595_968.0,
+        "flops_per_token_exact": 14_161_920.0,
+        "train_tokens": 1_000_000,
+        "steps": 244,
+        "batch_tokens": 4096,
+        "sequence_length": 256,
+        "peak_lr": 0.004,
+        "parametrization": "standard",
+        "schedule": {"warmup_fraction": 0.05, "name": "cosine", "final_fraction": 0.1},
+        "data": {"name": "pydocs", "fingerprint": "1234567890123456"},
+        "tokenizer": {"name": "bpe-4096", "fingerprint": "9d93fda1d2739ddc", "vocab_size": 4096},
+        "val": {"loss": 4.0, "bits_per_byte": 1.8, "perplexity": math.exp(4.0), "tokens": 279_268, "bytes": 927_208},
+        "tokens_per_second": 22_249.2,
+        "peak_memory_bytes": 981_307_392,
+        "wall_seconds": 23.8,
+        "device": "AMD EPYC (2 threads)",
+        "precision": "bf16-mixed",
+    } | changes
+
+
+def write(folder: Path, content: object) -> None:
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def test_every_run_is_a_row_whatever_became_of_it(tmp_path: Path) -> None:
+    write(tmp_path / "0", result())
+    write(tmp_path / "nested" / "1", result(seed=2, status="diverged", val=None))
+    write(tmp_path / "2", result(status="interrupted"))
+    runs = collect_runs(tmp_path)
+    assert dict(zip(runs["run_id"], runs["status"], strict=True)) == {
+        "0": "completed",
+        "2": "interrupted",
+        "nested/1": "diverged",
+    }
+    assert runs["loss"].notna().tolist() == [True, False, False]  # a partial validation compares with nothing
+    table = table_from_frame(runs)
+    assert len(table.frame) == 1
+    assert "2 (interrupted), 3 (diverged)" in table.notes[0]
+
+
+def test_a_row_has_the_figures_of_its_result(tmp_path: Path) -> None:
+    write(tmp_path / "run", result())
+    row = table_from_frame(collect_runs(tmp_path / "run")).frame.iloc[0]
+    expected = {
+        "run_id": "run",
+        "cluster": "run",
+        "family": "deep",
+        "params_total": 2_099_328,
+        "tokens": 1_000_000,
+        "flops": 14_161_920.0 * 1_000_000,
+        "flops_6n": 6 * 2_099_328 * 1_000_000,
+        "width": 128,
+        "depth": 8,
+        "lr": 0.004,
+        "schedule": "cosine(final_fraction=0.1, warmup_fraction=0.05)",
+        "data_fingerprint": "1234567890123456",
+        "loss": 4.0,
+        "bits_per_byte": 1.8,
+        "val_bytes": 927_208,
+    }
+    assert {name: row[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not JSON"),
+        ("[]", "holds no result"),
+        ({"status": "completed"}, "has no family"),
+        (result(shape=None), "other fields"),
+    ],
+)
+def test_a_result_that_cannot_be_read_is_named(content: object, said: str, tmp_path: Path) -> None:
+    write(tmp_path / "0", content)
+    with pytest.raises(ValueError, match=said) as caught:
+        collect_runs(tmp_path)
+    assert str(tmp_path / "0" / "result.json") in str(caught.value)
+
+
+def test_a_directory_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run"):
+        collect_runs(tmp_path)
+    with pytest.raises(ValueError, match="is not there"):
+        collect_runs(tmp_path / "none")
