@@ -16,6 +16,9 @@ from slm.scaling.table_columns import QUANTITIES, SIZES, TARGETS, Columns, compl
 # ln 100,000 = 11.5: a guess among the words of a large vocabulary. Fresh weights lie a little above a guess.
 HIGHEST_LOSS = 11.5
 ABOVE_GUESSING = 0.5
+# A table of 260 bytes and a width of 8 has 2,080 parameters.
+FEWEST_PARAMS, ALL_TOO_FEW = 1000, 10_000
+WIDEST_GAP = 300
 # No loss falls faster than N^-0.5 D^-1 (Hoffmann et al. 2022 find N^-0.34 and D^-0.28 above a floor).
 STEEPEST_N, STEEPEST_D = 0.5, 1.0
 
@@ -115,26 +118,20 @@ def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool) 
 
 
 def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: Columns) -> None:
-    """A gap of 300 times or more below which a run has the results of those above it, or counts that are all tiny."""
+    """Counts that no language model has, or a gap of 300 times below which results are those of the runs above it."""
     counts = frame[name].dropna().sort_values(kind="stable")
-    if counts.iloc[-1] < 1000:
-        row, value = counts.index[0], counts.iloc[0]
-        raise columns.error(
-            row, name, value, f"is too small for {name}, as are all others: write it in units, as in 1.2e8"
-        )
+    row, value = counts.index[0], float(counts.iloc[0])
+    if counts.iloc[-1] < ALL_TOO_FEW:
+        raise columns.error(row, name, value, f"is too small for {name}, as are all others: {_UNITS}")
     ratios = counts.to_numpy()[1:] / counts.to_numpy()[:-1]
-    if not len(ratios) or ratios.max() < 300:
-        return
-    place = int(ratios.argmax()) + 1
-    small, large = counts.iloc[:place], counts.iloc[place:]
-    # The first step of a long run is real; it has a far higher loss.
-    usual = 1.5 * float(results[large.index].median())
-    no_model = 1000 if name in SIZES else 0
-    wrong = [row for row, value in small.items() if value < no_model or (value < 1e5 and results[row] < usual)]
-    if wrong:
-        other = f"{shown(float(large.iloc[0]))} in row {large.index[0]}"
-        says = f"is in other units than {other}: write all in units, as in 1.2e8"
-        raise columns.error(wrong[0], name, float(small[wrong[0]]), says)
+    place = int(ratios.argmax()) + 1 if len(ratios) and ratios.max() >= WIDEST_GAP else 0
+    # The first step of a long run is real, and has a far higher loss.
+    usual = 1.5 * float(results[counts.index[place:]].median())
+    mixed = [row for row, value in counts.iloc[:place].items() if value < 1e5 and results[row] < usual]
+    if mixed or (name in SIZES and value < FEWEST_PARAMS):
+        row = mixed[0] if mixed else row
+        other = f"{shown(float(counts.iloc[place]))} in row {counts.index[place]}" if mixed else "a count of parameters"
+        raise columns.error(row, name, frame.at[row, name], f"is in other units than {other}: {_UNITS}")
 
 
 def _check_loss_units(frame: pd.DataFrame, columns: Columns) -> None:
@@ -157,6 +154,7 @@ def _check_loss_units(frame: pd.DataFrame, columns: Columns) -> None:
             raise columns.error(row, "loss", value, f"{says}, so it looks like a perplexity: {_REMEDY}")
 
 
+_UNITS = "write all in units, as in 1.2e8"
 _REMEDY = "write nats a token in every row, or leave the row out"
 
 

@@ -6,6 +6,7 @@ Text is read by the standard library and not by `pandas.read_csv`, which shifts 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -65,7 +66,7 @@ def _text(path: Path) -> str:
 
 def _delimited(text: str, delimiter: str, name: str) -> pd.DataFrame:
     try:
-        lines = [line for line in csv.reader(text.splitlines(), delimiter=delimiter) if any(f.strip() for f in line)]
+        lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if any(f.strip() for f in line)]
     except csv.Error as error:
         raise ValueError(f"{name} cannot be read as a table: {error}") from None
     if not lines:
@@ -89,6 +90,8 @@ def _row(line: list[str], header: list[str], name: str, number: int) -> list[str
 
 
 def _check_header(header: list[str], name: str) -> None:
+    if len(header) == 1 and any(mark in header[0] for mark in ";|\t"):
+        raise ValueError(f"{name} has one column, {header[0]!r}: separate columns by commas (or by tabs, in a .tsv)")
     named = [field for field in header if field]
     if not named:
         raise ValueError(f"{name} has no column names: its first line must hold them")
@@ -113,7 +116,7 @@ def _read_json(path: Path) -> pd.DataFrame:
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
     items = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         try:
             items += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:

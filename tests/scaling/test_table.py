@@ -67,6 +67,12 @@ def test_a_row_index_that_pandas_wrote_is_no_column(tmp_path: Path) -> None:
     assert set(read_table(tmp_path / "runs.csv").frame) >= {"N", "loss"}
 
 
+def test_text_of_several_lines_is_one_field(tmp_path: Path) -> None:
+    path = written(tmp_path, 'a,1e7,1e9,3.9,"one\ntwo"', "a,3e7,1e9,-1,x", head=HEAD + ",remark")
+    assert "row 2, column loss" in refusal(path)
+    assert read_table(path, where="loss > 0").frame["remark"].item() == "one\ntwo"
+
+
 def test_own_names_of_columns_are_translated(tmp_path: Path) -> None:
     path = written(tmp_path, "a,1e8,1e9,3.1,4", head="model,size,D,val_loss,loss")
     table = read_table(path, columns={"family": "model", "params_total": "size", "loss": "val_loss"})
@@ -219,7 +225,10 @@ def test_loss_and_perplexity_of_different_evaluations_are_refused() -> None:
     [
         ({"params_total": [1e8], "params_non_embedding": [2e8], "loss": [3.0]}, "more than params_total=100000000"),
         ({"N": [1e8], "perplexity": [0.9]}, "a perplexity is above 1"),
-        ({"N": [125, 350], "loss": [3.0, 2.9]}, "write it in units"),
+        ({"N": [125, 350], "loss": [3.0, 2.9]}, "row 1, column N: 125 is too small for N, as are all others"),
+        ({"N": [1005, 7000], "loss": [3.0, 2.9]}, "too small for N"),
+        ({"N": [125, 70000], "loss": [3.0, 2.9]}, "row 1, column N: 125 is in other units"),
+        ({"N": [1e8, 2e8], "tokens": [10, 20], "loss": [3.0, 2.9]}, "too small for tokens"),
         ({"loss": [3.0]}, "no column of the size"),
         ({"N": [1e8], "val_loss": [3.0]}, "no column of the result"),
         ({"N": [], "loss": []}, "no rows"),
@@ -242,6 +251,8 @@ def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_text("no")
     (tmp_path / "runs.xlsx").write_text("")
     assert "is empty" in refusal(tmp_path / "runs.csv")
+    (tmp_path / "semicolons.csv").write_text("family;N;loss\na;1e8;3\n")
+    assert "separate columns by commas" in refusal(tmp_path / "semicolons.csv")
     assert "column loss 2 times" in refusal(tmp_path / "twice.csv")
     assert "not UTF-8" in refusal(tmp_path / "binary.csv")
     assert "not JSON" in refusal(tmp_path / "bad.json")

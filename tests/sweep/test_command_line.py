@@ -1,0 +1,47 @@
+"""What a person at the prompt of sweep.py meets before an analysis starts."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from slm.sweep.config import check_settings, register
+from tests.running import ROOT
+
+
+def composed(*overrides: str) -> dict:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("sweep", overrides=list(overrides))
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def test_only_the_columns_that_were_named_are_renamed() -> None:
+    settings = check_settings(composed("runs=a.csv", "columns.loss=val_loss", "+columns.eval_set=data"))
+    assert settings["columns"] == {"loss": "val_loss", "eval_set": "data"}
+    assert settings["logger"]["job_type"] == "analysis"
+    assert settings["output_dir"].startswith("outputs/")
+
+
+def test_a_query_arrives_as_it_was_written() -> None:
+    query = """where='context_length == 16384 and family == "llama"'"""
+    assert check_settings(composed("runs=a.csv", query))["where"] == 'context_length == 16384 and family == "llama"'
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "give runs=TABLE"),
+        (["runs=''"], "runs=''"),
+        (["runs=5"], "runs=5"),
+        (["runs=a", "drop_worst=-1"], "drop_worst=-1 must be a whole number"),
+        (["runs=a", "drop_worst=1.5"], "drop_worst=1.5"),
+        (["runs=a", "seed=one"], "seed='one'"),
+        (["runs=a", "where=5"], "where=5"),
+        (["runs=a", "columns.loss=5"], "columns.loss=5"),
+        (["runs=a", "columns=loss"], "columns='loss'"),
+        (["runs=a", f"output_dir={ROOT}/README.md"], "is a file"),
+    ],
+)
+def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_settings(composed(*overrides))
