@@ -19,9 +19,7 @@ ALLOWED = {
     "evaluation": {"model", "data", "checkpoints", "scaling", "tracking"},
     "sweep": {"scaling", "tracking", "model.config", "command_line"},
 }
-TORCHLESS = [
-    f"slm.{name}" for name in ("scaling.table", "sweep.config", "sweep.collect", "sweep.audit", "sweep.shapes")
-]
+TORCHLESS = ["slm.scaling.table", *(f"slm.sweep.{name}" for name in ("config", "collect", "audit", "shapes"))]
 
 
 def modules_imported(path: Path) -> Iterator[str]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 
 def shipped_tables() -> list[str]:
-    """Names of the tables that come with slm: `mobilellm_published` (docs/scaling.md says where they are from)."""
+    """Names of the tables that come with slm: `mobilellm_published` (docs/tables.md says where they are from)."""
     folder = resources.files("slm.scaling") / "data"
     return sorted(item.name.removesuffix(".csv") for item in folder.iterdir() if item.name.endswith(".csv"))
 

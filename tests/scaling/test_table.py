@@ -4,8 +4,11 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slm.scaling.table import read_table, table_from_frame
 
@@ -288,3 +291,32 @@ def test_the_tables_of_other_studies_are_read() -> None:
     xlstm = read_table(SHARED / "xlstm_isoflop.csv", columns={"loss": "val_loss"})
     assert len(xlstm.frame) == 342
     assert xlstm.families == ["llama", "xlstm"]
+
+
+VALUES = st.one_of(
+    st.sampled_from(["", "nan", "a", "1e8", "2.5", "-1", "1_000", "completed", "1e999", "0x10"]),
+    st.floats(),
+    st.integers(-10, 10**20),
+    st.booleans(),
+    st.none(),
+    st.lists(st.integers(), max_size=2),
+)
+NAMES = st.sampled_from(
+    ["family", "N", "D", "loss", "ppl", "bpb", "status", "params_total", "vocab_size", "run_id", "x"]
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.dictionaries(NAMES, VALUES), max_size=4))
+def test_whatever_is_given_is_read_or_refused_in_one_sentence(rows: list[dict]) -> None:
+    try:
+        table = table_from_frame(pd.DataFrame(rows, dtype=object))
+    except ValueError as error:
+        said = str(error)
+    else:
+        said = "table"
+        numbers = table.frame[[*table.sizes, *table.targets]].to_numpy(float)
+        assert (numbers > 0).all()
+        assert np.isfinite(numbers).all()
+    assert said.startswith("table")
+    assert "\n" not in said
