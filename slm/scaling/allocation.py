@@ -73,12 +73,12 @@ def pareto_front(smaller_is_better: Floats) -> np.ndarray:
     values = np.asarray(smaller_is_better, float)
     no_worse = (values[:, None, :] <= values[None, :, :]).all(axis=2)
     better = (values[:, None, :] < values[None, :, :]).any(axis=2)
-    return ~(no_worse & better).any(axis=0)
+    return np.asarray(~(no_worse & better).any(axis=0))
 
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """Approach 2 of Hoffmann et al. 2022: the lowest point of a parabola at each budget, and a power law through them."""
+    """Approach 2 of Hoffmann et al. 2022: a parabola's lowest point at each budget, and a power law through them."""
 
     budgets: tuple[dict[str, float], ...]
     """flops, runs, and optimal params and tokens; `inside` is false where the lowest point lies outside the runs."""
@@ -92,7 +92,7 @@ class IsoFlop:
 def isoflop(
     frame: pd.DataFrame, size: str, target: str, rng: np.random.Generator, replicates: int = 500
 ) -> IsoFlop | None:
-    """IsoFLOP analysis of one family's rows, parabolas of log target in log N; None unless two budgets have 5 sizes each.
+    """IsoFLOP analysis of one family, parabolas of log target in log N; None unless two budgets have 5 sizes each.
 
     Budgets are the column `budget` (or `isoflop`) if there is one, else runs whose FLOPs lie within 10% of each other.
     """

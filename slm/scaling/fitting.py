@@ -10,7 +10,7 @@ from scipy import stats
 from slm.scaling.laws import Floats, Law, get_law
 from slm.scaling.sample import HasFrame, Sample, Unit, take_sample
 from slm.scaling.solver import Block, Loss, Optimum, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear
+from slm.scaling.starts import coordinate_bounds, grid_starts
 
 AGREEMENT = 1e-6
 """Two starts agree if their objectives differ by less than this, relatively."""
@@ -82,13 +82,17 @@ class Fit:
     def covariance(self) -> Floats:
         """sigma^2 times the inverse curvature of the squared loss [P, P]: exact for linear laws, else the delta method.
 
-        Coordinates at a bound have none (NaN).
+        Coordinates at a bound have none (NaN). Where the curvature is not positive, as it may be away from the least
+        squares, its first-order part stands in.
         """
         free = np.array([name not in self.certificate.at_bound for name in self.law.parameters])
         _, jacobian, curvature = self.law.derivatives(self.theta[None], self.sample.centred)
-        hessian = jacobian[0].T @ jacobian[0] - curvature(self.residuals[None])[0]
-        covariance = np.full_like(hessian, np.nan)
-        covariance[np.ix_(free, free)] = self.sigma**2 * np.linalg.pinv(hessian[np.ix_(free, free)], hermitian=True)
+        first = (jacobian[0].T @ jacobian[0])[np.ix_(free, free)]
+        hessian = first - curvature(self.residuals[None])[0][np.ix_(free, free)]
+        if free.any() and np.linalg.eigvalsh(hessian)[0] <= 0:
+            hessian = first
+        covariance = np.full((len(free), len(free)), np.nan)
+        covariance[np.ix_(free, free)] = self.sigma**2 * np.linalg.pinv(hessian, hermitian=True)
         return covariance
 
     def log_value(self, log_x: Floats) -> Floats:
@@ -126,7 +130,8 @@ def refusal(law: Law, sample: Sample) -> str | None:
         )
     design = np.column_stack([np.ones(len(sample.log_x)), sample.centred / sample.centred.std(axis=0)])
     if len(law.variables) > 1 and np.linalg.svd(design, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(design)):
-        return f"not fitted: {' and '.join(law.variables)} change in step with each other, so their effects cannot be told apart"
+        names = " and ".join(law.variables)
+        return f"not fitted: {names} change in step with each other, so their effects cannot be told apart"
     return None
 
 

@@ -10,11 +10,12 @@ from scipy import stats
 from slm.scaling.fitting import Fit
 from slm.scaling.laws import Floats
 from slm.scaling.profiles import Profile, profile
-from slm.scaling.resample import Ensemble, bootstrap
+from slm.scaling.resample import Ensemble, Kind, bootstrap
 from slm.scaling.starts import is_linear
 
 WIDEST = 10.0
 """An exponent whose interval spans a larger factor than this is called not identified."""
+RESAMPLED: tuple[Kind, ...] = ("cluster", "wild")
 Interval = tuple[float | None, float | None]
 
 
@@ -30,6 +31,11 @@ class Uncertainty:
     not_identified: tuple[str, ...]
     notes: tuple[str, ...]
     bootstrap_se: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Standard errors by each method that was used: cluster, wild, delta."""
+
+    def se_or_delta(self, name: str) -> float:
+        """The standard error, or the delta method's where a bootstrap gave none."""
+        return self.se[name] if np.isfinite(self.se[name]) else self.bootstrap_se["delta"][name]
 
 
 def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level: float = 0.95) -> Uncertainty:
@@ -43,8 +49,8 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
     likelihood = np.isinf(found.loss.delta) and not clustered
     ensembles: dict[str, Ensemble] = {}
     if found.degrees_of_freedom >= 1 and (replicates or not likelihood):
-        for kind in ("cluster", "wild"):
-            ensembles[kind] = bootstrap(found, kind, replicates or 200, rng)  # type: ignore[arg-type]
+        for kind in RESAMPLED:
+            ensembles[kind] = bootstrap(found, kind, replicates or 200, rng)
     profiles: dict[str, Profile] = {}
     if likelihood:
         every = ((name, profile(found, name, level=level)) for name in found.law.parameters)
@@ -74,7 +80,9 @@ def _delta(found: Fit) -> dict[str, float]:
     P = len(found.theta)
     moved = found.law.canonical(found.theta + step * np.r_[np.eye(P), -np.eye(P)], found.sample.refs)
     slope = ((moved[:P] - moved[P:]) / (2 * step)).T
-    errors = np.sqrt(np.diag(slope @ found.covariance @ slope.T))
+    covariance = found.covariance
+    errors = np.sqrt(np.diag(slope @ np.nan_to_num(covariance, nan=0.0) @ slope.T))
+    errors[np.isnan(np.diag(covariance))] = np.nan
     return dict(zip(found.law.parameters, errors.tolist(), strict=True))
 
 
@@ -92,7 +100,8 @@ def _of_profile(found: Fit, one: Profile | None) -> Interval:
     if one.name in found.law.exponents:
         return one.low, one.high
     with np.errstate(over="ignore"):
-        return tuple(None if end is None else float(np.exp(end)) for end in (one.low, one.high))  # type: ignore[return-value]
+        low, high = (None if end is None else float(np.exp(end)) for end in (one.low, one.high))
+    return low, high
 
 
 def _of_bootstrap(found: Fit, ensemble: Ensemble | None, level: float) -> dict[str, Interval]:

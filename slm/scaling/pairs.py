@@ -97,7 +97,7 @@ def _inside(values: Floats, one: Profile) -> Floats:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment (1979): controls the chance of any false rejection. None stays None and counts not."""
+    """Holm's step-down adjustment (1979): bounds the chance of any false rejection. None stays None, uncounted."""
     known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0

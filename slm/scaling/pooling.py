@@ -1,7 +1,7 @@
 """A mixed-effects summary: families as draws from a population of families, each exponent measured with error.
 
 alpha_f = mu + u_f + e_f, u_f ~ N(0, tau^2), e_f ~ N(0, se_f^2). tau^2 by restricted maximum likelihood, mu with the
-interval of Hartung & Knapp (2001), which is right for few families; Cochran's Q tests tau = 0 (Higgins & Thompson 2002).
+interval of Hartung & Knapp (2001), which is right for few families; Cochran's Q tests tau = 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a design can tell: the smallest difference of exponents it would detect, and the design that detects a given one.
+"""What a design can tell: the smallest difference of exponents it detects, and the design that detects a given one.
 
 The variance of an exponent is sigma^2 times its element of the inverse Fisher information of the law at the design
 points (exact for laws that are linear in logs, first order otherwise), so the test of a difference between two families
@@ -55,7 +55,7 @@ class Design:
         return float(self.sigma * np.sqrt(variance / self.seeds))
 
     def power(self, difference: float, *, exponent: str | None = None, level: float = 0.05, pairs: int = 1) -> float:
-        """Chance to find exponents that differ by `difference` different, two-sided at `level` / `pairs` (Bonferroni)."""
+        """Chance to tell exponents `difference` apart, two-sided at `level` / `pairs` (Bonferroni)."""
         df, error = self.degrees_of_freedom, np.sqrt(2) * self.error(exponent)
         if df < 1 or not np.isfinite(error):
             return 0.0

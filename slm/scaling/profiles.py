@@ -8,6 +8,7 @@ for linear laws, and closely for others in any parametrisation (Bates & Watts 19
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import stats
@@ -68,8 +69,8 @@ def _unit(found: Fit, vector: Floats, limits: tuple[float, float]) -> float:
     """A step of about one standard error, or a sensible one where there is none."""
     with np.errstate(invalid="ignore"):
         error = np.sqrt(vector @ np.nan_to_num(found.covariance, nan=0.0) @ vector)
-    largest = (limits[1] - limits[0]) / 20 if np.isfinite(limits[1] - limits[0]) else np.inf
-    return float(min(error, largest)) if error > 0 else float(min(largest, 0.25))
+    largest = float(limits[1] - limits[0]) / 20
+    return min(float(error), largest) if error > 0 else min(largest, 0.25)
 
 
 def _roots(found: Fit, vector: Floats, estimate: float, values: Floats) -> Floats:
@@ -113,7 +114,7 @@ def _crossing(values: Floats, root: Floats, target: float) -> float | None:
     """Where the root first passes `target` going outward, by linear interpolation; None if it never does."""
     side = np.sign(target)
     outward = [i for i in np.argsort(side * values) if side * root[i] >= 0 and (root[i] != 0 or side * values[i] >= 0)]
-    for one, two in zip(outward, outward[1:], strict=False):
+    for one, two in pairwise(outward):
         if side * root[one] < abs(target) <= side * root[two]:
             share = (abs(target) - side * root[one]) / (side * root[two] - side * root[one])
             return float(values[one] + share * (values[two] - values[one]))

@@ -52,5 +52,5 @@ REFERENCES = (
 
 
 def local_exponent(log_size: Floats, log_value: Floats) -> float:
-    """-slope of a straight line through log value against log size: what a power law fitted to this range would find."""
+    """-slope of a straight line through log value against log size: what a power law finds in this range."""
     return -float(np.polyfit(log_size, log_value, 1)[0])

@@ -11,8 +11,6 @@ import pandas as pd
 from slm.scaling.laws import Floats, Law
 
 Unit = Literal["run", "cell"]
-TARGETS = ("loss", "bits_per_byte", "perplexity")
-SIZES = ("params_total", "params_non_embedding", "N")
 _COLUMNS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
 
 

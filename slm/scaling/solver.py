@@ -90,7 +90,7 @@ def minimise(
     start: Floats,
     bounds: tuple[Floats, Floats],
     *,
-    loss: Loss = Loss(),  # noqa: B008 (frozen)
+    loss: Loss = Loss(),
     weights: Floats | None = None,
     max_steps: int = 200,
     tolerance: float = 1e-9,

@@ -1,0 +1,277 @@
+"""comparison.json: families under one law, from nested models to a smallest detectable difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from slm.scaling.entries import Entry, Fitted
+from slm.scaling.families import (
+    MODELS,
+    Families,
+    JointFit,
+    efficiency_factors,
+    fit_joint,
+    gather,
+    likelihood_ratio,
+    sharing,
+)
+from slm.scaling.fitting import Fit
+from slm.scaling.intervals import Uncertainty
+from slm.scaling.laws import LAWS
+from slm.scaling.pairs import Difference, difference, holm
+from slm.scaling.pooling import pool
+from slm.scaling.power import Design, seeds_needed, span_needed
+from slm.scaling.settings import Settings
+from slm.scaling.starts import is_linear
+
+Complete = dict[str, tuple[Fit, Uncertainty]]
+
+
+def complete(fitted: Mapping[str, Fitted]) -> Complete:
+    """The families that were fitted."""
+    return {name: (one.fit, one.uncertainty) for name, one in fitted.items() if one.fit is not None and one.uncertainty}
+
+
+def compare_law(
+    fitted: Mapping[str, Fitted], settings: Settings, rng: np.random.Generator, *, thorough: bool = True
+) -> Entry | None:
+    """Nested models, pairs, pooling and power of one law; None with fewer than two families fitted.
+
+    Unless `thorough`, nested models are calibrated with fewer simulations and pairs by the profile's t alone.
+    """
+    if not thorough:
+        settings = replace(settings, calibration=min(settings.calibration, 199))
+    of = complete(fitted)
+    if len(of) < 2:
+        return None
+    law = next(iter(of.values()))[0].law
+    families = gather({name: fit for name, (fit, _) in of.items()})
+    joint = _joint_fits(families)
+    return {
+        "law": law.name,
+        "families": list(of),
+        "left_out": [name for name in fitted if name not in of],
+        "models": _models(families, joint),
+        "tests": _tests(families, joint, settings, rng),
+        "assumptions": _assumptions(of),
+        "efficiency": [
+            vars(f) for f in efficiency_factors(families, joint["efficiency"], 500, rng, level=settings.level)
+        ],
+        "pairs": _pairs(of, settings, rng, thorough),
+        "pooled": {name: _pooled(of, name, settings.level) for name in law.exponents},
+        "power": design_power(of, settings),
+    }
+
+
+def _joint_fits(families: Families) -> dict[str, JointFit]:
+    """Every nested model, except those that are another one under this law."""
+    law, F = families.law, len(families.names)
+    joint: dict[str, JointFit] = {}
+    for model in MODELS:
+        joint[model] = fit_joint(families, model)
+    if np.array_equal(sharing(law, F, "efficiency"), sharing(law, F, "shared_exponents")):
+        joint["shared_exponents"] = joint["efficiency"]
+    return joint
+
+
+def _models(families: Families, joint: Mapping[str, JointFit]) -> list[Entry]:
+    best = min((one.criteria()[0] for one in joint.values() if np.isfinite(one.criteria()[0])), default=np.nan)
+    rows = []
+    for model, one in joint.items():
+        aicc, bic = one.criteria()
+        exponents = {
+            name: float(one.theta[0][list(families.law.parameters).index(name)]) for name in families.law.exponents
+        }
+        rows.append(
+            {
+                "model": model,
+                "parameters": len(one.phi),
+                "sse": one.sse,
+                "aicc": aicc,
+                "aicc_above_best": aicc - best,
+                "bic": bic,
+                "converged": one.converged,
+                "starts_agreeing": one.starts_agreeing,
+                "shared_exponents": exponents if model != "separate" else None,
+            }
+        )
+    return rows
+
+
+def _tests(
+    families: Families, joint: Mapping[str, JointFit], settings: Settings, rng: np.random.Generator
+) -> list[Entry]:
+    rows = []
+    for model in MODELS[:-1]:
+        if model == "shared_exponents" and joint[model] is joint["efficiency"]:
+            continue
+        if settings.calibration and joint["separate"].rows > len(joint["separate"].phi):
+            ratio = likelihood_ratio(families, joint[model], joint["separate"], settings.calibration, rng)
+            rows.append(vars(ratio))
+    for row in rows:
+        if joint["efficiency"] is joint["shared_exponents"] and row["restricted"] == "efficiency":
+            row["restricted"] = "shared_exponents"  # without a floor the two are one model
+    return rows
+
+
+def _assumptions(of: Complete) -> Entry:
+    """Whether one variance for all families is tenable (Bartlett's test), and whether rows are independent."""
+    fits = [fit for fit, _ in of.values()]
+    df = np.array([fit.degrees_of_freedom for fit in fits], float)
+    sse = np.array([fit.sse for fit in fits])
+    clustered = any(len(np.unique(fit.sample.clusters)) < len(fit.sample.log_y) for fit in fits)
+    p = None
+    if (df >= 1).all() and (sse > 0).all():
+        pooled = sse.sum() / df.sum()
+        statistic = df.sum() * np.log(pooled) - (df * np.log(sse / df)).sum()
+        correction = 1 + ((1 / df).sum() - 1 / df.sum()) / (3 * (len(df) - 1))
+        p = float(stats.chi2.sf(statistic / correction, len(df) - 1))
+    return {"equal_variance_p": p, "rows_share_runs": clustered, "sigma": {n: f.sigma for n, (f, _) in of.items()}}
+
+
+def _pairs(of: Complete, settings: Settings, rng: np.random.Generator, thorough: bool) -> list[Entry]:
+    """Every pair's difference of each exponent; Holm's adjustment runs over the pairs of one exponent."""
+    rows: list[Entry] = []
+    law = next(iter(of.values()))[0].law
+    for exponent in law.exponents:
+        found: list[tuple[Difference, float | None]] = []
+        for a, b in combinations(of, 2):
+            one = difference((a, *of[a]), (b, *of[b]), exponent, level=settings.level)
+            exact = one.method != "profile_t" or is_linear(law) or not (thorough and settings.calibration)
+            found.append((one, one.p if exact else _calibrated({n: of[n][0] for n in (a, b)}, one, settings, rng)))
+        adjusted = holm([p for _, p in found])
+        for (one, p), after in zip(found, adjusted, strict=True):
+            known = not {one.exponent} & ({*of[one.a][1].not_identified} | {*of[one.b][1].not_identified})
+            rows.append(
+                {
+                    "a": one.a,
+                    "b": one.b,
+                    "exponent": exponent,
+                    "delta": one.delta,
+                    "ci_low": one.low,
+                    "ci_high": one.high,
+                    "p": p,
+                    "p_profile": one.p,
+                    "p_adjusted": after,
+                    "method": one.method,
+                    "identified": known,
+                }
+            )
+    return rows
+
+
+def _calibrated(pair: Mapping[str, Fit], one: Difference, settings: Settings, rng: np.random.Generator) -> float | None:
+    """p of equal exponents of a law that is not linear: a likelihood ratio with everything else free, simulated."""
+    if one.p is None:
+        return None
+    families = gather(pair)
+    shared = fit_joint(families, "share", shared=[one.exponent])
+    return likelihood_ratio(families, shared, fit_joint(families, "separate"), settings.calibration, rng).p
+
+
+def _pooled(of: Complete, exponent: str, level: float) -> Entry | None:
+    fits = {n: fu for n, fu in of.items() if exponent not in fu[1].not_identified}
+    errors = [u.se_or_delta(exponent) for _, u in fits.values()]
+    found = pool([fit.params[exponent] for fit, _ in fits.values()], errors, level=level) if len(fits) > 1 else None
+    if found is None:
+        return None
+    return vars(found) | {"families": list(fits), "shrunken": dict(zip(fits, found.shrunken, strict=True))}
+
+
+def design_power(of: Complete, settings: Settings) -> Entry:
+    """The smallest difference of the first exponent that the families' own designs would detect, and better designs.
+
+    Each family's design, scatter and law are taken as found; the largest is reported, since all pairs are compared.
+    """
+    pairs = max(1, len(of) * (len(of) - 1) // 2)
+    law = next(iter(of.values()))[0].law
+    level = 1 - settings.level
+    pooled = np.sqrt(
+        sum(f.sse for f, _ in of.values()) / max(1, sum(max(f.degrees_of_freedom, 0) for f, _ in of.values()))
+    )
+    designs = {name: _design(fit, float(pooled)) for name, (fit, _) in of.items()}
+    found = {
+        name: None
+        if law.exponents[0] in of[name][1].not_identified
+        else d.detectable(power=settings.power, level=level, pairs=pairs)
+        for name, d in designs.items()
+    }
+    known = [value for value in found.values() if value is not None]
+    smallest = max(known) if len(known) == len(found) else None
+    better: Entry = {}
+    if smallest:
+        worst = designs[max(found, key=lambda name: found[name] or 0.0)]
+        half = smallest / 2
+        asked = {"power": settings.power, "level": level, "pairs": pairs}
+        better = {
+            "half": half,
+            "times_runs_for_half": seeds_needed(worst, half, **asked),  # type: ignore[arg-type]
+            "span_now": float(np.exp(np.ptp(worst.log_x[:, 0]))),
+            "span_for_half": span_needed(worst, half, **asked),  # type: ignore[arg-type]
+        }
+    return {
+        "exponent": law.exponents[0],
+        "power": settings.power,
+        "level": level,
+        "pairs": pairs,
+        "sigma_log": float(pooled),
+        "detectable": smallest,
+        "by_family": found,
+        "better": better,
+    }
+
+
+def _design(fit: Fit, sigma: float) -> Design:
+    """The rows as they are: seeds are rows of their own."""
+    params: Mapping[str, Any] = fit.params
+    return Design(fit.law, fit.sample.log_x, params, sigma)
+
+
+def choose_law(fitted: Mapping[str, Mapping[str, Fitted]], asked: str) -> str:
+    """The law of the verdict: the one asked for, else of the laws in N that are identified in every family the one of
+    the lowest AICc in total.
+
+    Without any such, the first law in N that could be fitted to every family, to some, or at all; without N, any law.
+    """
+    if asked != "auto":
+        return asked
+    of_size = {law: of for law, of in fitted.items() if LAWS[law].variables[0] == "N"} or fitted
+    scores = {
+        law: sum(one.entry["aicc"] if one.entry["aicc"] is not None else np.nan for one in of.values())
+        for law, of in of_size.items()
+        if all(one.entry["identified"] for one in of.values())
+    }
+    finite = {law: score for law, score in scores.items() if np.isfinite(score)}
+    if finite:
+        return min(finite, key=lambda law: finite[law])
+    whole = [law for law, of in of_size.items() if all(one.fit is not None for one in of.values())]
+    some = [law for law, of in of_size.items() if any(one.fit is not None for one in of.values())]
+    return next(iter([*scores, *whole, *some]), next(iter(fitted)))
+
+
+def selection(fitted: Mapping[str, Mapping[str, Fitted]], families: Sequence[str]) -> list[Entry]:
+    """AICc, BIC and extrapolation error of each law, by family."""
+    rows = []
+    for law, of in fitted.items():
+        for family in families:
+            entry = of[family].entry
+            ahead = entry.get("extrapolation") or {}
+            rows.append(
+                {
+                    "law": law,
+                    "family": family,
+                    "aicc": entry["aicc"],
+                    "bic": entry["bic"],
+                    "rmse_log": entry["rmse_log"],
+                    "identified": entry["identified"],
+                    "extrapolation_error_log": ahead.get("error_log"),
+                    "extrapolation_inside": ahead.get("inside_interval"),
+                }
+            )
+    return rows

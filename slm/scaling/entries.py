@@ -1,0 +1,352 @@
+"""One fit as an entry of fits.json: every number that a report, a figure or a tracker shows of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slm.scaling.fitting import Fit, LackOfFit, fit_sample, lack_of_fit, refusal
+from slm.scaling.intervals import Uncertainty, uncertainty
+from slm.scaling.laws import Floats, Law
+from slm.scaling.prediction import band
+from slm.scaling.resample import Ensemble, bootstrap
+from slm.scaling.sample import Sample, take_sample
+from slm.scaling.settings import Settings
+from slm.scaling.solver import Loss
+from slm.scaling.starts import is_linear
+from slm.scaling.table import Table
+
+Entry = dict[str, Any]
+SUSPICIOUS_RATIO = 1.5
+CURVE_POINTS = 60
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is fitted: one family, law, target and N. `size` is "" for laws without N."""
+
+    family: str
+    law: Law
+    target: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit with its uncertainty and its entry; `fit` is None where the law was refused."""
+
+    entry: Entry
+    fit: Fit | None = None
+    uncertainty: Uncertainty | None = None
+
+
+def fit_group(
+    table: Table,
+    law: Law,
+    target: str,
+    size: str,
+    settings: Settings,
+    rng: np.random.Generator,
+    *,
+    loss: Loss,
+    thorough: bool,
+) -> dict[str, Fitted]:
+    """Fit one law to every family of the table; `thorough` adds bootstraps, curves, residuals and extrapolation.
+
+    All families are fitted by run, or all by cell: by cell where any deviates from the law by more than its seeds do
+    (at the level 0.05, Holm's adjustment over families), unless the settings say which. AICc and BIC are of runs.
+    """
+    samples = {name: take_sample(table.of(name), law, target, size) for name in table.families}
+    refusals = {name: refusal(law, sample) for name, sample in samples.items()}
+    by_run = {name: fit_sample(law, s, loss=loss) for name, s in samples.items() if refusals[name] is None}
+    misfits = {name: lack_of_fit(found) for name, found in by_run.items()}
+    smallest = min((m.p for m in misfits.values() if m), default=1.0) * len(misfits)
+    by_cell = settings.unit == "cell" or (settings.unit == "auto" and smallest < 0.05)
+    means = {name: samples[name].cell_means() for name in by_run}
+    by_cell = by_cell and all(refusal(law, one) is None for one in means.values())
+    fitted = {}
+    for name, sample in samples.items():
+        case = Case(name, law, target, size)
+        if name not in by_run:
+            fitted[name] = Fitted(_refused(case, sample, loss, refusals[name] or ""))
+            continue
+        found = fit_sample(law, means[name], loss=loss) if by_cell else by_run[name]
+        fitted[name] = _fit_case(case, found, by_run[name], misfits[name], by_cell, settings, rng, thorough)
+    return fitted
+
+
+def _fit_case(
+    case: Case,
+    found: Fit,
+    by_run: Fit,
+    misfit: LackOfFit | None,
+    by_cell: bool,
+    settings: Settings,
+    rng: np.random.Generator,
+    thorough: bool,
+) -> Fitted:
+    of = uncertainty(found, replicates=settings.bootstrap if thorough else 0, rng=rng, level=settings.level)
+    entry = _entry(case, by_run, found, of, "cell" if by_cell else "run")
+    entry["lack_of_fit"] = misfit and vars(misfit)
+    if misfit and misfit.p < 0.05:
+        entry["notes"].append(f"sizes deviate from the law by more than seeds do (lack of fit, p = {misfit.p:.2g})")
+    if by_cell:
+        entry["notes"].append("fitted to the means over seeds, so that intervals rest on the number of sizes")
+    if thorough:
+        entry |= _closer(case, found, of, settings, rng)
+    return Fitted(entry, found, of)
+
+
+def _refused(case: Case, sample: Sample, loss: Loss, reason: str) -> Entry:
+    empty = dict.fromkeys(case.law.parameters)
+    return _identity(case, sample, loss) | {
+        "params": empty,
+        "se": empty,
+        "ci95": {name: [None, None] for name in case.law.parameters},
+        "covariance_method": "none",
+        "objective": None,
+        "r2": None,
+        "rmse_log": None,
+        "sigma_log": None,
+        "aicc": None,
+        "bic": None,
+        "converged": False,
+        "starts": 0,
+        "starts_agreeing": None,
+        "gradient_norm": None,
+        "at_bound": [],
+        "condition_number": None,
+        "identified": False,
+        "not_identified": list(case.law.parameters),
+        "fitted": False,
+        "notes": [reason],
+    }
+
+
+def _identity(case: Case, sample: Sample, loss: Loss) -> Entry:
+    ranges = {
+        v: [float(np.exp(x.min())), float(np.exp(x.max()))]
+        for v, x in zip(case.law.variables, sample.log_x.T, strict=True)
+    }
+    return {
+        "family": case.family,
+        "law": case.law.name,
+        "equation": case.law.equation,
+        "target": case.target,
+        "size": case.size or None,
+        "loss": "least_squares" if np.isinf(loss.delta) else "huber",
+        "delta": None if np.isinf(loss.delta) else loss.delta,
+        "exponents": list(case.law.exponents),
+        "range": ranges,
+        "n_rows": len(sample.log_y),
+        "n_runs": len(np.unique(sample.clusters)),
+        "n_cells": len(np.unique(sample.cells)),
+    }
+
+
+def _entry(case: Case, by_run: Fit, found: Fit, of: Uncertainty, unit: str) -> Entry:
+    aicc, bic = by_run.information_criteria()
+    certificate = found.certificate
+    notes = list(of.notes)
+    if certificate.starts_agreeing < 0.5:
+        notes.append(f"only {certificate.starts_agreeing:.0%} of the starts reach the best objective")
+    notes += _disagreement(found, of)
+    if case.target == "perplexity":
+        notes.append("an exponent of perplexity, not of loss: not to be set beside loss exponents")
+    return _identity(case, by_run.sample, found.loss) | {
+        "unit": unit,
+        "params": found.params,
+        "se": of.se,
+        "ci95": {name: list(ends) for name, ends in of.ci.items()},
+        "covariance_method": of.method,
+        "se_by_method": of.bootstrap_se,
+        "objective": certificate.objective,
+        "r2": found.r2,
+        "rmse_log": math.sqrt(found.sse / len(found.residuals)),
+        "sigma_log": found.sigma,
+        "degrees_of_freedom": found.degrees_of_freedom,
+        "aicc": aicc,
+        "bic": bic,
+        "converged": certificate.converged,
+        "starts": certificate.starts,
+        "starts_agreeing": certificate.starts_agreeing,
+        "gradient_norm": certificate.gradient_norm,
+        "at_bound": list(certificate.at_bound),
+        "condition_number": certificate.condition_number,
+        "identified": certificate.converged and not set(of.not_identified) & set(case.law.exponents),
+        "not_identified": list(of.not_identified),
+        "fitted": True,
+        "notes": notes,
+    }
+
+
+def _disagreement(found: Fit, of: Uncertainty) -> list[str]:
+    """Where the cluster bootstrap finds much more scatter than the likelihood does."""
+    if of.method == "cluster_bootstrap" or "cluster" not in of.bootstrap_se:
+        return []
+    ratios = {e: of.bootstrap_se["cluster"][e] / of.bootstrap_se["delta"][e] for e in found.law.exponents}
+    return [
+        f"the bootstrap's standard error of {name} is {ratio:.1f} times the likelihood's: the scatter is not the same "
+        "everywhere, and the interval is too narrow"
+        for name, ratio in ratios.items()
+        if ratio > SUSPICIOUS_RATIO and len(found.sample.log_y) >= 10 * len(found.theta)
+    ]
+
+
+def _closer(case: Case, found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator) -> Entry:
+    """What is worth computing for the fits that the report is about."""
+    ensemble = None
+    if not is_linear(case.law) and found.degrees_of_freedom >= 1:
+        ensemble = bootstrap(found, "parametric", max(settings.bootstrap, 200), rng)
+        ensemble = ensemble if len(ensemble.theta) >= 100 else None
+    usable = ensemble is not None or is_linear(case.law)
+    sample = found.sample
+    return {
+        "profiles": {
+            name: {"values": p.values.tolist(), "t": p.root.tolist()}
+            for name, p in of.profiles.items()
+            if name in case.law.exponents
+        },
+        "points": {
+            **{v: np.exp(x).tolist() for v, x in zip(case.law.variables, sample.log_x.T, strict=True)},
+            "value": np.exp(sample.log_y).tolist(),
+            "residual": found.residuals.tolist(),
+        },
+        "curve": _curve(found, ensemble, settings, rng) if usable else None,
+        "predictions": _predictions(found, ensemble, settings, rng) if usable else [],
+        "marginal": _marginal(found, ensemble, settings, rng) if usable and case.law.variables[0] == "N" else None,
+        "extrapolation": _extrapolation(case.law, sample, found.loss, settings, rng),
+        "without_smallest": _without_smallest(case.law, sample, found.loss),
+    }
+
+
+def _along_first(found: Fit, first: Floats) -> Floats:
+    """Log variables [M, V] with the first at log values `first` and the others at their medians."""
+    log_x = np.repeat(np.median(found.sample.log_x, axis=0)[None], len(first), axis=0)
+    log_x[:, 0] = first
+    return log_x
+
+
+def _curve(found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator) -> Entry:
+    """The law along its first variable, its band and the prediction band, a little beyond the data."""
+    x = found.sample.log_x[:, 0]
+    log_x = _along_first(found, np.linspace(x.min() - 0.3, x.max() + 1.2, CURVE_POINTS))
+    mean = band(found, log_x, ensemble, rng, level=settings.level)
+    run = band(found, log_x, ensemble, rng, new_run=True, level=settings.level)
+    held = dict(zip(found.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True))
+    columns = {"centre": mean.centre, "low": mean.low, "high": mean.high, "run_low": run.low, "run_high": run.high}
+    return {
+        "variable": found.law.variables[0],
+        "held": held,
+        "x": np.exp(log_x[:, 0]).tolist(),
+        **{name: np.exp(values).tolist() for name, values in columns.items()},
+    }
+
+
+def _predictions(found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator) -> list[Entry]:
+    """The result of one more run at multiples of the largest size, others at their medians."""
+    largest = found.sample.log_x[:, 0].max()
+    log_x = _along_first(found, largest + np.log(np.array(settings.predict)))
+    return predictions_at(found, log_x, ensemble, rng, settings.level)
+
+
+def predictions_at(
+    found: Fit, log_x: Floats, ensemble: Ensemble | None, rng: np.random.Generator, level: float
+) -> list[Entry]:
+    """Predicted result of one more run at each row of log variables [M, V], with its prediction interval."""
+    run = band(found, log_x, ensemble, rng, new_run=True, level=level)
+    return [
+        {
+            **dict(zip(found.law.variables, np.exp(x).tolist(), strict=True)),
+            "value": float(np.exp(run.centre[i])),
+            "low": float(np.exp(run.low[i])),
+            "high": float(np.exp(run.high[i])),
+        }
+        for i, x in enumerate(log_x)
+    ]
+
+
+def _marginal(found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator) -> Entry:
+    """-dL/dN at sizes within the data: how much a further parameter lowers the target, with its band.
+
+    No size is a "knee": under a power law the gain of a doubling falls by the same share everywhere.
+    """
+    x = found.sample.log_x[:, 0]
+    log_x = _along_first(found, np.linspace(x.min(), x.max(), 30))
+    if ensemble is None:
+        ensemble = bootstrap(found, "parametric", max(settings.bootstrap, 200), rng)
+    gain = _log_gain(found.law, found.theta[None], log_x - found.sample.refs)[0]
+    draws = _log_gain(found.law, ensemble.theta, log_x - found.sample.refs)
+    error = (gain - draws) / ensemble.sigma[:, None]
+    tail = (1 - settings.level) / 2
+    low, high = np.quantile(error, [tail, 1 - tail], axis=0) * found.sigma
+    gain = gain - log_x[:, 0]
+    return {
+        "x": np.exp(log_x[:, 0]).tolist(),
+        "gain": np.exp(gain).tolist(),
+        "low": np.exp(gain + low).tolist(),
+        "high": np.exp(gain + high).tolist(),
+    }
+
+
+def _log_gain(law: Law, theta: Floats, x: Floats) -> Floats:
+    """log(-dL/dlog N), by a central difference: [R, M]."""
+    step = np.zeros(x.shape[1])
+    step[0] = 1e-4
+    slope = (law.log_value(theta, x - step) - law.log_value(theta, x + step)) / 2e-4
+    return np.log(np.maximum(slope, 1e-300)) + law.log_value(theta, x)
+
+
+def _extrapolation(law: Law, sample: Sample, loss: Loss, settings: Settings, rng: np.random.Generator) -> Entry | None:
+    """Fit all but the largest, predict the largest: log error beside the in-sample scatter; None if too few remain."""
+    score = sample.log_x.sum(axis=1)
+    largest = score > score.max() - 1e-6
+    kept = _subset(sample, ~largest)
+    if not len(kept.log_y) or refusal(law, kept):
+        return None
+    found = fit_sample(law, kept, loss=loss)
+    ensemble = None if is_linear(law) else bootstrap(found, "parametric", 200, rng)
+    if ensemble is not None and len(ensemble.theta) < 100:
+        return None
+    at = sample.log_x[largest][:1]
+    foreseen = predictions_at(found, at, ensemble, rng, settings.level)[0]
+    measured = float(np.exp(sample.log_y[largest].mean()))
+    return {
+        "predicted": foreseen,
+        "measured": measured,
+        "error_log": float(np.log(foreseen["value"] / measured)),
+        "in_sample_rmse_log": math.sqrt(found.sse / len(kept.log_y)),
+        "inside_interval": bool(foreseen["low"] <= measured <= foreseen["high"]),
+        "n_rows_fitted": len(kept.log_y),
+    }
+
+
+def _without_smallest(law: Law, sample: Sample, loss: Loss) -> Entry | None:
+    """Exponents without the smallest size: a straight line whose slope moves is no straight line."""
+    first = sample.log_x[:, 0]
+    kept = _subset(sample, first > first.min() + 1e-6)
+    if not len(kept.log_y) or refusal(law, kept):
+        return None
+    found = fit_sample(law, kept, loss=loss)
+    return {name: found.params[name] for name in law.exponents} | {"dropped": float(np.exp(first.min()))}
+
+
+def _subset(sample: Sample, rows: np.ndarray) -> Sample:
+    return Sample(sample.log_y[rows], sample.log_x[rows], sample.clusters[rows], sample.cells[rows])
+
+
+def plain(value: Any) -> Any:
+    """The same value in what JSON can hold: numpy's scalars and arrays made plain, NaN and infinities None."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)) or (isinstance(value, Sequence) and not isinstance(value, str)):
+        return [plain(one) for one in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

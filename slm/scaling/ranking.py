@@ -1,0 +1,72 @@
+"""Does the order of the families survive a change of law, of N, of target, of the fitted loss?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from slm.scaling.laws import LAWS
+
+Entry = dict[str, Any]
+
+
+def rankings(entries: Sequence[Entry], families: Sequence[str]) -> list[Entry]:
+    """One ranking for every (law, target, N, loss): families from the steepest exponent down.
+
+    `usable` is false where a family's exponent is missing or not identified; such a ranking says nothing.
+    """
+    groups: dict[tuple[Any, ...], dict[str, Entry]] = {}
+    for entry in entries:
+        key = (entry["law"], entry["target"], entry["size"], entry["loss"])
+        groups.setdefault(key, {})[entry["family"]] = entry
+    return [_ranking(key, of, families) for key, of in groups.items()]
+
+
+def _ranking(key: tuple[Any, ...], of: dict[str, Entry], families: Sequence[str]) -> Entry:
+    law, target, size, loss = key
+    usable = all(name in of and of[name]["identified"] for name in families)
+    exponents = (
+        {name: of[name]["params"][of[name]["exponents"][0]] for name in families if name in of} if usable else {}
+    )
+    return {
+        "law": law,
+        "target": target,
+        "size": size,
+        "loss": loss,
+        "usable": usable,
+        "exponents": exponents,
+        "order": sorted(exponents, key=lambda name: -exponents[name]),
+    }
+
+
+def survival(every: Sequence[Entry], primary: Entry, families: Sequence[str]) -> Entry:
+    """Which pairs of families keep their order in all usable rankings by exponents in the same variable.
+
+    `primary` is the ranking of the verdict. `survives` is None where there is nothing to compare with.
+    """
+    variable = LAWS[primary["law"]].variables[0]
+    alike = [r for r in every if r["usable"] and LAWS[r["law"]].variables[0] == variable]
+    others = [r for r in alike if r is not primary]
+    pairs = []
+    for a, b in combinations(families, 2):
+        if not primary["usable"]:
+            break
+        sign = primary["exponents"][a] > primary["exponents"][b]
+        same = sum((r["exponents"][a] > r["exponents"][b]) == sign for r in others)
+        pairs.append({"steeper": a if sign else b, "flatter": b if sign else a, "same": same, "of": len(others)})
+    changed = {
+        what: any(r["order"] != primary["order"] for r in others if r[what] != primary[what])
+        for what in ("law", "target", "size", "loss")
+        if primary["usable"] and any(r[what] != primary[what] for r in others)
+    }
+    return {
+        "rankings": list(every),
+        "usable": len(alike),
+        "primary_order": primary["order"],
+        "same_order": sum(r["order"] == primary["order"] for r in others),
+        "compared_with": len(others),
+        "survives": all(r["order"] == primary["order"] for r in others) if others and primary["usable"] else None,
+        "survives_change_of": {what: not moved for what, moved in changed.items()},
+        "pairs": pairs,
+    }

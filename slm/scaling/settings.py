@@ -1,0 +1,121 @@
+"""What an analysis is asked to do: the `analysis` config group, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from slm.scaling.laws import LAWS
+from slm.scaling.solver import Loss
+from slm.scaling.table_columns import SIZES, TARGETS
+
+CHOICES = {
+    "laws": tuple(LAWS),
+    "targets": TARGETS,
+    "sizes": SIZES,
+    "law": ("auto", *LAWS),
+    "target": ("auto", *TARGETS),
+    "size": ("auto", *SIZES),
+    "loss": ("least_squares", "huber"),
+    "unit": ("auto", "run", "cell"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One analysis. Raises `ValueError` naming the key that is wrong."""
+
+    laws: tuple[str, ...] = tuple(LAWS)
+    """Laws to fit."""
+    targets: tuple[str, ...] = TARGETS
+    """Quantities to fit, as far as the table has them."""
+    sizes: tuple[str, ...] = SIZES
+    """Definitions of N to fit with, as far as the table has them."""
+    law: str = "auto"
+    """The law that the verdict is about; auto is the lowest total AICc among those identified in every family."""
+    target: str = "auto"
+    """The target that the verdict is about; auto is bits_per_byte where tokenizers differ, else loss."""
+    size: str = "auto"
+    """The N that the verdict is about; auto is the first that the table has."""
+    loss: str = "least_squares"
+    """Loss of log residuals; the other one is fitted too, as a check of the ranking."""
+    delta: float = 1e-3
+    """Where Huber's loss turns from square to linear."""
+    unit: str = "auto"
+    """What is independent: run, or cell (fit means over seeds); auto is cell where lack of fit is significant."""
+    bootstrap: int = 1000
+    """Bootstrap samples."""
+    calibration: int = 999
+    """Simulated data sets behind the p-value of a likelihood ratio."""
+    level: float = 0.95
+    """Coverage of intervals."""
+    power: float = 0.8
+    """Chance with which the detectable difference is detected."""
+    predict: tuple[float, ...] = (2.0, 10.0)
+    """Sizes to predict, as multiples of the largest N."""
+    target_loss: float | None = None
+    """A loss to compute the least FLOPs for."""
+    flops_per_second: float | None = None
+    """Achieved speed of a device, for costs."""
+    price_per_hour: float | None = None
+    """Price of that device."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if one not in allowed:
+                    raise ValueError(f"analysis.{name}={one!r} must be one of {', '.join(allowed)}")
+        for name in ("laws", "targets", "sizes"):
+            if not getattr(self, name):
+                raise ValueError(f"analysis.{name} is empty: name at least one")
+        for name, least in (("bootstrap", 0), ("calibration", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least or 0 < value < 50:
+                raise ValueError(f"analysis.{name}={value!r} must be 0 (none) or a whole number of at least 50")
+        for name in ("level", "power"):
+            if not _is_number(getattr(self, name)) or not 0.5 <= getattr(self, name) < 1:
+                raise ValueError(f"analysis.{name}={getattr(self, name)!r} must be at least 0.5 and below 1")
+        for name in ("delta", "target_loss", "flops_per_second", "price_per_hour"):
+            value = getattr(self, name)
+            if value is not None and (not _is_number(value) or not value > 0):
+                raise ValueError(f"analysis.{name}={value!r} must be a number above 0")
+        if not all(_is_number(value) and value > 0 for value in self.predict):
+            raise ValueError(f"analysis.predict={list(self.predict)} must be multiples of the largest N, above 0")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings of a plain mapping; refuses keys that are none, with the nearest that is one."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                near = get_close_matches(key, names, n=1)
+                raise ValueError(f"analysis.{key} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+        plural = {"laws": tuple(LAWS), "targets": TARGETS, "sizes": SIZES}
+        filled = {}
+        for key, value in values.items():
+            if key in plural:
+                value = plural[key] if value == "all" else (value,) if isinstance(value, str) else tuple(value)
+            elif key == "predict":
+                value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+            filled[key] = value
+        return cls(**filled)
+
+    @property
+    def fit_loss(self) -> Loss:
+        """The loss that the main fits minimise."""
+        return Loss(self.delta) if self.loss == "huber" else Loss(np.inf)
+
+    @property
+    def other_loss(self) -> Loss:
+        """The loss that the ranking is checked with."""
+        return Loss(np.inf) if self.loss == "huber" else Loss(self.delta)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))

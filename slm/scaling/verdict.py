@@ -1,0 +1,153 @@
+"""The answer in words, with its conditions, and nothing that the numbers beside it do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Entry = dict[str, Any]
+
+
+def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None) -> Entry:
+    """`headline`, and `sentences` that qualify it; `distinguishable` is None where the table cannot say."""
+    primary = comparison["primary"]
+    law = comparison["laws"].get(primary["law"])
+    own = [
+        entry
+        for entry in entries
+        if (entry["law"], entry["target"], entry["loss"]) == (primary["law"], primary["target"], primary["loss"])
+        and entry["size"] in (None, primary["size"])
+    ]
+    under = f"under {own[0]['equation']} of {primary['target'].replace('_', ' ')}"
+    sentences: list[str] = []
+    lost = [entry["family"] for entry in own if not entry["identified"]]
+    if len(comparison["families"]) < 2:
+        headline, answer = _one_family(own[0], under), None
+    elif law is None or len(lost) > len(own) - 2:
+        headline = f"The exponents of {_listed(lost)} are not identified {under}, so the families cannot be compared."
+        answer = None
+    else:
+        headline, answer = _families(law, under, primary["level"])
+        sentences += _pairs(law)
+        sentences += _power(law, primary)
+        if lost:
+            sentences.append(f"The exponent of {_listed(lost)} is not identified and enters no statement.")
+        sentences += _assumed(law)
+    sentences += _ranking(comparison["ranking"], primary) if len(comparison["families"]) > 1 else []
+    if controlled is False:
+        sentences.append(
+            "The comparison is NOT CONTROLLED: the audit names what differs, or what the table does not say."
+        )
+    sentences += _limits(comparison, own)
+    return {"headline": headline, "distinguishable": answer, "sentences": sentences}
+
+
+def _one_family(entry: Entry, under: str) -> str:
+    if not entry["identified"]:
+        return f"One family, and its exponent is not identified {under}: {'; '.join(entry['notes'])}."
+    name = entry["exponents"][0]
+    low, high = entry["ci95"][name]
+    return (
+        f"One family, {entry['family']}: {name} = {entry['params'][name]:.4g} [{low:.4g}, {high:.4g}] {under}. "
+        "A comparison of families needs at least two."
+    )
+
+
+def _families(law: Entry, under: str, level: float) -> tuple[str, bool | None]:
+    test = next((t for t in law["tests"] if t["restricted"] == "shared_exponents"), None)
+    if test is None:
+        return f"Too few runs to test whether the families share an exponent {under}.", None
+    found = (
+        f"likelihood ratio {test['statistic']:.3g} on {test['df']} degrees of freedom, calibrated p = {test['p']:.3g}"
+    )
+    if test["p"] < 1 - level:
+        return f"The families differ in how they scale {under} ({found}).", True
+    return f"The families' exponents are not distinguishable at this design {under} ({found}).", False
+
+
+def _pairs(law: Entry) -> list[str]:
+    first = law["power"]["exponent"]
+    known = [pair for pair in law["pairs"] if pair["exponent"] == first and pair["identified"]]
+    apart = [pair for pair in known if pair["p_adjusted"] is not None and pair["p_adjusted"] < law["power"]["level"]]
+    said = [
+        f"{pair['a'] if pair['delta'] > 0 else pair['b']} has the steeper {first} than "
+        f"{pair['b'] if pair['delta'] > 0 else pair['a']}, by {abs(pair['delta']):.3g} "
+        f"({_ends(pair, pair['delta'] > 0)}, Holm-adjusted p = {pair['p_adjusted']:.3g})."
+        for pair in apart
+    ]
+    if known and not apart:
+        said.append(f"No pair of families differs in {first} after Holm's adjustment over {len(known)} pairs.")
+    return said
+
+
+def _ends(pair: Entry, upright: bool) -> str:
+    low, high = (pair["ci_low"], pair["ci_high"]) if upright else (_minus(pair["ci_high"]), _minus(pair["ci_low"]))
+    return f"[{'open' if low is None else format(low, '.3g')}, {'open' if high is None else format(high, '.3g')}]"
+
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def _power(law: Entry, primary: Entry) -> list[str]:
+    power = law["power"]
+    if power["detectable"] is None:
+        return ["This design could not have detected any difference of exponents with confidence."]
+    said = (
+        f"The smallest difference in {power['exponent']} that this design could have detected with "
+        f"{power['power']:.0%} power (over {power['pairs']} pairs) is {power['detectable']:.3g}."
+    )
+    better = power["better"]
+    if better.get("times_runs_for_half"):
+        said += f" To detect half of that takes {better['times_runs_for_half']} times the runs at these sizes"
+        if better.get("span_for_half"):
+            said += (
+                f", or sizes that span a factor of {better['span_for_half']:.3g} instead of {better['span_now']:.3g}"
+            )
+        said += "."
+    return [said]
+
+
+def _assumed(law: Entry) -> list[str]:
+    of, said = law["assumptions"], []
+    if of["equal_variance_p"] is not None and of["equal_variance_p"] < 0.01:
+        said.append(
+            f"The families do not scatter alike (Bartlett's p = {of['equal_variance_p']:.2g}), which the tests assume."
+        )
+    if of["rows_share_runs"]:
+        said.append(
+            "Several rows come from one run; the likelihood ratios treat them as independent and are too sure, while "
+            "the pairwise intervals do not."
+        )
+    return said
+
+
+def _ranking(ranking: Entry, primary: Entry) -> list[str]:
+    if ranking["survives"] is None:
+        return ["Whether the ranking survives another law, N or target cannot be said: no other ranking is identified."]
+    order = " > ".join(ranking["primary_order"])
+    count = f"{ranking['same_order']} of {ranking['compared_with']} other fits"
+    if ranking["survives"]:
+        return [f"The order of exponents, {order}, is the same in all {ranking['compared_with']} other fits."]
+    moved = [what for what, same in ranking["survives_change_of"].items() if not same]
+    names = {"law": "law", "target": "target", "size": "N", "loss": "fitted loss"}
+    changes = _listed([names[m] for m in moved])
+    return [f"The order of exponents, {order}, holds in {count} only; it changes with the {changes}."]
+
+
+def _limits(comparison: Entry, own: Sequence[Entry]) -> list[str]:
+    said = []
+    rows = [entry["n_cells"] for entry in own]
+    if min(rows) < 5:
+        said.append(f"The smallest family has {min(rows)} sizes; intervals are exact only if the law is.")
+    if comparison["n_runs"] == comparison["n_cells"]:
+        said.append("No size was trained with a second seed, so the scatter between runs is inferred from the fit.")
+    spans = [end / start for entry in own for start, end in [next(iter(entry["range"].values()))] if start > 0]
+    if spans and min(spans) < 10:
+        said.append(f"The sizes span a factor of {min(spans):.2g} only; nothing is known beyond them.")
+    return said
+
+
+def _listed(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
