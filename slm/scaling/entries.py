@@ -58,7 +58,8 @@ def fit_group(
     """Fit one law to every family of the table; `thorough` adds bootstraps, curves, residuals and extrapolation.
 
     All families are fitted by run, or all by cell: by cell where any deviates from the law by more than its seeds do
-    (at the level 0.05, Holm's adjustment over families), unless the settings say which. AICc and BIC are of runs.
+    (at the level 0.05, Holm's adjustment over families), unless the settings say which. AICc and BIC are those of a
+    least-squares fit by run whatever else is asked for, so that all laws compare.
     """
     samples = {name: take_sample(table.of(name), law, target, size) for name in table.families}
     refusals = {name: refusal(law, sample) for name, sample in samples.items()}
@@ -149,7 +150,8 @@ def _identity(case: Case, sample: Sample, loss: Loss) -> Entry:
 
 
 def _entry(case: Case, by_run: Fit, found: Fit, of: Uncertainty, unit: str) -> Entry:
-    aicc, bic = by_run.information_criteria()
+    squares = by_run if np.isinf(by_run.loss.delta) else fit_sample(case.law, by_run.sample)
+    aicc, bic = squares.information_criteria()
     certificate = found.certificate
     notes = list(of.notes)
     if certificate.starts_agreeing < 0.5:
@@ -285,12 +287,9 @@ def _marginal(found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np
     tail = (1 - settings.level) / 2
     low, high = np.quantile(error, [tail, 1 - tail], axis=0) * found.sigma
     gain = gain - log_x[:, 0]
-    return {
-        "x": np.exp(log_x[:, 0]).tolist(),
-        "gain": np.exp(gain).tolist(),
-        "low": np.exp(gain + low).tolist(),
-        "high": np.exp(gain + high).tolist(),
-    }
+    with np.errstate(over="ignore"):  # an open end, where the refits include a law that is flat
+        ends = {"gain": np.exp(gain), "low": np.exp(gain + low), "high": np.exp(gain + high)}
+    return {"x": np.exp(log_x[:, 0]).tolist(), **{name: values.tolist() for name, values in ends.items()}}
 
 
 def _log_gain(law: Law, theta: Floats, x: Floats) -> Floats:

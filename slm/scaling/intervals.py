@@ -125,7 +125,7 @@ def _is_exponent(found: Fit) -> np.ndarray:
 
 def _scaled(found: Fit, theta: Floats) -> Floats:
     quoted = found.law.canonical(theta, found.sample.refs)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(_is_exponent(found), quoted, np.log(quoted))
 
 

@@ -9,23 +9,34 @@ from typing import Any
 from slm.scaling.laws import LAWS
 
 Entry = dict[str, Any]
+TENABLE = 3.0
+"""Times the residual scatter of the best law; more, and the law plainly leaves something out (such as tokens)."""
 
 
 def rankings(entries: Sequence[Entry], families: Sequence[str]) -> list[Entry]:
     """One ranking for every (law, target, N, loss): families from the steepest exponent down.
 
-    `usable` is false where a family's exponent is missing or not identified; such a ranking says nothing.
+    `usable` is false where a family's exponent is missing or not identified, or where the law misses the data by more
+    than `TENABLE` times what the best law for that target does: such a ranking says nothing.
     """
     groups: dict[tuple[Any, ...], dict[str, Entry]] = {}
     for entry in entries:
         key = (entry["law"], entry["target"], entry["size"], entry["loss"])
         groups.setdefault(key, {})[entry["family"]] = entry
-    return [_ranking(key, of, families) for key, of in groups.items()]
+    misfit = {key: max((e["rmse_log"] or 0.0 for e in of.values()), default=0.0) for key, of in groups.items()}
+    least: dict[Any, float] = {}
+    for (_, target, _, loss), size in misfit.items():
+        if size > 0:
+            least[target, loss] = min(size, least.get((target, loss), size))
+    return [
+        _ranking(key, of, families, tenable=misfit[key] <= TENABLE * least.get((key[1], key[3]), 0.0))
+        for key, of in groups.items()
+    ]
 
 
-def _ranking(key: tuple[Any, ...], of: dict[str, Entry], families: Sequence[str]) -> Entry:
+def _ranking(key: tuple[Any, ...], of: dict[str, Entry], families: Sequence[str], *, tenable: bool) -> Entry:
     law, target, size, loss = key
-    usable = all(name in of and of[name]["identified"] for name in families)
+    usable = tenable and all(name in of and of[name]["identified"] for name in families)
     exponents = (
         {name: of[name]["params"][of[name]["exponents"][0]] for name in families if name in of} if usable else {}
     )
@@ -35,6 +46,7 @@ def _ranking(key: tuple[Any, ...], of: dict[str, Entry], families: Sequence[str]
         "size": size,
         "loss": loss,
         "usable": usable,
+        "tenable": tenable,
         "exponents": exponents,
         "order": sorted(exponents, key=lambda name: -exponents[name]),
     }

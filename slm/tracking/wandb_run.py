@@ -17,25 +17,8 @@ class WandbTracker:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> None:
         """Start or continue the run of run directory `folder`. `settings` is the `logger` config group."""
-        import wandb
-
-        check_wandb(settings)
-        mode = settings["mode"]
         self.samples: list[list[Any]] = []
-        self.run = wandb.init(
-            mode=mode,
-            dir=str(folder),
-            id=_run_id(folder),
-            resume="allow" if mode == "online" else None,
-            name=name,
-            config=dict(config),
-            project=settings["project"],
-            entity=settings["entity"],
-            group=settings["group"],
-            tags=list(settings["tags"]),
-            job_type=settings["job_type"],
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode != "online"),
-        )
+        self.run = start_run(folder, config, name=name, settings=settings)
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
         for metric in MINIMA:
@@ -57,6 +40,28 @@ class WandbTracker:
         """Write final figures into the summary and end the run."""
         self.run.summary.update(dict(summary))
         self.run.finish(exit_code=0 if succeeded else 1)
+
+
+def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> Any:
+    """Start, or continue, the W&B run of `folder`. Raises `ValueError` for settings that `check_wandb` refuses."""
+    import wandb
+
+    check_wandb(settings)
+    mode = settings["mode"]
+    return wandb.init(
+        mode=mode,
+        dir=str(folder),
+        id=_run_id(folder),
+        resume="allow" if mode == "online" else None,
+        name=name,
+        config=dict(config),
+        project=settings["project"],
+        entity=settings["entity"],
+        group=settings["group"],
+        tags=list(settings["tags"]),
+        job_type=settings["job_type"],
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode != "online"),
+    )
 
 
 def check_wandb(settings: Mapping[str, Any]) -> None:

@@ -1,0 +1,100 @@
+"""From a table of runs to an analysis directory: read, audit, fit, compare, draw, report, track."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slm.scaling.analysis import Analysis, analyse
+from slm.scaling.settings import Settings
+from slm.scaling.table import Table, read_table, table_from_frame
+from slm.sweep.audit import audit
+from slm.sweep.collect import collect_runs
+from slm.sweep.progress import Progress
+from slm.sweep.record import check_logger_of_analysis, record
+from slm.sweep.summary import print_summary
+
+MARK = "fits.json"
+"""The file by which an analysis directory is known."""
+
+
+def analyse_runs(config: Mapping[str, Any]) -> int:
+    """Analyse the table that `conf/sweep.yaml` names into `output_dir`; returns the exit code.
+
+    The directory (DESIGN section 3) holds design.csv, results.csv, settings.json, audit.json, fits.json,
+    comparison.json, figures/, report.md and report.html. Raises `ValueError` for what a person gave wrongly, before
+    anything is written.
+    """
+    settings = Settings.from_dict(config["analysis"])
+    check_logger_of_analysis(config["logger"])
+    folder = Path(config["output_dir"])
+    _check_folder(folder)
+    table = _read(config)
+    audited = audit(table.frame)
+    with Progress() as progress:
+        found = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=progress.report)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, table, audited, found, config)
+        progress.report("drawing figures and writing the report", 1, 1)
+        _report(folder)
+        progress.report("recording", 1, 1)
+        record(folder, found, table.name, config)
+    print_summary(found, audited, folder)
+    return 0
+
+
+def _read(config: Mapping[str, Any]) -> Table:
+    how = {"columns": config["columns"], "where": config["where"], "drop_worst": config["drop_worst"]}
+    runs = Path(config["runs"])
+    if runs.is_dir():
+        table = table_from_frame(collect_runs(runs), name=config["name"] or runs.name, **how)
+        return table
+    table = read_table(config["runs"], **how)
+    return Table(table.frame, table.notes, config["name"]) if config["name"] else table
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise ValueError(f"output_dir={folder} holds something else than an analysis: choose another directory")
+
+
+def _write(folder: Path, table: Table, audited: Mapping[str, Any], found: Analysis, config: Mapping[str, Any]) -> None:
+    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    _replace(folder / "results.csv", table.frame.to_csv(index=False))
+    _replace(folder / "design.csv", _design(table.frame).to_csv(index=False))
+    _replace(folder / "settings.json", _json({"command": command, **config}))
+    _replace(folder / "audit.json", _json(audited))
+    _replace(folder / "comparison.json", _json(found.comparison))
+    _replace(folder / MARK, _json(found.fits))
+
+
+def _design(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell, with the number of its runs."""
+    about = [c for c in frame if frame.groupby("cell")[c].nunique(dropna=False).max() == 1 and c != "cluster"]
+    cells = frame.groupby("cell")
+    return cells[about].first().assign(runs=cells.size()).drop(columns="cell", errors="ignore").reset_index()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _report(folder: Path) -> None:
+    from slm.scaling.figures import draw
+    from slm.scaling.report import write_report
+
+    draw(folder)
+    write_report(folder)

@@ -1,0 +1,93 @@
+"""An analysis as a run of its own (job_type=analysis) in the tracker, so that exponents can be compared there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slm.scaling.analysis import Analysis
+from slm.tracking import Rows, check_logger, record_analysis
+
+Entry = dict[str, Any]
+
+
+def check_logger_of_analysis(logger: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for `logger` settings that cannot hold an analysis."""
+    check_logger(logger)
+    if logger["tensorboard"]:
+        raise ValueError("logger=tensorboard holds no tables: use logger=wandb, or logger=csv for the files alone")
+
+
+def record(folder: Path, found: Analysis, name: str, config: Mapping[str, Any]) -> None:
+    """Log tables, figures, summary and the directory itself, if the config asks for a tracker."""
+    if not config["logger"]["wandb"]:
+        return
+    tables = {"exponents": exponents(found), "comparisons": comparisons(found)}
+    record_analysis(
+        folder,
+        name=f"analysis-{name}",
+        config={key: value for key, value in config.items() if key != "logger"},
+        settings=config["logger"],
+        tables=tables,
+        images=sorted((folder / "figures").glob("*.png")),
+        summary=summary(found),
+        files=[path for path in sorted(folder.rglob("*")) if path.is_file() and "wandb" not in path.parts[:-1]],
+    )
+
+
+def exponents(found: Analysis) -> Rows:
+    """One row an exponent of a fit."""
+    columns = ["family", "law", "target", "size", "loss", "exponent", "value", "ci_low", "ci_high", "identified", "r2"]
+    rows = [
+        [
+            *(entry[key] for key in ("family", "law", "target", "size", "loss")),
+            name,
+            entry["params"][name],
+            *entry["ci95"][name],
+            name not in entry["not_identified"],
+            entry["r2"],
+        ]
+        for entry in found.fits
+        for name in entry["exponents"]
+    ]
+    return columns, rows
+
+
+def comparisons(found: Analysis) -> Rows:
+    """One row a pair of families, exponent and law."""
+    columns = ["law", "a", "b", "exponent", "delta", "ci_low", "ci_high", "p", "p_adjusted", "identified"]
+    rows = [
+        [law, *(pair[key] for key in columns[1:])]
+        for law, compared in found.comparison["laws"].items()
+        for pair in compared["pairs"]
+    ]
+    return columns, rows
+
+
+def summary(found: Analysis) -> Entry:
+    """`exponent/<family>/<law>/<name>` with `.../ci_low`, `.../ci_high`, and `comparison/<a>_vs_<b>/...`.
+
+    Exponents are of the verdict's target and N, and `comparison` of the verdict's law and its first exponent. What is
+    not identified is left out: a number there would be taken for one.
+    """
+    primary = found.comparison["primary"]
+    values: Entry = {"verdict": found.comparison["verdict"]["headline"]}
+    for entry in found.fits:
+        if (entry["target"], entry["loss"]) != (primary["target"], primary["loss"]):
+            continue
+        if entry["size"] not in (None, primary["size"]):
+            continue
+        for name in entry["exponents"]:
+            if name not in entry["not_identified"]:
+                key = f"exponent/{entry['family']}/{entry['law']}"
+                low, high = entry["ci95"][name]
+                values |= {f"{key}/{name}": entry["params"][name]}
+                end = "" if name == entry["exponents"][0] else f"{name}_"
+                values |= {f"{key}/{end}ci_low": low, f"{key}/{end}ci_high": high}
+    compared = found.comparison["laws"].get(primary["law"], {"pairs": [], "power": {"exponent": None}})
+    for pair in compared["pairs"]:
+        if pair["exponent"] == compared["power"]["exponent"] and pair["identified"]:
+            key = f"comparison/{pair['a']}_vs_{pair['b']}"
+            values |= {f"{key}/{what}": pair[what] for what in ("delta", "ci_low", "ci_high", "p_adjusted")}
+    return values

@@ -1,0 +1,47 @@
+"""An analysis in Weights & Biases: tables, figures and summary of a run, and its directory as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slm.tracking.wandb_run import start_run
+
+Rows = tuple[list[str], list[list[Any]]]
+"""Names of columns, and rows."""
+
+
+def record_analysis(
+    folder: Path,
+    *,
+    name: str,
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    tables: Mapping[str, Rows],
+    images: Sequence[Path],
+    summary: Mapping[str, Any],
+    files: Sequence[Path],
+) -> None:
+    """Log one run with `tables`, `images` (under figures/) and `summary`, and `files` of `folder` as an artifact.
+
+    `settings` is the `logger` config group. Raises `ValueError` for settings that `check_logger` refuses.
+    """
+    import wandb
+
+    run = start_run(folder, config, name=name, settings=settings)
+    try:
+        logged: dict[str, Any] = {
+            key: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+            for key, (columns, rows) in tables.items()
+        }
+        run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images})
+        run.summary.update(dict(summary))
+        artifact = wandb.Artifact(f"{name}-{run.id}", type="analysis")
+        for path in files:
+            artifact.add_file(str(path), name=str(path.relative_to(folder)))
+        run.log_artifact(artifact)
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
