@@ -1,6 +1,6 @@
 """Scaling laws of any table of runs: fits, uncertainty, comparison of families, power of designs, reports.
 
-Usable alone: `fit(read_table("runs.csv"), "chinchilla")`. Pure numpy and scipy; imports no torch and nothing else of slm.
+Usable alone: `fit(read_table("runs.csv"), "chinchilla")`. Pure numpy and scipy; imports no torch, nor other rooms.
 """
 
 from slm.scaling.analysis import Analysis, analyse

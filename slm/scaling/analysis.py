@@ -14,8 +14,7 @@ from slm.scaling.entries import Entry, Fitted, fit_group, plain
 from slm.scaling.fitting import fit
 from slm.scaling.intervals import uncertainty
 from slm.scaling.laws import LAWS, Law
-from slm.scaling.published import NAME as PUBLISHED
-from slm.scaling.published import review
+from slm.scaling.published import is_published, review
 from slm.scaling.ranking import rankings, survival
 from slm.scaling.reference import REFERENCES, local_exponent
 from slm.scaling.sample import missing_columns
@@ -94,7 +93,7 @@ def analyse(
         "isoflop": _isoflop(table, primary, target, size, rng),
         "allocation": _allocation(table, primary, settings, target),
         "pareto": _pareto(table, target, size),
-        "published": review(table) if table.name == PUBLISHED else None,
+        "published": review(table) if is_published(table) else None,
     }
     comparison["verdict"] = verdict(comparison, entries, controlled)
     return Analysis(plain(entries), plain(comparison))

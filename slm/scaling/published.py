@@ -15,10 +15,17 @@ from slm.scaling.intervals import uncertainty
 from slm.scaling.laws import Floats
 from slm.scaling.prediction import band
 from slm.scaling.reference import REFERENCES, local_exponent
-from slm.scaling.table import Table
+from slm.scaling.table import Table, read_table
 
 NAME = "mobilellm_published"
+"""The table that slm ships under this name."""
 Claim = dict[str, Any]
+
+
+def is_published(table: Table) -> bool:
+    """Whether `table` has the published rows and no others."""
+    shipped, columns = read_table(NAME).frame, ["params_total", "perplexity", "tokens_per_second", "depth"]
+    return set(columns) <= set(table.frame) and table.frame[columns].equals(shipped[columns])
 
 
 def review(table: Table) -> list[Claim]:

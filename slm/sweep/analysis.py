@@ -54,8 +54,7 @@ def _read(config: Mapping[str, Any]) -> Table:
     how = {"columns": config["columns"], "where": config["where"], "drop_worst": config["drop_worst"]}
     runs = Path(config["runs"])
     if runs.is_dir():
-        table = table_from_frame(collect_runs(runs), name=config["name"] or runs.name, **how)
-        return table
+        return table_from_frame(collect_runs(runs), name=config["name"] or runs.name, **how)
     table = read_table(config["runs"], **how)
     return Table(table.frame, table.notes, config["name"]) if config["name"] else table
 

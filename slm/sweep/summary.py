@@ -12,7 +12,7 @@ Entry = dict[str, Any]
 
 
 def print_summary(found: Analysis, audited: Mapping[str, Any], folder: Path) -> None:
-    """Print every law of the verdict's target and N, the published study's review, the verdict, and where the rest is."""
+    """Print every law of the verdict's target and N, the audit, the verdict, and where the rest is."""
     comparison = found.comparison
     primary = comparison["primary"]
     print(f"\n{comparison['n_rows']} rows, {comparison['n_runs']} runs, {len(comparison['families'])} families\n")
