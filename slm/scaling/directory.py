@@ -1,0 +1,114 @@
+"""An analysis directory as its readers, the figures and the report, see it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slm.scaling.laws import LAWS
+
+Entry = dict[str, Any]
+COLUMN_OF = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
+"""The column of a law's variable in results.csv; N is the size that was fitted with."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """What `slm.scaling.analyse` and the audit found, as the directory holds it."""
+
+    path: Path
+    fits: list[Entry]
+    comparison: Entry
+    audit: Entry
+    settings: Entry
+
+    @classmethod
+    def read(cls, path: Path) -> Directory:
+        """Read fits.json and comparison.json, and audit.json and settings.json if they are there."""
+        fits, comparison = (json.loads((path / f"{name}.json").read_text()) for name in ("fits", "comparison"))
+        audit, settings = (_if_there(path / f"{name}.json") for name in ("audit", "settings"))
+        return cls(path, fits, comparison, audit, settings)
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """The rows that were analysed."""
+        frame = pd.read_csv(self.path / "results.csv", low_memory=False)
+        return frame.assign(family=frame["family"].astype(str))
+
+    @property
+    def primary(self) -> Entry:
+        """Law, target, size, loss and level of the verdict."""
+        return dict(self.comparison["primary"])
+
+    @property
+    def families(self) -> list[str]:
+        """All families, in the order of the table."""
+        return list(self.comparison["families"])
+
+    @property
+    def level(self) -> float:
+        """Coverage of all intervals."""
+        return float(self.primary.get("level") or 0.95)
+
+    @property
+    def own(self) -> list[Entry]:
+        """The fits that the verdict is about, one a family."""
+        return self.of(law=self.primary["law"])
+
+    @property
+    def compared(self) -> Entry | None:
+        """The comparison under the primary law; None where there was none."""
+        found = self.comparison["laws"].get(self.primary["law"])
+        return dict(found) if found else None
+
+    def of(self, *, law: str | None = None, target: str | None = None, size: str | None = None) -> list[Entry]:
+        """Fits by the primary loss of one law (None: all), of the primary target and N unless others are asked for."""
+        main = self.primary
+        return [
+            entry
+            for entry in self.fits
+            if law in (None, entry["law"])
+            and entry["target"] == (target or main["target"])
+            and entry["size"] in (None, "", size or main["size"])
+            and entry["loss"] == main["loss"]
+        ]
+
+    def column(self, variable: str) -> str:
+        """The column of results.csv that holds a law's variable."""
+        return COLUMN_OF.get(variable, str(self.primary["size"]))
+
+
+def _if_there(path: Path) -> Entry:
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def variable_of(entry: Entry, exponent: str) -> str:
+    """The variable that an exponent is of."""
+    law = LAWS[entry["law"]]
+    return law.variables[list(law.exponents).index(exponent)]
+
+
+def known(entry: Entry, name: str) -> bool:
+    """Whether the data identify a parameter, so that its value may be shown."""
+    return bool(entry["fitted"]) and name not in entry["not_identified"] and entry["params"].get(name) is not None
+
+
+def laws_of(entries: Sequence[Entry]) -> list[str]:
+    """The laws of some fits, in the order of the registry."""
+    there = {entry["law"] for entry in entries}
+    return [law for law in LAWS if law in there]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that there is never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,268 @@
+"""Figures that set families, laws and runs side by side: exponents, differences, Pareto fronts, isoFLOP profiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from slm.scaling.directory import Directory, Entry, known, laws_of, variable_of
+from slm.scaling.figure_style import GREY, INK, PALETTE, colours, log_axis, markers, panels
+from slm.scaling.laws import VARIABLES
+from slm.scaling.wording import TARGET_UNITS, axis_name, interval, is_number, p_value, sig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Panel(NamedTuple):
+    """One quantity whose exponents may be compared: same target, same variable, same N."""
+
+    title: str
+    rows: list[tuple[Entry, str]]
+    references: list[tuple[str, float]]
+
+
+def exponents(of: Directory) -> Figure | None:
+    """Forest plot: one panel for each target and variable."""
+    found = _forest_panels(of)
+    if not found:
+        return None
+    rows = max(_height(panel) for panel in found)
+    lost = sum(not known(entry, name) for panel in found for entry, name in panel.rows)
+    total = sum(len(panel.rows) for panel in found)
+    title = "Exponents by law and variable" + (f": {lost} of {total} are not identified" if lost else "")
+    figure, axes = panels(
+        len(found),
+        title + ". Compare within a law and a panel only",
+        columns=2,
+        width=5.4,
+        height=1.1 + 0.185 * rows,
+        families=of.families,
+    )
+    for axis, panel in zip(axes, found, strict=True):
+        _forest(axis, of, panel)
+    figure.subplots_adjust(left=1.15 / figure.get_figwidth(), wspace=0.42, hspace=0.32)
+    return figure
+
+
+def _forest_panels(of: Directory) -> list[Panel]:
+    main = of.primary
+    wanted: list[tuple[str, str, str]] = []
+    sizes = [main["size"], *dict.fromkeys(e["size"] for e in of.fits if e["size"] and e["size"] != main["size"])]
+    wanted += [(main["target"], "N", size) for size in sizes]
+    wanted += [(main["target"], variable, main["size"]) for variable in VARIABLES if variable != "N"]
+    wanted += [("perplexity", "N", main["size"])] if main["target"] != "perplexity" else []
+    found = []
+    for target, variable, size in wanted:
+        rows = [
+            (entry, name)
+            for entry in of.of(target=target, size=size)
+            for name in entry["exponents"]
+            if entry["fitted"] and variable_of(entry, name) == variable
+        ]
+        if rows:
+            references = _reference_exponents(of, target, size) if variable == "N" else []
+            label = "PERPLEXITY, not loss" if target == "perplexity" else target.replace("_", " ")
+            title = f"exponent of {label}, in {axis_name(variable, size)}"
+            found.append(Panel(title, rows, references))
+    return found
+
+
+def _reference_exponents(of: Directory, target: str, size: str) -> list[tuple[str, float]]:
+    """Published laws over this table's sizes, as `power` would see them; the mean over families if these differ."""
+    found: dict[str, list[float]] = {}
+    for row in of.comparison.get("references") or []:
+        same = row["target"] == target and row["size"] == size and row.get("same_size_definition")
+        if same and is_number(row["reference_exponent"]):
+            found.setdefault(row["reference"], []).append(row["reference_exponent"])
+    return [(name, float(np.mean(values))) for name, values in found.items()]
+
+
+def _height(panel: Panel) -> float:
+    return len(panel.rows) + 0.8 * len({e["law"] for e, _ in panel.rows}) + len(panel.references)
+
+
+def _forest(axis: Axes, of: Directory, panel: Panel) -> None:
+    low, high = _forest_range(panel)
+    y, ticks = 0.0, []
+    for law in laws_of([entry for entry, _ in panel.rows]):
+        group = [(entry, name) for entry, name in panel.rows if entry["law"] == law]
+        ticks.append((y + (len(group) - 1) / 2, f"{law}\n({group[0][1]})"))
+        for entry, name in group:
+            _forest_row(axis, of, entry, name, y, (low, high))
+            y += 1
+        if law == "power":
+            for reference, value in panel.references:
+                axis.plot(value, y, ls="", marker="d", color=GREY, ms=4.5)
+                axis.text(1.01, y, f"{reference}: {sig(value, 3)}", va="center", fontsize=6.5, color="#666666",
+                          transform=axis.get_yaxis_transform())  # fmt: skip
+                y += 1
+        y += 0.8
+    axis.set_ylim(y - 0.3, -0.8)
+    axis.set_xlim(low, high)
+    axis.set_yticks([at for at, _ in ticks], labels=[law for _, law in ticks])
+    axis.tick_params(axis="y", length=0)
+    axis.grid(True, axis="x")
+    axis.set_title(panel.title)
+
+
+def _forest_range(panel: Panel) -> tuple[float, float]:
+    """What shows the identified exponents; intervals that reach further end in an arrow."""
+    shown = [(e["params"][n], *e["ci95"][n]) for e, n in panel.rows if known(e, n)]
+    if not shown:
+        return 0.0, 1.0
+    centre = [value for value, _, _ in shown] + [value for _, value in panel.references]
+    tallest = 2 * max(centre)
+    high = max(centre + [min(end, tallest) for _, _, end in shown if is_number(end)])
+    low = min([0.0, *(max(end, -0.5 * high) for _, end, _ in shown if is_number(end))])
+    return low - 0.03 * high, 1.06 * high
+
+
+def _forest_row(axis: Axes, of: Directory, entry: Entry, name: str, y: float, ends: tuple[float, float]) -> None:
+    family = entry["family"]
+    identified = known(entry, name)
+    colour = colours(of.families)[family] if identified else GREY
+    low, high = (end if is_number(end) else edge for end, edge in zip(entry["ci95"][name], ends, strict=True))
+    axis.plot(np.clip([low, high], *ends), [y, y], color=colour, lw=1.5, ls="-" if identified else ":", clip_on=False)
+    for end, edge, arrow in ((low, ends[0], "<"), (high, ends[1], ">")):
+        if (end <= edge) if arrow == "<" else (end >= edge):
+            axis.plot(edge, y, marker=arrow, color=colour, ms=4, clip_on=False)
+    value = entry["params"].get(name)
+    if identified:
+        axis.plot(value, y, marker=markers(of.families)[family], color=colour, ms=5, zorder=3)
+    elif is_number(value) and ends[0] < value < ends[1]:
+        axis.plot(value, y, marker=markers(of.families)[family], mec=colour, mfc="white", ms=4.5, zorder=3)
+    text = f"{sig(value, 3)} {interval(entry['ci95'][name], 3)}" if identified else "not identified"
+    axis.text(1.01, y, text, va="center", fontsize=6.5, color=INK if identified else "#777777",
+              transform=axis.get_yaxis_transform(), style="normal" if identified else "italic")  # fmt: skip
+
+
+def differences(of: Directory) -> Figure | None:
+    """Pairwise differences of the primary law's exponents, and what the design could not have seen."""
+    found = of.compared
+    rows = [row for row in (found or {}).get("pairs", []) if row.get("identified") and is_number(row.get("delta"))]
+    if not found or not rows:
+        return None
+    names = list(dict.fromkeys(row["exponent"] for row in rows))
+    apart = sum(is_number(row["p_adjusted"]) and row["p_adjusted"] < 1 - of.level for row in rows)
+    title = f"Differences of exponents: {apart or 'none'} of {len(rows)} stand out from zero after Holm's adjustment"
+    most = max(sum(row["exponent"] == name for row in rows) for name in names)
+    figure, axes = panels(len(names), title, columns=2, width=6.0, height=1.1 + 0.3 * most)
+    for axis, name in zip(axes, names, strict=True):
+        _differences_of(axis, [row for row in rows if row["exponent"] == name], name, found["power"])
+    figure.subplots_adjust(left=1.7 / figure.get_figwidth(), right=1 - 1.1 / figure.get_figwidth(), wspace=0.75)
+    return figure
+
+
+def _differences_of(axis: Axes, rows: list[Entry], name: str, power: Entry) -> None:
+    reach = max(abs(end) for row in rows for end in (row["delta"], row["ci_low"], row["ci_high"]) if is_number(end))
+    smallest = power.get("detectable") if power.get("exponent") == name else None
+    if is_number(smallest):
+        axis.axvspan(-smallest, smallest, color="#F0F0F0", lw=0, zorder=0)
+        reach = max(reach, smallest)
+    axis.axvline(0, color=INK, lw=0.8)
+    edge = 1.08 * reach
+    for y, row in enumerate(rows):
+        low, high = (row["ci_low"], row["ci_high"])
+        stands_out = is_number(row["p_adjusted"]) and row["p_adjusted"] < power["level"]
+        colour = PALETTE[1] if stands_out else PALETTE[0]
+        axis.plot([low if is_number(low) else -edge, high if is_number(high) else edge], [y, y], color=colour, lw=1.6)
+        axis.plot(row["delta"], y, "o", color=colour, ms=5)
+        axis.text(1.02, y, f"Holm p {_equals(p_value(row['p_adjusted']))}", va="center", fontsize=8,
+                  transform=axis.get_yaxis_transform())  # fmt: skip
+    axis.set_yticks(range(len(rows)), labels=[f"{row['a']} - {row['b']}" for row in rows])
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlim(-edge, edge)
+    axis.set_xlabel(f"difference in {name}" + ("; grey: too small for this design" if is_number(smallest) else ""))
+
+
+def _equals(p: str) -> str:
+    return p if p[0] in "<≤–" else f"= {p}"
+
+
+def pareto(of: Directory) -> Figure | None:
+    """Target against N, FLOPs and speed; the front is what no other run beats in both."""
+    fronts = [front for front in of.comparison.get("pareto") or [] if front["against"] in of.results]
+    if not fronts:
+        return None
+    target = of.primary["target"]
+    on = list(dict.fromkeys(row["family"] for front in fronts for row in front["front"]))
+    who = "every family has runs on a front" if len(on) == len(of.families) else f"on the fronts: {', '.join(on)}"
+    title = "Pareto fronts" + (f": {who}" if len(of.families) > 1 else f" of {of.families[0]}")
+    figure, axes = panels(len(fronts), title, columns=3, width=3.7, height=2.9, families=of.families)
+    for axis, front in zip(axes, fronts, strict=True):
+        _front(axis, of, front, target)
+    axes[0].set_ylabel(TARGET_UNITS[target])
+    return figure
+
+
+def _front(axis: Axes, of: Directory, front: Entry, target: str) -> None:
+    column = front["against"]
+    frame = of.results
+    for family in of.families:
+        rows = frame[frame["family"] == family]
+        axis.plot(rows[column], rows[target], ls="", marker=markers(of.families)[family], ms=3.5, alpha=0.45,
+                  color=colours(of.families)[family], mew=0)  # fmt: skip
+    best = sorted(((row[column], row[target], row["family"]) for row in front["front"]), key=lambda row: row[0])
+    axis.plot([x for x, _, _ in best], [y for _, y, _ in best], color=INK, lw=1, alpha=0.7)
+    for x, y, family in best:
+        axis.plot(x, y, marker=markers(of.families)[family], color=colours(of.families)[family], ms=5.5, mec=INK)
+    x, y = frame[column].to_numpy(float), frame[target].to_numpy(float)
+    log_axis(axis.xaxis, x.min() / 1.2, x.max() * 1.2, counts=column != "flops")
+    log_axis(axis.yaxis, y.min() / 1.03, y.max() * 1.03)
+    axis.grid(True)
+    name = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
+    axis.set_xlabel(name.get(column) or axis_name("N", column))
+
+
+def isoflop(of: Directory) -> Figure | None:
+    """Runs of each compute budget with the lowest point of their parabola."""
+    found = of.comparison.get("isoflop") or []
+    if not found or "flops" not in of.results:
+        return None
+    said = "; ".join(
+        f"{row['family']} {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)}" for row in found
+    )
+    figure, axes = panels(
+        len(found), f"IsoFLOP profiles: best N grows as C^a, a = {said}", columns=2, width=4.6, height=3.4
+    )
+    for axis, row in zip(axes, found, strict=True):
+        _isoflop_panel(axis, of, row)
+    return figure
+
+
+def _isoflop_panel(axis: Axes, of: Directory, row: Entry) -> None:
+    size, target = of.primary["size"], of.primary["target"]
+    rows = of.results[of.results["family"] == row["family"]]
+    budgets = sorted(row["budgets"], key=lambda budget: budget["flops"])
+    centres = np.log([budget["flops"] for budget in budgets])
+    away = np.abs(np.log(rows["flops"].to_numpy(float))[:, None] - centres)
+    nearest = np.where(away.min(axis=1) < 0.25, away.argmin(axis=1), -1)
+    shades = np.linspace(0.45, 1.0, len(budgets))
+    for i, budget in enumerate(budgets):
+        mine = rows[nearest == i]
+        if len(mine) < 3:
+            continue
+        x, y = mine[size].to_numpy(float), mine[target].to_numpy(float)
+        colour: Any = colours(of.families)[row["family"]]
+        axis.plot(x, y, ls="", marker="o", ms=3.2, color=colour, alpha=shades[i], mew=0)
+        parabola = np.polyfit(np.log(x), np.log(y), 2)
+        line = np.geomspace(x.min(), x.max(), 80)
+        low = np.exp(np.polyval(parabola, np.log(budget["params"])))
+        axis.plot(line, np.exp(np.polyval(parabola, np.log(line))), color=colour, lw=1, alpha=shades[i])
+        axis.plot(
+            budget["params"], low, marker="*", ms=10, color=colour if budget["inside"] else "white", mec=INK, mew=0.7
+        )
+        axis.annotate(f"{sig(budget['flops'], 2)} FLOPs", (line[-1], np.exp(np.polyval(parabola, np.log(line[-1])))),
+                      (-2, 6), textcoords="offset points", ha="right", fontsize=7.5, color=INK)  # fmt: skip
+    x, y = rows[size].to_numpy(float), rows[target].to_numpy(float)
+    log_axis(axis.xaxis, x.min() / 1.1, x.max() * 1.15)
+    log_axis(axis.yaxis, y.min() / 1.02, y.max() * 1.02)
+    axis.grid(True)
+    axis.set_xlabel(axis_name("N", size))
+    axis.set_ylabel(TARGET_UNITS[target])
+    bias = f"; approach 2's own bias here {row['bias']:+.3f}" if is_number(row.get("bias")) else "; its bias is unknown"
+    axis.set_title(f"{row['family']}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)

@@ -1,0 +1,319 @@
+"""Figures of the fits themselves: curves, residuals, profiles, extrapolation, marginal gain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from slm.scaling.directory import Directory, Entry, known, laws_of, variable_of
+from slm.scaling.figure_style import GREY, INK, PALE, colours, log_axis, markers, panels
+from slm.scaling.laws import LAWS
+from slm.scaling.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def curves(of: Directory) -> Figure | None:
+    """Points and fitted curves: all families in one panel, and each in a panel of its own with its bands."""
+    entries = [entry for entry in of.own if entry.get("curve") and entry.get("points")]
+    if not entries:
+        return None
+    several = len(entries) > 1
+    wide = 3.5 if several else 6.6
+    figure, axes = panels(
+        len(entries) + several,
+        _curves_title(of, entries),
+        columns=3,
+        width=wide,
+        height=2.9 if several else 4.2,
+        families=of.families if several else (),
+    )
+    for axis, entry in zip(axes[several:], entries, strict=True):
+        _bands(axis, of, entry)
+        _points(axis, of, entry)
+        _references(axis, of, entry)
+        _floor(axis, of, entry)
+        if several:
+            axis.set_title(entry["family"], color=colours(of.families)[entry["family"]], fontweight="bold")
+    if several:
+        axes[0].set_title("all families")
+        for entry in entries:
+            _line(axes[0], of, entry)
+            _points(axes[0], of, entry)
+    _same_axes(axes, of, entries)
+    return figure
+
+
+def _curves_title(of: Directory, entries: list[Entry]) -> str:
+    law, target = of.primary["law"], of.primary["target"].replace("_", " ")
+    first = entries[0]
+    variable = first["curve"]["variable"]
+    held = ", ".join(f"{name} held at {amount(name, at)}" for name, at in (first["curve"].get("held") or {}).items())
+    if len(entries) > 1:
+        answer = of.comparison["verdict"].get("distinguishable")
+        said = {True: "the families scale differently", False: "exponents are not distinguishable"}.get(answer)
+        title = f"{target.capitalize()} against {variable}" + (f": {said}" if said else "")
+    else:
+        name = first["exponents"][0]
+        title = f"{first['family']}: {target} against {variable}, " + (
+            f"{name} = {sig(first['params'][name])} {interval(first['ci95'][name])}"
+            if known(first, name)
+            else f"{name} not identified"
+        )
+    title += f", under {LAWS[law].equation}"
+    return title + (f" ({held}; points moved there along the law)" if held else "")
+
+
+def _bands(axis: Axes, of: Directory, entry: Entry) -> None:
+    curve, colour = entry["curve"], colours(of.families)[entry["family"]]
+    x = np.array(curve["x"])
+    for low, high, alpha in (("run_low", "run_high", 0.12), ("low", "high", 0.28)):
+        ends = [np.array(curve[end], float) for end in (low, high)]
+        axis.fill_between(x, *ends, color=colour, alpha=alpha, lw=0)
+    _line(axis, of, entry)
+
+
+def _line(axis: Axes, of: Directory, entry: Entry) -> None:
+    curve, colour = entry["curve"], colours(of.families)[entry["family"]]
+    x, y = np.array(curve["x"]), np.array(curve["centre"], float)
+    seen = x <= max(entry["points"][curve["variable"]]) * 1.001
+    axis.plot(x[seen], y[seen], color=colour, lw=1.6)
+    axis.plot(x[~seen], y[~seen], color=colour, lw=1.2, ls=(0, (4, 2)))
+
+
+def _points(axis: Axes, of: Directory, entry: Entry) -> None:
+    """Every run if the law has one variable; else the fitted points, moved along the law to where others are held."""
+    x, y = _shown_points(of, entry)
+    family = entry["family"]
+    axis.plot(
+        x, y, ls="", marker=markers(of.families)[family], ms=3.6, mfc=colours(of.families)[family], mec="white", mew=0.4
+    )
+
+
+def _shown_points(of: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    variable = entry["curve"]["variable"]
+    if not entry["curve"].get("held"):
+        frame = of.results[of.results["family"] == entry["family"]]
+        column, target = of.column(variable), entry["target"]
+        if {column, target} <= set(frame):
+            return frame[column].to_numpy(float), frame[target].to_numpy(float)
+        return np.array(entry["points"][variable]), np.array(entry["points"]["value"], float)
+    x = np.array(entry["points"][variable], float)
+    curve = np.interp(np.log(x), np.log(entry["curve"]["x"]), np.log(entry["curve"]["centre"]))
+    return x, np.exp(curve + np.array(entry["points"]["residual"], float))
+
+
+def _references(axis: Axes, of: Directory, entry: Entry) -> None:
+    """Published laws over the same sizes, only with the same target and the same N."""
+    if entry["curve"].get("held") or entry["curve"]["variable"] != "N":
+        return
+    for row in of.comparison.get("references") or []:
+        alike = row["family"] == entry["family"] and row["target"] == entry["target"] and row["size"] == entry["size"]
+        if not (alike and row.get("same_size_definition") and row.get("curve")):
+            continue
+        x = np.unique(row["curve"]["N"])
+        log_y = np.log(row["curve"]["value"])
+        y = np.exp([log_y[np.array(row["curve"]["N"]) == one].mean() for one in x])
+        axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
+        axis.annotate(
+            row["reference"], (x[0], y[0]), (2, 3), textcoords="offset points", fontsize=7, color="#666666", zorder=4
+        )
+
+
+def _floor(axis: Axes, of: Directory, entry: Entry) -> None:
+    floor = entry["params"].get("E")
+    if not known(entry, "E") or not floor:
+        return
+    colour = colours(of.families)[entry["family"]]
+    axis.axhline(floor, color=colour, lw=1, ls=":")
+    text = f"floor E = {sig(floor)} {interval(entry['ci95']['E'])}"
+    axis.annotate(
+        text, (0.02, floor), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=7.5
+    )
+
+
+def _same_axes(axes: list[Axes], of: Directory, entries: list[Entry]) -> None:
+    variable, size, target = entries[0]["curve"]["variable"], of.primary["size"], of.primary["target"]
+    x = np.concatenate([e["curve"]["x"] for e in entries])
+    seen = [_shown_points(of, e)[1] for e in entries]
+    within = [np.array(e["curve"]["centre"], float) for e in entries]
+    floors = [[e["params"]["E"]] for e in entries if known(e, "E") and e["params"].get("E")]
+    published = [line.get_ydata() for axis in axes for line in axis.get_lines() if line.get_color() == GREY]
+    y = np.concatenate([np.asarray(part, float) for part in (*seen, *within, *floors, *published)])
+    for axis in axes:
+        axis.grid(True)
+        log_axis(axis.xaxis, x.min(), x.max(), counts=variable != "C")
+        log_axis(axis.yaxis, np.nanmin(y) / 1.04, np.nanmax(y) * 1.04)
+        axis.set_xlabel(axis_name(variable, size))
+    for axis in axes[::3]:
+        axis.set_ylabel(TARGET_UNITS[target])
+
+
+def residuals(of: Directory) -> Figure | None:
+    """Log residuals against N, and against what else varies."""
+    entries = [entry for entry in of.own if entry.get("points")]
+    if not entries:
+        return None
+    variables = [v for v in _columns_of(entries) if _varies(entries, v)]
+    largest = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
+    single = len(entries) == 1
+    title = f"Residuals of {LAWS[of.primary['law']].equation}: root mean square " + (
+        percent(largest["rmse_log"])
+        if single
+        else f"at most {percent(largest['rmse_log'])}, largest for {largest['family']}"
+    )
+    figure, axes = panels(len(variables), title, columns=2, width=4.6, families=of.families)
+    sigmas = [entry["sigma_log"] for entry in entries if is_number(entry.get("sigma_log"))]
+    for axis, variable in zip(axes, variables, strict=True):
+        if sigmas:
+            axis.axhspan(-200 * max(sigmas), 200 * max(sigmas), color="#F3F3F3", lw=0, zorder=0)
+        axis.axhline(0, color=INK, lw=0.8)
+        for entry in entries:
+            family, points = entry["family"], entry["points"]
+            style: dict[str, Any] = {"marker": markers(of.families)[family], "color": colours(of.families)[family]}
+            axis.plot(points[variable], 100 * np.array(points["residual"], float), ls="", ms=4, alpha=0.8, **style)
+        x = np.concatenate([np.array(entry["points"][variable], float) for entry in entries])
+        log_axis(axis.xaxis, x.min() / 1.15, x.max() * 1.15, counts=variable != "C")
+        axis.set_xlabel(axis_name(variable, of.primary["size"]))
+    axes[0].set_ylabel("measured above law (%)")
+    if sigmas:
+        axes[-1].text(
+            1, 1.01, "grey: ±2 sigma" + ("" if single else " (the largest)"), ha="right", fontsize=7.5, color="#666666",
+            transform=axes[-1].transAxes,
+        )  # fmt: skip
+    return figure
+
+
+def _columns_of(entries: list[Entry]) -> list[str]:
+    return [v for v in ("N", "D", "C", "w", "d") if v in entries[0]["points"]]
+
+
+def _varies(entries: list[Entry], variable: str) -> bool:
+    values = np.concatenate([np.array(entry["points"][variable], float) for entry in entries])
+    return bool(values.max() > values.min() * 1.001)
+
+
+def profiles(of: Directory) -> Figure | None:
+    """|t| of the primary law's exponents; beside a law without a floor, also that of the law with one."""
+    main = of.primary["law"]
+    laws = [main, *(law for law in (main.replace("power", "power_floor"),) if law != main and law in LAWS)]
+    found = [
+        (entry, name)
+        for law in laws
+        for entry in of.of(law=law)
+        for name in entry.get("profiles") or {}
+        if len(entry["profiles"][name]["values"]) > 2
+    ]
+    if not found:
+        return None
+    number = plural(len({e["family"] for e, _ in found}), "family", "families")
+    lost = [(entry, name) for entry, name in found if not known(entry, name)]
+    title = f"Profile likelihoods of exponents, {number}: " + (
+        f"{len(lost)} of {len(found)} do not identify theirs" if lost else "every one has two ends"
+    )
+    figure, axes = panels(len(found), title, columns=min(4, len(found)), width=3.0, height=2.5)
+    for axis, (entry, name) in zip(axes, found, strict=True):
+        _profile(axis, of, entry, name)
+    for axis in axes[:: min(4, len(found))]:
+        axis.set_ylabel("|t|")
+    return figure
+
+
+def _profile(axis: Axes, of: Directory, entry: Entry, name: str) -> None:
+    one, colour = entry["profiles"][name], colours(of.families)[entry["family"]]
+    values, t = np.array(one["values"], float), np.abs(np.array(one["t"], float))
+    critical = float(stats.t.ppf(0.5 + of.level / 2, max(1, entry.get("degrees_of_freedom") or 1)))
+    near = t <= 2 * critical
+    low, high = entry["ci95"][name]
+    left = low if is_number(low) else values[near].min()
+    right = high if is_number(high) else values[near].max()
+    identified = known(entry, name)
+    axis.axvspan(left, right, color=colour if identified else GREY, alpha=0.15, lw=0)
+    axis.plot(values, t, color=colour, lw=1.6, ls="-" if identified else "--")
+    axis.axhline(critical, color=INK, lw=0.8, ls=":")
+    axis.text(1, critical, f"{of.level:.0%}: {critical:.2f} ", ha="right", va="bottom", fontsize=7,
+              transform=axis.get_yaxis_transform())  # fmt: skip
+    axis.set_ylim(0, 2.2 * critical)
+    centre = float(values[np.argmin(t)])
+    reach = 1.6 * max(right - centre, centre - left, 1e-9)
+    axis.set_xlim(max(values.min(), centre - reach), min(values.max(), centre + reach))
+    axis.locator_params(axis="x", nbins=5)
+    told = f"{name} {interval(entry['ci95'][name], 3)}" if identified else f"{name}: NOT IDENTIFIED"
+    axis.set_title(f"{entry['family']}, {entry['law']}\n{told}", fontsize=8)
+    axis.set_xlabel(f"{name} (exponent in {variable_of(entry, name)})")
+
+
+def extrapolation(of: Directory) -> Figure | None:
+    """For each law and family: the error of predicting the largest size, beside the scatter within the data."""
+    entries = [entry for entry in of.of() if entry.get("extrapolation")]
+    if not entries:
+        return None
+    laws = laws_of(entries)
+    worst = {law: max(abs(_error(entry)) for entry in entries if entry["law"] == law) for law in laws}
+    whole = [law for law in laws if sum(e["law"] == law for e in entries) == len(of.families)] or laws
+    best = min(whole, key=lambda law: worst[law])
+    title = f"Predicting the largest size from the smaller ones: {best} errs least, by at most {percent(worst[best])}"
+    rows = len(entries) + 0.6 * len(laws)
+    figure, (axis,) = panels(1, title, columns=1, width=7.2, height=0.9 + 0.2 * rows, families=of.families)
+    y, ticks = 0.0, []
+    for law in laws:
+        group = [entry for entry in entries if entry["law"] == law]
+        ticks.append((y + (len(group) - 1) / 2, law))
+        for entry in group:
+            _extrapolation_row(axis, of, entry, y)
+            y += 1
+        y += 0.6
+    axis.axvline(0, color=INK, lw=0.8)
+    axis.set_yticks([at for at, _ in ticks], labels=[law for _, law in ticks])
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(y - 0.2, -0.8)
+    axis.set_xlabel("predicted above measured (%); grey bar: ± scatter (rmse) of the sizes fitted; hollow: outside the "
+                    f"{of.level:.0%} interval", fontsize=8)  # fmt: skip
+    figure.subplots_adjust(left=1.35 / figure.get_figwidth())
+    axis.grid(True, axis="x")
+    return figure
+
+
+def _error(entry: Entry) -> float:
+    return float(entry["extrapolation"].get("error_log") or 0.0)
+
+
+def _extrapolation_row(axis: Axes, of: Directory, entry: Entry, y: float) -> None:
+    ahead, colour = entry["extrapolation"], colours(of.families)[entry["family"]]
+    scatter = 100 * (ahead.get("in_sample_rmse_log") or 0.0)
+    axis.barh(y, 2 * scatter, left=-scatter, height=0.62, color=PALE, lw=0)
+    inside = ahead.get("inside_interval")
+    axis.plot(100 * _error(entry), y, ls="", marker=markers(of.families)[entry["family"]], ms=5.5, mec=colour,
+              mfc=colour if inside else "white", mew=1.3)  # fmt: skip
+
+
+def marginal(of: Directory) -> Figure | None:
+    """Gain of one more million parameters against N."""
+    entries = [entry for entry in of.own if (entry.get("marginal") or {}).get("gain")]
+    if not entries:
+        return None
+    title = "Each further parameter gains less than the one before, at a steady rate: there is no knee"
+    figure, (axis,) = panels(1, title, columns=1, width=6.2, height=3.8, families=of.families)
+    tall = []
+    for entry in entries:
+        of_one, colour = entry["marginal"], colours(of.families)[entry["family"]]
+        x = np.array(of_one["x"], float)
+        gain, low, high = (1e6 * np.array(of_one[key], float) for key in ("gain", "low", "high"))
+        axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        axis.plot(x, gain, color=colour, lw=1.6, marker=markers(of.families)[entry["family"]], ms=4, markevery=7)
+        tall += [gain / 2, np.clip(low, gain / 10, None), np.clip(high, None, gain * 10)]
+    y = np.concatenate(tall)
+    x = np.concatenate([np.array(entry["marginal"]["x"], float) for entry in entries])
+    log_axis(axis.xaxis, x.min(), x.max())
+    log_axis(axis.yaxis, np.nanmin(y), np.nanmax(y), counts=False)
+    axis.grid(True)
+    axis.set_xlabel(axis_name("N", of.primary["size"]))
+    axis.set_ylabel(f"{of.primary['target'].replace('_', ' ')} gained by\none million more parameters")
+    return figure
+
+
+__all__ = ["curves", "extrapolation", "marginal", "profiles", "residuals", "spread_labels"]

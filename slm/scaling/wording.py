@@ -1,0 +1,106 @@
+"""Numbers and names as people read them. A number that could not be computed is a dash, never `None` or `nan`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+NOTHING = "–"
+TARGET_NAMES = {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
+TARGET_UNITS = {"loss": "loss (nats per token)", "perplexity": "perplexity per token", "bits_per_byte": "bits per byte"}
+SIZE_NAMES = {
+    "params_total": "N (all parameters)",
+    "params_non_embedding": "N (without embeddings)",
+    "N": "N (parameters as the table counts them)",
+}
+VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
+_STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def is_number(value: Any) -> bool:
+    """Whether there is a number to show."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def sig(value: Any, digits: int = 4) -> str:
+    """A number to some significant digits, with `e` only far from 1."""
+    if not is_number(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    if not -4 <= power < 6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.{max(0, digits - 1 - power)}f}"
+
+
+def interval(ends: Sequence[Any] | None, digits: int = 4) -> str:
+    """`[low, high]`; an end that the data do not set is `open`."""
+    if not ends or not any(is_number(end) for end in ends):
+        return "[open, open]"
+    return "[" + ", ".join(sig(end, digits) if is_number(end) else "open" for end in ends) + "]"
+
+
+def with_interval(value: Any, ends: Sequence[Any] | None, digits: int = 4) -> str:
+    """`value [low, high]`."""
+    return f"{sig(value, digits)} {interval(ends, digits)}" if is_number(value) else NOTHING
+
+
+def count(value: Any) -> str:
+    """Parameters, tokens: 125M, 1.01B."""
+    if not is_number(value):
+        return NOTHING
+    for step, letter in _STEPS:
+        if 0.9995 * step <= value < 1e15:
+            return f"{value / step:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def amount(variable: str, value: Any) -> str:
+    """A value of a law's variable: FLOPs with an exponent, others as counts."""
+    return sig(value, 3) if variable == "C" else count(value)
+
+
+def percent(log_ratio: Any, *, sign: bool = False, digits: int = 2) -> str:
+    """A log ratio, times 100."""
+    return NOTHING if not is_number(log_ratio) else f"{100 * log_ratio:{'+' if sign else ''}.{digits}f}%"
+
+
+def p_value(p: Any, replicates: int | None = None) -> str:
+    """A p-value; one that was simulated is at least 1/(replicates + 1), and then says so."""
+    if not is_number(p):
+        return NOTHING
+    least = 1 / (replicates + 1) if replicates else 0.001
+    if replicates and p <= least * 1.000001:
+        return f"≤ {sig(least, 1)}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def plainly(text: Any) -> str:
+    """Text from elsewhere as Markdown that shows just that text."""
+    words = " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    for mark in "|*`$":
+        words = words.replace(mark, "\\" + mark)
+    return words.replace("](", "]\\(").replace("![", "!\\[")
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
+
+
+def plural(number: int, thing: str, things: str = "") -> str:
+    """`1 family`, `2 families`."""
+    return f"{number} {thing if number == 1 else things or thing + 's'}"
+
+
+def size_name(size: Any) -> str:
+    """Which N, in words."""
+    return SIZE_NAMES.get(str(size), "N")
+
+
+def axis_name(variable: str, size: Any) -> str:
+    """A law's variable, in words."""
+    return VARIABLE_NAMES.get(variable) or size_name(size)
