@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY, PALE, INK = "#8C8C8C", "#D9D9D9", "#222222"
 DPI = 160
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.parse_math": False,  # a family may be called a$b
@@ -65,45 +66,58 @@ def markers(families: Sequence[str]) -> dict[str, str]:
     return {name: MARKERS[(i + i // len(PALETTE)) % len(MARKERS)] for i, name in enumerate(families)}
 
 
+@dataclass(frozen=True)
+class Margins:
+    """Room around the axes of a panel, in inches."""
+
+    left: float = 0.68
+    right: float = 0.2
+    bottom: float = 0.5
+    top: float = 0.3
+
+
+def sheet(title: str, width: float, body: float, families: Sequence[str] = ()) -> tuple[Figure, float]:
+    """A blank figure with a title, the marks of `families` if there are several, and `body` inches below them.
+
+    Returns the figure and how many inches title and marks take.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = wrapped(title, width)
+    above = 0.14 + 0.185 * (lines.count("\n") + 1)
+    head = above + (0.27 if len(families) > 1 else 0.05)
+    figure = Figure(figsize=(width, head + body))
+    FigureCanvasAgg(figure)
+    figure.text(0.12 / width, 1 - 0.1 / (head + body), lines, fontsize=11, fontweight="bold", va="top", color=INK)
+    _key(figure, families, y=above)
+    return figure, head
+
+
+def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches from the upper left corner."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
 def panels(
     number: int,
     title: str,
     *,
     columns: int,
-    width: float = 3.4,
+    width: float = 3.7,
     height: float = 2.9,
-    share: bool = False,
+    margins: Margins | None = None,
     families: Sequence[str] = (),
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of some panels under one title, with the marks of `families` if there are several."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(columns, number)
-    rows = math.ceil(number / columns)
-    across = max(5.2, columns * width + 0.5)
-    lines = wrapped(title, across)
-    above = 0.12 + 0.185 * (lines.count("\n") + 1)
-    head = above + 0.38 + (0.25 if len(families) > 1 else 0)
-    down = rows * height + head
-    figure = Figure(figsize=(across, down))
-    FigureCanvasAgg(figure)
-    figure.text(0.12 / across, 1 - 0.1 / down, lines, fontsize=11, fontweight="bold", va="top", color=INK)
-    _key(figure, families, y=above)
-    grid = figure.add_gridspec(
-        rows,
-        columns,
-        left=0.7 / across,
-        right=1 - 0.25 / across,
-        top=1 - head / down,
-        bottom=0.5 / down,
-        wspace=0.3,
-        hspace=0.45,
-    )
-    axes: list[Axes] = []
+    """A figure of panels, `width` by `height` inches each with their margins."""
+    columns, margins = min(columns, number), margins or Margins()
+    figure, head = sheet(title, max(5.2, columns * width), math.ceil(number / columns) * height, families)
+    inner = width - margins.left - margins.right, height - margins.top - margins.bottom
+    axes = []
     for place in range(number):
-        first = {"sharex": axes[0], "sharey": axes[0]} if share and axes else {}
-        axes.append(figure.add_subplot(grid[place // columns, place % columns], **first))
+        row, column = divmod(place, columns)
+        axes.append(axes_at(figure, column * width + margins.left, head + row * height + margins.top, *inner))
     return figure, axes
 
 
@@ -155,26 +169,6 @@ def tick_label(value: float, *, counts: bool = True) -> str:
     return raised if abs(factor - 1) < 1e-6 else f"{factor:.2g}×{raised}"
 
 
-def spread_labels(at: Sequence[float], gap: float) -> list[float]:
-    """Heights of labels near `at` that lie at least `gap` apart."""
-    order = sorted(range(len(at)), key=lambda i: at[i])
-    placed = [at[i] for i in order]
-    for _ in range(200):
-        moved = False
-        for i in range(1, len(placed)):
-            short = gap - (placed[i] - placed[i - 1])
-            if short > 1e-9:
-                placed[i - 1] -= short / 2
-                placed[i] += short / 2
-                moved = True
-        if not moved:
-            break
-    result = [0.0] * len(at)
-    for place, i in enumerate(order):
-        result[i] = placed[place]
-    return result
-
-
 def _key(figure: Figure, names: Sequence[str], *, y: float) -> None:
     """The families' marks in one line, `y` inches below the top."""
     from matplotlib.lines import Line2D
@@ -187,7 +181,7 @@ def _key(figure: Figure, names: Sequence[str], *, y: float) -> None:
         handles=handles,
         loc="upper left",
         bbox_to_anchor=(0.0, 1 - y / figure.get_figheight()),
-        ncols=min(len(names), max(2, int(figure.get_figwidth() // 1.5))),
+        ncols=min(len(names), max(2, int(figure.get_figwidth() // 1.2))),
         frameon=False,
         handletextpad=0.1,
         columnspacing=1.2,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from slm.scaling.directory import Directory, Entry, known, laws_of, variable_of
-from slm.scaling.figure_style import GREY, INK, PALETTE, colours, log_axis, markers, panels
+from slm.scaling.figure_style import GREY, INK, PALETTE, Margins, axes_at, colours, log_axis, markers, panels, sheet
 from slm.scaling.laws import VARIABLES
-from slm.scaling.wording import TARGET_UNITS, axis_name, interval, is_number, p_value, sig
+from slm.scaling.wording import TARGET_UNITS, axis_name, interval, is_number, listed, p_value, sig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,21 +29,26 @@ def exponents(of: Directory) -> Figure | None:
     found = _forest_panels(of)
     if not found:
         return None
-    rows = max(_height(panel) for panel in found)
     lost = sum(not known(entry, name) for panel in found for entry, name in panel.rows)
     total = sum(len(panel.rows) for panel in found)
     title = "Exponents by law and variable" + (f": {lost} of {total} are not identified" if lost else "")
-    figure, axes = panels(
-        len(found),
-        title + ". Compare within a law and a panel only",
-        columns=2,
-        width=5.4,
-        height=1.1 + 0.185 * rows,
-        families=of.families,
+    columns, wide, around = (
+        min(2, len(found)),
+        6.0,
+        Margins(left=1.15 if len(of.families) > 1 else 1.7, right=1.55, bottom=0.4, top=0.35),
     )
-    for axis, panel in zip(axes, found, strict=True):
-        _forest(axis, of, panel)
-    figure.subplots_adjust(left=1.15 / figure.get_figwidth(), wspace=0.42, hspace=0.32)
+    stacks = [0.0] * columns
+    places = []
+    for panel in found:
+        column = stacks.index(min(stacks))
+        places.append((column, stacks[column]))
+        stacks[column] += around.top + around.bottom + _height(panel)
+    figure, head = sheet(f"{title}. Compare within a law and a panel only", wide * columns, max(stacks), of.families)
+    for panel, (column, down) in zip(found, places, strict=True):
+        across = wide - around.left - around.right
+        _forest(
+            axes_at(figure, column * wide + around.left, head + down + around.top, across, _height(panel)), of, panel
+        )
     return figure
 
 
@@ -81,7 +86,8 @@ def _reference_exponents(of: Directory, target: str, size: str) -> list[tuple[st
 
 
 def _height(panel: Panel) -> float:
-    return len(panel.rows) + 0.8 * len({e["law"] for e, _ in panel.rows}) + len(panel.references)
+    """Inches of its rows."""
+    return 0.17 * (len(panel.rows) + 0.8 * len({e["law"] for e, _ in panel.rows}) + len(panel.references))
 
 
 def _forest(axis: Axes, of: Directory, panel: Panel) -> None:
@@ -89,7 +95,7 @@ def _forest(axis: Axes, of: Directory, panel: Panel) -> None:
     y, ticks = 0.0, []
     for law in laws_of([entry for entry, _ in panel.rows]):
         group = [(entry, name) for entry, name in panel.rows if entry["law"] == law]
-        ticks.append((y + (len(group) - 1) / 2, f"{law}\n({group[0][1]})"))
+        ticks.append((y + (len(group) - 1) / 2, f"{law}{chr(10) if len(group) > 1 else ' '}({group[0][1]})"))
         for entry, name in group:
             _forest_row(axis, of, entry, name, y, (low, high))
             y += 1
@@ -149,16 +155,17 @@ def differences(of: Directory) -> Figure | None:
     apart = sum(is_number(row["p_adjusted"]) and row["p_adjusted"] < 1 - of.level for row in rows)
     title = f"Differences of exponents: {apart or 'none'} of {len(rows)} stand out from zero after Holm's adjustment"
     most = max(sum(row["exponent"] == name for row in rows) for name in names)
-    figure, axes = panels(len(names), title, columns=2, width=6.0, height=1.1 + 0.3 * most)
+    figure, axes = panels(
+        len(names), title, columns=2, width=6.6, height=0.8 + 0.3 * most, margins=Margins(left=1.8, right=1.2)
+    )
     for axis, name in zip(axes, names, strict=True):
         _differences_of(axis, [row for row in rows if row["exponent"] == name], name, found["power"])
-    figure.subplots_adjust(left=1.7 / figure.get_figwidth(), right=1 - 1.1 / figure.get_figwidth(), wspace=0.75)
     return figure
 
 
 def _differences_of(axis: Axes, rows: list[Entry], name: str, power: Entry) -> None:
     reach = max(abs(end) for row in rows for end in (row["delta"], row["ci_low"], row["ci_high"]) if is_number(end))
-    smallest = power.get("detectable") if power.get("exponent") == name else None
+    smallest: Any = power.get("detectable") if power.get("exponent") == name else None
     if is_number(smallest):
         axis.axvspan(-smallest, smallest, color="#F0F0F0", lw=0, zorder=0)
         reach = max(reach, smallest)
@@ -176,7 +183,9 @@ def _differences_of(axis: Axes, rows: list[Entry], name: str, power: Entry) -> N
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlim(-edge, edge)
-    axis.set_xlabel(f"difference in {name}" + ("; grey: too small for this design" if is_number(smallest) else ""))
+    axis.set_xlabel(
+        f"difference in {name}" + ("; grey: smaller than this design detects" if is_number(smallest) else "")
+    )
 
 
 def _equals(p: str) -> str:
@@ -190,8 +199,12 @@ def pareto(of: Directory) -> Figure | None:
         return None
     target = of.primary["target"]
     on = list(dict.fromkeys(row["family"] for front in fronts for row in front["front"]))
-    who = "every family has runs on a front" if len(on) == len(of.families) else f"on the fronts: {', '.join(on)}"
-    title = "Pareto fronts" + (f": {who}" if len(of.families) > 1 else f" of {of.families[0]}")
+    who = (
+        "every family has runs"
+        if len(on) == len(of.families)
+        else f"only {listed(on)} {'has' if len(on) == 1 else 'have'} runs"
+    )
+    title = "Pareto fronts" + (f": {who} on them" if len(of.families) > 1 else ": what no other run beats in both")
     figure, axes = panels(len(fronts), title, columns=3, width=3.7, height=2.9, families=of.families)
     for axis, front in zip(axes, fronts, strict=True):
         _front(axis, of, front, target)

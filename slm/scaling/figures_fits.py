@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from slm.scaling.directory import Directory, Entry, known, laws_of, variable_of
-from slm.scaling.figure_style import GREY, INK, PALE, colours, log_axis, markers, panels
+from slm.scaling.figure_style import GREY, INK, PALE, Margins, colours, log_axis, markers, panels
 from slm.scaling.laws import LAWS
 from slm.scaling.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
 
@@ -23,7 +23,7 @@ def curves(of: Directory) -> Figure | None:
     if not entries:
         return None
     several = len(entries) > 1
-    wide = 3.5 if several else 6.6
+    wide = 3.7 if several else 6.8
     figure, axes = panels(
         len(entries) + several,
         _curves_title(of, entries),
@@ -59,21 +59,26 @@ def _curves_title(of: Directory, entries: list[Entry]) -> str:
         title = f"{target.capitalize()} against {variable}" + (f": {said}" if said else "")
     else:
         name = first["exponents"][0]
-        title = f"{first['family']}: {target} against {variable}, " + (
+        title = f"{target.capitalize()} of {first['family']} against {variable}: " + (
             f"{name} = {sig(first['params'][name])} {interval(first['ci95'][name])}"
             if known(first, name)
             else f"{name} not identified"
         )
-    title += f", under {LAWS[law].equation}"
+    title += f", under {equation(law)}"
     return title + (f" ({held}; points moved there along the law)" if held else "")
+
+
+def equation(law: str) -> str:
+    """A law as people write it, not to be broken into lines."""
+    return LAWS[law].equation.replace(" ", "\u00a0")
 
 
 def _bands(axis: Axes, of: Directory, entry: Entry) -> None:
     curve, colour = entry["curve"], colours(of.families)[entry["family"]]
     x = np.array(curve["x"])
-    for low, high, alpha in (("run_low", "run_high", 0.12), ("low", "high", 0.28)):
-        ends = [np.array(curve[end], float) for end in (low, high)]
-        axis.fill_between(x, *ends, color=colour, alpha=alpha, lw=0)
+    for start, end, alpha in (("run_low", "run_high", 0.12), ("low", "high", 0.28)):
+        low, high = np.array(curve[start], float), np.array(curve[end], float)
+        axis.fill_between(x, low, high, color=colour, alpha=alpha, lw=0)
     _line(axis, of, entry)
 
 
@@ -111,6 +116,7 @@ def _references(axis: Axes, of: Directory, entry: Entry) -> None:
     """Published laws over the same sizes, only with the same target and the same N."""
     if entry["curve"].get("held") or entry["curve"]["variable"] != "N":
         return
+    ends: list[tuple[float, float, str]] = []
     for row in of.comparison.get("references") or []:
         alike = row["family"] == entry["family"] and row["target"] == entry["target"] and row["size"] == entry["size"]
         if not (alike and row.get("same_size_definition") and row.get("curve")):
@@ -119,9 +125,9 @@ def _references(axis: Axes, of: Directory, entry: Entry) -> None:
         log_y = np.log(row["curve"]["value"])
         y = np.exp([log_y[np.array(row["curve"]["N"]) == one].mean() for one in x])
         axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
-        axis.annotate(
-            row["reference"], (x[0], y[0]), (2, 3), textcoords="offset points", fontsize=7, color="#666666", zorder=4
-        )
+        ends.append((y[-1], x[-1], row["reference"]))
+    for place, (height, at, name) in enumerate(sorted(ends, reverse=True)):
+        axis.annotate(name, (at, height), (3, 4 - 9 * place), textcoords="offset points", fontsize=7, color="#666666")
 
 
 def _floor(axis: Axes, of: Directory, entry: Entry) -> None:
@@ -161,12 +167,14 @@ def residuals(of: Directory) -> Figure | None:
     variables = [v for v in _columns_of(entries) if _varies(entries, v)]
     largest = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
     single = len(entries) == 1
-    title = f"Residuals of {LAWS[of.primary['law']].equation}: root mean square " + (
+    title = f"Residuals of {equation(of.primary['law'])}: root mean square " + (
         percent(largest["rmse_log"])
         if single
         else f"at most {percent(largest['rmse_log'])}, largest for {largest['family']}"
     )
-    figure, axes = panels(len(variables), title, columns=2, width=4.6, families=of.families)
+    figure, axes = panels(
+        len(variables), title, columns=2, width=6.2 if len(variables) == 1 else 4.8, families=of.families
+    )
     sigmas = [entry["sigma_log"] for entry in entries if is_number(entry.get("sigma_log"))]
     for axis, variable in zip(axes, variables, strict=True):
         if sigmas:
@@ -213,9 +221,11 @@ def profiles(of: Directory) -> Figure | None:
     number = plural(len({e["family"] for e, _ in found}), "family", "families")
     lost = [(entry, name) for entry, name in found if not known(entry, name)]
     title = f"Profile likelihoods of exponents, {number}: " + (
-        f"{len(lost)} of {len(found)} do not identify theirs" if lost else "every one has two ends"
+        f"{len(lost)} of {len(found)} do not identify theirs" if lost else "every one is bounded on both sides"
     )
-    figure, axes = panels(len(found), title, columns=min(4, len(found)), width=3.0, height=2.5)
+    figure, axes = panels(
+        len(found), title, columns=min(4, len(found)), width=3.0, height=2.7, margins=Margins(top=0.5)
+    )
     for axis, (entry, name) in zip(axes, found, strict=True):
         _profile(axis, of, entry, name)
     for axis in axes[:: min(4, len(found))]:
@@ -235,7 +245,8 @@ def _profile(axis: Axes, of: Directory, entry: Entry, name: str) -> None:
     axis.axvspan(left, right, color=colour if identified else GREY, alpha=0.15, lw=0)
     axis.plot(values, t, color=colour, lw=1.6, ls="-" if identified else "--")
     axis.axhline(critical, color=INK, lw=0.8, ls=":")
-    axis.text(1, critical, f"{of.level:.0%}: {critical:.2f} ", ha="right", va="bottom", fontsize=7,
+    axis.text(1, critical, f"{of.level:.0%}: {critical:.2f} ", ha="right", va="center", fontsize=7,
+              bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
               transform=axis.get_yaxis_transform())  # fmt: skip
     axis.set_ylim(0, 2.2 * critical)
     centre = float(values[np.argmin(t)])
@@ -258,7 +269,9 @@ def extrapolation(of: Directory) -> Figure | None:
     best = min(whole, key=lambda law: worst[law])
     title = f"Predicting the largest size from the smaller ones: {best} errs least, by at most {percent(worst[best])}"
     rows = len(entries) + 0.6 * len(laws)
-    figure, (axis,) = panels(1, title, columns=1, width=7.2, height=0.9 + 0.2 * rows, families=of.families)
+    figure, (axis,) = panels(
+        1, title, columns=1, width=7.6, height=0.9 + 0.19 * rows, margins=Margins(left=1.2), families=of.families
+    )
     y, ticks = 0.0, []
     for law in laws:
         group = [entry for entry in entries if entry["law"] == law]
@@ -273,7 +286,6 @@ def extrapolation(of: Directory) -> Figure | None:
     axis.set_ylim(y - 0.2, -0.8)
     axis.set_xlabel("predicted above measured (%); grey bar: ± scatter (rmse) of the sizes fitted; hollow: outside the "
                     f"{of.level:.0%} interval", fontsize=8)  # fmt: skip
-    figure.subplots_adjust(left=1.35 / figure.get_figwidth())
     axis.grid(True, axis="x")
     return figure
 
@@ -296,8 +308,10 @@ def marginal(of: Directory) -> Figure | None:
     entries = [entry for entry in of.own if (entry.get("marginal") or {}).get("gain")]
     if not entries:
         return None
-    title = "Each further parameter gains less than the one before, at a steady rate: there is no knee"
-    figure, (axis,) = panels(1, title, columns=1, width=6.2, height=3.8, families=of.families)
+    title = "Each further parameter gains less than the one before, and smoothly: there is no knee"
+    figure, (axis,) = panels(
+        1, title, columns=1, width=6.4, height=3.6, margins=Margins(left=1.05, top=0.15), families=of.families
+    )
     tall = []
     for entry in entries:
         of_one, colour = entry["marginal"], colours(of.families)[entry["family"]]
@@ -314,6 +328,3 @@ def marginal(of: Directory) -> Figure | None:
     axis.set_xlabel(axis_name("N", of.primary["size"]))
     axis.set_ylabel(f"{of.primary['target'].replace('_', ' ')} gained by\none million more parameters")
     return figure
-
-
-__all__ = ["curves", "extrapolation", "marginal", "profiles", "residuals", "spread_labels"]

@@ -12,7 +12,7 @@ TARGET_UNITS = {"loss": "loss (nats per token)", "perplexity": "perplexity per t
 SIZE_NAMES = {
     "params_total": "N (all parameters)",
     "params_non_embedding": "N (without embeddings)",
-    "N": "N (parameters as the table counts them)",
+    "N": "N (as the table counts it)",
 }
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
