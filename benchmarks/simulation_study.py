@@ -59,6 +59,7 @@ SCENARIOS = (
     Scenario("4 sizes over 8x, 1 seed", "power", {"A": 20, "alpha": 0.11}, line(1.25e8, 1e9, 4), 1, 0.005),
     Scenario("6 sizes over 30x, 3 seeds", "power", {"A": 20, "alpha": 0.11}, line(2e6, 6e7, 6), 3, 0.01),
     Scenario("5 sizes over 8x, 1 seed", "power_floor", FLOOR, line(1.25e8, 1e9, 5), 1, 0.005),
+    Scenario("6 sizes over 8x, 1 seed", "power_floor", FLOOR, line(1.25e8, 1e9, 6), 1, 0.005),
     Scenario("6 sizes over 30x, 3 seeds", "power_floor", FLOOR, line(2e6, 6e7, 6), 3, 0.005),
     Scenario("8 sizes over 1000x, 3 seeds", "power_floor", FLOOR, line(1e6, 1e9, 8), 3, 0.005),
     Scenario(

@@ -152,6 +152,7 @@ def _comparison(
     )
     return {
         "families": families,
+        "tokens": _tokens(table),
         "n_rows": len(table.frame),
         "n_runs": table.frame["cluster"].nunique(),
         "n_cells": table.frame["cell"].nunique(),
@@ -160,6 +161,13 @@ def _comparison(
         "selection": selection(primary, families),
         "notes": list(table.notes),
     }
+
+
+def _tokens(table: Table) -> list[float] | None:
+    """Least and most training tokens; None if any is unknown."""
+    if "tokens" not in table.frame or table.frame["tokens"].isna().any():
+        return None
+    return [float(table.frame["tokens"].min()), float(table.frame["tokens"].max())]
 
 
 def _references(table: Table, size: str) -> list[Entry]:

@@ -177,7 +177,7 @@ def _calibrated(pair: Mapping[str, Fit], one: Difference, settings: Settings, rn
 
 def _pooled(of: Complete, exponent: str, level: float) -> Entry | None:
     fits = {n: fu for n, fu in of.items() if exponent not in fu[1].not_identified}
-    errors = [u.se_or_delta(exponent) for _, u in fits.values()]
+    errors = [u.error(f, exponent, level) for f, u in fits.values()]
     found = pool([fit.params[exponent] for fit, _ in fits.values()], errors, level=level) if len(fits) > 1 else None
     if found is None:
         return None

@@ -24,7 +24,7 @@ from slm.scaling.fitting import Fit
 from slm.scaling.laws import Floats, Law
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Block, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts
+from slm.scaling.starts import coordinate_bounds, grid_starts, off_plateau
 
 REFIT_STEPS = 60
 """Enough for all but refits along a flat valley, whose objective has long stopped to change."""
@@ -179,6 +179,7 @@ def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta:
     Families that share nothing are fitted apart, which is the same and much quicker.
     """
     low, high = _bounds(families, matrices)
+    theta = off_plateau(families.law, families.pooled, theta)
     total = np.zeros(len(log_y))
     used = np.stack([matrix.any(axis=0) for matrix in matrices])
     blocks = families.blocks(matrices)

@@ -16,6 +16,12 @@ from slm.scaling.starts import is_linear
 WIDEST = 10.0
 """An exponent whose interval spans a larger factor than this is called not identified."""
 RESAMPLED: tuple[Kind, ...] = ("cluster", "wild")
+FEWEST, FEWEST_LINEAR = 3, 2
+"""Distinct sizes beyond the number of parameters without which no exponent is called identified.
+
+With 2 to spare and a floor, the rare intervals narrow enough to pass are narrow by luck, and cover in 60% of cases
+(docs/scaling.md, simulation study); a straight line's intervals are exact.
+"""
 Interval = tuple[float | None, float | None]
 
 
@@ -24,7 +30,10 @@ class Uncertainty:
     """Of the quoted parameters. An end of None is open: the data set no bound on that side."""
 
     method: str
+    """Of the intervals: ols_t, profile_t or cluster_bootstrap."""
     se: dict[str, float]
+    se_method: str
+    """ols, cluster_bootstrap, or delta where no bootstrap was asked for."""
     ci: dict[str, Interval]
     profiles: dict[str, Profile]
     ensembles: dict[str, Ensemble]
@@ -33,9 +42,13 @@ class Uncertainty:
     bootstrap_se: dict[str, dict[str, float]] = field(default_factory=dict)
     """Standard errors by each method that was used: cluster, wild, delta."""
 
-    def se_or_delta(self, name: str) -> float:
-        """The standard error, or the delta method's where a bootstrap gave none."""
-        return self.se[name] if np.isfinite(self.se[name]) else self.bootstrap_se["delta"][name]
+    def error(self, found: Fit, name: str, level: float) -> float:
+        """Half the interval of exponent `name` over its t quantile: a standard error that agrees with the interval."""
+        low, high = self.ci[name]
+        df = found.degrees_of_freedom
+        if self.method == "cluster_bootstrap" or low is None or high is None or df < 1:
+            return self.se[name]
+        return float((high - low) / 2 / stats.t.ppf(0.5 + level / 2, df))
 
 
 def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level: float = 0.95) -> Uncertainty:
@@ -60,18 +73,23 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
     if likelihood:
         method = "ols_t" if is_linear(found.law) else "profile_t"
         ci = {name: _of_profile(found, profiles.get(name)) for name in found.law.parameters}
-        se = delta if is_linear(found.law) or "cluster" not in spread else spread["cluster"]
+        if "cluster" in ensembles:  # for what has no profile, such as a ratio of coordinates
+            drawn = _of_bootstrap(found, ensembles["cluster"], level)
+            ci |= {name: drawn[name] for name in found.law.parameters if name not in profiles}
     else:
         method = "cluster_bootstrap"
-        se = spread.get("cluster", delta)
         ci = _of_bootstrap(found, ensembles.get("cluster"), level)
+    se_method = "ols" if method == "ols_t" else "cluster_bootstrap" if "cluster" in spread else "delta"
+    se = spread["cluster"] if se_method == "cluster_bootstrap" else delta
     lost, notes = _identification(found, ci)
     notes += [
         f"{one.failed:.0%} of the {kind} bootstrap samples could not be refitted and are left out"
         for kind, one in ensembles.items()
         if one.failed > 0.02
     ]
-    return Uncertainty(method, se, ci, profiles, ensembles, tuple(lost), tuple(notes), {**spread, "delta": delta})
+    return Uncertainty(
+        method, se, se_method, ci, profiles, ensembles, tuple(lost), tuple(notes), {**spread, "delta": delta}
+    )
 
 
 def _delta(found: Fit) -> dict[str, float]:
@@ -133,10 +151,10 @@ def _identification(found: Fit, ci: dict[str, Interval]) -> tuple[list[str], lis
     """Parameters that the data do not hold, and why, in words."""
     lost, notes = [], []
     spare = found.sample.points - len(found.theta)
-    if spare < 2:
+    few = spare < (FEWEST_LINEAR if is_linear(found.law) else FEWEST)
+    if few:
         notes.append(
-            f"{found.sample.points} distinct sizes for {len(found.theta)} parameters leave {spare} degree of freedom: "
-            "no exponent is identified"
+            f"{found.sample.points} distinct sizes for {len(found.theta)} parameters are too few: no exponent is identified"
         )
     for name in found.law.exponents:
         low, high = ci[name]
@@ -149,7 +167,7 @@ def _identification(found: Fit, ci: dict[str, Interval]) -> tuple[list[str], lis
             reason = f"the interval of {name} spans a factor of more than {WIDEST:g}"
         elif low <= 0 <= high:
             notes.append(f"the interval of {name} includes 0")
-        if reason or spare < 2:
+        if reason or few:
             lost.append(name)
         if reason:
             notes.append(reason)
@@ -157,7 +175,7 @@ def _identification(found: Fit, ci: dict[str, Interval]) -> tuple[list[str], lis
         if "E" in found.certificate.at_bound:
             lost.append("E")
             notes.append("the floor E ended at 0: the law without it says the same")
-        elif ci["E"][0] is None or spare < 2:
+        elif ci["E"][0] is None or few:
             lost.append("E")
             notes.append("a floor E of 0 is not excluded")
     for name in found.certificate.at_bound:

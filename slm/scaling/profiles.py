@@ -8,7 +8,6 @@ for linear laws, and closely for others in any parametrisation (Bates & Watts 19
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from scipy import stats
@@ -16,10 +15,12 @@ from scipy import stats
 from slm.scaling.fitting import Fit
 from slm.scaling.laws import Floats
 from slm.scaling.solver import Block, minimise
-from slm.scaling.starts import EXPONENT_BOUNDS, coordinate_bounds, is_linear
+from slm.scaling.starts import EXPONENT_BOUNDS, coordinate_bounds, grid_starts, is_linear
 
 OUTWARD = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
 """Distances from the estimate at which a profile is first looked at, in standard errors."""
+REFINEMENTS = 5
+"""Times that the bracket of each end is divided by seven, at most."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ def profile(found: Fit, name: str, *, level: float = 0.95) -> Profile | None:
     grid = grid[grid != estimate]
     values, root = np.append(grid, estimate), np.append(_roots(found, vector, estimate, grid), 0.0)
     critical = float(stats.t.ppf(0.5 + level / 2, found.degrees_of_freedom))
-    for _ in range(2):  # look again close to where the root crosses
-        fine = np.concatenate([_around(values, root, side * critical) for side in (-1, 1)])
+    for _ in range(REFINEMENTS):
+        fine = np.concatenate([_between(values, root, side * critical) for side in (-1, 1)])
+        if not len(fine):
+            break
         values, root = np.append(values, fine), np.append(root, _roots(found, vector, estimate, fine))
     order = np.argsort(values)
     values, root = values[order], root[order]
@@ -91,31 +94,40 @@ def _roots(found: Fit, vector: Floats, estimate: float, values: Floats) -> Float
         start = start + (values - estimate)[:, None] * (covariance @ vector)[others] / variance
     sample = found.sample
     block = Block(found.law, sample.centred, np.arange(len(sample.log_y)), matrix, offset)
-    plain = np.repeat(found.theta[None, others], len(values), axis=0)
-    both = [minimise([block], sample.log_y, s, (low[others], high[others])).objective for s in (start, plain)]
-    excess = np.maximum(2 * np.fmin(*both) - found.sse, 0)
+    starts = [start]
+    if not is_linear(found.law):  # also from afar: where a term has vanished, the estimate's surroundings are flat
+        grid = grid_starts(found.law, sample)
+        starts.append(grid[np.abs(grid @ vector - values[:, None]).argmin(axis=1)][:, others])
+    reached = [minimise([block], sample.log_y, s, (low[others], high[others])).objective for s in starts]
+    excess = np.maximum(2 * np.min(reached, axis=0) - found.sse, 0)
     return np.sign(values - estimate) * np.sqrt(excess) / found.sigma
 
 
-def _around(values: Floats, root: Floats, target: float) -> Floats:
-    """Five points about the place where the root first crosses `target`, going outward from the estimate."""
-    place = _crossing(values, root, target)
-    if place is None:
+def _between(values: Floats, root: Floats, target: float) -> Floats:
+    """Values that divide the bracket in which the root crosses `target`; none where it is straight enough."""
+    bracket = _bracket(values, root, target)
+    if bracket is None or abs(root[bracket[1]] - root[bracket[0]]) < 0.05:
         return np.empty(0)
-    below, above = values[values < place].max(initial=-np.inf), values[values > place].min(initial=np.inf)
-    if not np.isfinite(above - below):
-        return np.empty(0)
-    return np.array(
-        [place + f * (above - place) if f > 0 else place + f * (place - below) for f in (-0.3, -0.05, 0, 0.05, 0.3)]
-    )
+    return np.linspace(values[bracket[0]], values[bracket[1]], 8)[1:-1]
+
+
+def _bracket(values: Floats, root: Floats, target: float) -> tuple[int, int] | None:
+    """Neighbouring values, going outward from the estimate, between which |root| last passes |target|.
+
+    Last, not first: where a profile has two valleys the interval spans both.
+    """
+    side = np.sign(target)
+    estimate = values[np.argmin(np.abs(root))]
+    outward = [int(i) for i in np.argsort(side * values) if side * (values[i] - estimate) >= 0]
+    inside = [place for place, i in enumerate(outward) if side * root[i] < abs(target)]
+    return (outward[inside[-1]], outward[inside[-1] + 1]) if inside[-1] + 1 < len(outward) else None
 
 
 def _crossing(values: Floats, root: Floats, target: float) -> float | None:
-    """Where the root first passes `target` going outward, by linear interpolation; None if it never does."""
-    side = np.sign(target)
-    outward = [i for i in np.argsort(side * values) if side * root[i] >= 0 and (root[i] != 0 or side * values[i] >= 0)]
-    for one, two in pairwise(outward):
-        if side * root[one] < abs(target) <= side * root[two]:
-            share = (abs(target) - side * root[one]) / (side * root[two] - side * root[one])
-            return float(values[one] + share * (values[two] - values[one]))
-    return None
+    """Where the root last passes `target` going outward, by linear interpolation; None if it never does."""
+    bracket = _bracket(values, root, target)
+    if bracket is None:
+        return None
+    one, two = bracket
+    share = (target - root[one]) / (root[two] - root[one])
+    return float(values[one] + share * (values[two] - values[one]))

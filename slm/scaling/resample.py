@@ -10,7 +10,7 @@ import numpy as np
 from slm.scaling.fitting import Fit, single_block
 from slm.scaling.laws import Floats
 from slm.scaling.solver import minimise
-from slm.scaling.starts import coordinate_bounds
+from slm.scaling.starts import coordinate_bounds, off_plateau
 
 Kind = Literal["cluster", "wild", "parametric"]
 CHUNK = 4_000_000
@@ -57,6 +57,7 @@ def bootstrap(found: Fit, kind: Kind, replicates: int, rng: np.random.Generator)
 def refit(found: Fit, log_y: Floats, weights: Floats | None, start: Floats) -> tuple[Floats, Floats, np.ndarray]:
     """Coordinates [B, P], weighted sums of squares [B] and convergence of refits, in chunks of bounded memory."""
     low, high = coordinate_bounds(found.law, found.sample)
+    start = off_plateau(found.law, found.sample, start)
     x_IV, block = found.sample.centred, single_block(found.law, found.sample)
     size = max(1, CHUNK // (len(x_IV) * len(found.theta)))
     thetas, sums, done = [], [], []

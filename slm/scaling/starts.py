@@ -21,6 +21,8 @@ GRIDS = {
 EXPONENT_BOUNDS = (1e-3, 5.0)
 SMALLEST_SHARE = 1e-5
 """A term below this share of the smallest target at the centre of the data counts as absent."""
+STARTING_SHARE = 0.03
+"""No search starts with a smaller share."""
 
 
 def grid_starts(law: Law, sample: Sample) -> Floats:
@@ -31,7 +33,17 @@ def grid_starts(law: Law, sample: Sample) -> Floats:
     coefficients = _non_negative(basis, target)
     low, high = coordinate_bounds(law, sample)
     with np.errstate(divide="ignore"):
-        return np.clip(law.join(np.log(coefficients), exponents), low, high)
+        return off_plateau(law, sample, np.clip(law.join(np.log(coefficients), exponents), low, high))
+
+
+def off_plateau(law: Law, sample: Sample, theta: Floats) -> Floats:
+    """The same starts with no term so small that its gradient, which is its share of the whole, holds it there."""
+    if law.floor is None:
+        return theta
+    raised = theta.copy()
+    terms = len(law.parameters) - len(law.exponents)
+    raised[..., :terms] = np.maximum(theta[..., :terms], sample.log_y.min() + np.log(STARTING_SHARE))
+    return raised
 
 
 def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:

@@ -32,7 +32,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
         sentences += _power(law, primary)
         if lost:
             sentences.append(f"The exponent of {_listed(lost)} is not identified and enters no statement.")
-        sentences += _assumed(law)
+        sentences += _assumed(law, primary)
     sentences += _ranking(comparison["ranking"], primary) if len(comparison["families"]) > 1 else []
     if controlled is False:
         sentences.append(
@@ -54,6 +54,8 @@ def _one_family(entry: Entry, under: str) -> str:
 
 
 def _families(law: Entry, under: str, level: float) -> tuple[str, bool | None]:
+    if law["assumptions"]["rows_share_runs"]:
+        return _by_pairs(law, under)
     test = next((t for t in law["tests"] if t["restricted"] == "shared_exponents"), None)
     if test is None:
         return f"Too few runs to test whether the families share an exponent {under}.", None
@@ -65,10 +67,26 @@ def _families(law: Entry, under: str, level: float) -> tuple[str, bool | None]:
     return f"The families' exponents are not distinguishable at this design {under} ({found}).", False
 
 
-def _pairs(law: Entry) -> list[str]:
+def _by_pairs(law: Entry, under: str) -> tuple[str, bool | None]:
+    """With several rows a run only the pairwise tests, which draw whole runs, keep their level."""
+    known, apart = _known_and_apart(law)
+    if not known:
+        return f"Too few runs to test whether the families share an exponent {under}.", None
+    if apart:
+        return f"The families differ in how they scale {under} ({len(apart)} of {len(known)} pairs).", True
+    return f"The families' exponents are not distinguishable at this design {under} (no pair differs).", False
+
+
+def _known_and_apart(law: Entry) -> tuple[list[Entry], list[Entry]]:
+    """Pairs whose first exponents are identified, and those of them that differ after Holm's adjustment."""
     first = law["power"]["exponent"]
     known = [pair for pair in law["pairs"] if pair["exponent"] == first and pair["identified"]]
-    apart = [pair for pair in known if pair["p_adjusted"] is not None and pair["p_adjusted"] < law["power"]["level"]]
+    return known, [p for p in known if p["p_adjusted"] is not None and p["p_adjusted"] < law["power"]["level"]]
+
+
+def _pairs(law: Entry) -> list[str]:
+    first = law["power"]["exponent"]
+    known, apart = _known_and_apart(law)
     said = [
         f"{pair['a'] if pair['delta'] > 0 else pair['b']} has the steeper {first} than "
         f"{pair['b'] if pair['delta'] > 0 else pair['a']}, by {abs(pair['delta']):.3g} "
@@ -108,16 +126,18 @@ def _power(law: Entry, primary: Entry) -> list[str]:
     return [said]
 
 
-def _assumed(law: Entry) -> list[str]:
+def _assumed(law: Entry, primary: Entry) -> list[str]:
     of, said = law["assumptions"], []
+    if primary["loss"] == "huber" and not of["rows_share_runs"]:
+        said.append("Exponents are by Huber's loss, but the likelihood ratios compare least-squares fits.")
     if of["equal_variance_p"] is not None and of["equal_variance_p"] < 0.01:
         said.append(
             f"The families do not scatter alike (Bartlett's p = {of['equal_variance_p']:.2g}), which the tests assume."
         )
     if of["rows_share_runs"]:
         said.append(
-            "Several rows come from one run; the likelihood ratios treat them as independent and are too sure, while "
-            "the pairwise intervals do not."
+            "Several rows come from one run; the likelihood ratios take them for independent and are too sure, so the "
+            "verdict rests on the pairwise intervals, which draw whole runs."
         )
     return said
 
@@ -135,8 +155,24 @@ def _ranking(ranking: Entry, primary: Entry) -> list[str]:
     return [f"The order of exponents, {order}, holds in {count} only; it changes with the {changes}."]
 
 
+def _budget(comparison: Entry, own: Sequence[Entry]) -> list[str]:
+    """At which tokens the exponent in N was measured, which a law without D is silent about."""
+    tokens = comparison["tokens"]
+    if tokens is None:
+        return ["The table does not say how many tokens the runs saw; the exponents hold for that budget alone."]
+    if "N" not in own[0]["range"] or "D" in own[0]["range"]:
+        return []
+    low, high = tokens
+    if high <= low * 1.001:
+        return [f"All runs saw {low:.3g} tokens; at another budget the exponents in N may differ."]
+    return [
+        f"Tokens vary from {low:.3g} to {high:.3g} over the runs and the law leaves them out, so its exponent includes "
+        "their effect and holds for this rule of tokens alone."
+    ]
+
+
 def _limits(comparison: Entry, own: Sequence[Entry]) -> list[str]:
-    said = []
+    said = _budget(comparison, own)
     rows = [entry["n_cells"] for entry in own]
     if min(rows) < 5:
         said.append(f"The smallest family has {min(rows)} sizes; intervals are exact only if the law is.")
