@@ -154,7 +154,8 @@ def _identification(found: Fit, ci: dict[str, Interval]) -> tuple[list[str], lis
     few = spare < (FEWEST_LINEAR if is_linear(found.law) else FEWEST)
     if few:
         notes.append(
-            f"{found.sample.points} distinct sizes for {len(found.theta)} parameters are too few: no exponent is identified"
+            f"{found.sample.points} distinct sizes for {len(found.theta)} parameters are too few: "
+            "no exponent is identified"
         )
     for name in found.law.exponents:
         low, high = ci[name]
