@@ -14,6 +14,11 @@ SIZE_NAMES = {
     "params_non_embedding": "N (without embeddings)",
     "N": "N (as the table counts it)",
 }
+SIZE_WORDS = {
+    "params_total": "all parameters",
+    "params_non_embedding": "parameters without embeddings",
+    "N": "parameters as the table counts them",
+}
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
@@ -99,6 +104,11 @@ def plural(number: int, thing: str, things: str = "") -> str:
 def size_name(size: Any) -> str:
     """Which N, in words."""
     return SIZE_NAMES.get(str(size), "N")
+
+
+def size_words(size: Any) -> str:
+    """What N counts."""
+    return SIZE_WORDS.get(str(size), "parameters")
 
 
 def axis_name(variable: str, size: Any) -> str:

@@ -1,0 +1,331 @@
+"""Sections on the verdict and on families side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slm.scaling.directory import Directory, Entry
+from slm.scaling.laws import LAWS
+from slm.scaling.report_text import VISIBLE_ROWS, Section, bullets, figure, folded, table
+from slm.scaling.wording import (
+    NOTHING,
+    TARGET_NAMES,
+    amount,
+    interval,
+    is_number,
+    listed,
+    p_value,
+    percent,
+    plainly,
+    plural,
+    sig,
+    size_words,
+    with_interval,
+)
+
+MODEL_NAMES = {
+    "one_law": "one law for all families",
+    "efficiency": "shared exponents and floor; each family rescales N (and D)",
+    "shared_exponents": "shared exponents; coefficients and floor of each family's own",
+    "separate": "everything of each family's own",
+}
+
+
+def verdict_section(of: Directory) -> Section:
+    """The answer and its conditions."""
+    verdict = of.comparison["verdict"]
+    label = "NOT AUDITED" if not of.audit else "CONTROLLED" if of.audit["controlled"] else "NOT CONTROLLED"
+    return Section("Verdict").add(
+        f"**{plainly(verdict['headline'])}**",
+        bullets([plainly(sentence) for sentence in verdict["sentences"]]),
+        f"Matched-budget audit: **{label}**." if len(of.families) > 1 or not of.audit.get("controlled") else "",
+    )
+
+
+def analysed_section(of: Directory) -> Section:
+    """The table, and how the primary law was chosen."""
+    main, found = of.primary, of.comparison
+    name = of.settings.get("name") or of.settings.get("runs")
+    counted = (
+        f"{plural(found['n_rows'], 'row')} of {plural(found['n_runs'], 'run')} in {plural(found['n_cells'], 'cell')} "
+        f"(a cell is a size and budget; its runs differ in seed), of {plural(len(of.families), 'family', 'families')}"
+    )
+    asked = (of.settings.get("analysis") or {}).get("law")
+    chosen = {
+        None: "",
+        "auto": "It was chosen as the law in N with the lowest AICc among those identified in every family.",
+    }.get(asked, "It was asked for.")
+    section = Section("What was analysed").add(
+        (f"Table `{plainly(name)}`: " if name else "") + counted + ".",
+        f"The verdict is about **{LAWS[main['law']].equation}** (`{main['law']}`), L being "
+        f"{TARGET_NAMES[main['target']]} and N {size_words(main['size'])}, fitted by {main['loss'].replace('_', ' ')} "
+        f"of log residuals. {chosen}".strip(),
+        _ranges(of),
+        bullets([plainly(note) for note in found["notes"]]),
+    )
+    skipped = [f"`{row['law']}`: {plainly(row['reason'])}" for row in found.get("skipped") or []]
+    return section.add(f"Not fitted: {'; '.join(skipped)}." if skipped else "")
+
+
+def _ranges(of: Directory) -> str:
+    rows = []
+    for entry in of.own:
+        spans = [f"{v} from {amount(v, low)} to {amount(v, high)}" for v, (low, high) in entry["range"].items()]
+        rows.append([plainly(entry["family"]), str(entry["n_runs"]), str(entry["n_cells"]), "; ".join(spans)])
+    return table(("family", "runs", "cells", "range"), rows)
+
+
+def audit_section(of: Directory) -> Section:
+    """Whether the families differ in nothing else."""
+    section = Section("Matched-budget audit")
+    if not of.audit:
+        return section.add("**NOT AUDITED**: the directory holds no audit.")
+    section.add("**CONTROLLED**" if of.audit["controlled"] else "**NOT CONTROLLED**")
+    for key, heading in (("violations", "Differs"), ("varies", "Varies within the family"), ("unknown", "Not known")):
+        items = of.audit.get(key) or []
+        if items:
+            section.add(f"{heading}:", bullets([plainly(item["sentence"]) for item in items]))
+    matched = [plainly(item["sentence"]) for item in of.audit.get("checked") or []]
+    return section.add("Matched:" if matched else "", bullets(matched))
+
+
+def published_section(of: Directory) -> Section | None:
+    """The published study's claims beside what its rows say."""
+    claims = of.comparison.get("published")
+    if not claims:
+        return None
+    rows = [[plainly(row["claim"]), plainly(row["finding"])] for row in claims]
+    return Section("The published study, reviewed").add(
+        "What the study says, and what the same rows say when analysed. Each figure is computed from the table.",
+        table(("the study's claim", "what the rows say"), rows),
+    )
+
+
+def comparison_section(of: Directory) -> Section:
+    """Nested models, pairs, efficiency, pooling and ranking."""
+    section = Section("Comparison of families")
+    law = of.compared
+    if law is None:
+        why = "There is one family" if len(of.families) == 1 else "Fewer than two families could be fitted"
+        return section.add(f"{why}, so there is nothing to compare.")
+    left = law.get("left_out") or []
+    section.add(
+        f"Under {law_name(law['law'])}." + (f" Left out, not fitted: {plainly(listed(left))}." if left else ""),
+        models_table(law),
+        _explained(law),
+        pairs_table(law),
+        figure(of, "differences", "Differences of exponents between families. Grey: smaller than this design detects."),
+        bullets(efficiency(law)),
+        _pooled(of, law),
+    )
+    others = [one for name, one in of.comparison["laws"].items() if name != law["law"]]
+    section.add(folded(f"The same test under {plural(len(others), 'other law')}", _other_laws(others)))
+    return section.add(*_ranking(of))
+
+
+def law_name(law: str) -> str:
+    """A law as people write it, with its key."""
+    return f"{LAWS[law].equation} (`{law}`)"
+
+
+def models_table(law: Entry) -> str:
+    """Nested models with their likelihood ratios against separate laws."""
+    tests = {test["restricted"]: test for test in law["tests"]}
+    rows = []
+    for model in law["models"]:
+        test = tests.get(model["model"], {})
+        replicates = test.get("replicates")
+        rows.append(
+            [
+                MODEL_NAMES.get(model["model"], model["model"]) + ("" if model["converged"] else " (did not converge)"),
+                str(model["parameters"]),
+                sig(model["aicc"]),
+                sig(model["aicc_above_best"], 3),
+                sig(test.get("statistic"), 3),
+                str(test["df"]) if test else NOTHING,
+                p_value(test.get("p"), replicates),
+                str(replicates) if replicates else NOTHING,
+                p_value(test.get("p_chi2")),
+            ]
+        )
+    header = ("model", "parameters", "AICc", "AICc above best", "LR", "df", "p calibrated", "simulations", "p chi2")
+    return table(header, rows)
+
+
+def _explained(law: Entry) -> str:
+    words = (
+        "LR is the likelihood ratio against separate laws. `p calibrated` comes from data simulated under the "
+        "restricted model, because `p chi2` is too small with few runs; trust the former."
+    )
+    equal = (law.get("assumptions") or {}).get("equal_variance_p")
+    return words + (f" Equal scatter of the families: Bartlett's p {_is(p_value(equal))}." if is_number(equal) else "")
+
+
+def _is(p: str) -> str:
+    return p if p[0] in "<≤–" else f"= {p}"
+
+
+def pairs_table(law: Entry) -> str:
+    """Differences of exponents with their adjusted p."""
+    simulated = max((test["replicates"] for test in law["tests"]), default=0)
+    rows = []
+    for row in law["pairs"]:
+        drawn = simulated if row["p"] != row.get("p_profile") else None
+        known = row["identified"] and is_number(row["delta"])
+        rows.append(
+            [
+                f"{plainly(row['a'])} - {plainly(row['b'])}",
+                row["exponent"],
+                with_interval(row["delta"], [row["ci_low"], row["ci_high"]], 3) if known else "not identified",
+                p_value(row["p"], drawn) if known else NOTHING,
+                p_value(row["p_adjusted"]) if known else NOTHING,
+            ]
+        )
+    return table(("pair", "exponent", "difference", "p", "Holm-adjusted p"), rows)
+
+
+def efficiency(law: Entry) -> list[str]:
+    """rho_N and rho_D in words, with whether the model they belong to holds."""
+    rows = law.get("efficiency") or []
+    test = next((t for t in law["tests"] if t["restricted"] == "efficiency"), None) or next(
+        (t for t in law["tests"] if t["restricted"] == "shared_exponents"), None
+    )
+    said = []
+    for row in rows:
+        thing = {"N": "parameter", "D": "training token", "C": "FLOP"}.get(row["variable"], row["variable"])
+        ends = [row["low"], row["high"]]
+        wide = not all(map(is_number, ends)) or ends[0] <= 0 or ends[1] / ends[0] > 100
+        told = "an unknown number of" if wide else f"{with_interval(row['factor'], ends, 3)}"
+        said.append(f"One {thing} of {plainly(row['family'])} is worth {told} {thing}s of {plainly(row['reference'])}.")
+    if said and test:
+        p = p_value(test["p"], test.get("replicates"))
+        holds = "is rejected, so take these as a summary only" if test["p"] < 0.05 else "is not rejected"
+        said.append(f"The model behind these factors (families rescale N and D of one law) {holds} (p {_is(p)}).")
+    return said
+
+
+def _pooled(of: Directory, law: Entry) -> str:
+    rows = [
+        [
+            name,
+            with_interval(one["mean"], [one["low"], one["high"]]),
+            with_interval(one["tau"], [0, one["tau_high"]], 3),
+            interval([one["next_low"], one["next_high"]]),
+            p_value(one["q_p"]),
+        ]
+        for name, one in (law.get("pooled") or {}).items()
+        if one
+    ]
+    if not rows:
+        return ""
+    words = "Mixed-effects summary: families as draws from a population of families"
+    few = "" if len(of.families) > 4 else f", of which {len(of.families)} is a small sample"
+    header = (
+        "exponent",
+        "mean over families",
+        "spread between families (tau)",
+        "a family not trained",
+        "p of no spread",
+    )
+    return f"{words}{few}.\n\n{table(header, rows)}"
+
+
+def _other_laws(laws: Sequence[Entry]) -> str:
+    rows = []
+    for law in laws:
+        test = next((t for t in law["tests"] if t["restricted"] == "shared_exponents"), None)
+        rows.append(
+            [
+                f"`{law['law']}`",
+                sig(test["statistic"], 3) if test else NOTHING,
+                str(test["df"]) if test else NOTHING,
+                p_value(test["p"], test["replicates"]) if test else NOTHING,
+                str(test["replicates"]) if test else NOTHING,
+                sig(law["power"]["detectable"], 3),
+            ]
+        )
+    header = ("law", "LR of shared exponents", "df", "p calibrated", "simulations", "smallest detectable difference")
+    return table(header, rows)
+
+
+def _ranking(of: Directory) -> list[str]:
+    ranking = of.comparison["ranking"]
+    usable = [row for row in ranking["rankings"] if row["usable"]]
+    order = " > ".join(ranking["primary_order"])
+    if not order:
+        return ["**Ranking**: none, because an exponent of the primary law is not identified."]
+    blocks = [f"**Ranking** (steepest first): {plainly(order)}."]
+    if ranking["survives"] is None:
+        return [*blocks, "No other identified fit ranks the families, so whether the order survives cannot be said."]
+    blocks.append(
+        f"The same order in {ranking['same_order']} of {ranking['compared_with']} other fits in the same variable. "
+        + " ".join(
+            f"It {'survives' if same else 'does **not** survive'} a change of {_CHANGES[what]}."
+            for what, same in ranking["survives_change_of"].items()
+        )
+    )
+    pairs = [[plainly(p["steeper"]), plainly(p["flatter"]), f"{p['same']} of {p['of']}"] for p in ranking["pairs"]]
+    blocks.append(table(("steeper", "flatter", "also in"), pairs))
+    rows = [
+        [
+            f"`{row['law']}`",
+            TARGET_NAMES[row["target"]],
+            size_words(row["size"]) if row["size"] else NOTHING,
+            row["loss"].replace("_", " "),
+            plainly(" > ".join(row["order"])),
+        ]
+        for row in usable
+    ]
+    why = _unused([row for row in ranking["rankings"] if not row["usable"]])
+    listing = table(("law", "target", "N", "fitted by", "order"), rows)
+    content = f"{listing}\n\n{why}"
+    blocks.append(content if len(rows) <= VISIBLE_ROWS // 2 else folded(f"All {len(rows)} rankings", content))
+    return blocks
+
+
+def _unused(rows: Sequence[Entry]) -> str:
+    """How many fits rank nothing, and why."""
+    poor = sum(not row.get("tenable", True) for row in rows)
+    reasons = [
+        f"{number} {reason}"
+        for number, reason in (
+            (len(rows) - poor, "with an exponent that is not identified"),
+            (poor, "under a law that misses the data by much more than the best one"),
+        )
+        if number
+    ]
+    return f"Fits that rank nothing: {', '.join(reasons)}." if rows else ""
+
+
+_CHANGES = {"law": "law", "target": "target", "size": "N", "loss": "the loss that is fitted"}
+
+
+def power_section(of: Directory) -> Section | None:
+    """What this design could have seen."""
+    law = of.compared
+    if law is None:
+        return None
+    power = law["power"]
+    section = Section("Power of the design")
+    if not is_number(power["detectable"]):
+        return section.add(
+            "This design could not have detected any difference of exponents with confidence: an exponent is not "
+            "identified."
+        )
+    better = power.get("better") or {}
+    section.add(
+        f"The smallest difference in {power['exponent']} that this design detects in {power['power']:.0%} of cases, at "
+        f"{plural(power['pairs'], 'pair')} and a scatter of {percent(power['sigma_log'])}, is "
+        f"**{sig(power['detectable'], 3)}**. No difference found means no more than that."
+    )
+    ways = []
+    if is_number(better.get("times_runs_for_half")):
+        ways.append(f"{sig(better['times_runs_for_half'], 3)} times the runs at these sizes")
+    if is_number(better.get("span_for_half")):
+        ways.append(
+            f"sizes that span a factor of {sig(better['span_for_half'], 3)} instead of {sig(better['span_now'], 3)}"
+        )
+    if ways:
+        section.add(f"To detect half of that ({sig(better.get('half'), 3)}) takes {' or '.join(ways)}.")
+    rows = [[plainly(name), sig(value, 3)] for name, value in power["by_family"].items()]
+    return section.add(table(("design and scatter as of", "smallest detectable difference"), rows))

@@ -1,0 +1,110 @@
+"""Section on compute: isoFLOP profiles, allocation, cost, Pareto fronts."""
+
+from __future__ import annotations
+
+from slm.scaling.directory import Directory, Entry
+from slm.scaling.report_text import Section, figure, folded, table
+from slm.scaling.wording import TARGET_NAMES, axis_name, count, is_number, plainly, sig, with_interval
+
+
+def compute_section(of: Directory) -> Section | None:
+    """What to spend compute on; None where the table says nothing of it."""
+    section = Section("Compute")
+    found = of.comparison
+    section.add(*_isoflop(of, found.get("isoflop") or []), *_allocation(found.get("allocation") or []))
+    if found.get("pareto"):
+        tables = [_front(of, front) for front in found["pareto"]]
+        section.add(
+            "**Pareto fronts.** A run is on a front if no other run beats it in both.",
+            figure(
+                of, "pareto", "Large marks: the front. Neighbours within the scatter between seeds are not different."
+            ),
+            folded("Runs on the fronts", "\n\n".join(tables)),
+        )
+    return section if section.blocks else None
+
+
+def _isoflop(of: Directory, rows: list[Entry]) -> list[str]:
+    if not rows:
+        return []
+    shown = [
+        [
+            plainly(row["family"]),
+            with_interval(row["exponent"], [row["low"], row["high"]]),
+            sig(row.get("bias"), 2),
+            sig(row.get("parametric")),
+            ", ".join(
+                f"{sig(b['flops'], 3)}: N = {count(b['params'])}" + ("" if b["inside"] else " (outside its runs)")
+                for b in row["budgets"]
+            ),
+        ]
+        for row in rows
+    ]
+    header = (
+        "family",
+        "a in N ~ C^a",
+        "bias of approach 2 here",
+        "a by the `chinchilla` fit",
+        "lowest point by budget (FLOPs)",
+    )
+    return [
+        "**IsoFLOP profiles** (approach 2): a parabola through the runs of each budget, and a power law through the "
+        "lowest points. A parabola is symmetric and the true curve is not, so approach 2 is biased; the bias is "
+        "computed by running it on the fitted `chinchilla` law at these very sizes. The interval does not contain it.",
+        table(header, shown),
+        figure(
+            of, "isoflop", "Runs by budget, their parabolas and lowest points (stars; hollow where outside the runs)."
+        ),
+    ]
+
+
+def _allocation(rows: list[Entry]) -> list[str]:
+    shown, priced = [], any("device_hours" in b for row in rows for b in row["budgets"])
+    for row in rows:
+        for place, budget in enumerate(row["budgets"]):
+            cost = [sig(budget.get("device_hours"), 3), sig(budget.get("price"), 3)] if priced else []
+            beyond = "" if place == 0 else " (beyond the data)"
+            shown.append(
+                [
+                    plainly(row["family"]),
+                    sig(budget["flops"], 3) + beyond,
+                    count(budget["params"]),
+                    count(budget["tokens"]),
+                    sig(budget["loss"]),
+                    *cost,
+                ]
+            )
+    if not shown:
+        return []
+    header = ["family", "C (FLOPs)", "best N", "best D", "loss", *(["device hours", "price"] if priced else [])]
+    blocks = [
+        "**Compute-optimal allocation** of the `chinchilla` fit under C = 6ND, at the largest budget of the table and "
+        "beyond. These are point estimates.",
+        table(header, shown),
+    ]
+    return [*blocks, *(said for row in rows if (said := _target(row)))]
+
+
+def _target(row: Entry) -> str:
+    if row.get("target_loss") is None:
+        return ""
+    if not is_number(row.get("flops_to_target")):
+        return f"{plainly(row['family'])} never reaches a loss of {sig(row['target_loss'])}: it lies under the floor."
+    cost = row.get("target_cost") or {}
+    hours = f", {sig(cost['device_hours'], 3)} device hours" if is_number(cost.get("device_hours")) else ""
+    price = f", a price of {sig(cost['price'], 3)}" if is_number(cost.get("price")) else ""
+    return (
+        f"{plainly(row['family'])} reaches a loss of {sig(row['target_loss'])} with {sig(row['flops_to_target'], 3)} "
+        f"FLOPs{hours}{price}."
+    )
+
+
+def _front(of: Directory, front: Entry) -> str:
+    target, column = of.primary["target"], front["against"]
+    name = {"flops": "C (FLOPs)", "tokens_per_second": "tokens per second"}.get(column) or axis_name("N", column)
+    rows = []
+    for row in front["front"]:
+        who = str(row["family"]) + (f", {row['name']}" if row.get("name") else "")
+        at = sig(row[column], 3) if column in ("flops", "tokens_per_second") else count(row[column])
+        rows.append([plainly(who), at, sig(row[target])])
+    return table(("run", name, TARGET_NAMES[target]), rows)

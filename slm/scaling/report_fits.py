@@ -1,0 +1,342 @@
+"""Sections on the fits: exponents, references, choice of law, predictions, marginal gain, certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slm.scaling.directory import Directory, Entry, known, laws_of
+from slm.scaling.report_text import (
+    VISIBLE_ROWS,
+    Section,
+    bullets,
+    exponents,
+    figure,
+    floor,
+    folded,
+    notes,
+    status,
+    table,
+)
+from slm.scaling.wording import (
+    NOTHING,
+    TARGET_NAMES,
+    amount,
+    count,
+    interval,
+    is_number,
+    p_value,
+    percent,
+    plainly,
+    sig,
+    size_words,
+    with_interval,
+)
+
+FIT_HEADER = ("family", "law", "exponent", "floor E", "R2", "rmse", "AICc", "status")
+
+
+def exponents_section(of: Directory) -> Section:
+    """What the verdict rests on first, then other laws, other N, and perplexity in a table of its own."""
+    main, target = of.primary, TARGET_NAMES[of.primary["target"]]
+    section = Section("Exponents")
+    section.add(
+        f"Fits of {target}, N being {size_words(main['size'])}, with {of.level:.0%} intervals. A steeper law has a "
+        "larger exponent. An exponent above a floor and one without a floor are different quantities, and so are "
+        "exponents in N, D and C: compare within one law only.",
+        fit_table(of.own),
+        notes(of.own),
+        *_without_smallest(of.own),
+    )
+    others = [entry for entry in of.of() if entry["law"] != main["law"]]
+    section.add(_long(f"{target}, other laws", others, VISIBLE_ROWS))
+    for size in dict.fromkeys(e["size"] for e in of.fits if e["size"] and e["size"] != main["size"]):
+        rows = [entry for entry in of.of(size=size) if entry["size"] == size]
+        section.add(_long(f"{target}, N being {size_words(size)}", rows))
+    for other in dict.fromkeys(e["target"] for e in of.fits if e["target"] != main["target"]):
+        section.add(*_other_target(of, other))
+    section.add(
+        figure(
+            of,
+            "exponents",
+            "Exponents with their intervals. Grey and hollow: the data do not identify it. Diamonds: published laws, "
+            "read as a straight line over this table's sizes.",
+        )
+    )
+    return section
+
+
+def fit_table(entries: Sequence[Entry]) -> str:
+    """Fits, one a row, and what could not be fitted below."""
+    rows = [
+        [
+            plainly(entry["family"]),
+            entry["law"],
+            exponents(entry),
+            floor(entry),
+            sig(entry["r2"]),
+            percent(entry["rmse_log"]),
+            sig(entry["aicc"]),
+            status(entry),
+        ]
+        for entry in entries
+        if entry["fitted"]
+    ]
+    return "\n\n".join(part for part in (table(FIT_HEADER, rows), not_fitted(entries)) if part)
+
+
+def not_fitted(entries: Sequence[Entry]) -> str:
+    """Fits that were refused, by reason."""
+    why: dict[str, list[str]] = {}
+    for entry in entries:
+        if not entry["fitted"]:
+            reason = "; ".join(entry["notes"]).removeprefix("not fitted: ") or "no reason given"
+            why.setdefault(reason, []).append(f"{entry['law']} ({entry['family']})")
+    return bullets([f"Not fitted: {plainly(', '.join(who))}: {plainly(reason)}." for reason, who in why.items()])
+
+
+def _long(summary: str, entries: Sequence[Entry], visible: int = VISIBLE_ROWS // 2) -> str:
+    content = "\n\n".join(part for part in (fit_table(entries), notes(entries)) if part)
+    if sum(entry["fitted"] for entry in entries) > visible:
+        return folded(f"{summary} ({len(entries)} fits)", content)
+    return f"{summary[0].upper()}{summary[1:]}:\n\n{content}" if content else ""
+
+
+def _other_target(of: Directory, target: str) -> list[str]:
+    entries = of.of(target=target)
+    if target != "perplexity":
+        return [_long(f"{TARGET_NAMES[target]}", entries)]
+    warning = (
+        f"**Perplexity**: these are exponents of perplexity, the exponential of loss. They are not comparable with the "
+        f"exponents of {TARGET_NAMES[of.primary['target']]} above, nor with published exponents of loss; references "
+        "below are converted over the same N range."
+    )
+    same = [entry for entry in entries if entry["law"] == of.primary["law"]]
+    rest = [entry for entry in entries if entry["law"] != of.primary["law"]]
+    return [warning, fit_table(same), _long("perplexity, other laws", rest)]
+
+
+def _without_smallest(entries: Sequence[Entry]) -> list[str]:
+    said = []
+    for entry in entries:
+        found, name = entry.get("without_smallest"), entry["exponents"][0]
+        if found and known(entry, name) and "E" not in entry["params"] and is_number(found.get(name)):
+            said.append(f"{plainly(entry['family'])} {sig(found[name])} (instead of {sig(entry['params'][name])})")
+    if not said:
+        return []
+    return [f"Without the smallest size {entries[0]['exponents'][0]} would be: {', '.join(said)}."]
+
+
+def references_section(of: Directory) -> Section | None:
+    """Published laws over this table's own sizes."""
+    rows = of.comparison.get("references") or []
+    if not rows:
+        return None
+    section = Section("Published laws over the same sizes")
+    section.add(
+        "A published law is evaluated at this table's sizes (and tokens), in the N it was fitted with, and read as a "
+        "straight line through them: that is the exponent `power` would find if these models followed it. Only slopes "
+        "compare; levels belong to another text and tokenizer."
+    )
+    for target in dict.fromkeys(row["target"] for row in rows):
+        mine = [row for row in rows if row["target"] == target]
+        content = table(
+            ("reference", "family", "N", "`power` here", "reference's exponent", "ratio", "inside the interval"),
+            [_reference(row) for row in mine],
+        )
+        label = f"{TARGET_NAMES[target]}" + (" (not comparable with loss)" if target == "perplexity" else "")
+        section.add(f"**Exponents of {label}**", content) if len(mine) <= VISIBLE_ROWS else section.add(
+            folded(f"Exponents of {label}", content)
+        )
+    sources = dict.fromkeys(f"{row['reference']}: {row['source']}" for row in rows)
+    return section.add(f"Sources: {plainly('; '.join(sources))}.")
+
+
+def _reference(row: Entry) -> list[str]:
+    counted = size_words(row["size"]) + ("" if row["same_size_definition"] else ", not known to be the reference's N")
+    return [
+        plainly(row["reference"]),
+        plainly(row["family"]),
+        counted,
+        with_interval(row["exponent"], [row["ci_low"], row["ci_high"]]),
+        sig(row["reference_exponent"]),
+        sig(row["ratio"], 3),
+        {True: "yes", False: "no"}.get(row["inside"], NOTHING),
+    ]
+
+
+def curves_section(of: Directory) -> Section:
+    """The picture of the fits."""
+    return Section("Curves and residuals").add(
+        figure(
+            of,
+            "curves",
+            "Marks: runs. Line: the law, dashed beyond the data. Dark band: where the law is; light band: where one "
+            "more run would fall. Dotted: the floor, where it is identified. Grey dashes: published laws with the "
+            "same target and the same N.",
+        ),
+        figure(of, "residuals", "A pattern here that families share is something the law leaves out."),
+        figure(
+            of,
+            "profiles",
+            "How much worse the best fit gets when the exponent is held elsewhere: the interval is where |t| stays "
+            "under the dotted line.",
+        ),
+    )
+
+
+def selection_section(of: Directory) -> Section:
+    """AICc, BIC, extrapolation and lack of fit of each law."""
+    section = Section("Which law")
+    rows = of.comparison.get("selection") or []
+    laws = [law for law in laws_of(of.fits) if any(row["law"] == law for row in rows)]
+    section.add(
+        "Lower AICc and BIC are better, between laws of the same target; less than about 2 apart is no difference. The "
+        "extrapolation column predicts the largest size from the smaller ones, which is the harder test.",
+        table(
+            ("law", "identified in", "rmse, worst family", "extrapolation error, worst family", "lack of fit, least p"),
+            [_law_row(of, law, [row for row in rows if row["law"] == law]) for law in laws],
+        ),
+        _fold_if_long(_criteria(rows), len(rows), "AICc, BIC and errors of every law and family"),
+        figure(of, "extrapolation", "Error of predicting the largest size from the smaller ones, by law and family."),
+    )
+    return section
+
+
+def _law_row(of: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
+    ahead = [row["extrapolation_error_log"] for row in rows if is_number(row["extrapolation_error_log"])]
+    scatter = [row["rmse_log"] for row in rows if is_number(row["rmse_log"])]
+    misfit = [entry["lack_of_fit"]["p"] for entry in of.of(law=law) if entry.get("lack_of_fit")]
+    return [
+        f"{law}, the verdict's" if law == of.primary["law"] else law,
+        f"{sum(bool(row['identified']) for row in rows)} of {len(rows)}",
+        percent(max(scatter, default=None)),
+        percent(max(ahead, key=abs, default=None), sign=True),
+        p_value(min(misfit, default=None)),
+    ]
+
+
+def _criteria(rows: Sequence[Entry]) -> str:
+    header = ("law", "family", "AICc", "BIC", "rmse", "extrapolation error", "inside its interval", "identified")
+    return table(
+        header,
+        [
+            [
+                row["law"],
+                plainly(row["family"]),
+                sig(row["aicc"], 5),
+                sig(row["bic"], 5),
+                percent(row["rmse_log"]),
+                percent(row["extrapolation_error_log"], sign=True),
+                {True: "yes", False: "no"}.get(row["extrapolation_inside"], NOTHING),
+                "yes" if row["identified"] else "no",
+            ]
+            for row in rows
+            if is_number(row["rmse_log"])
+        ],
+    )
+
+
+def _fold_if_long(content: str, rows: int, summary: str) -> str:
+    return content if rows <= VISIBLE_ROWS else folded(summary, content)
+
+
+def predictions_section(of: Directory) -> Section | None:
+    """Results of runs that were not made."""
+    main = [row for entry in of.own for row in _predicted(entry)]
+    if not main:
+        return None
+    header = (
+        "family",
+        "law",
+        "at",
+        f"predicted {TARGET_NAMES[of.primary['target']]}",
+        f"{of.level:.0%} interval of one run",
+    )
+    others = [row for entry in of.of() if entry["law"] != of.primary["law"] for row in _predicted(entry)]
+    return Section("Predictions").add(
+        "These lie beyond the data. Each interval is right only if its law goes on to hold there, which no run here "
+        "has tested; where the laws below disagree by more than their intervals, that is the honest uncertainty.",
+        table(header, main),
+        _fold_if_long(table(header, others), len(others), "The same by the other laws"),
+    )
+
+
+def _predicted(entry: Entry) -> list[list[str]]:
+    mark = "" if entry["identified"] else " (not identified)"
+    return [
+        [
+            plainly(entry["family"]),
+            entry["law"] + mark,
+            ", ".join(f"{v} = {amount(v, row[v])}" for v in entry["range"] if v in row),
+            sig(row["value"]),
+            interval([row["low"], row["high"]]),
+        ]
+        for row in entry.get("predictions") or []
+    ]
+
+
+def marginal_section(of: Directory) -> Section | None:
+    """What one more parameter is worth."""
+    rows = []
+    for entry in of.own:
+        found = entry.get("marginal")
+        if not found or not found["x"]:
+            continue
+        ends = [(found["x"][i], found["gain"][i], found["low"][i], found["high"][i]) for i in (0, -1)]
+        for at, *values in ends:
+            gain, low, high = (1e6 * v if is_number(v) else None for v in values)
+            rows.append([plainly(entry["family"]), count(at), with_interval(gain, [low, high], 3)])
+    if not rows:
+        return None
+    return Section("Marginal gain").add(
+        "The gain from one more parameter falls with size by the same rule everywhere, so no size is a knee or a sweet "
+        "spot; where to stop depends on what a parameter costs.",
+        table(("family", "at N", f"{TARGET_NAMES[of.primary['target']]} gained by a million more parameters"), rows),
+        figure(of, "marginal", "Gain of a million more parameters, with its band, over the sizes that were run."),
+    )
+
+
+def certificates_section(of: Directory) -> Section:
+    """How far each optimum can be trusted, for every fit."""
+    section = Section("Appendix: certificates of all fits")
+    section.add(
+        "Each fit is started from many places. `starts` is the share that reached the best objective; the gradient "
+        "norm is relative and near 0 at an optimum; a large condition number means that parameters trade off against "
+        "each other. `unit` is what counts as independent: a run, or the mean over the seeds of a cell."
+    )
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in of.fits:
+        groups.setdefault((entry["target"], entry["size"] or "", entry["loss"]), []).append(entry)
+    section.add(not_fitted([entry for entry in of.of() if not entry["fitted"]]))
+    for (target, size, loss), entries in groups.items():
+        what = f"{TARGET_NAMES[target]}, {size_words(size) if size else 'laws without N'}, {loss.replace('_', ' ')}"
+        section.add(
+            folded(
+                f"{what} ({len(entries)} fits)", table(_CERTIFICATE, [_certificate(e) for e in entries if e["fitted"]])
+            )
+        )
+    return section
+
+
+_CERTIFICATE = ("family", "law", "objective", "starts", "gradient norm", "condition number", "at bound", "converged",
+                "identified", "intervals by", "unit", "runs")  # fmt: skip
+
+
+def _certificate(entry: Entry) -> list[str]:
+    agreeing = (
+        f"{entry['starts_agreeing']:.0%} of {entry['starts']}" if is_number(entry["starts_agreeing"]) else NOTHING
+    )
+    return [
+        plainly(entry["family"]),
+        entry["law"],
+        sig(entry["objective"], 6),
+        agreeing,
+        sig(entry["gradient_norm"], 2),
+        sig(entry["condition_number"], 3),
+        ", ".join(entry["at_bound"]) or "none",
+        "yes" if entry["converged"] else "**NO**" if entry["fitted"] else NOTHING,
+        "yes" if entry["identified"] else f"no: {', '.join(entry['not_identified'])}",
+        entry["covariance_method"].replace("_", " "),
+        entry.get("unit", NOTHING),
+        str(entry["n_runs"]),
+    ]

@@ -1,0 +1,112 @@
+"""Pieces of Markdown that a report is made of. Cells and sentences are Markdown already: see `wording.plainly`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from slm.scaling.directory import Directory, Entry, known, variable_of
+from slm.scaling.wording import NOTHING, interval, is_number, plainly, with_interval
+
+VISIBLE_ROWS = 12
+"""A longer table that is not the main one is folded."""
+_ASIDE = (
+    "bootstrap samples could not",
+    "fitted to the means",
+    "of the starts reach",
+    "deviate from the law",
+    "exponent of perplexity",
+    "bootstrap's standard error",
+)
+"""Remarks that are no reason for a parameter not to be identified."""
+
+
+@dataclass
+class Section:
+    """A heading and its blocks: paragraphs, tables, figures."""
+
+    title: str
+    blocks: list[str] = field(default_factory=list)
+
+    def add(self, *blocks: str) -> Section:
+        """Append blocks, leaving out empty ones."""
+        self.blocks += [block for block in blocks if block]
+        return self
+
+    def markdown(self) -> str:
+        """The section, with a blank line between blocks."""
+        return "\n\n".join([f"## {self.title}", *self.blocks])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; empty without rows. Columns in which all cells begin like numbers are aligned right."""
+    if not rows:
+        return ""
+    marks = ["---:" if all(_numeric(row[i]) for row in rows) else "---" for i in range(len(header))]
+    lines = [header, marks, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _numeric(cell: str) -> bool:
+    return cell == NOTHING or cell[:1].isdigit() or (cell[:1] in "-+<≤" and cell[1:2].strip(" ").isdigit())
+
+
+def folded(summary: str, content: str) -> str:
+    """Content that opens on a click, and reads on in plain Markdown."""
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>" if content else ""
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def figure(of: Directory, name: str, caption: str) -> str:
+    """A figure of the directory with its caption; nothing where it was not drawn."""
+    there = (of.path / "figures" / f"{name}.png").exists()
+    return f"![Figure: {name}](figures/{name}.png)\n\n*{caption}*" if there else ""
+
+
+def exponent(entry: Entry, name: str, digits: int = 4) -> str:
+    """An exponent with its interval; never a bare number where it is not identified."""
+    if not entry["fitted"]:
+        return NOTHING
+    ends = entry["ci95"].get(name)
+    if not known(entry, name):
+        return f"not identified {interval(ends, 3)}" if ends and any(map(is_number, ends)) else "not identified"
+    return with_interval(entry["params"][name], ends, digits)
+
+
+def exponents(entry: Entry) -> str:
+    """All exponents of a fit with what they are in."""
+    shown = [f"{name} (in {variable_of(entry, name)}): {exponent(entry, name)}" for name in entry["exponents"]]
+    return "; ".join(shown)
+
+
+def floor(entry: Entry) -> str:
+    """The floor of a law that has one."""
+    if "E" not in entry["params"]:
+        return "none in the law"
+    return exponent(entry, "E")
+
+
+def status(entry: Entry) -> str:
+    """Whether a fit may be believed, and why not."""
+    if not entry["fitted"]:
+        return "not fitted"
+    if entry["identified"]:
+        lost = [name for name in entry["not_identified"] if name not in entry["exponents"]]
+        return "identified" + (f" (but not {', '.join(lost)})" if lost else "")
+    reasons = [note for note in entry["notes"] if not any(aside in note for aside in _ASIDE)]
+    return f"**NOT IDENTIFIED**: {plainly('; '.join(reasons) or 'see the notes')}"
+
+
+def notes(entries: Sequence[Entry]) -> str:
+    """What the fits remark beside their status, each remark once with the fits it is about."""
+    about: dict[str, list[str]] = {}
+    for entry in entries:
+        for note in entry["notes"] if entry["fitted"] else []:
+            said_already = not entry["identified"] and not any(aside in note for aside in _ASIDE)
+            if "exponent of perplexity" not in note and not said_already:
+                about.setdefault(note, []).append(f"{entry['family']} ({entry['law']})")
+    return bullets([f"{plainly(', '.join(dict.fromkeys(who)))}: {plainly(note)}." for note, who in about.items()])
