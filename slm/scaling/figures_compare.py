@@ -35,7 +35,7 @@ def exponents(of: Directory) -> Figure | None:
     columns, wide, around = (
         min(2, len(found)),
         6.0,
-        Margins(left=1.15 if len(of.families) > 1 else 1.7, right=1.55, bottom=0.4, top=0.35),
+        Margins(left=0.95 if len(of.families) > 1 else 1.45, right=1.4, bottom=0.4, top=0.35),
     )
     stacks = [0.0] * columns
     places = []
@@ -156,7 +156,7 @@ def differences(of: Directory) -> Figure | None:
     title = f"Differences of exponents: {apart or 'none'} of {len(rows)} stand out from zero after Holm's adjustment"
     most = max(sum(row["exponent"] == name for row in rows) for name in names)
     figure, axes = panels(
-        len(names), title, columns=2, width=6.6, height=0.8 + 0.3 * most, margins=Margins(left=1.8, right=1.2)
+        len(names), title, columns=1, width=6.6, height=0.8 + 0.3 * most, margins=Margins(left=1.8, right=1.2)
     )
     for axis, name in zip(axes, names, strict=True):
         _differences_of(axis, [row for row in rows if row["exponent"] == name], name, found["power"])
@@ -205,7 +205,7 @@ def pareto(of: Directory) -> Figure | None:
         else f"only {listed(on)} {'has' if len(on) == 1 else 'have'} runs"
     )
     title = "Pareto fronts" + (f": {who} on them" if len(of.families) > 1 else ": what no other run beats in both")
-    figure, axes = panels(len(fronts), title, columns=3, width=3.7, height=2.9, families=of.families)
+    figure, axes = panels(len(fronts), title, columns=3, width=3.15, height=2.7, families=of.families)
     for axis, front in zip(axes, fronts, strict=True):
         _front(axis, of, front, target)
     axes[0].set_ylabel(TARGET_UNITS[target])
@@ -240,7 +240,7 @@ def isoflop(of: Directory) -> Figure | None:
         f"{row['family']} {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)}" for row in found
     )
     figure, axes = panels(
-        len(found), f"IsoFLOP profiles: best N grows as C^a, a = {said}", columns=2, width=4.6, height=3.4
+        len(found), f"IsoFLOP profiles: best N grows as C^a, a = {said}", columns=2, width=4.7, height=3.2
     )
     for axis, row in zip(axes, found, strict=True):
         _isoflop_panel(axis, of, row)

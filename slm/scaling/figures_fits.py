@@ -23,13 +23,13 @@ def curves(of: Directory) -> Figure | None:
     if not entries:
         return None
     several = len(entries) > 1
-    wide = 3.7 if several else 6.8
+    wide = 3.15 if several else 6.8
     figure, axes = panels(
         len(entries) + several,
         _curves_title(of, entries),
         columns=3,
         width=wide,
-        height=2.9 if several else 4.2,
+        height=2.7 if several else 4.2,
         families=of.families if several else (),
     )
     for axis, entry in zip(axes[several:], entries, strict=True):
@@ -116,7 +116,7 @@ def _references(axis: Axes, of: Directory, entry: Entry) -> None:
     """Published laws over the same sizes, only with the same target and the same N."""
     if entry["curve"].get("held") or entry["curve"]["variable"] != "N":
         return
-    ends: list[tuple[float, float, str]] = []
+    ends: list[tuple[float, str]] = []
     for row in of.comparison.get("references") or []:
         alike = row["family"] == entry["family"] and row["target"] == entry["target"] and row["size"] == entry["size"]
         if not (alike and row.get("same_size_definition") and row.get("curve")):
@@ -125,9 +125,19 @@ def _references(axis: Axes, of: Directory, entry: Entry) -> None:
         log_y = np.log(row["curve"]["value"])
         y = np.exp([log_y[np.array(row["curve"]["N"]) == one].mean() for one in x])
         axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
-        ends.append((y[-1], x[-1], row["reference"]))
-    for place, (height, at, name) in enumerate(sorted(ends, reverse=True)):
-        axis.annotate(name, (at, height), (3, 4 - 9 * place), textcoords="offset points", fontsize=7, color="#666666")
+        ends.append((float(y[-1]), row["reference"]))
+    for place, (height, name) in enumerate(sorted(ends, reverse=True)):
+        axis.annotate(
+            name,
+            (0.99, height),
+            (0, 4 - 9 * place),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+            color="#666666",
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5},
+        )
 
 
 def _floor(axis: Axes, of: Directory, entry: Entry) -> None:
@@ -173,7 +183,7 @@ def residuals(of: Directory) -> Figure | None:
         else f"at most {percent(largest['rmse_log'])}, largest for {largest['family']}"
     )
     figure, axes = panels(
-        len(variables), title, columns=2, width=6.2 if len(variables) == 1 else 4.8, families=of.families
+        len(variables), title, columns=2, width=6.2 if len(variables) == 1 else 4.7, families=of.families
     )
     sigmas = [entry["sigma_log"] for entry in entries if is_number(entry.get("sigma_log"))]
     for axis, variable in zip(axes, variables, strict=True):
@@ -224,7 +234,12 @@ def profiles(of: Directory) -> Figure | None:
         f"{len(lost)} of {len(found)} do not identify theirs" if lost else "every one is bounded on both sides"
     )
     figure, axes = panels(
-        len(found), title, columns=min(4, len(found)), width=3.0, height=2.7, margins=Margins(top=0.5)
+        len(found),
+        title,
+        columns=min(4, len(found)),
+        width=2.35,
+        height=2.4,
+        margins=Margins(left=0.5, right=0.15, top=0.45),
     )
     for axis, (entry, name) in zip(axes, found, strict=True):
         _profile(axis, of, entry, name)
@@ -254,7 +269,7 @@ def _profile(axis: Axes, of: Directory, entry: Entry, name: str) -> None:
     axis.set_xlim(max(values.min(), centre - reach), min(values.max(), centre + reach))
     axis.locator_params(axis="x", nbins=5)
     told = f"{name} {interval(entry['ci95'][name], 3)}" if identified else f"{name}: NOT IDENTIFIED"
-    axis.set_title(f"{entry['family']}, {entry['law']}\n{told}", fontsize=8)
+    axis.set_title(f"{entry['family']}, {entry['law']}\n{told}", fontsize=7.5)
     axis.set_xlabel(f"{name} (exponent in {variable_of(entry, name)})")
 
 

@@ -81,10 +81,12 @@ def audit_section(of: Directory) -> Section:
     if not of.audit:
         return section.add("**NOT AUDITED**: the directory holds no audit.")
     section.add("**CONTROLLED**" if of.audit["controlled"] else "**NOT CONTROLLED**")
-    for key, heading in (("violations", "Differs"), ("varies", "Varies within the family"), ("unknown", "Not known")):
+    for key, heading in (("violations", "Differs"), ("varies", "Varies within the family")):
         items = of.audit.get(key) or []
         if items:
             section.add(f"{heading}:", bullets([plainly(item["sentence"]) for item in items]))
+    unknown = [plainly(item["what"]) for item in of.audit.get("unknown") or []]
+    section.add(f"Not known, because the table does not say it for every run: {listed(unknown)}." if unknown else "")
     matched = [plainly(item["sentence"]) for item in of.audit.get("checked") or []]
     return section.add("Matched:" if matched else "", bullets(matched))
 
@@ -200,7 +202,9 @@ def efficiency(law: Entry) -> list[str]:
     if said and test:
         p = p_value(test["p"], test.get("replicates"))
         holds = "is rejected, so take these as a summary only" if test["p"] < 0.05 else "is not rejected"
-        said.append(f"The model behind these factors (families rescale N and D of one law) {holds} (p {_is(p)}).")
+        said.append(
+            f"The model behind these factors (families differ by a factor on their size and data only) {holds} (p {_is(p)})."
+        )
     return said
 
 
@@ -259,10 +263,7 @@ def _ranking(of: Directory) -> list[str]:
         return [*blocks, "No other identified fit ranks the families, so whether the order survives cannot be said."]
     blocks.append(
         f"The same order in {ranking['same_order']} of {ranking['compared_with']} other fits in the same variable. "
-        + " ".join(
-            f"It {'survives' if same else 'does **not** survive'} a change of {_CHANGES[what]}."
-            for what, same in ranking["survives_change_of"].items()
-        )
+        + _survival(ranking["survives_change_of"])
     )
     pairs = [[plainly(p["steeper"]), plainly(p["flatter"]), f"{p['same']} of {p['of']}"] for p in ranking["pairs"]]
     blocks.append(table(("steeper", "flatter", "also in"), pairs))
@@ -283,6 +284,13 @@ def _ranking(of: Directory) -> list[str]:
     return blocks
 
 
+def _survival(changes: dict[str, bool]) -> str:
+    kept = [_CHANGES[what] for what, same in changes.items() if same]
+    lost = [_CHANGES[what] for what, same in changes.items() if not same]
+    said = [f"It survives a change of {listed(kept)}."] if kept else []
+    return " ".join([*said, f"It does **not** survive a change of {listed(lost)}."] if lost else said)
+
+
 def _unused(rows: Sequence[Entry]) -> str:
     """How many fits rank nothing, and why."""
     poor = sum(not row.get("tenable", True) for row in rows)
@@ -297,7 +305,7 @@ def _unused(rows: Sequence[Entry]) -> str:
     return f"Fits that rank nothing: {', '.join(reasons)}." if rows else ""
 
 
-_CHANGES = {"law": "law", "target": "target", "size": "N", "loss": "the loss that is fitted"}
+_CHANGES = {"law": "law", "target": "target", "size": "N", "loss": "what the fit minimises"}
 
 
 def power_section(of: Directory) -> Section | None:
@@ -320,7 +328,7 @@ def power_section(of: Directory) -> Section | None:
     )
     ways = []
     if is_number(better.get("times_runs_for_half")):
-        ways.append(f"{sig(better['times_runs_for_half'], 3)} times the runs at these sizes")
+        ways.append(f"{better['times_runs_for_half']:g} times the runs at these sizes")
     if is_number(better.get("span_for_half")):
         ways.append(
             f"sizes that span a factor of {sig(better['span_for_half'], 3)} instead of {sig(better['span_now'], 3)}"

@@ -144,9 +144,10 @@ def references_section(of: Directory) -> Section | None:
             [_reference(row) for row in mine],
         )
         label = f"{TARGET_NAMES[target]}" + (" (not comparable with loss)" if target == "perplexity" else "")
-        section.add(f"**Exponents of {label}**", content) if len(mine) <= VISIBLE_ROWS else section.add(
-            folded(f"Exponents of {label}", content)
-        )
+        if len(mine) <= VISIBLE_ROWS // (1 if target == of.primary["target"] else 2):
+            section.add(f"**Exponents of {label}**", content)
+        else:
+            section.add(folded(f"Exponents of {label} ({len(mine)} rows)", content))
     sources = dict.fromkeys(f"{row['reference']}: {row['source']}" for row in rows)
     return section.add(f"Sources: {plainly('; '.join(sources))}.")
 
@@ -207,7 +208,7 @@ def _law_row(of: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
     scatter = [row["rmse_log"] for row in rows if is_number(row["rmse_log"])]
     misfit = [entry["lack_of_fit"]["p"] for entry in of.of(law=law) if entry.get("lack_of_fit")]
     return [
-        f"{law}, the verdict's" if law == of.primary["law"] else law,
+        f"**{law}** (the verdict's)" if law == of.primary["law"] else law,
         f"{sum(bool(row['identified']) for row in rows)} of {len(rows)}",
         percent(max(scatter, default=None)),
         percent(max(ahead, key=abs, default=None), sign=True),
@@ -310,11 +311,8 @@ def certificates_section(of: Directory) -> Section:
     section.add(not_fitted([entry for entry in of.of() if not entry["fitted"]]))
     for (target, size, loss), entries in groups.items():
         what = f"{TARGET_NAMES[target]}, {size_words(size) if size else 'laws without N'}, {loss.replace('_', ' ')}"
-        section.add(
-            folded(
-                f"{what} ({len(entries)} fits)", table(_CERTIFICATE, [_certificate(e) for e in entries if e["fitted"]])
-            )
-        )
+        rows = [_certificate(entry) for entry in entries if entry["fitted"]]
+        section.add(folded(f"{what} ({len(rows)} fits)", table(_CERTIFICATE, rows)))
     return section
 
 

@@ -30,15 +30,17 @@ a { color: var(--link); }
 code { background: var(--soft); padding: .08em .3em; border-radius: 3px; font-size: .9em; }
 pre { background: var(--soft); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; }
 pre code { padding: 0; background: none; }
-.scroll { overflow-x: auto; margin: .8rem 0; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; font-size: .86rem; width: 100%; font-variant-numeric: tabular-nums; }
+.scroll { width: fit-content; max-width: 100%; overflow-x: auto; margin: .8rem 0; border: 1px solid var(--line); border-radius: 6px; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .7rem; text-align: left; vertical-align: top; min-width: 3.5rem; }
 th { background: var(--soft); font-weight: 600; }
 td { border-top: 1px solid var(--line); }
+td[style*="right"] { white-space: nowrap; }
 details { margin: .7rem 0; }
 summary { cursor: pointer; color: var(--link); }
-img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; padding: .4rem; margin-top: 1.2rem; }
+.figure { display: block; width: fit-content; max-width: 100%; overflow-x: auto; background: #fff; padding: .4rem;
+  border: 1px solid var(--line); border-radius: 6px; margin-top: 1.2rem; }
+img { display: block; max-width: 100%; height: auto; }
 p > em:only-child { color: var(--quiet); font-size: .9rem; }
 #verdict + p { background: var(--soft); border-left: 4px solid #0072B2; padding: .8rem 1rem; font-size: 1.08rem; }
 @media (max-width: 60rem) {
@@ -48,9 +50,11 @@ p > em:only-child { color: var(--quiet); font-size: .9rem; }
     overflow-x: auto; }
   nav ul { display: flex; gap: 1.1rem; white-space: nowrap; }
   main { padding: 0 1rem 3rem; }
+  img { max-width: none; width: max(100%, 38rem); }
 }
 @media print { nav { display: none; } body { display: block; } }
 """
+_INTERVAL = re.compile(r"\[(-?[\w.-]+), (-?[\w.-]+)\]")  # not to be broken into lines
 _KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -60,6 +64,7 @@ def page(title: str, markdown: str, folder: Path) -> str:
     tokens = parser.parse(markdown)
     contents = _anchors(tokens)
     body = parser.renderer.render(tokens, parser.options, {})
+    body = _INTERVAL.sub(r"[\1,&nbsp;\2]", body)
     links = "\n".join(f'<li><a href="#{anchor}">{html.escape(text)}</a></li>' for anchor, text in contents)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -74,7 +79,7 @@ def _parser(folder: Path) -> Any:
 
     def image(_self: Any, tokens: Sequence[Any], place: int, _options: Any, _env: Any) -> str:
         path = folder / str(tokens[place].attrs["src"])
-        return f'<img alt="{html.escape(tokens[place].content)}" src="{_embedded(path)}">'
+        return f'<span class="figure"><img alt="{html.escape(tokens[place].content)}" src="{_embedded(path)}"></span>'
 
     # Raw HTML is let through for <details>; text from a table of runs is escaped where the Markdown is written.
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from slm.scaling.wording import NOTHING, interval, is_number, plainly, with_inte
 
 VISIBLE_ROWS = 12
 """A longer table that is not the main one is folded."""
+_NUMBER = re.compile(r"\d[\d.]*(?:e-?\d+)?%?")
 _ASIDE = (
     "bootstrap samples could not",
     "fitted to the means",
@@ -48,7 +50,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _numeric(cell: str) -> bool:
-    return cell == NOTHING or cell[:1].isdigit() or (cell[:1] in "-+<≤" and cell[1:2].strip(" ").isdigit())
+    return cell == NOTHING or cell[:1].isdigit() or (cell[:1] in "-+<≤" and cell[1:].lstrip()[:1].isdigit())
 
 
 def folded(summary: str, content: str) -> str:
@@ -102,11 +104,22 @@ def status(entry: Entry) -> str:
 
 
 def notes(entries: Sequence[Entry]) -> str:
-    """What the fits remark beside their status, each remark once with the fits it is about."""
-    about: dict[str, list[str]] = {}
+    """What the fits remark beside their status; remarks that differ in one number only become one."""
+    about: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for entry in entries:
         for note in entry["notes"] if entry["fitted"] else []:
             said_already = not entry["identified"] and not any(aside in note for aside in _ASIDE)
             if "exponent of perplexity" not in note and not said_already:
-                about.setdefault(note, []).append(f"{entry['family']} ({entry['law']})")
-    return bullets([f"{plainly(', '.join(dict.fromkeys(who)))}: {plainly(note)}." for note, who in about.items()])
+                about.setdefault((entry["law"], _NUMBER.sub("#", note)), []).append((entry["family"], note))
+    return bullets(
+        [f"{law} ({plainly(', '.join(f for f, _ in of))}): {_joined(of)}." for (law, _), of in about.items()]
+    )
+
+
+def _joined(remarks: Sequence[tuple[str, str]]) -> str:
+    """One remark with the numbers of all."""
+    first = remarks[0][1]
+    found = [_NUMBER.findall(note) for _, note in remarks]
+    if len(remarks) == 1 or any(len(numbers) != 1 for numbers in found):
+        return plainly("; ".join(dict.fromkeys(note for _, note in remarks)))
+    return plainly(_NUMBER.sub(", ".join(numbers[0] for numbers in found), first, count=1))
