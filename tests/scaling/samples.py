@@ -1,0 +1,69 @@
+"""Samples and tables with known laws behind them, for tests of the scaling analysis."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from slm.scaling.laws import Floats
+from slm.scaling.sample import Sample
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "scaling"
+
+TRUE: dict[str, dict[str, float]] = {
+    "power": {"A": 20.0, "alpha": 0.1},
+    "power_floor": {"E": 1.7, "A": 400.0, "alpha": 0.33},
+    "power_D": {"A": 25.0, "alpha": 0.095},
+    "power_floor_D": {"E": 1.8, "A": 900.0, "alpha": 0.3},
+    "power_C": {"A": 30.0, "alpha": 0.05},
+    "power_floor_C": {"E": 1.5, "A": 300.0, "alpha": 0.12},
+    "chinchilla": {"E": 1.8, "A": 480.0, "B": 2000.0, "alpha": 0.35, "beta": 0.36},
+    "kaplan_joint": {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.095},
+    "width_depth": {"E": 1.6, "A": 30.0, "B": 1.5, "C": 1500.0, "a": 0.6, "b": 0.8, "c": 0.35},
+}
+"""Parameters of a plausible instance of each law."""
+
+RANGES = {"N": (1e7, 2e9), "D": (5e8, 2e11), "C": (1e17, 1e22), "w": (128, 2048), "d": (2, 48)}
+
+
+def plain_law(name: str, p: Mapping[str, float], x: Mapping[str, Floats]) -> Floats:
+    """Every law as its paper prints it, term by term."""
+    match name:
+        case "power" | "power_D" | "power_C":
+            return np.asarray(p["A"] * x[(name + "_N").split("_")[1]] ** -p["alpha"])
+        case "power_floor" | "power_floor_D" | "power_floor_C":
+            return np.asarray(p["E"] + p["A"] * x[(name + "_N").split("_")[2]] ** -p["alpha"])
+        case "chinchilla":
+            return np.asarray(p["E"] + p["A"] / x["N"] ** p["alpha"] + p["B"] / x["D"] ** p["beta"])
+        case "kaplan_joint":
+            inner = (p["N_c"] / x["N"]) ** (p["alpha_N"] / p["alpha_D"]) + p["D_c"] / x["D"]
+            return np.asarray(inner ** p["alpha_D"])
+        case "width_depth":
+            terms = p["A"] / x["w"] ** p["a"] + p["B"] / x["d"] ** p["b"] + p["C"] / x["D"] ** p["c"]
+            return np.asarray(p["E"] + terms)
+    raise KeyError(name)
+
+
+def design(variables: tuple[str, ...], rows: int, seed: int = 0) -> Floats:
+    """Log variables [rows, V] spread over realistic ranges: a line for one variable, random beyond."""
+    rng = np.random.default_rng(seed)
+    columns = []
+    for v, name in enumerate(variables):
+        low, high = np.log(RANGES[name])
+        columns.append(np.linspace(low, high, rows) if v == 0 else rng.uniform(low, high, rows))
+    return np.stack(columns, axis=1)
+
+
+def sample(log_y: Floats, log_x: Floats, clusters: Floats | None = None, cells: Floats | None = None) -> Sample:
+    """Rows that are runs and cells of their own unless told otherwise."""
+    rows = np.arange(len(log_y))
+    log_x = log_x[:, None] if log_x.ndim == 1 else log_x
+    return Sample(log_y, log_x, rows if clusters is None else clusters, rows if cells is None else cells)
+
+
+def noisy(name: str, variables: tuple[str, ...], rows: int, sigma: float, seed: int = 0) -> Sample:
+    """Rows of the law `name` of `TRUE` with Gaussian log noise."""
+    log_x = design(variables, rows, seed)
+    x = {v: np.exp(log_x[:, j]) for j, v in enumerate(variables)}
+    noise = sigma * np.random.default_rng([seed, 1]).standard_normal(rows)
+    return sample(np.log(plain_law(name, TRUE[name], x)) + noise, log_x)
