@@ -76,11 +76,16 @@ def fit_group(
             fitted[name] = Fitted(_refused(case, sample, loss, refusals[name] or ""))
             continue
         found = fit_sample(law, means[name], loss=loss) if by_cell else by_run[name]
-        fitted[name] = _fit_case(case, found, by_run[name], misfits[name], by_cell, settings, rng, thorough)
+        fitted[name] = _fit_case(table, case, found, by_run[name], misfits[name], by_cell, settings, rng, thorough)
     return fitted
 
 
+def _constant(table: Table, column: str) -> bool:
+    return column in table.frame and bool(table.frame[column].nunique(dropna=False) == 1)
+
+
 def _fit_case(
+    table: Table,
     case: Case,
     found: Fit,
     by_run: Fit,
@@ -97,6 +102,8 @@ def _fit_case(
         entry["notes"].append(f"sizes deviate from the law by more than seeds do (lack of fit, p = {misfit.p:.2g})")
     if by_cell:
         entry["notes"].append("fitted to the means over seeds, so that intervals rest on the number of sizes")
+    if case.law.variables == ("C",) and _constant(table, "tokens"):
+        entry["notes"].append("all runs saw the same tokens, so that C is N by another name")
     if thorough:
         entry |= _closer(case, found, of, settings, rng)
     return Fitted(entry, found, of)

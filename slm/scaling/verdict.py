@@ -34,7 +34,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
             sentences.append(f"The exponent of {_listed(lost)} is not identified and enters no statement.")
         sentences += _assumed(law, primary)
     sentences += _ranking(comparison["ranking"], primary) if len(comparison["families"]) > 1 else []
-    if controlled is False:
+    if controlled is False and len(comparison["families"]) > 1:
         sentences.append(
             "The comparison is NOT CONTROLLED: the audit names what differs, or what the table does not say."
         )

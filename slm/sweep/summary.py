@@ -25,14 +25,20 @@ def print_summary(found: Analysis, audited: Mapping[str, Any], folder: Path) -> 
         print("\nThe published study, claim by claim:")
         for claim in comparison["published"]:
             print(f"- {claim['claim']}\n    {claim['finding']}")
-    controlled = "the comparison is controlled" if audited["controlled"] else "the comparison is NOT CONTROLLED"
-    print(f"\nAudit: {controlled}.")
-    for sentence in [v["sentence"] for v in audited["violations"]] + [u["sentence"] for u in audited["unknown"]]:
-        print(f"- {sentence}")
+    if len(comparison["families"]) > 1:
+        _print_audit(audited)
     print(f"\nVerdict: {comparison['verdict']['headline']}")
     for sentence in comparison["verdict"]["sentences"]:
         print(f"- {sentence}")
     print(f"\nreport: {folder / 'report.html'}")
+
+
+def _print_audit(audited: Mapping[str, Any]) -> None:
+    print(f"\nAudit: the comparison is {'controlled' if audited['controlled'] else 'NOT CONTROLLED'}.")
+    for violation in audited["violations"]:
+        print(f"- {violation['sentence']}")
+    if audited["unknown"]:
+        print(f"- The table does not say, for every run: {', '.join(one['what'] for one in audited['unknown'])}.")
 
 
 def _is_shown(entry: Entry, primary: Entry) -> bool:
@@ -49,7 +55,10 @@ def _line(entry: Entry) -> str:
         variable = next(iter(entry["range"]))
         alpha = entry["params"]["alpha"]
         shown[:0] = [f"{entry['params']['A']:.4g} {variable}^{-alpha:.4f}, R2 {entry['r2']:.4f}"]
-    return head + "; ".join(shown) + ("" if entry["identified"] else "; NOT IDENTIFIED: " + _reasons(entry))
+    if not entry["identified"]:
+        return head + "; ".join(shown) + "; NOT IDENTIFIED: " + _reasons(entry)
+    certificate = f"objective {entry['objective']:.6g} from {entry['starts_agreeing']:.0%} of {entry['starts']} starts"
+    return head + "; ".join(shown) + f" ({certificate})"
 
 
 def _parameter(entry: Entry, name: str) -> str:
@@ -57,7 +66,8 @@ def _parameter(entry: Entry, name: str) -> str:
     ends = f"[{'open' if low is None else format(low, '.4g')}, {'open' if high is None else format(high, '.4g')}]"
     if name in entry["not_identified"]:
         return f"{name} not identified {ends}"
-    return f"{name} = {entry['params'][name]:.4g} {ends}"
+    error = entry["se"][name]
+    return f"{name} = {entry['params'][name]:.4g} {ends}" + (f" se {error:.3g}" if error is not None else "")
 
 
 def _reasons(entry: Entry) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from slm.tracking.wandb_run import start_run
 
-Rows = tuple[list[str], Sequence[Sequence[Any]]]
+Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """Names of columns, and rows."""
 
 
@@ -32,7 +32,7 @@ def record_analysis(
     run = start_run(folder, config, name=name, settings=settings)
     try:
         logged: dict[str, Any] = {
-            key: wandb.Table(columns=columns, data=[list(row) for row in rows], allow_mixed_types=True)
+            key: wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
             for key, (columns, rows) in tables.items()
         }
         run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images})

@@ -1,0 +1,208 @@
+"""`sweep.py runs=TABLE` from table to analysis directory, and the tables that it must refuse or mark."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from slm.sweep.analysis import analyse_runs
+from slm.sweep.config import check_settings
+from tests.running import ROOT, quiet_env
+from tests.sweep.test_command_line import composed
+
+QUICK = ("analysis=quick", "analysis.laws=[power,power_floor]", "analysis.calibration=99", "logger=csv")
+
+
+def table(families: dict[str, float], sizes: int = 6, seeds: int = 2, **columns: Any) -> pd.DataFrame:
+    """Runs of families that follow L = 20 N^-alpha, with a scatter of 0.5%."""
+    rng = np.random.default_rng(5)
+    rows = [
+        {"family": name, "params_total": round(n), "tokens": 1e9, "seed": seed}
+        | {"loss": 20 * n**-alpha * np.exp(0.005 * rng.standard_normal())}
+        for name, alpha in families.items()
+        for n in np.geomspace(2e6, 6e7, sizes)
+        for seed in range(seeds)
+    ]
+    return pd.DataFrame(rows).assign(**columns)
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take a second each time; the tests of figures and report draw them."""
+    if "contract" not in request.node.name:
+        monkeypatch.setattr("slm.sweep.analysis._report", lambda folder: None)
+
+
+def analysed(frame: pd.DataFrame, folder: Path, *overrides: str) -> dict[str, Any]:
+    source = folder / "runs.csv"
+    frame.to_csv(source, index=False)
+    config = composed(f"runs={source}", f"output_dir={folder}/analysis", *QUICK, *overrides)
+    assert analyse_runs(check_settings(config)) == 0
+    return json.loads((folder / "analysis/comparison.json").read_text())
+
+
+def test_the_directory_holds_what_the_contract_names(tmp_path: Path) -> None:
+    analysed(table({"a": 0.1, "b": 0.12}), tmp_path)
+    folder = tmp_path / "analysis"
+    named = ["design.csv", "results.csv", "audit.json", "fits.json", "comparison.json", "report.md", "report.html"]
+    assert {path.name for path in folder.iterdir()} >= set(named)
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    assert {name.rsplit(".")[0] + ".svg" for name in figures} <= figures
+    assert not list(folder.rglob("*.partial"))
+    keys = [
+        "family",
+        "law",
+        "target",
+        "size",
+        "params",
+        "se",
+        "ci95",
+        "covariance_method",
+        "n_runs",
+        "n_rows",
+        "objective",
+        "r2",
+        "rmse_log",
+        "aicc",
+        "bic",
+    ]
+    keys += ["converged", "starts_agreeing", "at_bound", "condition_number", "identified", "notes"]
+    for entry in json.loads((folder / "fits.json").read_text()):
+        assert set(keys) <= set(entry), entry["law"]
+    design = pd.read_csv(folder / "design.csv")
+    assert (len(design), design["runs"].unique().tolist()) == (12, [2])
+
+
+def test_exponents_that_differ_are_found_and_equal_ones_are_not_told_apart(tmp_path: Path) -> None:
+    comparison = analysed(table({"steep": 0.15, "flat": 0.10, "too": 0.10}), tmp_path, "analysis.law=power")
+    assert comparison["verdict"]["distinguishable"] is True
+    pairs = {(p["a"], p["b"]): p for p in comparison["laws"]["power"]["pairs"]}
+    assert pairs["steep", "flat"]["ci_low"] < 0.05 < pairs["steep", "flat"]["ci_high"]
+    assert pairs["steep", "flat"]["p_adjusted"] < 0.001
+    assert pairs["flat", "too"]["p_adjusted"] > 0.05
+
+
+def test_an_analysis_is_the_same_to_the_last_bit_when_it_is_repeated(tmp_path: Path) -> None:
+    first = analysed(table({"a": 0.1, "b": 0.12}), tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "analysis").glob("*.json")}
+    assert analysed(table({"a": 0.1, "b": 0.12}), tmp_path) == first
+    assert before == {path: path.read_bytes() for path in (tmp_path / "analysis").glob("*.json")}
+
+
+def test_a_directory_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis/thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds something else"):
+        analysed(table({"a": 0.1}), tmp_path)
+    assert [path.name for path in (tmp_path / "analysis").iterdir()] == ["thesis.tex"]
+
+
+def test_fewer_sizes_than_parameters_plus_two_are_marked_not_identified(tmp_path: Path) -> None:
+    analysed(table({"a": 0.1}, sizes=4, seeds=1), tmp_path)
+    fits = json.loads((tmp_path / "analysis/fits.json").read_text())
+    floors = [entry for entry in fits if entry["law"] == "power_floor"]
+    assert floors
+    assert all("alpha" in entry["not_identified"] and not entry["identified"] for entry in floors)
+    three = tmp_path / "three"
+    three.mkdir()
+    analysed(table({"a": 0.1}, sizes=3, seeds=1), three)
+    fits = json.loads((three / "analysis/fits.json").read_text())
+    assert {e["params"]["alpha"] for e in fits if e["law"] == "power_floor"} == {None}
+    assert all("not fitted: 3 distinct sizes" in e["notes"][0] for e in fits if e["law"] == "power_floor")
+
+
+def test_one_family_is_analysed_and_compared_with_nothing(tmp_path: Path) -> None:
+    comparison = analysed(table({"a": 0.1}), tmp_path)
+    assert comparison["verdict"]["distinguishable"] is None
+    assert "at least two" in comparison["verdict"]["headline"]
+    assert comparison["laws"] == {}
+
+
+def changed(row: int, column: str, value: float) -> pd.DataFrame:
+    frame = table({"a": 0.1, "b": 0.1}).astype({"params_total": float})
+    frame.loc[row, column] = value
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (table({"a": 0.1}).assign(params_total=1e7), "N has one value in all rows"),
+        (changed(3, "loss", np.nan), "row 4.*loss"),
+        (changed(3, "loss", -2.5), "row 4.*loss"),
+        (changed(3, "loss", 12.0), "row 4, column loss: 12 .*perplexity"),
+        (changed(3, "params_total", 12.5), "row 4, column params_total: 12.5 is in other units"),
+        (table({"a": 0.1}, sizes=1, seeds=1), "no law can be fitted"),
+        (table({"a": 0.1}).drop(columns="params_total"), "params_total"),
+        (table({"a": 0.1}).iloc[:0], "empty|no rows"),
+    ],
+)
+def test_a_table_that_cannot_be_analysed_is_one_sentence_and_no_directory(
+    frame: pd.DataFrame, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        analysed(frame, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "analysis").exists()
+
+
+def test_duplicated_rows_are_counted_once_and_said(tmp_path: Path) -> None:
+    frame = table({"a": 0.1, "b": 0.1})
+    comparison = analysed(pd.concat([frame, frame.iloc[[2]]]), tmp_path)
+    assert comparison["n_rows"] == len(frame)
+    assert any("same" in note or "duplicate" in note for note in comparison["notes"])
+
+
+def test_rows_of_one_run_are_drawn_together_and_the_verdict_rests_on_pairs(tmp_path: Path) -> None:
+    frame = table({"a": 0.1, "b": 0.1}, seeds=2)
+    frame["run_id"] = [f"run{i // 2}" for i in range(len(frame))]
+    comparison = analysed(frame, tmp_path, "analysis.law=power", "analysis.unit=run")
+    fits = json.loads((tmp_path / "analysis/fits.json").read_text())
+    assert {e["covariance_method"] for e in fits if e["fitted"] and e["law"] == "power"} == {"cluster_bootstrap"}
+    assert comparison["laws"]["power"]["assumptions"]["rows_share_runs"]
+    assert any("draw whole runs" in sentence for sentence in comparison["verdict"]["sentences"])
+
+
+def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:
+    frame = table({"a": 0.1, "b": 0.14})
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    command = [sys.executable, str(ROOT / "sweep.py"), f"runs={tmp_path}/runs.csv", f"output_dir={tmp_path}/out"]
+    subprocess.run([*command, *QUICK[:3]], check=True, env=quiet_env(), cwd=tmp_path, timeout=120)
+    (file,) = (tmp_path / "out/wandb").glob("offline-run-*/run-*.wandb")
+    said = subprocess.run(
+        [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    run = json.loads(said.stdout)
+    fits = json.loads((tmp_path / "out/fits.json").read_text())
+    power = next(
+        e for e in fits if (e["family"], e["law"], e["target"], e["loss"]) == ("a", "power", "loss", "least_squares")
+    )
+    assert run["summary"]["exponent/a/power/alpha"] == pytest.approx(power["params"]["alpha"], rel=1e-12)
+    assert run["summary"]["exponent/a/power/ci_low"] == pytest.approx(power["ci95"]["alpha"][0], rel=1e-12)
+    assert run["summary"]["comparison/a_vs_b/p_adjusted"] < 0.05
+    assert {"exponents", "comparisons"} <= set(run["summary"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("analysis.law=cubic", "analysis.law='cubic'"),
+        ("analysis.bootstrap=3", "analysis.bootstrap=3"),
+        ("+analysis.lawz=all", "did you mean law"),
+        ("analysis.target=bits_per_byte", "the table has loss, perplexity"),
+        ("logger=tensorboard", "logger=tensorboard"),
+    ],
+)
+def test_settings_that_cannot_be_are_named_before_anything_is_written(override: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        analysed(table({"a": 0.1}), tmp_path, override)
+    assert not (tmp_path / "analysis").exists()
