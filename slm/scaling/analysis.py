@@ -76,7 +76,7 @@ def analyse(
     if not any(entry["fitted"] for entry in entries):
         reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
         raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
-    law = choose_law(primary, settings.law)
+    law, why = choose_law(primary, settings.law)
     compared: dict[str, Entry] = {}
     for place, name in enumerate(dict.fromkeys((law, *primary))):
         say(f"comparing families under {name}", len(groups) + place, steps)
@@ -85,6 +85,7 @@ def analyse(
         if found:
             compared[name] = found
     comparison = _comparison(table, settings, entries, primary, law, target, size) | {"laws": compared}
+    comparison["primary"]["why"] = why
     say("references and allocation", steps - 1, steps)
     rng = np.random.default_rng([seed, 2000])
     comparison |= {

@@ -85,7 +85,7 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
     notes += [
         f"{one.failed:.0%} of the {kind} bootstrap samples could not be refitted and are left out"
         for kind, one in ensembles.items()
-        if one.failed > 0.02
+        if one.failed > 0.02 and kind in se_method
     ]
     return Uncertainty(
         method, se, se_method, ci, profiles, ensembles, tuple(lost), tuple(notes), {**spread, "delta": delta}
