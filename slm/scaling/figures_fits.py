@@ -23,23 +23,28 @@ def curves(of: Directory) -> Figure | None:
     if not entries:
         return None
     several = len(entries) > 1
+    together = several and _same_held(entries)
     wide = 3.15 if several else 6.8
     figure, axes = panels(
-        len(entries) + several,
+        len(entries) + together,
         _curves_title(of, entries),
         columns=3,
         width=wide,
         height=2.7 if several else 4.2,
         families=of.families if several else (),
     )
-    for axis, entry in zip(axes[several:], entries, strict=True):
+    for axis, entry in zip(axes[together:], entries, strict=True):
         _bands(axis, of, entry)
         _points(axis, of, entry)
         _references(axis, of, entry)
         _floor(axis, of, entry)
         if several:
-            axis.set_title(entry["family"], color=colours(of.families)[entry["family"]], fontweight="bold")
-    if several:
+            axis.set_title(
+                entry["family"] + ("" if together else f" at {_held(entry)}"),
+                color=colours(of.families)[entry["family"]],
+                fontweight="bold",
+            )
+    if together:
         axes[0].set_title("all families")
         for entry in entries:
             _line(axes[0], of, entry)
@@ -52,7 +57,7 @@ def _curves_title(of: Directory, entries: list[Entry]) -> str:
     law, target = of.primary["law"], of.primary["target"].replace("_", " ")
     first = entries[0]
     variable = first["curve"]["variable"]
-    held = ", ".join(f"{name} held at {amount(name, at)}" for name, at in (first["curve"].get("held") or {}).items())
+    held = _held(first)
     if len(entries) > 1:
         answer = of.comparison["verdict"].get("distinguishable")
         said = {True: "the families scale differently", False: "exponents are not distinguishable"}.get(answer)
@@ -65,7 +70,18 @@ def _curves_title(of: Directory, entries: list[Entry]) -> str:
             else f"{name} not identified"
         )
     title += f", under {equation(law)}"
-    return title + (f" ({held}; points moved there along the law)" if held else "")
+    at = held if _same_held(entries) else "values that differ by family, so compare slopes only"
+    return title + (f" (points moved along the law to {at})" if held else "")
+
+
+def _held(entry: Entry) -> str:
+    """Where a law's other variables are held in its curve."""
+    return ", ".join(f"{name} = {amount(name, at)}" for name, at in (entry["curve"].get("held") or {}).items())
+
+
+def _same_held(entries: list[Entry]) -> bool:
+    """Whether all curves hold the other variables at the same values, so that they may share axes."""
+    return len({_held(entry) for entry in entries}) == 1
 
 
 def equation(law: str) -> str:

@@ -24,10 +24,10 @@ from slm.scaling.wording import (
 )
 
 MODEL_NAMES = {
-    "one_law": "one law for all families",
-    "efficiency": "shared exponents and floor; each family rescales N (and D)",
-    "shared_exponents": "shared exponents; coefficients and floor of each family's own",
-    "separate": "everything of each family's own",
+    "one_law": "one law for all",
+    "efficiency": "one law, N (and D) rescaled by family",
+    "shared_exponents": "shared exponents, all else by family",
+    "separate": "separate laws",
 }
 
 
@@ -203,7 +203,7 @@ def efficiency(law: Entry) -> list[str]:
         p = p_value(test["p"], test.get("replicates"))
         holds = "is rejected, so take these as a summary only" if test["p"] < 0.05 else "is not rejected"
         said.append(
-            f"The model behind these factors (families differ by a factor on their size and data only) {holds} (p {_is(p)})."
+            f"The model behind these factors (families differ by a factor on size and data only) {holds} (p {_is(p)})."
         )
     return said
 

@@ -32,6 +32,7 @@ from slm.scaling.wording import (
     with_interval,
 )
 
+SIZE_WORDS_SHORT = {"params_total": "all", "params_non_embedding": "without embeddings", "N": "as the table has it"}
 FIT_HEADER = ("family", "law", "exponent", "floor E", "R2", "rmse", "AICc", "status")
 
 
@@ -148,12 +149,14 @@ def references_section(of: Directory) -> Section | None:
             section.add(f"**Exponents of {label}**", content)
         else:
             section.add(folded(f"Exponents of {label} ({len(mine)} rows)", content))
+    if not all(row["same_size_definition"] for row in rows):
+        section.add("† Not known to be the N that the reference was fitted with.")
     sources = dict.fromkeys(f"{row['reference']}: {row['source']}" for row in rows)
     return section.add(f"Sources: {plainly('; '.join(sources))}.")
 
 
 def _reference(row: Entry) -> list[str]:
-    counted = size_words(row["size"]) + ("" if row["same_size_definition"] else ", not known to be the reference's N")
+    counted = SIZE_WORDS_SHORT.get(row["size"], "") + ("" if row["same_size_definition"] else " †")
     return [
         plainly(row["reference"]),
         plainly(row["family"]),

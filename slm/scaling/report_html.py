@@ -30,7 +30,8 @@ a { color: var(--link); }
 code { background: var(--soft); padding: .08em .3em; border-radius: 3px; font-size: .9em; }
 pre { background: var(--soft); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; }
 pre code { padding: 0; background: none; }
-.scroll { width: fit-content; max-width: 100%; overflow-x: auto; margin: .8rem 0; border: 1px solid var(--line); border-radius: 6px; }
+.scroll { width: fit-content; max-width: 100%; overflow-x: auto; margin: .8rem 0;
+  border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .7rem; text-align: left; vertical-align: top; min-width: 3.5rem; }
 th { background: var(--soft); font-weight: 600; }

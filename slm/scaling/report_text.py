@@ -82,7 +82,7 @@ def exponent(entry: Entry, name: str, digits: int = 4) -> str:
 def exponents(entry: Entry) -> str:
     """All exponents of a fit with what they are in."""
     shown = [f"{name} (in {variable_of(entry, name)}): {exponent(entry, name)}" for name in entry["exponents"]]
-    return "; ".join(shown)
+    return "<br>".join(shown)
 
 
 def floor(entry: Entry) -> str:
