@@ -179,6 +179,8 @@ def _identification(found: Fit, ci: dict[str, Interval]) -> tuple[list[str], lis
         elif ci["E"][0] is None or few:
             lost.append("E")
             notes.append("a floor E of 0 is not excluded")
+    coefficients = [name for name in found.law.parameters if name not in (*found.law.exponents, "E")]
+    lost += [name for name, e in zip(coefficients, found.law.exponents, strict=True) if e in lost]
     for name in found.certificate.at_bound:
         if name not in lost:
             lost.append(name)

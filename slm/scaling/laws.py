@@ -266,8 +266,8 @@ class KaplanJoint:
         return np.array([n, d, alpha_n, alpha_d])
 
     def functional(self, name: str, refs: Floats) -> Floats | None:
-        """See `Law`."""
-        return None if name == "N_c" else np.eye(4)[list(self.parameters).index(name)]
+        """See `Law`. N_c is a ratio of coordinates, D_c one of them plus a constant."""
+        return np.eye(4)[list(self.parameters).index(name)] if name in self.exponents else None
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
         """See `Law`. The target is L^(1/alpha_D), which is linear in the two coefficients."""

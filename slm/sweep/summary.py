@@ -12,13 +12,16 @@ Entry = dict[str, Any]
 
 
 def print_summary(found: Analysis, audited: Mapping[str, Any], folder: Path) -> None:
-    """Print every law of the verdict's target and N, the audit, the verdict, and where the rest is."""
+    """Print the fits that the verdict is about, the audit, the verdict, and where the rest is."""
     comparison = found.comparison
     primary = comparison["primary"]
     print(f"\n{comparison['n_rows']} rows, {comparison['n_runs']} runs, {len(comparison['families'])} families\n")
-    for entry in found.fits:
-        if entry["loss"] == primary["loss"] and entry["size"] in (None, primary["size"]) and _is_shown(entry, primary):
-            print(_line(entry))
+    alone = len(comparison["families"]) == 1
+    main = [e for e in found.fits if e["loss"] == primary["loss"] and e["size"] in (None, primary["size"])]
+    shown = [entry for entry in main if _is_shown(entry, primary, alone)]
+    for entry in shown:
+        print(_line(entry))
+    print(f"  and {len(found.fits) - len(shown)} more fits, in the report")
     for skipped in comparison["skipped"]:
         print(f"  {skipped['law']}: skipped, {skipped['reason']}")
     if comparison["published"]:
@@ -41,9 +44,11 @@ def _print_audit(audited: Mapping[str, Any]) -> None:
         print(f"- The table does not say, for every run: {', '.join(one['what'] for one in audited['unknown'])}.")
 
 
-def _is_shown(entry: Entry, primary: Entry) -> bool:
-    """The verdict's target; and the plain power law of perplexity, which is what people quote."""
-    return bool(entry["target"] == primary["target"] or (entry["law"] == "power" and entry["target"] == "perplexity"))
+def _is_shown(entry: Entry, primary: Entry, alone: bool) -> bool:
+    """The verdict's law (with one family: every law), and the plain power law of perplexity, which people quote."""
+    if entry["target"] == primary["target"]:
+        return bool(alone or entry["law"] == primary["law"])
+    return bool(entry["law"] == "power" and entry["target"] == "perplexity")
 
 
 def _line(entry: Entry) -> str:
@@ -56,7 +61,7 @@ def _line(entry: Entry) -> str:
         alpha = entry["params"]["alpha"]
         shown[:0] = [f"{entry['params']['A']:.4g} {variable}^{-alpha:.4f}, R2 {entry['r2']:.4f}"]
     if not entry["identified"]:
-        return head + "; ".join(shown) + "; NOT IDENTIFIED: " + _reasons(entry)
+        return head + "; ".join(shown) + f"; NOT IDENTIFIED: {entry['notes'][0]}"
     certificate = f"objective {entry['objective']:.6g} from {entry['starts_agreeing']:.0%} of {entry['starts']} starts"
     return head + "; ".join(shown) + f" ({certificate})"
 
@@ -68,7 +73,3 @@ def _parameter(entry: Entry, name: str) -> str:
         return f"{name} not identified {ends}"
     error = entry["se"][name]
     return f"{name} = {entry['params'][name]:.4g} {ends}" + (f" se {error:.3g}" if error is not None else "")
-
-
-def _reasons(entry: Entry) -> str:
-    return "; ".join(note for note in entry["notes"] if not note.startswith("an exponent of perplexity"))
