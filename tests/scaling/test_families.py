@@ -1,5 +1,7 @@
 """Nested models of families against analysis of covariance by hand, exact F tests, and planted factors."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -92,7 +94,7 @@ def test_a_wider_model_never_fits_worse(law: str) -> None:
         apart = sum(fit_sample(chosen, one).sse for one in samples.values())
         assert sse["separate"] == pytest.approx(apart, rel=1e-6)
         order = [sse[model] for model in MODELS]
-        assert all(wider <= narrower * (1 + 1e-6) for narrower, wider in zip(order, order[1:], strict=False))
+        assert all(wider <= narrower * (1 + 1e-6) for narrower, wider in pairwise(order))
 
 
 def test_parameters_of_nested_models_are_counted() -> None:
@@ -119,8 +121,12 @@ def planted(law: Law, rho: dict[str, float], sigma: float = 0.0, rows: int = 16)
 
 @pytest.mark.parametrize(
     ("law", "rho"),
-    [("power", {"N": 1.7}), ("power_floor", {"N": 2.5}), ("chinchilla", {"N": 1.6, "D": 0.7})]
-    + [("kaplan_joint", {"N": 1.5, "D": 2.0})],
+    [
+        ("power", {"N": 1.7}),
+        ("power_floor", {"N": 2.5}),
+        ("chinchilla", {"N": 1.6, "D": 0.7}),
+        ("kaplan_joint", {"N": 1.5, "D": 2.0}),
+    ],
 )
 def test_efficiency_factors_that_were_planted_come_back(law: str, rho: dict[str, float]) -> None:
     families = families_of(get_law(law), planted(get_law(law), rho))

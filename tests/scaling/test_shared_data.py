@@ -1,0 +1,101 @@
+"""Two published data sets: what others found in them is found again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slm.scaling.allocation import isoflop
+from slm.scaling.families import fit_joint, gather, likelihood_ratio
+from slm.scaling.fitting import Fit, fit
+from slm.scaling.intervals import uncertainty
+from slm.scaling.laws import Floats
+from slm.scaling.resample import bootstrap
+from slm.scaling.solver import Loss
+from slm.scaling.table import Table, read_table
+from tests.scaling.samples import SHARED
+
+pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="needs the data sets beside the repository")
+EPOCH, XLSTM = Path(SHARED, "chinchilla_epoch.csv"), Path(SHARED, "xlstm_isoflop.csv")
+
+
+@pytest.fixture(scope="module")
+def besiroglu() -> Fit:
+    return fit(read_table(EPOCH, drop_worst=5), "chinchilla", size="N", loss=Loss(1e-3))
+
+
+def huber_objective(params: dict[str, float], N: Floats, D: Floats, loss: Floats) -> float:
+    r = np.abs(
+        np.log(params["E"] + params["A"] / N ** params["alpha"] + params["B"] / D ** params["beta"]) - np.log(loss)
+    )
+    return float(np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 5e-4)).sum())
+
+
+def test_hoffmanns_data_give_besiroglus_fit(besiroglu: Fit) -> None:
+    params = besiroglu.params
+    published = {"E": 1.81724, "A": 477.84, "B": 2143.86, "alpha": 0.34731, "beta": 0.36718}
+    for name, tolerance in (("E", 1e-5), ("A", 0.05), ("B", 0.5), ("alpha", 1e-5), ("beta", 2e-5)):
+        assert params[name] == pytest.approx(published[name], abs=tolerance)
+    frame = read_table(EPOCH, drop_worst=5).frame
+    columns = [frame[name].to_numpy(float) for name in ("N", "tokens", "loss")]
+    ours = huber_objective(params, *columns)
+    assert ours <= 0.00101828
+    assert ours <= huber_objective(published, *columns)
+    assert besiroglu.certificate.objective <= 0.00101828
+    assert besiroglu.certificate.converged
+    assert len(besiroglu.residuals) == 240
+
+
+def test_the_bootstrap_over_rows_has_besiroglus_errors(besiroglu: Fit) -> None:
+    ensemble = bootstrap(besiroglu, "cluster", 500, np.random.default_rng(0))
+    assert ensemble.failed < 0.02
+    alpha, beta = ensemble.theta[:, 3:].std(axis=0, ddof=1)
+    assert alpha == pytest.approx(0.0154, rel=0.1)
+    assert beta == pytest.approx(0.0206, rel=0.1)
+
+
+def test_the_share_of_compute_that_goes_into_size_is_about_a_half(besiroglu: Fit) -> None:
+    """a = beta / (alpha + beta) = 0.513 in the paper."""
+    assert besiroglu.params["beta"] / (besiroglu.params["alpha"] + besiroglu.params["beta"]) == pytest.approx(
+        0.513, abs=0.002
+    )
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[int, Table]:
+    return {
+        context: read_table(XLSTM, columns={"loss": "val_loss"}, where=f"context_length == {context}")
+        for context in (2048, 8192, 16384)
+    }
+
+
+def test_separate_exponents_at_16k_have_the_published_likelihood_ratio(runs: dict[int, Table]) -> None:
+    fits = {f: fit(runs[16384].of(f), "chinchilla", size="N") for f in ("llama", "xlstm")}
+    families = gather(fits)
+    shared, separate = fit_joint(families, "shared_exponents"), fit_joint(families, "separate")
+    ratio = likelihood_ratio(families, shared, separate, 99, np.random.default_rng(0))
+    assert ratio.df == 2
+    assert ratio.statistic == pytest.approx(16.3, rel=0.05)
+    assert separate.sse == pytest.approx(sum(one.sse for one in fits.values()), rel=1e-6)
+    assert ratio.p <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("family", "context", "exponent"),
+    [("llama", 2048, 0.554), ("llama", 8192, 0.577), ("llama", 16384, 0.569), ("xlstm", 16384, 0.566)],
+)
+def test_approach_2_gives_the_published_exponents(
+    runs: dict[int, Table], family: str, context: int, exponent: float
+) -> None:
+    found = isoflop(runs[context].of(family).frame, "N", "loss", np.random.default_rng(0), replicates=50)
+    assert found is not None
+    assert found.exponent == pytest.approx(exponent, abs=0.002)
+    assert found.low < exponent < found.high
+
+
+def test_the_interval_of_hoffmanns_own_beta_excludes_his(besiroglu: Fit) -> None:
+    """Besiroglu et al.'s finding: 0.28 lies more than three standard errors away."""
+    low, high = uncertainty(besiroglu, replicates=200, rng=np.random.default_rng(0)).ci["beta"]
+    assert low is not None
+    assert high is not None
+    assert 0.28 < low < 0.36718 < high
