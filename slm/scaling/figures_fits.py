@@ -142,17 +142,26 @@ def _references(axis: Axes, of: Directory, entry: Entry) -> None:
         y = np.exp([log_y[np.array(row["curve"]["N"]) == one].mean() for one in x])
         axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
         ends.append((float(y[-1]), row["reference"]))
-    for place, (height, name) in enumerate(sorted(ends, reverse=True)):
+    _label_references(axis, entry, sorted(ends, reverse=True))
+
+
+def _label_references(axis: Axes, entry: Entry, ends: list[tuple[float, str]]) -> None:
+    """Names at the right edge, on that side of the references where the fitted curve is not."""
+    if not ends:
+        return
+    largest = max(entry["points"]["N"])
+    fitted = float(np.exp(np.interp(np.log(largest), np.log(entry["curve"]["x"]), np.log(entry["curve"]["centre"]))))
+    above = ends[0][0] > fitted
+    for place, (_, name) in enumerate(ends):
         axis.annotate(
             name,
-            (0.99, height),
-            (0, 4 - 9 * place),
+            (0.99, ends[0][0] if above else ends[-1][0]),
+            (0, 8 + 9 * (len(ends) - 1 - place) if above else -12 - 9 * place),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
             ha="right",
             fontsize=7,
             color="#666666",
-            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5},
         )
 
 

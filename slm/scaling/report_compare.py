@@ -8,6 +8,7 @@ from slm.scaling.directory import Directory, Entry
 from slm.scaling.laws import LAWS
 from slm.scaling.report_text import VISIBLE_ROWS, Section, bullets, figure, folded, table
 from slm.scaling.wording import (
+    LOSS_NAMES,
     NOTHING,
     TARGET_NAMES,
     amount,
@@ -58,7 +59,7 @@ def analysed_section(of: Directory) -> Section:
     section = Section("What was analysed").add(
         (f"Table `{plainly(name)}`: " if name else "") + counted + ".",
         f"The verdict is about **{LAWS[main['law']].equation}** (`{main['law']}`), L being "
-        f"{TARGET_NAMES[main['target']]} and N {size_words(main['size'])}, fitted by {main['loss'].replace('_', ' ')} "
+        f"{TARGET_NAMES[main['target']]} and N {size_words(main['size'])}, fitted by {LOSS_NAMES[main['loss']]} "
         f"of log residuals. {chosen}".strip(),
         _ranges(of),
         bullets([plainly(note) for note in found["notes"]]),
@@ -117,7 +118,7 @@ def comparison_section(of: Directory) -> Section:
         _explained(law),
         pairs_table(law),
         figure(of, "differences", "Differences of exponents between families. Grey: smaller than this design detects."),
-        bullets(efficiency(law)),
+        bullets(efficiency(law, of.level)),
         _pooled(of, law),
     )
     others = [one for name, one in of.comparison["laws"].items() if name != law["law"]]
@@ -186,7 +187,7 @@ def pairs_table(law: Entry) -> str:
     return table(("pair", "exponent", "difference", "p", "Holm-adjusted p"), rows)
 
 
-def efficiency(law: Entry) -> list[str]:
+def efficiency(law: Entry, level: float) -> list[str]:
     """rho_N and rho_D in words, with whether the model they belong to holds."""
     rows = law.get("efficiency") or []
     test = next((t for t in law["tests"] if t["restricted"] == "efficiency"), None) or next(
@@ -199,9 +200,9 @@ def efficiency(law: Entry) -> list[str]:
         wide = not all(map(is_number, ends)) or ends[0] <= 0 or ends[1] / ends[0] > 100
         told = "an unknown number of" if wide else f"{with_interval(row['factor'], ends, 3)}"
         said.append(f"One {thing} of {plainly(row['family'])} is worth {told} {thing}s of {plainly(row['reference'])}.")
-    if said and test:
+    if said and test and is_number(test["p"]):
         p = p_value(test["p"], test.get("replicates"))
-        holds = "is rejected, so take these as a summary only" if test["p"] < 0.05 else "is not rejected"
+        holds = "is rejected, so take these as a summary only" if test["p"] < 1 - level else "is not rejected"
         said.append(
             f"The model behind these factors (families differ by a factor on size and data only) {holds} (p {_is(p)})."
         )
@@ -272,7 +273,7 @@ def _ranking(of: Directory) -> list[str]:
             f"`{row['law']}`",
             TARGET_NAMES[row["target"]],
             size_words(row["size"]) if row["size"] else NOTHING,
-            row["loss"].replace("_", " "),
+            LOSS_NAMES[row["loss"]],
             plainly(" > ".join(row["order"])),
         ]
         for row in usable

@@ -8,7 +8,6 @@ from slm.scaling.directory import Directory, Entry, known, laws_of
 from slm.scaling.report_text import (
     VISIBLE_ROWS,
     Section,
-    bullets,
     exponents,
     figure,
     floor,
@@ -18,6 +17,7 @@ from slm.scaling.report_text import (
     table,
 )
 from slm.scaling.wording import (
+    LOSS_NAMES,
     NOTHING,
     TARGET_NAMES,
     amount,
@@ -92,7 +92,7 @@ def not_fitted(entries: Sequence[Entry]) -> str:
         if not entry["fitted"]:
             reason = "; ".join(entry["notes"]).removeprefix("not fitted: ") or "no reason given"
             why.setdefault(reason, []).append(f"{entry['law']} ({entry['family']})")
-    return bullets([f"Not fitted: {plainly(', '.join(who))}: {plainly(reason)}." for reason, who in why.items()])
+    return "\n\n".join(f"Not fitted: {plainly(', '.join(who))}: {plainly(reason)}." for reason, who in why.items())
 
 
 def _long(summary: str, entries: Sequence[Entry], visible: int = VISIBLE_ROWS // 2) -> str:
@@ -209,13 +209,13 @@ def selection_section(of: Directory) -> Section:
 def _law_row(of: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
     ahead = [row["extrapolation_error_log"] for row in rows if is_number(row["extrapolation_error_log"])]
     scatter = [row["rmse_log"] for row in rows if is_number(row["rmse_log"])]
-    misfit = [entry["lack_of_fit"]["p"] for entry in of.of(law=law) if entry.get("lack_of_fit")]
+    misfit = [(entry.get("lack_of_fit") or {}).get("p") for entry in of.of(law=law)]
     return [
         f"**{law}** (the verdict's)" if law == of.primary["law"] else law,
         f"{sum(bool(row['identified']) for row in rows)} of {len(rows)}",
         percent(max(scatter, default=None)),
         percent(max(ahead, key=abs, default=None), sign=True),
-        p_value(min(misfit, default=None)),
+        p_value(min(filter(is_number, misfit), default=None)),
     ]
 
 
@@ -313,7 +313,7 @@ def certificates_section(of: Directory) -> Section:
         groups.setdefault((entry["target"], entry["size"] or "", entry["loss"]), []).append(entry)
     section.add(not_fitted([entry for entry in of.of() if not entry["fitted"]]))
     for (target, size, loss), entries in groups.items():
-        what = f"{TARGET_NAMES[target]}, {size_words(size) if size else 'laws without N'}, {loss.replace('_', ' ')}"
+        what = f"{TARGET_NAMES[target]}, {size_words(size) if size else 'laws without N'}, {LOSS_NAMES[loss]}"
         rows = [_certificate(entry) for entry in entries if entry["fitted"]]
         section.add(folded(f"{what} ({len(rows)} fits)", table(_CERTIFICATE, rows)))
     return section

@@ -55,7 +55,7 @@ p > em:only-child { color: var(--quiet); font-size: .9rem; }
 }
 @media print { nav { display: none; } body { display: block; } }
 """
-_INTERVAL = re.compile(r"\[(-?[\w.-]+), (-?[\w.-]+)\]")  # not to be broken into lines
+_INTERVAL = re.compile(r"(?:(?<=\d)( ))?\[(-?[\w.-]+), (-?[\w.-]+)\]")  # not to be broken into lines
 _KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -65,7 +65,7 @@ def page(title: str, markdown: str, folder: Path) -> str:
     tokens = parser.parse(markdown)
     contents = _anchors(tokens)
     body = parser.renderer.render(tokens, parser.options, {})
-    body = _INTERVAL.sub(r"[\1,&nbsp;\2]", body)
+    body = _INTERVAL.sub(lambda m: f"{'&nbsp;' if m[1] else ''}[{m[2]},&nbsp;{m[3]}]", body)
     links = "\n".join(f'<li><a href="#{anchor}">{html.escape(text)}</a></li>' for anchor, text in contents)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

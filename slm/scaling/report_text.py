@@ -99,8 +99,13 @@ def status(entry: Entry) -> str:
     if entry["identified"]:
         lost = [name for name in entry["not_identified"] if name not in entry["exponents"]]
         return "identified" + (f" (but not {', '.join(lost)})" if lost else "")
-    reasons = [note for note in entry["notes"] if not any(aside in note for aside in _ASIDE)]
-    return f"**NOT IDENTIFIED**: {plainly('; '.join(reasons) or 'see the notes')}"
+    return f"**NOT IDENTIFIED**: {plainly(reason(entry) or 'see the notes')}"
+
+
+def reason(entry: Entry) -> str:
+    """The first reason why a fit is not identified."""
+    lost = not entry["identified"]
+    return next((note for note in entry["notes"] if lost and not any(aside in note for aside in _ASIDE)), "")
 
 
 def notes(entries: Sequence[Entry]) -> str:
@@ -108,8 +113,7 @@ def notes(entries: Sequence[Entry]) -> str:
     about: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for entry in entries:
         for note in entry["notes"] if entry["fitted"] else []:
-            said_already = not entry["identified"] and not any(aside in note for aside in _ASIDE)
-            if "exponent of perplexity" not in note and not said_already:
+            if "exponent of perplexity" not in note and note != reason(entry):
                 about.setdefault((entry["law"], _NUMBER.sub("#", note)), []).append((entry["family"], note))
     return bullets(
         [f"{law} ({plainly(', '.join(f for f, _ in of))}): {_joined(of)}." for (law, _), of in about.items()]

@@ -1,0 +1,157 @@
+"""Figures are drawn where their data are, show what the JSON says, and are the same for the same directory."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from slm.scaling import figures_compare, figures_fits
+from slm.scaling.directory import Directory
+from slm.scaling.figure_style import colours, log_axis, markers, style, tick_label
+from slm.scaling.figures import FIGURES, draw
+from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, write
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return analysed(tmp_path_factory.mktemp("two"), two_families(), laws=("power", "power_floor"))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return analysed(tmp_path_factory.mktemp("one"), one_family(), laws=("power", "power_floor"))
+
+
+@pytest.fixture(scope="module")
+def iso(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return analysed(tmp_path_factory.mktemp("iso"), isoflop_runs(), laws=("power", "chinchilla"), law="chinchilla")
+
+
+def drawn(paths: list[Path]) -> set[str]:
+    assert all(path.stat().st_size > 1000 for path in paths)
+    names = [path.name for path in paths]
+    assert {name for name in names if name.endswith(".png")} == {n[:-3] + "png" for n in names if n.endswith(".svg")}
+    return {path.stem for path in paths}
+
+
+def test_each_figure_is_drawn_where_its_data_are_and_only_there(two: Path, one: Path, iso: Path) -> None:
+    assert drawn(draw(two)) == set(FIGURES) - {"isoflop"}
+    assert drawn(draw(one)) == set(FIGURES) - {"isoflop", "differences"}
+    assert drawn(draw(iso)) == set(FIGURES) - {"differences"}
+
+
+def test_the_same_directory_gives_the_same_bytes_and_stale_figures_go(one: Path, tmp_path: Path) -> None:
+    shutil.copytree(one, tmp_path / "copy")
+    stale = tmp_path / "copy" / "figures" / "isoflop.svg"
+    stale.parent.mkdir(exist_ok=True)
+    stale.write_text("of an earlier analysis")
+    first, second = draw(one), draw(tmp_path / "copy")
+    assert [path.name for path in first] == [path.name for path in second]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert not stale.exists()
+    assert not list(stale.parent.glob(".*"))
+
+
+def test_points_of_a_law_in_two_variables_lie_where_the_law_moves_them(iso: Path) -> None:
+    of = Directory.read(iso)
+    (entry,) = of.own
+    x, y = figures_fits._shown_points(of, entry)
+    p, D = entry["params"], entry["curve"]["held"]["D"]
+    law = p["E"] + p["A"] / x ** p["alpha"] + p["B"] / D ** p["beta"]
+    frame = of.results.sort_values("N") if "N" in of.results else of.results
+    measured = frame["loss"].to_numpy()
+    at_run = p["E"] + p["A"] / frame["params_total"] ** p["alpha"] + p["B"] / frame["tokens"] ** p["beta"]
+    expected = dict(zip(frame["params_total"].round(), law * 0 + measured / at_run, strict=True))
+    ratio = y / law
+    assert [expected[round(size)] for size in x] == pytest.approx(ratio, rel=1e-3)
+
+
+def test_curves_of_families_share_axes_only_where_other_variables_are_held_alike(two: Path, tmp_path: Path) -> None:
+    shutil.copytree(two, tmp_path / "d")
+    assert len(panels_of(tmp_path / "d")) == 3
+    fits = read(two, "fits")
+    for place, entry in enumerate(entry for entry in fits if entry.get("curve")):
+        entry["curve"]["held"] = {"D": 1e9 * (1 + place)}
+    write(tmp_path / "d", "fits", fits)
+    assert len(panels_of(tmp_path / "d")) == 2
+
+
+def panels_of(folder: Path) -> list[object]:
+    with style():
+        figure = figures_fits.curves(Directory.read(folder))
+        assert figure is not None
+        return figure.axes
+
+
+def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(one: Path) -> None:
+    of = Directory.read(one)
+    lost = [entry for entry in of.of(law="power_floor") if not entry["identified"]]
+    assert lost
+    with style():
+        figure = figures_compare.exponents(of)
+    assert figure is not None
+    shown = [text.get_text() for text in figure.findobj(Text)]
+    assert "not identified" in shown
+    assert not any(f"{lost[0]['params']['alpha']:.3g}" in text for text in shown)
+
+
+def test_numbers_that_could_not_be_computed_leave_figures_without_nan_or_none(two: Path, tmp_path: Path) -> None:
+    shutil.copytree(two, tmp_path / "d")
+    fits, comparison = read(two, "fits"), read(two, "comparison")
+    for entry in fits:
+        entry["ci95"] = {name: [None, None] for name in entry["ci95"]}
+        entry |= {"sigma_log": None, "rmse_log": None}
+        if entry.get("curve"):
+            entry["curve"] |= {band: [None] * 60 for band in ("low", "high", "run_low", "run_high")}
+            entry["marginal"] = entry["marginal"] and entry["marginal"] | {"low": [None] * 30, "high": [None] * 30}
+            entry["extrapolation"] = {"error_log": None, "in_sample_rmse_log": None, "inside_interval": None}
+    for law in comparison["laws"].values():
+        for pair in law["pairs"]:
+            pair |= {"ci_low": None, "ci_high": None, "p": None, "p_adjusted": None}
+        law["power"]["detectable"] = None
+    write(tmp_path / "d", "fits", fits)
+    write(tmp_path / "d", "comparison", comparison)
+    of = Directory.read(tmp_path / "d")
+    for figure_of in FIGURES.values():
+        with style():
+            figure = figure_of(of)
+        for text in figure.findobj(Text) if figure else []:
+            assert "nan" not in text.get_text()
+            assert "None" not in text.get_text()
+    draw(tmp_path / "d")
+
+
+def test_a_family_keeps_its_colour_and_mark_and_no_two_of_seven_share_either() -> None:
+    names = [f"family{i}" for i in range(7)]
+    assert len(set(colours(names).values())) == len(set(markers(names).values())) == 7
+    assert colours(names[:2]).items() <= colours(names).items()
+
+
+@pytest.mark.parametrize(("value", "label"), [(1.25e8, "125M"), (1e19, "10¹⁹"), (2e-4, "2×10⁻⁴"), (2.5, "2.5")])
+def test_ticks_read_as_people_write(value: float, label: str) -> None:
+    assert tick_label(value, counts=value < 1e15) == label
+
+
+@pytest.mark.parametrize("span", [1.001, 1.3, 3.0, 1e3, 1e9])
+def test_a_log_axis_of_any_span_has_a_few_ticks_inside_it(span: float) -> None:
+    from matplotlib.figure import Figure
+
+    axis = Figure().add_subplot().xaxis
+    log_axis(axis, 2.37, 2.37 * span)
+    ticks = np.array(axis.get_ticklocs())
+    assert 2 <= len(ticks) <= 7
+    assert (ticks >= 2.37 * 0.999).all()
+    assert (ticks <= 2.37 * span * 1.001).all()
+
+
+def test_importing_figures_and_report_loads_no_matplotlib_and_drawing_no_pyplot(one: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from slm.scaling.figures import draw; import slm.scaling.report;"
+        "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules;"
+        f"draw(Path({str(one)!r})); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,290 @@
+"""The report says what the JSON says and nothing else, is whole in itself, and is a function of the directory."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slm.scaling.figures import draw
+from slm.scaling.report import write_report
+from slm.scaling.report_text import notes, table
+from slm.scaling.wording import count, interval, p_value, plainly, sig
+from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, write
+
+WILD = "<b>wide|$x$</b>"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reported(analysed(tmp_path_factory.mktemp("two"), two_families(), laws=("power", "power_floor")))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reported(analysed(tmp_path_factory.mktemp("one"), one_family(), laws=("power", "power_floor", "chinchilla")))
+
+
+@pytest.fixture(scope="module")
+def iso(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings: dict[str, Any] = {"laws": ("power", "chinchilla"), "law": "chinchilla", "flops_per_second": 1e14}
+    return reported(analysed(tmp_path_factory.mktemp("iso"), isoflop_runs(), target_loss=2.2, **settings))
+
+
+def reported(folder: Path) -> Path:
+    draw(folder)
+    write_report(folder)
+    return folder
+
+
+def markdown(folder: Path) -> str:
+    return (folder / "report.md").read_text()
+
+
+def numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        for one in value.values():
+            yield from numbers_in(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from numbers_in(one)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        for one in value.values():
+            yield from strings_in(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from strings_in(one)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.mark.parametrize("which", ["two", "one", "iso"])
+def test_every_number_in_tables_and_verdict_is_one_of_the_json(which: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(which)
+    content = [read(folder, name) for name in ("fits", "comparison", "audit", "settings")]
+    held = np.array(sorted(set(numbers_in(content))))
+    said = sorted((s for s in strings_in(content) if any(c.isdigit() for c in s)), key=len, reverse=True)
+    verdict, _, rest = markdown(folder).partition("## What was analysed")
+    lines = [*verdict.splitlines(), *(line for line in rest.splitlines() if line.startswith("| "))]
+    assert len(lines) > 20
+    for line in lines:
+        for text in said:
+            line = line.replace(plainly(text), "").replace(text, "")
+        line = re.sub(r"\d+%? of \d+|95% interval", "", line)
+        for token in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?[%kMBT]?", line):
+            assert shows(token, held), f"{token} in {line}"
+
+
+def shows(token: str, held: np.ndarray) -> bool:
+    """Whether a printed number is one of those held: as it is, in percent, in millions, a million times (marginal)."""
+    scale = {"%": 100, "k": 1e-3, "M": 1e-6, "B": 1e-9, "T": 1e-12}.get(token[-1])
+    digits, _, power = token.rstrip("%kMBT").partition("e")
+    places = len(digits.partition(".")[2])
+    unit = 10.0 ** (int(power or 0) - places)
+    printed = float(token.rstrip("%kMBT"))
+    near = 0.5001 * unit + 1e-9 * abs(printed)
+    return any(bool((np.abs(printed - held * s) <= near).any()) for s in ([scale] if scale else [1, 1e6]))
+
+
+def test_the_printed_exponent_is_the_fit_and_its_interval(one: Path) -> None:
+    (entry,) = [
+        e for e in read(one, "fits") if (e["law"], e["target"], e["loss"]) == ("power", "loss", "least_squares")
+    ]
+    low, high = entry["ci95"]["alpha"]
+    assert f"{entry['params']['alpha']:.4f} [{low:#.4g}, {high:#.4g}]" in markdown(one)
+
+
+def test_a_parameter_that_is_not_identified_is_never_a_number(one: Path) -> None:
+    text = markdown(one)
+    lost = [entry for entry in read(one, "fits") if entry["fitted"] and not entry["identified"]]
+    assert lost
+    for entry in lost:
+        for name in entry["not_identified"]:
+            if name in ("A", "B"):  # coefficients are not in the report at all
+                continue
+            for digits in (3, 4):
+                assert not re.search(rf"(?<![\d.]){re.escape(sig(entry['params'][name], digits))}(?!\d)", text), name
+    assert "**NOT IDENTIFIED**" in text
+    assert "chinchilla (only): D has one value in all rows" in text
+
+
+def test_perplexity_exponents_are_labelled_in_text_and_table(two: Path) -> None:
+    text = markdown(two)
+    assert "**Perplexity**: these are exponents of perplexity" in text
+    before, _, after = text.partition("**Perplexity**")
+    (alpha, *_) = [
+        e["params"]["alpha"] for e in read(two, "fits") if e["law"] == "power" and e["target"] == "perplexity"
+    ]
+    assert sig(alpha) not in before
+    assert sig(alpha) in after
+
+
+class Page(HTMLParser):
+    """What a page has: tags, attributes, visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("which", ["two", "one", "iso"])
+def test_html_is_self_contained_and_holds_every_figure(which: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(which)
+    raw = (folder / "report.html").read_text()
+    page = Page(raw)
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    style = raw[raw.index("<style>") : raw.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "srcset", "href"):
+            assert value.startswith("data:image/" if tag == "img" else "#"), value[:40]
+    figures = sorted((folder / "figures").glob("*.svg"))
+    assert page.tags.count("img") == len(figures) >= 7
+    for path in figures:
+        assert base64.b64encode(path.read_bytes()).decode() in raw
+        assert f"(figures/{path.stem}.png)" in markdown(folder)
+
+
+def test_contents_link_to_every_heading(two: Path) -> None:
+    page = Page((two / "report.html").read_text())
+    links = [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    anchors = [value for tag, name, value in page.attributes if (tag, name) == ("h2", "id")]
+    assert links == anchors
+    assert anchors[0] == "verdict"
+
+
+def test_text_of_the_table_is_shown_as_it_is_and_breaks_neither_html_nor_tables(two: Path) -> None:
+    page = Page((two / "report.html").read_text())
+    assert "b" not in page.tags
+    assert WILD in page.text
+    assert "python sweep.py runs=two.csv 'where=a < b'" in page.text
+    width = None
+    for line in markdown(two).splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("| ") else None
+        assert cells is None or width is None or cells == width
+        width = cells
+
+
+def test_the_report_is_a_function_of_the_directory(two: Path, tmp_path: Path) -> None:
+    shutil.copytree(two, tmp_path / "elsewhere")
+    for name in ("report.md", "report.html"):
+        (tmp_path / "elsewhere" / name).unlink()
+    folder = str(tmp_path / "elsewhere")
+    code = f"from pathlib import Path; from slm.scaling.report import write_report; write_report(Path({folder!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in ("report.md", "report.html"):
+        assert (tmp_path / "elsewhere" / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_one_family_has_no_comparison_and_no_power(one: Path) -> None:
+    text = markdown(one)
+    assert "There is one family, so there is nothing to compare." in text
+    assert "## Power of the design" not in text
+
+
+def test_compute_is_reported_with_cost_and_target(iso: Path) -> None:
+    text = markdown(iso)
+    (row,) = read(iso, "comparison")["allocation"]
+    assert f"iso reaches a loss of {sig(2.2)} with {sig(row['flops_to_target'], 3)} FLOPs" in text
+    assert f"{sig(row['flops_to_target'] / 1e14 / 3600, 3)} device hours" in text
+    assert "**IsoFLOP profiles**" in text
+
+
+def without_numbers(value: Any) -> Any:
+    """The same entry, as if nothing could have been computed."""
+    if isinstance(value, dict):
+        return {key: without_numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_numbers(one) for one in value]
+    return None if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("which", ["two", "one", "iso"])
+def test_what_could_not_be_computed_is_a_dash(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(which)
+    fits, comparison = without_numbers(read(folder, "fits")), without_numbers(read(folder, "comparison"))
+    for entry in fits:
+        entry["identified"] = False
+        entry["range"] = {name: [1.0, 2.0] for name in entry["range"]}
+    write(tmp_path, "fits", fits)
+    write(tmp_path, "comparison", comparison)
+    write_report(tmp_path)
+    text = markdown(tmp_path)
+    assert "–" in text
+    assert not re.search(r"\b(None|nan|inf)\b", text)
+    assert "**NOT AUDITED**" in text
+
+
+def test_a_controlled_comparison_says_so_and_each_violation_is_named(two: Path, tmp_path: Path) -> None:
+    assert "**NOT CONTROLLED**" in markdown(two)
+    assert "Families differ in seeds: a 1; b 2." in markdown(two)
+    shutil.copytree(two, tmp_path / "d")
+    write(tmp_path / "d", "audit", {"controlled": True, "violations": [], "unknown": [], "checked": []})
+    write_report(tmp_path / "d")
+    assert "**CONTROLLED**" in markdown(tmp_path / "d")
+    assert "NOT CONTROLLED" not in markdown(tmp_path / "d").partition("## What was analysed")[2]
+
+
+def test_published_claims_stand_beside_their_findings(one: Path, tmp_path: Path) -> None:
+    shutil.copytree(one, tmp_path / "d")
+    claims = [{"claim": "a | b", "figures": {}, "finding": "It is 0.1105 [0.094, 0.127]."}]
+    write(tmp_path / "d", "comparison", read(one, "comparison") | {"published": claims})
+    write_report(tmp_path / "d")
+    assert "| a \\| b | It is 0.1105 [0.094, 0.127]. |" in markdown(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(0.110514, 4, "0.1105"), (1151.553, 4, "1152"), (9.9996e-5, 3, "0.000100"), (4.87284e-6, 3, "4.87e-6"),
+     (1.2956e22, 3, "1.30e22"), (0.0, 4, "0"), (None, 4, "–"), (float("nan"), 4, "–"), (-28.3238, 4, "-28.32"),
+     (9.9999, 3, "10.0")],
+)  # fmt: skip
+def test_numbers_have_the_digits_that_were_asked_for(value: float | None, digits: int, text: str) -> None:
+    assert sig(value, digits) == text
+
+
+def test_small_things_are_worded_as_people_read_them() -> None:
+    assert [count(v) for v in (124_635_456, 999_999_999, 1e12, 640, None)] == ["125M", "1B", "1T", "640", "–"]
+    assert [p_value(p, 999) for p in (0.001, 0.0014, 0.706)] == ["≤ 0.001", "0.001", "0.706"]
+    assert [p_value(p) for p in (1e-9, None, 0.04)] == ["< 0.001", "–", "0.040"]
+    assert interval([None, 1.18], 3) == "[open, 1.18]"
+    assert table(["a"], []) == ""
+
+
+def test_remarks_that_differ_in_one_number_are_made_once() -> None:
+    entries = [
+        {"family": family, "law": "power", "fitted": True, "identified": True, "notes": [f"lack of fit, p = {p}"]}
+        for family, p in (("a", "3.8e-09"), ("b", "0.02"))
+    ]
+    assert notes(entries) == "- power (a, b): lack of fit, p = 3.8e-09, 0.02."
+
+
+def test_reports_are_plain_json_in_and_utf8_out(two: Path) -> None:
+    json.loads((two / "fits.json").read_text())
+    assert (two / "report.md").read_bytes().decode("utf-8").startswith("# Scaling analysis of two\n")
