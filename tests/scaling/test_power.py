@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from slm.scaling.laws import Floats
+from slm.scaling.compare import design_power
+from slm.scaling.fitting import fit_sample
+from slm.scaling.intervals import uncertainty
+from slm.scaling.laws import Floats, get_law
 from slm.scaling.power import Design, plan, seeds_needed, span_needed
-from tests.scaling.samples import TRUE, design, plain_law
+from slm.scaling.settings import Settings
+from tests.scaling.samples import TRUE, design, plain_law, sample
 
 SIZES = np.geomspace(1e6, 1e8, 6)
 LINE = {"A": 20.0, "alpha": 0.1}
@@ -144,3 +148,19 @@ def test_a_plan_that_cannot_be_is_refused(sizes: dict[str, list[float]], law: st
 @pytest.mark.xfail(strict=True, reason="divides by the span of the sizes, which is 0")
 def test_a_span_can_be_asked_of_a_design_of_one_size() -> None:
     assert span_needed(line(sizes=np.full(5, 1e7)), 0.01) is None
+
+
+@pytest.mark.xfail(strict=True, reason="the design after the fact counts every row as a run, also rows that share one")
+def test_reading_a_run_four_times_does_not_make_a_design_more_powerful() -> None:
+    def detectable(rows: int) -> float:
+        of = {}
+        for seed, name in enumerate("ab"):
+            rng = np.random.default_rng(seed)
+            run = np.repeat(np.arange(10), rows)
+            x = np.linspace(15, 22, 10)[run]
+            y = 3 - 0.1 * x + 0.02 * rng.normal(size=10)[run] + 1e-5 * rng.normal(size=10 * rows)
+            found = fit_sample(get_law("power"), sample(y, x, run))
+            of[name] = (found, uncertainty(found, replicates=100, rng=rng))
+        return float(design_power(of, Settings())["detectable"])
+
+    assert detectable(4) == pytest.approx(detectable(1), rel=0.15)

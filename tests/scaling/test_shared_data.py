@@ -34,8 +34,7 @@ def huber_objective(params: dict[str, float], N: Floats, D: Floats, loss: Floats
 def test_hoffmanns_data_give_besiroglus_fit(besiroglu: Fit) -> None:
     params = besiroglu.params
     published = {"E": 1.81724, "A": 477.84, "B": 2143.86, "alpha": 0.34731, "beta": 0.36718}
-    for name, tolerance in (("E", 1e-5), ("A", 0.05), ("B", 0.5), ("alpha", 1e-5), ("beta", 2e-5)):
-        assert params[name] == pytest.approx(published[name], abs=tolerance)
+    assert params == pytest.approx(published, rel=2.5e-4)  # whose optimiser stopped at 0.00101828186
     frame = read_table(EPOCH, drop_worst=5).frame
     columns = [frame[name].to_numpy(float) for name in ("N", "tokens", "loss")]
     ours = huber_objective(params, *columns)
