@@ -100,6 +100,12 @@ def known(entry: Entry, name: str) -> bool:
     return bool(entry["fitted"]) and name not in entry["not_identified"] and entry["params"].get(name) is not None
 
 
+def whole(entry: Entry | None, *names: str) -> bool:
+    """Whether an entry has lists of numbers under these names with none missing."""
+    held = entry or {}
+    return all(held.get(name) and None not in held[name] for name in names)
+
+
 def laws_of(entries: Sequence[Entry]) -> list[str]:
     """The laws of some fits, in the order of the registry."""
     there = {entry["law"] for entry in entries}

@@ -194,7 +194,11 @@ def _equals(p: str) -> str:
 
 def pareto(of: Directory) -> Figure | None:
     """Target against N, FLOPs and speed; the front is what no other run beats in both."""
-    fronts = [front for front in of.comparison.get("pareto") or [] if front["against"] in of.results]
+    fronts = [
+        front
+        for front in of.comparison.get("pareto") or []
+        if front["against"] in of.results and all(is_number(row[front["against"]]) for row in front["front"])
+    ]
     if not fronts:
         return None
     target = of.primary["target"]
@@ -233,7 +237,7 @@ def _front(axis: Axes, of: Directory, front: Entry, target: str) -> None:
 
 def isoflop(of: Directory) -> Figure | None:
     """Runs of each compute budget with the lowest point of their parabola."""
-    found = of.comparison.get("isoflop") or []
+    found = [row for row in of.comparison.get("isoflop") or [] if is_number(row["exponent"])]
     if not found or "flops" not in of.results:
         return None
     said = "; ".join(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from slm.scaling.directory import Directory, Entry, known, laws_of, variable_of
+from slm.scaling.directory import Directory, Entry, known, laws_of, variable_of, whole
 from slm.scaling.figure_style import GREY, INK, PALE, Margins, colours, log_axis, markers, panels
 from slm.scaling.laws import LAWS
 from slm.scaling.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def curves(of: Directory) -> Figure | None:
     """Points and fitted curves: all families in one panel, and each in a panel of its own with its bands."""
-    entries = [entry for entry in of.own if entry.get("curve") and entry.get("points")]
+    entries = [
+        e for e in of.own if whole(e.get("curve"), "x", "centre") and whole(e.get("points"), "value", "residual")
+    ]
     if not entries:
         return None
     several = len(entries) > 1
@@ -93,7 +95,7 @@ def _bands(axis: Axes, of: Directory, entry: Entry) -> None:
     curve, colour = entry["curve"], colours(of.families)[entry["family"]]
     x = np.array(curve["x"])
     for start, end, alpha in (("run_low", "run_high", 0.12), ("low", "high", 0.28)):
-        low, high = np.array(curve[start], float), np.array(curve[end], float)
+        low, high = np.array(curve[start], float), np.array(curve[end], float)  # NaN where there is no band
         axis.fill_between(x, low, high, color=colour, alpha=alpha, lw=0)
     _line(axis, of, entry)
 
@@ -196,7 +198,7 @@ def _same_axes(axes: list[Axes], of: Directory, entries: list[Entry]) -> None:
 
 def residuals(of: Directory) -> Figure | None:
     """Log residuals against N, and against what else varies."""
-    entries = [entry for entry in of.own if entry.get("points")]
+    entries = [entry for entry in of.own if whole(entry.get("points"), "value", "residual")]
     if not entries:
         return None
     variables = [v for v in _columns_of(entries) if _varies(entries, v)]
@@ -249,7 +251,7 @@ def profiles(of: Directory) -> Figure | None:
         for law in laws
         for entry in of.of(law=law)
         for name in entry.get("profiles") or {}
-        if len(entry["profiles"][name]["values"]) > 2
+        if whole(entry["profiles"][name], "values") and sum(map(is_number, entry["profiles"][name]["t"])) > 2
     ]
     if not found:
         return None
@@ -276,6 +278,7 @@ def profiles(of: Directory) -> Figure | None:
 def _profile(axis: Axes, of: Directory, entry: Entry, name: str) -> None:
     one, colour = entry["profiles"][name], colours(of.families)[entry["family"]]
     values, t = np.array(one["values"], float), np.abs(np.array(one["t"], float))
+    values, t = values[np.isfinite(t)], t[np.isfinite(t)]
     critical = float(stats.t.ppf(0.5 + of.level / 2, max(1, entry.get("degrees_of_freedom") or 1)))
     near = t <= 2 * critical
     low, high = entry["ci95"][name]
@@ -345,7 +348,7 @@ def _extrapolation_row(axis: Axes, of: Directory, entry: Entry, y: float) -> Non
 
 def marginal(of: Directory) -> Figure | None:
     """Gain of one more million parameters against N."""
-    entries = [entry for entry in of.own if (entry.get("marginal") or {}).get("gain")]
+    entries = [entry for entry in of.own if whole(entry.get("marginal"), "x", "gain")]
     if not entries:
         return None
     title = "Each further parameter gains less than the one before, and smoothly: there is no knee"

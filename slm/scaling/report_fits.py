@@ -209,13 +209,14 @@ def selection_section(of: Directory) -> Section:
 def _law_row(of: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
     ahead = [row["extrapolation_error_log"] for row in rows if is_number(row["extrapolation_error_log"])]
     scatter = [row["rmse_log"] for row in rows if is_number(row["rmse_log"])]
-    misfit = [(entry.get("lack_of_fit") or {}).get("p") for entry in of.of(law=law)]
+    tests = [entry.get("lack_of_fit") or {} for entry in of.of(law=law)]
+    misfit = [test["p"] for test in tests if is_number(test.get("p"))]
     return [
         f"**{law}** (the verdict's)" if law == of.primary["law"] else law,
         f"{sum(bool(row['identified']) for row in rows)} of {len(rows)}",
         percent(max(scatter, default=None)),
         percent(max(ahead, key=abs, default=None), sign=True),
-        p_value(min(filter(is_number, misfit), default=None)),
+        p_value(min(misfit, default=None)),
     ]
 
 

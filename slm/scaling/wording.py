@@ -9,6 +9,7 @@ from typing import Any
 NOTHING = "–"
 TARGET_NAMES = {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 TARGET_UNITS = {"loss": "loss (nats per token)", "perplexity": "perplexity per token", "bits_per_byte": "bits per byte"}
+LOSS_NAMES = {"least_squares": "least squares", "huber": "Huber's loss"}
 SIZE_NAMES = {
     "params_total": "N (all parameters)",
     "params_non_embedding": "N (without embeddings)",

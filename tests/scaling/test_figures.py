@@ -13,7 +13,7 @@ from slm.scaling import figures_compare, figures_fits
 from slm.scaling.directory import Directory
 from slm.scaling.figure_style import colours, log_axis, markers, style, tick_label
 from slm.scaling.figures import FIGURES, draw
-from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, write
+from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,17 @@ def test_numbers_that_could_not_be_computed_leave_figures_without_nan_or_none(tw
             assert "nan" not in text.get_text()
             assert "None" not in text.get_text()
     draw(tmp_path / "d")
+
+
+@pytest.mark.parametrize("which", ["two", "one", "iso"])
+def test_an_analysis_that_computed_nothing_draws_what_is_left(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(which)
+    for name in ("fits", "comparison"):
+        write(tmp_path, name, without_numbers(read(folder, name)))
+    shutil.copy(folder / "results.csv", tmp_path)
+    assert {path.stem for path in draw(tmp_path)} <= {"exponents", "extrapolation"}
 
 
 def test_a_family_keeps_its_colour_and_mark_and_no_two_of_seven_share_either() -> None:

@@ -18,7 +18,7 @@ from slm.scaling.figures import draw
 from slm.scaling.report import write_report
 from slm.scaling.report_text import notes, table
 from slm.scaling.wording import count, interval, p_value, plainly, sig
-from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, write
+from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
 
 WILD = "<b>wide|$x$</b>"
 
@@ -77,7 +77,7 @@ def test_every_number_in_tables_and_verdict_is_one_of_the_json(which: str, reque
     folder = request.getfixturevalue(which)
     content = [read(folder, name) for name in ("fits", "comparison", "audit", "settings")]
     held = np.array(sorted(set(numbers_in(content))))
-    said = sorted((s for s in strings_in(content) if any(c.isdigit() for c in s)), key=len, reverse=True)
+    said = sorted({s for s in strings_in(content) if any(c.isdigit() for c in s)}, key=len, reverse=True)
     verdict, _, rest = markdown(folder).partition("## What was analysed")
     lines = [*verdict.splitlines(), *(line for line in rest.splitlines() if line.startswith("| "))]
     assert len(lines) > 20
@@ -214,15 +214,6 @@ def test_compute_is_reported_with_cost_and_target(iso: Path) -> None:
     assert f"iso reaches a loss of {sig(2.2)} with {sig(row['flops_to_target'], 3)} FLOPs" in text
     assert f"{sig(row['flops_to_target'] / 1e14 / 3600, 3)} device hours" in text
     assert "**IsoFLOP profiles**" in text
-
-
-def without_numbers(value: Any) -> Any:
-    """The same entry, as if nothing could have been computed."""
-    if isinstance(value, dict):
-        return {key: without_numbers(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [without_numbers(one) for one in value]
-    return None if isinstance(value, float) else value
 
 
 @pytest.mark.parametrize("which", ["two", "one", "iso"])
