@@ -102,7 +102,7 @@ def _forest(axis: Axes, of: Directory, panel: Panel) -> None:
         if law == "power":
             for reference, value in panel.references:
                 axis.plot(value, y, ls="", marker="d", color=GREY, ms=4.5)
-                axis.text(1.01, y, f"{reference}: {sig(value, 3)}", va="center", fontsize=6.5, color="#666666",
+                axis.text(1.01, y, f"{reference}: {sig(value, 3)}", va="center", fontsize=7, color="#666666",
                           transform=axis.get_yaxis_transform())  # fmt: skip
                 y += 1
         y += 0.8
@@ -141,7 +141,7 @@ def _forest_row(axis: Axes, of: Directory, entry: Entry, name: str, y: float, en
     elif is_number(value) and ends[0] < value < ends[1]:
         axis.plot(value, y, marker=markers(of.families)[family], mec=colour, mfc="white", ms=4.5, zorder=3)
     text = f"{sig(value, 3)} {interval(entry['ci95'][name], 3)}" if identified else "not identified"
-    axis.text(1.01, y, text, va="center", fontsize=6.5, color=INK if identified else "#777777",
+    axis.text(1.01, y, text, va="center", fontsize=7, color=INK if identified else "#777777",
               transform=axis.get_yaxis_transform(), style="normal" if identified else "italic")  # fmt: skip
 
 

@@ -154,14 +154,15 @@ def _label_references(axis: Axes, entry: Entry, ends: list[tuple[float, str]]) -
     largest = max(entry["points"]["N"])
     fitted = float(np.exp(np.interp(np.log(largest), np.log(entry["curve"]["x"]), np.log(entry["curve"]["centre"]))))
     above = ends[0][0] > fitted
+    wide = axis.get_position().width * axis.get_figure().get_figwidth() > 4  # type: ignore[union-attr]
     for place, (_, name) in enumerate(ends):
         axis.annotate(
             name,
-            (0.99, ends[0][0] if above else ends[-1][0]),
-            (0, 8 + 9 * (len(ends) - 1 - place) if above else -12 - 9 * place),
-            xycoords=("axes fraction", "data"),
+            (largest if wide else 0.99, ends[0][0] if above else ends[-1][0]),
+            (8 if wide else 0, 8 + 9 * (len(ends) - 1 - place) if above else -12 - 9 * place),
+            xycoords=("data" if wide else "axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
+            ha="left" if wide else "right",
             fontsize=7,
             color="#666666",
         )

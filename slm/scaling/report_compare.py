@@ -51,16 +51,12 @@ def analysed_section(of: Directory) -> Section:
         f"{plural(found['n_rows'], 'row')} of {plural(found['n_runs'], 'run')} in {plural(found['n_cells'], 'cell')} "
         f"(a cell is a size and budget; its runs differ in seed), of {plural(len(of.families), 'family', 'families')}"
     )
-    asked = (of.settings.get("analysis") or {}).get("law")
-    chosen = {
-        None: "",
-        "auto": "It was chosen as the law in N with the lowest AICc among those identified in every family.",
-    }.get(asked, "It was asked for.")
+    why = f"It is the law of the verdict because {plainly(main['why'])}." if main.get("why") else ""
     section = Section("What was analysed").add(
         (f"Table `{plainly(name)}`: " if name else "") + counted + ".",
         f"The verdict is about **{LAWS[main['law']].equation}** (`{main['law']}`), L being "
         f"{TARGET_NAMES[main['target']]} and N {size_words(main['size'])}, fitted by {LOSS_NAMES[main['loss']]} "
-        f"of log residuals. {chosen}".strip(),
+        f"of log residuals. {why}".strip(),
         _ranges(of),
         bullets([plainly(note) for note in found["notes"]]),
     )

@@ -11,7 +11,7 @@ from slm.scaling.wording import NOTHING, interval, is_number, plainly, with_inte
 
 VISIBLE_ROWS = 12
 """A longer table that is not the main one is folded."""
-_NUMBER = re.compile(r"\d[\d.]*(?:e-?\d+)?%?")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?%?")
 _ASIDE = (
     "bootstrap samples could not",
     "fitted to the means",
@@ -110,20 +110,32 @@ def reason(entry: Entry) -> str:
 
 def notes(entries: Sequence[Entry]) -> str:
     """What the fits remark beside their status; remarks that differ in one number only become one."""
-    about: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    about: dict[str, list[tuple[Entry, str]]] = {}
     for entry in entries:
         for note in entry["notes"] if entry["fitted"] else []:
             if "exponent of perplexity" not in note and note != reason(entry):
-                about.setdefault((entry["law"], _NUMBER.sub("#", note)), []).append((entry["family"], note))
+                about.setdefault(_NUMBER.sub("#", note), []).append((entry, note))
     return bullets(
-        [f"{law} ({plainly(', '.join(f for f, _ in of))}): {_joined(of)}." for (law, _), of in about.items()]
+        [f"{_who([entry for entry, _ in of])}: {_joined([note for _, note in of])}." for of in about.values()]
     )
 
 
-def _joined(remarks: Sequence[tuple[str, str]]) -> str:
-    """One remark with the numbers of all."""
-    first = remarks[0][1]
-    found = [_NUMBER.findall(note) for _, note in remarks]
+def _who(entries: Sequence[Entry]) -> str:
+    """Laws, and the families they were fitted to."""
+    families: dict[str, list[str]] = {}
+    for entry in entries:
+        families.setdefault(entry["law"], []).append(entry["family"])
+    laws: dict[str, list[str]] = {}
+    for law, names in families.items():
+        laws.setdefault(", ".join(names), []).append(law)
+    return "; ".join(f"{', '.join(names)} ({plainly(of)})" for of, names in laws.items())
+
+
+def _joined(remarks: Sequence[str]) -> str:
+    """One remark; a number that differs becomes a range."""
+    remarks = list(dict.fromkeys(remarks))
+    found = [_NUMBER.findall(note) for note in remarks]
     if len(remarks) == 1 or any(len(numbers) != 1 for numbers in found):
-        return plainly("; ".join(dict.fromkeys(note for _, note in remarks)))
-    return plainly(_NUMBER.sub(", ".join(numbers[0] for numbers in found), first, count=1))
+        return plainly("; ".join(remarks))
+    ordered = sorted((numbers[0] for numbers in found), key=lambda number: float(number.rstrip("%")))
+    return plainly(_NUMBER.sub(f"{ordered[0]} to {ordered[-1]}", remarks[0], count=1))

@@ -122,7 +122,6 @@ def test_numbers_that_could_not_be_computed_leave_figures_without_nan_or_none(tw
         for text in figure.findobj(Text) if figure else []:
             assert "nan" not in text.get_text()
             assert "None" not in text.get_text()
-    draw(tmp_path / "d")
 
 
 @pytest.mark.parametrize("which", ["two", "one", "iso"])
