@@ -66,6 +66,18 @@ def test_a_bootstrap_interval_is_t_with_the_clusters_degrees_of_freedom() -> Non
     assert high == pytest.approx(-line.slope + reach, abs=0.15 * reach)
 
 
+def test_with_few_runs_a_bootstrap_interval_is_scaled_up_for_the_parameters() -> None:
+    """Six runs, two parameters: t with 4 degrees of freedom, and sqrt(6 / 4) for what the residuals lack."""
+    rng = np.random.default_rng(2)
+    run = np.repeat(np.arange(6), 2)
+    of_runs = sample(1.2 - 0.1 * run + 0.02 * rng.normal(size=6)[run], np.linspace(15, 22, 6)[run], run)
+    found = of(fit_sample(POWER, of_runs), replicates=300)
+    low, high = found.ci["alpha"]
+    assert low is not None
+    assert high is not None
+    assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 4) * np.sqrt(6 / 4) * found.se["alpha"], rel=1e-6)
+
+
 def test_intervals_of_rows_that_share_runs_cover_the_truth() -> None:
     """Monte Carlo of 100 data sets: at 95% nominal, fewer than 87% or all of them would be a fault."""
     inside = 0

@@ -80,6 +80,19 @@ def test_wild_factors_are_shared_within_a_cluster_and_have_mean_0_and_variance_1
         assert len(np.unique(factors, axis=0)) > 1000  # two signs for six clusters would leave 64
 
 
+@pytest.mark.parametrize("each", [1, 2])
+def test_the_wild_bootstraps_error_of_few_rows_is_known_exactly(each: int) -> None:
+    """Of a line: sum over clusters of (sum z r)^2 / Szz^2, residuals r scaled up by sqrt(n / (n - 2))."""
+    found = clustered(8, shared=0.02, own=0.01, groups=5, each=each)
+    x, run, n = found.sample.log_x[:, 0], found.sample.clusters, 5 * each
+    z = x - x.mean()
+    line = np.polyfit(x, found.sample.log_y, 1)
+    scores = np.bincount(run, z * (found.sample.log_y - np.polyval(line, x)))
+    expected = np.sqrt(n / (n - 2) * (scores**2).sum()) / (z @ z)
+    error = bootstrap(found, "wild", 6000, np.random.default_rng(0)).theta[:, 1].std()
+    assert error == pytest.approx(expected, rel=0.04)
+
+
 def test_the_wild_bootstrap_keeps_every_row_and_so_never_fails_on_few_sizes() -> None:
     of = noisy("power_floor", ("N",), 5, 0.003)
     found = fit_sample(FLOOR, of)

@@ -155,9 +155,23 @@ def test_a_decrement_is_what_is_left_to_gain(noisy_floor: tuple[Law, Sample, tup
     law, of, bounds = noisy_floor
     best = fit_sample(law, of)
     near = best.theta[None] + np.sqrt(np.diag(best.covariance)) * 0.02
-    stopped = minimise([single_block(law, of)], of.log_y, near, bounds, max_steps=1)
     left = 0.5 * float(((of.log_y - law.log_value(near, of.centred)) ** 2).sum()) - best.certificate.objective
-    assert stopped.decrement[0] == pytest.approx(left, rel=0.05)
+    for weight in (1.0, 3.0):
+        of_rows = np.full((1, 14), weight)
+        stopped = minimise([single_block(law, of)], of.log_y, near, bounds, weights=of_rows, max_steps=1)
+        assert stopped.decrement[0] == pytest.approx(weight * left, rel=0.05)
+
+
+def test_a_start_at_a_bound_leaves_it_where_the_objective_falls_inwards(
+    noisy_floor: tuple[Law, Sample, tuple[Floats, Floats]],
+) -> None:
+    law, of, bounds = noisy_floor
+    best = fit_sample(law, of)
+    for j, side in ((0, 0), (2, 0), (2, 1)):
+        start = best.theta[None].copy()
+        start[0, j] = bounds[side][j]
+        found = minimise([single_block(law, of)], of.log_y, start, bounds)
+        assert found.objective[0] == pytest.approx(best.certificate.objective, rel=1e-8)
 
 
 @pytest.mark.parametrize("delta", [1e-3, 0.05, np.inf])
