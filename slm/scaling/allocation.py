@@ -94,7 +94,8 @@ def isoflop(
 ) -> IsoFlop | None:
     """IsoFLOP analysis of one family, parabolas of log target in log N; None unless two budgets have 5 sizes each.
 
-    Budgets are the column `budget` (or `isoflop`) if there is one, else runs whose FLOPs lie within 10% of each other.
+    A budget whose parabola has no lowest point is left out. Budgets are the column `budget` (or `isoflop`) if there is
+    one, else runs whose FLOPs follow each other within 10%.
     """
     groups = [g for _, g in frame.groupby(_budgets(frame)) if g[size].nunique() >= 5]
     if len(groups) < 2:
@@ -103,8 +104,13 @@ def isoflop(
     log_y = [np.log(g[target].to_numpy(float)) for g in groups]
     log_c = np.array([np.log(g["flops"].mean()) for g in groups])
     vertex = np.array([_vertex(x, y) for x, y in zip(log_n, log_y, strict=True)])
-    if not np.isfinite(vertex).all():
+    valley = np.isfinite(vertex)
+    if valley.sum() < 2:
         return None
+    groups, log_n, log_y = (
+        [one for one, good in zip(of, valley, strict=True) if good] for of in (groups, log_n, log_y)
+    )
+    log_c, vertex = log_c[valley], vertex[valley]
     rows = []
     for group, x, v, c in zip(groups, log_n, vertex, log_c, strict=True):
         inside = bool(x.min() < v < x.max())

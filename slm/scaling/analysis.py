@@ -15,7 +15,7 @@ from slm.scaling.fitting import fit
 from slm.scaling.intervals import uncertainty
 from slm.scaling.laws import LAWS, Law
 from slm.scaling.published import is_published, review
-from slm.scaling.ranking import rankings, survival
+from slm.scaling.ranking import TENABLE, rankings, survival
 from slm.scaling.reference import REFERENCES, local_exponent
 from slm.scaling.sample import missing_columns
 from slm.scaling.settings import Settings
@@ -90,7 +90,7 @@ def analyse(
     rng = np.random.default_rng([seed, 2000])
     comparison |= {
         "skipped": skipped,
-        "references": _references(table, size),
+        "references": _references(table, size, entries),
         "isoflop": _isoflop(table, primary, target, size, rng),
         "allocation": _allocation(table, primary, settings, target),
         "pareto": _pareto(table, target, size),
@@ -152,6 +152,7 @@ def _comparison(
         if (r["law"], r["target"], r["loss"]) == (law, target, settings.loss) and r["size"] in (None, size)
     )
     return {
+        "table": table.name,
         "families": families,
         "tokens": _tokens(table),
         "n_rows": len(table.frame),
@@ -171,8 +172,12 @@ def _tokens(table: Table) -> list[float] | None:
     return [float(table.frame["tokens"].min()), float(table.frame["tokens"].max())]
 
 
-def _references(table: Table, size: str) -> list[Entry]:
-    """Published laws as local exponents over this table's sizes, each with the N it was fitted with, beside `power`."""
+def _references(table: Table, size: str, entries: list[Entry]) -> list[Entry]:
+    """Published laws as local exponents over this table's sizes, each with the N it was fitted with, beside `power`.
+
+    Only for families that `power` describes at all: where tokens vary against N, a local exponent in N means nothing.
+    """
+    described = _described_by_power(entries)
     if "loss" not in table.targets:
         return []
     rows: list[Entry] = []
@@ -182,7 +187,7 @@ def _references(table: Table, size: str) -> list[Entry]:
         own = reference.size if reference.size in table.sizes else size
         if needs_tokens and (tokens is None or np.isnan(tokens).any()):
             continue
-        for family in table.families:
+        for family in described:
             frame = table.of(family).frame
             N = frame[own].to_numpy(float)
             if len(np.unique(N)) < 3:
@@ -210,6 +215,16 @@ def _references(table: Table, size: str) -> list[Entry]:
                     }
                 )
     return rows
+
+
+def _described_by_power(entries: list[Entry]) -> list[str]:
+    """Families in which `power` misses the loss by no more than `TENABLE` times what the best law does."""
+    misfit: dict[str, dict[str, float]] = {}
+    for entry in entries:
+        if entry["target"] == "loss" and entry["loss"] == "least_squares" and entry["fitted"]:
+            of = misfit.setdefault(entry["family"], {})
+            of[entry["law"]] = min(entry["rmse_log"], of.get(entry["law"], np.inf))
+    return [name for name, of in misfit.items() if of.get("power", np.inf) <= TENABLE * min(of.values())]
 
 
 def _isoflop(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -30,6 +29,8 @@ from slm.scaling.power import Design, seeds_needed, span_needed
 from slm.scaling.settings import Settings
 from slm.scaling.starts import is_linear
 
+FEWEST_POOLED = 3
+"""Families from which a population of families can be guessed at all."""
 Complete = dict[str, tuple[Fit, Uncertainty]]
 
 
@@ -53,17 +54,18 @@ def compare_law(
     law = next(iter(of.values()))[0].law
     families = gather({name: fit for name, (fit, _) in of.items()})
     joint = _joint_fits(families)
+    tests = _tests(families, joint, settings, rng)
     return {
         "law": law.name,
         "families": list(of),
         "left_out": [name for name in fitted if name not in of],
         "models": _models(families, joint),
-        "tests": _tests(families, joint, settings, rng),
+        "tests": tests,
         "assumptions": _assumptions(of),
         "efficiency": [
             vars(f) for f in efficiency_factors(families, joint["efficiency"], 500, rng, level=settings.level)
         ],
-        "pairs": _pairs(of, settings, rng, thorough),
+        "pairs": _pairs(of, tests, settings, rng, thorough),
         "pooled": {name: _pooled(of, name, settings.level) for name in law.exponents},
         "power": design_power(of, settings),
     }
@@ -125,7 +127,7 @@ def _assumptions(of: Complete) -> Entry:
     fits = [fit for fit, _ in of.values()]
     df = np.array([fit.degrees_of_freedom for fit in fits], float)
     sse = np.array([fit.sse for fit in fits])
-    clustered = any(len(np.unique(fit.sample.clusters)) < len(fit.sample.log_y) for fit in fits)
+    clustered = any(fit.sample.rows_share_runs for fit in fits)
     p = None
     if (df >= 1).all() and (sse > 0).all():
         pooled = sse.sum() / df.sum()
@@ -135,8 +137,11 @@ def _assumptions(of: Complete) -> Entry:
     return {"equal_variance_p": p, "rows_share_runs": clustered, "sigma": {n: f.sigma for n, (f, _) in of.items()}}
 
 
-def _pairs(of: Complete, settings: Settings, rng: np.random.Generator, thorough: bool) -> list[Entry]:
+def _pairs(
+    of: Complete, tests: Sequence[Entry], settings: Settings, rng: np.random.Generator, thorough: bool
+) -> list[Entry]:
     """Every pair's difference of each exponent; Holm's adjustment runs over the pairs of one exponent."""
+    whole = next((test["p"] for test in tests if test["restricted"] == "shared_exponents"), None)
     rows: list[Entry] = []
     law = next(iter(of.values()))[0].law
     for exponent in law.exponents:
@@ -144,7 +149,13 @@ def _pairs(of: Complete, settings: Settings, rng: np.random.Generator, thorough:
         for a, b in combinations(of, 2):
             one = difference((a, *of[a]), (b, *of[b]), exponent, level=settings.level)
             exact = one.method != "profile_t" or is_linear(law) or not (thorough and settings.calibration)
-            found.append((one, one.p if exact else _calibrated({n: of[n][0] for n in (a, b)}, one, settings, rng)))
+            if exact:
+                p = one.p
+            elif len(of) == 2 and len(law.exponents) == 1:  # the hypothesis that was just tested
+                p = whole
+            else:
+                p = _calibrated({n: of[n][0] for n in (a, b)}, one, settings, rng)
+            found.append((one, p))
         adjusted = holm([p for _, p in found])
         for (one, p), after in zip(found, adjusted, strict=True):
             known = not {one.exponent} & ({*of[one.a][1].not_identified} | {*of[one.b][1].not_identified})
@@ -160,6 +171,7 @@ def _pairs(of: Complete, settings: Settings, rng: np.random.Generator, thorough:
                     "p_profile": one.p,
                     "p_adjusted": after,
                     "method": one.method,
+                    "replicates": 0 if one.p == p else settings.calibration,
                     "identified": known,
                 }
             )
@@ -178,7 +190,11 @@ def _calibrated(pair: Mapping[str, Fit], one: Difference, settings: Settings, rn
 def _pooled(of: Complete, exponent: str, level: float) -> Entry | None:
     fits = {n: fu for n, fu in of.items() if exponent not in fu[1].not_identified}
     errors = [u.error(f, exponent, level) for f, u in fits.values()]
-    found = pool([fit.params[exponent] for fit, _ in fits.values()], errors, level=level) if len(fits) > 1 else None
+    found = (
+        pool([fit.params[exponent] for fit, _ in fits.values()], errors, level=level)
+        if len(fits) >= FEWEST_POOLED
+        else None
+    )
     if found is None:
         return None
     return vars(found) | {"families": list(fits), "shrunken": dict(zip(fits, found.shrunken, strict=True))}
@@ -188,6 +204,7 @@ def design_power(of: Complete, settings: Settings) -> Entry:
     """The smallest difference of the first exponent that the families' own designs would detect, and better designs.
 
     Each family's design, scatter and law are taken as found; the largest is reported, since all pairs are compared.
+    Rows that share runs count as the runs they are, with the scatter that the cluster bootstrap saw.
     """
     pairs = max(1, len(of) * (len(of) - 1) // 2)
     law = next(iter(of.values()))[0].law
@@ -195,7 +212,7 @@ def design_power(of: Complete, settings: Settings) -> Entry:
     pooled = np.sqrt(
         sum(f.sse for f, _ in of.values()) / max(1, sum(max(f.degrees_of_freedom, 0) for f, _ in of.values()))
     )
-    designs = {name: _design(fit, float(pooled)) for name, (fit, _) in of.items()}
+    designs = {name: _design(fit, u, float(pooled), settings.level) for name, (fit, u) in of.items()}
     found = {
         name: None
         if law.exponents[0] in of[name][1].not_identified
@@ -227,10 +244,14 @@ def design_power(of: Complete, settings: Settings) -> Entry:
     }
 
 
-def _design(fit: Fit, sigma: float) -> Design:
+def _design(fit: Fit, of: Uncertainty, sigma: float, level: float) -> Design:
     """The rows as they are: seeds are rows of their own."""
-    params: Mapping[str, Any] = fit.params
-    return Design(fit.law, fit.sample.log_x, params, sigma)
+    design = Design(fit.law, fit.sample.log_x, fit.params, sigma)
+    if not fit.sample.rows_share_runs:
+        return design
+    seen, independent = of.error(fit, fit.law.exponents[0], level), design.error()
+    factor = seen / independent if np.isfinite(seen) and 0 < independent < np.inf else 1.0
+    return replace(design, sigma=sigma * factor, groups=len(np.unique(fit.sample.clusters)))
 
 
 def choose_law(fitted: Mapping[str, Mapping[str, Fitted]], asked: str) -> tuple[str, str]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from slm.scaling.fitting import Fit, LackOfFit, fit_sample, lack_of_fit, refusal
-from slm.scaling.intervals import Uncertainty, uncertainty
+from slm.scaling.intervals import MOST_FAILED, Uncertainty, uncertainty
 from slm.scaling.laws import Floats, Law
-from slm.scaling.prediction import band
+from slm.scaling.prediction import band, band_kind, error_quantiles
 from slm.scaling.resample import Ensemble, bootstrap
 from slm.scaling.sample import Sample, take_sample
 from slm.scaling.settings import Settings
@@ -23,6 +23,8 @@ from slm.scaling.table import Table
 Entry = dict[str, Any]
 SUSPICIOUS_RATIO = 1.5
 CURVE_POINTS = 60
+FEWEST_REFITS = 100
+"""Without which there is no band."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,11 @@ def fit_group(
     by_run = {name: fit_sample(law, s, loss=loss) for name, s in samples.items() if refusals[name] is None}
     misfits = {name: lack_of_fit(found) for name, found in by_run.items()}
     smallest = min((m.p for m in misfits.values() if m), default=1.0) * len(misfits)
-    by_cell = settings.unit == "cell" or (settings.unit == "auto" and smallest < 0.05)
+    shared = any(sample.rows_share_runs for sample in samples.values())  # then whole runs are drawn instead
+    by_cell = settings.unit == "cell" or (settings.unit == "auto" and smallest < 0.05 and not shared)
     means = {name: samples[name].cell_means() for name in by_run}
     by_cell = by_cell and all(refusal(law, one) is None for one in means.values())
+    middle = np.median(np.concatenate([s.log_x for s in samples.values()]), axis=0)
     fitted = {}
     for name, sample in samples.items():
         case = Case(name, law, target, size)
@@ -76,7 +80,9 @@ def fit_group(
             fitted[name] = Fitted(_refused(case, sample, loss, refusals[name] or ""))
             continue
         found = fit_sample(law, means[name], loss=loss) if by_cell else by_run[name]
-        fitted[name] = _fit_case(table, case, found, by_run[name], misfits[name], by_cell, settings, rng, thorough)
+        fitted[name] = _fit_case(
+            table, case, found, by_run[name], misfits[name], by_cell, settings, rng, middle if thorough else None
+        )
     return fitted
 
 
@@ -93,9 +99,11 @@ def _fit_case(
     by_cell: bool,
     settings: Settings,
     rng: np.random.Generator,
-    thorough: bool,
+    middle: Floats | None,
 ) -> Fitted:
-    of = uncertainty(found, replicates=settings.bootstrap if thorough else 0, rng=rng, level=settings.level)
+    """`middle` is the table's median of the log variables, for a thorough fit, else None."""
+    replicates = 0 if middle is None else settings.bootstrap
+    of = uncertainty(found, replicates=replicates, rng=rng, level=settings.level)
     entry = _entry(case, by_run, found, of, "cell" if by_cell else "run")
     entry["lack_of_fit"] = misfit and vars(misfit)
     if misfit and misfit.p < 0.05:
@@ -104,8 +112,8 @@ def _fit_case(
         entry["notes"].append("fitted to the means over seeds, so that intervals rest on the number of sizes")
     if case.law.variables == ("C",) and _constant(table, "tokens"):
         entry["notes"].append("all runs saw the same tokens, so that C is N by another name")
-    if thorough:
-        entry |= _closer(case, found, of, settings, rng)
+    if middle is not None:
+        entry |= _closer(case, found, of, settings, rng, middle)
     return Fitted(entry, found, of)
 
 
@@ -199,7 +207,8 @@ def _disagreement(found: Fit, of: Uncertainty) -> list[str]:
     """Where the cluster bootstrap finds much more scatter than the likelihood does."""
     if of.method == "cluster_bootstrap" or "cluster" not in of.bootstrap_se:
         return []
-    ratios = {e: of.bootstrap_se["cluster"][e] / of.bootstrap_se["delta"][e] for e in found.law.exponents}
+    by = of.bootstrap_se
+    ratios = {e: by["cluster"][e] / by["delta"][e] for e in found.law.exponents if by["delta"][e] > 0}
     return [
         f"the bootstrap's standard error of {name} is {ratio:.1f} times the likelihood's: the scatter is not the same "
         "everywhere, and the interval is too narrow"
@@ -208,13 +217,12 @@ def _disagreement(found: Fit, of: Uncertainty) -> list[str]:
     ]
 
 
-def _closer(case: Case, found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator) -> Entry:
+def _closer(
+    case: Case, found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator, middle: Floats
+) -> Entry:
     """What is worth computing for the fits that the report is about."""
-    ensemble = None
-    if not is_linear(case.law) and found.degrees_of_freedom >= 1:
-        ensemble = bootstrap(found, "parametric", max(settings.bootstrap, 200), rng)
-        ensemble = ensemble if len(ensemble.theta) >= 100 else None
-    usable = ensemble is not None or is_linear(case.law)
+    ensemble = _ensemble(found, of, settings, rng)
+    usable = ensemble is not None or band_kind(found) is None
     sample = found.sample
     return {
         "profiles": {
@@ -227,25 +235,36 @@ def _closer(case: Case, found: Fit, of: Uncertainty, settings: Settings, rng: np
             "value": np.exp(sample.log_y).tolist(),
             "residual": found.residuals.tolist(),
         },
-        "curve": _curve(found, ensemble, settings, rng) if usable else None,
-        "predictions": _predictions(found, ensemble, settings, rng) if usable else [],
-        "marginal": _marginal(found, ensemble, settings, rng) if usable and case.law.variables[0] == "N" else None,
+        "curve": _curve(found, ensemble, settings, rng, middle) if usable else None,
+        "predictions": _predictions(found, ensemble, settings, rng, middle) if usable else [],
+        "marginal": _marginal(found, ensemble, settings, rng, middle) if case.law.variables[0] == "N" else None,
         "extrapolation": _extrapolation(case.law, sample, found.loss, settings, rng),
         "without_smallest": _without_smallest(case.law, sample, found.loss),
     }
 
 
-def _along_first(found: Fit, first: Floats) -> Floats:
-    """Log variables [M, V] with the first at log values `first` and the others at their medians."""
-    log_x = np.repeat(np.median(found.sample.log_x, axis=0)[None], len(first), axis=0)
+def _ensemble(found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator) -> Ensemble | None:
+    """The refits that bands rest on; None if bands need none, or too few could be made."""
+    kind = band_kind(found)
+    if kind is None or found.degrees_of_freedom < 1:
+        return None
+    drawn = of.ensembles.get(kind) or bootstrap(found, kind, max(settings.bootstrap, FEWEST_REFITS * 2), rng)
+    return drawn if len(drawn.theta) >= FEWEST_REFITS and drawn.failed <= MOST_FAILED else None
+
+
+def _along_first(middle: Floats, first: Floats) -> Floats:
+    """Log variables [M, V] with the first at log values `first` and the others at the medians of the whole table."""
+    log_x = np.repeat(middle[None], len(first), axis=0)
     log_x[:, 0] = first
     return log_x
 
 
-def _curve(found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator) -> Entry:
+def _curve(
+    found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator, middle: Floats
+) -> Entry:
     """The law along its first variable, its band and the prediction band, a little beyond the data."""
     x = found.sample.log_x[:, 0]
-    log_x = _along_first(found, np.linspace(x.min() - 0.3, x.max() + 1.2, CURVE_POINTS))
+    log_x = _along_first(middle, np.linspace(x.min() - 0.3, x.max() + 1.2, CURVE_POINTS))
     mean = band(found, log_x, ensemble, rng, level=settings.level)
     run = band(found, log_x, ensemble, rng, new_run=True, level=settings.level)
     held = dict(zip(found.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True))
@@ -258,10 +277,12 @@ def _curve(found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.ra
     }
 
 
-def _predictions(found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator) -> list[Entry]:
+def _predictions(
+    found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator, middle: Floats
+) -> list[Entry]:
     """The result of one more run at multiples of the largest size, others at their medians."""
     largest = found.sample.log_x[:, 0].max()
-    log_x = _along_first(found, largest + np.log(np.array(settings.predict)))
+    log_x = _along_first(middle, largest + np.log(np.array(settings.predict)))
     return predictions_at(found, log_x, ensemble, rng, settings.level)
 
 
@@ -281,20 +302,22 @@ def predictions_at(
     ]
 
 
-def _marginal(found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator) -> Entry:
+def _marginal(
+    found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator, middle: Floats
+) -> Entry | None:
     """-dL/dN at sizes within the data: how much a further parameter lowers the target, with its band.
 
     No size is a "knee": under a power law the gain of a doubling falls by the same share everywhere.
     """
-    x = found.sample.log_x[:, 0]
-    log_x = _along_first(found, np.linspace(x.min(), x.max(), 30))
+    if ensemble is None and is_linear(found.law) and found.degrees_of_freedom >= 1:
+        ensemble = bootstrap(found, "parametric", max(settings.bootstrap, FEWEST_REFITS * 2), rng)
     if ensemble is None:
-        ensemble = bootstrap(found, "parametric", max(settings.bootstrap, 200), rng)
+        return None
+    x = found.sample.log_x[:, 0]
+    log_x = _along_first(middle, np.linspace(x.min(), x.max(), 30))
     gain = _log_gain(found.law, found.theta[None], log_x - found.sample.refs)[0]
     draws = _log_gain(found.law, ensemble.theta, log_x - found.sample.refs)
-    error = (gain - draws) / ensemble.sigma[:, None]
-    tail = (1 - settings.level) / 2
-    low, high = np.quantile(error, [tail, 1 - tail], axis=0) * found.sigma
+    low, high = error_quantiles(found, gain - draws, ensemble, None, settings.level)
     gain = gain - log_x[:, 0]
     with np.errstate(over="ignore"):  # an open end, where the refits include a law that is flat
         ends = {"gain": np.exp(gain), "low": np.exp(gain + low), "high": np.exp(gain + high)}
@@ -317,8 +340,9 @@ def _extrapolation(law: Law, sample: Sample, loss: Loss, settings: Settings, rng
     if not len(kept.log_y) or refusal(law, kept):
         return None
     found = fit_sample(law, kept, loss=loss)
-    ensemble = None if is_linear(law) else bootstrap(found, "parametric", 200, rng)
-    if ensemble is not None and len(ensemble.theta) < 100:
+    kind = band_kind(found)
+    ensemble = bootstrap(found, kind, 2 * FEWEST_REFITS, rng) if kind else None
+    if ensemble is not None and len(ensemble.theta) < FEWEST_REFITS:
         return None
     at = sample.log_x[largest][:1]
     foreseen = predictions_at(found, at, ensemble, rng, settings.level)[0]

@@ -23,8 +23,8 @@ from scipy import stats
 from slm.scaling.fitting import Fit
 from slm.scaling.laws import Floats, Law
 from slm.scaling.sample import Sample
-from slm.scaling.solver import Block, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts, off_plateau
+from slm.scaling.solver import FINE, Block, minimise
+from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear, off_plateau
 
 REFIT_STEPS = 60
 """Enough for all but refits along a flat valley, whose objective has long stopped to change."""
@@ -88,7 +88,10 @@ class JointFit:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Likelihood ratio of a restricted model against a wider one; `p` is calibrated, `p_chi2` the approximation."""
+    """Likelihood ratio of a restricted model against a wider one.
+
+    `p` is exact for linear laws (F test, `replicates` 0), else calibrated by simulation; `p_chi2` is the approximation.
+    """
 
     restricted: str
     wider: str
@@ -137,7 +140,7 @@ def fit_joint(families: Families, model: str, *, shared: Sequence[str] = (), log
     targets = families.log_y if log_y is None else log_y
     starts = _starts(families, matrices)
     bounds = _bounds(families, matrices)
-    optimum = minimise(families.blocks(matrices), targets, starts, bounds)
+    optimum = minimise(families.blocks(matrices), targets, starts, bounds, tolerance=FINE)
     best = optimum.best
     theta = np.stack([M @ optimum.phi[best] for M in matrices])
     agreeing = (optimum.objective <= optimum.objective[best] * (1 + 1e-6)).mean()
@@ -160,6 +163,11 @@ def likelihood_ratio(
     n = restricted.rows
     df = len(wider.phi) - len(restricted.phi)
     statistic = max(0.0, n * float(np.log(restricted.sse / wider.sse)))
+    p_chi2 = float(stats.chi2.sf(statistic, df))
+    if is_linear(families.law):  # the ratio is a function of F, whose distribution is known
+        spare = n - len(wider.phi)
+        p = float(stats.f.sf(np.expm1(statistic / n) * spare / df, df, spare))
+        return Ratio(restricted.model, wider.model, statistic, df, p, p_chi2, 0)
     blocks = families.blocks(restricted.matrices)
     fitted = np.concatenate(
         [b.law.log_value(b.theta(restricted.phi[None], np.zeros(1, int)), b.x_IV)[0] for b in blocks]
@@ -170,7 +178,7 @@ def likelihood_ratio(
     two = _refit(families, wider.matrices, log_y, restricted.theta)
     simulated = n * np.log(np.maximum(one, two) / two)
     p = (1 + int((simulated >= statistic * (1 - 1e-9)).sum())) / (replicates + 1)
-    return Ratio(restricted.model, wider.model, statistic, df, p, float(stats.chi2.sf(statistic, df)), replicates)
+    return Ratio(restricted.model, wider.model, statistic, df, p, p_chi2, replicates)
 
 
 def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta: Floats) -> Floats:
@@ -198,19 +206,9 @@ def _starts(families: Families, matrices: Sequence[Floats]) -> Floats:
     """Grid starts of every family, brought to common coordinates and averaged where parameters are shared."""
     law = families.law
     own = [grid_starts(law, sample) for sample in families.samples]
-    moved = [_recentre(law, theta, s.refs, families.refs) for theta, s in zip(own, families.samples, strict=True)]
+    moved = [law.recentred(theta, s.refs, families.refs) for theta, s in zip(own, families.samples, strict=True)]
     stacked = np.concatenate(moved, axis=1)
     return stacked @ np.linalg.pinv(np.vstack(matrices)).T
-
-
-def _recentre(law: Law, theta: Floats, old: Floats, new: Floats) -> Floats:
-    """Coordinates of the same curves about another centre; right up to the joint law's nonlinearity (a start only)."""
-    moved = theta.copy()
-    for j, name in enumerate(law.parameters):
-        a, b = law.functional(name, old), law.functional(name, new)
-        if a is not None and b is not None:
-            moved[:, j] = theta[:, j] + theta @ (a - b)
-    return moved
 
 
 def _bounds(families: Families, matrices: Sequence[Floats]) -> tuple[Floats, Floats]:

@@ -9,7 +9,7 @@ from scipy import stats
 
 from slm.scaling.laws import Floats, Law, get_law
 from slm.scaling.sample import HasFrame, Sample, Unit, take_sample
-from slm.scaling.solver import Block, Loss, Optimum, minimise
+from slm.scaling.solver import FINE, Block, Loss, Optimum, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
 
 AGREEMENT = 1e-6
@@ -87,7 +87,7 @@ class Fit:
         """
         free = np.array([name not in self.certificate.at_bound for name in self.law.parameters])
         _, jacobian, curvature = self.law.derivatives(self.theta[None], self.sample.centred)
-        first = (jacobian[0].T @ jacobian[0])[np.ix_(free, free)]
+        first = (jacobian[0] @ jacobian[0].T)[np.ix_(free, free)]
         hessian = first - curvature(self.residuals[None])[0][np.ix_(free, free)]
         if free.any() and np.linalg.eigvalsh(hessian)[0] <= 0:
             hessian = first
@@ -142,7 +142,7 @@ def fit_sample(law: Law, sample: Sample, *, loss: Loss = Loss()) -> Fit:  # noqa
         raise ValueError(f"{law.name} {reason}")
     starts = grid_starts(law, sample)
     bounds = coordinate_bounds(law, sample)
-    optimum = minimise([single_block(law, sample)], sample.log_y, starts, bounds, loss=loss)
+    optimum = minimise([single_block(law, sample)], sample.log_y, starts, bounds, loss=loss, tolerance=FINE)
     return _certified(law, sample, loss, optimum, bounds)
 
 
@@ -184,8 +184,8 @@ def _certified(law: Law, sample: Sample, loss: Loss, optimum: Optimum, bounds: t
 
 
 def _condition(found: Fit, free: np.ndarray) -> float:
-    jacobian = found.law.derivatives(found.theta[None], found.sample.centred)[1][0][:, free]
-    singular = np.linalg.svd(jacobian / np.linalg.norm(jacobian, axis=0), compute_uv=False)
+    jacobian = found.law.derivatives(found.theta[None], found.sample.centred)[1][0][free]
+    singular = np.linalg.svd(jacobian / np.linalg.norm(jacobian, axis=1, keepdims=True), compute_uv=False)
     return float((singular[0] / singular[-1]) ** 2) if singular[-1] > 0 else np.inf
 
 

@@ -16,12 +16,13 @@ from slm.scaling.starts import is_linear
 WIDEST = 10.0
 """An exponent whose interval spans a larger factor than this is called not identified."""
 RESAMPLED: tuple[Kind, ...] = ("cluster", "wild")
-FEWEST, FEWEST_LINEAR = 3, 2
-"""Distinct sizes beyond the number of parameters without which no exponent is called identified.
+FEWEST = 3
+"""Degrees of freedom below which no exponent of a law that is not linear is called identified.
 
-With 2 to spare and a floor, the rare intervals narrow enough to pass are narrow by luck, and cover in 60% of cases
-(docs/scaling.md, simulation study); a straight line's intervals are exact.
+With 2 and a floor, the rare intervals narrow enough to pass are narrow by luck, and cover in 60% of cases.
 """
+MOST_FAILED = 0.5
+"""Share of bootstrap samples that may fail before what the others say is withheld."""
 Interval = tuple[float | None, float | None]
 
 
@@ -45,8 +46,9 @@ class Uncertainty:
     def error(self, found: Fit, name: str, level: float) -> float:
         """Half the interval of exponent `name` over its t quantile: a standard error that agrees with the interval."""
         low, high = self.ci[name]
-        df = found.degrees_of_freedom
-        if self.method == "cluster_bootstrap" or low is None or high is None or df < 1:
+        groups = len(np.unique(found.sample.clusters))
+        df = groups - len(found.theta) if self.method == "cluster_bootstrap" else found.degrees_of_freedom
+        if low is None or high is None or df < 1:
             return self.se[name]
         return float((high - low) / 2 / stats.t.ppf(0.5 + level / 2, df))
 
@@ -58,8 +60,7 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
     rows that share a run: t intervals on standard errors of the cluster bootstrap, scaled up for the parameters fitted.
     `replicates` = 0 leaves the bootstraps out where they are only a cross-check.
     """
-    clustered = len(np.unique(found.sample.clusters)) < len(found.sample.log_y)
-    likelihood = np.isinf(found.loss.delta) and not clustered
+    likelihood = has_likelihood(found)
     ensembles: dict[str, Ensemble] = {}
     if found.degrees_of_freedom >= 1 and (replicates or not likelihood):
         for kind in RESAMPLED:
@@ -92,6 +93,11 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
     )
 
 
+def has_likelihood(found: Fit) -> bool:
+    """Whether rows are independent and the loss is a likelihood, so that t, F and profiles are right."""
+    return bool(np.isinf(found.loss.delta)) and not found.sample.rows_share_runs
+
+
 def _delta(found: Fit) -> dict[str, float]:
     """Delta-method standard errors of the quoted parameters; NaN where there are none."""
     step = 1e-6
@@ -105,8 +111,8 @@ def _delta(found: Fit) -> dict[str, float]:
 
 
 def _spread(found: Fit, ensemble: Ensemble) -> dict[str, float]:
-    """Standard deviation of each quoted parameter over the refits."""
-    if len(ensemble.theta) < 20:
+    """Standard deviation of each quoted parameter over the refits; NaN if most could not be made."""
+    if len(ensemble.theta) < 20 or ensemble.failed > MOST_FAILED:
         return dict.fromkeys(found.law.parameters, np.nan)
     quoted = found.law.canonical(ensemble.theta, found.sample.refs)
     return dict(zip(found.law.parameters, quoted.std(axis=0, ddof=1).tolist(), strict=True))
@@ -127,7 +133,7 @@ def _of_bootstrap(found: Fit, ensemble: Ensemble | None, level: float) -> dict[s
     names = list(found.law.parameters)
     groups = len(np.unique(found.sample.clusters))
     df = groups - len(names)
-    if ensemble is None or len(ensemble.theta) < 20 or df < 1:
+    if ensemble is None or len(ensemble.theta) < 20 or ensemble.failed > MOST_FAILED or df < 1:
         return dict.fromkeys(names, (None, None))
     reach = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(groups / df)
     centre, draws = _scaled(found, found.theta[None]), _scaled(found, ensemble.theta)
@@ -150,12 +156,12 @@ def _scaled(found: Fit, theta: Floats) -> Floats:
 def _identification(found: Fit, ci: dict[str, Interval]) -> tuple[list[str], list[str]]:
     """Parameters that the data do not hold, and why, in words."""
     lost, notes = [], []
-    spare = found.sample.points - len(found.theta)
-    few = spare < (FEWEST_LINEAR if is_linear(found.law) else FEWEST)
+    P = len(found.theta)
+    few = found.sample.points < P + 2 or (not is_linear(found.law) and found.degrees_of_freedom < FEWEST)
     if few:
         notes.append(
-            f"{found.sample.points} distinct sizes for {len(found.theta)} parameters are too few: "
-            "no exponent is identified"
+            f"{found.sample.points} distinct sizes and {len(found.sample.log_y)} values for {P} parameters are too "
+            "few: no exponent is identified"
         )
     for name in found.law.exponents:
         low, high = ci[name]
@@ -180,6 +186,9 @@ def _identification(found: Fit, ci: dict[str, Interval]) -> tuple[list[str], lis
             lost.append("E")
             notes.append("a floor E of 0 is not excluded")
     coefficients = [name for name in found.law.parameters if name not in (*found.law.exponents, "E")]
+    for name, e in zip(coefficients, found.law.exponents, strict=True):
+        if name in found.certificate.at_bound and e not in lost:  # without its term an exponent means nothing
+            lost.append(e)
     lost += [name for name, e in zip(coefficients, found.law.exponents, strict=True) if e in lost]
     for name in found.certificate.at_bound:
         if name not in lost:

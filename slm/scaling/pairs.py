@@ -42,7 +42,7 @@ def difference(
     if one is None or two is None:
         groups = sum(len(np.unique(f.sample.clusters)) for f in (fit_a, fit_b))
         df = groups - 2 * len(fit_a.theta)
-        error = float(np.hypot(of_a.se[exponent], of_b.se[exponent]))
+        error = float(np.hypot(of_a.error(fit_a, exponent, level), of_b.error(fit_b, exponent, level)))
         if df < 1 or not error > 0:
             return Difference(name_a, name_b, exponent, delta, None, None, None, "none")
         reach = float(stats.t.ppf(0.5 + level / 2, df)) * error
@@ -52,7 +52,8 @@ def difference(
     pooled = np.sqrt((fit_a.sse + fit_b.sse) / df)
     root = _DifferenceProfile(one, two, fit_a.sigma / pooled, fit_b.sigma / pooled)
     critical = float(stats.t.ppf(0.5 + level / 2, df))
-    low, high = root.end(delta, -1, critical), root.end(delta, 1, critical)
+    low = None if one.low is None or two.high is None else root.end(delta, -1, critical)
+    high = None if one.high is None or two.low is None else root.end(delta, 1, critical)
     return Difference(name_a, name_b, exponent, delta, low, high, float(2 * stats.t.sf(root(0.0), df)), "profile_t")
 
 

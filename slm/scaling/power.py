@@ -8,7 +8,7 @@ of the same design has a noncentral t distribution (Cohen 1988, chapter 2).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, stats
@@ -28,6 +28,8 @@ class Design:
     sigma: float
     """Standard deviation of one run's log loss about the law."""
     seeds: int = 1
+    groups: int | None = None
+    """Independent runs of one family, where several rows of `log_x` are of one run."""
 
     @property
     def runs(self) -> int:
@@ -37,13 +39,14 @@ class Design:
     @property
     def degrees_of_freedom(self) -> int:
         """Of the pooled scatter of two families."""
-        return 2 * (self.runs - len(self.law.parameters))
+        independent = self.runs if self.groups is None else self.groups * self.seeds
+        return 2 * (independent - len(self.law.parameters))
 
     def error(self, exponent: str | None = None) -> float:
         """Standard error of one family's exponent (the law's first unless named); infinite if not identified."""
         refs = self.log_x.mean(axis=0)
         theta = self.law.coordinates(self.params, refs)
-        jacobian = self.law.derivatives(theta[None], self.log_x - refs)[1][0]
+        jacobian = self.law.derivatives(theta[None], self.log_x - refs)[1][0].T
         place = list(self.law.parameters).index(exponent or self.law.exponents[0])
         scale = np.linalg.norm(jacobian, axis=0)
         if len(jacobian) < len(theta) or not (scale > 0).all():
@@ -116,7 +119,7 @@ def seeds_needed(
     low, high = 1, most
 
     def enough(seeds: int) -> bool:
-        changed = Design(design.law, design.log_x, design.params, design.sigma, seeds)
+        changed = replace(design, seeds=seeds)
         return changed.power(difference, level=level, pairs=pairs) >= power
 
     if not enough(most):
@@ -136,11 +139,11 @@ def span_needed(
     """
     middle = design.log_x.mean(axis=0)
     now = float(np.ptp(design.log_x[:, 0]))
+    if now == 0:
+        return None
 
     def short(stretch: float) -> float:
-        changed = Design(
-            design.law, middle + stretch * (design.log_x - middle), design.params, design.sigma, design.seeds
-        )
+        changed = replace(design, log_x=middle + stretch * (design.log_x - middle))
         return changed.power(difference, level=level, pairs=pairs) - power
 
     most = np.log(widest) / now

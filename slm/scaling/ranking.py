@@ -9,6 +9,7 @@ from typing import Any
 from slm.scaling.laws import LAWS
 
 Entry = dict[str, Any]
+CHOICES = ("law", "target", "size", "loss")
 TENABLE = 3.0
 """Times the residual scatter of the best law; more, and the law plainly leaves something out (such as tokens)."""
 
@@ -52,6 +53,11 @@ def _ranking(key: tuple[Any, ...], of: dict[str, Entry], families: Sequence[str]
     }
 
 
+def _differs_only(one: Entry, other: Entry, what: str) -> bool:
+    """Whether two rankings differ in the choice of `what` and in nothing else."""
+    return all((one[choice] == other[choice]) == (choice != what) for choice in CHOICES)
+
+
 def survival(every: Sequence[Entry], primary: Entry, families: Sequence[str]) -> Entry:
     """Which pairs of families keep their order in all usable rankings by exponents in the same variable.
 
@@ -67,10 +73,11 @@ def survival(every: Sequence[Entry], primary: Entry, families: Sequence[str]) ->
         sign = primary["exponents"][a] > primary["exponents"][b]
         same = sum((r["exponents"][a] > r["exponents"][b]) == sign for r in others)
         pairs.append({"steeper": a if sign else b, "flatter": b if sign else a, "same": same, "of": len(others)})
-    changed = {
-        what: any(r["order"] != primary["order"] for r in others if r[what] != primary[what])
-        for what in ("law", "target", "size", "loss")
-        if primary["usable"] and any(r[what] != primary[what] for r in others)
+    moved = {what: [r["order"] for r in others if _differs_only(r, primary, what)] for what in CHOICES}
+    kept = {
+        what: all(order == primary["order"] for order in orders)
+        for what, orders in moved.items()
+        if orders and primary["usable"]
     }
     return {
         "rankings": list(every),
@@ -79,6 +86,6 @@ def survival(every: Sequence[Entry], primary: Entry, families: Sequence[str]) ->
         "same_order": sum(r["order"] == primary["order"] for r in others),
         "compared_with": len(others),
         "survives": all(r["order"] == primary["order"] for r in others) if others and primary["usable"] else None,
-        "survives_change_of": {what: not moved for what, moved in changed.items()},
+        "survives_change_of": kept,
         "pairs": pairs,
     }

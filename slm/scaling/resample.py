@@ -44,6 +44,8 @@ def bootstrap(found: Fit, kind: Kind, replicates: int, rng: np.random.Generator)
         weights = _cluster_weights(sample.clusters, replicates, rng)
         enough = _distinct(weights, sample.log_x) > P
         weights, start = weights[enough], start[enough]
+        if not enough.any():
+            return Ensemble(kind, start, np.empty(0), 1.0)
     elif kind == "wild":
         scaled = found.residuals * np.sqrt(n / max(found.degrees_of_freedom, 1))
         log_y = sample.log_y - found.residuals + scaled * _wild_factors(sample.clusters, replicates, rng)

@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from slm.scaling.laws import Floats, Law
 
@@ -45,6 +47,11 @@ class Sample:
         return self.log_x - self.refs
 
     @property
+    def rows_share_runs(self) -> bool:
+        """Whether any cluster has several rows."""
+        return len(np.unique(self.clusters)) < len(self.clusters)
+
+    @property
     def points(self) -> int:
         """Number of distinct points in the space of variables."""
         return len(np.unique(self.log_x, axis=0))
@@ -57,7 +64,13 @@ class Sample:
         """One row a cell: the mean of its log targets. For data whose scatter lies between cells, not between seeds."""
         cells, first, inverse = np.unique(self.cells, return_index=True, return_inverse=True)
         log_y = np.bincount(inverse, self.log_y) / np.bincount(inverse)
-        return Sample(log_y, self.log_x[first], cells, cells)
+        return Sample(log_y, self.log_x[first], self._linked_cells(inverse, len(cells)), cells)
+
+    def _linked_cells(self, inverse: np.ndarray, count: int) -> np.ndarray:
+        """For each cell the group of cells that a run connects it with, such as the checkpoints of one run."""
+        runs = np.unique(self.clusters, return_inverse=True)[1]
+        edges = coo_array((np.ones(len(runs)), (inverse, count + runs)), shape=(count + len(runs),) * 2)
+        return np.asarray(connected_components(edges, directed=False)[1][:count])
 
 
 def column_of(variable: str, size: str) -> str:

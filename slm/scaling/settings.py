@@ -66,6 +66,11 @@ class Settings:
     """Price of that device."""
 
     def __post_init__(self) -> None:
+        for name in ("laws", "targets", "sizes"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(f"analysis.{name}={getattr(self, name)!r} must be a list, or all")
+        if self.delta is None:
+            raise ValueError("analysis.delta is not set; it must be a number above 0")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
@@ -85,8 +90,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (not _is_number(value) or not value > 0):
                 raise ValueError(f"analysis.{name}={value!r} must be a number above 0")
-        if not all(_is_number(value) and value > 0 for value in self.predict):
-            raise ValueError(f"analysis.predict={list(self.predict)} must be multiples of the largest N, above 0")
+        given = self.predict
+        if not isinstance(given, tuple) or not all(_is_number(value) and value > 0 for value in given):
+            raise ValueError(f"analysis.predict={given!r} must be multiples of the largest N, above 0")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -100,9 +106,9 @@ class Settings:
         filled = {}
         for key, value in values.items():
             if key in plural:
-                value = plural[key] if value == "all" else (value,) if isinstance(value, str) else tuple(value)
+                value = plural[key] if value == "all" else (value,) if isinstance(value, str) else _tuple(value)
             elif key == "predict":
-                value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+                value = (value,) if _is_number(value) else _tuple(value)
             filled[key] = value
         return cls(**filled)
 
@@ -117,5 +123,9 @@ class Settings:
         return Loss(np.inf) if self.loss == "huber" else Loss(self.delta)
 
 
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

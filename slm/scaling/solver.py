@@ -18,7 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm.scaling.laws import Floats, Law, gram
+from slm.scaling.laws import Floats, Law, gram, moment
+
+FINE = 1e-13
+"""Tolerance of fits that are quoted: parameters within a millionth of their standard error."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,9 @@ class _State:
             hessian = gram(jacobian, w * loss.second(r)) - curvature(slope)
             M = block.matrix
             self.value += (w * loss.value(r)).sum(1)
-            self.gradient -= np.einsum("ri,rip->rp", slope, jacobian) @ M
+            self.gradient -= moment(jacobian, slope) @ M
             self.hessian += M.T @ hessian @ M
-            self.spread += np.einsum("ri,rip->rp", w * loss.scale(r), jacobian**2) @ M**2
+            self.spread += moment(jacobian**2, w * loss.scale(r)) @ M**2
 
     def replace(self, accepted: np.ndarray, other: _State) -> None:
         for name in ("phi", "value", "gradient", "hessian", "spread"):

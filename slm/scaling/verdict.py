@@ -59,9 +59,7 @@ def _families(law: Entry, under: str, level: float) -> tuple[str, bool | None]:
     test = next((t for t in law["tests"] if t["restricted"] == "shared_exponents"), None)
     if test is None:
         return f"Too few runs to test whether the families share an exponent {under}.", None
-    found = (
-        f"likelihood ratio {test['statistic']:.3g} on {test['df']} degrees of freedom, calibrated p = {test['p']:.3g}"
-    )
+    found = f"likelihood ratio {test['statistic']:.3g} on {_counted(test['df'], 'degree')} of freedom, {_p(test)}"
     if test["p"] < 1 - level:
         return f"The families differ in how they scale {under} ({found}).", True
     return f"The families' exponents are not distinguishable at this design {under} ({found}).", False
@@ -90,12 +88,26 @@ def _pairs(law: Entry) -> list[str]:
     said = [
         f"{pair['a'] if pair['delta'] > 0 else pair['b']} has the steeper {first} than "
         f"{pair['b'] if pair['delta'] > 0 else pair['a']}, by {abs(pair['delta']):.3g} "
-        f"({_ends(pair, pair['delta'] > 0)}, Holm-adjusted p = {pair['p_adjusted']:.3g})."
+        f"({_ends(pair, pair['delta'] > 0)}, Holm-adjusted p = {pair['p_adjusted']:.2g})."
         for pair in apart
     ]
     if known and not apart:
-        said.append(f"No pair of families differs in {first} after Holm's adjustment over {len(known)} pairs.")
+        said.append(
+            f"No pair of families differs in {first} after Holm's adjustment over {_counted(len(known), 'pair')}."
+        )
     return said
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def _p(test: Entry) -> str:
+    """p as far as it is known: no simulation resolves less than one in its number of data sets."""
+    if not test["replicates"]:
+        return f"p = {test['p']:.2g} (exact)"
+    least = test["p"] <= 1 / (test["replicates"] + 1)
+    return f"p {'<=' if least else '='} {test['p']:.2g} (calibrated by {test['replicates']} simulations)"
 
 
 def _ends(pair: Entry, upright: bool) -> str:
@@ -113,7 +125,7 @@ def _power(law: Entry, primary: Entry) -> list[str]:
         return ["This design could not have detected any difference of exponents with confidence."]
     said = (
         f"The smallest difference in {power['exponent']} that this design could have detected with "
-        f"{power['power']:.0%} power (over {power['pairs']} pairs) is {power['detectable']:.3g}."
+        f"{power['power']:.0%} power (over {_counted(power['pairs'], 'pair')}) is {power['detectable']:.3g}."
     )
     better = power["better"]
     if better.get("times_runs_for_half"):
@@ -164,15 +176,42 @@ def _budget(comparison: Entry, own: Sequence[Entry]) -> list[str]:
         return []
     low, high = tokens
     if high <= low * 1.001:
-        return [f"All runs saw {low:.3g} tokens; at another budget the exponents in N may differ."]
+        return [f"All runs saw {_tokens(low)} tokens; at another budget the exponents in N may differ."]
     return [
-        f"Tokens vary from {low:.3g} to {high:.3g} over the runs and the law leaves them out, so its exponent includes "
-        "their effect and holds for this rule of tokens alone."
+        f"Tokens vary from {_tokens(low)} to {_tokens(high)} over the runs and the law leaves them out, so its "
+        "exponent includes their effect and holds for this rule of tokens alone."
     ]
 
 
+def _tokens(count: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0f}"
+
+
+def _misfit(comparison: Entry, own: Sequence[Entry]) -> list[str]:
+    """What the data hold against the law of the verdict: lack of fit, or another law they prefer by far."""
+    said = []
+    amiss = [e["family"] for e in own if e.get("lack_of_fit") and e["lack_of_fit"]["p"] < 0.05]
+    if amiss:
+        said.append(
+            f"Sizes of {_listed(amiss)} deviate from this law by more than seeds do, so it leaves something out."
+        )
+    totals: dict[str, float] = {}
+    for row in comparison["selection"]:
+        aicc = row["aicc"] if row["aicc"] is not None and row["identified"] else float("nan")
+        totals[row["law"]] = totals.get(row["law"], 0.0) + aicc
+    finite = {law: total for law, total in totals.items() if abs(total) < float("inf")}
+    law = comparison["primary"]["law"]
+    best = min(finite, key=lambda name: finite[name], default=law)
+    if law in finite and finite[law] - finite[best] > 10:
+        said.append(f"{best} describes the runs better (AICc lower by {finite[law] - finite[best]:.3g}).")
+    return said
+
+
 def _limits(comparison: Entry, own: Sequence[Entry]) -> list[str]:
-    said = _budget(comparison, own)
+    said = _budget(comparison, own) + _misfit(comparison, own)
     rows = [entry["n_cells"] for entry in own]
     if min(rows) < 5:
         said.append(f"The smallest family has {min(rows)} sizes; intervals are exact only if the law is.")

@@ -48,7 +48,7 @@ def _is_shown(entry: Entry, primary: Entry, alone: bool) -> bool:
     """The verdict's law (with one family: every law), and the plain power law of perplexity, which people quote."""
     if entry["target"] == primary["target"]:
         return bool(alone or entry["law"] == primary["law"])
-    return bool(entry["law"] == "power" and entry["target"] == "perplexity")
+    return bool(alone and entry["law"] == "power" and entry["target"] == "perplexity")
 
 
 def _line(entry: Entry) -> str:

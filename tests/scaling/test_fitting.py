@@ -160,7 +160,6 @@ def test_fitting_by_cell_is_fitting_the_means_of_the_seeds() -> None:
     assert np.sqrt(found.covariance[1, 1]) == pytest.approx(line.stderr, rel=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="cell_means gives every cell its own cluster, also cells of the same runs")
 def test_means_over_seeds_keep_checkpoints_of_the_same_runs_together() -> None:
     """Two seeds with four checkpoints at each of five sizes: 20 cells, but only five independent groups of runs."""
     cells = np.repeat(np.arange(20), 2)

@@ -149,12 +149,10 @@ def test_a_plan_that_cannot_be_is_refused(sizes: dict[str, list[float]], law: st
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.xfail(strict=True, reason="divides by the span of the sizes, which is 0")
 def test_a_span_can_be_asked_of_a_design_of_one_size() -> None:
     assert span_needed(line(sizes=np.full(5, 1e7)), 0.01) is None
 
 
-@pytest.mark.xfail(strict=True, reason="the design after the fact counts every row as a run, also rows that share one")
 def test_reading_a_run_four_times_does_not_make_a_design_more_powerful() -> None:
     def detectable(rows: int) -> float:
         of = {}
@@ -167,4 +165,5 @@ def test_reading_a_run_four_times_does_not_make_a_design_more_powerful() -> None
             of[name] = (found, uncertainty(found, replicates=100, rng=rng))
         return float(design_power(of, Settings())["detectable"])
 
-    assert detectable(4) == pytest.approx(detectable(1), rel=0.15)
+    # A factor of 2 off if rows were runs; the cluster bootstrap's error with ten runs is good to a quarter.
+    assert detectable(4) == pytest.approx(detectable(1), rel=0.25)

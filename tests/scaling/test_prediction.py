@@ -6,7 +6,7 @@ from scipy import stats
 
 from slm.scaling.fitting import fit_sample
 from slm.scaling.laws import Floats, get_law
-from slm.scaling.prediction import band
+from slm.scaling.prediction import band, band_kind
 from slm.scaling.resample import bootstrap
 from slm.scaling.table import read_table
 from tests.scaling.samples import TRUE, noisy, plain_law, sample
@@ -91,11 +91,10 @@ def test_a_prediction_interval_beyond_the_data_covers_new_runs() -> None:
 
 
 def test_a_band_needs_its_bootstrap_and_degrees_of_freedom() -> None:
-    with pytest.raises(ValueError, match="parametric bootstrap"):
+    with pytest.raises(ValueError, match="needs a bootstrap"):
         band(fit_sample(FLOOR, noisy("power_floor", ("N",), 9, 0.004)), np.array([[18.0]]), None, RNG)
 
 
-@pytest.mark.xfail(strict=True, reason="bands take rows of one run for independent: they cover 6 and 8 times in 10")
 @pytest.mark.parametrize("new", [False, True])
 def test_bands_cover_where_several_rows_come_from_one_run(new: bool) -> None:
     """Twelve runs with four rows each that share nearly all their error, 100 times over."""
@@ -105,6 +104,9 @@ def test_bands_cover_where_several_rows_come_from_one_run(new: bool) -> None:
         run = np.repeat(np.arange(12), 4)
         x = np.linspace(15, 22, 12)[run]
         y = 3 - 0.1 * x + 0.02 * rng.normal(size=12)[run] + 0.001 * rng.normal(size=48)
-        ours = band(fit_sample(POWER, sample(y, x, run)), np.array([[25.0]]), None, rng, new_run=new)
+        found = fit_sample(POWER, sample(y, x, run))
+        kind = band_kind(found)
+        assert kind == "cluster"
+        ours = band(found, np.array([[25.0]]), bootstrap(found, kind, 100, rng), rng, new_run=new)
         inside += ours.low[0] <= 0.5 + new * 0.02 * rng.normal() <= ours.high[0]
     assert inside >= 87

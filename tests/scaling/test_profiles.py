@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from slm.scaling.fitting import fit_sample
+from slm.scaling.intervals import uncertainty
 from slm.scaling.laws import Floats, get_law
 from slm.scaling.profiles import profile
 from slm.scaling.sample import Sample
@@ -155,11 +156,12 @@ def test_a_parameter_that_is_no_linear_function_of_the_coordinates_has_no_profil
     assert profile(fit_sample(get_law("kaplan_joint"), of), "N_c") is None
 
 
-@pytest.mark.xfail(strict=True, reason="the functional of D_c lacks ref_D, so its interval is in units of it")
-def test_the_interval_of_kaplans_d_c_contains_its_estimate() -> None:
+def test_the_intervals_of_kaplans_n_c_and_d_c_contain_their_estimates() -> None:
     found = fit_sample(get_law("kaplan_joint"), noisy("kaplan_joint", ("N", "D"), 30, 0.003))
-    one = profile(found, "D_c")
-    assert one is not None
-    assert one.low is not None
-    assert one.high is not None
-    assert one.low < np.log(found.params["D_c"]) < one.high
+    ci = uncertainty(found, replicates=200, rng=np.random.default_rng(0)).ci
+    for name in ("N_c", "D_c"):
+        assert profile(found, name) is None
+        low, high = ci[name]
+        assert low is not None
+        assert high is not None
+        assert low < found.params[name] < high

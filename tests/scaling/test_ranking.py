@@ -82,9 +82,6 @@ def test_exponents_in_other_variables_are_another_ranking() -> None:
     assert found["compared_with"] == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="every choice that differs from the primary's is blamed, not the one that did it"
-)
 def test_only_the_choice_that_changed_the_order_is_blamed() -> None:
     """The order turns round with perplexity, under either law; with the other law alone it holds."""
     found = survives(

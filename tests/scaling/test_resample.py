@@ -127,7 +127,6 @@ def test_refits_in_chunks_are_refits_in_one_batch(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(whole[1], (weights * (log_y - fitted) ** 2).sum(axis=1), rtol=1e-10)
 
 
-@pytest.mark.xfail(strict=True, reason="no resample with enough distinct sizes: np.concatenate of an empty list")
 def test_a_design_whose_resamples_all_lack_sizes_gives_an_empty_ensemble() -> None:
     """8 sizes for 7 parameters: one draw in 416 holds all of them, so 20 draws mostly hold none that can be fitted."""
     found = fit_sample(get_law("width_depth"), noisy("width_depth", ("w", "d", "D"), 8, 0.003))
