@@ -19,7 +19,7 @@ ALLOWED = {
     "evaluation": {"model", "data", "checkpoints", "scaling", "tracking"},
     "sweep": {"scaling", "tracking", "model.config", "command_line"},
 }
-TORCHLESS = ["slm.scaling.table", *(f"slm.sweep.{name}" for name in ("config", "collect", "audit", "shapes"))]
+TORCHLESS = ["slm.scaling.tables", *(f"slm.sweep.{name}" for name in ("config", "collect", "audit", "shapes"))]
 
 
 def modules_imported(path: Path) -> Iterator[str]:

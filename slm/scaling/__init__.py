@@ -10,7 +10,7 @@ from slm.scaling.laws import LAWS, get_law
 from slm.scaling.power import Design, plan, seeds_needed, span_needed
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
-from slm.scaling.table import Table, read_table, table_from_frame
+from slm.scaling.tables import Table, read_table, table_from_frame
 
 __all__ = [
     "LAWS",

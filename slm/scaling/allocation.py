@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from slm.scaling.laws import Floats
+from slm.scaling.forms import Floats
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from slm.scaling.reference import REFERENCES, local_exponent
 from slm.scaling.sample import missing_columns
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
-from slm.scaling.table import Table
+from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
 
 Say = Callable[[str, int, int], None]

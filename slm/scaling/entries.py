@@ -9,22 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from slm.scaling.details import details
 from slm.scaling.fitting import Fit, LackOfFit, fit_sample, lack_of_fit, refusal
-from slm.scaling.intervals import MOST_FAILED, Uncertainty, uncertainty
-from slm.scaling.laws import Floats, Law
-from slm.scaling.prediction import band, band_kind, error_quantiles
-from slm.scaling.resample import Ensemble, bootstrap
+from slm.scaling.forms import Floats
+from slm.scaling.intervals import Uncertainty, uncertainty
+from slm.scaling.laws import Law
 from slm.scaling.sample import Sample, take_sample
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
-from slm.scaling.starts import is_linear
-from slm.scaling.table import Table
+from slm.scaling.tables import Table
 
 Entry = dict[str, Any]
 SUSPICIOUS_RATIO = 1.5
-CURVE_POINTS = 60
-FEWEST_REFITS = 100
-"""Without which there is no band."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ def _fit_case(
     if case.law.variables == ("C",) and _constant(table, "tokens"):
         entry["notes"].append("all runs saw the same tokens, so that C is N by another name")
     if middle is not None:
-        entry |= _closer(case, found, of, settings, rng, middle)
+        entry |= details(found, of, settings, rng, middle)
     return Fitted(entry, found, of)
 
 
@@ -215,160 +211,6 @@ def _disagreement(found: Fit, of: Uncertainty) -> list[str]:
         for name, ratio in ratios.items()
         if ratio > SUSPICIOUS_RATIO and len(found.sample.log_y) >= 10 * len(found.theta)
     ]
-
-
-def _closer(
-    case: Case, found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator, middle: Floats
-) -> Entry:
-    """What is worth computing for the fits that the report is about."""
-    ensemble = _ensemble(found, of, settings, rng)
-    usable = ensemble is not None or band_kind(found) is None
-    sample = found.sample
-    return {
-        "profiles": {
-            name: {"values": p.values.tolist(), "t": p.root.tolist()}
-            for name, p in of.profiles.items()
-            if name in case.law.exponents
-        },
-        "points": {
-            **{v: np.exp(x).tolist() for v, x in zip(case.law.variables, sample.log_x.T, strict=True)},
-            "value": np.exp(sample.log_y).tolist(),
-            "residual": found.residuals.tolist(),
-        },
-        "curve": _curve(found, ensemble, settings, rng, middle) if usable else None,
-        "predictions": _predictions(found, ensemble, settings, rng, middle) if usable else [],
-        "marginal": _marginal(found, ensemble, settings, rng, middle) if case.law.variables[0] == "N" else None,
-        "extrapolation": _extrapolation(case.law, sample, found.loss, settings, rng),
-        "without_smallest": _without_smallest(case.law, sample, found.loss),
-    }
-
-
-def _ensemble(found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator) -> Ensemble | None:
-    """The refits that bands rest on; None if bands need none, or too few could be made."""
-    kind = band_kind(found)
-    if kind is None or found.degrees_of_freedom < 1:
-        return None
-    drawn = of.ensembles.get(kind) or bootstrap(found, kind, max(settings.bootstrap, FEWEST_REFITS * 2), rng)
-    return drawn if len(drawn.theta) >= FEWEST_REFITS and drawn.failed <= MOST_FAILED else None
-
-
-def _along_first(middle: Floats, first: Floats) -> Floats:
-    """Log variables [M, V] with the first at log values `first` and the others at the medians of the whole table."""
-    log_x = np.repeat(middle[None], len(first), axis=0)
-    log_x[:, 0] = first
-    return log_x
-
-
-def _curve(
-    found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator, middle: Floats
-) -> Entry:
-    """The law along its first variable, its band and the prediction band, a little beyond the data."""
-    x = found.sample.log_x[:, 0]
-    log_x = _along_first(middle, np.linspace(x.min() - 0.3, x.max() + 1.2, CURVE_POINTS))
-    mean = band(found, log_x, ensemble, rng, level=settings.level)
-    run = band(found, log_x, ensemble, rng, new_run=True, level=settings.level)
-    held = dict(zip(found.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True))
-    columns = {"centre": mean.centre, "low": mean.low, "high": mean.high, "run_low": run.low, "run_high": run.high}
-    return {
-        "variable": found.law.variables[0],
-        "held": held,
-        "x": np.exp(log_x[:, 0]).tolist(),
-        **{name: np.exp(values).tolist() for name, values in columns.items()},
-    }
-
-
-def _predictions(
-    found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator, middle: Floats
-) -> list[Entry]:
-    """The result of one more run at multiples of the largest size, others at their medians."""
-    largest = found.sample.log_x[:, 0].max()
-    log_x = _along_first(middle, largest + np.log(np.array(settings.predict)))
-    return predictions_at(found, log_x, ensemble, rng, settings.level)
-
-
-def predictions_at(
-    found: Fit, log_x: Floats, ensemble: Ensemble | None, rng: np.random.Generator, level: float
-) -> list[Entry]:
-    """Predicted result of one more run at each row of log variables [M, V], with its prediction interval."""
-    run = band(found, log_x, ensemble, rng, new_run=True, level=level)
-    return [
-        {
-            **dict(zip(found.law.variables, np.exp(x).tolist(), strict=True)),
-            "value": float(np.exp(run.centre[i])),
-            "low": float(np.exp(run.low[i])),
-            "high": float(np.exp(run.high[i])),
-        }
-        for i, x in enumerate(log_x)
-    ]
-
-
-def _marginal(
-    found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator, middle: Floats
-) -> Entry | None:
-    """-dL/dN at sizes within the data: how much a further parameter lowers the target, with its band.
-
-    No size is a "knee": under a power law the gain of a doubling falls by the same share everywhere.
-    """
-    if ensemble is None and is_linear(found.law) and found.degrees_of_freedom >= 1:
-        ensemble = bootstrap(found, "parametric", max(settings.bootstrap, FEWEST_REFITS * 2), rng)
-    if ensemble is None:
-        return None
-    x = found.sample.log_x[:, 0]
-    log_x = _along_first(middle, np.linspace(x.min(), x.max(), 30))
-    gain = _log_gain(found.law, found.theta[None], log_x - found.sample.refs)[0]
-    draws = _log_gain(found.law, ensemble.theta, log_x - found.sample.refs)
-    low, high = error_quantiles(found, gain - draws, ensemble, None, settings.level)
-    gain = gain - log_x[:, 0]
-    with np.errstate(over="ignore"):  # an open end, where the refits include a law that is flat
-        ends = {"gain": np.exp(gain), "low": np.exp(gain + low), "high": np.exp(gain + high)}
-    return {"x": np.exp(log_x[:, 0]).tolist(), **{name: values.tolist() for name, values in ends.items()}}
-
-
-def _log_gain(law: Law, theta: Floats, x: Floats) -> Floats:
-    """log(-dL/dlog N), by a central difference: [R, M]."""
-    step = np.zeros(x.shape[1])
-    step[0] = 1e-4
-    slope = (law.log_value(theta, x - step) - law.log_value(theta, x + step)) / 2e-4
-    return np.log(np.maximum(slope, 1e-300)) + law.log_value(theta, x)
-
-
-def _extrapolation(law: Law, sample: Sample, loss: Loss, settings: Settings, rng: np.random.Generator) -> Entry | None:
-    """Fit all but the largest, predict the largest: log error beside the in-sample scatter; None if too few remain."""
-    score = sample.log_x.sum(axis=1)
-    largest = score > score.max() - 1e-6
-    kept = _subset(sample, ~largest)
-    if not len(kept.log_y) or refusal(law, kept):
-        return None
-    found = fit_sample(law, kept, loss=loss)
-    kind = band_kind(found)
-    ensemble = bootstrap(found, kind, 2 * FEWEST_REFITS, rng) if kind else None
-    if ensemble is not None and len(ensemble.theta) < FEWEST_REFITS:
-        return None
-    at = sample.log_x[largest][:1]
-    foreseen = predictions_at(found, at, ensemble, rng, settings.level)[0]
-    measured = float(np.exp(sample.log_y[largest].mean()))
-    return {
-        "predicted": foreseen,
-        "measured": measured,
-        "error_log": float(np.log(foreseen["value"] / measured)),
-        "in_sample_rmse_log": math.sqrt(found.sse / len(kept.log_y)),
-        "inside_interval": bool(foreseen["low"] <= measured <= foreseen["high"]),
-        "n_rows_fitted": len(kept.log_y),
-    }
-
-
-def _without_smallest(law: Law, sample: Sample, loss: Loss) -> Entry | None:
-    """Exponents without the smallest size: a straight line whose slope moves is no straight line."""
-    first = sample.log_x[:, 0]
-    kept = _subset(sample, first > first.min() + 1e-6)
-    if not len(kept.log_y) or refusal(law, kept):
-        return None
-    found = fit_sample(law, kept, loss=loss)
-    return {name: found.params[name] for name in law.exponents} | {"dropped": float(np.exp(first.min()))}
-
-
-def _subset(sample: Sample, rows: np.ndarray) -> Sample:
-    return Sample(sample.log_y[rows], sample.log_x[rows], sample.clusters[rows], sample.cells[rows])
 
 
 def plain(value: Any) -> Any:

@@ -21,7 +21,8 @@ import numpy as np
 from scipy import stats
 
 from slm.scaling.fitting import Fit
-from slm.scaling.laws import Floats, Law
+from slm.scaling.forms import Floats
+from slm.scaling.laws import Law
 from slm.scaling.sample import Sample
 from slm.scaling.solver import FINE, Block, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear, off_plateau

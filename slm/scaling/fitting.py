@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from slm.scaling.laws import Floats, Law, get_law
+from slm.scaling.forms import Floats
+from slm.scaling.laws import Law, get_law
 from slm.scaling.sample import HasFrame, Sample, Unit, take_sample
 from slm.scaling.solver import FINE, Block, Loss, Optimum, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from slm.scaling.fitting import Fit
-from slm.scaling.laws import Floats
+from slm.scaling.forms import Floats
 from slm.scaling.profiles import Profile, profile
 from slm.scaling.resample import Ensemble, Kind, bootstrap
 from slm.scaling.starts import is_linear

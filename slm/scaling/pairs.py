@@ -9,8 +9,8 @@ import numpy as np
 from scipy import stats
 
 from slm.scaling.fitting import Fit
+from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty
-from slm.scaling.laws import Floats
 from slm.scaling.profiles import Profile
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from slm.scaling.laws import Floats
+from slm.scaling.forms import Floats
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,13 @@ def _reml(y: Floats, variance: Floats) -> float:
         mean = w @ y / w.sum()
         return float(0.5 * (np.log(variance + tau2).sum() + np.log(w.sum()) + w @ (y - mean) ** 2))
 
+    # The likelihood may have two peaks where errors differ much: look everywhere, then closely at the best place.
     highest = 4 * float(np.var(y)) + float(variance.max())
-    best = optimize.minimize_scalar(loss, bounds=(0, highest), method="bounded", options={"xatol": 1e-9 * highest})
-    return float(best.x) if best.fun < loss(0.0) else 0.0
+    grid = np.concatenate([[0.0], highest * np.geomspace(1e-8, 1, 200)])
+    best = int(np.argmin([loss(tau2) for tau2 in grid]))
+    near = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    close = optimize.minimize_scalar(loss, bounds=near, method="bounded", options={"xatol": 1e-9 * highest})
+    return float(close.x) if close.fun < loss(float(grid[best])) else float(grid[best])
 
 
 def _cochran(y: Floats, variance: Floats, tau2: float) -> float:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize, stats
 
-from slm.scaling.laws import Floats, Law, get_law
+from slm.scaling.forms import Floats
+from slm.scaling.laws import Law, get_law
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 from scipy import stats
 
 from slm.scaling.fitting import Fit
+from slm.scaling.forms import Floats
 from slm.scaling.intervals import has_likelihood
-from slm.scaling.laws import Floats
 from slm.scaling.resample import Ensemble, Kind
 from slm.scaling.starts import is_linear
 

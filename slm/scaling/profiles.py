@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from slm.scaling.fitting import Fit
-from slm.scaling.laws import Floats
+from slm.scaling.forms import Floats
 from slm.scaling.solver import Block, minimise
 from slm.scaling.starts import EXPONENT_BOUNDS, coordinate_bounds, grid_starts, is_linear
 

@@ -11,11 +11,11 @@ import numpy as np
 from scipy import optimize, stats
 
 from slm.scaling.fitting import Fit, fit
+from slm.scaling.forms import Floats
 from slm.scaling.intervals import uncertainty
-from slm.scaling.laws import Floats
 from slm.scaling.prediction import band
 from slm.scaling.reference import REFERENCES, local_exponent
-from slm.scaling.table import Table, read_table
+from slm.scaling.tables import Table, read_table
 
 NAME = "mobilellm_published"
 """The table that slm ships under this name."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm.scaling.laws import Floats, Law, get_law
+from slm.scaling.forms import Floats
+from slm.scaling.laws import Law, get_law
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from slm.scaling.fitting import Fit, single_block
-from slm.scaling.laws import Floats
+from slm.scaling.forms import Floats
 from slm.scaling.solver import minimise
 from slm.scaling.starts import coordinate_bounds, off_plateau
 

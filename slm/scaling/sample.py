@@ -10,7 +10,8 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from slm.scaling.laws import Floats, Law
+from slm.scaling.forms import Floats
+from slm.scaling.laws import Law
 
 Unit = Literal["run", "cell"]
 _COLUMNS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}

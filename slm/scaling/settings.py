@@ -12,7 +12,7 @@ import numpy as np
 
 from slm.scaling.laws import LAWS
 from slm.scaling.solver import Loss
-from slm.scaling.table_columns import SIZES, TARGETS
+from slm.scaling.tables.columns import SIZES, TARGETS
 
 CHOICES = {
     "laws": tuple(LAWS),

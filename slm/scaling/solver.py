@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm.scaling.laws import Floats, Law, gram, moment
+from slm.scaling.forms import Floats, gram, moment
+from slm.scaling.laws import Law
 
 FINE = 1e-13
 """Tolerance of fits that are quoted: parameters within a millionth of their standard error."""

@@ -10,7 +10,8 @@ from itertools import combinations, product
 
 import numpy as np
 
-from slm.scaling.laws import Floats, Law
+from slm.scaling.forms import Floats
+from slm.scaling.laws import Law
 from slm.scaling.sample import Sample
 
 GRIDS = {

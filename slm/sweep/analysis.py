@@ -14,7 +14,7 @@ import pandas as pd
 
 from slm.scaling.analysis import Analysis, analyse
 from slm.scaling.settings import Settings
-from slm.scaling.table import Table, read_table, table_from_frame
+from slm.scaling.tables import Table, read_table, table_from_frame
 from slm.sweep.audit import audit
 from slm.sweep.collect import collect_runs
 from slm.sweep.progress import Progress
@@ -92,8 +92,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _report(folder: Path) -> None:
-    from slm.scaling.figures import draw
-    from slm.scaling.report import write_report
+    from slm.scaling.report import draw, write_report
 
     draw(folder)
     write_report(folder)

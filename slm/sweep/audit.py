@@ -61,7 +61,7 @@ class Findings:
 
 
 def audit(frame: pd.DataFrame) -> dict[str, Any]:
-    """Audit rows that have been through `slm.scaling.table`; the result is what `audit.json` holds.
+    """Audit rows that have been through `slm.scaling.tables`; the result is what `audit.json` holds.
 
     Keys: `controlled`; `violations` (`what`, `families` with their values, `sentence`); `unknown` and `checked`
     (`what`, `sentence`); `varies`, which says what differs within the family if there is only one. Differing learning

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slm.scaling.table_columns import SIZES
+from slm.scaling.tables.columns import SIZES
 
 SAME_SIZE = 0.10
 NO_LEVEL = -1

@@ -9,7 +9,7 @@ import pandas as pd
 
 from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
-from slm.scaling.table import Table, table_from_frame
+from slm.scaling.tables import Table, table_from_frame
 
 AUDIT: dict[str, Any] = {
     "controlled": False,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slm.scaling.laws import Floats
+from slm.scaling.forms import Floats
 from slm.scaling.sample import Sample
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "scaling"

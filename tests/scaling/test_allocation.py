@@ -16,7 +16,7 @@ from slm.scaling.allocation import (
     isoflop_bias,
     pareto_front,
 )
-from slm.scaling.laws import Floats
+from slm.scaling.forms import Floats
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 RNG = np.random.default_rng(0)

@@ -10,7 +10,8 @@ from scipy import optimize, stats
 
 from slm.scaling.families import MODELS, Families, efficiency_factors, fit_joint, gather, likelihood_ratio, sharing
 from slm.scaling.fitting import fit_sample
-from slm.scaling.laws import Floats, Law, get_law
+from slm.scaling.forms import Floats
+from slm.scaling.laws import Law, get_law
 from slm.scaling.sample import Sample
 from tests.scaling.samples import TRUE, design, noisy, plain_law, sample
 

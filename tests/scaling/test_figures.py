@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from slm.scaling import figures_compare, figures_fits
-from slm.scaling.directory import Directory
-from slm.scaling.figure_style import colours, log_axis, markers, style, tick_label
-from slm.scaling.figures import FIGURES, draw
+from slm.scaling.report import figures_compare, figures_fits
+from slm.scaling.report.directory import Directory
+from slm.scaling.report.figures import FIGURES, draw
+from slm.scaling.report.style import colours, log_axis, markers, style, tick_label
 from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
 
 
@@ -160,7 +160,7 @@ def test_a_log_axis_of_any_span_has_a_few_ticks_inside_it(span: float) -> None:
 
 def test_importing_figures_and_report_loads_no_matplotlib_and_drawing_no_pyplot(one: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from slm.scaling.figures import draw; import slm.scaling.report;"
+        "import sys; from pathlib import Path; from slm.scaling.report.figures import draw; import slm.scaling.report;"
         "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules;"
         f"draw(Path({str(one)!r})); assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -12,7 +12,7 @@ from slm.scaling.laws import LAWS, get_law
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Loss
 from slm.scaling.starts import coordinate_bounds
-from slm.scaling.table import Table, table_from_frame
+from slm.scaling.tables import Table, table_from_frame
 from tests.scaling.samples import TRUE, design, noisy, plain_law, sample
 
 POWER, FLOOR, CHINCHILLA = get_law("power"), get_law("power_floor"), get_law("chinchilla")

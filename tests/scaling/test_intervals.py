@@ -8,7 +8,7 @@ from slm.scaling.fitting import Fit, fit_sample
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.laws import get_law
 from slm.scaling.solver import Loss
-from slm.scaling.table import read_table
+from slm.scaling.tables import read_table
 from tests.scaling.samples import noisy, sample
 
 POWER, FLOOR = get_law("power"), get_law("power_floor")

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from slm.scaling.fitting import Fit, fit_sample
+from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty, uncertainty
-from slm.scaling.laws import Floats, Law, get_law
+from slm.scaling.laws import Law, get_law
 from slm.scaling.pairs import difference, holm
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Loss

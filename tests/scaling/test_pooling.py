@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from slm.scaling.laws import Floats
+from slm.scaling.forms import Floats
 from slm.scaling.pooling import pool
 
 

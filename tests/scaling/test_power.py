@@ -10,8 +10,9 @@ from scipy import stats
 
 from slm.scaling.compare import design_power
 from slm.scaling.fitting import fit_sample
+from slm.scaling.forms import Floats
 from slm.scaling.intervals import uncertainty
-from slm.scaling.laws import Floats, get_law
+from slm.scaling.laws import get_law
 from slm.scaling.power import Design, plan, seeds_needed, span_needed
 from slm.scaling.settings import Settings
 from tests.scaling.samples import TRUE, design, plain_law, sample

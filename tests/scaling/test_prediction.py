@@ -5,10 +5,11 @@ import pytest
 from scipy import stats
 
 from slm.scaling.fitting import fit_sample
-from slm.scaling.laws import Floats, get_law
+from slm.scaling.forms import Floats
+from slm.scaling.laws import get_law
 from slm.scaling.prediction import band, band_kind
 from slm.scaling.resample import bootstrap
-from slm.scaling.table import read_table
+from slm.scaling.tables import read_table
 from tests.scaling.samples import TRUE, noisy, plain_law, sample
 
 POWER, FLOOR = get_law("power"), get_law("power_floor")

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from slm.scaling.fitting import fit_sample
+from slm.scaling.forms import Floats
 from slm.scaling.intervals import uncertainty
-from slm.scaling.laws import Floats, get_law
+from slm.scaling.laws import get_law
 from slm.scaling.profiles import profile
 from slm.scaling.sample import Sample
 from tests.scaling.samples import TRUE, noisy, plain_law, sample

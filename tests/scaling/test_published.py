@@ -7,10 +7,10 @@ import pytest
 from scipy import optimize, stats
 
 from slm.scaling.fitting import fit
+from slm.scaling.forms import Floats
 from slm.scaling.intervals import uncertainty
-from slm.scaling.laws import Floats
 from slm.scaling.published import is_published, review
-from slm.scaling.table import Table, read_table
+from slm.scaling.tables import Table, read_table
 
 TABLE = read_table("mobilellm_published")
 N = TABLE.frame["params_total"].to_numpy(float)

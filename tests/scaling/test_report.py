@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slm.scaling.figures import draw
-from slm.scaling.report import write_report
-from slm.scaling.report_text import notes, table
-from slm.scaling.wording import count, interval, p_value, plainly, sig
+from slm.scaling.report.figures import draw
+from slm.scaling.report.page import write_report
+from slm.scaling.report.text import notes, table
+from slm.scaling.report.wording import count, interval, p_value, plainly, sig
 from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
 
 WILD = "<b>wide|$x$</b>"
@@ -197,7 +197,7 @@ def test_the_report_is_a_function_of_the_directory(two: Path, tmp_path: Path) ->
     for name in ("report.md", "report.html"):
         (tmp_path / "elsewhere" / name).unlink()
     folder = str(tmp_path / "elsewhere")
-    code = f"from pathlib import Path; from slm.scaling.report import write_report; write_report(Path({folder!r}))"
+    code = f"from pathlib import Path; from slm.scaling.report.page import write_report; write_report(Path({folder!r}))"
     subprocess.run([sys.executable, "-c", code], check=True)
     for name in ("report.md", "report.html"):
         assert (tmp_path / "elsewhere" / name).read_bytes() == (two / name).read_bytes()

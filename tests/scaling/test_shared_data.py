@@ -8,11 +8,11 @@ import pytest
 from slm.scaling.allocation import isoflop
 from slm.scaling.families import fit_joint, gather, likelihood_ratio
 from slm.scaling.fitting import Fit, fit
+from slm.scaling.forms import Floats
 from slm.scaling.intervals import uncertainty
-from slm.scaling.laws import Floats
 from slm.scaling.resample import bootstrap
 from slm.scaling.solver import Loss
-from slm.scaling.table import Table, read_table
+from slm.scaling.tables import Table, read_table
 from tests.scaling.samples import SHARED
 
 pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="needs the data sets beside the repository")

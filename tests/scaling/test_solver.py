@@ -7,7 +7,8 @@ import pytest
 from scipy import optimize
 
 from slm.scaling.fitting import fit_sample, single_block
-from slm.scaling.laws import LAWS, Floats, Law, get_law
+from slm.scaling.forms import Floats
+from slm.scaling.laws import LAWS, Law, get_law
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Block, Loss, Optimum, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts

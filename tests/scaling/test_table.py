@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.scaling.table import read_table, table_from_frame
+from slm.scaling.tables import read_table, table_from_frame
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "scaling"
 HEAD = "family,N,tokens,loss"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slm.scaling.table import table_from_frame
+from slm.scaling.tables import table_from_frame
 from slm.sweep.collect import collect_runs
 
 

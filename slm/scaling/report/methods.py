@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from slm.scaling.directory import Directory, laws_of
 from slm.scaling.laws import LAWS
-from slm.scaling.report_text import Section, bullets
-from slm.scaling.wording import plainly
+from slm.scaling.report.directory import Directory, laws_of
+from slm.scaling.report.text import Section, bullets
+from slm.scaling.report.wording import plainly
 
 METHODS = {
     "Fits": "least squares, or Huber's loss, of log residuals from a grid of starts, with exact gradients. A "

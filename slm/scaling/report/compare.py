@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slm.scaling.directory import Directory, Entry
 from slm.scaling.laws import LAWS
-from slm.scaling.report_text import VISIBLE_ROWS, Section, bullets, figure, folded, table
-from slm.scaling.wording import (
+from slm.scaling.report.directory import Directory, Entry
+from slm.scaling.report.text import VISIBLE_ROWS, Section, bullets, figure, folded, table
+from slm.scaling.report.wording import (
     LOSS_NAMES,
     NOTHING,
     TARGET_NAMES,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm.scaling import figures_compare, figures_fits
-from slm.scaling.directory import Directory
-from slm.scaling.figure_style import save, style
+from slm.scaling.report import figures_compare, figures_fits
+from slm.scaling.report.directory import Directory
+from slm.scaling.report.style import save, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from slm.scaling.table_columns import QUANTITIES, SIZES, TARGETS, Columns, complete, is_blank, number, shown
+from slm.scaling.tables.columns import QUANTITIES, SIZES, TARGETS, Columns, complete, is_blank, number, shown
 
 # ln 100,000 = 11.5: a guess among the words of a large vocabulary. Fresh weights lie a little above a guess.
 HIGHEST_LOSS = 11.5

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from slm.scaling.directory import Directory, Entry
-from slm.scaling.report_text import Section, figure, folded, table
-from slm.scaling.wording import TARGET_NAMES, axis_name, count, is_number, plainly, sig, with_interval
+from slm.scaling.report.directory import Directory, Entry
+from slm.scaling.report.text import Section, figure, folded, table
+from slm.scaling.report.wording import TARGET_NAMES, axis_name, count, is_number, plainly, sig, with_interval
 
 
 def compute_section(of: Directory) -> Section | None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from slm.scaling.directory import Directory, Entry, known, laws_of, variable_of, whole
-from slm.scaling.figure_style import GREY, INK, PALE, Margins, colours, log_axis, markers, panels
 from slm.scaling.laws import LAWS
-from slm.scaling.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
+from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of, whole
+from slm.scaling.report.style import GREY, INK, PALE, Margins, colours, log_axis, markers, panels
+from slm.scaling.report.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

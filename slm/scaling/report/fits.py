@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slm.scaling.directory import Directory, Entry, known, laws_of
-from slm.scaling.report_text import (
+from slm.scaling.report.directory import Directory, Entry, known, laws_of
+from slm.scaling.report.text import (
     VISIBLE_ROWS,
     Section,
     exponents,
@@ -16,7 +16,7 @@ from slm.scaling.report_text import (
     status,
     table,
 )
-from slm.scaling.wording import (
+from slm.scaling.report.wording import (
     LOSS_NAMES,
     NOTHING,
     TARGET_NAMES,

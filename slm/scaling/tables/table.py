@@ -1,6 +1,6 @@
 """A table of runs, read from anywhere, checked, and in canonical columns: what every fit starts from.
 
->>> from slm.scaling.table import read_table
+>>> from slm.scaling.tables import read_table
 >>> table = read_table("mobilellm_published")
 >>> table.families, table.sizes, table.targets
 (['MobileLLM'], ['params_total', 'params_non_embedding'], ['loss', 'perplexity'])
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from slm.scaling.table_checks import check_columns, check_units, check_values
-from slm.scaling.table_columns import (
+from slm.scaling.tables.checks import check_columns, check_units, check_values
+from slm.scaling.tables.columns import (
     SIZES,
     TARGETS,
     Columns,
@@ -30,7 +30,7 @@ from slm.scaling.table_columns import (
     shown,
     typed,
 )
-from slm.scaling.table_files import from_records, read_rows
+from slm.scaling.tables.files import from_records, read_rows
 
 
 @dataclass(frozen=True, eq=False)

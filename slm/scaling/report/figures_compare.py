@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from slm.scaling.directory import Directory, Entry, known, laws_of, variable_of
-from slm.scaling.figure_style import GREY, INK, PALETTE, Margins, axes_at, colours, log_axis, markers, panels, sheet
 from slm.scaling.laws import VARIABLES
-from slm.scaling.wording import TARGET_UNITS, axis_name, interval, is_number, listed, p_value, sig
+from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of
+from slm.scaling.report.style import GREY, INK, PALETTE, Margins, axes_at, colours, log_axis, markers, panels, sheet
+from slm.scaling.report.wording import TARGET_UNITS, axis_name, interval, is_number, listed, p_value, sig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slm.scaling.directory import write_whole
+from slm.scaling.report.directory import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

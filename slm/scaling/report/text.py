@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from slm.scaling.directory import Directory, Entry, known, variable_of
-from slm.scaling.wording import NOTHING, interval, is_number, plainly, with_interval
+from slm.scaling.report.directory import Directory, Entry, known, variable_of
+from slm.scaling.report.wording import NOTHING, interval, is_number, plainly, with_interval
 
 VISIBLE_ROWS = 12
 """A longer table that is not the main one is folded."""
