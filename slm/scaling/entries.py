@@ -135,6 +135,7 @@ def _refused(case: Case, sample: Sample, loss: Loss, reason: str) -> Entry:
         "condition_number": None,
         "identified": False,
         "not_identified": list(case.law.parameters),
+        "reasons": dict.fromkeys(case.law.parameters, reason),
         "fitted": False,
         "notes": [reason],
     }
@@ -194,6 +195,7 @@ def _entry(case: Case, by_run: Fit, found: Fit, of: Uncertainty, unit: str) -> E
         "condition_number": certificate.condition_number,
         "identified": certificate.converged and not set(of.not_identified) & set(case.law.exponents),
         "not_identified": list(of.not_identified),
+        "reasons": of.not_identified,
         "fitted": True,
         "notes": notes,
     }

@@ -9,21 +9,14 @@ from scipy import stats
 
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
+from slm.scaling.identification import Interval, includes_zero, not_identified
 from slm.scaling.profiles import Profile, profile
 from slm.scaling.resample import Ensemble, Kind, bootstrap
 from slm.scaling.starts import is_linear
 
-WIDEST = 10.0
-"""An exponent whose interval spans a larger factor than this is called not identified."""
 RESAMPLED: tuple[Kind, ...] = ("cluster", "wild")
-FEWEST = 3
-"""Degrees of freedom below which no exponent of a law that is not linear is called identified.
-
-With 2 and a floor, the rare intervals narrow enough to pass are narrow by luck, and cover in 60% of cases.
-"""
 MOST_FAILED = 0.5
 """Share of bootstrap samples that may fail before what the others say is withheld."""
-Interval = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,8 @@ class Uncertainty:
     ci: dict[str, Interval]
     profiles: dict[str, Profile]
     ensembles: dict[str, Ensemble]
-    not_identified: tuple[str, ...]
+    not_identified: dict[str, str]
+    """Parameters that the data do not hold, and why."""
     notes: tuple[str, ...]
     bootstrap_se: dict[str, dict[str, float]] = field(default_factory=dict)
     """Standard errors by each method that was used: cluster, wild, delta."""
@@ -82,15 +76,17 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
         ci = _of_bootstrap(found, ensembles.get("cluster"), level)
     se_method = "ols" if method == "ols_t" else "cluster_bootstrap" if "cluster" in spread else "delta"
     se = spread["cluster"] if se_method == "cluster_bootstrap" else delta
-    lost, notes = _identification(found, ci)
-    notes += [
-        f"{one.failed:.0%} of the {kind} bootstrap samples could not be refitted and are left out"
-        for kind, one in ensembles.items()
-        if one.failed > 0.02 and kind in se_method
-    ]
-    return Uncertainty(
-        method, se, se_method, ci, profiles, ensembles, tuple(lost), tuple(notes), {**spread, "delta": delta}
+    lost = not_identified(found, ci)
+    notes = (
+        list(dict.fromkeys(lost.values()))
+        + includes_zero(found, ci)
+        + [
+            f"{one.failed:.0%} of the {kind} bootstrap samples could not be refitted and are left out"
+            for kind, one in ensembles.items()
+            if one.failed > 0.02 and kind in se_method
+        ]
     )
+    return Uncertainty(method, se, se_method, ci, profiles, ensembles, lost, tuple(notes), {**spread, "delta": delta})
 
 
 def has_likelihood(found: Fit) -> bool:
@@ -151,50 +147,3 @@ def _scaled(found: Fit, theta: Floats) -> Floats:
     quoted = found.law.canonical(theta, found.sample.refs)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(_is_exponent(found), quoted, np.log(quoted))
-
-
-def _identification(found: Fit, ci: dict[str, Interval]) -> tuple[list[str], list[str]]:
-    """Parameters that the data do not hold, and why, in words."""
-    lost, notes = [], []
-    P = len(found.theta)
-    few = found.sample.points < P + 2 or (not is_linear(found.law) and found.degrees_of_freedom < FEWEST)
-    if few:
-        notes.append(
-            f"{found.sample.points} distinct sizes and {len(found.sample.log_y)} values for {P} parameters are too "
-            "few: no exponent is identified"
-        )
-    for name in found.law.exponents:
-        low, high = ci[name]
-        reason = None
-        if name in found.certificate.at_bound:
-            reason = f"{name} ended at its bound"
-        elif low is None or high is None:
-            reason = f"the interval of {name} is open"
-        elif not is_linear(found.law) and (low <= 0 or high / low > WIDEST):
-            reason = f"the interval of {name} spans a factor of more than {WIDEST:g}"
-        elif low <= 0 <= high:
-            notes.append(f"the interval of {name} includes 0")
-        if reason or few:
-            lost.append(name)
-        if reason:
-            notes.append(reason)
-    if found.law.floor is not None:
-        if "E" in found.certificate.at_bound:
-            lost.append("E")
-            notes.append("the floor E ended at 0: the law without it says the same")
-        elif ci["E"][0] is None or few:
-            lost.append("E")
-            notes.append("a floor E of 0 is not excluded")
-    coefficients = [name for name in found.law.parameters if name not in (*found.law.exponents, "E")]
-    for name, e in zip(coefficients, found.law.exponents, strict=True):
-        if name in found.certificate.at_bound and e not in lost:  # without its term an exponent means nothing
-            lost.append(e)
-    lost += [name for name, e in zip(coefficients, found.law.exponents, strict=True) if e in lost]
-    for name in found.certificate.at_bound:
-        if name not in lost:
-            lost.append(name)
-            notes.append(f"{name} ended at its bound")
-    if not found.certificate.converged:
-        notes.append("did not converge")
-        lost = list(found.law.parameters)
-    return lost, notes

@@ -61,7 +61,7 @@ def _line(entry: Entry) -> str:
         alpha = entry["params"]["alpha"]
         shown[:0] = [f"{entry['params']['A']:.4g} {variable}^{-alpha:.4f}, R2 {entry['r2']:.4f}"]
     if not entry["identified"]:
-        return head + "; ".join(shown) + f"; NOT IDENTIFIED: {entry['notes'][0]}"
+        return head + "; ".join(shown) + f"; NOT IDENTIFIED: {next(iter(entry['reasons'].values()))}"
     certificate = f"objective {entry['objective']:.6g} from {entry['starts_agreeing']:.0%} of {entry['starts']} starts"
     return head + "; ".join(shown) + f" ({certificate})"
 

@@ -39,7 +39,7 @@ def test_errors_and_interval_of_a_straight_line_are_those_of_regression() -> Non
     low, high = found.ci["A"]
     ends = np.exp(line.intercept + reach * line.intercept_stderr * np.array([-1, 1]))
     assert (low, high) == pytest.approx(tuple(ends), rel=1e-3)
-    assert found.not_identified == ()
+    assert found.not_identified == {}
 
 
 def test_the_published_rows_have_the_intervals_of_facts() -> None:
@@ -106,7 +106,7 @@ def test_exponents_of_noise_are_not_identified() -> None:
     flat = sample(1.1 + 0.02 * np.random.default_rng(4).normal(size=9), x)
     assert "alpha" in of(fit_sample(FLOOR, flat)).not_identified
     line = of(fit_sample(POWER, flat))
-    assert line.not_identified == ()  # a slope of about nothing is a finding
+    assert line.not_identified == {}  # a slope of about nothing is a finding
     assert "the interval of alpha includes 0" in line.notes
 
 
@@ -119,7 +119,7 @@ def test_a_floor_that_the_data_do_not_show_is_marked() -> None:
     assert "E" in result.not_identified
     assert any("E ended at 0" in note for note in result.notes)
     good = of(fit_sample(FLOOR, noisy("power_floor", ("N",), 25, 0.001)))
-    assert good.not_identified == ()
+    assert good.not_identified == {}
 
 
 def test_an_exponent_whose_coefficient_is_at_its_bound_is_not_identified() -> None:

@@ -271,7 +271,14 @@ def test_small_things_are_worded_as_people_read_them() -> None:
 
 def test_remarks_that_differ_in_one_number_are_made_once() -> None:
     entries = [
-        {"family": family, "law": "power", "fitted": True, "identified": True, "notes": [f"lack of fit, p = {p}"]}
+        {
+            "family": family,
+            "law": "power",
+            "fitted": True,
+            "reasons": {},
+            "identified": True,
+            "notes": [f"lack of fit, p = {p}"],
+        }
         for family, p in (("a", "0.02"), ("b", "3.8e-09"))
     ]
     assert notes(entries) == "- power (a, b): lack of fit, p = 3.8e-09 to 0.02."

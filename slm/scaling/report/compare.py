@@ -35,12 +35,19 @@ MODEL_NAMES = {
 def verdict_section(of: Directory) -> Section:
     """The answer and its conditions."""
     verdict = of.comparison["verdict"]
-    label = "NOT AUDITED" if not of.audit else "CONTROLLED" if of.audit["controlled"] else "NOT CONTROLLED"
     return Section("Verdict").add(
         f"**{plainly(verdict['headline'])}**",
         bullets([plainly(sentence) for sentence in verdict["sentences"]]),
-        f"Matched-budget audit: **{label}**." if len(of.families) > 1 or not of.audit.get("controlled") else "",
+        f"Matched-budget audit: **{_audit_label(of)}**.",
     )
+
+
+def _audit_label(of: Directory) -> str:
+    if not of.audit:
+        return "NOT AUDITED"
+    if len(of.families) < 2:
+        return "ONE FAMILY, nothing to compare"
+    return "CONTROLLED" if of.audit["controlled"] else "NOT CONTROLLED"
 
 
 def analysed_section(of: Directory) -> Section:
@@ -77,7 +84,7 @@ def audit_section(of: Directory) -> Section:
     section = Section("Matched-budget audit")
     if not of.audit:
         return section.add("**NOT AUDITED**: the directory holds no audit.")
-    section.add("**CONTROLLED**" if of.audit["controlled"] else "**NOT CONTROLLED**")
+    section.add(f"**{_audit_label(of)}**")
     for key, heading in (("violations", "Differs"), ("varies", "Varies within the family")):
         items = of.audit.get(key) or []
         if items:

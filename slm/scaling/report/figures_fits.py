@@ -308,10 +308,11 @@ def extrapolation(of: Directory) -> Figure | None:
     if not entries:
         return None
     laws = laws_of(entries)
-    worst = {law: max(abs(_error(entry)) for entry in entries if entry["law"] == law) for law in laws}
-    whole = [law for law in laws if sum(e["law"] == law for e in entries) == len(of.families)] or laws
-    best = min(whole, key=lambda law: worst[law])
-    title = f"Predicting the largest size from the smaller ones: {best} errs least, by at most {percent(worst[best])}"
+    within = sum(bool(entry["extrapolation"].get("inside_interval")) for entry in entries)
+    title = (
+        f"Predicting the largest size from the smaller ones: {within} of {len(entries)} fall in the "
+        f"{of.level:.0%} interval"
+    )
     rows = len(entries) + 0.6 * len(laws)
     figure, (axis,) = panels(
         1, title, columns=1, width=7.6, height=0.9 + 0.19 * rows, margins=Margins(left=1.2), families=of.families

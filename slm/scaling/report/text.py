@@ -12,15 +12,6 @@ from slm.scaling.report.wording import NOTHING, interval, is_number, plainly, wi
 VISIBLE_ROWS = 12
 """A longer table that is not the main one is folded."""
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?%?")
-_ASIDE = (
-    "bootstrap samples could not",
-    "fitted to the means",
-    "of the starts reach",
-    "deviate from the law",
-    "exponent of perplexity",
-    "bootstrap's standard error",
-)
-"""Remarks that are no reason for a parameter not to be identified."""
 
 
 @dataclass
@@ -104,8 +95,7 @@ def status(entry: Entry) -> str:
 
 def reason(entry: Entry) -> str:
     """The first reason why a fit is not identified."""
-    lost = not entry["identified"]
-    return next((note for note in entry["notes"] if lost and not any(aside in note for aside in _ASIDE)), "")
+    return next((entry["reasons"][name] for name in entry["exponents"] if name in entry["reasons"]), "")
 
 
 def notes(entries: Sequence[Entry]) -> str:
@@ -113,7 +103,7 @@ def notes(entries: Sequence[Entry]) -> str:
     about: dict[str, list[tuple[Entry, str]]] = {}
     for entry in entries:
         for note in entry["notes"] if entry["fitted"] else []:
-            if "exponent of perplexity" not in note and note != reason(entry):
+            if "exponent of perplexity" not in note and note not in entry["reasons"].values():
                 about.setdefault(_NUMBER.sub("#", note), []).append((entry, note))
     return bullets(
         [f"{_who([entry for entry, _ in of])}: {_joined([note for _, note in of])}." for of in about.values()]

@@ -1,0 +1,70 @@
+"""Which parameters of a fit the data hold, by the fit's certificate and the intervals found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from slm.scaling.fitting import Fit
+from slm.scaling.starts import is_linear
+
+Interval = tuple[float | None, float | None]
+"""Ends; None is open."""
+WIDEST = 10.0
+"""An exponent whose interval spans a larger factor than this is called not identified."""
+FEWEST = 3
+"""Degrees of freedom below which no exponent of a law that is not linear is called identified.
+
+With 2 and a floor, the rare intervals narrow enough to pass are narrow by luck, and cover in 60% of cases.
+"""
+
+
+def not_identified(found: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
+    """Parameters that are not identified, each with the first reason why not, in words."""
+    if not found.certificate.converged:
+        return dict.fromkeys(found.law.parameters, "the fit did not converge")
+    lost = dict.fromkeys(found.law.exponents, few) if (few := _too_few(found)) else {}
+    at_bound = found.certificate.at_bound
+    for name in found.law.exponents:
+        reason = _reason(found, name, ci[name])
+        if reason:
+            lost.setdefault(name, reason)
+    if found.law.floor is not None:
+        if "E" in at_bound:
+            lost["E"] = "the floor E ended at 0: the law without it says the same"
+        elif few or ci["E"][0] is None:
+            lost["E"] = "a floor E of 0 is not excluded"
+    coefficients = [name for name in found.law.parameters if name not in (*found.law.exponents, "E")]
+    for name, exponent in zip(coefficients, found.law.exponents, strict=True):
+        if name in at_bound:  # without its term an exponent means nothing
+            lost[name] = f"{name} ended at its bound"
+            lost.setdefault(exponent, lost[name])
+        elif exponent in lost:
+            lost[name] = lost[exponent]
+    return {name: lost[name] for name in found.law.parameters if name in lost}
+
+
+def includes_zero(found: Fit, ci: Mapping[str, Interval]) -> list[str]:
+    """Remarks on exponents of a straight line that may as well be 0."""
+    ends = [(name, *ci[name]) for name in found.law.exponents] if is_linear(found.law) else []
+    return [f"the interval of {name} includes 0" for name, low, high in ends if (low or 0.0) <= 0 <= (high or 0.0)]
+
+
+def _too_few(found: Fit) -> str | None:
+    P = len(found.theta)
+    if found.sample.points >= P + 2 and (is_linear(found.law) or found.degrees_of_freedom >= FEWEST):
+        return None
+    return (
+        f"{found.sample.points} distinct sizes and {len(found.sample.log_y)} values for {P} parameters are too few: "
+        "no exponent is identified"
+    )
+
+
+def _reason(found: Fit, name: str, interval: Interval) -> str | None:
+    low, high = interval
+    if name in found.certificate.at_bound:
+        return f"{name} ended at its bound"
+    if low is None or high is None:
+        return f"the interval of {name} is open"
+    if not is_linear(found.law) and (low <= 0 or high / low > WIDEST):
+        return f"the interval of {name} spans a factor of more than {WIDEST:g}"
+    return None
