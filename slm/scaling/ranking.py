@@ -53,6 +53,15 @@ def _ranking(key: tuple[Any, ...], of: dict[str, Entry], families: Sequence[str]
     }
 
 
+def _unknown(primary: Entry, others: Sequence[Entry]) -> str | None:
+    """Why it cannot be said whether the order survives; None if it can."""
+    if not primary["tenable"]:
+        return f"the law of the verdict misses the runs by more than {TENABLE:g} times what the best law does"
+    if not primary["usable"]:
+        return "an exponent of the law of the verdict is not identified"
+    return None if others else "no other fit that describes the runs has identified exponents in the same variable"
+
+
 def _differs_only(one: Entry, other: Entry, what: str) -> bool:
     """Whether two rankings differ in the choice of `what` and in nothing else."""
     return all((one[choice] == other[choice]) == (choice != what) for choice in CHOICES)
@@ -81,6 +90,7 @@ def survival(every: Sequence[Entry], primary: Entry, families: Sequence[str]) ->
     }
     return {
         "rankings": list(every),
+        "unknown": _unknown(primary, others),
         "usable": len(alike),
         "primary_order": primary["order"],
         "same_order": sum(r["order"] == primary["order"] for r in others),

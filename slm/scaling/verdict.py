@@ -156,7 +156,7 @@ def _assumed(law: Entry, primary: Entry) -> list[str]:
 
 def _ranking(ranking: Entry, primary: Entry) -> list[str]:
     if ranking["survives"] is None:
-        return ["Whether the ranking survives another law, N or target cannot be said: no other ranking is identified."]
+        return [f"Whether the ranking survives another law, N or target cannot be said: {ranking['unknown']}."]
     order = " > ".join(ranking["primary_order"])
     count = f"{ranking['same_order']} of {ranking['compared_with']} other fits"
     if ranking["survives"]:

@@ -261,10 +261,10 @@ def _ranking(of: Directory) -> list[str]:
     usable = [row for row in ranking["rankings"] if row["usable"]]
     order = " > ".join(ranking["primary_order"])
     if not order:
-        return ["**Ranking**: none, because an exponent of the primary law is not identified."]
+        return [f"**Ranking**: none, because {plainly(ranking['unknown'])}."]
     blocks = [f"**Ranking** (steepest first): {plainly(order)}."]
     if ranking["survives"] is None:
-        return [*blocks, "No other identified fit ranks the families, so whether the order survives cannot be said."]
+        return [*blocks, f"Whether the order survives cannot be said: {plainly(ranking['unknown'])}."]
     blocks.append(
         f"The same order in {ranking['same_order']} of {ranking['compared_with']} other fits in the same variable. "
         + _survival(ranking["survives_change_of"])
