@@ -42,16 +42,19 @@ def compute_optimal(law: Mapping[str, float], flops: float) -> Allocation:
     return Allocation(flops, N, D, loss(np.log(N)), float(np.exp(found.x)))
 
 
-def flops_to_reach(law: Mapping[str, float], loss: float) -> float | None:
-    """Least compute at which the `chinchilla` law reaches `loss`, optimally allocated; None at or below its floor.
+def flops_to_reach(law: str, params: Mapping[str, float], loss: float) -> float | None:
+    """Least compute at which `chinchilla` (optimally allocated), `power_C` or `power_floor_C` reaches `loss`.
 
-    At the optimum both terms are C^-(alpha beta/(alpha+beta)), so one evaluation gives the constant.
+    None at or below the floor. At the optimum both terms of `chinchilla` are C^-(alpha beta/(alpha+beta)), so one
+    evaluation gives the constant.
     """
-    above = loss - law["E"]
+    above = loss - params.get("E", 0.0)
     if above <= 0:
         return None
-    at = compute_optimal(law, 1e20)
-    return float(1e20 * ((at.loss - law["E"]) / above) ** (1 / law["alpha"] + 1 / law["beta"]))
+    if law != "chinchilla":
+        return float((params["A"] / above) ** (1 / params["alpha"]))
+    at = compute_optimal(params, 1e20)
+    return float(1e20 * ((at.loss - params["E"]) / above) ** (1 / params["alpha"] + 1 / params["beta"]))
 
 
 @dataclass(frozen=True)

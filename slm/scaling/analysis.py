@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from slm.scaling.allocation import compute_optimal, cost, flops_to_reach, front_rows, isoflop, isoflop_bias
-from slm.scaling.compare import choose_law, compare_law, selection
+from slm.scaling.compare import compare_law
+from slm.scaling.context import (
+    allocation_entries,
+    isoflop_entries,
+    pareto_entries,
+    references_entries,
+    target_entries,
+)
 from slm.scaling.entries import Entry, Fitted, fit_group, plain
-from slm.scaling.fitting import fit
-from slm.scaling.intervals import uncertainty
 from slm.scaling.laws import LAWS, Law
 from slm.scaling.published import is_published, review
-from slm.scaling.ranking import TENABLE, rankings, survival
-from slm.scaling.reference import REFERENCES, local_exponent
+from slm.scaling.ranking import rankings, survival
 from slm.scaling.sample import missing_columns
+from slm.scaling.selection import choose_law, selection
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
@@ -90,10 +93,11 @@ def analyse(
     rng = np.random.default_rng([seed, 2000])
     comparison |= {
         "skipped": skipped,
-        "references": _references(table, size, entries),
-        "isoflop": _isoflop(table, primary, target, size, rng),
-        "allocation": _allocation(table, primary, settings, target),
-        "pareto": _pareto(table, target, size),
+        "references": references_entries(table, size, entries),
+        "isoflop": isoflop_entries(table, primary, target, size, rng),
+        "allocation": allocation_entries(table, primary, settings, target),
+        "target": target_entries(primary, settings, target),
+        "pareto": pareto_entries(table, target, size),
         "published": review(table) if is_published(table) else None,
     }
     comparison["verdict"] = verdict(comparison, entries, controlled)
@@ -170,131 +174,3 @@ def _tokens(table: Table) -> list[float] | None:
     if "tokens" not in table.frame or table.frame["tokens"].isna().any():
         return None
     return [float(table.frame["tokens"].min()), float(table.frame["tokens"].max())]
-
-
-def _references(table: Table, size: str, entries: list[Entry]) -> list[Entry]:
-    """Published laws as local exponents over this table's sizes, each with the N it was fitted with, beside `power`.
-
-    Only for families that `power` describes at all: where tokens vary against N, a local exponent in N means nothing.
-    """
-    described = _described_by_power(entries)
-    if "loss" not in table.targets:
-        return []
-    rows: list[Entry] = []
-    tokens = table.frame["tokens"].to_numpy(float) if "tokens" in table.frame else None
-    for reference in REFERENCES:
-        needs_tokens = "D" in reference.law.variables
-        own = reference.size if reference.size in table.sizes else size
-        if needs_tokens and (tokens is None or np.isnan(tokens).any()):
-            continue
-        for family in described:
-            frame = table.of(family).frame
-            N = frame[own].to_numpy(float)
-            if len(np.unique(N)) < 3:
-                continue
-            log_loss = reference.log_loss({"N": N, "D": frame["tokens"].to_numpy(float) if needs_tokens else N})
-            for target, values in (("loss", log_loss), ("perplexity", np.exp(log_loss))):
-                found = fit(table.of(family), "power", target=target, size=own)
-                low, high = uncertainty(found, replicates=0, rng=np.random.default_rng(0)).ci["alpha"]
-                expected = local_exponent(np.log(N), values)
-                rows.append(
-                    {
-                        "reference": reference.name,
-                        "source": reference.source,
-                        "family": family,
-                        "target": target,
-                        "size": own,
-                        "same_size_definition": own == reference.size,
-                        "reference_exponent": expected,
-                        "exponent": found.params["alpha"],
-                        "ci_low": low,
-                        "ci_high": high,
-                        "ratio": found.params["alpha"] / expected,
-                        "inside": low is not None and high is not None and low <= expected <= high,
-                        "curve": {"N": np.sort(N), "value": np.exp(values[np.argsort(N)])},
-                    }
-                )
-    return rows
-
-
-def _described_by_power(entries: list[Entry]) -> list[str]:
-    """Families in which `power` misses the loss by no more than `TENABLE` times what the best law does."""
-    misfit: dict[str, dict[str, float]] = {}
-    for entry in entries:
-        if entry["target"] == "loss" and entry["loss"] == "least_squares" and entry["fitted"]:
-            of = misfit.setdefault(entry["family"], {})
-            of[entry["law"]] = min(entry["rmse_log"], of.get(entry["law"], np.inf))
-    return [name for name, of in misfit.items() if of.get("power", np.inf) <= TENABLE * min(of.values())]
-
-
-def _isoflop(
-    table: Table, primary: dict[str, dict[str, Fitted]], target: str, size: str, rng: np.random.Generator
-) -> list[Entry]:
-    if missing_columns(table, LAWS["power_C"], target, size) or "tokens" not in table.frame:
-        return []
-    rows = []
-    for family in table.families:
-        frame = table.of(family).frame
-        found = isoflop(frame, size, target, rng)
-        if found is None:
-            continue
-        parametric = primary.get("chinchilla", {}).get(family)
-        law = parametric.entry["params"] if parametric and parametric.entry["identified"] else None
-        rows.append(
-            {
-                "family": family,
-                **vars(found),
-                "bias": law and isoflop_bias(frame, size, target, law),
-                "parametric": law and law["beta"] / (law["alpha"] + law["beta"]),
-            }
-        )
-    return rows
-
-
-def _allocation(table: Table, primary: dict[str, dict[str, Fitted]], settings: Settings, target: str) -> list[Entry]:
-    """Compute-optimal N and D of every family whose `chinchilla` fit is identified."""
-    rows = []
-    for family, one in primary.get("chinchilla", {}).items():
-        if not one.entry["identified"] or target != "loss":
-            continue
-        law = one.entry["params"]
-        largest = float(table.of(family).frame["flops"].max())
-        needed = settings.target_loss and flops_to_reach(law, settings.target_loss)
-        rows.append(
-            {
-                "family": family,
-                "exponent_params": law["beta"] / (law["alpha"] + law["beta"]),
-                "budgets": [
-                    vars(compute_optimal(law, largest * times)) | _costs(largest * times, settings)
-                    for times in (1, 10, 100)
-                ],
-                "target_loss": settings.target_loss,
-                "flops_to_target": needed,
-                "target_cost": _costs(needed, settings) if needed else None,
-            }
-        )
-    return rows
-
-
-def _costs(flops: float, settings: Settings) -> Entry:
-    if settings.flops_per_second is None:
-        return {}
-    return vars(cost(flops, flops_per_second=settings.flops_per_second, price_per_hour=settings.price_per_hour))
-
-
-def _pareto(table: Table, target: str, size: str) -> list[Entry]:
-    """Fronts of the target against N, FLOPs and speed, as far as the table has them."""
-    fronts = []
-    for column, sign in ((size, 1), ("flops", 1), ("tokens_per_second", -1)):
-        frame = table.frame
-        if column not in frame or frame[column].isna().any() or frame[column].nunique() < 2:
-            continue
-        front = front_rows(frame, [(target, 1), (column, sign)]).sort_values(column)
-        names = [c for c in ("family", "name", "run_id", column, target) if c in front]
-        fronts.append({"against": column, "front": list(_records(front[names].to_dict("records")))})
-    return fronts
-
-
-def _records(rows: list[dict[Any, Any]]) -> Iterator[Entry]:
-    for row in rows:
-        yield {str(key): value for key, value in row.items()}

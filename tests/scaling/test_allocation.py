@@ -62,11 +62,11 @@ def test_the_closed_form_is_the_least_loss_of_the_budget(law: dict[str, float], 
 @given(law=laws, log_flops=st.floats(39, 58))
 def test_the_flops_to_reach_a_loss_reach_just_it(law: dict[str, float], log_flops: float) -> None:
     wanted = compute_optimal(law, float(np.exp(log_flops))).loss
-    needed = flops_to_reach(law, wanted)
+    needed = flops_to_reach("chinchilla", law, wanted)
     assert needed is not None
     assert np.log(needed) == pytest.approx(log_flops, abs=1e-6)
-    assert flops_to_reach(law, law["E"]) is None
-    assert flops_to_reach(law, law["E"] - 0.1) is None
+    assert flops_to_reach("chinchilla", law, law["E"]) is None
+    assert flops_to_reach("chinchilla", law, law["E"] - 0.1) is None
 
 
 def test_costs_are_hours_times_a_price() -> None:
@@ -193,3 +193,10 @@ def test_the_bias_of_approach_2_is_its_error_on_exact_data_of_the_law(shift: flo
 def test_a_symmetric_law_with_centred_sizes_has_no_bias() -> None:
     law = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.3, "beta": 0.3}
     assert isoflop_bias(chinchilla_profiles(law, 0.0), "N", "loss", law) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_flops_to_reach_a_loss_under_laws_in_compute_invert_them() -> None:
+    assert flops_to_reach("power_C", {"A": 30.0, "alpha": 0.05}, 30.0 * 1e19**-0.05) == pytest.approx(1e19)
+    floor = {"E": 1.7, "A": 2000.0, "alpha": 0.17}
+    assert flops_to_reach("power_floor_C", floor, 1.7 + 2000.0 * 1e20**-0.17) == pytest.approx(1e20)
+    assert flops_to_reach("power_floor_C", floor, 1.7) is None

@@ -211,9 +211,9 @@ def test_one_family_has_no_comparison_and_no_power(one: Path) -> None:
 
 def test_compute_is_reported_with_cost_and_target(iso: Path) -> None:
     text = markdown(iso)
-    (row,) = read(iso, "comparison")["allocation"]
-    assert f"iso reaches a loss of {sig(2.2)} with {sig(row['flops_to_target'], 3)} FLOPs" in text
-    assert f"{sig(row['flops_to_target'] / 1e14 / 3600, 3)} device hours" in text
+    row = next(row for row in read(iso, "comparison")["target"] if row["law"] == "chinchilla")
+    assert f"**Least compute for a loss of {sig(2.2)}**" in text
+    assert f"| `chinchilla` | {sig(row['flops'], 3)} | {sig(row['flops'] / 1e14 / 3600, 3)} |" in text
     assert "**IsoFLOP profiles**" in text
 
 

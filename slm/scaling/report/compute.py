@@ -12,6 +12,7 @@ def compute_section(of: Directory) -> Section | None:
     section = Section("Compute")
     found = of.comparison
     section.add(*_isoflop(of, found.get("isoflop") or []), *_allocation(found.get("allocation") or []))
+    section.add(*_target(found.get("target") or []))
     if found.get("pareto"):
         tables = [_front(of, front) for front in found["pareto"]]
         section.add(
@@ -82,21 +83,27 @@ def _allocation(rows: list[Entry]) -> list[str]:
         "beyond. These are point estimates.",
         table(header, shown),
     ]
-    return [*blocks, *(said for row in rows if (said := _target(row)))]
+    return blocks
 
 
-def _target(row: Entry) -> str:
-    if row.get("target_loss") is None:
-        return ""
-    if not is_number(row.get("flops_to_target")):
-        return f"{plainly(row['family'])} never reaches a loss of {sig(row['target_loss'])}: it lies under the floor."
-    cost = row.get("target_cost") or {}
-    hours = f", {sig(cost['device_hours'], 3)} device hours" if is_number(cost.get("device_hours")) else ""
-    price = f", a price of {sig(cost['price'], 3)}" if is_number(cost.get("price")) else ""
-    return (
-        f"{plainly(row['family'])} reaches a loss of {sig(row['target_loss'])} with {sig(row['flops_to_target'], 3)} "
-        f"FLOPs{hours}{price}."
+def _target(rows: list[Entry]) -> list[str]:
+    """Least FLOPs to a wanted loss, a row a family and law."""
+    if not rows:
+        return []
+    shown = [
+        [
+            plainly(row["family"]),
+            f"`{row['law']}`",
+            sig(row["flops"], 3) if is_number(row.get("flops")) else "never: it lies under the floor",
+            sig(row.get("device_hours"), 3),
+            sig(row.get("price"), 3),
+        ]
+        for row in rows
+    ]
+    heading = (
+        f"**Least compute for a loss of {sig(rows[0]['loss'])}**, as point estimates of the laws that are identified."
     )
+    return [heading, table(("family", "law", "C (FLOPs)", "device hours", "price"), shown)]
 
 
 def _front(of: Directory, front: Entry) -> str:
