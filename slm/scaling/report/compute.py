@@ -78,12 +78,11 @@ def _allocation(rows: list[Entry]) -> list[str]:
     if not shown:
         return []
     header = ["family", "C (FLOPs)", "best N", "best D", "loss", *(["device hours", "price"] if priced else [])]
-    blocks = [
+    return [
         "**Compute-optimal allocation** of the `chinchilla` fit under C = 6ND, at the largest budget of the table and "
         "beyond. These are point estimates.",
         table(header, shown),
     ]
-    return blocks
 
 
 def _target(rows: list[Entry]) -> list[str]:
