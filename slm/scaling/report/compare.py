@@ -53,7 +53,7 @@ def _audit_label(of: Directory) -> str:
 def analysed_section(of: Directory) -> Section:
     """The table, and how the primary law was chosen."""
     main, found = of.primary, of.comparison
-    name = of.settings.get("name") or of.settings.get("runs")
+    name = of.comparison["table"]
     counted = (
         f"{plural(found['n_rows'], 'row')} of {plural(found['n_runs'], 'run')} in {plural(found['n_cells'], 'cell')} "
         f"(a cell is a size and budget; its runs differ in seed), of {plural(len(of.families), 'family', 'families')}"

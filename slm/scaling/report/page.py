@@ -33,7 +33,7 @@ SECTIONS = (
 def write_report(directory: Path) -> None:
     """Write report.md and report.html from the JSON files and the figures in `directory`, and from nothing else."""
     of = Directory.read(directory)
-    name = of.settings.get("name") or of.settings.get("runs")
+    name = of.comparison["table"]
     title = "Scaling analysis" + (f" of {name}" if name else "")
     sections = [section for make in SECTIONS if (section := make(of)) and section.blocks]
     text = "\n\n".join([f"# {plainly(title)}", *map(Section.markdown, sections)]) + "\n"
