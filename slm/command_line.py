@@ -27,13 +27,20 @@ def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
+        sys.stdout.flush()
     except MISTAKES as error:
         exit_codes.append(report(error))
     sys.exit(next((code for code in exit_codes if code), 0))
 
 
 def report(error: Exception) -> int:
-    """Say what a person did wrong in one sentence; returns the exit code for it."""
+    """Say what a person did wrong in one sentence; returns the exit code for it.
+
+    Nothing is said where nobody reads on (`| head`): the code is that of a program which SIGPIPE ended.
+    """
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 141
     if os.environ.get("SLM_TRACEBACKS") == "1":
         raise error
     print(f"error: {one_sentence(error)}", file=sys.stderr)

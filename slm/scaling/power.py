@@ -98,8 +98,8 @@ def plan(
 ) -> Design:
     """A design from columns of sizes: `plan({"N": [1e6, 2e6, 4e6]}, params={"A": 20, "alpha": 0.1}, sigma=0.01)`.
 
-    `sizes` gives each of the law's variables a list, one entry a cell. Raises `ValueError` for a variable that is
-    missing, lists of different length, or a `sigma` that is not positive.
+    `sizes` gives each of the law's variables a list, one entry a cell. Raises `ValueError` for a variable or parameter
+    that is missing, lists that are empty or of different length, and for sizes, seeds or a `sigma` that cannot be.
     """
     chosen = get_law(law)
     missing = [v for v in chosen.variables if v not in sizes]
@@ -107,10 +107,23 @@ def plan(
         raise ValueError(f"a design for {law} needs sizes for {', '.join(chosen.variables)}; {missing[0]} is missing")
     if len({len(sizes[v]) for v in chosen.variables}) > 1:
         raise ValueError("all sizes of a design need the same number of cells")
-    if not sigma > 0:
+    x = np.stack([np.asarray(sizes[v], float) for v in chosen.variables], axis=1)
+    if not len(x):
+        raise ValueError("a design needs at least one cell: its sizes are empty")
+    impossible = x[~(np.isfinite(x) & (x > 0))]
+    if len(impossible):
+        raise ValueError(f"all sizes of a design must be finite numbers above 0, and {impossible[0]:g} is among them")
+    absent = [name for name in chosen.parameters if name not in params]
+    if absent:
+        raise ValueError(f"a design for {law} needs params {', '.join(chosen.parameters)}; {', '.join(absent)} missing")
+    for name in chosen.parameters:
+        if not np.isfinite(params[name]) or (params[name] <= 0 and name not in chosen.exponents):
+            raise ValueError(f"params {name}={params[name]} must be a finite number, and above 0 unless an exponent")
+    if not (sigma > 0 and np.isfinite(sigma)):
         raise ValueError(f"sigma={sigma} must be above 0: it is the scatter of log loss between runs")
-    log_x = np.log(np.stack([np.asarray(sizes[v], float) for v in chosen.variables], axis=1))
-    return Design(chosen, log_x, params, sigma, seeds)
+    if seeds < 1 or seeds != int(seeds):
+        raise ValueError(f"seeds={seeds} must be a whole number of at least 1")
+    return Design(chosen, np.log(x), params, sigma, seeds)
 
 
 def seeds_needed(

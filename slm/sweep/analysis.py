@@ -6,8 +6,10 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pandas as pd
@@ -23,6 +25,8 @@ from slm.sweep.summary import print_summary
 
 MARK = "fits.json"
 """The file by which an analysis directory is known."""
+ROWS = ("runs", "where", "columns", "drop_worst")
+"""The settings that say which rows are analysed."""
 
 
 def analyse_runs(config: Mapping[str, Any]) -> int:
@@ -35,12 +39,12 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
     settings = Settings.from_dict(config["analysis"])
     check_logger_of_analysis(config["logger"])
     folder = Path(config["output_dir"])
-    _check_folder(folder)
+    _check_folder(folder, config)
     table = _read(config)
     audited = audit(table.frame)
-    with Progress() as progress:
+    with _made(folder), Progress() as progress:
         found = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=progress.report)
-        folder.mkdir(parents=True, exist_ok=True)
+        _remove_report(folder)
         _write(folder, table, audited, found, config)
         progress.report("drawing figures and writing the report", 1, 1)
         _report(folder)
@@ -59,9 +63,57 @@ def _read(config: Mapping[str, Any]) -> Table:
     return Table(table.frame, table.notes, config["name"]) if config["name"] else table
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).exists():
+def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise if the folder holds anything but an earlier analysis of the same rows."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / MARK).exists():
         raise ValueError(f"output_dir={folder} holds something else than an analysis: choose another directory")
+    try:
+        earlier = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        differ = [key for key in ROWS if earlier[key] != config[key]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"output_dir={folder} holds an analysis of unknown rows: choose another output_dir") from None
+    if "runs" in differ and Path(earlier["runs"]).resolve() == Path(config["runs"]).resolve():
+        differ.remove("runs")
+    if differ:
+        with_ = "".join(f", {key}={earlier[key]}" for key in differ if key != "runs")
+        raise ValueError(
+            f"output_dir={folder} holds the analysis of {earlier['runs']}{with_}: choose another output_dir"
+        )
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder that can be written to; what was made for it goes again if nothing was written in the end."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        _remove_empty(made)
+        raise ValueError(f"output_dir={folder}: {error.strerror or error}; choose a directory to write to") from None
+    try:
+        yield
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _remove_report(folder: Path) -> None:
+    """An old report must not lie beside new numbers if the analysis is interrupted."""
+    from slm.scaling.report.figures import FIGURES
+
+    figures = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
+    for name in ("report.md", "report.html", *figures):
+        (folder / name).unlink(missing_ok=True)
+    _remove_empty([folder / "figures"])
 
 
 def _write(folder: Path, table: Table, audited: Mapping[str, Any], found: Analysis, config: Mapping[str, Any]) -> None:
@@ -87,7 +139,7 @@ def _json(value: Any) -> str:
 
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

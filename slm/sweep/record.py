@@ -37,19 +37,19 @@ def record(folder: Path, found: Analysis, name: str, config: Mapping[str, Any]) 
 
 
 def exponents(found: Analysis) -> Rows:
-    """One row an exponent of a fit."""
+    """One row an exponent of a fit; one that is not identified has no value, which would be taken for one."""
     columns = ["family", "law", "target", "size", "loss", "exponent", "value", "ci_low", "ci_high", "identified", "r2"]
     rows = [
         [
             *(entry[key] for key in ("family", "law", "target", "size", "loss")),
             name,
-            entry["params"][name],
-            *entry["ci95"][name],
-            name not in entry["not_identified"],
+            *((None, None, None) if lost else (entry["params"][name], *entry["ci95"][name])),
+            not lost,
             entry["r2"],
         ]
         for entry in found.fits
         for name in entry["exponents"]
+        for lost in [name in entry["not_identified"]]
     ]
     return columns, rows
 
@@ -80,7 +80,7 @@ def summary(found: Analysis) -> Entry:
             continue
         for name in entry["exponents"]:
             if name not in entry["not_identified"]:
-                key = f"exponent/{entry['family']}/{entry['law']}"
+                key = f"exponent/{_plain(entry['family'])}/{entry['law']}"
                 low, high = entry["ci95"][name]
                 values |= {f"{key}/{name}": entry["params"][name]}
                 end = "" if name == entry["exponents"][0] else f"{name}_"
@@ -88,6 +88,11 @@ def summary(found: Analysis) -> Entry:
     compared = found.comparison["laws"].get(primary["law"], {"pairs": [], "power": {"exponent": None}})
     for pair in compared["pairs"]:
         if pair["exponent"] == compared["power"]["exponent"] and pair["identified"]:
-            key = f"comparison/{pair['a']}_vs_{pair['b']}"
+            key = f"comparison/{_plain(pair['a'])}_vs_{_plain(pair['b'])}"
             values |= {f"{key}/{what}": pair[what] for what in ("delta", "ci_low", "ci_high", "p_adjusted")}
     return values
+
+
+def _plain(family: str) -> str:
+    """A family's name as one part of a key."""
+    return family.replace("/", "_")

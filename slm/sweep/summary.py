@@ -15,8 +15,13 @@ def print_summary(found: Analysis, audited: Mapping[str, Any], folder: Path) -> 
     """Print the fits that the verdict is about, the audit, the verdict, and where the rest is."""
     comparison = found.comparison
     primary = comparison["primary"]
-    print(f"\n{comparison['n_rows']} rows, {comparison['n_runs']} runs, {len(comparison['families'])} families\n")
-    alone = len(comparison["families"]) == 1
+    families = len(comparison["families"])
+    alone = families == 1
+    counts = f"{comparison['n_rows']} rows, {comparison['n_runs']} runs"
+    print(f"\n{counts}, {families} {'family' if alone else 'families'}")
+    for note in comparison["notes"]:
+        print(f"- {note}")
+    print()
     main = [e for e in found.fits if e["loss"] == primary["loss"] and e["size"] in (None, primary["size"])]
     shown = [entry for entry in main if _is_shown(entry, primary, alone)]
     for entry in shown:
@@ -61,9 +66,15 @@ def _line(entry: Entry) -> str:
         alpha = entry["params"]["alpha"]
         shown[:0] = [f"{entry['params']['A']:.4g} {variable}^{-alpha:.4f}, R2 {entry['r2']:.4f}"]
     if not entry["identified"]:
-        return head + "; ".join(shown) + f"; NOT IDENTIFIED: {next(iter(entry['reasons'].values()))}"
+        return head + "; ".join(shown) + f"; NOT IDENTIFIED: {_reason(entry)}"
     certificate = f"objective {entry['objective']:.6g} from {entry['starts_agreeing']:.0%} of {entry['starts']} starts"
     return head + "; ".join(shown) + f" ({certificate})"
+
+
+def _reason(entry: Entry) -> str:
+    """Why the first exponent is not identified, or whatever else is not."""
+    reasons = entry["reasons"]
+    return str(next(reasons[name] for name in [*entry["exponents"], *reasons] if name in reasons))
 
 
 def _parameter(entry: Entry, name: str) -> str:

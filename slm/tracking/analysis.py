@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def record_analysis(
         }
         run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images})
         run.summary.update(dict(summary))
-        artifact = wandb.Artifact(f"{name}-{run.id}", type="analysis")
+        artifact = wandb.Artifact(artifact_name(name, run.id), type="analysis")
         for path in files:
             artifact.add_file(str(path), name=str(path.relative_to(folder)))
         run.log_artifact(artifact)
@@ -45,3 +46,8 @@ def record_analysis(
         run.finish(exit_code=1)
         raise
     run.finish()
+
+
+def artifact_name(name: str, run_id: str) -> str:
+    """A name that W&B takes: letters, digits, `-`, `_` and `.`, at most 128 of them."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[: 127 - len(run_id)] + f"-{run_id}"

@@ -165,3 +165,30 @@ def test_importing_figures_and_report_loads_no_matplotlib_and_drawing_no_pyplot(
         f"draw(Path({str(one)!r})); assert 'matplotlib.pyplot' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_long_name_is_shortened_in_its_middle_and_marks_get_the_rows_that_they_need() -> None:
+    from slm.scaling.report.style import panels, short
+
+    assert short("deep_thin") == "deep_thin"
+    long = [f"transformer_with_everything_{i}" for i in range(12)]
+    assert len({short(name) for name in long}) == 12
+    assert {len(short(name)) for name in long} == {24}
+    with style():
+        figure, axes = panels(1, "Title", columns=1, families=long)
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y0 >= axes[0].get_window_extent().y1
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_the_font_cannot_write_is_drawn_without_warnings(tmp_path: Path) -> None:
+    from slm.scaling.report.style import panels, save
+
+    with style():
+        save(panels(1, "模型", columns=1)[0], tmp_path, "figure")
+
+
+def test_families_whose_colours_repeat_have_other_marks() -> None:
+    names = [f"family{i}" for i in range(20)]
+    assert len({(colours(names)[name], markers(names)[name]) for name in names}) == 20

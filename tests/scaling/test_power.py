@@ -168,3 +168,20 @@ def test_reading_a_run_four_times_does_not_make_a_design_more_powerful() -> None
 
     # A factor of 2 off if rows were runs; the cluster bootstrap's error with ten runs is good to a quarter.
     assert detectable(4) == pytest.approx(detectable(1), rel=0.25)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"params": {"A": 20.0}}, "needs params A, alpha; alpha missing"),
+        ({"params": {"A": -1.0, "alpha": 0.1}}, "params A=-1.0"),
+        ({"sizes": {"N": [1e6, 0.0]}}, "above 0, and 0 is among them"),
+        ({"sizes": {"N": [1e6, np.inf]}}, "above 0, and inf is among them"),
+        ({"sizes": {"N": []}}, "at least one cell"),
+        ({"seeds": 0}, "seeds=0 must be a whole number"),
+    ],
+)
+def test_a_plan_without_cells_seeds_or_parameters_is_refused_without_warnings(changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        plan(**{"sizes": {"N": [1e6, 2e6]}, "params": LINE, "sigma": 0.01} | changes)

@@ -320,3 +320,47 @@ def test_whatever_is_given_is_read_or_refused_in_one_sentence(rows: list[dict]) 
         assert np.isfinite(numbers).all()
     assert said.startswith("table")
     assert "\n" not in said
+
+
+def test_headers_that_are_nearly_names_are_those_names_and_noted() -> None:
+    table = table_from_frame(
+        frame(Family=["a", "b"], **{"Params-Total": [1e7, 2e7], " tokens ": [1e9] * 2, "PPL": [50, 40]})
+    )
+    assert table.families == ["a", "b"]
+    assert table.sizes == ["params_total"]
+    assert list(table.frame["loss"]) == [math.log(50), math.log(40)]
+    assert "The column Family was read as family." in table.notes
+    assert "tokens" in table.frame
+
+
+def test_a_header_that_is_nearly_a_name_stays_a_column_of_its_own_where_that_name_is_there() -> None:
+    table = table_from_frame(frame(N=[1e7, 2e7], loss=[4.0, 3.5], Loss=["x", "y"]))
+    assert list(table.frame["Loss"]) == ["x", "y"]
+    with pytest.raises(ValueError, match="columns Loss and LOSS, both of which mean loss"):
+        table_from_frame(frame(N=[1e7, 2e7], Loss=[4.0, 3.5], LOSS=[4.0, 3.5]))
+
+
+def suspicions(a: list[float], b: list[float]) -> list[str]:
+    sizes = [1e7 * (1 + i) for i in range(len(a))]
+    table = table_from_frame(frame(family=["a"] * len(a) + ["b"] * len(b), N=sizes * 2, loss=a + b))
+    return [note for note in table.notes if note.startswith("Suspicious")]
+
+
+def test_a_loss_of_many_digits_that_two_families_share_is_suspicious() -> None:
+    (said,) = suspicions([3.9123, 3.5, 3.1], [3.9123, 3.5, 3.0])
+    assert "2 rows have the loss of a row of another family" in said
+    assert "rows 1 and 4 (a and b: 3.9123)" in said
+    assert not suspicions([3.912, 3.5, 3.1], [3.912, 3.5, 3.0])
+
+
+def test_losses_that_many_runs_share_by_chance_are_not_suspicious() -> None:
+    rng = np.random.default_rng(1)
+    a, b = (np.round(rng.uniform(3.0, 3.5, 300), 4).tolist() for _ in range(2))
+    assert set(a) & set(b)
+    assert not suspicions(a, b)
+
+
+def test_a_family_that_is_not_there_lists_those_that_are() -> None:
+    table = table_from_frame(frame(family=["a", "b"], N=[1e7, 2e7], loss=[4.0, 3.5]), name="runs")
+    with pytest.raises(ValueError, match="runs has no family 'nope': it has a, b"):
+        table.of("nope")

@@ -11,8 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from slm.scaling.analysis import Analysis
 from slm.sweep.analysis import analyse_runs
 from slm.sweep.config import check_settings
+from slm.sweep.record import exponents, summary
+from slm.tracking.analysis import artifact_name
 from tests.running import ROOT, quiet_env
 from tests.sweep.test_command_line import composed
 
@@ -191,3 +194,61 @@ def test_settings_that_cannot_be_are_named_before_anything_is_written(override: 
     with pytest.raises(ValueError, match=said):
         analysed(table({"a": 0.1}), tmp_path, override)
     assert not (tmp_path / "analysis").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/foo", "/dev/null/x"])
+def test_a_directory_that_cannot_be_made_is_refused_before_the_analysis(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slm.sweep.analysis.analyse", lambda *_, **__: pytest.fail("analysed"))
+    with pytest.raises(ValueError, match=f"^output_dir={place}: ") as caught:
+        analysed(table({"a": 0.1}), tmp_path, f"output_dir={place}")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_interrupted_analysis_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slm.sweep.analysis.analyse", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        analysed(table({"a": 0.1}), tmp_path, f"output_dir={tmp_path}/new/analysis")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
+
+
+def test_the_analysis_of_other_rows_is_refused_and_an_old_report_goes_before_new_numbers(tmp_path: Path) -> None:
+    analysed(table({"a": 0.1}), tmp_path)
+    folder = tmp_path / "analysis"
+    with pytest.raises(ValueError, match=r"holds the analysis of .*runs.csv, drop_worst=0: choose another output_dir"):
+        analysed(table({"a": 0.1}), tmp_path, "drop_worst=1")
+    (folder / "figures").mkdir()
+    old = [folder / name for name in ("report.md", "report.html", "figures/curves.png")]
+    for path in old:
+        path.write_text("old")
+    analysed(table({"a": 0.1}), tmp_path)  # draws nothing here
+    assert not any(path.exists() for path in [*old, folder / "figures"])
+
+
+def test_the_tracker_gets_names_that_it_takes_and_no_value_that_is_not_identified() -> None:
+    entry = {"law": "power", "target": "loss", "size": "N", "loss": "log", "exponents": ["alpha", "beta"], "r2": 0.9}
+    entry |= {"family": "a/b", "params": {"alpha": 0.1, "beta": 9.0}, "not_identified": {"beta": "too few"}}
+    entry |= {"ci95": {"alpha": [0.0, 0.2], "beta": [None, None]}}
+    primary = {"law": "power", "target": "loss", "size": "N", "loss": "log"}
+    found = Analysis([entry], {"primary": primary, "verdict": {"headline": "."}, "laws": {}})
+    columns, rows = exponents(found)
+    (alpha, beta) = (dict(zip(columns, row, strict=True)) for row in rows)
+    assert (alpha["value"], alpha["identified"]) == (0.1, True)
+    assert [beta[key] for key in ("value", "ci_low", "ci_high", "identified")] == [None, None, None, False]
+    assert summary(found)["exponent/a_b/power/alpha"] == 0.1
+    assert artifact_name("analysis-my runs (v2) größe", "1a2b") == "analysis-my_runs_v2_gr_e-1a2b"
+    assert len(artifact_name("x" * 500, "1a2b")) == 128
+
+
+def test_the_summary_has_the_notes_of_the_table_and_counts_one_family(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = table({"a": 0.1}, sizes=4, seeds=1)
+    analysed(pd.concat([frame, frame.iloc[[2]]]), tmp_path)
+    said = capsys.readouterr().out
+    assert "1 family\n" in said
+    assert "1 row was left out as exact duplicates" in said

@@ -1,5 +1,8 @@
 """What a person at the prompt of sweep.py meets before an analysis starts."""
 
+import subprocess
+import sys
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -45,3 +48,10 @@ def test_a_query_arrives_as_it_was_written() -> None:
 def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_settings(composed(*overrides))
+
+
+def test_a_reader_who_stops_reading_is_told_nothing() -> None:
+    command = f"set -o pipefail; {sys.executable} {ROOT}/sweep.py --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)

@@ -8,7 +8,19 @@ import numpy as np
 
 from slm.scaling.laws import VARIABLES
 from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of
-from slm.scaling.report.style import GREY, INK, PALETTE, Margins, axes_at, colours, log_axis, markers, panels, sheet
+from slm.scaling.report.style import (
+    GREY,
+    INK,
+    PALETTE,
+    Margins,
+    axes_at,
+    colours,
+    log_axis,
+    markers,
+    panels,
+    sheet,
+    short,
+)
 from slm.scaling.report.wording import TARGET_UNITS, axis_name, interval, is_number, listed, p_value, sig
 
 if TYPE_CHECKING:
@@ -155,8 +167,14 @@ def differences(of: Directory) -> Figure | None:
     apart = sum(is_number(row["p_adjusted"]) and row["p_adjusted"] < 1 - of.level for row in rows)
     title = f"Differences of exponents: {apart or 'none'} of {len(rows)} stand out from zero after Holm's adjustment"
     most = max(sum(row["exponent"] == name for row in rows) for name in names)
+    left = max(1.8, 0.2 + 0.075 * max(len(_pair(row)) for row in rows))
     figure, axes = panels(
-        len(names), title, columns=1, width=6.6, height=0.8 + 0.3 * most, margins=Margins(left=1.8, right=1.2)
+        len(names),
+        title,
+        columns=1,
+        width=4.8 + left,
+        height=0.8 + 0.3 * most,
+        margins=Margins(left=left, right=1.2),
     )
     for axis, name in zip(axes, names, strict=True):
         _differences_of(axis, [row for row in rows if row["exponent"] == name], name, found["power"])
@@ -179,13 +197,17 @@ def _differences_of(axis: Axes, rows: list[Entry], name: str, power: Entry) -> N
         axis.plot(row["delta"], y, "o", color=colour, ms=5)
         axis.text(1.02, y, f"Holm p {_equals(p_value(row['p_adjusted']))}", va="center", fontsize=8,
                   transform=axis.get_yaxis_transform())  # fmt: skip
-    axis.set_yticks(range(len(rows)), labels=[f"{row['a']} - {row['b']}" for row in rows])
+    axis.set_yticks(range(len(rows)), labels=[_pair(row) for row in rows])
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlim(-edge, edge)
     axis.set_xlabel(
         f"difference in {name}" + ("; grey: smaller than this design detects" if is_number(smallest) else "")
     )
+
+
+def _pair(row: Entry) -> str:
+    return f"{short(row['a'])} - {short(row['b'])}"
 
 
 def _equals(p: str) -> str:
@@ -202,7 +224,7 @@ def pareto(of: Directory) -> Figure | None:
     if not fronts:
         return None
     target = of.primary["target"]
-    on = list(dict.fromkeys(row["family"] for front in fronts for row in front["front"]))
+    on = list(dict.fromkeys(short(row["family"]) for front in fronts for row in front["front"]))
     who = (
         "every family has runs"
         if len(on) == len(of.families)
@@ -241,7 +263,7 @@ def isoflop(of: Directory) -> Figure | None:
     if not found or "flops" not in of.results:
         return None
     said = "; ".join(
-        f"{row['family']} {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)}" for row in found
+        f"{short(row['family'])} {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)}" for row in found
     )
     figure, axes = panels(
         len(found), f"IsoFLOP profiles: best N grows as C^a, a = {said}", columns=2, width=4.7, height=3.2
@@ -282,4 +304,4 @@ def _isoflop_panel(axis: Axes, of: Directory, row: Entry) -> None:
     axis.set_xlabel(axis_name("N", size))
     axis.set_ylabel(TARGET_UNITS[target])
     bias = f"; approach 2's own bias here {row['bias']:+.3f}" if is_number(row.get("bias")) else "; its bias is unknown"
-    axis.set_title(f"{row['family']}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)
+    axis.set_title(f"{short(row['family'])}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)

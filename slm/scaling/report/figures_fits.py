@@ -9,7 +9,7 @@ from scipy import stats
 
 from slm.scaling.laws import LAWS
 from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of, whole
-from slm.scaling.report.style import GREY, INK, PALE, Margins, colours, log_axis, markers, panels
+from slm.scaling.report.style import GREY, INK, PALE, Margins, colours, log_axis, markers, panels, short
 from slm.scaling.report.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def curves(of: Directory) -> Figure | None:
         _floor(axis, of, entry)
         if several:
             axis.set_title(
-                entry["family"] + ("" if together else f" at {_held(entry)}"),
+                short(entry["family"]) + ("" if together else f" at {_held(entry)}"),
                 color=colours(of.families)[entry["family"]],
                 fontweight="bold",
             )
@@ -66,7 +66,7 @@ def _curves_title(of: Directory, entries: list[Entry]) -> str:
         title = f"{target.capitalize()} against {variable}" + (f": {said}" if said else "")
     else:
         name = first["exponents"][0]
-        title = f"{target.capitalize()} of {first['family']} against {variable}: " + (
+        title = f"{target.capitalize()} of {short(first['family'])} against {variable}: " + (
             f"{name} = {sig(first['params'][name])} {interval(first['ci95'][name])}"
             if known(first, name)
             else f"{name} not identified"
@@ -208,7 +208,7 @@ def residuals(of: Directory) -> Figure | None:
     title = f"Residuals of {equation(of.primary['law'])}: root mean square " + (
         percent(largest["rmse_log"])
         if single
-        else f"at most {percent(largest['rmse_log'])}, largest for {largest['family']}"
+        else f"at most {percent(largest['rmse_log'])}, largest for {short(largest['family'])}"
     )
     figure, axes = panels(
         len(variables), title, columns=2, width=6.2 if len(variables) == 1 else 4.7, families=of.families
@@ -298,7 +298,7 @@ def _profile(axis: Axes, of: Directory, entry: Entry, name: str) -> None:
     axis.set_xlim(max(values.min(), centre - reach), min(values.max(), centre + reach))
     axis.locator_params(axis="x", nbins=5)
     told = f"{name} {interval(entry['ci95'][name], 3)}" if identified else f"{name}: NOT IDENTIFIED"
-    axis.set_title(f"{entry['family']}, {entry['law']}\n{told}", fontsize=7.5)
+    axis.set_title(f"{short(entry['family'])}, {entry['law']}\n{told}", fontsize=7.5)
     axis.set_xlabel(f"{name} (exponent in {variable_of(entry, name)})")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY, PALE, INK = "#8C8C8C", "#D9D9D9", "#222222"
 DPI = 160
+LONGEST_NAME = 24
+KEY_ROW = 0.19
+"""Inches of a row of the families' marks: 9 points and the half of it between rows."""
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -76,6 +80,14 @@ class Margins:
     top: float = 0.3
 
 
+def short(family: str) -> str:
+    """A family's name for a legend or label: the middle of a long one is left out."""
+    if len(family) <= LONGEST_NAME:
+        return family
+    end = (LONGEST_NAME - 1) // 2
+    return f"{family[: LONGEST_NAME - 1 - end]}…{family[-end:]}"
+
+
 def sheet(title: str, width: float, body: float, families: Sequence[str] = ()) -> tuple[Figure, float]:
     """A blank figure with a title, the marks of `families` if there are several, and `body` inches below them.
 
@@ -86,7 +98,8 @@ def sheet(title: str, width: float, body: float, families: Sequence[str] = ()) -
 
     lines = wrapped(title, width)
     above = 0.14 + 0.185 * (lines.count("\n") + 1)
-    head = above + (0.27 if len(families) > 1 else 0.05)
+    rows = math.ceil(len(families) / _key_columns(families, width)) if len(families) > 1 else 0
+    head = above + (0.08 + KEY_ROW * rows if rows else 0.05)
     figure = Figure(figsize=(width, head + body))
     FigureCanvasAgg(figure)
     figure.text(0.12 / width, 1 - 0.1 / (head + body), lines, fontsize=11, fontweight="bold", va="top", color=INK)
@@ -170,18 +183,18 @@ def tick_label(value: float, *, counts: bool = True) -> str:
 
 
 def _key(figure: Figure, names: Sequence[str], *, y: float) -> None:
-    """The families' marks in one line, `y` inches below the top."""
+    """The families' marks in as few rows as hold them, `y` inches below the top."""
     from matplotlib.lines import Line2D
 
     if len(names) < 2:
         return
     colour, mark = colours(names), markers(names)
-    handles = [Line2D([], [], color=colour[n], marker=mark[n], ls="", ms=5, label=n) for n in names]
+    handles = [Line2D([], [], color=colour[n], marker=mark[n], ls="", ms=5, label=short(n)) for n in names]
     figure.legend(
         handles=handles,
         loc="upper left",
         bbox_to_anchor=(0.0, 1 - y / figure.get_figheight()),
-        ncols=min(len(names), max(2, int(figure.get_figwidth() // 1.2))),
+        ncols=_key_columns(names, figure.get_figwidth()),
         frameon=False,
         handletextpad=0.1,
         columnspacing=1.2,
@@ -189,12 +202,20 @@ def _key(figure: Figure, names: Sequence[str], *, y: float) -> None:
     )
 
 
+def _key_columns(names: Sequence[str], width: float) -> int:
+    """Columns of marks and names that fit `width` inches."""
+    widest = 0.36 + 0.085 * max(map(len, map(short, names)))
+    return min(len(names), max(1, int(width // widest)))
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write PNG and SVG; the same figure gives the same bytes."""
     paths = []
     for kind, options in (("png", {"dpi": DPI}), ("svg", {"metadata": {"Date": None}})):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, facecolor="white", **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font has not
+            figure.savefig(buffer, format=kind, facecolor="white", **options)
         write_whole(folder / f"{name}.{kind}", buffer.getvalue())
         paths.append(folder / f"{name}.{kind}")
     return paths

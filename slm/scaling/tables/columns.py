@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ CELL = (
     *("context_length", "sequence_length", "batch_tokens", "batch_seqs", "batch_size", "parametrization", "precision"),
     *("data_fingerprint", "tokenizer_fingerprint"),
 )
+NAMES = dict.fromkeys(("run_id", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
 _BLANKS = {"", "nan", "na", "n/a", "null", "none", "-"}
 
 
@@ -81,8 +83,11 @@ def typed(raw: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=raw.index)
 
 
-def rename(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> tuple[pd.DataFrame, Columns]:
-    """Add the canonical columns beside the table's own; `ValueError` for an own name that is not there."""
+def rename(raw: pd.DataFrame, columns: Mapping[str, str], table: str, notes: list[str]) -> tuple[pd.DataFrame, Columns]:
+    """Add the canonical columns beside the table's own; `ValueError` for an own name that is not there.
+
+    A header that is a name but for case, spaces and hyphens (`Family`) is that name, with a note, if it is not there.
+    """
     own = {}
     for name, there in columns.items():
         if there not in raw.columns:
@@ -94,7 +99,27 @@ def rename(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> tuple[p
     for name, there in ALIASES.items():
         if there in raw.columns and name not in columns and name not in raw.columns:
             own[name] = there
+    near = _near_names(raw, columns, table)
+    notes += [f"The column {there} was read as {name}." for name, there in near.items()]
+    own |= near
     return raw.assign(**{name: raw[there] for name, there in own.items()}), Columns(table, own)
+
+
+def _near_names(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
+    """Headers that are a name but for case, spaces and hyphens, where nothing else in the table has that name."""
+    meant = {name: name for name in NAMES} | {alias: name for name, alias in ALIASES.items()}
+    near: dict[str, str] = {}
+    for there in map(str, raw.columns):
+        plain = re.sub(r"[\s-]+", "_", there.strip().lower())
+        name = meant.get(plain)
+        if name is None or there == plain or there in columns.values():
+            continue
+        if {name, ALIASES.get(name, name)} & {*columns, *raw.columns}:
+            continue
+        if name in near:
+            raise ValueError(f"{table} has columns {near[name]} and {there}, both of which mean {name}: rename one")
+        near[name] = there
+    return near
 
 
 def derive(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from slm.scaling.tables.checks import check_columns, check_units, check_values
 from slm.scaling.tables.columns import (
@@ -64,7 +66,9 @@ class Table:
         return [name for name in TARGETS if complete(self.frame, name)]
 
     def of(self, family: str) -> Table:
-        """The rows of one family."""
+        """The rows of one family; `ValueError` lists those that there are."""
+        if family not in self.families:
+            raise ValueError(f"{self.name} has no family {family!r}: it has {', '.join(self.families)}")
         rows = self.frame[self.frame["family"] == family].reset_index(drop=True)
         return Table(rows, self.notes, self.name)
 
@@ -100,7 +104,7 @@ def _table(
     if rows.empty:
         raise ValueError(f"{source} has no rows: it needs one a run")
     notes: list[str] = []
-    raw, names = rename(rows, columns, source)
+    raw, names = rename(rows, columns, source, notes)
     for column in (column for column in names.own if column in rows):
         notes.append(f"The table's own column {column} was left out: {column} is {names.own[column]} here.")
     check_columns(raw, names)
@@ -116,6 +120,7 @@ def _table(
     check_units(frame, names, loss_was_given="loss" in raw)
     frame = add_clusters_and_cells(frame, notes)
     _note_repeats(frame, notes)
+    _note_copies(frame, next(name for name in TARGETS if name in raw), notes)
     return Table(frame.reset_index(drop=True), tuple(notes), name)
 
 
@@ -190,6 +195,31 @@ def _note_repeats(frame: pd.DataFrame, notes: list[str]) -> None:
     if repeated.any():
         which = ", ".join(str(row) for row in frame.index[repeated])
         notes.append(f"Suspicious: rows {which} have the settings and the {target} of another row to all digits.")
+
+
+def _note_copies(frame: pd.DataFrame, written: str, notes: list[str]) -> None:
+    """Two families do not reach the same result to all of four and more decimals, unless there are many runs."""
+    values = frame[written].dropna()
+    text = values.map(lambda value: np.format_float_positional(value, trim="-").partition(".")[2])
+    values = values[text.str.len() >= 4]
+    families, lasts = frame["family"][values.index], text.str.len().max()
+    rows = values.index[families.groupby(values).transform("nunique") > 1]
+    if not len(rows):
+        return
+    copies = values[rows]
+    first: dict[float, int] = {}
+    for row, value in copies.items():
+        first.setdefault(value, row)
+    other = next(row for row in rows if families[row] != families[first[copies[row]]])
+    pairs = (len(values) ** 2 - (families.value_counts() ** 2).sum()) / 2
+    spread = float(values.max() - values.min())
+    by_chance = pairs * 10.0**-lasts / spread if spread else 0.0
+    if stats.poisson.sf(copies.nunique() - 1, by_chance) < 0.01:
+        notes.append(
+            f"Suspicious: {len(rows)} rows have the {written} of a row of another family to all digits, such as rows "
+            f"{first[copies[other]]} and {other} ({families[first[copies[other]]]} and {families[other]}: "
+            f"{shown(float(copies[other]))})."
+        )
 
 
 def _count(count: int, what: str) -> str:
