@@ -65,8 +65,11 @@ def _read(config: Mapping[str, Any]) -> Table:
 
 def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise if the folder holds anything but an earlier analysis of the same rows."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
+    try:
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return
+    except OSError as error:
+        raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None
     if not (folder / MARK).exists():
         raise ValueError(f"output_dir={folder} holds something else than an analysis: choose another directory")
     try:
@@ -92,7 +95,7 @@ def _made(folder: Path) -> Iterator[None]:
         TemporaryFile(dir=folder).close()
     except OSError as error:
         _remove_empty(made)
-        raise ValueError(f"output_dir={folder}: {error.strerror or error}; choose a directory to write to") from None
+        raise ValueError(f"output_dir={folder}: {error.strerror or error}; choose another directory") from None
     try:
         yield
     except BaseException:

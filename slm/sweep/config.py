@@ -31,7 +31,11 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
         _check(key, value, whole, f"a whole number of at least {least}")
     folder = Path(config["output_dir"])
-    if folder.exists() and not folder.is_dir():
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None
+    if is_file:
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
     return dict(config) | {"columns": _columns(config["columns"])}
 

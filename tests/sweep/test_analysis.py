@@ -196,7 +196,7 @@ def test_settings_that_cannot_be_are_named_before_anything_is_written(override: 
     assert not (tmp_path / "analysis").exists()
 
 
-@pytest.mark.parametrize("place", ["/proc/foo", "/dev/null/x"])
+@pytest.mark.parametrize("place", ["/proc/foo", "/dev/null/x", "x" * 300])
 def test_a_directory_that_cannot_be_made_is_refused_before_the_analysis(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
