@@ -24,18 +24,19 @@ class Allocation:
     """The same N by direct minimisation, as a check of the closed form."""
 
 
-def compute_optimal(law: Mapping[str, float], flops: float) -> Allocation:
-    """Minimise the `chinchilla` law over N D = C/6 (Hoffmann et al. 2022, equation 4).
+def compute_optimal(law: Mapping[str, float], flops: float, *, unit: float = 6.0) -> Allocation:
+    """Minimise the `chinchilla` law over N D = C/`unit` (Hoffmann et al. 2022, equation 4).
 
-    N* = G (C/6)^(beta/(alpha+beta)), D* = (C/6)^(alpha/(alpha+beta)) / G, G = (alpha A / (beta B))^(1/(alpha+beta)).
+    N* = G (C/unit)^(beta/(alpha+beta)), D* = (C/unit)^(alpha/(alpha+beta)) / G with G = (alpha A / (beta
+    B))^(1/(alpha+beta)); C = 6 N D is Kaplan's rule, and a table may count otherwise.
     """
     E, A, B, alpha, beta = (law[name] for name in ("E", "A", "B", "alpha", "beta"))
     G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
-    N = G * (flops / 6) ** (beta / (alpha + beta))
-    D = flops / 6 / N
+    N = G * (flops / unit) ** (beta / (alpha + beta))
+    D = flops / unit / N
 
     def loss(log_n: float) -> float:
-        return float(E + A * np.exp(-alpha * log_n) + B * (flops / 6 / np.exp(log_n)) ** -beta)
+        return float(E + A * np.exp(-alpha * log_n) + B * (flops / unit / np.exp(log_n)) ** -beta)
 
     near = (np.log(N) - 5, np.log(N) + 5)
     found = optimize.minimize_scalar(loss, bounds=near, method="bounded", options={"xatol": 1e-10})
@@ -93,7 +94,7 @@ class IsoFlop:
 
 
 def isoflop(
-    frame: pd.DataFrame, size: str, target: str, rng: np.random.Generator, replicates: int = 500
+    frame: pd.DataFrame, size: str, target: str, rng: np.random.Generator, replicates: int = 500, level: float = 0.95
 ) -> IsoFlop | None:
     """IsoFLOP analysis of one family, parabolas of log target in log N; None unless two budgets have 5 sizes each.
 
@@ -125,7 +126,9 @@ def isoflop(
         again = np.array([_vertex(x[k], y[k]) for x, y, k in zip(log_n, log_y, picks, strict=True)])
         if np.isfinite(again).all():
             draws.append(_slope(log_c, again))
-    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) > replicates / 2 else (np.nan, np.nan)
+    low, high = (
+        np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2]) if len(draws) > replicates / 2 else (np.nan, np.nan)
+    )
     return IsoFlop(tuple(rows), _slope(log_c, vertex), float(low), float(high))
 
 

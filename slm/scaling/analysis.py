@@ -94,8 +94,8 @@ def analyse(
     comparison |= {
         "skipped": skipped,
         "references": references_entries(table, size, entries),
-        "isoflop": isoflop_entries(table, primary, target, size, rng),
-        "allocation": allocation_entries(table, primary, settings, target),
+        "isoflop": isoflop_entries(table, primary, target, size, rng, settings.level),
+        "allocation": allocation_entries(table, primary, settings, target, size),
         "target": target_entries(primary, settings, target),
         "pareto": pareto_entries(table, target, size),
         "published": review(table) if is_published(table) else None,
@@ -106,7 +106,8 @@ def analyse(
 
 def _primary(table: Table, settings: Settings) -> tuple[str, str]:
     """Target and N of the verdict."""
-    tokenizers = table.frame["tokenizer_fingerprint"].nunique() if "tokenizer_fingerprint" in table.frame else 1
+    marks = [c for c in ("tokenizer_fingerprint", "tokenizer", "vocab_size") if c in table.frame]
+    tokenizers = max((table.frame[c].nunique() for c in marks), default=1)
     auto = "bits_per_byte" if tokenizers > 1 and "bits_per_byte" in table.targets else table.targets[0]
     target = auto if settings.target == "auto" else settings.target
     size = table.sizes[0] if settings.size == "auto" else settings.size
@@ -127,6 +128,8 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
     for name in names:
         law = LAWS[name]
         missing = missing_columns(table, law, target, size)
+        if missing and name == settings.law:
+            raise ValueError(f"analysis.law={name}: the table has no {' and no '.join(missing)}")
         if missing:
             skipped.append({"law": name, "reason": f"the table has no {' and no '.join(missing)}"})
             continue

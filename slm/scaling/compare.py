@@ -27,6 +27,7 @@ from slm.scaling.pooling import pool
 from slm.scaling.power import Design, seeds_needed, span_needed
 from slm.scaling.settings import Settings
 from slm.scaling.starts import is_linear
+from slm.scaling.verdict import UNEQUAL
 
 FEWEST_POOLED = 3
 """Families from which a population of families can be guessed at all."""
@@ -34,8 +35,14 @@ Complete = dict[str, tuple[Fit, Uncertainty]]
 
 
 def complete(fitted: Mapping[str, Fitted]) -> Complete:
-    """The families that were fitted."""
-    return {name: (one.fit, one.uncertainty) for name, one in fitted.items() if one.fit is not None and one.uncertainty}
+    """The families whose exponents are identified; if those are fewer than two, all that were fitted with scatter."""
+    known = {
+        name: (one.fit, one.uncertainty)
+        for name, one in fitted.items()
+        if one.fit is not None and one.uncertainty and not one.fit.exact
+    }
+    identified = {name: one for name, one in known.items() if fitted[name].entry["identified"]}
+    return identified if len(identified) > 1 else known
 
 
 def compare_law(
@@ -53,18 +60,20 @@ def compare_law(
     law = next(iter(of.values()))[0].law
     families = gather({name: fit for name, (fit, _) in of.items()})
     joint = _joint_fits(families)
-    tests = _tests(families, joint, settings, rng)
+    assumed = _assumptions(of)
+    alike = assumed["equal_variance_p"] is None or assumed["equal_variance_p"] >= UNEQUAL
+    independent = not assumed["rows_share_runs"]  # else the ratios are too sure, and are not shown
+    tests = _tests(families, joint, settings, rng) if independent else []
+    factors = efficiency_factors(families, joint["efficiency"], 500, rng, level=settings.level) if independent else []
     return {
         "law": law.name,
         "families": list(of),
         "left_out": [name for name in fitted if name not in of],
         "models": _models(families, joint),
         "tests": tests,
-        "assumptions": _assumptions(of),
-        "efficiency": [
-            vars(f) for f in efficiency_factors(families, joint["efficiency"], 500, rng, level=settings.level)
-        ],
-        "pairs": _pairs(of, tests, settings, rng, thorough),
+        "assumptions": assumed,
+        "efficiency": [vars(factor) for factor in factors],
+        "pairs": _pairs(of, tests, settings, rng, thorough, alike),
         "pooled": {name: _pooled(of, name, settings.level) for name in law.exponents},
         "power": design_power(of, settings),
     }
@@ -112,7 +121,8 @@ def _tests(
     for model in MODELS[:-1]:
         if model == "shared_exponents" and joint[model] is joint["efficiency"]:
             continue
-        if settings.calibration and joint["separate"].rows > len(joint["separate"].phi):
+        possible = is_linear(families.law) or settings.calibration
+        if possible and joint["separate"].rows > len(joint["separate"].phi):
             ratio = likelihood_ratio(families, joint[model], joint["separate"], settings.calibration, rng)
             rows.append(vars(ratio))
     for row in rows:
@@ -137,17 +147,17 @@ def _assumptions(of: Complete) -> Entry:
 
 
 def _pairs(
-    of: Complete, tests: Sequence[Entry], settings: Settings, rng: np.random.Generator, thorough: bool
+    of: Complete, tests: Sequence[Entry], settings: Settings, rng: np.random.Generator, thorough: bool, alike: bool
 ) -> list[Entry]:
-    """Every pair's difference of each exponent; Holm's adjustment runs over the pairs of one exponent."""
+    """Every pair's difference of each exponent; Holm's adjustment runs over all of them."""
     whole = next((test["p"] for test in tests if test["restricted"] == "shared_exponents"), None)
-    rows: list[Entry] = []
     law = next(iter(of.values()))[0].law
+    found: list[tuple[Difference, float | None]] = []
     for exponent in law.exponents:
-        found: list[tuple[Difference, float | None]] = []
         for a, b in combinations(of, 2):
-            one = difference((a, *of[a]), (b, *of[b]), exponent, level=settings.level)
-            exact = one.method != "profile_t" or is_linear(law) or not (thorough and settings.calibration)
+            one = difference((a, *of[a]), (b, *of[b]), exponent, level=settings.level, alike=alike)
+            simulated = thorough and settings.calibration and alike
+            exact = one.method != "profile_t" or is_linear(law) or not simulated
             if exact:
                 p = one.p
             elif len(of) == 2 and len(law.exponents) == 1:  # the hypothesis that was just tested
@@ -155,26 +165,26 @@ def _pairs(
             else:
                 p = _calibrated({n: of[n][0] for n in (a, b)}, one, settings, rng)
             found.append((one, p))
-        adjusted = holm([p for _, p in found])
-        for (one, p), after in zip(found, adjusted, strict=True):
-            known = not {one.exponent} & ({*of[one.a][1].not_identified} | {*of[one.b][1].not_identified})
-            rows.append(
-                {
-                    "a": one.a,
-                    "b": one.b,
-                    "exponent": exponent,
-                    "delta": one.delta,
-                    "ci_low": one.low,
-                    "ci_high": one.high,
-                    "p": p,
-                    "p_profile": one.p,
-                    "p_adjusted": after,
-                    "method": one.method,
-                    "replicates": 0 if one.p == p else settings.calibration,
-                    "identified": known,
-                }
-            )
-    return rows
+    lost = {(name, e) for name, (_, u) in of.items() for e in u.not_identified}
+    usable = [{(one.a, one.exponent), (one.b, one.exponent)}.isdisjoint(lost) for one, _ in found]
+    adjusted = holm([p if known else None for (_, p), known in zip(found, usable, strict=True)])
+    return [
+        {
+            "a": one.a,
+            "b": one.b,
+            "exponent": one.exponent,
+            "delta": one.delta,
+            "ci_low": one.low,
+            "ci_high": one.high,
+            "p": p,
+            "p_profile": one.p,
+            "p_adjusted": after,
+            "method": one.method,
+            "replicates": 0 if one.p == p else settings.calibration,
+            "identified": known,
+        }
+        for (one, p), after, known in zip(found, adjusted, usable, strict=True)
+    ]
 
 
 def _calibrated(pair: Mapping[str, Fit], one: Difference, settings: Settings, rng: np.random.Generator) -> float | None:

@@ -76,20 +76,22 @@ def _described_by_power(entries: list[Entry]) -> list[str]:
     """Families in which `power` misses the loss by no more than `TENABLE` times what the best law does."""
     misfit: dict[str, dict[str, float]] = {}
     for entry in entries:
-        if entry["target"] == "loss" and entry["loss"] == "least_squares" and entry["fitted"]:
+        if entry["target"] == "loss" and entry["loss"] == "least_squares" and entry["identified"]:
             of = misfit.setdefault(entry["family"], {})
-            of[entry["law"]] = min(entry["rmse_log"], of.get(entry["law"], np.inf))
+            of[entry["law"]] = min(entry["sigma_log"], of.get(entry["law"], np.inf))
     return [name for name, of in misfit.items() if of.get("power", np.inf) <= TENABLE * min(of.values())]
 
 
-def isoflop_entries(table: Table, primary: ByFamily, target: str, size: str, rng: np.random.Generator) -> list[Entry]:
+def isoflop_entries(
+    table: Table, primary: ByFamily, target: str, size: str, rng: np.random.Generator, level: float
+) -> list[Entry]:
     """Approach 2 of every family with isoFLOP runs, its noise-free bias, and the exponent by the parametric law."""
     if missing_columns(table, LAWS["power_C"], target, size) or "tokens" not in table.frame:
         return []
     rows = []
     for family in table.families:
         frame = table.of(family).frame
-        found = isoflop(frame, size, target, rng)
+        found = isoflop(frame, size, target, rng, level=level)
         if found is None:
             continue
         parametric = primary.get("chinchilla", {}).get(family)
@@ -105,7 +107,7 @@ def isoflop_entries(table: Table, primary: ByFamily, target: str, size: str, rng
     return rows
 
 
-def allocation_entries(table: Table, primary: ByFamily, settings: Settings, target: str) -> list[Entry]:
+def allocation_entries(table: Table, primary: ByFamily, settings: Settings, target: str, size: str) -> list[Entry]:
     """Compute-optimal N and D of every family whose `chinchilla` fit is identified."""
     rows = []
     for family, one in primary.get("chinchilla", {}).items():
@@ -113,10 +115,14 @@ def allocation_entries(table: Table, primary: ByFamily, settings: Settings, targ
             continue
         law = one.entry["params"]
         largest = float(table.of(family).frame["flops"].max())
-        optima = [compute_optimal(law, largest * times) for times in (1, 10, 100)]
+        frame = table.of(family).frame
+        # FLOPs a parameter and token as this table counts them; 6 is Kaplan's rule.
+        unit = float((frame["flops"] / (frame[size] * frame["tokens"])).median())
+        optima = [compute_optimal(law, largest * times, unit=unit) for times in (1, 10, 100)]
         rows.append(
             {
                 "family": family,
+                "flops_per_parameter_and_token": unit,
                 "exponent_params": law["beta"] / (law["alpha"] + law["beta"]),
                 "budgets": [vars(best) | _costs(best.flops, settings) for best in optima],
             }

@@ -15,7 +15,6 @@ from slm.scaling.prediction import band, band_kind, error_quantiles
 from slm.scaling.resample import Ensemble, bootstrap
 from slm.scaling.sample import Sample
 from slm.scaling.settings import Settings
-from slm.scaling.solver import Loss
 from slm.scaling.starts import is_linear
 
 Entry = dict[str, Any]
@@ -29,25 +28,32 @@ def details(found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Gene
 
     `middle` [V] is where log variables other than the first are held, the same for all families.
     """
+    if found.exact:
+        return {"points": _points(found)}
     ensemble = _ensemble(found, of, settings, rng)
     usable = ensemble is not None or band_kind(found) is None
-    sample = found.sample
     return {
         "profiles": {
             name: {"values": p.values.tolist(), "t": p.root.tolist()}
             for name, p in of.profiles.items()
             if name in found.law.exponents
         },
-        "points": {
-            **{v: np.exp(x).tolist() for v, x in zip(found.law.variables, sample.log_x.T, strict=True)},
-            "value": np.exp(sample.log_y).tolist(),
-            "residual": found.residuals.tolist(),
-        },
+        "points": _points(found),
         "curve": _curve(found, ensemble, settings, rng, middle) if usable else None,
         "predictions": _predictions(found, ensemble, settings, rng, middle) if usable else [],
         "marginal": _marginal(found, ensemble, settings, rng, middle) if found.law.variables[0] == "N" else None,
-        "extrapolation": _extrapolation(found.law, sample, found.loss, settings, rng),
-        "without_smallest": _without_smallest(found.law, sample, found.loss),
+        "extrapolation": _extrapolation(found, settings, rng),
+        "without_smallest": _without_smallest(found),
+    }
+
+
+def _points(found: Fit) -> Entry:
+    sample = found.sample
+    variables = zip(found.law.variables, sample.log_x.T, strict=True)
+    return {
+        **{v: np.exp(x).tolist() for v, x in variables},
+        "value": np.exp(sample.log_y).tolist(),
+        "residual": found.residuals.tolist(),
     }
 
 
@@ -123,6 +129,8 @@ def _marginal(
         return None
     x = found.sample.log_x[:, 0]
     log_x = _along_first(middle, np.linspace(x.min(), x.max(), 30))
+    if (np.diff(found.log_value(log_x)) >= 0).any():  # a target that rises gains nothing
+        return None
     gain = _log_gain(found.law, found.theta[None], log_x - found.sample.refs)[0]
     draws = _log_gain(found.law, ensemble.theta, log_x - found.sample.refs)
     low, high = error_quantiles(found, gain - draws, ensemble, None, settings.level)
@@ -140,39 +148,46 @@ def _log_gain(law: Law, theta: Floats, x: Floats) -> Floats:
     return np.log(np.maximum(slope, 1e-300)) + law.log_value(theta, x)
 
 
-def _extrapolation(law: Law, sample: Sample, loss: Loss, settings: Settings, rng: np.random.Generator) -> Entry | None:
-    """Fit all but the largest, predict the largest: log error beside the in-sample scatter; None if too few remain."""
-    score = sample.log_x.sum(axis=1)
-    largest = score > score.max() - 1e-6
+def _extrapolation(found: Fit, settings: Settings, rng: np.random.Generator) -> Entry | None:
+    """Fit the runs of smaller sizes, predict every row of the largest: errors beside the in-sample scatter.
+
+    The size is the law's first variable, and whole runs are held out. None if too few remain, or they lie on the law.
+    """
+    law, sample = found.law, found.sample
+    first = sample.log_x[:, 0]
+    largest = np.isin(sample.clusters, sample.clusters[first > first.max() - 1e-6])
     kept = _subset(sample, ~largest)
     if not len(kept.log_y) or refusal(law, kept):
         return None
-    found = fit_sample(law, kept, loss=loss)
-    kind = band_kind(found)
-    ensemble = bootstrap(found, kind, 2 * FEWEST_REFITS, rng) if kind else None
-    if ensemble is not None and len(ensemble.theta) < FEWEST_REFITS:
+    smaller = fit_sample(law, kept, loss=found.loss)
+    kind = band_kind(smaller)
+    ensemble = bootstrap(smaller, kind, 2 * FEWEST_REFITS, rng) if kind and not smaller.exact else None
+    if smaller.exact or (kind and (ensemble is None or len(ensemble.theta) < FEWEST_REFITS)):
         return None
-    at = sample.log_x[largest][:1]
-    foreseen = predictions_at(found, at, ensemble, rng, settings.level)[0]
-    measured = float(np.exp(sample.log_y[largest].mean()))
+    run = band(smaller, sample.log_x[largest], ensemble, rng, new_run=True, level=settings.level)
+    errors = run.centre - sample.log_y[largest]
+    inside = (run.low <= sample.log_y[largest]) & (sample.log_y[largest] <= run.high)
     return {
-        "predicted": foreseen,
-        "measured": measured,
-        "error_log": float(np.log(foreseen["value"] / measured)),
-        "in_sample_rmse_log": math.sqrt(found.sse / len(kept.log_y)),
-        "inside_interval": bool(foreseen["low"] <= measured <= foreseen["high"]),
+        "variable": law.variables[0],
+        "held_out": float(np.exp(first.max())),
+        "n_rows_predicted": int(largest.sum()),
         "n_rows_fitted": len(kept.log_y),
+        "error_log": float(errors.mean()),
+        "rms_error_log": float(np.sqrt((errors**2).mean())),
+        "in_sample_rmse_log": math.sqrt(smaller.sse / len(kept.log_y)),
+        "n_inside": int(inside.sum()),
+        "inside_interval": bool(inside.all()),
     }
 
 
-def _without_smallest(law: Law, sample: Sample, loss: Loss) -> Entry | None:
+def _without_smallest(found: Fit) -> Entry | None:
     """Exponents without the smallest size: a straight line whose slope moves is no straight line."""
-    first = sample.log_x[:, 0]
-    kept = _subset(sample, first > first.min() + 1e-6)
-    if not len(kept.log_y) or refusal(law, kept):
+    first = found.sample.log_x[:, 0]
+    kept = _subset(found.sample, first > first.min() + 1e-6)
+    if not len(kept.log_y) or refusal(found.law, kept):
         return None
-    found = fit_sample(law, kept, loss=loss)
-    return {name: found.params[name] for name in law.exponents} | {"dropped": float(np.exp(first.min()))}
+    rest = fit_sample(found.law, kept, loss=found.loss)
+    return {name: rest.params[name] for name in found.law.exponents} | {"dropped": float(np.exp(first.min()))}
 
 
 def _subset(sample: Sample, rows: np.ndarray) -> Sample:

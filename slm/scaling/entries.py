@@ -42,6 +42,18 @@ class Fitted:
     uncertainty: Uncertainty | None = None
 
 
+@dataclass(frozen=True)
+class _Misfit:
+    """A lack-of-fit test, one of `of` families' (Bonferroni)."""
+
+    test: LackOfFit | None
+    of: int
+
+    @property
+    def significant(self) -> bool:
+        return self.test is not None and self.test.p * self.of < 0.05
+
+
 def fit_group(
     table: Table,
     law: Law,
@@ -57,7 +69,7 @@ def fit_group(
 
     All families are fitted by run, or all by cell: by cell where any deviates from the law by more than its seeds do
     (at the level 0.05, Holm's adjustment over families), unless the settings say which. AICc and BIC are those of a
-    least-squares fit by run whatever else is asked for, so that all laws compare.
+    least-squares fit by run whatever else is asked for, and r2, rmse and sigma are by run, so that all laws compare.
     """
     samples = {name: take_sample(table.of(name), law, target, size) for name in table.families}
     refusals = {name: refusal(law, sample) for name, sample in samples.items()}
@@ -77,7 +89,15 @@ def fit_group(
             continue
         found = fit_sample(law, means[name], loss=loss) if by_cell else by_run[name]
         fitted[name] = _fit_case(
-            table, case, found, by_run[name], misfits[name], by_cell, settings, rng, middle if thorough else None
+            table,
+            case,
+            found,
+            by_run[name],
+            _Misfit(misfits[name], len(misfits)),
+            by_cell,
+            settings,
+            rng,
+            middle if thorough else None,
         )
     return fitted
 
@@ -91,7 +111,7 @@ def _fit_case(
     case: Case,
     found: Fit,
     by_run: Fit,
-    misfit: LackOfFit | None,
+    misfit: _Misfit,
     by_cell: bool,
     settings: Settings,
     rng: np.random.Generator,
@@ -101,9 +121,12 @@ def _fit_case(
     replicates = 0 if middle is None else settings.bootstrap
     of = uncertainty(found, replicates=replicates, rng=rng, level=settings.level)
     entry = _entry(case, by_run, found, of, "cell" if by_cell else "run")
-    entry["lack_of_fit"] = misfit and vars(misfit)
-    if misfit and misfit.p < 0.05:
-        entry["notes"].append(f"sizes deviate from the law by more than seeds do (lack of fit, p = {misfit.p:.2g})")
+    entry["lack_of_fit"] = misfit.test and vars(misfit.test)
+    entry["misfits"] = misfit.significant
+    if misfit.test and misfit.significant:
+        entry["notes"].append(
+            f"sizes deviate from the law by more than seeds do (lack of fit, p = {misfit.test.p:.2g})"
+        )
     if by_cell:
         entry["notes"].append("fitted to the means over seeds, so that intervals rest on the number of sizes")
     if case.law.variables == ("C",) and _constant(table, "tokens"):
@@ -181,9 +204,9 @@ def _entry(case: Case, by_run: Fit, found: Fit, of: Uncertainty, unit: str) -> E
         "se_method": of.se_method,
         "se_by_method": of.bootstrap_se,
         "objective": certificate.objective,
-        "r2": found.r2,
-        "rmse_log": math.sqrt(found.sse / len(found.residuals)),
-        "sigma_log": found.sigma,
+        "r2": by_run.r2,
+        "rmse_log": math.sqrt(by_run.sse / len(by_run.residuals)),
+        "sigma_log": by_run.sigma,
         "degrees_of_freedom": found.degrees_of_freedom,
         "aicc": aicc,
         "bic": bic,

@@ -13,6 +13,8 @@ from slm.scaling.sample import HasFrame, Sample, Unit, take_sample
 from slm.scaling.solver import FINE, Block, Loss, Optimum, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
 
+ROUNDING = 1e-9
+"""A scatter of log targets below this is that of numbers as they are written, not of runs."""
 AGREEMENT = 1e-6
 """Two starts agree if their objectives differ by less than this, relatively."""
 
@@ -72,6 +74,11 @@ class Fit:
         """Standard deviation of a row's log target about the law, NaN without degrees of freedom."""
         df = self.degrees_of_freedom
         return float(np.sqrt(self.sse / df)) if df > 0 else np.nan
+
+    @property
+    def exact(self) -> bool:
+        """Whether all rows lie on the law to rounding, so that there is no scatter to infer anything from."""
+        return bool(np.sqrt(self.sse / len(self.sample.log_y)) < ROUNDING)
 
     @property
     def r2(self) -> float:
@@ -211,7 +218,7 @@ def lack_of_fit(found: Fit) -> LackOfFit | None:
         return None
     means = np.bincount(inverse, found.sample.log_y) / counts
     pure = float(((found.sample.log_y - means[inverse]) ** 2).sum())
-    if pure <= 0:
+    if pure <= 0 or found.exact:
         return None
     f = ((found.sse - pure) / df) / (pure / pure_df)
     return LackOfFit(float(np.sqrt(pure / pure_df)), pure_df, float(f), df, float(stats.f.sf(f, df, pure_df)))

@@ -22,6 +22,10 @@ def not_identified(found: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
     """Parameters that are not identified, each with the first reason why not, in words."""
     if not found.certificate.converged:
         return dict.fromkeys(found.law.parameters, "the fit did not converge")
+    if found.exact:
+        return dict.fromkeys(
+            found.law.parameters, "all runs lie on the law to rounding: no scatter to put intervals on"
+        )
     lost = dict.fromkeys(found.law.exponents, few) if (few := _too_few(found)) else {}
     at_bound = found.certificate.at_bound
     for name in found.law.exponents:
@@ -43,10 +47,16 @@ def not_identified(found: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
     return {name: lost[name] for name in found.law.parameters if name in lost}
 
 
-def includes_zero(found: Fit, ci: Mapping[str, Interval]) -> list[str]:
-    """Remarks on exponents of a straight line that may as well be 0."""
-    ends = [(name, *ci[name]) for name in found.law.exponents] if is_linear(found.law) else []
-    return [f"the interval of {name} includes 0" for name, low, high in ends if (low or 0.0) <= 0 <= (high or 0.0)]
+def remarks(found: Fit, ci: Mapping[str, Interval]) -> list[str]:
+    """Remarks on exponents of a straight line that may as well be 0, or are below it."""
+    said = []
+    for name in found.law.exponents if is_linear(found.law) else ():
+        low, high = ci[name]
+        if low is not None and high is not None and low <= 0 <= high:
+            said.append(f"the interval of {name} includes 0")
+        elif high is not None and high < 0:
+            said.append(f"{name} is below 0: the target rises with {found.law.variables[0]}")
+    return said
 
 
 def _too_few(found: Fit) -> str | None:

@@ -9,7 +9,7 @@ from scipy import stats
 
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
-from slm.scaling.identification import Interval, includes_zero, not_identified
+from slm.scaling.identification import Interval, not_identified, remarks
 from slm.scaling.profiles import Profile, profile
 from slm.scaling.resample import Ensemble, Kind, bootstrap
 from slm.scaling.starts import is_linear
@@ -54,6 +54,8 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
     rows that share a run: t intervals on standard errors of the cluster bootstrap, scaled up for the parameters fitted.
     `replicates` = 0 leaves the bootstraps out where they are only a cross-check.
     """
+    if found.exact:
+        return _none(found)
     likelihood = has_likelihood(found)
     ensembles: dict[str, Ensemble] = {}
     if found.degrees_of_freedom >= 1 and (replicates or not likelihood):
@@ -79,7 +81,7 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
     lost = not_identified(found, ci)
     notes = (
         list(dict.fromkeys(lost.values()))
-        + includes_zero(found, ci)
+        + remarks(found, ci)
         + [
             f"{one.failed:.0%} of the {kind} bootstrap samples could not be refitted and are left out"
             for kind, one in ensembles.items()
@@ -87,6 +89,15 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
         ]
     )
     return Uncertainty(method, se, se_method, ci, profiles, ensembles, lost, tuple(notes), {**spread, "delta": delta})
+
+
+def _none(found: Fit) -> Uncertainty:
+    """Of a fit without scatter."""
+    names = found.law.parameters
+    lost = not_identified(found, {})
+    nothing = dict.fromkeys(names, np.nan)
+    open_ends: dict[str, Interval] = dict.fromkeys(names, (None, None))
+    return Uncertainty("none", nothing, "none", open_ends, {}, {}, lost, tuple(dict.fromkeys(lost.values())), {})
 
 
 def has_likelihood(found: Fit) -> bool:

@@ -29,9 +29,16 @@ class Difference:
 
 
 def difference(
-    a: tuple[str, Fit, Uncertainty], b: tuple[str, Fit, Uncertainty], exponent: str, *, level: float = 0.95
+    a: tuple[str, Fit, Uncertainty],
+    b: tuple[str, Fit, Uncertainty],
+    exponent: str,
+    *,
+    level: float = 0.95,
+    alike: bool = True,
 ) -> Difference:
-    """Interval of the difference of one exponent between two families, with one variance for both.
+    """Interval of the difference of one exponent between two families, with one variance for both if they are `alike`.
+
+    Else each has its own, and the degrees of freedom are Welch's.
 
     Least squares: profile likelihood of the difference, that is, the least sum of both families' profiles over all
     pairs of exponents that far apart; for linear laws this is Student's t. Otherwise t on the bootstrap's errors.
@@ -41,16 +48,21 @@ def difference(
     one, two = of_a.profiles.get(exponent), of_b.profiles.get(exponent)
     if one is None or two is None:
         groups = sum(len(np.unique(f.sample.clusters)) for f in (fit_a, fit_b))
-        df = groups - 2 * len(fit_a.theta)
+        spare = groups - 2 * len(fit_a.theta)
         error = float(np.hypot(of_a.error(fit_a, exponent, level), of_b.error(fit_b, exponent, level)))
-        if df < 1 or not error > 0:
+        if spare < 1 or not error > 0:
             return Difference(name_a, name_b, exponent, delta, None, None, None, "none")
-        reach = float(stats.t.ppf(0.5 + level / 2, df)) * error
-        p = float(2 * stats.t.sf(abs(delta) / error, df))
+        reach = float(stats.t.ppf(0.5 + level / 2, spare)) * error
+        p = float(2 * stats.t.sf(abs(delta) / error, spare))
         return Difference(name_a, name_b, exponent, delta, delta - reach, delta + reach, p, "bootstrap_t")
-    df = fit_a.degrees_of_freedom + fit_b.degrees_of_freedom
+    df: float = fit_a.degrees_of_freedom + fit_b.degrees_of_freedom
     pooled = np.sqrt((fit_a.sse + fit_b.sse) / df)
-    root = _DifferenceProfile(one, two, fit_a.sigma / pooled, fit_b.sigma / pooled)
+    scales = (fit_a.sigma / pooled, fit_b.sigma / pooled) if alike else (1.0, 1.0)
+    if not alike:
+        parts = [of.error(f, exponent, level) ** 2 for f, of in ((fit_a, of_a), (fit_b, of_b))]
+        each = (fit_a.degrees_of_freedom, fit_b.degrees_of_freedom)
+        df = sum(parts) ** 2 / sum(part**2 / d for part, d in zip(parts, each, strict=True))
+    root = _DifferenceProfile(one, two, *scales)
     critical = float(stats.t.ppf(0.5 + level / 2, df))
     low = None if one.low is None or two.high is None else root.end(delta, -1, critical)
     high = None if one.high is None or two.low is None else root.end(delta, 1, critical)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from slm.scaling.laws import LAWS
 
 Entry = dict[str, Any]
@@ -24,13 +26,13 @@ def rankings(entries: Sequence[Entry], families: Sequence[str]) -> list[Entry]:
     for entry in entries:
         key = (entry["law"], entry["target"], entry["size"], entry["loss"])
         groups.setdefault(key, {})[entry["family"]] = entry
-    misfit = {key: max((e["rmse_log"] or 0.0 for e in of.values()), default=0.0) for key, of in groups.items()}
+    misfit = {key: max((e["sigma_log"] or 0.0 for e in of.values()), default=0.0) for key, of in groups.items()}
     least: dict[Any, float] = {}
-    for (_, target, _, loss), size in misfit.items():
-        if size > 0:
+    for (law, target, which, loss), size in misfit.items():
+        if size > 0 and all(e["identified"] for e in groups[law, target, which, loss].values()):
             least[target, loss] = min(size, least.get((target, loss), size))
     return [
-        _ranking(key, of, families, tenable=misfit[key] <= TENABLE * least.get((key[1], key[3]), 0.0))
+        _ranking(key, of, families, tenable=misfit[key] <= TENABLE * least.get((key[1], key[3]), np.inf))
         for key, of in groups.items()
     ]
 
@@ -74,7 +76,10 @@ def survival(every: Sequence[Entry], primary: Entry, families: Sequence[str]) ->
     """
     variable = LAWS[primary["law"]].variables[0]
     alike = [r for r in every if r["usable"] and LAWS[r["law"]].variables[0] == variable]
-    others = [r for r in alike if r is not primary]
+    others = [
+        r for r in alike if r is not primary and (r["target"] != "perplexity" or primary["target"] == "perplexity")
+    ]
+    perplexity = [r for r in alike if r["target"] == "perplexity" and _differs_only(r, primary, "target")]
     pairs = []
     for a, b in combinations(families, 2):
         if not primary["usable"]:
@@ -92,6 +97,8 @@ def survival(every: Sequence[Entry], primary: Entry, families: Sequence[str]) ->
         "rankings": list(every),
         "unknown": _unknown(primary, others),
         "usable": len(alike),
+        # An exponent of perplexity is about that of loss times the loss, so its order mixes in the level of the loss.
+        "perplexity_order": perplexity[0]["order"] if perplexity else None,
         "primary_order": primary["order"],
         "same_order": sum(r["order"] == primary["order"] for r in others),
         "compared_with": len(others),

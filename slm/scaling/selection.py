@@ -14,25 +14,25 @@ def choose_law(fitted: Mapping[str, Mapping[str, Fitted]], asked: str) -> tuple[
     """The law of the verdict, and why that one.
 
     The one asked for; else of the laws in N that are identified in every family the one of the lowest AICc in total.
-    Without any such, the first law in N that could be fitted to every family, to some, or at all; without N, any law.
+    Families that no law in N identifies have no say. Without any such law, the first in N that could be fitted to every
+    family, to some, or at all; without N, any law.
     """
     if asked != "auto":
         return asked, "it was asked for"
     of_size = {law: of for law, of in fitted.items() if LAWS[law].variables[0] == "N"} or fitted
-    identified = {law: of for law, of in of_size.items() if all(one.entry["identified"] for one in of.values())}
-    scores = {law: sum(one.entry["aicc"] for one in of.values()) for law, of in identified.items()}
+    voters = {name for of in of_size.values() for name, one in of.items() if one.entry["identified"]}
+    identified = [law for law, of in of_size.items() if voters and all(of[name].entry["identified"] for name in voters)]
+    scores = {law: sum(of_size[law][name].entry["aicc"] for name in voters) for law in identified}
     finite = {law: score for law, score in scores.items() if np.isfinite(score)}
     if finite:
-        return min(
-            finite, key=lambda law: finite[law]
-        ), "of the laws in N identified in every family it has the lowest AICc"
+        why = "of the laws in N identified in every family (that any law identifies) it has the lowest AICc"
+        return min(finite, key=lambda law: finite[law]), why
     if identified:
-        return next(iter(identified)), "it is the first law in N identified in every family; AICc needs more rows"
+        return identified[0], "it is the first law in N identified in every family; AICc needs more rows"
     whole = [law for law, of in of_size.items() if all(one.fit is not None for one in of.values())]
     some = [law for law, of in of_size.items() if any(one.fit is not None for one in of.values())]
-    return next(
-        iter([*whole, *some, *fitted])
-    ), "no law in N is identified in every family, and it is the first that could be fitted"
+    why = "no law in N is identified in every family, and it is the first that could be fitted"
+    return next(iter([*whole, *some, *fitted])), why
 
 
 def selection(fitted: Mapping[str, Mapping[str, Fitted]], families: Sequence[str]) -> list[Entry]:
@@ -50,7 +50,7 @@ def selection(fitted: Mapping[str, Mapping[str, Fitted]], families: Sequence[str
                     "bic": entry["bic"],
                     "rmse_log": entry["rmse_log"],
                     "identified": entry["identified"],
-                    "extrapolation_error_log": ahead.get("error_log"),
+                    "extrapolation_error_log": ahead.get("rms_error_log"),
                     "extrapolation_inside": ahead.get("inside_interval"),
                 }
             )

@@ -90,6 +90,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (not _is_number(value) or not value > 0):
                 raise ValueError(f"analysis.{name}={value!r} must be a number above 0")
+        if self.price_per_hour is not None and self.flops_per_second is None:
+            raise ValueError(
+                "analysis.price_per_hour needs analysis.flops_per_second, the achieved speed of the device"
+            )
         given = self.predict
         if not isinstance(given, tuple) or not all(_is_number(value) and value > 0 for value in given):
             raise ValueError(f"analysis.predict={given!r} must be multiples of the largest N, above 0")

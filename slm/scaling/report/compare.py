@@ -23,6 +23,7 @@ from slm.scaling.report.wording import (
     size_words,
     with_interval,
 )
+from slm.scaling.verdict import UNEQUAL
 
 MODEL_NAMES = {
     "one_law": "one law for all",
@@ -161,7 +162,14 @@ def models_table(law: Entry) -> str:
 def _explained(law: Entry) -> str:
     words = (
         "LR is the likelihood ratio against separate laws. `p calibrated` comes from data simulated under the "
-        "restricted model, because `p chi2` is too small with few runs; trust the former."
+        "restricted model (for a straight line: from the F test), because `p chi2` is too small with few runs."
+    )
+    if (law.get("assumptions") or {}).get("rows_share_runs"):
+        return "Several rows come from one run, so no likelihood ratio is shown: it would take them for independent."
+    words += (
+        " The families do not scatter alike, which LR assumes: the pairs below do not."
+        if ((law["assumptions"].get("equal_variance_p") or 1.0) < UNEQUAL)
+        else ""
     )
     equal = (law.get("assumptions") or {}).get("equal_variance_p")
     return words + (f" Equal scatter of the families: Bartlett's p {_is(p_value(equal))}." if is_number(equal) else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slm.scaling.report.directory import Directory, Entry
 from slm.scaling.report.text import Section, figure, folded, table
-from slm.scaling.report.wording import TARGET_NAMES, axis_name, count, is_number, plainly, sig, with_interval
+from slm.scaling.report.wording import TARGET_NAMES, axis_name, count, is_number, listed, plainly, sig, with_interval
 
 
 def compute_section(of: Directory) -> Section | None:
@@ -79,8 +79,9 @@ def _allocation(rows: list[Entry]) -> list[str]:
         return []
     header = ["family", "C (FLOPs)", "best N", "best D", "loss", *(["device hours", "price"] if priced else [])]
     return [
-        "**Compute-optimal allocation** of the `chinchilla` fit under C = 6ND, at the largest budget of the table and "
-        "beyond. These are point estimates.",
+        "**Compute-optimal allocation** of the `chinchilla` fit, at the largest budget of the table and beyond, with "
+        f"C = {listed([sig(row['flops_per_parameter_and_token'], 3) for row in rows])} N D as the table counts FLOPs "
+        f"({listed([plainly(row['family']) for row in rows])}). These are point estimates.",
         table(header, shown),
     ]
 
