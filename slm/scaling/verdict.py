@@ -240,7 +240,7 @@ def _limits(comparison: Entry, own: Sequence[Entry]) -> list[str]:
     said = _budget(comparison, own) + _misfit(comparison, own)
     rows = [entry["n_cells"] for entry in own]
     if min(rows) < 5:
-        said.append(f"The smallest family has {min(rows)} sizes; intervals are exact only if the law is.")
+        said.append(f"The smallest family has {_counted(min(rows), 'size')}; intervals are exact only if the law is.")
     if comparison["n_runs"] == comparison["n_cells"]:
         said.append("No size was trained with a second seed, so the scatter between runs is inferred from the fit.")
     spans = [end / start for entry in own for start, end in [next(iter(entry["range"].values()))] if start > 0]
