@@ -13,7 +13,7 @@ from datetime import datetime
 from itertools import takewhile
 from typing import NoReturn
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
@@ -57,6 +57,8 @@ def one_sentence(error: Exception) -> str:
         if line.startswith("Available options"):
             said[place:] = [f"{line} {', '.join(said[place + 1 :])}"]
             break
+    if isinstance(error, OverrideParseException):
+        said.append("a value with spaces, commas or = needs two pairs of quotes, as in \"where='tokens == 1e9'\"")
     return "; ".join(said) or type(error).__name__
 
 

@@ -101,11 +101,18 @@ def _reference_claim(table: Table, ppl: Fit) -> Claim:
         slopes[reference.name] = -local_exponent(np.log(N), loss)
     kaplan, hoffmann = slopes.values()
     tokens = table.frame["tokens"].iloc[0]
+    inner = -fit(table, "power", target="perplexity", size="params_non_embedding").params["alpha"]
     return {
         "claim": "published exponents of loss can be set beside a slope of perplexity",
-        "figures": {"kaplan_as_perplexity": kaplan, "hoffmann_as_perplexity": hoffmann, "tokens": tokens},
-        "finding": f"Read as perplexity over these sizes, Kaplan's law has slope {kaplan:.3f} and Hoffmann's at "
-        f"{tokens:.0e} tokens {hoffmann:.3f}; the table's is {-ppl.params['alpha']:.3f}.",
+        "figures": {
+            "kaplan_as_perplexity": kaplan,
+            "hoffmann_as_perplexity": hoffmann,
+            "tokens": tokens,
+            "slope_non_embedding": inner,
+        },
+        "finding": f"Read as perplexity over these sizes, Kaplan's law has slope {kaplan:.3f} where the table has "
+        f"{inner:.3f} (both in non-embedding N), and Hoffmann's at {tokens / 1e12:g}T tokens {hoffmann:.3f} where it has "
+        f"{-ppl.params['alpha']:.3f} (in all parameters).",
     }
 
 

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+from slm.command_line import one_sentence
 from slm.sweep.config import check_settings, register
 from tests.running import ROOT
 
@@ -55,3 +57,9 @@ def test_a_reader_who_stops_reading_is_told_nothing() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.returncode in (0, 141)
+
+
+def test_a_value_that_hydra_cannot_read_says_how_to_quote() -> None:
+    with pytest.raises(OverrideParseException) as caught:
+        composed("runs=a.csv", "where=tokens == 1e9")
+    assert "needs two pairs of quotes" in one_sentence(caught.value)
