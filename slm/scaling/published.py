@@ -111,8 +111,8 @@ def _reference_claim(table: Table, ppl: Fit) -> Claim:
             "slope_non_embedding": inner,
         },
         "finding": f"Read as perplexity over these sizes, Kaplan's law has slope {kaplan:.3f} where the table has "
-        f"{inner:.3f} (both in non-embedding N), and Hoffmann's at {tokens / 1e12:g}T tokens {hoffmann:.3f} where it has "
-        f"{-ppl.params['alpha']:.3f} (in all parameters).",
+        f"{inner:.3f} (both in non-embedding N), and Hoffmann's at {tokens / 1e12:g}T tokens {hoffmann:.3f} where it "
+        f"has {-ppl.params['alpha']:.3f} (in all parameters).",
     }
 
 

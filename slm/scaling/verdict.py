@@ -88,7 +88,10 @@ def _by_pairs(law: Entry, under: str) -> tuple[str, bool | None]:
     if not known:
         return f"Too few runs to test whether the families share exponents {under}.", None
     if apart:
-        return f"The families differ in how they scale {under} ({len(apart)} of {_counted(len(known), 'pair')}).", True
+        return (
+            f"The families differ in how they scale {under} ({len(apart)} of {_counted(len(known), 'difference')}).",
+            True,
+        )
     return f"The families' exponents are not distinguishable at this design {under} (no pair differs).", False
 
 
