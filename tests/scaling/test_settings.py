@@ -1,12 +1,14 @@
 """Settings that are wrong are answered with one sentence that names the key."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from slm.scaling.laws import LAWS
 from slm.scaling.settings import Settings
@@ -104,3 +106,8 @@ def test_the_other_loss_is_the_one_that_is_not_asked_for() -> None:
 
 def test_the_message_for_a_number_repeats_what_was_given() -> None:
     assert re.fullmatch(r"analysis\.delta=-0\.5 must be a number above 0", sentence({"delta": -0.5}))
+
+
+def test_the_config_file_holds_the_defaults_of_the_library() -> None:
+    file = Path(__file__).parents[2] / "conf/analysis/full.yaml"
+    assert Settings.from_dict(OmegaConf.to_container(OmegaConf.load(file))) == Settings()
