@@ -9,7 +9,6 @@ import numpy as np
 from scipy import stats
 
 from slm.scaling.fitting import Fit
-from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty
 from slm.scaling.profiles import Profile
 
@@ -74,13 +73,26 @@ class _DifferenceProfile:
 
     def __init__(self, one: Profile, two: Profile, scale_one: float, scale_two: float) -> None:
         self.one, self.two, self.scales = one, two, (scale_one, scale_two)
-        self.grid = _dense(two)
 
     def __call__(self, delta: float) -> float:
-        """The least root sum of squares of both families' t, over pairs of exponents `delta` apart."""
-        at_two = np.interp(self.grid, self.two.values, self.two.root) * self.scales[1]
-        at_one = _inside(self.grid + delta, self.one) * self.scales[0]
-        return float(np.sqrt(np.min(at_one**2 + at_two**2)))
+        """The least root sum of squares of both families' t, over pairs of exponents `delta` apart.
+
+        Both profiles are straight between their values, so that the sum of squares is a parabola between any two
+        neighbours of either; infinite where no such pair was looked at.
+        """
+        knots = np.union1d(self.two.values, self.one.values - delta)
+        low = max(self.two.values[0], self.one.values[0] - delta)
+        high = min(self.two.values[-1], self.one.values[-1] - delta)
+        knots = knots[(knots >= low) & (knots <= high)]
+        if not len(knots):
+            return float("inf")
+        at_one = np.interp(knots + delta, self.one.values, self.one.root) * self.scales[0]
+        at_two = np.interp(knots, self.two.values, self.two.root) * self.scales[1]
+        rise_one, rise_two = np.diff(at_one), np.diff(at_two)
+        steep = np.maximum(rise_one**2 + rise_two**2, np.finfo(float).tiny)
+        share = np.clip(-(at_one[:-1] * rise_one + at_two[:-1] * rise_two) / steep, 0, 1)
+        between = (at_one[:-1] + share * rise_one) ** 2 + (at_two[:-1] + share * rise_two) ** 2
+        return float(np.sqrt(np.min(np.append(between, at_one[-1] ** 2 + at_two[-1] ** 2))))
 
     def end(self, delta: float, side: int, critical: float) -> float | None:
         """Where t passes `critical`, by bisection; None if it does not within the profiles."""
@@ -96,17 +108,6 @@ class _DifferenceProfile:
             middle = 0.5 * (inner + outer)
             inner, outer = (middle, outer) if self(middle) < critical else (inner, middle)
         return None if np.isinf(self(outer)) and self(inner) < 0.98 * critical else float(inner)
-
-
-def _dense(one: Profile) -> Floats:
-    """Values between which the profile is close to straight."""
-    near = np.interp(np.linspace(-8, 8, 1601), one.root, one.values) if np.all(np.diff(one.root) > 0) else one.values
-    return np.unique(np.concatenate([one.values, near]))
-
-
-def _inside(values: Floats, one: Profile) -> Floats:
-    """The profile's root at `values`, infinite where it was not looked at."""
-    return np.interp(values, one.values, one.root, left=np.inf, right=np.inf)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
