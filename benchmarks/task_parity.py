@@ -1,0 +1,93 @@
+"""Downstream tasks with our adapter and with lm-evaluation-harness's own `hf` model, side by side on the same task objects.
+
+    python benchmarks/task_parity.py CHECKPOINT arc_easy=arc_easy.jsonl piqa=piqa.jsonl --limit 200
+
+Prints for each task the accuracies of both, the largest difference of two log-likelihoods, the seconds each spent on
+scoring (loading and tokenizing apart) and their ratio. Exits with 1 where an accuracy differs.
+Needs: pip install 'slm[eval]' transformers accelerate
+"""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import torch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder that transformers and slm.checkpoints.load both read")
+    parser.add_argument("files", nargs="+", metavar="TASK=FILE", help="task files (docs/tasks.md)")
+    parser.add_argument("--limit", type=int, default=200, help="questions of each task")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="padded tokens in a batch of ours")
+    parser.add_argument("--hf-batch-size", type=int, default=16, help="requests in a batch of the hf model")
+    arguments = parser.parse_args()
+
+    from lm_eval.models.huggingface import HFLM
+
+    from slm.checkpoints import load
+    from slm.evaluation.tasks.adapter import DecoderLM
+
+    checkpoint = load(arguments.checkpoint)
+    ours = DecoderLM(checkpoint.decoder, checkpoint.tokenizer, batch_tokens=arguments.batch_tokens)
+    theirs = HFLM(
+        arguments.checkpoint,
+        device="cpu",
+        dtype="float32",
+        batch_size=arguments.hf_batch_size,
+        max_length=ours.max_length,
+    )
+    print(f"{torch.get_num_threads()} threads, float32, {arguments.limit} questions a task")
+    print(f"{'task':14} {'metric':9} {'ours':>7} {'hf':>7} {'max |d ll|':>11} {'ours s':>7} {'hf s':>7} {'ratio':>6}")
+    same = True
+    for entry in arguments.files:
+        name, path = entry.split("=", 1)
+        same &= compare(name, path, ours, theirs, arguments.limit)
+    return 0 if same else 1
+
+
+def compare(name: str, path: str, ours: Any, theirs: Any, limit: int) -> bool:
+    from slm.evaluation.tasks.run import evaluate_task, load_task, quiet
+
+    results, likelihoods, seconds = [], [], []
+    for model in (ours, theirs):
+        with quiet():
+            loaded = load_task(name, {name: path})
+            timed = Timed(model)
+            results.append(evaluate_task(timed, loaded, limit=limit, num_fewshot=0, seed=0)[name])
+        instances = loaded["tasks"][name].instances
+        likelihoods.append(torch.tensor([instance.resps[0][0] for instance in instances], dtype=torch.float64))
+        seconds.append(timed.seconds)
+    worst = float((likelihoods[0] - likelihoods[1]).abs().max())
+    values = [
+        {result["metric"]: result["value"]} | {k: v["value"] for k, v in result["also"].items()} for result in results
+    ]
+    for metric, value in values[0].items():
+        print(
+            f"{name:14} {metric:9} {value:7.4f} {values[1][metric]:7.4f} {worst:11.2e} "
+            f"{seconds[0]:7.2f} {seconds[1]:7.2f} {seconds[1] / seconds[0]:6.2f}",
+            flush=True,
+        )
+    return values[0] == values[1]
+
+
+class Timed:
+    """A harness model whose scoring is timed; all else is its own."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def loglikelihood(self, requests: list[Any]) -> Any:
+        start = time.perf_counter()
+        scores = self.model.loglikelihood(requests)
+        self.seconds = time.perf_counter() - start
+        return scores
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Our decoder as a model of lm-evaluation-harness.
+
+Notable: tokens are cut where the harness's own `hf` model cuts them (its base class does it), so accuracies agree to the
+question; texts are tokenized in one batch. The module imports the harness: import it only where that is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from slm.data import Tokenizer
+from slm.evaluation.tasks.scoring import Request, Scorer, request
+from slm.model import Decoder
+from slm.model.sampling import generate
+
+MAX_NEW_TOKENS = 256
+"""Tokens of an answer where the task does not say: the harness's own default."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is counted, how many are done and how many there are."""
+
+
+class DecoderLM(TemplateLM):
+    """A decoder and its tokenizer behind the harness's interface; no chat template."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        batch_tokens: int,
+        autocast: torch.dtype | None = None,
+        seed: int = 0,
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
+        super().__init__()
+        self._decoder = decoder
+        self._text = tokenizer
+        self._scorer = Scorer(decoder, batch_tokens=batch_tokens, autocast=autocast)
+        self._device = self._scorer.device
+        self._seed = seed
+        self._progress = progress
+        self._encoded: dict[str, list[int]] = {}
+        self._begin = [tokenizer.bos_id] if getattr(tokenizer, "adds_bos", False) else []
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return self._text.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context becomes: the begin token where there is one, else the end token."""
+        return self._text.eos_id if self._text.bos_id is None else self._text.bos_id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the model's context."""
+        return self._decoder.config.max_position_embeddings
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Identifies the tokenizer."""
+        return self._text.fingerprint
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Ids of a text, after the begin token where the tokenizer's own rule puts one.
+
+        Text never becomes a special token: "</s>" in a question is four characters.
+        """
+        ids = self._encoded.get(string)
+        ids = self._text.encode(string) if ids is None else ids
+        return ids if add_special_tokens is False else [*self._begin, *ids]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether greedy decoding gives it) of each (context, continuation)."""
+        pairs = [instance.args for instance in requests]
+        contexts = (context.rstrip() for context, _ in pairs)
+        self._remember((*contexts, *(context + continuation for context, continuation in pairs)))
+        try:
+            return super().loglikelihood(requests, disable_tqdm=True)
+        finally:
+            self._encoded.clear()
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        items = [request(context, continuation, self.max_length) for _, context, continuation in requests]
+        return [tuple(score) for score in self._score(items, "requests")]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log-likelihood in nats of each whole text, every token scored once, in windows of the model's context."""
+        texts = [instance.args[0] for instance in requests]
+        self._remember(texts)
+        windows = [self._windows(text) for text in texts]
+        self._encoded.clear()
+        scores = iter(self._score([window for own in windows for window in own], "windows"))
+        return [sum(next(scores)[0] for _ in own) for own in windows]
+
+    def _windows(self, text: str) -> list[Request]:
+        windows = get_rolling_token_windows(
+            self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+        )
+        return [request(*make_disjoint_window(window), self.max_length) for window in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """A continuation of each context up to its stop strings, the end of text or its number of tokens."""
+        answers = []
+        for number, instance in enumerate(requests):
+            context, settings = instance.args
+            answers.append(self._generate(context, dict(settings), self._seed + number))
+            self._progress("answers", number + 1, len(requests))
+        return answers
+
+    def _generate(self, context: str, settings: dict[str, Any], seed: int) -> str:
+        settings = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
+        stops = [stop for stop in handle_stop_sequences(settings["until"], eos=None) if stop]
+        room = self.max_length - settings["max_gen_toks"]
+        if room < 1:
+            raise ValueError(
+                f"the task wants answers of {settings['max_gen_toks']} tokens, and the model's context of "
+                f"{self.max_length} leaves no room for a question"
+            )
+        ids: list[int] = []
+        text = ""
+        with self._scorer.precision():
+            for token in generate(
+                self._decoder,
+                self.tok_encode(context)[-room:],
+                max_new_tokens=settings["max_gen_toks"],
+                temperature=settings["temperature"] if settings["do_sample"] else 0.0,
+                top_k=settings.get("top_k"),
+                stop_id=self.eot_token_id,
+                num_ids=self._text.vocab_size,
+                seed=seed,
+            ):
+                ids.append(token)
+                text = self._text.decode(ids)
+                if any(stop in text for stop in stops):
+                    break
+        for stop in stops:
+            text = text.split(stop)[0]
+        return text
+
+    def _score(self, items: list[Request], what: str) -> list[Any]:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self._progress(what, done, len(items))
+
+        return self._scorer(items, advance)
+
+    def _remember(self, texts: Iterable[str]) -> None:
+        """Encode texts in one batch, for `tok_encode` to find."""
+        distinct = list(dict.fromkeys(texts))
+        self._encoded = dict(zip(distinct, self._text.encode_batch(distinct), strict=True))

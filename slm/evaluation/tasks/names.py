@@ -1,0 +1,63 @@
+"""Which tasks there are, and what is wrong with a list of them, before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from slm.evaluation.tasks.local import read_records
+
+MOBILELLM = (
+    "arc_easy",
+    "arc_challenge",
+    "boolq",
+    "piqa",
+    "social_iqa",
+    "hellaswag",
+    "openbookqa",
+    "winogrande",
+)
+"""The eight zero-shot tasks of MobileLLM (arXiv:2402.14905, table 3), by the harness's names."""
+
+
+def check_tasks(tasks: Sequence[str], task_files: Mapping[str, str]) -> None:
+    """Raise `ValueError` for a task that is neither of the harness nor in `task_files`, a bad file, a missing extra."""
+    if not tasks:
+        return
+    require_harness()
+    for name, path in task_files.items():
+        read_records(name, path)
+    named = [name for name in tasks if name not in task_files]
+    repeated = sorted({name for name in tasks if tasks.count(name) > 1})
+    if repeated:
+        raise ValueError(f"tasks names {', '.join(repeated)} more than once; wants each task once")
+    known = set(harness_names()) if named else set()
+    for name in named:
+        if name not in known:
+            near = get_close_matches(name, [*task_files, *known], n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the harness's"
+            raise ValueError(f"tasks: {name!r} is no task of lm-evaluation-harness and not in task_files; {hint}")
+
+
+def require_harness() -> None:
+    """Raise `ValueError` where lm-evaluation-harness is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("tasks need lm-evaluation-harness, which is not installed: pip install 'slm[eval]'")
+
+
+def harness_names() -> Sequence[str]:
+    """Every task, group and tag of the installed harness."""
+    return task_manager().all_tasks
+
+
+@cache
+def task_manager() -> Any:
+    """The harness's index of tasks; reading it takes seconds, so it is read once."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager()

@@ -1,0 +1,190 @@
+"""Run downstream tasks on a decoder, one harness evaluation a task, so that one that fails leaves the others.
+
+Notable: data that are in the local cache are used without asking the network, and a hub that does not answer is found
+out in seconds; nothing from a hub is executed; the harness writes no file, and its logs and bars stay silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from slm.data import Tokenizer
+from slm.data.hub import require_network
+from slm.evaluation.tasks.local import make_task, read_records
+from slm.evaluation.tasks.names import require_harness, task_manager
+from slm.model import Decoder
+
+BOOTSTRAP = 1000
+"""Resamples behind the standard error of a metric that is not a mean (those have a closed form)."""
+MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity")
+"""What is reported as *the* value, first come: length-normalised accuracy where a task has it, as zero-shot tables do."""
+_SECONDS = 10.0  # between two lines of progress
+
+
+def run_tasks(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    task_files: Mapping[str, str],
+    limit: int | None,
+    num_fewshot: int | None,
+    batch_tokens: int,
+    autocast: torch.dtype | None,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Results by task: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (its other metrics), `notes`.
+
+    A task that cannot be run has `error`, one sentence, instead. A tag or a group without a mean of its own gives one
+    entry for each of its tasks. `limit` is the number of questions of each task, `num_fewshot` the examples shown
+    before each (None: what the task says, else 0).
+    """
+    require_harness()
+    from slm.evaluation.tasks.adapter import DecoderLM
+
+    results: dict[str, dict[str, Any]] = {}
+    for name in tasks:
+        with quiet() as stderr:
+            model = DecoderLM(
+                decoder,
+                tokenizer,
+                batch_tokens=batch_tokens,
+                autocast=autocast,
+                seed=seed,
+                progress=_progress(name, stderr),
+            )
+            try:
+                loaded = load_task(name, task_files)
+                found = evaluate_task(model, loaded, limit=limit, num_fewshot=num_fewshot, seed=seed)
+            except Exception as error:  # whatever a task's own code or data raises, the other tasks are still run
+                found = {name: {"error": _sentence(error)}}
+        if name in task_files:
+            note = f"Questions and their wording are those of {task_files[name]}, not of a harness task named {name}."
+            found[name]["notes"] = [note]
+        results |= found
+        for task, result in found.items():
+            print(f"tasks: {task}: {_summary(result)}", file=sys.stderr, flush=True)
+    return results
+
+
+def load_task(name: str, task_files: Mapping[str, str]) -> Any:
+    """The harness's tasks behind a name, as `TaskManager.load` gives them; a file of `task_files` goes first."""
+    if name in task_files:
+        return {"tasks": {name: make_task(name, read_records(name, task_files[name]))}}
+    try:
+        with _offline():
+            return task_manager().load([name])
+    except Exception:  # not in the cache: which class says so depends on datasets and huggingface_hub
+        require_network(f"tasks: {name} wants its data set")
+        return task_manager().load([name])
+
+
+def evaluate_task(
+    model: Any, loaded: Any, *, limit: int | None, num_fewshot: int | None, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Evaluate loaded tasks with any model of the harness; entries of `run_tasks`."""
+    from lm_eval.evaluator import evaluate
+
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if own is None or (num_fewshot is not None and own != 0):  # 0 is a task's way to say: never with examples
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - what tasks of the harness draw from
+    torch.manual_seed(seed)
+    report = evaluate(model, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False)
+    return _entries(report)
+
+
+def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    rows = report.get("groups") or report["results"]
+    entries = {}
+    for name, row in rows.items():
+        values, errors = _metrics(row)
+        if not values:
+            continue
+        metric = next((known for known in MAIN_METRICS if known in values), next(iter(values)))
+        others = {key: {"value": values[key], "se": errors[key]} for key in values if key != metric}
+        entries[name] = {
+            "metric": metric,
+            "value": values[metric],
+            "se": errors[metric],
+            "n": row["sample_len"],
+            "num_fewshot": report["n-shot"].get(name, 0),
+            "also": others,
+        }
+    return entries
+
+
+def _metrics(row: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float | None]]:
+    """Values and standard errors by metric; the filter is named where there are several ("exact_match,strict")."""
+    scores = {key: row[key] for key in row if "," in key and not key.split(",")[0].endswith("_stderr")}
+    filters = {key.split(",", 1)[1] for key in scores}
+    values, errors = {}, {}
+    for key, value in scores.items():
+        metric, chosen = key.split(",", 1)
+        error = row.get(f"{metric}_stderr,{chosen}")
+        label = metric if len(filters) == 1 else key
+        values[label] = float(value)
+        errors[label] = float(error) if isinstance(error, (int, float)) else None
+    return values, errors
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    if "error" in result:
+        return f"skipped: {result['error']}"
+    se = "" if result["se"] is None else f" +- {result['se']:.4f}"
+    return f"{result['metric']} {result['value']:.4f}{se} (n {result['n']}, {result['num_fewshot']}-shot)"
+
+
+def _sentence(error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[Any]:
+    """Silence the harness's logs and bars; gives the real stderr."""
+    stderr = sys.stderr
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield stderr
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """`datasets` and `huggingface_hub` as with HF_HUB_OFFLINE=1, which they read only when imported."""
+    import datasets
+    import huggingface_hub.constants
+
+    with (
+        patch.object(datasets.config, "HF_HUB_OFFLINE", True),
+        patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
+    ):
+        yield
+
+
+def _progress(name: str, stream: Any) -> Any:
+    start = last = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SECONDS and done < total:
+            last = now
+            left = (now - start) * (total / done - 1)
+            print(f"tasks: {name}: {done:,} of {total:,} {what}, {left:.0f} s left", file=stream, flush=True)
+
+    return show
