@@ -1,4 +1,4 @@
-"""Tokenizers: byte-level BPE trained on the corpus, plain bytes, or any released `tokenizer.json`.
+"""Tokenizers: byte-level BPE trained on the corpus, plain bytes, any released `tokenizer.json` or `tokenizer.model`.
 
 Text never turns into a special token: "<|endoftext|>" inside a document is encoded as those thirteen characters.
 """
@@ -6,8 +6,10 @@ Text never turns into a special token: "<|endoftext|>" inside a document is enco
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,17 +24,27 @@ END = "<|endoftext|>"
 # Names of the end-of-text token, most usual first, for a tokenizer.json that comes without a config to name it.
 _USUAL_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+"""What a tokenizer is read from, the first that is there."""
+_WANTED = "a tokenizer.json, a tokenizer.model, or a folder that holds one"
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Tokenizer:
     """A `tokenizers.Tokenizer` together with its begin and end tokens.
 
     `vocab_size` is the largest id + 1. `bos_id` is None, or equal to `eos_id`, where the tokenizer has one token for
-    both. `fingerprint` identifies the content of tokenizer.json.
+    both. `adds_bos` says whether the tokenizer's own rule puts `bos_id` before a text, as Llama's do; `encode` never
+    does. `fingerprint` identifies the content of tokenizer.json.
     """
 
-    def __init__(self, name: str, content: str, *, bos: str | None = None, eos: str) -> None:
-        """`content` is the text of tokenizer.json; ValueError if it has no token `bos` or `eos`."""
+    def __init__(
+        self, name: str, content: str, *, bos: str | None = None, eos: str, adds_bos: bool | None = None
+    ) -> None:
+        """`content` is the text of tokenizer.json, whose post-processor decides where `adds_bos` is None.
+
+        Raises ValueError if it has no token `bos` or `eos`.
+        """
         self.name = name
         self._content = content
         self._tokens = {"bos_token": bos, "eos_token": eos}
@@ -44,10 +56,14 @@ class Tokenizer:
         self.vocab_size = max(self._vocabulary.values()) + 1
         self.eos_id = self._id(eos)
         self.bos_id = None if bos is None else self._id(bos)
+        self.adds_bos = self.bos_id is not None and (self._begins_texts() if adds_bos is None else adds_bos)
+
+    def _begins_texts(self) -> bool:
+        return self._inner.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
 
     def _id(self, token: str) -> int:
         if token not in self._vocabulary:
-            raise ValueError(f"tokenizer.path: {self.name} says {token!r} ends or begins a text, and has no such token")
+            raise ValueError(f"tokenizer {self.name} says {token!r} ends or begins a text, and has no such token")
         return self._vocabulary[token]
 
     @cached_property
@@ -92,6 +108,7 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             **{name: token for name, token in self._tokens.items() if token is not None},
+            "add_bos_token": self.adds_bos,
         }
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in {
@@ -103,41 +120,71 @@ class Tokenizer:
             temporary.replace(folder / name)
 
 
-def load_tokenizer(path: Path | str, *, name: str | None = None) -> Tokenizer:
-    """A tokenizer.json, or the folder of one; the config beside it names the begin and end tokens.
+def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str = "tokenizer.path") -> Tokenizer:
+    """A tokenizer.json or tokenizer.model (SentencePiece), or the folder of one; where both are, tokenizer.json.
 
-    Raises ValueError when there is none, or when nothing says which token ends a text.
+    The config beside it names the begin and end tokens and says whether a text begins with the former. Raises
+    ValueError, beginning with `asked_by`, when there is none, or when nothing says which token ends a text.
     """
     path = Path(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(
-            f"tokenizer.path={str(path)!r} does not exist; wants a tokenizer.json or a folder that holds one"
-        )
+    file = _file_of(path) if path.is_dir() else path
+    if file is None or not file.is_file():
+        problem = "holds no tokenizer" if path.is_dir() else "does not exist"
+        raise ValueError(f"{asked_by}={str(path)!r} {problem}; wants {_WANTED}")
+    if file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
+        raise ValueError(f"{asked_by}: {file} is a pointer of git-lfs and not the file itself: run git lfs pull there")
+    config = _config_beside(file.parent, asked_by)
+    name = name or file.resolve().parent.name
+    try:
+        if file.suffix == ".model":
+            from slm.data.sentencepiece_model import convert
+
+            return convert(file, name, config, asked_by=asked_by)
+        return _from_json(file, name, config, asked_by)
+    except UnicodeDecodeError:
+        raise ValueError(f"{asked_by}: {file} is not UTF-8 text; wants a tokenizer.json") from None
+
+
+def _file_of(folder: Path) -> Path | None:
+    return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+
+
+def _from_json(file: Path, name: str, config: Mapping[str, Any], asked_by: str) -> Tokenizer:
     content = file.read_text(encoding="utf-8")
     try:
         added = [token["content"] for token in json.loads(content)["added_tokens"]]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"tokenizer.path: {file} is not a tokenizer.json of the tokenizers library") from None
-    tokens = _named_tokens(file.parent)
-    eos = tokens.get("eos_token") or next((token for token in _USUAL_ENDS if token in added), None)
+        raise ValueError(f"{asked_by}: {file} is not a tokenizer.json of the tokenizers library") from None
+    eos = config.get("eos_token") or next((token for token in _USUAL_ENDS if token in added), None)
     if eos is None:
         raise ValueError(
-            f"tokenizer.path: nothing in {path} says which token ends a text; wants eos_token in {_CONFIGS[0]}"
+            f"{asked_by}: nothing in {file.parent} says which token ends a text; wants eos_token in {_CONFIGS[0]}"
         )
-    return Tokenizer(name or file.resolve().parent.name, content, bos=tokens.get("bos_token"), eos=eos)
+    try:
+        return Tokenizer(name, content, bos=config.get("bos_token"), eos=eos, adds_bos=config.get("add_bos_token"))
+    except ValueError as error:
+        raise ValueError(f"{asked_by}: {error}") from None
+    except Exception as error:  # the tokenizers library raises no class of its own
+        raise ValueError(f"{asked_by}: {file} cannot be read by the tokenizers library ({error})") from None
 
 
-def _named_tokens(folder: Path) -> dict[str, str]:
-    tokens: dict[str, str] = {}
-    for config in _CONFIGS:
-        if (folder / config).is_file():
-            named = json.loads((folder / config).read_text(encoding="utf-8"))
-            for role in ("bos_token", "eos_token"):
-                token = named.get(role)
-                if token and role not in tokens:
-                    tokens[role] = token["content"] if isinstance(token, dict) else token
-    return tokens
+def _config_beside(folder: Path, asked_by: str) -> dict[str, Any]:
+    """`bos_token` and `eos_token` as text and `add_bos_token` as a bool, each where a config in `folder` has it."""
+    found: dict[str, Any] = {}
+    for name in _CONFIGS:
+        if not (folder / name).is_file():
+            continue
+        try:
+            config = dict(json.loads((folder / name).read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(f"{asked_by}: {folder / name} is not a JSON object; restore it") from None
+        for role in ("bos_token", "eos_token"):
+            token = config.get(role)
+            if token and role not in found:
+                found[role] = token["content"] if isinstance(token, dict) else token
+        if isinstance(config.get("add_bos_token"), bool):
+            found["add_bos_token"] = config["add_bos_token"]
+    return found
 
 
 def _fallback_bytes(token: str) -> int:

@@ -126,7 +126,7 @@ def test_holes_in_the_ids_count_as_ids_without_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"^tokenizer\.path='.*' does not exist; wants a tokenizer\.json or a folder"),
+        (None, r"^tokenizer\.path='.*' does not exist; wants a tokenizer\.json"),
         ("{", r"^tokenizer\.path: .* is not a tokenizer\.json of the tokenizers library"),
         ('{"a": 1}', r"^tokenizer\.path: .* is not a tokenizer\.json of the tokenizers library"),
         ('{"added_tokens": [], "model": {}}', r"^tokenizer\.path: nothing in .* says which token ends a text"),

@@ -1,0 +1,152 @@
+"""`config.json` of a released model -> `ModelConfig`, or one sentence that says why it is not a decoder of ours.
+
+Notable: what an absent key means is what transformers takes it to mean, so that a released model computes the same
+here; whatever would change the function and has no counterpart here (scaled rotary positions, windows, quantisation)
+is refused by name and never ignored. Code that a folder brings along is not looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slm.model.config import ModelConfig
+
+MODEL_TYPES = ("llama", "mobilellm", "slm")
+"""`model_type`s that are read: SmolLM2, TinyLlama and others are `llama`, `slm` is an export of ours."""
+
+# ModelConfig field -> key of config.json, and what transformers' LlamaConfig takes where the key is absent.
+_REQUIRED = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+}
+_OPTIONAL: dict[str, tuple[str, Any]] = {
+    "num_kv_heads": ("num_key_value_heads", None),
+    "head_dim": ("head_dim", None),
+    "max_position_embeddings": ("max_position_embeddings", 2048),
+    "norm_eps": ("rms_norm_eps", 1e-6),
+    "attention_bias": ("attention_bias", False),
+    "mlp_bias": ("mlp_bias", False),
+    "init_std": ("initializer_range", 0.02),
+}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `ValueError` for what is none."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): restore it") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds a JSON {type(values).__name__} where it must hold an object: restore it")
+    return values
+
+
+def read_config(file: Path) -> ModelConfig:
+    """The shape in a `config.json`: of our own exports whole, else as Llama or MobileLLM name things.
+
+    `tie_embeddings` is what the file says by either of its keys; whether a separate head exists is for the weights to
+    say. Raises `ValueError` naming the key that cannot be met.
+    """
+    values = read_json(file)
+    model_type = values.get("model_type")
+    if model_type not in MODEL_TYPES:
+        given = "names no model_type" if model_type is None else f"has model_type {model_type!r}"
+        raise ValueError(f"{file} {given}, and the architectures that are read are {', '.join(MODEL_TYPES)}")
+    try:
+        own = _own_config(values)
+        if model_type == "slm":
+            if own is None:
+                raise ValueError("model_type slm goes with the shape under the key slm, which is absent")
+            return own
+        _refuse_what_differs(values)
+        config = _llama_config(values, sharing=model_type == "mobilellm")
+        if own is not None:
+            _refuse_contradiction(own, config)
+            return own
+        return config
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _own_config(values: Mapping[str, Any]) -> ModelConfig | None:
+    own = values.get("slm")
+    if own is None:
+        return None
+    if not isinstance(own, Mapping):
+        raise ValueError(f"slm={own!r} must be an object, the fields of ModelConfig")
+    return ModelConfig.from_dict(own)
+
+
+def _refuse_contradiction(own: ModelConfig, config: ModelConfig) -> None:
+    """An export that another program changed: its two descriptions must still be of one model."""
+    for name, value in config.to_dict().items():
+        if getattr(own, name) != value:
+            raise ValueError(
+                f"slm.{name}={getattr(own, name)} contradicts the Llama keys, which say {value}: "
+                "remove the key slm if they are right"
+            )
+
+
+def _llama_config(values: Mapping[str, Any], *, sharing: bool) -> ModelConfig:
+    missing = [key for key in _REQUIRED.values() if values.get(key) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} missing, which a {values['model_type']} model must state")
+    fields = {name: values[key] for name, key in _REQUIRED.items()}
+    fields |= {name: default if (v := values.get(key)) is None else v for name, (key, default) in _OPTIONAL.items()}
+    if sharing and values.get("layer_sharing"):
+        fields |= {"layer_sharing": "immediate", "num_repeats": 2}
+    # The hub's MobileLLM configs tie by share_embedding while tie_word_embeddings is false.
+    tied = bool(values.get("tie_word_embeddings")) or bool(values.get("share_embedding"))
+    try:
+        return ModelConfig(**fields, rope_theta=_rope_theta(values), tie_embeddings=tied)
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.", "")) from None
+
+
+def _rope_theta(values: Mapping[str, Any]) -> float:
+    """Base of the rotation, from where transformers 5 writes it or from where releases before it did."""
+    theta = values.get("rope_theta")
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = values.get(key)
+        if rope is None:
+            continue
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"{key}={rope!r} must be an object or null")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default" or any(isinstance(value, Mapping) for value in rope.values()):
+            what = kind if kind != "default" else "one for each kind of layer"
+            raise ValueError(f"{key} asks for rotary positions of type {what!r}, and only 'default' is computed here")
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError(f"{key}.partial_rotary_factor={rope['partial_rotary_factor']} must be 1 or absent")
+        theta = rope.get("rope_theta", theta)
+    return 10_000.0 if theta is None else theta
+
+
+def _refuse_what_differs(values: Mapping[str, Any]) -> None:
+    if values.get("quantization_config"):
+        method = dict(values["quantization_config"]).get("quant_method", "unnamed")
+        raise ValueError(
+            f"quantization_config says that the weights are quantised ({method}), which is not read: "
+            "give the release in float16, bfloat16 or float32"
+        )
+    if values.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ValueError(f"hidden_act={values['hidden_act']!r} is not computed here, only 'silu' is")
+    if values.get("sliding_window") is not None and values.get("use_sliding_window", True):
+        raise ValueError(f"sliding_window={values['sliding_window']}: attention here is over the whole context only")
+    odd = sorted({kind for kind in values.get("layer_types") or [] if kind != "full_attention"})
+    if odd:
+        raise ValueError(f"layer_types has {', '.join(odd)}: attention here is over the whole context only")
+    if values.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(f"partial_rotary_factor={values['partial_rotary_factor']} must be 1 or absent")
+
+
+def untied(config: ModelConfig) -> ModelConfig:
+    """The same shape with a head of its own."""
+    return dataclasses.replace(config, tie_embeddings=False)
