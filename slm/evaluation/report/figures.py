@@ -1,0 +1,262 @@
+"""The figures of an evaluation: quality against size and speed, gain per parameter, tasks. Error bars are 2 se."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slm.evaluation.report.average import average
+from slm.evaluation.report.conditions import conditions, usual_conditions
+from slm.evaluation.report.fits import Gain, gains, target_error
+from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
+from slm.evaluation.report.study import published_points
+from slm.scaling.allocation import pareto_front
+from slm.scaling.report.directory import known, whole
+from slm.scaling.report.style import (
+    GREY,
+    INK,
+    PALE,
+    Margins,
+    axes_at,
+    colours,
+    log_axis,
+    markers,
+    panels,
+    save,
+    sheet,
+    short,
+    style,
+)
+from slm.scaling.report.wording import TARGET_UNITS, interval, is_number, sig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 6.8
+MARGINS = Margins(left=0.8, right=0.25, top=0.15, bottom=0.5)
+COLUMNS = 3
+"""Panels of tasks side by side."""
+
+
+def draw(folder: Path, results: Results, fits: Sequence[Entry]) -> list[Path]:
+    """Draw into `folder`/figures what the results allow; a figure of earlier results without data now is removed."""
+    made: dict[str, Callable[[], Figure | None]] = {
+        "size": lambda: size(results, fits),
+        "pareto": lambda: pareto(results),
+        "marginal": lambda: marginal(results, fits),
+        "tasks": lambda: tasks(results),
+    }
+    written: list[Path] = []
+    for name, figure_of in made.items():
+        with style():
+            figure = figure_of()
+            if figure is not None:
+                written += save(figure, folder / "figures", name)
+                continue
+        for kind in ("png", "svg"):
+            (folder / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
+    return written
+
+
+def size(results: Results, fits: Sequence[Entry]) -> Figure | None:
+    """Loss, or bits per byte where tokenizers differ, against N, with the power law of each family of three sizes."""
+    target = results.fit_target
+    rows = [(e, score) for e, score in results.scored(results.primary) if is_number(score.get(target))]
+    if not rows or results.primary is None:
+        return None
+    names = [results.labels[entry["name"]] for entry, _ in rows]
+    what = target.replace("_", " ").capitalize()
+    title = f"{what} against N on {results.primary.title}" + _law_said(fits)
+    figure, (axis,) = panels(1, title, columns=1, width=WIDTH, height=4.0, margins=MARGINS, families=names)
+    reference = published_points(results) if target == "loss" else []
+    N = [entry["params_total"] for entry, _ in rows] + [x for x, _ in reference]
+    y = [score[target] for _, score in rows] + [value for _, value in reference]
+    spans = [
+        _law(axis, entry, max(N)) for entry in fits if entry["fitted"] and whole(entry.get("curve"), "x", "centre")
+    ]
+    if reference:
+        axis.plot(*zip(*reference, strict=True), ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
+        axis.legend(loc="upper right", frameon=False, fontsize=8)
+    for name, (entry, score) in zip(names, rows, strict=True):
+        _mark(axis, names, name, entry["params_total"], score[target], yerr=target_error(score, target))
+    lows, highs = zip(*[_ends(score, target) for _, score in rows], *spans, (min(y), max(y)), strict=True)
+    log_axis(axis.xaxis, min(N) / 1.25, max(N) * 1.25)
+    log_axis(axis.yaxis, min(lows) / 1.03, max(highs) * 1.03, counts=False)
+    axis.grid(True)
+    axis.set_xlabel("N (all parameters)")
+    axis.set_ylabel(TARGET_UNITS[target])
+    return figure
+
+
+def _law_said(fits: Sequence[Entry]) -> str:
+    said = [
+        f"{short(entry['family'])} alpha = {sig(entry['params']['alpha'])} {interval(entry['ci95']['alpha'], 3)}"
+        for entry in fits
+        if known(entry, "alpha")
+    ]
+    return ": " + "; ".join(said) if 0 < len(said) <= 2 else ""
+
+
+def _ends(score: Entry, target: str) -> tuple[float, float]:
+    reach = 2 * (target_error(score, target) or 0.0)
+    value = float(score[target])
+    return max(value - reach, value / 2), value + reach
+
+
+def _law(axis: Axes, entry: Entry, largest: float) -> tuple[float, float]:
+    """The law of a family and the band of where it is, over its sizes; how far it reaches up and down."""
+    x, centre = np.array(entry["curve"]["x"]), np.array(entry["curve"]["centre"], float)
+    inside = x <= largest * 1.3
+    axis.plot(x[inside], centre[inside], color=GREY, lw=1.4, zorder=1.5)
+    if whole(entry["curve"], "low", "high"):
+        low, high = (np.array(entry["curve"][end], float)[inside] for end in ("low", "high"))
+        # The band of three sizes is as wide as the axes of many: it must not flatten the points.
+        axis.fill_between(x[inside], low, high, color=PALE, alpha=0.5, lw=0, zorder=1)
+    return float(centre[inside].min()), float(centre[inside].max())
+
+
+def _mark(axis: Axes, names: Sequence[str], name: str, x: float, y: float, *, yerr: Any = None, **other: Any) -> None:
+    bars = None if yerr is None else 2 * yerr
+    axis.errorbar(x, y, yerr=bars, marker=markers(names)[name], ms=5.5, color=colours(names)[name], mec="white",
+                  mew=0.5, capsize=2.5, elinewidth=1.1, ls="", **other)  # fmt: skip
+
+
+def pareto(results: Results) -> Figure | None:
+    """Quality against decode speed where both were measured in the same way; the front is what nothing beats in both."""
+    target, usual = results.target, usual_conditions(results)
+    rows = [
+        (entry, entry["speed"]["decode_tokens_per_second"], score)
+        for entry, score in results.scored(results.primary)
+        if conditions(entry) == usual
+        and is_number((entry.get("speed") or {}).get("decode_tokens_per_second"))
+        and is_number(score.get(target))
+    ]
+    comparable = target == "bits_per_byte" or results.same_tokens(results.primary)
+    if len(rows) < 2 or results.primary is None or usual is None or not comparable:
+        return None
+    best = pareto_front(np.array([[score[target], -speed] for _, speed, score in rows]))
+    names = [results.labels[entry["name"]] for entry, _, _ in rows]
+    title = f"Quality against decode speed: {int(best.sum())} of {len(rows)} are on the front, beaten by none in both"
+    figure, (axis,) = panels(1, title, columns=1, width=WIDTH, height=4.0, margins=MARGINS, families=names)
+    front = sorted((speed, score[target]) for (_, speed, score), on in zip(rows, best, strict=True) if on)
+    axis.plot(*zip(*front, strict=True), color=INK, lw=1, alpha=0.7, zorder=1.5)
+    for name, (entry, speed, score), on in zip(names, rows, best, strict=True):
+        spread = (entry["speed"].get("decode_spread")) or [speed, speed]
+        across = [[max(speed - spread[0], 0)], [max(spread[1] - speed, 0)]]
+        yerr = target_error(score, target)
+        _mark(axis, names, name, speed, score[target], yerr=yerr, xerr=across, alpha=1.0 if on else 0.35)
+    speeds = [speed for _, speed, _ in rows]
+    ends = [_ends(score, target) for _, _, score in rows]
+    log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25, counts=False)
+    log_axis(axis.yaxis, min(low for low, _ in ends) / 1.02, max(high for _, high in ends) * 1.02, counts=False)
+    axis.grid(True)
+    axis.set_xlabel(f"tokens per second, one after the other ({usual.words}): more is better", fontsize=8)
+    axis.set_ylabel(f"{TARGET_UNITS[target]}, {short(results.primary.data)}: less is better", fontsize=8)
+    return figure
+
+
+def marginal(results: Results, fits: Sequence[Entry]) -> Figure | None:
+    """What a million more parameters gain: between neighbouring sizes with error bars, and by the law with its band."""
+    steps = gains(results)
+    if not steps:
+        return None
+    families = list(dict.fromkeys(step.family for step in steps))
+    labels = dict(zip(families, _unique(families), strict=True))
+    names = list(labels.values())
+    rising = sum(step.value > 0 for step in steps)
+    what = results.fit_target.replace("_", " ")
+    title = f"{what.capitalize()} gained by a million more parameters: {rising} of {len(steps)} steps up in size gain"
+    figure, (axis,) = panels(1, title, columns=1, width=WIDTH, height=3.8, margins=MARGINS, families=names)
+    for entry in fits:
+        if entry["fitted"] and whole(entry.get("marginal"), "x", "gain"):
+            _law_gain(axis, entry)
+    for step in steps:
+        middle = math.sqrt(step.smaller * step.larger)
+        _mark(axis, names, labels[step.family], middle, step.value, yerr=step.se,
+              xerr=[[middle - step.smaller], [step.larger - middle]])  # fmt: skip
+    sizes = [at for step in steps for at in (step.smaller, step.larger)]
+    log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
+    _gain_axis(axis, steps)
+    axis.grid(True)
+    axis.set_xlabel("N (all parameters); each bar spans the two sizes compared")
+    axis.set_ylabel(f"{what} gained by\none million more parameters")
+    return figure
+
+
+def _law_gain(axis: Axes, entry: Entry) -> None:
+    of = entry["marginal"]
+    gain = 1e6 * np.array(of["gain"], float)
+    axis.plot(of["x"], gain, color=GREY, lw=1.4, zorder=1.5)
+    if whole(of, "low", "high"):
+        low, high = (1e6 * np.array(of[end], float) for end in ("low", "high"))
+        axis.fill_between(of["x"], low, high, color=PALE, alpha=0.5, lw=0, zorder=1)
+
+
+def _gain_axis(axis: Axes, steps: Sequence[Gain]) -> None:
+    """Logarithmic where every step gains for certain, else linear with zero in it."""
+    lows, highs = ([step.value + sign * 2 * (step.se or 0.0) for step in steps] for sign in (-1, 1))
+    if min(lows) > 0:
+        log_axis(axis.yaxis, min(lows) / 1.5, max(highs) * 1.5, counts=False)
+        return
+    reach = max(highs) - min(*lows, 0.0) or 1.0
+    axis.set_ylim(min(*lows, 0.0) - 0.08 * reach, max(*highs, 0.0) + 0.08 * reach)
+    axis.axhline(0, color=INK, lw=0.8)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    return [name if shorts.count(name) == 1 else f"{name[:19]} #{place}" for shorts in [[short(n) for n in names]]
+            for place, name in enumerate(shorts, start=1)]  # fmt: skip
+
+
+def tasks(results: Results) -> Figure | None:
+    """A panel a task, a row a checkpoint, and the average of the tasks that all have."""
+    having = [entry for entry in results.entries if tasks_of(entry)]
+    if not having:
+        return None
+    common = common_tasks(having)
+    shown = list(dict.fromkeys(name for entry in having for name in tasks_of(entry)))
+    parts = [(name, {e["name"]: _task(e, name) for e in having if name in tasks_of(e)}) for name in shown]
+    if len(common) > 1:
+        parts.append((f"average of {len(common)}", {e["name"]: average(e, common) for e in having}))
+    names = [results.labels[entry["name"]] for entry in having]
+    left = 0.25 + 0.075 * max(map(len, names))
+    inner, row, gap = 1.75, max(0.19 * len(names) + 0.1, 0.35), 0.62
+    across = left + COLUMNS * inner + (COLUMNS - 1) * 0.2 + 0.2
+    down = math.ceil(len(parts) / COLUMNS)
+    body = down * (row + gap) + 0.1
+    figure, head = sheet(f"Tasks: value with 2 standard errors, {len(names)} checkpoints", across, body)
+    for place, (title, values) in enumerate(parts):
+        at_row, column = divmod(place, COLUMNS)
+        top = head + 0.25 + at_row * (row + gap)
+        axis = axes_at(figure, left + column * (inner + 0.2), top, inner, row)
+        _task_panel(axis, title, [(results.labels[e["name"]], values.get(e["name"])) for e in having], column == 0)
+    return figure
+
+
+def _task(entry: Entry, name: str) -> tuple[float, float | None]:
+    found = tasks_of(entry)[name]
+    return float(found["value"]), found["se"] if is_number(found.get("se")) else None
+
+
+def _task_panel(axis: Axes, title: str, rows: list[tuple[str, tuple[float, float | None] | None]], named: bool) -> None:
+    names = [name for name, _ in rows]
+    for y, (name, value) in enumerate(rows):
+        if value is None:
+            axis.text(0.5, y, "not evaluated", transform=axis.get_yaxis_transform(), fontsize=7, color=GREY,
+                      ha="center", va="center", style="italic")  # fmt: skip
+            continue
+        bars = None if value[1] is None else 2 * value[1]
+        axis.errorbar(value[0], y, xerr=bars, marker=markers(names)[name], color=colours(names)[name], ms=5, capsize=2,
+                      elinewidth=1.1, ls="")  # fmt: skip
+    axis.set_title(short(title), fontsize=8.5)
+    axis.set_yticks(range(len(rows)), labels=names if named else [""] * len(rows))
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.locator_params(axis="x", nbins=4)
+    axis.margins(x=0.15)
+    axis.grid(True, axis="x")

@@ -1,0 +1,100 @@
+"""The sections on size: the power law of each family, and what a further parameter gains."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from slm.evaluation.report.average import DISTINGUISHED
+from slm.evaluation.report.fits import FEWEST_SIZES, Gain, gains, points
+from slm.evaluation.report.numbers import measured
+from slm.evaluation.report.results import Entry, Results, family_of
+from slm.scaling.report.text import Section, bullets, exponent, notes, status, table
+from slm.scaling.report.wording import TARGET_NAMES, count, plainly, plural, sig
+
+FEW = 6
+"""Sizes below which one power law cannot be told from another law."""
+
+
+def scaling_section(results: Results, fits: Sequence[Entry], folder: Path) -> Section | None:
+    """Exponents of families with three sizes or more, and where the whole analysis is to be had."""
+    if not fits:
+        return None
+    target = TARGET_NAMES[results.fit_target]
+    section = Section("Scaling").add(
+        f"`L = A N^-alpha` of {target}, N being all parameters, with 95% intervals (Student's t over the sizes).",
+        table(
+            ("family", "sizes", "alpha", "R2", "status"),
+            [_row(entry, results) for entry in fits if entry["fitted"]],
+        ),
+        bullets([f"{plainly(e['family'])}: {plainly('; '.join(e['notes']))}." for e in fits if not e["fitted"]]),
+        notes([entry for entry in fits if entry["fitted"]]),
+        bullets(_limits(results, fits)),
+    )
+    command = shlex.join(["python", "sweep.py", f"runs={folder / 'results.csv'}"])
+    return section.add(
+        f"Other laws, other N, intervals of all of them, and the comparison of families:\n\n    {command}"
+    )
+
+
+def _row(entry: Entry, results: Results) -> list[str]:
+    sizes = len(points(results)[entry["family"]])
+    return [plainly(entry["family"]), str(sizes), exponent(entry, "alpha"), sig(entry["r2"]), status(entry)]
+
+
+def _limits(results: Results, fits: Sequence[Entry]) -> list[str]:
+    """What these sizes cannot say."""
+    said = []
+    for entry in fits:
+        family = entry["family"]
+        sizes = len(points(results)[family])
+        if entry["fitted"] and sizes < FEW:
+            said.append(
+                f"{plainly(family)}: {plural(sizes, 'size')} support the slope between the smallest and the largest "
+                "at best. "
+                "They cannot tell a floor from none, nor one law from another, nor what larger models reach."
+            )
+        budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
+        if budgets == {None}:
+            said.append(
+                f"{plainly(family)}: training tokens are not known, so alpha holds for these models as trained."
+            )
+        elif len(budgets) > 1:
+            said.append(
+                f"{plainly(family)}: training tokens differ or are partly unknown, so alpha mixes N with tokens."
+            )
+    return said
+
+
+def gain_section(results: Results, drawn: bool) -> Section | None:
+    """What a million more parameters gain from each size of a family to the next."""
+    steps = gains(results)
+    if not steps:
+        return None
+    target = TARGET_NAMES[results.fit_target]
+    rows = [
+        [plainly(step.family), count(step.smaller), count(step.larger), _thousandths(step.value, step.se), _sure(step)]
+        for step in steps
+    ]
+    section = Section("Gain of more parameters").add(
+        f"Difference of {target} between neighbouring sizes of a family, by the difference in parameters. Errors are "
+        "those "
+        "of two independent figures; the text is the same, so they are rather too large.",
+        table(("family", "from N", "to N", f"1000 x {target} a million parameters", "more than 2 se from 0"), rows),
+    )
+    few = f"Grey: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
+    return section.add(figure("marginal", f"Bars: 2 standard errors, and the two sizes. {few}") if drawn else "")
+
+
+def _thousandths(value: float, se: float | None) -> str:
+    return measured(1000 * value, None if se is None else 1000 * se)
+
+
+def _sure(step: Gain) -> str:
+    return "not known" if step.se is None else "yes" if abs(step.value) > DISTINGUISHED * step.se else "no"
+
+
+def figure(name: str, caption: str) -> str:
+    """A figure of the report with its caption."""
+    return f"![Figure: {name}](figures/{name}.png)\n\n*{caption}*"

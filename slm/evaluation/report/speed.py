@@ -1,0 +1,97 @@
+"""The section on speed and memory, and the latency price of block sharing."""
+
+from __future__ import annotations
+
+from slm.evaluation.report.conditions import conditions, usual_conditions
+from slm.evaluation.report.numbers import megabytes, seconds
+from slm.evaluation.report.results import Entry, Results
+from slm.scaling.report.text import Section, bullets, table
+from slm.scaling.report.wording import NOTHING, interval, is_number, listed, plainly, sig
+
+
+def speed_section(results: Results) -> Section | None:
+    """Load time, prefill, decode and memory of every checkpoint; None where no speed was measured."""
+    having = [entry for entry in results.entries if entry.get("speed")]
+    if not having:
+        return None
+    section = Section("Speed and memory").add(
+        "Medians over repetitions after a warm-up, in brackets their spread; one sequence. Prefill reads a prompt at "
+        "once; "
+        "decode makes one token after the other. Loading is apart from both. MB are 10^6 bytes.",
+        *(f"**Mind:** {line}" for line in _warnings(results)),
+        _table(having),
+    )
+    return section.add(bullets([line for entry in having if (line := sharing_line(entry))]))
+
+
+def _table(having: list[Entry]) -> str:
+    header = ("checkpoint", "load", "prefill tokens/s", "decode tokens/s", "KV cache", "peak MB", "weights MB",
+              "KV bytes a token", "measured on")  # fmt: skip
+    return table(header, [_row(entry) for entry in having])
+
+
+def _row(entry: Entry) -> list[str]:
+    speed = entry["speed"]
+    found = conditions(entry)
+    per_token = speed.get("kv_bytes_per_token")
+    return [
+        plainly(entry["name"]),
+        seconds(entry.get("load_seconds")),
+        _rate(speed, "prefill"),
+        _rate(speed, "decode"),
+        {True: "yes", False: "no"}.get(speed.get("cache"), NOTHING),
+        megabytes(speed.get("peak_memory_bytes")),
+        megabytes(speed.get("model_bytes")),
+        f"{per_token:,}" if is_number(per_token) else NOTHING,
+        plainly(found.words) if found else NOTHING,
+    ]
+
+
+def _rate(speed: Entry, name: str) -> str:
+    value, spread = speed.get(f"{name}_tokens_per_second"), speed.get(f"{name}_spread")
+    return sig(value) + (f" {interval(spread)}" if spread and is_number(value) else "")
+
+
+def _warnings(results: Results) -> list[str]:
+    usual = usual_conditions(results)
+    others = [
+        plainly(entry["name"])
+        for entry in results.entries
+        if (found := conditions(entry)) is not None and found != usual
+    ]
+    if not others or usual is None:
+        return []
+    return [
+        f"{listed(others)} {'was' if len(others) == 1 else 'were'} measured under other conditions than the rest "
+        f"({plainly(usual.words)}), so those speeds do not compare; see the last column."
+    ]
+
+
+def sharing_price(entry: Entry) -> dict[str, float]:
+    """For prefill and decode: time a token takes, over that of the same tensors with every block used once."""
+    speed = entry.get("speed") or {}
+    without = speed.get("without_sharing") or {}
+    keys = {name: f"{name}_tokens_per_second" for name in ("prefill", "decode")}
+    return {
+        name: without[key] / speed[key]
+        for name, key in keys.items()
+        if is_number(without.get(key)) and is_number(speed.get(key)) and speed[key] > 0
+    }
+
+
+def sharing_line(entry: Entry) -> str:
+    """The latency price of block sharing in words; empty for a model that shares none."""
+    price = sharing_price(entry)
+    if not price:
+        return ""
+    repeats = (entry.get("shape") or {}).get("num_repeats")
+    used = f"uses each block {repeats} times" if is_number(repeats) else "uses blocks repeatedly"
+    without = entry["speed"]["without_sharing"]
+    said = listed(
+        [
+            f"{sig(ratio, 3)} times the time in {name} ({sig(entry['speed'][f'{name}_tokens_per_second'])} against "
+            f"{sig(without[f'{name}_tokens_per_second'])} tokens/s)"
+            for name, ratio in price.items()
+        ]
+    )
+    return f"{plainly(entry['name'])} {used}: against the same tensors without sharing a token takes {said}."

@@ -1,0 +1,82 @@
+"""What a reader must know first: how many checkpoints, which is best in what, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slm.evaluation.report.average import apart, average
+from slm.evaluation.report.conditions import conditions, usual_conditions
+from slm.evaluation.report.numbers import measured
+from slm.evaluation.report.quality import ranked, warnings
+from slm.evaluation.report.results import Entry, Results, common_tasks
+from slm.scaling.report.directory import known
+from slm.scaling.report.text import Section, bullets
+from slm.scaling.report.wording import TARGET_NAMES, is_number, listed, plainly, plural, sig, with_interval
+
+
+def summary_section(results: Results, fits: Sequence[Entry]) -> Section:
+    """The results in a few sentences."""
+    done = [entry for entry in results.entries if entry.get("status", "completed") == "completed"]
+    lines = [f"{plural(len(done), 'checkpoint')} evaluated."]
+    unfinished = [entry for entry in results.entries if entry not in done]
+    if unfinished:
+        named = listed([f"{plainly(entry['name'])} ({plainly(entry['status'])})" for entry in unfinished])
+        lines.append(f"**Not finished**: {named}.")
+    lines += [line for line in (_best(results), _fastest(results), _average(results), _skipped(results)) if line]
+    lines += [_law(results, entry) for entry in fits if known(entry, "alpha")]
+    lines += ["**Mind**: see the warnings under Quality before comparing figures."] * bool(warnings(results))
+    return Section("Summary").add(bullets(lines))
+
+
+def _best(results: Results) -> str:
+    rows = ranked(results)
+    if not rows or results.primary is None:
+        return ""
+    (entry, value, se), rest = rows[0], rows[1:]
+    what = TARGET_NAMES[results.target]
+    if not rest:
+        return f"{plainly(entry['name'])} has {measured(value, se)} {what} on {plainly(results.primary.title)}."
+    alike = [plainly(other["name"]) for other, *figure in rest if apart((value, se), (figure[0], figure[1])) is False]
+    text = f"Lowest {what} on {plainly(results.primary.title)}: {plainly(entry['name'])}, {measured(value, se)}"
+    return text + (f"; by these standard errors not distinguishable from {listed(alike)}." if alike else ".")
+
+
+def _fastest(results: Results) -> str:
+    usual = usual_conditions(results)
+    rows = [entry for entry in results.entries if usual is not None and conditions(entry) == usual]
+    if not rows or usual is None:
+        return ""
+    best = max(rows, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
+    rate = sig(best["speed"]["decode_tokens_per_second"])
+    lead = "Fastest decode" if len(rows) > 1 else "Decode"
+    return f"{lead}: {plainly(best['name'])}, {rate} tokens/s ({plainly(usual.words)})."
+
+
+def _average(results: Results) -> str:
+    having = [entry for entry in results.entries if entry.get("tasks")]
+    common = common_tasks(having)
+    if len(common) < 2:
+        return ""
+    best = max(having, key=lambda entry: average(entry, common)[0])
+    lead = "Highest average" if len(having) > 1 else "Average"
+    alike = [
+        plainly(entry["name"])
+        for entry in having
+        if entry is not best and apart(average(entry, common), average(best, common)) is False
+    ]
+    tail = f"; not distinguishable from {listed(alike)} by these standard errors" if alike else ""
+    return f"{lead} of {len(common)} common tasks: {plainly(best['name'])}, {measured(*average(best, common))}{tail}."
+
+
+def _skipped(results: Results) -> str:
+    every = [one for entry in results.entries for one in (entry.get("tasks") or {}).values()]
+    lost = sum(not is_number(one.get("value")) for one in every)
+    return f"{lost} of {plural(len(every), 'task result')} are missing; the reasons are under Tasks." if lost else ""
+
+
+def _law(results: Results, entry: Entry) -> str:
+    said = with_interval(entry["params"]["alpha"], entry["ci95"]["alpha"])
+    return (
+        f"{plainly(entry['family'])}: {TARGET_NAMES[results.fit_target]} falls as N to the power -alpha, "
+        f"alpha = {said} (n = {entry['n_runs']})."
+    )

@@ -1,0 +1,68 @@
+"""results.csv, report.md and figures/ of an evaluation directory, from the entries of results.json and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from slm.evaluation.report.figures import draw
+from slm.evaluation.report.fits import fits
+from slm.evaluation.report.methods import files_section, methods_section, notes_section
+from slm.evaluation.report.quality import quality_section
+from slm.evaluation.report.results import Entry, Results
+from slm.evaluation.report.rows import rows, to_csv
+from slm.evaluation.report.scaling import figure, gain_section, scaling_section
+from slm.evaluation.report.speed import speed_section
+from slm.evaluation.report.study import study_section
+from slm.evaluation.report.summary import summary_section
+from slm.evaluation.report.tasks import tasks_section
+from slm.scaling.report.directory import write_whole
+from slm.scaling.report.text import Section
+
+CAPTIONS = {
+    "Quality": ("size", "Bars: 2 standard errors. Grey: a power law of each family with three sizes or more, and its "
+    "95% "
+                "band. Grey diamonds: the published figures, by the same protocol."),
+    "Speed and memory": ("pareto", "Bars: 2 standard errors, and the spread of the speed. A checkpoint is pale if "
+    "another "
+                         "is at least as good in both and better in one. Only speeds measured under the same "
+                         "conditions."),
+    "Tasks": ("tasks", "Bars: 2 standard errors."),
+}  # fmt: skip
+
+
+def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Path]:
+    """Write results.csv, figures/*.png and .svg, and last report.md into `folder`; returns the files written.
+
+    `results` are entries of results.json (docs/evaluation_results.md), whose parts may be missing. `command` is what was
+    typed. Every file is written whole or not at all.
+    """
+    of = Results(results)
+    table = folder / "results.csv"
+    write_whole(table, to_csv(rows(of)).encode())
+    laws = fits(of)
+    drawn = draw(folder, of, laws)
+    there = {path.stem for path in drawn}
+    sections = [
+        summary_section(of, laws),
+        quality_section(of),
+        speed_section(of),
+        tasks_section(of),
+        scaling_section(of, laws, folder),
+        gain_section(of, "marginal" in there),
+        study_section(of),
+        notes_section(of),
+        methods_section(of, command),
+        files_section(),
+    ]
+    report = folder / "report.md"
+    write_whole(report, _text([section for section in sections if section], there).encode())
+    return [table, *drawn, report]
+
+
+def _text(sections: Sequence[Section], drawn: set[str]) -> str:
+    for section in sections:
+        name, caption = CAPTIONS.get(section.title, ("", ""))
+        if name in drawn:
+            section.add(figure(name, caption))
+    return "\n\n".join(["# Evaluation", *map(Section.markdown, sections)]) + "\n"

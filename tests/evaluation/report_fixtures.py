@@ -1,0 +1,146 @@
+"""Entries of results.json that the tests of the report share."""
+
+import math
+from typing import Any
+
+MOBILELLM = {
+    "125M": (124_635_456, 11.961319, 23.715576, 701.737984, 85.886318, 30, 576, 106_203_456),
+    "350M": (345_355_200, 8.976614, 21.692929, 1181.821440, 74.618786, 32, 960, 314_635_200),
+    "600M": (603_188_352, 7.984185, 17.527269, 1739.324416, 123.672600, 40, 1152, 566_324_352),
+    "1B": (1_005_461_760, 7.171037, 13.309350, 2559.193088, 174.464070, 54, 1280, 964_501_760),
+}
+"""FACTS: parameters, perplexity, tokens/s, MB, seconds, layers, width, parameters without embeddings."""
+TOKENS, BYTES = 335_688, 1_290_590
+
+
+def score(loss: float | None, *, data: str = "wikitext2", bits: float | None = None, **other: Any) -> dict[str, Any]:
+    """One perplexity result; bits per byte follow from the loss and the counts."""
+    tokens = other.get("tokens", TOKENS)
+    ratio = tokens / BYTES / math.log(2)
+    made = {
+        "data": data,
+        "data_fingerprint": "f" * 16,
+        "protocol": "sliding",
+        "max_length": 1024,
+        "stride": 512,
+        "loss": loss,
+        "perplexity": None if loss is None else math.exp(loss),
+        "bits_per_byte": bits if bits is not None or loss is None else loss * ratio,
+        "se_loss": None if loss is None else 0.012,
+        "se_bits_per_byte": None if loss is None else 0.012 * ratio,
+        "se_method": "block bootstrap over 62 documents",
+        "tokens": TOKENS,
+        "bytes": BYTES,
+        "words": 241_859,
+        "word_perplexity": None if loss is None else math.exp(loss * tokens / 241_859),
+        "windows": 655,
+        "notes": [],
+    }
+    return made | other
+
+
+def speed(decode: float, peak_mb: float = 700.0, **other: Any) -> dict[str, Any]:
+    """One measurement of speed."""
+    made = {
+        "prefill_tokens_per_second": decode * 30,
+        "decode_tokens_per_second": decode,
+        "cache": False,
+        "dtype": "float16",
+        "device": "cuda (T4)",
+        "threads": 2,
+        "prompt_tokens": 512,
+        "new_tokens": 128,
+        "repetitions": 5,
+        "prefill_spread": [decode * 29, decode * 31],
+        "decode_spread": [decode * 0.98, decode * 1.02],
+        "peak_memory_bytes": round(peak_mb * 1e6),
+        "model_bytes": 249_270_912,
+        "kv_bytes_per_token": 23_040,
+        "without_sharing": None,
+    }
+    return made | other
+
+
+def entry(name: str, params: int, **other: Any) -> dict[str, Any]:
+    """One checkpoint without measurements."""
+    made = {
+        "schema": 1,
+        "checkpoint": f"checkpoints/{name}",
+        "name": name,
+        "kind": "hf",
+        "revision": None,
+        "fingerprint": "0123456789abcdef",
+        "family": None,
+        "params_total": params,
+        "params_non_embedding": int(params * 0.9),
+        "shape": {"vocab_size": 32000, "hidden_size": 576, "num_layers": 30, "layer_sharing": "none", "num_repeats": 1},
+        "stored_dtype": "float16",
+        "dtype": "float32",
+        "autocast": None,
+        "device": "cpu",
+        "notes": [],
+        "load_seconds": 1.25,
+        "wall_seconds": 60.5,
+        "evaluated_at": "2026-11-22T06:00:00Z",
+        "versions": {"torch": "2.13.0", "slm": "0.1.0"},
+        "status": "completed",
+    }
+    return made | other
+
+
+def published() -> list[dict[str, Any]]:
+    """The four rows of the study, as if they had been measured here."""
+    made = []
+    for size, (params, perplexity, decode, peak, seconds, layers, width, inner) in MOBILELLM.items():
+        shape = {"vocab_size": 32000, "hidden_size": width, "num_layers": layers}
+        of = {"checkpoint": f"facebook/MobileLLM-{size}", "shape": shape, "params_non_embedding": inner}
+        made.append(
+            entry(
+                f"MobileLLM-{size}",
+                params,
+                **of,
+                wall_seconds=seconds,
+                perplexity_results=[score(math.log(perplexity), perplexity=perplexity)],
+                speed=speed(decode, peak),
+            )
+        )
+    return made
+
+
+def task(value: float, n: int = 1000, **other: Any) -> dict[str, Any]:
+    """One task's accuracy with its binomial error."""
+    made = {"metric": "acc_norm", "value": value, "se": math.sqrt(value * (1 - value) / n), "n": n, "num_fewshot": 0}
+    return made | other
+
+
+def tiny() -> list[dict[str, Any]]:
+    """Five runs of ours with tasks; one with a failed task, one block-shared, one whose losses are null."""
+    made = []
+    for place, (params, loss) in enumerate(((6e6, 4.1), (12e6, 3.72), (24e6, 3.43), (24e6, 3.41), (48e6, None))):
+        shared = place == 3
+        name = f"deep|thin {place}/größe*" if not shared else "multirun/2026-11-22/a-very-long-name-of-a-shared-run"
+        shape = {"vocab_size": 4096, "hidden_size": 128, "num_layers": 8, "num_repeats": 2 if shared else 1}
+        apart = {"prefill_tokens_per_second": 9000.0, "decode_tokens_per_second": 480.0} if shared else None
+        tasks = {
+            "arc_easy": task(0.30 + 0.02 * place, 2376),
+            "piqa": task(0.55 + 0.01 * place, 1838, metric="acc"),
+            "boolq": {"error": "boolq needs data that is not here: set task_files.boolq"} if place == 1 else task(0.5),
+        }
+        made.append(
+            entry(
+                name,
+                int(params),
+                kind="run",
+                family="deep thin" + (" shared" if shared else ""),
+                shape=shape | {"layer_sharing": "immediate" if shared else "none"},
+                train_tokens=20_000_000,
+                notes=["Evaluated under bfloat16 autocast, as it was trained."] if place == 0 else [],
+                perplexity_results=[
+                    score(loss, tokens=400_000),
+                    score(loss and loss - 0.2, data="pydocs", protocol="non_overlapping", max_length=256, stride=256),
+                ],
+                speed=speed(500.0 - 60 * place, cache=True, device="cpu", dtype="float32", without_sharing=apart),
+                tasks=tasks if place < 4 else {"piqa": {"error": "boom"}},
+            )
+        )
+    return made
