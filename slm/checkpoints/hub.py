@@ -82,8 +82,8 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
         raise ValueError(f"revision={revision} is no branch, tag or commit of {page}") from None
     except RepositoryNotFoundError:
         raise ValueError(
-            f"checkpoint={repository!r} is no folder here and no repository of the hub that you may read (a private one "
-            "wants `hf auth login` or HF_TOKEN)"
+            f"checkpoint={repository!r} is no folder here and no repository of the hub that you may read (a private "
+            "one wants `hf auth login` or HF_TOKEN)"
         ) from None
     except LocalEntryNotFoundError:  # the network went away
         raise ValueError(f"checkpoint={repository!r}: the hub stopped answering; give the same command again") from None

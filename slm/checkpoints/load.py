@@ -17,7 +17,6 @@ from slm.checkpoints.architecture import untied
 from slm.checkpoints.place import Parts, Place, find, parts
 from slm.checkpoints.provenance import Checkpoint, Provenance, fingerprint
 from slm.checkpoints.weights import Weights, dtype_name
-from slm.data import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
 
@@ -40,9 +39,10 @@ def load(
     """
     _refuse_device(device)
     place = find(path_or_repo, revision)
-    found = _checked(place)
-    config, notes = _settle_head(found.config, found.weights, found.tokenizer)
-    decoder = _empty(config)
+    found, decoder = _checked(place)
+    config, notes = _settle_head(found.config, found.weights)
+    if config != found.config:
+        decoder = _empty(config)
     tensors, odd = {}, []
     for name in decoder.state_dict():
         tensors[name] = found.weights.tensors[name].read().to(device=device, dtype=dtype)
@@ -61,7 +61,7 @@ def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenanc
     `load`. Raises `ValueError` as `load` does.
     """
     place = find(path_or_repo, revision)
-    return _provenance(place, _checked(place), ())
+    return _provenance(place, _checked(place)[0], ())
 
 
 def _refuse_device(device: torch.device | str) -> None:
@@ -73,7 +73,8 @@ def _refuse_device(device: torch.device | str) -> None:
         raise ValueError(f"device={device}: torch {torch.__version__} finds no CUDA device here; give cpu")
 
 
-def _checked(place: Place) -> Parts:
+def _checked(place: Place) -> tuple[Parts, Decoder]:
+    """What lies at a place, and a decoder without storage that its tensors fit."""
     found = parts(place)
     ids, rows = found.tokenizer.vocab_size, found.config.vocab_size
     if ids > rows:
@@ -81,14 +82,15 @@ def _checked(place: Place) -> Parts:
             f"checkpoint={place.checkpoint}: the tokenizer has {ids:,} ids and the embedding {rows:,} rows, so they do "
             "not belong together: give the folder the tokenizer that the model was trained with"
         )
-    _refuse_other_tensors(place, found.config, found.weights)
-    return found
+    decoder = _empty(found.config)
+    _refuse_other_tensors(place, decoder, found.weights)
+    return found, decoder
 
 
-def _refuse_other_tensors(place: Place, config: ModelConfig, weights: Weights) -> None:
+def _refuse_other_tensors(place: Place, decoder: Decoder, weights: Weights) -> None:
     """Every tensor of the decoder is there in its shape, and no other, save a head beside a tied embedding."""
     stored = weights.tensors
-    wanted = {name: tuple(tensor.shape) for name, tensor in _empty(config).state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     if _HEAD in wanted and _HEAD not in stored:
         raise ValueError(
             f"{place.folder}: the config says that the head is not tied (neither tie_word_embeddings nor "
@@ -117,7 +119,7 @@ def _empty(config: ModelConfig) -> Decoder:
         return Decoder(config)
 
 
-def _settle_head(config: ModelConfig, weights: Weights, tokenizer: Tokenizer) -> tuple[ModelConfig, tuple[str, ...]]:
+def _settle_head(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, tuple[str, ...]]:
     """The config with the head that the tensors have; notes where that is not what the config says."""
     if _HEAD not in weights.tensors:
         return config, ()
@@ -135,8 +137,8 @@ def _settle_head(config: ModelConfig, weights: Weights, tokenizer: Tokenizer) ->
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    low, high = torch.aminmax(tensor)  # one pass and no copy; not-a-number wins in both
-    return math.isfinite(low.item()) and math.isfinite(high.item())
+    # A sum is one fast pass without a copy, and is not finite if a summand is not; it may also have overflowed.
+    return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
 
 
 def _provenance(place: Place, found: Parts, notes: tuple[str, ...]) -> Provenance:
