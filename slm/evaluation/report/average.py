@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from slm.evaluation.report.results import Entry, tasks_of
-from slm.scaling.report.wording import is_number
+from slm.evaluation.report.results import Entry, number, tasks_of
 
 DISTINGUISHED = 2.0
 """Standard errors of a difference beyond which it is called one."""
@@ -18,9 +17,9 @@ def average(entry: Entry, tasks: Sequence[str]) -> tuple[float, float | None]:
     The error is that of these tasks on other items, not of other tasks. None where a task has no error.
     """
     found = [tasks_of(entry)[name] for name in tasks]
-    errors = [one.get("se") for one in found]
+    errors = [error for one in found if (error := number(one, "se")) is not None]
     value = sum(one["value"] for one in found) / len(found)
-    return value, math.hypot(*errors) / len(found) if all(map(is_number, errors)) else None
+    return value, math.hypot(*errors) / len(found) if len(errors) == len(found) else None
 
 
 def difference_error(one: float | None, other: float | None) -> float | None:
@@ -29,7 +28,7 @@ def difference_error(one: float | None, other: float | None) -> float | None:
     Two models on one text or on the same items err alike, so that the true error of their difference is smaller
     wherever their errors correlate positively.
     """
-    return math.hypot(one, other) if is_number(one) and is_number(other) else None  # type: ignore[arg-type]
+    return None if one is None or other is None else math.hypot(one, other)
 
 
 def apart(a: tuple[float, float | None], b: tuple[float, float | None]) -> bool | None:

@@ -12,7 +12,7 @@ import numpy as np
 from slm.evaluation.report.average import average
 from slm.evaluation.report.conditions import conditions, usual_conditions
 from slm.evaluation.report.fits import Gain, gains, target_error
-from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
+from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of, unique_labels
 from slm.evaluation.report.study import published_points
 from slm.scaling.allocation import pareto_front
 from slm.scaling.report.directory import known, whole
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 WIDTH = 6.8
 MARGINS = Margins(left=0.8, right=0.25, top=0.15, bottom=0.5)
+DASHES = ("-", "--", ":", "-.")
 COLUMNS = 3
 """Panels of tasks side by side."""
 
@@ -76,14 +77,14 @@ def size(results: Results, fits: Sequence[Entry]) -> Figure | None:
     reference = published_points(results) if target == "loss" else []
     N = [entry["params_total"] for entry, _ in rows] + [x for x, _ in reference]
     y = [score[target] for _, score in rows] + [value for _, value in reference]
-    spans = [
-        _law(axis, entry, max(N)) for entry in fits if entry["fitted"] and whole(entry.get("curve"), "x", "centre")
-    ]
+    drawn = [entry for entry in fits if entry["fitted"] and whole(entry.get("curve"), "x", "centre")]
+    spans = [_law(axis, entry, max(N), DASHES[place % len(DASHES)]) for place, entry in enumerate(drawn)]
     if reference:
         axis.plot(*zip(*reference, strict=True), ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
-        axis.legend(loc="upper right", frameon=False, fontsize=8)
     for name, (entry, score) in zip(names, rows, strict=True):
         _mark(axis, names, name, entry["params_total"], score[target], yerr=target_error(score, target))
+    if reference or len(drawn) > 1:
+        axis.legend(loc="lower left", frameon=False, fontsize=8)
     lows, highs = zip(*[_ends(score, target) for _, score in rows], *spans, (min(y), max(y)), strict=True)
     log_axis(axis.xaxis, min(N) / 1.25, max(N) * 1.25)
     log_axis(axis.yaxis, min(lows) / 1.03, max(highs) * 1.03, counts=False)
@@ -108,11 +109,13 @@ def _ends(score: Entry, target: str) -> tuple[float, float]:
     return max(value - reach, value / 2), value + reach
 
 
-def _law(axis: Axes, entry: Entry, largest: float) -> tuple[float, float]:
+def _law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, float]:
     """The law of a family and the band of where it is, over its sizes; how far it reaches up and down."""
     x, centre = np.array(entry["curve"]["x"]), np.array(entry["curve"]["centre"], float)
     inside = x <= largest * 1.3
-    axis.plot(x[inside], centre[inside], color=GREY, lw=1.4, zorder=1.5)
+    axis.plot(
+        x[inside], centre[inside], color=GREY, lw=1.4, ls=dashes, zorder=1.5, label=f"law of {short(entry['family'])}"
+    )
     if whole(entry["curve"], "low", "high"):
         low, high = (np.array(entry["curve"][end], float)[inside] for end in ("low", "high"))
         # The band of three sizes is as wide as the axes of many: it must not flatten the points.
@@ -127,7 +130,7 @@ def _mark(axis: Axes, names: Sequence[str], name: str, x: float, y: float, *, ye
 
 
 def pareto(results: Results) -> Figure | None:
-    """Quality against decode speed where both were measured in the same way; the front is what nothing beats in both."""
+    """Quality against decode speed, of speeds measured alike; on the front is what nothing beats in both."""
     target, usual = results.target, usual_conditions(results)
     rows = [
         (entry, entry["speed"]["decode_tokens_per_second"], score)
@@ -141,8 +144,16 @@ def pareto(results: Results) -> Figure | None:
         return None
     best = pareto_front(np.array([[score[target], -speed] for _, speed, score in rows]))
     names = [results.labels[entry["name"]] for entry, _, _ in rows]
-    title = f"Quality against decode speed: {int(best.sum())} of {len(rows)} are on the front, beaten by none in both"
-    figure, (axis,) = panels(1, title, columns=1, width=WIDTH, height=4.0, margins=MARGINS, families=names)
+    title = f"Quality against decode speed: {int(best.sum())} of {len(rows)} are on the Pareto front"
+    figure, (axis,) = panels(
+        1,
+        title,
+        columns=1,
+        width=WIDTH,
+        height=4.0,
+        margins=Margins(left=0.8, right=0.25, top=0.15, bottom=0.65),
+        families=names,
+    )
     front = sorted((speed, score[target]) for (_, speed, score), on in zip(rows, best, strict=True) if on)
     axis.plot(*zip(*front, strict=True), color=INK, lw=1, alpha=0.7, zorder=1.5)
     for name, (entry, speed, score), on in zip(names, rows, best, strict=True):
@@ -152,11 +163,11 @@ def pareto(results: Results) -> Figure | None:
         _mark(axis, names, name, speed, score[target], yerr=yerr, xerr=across, alpha=1.0 if on else 0.35)
     speeds = [speed for _, speed, _ in rows]
     ends = [_ends(score, target) for _, _, score in rows]
-    log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25, counts=False)
+    log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25)
     log_axis(axis.yaxis, min(low for low, _ in ends) / 1.02, max(high for _, high in ends) * 1.02, counts=False)
     axis.grid(True)
-    axis.set_xlabel(f"tokens per second, one after the other ({usual.words}): more is better", fontsize=8)
-    axis.set_ylabel(f"{TARGET_UNITS[target]}, {short(results.primary.data)}: less is better", fontsize=8)
+    axis.set_xlabel(f"decode, tokens per second: more is better\n({usual.words})")
+    axis.set_ylabel(f"{TARGET_UNITS[target]}, {short(results.primary.data)}: less is better")
     return figure
 
 
@@ -166,7 +177,7 @@ def marginal(results: Results, fits: Sequence[Entry]) -> Figure | None:
     if not steps:
         return None
     families = list(dict.fromkeys(step.family for step in steps))
-    labels = dict(zip(families, _unique(families), strict=True))
+    labels = dict(zip(families, unique_labels(families), strict=True))
     names = list(labels.values())
     rising = sum(step.value > 0 for step in steps)
     what = results.fit_target.replace("_", " ")
@@ -174,7 +185,7 @@ def marginal(results: Results, fits: Sequence[Entry]) -> Figure | None:
     figure, (axis,) = panels(1, title, columns=1, width=WIDTH, height=3.8, margins=MARGINS, families=names)
     for entry in fits:
         if entry["fitted"] and whole(entry.get("marginal"), "x", "gain"):
-            _law_gain(axis, entry)
+            _law_gain(axis, entry, colours(names)[labels[entry["family"]]])
     for step in steps:
         middle = math.sqrt(step.smaller * step.larger)
         _mark(axis, names, labels[step.family], middle, step.value, yerr=step.se,
@@ -188,13 +199,13 @@ def marginal(results: Results, fits: Sequence[Entry]) -> Figure | None:
     return figure
 
 
-def _law_gain(axis: Axes, entry: Entry) -> None:
+def _law_gain(axis: Axes, entry: Entry, colour: str) -> None:
     of = entry["marginal"]
     gain = 1e6 * np.array(of["gain"], float)
-    axis.plot(of["x"], gain, color=GREY, lw=1.4, zorder=1.5)
+    axis.plot(of["x"], gain, color=colour, alpha=0.6, lw=1.4, zorder=1.5)
     if whole(of, "low", "high"):
         low, high = (1e6 * np.array(of[end], float) for end in ("low", "high"))
-        axis.fill_between(of["x"], low, high, color=PALE, alpha=0.5, lw=0, zorder=1)
+        axis.fill_between(of["x"], low, high, color=colour, alpha=0.12, lw=0, zorder=1)
 
 
 def _gain_axis(axis: Axes, steps: Sequence[Gain]) -> None:
@@ -206,11 +217,6 @@ def _gain_axis(axis: Axes, steps: Sequence[Gain]) -> None:
     reach = max(highs) - min(*lows, 0.0) or 1.0
     axis.set_ylim(min(*lows, 0.0) - 0.08 * reach, max(*highs, 0.0) + 0.08 * reach)
     axis.axhline(0, color=INK, lw=0.8)
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    return [name if shorts.count(name) == 1 else f"{name[:19]} #{place}" for shorts in [[short(n) for n in names]]
-            for place, name in enumerate(shorts, start=1)]  # fmt: skip
 
 
 def tasks(results: Results) -> Figure | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from slm.evaluation.report.average import difference_error
-from slm.evaluation.report.results import Entry, Results, family_of
+from slm.evaluation.report.results import Entry, Results, family_of, number
 from slm.scaling.entries import fit_group, plain
 from slm.scaling.laws import get_law
 from slm.scaling.report.wording import is_number
@@ -43,8 +43,7 @@ class Gain:
 
 def target_error(score: Entry, target: str) -> float | None:
     """Standard error of loss or bits per byte."""
-    error = score.get("se_loss" if target == "loss" else "se_bits_per_byte")
-    return float(error) if is_number(error) else None
+    return number(score, "se_loss" if target == "loss" else "se_bits_per_byte")
 
 
 def points(results: Results) -> dict[str, list[Point]]:

@@ -35,7 +35,7 @@ def _identity(entry: Entry) -> list[str]:
         *shown,
         plainly(precision(entry)),
         plainly(entry.get("device") or NOTHING),
-        plainly(entry.get("fingerprint")),
+        f"`{entry.get('fingerprint')}`",
     ]
 
 
@@ -82,7 +82,7 @@ def _protocol(measure: Measure, results: Results) -> str:
         + (f": {how}" if how else "")
         + "."
         + error
-        + f" Text: {plainly(measure.fingerprint)}."
+        + f" Fingerprint of the text: {plainly(measure.fingerprint)}."
     )
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from slm.evaluation.report.average import apart
 from slm.evaluation.report.fits import target_error
 from slm.evaluation.report.numbers import measured
-from slm.evaluation.report.results import Entry, Measure, Results, has_loss, score_by, scores
+from slm.evaluation.report.results import Entry, Measure, Results, has_loss, number, score_by, scores
 from slm.scaling.report.text import Section, bullets, table
 from slm.scaling.report.wording import NOTHING, count, is_number, listed, plainly, plural, sig
 
@@ -47,9 +47,9 @@ def warnings(results: Results) -> list[str]:
                 f"on {plainly(measure.title)} the tokenizers differ, so losses and perplexities do not compare between "
                 "checkpoints; bits per byte do, if the bytes scored are equal."
             )
-            sizes = {score.get("bytes") for _, score in results.scored(measure)}
+            sizes = {size for _, score in results.scored(measure) if (size := number(score, "bytes"))}
             if len(sizes) > 1:
-                shown = listed([f"{size:,}" for size in sorted(filter(is_number, sizes))])
+                shown = listed([f"{size:,}" for size in sorted(sizes)])
                 said.append(f"on {plainly(measure.title)} different numbers of bytes were scored ({shown}).")
     texts: dict[str, set[str]] = {}
     for measure in results.measures:
@@ -79,13 +79,13 @@ def _table(results: Results, measure: Measure) -> str:
 
 
 def _row(entry: Entry, score: Entry) -> list[str]:
-    perplexity, error = score.get("perplexity"), score.get("se_loss")
+    perplexity, error = number(score, "perplexity"), number(score, "se_loss")
     return [
         plainly(entry["name"]),
         count(entry["params_total"]),
         measured(score.get("bits_per_byte"), score.get("se_bits_per_byte")),
         # d exp(loss) = exp(loss) d loss
-        measured(perplexity, perplexity * error if is_number(perplexity) and is_number(error) else None),
+        measured(perplexity, None if perplexity is None or error is None else perplexity * error),
         measured(score["loss"], error),
         sig(score.get("word_perplexity")),
         f"{score['tokens']:,}" if is_number(score.get("tokens")) else NOTHING,
@@ -132,8 +132,8 @@ def pair_lines(results: Results) -> list[str]:
     if len(alike) > MOST_PAIRS:
         lines.append(f"{plural(len(alike) - MOST_PAIRS, 'more pair')} are not distinguishable either.")
     if not alike and not unknown:
-        lines.append(f"All {plural(len(every), 'pair')} differ in {what} by more than 2 standard errors." if len(every) > 1
-                     else f"The two differ in {what} by more than 2 standard errors.")  # fmt: skip
+        which = f"All {plural(len(every), 'pair')}" if len(every) > 1 else "The two"
+        lines.append(f"{which} differ in {what} by more than 2 standard errors.")
     if unknown:
         lines.append(f"Of {plural(unknown, 'pair')} that cannot be said: a standard error is missing.")
     return lines

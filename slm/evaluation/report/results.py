@@ -85,12 +85,8 @@ class Results:
     @cached_property
     def labels(self) -> dict[str, str]:
         """A short, unique label of each name, for figures."""
-        names = [entry["name"] for entry in self.entries]
-        shorts = Counter(map(short, names))
-        return {
-            name: short(name) if shorts[short(name)] == 1 else f"{short(name)[:19]} #{place}"
-            for place, name in enumerate(names, start=1)
-        }
+        names = [str(entry["name"]) for entry in self.entries]
+        return dict(zip(names, unique_labels(names), strict=True))
 
     def scored(self, measure: Measure | None) -> list[tuple[Entry, Entry]]:
         """Entries with a loss by `measure`, each with its score."""
@@ -115,6 +111,19 @@ class Results:
     def fit_target(self) -> str:
         """What is set against N: loss, as published laws are of; bits per byte where tokenizers differ."""
         return "loss" if self.same_tokens(self.primary) else self.target
+
+
+def unique_labels(names: Sequence[str]) -> list[str]:
+    """Names short enough for a figure: their last parts if those differ, numbered where shortening makes them equal."""
+    lasts = [name.rstrip("/").rpartition("/")[2] for name in names]
+    shorts = [short(name) for name in (lasts if len(set(lasts)) == len(names) else names)]
+    return [name if shorts.count(name) == 1 else f"{name[:19]} #{place}" for place, name in enumerate(shorts, start=1)]
+
+
+def number(of: Entry, key: str) -> float | None:
+    """A figure of an entry; None where it is missing, null or no number."""
+    value = of.get(key)
+    return value if value is not None and is_number(value) else None
 
 
 def scores(entry: Entry) -> list[Entry]:
@@ -145,6 +154,6 @@ def family_of(entry: Entry) -> str:
 
 
 def common_tasks(entries: Sequence[Entry]) -> list[str]:
-    """Tasks that every checkpoint with tasks has a value of."""
-    having = [tasks_of(entry) for entry in entries if entry.get("tasks")]
+    """Tasks of which every checkpoint that has any value has one."""
+    having = [found for entry in entries if (found := tasks_of(entry))]
     return [name for name in (having[0] if having else {}) if all(name in one for one in having)]

@@ -1,7 +1,7 @@
 """results.csv: a row a checkpoint, the published study's columns first, and a legal table for sweep.py.
 
 Notable: `tokens`, `loss`, `perplexity`, `status` mean what they mean in a table of runs (docs/tables.md), so that
-`python sweep.py runs=results.csv` reads it: `tokens` is the training budget and is there only if every row knows it, and a
+`python sweep.py runs=results.csv` reads it: `tokens` is the training budget and is there only if every row knows it; a
 checkpoint without a loss by the first measure has another status than completed, which that reader leaves out.
 """
 
@@ -12,7 +12,17 @@ import io
 from typing import Any
 
 from slm.evaluation.report.average import average
-from slm.evaluation.report.results import Entry, Measure, Results, common_tasks, family_of, has_loss, score_by
+from slm.evaluation.report.results import (
+    Entry,
+    Measure,
+    Results,
+    common_tasks,
+    family_of,
+    has_loss,
+    number,
+    score_by,
+    tasks_of,
+)
 from slm.scaling.report.wording import is_number
 
 MEGABYTE = 1e6
@@ -53,7 +63,7 @@ def _cell(value: Any) -> Any:
 def _row(entry: Entry, results: Results, tokens_known: bool) -> Entry:
     score = score_by(entry, results.primary) or {}
     speed, shape = entry.get("speed") or {}, entry.get("shape") or {}
-    peak = speed.get("peak_memory_bytes")
+    peak = number(speed, "peak_memory_bytes")
     status = entry.get("status", "completed")
     if status == "completed" and not has_loss(score):
         status = "no loss"
@@ -62,7 +72,7 @@ def _row(entry: Entry, results: Results, tokens_known: bool) -> Entry:
         "params_total": entry["params_total"],
         "perplexity": score.get("perplexity"),
         "tokens_per_second": speed.get("decode_tokens_per_second"),
-        "peak_memory_mb": peak / MEGABYTE if is_number(peak) else None,
+        "peak_memory_mb": None if peak is None else peak / MEGABYTE,
         "seconds": entry.get("wall_seconds"),
     }
     table = {
@@ -123,7 +133,7 @@ def _tasks(entry: Entry, results: Results) -> Entry:
     found: Entry = {}
     for name, one in (entry.get("tasks") or {}).items():
         found |= {f"tasks/{name}": one.get("value"), f"tasks/{name}/se": one.get("se"), f"tasks/{name}/n": one.get("n")}
-    if common and entry.get("tasks"):
+    if common and tasks_of(entry):
         value, se = average(entry, common)
         found |= {"tasks/average": value, "tasks/average/se": se, "tasks/average/of": len(common)}
     return found

@@ -81,7 +81,7 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
         f"Difference of {target} between neighbouring sizes of a family, by the difference in parameters. Errors are "
         "those "
         "of two independent figures; the text is the same, so they are rather too large.",
-        table(("family", "from N", "to N", f"1000 x {target} a million parameters", "more than 2 se from 0"), rows),
+        table(("family", "from N", "to N", f"{target} per million parameters, x 10^-3", "more than 2 se from 0"), rows),
     )
     few = f"Grey: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
     return section.add(figure("marginal", f"Bars: 2 standard errors, and the two sizes. {few}") if drawn else "")

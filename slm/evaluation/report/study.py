@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slm.evaluation.report.results import PUBLISHED, Entry, Results, has_loss, is_wikitext2, measure_of, scores
+from slm.evaluation.report.numbers import megabytes
+from slm.evaluation.report.results import PUBLISHED, Entry, Results, has_loss, is_wikitext2, measure_of, number, scores
 from slm.scaling.fitting import fit
 from slm.scaling.intervals import uncertainty
 from slm.scaling.prediction import band
@@ -49,7 +50,7 @@ class Pair:
 def pairs(results: Results) -> list[Pair]:
     """The study's models among the checkpoints, by name and number of parameters, smallest first."""
     rows = read_table(NAME).frame.to_dict("records")
-    return [Pair(dict(row), entry) for row in rows for entry in results.entries if _same(row, entry)]  # type: ignore[arg-type]
+    return [Pair(dict(row), entry) for row in rows for entry in results.entries if _same(row, entry)]
 
 
 def _same(row: Entry, entry: Entry) -> bool:
@@ -112,7 +113,7 @@ def _beside(found: list[Pair]) -> str:
 
 def _row(pair: Pair) -> list[str]:
     score, speed = pair.score or {}, pair.entry.get("speed") or {}
-    perplexity, theirs, peak = score.get("perplexity"), pair.row["perplexity"], speed.get("peak_memory_bytes")
+    perplexity, theirs, peak = score.get("perplexity"), pair.row["perplexity"], number(speed, "peak_memory_bytes")
     cached = {True: " (KV cache)", False: " (no cache)"}.get(speed.get("cache"), "")  # type: ignore[arg-type]
     decode = speed.get("decode_tokens_per_second")
     return [
@@ -122,7 +123,7 @@ def _row(pair: Pair) -> list[str]:
         f"{100 * (perplexity / theirs - 1):+.2f}%" if is_number(perplexity) else NOTHING,
         sig(decode) + (cached if is_number(decode) else ""),
         sig(pair.row["tokens_per_second"]),
-        sig(peak / 1e6) if is_number(peak) else NOTHING,
+        megabytes(peak),
         sig(pair.row["peak_memory_mb"]),
     ]
 
@@ -133,11 +134,7 @@ def measured_table(found: list[Pair]) -> Table | None:
     if len(names) != len(set(names)) or set(names) != set(read_table(NAME).frame["name"]):
         return None
     columns = ("family", "params_total", "params_non_embedding", "depth", "name")
-    rows = [
-        {name: pair.row[name] for name in columns} | {"loss": pair.score["loss"]}  # type: ignore[index]
-        for pair in found
-        if pair.score
-    ]
+    rows = [{name: pair.row[name] for name in columns} | {"loss": pair.score["loss"]} for pair in found if pair.score]
     try:
         return table_from_frame(pd.DataFrame(rows), name="measured")
     except ValueError:  # untrained weights under a released name: losses that no model has
@@ -211,8 +208,10 @@ def _prediction_said(measured: Table) -> str:
 
 def _speeds(found: list[Pair]) -> list[tuple[Pair, float]]:
     """Pairs that are scored, with their decode speeds; empty if one was not measured."""
-    speeds = [(pair, (pair.entry.get("speed") or {}).get("decode_tokens_per_second")) for pair in found if pair.score]
-    return speeds if all(is_number(speed) for _, speed in speeds) else []
+    scored = [pair for pair in found if pair.score]
+    speeds = [number(pair.entry.get("speed") or {}, "decode_tokens_per_second") for pair in scored]
+    known = [(pair, speed) for pair, speed in zip(scored, speeds, strict=True) if speed is not None]
+    return known if len(known) == len(scored) else []
 
 
 def _speed_said(found: list[Pair]) -> str:
@@ -227,7 +226,8 @@ def _speed_said(found: list[Pair]) -> str:
         "constant, so depth sets the speed" if varies <= CONSTANT else "not constant, so more than depth sets the speed"
     )
     listing = ", ".join(f"{product:.0f}" for product in products)
-    return f"Tokens/s times layers, measured here{f' {how}' if how else ''}: {listing} (they vary by {varies:.0%}): {said}."
+    how = f", measured here {how}" if how else ""
+    return f"Tokens/s times layers{how}: {listing} (they vary by {varies:.0%}): {said}."
 
 
 def _product_said(found: list[Pair]) -> str:

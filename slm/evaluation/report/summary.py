@@ -8,7 +8,7 @@ from slm.evaluation.report.average import apart, average
 from slm.evaluation.report.conditions import conditions, usual_conditions
 from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.quality import ranked, warnings
-from slm.evaluation.report.results import Entry, Results, common_tasks
+from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
 from slm.scaling.report.directory import known
 from slm.scaling.report.text import Section, bullets
 from slm.scaling.report.wording import TARGET_NAMES, is_number, listed, plainly, plural, sig, with_interval
@@ -32,11 +32,11 @@ def _best(results: Results) -> str:
     rows = ranked(results)
     if not rows or results.primary is None:
         return ""
-    (entry, value, se), rest = rows[0], rows[1:]
+    entry, value, se = rows[0]
     what = TARGET_NAMES[results.target]
-    if not rest:
+    if len(rows) == 1:
         return f"{plainly(entry['name'])} has {measured(value, se)} {what} on {plainly(results.primary.title)}."
-    alike = [plainly(other["name"]) for other, *figure in rest if apart((value, se), (figure[0], figure[1])) is False]
+    alike = [plainly(row[0]["name"]) for row in rows[1:] if apart((value, se), row[1:]) is False]
     text = f"Lowest {what} on {plainly(results.primary.title)}: {plainly(entry['name'])}, {measured(value, se)}"
     return text + (f"; by these standard errors not distinguishable from {listed(alike)}." if alike else ".")
 
@@ -53,7 +53,7 @@ def _fastest(results: Results) -> str:
 
 
 def _average(results: Results) -> str:
-    having = [entry for entry in results.entries if entry.get("tasks")]
+    having = [entry for entry in results.entries if tasks_of(entry)]
     common = common_tasks(having)
     if len(common) < 2:
         return ""

@@ -75,7 +75,7 @@ def _table(having: list[Entry]) -> str:
     header = ["task", "metric", "items", "shots", *(plainly(entry["name"]) for entry in having)]
     rows = [_row(name, having) for name in names]
     if len(common) > 1:
-        of = [measured(*average(entry, common)) for entry in having]
+        of = [measured(*average(entry, common)) if tasks_of(entry) else NOTHING for entry in having]
         rows.append([f"**average of {len(common)}**", NOTHING, NOTHING, NOTHING, *of])
     return table(header, rows)
 
@@ -96,7 +96,7 @@ def _average_said(having: list[Entry]) -> str:
     if len(common) < 2:
         return "There is no average: fewer than two tasks have a value for every checkpoint."
     left = sorted(every - set(common))
-    of = f"The average is over the {plural(len(common), 'task')} that every checkpoint has a value of"
+    of = f"The average is over the {plural(len(common), 'task')} that every checkpoint with any value has one of"
     return (
         of
         + (f", so without {listed([plainly(name) for name in left])}" if left else "")
@@ -106,9 +106,9 @@ def _average_said(having: list[Entry]) -> str:
 
 def _pairs(having: list[Entry]) -> list[str]:
     common = common_tasks(having)
-    if len(common) < 2 or len(having) < 2:
+    if len(common) < 2:
         return []
-    averages = [(entry["name"], average(entry, common)) for entry in having]
+    averages = [(entry["name"], average(entry, common)) for entry in having if tasks_of(entry)]
     alike = [f"{plainly(a[0])} and {plainly(b[0])}" for a, b in combinations(averages, 2) if apart(a[1], b[1]) is False]
     if not alike:
         return []

@@ -34,8 +34,8 @@ CAPTIONS = {
 def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Path]:
     """Write results.csv, figures/*.png and .svg, and last report.md into `folder`; returns the files written.
 
-    `results` are entries of results.json (docs/evaluation_results.md), whose parts may be missing. `command` is what was
-    typed. Every file is written whole or not at all.
+    `results` are entries of results.json (docs/evaluation_results.md), whose parts may be missing. `command` is what
+    was typed. Every file is written whole or not at all.
     """
     of = Results(results)
     table = folder / "results.csv"
