@@ -3,7 +3,7 @@
 Two folders in the cache: documents (split, independent of the tokenizer) and, from them, tokens with their tokenizer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 from slm.data.cache import cached, digest
 from slm.data.documents import SPLITS, read_documents, write_documents
+from slm.data.framing import framed, opening
 from slm.data.progress import progress
-from slm.data.sources import source_of
+from slm.data.sources import Source, source_of
 from slm.data.stream import ShardWriter, TokenStream
 from slm.data.tokenizer import Tokenizer, load_tokenizer
 from slm.data.vocabulary import Plan, plan_tokenizer
@@ -36,17 +37,12 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
     key, for options that give no corpus.
     """
     source, plan = source_of(data), plan_tokenizer(tokenizer)
-    documents_key = [source.key(data), data["val_fraction"]]
+    documents_key = _documents_key(source, data)
     name = data["name"]
-    documents = cache_dir / "documents" / f"{name}-{digest(documents_key)}"
     tokens = cache_dir / "tokens" / f"{name}-{digest([documents_key, plan.key])}"
 
-    def build_documents(folder: Path) -> dict[str, Any]:
-        texts = source.documents(data)
-        return write_documents(folder, texts, data["val_fraction"], name=name, size=source.size(data))
-
     def build_tokens(folder: Path) -> dict[str, Any]:
-        facts = cached(documents, build_documents, what=f"the documents of {name}")
+        documents, facts = prepare_documents(data, cache_dir=cache_dir)
         return write_tokens(folder, documents, facts, plan)
 
     facts = cached(tokens, build_tokens, what=f"the tokens of {name}")
@@ -59,6 +55,22 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
     )
 
 
+def prepare_documents(data: Mapping[str, Any], *, cache_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of the documents of conf/data/NAME.yaml, for `read_documents`, and the facts of `write_documents`."""
+    source, name = source_of(data), data["name"]
+    folder = cache_dir / "documents" / f"{name}-{digest(_documents_key(source, data))}"
+
+    def build(folder: Path) -> dict[str, Any]:
+        texts = source.documents(data)
+        return write_documents(folder, texts, data["val_fraction"], name=name, size=source.size(data))
+
+    return folder, cached(folder, build, what=f"the documents of {name}")
+
+
+def _documents_key(source: Source, data: Mapping[str, Any]) -> list[Any]:
+    return [source.key(data), data["val_fraction"]]
+
+
 def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Make the tokenizer, encode both splits into shards; returns the manifest of the token folder."""
     tokenizer = plan.make(lambda: read_documents(documents, "train"))
@@ -67,9 +79,9 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
     size = sum(counts["bytes"] for counts in facts["splits"].values())
     with progress("encoding", size / 1e6, "MB") as advance:
         for split, writer in writers.items():
-            writer.write(_opening(tokenizer))
+            writer.write(opening(tokenizer))
             for texts in read_documents(documents, split):
-                writer.write(chain.from_iterable(_framed(tokenizer, ids) for ids in tokenizer.encode_batch(texts)))
+                writer.write(chain.from_iterable(framed(tokenizer, ids) for ids in tokenizer.encode_batch(texts)))
                 advance(sum(len(text.encode()) for text in texts) / 1e6)
     return {
         "fingerprint": facts["fingerprint"],
@@ -80,18 +92,3 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
         },
         "splits": {split: writer.facts(facts["splits"][split]) for split, writer in writers.items()},
     }
-
-
-def _begins(tokenizer: Tokenizer) -> bool:
-    return tokenizer.bos_id is not None and tokenizer.bos_id != tokenizer.eos_id
-
-
-def _opening(tokenizer: Tokenizer) -> list[int]:
-    """What stands before the first document, so that a stream starts with a special token and all text is scored."""
-    return [] if _begins(tokenizer) else [tokenizer.eos_id]
-
-
-def _framed(tokenizer: Tokenizer, ids: list[int]) -> Iterator[int]:
-    """[BOS] document [EOS], or document [EOS] where one token does both."""
-    begin = [tokenizer.bos_id] if _begins(tokenizer) and tokenizer.bos_id is not None else []
-    return chain(begin, ids, [tokenizer.eos_id])

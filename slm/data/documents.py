@@ -46,6 +46,17 @@ def read_documents(folder: Path, split: str) -> Iterator[list[str]]:
             yield file.read_row_group(group).column("text").to_pylist()
 
 
+def write_split(folder: Path, split: str, texts: Iterable[str]) -> dict[str, Any]:
+    """Write one split alone, every text as it comes, blank ones too; returns its documents and bytes."""
+    counts = {"documents": 0, "bytes": 0}
+    with _Writer(folder / f"{split}.parquet") as writer:
+        for text in texts:
+            size = len(text.encode())
+            writer.add(text, size)
+            counts = {"documents": counts["documents"] + 1, "bytes": counts["bytes"] + size}
+    return counts
+
+
 def split_documents(source: Iterable[Document], val_fraction: float | None) -> Iterator[tuple[str, str]]:
     """(text, split) of every document that holds text, in order.
 

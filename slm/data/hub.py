@@ -76,19 +76,23 @@ def bounded(texts: Iterable[str], max_documents: int | None, max_bytes: int | No
             return
 
 
-def _split(data: Mapping[str, Any], split: str) -> Iterator[str]:
+def rows(data: Mapping[str, Any], split: str) -> Iterator[str]:
+    """The text column of a split, row by row as the hub has it. Raises ValueError when there is no such thing."""
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(data["path"], data["subset"], split=split, revision=data["revision"], streaming=True)
+        found = load_dataset(data["path"], data["subset"], split=split, revision=data["revision"], streaming=True)
     except (FileNotFoundError, ValueError) as error:  # no such data set; no such subset or split
         raise ValueError(
             f"data.path={data['path']!r} cannot be read from the hub: {str(error).splitlines()[0]}"
         ) from None
     column = data["text_column"]
-    if rows.column_names is not None and column not in rows.column_names:
+    if found.column_names is not None and column not in found.column_names:
         raise ValueError(
-            f"data.text_column={column!r} is not in {data['path']}, which has {', '.join(rows.column_names)}"
+            f"data.text_column={column!r} is not in {data['path']}, which has {', '.join(found.column_names)}"
         )
-    texts = (row[column] for row in rows)
-    return bounded(joined(texts, data["document_start"]), data["max_documents"], data["max_bytes"])
+    return (row[column] for row in found)
+
+
+def _split(data: Mapping[str, Any], split: str) -> Iterator[str]:
+    return bounded(joined(rows(data, split), data["document_start"]), data["max_documents"], data["max_bytes"])

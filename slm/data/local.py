@@ -43,6 +43,26 @@ def documents(data: Mapping[str, Any]) -> Iterator[Document]:
         yield from (Document(text, "val") for text in _reader(path)(path, data))
 
 
+def files_to_evaluate(data: Mapping[str, Any]) -> list[Path]:
+    """`data.val_paths` where given, else `data.paths`; a file of any other kind than rows is plain text."""
+    name = "val_paths" if data["val_paths"] else "paths"
+    return _files(data[name], f"data.{name}", plain=True)
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a file holds a document a row, and not one text."""
+    return _reader(path) is not _text_file
+
+
+def evaluation_texts(files: Iterable[Path], data: Mapping[str, Any]) -> Iterator[str]:
+    """Plain files byte for byte, one text each; rows whole."""
+    for path in files:
+        if holds_rows(path):
+            yield from _reader(path)(path, {**data, "max_document_bytes": None})
+        else:
+            yield _decoded(path.read_bytes(), path)
+
+
 def pieces(blocks: Iterable[bytes], limit: int | None) -> Iterator[bytes]:
     """The text of all blocks in pieces of at most `limit` bytes that end at a paragraph, else a line, else a word."""
     rest = b""
@@ -66,8 +86,8 @@ def _end(text: bytes, start: int, limit: int) -> int:
     return end
 
 
-def _files(patterns: str | list[str] | None, name: str) -> list[Path]:
-    """Every file that the globs match, sorted; each pattern must match."""
+def _files(patterns: str | list[str] | None, name: str, *, plain: bool = False) -> list[Path]:
+    """Every file that the globs match, sorted; each pattern must match. `plain` takes files of unknown kinds too."""
     if not patterns or patterns == "???":
         raise ValueError(f"{name} is not set; give a file, a glob such as 'text/**/*.txt', or a list of them")
     found: set[Path] = set()
@@ -78,7 +98,7 @@ def _files(patterns: str | list[str] | None, name: str) -> list[Path]:
             raise ValueError(f"{name}={pattern!r} matches no file in {Path.cwd()}; give a file or a glob that does")
         found |= files
     for path in found:
-        if _suffix(path) is None:
+        if _suffix(path) is None and not plain:
             raise ValueError(f"{name}: {path} is of no known kind; wants {', '.join(_READERS)}")
     return sorted(found)
 
@@ -96,14 +116,18 @@ def _text_file(path: Path, data: Mapping[str, Any]) -> Iterator[str]:
     done = 0
     with path.open("rb") as file:
         for piece in pieces(iter(lambda: file.read(_BLOCK), b""), data["max_document_bytes"]):
-            try:
-                yield piece.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"data.paths: {path} is not UTF-8, which it wants to be "
-                    f"(byte 0x{piece[error.start]:02x} at offset {done + error.start}); convert it, as with iconv"
-                ) from None
+            yield _decoded(piece, path, done).removeprefix("\ufeff").replace("\r\n", "\n")
             done += len(piece)
+
+
+def _decoded(piece: bytes, path: Path, offset: int = 0) -> str:
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"data.paths: {path} is not UTF-8, which it wants to be "
+            f"(byte 0x{piece[error.start]:02x} at offset {offset + error.start}); convert it, as with iconv"
+        ) from None
 
 
 def _json_lines(path: Path, data: Mapping[str, Any]) -> Iterator[str]:
@@ -155,4 +179,4 @@ def _suffix(path: Path) -> str | None:
 
 
 def _reader(path: Path) -> Callable[[Path, Mapping[str, Any]], Iterator[str]]:
-    return _READERS[_suffix(path) or ""]
+    return _READERS[_suffix(path) or ".txt"]

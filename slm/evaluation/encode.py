@@ -1,0 +1,232 @@
+"""A text as one checkpoint's tokenizer sees it: tokens, which of them are scored, and the bytes each stands for.
+
+Notable: bytes are counted token by token, so bits per byte is exact for any part of a text; what a tokenizer's
+normaliser makes inexact is said in the notes. A running text begins with BOS where the tokenizer's own rule says so,
+and then all of it is scored; else its first token is context only. Separate documents are framed as in training.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slm.data import Tokenizer, framing
+from slm.data.progress import progress
+from slm.evaluation.texts import Text, run_documents
+
+BOS_RULES = ("auto", "always", "never")
+_GROUP = 1024  # documents of one call of the tokenizer
+_LONG = 4_000_000  # characters, from which on encoding takes seconds and shows it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Tokens to score, in order. Legend: n tokens."""
+
+    name: str
+    fingerprint: str
+    """Of the text, whatever the tokenizer."""
+    tokens: np.ndarray
+    """(n,) int64."""
+    scored: np.ndarray
+    """(n,) bool: whether the prediction of a token counts; never of the first."""
+    token_bytes: np.ndarray
+    """(n,) int64: UTF-8 bytes of the text that a token stands for; 0 for BOS and EOS."""
+    document: np.ndarray
+    """(n,) int32: number of the document that a token is in."""
+    words: int | None
+    """White-space separated words of the scored part of a running text."""
+    notes: tuple[str, ...]
+    """What a reader of the figures must know, whole sentences."""
+
+    @property
+    def num_scored(self) -> int:
+        """Tokens whose predictions count."""
+        return int(self.scored.sum())
+
+
+def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: int | None = None) -> Stream:
+    """The stream of a text, or of its first `max_tokens` tokens (a BOS before the text not counted).
+
+    `bos` says whether a running text begins with BOS: auto (the tokenizer's own rule), always, or never. Of separate
+    documents EOS is scored, as in training (the model must say where a document ends), and BOS is not. Raises
+    ValueError for settings that mean nothing, and when nothing is left to score.
+    """
+    if bos not in BOS_RULES:
+        raise ValueError(f"bos={bos!r} must be one of {', '.join(BOS_RULES)}")
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens={max_tokens} must be at least 1, or null for the whole text")
+    read = _separate if text.separate else _running
+    stream = read(text, tokenizer, bos, max_tokens)
+    if not stream.num_scored:
+        raise ValueError(f"{text.name} is a single token, with none before it to predict it from: give a longer text")
+    return stream
+
+
+def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None) -> Stream:
+    """The validation stream of a run directory of ours, token for token as the run was validated on it.
+
+    `tokenizer` is the one that the run saved. `cache_dir` defaults to the run's. Raises ValueError where the documents
+    or the tokenizer are not those of the run any more.
+    """
+    config, prints = _run_facts(run)
+    if prints["tokenizer"] != tokenizer.fingerprint:
+        raise ValueError(
+            f"{run}: the tokenizer given has fingerprint {tokenizer.fingerprint} and the run was trained with "
+            f"{prints['tokenizer']}; use the tokenizer in {run / 'model'}"
+        )
+    folder = Path(config["cache_dir"]).expanduser() if cache_dir is None else cache_dir
+    try:
+        groups = run_documents(config, prints["data"], folder)
+    except ValueError as error:
+        raise ValueError(f"the validation text of {run} cannot be had again: {error}") from error
+    tokens, document = _joined([frame for frame, _ in _frames(groups, tokenizer)], tokenizer)
+    return Stream(
+        name=config["data"]["name"],
+        fingerprint=prints["data"],
+        tokens=tokens,
+        scored=np.arange(len(tokens)) > 0,
+        token_bytes=tokenizer.token_bytes()[tokens],
+        document=document,
+        words=None,
+        notes=("This is the validation text of the run, framed and counted as in training.",),
+    )
+
+
+def _run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The resolved config of a run and the fingerprints of what it was trained on."""
+    import yaml
+
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        prints = json.loads((run / "corpus.json").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{run} is no run directory whose config.yaml and corpus.json can be read ({type(error).__name__})"
+        ) from None
+    return config, prints
+
+
+def _running(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None) -> Stream:
+    """One text, tokenised whole."""
+    (content,) = text.documents
+    with _shown(len(content)):
+        ids = np.asarray(tokenizer.encode(content), dtype=np.int64)
+    sizes, notes = tokenizer.token_bytes()[ids], list[str]()
+    encoded = content.encode()
+    exact = _fit_bytes(sizes, len(encoded))
+    if not exact:
+        notes.append(_inexact(int(sizes.sum()), len(encoded)))
+    document = _document_of(content, sizes, text.document_start)
+    if max_tokens is not None and max_tokens < len(ids):
+        ids, sizes, document = ids[:max_tokens], sizes[:max_tokens], document[:max_tokens]
+        notes.append(f"Only the first {max_tokens:,} tokens are scored.")
+    has_bos = tokenizer.adds_bos if bos == "auto" else bos == "always"
+    skipped = 0 if has_bos else int(sizes[:1].sum())
+    words = len(encoded[skipped : sizes.sum()].decode(errors="ignore").split()) if exact else None
+    if has_bos:
+        begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        ids, sizes, document = np.r_[begin, ids], np.r_[0, sizes], np.r_[document[:1], document]
+    else:
+        notes.append("The text does not begin with BOS, so its first token is context and not scored.")
+    return Stream(
+        name=text.name,
+        fingerprint=text.fingerprint,
+        tokens=ids,
+        scored=np.arange(len(ids)) > 0,
+        token_bytes=sizes,
+        document=document.astype(np.int32),
+        words=words,
+        notes=tuple(notes),
+    )
+
+
+def _separate(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None) -> Stream:
+    """Documents one after the other, between begin and end."""
+    notes = ["Documents stand between the tokenizer's begin and end tokens, and predictions of the end count."]
+    if bos != "auto":
+        notes.append(f"bos={bos} is for one running text and changes nothing here.")
+    groups = (list(text.documents[start : start + _GROUP]) for start in range(0, len(text.documents), _GROUP))
+    sizes_V, begins = tokenizer.token_bytes(), framing.begins(tokenizer)
+    frames, sizes = list[np.ndarray](), [0 * np.asarray(framing.opening(tokenizer), dtype=np.int64)]
+    counted, expected, length = 0, 0, len(sizes[0])
+    with _shown(sum(map(len, text.documents))) as advance:
+        for frame, num_bytes in _frames(groups, tokenizer):
+            size = sizes_V[frame]
+            _fit_bytes(size[begins:], num_bytes)
+            frames.append(frame)
+            sizes.append(size)
+            counted, expected, length = counted + int(size.sum()), expected + num_bytes, length + len(frame)
+            advance(num_bytes / 1e6)
+            if max_tokens is not None and length >= max_tokens:
+                notes.append(f"Only the first {max_tokens:,} tokens are scored.")
+                break
+    if counted != expected:
+        notes.append(_inexact(counted, expected))
+    tokens, document = _joined(frames, tokenizer)
+    scored = np.arange(len(tokens)) > 0
+    if begins:
+        scored &= tokens != tokenizer.bos_id  # text never gives that id
+    return Stream(
+        name=text.name,
+        fingerprint=text.fingerprint,
+        tokens=tokens[:max_tokens],
+        scored=scored[:max_tokens],
+        token_bytes=np.concatenate(sizes)[:max_tokens],
+        document=document[:max_tokens],
+        words=None,
+        notes=tuple(notes),
+    )
+
+
+def _frames(groups: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    """(framed tokens, UTF-8 bytes of the text) of each document."""
+    for contents in groups:
+        for content, ids in zip(contents, tokenizer.encode_batch(contents), strict=True):
+            yield np.fromiter(framing.framed(tokenizer, ids), dtype=np.int64), len(content.encode())
+
+
+def _joined(frames: list[np.ndarray], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, number of the document of each); what opens the stream belongs to the first document."""
+    opening = np.asarray(framing.opening(tokenizer), dtype=np.int64)
+    lengths = [len(frame) for frame in frames]
+    lengths[0] += len(opening)
+    return np.concatenate([opening, *frames]), np.repeat(np.arange(len(frames), dtype=np.int32), lengths)
+
+
+def _fit_bytes(sizes: np.ndarray, num_bytes: int) -> bool:
+    """Whether the bytes of a text's tokens add up to its own, once a space that the tokenizer put before it is gone.
+
+    Takes that byte from the first of `sizes`, in place.
+    """
+    if sizes.sum() == num_bytes + 1 and sizes[0] > 0:
+        sizes[0] -= 1
+    return bool(sizes.sum() == num_bytes)
+
+
+def _inexact(counted: int, expected: int) -> str:
+    return (
+        f"The tokens stand for {counted:,} bytes and the text has {expected:,}: the tokenizer changes or loses some of "
+        "it, so bits per byte is not comparable with that of tokenizers that keep all of it."
+    )
+
+
+def _document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> np.ndarray:
+    """Number of the document in which each token begins; all 0 where no pattern says where documents begin."""
+    if document_start is None:
+        return np.zeros(len(sizes_n), dtype=np.int32)
+    # What stands before the first match belongs to the document that it opens.
+    cuts = [0, *(match.start() for match in re.finditer(document_start, text, re.MULTILINE))][2:]
+    lengths = [len(text[start:stop].encode()) for start, stop in zip([0, *cuts], cuts, strict=False)]
+    return np.searchsorted(np.cumsum(lengths), np.cumsum(sizes_n) - sizes_n, side="right").astype(np.int32)
+
+
+def _shown(characters: int) -> AbstractContextManager[Callable[[float], None]]:
+    if characters < _LONG:
+        return nullcontext(lambda amount: None)
+    return progress("encoding", characters / 1e6, "MB")

@@ -1,0 +1,132 @@
+"""Texts to evaluate on: any conf/data/NAME.yaml, read as evaluation reads it and not as training does.
+
+Notable: one running text stays one text, byte for byte; what is several documents stays several. The fingerprint is
+that of the text alone, so results of different tokenizers and checkpoints can be held against each other by it.
+
+| source                    | what is read                               | as                                     |
+|---------------------------|--------------------------------------------|----------------------------------------|
+| hub, whose rows are lines | `test_split`, else `val_split`             | one text: rows joined by a blank line  |
+| hub, else                 | the same, else what training keeps by hash | documents                              |
+| local                     | `val_paths`, else `paths`                  | a plain file: one text; else documents |
+| pydocs                    | what training keeps for validation         | documents                              |
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from slm.data import hub, local
+from slm.data.cache import cached, digest
+from slm.data.corpus import prepare_documents
+from slm.data.documents import read_documents, write_split
+from slm.data.sources import source_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What is scored, before any tokenizer saw it."""
+
+    name: str
+    documents: tuple[str, ...]
+    """One running text, or separate documents; none is blank."""
+    separate: bool
+    """Whether the documents are to stand between begin and end tokens; false for one running text."""
+    document_start: str | None = None
+    """Pattern of the lines that begin a document inside a running text; it only serves the standard error."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of a running text the start of its SHA-256, as `sha256sum` prints it; else over length and text of each."""
+        if not self.separate:
+            return hashlib.sha256(self.documents[0].encode()).hexdigest()[:16]
+        found = hashlib.sha256()
+        for document in map(str.encode, self.documents):
+            found.update(f"{len(document)}\n".encode() + document)
+        return found.hexdigest()[:16]
+
+
+def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cache_dir: Path) -> Text:
+    """The text of `data`, the plain dict of a conf/data/NAME.yaml; of the hub it is fetched once into `cache_dir`.
+
+    `document_start` takes the place of `data.document_start`. Raises ValueError, in one sentence, for what cannot be
+    read, and for a text that is empty or white space alone.
+    """
+    name, separate = data["name"], True
+    start = document_start or data.get("document_start")
+    source_of(data)  # refuses an unknown one
+    _check_pattern(start)
+    if data["source"] == "local":
+        name, documents, separate = _local(data)
+    elif data["source"] == "hub" and _split(data):
+        separate = data["document_start"] is None
+        documents = _rows(data, cache_dir)
+        if not separate:
+            documents = ("\n\n".join(documents),)
+    else:
+        folder, _ = prepare_documents(data, cache_dir=cache_dir)
+        documents = tuple(chain.from_iterable(read_documents(folder, "val")))
+    kept = tuple(document for document in documents if document.strip())
+    if not kept:
+        raise ValueError(f"data={data['name']}: {name} holds no text to score; give one that is not empty")
+    return Text(name=name, documents=kept, separate=separate, document_start=None if separate else start)
+
+
+def _check_pattern(pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"document_start={pattern!r} is no regular expression: {error}") from None
+
+
+def _local(data: Mapping[str, Any]) -> tuple[str, tuple[str, ...], bool]:
+    files = local.files_to_evaluate(data)
+    texts = tuple(local.evaluation_texts(files, data))
+    name = data["name"] if data["name"] != "local" else files[0].name if len(files) == 1 else f"{len(files)} files"
+    return name, texts, len(files) > 1 or local.holds_rows(files[0])
+
+
+def _split(data: Mapping[str, Any]) -> str | None:
+    # .get: a run that was configured before there was a test_split has none in its config.yaml
+    return data.get("test_split") or data["val_split"]
+
+
+def _rows(data: Mapping[str, Any], cache_dir: Path) -> tuple[str, ...]:
+    """Rows of the split; those of a data set whose rows are documents up to its limits."""
+    split = _split(data)
+    options = {name: data[name] for name in ("path", "subset", "revision", "text_column", "document_start")}
+    limits = {name: data[name] for name in ("max_documents", "max_bytes") if data["document_start"] is None}
+    folder = cache_dir / "evaluation" / f"{data['name']}-{digest([options, limits, split])}"
+
+    def build(folder: Path) -> dict[str, Any]:
+        hub.require_network(f"data={data['name']} wants to download {data['path']}")
+        rows = hub.rows(data, str(split))
+        return write_split(folder, str(split), hub.bounded(rows, limits.get("max_documents"), limits.get("max_bytes")))
+
+    cached(folder, build, what=f"the {split} split of {data['name']}")
+    return tuple(chain.from_iterable(read_documents(folder, str(split))))
+
+
+def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
+    """The validation documents, in lists, of the run of ours that `config` describes.
+
+    They are looked for in the cache by their fingerprint, then made again from their source. Raises ValueError where
+    that gives other documents.
+    """
+    data = config["data"]
+    for manifest in sorted((cache_dir / "documents").glob(f"{data['name']}-*/manifest.json")):
+        if json.loads(manifest.read_text())["fingerprint"] == fingerprint:
+            return read_documents(manifest.parent, "val")
+    folder, facts = prepare_documents(data, cache_dir=cache_dir)
+    if facts["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"data={data['name']} is not the text of the run any more: its fingerprint is {facts['fingerprint']} now "
+            f"and was {fingerprint}; restore the files, package versions or cache_dir that the run was trained with, "
+            "or evaluate on another text"
+        )
+    return read_documents(folder, "val")
