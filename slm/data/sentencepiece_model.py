@@ -1,0 +1,148 @@
+"""A SentencePiece `tokenizer.model` (Llama's, MobileLLM's) as a tokenizer of the `tokenizers` library, id for id.
+
+Notable: merges are recovered from the pieces: any two pieces whose concatenation is a piece merge, best score first,
+which is the rule SentencePiece itself encodes by. What cannot be had exactly (unigram models, normalisation tables,
+symbols that are not marked up as such) is refused in one sentence and never approximated. Needs the extra `[hub]`.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from slm.data.tokenizer import Tokenizer
+
+_SPACE = "\u2581"  # how SentencePiece writes a space
+# ModelProto.SentencePiece.Type and TrainerSpec.ModelType of sentencepiece_model.proto
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "character"}
+
+
+def convert(file: Path, name: str, config: Mapping[str, Any], *, asked_by: str) -> Tokenizer:
+    """The tokenizer in a `tokenizer.model`; `config` is what a tokenizer_config.json beside it says.
+
+    Llama's rules hold where the config says nothing: `bos_token` and `eos_token` are the model's own, and a text
+    begins with the former. Raises ValueError, beginning with `asked_by`, for a model that has no exact equal here.
+    """
+    model = _parsed(file, asked_by)
+    problem = _why_not(model)
+    if problem:
+        raise ValueError(
+            f"{asked_by}: {file} {problem}, which cannot be reproduced exactly here: give the folder a tokenizer.json"
+        )
+    bos, eos = (config.get(role) or _control(model, role) for role in ("bos_token", "eos_token"))
+    if eos is None:
+        raise ValueError(f"{asked_by}: {file} has no end token: name eos_token in tokenizer_config.json beside it")
+    adds_bos = bos is not None and config.get("add_bos_token", True)
+    try:
+        content = _tokenizer(model, bos if adds_bos else None).to_str()
+        return Tokenizer(name, content, bos=bos, eos=eos, adds_bos=adds_bos)
+    except ValueError as error:
+        raise ValueError(f"{asked_by}: {error}") from None
+
+
+def _parsed(file: Path, asked_by: str) -> Any:
+    """The ModelProto in a file."""
+    try:
+        # Imported by name: neither package has types.
+        protobuf = import_module("google.protobuf.message")
+        proto = import_module("sentencepiece.sentencepiece_model_pb2")
+    except ImportError:
+        raise ValueError(
+            f"{asked_by}: {file} is a SentencePiece model, and reading it wants an extra: pip install 'slm[hub]'"
+        ) from None
+    model = proto.ModelProto()
+    try:
+        model.ParseFromString(file.read_bytes())
+    except protobuf.DecodeError:
+        model.Clear()
+    if not model.pieces:
+        raise ValueError(f"{asked_by}: {file} is not a SentencePiece model, or is damaged: download it again")
+    return model
+
+
+def _why_not(model: Any) -> str | None:
+    """What keeps a model from having an exact equal, or None."""
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    kind = _MODEL_TYPES.get(trainer.model_type, "unknown")
+    if kind != "BPE":
+        return f"is a SentencePiece model of type {kind} and not BPE"
+    if normalizer.precompiled_charsmap:
+        return f"normalises text by a table ({normalizer.name or 'unnamed'})"
+    if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
+        return "does not mark the space before a word"
+    if any(piece.type == _UNUSED for piece in model.pieces):
+        return "has pieces that are marked unused"
+    for piece in model.pieces:
+        # SentencePiece makes these out of text. Of markup we want no such thing; white space or words would be missed.
+        if piece.type == _USER_DEFINED and not _is_markup(piece.piece):
+            return f"has the user-defined symbol {piece.piece!r}"
+    return None
+
+
+def _is_markup(piece: str) -> bool:
+    return len(piece) > 2 and (piece[0], piece[-1]) in (("<", ">"), ("[", "]"))
+
+
+def _control(model: Any, role: str) -> str | None:
+    """The begin or end token that the model itself names."""
+    number = model.trainer_spec.bos_id if role == "bos_token" else model.trainer_spec.eos_id
+    if 0 <= number < len(model.pieces) and model.pieces[number].type == _CONTROL:
+        return str(model.pieces[number].piece)
+    return None
+
+
+def _tokenizer(model: Any, bos: str | None) -> tokenizers.Tokenizer:
+    pieces = list(model.pieces)
+    vocabulary = {piece.piece: number for number, piece in enumerate(pieces)}
+    scores = {piece.piece: piece.score for piece in pieces if piece.type == _NORMAL}
+    unknown = next((piece.piece for piece in pieces if piece.type == _UNKNOWN), None)
+    inner = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(scores, vocabulary),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=any(piece.type == _BYTE for piece in pieces),
+        )
+    )
+    _add_whitespace_rules(inner, model.normalizer_spec, scores)
+    special = [piece.piece for piece in pieces if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
+    inner.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
+    if bos is not None and bos in vocabulary:
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary[bos])]
+        )
+    return inner
+
+
+def _merges(scores: Mapping[str, float], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """All pairs of pieces that make a piece, best score first, then lowest id."""
+    ordered = sorted(scores, key=lambda piece: (-scores[piece], vocabulary[piece]))
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in ordered
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
+
+
+def _add_whitespace_rules(inner: tokenizers.Tokenizer, spec: Any, scores: Mapping[str, float]) -> None:
+    """Normaliser, cuts and decoder for the model's handling of spaces."""
+    before: list[Any] = []
+    after: list[Any] = [normalizers.Replace(" ", _SPACE)]
+    if spec.remove_extra_whitespaces:
+        before += [normalizers.Replace(tokenizers.Regex(regex), to) for regex, to in ((r"\A +", ""), (" +", " "))]
+        # Last, since here a U+2581 of the text itself counts as a space.
+        after.append(normalizers.Replace(tokenizers.Regex(rf"{_SPACE}+\z"), ""))
+    prefix = [normalizers.Prepend(_SPACE)] if spec.add_dummy_prefix else []
+    inner.normalizer = normalizers.Sequence([*before, *prefix, *after])
+    if _SPACE in scores and not any(_SPACE in piece.lstrip(_SPACE) for piece in scores):
+        # No piece goes over the beginning of a word, so words may be encoded, and remembered, one by one.
+        words = tokenizers.Regex(f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+")
+        inner.pre_tokenizer = pre_tokenizers.Split(words, behavior="isolated")
+    back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    inner.decoder = decoders.Sequence([*back, *([decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else [])])
