@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.scaling.analysis import Analysis
-from slm.tracking import Rows, check_logger, record_analysis
+from slm.tracking import Rows, check_logger, record_directory
 
 Entry = dict[str, Any]
 
@@ -24,8 +24,9 @@ def record(folder: Path, found: Analysis, name: str, config: Mapping[str, Any]) 
     if not config["logger"]["wandb"]:
         return
     tables = {"exponents": exponents(found), "comparisons": comparisons(found)}
-    record_analysis(
+    record_directory(
         folder,
+        kind="analysis",
         name=f"analysis-{name}",
         config={key: value for key, value in config.items() if key != "logger"},
         settings=config["logger"],

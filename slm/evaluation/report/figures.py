@@ -31,7 +31,7 @@ from slm.scaling.report.style import (
     short,
     style,
 )
-from slm.scaling.report.wording import TARGET_UNITS, interval, is_number, sig
+from slm.scaling.report.wording import TARGET_UNITS, interval, is_number, plural, sig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,13 +68,13 @@ def size(results: Results, fits: Sequence[Entry]) -> Figure | None:
     """Loss, or bits per byte where tokenizers differ, against N, with the power law of each family of three sizes."""
     target = results.fit_target
     rows = [(e, score) for e, score in results.scored(results.primary) if is_number(score.get(target))]
-    if not rows or results.primary is None:
+    reference = published_points(results) if target == "loss" else []
+    if len(rows) + len(reference) < 2 or not rows or results.primary is None:
         return None
     names = [results.labels[entry["name"]] for entry, _ in rows]
     what = target.replace("_", " ").capitalize()
     title = f"{what} against N on {results.primary.title}" + _law_said(fits)
     figure, (axis,) = panels(1, title, columns=1, width=WIDTH, height=4.0, margins=MARGINS, families=names)
-    reference = published_points(results) if target == "loss" else []
     N = [entry["params_total"] for entry, _ in rows] + [x for x, _ in reference]
     y = [score[target] for _, score in rows] + [value for _, value in reference]
     drawn = [entry for entry in fits if entry["fitted"] and whole(entry.get("curve"), "x", "centre")]
@@ -235,7 +235,7 @@ def tasks(results: Results) -> Figure | None:
     across = left + COLUMNS * inner + (COLUMNS - 1) * 0.2 + 0.2
     down = math.ceil(len(parts) / COLUMNS)
     body = down * (row + gap) + 0.1
-    figure, head = sheet(f"Tasks: value with 2 standard errors, {len(names)} checkpoints", across, body)
+    figure, head = sheet(f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}", across, body)
     for place, (title, values) in enumerate(parts):
         at_row, column = divmod(place, COLUMNS)
         top = head + 0.25 + at_row * (row + gap)

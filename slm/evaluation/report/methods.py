@@ -9,9 +9,8 @@ from slm.scaling.report.text import Section, bullets, table
 from slm.scaling.report.wording import NOTHING, listed, plainly
 
 WINDOW_WORDS = {
-    "sliding": "every token is scored once, in the first window that reaches it, with the tokens of that window "
-    "before it "
-    "as context",
+    "sliding": "every token is scored once, in the first window that reaches it, with the tokens of that window before "
+    "it as context",
     "non_overlapping": "the text is cut into windows side by side, and the first tokens of each have little context",
 }
 
@@ -54,9 +53,8 @@ def methods_section(results: Results, command: str) -> Section:
     """Protocols, errors, precision, versions, the command."""
     lines = [_protocol(measure, results) for measure in results.measures]
     lines.append(
-        "Loss is in nats per token, perplexity its exponential, bits per byte the summed loss over ln 2 and the "
-        "bytes of the "
-        "text scored. ± is one standard error; that of perplexity is perplexity times that of the loss."
+        "Loss is in nats per token, perplexity its exponential, bits per byte the summed loss over ln 2 and the bytes "
+        "of the text scored. ± is one standard error; that of perplexity is perplexity times that of the loss."
     )
     lines.append(f"Arithmetic: {_listed(precision(entry) for entry in results.entries)}.")
     versions = dict.fromkeys(
@@ -94,6 +92,5 @@ def files_section() -> Section:
     """Where the figures of the report are."""
     return Section("Files").add(
         "Every number of this report is in, or follows from, results.json beside it; results.csv has them as a table "
-        "with "
-        "a row a checkpoint. docs/evaluation_results.md says what each column and key is."
+        "with a row a checkpoint. docs/evaluation_results.md says what each column and key is."
     )

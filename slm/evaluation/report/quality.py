@@ -14,11 +14,9 @@ from slm.scaling.report.wording import NOTHING, count, is_number, listed, plainl
 MOST_PAIRS = 10
 """More pairs than these are counted instead of listed."""
 CAREFUL = (
-    "Errors are of the text: another text of its kind would give other figures. All checkpoints read the same text "
-    "and tend "
-    "to err on the same documents, so that two errors added, as here, make a difference look less certain than it "
-    "is: a "
-    "difference that stands out does so all the more, and one that does not may yet be real."
+    "Errors are of the text: another text of its kind would give other figures. All checkpoints read the same text and "
+    "tend to err on the same documents, so that two errors added, as here, make a difference look less certain than it "
+    "is: a difference that stands out does so all the more, and one that does not may yet be real."
 )
 
 

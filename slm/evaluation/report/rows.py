@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import Any
 
 from slm.evaluation.report.average import average
@@ -57,6 +58,8 @@ def to_csv(table: list[Entry]) -> str:
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value).lower() if isinstance(value, bool) else value
 
 

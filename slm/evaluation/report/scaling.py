@@ -51,9 +51,8 @@ def _limits(results: Results, fits: Sequence[Entry]) -> list[str]:
         sizes = len(points(results)[family])
         if entry["fitted"] and sizes < FEW:
             said.append(
-                f"{plainly(family)}: {plural(sizes, 'size')} support the slope between the smallest and the largest "
-                "at best. "
-                "They cannot tell a floor from none, nor one law from another, nor what larger models reach."
+                f"{plainly(family)}: {plural(sizes, 'size')} support the slope between the smallest and the largest at "
+                "best. They cannot tell a floor from none, nor one law from another, nor what larger models reach."
             )
         budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
         if budgets == {None}:
@@ -79,8 +78,7 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
     ]
     section = Section("Gain of more parameters").add(
         f"Difference of {target} between neighbouring sizes of a family, by the difference in parameters. Errors are "
-        "those "
-        "of two independent figures; the text is the same, so they are rather too large.",
+        "those of two independent figures; the text is the same, so they are rather too large.",
         table(("family", "from N", "to N", f"{target} per million parameters, x 10^-3", "more than 2 se from 0"), rows),
     )
     few = f"Grey: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."

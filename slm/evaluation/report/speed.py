@@ -16,9 +16,8 @@ def speed_section(results: Results) -> Section | None:
         return None
     section = Section("Speed and memory").add(
         "Medians over repetitions after a warm-up, in brackets their spread; one sequence. Prefill reads a prompt at "
-        "once; "
-        "decode makes one token after the other. Loading is apart from both. MB are 10^6 bytes. "
-        "`512 + 128 tokens` is a prompt of 512 and 128 made after it.",
+        "once; decode makes one token after the other. Loading is apart from both. MB are 10^6 bytes. `512 + 128 "
+        "tokens` is a prompt of 512 and 128 made after it.",
         *(f"**Mind:** {line}" for line in _warnings(results)),
         _table(having),
     )

@@ -56,15 +56,13 @@ def warnings(having: list[Entry]) -> list[str]:
     said = []
     if parts:
         said.append(
-            f"only the first items were scored of {listed(parts)}: these values, and averages with them, do not "
-            "compare "
-            "with published ones."
+            f"only a part of the items was scored of {listed(parts)}: these values, and averages with them, do not "
+            "compare with published ones."
         )
     if unlike:
         said.append(
             f"{listed(unlike)} had other items, examples or metrics for some checkpoints than for others, so the "
-            "values "
-            "do not compare."
+            "values do not compare."
         )
     return said
 
@@ -96,7 +94,7 @@ def _average_said(having: list[Entry]) -> str:
     if len(common) < 2:
         return "There is no average: fewer than two tasks have a value for every checkpoint."
     left = sorted(every - set(common))
-    of = f"The average is over the {plural(len(common), 'task')} that every checkpoint with any value has one of"
+    of = f"The average is over the {plural(len(common), 'task')} of which no checkpoint lacks a value"
     return (
         of
         + (f", so without {listed([plainly(name) for name in left])}" if left else "")
@@ -114,7 +112,6 @@ def _pairs(having: list[Entry]) -> list[str]:
         return []
     shown = "; ".join(alike[:10]) + (f"; and {plural(len(alike) - 10, 'more pair')}" if len(alike) > 10 else "")
     return [
-        f"Averages within 2 standard errors of each other, and so not distinguishable by these: {shown}. They "
-        "answered the "
-        "same items, so that a paired comparison item by item would be sharper."
+        f"Averages within 2 standard errors of each other, and so not distinguishable by these: {shown}. They answered "
+        "the same items, so that a paired comparison item by item would be sharper."
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slm.evaluation.report.figures import draw
@@ -13,22 +13,11 @@ from slm.evaluation.report.results import Entry, Results
 from slm.evaluation.report.rows import rows, to_csv
 from slm.evaluation.report.scaling import figure, gain_section, scaling_section
 from slm.evaluation.report.speed import speed_section
-from slm.evaluation.report.study import study_section
+from slm.evaluation.report.study import published_points, study_section
 from slm.evaluation.report.summary import summary_section
 from slm.evaluation.report.tasks import tasks_section
 from slm.scaling.report.directory import write_whole
 from slm.scaling.report.text import Section
-
-CAPTIONS = {
-    "Quality": ("size", "Bars: 2 standard errors. Grey: a power law of each family with three sizes or more, and its "
-    "95% "
-                "band. Grey diamonds: the published figures, by the same protocol."),
-    "Speed and memory": ("pareto", "Bars: 2 standard errors, and the spread of the speed. A checkpoint is pale if "
-    "another "
-                         "is at least as good in both and better in one. Only speeds measured under the same "
-                         "conditions."),
-    "Tasks": ("tasks", "Bars: 2 standard errors."),
-}  # fmt: skip
 
 
 def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Path]:
@@ -56,13 +45,31 @@ def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Pa
         files_section(),
     ]
     report = folder / "report.md"
-    write_whole(report, _text([section for section in sections if section], there).encode())
+    captions = {title: (name, words) for title, name, words in _captions(of, laws) if name in there}
+    text = _text([section for section in sections if section], captions)
+    write_whole(report, text.encode())
     return [table, *drawn, report]
 
 
-def _text(sections: Sequence[Section], drawn: set[str]) -> str:
+def _captions(of: Results, laws: Sequence[Entry]) -> list[tuple[str, str, str]]:
+    """Section, figure, caption."""
+    bars = "Bars: 2 standard errors."
+    law = " Grey: the power law of each family with three sizes or more, and its 95% band." if laws else ""
+    published = of.fit_target == "loss" and published_points(of)
+    diamonds = " Grey diamonds: the published figures, by the same protocol." if published else ""
+    pale = (
+        "Bars: 2 standard errors, and the spread of the speed. Only speeds measured under the same conditions. A "
+        "checkpoint is pale if another is at least as good in both, and better in one."
+    )
+    return [
+        ("Quality", "size", bars + law + diamonds),
+        ("Speed and memory", "pareto", pale),
+        ("Tasks", "tasks", bars),
+    ]
+
+
+def _text(sections: Sequence[Section], captions: Mapping[str, tuple[str, str]]) -> str:
     for section in sections:
-        name, caption = CAPTIONS.get(section.title, ("", ""))
-        if name in drawn:
-            section.add(figure(name, caption))
+        if section.title in captions:
+            section.add(figure(*captions[section.title]))
     return "\n\n".join(["# Evaluation", *map(Section.markdown, sections)]) + "\n"

@@ -1,4 +1,4 @@
-"""An analysis in Weights & Biases: tables, figures and summary of a run, and its directory as an artifact."""
+"""A directory of results in Weights & Biases: tables, figures and summary of a run, and its files as an artifact."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """Names of columns, and rows."""
 
 
-def record_analysis(
+def record_directory(
     folder: Path,
     *,
+    kind: str,
     name: str,
     config: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -24,9 +25,10 @@ def record_analysis(
     summary: Mapping[str, Any],
     files: Sequence[Path],
 ) -> None:
-    """Log one run with `tables`, `images` (under figures/) and `summary`, and `files` of `folder` as an artifact.
+    """Log one run with `tables`, `images` (under figures/), `summary`, and `files` of `folder` as an artifact.
 
-    `settings` is the `logger` config group. Raises `ValueError` for settings that `check_logger` refuses.
+    `kind` is the artifact's type, `settings` the `logger` config group. Raises `ValueError` for settings that
+    `check_logger` refuses.
     """
     import wandb
 
@@ -38,7 +40,7 @@ def record_analysis(
         }
         run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images})
         run.summary.update(dict(summary))
-        artifact = wandb.Artifact(artifact_name(name, run.id), type="analysis")
+        artifact = wandb.Artifact(artifact_name(name, run.id), type=kind)
         for path in files:
             artifact.add_file(str(path), name=str(path.relative_to(folder)))
         run.log_artifact(artifact)
