@@ -1,7 +1,8 @@
 """Write a decoder as a folder that transformers loads where the architecture exists there, and that we always load.
 
 Notable: our tensor names are Llama's without the `model.` prefix, so names are the whole conversion; our own
-`ModelConfig` travels under the key `slm`, so nothing is lost where transformers has no word for it.
+`ModelConfig` travels under the key `slm`, so nothing is lost where transformers has no word for it. `export` goes
+further than what training writes: it turns interleaved rotation into Llama's and, if asked, shared blocks into copies.
 """
 
 from __future__ import annotations
@@ -14,10 +15,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from slm.checkpoints.card import model_card, training_config
+from slm.checkpoints.llama import as_llama, unrolled
+from slm.checkpoints.load import check, load
+from slm.checkpoints.provenance import Provenance
+from slm.checkpoints.weights import dtype_name
 from slm.model.config import ModelConfig
+
+FORMATS = ("hf",)
+# All that an export can hold: a folder with anything else in it is somebody's, and is not replaced.
+_OURS = {
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "README.md",
+    "training.yaml",
+}
 
 
 class SavesTokenizer(Protocol):
@@ -35,10 +53,55 @@ def is_llama(config: ModelConfig) -> bool:
     return config.layer_sharing == "none" and config.qk_norm == "none" and config.rope_style == "half"
 
 
-def hf_config(config: ModelConfig, *, bos_id: int | None, eos_id: int) -> dict[str, Any]:
+def export(
+    run: str | Path, folder: str | Path | None = None, *, format: str = "hf", unroll_sharing: bool = False
+) -> Path:
+    """Write whatever `load` loads as a folder for transformers, with a model card; returns the folder.
+
+    Weights keep the precision that they are stored in. A decoder with shared blocks is written for our own loader,
+    and with `unroll_sharing` as the plain Llama that computes the same, with a copy of a block for each of its uses.
+    `folder` is by default `export` (or `export-unrolled`) in the run directory. Raises `ValueError` for a format that
+    does not exist, a folder that holds anything but an export, and a shape that Llama does not have where it is asked.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
+    source = check(run)
+    target = _target(source, folder, unroll_sharing)
+    decoder, tokenizer, provenance = load(run, dtype=getattr(torch, source.stored_dtype))
+    config, tensors = as_llama(decoder.config, decoder.state_dict())
+    if unroll_sharing:
+        config, tensors = unrolled(config, tensors)
+    files = {"README.md": model_card(config, tokenizer, provenance, name=target.name, loads_in_llama=is_llama(config))}
+    settings = training_config(provenance)
+    if settings:
+        files["training.yaml"] = settings
+    export_model(target, config, tensors, tokenizer, files=files)
+    return target
+
+
+def _target(source: Provenance, folder: str | Path | None, unroll_sharing: bool) -> Path:
+    if folder is None and source.run is None:
+        raise ValueError(f"export of {source.checkpoint} wants a folder to write to, since it is no run directory")
+    name = "export-unrolled" if unroll_sharing else "export"
+    target = Path(folder).expanduser() if folder is not None else Path(source.run or "") / name
+    if target.resolve() == source.folder.resolve():
+        raise ValueError(f"export={target} is the checkpoint itself: choose another folder")
+    if target.is_dir():
+        foreign = sorted({path.name for path in target.iterdir()} - _OURS)
+        if foreign:
+            raise ValueError(f"export={target} holds {foreign[0]}, which no export has: choose another folder")
+    elif target.exists():
+        raise ValueError(f"export={target} is a file: choose a folder")
+    return target
+
+
+def hf_config(
+    config: ModelConfig, *, bos_id: int | None, eos_id: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """`config.json`: model type `llama` where that is exact, `mobilellm` for immediate sharing, else `slm`."""
     shared_only = config.layer_sharing == "immediate" and config.num_repeats == 2
-    model_type = "llama" if is_llama(config) else "mobilellm" if shared_only and config.qk_norm == "none" else "slm"
+    is_mobilellm = shared_only and config.qk_norm == "none" and config.rope_style == "half"
+    model_type = "llama" if is_llama(config) else "mobilellm" if is_mobilellm else "slm"
     values = {
         "model_type": model_type,
         "vocab_size": config.vocab_size,
@@ -58,7 +121,7 @@ def hf_config(config: ModelConfig, *, bos_id: int | None, eos_id: int) -> dict[s
         "initializer_range": config.init_std,
         "bos_token_id": eos_id if bos_id is None else bos_id,
         "eos_token_id": eos_id,
-        "dtype": "float32",
+        "dtype": dtype_name(dtype),
         "slm": config.to_dict(),
     }
     if model_type == "llama":
@@ -69,14 +132,24 @@ def hf_config(config: ModelConfig, *, bos_id: int | None, eos_id: int) -> dict[s
 
 
 def export_model(
-    folder: Path, config: ModelConfig, state_dict: Mapping[str, Tensor], tokenizer: SavesTokenizer
+    folder: Path,
+    config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    tokenizer: SavesTokenizer,
+    *,
+    files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write config.json, model.safetensors and the tokenizer to `folder`, replacing it whole, or not at all."""
+    """Write config.json, model.safetensors and the tokenizer to `folder`, replacing it whole, or not at all.
+
+    `files` are texts by name that go with them.
+    """
     partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
-        text = json.dumps(hf_config(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id), indent=2)
-        (partial / "config.json").write_text(text + "\n")
+        dtype = state_dict["embed_tokens.weight"].dtype
+        values = hf_config(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, dtype=dtype)
+        for name, text in {"config.json": json.dumps(values, indent=2) + "\n", **(files or {})}.items():
+            (partial / name).write_text(text, encoding="utf-8")
         tensors = {_hf_name(name): tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save(partial)

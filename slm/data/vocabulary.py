@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from slm.data.hub import require_network
 from slm.data.progress import progress
-from slm.data.tokenizer import END, Tokenizer, load_tokenizer
+from slm.data.tokenizer import END, TOKENIZER_FILES, Tokenizer, load_tokenizer
 
 _ALPHABET = 256
 # How text is cut before merges, after tiktoken's cl100k (GPT-4) less the English contractions: a word with the one
@@ -20,7 +20,7 @@ _ALPHABET = 256
 # gives 3.19.
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # data only: no code
+_HUB_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # data only: no code
 
 Texts = Callable[[], Iterator[list[str]]]
 
@@ -116,8 +116,10 @@ def _byte_characters() -> dict[str, int]:
 def _plan_file(config: Mapping[str, Any]) -> Plan:
     path = str(config["path"])
     if path == "???":
-        raise ValueError("tokenizer.path is not set; wants a tokenizer.json, a folder that holds one, or a hub id")
-    is_hub_id = _HUB_ID.fullmatch(path) and not path.endswith(".json") and not Path(path).exists()
+        raise ValueError(
+            "tokenizer.path is not set; wants a tokenizer.json or tokenizer.model, a folder of one, or a hub id"
+        )
+    is_hub_id = _HUB_ID.fullmatch(path) and not path.endswith((".json", ".model")) and not Path(path).exists()
     if is_hub_id:
         tokenizer = load_tokenizer(_fetched(path, config["revision"]), name=path)
     else:
@@ -130,23 +132,24 @@ def _fetched(repository: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    try:
-        return Path(hf_hub_download(repository, _HUB_FILES[0], revision=revision, local_files_only=True)).parent
-    except EntryNotFoundError:
-        require_network(f"tokenizer.path={repository!r} is no path that exists, and as a hub id wants to be fetched")
-    folder = None
-    for name in reversed(_HUB_FILES):  # tokenizer.json last: when it is there, so are the others
+    for name in TOKENIZER_FILES:
         try:
-            folder = Path(hf_hub_download(repository, name, revision=revision)).parent
+            return Path(hf_hub_download(repository, name, revision=revision, local_files_only=True)).parent
         except EntryNotFoundError:
-            folder = None
+            continue
+    require_network(f"tokenizer.path={repository!r} is no path that exists, and as a hub id wants to be fetched")
+    for name in (*_HUB_CONFIGS, *TOKENIZER_FILES):  # the tokenizer last: when it is there, so are the others
+        try:
+            file = Path(hf_hub_download(repository, name, revision=revision))
+        except EntryNotFoundError:
+            continue
         except HfHubHTTPError as error:
             raise ValueError(
                 f"tokenizer.path={repository!r} cannot be fetched from the hub ({type(error).__name__}); "
                 f"wants the id of a repository that you may read"
             ) from None
-    if folder is None:
-        raise ValueError(
-            f"tokenizer.path={repository!r} has no {_HUB_FILES[0]} on the hub; wants a repository with one"
-        )
-    return folder
+        if name in TOKENIZER_FILES:
+            return file.parent
+    raise ValueError(
+        f"tokenizer.path={repository!r} has no {' or '.join(TOKENIZER_FILES)} on the hub; wants a repository with one"
+    )

@@ -1,0 +1,51 @@
+"""Exact rewritings of a decoder into shapes that Llama has: rotation by halves, and blocks that are used once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from slm.model.config import ModelConfig
+
+
+def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The same function with rotation by halves, where the rotation is interleaved and nothing hangs on the order.
+
+    Both rotations turn pairs of channels by the same angles and scores are sums over channels, so the rows of the
+    query and key projections in another order are the whole conversion. With learned gains on queries and keys the
+    decoder is no Llama in any order, and is left as it is.
+    """
+    if config.rope_style == "half" or config.qk_norm != "none":
+        return config, dict(tensors)
+    turned = {
+        name: _evens_then_odds(tensor, config.head_width) if ".q_proj." in name or ".k_proj." in name else tensor
+        for name, tensor in tensors.items()
+    }
+    return dataclasses.replace(config, rope_style="half"), turned
+
+
+def _evens_then_odds(rows: Tensor, head_width: int) -> Tensor:
+    """Within each head: channels 0, 2, 4, ... and then 1, 3, 5, ...; for weights (rows, D) and biases (rows,)."""
+    paired = rows.unflatten(0, (-1, head_width // 2, 2))
+    return paired.transpose(1, 2).flatten(0, 2)
+
+
+def unrolled(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The same function without sharing: one block a use, each with tensors of its own.
+
+    Raises `ValueError` for queries and keys that are normed, which Llama does not have.
+    """
+    if config.qk_norm != "none":
+        raise ValueError(
+            f"unroll_sharing=true writes a plain Llama, which has no model.qk_norm={config.qk_norm}: export without it "
+            "and load the folder with slm"
+        )
+    written = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
+    for use, block in enumerate(config.block_uses):
+        prefix = f"layers.{block}."
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                written[f"layers.{use}.{name.removeprefix(prefix)}"] = tensor.clone()
+    return dataclasses.replace(config, num_layers=len(config.block_uses), layer_sharing="none", num_repeats=1), written
