@@ -40,3 +40,13 @@ class KVCache:
         slot[0, :, :, self.length : stop] = k_BKTC
         slot[1, :, :, self.length : stop] = v_BKTC
         return slot[0, :, :, :stop], slot[1, :, :, :stop]
+
+    def past(self, use: int) -> tuple[Tensor, Tensor]:
+        """The (B, K, S, C) keys and values that the slot of `use` holds, where they lie."""
+        slot = self.store[use]
+        return slot[0, :, :, : self.length], slot[1, :, :, : self.length]
+
+    def append(self, new: list[tuple[Tensor, Tensor]]) -> None:
+        """Add one token, given its (B, K, 1, C) key and value for each use in turn."""
+        self.store[:, :, :, :, self.length] = torch.stack([torch.stack(pair) for pair in new]).squeeze(-2)
+        self.length += 1

@@ -58,12 +58,7 @@ class Decoder(nn.Module):
         Raises `ValueError` where the tokens do not fit into `max_position_embeddings` or into the cache.
         """
         start, length = cache.length if cache else 0, tokens_BT.shape[1]
-        room = min(
-            self.config.max_position_embeddings,
-            cache.max_length if cache else self.config.max_position_embeddings,
-        )
-        if start + length > room:
-            raise ValueError(f"{start + length} tokens do not fit: the context or the cache ends at {room}")
+        self.require_room(length, cache)
         x_BTD = self.embed_tokens(tokens_BT)
         cos, sin = rotary_table(self.config, start, length, x_BTD)
         for use, block in enumerate(self.config.block_uses):
@@ -71,6 +66,14 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.length += length
         return self.norm(x_BTD)
+
+    def require_room(self, length: int, cache: KVCache | None = None) -> None:
+        """Raise `ValueError` where `length` more tokens do not fit."""
+        room, past = self.config.max_position_embeddings, 0
+        if cache is not None:
+            room, past = min(room, cache.max_length), cache.length
+        if past + length > room:
+            raise ValueError(f"{past + length} tokens do not fit: the context or the cache ends at {room}")
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V)."""

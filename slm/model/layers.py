@@ -1,5 +1,8 @@
 """The parts of a block: RMSNorm, rotary positions, grouped-query causal attention, SwiGLU.
 
+Notable: a block has two ways through, `forward` for many tokens and `step` for the next one of one sequence; both use
+the same parts, and `step` is made to be compiled (`slm.model.decoding`).
+
 Legend: B batch, T new tokens, S all tokens seen (cached and new), D hidden, H query heads, K key/value heads,
 G = H/K queries a key, C head_dim, F feed-forward.
 """
@@ -17,6 +20,25 @@ from slm.model.config import ModelConfig
 # kernel there spends more on its backward pass than it saves in memory (measured: docs/log.md, 2026-11-21).
 CPU_MATMUL_ATTENTION_MAX_TOKENS = 2048
 CPU_QUERY_BLOCK = 128
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`; where one row is compiled for a CPU, multiply and sum, which reads the weight at memory bandwidth.
+
+    The libraries' products of a matrix and a vector reach a third of it there (docs/log.md, 2026-11-22).
+    """
+    if torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == weight.shape[1]:
+        y = (weight * x.view(-1)).sum(-1).view(*x.shape[:-1], -1)
+        return y if bias is None else y + bias
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by way of `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return linear(x, self.weight, self.bias)
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -98,6 +120,24 @@ def _matmul_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
     return torch.cat(blocks, dim=3).view(B, H, T, C)
 
 
+def attend_once(q_BH1C: Tensor, past_k_BKSC: Tensor, past_v_BKSC: Tensor, k_BK1C: Tensor, v_BK1C: Tensor) -> Tensor:
+    """Attention of one query to the S tokens before it and to itself. Returns (B, H, 1, C).
+
+    Written as sums of products, which compile into loops over the cache where it lies; the token's own key and value
+    stay apart, so that nothing is copied.
+    """
+    B, H, _, C = q_BH1C.shape
+    q_BKGC = q_BH1C.view(B, k_BK1C.shape[1], -1, C) * C**-0.5
+    exact = torch.float64 if q_BH1C.dtype == torch.float64 else torch.float32
+    past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=exact)
+    own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=exact)
+    highest = torch.maximum(past_BKGS.amax(-1, keepdim=True), own_BKG1)
+    past_BKGS, own_BKG1 = (past_BKGS - highest).exp(), (own_BKG1 - highest).exp()
+    total = past_BKGS.sum(-1, keepdim=True) + own_BKG1
+    mixed = ((past_BKGS / total).type_as(v_BK1C)[..., None] * past_v_BKSC[:, :, None]).sum(-2)
+    return (mixed + (own_BKG1 / total).type_as(v_BK1C) * v_BK1C).view(B, H, 1, C)
+
+
 class Attention(nn.Module):
     """Grouped-query causal self-attention (arXiv:2305.13245) with rotary positions. Tensor names are Llama's."""
 
@@ -105,10 +145,10 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         q_size, kv_size = config.num_heads * config.head_width, config.kv_heads * config.head_width
-        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_bias)
+        self.q_proj = Linear(config.hidden_size, q_size, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.o_proj = Linear(q_size, config.hidden_size, bias=config.attention_bias)
         if config.qk_norm == "learned":
             self.q_norm = RMSNorm(config.head_width, config.norm_eps)
             self.k_norm = RMSNorm(config.head_width, config.norm_eps)
@@ -117,6 +157,19 @@ class Attention(nn.Module):
         self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: KVCache | None = None, use: int = 0
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, T new tokens after the cached ones, in the slot of `use`."""
+        q, k, v = self._project(x_BTD, cos_TC, sin_TC)
+        if cache is not None:
+            k, v = cache.extend(use, k, v)
+        return self.o_proj(causal_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def step(
+        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, past_k_BKSC: Tensor, past_v_BKSC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of one token (T = 1) after S others; also returns its key and value, (B, K, 1, C)."""
+        q, k, v = self._project(x_BTD, cos_TC, sin_TC)
+        return self.o_proj(attend_once(q, past_k_BKSC, past_v_BKSC, k, v).flatten(1)[:, None]), k, v
+
+    def _project(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _ = x_BTD.shape
         q, k, v = (
             proj(x_BTD).view(B, T, -1, self.config.head_width).transpose(1, 2)
@@ -124,9 +177,7 @@ class Attention(nn.Module):
         )
         q, k = self._normalize(q, k)
         q, k = (rotate(x, cos_TC, sin_TC, self.config.rope_style) for x in (q, k))
-        if cache is not None:
-            k, v = cache.extend(use, k, v)
-        return self.o_proj(causal_attention(q, k, v).transpose(1, 2).reshape(B, T, -1))
+        return q, k, v
 
     def _normalize(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.qk_norm == "learned":
@@ -141,9 +192,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -166,3 +217,11 @@ class Block(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, cache, use)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+    def step(
+        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, past_k_BKSC: Tensor, past_v_BKSC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of one token (T = 1) after S others; also returns its key and value, (B, K, 1, C)."""
+        attended, k, v = self.self_attn.step(self.input_layernorm(x_BTD), cos_TC, sin_TC, past_k_BKSC, past_v_BKSC)
+        x_BTD = x_BTD + attended
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), k, v

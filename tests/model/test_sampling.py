@@ -1,5 +1,7 @@
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.generation.logits_process import TopPLogitsWarper
 
 from slm.model import Decoder, ModelConfig, generate
 
@@ -55,3 +57,20 @@ def test_generation_stops_at_the_stop_id_and_at_the_end_of_the_context_and_never
     assert max(generate(model, [1], max_new_tokens=200, temperature=5.0, top_k=None, num_ids=10)) < 10
     short = Decoder(ModelConfig(**(CONFIG.to_dict() | {"max_position_embeddings": 8})))
     assert len(list(generate(short, [1, 2, 3], max_new_tokens=100))) == 5
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9])
+def test_nucleus_sampling_draws_from_the_ids_that_transformers_keeps(top_p: float) -> None:
+    model = decoder()
+    with torch.inference_mode():
+        logits = model(torch.tensor([[1, 2]]))[:, -1]
+    warped = TopPLogitsWarper(top_p)(None, logits)[0].softmax(-1)
+    drawn = torch.tensor(
+        [
+            next(generate(model, [1, 2], max_new_tokens=1, temperature=1, top_k=None, top_p=top_p, seed=seed))
+            for seed in range(400)
+        ]
+    )
+    share = torch.bincount(drawn, minlength=50) / 400
+    assert (share[warped == 0] == 0).all()
+    assert (share - warped).abs().max() < 4 * 0.5 / 20  # four standard errors of a share of 400
