@@ -58,7 +58,7 @@ def methods_section(results: Results, command: str) -> Section:
     )
     lines.append(f"Arithmetic: {_listed(precision(entry) for entry in results.entries)}.")
     versions = dict.fromkeys(
-        ", ".join(f"{name} {number}" for name, number in (entry.get("versions") or {}).items())
+        ", ".join(f"{name} {number}" for name, number in (entry.get("versions") or {}).items() if number)
         for entry in results.entries
     )
     stated = [text for text in versions if text]

@@ -85,9 +85,7 @@ def study_section(results: Results) -> Section | None:
         _beside(found),
     )
     if not any(pair.score for pair in found):
-        section.add(
-            "None of its models was evaluated here on the whole text by that protocol, so perplexities are not compared."
-        )
+        section.add("None of its models was evaluated here on the whole text by that protocol, so none is compared.")
     measured = measured_table(found)
     says = _measured_findings(measured, found) if measured is not None else {}
     reviewed = review(read_table(NAME))
@@ -105,11 +103,9 @@ def study_section(results: Results) -> Section | None:
 
 def _not_repeated(found: list[Pair]) -> str:
     lost = [name for name in read_table(NAME).frame["name"] if name not in _scored(found)]
-    why = (
-        f"not evaluated by that protocol: {listed(lost)}"
-        if lost
-        else "a model was evaluated more than once, or untrained"
-    )
+    why = "a model was evaluated more than once, or is untrained"
+    if lost:
+        why = f"not evaluated on the whole text by that protocol: {listed(lost)}"
     return f"The study's fit is not repeated on figures measured here; {why}."
 
 

@@ -6,9 +6,9 @@ from itertools import combinations
 
 from slm.evaluation.report.average import apart, average
 from slm.evaluation.report.numbers import measured
-from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
+from slm.evaluation.report.results import Entry, Results, common_tasks, number, tasks_of
 from slm.scaling.report.text import Section, bullets, table
-from slm.scaling.report.wording import NOTHING, is_number, listed, plainly, plural
+from slm.scaling.report.wording import NOTHING, listed, plainly, plural
 
 # Items of the splits that lm-evaluation-harness 0.4 scores for the MobileLLM paper's eight.
 WHOLE = {"arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838, "social_iqa": 1954, "hellaswag": 10042,
@@ -44,9 +44,9 @@ def warnings(having: list[Entry]) -> list[str]:
         for name, one in tasks_of(entry).items():
             found.setdefault(name, []).append(one)
     parts = [
-        f"{plainly(name)} ({listed(sorted({str(one['n']) for one in of}))} of {WHOLE[name]})"
+        f"{plainly(name)} ({listed(sorted({str(one['n']) for one in of if number(one, 'n') is not None}))} of {WHOLE[name]})"
         for name, of in found.items()
-        if name in WHOLE and any(is_number(one.get("n")) and one["n"] < WHOLE[name] for one in of)
+        if name in WHOLE and any((number(one, "n") or WHOLE[name]) < WHOLE[name] for one in of)
     ]
     unlike = [
         plainly(name)

@@ -1,0 +1,315 @@
+"""The report says what results.json says: every part may be missing, and nothing is compared that does not compare."""
+
+import copy
+import csv
+import io
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slm.evaluation.report import write_report
+from slm.evaluation.report.average import apart, average, difference_error
+from slm.evaluation.report.fits import fits, gains
+from slm.evaluation.report.numbers import measured
+from slm.evaluation.report.quality import quality_section
+from slm.evaluation.report.results import Results, family_of, unique_labels
+from slm.evaluation.report.rows import rows, to_csv
+from slm.evaluation.report.speed import sharing_price, speed_section
+from slm.evaluation.report.summary import summary_section
+from slm.evaluation.report.tasks import tasks_section
+from slm.scaling import fit, read_table
+from tests.evaluation.reported import entry, published, score, speed, task, tiny
+
+COMMAND = "python evaluate.py 'checkpoints=[a,b]'"
+PUBLISHED_COLUMNS = ["model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("eval")
+    write_report(made, published() + tiny(), command=COMMAND)
+    return made
+
+
+def cells(text: str, heading: str) -> list[dict[str, str]]:
+    """The rows of the first table below a heading or bold line, with escapes undone."""
+    lines = text[text.index(heading) :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    table = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        marked = line.replace("\\|", "\0").replace("\\*", "*")
+        table.append([cell.strip().replace("\0", "|") for cell in marked.strip("|").split("|")])
+    return [dict(zip(table[0], row, strict=True)) for row in table[2:]]
+
+
+def close(shown: str, value: float) -> bool:
+    """Whether a printed number is the value to the digits printed."""
+    digits = shown.split(" ")[0]
+    return abs(float(digits) - value) <= 0.5000001 * 10.0 ** -len(digits.partition(".")[2])
+
+
+def test_every_figure_of_quality_is_that_of_the_results_with_its_error(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    shown = {row["checkpoint"]: row for row in cells(text, "**wikitext2, sliding")}
+    assert len(shown) == 8
+    for one in published() + tiny()[:4]:
+        (of, *_), row = one["perplexity_results"], shown[one["name"]]
+        assert close(row["loss (nats per token)"], of["loss"])
+        assert close(row["perplexity"], of["perplexity"])
+        assert close(row["**bits per byte**"], of["bits_per_byte"])
+        assert close(row["perplexity"].split("± ")[1], of["perplexity"] * of["se_loss"])
+        assert int(row["tokens"].replace(",", "")) == of["tokens"]
+
+
+def test_every_speed_and_size_is_that_of_the_results(folder: Path) -> None:
+    shown = {row["checkpoint"]: row for row in cells((folder / "report.md").read_text(), "## Speed and memory")}
+    for one in published() + tiny():
+        of, row = one["speed"], shown[one["name"]]
+        assert close(row["decode tokens/s"], of["decode_tokens_per_second"])
+        assert close(row["prefill tokens/s"], of["prefill_tokens_per_second"])
+        assert float(row["peak MB"]) == pytest.approx(of["peak_memory_bytes"] / 1e6, rel=5e-4)
+        assert row["KV cache"] == ("yes" if of["cache"] else "no")
+
+
+def test_tasks_have_their_values_and_a_missing_one_its_reason(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    shown = {row["task"]: row for row in cells(text, "## Tasks")}
+    for one in tiny()[:4]:
+        for name, of in one["tasks"].items():
+            if "value" in of:
+                assert close(shown[name][one["name"]], of["value"])
+    assert shown["boolq"][tiny()[1]["name"]] == "–"
+    assert "boolq: boolq needs data that is not here: set task_files.boolq" in text
+    assert float(shown["**average of 2**"][tiny()[0]["name"]].split()[0]) == pytest.approx((0.30 + 0.55) / 2)
+
+
+def test_the_csv_has_the_published_columns_first_and_is_a_table_of_runs(folder: Path) -> None:
+    with (folder / "results.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert list(read[0])[:6] == PUBLISHED_COLUMNS
+    first = read[0]
+    assert [float(first[name]) for name in PUBLISHED_COLUMNS[1:]] == [
+        *(124_635_456, 11.961319, 23.715576, 701.737984, 85.886318)
+    ]
+    table = read_table(folder / "results.csv")
+    assert table.families == ["MobileLLM", "deep thin", "deep thin shared"]
+    assert any("10 (no loss)" in note or "9 (no loss)" in note for note in table.notes)
+    alpha = fit(table.of("MobileLLM"), "power", target="perplexity").params["alpha"]
+    assert alpha == pytest.approx(0.245707, abs=5e-7)
+
+
+def test_training_tokens_make_the_csv_a_table_with_budgets_only_where_all_are_known(tmp_path: Path) -> None:
+    for entries, there in ((tiny(), True), (tiny() + published(), False)):
+        path = tmp_path / "results.csv"
+        path.write_text(to_csv(rows(Results(entries))))
+        frame = read_table(path).frame
+        assert ("tokens" in frame) is there
+        if there:
+            assert set(frame["tokens"]) == {20_000_000}
+
+
+def test_a_second_measure_has_columns_of_its_own_and_two_texts_of_one_name_stay_apart() -> None:
+    other = score(3.0) | {"data_fingerprint": "0" * 16}
+    entries = [entry("a", 10**7, perplexity_results=[score(3.5)]), entry("b", 10**7, perplexity_results=[other])]
+    made = rows(Results(entries))
+    assert made[0]["loss"] == 3.5
+    assert (made[0]["status"], made[1]["status"]) == ("completed", "no loss")
+    assert made[1]["loss_wikitext2_sliding_1024_512_00000000"] == 3.0
+    section = quality_section(Results(entries))
+    assert section
+    assert "2 different texts are called wikitext2" in section.markdown()
+    assert rows(Results(tiny()))[0]["loss_pydocs_non_overlapping_256"] == pytest.approx(3.9)
+
+
+def test_different_tokenizers_are_warned_of_and_compared_by_bits_per_byte_alone() -> None:
+    # More tokens of the same text: a lower loss for the same bits.
+    entries = [
+        entry("coarse", 10**7, perplexity_results=[score(3.0)]),
+        entry("fine", 10**7, shape={"vocab_size": 4096}, perplexity_results=[score(2.8, tokens=500_000)]),
+    ]
+    results = Results(entries)
+    assert (results.target, results.fit_target) == ("bits_per_byte", "bits_per_byte")
+    quality, summary = quality_section(results), summary_section(results, [])
+    assert quality
+    assert "the tokenizers differ, so losses and perplexities do not compare" in quality.markdown()
+    assert "Lowest bits per byte on wikitext2, sliding windows of 1024 tokens every 512: coarse" in summary.markdown()
+
+
+@pytest.mark.parametrize(("gap", "alike"), [(0.030, True), (0.040, False)])
+def test_checkpoints_within_two_standard_errors_are_called_not_distinguishable(gap: float, alike: bool) -> None:
+    # 2 sqrt(0.012^2 + 0.012^2) = 0.0339 nats
+    entries = [entry(name, 10**7, perplexity_results=[score(3.0 + x)]) for name, x in (("a", 0.0), ("b", gap))]
+    section = quality_section(Results(entries))
+    assert section
+    assert ("a and b are not distinguishable" in section.markdown()) is alike
+    assert ("The two differ in bits per byte by more than 2 standard errors" in section.markdown()) is not alike
+
+
+def test_errors_of_averages_and_differences_are_those_of_many_simulated_evaluations() -> None:
+    rng = np.random.default_rng(0)
+    p, n = np.array([0.3, 0.6, 0.8]), np.array([500, 1000, 200])
+    one = entry("a", 10**7, tasks={str(i): task(float(p[i]), int(n[i])) for i in range(3)})
+    value, se = average(one, ["0", "1", "2"])
+    drawn = (rng.binomial(n, p, size=(40_000, 3)) / n).mean(axis=1)
+    assert value == pytest.approx(p.mean())
+    assert se == pytest.approx(drawn.std(), rel=0.02)
+    assert difference_error(0.3, 0.4) == pytest.approx(0.5)
+    assert difference_error(0.3, None) is None
+    assert (apart((1.0, 0.3), (2.01, 0.4)), apart((1.0, 0.3), (1.99, 0.4))) == (True, False)
+    assert apart((1.0, None), (9.0, 0.1)) is None
+
+
+def test_gains_between_sizes_have_propagated_errors() -> None:
+    first, second = gains(Results(tiny()))[:2]
+    assert first.value == pytest.approx(0.38 / 6)  # 4.10 to 3.72 over six million parameters
+    assert first.se == pytest.approx(math.sqrt(2) * 0.012 / 6)
+    assert (second.smaller, second.larger) == (12e6, 24e6)
+    assert second.value == pytest.approx(0.29 / 12)  # the shared family is not in this step
+
+
+def test_three_sizes_draw_a_law_and_identify_no_exponent(tmp_path: Path) -> None:
+    (found,) = fits(Results(tiny()))
+    assert (found["family"], found["fitted"], found["identified"]) == ("deep thin", True, False)
+    write_report(tmp_path, tiny(), command=COMMAND)
+    text = (tmp_path / "report.md").read_text()
+    assert "NOT IDENTIFIED" in text
+    assert "3 distinct sizes and 3 values for 2 parameters are too few" in text
+    assert "alpha = 0." not in text
+    assert "3 sizes support the slope between the smallest and the largest at best" in text
+
+
+def test_the_price_of_sharing_is_the_ratio_of_times() -> None:
+    shared = tiny()[3]
+    assert sharing_price(shared) == pytest.approx({"prefill": 9000 / (320 * 30), "decode": 480 / 320})
+    section = speed_section(Results(tiny()))
+    assert section
+    assert "uses each block 2 times" in section.markdown()
+    assert "1.50 times the time in decode (320.0 against 480.0 tokens/s)" in section.markdown()
+    assert sharing_price(tiny()[0]) == {}
+
+
+def test_speeds_under_other_conditions_are_warned_of() -> None:
+    entries = [entry(name, 10**7, speed=speed(100)) for name in ("a", "b")]
+    entries.append(entry("c", 10**7, speed=speed(900, cache=True)))
+    section = speed_section(Results(entries))
+    assert section
+    assert "**Mind:** c was measured under other conditions" in section.markdown()
+    assert "Fastest decode: a" in summary_section(Results(entries), []).markdown()
+
+
+def test_tasks_that_were_limited_are_warned_of() -> None:
+    section = tasks_section(Results([entry("a", 10**7, tasks={"piqa": task(0.5, 200), "arc_easy": task(0.5, 2376)})]))
+    assert section
+    assert "only a part of the items was scored of piqa (200 of 1838)" in section.markdown()
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "shown"),
+    [
+        (3.28312, 0.01234, "3.283 ± 0.012"),
+        (11.961319, 0.0996, "11.96 ± 0.10"),
+        (712.4, 13.0, "712 ± 13"),
+        (2.5, None, "2.500"),
+        (2.5, 0.0, "2.500"),
+        (None, 0.1, "–"),
+        (float("nan"), 0.1, "–"),
+    ],
+)
+def test_a_number_has_the_digits_that_its_error_carries(value: Any, se: Any, shown: str) -> None:
+    assert measured(value, se) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "family"),
+    [
+        ("MobileLLM-125M", None, "MobileLLM"),
+        ("facebook/MobileLLM-1.5B-layer-share", None, "facebook/MobileLLM-layer-share"),
+        ("SmolLM2-135M-Instruct", None, "SmolLM2-Instruct"),
+        ("run-3", None, "unnamed"),
+        ("MobileLLM-125M", "mine", "mine"),
+    ],
+)
+def test_a_family_is_stated_or_the_name_without_its_size(name: str, stated: str | None, family: str) -> None:
+    assert family_of(entry(name, 10, family=stated)) == family
+
+
+def test_labels_of_figures_are_short_and_unique() -> None:
+    names = [f"outputs/2026-11-22/{'x' * 30}{i}{'y' * 30}" for i in range(12)] + ["z", "outputs/z"]
+    labels = unique_labels(names)
+    assert len(set(labels)) == len(labels)
+    assert max(map(len, labels)) <= 24
+    assert unique_labels(["runs/a", "runs/b"]) == ["a", "b"]
+
+
+def test_the_files_named_are_there_whole_and_an_old_figure_is_removed(tmp_path: Path) -> None:
+    with_tasks = write_report(tmp_path, tiny(), command=COMMAND)
+    assert all(path.is_file() for path in with_tasks)
+    assert {path.name for path in with_tasks if path.suffix == ".png"} == {
+        *("size.png", "pareto.png", "marginal.png", "tasks.png")
+    }
+    text = (tmp_path / "report.md").read_text()
+    assert all(f"](figures/{name}.png)" in text for name in ("size", "pareto", "marginal", "tasks"))
+    written = write_report(tmp_path, [entry("bare", 10**6)], command=COMMAND)
+    assert {path.name for path in written} == {"results.csv", "report.md"}
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["report.md", "results.csv"]
+
+
+def test_what_another_wrote_into_a_name_stays_text(tmp_path: Path) -> None:
+    name = 'a|b <script> *x* $y$ "q", größe'
+    one = entry(name, 10**6, notes=["see [x](http://y) | z"], perplexity_results=[score(3.0)])
+    write_report(tmp_path, [one], command=COMMAND)
+    text = (tmp_path / "report.md").read_text()
+    assert "<script>" not in text
+    assert "a\\|b" in text
+    assert "](http://y)" not in text
+    assert next(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))["model"] == name
+
+
+STATED = {
+    *(
+        "schema",
+        "name",
+        "checkpoint",
+        "kind",
+        "fingerprint",
+        "params_total",
+        "stored_dtype",
+        "dtype",
+        "device",
+        "status",
+    ),
+    *("data", "data_fingerprint", "protocol", "max_length", "stride", "cache", "prompt_tokens", "new_tokens"),
+    *("arc_easy", "piqa", "boolq"),
+}
+"""What every entry states; all else may be missing or null."""
+
+
+def pruned(value: Any, rng: random.Random) -> Any:
+    """The same entry with parts left out or null, as a partial evaluation has them."""
+    if isinstance(value, list):
+        return [pruned(one, rng) for one in value]
+    if not isinstance(value, dict):
+        return value
+    made = {}
+    for key, one in value.items():
+        if key in STATED or rng.random() > 0.15:
+            made[key] = pruned(one, rng)
+        elif rng.random() < 0.5:
+            made[key] = None
+    return made
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_part_may_be_missing(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    entries = [pruned(copy.deepcopy(one), rng) for one in published() + tiny()]
+    write_report(tmp_path, entries, command=COMMAND)
+    text = (tmp_path / "report.md").read_text()
+    assert "None" not in text
+    assert "nan" not in text

@@ -1,0 +1,72 @@
+"""What W&B wrote of an evaluation, read back from its files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm.evaluation.report import write_report
+from slm.tracking import record_evaluation
+from slm.tracking.evaluation import read_rows
+from tests.evaluation.reported import published, tiny
+from tests.tracking.test_wandb_run import SETTINGS
+
+ENTRIES = published()[:1] + tiny()[1:2]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    files = write_report(folder, ENTRIES, command="python evaluate.py")
+    images = [path for path in files if path.suffix == ".png"]
+    settings = SETTINGS | {"job_type": "evaluate"}
+    config = {"checkpoints": ["a", "b"]}
+    record_evaluation(
+        folder, ENTRIES, name="evaluation-x", config=config, settings=settings, files=files, images=images
+    )
+    return folder
+
+
+def inspected(folder: Path) -> dict[str, Any]:
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    wandb = Path(sys.executable).with_name("wandb")
+    command = [str(wandb), "leet", "inspect", "--summary", "--json", str(file)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+def test_the_summary_has_the_figures_of_each_checkpoint_and_none_that_is_missing(recorded: Path) -> None:
+    run = inspected(recorded)
+    summary = run["summary"]
+    assert run["name"] == "evaluation-x"
+    assert run["config"] == {"checkpoints": ["a", "b"]}
+    assert summary["MobileLLM-125M/perplexity"] == pytest.approx(11.961319)
+    assert summary["MobileLLM-125M/decode_tokens_per_second"] == 23.715576
+    ours = tiny()[1]
+    assert summary["deep|thin 1_größe*/bits_per_byte"] == ours["perplexity_results"][0]["bits_per_byte"]
+    assert summary["deep|thin 1_größe*/task/piqa"] == ours["tasks"]["piqa"]["value"]
+    assert "deep|thin 1_größe*/task/boolq" not in summary
+    (file,) = recorded.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"evaluate" in file.read_bytes()
+
+
+def test_tables_and_figures_are_logged_and_the_table_is_that_of_the_csv(recorded: Path) -> None:
+    summary = inspected(recorded)["summary"]
+    assert summary["evaluation"]["nrows"] == 2
+    assert summary["tasks"]["nrows"] == 3
+    assert summary["figures/size"]["_type"] == "image-file"
+    (table,) = recorded.glob("wandb/offline-run-*/files/media/table/evaluation_*.json")
+    written = json.loads(table.read_text())
+    row = dict(zip(written["columns"], written["data"][0], strict=True))
+    assert (row["model"], row["params_total"], row["cache"]) == ("MobileLLM-125M", 124_635_456, False)
+    assert row["fingerprint"] == "0123456789abcdef"
+
+
+def test_text_that_spells_a_number_stays_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("model,fingerprint,loss,tasks/piqa\n007,1234567890123456,1e-3,\n")
+    columns, (row,) = read_rows(path)
+    assert row == ["007", "1234567890123456", 1e-3, None]
+    assert columns[2] == "loss"
