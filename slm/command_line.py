@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from itertools import takewhile
+from pathlib import Path
 from typing import NoReturn
 
 from hydra.errors import HydraException, OverrideParseException
@@ -67,3 +68,8 @@ def new_folder(what: str) -> str:
     now = datetime.now()
     # The random end keeps two runs that start within one second apart.
     return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}-{what}-{secrets.token_hex(2)}"
+
+
+def cache_home() -> str:
+    """Where caches of this user go (XDG base directory specification)."""
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm")

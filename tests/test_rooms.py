@@ -15,8 +15,8 @@ ALLOWED = {
     "tracking": set(),
     "data": set(),
     "checkpoints": {"model", "data"},
-    "training": {"model", "data", "checkpoints", "tracking", "command_line"},
-    "evaluation": {"model", "data", "checkpoints", "scaling", "tracking"},
+    "training": {"model", "data", "checkpoints", "tracking", "command_line", "machine"},
+    "evaluation": {"model", "data", "checkpoints", "scaling", "tracking", "command_line", "machine"},
     "sweep": {"scaling", "tracking", "model.config", "command_line"},
 }
 TORCHLESS = ["slm.scaling.tables", *(f"slm.sweep.{name}" for name in ("config", "collect", "audit", "shapes"))]

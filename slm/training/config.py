@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
-from slm.command_line import new_folder
+from slm.command_line import cache_home, new_folder
 from slm.model.config import ModelConfig
 
 
@@ -24,7 +24,7 @@ def register() -> None:
         ("model_name", _model_name),
         ("run_dir", _run_dir),
         ("run_group", _run_group),
-        ("cache_home", _cache_home),
+        ("cache_home", cache_home),
     ):
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 
@@ -53,8 +53,3 @@ def _run_group() -> str | None:
 
 def _in_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _cache_home() -> str:
-    """Where caches of this user go (XDG base directory specification)."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from slm.machine import can_compile, device_name, native_bfloat16
 
 PRECISIONS = ("auto", "bf16-mixed", "32-true", "64-true")
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -43,7 +43,7 @@ class Hardware:
     @property
     def device_name(self) -> str:
         """Name of the processor."""
-        return torch.cuda.get_device_name() if self.accelerator == "cuda" else _cpu_name()
+        return device_name(self.accelerator)
 
 
 def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
@@ -63,7 +63,7 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
         num_nodes=int(trainer["num_nodes"]),
         strategy="single" if not several else "fsdp" if trainer["strategy"] == "fsdp" else "ddp",
         precision=precision,
-        compile=_can_compile(accelerator) if trainer["compile"] == "auto" else bool(trainer["compile"]),
+        compile=can_compile(accelerator) if trainer["compile"] == "auto" else bool(trainer["compile"]),
         micro_batch_tokens=int(trainer["micro_batch_tokens"] or MICRO_BATCH_TOKENS[accelerator]),
         num_workers=int(trainer["num_workers"]),
     )
@@ -72,13 +72,6 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
 def is_first_process() -> bool:
     """Whether this process is the one that speaks and writes; known from the environment before training starts."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def native_bfloat16(accelerator: str) -> bool:
-    """Whether bfloat16 matmuls are instructions here. Emulated ones are 20 to 50 times slower than float32."""
-    if accelerator == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _accelerator(wanted: str) -> Literal["cpu", "cuda"]:
@@ -103,14 +96,3 @@ def _devices(wanted: Any, accelerator: str) -> int:
         limit = "a whole number of at least 1" if present is None else f"between 1 and {present}, the GPUs here"
         raise ValueError(f"trainer.devices={wanted} must be auto or {limit}")
     return wanted
-
-
-def _can_compile(accelerator: str) -> bool:
-    """On a CPU torch.compile needs a C++ compiler, which not every machine has; on a GPU it brings its own."""
-    return accelerator == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'} ({torch.get_num_threads()} threads)"

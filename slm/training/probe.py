@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from slm.machine import peak_memory_bytes
 from slm.model.decoder import Decoder
 from slm.training.hardware import Hardware
 from slm.training.plan import Plan
@@ -48,22 +46,3 @@ def _pass(decoder: Decoder, tokens: Tensor, context: Callable[[], AbstractContex
     if tokens.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def reset_peak_memory() -> None:
-    """Start the peak anew, where the system can: one process may train several runs."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM = VmRSS
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process has held since the reset: on the GPU if it uses one, else resident in RAM."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from slm.data import Corpus
+from slm.machine import peak_memory_bytes
 from slm.training.hardware import Hardware
 from slm.training.journal import Journal
 from slm.training.plan import Plan
-from slm.training.probe import peak_memory_bytes
 from slm.training.validation import Score
 
 SCHEMA = 1

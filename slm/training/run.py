@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slm.checkpoints import export_model
 from slm.data import Corpus, prepare
+from slm.machine import reset_peak_memory
 from slm.tracking import Trackers, check_logger, open_trackers
 from slm.training.announce import ending_lines, plan_lines, speed_lines
 from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
@@ -25,7 +26,7 @@ from slm.training.journal import COLUMNS, Journal
 from slm.training.module import LanguageModel
 from slm.training.peak import matmul_peak
 from slm.training.plan import Plan, make_plan
-from slm.training.probe import measure_speed, reset_peak_memory
+from slm.training.probe import measure_speed
 from slm.training.progress import Progress
 from slm.training.result import make_result
 from slm.training.run_directory import RunDirectory
