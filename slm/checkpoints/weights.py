@@ -12,6 +12,7 @@ import math
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -173,7 +174,8 @@ def _span(file: Path, name: str, base: int, dtype_code: str, shape: tuple[int, .
 
 def _load_pickle(file: Path) -> dict[str, Any]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with warnings.catch_warnings(action="ignore"):  # about the protocol of a pickle that is then refused
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         wants = re.search(r"GLOBAL (\S+)", str(error))
         if wants is None:

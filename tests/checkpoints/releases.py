@@ -1,0 +1,100 @@
+"""Tiny random releases on disk, in the formats of the hub, and what transformers computes with them."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, logging
+
+from slm.data.vocabulary import plan_tokenizer
+
+SHAPE = {
+    "vocab_size": 260,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.12,
+    "tie_word_embeddings": True,
+    "eos_token_id": 256,
+    "bos_token_id": 256,
+}
+IDS = torch.randint(0, 257, (2, 33), generator=torch.Generator().manual_seed(1))
+
+
+def llama(**changes) -> LlamaForCausalLM:
+    """Random, float32; biases and norm gains too, which transformers starts at 0 and 1."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | changes)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data = 1 + 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def save_tokenizer(folder: Path) -> None:
+    plan_tokenizer({"kind": "bytes"}).make(lambda: iter([])).save(folder)
+
+
+def save(model: LlamaForCausalLM, folder: Path, **options) -> Path:
+    """As transformers saves a release."""
+    logging.disable_progress_bar()
+    model.save_pretrained(folder, **options)
+    save_tokenizer(folder)
+    return folder
+
+
+def change_config(folder: Path, *gone: str, **changes) -> None:
+    file = folder / "config.json"
+    values = {key: value for key, value in json.loads(file.read_text()).items() if key not in gone}
+    file.write_text(json.dumps(values | changes))
+
+
+def mobilellm(folder: Path, model: LlamaForCausalLM, *, share_embedding: bool, head: Tensor | None, sharing: bool):
+    """As facebook/MobileLLM-* is on the hub: its config keys, float16 pytorch_model.bin, nothing else of weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "_name_or_path": "MobileLLM",
+        "architectures": ["MobileLLMForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_mobilellm.MobileLLMForCausalLM"},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "layer_sharing": sharing,
+        "mlp_bias": False,
+        "model_type": "mobilellm",
+        "pretraining_tp": 1,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "share_embedding": share_embedding,
+        "torch_dtype": "float16",
+        "transformers_version": "4.41.2",
+        "use_cache": False,
+    } | {key: SHAPE[key] for key in SHAPE if key not in ("tie_word_embeddings", "eos_token_id", "bos_token_id")}
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    if head is not None:
+        state["lm_head.weight"] = head.half()
+    torch.save(state, folder / "pytorch_model.bin")
+    save_tokenizer(folder)
+    return folder
+
+
+def halved(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """With weights that float16 holds exactly, so that what is stored is what the reference computes with."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()
+    return model
+
+
+@torch.no_grad()
+def difference(ours: torch.nn.Module, theirs: LlamaForCausalLM) -> float:
+    """Largest absolute difference of logits."""
+    return (ours(IDS) - theirs(IDS).logits).abs().max().item()

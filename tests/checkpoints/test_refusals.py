@@ -1,0 +1,232 @@
+"""What `load` and `check` refuse: each in one sentence that says what was given and what to do."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from slm.checkpoints import check, load
+from tests.checkpoints.releases import change_config, llama, save
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 538090408\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound release."""
+    return save(llama(), tmp_path / "release")
+
+
+def refusal(place: object, **options: object) -> str:
+    """The sentence of `check`, which must be that of `load`."""
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - callers compare the sentence
+        check(place, **options)
+    with pytest.raises(ValueError) as again:  # noqa: PT011
+        load(place, **options)
+    assert str(again.value) == str(refused.value)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+class Harmful:
+    """A pickle of it runs a command when it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_execute_code_is_refused_and_does_not_execute(folder, zipped, tmp_path) -> None:
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    evil = {**state, "extra": Harmful(tmp_path / "executed")}
+    torch.save(evil, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    said = refusal(folder)
+    assert "refused and was not executed" in said
+    assert "posix.system" in said
+    assert "safetensors" in said
+    assert not (tmp_path / "executed").exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)  # it would have
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_bare_pickle_is_refused_and_does_not_execute(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Harmful(tmp_path / "executed")))
+    assert str(folder / "pytorch_model.bin") in refusal(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+def cut(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 100, 5000, -1])
+def test_a_truncated_safetensors_is_refused_in_one_sentence(folder: Path, size: int) -> None:
+    cut(folder / "model.safetensors", size)
+    assert "truncated" in refusal(folder)
+
+
+@pytest.mark.parametrize("size", [1, 10, 100, 5000, -1, -100])
+def test_a_truncated_pickle_is_refused_in_one_sentence(folder: Path, size: int) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    cut(folder / "pytorch_model.bin", size)
+    assert "damaged" in refusal(folder)
+
+
+def overwrite(file: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+def rewrite_tensors(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def harm(folder: Path) -> None:
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors")
+
+    return harm
+
+
+def as_pickle(content: object) -> Callable[[Path], object]:
+    def harm(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save(content, folder / "pytorch_model.bin")
+
+    return harm
+
+
+def misnamed_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def outward_index(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+
+
+NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+HARMS = {
+    "empty weights": (overwrite("model.safetensors", b""), "model.safetensors is empty: download it again"),
+    "lfs weights": (overwrite("model.safetensors", POINTER), "is a pointer of git-lfs .* run git lfs pull in"),
+    "lfs tokenizer": (
+        overwrite("tokenizer.json", POINTER),
+        "tokenizer.json is a pointer of git-lfs .* run git lfs pull",
+    ),
+    "no header": (overwrite("model.safetensors", b"\x08" + b"\0" * 40), "has no header of safetensors"),
+    "bad config": (overwrite("config.json", b"{,}"), r"config\.json is not valid JSON .*restore it"),
+    "config of bytes": (overwrite("config.json", b"\xff\xfe"), r"config\.json is not valid JSON"),
+    "config is a list": (overwrite("config.json", b"[]"), "holds a JSON list where it must hold an object"),
+    "bad tokenizer": (overwrite("tokenizer.json", b"{}"), "is not a tokenizer.json of the tokenizers library"),
+    "strange tokenizer": (overwrite("tokenizer.json", b'{"added_tokens":[]}'), "cannot be read by|says which token"),
+    "bad tokenizer config": (overwrite("tokenizer_config.json", b"["), "tokenizer_config.json is not a JSON object"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer; wants a tokenizer.json, a tokeni"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no weights: wants model.safetensors or"),
+    "absent shard": (misnamed_index, "names model-00002-of-00002.safetensors, and 1 of its 2 files are not there"),
+    "shard elsewhere": (outward_index, r"names '\.\./\.\./secret\.safetensors', which is not a file beside it"),
+    "missing": (rewrite_tensors(lambda s: s.pop(UP)), r"1 missing \(layers\.1\.mlp\.up_proj\.weight\)"),
+    "unexpected": (rewrite_tensors(lambda s: s.update(x=torch.ones(1))), r"1 unexpected \(x\)"),
+    "misshaped": (
+        rewrite_tensors(lambda s: s.update({NORM: torch.ones(7)})),
+        r"1 mis-shaped \(norm\.weight is \[7\] and not \[48\]\)",
+    ),
+    "many missing": (
+        rewrite_tensors(lambda s: [s.pop(name) for name in list(s) if "layers.0" in name]),
+        r"9 missing \(layers\.0\..*, .*, .* and 6 more\)",
+    ),
+    "integers": (
+        rewrite_tensors(lambda s: s.update({NORM: torch.ones(48, dtype=torch.int8)})),
+        "model.norm.weight is stored as I8, and what is read is F64, F32, F16, BF16",
+    ),
+    "integers in a pickle": (as_pickle({"a": torch.ones(2, dtype=torch.int8)}), "stores a as int8; what is read is"),
+    "a list in a pickle": (as_pickle([torch.ones(2)]), "holds a list where it must hold tensors by name"),
+    "a number in a pickle": (as_pickle({"epoch": 3}), "must hold tensors by name, and epoch is none"),
+}
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_a_damaged_folder_is_refused_in_one_sentence(folder: Path, name: str) -> None:
+    harm, sentence = HARMS[name]
+    harm(folder)
+    said = refusal(folder)
+    assert re.search(sentence, said), said
+
+
+CONFIGS = {
+    "gemma2": ({"model_type": "gemma2"}, "has model_type 'gemma2', and the architectures that are read are llama, mob"),
+    "none": ({"model_type": None}, "names no model_type, and the architectures"),
+    "missing": (
+        {"hidden_size": None, "vocab_size": None},
+        "vocab_size and hidden_size missing, which a llama model must",
+    ),
+    "heads": ({"num_key_value_heads": 4}, "num_heads=6 is not divisible by num_kv_heads=4"),
+    "text": ({"hidden_size": "48"}, "hidden_size='48' must be a whole number"),
+    "yarn": (
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        "rope_scaling asks for rotary positions of type 'yarn'",
+    ),
+    "llama3": (
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}},
+        "rope_parameters asks for rotary positions of type 'llama3', and only 'default'",
+    ),
+    "layers": ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "of type 'one for each kind of layer'"),
+    "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 must be 1"),
+    "gelu": ({"hidden_act": "gelu"}, "hidden_act='gelu' is not computed here"),
+    "window": ({"sliding_window": 4096}, "sliding_window=4096: attention here is over the whole context"),
+    "kinds": ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
+    "quantised": ({"quantization_config": {"quant_method": "awq"}}, r"the weights are quantised \(awq\), which is not"),
+    "slm": ({"model_type": "slm"}, "under the key slm, which is absent"),
+    "own": ({"slm": {"vocab": 3}}, r"model\.vocab is not a field"),
+    "own list": ({"slm": [1]}, r"slm=\[1\] must be an object"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_is_no_decoder_of_ours_is_refused_by_name(folder: Path, name: str) -> None:
+    changes, sentence = CONFIGS[name]
+    change_config(folder, **changes)
+    said = refusal(folder)
+    assert re.search(sentence, said), said
+    assert str(folder / "config.json") in said
+
+
+def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert refusal(tmp_path / "empty").endswith("(a run of ours), but nothing")
+    assert "is a file: give the folder" in refusal(folder / "config.json")
+    assert "does not exist: give a run directory" in refusal(tmp_path / "absent")
+    assert "does not exist: give a run directory" in refusal("./no/such")
+    assert "goes with a hub id" in refusal(folder, revision="main")
+
+
+def test_a_device_that_is_not_here_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="device=abacus is none that torch knows"):
+        load(folder, device="abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="finds no CUDA device here; give cpu"):
+            load(folder, device="cuda")
+
+
+def test_code_in_the_folder_is_not_imported(folder: Path, tmp_path: Path) -> None:
+    change_config(folder, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
+    (folder / "modeling_evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    subprocess.run(
+        [sys.executable, "-c", f"from slm.checkpoints import load; load({str(folder)!r})"],
+        cwd=folder,
+        check=True,
+        timeout=60,
+    )
+    assert not (tmp_path / "executed").exists()
