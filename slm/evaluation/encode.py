@@ -119,7 +119,7 @@ def _running(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None)
         ids = np.asarray(tokenizer.encode(content), dtype=np.int64)
     sizes, notes = tokenizer.token_bytes()[ids], list[str]()
     encoded = content.encode()
-    exact = _fit_bytes(sizes, len(encoded))
+    exact = _fit_bytes(sizes, ids, content, tokenizer)
     if not exact:
         notes.append(_inexact(int(sizes.sum()), len(encoded)))
     document = _document_of(content, sizes, text.document_start)
@@ -154,19 +154,20 @@ def _separate(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
     groups = (list(text.documents[start : start + _GROUP]) for start in range(0, len(text.documents), _GROUP))
     sizes_V, begins = tokenizer.token_bytes(), framing.begins(tokenizer)
     frames, sizes = list[np.ndarray](), [0 * np.asarray(framing.opening(tokenizer), dtype=np.int64)]
-    counted, expected, length = 0, 0, len(sizes[0])
+    exact, counted, expected, length = True, 0, 0, len(sizes[0])
     with _shown(sum(map(len, text.documents))) as advance:
-        for frame, num_bytes in _frames(groups, tokenizer):
-            size = sizes_V[frame]
-            _fit_bytes(size[begins:], num_bytes)
+        for frame, content in _frames(groups, tokenizer):
+            size, inside = sizes_V[frame], slice(int(begins), -1)
+            exact &= _fit_bytes(size[inside], frame[inside], content, tokenizer)
             frames.append(frame)
             sizes.append(size)
-            counted, expected, length = counted + int(size.sum()), expected + num_bytes, length + len(frame)
-            advance(num_bytes / 1e6)
+            counted, expected = counted + int(size.sum()), expected + len(content.encode())
+            length += len(frame)
+            advance(len(content) / 1e6)
             if max_tokens is not None and length >= max_tokens:
                 notes.append(f"Only the first {max_tokens:,} tokens are scored.")
                 break
-    if counted != expected:
+    if not exact:
         notes.append(_inexact(counted, expected))
     tokens, document = _joined(frames, tokenizer)
     scored = np.arange(len(tokens)) > 0
@@ -184,11 +185,11 @@ def _separate(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
     )
 
 
-def _frames(groups: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-    """(framed tokens, UTF-8 bytes of the text) of each document."""
+def _frames(groups: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, str]]:
+    """(framed tokens, text) of each document."""
     for contents in groups:
         for content, ids in zip(contents, tokenizer.encode_batch(contents), strict=True):
-            yield np.fromiter(framing.framed(tokenizer, ids), dtype=np.int64), len(content.encode())
+            yield np.fromiter(framing.framed(tokenizer, ids), dtype=np.int64), content
 
 
 def _joined(frames: list[np.ndarray], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -199,20 +200,25 @@ def _joined(frames: list[np.ndarray], tokenizer: Tokenizer) -> tuple[np.ndarray,
     return np.concatenate([opening, *frames]), np.repeat(np.arange(len(frames), dtype=np.int32), lengths)
 
 
-def _fit_bytes(sizes: np.ndarray, num_bytes: int) -> bool:
-    """Whether the bytes of a text's tokens add up to its own, once a space that the tokenizer put before it is gone.
+def _fit_bytes(sizes: np.ndarray, ids: np.ndarray, content: str, tokenizer: Tokenizer) -> bool:
+    """Whether `sizes` are, token by token, the bytes of the text, once a space that was put before it is gone.
 
-    Takes that byte from the first of `sizes`, in place.
+    Takes that byte from the first token, in place. A tokenizer that does not give the text back has changed it, and
+    sums that agree are chance.
     """
-    if sizes.sum() == num_bytes + 1 and sizes[0] > 0:
+    if tokenizer.decode(ids.tolist()) not in (content, " " + content):
+        return False
+    added = int(sizes.sum()) - len(content.encode())
+    if added == 1 and sizes[0] > 0:
         sizes[0] -= 1
-    return bool(sizes.sum() == num_bytes)
+        added = 0
+    return added == 0
 
 
 def _inexact(counted: int, expected: int) -> str:
     return (
-        f"The tokens stand for {counted:,} bytes and the text has {expected:,}: the tokenizer changes or loses some of "
-        "it, so bits per byte is not comparable with that of tokenizers that keep all of it."
+        f"The tokenizer changes or loses some of the text (its tokens stand for {counted:,} bytes, the text has "
+        f"{expected:,}), so bits per byte is not comparable with that of tokenizers that keep all of it."
     )
 
 

@@ -42,10 +42,12 @@ def perplexity(
     windows = protocol.windows(len(stream.tokens))
     nats = np.zeros(len(stream.tokens))
     device = decoder.embed_tokens.weight.device
-    # Casts of weights are kept from batch to batch.
-    with torch.inference_mode(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+    casting = torch.autocast(device.type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
+    with torch.inference_mode(), casting:
         for inputs_BT, targets_BT in _batches(stream, windows, max(1, batch_tokens // protocol.max_length)):
             wanted_BT = targets_BT >= 0
+            if not wanted_BT.any():
+                continue
             nats[targets_BT[wanted_BT]] = _losses(decoder, stream, inputs_BT, targets_BT, wanted_BT)
             progress(int(wanted_BT.sum()))
     return _entry(stream, protocol, nats, windows)

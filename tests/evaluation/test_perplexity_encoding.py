@@ -1,0 +1,156 @@
+"""What a tokenizer makes of a text: which tokens are scored, and the bytes and words they stand for."""
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers
+
+from slm.data import Tokenizer
+from slm.data.vocabulary import plan_tokenizer
+from slm.evaluation.encode import encode
+from slm.evaluation.texts import Text
+
+WIKI = "".join(
+    f" = Name {i} = \n \n The {i} . 語🙂 \n \n = = Part = = \n \n More words here . \n \n" for i in range(25)
+)
+START = "^ = [^=].* = $"
+CONTENT = st.lists(st.sampled_from([*"abc =.\n", "é", "語", "🙂", "  ", "the "]), min_size=2, max_size=60).map("".join)
+
+
+def byte_level(*special: str, bos: str | None = None, adds_bos: bool = False) -> Tokenizer:
+    """Byte-level BPE trained on WIKI, with an end of text and perhaps more."""
+    plan = plan_tokenizer({"kind": "bpe", "vocab_size": 300, "train_bytes": None})
+    inner = plan.make(lambda: iter([[WIKI]]))._inner
+    inner.add_special_tokens(list(special))
+    return Tokenizer("theirs", inner.to_str(), bos=bos, eos="<|endoftext|>", adds_bos=adds_bos)
+
+
+def sentencepiece_like(*, lossy: bool = False) -> Tokenizer:
+    """Llama 2's kind: a space before the text, spaces as U+2581, bytes for unknown characters."""
+    alphabet = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"\u2581abcdefght=.fi"]
+    vocabulary = {token: number for number, token in enumerate([*dict.fromkeys(alphabet), "\u2581a", "th", "the"])}
+    merges = [("\u2581", "a"), ("t", "h"), ("th", "e")]
+    inner = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    inner.normalizer = normalizers.Sequence([normalizers.NFKC(), *steps] if lossy else steps)
+    inner.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    inner.add_special_tokens(["<s>", "</s>"])
+    return Tokenizer("llama", inner.to_str(), bos="<s>", eos="</s>", adds_bos=True)
+
+
+def running(content: str, document_start: str | None = None) -> Text:
+    return Text(name="text", documents=(content,), separate=False, document_start=document_start)
+
+
+def separate(*contents: str) -> Text:
+    return Text(name="texts", documents=contents, separate=True)
+
+
+BYTE_LEVEL, WITH_BOS, LLAMA = byte_level(), byte_level("<s>", bos="<s>", adds_bos=True), sentencepiece_like()
+
+
+@given(content=CONTENT.filter(str.strip))
+@pytest.mark.parametrize("tokenizer", [WITH_BOS, LLAMA], ids=["byte-level", "sentencepiece-like"])
+def test_with_bos_the_scored_bytes_are_those_of_the_text(tokenizer: Tokenizer, content: str) -> None:
+    stream = encode(running(content), tokenizer)
+    assert stream.tokens[0] == tokenizer.bos_id
+    assert stream.tokens[1:].tolist() == tokenizer.encode(content)
+    assert stream.scored.tolist() == [False] + [True] * (len(stream.tokens) - 1)
+    assert stream.token_bytes[stream.scored].sum() == len(content.encode())
+    assert stream.words == len(content.split())
+    assert stream.notes == ()
+
+
+@given(content=CONTENT.filter(str.strip))
+def test_without_bos_the_first_token_is_context_and_its_bytes_do_not_count(content: str) -> None:
+    ids = BYTE_LEVEL.encode(content)
+    if len(ids) < 2:
+        return
+    stream = encode(running(content), BYTE_LEVEL)
+    assert stream.tokens.tolist() == ids
+    assert not stream.scored[0]
+    assert stream.token_bytes[stream.scored].sum() == len(content.encode()) - stream.token_bytes[0]
+    assert "first token is context" in stream.notes[0]
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, LLAMA], ids=["byte-level", "sentencepiece-like"])
+def test_a_part_of_a_text_has_the_bytes_and_words_of_that_part(tokenizer: Tokenizer) -> None:
+    stream = encode(running(WIKI), tokenizer, bos="always", max_tokens=301)
+    assert len(stream.tokens) == 302
+    whole, part = WIKI.encode(), int(stream.token_bytes.sum())
+    assert whole[part:].decode() == tokenizer.decode(tokenizer.encode(WIKI)[301:])
+    assert stream.words == len(whole[:part].decode().split())
+    assert "Only the first 301 tokens are scored." in stream.notes
+
+
+def test_bos_follows_the_tokenizers_own_rule_unless_told() -> None:
+    quiet = byte_level("<s>", bos="<s>", adds_bos=False)
+    first = {
+        (name, bos): int(encode(running(WIKI), tokenizer, bos=bos).tokens[0])
+        for name, tokenizer in {"adds": WITH_BOS, "quiet": quiet, "one token for both": BYTE_LEVEL}.items()
+        for bos in ("auto", "always", "never")
+    }
+    text = BYTE_LEVEL.encode(WIKI)[0]
+    assert first == {
+        ("adds", "auto"): WITH_BOS.bos_id,
+        ("adds", "always"): WITH_BOS.bos_id,
+        ("adds", "never"): text,
+        ("quiet", "auto"): text,
+        ("quiet", "always"): quiet.bos_id,
+        ("quiet", "never"): text,
+        ("one token for both", "auto"): text,
+        ("one token for both", "always"): BYTE_LEVEL.eos_id,
+        ("one token for both", "never"): text,
+    }
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, WITH_BOS, LLAMA], ids=["one mark", "begin and end", "llama"])
+def test_separate_documents_are_framed_with_the_end_scored_at_no_bytes_and_bos_not_scored(tokenizer: Tokenizer) -> None:
+    contents = ("the 語", "a", "🙂 b")
+    stream = encode(separate(*contents), tokenizer)
+    expected, scored = ([tokenizer.eos_id], [False]) if tokenizer is BYTE_LEVEL else ([], [])
+    for content in contents:
+        ids = tokenizer.encode(content)
+        begin = [] if tokenizer is BYTE_LEVEL else [tokenizer.bos_id]
+        expected += [*begin, *ids, tokenizer.eos_id]
+        scored += [False] * len(begin) + [True] * (len(ids) + 1)
+    assert stream.tokens.tolist() == expected
+    assert stream.scored.tolist() == scored
+    assert stream.token_bytes[stream.tokens == tokenizer.eos_id].sum() == 0
+    for number, content in enumerate(contents):
+        assert stream.token_bytes[stream.document == number].sum() == len(content.encode())
+    assert stream.words is None
+    assert encode(separate(*contents), tokenizer, max_tokens=4).tokens.tolist() == expected[:4]
+
+
+def test_documents_inside_a_text_are_known_by_the_lines_that_begin_them() -> None:
+    stream = encode(running("A preface.\n" + WIKI, START), BYTE_LEVEL)
+    assert stream.document.max() == 24
+    for number in (1, 13, 24):
+        inside = BYTE_LEVEL.decode(stream.tokens[stream.document == number].tolist())
+        assert inside.lstrip().startswith(f"= Name {number} =")
+        assert inside.count("= Name") == 1
+    assert (np.diff(stream.document) >= 0).all()
+    assert encode(running(WIKI), BYTE_LEVEL).document.max() == 0
+
+
+def test_a_normaliser_that_changes_the_text_is_said_to() -> None:
+    stream = encode(running("the \ufb01 a the a"), sentencepiece_like(lossy=True))  # the ligature of f and i
+    assert stream.words is None
+    # Two bytes instead of three, and one for the added space: that the sums agree must not hide it.
+    assert "changes or loses some of the text (its tokens stand for 15 bytes, the text has 15)" in stream.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        (running("abc"), {"bos": "yes"}, r"^bos='yes' must be one of auto, always, never"),
+        (running("abc"), {"max_tokens": 0}, r"^max_tokens=0 must be at least 1"),
+        (running("a"), {}, r"^text is a single token, with none before it to predict it from"),
+    ],
+)
+def test_what_leaves_nothing_to_score_is_refused(text: Text, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode(text, BYTE_LEVEL, **settings)

@@ -1,0 +1,102 @@
+"""A run of train.py, evaluated on its own validation text: the figures are the run's own."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slm.checkpoints import load
+from slm.data import load_tokenizer
+from slm.evaluation.encode import run_stream
+from slm.evaluation.perplexity import perplexity
+from slm.evaluation.protocols import Protocol
+from tests.running import make_command, quiet_env
+
+LENGTH = 32  # train.sequence_length of tests/running.py
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    return Path(shutil.copy(text_file, tmp_path_factory.mktemp("own") / "own_words.txt"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Path:
+    """A finished run, with a cache of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = make_command(words, folder / "cache", f"output_dir={folder / 'run'}", "train.eval_every=40")
+    subprocess.run(command, cwd=folder, env=quiet_env(), capture_output=True, check=True, timeout=120)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def result(trained: Path) -> dict[str, Any]:
+    return json.loads((trained / "result.json").read_text())
+
+
+@pytest.mark.parametrize("batch_tokens", [256, 8192, LENGTH])
+def test_a_runs_own_loss_and_bits_per_byte_come_out_again(
+    trained: Path, result: dict[str, Any], batch_tokens: int
+) -> None:
+    decoder, tokenizer, _ = load(trained)
+    stream = run_stream(trained, tokenizer)
+    again = perplexity(
+        decoder,
+        stream,
+        Protocol(name="non_overlapping", max_length=LENGTH, stride=LENGTH),
+        batch_tokens=batch_tokens,
+        autocast={"bf16-mixed": torch.bfloat16, "32-true": None}[result["precision"]],
+    )
+    val = result["val"]
+    assert (again["tokens"], again["bytes"]) == (val["tokens"], val["bytes"])
+    assert again["loss"] == pytest.approx(val["loss"], rel=1e-6)
+    assert again["bits_per_byte"] == pytest.approx(val["bits_per_byte"], rel=1e-6)
+    assert again["data_fingerprint"] == result["data"]["fingerprint"]
+
+
+def test_the_text_is_found_in_the_cache_when_its_file_is_gone_and_asked_for_when_both_are(
+    trained: Path, words: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(trained / "model")
+    before = run_stream(trained, tokenizer)
+    away = words.rename(words.with_suffix(".away"))
+    try:
+        assert run_stream(trained, tokenizer).tokens.tolist() == before.tokens.tolist()
+        with pytest.raises(ValueError, match=r"^the validation text of .* cannot be had again: data\.paths=.* no file"):
+            run_stream(trained, tokenizer, cache_dir=tmp_path)
+    finally:
+        away.rename(words)
+
+
+def test_a_text_that_has_changed_since_is_refused(trained: Path, words: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(trained / "model")
+    content = words.read_text()
+    words.write_text(content.replace(".", "!", 1))
+    try:
+        with pytest.raises(ValueError, match=r"data=local is not the text of the run any more: its fingerprint is"):
+            run_stream(trained, tokenizer, cache_dir=tmp_path)
+    finally:
+        words.write_text(content)
+
+
+def test_another_tokenizer_is_refused(trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained / "model", tmp_path / "other")
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|endoftext|>", "<|end|>"))
+    with pytest.raises(ValueError, match=r"the tokenizer given has fingerprint .* use the tokenizer in .*model"):
+        run_stream(trained, load_tokenizer(_renamed(folder)))
+
+
+def _renamed(folder: Path) -> Path:
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("<|endoftext|>", "<|end|>"))
+    return folder
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(ValueError, match=r"is no run directory whose config\.yaml and corpus\.json can be read"):
+        run_stream(tmp_path, load_tokenizer(trained / "model"))
