@@ -184,6 +184,21 @@ def test_three_sizes_draw_a_law_and_identify_no_exponent(tmp_path: Path) -> None
     assert "3 sizes support the slope between the smallest and the largest at best" in text
 
 
+def test_a_token_more_is_no_other_tokenizer_and_a_part_of_the_text_is_warned_of() -> None:
+    whole, bare, half = (
+        score(3.0),
+        score(3.1, tokens=335_687, bytes=1_290_587),
+        score(3.2, tokens=167_844, bytes=645_295),
+    )
+    results = Results([entry(name, 10**7, perplexity_results=[one]) for name, one in (("a", whole), ("b", bare))])
+    assert results.same_tokens(results.primary)
+    assert "**Mind:**" not in quality_section(results).markdown()  # type: ignore[union-attr]
+    results = Results([entry(name, 10**7, perplexity_results=[one]) for name, one in (("a", whole), ("b", half))])
+    assert results.same_tokens(results.primary)
+    text = quality_section(results).markdown()  # type: ignore[union-attr]
+    assert "unlike parts of the text were scored (645,295 and 1,290,590 bytes)" in text
+
+
 def test_the_price_of_sharing_is_the_ratio_of_times() -> None:
     shared = tiny()[3]
     assert sharing_price(shared) == pytest.approx({"prefill": 9000 / (320 * 30), "decode": 480 / 320})

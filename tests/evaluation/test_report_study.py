@@ -4,7 +4,9 @@ import math
 from typing import Any
 
 from slm.evaluation.report.results import Results
-from slm.evaluation.report.study import measured_table, pairs, published_points, study_section
+from slm.evaluation.report.study import published_points, study_section
+from slm.evaluation.report.study_findings import measured_table
+from slm.evaluation.report.study_pairs import pairs
 from tests.evaluation.reported import entry, published, score
 
 
@@ -59,7 +61,15 @@ def test_a_part_of_the_text_or_another_protocol_is_not_set_beside_the_published(
         results = Results(entries)
         assert published_points(results) == []
         assert measured_table(pairs(results)) is None
-        assert "None of its models was evaluated here on the whole text by that protocol" in text_of(entries)
+        assert "Its models were not evaluated here on the whole text by that protocol" in text_of(entries)
+
+
+def test_the_file_of_the_raw_test_split_is_known_by_its_name() -> None:
+    entries = published()
+    for one in entries:
+        one["perplexity_results"][0]["data"] = "wiki.test.raw"
+    assert len(published_points(Results(entries))) == 4
+    assert text_of(entries).count("+0.00%") == 4
 
 
 def test_models_are_known_by_name_and_size_and_a_block_shared_one_is_another() -> None:

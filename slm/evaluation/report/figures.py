@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slm.evaluation.report.average import average
+from slm.evaluation.report import figures_tasks
 from slm.evaluation.report.conditions import conditions, usual_conditions
 from slm.evaluation.report.fits import Gain, gains, target_error
-from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of, unique_labels
+from slm.evaluation.report.results import Entry, Results, unique_labels
 from slm.evaluation.report.study import published_points
 from slm.scaling.allocation import pareto_front
 from slm.scaling.report.directory import known, whole
@@ -21,17 +21,15 @@ from slm.scaling.report.style import (
     INK,
     PALE,
     Margins,
-    axes_at,
     colours,
     log_axis,
     markers,
     panels,
     save,
-    sheet,
     short,
     style,
 )
-from slm.scaling.report.wording import TARGET_UNITS, interval, is_number, plural, sig
+from slm.scaling.report.wording import TARGET_UNITS, interval, is_number, sig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
 WIDTH = 6.8
 MARGINS = Margins(left=0.8, right=0.25, top=0.15, bottom=0.5)
 DASHES = ("-", "--", ":", "-.")
-COLUMNS = 3
-"""Panels of tasks side by side."""
 
 
 def draw(folder: Path, results: Results, fits: Sequence[Entry]) -> list[Path]:
@@ -50,7 +46,7 @@ def draw(folder: Path, results: Results, fits: Sequence[Entry]) -> list[Path]:
         "size": lambda: size(results, fits),
         "pareto": lambda: pareto(results),
         "marginal": lambda: marginal(results, fits),
-        "tasks": lambda: tasks(results),
+        "tasks": lambda: figures_tasks.tasks(results),
     }
     written: list[Path] = []
     for name, figure_of in made.items():
@@ -217,52 +213,3 @@ def _gain_axis(axis: Axes, steps: Sequence[Gain]) -> None:
     reach = max(highs) - min(*lows, 0.0) or 1.0
     axis.set_ylim(min(*lows, 0.0) - 0.08 * reach, max(*highs, 0.0) + 0.08 * reach)
     axis.axhline(0, color=INK, lw=0.8)
-
-
-def tasks(results: Results) -> Figure | None:
-    """A panel a task, a row a checkpoint, and the average of the tasks that all have."""
-    having = [entry for entry in results.entries if tasks_of(entry)]
-    if not having:
-        return None
-    common = common_tasks(having)
-    shown = list(dict.fromkeys(name for entry in having for name in tasks_of(entry)))
-    parts = [(name, {e["name"]: _task(e, name) for e in having if name in tasks_of(e)}) for name in shown]
-    if len(common) > 1:
-        parts.append((f"average of {len(common)}", {e["name"]: average(e, common) for e in having}))
-    names = [results.labels[entry["name"]] for entry in having]
-    left = 0.25 + 0.075 * max(map(len, names))
-    inner, row, gap = 1.75, max(0.19 * len(names) + 0.1, 0.35), 0.62
-    across = left + COLUMNS * inner + (COLUMNS - 1) * 0.2 + 0.2
-    down = math.ceil(len(parts) / COLUMNS)
-    body = down * (row + gap) + 0.1
-    figure, head = sheet(f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}", across, body)
-    for place, (title, values) in enumerate(parts):
-        at_row, column = divmod(place, COLUMNS)
-        top = head + 0.25 + at_row * (row + gap)
-        axis = axes_at(figure, left + column * (inner + 0.2), top, inner, row)
-        _task_panel(axis, title, [(results.labels[e["name"]], values.get(e["name"])) for e in having], column == 0)
-    return figure
-
-
-def _task(entry: Entry, name: str) -> tuple[float, float | None]:
-    found = tasks_of(entry)[name]
-    return float(found["value"]), found["se"] if is_number(found.get("se")) else None
-
-
-def _task_panel(axis: Axes, title: str, rows: list[tuple[str, tuple[float, float | None] | None]], named: bool) -> None:
-    names = [name for name, _ in rows]
-    for y, (name, value) in enumerate(rows):
-        if value is None:
-            axis.text(0.5, y, "not evaluated", transform=axis.get_yaxis_transform(), fontsize=7, color=GREY,
-                      ha="center", va="center", style="italic")  # fmt: skip
-            continue
-        bars = None if value[1] is None else 2 * value[1]
-        axis.errorbar(value[0], y, xerr=bars, marker=markers(names)[name], color=colours(names)[name], ms=5, capsize=2,
-                      elinewidth=1.1, ls="")  # fmt: skip
-    axis.set_title(short(title), fontsize=8.5)
-    axis.set_yticks(range(len(rows)), labels=names if named else [""] * len(rows))
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.tick_params(axis="y", length=0)
-    axis.locator_params(axis="x", nbins=4)
-    axis.margins(x=0.15)
-    axis.grid(True, axis="x")

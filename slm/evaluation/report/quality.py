@@ -7,7 +7,7 @@ from itertools import combinations
 from slm.evaluation.report.average import apart
 from slm.evaluation.report.fits import target_error
 from slm.evaluation.report.numbers import measured
-from slm.evaluation.report.results import Entry, Measure, Results, has_loss, number, score_by, scores
+from slm.evaluation.report.results import Entry, Measure, Results, alike, has_loss, number, score_by, scores
 from slm.scaling.report.text import Section, bullets, table
 from slm.scaling.report.wording import NOTHING, count, is_number, listed, plainly, plural, sig
 
@@ -45,17 +45,16 @@ def warnings(results: Results) -> list[str]:
                 f"on {plainly(measure.title)} the tokenizers differ, so losses and perplexities do not compare between "
                 "checkpoints; bits per byte do, if the bytes scored are equal."
             )
-            sizes = {size for _, score in results.scored(measure) if (size := number(score, "bytes"))}
-            if len(sizes) > 1:
-                shown = listed([f"{size:,}" for size in sorted(sizes)])
-                said.append(f"on {plainly(measure.title)} different numbers of bytes were scored ({shown}).")
+        sizes = {size for _, score in results.scored(measure) if (size := number(score, "bytes"))}
+        if sizes and not alike(sizes):
+            shown = listed([f"{size:,}" for size in sorted(sizes)])
+            said.append(f"on {plainly(measure.title)} unlike parts of the text were scored ({shown} bytes).")
     texts: dict[str, set[str]] = {}
     for measure in results.measures:
         texts.setdefault(measure.data, set()).add(measure.fingerprint)
     said += [
         f"{plural(len(prints), 'different text')} are called {plainly(data)} (fingerprints "
-        f"{listed(sorted(prints))}): their "
-        "figures stand in tables of their own and do not compare."
+        f"{listed(sorted(prints))}): their figures stand in tables of their own and do not compare."
         for data, prints in texts.items()
         if len(prints) > 1
     ]

@@ -33,6 +33,8 @@ SPEEDS = (
     *("prefill_tokens_per_second", "decode_tokens_per_second", "cache", "dtype", "device", "threads", "prompt_tokens"),
     *("new_tokens", "repetitions", "peak_memory_bytes", "model_bytes", "kv_bytes_per_token"),
 )
+STUDY = ("model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds")
+"""The published columns, which are always there."""
 IDENTITY = (
     *("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device", "load_seconds"),
     *("wall_seconds", "evaluated_at"),
@@ -40,11 +42,12 @@ IDENTITY = (
 
 
 def rows(results: Results) -> list[Entry]:
-    """One row a checkpoint; all rows have the same columns, None where nothing was measured."""
+    """One row a checkpoint; all have the same columns, those that any has a value in, and the published ones."""
     budgets = [entry.get("train_tokens") for entry, _ in results.scored(results.primary)]
     known = bool(budgets) and all(map(is_number, budgets))
     made = [_row(entry, results, known) for entry in results.entries]
-    columns = list(dict.fromkeys(name for row in made for name in row))
+    held = {name for row in made for name, value in row.items() if value is not None}
+    columns = [name for name in dict.fromkeys(name for row in made for name in row) if name in held or name in STUDY]
     return [{name: row.get(name) for name in columns} for row in made]
 
 
@@ -135,7 +138,10 @@ def _tasks(entry: Entry, results: Results) -> Entry:
     common = common_tasks(results.entries)
     found: Entry = {}
     for name, one in (entry.get("tasks") or {}).items():
-        found |= {f"tasks/{name}": one.get("value"), f"tasks/{name}/se": one.get("se"), f"tasks/{name}/n": one.get("n")}
+        found |= {f"tasks/{name}": one.get("value")}
+        found |= {f"tasks/{name}/{key}": one.get(key) for key in ("se", "n", "metric", "num_fewshot")}
+        for metric, also in (one.get("also") or {}).items():
+            found |= {f"tasks/{name}/{metric}": also.get("value"), f"tasks/{name}/{metric}/se": also.get("se")}
     if common and tasks_of(entry):
         value, se = average(entry, common)
         found |= {"tasks/average": value, "tasks/average/se": se, "tasks/average/of": len(common)}

@@ -6,62 +6,14 @@ measured, if all four of its models were.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import pandas as pd
-
 from slm.evaluation.report.numbers import megabytes
-from slm.evaluation.report.results import PUBLISHED, Entry, Results, has_loss, is_wikitext2, measure_of, number, scores
-from slm.scaling.fitting import fit
-from slm.scaling.intervals import uncertainty
-from slm.scaling.prediction import band
+from slm.evaluation.report.results import Results, measure_of, number
+from slm.evaluation.report.study_findings import measured_findings, measured_table
+from slm.evaluation.report.study_pairs import Pair, pairs
 from slm.scaling.published import NAME, review
 from slm.scaling.report.text import Section, table
-from slm.scaling.report.wording import NOTHING, interval, is_number, listed, plainly, sig
-from slm.scaling.tables import Table, read_table, table_from_frame
-
-KAPLAN, CLAIMED = 0.076, (0.076, 0.089)
-"""Kaplan et al. 2020's exponent of loss, and the two slopes that the study compared its own with."""
-TEXT_BYTES, WHOLE = 1_290_590, 0.97
-"""Of WikiText-2's raw test file, and the share from which a text counts as all of it, however its lines are joined."""
-CONSTANT = 0.1
-"""Products that vary by no more than this share are called constant: the published ones vary by 4%."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A published row and the checkpoint that is the same model."""
-
-    row: Entry
-    entry: Entry
-
-    @property
-    def score(self) -> Entry | None:
-        """The whole of WikiText-2 by the study's protocol; None where that was not measured."""
-        for score in scores(self.entry):
-            measure = measure_of(score)
-            whole = (number(score, "bytes") or 0) >= WHOLE * TEXT_BYTES
-            if measure[2:] == PUBLISHED and is_wikitext2(measure.data) and has_loss(score) and whole:
-                return score
-        return None
-
-
-def pairs(results: Results) -> list[Pair]:
-    """The study's models among the checkpoints, by name and number of parameters, smallest first."""
-    rows = read_table(NAME).frame.to_dict("records")
-    return [Pair(dict(row), entry) for row in rows for entry in results.entries if _same(row, entry)]
-
-
-def _same(row: Entry, entry: Entry) -> bool:
-    """A name such as facebook/MobileLLM-125M; block-shared models have the same number, and another name."""
-    named = re.compile(re.escape(row["name"]) + r"(?![\w.]|-layer-share|-LS)", re.IGNORECASE)
-    return entry["params_total"] == row["params_total"] and any(
-        named.search(str(entry.get(key, ""))) for key in ("name", "checkpoint")
-    )
+from slm.scaling.report.wording import NOTHING, is_number, listed, plainly, sig
+from slm.scaling.tables import read_table
 
 
 def published_points(results: Results) -> list[tuple[float, float]]:
@@ -85,9 +37,11 @@ def study_section(results: Results) -> Section | None:
         _beside(found),
     )
     if not any(pair.score for pair in found):
-        section.add("None of its models was evaluated here on the whole text by that protocol, so none is compared.")
+        section.add(
+            "Its models were not evaluated here on the whole text by that protocol, so no perplexity is compared."
+        )
     measured = measured_table(found)
-    says = _measured_findings(measured, found) if measured is not None else {}
+    says = measured_findings(measured, found) if measured is not None else {}
     reviewed = review(read_table(NAME))
     header = [
         "the study's claim",
@@ -134,115 +88,3 @@ def _row(pair: Pair) -> list[str]:
         megabytes(peak),
         sig(pair.row["peak_memory_mb"]),
     ]
-
-
-def measured_table(found: list[Pair]) -> Table | None:
-    """The study's four models with the figures measured here; None unless each was, once, by its protocol."""
-    names = _scored(found)
-    if len(names) != len(set(names)) or set(names) != set(read_table(NAME).frame["name"]):
-        return None
-    columns = ("family", "params_total", "params_non_embedding", "depth", "name")
-    rows = [{name: pair.row[name] for name in columns} | {"loss": pair.score["loss"]} for pair in found if pair.score]
-    try:
-        return table_from_frame(pd.DataFrame(rows), name="measured")
-    except ValueError:  # untrained weights under a released name: losses that no model has
-        return None
-
-
-def _measured_findings(measured: Table, found: list[Pair]) -> dict[str, str]:
-    """For each of the study's claims the rows measured here, as far as they bear on it."""
-    about: dict[str, Callable[[], str]] = {
-        "perplexity = 1152 N^-0.246": lambda: _fit_said(measured),
-        "the slope cannot be distinguished from -0.076 (Kaplan) and -0.089": lambda: _slope_said(measured),
-        "the exponent 0.246 is three times Kaplan's 0.076": lambda: _loss_said(measured),
-        "a power law without a floor describes the models": lambda: _floor_said(measured),
-        "one power law holds from 125M to 1B": lambda: _smallest_said(measured),
-        "a 2B model has a perplexity of about 6.1": lambda: _prediction_said(measured),
-        "tokens per second show a sweet spot of size": lambda: _speed_said(found),
-        "perplexity x speed measures efficiency": lambda: _product_said(found),
-    }
-    return {claim: said() for claim, said in about.items()}
-
-
-def _interval(measured: Table, law: str, target: str) -> tuple[Any, Any]:
-    found = fit(measured, law, target=target)
-    return uncertainty(found, replicates=0, rng=np.random.default_rng(0)).ci["alpha"]
-
-
-def _fit_said(measured: Table) -> str:
-    found = fit(measured, "power", target="perplexity")
-    return f"{sig(found.params['A'])} N^-{sig(found.params['alpha'])}, R2 {sig(found.r2)}."
-
-
-def _slope_said(measured: Table) -> str:
-    low, high = _interval(measured, "power", "perplexity")
-    if low is None or high is None:
-        return "The slope has no interval: all rows lie on one line."
-    out = [f"-{value}" for value in CLAIMED if not low <= value <= high]
-    within = [f"-{value}" for value in CLAIMED if low <= value <= high]
-    said = [f"excludes {listed(out)}"] * bool(out) + [f"does not exclude {listed(within)}"] * bool(within)
-    return f"The slope's 95% t(2) interval [{-high:.3f}, {-low:.3f}] {' and '.join(said)}."
-
-
-def _loss_said(measured: Table) -> str:
-    alpha = fit(measured, "power").params["alpha"]
-    inner = fit(measured, "power", size="params_non_embedding").params["alpha"]
-    return (
-        f"Of loss: {alpha:.4f} {interval(_interval(measured, 'power', 'loss'), 3)}, {alpha / KAPLAN:.2f} times "
-        f"Kaplan's; {inner / KAPLAN:.2f} times with non-embedding N."
-    )
-
-
-def _floor_said(measured: Table) -> str:
-    found = fit(measured, "power_floor")
-    of = uncertainty(found, replicates=0, rng=np.random.default_rng(0))
-    state = "not identified" if "alpha" in of.not_identified else "identified"
-    return f"With a floor E free, alpha's interval is {interval(of.ci['alpha'], 2)}: {state}."
-
-
-def _smallest_said(measured: Table) -> str:
-    rest = Table(measured.frame.sort_values("params_total").iloc[1:].reset_index(drop=True), (), "measured")
-    slope = -fit(rest, "power", target="perplexity").params["alpha"]
-    return f"Without the 125M model the slope is {slope:.3f}."
-
-
-def _prediction_said(measured: Table) -> str:
-    found = fit(measured, "power", target="perplexity")
-    run = band(found, np.log([[2e9]]), None, np.random.default_rng(0), new_run=True)
-    value, low, high = (float(np.exp(end[0])) for end in (run.centre, run.low, run.high))
-    return f"The fit gives {value:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}]."
-
-
-def _speeds(found: list[Pair]) -> list[tuple[Pair, float]]:
-    """Pairs that are scored, with their decode speeds; empty if one was not measured."""
-    scored = [pair for pair in found if pair.score]
-    speeds = [number(pair.entry.get("speed") or {}, "decode_tokens_per_second") for pair in scored]
-    known = [(pair, speed) for pair, speed in zip(scored, speeds, strict=True) if speed is not None]
-    return known if len(known) == len(scored) else []
-
-
-def _speed_said(found: list[Pair]) -> str:
-    speeds = _speeds(found)
-    if not speeds:
-        return "Speed was not measured for all four."
-    products = [speed * pair.row["depth"] for pair, speed in speeds]
-    varies = max(products) / min(products) - 1
-    caches = {bool(pair.entry["speed"].get("cache")) for pair, _ in speeds}
-    how = {frozenset({True}): "with a KV cache", frozenset({False}): "without a KV cache"}.get(frozenset(caches), "")
-    said = (
-        "constant, so depth sets the speed" if varies <= CONSTANT else "not constant, so more than depth sets the speed"
-    )
-    listing = ", ".join(f"{product:.0f}" for product in products)
-    how = f", measured here {how}" if how else ""
-    return f"Tokens/s times layers{how}: {listing} (they vary by {varies:.0%}): {said}."
-
-
-def _product_said(found: list[Pair]) -> str:
-    speeds = _speeds(found)
-    if not speeds:
-        return "Speed was not measured for all four."
-    perplexities = [pair.score["perplexity"] for pair, _ in speeds]  # type: ignore[index]
-    products = [one * speed for one, (_, speed) in zip(perplexities, speeds, strict=True)]
-    best = int(np.argmax(products))
-    worst = ", the model of the worst perplexity" if best == int(np.argmax(perplexities)) else ""
-    return f"Its largest value is {speeds[best][0].row['name']}'s{worst}."

@@ -43,10 +43,11 @@ def warnings(having: list[Entry]) -> list[str]:
     for entry in having:
         for name, one in tasks_of(entry).items():
             found.setdefault(name, []).append(one)
+    counted = {name: {int(n) for one in of if (n := number(one, "n")) is not None} for name, of in found.items()}
     parts = [
-        f"{plainly(name)} ({listed(sorted({str(one['n']) for one in of if number(one, 'n') is not None}))} of {WHOLE[name]})"
-        for name, of in found.items()
-        if name in WHOLE and any((number(one, "n") or WHOLE[name]) < WHOLE[name] for one in of)
+        f"{plainly(name)} ({listed([str(n) for n in sorted(counts)])} of {WHOLE[name]})"
+        for name, counts in counted.items()
+        if name in WHOLE and counts and min(counts) < WHOLE[name]
     ]
     unlike = [
         plainly(name)
