@@ -51,7 +51,7 @@ def load(
     decoder.load_state_dict(tensors, assign=True)
     if odd:
         notes = (*notes, f"{_some(odd)} hold values that are not finite, so losses will not be either.")
-    return Checkpoint(decoder.eval().requires_grad_(False), found.tokenizer, _provenance(place, found, notes))
+    return Checkpoint(decoder.eval().requires_grad_(False), found.tokenizer, _provenance(place, found, config, notes))
 
 
 def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenance:
@@ -61,7 +61,8 @@ def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenanc
     `load`. Raises `ValueError` as `load` does.
     """
     place = find(path_or_repo, revision)
-    return _provenance(place, _checked(place)[0], ())
+    found = _checked(place)[0]
+    return _provenance(place, found, found.config, ())
 
 
 def _refuse_device(device: torch.device | str) -> None:
@@ -141,7 +142,7 @@ def _all_finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
 
 
-def _provenance(place: Place, found: Parts, notes: tuple[str, ...]) -> Provenance:
+def _provenance(place: Place, found: Parts, config: ModelConfig, notes: tuple[str, ...]) -> Provenance:
     return Provenance(
         checkpoint=place.checkpoint,
         kind=place.kind,
@@ -149,6 +150,7 @@ def _provenance(place: Place, found: Parts, notes: tuple[str, ...]) -> Provenanc
         revision=place.revision,
         run=place.run,
         result=place.result,
+        config=config,
         stored_dtype=dtype_name(found.weights.dtype),
         fingerprint=_fingerprint(found),
         notes=(*found.notes, *_header_notes(found), *notes),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from slm.data import Tokenizer
 from slm.model import Decoder
+from slm.model.config import ModelConfig
 
 _SAMPLES, _SAMPLE_BYTES = (
     512,
@@ -34,6 +35,8 @@ class Provenance:
     """The run directory, when it is one of ours: its config.yaml and result.json are there."""
     result: Mapping[str, Any]
     """result.json of that run, {} otherwise."""
+    config: ModelConfig
+    """Shape of the decoder."""
     stored_dtype: str
     """Of the files, such as "float16"; where they mix, that of most bytes."""
     fingerprint: str

@@ -10,14 +10,21 @@ _LOG_SECONDS = 20.0  # between two lines of a log
 
 def say(message: str) -> None:
     """One line for the person at the prompt."""
-    print(f"data: {message}", file=sys.stderr, flush=True)
+    _print(f"data: {message}")
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def progress(what: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-    """Gives a function that is called with the amount done since its last call; `total` None is an unknown end."""
+def progress(what: str, total: float | None, unit: str, *, room: str = "data") -> Iterator[Callable[[float], None]]:
+    """Gives a function that is called with the amount done since its last call; `total` None is an unknown end.
+
+    `room` says which part of slm speaks.
+    """
     show = _bar if sys.stderr.isatty() else _log
-    with show(what, total, unit) as advance:
+    with show(f"{room}: {what}", total, unit) as advance:
         yield advance
 
 
@@ -34,7 +41,7 @@ def _bar(what: str, total: float | None, unit: str) -> Iterator[Callable[[float]
     )
 
     columns = (
-        TextColumn("data: {task.description}"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn(f"{{task.completed:,.0f}} {unit}"),
@@ -58,8 +65,8 @@ def _log(what: str, total: float | None, unit: str) -> Iterator[Callable[[float]
         if now - last >= _LOG_SECONDS:
             last = now
             left = f" of {total:,.0f}, {(now - start) * (total / done - 1):.0f} s left" if total and done else ""
-            say(f"{what}: {done:,.0f} {unit}{left}")
+            _print(f"{what}: {done:,.0f} {unit}{left}")
 
-    say(f"{what} ...")
+    _print(f"{what} ...")
     yield advance
-    say(f"{what}: {done:,.0f} {unit} in {time.monotonic() - start:.1f} s")
+    _print(f"{what}: {done:,.0f} {unit} in {time.monotonic() - start:.1f} s")

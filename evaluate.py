@@ -1,0 +1,46 @@
+"""Measure checkpoints: `python evaluate.py checkpoint=RUN`. `--help` shows every choice; the README explains."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from slm.command_line import MISTAKES, report, run_script
+from slm.evaluation.config import check_settings, register
+
+exit_codes: list[int] = []
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Measure, sample from, or export what `checkpoint` names."""
+    try:
+        exit_codes.append(run(config))
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command and output_dir go on where it stopped", file=sys.stderr)
+        exit_codes.append(130)
+    except MISTAKES as error:
+        exit_codes.append(report(error))
+
+
+def run(config: DictConfig) -> int:
+    """Check the settings and do what they ask; returns the exit code."""
+    settings = check_settings(cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)))
+    from slm.evaluation.run import evaluate
+
+    return evaluate(settings)
+
+
+def start() -> None:
+    """Hand over to Hydra, unless it was asked for a multirun, which it would begin by writing files."""
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise ValueError("evaluate.py has no -m: give several checkpoints as checkpoints=[a,b]")
+    main()
+
+
+if __name__ == "__main__":
+    register()
+    run_script(start, exit_codes)

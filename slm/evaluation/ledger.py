@@ -1,0 +1,98 @@
+"""`results.json`: what has been measured so far, kept after every measurement, so that nothing is measured twice.
+
+Notable: a directory belongs to one set of settings, and an entry to one content of a checkpoint (its fingerprint): what
+was measured under others is refused or measured anew, never mixed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+Entry = dict[str, Any]
+
+IDENTITY = ("data", "device", "dtype", "seed", "perplexity", "speed", "tasks", "task_files", "task_limit", "task_shots")
+"""Settings that must be the same for a directory to be continued; `checkpoints` may be added."""
+
+
+class Ledger:
+    """The entries of an evaluation directory, in the order in which checkpoints were first asked for."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Raises `ValueError` if the directory holds an evaluation with other settings, or somebody else's files."""
+        self.folder, self.file = folder, folder / "results.json"
+        self.settings = {key: settings[key] for key in (*IDENTITY, "checkpoints", "revision") if key in settings}
+        self.entries: list[Entry] = self._read()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the directory, with `config.yaml` in it. Raises `ValueError` if another process evaluates there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock").acquire(timeout=0):
+                self._write("config.yaml", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
+                yield
+        except Timeout:
+            raise ValueError(f"output_dir={self.folder} is in use by another process that evaluates there") from None
+
+    def entry(self, facts: Mapping[str, Any]) -> Entry:
+        """The entry of a checkpoint, with what was measured of it before; `facts` bring the rest up to date."""
+        for entry in self.entries:
+            if all(entry.get(key) == facts[key] for key in ("checkpoint", "revision", "fingerprint")):
+                entry.update(facts)
+                return entry
+        # An entry of the same checkpoint with another content is of the past: a run that went on training.
+        self.entries = [entry for entry in self.entries if entry["checkpoint"] != facts["checkpoint"]]
+        self.entries.append({**facts, **_blank()})
+        return self.entries[-1]
+
+    def save(self) -> None:
+        """Write `results.json` whole or not at all."""
+        text = json.dumps(self.entries, indent=2, ensure_ascii=False, allow_nan=False)
+        self._write("results.json", text + "\n")
+
+    def in_order(self, checkpoints: Sequence[str]) -> None:
+        """Put the entries of `checkpoints` in that order; those of earlier commands follow."""
+        places = {name: place for place, name in enumerate(checkpoints)}
+        self.entries.sort(key=lambda entry: places.get(entry["checkpoint"], len(places)))
+
+    def _read(self) -> list[Entry]:
+        if not self.file.exists():
+            return []
+        try:
+            entries = json.loads(self.file.read_text(encoding="utf-8"))
+            before = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"output_dir={self.folder} holds results that cannot be read ({type(error).__name__}): choose another "
+                "output_dir"
+            ) from None
+        changed = [key for key in IDENTITY if before.get(key) != _plain(self.settings.get(key))]
+        if changed:
+            raise ValueError(
+                f"output_dir={self.folder} holds an evaluation with other settings of {', '.join(changed)}: choose "
+                "another output_dir, or give the same settings to continue it"
+            )
+        return entries
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.folder / f"{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, self.folder / name)
+
+
+def _blank() -> Entry:
+    """The part of an entry that measurements fill in."""
+    return {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
+
+
+def _plain(value: Any) -> Any:
+    """As YAML gives it back."""
+    return yaml.safe_load(yaml.safe_dump(value))

@@ -1,0 +1,52 @@
+"""Device and precision in which a checkpoint is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from slm.checkpoints import Provenance
+from slm.machine import native_bfloat16
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+TRAINED = {
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "32-true": (torch.float32, None),
+    "64-true": (torch.float64, None),
+}
+"""Dtypes of weights and of matmuls (where it is another) for `precision` of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Where and in what a checkpoint is measured."""
+
+    device: str
+    dtype: torch.dtype
+    autocast: torch.dtype | None
+    """Dtype of matmuls where it is not that of the weights."""
+
+
+def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Precision:
+    """Fill in `auto`: a run of ours in the precision that it was validated in, everything else in float32.
+
+    Raises `ValueError` for a device that is not here.
+    """
+    device = settings["device"]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no CUDA device here; device=cpu runs anywhere")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings["dtype"] != "auto":
+        return Precision(device=device, dtype=DTYPES[settings["dtype"]], autocast=None)
+    dtype, autocast = TRAINED.get(str(provenance.result.get("precision")), (torch.float32, None))
+    # Emulated bfloat16 takes hours: float32 is then the nearest that there is.
+    return Precision(device=device, dtype=dtype, autocast=autocast if native_bfloat16(device) else None)

@@ -1,0 +1,167 @@
+"""`evaluate`: from checked settings to measured checkpoints, a report, and an exit code."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from slm.checkpoints import Provenance, check, export, load
+from slm.evaluation.generation import stream_sample
+from slm.evaluation.labels import short_names
+from slm.evaluation.ledger import Ledger
+from slm.evaluation.measure import Measurement, planned
+from slm.evaluation.precision import Precision, resolve_precision
+from slm.evaluation.report import write_report
+from slm.evaluation.summary import print_summary
+from slm.evaluation.tasks import check_tasks
+from slm.tracking import check_logger, record_evaluation
+
+Entry = dict[str, Any]
+
+SKIPPED_TASKS = 3
+"""Exit code where all was measured but tasks whose data could not be had."""
+SCHEMA = 1
+
+
+def evaluate(settings: Mapping[str, Any]) -> int:
+    """Measure, sample from, or export the checkpoints; `settings` are those that `check_settings` returns.
+
+    An `output_dir` that holds the same evaluation is continued: what is measured already is not measured again.
+    Raises `ValueError`, before any work, for what a user can get wrong.
+    """
+    if settings["prompt"] is not None:
+        return _sample(settings)
+    if settings["export"] is not None:
+        return _export(settings)
+    check_logger(settings["logger"])
+    if settings["logger"]["tensorboard"]:
+        raise ValueError("logger=tensorboard holds no tables: use logger=wandb, or logger=csv for the files alone")
+    check_tasks(settings["tasks"], settings["task_files"])
+    folder = Path(settings["output_dir"])
+    ledger = Ledger(folder, settings)
+    names = short_names(settings["checkpoints"])
+    plans = [_plan(name, settings) for name in settings["checkpoints"]]
+    with ledger.claimed():
+        for number, (name, (provenance, precision, measurements)) in enumerate(zip(names, plans, strict=True), start=1):
+            _say(f"[{number}/{len(plans)}] {name}")
+            entry = ledger.entry(_facts(name, provenance, precision))
+            _measure(entry, measurements, provenance, precision, ledger)
+        ledger.in_order(settings["checkpoints"])
+        ledger.save()
+        files = write_report(folder, ledger.entries, command=_command())
+        _record(folder, ledger.entries, settings, files)
+    print_summary(ledger.entries, folder)
+    return SKIPPED_TASKS if any("error" in task for e in ledger.entries for task in e["tasks"].values()) else 0
+
+
+def _plan(checkpoint: str, settings: Mapping[str, Any]) -> tuple[Provenance, Precision, list[Measurement]]:
+    """What is to be measured of a checkpoint, everything checked that can be before its weights are read."""
+    address, revision = _address(checkpoint, settings)
+    provenance = check(address, revision=revision)
+    precision = resolve_precision(settings, provenance)
+    return provenance, precision, planned(settings, provenance, precision)
+
+
+def _measure(
+    entry: Entry,
+    measurements: Sequence[Measurement],
+    provenance: Provenance,
+    precision: Precision,
+    ledger: Ledger,
+) -> None:
+    """Take the measurements that `entry` lacks, saving each; the checkpoint is only loaded if there are any."""
+    missing = [one for one in measurements if not one.is_in(entry)]
+    if not missing:
+        _say("  measured already")
+        return
+    start = time.perf_counter()
+    checkpoint = load(
+        provenance.checkpoint if provenance.revision is None else provenance.folder,
+        dtype=precision.dtype,
+        device=precision.device,
+    )
+    entry["load_seconds"] = time.perf_counter() - start
+    entry["params_total"] = checkpoint.decoder.config.num_params()
+    entry["params_non_embedding"] = checkpoint.decoder.config.num_params(non_embedding=True)
+    entry["shape"] = checkpoint.decoder.config.to_dict()
+    entry["notes"] = list(checkpoint.provenance.notes)
+    for one in missing:
+        begin = time.perf_counter()
+        one.take(entry, checkpoint, precision)
+        entry["wall_seconds"] += time.perf_counter() - begin
+        entry["evaluated_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+        ledger.save()
+    entry["status"] = "completed"
+    ledger.save()
+
+
+def _facts(name: str, provenance: Provenance, precision: Precision) -> Entry:
+    """The part of an entry that is known before anything is measured."""
+    result = provenance.result
+    return {
+        "schema": SCHEMA,
+        "checkpoint": provenance.checkpoint,
+        "name": name,
+        "kind": provenance.kind,
+        "revision": provenance.revision,
+        "fingerprint": provenance.fingerprint,
+        "family": result.get("family"),
+        "train_tokens": result.get("train_tokens"),
+        "stored_dtype": provenance.stored_dtype,
+        "dtype": str(precision.dtype).removeprefix("torch."),
+        "autocast": None if precision.autocast is None else str(precision.autocast).removeprefix("torch."),
+        "device": precision.device,
+        "versions": {package: version(package) for package in ("slm", "torch")},
+    }
+
+
+def _address(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Path or hub id, and revision: after an @, or what holds for all."""
+    name, at, revision = checkpoint.rpartition("@")
+    if at and not Path(checkpoint).exists():
+        return name, revision
+    return checkpoint, None if Path(checkpoint).expanduser().exists() else settings["revision"]
+
+
+def _sample(settings: Mapping[str, Any]) -> int:
+    address, revision = _address(settings["checkpoints"][0], settings)
+    precision = resolve_precision(settings, check(address, revision=revision))
+    checkpoint = load(address, revision=revision, dtype=precision.dtype, device=precision.device)
+    stream_sample(checkpoint, settings["prompt"], settings["generation"], seed=settings["seed"])
+    return 0
+
+
+def _export(settings: Mapping[str, Any]) -> int:
+    address, revision = _address(settings["checkpoints"][0], settings)
+    if revision is not None:
+        raise ValueError(f"export takes a local checkpoint, and {address}@{revision} is on the hub")
+    print(f"exported to {export(address, settings['export'], unroll_sharing=settings['unroll_sharing'])}")
+    return 0
+
+
+def _record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], files: Sequence[Path]) -> None:
+    if not settings["logger"]["wandb"]:
+        return
+    record_evaluation(
+        folder,
+        entries,
+        name=f"evaluation-{folder.name}",
+        config={key: value for key, value in settings.items() if key != "logger"},
+        settings=settings["logger"],
+        files=[folder / "results.json", *files],
+        images=[file for file in files if file.suffix == ".png"],
+    )
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
