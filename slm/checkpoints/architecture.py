@@ -41,7 +41,9 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `ValueError` for what is none."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): restore it") from None
+    except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}): restore it") from None
     if not isinstance(values, dict):
         raise ValueError(f"{file} holds a JSON {type(values).__name__} where it must hold an object: restore it")

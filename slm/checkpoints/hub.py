@@ -91,6 +91,13 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
         raise ValueError(f"checkpoint={repository!r} has no config.json on the hub, so it is no model") from None
     except HfHubHTTPError as error:
         raise ValueError(f"checkpoint={repository!r} cannot be fetched from {page} ({type(error).__name__})") from None
+    except (ValueError, OSError):  # what the files hold; a full disk
+        raise
+    except Exception as error:  # which class depends on the HTTP client of the installed huggingface_hub
+        raise ValueError(
+            f"checkpoint={repository!r}: the hub stopped answering ({type(error).__name__}); give the same command "
+            "again"
+        ) from None
 
 
 def _wanted(repository: str, names: Iterable[str]) -> list[str]:

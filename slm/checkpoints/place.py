@@ -52,7 +52,7 @@ def find(path_or_repo: str | Path, revision: str | None) -> Place:
             raise ValueError(f"revision={revision} goes with a hub id, and checkpoint={given} is a local folder")
         return _local(given, path)
     if path.exists():
-        raise ValueError(f"checkpoint={given} is a file: give the folder that holds it together with config.json")
+        raise ValueError(f"checkpoint={given} is a file: give the run directory, or the folder with config.json")
     if not _HUB_ID.fullmatch(given):
         raise ValueError(
             f"checkpoint={given!r} does not exist: give a run directory, a folder with config.json and weights, or a "
@@ -79,7 +79,7 @@ def _local(given: str, path: Path) -> Place:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").exists() and ((path / "corpus.json").exists() or (path / "model").is_dir())
+    return (path / "config.yaml").exists() and not (path / "config.json").exists()
 
 
 def _kind(folder: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from slm.data.tokenizer import Tokenizer
 
@@ -36,10 +36,8 @@ def convert(file: Path, name: str, config: Mapping[str, Any], *, asked_by: str) 
     bos, eos = (config.get(role) or _control(model, role) for role in ("bos_token", "eos_token"))
     if eos is None:
         raise ValueError(f"{asked_by}: {file} has no end token: name eos_token in tokenizer_config.json beside it")
-    adds_bos = bos is not None and config.get("add_bos_token", True)
     try:
-        content = _tokenizer(model, bos if adds_bos else None).to_str()
-        return Tokenizer(name, content, bos=bos, eos=eos, adds_bos=adds_bos)
+        return Tokenizer(name, _tokenizer(model).to_str(), bos=bos, eos=eos, adds_bos=config.get("add_bos_token", True))
     except ValueError as error:
         raise ValueError(f"{asked_by}: {error}") from None
 
@@ -95,7 +93,7 @@ def _control(model: Any, role: str) -> str | None:
     return None
 
 
-def _tokenizer(model: Any, bos: str | None) -> tokenizers.Tokenizer:
+def _tokenizer(model: Any) -> tokenizers.Tokenizer:
     pieces = list(model.pieces)
     vocabulary = {piece.piece: number for number, piece in enumerate(pieces)}
     scores = {piece.piece: piece.score for piece in pieces if piece.type == _NORMAL}
@@ -112,10 +110,6 @@ def _tokenizer(model: Any, bos: str | None) -> tokenizers.Tokenizer:
     _add_whitespace_rules(inner, model.normalizer_spec, scores)
     special = [piece.piece for piece in pieces if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
     inner.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
-    if bos is not None and bos in vocabulary:
-        inner.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary[bos])]
-        )
     return inner
 
 

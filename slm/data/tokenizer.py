@@ -41,12 +41,11 @@ class Tokenizer:
     def __init__(
         self, name: str, content: str, *, bos: str | None = None, eos: str, adds_bos: bool | None = None
     ) -> None:
-        """`content` is the text of tokenizer.json, whose post-processor decides where `adds_bos` is None.
+        """`content` is the text of tokenizer.json; its post-processor gives way to an `adds_bos` that contradicts it.
 
         Raises ValueError if it has no token `bos` or `eos`.
         """
         self.name = name
-        self._content = content
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._inner = tokenizers.Tokenizer.from_str(content)
         self._inner.no_padding()
@@ -56,10 +55,10 @@ class Tokenizer:
         self.vocab_size = max(self._vocabulary.values()) + 1
         self.eos_id = self._id(eos)
         self.bos_id = None if bos is None else self._id(bos)
-        self.adds_bos = self.bos_id is not None and (self._begins_texts() if adds_bos is None else adds_bos)
-
-    def _begins_texts(self) -> bool:
-        return self._inner.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+        begins = bos is not None and self._inner.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+        self.adds_bos = begins if adds_bos is None else adds_bos and bos is not None
+        # Written down in the tokenizer itself, which is all that transformers 5 goes by.
+        self._content = content if self.adds_bos == begins else _beginning(content, bos, self.bos_id, self.adds_bos)
 
     def _id(self, token: str) -> int:
         if token not in self._vocabulary:
@@ -108,7 +107,6 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             **{name: token for name, token in self._tokens.items() if token is not None},
-            "add_bos_token": self.adds_bos,
         }
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in {
@@ -143,6 +141,20 @@ def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str =
         return _from_json(file, name, config, asked_by)
     except UnicodeDecodeError:
         raise ValueError(f"{asked_by}: {file} is not UTF-8 text; wants a tokenizer.json") from None
+
+
+def _beginning(content: str, bos: str | None, bos_id: int | None, adds_bos: bool) -> str:
+    """A tokenizer.json with the rule that a text begins with `bos`, or with none."""
+    values = json.loads(content)
+    first, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    second, other = {"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}
+    rule = {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, second, other],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }
+    return json.dumps(values | {"post_processor": rule if adds_bos else None}, ensure_ascii=False)
 
 
 def _file_of(folder: Path) -> Path | None:

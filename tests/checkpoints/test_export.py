@@ -5,9 +5,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slm.checkpoints import export_model, hf_config
+from slm.checkpoints import check, export, export_model, hf_config, load
 from slm.data.vocabulary import plan_tokenizer
 from slm.model import Decoder, ModelConfig
+from tests.checkpoints.releases import change_config, halved, llama, mobilellm, save
 
 SHAPE = {
     "vocab_size": 260,
@@ -65,3 +66,85 @@ def test_an_export_replaces_the_one_before_it_and_leaves_nothing_else(tmp_path: 
     exported(tmp_path / "model", num_layers=1)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_hidden_layers"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+SHARINGS = [("none", 1), ("immediate", 2), ("immediate", 3), ("repeat_all_over", 2), ("reverse", 2), ("reverse", 3)]
+TEXT = torch.randint(0, 257, (2, 40), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("sharing", "repeats"), SHARINGS)
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_every_sharing_comes_back_from_its_export_and_unrolls_to_a_llama(sharing, repeats, style, tmp_path) -> None:
+    changes = {"layer_sharing": sharing, "num_repeats": repeats, "rope_style": style, "tie_embeddings": repeats < 3}
+    decoder = exported(tmp_path / "model", **changes | {"attention_bias": style == "interleaved", "init_std": 0.12})
+    with torch.no_grad():
+        logits = decoder(TEXT)
+        assert torch.equal(load(tmp_path / "model").decoder(TEXT), logits)
+        again = load(export(tmp_path / "model", tmp_path / "again"))
+        assert again.decoder.config.layer_sharing == sharing
+        assert (again.decoder(TEXT) - logits).abs().max() < 1e-5
+        folder = export(tmp_path / "model", tmp_path / "unrolled", unroll_sharing=True)
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert (theirs(TEXT).logits - logits).abs().max() < 1e-5
+    assert theirs.config.model_type == "llama"
+    assert theirs.config.num_hidden_layers == 2 * repeats
+    assert (load(folder).decoder(TEXT) - logits).abs().max() < 1e-5
+
+
+def test_interleaved_rotation_is_rewritten_exactly(tmp_path: Path) -> None:
+    """In float64, where only the order of the sums over channels is left of the difference."""
+    decoder = exported(tmp_path / "model", rope_style="interleaved", attention_bias=True)
+    again = load(export(tmp_path / "model", tmp_path / "half"), dtype=torch.float64).decoder
+    assert again.config.rope_style == "half"
+    with torch.no_grad():
+        assert (again(TEXT) - decoder.double()(TEXT)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("norm", ["learned", "weightless"])
+def test_normed_queries_come_back_from_an_export_and_are_no_llama(norm: str, tmp_path: Path) -> None:
+    changes = {"qk_norm": norm, "rope_style": "interleaved", "layer_sharing": "reverse", "num_repeats": 2}
+    decoder = exported(tmp_path / "model", **changes)
+    folder = export(tmp_path / "model", tmp_path / "again")
+    assert torch.equal(load(folder).decoder(TEXT), decoder(TEXT))
+    assert "transformers has no such architecture" in (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match=rf"plain Llama, which has no model\.qk_norm={norm}: export without it"):
+        export(tmp_path / "model", tmp_path / "llama", unroll_sharing=True)
+
+
+def test_a_released_mobilellm_with_sharing_becomes_a_llama_in_its_own_precision(tmp_path: Path) -> None:
+    source = mobilellm(tmp_path / "hub", halved(llama()), share_embedding=True, head=None, sharing=True)
+    folder = export(source, tmp_path / "llama", unroll_sharing=True)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert theirs.dtype == torch.float16
+    decoder = load(source).decoder
+    assert (theirs.float()(TEXT).logits - decoder(TEXT)).abs().max() < 1e-5
+    kept = json.loads((export(source, tmp_path / "kept") / "config.json").read_text())
+    assert (kept["model_type"], kept["layer_sharing"], kept["share_embedding"]) == ("mobilellm", True, True)
+    change_config(tmp_path / "kept", "slm")
+    assert torch.equal(load(tmp_path / "kept").decoder(TEXT), decoder(TEXT))
+
+
+def test_an_export_of_an_export_is_the_same_checkpoint(tmp_path: Path) -> None:
+    exported(tmp_path / "model")
+    folder = export(tmp_path / "model", tmp_path / "again")
+    assert check(folder).fingerprint == check(tmp_path / "model").fingerprint
+    assert not (folder / "training.yaml").exists()
+
+
+def test_an_export_does_not_replace_what_is_none(tmp_path: Path) -> None:
+    source = save(llama(), tmp_path / "source")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "draft.tex").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    for target, sentence in [
+        (tmp_path / "thesis", "holds draft.tex, which no export has: choose another folder"),
+        (tmp_path / "file", "is a file: choose a folder"),
+        (source, "is the checkpoint itself"),
+        (None, "wants a folder to write to, since it is no run directory"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            export(source, target)
+    with pytest.raises(ValueError, match="format='gguf' is not one of hf"):
+        export(source, tmp_path / "new", format="gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "source", "thesis"]
+    assert (tmp_path / "thesis" / "draft.tex").read_text() == "years of work"

@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from slm.data import load_tokenizer
@@ -143,3 +143,39 @@ def test_an_end_token_that_is_not_in_the_vocabulary_is_refused(llama_style, tmp_
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<stop>"}')
     with pytest.raises(ValueError, match=r"'<stop>'.*no such token"):
         load_tokenizer(tmp_path)
+
+
+def begin_with(folder, **config):
+    """A tokenizer whose post-processor puts <s> before a text."""
+    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    inner.save(str(folder / "tokenizer.json"))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named | config))
+    return load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(("config", "adds"), [({}, True), ({"add_bos_token": False}, False)])
+def test_a_text_begins_as_the_config_says_or_else_the_post_processor(llama_style, tmp_path, config, adds):
+    assert not llama_style.adds_bos
+    ours = begin_with(tmp_path, **config)
+    assert ours.adds_bos == adds
+    assert ours.encode("a") == llama_style.encode("a")
+    ours.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").adds_bos == adds
+    assert load_tokenizer(tmp_path / "saved").fingerprint == ours.fingerprint
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert theirs("a a").input_ids == [1] * adds + ours.encode("a a")
+
+
+def test_a_config_can_ask_for_a_begin_that_the_post_processor_does_not_put(llama_style, tmp_path):
+    named = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    ours = load_tokenizer(tmp_path)
+    assert ours.adds_bos
+    ours.save(tmp_path / "saved")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")("a").input_ids == [1, *ours.encode("a")]
+
+
+def test_a_tokenizer_with_one_token_for_both_ends_adds_none(ours):
+    assert not ours.adds_bos
