@@ -29,7 +29,7 @@ from slm.scaling.report.style import (
     short,
     style,
 )
-from slm.scaling.report.wording import TARGET_UNITS, interval, is_number, sig
+from slm.scaling.report.wording import TARGET_UNITS, interval, is_number, plural, sig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,21 +177,23 @@ def marginal(results: Results, fits: Sequence[Entry]) -> Figure | None:
     names = list(labels.values())
     rising = sum(step.value > 0 for step in steps)
     what = results.fit_target.replace("_", " ")
-    title = f"{what.capitalize()} gained by a million more parameters: {rising} of {len(steps)} steps up in size gain"
-    figure, (axis,) = panels(1, title, columns=1, width=WIDTH, height=3.8, margins=MARGINS, families=names)
-    for entry in fits:
-        if entry["fitted"] and whole(entry.get("marginal"), "x", "gain"):
-            _law_gain(axis, entry, colours(names)[labels[entry["family"]]])
+    title = f"Fall of {what} by a million more parameters: {rising} of {plural(len(steps), 'step')} up in size gain"
+    figure, (axis,) = panels(
+        1, title, columns=1, width=WIDTH, height=3.8, margins=Margins(left=1.1, top=0.15), families=names
+    )
+    drawn = [entry for entry in fits if entry["fitted"] and whole(entry.get("marginal"), "x", "gain")]
+    for entry in drawn:
+        _law_gain(axis, entry, colours(names)[labels[entry["family"]]])
     for step in steps:
         middle = math.sqrt(step.smaller * step.larger)
         _mark(axis, names, labels[step.family], middle, step.value, yerr=step.se,
               xerr=[[middle - step.smaller], [step.larger - middle]])  # fmt: skip
     sizes = [at for step in steps for at in (step.smaller, step.larger)]
     log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
-    _gain_axis(axis, steps)
+    _gain_axis(axis, steps, [1e6 * gain for entry in drawn for gain in entry["marginal"]["gain"]])
     axis.grid(True)
     axis.set_xlabel("N (all parameters); each bar spans the two sizes compared")
-    axis.set_ylabel(f"{what} gained by\none million more parameters")
+    axis.set_ylabel(f"fall of {what} by\none million more parameters")
     return figure
 
 
@@ -204,9 +206,9 @@ def _law_gain(axis: Axes, entry: Entry, colour: str) -> None:
         axis.fill_between(of["x"], low, high, color=colour, alpha=0.12, lw=0, zorder=1)
 
 
-def _gain_axis(axis: Axes, steps: Sequence[Gain]) -> None:
+def _gain_axis(axis: Axes, steps: Sequence[Gain], laws: Sequence[float]) -> None:
     """Logarithmic where every step gains for certain, else linear with zero in it."""
-    lows, highs = ([step.value + sign * 2 * (step.se or 0.0) for step in steps] for sign in (-1, 1))
+    lows, highs = ([step.value + sign * 2 * (step.se or 0.0) for step in steps] + list(laws) for sign in (-1, 1))
     if min(lows) > 0:
         log_axis(axis.yaxis, min(lows) / 1.5, max(highs) * 1.5, counts=False)
         return

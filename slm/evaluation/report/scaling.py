@@ -79,9 +79,12 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
     section = Section("Gain of more parameters").add(
         f"Difference of {target} between neighbouring sizes of a family, by the difference in parameters. Errors are "
         "those of two independent figures; the text is the same, so they are rather too large.",
-        table(("family", "from N", "to N", f"{target} per million parameters, x 10^-3", "more than 2 se from 0"), rows),
+        table(
+            ("family", "from N", "to N", f"fall of {target} per million parameters, x 10^-3", "more than 2 se from 0"),
+            rows,
+        ),
     )
-    few = f"Grey: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
+    few = f"Line: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
     return section.add(figure("marginal", f"Bars: 2 standard errors, and the two sizes. {few}") if drawn else "")
 
 
