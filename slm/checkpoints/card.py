@@ -21,14 +21,12 @@ def training_config(provenance: Provenance) -> str | None:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def model_card(
-    config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance, *, name: str, loads_in_llama: bool
-) -> str:
+def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance, *, loads_in_llama: bool) -> str:
     """Text of README.md, with the front matter that the hub reads."""
     trained = provenance.result if provenance.run is not None else {}
     sections = [
         "---\nlicense: unknown\npipeline_tag: text-generation\ntags: [slm]\n---",
-        f"# {trained.get('name') or name}",
+        f"# {trained.get('name') or _source_name(provenance)}",
         _origin(provenance),
         _table(_model_rows(config, tokenizer, provenance)),
     ]
@@ -39,8 +37,7 @@ def model_card(
         _use(loads_in_llama),
         "## Limits",
         "A small language model: it continues text, does not know what is true, and repeats what its training text "
-        "holds, biases included. No instruction tuning or safety training was done by this export, and the figures "
-        "above say nothing about any other text or task.",
+        "holds, biases included. What was measured above, if anything, says nothing about any other text or task.",
         "## Licence",
         "Not stated. That of the weights is for whoever trained them to say, and may depend on the training text; "
         "set `license` at the top of this file before publishing.",
@@ -49,10 +46,20 @@ def model_card(
 
 
 def _origin(provenance: Provenance) -> str:
-    source = "a training run" if provenance.run is not None else f"`{provenance.checkpoint}`"
     commit = f" at commit {provenance.revision}" if provenance.revision else ""
-    lines = [f"Exported by [slm] from {source}{commit}; fingerprint of the source `{provenance.fingerprint}`."]
-    return "\n".join(lines + [f"- {note}" for note in provenance.notes])
+    source = "a training run" if provenance.run is not None else f"`{_source_name(provenance)}`{commit}"
+    line = f"Exported by slm from {source}; fingerprint of the source `{provenance.fingerprint}`."
+    return "\n".join([line, *(f"- {note}" for note in _portable_notes(provenance))])
+
+
+def _source_name(provenance: Provenance) -> str:
+    """A hub id whole; of a local folder its name, since where it lies concerns nobody else."""
+    return provenance.checkpoint if provenance.revision else provenance.folder.resolve().name
+
+
+def _portable_notes(provenance: Provenance) -> list[str]:
+    """Notes without the command that finishes a run, which is about folders of one machine."""
+    return [f"{note.partition('; to finish it')[0].rstrip('.')}." for note in provenance.notes]
 
 
 def _model_rows(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def export(
     config, tensors = as_llama(decoder.config, decoder.state_dict())
     if unroll_sharing:
         config, tensors = unrolled(config, tensors)
-    files = {"README.md": model_card(config, tokenizer, provenance, name=target.name, loads_in_llama=is_llama(config))}
+    files = {"README.md": model_card(config, tokenizer, provenance, loads_in_llama=is_llama(config))}
     settings = training_config(provenance)
     if settings:
         files["training.yaml"] = settings
