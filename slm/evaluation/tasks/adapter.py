@@ -1,7 +1,7 @@
 """Our decoder as a model of lm-evaluation-harness.
 
-Notable: tokens are cut where the harness's own `hf` model cuts them (its base class does it), so accuracies agree to the
-question; texts are tokenized in one batch. The module imports the harness: import it only where that is wanted.
+Notable: tokens are cut where the harness's own `hf` model cuts them (its base class does it), so that accuracies are
+equal; texts are tokenized in one batch. The module imports the harness: import it only where that is wanted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DecoderLM(TemplateLM):
         self._seed = seed
         self._progress = progress
         self._encoded: dict[str, list[int]] = {}
-        self._begin = [tokenizer.bos_id] if getattr(tokenizer, "adds_bos", False) else []
+        self._begin = [self.prefix_token_id] if tokenizer.adds_bos else []
 
     @property
     def eot_token_id(self) -> int:
@@ -108,7 +108,8 @@ class DecoderLM(TemplateLM):
         windows = get_rolling_token_windows(
             self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
         )
-        return [request(*make_disjoint_window(window), self.max_length) for window in windows]
+        pairs = map(make_disjoint_window, windows)
+        return [request(context, continuation, self.max_length) for context, continuation in pairs]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """A continuation of each context up to its stop strings, the end of text or its number of tokens."""
@@ -137,6 +138,7 @@ class DecoderLM(TemplateLM):
                 max_new_tokens=settings["max_gen_toks"],
                 temperature=settings["temperature"] if settings["do_sample"] else 0.0,
                 top_k=settings.get("top_k"),
+                top_p=settings.get("top_p"),
                 stop_id=self.eot_token_id,
                 num_ids=self._text.vocab_size,
                 seed=seed,

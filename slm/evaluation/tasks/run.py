@@ -28,7 +28,7 @@ from slm.model import Decoder
 BOOTSTRAP = 1000
 """Resamples behind the standard error of a metric that is not a mean (those have a closed form)."""
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity")
-"""What is reported as *the* value, first come: length-normalised accuracy where a task has it, as zero-shot tables do."""
+"""What is reported as *the* value, first come: length-normalised accuracy where a task has it (docs/tasks.md)."""
 _SECONDS = 10.0  # between two lines of progress
 
 
@@ -102,7 +102,7 @@ def evaluate_task(
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=seed)
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - what tasks of the harness draw from
+    np.random.seed(seed)
     torch.manual_seed(seed)
     report = evaluate(model, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False)
     return _entries(report)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,13 @@ from slm.model.cache import KVCache
 MAX_GROUP = 64
 """Most requests that share one prefix; bounds the search for the best partition."""
 MIN_SAVING = 0.15
-"""A second pass must save this part of the tokens: below it, plain batches were as fast (docs/log.md)."""
+"""Part of their tokens that requests must have in common to be grouped."""
+MAX_GROUPS = 128
+"""Most groups in a batch; bounds the search for the best batches."""
+PASS_TOKENS = {"cpu": 24}
+"""What a pass costs besides its tokens, in tokens (docs/log.md)."""
+PASS_TOKENS_ELSEWHERE = 2048
+"""A GPU is idle for most of a smaller pass; an estimate, not measured."""
 HEAD_ROWS = 256
 """Rows whose (V,) logits are alive at once."""
 
@@ -60,7 +67,7 @@ def request(context: Sequence[int], continuation: Sequence[int], max_length: int
     """
     if not 1 <= len(continuation) <= max_length:
         raise ValueError(
-            f"a continuation of {len(continuation)} tokens cannot be scored: wants 1 to {max_length}, the model's context"
+            f"a continuation of {len(continuation)} tokens cannot be scored; wants 1 to {max_length}, which fit"
         )
     tokens = (*context, *continuation)[-(max_length + 1) :]
     return Request(tokens[:-1], tuple(continuation))
@@ -81,7 +88,7 @@ class Scorer:
         for item in requests:
             repeats[item] = repeats.get(item, 0) + 1
         scores: dict[Request, Score] = {}
-        for groups in batches(share(sorted(repeats)), self.batch_tokens):
+        for groups in plan(list(repeats), self.batch_tokens, PASS_TOKENS.get(self.device.type, PASS_TOKENS_ELSEWHERE)):
             scores |= self._score_batch(groups)
             progress(sum(repeats[item] for group in groups for item in group.requests))
         return [scores[item] for item in requests]
@@ -90,16 +97,22 @@ class Scorer:
     def _score_batch(self, groups: list[Group]) -> dict[Request, Score]:
         items = [item for group in groups for item in group.requests]
         with self.precision():
-            hidden_ND = self._hidden(groups, items, groups[0].prefix)
-            targets = torch.tensor([token for item in items for token in item.targets], device=self.device)
-            log_likelihood, greedy = self._head(hidden_ND, targets)
+            states_ND, rows = self._forward(groups, items, groups[0].prefix)
+            pairs: dict[tuple[int, int], int] = {}  # scored once: (row, target), which requests may have in common
+            place = [
+                pairs.setdefault(pair, len(pairs))
+                for item, own in zip(items, rows, strict=True)
+                for pair in zip(own, item.targets, strict=True)
+            ]
+            row_N, target_N = torch.tensor(list(pairs), device=self.device).T
+            log_likelihood, greedy = (scored.cpu()[place] for scored in self._head(states_ND[row_N], target_N))
         sizes = [len(item.targets) for item in items]
-        sums = [part.sum().item() for part in log_likelihood.double().cpu().split(sizes)]
-        hits = [bool(part.all()) for part in greedy.cpu().split(sizes)]
+        sums = [part.sum().item() for part in log_likelihood.double().split(sizes)]
+        hits = [bool(part.all()) for part in greedy.split(sizes)]
         return {item: Score(total, hit) for item, total, hit in zip(items, sums, hits, strict=True)}
 
-    def _hidden(self, groups: list[Group], items: list[Request], L: int) -> Tensor:
-        """Hidden states (N, D) of the rows that predict targets, request after request."""
+    def _forward(self, groups: list[Group], items: list[Request], L: int) -> tuple[Tensor, list[list[int]]]:
+        """Hidden states (tokens of all passes, D), and for each request the rows there that predict its targets."""
         T = max(len(item.inputs) for item in items) - L
         group_of = [g for g, group in enumerate(groups) for _ in group.requests]
         passes: list[Tensor] = []
@@ -110,13 +123,14 @@ class Scorer:
         if T:
             cache = self._fan_out(cache, group_of, T) if cache else None
             passes.append(self.decoder.hidden(self._padded([item.inputs[L:] for item in items], T), cache))
-        hidden_ND = torch.cat([states.flatten(0, 1) for states in passes])
         rows = [
-            group_of[r] * L + p if p < L else len(groups) * L + r * T + p - L
+            [
+                group_of[r] * L + p if p < L else len(groups) * L + r * T + p - L
+                for p in range(len(item.inputs) - len(item.targets), len(item.inputs))
+            ]
             for r, item in enumerate(items)
-            for p in range(len(item.inputs) - len(item.targets), len(item.inputs))
         ]
-        return hidden_ND[torch.tensor(rows, device=self.device)]
+        return torch.cat([states.flatten(0, 1) for states in passes]), rows
 
     def _head(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability (float32 at least) of each target, and whether it is the likeliest id."""
@@ -153,6 +167,13 @@ class Scorer:
         return wide
 
 
+def plan(requests: Sequence[Request], batch_tokens: int, pass_tokens: int) -> list[list[Group]]:
+    """Batches of the distinct `requests`, sharing prefixes or not, whichever costs fewer tokens (`batches`)."""
+    requests = sorted(requests)
+    ways = (share(requests), [Group((item,), 0) for item in requests])
+    return min((batches(groups, batch_tokens, pass_tokens) for groups in ways), key=lambda way: way[0])[1]
+
+
 def share(requests: Sequence[Request]) -> list[Group]:
     """Partition requests, *sorted*, into runs with a common prefix so that the most tokens are computed once.
 
@@ -161,7 +182,7 @@ def share(requests: Sequence[Request]) -> list[Group]:
     of its tokens counts for nothing.
     """
     lengths = [len(item.inputs) for item in requests]
-    common = [0, *(_common(a.inputs, b.inputs) for a, b in zip(requests, requests[1:], strict=False))]
+    common = [0, *(_common(a.inputs, b.inputs) for a, b in pairwise(requests))]
     best, cut = [0.0], [0]  # tokens saved in the first n requests, and where their last run begins
     for end in range(1, len(requests) + 1):
         saved, start = best[end - 1], end - 1
@@ -183,34 +204,36 @@ def share(requests: Sequence[Request]) -> list[Group]:
     return groups
 
 
-def batches(groups: Sequence[Group], batch_tokens: int) -> Iterator[list[Group]]:
-    """Groups in batches of up to `batch_tokens` padded tokens, alike in length; one prefix length within a batch.
+def batches(groups: Sequence[Group], batch_tokens: int, pass_tokens: int) -> tuple[float, list[list[Group]]]:
+    """Groups in batches of up to `batch_tokens` padded tokens, with one prefix length within a batch (0: plain).
 
-    A group keeps what it shares beyond the batch's prefix in its requests. Where the shared prefix saves too little,
-    the batch is plain: prefix 0.
+    Groups are sorted by length and cut where it costs least, by dynamic programming: a pass costs its padded tokens and
+    `pass_tokens` besides. What a group shares beyond its batch's prefix is computed for each of its requests. Returns
+    the cost in tokens too.
     """
     parts = [part for group in groups for part in _split(group, batch_tokens)]
     parts.sort(key=lambda part: (part.prefix, _longest(part)), reverse=True)
-    start = 0
-    while start < len(parts):
-        stop, rows, longest = start, 0, 0
-        while stop < len(parts):
-            rows, longest = rows + len(parts[stop].requests), max(longest, _longest(parts[stop]))
-            unlike = parts[stop].prefix < (1 - MIN_SAVING) * parts[start].prefix
-            if stop > start and (rows * longest > batch_tokens or unlike):
+    best: list[tuple[float, int, int]] = [(0.0, 0, 0)]  # of the first n: cost, where the last batch begins, its prefix
+    for end in range(1, len(parts) + 1):
+        choices: list[tuple[float, int, int]] = []
+        rows = longest = 0
+        for begin in range(end - 1, max(end - MAX_GROUPS, 0) - 1, -1):
+            rows, longest = rows + len(parts[begin].requests), max(longest, _longest(parts[begin]))
+            if choices and rows * longest > batch_tokens:
                 break
-            stop += 1
-        yield _level(parts[start:stop])
-        start = stop
-
-
-def _level(groups: list[Group]) -> list[Group]:
-    prefix = min(group.prefix for group in groups)
-    rows, longest = sum(len(group.requests) for group in groups), max(_longest(group) for group in groups)
-    saved = (rows - len(groups)) * prefix
-    if saved < MIN_SAVING * rows * longest:
-        prefix = 0
-    return [group._replace(prefix=prefix) for group in groups]
+            prefix = parts[end - 1].prefix  # the shortest: parts are sorted
+            shared = (end - begin) * prefix + rows * (longest - prefix) + pass_tokens * (1 + (longest > prefix))
+            plain = rows * longest + pass_tokens
+            cost, prefix = min((plain, 0), (shared, prefix)) if prefix else (plain, 0)
+            choices.append((best[begin][0] + cost, begin, prefix))
+        best.append(min(choices))
+    cut, end = [], len(parts)
+    while end:
+        _, begin, prefix = best[end]
+        cut.append([part._replace(prefix=prefix) for part in parts[begin:end]])
+        end = begin
+    # The longest first: what does not fit into memory shows at once, and the time left is not underestimated.
+    return best[-1][0], cut[::-1]
 
 
 def _split(group: Group, batch_tokens: int) -> Iterator[Group]:
@@ -220,8 +243,12 @@ def _split(group: Group, batch_tokens: int) -> Iterator[Group]:
         yield Group(part, group.prefix if len(part) > 1 else 0)
 
 
+def _length(item: Request) -> int:
+    return len(item.inputs)
+
+
 def _longest(group: Group) -> int:
-    return max(len(item.inputs) for item in group.requests)
+    return max(map(_length, group.requests))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
