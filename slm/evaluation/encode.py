@@ -64,7 +64,10 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
     read = _separate if text.separate else _running
     stream = read(text, tokenizer, bos, max_tokens)
     if not stream.num_scored:
-        raise ValueError(f"{text.name} is a single token, with none before it to predict it from: give a longer text")
+        raise ValueError(
+            f"{text.name}: a single token is left, with none before it to predict it from; "
+            "give more text, or more max_tokens"
+        )
     return stream
 
 
@@ -125,7 +128,7 @@ def _running(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None)
     document = _document_of(content, sizes, text.document_start)
     if max_tokens is not None and max_tokens < len(ids):
         ids, sizes, document = ids[:max_tokens], sizes[:max_tokens], document[:max_tokens]
-        notes.append(f"Only the first {max_tokens:,} tokens are scored.")
+        notes.append(f"Only the first {max_tokens:,} tokens of the text are used.")
     has_bos = tokenizer.adds_bos if bos == "auto" else bos == "always"
     skipped = 0 if has_bos else int(sizes[:1].sum())
     words = len(encoded[skipped : sizes.sum()].decode(errors="ignore").split()) if exact else None
@@ -165,7 +168,7 @@ def _separate(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
             length += len(frame)
             advance(len(content) / 1e6)
             if max_tokens is not None and length >= max_tokens:
-                notes.append(f"Only the first {max_tokens:,} tokens are scored.")
+                notes.append(f"Only the first {max_tokens:,} tokens of the text are used.")
                 break
     if not exact:
         notes.append(_inexact(counted, expected))

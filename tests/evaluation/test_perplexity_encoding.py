@@ -82,7 +82,7 @@ def test_a_part_of_a_text_has_the_bytes_and_words_of_that_part(tokenizer: Tokeni
     whole, part = WIKI.encode(), int(stream.token_bytes.sum())
     assert whole[part:].decode() == tokenizer.decode(tokenizer.encode(WIKI)[301:])
     assert stream.words == len(whole[:part].decode().split())
-    assert "Only the first 301 tokens are scored." in stream.notes
+    assert "Only the first 301 tokens of the text are used." in stream.notes
 
 
 def test_bos_follows_the_tokenizers_own_rule_unless_told() -> None:
@@ -148,7 +148,8 @@ def test_a_normaliser_that_changes_the_text_is_said_to() -> None:
     [
         (running("abc"), {"bos": "yes"}, r"^bos='yes' must be one of auto, always, never"),
         (running("abc"), {"max_tokens": 0}, r"^max_tokens=0 must be at least 1"),
-        (running("a"), {}, r"^text is a single token, with none before it to predict it from"),
+        (running("a"), {}, r"^text: a single token is left, with none before it to predict it from; give more text"),
+        (running("abc"), {"max_tokens": 1}, r"^text: a single token is left"),
     ],
 )
 def test_what_leaves_nothing_to_score_is_refused(text: Text, settings: dict, message: str) -> None:
