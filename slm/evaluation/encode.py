@@ -107,12 +107,15 @@ def _run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
 
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
-        prints = json.loads((run / "corpus.json").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        if (run / "corpus.json").exists():
+            return config, json.loads((run / "corpus.json").read_text())
+        result = json.loads((run / "result.json").read_text())
+        return config, {name: result[name]["fingerprint"] for name in ("data", "tokenizer")}
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{run} is no run directory whose config.yaml and corpus.json can be read ({type(error).__name__})"
+            f"{run} is no run directory whose config.yaml and corpus.json can be read ({type(error).__name__}); "
+            "give the output_dir of a run of train.py"
         ) from None
-    return config, prints
 
 
 def _running(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None) -> Stream:

@@ -97,6 +97,13 @@ def _renamed(folder: Path) -> Path:
     return folder
 
 
+def test_the_fingerprints_of_result_json_do_where_there_is_no_corpus_json(trained: Path, tmp_path: Path) -> None:
+    for name in ("config.yaml", "result.json"):
+        shutil.copy(trained / name, tmp_path)
+    tokenizer = load_tokenizer(trained / "model")
+    assert run_stream(tmp_path, tokenizer).tokens.tolist() == run_stream(trained, tokenizer).tokens.tolist()
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, trained: Path) -> None:
     with pytest.raises(ValueError, match=r"is no run directory whose config\.yaml and corpus\.json can be read"):
         run_stream(tmp_path, load_tokenizer(trained / "model"))
