@@ -132,8 +132,9 @@ def _rope_theta(values: Mapping[str, Any]) -> float:
 
 
 def _refuse_what_differs(values: Mapping[str, Any]) -> None:
-    if values.get("quantization_config"):
-        method = dict(values["quantization_config"]).get("quant_method", "unnamed")
+    quantisation = values.get("quantization_config")
+    if quantisation:
+        method = quantisation.get("quant_method", "unnamed") if isinstance(quantisation, Mapping) else quantisation
         raise ValueError(
             f"quantization_config says that the weights are quantised ({method}), which is not read: "
             "give the release in float16, bfloat16 or float32"
@@ -142,9 +143,10 @@ def _refuse_what_differs(values: Mapping[str, Any]) -> None:
         raise ValueError(f"hidden_act={values['hidden_act']!r} is not computed here, only 'silu' is")
     if values.get("sliding_window") is not None and values.get("use_sliding_window", True):
         raise ValueError(f"sliding_window={values['sliding_window']}: attention here is over the whole context only")
-    odd = sorted({kind for kind in values.get("layer_types") or [] if kind != "full_attention"})
+    kinds = values.get("layer_types") or []
+    odd = [kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind != "full_attention"]
     if odd:
-        raise ValueError(f"layer_types has {', '.join(odd)}: attention here is over the whole context only")
+        raise ValueError(f"layer_types has {odd[0]!r}: attention here is over the whole context only")
     if values.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"partial_rotary_factor={values['partial_rotary_factor']} must be 1 or absent")
 

@@ -112,7 +112,8 @@ def _refuse_other_tensors(place: Place, decoder: Decoder, weights: Weights) -> N
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = [name if name.isprintable() else repr(name) for name in names[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _empty(config: ModelConfig) -> Decoder:

@@ -138,26 +138,30 @@ def _open_safetensors(file: Path) -> dict[str, Stored]:
             raise ValueError(f"{file} is not a safetensors file, or is truncated: download it again")
         text = handle.read(length)
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        spans = {
-            name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in header.items()
-        }
+        spans = {name: _described(entry) for name, entry in json.loads(text).items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError):
         problem = "is truncated" if len(text) < length else "has no header of safetensors"
         raise ValueError(f"{file} {problem}: download it again") from None
     start = 8 + length
-    wanted = start + max((stop for *_, stop in spans.values()), default=0)
+    wanted = start + max((stop for _, _, _, stop in spans.values()), default=0)
     if size < wanted:
         raise ValueError(f"{file} is truncated: it has {size:,} of {wanted:,} bytes; download it again")
     return {name: _span(file, name, start, *span) for name, span in spans.items()}
+
+
+def _described(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    """Dtype, shape, first and last byte + 1 of a header's entry. Raises one of several errors for what is none."""
+    shape, (first, stop) = tuple(entry["shape"]), entry["data_offsets"]
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, first, stop)):
+        raise ValueError
+    return str(entry["dtype"]), shape, first, stop
 
 
 def _span(file: Path, name: str, base: int, dtype_code: str, shape: tuple[int, ...], first: int, stop: int) -> Stored:
     if dtype_code not in _DTYPES:
         raise ValueError(f"{file}: {name} is stored as {dtype_code}, and what is read is {', '.join(_DTYPES)}")
     dtype = _DTYPES[dtype_code]
-    if first < 0 or stop - first != dtype.itemsize * math.prod(shape):
+    if stop - first != dtype.itemsize * math.prod(shape):
         raise ValueError(f"{file}: the header gives {name} {stop - first} bytes, which is not its shape {list(shape)}")
 
     def read() -> Tensor:
@@ -184,7 +188,7 @@ def _load_pickle(file: Path) -> dict[str, Any]:
             f"{file} is refused and was not executed: it is a pickle that would run {wants[1]}, where weights are "
             "tensors only; use a release in safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except Exception as error:  # of a damaged file anything, an AssertionError too
         reason = str(error).partition("\n")[0].partition(": ")[0]
         raise ValueError(f"{file} is truncated or damaged ({reason}): download it again") from None
     if not isinstance(content, Mapping):

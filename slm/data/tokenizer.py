@@ -193,7 +193,7 @@ def _config_beside(folder: Path, asked_by: str) -> dict[str, Any]:
         for role in ("bos_token", "eos_token"):
             token = config.get(role)
             if token and role not in found:
-                found[role] = token["content"] if isinstance(token, dict) else token
+                found[role] = token.get("content") if isinstance(token, dict) else token
         if isinstance(config.get("add_bos_token"), bool):
             found["add_bos_token"] = config["add_bos_token"]
     return found

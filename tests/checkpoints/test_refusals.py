@@ -4,11 +4,15 @@ import json
 import os
 import pickle
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from slm.checkpoints import check, load
@@ -82,6 +86,35 @@ def test_a_truncated_pickle_is_refused_in_one_sentence(folder: Path, size: int) 
     (folder / "model.safetensors").unlink()
     cut(folder / "pytorch_model.bin", size)
     assert "damaged" in refusal(folder)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save(llama(), tmp_path_factory.mktemp("sound"))
+    state = load_file(folder / "model.safetensors")
+    torch.save(state, folder / "new.bin")
+    torch.save(state, folder / "old.bin", _use_new_zipfile_serialization=False)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["model.safetensors", "new.bin", "old.bin", "config.json", "tokenizer.json"])
+@settings(deadline=None, max_examples=40)
+@given(changes=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_file_with_changed_bytes_loads_or_is_refused_in_one_sentence(sound: Path, kind: str, changes: list) -> None:
+    place = {"new.bin": "pytorch_model.bin", "old.bin": "pytorch_model.bin"}.get(kind, kind)
+    content = bytearray((sound / kind).read_bytes())
+    for position, byte in changes:
+        content[position % len(content)] = byte
+    with tempfile.TemporaryDirectory() as folder:
+        for file in sound.iterdir():
+            if file.suffix == ".json" or place == file.name or place.endswith(".json"):
+                shutil.copyfile(file, Path(folder) / file.name)
+        (Path(folder) / place).write_bytes(content)
+        try:
+            load(folder)
+        except ValueError as error:
+            assert "\n" not in str(error)  # noqa: PT017
 
 
 def overwrite(file: str, content: bytes) -> Callable[[Path], object]:
@@ -184,7 +217,7 @@ CONFIGS = {
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 must be 1"),
     "gelu": ({"hidden_act": "gelu"}, "hidden_act='gelu' is not computed here"),
     "window": ({"sliding_window": 4096}, "sliding_window=4096: attention here is over the whole context"),
-    "kinds": ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
+    "kinds": ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
     "quantised": ({"quantization_config": {"quant_method": "awq"}}, r"the weights are quantised \(awq\), which is not"),
     "slm": ({"model_type": "slm"}, "under the key slm, which is absent"),
     "own": ({"slm": {"vocab": 3}}, r"model\.vocab is not a field"),
