@@ -92,7 +92,9 @@ class DecoderLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        items = [request(context, continuation, self.max_length) for _, context, continuation in requests]
+        # A context of spaces alone is left without tokens (they go to the continuation): treated as an empty one.
+        begin = [self.prefix_token_id]
+        items = [request(context or begin, continuation, self.max_length) for _, context, continuation in requests]
         return [tuple(score) for score in self._score(items, "requests")]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:

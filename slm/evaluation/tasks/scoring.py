@@ -63,7 +63,7 @@ class Group(NamedTuple):
 def request(context: Sequence[int], continuation: Sequence[int], max_length: int) -> Request:
     """The pair as inputs and targets, cut from the left to the model's context of `max_length` tokens.
 
-    Raises `ValueError` where the continuation has no token, or more than fit.
+    `context` has at least one token. Raises `ValueError` where the continuation has none, or more than fit.
     """
     if not 1 <= len(continuation) <= max_length:
         raise ValueError(

@@ -1,0 +1,199 @@
+"""Names of tasks, tasks from local files, and runs of several of which some fail."""
+
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'slm[eval]'")
+
+import datasets
+import huggingface_hub.constants
+import torch
+
+from slm.data.vocabulary import plan_tokenizer
+from slm.evaluation.tasks import MOBILELLM, check_tasks, run_tasks
+from slm.evaluation.tasks.local import make_task, read_records
+from slm.evaluation.tasks.names import harness_names
+from slm.model import Decoder, ModelConfig
+
+CHOICES = [
+    {"query": "The sun is", "choices": ["warm", "cold and far away"], "gold": 0},
+    {"query": "Ice is\n", "choices": ["cold", "warm", "naïve"], "gold": 0},
+    {"query": "1 and 1 are", "choices": ["3", "2"], "gold": 1},
+]
+CONTEXTS = [
+    {"context_options": ["The cat", "The stone"], "continuation": "purrs.", "gold": 0},
+    {
+        "context_options": ["He saw the cat and the cat", "He saw the cat and the stone"],
+        "continuation": "sank",
+        "gold": 1,
+    },
+]
+QUICK = {"limit": None, "num_fewshot": None, "batch_tokens": 512, "autocast": None, "seed": 1}
+
+
+def write(path: Path, records: list[dict]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple:
+    tokenizer = plan_tokenizer({"kind": "bytes"}).make(lambda: iter([]))
+    torch.manual_seed(0)
+    shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    shape |= {"intermediate_size": 48, "max_position_embeddings": 128, "init_std": 0.3}
+    return Decoder(ModelConfig(**shape)).eval(), tokenizer
+
+
+@torch.no_grad()
+def log_likelihood(model: tuple, context: str, continuation: str) -> float:
+    decoder, tokenizer = model
+    given, scored = tokenizer.encode(context), tokenizer.encode(continuation)
+    logits = decoder.double()(torch.tensor([given + scored[:-1]]))[0, len(given) - 1 :].log_softmax(-1)
+    decoder.float()
+    return logits.gather(1, torch.tensor(scored)[:, None]).sum().item()
+
+
+def best(scores: list[float]) -> int:
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def test_choices_are_scored_after_the_query_and_one_space(model: tuple, tmp_path: Path) -> None:
+    results = run_tasks(*model, ["mine"], task_files={"mine": write(tmp_path / "a.jsonl", CHOICES)}, **QUICK)
+    right, right_by_length = [], []
+    for record in CHOICES:
+        # Spaces at the end of a query are scored with the choice; byte tokens make no other difference.
+        query = record["query"].rstrip()
+        space = record["query"][len(query) :] + " "
+        scores = [log_likelihood(model, query, space + choice) for choice in record["choices"]]
+        right.append(best(scores) == record["gold"])
+        by_length = [score / len(choice) for score, choice in zip(scores, record["choices"], strict=True)]
+        right_by_length.append(best(by_length) == record["gold"])
+    result = results["mine"]
+    assert (result["metric"], result["n"], result["num_fewshot"]) == ("acc_norm", 3, 0)
+    assert result["value"] == pytest.approx(sum(right_by_length) / 3)
+    assert result["also"]["acc"]["value"] == pytest.approx(sum(right) / 3)
+    p = result["value"]
+    assert result["se"] == pytest.approx((p * (1 - p) / 2) ** 0.5)  # sample standard deviation / sqrt(n), n = 3
+    assert "a.jsonl" in result["notes"][0]
+
+
+def test_a_continuation_is_scored_after_each_context(model: tuple, tmp_path: Path) -> None:
+    results = run_tasks(*model, ["wino"], task_files={"wino": write(tmp_path / "w.jsonl", CONTEXTS)}, **QUICK)
+    right = [
+        best([log_likelihood(model, option, " " + record["continuation"]) for option in record["context_options"]])
+        == record["gold"]
+        for record in CONTEXTS
+    ]
+    assert (results["wino"]["metric"], results["wino"]["also"]) == ("acc", {})
+    assert results["wino"]["value"] == pytest.approx(sum(right) / 2)
+
+
+def test_examples_before_a_question_are_others_with_their_answers(tmp_path: Path) -> None:
+    task = make_task("mine", read_records("mine", write(tmp_path / "a.jsonl", CHOICES)))
+    task.set_config(key="num_fewshot", value=2)
+    task.set_fewshot_seed(seed=1)
+    prompt = task.fewshot_context(task.eval_docs[0], 2)
+    assert prompt.endswith("\n\nThe sun is")
+    assert prompt.count("The sun is") == 1
+    assert "Ice is\n cold" in prompt
+    assert "1 and 1 are 2\n\n" in prompt
+
+
+def test_limit_and_number_of_examples_are_kept(model: tuple, tmp_path: Path) -> None:
+    files = {"mine": write(tmp_path / "a.jsonl", CHOICES)}
+    results = run_tasks(*model, ["mine"], task_files=files, **QUICK | {"limit": 2, "num_fewshot": 1})
+    assert (results["mine"]["n"], results["mine"]["num_fewshot"]) == (2, 1)
+    assert results == run_tasks(*model, ["mine"], task_files=files, **QUICK | {"limit": 2, "num_fewshot": 1})
+
+
+def test_a_task_whose_data_cannot_be_had_is_skipped_and_the_others_run(
+    model: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    harness_names()
+    start = time.monotonic()
+    results = run_tasks(*model, ["piqa", "mine"], task_files={"mine": write(tmp_path / "a.jsonl", CHOICES)}, **QUICK)
+    assert time.monotonic() - start < 15
+    assert list(results["piqa"]) == ["error"]
+    assert "piqa wants its data set" in results["piqa"]["error"]
+    assert "cannot be reached" in results["piqa"]["error"]
+    assert results["mine"]["n"] == 3
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[:2] for line in lines] == [["tasks", " piqa"], ["tasks", " mine"]]
+
+
+def test_a_question_longer_than_the_context_is_cut_from_the_left(model: tuple, tmp_path: Path) -> None:
+    records = [{"query": "x " * 200 + "The sun is", "choices": ["warm", "cold"], "gold": 0}]
+    results = run_tasks(*model, ["long"], task_files={"long": write(tmp_path / "l.jsonl", records)}, **QUICK)
+    query = records[0]["query"][-(129 - len(" warm")) :]
+    scores = [log_likelihood(model, query, " " + choice) for choice in ("warm", "cold")]
+    assert results["long"]["also"]["acc"]["value"] == float(best(scores) == 0)
+    assert results["long"]["se"] is None  # one question has none
+
+
+def test_the_papers_eight_are_tasks_of_the_harness() -> None:
+    assert len(MOBILELLM) == 8
+    check_tasks(MOBILELLM, {})
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^tasks: 'arc_eazy' is no task .* did you mean arc_easy or .*\?$"):
+        check_tasks(["arc_eazy"], {})
+    with pytest.raises(ValueError, match="did you mean myquiz"):
+        check_tasks(["myquizz"], {"myquiz": write(tmp_path / "a.jsonl", CHOICES)})
+    with pytest.raises(ValueError, match="names piqa more than once"):
+        check_tasks(["piqa", "piqa"], {})
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'slm\[eval\]'"):
+        check_tasks(["piqa"], {})
+    check_tasks([], {})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[1]", "line 2 is no question; wants the keys query/choices/gold or context_options/continuation/gold"),
+        ('{"query": "a", "gold": 0}', "line 2 is no question"),
+        ('{"query": "a", "choices": ["b", "c"]}', "line 2 lacks gold"),
+        ('{"query": "a", "choices": ["b"], "gold": 0}', "line 2: choices=.* at least two texts"),
+        ('{"query": "a", "choices": ["b", ""], "gold": 0}', "line 2: choices=.* none empty"),
+        ('{"query": 7, "choices": ["b", "c"], "gold": 0}', "line 2: query=7 wants to be a text"),
+        ('{"query": "a", "choices": ["b", "c"], "gold": 2}', "line 2: gold=2 wants to be 0 to 1"),
+        ('{"query": "a", "choices": ["b", "c"], "gold": "b"}', "line 2: gold='b' wants to be 0 to 1"),
+        ('{"query": "a", "choices": ["b", "c"], "gold": true}', "line 2: gold=True wants"),
+        (json.dumps(CONTEXTS[0]), "mixes records"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(CHOICES[0]) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=rf"^task_files\.mine=.*bad\.jsonl.*{said}") as error:
+        check_tasks(["mine"], {"mine": str(path)})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "is not a file"), (b"", "holds no question"), (b"\xff\n", "UTF-8")]
+)
+def test_a_bad_file_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^task_files\.mine=.*{said}"):
+        check_tasks(["mine"], {"mine": str(path)})

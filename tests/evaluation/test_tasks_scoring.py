@@ -1,0 +1,147 @@
+"""Log-likelihoods with shared prefixes, against one forward pass a request in float64."""
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm.evaluation.tasks.scoring import Group, Request, Scorer, batches, plan, request, share
+from slm.model import Decoder, ModelConfig
+
+CONTEXT = 24
+ids = st.integers(0, 3)  # few ids, so that prefixes are shared and tokens are sometimes the likeliest
+tokens = st.lists(ids, min_size=1, max_size=18).map(tuple)
+questions = st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=4)), min_size=1, max_size=6)
+
+
+def decoder(**changes) -> Decoder:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 7, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    shape |= {"intermediate_size": 24, "max_position_embeddings": CONTEXT, "init_std": 0.5} | changes
+    return Decoder(ModelConfig(**shape)).double().eval()
+
+
+MODELS = [decoder(), decoder(layer_sharing="immediate", num_repeats=2)]
+
+
+@torch.no_grad()
+def alone(model: Decoder, item: Request) -> tuple[float, bool]:
+    logits = model(torch.tensor([item.inputs]))[0, -len(item.targets) :]
+    targets = torch.tensor(item.targets)
+    chosen = logits.log_softmax(-1).gather(1, targets[:, None])
+    return chosen.sum().item(), bool((logits.argmax(-1) == targets).all())
+
+
+def asked(found: list[tuple[tuple, list[tuple]]]) -> list[Request]:
+    return [request(context, choice, CONTEXT) for context, choices in found for choice in choices]
+
+
+@given(questions, st.sampled_from([1, 30, 200, 4000]), st.sampled_from(MODELS))
+@settings(max_examples=60, deadline=None)
+def test_scores_are_those_of_one_pass_for_each_request(found: list, batch_tokens: int, model: Decoder) -> None:
+    items = asked(found)
+    for item, score in zip(items, Scorer(model, batch_tokens=batch_tokens)(items), strict=True):
+        log_likelihood, greedy = alone(model, item)
+        assert score.log_likelihood == pytest.approx(log_likelihood, abs=1e-10)
+        assert score.is_greedy == greedy
+
+
+@given(questions, st.integers(0, 50))
+@settings(max_examples=60, deadline=None)
+def test_every_batch_holds_each_request_once_and_only_prefixes_that_its_groups_have(
+    found: list, pass_tokens: int
+) -> None:
+    items = sorted(set(asked(found)))
+    made = plan(items, 60, pass_tokens)
+    assert sorted(item for batch in made for group in batch for item in group.requests) == items
+    for batch in made:
+        rows = [item for group in batch for item in group.requests]
+        assert len(rows) == 1 or len(rows) * max(len(item.inputs) for item in rows) <= 60
+        assert len({group.prefix for group in batch}) == 1
+        for group in batch:
+            assert len({item.inputs[: group.prefix] for item in group.requests}) == 1
+
+
+@given(questions.map(asked).map(lambda items: sorted(set(items))[:7]))
+@settings(max_examples=60, deadline=None)
+def test_no_partition_into_runs_saves_more_tokens(items: list[Request]) -> None:
+    def saved(runs: list[list[Request]]) -> int:
+        total = 0
+        for run in runs:
+            columns = zip(*(item.inputs for item in run), strict=False)
+            agree = next((n for n, column in enumerate(columns) if len(set(column)) > 1), min(map(size, run)))
+            total += own if (own := (len(run) - 1) * agree) >= 0.15 * sum(map(size, run)) else 0
+        return total
+
+    def size(item: Request) -> int:
+        return len(item.inputs)
+
+    best = 0
+    for cuts in product((False, True), repeat=len(items) - 1):
+        runs = [[items[0]]]
+        for cut, item in zip(cuts, items[1:], strict=True):
+            if cut:
+                runs.append([item])
+            else:
+                runs[-1].append(item)
+        best = max(best, saved(runs))
+    assert sum((len(group.requests) - 1) * group.prefix for group in share(items)) == best
+
+
+def test_the_choices_of_a_question_run_its_context_once() -> None:
+    model, fed = decoder(), []
+    hidden = model.hidden
+    model.hidden = lambda tokens_BT, cache=None: (fed.append(tokens_BT.numel()), hidden(tokens_BT, cache))[1]  # type: ignore[method-assign]
+    context = tuple(torch.arange(18).remainder(7).tolist())
+    items = [request(context, (choice, 1, 2), CONTEXT) for choice in range(4)]
+    Scorer(model, batch_tokens=4000)(items)
+    assert fed == [18, 4 * 2]
+
+
+def test_one_token_continuations_and_repeated_requests_cost_one_pass() -> None:
+    model, fed = decoder(), []
+    hidden = model.hidden
+    model.hidden = lambda tokens_BT, cache=None: (fed.append(tokens_BT.numel()), hidden(tokens_BT, cache))[1]  # type: ignore[method-assign]
+    items = [request((1, 2, 3, 4, 5), (choice,), CONTEXT) for choice in (0, 1, 0, 1)]
+    scores = Scorer(model, batch_tokens=4000)(items)
+    assert fed == [5]
+    assert scores[:2] == scores[2:]
+    assert [score.log_likelihood for score in scores[:2]] == [
+        pytest.approx(alone(model, item)[0], abs=1e-10) for item in items[:2]
+    ]
+
+
+def test_logits_of_a_context_are_never_made() -> None:
+    model, rows = decoder(), []
+    scorer = Scorer(model, batch_tokens=4000)
+    head = scorer._head
+    scorer._head = lambda hidden, targets: (rows.append(len(hidden)), head(hidden, targets))[1]  # type: ignore[method-assign]
+    scorer([request((1, 2, 3, 4, 5, 6), (choice, 1), CONTEXT) for choice in (2, 3)])
+    assert rows == [4]
+
+
+def test_batches_cost_least_where_a_pass_is_dear_or_cheap() -> None:
+    groups = [Group((Request((number,) * length, (1,)),), 0) for number, length in enumerate((2, 2, 10, 10))]
+    assert [len(batch) for batch in batches(groups, 4000, 4)[1]] == [2, 2]
+    assert [len(batch) for batch in batches(groups, 4000, 40)[1]] == [4]
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="bfloat16 is emulated on this machine")
+def test_autocast_scores_are_those_of_autocast_logits() -> None:
+    model = decoder().float()
+    item = request((1, 2, 3, 4), (2, 0), CONTEXT)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, _ = alone(model, item)
+    others = [request((1, 2, 3, 4), (2, number), CONTEXT) for number in range(1, 4)]
+    score = Scorer(model, batch_tokens=4000, autocast=torch.bfloat16)([item, *others])[0]
+    assert score.log_likelihood == pytest.approx(expected, abs=0.1)
+    assert score.log_likelihood != pytest.approx(alone(model, item)[0], abs=1e-6)
+
+
+def test_a_continuation_that_cannot_be_scored_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 tokens cannot be scored; wants 1 to 24"):
+        request((1, 2), (), CONTEXT)
+    with pytest.raises(ValueError, match="25 tokens cannot be scored"):
+        request((1, 2), (0,) * 25, CONTEXT)
