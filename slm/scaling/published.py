@@ -23,8 +23,9 @@ Claim = dict[str, Any]
 
 
 def is_published(table: Table) -> bool:
-    """Whether `table` has the published rows and no others."""
-    shipped, columns = read_table(NAME).frame, ["params_total", "perplexity", "tokens_per_second", "depth"]
+    """Whether `table` has the published rows and no others, with all that the claims are about."""
+    shipped = read_table(NAME).frame
+    columns = ["params_total", "params_non_embedding", "tokens", "perplexity", "tokens_per_second", "depth"]
     return set(columns) <= set(table.frame) and table.frame[columns].equals(shipped[columns])
 
 

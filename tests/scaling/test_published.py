@@ -148,4 +148,5 @@ def test_only_the_published_rows_are_taken_for_the_study() -> None:
     changed = TABLE.frame.assign(perplexity=TABLE.frame["perplexity"] * 1.001)
     assert not is_published(Table(changed, (), "copy"))
     assert not is_published(Table(TABLE.frame.iloc[:3], (), "fewer"))
-    assert not is_published(Table(TABLE.frame.drop(columns="depth"), (), "no depth"))
+    for column in ("depth", "tokens", "params_non_embedding"):
+        assert not is_published(Table(TABLE.frame.drop(columns=column), (), f"no {column}"))

@@ -155,6 +155,12 @@ def test_seeds_share_a_cell_and_checkpoints_of_a_run_a_cluster() -> None:
     assert list(table.of("b").frame["cluster"]) == ["r4"]
 
 
+def test_a_size_that_is_empty_throughout_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("params_total,params_non_embedding,loss\n" + "".join(f"{n}e6,,{4 - n / 100}\n" for n in (1, 2, 4)))
+    assert read_table(file).sizes == ["params_total"]
+
+
 def test_a_size_with_gaps_is_carried_but_not_offered() -> None:
     table = table_from_frame(frame(params_total=[1e7, 1e8], params_non_embedding=[8e6, None], loss=[4.0, 3.0]))
     assert table.sizes == ["params_total"]

@@ -111,7 +111,7 @@ def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool) 
     """Raise for a column in which units are mixed, or in which counts are written in millions or billions."""
     target = next(name for name in TARGETS if complete(frame, name))
     for name in (*SIZES, "tokens"):
-        if name in frame:
+        if name in frame and frame[name].notna().any():
             _check_counts(frame, name, frame[target], columns)
     if loss_was_given:
         _check_loss_units(frame, columns)
