@@ -3,7 +3,8 @@
     python benchmarks/task_parity.py CHECKPOINT arc_easy=arc_easy.jsonl piqa=piqa.jsonl --limit 200
 
 Prints for each task the accuracies of both, the largest difference of two log-likelihoods, the seconds of processor
-time each spent on tokenizing and scoring, and their ratio: processor time, because a shared machine stretches any other.
+time each spent on tokenizing and scoring, and their ratio. Processor time, because other work stretches any other; run
+it with OMP_NUM_THREADS=1, so that no thread is busy waiting.
 Exits with 1 where an accuracy differs.
 Needs: pip install 'slm[eval]' transformers accelerate
 """

@@ -28,7 +28,9 @@ def read_records(name: str, path: str | Path) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         raise ValueError(f"{where} is not a file; wants JSON lines with the keys {' or '.join(map(_keys, FORMS))}")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = (
+            Path(path).read_text(encoding="utf-8").split("\n")
+        )  # splitlines would cut at U+2028, which JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{where} cannot be read as UTF-8 text: {error}") from None
     records = [_record(line, f"{where}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]

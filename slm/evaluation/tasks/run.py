@@ -86,8 +86,18 @@ def load_task(name: str, task_files: Mapping[str, str]) -> Any:
         with _offline():
             return task_manager().load([name])
     except Exception:  # not in the cache: which class says so depends on datasets and huggingface_hub
-        require_network(f"tasks: {name} wants its data set")
+        _require_hub(name)
         return task_manager().load([name])
+
+
+def _require_hub(name: str) -> None:
+    try:
+        require_network(name)
+    except ValueError:
+        raise ValueError(
+            f"the data of {name} are not in the local cache and the hub cannot be reached; connect to the network, or "
+            f"give the questions as task_files.{name}=FILE"
+        ) from None
 
 
 def evaluate_task(

@@ -30,7 +30,7 @@ MIN_SAVING = 0.15
 MAX_GROUPS = 128
 """Most groups in a batch; bounds the search for the best batches."""
 PASS_TOKENS = {"cpu": 24}
-"""What a pass costs besides its tokens, in tokens (docs/log.md)."""
+"""What a pass costs besides its tokens, in tokens (docs/tasks.md)."""
 PASS_TOKENS_ELSEWHERE = 2048
 """A GPU is idle for most of a smaller pass; an estimate, not measured."""
 HEAD_ROWS = 256
