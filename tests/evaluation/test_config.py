@@ -1,0 +1,63 @@
+"""What a person at the prompt of evaluate.py meets before anything is loaded."""
+
+import subprocess
+import sys
+
+import pytest
+
+from slm.evaluation.tasks import MOBILELLM
+from tests.evaluation.asked import asked
+from tests.running import ROOT, quiet_env
+
+
+def test_the_papers_eight_tasks_go_by_one_name_and_files_are_run_without_being_named() -> None:
+    settings = asked("checkpoint=a", "tasks=[mobilellm,copa,piqa]", "task_files={mine: mine.jsonl, piqa: p.jsonl}")
+    assert settings["tasks"] == [*MOBILELLM, "copa", "mine"]
+    assert asked("checkpoint=a", "tasks=copa")["tasks"] == ["copa"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "give one checkpoint"),
+        (["checkpoint=a", "checkpoints=[b]"], "give one checkpoint"),
+        (["checkpoints=[]"], "checkpoints"),
+        (["checkpoints=[a,b,a]"], "names a more than once"),
+        (["checkpoints=[a,b]", "prompt=x"], "take one checkpoint"),
+        (["checkpoint=a", "prompt=x", "export=b"], "two things to do"),
+        (["checkpoint=5"], "checkpoint=5"),
+        (["checkpoint=a", "dtype=int8"], "dtype='int8' must be one of auto, float32"),
+        (["checkpoint=a", "device=tpu"], "device='tpu'"),
+        (["checkpoint=a", "batch_tokens=0"], "batch_tokens=0"),
+        (["checkpoint=a", "perplexity.protocols=[slide]"], "perplexity.protocols"),
+        (["checkpoint=a", "perplexity.sliding.max_length=1.5"], "perplexity.sliding.max_length=1.5"),
+        (["checkpoint=a", "perplexity.max_tokens=0"], "perplexity.max_tokens=0"),
+        (["checkpoint=a", "speed.new_tokens=1"], "speed.new_tokens=1 must be a whole number of at least 2"),
+        (["checkpoint=a", "speed.compile=maybe"], "speed.compile='maybe'"),
+        (["checkpoint=a", "generation.top_p=1.5"], "generation.top_p=1.5"),
+        (["checkpoint=a", "generation.temperature=-1"], "generation.temperature=-1"),
+        (["checkpoint=a", "task_files=mine.jsonl"], "task_files='mine.jsonl' must be a mapping"),
+        (["checkpoint=a", "tasks=[1]"], "tasks=\\[1\\]"),
+        (["checkpoint=a", "task_limit=0"], "task_limit=0"),
+        (["checkpoint=a", f"output_dir={ROOT}/README.md"], "is a file"),
+    ],
+)
+def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        asked(*overrides)
+
+
+def test_a_mistake_at_the_prompt_is_one_sentence_and_exit_code_1() -> None:
+    command = [sys.executable, str(ROOT / "evaluate.py"), "checkpoint=no/such/folder", "data=pydocs"]
+    done = subprocess.run(command, env=quiet_env(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "no/such/folder" in done.stderr
+
+
+def test_a_multirun_is_refused_before_it_writes_files() -> None:
+    command = [sys.executable, str(ROOT / "evaluate.py"), "-m", "checkpoint=a,b"]
+    done = subprocess.run(command, env=quiet_env(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "give several checkpoints as checkpoints=[a,b]" in done.stderr

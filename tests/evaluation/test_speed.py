@@ -1,0 +1,84 @@
+"""Speed against a decoder that takes a known time, sizes against closed forms."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from slm.evaluation import speed
+from slm.evaluation.speed import measure_speed, without_sharing
+from slm.model import Decoder, KVCache, ModelConfig
+
+SETTINGS = {"prompt_tokens": 30, "new_tokens": 10, "repetitions": 3, "cache": True, "compile": False}
+SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "intermediate_size": 64,
+}
+
+
+def decoder(**changes: Any) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(ModelConfig(**SHAPE | changes)).eval()
+
+
+def test_rates_are_tokens_over_the_seconds_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(of: Decoder) -> Any:
+        def next_logits(tokens: Tensor, cache: KVCache) -> Tensor:
+            time.sleep(0.02 * tokens.shape[1] ** 0.5 * len(of.config.block_uses) / 2)
+            return torch.zeros(50)
+
+        return next_logits
+
+    monkeypatch.setattr(speed, "eager_logits", slow)
+    found = measure_speed(decoder(), SETTINGS)
+    assert found["decode_tokens_per_second"] == pytest.approx(50, rel=0.2)
+    assert found["prefill_tokens_per_second"] == pytest.approx(50 * 30**0.5, rel=0.2)
+    shared = measure_speed(decoder(layer_sharing="immediate", num_repeats=2), SETTINGS)
+    assert shared["decode_tokens_per_second"] == pytest.approx(25, rel=0.2)
+    assert shared["without_sharing"]["decode_tokens_per_second"] == pytest.approx(50, rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_those_of_unique_tensors_and_of_one_cache_slot_a_use(dtype: torch.dtype) -> None:
+    model = decoder(layer_sharing="reverse", num_repeats=2).to(dtype)
+    found = measure_speed(model, SETTINGS)
+    block = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32
+    assert found["model_bytes"] == (50 * 32 + 2 * block + 32) * dtype.itemsize
+    assert found["kv_bytes_per_token"] == 4 * 2 * 2 * 8 * dtype.itemsize
+    assert found["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_the_model_without_sharing_has_the_same_tensors_and_uses_each_block_once() -> None:
+    model = decoder(layer_sharing="immediate", num_repeats=2)
+    plain = without_sharing(model)
+    reference = decoder()
+    reference.load_state_dict(model.state_dict())
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(tokens), reference(tokens))
+        assert not torch.allclose(model(tokens), reference(tokens))
+    assert plain.embed_tokens.weight.data_ptr() == model.embed_tokens.weight.data_ptr()
+
+
+def test_decoding_without_a_cache_goes_through_the_whole_sequence_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    real = Decoder.hidden
+
+    def seen(self: Decoder, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        lengths.append(tokens.shape[1])
+        return real(self, tokens, cache)
+
+    monkeypatch.setattr(Decoder, "hidden", seen)
+    measure_speed(decoder(), SETTINGS | {"cache": False, "repetitions": 1})
+    assert lengths[len(lengths) // 2 :] == [30, *range(31, 41)]
+
+
+def test_more_tokens_than_the_context_holds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"speed\.prompt_tokens=30 and speed\.new_tokens=10 do not fit into the 39 pos"):
+        measure_speed(decoder(max_position_embeddings=39), SETTINGS)
