@@ -6,10 +6,20 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tests.running import make_command, quiet_env
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several of these share the cores
+    torch.set_num_threads(1)
+
+
+# The same examples each time, so that a change is not refused for a case that it did not touch; look for new ones with
+# SLM_TEST_RANDOM=1.
+hypothesis.settings.register_profile("same", derandomize=not os.environ.get("SLM_TEST_RANDOM"))
+hypothesis.settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

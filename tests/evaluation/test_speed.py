@@ -80,5 +80,5 @@ def test_decoding_without_a_cache_goes_through_the_whole_sequence_each_time(monk
 
 
 def test_more_tokens_than_the_context_holds_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"speed\.prompt_tokens=30 and speed\.new_tokens=10 do not fit into the 39 pos"):
+    with pytest.raises(ValueError, match=r"prompt_tokens=30 and speed\.new_tokens=10 do not fit into the 39 pos"):
         measure_speed(decoder(max_position_embeddings=39), SETTINGS)
