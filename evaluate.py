@@ -20,7 +20,10 @@ def main(config: DictConfig) -> None:
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command and output_dir go on where it stopped", file=sys.stderr)
+        print(
+            f"\ninterrupted: the same command with output_dir={config.output_dir} goes on where it stopped",
+            file=sys.stderr,
+        )
         exit_codes.append(130)
     except MISTAKES as error:
         exit_codes.append(report(error))

@@ -33,6 +33,8 @@ class Precision:
     dtype: torch.dtype
     autocast: torch.dtype | None
     """Dtype of matmuls where it is not that of the weights."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures must know, whole sentences."""
 
 
 def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Precision:
@@ -47,6 +49,9 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if settings["dtype"] != "auto":
         return Precision(device=device, dtype=DTYPES[settings["dtype"]], autocast=None)
-    dtype, autocast = TRAINED.get(str(provenance.result.get("precision")), (torch.float32, None))
-    # Emulated bfloat16 takes hours: float32 is then the nearest that there is.
-    return Precision(device=device, dtype=dtype, autocast=autocast if native_bfloat16(device) else None)
+    trained = str(provenance.result.get("precision"))
+    dtype, autocast = TRAINED.get(trained, (torch.float32, None))
+    if autocast is not None and not native_bfloat16(device):
+        note = f"The run was validated in {trained}, which is emulated here and takes hours: this is float32."
+        return Precision(device=device, dtype=dtype, autocast=None, notes=(note,))
+    return Precision(device=device, dtype=dtype, autocast=autocast)

@@ -48,6 +48,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     names = short_names(settings["checkpoints"])
     plans = [_plan(name, settings) for name in settings["checkpoints"]]
     with ledger.claimed():
+        _say(f"results go to {folder}")
         for number, (name, (provenance, precision, measurements)) in enumerate(zip(names, plans, strict=True), start=1):
             _say(f"[{number}/{len(plans)}] {name}")
             entry = ledger.entry(_facts(name, provenance, precision))
@@ -90,7 +91,7 @@ def _measure(
     entry["params_total"] = checkpoint.decoder.config.num_params()
     entry["params_non_embedding"] = checkpoint.decoder.config.num_params(non_embedding=True)
     entry["shape"] = checkpoint.decoder.config.to_dict()
-    entry["notes"] = list(checkpoint.provenance.notes)
+    entry["notes"] = [*checkpoint.provenance.notes, *precision.notes]
     for one in missing:
         begin = time.perf_counter()
         one.take(entry, checkpoint, precision)
