@@ -1,14 +1,16 @@
 """Where the constants of slm/model come from: attention kernels and loss chunks, timed in whole training steps.
 
-    python benchmarks/cpu_choices.py
+    python benchmarks/cpu_choices.py [attention] [loss] [matvec]     all three, if none is named
 
 Attention: a step of a preset with blocked matmuls beside the same step with torch's SDPA, by sequence length.
 Loss: head and cross-entropy, forward and backward, by tokens a chunk, beside plain logits. Medians, interleaved.
+Matvec: GB/s at which the weights of one row's products are read, in several ways.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -21,11 +23,14 @@ from slm.training.hardware import resolve_hardware
 
 
 def main() -> None:
+    wanted = sys.argv[1:] or ["attention", "loss", "matvec"]
     for preset, lengths in (("tiny", (128, 256, 512, 1024)), ("mobilellm_125m", (512, 1024, 2048))):
-        for length in lengths:
+        for length in lengths if "attention" in wanted else ():
             print(attention(preset, length, tokens=4096 if preset == "tiny" else 2048), flush=True)
-    for vocab, width, tokens in ((4096, 128, 4096), (32000, 576, 2048)):
+    for vocab, width, tokens in ((4096, 128, 4096), (32000, 576, 2048)) if "loss" in wanted else ():
         print(chunks(vocab, width, tokens), flush=True)
+    for dtype in (torch.float32, torch.bfloat16) if "matvec" in wanted else ():
+        print(matvec(dtype), flush=True)
 
 
 def attention(preset: str, length: int, tokens: int, repetitions: int = 5) -> str:
@@ -71,6 +76,32 @@ def chunks(vocab: int, width: int, tokens: int) -> str:
     times = interleaved([lambda size=size: timed(size) for size in sizes], 5)
     figures = [f"{'plain' if size is None else size}: {1e3 * t:.0f} ms" for size, t in zip(sizes, times, strict=True)]
     return f"loss V={vocab} D={width} N={tokens}: " + ", ".join(figures)
+
+
+@torch.inference_mode()
+def matvec(dtype: torch.dtype, matrices: int = 90, rows: int = 1536, columns: int = 576) -> str:
+    """Products with more matrices than the processor's caches hold."""
+    weights = [torch.randn(rows, columns).to(dtype) for _ in range(matrices)]
+    packed = [torch.ops.mkldnn._reorder_linear_weight(weight, 1) for weight in weights]
+    x = torch.randn(1, columns).to(dtype)
+    compiled = torch.compile(lambda weight: (weight * x[0]).sum(1))
+    ways: dict[str, Callable[[], object]] = {
+        "F.linear": lambda: [F.linear(x, weight) for weight in weights],
+        "mv": lambda: [torch.mv(weight, x[0]) for weight in weights],
+        "multiply and sum": lambda: [(weight * x[0]).sum(1) for weight in weights],
+        "compiled": lambda: [compiled(weight) for weight in weights],
+        "oneDNN packed": lambda: [torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") for w in packed],
+    }
+
+    def timed(way: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        way()
+        return time.perf_counter() - start
+
+    times = interleaved([lambda way=way: timed(way) for way in ways.values()], 7)
+    size = matrices * weights[0].nbytes
+    figures = [f"{name} {size / t / 1e9:.0f} GB/s" for name, t in zip(ways, times, strict=True)]
+    return f"matvec {str(dtype)[6:]}: " + ", ".join(figures)
 
 
 def interleaved(actions: list[Callable[[], float]], repetitions: int) -> list[float]:

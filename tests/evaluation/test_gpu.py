@@ -1,0 +1,59 @@
+"""What is measured on a GPU against the CPU: pytest -m gpu."""
+
+import numpy as np
+import pytest
+import torch
+
+from slm.evaluation.encode import Stream
+from slm.evaluation.perplexity import perplexity
+from slm.evaluation.protocols import Protocol
+from slm.evaluation.speed import measure_speed
+from slm.model import Decoder, ModelConfig, generate
+from slm.model.decoding import compiled_logits
+
+pytestmark = pytest.mark.gpu
+CONFIG = ModelConfig(
+    vocab_size=300, hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, intermediate_size=128, init_std=0.1
+)
+
+
+def pair() -> tuple[Decoder, Decoder]:
+    torch.manual_seed(0)
+    host = Decoder(CONFIG).eval()
+    device = Decoder(CONFIG).eval()
+    device.load_state_dict(host.state_dict())
+    return host, device.cuda()
+
+
+def test_perplexity_is_that_of_the_cpu() -> None:
+    ids = np.random.default_rng(0).integers(0, 300, 2000)
+    ones = np.ones(2000, dtype=np.int64)
+    stream = Stream(
+        name="t",
+        fingerprint="f",
+        tokens=ids,
+        scored=np.arange(2000) > 0,
+        token_bytes=ones,
+        document=np.zeros(2000, dtype=np.int32),
+        words=None,
+        notes=(),
+    )
+    protocol = Protocol(name="sliding", max_length=128, stride=64)
+    host, device = (perplexity(one, stream, protocol, batch_tokens=512) for one in pair())
+    assert device["loss"] == pytest.approx(host["loss"], rel=1e-5)
+
+
+def test_compiled_decoding_gives_the_tokens_of_the_cpu() -> None:
+    host, device = pair()
+    prompt = [1, 2, 3, 4]
+    expected = list(generate(host, prompt, max_new_tokens=40, temperature=0))
+    with torch.inference_mode():
+        found = list(generate(device, prompt, max_new_tokens=40, temperature=0, next_logits=compiled_logits(device)))
+    assert found == expected
+
+
+def test_speed_and_memory_are_those_of_the_device() -> None:
+    settings = {"prompt_tokens": 64, "new_tokens": 16, "repetitions": 2, "cache": True, "compile": "auto"}
+    found = measure_speed(pair()[1], settings)
+    assert found["device"] == "cuda"
+    assert found["model_bytes"] < found["peak_memory_bytes"] < 1e9
