@@ -90,7 +90,11 @@ def _check_perplexity(settings: Mapping[str, Any]) -> None:
 
 
 def _check_speed(settings: Mapping[str, Any]) -> None:
-    for key, least in (("prompt_tokens", 1), ("new_tokens", 2), ("repetitions", 1)):
+    prompt = settings["prompt_tokens"]
+    _require(
+        "speed.prompt_tokens", prompt, prompt is None or _whole(prompt, 1), "a whole number of at least 1, or null"
+    )
+    for key, least in (("new_tokens", 2), ("repetitions", 1)):
         _require(f"speed.{key}", settings[key], _whole(settings[key], least), f"a whole number of at least {least}")
     for key in ("enabled", "cache"):
         _require(f"speed.{key}", settings[key], isinstance(settings[key], bool), "true or false")

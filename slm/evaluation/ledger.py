@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from slm.evaluation.labels import short_names
+
 Entry = dict[str, Any]
 
 IDENTITY = ("data", "device", "dtype", "seed", "perplexity", "speed", "tasks", "task_files", "task_limit", "task_shots")
@@ -58,10 +60,12 @@ class Ledger:
         text = json.dumps(self.entries, indent=2, ensure_ascii=False, allow_nan=False)
         self._write("results.json", text + "\n")
 
-    def in_order(self, checkpoints: Sequence[str]) -> None:
-        """Put the entries of `checkpoints` in that order; those of earlier commands follow."""
+    def arrange(self, checkpoints: Sequence[str]) -> None:
+        """Put the entries of `checkpoints` in that order, those of earlier commands after them, and name them apart."""
         places = {name: place for place, name in enumerate(checkpoints)}
         self.entries.sort(key=lambda entry: places.get(entry["checkpoint"], len(places)))
+        for entry, name in zip(self.entries, short_names([e["checkpoint"] for e in self.entries]), strict=True):
+            entry["name"] = name
 
     def _read(self) -> list[Entry]:
         if not self.file.exists():

@@ -19,7 +19,7 @@ from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.precision import Precision
 from slm.evaluation.protocols import Protocol
-from slm.evaluation.speed import measure_speed
+from slm.evaluation.speed import check_room, measure_speed
 from slm.evaluation.tasks import run_tasks
 from slm.evaluation.texts import Text, read_text
 
@@ -37,16 +37,19 @@ class Measurement:
 def planned(settings: Mapping[str, Any], provenance: Provenance, precision: Precision) -> list[Measurement]:
     """What the settings ask to measure of a checkpoint. Raises `ValueError` for what cannot be."""
     # Speed first: what was computed before would count as memory.
-    speed = [_speed(settings)] if settings["speed"]["enabled"] else []
+    speed = [_speed(settings["speed"], provenance)] if settings["speed"]["enabled"] else []
     return speed + _perplexities(settings, provenance) + [_task(name, settings) for name in settings["tasks"]]
 
 
-def _speed(settings: Mapping[str, Any]) -> Measurement:
+def _speed(asked: Mapping[str, Any], provenance: Provenance) -> Measurement:
+    """A prompt that is left open is as long as usual, or as the context allows where that is shorter."""
+    room = provenance.config.max_position_embeddings
+    settings = {**asked, "prompt_tokens": asked["prompt_tokens"] or max(1, min(512, room - asked["new_tokens"]))}
+    check_room(settings, room)
+
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         with progress("speed", 100, "%", room="evaluation") as advance:
-            entry["speed"] = measure_speed(
-                checkpoint.decoder, settings["speed"], progress=lambda share: advance(100 * share)
-            )
+            entry["speed"] = measure_speed(checkpoint.decoder, settings, progress=lambda share: advance(100 * share))
 
     return Measurement(lambda entry: entry["speed"] is not None, take)
 
@@ -108,10 +111,10 @@ def _perplexity(stream: Callable[[Checkpoint], Stream], protocol: Protocol, sett
 def _protocol(
     name: Literal["sliding", "non_overlapping"], asked: Mapping[str, Any], provenance: Provenance
 ) -> Protocol:
-    """The windows asked for; those left open are no longer than what a run of ours was trained on."""
-    own = provenance.result.get("sequence_length")
-    given, usual = asked[name]["max_length"], 1024 if name == "sliding" else 2048
-    max_length = given or min(usual, own or usual)
+    """The windows asked for; those left open fit the context, and are no longer than what a run was trained on."""
+    usual = 1024 if name == "sliding" else 2048
+    fits = min(usual, provenance.config.max_position_embeddings, provenance.result.get("sequence_length") or usual)
+    max_length = asked[name]["max_length"] or fits
     stride = max_length if name == "non_overlapping" else asked[name]["stride"] or max(1, max_length // 2)
     protocol = Protocol(name=name, max_length=max_length, stride=stride)
     protocol.check(provenance.config)

@@ -13,7 +13,6 @@ from typing import Any
 
 from slm.checkpoints import Provenance, check, export, load
 from slm.evaluation.generation import stream_sample
-from slm.evaluation.labels import short_names
 from slm.evaluation.ledger import Ledger
 from slm.evaluation.measure import Measurement, planned
 from slm.evaluation.precision import Precision, resolve_precision
@@ -45,15 +44,14 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     check_tasks(settings["tasks"], settings["task_files"])
     folder = Path(settings["output_dir"])
     ledger = Ledger(folder, settings)
-    names = short_names(settings["checkpoints"])
-    plans = [_plan(name, settings) for name in settings["checkpoints"]]
+    plans = {checkpoint: _plan(checkpoint, settings) for checkpoint in settings["checkpoints"]}
     with ledger.claimed():
         _say(f"results go to {folder}")
-        for number, (name, (provenance, precision, measurements)) in enumerate(zip(names, plans, strict=True), start=1):
-            _say(f"[{number}/{len(plans)}] {name}")
-            entry = ledger.entry(_facts(name, provenance, precision))
+        for number, (checkpoint, (provenance, precision, measurements)) in enumerate(plans.items(), start=1):
+            _say(f"[{number}/{len(plans)}] {checkpoint}")
+            entry = ledger.entry(_facts(checkpoint, provenance, precision))
             _measure(entry, measurements, provenance, precision, ledger)
-        ledger.in_order(settings["checkpoints"])
+        ledger.arrange(settings["checkpoints"])
         ledger.save()
         files = write_report(folder, ledger.entries, command=_command())
         _record(folder, ledger.entries, settings, files)
@@ -102,13 +100,13 @@ def _measure(
     ledger.save()
 
 
-def _facts(name: str, provenance: Provenance, precision: Precision) -> Entry:
+def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
     """The part of an entry that is known before anything is measured."""
     result = provenance.result
     return {
         "schema": SCHEMA,
-        "checkpoint": provenance.checkpoint,
-        "name": name,
+        "checkpoint": checkpoint,
+        "name": checkpoint,
         "kind": provenance.kind,
         "revision": provenance.revision,
         "fingerprint": provenance.fingerprint,

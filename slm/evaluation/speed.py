@@ -40,12 +40,7 @@ def measure_speed(
     Raises `ValueError` if the tokens do not fit into the model's context.
     """
     config, weight = decoder.config, decoder.head_weight
-    length = settings["prompt_tokens"] + settings["new_tokens"]
-    if length > config.max_position_embeddings:
-        raise ValueError(
-            f"speed.prompt_tokens={settings['prompt_tokens']} and speed.new_tokens={settings['new_tokens']} do not fit "
-            f"into the {config.max_position_embeddings} positions of the checkpoint: give fewer"
-        )
+    check_room(settings, config.max_position_embeddings)
     _give_back_memory()
     reset_peak_memory()
     variants = {"as_is": _Timed(decoder, settings)}
@@ -75,6 +70,15 @@ def measure_speed(
         "model_bytes": sum(parameter.nbytes for parameter in decoder.parameters()),
         "kv_bytes_per_token": config.kv_cache_bytes(1, bytes_per_value=bytes_per_value),
     }
+
+
+def check_room(settings: Mapping[str, Any], room: int) -> None:
+    """Raise `ValueError` if the tokens do not fit into `room` positions."""
+    if settings["prompt_tokens"] + settings["new_tokens"] > room:
+        raise ValueError(
+            f"speed.prompt_tokens={settings['prompt_tokens']} and speed.new_tokens={settings['new_tokens']} do not fit "
+            f"into the {room} positions of the checkpoint: give fewer"
+        )
 
 
 def without_sharing(decoder: Decoder) -> Decoder:
