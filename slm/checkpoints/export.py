@@ -50,7 +50,7 @@ class SavesTokenizer(Protocol):
 
 def is_llama(config: ModelConfig) -> bool:
     """Whether transformers' Llama computes the same function."""
-    return config.layer_sharing == "none" and config.qk_norm == "none" and config.rope_style == "half"
+    return not config.beyond_llama
 
 
 def export(
@@ -99,8 +99,8 @@ def hf_config(
     config: ModelConfig, *, bos_id: int | None, eos_id: int, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
     """`config.json`: model type `llama` where that is exact, `mobilellm` for immediate sharing, else `slm`."""
-    shared_only = config.layer_sharing == "immediate" and config.num_repeats == 2
-    is_mobilellm = shared_only and config.qk_norm == "none" and config.rope_style == "half"
+    shared_twice = config.layer_sharing == "immediate" and config.num_repeats == 2
+    is_mobilellm = shared_twice and set(config.beyond_llama) == {"layer_sharing", "num_repeats"}
     model_type = "llama" if is_llama(config) else "mobilellm" if is_mobilellm else "slm"
     values = {
         "model_type": model_type,

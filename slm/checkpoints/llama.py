@@ -35,12 +35,14 @@ def _evens_then_odds(rows: Tensor, head_width: int) -> Tensor:
 def unrolled(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same function without sharing: one block a use, each with tensors of its own.
 
-    Raises `ValueError` for queries and keys that are normed, which Llama does not have.
+    Raises `ValueError` for whatever Llama does not have; rotations are for `as_llama`.
     """
-    if config.qk_norm != "none":
+    rewritten = {"layer_sharing", "num_repeats", "rope_style"}
+    foreign = [name for name in config.beyond_llama if name not in rewritten]
+    if foreign:
         raise ValueError(
-            f"unroll_sharing=true writes a plain Llama, which has no model.qk_norm={config.qk_norm}: export without it "
-            "and load the folder with slm"
+            f"unroll_sharing=true writes a plain Llama, which has no model.{foreign[0]}={getattr(config, foreign[0])}: "
+            "export without it and load the folder with slm"
         )
     written = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
     for use, block in enumerate(config.block_uses):

@@ -57,6 +57,14 @@ class ModelConfig:
     """How often each block is used; 2 with immediate sharing is MobileLLM-LS."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
+    embedding_multiplier: float = 1.0
+    """The embedding's output times this."""
+    residual_multiplier: float = 1.0
+    """Each branch's output times this before it is added to the residual stream."""
+    attention_multiplier: float | None = None
+    """Attention scores are q k^T times this; None is head_dim ** -0.5."""
+    logits_multiplier: float = 1.0
+    """The head's output times this."""
 
     def __post_init__(self) -> None:
         if self.num_kv_heads is None:
@@ -68,8 +76,10 @@ class ModelConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}")
-        for name in ("rope_theta", "norm_eps", "init_std"):
+        for name in _POSITIVE:
             value = getattr(self, name)
+            if value is None and name == "attention_multiplier":
+                continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
                 raise ValueError(f"model.{name}={value!r} must be a number above 0")
         for name in ("tie_embeddings", "attention_bias", "mlp_bias"):
@@ -134,6 +144,20 @@ class ModelConfig:
         return self.head_dim or self.hidden_size // self.num_heads
 
     @property
+    def beyond_llama(self) -> tuple[str, ...]:
+        """Fields that Llama (`transformers`) has no word for and that are not at their defaults."""
+        return tuple(
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name not in _LLAMA_FIELDS and getattr(self, field.name) != field.default
+        )
+
+    @property
+    def attention_scale(self) -> float:
+        """`attention_multiplier`, resolved."""
+        return self.head_width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+
+    @property
     def block_uses(self) -> tuple[int, ...]:
         """Index of the block behind each use, in the order of the forward pass."""
         once = range(self.num_layers)
@@ -194,3 +218,28 @@ _COUNTS = (
     "num_repeats",
 )
 _CHOICES = {"layer_sharing": LAYER_SHARING, "qk_norm": QK_NORM, "rope_style": ROPE_STYLE}
+_POSITIVE = (
+    "rope_theta",
+    "norm_eps",
+    "init_std",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "attention_multiplier",
+    "logits_multiplier",
+)
+_LLAMA_FIELDS = {
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rope_theta",
+    "norm_eps",
+    "tie_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "init_std",
+}

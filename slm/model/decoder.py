@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slm.model.cache import KVCache
 from slm.model.config import ModelConfig
-from slm.model.layers import Block, RMSNorm, rotary_table
+from slm.model.layers import Block, RMSNorm, rotary_table, scaled
 from slm.model.loss import cross_entropy, token_losses
 
 
@@ -53,19 +53,27 @@ class Decoder(nn.Module):
         return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Normed output of the last block, (B, T, D); with a cache, of T new tokens after the cached ones.
+        """What the head's weight multiplies, (B, T, D); with a cache, of T new tokens after the cached ones.
 
         Raises `ValueError` where the tokens do not fit into `max_position_embeddings` or into the cache.
         """
         start, length = cache.length if cache else 0, tokens_BT.shape[1]
         self.require_room(length, cache)
-        x_BTD = self.embed_tokens(tokens_BT)
+        x_BTD = self.embed(tokens_BT)
         cos, sin = rotary_table(self.config, start, length, x_BTD)
         for use, block in enumerate(self.config.block_uses):
             x_BTD = self.layers[block](x_BTD, cos, sin, cache, use)
         if cache is not None:
             cache.length += length
-        return self.norm(x_BTD)
+        return self.finish(x_BTD)
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """What enters the first block, (B, T, D)."""
+        return scaled(self.embed_tokens(tokens_BT), self.config.embedding_multiplier)
+
+    def finish(self, x_BTD: Tensor) -> Tensor:
+        """Output of the last block to what the head's weight multiplies: normed, and scaled by `logits_multiplier`."""
+        return scaled(self.norm(x_BTD), self.config.logits_multiplier)
 
     def require_room(self, length: int, cache: KVCache | None = None) -> None:
         """Raise `ValueError` where `length` more tokens do not fit."""

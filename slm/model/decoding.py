@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slm.model.cache import KVCache
 from slm.model.decoder import Decoder
-from slm.model.layers import Block, RMSNorm, linear, rotary_table
+from slm.model.layers import Block, linear, rotary_table
 
 NextLogits = Callable[[Tensor, KVCache], Tensor]
 """(tokens of shape (1, T), cache) -> logits (V,) of the token that follows; the cache then holds the T tokens too."""
@@ -49,7 +49,7 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
         if tokens_1T.shape[1] > 1 or cache.length < 2:  # to the compiler, lengths of 0 and 1 are shapes of their own
             return eager(tokens_1T, cache)
         decoder.require_room(1, cache)
-        x_11D = decoder.embed_tokens(tokens_1T)
+        x_11D = decoder.embed(tokens_1T)
         cos, sin = rotary_table(decoder.config, cache.length, 1, x_11D)
         new = []
         for use, block in enumerate(decoder.config.block_uses):
@@ -59,10 +59,10 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
             x_11D, *own = block_step(decoder.layers[block], x_11D, cos, sin, *past)
             new.append(tuple(own))
         cache.append(new)
-        return last(x_11D[0, 0], decoder.norm, decoder.head_weight)
+        return last(decoder, x_11D[0, 0])
 
     return next_logits
 
 
-def _head(x_D: Tensor, norm: RMSNorm, weight_VD: Tensor) -> Tensor:
-    return linear(norm(x_D), weight_VD)
+def _head(decoder: Decoder, x_D: Tensor) -> Tensor:
+    return linear(decoder.finish(x_D), decoder.head_weight)

@@ -83,16 +83,16 @@ def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor
     return turned.type_as(x_BHTC)
 
 
-def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v where query t sees the keys up to S - T + t. Returns (B, H, T, C)."""
+def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v where query t sees the keys up to S - T + t. Returns (B, H, T, C)."""
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
-        return _matmul_attention(q_BHTC, k_BKSC, v_BKSC)
+        return _matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale)
     gqa = q_BHTC.shape[1] != k_BKSC.shape[1]
     if T == S:
-        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True, enable_gqa=gqa)
+        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True, scale=scale, enable_gqa=gqa)
     mask = None if T == 1 else _visible(T, S, q_BHTC.device)
-    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, enable_gqa=gqa)
+    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, scale=scale, enable_gqa=gqa)
 
 
 def _visible(T: int, S: int, device: torch.device) -> Tensor:
@@ -100,11 +100,11 @@ def _visible(T: int, S: int, device: torch.device) -> Tensor:
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
-def _matmul_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
+def _matmul_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float) -> Tensor:
     """Blocks of queries, each against the keys it can see: most of the scores above the diagonal are never made."""
     (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
     G = H // K
-    q_BKGTC = (q_BHTC * C**-0.5).view(B, K, G, T, C)
+    q_BKGTC = (q_BHTC * scale).view(B, K, G, T, C)
     size = max(CPU_QUERY_BLOCK, T // 8)  # more blocks save little and are long to compile
     blocks = []
     for start in range(0, T, size):
@@ -120,14 +120,16 @@ def _matmul_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
     return torch.cat(blocks, dim=3).view(B, H, T, C)
 
 
-def attend_once(q_BH1C: Tensor, past_k_BKSC: Tensor, past_v_BKSC: Tensor, k_BK1C: Tensor, v_BK1C: Tensor) -> Tensor:
+def attend_once(
+    q_BH1C: Tensor, past_k_BKSC: Tensor, past_v_BKSC: Tensor, k_BK1C: Tensor, v_BK1C: Tensor, scale: float
+) -> Tensor:
     """Attention of one query to the S tokens before it and to itself. Returns (B, H, 1, C).
 
     Written as sums of products, which compile into loops over the cache where it lies; the token's own key and value
     stay apart, so that nothing is copied.
     """
     B, H, _, C = q_BH1C.shape
-    q_BKGC = q_BH1C.view(B, k_BK1C.shape[1], -1, C) * C**-0.5
+    q_BKGC = q_BH1C.view(B, k_BK1C.shape[1], -1, C) * scale
     exact = torch.float64 if q_BH1C.dtype == torch.float64 else torch.float32
     past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=exact)
     own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=exact)
@@ -160,14 +162,15 @@ class Attention(nn.Module):
         q, k, v = self._project(x_BTD, cos_TC, sin_TC)
         if cache is not None:
             k, v = cache.extend(use, k, v)
-        return self.o_proj(causal_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.o_proj(causal_attention(q, k, v, self.config.attention_scale).transpose(1, 2).flatten(2))
 
     def step(
         self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, past_k_BKSC: Tensor, past_v_BKSC: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`forward` of one token (T = 1) after S others; also returns its key and value, (B, K, 1, C)."""
         q, k, v = self._project(x_BTD, cos_TC, sin_TC)
-        return self.o_proj(attend_once(q, past_k_BKSC, past_v_BKSC, k, v).flatten(1)[:, None]), k, v
+        attended = attend_once(q, past_k_BKSC, past_v_BKSC, k, v, self.config.attention_scale)
+        return self.o_proj(attended.flatten(1)[:, None]), k, v
 
     def _project(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _ = x_BTD.shape
@@ -201,11 +204,17 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
 
 
+def scaled(x: Tensor, multiplier: float) -> Tensor:
+    """x times a multiplier of the config; x itself where that is 1."""
+    return x if multiplier == 1.0 else x * multiplier
+
+
 class Block(nn.Module):
     """Pre-norm attention, then pre-norm feed-forward, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -215,13 +224,16 @@ class Block(nn.Module):
         self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: KVCache | None = None, use: int = 0
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, cache, use)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        x_BTD = self._add(x_BTD, self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, cache, use))
+        return self._add(x_BTD, self.mlp(self.post_attention_layernorm(x_BTD)))
 
     def step(
         self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, past_k_BKSC: Tensor, past_v_BKSC: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`forward` of one token (T = 1) after S others; also returns its key and value, (B, K, 1, C)."""
         attended, k, v = self.self_attn.step(self.input_layernorm(x_BTD), cos_TC, sin_TC, past_k_BKSC, past_v_BKSC)
-        x_BTD = x_BTD + attended
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), k, v
+        x_BTD = self._add(x_BTD, attended)
+        return self._add(x_BTD, self.mlp(self.post_attention_layernorm(x_BTD))), k, v
+
+    def _add(self, x_BTD: Tensor, branch_BTD: Tensor) -> Tensor:
+        return x_BTD + scaled(branch_BTD, self.config.residual_multiplier)
