@@ -59,7 +59,17 @@ def test_every_preset_is_checked_above_or_tiny() -> None:
     "choice",
     [
         f"{group}={name}"
-        for group in ("model", "data", "tokenizer", "optim", "schedule", "trainer", "logger", "experiment")
+        for group in (
+            "model",
+            "data",
+            "tokenizer",
+            "optim",
+            "parametrization",
+            "schedule",
+            "trainer",
+            "logger",
+            "experiment",
+        )
         for name in choices(group)
     ],
 )

@@ -32,9 +32,10 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
         f"({plan.accumulation} x {plan.micro_batch_size} sequences of {length} a device)",
         f"FLOPs        {model.flops_per_token(length):.3e} a token exact, "
         f"{model.flops_per_token(length, convention='6n'):.3e} as 6N; {plan.flops:.3e} in all",
-        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and Adam, before activations; "
+        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations; "
         f"KV cache {model.kv_cache_bytes(1)} bytes a token in bf16",
-        f"optimizer    {config['optim']['name']}, peak lr {config['optim']['lr']}, {config['schedule']['name']}",
+        f"optimizer    {config['optim']['name']}, peak lr {config['optim']['lr']}, {config['schedule']['name']}"
+        f", {config['parametrization']['name']} parametrization",
         f"hardware     {where}, {hardware.precision}, {'compiled' if hardware.compile else 'not compiled'}, "
         f"{hardware.device_name}",
     ]

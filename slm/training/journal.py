@@ -174,12 +174,13 @@ class Journal(L.Callback):
 
     def _validate(self, module: LanguageModel, *, whole: bool) -> dict[str, float]:
         pause = time.perf_counter()
-        result = score(module, self.corpus, max_tokens=None if whole else int(self.train["eval_tokens"]))
+        with module.weights_to_judge():
+            result = score(module, self.corpus, max_tokens=None if whole else int(self.train["eval_tokens"]))
+            if self.trackers:
+                self._sample(module)
         self.val = asdict(result)
         if not whole:  # losses of different sets are not compared
             self.best_loss = min(self.best_loss, result.loss)
-        if self.trackers:
-            self._sample(module)
         self._row_started += time.perf_counter() - pause  # validation is not training time
         return {
             "val/loss": result.loss,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from slm.model.decoder import Decoder
+from slm.training.ema import WeightAverage
 from slm.training.optim import OPTIMIZERS, StepGuard, full_grad_norm, skip_if
+from slm.training.parametrization import scale_initial_weights
 from slm.training.plan import Plan
 from slm.training.schedules import lr_factor
 
@@ -30,10 +33,12 @@ class LanguageModel(L.LightningModule):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.decoder = Decoder(plan.model)
+        scale_initial_weights(self.decoder, plan.rules)
         self.guard = StepGuard(optim["skip_factor"])
         self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last log
         self.register_buffer("loss_count", torch.zeros(()))  # and their number, in steps
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
+        self.average = self._new_average()
 
     def configure_model(self) -> None:
         """Under FSDP, shard each block and then the rest."""
@@ -47,10 +52,15 @@ class LanguageModel(L.LightningModule):
         fully_shard(self.decoder, mesh=mesh)
         for method in ("loss", "token_losses"):
             register_fsdp_forward_method(self.decoder, method)
+        self.average = self._new_average()  # sharded as the weights are
+
+    def _new_average(self) -> WeightAverage | None:
+        decay = self.optim["ema_decay"]
+        return None if decay is None else WeightAverage(self.decoder, decay)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule, stepped once an optimizer step."""
-        optimizer = OPTIMIZERS[self.optim["name"]](self.decoder, self.optim)
+        optimizer = OPTIMIZERS[self.optim["name"]](self.decoder, self.optim, self.plan.rules)
         factor = partial(lr_factor, total_steps=self.plan.steps, schedule=self.schedule)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -71,8 +81,18 @@ class LanguageModel(L.LightningModule):
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim["clip_norm"], norm)
         skip_if(optimizer, self.guard.judge(norm))
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, then the average of the weights, if one is kept."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.decoder, skipped=self.guard.in_a_row > 0)
+
+    def weights_to_judge(self) -> AbstractContextManager[None]:
+        """Within, the decoder has the weights that are validated and exported: the average, if one is kept."""
+        return nullcontext() if self.average is None else self.average.applied(self.decoder)
+
     def learning_rate(self, step: int) -> float:
-        """Learning rate of optimizer step `step`, counted from 1."""
+        """`optim.lr` at optimizer step `step`, counted from 1; a parametrisation's groups take multiples of it."""
         return self.optim["lr"] * lr_factor(step - 1, self.plan.steps, self.schedule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

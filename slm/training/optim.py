@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, gradient clipping, and a guard that skips bad steps without a host sync."""
+"""AdamW and Muon over parameter groups, gradient clipping, and a guard that skips bad steps without a host sync."""
 
 from __future__ import annotations
 
@@ -9,21 +9,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slm.model.decoder import Decoder
+from slm.training.muon import Muon
+from slm.training.parametrization import STANDARD, Rules, kinds_of
+
 # Steps over which the guard's mean gradient norm forgets, and before which it only watches.
 GUARD_WINDOW = 50
 
 
-def make_adamw(model: nn.Module, optim: Mapping[str, Any]) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices (embedding and head among them), none on gains and biases."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim["weight_decay"]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=optim["lr"], betas=tuple(optim["betas"]), eps=optim["eps"], fused=True)
+def parameter_groups(
+    model: Decoder, optim: Mapping[str, Any], rules: Rules, *, muon: bool = False
+) -> list[dict[str, Any]]:
+    """Groups of one learning rate, weight decay and epsilon each: matrices first, then vectors, as the model has them.
+
+    Weight decay is on what has two axes or more (embedding and head among them), none on gains and biases. With `muon`
+    the hidden matrices are groups of their own, marked `orthogonal`.
+    """
+    kinds = kinds_of(model)
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for parameter in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: p.ndim < 2):
+        rule, decays = rules[kinds[parameter]], parameter.ndim >= 2
+        orthogonal = muon and kinds[parameter] == "hidden"
+        lr_factor = rule.muon_lr if orthogonal else rule.lr
+        settings = {
+            "lr": optim["lr"] * lr_factor,
+            "weight_decay": optim["weight_decay"] / lr_factor if decays else 0.0,
+            "eps": optim["eps"] * rule.eps,
+        }
+        if muon:
+            settings["orthogonal"] = orthogonal
+        group = groups.setdefault((decays, *settings.values()), {"params": [], **settings})
+        group["params"].append(parameter)
+    return list(groups.values())
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, Mapping[str, Any]], torch.optim.Optimizer]] = {"adamw": make_adamw}
+def make_adamw(model: Decoder, optim: Mapping[str, Any], rules: Rules = STANDARD) -> torch.optim.Optimizer:
+    """Fused AdamW."""
+    return torch.optim.AdamW(parameter_groups(model, optim, rules), betas=tuple(optim["betas"]), fused=True)
+
+
+def make_muon(model: Decoder, optim: Mapping[str, Any], rules: Rules = STANDARD) -> torch.optim.Optimizer:
+    """Muon for hidden matrices, fused AdamW for the rest."""
+    groups = parameter_groups(model, optim, rules, muon=True)
+    return Muon(groups, betas=tuple(optim["betas"]), momentum=optim["momentum"], iterations=optim["iterations"])
+
+
+OPTIMIZERS: dict[str, Callable[[Decoder, Mapping[str, Any], Rules], torch.optim.Optimizer]] = {
+    "adamw": make_adamw,
+    "muon": make_muon,
+}
 """By `optim.name`. Each must honour `found_inf` (see `skip_if`)."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from slm.model.config import ModelConfig
 from slm.training.hardware import Hardware
 from slm.training.optim import OPTIMIZERS
+from slm.training.parametrization import Rules, check_parametrization, make_rules, with_multipliers
 from slm.training.schedules import check_schedule
 
 
@@ -17,6 +18,9 @@ class Plan:
     """The sizes of one run."""
 
     model: ModelConfig
+    """The shape, with the parametrisation's multipliers."""
+    rules: Rules
+    """The parametrisation's factors on initial weights and learning rates."""
     steps: int
     """Optimizer steps."""
     batch_size: int
@@ -26,6 +30,8 @@ class Plan:
     accumulation: int
     """Forward passes of one device in one optimizer step."""
     sequence_length: int
+    averaged: bool
+    """Whether an average of the weights is kept."""
 
     @property
     def batch_tokens(self) -> int:
@@ -44,14 +50,15 @@ class Plan:
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients and Adam's two moments, all float32."""
-        return 16 * self.model.num_params()
+        """Weights, gradients, Adam's two moments (Muon has one) and the average, if one is kept, all float32."""
+        return (20 if self.averaged else 16) * self.model.num_params()
 
 
 def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
     """The plan of a config whose values are of the right kinds. Raises `ValueError` naming what cannot be met."""
     train = config["train"]
-    model = model_config(config["model"])
+    check_parametrization(config["parametrization"])
+    model = with_multipliers(config["parametrization"], model_config(config["model"]))
     length = int(train["sequence_length"])
     if length > model.max_position_embeddings:
         raise ValueError(
@@ -79,11 +86,13 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
     micro = _largest_divisor(local, at_most=max(1, hardware.micro_batch_tokens // length))
     return Plan(
         model=model,
+        rules=make_rules(config["parametrization"], model),
         steps=tokens // batch_tokens,
         batch_size=local * hardware.world_size,
         micro_batch_size=micro,
         accumulation=local // micro,
         sequence_length=length,
+        averaged=config["optim"]["ema_decay"] is not None,
     )
 
 

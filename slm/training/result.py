@@ -57,7 +57,10 @@ def make_result(
         "batch_tokens": plan.batch_tokens,
         "sequence_length": plan.sequence_length,
         "peak_lr": settings["optim"]["lr"],
-        "parametrization": "standard",
+        "parametrization": settings["parametrization"]["name"],
+        "base_shape": {key: value for key, value in settings["parametrization"].items() if key != "name"},
+        "optimizer": settings["optim"]["name"],
+        "ema_decay": settings["optim"]["ema_decay"],
         "schedule": settings["schedule"],
         "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
         "tokenizer": {

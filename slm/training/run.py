@@ -20,6 +20,7 @@ from slm.tracking import Trackers, check_logger, open_trackers
 from slm.training.announce import ending_lines, plan_lines, speed_lines
 from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
 from slm.training.data_module import TokenData
+from slm.training.ema import weights_to_export
 from slm.training.hardware import Hardware, is_first_process, resolve_hardware
 from slm.training.interrupt import Interrupt
 from slm.training.journal import COLUMNS, Journal
@@ -157,9 +158,7 @@ def _finish(run: Run, corpus: Corpus, journal: Journal, result: dict[str, Any]) 
         state = torch.load(run.folder.checkpoints / LAST, map_location="cpu", weights_only=True, mmap=True)[
             "state_dict"
         ]
-        prefix = "decoder."
-        weights = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-        export_model(run.folder.model, run.plan.model, weights, corpus.tokenizer)
+        export_model(run.folder.model, run.plan.model, weights_to_export(state), corpus.tokenizer)
     run.folder.write_result(result)
     sample = run.settings["train"]["sample_prompt"] + journal.sample if journal.sample else ""
     _say(*ending_lines(result, run.folder.path, sample))

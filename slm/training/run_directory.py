@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 # What must be the same for a directory to be continued; devices, logging and how often to save may change.
-IDENTITY = ("model", "data", "tokenizer", "optim", "schedule", "train", "seed")
+IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
 # What a run writes besides its config. Where one of these is and no config.yaml, somebody else put it there.
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
 

@@ -40,6 +40,7 @@ SEED: Kind = (
 POSITIVE: Kind = ("a number above 0", lambda value: _number(value) and value > 0)
 NOT_NEGATIVE: Kind = ("a number of at least 0", lambda value: _number(value) and value >= 0)
 ABOVE_ONE: Kind = ("a number above 1", lambda value: _number(value) and value > 1)
+BELOW_ONE: Kind = ("a number above 0 and below 1", lambda value: _number(value) and 0 < value < 1)
 SHARE: Kind = ("a share from 0 to 1", lambda value: _number(value) and 0 <= value <= 1)
 BETAS: Kind = (
     "two numbers of at least 0 and below 1",
@@ -72,6 +73,8 @@ KINDS: dict[str, Kind] = {
     "optim.clip_norm": POSITIVE,
     "optim.skip_factor": ABOVE_ONE,
     "optim.max_skipped_in_a_row": COUNT,
+    "optim.ema_decay": _or_null(BELOW_ONE),
+    "parametrization.name": NAME,
     "schedule.warmup_fraction": SHARE,
     "trainer.num_nodes": COUNT,
     "trainer.compile": AUTO_SWITCH,
@@ -85,6 +88,8 @@ KINDS: dict[str, Kind] = {
 """Kinds of keys that every config has."""
 
 OPTIONAL_KINDS: dict[str, Kind] = {
+    "optim.momentum": BELOW_ONE,
+    "optim.iterations": COUNT,
     "schedule.final_fraction": SHARE,
     "schedule.decay_fraction": SHARE,
     "data.paths": PATHS,

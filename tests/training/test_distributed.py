@@ -23,8 +23,17 @@ def run(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_follow_the_loss_curve_of_one(strategy: str, train_command: Command, tmp_path: Path) -> None:
-    same = ["trainer.precision=32-true", "train.tokens=20480", "model.layer_sharing=immediate", "model.num_repeats=2"]
+@pytest.mark.parametrize("optim", [[], ["optim=muon", "optim.ema_decay=0.9"]], ids=["adamw", "muon"])
+def test_two_processes_follow_the_loss_curve_of_one(
+    optim: list[str], strategy: str, train_command: Command, tmp_path: Path
+) -> None:
+    same = [
+        *optim,
+        "trainer.precision=32-true",
+        "train.tokens=20480",
+        "model.layer_sharing=immediate",
+        "model.num_repeats=2",
+    ]
     run(train_command(*same, f"output_dir={tmp_path}/one"))
     two = train_command(
         *same, f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", f"output_dir={tmp_path}/two"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_run_killed_twice_at_random_steps_matches_uninterrupted_run_bit_for_bit(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+def test_muon_and_averaged_weights_continue_bit_for_bit(long_command: Command, tmp_path: Path) -> None:
+    command = partial(long_command, "optim=muon", "optim.ema_decay=0.99", "train.tokens=51200")
+    finish(command(f"output_dir={tmp_path}/whole"))
+    process = start(command(f"output_dir={tmp_path}/run"))
+    wait_for_row(tmp_path / "run", 50, process)
+    process.kill()
+    process.wait()
+    assert "continuing" in finish(command(f"output_dir={tmp_path}/run"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_ended_by_a_signal_saves_says_how_to_continue_and_matches_afterwards(
     number: signal.Signals, uninterrupted: Path, long_command: Command, tmp_path: Path
@@ -166,12 +178,13 @@ def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("optim", [[], ["optim=muon", "optim.ema_decay=0.9"]], ids=["adamw", "muon"])
 def test_a_run_of_two_processes_continues_as_if_it_had_not_stopped(
-    strategy: str, train_command: Command, tmp_path: Path
+    optim: list[str], strategy: str, train_command: Command, tmp_path: Path
 ) -> None:
     """Saved at a signal, which falls between rows of the log or on one."""
     common = ["train.tokens=40960", f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
-    common += ["checkpoint.every_steps=3", "train.log_every=5"]
+    common += ["checkpoint.every_steps=3", "train.log_every=5", *optim]
     finish(train_command(*common, f"output_dir={tmp_path}/whole"))
     process = subprocess.Popen(
         train_command(*common, f"output_dir={tmp_path}/run"),

@@ -9,7 +9,7 @@ from tests.test_conf import composed
 
 @pytest.fixture(scope="module")
 def defaults() -> dict[str, Any]:
-    return composed("schedule=wsd", "data=local", "data.paths=x.txt")
+    return composed("optim=muon", "schedule=wsd", "data=local", "data.paths=x.txt")
 
 
 def with_value(settings: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""Muon against an SVD, the equations in float64, torch's own Muon and torch's own AdamW."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slm.model import Decoder, ModelConfig
+from slm.training.muon import QUINTIC, Muon, orthogonalize
+from slm.training.optim import make_adamw, make_muon, skip_if
+
+OPTIM = {"lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.95, "iterations": 5}
+SHAPE = {"vocab_size": 20, "hidden_size": 16, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2}
+
+
+def model(dtype: torch.dtype = torch.float32, **changes: Any) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(ModelConfig(**(SHAPE | {"intermediate_size": 24} | changes))).to(dtype)
+
+
+def set_gradients(decoder: nn.Module, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    for parameter in decoder.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=rng).to(parameter.dtype)
+
+
+def quintic(singular_values: Tensor, iterations: int) -> Tensor:
+    a, b, c = QUINTIC
+    for _ in range(iterations):
+        singular_values = a * singular_values + b * singular_values**3 + c * singular_values**5
+    return singular_values
+
+
+def by_svd(matrix: Tensor, iterations: int) -> Tensor:
+    """What Newton-Schulz computes, by the polynomial on singular values of the normalised matrix."""
+    u, s, vh = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
+    return u @ torch.diag(quintic(s, iterations)) @ vh
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5)])
+def test_the_iterations_are_the_polynomial_of_the_singular_values(shape: tuple[int, int]) -> None:
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    result = orthogonalize(x, 5)
+    for matrix, orthogonal in zip(x, result, strict=True):
+        torch.testing.assert_close(orthogonal, by_svd(matrix, 5), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_singular_values_come_out_near_one_whatever_the_scale_of_the_input(dtype: torch.dtype) -> None:
+    """Jordan et al. 2024: between 0.68 and 1.13 for all that is not lost beside the largest."""
+    torch.manual_seed(2)
+    u, v = (torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))[0] for _ in range(2))
+    values = torch.logspace(-1.5, 0, 32, dtype=torch.float64)
+    for scale in (1e-6, 1.0, 1e6):
+        x = (scale * u @ torch.diag(values) @ v).to(dtype)
+        result = orthogonalize(x[None], 5)[0].double()
+        found = torch.linalg.svdvals(result)
+        assert found.min() > 0.65
+        assert found.max() < 1.2
+        cosine = (result * (u @ v)).sum() / result.norm() / 32**0.5
+        assert cosine > 0.98  # the orthogonal factor's direction
+
+
+def test_a_matrix_without_gradient_stays_zero() -> None:
+    assert torch.equal(orthogonalize(torch.zeros(1, 4, 6), 5), torch.zeros(1, 4, 6))
+
+
+def test_steps_equal_the_equations_in_float64() -> None:
+    """Muon on the matrices of blocks, AdamW on embedding (tied head) and gains; a block is used twice."""
+    decoder = model(torch.float64, layer_sharing="immediate", num_repeats=2)
+    optimizer = make_muon(decoder, OPTIM)
+    reference = {name: p.detach().clone() for name, p in decoder.named_parameters()}
+    buffers = [{name: torch.zeros_like(p) for name, p in reference.items()} for _ in range(2)]
+    for step in range(1, 5):
+        set_gradients(decoder, step)
+        for name, p in decoder.named_parameters():
+            w, first, second = reference[name], buffers[0][name], buffers[1][name]
+            if p.ndim == 2:
+                w *= 1 - 0.01 * 0.1
+            if name.startswith("layers") and p.ndim == 2:
+                first.copy_(0.95 * first + 0.05 * p.grad)
+                w -= 0.01 * 0.2 * math.sqrt(max(p.shape)) * by_svd(0.05 * p.grad + 0.95 * first, 5)
+            else:
+                first.copy_(0.9 * first + 0.1 * p.grad)
+                second.copy_(0.95 * second + 0.05 * p.grad**2)
+                w -= 0.01 * (first / (1 - 0.9**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
+        optimizer.step()
+    for name, p in decoder.named_parameters():
+        torch.testing.assert_close(p, reference[name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 and later have it")
+def test_matrices_follow_torchs_muon_within_bfloat16() -> None:
+    ours, theirs = (torch.randn(24, 16, generator=torch.Generator().manual_seed(3)).requires_grad_() for _ in range(2))
+    group = {"params": [ours], "lr": 0.01, "weight_decay": 0.1, "eps": 1e-8, "orthogonal": True}
+    optimizers = (
+        Muon([group], betas=(0.9, 0.95), momentum=0.95, iterations=5),
+        torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+    )
+    before = ours.detach().clone()
+    for step in range(5):
+        gradient = torch.randn(24, 16, generator=torch.Generator().manual_seed(10 + step))
+        for p, optimizer in zip((ours, theirs), optimizers, strict=True):
+            p.grad = gradient.clone()
+            optimizer.step()
+    assert (ours - theirs).norm() < 0.03 * (ours - before).norm()
+
+
+def test_what_is_no_hidden_matrix_follows_torchs_adamw_bit_for_bit() -> None:
+    results = []
+    for make in (make_adamw, make_muon):
+        decoder = model(tie_embeddings=False, attention_bias=True)
+        optimizer = make(decoder, OPTIM)
+        for step in range(4):
+            set_gradients(decoder, step)
+            optimizer.step()
+        results.append({n: p for n, p in decoder.named_parameters() if p.ndim < 2 or not n.startswith("layers")})
+    assert results[0].keys() == results[1].keys()
+    assert {"embed_tokens.weight", "lm_head.weight", "norm.weight"} < results[0].keys()
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_skipped_step_leaves_no_trace() -> None:
+    """Steps 1, 2 (skipped, with NaN gradients), 3 give what steps 1 and 3 give, to the last bit."""
+    results = []
+    for steps in ((1, None, 3), (1, 3)):
+        decoder = model()
+        optimizer = make_muon(decoder, OPTIM)
+        for step in steps:
+            set_gradients(decoder, step or 0)
+            if step is None:
+                for parameter in decoder.parameters():
+                    parameter.grad.fill_(math.nan)
+            skip_if(optimizer, torch.tensor(1.0 if step is None else 0.0))
+            optimizer.step()
+        state = [tensor for values in optimizer.state.values() for tensor in values.values()]
+        results.append([p.detach() for p in decoder.parameters()] + state)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_state_that_is_saved_and_loaded_goes_on_bit_for_bit() -> None:
+    decoders = [model(), model()]
+    optimizers = [make_muon(decoder, OPTIM) for decoder in decoders]
+    for step in range(3):
+        set_gradients(decoders[0], step)
+        optimizers[0].step()
+    decoders[1].load_state_dict(decoders[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))  # loading shares tensors
+    for decoder, optimizer in zip(decoders, optimizers, strict=True):
+        set_gradients(decoder, 9)
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(*(d.parameters() for d in decoders), strict=True))
+
+
+def test_an_update_has_the_root_mean_square_of_adamws() -> None:
+    """arXiv:2502.16982, eq. 4: 0.2 for a square matrix of noise, whatever its size."""
+    for size in (16, 128):
+        p = nn.Parameter(torch.zeros(size, size))
+        p.grad = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+        group = {"params": [p], "lr": 1.0, "weight_decay": 0.0, "eps": 1e-8, "orthogonal": True}
+        Muon([group], betas=(0.9, 0.95), momentum=0.95, iterations=5).step()
+        assert p.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.15)
+
+
+def test_batches_of_equal_shapes_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for numbers in (1, 2**26):
+        monkeypatch.setattr("slm.training.muon.BATCH_NUMBERS", numbers)
+        decoder = model(torch.float64)
+        set_gradients(decoder, 0)
+        make_muon(decoder, OPTIM).step()
+        results.append([p.detach() for p in decoder.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
