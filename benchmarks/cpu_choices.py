@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from train_throughput import composed, ours, preset_config, step_of
 
-from slm.model import layers, loss
+from slm.model import loss
+from slm.model.mixers import softmax
 from slm.training.hardware import resolve_hardware
 
 
@@ -39,7 +40,7 @@ def attention(preset: str, length: int, tokens: int, repetitions: int = 5) -> st
     steps = []
     for limit in (length, 0):  # blocked matmuls, then SDPA; each is chosen when its first step compiles
         torch._dynamo.reset()
-        layers.CPU_MATMUL_ATTENTION_MAX_TOKENS = limit
+        softmax.CPU_MATMUL_ATTENTION_MAX_TOKENS = limit
         step = step_of(ours(config, hardware), batch, hardware)
         step()
         steps.append((limit, step))
@@ -49,7 +50,7 @@ def attention(preset: str, length: int, tokens: int, repetitions: int = 5) -> st
 
 
 def with_limit(limit: int, step: Callable[[], float]) -> float:
-    layers.CPU_MATMUL_ATTENTION_MAX_TOKENS = limit
+    softmax.CPU_MATMUL_ATTENTION_MAX_TOKENS = limit
     return step()
 
 

@@ -1,7 +1,7 @@
-"""The shape of a decoder, and everything that follows from a shape alone: parameters, FLOPs, cache bytes.
+"""The shape of a decoder: its fields, and in one sentence each what is no shape.
 
-Notable: counts are closed forms (tests hold them against the real module), blocks that are used more than once count
-once as parameters and every time as FLOPs and cache slots, and a wrong shape is refused here, before anything is built.
+Notable: importing it imports no torch; a wrong shape is refused here, before anything is built; blocks that are used
+more than once count once as parameters and every time as FLOPs and cache slots (`slm.model.counts`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from slm.model import counts
+
+MIXERS = {"F": "softmax", "S": "sliding", "P": "sparse", "L": "linear", "G": "ssd"}
+"""Letter of `mixer_pattern` -> module of `slm.model.mixers`."""
+LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}
+"""Letter of `position_pattern` -> how a layer is told positions."""
+POSITION = ("rope", "learned", "alibi", "none")
+MLP = ("swiglu", "geglu", "gelu", "relu2")
+NORM = ("rmsnorm", "layernorm")
+NORM_POSITION = ("pre", "post", "both")
 LAYER_SHARING = ("none", "immediate", "repeat_all_over", "reverse")
 QK_NORM = ("none", "weightless", "learned")
 ROPE_STYLE = ("half", "interleaved")
@@ -19,7 +29,7 @@ ROPE_STYLE = ("half", "interleaved")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a pre-norm, grouped-query, SwiGLU decoder. Raises `ValueError` naming the field that is wrong."""
+    """Shape of a decoder, by default a Llama. Raises `ValueError` naming the field that is wrong."""
 
     vocab_size: int
     """Rows of the embedding table; may exceed what the tokenizer uses."""
@@ -34,7 +44,7 @@ class ModelConfig:
     head_dim: int | None = None
     """Width of a head; None is hidden_size / num_heads."""
     intermediate_size: int
-    """Inner width of the SwiGLU feed-forward."""
+    """Inner width of the feed-forward."""
     max_position_embeddings: int = 2048
     """Longest context, in tokens."""
     rope_theta: float = 10_000.0
@@ -42,13 +52,13 @@ class ModelConfig:
     rope_style: Literal["half", "interleaved"] = "half"
     """Which channels rotate together: i with i + head_dim/2 (Llama on the hub) or 2i with 2i + 1 (the paper)."""
     norm_eps: float = 1e-5
-    """Added to the mean square in RMSNorm."""
+    """Added to the mean square in RMSNorm, to the variance in LayerNorm."""
     tie_embeddings: bool = True
     """Whether the head is the embedding table."""
     qk_norm: Literal["none", "weightless", "learned"] = "none"
     """RMSNorm of each query and key head before the rotation, with or without a learned gain."""
     attention_bias: bool = False
-    """Biases in the four attention projections."""
+    """Biases in the mixer's projections."""
     mlp_bias: bool = False
     """Biases in the feed-forward."""
     layer_sharing: Literal["none", "immediate", "repeat_all_over", "reverse"] = "none"
@@ -57,6 +67,36 @@ class ModelConfig:
     """How often each block is used; 2 with immediate sharing is MobileLLM-LS."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
+    mixer_pattern: str = "F"
+    """Mixer of each layer, tiled over the layers: F full softmax attention, S sliding window, P sparse, L linear
+    attention, G gated linear attention with scalar decay (SSD). "SSSF" is every fourth layer full."""
+    sliding_window: int = 256
+    """S: keys that a query sees, its own among them."""
+    sparse_block: int = 64
+    """P: tokens of a local block, within which attention is full."""
+    sparse_stride: int = 16
+    """P: of the blocks before its own, a query sees the last of every `sparse_stride` tokens."""
+    chunk_size: int = 64
+    """L, G: tokens of a chunk of the training form. It changes speed and FLOPs and not the function."""
+    state_size: int = 64
+    """G: width of keys and queries, N in Mamba-2."""
+    conv_kernel: int = 4
+    """G: tokens that the causal convolution before the recurrence sees."""
+    mlp: Literal["swiglu", "geglu", "gelu", "relu2"] = "swiglu"
+    """Feed-forward: gated by SiLU or GELU (arXiv:2002.05202), or plain with GELU or squared ReLU (arXiv:2109.08668)."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Norms over the hidden size: RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450)."""
+    norm_bias: bool = False
+    """Biases in those norms; LayerNorm only."""
+    norm_position: Literal["pre", "post", "both"] = "pre"
+    """Norm of a branch's input, of its output before it is added (OLMo 2, arXiv:2501.00656), or of both (Gemma 2)."""
+    parallel_block: bool = False
+    """Mixer and feed-forward side by side, on one and the same normed input (GPT-J, PaLM)."""
+    position: Literal["rope", "learned", "alibi", "none"] = "rope"
+    """How positions enter: rotation of queries and keys (F, S, P), a learned table added to the embedding, linear
+    biases of the scores (ALiBi, arXiv:2108.12409; F, S, P), or not at all."""
+    position_pattern: str | None = None
+    """Per layer, tiled over the layers: R rope, A alibi, N none, such as "RRRN"; None is `position` in every layer."""
     embedding_multiplier: float = 1.0
     """The embedding's output times this."""
     residual_multiplier: float = 1.0
@@ -82,11 +122,46 @@ class ModelConfig:
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
                 raise ValueError(f"model.{name}={value!r} must be a number above 0")
-        for name in ("tie_embeddings", "attention_bias", "mlp_bias"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"model.{name}={getattr(self, name)!r} must be true or false")
+        self._check_patterns()
         self._check_heads()
         self._check_sharing()
+        self._check_mixers()
+
+    def _check_patterns(self) -> None:
+        for name, letters in (("mixer_pattern", MIXERS), ("position_pattern", LAYER_POSITIONS)):
+            pattern = getattr(self, name)
+            if pattern is None and name == "position_pattern":
+                continue
+            if not isinstance(pattern, str) or not pattern or set(pattern) - set(letters):
+                known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
+                raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}")
+            if len(pattern) > self.num_layers:
+                raise ValueError(
+                    f"model.{name}={pattern} is longer than model.num_layers={self.num_layers}: "
+                    "its end would never be used, so shorten it"
+                )
+        if self.position_pattern and self.position == "learned":
+            raise ValueError(
+                f"model.position_pattern={self.position_pattern} with model.position=learned: a learned table is added "
+                "to the embedding and belongs to no layer, so choose one of the two"
+            )
+        if self.norm_bias and self.norm == "rmsnorm":
+            raise ValueError("model.norm_bias=True with model.norm=rmsnorm: only layernorm has biases")
+
+    def _check_mixers(self) -> None:
+        if self.sparse_block % self.sparse_stride:
+            fits = [str(n) for n in range(1, self.sparse_block + 1) if self.sparse_block % n == 0]
+            raise ValueError(
+                f"model.sparse_block={self.sparse_block} is not divisible by model.sparse_stride={self.sparse_stride}: "
+                f"sparse_stride can be {', '.join(fits)}"
+            )
+        if self.sliding_window < 2:
+            raise ValueError(
+                f"model.sliding_window={self.sliding_window} must be at least 2: with 1 a token sees itself only"
+            )
 
     def _check_heads(self) -> None:
         if self.head_dim is None:
@@ -102,7 +177,7 @@ class ModelConfig:
                 f"model.num_heads={self.num_heads} is not divisible by model.num_kv_heads={self.kv_heads}: "
                 f"num_kv_heads can be {', '.join(fits)}"
             )
-        if self.head_width % 2:
+        if self.head_width % 2 and "rope" in self.layer_positions:
             raise ValueError(f"model.head_dim={self.head_dim} must be even: rotary positions turn pairs of channels")
 
     def _check_sharing(self) -> None:
@@ -158,6 +233,24 @@ class ModelConfig:
         return self.head_width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
     @property
+    def mixers(self) -> tuple[str, ...]:
+        """Letter of each block's mixer."""
+        return tuple(self.mixer_pattern[i % len(self.mixer_pattern)] for i in range(self.num_layers))
+
+    @property
+    def layer_positions(self) -> tuple[str, ...]:
+        """How each block is told positions: "rope", "alibi" or "none". Of no effect on mixers L and G."""
+        if self.position_pattern is None:
+            return ("none" if self.position == "learned" else self.position,) * self.num_layers
+        letters = self.position_pattern
+        return tuple(LAYER_POSITIONS[letters[i % len(letters)]] for i in range(self.num_layers))
+
+    @property
+    def gated_mlp(self) -> bool:
+        """Whether the feed-forward has a gate, that is, three matrices."""
+        return self.mlp in ("swiglu", "geglu")
+
+    @property
     def block_uses(self) -> tuple[int, ...]:
         """Index of the block behind each use, in the order of the forward pass."""
         once = range(self.num_layers)
@@ -167,43 +260,29 @@ class ModelConfig:
             return tuple(b for r in range(self.num_repeats) for b in (once if r % 2 == 0 else reversed(once)))
         return tuple(once) * self.num_repeats
 
-    def _block_matmul_weights(self) -> int:
-        attention = self.hidden_size * self.head_width * (2 * self.num_heads + 2 * self.kv_heads)
-        return attention + 3 * self.hidden_size * self.intermediate_size
-
-    def _block_vectors(self) -> int:
-        """Norm gains and biases of one block."""
-        count = 2 * self.hidden_size
-        if self.qk_norm == "learned":
-            count += 2 * self.head_width
-        if self.attention_bias:
-            count += self.head_width * (self.num_heads + 2 * self.kv_heads) + self.hidden_size
-        if self.mlp_bias:
-            count += 2 * self.intermediate_size + self.hidden_size
-        return count
-
     def num_params(self, *, non_embedding: bool = False) -> int:
-        """Unique parameters: tied embeddings once, shared blocks once. `non_embedding` leaves out table and head."""
-        body = self.num_layers * (self._block_matmul_weights() + self._block_vectors()) + self.hidden_size
-        tables = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        return body if non_embedding else body + tables
+        """Unique parameters: tied embeddings once, shared blocks once. `non_embedding` leaves out tables and head."""
+        return counts.num_params(self, non_embedding=non_embedding)
 
     def flops_per_token(self, sequence_length: int, *, convention: Literal["exact", "6n"] = "exact") -> float:
         """Training FLOPs (forward and backward) a token, averaged over a causal sequence of `sequence_length` tokens.
 
         "6n" is 6 x `num_params()` (Kaplan et al. 2020, section 2.1, here with the total N). "exact" is 3 x forward:
-        two FLOPs a matmul weight *per use* (shared blocks every time, the head too, the look-up not) and
-        2 x 2 x heads x head_dim x (T + 1) / 2 a use for scores and values, (T + 1) / 2 being the mean number of keys.
+        two FLOPs a matmul weight *per use* (shared blocks every time, the head too, the look-up not) and what each
+        use's mixer needs for the pairs of tokens that see each other (`slm.model.counts`), for full attention
+        2 x 2 x heads x head_dim x (T + 1) / 2, (T + 1) / 2 being the mean number of keys.
         """
         if convention == "6n":
             return 6.0 * self.num_params()
-        scores_and_values = 4 * self.num_heads * self.head_width * (sequence_length + 1) / 2
-        block = 2 * self._block_matmul_weights() + scores_and_values
-        return 3.0 * (len(self.block_uses) * block + 2 * self.vocab_size * self.hidden_size)
+        return 3.0 * counts.forward_flops(self, sequence_length) / sequence_length
 
     def kv_cache_bytes(self, num_tokens: int, *, batch_size: int = 1, bytes_per_value: int = 2) -> int:
-        """Bytes of keys and values for `num_tokens` cached tokens: one slot per *use* of a block."""
-        return 2 * len(self.block_uses) * self.kv_heads * self.head_width * num_tokens * batch_size * bytes_per_value
+        """Bytes of keys and values kept for `num_tokens` tokens: one slot per *use* of a block, no recurrent state."""
+        return counts.kv_cache_bytes(self, num_tokens, batch_size=batch_size, bytes_per_value=bytes_per_value)
+
+    def state_bytes(self, *, batch_size: int = 1, bytes_per_value: int = 4) -> int:
+        """Bytes of recurrent state, which do not grow with the tokens; kept in float32 at least."""
+        return counts.state_bytes(self, batch_size=batch_size, bytes_per_value=bytes_per_value)
 
 
 _COUNTS = (
@@ -216,8 +295,23 @@ _COUNTS = (
     "intermediate_size",
     "max_position_embeddings",
     "num_repeats",
+    "sliding_window",
+    "sparse_block",
+    "sparse_stride",
+    "chunk_size",
+    "state_size",
+    "conv_kernel",
 )
-_CHOICES = {"layer_sharing": LAYER_SHARING, "qk_norm": QK_NORM, "rope_style": ROPE_STYLE}
+_SWITCHES = ("tie_embeddings", "attention_bias", "mlp_bias", "norm_bias", "parallel_block")
+_CHOICES = {
+    "layer_sharing": LAYER_SHARING,
+    "qk_norm": QK_NORM,
+    "rope_style": ROPE_STYLE,
+    "mlp": MLP,
+    "norm": NORM,
+    "norm_position": NORM_POSITION,
+    "position": POSITION,
+}
 _POSITIVE = (
     "rope_theta",
     "norm_eps",

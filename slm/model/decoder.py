@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slm.model.block import Block
 from slm.model.cache import KVCache
 from slm.model.config import ModelConfig
-from slm.model.layers import Block, RMSNorm, rotary_table, scaled
+from slm.model.layers import make_norm, scaled
 from slm.model.loss import cross_entropy, token_losses
+from slm.model.mixers.ssd import SSD
+from slm.model.positions import Rotary, rotary_table
 
 
 class Decoder(nn.Module):
@@ -25,8 +28,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        if config.position == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = make_norm(config)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.init_weights()
@@ -35,17 +40,21 @@ class Decoder(nn.Module):
     def init_weights(self) -> None:
         """Initialise every parameter, in the order of `parameters()`.
 
-        | tensors                       | value          | source                                              |
-        |-------------------------------|----------------|-----------------------------------------------------|
-        | embedding, head, projections  | N(0, init_std) | MobileLLM's and Llama's `initializer_range` of 0.02 |
-        | norm gains                    | 1              | arXiv:1910.07467                                    |
-        | biases                        | 0              | GPT-2                                               |
+        | tensors                           | value            | source                                              |
+        |-----------------------------------|------------------|-----------------------------------------------------|
+        | embeddings, head, projections     | N(0, init_std)   | MobileLLM's and Llama's `initializer_range` of 0.02 |
+        | norm gains, SSD's D               | 1                | arXiv:1910.07467, arXiv:2405.21060                  |
+        | biases                            | 0                | GPT-2                                               |
+        | SSD's convolution, A_log, dt_bias | `SSD.init_special` | arXiv:2405.21060, the authors' module             |
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=self.config.init_std)
             else:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        for module in self.modules():
+            if isinstance(module, SSD):
+                module.init_special()
 
     @property
     def head_weight(self) -> Tensor:
@@ -59,17 +68,22 @@ class Decoder(nn.Module):
         """
         start, length = cache.length if cache else 0, tokens_BT.shape[1]
         self.require_room(length, cache)
-        x_BTD = self.embed(tokens_BT)
-        cos, sin = rotary_table(self.config, start, length, x_BTD)
+        x_BTD, rotary = self.embed(tokens_BT, start)
         for use, block in enumerate(self.config.block_uses):
-            x_BTD = self.layers[block](x_BTD, cos, sin, cache, use)
+            x_BTD = self.layers[block](x_BTD, rotary, cache, use)
         if cache is not None:
             cache.length += length
         return self.finish(x_BTD)
 
-    def embed(self, tokens_BT: Tensor) -> Tensor:
-        """What enters the first block, (B, T, D)."""
-        return scaled(self.embed_tokens(tokens_BT), self.config.embedding_multiplier)
+    def embed(self, tokens_BT: Tensor, start: int) -> tuple[Tensor, Rotary | None]:
+        """What enters the first block, (B, T, D), of tokens from position `start` on, and the rotations there."""
+        x_BTD = self.embed_tokens(tokens_BT)
+        if self.config.position == "learned":
+            x_BTD = x_BTD + self.embed_positions.weight[start : start + tokens_BT.shape[1]]
+        rotary = None
+        if "rope" in self.config.layer_positions:
+            rotary = rotary_table(self.config, start, tokens_BT.shape[1], x_BTD)
+        return scaled(x_BTD, self.config.embedding_multiplier), rotary
 
     def finish(self, x_BTD: Tensor) -> Tensor:
         """Output of the last block to what the head's weight multiplies: normed, and scaled by `logits_multiplier`."""

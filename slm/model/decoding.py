@@ -16,9 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm.model.block import Block
 from slm.model.cache import KVCache
 from slm.model.decoder import Decoder
-from slm.model.layers import Block, linear, rotary_table
+from slm.model.layers import linear
+
+RECURRENT = {"L", "G"}
+"""Mixers whose past does not grow."""
 
 NextLogits = Callable[[Tensor, KVCache], Tensor]
 """(tokens of shape (1, T), cache) -> logits (V,) of the token that follows; the cache then holds the T tokens too."""
@@ -49,14 +53,14 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
         if tokens_1T.shape[1] > 1 or cache.length < 2:  # to the compiler, lengths of 0 and 1 are shapes of their own
             return eager(tokens_1T, cache)
         decoder.require_room(1, cache)
-        x_11D = decoder.embed(tokens_1T)
-        cos, sin = rotary_table(decoder.config, cache.length, 1, x_11D)
+        x_11D, rotary = decoder.embed(tokens_1T, cache.length)
         new = []
         for use, block in enumerate(decoder.config.block_uses):
             past = cache.past(use)
-            for tensor_BKSC in past:
-                torch._dynamo.maybe_mark_dynamic(tensor_BKSC, 2)
-            x_11D, *own = block_step(decoder.layers[block], x_11D, cos, sin, *past)
+            if decoder.config.mixers[block] not in RECURRENT:
+                for tensor, axis in zip(past, (2, 2, 0), strict=True):
+                    torch._dynamo.maybe_mark_dynamic(tensor, axis)
+            x_11D, *own = block_step(decoder.layers[block], x_11D, rotary, *past)
             new.append(tuple(own))
         cache.append(new)
         return last(decoder, x_11D[0, 0])

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from slm.model import Decoder, KVCache, ModelConfig
-from slm.model.layers import rotary_table, rotate
+from slm.model.positions import rotary_table, rotate
 
 SHARINGS = ["none", "immediate", "repeat_all_over", "reverse"]
 

@@ -160,10 +160,7 @@ class Scorer:
     def _fan_out(self, cache: KVCache, group_of: list[int], room: int) -> KVCache:
         """A cache in which row r continues group `group_of[r]`, with room for more tokens."""
         wide = self._cache(len(group_of), cache.length + room)
-        index = torch.tensor(group_of, device=self.device)
-        for use in range(cache.store.shape[0]):
-            wide.store[use, :, :, :, : cache.length] = cache.store[use, :, :, :, : cache.length].index_select(1, index)
-        wide.length = cache.length
+        wide.select(cache, torch.tensor(group_of, device=self.device))
         return wide
 
 

@@ -1,0 +1,89 @@
+"""L: linear attention (arXiv:2006.16236), softmax's kernel replaced by phi(q) phi(k) with phi(x) = elu(x) + 1.
+
+y_t = phi(q_t) S_t / (phi(q_t) z_t) with the state S_t = S_(t-1) + phi(k_t) v_t^T and z_t = z_(t-1) + phi(k_t).
+
+Notable: trained in chunks, where tokens of a chunk see each other through a masked matrix of scores and all earlier
+ones through the state; decoded from the state, whose size does not depend on the tokens. All weights are positive, so y
+is a mean of values, and `EPSILON` only settles 0 / 0; the state is kept in float32 at least.
+Positions: none (`position` rope and alibi do not apply); order enters through causality and through other layers.
+`attention_multiplier` does not apply either: a factor on phi(q) cancels.
+
+Legend: B batch, T tokens, H query heads, K key/value heads, G = H/K, C head_dim (of keys N, the same), n chunks of c.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slm.model.cache import KVCache
+from slm.model.config import ModelConfig
+from slm.model.mixers.projections import Projections
+from slm.model.positions import Rotary
+
+EPSILON = 1e-6
+"""Added to the normaliser, as in the authors' code."""
+
+
+class LinearAttention(Projections):
+    """Grouped-query linear attention."""
+
+    def __init__(self, config: ModelConfig, position: str) -> None:
+        super().__init__(config, "none")
+
+    def forward(self, x_BTD: Tensor, rotary: Rotary | None, cache: KVCache | None = None, use: int = 0) -> Tensor:
+        """(B, T, D) -> (B, T, D); with a cache, T new tokens after those in the state of `use`."""
+        q, k, v = self.project(x_BTD, rotary)
+        state = cache.read(use) if cache is not None else None
+        y, *new = chunkwise(feature(q), feature(k), v, self.config.chunk_size, state)
+        if cache is not None:
+            cache.write(use, new)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+    def step(
+        self, x_B1D: Tensor, rotary: Rotary | None, S_BKCC: Tensor, z_BKC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of one token after those in the state; also returns the new state."""
+        q, k, v = self.project(x_B1D, rotary)
+        q, k = (feature(x).to(z_BKC.dtype) for x in (q, k))
+        S_BKCC = S_BKCC + k.transpose(-2, -1) * v
+        z_BKC = z_BKC + k[:, :, 0]
+        q_BKGC = q.view(q.shape[0], k.shape[1], -1, q.shape[-1])
+        y = (q_BKGC[..., None] * S_BKCC[:, :, None]).sum(-2)
+        y = y / ((q_BKGC * z_BKC[:, :, None]).sum(-1, keepdim=True) + EPSILON)
+        return self.o_proj(y.type_as(v).flatten(1)[:, None]), S_BKCC, z_BKC
+
+
+def feature(x: Tensor) -> Tensor:
+    """elu(x) + 1, without the cancellation that the sum has where x is far below 0."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+
+def chunkwise(
+    q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, chunk: int, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Linear attention of T tokens with features q and k: y (B, H, T, C), and the state S (B, K, C, C), z (B, K, C)."""
+    (B, H, T, C), K = q_BHTC.shape, k_BKTC.shape[1]
+    exact = torch.float64 if v_BKTC.dtype == torch.float64 else torch.float32
+    c = min(chunk, T)
+    n, missing = -(-T // c), -T % c
+    q = F.pad(q_BHTC, (0, 0, 0, missing)).view(B, K, H // K, n, c, C).transpose(2, 3).reshape(B, K, n, -1, C)
+    k, v = (F.pad(x, (0, 0, 0, missing)).unflatten(2, (n, c)) for x in (k_BKTC, v_BKTC))
+
+    written = (k.transpose(-2, -1) @ v).to(exact)
+    S = _before(written, state[0] if state else None)
+    z = _before(k.sum(-2, dtype=exact), state[1] if state else None)
+
+    ahead = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
+    scores = (q @ k.transpose(-2, -1)).view(B, K, n, -1, c, c).masked_fill(ahead, 0.0).view(B, K, n, -1, c)
+    above = scores @ v + q @ S[:, :, :-1].type_as(q)
+    below = scores.sum(-1, keepdim=True, dtype=exact) + (q * z[:, :, :-1, None]).sum(-1, keepdim=True, dtype=exact)
+    y = (above / (below + EPSILON)).type_as(v).view(B, K, n, -1, c, C).transpose(2, 3)
+    return y.reshape(B, H, n * c, C)[:, :, :T], S[:, :, -1], z[:, :, -1]
+
+
+def _before(written: Tensor, start: Tensor | None) -> Tensor:
+    """(B, K, n + 1, ...): sums of what the chunks before each one wrote, on top of `start`; the last is of all."""
+    first = torch.zeros_like(written[:, :, :1]) if start is None else start[:, :, None]
+    return torch.cat([first, first + written.cumsum(2)], dim=2)

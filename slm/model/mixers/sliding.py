@@ -1,0 +1,61 @@
+"""S: softmax attention to the last `sliding_window` tokens, a token's own among them (Mistral, arXiv:2310.06825).
+
+Notable: queries go in blocks, each against the blocks that its window reaches: T (W + block) scores and never T x T.
+Positions as in F.
+
+Legend: B batch, T new tokens, S keys at hand (ending with the T tokens' own), H query heads, K key/value heads,
+G = H/K, C head_dim, W window, N blocks, c tokens of a block, s keys that a block is held against.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slm.model.mixers.softmax import SoftmaxAttention, alibi_bias, causal_attention, softmax
+
+QUERY_BLOCK = 128
+"""Queries of a block, if the window is no shorter."""
+
+
+class SlidingAttention(SoftmaxAttention):
+    """Attention to the tokens of a window."""
+
+    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int) -> Tensor:
+        """Values mixed for T queries, (B, H, T, C); keys from before the first one's window do no harm."""
+        window, scale = self.config.sliding_window, self.config.attention_scale
+        if k_BKSC.shape[2] <= window:
+            return causal_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes)
+        return sliding_attention(q_BHTC, k_BKSC, v_BKSC, window, scale, self.slopes)
+
+
+def sliding_attention(
+    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, window: int, scale: float, slopes: list[float]
+) -> Tensor:
+    """`causal_attention` in which a query sees the keys at distances below `window`. Returns (B, H, T, C)."""
+    (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
+    c = min(QUERY_BLOCK, window, T)
+    reach = -(-(window - 1) // c)  # blocks before its own that a block's windows touch
+    N, s = -(-T // c), (reach + 1) * c
+    missing = N * c - T
+    q_BKNGcC = F.pad(q_BHTC * scale, (0, 0, 0, missing)).view(B, K, H // K, N, c, C).transpose(2, 3)
+    k, v = (_spans(x, S - T - reach * c, missing, c, reach) for x in (k_BKSC, v_BKSC))
+    scores = (q_BKNGcC.reshape(B, K, N, -1, C) @ k.transpose(-2, -1)).view(B, K, N, -1, c, s)
+    offset = torch.arange(s, device=q_BHTC.device)
+    distance_cs = offset[s - c :, None] - offset
+    key_at_Ns = torch.arange(N, device=q_BHTC.device)[:, None] * c + offset + (S - T - reach * c)
+    hidden = (distance_cs < 0) | (distance_cs >= window) | (key_at_Ns < 0)[:, None, None]
+    if slopes:
+        scores = scores + alibi_bias(slopes, K, distance_cs.to(scores.dtype)).unsqueeze(1)
+    weights = softmax(scores.masked_fill(hidden, -torch.inf), v)
+    mixed = (weights.view(B, K, N, -1, s) @ v).view(B, K, N, -1, c, C).transpose(2, 3)
+    return mixed.reshape(B, H, N * c, C)[:, :, :T]
+
+
+def _spans(x_BKSC: Tensor, first: int, missing: int, c: int, reach: int) -> Tensor:
+    """(B, K, N, s, C): for each block of queries its keys, block after block; the first starts at key `first`."""
+    x = F.pad(x_BKSC, (0, 0, -first, missing))  # a negative pad crops
+    x = x.unflatten(2, (-1, c))
+    N = x.shape[2] - reach
+    return torch.cat([x[:, :, i : i + N] for i in range(reach + 1)], dim=3)

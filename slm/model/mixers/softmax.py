@@ -1,0 +1,147 @@
+"""F: causal softmax attention over everything before (arXiv:1706.03762), with grouped queries.
+
+Notable: with K = H it is multi-head, with K = 1 multi-query attention; positions are rotations (`rope`), linear biases
+of the scores (`alibi`), or none at all.
+
+Legend: B batch, T new tokens, S all tokens seen (cached and new), H query heads, K key/value heads, G = H/K queries a
+key, C head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slm.model.cache import KVCache
+from slm.model.config import ModelConfig
+from slm.model.mixers.projections import Projections
+from slm.model.positions import Rotary, alibi_slopes
+
+# Up to this many tokens, attention on a CPU is plain matmuls around a softmax, in blocks of so many queries: the flash
+# kernel there spends more on its backward pass than it saves in memory (measured: docs/log.md, 2026-11-21).
+CPU_MATMUL_ATTENTION_MAX_TOKENS = 2048
+CPU_QUERY_BLOCK = 128
+
+
+def softmax(scores: Tensor, like: Tensor) -> Tensor:
+    """Over the last axis in float32 at least, returned in the dtype of `like`."""
+    return scores.softmax(-1, dtype=_exact(scores)).type_as(like)
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float]) -> Tensor:
+    """softmax(scale q k^T - slope distance) v where query t sees the keys up to S - T + t. Returns (B, H, T, C).
+
+    `slopes` has one number a query head, or none for scores without bias.
+    """
+    T, S = q_BHTC.shape[2], k_BKSC.shape[2]
+    if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
+        return _matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes)
+    gqa = q_BHTC.shape[1] != k_BKSC.shape[1]
+    if T == S and not slopes:
+        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True, scale=scale, enable_gqa=gqa)
+    mask = None if T == 1 else _visible(T, S, q_BHTC.device)
+    if slopes:
+        bias = alibi_bias(slopes, 1, _distances(T, S, q_BHTC))[0].type_as(q_BHTC)
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, scale=scale, enable_gqa=gqa)
+
+
+def alibi_bias(slopes: list[float], kv_heads: int, distance: Tensor) -> Tensor:
+    """What is added to the scores, (K, G, ...), for distances of shape (...)."""
+    slopes_H = torch.tensor(slopes, device=distance.device, dtype=_exact(distance))
+    return -slopes_H.view(kv_heads, -1, *[1] * distance.ndim) * distance
+
+
+def _visible(T: int, S: int, device: torch.device) -> Tensor:
+    """(T, S), true where the query may look; aligned to the *last* key, unlike SDPA's is_causal."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def _distances(T: int, S: int, like: Tensor) -> Tensor:
+    """(T, S) tokens from a key to the query, the last query being the last key."""
+    keys = torch.arange(S, device=like.device, dtype=_exact(like))
+    return keys[S - T :, None] - keys
+
+
+def _matmul_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float]) -> Tensor:
+    """Blocks of queries, each against the keys it can see: most of the scores above the diagonal are never made."""
+    (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
+    G = H // K
+    q_BKGTC = (q_BHTC * scale).view(B, K, G, T, C)
+    size = max(CPU_QUERY_BLOCK, T // 8)  # more blocks save little and are long to compile
+    blocks = []
+    for start in range(0, T, size):
+        q = q_BKGTC[:, :, :, start : start + size]
+        t = q.shape[3]
+        s = S - T + start + t  # keys up to the last query's own
+        k, v = k_BKSC[:, :, :s], v_BKSC[:, :, :s]
+        scores = (q.reshape(B, K, G * t, C) @ k.transpose(-2, -1)).view(B, K, G, t, s)  # G queries share a matmul
+        if slopes:
+            scores = scores + alibi_bias(slopes, K, _distances(t, s, q))
+        scores = scores.masked_fill(~_visible(t, s, q.device), -torch.inf)
+        weights = softmax(scores, v)
+        blocks.append((weights.view(B, K, G * t, s) @ v).view(B, K, G, t, C))
+    return torch.cat(blocks, dim=3).view(B, H, T, C)
+
+
+def attend_once(
+    q_BH1C: Tensor,
+    past_k_BKSC: Tensor,
+    past_v_BKSC: Tensor,
+    k_BK1C: Tensor,
+    v_BK1C: Tensor,
+    scale: float,
+    past_bias_KGS: Tensor | None = None,
+) -> Tensor:
+    """Attention of one query to the S tokens before it and to itself. Returns (B, H, 1, C).
+
+    Written as sums of products, which compile into loops over the cache where it lies; the token's own key and value
+    stay apart, so that nothing is copied.
+    """
+    B, H, _, C = q_BH1C.shape
+    q_BKGC = q_BH1C.view(B, k_BK1C.shape[1], -1, C) * scale
+    exact = _exact(q_BH1C)
+    past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=exact)
+    if past_bias_KGS is not None:
+        past_BKGS = past_BKGS + past_bias_KGS
+    own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=exact)
+    highest = torch.maximum(past_BKGS.amax(-1, keepdim=True), own_BKG1)
+    past_BKGS, own_BKG1 = (past_BKGS - highest).exp(), (own_BKG1 - highest).exp()
+    total = past_BKGS.sum(-1, keepdim=True) + own_BKG1
+    mixed = ((past_BKGS / total).type_as(v_BK1C)[..., None] * past_v_BKSC[:, :, None]).sum(-2)
+    return (mixed + (own_BKG1 / total).type_as(v_BK1C) * v_BK1C).view(B, H, 1, C)
+
+
+class SoftmaxAttention(Projections):
+    """Attention over all tokens so far. `mix` is what the other softmax mixers replace."""
+
+    def __init__(self, config: ModelConfig, position: str) -> None:
+        super().__init__(config, position)
+        self.slopes = alibi_slopes(config.num_heads) if position == "alibi" else []
+
+    def forward(self, x_BTD: Tensor, rotary: Rotary | None, cache: KVCache | None = None, use: int = 0) -> Tensor:
+        """(B, T, D) -> (B, T, D); with a cache, T new tokens after the cached ones, in the slot of `use`."""
+        q, k, v = self.project(x_BTD, rotary)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.extend(use, k, v)
+        return self.o_proj(self.mix(q, k, v, past).transpose(1, 2).flatten(2))
+
+    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int) -> Tensor:
+        """Values mixed for T queries that come after `past` tokens, (B, H, T, C)."""
+        return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes)
+
+    def step(
+        self, x_B1D: Tensor, rotary: Rotary | None, past_k_BKSC: Tensor, past_v_BKSC: Tensor, distance_S: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of one token after the S that it sees, `distance_S` tokens before it; also its key and value."""
+        q, k, v = self.project(x_B1D, rotary)
+        bias = alibi_bias(self.slopes, self.config.kv_heads, distance_S) if self.slopes else None
+        attended = attend_once(q, past_k_BKSC, past_v_BKSC, k, v, self.config.attention_scale, bias)
+        return self.o_proj(attended.flatten(1)[:, None]), k, v

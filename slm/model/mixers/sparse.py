@@ -1,0 +1,73 @@
+"""P: softmax attention to a local block and to columns before it (Sparse Transformers, arXiv:1904.10509).
+
+Query t sees the keys of its own block of `sparse_block` tokens up to itself, and of the blocks before it the last key
+of every `sparse_stride` tokens: the paper's fixed pattern (section 4.3), both parts merged in each head (section 5.1).
+With stride = block it is that pattern with c = 1; a smaller stride spreads the block / stride summary columns evenly
+over a block, where the paper puts them at its end.
+
+Notable: T (block + T / stride) scores and never T x T; decoding keeps the columns and one block. Positions as in F.
+
+Legend: B batch, T new tokens, H query heads, K key/value heads, G = H/K, C head_dim, N blocks, c tokens of a block,
+M columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slm.model.mixers.softmax import SoftmaxAttention, alibi_bias, softmax
+
+
+class SparseAttention(SoftmaxAttention):
+    """Attention within blocks and to summary columns."""
+
+    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int) -> Tensor:
+        """Values mixed for T queries after `past` tokens, of which the columns and the current block come first."""
+        block, stride = self.config.sparse_block, self.config.sparse_stride
+        columns, begun = past // block * (block // stride), past % block
+        scale, slopes = self.config.attention_scale, self.slopes
+        return sparse_attention(q_BHTC, k_BKSC, v_BKSC, (block, stride), columns, begun, scale, slopes)
+
+
+def sparse_attention(
+    q_BHTC: Tensor,
+    k_BKSC: Tensor,
+    v_BKSC: Tensor,
+    pattern: tuple[int, int],
+    columns: int,
+    begun: int,
+    scale: float,
+    slopes: list[float],
+) -> Tensor:
+    """Attention in the pattern (block, stride), (B, H, T, C).
+
+    Keys and values are S = columns + begun + T: those of earlier blocks' columns, those of the `begun` tokens by which
+    the current block precedes the queries, and the queries' own.
+    """
+    (B, H, T, C), K, (c, stride) = q_BHTC.shape, k_BKSC.shape[1], pattern
+    G, N = H // K, -(-(begun + T) // c)
+    missing = N * c - begun - T
+    q = F.pad(q_BHTC * scale, (0, 0, begun, missing)).view(B, K, G, N, c, C).transpose(2, 3)
+    q_BKNrC = q.reshape(B, K, N, G * c, C)  # r: a block's queries, head after head
+    own_k, own_v = (F.pad(x[:, :, columns:], (0, 0, 0, missing)).unflatten(2, (N, c)) for x in (k_BKSC, v_BKSC))
+    far_k, far_v = (
+        torch.cat([x[:, :, :columns], own[:, :, :-1, stride - 1 :: stride].flatten(2, 3)], dim=2)
+        for x, own in ((k_BKSC, own_k), (v_BKSC, own_v))
+    )
+    M = far_k.shape[2]
+    near = (q_BKNrC @ own_k.transpose(-2, -1)).view(B, K, N, G, c, c)
+    far = (q_BKNrC.flatten(2, 3) @ far_k.transpose(-2, -1)).view(B, K, N, G, c, M)
+    i, j, b = (torch.arange(n, device=q_BHTC.device) for n in (c, M, N))
+    if slopes:
+        column_at = (j - columns + 1) * stride - 1  # counted from the first block here
+        query_at = b[:, None] * c + i
+        near = near + alibi_bias(slopes, K, (i[:, None] - i).to(near.dtype)).unsqueeze(1)
+        far = far + alibi_bias(slopes, K, (query_at[..., None] - column_at).to(far.dtype)).transpose(1, 2)
+    near = near.masked_fill(i > i[:, None], -torch.inf)
+    far = far.masked_fill((j >= columns + b[:, None] * (c // stride))[:, None, None], -torch.inf)
+    near, far = softmax(torch.cat([near, far], dim=-1), own_v).split([c, M], dim=-1)
+    mixed = near.reshape(B, K, N, G * c, c) @ own_v
+    mixed = mixed + (far.reshape(B, K, N * G * c, M) @ far_v).view_as(mixed)
+    return mixed.view(B, K, N, G, c, C).transpose(2, 3).reshape(B, H, N * c, C)[:, :, begun : begun + T]

@@ -1,0 +1,150 @@
+"""G: gated linear attention with one data-dependent decay a head: Mamba-2's state-space duality (arXiv:2405.21060).
+
+    h_t = exp(dt_t A) h_(t-1) + dt_t k_t v_t^T        (state N x C of a head; the paper's B, C, x are k, q, v here)
+    y_t = q_t h_t + D v_t                              A = -exp(A_log) < 0, dt_t = softplus(dt_proj x_t + dt_bias)
+    out = o_proj(RMSNorm(y * silu(g_proj x)))          over the heads of a group, with a gain
+
+As published (section 7 and the authors' module): a causal depthwise convolution with SiLU on q, k and v, the skip D,
+the gated norm, initial dt in [0.001, 0.1] and -A in [1, 16], queries and keys shared by groups of heads. Departures: q
+and k have `num_kv_heads` groups; the inner width is num_heads x head_dim, 2D only if the shape says so; projections
+are separate matrices; and a block still has its feed-forward, as hybrids have it, where Mamba-2 has none.
+
+Notable: trained in chunks, with all decays as differences of sums of logs that are never above 0; decoded from the
+state and the last `conv_kernel` - 1 inputs of the convolution, whose size does not depend on the tokens.
+Positions: none (`position` rope and alibi do not apply); decay and convolution tell near from far. `qk_norm` and
+`attention_multiplier` do not apply.
+
+Legend: B batch, T tokens, D hidden, H heads, K groups, R = H/K heads of a group, N state_size, C head_dim, I = HC,
+n chunks of c, X channels of the convolution (I + 2KN).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm.model.cache import KVCache
+from slm.model.config import ModelConfig
+from slm.model.counts import ssd_channels
+from slm.model.layers import Linear, rms_norm
+from slm.model.positions import Rotary
+
+DT_RANGE = (1e-3, 1e-1)
+A_RANGE = (1.0, 16.0)
+
+
+class SSD(nn.Module):
+    """A Mamba-2 mixer."""
+
+    def __init__(self, config: ModelConfig, position: str) -> None:
+        super().__init__()
+        self.config = config
+        inner, keys = config.num_heads * config.head_width, config.kv_heads * config.state_size
+        self.q_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, inner, bias=config.attention_bias)
+        self.g_proj = Linear(config.hidden_size, inner, bias=config.attention_bias)
+        self.dt_proj = Linear(config.hidden_size, config.num_heads, bias=False)
+        self.o_proj = Linear(inner, config.hidden_size, bias=config.attention_bias)
+        self.conv_weight = nn.Parameter(torch.empty(ssd_channels(config), 1, config.conv_kernel))
+        self.conv_bias = nn.Parameter(torch.empty(ssd_channels(config)))
+        self.A_log = nn.Parameter(torch.empty(config.num_heads))
+        self.dt_bias = nn.Parameter(torch.empty(config.num_heads))
+        self.D = nn.Parameter(torch.empty(config.num_heads))
+        self.norm_weight = nn.Parameter(torch.empty(inner))
+
+    def init_special(self) -> None:
+        """Initialise what is neither a matrix, nor a gain, nor a bias (the authors' module; D is a gain of 1)."""
+        nn.init.uniform_(self.conv_weight, -(self.config.conv_kernel**-0.5), self.config.conv_kernel**-0.5)
+        nn.init.uniform_(self.A_log, A_RANGE[0], A_RANGE[1]).log_()
+        nn.init.uniform_(self.dt_bias, math.log(DT_RANGE[0]), math.log(DT_RANGE[1])).exp_()
+        self.dt_bias.add_(torch.log(-torch.expm1(-self.dt_bias)))  # softplus backwards
+
+    def forward(self, x_BTD: Tensor, rotary: Rotary | None, cache: KVCache | None = None, use: int = 0) -> Tensor:
+        """(B, T, D) -> (B, T, D); with a cache, T new tokens after those in the state of `use`."""
+        tail, state = (None, None) if cache is None else cache.read(use)
+        q, k, v, tail = self._convolved(x_BTD, tail)
+        dt, log_decay = self._steps(x_BTD)
+        y, state = chunkwise(q, k, self._heads(v) * dt[..., None].type_as(v), log_decay, self.config.chunk_size, state)
+        if cache is not None:
+            cache.write(use, (tail, state))
+        return self._finish(x_BTD, y, v)
+
+    def step(
+        self, x_B1D: Tensor, rotary: Rotary | None, tail_BtX: Tensor, h_BKRNC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of one token after those in the state; also returns the new state."""
+        q, k, v, tail_BtX = self._convolved(x_B1D, tail_BtX)
+        dt_B1KR, log_decay_B1KR = self._steps(x_B1D)
+        k_BKN, v_BKRC = k[:, 0], (self._heads(v) * dt_B1KR[..., None].type_as(v))[:, 0]
+        decay_BKR = log_decay_B1KR[:, 0].exp()
+        h_BKRNC = h_BKRNC * decay_BKR[..., None, None] + k_BKN[:, :, None, :, None] * v_BKRC[:, :, :, None]
+        y_BKRC = (q[:, 0, :, None, :, None] * h_BKRNC).sum(-2)
+        return self._finish(x_B1D, y_BKRC[:, None].type_as(v), v), tail_BtX, h_BKRNC
+
+    def _convolved(self, x_BTD: Tensor, tail_BtX: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q and k (B, T, K, N), v (B, T, I), and the last inputs of the convolution."""
+        (B, T, _), t = x_BTD.shape, self.config.conv_kernel - 1
+        x_BTX = torch.cat([proj(x_BTD) for proj in (self.v_proj, self.k_proj, self.q_proj)], dim=-1)
+        past = F.pad(x_BTX, (0, 0, t, 0)) if tail_BtX is None else torch.cat([tail_BtX.type_as(x_BTX), x_BTX], dim=1)
+        taps = self.conv_weight[:, 0].unbind(1)
+        y = self.conv_bias + sum(past[:, i : i + T] * tap for i, tap in enumerate(taps))
+        inner, keys = self.g_proj.out_features, self.q_proj.out_features
+        v, k, q = F.silu(y).type_as(x_BTX).split([inner, keys, keys], dim=-1)
+        return q.view(B, T, self.config.kv_heads, -1), k.view(B, T, self.config.kv_heads, -1), v, past[:, T:]
+
+    def _steps(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """dt and dt A, each (B, T, K, R), in float32 at least."""
+        raw = self.dt_proj(x_BTD)
+        raw = raw if raw.dtype == torch.float64 else raw.float()
+        dt = F.softplus(raw + self.dt_bias)
+        groups = (self.config.kv_heads, -1)
+        return dt.unflatten(-1, groups), (-self.A_log.exp() * dt).unflatten(-1, groups)
+
+    def _heads(self, v_BTI: Tensor) -> Tensor:
+        return v_BTI.unflatten(-1, (self.config.kv_heads, -1, self.config.head_width))
+
+    def _finish(self, x_BTD: Tensor, y_BTKRC: Tensor, v_BTI: Tensor) -> Tensor:
+        y = y_BTKRC + self.D.view(*y_BTKRC.shape[2:4], 1) * self._heads(v_BTI)
+        gated = y * self._heads(F.silu(self.g_proj(x_BTD)))
+        normed = rms_norm(gated.flatten(3), self.config.norm_eps).flatten(2) * self.norm_weight
+        return self.o_proj(normed.type_as(v_BTI))
+
+
+def chunkwise(
+    q_BTKN: Tensor, k_BTKN: Tensor, v_BTKRC: Tensor, log_decay_BTKR: Tensor, chunk: int, state_BKRNC: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """q_t h_t for all T tokens, (B, T, K, R, C), and the last h, (B, K, R, N, C), in float32 at least."""
+    B, T, K, R, C = v_BTKRC.shape
+    c = min(chunk, T)
+    n, missing = -(-T // c), -T % c
+    q, k = (
+        F.pad(x, (0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 2, 4) for x in (q_BTKN, k_BTKN)
+    )  # (B, K, n, c, N)
+    v = (
+        F.pad(v_BTKRC, (0, 0, 0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2, 5)
+    )  # (B, K, n, R, c, C)
+    # Padded tokens decay nothing and add nothing, so that the last state is that after T tokens.
+    log_decay = F.pad(log_decay_BTKR, (0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2)
+    since = log_decay.cumsum(-1)  # (B, K, n, R, c): log of the decay from the chunk's start through token i
+
+    ahead = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
+    decay = (since[..., :, None] - since[..., None, :]).masked_fill(ahead, -torch.inf).exp()
+    scores = ((q @ k.transpose(-2, -1))[:, :, :, None] * decay).type_as(v)
+    within = scores @ v  # (B, K, n, R, c, C)
+
+    left = (since[..., -1:] - since).exp()[..., None].type_as(v) * v  # what of a token is left at its chunk's end
+    left = left.permute(0, 1, 2, 4, 3, 5).reshape(B, K, n, c, R * C)
+    written = (k.transpose(-2, -1) @ left).unflatten(-1, (R, C)).to(since.dtype)  # (B, K, n, N, R, C)
+    h = torch.zeros_like(written[:, :, 0]) if state_BKRNC is None else state_BKRNC.transpose(2, 3)
+    before = []
+    for chunk_decay, own in zip(since[..., -1].exp().unbind(2), written.unbind(2), strict=True):
+        before.append(h)
+        h = h * chunk_decay[:, :, None, :, None] + own
+    earlier = q @ torch.stack(before, dim=2).flatten(-2).type_as(q)  # (B, K, n, c, R C)
+    earlier = earlier.unflatten(-1, (R, C)).transpose(3, 4) * since.exp()[..., None]
+    y = (within + earlier).type_as(v).permute(0, 2, 4, 1, 3, 5).reshape(B, n * c, K, R, C)[:, :T]
+    return y, h.transpose(2, 3)

@@ -1,0 +1,50 @@
+"""How attention is told positions: rotation of queries and keys, or linear biases of the scores.
+
+Legend: B batch, T tokens, H query heads, C head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from slm.model.config import ModelConfig
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines, each (T, C/2)."""
+
+
+def rotary_table(config: ModelConfig, start: int, length: int, like: Tensor) -> Rotary:
+    """Cosines and sines (T, C/2) of positions `start` .. `start + length - 1`.
+
+    Made anew for each forward pass (T x C/2 numbers) and not kept as a buffer, which `module.to(bfloat16)` would round.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    positions = torch.arange(start, start + length, device=like.device, dtype=dtype)
+    channels = torch.arange(0, config.head_width, 2, device=like.device, dtype=dtype)
+    angles = positions[:, None] * config.rope_theta ** (-channels / config.head_width)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor:
+    """Turn each pair of channels by its angle (arXiv:2104.09864, eq. 34), in the precision of the table."""
+    if style == "half":
+        a, b = x_BHTC.chunk(2, dim=-1)
+        turned = torch.cat((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1)
+    else:
+        a, b = x_BHTC[..., 0::2], x_BHTC[..., 1::2]
+        turned = torch.stack((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1).flatten(-2)
+    return turned.type_as(x_BHTC)
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """What a head's scores lose for each token of distance (arXiv:2108.12409, section 3).
+
+    2^(-8 i / H) for i = 1 .. H where H is a power of two; else those of the next lower power, and then every other one
+    of the next higher, as the authors' code has it.
+    """
+    lower = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * i / lower) for i in range(1, lower + 1)]
+    return slopes + [2 ** (-4 * i / lower) for i in range(1, 2 * (num_heads - lower), 2)]

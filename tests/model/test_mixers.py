@@ -1,0 +1,235 @@
+"""Every mixer against its definition, written out over all pairs of tokens or token by token, in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from slm.model.mixers import linear, ssd
+from slm.model.mixers.linear import EPSILON, feature
+from slm.model.mixers.sliding import sliding_attention
+from slm.model.mixers.softmax import causal_attention
+from slm.model.mixers.sparse import sparse_attention
+from slm.model.positions import alibi_slopes
+from tests.model.test_decoder import randomized, small, tokens_of
+
+EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, slopes: list[float]) -> Tensor:
+    """softmax over the visible keys, query heads beside copies of their keys."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    T, S = visible.shape
+    distance = torch.arange(S - T, S).double()[:, None] - torch.arange(S).double()
+    bias = torch.tensor(slopes or [0.0] * q.shape[1]).double()[:, None, None] * distance
+    return (q @ k.transpose(-2, -1) * scale - bias).masked_fill(~visible, -torch.inf).softmax(-1) @ v
+
+
+def sees(T: int, S: int, rule) -> Tensor:
+    return torch.tensor([[s <= t and rule(t, s) for s in range(S)] for t in range(S - T, S)])
+
+
+heads = st.tuples(st.integers(1, 2), st.integers(1, 3))
+
+
+@given(heads=heads, T=st.integers(1, 40), past=st.integers(0, 30), window=st.integers(2, 50), alibi=st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_sliding_attention_is_softmax_over_the_window(heads, T: int, past: int, window: int, alibi: bool) -> None:
+    K, G = heads
+    q, k, v = normal(2, K * G, T, 6), normal(2, K, T + past, 6, seed=1), normal(2, K, T + past, 6, seed=2)
+    slopes = alibi_slopes(K * G) if alibi else []
+    expected = dense(q, k, v, sees(T, T + past, lambda t, s: t - s < window), 0.3, slopes)
+    torch.testing.assert_close(sliding_attention(q, k, v, window, 0.3, slopes), expected, **EXACT)
+
+
+@pytest.mark.parametrize("block", [4, 128])
+def test_sliding_attention_does_not_depend_on_the_size_of_its_blocks(block: int, monkeypatch) -> None:
+    q, k, v = (normal(1, 2, 300, 4, seed=seed) for seed in range(3))
+    expected = dense(q, k, v, sees(300, 300, lambda t, s: t - s < 130), 0.5, [])
+    monkeypatch.setattr("slm.model.mixers.sliding.QUERY_BLOCK", block)
+    torch.testing.assert_close(sliding_attention(q, k, v, 130, 0.5, []), expected, **EXACT)
+
+
+@given(
+    heads=heads,
+    T=st.integers(1, 40),
+    past=st.integers(0, 30),
+    stride=st.integers(1, 5),
+    per_block=st.integers(1, 4),
+    alibi=st.booleans(),
+)
+@settings(max_examples=80, deadline=None)
+def test_sparse_attention_is_softmax_over_the_block_and_the_columns(
+    heads, T: int, past: int, stride: int, per_block: int, alibi: bool
+) -> None:
+    (K, G), block = heads, stride * per_block
+    S, first = T + past, past // block * block
+    q, k, v = normal(2, K * G, T, 6), normal(2, K, S, 6, seed=1), normal(2, K, S, 6, seed=2)
+    slopes = alibi_slopes(K * G) if alibi else []
+    rule = sees(T, S, lambda t, s: t // block == s // block or s % stride == stride - 1)
+    kept = torch.tensor([*range(stride - 1, first, stride), *range(first, S)])
+    columns = first // stride
+    found = sparse_attention(q, k[:, :, kept], v[:, :, kept], (block, stride), columns, past - first, 0.3, slopes)
+    torch.testing.assert_close(found, dense(q, k, v, rule, 0.3, slopes), **EXACT)
+
+
+@pytest.mark.parametrize("T", [1, 7, 300, 2100])
+def test_full_attention_with_alibi_is_softmax_of_scores_less_distances(T: int) -> None:
+    q, k, v = normal(1, 6, min(T, 9), 4), normal(1, 2, T, 4, seed=1), normal(1, 2, T, 4, seed=2)
+    slopes = alibi_slopes(6)
+    expected = dense(q, k, v, sees(q.shape[2], T, lambda t, s: True), 0.5, slopes)
+    torch.testing.assert_close(causal_attention(q, k, v, 0.5, slopes), expected, **EXACT)
+
+
+def test_alibi_slopes_are_those_of_the_paper() -> None:
+    assert alibi_slopes(8) == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
+    assert alibi_slopes(1) == [2**-8]
+    assert alibi_slopes(12) == [*alibi_slopes(8), *(2 ** (-(i + 0.5)) for i in range(4))]
+
+
+@given(heads=heads, T=st.integers(1, 40), chunk=st.integers(1, 50), cut=st.integers(0, 40))
+@settings(max_examples=60, deadline=None)
+def test_linear_attention_in_chunks_is_the_quadratic_and_the_recurrent_form(
+    heads, T: int, chunk: int, cut: int
+) -> None:
+    (K, G), C, cut = heads, 5, min(cut, T)
+    q, k = feature(normal(2, K * G, T, C)), feature(normal(2, K, T, C, seed=1))
+    v = normal(2, K, T, C, seed=2)
+    k_H, v_H = k.repeat_interleave(G, dim=1), v.repeat_interleave(G, dim=1)
+
+    weights = (q @ k_H.transpose(-2, -1)).tril()
+    quadratic = weights @ v_H / (weights.sum(-1, keepdim=True) + EPSILON)
+    state, total, recurrent = torch.zeros(2, K * G, C, C).double(), torch.zeros(2, K * G, C).double(), []
+    for t in range(T):
+        state = state + k_H[:, :, t, :, None] * v_H[:, :, t, None]
+        total = total + k_H[:, :, t]
+        y = torch.einsum("bhn,bhnc->bhc", q[:, :, t], state)
+        recurrent.append(y / ((q[:, :, t] * total).sum(-1, keepdim=True) + EPSILON))
+
+    found, S, z = linear.chunkwise(q, k, v, chunk, None)
+    torch.testing.assert_close(found, quadratic, **EXACT)
+    torch.testing.assert_close(found, torch.stack(recurrent, dim=2), **EXACT)
+    torch.testing.assert_close(S.repeat_interleave(G, dim=1), state, **EXACT)
+    torch.testing.assert_close(z.repeat_interleave(G, dim=1), total, **EXACT)
+    if 0 < cut < T:  # in two pieces, the second from the state of the first
+        first, *held = linear.chunkwise(q[:, :, :cut], k[:, :, :cut], v[:, :, :cut], chunk, None)
+        second, *_ = linear.chunkwise(q[:, :, cut:], k[:, :, cut:], v[:, :, cut:], chunk, tuple(held))
+        torch.testing.assert_close(torch.cat([first, second], dim=2), quadratic, **EXACT)
+
+
+def test_the_feature_map_is_elu_plus_one_and_stays_positive() -> None:
+    x = torch.linspace(-60, 60, 999, dtype=torch.float64)
+    torch.testing.assert_close(feature(x), torch.nn.functional.elu(x) + 1, **EXACT)
+    assert (feature(x.float()) > 0).all()
+    assert feature(torch.tensor(-30.0)).item() == pytest.approx(9.357622968840175e-14, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 1e4])
+def test_linear_attention_and_its_gradient_are_finite_for_queries_of_any_size(size: float) -> None:
+    q, k, v = (torch.randn(1, 2, 50, 8) * s for s in (size, size, 1.0))
+    q.requires_grad_()
+    y, *_ = linear.chunkwise(feature(q), feature(k), v, 16, None)
+    y.square().sum().backward()
+    assert y.isfinite().all()
+    assert q.grad.isfinite().all()
+    assert y.abs().max() <= v.abs().max() * (1 + 1e-4)
+
+
+@given(
+    heads=heads,
+    T=st.integers(1, 40),
+    chunk=st.integers(1, 50),
+    cut=st.integers(0, 40),
+    rate=st.sampled_from([0.01, 1, 30]),
+)
+@settings(max_examples=60, deadline=None)
+def test_ssd_in_chunks_is_the_quadratic_and_the_recurrent_form(
+    heads, T: int, chunk: int, cut: int, rate: float
+) -> None:
+    (K, R), N, C, cut = heads, 5, 3, min(cut, T)
+    q, k, v = normal(2, T, K, N), normal(2, T, K, N, seed=1), normal(2, T, K, R, C, seed=2)
+    log_decay = -rate * normal(2, T, K, R, seed=3).abs()
+
+    since = log_decay.cumsum(1)
+    segment = since[:, :, None] - since[:, None]  # (B, T, S, K, R)
+    mask = torch.ones(T, T).tril().bool()[:, :, None, None]
+    weights = torch.einsum("btkn,bskn->btsk", q, k)[..., None] * segment.masked_fill(~mask, -torch.inf).exp()
+    quadratic = torch.einsum("btskr,bskrc->btkrc", weights, v)
+    state, recurrent = torch.zeros(2, K, R, N, C).double(), []
+    for t in range(T):
+        state = state * log_decay[:, t, ..., None, None].exp() + torch.einsum("bkn,bkrc->bkrnc", k[:, t], v[:, t])
+        recurrent.append(torch.einsum("bkn,bkrnc->bkrc", q[:, t], state))
+
+    found, last = ssd.chunkwise(q, k, v, log_decay, chunk, None)
+    torch.testing.assert_close(found, quadratic, **EXACT)
+    torch.testing.assert_close(found, torch.stack(recurrent, dim=1), **EXACT)
+    torch.testing.assert_close(last, state, **EXACT)
+    if 0 < cut < T:
+        first, held = ssd.chunkwise(q[:, :cut], k[:, :cut], v[:, :cut], log_decay[:, :cut], chunk, None)
+        second, _ = ssd.chunkwise(q[:, cut:], k[:, cut:], v[:, cut:], log_decay[:, cut:], chunk, held)
+        torch.testing.assert_close(torch.cat([first, second], dim=1), quadratic, **EXACT)
+
+
+def test_an_ssd_mixer_is_mamba2_as_transformers_computes_it() -> None:
+    from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    config = small(mixer_pattern="G", num_heads=6, num_kv_heads=2, head_dim=16, state_size=8, chunk_size=8)
+    ours = randomized(config, torch.float32).layers[0].self_attn
+    theirs = Mamba2Mixer(
+        Mamba2Config(
+            num_heads=6,
+            head_dim=16,
+            hidden_size=48,
+            expand=2,
+            state_size=8,
+            n_groups=2,
+            conv_kernel=4,
+            chunk_size=8,
+            use_bias=False,
+            layer_norm_epsilon=config.norm_eps,
+        ),
+        layer_idx=0,
+    )
+    w = ours.state_dict()
+    rows = torch.cat([w[f"{name}_proj.weight"] for name in ("g", "v", "k", "q", "dt")])
+    state = {
+        "in_proj.weight": rows,
+        "conv1d.weight": w["conv_weight"],
+        "conv1d.bias": w["conv_bias"],
+        "dt_bias": w["dt_bias"],
+        "A_log": w["A_log"],
+        "D": w["D"],
+        "norm.weight": w["norm_weight"],
+        "out_proj.weight": w["o_proj.weight"],
+    }
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 21, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, None), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_initial_decays_are_in_the_range_of_the_paper() -> None:
+    torch.manual_seed(0)
+    from slm.model import Decoder
+
+    mixer = Decoder(small(mixer_pattern="G", num_layers=1, num_heads=96, head_dim=2)).layers[0].self_attn
+    dt = torch.nn.functional.softplus(mixer.dt_bias)
+    assert 0.001 <= dt.min() < 0.002 < 0.05 < dt.max() <= 0.1
+    assert 1 <= mixer.A_log.exp().min() < 2 < 14 < mixer.A_log.exp().max() <= 16
+    assert (mixer.D == 1).all()
+
+
+def test_the_chunk_size_does_not_change_the_function() -> None:
+    config = small(mixer_pattern="LG", chunk_size=5)
+    decoder = randomized(config, torch.float64)
+    other = randomized(small(mixer_pattern="LG", chunk_size=64), torch.float64)
+    tokens = tokens_of(config, 23)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(tokens), other(tokens), **EXACT)
