@@ -106,7 +106,7 @@ class ColumnsAndBlock(KeysAndValues):
 
     def _distances(self, length: int) -> Tensor:
         stride, begun = self.config.sparse_stride, length % self.config.sparse_block
-        columns = torch.arange(stride - 1, length - begun, stride, device=self.store.device)
+        columns = (torch.arange(self._columns(length), device=self.store.device) + 1) * stride - 1
         return length - torch.cat([columns, torch.arange(length - begun, length, device=self.store.device)])
 
     def append(self, length: int, new: Sequence[tuple[Tensor, ...]]) -> None:

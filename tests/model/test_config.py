@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from slm.model import Decoder, KVCache, ModelConfig
+from slm.model.config import MLP, NORM, NORM_POSITION, POSITION
 from slm.model.loss import IGNORE  # noqa: F401  (imported so that the whole room loads under the meta device)
 
 SMALL = {
@@ -19,23 +20,45 @@ SMALL = {
 }
 
 
+def word(letters: str) -> st.SearchStrategy[str]:
+    return st.text(letters, min_size=1, max_size=3)
+
+
 @st.composite
 def shapes(draw: st.DrawFn) -> ModelConfig:
     kv_heads, group, sharing = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.sampled_from(SHARINGS))
+    pattern, positions, stride = draw(word("FSPLG")), draw(st.none() | word("RAN")), draw(st.integers(1, 4))
+    position = "rope" if positions else draw(st.sampled_from(POSITION))
+    norm = draw(st.sampled_from(NORM))
     return ModelConfig(
         vocab_size=draw(st.integers(2, 100)),
         hidden_size=draw(st.integers(1, 40)),
-        num_layers=draw(st.integers(1, 4)),
+        num_layers=draw(st.integers(max(len(pattern), len(positions or "")), 4)),
         num_heads=kv_heads * group,
         num_kv_heads=kv_heads,
         head_dim=2 * draw(st.integers(1, 8)),
         intermediate_size=draw(st.integers(1, 60)),
+        max_position_embeddings=draw(st.integers(33, 50)),
         tie_embeddings=draw(st.booleans()),
         qk_norm=draw(st.sampled_from(["none", "weightless", "learned"])),
         attention_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         layer_sharing=sharing,
         num_repeats=1 if sharing == "none" else draw(st.integers(2, 3)),
+        mixer_pattern=pattern,
+        sliding_window=draw(st.integers(2, 40)),
+        sparse_block=stride * draw(st.integers(1, 4)),
+        sparse_stride=stride,
+        chunk_size=draw(st.integers(1, 40)),
+        state_size=draw(st.integers(1, 9)),
+        conv_kernel=draw(st.integers(1, 4)),
+        mlp=draw(st.sampled_from(MLP)),
+        norm=norm,
+        norm_bias=norm == "layernorm" and draw(st.booleans()),
+        norm_position=draw(st.sampled_from(NORM_POSITION)),
+        parallel_block=draw(st.booleans()),
+        position=position,
+        position_pattern=positions,
     )
 
 
@@ -47,24 +70,67 @@ SHARINGS = ["none", "immediate", "repeat_all_over", "reverse"]
 def test_analytic_parameter_counts_equal_those_of_the_module(config: ModelConfig) -> None:
     with torch.device("meta"):
         decoder = Decoder(config)
-    tables = {"embed_tokens.weight", "lm_head.weight"}
+    tables = {"embed_tokens.weight", "embed_positions.weight", "lm_head.weight"}
     sizes = {name: p.numel() for name, p in decoder.named_parameters()}
     assert config.num_params() == sum(sizes.values())
     assert config.num_params(non_embedding=True) == sum(n for name, n in sizes.items() if name not in tables)
 
 
+def visible_pairs(config: ModelConfig, letter: str, T: int) -> int:
+    """Counted one by one; in L and G, pairs that meet within a chunk."""
+    block, stride = config.sparse_block, config.sparse_stride
+    rules = {
+        "F": lambda t, s: True,
+        "S": lambda t, s: t - s < config.sliding_window,
+        "P": lambda t, s: t // block == s // block or s % stride == stride - 1,
+        "L": lambda t, s: t // config.chunk_size == s // config.chunk_size,
+        "G": lambda t, s: t // config.chunk_size == s // config.chunk_size,
+    }
+    return sum(rules[letter](t, s) for t in range(T) for s in range(t + 1))
+
+
+def computed_pairs(config: ModelConfig, letter: str, T: int) -> tuple[int, int]:
+    """Pairs of whole tiles, masked ones among them, and tokens with those that fill the last tile."""
+    if letter == "F" or (letter == "S" and config.sliding_window >= T):
+        return T * T, T
+    if letter == "S":
+        c = min(config.sliding_window, T)
+        return -(-T // c) * c * c * (1 + -(-(config.sliding_window - 1) // c)), T
+    c = config.sparse_block if letter == "P" else min(config.chunk_size, T)
+    n = -(-T // c)
+    columns = (n - 1) * (c // config.sparse_stride) if letter == "P" else 0
+    return n * c * (c + columns), n * c
+
+
 @given(config=shapes(), length=st.integers(2, 33))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_exact_flops_equal_torchs_counter_after_the_causal_correction(config: ModelConfig, length: int) -> None:
-    """The counter sees all T x T scores; the formula counts the (T + 1) / 2 keys that a token sees on average."""
+    """The counter sees whole tiles of scores; the formula counts the pairs in them that see each other."""
     decoder = Decoder(config)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         decoder(torch.zeros(1, length, dtype=torch.long))
-    unseen = (length - 1) / 2
-    uncounted = 4 * config.num_heads * config.head_width * unseen * length * len(config.block_uses)
+    uncounted, C, N = 0, config.head_width, config.state_size
+    for letter in (config.mixers[block] for block in config.block_uses):
+        computed, tokens = computed_pairs(config, letter, length)
+        a_pair, a_token = 4 * config.num_heads * C, 0
+        if letter == "L":
+            a_token = 2 * (config.num_heads + config.kv_heads) * C * C
+        if letter == "G":
+            a_pair = 2 * config.kv_heads * N + 2 * config.num_heads * C
+            a_token = 4 * config.num_heads * C * N
+        uncounted += a_pair * (computed - visible_pairs(config, letter, length)) + a_token * (tokens - length)
     assert 3 * (counter.get_total_flops() - uncounted) == pytest.approx(
         config.flops_per_token(length) * length, rel=1e-12
     )
+
+
+@pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
+def test_full_attention_costs_what_kaplan_counts(mlp: str) -> None:
+    """arXiv:2001.08361, table 1, with the mean causal context in place of all of it."""
+    config = ModelConfig(**SMALL | {"num_kv_heads": 4}, mlp=mlp)
+    layers, width, inner = 3, 32, 48 * (3 if mlp == "swiglu" else 2)
+    forward = 2 * layers * (4 * width * width + width * inner) + 2 * layers * 2 * width * (100 + 1) / 2 + 2 * 64 * width
+    assert config.flops_per_token(100) == pytest.approx(3 * forward, rel=1e-12)
 
 
 def test_6n_flops_are_six_times_all_parameters() -> None:
@@ -105,6 +171,18 @@ def test_blocks_are_used_in_the_order_of_the_paper(sharing: str, uses: tuple[int
         ({"num_repeats": 2}, ["layer_sharing=none", "num_repeats=2"]),
         ({"qk_norm": "rms"}, ["qk_norm='rms'", "weightless"]),
         ({"norm_eps": -1.0}, ["norm_eps=-1.0"]),
+        ({"mixer_pattern": "FX"}, ["mixer_pattern='FX'", "G ssd"]),
+        ({"mixer_pattern": ""}, ["mixer_pattern=''", "F softmax"]),
+        ({"mixer_pattern": "SSSF"}, ["mixer_pattern=SSSF", "num_layers=3"]),
+        ({"position_pattern": "RL"}, ["position_pattern='RL'", "A alibi"]),
+        ({"position_pattern": "RN", "position": "learned"}, ["position_pattern=RN", "position=learned"]),
+        ({"position": "sinusoidal"}, ["position='sinusoidal'", "alibi"]),
+        ({"sparse_block": 10, "sparse_stride": 4}, ["sparse_block=10", "1, 2, 5, 10"]),
+        ({"sliding_window": 1}, ["sliding_window=1", "at least 2"]),
+        ({"chunk_size": 0}, ["chunk_size=0", "at least 1"]),
+        ({"norm_bias": True}, ["norm_bias=True", "layernorm"]),
+        ({"mlp": "relu"}, ["mlp='relu'", "relu2"]),
+        ({"parallel_block": 1}, ["parallel_block=1", "true or false"]),
         ({"hiden_size": 3}, ["hiden_size", "did you mean hidden_size"]),
         ({"vocab_size": None}, ["vocab_size is not set"]),
     ],
@@ -120,3 +198,27 @@ def test_every_sharing_and_norm_is_reachable_from_a_dict() -> None:
         values = SMALL | {"layer_sharing": sharing, "num_repeats": 1 if sharing == "none" else 2, "qk_norm": norm}
         config = ModelConfig.from_dict(values)
         assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_an_odd_head_is_refused_only_where_positions_are_rotations() -> None:
+    odd = SMALL | {"head_dim": 5}
+    with pytest.raises(ValueError, match="head_dim=5 must be even"):
+        ModelConfig(**odd, position_pattern="NR")
+    assert ModelConfig(**odd, position="alibi").head_width == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mixer_pattern": "S"},
+        {"mlp": "geglu"},
+        {"norm": "layernorm"},
+        {"position": "none"},
+        {"parallel_block": True},
+        {"residual_multiplier": 0.5},
+        {"attention_multiplier": 0.1},
+    ],
+)
+def test_whatever_llama_cannot_compute_is_no_llama(change: dict) -> None:
+    assert ModelConfig(**SMALL).beyond_llama == ()
+    assert ModelConfig(**SMALL, **change).beyond_llama == tuple(change)

@@ -1,0 +1,84 @@
+"""Training speed of each mixer beside full attention: the tiny shape, compiled as train.py runs it.
+
+    python benchmarks/mixer_throughput.py                                F S P L G at 256 and 1024 tokens a sequence
+    python benchmarks/mixer_throughput.py SSSF LLLG --lengths 1024 --tokens 4096 --repetitions 7 chunk_size=128
+
+A repetition is one forward and backward pass of each, one after the other, so that all meet the same machine; figures
+are medians over repetitions. Words with an equals sign are fields of the model. One line a pattern and length: speed,
+exact GFLOP/s and the ratio to F.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from train_throughput import composed, preset_config
+
+from slm.model import Decoder, ModelConfig
+from slm.training.hardware import Hardware, resolve_hardware
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", default=[], metavar="PATTERN|FIELD=NUMBER")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument("--tokens", type=int, default=4096, help="of one pass, over all sequences")
+    parser.add_argument("--repetitions", type=int, default=7)
+    args = parser.parse_args()
+    changes = {name: int(value) for name, _, value in (word.partition("=") for word in args.words if "=" in word)}
+    patterns = [word for word in args.words if "=" not in word] or ["F", "S", "P", "L", "G"]
+    patterns = ["F", *(pattern for pattern in patterns if pattern != "F")]
+    hardware = resolve_hardware(composed()["trainer"])
+    print(f"{hardware.device_name}, {hardware.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    shape = dataclasses.replace(preset_config(args.preset), **changes)
+    for length in args.lengths:
+        configs = [dataclasses.replace(shape, mixer_pattern=pattern) for pattern in patterns]
+        measure(configs, hardware, length, args.tokens // length, args.repetitions)
+
+
+def measure(configs: list[ModelConfig], hardware: Hardware, length: int, sequences: int, repetitions: int) -> None:
+    torch._dynamo.reset()  # which holds few shapes at a time
+    passes = [one_pass(config, hardware, length, sequences) for config in configs]
+    for run in passes:  # compilation, allocation, caches
+        run()
+        run()
+    seconds: list[list[float]] = [[] for _ in passes]
+    for _ in range(repetitions):
+        for times, run in zip(seconds, passes, strict=True):
+            times.append(run())
+    rates = [sequences * length / statistics.median(times) for times in seconds]
+    for config, rate in zip(configs, rates, strict=True):
+        speed = f"{rate:,.0f} tok/s, {rate * config.flops_per_token(length) / 1e9:,.0f} GFLOP/s"
+        print(f"{sequences}x{length} {config.mixer_pattern}: {speed}, {rate / rates[0]:.2f} of F", flush=True)
+
+
+def one_pass(config: ModelConfig, hardware: Hardware, length: int, sequences: int) -> Callable[[], float]:
+    torch.manual_seed(0)
+    decoder = Decoder(config).to(hardware.accelerator)
+    if hardware.compile:
+        decoder.compile_blocks()
+    tokens = torch.randint(config.vocab_size, (sequences, length + 1), device=hardware.accelerator)
+    mixed = hardware.precision.endswith("-mixed")
+    context = partial(torch.autocast, hardware.accelerator, hardware.matmul_dtype, enabled=mixed)
+
+    def run() -> float:
+        start = time.perf_counter()
+        with context():
+            loss = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        decoder.zero_grad()
+        loss.item()  # waits for the device
+        return time.perf_counter() - start
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

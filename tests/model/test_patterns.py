@@ -1,0 +1,175 @@
+"""Whole decoders of every mixer, pattern, position and block option: causality and decoding, in float64."""
+
+import pytest
+import torch
+
+from slm.model import Decoder, KVCache, ModelConfig, generate
+from slm.model.decoding import compiled_logits
+from tests.model.test_decoder import randomized, small, tokens_of
+
+SIZES = {"sliding_window": 5, "sparse_block": 6, "sparse_stride": 3, "chunk_size": 4, "state_size": 6}
+
+
+def shape(pattern: str = "F", **changes) -> ModelConfig:
+    return small(mixer_pattern=pattern, **(SIZES | changes))
+
+
+MIXED = {
+    **{pattern: shape(pattern) for pattern in ("S", "P", "L", "G", "SSF", "LLG", "GPF", "PSL")},
+    "alibi F": shape("F", position="alibi"),
+    "alibi S": shape("S", position="alibi", num_kv_heads=6),
+    "alibi P": shape("P", position="alibi", num_kv_heads=1),
+    "learned SPF": shape("SPF", position="learned"),
+    "none FPS": shape("FPS", position="none"),
+    "rope, rope, none": shape("SFP", position_pattern="RRN"),
+    "alibi, none": shape("PSF", position_pattern="AN"),
+    "S immediate": shape("S", layer_sharing="immediate", num_repeats=2),
+    "SPF reverse": shape("SPF", layer_sharing="reverse", num_repeats=2),
+    "LGF repeat": shape("LGF", layer_sharing="repeat_all_over", num_repeats=2),
+    "P immediate": shape("P", layer_sharing="immediate", num_repeats=3),
+    "wide window": shape("SL", sliding_window=40, chunk_size=64, qk_norm="learned"),
+    "window of two": shape("S", sliding_window=2),
+    "stride of a block": shape("P", sparse_block=4, sparse_stride=4),
+    "every column": shape("P", sparse_block=4, sparse_stride=1),
+    "no convolution": shape("G", conv_kernel=1, num_kv_heads=6, attention_bias=True),
+    "parallel": shape("LSG", parallel_block=True, mlp="gelu", norm="layernorm", norm_bias=True),
+    "post": shape("GF", norm_position="post", mlp="relu2"),
+    "both": shape("FP", norm_position="both", mlp="geglu", norm="layernorm"),
+    "parallel both": shape("FG", norm_position="both", parallel_block=True),
+}
+every_shape = pytest.mark.parametrize("config", MIXED.values(), ids=list(MIXED))
+
+
+@every_shape
+@pytest.mark.parametrize("at", [0, 12, 22])
+def test_no_logit_sees_a_later_token(config: ModelConfig, at: int) -> None:
+    decoder, tokens = randomized(config, torch.float64), tokens_of(config, 23)
+    changed = tokens.clone()
+    changed[:, at] = (changed[:, at] + 1) % config.vocab_size
+    with torch.no_grad():
+        before, after = decoder(tokens), decoder(changed)
+    assert torch.equal(before[:, :at], after[:, :at])
+    assert not torch.equal(before[:, at], after[:, at])
+
+
+@pytest.mark.parametrize("pattern", ["S", "P", "L", "G"])
+def test_no_logit_sees_a_later_token_at_the_default_sizes(pattern: str) -> None:
+    decoder = randomized(small(mixer_pattern=pattern), torch.float64)
+    tokens = tokens_of(decoder.config, 520, batch=1)
+    changed = tokens.clone()
+    changed[:, 300] = (changed[:, 300] + 1) % decoder.config.vocab_size
+    with torch.no_grad():
+        before, after = decoder(tokens), decoder(changed)
+    assert torch.equal(before[:, :300], after[:, :300])
+    assert not torch.equal(before[:, 300:], after[:, 300:])
+
+
+@every_shape
+def test_decoding_in_pieces_equals_the_full_forward_pass(config: ModelConfig) -> None:
+    decoder, tokens = randomized(config, torch.float64), tokens_of(config, 29)
+    cache = KVCache(config, batch_size=2, max_length=29, dtype=torch.float64)
+    with torch.no_grad():
+        pieces = [decoder(piece, cache) for piece in tokens.split([7, 1, 1, 9, 1, 4, 2, 4], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), rtol=0, atol=1e-9)
+
+
+@every_shape
+@pytest.mark.parametrize("prompt", [1, 8])
+def test_decoding_by_steps_equals_the_full_forward_pass(config: ModelConfig, prompt: int) -> None:
+    decoder, tokens = randomized(config, torch.float64), tokens_of(config, 21, batch=1)
+    cache = KVCache(config, batch_size=1, max_length=21, dtype=torch.float64)
+    next_logits = compiled_logits(decoder)
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        pieces = [tokens[:, :prompt], *tokens[:, prompt:].split(1, dim=1)]
+        found = torch.stack([next_logits(piece, cache) for piece in pieces])
+        torch.testing.assert_close(found, decoder(tokens)[0, prompt - 1 :], rtol=0, atol=1e-9)
+
+
+def test_the_compiled_step_of_a_mixed_decoder_is_the_same_function() -> None:
+    config = small(**(SIZES | {"num_layers": 5, "mixer_pattern": "FSPLG"}))
+    decoder, tokens = randomized(config, torch.float64), tokens_of(config, 21, batch=1)
+    cache = KVCache(config, batch_size=1, max_length=21, dtype=torch.float64)
+    next_logits = compiled_logits(decoder)
+    torch._dynamo.utils.counters.clear()
+    with torch.inference_mode():
+        found = torch.stack([next_logits(piece, cache) for piece in tokens.split(1, dim=1)])
+        torch.testing.assert_close(found, decoder(tokens)[0], rtol=0, atol=1e-9)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8  # beyond that the compiler gives up
+
+
+@pytest.mark.parametrize("pattern", ["SPF", "LG"])
+def test_compiled_blocks_keep_values(pattern: str) -> None:
+    decoder = randomized(shape(pattern))
+    tokens = tokens_of(decoder.config, 24)
+    expected = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+    decoder.compile_blocks()
+    torch.testing.assert_close(decoder.loss(tokens[:, :-1], tokens[:, 1:]), expected)
+
+
+@pytest.mark.parametrize("pattern", ["F", "S", "P", "L", "G"])
+def test_training_in_bfloat16_stays_near_float32_and_reaches_every_parameter(pattern: str) -> None:
+    decoder, tokens = randomized(shape(pattern, init_std=0.05)), tokens_of(small(), 24)
+    exact = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in decoder.parameters())
+
+
+@pytest.mark.parametrize("pattern", ["L", "G", "LG"])
+def test_the_memory_of_a_recurrent_decoder_does_not_grow(pattern: str) -> None:
+    sizes = {KVCache(shape(pattern), batch_size=1, max_length=n).nbytes for n in (10, 100, 1000)}
+    assert len(sizes) == 1
+    assert sizes == {shape(pattern).state_bytes()}
+    assert shape(pattern).kv_cache_bytes(1000) == 0
+
+
+def test_the_memory_of_a_sliding_decoder_ends_with_its_window() -> None:
+    config = shape("S")
+    assert KVCache(config, batch_size=1, max_length=900).nbytes == KVCache(config, batch_size=1, max_length=4).nbytes
+    assert config.kv_cache_bytes(900) == config.kv_cache_bytes(4) > config.kv_cache_bytes(3)
+
+
+@every_shape
+@pytest.mark.parametrize("length", [1, 6, 17, 18, 40])
+def test_bytes_of_cache_and_state_equal_those_of_a_real_cache(config: ModelConfig, length: int) -> None:
+    cache = KVCache(config, batch_size=3, max_length=length)
+    expected = config.kv_cache_bytes(length, batch_size=3, bytes_per_value=4) + config.state_bytes(batch_size=3)
+    assert expected == cache.nbytes
+
+
+def test_states_stay_in_float32_where_keys_are_kept_in_bfloat16() -> None:
+    cache = KVCache(shape("FLG"), batch_size=1, max_length=9, dtype=torch.bfloat16)
+    assert {t.dtype for kind in "LG" for t in cache.kinds[kind].tensors} == {torch.float32}
+    assert cache.kinds["F"].store.dtype == torch.bfloat16
+
+
+@every_shape
+def test_a_cache_goes_on_from_rows_of_another(config: ModelConfig) -> None:
+    decoder, tokens = randomized(config, torch.float64), tokens_of(config, 20, batch=3)
+    rows = torch.tensor([2, 0, 0, 1])
+    narrow = KVCache(config, batch_size=3, max_length=13, dtype=torch.float64)
+    wide = KVCache(config, batch_size=4, max_length=20, dtype=torch.float64)
+    with torch.no_grad():
+        decoder(tokens[:, :13], narrow)
+        wide.select(narrow, rows)
+        found = decoder(tokens[rows, 13:], wide)
+        torch.testing.assert_close(found, decoder(tokens[rows])[:, 13:], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("pattern", ["S", "P", "L", "G"])
+def test_generation_takes_the_likeliest_tokens_of_the_full_forward_pass(pattern: str) -> None:
+    decoder = Decoder(shape(pattern)).double().eval()
+    ids = [3, 1, 4, 1, 5]
+    found = list(generate(decoder, ids, max_new_tokens=20, temperature=0))
+    for token in found:
+        with torch.no_grad():
+            assert token == int(decoder(torch.tensor([ids]))[0, -1].argmax())
+        ids = [*ids, token]
+
+
+def test_a_layer_has_the_mixer_and_the_position_of_the_tiled_pattern() -> None:
+    config = small(num_layers=6, mixer_pattern="SSF", position_pattern="RN")
+    names = [(type(b.self_attn).__name__[:2], b.self_attn.rope) for b in Decoder(config).layers]
+    assert names == [("Sl", True), ("Sl", False), ("So", True), ("Sl", False), ("Sl", True), ("So", False)]
