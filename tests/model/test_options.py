@@ -77,7 +77,7 @@ def test_norms_on_both_sides_geglu_windows_and_multipliers_equal_transformers_ge
         norm_position="both",
         mlp="geglu",
         embedding_multiplier=48**0.5,
-        attention_multiplier=0.21,
+        attention_multiplier=23**-0.5,
         init_std=0.1,
     )
     decoder, state = randomized(config), {}
@@ -100,7 +100,7 @@ def test_norms_on_both_sides_geglu_windows_and_multipliers_equal_transformers_ge
         head_dim=8,
         intermediate_size=96,
         rms_norm_eps=config.norm_eps,
-        query_pre_attn_scalar=0.21**-2,
+        query_pre_attn_scalar=23,
         sliding_window=7,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         final_logit_softcapping=None,
@@ -126,6 +126,7 @@ def test_parallel_blocks_without_norm_biases_equal_transformers_cohere() -> None
         layer_norm_eps=config.norm_eps,
         logit_scale=0.25,
         pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
     )
     assert farthest(decoder, loaded(CohereForCausalLM(reference), state)) < 1e-5
 
