@@ -43,12 +43,35 @@ def test_an_exported_model_gives_the_same_logits_in_transformers(changes: dict, 
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixer_pattern": "SP", "position_pattern": "AR", "rope_style": "interleaved"},
+        {"mixer_pattern": "LG", "norm": "layernorm", "norm_bias": True, "norm_position": "both"},
+        {"position": "learned", "parallel_block": True, "mlp": "gelu", "logits_multiplier": 0.5},
+    ],
+)
+def test_any_family_comes_back_from_an_export_as_it_was(changes: dict, tmp_path: Path) -> None:
+    decoder = exported(tmp_path / "model", **changes)
+    again = export(tmp_path / "model", tmp_path / "again")
+    for folder in (tmp_path / "model", again):
+        with torch.no_grad():
+            torch.testing.assert_close(load(folder).decoder(TEXT), decoder(TEXT), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"plain Llama, which has no model\."):
+        export(tmp_path / "model", tmp_path / "llama", unroll_sharing=True)
+
+
+@pytest.mark.parametrize(
     ("changes", "model_type"),
     [
         ({"layer_sharing": "immediate", "num_repeats": 2}, "mobilellm"),
         ({"layer_sharing": "reverse", "num_repeats": 2}, "slm"),
         ({"qk_norm": "learned"}, "slm"),
         ({"rope_style": "interleaved"}, "slm"),
+        ({"mixer_pattern": "G"}, "slm"),
+        ({"mlp": "gelu", "norm": "layernorm", "norm_bias": True, "position": "learned"}, "slm"),
+        ({"layer_sharing": "immediate", "num_repeats": 2, "parallel_block": True}, "slm"),
+        ({"residual_multiplier": 0.5}, "slm"),
+        ({"attention_multiplier": 0.1}, "slm"),
     ],
 )
 def test_what_is_no_llama_does_not_say_it_is(changes: dict, model_type: str) -> None:
