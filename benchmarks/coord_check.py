@@ -20,7 +20,8 @@ from slm.training.coord_check import shape_at, trained_activations
 from slm.training.plan import model_config
 
 ROOT = Path(__file__).parents[1]
-PARAMETRIZATIONS = ("standard", "mup", "completep")
+# Colour and thickness: where two agree, the thinner one lies on the other.
+STYLES = {"standard": ("tab:red", 4.0), "mup": ("tab:blue", 2.2), "completep": ("black", 0.9)}
 # Few ids: what is looked at are the blocks. There is no warm-up, so the rate is lower than that of a run.
 SMALL = ["model.vocab_size=256", "model.hidden_size=64", "model.num_heads=2", "model.num_kv_heads=1"]
 SMALL += ["model.intermediate_size=192", "model.num_layers=4", "optim.lr=1e-3"]
@@ -46,7 +47,7 @@ def measure(options: argparse.Namespace, overrides: list[str]) -> pd.DataFrame:
     cells = [("width", width, base_depth) for width in options.widths]
     cells += [("depth", base_width, depth) for depth in options.depths]
     rows = []
-    for name in PARAMETRIZATIONS:
+    for name in STYLES:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("train", overrides=[f"parametrization={name}", *SMALL, *overrides])
         settings = OmegaConf.to_container(config, resolve=True)
@@ -75,7 +76,7 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
 def spread(table: pd.DataFrame) -> pd.DataFrame:
     """Largest over smallest mean, along the width and along the depth."""
     ratio = means(table).groupby(["parametrization", "along", "place"])["rms"].agg(lambda rms: rms.max() / rms.min())
-    return ratio.unstack(["along", "place"]).loc[list(PARAMETRIZATIONS)].round(2)
+    return ratio.unstack(["along", "place"]).loc[list(STYLES)].round(2)
 
 
 def draw(table: pd.DataFrame, options: argparse.Namespace, overrides: list[str]) -> None:
@@ -83,12 +84,13 @@ def draw(table: pd.DataFrame, options: argparse.Namespace, overrides: list[str])
     styles = {"quarter": ":", "half": "--", "last": "-"}
     averages = means(table)
     for axis, along in zip(axes, ("width", "depth"), strict=True):
-        for color, name in zip(("tab:red", "tab:blue", "tab:green"), PARAMETRIZATIONS, strict=True):
+        for name, (color, thickness) in STYLES.items():
             for place, style in styles.items():
                 line = averages.query("along == @along and parametrization == @name and place == @place")
                 label = name if place == "last" else None
-                axis.plot(line[along], line["rms"], style, color=color, marker="o", markersize=3, label=label)
+                axis.plot(line[along], line["rms"], style, color=color, linewidth=thickness, label=label)
         axis.set_xscale("log", base=2)
+        axis.set_xticks(getattr(options, along + "s"), [str(size) for size in getattr(options, along + "s")])
         axis.set_yscale("log")
         axis.set_xlabel(f"{along} (base {getattr(options, along + 's')[0]})")
         axis.grid(alpha=0.3)

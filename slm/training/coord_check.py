@@ -7,7 +7,6 @@ rate cannot serve all sizes. `benchmarks/coord_check.py` draws it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +33,8 @@ def shape_at(shape: ModelConfig, width: int, depth: int) -> ModelConfig:
                 f"{getattr(shape, name)} at model.hidden_size={shape.hidden_size}: take widths that give whole numbers"
             )
         scaled[name] = size
-    return dataclasses.replace(shape, hidden_size=width, num_layers=depth, head_dim=shape.head_width, **scaled)
+    sizes = {"hidden_size": width, "num_layers": depth, "head_dim": shape.head_width, **scaled}
+    return ModelConfig.from_dict(shape.to_dict() | sizes)
 
 
 def trained_activations(

@@ -161,13 +161,13 @@ def test_what_cannot_be_followed_is_refused_by_name(parametrization: dict[str, A
         check_parametrization(parametrization)
 
 
-def spread(name: str, sizes: list[tuple[int, int]], optim: dict[str, Any] = OPTIM) -> float:
+def spread(name: str, sizes: list[tuple[int, int]], optim: dict[str, Any] = OPTIM, **changes: Any) -> float:
     """Largest over smallest root mean square of the last block's output, mean of two seeds."""
     parametrization = {"name": name, **BASE}
     at_sizes = [
         sum(
             trained_activations(
-                shape_at(shape(), width, depth), parametrization, optim | {"lr": 4e-3}, steps=10, seed=seed
+                shape_at(shape(**changes), width, depth), parametrization, optim | {"lr": 4e-3}, steps=10, seed=seed
             )["last"]
             for seed in range(2)
         )
@@ -187,6 +187,22 @@ def test_activations_keep_their_size_when_the_depth_grows_under_completep_alone(
     depths = [(32, 2), (32, 16)]
     assert spread("completep", depths) < 1.2
     assert spread("mup", depths) > 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixer_pattern": "SP", "sliding_window": 8, "sparse_block": 8, "sparse_stride": 4},
+        {"mixer_pattern": "L", "norm_position": "both"},
+        {"mixer_pattern": "G", "state_size": 8, "position": "none"},
+        {"mlp": "gelu", "norm": "layernorm", "position": "learned", "attention_bias": True, "mlp_bias": True},
+        {"layer_sharing": "immediate", "num_repeats": 2, "parallel_block": True, "mlp": "relu2"},
+    ],
+    ids=["sparse", "linear", "ssd", "gpt2", "shared"],
+)
+def test_the_rules_hold_whatever_blocks_are_made_of(changes: dict[str, Any]) -> None:
+    assert spread("completep", [(32, 2), (128, 2)], **changes) < 1.3
+    assert spread("completep", [(32, 2), (32, 16)], **changes) < 2
 
 
 def test_a_width_that_gives_no_whole_number_of_heads_is_refused() -> None:
