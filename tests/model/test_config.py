@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slm.model import Decoder, KVCache, ModelConfig
 from slm.model.config import MLP, NORM, NORM_POSITION, POSITION
 from slm.model.loss import IGNORE  # noqa: F401  (imported so that the whole room loads under the meta device)
+from slm.model.mixers.sliding import sliding_attention
 
 SMALL = {
     "vocab_size": 64,
@@ -91,11 +92,8 @@ def visible_pairs(config: ModelConfig, letter: str, T: int) -> int:
 
 def computed_pairs(config: ModelConfig, letter: str, T: int) -> tuple[int, int]:
     """Pairs of whole tiles, masked ones among them, and tokens with those that fill the last tile."""
-    if letter == "F" or (letter == "S" and config.sliding_window >= T):
-        return T * T, T
-    if letter == "S":
-        c = min(config.sliding_window, T)
-        return -(-T // c) * c * c * (1 + -(-(config.sliding_window - 1) // c)), T
+    if letter in "FS":
+        return T * T, T  # on a CPU, up to 128 tokens are one tile
     c = config.sparse_block if letter == "P" else min(config.chunk_size, T)
     n = -(-T // c)
     columns = (n - 1) * (c // config.sparse_stride) if letter == "P" else 0
@@ -122,6 +120,18 @@ def test_exact_flops_equal_torchs_counter_after_the_causal_correction(config: Mo
     assert 3 * (counter.get_total_flops() - uncounted) == pytest.approx(
         config.flops_per_token(length) * length, rel=1e-12
     )
+
+
+@pytest.mark.parametrize(("length", "window"), [(33, 7), (40, 8), (300, 130), (64, 2)])
+def test_a_window_in_blocks_computes_less_than_a_block_more_than_what_is_seen(length: int, window: int) -> None:
+    q, k, v = (torch.zeros(1, 1, length, 4) for _ in range(3))
+    with FlopCounterMode(display=False) as counter:
+        sliding_attention(q, k, v, window, 1.0, [])
+    c = min(window, 128)
+    spans = 1 + -(-(window - 1) // c)
+    assert counter.get_total_flops() == 4 * 4 * -(-length // c) * c * spans * c
+    seen = ModelConfig(**SMALL, sliding_window=window)
+    assert visible_pairs(seen, "S", length) <= counter.get_total_flops() / 16 <= (length + c) * (window + 2 * c)
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])

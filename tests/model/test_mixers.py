@@ -9,7 +9,7 @@ from torch import Tensor
 from slm.model.mixers import linear, ssd
 from slm.model.mixers.linear import EPSILON, feature
 from slm.model.mixers.sliding import sliding_attention
-from slm.model.mixers.softmax import causal_attention
+from slm.model.mixers.softmax import causal_attention, matmul_attention
 from slm.model.mixers.sparse import sparse_attention
 from slm.model.positions import alibi_slopes
 from tests.model.test_decoder import randomized, small, tokens_of
@@ -45,7 +45,8 @@ def test_sliding_attention_is_softmax_over_the_window(heads, T: int, past: int, 
     q, k, v = normal(2, K * G, T, 6), normal(2, K, T + past, 6, seed=1), normal(2, K, T + past, 6, seed=2)
     slopes = alibi_slopes(K * G) if alibi else []
     expected = dense(q, k, v, sees(T, T + past, lambda t, s: t - s < window), 0.3, slopes)
-    torch.testing.assert_close(sliding_attention(q, k, v, window, 0.3, slopes), expected, **EXACT)
+    for form in (sliding_attention(q, k, v, window, 0.3, slopes), matmul_attention(q, k, v, 0.3, slopes, window)):
+        torch.testing.assert_close(form, expected, **EXACT)
 
 
 @pytest.mark.parametrize("block", [4, 128])
@@ -54,6 +55,7 @@ def test_sliding_attention_does_not_depend_on_the_size_of_its_blocks(block: int,
     expected = dense(q, k, v, sees(300, 300, lambda t, s: t - s < 130), 0.5, [])
     monkeypatch.setattr("slm.model.mixers.sliding.QUERY_BLOCK", block)
     torch.testing.assert_close(sliding_attention(q, k, v, 130, 0.5, []), expected, **EXACT)
+    torch.testing.assert_close(matmul_attention(q, k, v, 0.5, [], 130), expected, **EXACT)
 
 
 @given(

@@ -1,7 +1,7 @@
 """S: softmax attention to the last `sliding_window` tokens, a token's own among them (Mistral, arXiv:2310.06825).
 
 Notable: queries go in blocks, each against the blocks that its window reaches: T (W + block) scores and never T x T.
-Positions as in F.
+On a CPU sequences up to F's limit take F's blocks, which copy no keys and are faster there. Positions as in F.
 
 Legend: B batch, T new tokens, S keys at hand (ending with the T tokens' own), H query heads, K key/value heads,
 G = H/K, C head_dim, W window, N blocks, c tokens of a block, s keys that a block is held against.
@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.mixers.softmax import SoftmaxAttention, alibi_bias, causal_attention, softmax
+from slm.model.mixers.softmax import (
+    CPU_MATMUL_ATTENTION_MAX_TOKENS,
+    SoftmaxAttention,
+    alibi_bias,
+    causal_attention,
+    matmul_attention,
+    softmax,
+)
 
 QUERY_BLOCK = 128
 """Queries of a block, if the window is no shorter."""
@@ -27,6 +34,8 @@ class SlidingAttention(SoftmaxAttention):
         window, scale = self.config.sliding_window, self.config.attention_scale
         if k_BKSC.shape[2] <= window:
             return causal_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes)
+        if q_BHTC.device.type == "cpu" and q_BHTC.shape[2] <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
+            return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes, window)
         return sliding_attention(q_BHTC, k_BKSC, v_BKSC, window, scale, self.slopes)
 
 

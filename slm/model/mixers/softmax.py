@@ -40,7 +40,7 @@ def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: floa
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
-        return _matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes)
+        return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes)
     gqa = q_BHTC.shape[1] != k_BKSC.shape[1]
     if T == S and not slopes:
         return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True, scale=scale, enable_gqa=gqa)
@@ -68,8 +68,10 @@ def _distances(T: int, S: int, like: Tensor) -> Tensor:
     return keys[S - T :, None] - keys
 
 
-def _matmul_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float]) -> Tensor:
-    """Blocks of queries, each against the keys it can see: most of the scores above the diagonal are never made."""
+def matmul_attention(
+    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float], window: int | None = None
+) -> Tensor:
+    """Blocks of queries, each against the keys it can see: most of the scores that nobody sees are never made."""
     (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
     G = H // K
     q_BKGTC = (q_BHTC * scale).view(B, K, G, T, C)
@@ -79,11 +81,14 @@ def _matmul_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: flo
         q = q_BKGTC[:, :, :, start : start + size]
         t = q.shape[3]
         s = S - T + start + t  # keys up to the last query's own
-        k, v = k_BKSC[:, :, :s], v_BKSC[:, :, :s]
+        first = max(0, s - t - window + 1) if window else 0
+        k, v = k_BKSC[:, :, first:s], v_BKSC[:, :, first:s]
+        s -= first
         scores = (q.reshape(B, K, G * t, C) @ k.transpose(-2, -1)).view(B, K, G, t, s)  # G queries share a matmul
         if slopes:
             scores = scores + alibi_bias(slopes, K, _distances(t, s, q))
-        scores = scores.masked_fill(~_visible(t, s, q.device), -torch.inf)
+        visible = _visible(t, s, q.device)
+        scores = scores.masked_fill(~visible if window is None else ~visible.triu(s - t - window + 1), -torch.inf)
         weights = softmax(scores, v)
         blocks.append((weights.view(B, K, G * t, s) @ v).view(B, K, G, t, C))
     return torch.cat(blocks, dim=3).view(B, H, T, C)
