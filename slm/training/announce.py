@@ -34,11 +34,18 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
         f"{model.flops_per_token(length, convention='6n'):.3e} as 6N; {plan.flops:.3e} in all",
         f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations; "
         f"KV cache {model.kv_cache_bytes(1)} bytes a token in bf16",
-        f"optimizer    {config['optim']['name']}, peak lr {config['optim']['lr']}, {config['schedule']['name']}"
-        f", {config['parametrization']['name']} parametrization",
+        f"optimizer    {config['optim']['name']}, peak lr {config['optim']['lr']}{_carried(config, plan)}, "
+        f"{config['schedule']['name']}",
         f"hardware     {where}, {hardware.precision}, {'compiled' if hardware.compile else 'not compiled'}, "
         f"{hardware.device_name}",
     ]
+
+
+def _carried(config: Mapping[str, Any], plan: Plan) -> str:
+    """What the parametrisation makes of the learning rate."""
+    name, hidden = config["parametrization"]["name"], plan.rules["hidden"]
+    factor = hidden.muon_lr if config["optim"]["name"] == "muon" else hidden.lr
+    return "" if name == "standard" else f" at the base of {name}, times {factor:.3g} for matrices of blocks"
 
 
 def speed_lines(plan: Plan, tokens_per_second: float, peak: float, peak_source: str, memory: int) -> list[str]:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from slm.checkpoints import load
 from slm.data import prepare
 from slm.training.hardware import PRECISIONS
 from tests.running import ROOT, quiet_env
@@ -70,6 +71,24 @@ def test_a_finished_run_directory_holds_what_the_design_promises(run_train: Run,
     weights = load_file(folder / "model" / "model.safetensors")
     assert sum(tensor.numel() for tensor in weights.values()) == result["params_total"]
     assert "validation" in done.stdout
+
+
+def test_a_run_carries_its_parametrization_and_its_averaged_weights_into_its_model(
+    run_train: Run, tmp_path: Path
+) -> None:
+    base = ["parametrization=completep", "parametrization.base_width=16", "parametrization.base_depth=1"]
+    done = run_train("output_dir=run", "optim=muon", "optim.ema_decay=0.9", *base, "parametrization.base_head_dim=16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["parametrization"], result["optimizer"], result["ema_decay"]) == ("completep", "muon", 0.9)
+    assert result["base_shape"] == {"base_width": 16, "base_depth": 1, "base_head_dim": 16}
+    checkpoint = load(tmp_path / "run")
+    assert checkpoint.decoder.config.to_dict() == result["shape"]
+    assert (checkpoint.decoder.config.residual_multiplier, checkpoint.decoder.config.logits_multiplier) == (0.5, 0.5)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in checkpoint.decoder.state_dict().items():
+        assert torch.equal(tensor, state["average." + name.replace(".", "/")])
+        assert not torch.equal(tensor, state["decoder." + name])
 
 
 def test_the_config_of_a_run_runs_again_and_gives_the_same_loss(run_train: Run, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ def losses(folder: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file)]
 
 
-def test_a_gpu_follows_the_loss_curve_of_a_cpu_in_float32(run_train: Run, tmp_path: Path) -> None:
-    same = ["trainer.precision=32-true", "train.tokens=10240"]
+@pytest.mark.parametrize("optim", [[], ["optim=muon", "optim.ema_decay=0.9"]], ids=["adamw", "muon"])
+def test_a_gpu_follows_the_loss_curve_of_a_cpu_in_float32(optim: list[str], run_train: Run, tmp_path: Path) -> None:
+    same = ["trainer.precision=32-true", "train.tokens=10240", *optim]
     for trainer in ("cpu", "gpu"):
         done = run_train(*same, f"trainer={trainer}", f"output_dir={trainer}", timeout=280)
         assert done.returncode == 0, done.stdout + done.stderr
