@@ -24,13 +24,17 @@ class KeysAndValues:
 
     def __init__(self, config: ModelConfig, letter: str, count: int, batch: int, max_length: int, **like: Any) -> None:
         self.config = config
+        self.alibi = "alibi" in config.layer_positions
         room = COUNTS[letter].cached_tokens(config, max_length)
         self.store = torch.zeros(count, 2, batch, config.kv_heads, room, config.head_width, **like)
 
     def past(self, slot: int, length: int) -> tuple[Tensor, ...]:
-        """For the token after `length` others: the keys and values that it sees, and their (S,) distances from it."""
+        """For the token after `length` others: the keys and values that it sees.
+
+        With ALiBi also their (S,) distances from it.
+        """
         held = self.store[slot, :, :, :, : self._held(length)]
-        return held[0], held[1], self._distances(length)
+        return (held[0], held[1], self._distances(length)) if self.alibi else (held[0], held[1])
 
     def append(self, length: int, new: Sequence[tuple[Tensor, ...]]) -> None:
         """Add one token: its (B, K, 1, C) key and value for each slot in turn."""

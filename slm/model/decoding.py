@@ -58,7 +58,7 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
         for use, block in enumerate(decoder.config.block_uses):
             past = cache.past(use)
             if decoder.config.mixers[block] not in RECURRENT:
-                for tensor, axis in zip(past, (2, 2, 0), strict=True):
+                for tensor, axis in zip(past, (2, 2, 0), strict=False):  # keys, values, and perhaps distances
                     torch._dynamo.maybe_mark_dynamic(tensor, axis)
             x_11D, *own = block_step(decoder.layers[block], x_11D, rotary, *past)
             new.append(tuple(own))

@@ -143,10 +143,17 @@ class SoftmaxAttention(Projections):
         return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes)
 
     def step(
-        self, x_B1D: Tensor, rotary: Rotary | None, past_k_BKSC: Tensor, past_v_BKSC: Tensor, distance_S: Tensor
+        self,
+        x_B1D: Tensor,
+        rotary: Rotary | None,
+        past_k_BKSC: Tensor,
+        past_v_BKSC: Tensor,
+        distance_S: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`forward` of one token after the S that it sees, `distance_S` tokens before it; also its key and value."""
         q, k, v = self.project(x_B1D, rotary)
-        bias = alibi_bias(self.slopes, self.config.kv_heads, distance_S) if self.slopes else None
+        bias = None
+        if self.slopes and distance_S is not None:
+            bias = alibi_bias(self.slopes, self.config.kv_heads, distance_S)
         attended = attend_once(q, past_k_BKSC, past_v_BKSC, k, v, self.config.attention_scale, bias)
         return self.o_proj(attended.flatten(1)[:, None]), k, v
