@@ -50,7 +50,7 @@ def test_the_iterations_are_the_polynomial_of_the_singular_values(shape: tuple[i
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_singular_values_come_out_near_one_whatever_the_scale_of_the_input(dtype: torch.dtype) -> None:
-    """Jordan et al. 2024: between 0.68 and 1.13 for all that is not lost beside the largest."""
+    """What five rounds of the scalar polynomial make of [0.002, 1], which the values below are in: [0.68, 1.21]."""
     torch.manual_seed(2)
     u, v = (torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))[0] for _ in range(2))
     values = torch.logspace(-1.5, 0, 32, dtype=torch.float64)
@@ -58,8 +58,8 @@ def test_singular_values_come_out_near_one_whatever_the_scale_of_the_input(dtype
         x = (scale * u @ torch.diag(values) @ v).to(dtype)
         result = orthogonalize(x[None], 5)[0].double()
         found = torch.linalg.svdvals(result)
-        assert found.min() > 0.65
-        assert found.max() < 1.2
+        assert found.min() > 0.66  # bfloat16 rounds
+        assert found.max() < 1.22
         cosine = (result * (u @ v)).sum() / result.norm() / 32**0.5
         assert cosine > 0.98  # the orthogonal factor's direction
 
