@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm.model.mixers import flex
 from slm.model.mixers.softmax import (
     CPU_MATMUL_ATTENTION_MAX_TOKENS,
     SoftmaxAttention,
@@ -34,6 +35,8 @@ class SlidingAttention(SoftmaxAttention):
         window, scale = self.config.sliding_window, self.config.attention_scale
         if k_BKSC.shape[2] <= window:
             return causal_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes)
+        if flex.usable(q_BHTC, k_BKSC):
+            return flex.pattern_attention(q_BHTC, k_BKSC, v_BKSC, lambda t, s: t - s < window, scale, self.slopes)
         if q_BHTC.device.type == "cpu" and q_BHTC.shape[2] <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
             return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes, window)
         return sliding_attention(q_BHTC, k_BKSC, v_BKSC, window, scale, self.slopes)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm.model.mixers import flex
 from slm.model.mixers.softmax import SoftmaxAttention, alibi_bias, softmax
 
 
@@ -28,6 +29,12 @@ class SparseAttention(SoftmaxAttention):
         block, stride = self.config.sparse_block, self.config.sparse_stride
         columns, begun = past // block * (block // stride), past % block
         scale, slopes = self.config.attention_scale, self.slopes
+        if flex.usable(q_BHTC, k_BKSC) and not past:
+
+            def sees(t: Tensor, s: Tensor) -> Tensor:
+                return (t // block == s // block) | (s % stride == stride - 1)
+
+            return flex.pattern_attention(q_BHTC, k_BKSC, v_BKSC, sees, scale, slopes)
         return sparse_attention(q_BHTC, k_BKSC, v_BKSC, (block, stride), columns, begun, scale, slopes)
 
 
