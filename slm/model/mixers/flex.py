@@ -10,15 +10,16 @@ Legend: B batch, T tokens, H query heads, K key/value heads, C head_dim.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-try:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-except ImportError:  # torch builds without it
-    create_block_mask = flex_attention = None
+_library: Any = None
+with suppress(ImportError):  # torch builds without it
+    _library = import_module("torch.nn.attention.flex_attention")
 
 Pattern = Callable[[Tensor, Tensor], Tensor]
 """(query, key) -> whether a query sees a key that is not after it, by their positions."""
@@ -33,7 +34,7 @@ def usable(q_BHTC: Tensor, k_BKSC: Tensor) -> bool:
     """Whether the fused kernel can be had for this call; decoding from a cache takes the plain path."""
     return (
         ENABLED
-        and flex_attention is not None
+        and _library is not None
         and q_BHTC.is_cuda
         and torch.compiler.is_compiling()
         and q_BHTC.shape[2] == k_BKSC.shape[2]
@@ -55,12 +56,12 @@ def pattern_attention(
     def bias(score: Tensor, b: Any, h: Any, t: Tensor, s: Tensor) -> Tensor:
         return score - slopes_H[h] * (t - s)
 
-    return flex_attention(
+    return _library.flex_attention(
         q_BHTC,
         k_BKTC,
         v_BKTC,
         score_mod=bias if slopes else None,
-        block_mask=create_block_mask(mask, None, None, T, T, device=q_BHTC.device),
+        block_mask=_library.create_block_mask(mask, None, None, T, T, device=q_BHTC.device),
         scale=scale,
         enable_gqa=q_BHTC.shape[1] != k_BKTC.shape[1],
     )
