@@ -117,6 +117,20 @@ def test_training_in_bfloat16_stays_near_float32_and_reaches_every_parameter(pat
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in decoder.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pattern", ["F", "S", "P", "L", "G"])
+def test_decoding_in_half_precision_stays_near_float32(pattern: str, dtype: torch.dtype) -> None:
+    config = shape(pattern, init_std=0.1)
+    decoder, tokens = randomized(config), tokens_of(config, 23, batch=1)
+    cache = KVCache(config, batch_size=1, max_length=23, dtype=dtype)
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        expected = decoder(tokens)[0, 8:].log_softmax(-1)
+        next_logits = compiled_logits(decoder.to(dtype))
+        pieces = [tokens[:, :9], *tokens[:, 9:].split(1, dim=1)]
+        found = torch.stack([next_logits(piece, cache) for piece in pieces]).float().log_softmax(-1)
+    assert (found - expected).abs().max() < (0.2 if dtype == torch.bfloat16 else 0.02)
+
+
 @pytest.mark.parametrize("pattern", ["L", "G", "LG"])
 def test_the_memory_of_a_recurrent_decoder_does_not_grow(pattern: str) -> None:
     sizes = {KVCache(shape(pattern), batch_size=1, max_length=n).nbytes for n in (10, 100, 1000)}
