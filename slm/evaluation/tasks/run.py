@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import random
 import sys
 import time
@@ -85,6 +86,8 @@ def load_task(name: str, task_files: Mapping[str, str]) -> Any:
     try:
         with _offline():
             return task_manager().load([name])
+    except ImportError:  # a package that this task needs
+        raise
     except Exception:  # not in the cache: which class says so depends on datasets and huggingface_hub
         _require_hub(name)
         return task_manager().load([name])
@@ -126,7 +129,14 @@ def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not values:
             continue
         metric = next((known for known in MAIN_METRICS if known in values), next(iter(values)))
-        others = {key: {"value": values[key], "se": errors[key]} for key in values if key != metric}
+        if not math.isfinite(values[metric]):
+            entries[name] = {"error": f"{metric} of {name} is {values[metric]}, which is no figure"}
+            continue
+        others = {
+            key: {"value": value, "se": errors[key]}
+            for key, value in values.items()
+            if key != metric and math.isfinite(value)
+        }
         entries[name] = {
             "metric": metric,
             "value": values[metric],
@@ -148,7 +158,7 @@ def _metrics(row: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float 
         error = row.get(f"{metric}_stderr,{chosen}")
         label = metric if len(filters) == 1 else key
         values[label] = float(value)
-        errors[label] = float(error) if isinstance(error, (int, float)) else None
+        errors[label] = float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None
     return values, errors
 
 

@@ -83,7 +83,10 @@ class Scorer:
         self.device = decoder.embed_tokens.weight.device
 
     def __call__(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda n: None) -> list[Score]:
-        """Scores in the order of `requests`; equal requests are scored once. `progress` gets requests done."""
+        """Scores in the order of `requests`; equal requests are scored once. `progress` gets requests done.
+
+        Raises `ValueError` for log-likelihoods that are not finite: the first choice of every question would look best.
+        """
         repeats: dict[Request, int] = {}
         for item in requests:
             repeats[item] = repeats.get(item, 0) + 1
@@ -106,6 +109,12 @@ class Scorer:
             ]
             row_N, target_N = torch.tensor(list(pairs), device=self.device).T
             log_likelihood, greedy = (scored.cpu()[place] for scored in self._head(states_ND[row_N], target_N))
+        if not log_likelihood.isfinite().all():
+            dtype = str(states_ND.dtype).removeprefix("torch.")
+            raise ValueError(
+                "log-likelihoods are not finite, so no choice is better than another: the model has diverged, or "
+                f"{dtype} overflows and dtype=float32 would not"
+            )
         sizes = [len(item.targets) for item in items]
         sums = [part.sum().item() for part in log_likelihood.double().split(sizes)]
         hits = [bool(part.all()) for part in greedy.split(sizes)]
