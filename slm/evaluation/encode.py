@@ -5,11 +5,13 @@ normaliser makes inexact is said in the notes. A running text begins with BOS wh
 and then all of it is scored; else its first token is context only. Separate documents are framed as in training.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,15 @@ class Stream:
     def num_scored(self) -> int:
         """Tokens whose predictions count."""
         return int(self.scored.sum())
+
+    @cached_property
+    def segmentation(self) -> str:
+        """Identifies where the text is cut into tokens, whatever their ids and with or without BOS.
+
+        Losses per token compare between checkpoints for which this is equal.
+        """
+        sizes = self.token_bytes[self.token_bytes > 0]
+        return hashlib.sha256(sizes.astype("<i4").tobytes()).hexdigest()[:16]
 
 
 def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: int | None = None) -> Stream:

@@ -108,6 +108,7 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
     return {
         "data": stream.name,
         "data_fingerprint": stream.fingerprint,
+        "segmentation": stream.segmentation,
         "protocol": protocol.name,
         "max_length": protocol.max_length,
         "stride": protocol.stride,

@@ -11,6 +11,7 @@ MOBILELLM = {
 }
 """FACTS: parameters, perplexity, tokens/s, MB, seconds, layers, width, parameters without embeddings."""
 TOKENS, BYTES = 335_688, 1_290_590
+ON_CPU = {"cache": True, "compiled": True, "dtype": "float32", "device": "cpu", "device_name": "Zen (2 threads)"}
 
 
 def score(loss: float | None, *, data: str = "wikitext2", bits: float | None = None, **other: Any) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def score(loss: float | None, *, data: str = "wikitext2", bits: float | None = N
     made = {
         "data": data,
         "data_fingerprint": "f" * 16,
+        "segmentation": f"{tokens:016}",
         "protocol": "sliding",
         "max_length": 1024,
         "stride": 512,
@@ -45,8 +47,10 @@ def speed(decode: float, peak_mb: float = 700.0, **other: Any) -> dict[str, Any]
         "prefill_tokens_per_second": decode * 30,
         "decode_tokens_per_second": decode,
         "cache": False,
+        "compiled": False,
         "dtype": "float16",
-        "device": "cuda (T4)",
+        "device": "cuda",
+        "device_name": "Tesla T4",
         "threads": 2,
         "prompt_tokens": 512,
         "new_tokens": 128,
@@ -139,7 +143,7 @@ def tiny() -> list[dict[str, Any]]:
                     score(loss, tokens=400_000),
                     score(loss and loss - 0.2, data="pydocs", protocol="non_overlapping", max_length=256, stride=256),
                 ],
-                speed=speed(500.0 - 60 * place, cache=True, device="cpu", dtype="float32", without_sharing=apart),
+                speed=speed(500.0 - 60 * place, **ON_CPU, without_sharing=apart),
                 tasks=tasks if place < 4 else {"piqa": {"error": "boom"}},
             )
         )

@@ -236,8 +236,8 @@ def test_a_result_is_plain_json_with_the_keys_of_the_contract(decoder: Decoder) 
     result = perplexity(decoder, stream_of(100), sliding(32, 16), batch_tokens=64)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     names = (
-        "data data_fingerprint protocol max_length stride loss perplexity bits_per_byte se_loss se_bits_per_byte "
-        "se_method tokens bytes words word_perplexity windows notes"
+        "data data_fingerprint segmentation protocol max_length stride loss perplexity bits_per_byte se_loss "
+        "se_bits_per_byte se_method tokens bytes words word_perplexity windows notes"
     )
     assert list(result) == names.split()
 

@@ -25,6 +25,7 @@ from slm.scaling import fit, read_table
 from tests.evaluation.reported import entry, published, score, speed, task, tiny
 
 COMMAND = "python evaluate.py 'checkpoints=[a,b]'"
+SEGMENTATION = score(3.0)["segmentation"]
 PUBLISHED_COLUMNS = ["model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds"]
 
 
@@ -131,7 +132,7 @@ def test_different_tokenizers_are_warned_of_and_compared_by_bits_per_byte_alone(
     # More tokens of the same text: a lower loss for the same bits.
     entries = [
         entry("coarse", 10**7, perplexity_results=[score(3.0)]),
-        entry("fine", 10**7, shape={"vocab_size": 4096}, perplexity_results=[score(2.8, tokens=500_000)]),
+        entry("fine", 10**7, perplexity_results=[score(2.8, tokens=500_000)]),
     ]
     results = Results(entries)
     assert (results.target, results.fit_target) == ("bits_per_byte", "bits_per_byte")
@@ -187,8 +188,8 @@ def test_three_sizes_draw_a_law_and_identify_no_exponent(tmp_path: Path) -> None
 def test_a_token_more_is_no_other_tokenizer_and_a_part_of_the_text_is_warned_of() -> None:
     whole, bare, half = (
         score(3.0),
-        score(3.1, tokens=335_687, bytes=1_290_587),
-        score(3.2, tokens=167_844, bytes=645_295),
+        score(3.1, tokens=335_687, bytes=1_290_587, segmentation=SEGMENTATION),
+        score(3.2, tokens=167_844, bytes=645_295, segmentation=SEGMENTATION),
     )
     results = Results([entry(name, 10**7, perplexity_results=[one]) for name, one in (("a", whole), ("b", bare))])
     assert results.same_tokens(results.primary)
@@ -209,9 +210,10 @@ def test_the_price_of_sharing_is_the_ratio_of_times() -> None:
     assert sharing_price(tiny()[0]) == {}
 
 
-def test_speeds_under_other_conditions_are_warned_of() -> None:
+@pytest.mark.parametrize("other", [{"cache": True}, {"compiled": True}, {"device_name": "A100"}, {"new_tokens": 64}])
+def test_speeds_under_other_conditions_are_warned_of(other: dict[str, Any]) -> None:
     entries = [entry(name, 10**7, speed=speed(100)) for name in ("a", "b")]
-    entries.append(entry("c", 10**7, speed=speed(900, cache=True)))
+    entries.append(entry("c", 10**7, speed=speed(900, **other)))
     section = speed_section(Results(entries))
     assert section
     assert "**Mind:** c was measured under other conditions" in section.markdown()

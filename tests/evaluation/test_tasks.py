@@ -18,7 +18,7 @@ import torch
 from slm.data.vocabulary import plan_tokenizer
 from slm.evaluation.tasks import MOBILELLM, check_tasks, run_tasks
 from slm.evaluation.tasks.local import make_task, read_records
-from slm.evaluation.tasks.names import harness_names, task_manager
+from slm.evaluation.tasks.names import task_manager
 from slm.evaluation.tasks.run import _entries
 from slm.model import Decoder, ModelConfig
 

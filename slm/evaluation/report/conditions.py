@@ -13,8 +13,10 @@ class Conditions(NamedTuple):
     """What must be equal for two speeds to compare."""
 
     device: Any
+    device_name: Any
     dtype: Any
     threads: Any
+    compiled: Any
     cache: Any
     prompt_tokens: Any
     new_tokens: Any
@@ -22,9 +24,10 @@ class Conditions(NamedTuple):
     @property
     def words(self) -> str:
         """In words."""
-        threads = f", {self.threads} threads" if self.threads and str(self.device).startswith("cpu") else ""
-        cache = "KV cache" if self.cache else "no KV cache"
-        return f"{self.device}, {self.dtype}{threads}, {cache}, {self.prompt_tokens} + {self.new_tokens} tokens"
+        threads = f" ({self.threads} threads)" if self.threads and str(self.device).startswith("cpu") else ""
+        processor = self.device_name or f"{self.device}{threads}"  # the name of a CPU has its threads in it
+        cache = ("KV cache" if self.cache else "no KV cache") + (", compiled" if self.compiled else "")
+        return f"{processor}, {self.dtype}, {cache}, {self.prompt_tokens} + {self.new_tokens} tokens"
 
 
 def conditions(entry: Entry) -> Conditions | None:

@@ -100,15 +100,8 @@ class Results:
         return [(entry, score) for entry, score in pairs if score and has_loss(score)]
 
     def same_tokens(self, measure: Measure | None) -> bool:
-        """Whether all checkpoints have one vocabulary size and cut the text into tokens of one mean length.
-
-        A token more or less, such as a first one without context, is no other tokenizer.
-        """
-        pairs = self.scored(measure)
-        sizes = {(entry.get("shape") or {}).get("vocab_size") for entry, _ in pairs}
-        counts = [(number(score, "tokens"), number(score, "bytes")) for _, score in pairs]
-        rates = [tokens / size for tokens, size in counts if tokens and size]
-        return len(sizes) <= 1 and (not rates or alike(rates))
+        """Whether all checkpoints cut the text into the same tokens, so that losses per token compare."""
+        return len({score.get("segmentation") for _, score in self.scored(measure)}) <= 1
 
     @cached_property
     def target(self) -> str:

@@ -123,7 +123,7 @@ def evaluate_task(
 
 def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     rows = report.get("groups") or report["results"]
-    entries = {}
+    entries: dict[str, dict[str, Any]] = {}
     for name, row in rows.items():
         values, errors = _metrics(row)
         if not values:
