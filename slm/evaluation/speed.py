@@ -41,8 +41,6 @@ def measure_speed(
     """
     config, weight = decoder.config, decoder.head_weight
     check_room(settings, config.max_position_embeddings)
-    _give_back_memory()
-    reset_peak_memory()
     variants = {"as_is": _Timed(decoder, settings)}
     if config.layer_sharing != "none":
         variants["without_sharing"] = _Timed(without_sharing(decoder), settings)
@@ -51,6 +49,9 @@ def measure_speed(
         for timed in variants.values():
             timed.repeat(keep=number > 0)
             progress(1 / (settings["repetitions"] + 1) / len(variants))
+        if number == 0:  # what was done before, and the compiler, do not count
+            _give_back_memory()
+            reset_peak_memory()
         if number > 0 and time.perf_counter() - start > PATIENCE_SECONDS:
             break
     bytes_per_value = weight.element_size()
@@ -143,7 +144,7 @@ def _now(device: torch.device) -> float:
 
 
 def _give_back_memory() -> None:
-    """Return what is free to the system, so that what was done before does not count."""
+    """Return what is free to the system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
