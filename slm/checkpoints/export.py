@@ -54,20 +54,26 @@ def is_llama(config: ModelConfig) -> bool:
 
 
 def export(
-    run: str | Path, folder: str | Path | None = None, *, format: str = "hf", unroll_sharing: bool = False
+    checkpoint: str | Path,
+    folder: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    format: str = "hf",
+    unroll_sharing: bool = False,
 ) -> Path:
     """Write whatever `load` loads as a folder for transformers, with a model card; returns the folder.
 
-    Weights keep the precision that they are stored in. A decoder with shared blocks is written for our own loader,
+    Weights keep the precision that most of them are stored in. `revision` is of a hub repository. A decoder with shared blocks is written for our own loader,
     and with `unroll_sharing` as the plain Llama that computes the same, with a copy of a block for each of its uses.
     `folder` is by default `export` (or `export-unrolled`) in the run directory. Raises `ValueError` for a format that
     does not exist, a folder that holds anything but an export, and a shape that Llama does not have where it is asked.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
-    source = check(run)
+    source = check(checkpoint, revision=revision)
     target = _target(source, folder, unroll_sharing)
-    decoder, tokenizer, provenance = load(run, dtype=getattr(torch, source.stored_dtype))
+    dtype = getattr(torch, source.stored_dtype)
+    decoder, tokenizer, provenance = load(checkpoint, revision=source.revision, dtype=dtype)
     config, tensors = as_llama(decoder.config, decoder.state_dict())
     if unroll_sharing:
         config, tensors = unrolled(config, tensors)
