@@ -63,10 +63,11 @@ def export(
 ) -> Path:
     """Write whatever `load` loads as a folder for transformers, with a model card; returns the folder.
 
-    Weights keep the precision that most of them are stored in. `revision` is of a hub repository. A decoder with shared blocks is written for our own loader,
-    and with `unroll_sharing` as the plain Llama that computes the same, with a copy of a block for each of its uses.
-    `folder` is by default `export` (or `export-unrolled`) in the run directory. Raises `ValueError` for a format that
-    does not exist, a folder that holds anything but an export, and a shape that Llama does not have where it is asked.
+    Weights keep the precision that most of them are stored in; `revision` is of a hub repository. A decoder with
+    shared blocks is written for our own loader, and with `unroll_sharing` as the plain Llama that computes the same,
+    with a copy of a block for each of its uses. `folder` is by default `export` (or `export-unrolled`) in the run
+    directory. Raises `ValueError` for a format that does not exist, a folder that holds anything but an export, and a
+    shape that Llama does not have where it is asked.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.evaluation.tasks.scoring import Group, Request, Scorer, batches, plan, request, share
+from slm.evaluation.tasks.batching import Group, Request, batches, plan, request, share
+from slm.evaluation.tasks.scoring import Scorer
 from slm.model import Decoder, ModelConfig
 
 CONTEXT = 24

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slm.evaluation.report.average import apart, average
-from slm.evaluation.report.conditions import conditions, usual_conditions
 from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.quality import ranked, warnings
 from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
+from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.scaling.report.directory import known
 from slm.scaling.report.text import Section, bullets
 from slm.scaling.report.wording import TARGET_NAMES, is_number, listed, plainly, plural, sig, with_interval

@@ -16,7 +16,8 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from slm.data import Tokenizer
-from slm.evaluation.tasks.scoring import Request, Scorer, request
+from slm.evaluation.tasks.batching import Request, request
+from slm.evaluation.tasks.scoring import Scorer
 from slm.model import Decoder
 from slm.model.sampling import generate
 
