@@ -18,6 +18,7 @@ from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.quality import quality_section
 from slm.evaluation.report.results import Results, family_of, unique_labels
 from slm.evaluation.report.rows import rows, to_csv
+from slm.evaluation.report.scaling import gain_section
 from slm.evaluation.report.speed import sharing_price, speed_section
 from slm.evaluation.report.summary import summary_section
 from slm.evaluation.report.tasks import tasks_section
@@ -172,6 +173,24 @@ def test_gains_between_sizes_have_propagated_errors() -> None:
     assert first.se == pytest.approx(math.sqrt(2) * 0.012 / 6)
     assert (second.smaller, second.larger) == (12e6, 24e6)
     assert second.value == pytest.approx(0.29 / 12)  # the shared family is not in this step
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        ((10**9, 10**9), ""),
+        ((10**9, 2 * 10**9), "m: training tokens differ"),
+        ((None, None), "m: training tokens are not"),
+    ],
+)
+def test_gains_say_when_the_larger_model_saw_other_tokens(budgets: tuple[int | None, int | None], said: str) -> None:
+    entries = [
+        entry(f"m-{size}M", size * 10**6, train_tokens=budget, perplexity_results=[score(3.5 - size / 100)])
+        for size, budget in zip((10, 20), budgets, strict=True)
+    ]
+    text = gain_section(Results(entries), drawn=False).markdown()  # type: ignore[union-attr]
+    assert said in text
+    assert ("training tokens" in text) is bool(said)
 
 
 def test_three_sizes_draw_a_law_and_identify_no_exponent(tmp_path: Path) -> None:

@@ -54,16 +54,18 @@ def _limits(results: Results, fits: Sequence[Entry]) -> list[str]:
                 f"{plainly(family)}: {plural(sizes, 'size')} support the slope between the smallest and the largest at "
                 "best. They cannot tell a floor from none, nor one law from another, nor what larger models reach."
             )
-        budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
-        if budgets == {None}:
-            said.append(
-                f"{plainly(family)}: training tokens are not known, so alpha holds for these models as trained."
-            )
-        elif len(budgets) > 1:
-            said.append(
-                f"{plainly(family)}: training tokens differ or are partly unknown, so alpha mixes N with tokens."
-            )
+        said += _budget_said(family, results)
     return said
+
+
+def _budget_said(family: str, results: Results) -> list[str]:
+    """What the training tokens of a family's checkpoints leave open; nothing where all had the same."""
+    budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
+    if budgets == {None}:
+        return [f"{plainly(family)}: training tokens are not known, so this holds for these models as trained."]
+    if len(budgets) > 1:
+        return [f"{plainly(family)}: training tokens differ or are partly unknown, so this mixes N with tokens."]
+    return []
 
 
 def gain_section(results: Results, drawn: bool) -> Section | None:
@@ -82,6 +84,9 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
         table(
             ("family", "from N", "to N", f"fall of {target} per million parameters, x 10^-3", "more than 2 se from 0"),
             rows,
+        ),
+        bullets(
+            [line for family in dict.fromkeys(step.family for step in steps) for line in _budget_said(family, results)]
         ),
     )
     few = f"Line: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
