@@ -14,6 +14,7 @@ import pytest
 from slm.evaluation.report import write_report
 from slm.evaluation.report.average import apart, average, difference_error
 from slm.evaluation.report.fits import fits, gains
+from slm.evaluation.report.methods import notes_section
 from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.quality import quality_section
 from slm.evaluation.report.results import Results, family_of, unique_labels
@@ -173,6 +174,27 @@ def test_gains_between_sizes_have_propagated_errors() -> None:
     assert first.se == pytest.approx(math.sqrt(2) * 0.012 / 6)
     assert (second.smaller, second.larger) == (12e6, 24e6)
     assert second.value == pytest.approx(0.29 / 12)  # the shared family is not in this step
+
+
+def test_checkpoints_of_no_stated_family_are_said_to_be_taken_for_one() -> None:
+    entries = [entry(name, size, perplexity_results=[score(3.0)]) for name, size in (("small", 10**7), ("big", 10**8))]
+    text = gain_section(Results(entries), drawn=False).markdown()  # type: ignore[union-attr]
+    assert "unnamed: these checkpoints state no family and are taken for one" in text
+
+
+def test_a_note_is_said_once_for_all_that_it_is_about() -> None:
+    short = score(3.0, notes=["No BOS.", "One window."])
+    other = score(3.0, notes=["No BOS."], protocol="non_overlapping", max_length=64, stride=64)
+    entries = [entry(name, 10**7, notes=["Loaded."], perplexity_results=[short, other]) for name in ("a", "b")]
+    entries.append(entry("c", 10**7, perplexity_results=[other]))
+    text = notes_section(Results(entries)).markdown()
+    for line in (
+        "- a and b: Loaded.",
+        "- a, b and c: No BOS.",
+        "- a and b: wikitext2, sliding windows of 1024 tokens every 512: One window.",
+    ):
+        assert text.count(line) == 1
+    assert text.count("No BOS.") == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from slm.evaluation.report.average import DISTINGUISHED
 from slm.evaluation.report.fits import FEWEST_SIZES, Gain, gains, points
 from slm.evaluation.report.numbers import measured
-from slm.evaluation.report.results import Entry, Results, family_of
+from slm.evaluation.report.results import UNNAMED, Entry, Results, family_of
 from slm.scaling.report.text import Section, bullets, exponent, notes, status, table
 from slm.scaling.report.wording import TARGET_NAMES, count, plainly, plural, sig
 
@@ -54,18 +54,22 @@ def _limits(results: Results, fits: Sequence[Entry]) -> list[str]:
                 f"{plainly(family)}: {plural(sizes, 'size')} support the slope between the smallest and the largest at "
                 "best. They cannot tell a floor from none, nor one law from another, nor what larger models reach."
             )
-        said += _budget_said(family, results)
+        said += _caveats(family, results)
     return said
 
 
-def _budget_said(family: str, results: Results) -> list[str]:
-    """What the training tokens of a family's checkpoints leave open; nothing where all had the same."""
+def _caveats(family: str, results: Results) -> list[str]:
+    """What keeps a difference within a family from being one of N alone, as far as is known."""
+    name = plainly(family)
+    said = []
+    if family == UNNAMED:
+        said.append(f"{name}: these checkpoints state no family and are taken for one; if they are not, this is void.")
     budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
     if budgets == {None}:
-        return [f"{plainly(family)}: training tokens are not known, so this holds for these models as trained."]
-    if len(budgets) > 1:
-        return [f"{plainly(family)}: training tokens differ or are partly unknown, so this mixes N with tokens."]
-    return []
+        said.append(f"{name}: training tokens are not known, so this holds for these models as trained.")
+    elif len(budgets) > 1:
+        said.append(f"{name}: training tokens differ or are partly unknown, so this mixes N with tokens.")
+    return said
 
 
 def gain_section(results: Results, drawn: bool) -> Section | None:
@@ -86,7 +90,7 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
             rows,
         ),
         bullets(
-            [line for family in dict.fromkeys(step.family for step in steps) for line in _budget_said(family, results)]
+            [line for family in dict.fromkeys(step.family for step in steps) for line in _caveats(family, results)]
         ),
     )
     few = f"Line: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
