@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,7 +17,6 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
 
 FEWEST_SIZES = 3
-LN2 = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,7 @@ def points(results: Results) -> dict[str, list[Point]]:
     for entry, score in results.scored(results.primary):
         if is_number(score.get(target)):
             found.setdefault(family_of(entry), {}).setdefault(entry["params_total"], []).append(score)
-    return {
-        family: [_point(size, sizes[size], target) for size in sorted(sizes)] for family, sizes in found.items()
-    }  # fmt: skip
+    return {family: [_point(size, sizes[size], target) for size in sorted(sizes)] for family, sizes in found.items()}
 
 
 def _point(size: float, mine: list[Entry], target: str) -> Point:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm.checkpoints.weights import dtype_name
 from slm.evaluation.tasks.batching import Group, Request, plan
 from slm.model import Decoder
 from slm.model.cache import KVCache
@@ -77,10 +78,9 @@ class Scorer:
             row_N, target_N = torch.tensor(list(pairs), device=self.device).T
             log_likelihood, greedy = (scored.cpu()[place] for scored in self._head(states_ND[row_N], target_N))
         if not log_likelihood.isfinite().all():
-            dtype = str(states_ND.dtype).removeprefix("torch.")
             raise ValueError(
                 "log-likelihoods are not finite, so no choice is better than another: the model has diverged, or "
-                f"{dtype} overflows and dtype=float32 would not"
+                f"{dtype_name(states_ND.dtype)} overflows and dtype=float32 would not"
             )
         sizes = [len(item.targets) for item in items]
         sums = [part.sum().item() for part in log_likelihood.double().split(sizes)]
