@@ -82,11 +82,14 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
     return stream
 
 
-def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None) -> Stream:
+def run_stream(
+    run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None, max_tokens: int | None = None
+) -> Stream:
     """The validation stream of a run directory of ours, token for token as the run was validated on it.
 
-    `tokenizer` is the one that the run saved. `cache_dir` defaults to the run's. Raises ValueError where the documents
-    or the tokenizer are not those of the run any more.
+    `tokenizer` is the one that the run saved. The text is looked for in `cache_dir` and in the run's own cache, else made
+    again from its source in `cache_dir` (by default the run's). `max_tokens` leaves only so many at its start, framing
+    included. Raises ValueError where the documents or the tokenizer are not those of the run any more.
     """
     config, prints = _run_facts(run)
     if prints["tokenizer"] != tokenizer.fingerprint:
@@ -100,6 +103,10 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None
     except ValueError as error:
         raise ValueError(f"the validation text of {run} cannot be had again: {error}") from error
     tokens, document = _joined([frame for frame, _ in _frames(groups, tokenizer)], tokenizer)
+    notes = ["This is the validation text of the run, framed and counted as in training."]
+    if max_tokens is not None and max_tokens < len(tokens):
+        tokens, document = tokens[:max_tokens], document[:max_tokens]
+        notes.append(_part(max_tokens))
     return Stream(
         name=config["data"]["name"],
         fingerprint=prints["data"],
@@ -108,7 +115,7 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None
         token_bytes=tokenizer.token_bytes()[tokens],
         document=document,
         words=None,
-        notes=("This is the validation text of the run, framed and counted as in training.",),
+        notes=tuple(notes),
     )
 
 
@@ -142,7 +149,7 @@ def _running(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None)
     document = _document_of(content, sizes, text.document_start)
     if max_tokens is not None and max_tokens < len(ids):
         ids, sizes, document = ids[:max_tokens], sizes[:max_tokens], document[:max_tokens]
-        notes.append(f"Only the first {max_tokens:,} tokens of the text are used.")
+        notes.append(_part(max_tokens))
     has_bos = tokenizer.adds_bos if bos == "auto" else bos == "always"
     skipped = 0 if has_bos else int(sizes[:1].sum())
     words = len(encoded[skipped : sizes.sum()].decode(errors="ignore").split()) if exact else None
@@ -182,7 +189,7 @@ def _separate(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
             length += len(frame)
             advance(len(content) / 1e6)
             if max_tokens is not None and length >= max_tokens:
-                notes.append(f"Only the first {max_tokens:,} tokens of the text are used.")
+                notes.append(_part(max_tokens))
                 break
     if not exact:
         notes.append(_inexact(counted, expected))
@@ -230,6 +237,10 @@ def _fit_bytes(sizes: np.ndarray, ids: np.ndarray, content: str, tokenizer: Toke
         sizes[0] -= 1
         added = 0
     return added == 0
+
+
+def _part(max_tokens: int) -> str:
+    return f"Only the first {max_tokens:,} tokens of the text are used."
 
 
 def _inexact(counted: int, expected: int) -> str:
