@@ -33,7 +33,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = dict(config)
     settings["checkpoints"] = _checkpoints(config)
     _check_choices(config)
-    _check_perplexity(config["perplexity"])
+    _check_perplexity(config["perplexity"], own_text=config.get("data") is None)
     _check_speed(config["speed"])
     _check_generation(config["generation"])
     settings["task_files"] = _task_files(config["task_files"])
@@ -75,7 +75,13 @@ def _check_choices(config: Mapping[str, Any]) -> None:
     _require("unroll_sharing", config["unroll_sharing"], isinstance(config["unroll_sharing"], bool), "true or false")
 
 
-def _check_perplexity(settings: Mapping[str, Any]) -> None:
+def _check_perplexity(settings: Mapping[str, Any], *, own_text: bool) -> None:
+    for key, usual in (("bos", "auto"), ("document_start", None)):
+        if own_text and settings[key] != usual:
+            raise ValueError(
+                f"perplexity.{key}={settings[key]} goes with data=...: a run's own validation text is framed as it was "
+                "in training"
+            )
     protocols = settings["protocols"]
     good = isinstance(protocols, list) and set(map(str, protocols)) <= {"sliding", "non_overlapping"}
     _require("perplexity.protocols", protocols, good, "a list of sliding, non_overlapping, or [] for no perplexity")

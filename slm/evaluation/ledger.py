@@ -24,6 +24,10 @@ IDENTITY = ("data", "device", "dtype", "seed", "perplexity", "speed", "tasks", "
 """Settings that must be the same for a directory to be continued; `checkpoints` may be added."""
 
 
+SAME = ("checkpoint", "revision", "fingerprint", "dtype", "autocast", "device")
+"""Facts of an entry that must be the same for its figures to stand."""
+
+
 class Ledger:
     """The entries of an evaluation directory, in the order in which checkpoints were first asked for."""
 
@@ -31,7 +35,7 @@ class Ledger:
         """Raises `ValueError` if the directory holds an evaluation with other settings, or somebody else's files."""
         self.folder, self.file = folder, folder / "results.json"
         self.settings = {key: settings[key] for key in (*IDENTITY, "checkpoints", "revision") if key in settings}
-        self.entries: list[Entry] = self._read()
+        self.entries = self._read()
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -39,18 +43,22 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock").acquire(timeout=0):
+                self.entries = self._read()  # another process may have ended since
                 self._write("config.yaml", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
                 yield
         except Timeout:
             raise ValueError(f"output_dir={self.folder} is in use by another process that evaluates there") from None
 
     def entry(self, facts: Mapping[str, Any]) -> Entry:
-        """The entry of a checkpoint, with what was measured of it before; `facts` bring the rest up to date."""
+        """The entry of a checkpoint, with what was measured of it before; a new one holds the `facts` alone."""
         for entry in self.entries:
-            if all(entry.get(key) == facts[key] for key in ("checkpoint", "revision", "fingerprint")):
-                entry.update(facts)
+            if all(entry.get(key) == facts[key] for key in SAME):
+                if entry["versions"] != facts["versions"]:
+                    said = f"Begun with {_listed(entry['versions'])}, continued with {_listed(facts['versions'])}."
+                    entry["continued"] = said
                 return entry
-        # An entry of the same checkpoint with another content is of the past: a run that went on training.
+        # An entry of the same checkpoint with another content is of the past: a run that went on training, or figures
+        # of a machine with another precision.
         self.entries = [entry for entry in self.entries if entry["checkpoint"] != facts["checkpoint"]]
         self.entries.append({**facts, **_blank()})
         return self.entries[-1]
@@ -95,6 +103,10 @@ class Ledger:
 def _blank() -> Entry:
     """The part of an entry that measurements fill in."""
     return {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _plain(value: Any) -> Any:
