@@ -33,7 +33,7 @@ class Measurement:
 
 
 def text_of(settings: Mapping[str, Any]) -> Text | None:
-    """The text that all checkpoints are scored on; None where each is on its own. Raises `ValueError` as `read_text`."""
+    """The text that all checkpoints are scored on; None where each has its own. Raises `ValueError` as `read_text`."""
     asked = settings["perplexity"]
     if settings.get("data") is None or not asked["protocols"]:
         return None
