@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slm.checkpoints.card import model_card, training_config
+from slm.checkpoints.card import model_card, source_line, training_config
 from slm.checkpoints.llama import as_llama, unrolled
 from slm.checkpoints.load import check, load
 from slm.checkpoints.provenance import Provenance
@@ -93,10 +93,13 @@ def _target(source: Provenance, folder: str | Path | None, unroll_sharing: bool)
     target = Path(folder).expanduser() if folder is not None else Path(source.run or "") / name
     if target.resolve() == source.folder.resolve():
         raise ValueError(f"export={target} is the checkpoint itself: choose another folder")
-    if target.is_dir():
+    if target.is_dir() and any(target.iterdir()):
         foreign = sorted({path.name for path in target.iterdir()} - _OURS)
         if foreign:
             raise ValueError(f"export={target} holds {foreign[0]}, which no export has: choose another folder")
+        card = target / "README.md"
+        if not card.exists() or source_line(source) not in card.read_text(encoding="utf-8", errors="replace"):
+            raise ValueError(f"export={target} holds another model: choose another folder, or remove that one")
     elif target.exists():
         raise ValueError(f"export={target} is a file: choose a folder")
     return target

@@ -19,9 +19,9 @@ import numpy as np
 from slm.data import Tokenizer, framing
 from slm.data.progress import progress
 from slm.evaluation.byte_counts import document_of, fit_bytes, inexact_note
+from slm.evaluation.protocols import BOS_RULES
 from slm.evaluation.texts import Text, run_documents
 
-BOS_RULES = ("auto", "always", "never")
 _GROUP = 1024  # documents of one call of the tokenizer
 _LONG = 4_000_000  # characters, from which on encoding takes seconds and shows it
 

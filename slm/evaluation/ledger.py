@@ -20,12 +20,13 @@ from slm.evaluation.labels import short_names
 
 Entry = dict[str, Any]
 
-IDENTITY = ("data", "device", "dtype", "seed", "perplexity", "speed", "tasks", "task_files", "task_limit", "task_shots")
-"""Settings that must be the same for a directory to be continued; `checkpoints` may be added."""
-
-
-SAME = ("checkpoint", "revision", "fingerprint", "dtype", "autocast", "device")
-"""Facts of an entry that must be the same for its figures to stand."""
+IDENTITY = ("data", "device", "dtype", "seed", "perplexity", "speed", "task_limit", "task_shots")
+"""Settings that must be the same for a directory to be continued; checkpoints and tasks may be added."""
+SAME = ("revision", "fingerprint", "dtype", "autocast", "device")
+"""Facts of an entry that must be the same for its figures to stand, whatever the checkpoint is called."""
+SETTINGS = "evaluation.yaml"
+CONTENTS = ("results.json", "results.csv", "report.md", "figures", "config.yaml", "checkpoints", "model", "config.json")
+"""What is in folders of evaluations, runs, analyses and models: with one of these and no `SETTINGS`, it is another's."""
 
 
 class Ledger:
@@ -39,12 +40,12 @@ class Ledger:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the directory, with `config.yaml` in it. Raises `ValueError` if another process evaluates there."""
+        """Hold the directory, with its settings in it. Raises `ValueError` if another process evaluates there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock").acquire(timeout=0):
                 self.entries = self._read()  # another process may have ended since
-                self._write("config.yaml", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
+                self._write(SETTINGS, yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
                 yield
         except Timeout:
             raise ValueError(f"output_dir={self.folder} is in use by another process that evaluates there") from None
@@ -53,6 +54,7 @@ class Ledger:
         """The entry of a checkpoint, with what was measured of it before; a new one holds the `facts` alone."""
         for entry in self.entries:
             if all(entry.get(key) == facts[key] for key in SAME):
+                entry["checkpoint"] = facts["checkpoint"]
                 if entry["versions"] != facts["versions"]:
                     said = f"Begun with {_listed(entry['versions'])}, continued with {_listed(facts['versions'])}."
                     entry["continued"] = said
@@ -76,15 +78,21 @@ class Ledger:
             entry["name"] = name
 
     def _read(self) -> list[Entry]:
-        if not self.file.exists():
+        if not (self.folder / SETTINGS).exists():
+            foreign = [name for name in CONTENTS if (self.folder / name).exists()]
+            if foreign:
+                raise ValueError(
+                    f"output_dir={self.folder} holds {foreign[0]} and is no evaluation: choose another output_dir"
+                )
             return []
         try:
-            entries = json.loads(self.file.read_text(encoding="utf-8"))
-            before = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            before = yaml.safe_load((self.folder / SETTINGS).read_text(encoding="utf-8"))
+            entries = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
+            if not all("fingerprint" in entry["versions"] | entry for entry in entries):
+                raise TypeError
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
             raise ValueError(
-                f"output_dir={self.folder} holds results that cannot be read ({type(error).__name__}): choose another "
-                "output_dir"
+                f"output_dir={self.folder} holds results or settings that cannot be read: choose another output_dir"
             ) from None
         changed = [key for key in IDENTITY if before.get(key) != _plain(self.settings.get(key))]
         if changed:

@@ -17,7 +17,7 @@ from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.precision import Precision
 from slm.evaluation.protocols import Protocol
-from slm.evaluation.speed import check_room, measure_speed
+from slm.evaluation.speed import check_compiler, check_room, measure_speed
 from slm.evaluation.tasks import run_tasks
 from slm.evaluation.texts import Text, read_text
 
@@ -41,18 +41,21 @@ def text_of(settings: Mapping[str, Any]) -> Text | None:
     return read_text(settings["data"], document_start=asked["document_start"], cache_dir=cache_dir)
 
 
-def planned(settings: Mapping[str, Any], provenance: Provenance, text: Text | None) -> list[Measurement]:
+def planned(
+    settings: Mapping[str, Any], provenance: Provenance, precision: Precision, text: Text | None
+) -> list[Measurement]:
     """What the settings ask to measure of a checkpoint. Raises `ValueError` for what cannot be."""
     # Speed first: what was computed before would count as memory.
-    speed = [_speed(settings["speed"], provenance)] if settings["speed"]["enabled"] else []
+    speed = [_speed(settings["speed"], provenance, precision.device)] if settings["speed"]["enabled"] else []
     return speed + _perplexities(settings, provenance, text) + [_task(name, settings) for name in settings["tasks"]]
 
 
-def _speed(asked: Mapping[str, Any], provenance: Provenance) -> Measurement:
+def _speed(asked: Mapping[str, Any], provenance: Provenance, device: str) -> Measurement:
     """A prompt that is left open is as long as usual, or as the context allows where that is shorter."""
     room = provenance.config.max_position_embeddings
     settings = {**asked, "prompt_tokens": asked["prompt_tokens"] or max(1, min(512, room - asked["new_tokens"]))}
     check_room(settings, room)
+    check_compiler(asked["compile"], device)
 
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         with progress("speed", 100, "%", room="evaluation") as advance:

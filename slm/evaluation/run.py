@@ -48,6 +48,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     ledger = Ledger(folder, settings)
     text = text_of(settings)
     plans = {checkpoint: _plan(checkpoint, settings, text) for checkpoint in settings["checkpoints"]}
+    _refuse_doubles({name: provenance for name, (provenance, _, _) in plans.items()})
     with ledger.claimed():
         _say(f"results go to {folder}")
         for number, (checkpoint, (provenance, precision, measurements)) in enumerate(plans.items(), start=1):
@@ -68,7 +69,17 @@ def _plan(
     """What is to be measured of a checkpoint, everything checked that can be before its weights are read."""
     address, revision = _address(checkpoint, settings)
     provenance = check(address, revision=revision)
-    return provenance, resolve_precision(settings, provenance), planned(settings, provenance, text)
+    precision = resolve_precision(settings, provenance)
+    return provenance, precision, planned(settings, provenance, precision, text)
+
+
+def _refuse_doubles(plans: Mapping[str, Provenance]) -> None:
+    """A model beside itself would enter comparisons and fits twice."""
+    names: dict[str, str] = {}
+    for name, provenance in plans.items():
+        if provenance.fingerprint in names:
+            raise ValueError(f"checkpoints: {names[provenance.fingerprint]} and {name} are the same weights: name one")
+        names[provenance.fingerprint] = name
 
 
 def _measure(
@@ -129,9 +140,10 @@ def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Ent
 def _address(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
     """Path or hub id, and revision: after an @, or what holds for all."""
     name, at, revision = checkpoint.rpartition("@")
-    if at and not Path(checkpoint).exists():
+    if at and not Path(checkpoint).expanduser().exists():
         return name, revision
-    return checkpoint, None if Path(checkpoint).expanduser().exists() else settings["revision"]
+    alone = len(settings["checkpoints"]) == 1  # of several, `revision` is for those on the hub
+    return checkpoint, settings["revision"] if alone or not Path(checkpoint).expanduser().exists() else None
 
 
 def _sample(settings: Mapping[str, Any]) -> int:

@@ -73,6 +73,12 @@ def measure_speed(
     }
 
 
+def check_compiler(wanted: bool | str, device: str) -> None:
+    """Raise `ValueError` if compilation is asked for where there is no compiler."""
+    if wanted is True and not can_compile(device):
+        raise ValueError("speed.compile=true needs a C++ compiler (g++ or clang++), and there is none on PATH")
+
+
 def check_room(settings: Mapping[str, Any], room: int) -> None:
     """Raise `ValueError` if the tokens do not fit into `room` positions."""
     if settings["prompt_tokens"] + settings["new_tokens"] > room:

@@ -70,9 +70,18 @@ def run_tasks(
                 found = evaluate_task(model, loaded, limit=limit, num_fewshot=num_fewshot, seed=seed)
             except Exception as error:  # whatever a task's own code or data raises, the other tasks are still run
                 found = {name: {"error": _sentence(error)}}
+        notes = []
         if name in task_files:
-            note = f"Questions and their wording are those of {task_files[name]}, not of a harness task named {name}."
-            found[name]["notes"] = [note]
+            notes.append(
+                f"Questions and their wording are those of {task_files[name]}, not of a harness task named {name}."
+            )
+        if model.num_cut:
+            notes.append(
+                f"{model.num_cut:,} requests were longer than the model's context of {model.max_length:,} tokens and "
+                "lost their beginning."
+            )
+        if notes:
+            found = {task: {**result, "notes": notes} for task, result in found.items()}
         results |= found
         for task, result in found.items():
             print(f"tasks: {task}: {_summary(result)}", file=sys.stderr, flush=True)
