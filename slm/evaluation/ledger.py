@@ -26,7 +26,7 @@ SAME = ("revision", "fingerprint", "dtype", "autocast", "device")
 """Facts of an entry that must be the same for its figures to stand, whatever the checkpoint is called."""
 SETTINGS = "evaluation.yaml"
 CONTENTS = ("results.json", "results.csv", "report.md", "figures", "config.yaml", "checkpoints", "model", "config.json")
-"""What is in folders of evaluations, runs, analyses and models: with one of these and no `SETTINGS`, it is another's."""
+"""Of evaluations, runs, analyses and models: a folder with one of these and without `SETTINGS` is another's."""
 
 
 class Ledger:

@@ -149,7 +149,7 @@ def test_an_export_does_not_replace_what_is_none(tmp_path: Path) -> None:
     other = save(llama(num_hidden_layers=1), tmp_path / "other")
     for release in (other, export(other, tmp_path / "exported")):
         before = (release / "model.safetensors").read_bytes()
-        with pytest.raises(ValueError, match="holds another model"):
+        with pytest.raises(ValueError, match=r"holds another model|holds generation_config\.json, which no export has"):
             export(source, release)
         assert (release / "model.safetensors").read_bytes() == before
     export(other, tmp_path / "exported")  # the same model again
