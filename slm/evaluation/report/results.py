@@ -103,11 +103,15 @@ class Results:
         """Whether all checkpoints cut the text into the same tokens, so that losses per token compare."""
         return len({score.get("segmentation") for _, score in self.scored(measure)}) <= 1
 
+    def target_by(self, measure: Measure | None) -> str:
+        """What checkpoints are compared by on one measure, as `target` is on the primary one."""
+        bits = all(is_number(score.get("bits_per_byte")) for _, score in self.scored(measure))
+        return "bits_per_byte" if bits else "loss"
+
     @cached_property
     def target(self) -> str:
         """What checkpoints are compared by: bits_per_byte, or loss where bytes are not known and tokenizers agree."""
-        bits = all(is_number(score.get("bits_per_byte")) for _, score in self.scored(self.primary))
-        return "bits_per_byte" if bits else "loss"
+        return self.target_by(self.primary)
 
     @cached_property
     def fit_target(self) -> str:

@@ -11,7 +11,7 @@ from slm.evaluation.report.fits import FEWEST_SIZES, Gain, gains, points
 from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.results import UNNAMED, Entry, Results, family_of
 from slm.scaling.report.text import Section, bullets, exponent, notes, status, table
-from slm.scaling.report.wording import TARGET_NAMES, count, plainly, plural, sig
+from slm.scaling.report.wording import TARGET_NAMES, count, listed, plainly, plural, sig
 
 FEW = 6
 """Sizes below which one power law cannot be told from another law."""
@@ -83,8 +83,8 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
         for step in steps
     ]
     section = Section("Gain of more parameters").add(
-        f"Difference of {target} between neighbouring sizes of a family, by the difference in parameters. Errors are "
-        "those of two independent figures; the text is the same, so they are rather too large.",
+        f"Difference of {target} between neighbouring sizes of a family, by the difference in parameters. "
+        + _errors_said(steps),
         table(
             ("family", "from N", "to N", f"fall of {target} per million parameters, x 10^-3", "more than 2 se from 0"),
             rows,
@@ -95,6 +95,16 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
     )
     few = f"Line: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
     return section.add(figure("marginal", f"Bars: 2 standard errors, and the two sizes. {few}") if drawn else "")
+
+
+def _errors_said(steps: Sequence[Gain]) -> str:
+    """Which of the errors are of differences, and which of independent figures."""
+    apart = [f"{plainly(s.family)} from {count(s.smaller)} to {count(s.larger)}" for s in steps if not s.paired]
+    if not apart:
+        return "Errors are of the differences, paired by blocks of the text."
+    which = f"Errors of {listed(apart)}" if len(apart) < len(steps) else "Errors"
+    rest = " The others are paired by blocks of the text." if len(apart) < len(steps) else ""
+    return f"{which} are those of two independent figures, too large where both err on the same parts.{rest}"
 
 
 def _thousandths(value: float, se: float | None) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slm.evaluation.report.average import apart, average
+from slm.evaluation.report.differences import compare, ranked, target_error
 from slm.evaluation.report.numbers import measured
-from slm.evaluation.report.quality import ranked, warnings
+from slm.evaluation.report.quality import warnings
 from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
 from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.scaling.report.directory import known
@@ -29,16 +30,18 @@ def summary_section(results: Results, fits: Sequence[Entry]) -> Section:
 
 
 def _best(results: Results) -> str:
-    rows = ranked(results)
+    rows = ranked(results, results.primary)
     if not rows or results.primary is None:
         return ""
-    entry, value, se = rows[0]
-    what = TARGET_NAMES[results.target]
+    (entry, score), target = rows[0], results.target
+    shown = measured(score[target], target_error(score, target))
+    what = TARGET_NAMES[target]
     if len(rows) == 1:
-        return f"{plainly(entry['name'])} has {measured(value, se)} {what} on {plainly(results.primary.title)}."
-    alike = [plainly(row[0]["name"]) for row in rows[1:] if apart((value, se), row[1:]) is False]
-    text = f"Lowest {what} on {plainly(results.primary.title)}: {plainly(entry['name'])}, {measured(value, se)}"
-    return text + (f"; by these standard errors not distinguishable from {listed(alike)}." if alike else ".")
+        return f"{plainly(entry['name'])} has {shown} {what} on {plainly(results.primary.title)}."
+    alike = [plainly(other["name"]) for other, its in rows[1:] if compare(score, its, target).beyond is False]
+    text = f"Lowest {what} on {plainly(results.primary.title)}: {plainly(entry['name'])}, {shown}"
+    tail = f"; not distinguishable from {listed(alike)} by the standard errors of the differences." if alike else "."
+    return text + tail
 
 
 def _fastest(results: Results) -> str:
