@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,8 @@ class Ledger:
     def save(self) -> None:
         """Write `results.json` whole or not at all."""
         text = json.dumps(self.entries, indent=2, ensure_ascii=False, allow_nan=False)
-        self._write("results.json", text + "\n")
+        lists_on_one_line = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda found: " ".join(found[0].split()), text)
+        self._write("results.json", lists_on_one_line + "\n")
 
     def arrange(self, checkpoints: Sequence[str]) -> None:
         """Put the entries of `checkpoints` in that order, those of earlier commands after them, and name them apart."""

@@ -17,6 +17,7 @@ from slm.scaling.report.wording import is_number
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
 
+LEAST_STEP = 1.05
 FEWEST_SIZES = 3
 
 
@@ -62,9 +63,17 @@ def _point(size: float, mine: list[Entry], target: str) -> Point:
 
 
 def gains(results: Results) -> list[Gain]:
-    """Gain per million parameters between consecutive sizes of each family, with the errors of the differences."""
+    """Gain per million parameters between consecutive sizes of each family, with the errors of the differences.
+
+    Sizes nearer than `LEAST_STEP` have none: a difference over next to nothing says nothing of size.
+    """
     target = results.fit_target
-    return [_gain(family, a, b, target) for family, sizes in points(results).items() for a, b in pairwise(sizes)]
+    return [
+        _gain(family, a, b, target)
+        for family, sizes in points(results).items()
+        for a, b in pairwise(sizes)
+        if b.size >= LEAST_STEP * a.size
+    ]
 
 
 def _gain(family: str, a: Point, b: Point, target: str) -> Gain:

@@ -73,7 +73,7 @@ def methods_section(results: Results, command: str) -> Section:
     if times:
         lines.append(f"Evaluated {times[0]}" + (f" to {times[-1]}." if times[-1] != times[0] else "."))
     indented = "\n".join(f"    {line}" for line in command.splitlines())
-    return Section("How it was measured").add(bullets(lines), "The command:", indented)
+    return Section("How it was measured").add(bullets(lines), "The last command:", indented)
 
 
 def _protocol(measure: Measure, results: Results) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from slm.evaluation.report.average import apart, average
@@ -52,7 +53,14 @@ def _fastest(results: Results) -> str:
     best = max(rows, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
     rate = sig(best["speed"]["decode_tokens_per_second"])
     lead = "Fastest decode" if len(rows) > 1 else "Decode"
-    return f"{lead}: {plainly(best['name'])}, {rate} tokens/s ({plainly(usual.words)})."
+    slowest = (best["speed"].get("decode_spread") or [math.inf])[0]
+    alike = [
+        plainly(entry["name"])
+        for entry in rows
+        if entry is not best and (entry["speed"].get("decode_spread") or [-math.inf])[-1] >= slowest
+    ]
+    within = f"; within the spread of repetitions as fast: {listed(alike)}" if alike else ""
+    return f"{lead}: {plainly(best['name'])}, {rate} tokens/s ({plainly(usual.words)}){within}."
 
 
 def _average(results: Results) -> str:
