@@ -31,7 +31,18 @@ def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
         sys.stdout.flush()
     except MISTAKES as error:
         exit_codes.append(report(error))
+    except (KeyboardInterrupt, RuntimeError) as error:  # while libraries are loaded, some of which rename it
+        if not _was_interrupted(error):
+            raise
+        print("\ninterrupted", file=sys.stderr)
+        exit_codes.append(130)
     sys.exit(next((code for code in exit_codes if code), 0))
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def report(error: Exception) -> int:
@@ -59,7 +70,7 @@ def one_sentence(error: Exception) -> str:
             said[place:] = [f"{line} {', '.join(said[place + 1 :])}"]
             break
     if isinstance(error, OverrideParseException):
-        said.append("a value with spaces, commas or = needs two pairs of quotes, as in \"where='tokens == 1e9'\"")
+        said.append("a value with spaces, commas or = needs two pairs of quotes, as in \"name='a b, c'\"")
     return "; ".join(said) or type(error).__name__
 
 

@@ -42,12 +42,25 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM = VmRSS
 
 
+def resident_bytes() -> int:
+    """Memory that this process holds: what torch has allocated on the GPU if it uses one, else resident in RAM."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.memory_allocated()
+    return _status_bytes("VmRSS") or peak_memory_bytes()
+
+
 def peak_memory_bytes() -> int:
     """Most memory this process has held since the reset: on the GPU if it uses one, else resident in RAM."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status_bytes(key: str) -> int:
+    """A line of Linux's /proc/self/status; 0 elsewhere."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 0

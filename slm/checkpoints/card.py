@@ -48,8 +48,13 @@ def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance
 def _origin(provenance: Provenance) -> str:
     commit = f" at commit {provenance.revision}" if provenance.revision else ""
     source = "a training run" if provenance.run is not None else f"`{_source_name(provenance)}`{commit}"
-    line = f"Exported by slm from {source}; fingerprint of the source `{provenance.fingerprint}`."
+    line = f"Exported by slm from {source}; {source_line(provenance)}."
     return "\n".join([line, *(f"- {note}" for note in _portable_notes(provenance))])
+
+
+def source_line(provenance: Provenance) -> str:
+    """What a card says of its source, by which an export of the same weights is known."""
+    return f"fingerprint of the source `{provenance.fingerprint}`"
 
 
 def _source_name(provenance: Provenance) -> str:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slm.checkpoints.card import model_card, training_config
+from slm.checkpoints.card import model_card, source_line, training_config
 from slm.checkpoints.llama import as_llama, unrolled
 from slm.checkpoints.load import check, load
 from slm.checkpoints.provenance import Provenance
@@ -54,20 +54,27 @@ def is_llama(config: ModelConfig) -> bool:
 
 
 def export(
-    run: str | Path, folder: str | Path | None = None, *, format: str = "hf", unroll_sharing: bool = False
+    checkpoint: str | Path,
+    folder: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    format: str = "hf",
+    unroll_sharing: bool = False,
 ) -> Path:
     """Write whatever `load` loads as a folder for transformers, with a model card; returns the folder.
 
-    Weights keep the precision that they are stored in. A decoder with shared blocks is written for our own loader,
-    and with `unroll_sharing` as the plain Llama that computes the same, with a copy of a block for each of its uses.
-    `folder` is by default `export` (or `export-unrolled`) in the run directory. Raises `ValueError` for a format that
-    does not exist, a folder that holds anything but an export, and a shape that Llama does not have where it is asked.
+    Weights keep the precision that most of them are stored in; `revision` is of a hub repository. A decoder with
+    shared blocks is written for our own loader, and with `unroll_sharing` as the plain Llama that computes the same,
+    with a copy of a block for each of its uses. `folder` is by default `export` (or `export-unrolled`) in the run
+    directory. Raises `ValueError` for a format that does not exist, a folder that holds anything but an export, and a
+    shape that Llama does not have where it is asked.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
-    source = check(run)
+    source = check(checkpoint, revision=revision)
     target = _target(source, folder, unroll_sharing)
-    decoder, tokenizer, provenance = load(run, dtype=getattr(torch, source.stored_dtype))
+    dtype = getattr(torch, source.stored_dtype)
+    decoder, tokenizer, provenance = load(checkpoint, revision=source.revision, dtype=dtype)
     config, tensors = as_llama(decoder.config, decoder.state_dict())
     if unroll_sharing:
         config, tensors = unrolled(config, tensors)
@@ -86,10 +93,13 @@ def _target(source: Provenance, folder: str | Path | None, unroll_sharing: bool)
     target = Path(folder).expanduser() if folder is not None else Path(source.run or "") / name
     if target.resolve() == source.folder.resolve():
         raise ValueError(f"export={target} is the checkpoint itself: choose another folder")
-    if target.is_dir():
+    if target.is_dir() and any(target.iterdir()):
         foreign = sorted({path.name for path in target.iterdir()} - _OURS)
         if foreign:
             raise ValueError(f"export={target} holds {foreign[0]}, which no export has: choose another folder")
+        card = target / "README.md"
+        if not card.exists() or source_line(source) not in card.read_text(encoding="utf-8", errors="replace"):
+            raise ValueError(f"export={target} holds another model: choose another folder, or remove that one")
     elif target.exists():
         raise ValueError(f"export={target} is a file: choose a folder")
     return target

@@ -12,9 +12,7 @@ from pathlib import Path
 from slm.checkpoints.architecture import read_json
 from slm.checkpoints.weights import WEIGHT_FILES
 from slm.data.hub import require_network
-from slm.data.tokenizer import TOKENIZER_FILES
-
-_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+from slm.data.tokenizer import CONFIGS, TOKENIZER_FILES
 
 
 def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
@@ -108,4 +106,4 @@ def _wanted(repository: str, names: Iterable[str]) -> list[str]:
     for found, accepted in ((tokenizer, TOKENIZER_FILES), (weights, WEIGHT_FILES)):
         if found is None:
             raise ValueError(f"checkpoint={repository!r} has none of {', '.join(accepted)} on the hub")
-    return [*(name for name in _CONFIGS if name in there), *(name for name in (tokenizer, weights) if name)]
+    return [*(name for name in CONFIGS if name in there), *(name for name in (tokenizer, weights) if name)]

@@ -83,6 +83,11 @@ def _checked(place: Place) -> tuple[Parts, Decoder]:
             f"checkpoint={place.checkpoint}: the tokenizer has {ids:,} ids and the embedding {rows:,} rows, so they do "
             "not belong together: give the folder the tokenizer that the model was trained with"
         )
+    if found.config.num_layers > len(found.weights.tensors):  # before a decoder of so many is made
+        raise ValueError(
+            f"{place.folder}: config.json says {found.config.num_layers:,} layers, and the weights have "
+            f"{len(found.weights.tensors):,} tensors"
+        )
     decoder = _empty(found.config)
     _refuse_other_tensors(place, decoder, found.weights)
     return found, decoder

@@ -13,10 +13,8 @@ from slm.data import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
 
-_SAMPLES, _SAMPLE_BYTES = (
-    512,
-    2048,
-)  # 1 MB a file: any training step changes almost every weight, so almost every sample
+# 1 MB a file: any training step changes almost every weight, so almost every sample.
+_SAMPLES, _SAMPLE_BYTES = 512, 2048
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from slm.checkpoints.architecture import read_json
+from slm.data.tokenizer import LFS_POINTER
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
 """What weights are read from, the first that is there."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _LONGEST_HEADER = 100 << 20  # bytes; the safetensors library's own limit
 
 
@@ -121,10 +121,10 @@ def _shards(index: Path) -> list[Path]:
 
 def _refuse_no_file(file: Path) -> None:
     with file.open("rb") as handle:
-        start = handle.read(len(_POINTER))
+        start = handle.read(len(LFS_POINTER))
     if not start:
         raise ValueError(f"{file} is empty: download it again")
-    if start == _POINTER:
+    if start == LFS_POINTER:
         raise ValueError(f"{file} is a pointer of git-lfs and not the weights: run git lfs pull in {file.parent}")
 
 

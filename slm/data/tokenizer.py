@@ -23,11 +23,11 @@ import tokenizers  # noqa: E402
 END = "<|endoftext|>"
 # Names of the end-of-text token, most usual first, for a tokenizer.json that comes without a config to name it.
 _USUAL_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
-_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """What a tokenizer is read from, the first that is there."""
 _WANTED = "a tokenizer.json, a tokenizer.model, or a folder that holds one"
-_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Tokenizer:
@@ -111,7 +111,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in {
             "tokenizer.json": self._content,
-            _CONFIGS[0]: json.dumps(config, indent=1),
+            CONFIGS[0]: json.dumps(config, indent=1),
         }.items():
             temporary = folder / f".{name}.tmp"
             temporary.write_text(text, encoding="utf-8")
@@ -129,7 +129,7 @@ def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str =
     if file is None or not file.is_file():
         problem = "holds no tokenizer" if path.is_dir() else "does not exist"
         raise ValueError(f"{asked_by}={str(path)!r} {problem}; wants {_WANTED}")
-    if file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
+    if file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
         raise ValueError(f"{asked_by}: {file} is a pointer of git-lfs and not the file itself: run git lfs pull there")
     config = _config_beside(file.parent, asked_by)
     name = name or file.resolve().parent.name
@@ -170,7 +170,7 @@ def _from_json(file: Path, name: str, config: Mapping[str, Any], asked_by: str) 
     eos = config.get("eos_token") or next((token for token in _USUAL_ENDS if token in added), None)
     if eos is None:
         raise ValueError(
-            f"{asked_by}: nothing in {file.parent} says which token ends a text; wants eos_token in {_CONFIGS[0]}"
+            f"{asked_by}: nothing in {file.parent} says which token ends a text; wants eos_token in {CONFIGS[0]}"
         )
     try:
         return Tokenizer(name, content, bos=config.get("bos_token"), eos=eos, adds_bos=config.get("add_bos_token"))
@@ -183,7 +183,7 @@ def _from_json(file: Path, name: str, config: Mapping[str, Any], asked_by: str) 
 def _config_beside(folder: Path, asked_by: str) -> dict[str, Any]:
     """`bos_token` and `eos_token` as text and `add_bos_token` as a bool, each where a config in `folder` has it."""
     found: dict[str, Any] = {}
-    for name in _CONFIGS:
+    for name in CONFIGS:
         if not (folder / name).is_file():
             continue
         try:

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from slm.command_line import cache_home, new_folder
+from slm.evaluation.protocols import BOS_RULES, PROTOCOLS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICES = ("auto", "cpu", "cuda")
@@ -30,20 +31,36 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     `checkpoints` become a list, `tasks` a list of names, `task_files` a dict.
     """
-    settings = dict(config)
+    for key in ("perplexity", "perplexity.sliding", "perplexity.non_overlapping", "speed", "generation", "logger"):
+        _require(key, section := _at(config, key), isinstance(section, Mapping), "a group of settings")
+    for key in ("output_dir", "cache_dir"):
+        _require(key, config[key], isinstance(config[key], str) and bool(config[key].strip()), "a folder")
+    settings = {**config, "output_dir": str(Path(config["output_dir"]).expanduser())}
     settings["checkpoints"] = _checkpoints(config)
     _check_choices(config)
-    _check_perplexity(config["perplexity"])
+    _check_perplexity(config["perplexity"], own_text=config.get("data") is None)
     _check_speed(config["speed"])
     _check_generation(config["generation"])
     settings["task_files"] = _task_files(config["task_files"])
     settings["tasks"] = _tasks(config["tasks"], settings["task_files"])
     for key in ("task_limit", "task_shots"):
-        _require(key, config[key], config[key] is None or _whole(config[key], int(key == "task_limit")), "a count")
-    folder = Path(config["output_dir"])
+        least = int(key == "task_limit")
+        good = config[key] is None or _whole(config[key], least)
+        _require(key, config[key], good, f"a whole number of at least {least}, or null")
+    folder = Path(settings["output_dir"])
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
+    measured = config["perplexity"]["protocols"] or config["speed"]["enabled"] or settings["tasks"]
+    if not measured and config["prompt"] is None and config["export"] is None:
+        raise ValueError("nothing is left to measure: perplexity.protocols is [], speed.enabled false, tasks null")
     return settings
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
 
 
 def _checkpoints(config: Mapping[str, Any]) -> list[str]:
@@ -55,7 +72,8 @@ def _checkpoints(config: Mapping[str, Any]) -> list[str]:
         )
     named = [one] if several is None else several
     good = isinstance(named, list) and bool(named) and all(isinstance(item, str) and item.strip() for item in named)
-    _require("checkpoint" if several is None else "checkpoints", one or several, good, "a path or hub id, or several")
+    wanted = "a path or hub id" if several is None else "a list of paths and hub ids, as in checkpoints=[a,b]"
+    _require("checkpoint" if several is None else "checkpoints", one if several is None else several, good, wanted)
     if len(set(named)) < len(named):
         raise ValueError(f"checkpoints names {next(n for n in named if named.count(n) > 1)} more than once")
     if len(named) > 1 and (config["prompt"] is not None or config["export"] is not None):
@@ -67,17 +85,29 @@ def _check_choices(config: Mapping[str, Any]) -> None:
     for key, allowed in (("dtype", DTYPES), ("device", DEVICES)):
         _require(key, config[key], config[key] in allowed, f"one of {', '.join(allowed)}")
     _require("batch_tokens", config["batch_tokens"], _whole(config["batch_tokens"], 1), "a whole number of at least 1")
-    _require("seed", config["seed"], _whole(config["seed"], 0), "a whole number of at least 0")
+    good = _whole(config["seed"], 0) and config["seed"] < 2**32
+    _require("seed", config["seed"], good, "a whole number from 0 to 2**32 - 1")
     for key in ("revision", "prompt", "export"):
         _require(key, config[key], config[key] is None or isinstance(config[key], str), "text, or null")
     if config["prompt"] is not None and config["export"] is not None:
         raise ValueError("prompt and export are two things to do: give one of them")
     _require("unroll_sharing", config["unroll_sharing"], isinstance(config["unroll_sharing"], bool), "true or false")
+    if config["unroll_sharing"] and config["export"] is None:
+        raise ValueError("unroll_sharing=true goes with export=FOLDER")
 
 
-def _check_perplexity(settings: Mapping[str, Any]) -> None:
+def _check_perplexity(settings: Mapping[str, Any], *, own_text: bool) -> None:
+    for key, usual in (("bos", "auto"), ("document_start", None)):
+        if own_text and settings[key] != usual:
+            raise ValueError(
+                f"perplexity.{key}={settings[key]} goes with data=...: a run's own validation text is framed as it was "
+                "in training"
+            )
+    _require("perplexity.bos", settings["bos"], settings["bos"] in BOS_RULES, f"one of {', '.join(BOS_RULES)}")
+    start = settings["document_start"]
+    _require("perplexity.document_start", start, start is None or isinstance(start, str), "a pattern, or null")
     protocols = settings["protocols"]
-    good = isinstance(protocols, list) and set(map(str, protocols)) <= {"sliding", "non_overlapping"}
+    good = isinstance(protocols, list) and set(map(str, protocols)) <= set(PROTOCOLS)
     _require("perplexity.protocols", protocols, good, "a list of sliding, non_overlapping, or [] for no perplexity")
     lengths = {
         "perplexity.sliding.max_length": settings["sliding"]["max_length"],

@@ -5,11 +5,12 @@ normaliser makes inexact is said in the notes. A running text begins with BOS wh
 and then all of it is scored; else its first token is context only. Separate documents are framed as in training.
 """
 
+import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import numpy as np
 
 from slm.data import Tokenizer, framing
 from slm.data.progress import progress
+from slm.evaluation.byte_counts import document_of, fit_bytes, inexact_note
+from slm.evaluation.protocols import BOS_RULES
 from slm.evaluation.texts import Text, run_documents
 
-BOS_RULES = ("auto", "always", "never")
 _GROUP = 1024  # documents of one call of the tokenizer
 _LONG = 4_000_000  # characters, from which on encoding takes seconds and shows it
 
@@ -49,6 +51,15 @@ class Stream:
         """Tokens whose predictions count."""
         return int(self.scored.sum())
 
+    @cached_property
+    def segmentation(self) -> str:
+        """Identifies where the text is cut into tokens, whatever their ids and with or without BOS.
+
+        Losses per token compare between checkpoints for which this is equal.
+        """
+        sizes = self.token_bytes[self.token_bytes > 0]
+        return hashlib.sha256(sizes.astype("<i4").tobytes()).hexdigest()[:16]
+
 
 def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: int | None = None) -> Stream:
     """The stream of a text, or of its first `max_tokens` tokens (a BOS before the text not counted).
@@ -71,11 +82,14 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
     return stream
 
 
-def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None) -> Stream:
+def run_stream(
+    run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None, max_tokens: int | None = None
+) -> Stream:
     """The validation stream of a run directory of ours, token for token as the run was validated on it.
 
-    `tokenizer` is the one that the run saved. `cache_dir` defaults to the run's. Raises ValueError where the documents
-    or the tokenizer are not those of the run any more.
+    `tokenizer` is the one that the run saved. The text is looked for in `cache_dir` and in the run's own cache, else
+    made again from its source in `cache_dir` (by default the run's). `max_tokens` leaves only so many at its start,
+    framing included. Raises ValueError where the documents or the tokenizer are not those of the run any more.
     """
     config, prints = _run_facts(run)
     if prints["tokenizer"] != tokenizer.fingerprint:
@@ -89,6 +103,10 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None
     except ValueError as error:
         raise ValueError(f"the validation text of {run} cannot be had again: {error}") from error
     tokens, document = _joined([frame for frame, _ in _frames(groups, tokenizer)], tokenizer)
+    notes = ["This is the validation text of the run, framed and counted as in training."]
+    if max_tokens is not None and max_tokens < len(tokens):
+        tokens, document = tokens[:max_tokens], document[:max_tokens]
+        notes.append(_part(max_tokens))
     return Stream(
         name=config["data"]["name"],
         fingerprint=prints["data"],
@@ -97,7 +115,7 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None
         token_bytes=tokenizer.token_bytes()[tokens],
         document=document,
         words=None,
-        notes=("This is the validation text of the run, framed and counted as in training.",),
+        notes=tuple(notes),
     )
 
 
@@ -125,13 +143,13 @@ def _running(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None)
         ids = np.asarray(tokenizer.encode(content), dtype=np.int64)
     sizes, notes = tokenizer.token_bytes()[ids], list[str]()
     encoded = content.encode()
-    exact = _fit_bytes(sizes, ids, content, tokenizer)
+    exact = fit_bytes(sizes, ids, content, tokenizer)
     if not exact:
-        notes.append(_inexact(int(sizes.sum()), len(encoded)))
-    document = _document_of(content, sizes, text.document_start)
+        notes.append(inexact_note(int(sizes.sum()), len(encoded)))
+    document = document_of(content, sizes, text.document_start)
     if max_tokens is not None and max_tokens < len(ids):
         ids, sizes, document = ids[:max_tokens], sizes[:max_tokens], document[:max_tokens]
-        notes.append(f"Only the first {max_tokens:,} tokens of the text are used.")
+        notes.append(_part(max_tokens))
     has_bos = tokenizer.adds_bos if bos == "auto" else bos == "always"
     skipped = 0 if has_bos else int(sizes[:1].sum())
     words = len(encoded[skipped : sizes.sum()].decode(errors="ignore").split()) if exact else None
@@ -164,17 +182,17 @@ def _separate(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
     with _shown(sum(map(len, text.documents))) as advance:
         for frame, content in _frames(groups, tokenizer):
             size, inside = sizes_V[frame], slice(int(begins), -1)
-            exact &= _fit_bytes(size[inside], frame[inside], content, tokenizer)
+            exact &= fit_bytes(size[inside], frame[inside], content, tokenizer)
             frames.append(frame)
             sizes.append(size)
             counted, expected = counted + int(size.sum()), expected + len(content.encode())
             length += len(frame)
             advance(len(content) / 1e6)
             if max_tokens is not None and length >= max_tokens:
-                notes.append(f"Only the first {max_tokens:,} tokens of the text are used.")
+                notes.append(_part(max_tokens))
                 break
     if not exact:
-        notes.append(_inexact(counted, expected))
+        notes.append(inexact_note(counted, expected))
     tokens, document = _joined(frames, tokenizer)
     scored = np.arange(len(tokens)) > 0
     if begins:
@@ -206,36 +224,8 @@ def _joined(frames: list[np.ndarray], tokenizer: Tokenizer) -> tuple[np.ndarray,
     return np.concatenate([opening, *frames]), np.repeat(np.arange(len(frames), dtype=np.int32), lengths)
 
 
-def _fit_bytes(sizes: np.ndarray, ids: np.ndarray, content: str, tokenizer: Tokenizer) -> bool:
-    """Whether `sizes` are, token by token, the bytes of the text, once a space that was put before it is gone.
-
-    Takes that byte from the first token, in place. A tokenizer that does not give the text back has changed it, and
-    sums that agree are chance.
-    """
-    if tokenizer.decode(ids.tolist()) not in (content, " " + content):
-        return False
-    added = int(sizes.sum()) - len(content.encode())
-    if added == 1 and sizes[0] > 0:
-        sizes[0] -= 1
-        added = 0
-    return added == 0
-
-
-def _inexact(counted: int, expected: int) -> str:
-    return (
-        f"The tokenizer changes or loses some of the text (its tokens stand for {counted:,} bytes, the text has "
-        f"{expected:,}), so bits per byte is not comparable with that of tokenizers that keep all of it."
-    )
-
-
-def _document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> np.ndarray:
-    """Number of the document in which each token begins; all 0 where no pattern says where documents begin."""
-    if document_start is None:
-        return np.zeros(len(sizes_n), dtype=np.int32)
-    # What stands before the first match belongs to the document that it opens.
-    cuts = [0, *(match.start() for match in re.finditer(document_start, text, re.MULTILINE))][2:]
-    lengths = [len(text[start:stop].encode()) for start, stop in zip([0, *cuts], cuts, strict=False)]
-    return np.searchsorted(np.cumsum(lengths), np.cumsum(sizes_n) - sizes_n, side="right").astype(np.int32)
+def _part(max_tokens: int) -> str:
+    return f"Only the first {max_tokens:,} tokens of the text are used."
 
 
 def _shown(characters: int) -> AbstractContextManager[Callable[[float], None]]:

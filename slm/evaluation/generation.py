@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
+
 from slm.checkpoints import Checkpoint
 from slm.data import Tokenizer
 from slm.model import generate
@@ -32,10 +34,19 @@ def stream_sample(checkpoint: Checkpoint, prompt: str, settings: Mapping[str, An
         print(piece, end="", flush=True)
     seconds = time.perf_counter() - start
     print(flush=True)
+    if len(drawn) < settings["max_new_tokens"] and not _is_finite(checkpoint, [*ids, *drawn]):
+        raise ValueError(f"checkpoint={checkpoint.provenance.checkpoint} gives logits that are not finite: it diverged")
     ended = (
         "" if len(drawn) == settings["max_new_tokens"] else ", then the model ended the text or its context was full"
     )
     print(f"{len(drawn)} tokens in {seconds:.1f} s, seed {seed}{ended}", file=sys.stderr)
+
+
+@torch.inference_mode()
+def _is_finite(checkpoint: Checkpoint, ids: list[int]) -> bool:
+    room = checkpoint.decoder.config.max_position_embeddings
+    tokens = torch.tensor([ids[-room:]], device=checkpoint.decoder.head_weight.device)
+    return bool(checkpoint.decoder.hidden(tokens)[:, -1].isfinite().all())
 
 
 def _kept(ids: Iterable[int], kept: list[int]) -> Iterator[int]:

@@ -5,13 +5,11 @@ Notable: everything that can be refused is refused when measurements are planned
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from slm.checkpoints import Checkpoint, Provenance
 from slm.data.progress import progress
@@ -19,7 +17,7 @@ from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.precision import Precision
 from slm.evaluation.protocols import Protocol
-from slm.evaluation.speed import check_room, measure_speed
+from slm.evaluation.speed import check_compiler, check_room, measure_speed
 from slm.evaluation.tasks import run_tasks
 from slm.evaluation.texts import Text, read_text
 
@@ -34,18 +32,30 @@ class Measurement:
     take: Callable[[Entry, Checkpoint, Precision], None]
 
 
-def planned(settings: Mapping[str, Any], provenance: Provenance, precision: Precision) -> list[Measurement]:
+def text_of(settings: Mapping[str, Any]) -> Text | None:
+    """The text that all checkpoints are scored on; None where each has its own. Raises `ValueError` as `read_text`."""
+    asked = settings["perplexity"]
+    if settings.get("data") is None or not asked["protocols"]:
+        return None
+    cache_dir = Path(settings["cache_dir"]).expanduser()
+    return read_text(settings["data"], document_start=asked["document_start"], cache_dir=cache_dir)
+
+
+def planned(
+    settings: Mapping[str, Any], provenance: Provenance, precision: Precision, text: Text | None
+) -> list[Measurement]:
     """What the settings ask to measure of a checkpoint. Raises `ValueError` for what cannot be."""
     # Speed first: what was computed before would count as memory.
-    speed = [_speed(settings["speed"], provenance)] if settings["speed"]["enabled"] else []
-    return speed + _perplexities(settings, provenance) + [_task(name, settings) for name in settings["tasks"]]
+    speed = [_speed(settings["speed"], provenance, precision.device)] if settings["speed"]["enabled"] else []
+    return speed + _perplexities(settings, provenance, text) + [_task(name, settings) for name in settings["tasks"]]
 
 
-def _speed(asked: Mapping[str, Any], provenance: Provenance) -> Measurement:
+def _speed(asked: Mapping[str, Any], provenance: Provenance, device: str) -> Measurement:
     """A prompt that is left open is as long as usual, or as the context allows where that is shorter."""
     room = provenance.config.max_position_embeddings
     settings = {**asked, "prompt_tokens": asked["prompt_tokens"] or max(1, min(512, room - asked["new_tokens"]))}
     check_room(settings, room)
+    check_compiler(asked["compile"], device)
 
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         with progress("speed", 100, "%", room="evaluation") as advance:
@@ -55,6 +65,9 @@ def _speed(asked: Mapping[str, Any], provenance: Provenance) -> Measurement:
 
 
 def _task(name: str, settings: Mapping[str, Any]) -> Measurement:
+    file = settings["task_files"].get(name)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else None
+
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         found = run_tasks(
             checkpoint.decoder,
@@ -67,28 +80,31 @@ def _task(name: str, settings: Mapping[str, Any]) -> Measurement:
             autocast=precision.autocast,
             seed=settings["seed"],
         )
-        # A group or tag of the harness is several tasks, none of its own name.
-        entry["tasks"] |= {task: {**result, "asked_as": name} for task, result in found.items()}
+        # A group of the harness gives tasks of other names; one that failed, an error of its own.
+        others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
+        asked = {"asked_as": name, "file_fingerprint": digest}
+        entry["tasks"] = others | {task: {**result, **asked} for task, result in found.items()}
 
     def is_in(entry: Entry) -> bool:
         done = [task for task in entry["tasks"].values() if task["asked_as"] == name]
-        return bool(done) and not any("error" in task for task in done)  # what failed is tried again
+        # What failed is tried again.
+        return bool(done) and all("error" not in task and task["file_fingerprint"] == digest for task in done)
 
     return Measurement(is_in, take)
 
 
-def _perplexities(settings: Mapping[str, Any], provenance: Provenance) -> list[Measurement]:
+def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Text | None) -> list[Measurement]:
     asked = settings["perplexity"]
     if not asked["protocols"]:
         return []
-    stream = _stream_of(settings, provenance)
-    protocols = [_protocol(name, asked, provenance) for name in asked["protocols"]]
-    return [_perplexity(stream, protocol, settings) for protocol in protocols]
+    scored = _scored(settings, provenance, text)
+    protocols = [_protocol(name, asked, provenance) for name in dict.fromkeys(asked["protocols"])]
+    return [_perplexity(scored, protocol, settings) for protocol in protocols]
 
 
-def _perplexity(stream: Callable[[Checkpoint], Stream], protocol: Protocol, settings: Mapping[str, Any]) -> Measurement:
+def _perplexity(scored: _Scored, protocol: Protocol, settings: Mapping[str, Any]) -> Measurement:
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
-        text = stream(checkpoint)
+        text = scored.stream(checkpoint)
         with progress(f"perplexity, {protocol.name}", text.num_scored, "tokens", room="evaluation") as advance:
             found = perplexity(
                 checkpoint.decoder,
@@ -98,12 +114,17 @@ def _perplexity(stream: Callable[[Checkpoint], Stream], protocol: Protocol, sett
                 autocast=precision.autocast,
                 progress=advance,
             )
-        entry["perplexity_results"].append(found)
+        others = [result for result in entry["perplexity_results"] if not by_protocol(result)]
+        entry["perplexity_results"] = [*others, found]
+
+    def by_protocol(result: Entry) -> bool:
+        return all(result[key] == wanted for key, wanted in windows.items())
 
     def is_in(entry: Entry) -> bool:
-        names = ("protocol", "max_length", "stride")
-        wanted = (protocol.name, protocol.max_length, protocol.stride)
-        return any(tuple(found[name] for name in names) == wanted for found in entry["perplexity_results"])
+        prints = [result["data_fingerprint"] for result in entry["perplexity_results"] if by_protocol(result)]
+        return bool(prints) and scored.fingerprint in (None, *prints)
+
+    windows = {"protocol": protocol.name, "max_length": protocol.max_length, "stride": protocol.stride}
 
     return Measurement(is_in, take)
 
@@ -121,22 +142,24 @@ def _protocol(
     return protocol
 
 
-def _stream_of(settings: Mapping[str, Any], provenance: Provenance) -> Callable[[Checkpoint], Stream]:
-    """How to get the tokens to score; the text itself is read now, so that a mistake in it is found now."""
+@dataclass(frozen=True)
+class _Scored:
+    """A text to score: how a checkpoint sees it, and what tells it from others; None for a run's own."""
+
+    stream: Callable[[Checkpoint], Stream]
+    fingerprint: str | None
+
+
+def _scored(settings: Mapping[str, Any], provenance: Provenance, text: Text | None) -> _Scored:
     asked, cache_dir = settings["perplexity"], Path(settings["cache_dir"]).expanduser()
-    if settings.get("data") is not None:
-        text = _text(yaml.safe_dump(settings["data"]), asked["document_start"], cache_dir)
-        return lambda checkpoint: encode(text, checkpoint.tokenizer, bos=asked["bos"], max_tokens=asked["max_tokens"])
+    if text is not None:
+        how = {"bos": asked["bos"], "max_tokens": asked["max_tokens"]}
+        return _Scored(lambda checkpoint: encode(text, checkpoint.tokenizer, **how), text.fingerprint)
     run = provenance.run
     if run is None:
         raise ValueError(
             f"checkpoint={provenance.checkpoint} is no run of ours, so it has no validation text: give one, as "
             "data=wikitext2 (hub), data=local data.paths=FILE or data=pydocs, or perplexity.protocols=[] for none"
         )
-    return lambda checkpoint: run_stream(run, checkpoint.tokenizer, cache_dir=cache_dir)
-
-
-@lru_cache(maxsize=1)
-def _text(data: str, document_start: str | None, cache_dir: Path) -> Text:
-    """Read once for all checkpoints; `data` as YAML, which can be a key of the cache."""
-    return read_text(yaml.safe_load(data), document_start=document_start, cache_dir=cache_dir)
+    limit = asked["max_tokens"]
+    return _Scored(lambda own: run_stream(run, own.tokenizer, cache_dir=cache_dir, max_tokens=limit), None)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.evaluation.bootstrap import make_blocks, ratio_errors
+from slm.evaluation.bootstrap import make_blocks, merge_blocks, ratio_errors
 from slm.evaluation.encode import Stream
 from slm.evaluation.protocols import Protocol, Window
 from slm.model import Decoder
@@ -104,10 +104,12 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
     if not math.isfinite(total):
         bad = int((~np.isfinite(nats[scored])).sum())
         notes.append(f"The loss of {bad:,} of {tokens:,} tokens is not finite, so there are no figures.")
-    errors, method = _standard_errors(stream, nats)
+    nats_K, sizes_KM, what = _block_sums(stream, nats)
+    errors = ratio_errors(nats_K, sizes_KM).tolist()
     return {
         "data": stream.name,
         "data_fingerprint": stream.fingerprint,
+        "segmentation": stream.segmentation,
         "protocol": protocol.name,
         "max_length": protocol.max_length,
         "stride": protocol.stride,
@@ -116,22 +118,30 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
         "bits_per_byte": _finite(total / num_bytes / math.log(2)) if num_bytes else None,
         "se_loss": _finite(errors[0]),
         "se_bits_per_byte": _finite(errors[1] / math.log(2)),
-        "se_method": method,
+        "se_method": f"block bootstrap over {what}",
         "tokens": tokens,
         "bytes": num_bytes,
         "words": stream.words,
         "word_perplexity": _exp(total / stream.words) if stream.words else None,
         "windows": len(windows),
         "notes": notes,
+        "blocks": _stored(nats_K, sizes_KM) if math.isfinite(total) else None,
     }
 
 
-def _standard_errors(stream: Stream, nats: np.ndarray) -> tuple[list[float], str]:
-    """Errors of nats a token and of nats a byte, and how they were got."""
+def _block_sums(stream: Stream, nats: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+    """Nats (K,), and tokens and bytes (K, 2), of blocks of the text, and what the blocks are."""
     block_N, what = make_blocks(stream.document[stream.scored])
     nats_K = np.bincount(block_N, nats[stream.scored])
     sizes_KM = np.column_stack([np.bincount(block_N), np.bincount(block_N, stream.token_bytes[stream.scored])])
-    return ratio_errors(nats_K, sizes_KM).tolist(), f"block bootstrap over {what}"
+    return nats_K, sizes_KM, what
+
+
+def _stored(nats_K: np.ndarray, sizes_KM: np.ndarray) -> dict[str, list[Any]]:
+    """Blocks as results keep them, for errors of differences; nats to the seven digits that a float32 loss has."""
+    sums = merge_blocks(np.column_stack([nats_K, sizes_KM]))
+    tokens, num_bytes = sums[:, 1:].astype(np.int64).T.tolist()
+    return {"nats": [float(f"{value:.7g}") for value in sums[:, 0]], "tokens": tokens, "bytes": num_bytes}
 
 
 def _finite(value: float) -> float | None:

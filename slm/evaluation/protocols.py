@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 from slm.model.config import ModelConfig
 
 PROTOCOLS = ("sliding", "non_overlapping")
+BOS_RULES = ("auto", "always", "never")
 
 
 class Window(NamedTuple):

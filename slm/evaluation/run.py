@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from slm.checkpoints import Provenance, check, export, load
+from slm.checkpoints.weights import dtype_name
 from slm.evaluation.generation import stream_sample
 from slm.evaluation.ledger import Ledger
-from slm.evaluation.measure import Measurement, planned
+from slm.evaluation.measure import Measurement, planned, text_of
 from slm.evaluation.precision import Precision, resolve_precision
 from slm.evaluation.report import write_report
 from slm.evaluation.summary import print_summary
 from slm.evaluation.tasks import check_tasks
+from slm.evaluation.texts import Text
 from slm.tracking import check_logger, record_evaluation
 
 Entry = dict[str, Any]
@@ -44,7 +46,9 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     check_tasks(settings["tasks"], settings["task_files"])
     folder = Path(settings["output_dir"])
     ledger = Ledger(folder, settings)
-    plans = {checkpoint: _plan(checkpoint, settings) for checkpoint in settings["checkpoints"]}
+    text = text_of(settings)
+    plans = {checkpoint: _plan(checkpoint, settings, text) for checkpoint in settings["checkpoints"]}
+    _refuse_doubles({name: provenance for name, (provenance, _, _) in plans.items()})
     with ledger.claimed():
         _say(f"results go to {folder}")
         for number, (checkpoint, (provenance, precision, measurements)) in enumerate(plans.items(), start=1):
@@ -59,12 +63,23 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     return SKIPPED_TASKS if any("error" in task for e in ledger.entries for task in e["tasks"].values()) else 0
 
 
-def _plan(checkpoint: str, settings: Mapping[str, Any]) -> tuple[Provenance, Precision, list[Measurement]]:
+def _plan(
+    checkpoint: str, settings: Mapping[str, Any], text: Text | None
+) -> tuple[Provenance, Precision, list[Measurement]]:
     """What is to be measured of a checkpoint, everything checked that can be before its weights are read."""
     address, revision = _address(checkpoint, settings)
     provenance = check(address, revision=revision)
     precision = resolve_precision(settings, provenance)
-    return provenance, precision, planned(settings, provenance, precision)
+    return provenance, precision, planned(settings, provenance, precision, text)
+
+
+def _refuse_doubles(plans: Mapping[str, Provenance]) -> None:
+    """A model beside itself would enter comparisons and fits twice."""
+    names: dict[str, str] = {}
+    for name, provenance in plans.items():
+        if provenance.fingerprint in names:
+            raise ValueError(f"checkpoints: {names[provenance.fingerprint]} and {name} are the same weights: name one")
+        names[provenance.fingerprint] = name
 
 
 def _measure(
@@ -89,7 +104,9 @@ def _measure(
     entry["params_total"] = checkpoint.decoder.config.num_params()
     entry["params_non_embedding"] = checkpoint.decoder.config.num_params(non_embedding=True)
     entry["shape"] = checkpoint.decoder.config.to_dict()
-    entry["notes"] = [*checkpoint.provenance.notes, *precision.notes]
+    if checkpoint.provenance.fingerprint != provenance.fingerprint:
+        raise ValueError(f"checkpoint={entry['checkpoint']} was changed by somebody meanwhile: give the command again")
+    entry["notes"] = [*checkpoint.provenance.notes, *precision.notes, *filter(None, [entry.get("continued")])]
     for one in missing:
         begin = time.perf_counter()
         one.take(entry, checkpoint, precision)
@@ -113,8 +130,8 @@ def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Ent
         "family": result.get("family"),
         "train_tokens": result.get("train_tokens"),
         "stored_dtype": provenance.stored_dtype,
-        "dtype": str(precision.dtype).removeprefix("torch."),
-        "autocast": None if precision.autocast is None else str(precision.autocast).removeprefix("torch."),
+        "dtype": dtype_name(precision.dtype),
+        "autocast": None if precision.autocast is None else dtype_name(precision.autocast),
         "device": precision.device,
         "versions": {package: version(package) for package in ("slm", "torch")},
     }
@@ -123,9 +140,10 @@ def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Ent
 def _address(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
     """Path or hub id, and revision: after an @, or what holds for all."""
     name, at, revision = checkpoint.rpartition("@")
-    if at and not Path(checkpoint).exists():
+    if at and not Path(checkpoint).expanduser().exists():
         return name, revision
-    return checkpoint, None if Path(checkpoint).expanduser().exists() else settings["revision"]
+    alone = len(settings["checkpoints"]) == 1  # of several, `revision` is for those on the hub
+    return checkpoint, settings["revision"] if alone or not Path(checkpoint).expanduser().exists() else None
 
 
 def _sample(settings: Mapping[str, Any]) -> int:
@@ -138,9 +156,8 @@ def _sample(settings: Mapping[str, Any]) -> int:
 
 def _export(settings: Mapping[str, Any]) -> int:
     address, revision = _address(settings["checkpoints"][0], settings)
-    if revision is not None:
-        raise ValueError(f"export takes a local checkpoint, and {address}@{revision} is on the hub")
-    print(f"exported to {export(address, settings['export'], unroll_sharing=settings['unroll_sharing'])}")
+    folder = export(address, settings["export"], revision=revision, unroll_sharing=settings["unroll_sharing"])
+    print(f"exported to {folder}")
     return 0
 
 

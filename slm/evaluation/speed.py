@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.machine import can_compile, device_name, peak_memory_bytes, reset_peak_memory
+from slm.checkpoints.weights import dtype_name
+from slm.machine import can_compile, device_name, peak_memory_bytes, reset_peak_memory, resident_bytes
 from slm.model import Decoder, KVCache
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
 
@@ -35,14 +36,12 @@ def measure_speed(
 ) -> Entry:
     """The `speed` entry of results.json; `settings` is `speed` of conf/evaluate.yaml.
 
-    Tokens/s are those of a batch of one sequence; memory is the most that was held while measuring: on a GPU what torch
-    allocated, on a CPU the process with Python and torch. `progress` is called with shares of the whole that are done.
-    Raises `ValueError` if the tokens do not fit into the model's context.
+    Tokens/s are those of a batch of one sequence; memory is the weights and the most that was held besides while
+    measuring, without what the process held before: Python, torch, the compiler. `progress` is called with shares of
+    the whole that are done. Raises `ValueError` if the tokens do not fit into the model's context.
     """
     config, weight = decoder.config, decoder.head_weight
     check_room(settings, config.max_position_embeddings)
-    _give_back_memory()
-    reset_peak_memory()
     variants = {"as_is": _Timed(decoder, settings)}
     if config.layer_sharing != "none":
         variants["without_sharing"] = _Timed(without_sharing(decoder), settings)
@@ -51,25 +50,33 @@ def measure_speed(
         for timed in variants.values():
             timed.repeat(keep=number > 0)
             progress(1 / (settings["repetitions"] + 1) / len(variants))
+        if number == 0:
+            held = _start_of_memory()
         if number > 0 and time.perf_counter() - start > PATIENCE_SECONDS:
             break
-    bytes_per_value = weight.element_size()
+    model_bytes = sum(parameter.nbytes for parameter in decoder.parameters())
     return {
         **variants["as_is"].medians(),
         "without_sharing": variants["without_sharing"].medians() if len(variants) > 1 else None,
         "cache": settings["cache"],
         "compiled": variants["as_is"].compiled,
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "dtype": dtype_name(weight.dtype),
         "device": weight.device.type,
         "device_name": device_name(weight.device.type),
         "threads": torch.get_num_threads(),
         "prompt_tokens": settings["prompt_tokens"],
         "new_tokens": settings["new_tokens"],
         "repetitions": len(variants["as_is"].seconds),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "model_bytes": sum(parameter.nbytes for parameter in decoder.parameters()),
-        "kv_bytes_per_token": config.kv_cache_bytes(1, bytes_per_value=bytes_per_value),
+        "peak_memory_bytes": model_bytes + peak_memory_bytes() - held,
+        "model_bytes": model_bytes,
+        "kv_bytes_per_token": config.kv_cache_bytes(1, bytes_per_value=weight.element_size()),
     }
+
+
+def check_compiler(wanted: bool | str, device: str) -> None:
+    """Raise `ValueError` if compilation is asked for where there is no compiler."""
+    if wanted is True and not can_compile(device):
+        raise ValueError("speed.compile=true needs a C++ compiler (g++ or clang++), and there is none on PATH")
 
 
 def check_room(settings: Mapping[str, Any], room: int) -> None:
@@ -142,10 +149,12 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _give_back_memory() -> None:
-    """Return what is free to the system, so that what was done before does not count."""
+def _start_of_memory() -> int:
+    """Bytes held now, weights included, when all that is free has been returned to the system; the peak starts here."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+    reset_peak_memory()
+    return resident_bytes()

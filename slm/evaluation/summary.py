@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Entry = Mapping[str, Any]
@@ -17,6 +18,11 @@ def print_summary(entries: Sequence[Entry], folder: Path) -> None:
     """Print a table of the checkpoints, one of their tasks if there are any, and where the rest is."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(_main_table(entries))
+    for entry in entries:
+        if entry["speed"] and entry["speed"]["without_sharing"]:
+            ratio, name = _price(entry["speed"]), entry["name"]
+            line = f"{name}: sharing blocks takes {ratio:.2f}x the time a token of the same tensors used once"
+            console.print(line, markup=False, soft_wrap=True)
     if any(entry["tasks"] for entry in entries):
         console.print(_task_table(entries))
     for entry in entries:
@@ -50,7 +56,7 @@ def _main_table(entries: Sequence[Entry]) -> Table:
         ]
         head = [entry["name"], f"{entry['params_total']:,}"]
         for score in entry["perplexity_results"] or [None]:
-            table.add_row(*head, *_scores(score), *tail)
+            table.add_row(*map(escape, head + _scores(score) + tail))
             head, tail = ["", ""], ["", "", ""]
     return table
 
@@ -68,14 +74,18 @@ def _windows(score: Entry) -> str:
     return f"{score['protocol']} {score['max_length']}{stride}"
 
 
+def _price(speed: Entry) -> float:
+    return float(speed["without_sharing"]["decode_tokens_per_second"] / speed["decode_tokens_per_second"])
+
+
 def _task_table(entries: Sequence[Entry]) -> Table:
     names = list(dict.fromkeys(task for entry in entries for task in entry["tasks"]))
     table = Table(box=None, pad_edge=False)
     table.add_column("task")
     for entry in entries:
-        table.add_column(str(entry["name"]), justify="right", overflow="fold")
+        table.add_column(escape(entry["name"]), justify="right", overflow="fold")
     for name in names:
-        table.add_row(name, *(_task(entry["tasks"].get(name)) for entry in entries))
+        table.add_row(escape(name), *(_task(entry["tasks"].get(name)) for entry in entries))
     return table
 
 

@@ -115,13 +115,14 @@ def _rows(data: Mapping[str, Any], cache_dir: Path) -> tuple[str, ...]:
 def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
     """The validation documents, in lists, of the run of ours that `config` describes.
 
-    They are looked for in the cache by their fingerprint, then made again from their source. Raises ValueError where
-    that gives other documents.
+    They are looked for by their fingerprint, in `cache_dir` and in the cache of the run, then made again from their
+    source in `cache_dir`. Raises ValueError where that gives other documents.
     """
     data = config["data"]
-    for manifest in sorted((cache_dir / "documents").glob(f"{data['name']}-*/manifest.json")):
-        if json.loads(manifest.read_text())["fingerprint"] == fingerprint:
-            return read_documents(manifest.parent, "val")
+    for cache in (cache_dir, Path(config["cache_dir"]).expanduser()):
+        for manifest in sorted((cache / "documents").glob(f"{data['name']}-*/manifest.json")):
+            if json.loads(manifest.read_text())["fingerprint"] == fingerprint:
+                return read_documents(manifest.parent, "val")
     folder, facts = prepare_documents(data, cache_dir=cache_dir)
     if facts["fingerprint"] != fingerprint:
         raise ValueError(

@@ -61,7 +61,7 @@ def _pick(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float 
         return int(logits_V.argmax())
     if top_k is not None and top_k < logits_V.numel():
         logits_V = logits_V.masked_fill(logits_V < logits_V.topk(top_k).values[-1], -torch.inf)
-    p_V = (logits_V / temperature).softmax(-1)
+    p_V = ((logits_V - logits_V.max()) / temperature).softmax(-1)  # a tiny temperature must not overflow
     if top_p is not None and top_p < 1:
         sorted_V, order_V = p_V.sort(descending=True)
         # Kept are those before which less than top_p is held: the first always is.

@@ -82,7 +82,7 @@ def summary(
 ) -> dict[str, float]:
     """`<name>/perplexity`, `/bits_per_byte`, `/decode_tokens_per_second`, `/task/<task>`, where they are."""
     measured = [dict(zip(columns, row, strict=True)) for row in rows]
-    values = {f"{plain(row['model'])}/{key}": row[column] for row in measured for column, key in SUMMARY.items()}
+    values = {f"{plain(row['model'])}/{key}": row.get(column) for row in measured for column, key in SUMMARY.items()}
     values |= {
         f"{plain(entry['name'])}/task/{plain(task)}": one.get("value")
         for entry in results

@@ -169,5 +169,12 @@ def test_an_export_does_not_replace_what_is_none(tmp_path: Path) -> None:
             export(source, target)
     with pytest.raises(ValueError, match="format='gguf' is not one of hf"):
         export(source, tmp_path / "new", format="gguf")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "source", "thesis"]
+    other = save(llama(num_hidden_layers=1), tmp_path / "other")
+    for release in (other, export(other, tmp_path / "exported")):
+        before = (release / "model.safetensors").read_bytes()
+        with pytest.raises(ValueError, match=r"holds another model|holds generation_config\.json, which no export has"):
+            export(source, release)
+        assert (release / "model.safetensors").read_bytes() == before
+    export(other, tmp_path / "exported")  # the same model again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "file", "other", "source", "thesis"]
     assert (tmp_path / "thesis" / "draft.tex").read_text() == "years of work"

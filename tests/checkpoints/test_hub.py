@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from slm.checkpoints import check, load
+from slm.checkpoints import check, export, load
 from tests.checkpoints.releases import IDS, llama, mobilellm, save
 from tests.checkpoints.test_refusals import refusal
 
@@ -87,6 +88,14 @@ def test_a_repository_is_fetched_once_and_pinned_to_its_commit(hub: Hub, monkeyp
     hub.asked.clear()
     assert check(REPO).revision == check(REPO, revision=COMMIT).revision == COMMIT
     assert hub.asked == []
+
+
+def test_a_repository_is_exported_at_the_commit_that_was_asked_for(hub: Hub, tmp_path: Path) -> None:
+    model = llama()
+    save(model, hub.files)
+    folder = export(REPO, tmp_path / "exported", revision=COMMIT)
+    assert torch.equal(load(folder).decoder(IDS), load(REPO).decoder(IDS))
+    assert f"`{REPO}` at commit {COMMIT}" in (folder / "README.md").read_text()
 
 
 def test_only_what_is_read_is_fetched_and_no_code_and_safetensors_rather_than_a_pickle(hub: Hub) -> None:

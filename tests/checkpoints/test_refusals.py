@@ -258,3 +258,10 @@ def test_code_in_the_folder_is_not_imported(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(folder)
     load(folder)
     assert not (tmp_path / "executed").exists()
+
+
+def test_layers_by_the_billion_are_refused_without_making_them(tmp_path: Path) -> None:
+    folder = save(llama(), tmp_path / "m")
+    change_config(folder, num_hidden_layers=10**9)
+    with pytest.raises(ValueError, match=r"config\.json says 1,000,000,000 layers, and the weights have"):
+        check(folder)

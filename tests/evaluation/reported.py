@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 MOBILELLM = {
     "125M": (124_635_456, 11.961319, 23.715576, 701.737984, 85.886318, 30, 576, 106_203_456),
     "350M": (345_355_200, 8.976614, 21.692929, 1181.821440, 74.618786, 32, 960, 314_635_200),
@@ -11,6 +13,8 @@ MOBILELLM = {
 }
 """FACTS: parameters, perplexity, tokens/s, MB, seconds, layers, width, parameters without embeddings."""
 TOKENS, BYTES = 335_688, 1_290_590
+SEGMENTATION = "5" * 16
+ON_CPU = {"cache": True, "compiled": True, "dtype": "float32", "device": "cpu", "device_name": "Zen (2 threads)"}
 
 
 def score(loss: float | None, *, data: str = "wikitext2", bits: float | None = None, **other: Any) -> dict[str, Any]:
@@ -20,6 +24,7 @@ def score(loss: float | None, *, data: str = "wikitext2", bits: float | None = N
     made = {
         "data": data,
         "data_fingerprint": "f" * 16,
+        "segmentation": f"{tokens:016}",
         "protocol": "sliding",
         "max_length": 1024,
         "stride": 512,
@@ -39,14 +44,35 @@ def score(loss: float | None, *, data: str = "wikitext2", bits: float | None = N
     return made | other
 
 
+def scored_blocks(nats: np.ndarray, num_bytes: np.ndarray, tokens: np.ndarray, **other: Any) -> dict[str, Any]:
+    """One perplexity result with the blocks that its loss is the sum of; errors by the delta method of one ratio."""
+    loss, K = nats.sum() / tokens.sum(), len(nats)
+    error = float(np.sqrt(K / (K - 1) * ((nats - loss * tokens) ** 2).sum()) / tokens.sum())
+    blocks = {"nats": nats.tolist(), "tokens": tokens.tolist(), "bytes": num_bytes.tolist()}
+    counts = {"tokens": int(tokens.sum()), "bytes": int(num_bytes.sum()), "blocks": blocks}
+    bits, ratio = float(nats.sum() / num_bytes.sum() / math.log(2)), float(tokens.sum() / num_bytes.sum() / math.log(2))
+    made = score(float(loss), bits=bits, se_loss=error, se_bits_per_byte=error * ratio, **counts)
+    return made | {"segmentation": SEGMENTATION} | other
+
+
+def correlated_blocks(rng: np.random.Generator, checkpoints: int, K: int = 62) -> tuple[np.ndarray, ...]:
+    """(nats (checkpoints, K), bytes (K,), tokens (K,)): documents are hard or easy for all checkpoints alike."""
+    num_bytes = rng.integers(8_000, 32_000, K)
+    hard = rng.normal(0, 0.06, K)
+    per_byte = 0.55 + 0.02 * np.arange(checkpoints)[:, None] + hard + rng.normal(0, 0.004, (checkpoints, K))
+    return per_byte * num_bytes, num_bytes, num_bytes // 4
+
+
 def speed(decode: float, peak_mb: float = 700.0, **other: Any) -> dict[str, Any]:
     """One measurement of speed."""
     made = {
         "prefill_tokens_per_second": decode * 30,
         "decode_tokens_per_second": decode,
         "cache": False,
+        "compiled": False,
         "dtype": "float16",
-        "device": "cuda (T4)",
+        "device": "cuda",
+        "device_name": "Tesla T4",
         "threads": 2,
         "prompt_tokens": 512,
         "new_tokens": 128,
@@ -139,7 +165,7 @@ def tiny() -> list[dict[str, Any]]:
                     score(loss, tokens=400_000),
                     score(loss and loss - 0.2, data="pydocs", protocol="non_overlapping", max_length=256, stride=256),
                 ],
-                speed=speed(500.0 - 60 * place, cache=True, device="cpu", dtype="float32", without_sharing=apart),
+                speed=speed(500.0 - 60 * place, **ON_CPU, without_sharing=apart),
                 tasks=tasks if place < 4 else {"piqa": {"error": "boom"}},
             )
         )

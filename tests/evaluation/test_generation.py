@@ -3,8 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slm.data import Tokenizer
 from slm.data.vocabulary import plan_tokenizer
-from slm.evaluation.generation import REPLACEMENT, text_pieces
+from slm.evaluation.generation import REPLACEMENT, prompt_ids, text_pieces
 from slm.evaluation.labels import short_names
 
 TOKENIZER = plan_tokenizer({"kind": "bytes"}).make(lambda: iter([]))
@@ -16,6 +17,14 @@ def test_streamed_pieces_join_to_the_text_and_never_show_half_a_character(before
     pieces = list(text_pieces(TOKENIZER, TOKENIZER.encode(before), TOKENIZER.encode(after)))
     assert "".join(pieces) == after
     assert REPLACEMENT in after or not any(REPLACEMENT in piece for piece in pieces)
+
+
+def test_a_prompt_begins_as_the_tokenizers_own_rule_says_and_an_empty_one_with_the_mark_of_a_new_text() -> None:
+    end, content = "<|endoftext|>", TOKENIZER._content
+    marked = Tokenizer("marked", content, bos=end, eos=end, adds_bos=True)
+    assert prompt_ids(TOKENIZER, "ab") == [97, 98]
+    assert prompt_ids(TOKENIZER, "") == [256]
+    assert prompt_ids(marked, "ab") == [256, 97, 98]
 
 
 @given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=4).map("/".join), unique=True, min_size=1))

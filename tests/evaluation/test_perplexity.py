@@ -201,6 +201,30 @@ def test_the_error_over_documents_is_that_of_their_summed_losses(decoder: Decode
     assert result["se_loss"] == pytest.approx(losses.std(ddof=1) / math.sqrt(30), rel=0.06)
 
 
+def test_blocks_hold_the_sums_of_each_document_and_give_the_figures_again(decoder: Decoder) -> None:
+    document = (np.arange(64 * 30 + 1, dtype=np.int32) - 1).clip(0) // 64
+    stream = stream_of(64 * 30 + 1, document=document)
+    result = perplexity(decoder, stream, non_overlapping(64), batch_tokens=640)
+    blocks = result["blocks"]
+    assert blocks["tokens"] == [64] * 30
+    assert blocks["bytes"] == stream.token_bytes[1:].reshape(30, 64).sum(axis=1).tolist()
+    windows = np.lib.stride_tricks.sliding_window_view(stream.tokens, 65)[::64]
+    inputs, targets = torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
+    assert blocks["nats"] == pytest.approx(decoder.token_losses(inputs, targets).sum(dim=1).tolist(), rel=1e-6)
+    assert sum(blocks["nats"]) / sum(blocks["tokens"]) == pytest.approx(result["loss"], rel=1e-6)
+
+
+def test_many_documents_are_kept_as_at_most_two_hundred_blocks(decoder: Decoder) -> None:
+    result = perplexity(decoder, stream_of(6000), non_overlapping(64), batch_tokens=640)  # documents of 9 tokens
+    assert result["se_method"] == "block bootstrap over 667 documents"
+    assert {name: len(values) for name, values in result["blocks"].items()} == {
+        "nats": 166,
+        "tokens": 166,
+        "bytes": 166,
+    }
+    assert (sum(result["blocks"]["tokens"]), sum(result["blocks"]["bytes"])) == (result["tokens"], result["bytes"])
+
+
 def test_only_what_is_scored_goes_through_the_head(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
 
@@ -228,6 +252,7 @@ def test_a_loss_that_is_not_finite_leaves_the_figures_out(decoder: Decoder) -> N
     result = perplexity(broken, stream_of(100), sliding(32, 16), batch_tokens=64)
     figures = ("loss", "perplexity", "bits_per_byte", "se_loss", "se_bits_per_byte", "word_perplexity")
     assert {name: result[name] for name in figures} == dict.fromkeys(figures)
+    assert result["blocks"] is None
     assert result["notes"][-1] == "The loss of 99 of 99 tokens is not finite, so there are no figures."
     json.dumps(result, allow_nan=False)
 
@@ -236,8 +261,8 @@ def test_a_result_is_plain_json_with_the_keys_of_the_contract(decoder: Decoder) 
     result = perplexity(decoder, stream_of(100), sliding(32, 16), batch_tokens=64)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     names = (
-        "data data_fingerprint protocol max_length stride loss perplexity bits_per_byte se_loss se_bits_per_byte "
-        "se_method tokens bytes words word_perplexity windows notes"
+        "data data_fingerprint segmentation protocol max_length stride loss perplexity bits_per_byte se_loss "
+        "se_bits_per_byte se_method tokens bytes words word_perplexity windows notes blocks"
     )
     assert list(result) == names.split()
 

@@ -1,5 +1,7 @@
 """What a tokenizer makes of a text: which tokens are scored, and the bytes and words they stand for."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tokenizers
@@ -83,6 +85,17 @@ def test_a_part_of_a_text_has_the_bytes_and_words_of_that_part(tokenizer: Tokeni
     assert whole[part:].decode() == tokenizer.decode(tokenizer.encode(WIKI)[301:])
     assert stream.words == len(whole[:part].decode().split())
     assert "Only the first 301 tokens of the text are used." in stream.notes
+
+
+def test_a_segmentation_is_of_where_the_text_is_cut_and_not_of_ids_or_bos() -> None:
+    found = encode(running(WIKI), BYTE_LEVEL)
+    assert encode(running(WIKI), WITH_BOS).segmentation == found.segmentation  # the same merges, and other ids
+    assert encode(running(WIKI), WITH_BOS, bos="never").segmentation == found.segmentation
+    assert encode(running(WIKI), LLAMA).segmentation != found.segmentation
+    moved = found.token_bytes.copy()
+    place = next(n for n in range(len(moved)) if moved[n] != moved[n + 1])
+    moved[place : place + 2] = moved[place : place + 2][::-1]  # as many tokens and bytes, one cut elsewhere
+    assert dataclasses.replace(found, token_bytes=moved).segmentation != found.segmentation
 
 
 def test_bos_follows_the_tokenizers_own_rule_unless_told() -> None:

@@ -3,6 +3,8 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +60,39 @@ def test_a_runs_own_loss_and_bits_per_byte_come_out_again(
     assert again["data_fingerprint"] == result["data"]["fingerprint"]
 
 
-def test_the_text_is_found_in_the_cache_when_its_file_is_gone_and_asked_for_when_both_are(
+@contextmanager
+def away(path: Path) -> Iterator[None]:
+    """Without a file or folder for a while."""
+    elsewhere = path.rename(path.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        elsewhere.rename(path)
+
+
+def test_the_text_is_found_in_the_runs_cache_when_its_file_is_gone_and_asked_for_when_both_are(
     trained: Path, words: Path, tmp_path: Path
 ) -> None:
     tokenizer = load_tokenizer(trained / "model")
-    before = run_stream(trained, tokenizer)
-    away = words.rename(words.with_suffix(".away"))
-    try:
-        assert run_stream(trained, tokenizer).tokens.tolist() == before.tokens.tolist()
-        with pytest.raises(ValueError, match=r"^the validation text of .* cannot be had again: data\.paths=.* no file"):
+    before = run_stream(trained, tokenizer).tokens.tolist()
+    with away(words):
+        assert run_stream(trained, tokenizer).tokens.tolist() == before
+        assert run_stream(trained, tokenizer, cache_dir=tmp_path).tokens.tolist() == before
+        with (
+            away(trained.parent / "cache"),
+            pytest.raises(ValueError, match=r"^the validation text of .* cannot be had again: data\.paths=.* no file"),
+        ):
             run_stream(trained, tokenizer, cache_dir=tmp_path)
-    finally:
-        away.rename(words)
+    with away(trained.parent / "cache"):
+        assert run_stream(trained, tokenizer, cache_dir=tmp_path).tokens.tolist() == before
+
+
+def test_a_part_of_the_runs_text_is_its_beginning_and_said_to_be_one(trained: Path) -> None:
+    tokenizer = load_tokenizer(trained / "model")
+    whole, part = run_stream(trained, tokenizer), run_stream(trained, tokenizer, max_tokens=100)
+    assert part.tokens.tolist() == whole.tokens[:100].tolist()
+    assert (part.num_scored, part.notes[1:]) == (99, ("Only the first 100 tokens of the text are used.",))
+    assert run_stream(trained, tokenizer, max_tokens=10**9).notes == whole.notes
 
 
 def test_a_text_that_has_changed_since_is_refused(trained: Path, words: Path, tmp_path: Path) -> None:
@@ -77,7 +100,10 @@ def test_a_text_that_has_changed_since_is_refused(trained: Path, words: Path, tm
     content = words.read_text()
     words.write_text(content.replace(".", "!", 1))
     try:
-        with pytest.raises(ValueError, match=r"data=local is not the text of the run any more: its fingerprint is"):
+        with (
+            away(trained.parent / "cache"),
+            pytest.raises(ValueError, match=r"data=local is not the text of the run any more: its fingerprint is"),
+        ):
             run_stream(trained, tokenizer, cache_dir=tmp_path)
     finally:
         words.write_text(content)

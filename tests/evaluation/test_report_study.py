@@ -73,15 +73,24 @@ def test_the_file_of_the_raw_test_split_is_known_by_its_name() -> None:
 
 
 def test_models_are_known_by_name_and_size_and_a_block_shared_one_is_another() -> None:
-    def found(name: str, params: int) -> int:
-        return len(pairs(Results([entry("x", params, checkpoint=name)])))
+    def found(name: str, inner: int) -> int:
+        return len(pairs(Results([entry("x", inner + 18_432_000, checkpoint=name, params_non_embedding=inner)])))
 
-    assert found("facebook/MobileLLM-125M", 124_635_456) == 1
-    assert found("/models/mobilellm-125m/", 124_635_456) == 1
-    assert found("facebook/MobileLLM-125M-layer-share", 124_635_456) == 0
-    assert found("facebook/MobileLLM-125M", 124_635_457) == 0
-    assert found("SmolLM2-125M", 124_635_456) == 0
+    assert found("facebook/MobileLLM-125M", 106_203_456) == 1
+    assert found("/models/mobilellm-125m/", 106_203_456) == 1
+    assert found("facebook/MobileLLM-125M-layer-share", 106_203_456) == 0
+    assert found("facebook/MobileLLM-125M", 106_203_457) == 0
+    assert found("SmolLM2-125M", 106_203_456) == 0
     assert study_section(Results([entry("x", 10**7, perplexity_results=[score(3.0)])])) is None
+
+
+def test_a_model_whose_file_has_a_head_of_its_own_is_known_and_counted_as_it_is() -> None:
+    entries = published()
+    entries[2]["params_total"] += 32_000 * 1_152  # MobileLLM-600M
+    measured = measured_table(pairs(Results(entries)))
+    assert measured is not None
+    assert measured.frame["params_total"].tolist()[2] == 603_188_352 + 36_864_000
+    assert "| 1152 N^-0.2457, R2 0.9935. |" not in text_of(entries)
 
 
 def test_untrained_weights_under_a_released_name_are_no_traceback() -> None:

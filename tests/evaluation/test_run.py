@@ -143,12 +143,93 @@ def test_a_task_that_fails_is_in_the_table_and_the_exit_code_and_is_tried_again(
     assert results(tmp_path)[0]["tasks"]["lost"]["value"] == 0.5
 
 
-def test_somebody_elses_results_are_not_written_over(releases: list[Path], text: Path, tmp_path: Path) -> None:
+def test_a_text_that_changed_is_scored_again_and_its_old_figures_go(
+    releases: list[Path], tmp_path: Path, loads: list[str]
+) -> None:
+    text = tmp_path / "t.txt"
+    for words in ("One text. " * 40, "Another text, which is another. " * 20):
+        text.write_text(words)
+        evaluate(small(tmp_path, text, f"checkpoint={releases[0]}", "speed.enabled=false"))
+    assert len(loads) == 4
+    (entry,) = results(tmp_path)
+    # Every byte but the first, which nothing predicts.
+    assert [one["bytes"] for one in entry["perplexity_results"]] == [
+        len("Another text, which is another. ") * 20 - 1
+    ] * 2
+
+
+def test_a_task_file_that_changed_is_asked_again(releases: list[Path], text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    file = tmp_path / "quiz.jsonl"
+    asked = (f"checkpoint={releases[0]}", f"task_files={{quiz: {file}}}", "perplexity.protocols=[]")
+    for count in (3, 5):
+        line = json.dumps({"query": "One and one make", "choices": ["two", "three"], "gold": 0})
+        file.write_text("".join(f"{line}\n" for _ in range(count)))
+        assert evaluate(small(tmp_path, text, *asked)) == 0
+        assert results(tmp_path)[0]["tasks"]["quiz"]["n"] == count
+
+
+def test_a_group_of_tasks_that_failed_once_leaves_no_error_behind(
+    releases: list[Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"metric": "acc", "value": 0.5, "se": 0.1, "n": 20, "num_fewshot": 0}
+    answers: list[dict[str, Any]] = [{"group": {"error": "no network."}}, {"one": dict(good), "two": dict(good)}]
+    monkeypatch.setattr(measure, "run_tasks", lambda *arguments, **options: answers.pop(0))
+    monkeypatch.setattr("slm.evaluation.run.check_tasks", lambda tasks, files: None)
+    asked = (f"checkpoint={releases[0]}", "tasks=group", "speed.enabled=false", "perplexity.protocols=[]")
+    assert [evaluate(small(tmp_path, text, *asked)) for _ in range(3)] == [SKIPPED_TASKS, 0, 0]
+    assert list(results(tmp_path)[0]["tasks"]) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.md", "config.yaml", "config.json"])
+def test_a_folder_of_something_else_is_left_alone(name: str, releases: list[Path], text: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "results.json").write_text("not ours")
-    with pytest.raises(ValueError, match="holds results that cannot be read"):
+    (tmp_path / "out" / name).write_text("not ours")
+    with pytest.raises(ValueError, match=f"holds {name} and is no evaluation"):
         evaluate(small(tmp_path, text, f"checkpoint={releases[0]}"))
-    assert (tmp_path / "out" / "results.json").read_text() == "not ours"
+    assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "not ours")]
+
+
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", "null", '[{"versions": 3}]'])
+def test_results_that_are_damaged_are_refused(content: str, releases: list[Path], text: Path, tmp_path: Path) -> None:
+    asked = (f"checkpoint={releases[0]}", "perplexity.protocols=[]")
+    evaluate(small(tmp_path, text, *asked))
+    (tmp_path / "out" / "results.json").write_text(content)
+    with pytest.raises(ValueError, match="cannot be read: choose another output_dir"):
+        evaluate(small(tmp_path, text, *asked))
+
+
+def test_one_model_under_two_names_is_refused_and_under_another_name_not_measured_again(
+    releases: list[Path], text: Path, tmp_path: Path, loads: list[str]
+) -> None:
+    other = tmp_path / "link"
+    other.symlink_to(releases[0])
+    with pytest.raises(ValueError, match="link are the same weights: name one"):
+        evaluate(small(tmp_path, text, listed([releases[0], other])))
+    evaluate(small(tmp_path, text, f"checkpoint={releases[0]}"))
+    evaluate(small(tmp_path, text, f"checkpoint={other}"))
+    assert len(loads) == 2
+    assert [entry["name"] for entry in results(tmp_path)] == ["link"]
+
+
+def test_tasks_may_be_added_to_an_evaluation(
+    releases: list[Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: list[str]
+) -> None:
+    good = {"metric": "acc", "value": 0.5, "se": 0.1, "n": 20, "num_fewshot": 0}
+    monkeypatch.setattr(measure, "run_tasks", lambda decoder, tokenizer, tasks, **options: {tasks[0]: dict(good)})
+    monkeypatch.setattr("slm.evaluation.run.check_tasks", lambda tasks, files: None)
+    for tasks in ("tasks=null", "tasks=one", "tasks=[one,two]"):
+        assert evaluate(small(tmp_path, text, f"checkpoint={releases[0]}", tasks)) == 0
+    assert len(loads) == 2
+    assert list(results(tmp_path)[0]["tasks"]) == ["one", "two"]
+
+
+@pytest.mark.parametrize("parts", [["speed.enabled=false"], ["perplexity.protocols=[]"]])
+def test_what_is_measured_alone_is_reported_and_tracked(
+    parts: list[str], releases: list[Path], text: Path, tmp_path: Path
+) -> None:
+    assert evaluate(small(tmp_path, text, f"checkpoint={releases[0]}", "logger=wandb", *parts)) == 0
+    assert list((tmp_path / "out" / "wandb").glob("offline-run-*"))
 
 
 def test_an_export_loads_in_transformers_with_the_same_logits(

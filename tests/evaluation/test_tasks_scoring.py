@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.evaluation.tasks.scoring import Group, Request, Scorer, batches, plan, request, share
+from slm.evaluation.tasks.batching import Group, Request, batches, plan, request, share
+from slm.evaluation.tasks.scoring import Scorer
 from slm.model import Decoder, ModelConfig
 
 CONTEXT = 24
@@ -23,7 +24,12 @@ def decoder(**changes) -> Decoder:
     return Decoder(ModelConfig(**shape)).double().eval()
 
 
-MODELS = [decoder(), decoder(layer_sharing="immediate", num_repeats=2)]
+MODELS = [
+    decoder(),
+    decoder(layer_sharing="immediate", num_repeats=2, qk_norm="learned"),
+    decoder(layer_sharing="repeat_all_over", num_repeats=2, qk_norm="weightless", rope_style="interleaved"),
+    decoder(layer_sharing="reverse", num_repeats=2, tie_embeddings=False),
+]
 
 
 @torch.no_grad()
@@ -138,6 +144,22 @@ def test_autocast_scores_are_those_of_autocast_logits() -> None:
     score = Scorer(model, batch_tokens=4000, autocast=torch.bfloat16)([item, *others])[0]
     assert score.log_likelihood == pytest.approx(expected, abs=0.1)
     assert score.log_likelihood != pytest.approx(alone(model, item)[0], abs=1e-6)
+
+
+def test_a_model_that_has_diverged_has_no_best_choice() -> None:
+    model = decoder()
+    with torch.no_grad():
+        model.norm.weight.fill_(torch.inf)
+    with pytest.raises(ValueError, match=r"^log-likelihoods are not finite, .* float64 overflows"):
+        Scorer(model, batch_tokens=100)([request((1, 2), (3,), CONTEXT)])
+
+
+def test_half_precision_scores_are_those_of_one_pass_for_each_request() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        model = decoder(layer_sharing="immediate", num_repeats=2).to(dtype)
+        items = [request((1, 2, 3, 4, 5, 6), (choice, 1, 2), CONTEXT) for choice in range(4)]
+        for item, score in zip(items, Scorer(model, batch_tokens=4000)(items), strict=True):
+            assert score.log_likelihood == pytest.approx(alone(model, item)[0], rel=20 * torch.finfo(dtype).eps)
 
 
 def test_a_continuation_that_cannot_be_scored_is_refused() -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slm.evaluation.report import figures_tasks
-from slm.evaluation.report.conditions import conditions, usual_conditions
-from slm.evaluation.report.fits import Gain, gains, target_error
+from slm.evaluation.report.differences import target_error
+from slm.evaluation.report.fits import Gain, gains
 from slm.evaluation.report.results import Entry, Results, unique_labels
+from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.evaluation.report.study import published_points
 from slm.scaling.allocation import pareto_front
 from slm.scaling.report.directory import known, whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,15 +9,16 @@ import numpy as np
 import pandas as pd
 
 from slm.evaluation.report.average import difference_error
-from slm.evaluation.report.results import Entry, Results, family_of, number
+from slm.evaluation.report.differences import paired_error, target_error
+from slm.evaluation.report.results import Entry, Results, family_of
 from slm.scaling.entries import fit_group, plain
 from slm.scaling.laws import get_law
 from slm.scaling.report.wording import is_number
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
 
+LEAST_STEP = 1.05
 FEWEST_SIZES = 3
-LN2 = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Point:
     size: float
     value: float
     se: float | None
+    scores: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,8 @@ class Gain:
     larger: float
     value: float
     se: float | None
-
-
-def target_error(score: Entry, target: str) -> float | None:
-    """Standard error of loss or bits per byte."""
-    return number(score, "se_loss" if target == "loss" else "se_bits_per_byte")
+    paired: bool
+    """Whether the error is that of the difference itself, and not of two independent figures."""
 
 
 def points(results: Results) -> dict[str, list[Point]]:
@@ -53,9 +51,7 @@ def points(results: Results) -> dict[str, list[Point]]:
     for entry, score in results.scored(results.primary):
         if is_number(score.get(target)):
             found.setdefault(family_of(entry), {}).setdefault(entry["params_total"], []).append(score)
-    return {
-        family: [_point(size, sizes[size], target) for size in sorted(sizes)] for family, sizes in found.items()
-    }  # fmt: skip
+    return {family: [_point(size, sizes[size], target) for size in sorted(sizes)] for family, sizes in found.items()}
 
 
 def _point(size: float, mine: list[Entry], target: str) -> Point:
@@ -63,21 +59,29 @@ def _point(size: float, mine: list[Entry], target: str) -> Point:
     # The same text is in all of them: the error of a mean is no smaller than that of one.
     known = [error for error in errors if error is not None]
     error = sum(known) / len(known) if len(known) == len(errors) else None
-    return Point(float(size), sum(score[target] for score in mine) / len(mine), error)
+    return Point(float(size), sum(score[target] for score in mine) / len(mine), error, tuple(mine))
 
 
 def gains(results: Results) -> list[Gain]:
-    """Gain per million parameters between consecutive sizes of each family, errors of both ends propagated."""
+    """Gain per million parameters between consecutive sizes of each family, with the errors of the differences.
+
+    Sizes nearer than `LEAST_STEP` have none: a difference over next to nothing says nothing of size.
+    """
+    target = results.fit_target
     return [
-        Gain(family, a.size, b.size, 1e6 * (a.value - b.value) / (b.size - a.size), _scaled(a, b))
+        _gain(family, a, b, target)
         for family, sizes in points(results).items()
         for a, b in pairwise(sizes)
+        if b.size >= LEAST_STEP * a.size
     ]
 
 
-def _scaled(a: Point, b: Point) -> float | None:
-    error = difference_error(a.se, b.se)
-    return None if error is None else 1e6 * error / (b.size - a.size)
+def _gain(family: str, a: Point, b: Point, target: str) -> Gain:
+    shares = [(1 / len(a.scores), score) for score in a.scores] + [(-1 / len(b.scores), score) for score in b.scores]
+    paired, million = paired_error(shares, target), 1e6 / (b.size - a.size)
+    error = paired.se if paired.blocks else difference_error(a.se, b.se)
+    scaled = None if error is None else million * error
+    return Gain(family, a.size, b.size, million * (a.value - b.value), scaled, bool(paired.blocks))
 
 
 def fits(results: Results) -> list[Entry]:

@@ -19,12 +19,11 @@ def notes_section(results: Results) -> Section:
     """What was loaded, and the notes of loading and measuring."""
     header = ("checkpoint", "given as", "kind", "revision", "stored", "evaluated in", "device", "fingerprint")
     section = Section("Checkpoints").add(table(header, [_identity(entry) for entry in results.entries]))
-    notes = [
-        f"{plainly(entry['name'])}: {plainly(note)}"
-        for entry in results.entries
-        for note in dict.fromkeys(_notes(entry))
-    ]
-    return section.add(bullets(notes))
+    noted: dict[str, list[str]] = {}
+    for entry in results.entries:
+        for note in dict.fromkeys(_notes(entry)):
+            noted.setdefault(note, []).append(plainly(entry["name"]))
+    return section.add(bullets([f"{listed(names)}: {plainly(note)}" for note, names in noted.items()]))
 
 
 def _identity(entry: Entry) -> list[str]:
@@ -45,7 +44,13 @@ def precision(entry: Entry) -> str:
 
 
 def _notes(entry: Entry) -> list[str]:
-    of_scores = [f"{measure_of(score).title}: {note}" for score in scores(entry) for note in score.get("notes") or []]
+    """Of the checkpoint, and of its scores, with the measure where a note is not of all of them."""
+    noted: dict[str, list[str]] = {}
+    for score in scores(entry):
+        for note in score.get("notes") or []:
+            noted.setdefault(note, []).append(measure_of(score).title)
+    every = len(scores(entry))
+    of_scores = [note if len(of) == every else f"{listed(of)}: {note}" for note, of in noted.items()]
     return [*(entry.get("notes") or []), *of_scores]
 
 
@@ -68,7 +73,7 @@ def methods_section(results: Results, command: str) -> Section:
     if times:
         lines.append(f"Evaluated {times[0]}" + (f" to {times[-1]}." if times[-1] != times[0] else "."))
     indented = "\n".join(f"    {line}" for line in command.splitlines())
-    return Section("How it was measured").add(bullets(lines), "The command:", indented)
+    return Section("How it was measured").add(bullets(lines), "The last command:", indented)
 
 
 def _protocol(measure: Measure, results: Results) -> str:

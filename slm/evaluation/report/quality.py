@@ -1,23 +1,12 @@
-"""The section on perplexity: a table a measure, and which checkpoints its standard errors cannot tell apart."""
+"""The section on perplexity: a table a measure, and the differences between checkpoints."""
 
 from __future__ import annotations
 
-from itertools import combinations
-
-from slm.evaluation.report.average import apart
-from slm.evaluation.report.fits import target_error
+from slm.evaluation.report.difference_table import differences, reading
 from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.results import Entry, Measure, Results, alike, has_loss, number, score_by, scores
-from slm.scaling.report.text import Section, bullets, table
+from slm.scaling.report.text import Section, table
 from slm.scaling.report.wording import NOTHING, count, is_number, listed, plainly, plural, sig
-
-MOST_PAIRS = 10
-"""More pairs than these are counted instead of listed."""
-CAREFUL = (
-    "Errors are of the text: another text of its kind would give other figures. All checkpoints read the same text and "
-    "tend to err on the same documents, so that two errors added, as here, make a difference look less certain than it "
-    "is: a difference that stands out does so all the more, and one that does not may yet be real."
-)
 
 
 def quality_section(results: Results) -> Section | None:
@@ -32,8 +21,8 @@ def quality_section(results: Results) -> Section | None:
     )
     for measure in results.measures:
         section.add(f"**{plainly(measure.title)}**", _table(results, measure), _missing(results, measure))
-    section.add(bullets(pair_lines(results)), CAREFUL if len(results.scored(results.primary)) > 1 else "")
-    return section
+        section.add(*differences(results, measure))
+    return section.add(reading(results))
 
 
 def warnings(results: Results) -> list[str]:
@@ -97,40 +86,3 @@ def _missing(results: Results, measure: Measure) -> str:
         if scores(entry) and not has_loss(score_by(entry, measure) or {})
     ]
     return f"No figure by this measure: {listed(names)}." if names else ""
-
-
-def ranked(results: Results) -> list[tuple[Entry, float, float | None]]:
-    """Checkpoints by the primary measure with target and its error, best first; empty where they do not compare."""
-    target = results.target
-    if target == "loss" and not results.same_tokens(results.primary):
-        return []
-    rows = [
-        (entry, float(score[target]), target_error(score, target))
-        for entry, score in results.scored(results.primary)
-        if is_number(score.get(target))
-    ]
-    return sorted(rows, key=lambda row: row[1])
-
-
-def pair_lines(results: Results) -> list[str]:
-    """Which pairs are within two standard errors of each other."""
-    rows = ranked(results)
-    every = list(combinations(rows, 2))
-    alike = [(a, b) for a, b in every if apart(a[1:], b[1:]) is False]
-    unknown = sum(apart(a[1:], b[1:]) is None for a, b in every)
-    if not every:
-        return []
-    what = results.target.replace("_", " ")
-    lines = [
-        f"{plainly(a[0]['name'])} and {plainly(b[0]['name'])} are not distinguishable: {what} differs by "
-        f"{sig(b[1] - a[1], 2)}, less than 2 standard errors of independent figures."
-        for a, b in alike[:MOST_PAIRS]
-    ]
-    if len(alike) > MOST_PAIRS:
-        lines.append(f"{plural(len(alike) - MOST_PAIRS, 'more pair')} are not distinguishable either.")
-    if not alike and not unknown:
-        which = f"All {plural(len(every), 'pair')}" if len(every) > 1 else "The two"
-        lines.append(f"{which} differ in {what} by more than 2 standard errors.")
-    if unknown:
-        lines.append(f"Of {plural(unknown, 'pair')} that cannot be said: a standard error is missing.")
-    return lines

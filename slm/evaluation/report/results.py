@@ -100,21 +100,18 @@ class Results:
         return [(entry, score) for entry, score in pairs if score and has_loss(score)]
 
     def same_tokens(self, measure: Measure | None) -> bool:
-        """Whether all checkpoints have one vocabulary size and cut the text into tokens of one mean length.
+        """Whether all checkpoints cut the text into the same tokens, so that losses per token compare."""
+        return len({score.get("segmentation") for _, score in self.scored(measure)}) <= 1
 
-        A token more or less, such as a first one without context, is no other tokenizer.
-        """
-        pairs = self.scored(measure)
-        sizes = {(entry.get("shape") or {}).get("vocab_size") for entry, _ in pairs}
-        counts = [(number(score, "tokens"), number(score, "bytes")) for _, score in pairs]
-        rates = [tokens / size for tokens, size in counts if tokens and size]
-        return len(sizes) <= 1 and (not rates or alike(rates))
+    def target_by(self, measure: Measure | None) -> str:
+        """What checkpoints are compared by on one measure, as `target` is on the primary one."""
+        bits = all(is_number(score.get("bits_per_byte")) for _, score in self.scored(measure))
+        return "bits_per_byte" if bits else "loss"
 
     @cached_property
     def target(self) -> str:
         """What checkpoints are compared by: bits_per_byte, or loss where bytes are not known and tokenizers agree."""
-        bits = all(is_number(score.get("bits_per_byte")) for _, score in self.scored(self.primary))
-        return "bits_per_byte" if bits else "loss"
+        return self.target_by(self.primary)
 
     @cached_property
     def fit_target(self) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from slm.evaluation.report.average import DISTINGUISHED
 from slm.evaluation.report.fits import FEWEST_SIZES, Gain, gains, points
 from slm.evaluation.report.numbers import measured
-from slm.evaluation.report.results import Entry, Results, family_of
+from slm.evaluation.report.results import UNNAMED, Entry, Results, family_of
 from slm.scaling.report.text import Section, bullets, exponent, notes, status, table
-from slm.scaling.report.wording import TARGET_NAMES, count, plainly, plural, sig
+from slm.scaling.report.wording import TARGET_NAMES, count, listed, plainly, plural, sig
 
 FEW = 6
 """Sizes below which one power law cannot be told from another law."""
@@ -54,15 +54,21 @@ def _limits(results: Results, fits: Sequence[Entry]) -> list[str]:
                 f"{plainly(family)}: {plural(sizes, 'size')} support the slope between the smallest and the largest at "
                 "best. They cannot tell a floor from none, nor one law from another, nor what larger models reach."
             )
-        budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
-        if budgets == {None}:
-            said.append(
-                f"{plainly(family)}: training tokens are not known, so alpha holds for these models as trained."
-            )
-        elif len(budgets) > 1:
-            said.append(
-                f"{plainly(family)}: training tokens differ or are partly unknown, so alpha mixes N with tokens."
-            )
+        said += _caveats(family, results)
+    return said
+
+
+def _caveats(family: str, results: Results) -> list[str]:
+    """What keeps a difference within a family from being one of N alone, as far as is known."""
+    name = plainly(family)
+    said = []
+    if family == UNNAMED:
+        said.append(f"{name}: these checkpoints state no family and are taken for one; if they are not, this is void.")
+    budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
+    if budgets == {None}:
+        said.append(f"{name}: training tokens are not known, so this holds for these models as trained.")
+    elif len(budgets) > 1:
+        said.append(f"{name}: training tokens differ or are partly unknown, so this mixes N with tokens.")
     return said
 
 
@@ -77,15 +83,28 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
         for step in steps
     ]
     section = Section("Gain of more parameters").add(
-        f"Difference of {target} between neighbouring sizes of a family, by the difference in parameters. Errors are "
-        "those of two independent figures; the text is the same, so they are rather too large.",
+        f"Difference of {target} between neighbouring sizes of a family, by the difference in parameters. "
+        + _errors_said(steps),
         table(
             ("family", "from N", "to N", f"fall of {target} per million parameters, x 10^-3", "more than 2 se from 0"),
             rows,
         ),
+        bullets(
+            [line for family in dict.fromkeys(step.family for step in steps) for line in _caveats(family, results)]
+        ),
     )
     few = f"Line: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
     return section.add(figure("marginal", f"Bars: 2 standard errors, and the two sizes. {few}") if drawn else "")
+
+
+def _errors_said(steps: Sequence[Gain]) -> str:
+    """Which of the errors are of differences, and which of independent figures."""
+    apart = [f"{plainly(s.family)} from {count(s.smaller)} to {count(s.larger)}" for s in steps if not s.paired]
+    if not apart:
+        return "Errors are of the differences, paired by blocks of the text."
+    which = f"Errors of {listed(apart)}" if len(apart) < len(steps) else "Errors"
+    rest = " The others are paired by blocks of the text." if len(apart) < len(steps) else ""
+    return f"{which} are those of two independent figures, too large where both err on the same parts.{rest}"
 
 
 def _thousandths(value: float, se: float | None) -> str:

@@ -29,8 +29,13 @@ def measured_table(found: list[Pair]) -> Table | None:
     names = [pair.row["name"] for pair in found if pair.score]
     if len(names) != len(set(names)) or set(names) != set(read_table(NAME).frame["name"]):
         return None
-    columns = ("family", "params_total", "params_non_embedding", "depth", "name")
-    rows = [{name: pair.row[name] for name in columns} | {"loss": pair.score["loss"]} for pair in found if pair.score]
+    rows = [
+        {name: pair.row[name] for name in ("family", "depth", "name")}
+        | {name: pair.entry[name] for name in ("params_total", "params_non_embedding")}
+        | {"loss": pair.score["loss"]}
+        for pair in found
+        if pair.score
+    ]
     try:
         return table_from_frame(pd.DataFrame(rows), name="measured")
     except ValueError:  # untrained weights under a released name: losses that no model has

@@ -32,14 +32,17 @@ class Pair:
 
 
 def pairs(results: Results) -> list[Pair]:
-    """The study's models among the checkpoints, by name and number of parameters, smallest first."""
+    """The study's models among the checkpoints, by name and number of parameters in the blocks, smallest first."""
     rows = read_table(NAME).frame.to_dict("records")
     return [Pair(dict(row), entry) for row in rows for entry in results.entries if _same(row, entry)]
 
 
 def _same(row: Entry, entry: Entry) -> bool:
-    """A name such as facebook/MobileLLM-125M; block-shared models have the same number, and another name."""
+    """A name such as facebook/MobileLLM-125M; block-shared models have the same number, and another name.
+
+    Embeddings are not counted: whether a file's head is the embedding is for its tensors to say.
+    """
     named = re.compile(re.escape(row["name"]) + r"(?![\w.]|-layer-share|-LS)", re.IGNORECASE)
-    return entry["params_total"] == row["params_total"] and any(
+    return entry.get("params_non_embedding") == row["params_non_embedding"] and any(
         named.search(str(entry.get(key, ""))) for key in ("name", "checkpoint")
     )

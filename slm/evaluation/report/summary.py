@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from slm.evaluation.report.average import apart, average
-from slm.evaluation.report.conditions import conditions, usual_conditions
+from slm.evaluation.report.differences import compare, ranked, target_error
 from slm.evaluation.report.numbers import measured
-from slm.evaluation.report.quality import ranked, warnings
+from slm.evaluation.report.quality import warnings
 from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
+from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.scaling.report.directory import known
 from slm.scaling.report.text import Section, bullets
 from slm.scaling.report.wording import TARGET_NAMES, is_number, listed, plainly, plural, sig, with_interval
@@ -29,16 +31,18 @@ def summary_section(results: Results, fits: Sequence[Entry]) -> Section:
 
 
 def _best(results: Results) -> str:
-    rows = ranked(results)
+    rows = ranked(results, results.primary)
     if not rows or results.primary is None:
         return ""
-    entry, value, se = rows[0]
-    what = TARGET_NAMES[results.target]
+    (entry, score), target = rows[0], results.target
+    shown = measured(score[target], target_error(score, target))
+    what = TARGET_NAMES[target]
     if len(rows) == 1:
-        return f"{plainly(entry['name'])} has {measured(value, se)} {what} on {plainly(results.primary.title)}."
-    alike = [plainly(row[0]["name"]) for row in rows[1:] if apart((value, se), row[1:]) is False]
-    text = f"Lowest {what} on {plainly(results.primary.title)}: {plainly(entry['name'])}, {measured(value, se)}"
-    return text + (f"; by these standard errors not distinguishable from {listed(alike)}." if alike else ".")
+        return f"{plainly(entry['name'])} has {shown} {what} on {plainly(results.primary.title)}."
+    alike = [plainly(other["name"]) for other, its in rows[1:] if compare(score, its, target).beyond is False]
+    text = f"Lowest {what} on {plainly(results.primary.title)}: {plainly(entry['name'])}, {shown}"
+    tail = f"; not distinguishable from {listed(alike)} by the standard errors of the differences." if alike else "."
+    return text + tail
 
 
 def _fastest(results: Results) -> str:
@@ -49,7 +53,14 @@ def _fastest(results: Results) -> str:
     best = max(rows, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
     rate = sig(best["speed"]["decode_tokens_per_second"])
     lead = "Fastest decode" if len(rows) > 1 else "Decode"
-    return f"{lead}: {plainly(best['name'])}, {rate} tokens/s ({plainly(usual.words)})."
+    slowest = (best["speed"].get("decode_spread") or [math.inf])[0]
+    alike = [
+        plainly(entry["name"])
+        for entry in rows
+        if entry is not best and (entry["speed"].get("decode_spread") or [-math.inf])[-1] >= slowest
+    ]
+    within = f"; within the spread of repetitions as fast: {listed(alike)}" if alike else ""
+    return f"{lead}: {plainly(best['name'])}, {rate} tokens/s ({plainly(usual.words)}){within}."
 
 
 def _average(results: Results) -> str:

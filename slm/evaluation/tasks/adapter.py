@@ -16,7 +16,8 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from slm.data import Tokenizer
-from slm.evaluation.tasks.scoring import Request, Scorer, request
+from slm.evaluation.tasks.batching import Request, request
+from slm.evaluation.tasks.scoring import Scorer
 from slm.model import Decoder
 from slm.model.sampling import generate
 
@@ -48,6 +49,8 @@ class DecoderLM(TemplateLM):
         self._seed = seed
         self._progress = progress
         self._encoded: dict[str, list[int]] = {}
+        self.num_cut = 0
+        """Requests that were longer than the model's context, and lost their beginning."""
         self._begin = [self.prefix_token_id] if tokenizer.adds_bos else []
 
     @property
@@ -94,6 +97,7 @@ class DecoderLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         # A context of spaces alone is left without tokens (they go to the continuation): treated as an empty one.
         begin = [self.prefix_token_id]
+        self.num_cut += sum(len(context) + len(new) > self.max_length + 1 for _, context, new in requests)
         items = [request(context or begin, continuation, self.max_length) for _, context, continuation in requests]
         return [tuple(score) for score in self._score(items, "requests")]
 

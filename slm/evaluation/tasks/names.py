@@ -35,7 +35,7 @@ def check_tasks(tasks: Sequence[str], task_files: Mapping[str, str]) -> None:
     repeated = sorted({name for name in tasks if tasks.count(name) > 1})
     if repeated:
         raise ValueError(f"tasks names {', '.join(repeated)} more than once; wants each task once")
-    known = set(harness_names()) if named else set()
+    known = set(task_manager().all_tasks) if named else set()
     for name in named:
         if name not in known:
             near = get_close_matches(name, [*task_files, *known], n=3)
@@ -49,14 +49,9 @@ def require_harness() -> None:
         raise ValueError("tasks need lm-evaluation-harness, which is not installed: pip install 'slm[eval]'")
 
 
-def harness_names() -> Sequence[str]:
-    """Every task, group and tag of the installed harness."""
-    return task_manager().all_tasks
-
-
 @cache
 def task_manager() -> Any:
-    """The harness's index of tasks; reading it takes seconds, so it is read once."""
+    """The harness's index of tasks, groups and tags; reading it takes seconds, so it is read once."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

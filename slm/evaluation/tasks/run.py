@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import random
 import sys
 import time
@@ -69,9 +70,18 @@ def run_tasks(
                 found = evaluate_task(model, loaded, limit=limit, num_fewshot=num_fewshot, seed=seed)
             except Exception as error:  # whatever a task's own code or data raises, the other tasks are still run
                 found = {name: {"error": _sentence(error)}}
+        notes = []
         if name in task_files:
-            note = f"Questions and their wording are those of {task_files[name]}, not of a harness task named {name}."
-            found[name]["notes"] = [note]
+            notes.append(
+                f"Questions and their wording are those of {task_files[name]}, not of a harness task named {name}."
+            )
+        if model.num_cut:
+            notes.append(
+                f"{model.num_cut:,} requests were longer than the model's context of {model.max_length:,} tokens and "
+                "lost their beginning."
+            )
+        if notes:
+            found = {task: {**result, "notes": notes} for task, result in found.items()}
         results |= found
         for task, result in found.items():
             print(f"tasks: {task}: {_summary(result)}", file=sys.stderr, flush=True)
@@ -85,6 +95,8 @@ def load_task(name: str, task_files: Mapping[str, str]) -> Any:
     try:
         with _offline():
             return task_manager().load([name])
+    except ImportError:  # a package that this task needs
+        raise
     except Exception:  # not in the cache: which class says so depends on datasets and huggingface_hub
         _require_hub(name)
         return task_manager().load([name])
@@ -120,13 +132,20 @@ def evaluate_task(
 
 def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     rows = report.get("groups") or report["results"]
-    entries = {}
+    entries: dict[str, dict[str, Any]] = {}
     for name, row in rows.items():
         values, errors = _metrics(row)
         if not values:
             continue
         metric = next((known for known in MAIN_METRICS if known in values), next(iter(values)))
-        others = {key: {"value": values[key], "se": errors[key]} for key in values if key != metric}
+        if not math.isfinite(values[metric]):
+            entries[name] = {"error": f"{metric} of {name} is {values[metric]}, which is no figure"}
+            continue
+        others = {
+            key: {"value": value, "se": errors[key]}
+            for key, value in values.items()
+            if key != metric and math.isfinite(value)
+        }
         entries[name] = {
             "metric": metric,
             "value": values[metric],
@@ -148,7 +167,7 @@ def _metrics(row: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float 
         error = row.get(f"{metric}_stderr,{chosen}")
         label = metric if len(filters) == 1 else key
         values[label] = float(value)
-        errors[label] = float(error) if isinstance(error, (int, float)) else None
+        errors[label] = float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None
     return values, errors
 
 
