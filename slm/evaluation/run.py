@@ -46,9 +46,10 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     check_tasks(settings["tasks"], settings["task_files"])
     folder = Path(settings["output_dir"])
     ledger = Ledger(folder, settings)
-    text = text_of(settings)
-    plans = {checkpoint: _plan(checkpoint, settings, text) for checkpoint in settings["checkpoints"]}
-    _refuse_doubles({name: provenance for name, (provenance, _, _) in plans.items()})
+    found = {checkpoint: _checked(checkpoint, settings) for checkpoint in settings["checkpoints"]}
+    _refuse_doubles(found)
+    text = text_of(settings)  # which may have to be built, so mistakes in checkpoints come first
+    plans = {name: _plan(provenance, settings, text) for name, provenance in found.items()}
     with ledger.claimed():
         _say(f"results go to {folder}")
         for number, (checkpoint, (provenance, precision, measurements)) in enumerate(plans.items(), start=1):
@@ -63,20 +64,23 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     return SKIPPED_TASKS if any("error" in task for e in ledger.entries for task in e["tasks"].values()) else 0
 
 
-def _plan(
-    checkpoint: str, settings: Mapping[str, Any], text: Text | None
-) -> tuple[Provenance, Precision, list[Measurement]]:
-    """What is to be measured of a checkpoint, everything checked that can be before its weights are read."""
+def _checked(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
     address, revision = _address(checkpoint, settings)
-    provenance = check(address, revision=revision)
+    return check(address, revision=revision)
+
+
+def _plan(
+    provenance: Provenance, settings: Mapping[str, Any], text: Text | None
+) -> tuple[Provenance, Precision, list[Measurement]]:
+    """What is to be measured of a checkpoint, everything refused that can be before its weights are read."""
     precision = resolve_precision(settings, provenance)
     return provenance, precision, planned(settings, provenance, precision, text)
 
 
-def _refuse_doubles(plans: Mapping[str, Provenance]) -> None:
+def _refuse_doubles(found: Mapping[str, Provenance]) -> None:
     """A model beside itself would enter comparisons and fits twice."""
     names: dict[str, str] = {}
-    for name, provenance in plans.items():
+    for name, provenance in found.items():
         if provenance.fingerprint in names:
             raise ValueError(f"checkpoints: {names[provenance.fingerprint]} and {name} are the same weights: name one")
         names[provenance.fingerprint] = name
