@@ -17,7 +17,7 @@ from slm.model.config import ModelConfig
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`; where one row is compiled for a CPU, multiply and sum, which reads the weight at memory bandwidth.
 
-    The libraries' products of a matrix and a vector reach a third of it there (docs/log.md, 2026-11-22).
+    The libraries' products of a matrix and a vector reach less than half of it there (docs/log.md, 2026-11-22).
     """
     if torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == weight.shape[1]:
         y = (weight * x.view(-1)).sum(-1).view(*x.shape[:-1], -1)
