@@ -20,10 +20,11 @@ def main(config: DictConfig) -> None:
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
-        print(
-            f"\ninterrupted: the same command with output_dir={config.output_dir} goes on where it stopped",
-            file=sys.stderr,
+        measuring = config.prompt is None and config.export is None
+        further = (
+            f": the same command with output_dir={config.output_dir} goes on where it stopped" if measuring else ""
         )
+        print(f"\ninterrupted{further}", file=sys.stderr)
         exit_codes.append(130)
     except MISTAKES as error:
         exit_codes.append(report(error))

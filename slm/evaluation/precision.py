@@ -11,12 +11,6 @@ import torch
 from slm.checkpoints import Provenance
 from slm.machine import native_bfloat16
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 TRAINED = {
     "bf16-mixed": (torch.float32, torch.bfloat16),
     "32-true": (torch.float32, None),
@@ -48,7 +42,7 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if settings["dtype"] != "auto":
-        return Precision(device=device, dtype=DTYPES[settings["dtype"]], autocast=None)
+        return Precision(device=device, dtype=getattr(torch, settings["dtype"]), autocast=None)
     trained = str(provenance.result.get("precision"))
     dtype, autocast = TRAINED.get(trained, (torch.float32, None))
     if autocast is not None and not native_bfloat16(device):
