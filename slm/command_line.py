@@ -64,7 +64,7 @@ def one_sentence(error: Exception) -> str:
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
     endings = ("Config search path", "Key '", "full_key", "See https", "object_type")
     kept = list(takewhile(lambda line: not line.startswith(endings), lines))
-    said = [line for line in kept if line]
+    said = [line.removeprefix("ValueError raised while resolving interpolation: ") for line in kept if line]
     for place, line in enumerate(said):
         if line.startswith("Available options"):
             said[place:] = [f"{line} {', '.join(said[place + 1 :])}"]

@@ -13,13 +13,22 @@ from omegaconf import MISSING, OmegaConf
 
 from slm.command_line import cache_home, new_folder
 from slm.model.config import ModelConfig
+from slm.model.families import RULES
+
+CONTEXT = ("max_position_embeddings",)
+"""Fields with defaults that a family leaves to the `model` group, as it does the vocabulary."""
 
 
 def register() -> None:
     """Register the config node `model/base` (ModelConfig's fields and defaults) and the resolvers `conf/` uses."""
     fields = dataclasses.fields(ModelConfig)
     defaults = {f.name: MISSING if f.default is dataclasses.MISSING else f.default for f in fields}
-    ConfigStore.instance().store(group="model", name="base", node={"family": MISSING, **defaults})
+    store = ConfigStore.instance()
+    store.store(group="model", name="base", node={"family": MISSING, **defaults})
+    options = {name: value for name, value in defaults.items() if value is not MISSING and name not in CONTEXT}
+    store.store(group="family", name="base", node={"model": options}, package="_global_")
+    for name, rule in RULES.items():
+        OmegaConf.register_new_resolver(name, rule, replace=True)
     for name, resolver in (
         ("model_name", _model_name),
         ("run_dir", _run_dir),
@@ -29,12 +38,15 @@ def register() -> None:
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 
 
-def _model_name() -> str:
-    """The choice of the `model` group."""
-    return HydraConfig.get().runtime.choices["model"] if HydraConfig.initialized() else "run"
+def _model_name(width: int | None = None, depth: int | None = None) -> str:
+    """The family with its width and depth, if one was chosen; else the choice of the `model` group."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    if choices.get("family"):
+        return f"{choices['family']}_{width}x{depth}"
+    return choices.get("model") or "run"
 
 
-def _run_dir() -> str:
+def _run_dir(width: int | None, depth: int | None) -> str:
     """A new folder under `outputs/`, or this job's folder of a multirun.
 
     Processes that DDP starts get their parent's folder through SLM_RUN_DIR.
@@ -43,7 +55,7 @@ def _run_dir() -> str:
         return os.environ["SLM_RUN_DIR"]
     if _in_multirun():
         return str(HydraConfig.get().runtime.output_dir)
-    return new_folder(_model_name())
+    return new_folder(_model_name(width, depth))
 
 
 def _run_group() -> str | None:

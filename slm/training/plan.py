@@ -59,6 +59,7 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
     train = config["train"]
     check_parametrization(config["parametrization"])
     model = with_multipliers(config["parametrization"], model_config(config["model"]))
+    _check_family(config, model)
     length = int(train["sequence_length"])
     if length > model.max_position_embeddings:
         raise ValueError(
@@ -94,6 +95,17 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
         sequence_length=length,
         averaged=config["optim"]["ema_decay"] is not None,
     )
+
+
+def _check_family(config: Mapping[str, Any], model: ModelConfig) -> None:
+    """`width` and `depth` act through a family's rule alone: elsewhere they would be ignored without a word."""
+    for key, name in (("width", "hidden_size"), ("depth", "num_layers")):
+        given, is_ = config.get(key), getattr(model, name)
+        if given is not None and given != is_:
+            raise ValueError(
+                f"{key}={given} and model.{name}={is_} differ: give {key} and a family (family=mobilellm), "
+                f"or model.{name} alone"
+            )
 
 
 def model_config(model: Mapping[str, Any]) -> ModelConfig:

@@ -1,0 +1,60 @@
+"""Rules by which a family's width and depth become a full shape; `conf/family/*.yaml` call them by name.
+
+Notable: pure arithmetic on plain numbers, so that a grid can be planned without torch; a width or depth that a rule
+cannot meet is refused with the neighbours that it can; rules keep proportions, and what they round is said here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+
+def heads(family: str, width: Any, head_dim: Any, expand: Any = 1) -> int:
+    """Heads of `head_dim` channels whose inner width is `expand` times the model's.
+
+    Raises `ValueError` if `width` is no multiple of `head_dim`, so that every family has the same widths.
+    """
+    _require_multiple("width", width, head_dim, f"model.head_dim={head_dim} of family={family}")
+    return int(expand) * width // head_dim
+
+
+def kv_heads(num_heads: int, group: int) -> int:
+    """Key/value heads: the largest divisor of `num_heads` with `group` query heads a key or more, or two of them.
+
+    With a group of 3 it gives the key/value heads of all five MobileLLMs (9/3, 15/5, 18/6, 20/5 and 25/5 heads).
+    """
+    most = max(2, num_heads // group)
+    return max(count for count in range(1, min(most, num_heads) + 1) if num_heads % count == 0)
+
+
+def ffn(width: int, ratio: str, multiple: int = 64) -> int:
+    """Inner width of a feed-forward: `ratio` times the width ("8/3"), rounded up to a multiple.
+
+    At 8/3 and 64 these are the published widths of MobileLLM 125M, 350M and 600M; 1B and 1.5B are rounded to 256.
+    """
+    return ceil(Fraction(str(ratio)) * width / multiple) * multiple
+
+
+def blocks(family: str, depth: Any, period: int = 1) -> int:
+    """Distinct blocks: `depth`, which must hold a mixer pattern of `period` letters a whole number of times.
+
+    Else the share of each mixer would change with depth. Raises `ValueError`.
+    """
+    _require_multiple("depth", depth, period, f"the {period} blocks of the pattern of family={family}")
+    return int(depth)
+
+
+def _require_multiple(key: str, value: Any, unit: int, whose: str) -> None:
+    for name, number in ((key, value), ("model.head_dim", unit)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{name}={number} must be a whole number of at least 1")
+    if value % unit:
+        near = [n for n in (value // unit * unit, (value // unit + 1) * unit) if n]
+        raise ValueError(f"{key}={value} is not a multiple of {whose}: {' or '.join(map(str, near))} would be")
+
+
+RULES: dict[str, Callable[..., int]] = {"heads": heads, "kv_heads": kv_heads, "ffn": ffn, "blocks": blocks}
+"""By the name under which `conf/family` calls them, as in ${heads:ssd,${width},32}."""
