@@ -3,10 +3,10 @@
     python benchmarks/lr_transfer.py --runs DIR                       results/lr_transfer/ (hours on two cores)
     python benchmarks/lr_transfer.py --runs DIR --out DIR2 family=ssd   another family, optimizer or budget
 
-The base's rate is where a parabola in log(rate) through the best rate and its neighbours is lowest, seeds averaged; with
-`completep` the target is trained at that rate and at factors of 2 around it, with `standard` at that rate and below. What
-follows the options are overrides of conf/train.yaml. Each run is a process with one thread and a directory of its own
-under --runs: the same command goes on where it was stopped.
+The base's rate is where a parabola in log(rate) through the best rate and its neighbours is lowest, seeds averaged.
+With `completep` the target is trained at that rate and at factors of 2 around it, with `standard` at that rate and
+below. What follows the options are overrides of conf/train.yaml. Each run is a process with one thread and a directory
+of its own under --runs: the same command goes on where it was stopped.
 """
 
 import argparse
