@@ -11,7 +11,19 @@ from slm.training.hardware import Hardware
 from slm.training.plan import make_plan, model_config
 from slm.training.settings import check_settings
 
-CONF = Path(__file__).parents[1] / "conf"
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+
+CPU = Hardware(
+    accelerator="cpu",
+    devices=1,
+    num_nodes=1,
+    strategy="single",
+    precision="32-true",
+    compile=False,
+    micro_batch_tokens=8192,
+    num_workers=0,
+)
 
 # name: layers, hidden, FFN, heads, KV heads, parameters, non-embedding (MobileLLM, table 10; the models' cards)
 PUBLISHED = {
@@ -61,6 +73,7 @@ def test_every_preset_is_checked_above_or_tiny() -> None:
         f"{group}={name}"
         for group in (
             "model",
+            "family",
             "data",
             "tokenizer",
             "optim",
@@ -78,17 +91,7 @@ def test_every_choice_composes_into_a_plan(choice: str) -> None:
     needed += ["tokenizer.path=x"] if choice == "tokenizer=file" else []
     config = composed(choice, *needed)
     check_settings(config)
-    hardware = Hardware(
-        accelerator="cpu",
-        devices=1,
-        num_nodes=1,
-        strategy="single",
-        precision="32-true",
-        compile=False,
-        micro_batch_tokens=8192,
-        num_workers=0,
-    )
-    plan = make_plan(config, hardware)
+    plan = make_plan(config, CPU)
     assert plan.train_tokens <= config["train"]["tokens"] < plan.train_tokens + plan.batch_tokens
 
 
