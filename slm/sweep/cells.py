@@ -1,0 +1,35 @@
+"""A cell: one training run of a sweep, and what decides it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run of a sweep."""
+
+    name: str
+    """Folder of the run under DIR/runs: readable, ends with the first 8 characters of `key`."""
+    key: str
+    """sha256 (hex) of the canonical JSON of what decides the run: model, data, tokenizer, optim, parametrization,
+    schedule, train and seed of the resolved config."""
+    overrides: tuple[str, ...]
+    """Of train.py, complete but for output_dir, logger grouping and launcher matters."""
+    family: str
+    width: int
+    depth: int
+    seed: int
+    tokens: int
+    lr: float
+    params_total: int
+    params_non_embedding: int
+    flops: float
+    """Exact training FLOPs of the run: the longest job goes first."""
+    budget: str | None = None
+    """Label of the token budget."""
+    impossible: str | None = None
+    """Why this cell cannot be trained: the sentence of the rule that refused it. Such a cell has no run, and counts
+    of zero."""
+    after: str | None = None
+    """Name of a cell that must be completed before: the trunk of a branch."""
