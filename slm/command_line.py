@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
@@ -84,3 +84,14 @@ def new_folder(what: str) -> str:
 def cache_home() -> str:
     """Where caches of this user go (XDG base directory specification)."""
     return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm")
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
+    if seconds < 48 * 3600:
+        return f"{timedelta(seconds=int(seconds))} h"
+    return f"{seconds / 86400:,.1f} days"

@@ -19,7 +19,8 @@ ALLOWED = {
     "evaluation": {"model", "data", "checkpoints", "scaling", "tracking", "command_line", "machine"},
     "sweep": {"scaling", "tracking", "model.config", "command_line"},
 }
-TORCHLESS = ["slm.scaling.tables", *(f"slm.sweep.{name}" for name in ("config", "collect", "audit", "shapes"))]
+SWEEP = ("config", "collect", "audit", "shapes", "execute", "live", "launchers")
+TORCHLESS = ["slm.scaling.tables", *(f"slm.sweep.{name}" for name in SWEEP)]
 
 
 def modules_imported(path: Path) -> Iterator[str]:

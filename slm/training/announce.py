@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slm.command_line import duration
 from slm.training.hardware import Hardware
 from slm.training.plan import Plan
-from slm.training.progress import duration
 
 LONG_RUN_SECONDS = 3600
 

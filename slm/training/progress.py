@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from slm.command_line import duration
 
 # Seconds between two lines of a log.
 LOG_SECONDS = 10.0
@@ -76,14 +77,3 @@ class Progress:
         done = step - (self.first_step or 0)
         seconds = (time.perf_counter() - self.started) / max(1, done) * (self.total_steps - step)
         return f"{duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """A length of time for people: `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
-    if seconds < 48 * 3600:
-        return f"{timedelta(seconds=int(seconds))} h"
-    return f"{seconds / 86400:,.1f} days"

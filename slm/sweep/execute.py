@@ -1,0 +1,305 @@
+"""The master of a sweep: starts the cells that are not done, longest first, until each has an outcome.
+
+All that it knows is read from the run directories (`ledger.py`), so it can be killed and started again at any time:
+
+- A finished cell is never started again, nor a failed or diverged one unless `retry="failed"` asks for it.
+- Jobs that outlived an earlier master are adopted: waited for, and stopped with the others.
+- A job that dies of a signal is started again and goes on from its checkpoint. One that does so `tries` times with no
+  new checkpoint has failed; after two such times, if it was the kernel for want of memory. A job that exits by itself
+  without a result has failed at once: what is wrong with its settings will be wrong again.
+- A cell that fails or diverges stops nothing but the branches of its own trunk.
+- SIGINT or SIGTERM lets the jobs save and end, and `Interrupted` says how to go on; a second SIGINT ends them at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from slm.sweep.cells import Cell
+from slm.sweep.job import Job
+from slm.sweep.launchers import Launcher, open_launcher
+from slm.sweep.ledger import (
+    Outcome,
+    Progress,
+    log_tail,
+    make_ready_to_retry,
+    outcome_of,
+    progress_of,
+    record_failure,
+)
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+
+POLL_SECONDS = 0.2
+SHOW_SECONDS = 1.0
+STARVED_TRIES = 2
+FINAL = ("completed", "diverged", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a cell stands at the moment."""
+
+    cell: Cell
+    running: bool
+    outcome: Outcome
+    """The final one, or what its directory says so far."""
+    progress: Progress | None = None
+    """Of a running cell."""
+
+
+Show = Callable[[Sequence[Standing]], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the sweep; what it says tells how to go on."""
+
+    def __init__(self, number: int, outcomes: Mapping[str, Outcome], folder: Path) -> None:
+        done = sum(outcome.status == "completed" for outcome in outcomes.values())
+        super().__init__(
+            f"interrupted with {done} of {len(outcomes)} cells completed: "
+            f"the same command with output_dir={folder.parent} goes on"
+        )
+        self.number, self.outcomes = number, outcomes
+
+
+def execute(
+    cells: Sequence[Cell],
+    folder: Path,
+    launcher: Mapping[str, Any],
+    *,
+    retry: Literal["none", "failed"] = "none",
+    common: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    script: Path = TRAIN,
+    show: Show = lambda standings: None,
+) -> dict[str, Outcome]:
+    """Train `cells`, each in `folder`/NAME, on the engine of the `launcher` group; returns what became of each.
+
+    Each job is `script` with its cell's overrides and those `common` to all (such as logger.group), and with
+    `environment` added to this process's. `show` is told about once a second how all cells stand.
+
+    Raises `ValueError`, before any job starts, for settings of the launcher that cannot be followed and for a folder
+    in which another sweep is at work; `Interrupted` when a signal ended it.
+    """
+    folder = folder.resolve()
+    engine = open_launcher(launcher, folder, jobs=sum(cell.impossible is None for cell in cells))
+    jobs = {
+        cell.name: Job(
+            name=cell.name,
+            folder=folder / cell.name,
+            command=(sys.executable, str(script), *cell.overrides, *common, _output_dir(folder / cell.name)),
+            environment=environment or {},
+        )
+        for cell in cells
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0), Signals() as signals:
+            master = _Master(cells, jobs, engine, tries=launcher["tries"], show=show)
+            master.look_up(retry=retry == "failed")
+            master.run(signals)
+    except Timeout as error:
+        raise ValueError(f"output_dir={folder.parent} is in use by another sweep.py that trains in it") from error
+    outcomes = {cell.name: master.outcome(cell) for cell in cells}
+    if signals.received is not None:
+        raise Interrupted(signals.received, outcomes, folder)
+    return outcomes
+
+
+class Signals:
+    """While entered, counts SIGINT and SIGTERM instead of letting them end the process."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in self.NUMBERS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.at_once = self.received is not None and number == signal.SIGINT
+        self.received = self.received or number
+
+
+@dataclass
+class _Tries:
+    """Starts of a cell by this master, since one got as far as a new checkpoint."""
+
+    count: int = 0
+    starved: int = 0
+    """Of these, those that the kernel ended for want of memory."""
+    checkpoint: int = 0
+    """Stamp of the checkpoint that the newest start began with."""
+    kernel_kills: int | None = None
+    """What `kernel_kills()` was then."""
+
+
+class _Master:
+    def __init__(
+        self, cells: Sequence[Cell], jobs: Mapping[str, Job], engine: Launcher, *, tries: int, show: Show
+    ) -> None:
+        self.cells, self.jobs, self.engine, self.tries, self.show = cells, jobs, engine, tries, show
+        self.final: dict[str, Outcome] = {}
+        self.running: set[str] = set()
+        self.tried: dict[str, _Tries] = defaultdict(_Tries)
+        self.lengths = _lengths(cells)
+
+    def look_up(self, *, retry: bool) -> None:
+        """Settle what is settled already, and adopt what still runs."""
+        for cell in self.cells:
+            if cell.impossible is not None:
+                self.final[cell.name] = Outcome("impossible", cell.impossible)
+                continue
+            outcome = outcome_of(self.jobs[cell.name].folder)
+            if retry and outcome.status in ("failed", "diverged"):
+                make_ready_to_retry(self.jobs[cell.name].folder)
+            elif outcome.status in FINAL:
+                self.final[cell.name] = outcome
+        self.running.update(self.engine.adopt(self.jobs[cell.name] for cell in self._open()))
+
+    def run(self, signals: Signals) -> None:
+        """Start and settle until nothing runs and nothing can be started."""
+        shown, stopping, at_once = 0.0, False, False
+        try:
+            while True:
+                for name, code in self.engine.ended().items():
+                    self._settle(name, code, stopping=stopping)
+                if signals.received is not None and (not stopping or signals.at_once > at_once):
+                    stopping, at_once = True, signals.at_once
+                    self._stop(at_once=at_once)
+                if not stopping:
+                    self._start_ready()
+                if not self.running or time.monotonic() - shown > SHOW_SECONDS:
+                    shown = time.monotonic()
+                    self.show([self._standing(cell) for cell in self.cells])
+                if not self.running:
+                    return
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self.engine.stop()
+            raise
+
+    def outcome(self, cell: Cell) -> Outcome:
+        """The final outcome, or what the directory says; of a branch without its trunk, what became of that."""
+        if cell.name in self.final:
+            return self.final[cell.name]
+        trunk = self.final.get(cell.after or "")
+        if trunk is not None and trunk.status != "completed":
+            return Outcome("not_started", f"it goes on from {cell.after}, which is {trunk.status}")
+        return outcome_of(self.jobs[cell.name].folder)
+
+    def _open(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.name not in self.final and cell.name not in self.running]
+
+    def _start_ready(self) -> None:
+        done = {name for name, outcome in self.final.items() if outcome.status == "completed"}
+        ready = [cell for cell in self._open() if cell.after is None or cell.after in done]
+        ready.sort(key=lambda cell: -self.lengths[cell.name])
+        chosen = [cell.name for cell in ready[: self.engine.free()]]
+        for name in chosen:
+            tried = self.tried[name]
+            tried.count += 1
+            tried.checkpoint, tried.kernel_kills = _stamp(self.jobs[name].folder), kernel_kills()
+        if chosen:
+            self.engine.start([self.jobs[name] for name in chosen])
+            self.running.update(chosen)
+
+    def _stop(self, *, at_once: bool) -> None:
+        """The sweep ends here: so do its jobs."""
+        how = "ending" if at_once else "saving a checkpoint and stopping (Ctrl-C again ends them at once)"
+        print(f"\n{len(self.running)} running: {how}", file=sys.stderr, flush=True)
+        self.engine.stop(at_once=at_once)
+
+    def _settle(self, name: str, code: int | None, *, stopping: bool) -> None:
+        self.running.discard(name)
+        folder = self.jobs[name].folder
+        outcome = outcome_of(folder)
+        if outcome.status in FINAL:
+            self.final[name] = outcome
+        elif not stopping and (why := self._why_failed(name, code)):
+            record_failure(folder, why=why, exit_code=code, starts=self.tried[name].count)
+            self.final[name] = Outcome("failed", why)
+
+    def _why_failed(self, name: str, code: int | None) -> str | None:
+        """Why a job that ended without a result has failed; None if it is worth another start."""
+        folder, tried = self.jobs[name].folder, self.tried[name]
+        if code is not None and 0 <= code <= 128:
+            return f"exit code {code}: {_last_word(log_tail(folder))}"
+        if _stamp(folder) != tried.checkpoint:  # it got further: not in vain
+            tried.count = tried.starved = 0
+        tried.starved += code == -signal.SIGKILL and (kernel_kills() or 0) > (tried.kernel_kills or 0)
+        if tried.starved >= STARVED_TRIES:
+            return f"out of memory: killed by the kernel {tried.starved} times with no new checkpoint"
+        how = "ended without a result" if code is None else f"killed by {_signal_name(code)}"
+        return f"{how} {tried.count} times with no new checkpoint" if tried.count >= self.tries else None
+
+    def _standing(self, cell: Cell) -> Standing:
+        running = cell.name in self.running
+        progress = progress_of(self.jobs[cell.name].folder) if running else None
+        return Standing(cell=cell, running=running, outcome=self.outcome(cell), progress=progress)
+
+
+def kernel_kills() -> int | None:
+    """Processes that the kernel of this machine has killed for want of memory since it started, if it tells."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return None
+
+
+def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
+    """FLOPs of each cell with the longest of those that wait for it: a trunk goes before equals without branches."""
+    branches: dict[str, list[float]] = defaultdict(list)
+    for cell in cells:
+        if cell.after is not None:
+            branches[cell.after].append(cell.flops)
+    return {cell.name: cell.flops + max(branches[cell.name], default=0.0) for cell in cells}
+
+
+def _stamp(folder: Path) -> int:
+    """Tells the newest checkpoint of a run from an older one; 0 without any."""
+    with suppress(OSError):
+        return (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    return 0
+
+
+def _last_word(lines: Sequence[str]) -> str:
+    """The error that a job ended with, or else the last that it said."""
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return [*(lines or ["it said nothing"]), *errors][-1]
+
+
+def _signal_name(code: int) -> str:
+    number = -code if code < 0 else code - 128
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def _output_dir(folder: Path) -> str:
+    """An override that holds any path, in Hydra's quotes."""
+    escaped = str(folder).replace("'", "\\'")
+    return f"output_dir='{escaped}'"

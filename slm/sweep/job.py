@@ -1,0 +1,99 @@
+"""A job: train.py in a run directory, which a lock marks for as long as the process lives.
+
+`job.lock` is taken before the process starts and handed to it, so the kernel frees it at the moment the job ends, and
+not when whoever started it does: a master that was killed and is started again sees which jobs still run, with no
+moment between in which one could be started twice. `job.pid` holds the process id and the slot, `job.log` the output
+of all starts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+LOCK, PID, LOG = "job.lock", "job.pid", "job.log"
+TRAINS = ".lock"
+"""What train.py locks while it trains in a directory, whoever started it."""
+
+# The job itself notes its id before it becomes train.py: a master that is killed meanwhile leaves none without.
+NOTE_AND_BECOME = 'echo "$$ $1" >"$0"; shift; exec "$@"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run, and where."""
+
+    name: str
+    folder: Path
+    """The run directory; absolute."""
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to the environment of the process that starts the job."""
+
+
+def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subprocess.Popen[bytes] | None:
+    """Start `job` in a session of its own, so that Ctrl-C reaches its master alone; None where it runs already.
+
+    `environment` is all of the job's but what `job.environment` adds.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    lock = None if _is_taken(job.folder / TRAINS) else _take(job.folder / LOCK)
+    if lock is None:
+        return None
+    with lock, (job.folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            ["sh", "-c", NOTE_AND_BECOME, str(job.folder / PID), str(slot), *job.command],
+            env={**environment, **job.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock.fileno()],
+            start_new_session=True,
+        )
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a job lives in `folder`, or train.py started by hand."""
+    return _is_taken(folder / LOCK) or _is_taken(folder / TRAINS)
+
+
+def id_and_slot(folder: Path) -> tuple[int, int] | None:
+    """Process id and slot of the job that lives in `folder`, if one does; None also for one that is just starting."""
+    with suppress(OSError, ValueError):
+        if not _is_taken(folder / LOCK):
+            return None
+        number, slot = (folder / PID).read_text().split()
+        return int(number), int(slot)
+    return None
+
+
+def send(number: signal.Signals, process_id: int, *, everyone: bool = False) -> None:
+    """Signal a job, or `everyone` in its session (data-parallel ranks, loader workers), if there still is one."""
+    with suppress(ProcessLookupError, PermissionError):
+        (os.killpg if everyone else os.kill)(process_id, number)
+
+
+def _is_taken(path: Path) -> bool:
+    if not path.exists():
+        return False
+    lock = _take(path)
+    if lock is not None:
+        lock.close()
+    return lock is None
+
+
+def _take(path: Path) -> IO[bytes] | None:
+    lock = path.open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock

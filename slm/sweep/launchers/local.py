@@ -1,0 +1,121 @@
+"""Jobs as processes of this machine, each in a slot: its GPUs or its share of the cores.
+
+A slot does not pin its job to cores: the system moves single threads well, and a pinned job would share its core with
+whatever else runs there. All slots have the same number of threads, and it follows from the machine and the sweep
+alone, because sums over several threads round differently: a sweep that is started again must give the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.sweep.job import Job, begin, id_and_slot, is_running, send
+from slm.sweep.launchers.base import check, check_count
+
+
+@dataclass
+class Running:
+    """A job that was started here, or by an earlier master (then without a process of ours)."""
+
+    folder: Path
+    slot: int
+    process: subprocess.Popen[bytes] | None
+
+
+class Local:
+    """Slots on this machine."""
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
+        self.environments = slot_environments(settings, jobs=jobs, gpus=visible_gpus())
+        self._running: dict[str, Running] = {}
+
+    def free(self) -> int:
+        """Slots that are empty."""
+        return max(0, len(self.environments) - len(self._running))
+
+    def adopt(self, jobs: Iterable[Job]) -> list[str]:
+        """Jobs that live although their master died; they keep the slots that they have."""
+        alive = [job for job in jobs if is_running(job.folder)]
+        for job in alive:
+            self._running[job.name] = Running(job.folder, (id_and_slot(job.folder) or (0, 0))[1], None)
+        return [job.name for job in alive]
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Start each in an empty slot; one that runs already is adopted."""
+        for job in jobs:
+            taken = {running.slot for running in self._running.values()}
+            slot = next(number for number in range(len(self.environments)) if number not in taken)
+            process = begin(job, {**os.environ, **self.environments[slot]}, slot=slot)
+            self._running[job.name] = Running(job.folder, slot, process)
+
+    def ended(self) -> dict[str, int | None]:
+        """Of an adopted job, whose parent we are not, no exit code is known."""
+        codes: dict[str, int | None] = {}
+        for name, running in list(self._running.items()):
+            code = running.process.poll() if running.process else None
+            if code is None and (running.process or is_running(running.folder)):
+                continue
+            codes[name] = code
+            del self._running[name]
+            if code is None or code < 0:  # ranks and workers of a process that was killed would go on holding the GPU
+                _signal(running, signal.SIGKILL, everyone=True)
+        return codes
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """SIGTERM, upon which train.py saves a checkpoint; or SIGKILL to all its processes."""
+        for running in self._running.values():
+            _signal(running, signal.SIGKILL if at_once else signal.SIGTERM, everyone=at_once)
+
+
+def _signal(running: Running, number: signal.Signals, *, everyone: bool) -> None:
+    found = id_and_slot(running.folder)
+    process_id = running.process.pid if running.process else found and found[0]
+    if process_id:
+        send(number, process_id, everyone=everyone)
+
+
+def slot_environments(settings: Mapping[str, Any], *, jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
+    """What each slot adds to the environment of its job, on a machine with `gpus`, for a sweep of `jobs` runs."""
+    for key in ("slots", "threads"):
+        check_count(key, settings[key], auto=True)
+    check_count("gpus_per_job", settings["gpus_per_job"], least=0)
+    memory = settings["memory_gb"]
+    check("memory_gb", memory, isinstance(memory, (int, float)) and memory > 0, "a number above 0")
+    cores, per_job = len(os.sched_getaffinity(0)), settings["gpus_per_job"] if gpus else 0
+    if per_job > len(gpus):
+        raise ValueError(f"launcher.gpus_per_job={per_job} is more than the {len(gpus)} GPUs here")
+    room = len(gpus) // per_job if per_job else min(cores, int(_memory_bytes() / (memory * 1e9)))
+    slots = max(1, min(room, jobs)) if settings["slots"] == "auto" else settings["slots"]
+    if per_job and slots > room:
+        raise ValueError(
+            f"launcher.slots={slots} with launcher.gpus_per_job={per_job} needs more than {len(gpus)} GPUs"
+        )
+    threads = max(1, cores // slots) if settings["threads"] == "auto" else settings["threads"]
+    return [
+        # The compiler's own workers are as many as there are cores, in every job, unless told otherwise.
+        {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+        | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot * per_job : (slot + 1) * per_job])} if gpus else {})
+        for slot in range(slots)
+    ]
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that a job may use, found without torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

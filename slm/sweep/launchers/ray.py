@@ -1,0 +1,73 @@
+"""Jobs as Ray tasks, on this machine or a Ray cluster that shares the file system.
+
+Ray ends the tasks of a master that is killed; a train.py that outlives its task keeps its lock, for which the task that
+a new master starts waits (`remote.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slm.sweep.job import Job
+from slm.sweep.launchers.base import check, check_count
+from slm.sweep.launchers.remote import RemoteJob
+
+
+class Ray:
+    """Hands every job to Ray at once; it starts as many as `cpus_per_job` and `gpus_per_job` let it."""
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
+        check_count("cpus_per_job", settings["cpus_per_job"])
+        check_count("gpus_per_job", settings["gpus_per_job"], least=0)
+        address = settings["address"]
+        check("address", address, address is None or isinstance(address, str), "the address of a Ray cluster, or null")
+        try:
+            import ray
+        except ImportError:
+            raise ValueError("launcher=ray needs Ray: pip install 'slm[ray]'") from None
+        self.ray = ray
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False)
+        # The master decides whether a job is worth another start.
+        resources = {"num_cpus": settings["cpus_per_job"], "num_gpus": settings["gpus_per_job"], "max_retries": 0}
+        self.train = ray.remote(**resources)(_run)
+        self._running: dict[str, Any] = {}
+
+    def free(self) -> int:
+        """No limit of its own: Ray queues."""
+        return 1_000_000
+
+    def adopt(self, jobs: Iterable[Job]) -> list[str]:
+        """None: tasks end with the master that started them."""
+        return []
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Queue them."""
+        for job in jobs:
+            self._running[job.name] = self.train.remote(RemoteJob(job))
+
+    def ended(self) -> dict[str, int | None]:
+        """A task that was cancelled, or whose worker or node was lost, has no exit code."""
+        references = list(self._running.values())
+        done, _ = self.ray.wait(references, num_returns=len(references), timeout=0) if references else ([], [])
+        codes = {name: self._code(reference) for name, reference in self._running.items() if reference in done}
+        for name in codes:
+            del self._running[name]
+        return codes
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Interrupt the tasks, which let train.py save; or kill their workers."""
+        for reference in self._running.values():
+            self.ray.cancel(reference, force=at_once)
+
+    def _code(self, reference: Any) -> int | None:
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayError:
+            return None
+
+
+def _run(job: RemoteJob) -> int:
+    return job()

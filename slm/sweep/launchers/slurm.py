@@ -1,0 +1,179 @@
+"""Jobs on a SLURM cluster, submitted with submitit as arrays.
+
+Whether a job is queued or runs is asked of `squeue`, which needs no accounting (submitit asks `sacct`, without which a
+job that was killed is waited for for ever); all else comes from the run directory (`remote.py`). A job that SLURM
+preempts is requeued, by SLURM or by submitit, and train.py goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from slm.sweep.job import Job
+from slm.sweep.launchers.base import check, check_count
+from slm.sweep.launchers.remote import EXIT, Beats, RemoteJob, exit_code
+
+ID = "job.slurm"
+"""File of a run directory that holds the id of the newest submission."""
+ASK_SECONDS = 10.0
+"""Between two questions to the scheduler, which others use too."""
+TIMEOUTS = 1_000_000
+"""How often a job may reach its time limit and go on: as often as it takes."""
+
+
+class Scheduler(Protocol):
+    """What is asked of SLURM."""
+
+    def submit(self, functions: Sequence[RemoteJob]) -> list[str]:
+        """Queue them; returns their ids."""
+
+    def states(self) -> dict[str, str] | None:
+        """Ids of jobs that are queued or run, and their states; None if nobody answers."""
+
+    def cancel(self, ids: Sequence[str], *, at_once: bool) -> None:
+        """SIGTERM, and after a while SIGKILL; or SIGKILL `at_once`."""
+
+
+class Slurm:
+    """Submits whatever is ready; how many run at a time is `array_parallelism` and the cluster's affair."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], folder: Path, *, jobs: int, scheduler: Scheduler | None = None
+    ) -> None:
+        self.threads = str(settings["cpus_per_job"])
+        self.beats = Beats(settings)
+        self.scheduler = scheduler or Submitit(settings, folder)
+        self._submitted: dict[str, tuple[Job, str]] = {}
+        self._states: dict[str, str] | None = None
+        self._asked = float("-inf")
+        self._stopping = False
+
+    def free(self) -> int:
+        """No limit of its own."""
+        return 1_000_000
+
+    def adopt(self, jobs: Iterable[Job]) -> list[str]:
+        """Jobs whose newest submission SLURM still knows."""
+        states = self.scheduler.states() or {}
+        for job in jobs:
+            with suppress(OSError):
+                number = (job.folder / ID).read_text()
+                if number in states:
+                    self._submitted[job.name] = job, number
+        return list(self._submitted)
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Submit them as one array."""
+        for job in jobs:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / EXIT).unlink(missing_ok=True)
+            self.beats.forget(job.folder)
+        there = [replace(job, environment={**job.environment, "OMP_NUM_THREADS": self.threads}) for job in jobs]
+        numbers = self.scheduler.submit([RemoteJob(job) for job in there])
+        for job, number in zip(jobs, numbers, strict=True):
+            (job.folder / ID).write_text(number)
+            self._submitted[job.name] = job, number
+        self._asked = float("-inf")
+
+    def ended(self) -> dict[str, int | None]:
+        """Jobs that left an exit code, and those that SLURM has lost."""
+        if time.monotonic() - self._asked > ASK_SECONDS:
+            self._states, self._asked = self.scheduler.states(), time.monotonic()
+        codes: dict[str, int | None] = {}
+        for name, (job, number) in list(self._submitted.items()):
+            code = exit_code(job.folder)
+            if code is not None or self._is_lost(job, number):
+                codes[name] = code
+                del self._submitted[name]
+        return codes
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Cancel all of them: SLURM sends SIGTERM, and SIGKILL after its KillWait."""
+        self._stopping = True
+        self._asked = float("-inf")
+        self.scheduler.cancel([number for _, number in self._submitted.values()], at_once=at_once)
+
+    def _is_lost(self, job: Job, number: str) -> bool:
+        if self._states is None:
+            return False
+        state = self._states.get(number)
+        if state is None and self._stopping:
+            return True
+        if state not in (None, "RUNNING", "COMPLETING"):  # it waits its turn, however long
+            self.beats.forget(job.folder)
+            return False
+        if not self.beats.is_silent(job.folder):
+            return False
+        if state is not None:
+            self.scheduler.cancel([number], at_once=True)
+        return True
+
+
+class Submitit:
+    """SLURM by way of submitit and `squeue`."""
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+        check_slurm(settings)
+        try:
+            from submitit import SlurmExecutor
+        except ImportError:
+            raise ValueError("launcher=slurm needs submitit: pip install 'slm[slurm]'") from None
+        # By the name one finds jobs of this sweep that a master which was killed had no time to note.
+        self.name = f"slm-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+        try:
+            self.executor = SlurmExecutor(folder.parent / "submitit", max_num_timeout=TIMEOUTS)
+        except RuntimeError:
+            raise ValueError("launcher=slurm finds no SLURM here (no srun): start it on a login node") from None
+        self.executor.update_parameters(
+            job_name=self.name,
+            time=settings["time_minutes"],
+            cpus_per_task=settings["cpus_per_job"],
+            array_parallelism=settings["array_parallelism"],
+            signal_delay_s=settings["signal_seconds"],
+            stderr_to_stdout=True,
+            additional_parameters={"requeue": True, **settings["sbatch"]},
+            **{key: value for key, value in _optional(settings).items() if value},
+        )
+
+    def submit(self, functions: Sequence[RemoteJob]) -> list[str]:
+        """Queue them as one array; returns their ids."""
+        with self.executor.batch():
+            jobs = [self.executor.submit(function) for function in functions]
+        return [job.job_id for job in jobs]
+
+    def states(self) -> dict[str, str] | None:
+        """By `squeue`; None if the controller does not answer."""
+        command = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i %T"]
+        asked = subprocess.run(command, capture_output=True, text=True)
+        return dict(line.split() for line in asked.stdout.splitlines()) if asked.returncode == 0 else None
+
+    def cancel(self, ids: Sequence[str], *, at_once: bool) -> None:
+        """By `scancel`."""
+        if ids:
+            subprocess.run(["scancel", *(["--signal=KILL"] if at_once else []), *ids], capture_output=True)
+
+
+def check_slurm(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for the first setting that SLURM would refuse."""
+    for key in ("cpus_per_job", "array_parallelism", "time_minutes", "signal_seconds"):
+        check_count(key, settings[key])
+    check_count("gpus_per_job", settings["gpus_per_job"], least=0)
+    check("sbatch", json.dumps(settings["sbatch"]), isinstance(settings["sbatch"], Mapping), "a mapping of options")
+
+
+def _optional(settings: Mapping[str, Any]) -> dict[str, Any]:
+    memory = settings["memory_gb"]
+    return {
+        "partition": settings["partition"],
+        "account": settings["account"],
+        "gpus_per_node": settings["gpus_per_job"],
+        "mem": memory and f"{memory}GB",
+    }

@@ -1,0 +1,233 @@
+"""Every cell gets an outcome, whatever becomes of its jobs and of the master."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slm.sweep import execute as master
+from slm.sweep.cells import Cell
+from slm.sweep.execute import Interrupted, execute
+from slm.sweep.ledger import Outcome
+from tests.running import ROOT, make_command, quiet_env
+from tests.sweep.celled import LOCAL, STUB, cell, count, history
+
+
+def run(folder: Path, cells: list[Cell], **changes: object) -> dict[str, Outcome]:
+    return execute(cells, folder / "runs", LOCAL, script=STUB, **changes)
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_cell_that_goes_wrong_is_recorded_and_stops_none_but_its_branches(tmp_path: Path) -> None:
+    cells = [
+        cell("good"),
+        cell("diverging", "do=diverge"),
+        cell("failing", "do=fail"),
+        cell("dying", "do=die"),
+        cell("silent", "do=silent"),
+        cell("impossible", impossible="width=3 must be even"),
+        cell("branch", after="failing"),
+        cell("twig", after="good"),
+    ]
+    outcomes = run(tmp_path, cells)
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
+        "good": "completed",
+        "diverging": "diverged",
+        "failing": "failed",
+        "dying": "failed",
+        "silent": "failed",
+        "impossible": "impossible",
+        "branch": "not_started",
+        "twig": "completed",
+    }
+    assert outcomes["impossible"].why == "width=3 must be even"
+    assert outcomes["failing"].why == "exit code 1: nonsense=1 must be sense"
+    assert outcomes["dying"].why == "killed by SIGKILL 2 times with no new checkpoint"
+    assert outcomes["branch"].why == "it goes on from failing, which is failed"
+    assert [count(tmp_path, "start", name) for name in ("failing", "dying", "silent")] == [1, 2, 1]
+    failure = json.loads((tmp_path / "runs" / "dying" / "failure.json").read_text())
+    assert (failure["exit_code"], failure["signal"], failure["starts"]) == (-9, 9, 2)
+    assert not (tmp_path / "runs" / "impossible").exists()
+
+    before = history(tmp_path)
+    assert run(tmp_path, cells) == outcomes
+    assert history(tmp_path) == before
+
+
+def test_retry_runs_failed_and_diverged_cells_again_and_keeps_what_was_there(tmp_path: Path) -> None:
+    run(tmp_path, [cell("a", "do=fail"), cell("b", "do=diverge"), cell("c")])
+    outcomes = run(tmp_path, [cell("a"), cell("b"), cell("c")], retry="failed")
+    assert {outcome.status for outcome in outcomes.values()} == {"completed"}
+    assert count(tmp_path, "start", "c") == 1
+    assert "nonsense" in json.loads((tmp_path / "runs" / "a" / "failure-1.json").read_text())["why"]
+    assert json.loads((tmp_path / "runs" / "b-1.retried" / "diverged.json").read_text())["status"] == "diverged"
+    assert not list((tmp_path / "runs").glob("*.retried/result.json"))
+
+
+def test_a_job_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    assert run(tmp_path, [cell("a", "do=die_once")])["a"].status == "completed"
+    assert (tmp_path / "history").read_text().splitlines() == ["start a 0", "start a 2", "completed a 3"]
+
+
+def test_deaths_that_each_leave_a_new_checkpoint_are_not_counted_against_a_job(tmp_path: Path) -> None:
+    """A job that is preempted at every turn gets done, however small `tries` is."""
+
+    def kill(standings: object) -> None:
+        lines = (tmp_path / "history").read_text().splitlines() if (tmp_path / "history").exists() else []
+        checkpoint = tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt"
+        if len(lines) <= 4 and checkpoint.exists() and int(checkpoint.read_text()) > int(lines[-1].split()[-1]):
+            os.kill(int((tmp_path / "runs" / "a" / "job.pid").read_text().split()[0]), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(master, "SHOW_SECONDS", 0.0)
+        assert run(tmp_path, [cell("a", "seconds=0.1", steps=20)], show=kill)["a"].status == "completed"
+    assert count(tmp_path, "start", "a") > LOCAL["tries"]
+
+
+def test_the_longest_goes_first_and_a_trunk_counts_its_longest_branch(tmp_path: Path) -> None:
+    cells = [
+        cell("small", flops=1.0),
+        cell("large", flops=5.0),
+        cell("branch", flops=4.0, after="trunk"),
+        cell("trunk", flops=2.0),
+    ]
+    execute(cells, tmp_path / "runs", LOCAL | {"slots": 1}, script=STUB)
+    assert [name for what, name in history(tmp_path) if what == "start"] == ["trunk", "large", "branch", "small"]
+
+
+def test_two_deaths_for_want_of_memory_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter(range(100))
+    monkeypatch.setattr(master, "kernel_kills", lambda: next(kills))
+    outcome = execute([cell("a", "do=die")], tmp_path / "runs", LOCAL | {"tries": 9}, script=STUB)["a"]
+    assert outcome.why == "out of memory: killed by the kernel 2 times with no new checkpoint"
+    assert count(tmp_path, "start", "a") == 2
+
+
+MASTER = """
+import sys
+from pathlib import Path
+from slm.sweep.execute import Interrupted, execute
+from tests.sweep.celled import LOCAL, STUB, cell
+
+cells = [cell(f"c{i}", "seconds=0.1", "save_every=2", steps=4 + i, flops=i) for i in range(5)]
+try:
+    outcomes = execute(cells, Path(sys.argv[1]) / "runs", LOCAL | {"tries": 9}, script=STUB)
+except Interrupted as error:
+    sys.exit(str(error))
+assert all(outcome.status == "completed" for outcome in outcomes.values()), outcomes
+"""
+
+
+def start_master(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", MASTER, str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def live_jobs(folder: Path) -> list[int]:
+    """Ids of the stand-ins that run under `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{folder}/runs" in (process / "cmdline").read_text() and (process / "stat").read_text().split()[2] != "Z":
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_master_and_jobs_that_are_killed_at_random_train_every_cell_once(tmp_path: Path) -> None:
+    rng = random.Random(time.time_ns())
+    for kill in range(4):
+        process = start_master(tmp_path)
+        starts = sum(what == "start" for what, _ in history(tmp_path))
+        wait_until(lambda: process.poll() is not None or sum(w == "start" for w, _ in history(tmp_path)) > starts)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+        if kill % 2 and (jobs := live_jobs(tmp_path)):
+            os.kill(rng.choice(jobs), signal.SIGKILL)
+    process = start_master(tmp_path)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    events = history(tmp_path)
+    assert not [event for event in events if event[0] == "twice"]
+    for number in range(5):
+        own = [what for what, name in events if name == f"c{number}"]
+        assert own.count("completed") == 1
+        assert own[-1] == "completed"
+
+
+def test_sigterm_lets_jobs_save_and_the_next_master_goes_on(tmp_path: Path) -> None:
+    process = start_master(tmp_path)
+    wait_until(lambda: len(list((tmp_path / "runs").glob("*/metrics.csv"))) == 2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"interrupted with 0 of 5 cells completed: the same command with output_dir={tmp_path} goes on" in said
+    assert not live_jobs(tmp_path)
+    assert [what for what, _ in history(tmp_path)] == ["start"] * 2 + ["interrupted"] * 2
+    process = start_master(tmp_path)
+    assert process.communicate(timeout=60)[1] == ""
+    assert "start c4 0" not in (tmp_path / "history").read_text().splitlines()[4:]
+
+
+def test_a_signal_in_the_same_process_tells_what_became_of_each_cell(tmp_path: Path) -> None:
+    def interrupt(standings: object) -> None:
+        if count(tmp_path, "start", "long"):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted) as caught:
+        run(tmp_path, [cell("long", "seconds=0.1", steps=600, flops=9.0), cell("b", after="long")], show=interrupt)
+    assert {name: outcome.status for name, outcome in caught.value.outcomes.items()} == {
+        "long": "interrupted",
+        "b": "not_started",
+    }
+    assert caught.value.number == signal.SIGINT
+
+
+def test_two_sweeps_in_one_directory_are_refused(tmp_path: Path) -> None:
+    def again(standings: object) -> None:
+        with pytest.raises(ValueError, match=r"in use by another sweep\.py"):
+            run(tmp_path, [cell("a")])
+
+    assert run(tmp_path, [cell("a")], show=again)["a"].status == "completed"
+
+
+def test_a_run_that_somebody_trains_by_hand_is_waited_for(tmp_path: Path) -> None:
+    command = [sys.executable, str(STUB), f"output_dir={tmp_path}/runs/a", "seconds=0.2", "steps=4"]
+    by_hand = subprocess.Popen(command)
+    wait_until(lambda: bool(history(tmp_path)))
+    assert run(tmp_path, [cell("a")])["a"].status == "completed"
+    assert by_hand.wait() == 0
+    assert count(tmp_path, "start", "a") == 1
+
+
+def test_cells_are_trained_by_train_py_itself(text_file: Path, cache_dir: Path, tmp_path: Path) -> None:
+    overrides = tuple(make_command(text_file, cache_dir, "train.tokens=2560")[2:])
+    lost = "optim.lr=1e38"
+    cells = [cell("it's, a=name", tokens=2560), cell("hopeless", tokens=2560)]
+    cells = [
+        Cell(**{**vars(c), "overrides": (*overrides, *changes)})
+        for c, changes in zip(cells, ([], [lost, "schedule=constant", "train.tokens=10240"]), strict=True)
+    ]
+    outcomes = execute(
+        cells, tmp_path / "runs", LOCAL, common=("logger.group=sweep",), environment=quiet_env(), show=lambda s: None
+    )
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
+        "it's, a=name": "completed",
+        "hopeless": "diverged",
+    }
+    assert "group: sweep" in (tmp_path / "runs" / "it's, a=name" / "config.yaml").read_text()
