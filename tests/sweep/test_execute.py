@@ -31,6 +31,21 @@ def wait_until(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def live_jobs(folder: Path) -> list[int]:
+    """Ids of the stand-ins that run under `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                f"{folder}/runs" in (process / "cmdline").read_text()
+                and (process / "stat").read_text().split()[2] != "Z"
+            ):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
 def test_a_cell_that_goes_wrong_is_recorded_and_stops_none_but_its_branches(tmp_path: Path) -> None:
     cells = [
         cell("good"),
@@ -85,16 +100,18 @@ def test_a_job_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
 def test_deaths_that_each_leave_a_new_checkpoint_are_not_counted_against_a_job(tmp_path: Path) -> None:
     """A job that is preempted at every turn gets done, however small `tries` is."""
 
+    checkpoint, killed = tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt", []
+
     def kill(standings: object) -> None:
-        lines = (tmp_path / "history").read_text().splitlines() if (tmp_path / "history").exists() else []
-        checkpoint = tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt"
-        if len(lines) <= 4 and checkpoint.exists() and int(checkpoint.read_text()) > int(lines[-1].split()[-1]):
-            os.kill(int((tmp_path / "runs" / "a" / "job.pid").read_text().split()[0]), signal.SIGKILL)
+        starts = (tmp_path / "history").read_text().splitlines() if history(tmp_path) else []
+        if len(killed) < min(len(starts), 4) and checkpoint.exists() and checkpoint.read_text() > starts[-1].split()[2]:
+            killed.extend(live_jobs(tmp_path))
+            os.kill(killed[-1], signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(master, "SHOW_SECONDS", 0.0)
-        assert run(tmp_path, [cell("a", "seconds=0.1", steps=20)], show=kill)["a"].status == "completed"
-    assert count(tmp_path, "start", "a") > LOCAL["tries"]
+        assert run(tmp_path, [cell("a", "seconds=0.1", steps=9)], show=kill)["a"].status == "completed"
+    assert count(tmp_path, "start", "a") == 5 > LOCAL["tries"]
 
 
 def test_the_longest_goes_first_and_a_trunk_counts_its_longest_branch(tmp_path: Path) -> None:
@@ -134,18 +151,6 @@ assert all(outcome.status == "completed" for outcome in outcomes.values()), outc
 def start_master(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", MASTER, str(folder)]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
-def live_jobs(folder: Path) -> list[int]:
-    """Ids of the stand-ins that run under `folder`."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{folder}/runs" in (process / "cmdline").read_text() and (process / "stat").read_text().split()[2] != "Z":
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 def test_a_master_and_jobs_that_are_killed_at_random_train_every_cell_once(tmp_path: Path) -> None:
