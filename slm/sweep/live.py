@@ -14,6 +14,7 @@ from types import TracebackType
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from slm.command_line import duration
 from slm.sweep.execute import Standing
@@ -43,7 +44,7 @@ class Board:
     def show(self, standings: Sequence[Standing]) -> None:
         """Bring the table up to date, or say what has changed since the last call."""
         if self.console.is_terminal:
-            self.live.update(Group(_table(standings), _summary(standings)), refresh=True)
+            self.live.update(Group(Text(_summary(standings)), _table(standings)), refresh=True)
             return
         changed = [
             standing for standing in standings if self.said.get(standing.cell.name, "waiting") != _word(standing)

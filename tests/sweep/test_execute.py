@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ def wait_until(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def all_starts(folder: Path) -> list[str]:
+    return [name for what, name in history(folder) if what == "start"]
+
+
+def starts_or_ends(process: subprocess.Popen[str], folder: Path, starts: int) -> bool:
+    """Whether there has been a start more than `starts`, or there will be none."""
+    return process.poll() is not None or len(all_starts(folder)) > starts
 
 
 def live_jobs(folder: Path) -> list[int]:
@@ -122,7 +132,7 @@ def test_the_longest_goes_first_and_a_trunk_counts_its_longest_branch(tmp_path: 
         cell("trunk", flops=2.0),
     ]
     execute(cells, tmp_path / "runs", LOCAL | {"slots": 1}, script=STUB)
-    assert [name for what, name in history(tmp_path) if what == "start"] == ["trunk", "large", "branch", "small"]
+    assert all_starts(tmp_path) == ["trunk", "large", "branch", "small"]
 
 
 def test_two_deaths_for_want_of_memory_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +167,8 @@ def test_a_master_and_jobs_that_are_killed_at_random_train_every_cell_once(tmp_p
     rng = random.Random(time.time_ns())
     for kill in range(4):
         process = start_master(tmp_path)
-        starts = sum(what == "start" for what, _ in history(tmp_path))
-        wait_until(lambda: process.poll() is not None or sum(w == "start" for w, _ in history(tmp_path)) > starts)
+        starts = len(all_starts(tmp_path))
+        wait_until(partial(starts_or_ends, process, tmp_path, starts))
         time.sleep(rng.uniform(0, 0.4))
         process.kill()
         process.communicate()
@@ -177,7 +187,7 @@ def test_a_master_and_jobs_that_are_killed_at_random_train_every_cell_once(tmp_p
 
 def test_sigterm_lets_jobs_save_and_the_next_master_goes_on(tmp_path: Path) -> None:
     process = start_master(tmp_path)
-    wait_until(lambda: len(list((tmp_path / "runs").glob("*/metrics.csv"))) == 2)
+    wait_until(lambda: len(list((tmp_path / "runs").glob("*/checkpoints/last.ckpt"))) == 2)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -228,9 +238,7 @@ def test_cells_are_trained_by_train_py_itself(text_file: Path, cache_dir: Path, 
         Cell(**{**vars(c), "overrides": (*overrides, *changes)})
         for c, changes in zip(cells, ([], [lost, "schedule=constant", "train.tokens=10240"]), strict=True)
     ]
-    outcomes = execute(
-        cells, tmp_path / "runs", LOCAL, common=("logger.group=sweep",), environment=quiet_env(), show=lambda s: None
-    )
+    outcomes = execute(cells, tmp_path / "runs", LOCAL, common=("logger.group=sweep",), environment=quiet_env())
     assert {name: outcome.status for name, outcome in outcomes.items()} == {
         "it's, a=name": "completed",
         "hopeless": "diverged",

@@ -24,7 +24,7 @@ from slm.sweep.launchers.remote import EXIT, Beats, RemoteJob, exit_code
 ID = "job.slurm"
 """File of a run directory that holds the id of the newest submission."""
 ASK_SECONDS = 10.0
-"""Between two questions to the scheduler, which others use too."""
+"""Between two looks at the scheduler and the shared disk, which others use too."""
 TIMEOUTS = 1_000_000
 """How often a job may reach its time limit and go on: as often as it takes."""
 
@@ -48,7 +48,9 @@ class Slurm:
     def __init__(
         self, settings: Mapping[str, Any], folder: Path, *, jobs: int, scheduler: Scheduler | None = None
     ) -> None:
-        self.threads = str(settings["cpus_per_job"])
+        self.environment = {"OMP_NUM_THREADS": str(settings["cpus_per_job"])}
+        if settings["gpus_per_job"] == 0:  # a node without cgroups shows them to everyone
+            self.environment["CUDA_VISIBLE_DEVICES"] = ""
         self.beats = Beats(settings)
         self.scheduler = scheduler or Submitit(settings, folder)
         self._submitted: dict[str, tuple[Job, str]] = {}
@@ -76,17 +78,17 @@ class Slurm:
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / EXIT).unlink(missing_ok=True)
             self.beats.forget(job.folder)
-        there = [replace(job, environment={**job.environment, "OMP_NUM_THREADS": self.threads}) for job in jobs]
+        there = [replace(job, environment={**self.environment, **job.environment}) for job in jobs]
         numbers = self.scheduler.submit([RemoteJob(job) for job in there])
         for job, number in zip(jobs, numbers, strict=True):
             (job.folder / ID).write_text(number)
             self._submitted[job.name] = job, number
-        self._asked = float("-inf")
 
     def ended(self) -> dict[str, int | None]:
         """Jobs that left an exit code, and those that SLURM has lost."""
-        if time.monotonic() - self._asked > ASK_SECONDS:
-            self._states, self._asked = self.scheduler.states(), time.monotonic()
+        if time.monotonic() - self._asked < ASK_SECONDS:
+            return {}
+        self._states, self._asked = self.scheduler.states(), time.monotonic()
         codes: dict[str, int | None] = {}
         for name, (job, number) in list(self._submitted.items()):
             code = exit_code(job.folder)
@@ -129,7 +131,7 @@ class Submitit:
         # By the name one finds jobs of this sweep that a master which was killed had no time to note.
         self.name = f"slm-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         try:
-            self.executor = SlurmExecutor(folder.parent / "submitit", max_num_timeout=TIMEOUTS)
+            self.executor = SlurmExecutor(folder / ".submitit", max_num_timeout=TIMEOUTS)
         except RuntimeError:
             raise ValueError("launcher=slurm finds no SLURM here (no srun): start it on a login node") from None
         self.executor.update_parameters(

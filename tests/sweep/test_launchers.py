@@ -1,0 +1,282 @@
+"""Engines: slots of this machine, and jobs elsewhere that may be lost."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from slm.sweep import execute as master
+from slm.sweep.execute import execute
+from slm.sweep.job import Job
+from slm.sweep.launchers import open_launcher, remote, slurm
+from slm.sweep.launchers.local import slot_environments, visible_gpus
+from slm.sweep.launchers.remote import RemoteJob
+from tests.running import ROOT
+from tests.sweep.celled import LOCAL, STUB, cell, count, history
+
+
+def settings(name: str, **changes: object) -> dict:
+    file = OmegaConf.load(ROOT / "conf" / "launcher" / f"{name}.yaml")
+    return OmegaConf.to_container(file) | changes  # type: ignore[return-value,operator]
+
+
+SETTINGS = settings("local", memory_gb=1e-6)
+
+
+@given(cores=st.integers(1, 64), gpus=st.integers(0, 8), per_job=st.integers(0, 8), jobs=st.integers(1, 40))
+def test_slots_share_the_machine_without_overlap(cores: int, gpus: int, per_job: int, jobs: int) -> None:
+    names = [f"GPU-{n}" for n in range(gpus)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda process: range(cores))
+        asked = SETTINGS | {"gpus_per_job": per_job}
+        if gpus and per_job > gpus:
+            with pytest.raises(ValueError, match="more than"):
+                slot_environments(asked, jobs=jobs, gpus=names)
+            return
+        slots = slot_environments(asked, jobs=jobs, gpus=names)
+    given_out = [name for slot in slots for name in slot.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    assert len(given_out) == len(set(given_out)) == (per_job * len(slots) if gpus else 0)
+    assert len({slot["OMP_NUM_THREADS"] for slot in slots}) == 1  # or a cell's bits would depend on its slot
+    if not given_out:
+        assert len(slots) == min(cores, jobs)
+    if len(slots) <= cores:
+        assert cores / 2 < sum(int(slot["OMP_NUM_THREADS"]) for slot in slots) <= cores
+
+
+def test_memory_bounds_the_slots_that_nobody_asked_for() -> None:
+    assert len(slot_environments(settings("local", memory_gb=1e6), jobs=9, gpus=[])) == 1
+    assert len(slot_environments(settings("local", memory_gb=1e6, slots=3), jobs=9, gpus=[])) == 3
+
+
+def test_gpus_that_were_hidden_from_us_are_hidden_from_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen, expected in (("", []), ("-1", []), ("2, GPU-8f", ["2", "GPU-8f"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert visible_gpus() == expected
+
+
+def test_a_job_has_the_share_of_its_slot(tmp_path: Path) -> None:
+    execute([cell("a")], tmp_path / "runs", LOCAL | {"threads": 3}, script=STUB, environment={"SLM_WORD": "x"})
+    environment = json.loads((tmp_path / "runs" / "a" / "environment.json").read_text())
+    assert (environment["OMP_NUM_THREADS"], environment["SLM_WORD"]) == ("3", "x")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"name": "lokal", "tries": 1}, "launcher.name=lokal must be one of local, slurm, ray"),
+        (settings("local", tries=0), "launcher.tries=0 must be a whole number of at least 1"),
+        (settings("local", slots="all"), "launcher.slots=all must be auto, or a whole number"),
+        (settings("local", threads=0), "launcher.threads=0"),
+        (settings("local", gpus_per_job=-1), "launcher.gpus_per_job=-1"),
+        (settings("local", memory_gb="lots"), "launcher.memory_gb=lots must be a number above 0"),
+        (settings("slurm", silence_minutes=0.1), "launcher.silence_minutes=0.1 must be a number of at least 0.25"),
+        (settings("slurm", cpus_per_job="4"), "launcher.cpus_per_job=4"),
+        (settings("slurm", sbatch=["requeue"]), "launcher.sbatch="),
+        (settings("ray", gpus_per_job=None), "launcher.gpus_per_job=None"),
+        (settings("ray", address=5), "launcher.address=5"),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_named(asked: dict, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        open_launcher(asked, tmp_path / "runs", jobs=1)
+
+
+@pytest.mark.parametrize(("name", "module"), [("slurm", "submitit"), ("ray", "ray")])
+def test_an_extra_that_is_missing_is_named(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf"launcher={name} needs .*: pip install 'slm\[{name}\]'"):
+        open_launcher(settings(name), tmp_path / "runs", jobs=1)
+
+
+def test_slurm_without_slurm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match="finds no SLURM here"):
+        open_launcher(settings("slurm"), tmp_path / "runs", jobs=1)
+
+
+class OtherMachine:
+    """A scheduler whose nodes are processes here, and which does to them what clusters do."""
+
+    def __init__(self) -> None:
+        self.processes: dict[str, multiprocessing.process.BaseProcess] = {}
+        self.told: dict[str, str] = {}
+        self.cancelled: list[str] = []
+
+    def submit(self, functions: Sequence[RemoteJob]) -> list[str]:
+        numbers = [f"{len(self.processes)}_{n}" for n in range(len(functions))]
+        for number, function in zip(numbers, functions, strict=True):
+            process = multiprocessing.get_context("fork").Process(target=function)
+            process.start()
+            self.processes[number] = process
+        return numbers
+
+    def states(self) -> dict[str, str] | None:
+        alive = {number: "RUNNING" for number, process in self.processes.items() if process.is_alive()}
+        return alive | self.told
+
+    def cancel(self, ids: Sequence[str], *, at_once: bool) -> None:
+        self.cancelled += ids
+        for number in ids:
+            self.told.pop(number, None)
+            (self.processes[number].kill if at_once else self.processes[number].terminate)()
+
+
+@pytest.fixture
+def other_machine(monkeypatch: pytest.MonkeyPatch) -> OtherMachine:
+    """Stands in for SLURM; beats and questions are fast."""
+    machine = OtherMachine()
+    monkeypatch.setattr(remote, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "Submitit", lambda settings, folder: machine)
+    monkeypatch.setattr(master, "SHOW_SECONDS", 0.0)
+    return machine
+
+
+QUICK = settings("slurm", silence_minutes=0.02)
+
+
+def kill_when_started(folder: Path, machine: OtherMachine, number: signal.Signals) -> None:
+    """What `show` is given: signals the first job function, once, and its job with it if that is SIGKILL."""
+    job = machine.processes.get("0_0")
+    running = folder / "runs" / "a" / "metrics.csv"
+    if job is not None and job.is_alive() and running.exists() and not (folder / "killed").exists():
+        (folder / "killed").touch()
+        if number == signal.SIGKILL:
+            os.kill(int((folder / "runs" / "a" / "job.pid").read_text().split()[0]), number)
+        os.kill(job.pid or 0, number)
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_job_that_slurm_loses_is_noticed_by_its_silence(
+    forgotten: bool, other_machine: OtherMachine, tmp_path: Path
+) -> None:
+    """Whether the scheduler forgets the job or says for ever that it runs."""
+    if not forgotten:
+        other_machine.told["0_0"] = "RUNNING"
+    cells = [cell("a", "seconds=0.1", steps=6), cell("b", "do=fail")]
+    outcomes = execute(
+        cells,
+        tmp_path / "runs",
+        QUICK,
+        script=STUB,
+        show=lambda s: kill_when_started(tmp_path, other_machine, signal.SIGKILL),
+    )
+    assert (outcomes["a"].status, outcomes["b"].status) == ("completed", "failed")
+    assert count(tmp_path, "start", "a") == 2
+    assert ("0_0" in other_machine.cancelled) != forgotten
+
+
+def test_a_job_that_is_preempted_saves_and_waits_its_turn_however_long(
+    other_machine: OtherMachine, tmp_path: Path
+) -> None:
+    asked = []
+
+    def show(standings: object) -> None:
+        kill_when_started(tmp_path, other_machine, signal.SIGTERM)
+        if (tmp_path / "killed").exists() and not other_machine.processes["0_0"].is_alive():
+            other_machine.told["0_0"] = "PENDING"
+            asked.append(time.monotonic())
+            if asked[-1] - asked[0] > 2:  # longer than the silence that would be a loss
+                del other_machine.told["0_0"]
+                function = RemoteJob(master_job(tmp_path))
+                process = multiprocessing.get_context("fork").Process(target=function)
+                process.start()
+                other_machine.processes["0_0"] = process
+
+    outcomes = execute([cell("a", "seconds=0.1", steps=9)], tmp_path / "runs", QUICK, script=STUB, show=show)
+    assert outcomes["a"].status == "completed"
+    assert [what for what, _ in history(tmp_path)] == ["start", "interrupted", "start", "completed"]
+    assert list(other_machine.processes) == ["0_0"]
+
+
+def master_job(folder: Path) -> Job:
+    run = folder / "runs" / "a"
+    command = (sys.executable, str(STUB), "steps=9", "seconds=0.1", f"output_dir={run}")
+    return Job(name="a", folder=run, command=command)
+
+
+SBATCH = """#!/bin/sh
+# sbatch FILE: runs each task of the array at once, as slurmd would the file; their ids stand in for job ids
+cp "$1" {there}/submitted
+tasks=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
+for task in $(seq 0 "$tasks"); do
+  SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 sh -c \
+    "echo 7_$task RUNNING >{there}/task$task; sh $1; rm {there}/task$task" >{there}/log$task 2>&1 &
+done
+echo "Submitted batch job 7"
+"""
+SRUN = """#!/bin/sh
+while [ "${{1#-}}" != "$1" ]; do case $1 in --output|--error) shift 2;; *) shift;; esac; done
+exec "$@"
+"""
+
+
+def test_cells_go_to_slurm_as_an_array_with_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All of submitit, on commands that stand in for SLURM's."""
+    pytest.importorskip("submitit")
+    there = tmp_path / "cluster"
+    there.mkdir()
+    squeue = '#!/bin/sh\necho "$@" >{there}/asked; cat {there}/task* 2>/dev/null; true\n'
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("squeue", squeue), ("scancel", "#!/bin/sh\n")):
+        (there / name).write_text(text.format(there=there))
+        (there / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{there}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    asked = settings("slurm", partition="night", gpus_per_job=0, array_parallelism=2, sbatch={"nice": 5})
+    cells = [cell("a"), cell("b", "do=diverge"), cell("c", "do=fail")]
+    outcomes = execute(cells, tmp_path / "runs", asked, script=STUB)
+    assert [outcome.status for outcome in outcomes.values()] == ["completed", "diverged", "failed"]
+    script = (there / "submitted").read_text()
+    for option in ("array=0-2%2", "partition=night", "requeue", "cpus-per-task=4", "time=240", "nice=5"):
+        assert f"#SBATCH --{option}\n" in script
+    assert "gpus" not in script
+    environment = json.loads((tmp_path / "runs" / "a" / "environment.json").read_text())
+    assert environment["OMP_NUM_THREADS"] == "4"
+    assert not [name for name in environment if name.startswith("SLURM_")]  # Lightning would take it for its cluster
+
+
+class Cancelled(Exception):
+    """What the stand-in for Ray raises of a task without a result."""
+
+
+def ray_on_threads() -> ModuleType:
+    """The part of Ray that is used, each task a thread."""
+    pool = ThreadPoolExecutor(8)
+
+    def get(task: Future[int]) -> int:
+        if task.exception() is not None:
+            raise Cancelled
+        return task.result()
+
+    ray = ModuleType("ray")
+    ray.__dict__.update(
+        init=lambda **settings: None,
+        is_initialized=lambda: False,
+        remote=lambda **resources: lambda function: SimpleNamespace(remote=lambda *a: pool.submit(function, *a)),
+        wait=lambda tasks, num_returns, timeout: ([task for task in tasks if task.done()], []),
+        get=get,
+        exceptions=SimpleNamespace(RayError=Cancelled),
+    )
+    return ray
+
+
+def test_cells_go_to_ray_as_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ray_on_threads())
+    cells = [cell("a", "do=die_once"), cell("b", "do=fail"), cell("c", after="a")]
+    outcomes = execute(cells, tmp_path / "runs", settings("ray"), script=STUB)
+    assert [outcome.status for outcome in outcomes.values()] == ["completed", "failed", "completed"]
+    assert count(tmp_path, "start", "a") == 2
