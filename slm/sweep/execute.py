@@ -19,7 +19,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -33,18 +32,17 @@ from slm.sweep.launchers import Launcher, open_launcher
 from slm.sweep.ledger import (
     Outcome,
     Progress,
-    log_tail,
     make_ready_to_retry,
     outcome_of,
     progress_of,
     record_failure,
 )
+from slm.sweep.tries import Tries
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 1.0
-STARVED_TRIES = 2
 FINAL = ("completed", "diverged", "failed")
 
 
@@ -143,27 +141,14 @@ class Signals:
         self.received = self.received or number
 
 
-@dataclass
-class _Tries:
-    """Starts of a cell by this master, since one got as far as a new checkpoint."""
-
-    count: int = 0
-    starved: int = 0
-    """Of these, those that the kernel ended for want of memory."""
-    checkpoint: int = 0
-    """Stamp of the checkpoint that the newest start began with."""
-    kernel_kills: int | None = None
-    """What `kernel_kills()` was then."""
-
-
 class _Master:
     def __init__(
         self, cells: Sequence[Cell], jobs: Mapping[str, Job], engine: Launcher, *, tries: int, show: Show
     ) -> None:
-        self.cells, self.jobs, self.engine, self.tries, self.show = cells, jobs, engine, tries, show
+        self.cells, self.jobs, self.engine, self.show = cells, jobs, engine, show
         self.final: dict[str, Outcome] = {}
         self.running: set[str] = set()
-        self.tried: dict[str, _Tries] = defaultdict(_Tries)
+        self.tries = {name: Tries(job.folder, tries) for name, job in jobs.items()}
         self.lengths = _lengths(cells)
 
     def look_up(self, *, retry: bool) -> None:
@@ -219,9 +204,7 @@ class _Master:
         ready.sort(key=lambda cell: -self.lengths[cell.name])
         chosen = [cell.name for cell in ready[: self.engine.free()]]
         for name in chosen:
-            tried = self.tried[name]
-            tried.count += 1
-            tried.checkpoint, tried.kernel_kills = _stamp(self.jobs[name].folder), kernel_kills()
+            self.tries[name].note_start()
         if chosen:
             self.engine.start([self.jobs[name] for name in chosen])
             self.running.update(chosen)
@@ -238,36 +221,14 @@ class _Master:
         outcome = outcome_of(folder)
         if outcome.status in FINAL:
             self.final[name] = outcome
-        elif not stopping and (why := self._why_failed(name, code)):
-            record_failure(folder, why=why, exit_code=code, starts=self.tried[name].count)
+        elif not stopping and (why := self.tries[name].why_failed(code)):
+            record_failure(folder, why=why, exit_code=code, starts=self.tries[name].count)
             self.final[name] = Outcome("failed", why)
-
-    def _why_failed(self, name: str, code: int | None) -> str | None:
-        """Why a job that ended without a result has failed; None if it is worth another start."""
-        folder, tried = self.jobs[name].folder, self.tried[name]
-        if code is not None and 0 <= code <= 128:
-            return f"exit code {code}: {_last_word(log_tail(folder))}"
-        if _stamp(folder) != tried.checkpoint:  # it got further: not in vain
-            tried.count = tried.starved = 0
-        tried.starved += code == -signal.SIGKILL and (kernel_kills() or 0) > (tried.kernel_kills or 0)
-        if tried.starved >= STARVED_TRIES:
-            return f"out of memory: killed by the kernel {tried.starved} times with no new checkpoint"
-        how = "ended without a result" if code is None else f"killed by {_signal_name(code)}"
-        return f"{how} {tried.count} times with no new checkpoint" if tried.count >= self.tries else None
 
     def _standing(self, cell: Cell) -> Standing:
         running = cell.name in self.running
         progress = progress_of(self.jobs[cell.name].folder) if running else None
         return Standing(cell=cell, running=running, outcome=self.outcome(cell), progress=progress)
-
-
-def kernel_kills() -> int | None:
-    """Processes that the kernel of this machine has killed for want of memory since it started, if it tells."""
-    with suppress(OSError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return None
 
 
 def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
@@ -277,26 +238,6 @@ def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
         if cell.after is not None:
             branches[cell.after].append(cell.flops)
     return {cell.name: cell.flops + max(branches[cell.name], default=0.0) for cell in cells}
-
-
-def _stamp(folder: Path) -> int:
-    """Tells the newest checkpoint of a run from an older one; 0 without any."""
-    with suppress(OSError):
-        return (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    return 0
-
-
-def _last_word(lines: Sequence[str]) -> str:
-    """The error that a job ended with, or else the last that it said."""
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return [*(lines or ["it said nothing"]), *errors][-1]
-
-
-def _signal_name(code: int) -> str:
-    number = -code if code < 0 else code - 128
-    with suppress(ValueError):
-        return signal.Signals(number).name
-    return f"signal {number}"
 
 
 def _output_dir(folder: Path) -> str:

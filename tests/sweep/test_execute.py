@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from slm.sweep import execute as master
+from slm.sweep import tries
 from slm.sweep.cells import Cell
 from slm.sweep.execute import Interrupted, execute
 from slm.sweep.ledger import Outcome
@@ -137,7 +138,7 @@ def test_the_longest_goes_first_and_a_trunk_counts_its_longest_branch(tmp_path: 
 
 def test_two_deaths_for_want_of_memory_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kills = iter(range(100))
-    monkeypatch.setattr(master, "kernel_kills", lambda: next(kills))
+    monkeypatch.setattr(tries, "kernel_kills", lambda: next(kills))
     outcome = execute([cell("a", "do=die")], tmp_path / "runs", LOCAL | {"tries": 9}, script=STUB)["a"]
     assert outcome.why == "out of memory: killed by the kernel 2 times with no new checkpoint"
     assert count(tmp_path, "start", "a") == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from slm.sweep.launchers.local import Local
 from slm.sweep.launchers.ray import Ray
 from slm.sweep.launchers.slurm import Slurm
 
-LAUNCHERS = {"local": Local, "slurm": Slurm, "ray": Ray}
+LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "slurm": Slurm, "ray": Ray}
 
 __all__ = ["LAUNCHERS", "Launcher", "open_launcher"]
 

@@ -45,14 +45,12 @@ class Scheduler(Protocol):
 class Slurm:
     """Submits whatever is ready; how many run at a time is `array_parallelism` and the cluster's affair."""
 
-    def __init__(
-        self, settings: Mapping[str, Any], folder: Path, *, jobs: int, scheduler: Scheduler | None = None
-    ) -> None:
+    def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
         self.environment = {"OMP_NUM_THREADS": str(settings["cpus_per_job"])}
         if settings["gpus_per_job"] == 0:  # a node without cgroups shows them to everyone
             self.environment["CUDA_VISIBLE_DEVICES"] = ""
         self.beats = Beats(settings)
-        self.scheduler = scheduler or Submitit(settings, folder)
+        self.scheduler: Scheduler = Submitit(settings, folder)
         self._submitted: dict[str, tuple[Job, str]] = {}
         self._states: dict[str, str] | None = None
         self._asked = float("-inf")
