@@ -29,8 +29,9 @@ EPSILON = 1e-6
 class LinearAttention(Projections):
     """Grouped-query linear attention."""
 
-    def __init__(self, config: ModelConfig, position: str) -> None:
-        super().__init__(config, "none")
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.rope = False
 
     def forward(self, x_BTD: Tensor, rotary: Rotary | None, cache: KVCache | None = None, use: int = 0) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, T new tokens after those in the state of `use`."""

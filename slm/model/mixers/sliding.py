@@ -1,10 +1,11 @@
-"""S: softmax attention to the last `sliding_window` tokens, a token's own among them (Mistral, arXiv:2310.06825).
+"""S: softmax attention to the last W tokens, a token's own among them (Mistral, arXiv:2310.06825).
 
 Notable: queries go in blocks, each against the blocks that its window reaches: T (W + block) scores and never T x T.
 On a CPU sequences up to F's limit take F's blocks, which copy no keys and are faster there. Positions as in F.
 
 Legend: B batch, T new tokens, S keys at hand (ending with the T tokens' own), H query heads, K key/value heads,
-G = H/K, C head_dim, W window, N blocks, c tokens of a block, s keys that a block is held against.
+G = H/K, C head_dim, W window (of the layer, `config.windows`), N blocks, c tokens of a block, s keys that a block is
+held against.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm.model.config import ModelConfig
 from slm.model.mixers import flex
 from slm.model.mixers.softmax import (
     CPU_MATMUL_ATTENTION_MAX_TOKENS,
@@ -30,9 +32,13 @@ QUERY_BLOCK = 128
 class SlidingAttention(SoftmaxAttention):
     """Attention to the tokens of a window."""
 
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.window = config.windows[layer]
+
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int) -> Tensor:
         """Values mixed for T queries, (B, H, T, C); keys from before the first one's window do no harm."""
-        window, scale = self.config.sliding_window, self.config.attention_scale
+        window, scale = self.window, self.config.attention_scale
         if k_BKSC.shape[2] <= window:
             return causal_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes)
         if flex.usable(q_BHTC, k_BKSC):

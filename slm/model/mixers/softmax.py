@@ -125,9 +125,9 @@ def attend_once(
 class SoftmaxAttention(Projections):
     """Attention over all tokens so far. `mix` is what the other softmax mixers replace."""
 
-    def __init__(self, config: ModelConfig, position: str) -> None:
-        super().__init__(config, position)
-        self.slopes = alibi_slopes(config.num_heads) if position == "alibi" else []
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.slopes = alibi_slopes(config.num_heads) if config.layer_positions[layer] == "alibi" else []
 
     def forward(self, x_BTD: Tensor, rotary: Rotary | None, cache: KVCache | None = None, use: int = 0) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, T new tokens after the cached ones, in the slot of `use`."""

@@ -39,7 +39,7 @@ A_RANGE = (1.0, 16.0)
 class SSD(nn.Module):
     """A Mamba-2 mixer."""
 
-    def __init__(self, config: ModelConfig, position: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config = config
         inner, keys = config.num_heads * config.head_width, config.kv_heads * config.state_size
