@@ -8,6 +8,8 @@ Legend: B batch, T tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,16 @@ from slm.model.layers import make_norm, scaled
 from slm.model.loss import cross_entropy, token_losses
 from slm.model.mixers.ssd import SSD
 from slm.model.positions import Rotary, rotary_table
+
+VERSIONS_OF_A_KIND = 8
+"""Compilations of one function that torch allows by itself: with and without gradients, for other lengths."""
+
+
+def let_every_kind_compile(config: ModelConfig) -> None:
+    """Allow that many for each kind of block: where torch's limit is met, it computes uncompiled, or raises."""
+    kinds = set(zip(config.mixers, config.layer_positions, config.windows, strict=True))
+    compiler: Any = torch._dynamo.config
+    compiler.recompile_limit = max(compiler.recompile_limit, VERSIONS_OF_A_KIND * len(kinds))
 
 
 class Decoder(nn.Module):
@@ -111,6 +123,7 @@ class Decoder(nn.Module):
         return losses.view_as(targets_BT)
 
     def compile_blocks(self) -> None:
-        """Compile each block in place. Blocks of one shape share one compilation, and parameter names stay."""
+        """Compile each block in place. Blocks of one kind share one compilation, and parameter names stay."""
+        let_every_kind_compile(self.config)
         for block in self.layers:
             block.compile(dynamic=False)
