@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.checkpoints import export_model
+from slm.checkpoints.weights import weights_to_export
 from slm.data import Corpus, prepare
 from slm.machine import reset_peak_memory
 from slm.tracking import Trackers, check_logger, open_trackers
 from slm.training.announce import ending_lines, plan_lines, speed_lines
 from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
 from slm.training.data_module import TokenData
-from slm.training.ema import weights_to_export
 from slm.training.hardware import Hardware, is_first_process, resolve_hardware
 from slm.training.interrupt import Interrupt
 from slm.training.journal import COLUMNS, Journal

@@ -31,7 +31,8 @@ MIXED = {
     "P immediate": shape("P", layer_sharing="immediate", num_repeats=3),
     "wide window": shape("SL", sliding_window=40, chunk_size=64, qk_norm="learned"),
     "window of two": shape("S", sliding_window=2),
-    "windows": shape("S", sliding_window=[3, 2, 9]),
+    "two windows": shape("S", sliding_window=[3, 9]),
+    "three windows": shape("S", sliding_window=[3, 2, 40]),
     "windows and others": shape("SLSF", num_layers=5, sliding_window=[7, 40, 3]),
     "windows alibi": shape("SSF", position="alibi", sliding_window=[4, 12]),
     "windows reverse": shape("S", sliding_window=[6, 11], layer_sharing="reverse", num_repeats=2),
@@ -112,9 +113,7 @@ def test_the_compiled_step_of_a_mixed_decoder_is_the_same_function(few_compilati
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8  # not one a token
 
 
-@pytest.mark.parametrize(
-    "config", [shape("SPF"), shape("LG"), shape("S", sliding_window=[3, 9])], ids=["SPF", "LG", "windows"]
-)
+@pytest.mark.parametrize("config", [shape("SPF"), shape("LG"), MIXED["two windows"]], ids=["SPF", "LG", "windows"])
 def test_compiled_blocks_keep_values(config: ModelConfig, few_compilations: None) -> None:
     decoder = randomized(config)
     tokens = tokens_of(decoder.config, 24)
