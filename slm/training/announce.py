@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slm.model.config import ModelConfig
 from slm.training.hardware import Hardware
 from slm.training.plan import Plan
 from slm.training.progress import duration
@@ -32,13 +33,22 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
         f"({plan.accumulation} x {plan.micro_batch_size} sequences of {length} a device)",
         f"FLOPs        {model.flops_per_token(length):.3e} a token exact, "
         f"{model.flops_per_token(length, convention='6n'):.3e} as 6N; {plan.flops:.3e} in all",
-        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations; "
-        f"KV cache {model.kv_cache_bytes(1)} bytes a token in bf16",
+        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations",
+        f"decoding     remembers {_remembered(model)} of one sequence",
         f"optimizer    {config['optim']['name']}, peak lr {config['optim']['lr']}{_carried(config, plan)}, "
         f"{config['schedule']['name']}",
         f"hardware     {where}, {hardware.precision}, {'compiled' if hardware.compile else 'not compiled'}, "
         f"{hardware.device_name}",
     ]
+
+
+def _remembered(model: ModelConfig) -> str:
+    """What a cache holds, in words that are true of every mixer: windows forget, states do not grow."""
+    context = model.max_position_embeddings
+    first, all_of_them, state = model.kv_cache_bytes(1), model.kv_cache_bytes(context), model.state_bytes()
+    keys = f"{first:,} bytes of keys and values for a first token, {all_of_them:,} for {context:,} (bf16)"
+    parts = [keys] * (first > 0) + [f"{state:,} bytes of state whatever the tokens (float32)"] * (state > 0)
+    return " and ".join(parts)
 
 
 def _carried(config: Mapping[str, Any], plan: Plan) -> str:
