@@ -34,7 +34,7 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
         f"FLOPs        {model.flops_per_token(length):.3e} a token exact, "
         f"{model.flops_per_token(length, convention='6n'):.3e} as 6N; {plan.flops:.3e} in all",
         f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations",
-        f"decoding     remembers {_remembered(model)} of one sequence",
+        f"decoding     remembers of one sequence {_remembered(model)}",
         f"optimizer    {config['optim']['name']}, peak lr {config['optim']['lr']}{_carried(config, plan)}, "
         f"{config['schedule']['name']}",
         f"hardware     {where}, {hardware.precision}, {'compiled' if hardware.compile else 'not compiled'}, "
