@@ -22,6 +22,7 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
     uses = len(model.block_uses)
     shared = f", each used {model.num_repeats} times ({model.layer_sharing})" if uses > model.num_layers else ""
     per_parameter = f"{plan.train_tokens / model.num_params():.2f} a parameter"
+    masked = ", documents masked from each other" if plan.document_masking else ""
     where = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
     return [
         f"run          {config['name']}, seed {config['seed']}, in {config['output_dir']}",
@@ -30,7 +31,7 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
         f"vocabulary {model.vocab_size:,}",
         f"parameters   {model.num_params():,} total, {model.num_params(non_embedding=True):,} non-embedding",
         f"tokens       {plan.train_tokens:,} ({per_parameter}) in {plan.steps:,} steps of {plan.batch_tokens:,} "
-        f"({plan.accumulation} x {plan.micro_batch_size} sequences of {length} a device)",
+        f"({plan.accumulation} x {plan.micro_batch_size} sequences of {length} a device{masked})",
         f"FLOPs        {model.flops_per_token(length):.3e} a token exact, "
         f"{model.flops_per_token(length, convention='6n'):.3e} as 6N; {plan.flops:.3e} in all",
         f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations",
