@@ -30,7 +30,8 @@ def measure_speed(decoder: Decoder, plan: Plan, hardware: Hardware) -> tuple[flo
     shape = (plan.micro_batch_size, plan.sequence_length + 1)
     tokens = torch.randint(plan.model.vocab_size, shape, generator=rng).to(device)
     mixed = hardware.precision.endswith("-mixed")
-    context = partial(torch.autocast, device.type, hardware.matmul_dtype, enabled=mixed)
+    # Without its cache, as Lightning trains: with it, blocks would be compiled anew for the first step.
+    context = partial(torch.autocast, device.type, hardware.matmul_dtype, enabled=mixed, cache_enabled=False)
     # Masked as in training, so that blocks are compiled once; where documents begin takes no time.
     documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
     seconds = _pass(decoder, tokens, documents, context)

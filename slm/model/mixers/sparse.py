@@ -71,14 +71,14 @@ def sparse_attention(
     far = (q_BKNrC.flatten(2, 3) @ far_k.transpose(-2, -1)).view(B, K, N, G, c, M)
     i, j, b = (torch.arange(n, device=q_BHTC.device) for n in (c, M, N))
     column_at = (j - columns + 1) * stride - 1  # counted from the first block here
-    query_at = b[:, None] * c + i
+    own_at = b[:, None] * c + i  # of a block's queries and its own keys
     if slopes:
         near = near + alibi_bias(slopes, K, (i[:, None] - i).to(near.dtype)).unsqueeze(1)
-        far = far + alibi_bias(slopes, K, (query_at[..., None] - column_at).to(far.dtype)).transpose(1, 2)
+        far = far + alibi_bias(slopes, K, (own_at[..., None] - column_at).to(far.dtype)).transpose(1, 2)
     near_hidden, far_hidden = i > i[:, None], (j >= columns + b[:, None] * (c // stride))[:, None, None]
     if starts_BT is not None:
         starts_BNc = starts_in_blocks(starts_BT, N, c)
-        near_hidden = near_hidden | (query_at[:, None] < starts_BNc[..., None])[:, None, :, None]
+        near_hidden = near_hidden | (own_at[:, None] < starts_BNc[..., None])[:, None, :, None]
         far_hidden = far_hidden | (column_at < starts_BNc[..., None])[:, None, :, None]
     near, far = near.masked_fill(near_hidden, -torch.inf), far.masked_fill(far_hidden, -torch.inf)
     near, far = softmax(torch.cat([near, far], dim=-1), own_v).split([c, M], dim=-1)
