@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -31,7 +31,8 @@ def measure_speed(decoder: Decoder, plan: Plan, hardware: Hardware) -> tuple[flo
     tokens = torch.randint(plan.model.vocab_size, shape, generator=rng).to(device)
     mixed = hardware.precision.endswith("-mixed")
     # Without its cache, as Lightning trains: with it, blocks would be compiled anew for the first step.
-    context = partial(torch.autocast, device.type, hardware.matmul_dtype, enabled=mixed, cache_enabled=False)
+    autocast = partial(torch.autocast, device.type, hardware.matmul_dtype, cache_enabled=False)
+    context: Callable[[], AbstractContextManager[None]] = autocast if mixed else nullcontext
     # Masked as in training, so that blocks are compiled once; where documents begin takes no time.
     documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
     seconds = _pass(decoder, tokens, documents, context)
