@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).parents[1]
-SCALES = {"completep": (1 / 4, 1 / 2, 1.0, 2.0, 4.0), "standard": (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)}
+SCALES = {"completep": (1 / 4, 1 / 2, 1.0, 2.0, 4.0), "standard": (1 / 8, 1 / 4, 1 / 2, 1.0)}
 FIXED = ["train.tokens=600_000", "train.batch_tokens=2048", "train.sample_tokens=0", "train.eval_every=1000"]
 FIXED += ["checkpoint.every_steps=null", "logger=csv"]
 
