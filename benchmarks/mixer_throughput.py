@@ -1,11 +1,12 @@
-"""Training speed of each mixer beside full attention: the tiny shape, compiled as train.py runs it.
+"""Training speed of each mixer beside full attention, or of each family beside mobilellm, compiled as train.py runs it.
 
     python benchmarks/mixer_throughput.py                                F S P L G at 256 and 1024 tokens a sequence
+    python benchmarks/mixer_throughput.py --families                     each family at its tiny size
     python benchmarks/mixer_throughput.py SSSF LLLG --lengths 1024 --tokens 4096 --repetitions 7 chunk_size=128
 
 A repetition is one forward and backward pass of each, one after the other, so that all meet the same machine; figures
-are medians over repetitions. Words with an equals sign are fields of the model. One line a pattern and length: speed,
-exact GFLOP/s and the ratio to F.
+are medians over repetitions. Words with an equals sign are fields of the model. One line each and length: speed,
+exact GFLOP/s and the ratio to the first.
 """
 
 from __future__ import annotations
@@ -18,34 +19,47 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from train_throughput import composed, preset_config
+from train_throughput import CONF, composed, preset_config
 
 from slm.model import Decoder, ModelConfig
 from slm.training.hardware import Hardware, resolve_hardware
+from slm.training.plan import model_config
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", default=[], metavar="PATTERN|FIELD=NUMBER")
+    parser.add_argument("--families", action="store_true", help="the families of conf/family in place of patterns")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--tokens", type=int, default=4096, help="of one pass, over all sequences")
     parser.add_argument("--repetitions", type=int, default=7)
     args = parser.parse_args()
     changes = {name: int(value) for name, _, value in (word.partition("=") for word in args.words if "=" in word)}
-    patterns = [word for word in args.words if "=" not in word] or ["F", "S", "P", "L", "G"]
-    patterns = ["F", *(pattern for pattern in patterns if pattern != "F")]
+    shapes = family_shapes() if args.families else pattern_shapes(args.preset, [w for w in args.words if "=" not in w])
+    shapes = {name: dataclasses.replace(shape, **changes) for name, shape in shapes.items()}
     hardware = resolve_hardware(composed()["trainer"])
     print(f"{hardware.device_name}, {hardware.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    shape = dataclasses.replace(preset_config(args.preset), **changes)
     for length in args.lengths:
-        configs = [dataclasses.replace(shape, mixer_pattern=pattern) for pattern in patterns]
-        measure(configs, hardware, length, args.tokens // length, args.repetitions)
+        measure(shapes, hardware, length, args.tokens // length, args.repetitions)
 
 
-def measure(configs: list[ModelConfig], hardware: Hardware, length: int, sequences: int, repetitions: int) -> None:
-    torch._dynamo.reset()  # which holds few shapes at a time
-    passes = [one_pass(config, hardware, length, sequences) for config in configs]
+def pattern_shapes(preset: str, patterns: list[str]) -> dict[str, ModelConfig]:
+    """The preset with each pattern, full attention first."""
+    patterns = patterns or ["S", "P", "L", "G"]
+    return {pattern: dataclasses.replace(preset_config(preset), mixer_pattern=pattern) for pattern in ["F", *patterns]}
+
+
+def family_shapes() -> dict[str, ModelConfig]:
+    """Each family at its tiny size, mobilellm first."""
+    names = sorted((path.stem for path in (CONF / "family").glob("*.yaml")), key=lambda name: name != "mobilellm")
+    return {name: model_config(composed(f"family={name}")["model"]) for name in names}
+
+
+def measure(shapes: dict[str, ModelConfig], hardware: Hardware, length: int, sequences: int, repetitions: int) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 4 * len(shapes)  # else the ninth would run uncompiled, without a word
+    passes = [one_pass(config, hardware, length, sequences) for config in shapes.values()]
     for run in passes:  # compilation, allocation, caches
         run()
         run()
@@ -54,9 +68,9 @@ def measure(configs: list[ModelConfig], hardware: Hardware, length: int, sequenc
         for times, run in zip(seconds, passes, strict=True):
             times.append(run())
     rates = [sequences * length / statistics.median(times) for times in seconds]
-    for config, rate in zip(configs, rates, strict=True):
+    for (name, config), rate in zip(shapes.items(), rates, strict=True):
         speed = f"{rate:,.0f} tok/s, {rate * config.flops_per_token(length) / 1e9:,.0f} GFLOP/s"
-        print(f"{sequences}x{length} {config.mixer_pattern}: {speed}, {rate / rates[0]:.2f} of F", flush=True)
+        print(f"{sequences}x{length} {name}: {speed}, {rate / rates[0]:.2f} of {next(iter(shapes))}", flush=True)
 
 
 def one_pass(config: ModelConfig, hardware: Hardware, length: int, sequences: int) -> Callable[[], float]:

@@ -58,6 +58,12 @@ def test_presets_have_the_published_shape_and_parameters(name: str) -> None:
     assert model.tie_embeddings
 
 
+def test_windows_of_layers_are_given_as_a_list() -> None:
+    model = model_config(composed("model.mixer_pattern=SF", "model.sliding_window=[64,256]")["model"])
+    assert model.windows == (64, 256) * 4
+    assert model_config(composed()["model"]).windows == (256,) * 8
+
+
 def test_ls_presets_apply_every_block_twice_in_place() -> None:
     model = model_config(composed("model=mobilellm_ls_125m")["model"])
     assert model.block_uses == tuple(block for block in range(30) for _ in range(2))

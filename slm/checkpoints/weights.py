@@ -31,6 +31,7 @@ WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.ind
 """What weights are read from, the first that is there."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_WEIGHTS, _AVERAGES = "decoder.", "average."  # modules of training, and so prefixes of names in its checkpoints
 _LONGEST_HEADER = 100 << 20  # bytes; the safetensors library's own limit
 
 
@@ -90,13 +91,22 @@ def open_weights(folder: Path) -> Weights:
 
 
 def open_run_checkpoint(file: Path) -> Weights:
-    """The decoder in a checkpoint of one of our runs."""
+    """The decoder in a checkpoint of one of our runs, as it would be exported."""
     state = _load_pickle(file).get("state_dict")
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} is no checkpoint of a run: it has no state_dict")
-    prefix = "decoder."
-    weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return Weights(tensors=_mapped(file, weights), files=(file,))
+    return Weights(tensors=_mapped(file, weights_to_export(state)), files=(file,))
+
+
+def weights_to_export(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's weights in a `state_dict` of training: their averages where it keeps them, as validation does."""
+    names = [name.removeprefix(_WEIGHTS) for name in state if name.startswith(_WEIGHTS)]
+    return {name: state.get(_AVERAGES + buffer_of(name), state[_WEIGHTS + name]) for name in names}
+
+
+def buffer_of(name: str) -> str:
+    """Name of the buffer, in which no dot may be, that averages the parameter called `name`."""
+    return name.replace(".", "/")
 
 
 def open_file(file: Path) -> dict[str, Stored]:

@@ -45,6 +45,8 @@ class Stream:
     """White-space separated words of the scored part of a running text."""
     notes: tuple[str, ...]
     """What a reader of the figures must know, whole sentences."""
+    separator: int | None = None
+    """The token that documents begin with where they do not see each other; None where they do."""
 
     @property
     def num_scored(self) -> int:
@@ -85,7 +87,7 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
 def run_stream(
     run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None, max_tokens: int | None = None
 ) -> Stream:
-    """The validation stream of a run directory of ours, token for token as the run was validated on it.
+    """The validation stream of a run directory of ours, token for token and masked as the run was validated on it.
 
     `tokenizer` is the one that the run saved. The text is looked for in `cache_dir` and in the run's own cache, else
     made again from its source in `cache_dir` (by default the run's). `max_tokens` leaves only so many at its start,
@@ -103,7 +105,10 @@ def run_stream(
     except ValueError as error:
         raise ValueError(f"the validation text of {run} cannot be had again: {error}") from error
     tokens, document = _joined([frame for frame, _ in _frames(groups, tokenizer)], tokenizer)
+    masked = config["train"].get("document_masking", False)  # which older runs lack
     notes = ["This is the validation text of the run, framed and counted as in training."]
+    if masked:
+        notes.append("No token sees another document than its own, as in training.")
     if max_tokens is not None and max_tokens < len(tokens):
         tokens, document = tokens[:max_tokens], document[:max_tokens]
         notes.append(_part(max_tokens))
@@ -116,6 +121,7 @@ def run_stream(
         document=document,
         words=None,
         notes=tuple(notes),
+        separator=framing.separator(tokenizer) if masked else None,
     )
 
 

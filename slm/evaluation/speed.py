@@ -41,7 +41,8 @@ def measure_speed(
     the whole that are done. Raises `ValueError` if the tokens do not fit into the model's context.
     """
     config, weight = decoder.config, decoder.head_weight
-    check_room(settings, config.max_position_embeddings)
+    context = config.max_position_embeddings
+    check_room(settings, context)
     variants = {"as_is": _Timed(decoder, settings)}
     if config.layer_sharing != "none":
         variants["without_sharing"] = _Timed(without_sharing(decoder), settings)
@@ -70,6 +71,8 @@ def measure_speed(
         "peak_memory_bytes": model_bytes + peak_memory_bytes() - held,
         "model_bytes": model_bytes,
         "kv_bytes_per_token": config.kv_cache_bytes(1, bytes_per_value=weight.element_size()),
+        "kv_cache_bytes": config.kv_cache_bytes(context, bytes_per_value=weight.element_size()),
+        "state_bytes": config.state_bytes(bytes_per_value=max(4, weight.element_size())),
     }
 
 

@@ -37,10 +37,17 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.mlp_output_norm = make_norm(config) if after else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary | None, cache: KVCache | None = None, use: int = 0) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary | None,
+        cache: KVCache | None = None,
+        use: int = 0,
+        starts_BT: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         normed = self.input_layernorm(x_BTD)
-        return self._finish(x_BTD, normed, self.self_attn(normed, rotary, cache, use))
+        return self._finish(x_BTD, normed, self.self_attn(normed, rotary, cache, use, starts_BT))
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
         """`forward` of one token, given the past of this use; also returns what the cache shall keep of it."""

@@ -2,7 +2,8 @@
 
 A shared block sees different inputs each time it is used, so two uses never share a slot. How much a slot holds depends
 on the mixer: every key and value (F), those of a window in a ring (S), those of one block and of the columns before it
-(P), or a recurrent state whose size does not depend on the tokens (L, G). Slots of one kind lie in one tensor.
+(P), or a recurrent state whose size does not depend on the tokens (L, G). Slots of one kind, which is one mixer's and
+with S one window's, lie in one tensor.
 
 Legend: U slots of one kind, B batch, K key/value heads, M room for keys, S keys held, T new tokens, C head_dim.
 """
@@ -16,16 +17,16 @@ import torch
 from torch import Tensor
 
 from slm.model.config import ModelConfig
-from slm.model.counts import COUNTS, ssd_channels
+from slm.model.counts import cached_tokens, ssd_channels
 
 
 class KeysAndValues:
     """F: all of them, in order."""
 
-    def __init__(self, config: ModelConfig, letter: str, count: int, batch: int, max_length: int, **like: Any) -> None:
+    def __init__(self, config: ModelConfig, layer: int, count: int, batch: int, max_length: int, **like: Any) -> None:
         self.config = config
         self.alibi = "alibi" in config.layer_positions
-        room = COUNTS[letter].cached_tokens(config, max_length)
+        room = cached_tokens(config, layer, max_length)
         self.store = torch.zeros(count, 2, batch, config.kv_heads, room, config.head_width, **like)
 
     def past(self, slot: int, length: int) -> tuple[Tensor, ...]:
@@ -72,9 +73,9 @@ class KeysAndValues:
 class WindowRing(KeysAndValues):
     """S: the last window - 1 of them; token number n lies at n modulo that."""
 
-    @property
-    def _size(self) -> int:
-        return self.config.sliding_window - 1
+    def __init__(self, config: ModelConfig, layer: int, count: int, batch: int, max_length: int, **like: Any) -> None:
+        super().__init__(config, layer, count, batch, max_length, **like)
+        self._size = config.windows[layer] - 1
 
     def _held(self, length: int) -> int:
         return min(length, self._size)
@@ -138,9 +139,9 @@ class ColumnsAndBlock(KeysAndValues):
 class States:
     """L, G: tensors of a recurrence, all of them read and written as a whole."""
 
-    def __init__(self, config: ModelConfig, letter: str, count: int, batch: int, max_length: int, **like: Any) -> None:
+    def __init__(self, config: ModelConfig, layer: int, count: int, batch: int, max_length: int, **like: Any) -> None:
         like["dtype"] = torch.promote_types(like["dtype"], torch.float32)
-        shapes = _STATE_SHAPES[letter](config)
+        shapes = _STATE_SHAPES[config.mixers[layer]](config)
         self.tensors = tuple(torch.zeros(count, batch, *shape, **like) for shape in shapes)
 
     def past(self, slot: int, length: int) -> tuple[Tensor, ...]:
@@ -179,6 +180,12 @@ _KINDS: dict[str, type[Any]] = {
 }
 
 
+def _name_of_kind(config: ModelConfig, layer: int) -> str:
+    """Such as "F" or "S256": slots of equal names can lie in one tensor."""
+    letter = config.mixers[layer]
+    return f"{letter}{config.windows[layer]}" if letter == "S" else letter
+
+
 class KVCache:
     """Preallocated memory for `max_length` tokens of `batch_size` sequences."""
 
@@ -191,14 +198,15 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        letters = [config.mixers[block] for block in config.block_uses]
+        names = [_name_of_kind(config, block) for block in config.block_uses]
+        layers = dict(zip(names, config.block_uses, strict=True))  # of each kind one that is typical
         self.kinds = {
-            letter: _KINDS[letter](
-                config, letter, letters.count(letter), batch_size, max_length, device=device, dtype=dtype
+            name: _KINDS[config.mixers[layer]](
+                config, layer, names.count(name), batch_size, max_length, device=device, dtype=dtype
             )
-            for letter in dict.fromkeys(letters)
+            for name, layer in layers.items()
         }
-        self._where = [(letter, letters[:use].count(letter)) for use, letter in enumerate(letters)]
+        self._where = [(name, names[:use].count(name)) for use, name in enumerate(names)]
         self.max_length = max_length
         """Tokens the cache has room for."""
         self.length = 0
@@ -211,8 +219,8 @@ class KVCache:
 
     def extend(self, use: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Write T new tokens into the slot of `use`; return all keys and values that they may see, theirs last."""
-        letter, slot = self._where[use]
-        return self.kinds[letter].extend(slot, self.length, k_BKTC, v_BKTC)
+        name, slot = self._where[use]
+        return self.kinds[name].extend(slot, self.length, k_BKTC, v_BKTC)
 
     def read(self, use: int) -> tuple[Tensor, ...]:
         """The recurrent state in the slot of `use`."""
@@ -220,23 +228,23 @@ class KVCache:
 
     def write(self, use: int, state: Sequence[Tensor]) -> None:
         """Replace the recurrent state in the slot of `use`."""
-        letter, slot = self._where[use]
-        self.kinds[letter].write(slot, state)
+        name, slot = self._where[use]
+        self.kinds[name].write(slot, state)
 
     def past(self, use: int) -> tuple[Tensor, ...]:
         """What `step` of the mixer of `use` wants to know of the past, where it lies."""
-        letter, slot = self._where[use]
-        return self.kinds[letter].past(slot, self.length)
+        name, slot = self._where[use]
+        return self.kinds[name].past(slot, self.length)
 
     def append(self, new: Sequence[tuple[Tensor, ...]]) -> None:
         """Add one token, given what `step` of each use returned for it."""
-        for letter, kind in self.kinds.items():
-            own = [tensors for (at, _), tensors in zip(self._where, new, strict=True) if at == letter]
+        for name, kind in self.kinds.items():
+            own = [tensors for (at, _), tensors in zip(self._where, new, strict=True) if at == name]
             kind.append(self.length, own)
         self.length += 1
 
     def select(self, source: KVCache, rows: Tensor) -> None:
         """Begin as `source`, a cache of the same shape with no more room, in which row r is its row `rows[r]`."""
-        for letter, kind in self.kinds.items():
-            kind.select(source.kinds[letter], rows, source.length)
+        for name, kind in self.kinds.items():
+            kind.select(source.kinds[name], rows, source.length)
         self.length = source.length

@@ -1,7 +1,8 @@
-"""The shape of a decoder: its fields, and in one sentence each what is no shape.
+"""The shape of a decoder: its fields, and what they say of each block.
 
-Notable: importing it imports no torch; a wrong shape is refused here, before anything is built; blocks that are used
-more than once count once as parameters and every time as FLOPs and cache slots (`slm.model.counts`).
+Notable: importing it imports no torch; a wrong shape is refused here, before anything is built (`slm.model.checks`);
+blocks that are used more than once count once as parameters and every time as FLOPs and cache slots
+(`slm.model.counts`).
 """
 
 from __future__ import annotations
@@ -13,18 +14,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from slm.model import counts
-
-MIXERS = {"F": "softmax", "S": "sliding", "P": "sparse", "L": "linear", "G": "ssd"}
-"""Letter of `mixer_pattern` -> module of `slm.model.mixers`."""
-LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}
-"""Letter of `position_pattern` -> how a layer is told positions."""
-POSITION = ("rope", "learned", "alibi", "none")
-MLP = ("swiglu", "geglu", "gelu", "relu2")
-NORM = ("rmsnorm", "layernorm")
-NORM_POSITION = ("pre", "post", "both")
-LAYER_SHARING = ("none", "immediate", "repeat_all_over", "reverse")
-QK_NORM = ("none", "weightless", "learned")
-ROPE_STYLE = ("half", "interleaved")
+from slm.model.checks import LAYER_POSITIONS, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +60,9 @@ class ModelConfig:
     mixer_pattern: str = "F"
     """Mixer of each layer, tiled over the layers: F full softmax attention, S sliding window, P sparse, L linear
     attention, G gated linear attention with scalar decay (SSD). "SSSF" is every fourth layer full."""
-    sliding_window: int = 256
-    """S: keys that a query sees, its own among them."""
+    sliding_window: int | tuple[int, ...] = 256
+    """S: keys that a query sees, its own among them. One number for every layer, or a list that is tiled over the
+    layers as `mixer_pattern` is; a number at a layer that is not S has no effect."""
     sparse_block: int = 64
     """P: tokens of a local block, within which attention is full."""
     sparse_stride: int = 16
@@ -107,85 +98,11 @@ class ModelConfig:
     """The head's output times this."""
 
     def __post_init__(self) -> None:
-        if self.num_kv_heads is None:
-            object.__setattr__(self, "num_kv_heads", self.num_heads)
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"model.{name}={value!r} must be a whole number of at least 1")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is None and name == "attention_multiplier":
-                continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise ValueError(f"model.{name}={value!r} must be a number above 0")
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"model.{name}={getattr(self, name)!r} must be true or false")
-        self._check_patterns()
-        self._check_heads()
-        self._check_sharing()
-        self._check_mixers()
-
-    def _check_patterns(self) -> None:
-        for name, letters in (("mixer_pattern", MIXERS), ("position_pattern", LAYER_POSITIONS)):
-            pattern = getattr(self, name)
-            if pattern is None and name == "position_pattern":
-                continue
-            if not isinstance(pattern, str) or not pattern or set(pattern) - set(letters):
-                known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
-                raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}")
-            if len(pattern) > self.num_layers:
-                raise ValueError(
-                    f"model.{name}={pattern} is longer than model.num_layers={self.num_layers}: "
-                    "its end would never be used, so shorten it"
-                )
-        if self.position_pattern and self.position == "learned":
-            raise ValueError(
-                f"model.position_pattern={self.position_pattern} with model.position=learned: a learned table is added "
-                "to the embedding and belongs to no layer, so choose one of the two"
-            )
-        if self.norm_bias and self.norm == "rmsnorm":
-            raise ValueError("model.norm_bias=True with model.norm=rmsnorm: only layernorm has biases")
-
-    def _check_mixers(self) -> None:
-        if self.sparse_block % self.sparse_stride:
-            fits = [str(n) for n in range(1, self.sparse_block + 1) if self.sparse_block % n == 0]
-            raise ValueError(
-                f"model.sparse_block={self.sparse_block} is not divisible by model.sparse_stride={self.sparse_stride}: "
-                f"sparse_stride can be {', '.join(fits)}"
-            )
-        if self.sliding_window < 2:
-            raise ValueError(
-                f"model.sliding_window={self.sliding_window} must be at least 2: with 1 a token sees itself only"
-            )
-
-    def _check_heads(self) -> None:
-        if self.head_dim is None:
-            if self.hidden_size % self.num_heads:
-                raise ValueError(
-                    f"model.hidden_size={self.hidden_size} is not divisible by model.num_heads={self.num_heads}: "
-                    "change one of them or set model.head_dim"
-                )
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        if self.num_heads % self.kv_heads:
-            fits = [str(k) for k in range(1, self.num_heads + 1) if self.num_heads % k == 0]
-            raise ValueError(
-                f"model.num_heads={self.num_heads} is not divisible by model.num_kv_heads={self.kv_heads}: "
-                f"num_kv_heads can be {', '.join(fits)}"
-            )
-        if self.head_width % 2 and "rope" in self.layer_positions:
-            raise ValueError(f"model.head_dim={self.head_dim} must be even: rotary positions turn pairs of channels")
-
-    def _check_sharing(self) -> None:
-        if (self.layer_sharing == "none") != (self.num_repeats == 1):
-            raise ValueError(
-                f"model.layer_sharing={self.layer_sharing} with model.num_repeats={self.num_repeats}: "
-                "none goes with 1 repeat, every other sharing with at least 2"
-            )
+        if isinstance(self.sliding_window, list):  # as YAML and JSON have it
+            object.__setattr__(self, "sliding_window", tuple(self.sliding_window))
+        check(self)
+        object.__setattr__(self, "num_kv_heads", self.kv_heads)
+        object.__setattr__(self, "head_dim", self.head_width)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -205,8 +122,9 @@ class ModelConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, resolved, as plain values."""
-        return dataclasses.asdict(self)
+        """All fields, resolved, as plain values: those that JSON gives back."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
     def kv_heads(self) -> int:
@@ -236,6 +154,12 @@ class ModelConfig:
     def mixers(self) -> tuple[str, ...]:
         """Letter of each block's mixer."""
         return tuple(self.mixer_pattern[i % len(self.mixer_pattern)] for i in range(self.num_layers))
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Window of each block. Of no effect on mixers other than S."""
+        given = (self.sliding_window,) if isinstance(self.sliding_window, int) else self.sliding_window
+        return tuple(given[i % len(given)] for i in range(self.num_layers))
 
     @property
     def layer_positions(self) -> tuple[str, ...]:
@@ -285,42 +209,6 @@ class ModelConfig:
         return counts.state_bytes(self, batch_size=batch_size, bytes_per_value=bytes_per_value)
 
 
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_repeats",
-    "sliding_window",
-    "sparse_block",
-    "sparse_stride",
-    "chunk_size",
-    "state_size",
-    "conv_kernel",
-)
-_SWITCHES = ("tie_embeddings", "attention_bias", "mlp_bias", "norm_bias", "parallel_block")
-_CHOICES = {
-    "layer_sharing": LAYER_SHARING,
-    "qk_norm": QK_NORM,
-    "rope_style": ROPE_STYLE,
-    "mlp": MLP,
-    "norm": NORM,
-    "norm_position": NORM_POSITION,
-    "position": POSITION,
-}
-_POSITIVE = (
-    "rope_theta",
-    "norm_eps",
-    "init_std",
-    "embedding_multiplier",
-    "residual_multiplier",
-    "attention_multiplier",
-    "logits_multiplier",
-)
 _LLAMA_FIELDS = {
     "vocab_size",
     "hidden_size",

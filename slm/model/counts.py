@@ -4,7 +4,8 @@ Notable: closed forms (tests hold them against the real modules and torch's FLOP
 and no torch. FLOPs are those of matrix products, two a multiply-add; what runs element by element is not in them
 (norms, activations, softmax, rotations, the short convolution, sums of chunk states).
 
-Legend: D hidden, H query heads, K key/value heads, C head_dim, N state_size, I = HC inner width, T tokens.
+Legend: D hidden, H query heads, K key/value heads, C head_dim, N state_size, I = HC inner width, T tokens, b number of
+a block.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class MixerCounts:
     """Weights that each token is multiplied with."""
     vectors: Callable[[ModelConfig], int]
     """All other parameters: biases, gains, decay rates, convolutions."""
-    mixing_flops: Callable[[ModelConfig, int], float]
-    """Forward FLOPs that mix T tokens with each other, all of them together, where no masked score is computed."""
-    cached_tokens: Callable[[ModelConfig, int], int] = lambda config, T: 0
-    """Tokens whose keys and values must be kept to go on after T."""
-    state_values: Callable[[ModelConfig], int] = lambda config: 0
+    mixing_flops: Callable[[ModelConfig, int, int], float]
+    """In block b, forward FLOPs that mix T tokens with each other, all together, where no masked score is computed."""
+    cached_tokens: Callable[[ModelConfig, int, int], int] = lambda c, b, T: 0
+    """In block b, tokens whose keys and values must be kept to go on after T."""
+    state_values: Callable[[ModelConfig], int] = lambda c: 0
     """Numbers of recurrent state, whatever T."""
 
 
@@ -76,17 +77,17 @@ def _attention_vectors(c: ModelConfig) -> int:
 
 
 def _attention(
-    pairs: Callable[[ModelConfig, int], float], cached_tokens: Callable[[ModelConfig, int], int]
+    pairs: Callable[[ModelConfig, int, int], float], cached_tokens: Callable[[ModelConfig, int, int], int]
 ) -> MixerCounts:
     return MixerCounts(
         weights=_attention_weights,
         vectors=_attention_vectors,
-        mixing_flops=lambda c, T: 4 * c.num_heads * c.head_width * pairs(c, T),  # a score and a value for each pair
+        mixing_flops=lambda c, b, T: 4 * c.num_heads * c.head_width * pairs(c, b, T),  # a score and a value a pair
         cached_tokens=cached_tokens,
     )
 
 
-def _linear_mixing(c: ModelConfig, T: int) -> float:
+def _linear_mixing(c: ModelConfig, b: int, T: int) -> float:
     within = 4 * c.num_heads * c.head_width * block_pairs(T, c.chunk_size)
     states = 2 * (c.num_heads + c.kv_heads) * c.head_width**2 * T  # read by every query, written by every key
     return within + states
@@ -107,7 +108,7 @@ def _ssd_vectors(c: ModelConfig) -> int:
     return channels * (c.conv_kernel + 1) + 3 * c.num_heads + inner + biases
 
 
-def _ssd_mixing(c: ModelConfig, T: int) -> float:
+def _ssd_mixing(c: ModelConfig, b: int, T: int) -> float:
     scores = 2 * c.kv_heads * c.state_size * block_pairs(T, c.chunk_size)
     values = 2 * c.num_heads * c.head_width * block_pairs(T, c.chunk_size)
     states = 4 * c.num_heads * c.head_width * c.state_size * T
@@ -115,11 +116,11 @@ def _ssd_mixing(c: ModelConfig, T: int) -> float:
 
 
 COUNTS: dict[str, MixerCounts] = {
-    "F": _attention(lambda c, T: full_pairs(T), lambda c, T: T),
-    "S": _attention(lambda c, T: sliding_pairs(T, c.sliding_window), lambda c, T: min(T, c.sliding_window - 1)),
+    "F": _attention(lambda c, b, T: full_pairs(T), lambda c, b, T: T),
+    "S": _attention(lambda c, b, T: sliding_pairs(T, c.windows[b]), lambda c, b, T: min(T, c.windows[b] - 1)),
     "P": _attention(
-        lambda c, T: sparse_pairs(T, c.sparse_block, c.sparse_stride),
-        lambda c, T: sparse_slots(T, c.sparse_block, c.sparse_stride),
+        lambda c, b, T: sparse_pairs(T, c.sparse_block, c.sparse_stride),
+        lambda c, b, T: sparse_slots(T, c.sparse_block, c.sparse_stride),
     ),
     "L": MixerCounts(
         weights=_attention_weights,
@@ -134,7 +135,7 @@ COUNTS: dict[str, MixerCounts] = {
         state_values=lambda c: c.num_heads * c.head_width * c.state_size + ssd_channels(c) * (c.conv_kernel - 1),
     ),
 }
-"""By the letter of `slm.model.config.MIXER_LETTERS`."""
+"""By the letter of `mixer_pattern`."""
 
 
 def _mlp_weights(c: ModelConfig) -> int:
@@ -165,18 +166,23 @@ def num_params(c: ModelConfig, *, non_embedding: bool = False) -> int:
 
 def forward_flops(c: ModelConfig, T: int) -> float:
     """FLOPs of one forward pass over one sequence of T tokens, head included."""
-    used = [COUNTS[c.mixers[block]] for block in c.block_uses]
-    per_token = sum(m.weights(c) + _mlp_weights(c) for m in used) + c.vocab_size * c.hidden_size
-    return 2 * per_token * T + sum(m.mixing_flops(c, T) for m in used)
+    used = [(COUNTS[c.mixers[b]], b) for b in c.block_uses]
+    per_token = sum(m.weights(c) + _mlp_weights(c) for m, _ in used) + c.vocab_size * c.hidden_size
+    return 2 * per_token * T + sum(m.mixing_flops(c, b, T) for m, b in used)
+
+
+def cached_tokens(c: ModelConfig, b: int, T: int) -> int:
+    """Tokens whose keys and values one use of block b must keep to go on after T."""
+    return COUNTS[c.mixers[b]].cached_tokens(c, b, T)
 
 
 def kv_cache_bytes(c: ModelConfig, num_tokens: int, *, batch_size: int, bytes_per_value: int) -> int:
     """Bytes of the keys and values that are kept for `num_tokens` tokens: one slot per *use* of a block."""
-    tokens = sum(COUNTS[c.mixers[block]].cached_tokens(c, num_tokens) for block in c.block_uses)
+    tokens = sum(cached_tokens(c, b, num_tokens) for b in c.block_uses)
     return 2 * tokens * c.kv_heads * c.head_width * batch_size * bytes_per_value
 
 
 def state_bytes(c: ModelConfig, *, batch_size: int, bytes_per_value: int) -> int:
     """Bytes of recurrent state, constant in the number of tokens."""
-    values = sum(COUNTS[c.mixers[block]].state_values(c) for block in c.block_uses)
+    values = sum(COUNTS[c.mixers[b]].state_values(c) for b in c.block_uses)
     return values * batch_size * bytes_per_value

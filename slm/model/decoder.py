@@ -1,12 +1,15 @@
 """The decoder: embedding, blocks in the order of `block_uses`, final norm, head.
 
 Notable: state-dict names are Llama's without the `model.` prefix; the loss never holds full logits; a shared block is
-one module used several times, with one cache slot per use; `compile_blocks` compiles in place, so names stay.
+one module used several times, with one cache slot per use; `compile_blocks` compiles in place, so names stay; tokens of
+different documents do not see each other where `documents_BT` numbers them.
 
 Legend: B batch, T tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,17 @@ from slm.model.config import ModelConfig
 from slm.model.layers import make_norm, scaled
 from slm.model.loss import cross_entropy, token_losses
 from slm.model.mixers.ssd import SSD
-from slm.model.positions import Rotary, rotary_table
+from slm.model.positions import Rotary, document_starts, rotary_table
+
+VERSIONS_OF_A_KIND = 8
+"""Compilations of one function that torch allows by itself: with and without gradients, for other lengths."""
+
+
+def let_every_kind_compile(config: ModelConfig) -> None:
+    """Allow that many for each kind of block: where torch's limit is met, it computes uncompiled, or raises."""
+    kinds = set(zip(config.mixers, config.layer_positions, config.windows, strict=True))
+    compiler: Any = torch._dynamo.config
+    compiler.recompile_limit = max(compiler.recompile_limit, VERSIONS_OF_A_KIND * len(kinds))
 
 
 class Decoder(nn.Module):
@@ -61,25 +74,33 @@ class Decoder(nn.Module):
         """(V, D) weight of the head, tied or not."""
         return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
 
-    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """What the head's weight multiplies, (B, T, D); with a cache, of T new tokens after the cached ones.
 
-        Raises `ValueError` where the tokens do not fit into `max_position_embeddings` or into the cache.
+        `documents_BT` holds integers that do not decrease along T: a token sees those of its own number alone, and
+        learned positions count from its first. None is one document a row. Raises `ValueError` where the tokens do not
+        fit into `max_position_embeddings` or into the cache, and for documents with a cache.
         """
+        if cache is not None and documents_BT is not None:
+            raise ValueError("documents_BT does not go with a cache: a cache holds one document a row")
         start, length = cache.length if cache else 0, tokens_BT.shape[1]
         self.require_room(length, cache)
-        x_BTD, rotary = self.embed(tokens_BT, start)
+        starts_BT = None if documents_BT is None else document_starts(documents_BT)
+        x_BTD, rotary = self.embed(tokens_BT, start, starts_BT)
         for use, block in enumerate(self.config.block_uses):
-            x_BTD = self.layers[block](x_BTD, rotary, cache, use)
+            x_BTD = self.layers[block](x_BTD, rotary, cache, use, starts_BT)
         if cache is not None:
             cache.length += length
         return self.finish(x_BTD)
 
-    def embed(self, tokens_BT: Tensor, start: int) -> tuple[Tensor, Rotary | None]:
+    def embed(self, tokens_BT: Tensor, start: int, starts_BT: Tensor | None = None) -> tuple[Tensor, Rotary | None]:
         """What enters the first block, (B, T, D), of tokens from position `start` on, and the rotations there."""
         x_BTD = self.embed_tokens(tokens_BT)
         if self.config.position == "learned":
-            x_BTD = x_BTD + self.embed_positions.weight[start : start + tokens_BT.shape[1]]
+            if starts_BT is None:
+                x_BTD = x_BTD + self.embed_positions.weight[start : start + tokens_BT.shape[1]]
+            else:
+                x_BTD = x_BTD + self.embed_positions(torch.arange(tokens_BT.shape[1], device=x_BTD.device) - starts_BT)
         rotary = None
         if "rope" in self.config.layer_positions:
             rotary = rotary_table(self.config, start, tokens_BT.shape[1], x_BTD)
@@ -97,20 +118,22 @@ class Decoder(nn.Module):
         if past + length > room:
             raise ValueError(f"{past + length} tokens do not fit: the context or the cache ends at {room}")
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Logits (B, T, V)."""
-        return F.linear(self.hidden(tokens_BT, cache), self.head_weight)
+        return F.linear(self.hidden(tokens_BT, cache, documents_BT), self.head_weight)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats a token; targets of -100 are not scored."""
-        return cross_entropy(self.hidden(tokens_BT).flatten(0, 1), self.head_weight, targets_BT.flatten())
+        hidden_BTD = self.hidden(tokens_BT, documents_BT=documents_BT)
+        return cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten())
 
-    def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats of each token, (B, T), without gradient; 0 where the target is -100."""
-        losses = token_losses(self.hidden(tokens_BT).flatten(0, 1), self.head_weight, targets_BT.flatten())
-        return losses.view_as(targets_BT)
+        hidden_BTD = self.hidden(tokens_BT, documents_BT=documents_BT)
+        return token_losses(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten()).view_as(targets_BT)
 
     def compile_blocks(self) -> None:
-        """Compile each block in place. Blocks of one shape share one compilation, and parameter names stay."""
+        """Compile each block in place. Blocks of one kind share one compilation, and parameter names stay."""
+        let_every_kind_compile(self.config)
         for block in self.layers:
             block.compile(dynamic=False)

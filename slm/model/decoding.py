@@ -1,8 +1,8 @@
 """Logits of the next token, for one sequence that grows by a token at a time.
 
 Notable: on a CPU a step reads every weight once and computes next to nothing, so it is as fast as the memory only if
-the arithmetic is fused: the step of a block is compiled, once for all blocks. Where there is no compiler, or several
-tokens are new (the prompt), the decoder itself runs.
+the arithmetic is fused: the step of a block is compiled, once for all blocks of a kind. Where there is no compiler, or
+several tokens are new (the prompt), the decoder itself runs.
 
 Legend: T new tokens, S cached tokens, D hidden, V vocabulary.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slm.model.block import Block
 from slm.model.cache import KVCache
-from slm.model.decoder import Decoder
+from slm.model.decoder import Decoder, let_every_kind_compile
 from slm.model.layers import linear
 
 RECURRENT = {"L", "G"}
@@ -45,6 +45,7 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
     Call it without gradients. Empties the compiler's caches, which hold few shapes at a time.
     """
     torch._dynamo.reset()
+    let_every_kind_compile(decoder.config)
     block_step: Any = torch.compile(Block.step, fullgraph=True)
     last: Any = torch.compile(_head, fullgraph=True)
     eager = eager_logits(decoder)

@@ -1,6 +1,7 @@
-"""How attention is told positions: rotation of queries and keys, or linear biases of the scores.
+"""How attention is told positions: rotation of queries and keys, or linear biases of the scores; and where a token's
+document starts, before which it sees nothing.
 
-Legend: B batch, T tokens, H query heads, C head_dim.
+Legend: B batch, T tokens, H query heads, C head_dim, N blocks of c tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,17 @@ from slm.model.config import ModelConfig
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, each (T, C/2)."""
+
+
+def document_starts(documents_BT: Tensor) -> Tensor:
+    """Position (B, T) of the first token of each token's document, given numbers that do not decrease along T."""
+    return torch.searchsorted(documents_BT.contiguous(), documents_BT.contiguous())
+
+
+def starts_in_blocks(starts_BT: Tensor, N: int, c: int) -> Tensor:
+    """(B, N, c); what fills up the last block belongs to the last document."""
+    places = torch.arange(N * c, device=starts_BT.device).clamp(max=starts_BT.shape[1] - 1)
+    return starts_BT[:, places].unflatten(1, (N, c))
 
 
 def rotary_table(config: ModelConfig, start: int, length: int, like: Tensor) -> Rotary:

@@ -64,6 +64,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
         "lr": result["peak_lr"],
         "batch_tokens": result["batch_tokens"],
         "sequence_length": result["sequence_length"],
+        "document_masking": result.get("document_masking", False),  # which older runs lack
         "steps": result["steps"],
         "schedule": _canonical(result["schedule"]),
         "parametrization": result["parametrization"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.command_line import duration
+from slm.model.config import ModelConfig
 from slm.training.hardware import Hardware
 from slm.training.plan import Plan
 
@@ -21,6 +22,7 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
     uses = len(model.block_uses)
     shared = f", each used {model.num_repeats} times ({model.layer_sharing})" if uses > model.num_layers else ""
     per_parameter = f"{plan.train_tokens / model.num_params():.2f} a parameter"
+    masked = ", documents masked from each other" if plan.document_masking else ""
     where = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
     return [
         f"run          {config['name']}, seed {config['seed']}, in {config['output_dir']}",
@@ -29,16 +31,25 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
         f"vocabulary {model.vocab_size:,}",
         f"parameters   {model.num_params():,} total, {model.num_params(non_embedding=True):,} non-embedding",
         f"tokens       {plan.train_tokens:,} ({per_parameter}) in {plan.steps:,} steps of {plan.batch_tokens:,} "
-        f"({plan.accumulation} x {plan.micro_batch_size} sequences of {length} a device)",
+        f"({plan.accumulation} x {plan.micro_batch_size} sequences of {length} a device{masked})",
         f"FLOPs        {model.flops_per_token(length):.3e} a token exact, "
         f"{model.flops_per_token(length, convention='6n'):.3e} as 6N; {plan.flops:.3e} in all",
-        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations; "
-        f"KV cache {model.kv_cache_bytes(1)} bytes a token in bf16",
+        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations",
+        f"decoding     remembers of one sequence {_remembered(model)}",
         f"optimizer    {config['optim']['name']}, peak lr {config['optim']['lr']}{_carried(config, plan)}, "
         f"{config['schedule']['name']}",
         f"hardware     {where}, {hardware.precision}, {'compiled' if hardware.compile else 'not compiled'}, "
         f"{hardware.device_name}",
     ]
+
+
+def _remembered(model: ModelConfig) -> str:
+    """What a cache holds, in words that are true of every mixer: windows forget, states do not grow."""
+    context = model.max_position_embeddings
+    first, all_of_them, state = model.kv_cache_bytes(1), model.kv_cache_bytes(context), model.state_bytes()
+    keys = f"{first:,} bytes of keys and values for a first token, {all_of_them:,} for {context:,} (bf16)"
+    parts = [keys] * (first > 0) + [f"{state:,} bytes of state whatever the tokens (float32)"] * (state > 0)
+    return " and ".join(parts)
 
 
 def _carried(config: Mapping[str, Any], plan: Plan) -> str:

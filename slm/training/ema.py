@@ -7,7 +7,7 @@ history (arXiv:1412.6980, section 3); skipped steps do not count; nothing waits 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-PREFIX = "average."
-"""Of the averages' names in a checkpoint's `state_dict`."""
+from slm.checkpoints.weights import buffer_of
 
 
 class WeightAverage(nn.Module):
     """After t steps: (1 - decay) / (1 - decay^t) x sum over steps i of decay^(t - i) x weights after step i.
 
-    The averages are buffers, so checkpoints carry them.
+    The averages are buffers, so checkpoints carry them (`slm.checkpoints.weights` says where).
     """
 
     count: Tensor
@@ -32,7 +31,7 @@ class WeightAverage(nn.Module):
         self.decay = decay
         self.register_buffer("count", torch.zeros(()))  # steps averaged
         for name, parameter in decoder.named_parameters():
-            self.register_buffer(_key(name), parameter.detach().clone())
+            self.register_buffer(buffer_of(name), parameter.detach().clone())
 
     @torch.no_grad()
     def update(self, decoder: nn.Module, skipped: Tensor) -> None:
@@ -65,19 +64,7 @@ class WeightAverage(nn.Module):
             average.copy_(held)
 
     def _averages(self, decoder: nn.Module) -> list[Tensor]:
-        return [_local(self.get_buffer(_key(name))) for name, _ in decoder.named_parameters()]
-
-
-def weights_to_export(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's weights in a checkpoint's `state_dict`: the averages where there are any."""
-    prefix = "decoder."
-    names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-    return {name: state.get(PREFIX + _key(name), state[prefix + name]) for name in names}
-
-
-def _key(name: str) -> str:
-    """A name that a buffer can have."""
-    return name.replace(".", "/")
+        return [_local(self.get_buffer(buffer_of(name))) for name, _ in decoder.named_parameters()]
 
 
 def _local(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from slm.data import framing
 from slm.model.decoder import Decoder
 from slm.training.ema import WeightAverage
 from slm.training.optim import OPTIMIZERS, StepGuard, full_grad_norm, skip_if
@@ -21,15 +22,26 @@ from slm.training.schedules import lr_factor
 
 
 class LanguageModel(L.LightningModule):
-    """A decoder in training. Its buffers are what a step leaves behind for the log, kept on the device."""
+    """A decoder in training. Its buffers are what a step leaves behind for the log, kept on the device.
+
+    `separator` is the token that documents begin with where they do not see each other, and None where they do.
+    """
 
     loss_sum: Tensor
     loss_count: Tensor
     grad_norm: Tensor
 
-    def __init__(self, plan: Plan, *, optim: Mapping[str, Any], schedule: Mapping[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        optim: Mapping[str, Any],
+        schedule: Mapping[str, Any],
+        seed: int,
+        separator: int | None = None,
+    ) -> None:
         super().__init__()
-        self.plan, self.optim, self.schedule = plan, optim, schedule
+        self.plan, self.optim, self.schedule, self.separator = plan, optim, schedule, separator
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.decoder = Decoder(plan.model)
@@ -67,11 +79,16 @@ class LanguageModel(L.LightningModule):
 
     def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch of T + 1 tokens a sequence, each but the first predicted from those before it."""
-        loss = self.decoder.loss(tokens_BT[:, :-1], tokens_BT[:, 1:])
+        inputs_BT = tokens_BT[:, :-1]
+        loss = self.decoder.loss(inputs_BT, tokens_BT[:, 1:], self.documents(inputs_BT))
         finite = loss.detach().isfinite()
         self.loss_sum += torch.where(finite, loss.detach(), 0.0) / self.plan.accumulation
         self.loss_count += finite / self.plan.accumulation
         return loss
+
+    def documents(self, tokens_BT: Tensor) -> Tensor | None:
+        """Numbers (B, T) of the documents that do not see each other; None where all do."""
+        return None if self.separator is None else framing.document_numbers(tokens_BT, self.separator)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, and let the guard decide on the device whether the step counts."""

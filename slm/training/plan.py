@@ -30,6 +30,8 @@ class Plan:
     accumulation: int
     """Forward passes of one device in one optimizer step."""
     sequence_length: int
+    document_masking: bool
+    """Whether tokens see those of their own document alone."""
     averaged: bool
     """Whether an average of the weights is kept."""
 
@@ -93,6 +95,7 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
         micro_batch_size=micro,
         accumulation=local // micro,
         sequence_length=length,
+        document_masking=train.get("document_masking", False),
         averaged=config["optim"]["ema_decay"] is not None,
     )
 

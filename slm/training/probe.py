@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -30,18 +30,24 @@ def measure_speed(decoder: Decoder, plan: Plan, hardware: Hardware) -> tuple[flo
     shape = (plan.micro_batch_size, plan.sequence_length + 1)
     tokens = torch.randint(plan.model.vocab_size, shape, generator=rng).to(device)
     mixed = hardware.precision.endswith("-mixed")
-    context = partial(torch.autocast, device.type, hardware.matmul_dtype, enabled=mixed)
-    seconds = _pass(decoder, tokens, context)
+    # Without its cache, as Lightning trains: with it, blocks would be compiled anew for the first step.
+    autocast = partial(torch.autocast, device.type, hardware.matmul_dtype, cache_enabled=False)
+    context: Callable[[], AbstractContextManager[None]] = autocast if mixed else nullcontext
+    # Masked as in training, so that blocks are compiled once; where documents begin takes no time.
+    documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
+    seconds = _pass(decoder, tokens, documents, context)
     if seconds < PATIENCE_SECONDS:
-        seconds = min(_pass(decoder, tokens, context) for _ in range(2))
+        seconds = min(_pass(decoder, tokens, documents, context) for _ in range(2))
     decoder.zero_grad(set_to_none=True)
     return plan.micro_batch_size * plan.sequence_length / seconds, peak_memory_bytes()
 
 
-def _pass(decoder: Decoder, tokens: Tensor, context: Callable[[], AbstractContextManager[None]]) -> float:
+def _pass(
+    decoder: Decoder, tokens: Tensor, documents: Tensor | None, context: Callable[[], AbstractContextManager[None]]
+) -> float:
     start = time.perf_counter()
     with context():
-        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents)
     loss.backward()
     if tokens.device.type == "cuda":
         torch.cuda.synchronize()

@@ -56,6 +56,7 @@ def make_result(
         "skipped_steps": journal.skipped_steps,
         "batch_tokens": plan.batch_tokens,
         "sequence_length": plan.sequence_length,
+        "document_masking": plan.document_masking,
         "peak_lr": settings["optim"]["lr"],
         "parametrization": settings["parametrization"]["name"],
         "base_shape": {key: value for key, value in settings["parametrization"].items() if key != "name"},

@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.checkpoints import export_model
-from slm.data import Corpus, prepare
+from slm.checkpoints.weights import weights_to_export
+from slm.data import Corpus, framing, prepare
 from slm.machine import reset_peak_memory
 from slm.tracking import Trackers, check_logger, open_trackers
 from slm.training.announce import ending_lines, plan_lines, speed_lines
 from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
 from slm.training.data_module import TokenData
-from slm.training.ema import weights_to_export
 from slm.training.hardware import Hardware, is_first_process, resolve_hardware
 from slm.training.interrupt import Interrupt
 from slm.training.journal import COLUMNS, Journal
@@ -100,7 +100,7 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
 
 
 def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
-    module = _module(run)
+    module = _module(run, framing.separator(corpus.tokenizer) if run.plan.document_masking else None)
     checkpoint = newest_intact(run.folder.checkpoints)
     start_step = 0
     if checkpoint is not None:
@@ -196,9 +196,13 @@ def _check_corpus(corpus: Corpus, plan: Plan) -> None:
     )
 
 
-def _module(run: Run) -> LanguageModel:
+def _module(run: Run, separator: int | None = None) -> LanguageModel:
     module = LanguageModel(
-        run.plan, optim=run.settings["optim"], schedule=run.settings["schedule"], seed=run.settings["seed"]
+        run.plan,
+        optim=run.settings["optim"],
+        schedule=run.settings["schedule"],
+        seed=run.settings["seed"],
+        separator=separator,
     )
     if run.hardware.compile:
         module.decoder.compile_blocks()

@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 
 # What must be the same for a directory to be continued; devices, logging and how often to save may change.
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
+# What runs did that were begun before the key existed.
+BEFORE_KEYS = {"train.document_masking": False}
 # What a run writes besides its config. Where one of these is and no config.yaml, somebody else put it there.
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
 
@@ -104,7 +106,7 @@ def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(old: Any, new: Mapping[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
-    before, after = dict(_flat(old)), dict(_flat(new))
+    before, after = BEFORE_KEYS | dict(_flat(old)), BEFORE_KEYS | dict(_flat(new))
     for key in sorted(before.keys() | after.keys()):
         if key.split(".")[0] in parts and before.get(key) != after.get(key):
             yield f"{key} is {before.get(key)} there, {after.get(key)} here"

@@ -88,6 +88,7 @@ KINDS: dict[str, Kind] = {
 """Kinds of keys that every config has."""
 
 OPTIONAL_KINDS: dict[str, Kind] = {
+    "train.document_masking": SWITCH,
     "optim.momentum": BELOW_ONE,
     "optim.iterations": COUNT,
     "schedule.final_fraction": SHARE,
@@ -103,7 +104,7 @@ OPTIONAL_KINDS: dict[str, Kind] = {
     "tokenizer.train_bytes": _or_null(COUNT),
     "tokenizer.path": NAME,
 }
-"""Kinds of keys that some choices of their groups have."""
+"""Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

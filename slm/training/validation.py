@@ -66,7 +66,7 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
 
 def _sums(module: LanguageModel, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> Tensor:
     with torch.compiler.set_stance("force_eager"), module.trainer.precision_plugin.forward_context():
-        losses = module.decoder.token_losses(inputs, targets)
+        losses = module.decoder.token_losses(inputs, targets, module.documents(inputs))
     scored = targets != IGNORE
     sizes = token_bytes[targets.clamp(min=0)] * scored
     return torch.stack([losses.double().sum(), scored.sum().double(), sizes.sum().double()])

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import check, export, load
+from slm.training.ema import WeightAverage
 from tests.checkpoints.releases import IDS
 from tests.checkpoints.test_refusals import refusal
 from tests.running import make_command, quiet_env
@@ -61,6 +62,17 @@ def test_an_unfinished_run_is_its_newest_checkpoint_and_says_so(run: Path) -> No
     assert "not finished: these are the weights of last.ckpt" in provenance.notes[0]
     (run / "checkpoints" / "last.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes()[:5000])
     assert "the weights of previous.ckpt" in check(run).notes[0]
+
+
+def test_an_unfinished_run_with_averaged_weights_is_the_average_that_it_validates(run: Path) -> None:
+    average, file = load(run).decoder, run / "checkpoints" / "last.ckpt"
+    shutil.rmtree(run / "model")
+    (run / "result.json").unlink()
+    saved = torch.load(file, weights_only=True)
+    kept = WeightAverage(average, decay=0.9).state_dict(prefix="average.")
+    saved["state_dict"] = {name: tensor + 1 for name, tensor in saved["state_dict"].items()} | kept
+    torch.save(saved, file)
+    assert torch.equal(load(run).decoder(IDS), average(IDS))
 
 
 def test_the_command_that_an_unfinished_run_gives_finishes_it(run: Path) -> None:

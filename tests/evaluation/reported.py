@@ -82,6 +82,8 @@ def speed(decode: float, peak_mb: float = 700.0, **other: Any) -> dict[str, Any]
         "peak_memory_bytes": round(peak_mb * 1e6),
         "model_bytes": 249_270_912,
         "kv_bytes_per_token": 23_040,
+        "kv_cache_bytes": 47_185_920,
+        "state_bytes": 98_304,
         "without_sharing": None,
     }
     return made | other

@@ -1,10 +1,12 @@
 """A run of train.py, evaluated on its own validation text: the figures are the run's own."""
 
 import json
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on documents of a few words that do not see each other."""
+    folder, rng = tmp_path_factory.mktemp("masked"), random.Random(0)
+    rows = [{"text": " ".join(rng.choices(["one", "two", "three", "four"], k=rng.randint(1, 6)))} for _ in range(4000)]
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    changes = ["train.document_masking=true", "train.tokens=2560", "model.mixer_pattern=FG", "model.position=learned"]
+    command = make_command(file, folder / "cache", f"output_dir={folder / 'run'}", *changes)
+    subprocess.run(command, cwd=folder, env=quiet_env(), capture_output=True, check=True, timeout=120)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def result(trained: Path) -> dict[str, Any]:
     return json.loads((trained / "result.json").read_text())
 
@@ -58,6 +73,31 @@ def test_a_runs_own_loss_and_bits_per_byte_come_out_again(
     assert again["loss"] == pytest.approx(val["loss"], rel=1e-6)
     assert again["bits_per_byte"] == pytest.approx(val["bits_per_byte"], rel=1e-6)
     assert again["data_fingerprint"] == result["data"]["fingerprint"]
+
+
+def test_a_run_that_masked_documents_from_each_other_is_scored_with_the_mask(masked: Path) -> None:
+    (decoder, tokenizer, _), result = load(masked), json.loads((masked / "result.json").read_text())
+    stream = run_stream(masked, tokenizer)
+    protocol = Protocol(name="non_overlapping", max_length=LENGTH, stride=LENGTH)
+    autocast = {"bf16-mixed": torch.bfloat16, "32-true": None}[result["precision"]]
+    again, unmasked = (
+        perplexity(decoder, one, protocol, batch_tokens=8192, autocast=autocast)["loss"]
+        for one in (stream, replace(stream, separator=None))
+    )
+    assert result["document_masking"] is True
+    assert "No token sees another document than its own, as in training." in stream.notes
+    assert again == pytest.approx(result["val"]["loss"], rel=1e-6)
+    assert unmasked != pytest.approx(result["val"]["loss"], rel=1e-3)
+
+
+def test_a_run_from_before_documents_could_be_masked_is_scored_without_a_mask(trained: Path, tmp_path: Path) -> None:
+    for name in ("config.yaml", "corpus.json"):
+        shutil.copy(trained / name, tmp_path)
+    config = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(config.replace("  document_masking: false\n", ""))
+    assert "document_masking" not in (tmp_path / "config.yaml").read_text()
+    stream = run_stream(tmp_path, load_tokenizer(trained / "model"))
+    assert (stream.separator, stream.notes) == (None, run_stream(trained, load_tokenizer(trained / "model")).notes)
 
 
 @contextmanager

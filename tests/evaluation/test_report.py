@@ -78,6 +78,9 @@ def test_every_speed_and_size_is_that_of_the_results(folder: Path) -> None:
         assert close(row["prefill tokens/s"], of["prefill_tokens_per_second"])
         assert float(row["peak MB"]) == pytest.approx(of["peak_memory_bytes"] / 1e6, rel=5e-4)
         assert row["KV cache"] == ("yes" if of["cache"] else "no")
+        assert int(row["KV bytes, first token"].replace(",", "")) == of["kv_bytes_per_token"]
+        assert int(row["KV bytes, full context"].replace(",", "")) == of["kv_cache_bytes"]
+        assert int(row["state bytes"].replace(",", "")) == of["state_bytes"]
 
 
 def test_tasks_have_their_values_and_a_missing_one_its_reason(folder: Path) -> None:

@@ -53,7 +53,21 @@ def test_bytes_are_those_of_unique_tensors_and_of_one_cache_slot_a_use(dtype: to
     block = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32
     assert found["model_bytes"] == (50 * 32 + 2 * block + 32) * dtype.itemsize
     assert found["kv_bytes_per_token"] == 4 * 2 * 2 * 8 * dtype.itemsize
+    assert found["kv_cache_bytes"] == 2048 * found["kv_bytes_per_token"]
+    assert found["state_bytes"] == 0
     assert found["dtype"] == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_bytes_remembered_are_those_of_a_cache_for_the_longest_context(dtype: torch.dtype) -> None:
+    sizes = {"num_layers": 5, "mixer_pattern": "FSPLG", "sliding_window": [16, 9], "max_position_embeddings": 70}
+    model = decoder(**sizes).to(dtype)
+    found = measure_speed(model, SETTINGS | {"repetitions": 1})
+    cache = KVCache(model.config, batch_size=1, max_length=70, dtype=dtype)
+    kept = {name: sum(tensor.nbytes for tensor in kind.tensors) for name, kind in cache.kinds.items()}
+    assert found["state_bytes"] == kept["L"] + kept["G"] > 0
+    assert found["kv_cache_bytes"] == sum(kept.values()) - found["state_bytes"]
+    assert found["kv_bytes_per_token"] == 3 * 2 * 2 * 8 * dtype.itemsize  # F, S and P keep a first token alike
 
 
 def test_the_model_without_sharing_has_the_same_tensors_and_uses_each_block_once() -> None:

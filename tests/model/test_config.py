@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from slm.model import Decoder, KVCache, ModelConfig
-from slm.model.config import MLP, NORM, NORM_POSITION, POSITION
+from slm.model.checks import MLP, NORM, NORM_POSITION, POSITION
 from slm.model.loss import IGNORE  # noqa: F401  (imported so that the whole room loads under the meta device)
 from slm.model.mixers.sliding import sliding_attention
 
@@ -31,10 +32,12 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
     pattern, positions, stride = draw(word("FSPLG")), draw(st.none() | word("RAN")), draw(st.integers(1, 4))
     position = "rope" if positions else draw(st.sampled_from(POSITION))
     norm = draw(st.sampled_from(NORM))
+    num_layers = draw(st.integers(max(len(pattern), len(positions or "")), 4))
+    windows = draw(st.integers(2, 40) | st.lists(st.integers(2, 40), min_size=1, max_size=num_layers))
     return ModelConfig(
         vocab_size=draw(st.integers(2, 100)),
         hidden_size=draw(st.integers(1, 40)),
-        num_layers=draw(st.integers(max(len(pattern), len(positions or "")), 4)),
+        num_layers=num_layers,
         num_heads=kv_heads * group,
         num_kv_heads=kv_heads,
         head_dim=2 * draw(st.integers(1, 8)),
@@ -47,7 +50,7 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
         layer_sharing=sharing,
         num_repeats=1 if sharing == "none" else draw(st.integers(2, 3)),
         mixer_pattern=pattern,
-        sliding_window=draw(st.integers(2, 40)),
+        sliding_window=windows,
         sparse_block=stride * draw(st.integers(1, 4)),
         sparse_stride=stride,
         chunk_size=draw(st.integers(1, 40)),
@@ -77,17 +80,22 @@ def test_analytic_parameter_counts_equal_those_of_the_module(config: ModelConfig
     assert config.num_params(non_embedding=True) == sum(n for name, n in sizes.items() if name not in tables)
 
 
-def visible_pairs(config: ModelConfig, letter: str, T: int) -> int:
+def window_of(config: ModelConfig, block: int) -> int:
+    given = config.to_dict()["sliding_window"]
+    return given[block % len(given)] if isinstance(given, list) else given
+
+
+def visible_pairs(config: ModelConfig, block: int, T: int) -> int:
     """Counted one by one; in L and G, pairs that meet within a chunk."""
-    block, stride = config.sparse_block, config.sparse_stride
+    b, stride, window = config.sparse_block, config.sparse_stride, window_of(config, block)
     rules = {
         "F": lambda t, s: True,
-        "S": lambda t, s: t - s < config.sliding_window,
-        "P": lambda t, s: t // block == s // block or s % stride == stride - 1,
+        "S": lambda t, s: t - s < window,
+        "P": lambda t, s: t // b == s // b or s % stride == stride - 1,
         "L": lambda t, s: t // config.chunk_size == s // config.chunk_size,
         "G": lambda t, s: t // config.chunk_size == s // config.chunk_size,
     }
-    return sum(rules[letter](t, s) for t in range(T) for s in range(t + 1))
+    return sum(rules[config.mixers[block]](t, s) for t in range(T) for s in range(t + 1))
 
 
 def computed_pairs(config: ModelConfig, letter: str, T: int) -> tuple[int, int]:
@@ -105,7 +113,8 @@ def counted_flops(config: ModelConfig, length: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         Decoder(config)(torch.zeros(1, length, dtype=torch.long))
     uncounted, C, N = 0, config.head_width, config.state_size
-    for letter in (config.mixers[block] for block in config.block_uses):
+    for block in config.block_uses:
+        letter = config.mixers[block]
         computed, tokens = computed_pairs(config, letter, length)
         a_pair, a_token = 4 * config.num_heads * C, 0
         if letter == "L":
@@ -113,7 +122,7 @@ def counted_flops(config: ModelConfig, length: int) -> int:
         if letter == "G":
             a_pair = 2 * config.kv_heads * N + 2 * config.num_heads * C
             a_token = 4 * config.num_heads * C * N
-        uncounted += a_pair * (computed - visible_pairs(config, letter, length)) + a_token * (tokens - length)
+        uncounted += a_pair * (computed - visible_pairs(config, block, length)) + a_token * (tokens - length)
     return counter.get_total_flops() - uncounted
 
 
@@ -131,8 +140,8 @@ def test_a_window_in_blocks_computes_less_than_a_block_more_than_what_is_seen(le
     c = min(window, 128)
     spans = 1 + -(-(window - 1) // c)
     assert counter.get_total_flops() == 4 * 4 * -(-length // c) * c * spans * c
-    seen = ModelConfig(**SMALL, sliding_window=window)
-    assert visible_pairs(seen, "S", length) <= counter.get_total_flops() / 16 <= (length + c) * (window + 2 * c)
+    seen = ModelConfig(**SMALL, mixer_pattern="S", sliding_window=window)
+    assert visible_pairs(seen, 0, length) <= counter.get_total_flops() / 16 <= (length + c) * (window + 2 * c)
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
@@ -189,7 +198,12 @@ def test_blocks_are_used_in_the_order_of_the_paper(sharing: str, uses: tuple[int
         ({"position_pattern": "RN", "position": "learned"}, ["position_pattern=RN", "position=learned"]),
         ({"position": "sinusoidal"}, ["position='sinusoidal'", "alibi"]),
         ({"sparse_block": 10, "sparse_stride": 4}, ["sparse_block=10", "1, 2, 5, 10"]),
-        ({"sliding_window": 1}, ["sliding_window=1", "at least 2"]),
+        ({"sliding_window": 1}, ["sliding_window=1 ", "at least 2"]),
+        ({"sliding_window": "64"}, ["sliding_window='64' ", "at least 2"]),
+        ({"sliding_window": []}, ["sliding_window=[] ", "at least 2"]),
+        ({"sliding_window": [64, 1]}, ["sliding_window=[64, 1] ", "at least 2"]),
+        ({"sliding_window": (64, True)}, ["sliding_window=[64, True] ", "at least 2"]),
+        ({"sliding_window": [8, 8, 8, 8]}, ["sliding_window=[8, 8, 8, 8]", "num_layers=3", "shorten"]),
         ({"chunk_size": 0}, ["chunk_size=0", "at least 1"]),
         ({"norm_bias": True}, ["norm_bias=True", "layernorm"]),
         ({"mlp": "relu"}, ["mlp='relu'", "relu2"]),
@@ -211,6 +225,14 @@ def test_every_sharing_and_norm_is_reachable_from_a_dict() -> None:
         assert ModelConfig.from_dict(config.to_dict()) == config
 
 
+@given(config=shapes())
+@settings(max_examples=30, deadline=None)
+def test_a_shape_survives_json_and_stays_hashable(config: ModelConfig) -> None:
+    values = config.to_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert {ModelConfig.from_dict(json.loads(json.dumps(values)))} == {config}
+
+
 def test_an_odd_head_is_refused_only_where_positions_are_rotations() -> None:
     odd = SMALL | {"head_dim": 5}
     with pytest.raises(ValueError, match="head_dim=5 must be even"):
@@ -222,6 +244,7 @@ def test_an_odd_head_is_refused_only_where_positions_are_rotations() -> None:
     "change",
     [
         {"mixer_pattern": "S"},
+        {"sliding_window": [64, 128]},
         {"mlp": "geglu"},
         {"norm": "layernorm"},
         {"position": "none"},

@@ -39,6 +39,7 @@ RESULT_KEYS = {
     "steps",
     "batch_tokens",
     "sequence_length",
+    "document_masking",
     "peak_lr",
     "parametrization",
     "schedule",

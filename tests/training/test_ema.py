@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from slm.checkpoints.weights import weights_to_export
 from slm.model import Decoder, ModelConfig
-from slm.training.ema import WeightAverage, weights_to_export
+from slm.training.ema import WeightAverage
 
 
 def model(seed: int = 0) -> Decoder:

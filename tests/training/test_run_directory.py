@@ -28,6 +28,13 @@ def test_another_learning_rate_may_not(tmp_path: Path) -> None:
         begun(tmp_path / "run").check(CONFIG | {"optim": {"lr": 0.2}})
 
 
+def test_a_run_from_before_documents_could_be_masked_goes_on_without_masking_them(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    folder.check(CONFIG | {"train": {"document_masking": False}})
+    with pytest.raises(ValueError, match=r"train\.document_masking is False there, True here"):
+        folder.check(CONFIG | {"train": {"document_masking": True}})
+
+
 def test_another_text_may_not(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     with (

@@ -46,6 +46,7 @@ def test_every_key_in_the_table_refuses_nonsense_by_name(key: str, defaults: dic
         ("train.log_every", 0),
         ("train.sample_tokens", -1),
         ("train.sample_prompt", None),
+        ("train.document_masking", "maybe"),
         ("checkpoint.every_steps", 0),
         ("checkpoint.every_minutes", -1),
         ("checkpoint.keep_best", "maybe"),

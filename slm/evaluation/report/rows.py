@@ -32,7 +32,7 @@ SCORES = ("loss", "perplexity", "bits_per_byte", "se_loss", "se_bits_per_byte", 
 SPEEDS = (
     *("prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device", "device_name"),
     *("threads", "prompt_tokens", "new_tokens", "repetitions", "peak_memory_bytes", "model_bytes"),
-    "kv_bytes_per_token",
+    *("kv_bytes_per_token", "kv_cache_bytes", "state_bytes"),
 )
 STUDY = ("model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds")
 """The published columns, which are always there."""

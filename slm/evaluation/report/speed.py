@@ -10,6 +10,12 @@ from slm.evaluation.report.results import Entry, Results
 from slm.scaling.report.text import Section, bullets, table
 from slm.scaling.report.wording import NOTHING, interval, is_number, listed, plainly, sig
 
+_REMEMBERED = (
+    ("KV bytes, first token", "kv_bytes_per_token"),
+    ("KV bytes, full context", "kv_cache_bytes"),
+    ("state bytes", "state_bytes"),
+)
+
 
 class Conditions(NamedTuple):
     """What must be equal for two speeds to compare."""
@@ -54,7 +60,9 @@ def speed_section(results: Results) -> Section | None:
     section = Section("Speed and memory").add(
         "Medians over repetitions after a warm-up, in brackets their spread; one sequence. Prefill reads a prompt at "
         "once; decode makes one token after the other. Loading is apart from both. MB are 10^6 bytes. `512 + 128 "
-        "tokens` is a prompt of 512 and 128 made after it.",
+        "tokens` is a prompt of 512 and 128 made after it. KV bytes are those of keys and values: for a first token, "
+        "and for the longest context, of which windows and sparse patterns keep fewer tokens. State bytes are those of "
+        "recurrent mixers, the same after any number of tokens.",
         *(f"**Mind:** {line}" for line in _warnings(results)),
         _table(having),
     )
@@ -63,14 +71,13 @@ def speed_section(results: Results) -> Section | None:
 
 def _table(having: list[Entry]) -> str:
     header = ("checkpoint", "load", "prefill tokens/s", "decode tokens/s", "KV cache", "peak MB", "weights MB",
-              "KV bytes a token", "measured on")  # fmt: skip
+              *(title for title, _ in _REMEMBERED), "measured on")  # fmt: skip
     return table(header, [_row(entry) for entry in having])
 
 
 def _row(entry: Entry) -> list[str]:
     speed = entry["speed"]
     found = conditions(entry)
-    per_token = speed.get("kv_bytes_per_token")
     return [
         plainly(entry["name"]),
         seconds(entry.get("load_seconds")),
@@ -79,7 +86,7 @@ def _row(entry: Entry) -> list[str]:
         {True: "yes", False: "no"}.get(speed.get("cache"), NOTHING),
         megabytes(speed.get("peak_memory_bytes")),
         megabytes(speed.get("model_bytes")),
-        f"{per_token:,}" if is_number(per_token) else NOTHING,
+        *(f"{speed[key]:,}" if is_number(speed.get(key)) else NOTHING for _, key in _REMEMBERED),
         plainly(found.words) if found else NOTHING,
     ]
 

@@ -1,9 +1,10 @@
 """What mixes tokens in a block, by letter: one module of this folder a mixer, chosen by `mixer_pattern`.
 
-A mixer is an `nn.Module` made from (config, position of its layer) with two ways through,
-`forward(x_BTD, rotary, cache, use)` for many tokens and `step(x_B1D, rotary, *past)` for the next one, where `past` is
-what `KVCache.past` says of its use; `step` also returns what `KVCache.append` shall keep. Its counts are in
-`slm.model.counts`, its place in a cache in `slm.model.cache`, both under the same letter.
+A mixer is an `nn.Module` made from (config, number of its block) with two ways through,
+`forward(x_BTD, rotary, cache, use, starts_BT)` for many tokens and `step(x_B1D, rotary, *past)` for the next one, where
+`past` is what `KVCache.past` says of its use; `step` also returns what `KVCache.append` shall keep. `starts_BT`, which
+does not go with a cache, says where the document of each token starts: nothing before that may reach it. A mixer's
+counts are in `slm.model.counts`, its place in a cache in `slm.model.cache`, both under the same letter.
 """
 
 from __future__ import annotations
@@ -28,4 +29,4 @@ REGISTRY: dict[str, type[nn.Module]] = {
 
 def make_mixer(config: ModelConfig, layer: int) -> nn.Module:
     """The mixer of block number `layer`."""
-    return REGISTRY[config.mixers[layer]](config, config.layer_positions[layer])
+    return REGISTRY[config.mixers[layer]](config, layer)

@@ -44,14 +44,21 @@ def usable(q_BHTC: Tensor, k_BKSC: Tensor) -> bool:
 
 
 def pattern_attention(
-    q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, sees: Pattern, scale: float, slopes: list[float]
+    q_BHTC: Tensor,
+    k_BKTC: Tensor,
+    v_BKTC: Tensor,
+    sees: Pattern,
+    scale: float,
+    slopes: list[float],
+    starts_BT: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale q k^T - slope distance) v over the keys that a query sees. Returns (B, H, T, C)."""
-    T = q_BHTC.shape[2]
+    B, T = q_BHTC.shape[0], q_BHTC.shape[2]
     slopes_H = torch.tensor(slopes, device=q_BHTC.device)
 
     def mask(b: Any, h: Any, t: Tensor, s: Tensor) -> Tensor:
-        return (s <= t) & sees(t, s)
+        seen = (s <= t) & sees(t, s)
+        return seen if starts_BT is None else seen & (s >= starts_BT[b, t])
 
     def bias(score: Tensor, b: Any, h: Any, t: Tensor, s: Tensor) -> Tensor:
         return score - slopes_H[h] * (t - s)
@@ -61,7 +68,7 @@ def pattern_attention(
         k_BKTC,
         v_BKTC,
         score_mod=bias if slopes else None,
-        block_mask=_library.create_block_mask(mask, None, None, T, T, device=q_BHTC.device),
+        block_mask=_library.create_block_mask(mask, None if starts_BT is None else B, None, T, T, device=q_BHTC.device),
         scale=scale,
         enable_gqa=q_BHTC.shape[1] != k_BKTC.shape[1],
     )

@@ -3,8 +3,9 @@
 y_t = phi(q_t) S_t / (phi(q_t) z_t) with the state S_t = S_(t-1) + phi(k_t) v_t^T and z_t = z_(t-1) + phi(k_t).
 
 Notable: trained in chunks, where tokens of a chunk see each other through a masked matrix of scores and all earlier
-ones through the state; decoded from the state, whose size does not depend on the tokens. All weights are positive, so y
-is a mean of values, and `EPSILON` only settles 0 / 0; the state is kept in float32 at least.
+ones through the state; decoded from the state, whose size does not depend on the tokens. With documents the state is
+that of the document still open. All weights are positive, so y is a mean of values, and `EPSILON` only settles 0 / 0;
+the state is kept in float32 at least.
 Positions: none (`position` rope and alibi do not apply); order enters through causality and through other layers.
 `attention_multiplier` does not apply either: a factor on phi(q) cancels.
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from slm.model.cache import KVCache
 from slm.model.config import ModelConfig
+from slm.model.mixers.chunks import documents_in_chunks
 from slm.model.mixers.projections import Projections
 from slm.model.positions import Rotary
 
@@ -29,14 +31,22 @@ EPSILON = 1e-6
 class LinearAttention(Projections):
     """Grouped-query linear attention."""
 
-    def __init__(self, config: ModelConfig, position: str) -> None:
-        super().__init__(config, "none")
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.rope = False
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary | None, cache: KVCache | None = None, use: int = 0) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary | None,
+        cache: KVCache | None = None,
+        use: int = 0,
+        starts_BT: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, T new tokens after those in the state of `use`."""
         q, k, v = self.project(x_BTD, rotary)
         state = cache.read(use) if cache is not None else None
-        y, *new = chunkwise(feature(q), feature(k), v, self.config.chunk_size, state)
+        y, *new = chunkwise(feature(q), feature(k), v, self.config.chunk_size, state, starts_BT)
         if cache is not None:
             cache.write(use, new)
         return self.o_proj(y.transpose(1, 2).flatten(2))
@@ -61,7 +71,12 @@ def feature(x: Tensor) -> Tensor:
 
 
 def chunkwise(
-    q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, chunk: int, state: tuple[Tensor, ...] | None
+    q_BHTC: Tensor,
+    k_BKTC: Tensor,
+    v_BKTC: Tensor,
+    chunk: int,
+    state: tuple[Tensor, ...] | None,
+    starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Linear attention of T tokens with features q and k: y (B, H, T, C), and the state S (B, K, C, C), z (B, K, C)."""
     (B, H, T, C), K = q_BHTC.shape, k_BKTC.shape[1]
@@ -70,20 +85,35 @@ def chunkwise(
     n, missing = -(-T // c), -T % c
     q = F.pad(q_BHTC, (0, 0, 0, missing)).view(B, K, H // K, n, c, C).transpose(2, 3).reshape(B, K, n, -1, C)
     k, v = (F.pad(x, (0, 0, 0, missing)).unflatten(2, (n, c)) for x in (k_BKTC, v_BKTC))
+    hidden = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
+    reading, writing, carries_Bn = q, k, None  # queries of the state, keys in it
+    if starts_BT is not None:
+        documents = documents_in_chunks(starts_BT, n, c)
+        hidden = hidden | documents.before_Bncc[:, None, :, None]
+        reading = q * documents.reads_Bnc.repeat(1, 1, H // K)[:, None, ..., None]
+        writing, carries_Bn = k * documents.writes_Bnc[:, None, ..., None], documents.carries_Bn
 
-    written = (k.transpose(-2, -1) @ v).to(exact)
-    S = _before(written, state[0] if state else None)
-    z = _before(k.sum(-2, dtype=exact), state[1] if state else None)
+    written = (writing.transpose(-2, -1) @ v).to(exact)
+    S = _before(written, state[0] if state else None, carries_Bn)
+    z = _before(writing.sum(-2, dtype=exact), state[1] if state else None, carries_Bn)
 
-    ahead = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
-    scores = (q @ k.transpose(-2, -1)).view(B, K, n, -1, c, c).masked_fill(ahead, 0.0).view(B, K, n, -1, c)
-    above = scores @ v + q @ S[:, :, :-1].type_as(q)
-    below = scores.sum(-1, keepdim=True, dtype=exact) + (q * z[:, :, :-1, None]).sum(-1, keepdim=True, dtype=exact)
+    scores = (q @ k.transpose(-2, -1)).view(B, K, n, -1, c, c).masked_fill(hidden, 0.0).view(B, K, n, -1, c)
+    above = scores @ v + reading @ S[:, :, :-1].type_as(q)
+    past = (reading * z[:, :, :-1, None]).sum(-1, keepdim=True, dtype=exact)
+    below = scores.sum(-1, keepdim=True, dtype=exact) + past
     y = (above / (below + EPSILON)).type_as(v).view(B, K, n, -1, c, C).transpose(2, 3)
     return y.reshape(B, H, n * c, C)[:, :, :T], S[:, :, -1], z[:, :, -1]
 
 
-def _before(written: Tensor, start: Tensor | None) -> Tensor:
-    """(B, K, n + 1, ...): sums of what the chunks before each one wrote, on top of `start`; the last is of all."""
+def _before(written: Tensor, start: Tensor | None, carries_Bn: Tensor | None) -> Tensor:
+    """(B, K, n + 1, ...): sums of what the chunks before each one wrote, on top of `start`; the last is of all.
+
+    A chunk that does not carry begins a new sum.
+    """
     first = torch.zeros_like(written[:, :, :1]) if start is None else start[:, :, None]
-    return torch.cat([first, first + written.cumsum(2)], dim=2)
+    if carries_Bn is None:
+        return torch.cat([first, first + written.cumsum(2)], dim=2)
+    sums = [first]
+    for own, carries_B in zip(written.split(1, dim=2), carries_Bn.unbind(1), strict=True):
+        sums.append(sums[-1] * carries_B.view(-1, *[1] * (own.ndim - 1)) + own)
+    return torch.cat(sums, dim=2)

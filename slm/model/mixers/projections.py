@@ -15,10 +15,10 @@ from slm.model.positions import Rotary, rotate
 class Projections(nn.Module):
     """Grouped-query projections (arXiv:2305.13245) with optional norms and rotation. Tensor names are Llama's."""
 
-    def __init__(self, config: ModelConfig, position: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config = config
-        self.rope = position == "rope"
+        self.rope = config.layer_positions[layer] == "rope"
         q_size, kv_size = config.num_heads * config.head_width, config.kv_heads * config.head_width
         self.q_proj = Linear(config.hidden_size, q_size, bias=config.attention_bias)
         self.k_proj = Linear(config.hidden_size, kv_size, bias=config.attention_bias)

@@ -1,10 +1,11 @@
-"""S: softmax attention to the last `sliding_window` tokens, a token's own among them (Mistral, arXiv:2310.06825).
+"""S: softmax attention to the last W tokens, a token's own among them (Mistral, arXiv:2310.06825).
 
 Notable: queries go in blocks, each against the blocks that its window reaches: T (W + block) scores and never T x T.
 On a CPU sequences up to F's limit take F's blocks, which copy no keys and are faster there. Positions as in F.
 
 Legend: B batch, T new tokens, S keys at hand (ending with the T tokens' own), H query heads, K key/value heads,
-G = H/K, C head_dim, W window, N blocks, c tokens of a block, s keys that a block is held against.
+G = H/K, C head_dim, W window (of the layer, `config.windows`), N blocks, c tokens of a block, s keys that a block is
+held against.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm.model.config import ModelConfig
 from slm.model.mixers import flex
 from slm.model.mixers.softmax import (
     CPU_MATMUL_ATTENTION_MAX_TOKENS,
     SoftmaxAttention,
     alibi_bias,
-    causal_attention,
     matmul_attention,
     softmax,
 )
+from slm.model.positions import starts_in_blocks
 
 QUERY_BLOCK = 128
 """Queries of a block, if the window is no shorter."""
@@ -30,20 +32,32 @@ QUERY_BLOCK = 128
 class SlidingAttention(SoftmaxAttention):
     """Attention to the tokens of a window."""
 
-    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int) -> Tensor:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.window = config.windows[layer]
+
+    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
         """Values mixed for T queries, (B, H, T, C); keys from before the first one's window do no harm."""
-        window, scale = self.config.sliding_window, self.config.attention_scale
+        window, scale = self.window, self.config.attention_scale
         if k_BKSC.shape[2] <= window:
-            return causal_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes)
+            return super().mix(q_BHTC, k_BKSC, v_BKSC, past, starts_BT)
         if flex.usable(q_BHTC, k_BKSC):
-            return flex.pattern_attention(q_BHTC, k_BKSC, v_BKSC, lambda t, s: t - s < window, scale, self.slopes)
+            return flex.pattern_attention(
+                q_BHTC, k_BKSC, v_BKSC, lambda t, s: t - s < window, scale, self.slopes, starts_BT
+            )
         if q_BHTC.device.type == "cpu" and q_BHTC.shape[2] <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
-            return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes, window)
-        return sliding_attention(q_BHTC, k_BKSC, v_BKSC, window, scale, self.slopes)
+            return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes, window, starts_BT)
+        return sliding_attention(q_BHTC, k_BKSC, v_BKSC, window, scale, self.slopes, starts_BT)
 
 
 def sliding_attention(
-    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, window: int, scale: float, slopes: list[float]
+    q_BHTC: Tensor,
+    k_BKSC: Tensor,
+    v_BKSC: Tensor,
+    window: int,
+    scale: float,
+    slopes: list[float],
+    starts_BT: Tensor | None = None,
 ) -> Tensor:
     """`causal_attention` in which a query sees the keys at distances below `window`. Returns (B, H, T, C)."""
     (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
@@ -58,6 +72,8 @@ def sliding_attention(
     distance_cs = offset[s - c :, None] - offset
     key_at_Ns = torch.arange(N, device=q_BHTC.device)[:, None] * c + offset + (S - T - reach * c)
     hidden = (distance_cs < 0) | (distance_cs >= window) | (key_at_Ns < 0)[:, None, None]
+    if starts_BT is not None:
+        hidden = hidden | (key_at_Ns[:, None] < starts_in_blocks(starts_BT, N, c)[..., None])[:, None, :, None]
     if slopes:
         scores = scores + alibi_bias(slopes, K, distance_cs.to(scores.dtype)).unsqueeze(1)
     weights = softmax(scores.masked_fill(hidden, -torch.inf), v)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slm.model.cache import KVCache
 from slm.model.config import ModelConfig
+from slm.model.mixers import flex
 from slm.model.mixers.projections import Projections
 from slm.model.positions import Rotary, alibi_slopes
 
@@ -33,18 +34,28 @@ def _exact(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def causal_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float]) -> Tensor:
+def causal_attention(
+    q_BHTC: Tensor,
+    k_BKSC: Tensor,
+    v_BKSC: Tensor,
+    scale: float,
+    slopes: list[float],
+    starts_BT: Tensor | None = None,
+) -> Tensor:
     """softmax(scale q k^T - slope distance) v where query t sees the keys up to S - T + t. Returns (B, H, T, C).
 
-    `slopes` has one number a query head, or none for scores without bias.
+    `slopes` has one number a query head, or none for scores without bias. Where T = S, `starts_BT` may say which key is
+    the first that a query sees.
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
-        return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes)
+        return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
     gqa = q_BHTC.shape[1] != k_BKSC.shape[1]
-    if T == S and not slopes:
+    if T == S and not slopes and starts_BT is None:
         return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True, scale=scale, enable_gqa=gqa)
     mask = None if T == 1 else _visible(T, S, q_BHTC.device)
+    if mask is not None and starts_BT is not None:
+        mask = mask & _in_document(starts_BT, 0, S)
     if slopes:
         bias = alibi_bias(slopes, 1, _distances(T, S, q_BHTC))[0].type_as(q_BHTC)
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
@@ -62,6 +73,11 @@ def _visible(T: int, S: int, device: torch.device) -> Tensor:
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
+def _in_document(starts_BT: Tensor, first: int, stop: int) -> Tensor:
+    """(B, 1, T, S), false for the keys of `first` .. `stop - 1` that are before a query's document."""
+    return (torch.arange(first, stop, device=starts_BT.device) >= starts_BT[..., None])[:, None]
+
+
 def _distances(T: int, S: int, like: Tensor) -> Tensor:
     """(T, S) tokens from a key to the query, the last query being the last key."""
     keys = torch.arange(S, device=like.device, dtype=_exact(like))
@@ -69,7 +85,13 @@ def _distances(T: int, S: int, like: Tensor) -> Tensor:
 
 
 def matmul_attention(
-    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float], window: int | None = None
+    q_BHTC: Tensor,
+    k_BKSC: Tensor,
+    v_BKSC: Tensor,
+    scale: float,
+    slopes: list[float],
+    window: int | None = None,
+    starts_BT: Tensor | None = None,
 ) -> Tensor:
     """Blocks of queries, each against the keys it can see: most of the scores that nobody sees are never made."""
     (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
@@ -88,8 +110,11 @@ def matmul_attention(
         if slopes:
             scores = scores + alibi_bias(slopes, K, _distances(t, s, q))
         visible = _visible(t, s, q.device)
-        scores = scores.masked_fill(~visible if window is None else ~visible.triu(s - t - window + 1), -torch.inf)
-        weights = softmax(scores, v)
+        if window is not None:
+            visible = visible.triu(s - t - window + 1)
+        if starts_BT is not None:
+            visible = visible & _in_document(starts_BT[:, start : start + t], first, first + s)[:, None]
+        weights = softmax(scores.masked_fill(~visible, -torch.inf), v)
         blocks.append((weights.view(B, K, G * t, s) @ v).view(B, K, G, t, C))
     return torch.cat(blocks, dim=3).view(B, H, T, C)
 
@@ -125,22 +150,32 @@ def attend_once(
 class SoftmaxAttention(Projections):
     """Attention over all tokens so far. `mix` is what the other softmax mixers replace."""
 
-    def __init__(self, config: ModelConfig, position: str) -> None:
-        super().__init__(config, position)
-        self.slopes = alibi_slopes(config.num_heads) if position == "alibi" else []
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.slopes = alibi_slopes(config.num_heads) if config.layer_positions[layer] == "alibi" else []
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary | None, cache: KVCache | None = None, use: int = 0) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary | None,
+        cache: KVCache | None = None,
+        use: int = 0,
+        starts_BT: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, T new tokens after the cached ones, in the slot of `use`."""
         q, k, v = self.project(x_BTD, rotary)
         past = 0
         if cache is not None:
             past = cache.length
             k, v = cache.extend(use, k, v)
-        return self.o_proj(self.mix(q, k, v, past).transpose(1, 2).flatten(2))
+        return self.o_proj(self.mix(q, k, v, past, starts_BT).transpose(1, 2).flatten(2))
 
-    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int) -> Tensor:
+    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
         """Values mixed for T queries that come after `past` tokens, (B, H, T, C)."""
-        return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes)
+        scale, slopes = self.config.attention_scale, self.slopes
+        if starts_BT is not None and flex.usable(q_BHTC, k_BKSC):
+            return flex.pattern_attention(q_BHTC, k_BKSC, v_BKSC, lambda t, s: s <= t, scale, slopes, starts_BT)
+        return causal_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT)
 
     def step(
         self,

@@ -3,7 +3,8 @@
 Query t sees the keys of its own block of `sparse_block` tokens up to itself, and of the blocks before it the last key
 of every `sparse_stride` tokens: the paper's fixed pattern (section 4.3), both parts merged in each head (section 5.1).
 With stride = block it is that pattern with c = 1; a smaller stride spreads the block / stride summary columns evenly
-over a block, where the paper puts them at its end.
+over a block, where the paper puts them at its end. Of keys in the pattern it sees those of its own document; blocks and
+columns stay where they are in the sequence, wherever documents start.
 
 Notable: T (block + T / stride) scores and never T x T; decoding keeps the columns and one block. Positions as in F.
 
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from slm.model.mixers import flex
 from slm.model.mixers.softmax import SoftmaxAttention, alibi_bias, softmax
+from slm.model.positions import starts_in_blocks
 
 
 class SparseAttention(SoftmaxAttention):
     """Attention within blocks and to summary columns."""
 
-    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int) -> Tensor:
+    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
         """Values mixed for T queries after `past` tokens, of which the columns and the current block come first."""
         block, stride = self.config.sparse_block, self.config.sparse_stride
         columns, begun = past // block * (block // stride), past % block
@@ -34,8 +36,8 @@ class SparseAttention(SoftmaxAttention):
             def sees(t: Tensor, s: Tensor) -> Tensor:
                 return (t // block == s // block) | (s % stride == stride - 1)
 
-            return flex.pattern_attention(q_BHTC, k_BKSC, v_BKSC, sees, scale, slopes)
-        return sparse_attention(q_BHTC, k_BKSC, v_BKSC, (block, stride), columns, begun, scale, slopes)
+            return flex.pattern_attention(q_BHTC, k_BKSC, v_BKSC, sees, scale, slopes, starts_BT)
+        return sparse_attention(q_BHTC, k_BKSC, v_BKSC, (block, stride), columns, begun, scale, slopes, starts_BT)
 
 
 def sparse_attention(
@@ -47,11 +49,12 @@ def sparse_attention(
     begun: int,
     scale: float,
     slopes: list[float],
+    starts_BT: Tensor | None = None,
 ) -> Tensor:
     """Attention in the pattern (block, stride), (B, H, T, C).
 
     Keys and values are S = columns + begun + T: those of earlier blocks' columns, those of the `begun` tokens by which
-    the current block precedes the queries, and the queries' own.
+    the current block precedes the queries, and the queries' own. With `starts_BT` there are none but the last.
     """
     (B, H, T, C), K, (c, stride) = q_BHTC.shape, k_BKSC.shape[1], pattern
     G, N = H // K, -(-(begun + T) // c)
@@ -67,13 +70,17 @@ def sparse_attention(
     near = (q_BKNrC @ own_k.transpose(-2, -1)).view(B, K, N, G, c, c)
     far = (q_BKNrC.flatten(2, 3) @ far_k.transpose(-2, -1)).view(B, K, N, G, c, M)
     i, j, b = (torch.arange(n, device=q_BHTC.device) for n in (c, M, N))
+    column_at = (j - columns + 1) * stride - 1  # counted from the first block here
+    own_at = b[:, None] * c + i  # of a block's queries and its own keys
     if slopes:
-        column_at = (j - columns + 1) * stride - 1  # counted from the first block here
-        query_at = b[:, None] * c + i
         near = near + alibi_bias(slopes, K, (i[:, None] - i).to(near.dtype)).unsqueeze(1)
-        far = far + alibi_bias(slopes, K, (query_at[..., None] - column_at).to(far.dtype)).transpose(1, 2)
-    near = near.masked_fill(i > i[:, None], -torch.inf)
-    far = far.masked_fill((j >= columns + b[:, None] * (c // stride))[:, None, None], -torch.inf)
+        far = far + alibi_bias(slopes, K, (own_at[..., None] - column_at).to(far.dtype)).transpose(1, 2)
+    near_hidden, far_hidden = i > i[:, None], (j >= columns + b[:, None] * (c // stride))[:, None, None]
+    if starts_BT is not None:
+        starts_BNc = starts_in_blocks(starts_BT, N, c)
+        near_hidden = near_hidden | (own_at[:, None] < starts_BNc[..., None])[:, None, :, None]
+        far_hidden = far_hidden | (column_at < starts_BNc[..., None])[:, None, :, None]
+    near, far = near.masked_fill(near_hidden, -torch.inf), far.masked_fill(far_hidden, -torch.inf)
     near, far = softmax(torch.cat([near, far], dim=-1), own_v).split([c, M], dim=-1)
     mixed = near.reshape(B, K, N, G * c, c) @ own_v
     mixed = mixed + (far.reshape(B, K, N * G * c, M) @ far_v).view_as(mixed)

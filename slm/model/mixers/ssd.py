@@ -10,7 +10,8 @@ and k have `num_kv_heads` groups; the inner width is num_heads x head_dim, 2D on
 are separate matrices; and a block still has its feed-forward, as hybrids have it, where Mamba-2 has none.
 
 Notable: trained in chunks, with all decays as differences of sums of logs that are never above 0; decoded from the
-state and the last `conv_kernel` - 1 inputs of the convolution, whose size does not depend on the tokens.
+state and the last `conv_kernel` - 1 inputs of the convolution, whose size does not depend on the tokens. With documents
+the state is that of the document still open, and the convolution's inputs from other documents are 0.
 Positions: none (`position` rope and alibi do not apply); decay and convolution tell near from far. `qk_norm` and
 `attention_multiplier` do not apply.
 
@@ -30,6 +31,7 @@ from slm.model.cache import KVCache
 from slm.model.config import ModelConfig
 from slm.model.counts import ssd_channels
 from slm.model.layers import Linear, rms_norm
+from slm.model.mixers.chunks import documents_in_chunks
 from slm.model.positions import Rotary
 
 DT_RANGE = (1e-3, 1e-1)
@@ -39,7 +41,7 @@ A_RANGE = (1.0, 16.0)
 class SSD(nn.Module):
     """A Mamba-2 mixer."""
 
-    def __init__(self, config: ModelConfig, position: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config = config
         inner, keys = config.num_heads * config.head_width, config.kv_heads * config.state_size
@@ -63,12 +65,20 @@ class SSD(nn.Module):
         nn.init.uniform_(self.dt_bias, math.log(DT_RANGE[0]), math.log(DT_RANGE[1])).exp_()
         self.dt_bias.add_(torch.log(-torch.expm1(-self.dt_bias)))  # softplus backwards
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary | None, cache: KVCache | None = None, use: int = 0) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary | None,
+        cache: KVCache | None = None,
+        use: int = 0,
+        starts_BT: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, T new tokens after those in the state of `use`."""
         tail, state = (None, None) if cache is None else cache.read(use)
-        q, k, v, tail = self._convolved(x_BTD, tail)
+        q, k, v, tail = self._convolved(x_BTD, tail, starts_BT)
         dt, log_decay = self._steps(x_BTD)
-        y, state = chunkwise(q, k, self._heads(v) * dt[..., None].type_as(v), log_decay, self.config.chunk_size, state)
+        steps = self._heads(v) * dt[..., None].type_as(v)
+        y, state = chunkwise(q, k, steps, log_decay, self.config.chunk_size, state, starts_BT)
         if cache is not None:
             cache.write(use, (tail, state))
         return self._finish(x_BTD, y, v)
@@ -85,13 +95,18 @@ class SSD(nn.Module):
         y_BKRC = (q[:, 0, :, None, :, None] * h_BKRNC).sum(-2)
         return self._finish(x_B1D, y_BKRC[:, None].type_as(v), v), tail_BtX, h_BKRNC
 
-    def _convolved(self, x_BTD: Tensor, tail_BtX: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _convolved(
+        self, x_BTD: Tensor, tail_BtX: Tensor | None, starts_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q and k (B, T, K, N), v (B, T, I), and the last inputs of the convolution."""
         (B, T, _), t = x_BTD.shape, self.config.conv_kernel - 1
         x_BTX = torch.cat([proj(x_BTD) for proj in (self.v_proj, self.k_proj, self.q_proj)], dim=-1)
         past = F.pad(x_BTX, (0, 0, t, 0)) if tail_BtX is None else torch.cat([tail_BtX.type_as(x_BTX), x_BTX], dim=1)
-        taps = self.conv_weight[:, 0].unbind(1)
-        y = self.conv_bias + sum(past[:, i : i + T] * tap for i, tap in enumerate(taps))
+        inputs = [past[:, i : i + T] for i in range(t + 1)]
+        if starts_BT is not None:
+            since_BT = torch.arange(T, device=x_BTX.device) - starts_BT
+            inputs = [x * (since_BT >= t - i)[..., None] for i, x in enumerate(inputs)]
+        y = self.conv_bias + sum(x * tap for x, tap in zip(inputs, self.conv_weight[:, 0].unbind(1), strict=True))
         inner, keys = self.g_proj.out_features, self.q_proj.out_features
         v, k, q = F.silu(y).type_as(x_BTX).split([inner, keys, keys], dim=-1)
         return q.view(B, T, self.config.kv_heads, -1), k.view(B, T, self.config.kv_heads, -1), v, past[:, T:]
@@ -115,7 +130,13 @@ class SSD(nn.Module):
 
 
 def chunkwise(
-    q_BTKN: Tensor, k_BTKN: Tensor, v_BTKRC: Tensor, log_decay_BTKR: Tensor, chunk: int, state_BKRNC: Tensor | None
+    q_BTKN: Tensor,
+    k_BTKN: Tensor,
+    v_BTKRC: Tensor,
+    log_decay_BTKR: Tensor,
+    chunk: int,
+    state_BKRNC: Tensor | None,
+    starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """q_t h_t for all T tokens, (B, T, K, R, C), and the last h, (B, K, R, N, C), in float32 at least."""
     B, T, K, R, C = v_BTKRC.shape
@@ -131,20 +152,29 @@ def chunkwise(
     log_decay = F.pad(log_decay_BTKR, (0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2)
     since = log_decay.cumsum(-1)  # (B, K, n, R, c): log of the decay from the chunk's start through token i
 
-    ahead = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
-    decay = (since[..., :, None] - since[..., None, :]).masked_fill(ahead, -torch.inf).exp()
+    segment = since[..., :, None] - since[..., None, :]
+    # What is left of a token at its chunk's end, and of the state before the chunk there and at each token.
+    left, carried, read = (since[..., -1:] - since).exp(), since[..., -1].exp(), since.exp()
+    hidden = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
+    if starts_BT is not None:
+        documents = documents_in_chunks(starts_BT, n, c)
+        hidden = hidden | documents.before_Bncc[:, None, :, None]
+        left = left * documents.writes_Bnc[:, None, :, None]
+        carried = carried * documents.carries_Bn[:, None, :, None]
+        read = read * documents.reads_Bnc[:, None, :, None]
+
+    decay = segment.masked_fill(hidden, -torch.inf).exp()
     scores = ((q @ k.transpose(-2, -1))[:, :, :, None] * decay).type_as(v)
     within = scores @ v  # (B, K, n, R, c, C)
 
-    left = (since[..., -1:] - since).exp()[..., None].type_as(v) * v  # what of a token is left at its chunk's end
-    left = left.permute(0, 1, 2, 4, 3, 5).reshape(B, K, n, c, R * C)
-    written = (k.transpose(-2, -1) @ left).unflatten(-1, (R, C)).to(since.dtype)  # (B, K, n, N, R, C)
+    v_left = (left[..., None].type_as(v) * v).permute(0, 1, 2, 4, 3, 5).reshape(B, K, n, c, R * C)
+    written = (k.transpose(-2, -1) @ v_left).unflatten(-1, (R, C)).to(since.dtype)  # (B, K, n, N, R, C)
     h = torch.zeros_like(written[:, :, 0]) if state_BKRNC is None else state_BKRNC.transpose(2, 3)
     before = []
-    for chunk_decay, own in zip(since[..., -1].exp().unbind(2), written.unbind(2), strict=True):
+    for chunk_decay, own in zip(carried.unbind(2), written.unbind(2), strict=True):
         before.append(h)
         h = h * chunk_decay[:, :, None, :, None] + own
     earlier = q @ torch.stack(before, dim=2).flatten(-2).type_as(q)  # (B, K, n, c, R C)
-    earlier = earlier.unflatten(-1, (R, C)).transpose(3, 4) * since.exp()[..., None]
+    earlier = earlier.unflatten(-1, (R, C)).transpose(3, 4) * read[..., None]
     y = (within + earlier).type_as(v).permute(0, 2, 4, 1, 3, 5).reshape(B, n * c, K, R, C)[:, :T]
     return y, h.transpose(2, 3)
