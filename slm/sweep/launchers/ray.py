@@ -27,9 +27,7 @@ class Ray:
             import ray
         except ImportError:
             raise ValueError("launcher=ray needs Ray: pip install 'slm[ray]'") from None
-        self.ray = ray
-        if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False)
+        self.ray, self.address = ray, address
         # The master decides whether a job is worth another start.
         resources = {"num_cpus": settings["cpus_per_job"], "num_gpus": settings["gpus_per_job"], "max_retries": 0}
         self.train = ray.remote(**resources)(_run)
@@ -44,7 +42,9 @@ class Ray:
         return []
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Queue them."""
+        """Queue them; joins or starts the cluster with the first."""
+        if not self.ray.is_initialized():
+            self.ray.init(address=self.address, log_to_driver=False)
         for job in jobs:
             self._running[job.name] = self.train.remote(RemoteJob(job))
 
