@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slm.command_line import MISTAKES, report, run_script
-from slm.training.config import register
+from slm.composition.resolvers import register
 
 exit_codes: list[int] = []
 

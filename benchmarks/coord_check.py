@@ -15,9 +15,9 @@ import pandas as pd
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from slm.training.config import register
+from slm.composition.budget import model_config
+from slm.composition.resolvers import register
 from slm.training.coord_check import shape_at, trained_activations
-from slm.training.plan import model_config
 
 ROOT = Path(__file__).parents[1]
 # Colour and thickness: where two agree, the thinner one lies on the other.

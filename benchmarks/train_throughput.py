@@ -26,12 +26,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from slm.composition.budget import model_config
+from slm.composition.resolvers import register
 from slm.model import Decoder, ModelConfig
-from slm.training.config import register
 from slm.training.hardware import Hardware, resolve_hardware
 from slm.training.optim import full_grad_norm, make_adamw
 from slm.training.peak import measure_matmul
-from slm.training.plan import model_config
 
 CONF = Path(__file__).parents[1] / "conf"
 

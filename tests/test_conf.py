@@ -6,10 +6,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from slm.training.config import register
+from slm.composition.budget import model_config
+from slm.composition.resolvers import register
+from slm.composition.settings import check_settings
 from slm.training.hardware import Hardware
-from slm.training.plan import make_plan, model_config
-from slm.training.settings import check_settings
+from slm.training.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -1,4 +1,4 @@
-"""From a config to the numbers of a run: steps, batches, tokens. A user's arithmetic mistakes end here."""
+"""From a config to the numbers of a run on this hardware: steps, batches, passes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from slm.composition.budget import check_family, model_config, steps_of
 from slm.model.config import ModelConfig
 from slm.training.hardware import Hardware
 from slm.training.optim import OPTIMIZERS
@@ -61,36 +62,18 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
     train = config["train"]
     check_parametrization(config["parametrization"])
     model = with_multipliers(config["parametrization"], model_config(config["model"]))
-    _check_family(config, model)
+    check_family(config, model)
+    steps = steps_of(train, model, devices=hardware.world_size)
     length = int(train["sequence_length"])
-    if length > model.max_position_embeddings:
-        raise ValueError(
-            f"train.sequence_length={length} is longer than model.max_position_embeddings="
-            f"{model.max_position_embeddings}: raise the latter or train on shorter sequences"
-        )
-    batch_tokens = int(train["batch_tokens"])
-    unit = length * hardware.world_size
-    if batch_tokens % unit:
-        near = [n for n in (batch_tokens // unit * unit, (batch_tokens // unit + 1) * unit) if n]
-        raise ValueError(
-            f"train.batch_tokens={batch_tokens} is not a multiple of train.sequence_length={length} x "
-            f"{hardware.world_size} device(s): try {' or '.join(map(str, near))}"
-        )
-    tokens, key = _budget(train, model)
-    if tokens < batch_tokens:
-        raise ValueError(
-            f"{key}={train[key.split('.')[1]]} gives {tokens} tokens, fewer than one step of "
-            f"train.batch_tokens={batch_tokens}: raise the budget or lower train.batch_tokens"
-        )
+    local = int(train["batch_tokens"]) // (length * hardware.world_size)
     if config["optim"]["name"] not in OPTIMIZERS:
         raise ValueError(f"optim.name={config['optim']['name']} must be one of {', '.join(OPTIMIZERS)}")
     check_schedule(config["schedule"])
-    local = batch_tokens // unit
     micro = _largest_divisor(local, at_most=max(1, hardware.micro_batch_tokens // length))
     return Plan(
         model=model,
         rules=make_rules(config["parametrization"], model),
-        steps=tokens // batch_tokens,
+        steps=steps,
         batch_size=local * hardware.world_size,
         micro_batch_size=micro,
         accumulation=local // micro,
@@ -98,37 +81,6 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
         document_masking=train.get("document_masking", False),
         averaged=config["optim"]["ema_decay"] is not None,
     )
-
-
-def _check_family(config: Mapping[str, Any], model: ModelConfig) -> None:
-    """`width` and `depth` act through a family's rule alone: elsewhere they would be ignored without a word."""
-    for key, name in (("width", "hidden_size"), ("depth", "num_layers")):
-        given, is_ = config.get(key), getattr(model, name)
-        if given is not None and given != is_:
-            raise ValueError(
-                f"{key}={given} and model.{name}={is_} differ: give {key} and a family (family=mobilellm), "
-                f"or model.{name} alone"
-            )
-
-
-def model_config(model: Mapping[str, Any]) -> ModelConfig:
-    """The shape in a `model` config, which also names its family."""
-    return ModelConfig.from_dict({key: value for key, value in model.items() if key != "family"})
-
-
-def _budget(train: Mapping[str, Any], model: ModelConfig) -> tuple[int, str]:
-    """The token budget and the key it comes from."""
-    given = [key for key in ("tokens_per_param", "flops") if train[key] is not None]
-    if len(given) == 2:
-        raise ValueError("train.tokens_per_param and train.flops are both set: a run has one budget")
-    key = given[0] if given else "tokens"
-    value = train[key]
-    per_unit = {
-        "tokens": 1.0,
-        "tokens_per_param": model.num_params(),
-        "flops": 1 / model.flops_per_token(1, convention="6n"),
-    }
-    return int(value * per_unit[key]), f"train.{key}"
 
 
 def _largest_divisor(number: int, *, at_most: int) -> int:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
+from slm.composition.settings import check_settings
 from slm.data import Corpus, framing, prepare
 from slm.machine import reset_peak_memory
 from slm.tracking import Trackers, check_logger, open_trackers
@@ -31,7 +32,6 @@ from slm.training.probe import measure_speed
 from slm.training.progress import Progress
 from slm.training.result import make_result
 from slm.training.run_directory import RunDirectory
-from slm.training.settings import check_settings
 from slm.training.trainer import make_trainer
 
 

@@ -14,8 +14,8 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-# What must be the same for a directory to be continued; devices, logging and how often to save may change.
-IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
+from slm.composition.budget import IDENTITY
+
 # What runs did that were begun before the key existed.
 BEFORE_KEYS = {"train.document_masking": False}
 # What a run writes besides its config. Where one of these is and no config.yaml, somebody else put it there.

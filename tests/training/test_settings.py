@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from slm.training.settings import KINDS, OPTIONAL_KINDS, check_settings
+from slm.composition.settings import KINDS, OPTIONAL_KINDS, check_settings
 from tests.test_conf import composed
 
 

@@ -1,4 +1,4 @@
-"""What `conf/` needs of Python: the model's defaults and the names of runs. Imports no torch, so `--help` is quick."""
+"""What `conf/train.yaml` needs of Python: the model's defaults, the families' rules and the names of runs."""
 
 from __future__ import annotations
 
