@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 Kind = tuple[str, Callable[[Any], bool]]
 
 
@@ -17,8 +20,16 @@ def _whole(value: Any, least: int) -> bool:
     return _number(value) and value == int(value) and value >= least
 
 
-def _or_null(kind: Kind) -> Kind:
+def or_null(kind: Kind) -> Kind:
+    """That kind, or nothing."""
     return f"{kind[0]}, or null", lambda value: value is None or kind[1](value)
+
+
+def list_of(kind: Kind, what: str, *, least: int = 1) -> Kind:
+    """A list of at least so many values of a kind, called `what`."""
+    return f"a list of {what}", lambda value: (
+        isinstance(value, list) and len(value) >= least and all(map(kind[1], value))
+    )
 
 
 def _texts(value: Any) -> bool:
@@ -54,8 +65,8 @@ KINDS: dict[str, Kind] = {
     "cache_dir": NAME,
     "dry_run": SWITCH,
     "train.tokens": POSITIVE,
-    "train.tokens_per_param": _or_null(POSITIVE),
-    "train.flops": _or_null(POSITIVE),
+    "train.tokens_per_param": or_null(POSITIVE),
+    "train.flops": or_null(POSITIVE),
     "train.batch_tokens": COUNT,
     "train.sequence_length": COUNT,
     "train.log_every": COUNT,
@@ -63,8 +74,8 @@ KINDS: dict[str, Kind] = {
     "train.eval_tokens": COUNT,
     "train.sample_tokens": NATURAL,
     "train.sample_prompt": TEXT,
-    "checkpoint.every_steps": _or_null(COUNT),
-    "checkpoint.every_minutes": _or_null(POSITIVE),
+    "checkpoint.every_steps": or_null(COUNT),
+    "checkpoint.every_minutes": or_null(POSITIVE),
     "checkpoint.keep_best": SWITCH,
     "optim.lr": POSITIVE,
     "optim.betas": BETAS,
@@ -73,12 +84,12 @@ KINDS: dict[str, Kind] = {
     "optim.clip_norm": POSITIVE,
     "optim.skip_factor": ABOVE_ONE,
     "optim.max_skipped_in_a_row": COUNT,
-    "optim.ema_decay": _or_null(BELOW_ONE),
+    "optim.ema_decay": or_null(BELOW_ONE),
     "parametrization.name": NAME,
     "schedule.warmup_fraction": SHARE,
     "trainer.num_nodes": COUNT,
     "trainer.compile": AUTO_SWITCH,
-    "trainer.micro_batch_tokens": _or_null(COUNT),
+    "trainer.micro_batch_tokens": or_null(COUNT),
     "trainer.num_workers": NATURAL,
     "logger.wandb": SWITCH,
     "logger.tensorboard": SWITCH,
@@ -94,33 +105,49 @@ OPTIONAL_KINDS: dict[str, Kind] = {
     "schedule.final_fraction": SHARE,
     "schedule.decay_fraction": SHARE,
     "data.paths": PATHS,
-    "data.val_paths": _or_null(PATHS),
-    "data.val_fraction": _or_null(SHARE),
+    "data.val_paths": or_null(PATHS),
+    "data.val_fraction": or_null(SHARE),
     "data.text_column": NAME,
-    "data.max_document_bytes": _or_null(COUNT),
-    "data.max_documents": _or_null(COUNT),
-    "data.max_bytes": _or_null(COUNT),
+    "data.max_document_bytes": or_null(COUNT),
+    "data.max_documents": or_null(COUNT),
+    "data.max_bytes": or_null(COUNT),
     "tokenizer.vocab_size": COUNT,
-    "tokenizer.train_bytes": _or_null(COUNT),
+    "tokenizer.train_bytes": or_null(COUNT),
     "tokenizer.path": NAME,
 }
 """Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for the first value of a wrong kind, naming its key, the value and what is accepted."""
-    for key, kind in (KINDS | OPTIONAL_KINDS).items():
+    """Raise `ValueError` for the first value of a wrong kind in a train config: its key, the value, what is accepted."""
+    check_kinds(settings, KINDS, OPTIONAL_KINDS)
+
+
+def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional: Mapping[str, Kind]) -> None:
+    """Raise `ValueError` for the first value that is not of its kind; keys that are `optional` may be absent."""
+    for key, kind in {**kinds, **optional}.items():
         *groups, name = key.split(".")
         place: Any = settings
-        for group in groups:
+        for depth, group in enumerate(groups, 1):
             place = place.get(group)
             if not isinstance(place, Mapping):
-                raise ValueError(f"{group}={place} must be a group of settings, such as one of conf/{group}/*.yaml")
-        if name not in place and key in OPTIONAL_KINDS:
+                path = ".".join(groups[:depth])
+                raise ValueError(f"{path}={place} must be a group of settings, such as one of conf/{groups[0]}/*.yaml")
+        if name not in place and key in optional:
             continue
         wanted, fits = kind
         if not fits(place.get(name)):
             raise ValueError(f"{key}={_shown(place.get(name))} must be {wanted}")
+
+
+def plain_settings(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values. Raises `ValueError` for a value that is missing or refers to nothing."""
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        message = str(error).splitlines()[0]
+        raise ValueError(f"{key} must be set: {key}=VALUE" if "Missing mandatory" in message else message) from error
 
 
 def _shown(value: Any) -> str:

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
-from slm.composition.settings import check_settings
+from slm.composition.settings import check_settings, plain_settings
 from slm.data import Corpus, framing, prepare
 from slm.machine import reset_peak_memory
 from slm.tracking import Trackers, check_logger, open_trackers
@@ -54,7 +53,7 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
     An `output_dir` that holds the same run is continued from its newest whole checkpoint; one whose run is completed is
     left as it is. Raises `ValueError`, before any work, for what a user can get wrong.
     """
-    settings = _plain(config)
+    settings = plain_settings(config)
     check_settings(settings)
     hardware = resolve_hardware(settings["trainer"])
     if not alone and hardware.world_size > 1:
@@ -162,16 +161,6 @@ def _finish(run: Run, corpus: Corpus, journal: Journal, result: dict[str, Any]) 
     run.folder.write_result(result)
     sample = run.settings["train"]["sample_prompt"] + journal.sample if journal.sample else ""
     _say(*ending_lines(result, run.folder.path, sample))
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    """The config as plain values. Raises `ValueError` for a value that is missing or refers to nothing."""
-    try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        message = str(error).splitlines()[0]
-        raise ValueError(f"{key} must be set: {key}=VALUE" if "Missing mandatory" in message else message) from error
 
 
 def _check_corpus(corpus: Corpus, plan: Plan) -> None:

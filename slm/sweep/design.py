@@ -1,0 +1,214 @@
+"""What a sweep compares: the `sweep` config group, checked. `conf/sweep/quick.yaml` says what each key means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from slm.composition.settings import (
+    COUNT,
+    NAME,
+    NATURAL,
+    POSITIVE,
+    SEED,
+    TEXTS,
+    Kind,
+    check_kinds,
+    list_of,
+    or_null,
+)
+
+SIZES = ("params_total", "params_non_embedding")
+RULES = ("fixed", "transferred", "tuned")
+BUDGETS = ("tokens", "tokens_per_param", "flops")
+BASE_SHAPE = ("base_width", "base_depth", "base_head_dim")
+GRIDS = ({"widths", "depths"}, {"shapes"}, {"sizes"})
+"""Keys that together say which shapes are trained."""
+FEWEST_RATES = 3
+"""A parabola has three parameters."""
+DECIDED = {
+    "width": "sweep.grid",
+    "depth": "sweep.grid",
+    "train.tokens": "sweep.budget",
+    "train.tokens_per_param": "sweep.budget",
+    "train.flops": "sweep.budget",
+    "optim.lr": "sweep.lr",
+    "parametrization": "sweep.lr.parametrization",
+    "seed": "sweep.seeds",
+    "family": "sweep.families",
+    "name": "sweep.name",
+    "output_dir": "output_dir",
+    "dry_run": "dry_run",
+    "branch_from": "sweep.budget",
+}
+"""Keys of train.py that a design decides, and by which of its own."""
+
+
+def _one_of(*allowed: str) -> Kind:
+    return f"one of {', '.join(allowed)}", lambda value: value in allowed
+
+
+def _one_or_several(kind: Kind) -> Kind:
+    def fits(value: Any) -> bool:
+        return bool(value) and all(map(kind[1], value)) if isinstance(value, list) else kind[1](value)
+
+    return f"{kind[0]}, or a list of them", fits
+
+
+def _is_shape(value: Any) -> bool:
+    width, x, depth = value.partition("x") if isinstance(value, str) else ("", "", "")
+    return bool(x) and all(part.isdecimal() and int(part) > 0 for part in (width, depth))
+
+
+KINDS: dict[str, Kind] = {
+    "sweep.name": NAME,
+    "sweep.families": list_of(NAME, "families, such as [mobilellm,ssd]"),
+    "sweep.grid.widths": or_null(list_of(COUNT, "whole numbers of at least 1")),
+    "sweep.grid.depths": or_null(list_of(COUNT, "whole numbers of at least 1")),
+    "sweep.grid.shapes": or_null(list_of(("WIDTHxDEPTH", _is_shape), "WIDTHxDEPTH, such as [128x8,192x12]")),
+    "sweep.grid.sizes": or_null(list_of(POSITIVE, "numbers above 0")),
+    "sweep.grid.aspects": or_null(list_of(POSITIVE, "numbers above 0")),
+    "sweep.grid.size": _one_of(*SIZES),
+    **{f"sweep.budget.{name}": or_null(_one_or_several(POSITIVE)) for name in BUDGETS},
+    "sweep.lr.rule": _one_of(*RULES),
+    "sweep.lr.value": or_null(POSITIVE),
+    "sweep.lr.factors": or_null(list_of(POSITIVE, f"{FEWEST_RATES} or more numbers above 0", least=FEWEST_RATES)),
+    "sweep.lr.parametrization": or_null(NAME),
+    **{f"sweep.lr.{name}": or_null(COUNT) for name in BASE_SHAPE},
+    "sweep.seeds": list_of(SEED, "whole numbers from 0 on"),
+    "sweep.overrides": TEXTS,
+    "sweep.assume.sigma": POSITIVE,
+    "sweep.assume.law": NAME,
+    "sweep.assume.flops_per_second": POSITIVE,
+    "sweep.assume.more_seeds": NATURAL,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """A design whose values are of their kinds and go together."""
+
+    name: str
+    families: tuple[str, ...]
+    grid: Mapping[str, Any]
+    budget: str
+    """One of `BUDGETS`."""
+    budgets: tuple[float, ...]
+    lr: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...]
+    assume: Mapping[str, Any]
+
+    @property
+    def common_overrides(self) -> tuple[str, ...]:
+        """Of train.py, for all cells: those given, and the parametrisation of the learning rate's rule."""
+        chosen = self.lr["parametrization"]
+        base = (f"parametrization.{key}={self.lr[key]}" for key in BASE_SHAPE if self.lr[key] is not None)
+        return (*self.overrides, *(() if chosen is None else (f"parametrization={chosen}", *base)))
+
+    @property
+    def lr_factors(self) -> tuple[float, ...]:
+        """Learning rates of a shape, as factors of `lr.value`."""
+        return tuple(sorted(self.lr["factors"])) if self.lr["rule"] == "tuned" else (1.0,)
+
+
+def check_design(sweep: Any) -> Design:
+    """The design in a `sweep` config. Raises `ValueError` naming the first key that is wrong."""
+    _check_keys(sweep)
+    check_kinds({"sweep": sweep}, KINDS, {})
+    _check_grid(sweep["grid"])
+    given = [name for name in BUDGETS if sweep["budget"][name] is not None]
+    if len(given) != 1:
+        said = "none of its keys is set" if not given else f"{' and '.join(given)} are set"
+        raise ValueError(f"sweep.budget must be one of {', '.join(BUDGETS)}, and {said}: set all but one to null")
+    _check_lr(sweep["lr"])
+    for key in ("families", "seeds"):
+        _check_distinct(f"sweep.{key}", sweep[key])
+    _check_overrides(sweep["overrides"])
+    budgets = sweep["budget"][given[0]]
+    return Design(
+        name=sweep["name"],
+        families=tuple(sweep["families"]),
+        grid=sweep["grid"],
+        budget=given[0],
+        budgets=tuple(budgets) if isinstance(budgets, list) else (budgets,),
+        lr=sweep["lr"],
+        seeds=tuple(sweep["seeds"]),
+        overrides=tuple(sweep["overrides"]),
+        assume=sweep["assume"],
+    )
+
+
+def _check_keys(sweep: Any) -> None:
+    """A misspelt key of a file of conf/sweep would be ignored without a word."""
+    known = {*KINDS, *(key.rpartition(".")[0] for key in KINDS), "sweep.assume.params"}
+
+    def check(path: str, value: Any) -> None:
+        if path not in known:
+            near = get_close_matches(path, known, n=1)
+            raise ValueError(f"{path} is not a key of a sweep" + (f"; did you mean {near[0]}?" if near else ""))
+        if isinstance(value, Mapping) and path != "sweep.assume.params":
+            for key, item in value.items():
+                check(f"{path}.{key}", item)
+
+    check("sweep", sweep)
+
+
+def _check_grid(grid: Mapping[str, Any]) -> None:
+    given = {key for keys in GRIDS for key in keys if grid[key] is not None}
+    if given not in GRIDS:
+        said = "none of them is set" if not given else f"{' and '.join(sorted(given))} are set"
+        if len(given) == 1:
+            said = f"only {next(iter(given))} is set"
+        raise ValueError(
+            f"sweep.grid must be widths and depths, or shapes, or sizes, and {said}: set the others to null, "
+            "as in sweep.grid.sizes=null"
+        )
+    if grid["aspects"] is not None and grid["sizes"] is None:
+        raise ValueError(f"sweep.grid.aspects={grid['aspects']} goes with sweep.grid.sizes alone: set it to null")
+    for key in sorted({*given, "aspects"}):
+        _check_distinct(f"sweep.grid.{key}", grid[key] or [])
+
+
+def _check_lr(lr: Mapping[str, Any]) -> None:
+    rule, parametrization = lr["rule"], lr["parametrization"]
+    if rule == "transferred" and parametrization in (None, "standard"):
+        raise ValueError(
+            f"sweep.lr.rule=transferred needs a parametrization that carries rates, and sweep.lr.parametrization="
+            f"{_shown(parametrization)}: choose mup or completep"
+        )
+    if rule == "tuned" and lr["factors"] is None:
+        raise ValueError("sweep.lr.rule=tuned needs sweep.lr.factors of lr.value to try, such as [0.25,0.5,1,2,4]")
+    if rule != "tuned" and lr["factors"] is not None:
+        raise ValueError(f"sweep.lr.factors={lr['factors']} goes with sweep.lr.rule=tuned, which is {rule}")
+    if rule == "fixed" and parametrization not in (None, "standard"):
+        raise ValueError(
+            f"sweep.lr.parametrization={parametrization} carries rates over sizes, so the rule is not "
+            "sweep.lr.rule=fixed: say sweep.lr.rule=transferred"
+        )
+    for key in BASE_SHAPE:
+        if lr[key] is not None and parametrization in (None, "standard"):
+            raise ValueError(f"sweep.lr.{key}={lr[key]} goes with sweep.lr.parametrization=mup or completep")
+    _check_distinct("sweep.lr.factors", lr["factors"] or [])
+
+
+def _check_overrides(overrides: list[str]) -> None:
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals and not item.startswith("~"):
+            raise ValueError(f"sweep.overrides has {item!r}: an override of train.py is KEY=VALUE")
+        own = DECIDED.get(key.lstrip("+~"))
+        if own is not None:
+            raise ValueError(f"sweep.overrides has {item}, which the design decides: set {own} instead")
+
+
+def _check_distinct(key: str, values: list[Any]) -> None:
+    twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{key} names {twice} more than once")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,166 @@
+"""From a design to its cells: each family in each shape, with each budget, learning rate and seed.
+
+Notable: a shape that a family's rule refuses, or a budget below one step, is a cell that says why, and stands for all
+its rates and seeds; shapes that come out alike (two aspects at a small size) are one cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf.errors import OmegaConfBaseException
+
+from slm.command_line import one_sentence
+from slm.composition.budget import model_config, steps_of
+from slm.composition.settings import check_settings
+from slm.sweep.cells import Cell
+from slm.sweep.design import Design
+from slm.sweep.recipe import Recipe, digest, key_of
+from slm.sweep.shapes import Solved, solve
+
+REFUSALS = (ValueError, OmegaConfBaseException)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A shape that a design asks of a family: how it is called, and how it is found."""
+
+    called: str
+    find: Callable[[], Solved]
+
+
+@dataclass
+class Cells:
+    """The cells of a design."""
+
+    cells: list[Cell] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Sentences on what a reader of the plan would not expect."""
+
+
+def make_cells(design: Design) -> Cells:
+    """All cells. Raises `ValueError`, or Hydra's errors, for what is wrong in every cell."""
+    made = Cells()
+    known: set[str] = set()
+    again = 0
+    for family in design.families:
+        recipe = Recipe(family, design.common_overrides)
+        _check_budget_is_ours(recipe)
+        for wish in _wishes(design, recipe):
+            for cell in _cells_of(design, recipe, wish):
+                again += cell.key in known
+                if cell.key not in known:
+                    made.cells.append(cell)
+                known.add(cell.key)
+    if all(cell.impossible for cell in made.cells):
+        raise ValueError(f"no cell of sweep={design.name} can be trained: {made.cells[0].impossible}")
+    if again:
+        made.notes.append(f"{again} cells have the settings of others, and are trained once.")
+    return made
+
+
+def _check_budget_is_ours(recipe: Recipe) -> None:
+    for key in ("tokens_per_param", "flops"):
+        if recipe.config.train[key] is not None:
+            raise ValueError(
+                f"sweep.overrides set train.{key}={recipe.config.train[key]} (an experiment may): add "
+                f"train.{key}=null, since sweep.budget decides"
+            )
+
+
+def _wishes(design: Design, recipe: Recipe) -> Iterator[Wish]:
+    grid = design.grid
+    if grid["sizes"] is None:
+        pairs = (
+            [tuple(map(int, shape.split("x"))) for shape in grid["shapes"]]
+            if grid["shapes"]
+            else [(width, depth) for width in grid["widths"] for depth in grid["depths"]]
+        )
+        for width, depth in pairs:
+            yield Wish(f"{width}x{depth}", lambda w=width, d=depth: _by_rule(recipe, w, d))  # type: ignore[misc]
+        return
+    for size in grid["sizes"]:
+        for aspect in grid["aspects"] or [recipe.own_aspect]:
+            yield Wish(
+                f"{size:g}-aspect{aspect:g}",
+                lambda n=size, a=aspect: solve(recipe, n, a, grid["size"]),  # type: ignore[misc]
+            )
+
+
+def _by_rule(recipe: Recipe, width: int, depth: int) -> Solved:
+    return Solved(width, depth, recipe.shape(width, depth), None, 0.0)
+
+
+def _cells_of(design: Design, recipe: Recipe, wish: Wish) -> Iterator[Cell]:
+    try:
+        shape = wish.find()
+    except REFUSALS as error:
+        yield _impossible(recipe, wish, None, error)
+        return
+    for budget in design.budgets:
+        label = f"{design.budget}={budget:g}"
+        train = {**recipe.train, design.budget: budget}
+        try:
+            steps = steps_of(train, shape.model)
+        except ValueError as error:
+            yield _impossible(recipe, wish, label, error)
+            continue
+        for factor in design.lr_factors:
+            lr = design.lr["value"] or float(recipe.config.optim.lr)
+            for seed in design.seeds:
+                yield _cell(recipe, shape, label, steps, float(f"{lr * factor:.6g}"), seed)
+
+
+def _cell(recipe: Recipe, shape: Solved, budget: str, steps: int, lr: float, seed: int) -> Cell:
+    tokens = steps * int(recipe.train["batch_tokens"])
+    own = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
+    changes: dict[str, Any] = {
+        "width": shape.width,
+        "depth": shape.depth,
+        **own,
+        "train.tokens": tokens,
+        "optim.lr": lr,
+        "seed": seed,
+    }
+    settings = recipe.settings(changes | {"name": "cell", "output_dir": "runs"})
+    check_settings(settings)
+    key = key_of(settings)
+    name = f"{recipe.family}_{shape.width}x{shape.depth}-seed{seed}-{key[:8]}"
+    model = model_config(settings["model"])
+    return Cell(
+        name=name,
+        key=key,
+        overrides=(*recipe.overrides, *(f"{item}={value}" for item, value in changes.items()), f"name={name}"),
+        family=recipe.family,
+        width=shape.width,
+        depth=shape.depth,
+        seed=seed,
+        tokens=tokens,
+        lr=lr,
+        params_total=model.num_params(),
+        params_non_embedding=model.num_params(non_embedding=True),
+        flops=tokens * model.flops_per_token(int(recipe.train["sequence_length"])),
+        budget=budget,
+    )
+
+
+def _impossible(recipe: Recipe, wish: Wish, budget: str | None, error: Exception) -> Cell:
+    key = digest([recipe.overrides, wish.called, budget])
+    return Cell(
+        name=f"{recipe.family}_{wish.called}-{key[:8]}",
+        key=key,
+        overrides=(),
+        family=recipe.family,
+        width=0,
+        depth=0,
+        seed=0,
+        tokens=0,
+        lr=0.0,
+        params_total=0,
+        params_non_embedding=0,
+        flops=0.0,
+        budget=budget,
+        impossible=one_sentence(error),
+    )

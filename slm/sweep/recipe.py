@@ -1,0 +1,87 @@
+"""The train config of one family under a design's overrides, composed once and resolved for any width, depth and seed.
+
+Notable: composing takes a tenth of a second or more and resolving a few milliseconds, and a grid may have hundreds of
+cells; what decides a run is hashed from the resolved config, so a changed default in `conf/` is another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from slm.composition.budget import IDENTITY, check_family, model_config
+from slm.composition.settings import plain_settings
+from slm.model.config import ModelConfig
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+class Recipe:
+    """What a family is trained with; `own_aspect` is hidden_size / num_layers at the width and depth of conf/family.
+
+    Raises Hydra's errors for overrides that `conf/train.yaml` does not know.
+    """
+
+    def __init__(self, family: str, overrides: Sequence[str]) -> None:
+        self.family = family
+        self.overrides = (f"family={family}", *overrides)
+        with _hydra():
+            self.config = compose("train", overrides=list(self.overrides))
+        self.train: dict[str, Any] = OmegaConf.to_container(self.config.train, resolve=True)  # type: ignore[assignment]
+        self.own_aspect = float(self.config.width / self.config.depth)
+        self.shapes: dict[tuple[int, int], ModelConfig] = {}
+
+    @property
+    def width_step(self) -> int:
+        """The width of a head, of which a width is a multiple."""
+        return int(self.config.model.head_dim)
+
+    @property
+    def depth_step(self) -> int:
+        """The length of the mixer pattern, which a depth holds a whole number of times."""
+        return len(self.config.model.mixer_pattern)
+
+    def shape(self, width: int, depth: int) -> ModelConfig:
+        """The shape by the family's rule; its sentence, as a `ValueError` or an OmegaConf error, where there is none."""
+        if (width, depth) not in self.shapes:
+            self.config.width, self.config.depth = width, depth
+            model = model_config(OmegaConf.to_container(self.config.model, resolve=True))  # type: ignore[arg-type]
+            check_family({"width": width, "depth": depth}, model)
+            self.shapes[width, depth] = model
+        return self.shapes[width, depth]
+
+    def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The resolved config with `changes` (`{"optim.lr": 0.004}`); `ValueError` for a value that is missing."""
+        config = self.config.copy()
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value)
+        return plain_settings(config)
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """sha256 (hex) of what decides the run of a resolved config, whatever the order of its keys."""
+    return digest({group: settings[group] for group in IDENTITY})
+
+
+def digest(values: Any) -> str:
+    """sha256 (hex) of the canonical JSON of plain values."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra with this conf/: that of a script which runs under it, else one for the moment."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
