@@ -1,0 +1,101 @@
+"""What `dry_run=true` prints: cells, cost, power, and what cannot be trained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from slm.sweep.cells import Cell
+from slm.sweep.design import Design
+from slm.sweep.forecast import Power, Speeds, disk_bytes
+
+WIDTH = 110
+"""Of the table where there is no terminal to ask."""
+
+
+def print_plan(
+    design: Design,
+    cells: Sequence[Cell],
+    notes: Sequence[str],
+    *,
+    folder: Path,
+    slots: int,
+    speeds: Speeds,
+    power: Power | None,
+    chance: float,
+) -> None:
+    """Print the plan of a sweep into `folder`, on an engine of `slots` jobs at a time.
+
+    `chance` is that with which the detectable difference is found.
+    """
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    possible = [cell for cell in cells if not cell.impossible]
+    seconds = sum(map(speeds.seconds, possible))
+    longest = max(map(speeds.seconds, possible), default=0.0)
+    console.print(f"sweep {design.name}: {len(possible)} runs, in {folder}", soft_wrap=True)
+    console.print(_cells(cells, speeds))
+    flops = sum(cell.flops for cell in possible)
+    console.print(
+        f"cost         {flops:.3g} FLOPs, about {_minutes(seconds)} of training in all; {slots} at a time, about "
+        f"{_minutes(max(longest, seconds / slots))}; {disk_bytes(cells) / 1e9:.2g} GB of disk",
+        soft_wrap=True,
+    )
+    console.print(f"             {speeds.source}", soft_wrap=True)
+    for line in [*_power(design, power, chance, seconds / len(design.seeds)), *_impossible(cells), *notes]:
+        console.print(line, soft_wrap=True)
+
+
+def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
+    """A row for the runs that differ in seed and learning rate alone."""
+    table = Table("family", "shape", "N", "non-embedding", "tokens", "FLOPs", "peak lr", "runs", "min", box=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    rows: dict[tuple[str, int, int, int], list[Cell]] = {}
+    for cell in cells:
+        if not cell.impossible:
+            rows.setdefault((cell.family, cell.width, cell.depth, cell.tokens), []).append(cell)
+    for (family, width, depth, tokens), runs in rows.items():
+        first, rates = runs[0], sorted({cell.lr for cell in runs})
+        table.add_row(
+            family,
+            f"{width}x{depth}",
+            f"{first.params_total:,}",
+            f"{first.params_non_embedding:,}",
+            f"{tokens:,}",
+            f"{first.flops:.3g}",
+            f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
+            str(len(runs)),
+            f"{sum(map(speeds.seconds, runs)) / 60:.1f}",
+        )
+    return table
+
+
+def _power(design: Design, power: Power | None, chance: float, seconds_a_seed: float) -> list[str]:
+    """The smallest difference of exponents, now and with further seeds."""
+    if power is None:
+        return []
+    assumed = f"if runs scatter by {design.assume['sigma']:.2%} of the loss about `{design.assume['law']}` (assumed)"
+    now = power.detectable[len(design.seeds)]
+    if now is None:
+        return [f"power        none: too few shapes a family for {power.exponent} under `{design.assume['law']}`"]
+    lines = [
+        f"power        two families whose {power.exponent} differs by {now:.2g} are told apart in {chance:.0%} of cases, "
+        f"{assumed};",
+        f"             {power.pairs} {'pair' if power.pairs == 1 else 'pairs'} of families tested",
+    ]
+    for seeds, detectable in list(power.detectable.items())[1:]:
+        more = _minutes(seconds_a_seed * (seeds - len(design.seeds)))
+        lines.append(f"             with {seeds} seeds {detectable:.2g}, for {more} more of training")
+    return lines
+
+
+def _impossible(cells: Sequence[Cell]) -> list[str]:
+    return [f"impossible   {cell.name}: {cell.impossible}" for cell in cells if cell.impossible]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.3g} min" if seconds < 2 * 3600 else f"{seconds / 3600:,.3g} h"

@@ -1,0 +1,83 @@
+"""The best learning rate of each shape, between the rates that were tried.
+
+Notable: the optimum is that of a parabola in log lr through the best rate and its two neighbours, fitted to the means
+over seeds, so that all seeds of a shape have one rate; a best rate at an end of the grid is no optimum and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+SHAPE = ["family", "params_total", "width", "depth", "budget"]
+"""Columns in which the runs of one shape and budget agree."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What the rates of a sweep came to."""
+
+    best: pd.DataFrame
+    """A row a shape and seed, as if it had been trained at the optimum: losses are interpolated."""
+    optima: pd.DataFrame
+    """A row a shape: `lr` (the optimum), `loss` there, `lr_low` and `lr_high` tried, `at_end`."""
+    notes: tuple[str, ...]
+    """A sentence for each shape whose best rate is at an end of its grid, or whose runs do not suffice."""
+
+
+def tune(runs: pd.DataFrame) -> Tuned:
+    """Interpolate over `lr`; `runs` are rows of completed runs with `loss`, `perplexity` and `bits_per_byte`.
+
+    A shape with fewer than three rates that all its seeds completed is left out, and named.
+    """
+    best: list[pd.DataFrame] = []
+    optima: list[dict[str, object]] = []
+    notes: list[str] = []
+    for shape, rows in runs.groupby(SHAPE, sort=False):
+        name = "{0} {2}x{3} ({4})".format(*shape)
+        losses = rows.pivot_table(index="lr", columns="seed", values="loss").dropna().sort_index()
+        if len(losses) < 3:
+            notes.append(f"{name} is left out: {len(losses)} of its learning rates completed, and a parabola needs 3.")
+            continue
+        at_end, lr, at_optimum = _optimum(losses)
+        if at_end:
+            notes.append(f"{name}: its best learning rate {lr:g} is at the end of its grid, so a better one is likely.")
+        optima.append(
+            dict(zip(SHAPE, shape, strict=True))
+            | {"lr": lr, "loss": float(np.mean(list(at_optimum.values())))}
+            | {"lr_low": losses.index[0], "lr_high": losses.index[-1], "at_end": at_end}
+        )
+        best.append(_rows_at(rows, lr, at_optimum))
+    frame = pd.concat(best, ignore_index=True) if best else runs.iloc[:0]
+    return Tuned(frame, pd.DataFrame(optima), tuple(notes))
+
+
+def _optimum(losses: pd.DataFrame) -> tuple[bool, float, Mapping[int, float]]:
+    """Whether the best rate is at an end; the optimum, and each seed's loss there. `losses` is [rates, seeds]."""
+    means = losses.mean(axis=1).to_numpy()
+    place = int(means.argmin())
+    if place in (0, len(means) - 1):
+        row = losses.iloc[place]
+        return True, float(losses.index[place]), {int(seed): float(row[seed]) for seed in losses}
+    around = losses.iloc[place - 1 : place + 2]
+    middle = math.log(around.index[1])
+    x = np.log(around.index.to_numpy(float)) - middle
+    square, slope, _ = np.polyfit(x, around.mean(axis=1), 2)
+    # The best of three is below both neighbours, so the parabola opens upwards; ties on both sides make it flat.
+    at = -slope / (2 * square) if square > 0 else 0.0
+    losses_there = {int(seed): float(np.polyval(np.polyfit(x, around[seed], 2), at)) for seed in around}
+    return False, float(f"{math.exp(middle + at):.6g}"), losses_there
+
+
+def _rows_at(rows: pd.DataFrame, lr: float, losses: Mapping[int, float]) -> pd.DataFrame:
+    """A row a seed: that of the rate nearest to `lr`, with the losses at `lr` itself."""
+    nearest = (np.log(rows["lr"]) - math.log(lr)).abs()
+    kept = rows.loc[nearest.groupby(rows["seed"]).idxmin()].copy()
+    loss = kept["seed"].map(losses)
+    kept["bits_per_byte"] *= loss / kept["loss"]
+    kept["perplexity"] = np.exp(loss)
+    return kept.assign(loss=loss, lr=lr, run_id=kept["run_id"] + "-tuned")
