@@ -1,4 +1,4 @@
-"""Analyse a table of runs: `python sweep.py runs=TABLE.csv`. `--help` shows every choice; the README explains."""
+"""Train a grid of families and analyse it: `python sweep.py`. `--help` shows every choice; the README explains."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from slm.command_line import MISTAKES, report, run_script
-from slm.sweep.config import check_settings, register
+from slm.composition.resolvers import register
+from slm.sweep.config import check_settings
 
 exit_codes: list[int] = []
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sweep")
 def main(config: DictConfig) -> None:
-    """Analyse one table of runs."""
+    """Train one sweep, or analyse one table of runs."""
     try:
         exit_codes.append(run(config))
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command starts the analysis over", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\n{error or 'interrupted: the same command starts the analysis over'}", file=sys.stderr)
         exit_codes.append(130)
     except MISTAKES as error:
         exit_codes.append(report(error))
 
 
 def run(config: DictConfig) -> int:
-    """Check the settings and analyse; returns the exit code."""
+    """Check the settings, then train or analyse; returns the exit code."""
     settings = check_settings(cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)))
+    if settings["runs"] is None:
+        from slm.sweep.run import run_sweep
+
+        return run_sweep(settings)
     from slm.sweep.analysis import analyse_runs
 
     return analyse_runs(settings)
 
 
 def start() -> None:
-    """Hand over to Hydra, unless it was asked for several analyses at once, which it would begin by writing files."""
+    """Hand over to Hydra, unless it was asked for several sweeps at once, which it would begin by writing files."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
-        raise ValueError("sweep.py has no -m: it analyses one table; start it once for each table")
+        raise ValueError("sweep.py has no -m: it runs one sweep or analyses one table; start it once for each")
     main()
 
 

@@ -27,8 +27,9 @@ def or_null(kind: Kind) -> Kind:
 
 def list_of(kind: Kind, what: str, *, least: int = 1) -> Kind:
     """A list of at least so many values of a kind, called `what`."""
-    return f"a list of {what}", lambda value: (
-        isinstance(value, list) and len(value) >= least and all(map(kind[1], value))
+    return (
+        f"a list of {what}",
+        lambda value: isinstance(value, list) and len(value) >= least and all(map(kind[1], value)),
     )
 
 
@@ -119,7 +120,7 @@ OPTIONAL_KINDS: dict[str, Kind] = {
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for the first value of a wrong kind in a train config: its key, the value, what is accepted."""
+    """Raise `ValueError` for the first value of a wrong kind in a train config: key, value, what is accepted."""
     check_kinds(settings, KINDS, OPTIONAL_KINDS)
 
 

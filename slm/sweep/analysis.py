@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
 from slm.sweep.audit import audit
 from slm.sweep.collect import collect_runs
+from slm.sweep.files import as_json, write
 from slm.sweep.progress import Progress
 from slm.sweep.record import check_logger_of_analysis, record
 from slm.sweep.summary import print_summary
@@ -36,22 +36,33 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
     comparison.json, figures/, report.md and report.html. Raises `ValueError` for what a person gave wrongly, before
     anything is written.
     """
-    settings = Settings.from_dict(config["analysis"])
+    check_analysis(config)
+    _check_folder(Path(config["output_dir"]), config)
+    analyse_table(_read(config), config)
+    return 0
+
+
+def check_analysis(config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for settings of the analysis or of the logger that are wrong."""
+    Settings.from_dict(config["analysis"])
     check_logger_of_analysis(config["logger"])
+
+
+def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFrame | None = None) -> None:
+    """Analyse a table into `output_dir`, whatever else is there; `design` is what was planned, if it is known."""
+    settings = Settings.from_dict(config["analysis"])
     folder = Path(config["output_dir"])
-    _check_folder(folder, config)
-    table = _read(config)
     audited = audit(table.frame)
     with _made(folder), Progress() as progress:
         found = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=progress.report)
         _remove_report(folder)
         _write(folder, table, audited, found, config)
+        write(folder / "design.csv", (_design(table.frame) if design is None else design).to_csv(index=False))
         progress.report("drawing figures and writing the report", 1, 1)
         _report(folder)
         progress.report("recording", 1, 1)
         record(folder, found, table.name, config)
     print_summary(found, audited, folder)
-    return 0
 
 
 def _read(config: Mapping[str, Any]) -> Table:
@@ -121,12 +132,11 @@ def _remove_report(folder: Path) -> None:
 
 def _write(folder: Path, table: Table, audited: Mapping[str, Any], found: Analysis, config: Mapping[str, Any]) -> None:
     command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    _replace(folder / "results.csv", table.frame.to_csv(index=False))
-    _replace(folder / "design.csv", _design(table.frame).to_csv(index=False))
-    _replace(folder / "settings.json", _json({"command": command, **config}))
-    _replace(folder / "audit.json", _json(audited))
-    _replace(folder / "comparison.json", _json(found.comparison))
-    _replace(folder / MARK, _json(found.fits))
+    write(folder / "results.csv", table.frame.to_csv(index=False))
+    write(folder / "settings.json", as_json({"command": command, **config}))
+    write(folder / "audit.json", as_json(audited))
+    write(folder / "comparison.json", as_json(found.comparison))
+    write(folder / MARK, as_json(found.fits))
 
 
 def _design(frame: pd.DataFrame) -> pd.DataFrame:
@@ -134,16 +144,6 @@ def _design(frame: pd.DataFrame) -> pd.DataFrame:
     about = [c for c in frame if frame.groupby("cell")[c].nunique(dropna=False).max() == 1 and c != "cluster"]
     cells = frame.groupby("cell")
     return cells[about].first().assign(runs=cells.size()).drop(columns="cell", errors="ignore").reset_index()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _report(folder: Path) -> None:

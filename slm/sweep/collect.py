@@ -1,13 +1,15 @@
-"""The runs under a directory as one table: a row for each `result.json`, whatever became of the run."""
+"""Runs as one table: a row for each `result.json`, whatever became of the run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from slm.sweep.cells import Cell
 
 
 def collect_runs(directory: str | Path) -> pd.DataFrame:
@@ -24,6 +26,14 @@ def collect_runs(directory: str | Path) -> pd.DataFrame:
     if not paths:
         raise ValueError(f"{root} holds no run: no result.json is in it or in any directory below it")
     return pd.DataFrame([_row(path, root) for path in paths])
+
+
+def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: str) -> pd.DataFrame:
+    """`collect_runs` for the cells of a sweep that have a result, with their `budget` and the rule of their rates."""
+    paths = ((cell, directory / cell.name / "result.json") for cell in cells)
+    return pd.DataFrame(
+        [_row(path, directory) | {"budget": cell.budget, "lr_rule": lr_rule} for cell, path in paths if path.exists()]
+    )
 
 
 def _row(path: Path, root: Path) -> dict[str, Any]:

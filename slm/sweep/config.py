@@ -1,4 +1,4 @@
-"""What `conf/sweep.yaml` needs of Python: the folder of an analysis, and the check of what a person gave."""
+"""The check of what a person gave to sweep.py, apart from the design (`design.py`) and the launcher."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from slm.command_line import new_folder
-
-NO_RUNS_YET = "sweep.py does not train runs yet: give runs=TABLE.csv, a table of runs that are done"
-
-
-def register() -> None:
-    """Register the resolver that `conf/sweep.yaml` uses."""
-    OmegaConf.register_new_resolver("analysis_dir", lambda: new_folder("analysis"), use_cache=True, replace=True)
 
 
 def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the columns that were named alone; `ValueError` names the first key that is wrong."""
-    if config["runs"] is None:
-        raise ValueError(NO_RUNS_YET)
+    """The settings with the columns that were named alone; `ValueError` names the first key that is wrong.
+
+    `runs` is None for a sweep that is to be trained. The folder of an analysis of `runs` is a new one unless given.
+    """
     for key in ("runs", "output_dir"):
-        _check(key, config[key], isinstance(config[key], str) and bool(config[key].strip()), "text that is not empty")
+        text = config[key] is None or (isinstance(config[key], str) and bool(config[key].strip()))
+        _check(key, config[key], text, "text that is not empty, or null")
+    _check("dry_run", config["dry_run"], isinstance(config["dry_run"], bool), "true or false")
+    _check("retry", config["retry"], config["retry"] in ("none", "failed"), "none or failed")
+    for key, usual in (("dry_run", False), ("retry", "none")):
+        if config["runs"] is not None and config[key] != usual:
+            raise ValueError(f"{key}={config[key]} goes with a sweep, and runs={config['runs']} is done: leave one out")
     for key in ("where", "name"):
         _check(key, config[key], config[key] is None or isinstance(config[key], str), "text, or null")
     for key, least in (("drop_worst", 0), ("seed", 0)):
         value = config[key]
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
         _check(key, value, whole, f"a whole number of at least {least}")
+    settings = dict(config) | {"columns": _columns(config["columns"])}
+    if config["output_dir"] is None:
+        return settings if config["runs"] is None else settings | {"output_dir": new_folder("analysis")}
     folder = Path(config["output_dir"])
     try:
         is_file = folder.exists() and not folder.is_dir()
@@ -37,7 +38,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None
     if is_file:
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
-    return dict(config) | {"columns": _columns(config["columns"])}
+    return settings
 
 
 def _columns(columns: Any) -> dict[str, str]:

@@ -109,6 +109,14 @@ class Design:
         return (*self.overrides, *(() if chosen is None else (f"parametrization={chosen}", *base)))
 
     @property
+    def lr_rule(self) -> str:
+        """How learning rates follow from shapes, in words that are the same for all cells."""
+        rule, value, how = self.lr["rule"], self.lr["value"], self.lr["parametrization"]
+        at = "" if value is None else f" {value:g}"
+        tried = f" over {len(self.lr['factors'])} rates" if rule == "tuned" else ""
+        return f"{rule}{at}{tried}" + ("" if how is None else f" by {how}")
+
+    @property
     def lr_factors(self) -> tuple[float, ...]:
         """Learning rates of a shape, as factors of `lr.value`."""
         return tuple(sorted(self.lr["factors"])) if self.lr["rule"] == "tuned" else (1.0,)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -18,6 +17,7 @@ from typing import Any
 from slm.scaling.power import Design as Fitted
 from slm.scaling.power import plan
 from slm.sweep.cells import Cell
+from slm.sweep.files import as_json, write
 
 SPEEDS = "speeds.json"
 BYTES_PER_PARAMETER = 28
@@ -42,7 +42,7 @@ class Speeds:
         return f"at {self.assumed:.3g} FLOP/s a job, assumed (sweep.assume.flops_per_second)"
 
     def seconds(self, cell: Cell) -> float:
-        """Of training a cell: at the speed of the known shape nearest in FLOPs a token, of its family if there is one."""
+        """Of training a cell, at the speed of the known shape (of its family, if any) nearest in FLOPs a token."""
         if cell.impossible:
             return 0.0
         own = {name: speed for name, speed in self.known.items() if name.startswith(f"{cell.family}_")}
@@ -69,9 +69,7 @@ def remember_speeds(cache_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             each = row["flops"] / row["tokens"]
             known[f"{row['family']}_{row['width']}x{row['depth']}"] = (each, each * row["tokens_per_second"])
     cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = cache_dir / f"{SPEEDS}.partial-{os.getpid()}"
-    partial.write_text(json.dumps(known, indent=1))
-    os.replace(partial, cache_dir / SPEEDS)
+    write(cache_dir / SPEEDS, as_json(known))
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
@@ -32,21 +33,23 @@ class Wish:
 
 
 @dataclass
-class Cells:
-    """The cells of a design."""
+class Plan:
+    """What a design comes to."""
 
+    cache_dir: Path
+    """Of train.py, where corpora are and speeds of this machine are kept."""
     cells: list[Cell] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences on what a reader of the plan would not expect."""
 
 
-def make_cells(design: Design) -> Cells:
-    """All cells. Raises `ValueError`, or Hydra's errors, for what is wrong in every cell."""
-    made = Cells()
+def make_plan(design: Design) -> Plan:
+    """All cells of a design. Raises `ValueError`, or Hydra's errors, for what is wrong in every cell."""
+    recipes = [Recipe(family, design.common_overrides) for family in design.families]
+    made = Plan(Path(recipes[0].config.cache_dir).expanduser())
     known: set[str] = set()
     again = 0
-    for family in design.families:
-        recipe = Recipe(family, design.common_overrides)
+    for recipe in recipes:
         _check_budget_is_ours(recipe)
         for wish in _wishes(design, recipe):
             for cell in _cells_of(design, recipe, wish):
@@ -99,6 +102,7 @@ def _cells_of(design: Design, recipe: Recipe, wish: Wish) -> Iterator[Cell]:
     except REFUSALS as error:
         yield _impossible(recipe, wish, None, error)
         return
+    check_settings(recipe.settings(_changes(shape)))
     for budget in design.budgets:
         label = f"{design.budget}={budget:g}"
         train = {**recipe.train, design.budget: budget}
@@ -115,17 +119,8 @@ def _cells_of(design: Design, recipe: Recipe, wish: Wish) -> Iterator[Cell]:
 
 def _cell(recipe: Recipe, shape: Solved, budget: str, steps: int, lr: float, seed: int) -> Cell:
     tokens = steps * int(recipe.train["batch_tokens"])
-    own = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
-    changes: dict[str, Any] = {
-        "width": shape.width,
-        "depth": shape.depth,
-        **own,
-        "train.tokens": tokens,
-        "optim.lr": lr,
-        "seed": seed,
-    }
-    settings = recipe.settings(changes | {"name": "cell", "output_dir": "runs"})
-    check_settings(settings)
+    changes = {**_changes(shape), "train.tokens": tokens, "optim.lr": lr, "seed": seed}
+    settings = recipe.settings(changes)
     key = key_of(settings)
     name = f"{recipe.family}_{shape.width}x{shape.depth}-seed{seed}-{key[:8]}"
     model = model_config(settings["model"])
@@ -144,6 +139,11 @@ def _cell(recipe: Recipe, shape: Solved, budget: str, steps: int, lr: float, see
         flops=tokens * model.flops_per_token(int(recipe.train["sequence_length"])),
         budget=budget,
     )
+
+
+def _changes(shape: Solved) -> dict[str, Any]:
+    own = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
+    return {"width": shape.width, "depth": shape.depth, **own}
 
 
 def _impossible(recipe: Recipe, wish: Wish, budget: str | None, error: Exception) -> Cell:

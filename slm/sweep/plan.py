@@ -78,14 +78,14 @@ def _power(design: Design, power: Power | None, chance: float, seconds_a_seed: f
     """The smallest difference of exponents, now and with further seeds."""
     if power is None:
         return []
-    assumed = f"if runs scatter by {design.assume['sigma']:.2%} of the loss about `{design.assume['law']}` (assumed)"
+    law = design.assume["law"]
     now = power.detectable[len(design.seeds)]
     if now is None:
-        return [f"power        none: too few shapes a family for {power.exponent} under `{design.assume['law']}`"]
+        return [f"power        none: too few shapes a family for {power.exponent} under `{law}`"]
     lines = [
-        f"power        two families whose {power.exponent} differs by {now:.2g} are told apart in {chance:.0%} of cases, "
-        f"{assumed};",
-        f"             {power.pairs} {'pair' if power.pairs == 1 else 'pairs'} of families tested",
+        f"power        a difference of {now:.2g} in {power.exponent} between two families is found in {chance:.0%} of "
+        f"cases ({power.pairs} {'pair' if power.pairs == 1 else 'pairs'} tested),",
+        f"             if a run scatters by {design.assume['sigma']:.2g} in log loss about `{law}` (sweep.assume)",
     ]
     for seeds, detectable in list(power.detectable.items())[1:]:
         more = _minutes(seconds_a_seed * (seeds - len(design.seeds)))

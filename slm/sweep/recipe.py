@@ -35,6 +35,7 @@ class Recipe:
         self.overrides = (f"family={family}", *overrides)
         with _hydra():
             self.config = compose("train", overrides=list(self.overrides))
+        self.config.update(name=family, output_dir="runs")  # of no cell yet, and resolvers of a script would say
         self.train: dict[str, Any] = OmegaConf.to_container(self.config.train, resolve=True)  # type: ignore[assignment]
         self.own_aspect = float(self.config.width / self.config.depth)
         self.shapes: dict[tuple[int, int], ModelConfig] = {}
@@ -50,7 +51,7 @@ class Recipe:
         return len(self.config.model.mixer_pattern)
 
     def shape(self, width: int, depth: int) -> ModelConfig:
-        """The shape by the family's rule; its sentence, as a `ValueError` or an OmegaConf error, where there is none."""
+        """The shape by the family's rule; where there is none, its sentence as a `ValueError` or an OmegaConf error."""
         if (width, depth) not in self.shapes:
             self.config.width, self.config.depth = width, depth
             model = model_config(OmegaConf.to_container(self.config.model, resolve=True))  # type: ignore[arg-type]

@@ -33,8 +33,13 @@ def record(folder: Path, found: Analysis, name: str, config: Mapping[str, Any]) 
         tables=tables,
         images=sorted((folder / "figures").glob("*.png")),
         summary=summary(found),
-        files=[path for path in sorted(folder.rglob("*")) if path.is_file() and "wandb" not in path.parts[:-1]],
+        files=[path for path in sorted(folder.rglob("*")) if path.is_file() and _is_ours(path.relative_to(folder))],
     )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is of the analysis, and not of the runs of a sweep or of the tracker."""
+    return not {"wandb", "runs"} & set(path.parts[:-1])
 
 
 def exponents(found: Analysis) -> Rows:

@@ -1,0 +1,174 @@
+"""A sweep from its design to its analysis: cells, jobs, table, report.
+
+The directory is that of an analysis, with `runs/` (a run directory a cell), `cells.json` (what was planned),
+`sweep.yaml` (the config) and `runs.csv` (every run that has a result). It is named by a hash of the cells, so the same
+command goes on where it was stopped; a design that adds cells to those of a directory may be given that `output_dir`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import yaml
+
+from slm.command_line import report
+from slm.scaling.settings import Settings
+from slm.scaling.tables import Table, table_from_frame
+from slm.sweep.analysis import analyse_table, check_analysis
+from slm.sweep.cells import Cell
+from slm.sweep.collect import collect_cells
+from slm.sweep.design import Design, check_design
+from slm.sweep.files import as_json, write
+from slm.sweep.forecast import power_of, read_speeds, remember_speeds
+from slm.sweep.grid import Plan, make_plan
+from slm.sweep.launchers import open_launcher
+from slm.sweep.plan import print_plan
+from slm.sweep.recipe import digest
+from slm.sweep.tuning import tune
+
+if TYPE_CHECKING:
+    from slm.sweep.ledger import Outcome
+
+CELLS = "cells.json"
+SOME_WRONG = 2
+"""Exit code where a cell failed, diverged or is impossible."""
+
+
+def run_sweep(config: Mapping[str, Any]) -> int:
+    """Plan, train and analyse what `conf/sweep.yaml` describes; returns the exit code.
+
+    With `dry_run` the plan is printed and nothing is written. Raises `ValueError`, before any job starts, for what a
+    person gave wrongly, and `Interrupted` when a signal ended the sweep.
+    """
+    design = check_design(config["sweep"])
+    check_analysis(config)
+    plan = make_plan(design)
+    folder = Path(config["output_dir"] or _default_folder(design, plan.cells))
+    config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}
+    _check_folder(folder, plan.cells)
+    if config["dry_run"]:
+        _print_plan(design, plan, folder, config)
+        return 0
+    outcomes = _train(design, plan.cells, folder, config)
+    wrong = [
+        f"{cell.name}: {outcomes[cell.name].status}, {outcomes[cell.name].why}"
+        for cell in plan.cells
+        if outcomes[cell.name].status != "completed"
+    ]
+    try:
+        _analyse(design, plan, outcomes, wrong, folder, config)
+    except ValueError as error:
+        if not wrong:
+            raise
+        report(error)
+    if wrong:
+        print(f"\n{len(wrong)} of {len(plan.cells)} cells have no result:", *wrong, sep="\n- ", file=sys.stderr)
+    return SOME_WRONG if wrong else 0
+
+
+def _default_folder(design: Design, cells: Sequence[Cell]) -> str:
+    return f"sweeps/{design.name}-{digest(sorted(cell.key for cell in cells))[:8]}"
+
+
+def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
+    """Raise unless the folder is empty, or a sweep's whose cells are all among these."""
+    try:
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return
+        before = json.loads((folder / CELLS).read_text(encoding="utf-8"))
+        lost = [cell["name"] for cell in before if cell["key"] not in {cell.key for cell in cells}]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"output_dir={folder} holds something else than a sweep: choose another output_dir") from None
+    if lost:
+        raise ValueError(
+            f"output_dir={folder} holds another design, with cells that this one has not ({', '.join(lost[:3])}"
+            f"{', ...' if len(lost) > 3 else ''}): choose another output_dir, or give that design"
+        )
+
+
+def _print_plan(design: Design, plan: Plan, folder: Path, config: Mapping[str, Any]) -> None:
+    analysis = Settings.from_dict(config["analysis"])
+    jobs = sum(cell.impossible is None for cell in plan.cells)
+    seeds = len(design.seeds)
+    print_plan(
+        design,
+        plan.cells,
+        plan.notes,
+        folder=folder,
+        slots=min(jobs, open_launcher(config["launcher"], folder / "runs", jobs=jobs).free()),
+        speeds=read_speeds(plan.cache_dir, design.assume["flops_per_second"]),
+        power=power_of(plan.cells, seeds=seeds, assume=design.assume, power=analysis.power, level=analysis.level),
+        chance=analysis.power,
+    )
+
+
+def _train(design: Design, cells: Sequence[Cell], folder: Path, config: Mapping[str, Any]) -> Mapping[str, Outcome]:
+    from slm.sweep.execute import execute
+    from slm.sweep.live import Board
+
+    open_launcher(config["launcher"], folder / "runs", jobs=len(cells))  # refuses settings before there is a folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / CELLS, as_json([dataclasses.asdict(cell) for cell in cells]))
+    write(folder / "sweep.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    with Board() as board:
+        return execute(
+            cells,
+            folder / "runs",
+            config["launcher"],
+            retry=config["retry"],
+            common=_logging(design, folder, config["logger"]),
+            show=board.show,
+        )
+
+
+def _logging(design: Design, folder: Path, logger: Mapping[str, Any]) -> list[str]:
+    """Overrides of train.py by which the runs of a sweep are one group, with the name of the design as a tag."""
+    tags = [design.name, *logger["tags"]]
+    changes = {**logger, "group": group_of(folder, logger), "job_type": "train", "tags": list(dict.fromkeys(tags))}
+    # JSON's quotes and null are Hydra's too.
+    return [f"logger.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
+
+
+def group_of(folder: Path, logger: Mapping[str, Any]) -> str:
+    """What runs and analysis of a sweep are grouped by in the tracker."""
+    return str(logger["group"] or folder.resolve().name)
+
+
+def _analyse(
+    design: Design,
+    plan: Plan,
+    outcomes: Mapping[str, Outcome],
+    wrong: Sequence[str],
+    folder: Path,
+    config: Mapping[str, Any],
+) -> None:
+    runs = collect_cells(folder / "runs", plan.cells, design.lr_rule)
+    write(folder / "runs.csv", runs.to_csv(index=False))
+    planned = pd.DataFrame([_planned(cell, outcomes[cell.name]) for cell in plan.cells])
+    write(folder / "design.csv", planned.to_csv(index=False))
+    done = runs[runs["status"] == "completed"] if len(runs) else runs
+    if done.empty:
+        raise ValueError(f"no cell of sweep={design.name} completed, so there is nothing to analyse")
+    remember_speeds(plan.cache_dir, done.to_dict("records"))
+    notes = [f"{len(wrong)} of {len(plan.cells)} cells have no result. {one}." for one in wrong[:1]]
+    notes += [f"{one}." for one in wrong[1:]]
+    if design.lr["rule"] == "tuned":
+        tuned = tune(done)
+        write(folder / "tuning.csv", tuned.optima.to_csv(index=False))
+        done, notes = tuned.best, [*notes, *tuned.notes]
+    how = {key: config[key] for key in ("columns", "where", "drop_worst")}
+    table = table_from_frame(done, name=config["name"], **how)
+    grouped = {**config["logger"], "group": group_of(folder, config["logger"])}
+    analyse_table(Table(table.frame, (*table.notes, *notes), table.name), {**config, "logger": grouped}, design=planned)
+
+
+def _planned(cell: Cell, outcome: Outcome) -> dict[str, Any]:
+    """A row of design.csv."""
+    facts = dataclasses.asdict(cell)
+    return {key: facts[key] for key in facts if key not in ("overrides", "impossible")} | dataclasses.asdict(outcome)
