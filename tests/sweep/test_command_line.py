@@ -9,7 +9,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from slm.command_line import one_sentence
-from slm.sweep.config import check_settings, register
+from slm.composition.resolvers import register
+from slm.sweep.config import check_settings
 from tests.running import ROOT
 
 
@@ -35,9 +36,13 @@ def test_a_query_arrives_as_it_was_written() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], "give runs=TABLE"),
         (["runs=''"], "runs=''"),
         (["runs=5"], "runs=5"),
+        (["retry=all"], "retry='all' must be none or failed"),
+        (["dry_run=1"], "dry_run=1 must be true or false"),
+        (["runs=a", "dry_run=true"], "dry_run=True goes with a sweep, and runs=a is done"),
+        (["runs=a", "retry=failed"], "retry=failed goes with a sweep"),
+        (["output_dir=''"], "output_dir=''"),
         (["runs=a", "drop_worst=-1"], "drop_worst=-1 must be a whole number"),
         (["runs=a", "drop_worst=1.5"], "drop_worst=1.5"),
         (["runs=a", "seed=one"], "seed='one'"),

@@ -1,0 +1,227 @@
+"""From a design to its cells: what decides a run decides its hash, and what cannot be trained says why."""
+
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from slm.composition.budget import steps_of
+from slm.composition.resolvers import register
+from slm.composition.settings import check_settings
+from slm.sweep.cells import Cell
+from slm.sweep.design import check_design
+from slm.sweep.grid import make_plan
+from slm.sweep.recipe import digest, key_of
+from slm.training.plan import make_plan as make_train_plan
+from tests.running import ROOT
+from tests.sweep.test_command_line import composed
+from tests.test_conf import CPU, choices
+
+SMALL = (
+    "sweep.families=[mobilellm]",
+    "sweep.grid.sizes=null",
+    "sweep.grid.widths=[64]",
+    "sweep.grid.depths=[4]",
+    "sweep.budget.tokens=10000",
+    "sweep.overrides=[]",
+)
+
+
+def cells_of(*overrides: str) -> list[Cell]:
+    return make_plan(check_design(composed(*overrides)["sweep"])).cells
+
+
+def train_config(cell: Cell) -> dict[str, Any]:
+    """What train.py makes of a cell's overrides."""
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=[*cell.overrides, "output_dir=elsewhere"])
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("sweep", choices("sweep"))
+def test_a_shipped_sweep_can_be_trained_as_planned(sweep: str) -> None:
+    cells = cells_of(f"sweep={sweep}")
+    assert [cell.impossible for cell in cells if cell.impossible] == []
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in (cells[0], cells[-1]):
+        config = train_config(cell)
+        check_settings(config)
+        plan = make_train_plan(config, CPU)
+        assert key_of(config) == cell.key
+        assert cell.name == config["name"] == f"{cell.family}_{cell.width}x{cell.depth}-seed{cell.seed}-{cell.key[:8]}"
+        assert (plan.train_tokens, plan.flops) == (cell.tokens, pytest.approx(cell.flops, rel=1e-12))
+        assert plan.model.num_params() == cell.params_total
+        assert plan.model.num_params(non_embedding=True) == cell.params_non_embedding
+        assert (config["optim"]["lr"], config["seed"], config["model"]["family"]) == (cell.lr, cell.seed, cell.family)
+
+
+def test_the_papers_ablation_has_the_shapes_that_it_prints() -> None:
+    cells = cells_of("sweep=paper_depth_width")
+    deep = {(384, 62), (448, 42), (512, 30), (576, 24), (640, 18), (768, 12), (896, 8), (1024, 6), (1280, 4)}
+    shapes = {(cell.width, cell.depth) for cell in cells}
+    assert (len(shapes), deep <= shapes) == (19, True)
+    for cell in cells:
+        # Multi-head attention of 4 h^2, three matrices of 256 ceil(8 h / 3 / 256), two norms; two tables and a norm.
+        h, inner = cell.width, 256 * -(-8 * cell.width // (3 * 256))
+        body = cell.depth * (4 * h * h + 3 * h * inner + 2 * h) + h
+        assert (cell.params_non_embedding, cell.params_total) == (body, body + 2 * 32_000 * h)
+
+
+def test_quick_has_sizes_over_a_factor_of_twenty_to_two_percent() -> None:
+    cells = cells_of()
+    for family in ("mobilellm", "llama_wide", "ssd"):
+        sizes = [cell.params_total for cell in cells if cell.family == family]
+        assert sizes == pytest.approx([2e5, 6e5, 1.6e6, 4e6], rel=0.02)
+    assert len({cell.tokens for cell in cells}) == 1
+
+
+def test_every_family_shape_budget_rate_and_seed_is_a_cell() -> None:
+    several = [*SMALL, "sweep.families=[mobilellm,gpt2]", "sweep.grid.depths=[2,4]", "sweep.seeds=[1,5]"]
+    tuned = ["sweep.lr.rule=tuned", "sweep.lr.factors=[2,0.5,1]", "sweep.lr.value=0.01"]
+    cells = cells_of(*several, *tuned, "sweep.budget.tokens=[10000,20000]")
+    assert len(cells) == len({cell.key for cell in cells}) == 2 * 2 * 2 * 3 * 2
+    assert {cell.lr for cell in cells} == {0.005, 0.01, 0.02}
+    assert {cell.budget for cell in cells} == {"tokens=10000", "tokens=20000"}
+    assert {cell.tokens for cell in cells} == {10000 // 4096 * 4096, 20000 // 4096 * 4096}
+
+
+@pytest.mark.parametrize("budget", ["tokens_per_param=20", "flops=1e12"])
+def test_budgets_come_to_the_steps_that_train_would_take(budget: str) -> None:
+    key, _, value = budget.partition("=")
+    (cell,) = cells_of(*SMALL, "sweep.budget.tokens=null", f"sweep.budget.{key}={value}")
+    train = train_config(cell)["train"] | {key: float(value)}
+    model = make_train_plan(train_config(cell), CPU).model
+    assert cell.tokens == steps_of(train, model) * train["batch_tokens"]
+    assert cell.budget == f"{key}={float(value):g}"
+
+
+def test_shapes_that_come_out_alike_are_trained_once() -> None:
+    alike = ["sweep.grid.sizes=[6e5]", "sweep.grid.aspects=[19,19.2]", "sweep.families=[mobilellm]"]
+    plan = make_plan(check_design(composed(*alike)["sweep"]))
+    assert len(plan.cells) == 1
+    assert plan.notes == ["1 cells have the settings of others, and are trained once."]
+
+
+def test_a_feed_forward_that_departs_from_the_rule_is_in_the_overrides() -> None:
+    cells = cells_of("sweep.grid.sizes=[6e5,1.6e6]")
+    departs = [cell for cell in cells if any(item.startswith("model.intermediate_size=") for item in cell.overrides)]
+    assert departs
+    for cell in departs:
+        assert make_train_plan(train_config(cell), CPU).model.num_params() == cell.params_total
+
+
+def test_what_cannot_be_trained_is_a_cell_that_says_why_and_the_rest_stay() -> None:
+    cells = cells_of(*SMALL, "sweep.grid.widths=[64,100]", "sweep.seeds=[1,2]", "sweep.budget.tokens=[10000,1000]")
+    said = [cell.impossible for cell in cells if cell.impossible]
+    assert len(cells) - len(said) == 2
+    assert said[0].startswith("train.tokens=1000 gives 1000 tokens, fewer than one step")
+    assert said[1].startswith("width=100 is not a multiple of model.head_dim=32 of family=mobilellm: 96 or 128 would")
+    assert len(said) == 2
+
+
+KEYS = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def _shuffled(value: Any, rng: random.Random) -> Any:
+    if isinstance(value, list):
+        return [_shuffled(item, rng) for item in value]
+    if isinstance(value, dict):
+        keys = rng.sample(list(value), len(value))
+        return {key: _shuffled(value[key], rng) for key in keys}
+    return value
+
+
+@given(values=st.dictionaries(st.text(max_size=4), KEYS, max_size=4), rng=st.randoms(use_true_random=False))
+def test_a_hash_is_the_same_whatever_the_order_of_keys(values: dict, rng: random.Random) -> None:
+    assert digest(_shuffled(values, rng)) == digest(values)
+
+
+@given(one=KEYS, other=KEYS)
+def test_different_values_have_different_hashes(one: Any, other: Any) -> None:
+    assert (digest(one) == digest(other)) == (repr(_sorted(one)) == repr(_sorted(other)))
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_sorted(item) for item in value]
+    return {key: _sorted(value[key]) for key in sorted(value)} if isinstance(value, dict) else value
+
+
+def test_what_decides_a_run_decides_its_hash_and_nothing_else_does() -> None:
+    (cell,) = cells_of(*SMALL)
+    for same in ("trainer=cpu", "logger=csv", "checkpoint.every_steps=7", "cache_dir=elsewhere"):
+        (again,) = cells_of(*SMALL, f"sweep.overrides=['{same}']")
+        assert again.key == cell.key
+    changes = ["sweep.seeds=[2]", "sweep.lr.value=0.001", "sweep.budget.tokens=20000", "sweep.families=[mobilellm_ls]"]
+    changes += [f"sweep.overrides=['{item}']" for item in ("train.log_every=3", "optim=muon", "data.val_fraction=0.1")]
+    keys = {cells_of(*SMALL, change)[0].key for change in changes}
+    assert len(keys | {cell.key}) == len(changes) + 1
+
+
+def test_a_plan_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.path.insert(0, '.'); from tests.sweep.test_command_line import composed;"
+        "from slm.sweep.design import check_design; from slm.sweep.grid import make_plan;"
+        f"make_plan(check_design(composed(*{SMALL!r})['sweep'])); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["sweep.families=[]"], "sweep.families=[] must be a list of families"),
+        (["sweep.families=[mamba]"], "Could not find 'family/mamba'"),
+        (["sweep.families=[ssd,ssd]"], "sweep.families names ssd more than once"),
+        (["sweep.grid.widths=[64]"], "sizes and widths are set: set the others to null"),
+        (["sweep.grid.sizes=null"], "none of them is set"),
+        (["sweep.grid.sizes=null", "sweep.grid.widths=[64]"], "only widths is set"),
+        (["sweep.grid.sizes=null", "sweep.grid.shapes=[64]"], "sweep.grid.shapes=.* must be a list of WIDTHxDEPTH"),
+        ([*SMALL, "sweep.grid.aspects=[16]"], "sweep.grid.aspects=.* goes with sweep.grid.sizes alone"),
+        (["sweep.grid.size=N"], "sweep.grid.size=N must be one of params_total, params_non_embedding"),
+        (["sweep.grid.sizes=[1e6,-1]"], "sweep.grid.sizes=.* must be a list of numbers above 0"),
+        (["sweep.budget.flops=1e12"], "sweep.budget must be one of .* tokens and flops are set"),
+        (["sweep.budget.tokens=null"], "none of its keys is set"),
+        (["sweep.budget.tokens=[]"], r"sweep.budget.tokens=\[\] must be a number above 0, or a list of them"),
+        (["sweep.lr.rule=best"], "sweep.lr.rule=best must be one of fixed, transferred, tuned"),
+        (["sweep.lr.parametrization=null"], "sweep.lr.rule=transferred needs a parametrization"),
+        (["sweep.lr.rule=fixed"], "sweep.lr.parametrization=completep carries rates"),
+        (["sweep.lr.rule=tuned"], "sweep.lr.rule=tuned needs sweep.lr.factors"),
+        (["sweep.lr.rule=tuned", "sweep.lr.factors=[1,2]"], "3 or more numbers above 0"),
+        (["sweep.lr.factors=[1,2,4]"], "goes with sweep.lr.rule=tuned, which is transferred"),
+        (["sweep.lr.rule=fixed", "sweep.lr.parametrization=null", "sweep.lr.base_width=64"], "sweep.lr.base_width=64"),
+        (["sweep.seeds=[1,1]"], "sweep.seeds names 1 more than once"),
+        (["sweep.seeds=3"], "sweep.seeds=3 must be a list of whole numbers"),
+        (["sweep.overrides=['seed=2']"], "sweep.overrides has seed=2, which the design decides: set sweep.seeds"),
+        (["sweep.overrides=['train.tokens=2']"], "set sweep.budget instead"),
+        (["sweep.overrides=['train']"], "sweep.overrides has 'train': an override of train.py is KEY=VALUE"),
+        (["sweep.overrides=['train.tockens=2']"], "tockens"),
+        (["sweep.overrides=['train.log_every=0']"], "train.log_every=0 must be a whole number of at least 1"),
+        (["sweep.overrides=['data=local']"], "data.paths must be set"),
+        (["+sweep.sede=[1]"], "sweep.sede is not a key of a sweep; did you mean sweep.seeds"),
+        (["sweep.assume.sigma=0"], "sweep.assume.sigma=0 must be a number above 0"),
+        ([*SMALL, "sweep.grid.widths=[100]"], "no cell of sweep=quick can be trained: width=100"),
+    ],
+)
+def test_a_design_that_is_wrong_is_one_sentence(overrides: list[str], said: str) -> None:
+    with pytest.raises((ValueError, HydraException), match=said):
+        cells_of(*overrides)
+
+
+def test_an_experiment_that_sets_a_budget_of_its_own_is_refused() -> None:
+    design = check_design(composed(*SMALL)["sweep"])
+    with pytest.raises(ValueError, match=r"sweep.overrides set train.flops=1e\+18"):
+        make_plan(replace(design, overrides=("train.flops=1e18",)))

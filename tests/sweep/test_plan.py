@@ -1,0 +1,101 @@
+"""What a dry run says: durations by measured speeds, power by closed form, cells and costs that add up."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from slm.sweep.cells import Cell
+from slm.sweep.forecast import Speeds, power_of, read_speeds, remember_speeds
+from slm.sweep.run import run_sweep
+from tests.sweep.test_command_line import composed
+from tests.sweep.test_design import SMALL
+
+ASSUME = {"law": "power", "params": {"A": 20, "alpha": 0.1}, "sigma": 0.01, "more_seeds": 2}
+
+
+def cell(family: str, params: int, **changes: object) -> Cell:
+    made = Cell(
+        name=f"{family}-{params}",
+        key=f"{family}-{params}",
+        overrides=(),
+        family=family,
+        width=64,
+        depth=4,
+        seed=1,
+        tokens=1000,
+        lr=0.01,
+        params_total=params,
+        params_non_embedding=params,
+        flops=6000.0 * params,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+SIZES = [200_000, 600_000, 1_600_000, 4_000_000]
+TWO_FAMILIES = [cell(family, params) for family in "ab" for params in SIZES]
+
+
+def test_the_detectable_difference_is_that_of_a_straight_line() -> None:
+    """By simulation of the t test of two slopes: the difference said is found with the chance said."""
+    found = power_of(TWO_FAMILIES, seeds=2, assume=ASSUME, power=0.8, level=0.95)
+    assert found is not None
+    x = np.repeat(np.log(SIZES), 2) - np.mean(np.log(SIZES))
+    error = 0.01 * math.sqrt(2 / (x**2).sum())
+    rng = np.random.default_rng(0)
+    noise = 0.01 * rng.standard_normal((20_000, 2, len(x)))
+    slopes = noise @ x / (x**2).sum()
+    rests = noise - noise.mean(-1, keepdims=True) - slopes[..., None] * x
+    scatter = np.sqrt((rests**2).sum((1, 2)) / (2 * len(x) - 4))
+    t = (found.detectable[2] + slopes[:, 0] - slopes[:, 1]) / (error * scatter / 0.01)
+    rejected = (np.abs(t) > stats.t.ppf(0.975, 2 * len(x) - 4)).mean()
+    assert rejected == pytest.approx(0.8, abs=0.01)
+    assert found.detectable[2] > found.detectable[3] > found.detectable[4]
+
+
+def test_too_few_shapes_tell_nothing_and_impossible_ones_do_not_count() -> None:
+    few = [cell("a", SIZES[0]), cell("a", 0, impossible="too small")]
+    assert power_of(few, seeds=1, assume=ASSUME, power=0.8, level=0.95).detectable == {1: None, 2: None, 3: None}
+    assert power_of(few[1:], seeds=1, assume=ASSUME, power=0.8, level=0.95) is None
+
+
+@pytest.mark.parametrize("changes", [{"law": "cubic"}, {"params": {"A": 20}}])
+def test_an_assumption_that_is_none_is_named(changes: dict) -> None:
+    with pytest.raises(ValueError, match=r"sweep\.assume\.law"):
+        power_of(TWO_FAMILIES, seeds=1, assume=ASSUME | changes, power=0.8, level=0.95)
+
+
+def test_durations_go_by_the_nearest_shape_of_the_family_that_was_trained_here(tmp_path: Path) -> None:
+    assert read_speeds(tmp_path, 1e9).seconds(cell("a", 10**6)) == pytest.approx(6.0)
+    row = {"width": 64, "depth": 4, "tokens": 1000}
+    remember_speeds(tmp_path, [row | {"family": "a", "flops": 6e9, "tokens_per_second": 500.0}])
+    remember_speeds(tmp_path, [row | {"family": "b", "width": 32, "flops": 6e8, "tokens_per_second": 100.0}])
+    speeds = read_speeds(tmp_path, 1e9)
+    assert speeds.seconds(cell("a", 10**6)) == pytest.approx(2.0)  # 1,000 tokens at 500 a second
+    assert speeds.seconds(cell("a", 10**5)) == pytest.approx(0.2)
+    assert speeds.seconds(cell("c", 10**5)) == pytest.approx(10.0)  # the nearest of any family: b's
+    assert "2 shapes" in speeds.source
+    (tmp_path / "speeds.json").write_text('{"a": [1')
+    assert read_speeds(tmp_path, 1e9) == Speeds({}, 1e9)
+
+
+def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = ("sweep.grid.widths=[64,96,100,128]", "sweep.seeds=[1,2]", "sweep.overrides=['cache_dir=cache']")
+    config = composed(*SMALL, *changes, "dry_run=true", "launcher.slots=3", "sweep.assume.flops_per_second=1e10")
+    assert run_sweep(config) == 0
+    said = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert "sweep quick: 6 runs, in sweeps/quick-" in said
+    assert "mobilellm  128x4  1,311,872" in said
+    assert "impossible   mobilellm_100x4-" in said
+    assert "width=100 is not a multiple of model.head_dim=32" in said
+    assert "3 at a time" in said
+    assert "1e+10 FLOP/s a job, assumed" in said
+    assert "with 3 seeds" in said
+    assert "in alpha between two families is found in 80% of cases (1 pair tested)" in said

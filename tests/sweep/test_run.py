@@ -1,0 +1,175 @@
+"""A sweep from design to report, with jobs that write results without training."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from slm.sweep.cells import Cell
+from slm.sweep.config import check_settings
+from slm.sweep.ledger import Outcome, outcome_of
+from slm.sweep.run import run_sweep
+from tests.sweep.test_collect import result, write
+from tests.sweep.test_command_line import composed
+
+QUICK = (
+    "analysis=quick",
+    "analysis.laws=[power]",
+    "analysis.calibration=99",
+    "logger=csv",
+    "sweep.overrides=['model.vocab_size=1024','model.head_dim=16','train.batch_tokens=2048','cache_dir=cache']",
+)
+SLOPES = {"mobilellm": 0.10, "llama_wide": 0.10, "ssd": 0.15}
+
+
+def result_of(cell: Cell, **changes: Any) -> dict:
+    """What train.py would write if loss were 20 N^-alpha, and a parabola in log lr about 0.004."""
+    rng = np.random.default_rng(int(cell.key[:8], 16))
+    scatter = 0.002 * rng.standard_normal() + 0.02 * np.log(cell.lr / 0.004) ** 2
+    loss = float(20 * cell.params_total ** -SLOPES[cell.family] * np.exp(scatter))
+    shape = {"hidden_size": cell.width, "num_layers": cell.depth}
+    facts = {"family": cell.family, "seed": cell.seed, "name": cell.name, "shape": shape, "peak_lr": cell.lr}
+    facts |= {"params_total": cell.params_total, "params_non_embedding": cell.params_non_embedding}
+    facts |= {"flops_per_token_exact": cell.flops / cell.tokens, "flops_per_token_6n": 6.0 * cell.params_total}
+    val = {"loss": loss, "bits_per_byte": loss / 2, "perplexity": float(np.exp(loss)), "tokens": 1000, "bytes": 3000}
+    return result(**facts, train_tokens=cell.tokens, parametrization="completep", val=val, **changes)
+
+
+class Jobs:
+    """In place of `execute`: writes results at once, and keeps what it was asked for."""
+
+    def __init__(self, breaks: Callable[[Cell], str | None] = lambda cell: None) -> None:
+        self.breaks, self.started, self.common = breaks, [], []  # type: ignore[var-annotated]
+
+    def __call__(
+        self, cells: Sequence[Cell], folder: Path, launcher: Mapping, *, retry: str, common: Sequence[str], show: object
+    ) -> dict[str, Outcome]:
+        self.common = list(common)
+        outcomes = {}
+        for cell in cells:
+            run = folder / cell.name
+            if cell.impossible:
+                outcomes[cell.name] = Outcome("impossible", cell.impossible)
+                continue
+            if outcome_of(run).status != "completed":
+                self.started.append(cell.name)
+                how = self.breaks(cell)
+                if how == "failed":
+                    outcomes[cell.name] = Outcome("failed", "exit code 1: out of memory")
+                    continue
+                write(run, result_of(cell, **({"status": how, "val": None} if how else {})))
+            outcomes[cell.name] = outcome_of(run)
+        return outcomes
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slm.sweep.analysis._report", lambda folder: None)
+
+
+def swept(monkeypatch: pytest.MonkeyPatch, jobs: Jobs, *overrides: str) -> int:
+    monkeypatch.setattr("slm.sweep.execute.execute", jobs)
+    return run_sweep(check_settings(composed(*QUICK, *overrides)))
+
+
+def test_a_sweep_ends_in_an_audited_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs()
+    assert swept(monkeypatch, jobs, "sweep.seeds=[1,2]", "logger.tags=[mine]") == 0
+    (folder,) = Path("sweeps").iterdir()
+    assert folder.name.startswith("quick-")
+    grouped = {'logger.tags=["quick", "mine"]', 'logger.job_type="train"', f'logger.group="{folder.name}"'}
+    assert grouped <= set(jobs.common)
+    results = pd.read_csv(folder / "results.csv")
+    assert len(results) == len(jobs.started) == 24
+    assert set(results["budget"]) == {"tokens=300000"}
+    assert set(results["lr_rule"]) == {"transferred by completep"}
+    audit = json.loads((folder / "audit.json").read_text())
+    assert audit["controlled"], audit["violations"]
+    pairs = json.loads((folder / "comparison.json").read_text())["laws"]["power"]["pairs"]
+    differ = {(pair["a"], pair["b"]): pair["p_adjusted"] < 0.01 for pair in pairs}
+    assert differ == {("mobilellm", "llama_wide"): False, ("mobilellm", "ssd"): True, ("llama_wide", "ssd"): True}
+    with (folder / "design.csv").open() as file:
+        planned = list(csv.DictReader(file))
+    assert [row["name"] for row in planned] == jobs.started
+    assert {row["status"] for row in planned} == {"completed"}
+    assert yaml.safe_load((folder / "sweep.yaml").read_text())["sweep"]["name"] == "quick"
+    assert Path("cache/speeds.json").exists()
+
+
+def test_the_same_command_goes_on_and_more_seeds_may_be_added_but_not_taken_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = Jobs()
+    assert swept(monkeypatch, jobs, "output_dir=here") == 0
+    before = {path: path.read_bytes() for path in Path("here").glob("*.*") if path.name != "settings.json"}
+    assert swept(monkeypatch, jobs, "output_dir=here") == 0
+    assert before == {path: path.read_bytes() for path in before}
+    assert len(jobs.started) == 12
+    assert swept(monkeypatch, jobs, "output_dir=here", "sweep.seeds=[1,2]") == 0
+    assert (len(jobs.started), len(set(jobs.started))) == (24, 24)
+    with pytest.raises(ValueError, match=r"output_dir=here holds another design, with cells .*mobilellm_64x3-seed2-"):
+        swept(monkeypatch, jobs, "output_dir=here")
+    Path("thesis").mkdir()
+    Path("thesis/thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="output_dir=thesis holds something else than a sweep"):
+        swept(monkeypatch, jobs, "output_dir=thesis")
+    assert [path.name for path in Path("thesis").iterdir()] == ["thesis.tex"]
+
+
+def test_what_failed_diverged_or_is_impossible_is_named_and_the_rest_is_analysed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {"mobilellm_64x3": "failed", "llama_wide_96x1": "diverged"}
+    jobs = Jobs(lambda cell: broken.get(f"{cell.family}_{cell.width}x{cell.depth}"))
+    sizes = "sweep.grid.sizes=[3e4,2e5,6e5,1e6,1.6e6,4e6]"
+    assert swept(monkeypatch, jobs, "output_dir=here", sizes) == 2
+    said = capsys.readouterr().err
+    assert "5 of 18 cells have no result:" in said
+    assert "failed, exit code 1: out of memory" in said
+    notes = " ".join(json.loads(Path("here/comparison.json").read_text())["notes"])
+    for what in ("failed, exit code 1: out of memory", "diverged, diverged at step", "impossible, no shape has 30,000"):
+        assert what in notes
+    statuses = pd.read_csv("here/design.csv")["status"].value_counts().to_dict()
+    assert statuses == {"completed": 13, "impossible": 3, "failed": 1, "diverged": 1}
+    assert len(pd.read_csv("here/results.csv")) == 13
+    assert len(pd.read_csv("here/runs.csv")) == 14
+
+
+def test_a_sweep_of_which_nothing_completed_ends_with_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert swept(monkeypatch, Jobs(lambda cell: "diverged"), "output_dir=here") == 2
+    assert "no cell of sweep=quick completed" in capsys.readouterr().err
+
+
+def test_tuned_rates_are_interpolated_before_the_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = ("sweep.lr.rule=tuned", "sweep.lr.factors=[0.25,0.5,1,2,4]", "sweep.seeds=[1,2,3]")
+    assert swept(monkeypatch, Jobs(), "output_dir=here", *tuned) == 0
+    results, optima = pd.read_csv("here/results.csv"), pd.read_csv("here/tuning.csv")
+    assert (len(pd.read_csv("here/runs.csv")), len(results), len(optima)) == (180, 36, 12)
+    # Losses bend by 0.02 x loss in log lr and scatter by 0.002 of it, so the optimum is known to about 20%.
+    np.testing.assert_allclose(np.log(optima["lr"] / 0.004), 0, atol=0.5)
+    assert json.loads(Path("here/audit.json").read_text())["controlled"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("analysis.level=2", "analysis.level"),
+        ("launcher.slots=0", "launcher.slots"),
+        ("logger=tensorboard", "logger"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused_before_anything_is_written(
+    override: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        swept(monkeypatch, Jobs(), override)
+    assert not Path("sweeps").exists()
