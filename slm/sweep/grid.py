@@ -6,15 +6,16 @@ its rates and seeds; shapes that come out alike (two aspects at a small size) ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.command_line import one_sentence
-from slm.composition.budget import model_config, steps_of
+from slm.composition.budget import steps_of
 from slm.composition.settings import check_settings
 from slm.sweep.cells import Cell
 from slm.sweep.design import Design
@@ -76,20 +77,20 @@ def _check_budget_is_ours(recipe: Recipe) -> None:
 def _wishes(design: Design, recipe: Recipe) -> Iterator[Wish]:
     grid = design.grid
     if grid["sizes"] is None:
-        pairs = (
-            [tuple(map(int, shape.split("x"))) for shape in grid["shapes"]]
-            if grid["shapes"]
-            else [(width, depth) for width in grid["widths"] for depth in grid["depths"]]
-        )
-        for width, depth in pairs:
-            yield Wish(f"{width}x{depth}", lambda w=width, d=depth: _by_rule(recipe, w, d))  # type: ignore[misc]
+        for width, depth in _pairs(grid):
+            yield Wish(f"{width}x{depth}", partial(_by_rule, recipe, width, depth))
         return
     for size in grid["sizes"]:
         for aspect in grid["aspects"] or [recipe.own_aspect]:
-            yield Wish(
-                f"{size:g}-aspect{aspect:g}",
-                lambda n=size, a=aspect: solve(recipe, n, a, grid["size"]),  # type: ignore[misc]
-            )
+            yield Wish(f"{size:g}-aspect{aspect:g}", partial(solve, recipe, size, aspect, grid["size"]))
+
+
+def _pairs(grid: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Widths and depths that are said outright."""
+    if grid["shapes"] is None:
+        return [(int(width), int(depth)) for width in grid["widths"] for depth in grid["depths"]]
+    split = [shape.split("x") for shape in grid["shapes"]]
+    return [(int(width), int(depth)) for width, depth in split]
 
 
 def _by_rule(recipe: Recipe, width: int, depth: int) -> Solved:
@@ -102,41 +103,50 @@ def _cells_of(design: Design, recipe: Recipe, wish: Wish) -> Iterator[Cell]:
     except REFUSALS as error:
         yield _impossible(recipe, wish, None, error)
         return
-    check_settings(recipe.settings(_changes(shape)))
+    settings = recipe.settings(_changes(shape))
+    check_settings(settings)
     for budget in design.budgets:
         label = f"{design.budget}={budget:g}"
-        train = {**recipe.train, design.budget: budget}
         try:
-            steps = steps_of(train, shape.model)
+            steps = steps_of({**settings["train"], design.budget: budget}, shape.model)
         except ValueError as error:
             yield _impossible(recipe, wish, label, error)
             continue
         for factor in design.lr_factors:
-            lr = design.lr["value"] or float(recipe.config.optim.lr)
+            lr = float(f"{(design.lr['value'] or settings['optim']['lr']) * factor:.6g}")
             for seed in design.seeds:
-                yield _cell(recipe, shape, label, steps, float(f"{lr * factor:.6g}"), seed)
+                yield _cell(recipe, shape, settings, label, steps=steps, lr=lr, seed=seed)
 
 
-def _cell(recipe: Recipe, shape: Solved, budget: str, steps: int, lr: float, seed: int) -> Cell:
-    tokens = steps * int(recipe.train["batch_tokens"])
-    changes = {**_changes(shape), "train.tokens": tokens, "optim.lr": lr, "seed": seed}
-    settings = recipe.settings(changes)
-    key = key_of(settings)
+def _cell(
+    recipe: Recipe, shape: Solved, settings: Mapping[str, Any], budget: str, *, steps: int, lr: float, seed: int
+) -> Cell:
+    """`settings` are those of the shape."""
+    train = settings["train"]
+    tokens = steps * train["batch_tokens"]
+    key = key_of(
+        {
+            **settings,
+            "train": {**train, "tokens": tokens},
+            "optim": {**settings["optim"], "lr": lr},
+            "seed": seed,
+        }
+    )
     name = f"{recipe.family}_{shape.width}x{shape.depth}-seed{seed}-{key[:8]}"
-    model = model_config(settings["model"])
+    changes = {**_changes(shape), "train.tokens": tokens, "optim.lr": lr, "seed": seed, "name": name}
     return Cell(
         name=name,
         key=key,
-        overrides=(*recipe.overrides, *(f"{item}={value}" for item, value in changes.items()), f"name={name}"),
+        overrides=(*recipe.overrides, *(f"{item}={value}" for item, value in changes.items())),
         family=recipe.family,
         width=shape.width,
         depth=shape.depth,
         seed=seed,
         tokens=tokens,
         lr=lr,
-        params_total=model.num_params(),
-        params_non_embedding=model.num_params(non_embedding=True),
-        flops=tokens * model.flops_per_token(int(recipe.train["sequence_length"])),
+        params_total=shape.model.num_params(),
+        params_non_embedding=shape.model.num_params(non_embedding=True),
+        flops=tokens * shape.model.flops_per_token(train["sequence_length"]),
         budget=budget,
     )
 

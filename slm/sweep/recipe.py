@@ -36,7 +36,6 @@ class Recipe:
         with _hydra():
             self.config = compose("train", overrides=list(self.overrides))
         self.config.update(name=family, output_dir="runs")  # of no cell yet, and resolvers of a script would say
-        self.train: dict[str, Any] = OmegaConf.to_container(self.config.train, resolve=True)  # type: ignore[assignment]
         self.own_aspect = float(self.config.width / self.config.depth)
         self.shapes: dict[tuple[int, int], ModelConfig] = {}
 
