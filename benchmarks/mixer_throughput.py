@@ -21,9 +21,9 @@ from functools import partial
 import torch
 from train_throughput import CONF, composed, preset_config
 
+from slm.composition.budget import model_config
 from slm.model import Decoder, ModelConfig
 from slm.training.hardware import Hardware, resolve_hardware
-from slm.training.plan import model_config
 
 
 def main() -> None:
