@@ -62,6 +62,10 @@ def _is_shape(value: Any) -> bool:
     return bool(x) and all(part.isdecimal() and int(part) > 0 for part in (width, depth))
 
 
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(number, (int, float)) for number in value.values())
+
+
 KINDS: dict[str, Kind] = {
     "sweep.name": NAME,
     "sweep.families": list_of(NAME, "families, such as [mobilellm,ssd]"),
@@ -81,6 +85,7 @@ KINDS: dict[str, Kind] = {
     "sweep.overrides": TEXTS,
     "sweep.assume.sigma": POSITIVE,
     "sweep.assume.law": NAME,
+    "sweep.assume.params": ("a mapping of numbers, as in {A: 20, alpha: 0.1}", _is_numbers),
     "sweep.assume.flops_per_second": POSITIVE,
     "sweep.assume.more_seeds": NATURAL,
 }
@@ -151,7 +156,7 @@ def check_design(sweep: Any) -> Design:
 
 def _check_keys(sweep: Any) -> None:
     """A misspelt key of a file of conf/sweep would be ignored without a word."""
-    known = {*KINDS, *(key.rpartition(".")[0] for key in KINDS), "sweep.assume.params"}
+    known = {*KINDS, *(key.rpartition(".")[0] for key in KINDS)}
 
     def check(path: str, value: Any) -> None:
         if path not in known:

@@ -214,6 +214,7 @@ def test_a_plan_needs_no_torch() -> None:
         (["sweep.overrides=['train.log_every=0']"], "train.log_every=0 must be a whole number of at least 1"),
         (["sweep.overrides=['data=local']"], "data.paths must be set"),
         (["+sweep.sede=[1]"], "sweep.sede is not a key of a sweep; did you mean sweep.seeds"),
+        (["sweep.assume.params=null"], "sweep.assume.params=null must be a mapping of numbers"),
         (["sweep.assume.sigma=0"], "sweep.assume.sigma=0 must be a number above 0"),
         ([*SMALL, "sweep.grid.widths=[100]"], "no cell of sweep=quick can be trained: width=100"),
     ],
