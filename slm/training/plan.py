@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from slm.training.hardware import Hardware
 from slm.training.optim import OPTIMIZERS
 from slm.training.parametrization import Rules, check_parametrization, make_rules, with_multipliers
 from slm.training.schedules import check_schedule
+
+BUDGETS = ("tokens", "tokens_per_param", "flops")
+"""Keys of `train` that say how long a run is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +87,15 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
         )
     if config["optim"]["name"] not in OPTIMIZERS:
         raise ValueError(f"optim.name={config['optim']['name']} must be one of {', '.join(OPTIMIZERS)}")
-    check_schedule(config["schedule"])
+    steps = tokens // batch_tokens
+    check_schedule(config["schedule"], steps)
+    _check_kept(config["checkpoint"].get("keep_steps", []), steps)
     local = batch_tokens // unit
     micro = _largest_divisor(local, at_most=max(1, hardware.micro_batch_tokens // length))
     return Plan(
         model=model,
         rules=make_rules(config["parametrization"], model),
-        steps=tokens // batch_tokens,
+        steps=steps,
         batch_size=local * hardware.world_size,
         micro_batch_size=micro,
         accumulation=local // micro,
@@ -118,7 +123,7 @@ def model_config(model: Mapping[str, Any]) -> ModelConfig:
 
 def _budget(train: Mapping[str, Any], model: ModelConfig) -> tuple[int, str]:
     """The token budget and the key it comes from."""
-    given = [key for key in ("tokens_per_param", "flops") if train[key] is not None]
+    given = [key for key in BUDGETS[1:] if train[key] is not None]
     if len(given) == 2:
         raise ValueError("train.tokens_per_param and train.flops are both set: a run has one budget")
     key = given[0] if given else "tokens"
@@ -129,6 +134,12 @@ def _budget(train: Mapping[str, Any], model: ModelConfig) -> tuple[int, str]:
         "flops": 1 / model.flops_per_token(1, convention="6n"),
     }
     return int(value * per_unit[key]), f"train.{key}"
+
+
+def _check_kept(kept: Sequence[int], steps: int) -> None:
+    late = [step for step in kept if step > steps]
+    if late:
+        raise ValueError(f"checkpoint.keep_steps={kept} has {late[0]}, but the run ends at step {steps}")
 
 
 def _largest_divisor(number: int, *, at_most: int) -> int:

@@ -21,6 +21,10 @@ def _or_null(kind: Kind) -> Kind:
     return f"{kind[0]}, or null", lambda value: value is None or kind[1](value)
 
 
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(_whole(item, 1) for item in value)
+
+
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
@@ -32,6 +36,7 @@ NAME: Kind = ("text that is not empty", lambda value: isinstance(value, str) and
 TEXTS: Kind = ("a list of texts", _texts)
 PATHS: Kind = ("a path, a glob or a list of them", lambda value: isinstance(value, str) or _texts(value))
 COUNT: Kind = ("a whole number of at least 1", lambda value: _whole(value, 1))
+COUNTS: Kind = ("a list of whole numbers of at least 1", _counts)
 NATURAL: Kind = ("a whole number of at least 0", lambda value: _whole(value, 0))
 SEED: Kind = (
     "a whole number from 0 to 2^63 - 1",
@@ -53,6 +58,7 @@ KINDS: dict[str, Kind] = {
     "output_dir": NAME,
     "cache_dir": NAME,
     "dry_run": SWITCH,
+    "branch_from": _or_null(NAME),
     "train.tokens": POSITIVE,
     "train.tokens_per_param": _or_null(POSITIVE),
     "train.flops": _or_null(POSITIVE),
@@ -76,6 +82,7 @@ KINDS: dict[str, Kind] = {
     "optim.ema_decay": _or_null(BELOW_ONE),
     "parametrization.name": NAME,
     "schedule.warmup_fraction": SHARE,
+    "schedule.warmup_steps": _or_null(NATURAL),
     "trainer.num_nodes": COUNT,
     "trainer.compile": AUTO_SWITCH,
     "trainer.micro_batch_tokens": _or_null(COUNT),
@@ -89,6 +96,7 @@ KINDS: dict[str, Kind] = {
 
 OPTIONAL_KINDS: dict[str, Kind] = {
     "train.document_masking": SWITCH,
+    "checkpoint.keep_steps": COUNTS,
     "optim.momentum": BELOW_ONE,
     "optim.iterations": COUNT,
     "schedule.final_fraction": SHARE,
