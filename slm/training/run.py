@@ -67,16 +67,7 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
         )
     torch._dynamo.reset()  # a run before this one in the same process must not use up the compiler's limits
     reset_peak_memory()
-    plan, folder = make_plan(settings, hardware), RunDirectory(settings["output_dir"])
-    begun = settings.get("branch_from") is None or to_continue_from(folder.checkpoints)
-    run = Run(
-        settings=settings,
-        plan=plan,
-        hardware=hardware,
-        folder=folder,
-        cache_dir=Path(settings["cache_dir"]).expanduser(),
-        branch=None if begun else find_branch(settings, plan, hardware),
-    )
+    run = _make_run(settings, hardware)
     _say(*plan_lines(settings, run.plan, hardware))
     if run.branch is not None:
         _say(f"branching    from step {run.branch.step} of {run.branch.name} ({run.branch.checkpoint})")
@@ -107,6 +98,19 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
             f"out of memory with trainer.micro_batch_tokens={hardware.micro_batch_tokens}: lower it "
             "(a step then takes more passes, and learns the same)"
         ) from error
+
+
+def _make_run(settings: Mapping[str, Any], hardware: Hardware) -> Run:
+    plan, folder = make_plan(settings, hardware), RunDirectory(settings["output_dir"])
+    branches = settings.get("branch_from") is not None and not to_continue_from(folder.checkpoints)
+    return Run(
+        settings=settings,
+        plan=plan,
+        hardware=hardware,
+        folder=folder,
+        cache_dir=Path(settings["cache_dir"]).expanduser(),
+        branch=find_branch(settings, plan, hardware) if branches else None,
+    )
 
 
 def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
