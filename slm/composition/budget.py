@@ -9,6 +9,8 @@ from slm.model.config import ModelConfig
 
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
 """Groups that decide a run; devices, logging and how often to save may change while it is continued."""
+BUDGETS = ("tokens", "tokens_per_param", "flops")
+"""Keys that say how long a run is, one of them at a time."""
 
 
 def model_config(model: Mapping[str, Any]) -> ModelConfig:
@@ -54,7 +56,7 @@ def steps_of(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 1) 
 
 def _budget(train: Mapping[str, Any], model: ModelConfig) -> tuple[int, str]:
     """The token budget and the key it comes from."""
-    given = [key for key in ("tokens_per_param", "flops") if train[key] is not None]
+    given = [key for key in BUDGETS[1:] if train[key] is not None]
     if len(given) == 2:
         raise ValueError("train.tokens_per_param and train.flops are both set: a run has one budget")
     key = given[0] if given else "tokens"

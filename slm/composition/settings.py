@@ -44,6 +44,7 @@ NAME: Kind = ("text that is not empty", lambda value: isinstance(value, str) and
 TEXTS: Kind = ("a list of texts", _texts)
 PATHS: Kind = ("a path, a glob or a list of them", lambda value: isinstance(value, str) or _texts(value))
 COUNT: Kind = ("a whole number of at least 1", lambda value: _whole(value, 1))
+COUNTS: Kind = list_of(COUNT, "whole numbers of at least 1", least=0)
 NATURAL: Kind = ("a whole number of at least 0", lambda value: _whole(value, 0))
 SEED: Kind = (
     "a whole number from 0 to 2^63 - 1",
@@ -65,6 +66,7 @@ KINDS: dict[str, Kind] = {
     "output_dir": NAME,
     "cache_dir": NAME,
     "dry_run": SWITCH,
+    "branch_from": or_null(NAME),
     "train.tokens": POSITIVE,
     "train.tokens_per_param": or_null(POSITIVE),
     "train.flops": or_null(POSITIVE),
@@ -88,6 +90,7 @@ KINDS: dict[str, Kind] = {
     "optim.ema_decay": or_null(BELOW_ONE),
     "parametrization.name": NAME,
     "schedule.warmup_fraction": SHARE,
+    "schedule.warmup_steps": or_null(NATURAL),
     "trainer.num_nodes": COUNT,
     "trainer.compile": AUTO_SWITCH,
     "trainer.micro_batch_tokens": or_null(COUNT),
@@ -101,6 +104,7 @@ KINDS: dict[str, Kind] = {
 
 OPTIONAL_KINDS: dict[str, Kind] = {
     "train.document_masking": SWITCH,
+    "checkpoint.keep_steps": COUNTS,
     "optim.momentum": BELOW_ONE,
     "optim.iterations": COUNT,
     "schedule.final_fraction": SHARE,

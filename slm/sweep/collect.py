@@ -95,5 +95,5 @@ def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _canonical(schedule: Mapping[str, Any]) -> str:
     """Name and settings in one order: `cosine(final_fraction=0.1, warmup_fraction=0.05)`."""
-    settings = ", ".join(f"{key}={schedule[key]}" for key in sorted(schedule) if key != "name")
-    return f"{schedule['name']}({settings})"
+    given = {key: value for key, value in sorted(schedule.items()) if key != "name" and value is not None}
+    return f"{schedule['name']}({', '.join(f'{key}={value}' for key, value in given.items())})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from slm.composition.budget import BUDGETS
 from slm.composition.settings import (
     COUNT,
     NAME,
@@ -22,7 +23,6 @@ from slm.composition.settings import (
 
 SIZES = ("params_total", "params_non_embedding")
 RULES = ("fixed", "transferred", "tuned")
-BUDGETS = ("tokens", "tokens_per_param", "flops")
 BASE_SHAPE = ("base_width", "base_depth", "base_head_dim")
 GRIDS = ({"widths", "depths"}, {"shapes"}, {"sizes"})
 """Keys that together say which shapes are trained."""

@@ -59,9 +59,11 @@ def _carried(config: Mapping[str, Any], plan: Plan) -> str:
     return "" if name == "standard" else f" at the base of {name}, times {factor:.3g} for matrices of blocks"
 
 
-def speed_lines(plan: Plan, tokens_per_second: float, peak: float, peak_source: str, memory: int) -> list[str]:
-    """Measured speed, and how long the run will take at it."""
-    seconds = plan.train_tokens / tokens_per_second
+def speed_lines(
+    plan: Plan, tokens_per_second: float, peak: float, peak_source: str, memory: int, *, start_step: int
+) -> list[str]:
+    """Measured speed, and how long the run will take at it from `start_step` on."""
+    seconds = (plan.steps - start_step) * plan.batch_tokens / tokens_per_second
     mfu = tokens_per_second * plan.model.flops_per_token(plan.sequence_length) / peak
     lines = [
         f"speed        {tokens_per_second:,.0f} tokens/s measured here, MFU {mfu:.0%} of {peak / 1e9:,.0f} GFLOP/s "

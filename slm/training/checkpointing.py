@@ -1,7 +1,8 @@
 """Checkpoints that a run can always go on from: written under another name, flushed, then renamed; the last two kept.
 
-DIR/checkpoints/last.ckpt is the newest, previous.ckpt the one before it, best.ckpt (if asked for) that of the lowest
-validation loss. Each is what Lightning needs to continue bit for bit, read with `weights_only=True`.
+DIR/checkpoints/last.ckpt is the newest, previous.ckpt the one before it. If asked for, best.ckpt is that of the lowest
+validation loss and step-000500.ckpt that of step 500. Each is what Lightning needs to continue bit for bit, read with
+`weights_only=True`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import random
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +64,35 @@ def newest_intact(folder: Path) -> Path | None:
 
     Raises `CheckpointError` if there are checkpoints and none is whole.
     """
-    found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
-    for path in found:
+    found = to_continue_from(folder)
+    newest = first_intact(found)
+    if found and newest is None:
+        raise CheckpointError(f"no checkpoint in {folder} is whole: choose another output_dir to start again")
+    return newest
+
+
+def to_continue_from(folder: Path) -> list[Path]:
+    """Checkpoints, whole or not, that a run in `folder` would continue from, the newest first."""
+    return [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+
+
+def kept_steps(folder: Path) -> list[tuple[int, Path]]:
+    """Steps whose checkpoints were kept by `checkpoint.keep_steps`, the latest first."""
+    found = [(path.stem.removeprefix("step-"), path) for path in folder.glob("step-*.ckpt")]
+    return sorted(((int(step), path) for step, path in found if step.isdigit()), reverse=True)
+
+
+def kept_name(step: int) -> str:
+    """File name of the kept checkpoint of `step`."""
+    return f"step-{step:06d}.ckpt"
+
+
+def first_intact(paths: Iterable[Path]) -> Path | None:
+    """The first checkpoint that is whole; says so of each damaged one before it."""
+    for path in paths:
         if is_intact(path):
             return path
         print(f"checkpoint {path} is damaged and is passed over", flush=True)
-    if found:
-        raise CheckpointError(f"no checkpoint in {folder} is whole: choose another output_dir to start again")
     return None
 
 
@@ -89,15 +113,15 @@ def is_intact(path: Path) -> bool:
         return False
 
 
-def keep_as_best(folder: Path) -> None:
-    """Make the newest checkpoint the best one, sharing its bytes where the file system can."""
-    partial = folder / (BEST + ".partial")
+def keep_as(folder: Path, name: str) -> None:
+    """Keep the newest checkpoint under a second name, sharing its bytes where the file system can."""
+    partial = folder / (name + ".partial")
     partial.unlink(missing_ok=True)
     try:
         os.link(folder / LAST, partial)
     except OSError:
         shutil.copyfile(folder / LAST, partial)
-    os.replace(partial, folder / BEST)
+    os.replace(partial, folder / name)
 
 
 class RandomState(L.Callback):

@@ -21,7 +21,7 @@ from torch import Tensor
 from slm.data import Corpus
 from slm.model.sampling import generate
 from slm.tracking import Trackers
-from slm.training.checkpointing import LAST, keep_as_best
+from slm.training.checkpointing import BEST, LAST, keep_as, kept_name
 from slm.training.interrupt import Interrupt
 from slm.training.module import LanguageModel
 from slm.training.progress import Progress
@@ -59,6 +59,8 @@ class Journal(L.Callback):
     flops_per_second_peak: float
     interrupt: Interrupt
     progress: Progress
+    branched_from: Mapping[str, Any] | None = None
+    """`name` of the run and `step` that this one started at; None for step 0."""
     trackers: Trackers | None = None
     """None on all processes but the first."""
 
@@ -84,15 +86,17 @@ class Journal(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the next checkpoint carries."""
-        keep = ("val", "train_loss", "skipped_steps", "sample", "best_loss", "_hopeless_rows")
+        keep = ("val", "train_loss", "skipped_steps", "sample", "best_loss", "branched_from", "_hopeless_rows")
         train_seconds = self.train_seconds + time.perf_counter() - self._row_started
         clocks = {"seconds": self.total_seconds(), "train_seconds": train_seconds}
         return clocks | {name: getattr(self, name) for name in keep}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint: this run's, or the one that it branches from, which knows nothing of that."""
+        branched_from = self.branched_from
         for name, value in state_dict.items():
             setattr(self, name, value)
+        self.branched_from = branched_from or self.branched_from
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clocks, and take the signals back from Lightning."""
@@ -120,9 +124,9 @@ class Journal(L.Callback):
         if row:
             self._write(step, pl_module.plan, row)
         stop, save = self._decide(step, row, last)
-        best = self.checkpoint["keep_best"] and "val/loss" in row and row["val/loss"] == self.best_loss
-        if save or stop or best:
-            self._save(trainer, pl_module, best=best)
+        names = self._names(step, row)
+        if save or stop or names:
+            self._save(trainer, pl_module, names)
         trainer.should_stop = stop
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -211,15 +215,22 @@ class Journal(L.Callback):
         due = last or (every is not None and step % every == 0)
         return self.status != "completed", due or late
 
-    def _save(self, trainer: L.Trainer, module: LanguageModel, *, best: bool) -> None:
+    def _names(self, step: int, row: Mapping[str, float]) -> list[str]:
+        """Further names under which the checkpoint of this step stays."""
+        best = self.checkpoint["keep_best"] and "val/loss" in row and row["val/loss"] == self.best_loss
+        kept = step in self.checkpoint.get("keep_steps", [])
+        return [BEST] * best + [kept_name(step)] * kept
+
+    def _save(self, trainer: L.Trainer, module: LanguageModel, names: list[str]) -> None:
         if self.status == "diverged":  # what is on disk is better than what this would replace
             return
         pause = time.perf_counter()
         for part in (module.loss_sum, module.loss_count):  # each rank's own, of which a checkpoint holds one
             part.copy_(_sum_over_ranks(part) / trainer.world_size)
         trainer.save_checkpoint(self.folder / LAST)
-        if best and trainer.is_global_zero:
-            keep_as_best(self.folder)
+        if trainer.is_global_zero:
+            for name in names:
+                keep_as(self.folder, name)
         self._saved_at = time.perf_counter()
         self._row_started += self._saved_at - pause
 

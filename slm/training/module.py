@@ -77,6 +77,13 @@ class LanguageModel(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Take the next step at the rate of this run's schedule: a checkpoint that it branched from has another's."""
+        optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        factor = lr_factor(self.trainer.global_step, self.plan.steps, self.schedule)
+        for group, peak in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = peak * factor
+
     def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch of T + 1 tokens a sequence, each but the first predicted from those before it."""
         inputs_BT = tokens_BT[:, :-1]

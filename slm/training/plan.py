@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,8 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
     local = int(train["batch_tokens"]) // (length * hardware.world_size)
     if config["optim"]["name"] not in OPTIMIZERS:
         raise ValueError(f"optim.name={config['optim']['name']} must be one of {', '.join(OPTIMIZERS)}")
-    check_schedule(config["schedule"])
+    check_schedule(config["schedule"], steps)
+    _check_kept(config["checkpoint"].get("keep_steps", []), steps)
     micro = _largest_divisor(local, at_most=max(1, hardware.micro_batch_tokens // length))
     return Plan(
         model=model,
@@ -81,6 +82,12 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
         document_masking=train.get("document_masking", False),
         averaged=config["optim"]["ema_decay"] is not None,
     )
+
+
+def _check_kept(kept: Sequence[int], steps: int) -> None:
+    late = [step for step in kept if step > steps]
+    if late:
+        raise ValueError(f"checkpoint.keep_steps={kept} has {late[0]}, but the run ends at step {steps}")
 
 
 def _largest_divisor(number: int, *, at_most: int) -> int:

@@ -32,7 +32,8 @@ def make_result(
     """Everything a reader of the run needs, for a run that stopped at optimizer step `step`.
 
     Losses are nats a token, `flops_*` training FLOPs a token, `val` the whole validation set if the run completed and
-    the newest validation otherwise, `signal` the number of the signal that the run received, if any.
+    the newest validation otherwise, `signal` the number of the signal that the run received, if any. A run that was
+    branched from another counts from that one's start, but for `tokens_trained`, which are those of its own steps.
     """
     tokens = step * plan.batch_tokens
     exact = plan.model.flops_per_token(plan.sequence_length)
@@ -51,6 +52,8 @@ def make_result(
         "flops_per_token_6n": plan.model.flops_per_token(plan.sequence_length, convention="6n"),
         "flops_per_token_exact": exact,
         "train_tokens": tokens,
+        "tokens_trained": tokens - (journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0),
+        "branched_from": journal.branched_from,
         "steps": step,
         "planned_steps": plan.steps,
         "skipped_steps": journal.skipped_steps,

@@ -19,7 +19,8 @@ from slm.data import Corpus, framing, prepare
 from slm.machine import reset_peak_memory
 from slm.tracking import Trackers, check_logger, open_trackers
 from slm.training.announce import ending_lines, plan_lines, speed_lines
-from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
+from slm.training.branching import Branch, find_branch
+from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of, to_continue_from
 from slm.training.data_module import TokenData
 from slm.training.hardware import Hardware, is_first_process, resolve_hardware
 from slm.training.interrupt import Interrupt
@@ -43,6 +44,8 @@ class Run:
     hardware: Hardware
     folder: RunDirectory
     cache_dir: Path
+    branch: Branch | None
+    """Where the run starts, if not at step 0 or at a checkpoint of its own."""
 
 
 def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
@@ -63,16 +66,12 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
         )
     torch._dynamo.reset()  # a run before this one in the same process must not use up the compiler's limits
     reset_peak_memory()
-    run = Run(
-        settings=settings,
-        plan=make_plan(settings, hardware),
-        hardware=hardware,
-        folder=RunDirectory(settings["output_dir"]),
-        cache_dir=Path(settings["cache_dir"]).expanduser(),
-    )
+    run = _make_run(settings, hardware)
     _say(*plan_lines(settings, run.plan, hardware))
+    if run.branch is not None:
+        _say(f"branching    from step {run.branch.step} of {run.branch.name} ({run.branch.checkpoint})")
     if settings["dry_run"]:
-        _measure(run, _module(run))
+        _measure(run, _module(run), run.branch.step if run.branch else 0)
         return {}
     run.folder.check(settings)
     done = run.folder.result()
@@ -82,10 +81,12 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
     check_logger(settings["logger"])
     corpus = prepare(settings["data"], settings["tokenizer"], cache_dir=run.cache_dir)
     _check_corpus(corpus, run.plan)
+    fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
+    if run.branch is not None:
+        run.branch.check_corpus(fingerprints)
     try:
         if not is_first_process():
             return _fit(run, corpus)
-        fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
         with run.folder.claimed(settings, fingerprints):
             return _fit(run, corpus)
     except (MemoryError, RuntimeError) as error:  # on a CPU torch has no error of its own for it
@@ -98,14 +99,32 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
         ) from error
 
 
+def _make_run(settings: Mapping[str, Any], hardware: Hardware) -> Run:
+    plan, folder = make_plan(settings, hardware), RunDirectory(settings["output_dir"])
+    branches = settings.get("branch_from") is not None and not to_continue_from(folder.checkpoints)
+    return Run(
+        settings=settings,
+        plan=plan,
+        hardware=hardware,
+        folder=folder,
+        cache_dir=Path(settings["cache_dir"]).expanduser(),
+        branch=find_branch(settings, plan, hardware) if branches else None,
+    )
+
+
 def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
     module = _module(run, framing.separator(corpus.tokenizer) if run.plan.document_masking else None)
-    checkpoint = newest_intact(run.folder.checkpoints)
+    checkpoint, branched_from = newest_intact(run.folder.checkpoints), None
     start_step = 0
     if checkpoint is not None:
         start_step = step_of(checkpoint)
         _say(f"continuing   from step {start_step} of {run.plan.steps} ({checkpoint})")
-    peak = _measure(run, module)
+    elif run.branch is not None:
+        checkpoint, start_step = run.branch.checkpoint, run.branch.step
+        branched_from = {"name": run.branch.name, "step": start_step}
+        if is_first_process():
+            run.branch.copy_metrics(run.folder)
+    peak = _measure(run, module, start_step)
     trackers = _trackers(run, start_step) if is_first_process() else None
     result: dict[str, Any] = {}
     progress = Progress(run.plan.steps, shown=trackers is not None)
@@ -120,6 +139,7 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
                 flops_per_second_peak=peak,
                 interrupt=interrupt,
                 progress=progress,
+                branched_from=branched_from,
                 trackers=trackers,
             )
             trainer = make_trainer(run.plan, run.hardware, callbacks=[journal, RandomState()])
@@ -200,7 +220,7 @@ def _module(run: Run, separator: int | None = None) -> LanguageModel:
     return module
 
 
-def _measure(run: Run, module: LanguageModel) -> float:
+def _measure(run: Run, module: LanguageModel, start_step: int) -> float:
     """Say how fast the run will be, going by this process's device. Returns the matmul peak of a device."""
     peak, source = matmul_peak(run.hardware, run.cache_dir)
     if is_first_process():
@@ -208,7 +228,7 @@ def _measure(run: Run, module: LanguageModel) -> float:
         devices = run.hardware.world_size if run.hardware.accelerator == "cuda" else 1
         _say("speed        measuring ...")
         speed, memory = measure_speed(module.decoder, run.plan, run.hardware)
-        _say(*speed_lines(run.plan, speed * devices, peak * devices, source, memory))
+        _say(*speed_lines(run.plan, speed * devices, peak * devices, source, memory, start_step=start_step))
     return peak
 
 

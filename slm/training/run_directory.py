@@ -29,6 +29,7 @@ class RunDirectory:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.metrics = self.path / "metrics.csv"
 
     def result(self) -> dict[str, Any] | None:
         """`result.json`, or None while there is none that is whole."""
@@ -41,12 +42,25 @@ class RunDirectory:
         """Write `result.json`; numbers that are not finite become null, which JSON has a word for."""
         self._write("result.json", json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
 
+    def settings(self) -> dict[str, Any] | None:
+        """`config.yaml`, or None where there is none. Raises `ValueError` for one that cannot be read."""
+        file = self.path / "config.yaml"
+        try:
+            return OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else None  # type: ignore[return-value]
+        except (yaml.YAMLError, OSError) as error:
+            raise ValueError(f"{file} cannot be read: restore it, or choose another directory") from error
+
+    def corpus(self) -> dict[str, str]:
+        """Fingerprints of what the run was trained on; nothing where they were not written yet."""
+        file = self.path / "corpus.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise `ValueError` if this cannot be the directory of `config`: a file, another run's or somebody else's."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir={self.path} is a file; it must be a folder, or not exist yet")
-        file = self.path / "config.yaml"
-        if not file.exists():
+        before = self.settings()
+        if before is None:
             foreign = [name for name in CONTENTS if (self.path / name).exists()]
             if foreign:
                 raise ValueError(
@@ -54,11 +68,7 @@ class RunDirectory:
                     "run's: choose another output_dir"
                 )
             return
-        try:
-            before = OmegaConf.to_container(OmegaConf.load(file))
-        except (yaml.YAMLError, OSError) as error:
-            raise ValueError(f"{file} cannot be read: restore it, or choose another output_dir") from error
-        self._refuse_if_different(_differences(before, config, IDENTITY))
+        self._refuse_if_different(differences(before, config, IDENTITY))
 
     @contextmanager
     def claimed(self, config: Mapping[str, Any], corpus: Mapping[str, str]) -> Iterator[None]:
@@ -70,17 +80,13 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path / ".lock").acquire(timeout=0):
                 if (self.path / "config.yaml").exists():
-                    self._refuse_if_different(_differences(self._corpus(), corpus, tuple(corpus)))
+                    self._refuse_if_different(differences(self.corpus(), corpus, tuple(corpus)))
                 else:
                     self._write("config.yaml", OmegaConf.to_yaml(_runnable(config)))
                 self._write("corpus.json", json.dumps(corpus, indent=2) + "\n")
                 yield
         except Timeout as error:
             raise ValueError(f"output_dir={self.path} is in use by another process that trains in it") from error
-
-    def _corpus(self) -> dict[str, str]:
-        file = self.path / "corpus.json"
-        return json.loads(file.read_text()) if file.exists() else {}
 
     def _refuse_if_different(self, differences: Iterator[str]) -> None:
         found = list(differences)
@@ -105,7 +111,8 @@ def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(old: Any, new: Mapping[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
+    """What differs in `parts` (top-level keys) of two configs, a clause each that begins with its dotted key."""
     before, after = BEFORE_KEYS | dict(_flat(old)), BEFORE_KEYS | dict(_flat(new))
     for key in sorted(before.keys() | after.keys()):
         if key.split(".")[0] in parts and before.get(key) != after.get(key):

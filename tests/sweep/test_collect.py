@@ -85,6 +85,12 @@ def test_a_row_has_the_figures_of_its_result(tmp_path: Path) -> None:
     assert {name: row[name] for name in expected} == expected
 
 
+def test_a_setting_of_the_schedule_that_is_not_set_is_as_if_there_were_none(tmp_path: Path) -> None:
+    """Runs from before there was a `warmup_steps` are matched with those after."""
+    write(tmp_path / "run", result(schedule=result()["schedule"] | {"warmup_steps": None}))
+    assert collect_runs(tmp_path)["schedule"].item() == "cosine(final_fraction=0.1, warmup_fraction=0.05)"
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -11,7 +11,7 @@ from slm.training.checkpointing import (
     AtomicCheckpointIO,
     CheckpointError,
     RandomState,
-    keep_as_best,
+    keep_as,
     newest_intact,
     step_of,
 )
@@ -80,7 +80,7 @@ def test_a_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_best_checkpoint_outlives_later_ones(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
-    keep_as_best(tmp_path)
+    keep_as(tmp_path, BEST)
     save(tmp_path, 3, 4, 5)
     assert value_of(tmp_path / BEST) == 2
 

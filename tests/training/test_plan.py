@@ -39,6 +39,7 @@ CONFIG = {
     },
     "parametrization": {"name": "standard"},
     "schedule": {"name": "constant", "warmup_fraction": 0.0},
+    "checkpoint": {"keep_steps": []},
 }
 
 
@@ -100,6 +101,12 @@ def test_arithmetic_that_cannot_work_is_refused(train: dict, named: list[str]) -
     with pytest.raises(ValueError, match="train") as error:
         make_plan(config(**train), hardware())
     assert all(text in str(error.value) for text in named), str(error.value)
+
+
+def test_a_step_to_keep_that_never_comes_is_refused() -> None:
+    make_plan(config() | {"checkpoint": {"keep_steps": [19]}}, hardware())
+    with pytest.raises(ValueError, match=r"checkpoint\.keep_steps=\[5, 20\] has 20, but the run ends at step 19"):
+        make_plan(config() | {"checkpoint": {"keep_steps": [5, 20]}}, hardware())
 
 
 def test_an_optimizer_that_does_not_exist_is_refused() -> None:

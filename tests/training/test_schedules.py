@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.training.schedules import check_schedule, lr_factor
+from slm.training.schedules import check_schedule, lr_factor, steps_in_common
 
 COSINE = {"name": "cosine", "warmup_fraction": 0.1, "final_fraction": 0.1}
 LINEAR = {"name": "linear", "warmup_fraction": 0.1, "final_fraction": 0.0}
@@ -47,6 +47,31 @@ def test_wsd_holds_the_peak_and_falls_in_a_line_over_the_last_fifth() -> None:
     assert lr_factor(999, 1000, WSD) == pytest.approx(1 / 200)
 
 
+@given(
+    warmup=st.integers(0, 40),
+    totals=st.lists(st.integers(100, 1000), min_size=2, max_size=2, unique=True),
+    decay=st.floats(0.01, 0.6),
+)
+def test_budgets_under_one_warm_up_have_the_same_rates_up_to_the_shorter_ones_decay(
+    warmup: int, totals: list[int], decay: float
+) -> None:
+    """To the last bit: a run of one budget can then go on from a checkpoint of the other."""
+    schedule = WSD | {"warmup_steps": warmup, "decay_fraction": decay}
+    short, long = sorted(totals)
+    decay_starts = short * (1 - decay)
+    shared = steps_in_common(schedule, short, schedule, long)
+    assert decay_starts - 1e-9 <= shared <= decay_starts + 2
+    for step in range(int(decay_starts)):
+        expected = (step + 1) / (warmup + 1) if step < warmup else 1.0
+        assert lr_factor(step, short, schedule) == lr_factor(step, long, schedule) == expected
+
+
+def test_a_warm_up_in_steps_is_the_same_share_of_the_run_in_other_words() -> None:
+    for schedule in (COSINE, LINEAR, WSD, CONSTANT):
+        in_steps = schedule | {"warmup_fraction": 0.5, "warmup_steps": 100}
+        assert steps_in_common(schedule, 1000, in_steps, 1000) == 1000
+
+
 def test_linear_falls_in_a_line() -> None:
     assert lr_factor(550, 1000, LINEAR) == pytest.approx(0.5)
 
@@ -58,8 +83,10 @@ def test_linear_falls_in_a_line() -> None:
         (COSINE | {"warmup_fraction": 1.0}, "leaves no step"),
         (WSD | {"decay_fraction": 0.95}, "decay_fraction=0.95"),
         (WSD | {"decay_fraction": 0.0}, "decay_fraction=0.0"),
+        (COSINE | {"warmup_steps": 100}, "warmup_steps=100 leaves no step after the warm-up of a 100-step run"),
+        (WSD | {"warmup_steps": 81}, "decay_fraction=0.2 .* room for schedule.warmup_steps=81 in a run of 100 steps"),
     ],
 )
 def test_an_impossible_schedule_is_refused(schedule: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        check_schedule(schedule)
+        check_schedule(schedule, 100)
