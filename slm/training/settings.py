@@ -66,6 +66,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint.every_steps": _or_null(COUNT),
     "checkpoint.every_minutes": _or_null(POSITIVE),
     "checkpoint.keep_best": SWITCH,
+    "optim.name": NAME,
     "optim.lr": POSITIVE,
     "optim.betas": BETAS,
     "optim.eps": POSITIVE,
@@ -75,6 +76,7 @@ KINDS: dict[str, Kind] = {
     "optim.max_skipped_in_a_row": COUNT,
     "optim.ema_decay": _or_null(BELOW_ONE),
     "parametrization.name": NAME,
+    "schedule.name": NAME,
     "schedule.warmup_fraction": SHARE,
     "trainer.num_nodes": COUNT,
     "trainer.compile": AUTO_SWITCH,
@@ -106,9 +108,19 @@ OPTIONAL_KINDS: dict[str, Kind] = {
 }
 """Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
 
+NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+    "optim": {"muon": ("momentum", "iterations")},
+    "schedule": {
+        "cosine": ("final_fraction",),
+        "linear": ("final_fraction",),
+        "wsd": ("final_fraction", "decay_fraction"),
+    },
+}
+"""By the name of a group's choice: those of the optional keys that it cannot do without."""
+
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for the first value of a wrong kind, naming its key, the value and what is accepted."""
+    """Raise `ValueError` for the first value that is missing or of a wrong kind, naming its key and what is accepted."""
     for key, kind in (KINDS | OPTIONAL_KINDS).items():
         *groups, name = key.split(".")
         place: Any = settings
@@ -116,11 +128,18 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             place = place.get(group)
             if not isinstance(place, Mapping):
                 raise ValueError(f"{group}={place} must be a group of settings, such as one of conf/{group}/*.yaml")
-        if name not in place and key in OPTIONAL_KINDS:
-            continue
         wanted, fits = kind
-        if not fits(place.get(name)):
-            raise ValueError(f"{key}={_shown(place.get(name))} must be {wanted}")
+        if name not in place:
+            if key in OPTIONAL_KINDS:
+                continue
+            raise ValueError(f"{key} is missing: it must be {wanted}")
+        if not fits(place[name]):
+            raise ValueError(f"{key}={_shown(place[name])} must be {wanted}")
+    for group, choices in NEEDED.items():
+        name = settings[group]["name"]
+        for key in choices.get(name, ()):
+            if key not in settings[group]:
+                raise ValueError(f"{group}.name={name} without {group}.{key}: choose {group}={name}, which sets it")
 
 
 def _shown(value: Any) -> str:
