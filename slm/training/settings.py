@@ -120,7 +120,7 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for the first value that is missing or of a wrong kind, naming its key and what is accepted."""
+    """Raise `ValueError` for the first value that is missing or of a wrong kind, with its key and what is accepted."""
     for key, kind in (KINDS | OPTIONAL_KINDS).items():
         *groups, name = key.split(".")
         place: Any = settings
