@@ -9,15 +9,18 @@ from torch import Tensor
 
 from slm.model.config import ModelConfig
 
+_REWRITTEN = {"layer_sharing", "num_repeats", "rope_style"}
+"""Fields beyond Llama that a decoder can be rewritten without."""
+
 
 def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same function with rotation by halves, where the rotation is interleaved and nothing hangs on the order.
 
     Both rotations turn pairs of channels by the same angles and scores are sums over channels, so the rows of the
-    query and key projections in another order are the whole conversion. With learned gains on queries and keys the
-    decoder is no Llama in any order, and is left as it is.
+    query and key projections in another order are the whole conversion. A decoder that is no Llama in any order is left
+    as it is: learned gains of queries and keys, or an SSD's convolution over them, would have to be turned too.
     """
-    if config.rope_style == "half" or config.qk_norm != "none":
+    if config.rope_style == "half" or not _REWRITTEN.issuperset(config.beyond_llama):
         return config, dict(tensors)
     turned = {
         name: _evens_then_odds(tensor, config.head_width) if ".q_proj." in name or ".k_proj." in name else tensor
@@ -37,8 +40,7 @@ def unrolled(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelC
 
     Raises `ValueError` for whatever Llama does not have; rotations are for `as_llama`.
     """
-    rewritten = {"layer_sharing", "num_repeats", "rope_style"}
-    foreign = [name for name in config.beyond_llama if name not in rewritten]
+    foreign = [name for name in config.beyond_llama if name not in _REWRITTEN]
     if foreign:
         raise ValueError(
             f"unroll_sharing=true writes a plain Llama, which has no model.{foreign[0]}={getattr(config, foreign[0])}: "

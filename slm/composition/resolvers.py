@@ -20,13 +20,14 @@ CONTEXT = ("max_position_embeddings",)
 
 
 def register() -> None:
-    """Register the config node `model/base` (ModelConfig's fields and defaults) and the resolvers `conf/` uses."""
+    """Register the nodes `model/base` and `family_options` (ModelConfig's defaults) and the resolvers `conf/` uses."""
     fields = dataclasses.fields(ModelConfig)
     defaults = {f.name: MISSING if f.default is dataclasses.MISSING else f.default for f in fields}
     store = ConfigStore.instance()
     store.store(group="model", name="base", node={"family": MISSING, **defaults})
     options = {name: value for name, value in defaults.items() if value is not MISSING and name not in CONTEXT}
-    store.store(group="family", name="base", node={"model": options}, package="_global_")
+    # Of no group, or it would be one of the families to choose from.
+    store.store(name="family_options", node={"model": options}, package="_global_")
     for name, rule in RULES.items():
         OmegaConf.register_new_resolver(name, rule, replace=True)
     for name, resolver in (

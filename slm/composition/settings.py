@@ -66,7 +66,6 @@ KINDS: dict[str, Kind] = {
     "output_dir": NAME,
     "cache_dir": NAME,
     "dry_run": SWITCH,
-    "branch_from": or_null(NAME),
     "train.tokens": POSITIVE,
     "train.tokens_per_param": or_null(POSITIVE),
     "train.flops": or_null(POSITIVE),
@@ -80,6 +79,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint.every_steps": or_null(COUNT),
     "checkpoint.every_minutes": or_null(POSITIVE),
     "checkpoint.keep_best": SWITCH,
+    "optim.name": NAME,
     "optim.lr": POSITIVE,
     "optim.betas": BETAS,
     "optim.eps": POSITIVE,
@@ -89,8 +89,8 @@ KINDS: dict[str, Kind] = {
     "optim.max_skipped_in_a_row": COUNT,
     "optim.ema_decay": or_null(BELOW_ONE),
     "parametrization.name": NAME,
+    "schedule.name": NAME,
     "schedule.warmup_fraction": SHARE,
-    "schedule.warmup_steps": or_null(NATURAL),
     "trainer.num_nodes": COUNT,
     "trainer.compile": AUTO_SWITCH,
     "trainer.micro_batch_tokens": or_null(COUNT),
@@ -105,6 +105,8 @@ KINDS: dict[str, Kind] = {
 OPTIONAL_KINDS: dict[str, Kind] = {
     "train.document_masking": SWITCH,
     "checkpoint.keep_steps": COUNTS,
+    "schedule.warmup_steps": or_null(NATURAL),
+    "branch_from": or_null(NAME),
     "optim.momentum": BELOW_ONE,
     "optim.iterations": COUNT,
     "schedule.final_fraction": SHARE,
@@ -122,14 +124,32 @@ OPTIONAL_KINDS: dict[str, Kind] = {
 }
 """Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
 
+NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+    "optim": {"muon": ("momentum", "iterations")},
+    "schedule": {
+        "cosine": ("final_fraction",),
+        "linear": ("final_fraction",),
+        "wsd": ("final_fraction", "decay_fraction"),
+    },
+}
+"""By the name of a group's choice: those of the optional keys that it cannot do without."""
+
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for the first value of a wrong kind in a train config: key, value, what is accepted."""
+    """Raise `ValueError` for the first value that is missing or of a wrong kind in a train config."""
     check_kinds(settings, KINDS, OPTIONAL_KINDS)
+    for group, choices in NEEDED.items():
+        name = settings[group]["name"]
+        for key in choices.get(name, ()):
+            if key not in settings[group]:
+                raise ValueError(f"{group}.name={name} without {group}.{key}: choose {group}={name}, which sets it")
 
 
 def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional: Mapping[str, Kind]) -> None:
-    """Raise `ValueError` for the first value that is not of its kind; keys that are `optional` may be absent."""
+    """Raise `ValueError` for the first value that is missing or not of its kind; `optional` keys may be absent.
+
+    The message names the key, what it got and what is accepted.
+    """
     for key, kind in {**kinds, **optional}.items():
         *groups, name = key.split(".")
         place: Any = settings
@@ -138,11 +158,13 @@ def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional
             if not isinstance(place, Mapping):
                 path = ".".join(groups[:depth])
                 raise ValueError(f"{path}={place} must be a group of settings, such as one of conf/{groups[0]}/*.yaml")
-        if name not in place and key in optional:
-            continue
         wanted, fits = kind
-        if not fits(place.get(name)):
-            raise ValueError(f"{key}={_shown(place.get(name))} must be {wanted}")
+        if name not in place:
+            if key in optional:
+                continue
+            raise ValueError(f"{key} is missing: it must be {wanted}")
+        if not fits(place[name]):
+            raise ValueError(f"{key}={_shown(place[name])} must be {wanted}")
 
 
 def plain_settings(config: DictConfig) -> dict[str, Any]:

@@ -70,7 +70,7 @@ BASE_SHAPE = {
 
 
 def check_parametrization(parametrization: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a parametrisation that does not exist or lacks its base shape."""
+    """Raise `ValueError` for a parametrisation that does not exist, or with less or more than its base shape."""
     name = parametrization["name"]
     if name not in BASE_SHAPE:
         raise ValueError(f"parametrization.name={name} must be one of {', '.join(BASE_SHAPE)}")
@@ -82,6 +82,11 @@ def check_parametrization(parametrization: Mapping[str, Any]) -> None:
                 f"parametrization.{key}={given} must be a whole number of at least 1 for parametrization={name}: "
                 "that of the shape at which optim.lr was tuned"
             )
+    for key in sorted(parametrization.keys() - {"name", *BASE_SHAPE[name]}):
+        raise ValueError(
+            f"parametrization.{key}={parametrization[key]} has no effect with parametrization={name}: leave it out, or "
+            "choose completep, which follows width and depth"
+        )
 
 
 def _ratios(parametrization: Mapping[str, Any], shape: ModelConfig) -> tuple[float, float, float]:

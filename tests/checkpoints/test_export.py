@@ -134,6 +134,15 @@ def test_normed_queries_come_back_from_an_export_and_are_no_llama(norm: str, tmp
         export(tmp_path / "model", tmp_path / "llama", unroll_sharing=True)
 
 
+@pytest.mark.parametrize("pattern", ["GF", "SPL"])
+def test_mixers_that_llama_lacks_are_exported_as_they_are_whatever_the_rotation(pattern: str, tmp_path: Path) -> None:
+    """SSD has a convolution over its queries and keys, in the order of their channels."""
+    decoder = exported(tmp_path / "model", mixer_pattern=pattern, rope_style="interleaved", num_layers=3)
+    folder = export(tmp_path / "model", tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(load(folder).decoder(TEXT), decoder(TEXT))
+
+
 def test_a_released_mobilellm_with_sharing_becomes_a_llama_in_its_own_precision(tmp_path: Path) -> None:
     source = mobilellm(tmp_path / "hub", halved(llama()), share_embedding=True, head=None, sharing=True)
     folder = export(source, tmp_path / "llama", unroll_sharing=True)

@@ -154,6 +154,9 @@ def test_every_parameter_is_of_one_kind() -> None:
         ({"name": "mup", "base_width": 32}, r"parametrization\.base_head_dim=null must be a whole"),
         ({"name": "completep", **BASE, "base_depth": 0}, r"parametrization\.base_depth=0 must be a whole number"),
         ({"name": "completep", **BASE, "base_width": 1.5}, r"parametrization\.base_width=1\.5 must be a whole number"),
+        ({"name": "mup", **BASE}, r"parametrization\.base_depth=2 has no effect with parametrization=mup"),
+        ({"name": "standard", "base_width": 32}, r"base_width=32 has no effect with parametrization=standard"),
+        ({"name": "completep", **BASE, "base_heads": 4}, r"parametrization\.base_heads=4 has no effect with"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_by_name(parametrization: dict[str, Any], message: str) -> None:

@@ -1,4 +1,5 @@
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -81,3 +82,25 @@ def test_values_that_cannot_work_are_refused_by_name(key: str, value: Any, defau
 )
 def test_numbers_may_be_written_as_people_write_them(key: str, value: Any, defaults: dict[str, Any]) -> None:
     check_settings(with_value(defaults, key, value))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["optim.name=muon"], "optim.name=muon without optim.momentum: choose optim=muon, which sets it"),
+        (["schedule.name=wsd"], "schedule.name=wsd without schedule.decay_fraction: choose schedule=wsd, which"),
+        (["schedule=constant", "schedule.name=linear"], "schedule.name=linear without schedule.final_fraction: choose"),
+        (["~optim.eps"], "optim.eps is missing: it must be a number above 0"),
+        (["optim.name=[muon]"], r"optim.name=['muon'] must be text that is not empty"),
+    ],
+)
+def test_what_a_choice_cannot_do_without_is_missed_before_any_work(overrides: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_settings(composed(*overrides))
+
+
+def test_a_config_of_a_run_older_than_a_key_is_refused_by_the_name_of_the_key(defaults: dict[str, Any]) -> None:
+    older = copy.deepcopy(defaults)
+    del older["optim"]["ema_decay"]
+    with pytest.raises(ValueError, match=r"^optim\.ema_decay is missing: it must be a number above 0"):
+        check_settings(older)
