@@ -99,7 +99,7 @@ def test_no_partition_into_runs_saves_more_tokens(items: list[Request]) -> None:
 def test_the_choices_of_a_question_run_its_context_once() -> None:
     model, fed = decoder(), []
     hidden = model.hidden
-    model.hidden = lambda tokens_BT, cache=None: (fed.append(tokens_BT.numel()), hidden(tokens_BT, cache))[1]  # type: ignore[method-assign]
+    model.hidden = lambda tokens_BT, *rest: (fed.append(tokens_BT.numel()), hidden(tokens_BT, *rest))[1]  # type: ignore[method-assign]
     context = tuple(torch.arange(18).remainder(7).tolist())
     items = [request(context, (choice, 1, 2), CONTEXT) for choice in range(4)]
     Scorer(model, batch_tokens=4000)(items)
@@ -109,7 +109,7 @@ def test_the_choices_of_a_question_run_its_context_once() -> None:
 def test_one_token_continuations_and_repeated_requests_cost_one_pass() -> None:
     model, fed = decoder(), []
     hidden = model.hidden
-    model.hidden = lambda tokens_BT, cache=None: (fed.append(tokens_BT.numel()), hidden(tokens_BT, cache))[1]  # type: ignore[method-assign]
+    model.hidden = lambda tokens_BT, *rest: (fed.append(tokens_BT.numel()), hidden(tokens_BT, *rest))[1]  # type: ignore[method-assign]
     items = [request((1, 2, 3, 4, 5), (choice,), CONTEXT) for choice in (0, 1, 0, 1)]
     scores = Scorer(model, batch_tokens=4000)(items)
     assert fed == [5]

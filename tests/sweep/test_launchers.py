@@ -153,11 +153,11 @@ def kill_when_started(folder: Path, machine: OtherMachine, number: signal.Signal
     """What `show` is given: signals the first job function, once, and its job with it if that is SIGKILL."""
     job = machine.processes.get("0_0")
     running = folder / "runs" / "a" / "metrics.csv"
-    if job is not None and job.is_alive() and running.exists() and not (folder / "killed").exists():
+    if job is not None and job.pid and job.is_alive() and running.exists() and not (folder / "killed").exists():
         (folder / "killed").touch()
         if number == signal.SIGKILL:
             os.kill(int((folder / "runs" / "a" / "job.pid").read_text().split()[0]), number)
-        os.kill(job.pid or 0, number)
+        os.kill(job.pid, number)
 
 
 @pytest.mark.parametrize("forgotten", [True, False])
