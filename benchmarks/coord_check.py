@@ -2,13 +2,16 @@
 
     python benchmarks/coord_check.py                          docs/coord_check.{csv,png}
     python benchmarks/coord_check.py --out DIR/NAME optim=muon model.layer_sharing=immediate model.num_repeats=2
+    python benchmarks/coord_check.py --out DIR/NAME family=ssd
 
-What follows the options are overrides of conf/train.yaml; `model` is the shape at the base width.
+What follows the options are overrides of conf/train.yaml. Shapes are those of the family's rule, if one is given; else
+`model` is the shape at the base width, and all its widths grow in proportion.
 """
 
 import argparse
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,14 +20,16 @@ from omegaconf import OmegaConf
 
 from slm.composition.budget import model_config
 from slm.composition.resolvers import register
+from slm.model import ModelConfig
 from slm.training.coord_check import shape_at, trained_activations
 
 ROOT = Path(__file__).parents[1]
 # Colour and thickness: where two agree, the thinner one lies on the other.
 STYLES = {"standard": ("tab:red", 4.0), "mup": ("tab:blue", 2.2), "completep": ("black", 0.9)}
 # Few ids: what is looked at are the blocks. There is no warm-up, so the rate is lower than that of a run.
-SMALL = ["model.vocab_size=256", "model.hidden_size=64", "model.num_heads=2", "model.num_kv_heads=1"]
-SMALL += ["model.intermediate_size=192", "model.num_layers=4", "optim.lr=1e-3"]
+SMALL = ["model.vocab_size=256", "optim.lr=1e-3"]
+BASE = ["model.hidden_size=64", "model.num_heads=2", "model.num_kv_heads=1", "model.intermediate_size=192"]
+BASE += ["model.num_layers=4"]
 
 
 def main() -> None:
@@ -48,25 +53,29 @@ def measure(options: argparse.Namespace, overrides: list[str]) -> pd.DataFrame:
     cells += [("depth", base_width, depth) for depth in options.depths]
     rows = []
     for name in STYLES:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose("train", overrides=[f"parametrization={name}", *SMALL, *overrides])
-        settings = OmegaConf.to_container(config, resolve=True)
-        shape = model_config(settings["model"])
-        base = {"base_width": base_width, "base_depth": base_depth, "base_head_dim": shape.head_width}
         for along, width, depth in cells:
+            settings, shape = composed(name, width, depth, overrides)
+            base = {"base_width": base_width, "base_depth": base_depth, "base_head_dim": shape.head_width}
             start = time.perf_counter()
             for seed in range(options.seeds):
                 rms = trained_activations(
-                    shape_at(shape, width, depth),
-                    {"name": name, **base},
-                    settings["optim"],
-                    steps=options.steps,
-                    seed=seed,
+                    shape, {"name": name, **base}, settings["optim"], steps=options.steps, seed=seed
                 )
                 common = {"parametrization": name, "along": along, "width": width, "depth": depth, "seed": seed}
                 rows += [{**common, "place": place, "rms": value} for place, value in rms.items()]
             print(f"{name} {width} x {depth}: {time.perf_counter() - start:.1f} s", flush=True)
     return pd.DataFrame(rows)
+
+
+def composed(parametrization: str, width: int, depth: int, overrides: list[str]) -> tuple[dict[str, Any], ModelConfig]:
+    """The settings and the shape of a cell."""
+    of_family = any(item.startswith("family=") for item in overrides)
+    size = [f"width={width}", f"depth={depth}"] if of_family else BASE
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=[f"parametrization={parametrization}", *SMALL, *size, *overrides])
+    settings = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    shape = model_config(settings["model"])
+    return settings, shape if of_family else shape_at(shape, width, depth)
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
