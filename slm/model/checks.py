@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 MIXERS = {"F": "softmax", "S": "sliding", "P": "sparse", "L": "linear", "G": "ssd"}
 """Letter of `mixer_pattern` -> module of `slm.model.mixers`."""
+SOFTMAX = frozenset("FSP")
+"""Letters of the mixers that have scores, and so positions of their own."""
 LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}
 """Letter of `position_pattern` -> how a layer is told positions."""
 POSITION = ("rope", "learned", "alibi", "none")
@@ -106,6 +108,15 @@ def _check_patterns(c: ModelConfig) -> None:
             f"model.position_pattern={c.position_pattern} with model.position=learned: a learned table is added "
             "to the embedding and belongs to no layer, so choose one of the two"
         )
+    if not SOFTMAX & set(c.mixers):
+        for name, given in (("position", c.position == "alibi"), ("position_pattern", c.position_pattern is not None)):
+            if given:
+                raise ValueError(
+                    f"model.{name}={getattr(c, name)} acts on scores of softmax attention, and no layer of "
+                    f"model.mixer_pattern={c.mixer_pattern} has it: choose model.position=none or learned"
+                )
+    if c.qk_norm != "none" and set(c.mixers) == {"G"}:
+        raise ValueError(f"model.qk_norm={c.qk_norm} has no effect on SSD, and all layers are: set it to none")
     if c.norm_bias and c.norm == "rmsnorm":
         raise ValueError("model.norm_bias=True with model.norm=rmsnorm: only layernorm has biases")
 

@@ -29,8 +29,10 @@ def word(letters: str) -> st.SearchStrategy[str]:
 @st.composite
 def shapes(draw: st.DrawFn) -> ModelConfig:
     kv_heads, group, sharing = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.sampled_from(SHARINGS))
-    pattern, positions, stride = draw(word("FSPLG")), draw(st.none() | word("RAN")), draw(st.integers(1, 4))
-    position = "rope" if positions else draw(st.sampled_from(POSITION))
+    pattern, stride = draw(word("FSPLG")), draw(st.integers(1, 4))
+    softmax = bool(set(pattern) & set("FSP"))
+    positions = draw(st.none() | word("RAN")) if softmax else None
+    position = "rope" if positions else draw(st.sampled_from([p for p in POSITION if softmax or p != "alibi"]))
     norm = draw(st.sampled_from(NORM))
     num_layers = draw(st.integers(max(len(pattern), len(positions or "")), 4))
     windows = draw(st.integers(2, 40) | st.lists(st.integers(2, 40), min_size=1, max_size=num_layers))
@@ -44,7 +46,7 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
         intermediate_size=draw(st.integers(1, 60)),
         max_position_embeddings=draw(st.integers(33, 50)),
         tie_embeddings=draw(st.booleans()),
-        qk_norm=draw(st.sampled_from(["none", "weightless", "learned"])),
+        qk_norm="none" if set(pattern) == {"G"} else draw(st.sampled_from(["none", "weightless", "learned"])),
         attention_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         layer_sharing=sharing,
@@ -205,6 +207,9 @@ def test_blocks_are_used_in_the_order_of_the_paper(sharing: str, uses: tuple[int
         ({"sliding_window": (64, True)}, ["sliding_window=[64, True] ", "at least 2"]),
         ({"sliding_window": [8, 8, 8, 8]}, ["sliding_window=[8, 8, 8, 8]", "num_layers=3", "shorten"]),
         ({"chunk_size": 0}, ["chunk_size=0", "at least 1"]),
+        ({"mixer_pattern": "LG", "position": "alibi"}, ["position=alibi", "mixer_pattern=LG", "none or learned"]),
+        ({"mixer_pattern": "G", "position_pattern": "RN"}, ["position_pattern=RN", "mixer_pattern=G"]),
+        ({"mixer_pattern": "G", "qk_norm": "learned"}, ["qk_norm=learned", "none"]),
         ({"norm_bias": True}, ["norm_bias=True", "layernorm"]),
         ({"mlp": "relu"}, ["mlp='relu'", "relu2"]),
         ({"parallel_block": 1}, ["parallel_block=1", "true or false"]),
