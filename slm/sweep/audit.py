@@ -25,6 +25,12 @@ SETTINGS = {
     "batch": ("batch_tokens", "batch_size", "batch_seqs"),
     "precision": ("precision",),
 }
+OPTIONAL = {
+    "document masking": ("document_masking",),
+    "optimizer": ("optimizer",),
+    "averaging of weights": ("ema_decay",),
+}
+"""Compared where the table has them; a table written by hand may leave them out without a word."""
 SAYS = {
     "tokens": "on how many tokens it was trained",
     "data": "on which data it was trained",
@@ -132,10 +138,11 @@ def _one_value(
 
 
 def _settings(frame: pd.DataFrame, findings: Findings) -> None:
-    for what, columns in SETTINGS.items():
+    for what, columns in (SETTINGS | OPTIONAL).items():
         values = values_of(frame, columns)
         if values is None:
-            findings.untold(what)
+            if what in SETTINGS:
+                findings.untold(what)
             continue
         if _alone(frame, what, findings):
             continue
@@ -200,7 +207,7 @@ def _varies(frame: pd.DataFrame) -> list[dict[str, Any]]:
     family = str(frame["family"].iloc[0])
     columns = {"tokens": ("tokens",), "data": DATA, "tokenizer": TOKENIZER, "evaluation set": EVALUATION}
     found = []
-    for what, names in (columns | SETTINGS | {"learning rate": ("lr",), "seeds": ("seed",)}).items():
+    for what, names in (columns | SETTINGS | OPTIONAL | {"learning rate": ("lr",), "seeds": ("seed",)}).items():
         values = values_of(frame, names)
         if values is None or values.nunique() == 1:
             continue

@@ -25,7 +25,7 @@ class Cell:
     params_total: int
     params_non_embedding: int
     flops: float
-    """Exact training FLOPs of the run: the longest job goes first."""
+    """Exact training FLOPs of the run, counted from step 0."""
     budget: str | None = None
     """Label of the token budget."""
     impossible: str | None = None
@@ -33,3 +33,12 @@ class Cell:
     of zero."""
     after: str | None = None
     """Name of a cell that must be completed before: the trunk of a branch."""
+    branch_step: int = 0
+    """Step of the trunk `after` at which the run begins; 0 for a run of its own."""
+    shared_tokens: int = 0
+    """Of `tokens`, those before `branch_step`, on which the trunk is trained and this run is not."""
+
+    @property
+    def flops_trained(self) -> float:
+        """Of `flops`, those of the run's own steps."""
+        return self.flops * (1 - self.shared_tokens / self.tokens) if self.shared_tokens else self.flops

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from slm.sweep.cells import Cell
+
+SHARED = ("family", "seed", "lr", "width", "depth", "params_total", "batch_tokens", "data_fingerprint")
+"""Columns in which a branch and its trunk agree."""
 
 
 def collect_runs(directory: str | Path) -> pd.DataFrame:
@@ -25,15 +28,42 @@ def collect_runs(directory: str | Path) -> pd.DataFrame:
     paths = sorted(root.rglob("result.json"))
     if not paths:
         raise ValueError(f"{root} holds no run: no result.json is in it or in any directory below it")
-    return pd.DataFrame([_row(path, root) for path in paths])
+    rows = [_row(path, root) for path in paths]
+    return _table([row | {"trunk": _trunk(row, rows)} for row in rows])
 
 
 def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: str) -> pd.DataFrame:
-    """`collect_runs` for the cells of a sweep that have a result, with their `budget` and the rule of their rates."""
+    """`collect_runs` for the cells of a sweep that have a result, with their `budget` and the rule of their rates.
+
+    `trunk` is the planned one, also of a run that was trained from step 0 in the end: to the last bit it is the same.
+    """
     paths = ((cell, directory / cell.name / "result.json") for cell in cells)
-    return pd.DataFrame(
-        [_row(path, directory) | {"budget": cell.budget, "lr_rule": lr_rule} for cell, path in paths if path.exists()]
-    )
+    done = [(cell, path) for cell, path in paths if path.exists()]
+    own = {cell.name: {"budget": cell.budget, "lr_rule": lr_rule, "trunk": cell.after} for cell, _ in done}
+    return _table([_row(path, directory) | own[cell.name] for cell, path in done])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """With the column `trunk` only if a run was branched off another."""
+    frame = pd.DataFrame(rows)
+    return frame.drop(columns="trunk") if all(row["trunk"] is None for row in rows) and rows else frame
+
+
+def _trunk(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The `run_id` of the run from step 0 that `row` goes back to, or the name of its trunk where that is not there.
+
+    Names need not differ, so of several runs with the settings of a trunk the longest is taken.
+    """
+    others = [other for other in rows if other is not row]
+    like = [other for other in others if (other["name"], *_of(other)) == (row["trunk"], *_of(row))]
+    if row["trunk"] is None or not like:
+        return row["trunk"]
+    trunk = max(like, key=lambda other: (other["trunk"] is None, other["tokens"]))
+    return trunk["run_id"] if trunk["trunk"] is None else _trunk(trunk, others)
+
+
+def _of(row: Mapping[str, Any]) -> list[Any]:
+    return [row[key] for key in SHARED]
 
 
 def _row(path: Path, root: Path) -> dict[str, Any]:
@@ -41,7 +71,8 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
     folder = path.parent.relative_to(root)
     run_id = str(folder) if folder.parts else root.resolve().name
     try:
-        return {"run_id": run_id} | _identity(result) | _settings(result) | _measurements(result)
+        trunk = (result.get("branched_from") or {}).get("name")  # the name of that run, not of its folder
+        return {"run_id": run_id, "trunk": trunk} | _identity(result) | _settings(result) | _measurements(result)
     except (KeyError, TypeError, AttributeError) as error:
         what = f"has no {error.args[0]}" if isinstance(error, KeyError) else "has other fields"
         raise ValueError(f"{path} {what}: it is no result of train.py that this version reads") from None
@@ -76,6 +107,8 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
         "sequence_length": result["sequence_length"],
         "document_masking": result.get("document_masking", False),  # which older runs lack
         "steps": result["steps"],
+        "optimizer": result.get("optimizer", "adamw"),  # the only one of runs that do not say
+        "ema_decay": result.get("ema_decay") or 0.0,  # 0 for no average: a blank would say that it is not known
         "schedule": _canonical(result["schedule"]),
         "parametrization": result["parametrization"],
         "data_fingerprint": result["data"]["fingerprint"],

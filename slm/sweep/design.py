@@ -14,6 +14,7 @@ from slm.composition.settings import (
     NATURAL,
     POSITIVE,
     SEED,
+    SWITCH,
     TEXTS,
     Kind,
     check_kinds,
@@ -76,6 +77,7 @@ KINDS: dict[str, Kind] = {
     "sweep.grid.aspects": or_null(list_of(POSITIVE, "numbers above 0")),
     "sweep.grid.size": _one_of(*SIZES),
     **{f"sweep.budget.{name}": or_null(_one_or_several(POSITIVE)) for name in BUDGETS},
+    "sweep.budget.trunk": SWITCH,
     "sweep.lr.rule": _one_of(*RULES),
     "sweep.lr.value": or_null(POSITIVE),
     "sweep.lr.factors": or_null(list_of(POSITIVE, f"{FEWEST_RATES} or more numbers above 0", least=FEWEST_RATES)),
@@ -101,6 +103,8 @@ class Design:
     budget: str
     """One of `BUDGETS`."""
     budgets: tuple[float, ...]
+    trunk: bool
+    """Whether the budgets of a shape, learning rate and seed are branches of the longest run (`trunks.py`)."""
     lr: Mapping[str, Any]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
@@ -141,12 +145,19 @@ def check_design(sweep: Any) -> Design:
         _check_distinct(f"sweep.{key}", sweep[key])
     _check_overrides(sweep["overrides"])
     budgets = sweep["budget"][given[0]]
+    budgets = tuple(budgets) if isinstance(budgets, list) else (budgets,)
+    if sweep["budget"]["trunk"] and len(budgets) == 1:
+        raise ValueError(
+            f"sweep.budget.trunk=true needs several budgets to branch off, and sweep.budget.{given[0]} is "
+            f"{budgets[0]:g} alone: give a list, such as [{budgets[0] / 2:g},{budgets[0]:g}], or set it to false"
+        )
     return Design(
         name=sweep["name"],
         families=tuple(sweep["families"]),
         grid=sweep["grid"],
         budget=given[0],
-        budgets=tuple(budgets) if isinstance(budgets, list) else (budgets,),
+        budgets=budgets,
+        trunk=sweep["budget"]["trunk"],
         lr=sweep["lr"],
         seeds=tuple(sweep["seeds"]),
         overrides=tuple(sweep["overrides"]),

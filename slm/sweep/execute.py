@@ -98,7 +98,7 @@ def execute(
         cell.name: Job(
             name=cell.name,
             folder=folder / cell.name,
-            command=(sys.executable, str(script), *cell.overrides, *common, _output_dir(folder / cell.name)),
+            command=(sys.executable, str(script), *cell.overrides, *common, *_places(cell, folder)),
             environment=environment or {},
         )
         for cell in cells
@@ -236,11 +236,14 @@ def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
     branches: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
         if cell.after is not None:
-            branches[cell.after].append(cell.flops)
-    return {cell.name: cell.flops + max(branches[cell.name], default=0.0) for cell in cells}
+            branches[cell.after].append(cell.flops_trained)
+    return {cell.name: cell.flops_trained + max(branches[cell.name], default=0.0) for cell in cells}
 
 
-def _output_dir(folder: Path) -> str:
-    """An override that holds any path, in Hydra's quotes."""
-    escaped = str(folder).replace("'", "\\'")
-    return f"output_dir='{escaped}'"
+def _places(cell: Cell, folder: Path) -> list[str]:
+    """Overrides that say where the run is, and where its trunk; they hold any path, in Hydra's quotes."""
+    places = {"output_dir": folder / cell.name}
+    if cell.after is not None and cell.branch_step:
+        places["branch_from"] = folder / cell.after
+    escaped = {key: str(path).replace("'", "\\'") for key, path in places.items()}
+    return [f"{key}='{path}'" for key, path in escaped.items()]

@@ -22,6 +22,8 @@ from slm.sweep.files import as_json, write
 SPEEDS = "speeds.json"
 BYTES_PER_PARAMETER = 28
 """Of a finished run: two checkpoints of weights and Adam's two moments, and the exported model, all float32."""
+BYTES_KEPT = 12
+"""Of a parameter in the checkpoint that a trunk keeps for a branch."""
 VARIABLES = {"N": "params_total", "D": "tokens", "C": "flops", "w": "width", "d": "depth"}
 """Variables of laws, as fields of a cell."""
 
@@ -49,7 +51,7 @@ class Speeds:
         known = list((own or self.known).values())
         wanted = math.log(cell.flops / cell.tokens)
         rate = min(known, key=lambda speed: abs(math.log(speed[0]) - wanted))[1] if known else self.assumed
-        return cell.flops / rate
+        return cell.flops_trained / rate
 
 
 def read_speeds(cache_dir: Path, assumed: float) -> Speeds:
@@ -74,7 +76,8 @@ def remember_speeds(cache_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def disk_bytes(cells: Sequence[Cell]) -> int:
     """Of all runs when they are done."""
-    return BYTES_PER_PARAMETER * sum(cell.params_total for cell in cells)
+    kept = sum(cell.params_total for cell in cells if cell.branch_step)
+    return BYTES_PER_PARAMETER * sum(cell.params_total for cell in cells) + BYTES_KEPT * kept
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,14 @@ def power_of(
 
 
 def _assumed(cells: Sequence[Cell], assume: Mapping[str, Any]) -> Fitted:
-    """The design of one family: a row a shape and budget, whatever its rates and seeds."""
+    """The design of one family: a row a shape and budget, whatever its rates and seeds; a trunk and its branches are
+    one independent run.
+    """
     points = dict.fromkeys(tuple(getattr(cell, name) for name in VARIABLES.values()) for cell in cells)
     sizes = dict(zip(VARIABLES, zip(*points, strict=True), strict=True))
+    shapes = {(cell.width, cell.depth, cell.params_total) for cell in cells}
+    groups = len(shapes) if any(cell.after for cell in cells) else None
     try:
-        return plan(sizes, law=assume["law"], params=assume["params"], sigma=assume["sigma"])
+        return replace(plan(sizes, law=assume["law"], params=assume["params"], sigma=assume["sigma"]), groups=groups)
     except ValueError as error:
         raise ValueError(f"sweep.assume.law={assume['law']}, sweep.assume.params={assume['params']}: {error}") from None

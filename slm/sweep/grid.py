@@ -6,7 +6,7 @@ its rates and seeds; shapes that come out alike (two aspects at a small size) ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from slm.sweep.cells import Cell
 from slm.sweep.design import Design
 from slm.sweep.recipe import Recipe, digest, key_of
 from slm.sweep.shapes import Solved, solve
+from slm.sweep.trunks import check_trunk, share_trunks
 
 REFUSALS = (ValueError, OmegaConfBaseException)
 
@@ -52,6 +53,8 @@ def make_plan(design: Design) -> Plan:
     again = 0
     for recipe in recipes:
         _check_budget_is_ours(recipe)
+        if design.trunk:
+            check_trunk(recipe.config.schedule)
         for wish in _wishes(design, recipe):
             for cell in _cells_of(design, recipe, wish):
                 again += cell.key in known
@@ -97,14 +100,19 @@ def _by_rule(recipe: Recipe, width: int, depth: int) -> Solved:
     return Solved(width, depth, recipe.shape(width, depth), None, 0.0)
 
 
-def _cells_of(design: Design, recipe: Recipe, wish: Wish) -> Iterator[Cell]:
+def _cells_of(design: Design, recipe: Recipe, wish: Wish) -> Sequence[Cell]:
     try:
         shape = wish.find()
     except REFUSALS as error:
-        yield _impossible(recipe, wish, None, error)
-        return
+        return [_impossible(recipe, wish, None, error)]
     settings = recipe.settings(_changes(shape))
     check_settings(settings)
+    cells = list(_cells_in(design, recipe, wish, shape, settings))
+    return share_trunks(cells, settings) if design.trunk else cells
+
+
+def _cells_in(design: Design, recipe: Recipe, wish: Wish, shape: Solved, settings: Mapping[str, Any]) -> Iterator[Cell]:
+    """Of one shape."""
     for budget in design.budgets:
         label = f"{design.budget}={budget:g}"
         try:

@@ -108,5 +108,5 @@ def _all_seconds_left(standings: Sequence[Standing]) -> float | None:
             speed = (standing.progress.tokens_per_second or 0.0) * cell.flops / cell.tokens
             rate, flops, longest = rate + speed, flops + speed * left, max(longest, left)
         elif _word(standing) in ("running", "waiting"):
-            flops += cell.flops
+            flops += cell.flops_trained
     return max(longest, flops / rate) if rate else None

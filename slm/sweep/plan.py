@@ -34,18 +34,24 @@ def print_plan(
     """
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     possible = [cell for cell in cells if not cell.impossible]
-    seconds = sum(map(speeds.seconds, possible))
-    longest = max(map(speeds.seconds, possible), default=0.0)
+    each = {cell.name: speeds.seconds(cell) for cell in possible}
+    seconds = sum(each.values())
+    longest = max((each[cell.name] + each.get(cell.after or "", 0.0) for cell in possible), default=0.0)
     console.print(f"sweep {design.name}: {len(possible)} runs, in {folder}", soft_wrap=True)
     console.print(_cells(cells, speeds))
-    flops = sum(cell.flops for cell in possible)
+    flops = sum(cell.flops_trained for cell in possible)
     console.print(
         f"cost         {flops:.3g} FLOPs, about {_minutes(seconds)} of training in all; {slots} at a time, about "
         f"{_minutes(max(longest, seconds / slots))}; {disk_bytes(cells) / 1e9:.2g} GB of disk",
         soft_wrap=True,
     )
     console.print(f"             {speeds.source}", soft_wrap=True)
-    for line in [*_power(design, power, chance, seconds / len(design.seeds)), *_impossible(cells), *notes]:
+    for line in [
+        *_trunks(possible),
+        *_power(design, power, chance, seconds / len(design.seeds)),
+        *_impossible(cells),
+        *notes,
+    ]:
         console.print(line, soft_wrap=True)
 
 
@@ -65,13 +71,26 @@ def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
             f"{width}x{depth}",
             f"{first.params_total:,}",
             f"{first.params_non_embedding:,}",
-            f"{tokens:,}",
-            f"{first.flops:.3g}",
+            f"{tokens:,}" + (f" from {first.shared_tokens:,}" if first.branch_step else ""),
+            f"{first.flops_trained:.3g}",
             f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
             str(len(runs)),
             f"{sum(map(speeds.seconds, runs)) / 60:.1f}",
         )
     return table
+
+
+def _trunks(cells: Sequence[Cell]) -> list[str]:
+    """What is branched off what, and what that saves."""
+    branches = [cell for cell in cells if cell.branch_step]
+    if not branches:
+        return []
+    trunks = {cell.after for cell in branches}
+    saved = sum(cell.flops - cell.flops_trained for cell in branches)
+    return [
+        f"trunks       {len(trunks)}, each with its branches one independent run; {len(branches)} runs begin where "
+        f"their decay does with the trunk's state, which saves {saved:.3g} FLOPs"
+    ]
 
 
 def _power(design: Design, power: Power | None, chance: float, seconds_a_seed: float) -> list[str]:

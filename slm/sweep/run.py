@@ -30,6 +30,7 @@ from slm.sweep.grid import Plan, make_plan
 from slm.sweep.launchers import open_launcher
 from slm.sweep.plan import print_plan
 from slm.sweep.recipe import digest
+from slm.sweep.trunks import without_lost_steps
 from slm.sweep.tuning import tune
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     folder = Path(config["output_dir"] or _default_folder(design, plan.cells))
     config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}
     _check_folder(folder, plan.cells)
+    plan.cells = without_lost_steps(plan.cells, folder / "runs")
     if config["dry_run"]:
         _print_plan(design, plan, folder, config)
         return 0

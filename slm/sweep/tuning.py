@@ -80,4 +80,6 @@ def _rows_at(rows: pd.DataFrame, lr: float, losses: Mapping[int, float]) -> pd.D
     loss = kept["seed"].map(losses)
     kept["bits_per_byte"] *= loss / kept["loss"]
     kept["perplexity"] = np.exp(loss)
+    if "trunk" in kept:  # budgets may have optima between different rates, and share the trunks of all of them
+        kept["trunk"] = [f"{row.family}_{row.width}x{row.depth}-seed{row.seed}-tuned" for row in kept.itertuples()]
     return kept.assign(loss=loss, lr=lr, run_id=kept["run_id"] + "-tuned")

@@ -57,13 +57,16 @@ def test_families_that_differ_in_nothing_else_are_controlled() -> None:
         ("sequence_length", 512, "sequence length"),
         ("batch_tokens", 8192, "batch"),
         ("precision", "32-true", "precision"),
+        ("document_masking", True, "document masking"),
+        ("optimizer", "muon", "optimizer"),
+        ("ema_decay", 0.999, "averaging of weights"),
         ("lr", 1e-4, "learning rate rule"),
         ("seed", 3, "seeds"),
         ("params_total", 5e6, "sizes"),
     ],
 )
 def test_each_difference_between_families_is_named(column: str, value: object, named: str) -> None:
-    frame = runs()
+    frame = runs(document_masking=False, optimizer="adamw", ema_decay=0.0)
     frame[column] = [value if other else mine for other, mine in zip(wide(frame), frame[column], strict=True)]
     found = audit(frame)
     assert not found["controlled"]
@@ -100,6 +103,13 @@ def test_the_batch_the_precision_and_the_seeds_may_be_unknown() -> None:
     found = audit(runs().drop(columns=["batch_tokens", "precision", "seed", "sequence_length"]))
     assert found["controlled"]
     assert len(found["unknown"]) == 4
+
+
+def test_what_few_tables_have_is_not_missed_in_others() -> None:
+    """`test_families_that_differ_in_nothing_else_are_controlled` has none of these columns and no unknown."""
+    found = audit(runs(document_masking=True, optimizer="muon", ema_decay=0.0))
+    assert found["controlled"]
+    assert {"document masking", "optimizer", "averaging of weights"} <= set(what(found, "checked"))
 
 
 def test_tokens_are_matched_by_budget_by_ratio_or_by_compute() -> None:

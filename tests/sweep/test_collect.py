@@ -62,6 +62,28 @@ def test_every_run_is_a_row_whatever_became_of_it(tmp_path: Path) -> None:
     assert "2 (interrupted), 3 (diverged)" in table.notes[0]
 
 
+def test_a_branch_is_of_the_cluster_of_its_trunk_also_through_another_branch(tmp_path: Path) -> None:
+    branch = {"name": "twig", "train_tokens": 500_000}
+    write(tmp_path / "8M", result())
+    write(tmp_path / "4M", result(**branch, branched_from={"name": "tiny-seed1", "step": 90}))
+    write(tmp_path / "2M", result(train_tokens=200_000, branched_from={"name": "twig", "step": 40}))
+    write(tmp_path / "other", result(seed=2))
+    write(tmp_path / "orphan", result(seed=3, branched_from={"name": "gone", "step": 40}))
+    frame = table_from_frame(collect_runs(tmp_path)).frame
+    clusters = dict(zip(frame["run_id"], frame["cluster"], strict=True))
+    assert clusters == {"8M": "8M", "4M": "8M", "2M": "8M", "other": "other", "orphan": "gone"}
+
+
+def test_runs_of_another_optimizer_or_average_are_another_cell(tmp_path: Path) -> None:
+    write(tmp_path / "old", result())  # from before there was a choice
+    write(tmp_path / "adamw", result(seed=2, optimizer="adamw", ema_decay=None))
+    write(tmp_path / "average", result(seed=2, optimizer="adamw", ema_decay=0.999))
+    write(tmp_path / "muon", result(seed=2, optimizer="muon", ema_decay=None))
+    frame = table_from_frame(collect_runs(tmp_path)).frame.set_index("run_id")
+    assert frame.at["old", "cell"] == frame.at["adamw", "cell"]
+    assert frame["cell"].nunique() == 3
+
+
 def test_a_row_has_the_figures_of_its_result(tmp_path: Path) -> None:
     write(tmp_path / "run", result())
     row = table_from_frame(collect_runs(tmp_path / "run")).frame.iloc[0]

@@ -20,9 +20,9 @@ ALIASES = {"tokens": "D", "flops": "C", "perplexity": "ppl", "bits_per_byte": "b
 CELL = (
     *("family", *SIZES, "tokens", "width", "depth", "lr", "budget", "isoflop", "vocab_size", "steps", "schedule"),
     *("context_length", "sequence_length", "batch_tokens", "batch_seqs", "batch_size", "parametrization", "precision"),
-    *("data_fingerprint", "tokenizer_fingerprint"),
+    *("data_fingerprint", "tokenizer_fingerprint", "document_masking", "optimizer", "ema_decay"),
 )
-NAMES = dict.fromkeys(("run_id", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
+NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
 _BLANKS = {"", "nan", "na", "n/a", "null", "none", "-"}
 
 
@@ -71,7 +71,7 @@ def typed(raw: pd.DataFrame) -> pd.DataFrame:
         numbers = [number(value) for value in raw[name]]
         if name in QUANTITIES:
             columns[name] = pd.Series([math.nan if n is None else n for n in numbers], raw.index, dtype=float)
-        elif name in ("family", "run_id") or str(name).endswith("fingerprint"):
+        elif name in ("family", "run_id", "trunk") or str(name).endswith("fingerprint"):
             # Text even where it spells a number: 16 hex digits may, and would lose some of them.
             text = [None if is_blank(value) else str(value).strip() for value in raw[name]]
             columns[name] = pd.Series(text, raw.index, dtype=object)
@@ -151,9 +151,13 @@ def complete(frame: pd.DataFrame, name: str) -> bool:
 
 
 def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Add `cluster` (the run a row is of) and `cell` (a number for rows that differ in seed and results alone)."""
-    rows = pd.Series([f"row{row}" for row in frame.index], frame.index)
-    cluster = frame["run_id"].where(frame["run_id"].notna(), rows) if "run_id" in frame else rows
+    """Add `cluster` and `cell` (a number for rows that differ in seed and results alone).
+
+    A cluster is the run that a row is of, or the one (`trunk`) that this run was branched off.
+    """
+    cluster = pd.Series([f"row{row}" for row in frame.index], frame.index)
+    for name in (name for name in ("run_id", "trunk") if name in frame):
+        cluster = frame[name].where(frame[name].notna(), cluster)
     shared = frame["family"].groupby(cluster).transform("nunique") > 1
     if shared.any():
         notes.append("A run_id that stands in several families was taken as a run of each.")

@@ -40,7 +40,7 @@ class Table:
     """Runs in canonical columns.
 
     `loss` is nats a token, `params_*`, `N` and `tokens` are counts, `flops` those of the whole training; `cluster`
-    names the run that a row is of, and rows of equal `cell` differ in nothing but seed and results.
+    names the run that a row is of or was branched off, and rows of equal `cell` differ in nothing but seed and results.
     """
 
     frame: pd.DataFrame

@@ -1,0 +1,78 @@
+"""Several token budgets off one run: under `wsd` runs of all budgets are the longest one until their own decay.
+
+Notable: a branch is, to the last bit, the run of its budget from step 0 (docs/training.md), so what decides a run, its
+key and its name do not change here; only who trains its first steps does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slm.sweep.cells import Cell
+from slm.sweep.ledger import outcome_of
+
+
+def check_trunk(schedule: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a schedule (of train.py) under which runs of several budgets have no step in common."""
+    if schedule["name"] != "wsd":
+        raise ValueError(
+            f"sweep.budget.trunk=true needs schedule=wsd, and schedule={schedule['name']} differs between budgets from "
+            "the first step on: add schedule=wsd to sweep.overrides, or set sweep.budget.trunk=false"
+        )
+    if schedule["warmup_steps"] is None:
+        raise ValueError(
+            "sweep.budget.trunk=true needs a warm-up that does not hang on the budget, and schedule.warmup_steps=null: "
+            "add schedule.warmup_steps=20, say, to sweep.overrides"
+        )
+    if schedule["decay_fraction"] >= 1:
+        raise ValueError(
+            f"sweep.budget.trunk=true needs steps before the decay, and schedule.decay_fraction="
+            f"{schedule['decay_fraction']} leaves none: choose one below 1, such as 0.2"
+        )
+
+
+def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cell]:
+    """The cells of one shape, where those of one learning rate and seed go on from the longest of them.
+
+    `settings` is the resolved config of the shape. Each leaves its trunk at the last step before its own decay, which
+    the trunk's `checkpoint.keep_steps` then holds beside those given. A run that decays from its first step on has
+    nothing to share and stays as it is.
+    """
+    runs: dict[tuple[float, int], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        if cell.impossible is None:
+            runs[cell.lr, cell.seed].append(cell)
+    batch, decay = settings["train"]["batch_tokens"], settings["schedule"]["decay_fraction"]
+    changed: dict[str, Cell] = {}
+    for group in runs.values():
+        trunk = max(group, key=lambda cell: cell.tokens)
+        kept = set(settings["checkpoint"]["keep_steps"])
+        for cell in (cell for cell in group if cell.tokens < trunk.tokens):
+            step = math.floor((1 - decay) * (cell.tokens // batch))
+            if step:
+                changed[cell.name] = replace(cell, after=trunk.name, branch_step=step, shared_tokens=step * batch)
+                kept.add(step)
+        if kept:
+            override = f"checkpoint.keep_steps=[{','.join(map(str, sorted(kept)))}]"
+            changed[trunk.name] = replace(trunk, overrides=(*trunk.overrides, override))
+    return [changed.get(cell.name, cell) for cell in cells]
+
+
+def without_lost_steps(cells: Sequence[Cell], runs: Path) -> list[Cell]:
+    """The cells, where a branch whose trunk ended without keeping its step is to be trained from step 0.
+
+    So it is where the trunk was finished before a budget was added. `runs` is the folder of run directories.
+    """
+    return [replace(c, branch_step=0, shared_tokens=0) if c.branch_step and _is_lost(c, runs) else c for c in cells]
+
+
+def _is_lost(cell: Cell, runs: Path) -> bool:
+    trunk = runs / str(cell.after)
+    kept = trunk / "checkpoints" / f"step-{cell.branch_step:06d}.ckpt"
+    done = outcome_of(trunk).status == "completed" and outcome_of(runs / cell.name).status != "completed"
+    return done and not kept.exists()

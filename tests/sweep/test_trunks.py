@@ -1,0 +1,144 @@
+"""Several budgets off one run: branches are the runs that they would be alone, and cost only their own steps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm.scaling.tables import table_from_frame
+from slm.sweep.cells import Cell
+from slm.sweep.collect import collect_cells
+from slm.sweep.execute import execute
+from slm.sweep.forecast import Speeds, disk_bytes, power_of
+from slm.sweep.run import run_sweep
+from slm.sweep.trunks import share_trunks, without_lost_steps
+from slm.training.schedules import check_schedule, steps_in_common
+from tests.running import SMALL_RUN
+from tests.sweep.celled import LOCAL, cell
+from tests.sweep.test_collect import write
+from tests.sweep.test_command_line import composed
+from tests.sweep.test_design import SMALL, cells_of
+
+WSD = "sweep.overrides=['schedule=wsd','schedule.warmup_steps=2','train.batch_tokens=1024']"
+BRANCHED = (*SMALL, "sweep.budget.tokens=[10240,20480,40960]", "sweep.budget.trunk=true", WSD)
+
+
+def wsd(**changes: Any) -> dict[str, Any]:
+    schedule = {"name": "wsd", "warmup_steps": 2, "warmup_fraction": 0.05, "decay_fraction": 0.2, "final_fraction": 0.0}
+    return {"train": {"batch_tokens": 100}, "checkpoint": {"keep_steps": []}, "schedule": schedule | changes}
+
+
+def test_the_longest_budget_is_the_trunk_of_the_others_and_keys_do_not_change() -> None:
+    several = ("sweep.seeds=[1,2]", "sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
+    alone = cells_of(*BRANCHED, *several, "sweep.budget.trunk=false")
+    cells = {cell.name: cell for cell in cells_of(*BRANCHED, *several)}
+    assert [cell.key for cell in cells.values()] == [cell.key for cell in alone]
+    trunks = [cell for cell in cells.values() if cell.after is None]
+    assert len(trunks) == 6
+    for trunk in trunks:
+        assert (trunk.tokens, trunk.flops_trained) == (40960, trunk.flops)
+        assert trunk.overrides[-1] == "checkpoint.keep_steps=[8,16]"
+    for branch in (each for each in cells.values() if each.after):
+        assert (cells[branch.after].lr, cells[branch.after].seed) == (branch.lr, branch.seed)
+        assert (branch.branch_step, branch.shared_tokens) == (branch.tokens // 1024 * 8 // 10, branch.tokens * 8 // 10)
+        assert branch.flops_trained == pytest.approx(branch.flops / 5)
+
+
+@given(
+    steps=st.lists(st.integers(1, 500), min_size=2, max_size=4, unique=True),
+    decay=st.floats(0.01, 0.99),
+    warmup=st.integers(0, 20),
+)
+def test_a_branch_leaves_before_the_learning_rates_part(steps: list[int], decay: float, warmup: int) -> None:
+    settings = wsd(decay_fraction=decay, warmup_steps=warmup)
+    schedule = settings["schedule"]
+    try:
+        for count in steps:
+            check_schedule(schedule, count)
+    except ValueError:
+        return
+    for branch in share_trunks([cell(str(count), steps=count) for count in steps], settings):
+        common = steps_in_common(schedule, max(steps), schedule, int(branch.name))
+        assert branch.branch_step <= common
+        if branch.after is None:
+            assert int(branch.name) == max(steps) or (1 - decay) * int(branch.name) < 1
+        else:
+            assert branch.branch_step >= common - 1  # nothing is trained twice but for a step
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("sweep.budget.tokens=10000", r"trunk=true needs several budgets .* sweep\.budget\.tokens is 10000 alone"),
+        ("sweep.overrides=[]", r"trunk=true needs schedule=wsd, and schedule=cosine"),
+        ("sweep.overrides=['schedule=wsd']", r"trunk=true needs a warm-up .*schedule\.warmup_steps=null"),
+        (WSD.replace("]", ",'schedule.decay_fraction=1.0']"), r"schedule\.decay_fraction=1\.0 leaves none"),
+        ("sweep.budget.trunk=yes please", r"sweep\.budget\.trunk=yes please must be true or false"),
+    ],
+)
+def test_what_cannot_be_branched_is_refused(change: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        cells_of(*BRANCHED, change)
+
+
+def test_the_plan_counts_what_is_trained_and_names_trunks_and_branches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = cells_of(*BRANCHED)
+    # Of 10, 20 and 40 steps the first two train 2 and 4 of their own.
+    assert sum(cell.flops_trained for cell in cells) == pytest.approx(cells[-1].flops * 46 / 40)
+    assert sum(map(Speeds({}, 1e9).seconds, cells)) == pytest.approx(cells[-1].flops * 46 / 40 / 1e9)
+    assert disk_bytes(cells) == (3 * 28 + 2 * 12) * cells[0].params_total
+    assert run_sweep(composed(*BRANCHED, "dry_run=true")) == 0
+    said = capsys.readouterr().out
+    assert "10,240 from 8,192" in said
+    assert "trunks       1, each with its branches one independent run; 2 runs begin where" in said
+
+
+def test_rows_of_one_trunk_are_one_independent_run_of_the_power() -> None:
+    wide = ("sweep.grid.widths=[64,128,192,256]", "sweep.families=[mobilellm,gpt2]")
+    assume = {"law": "power", "params": {"A": 20, "alpha": 0.1}, "sigma": 0.01, "more_seeds": 0}
+    detectable = [
+        power_of(cells_of(*BRANCHED, *wide, how), seeds=1, assume=assume, power=0.8, level=0.95).detectable[1]
+        for how in ("sweep.budget.trunk=true", "sweep.budget.trunk=false")
+    ]
+    assert detectable[0] > detectable[1]
+
+
+def test_a_budget_added_to_a_finished_trunk_that_kept_no_step_for_it_is_trained_from_step_0(tmp_path: Path) -> None:
+    cells = share_trunks([cell("short", steps=10), cell("long", steps=20)], wsd())
+    assert without_lost_steps(cells, tmp_path) == cells
+    write(tmp_path / "long", {"status": "completed"})
+    short, _ = without_lost_steps(cells, tmp_path)
+    assert (short.branch_step, short.flops_trained, short.after) == (0, short.flops, "long")
+    (tmp_path / "long" / "checkpoints").mkdir()
+    (tmp_path / "long" / "checkpoints" / "step-000008.ckpt").touch()
+    assert without_lost_steps(cells, tmp_path) == cells
+
+
+def test_a_branch_has_the_loss_of_the_run_from_step_0_and_the_cluster_of_its_trunk(
+    text_file: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    where = (f"data.paths={text_file}", f"cache_dir={cache_dir}", "schedule=wsd", "schedule.warmup_steps=3")
+    common = (*(item for item in SMALL_RUN if not item.startswith("train.tokens")), *where)
+
+    def planned(name: str, tokens: int) -> Cell:
+        own = (f"train.tokens={tokens}", f"name={name}")
+        return cell(name, *own, tokens=tokens, budget=f"tokens={tokens}")
+
+    settings = wsd(warmup_steps=3) | {"train": {"batch_tokens": 256}}
+    cells = [*share_trunks([planned("short", 5120), planned("long", 10240)], settings), planned("alone", 5120)]
+    cells = [Cell(**{**vars(c), "overrides": c.overrides[1:]}) for c in cells]  # without the stand-ins' own
+    outcomes = execute(cells, tmp_path, LOCAL, common=common, environment={"OMP_NUM_THREADS": "1"})
+    assert {name: outcome.status for name, outcome in outcomes.items()} == dict.fromkeys(outcomes, "completed")
+    results = {c.name: json.loads((tmp_path / c.name / "result.json").read_text()) for c in cells}
+    assert results["short"]["val"] == results["alone"]["val"]
+    assert results["short"]["branched_from"] == {"name": "long", "step": 16}
+    assert results["short"]["tokens_trained"] == 4 * 256 == cells[0].tokens - cells[0].shared_tokens
+    runs = collect_cells(tmp_path, cells, "fixed").assign(family="f")
+    clusters = table_from_frame(runs).frame.set_index("run_id")["cluster"]
+    assert clusters.to_dict() == {"short": "long", "long": "long", "alone": "alone"}
