@@ -98,7 +98,7 @@ def execute(
         cell.name: Job(
             name=cell.name,
             folder=folder / cell.name,
-            command=(sys.executable, str(script), *cell.overrides, *common, *_places(cell, folder)),
+            command=(sys.executable, str(script), *cell.overrides, *common, *places_of(cell, folder)),
             environment=environment or {},
         )
         for cell in cells
@@ -240,7 +240,7 @@ def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
     return {cell.name: cell.flops_trained + max(branches[cell.name], default=0.0) for cell in cells}
 
 
-def _places(cell: Cell, folder: Path) -> list[str]:
+def places_of(cell: Cell, folder: Path) -> list[str]:
     """Overrides that say where the run is, and where its trunk; they hold any path, in Hydra's quotes."""
     places = {"output_dir": folder / cell.name}
     if cell.after is not None and cell.branch_step:

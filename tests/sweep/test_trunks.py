@@ -1,26 +1,29 @@
 """Several budgets off one run: branches are the runs that they would be alone, and cost only their own steps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from slm.scaling.tables import table_from_frame
-from slm.sweep.cells import Cell
 from slm.sweep.collect import collect_cells
-from slm.sweep.execute import execute
+from slm.sweep.execute import places_of
 from slm.sweep.forecast import Speeds, disk_bytes, power_of
 from slm.sweep.run import run_sweep
 from slm.sweep.trunks import share_trunks, without_lost_steps
+from slm.training.run import train
 from slm.training.schedules import check_schedule, steps_in_common
-from tests.running import SMALL_RUN
-from tests.sweep.celled import LOCAL, cell
+from tests.running import make_command
+from tests.sweep.celled import cell
 from tests.sweep.test_collect import write
 from tests.sweep.test_command_line import composed
 from tests.sweep.test_design import SMALL, cells_of
+from tests.test_conf import composed as composed_train
 
 WSD = "sweep.overrides=['schedule=wsd','schedule.warmup_steps=2','train.batch_tokens=1024']"
 BRANCHED = (*SMALL, "sweep.budget.tokens=[10240,20480,40960]", "sweep.budget.trunk=true", WSD)
@@ -47,20 +50,21 @@ def test_the_longest_budget_is_the_trunk_of_the_others_and_keys_do_not_change() 
         assert branch.flops_trained == pytest.approx(branch.flops / 5)
 
 
+@settings(max_examples=40)
 @given(
     steps=st.lists(st.integers(1, 500), min_size=2, max_size=4, unique=True),
     decay=st.floats(0.01, 0.99),
     warmup=st.integers(0, 20),
 )
 def test_a_branch_leaves_before_the_learning_rates_part(steps: list[int], decay: float, warmup: int) -> None:
-    settings = wsd(decay_fraction=decay, warmup_steps=warmup)
-    schedule = settings["schedule"]
+    config = wsd(decay_fraction=decay, warmup_steps=warmup)
+    schedule = config["schedule"]
     try:
         for count in steps:
             check_schedule(schedule, count)
     except ValueError:
         return
-    for branch in share_trunks([cell(str(count), steps=count) for count in steps], settings):
+    for branch in share_trunks([cell(str(count), steps=count) for count in steps], config):
         common = steps_in_common(schedule, max(steps), schedule, int(branch.name))
         assert branch.branch_step <= common
         if branch.after is None:
@@ -123,22 +127,22 @@ def test_a_budget_added_to_a_finished_trunk_that_kept_no_step_for_it_is_trained_
 def test_a_branch_has_the_loss_of_the_run_from_step_0_and_the_cluster_of_its_trunk(
     text_file: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
-    where = (f"data.paths={text_file}", f"cache_dir={cache_dir}", "schedule=wsd", "schedule.warmup_steps=3")
-    common = (*(item for item in SMALL_RUN if not item.startswith("train.tokens")), *where)
-
-    def planned(name: str, tokens: int) -> Cell:
-        own = (f"train.tokens={tokens}", f"name={name}")
-        return cell(name, *own, tokens=tokens, budget=f"tokens={tokens}")
-
-    settings = wsd(warmup_steps=3) | {"train": {"batch_tokens": 256}}
-    cells = [*share_trunks([planned("short", 5120), planned("long", 10240)], settings), planned("alone", 5120)]
-    cells = [Cell(**{**vars(c), "overrides": c.overrides[1:]}) for c in cells]  # without the stand-ins' own
-    outcomes = execute(cells, tmp_path, LOCAL, common=common, environment={"OMP_NUM_THREADS": "1"})
-    assert {name: outcome.status for name, outcome in outcomes.items()} == dict.fromkeys(outcomes, "completed")
-    results = {c.name: json.loads((tmp_path / c.name / "result.json").read_text()) for c in cells}
+    """In this process: three of train.py take three times as long to start as to train."""
+    common = [item for item in make_command(text_file, cache_dir)[2:] if not item.startswith("train.tokens=")]
+    cells = [
+        replace(cell(name, tokens=tokens, flops=1.0), overrides=(f"train.tokens={tokens}", f"name={name}"))
+        for name, tokens in {"long": 10240, "short": 5120}.items()
+    ]
+    schedule = wsd(warmup_steps=3) | {"train": {"batch_tokens": 256}}
+    cells = [*share_trunks(cells, schedule), replace(cells[1], name="alone")]
+    wsd_too = ("schedule=wsd", "schedule.warmup_steps=3")
+    for one in cells:
+        train(OmegaConf.create(composed_train(*common, *wsd_too, *one.overrides, *places_of(one, tmp_path))))
+    results = {one.name: json.loads((tmp_path / one.name / "result.json").read_text()) for one in cells}
     assert results["short"]["val"] == results["alone"]["val"]
     assert results["short"]["branched_from"] == {"name": "long", "step": 16}
-    assert results["short"]["tokens_trained"] == 4 * 256 == cells[0].tokens - cells[0].shared_tokens
+    assert results["short"]["tokens_trained"] == 4 * 256 == cells[1].tokens - cells[1].shared_tokens
+    assert results["alone"]["branched_from"] is None
     runs = collect_cells(tmp_path, cells, "fixed").assign(family="f")
     clusters = table_from_frame(runs).frame.set_index("run_id")["cluster"]
     assert clusters.to_dict() == {"short": "long", "long": "long", "alone": "alone"}
