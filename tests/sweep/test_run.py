@@ -166,6 +166,19 @@ def test_tuned_rates_are_interpolated_before_the_analysis(monkeypatch: pytest.Mo
     assert results["lr_rule"].unique().tolist() == ["tuned over 5 rates by completep"]
 
 
+@pytest.mark.parametrize("rule", ["fixed", "tuned"])
+def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four shapes, two families and two seeds, whether or not optima of rates lie between."""
+    lr = {"fixed": ["sweep.lr.parametrization=null"], "tuned": ["sweep.lr.factors=[0.25,1,4]"]}[rule]
+    off_trunk = ["sweep.budget.tokens=[200000,400000]", "sweep.budget.trunk=true", "sweep.seeds=[1,2]"]
+    wsd = QUICK[-1].replace("]", ",'schedule=wsd','schedule.warmup_steps=5']")
+    assert swept(monkeypatch, Jobs(), *FEW, f"sweep.lr.rule={rule}", *lr, *off_trunk, wsd) == 0
+    results = pd.read_csv("here/results.csv")
+    of_run = ["family", "width", "depth", "seed"]
+    assert (len(results), results["cluster"].nunique(), len(results.drop_duplicates(of_run))) == (32, 16, 16)
+    assert results.groupby("cluster")[of_run].nunique().eq(1).all(axis=None)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
