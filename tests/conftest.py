@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.running import make_command, quiet_env
+from tests.slurm.cluster import why_impossible
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several of these share the cores
     torch.set_num_threads(1)
@@ -27,6 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     absent = {
         "gpu": "" if torch.cuda.is_available() else "needs a CUDA device; there: pytest -m gpu",
         "hub": "" if os.environ.get("SLM_TEST_HUB") else "needs the network; with it: SLM_TEST_HUB=1 pytest -m hub",
+        "slurm": why_impossible(),
     }
     for item in items:
         for marker, reason in absent.items():
