@@ -1,7 +1,7 @@
-"""A SLURM cluster of two nodes on this machine, all of it in one folder: munge, slurmctld, slurmd and, for accounting, MariaDB, slurmdbd.
+"""A SLURM cluster of two nodes on this machine, all of it in one folder.
 
-It needs root, and Debian's `slurmctld slurmd slurm-client munge`, with accounting `slurmdbd mariadb-server` besides; no
-systemd, no cgroups and no other SLURM on the machine is touched. The nodes claim more cores than there may be.
+It needs root and Debian's `slurmctld slurmd slurm-client munge`; with accounting, `slurmdbd mariadb-server` too. No
+systemd and no cgroups; another SLURM on the machine is left alone. The nodes claim more cores than there may be.
 """
 
 from __future__ import annotations

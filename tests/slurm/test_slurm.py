@@ -41,7 +41,7 @@ SWEEP = [
     "logger=csv",
     "analysis=quick",
     "analysis.laws=[power]",
-    "analysis.calibration=9",
+    "analysis.calibration=0",
     "launcher=slurm",
     "launcher.gpus_per_job=0",
     "launcher.cpus_per_job=1",
@@ -99,7 +99,8 @@ class Sweep:
     def _wait_for(self, look: Callable[[], Path | None]) -> Path:
         deadline = time.monotonic() + 300
         while not (found := look()):
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
         return found
 
