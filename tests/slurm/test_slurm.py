@@ -157,6 +157,16 @@ def test_a_sweep_that_is_interrupted_saves_and_leaves_no_job_behind(
     assert "interrupted with 0 of 6 cells completed" in sweep.log.read_text()
 
 
+def test_what_slurm_refuses_is_said_in_a_sentence(
+    cluster: Cluster, folder: Path, text_file: Path, cache_dir: Path
+) -> None:
+    sweep = Sweep(cluster, folder / "sweep", text_file, cache_dir, "launcher.partition=day")
+    assert sweep.wait() == 1
+    assert "error: SLURM refused what launcher.* asks for: " in sweep.log.read_text()
+    assert "invalid partition specified: day" in sweep.log.read_text()
+    assert "Traceback" not in sweep.log.read_text()
+
+
 def test_two_nodes_train_as_one_process_does(cluster: Cluster, folder: Path, text_file: Path, cache_dir: Path) -> None:
     """By `srun` with a task a device, Lightning finds its ranks in SLURM's environment."""
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"]

@@ -128,11 +128,11 @@ class OtherMachine:
         alive = {number: "RUNNING" for number, process in self.processes.items() if process.is_alive()}
         return alive | self.told
 
-    def cancel(self, ids: Sequence[str], *, at_once: bool) -> None:
+    def cancel(self, ids: Sequence[str]) -> None:
         self.cancelled += ids
         for number in ids:
             self.told.pop(number, None)
-            (self.processes[number].kill if at_once else self.processes[number].terminate)()
+            self.processes[number].terminate()
 
 
 @pytest.fixture
@@ -207,6 +207,37 @@ def master_job(folder: Path) -> Job:
     run = folder / "runs" / "a"
     command = (sys.executable, str(STUB), "steps=9", "seconds=0.1", f"output_dir={run}")
     return Job(name="a", folder=run, command=command)
+
+
+def job_in(folder: Path) -> Job:
+    return Job(name="a", folder=folder / "a", command=("true",))
+
+
+def test_nothing_is_submitted_while_slurm_does_not_answer(
+    other_machine: OtherMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = open_launcher(QUICK, tmp_path, jobs=1)
+    assert engine.adopt([job_in(tmp_path)]) == []
+    assert engine.free() > 0
+    monkeypatch.setattr(other_machine, "states", lambda: None)
+    assert engine.ended() == {}
+    assert engine.free() == 0
+    with pytest.raises(ValueError, match="no answer from SLURM"):
+        engine.adopt([job_in(tmp_path)])
+
+
+def test_a_second_interrupt_does_not_wait_for_slurm(other_machine: OtherMachine, tmp_path: Path) -> None:
+    """Which gives jobs its KillWait, however it is asked."""
+    engine = open_launcher(QUICK, tmp_path, jobs=1)
+    engine.start([job_in(tmp_path)])
+    other_machine.processes["0_0"].join()
+    (tmp_path / "a" / remote.EXIT).unlink()
+    other_machine.told["0_0"] = "COMPLETING"
+    other_machine.cancel = lambda ids: None  # type: ignore[method-assign]
+    engine.stop()
+    assert engine.ended() == {}
+    engine.stop(at_once=True)
+    assert engine.ended() == {"a": None}
 
 
 SBATCH = """#!/bin/sh

@@ -38,8 +38,8 @@ class Scheduler(Protocol):
     def states(self) -> dict[str, str] | None:
         """Ids of jobs that are queued or run, and their states; None if nobody answers."""
 
-    def cancel(self, ids: Sequence[str], *, at_once: bool) -> None:
-        """SIGTERM, and after a while SIGKILL; or SIGKILL `at_once`."""
+    def cancel(self, ids: Sequence[str]) -> None:
+        """SIGTERM, and SIGKILL after the cluster's KillWait; those that are queued are dropped."""
 
 
 class Slurm:
@@ -54,19 +54,21 @@ class Slurm:
         self._submitted: dict[str, tuple[Job, str]] = {}
         self._states: dict[str, str] | None = None
         self._asked = float("-inf")
-        self._stopping = False
+        self._stopping = self._leaving = False
 
     def free(self) -> int:
-        """No limit of its own."""
-        return 1_000_000
+        """No limit of its own, but none while SLURM does not answer."""
+        return 0 if self._states is None else 1_000_000
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
-        """Jobs whose newest submission SLURM still knows."""
-        states = self.scheduler.states() or {}
+        """Jobs whose newest submission SLURM still knows; `ValueError` if it does not answer."""
+        self._states = self.scheduler.states()
+        if self._states is None:
+            raise ValueError("launcher=slurm: squeue gets no answer from SLURM's controller; start again when it does")
         for job in jobs:
             with suppress(OSError):
                 number = (job.folder / ID).read_text()
-                if number in states:
+                if number in self._states:
                     self._submitted[job.name] = job, number
         return list(self._submitted)
 
@@ -84,6 +86,9 @@ class Slurm:
 
     def ended(self) -> dict[str, int | None]:
         """Jobs that left an exit code, and those that SLURM has lost."""
+        if self._leaving:
+            left, self._submitted = self._submitted, {}
+            return dict.fromkeys(left)
         if time.monotonic() - self._asked < ASK_SECONDS:
             return {}
         self._states, self._asked = self.scheduler.states(), time.monotonic()
@@ -96,10 +101,10 @@ class Slurm:
         return codes
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Cancel all of them: SLURM sends SIGTERM, and SIGKILL after its KillWait."""
-        self._stopping = True
+        """Cancel all of them, which lets train.py save; `at_once` is not to wait for it: SLURM has no quicker way."""
+        self._stopping, self._leaving = True, at_once
         self._asked = float("-inf")
-        self.scheduler.cancel([number for _, number in self._submitted.values()], at_once=at_once)
+        self.scheduler.cancel([number for _, number in self._submitted.values()])
 
     def _is_lost(self, job: Job, number: str) -> bool:
         if self._states is None:
@@ -113,7 +118,7 @@ class Slurm:
         if not self.beats.is_silent(job.folder):
             return False
         if state is not None:
-            self.scheduler.cancel([number], at_once=True)
+            self.scheduler.cancel([number])
         return True
 
 
@@ -144,9 +149,14 @@ class Submitit:
         )
 
     def submit(self, functions: Sequence[RemoteJob]) -> list[str]:
-        """Queue them as one array; returns their ids."""
-        with self.executor.batch():
-            jobs = [self.executor.submit(function) for function in functions]
+        """Queue them as one array; returns their ids. Raises `ValueError` if SLURM refuses."""
+        from submitit.core.utils import FailedJobError
+
+        try:
+            with self.executor.batch():
+                jobs = [self.executor.submit(function) for function in functions]
+        except FailedJobError as error:
+            raise ValueError(f"SLURM refused what launcher.* asks for: {'; '.join(str(error).splitlines())}") from error
         return [job.job_id for job in jobs]
 
     def states(self) -> dict[str, str] | None:
@@ -155,10 +165,10 @@ class Submitit:
         asked = subprocess.run(command, capture_output=True, text=True)
         return dict(line.split() for line in asked.stdout.splitlines()) if asked.returncode == 0 else None
 
-    def cancel(self, ids: Sequence[str], *, at_once: bool) -> None:
+    def cancel(self, ids: Sequence[str]) -> None:
         """By `scancel`."""
         if ids:
-            subprocess.run(["scancel", *(["--signal=KILL"] if at_once else []), *ids], capture_output=True)
+            subprocess.run(["scancel", *ids], capture_output=True)
 
 
 def check_slurm(settings: Mapping[str, Any]) -> None:
