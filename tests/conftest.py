@@ -23,12 +23,13 @@ hypothesis.settings.register_profile("same", derandomize=not os.environ.get("SLM
 hypothesis.settings.load_profile("same")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what this machine cannot run."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run, or what takes minutes and was not asked for."""
+    minutes = "" if "slurm" in config.option.markexpr else "takes minutes; asked for by: pytest -m slurm tests/slurm"
     absent = {
         "gpu": "" if torch.cuda.is_available() else "needs a CUDA device; there: pytest -m gpu",
         "hub": "" if os.environ.get("SLM_TEST_HUB") else "needs the network; with it: SLM_TEST_HUB=1 pytest -m hub",
-        "slurm": why_impossible(),
+        "slurm": why_impossible() or minutes,
     }
     for item in items:
         for marker, reason in absent.items():
