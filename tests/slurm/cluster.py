@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
@@ -108,6 +109,14 @@ class Cluster:
     def __exit__(self, *error: object) -> None:
         self.ask("scancel", "--user=root", "--signal=KILL")
         self._daemons.close()
+        self._end_steps()
+
+    def _end_steps(self) -> None:
+        """Steps outlive slurmd, and wait for a controller that was away when they ended."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if self.names["SLURM_CONF"].encode() in (process / "environ").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def ask(self, *command: str) -> str:
         """What a command of SLURM says, whether it succeeds or not."""

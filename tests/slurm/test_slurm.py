@@ -142,7 +142,7 @@ def test_six_cells_end_with_six_results_whatever_befalls_their_jobs(
         assert "continuing   from step" in (run / "job.log").read_text()
     assert slurm_id(preempted) == queued_as  # SLURM started it again, not the master
     assert slurm_id(cancelled) != cancelled_as
-    assert cluster.ask("squeue", "--noheader") == ""
+    assert cluster.ask("squeue", "--noheader", "--states=PENDING,RUNNING") == ""
 
 
 def test_a_sweep_that_is_interrupted_saves_and_leaves_no_job_behind(
