@@ -24,6 +24,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from slm.sweep.tuning import tune
+
 ROOT = Path(__file__).parents[1]
 SCALES = {"completep": (1 / 4, 1 / 2, 1.0, 2.0, 4.0), "standard": (1 / 8, 1 / 4, 1 / 2, 1.0)}
 # With init_std 0.02 the base's seeds lie 0.45 nats apart at 8e-3, and rates cannot be told apart (docs/log.md).
@@ -66,7 +68,7 @@ def main() -> None:
 
     tuning = [Job("base", "standard", base, lr, seed) for seed in options.seeds for lr in options.rates]
     table = train(tuning, base, options, overrides)
-    best = optimum(table.groupby("lr")["loss"].mean())
+    best = optimum(table)
     print(f"best rate at {base[0]} x {base[1]}: {best:.3e}", flush=True)
     scan = [
         Job("target", name, target, best * scale, options.seeds[0])
@@ -120,14 +122,12 @@ def train(
         return pd.DataFrame(slots.map(one, jobs))
 
 
-def optimum(loss: pd.Series) -> float:
-    """Rate of the lowest loss, by a parabola in log(rate) through it and its neighbours; `loss` is indexed by rate."""
-    loss = loss.sort_index()
-    place = int(np.argmin(loss))
-    if place in (0, len(loss) - 1):
-        sys.exit(f"the best of the base's rates is at an end, {loss.index[place]:g}: give further --rates")
-    a, b, _ = np.polyfit(np.log(loss.index[place - 1 : place + 2]), loss.iloc[place - 1 : place + 2], 2)
-    return float(np.exp(-b / (2 * a)))
+def optimum(runs: pd.DataFrame) -> float:
+    """Rate of the lowest loss, by the parabola of a sweep's tuned rates."""
+    found = tune(runs.assign(budget="", run_id="", perplexity=np.exp(runs["loss"]))).optima.iloc[0]
+    if found["at_end"]:
+        sys.exit(f"the best of the base's rates is at an end, {found['lr']:g}: give further --rates")
+    return float(found["lr"])
 
 
 def verdict(table: pd.DataFrame, best: float) -> str:
