@@ -22,6 +22,8 @@ class Cell:
     seed: int
     tokens: int
     lr: float
+    lr_factor: float = 1.0
+    """What `lr` is times the rate that the design gives."""
     params_total: int
     params_non_embedding: int
     flops: float

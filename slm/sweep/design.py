@@ -45,6 +45,8 @@ DECIDED = {
     "branch_from": "sweep.budget",
 }
 """Keys of train.py that a design decides, and by which of its own."""
+MAPPINGS = ("sweep.assume.params", "sweep.lr.value")
+"""Keys whose value may have keys of a person's own."""
 
 
 def _one_of(*allowed: str) -> Kind:
@@ -67,6 +69,10 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(number, (int, float)) for number in value.values())
 
 
+def _is_rate(value: Any) -> bool:
+    return all(map(POSITIVE[1], value.values() if isinstance(value, Mapping) else [value]))
+
+
 KINDS: dict[str, Kind] = {
     "sweep.name": NAME,
     "sweep.families": list_of(NAME, "families, such as [mobilellm,ssd]"),
@@ -79,7 +85,7 @@ KINDS: dict[str, Kind] = {
     **{f"sweep.budget.{name}": or_null(_one_or_several(POSITIVE)) for name in BUDGETS},
     "sweep.budget.trunk": SWITCH,
     "sweep.lr.rule": _one_of(*RULES),
-    "sweep.lr.value": or_null(POSITIVE),
+    "sweep.lr.value": or_null(("a number above 0, or one for each family, as in {mobilellm: 0.008}", _is_rate)),
     "sweep.lr.factors": or_null(list_of(POSITIVE, f"{FEWEST_RATES} or more numbers above 0", least=FEWEST_RATES)),
     "sweep.lr.parametrization": or_null(NAME),
     **{f"sweep.lr.{name}": or_null(COUNT) for name in BASE_SHAPE},
@@ -121,9 +127,15 @@ class Design:
     def lr_rule(self) -> str:
         """How learning rates follow from shapes, in words that are the same for all cells."""
         rule, value, how = self.lr["rule"], self.lr["value"], self.lr["parametrization"]
-        at = "" if value is None else f" {value:g}"
+        own = isinstance(value, Mapping)
+        at = "" if value is None else " from each family's own rate" if own else f" {value:g}"
         tried = f" over {len(self.lr['factors'])} rates" if rule == "tuned" else ""
         return f"{rule}{at}{tried}" + ("" if how is None else f" by {how}")
+
+    def lr_value(self, family: str) -> float | None:
+        """The learning rate that is given for a family; None is that of conf/optim."""
+        value = self.lr["value"]
+        return value[family] if isinstance(value, Mapping) else value
 
     @property
     def lr_factors(self) -> tuple[float, ...]:
@@ -140,7 +152,7 @@ def check_design(sweep: Any) -> Design:
     if len(given) != 1:
         said = "none of its keys is set" if not given else f"{' and '.join(given)} are set"
         raise ValueError(f"sweep.budget must be one of {', '.join(BUDGETS)}, and {said}: set all but one to null")
-    _check_lr(sweep["lr"])
+    _check_lr(sweep["lr"], sweep["families"])
     for key in ("families", "seeds"):
         _check_distinct(f"sweep.{key}", sweep[key])
     _check_overrides(sweep["overrides"])
@@ -173,7 +185,7 @@ def _check_keys(sweep: Any) -> None:
         if path not in known:
             near = get_close_matches(path, known, n=1)
             raise ValueError(f"{path} is not a key of a sweep" + (f"; did you mean {near[0]}?" if near else ""))
-        if isinstance(value, Mapping) and path != "sweep.assume.params":
+        if isinstance(value, Mapping) and path not in MAPPINGS:
             for key, item in value.items():
                 check(f"{path}.{key}", item)
 
@@ -196,7 +208,7 @@ def _check_grid(grid: Mapping[str, Any]) -> None:
         _check_distinct(f"sweep.grid.{key}", grid[key] or [])
 
 
-def _check_lr(lr: Mapping[str, Any]) -> None:
+def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
     rule, parametrization = lr["rule"], lr["parametrization"]
     if rule == "transferred" and parametrization in (None, "standard"):
         raise ValueError(
@@ -216,6 +228,11 @@ def _check_lr(lr: Mapping[str, Any]) -> None:
         if lr[key] is not None and parametrization in (None, "standard"):
             raise ValueError(f"sweep.lr.{key}={lr[key]} goes with sweep.lr.parametrization=mup or completep")
     _check_distinct("sweep.lr.factors", lr["factors"] or [])
+    if isinstance(lr["value"], Mapping) and set(lr["value"]) != set(families):
+        raise ValueError(
+            f"sweep.lr.value has rates for {', '.join(lr['value'])}, and sweep.families are {', '.join(families)}: "
+            "give each of them one, or a single number"
+        )
 
 
 def _check_overrides(overrides: list[str]) -> None:

@@ -7,7 +7,7 @@ its rates and seeds; shapes that come out alike (two aspects at a small size) ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,10 +120,12 @@ def _cells_in(design: Design, recipe: Recipe, wish: Wish, shape: Solved, setting
         except ValueError as error:
             yield _impossible(recipe, wish, label, error)
             continue
+        value = design.lr_value(recipe.family) or settings["optim"]["lr"]
         for factor in design.lr_factors:
-            lr = float(f"{(design.lr['value'] or settings['optim']['lr']) * factor:.6g}")
+            lr = float(f"{value * factor:.6g}")
             for seed in design.seeds:
-                yield _cell(recipe, shape, settings, label, steps=steps, lr=lr, seed=seed)
+                cell = _cell(recipe, shape, settings, label, steps=steps, lr=lr, seed=seed)
+                yield replace(cell, lr_factor=factor)
 
 
 def _cell(

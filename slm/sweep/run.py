@@ -161,7 +161,8 @@ def _analyse(
     notes = [f"{len(wrong)} of {len(plan.cells)} cells have no result. {one}." for one in wrong[:1]]
     notes += [f"{one}." for one in wrong[1:]]
     if design.lr["rule"] == "tuned":
-        tuned = tune(done)
+        given = {cell.family: cell.lr for cell in plan.cells if cell.lr_factor == 1 and not cell.impossible}
+        tuned = tune(done, given)
         write(folder / "tuning.csv", tuned.optima.to_csv(index=False))
         done, notes = tuned.best, [*notes, *tuned.notes]
     how = {key: config[key] for key in ("columns", "where", "drop_worst")}

@@ -24,15 +24,18 @@ class Tuned:
     best: pd.DataFrame
     """A row a shape and seed, as if it had been trained at the optimum: losses are interpolated."""
     optima: pd.DataFrame
-    """A row a shape: `lr` (the optimum), `loss` there, `lr_low` and `lr_high` tried, `at_end`."""
+    """A row a shape: `lr` (the optimum), `loss` there, `lr_low` and `lr_high` tried, `at_end`; and of what was
+    measured, means over seeds: `loss_lowest`, `lr_value` (the rate that the design gives), `loss_at_value`,
+    `excess_at_value` (what that is above the lowest, as a share of it), both NaN where that rate was not tried."""
     notes: tuple[str, ...]
     """A sentence for each shape whose best rate is at an end of its grid, or whose runs do not suffice."""
 
 
-def tune(runs: pd.DataFrame) -> Tuned:
+def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
     """Interpolate over `lr`; `runs` are rows of completed runs with `loss`, `perplexity` and `bits_per_byte`.
 
-    A shape with fewer than three rates that all its seeds completed is left out, and named.
+    `values` are the rates that the design gives, by family. A shape with fewer than three rates that all its seeds
+    completed is left out, and named.
     """
     best: list[pd.DataFrame] = []
     optima: list[dict[str, object]] = []
@@ -50,6 +53,7 @@ def tune(runs: pd.DataFrame) -> Tuned:
             dict(zip(SHAPE, shape, strict=True))
             | {"lr": lr, "loss": float(np.mean(list(at_optimum.values())))}
             | {"lr_low": losses.index[0], "lr_high": losses.index[-1], "at_end": at_end}
+            | _measured(losses.mean(axis=1), values.get(str(shape[0]), math.nan))
         )
         best.append(_rows_at(rows, lr, at_optimum))
     frame = pd.concat(best, ignore_index=True) if best else runs.iloc[:0]
@@ -71,6 +75,12 @@ def _optimum(losses: pd.DataFrame) -> tuple[bool, float, Mapping[int, float]]:
     at = -slope / (2 * square) if square > 0 else 0.0
     losses_there = {int(seed): float(np.polyval(np.polyfit(x, around[seed], 2), at)) for seed in around}
     return False, float(f"{math.exp(middle + at):.6g}"), losses_there
+
+
+def _measured(means: pd.Series, value: float) -> dict[str, float]:
+    """What the given rate came to beside the best one; `means` are losses by rate."""
+    lowest, there = float(means.min()), float(means.get(value, math.nan))
+    return {"loss_lowest": lowest, "lr_value": value, "loss_at_value": there, "excess_at_value": there / lowest - 1}
 
 
 def _rows_at(rows: pd.DataFrame, lr: float, losses: Mapping[int, float]) -> pd.DataFrame:

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 
 from slm.scaling.report import figures_compare, figures_fits
 from slm.scaling.report.directory import Directory
 from slm.scaling.report.figures import FIGURES, draw
+from slm.scaling.report.page import write_report
 from slm.scaling.report.style import colours, log_axis, markers, style, tick_label
 from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
 
@@ -39,9 +41,28 @@ def drawn(paths: list[Path]) -> set[str]:
 
 
 def test_each_figure_is_drawn_where_its_data_are_and_only_there(two: Path, one: Path, iso: Path) -> None:
-    assert drawn(draw(two)) == set(FIGURES) - {"isoflop"}
-    assert drawn(draw(one)) == set(FIGURES) - {"isoflop", "differences"}
-    assert drawn(draw(iso)) == set(FIGURES) - {"differences"}
+    assert drawn(draw(two)) == set(FIGURES) - {"isoflop", "rates"}
+    assert drawn(draw(one)) == set(FIGURES) - {"isoflop", "differences", "rates"}
+    assert drawn(draw(iso)) == set(FIGURES) - {"differences", "rates"}
+
+
+def test_tuned_rates_are_drawn_and_told(two: Path, tmp_path: Path) -> None:
+    """Of two shapes with losses 3 + 0.1 log(lr / 0.004)^2, given 0.004, and once 0.003, which nobody tried."""
+    folder = shutil.copytree(two, tmp_path / "tuned")
+    shapes = pd.DataFrame({"family": "a", "width": [64, 128], "depth": [4, 8], "budget": "tokens=1"})
+    rates = pd.DataFrame({"lr": [0.002, 0.004, 0.008]})
+    shapes.merge(rates, how="cross").assign(loss=lambda t: 3 + 0.1 * np.log(t["lr"] / 0.004) ** 2).to_csv(
+        folder / "runs.csv", index=False
+    )
+    found = {"params_total": [10**5, 10**6], "lr": 0.004, "loss": 3.0, "at_end": [False, True]}
+    found |= {"lr_value": [0.008, 0.003], "excess_at_value": [0.016, None]}
+    shapes.assign(**found).to_csv(folder / "tuning.csv", index=False)
+    assert "rates" in drawn(draw(folder))
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "| a | 64x4 | 100k | 0.00400 | 3.000 | 0.00800 | 1.60% |" in text
+    assert "| a | 128x8 | 1M | 0.00400 (end of the grid) | 3.000 | 0.00300 | – |" in text
+    assert "figures/rates.png" in text
 
 
 def test_the_same_directory_gives_the_same_bytes_and_stale_figures_go(one: Path, tmp_path: Path) -> None:

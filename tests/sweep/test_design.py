@@ -94,6 +94,13 @@ def test_every_family_shape_budget_rate_and_seed_is_a_cell() -> None:
     assert {cell.tokens for cell in cells} == {10000 // 4096 * 4096, 20000 // 4096 * 4096}
 
 
+def test_each_family_may_have_a_rate_of_its_own() -> None:
+    own = [*SMALL, "sweep.families=[mobilellm,gpt2]", "sweep.lr.value={mobilellm:0.01,gpt2:0.002}"]
+    assert {(cell.family, cell.lr) for cell in cells_of(*own)} == {("mobilellm", 0.01), ("gpt2", 0.002)}
+    one = [*SMALL, "sweep.families=[mobilellm,gpt2]", "sweep.lr.value=0.01"]
+    assert {cell.key for cell in cells_of(*one)} & {cell.key for cell in cells_of(*own)}
+
+
 @pytest.mark.parametrize("budget", ["tokens_per_param=20", "flops=1e12"])
 def test_budgets_come_to_the_steps_that_train_would_take(budget: str) -> None:
     key, _, value = budget.partition("=")
@@ -201,6 +208,8 @@ def test_a_plan_needs_no_torch() -> None:
         (["sweep.lr.rule=best"], "sweep.lr.rule=best must be one of fixed, transferred, tuned"),
         (["sweep.lr.parametrization=null"], "sweep.lr.rule=transferred needs a parametrization"),
         (["sweep.lr.rule=fixed"], "sweep.lr.parametrization=completep carries rates"),
+        (["sweep.lr.value={mobilellm:0.01}"], "sweep.lr.value has rates for mobilellm, and sweep.families are mob.*"),
+        (["sweep.lr.value={ssd:-1}"], "sweep.lr.value=.* must be a number above 0, or one for each family"),
         (["sweep.lr.rule=tuned"], "sweep.lr.rule=tuned needs sweep.lr.factors"),
         (["sweep.lr.rule=tuned", "sweep.lr.factors=[1,2]"], "3 or more numbers above 0"),
         (["sweep.lr.factors=[1,2,4]"], "goes with sweep.lr.rule=tuned, which is transferred"),

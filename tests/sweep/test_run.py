@@ -164,6 +164,7 @@ def test_tuned_rates_are_interpolated_before_the_analysis(monkeypatch: pytest.Mo
     # Losses bend by 0.02 x loss in log lr and scatter by 0.002 of it, so the optimum is known to about 20%.
     np.testing.assert_allclose(np.log(optima["lr"] / 0.004), 0, atol=0.5)
     assert results["lr_rule"].unique().tolist() == ["tuned over 5 rates by completep"]
+    assert (optima["lr_value"] == 0.004).all()
 
 
 @pytest.mark.parametrize("rule", ["fixed", "tuned"])

@@ -42,6 +42,16 @@ class Directory:
         frame = pd.read_csv(self.path / "results.csv", low_memory=False)
         return frame.assign(family=frame["family"].astype(str))
 
+    @cached_property
+    def tuning(self) -> pd.DataFrame:
+        """The best learning rate of each shape; empty where none was tuned."""
+        return _table_if_there(self.path / "tuning.csv")
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Every run of a sweep, before rates were chosen; empty without a sweep."""
+        return _table_if_there(self.path / "runs.csv")
+
     @property
     def primary(self) -> Entry:
         """Law, target, size, loss and level of the verdict."""
@@ -87,6 +97,10 @@ class Directory:
 
 def _if_there(path: Path) -> Entry:
     return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _table_if_there(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, low_memory=False) if path.exists() else pd.DataFrame()
 
 
 def variable_of(entry: Entry, exponent: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm.scaling.report import figures_compare, figures_fits
+from slm.scaling.report import figures_compare, figures_fits, rates
 from slm.scaling.report.directory import Directory
 from slm.scaling.report.style import save, style
 
@@ -23,6 +23,7 @@ FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
     "differences": figures_compare.differences,
     "pareto": figures_compare.pareto,
     "isoflop": figures_compare.isoflop,
+    "rates": rates.rates,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slm.scaling.report import compare, compute, fits, methods
+from slm.scaling.report import compare, compute, fits, methods, rates
 from slm.scaling.report.directory import Directory, write_whole
 from slm.scaling.report.html import page
 from slm.scaling.report.text import Section
@@ -24,6 +24,7 @@ SECTIONS = (
     fits.predictions_section,
     fits.marginal_section,
     compute.compute_section,
+    rates.rates_section,
     methods.methods_section,
     methods.reproduce_section,
     fits.certificates_section,
