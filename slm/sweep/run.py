@@ -164,6 +164,7 @@ def _analyse(
         given = {cell.family: cell.lr for cell in plan.cells if cell.lr_factor == 1 and not cell.impossible}
         tuned = tune(done, given)
         write(folder / "tuning.csv", tuned.optima.to_csv(index=False))
+        print("", *tuned.lines, sep="\n")
         done, notes = tuned.best, [*notes, *tuned.notes]
     how = {key: config[key] for key in ("columns", "where", "drop_worst")}
     table = table_from_frame(done, name=config["name"], **how)

@@ -30,6 +30,19 @@ class Tuned:
     notes: tuple[str, ...]
     """A sentence for each shape whose best rate is at an end of its grid, or whose runs do not suffice."""
 
+    @property
+    def lines(self) -> list[str]:
+        """For a terminal: the optimum of each shape, and what the rate that was given loses there."""
+        said = []
+        for best in self.optima.itertuples():
+            at_end = ", at an end of the grid" if best.at_end else ""
+            shape = f"{best.family} {best.width}x{best.depth}"
+            line = f"{shape}: best learning rate {best.lr:.3g}{at_end}, loss {best.loss:.4f}"
+            if not math.isnan(best.excess_at_value):
+                line += f"; {best.excess_at_value:.2%} above the best tried at {best.lr_value:g}"
+            said.append(line)
+        return said
+
 
 def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
     """Interpolate over `lr`; `runs` are rows of completed runs with `loss`, `perplexity` and `bits_per_byte`.
