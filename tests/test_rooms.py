@@ -17,10 +17,10 @@ ALLOWED = {
     "checkpoints": {"model", "data"},
     "composition": {"model.config", "model.families", "command_line"},
     "training": {"composition", "model", "data", "checkpoints", "tracking", "command_line", "machine"},
-    "evaluation": {"model", "data", "checkpoints", "scaling", "tracking", "command_line", "machine"},
+    "evaluation": {"composition", "model", "data", "checkpoints", "scaling", "tracking", "command_line", "machine"},
     "sweep": {"composition", "scaling", "tracking", "model.config", "command_line"},
 }
-COMPOSITION = ("resolvers", "settings", "budget")
+COMPOSITION = ("resolvers", "settings", "budget", "schedules")
 SWEEP = ("config", "collect", "audit", "grid", "execute", "live", "launchers")
 TORCHLESS = [
     "slm.scaling.tables",

@@ -124,6 +124,9 @@ OPTIONAL_KINDS: dict[str, Kind] = {
 }
 """Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
 
+BEFORE_KEYS: dict[str, Any] = {"train.document_masking": False}
+"""What runs did that were begun before the key existed."""
+
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "optim": {"muon": ("momentum", "iterations")},
     "schedule": {

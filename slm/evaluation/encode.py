@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from slm.composition.settings import BEFORE_KEYS
 from slm.data import Tokenizer, framing
 from slm.data.progress import progress
 from slm.evaluation.byte_counts import document_of, fit_bytes, inexact_note
@@ -105,7 +106,7 @@ def run_stream(
     except ValueError as error:
         raise ValueError(f"the validation text of {run} cannot be had again: {error}") from error
     tokens, document = _joined([frame for frame, _ in _frames(groups, tokenizer)], tokenizer)
-    masked = config["train"].get("document_masking", False)  # which older runs lack
+    masked = config["train"].get("document_masking", BEFORE_KEYS["train.document_masking"])
     notes = ["This is the validation text of the run, framed and counted as in training."]
     if masked:
         notes.append("No token sees another document than its own, as in training.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from slm.composition.settings import BEFORE_KEYS
 from slm.sweep.cells import Cell
 
 SHARED = ("family", "seed", "lr", "width", "depth", "params_total", "batch_tokens", "data_fingerprint")
@@ -105,7 +106,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
         "lr": result["peak_lr"],
         "batch_tokens": result["batch_tokens"],
         "sequence_length": result["sequence_length"],
-        "document_masking": result.get("document_masking", False),  # which older runs lack
+        "document_masking": result.get("document_masking", BEFORE_KEYS["train.document_masking"]),
         "steps": result["steps"],
         "optimizer": result.get("optimizer", "adamw"),  # the only one of runs that do not say
         "ema_decay": result.get("ema_decay") or 0.0,  # 0 for no average: a blank would say that it is not known

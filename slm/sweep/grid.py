@@ -1,7 +1,7 @@
 """From a design to its cells: each family in each shape, with each budget, learning rate and seed.
 
-Notable: a shape that a family's rule refuses, or a budget below one step, is a cell that says why, and stands for all
-its rates and seeds; shapes that come out alike (two aspects at a small size) are one cell.
+Notable: a shape that a family's rule refuses, or a budget too short for a step or for the schedule, is a cell that says
+why, and stands for all its rates and seeds; shapes that come out alike (two aspects at a small size) are one cell.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slm.command_line import one_sentence
 from slm.composition.budget import steps_of
+from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
 from slm.sweep.cells import Cell
 from slm.sweep.design import Design
@@ -117,6 +118,7 @@ def _cells_in(design: Design, recipe: Recipe, wish: Wish, shape: Solved, setting
         label = f"{design.budget}={budget:g}"
         try:
             steps = steps_of({**settings["train"], design.budget: budget}, shape.model)
+            check_schedule(settings["schedule"], steps)
         except ValueError as error:
             yield _impossible(recipe, wish, label, error)
             continue

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from slm.composition.budget import BUDGETS, IDENTITY
+from slm.composition.schedules import steps_in_common
 from slm.training.checkpointing import first_intact, kept_steps, step_of
 from slm.training.hardware import Hardware
 from slm.training.plan import Plan, make_plan
 from slm.training.run_directory import RunDirectory, differences
-from slm.training.schedules import steps_in_common
 
 MAY_DIFFER = ("schedule.", *(f"train.{key}" for key in BUDGETS))
 

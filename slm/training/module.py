@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from slm.composition.schedules import lr_factor
 from slm.data import framing
 from slm.model.decoder import Decoder
 from slm.training.ema import WeightAverage
 from slm.training.optim import OPTIMIZERS, StepGuard, full_grad_norm, skip_if
 from slm.training.parametrization import scale_initial_weights
 from slm.training.plan import Plan
-from slm.training.schedules import lr_factor
 
 
 class LanguageModel(L.LightningModule):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm.composition.budget import check_family, model_config, steps_of
+from slm.composition.schedules import check_schedule
+from slm.composition.settings import BEFORE_KEYS
 from slm.model.config import ModelConfig
 from slm.training.hardware import Hardware
 from slm.training.optim import OPTIMIZERS
 from slm.training.parametrization import Rules, check_parametrization, make_rules, with_multipliers
-from slm.training.schedules import check_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
         micro_batch_size=micro,
         accumulation=local // micro,
         sequence_length=length,
-        document_masking=train.get("document_masking", False),
+        document_masking=train.get("document_masking", BEFORE_KEYS["train.document_masking"]),
         averaged=config["optim"]["ema_decay"] is not None,
     )
 

@@ -15,9 +15,8 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from slm.composition.budget import IDENTITY
+from slm.composition.settings import BEFORE_KEYS
 
-# What runs did that were begun before the key existed.
-BEFORE_KEYS = {"train.document_masking": False}
 # What a run writes besides its config. Where one of these is and no config.yaml, somebody else put it there.
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
 

@@ -1,6 +1,7 @@
 """From a design to its cells: what decides a run decides its hash, and what cannot be trained says why."""
 
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -133,6 +134,22 @@ def test_what_cannot_be_trained_is_a_cell_that_says_why_and_the_rest_stay() -> N
     assert said[0].startswith("train.tokens=1000 gives 1000 tokens, fewer than one step")
     assert said[1].startswith("width=100 is not a multiple of model.head_dim=32 of family=mobilellm: 96 or 128 would")
     assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ("'schedule=wsd','schedule.warmup_steps=9'", "leave room for schedule.warmup_steps=9 in a run of 10 steps"),
+        ("'schedule.warmup_steps=10'", "schedule.warmup_steps=10 leaves no step after the warm-up of a 10-step run"),
+    ],
+)
+def test_a_budget_too_short_for_the_schedule_is_impossible_as_train_py_says(schedule: str, said: str) -> None:
+    overrides = f"sweep.overrides=[{schedule},'train.batch_tokens=1024']"
+    short, long = cells_of(*SMALL, "sweep.budget.tokens=[10240,40960]", overrides)
+    assert said in str(short.impossible)
+    make_train_plan(train_config(long), CPU)
+    with pytest.raises(ValueError, match=re.escape(str(short.impossible))):
+        make_train_plan(train_config(replace(long, overrides=(*long.overrides, "train.tokens=10240"))), CPU)
 
 
 KEYS = st.recursive(

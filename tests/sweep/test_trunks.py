@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from slm.composition.schedules import check_schedule, steps_in_common
 from slm.scaling.tables import table_from_frame
 from slm.sweep.collect import collect_cells
 from slm.sweep.execute import places_of
@@ -17,7 +18,6 @@ from slm.sweep.forecast import Speeds, disk_bytes, power_of
 from slm.sweep.run import run_sweep
 from slm.sweep.trunks import share_trunks, without_lost_steps
 from slm.training.run import train
-from slm.training.schedules import check_schedule, steps_in_common
 from tests.running import make_command
 from tests.sweep.celled import cell
 from tests.sweep.test_collect import write

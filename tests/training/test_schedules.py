@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.training.schedules import check_schedule, lr_factor, steps_in_common
+from slm.composition.schedules import check_schedule, lr_factor, steps_in_common
 
 COSINE = {"name": "cosine", "warmup_fraction": 0.1, "final_fraction": 0.1}
 LINEAR = {"name": "linear", "warmup_fraction": 0.1, "final_fraction": 0.0}
