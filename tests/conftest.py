@@ -29,6 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     absent = {
         "gpu": "" if torch.cuda.is_available() else "needs a CUDA device; there: pytest -m gpu",
         "hub": "" if os.environ.get("SLM_TEST_HUB") else "needs the network; with it: SLM_TEST_HUB=1 pytest -m hub",
+        "slow": "" if "slow" in config.option.markexpr else "takes minutes; asked for by: pytest -m slow",
         "slurm": why_impossible() or minutes,
     }
     for item in items:

@@ -34,7 +34,7 @@ class Cell:
     """Why this cell cannot be trained: the sentence of the rule that refused it. Such a cell has no run, and counts
     of zero."""
     after: str | None = None
-    """Name of a cell that must be completed before: the trunk of a branch."""
+    """Name of the trunk of a branch: a cell that must have ended before, completed or at least past `branch_step`."""
     branch_step: int = 0
     """Step of the trunk `after` at which the run begins; 0 for a run of its own."""
     shared_tokens: int = 0

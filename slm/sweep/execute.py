@@ -7,7 +7,7 @@ All that it knows is read from the run directories (`ledger.py`), so it can be k
 - A job that dies of a signal is started again and goes on from its checkpoint. One that does so `tries` times with no
   new checkpoint has failed; after two such times, if it was the kernel for want of memory. A job that exits by itself
   without a result has failed at once: what is wrong with its settings will be wrong again.
-- A cell that fails or diverges stops nothing but the branches of its own trunk.
+- A cell that fails or diverges stops nothing but those of its branches for which it has not kept a step to begin at.
 - SIGINT or SIGTERM lets the jobs save and end, and `Interrupted` says how to go on; a second SIGINT ends them at once.
 """
 
@@ -24,8 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from slm.sweep.cells import Cell
 from slm.sweep.job import Job
 from slm.sweep.launchers import Launcher, open_launcher
@@ -38,6 +36,7 @@ from slm.sweep.ledger import (
     record_failure,
 )
 from slm.sweep.tries import Tries
+from slm.sweep.trunks import trunk_kept_step
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -89,8 +88,8 @@ def execute(
     Each job is `script` with its cell's overrides and those `common` to all (such as logger.group), and with
     `environment` added to this process's. `show` is told about once a second how all cells stand.
 
-    Raises `ValueError`, before any job starts, for settings of the launcher that cannot be followed and for a folder
-    in which another sweep is at work; `Interrupted` when a signal ended it.
+    One at a time in a folder. Raises `ValueError`, before any job starts, for settings of the launcher that cannot be
+    followed; `Interrupted` when a signal ended it.
     """
     folder = folder.resolve()
     engine = open_launcher(launcher, folder, jobs=sum(cell.impossible is None for cell in cells))
@@ -103,14 +102,10 @@ def execute(
         )
         for cell in cells
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock").acquire(timeout=0), Signals() as signals:
-            master = _Master(cells, jobs, engine, tries=launcher["tries"], show=show)
-            master.look_up(retry=retry == "failed")
-            master.run(signals)
-    except Timeout as error:
-        raise ValueError(f"output_dir={folder.parent} is in use by another sweep.py that trains in it") from error
+    with Signals() as signals:
+        master = _Master(cells, jobs, engine, tries=launcher["tries"], show=show)
+        master.look_up(retry=retry == "failed")
+        master.run(signals)
     outcomes = {cell.name: master.outcome(cell) for cell in cells}
     if signals.received is not None:
         raise Interrupted(signals.received, outcomes, folder)
@@ -191,16 +186,22 @@ class _Master:
         if cell.name in self.final:
             return self.final[cell.name]
         trunk = self.final.get(cell.after or "")
-        if trunk is not None and trunk.status != "completed":
+        if trunk is not None and not self._can_begin(cell):
             return Outcome("not_started", f"it goes on from {cell.after}, which is {trunk.status}")
         return outcome_of(self.jobs[cell.name].folder)
+
+    def _can_begin(self, cell: Cell) -> bool:
+        """Not a branch before its trunk has ended, nor after one that went wrong before the step to begin at."""
+        if cell.after is None:
+            return True
+        trunk, runs = self.final.get(cell.after), self.jobs[cell.name].folder.parent
+        return trunk is not None and (trunk.status == "completed" or trunk_kept_step(cell, runs))
 
     def _open(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.name not in self.final and cell.name not in self.running]
 
     def _start_ready(self) -> None:
-        done = {name for name, outcome in self.final.items() if outcome.status == "completed"}
-        ready = [cell for cell in self._open() if cell.after is None or cell.after in done]
+        ready = [cell for cell in self._open() if self._can_begin(cell)]
         ready.sort(key=lambda cell: -self.lengths[cell.name])
         chosen = [cell.name for cell in ready[: self.engine.free()]]
         for name in chosen:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 
 from slm.command_line import report
 from slm.scaling.settings import Settings
@@ -36,7 +38,9 @@ from slm.sweep.tuning import tune
 if TYPE_CHECKING:
     from slm.sweep.ledger import Outcome
 
-CELLS = "cells.json"
+CELLS, LOCK = "cells.json", ".lock"
+BEFORE_CELLS = {LOCK, f"{CELLS}.partial"}
+"""All that a sweep which was killed at its start leaves."""
 SOME_WRONG = 2
 """Exit code where a cell failed, diverged or is impossible."""
 
@@ -57,6 +61,27 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     if config["dry_run"]:
         _print_plan(design, plan, folder, config)
         return 0
+    open_launcher(config["launcher"], folder / "runs", jobs=len(plan.cells))  # refuses before there is a folder
+    with _held(folder):
+        return _carry_out(design, plan, folder, config)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The directory for us alone, made if need be; `ValueError` if it cannot be written to, or another sweep has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"output_dir={folder} is in use by another sweep.py, which trains or analyses in it") from None
+    except OSError as error:
+        raise ValueError(f"output_dir={folder}: {error.strerror or error}; choose another directory") from None
+    with lock:
+        yield
+
+
+def _carry_out(design: Design, plan: Plan, folder: Path, config: Mapping[str, Any]) -> int:
+    """Train and analyse in a folder that is ours; returns the exit code."""
     outcomes = _train(design, plan.cells, folder, config)
     wrong = [
         f"{cell.name}: {outcomes[cell.name].status}, {outcomes[cell.name].why}"
@@ -81,7 +106,7 @@ def _default_folder(design: Design, cells: Sequence[Cell]) -> str:
 def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
     """Raise unless the folder is empty, or a sweep's whose cells are all among these."""
     try:
-        if not folder.is_dir() or not any(folder.iterdir()):
+        if not folder.is_dir() or {path.name for path in folder.iterdir()} <= BEFORE_CELLS:
             return
         before = json.loads((folder / CELLS).read_text(encoding="utf-8"))
         lost = [cell["name"] for cell in before if cell["key"] not in {cell.key for cell in cells}]
@@ -114,8 +139,6 @@ def _train(design: Design, cells: Sequence[Cell], folder: Path, config: Mapping[
     from slm.sweep.execute import execute
     from slm.sweep.live import Board
 
-    open_launcher(config["launcher"], folder / "runs", jobs=len(cells))  # refuses settings before there is a folder
-    folder.mkdir(parents=True, exist_ok=True)
     write(folder / CELLS, as_json([dataclasses.asdict(cell) for cell in cells]))
     write(folder / "sweep.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     with Board() as board:

@@ -71,8 +71,12 @@ def without_lost_steps(cells: Sequence[Cell], runs: Path) -> list[Cell]:
     return [replace(c, branch_step=0, shared_tokens=0) if c.branch_step and _is_lost(c, runs) else c for c in cells]
 
 
+def trunk_kept_step(cell: Cell, runs: Path) -> bool:
+    """Whether the trunk of a branch has kept the checkpoint that it begins at, whatever became of the trunk since."""
+    kept = runs / str(cell.after) / "checkpoints" / f"step-{cell.branch_step:06d}.ckpt"
+    return cell.branch_step > 0 and kept.exists()
+
+
 def _is_lost(cell: Cell, runs: Path) -> bool:
-    trunk = runs / str(cell.after)
-    kept = trunk / "checkpoints" / f"step-{cell.branch_step:06d}.ckpt"
-    done = outcome_of(trunk).status == "completed" and outcome_of(runs / cell.name).status != "completed"
-    return done and not kept.exists()
+    trunk_done, done = (outcome_of(runs / str(name)).status == "completed" for name in (cell.after, cell.name))
+    return trunk_done and not done and not trunk_kept_step(cell, runs)

@@ -94,8 +94,9 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
         if not exhausted:
             raise
         raise ValueError(
-            f"out of memory with trainer.micro_batch_tokens={hardware.micro_batch_tokens}: lower it "
-            "(a step then takes more passes, and learns the same)"
+            f"out of memory with trainer.micro_batch_tokens={hardware.micro_batch_tokens}: lower it (a step then takes "
+            "more passes, and learns the same), or train a smaller model (weights, gradients and optimizer of this one "
+            f"take {run.plan.state_bytes / 1e9:.2g} GB)"
         ) from error
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,33 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import ROOT, make_command, quiet_env
+from tests.running import make_command, quiet_env
 from tests.slurm.cluster import Cluster, why_impossible
+from tests.sweep.small import sweep_command
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-OVERRIDES = [
-    "data=local",
-    "tokenizer=bytes",
-    "model.vocab_size=260",
-    "model.head_dim=16",
-    "train.sequence_length=32",
-    "train.batch_tokens=256",
-    "train.eval_tokens=512",
-    "train.sample_tokens=4",
-    "checkpoint.every_steps=10",
-    "trainer=cpu",
-    "trainer.compile=false",
-]
 SWEEP = [
-    "sweep.families=[llama_wide,ssd]",
-    "sweep.grid.sizes=null",
-    "sweep.grid.shapes=[32x2,64x2,96x2]",
     "sweep.budget.tokens=50_000",
-    "logger=csv",
-    "analysis=quick",
-    "analysis.laws=[power]",
-    "analysis.calibration=0",
     "launcher=slurm",
     "launcher.gpus_per_job=0",
     "launcher.cpus_per_job=1",
@@ -77,12 +57,10 @@ class Sweep:
     """sweep.py as a user starts it on a login node, with six cells of a few seconds."""
 
     def __init__(self, cluster: Cluster, folder: Path, text_file: Path, cache_dir: Path, *changes: str) -> None:
-        overrides = [*OVERRIDES, f"data.paths={text_file}", f"cache_dir={cache_dir}"]
-        given = ["sweep.overrides=[" + ",".join(f"'{item}'" for item in overrides) + "]", f"output_dir={folder}"]
         self.cluster, self.folder, self.log = cluster, folder, folder.with_suffix(".log")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "sweep.py"), *SWEEP, *given, *changes],
+                sweep_command(folder, text_file, cache_dir, *SWEEP, *changes),
                 cwd=cluster.folder,
                 env=quiet_env() | cluster.names,
                 stdout=log,

@@ -57,7 +57,7 @@ def live_jobs(folder: Path) -> list[int]:
     return found
 
 
-def test_a_cell_that_goes_wrong_is_recorded_and_stops_none_but_its_branches(tmp_path: Path) -> None:
+def test_a_cell_that_goes_wrong_stops_none_but_branches_whose_step_it_has_not_kept(tmp_path: Path) -> None:
     cells = [
         cell("good"),
         cell("diverging", "do=diverge"),
@@ -67,7 +67,12 @@ def test_a_cell_that_goes_wrong_is_recorded_and_stops_none_but_its_branches(tmp_
         cell("impossible", impossible="width=3 must be even"),
         cell("branch", after="failing"),
         cell("twig", after="good"),
+        cell("early", after="diverging", branch_step=1),
+        cell("late", after="diverging", branch_step=2),
     ]
+    kept = tmp_path / "runs" / "diverging" / "checkpoints" / "step-000001.ckpt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
     outcomes = run(tmp_path, cells)
     assert {name: outcome.status for name, outcome in outcomes.items()} == {
         "good": "completed",
@@ -78,11 +83,14 @@ def test_a_cell_that_goes_wrong_is_recorded_and_stops_none_but_its_branches(tmp_
         "impossible": "impossible",
         "branch": "not_started",
         "twig": "completed",
+        "early": "completed",
+        "late": "not_started",
     }
     assert outcomes["impossible"].why == "width=3 must be even"
     assert outcomes["failing"].why == "exit code 1: nonsense=1 must be sense"
     assert outcomes["dying"].why == "killed by SIGKILL 2 times with no new checkpoint"
     assert outcomes["branch"].why == "it goes on from failing, which is failed"
+    assert outcomes["late"].why == "it goes on from diverging, which is diverged"
     assert [count(tmp_path, "start", name) for name in ("failing", "dying", "silent")] == [1, 2, 1]
     failure = json.loads((tmp_path / "runs" / "dying" / "failure.json").read_text())
     assert (failure["exit_code"], failure["signal"], failure["starts"]) == (-9, 9, 2)
@@ -212,14 +220,6 @@ def test_a_signal_in_the_same_process_tells_what_became_of_each_cell(tmp_path: P
         "b": "not_started",
     }
     assert caught.value.number == signal.SIGINT
-
-
-def test_two_sweeps_in_one_directory_are_refused(tmp_path: Path) -> None:
-    def again(standings: object) -> None:
-        with pytest.raises(ValueError, match=r"in use by another sweep\.py"):
-            run(tmp_path, [cell("a")])
-
-    assert run(tmp_path, [cell("a")], show=again)["a"].status == "completed"
 
 
 def test_a_run_that_somebody_trains_by_hand_is_waited_for(tmp_path: Path) -> None:

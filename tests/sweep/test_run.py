@@ -130,6 +130,36 @@ def test_the_same_command_goes_on_and_more_seeds_may_be_added_but_not_taken_away
     assert [path.name for path in Path("thesis").iterdir()] == ["thesis.tex"]
 
 
+def test_two_sweeps_in_one_directory_are_refused_and_the_second_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Meanwhile(Jobs):
+        def __call__(self, *given: Any, **named: Any) -> dict[str, Outcome]:
+            before = {path: path.read_bytes() for path in Path("here").glob("*.*")}
+            with pytest.raises(ValueError, match=r"output_dir=here is in use by another sweep\.py"):
+                run_sweep(check_settings(composed(*QUICK, *FEW, "sweep.seeds=[1,2]")))
+            assert before == {path: path.read_bytes() for path in Path("here").glob("*.*")}
+            return super().__call__(*given, **named)
+
+    jobs = Meanwhile()
+    assert swept(monkeypatch, jobs, *FEW) == 0
+    assert swept(monkeypatch, Jobs(), *FEW) == 0
+
+
+@pytest.mark.parametrize("left", [".lock", "cells.json.partial"])
+def test_a_sweep_that_was_killed_as_it_began_is_begun_again(left: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("here").mkdir()
+    Path("here", left).write_text("[")
+    assert swept(monkeypatch, Jobs(), *FEW) == 0
+
+
+@pytest.mark.parametrize("folder", ["/proc/none", "file/below"])
+def test_a_directory_that_cannot_be_written_to_is_refused_by_name(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").touch()
+    with pytest.raises(ValueError, match=f"output_dir={folder}: (No such file|Not a directory).*choose another"):
+        swept(monkeypatch, Jobs(), *FEW, f"output_dir={folder}")
+
+
 def test_what_failed_diverged_or_is_impossible_is_named_and_the_rest_is_analysed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

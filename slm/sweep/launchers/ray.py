@@ -6,7 +6,10 @@ a new master starts waits (`remote.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ class Ray:
     def start(self, jobs: Sequence[Job]) -> None:
         """Queue them; joins or starts the cluster with the first."""
         if not self.ray.is_initialized():
-            self.ray.init(address=self.address, log_to_driver=False)
+            with _signals_kept():
+                self.ray.init(address=self.address, log_to_driver=False)
         for job in jobs:
             self._running[job.name] = self.train.remote(RemoteJob(job))
 
@@ -67,6 +71,16 @@ class Ray:
             return self.ray.get(reference)
         except self.ray.exceptions.RayError:
             return None
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it connects, and would end the master at once."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(job: RemoteJob) -> int:
