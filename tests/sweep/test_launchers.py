@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -311,3 +312,55 @@ def test_cells_go_to_ray_as_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     outcomes = execute(cells, tmp_path / "runs", settings("ray"), script=STUB)
     assert [outcome.status for outcome in outcomes.values()] == ["completed", "failed", "completed"]
     assert count(tmp_path, "start", "a") == 2
+
+
+RAY_MASTER = """
+import subprocess
+import sys
+from pathlib import Path
+from slm.sweep.execute import Interrupted, execute
+from tests.sweep.celled import STUB, cell
+from tests.sweep.test_launchers import settings
+
+cells = [cell("a", "seconds=0.2", steps=20), cell("b", "do=die_once"), cell("c", "do=fail")]
+try:
+    outcomes = execute(cells, Path(sys.argv[1]) / "runs", settings("ray"), script=STUB)
+except Interrupted as error:
+    sys.exit(str(error))
+print(*(outcome.status for outcome in outcomes.values()))
+"""
+
+
+def test_a_ray_that_does_not_start_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = ray_on_threads()
+
+    def init(**settings: object) -> None:
+        raise Exception("The current node timed out\nduring startup.")
+
+    ray.__dict__["init"] = init
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(ValueError, match=r"launcher\.address=null: Ray could not be .*timed out during startup"):
+        execute([cell("a")], tmp_path / "runs", settings("ray"), script=STUB)
+
+
+@pytest.mark.timeout(600)
+def test_ray_itself_trains_cells_and_a_master_that_is_told_to_end_lets_them_save(tmp_path: Path) -> None:
+    """Ray takes SIGTERM for itself when it connects."""
+    pytest.importorskip("ray")
+    command = [sys.executable, "-c", RAY_MASTER, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_raylet_start_wait_time_s": "120"}
+    how: dict = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    master = subprocess.Popen(command, **how)
+    while not (tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt").exists():
+        assert master.poll() is None, master.communicate()[1]
+        time.sleep(0.1)
+    master.send_signal(signal.SIGTERM)
+    said = master.communicate(timeout=120)[1]
+    assert master.returncode == 1
+    assert "interrupted with 0 of 3 cells completed" in said or "interrupted with 1 of 3 cells completed" in said
+    assert ("interrupted", "a") in history(tmp_path)
+    again = subprocess.run(command, timeout=240, **how)
+    assert again.stdout.split()[-3:] == ["completed", "completed", "failed"], again.stderr
+    starts = [line.split() for line in (tmp_path / "history").read_text().splitlines() if line.startswith("start a")]
+    assert [int(step) > 0 for *_, step in starts] == [False, True]
+    assert count(tmp_path, "start", "b") == 2

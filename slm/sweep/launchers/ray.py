@@ -45,10 +45,9 @@ class Ray:
         return []
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Queue them; joins or starts the cluster with the first."""
+        """Queue them; joins or starts the cluster with the first. `ValueError` if there is none to be had."""
         if not self.ray.is_initialized():
-            with _signals_kept():
-                self.ray.init(address=self.address, log_to_driver=False)
+            self._connect()
         for job in jobs:
             self._running[job.name] = self.train.remote(RemoteJob(job))
 
@@ -66,6 +65,14 @@ class Ray:
         for reference in self._running.values():
             self.ray.cancel(reference, force=at_once)
 
+    def _connect(self) -> None:
+        try:
+            with _signals_kept():
+                self.ray.init(address=self.address, log_to_driver=False)
+        except Exception as error:  # Ray has nothing narrower for a cluster that does not answer or start
+            address, why = "null" if self.address is None else self.address, " ".join(str(error).split())
+            raise ValueError(f"launcher.address={address}: Ray could not be reached or started there ({why})") from error
+
     def _code(self, reference: Any) -> int | None:
         try:
             return self.ray.get(reference)
@@ -77,10 +84,12 @@ class Ray:
 def _signals_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself when it connects, and would end the master at once."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _run(job: RemoteJob) -> int:
