@@ -69,9 +69,9 @@ class Ray:
         try:
             with _signals_kept():
                 self.ray.init(address=self.address, log_to_driver=False)
-        except Exception as error:  # Ray has nothing narrower for a cluster that does not answer or start
+        except Exception as error:  # Ray has nothing narrower for a cluster that does not answer
             address, why = "null" if self.address is None else self.address, " ".join(str(error).split())
-            raise ValueError(f"launcher.address={address}: Ray could not be reached or started there ({why})") from error
+            raise ValueError(f"launcher.address={address}: Ray is not there and does not start ({why})") from error
 
     def _code(self, reference: Any) -> int | None:
         try:
