@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt as error:
-        print(f"\n{error or 'interrupted: the same command starts the analysis over'}", file=sys.stderr)
+        print(f"\n{str(error) or 'interrupted: the same command starts the analysis over'}", file=sys.stderr)
         exit_codes.append(130)
     except MISTAKES as error:
         exit_codes.append(report(error))

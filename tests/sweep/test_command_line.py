@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+import sweep
 from slm.command_line import one_sentence
 from slm.composition.resolvers import register
 from slm.sweep.config import check_settings
@@ -62,6 +63,20 @@ def test_a_reader_who_stops_reading_is_told_nothing() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.returncode in (0, 141)
+
+
+@pytest.mark.parametrize("said", ["", "interrupted with 1 of 2 cells completed"])
+def test_an_interrupt_says_how_to_go_on_and_is_no_success(
+    said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: object) -> int:
+        raise KeyboardInterrupt(*[said] * bool(said))
+
+    monkeypatch.setattr(sweep, "run", run)
+    monkeypatch.setattr(sweep, "exit_codes", [])
+    sweep.main.__wrapped__(None)  # without Hydra's
+    assert sweep.exit_codes == [130]
+    assert capsys.readouterr().err == f"\n{said or 'interrupted: the same command starts the analysis over'}\n"
 
 
 def test_a_value_that_hydra_cannot_read_says_how_to_quote() -> None:

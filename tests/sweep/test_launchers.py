@@ -339,7 +339,7 @@ def test_a_ray_that_does_not_start_is_said_in_a_sentence(monkeypatch: pytest.Mon
 
     ray.__dict__["init"] = init
     monkeypatch.setitem(sys.modules, "ray", ray)
-    with pytest.raises(ValueError, match=r"launcher\.address=null: Ray is not there and does not start .*timed out during startup"):
+    with pytest.raises(ValueError, match=r"launcher\.address=null: Ray is not there .*timed out during startup"):
         execute([cell("a")], tmp_path / "runs", settings("ray"), script=STUB)
 
 
