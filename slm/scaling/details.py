@@ -30,7 +30,7 @@ def details(found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Gene
     """
     if found.exact:
         return {"points": _points(found)}
-    ensemble = _ensemble(found, of, settings, rng)
+    ensemble = ensemble_of(found, of, settings, rng)
     usable = ensemble is not None or band_kind(found) is None
     return {
         "profiles": {
@@ -57,7 +57,7 @@ def _points(found: Fit) -> Entry:
     }
 
 
-def _ensemble(found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator) -> Ensemble | None:
+def ensemble_of(found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator) -> Ensemble | None:
     """The refits that bands rest on; None if bands need none, or too few could be made."""
     kind = band_kind(found)
     if kind is None or found.degrees_of_freedom < 1:

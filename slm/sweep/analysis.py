@@ -19,6 +19,8 @@ from slm.scaling.tables import Table, read_table, table_from_frame
 from slm.sweep.audit import audit
 from slm.sweep.collect import collect_runs
 from slm.sweep.files import as_json, write
+from slm.sweep.overlay import FILE as OVERLAY
+from slm.sweep.overlay import check_overlay, check_overlay_of_sweep, laid_over, read_overlay
 from slm.sweep.progress import Progress
 from slm.sweep.record import check_logger_of_analysis, record
 from slm.sweep.summary import print_summary
@@ -33,8 +35,8 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
     """Analyse the table that `conf/sweep.yaml` names into `output_dir`; returns the exit code.
 
     The directory (DESIGN section 3) holds design.csv, results.csv, settings.json, audit.json, fits.json,
-    comparison.json, figures/, report.md and report.html. Raises `ValueError` for what a person gave wrongly, before
-    anything is written.
+    comparison.json, overlay.json if anything was laid over, figures/, report.md and report.html. Raises `ValueError`
+    for what a person gave wrongly, before anything is written.
     """
     check_analysis(config)
     _check_folder(Path(config["output_dir"]), config)
@@ -43,26 +45,34 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
 
 
 def check_analysis(config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for settings of the analysis or of the logger that are wrong."""
+    """Raise `ValueError` for settings of the analysis, of what is laid over or of the logger that are wrong."""
     Settings.from_dict(config["analysis"])
     check_logger_of_analysis(config["logger"])
+    if config["runs"] is None:
+        check_overlay_of_sweep(config)
 
 
 def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFrame | None = None) -> None:
     """Analyse a table into `output_dir`, whatever else is there; `design` is what was planned, if it is known."""
     settings = Settings.from_dict(config["analysis"])
     folder = Path(config["output_dir"])
+    overlay = read_overlay(config)
+    if overlay:
+        check_overlay(overlay, table, settings)
     audited = audit(table.frame)
     with _made(folder), Progress() as progress:
         found = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=progress.report)
+        laid = laid_over(overlay, table, found, settings, config["seed"]) if overlay else None
         _remove_report(folder)
         _write(folder, table, audited, found, config)
+        if laid:
+            write(folder / OVERLAY, as_json(laid))
         write(folder / "design.csv", (_design(table.frame) if design is None else design).to_csv(index=False))
         progress.report("drawing figures and writing the report", 1, 1)
         _report(folder)
         progress.report("recording", 1, 1)
-        record(folder, found, table.name, config)
-    print_summary(found, audited, folder)
+        record(folder, found, laid, table.name, config)
+    print_summary(found, audited, laid, folder)
 
 
 def _read(config: Mapping[str, Any]) -> Table:
@@ -125,7 +135,7 @@ def _remove_report(folder: Path) -> None:
     from slm.scaling.report.figures import FIGURES
 
     figures = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-    for name in ("report.md", "report.html", *figures):
+    for name in ("report.md", "report.html", OVERLAY, *figures):
         (folder / name).unlink(missing_ok=True)
     _remove_empty([folder / "figures"])
 

@@ -14,7 +14,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     `runs` is None for a sweep that is to be trained. The folder of an analysis of `runs` is a new one unless given.
     """
-    for key in ("runs", "output_dir"):
+    for key in ("runs", "output_dir", "overlay", "overlay_column"):
         text = config[key] is None or (isinstance(config[key], str) and bool(config[key].strip()))
         _check(key, config[key], text, "text that is not empty, or null")
     _check("dry_run", config["dry_run"], isinstance(config["dry_run"], bool), "true or false")
@@ -22,6 +22,10 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, usual in (("dry_run", False), ("retry", "none")):
         if config["runs"] is not None and config[key] != usual:
             raise ValueError(f"{key}={config[key]} goes with a sweep, and runs={config['runs']} is done: leave one out")
+    if config["overlay_column"] is not None and config["overlay"] is None:
+        raise ValueError(
+            f"overlay_column={config['overlay_column']} goes with overlay=results.csv: give it, or leave it out"
+        )
     for key in ("where", "name"):
         _check(key, config[key], config[key] is None or isinstance(config[key], str), "text, or null")
     for key, least in (("drop_worst", 0), ("seed", 0)):

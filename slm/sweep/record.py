@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.scaling.analysis import Analysis
+from slm.sweep.overlay import overlay_rows
 from slm.tracking import Rows, check_logger, record_directory
 
 Entry = dict[str, Any]
@@ -19,11 +20,16 @@ def check_logger_of_analysis(logger: Mapping[str, Any]) -> None:
         raise ValueError("logger=tensorboard holds no tables: use logger=wandb, or logger=csv for the files alone")
 
 
-def record(folder: Path, found: Analysis, name: str, config: Mapping[str, Any]) -> None:
-    """Log tables, figures, summary and the directory itself, if the config asks for a tracker."""
+def record(folder: Path, found: Analysis, laid: Entry | None, name: str, config: Mapping[str, Any]) -> None:
+    """Log tables, figures, summary and the directory itself, if the config asks for a tracker.
+
+    `laid` is what overlay.json holds, if anything was laid over.
+    """
     if not config["logger"]["wandb"]:
         return
     tables = {"exponents": exponents(found), "comparisons": comparisons(found)}
+    if laid:
+        tables["overlay"] = overlay_rows(laid)
     record_directory(
         folder,
         kind="analysis",

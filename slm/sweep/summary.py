@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from slm.scaling.analysis import Analysis
 Entry = dict[str, Any]
 
 
-def print_summary(found: Analysis, audited: Mapping[str, Any], folder: Path) -> None:
-    """Print the fits that the verdict is about, the audit, the verdict, and where the rest is."""
+def print_summary(found: Analysis, audited: Mapping[str, Any], laid: Entry | None, folder: Path) -> None:
+    """Print the fits that the verdict is about, the audit, what was laid over, the verdict, and where the rest is."""
     comparison = found.comparison
     primary = comparison["primary"]
     families = len(comparison["families"])
@@ -35,6 +36,8 @@ def print_summary(found: Analysis, audited: Mapping[str, Any], folder: Path) -> 
             print(f"- {claim['claim']}\n    {claim['finding']}")
     if len(comparison["families"]) > 1:
         _print_audit(audited)
+    if laid:
+        _print_overlay(laid)
     print(f"\nVerdict: {comparison['verdict']['headline']}")
     for sentence in comparison["verdict"]["sentences"]:
         print(f"- {sentence}")
@@ -47,6 +50,24 @@ def _print_audit(audited: Mapping[str, Any]) -> None:
         print(f"- {violation['sentence']}")
     if audited["unknown"]:
         print(f"- The table does not say, for every run: {', '.join(one['what'] for one in audited['unknown'])}.")
+
+
+def _print_overlay(laid: Entry) -> None:
+    """Each checkpoint beside each family's law, and what the two do not share."""
+    print(f"\nLaid over, {laid['target'].replace('_', ' ')} beside what `{laid['law']}` says of a run of that size:")
+    for place, point in enumerate(laid["points"]):
+        said = [_beside(family, place) for family in laid["families"]]
+        print(f"  {point['name']}, N = {point['N']:.4g}: {point['value']:.4g}; {'; '.join(said)}")
+    for caveat in [*laid["caveats"], *laid["notes"]]:
+        print(f"- {caveat}")
+
+
+def _beside(family: Entry, place: int) -> str:
+    if family["refused"]:
+        return f"{family['family']} {family['refused']}"
+    one = family["models"][place]
+    beyond = f", {one['times_beyond']:.3g} times beyond its runs" if one["times_beyond"] > 1 else ""
+    return f"{family['family']} {one['value']:.4g} ({math.expm1(one['log_ratio']):+.1%} off it{beyond})"
 
 
 def _is_shown(entry: Entry, primary: Entry, alone: bool) -> bool:

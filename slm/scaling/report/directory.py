@@ -28,13 +28,15 @@ class Directory:
     comparison: Entry
     audit: Entry
     settings: Entry
+    overlay: Entry
+    """Models from elsewhere beside the laws; empty without any."""
 
     @classmethod
     def read(cls, path: Path) -> Directory:
-        """Read fits.json and comparison.json, and audit.json and settings.json if they are there."""
+        """Read fits.json and comparison.json, and audit.json, settings.json and overlay.json if they are there."""
         fits, comparison = (json.loads((path / f"{name}.json").read_text()) for name in ("fits", "comparison"))
-        audit, settings = (_if_there(path / f"{name}.json") for name in ("audit", "settings"))
-        return cls(path, fits, comparison, audit, settings)
+        others = (_if_there(path / f"{name}.json") for name in ("audit", "settings", "overlay"))
+        return cls(path, fits, comparison, *others)
 
     @cached_property
     def results(self) -> pd.DataFrame:

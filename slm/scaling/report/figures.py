@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm.scaling.report import figures_compare, figures_fits, rates
+from slm.scaling.report import figures_compare, figures_fits, overlay, rates
 from slm.scaling.report.directory import Directory
 from slm.scaling.report.style import save, style
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
     "curves": figures_fits.curves,
+    "overlay": overlay.overlay_figure,
     "residuals": figures_fits.residuals,
     "exponents": figures_compare.exponents,
     "profiles": figures_fits.profiles,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slm.scaling.report import compare, compute, fits, methods, rates
+from slm.scaling.report import compare, compute, fits, methods, overlay, rates
 from slm.scaling.report.directory import Directory, write_whole
 from slm.scaling.report.html import page
 from slm.scaling.report.text import Section
@@ -18,6 +18,7 @@ SECTIONS = (
     fits.exponents_section,
     fits.references_section,
     fits.curves_section,
+    overlay.overlay_section,
     compare.comparison_section,
     compare.power_section,
     fits.selection_section,
