@@ -21,6 +21,7 @@ from slm.composition.settings import (
     list_of,
     or_null,
 )
+from slm.sweep.evaluation import Evaluations, check_evaluations, is_evaluations
 
 SIZES = ("params_total", "params_non_embedding")
 RULES = ("fixed", "transferred", "tuned")
@@ -45,7 +46,7 @@ DECIDED = {
     "branch_from": "sweep.budget",
 }
 """Keys of train.py that a design decides, and by which of its own."""
-MAPPINGS = ("sweep.assume.params", "sweep.lr.value")
+MAPPINGS = ("sweep.assume.params", "sweep.lr.value", "sweep.evaluation")
 """Keys whose value may have keys of a person's own."""
 
 
@@ -91,6 +92,7 @@ KINDS: dict[str, Kind] = {
     **{f"sweep.lr.{name}": or_null(COUNT) for name in BASE_SHAPE},
     "sweep.seeds": list_of(SEED, "whole numbers from 0 on"),
     "sweep.overrides": TEXTS,
+    "sweep.evaluation": or_null(("a mapping of names to lists of overrides of evaluate.py", is_evaluations)),
     "sweep.assume.sigma": POSITIVE,
     "sweep.assume.law": NAME,
     "sweep.assume.params": ("a mapping of numbers, as in {A: 20, alpha: 0.1}", _is_numbers),
@@ -114,6 +116,8 @@ class Design:
     lr: Mapping[str, Any]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
+    evaluations: Evaluations
+    """What is measured of every completed run (`evaluation.py`)."""
     assume: Mapping[str, Any]
 
     @property
@@ -156,6 +160,8 @@ def check_design(sweep: Any) -> Design:
     for key in ("families", "seeds"):
         _check_distinct(f"sweep.{key}", sweep[key])
     _check_overrides(sweep["overrides"])
+    evaluations = sweep["evaluation"] or {}
+    check_evaluations(evaluations)
     budgets = sweep["budget"][given[0]]
     budgets = tuple(budgets) if isinstance(budgets, list) else (budgets,)
     if sweep["budget"]["trunk"] and len(budgets) == 1:
@@ -173,6 +179,7 @@ def check_design(sweep: Any) -> Design:
         lr=sweep["lr"],
         seeds=tuple(sweep["seeds"]),
         overrides=tuple(sweep["overrides"]),
+        evaluations=evaluations,
         assume=sweep["assume"],
     )
 

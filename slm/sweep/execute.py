@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from slm.sweep.cells import Cell
+from slm.sweep.files import in_quotes
 from slm.sweep.job import Job
 from slm.sweep.launchers import Launcher, open_launcher
 from slm.sweep.ledger import (
@@ -246,5 +247,4 @@ def places_of(cell: Cell, folder: Path) -> list[str]:
     places = {"output_dir": folder / cell.name}
     if cell.after is not None and cell.branch_step:
         places["branch_from"] = folder / cell.after
-    escaped = {key: str(path).replace("'", "\\'") for key, path in places.items()}
-    return [f"{key}='{path}'" for key, path in escaped.items()]
+    return [f"{key}={in_quotes(path)}" for key, path in places.items()]

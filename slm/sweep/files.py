@@ -15,6 +15,12 @@ def write(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def in_quotes(path: Path) -> str:
+    """Any path as the value of an override."""
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def as_json(value: Any) -> str:
     """JSON of plain values, with a line break at its end."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"

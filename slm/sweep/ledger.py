@@ -2,7 +2,7 @@
 
 `result.json`, which train.py writes last and atomically, counts first; then `failure.json`, which the master writes for
 a job that ended without one. A file that is cut short or no JSON counts as absent: the cell is trained again, which
-costs nothing where the run is done.
+costs nothing where the run is done. The folder of an evaluation is judged by its results.json instead.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Progress:
 
 
 def outcome_of(folder: Path) -> Outcome:
-    """What became of the run in `folder`, as far as its files say; a run that goes on counts as interrupted."""
+    """What became of the job in `folder`, as far as its files say; a run that goes on counts as interrupted."""
     result, failure = _read(folder / "result.json"), _read(folder / FAILURE)
-    if result.get("status") == "completed":
+    if result.get("status") == "completed" or evaluation_of(folder):
         return Outcome("completed")
     steps = f"step {result.get('steps')} of {result.get('planned_steps')}"
     if result.get("status") == "diverged":
@@ -63,6 +63,15 @@ def outcome_of(folder: Path) -> Outcome:
     if (folder / "config.yaml").exists():
         return Outcome("interrupted", "ended without a result")
     return Outcome("not_started")
+
+
+def evaluation_of(folder: Path) -> dict[str, Any]:
+    """The one entry of what evaluate.py wrote into `folder`; empty unless everything asked of it was measured."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        (entry,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        if entry["status"] == "completed" and not any("error" in task for task in entry["tasks"].values()):
+            return dict(entry)
+    return {}
 
 
 def record_failure(folder: Path, *, why: str, exit_code: int | None, starts: int) -> None:

@@ -48,6 +48,7 @@ def print_plan(
     console.print(f"             {speeds.source}", soft_wrap=True)
     for line in [
         *_trunks(possible),
+        *_evaluations(design, len(possible)),
         *_power(design, power, chance, seconds / len(design.seeds)),
         *_impossible(cells),
         *notes,
@@ -91,6 +92,16 @@ def _trunks(cells: Sequence[Cell]) -> list[str]:
         f"trunks       {len(trunks)}, each with its branches one independent run; {len(branches)} runs begin where "
         f"their decay does with the trunk's state, which saves {saved:.3g} FLOPs"
     ]
+
+
+def _evaluations(design: Design, runs: int) -> list[str]:
+    """What is measured of each run after training, of which the cost knows nothing."""
+    said = [
+        f"{name}, {runs} runs ({' '.join(overrides) or 'the settings of evaluate.py'})"
+        for name, overrides in design.evaluations.items()
+    ]
+    lines = [f"evaluation   {one}" for one in said]
+    return [*lines, "             by evaluate.py after training, which is not in the cost"] if lines else []
 
 
 def _power(design: Design, power: Power | None, chance: float, seconds_a_seed: float) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.budget import IDENTITY, check_family, model_config
 from slm.composition.settings import plain_settings
@@ -33,8 +33,7 @@ class Recipe:
     def __init__(self, family: str, overrides: Sequence[str]) -> None:
         self.family = family
         self.overrides = (f"family={family}", *overrides)
-        with _hydra():
-            self.config = compose("train", overrides=list(self.overrides))
+        self.config = composed("train", self.overrides)
         self.config.update(name=family, output_dir="runs")  # of no cell yet, and resolvers of a script would say
         self.own_aspect = float(self.config.width / self.config.depth)
         self.shapes: dict[tuple[int, int], ModelConfig] = {}
@@ -75,6 +74,12 @@ def digest(values: Any) -> str:
     """sha256 (hex) of the canonical JSON of plain values."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """`conf/NAME.yaml` under `overrides`, not resolved; Hydra's errors for those that it does not know."""
+    with _hydra():
+        return compose(name, overrides=list(overrides))
 
 
 @contextmanager

@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from slm.scaling.analysis import Analysis
 from slm.sweep.overlay import overlay_rows
-from slm.tracking import Rows, check_logger, record_directory
+from slm.tracking import Rows, check_logger, known_run_id, record_directory
 
 Entry = dict[str, Any]
+
+RUN_COLUMNS = ("run_id", "family", "status", "seed", "width", "depth", "lr", "params_total", "params_non_embedding",
+               "tokens", "loss", "bits_per_byte")  # fmt: skip
+"""Of the table of runs, those that the tracker's has."""
 
 
 def check_logger_of_analysis(logger: Mapping[str, Any]) -> None:
@@ -27,7 +33,7 @@ def record(folder: Path, found: Analysis, laid: Entry | None, name: str, config:
     """
     if not config["logger"]["wandb"]:
         return
-    tables = {"exponents": exponents(found), "comparisons": comparisons(found)}
+    tables = {"exponents": exponents(found), "comparisons": comparisons(found), "runs": runs(folder, config["runs"])}
     if laid:
         tables["overlay"] = overlay_rows(laid)
     record_directory(
@@ -46,6 +52,19 @@ def record(folder: Path, found: Analysis, laid: Entry | None, name: str, config:
 def _is_ours(path: Path) -> bool:
     """Whether a file is of the analysis, and not of the runs of a sweep or of the tracker."""
     return not {"wandb", "runs"} & set(path.parts[:-1])
+
+
+def runs(folder: Path, source: str | None) -> Rows:
+    """One row a run, with the id (`wandb_run`) under which the tracker has it, if it does.
+
+    `source` is the table or directory of runs; None for a sweep that was trained in `folder`.
+    """
+    frame = pd.read_csv(folder / ("results.csv" if source else "runs.csv"), dtype={"run_id": str})
+    frame = frame[[name for name in RUN_COLUMNS if name in frame]]
+    where = Path(source) if source else folder / "runs"
+    ids = [known_run_id(where / run) for run in frame["run_id"]] if "run_id" in frame else [None] * len(frame)
+    rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+    return [*frame, "wandb_run"], [[*row, number] for row, number in zip(rows, ids, strict=True)]
 
 
 def exponents(found: Analysis) -> Rows:

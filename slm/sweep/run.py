@@ -26,6 +26,7 @@ from slm.sweep.analysis import analyse_table, check_analysis
 from slm.sweep.cells import Cell
 from slm.sweep.collect import collect_cells
 from slm.sweep.design import Design, check_design
+from slm.sweep.evaluation import EVALUATE, evaluation_cells, with_evaluations, without_unmeasured
 from slm.sweep.files import as_json, write
 from slm.sweep.forecast import power_of, read_speeds, remember_speeds
 from slm.sweep.grid import Plan, make_plan
@@ -83,20 +84,24 @@ def _held(folder: Path) -> Iterator[None]:
 def _carry_out(design: Design, plan: Plan, folder: Path, config: Mapping[str, Any]) -> int:
     """Train and analyse in a folder that is ours; returns the exit code."""
     outcomes = _train(design, plan.cells, folder, config)
-    wrong = [
-        f"{cell.name}: {outcomes[cell.name].status}, {outcomes[cell.name].why}"
-        for cell in plan.cells
-        if outcomes[cell.name].status != "completed"
-    ]
+    measured = _evaluate(design, plan, outcomes, folder, config)
+    wrong, unmeasured = _without_result(outcomes, "cells"), _without_result(measured, "evaluations")
     try:
-        _analyse(design, plan, outcomes, wrong, folder, config)
+        _analyse(design, plan, outcomes, [*wrong, *unmeasured], folder, config)
     except ValueError as error:
-        if not wrong:
+        if not wrong and not unmeasured:
             raise
         report(error)
-    if wrong:
-        print(f"\n{len(wrong)} of {len(plan.cells)} cells have no result:", *wrong, sep="\n- ", file=sys.stderr)
-    return SOME_WRONG if wrong else 0
+    for lines in (wrong, unmeasured):
+        if lines:
+            print(f"\n{lines[0]}:", *lines[1:], sep="\n- ", file=sys.stderr)
+    return SOME_WRONG if wrong or unmeasured else 0
+
+
+def _without_result(outcomes: Mapping[str, Outcome], what: str) -> list[str]:
+    """A heading that counts those that did not complete, and a line on each; nothing if there are none."""
+    wrong = [f"{name}: {one.status}, {one.why}" for name, one in outcomes.items() if one.status != "completed"]
+    return [f"{len(wrong)} of {len(outcomes)} {what} have no result", *wrong] if wrong else []
 
 
 def _default_folder(design: Design, cells: Sequence[Cell]) -> str:
@@ -152,6 +157,24 @@ def _train(design: Design, cells: Sequence[Cell], folder: Path, config: Mapping[
         )
 
 
+def _evaluate(
+    design: Design, plan: Plan, outcomes: Mapping[str, Outcome], folder: Path, config: Mapping[str, Any]
+) -> Mapping[str, Outcome]:
+    """Measure every completed run that is not measured yet; what became of each evaluation."""
+    from slm.sweep.execute import execute
+    from slm.sweep.live import Board
+
+    done = [cell for cell in plan.cells if outcomes[cell.name].status == "completed"]
+    cells = evaluation_cells(done, design.evaluations, folder / "runs", plan.cache_dir)
+    if not cells:
+        return {}
+    print(f"evaluating {len(done)} runs on {', '.join(design.evaluations)}", file=sys.stderr, flush=True)
+    with Board() as board:
+        return execute(
+            cells, folder / "runs", config["launcher"], retry=config["retry"], script=EVALUATE, show=board.show
+        )
+
+
 def _logging(design: Design, folder: Path, logger: Mapping[str, Any]) -> list[str]:
     """Overrides of train.py by which the runs of a sweep are one group, with the name of the design as a tag."""
     tags = [design.name, *logger["tags"]]
@@ -173,7 +196,8 @@ def _analyse(
     folder: Path,
     config: Mapping[str, Any],
 ) -> None:
-    runs = collect_cells(folder / "runs", plan.cells, design.lr_rule)
+    trained = collect_cells(folder / "runs", plan.cells, design.lr_rule)
+    runs = with_evaluations(trained, design.evaluations, folder / "runs")
     write(folder / "runs.csv", runs.to_csv(index=False))
     planned = pd.DataFrame([_planned(cell, outcomes[cell.name]) for cell in plan.cells])
     write(folder / "design.csv", planned.to_csv(index=False))
@@ -181,9 +205,12 @@ def _analyse(
     if done.empty:
         raise ValueError(f"no cell of sweep={design.name} completed, so there is nothing to analyse")
     remember_speeds(plan.cache_dir, done.to_dict("records"))
-    notes = [f"{len(wrong)} of {len(plan.cells)} cells have no result. {one}." for one in wrong[:1]]
-    notes += [f"{one}." for one in wrong[1:]]
-    if design.lr["rule"] == "tuned":
+    tuned_rates = design.lr["rule"] == "tuned"
+    if tuned_rates:
+        done = done[list(trained)]  # an evaluation is of the runs themselves, and not of a rate between theirs
+    done, left_out = without_unmeasured(done, config["columns"])
+    notes = [*(f"{one}." for one in wrong), *left_out]
+    if tuned_rates:
         given = {cell.family: cell.lr for cell in plan.cells if cell.lr_factor == 1 and not cell.impossible}
         tuned = tune(done, given)
         write(folder / "tuning.csv", tuned.optima.to_csv(index=False))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 # Exact names: under a glob such as val/* W&B keeps no minimum.
+RUN_ID = Path("wandb", "run_id")
+"""In a run directory."""
 MINIMA = ("val/loss", "val/bits_per_byte")
 
 
@@ -73,9 +75,15 @@ def check_wandb(settings: Mapping[str, Any]) -> None:
         raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
 
 
+def known_run_id(folder: Path) -> str | None:
+    """The id under which the run directory `folder` is logged; None if it never was."""
+    path = folder / RUN_ID
+    return path.read_text().strip() if path.exists() else None
+
+
 def _run_id(folder: Path) -> str:
     """The id of this run directory, written before anything is logged under it."""
-    path = folder / "wandb" / "run_id"
+    path = folder / RUN_ID
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name("run_id.partial")

@@ -1,0 +1,109 @@
+"""Evaluation sets of a design: evaluate.py on every completed run, and its results as further columns of the table.
+
+Notable: evaluations are jobs of their own, after all training, on the same engine and by the same rules (a finished one
+is never repeated, one that fails is recorded and stops nothing); their folder is RUN/evaluation/NAME-HASH, with a hash
+of their overrides, so that an evaluation that was changed is another one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slm.sweep.cells import Cell
+from slm.sweep.files import in_quotes
+from slm.sweep.ledger import evaluation_of
+from slm.sweep.recipe import composed, digest
+
+Evaluations = Mapping[str, Sequence[str]]
+"""Name -> overrides of evaluate.py."""
+
+EVALUATE = Path(__file__).parents[2] / "evaluate.py"
+USUAL = ("logger=csv", "speed.enabled=false", "perplexity.protocols=[non_overlapping]")
+"""Unless overridden: no run of its own in the tracker, no speeds while other jobs run, losses as train.py has them."""
+DECIDED = ("checkpoint", "checkpoints", "revision", "output_dir", "cache_dir", "prompt", "export", "logger")
+SCORES = ("loss", "perplexity", "bits_per_byte")
+
+
+def is_evaluations(value: Any) -> bool:
+    """Whether it maps names that can begin a column's to lists of overrides."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and re.fullmatch(r"[A-Za-z]\w*", name)
+        and isinstance(items, list)
+        and all(isinstance(item, str) for item in items)
+        for name, items in value.items()
+    )
+
+
+def check_evaluations(evaluations: Evaluations) -> None:
+    """Raise `ValueError`, or Hydra's errors, for overrides that the sweep decides or that evaluate.py does not know."""
+    for name, overrides in evaluations.items():
+        for item in overrides:
+            key = item.partition("=")[0].lstrip("+~").partition(".")[0]
+            if key in DECIDED:
+                raise ValueError(f"sweep.evaluation.{name} has {item}, which the sweep decides: leave it out")
+        composed("evaluate", [*USUAL, *overrides])
+
+
+def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs: Path, cache_dir: Path) -> list[Cell]:
+    """A cell for each evaluation of each of `cells`, which are completed runs in the folder `runs`."""
+    shared = (f"cache_dir={in_quotes(cache_dir)}", *USUAL)
+    return [
+        replace(
+            cell,
+            name=str(_folder(Path(cell.name), name, overrides)),
+            overrides=(f"checkpoint={in_quotes(runs.resolve() / cell.name)}", *shared, *overrides),
+            after=None,
+            branch_step=0,
+            shared_tokens=0,
+        )
+        for cell in cells
+        for name, overrides in evaluations.items()
+    ]
+
+
+def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) -> pd.DataFrame:
+    """The table of runs with the columns of each evaluation NAME, empty for runs that have none.
+
+    `NAME_loss`, `NAME_perplexity`, `NAME_bits_per_byte` and `NAME_eval_data_fingerprint` of the first protocol,
+    `NAME_PROTOCOL_loss` and so on of further ones, `NAME_TASK` and `NAME_TASK_se` of tasks.
+    """
+    rows = [
+        {
+            key: value
+            for name, overrides in evaluations.items()
+            for key, value in _columns(name, evaluation_of(_folder(runs / str(run_id), name, overrides))).items()
+        }
+        for run_id in table["run_id"]
+    ]
+    return table.join(pd.DataFrame(rows, index=table.index)) if any(rows) else table
+
+
+def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
+    """The runs that have all columns that were named to be analysed (`columns`), and a sentence on the others."""
+    named = [own for own in columns.values() if own in table]
+    lost = table[named].isna().any(axis=1)
+    if not lost.any() or lost.all():
+        return table, []
+    return table[~lost], [f"Left out without {' and '.join(named)}: {', '.join(table['run_id'][lost])}."]
+
+
+def _folder(run: Path, name: str, overrides: Sequence[str]) -> Path:
+    return run / "evaluation" / f"{name}-{digest(list(overrides))[:8]}"
+
+
+def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for place, score in enumerate(entry.get("perplexity_results", [])):
+        prefix = f"{name}_{score['protocol']}" if place else name
+        found |= {f"{prefix}_{key}": score[key] for key in SCORES}
+        found |= {f"{prefix}_eval_data_fingerprint": score["data_fingerprint"]}
+    for task, one in entry.get("tasks", {}).items():
+        found |= {f"{name}_{task}": one["value"], f"{name}_{task}_se": one["se"]}
+    return found
