@@ -33,6 +33,21 @@ def test_a_result_counts_before_a_failure_and_a_failure_before_an_interruption(t
     assert outcome_of(tmp_path) == Outcome("completed")
 
 
+@pytest.mark.parametrize(
+    ("entries", "done"),
+    [
+        ([{"status": "completed", "tasks": {"piqa": {"value": 0.5}}}], True),
+        ([{"status": "begun", "tasks": {}}], False),
+        ([{"status": "completed", "tasks": {"piqa": {"error": "no such file"}}}], False),
+        ([], False),
+        ({}, False),
+    ],
+)
+def test_an_evaluation_is_done_when_all_that_was_asked_is_measured(entries: object, done: bool, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(entries))
+    assert outcome_of(tmp_path).status == ("completed" if done else "not_started")
+
+
 def test_a_failure_keeps_the_end_of_the_log(tmp_path: Path) -> None:
     (tmp_path / "job.log").write_text("".join(f"line {n}\n\n" for n in range(100)))
     record_failure(tmp_path, why="killed", exit_code=-9, starts=1)

@@ -87,7 +87,8 @@ def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_not
 ) -> None:
     monkeypatch.chdir(tmp_path)
     changes = ("sweep.grid.widths=[64,96,100,128]", "sweep.seeds=[1,2]", "sweep.overrides=['cache_dir=cache']")
-    config = composed(*SMALL, *changes, "dry_run=true", "launcher.slots=3", "sweep.assume.flops_per_second=1e10")
+    changes += ("sweep.evaluation={wiki: ['data=wikitext2']}", "launcher.slots=3")
+    config = composed(*SMALL, *changes, "dry_run=true", "sweep.assume.flops_per_second=1e10")
     assert run_sweep(config) == 0
     said = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
@@ -96,6 +97,7 @@ def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_not
     assert "impossible   mobilellm_100x4-" in said
     assert "width=100 is not a multiple of model.head_dim=32" in said
     assert "3 at a time" in said
+    assert "evaluation   wiki, 6 runs (data=wikitext2)" in said
     assert "1e+10 FLOP/s a job, assumed" in said
     assert "with 3 seeds" in said
     assert "in alpha between two families is found in 80% of cases (1 pair tested)" in said
