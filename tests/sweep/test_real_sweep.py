@@ -5,6 +5,7 @@ evaluation but for one, whose evaluation fails for want of weights.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from slm.sweep.cells import Cell
 from slm.sweep.config import check_settings
-from slm.sweep.design import check_design
+from slm.sweep.design import Design, check_design
 from slm.sweep.evaluation import evaluation_cells
 from slm.sweep.grid import make_plan
 from slm.sweep.run import run_sweep
@@ -48,13 +49,18 @@ def settings() -> dict[str, Any]:
     return check_settings(composed(*SWEEP))
 
 
+@cache
+def design() -> Design:
+    return check_design(settings()["sweep"])
+
+
+@cache
 def cells() -> list[Cell]:
-    return make_plan(check_design(settings()["sweep"])).cells
+    return make_plan(design()).cells
 
 
 def evaluation_of(cell: Cell) -> Path:
-    design = check_design(settings()["sweep"])
-    (job,) = evaluation_cells([cell], design.evaluations, Path("here/runs"), Path("cache"))
+    (job,) = evaluation_cells([cell], design().evaluations, Path("here/runs"), Path("cache"))
     return Path("here/runs", job.name, "results.json")
 
 
@@ -70,7 +76,7 @@ def _swept(tmp_path_factory: pytest.TempPathFactory) -> Any:
             if cell.width < 128 or cell.family == "mobilellm":
                 evaluation_of(cell).parent.mkdir(parents=True)
                 entry = {"status": "completed", "tasks": {}, "perplexity_results": [SCORE | {"loss": 3.0}]}
-                entry["perplexity_results"][0]["bits_per_byte"] = 1e3 / cell.width  # type: ignore[index]
+                entry["perplexity_results"][0]["bits_per_byte"] = 100 / cell.width  # type: ignore[index]
                 evaluation_of(cell).write_text(json.dumps([entry]))
         Path("here/cells.json").write_text("[]")
         assert run_sweep(settings()) == 2
@@ -160,7 +166,7 @@ def test_a_failed_evaluation_is_named_and_its_run_is_analysed_but_by_what_it_lac
     assert logs == {path: path.stat().st_mtime_ns for path in Path("here/runs").rglob("job.log")}
     results = pd.read_csv("here/results.csv")
     assert lost not in set(results["run_id"])
-    assert dict(zip(results["width"], results["bits_per_byte"], strict=True))[128] == pytest.approx(1e3 / 128)
+    assert dict(zip(results["width"], results["bits_per_byte"], strict=True))[128] == pytest.approx(100 / 128)
     said = capsys.readouterr().err
     assert "1 of 10 evaluations have no result:" in said
     assert f"- {lost}/evaluation/held_out-" in said
