@@ -25,7 +25,8 @@ def caveats(
     laid over.
     """
     return [
-        f"Data: the checkpoints were not trained on the data of these runs, and {_texts(theirs, runs, measured)}.",
+        f"Data: nothing says that the checkpoints were trained on the data of these runs, and they were "
+        f"{_texts(theirs, runs, measured)}.",
         f"Tokens: the runs were trained {_budgets(runs)}, the checkpoints {_budgets_of(points)}; a law in N alone says "
         "what a run of that size would reach on the tokens of these runs.",
         _tokenizers(theirs, runs, measured),

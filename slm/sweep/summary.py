@@ -67,7 +67,9 @@ def _beside(family: Entry, place: int) -> str:
         return f"{family['family']} {family['refused']}"
     one = family["models"][place]
     beyond = f", {one['times_beyond']:.3g} times beyond its runs" if one["times_beyond"] > 1 else ""
-    return f"{family['family']} {one['value']:.4g} ({math.expm1(one['log_ratio']):+.1%} off it{beyond})"
+    off = math.expm1(one["log_ratio"])
+    side = "above" if off > 0 else "below"
+    return f"{family['family']} {one['value']:.4g} ({abs(off):.1%} {side} it{beyond})"
 
 
 def _is_shown(entry: Entry, primary: Entry, alone: bool) -> bool:
