@@ -352,7 +352,10 @@ def test_ray_itself_trains_cells_and_a_master_that_is_told_to_end_lets_them_save
     how: dict = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     master = subprocess.Popen(command, **how)
     while not (tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt").exists():
-        assert master.poll() is None, master.communicate()[1]
+        if master.poll() is not None:
+            said = master.communicate()[1]
+            assert "Ray is not there" in said, said
+            pytest.skip("Ray does not start here")
         time.sleep(0.1)
     master.send_signal(signal.SIGTERM)
     said = master.communicate(timeout=120)[1]
