@@ -104,6 +104,7 @@ KINDS: dict[str, Kind] = {
 
 OPTIONAL_KINDS: dict[str, Kind] = {
     "train.document_masking": SWITCH,
+    "train.val_tokens": or_null(COUNT),
     "checkpoint.keep_steps": COUNTS,
     "schedule.warmup_steps": or_null(NATURAL),
     "branch_from": or_null(NAME),

@@ -19,9 +19,9 @@ SHARED = ("family", "seed", "lr", "width", "depth", "params_total", "batch_token
 def collect_runs(directory: str | Path) -> pd.DataFrame:
     """One row a run found at any depth under `directory` (a folder of run directories, such as `multirun/DATE`).
 
-    Losses are nats a token and only those of completed runs, whose whole validation set was scored; `flops` are exact
-    training FLOPs, `depth` counts distinct blocks, `run_id` is the run's folder relative to `directory`. Raises
-    `ValueError` of one sentence if there is no run or a result cannot be read.
+    Losses are nats a token and only those of completed runs, at their last step; `flops` are exact training FLOPs,
+    `depth` counts distinct blocks, `run_id` is the run's folder relative to `directory`. Raises `ValueError` of one
+    sentence if there is no run or a result cannot be read.
     """
     root = Path(directory)
     if not root.is_dir():

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from slm.composition.budget import IDENTITY, check_family, model_config
+from slm.composition.budget import IDENTITY, LATER_KEYS, check_family, model_config
 from slm.composition.settings import plain_settings
 from slm.model.config import ModelConfig
 
@@ -66,8 +66,14 @@ class Recipe:
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
-    """sha256 (hex) of what decides the run of a resolved config, whatever the order of its keys."""
-    return digest({group: settings[group] for group in IDENTITY})
+    """sha256 (hex) of what decides the run of a resolved config, whatever the order of its keys.
+
+    A key that is newer than other runs counts where it asks for something new: else the hash stays as it was.
+    """
+    decisive = {group: settings[group] for group in IDENTITY}
+    for group, keys in LATER_KEYS.items():
+        decisive[group] = {key: value for key, value in decisive[group].items() if (key, value) not in keys.items()}
+    return digest(decisive)
 
 
 def digest(values: Any) -> str:

@@ -120,7 +120,7 @@ class Journal(L.Callback):
             row |= self._training_metrics(pl_module, trainer)
             self._check_progress(pl_module, row["train/loss"])
         if step % self.train["eval_every"] == 0 or last:
-            row |= self._validate(pl_module, whole=last)
+            row |= self._validate(pl_module, last=last)
         if row:
             self._write(step, pl_module.plan, row)
         stop, save = self._decide(step, row, last)
@@ -176,14 +176,15 @@ class Journal(L.Callback):
         if lost or module.guard.in_a_row.item() >= self.max_skipped_in_a_row:
             self.status = "diverged"
 
-    def _validate(self, module: LanguageModel, *, whole: bool) -> dict[str, float]:
+    def _validate(self, module: LanguageModel, *, last: bool) -> dict[str, float]:
         pause = time.perf_counter()
         with module.weights_to_judge():
-            result = score(module, self.corpus, max_tokens=None if whole else int(self.train["eval_tokens"]))
+            tokens = self.train.get("val_tokens") if last else self.train["eval_tokens"]
+            result = score(module, self.corpus, max_tokens=tokens and int(tokens))
             if self.trackers:
                 self._sample(module)
         self.val = asdict(result)
-        if not whole:  # losses of different sets are not compared
+        if not last:  # losses of different sets are not compared
             self.best_loss = min(self.best_loss, result.loss)
         self._row_started += time.perf_counter() - pause  # validation is not training time
         return {

@@ -31,9 +31,10 @@ def make_result(
 ) -> dict[str, Any]:
     """Everything a reader of the run needs, for a run that stopped at optimizer step `step`.
 
-    Losses are nats a token, `flops_*` training FLOPs a token, `val` the whole validation set if the run completed and
-    the newest validation otherwise, `signal` the number of the signal that the run received, if any. A run that was
-    branched from another counts from that one's start, but for `tokens_trained`, which are those of its own steps.
+    Losses are nats a token, `flops_*` training FLOPs a token, `val` that of `train.val_tokens` (or of the whole
+    validation set) if the run completed and the newest validation otherwise, `signal` the number of the signal that the
+    run received, if any. A run that was branched from another counts from that one's start, but for `tokens_trained`,
+    which are those of its own steps.
     """
     tokens = step * plan.batch_tokens
     exact = plan.model.flops_per_token(plan.sequence_length)

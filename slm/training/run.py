@@ -35,6 +35,10 @@ from slm.training.run_directory import RunDirectory
 from slm.training.trainer import make_trainer
 
 
+PASSES_WORTH_A_MEASUREMENT = 300
+"""Of a run that is not compiled: measuring takes three. A run that is compiled is, so that its clock starts after."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run whose config is known to be good."""
@@ -224,7 +228,9 @@ def _module(run: Run, separator: int | None = None) -> LanguageModel:
 def _measure(run: Run, module: LanguageModel, start_step: int) -> float:
     """Say how fast the run will be, going by this process's device. Returns the matmul peak of a device."""
     peak, source = matmul_peak(run.hardware, run.cache_dir)
-    if is_first_process():
+    passes = (run.plan.steps - start_step) * run.plan.accumulation
+    wanted = run.settings["dry_run"] or run.hardware.compile or passes >= PASSES_WORTH_A_MEASUREMENT
+    if wanted and is_first_process():
         # Processes on one CPU share its cores; GPUs add up.
         devices = run.hardware.world_size if run.hardware.accelerator == "cuda" else 1
         _say("speed        measuring ...")
