@@ -19,6 +19,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -103,7 +104,7 @@ def execute(
         )
         for cell in cells
     }
-    with Signals() as signals:
+    with closing(engine), Signals() as signals:
         master = _Master(cells, jobs, engine, tries=launcher["tries"], show=show)
         master.look_up(retry=retry == "failed")
         master.run(signals)

@@ -12,8 +12,8 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -43,11 +43,10 @@ def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subproc
 
     `environment` is all of the job's but what `job.environment` adds.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    lock = None if _is_taken(job.folder / TRAINS) else _take(job.folder / LOCK)
-    if lock is None:
-        return None
-    with lock, (job.folder / LOG).open("ab") as log:
+    with held(job) as files:
+        if files is None:
+            return None
+        lock, log = files
         return subprocess.Popen(
             ["sh", "-c", NOTE_AND_BECOME, str(job.folder / PID), str(slot), *job.command],
             env={**environment, **job.environment},
@@ -57,6 +56,18 @@ def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subproc
             pass_fds=[lock.fileno()],
             start_new_session=True,
         )
+
+
+@contextmanager
+def held(job: Job) -> Iterator[tuple[IO[bytes], IO[bytes]] | None]:
+    """The lock of `job`, taken, and its log, both to be handed to its process; None where it runs already."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    lock = None if _is_taken(job.folder / TRAINS) else _take(job.folder / LOCK)
+    if lock is None:
+        yield None
+        return
+    with lock, (job.folder / LOG).open("ab") as log:
+        yield lock, log
 
 
 def is_running(folder: Path) -> bool:

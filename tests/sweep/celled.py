@@ -12,6 +12,7 @@ LOCAL: dict[str, Any] = {
     "gpus_per_job": 0,
     "threads": 1,
     "memory_gb": 1,
+    "warm_start": False,
     "tries": 2,
 }
 

@@ -239,7 +239,8 @@ def test_cells_are_trained_by_train_py_itself(text_file: Path, cache_dir: Path, 
         Cell(**{**vars(c), "overrides": (*overrides, *changes)})
         for c, changes in zip(cells, ([], [lost, "schedule=constant", "train.tokens=10240"]), strict=True)
     ]
-    outcomes = execute(cells, tmp_path / "runs", LOCAL, common=("logger.group=sweep",), environment=quiet_env())
+    launcher = LOCAL | {"warm_start": True}
+    outcomes = execute(cells, tmp_path / "runs", launcher, common=("logger.group=sweep",), environment=quiet_env())
     assert {name: outcome.status for name, outcome in outcomes.items()} == {
         "it's, a=name": "completed",
         "hopeless": "diverged",

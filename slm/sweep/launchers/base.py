@@ -26,6 +26,9 @@ class Launcher(Protocol):
     def stop(self, *, at_once: bool = False) -> None:
         """Let all jobs save a checkpoint and end; or end them `at_once`. `ended` tells when they have."""
 
+    def close(self) -> None:
+        """Let go of what the engine keeps for its jobs; nothing is asked of it any more, and those that run go on."""
+
 
 def check(key: str, value: object, good: bool, wanted: str) -> None:
     """Raise `ValueError` for a setting of the launcher that is none."""

@@ -3,6 +3,8 @@
 A slot does not pin its job to cores: the system moves single threads well, and a pinned job would share its core with
 whatever else runs there. All slots have the same number of threads, and it follows from the machine and the sweep
 alone, because sums over several threads round differently: a sweep that is started again must give the same bits.
+
+Without GPUs and with one thread a job, `warm_start` forks jobs from a process that has imported what they need.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any
 
 from slm.sweep.job import Job, begin, id_and_slot, is_running, send
 from slm.sweep.launchers.base import check, check_count
+from slm.sweep.launchers.forked import Forked, ForkServer
 
 
 @dataclass
@@ -26,14 +30,20 @@ class Running:
 
     folder: Path
     slot: int
-    process: subprocess.Popen[bytes] | None
+    process: subprocess.Popen[bytes] | Forked | None
 
 
 class Local:
     """Slots on this machine."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
-        self.environments = slot_environments(settings, jobs=jobs, gpus=visible_gpus())
+        gpus = visible_gpus()
+        self.environments = slot_environments(settings, jobs=jobs, gpus=gpus)
+        warm, alone = settings["warm_start"], self.environments[0]["OMP_NUM_THREADS"] == "1"
+        check("warm_start", warm, isinstance(warm, bool), "true or false")
+        # Neither threads nor what a driver holds survives a fork.
+        self._warm = warm and alone and not gpus and sys.platform == "linux"
+        self._server: ForkServer | None = None
         self._running: dict[str, Running] = {}
 
     def free(self) -> int:
@@ -52,14 +62,22 @@ class Local:
         for job in jobs:
             taken = {running.slot for running in self._running.values()}
             slot = next(number for number in range(len(self.environments)) if number not in taken)
-            process = begin(job, {**os.environ, **self.environments[slot]}, slot=slot)
-            self._running[job.name] = Running(job.folder, slot, process)
+            self._running[job.name] = Running(job.folder, slot, self._begin(job, slot))
+
+    def _begin(self, job: Job, slot: int) -> subprocess.Popen[bytes] | Forked | None:
+        environment = {**os.environ, **self.environments[slot]}
+        if self._warm and self._server is None:
+            self._server = ForkServer(job.command[1], environment)
+        forked = self._server.begin(job, slot=slot) if self._server else None
+        return forked or begin(job, environment, slot=slot)
 
     def ended(self) -> dict[str, int | None]:
         """Of an adopted job, whose parent we are not, no exit code is known."""
         codes: dict[str, int | None] = {}
         for name, running in list(self._running.items()):
             code = running.process.poll() if running.process else None
+            if isinstance(running.process, Forked) and running.process.server.lost:
+                running.process = None  # as if an earlier master had started it
             if code is None and (running.process or is_running(running.folder)):
                 continue
             codes[name] = code
@@ -72,6 +90,11 @@ class Local:
         """SIGTERM, upon which train.py saves a checkpoint; or SIGKILL to all its processes."""
         for running in self._running.values():
             _signal(running, signal.SIGKILL if at_once else signal.SIGTERM, everyone=at_once)
+
+    def close(self) -> None:
+        """End the process that forks."""
+        if self._server is not None:
+            self._server.close()
 
 
 def _signal(running: Running, number: signal.Signals, *, everyone: bool) -> None:

@@ -65,6 +65,9 @@ class Ray:
         for reference in self._running.values():
             self.ray.cancel(reference, force=at_once)
 
+    def close(self) -> None:
+        """Nothing is kept."""
+
     def _connect(self) -> None:
         try:
             with _signals_kept():

@@ -106,6 +106,9 @@ class Slurm:
         self._asked = float("-inf")
         self.scheduler.cancel([number for _, number in self._submitted.values()])
 
+    def close(self) -> None:
+        """Nothing is kept."""
+
     def _is_lost(self, job: Job, number: str) -> bool:
         if self._states is None:
             return False
