@@ -34,7 +34,6 @@ from slm.training.result import make_result
 from slm.training.run_directory import RunDirectory
 from slm.training.trainer import make_trainer
 
-
 PASSES_WORTH_A_MEASUREMENT = 300
 """Of a run that is not compiled: measuring takes three. A run that is compiled is, so that its clock starts after."""
 

@@ -7,7 +7,6 @@ the next ones start by themselves.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
