@@ -9,8 +9,8 @@ from slm.model.config import ModelConfig
 
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
 """Groups that decide a run; devices, logging and how often to save may change while it is continued."""
-LATER_KEYS: dict[str, dict[str, Any]] = {"train": {"val_tokens": None}}
-"""Keys of those groups that came after runs were named by a hash of their settings, with what runs did before."""
+LATER_KEYS = {"train": ("val_tokens",)}
+"""Of those groups, keys that came after runs were named by a hash of their settings."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys that say how long a run is, one of them at a time."""
 

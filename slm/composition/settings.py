@@ -125,7 +125,7 @@ OPTIONAL_KINDS: dict[str, Kind] = {
 }
 """Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
 
-BEFORE_KEYS: dict[str, Any] = {"train.document_masking": False}
+BEFORE_KEYS: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
 """What runs did that were begun before the key existed."""
 
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.budget import IDENTITY, LATER_KEYS, check_family, model_config
-from slm.composition.settings import plain_settings
+from slm.composition.settings import BEFORE_KEYS, plain_settings
 from slm.model.config import ModelConfig
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -71,8 +71,9 @@ def key_of(settings: Mapping[str, Any]) -> str:
     A key that is newer than other runs counts where it asks for something new: else the hash stays as it was.
     """
     decisive = {group: settings[group] for group in IDENTITY}
-    for group, keys in LATER_KEYS.items():
-        decisive[group] = {key: value for key, value in decisive[group].items() if (key, value) not in keys.items()}
+    for group, later in LATER_KEYS.items():
+        asked = {key for key in later if decisive[group].get(key) != BEFORE_KEYS[f"{group}.{key}"]}
+        decisive[group] = {key: value for key, value in decisive[group].items() if key not in later or key in asked}
     return digest(decisive)
 
 

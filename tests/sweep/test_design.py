@@ -20,7 +20,7 @@ from slm.composition.settings import check_settings
 from slm.sweep.cells import Cell
 from slm.sweep.design import check_design
 from slm.sweep.grid import make_plan
-from slm.sweep.recipe import digest, key_of
+from slm.sweep.recipe import Recipe, digest, key_of
 from slm.training.plan import make_plan as make_train_plan
 from tests.running import ROOT
 from tests.sweep.test_command_line import composed
@@ -195,6 +195,13 @@ def test_what_decides_a_run_decides_its_hash_and_nothing_else_does() -> None:
     changes += [f"sweep.overrides=['{item}']" for item in ("train.log_every=3", "optim=muon", "data.val_fraction=0.1")]
     keys = {cells_of(*SMALL, change)[0].key for change in changes}
     assert len(keys | {cell.key}) == len(changes) + 1
+
+
+def test_a_key_that_came_later_leaves_the_hash_of_runs_that_do_not_use_it() -> None:
+    config = Recipe("mobilellm", ()).settings({})
+    before = {**config, "train": {key: value for key, value in config["train"].items() if key != "val_tokens"}}
+    assert key_of(config) == key_of(before)
+    assert key_of({**config, "train": {**config["train"], "val_tokens": 640}}) != key_of(before)
 
 
 def test_a_plan_needs_no_torch() -> None:

@@ -142,10 +142,12 @@ def test_a_master_that_is_killed_leaves_jobs_to_the_next_and_no_server(tmp_path:
 def test_forked_training_is_the_same_to_the_last_bit(
     run_train: Callable[..., subprocess.CompletedProcess[str]], text_file: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
-    overrides = tuple(make_command(text_file, cache_dir, "train.tokens=2560")[2:])
+    short = ("train.tokens=2560", "train.val_tokens=650")
+    overrides = tuple(make_command(text_file, cache_dir, *short)[2:])
     cells = [Cell(**{**vars(cell("a", tokens=2560)), "overrides": overrides})]
     assert execute(cells, tmp_path / "runs", WARM, environment=quiet_env())["a"].status == "completed"
-    assert run_train("train.tokens=2560", f"output_dir={tmp_path}/cold").returncode == 0
+    assert run_train(*short, f"output_dir={tmp_path}/cold").returncode == 0
+    assert json.loads((tmp_path / "cold" / "result.json").read_text())["val"]["tokens"] == 640  # whole windows of 32
     tables = [pd.read_csv(folder / "metrics.csv") for folder in (tmp_path / "runs" / "a", tmp_path / "cold")]
     forked, cold = (table.drop(columns=[name for name in table if name.startswith("time/")]) for table in tables)
     pd.testing.assert_frame_equal(forked, cold, check_exact=True)

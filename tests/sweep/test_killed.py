@@ -89,7 +89,9 @@ def undisturbed(text_file: Path, cache_dir: Path, tmp_path: Path) -> Sweep:
 
 @pytest.fixture
 def killed(text_file: Path, cache_dir: Path, tmp_path: Path) -> Iterator[Sweep]:
-    sweep = Sweep(tmp_path / "killed", sweep_command(tmp_path / "killed", text_file, cache_dir))
+    # Forked, the jobs would be done before they are killed.
+    cold = sweep_command(tmp_path / "killed", text_file, cache_dir, "launcher.warm_start=false")
+    sweep = Sweep(tmp_path / "killed", cold)
     yield sweep
     if sweep.master is not None and sweep.master.poll() is None:
         sweep.kill()

@@ -48,6 +48,7 @@ def test_every_key_in_the_table_refuses_nonsense_by_name(key: str, defaults: dic
         ("train.sample_tokens", -1),
         ("train.sample_prompt", None),
         ("train.document_masking", "maybe"),
+        ("train.val_tokens", 0),
         ("checkpoint.every_steps", 0),
         ("checkpoint.every_minutes", -1),
         ("checkpoint.keep_best", "maybe"),
