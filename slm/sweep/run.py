@@ -216,6 +216,9 @@ def _analyse(
         write(folder / "tuning.csv", tuned.optima.to_csv(index=False))
         print("", *tuned.lines, sep="\n")
         done, notes = tuned.best, [*notes, *tuned.notes]
+        if done.groupby("family")["params_total"].nunique().max() == 1:
+            print(f"No family has two sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
+            return
     how = {key: config[key] for key in ("columns", "where", "drop_worst")}
     table = table_from_frame(done, name=config["name"], **how)
     grouped = {**config["logger"], "group": group_of(folder, config["logger"])}

@@ -39,7 +39,7 @@ class Tuned:
             shape = f"{best.family} {best.width}x{best.depth}"
             line = f"{shape}: best learning rate {best.lr:.3g}{at_end}, loss {best.loss:.4f}"
             if not math.isnan(best.excess_at_value):
-                line += f"; {best.excess_at_value:.2%} above the best tried at {best.lr_value:g}"
+                line += f"; the rate given, {best.lr_value:g}, came to {best.excess_at_value:.2%} above the best tried"
             said.append(line)
         return said
 

@@ -186,6 +186,16 @@ def test_a_sweep_of_which_nothing_completed_ends_with_exit_code_2(
     assert "no cell of sweep=quick completed" in capsys.readouterr().err
 
 
+def test_rates_tuned_at_one_size_are_the_result_where_there_is_no_law_to_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ("sweep.grid.shapes=[64x4]", "sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
+    assert swept(monkeypatch, Jobs(), *FEW, *one) == 0
+    assert pd.read_csv("here/tuning.csv")["family"].tolist() == ["mobilellm", "ssd"]
+    assert "No family has two sizes" in capsys.readouterr().out
+    assert not Path("here/fits.json").exists()
+
+
 def test_tuned_rates_are_interpolated_before_the_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = ("sweep.lr.rule=tuned", "sweep.lr.factors=[0.25,0.5,1,2,4]", "sweep.seeds=[1,2,3]")
     assert swept(monkeypatch, Jobs(), *FEW, *tuned) == 0
