@@ -24,7 +24,7 @@ from slm.sweep.execute import execute
 from slm.sweep.grid import make_plan
 
 CONF = str(Path(__file__).parents[1] / "conf")
-SMALL = ["sweep=quick", "sweep.grid.sizes=[2e5,6e5]", "sweep.budget.tokens=100_000"]
+SMALL = ["sweep=quick", "sweep.grid.sizes=[2e5,3e5,4e5,6e5]", "sweep.budget.tokens=100_000"]
 ROUNDS = 3
 
 
