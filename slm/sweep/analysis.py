@@ -98,13 +98,12 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
         differ = [key for key in ROWS if earlier[key] != config[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"output_dir={folder} holds an analysis of unknown rows: choose another output_dir") from None
-    if "runs" in differ and Path(earlier["runs"]).resolve() == Path(config["runs"]).resolve():
+    source = earlier["runs"] or "the sweep that was trained in it"
+    if "runs" in differ and earlier["runs"] and Path(earlier["runs"]).resolve() == Path(config["runs"]).resolve():
         differ.remove("runs")
     if differ:
         with_ = "".join(f", {key}={earlier[key]}" for key in differ if key != "runs")
-        raise ValueError(
-            f"output_dir={folder} holds the analysis of {earlier['runs']}{with_}: choose another output_dir"
-        )
+        raise ValueError(f"output_dir={folder} holds the analysis of {source}{with_}: choose another output_dir")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from slm.sweep.matching import by_family, levels, same_levels, same_sizes, size_of, values_of
+from slm.sweep.matching import by_family, levels, same_levels, same_sizes, size_of, sizes_of, values_of
 
 REQUIRED = ("tokens", "data", "tokenizer", "evaluation set", "schedule", "learning rate rule")
 DATA = ("data_fingerprint", "data", "dataset", "data_name")
@@ -94,9 +94,9 @@ def _tokens(frame: pd.DataFrame, findings: Findings) -> None:
         return
     if _alone(frame, "tokens", findings):
         return
-    size = size_of(frame)
     rules = [("the same token budgets", frame["tokens"], 0.005)]
-    rules.append((f"the same tokens per parameter ({size})", frame["tokens"] / frame[size], 0.02))
+    for size in sizes_of(frame):
+        rules.append((f"the same tokens per parameter ({size})", frame["tokens"] / frame[size], 0.02))
     for name in (name for name in ("budget", "isoflop", "flops") if name in frame):
         rules.append((f"the same compute budgets ({name})", frame[name], 0.05))
     for rule, values, tolerance in rules:
@@ -147,10 +147,11 @@ def _settings(frame: pd.DataFrame, findings: Findings) -> None:
         if _alone(frame, what, findings):
             continue
         found = by_family(frame, values)
-        if _all_equal(found.values()):
+        if same_levels(frame, levels(values.astype(str), 0), per_size=True):
             findings.matched(what, f"Families have the same {what} ({values.name}).")
         else:
-            findings.violated(what, found, f"Families differ in {what}: {_lists(found)}.")
+            where = " at the same size" if _all_equal(found.values()) else ""
+            findings.violated(what, found, f"Families differ in {what}{where}: {_lists(found)}.")
 
 
 def _learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
@@ -195,7 +196,7 @@ def _sizes(frame: pd.DataFrame, findings: Findings) -> None:
     if frame["family"].nunique() == 1:
         return
     size = size_of(frame)
-    if same_sizes(frame):
+    if same_sizes(frame, size):
         findings.matched("sizes", f"Families have the same sizes ({size}), to 10%.")
     else:
         sentence = f"Families do not have the same sizes, to 10%: {_ranges(frame, size)}"

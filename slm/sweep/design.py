@@ -92,6 +92,7 @@ KINDS: dict[str, Kind] = {
     **{f"sweep.lr.{name}": or_null(COUNT) for name in BASE_SHAPE},
     "sweep.seeds": list_of(SEED, "whole numbers from 0 on"),
     "sweep.overrides": TEXTS,
+    "sweep.also": TEXTS,
     "sweep.evaluation": or_null(("a mapping of names to lists of overrides of evaluate.py", is_evaluations)),
     "sweep.assume.sigma": POSITIVE,
     "sweep.assume.law": NAME,
@@ -159,7 +160,8 @@ def check_design(sweep: Any) -> Design:
     _check_lr(sweep["lr"], sweep["families"])
     for key in ("families", "seeds"):
         _check_distinct(f"sweep.{key}", sweep[key])
-    _check_overrides(sweep["overrides"])
+    for key in ("overrides", "also"):
+        _check_overrides(f"sweep.{key}", sweep[key])
     evaluations = sweep["evaluation"] or {}
     check_evaluations(evaluations)
     budgets = sweep["budget"][given[0]]
@@ -178,7 +180,7 @@ def check_design(sweep: Any) -> Design:
         trunk=sweep["budget"]["trunk"],
         lr=sweep["lr"],
         seeds=tuple(sweep["seeds"]),
-        overrides=tuple(sweep["overrides"]),
+        overrides=(*sweep["overrides"], *sweep["also"]),
         evaluations=evaluations,
         assume=sweep["assume"],
     )
@@ -242,14 +244,14 @@ def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
         )
 
 
-def _check_overrides(overrides: list[str]) -> None:
+def _check_overrides(where: str, overrides: list[str]) -> None:
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals and not item.startswith("~"):
-            raise ValueError(f"sweep.overrides has {item!r}: an override of train.py is KEY=VALUE")
+            raise ValueError(f"{where} has {item!r}: an override of train.py is KEY=VALUE")
         own = DECIDED.get(key.lstrip("+~"))
         if own is not None:
-            raise ValueError(f"sweep.overrides has {item}, which the design decides: set {own} instead")
+            raise ValueError(f"{where} has {item}, which the design decides: set {own} instead")
 
 
 def _check_distinct(key: str, values: list[Any]) -> None:

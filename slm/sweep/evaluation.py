@@ -28,6 +28,7 @@ USUAL = ("logger=csv", "speed.enabled=false", "perplexity.protocols=[non_overlap
 """Unless overridden: no run of its own in the tracker, no speeds while other jobs run, losses as train.py has them."""
 DECIDED = ("checkpoint", "checkpoints", "revision", "output_dir", "cache_dir", "prompt", "export", "logger")
 SCORES = ("loss", "perplexity", "bits_per_byte")
+TEXT = "eval_data_fingerprint"
 
 
 def is_evaluations(value: Any) -> bool:
@@ -86,8 +87,14 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
 
 
 def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
-    """The runs that have all columns that were named to be analysed (`columns`), and a sentence on the others."""
+    """The runs that have all columns that were named to be analysed (`columns`), and a sentence on the others.
+
+    Where those are an evaluation's, `eval_fingerprint` says on what text, for the audit.
+    """
     named = [own for own in columns.values() if own in table]
+    texts = {re.sub(f"({'|'.join(SCORES)})$", TEXT, own) for own in named} - {*named}
+    if there := sorted(texts & {*table}):
+        table = table.assign(eval_fingerprint=table[there].astype(str).agg(" ".join, axis=1))
     lost = table[named].isna().any(axis=1)
     if not lost.any() or lost.all():
         return table, []
@@ -103,7 +110,7 @@ def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     for place, score in enumerate(entry.get("perplexity_results", [])):
         prefix = f"{name}_{score['protocol']}" if place else name
         found |= {f"{prefix}_{key}": score[key] for key in SCORES}
-        found |= {f"{prefix}_eval_data_fingerprint": score["data_fingerprint"]}
+        found |= {f"{prefix}_{TEXT}": score["data_fingerprint"]}
     for task, one in entry.get("tasks", {}).items():
         found |= {f"{name}_{task}": one["value"], f"{name}_{task}_se": one["se"]}
     return found

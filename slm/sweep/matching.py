@@ -15,12 +15,18 @@ NO_LEVEL = -1
 MOST_LISTED = 24
 
 
+def sizes_of(frame: pd.DataFrame) -> list[str]:
+    """The columns of size that every row has; `ValueError` if there is none."""
+    there = [name for name in SIZES if name in frame and not frame[name].isna().any()]
+    if not there:
+        raise ValueError(f"an audit needs a size of every run: {' or '.join(SIZES)}")
+    return there
+
+
 def size_of(frame: pd.DataFrame) -> str:
-    """The first column of size that every row has; `ValueError` if there is none."""
-    for name in SIZES:
-        if name in frame and not frame[name].isna().any():
-            return name
-    raise ValueError(f"an audit needs a size of every run: {' or '.join(SIZES)}")
+    """The first column of size in which families have the same sizes, else the first that every row has."""
+    there = sizes_of(frame)
+    return next((name for name in there if same_sizes(frame, name)), there[0])
 
 
 def values_of(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series | None:
@@ -66,9 +72,8 @@ def size_groups(frame: pd.DataFrame) -> pd.Series:
     return levels(frame[size_of(frame)], SAME_SIZE)
 
 
-def same_sizes(frame: pd.DataFrame) -> bool:
-    """Whether each size of a family is, to 10%, a size of every other."""
-    size = size_of(frame)
+def same_sizes(frame: pd.DataFrame, size: str) -> bool:
+    """Whether each size (the column of that name) of a family is, to 10%, a size of every other."""
     logs = [np.log(rows[size].to_numpy(float)) for _, rows in frame.groupby("family")]
     near = np.log1p(SAME_SIZE)
     return all(np.abs(a[:, None] - b[None, :]).min(1).max() <= near for a in logs for b in logs)

@@ -80,8 +80,9 @@ def check_overlay_of_sweep(config: Mapping[str, Any]) -> None:
     """Raise `ValueError` for rows that could not be laid over runs that are still to be trained."""
     overlay, size = read_overlay(config), config["analysis"]["size"]
     if overlay is not None:
-        _target(overlay, TARGETS, None)
-        _rows(overlay, BITS, SIZES[0] if size == "auto" else size)
+        # Fingerprints are what runs to come will have; whether they are the same is seen then.
+        target = _target(overlay, TARGETS, values_of(overlay.frame, TOKENIZER[:1]))
+        _rows(overlay, target, SIZES[0] if size == "auto" else size)
 
 
 def check_overlay(overlay: Overlay, table: Table, settings: Settings) -> None:

@@ -68,13 +68,15 @@ class Recipe:
 def key_of(settings: Mapping[str, Any]) -> str:
     """sha256 (hex) of what decides the run of a resolved config, whatever the order of its keys.
 
-    A key that is newer than other runs counts where it asks for something new: else the hash stays as it was.
+    A key that is newer than other runs counts where it asks for something new: else the hash stays as it was. So does
+    the precision that is asked for; `auto` hangs on the machine.
     """
     decisive = {group: settings[group] for group in IDENTITY}
     for group, later in LATER_KEYS.items():
         asked = {key for key in later if decisive[group].get(key) != BEFORE_KEYS[f"{group}.{key}"]}
         decisive[group] = {key: value for key, value in decisive[group].items() if key not in later or key in asked}
-    return digest(decisive)
+    precision = settings["trainer"]["precision"]
+    return digest(decisive if precision == "auto" else {**decisive, "precision": precision})
 
 
 def digest(values: Any) -> str:

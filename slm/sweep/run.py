@@ -133,7 +133,7 @@ def _print_plan(design: Design, plan: Plan, folder: Path, config: Mapping[str, A
         plan.cells,
         plan.notes,
         folder=folder,
-        slots=min(jobs, open_launcher(config["launcher"], folder / "runs", jobs=jobs).free()),
+        slots=min(jobs, open_launcher(config["launcher"], folder / "runs", jobs=jobs).width()),
         speeds=read_speeds(plan.cache_dir, design.assume["flops_per_second"]),
         power=power_of(plan.cells, seeds=seeds, assume=design.assume, power=analysis.power, level=analysis.level),
         chance=analysis.power,

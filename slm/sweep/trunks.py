@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.sweep.cells import Cell
-from slm.sweep.ledger import outcome_of
+from slm.sweep.ledger import outcome_of, progress_of
 
 
 def check_trunk(schedule: Mapping[str, Any]) -> None:
@@ -22,12 +22,12 @@ def check_trunk(schedule: Mapping[str, Any]) -> None:
     if schedule["name"] != "wsd":
         raise ValueError(
             f"sweep.budget.trunk=true needs schedule=wsd, and schedule={schedule['name']} differs between budgets from "
-            "the first step on: add schedule=wsd to sweep.overrides, or set sweep.budget.trunk=false"
+            "the first step on: add schedule=wsd to sweep.also, or set sweep.budget.trunk=false"
         )
     if schedule["warmup_steps"] is None:
         raise ValueError(
             "sweep.budget.trunk=true needs a warm-up that does not hang on the budget, and schedule.warmup_steps=null: "
-            "add schedule.warmup_steps=20, say, to sweep.overrides"
+            "add schedule.warmup_steps=20, say, to sweep.also"
         )
     if schedule["decay_fraction"] >= 1:
         raise ValueError(
@@ -64,9 +64,9 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
 
 
 def without_lost_steps(cells: Sequence[Cell], runs: Path) -> list[Cell]:
-    """The cells, where a branch whose trunk ended without keeping its step is to be trained from step 0.
+    """The cells, where a branch whose trunk passed its step without keeping it is to be trained from step 0.
 
-    So it is where the trunk was finished before a budget was added. `runs` is the folder of run directories.
+    So it is where the trunk had come so far before a budget was added. `runs` is the folder of run directories.
     """
     return [replace(c, branch_step=0, shared_tokens=0) if c.branch_step and _is_lost(c, runs) else c for c in cells]
 
@@ -78,5 +78,11 @@ def trunk_kept_step(cell: Cell, runs: Path) -> bool:
 
 
 def _is_lost(cell: Cell, runs: Path) -> bool:
-    trunk_done, done = (outcome_of(runs / str(name)).status == "completed" for name in (cell.after, cell.name))
-    return trunk_done and not done and not trunk_kept_step(cell, runs)
+    done, trunk = outcome_of(runs / cell.name).status == "completed", runs / str(cell.after)
+    return not done and not trunk_kept_step(cell, runs) and _is_past(trunk, cell.shared_tokens)
+
+
+def _is_past(trunk: Path, tokens: int) -> bool:
+    """Whether a trunk has been trained beyond so many tokens: it may not come by that step again."""
+    progress = progress_of(trunk)
+    return outcome_of(trunk).status == "completed" or (progress is not None and progress.tokens > tokens)

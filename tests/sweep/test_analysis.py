@@ -219,8 +219,13 @@ def test_an_interrupted_analysis_leaves_no_directory(tmp_path: Path, monkeypatch
 def test_the_analysis_of_other_rows_is_refused_and_an_old_report_goes_before_new_numbers(tmp_path: Path) -> None:
     analysed(table({"a": 0.1}), tmp_path)
     folder = tmp_path / "analysis"
+    settings = (folder / "settings.json").read_bytes()
     with pytest.raises(ValueError, match=r"holds the analysis of .*runs.csv, drop_worst=0: choose another output_dir"):
         analysed(table({"a": 0.1}), tmp_path, "drop_worst=1")
+    (folder / "settings.json").write_text('{"runs": null, "where": null, "columns": {}, "drop_worst": 0}')
+    with pytest.raises(ValueError, match="holds the analysis of the sweep that was trained in it: choose another"):
+        analysed(table({"a": 0.1}), tmp_path)
+    (folder / "settings.json").write_bytes(settings)
     (folder / "figures").mkdir()
     old = [folder / name for name in ("report.md", "report.html", "figures/curves.png")]
     for path in old:

@@ -129,6 +129,26 @@ def test_the_same_budgets_at_other_sizes_are_not_matched() -> None:
     assert what(found, "violations") == ["tokens"]
 
 
+@pytest.mark.parametrize("column", ["schedule", "sequence_length", "batch_tokens", "precision", "optimizer"])
+def test_the_same_settings_at_other_sizes_are_not_matched(column: str) -> None:
+    frame = runs()
+    mixed = ["a", "a", "a", "a", "b", "b"]
+    assert audit(frame.assign(**{column: mixed + mixed}))["controlled"]
+    (found,) = audit(frame.assign(**{column: mixed + mixed[::-1]}))["violations"]
+    assert "at the same size" in found["sentence"]
+
+
+def test_sizes_are_matched_by_either_count_of_parameters() -> None:
+    frame = runs()
+    embeddings = np.where(wide(frame), 1e6, 3e5)
+    both = frame.assign(params_non_embedding=frame["params_total"], params_total=frame["params_total"] + embeddings)
+    found = audit(both.assign(tokens=20 * both["params_total"]))
+    assert found["controlled"]
+    said = [item["sentence"] for item in found["checked"] if item["what"] in ("tokens", "sizes")]
+    assert "tokens per parameter (params_total)" in said[0]
+    assert "the same sizes (params_non_embedding)" in said[1]
+
+
 def test_a_common_rule_makes_learning_rates_matched() -> None:
     frame = runs()
     rates = frame["lr"] * np.where(wide(frame), 2, 1)

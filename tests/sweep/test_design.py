@@ -95,6 +95,12 @@ def test_every_family_shape_budget_rate_and_seed_is_a_cell() -> None:
     assert {cell.tokens for cell in cells} == {10000 // 4096 * 4096, 20000 // 4096 * 4096}
 
 
+def test_overrides_may_be_added_to_those_of_a_design() -> None:
+    (own,) = cells_of(*SMALL, "sweep.overrides=['optim=muon','train.log_every=3']")
+    (same,) = cells_of(*SMALL, "sweep.overrides=['optim=muon','train.log_every=5']", "sweep.also=['train.log_every=3']")
+    assert same.key == own.key
+
+
 def test_each_family_may_have_a_rate_of_its_own() -> None:
     own = [*SMALL, "sweep.families=[mobilellm,gpt2]", "sweep.lr.value={mobilellm:0.01,gpt2:0.002}"]
     assert {(cell.family, cell.lr) for cell in cells_of(*own)} == {("mobilellm", 0.01), ("gpt2", 0.002)}
@@ -188,11 +194,13 @@ def _sorted(value: Any) -> Any:
 
 def test_what_decides_a_run_decides_its_hash_and_nothing_else_does() -> None:
     (cell,) = cells_of(*SMALL)
-    for same in ("trainer=cpu", "logger=csv", "checkpoint.every_steps=7", "cache_dir=elsewhere"):
+    nothing = ("trainer=cpu", "trainer.precision=auto", "logger=csv", "checkpoint.every_steps=7", "cache_dir=other")
+    for same in nothing:
         (again,) = cells_of(*SMALL, f"sweep.overrides=['{same}']")
         assert again.key == cell.key
     changes = ["sweep.seeds=[2]", "sweep.lr.value=0.001", "sweep.budget.tokens=20000", "sweep.families=[mobilellm_ls]"]
     changes += [f"sweep.overrides=['{item}']" for item in ("train.log_every=3", "optim=muon", "data.val_fraction=0.1")]
+    changes += [f"sweep.overrides=['trainer.precision={kind}']" for kind in ("bf16-mixed", "64-true")]
     keys = {cells_of(*SMALL, change)[0].key for change in changes}
     assert len(keys | {cell.key}) == len(changes) + 1
 
@@ -243,6 +251,7 @@ def test_a_plan_needs_no_torch() -> None:
         (["sweep.overrides=['seed=2']"], "sweep.overrides has seed=2, which the design decides: set sweep.seeds"),
         (["sweep.overrides=['train.tokens=2']"], "set sweep.budget instead"),
         (["sweep.overrides=['train']"], "sweep.overrides has 'train': an override of train.py is KEY=VALUE"),
+        (["sweep.also=['seed=2']"], "sweep.also has seed=2, which the design decides: set sweep.seeds"),
         (["sweep.overrides=['train.tockens=2']"], "tockens"),
         (["sweep.overrides=['train.log_every=0']"], "train.log_every=0 must be a whole number of at least 1"),
         (["sweep.overrides=['data=local']"], "data.paths must be set"),

@@ -16,7 +16,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
 from slm.sweep.analysis import analyse_runs
 from slm.sweep.config import check_settings
-from slm.sweep.overlay import laid_over, read_overlay
+from slm.sweep.overlay import check_overlay_of_sweep, laid_over, read_overlay
 from slm.sweep.run import run_sweep
 from tests.evaluation.reported import published, tiny
 from tests.sweep.test_analysis import QUICK, table
@@ -155,6 +155,14 @@ def test_a_file_that_cannot_be_laid_over_is_one_sentence_before_anything_is_trai
             (analyse_runs if config["runs"] else run_sweep)(config)
         assert "\n" not in str(caught.value)
         assert not Path("out").exists()
+
+
+def test_nats_a_token_may_be_laid_over_runs_to_come_if_the_file_names_a_tokenizer_that_theirs_may_be() -> None:
+    Path("models.csv").write_text("model,params_total,loss,tokenizer_fingerprint\na,1e9,2.0,0af3\n")
+    check_overlay_of_sweep(check_settings(composed("overlay=models.csv")))
+    Path("models.csv").write_text("model,params_total,loss,tokenizer\na,1e9,2.0,llama\n")  # theirs is a fingerprint
+    with pytest.raises(ValueError, match="has no bits_per_byte"):
+        check_overlay_of_sweep(check_settings(composed("overlay=models.csv")))
 
 
 def test_a_column_without_an_overlay_is_refused() -> None:

@@ -1,8 +1,10 @@
 """What a dry run says: durations by measured speeds, power by closed form, cells and costs that add up."""
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,6 +82,24 @@ def test_durations_go_by_the_nearest_shape_of_the_family_that_was_trained_here(t
     assert "2 shapes" in speeds.source
     (tmp_path / "speeds.json").write_text('{"a": [1')
     assert read_speeds(tmp_path, 1e9) == Speeds({}, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("launcher=slurm", "launcher.array_parallelism=2"), "2 at a time"),
+        (("launcher=ray", "launcher.cpus_per_job=3"), "2 at a time"),
+        (("launcher=ray", "launcher.address=auto"), "4 at a time"),
+    ],
+)
+def test_a_dry_run_says_how_many_jobs_an_engine_runs_at_a_time_before_it_is_asked_to(
+    overrides: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("slm.sweep.launchers.slurm.Submitit", lambda settings, folder: None)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(remote=lambda **resources: lambda function: function))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(7)))
+    assert run_sweep(composed(*SMALL, "sweep.seeds=[1,2,3,4]", *overrides, "dry_run=true")) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_nothing(

@@ -124,6 +124,14 @@ def test_a_budget_added_to_a_finished_trunk_that_kept_no_step_for_it_is_trained_
     assert without_lost_steps(cells, tmp_path) == cells
 
 
+def test_a_trunk_that_was_interrupted_past_a_step_that_it_did_not_keep_has_lost_it(tmp_path: Path) -> None:
+    cells = share_trunks([cell("short", steps=10), cell("long", steps=20)], wsd())
+    write(tmp_path / "long", {"status": "interrupted"})
+    for step, branch_step in ((8, 8), (9, 0)):
+        (tmp_path / "long" / "metrics.csv").write_text(f"step,tokens\n{step},{step * 100}\n")
+        assert without_lost_steps(cells, tmp_path)[0].branch_step == branch_step
+
+
 def test_a_branch_has_the_loss_of_the_run_from_step_0_and_the_cluster_of_its_trunk(
     text_file: Path, cache_dir: Path, tmp_path: Path
 ) -> None:

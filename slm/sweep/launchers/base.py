@@ -11,6 +11,9 @@ from slm.sweep.job import Job
 class Launcher(Protocol):
     """Runs jobs somewhere. None of its methods waits for a job."""
 
+    def width(self) -> int:
+        """How many jobs run at a time, as far as the settings tell."""
+
     def free(self) -> int:
         """How many jobs `start` takes now."""
 

@@ -46,6 +46,10 @@ class Local:
         self._server: ForkServer | None = None
         self._running: dict[str, Running] = {}
 
+    def width(self) -> int:
+        """Slots."""
+        return len(self.environments)
+
     def free(self) -> int:
         """Slots that are empty."""
         return max(0, len(self.environments) - len(self._running))

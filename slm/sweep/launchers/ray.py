@@ -6,6 +6,7 @@ a new master starts waits (`remote.py`).
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,10 @@ from typing import Any
 
 from slm.sweep.job import Job
 from slm.sweep.launchers.base import check, check_count
+from slm.sweep.launchers.local import visible_gpus
 from slm.sweep.launchers.remote import RemoteJob
+
+UNLIMITED = 1_000_000
 
 
 class Ray:
@@ -31,14 +35,21 @@ class Ray:
         except ImportError:
             raise ValueError("launcher=ray needs Ray: pip install 'slm[ray]'") from None
         self.ray, self.address = ray, address
+        self.resources = {"num_cpus": settings["cpus_per_job"], "num_gpus": settings["gpus_per_job"]}
         # The master decides whether a job is worth another start.
-        resources = {"num_cpus": settings["cpus_per_job"], "num_gpus": settings["gpus_per_job"], "max_retries": 0}
-        self.train = ray.remote(**resources)(_run)
+        self.train = ray.remote(**self.resources, max_retries=0)(_run)
         self._running: dict[str, Any] = {}
+
+    def width(self) -> int:
+        """By the cores and GPUs of this machine; of a cluster nothing is known."""
+        if self.address is not None:
+            return UNLIMITED
+        there = {"num_cpus": len(os.sched_getaffinity(0)), "num_gpus": len(visible_gpus())}
+        return max(1, min(there[kind] // each for kind, each in self.resources.items() if each))
 
     def free(self) -> int:
         """No limit of its own: Ray queues."""
-        return 1_000_000
+        return UNLIMITED
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
         """None: tasks end with the master that started them."""

@@ -50,11 +50,16 @@ class Slurm:
         if settings["gpus_per_job"] == 0:  # a node without cgroups shows them to everyone
             self.environment["CUDA_VISIBLE_DEVICES"] = ""
         self.beats = Beats(settings)
+        self.at_a_time = settings["array_parallelism"]
         self.scheduler: Scheduler = Submitit(settings, folder)
         self._submitted: dict[str, tuple[Job, str]] = {}
         self._states: dict[str, str] | None = None
         self._asked = float("-inf")
         self._stopping = self._leaving = False
+
+    def width(self) -> int:
+        """What an array runs, if the cluster has the room."""
+        return int(self.at_a_time)
 
     def free(self) -> int:
         """No limit of its own, but none while SLURM does not answer."""
