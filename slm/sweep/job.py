@@ -66,19 +66,25 @@ def held(job: Job) -> Iterator[tuple[IO[bytes], IO[bytes]] | None]:
     if lock is None:
         yield None
         return
+    (job.folder / PID).unlink(missing_ok=True)  # of an earlier job: the id may be somebody else's by now
     with lock, (job.folder / LOG).open("ab") as log:
         yield lock, log
 
 
+def is_job(folder: Path) -> bool:
+    """Whether a job lives in `folder`."""
+    return _is_taken(folder / LOCK)
+
+
 def is_running(folder: Path) -> bool:
     """Whether a job lives in `folder`, or train.py started by hand."""
-    return _is_taken(folder / LOCK) or _is_taken(folder / TRAINS)
+    return is_job(folder) or _is_taken(folder / TRAINS)
 
 
 def id_and_slot(folder: Path) -> tuple[int, int] | None:
     """Process id and slot of the job that lives in `folder`, if one does; None also for one that is just starting."""
     with suppress(OSError, ValueError):
-        if not _is_taken(folder / LOCK):
+        if not is_job(folder):
             return None
         number, slot = (folder / PID).read_text().split()
         return int(number), int(slot)

@@ -231,6 +231,16 @@ def test_a_run_that_somebody_trains_by_hand_is_waited_for(tmp_path: Path) -> Non
     assert count(tmp_path, "start", "a") == 1
 
 
+def test_a_sweep_that_is_interrupted_leaves_a_run_by_hand_alone_and_does_not_wait_for_it(tmp_path: Path) -> None:
+    by_hand = subprocess.Popen([sys.executable, str(STUB), f"output_dir={tmp_path}/runs/a", "seconds=0.2", "steps=100"])
+    wait_until(lambda: bool(history(tmp_path)))
+    with pytest.raises(Interrupted):
+        run(tmp_path, [cell("a")], show=lambda standings: signal.raise_signal(signal.SIGINT))
+    assert by_hand.poll() is None
+    by_hand.kill()
+    assert by_hand.wait() == -signal.SIGKILL
+
+
 def test_cells_are_trained_by_train_py_itself(text_file: Path, cache_dir: Path, tmp_path: Path) -> None:
     overrides = tuple(make_command(text_file, cache_dir, "train.tokens=2560")[2:])
     lost = "optim.lr=1e38"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.sweep.job import Job, begin, id_and_slot, is_running, send
+from slm.sweep.job import Job, begin, id_and_slot, is_job, is_running, send
 from slm.sweep.launchers.base import check, check_count
 from slm.sweep.launchers.forked import Forked, ForkServer
 
@@ -45,6 +45,7 @@ class Local:
         self._warm = warm and alone and not gpus and sys.platform == "linux"
         self._server: ForkServer | None = None
         self._running: dict[str, Running] = {}
+        self._stopping = False
 
     def width(self) -> int:
         """Slots."""
@@ -82,7 +83,9 @@ class Local:
             code = running.process.poll() if running.process else None
             if isinstance(running.process, Forked) and running.process.server.lost:
                 running.process = None  # as if an earlier master had started it
-            if code is None and (running.process or is_running(running.folder)):
+            # Who trains by hand is waited for, but not once the sweep is told to end.
+            lives = is_job if self._stopping else is_running
+            if code is None and (running.process or lives(running.folder)):
                 continue
             codes[name] = code
             del self._running[name]
@@ -92,6 +95,7 @@ class Local:
 
     def stop(self, *, at_once: bool = False) -> None:
         """SIGTERM, upon which train.py saves a checkpoint; or SIGKILL to all its processes."""
+        self._stopping = True
         for running in self._running.values():
             _signal(running, signal.SIGKILL if at_once else signal.SIGTERM, everyone=at_once)
 
