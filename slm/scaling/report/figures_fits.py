@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from slm.scaling.report.wording import TARGET_UNITS, amount, axis_name, interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+FAR = 2.0
+"""A published law off by this factor, as at a budget far from its own, would leave the runs a strip of the panel."""
 
 
 def curves(of: Directory) -> Figure | None:
@@ -131,7 +135,7 @@ def _shown_points(of: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _references(axis: Axes, of: Directory, entry: Entry) -> None:
-    """Published laws over the same sizes, only with the same target and the same N."""
+    """Published laws over the same sizes, only with the same target and the same N, and not where they are `FAR`."""
     if entry["curve"].get("held") or entry["curve"]["variable"] != "N":
         return
     ends: list[tuple[float, str]] = []
@@ -142,6 +146,8 @@ def _references(axis: Axes, of: Directory, entry: Entry) -> None:
         x = np.unique(row["curve"]["N"])
         log_y = np.log(row["curve"]["value"])
         y = np.exp([log_y[np.array(row["curve"]["N"]) == one].mean() for one in x])
+        if abs(math.log(y[-1] / _fitted_at_largest(entry))) > math.log(FAR):
+            continue
         axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
         ends.append((float(y[-1]), row["reference"]))
     _label_references(axis, entry, sorted(ends, reverse=True))
@@ -152,8 +158,7 @@ def _label_references(axis: Axes, entry: Entry, ends: list[tuple[float, str]]) -
     if not ends:
         return
     largest = max(entry["points"]["N"])
-    fitted = float(np.exp(np.interp(np.log(largest), np.log(entry["curve"]["x"]), np.log(entry["curve"]["centre"]))))
-    above = ends[0][0] > fitted
+    above = ends[0][0] > _fitted_at_largest(entry)
     wide = axis.get_position().width * axis.get_figure().get_figwidth() > 4  # type: ignore[union-attr]
     for place, (_, name) in enumerate(ends):
         axis.annotate(
@@ -166,6 +171,12 @@ def _label_references(axis: Axes, entry: Entry, ends: list[tuple[float, str]]) -
             fontsize=7,
             color="#666666",
         )
+
+
+def _fitted_at_largest(entry: Entry) -> float:
+    """The fitted curve at the largest N of the points."""
+    largest, curve = max(entry["points"]["N"]), entry["curve"]
+    return float(np.exp(np.interp(np.log(largest), np.log(curve["x"]), np.log(curve["centre"]))))
 
 
 def _floor(axis: Axes, of: Directory, entry: Entry) -> None:
