@@ -94,7 +94,7 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     named = [own for own in columns.values() if own in table]
     texts = {re.sub(f"({'|'.join(SCORES)})$", TEXT, own) for own in named} - {*named}
     if there := sorted(texts & {*table}):
-        table = table.assign(eval_fingerprint=table[there].astype(str).agg(" ".join, axis=1))
+        table = table.assign(eval_fingerprint=table[there].fillna("").astype(str).agg(" ".join, axis=1))
     lost = table[named].isna().any(axis=1)
     if not lost.any() or lost.all():
         return table, []
