@@ -33,7 +33,8 @@ def main() -> None:
         import_module(module)
     if len(os.listdir("/proc/self/task")) > 1:
         sys.exit("a process with threads cannot be forked")
-    with socket.socket(fileno=int(number)) as master:
+    job = None
+    with suppress(BrokenPipeError, ConnectionResetError), socket.socket(fileno=int(number)) as master:
         job = serve(master)
     if job is not None:
         sys.argv = job
@@ -75,5 +76,4 @@ def ended() -> Iterator[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError, ConnectionResetError):
-        main()
+    main()

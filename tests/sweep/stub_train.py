@@ -1,6 +1,7 @@
 """Stands in for train.py where what is tested is who starts it and when: same files, signals and exit codes.
 
-Overrides: output_dir, steps, seconds (of a step), save_every, and do=train | diverge | fail | die | die_once | silent.
+Overrides: output_dir, steps, seconds (of a step), save_every, and do=train | diverge | fail | die | die_once | silent |
+cut_off.
 Each start and each completion is a line of `history` in the folder above the runs. Imports little, to start quickly.
 """
 
@@ -62,6 +63,8 @@ match given.get("do"):
         sys.exit(1)
     case "diverge":
         end("diverged", 2)
+    case "cut_off":
+        raise BrokenPipeError("the other side of something is gone")
     case "die":
         os.kill(os.getpid(), signal.SIGKILL)
     case "silent":

@@ -62,9 +62,11 @@ def test_forked_jobs_end_as_others_do(tmp_path: Path) -> None:
         cell("dying", "do=die"),
         cell("dying-once", "do=die_once"),
         cell("silent", "do=silent"),
+        cell("cut-off", "do=cut_off"),
     ]
     cold = execute(cells, tmp_path / "cold" / "runs", LOCAL, script=STUB)
     assert run(tmp_path / "warm", cells) == cold
+    assert (cold["cut-off"].status, "exit code 1" in str(cold["cut-off"].why)) == ("failed", True)
     assert sorted(history(tmp_path / "warm")) == sorted(history(tmp_path / "cold"))
     assert not servers()
 
