@@ -57,6 +57,8 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     plan = make_plan(design)
     folder = Path(config["output_dir"] or _default_folder(design, plan.cells))
     config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}
+    if config["analysis"]["size"] == "auto" and design.grid["sizes"] is not None:  # the N that families were matched in
+        config["analysis"] = {**config["analysis"], "size": design.grid["size"]}
     _check_folder(folder, plan.cells)
     plan.cells = without_lost_steps(plan.cells, folder / "runs")
     if config["dry_run"]:

@@ -186,6 +186,12 @@ def test_a_sweep_of_which_nothing_completed_ends_with_exit_code_2(
     assert "no cell of sweep=quick completed" in capsys.readouterr().err
 
 
+def test_the_verdict_is_about_the_size_that_families_were_matched_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ("output_dir=here", "sweep.families=[mobilellm,ssd]", "sweep.grid.sizes=[1.2e5,3e5,1e6,3e6]")
+    assert swept(monkeypatch, Jobs(), *sizes, "sweep.grid.size=params_non_embedding") == 0
+    assert json.loads(Path("here/comparison.json").read_text())["primary"]["size"] == "params_non_embedding"
+
+
 def test_rates_tuned_at_one_size_are_the_result_where_there_is_no_law_to_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
