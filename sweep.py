@@ -6,6 +6,7 @@ import sys
 from typing import Any, cast
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from slm.command_line import MISTAKES, report, run_script
@@ -29,7 +30,8 @@ def main(config: DictConfig) -> None:
 
 def run(config: DictConfig) -> int:
     """Check the settings, then train or analyse; returns the exit code."""
-    settings = check_settings(cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)))
+    given = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    settings = check_settings(given, HydraConfig.get().overrides.task)
     if settings["runs"] is None:
         from slm.sweep.run import run_sweep
 

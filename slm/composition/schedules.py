@@ -40,6 +40,10 @@ SHAPES: dict[str, Callable[[float, Mapping[str, Any]], float]] = {
 }
 
 
+ROUNDING = 1e-9
+"""Of the shares of a run, so that a warm-up and a decay that fill it exactly fit."""
+
+
 def check_schedule(schedule: Mapping[str, Any], total_steps: int) -> None:
     """Raise `ValueError` for a schedule that does not exist or whose phases do not fit into a run of `total_steps`."""
     if schedule["name"] not in SHAPES:
@@ -48,7 +52,7 @@ def check_schedule(schedule: Mapping[str, Any], total_steps: int) -> None:
     share = _in_shares(schedule, total_steps)["warmup_fraction"]
     if share >= 1:
         raise ValueError(f"schedule.{key}={schedule[key]} leaves no step after the warm-up of a {total_steps}-step run")
-    if schedule["name"] == "wsd" and not 0 < schedule["decay_fraction"] <= 1 - share:
+    if schedule["name"] == "wsd" and not 0 < schedule["decay_fraction"] <= 1 - share + ROUNDING:
         raise ValueError(
             f"schedule.decay_fraction={schedule['decay_fraction']} must be above 0 and leave room for "
             f"schedule.{key}={schedule[key]} in a run of {total_steps} steps"

@@ -97,8 +97,9 @@ def _tokens(frame: pd.DataFrame, findings: Findings) -> None:
     rules = [("the same token budgets", frame["tokens"], 0.005)]
     for size in sizes_of(frame):
         rules.append((f"the same tokens per parameter ({size})", frame["tokens"] / frame[size], 0.02))
-    for name in (name for name in ("budget", "isoflop", "flops") if name in frame):
-        rules.append((f"the same compute budgets ({name})", frame[name], 0.05))
+    for name, what in (("budget", ""), ("isoflop", "compute "), ("flops", "compute ")):
+        if name in frame:
+            rules.append((f"the same {what}budgets ({name})", frame[name], 0.05))
     for rule, values, tolerance in rules:
         if same_levels(frame, levels(values, tolerance), per_size=True):
             findings.matched("tokens", f"Families have {rule}, to {tolerance:.1%}.")
@@ -156,6 +157,10 @@ def _settings(frame: pd.DataFrame, findings: Findings) -> None:
 
 def _learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     what = "learning rate rule"
+    at_end = values_of(frame, ("lr_at_end",))
+    if at_end is not None and at_end.any():
+        _tuned_in_vain(frame, at_end.astype(bool), findings)
+        return
     rule = values_of(frame, ("lr_rule",))
     rates = values_of(frame, ("lr",))
     parametrization = values_of(frame, ("parametrization",))
@@ -176,6 +181,13 @@ def _learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     else:
         found = by_family(frame, cast("pd.Series", rule))
         findings.violated(what, found, f"Families differ in the rule for the learning rate: {_lists(found)}.")
+
+
+def _tuned_in_vain(frame: pd.DataFrame, at_end: pd.Series, findings: Findings) -> None:
+    """A family whose best rate lies beyond those that were tried may owe its losses to that."""
+    found = by_family(frame[at_end], frame.loc[at_end, size_of(frame)])
+    sentence = "The best learning rate is at an end of those tried, so a better one is likely, at these sizes"
+    findings.violated("learning rate rule", found, f"{sentence}: {_lists(found)}.")
 
 
 def _seeds(frame: pd.DataFrame, findings: Findings) -> None:

@@ -12,6 +12,14 @@ import pandas as pd
 from slm.composition.settings import BEFORE_KEYS
 from slm.sweep.cells import Cell
 
+COLUMNS = (
+    *("run_id", "trunk", "family", "name", "seed", "status", "params_total", "params_non_embedding", "tokens"),
+    *("flops", "flops_6n", "width", "depth", "lr", "batch_tokens", "sequence_length", "document_masking", "steps"),
+    *("optimizer", "ema_decay", "schedule", "parametrization", "data_fingerprint", "tokenizer_fingerprint"),
+    *("vocab_size", "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes"),
+    *("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device", "budget", "lr_rule", "lr_at_end"),
+)
+"""Of the cells of a sweep, known before any has a result; `trunk` only of branches, `lr_at_end` only of tuned rates."""
 SHARED = ("family", "seed", "lr", "width", "depth", "params_total", "batch_tokens", "data_fingerprint")
 """Columns in which a branch and its trunk agree."""
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import re
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from slm.command_line import new_folder
 
+GROUPS_OF_A_SWEEP = ("sweep", "launcher")
+"""What nothing is trained by has no use for."""
 
-def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+
+def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The settings with the columns that were named alone; `ValueError` names the first key that is wrong.
 
-    `runs` is None for a sweep that is to be trained. The folder of an analysis of `runs` is a new one unless given.
+    `overrides` are those of the command line. `runs` is None for a sweep that is to be trained. The folder of an
+    analysis of `runs` is a new one unless given.
     """
     for key in ("runs", "output_dir", "overlay", "overlay_column"):
         text = config[key] is None or (isinstance(config[key], str) and bool(config[key].strip()))
         _check(key, config[key], text, "text that is not empty, or null")
     _check("dry_run", config["dry_run"], isinstance(config["dry_run"], bool), "true or false")
     _check("retry", config["retry"], config["retry"] in ("none", "failed"), "none or failed")
-    for key, usual in (("dry_run", False), ("retry", "none")):
-        if config["runs"] is not None and config[key] != usual:
-            raise ValueError(f"{key}={config[key]} goes with a sweep, and runs={config['runs']} is done: leave one out")
+    given = [f"{key}={config[key]}" for key, usual in (("dry_run", False), ("retry", "none")) if config[key] != usual]
+    given += [item for item in overrides if re.split(r"[.=@]", item.lstrip("+~"))[0] in GROUPS_OF_A_SWEEP]
+    if config["runs"] is not None and given:
+        raise ValueError(f"{given[0]} goes with a sweep, and runs={config['runs']} is done: leave one out")
     if config["overlay_column"] is not None and config["overlay"] is None:
         raise ValueError(
             f"overlay_column={config['overlay_column']} goes with overlay=results.csv: give it, or leave it out"
@@ -43,6 +51,31 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if is_file:
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
     return settings
+
+
+def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Collection[str]) -> None:
+    """Raise `ValueError` if `where` or `columns` name what the table of a sweep will not have.
+
+    It will have the columns `known`, and any that begin with one of `prefixes`.
+    """
+
+    def check(given: str, name: str) -> None:
+        if name not in known and not name.startswith(tuple(prefixes)):
+            near = get_close_matches(name, known, n=1)
+            meant = f"; did you mean {near[0]}?" if near else f"; they have {', '.join(known)}"
+            raise ValueError(f"{given}: the runs of a sweep have no column {name}{meant}")
+
+    for canonical, own in config["columns"].items():
+        check(f"columns.{canonical}={own}", own)
+    where = config["where"] or "True"
+    try:
+        parsed = ast.parse(where.strip().replace("`", ""), mode="eval")
+    except SyntaxError as error:
+        raise ValueError(f"where={where} is no condition ({error.msg}), such as: tokens > 1e9") from None
+    functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.Name) and id(node) not in functions and node.id not in config["columns"]:
+            check(f"where={where}", node.id)
 
 
 def _columns(columns: Any) -> dict[str, str]:

@@ -63,7 +63,7 @@ def begin(job: dict[str, Any], log: int, master: socket.socket) -> list[str]:
     for name in (1, 2):  # standard input is empty here too
         os.dup2(log, name)
     os.environ.update(job["environment"])
-    Path(job["pid_file"]).write_text(f"{os.getpid()} {job['slot']}\n")
+    Path(job["pid_file"]).write_text(f"{os.getpid()} {job['slot']} {os.uname().nodename}\n")
     master.send(json.dumps({"started": os.getpid()}).encode())
     return list(job["arguments"])
 

@@ -2,8 +2,8 @@
 
 `job.lock` is taken before the process starts and handed to it, so the kernel frees it at the moment the job ends, and
 not when whoever started it does: a master that was killed and is started again sees which jobs still run, with no
-moment between in which one could be started twice. `job.pid` holds the process id and the slot, `job.log` the output
-of all starts.
+moment between in which one could be started twice. `job.pid` holds the process id, the slot and the machine, `job.log`
+the output of all starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRAINS = ".lock"
 """What train.py locks while it trains in a directory, whoever started it."""
 
 # The job itself notes its id before it becomes train.py: a master that is killed meanwhile leaves none without.
-NOTE_AND_BECOME = 'echo "$$ $1" >"$0"; shift; exec "$@"'
+NOTE_AND_BECOME = 'echo "$$ $1 $2" >"$0"; shift 2; exec "$@"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subproc
             return None
         lock, log = files
         return subprocess.Popen(
-            ["sh", "-c", NOTE_AND_BECOME, str(job.folder / PID), str(slot), *job.command],
+            ["sh", "-c", NOTE_AND_BECOME, str(job.folder / PID), str(slot), os.uname().nodename, *job.command],
             env={**environment, **job.environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -82,12 +82,15 @@ def is_running(folder: Path) -> bool:
 
 
 def id_and_slot(folder: Path) -> tuple[int, int] | None:
-    """Process id and slot of the job that lives in `folder`, if one does; None also for one that is just starting."""
+    """Process id and slot of the job that lives in `folder` on this machine, if one does; None for one just starting.
+
+    A job of another machine holds its lock here too where both share the file system; its id is somebody else's here.
+    """
     with suppress(OSError, ValueError):
         if not is_job(folder):
             return None
-        number, slot = (folder / PID).read_text().split()
-        return int(number), int(slot)
+        number, slot, machine = (folder / PID).read_text().split()
+        return (int(number), int(slot)) if machine == os.uname().nodename else None
     return None
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 from slm.command_line import duration
 from slm.sweep.execute import Standing
 
-ORDER = ("completed", "running", "waiting", "failed", "diverged", "impossible")
+ORDER = ("completed", "running", "waiting", "failed", "diverged", "impossible", "not_started")
 ENDS = ("completed", "diverged", "failed", "impossible")
 
 
@@ -56,10 +56,11 @@ class Board:
 
 
 def _word(standing: Standing) -> str:
-    """`running`, how it ended, or `waiting`."""
+    """`running`, how it ended, or `waiting`; a branch whose trunk went wrong will not start, and says why."""
     if standing.running:
         return "running"
-    return standing.outcome.status if standing.outcome.status in ENDS else "waiting"
+    never = standing.outcome.status == "not_started" and standing.outcome.why
+    return standing.outcome.status if never or standing.outcome.status in ENDS else "waiting"
 
 
 def _table(standings: Sequence[Standing]) -> Table:
@@ -68,7 +69,7 @@ def _table(standings: Sequence[Standing]) -> Table:
     for standing in standings:
         if standing.running:
             table.add_row(standing.cell.name, "running", *_figures(standing))
-        elif _word(standing) in ("failed", "diverged", "impossible"):
+        elif _word(standing) in ("failed", "diverged", "impossible", "not_started"):
             table.add_row(standing.cell.name, f"{_word(standing)}: {standing.outcome.why}")
     return table
 

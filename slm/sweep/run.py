@@ -24,7 +24,8 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from slm.sweep.analysis import analyse_table, check_analysis
 from slm.sweep.cells import Cell
-from slm.sweep.collect import collect_cells
+from slm.sweep.collect import COLUMNS, collect_cells
+from slm.sweep.config import check_rows
 from slm.sweep.design import Design, check_design
 from slm.sweep.evaluation import EVALUATE, evaluation_cells, with_evaluations, without_unmeasured
 from slm.sweep.files import as_json, write
@@ -54,6 +55,7 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     """
     design = check_design(config["sweep"])
     check_analysis(config)
+    check_rows(config, COLUMNS, prefixes=[f"{name}_" for name in design.evaluations])
     plan = make_plan(design)
     folder = Path(config["output_dir"] or _default_folder(design, plan.cells))
     config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}

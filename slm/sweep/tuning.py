@@ -22,7 +22,8 @@ class Tuned:
     """What the rates of a sweep came to."""
 
     best: pd.DataFrame
-    """A row a shape and seed, as if it had been trained at the optimum: losses are interpolated."""
+    """A row a shape and seed, as if it had been trained at the optimum: losses are interpolated. `lr_at_end` is true
+    where the best rate was at an end of the grid."""
     optima: pd.DataFrame
     """A row a shape: `lr` (the optimum), `loss` there, `lr_low` and `lr_high` tried, `at_end`; and of what was
     measured, means over seeds: `loss_lowest`, `lr_value` (the rate that the design gives), `loss_at_value`,
@@ -68,7 +69,7 @@ def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
             | {"lr_low": losses.index[0], "lr_high": losses.index[-1], "at_end": at_end}
             | _measured(losses.mean(axis=1), values.get(str(shape[0]), math.nan))
         )
-        best.append(_rows_at(rows, lr, at_optimum))
+        best.append(_rows_at(rows, lr, at_optimum).assign(lr_at_end=at_end))
     frame = pd.concat(best, ignore_index=True) if best else runs.iloc[:0]
     return Tuned(frame, pd.DataFrame(optima), tuple(notes))
 

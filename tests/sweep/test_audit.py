@@ -159,6 +159,17 @@ def test_a_common_rule_makes_learning_rates_matched() -> None:
     assert audit(frame.drop(columns="lr").assign(parametrization="mup"))["controlled"]
 
 
+def test_a_rate_whose_best_was_not_found_is_not_matched_by_its_rule() -> None:
+    frame = runs(lr_rule="tuned over 5 rates", lr_at_end=False)
+    assert audit(frame)["controlled"]
+    frame.loc[wide(frame) & (frame["params_total"] < 2e6), "lr_at_end"] = True
+    found = audit(frame)
+    assert not found["controlled"]
+    (violation,) = found["violations"]
+    assert violation["families"] == {"wide": [1.03e6]}
+    assert violation["sentence"].endswith("so a better one is likely, at these sizes: wide 1.03e+06.")
+
+
 def test_one_family_says_what_varies_within_it() -> None:
     frame = runs()
     found = audit(frame[~wide(frame)].assign(tokens=20 * frame["params_total"]))

@@ -43,6 +43,8 @@ def test_a_query_arrives_as_it_was_written() -> None:
         (["dry_run=1"], "dry_run=1 must be true or false"),
         (["runs=a", "dry_run=true"], "dry_run=True goes with a sweep, and runs=a is done"),
         (["runs=a", "retry=failed"], "retry=failed goes with a sweep"),
+        (["runs=a", "sweep.seeds=[1,2]"], r"sweep.seeds=\[1,2\] goes with a sweep, and runs=a is done"),
+        (["runs=a", "launcher=slurm"], "launcher=slurm goes with a sweep"),
         (["output_dir=''"], "output_dir=''"),
         (["runs=a", "drop_worst=-1"], "drop_worst=-1 must be a whole number"),
         (["runs=a", "drop_worst=1.5"], "drop_worst=1.5"),
@@ -55,7 +57,7 @@ def test_a_query_arrives_as_it_was_written() -> None:
 )
 def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        check_settings(composed(*overrides))
+        check_settings(composed(*overrides), overrides)
 
 
 def test_a_reader_who_stops_reading_is_told_nothing() -> None:

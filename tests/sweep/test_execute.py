@@ -17,6 +17,7 @@ from slm.sweep import execute as master
 from slm.sweep import tries
 from slm.sweep.cells import Cell
 from slm.sweep.execute import Interrupted, execute
+from slm.sweep.job import PID, Job, begin, id_and_slot, is_job
 from slm.sweep.ledger import Outcome
 from tests.running import ROOT, make_command, quiet_env
 from tests.sweep.celled import LOCAL, STUB, cell, count, history
@@ -256,3 +257,17 @@ def test_cells_are_trained_by_train_py_itself(text_file: Path, cache_dir: Path, 
         "hopeless": "diverged",
     }
     assert "group: sweep" in (tmp_path / "runs" / "it's, a=name" / "config.yaml").read_text()
+
+
+def test_the_id_of_a_job_on_another_machine_is_not_taken_for_one_of_ours(tmp_path: Path) -> None:
+    job = Job(name="a", folder=tmp_path / "a", command=("sleep", "60"))
+    process = begin(job, {"PATH": os.environ["PATH"]}, slot=1)
+    assert process is not None
+    try:
+        wait_until(lambda: id_and_slot(job.folder) == (process.pid, 1))
+        (job.folder / PID).write_text(f"{process.pid} 1 another-machine\n")
+        assert is_job(job.folder)
+        assert id_and_slot(job.folder) is None
+    finally:
+        process.kill()
+        process.wait()

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from slm.sweep import execute as master
 from slm.sweep.execute import execute
-from slm.sweep.job import Job
+from slm.sweep.job import Job, id_and_slot
 from slm.sweep.launchers import open_launcher, remote, slurm
 from slm.sweep.launchers.local import slot_environments, visible_gpus
 from slm.sweep.launchers.remote import RemoteJob
@@ -312,6 +312,22 @@ def test_cells_go_to_ray_as_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     outcomes = execute(cells, tmp_path / "runs", settings("ray"), script=STUB)
     assert [outcome.status for outcome in outcomes.values()] == ["completed", "failed", "completed"]
     assert count(tmp_path, "start", "a") == 2
+
+
+def test_jobs_that_ray_started_here_end_at_once_when_told_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = ray_on_threads()
+    ray.__dict__["cancel"] = lambda task, force: None  # a worker that is killed leaves what it has started
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(remote, "BEAT_SECONDS", 0.1)
+    job = Job(name="a", folder=tmp_path / "a", command=("sleep", "60"))
+    engine = open_launcher(settings("ray"), tmp_path, jobs=1)
+    engine.start([job])
+    while id_and_slot(job.folder) is None:
+        time.sleep(0.01)
+    engine.stop(at_once=True)
+    while not (ended := engine.ended()):
+        time.sleep(0.01)
+    assert ended == {"a": -signal.SIGKILL}
 
 
 RAY_MASTER = """

@@ -39,6 +39,13 @@ def test_without_a_terminal_each_change_is_a_line(capsys: pytest.CaptureFixture[
     ]
 
 
+def test_a_branch_that_will_never_start_is_not_waiting(capsys: pytest.CaptureFixture[str]) -> None:
+    with Board() as board:
+        board.show([ended("trunk", "failed", "exit code 1"), ended("branch", "not_started", "it goes on from trunk")])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "branch: not_started (it goes on from trunk); 1 failed, 1 not_started"
+
+
 def test_on_a_terminal_a_table_shows_what_runs_and_what_went_wrong() -> None:
     screen = io.StringIO()
     with Board(Console(file=screen, force_terminal=True, width=120)) as board:

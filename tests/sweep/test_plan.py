@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from slm.sweep.cells import Cell
+from slm.sweep.config import check_settings
 from slm.sweep.forecast import Speeds, power_of, read_speeds, remember_speeds
 from slm.sweep.run import run_sweep
 from tests.sweep.test_command_line import composed
@@ -98,7 +99,7 @@ def test_a_dry_run_says_how_many_jobs_an_engine_runs_at_a_time_before_it_is_aske
     monkeypatch.setattr("slm.sweep.launchers.slurm.Submitit", lambda settings, folder: None)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(remote=lambda **resources: lambda function: function))
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(7)))
-    assert run_sweep(composed(*SMALL, "sweep.seeds=[1,2,3,4]", *overrides, "dry_run=true")) == 0
+    assert run_sweep(check_settings(composed(*SMALL, "sweep.seeds=[1,2,3,4]", *overrides, "dry_run=true"))) == 0
     assert said in capsys.readouterr().out
 
 
@@ -109,7 +110,7 @@ def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_not
     changes = ("sweep.grid.widths=[64,96,100,128]", "sweep.seeds=[1,2]", "sweep.overrides=['cache_dir=cache']")
     changes += ("sweep.evaluation={wiki: ['data=wikitext2']}", "launcher.slots=3")
     config = composed(*SMALL, *changes, "dry_run=true", "sweep.assume.flops_per_second=1e10")
-    assert run_sweep(config) == 0
+    assert run_sweep(check_settings(config)) == 0
     said = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     assert "sweep quick: 6 runs, in sweeps/quick-" in said

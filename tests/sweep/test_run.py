@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from slm.sweep.cells import Cell
+from slm.sweep.collect import COLUMNS
 from slm.sweep.config import check_settings
 from slm.sweep.ledger import Outcome, outcome_of
 from slm.sweep.run import run_sweep
@@ -95,7 +96,7 @@ def test_a_sweep_ends_in_an_audited_comparison(monkeypatch: pytest.MonkeyPatch) 
     assert grouped <= set(jobs.common)
     results = pd.read_csv(folder / "results.csv")
     assert len(results) == len(jobs.started) == 24
-    assert set(results["budget"]) == {"tokens=300000"}
+    assert set(results["budget"]) == {"tokens=400000"}
     assert set(results["lr_rule"]) == {"transferred by completep"}
     audit = json.loads((folder / "audit.json").read_text())
     assert audit["controlled"], audit["violations"]
@@ -232,6 +233,9 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, monkeypat
         ("analysis.level=2", "analysis.level"),
         ("launcher.slots=0", "launcher.slots"),
         ("logger=tensorboard", "logger"),
+        ("where='losss < 5'", "the runs of a sweep have no column losss; did you mean loss"),
+        ("where='loss <'", "where=loss < is no condition"),
+        ("columns.loss=wiki_loss", "columns.loss=wiki_loss: the runs of a sweep have no column wiki_loss"),
     ],
 )
 def test_settings_that_are_wrong_are_refused_before_anything_is_written(
@@ -240,3 +244,8 @@ def test_settings_that_are_wrong_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=said):
         swept(monkeypatch, Jobs(), *FEW, override)
     assert not Path("here").exists()
+
+
+def test_rows_may_be_chosen_by_any_column_that_the_table_will_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    swept(monkeypatch, Jobs(), *FEW, "where='abs(loss) > 0 and `depth` >= 1 and budget != 1'")
+    assert set(COLUMNS) - {"trunk", "lr_at_end"} == set(pd.read_csv("here/runs.csv"))

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from slm.composition.schedules import check_schedule, steps_in_common
 from slm.scaling.tables import table_from_frame
 from slm.sweep.collect import collect_cells
+from slm.sweep.config import check_settings
 from slm.sweep.execute import places_of
 from slm.sweep.forecast import Speeds, disk_bytes, power_of
 from slm.sweep.run import run_sweep
@@ -97,7 +98,7 @@ def test_the_plan_counts_what_is_trained_and_names_trunks_and_branches(
     assert sum(cell.flops_trained for cell in cells) == pytest.approx(cells[-1].flops * 46 / 40)
     assert sum(map(Speeds({}, 1e9).seconds, cells)) == pytest.approx(cells[-1].flops * 46 / 40 / 1e9)
     assert disk_bytes(cells) == (3 * 28 + 2 * 12) * cells[0].params_total
-    assert run_sweep(composed(*BRANCHED, "dry_run=true")) == 0
+    assert run_sweep(check_settings(composed(*BRANCHED, "dry_run=true"))) == 0
     said = capsys.readouterr().out
     assert "10,240 from 8,192" in said
     assert "trunks       1, each with its branches one independent run; 2 runs begin where" in said

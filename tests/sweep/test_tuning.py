@@ -54,7 +54,7 @@ def test_the_given_rate_is_compared_with_the_best_that_was_trained() -> None:
 def test_a_best_rate_at_an_end_is_flagged_and_taken_as_it_was_measured(best: float) -> None:
     tuned = tune(runs(best), {})
     end = RATES[0] if best < 0.001 else RATES[-1]
-    assert tuned.optima["at_end"].tolist() == [True]
+    assert tuned.optima["at_end"].tolist() == tuned.best["lr_at_end"].tolist() == [True]
     assert (tuned.best["lr"].tolist(), tuned.best["loss"].tolist()) == (
         [end],
         runs(best).query("lr == @end")["loss"].tolist(),

@@ -90,3 +90,13 @@ def test_linear_falls_in_a_line() -> None:
 def test_an_impossible_schedule_is_refused(schedule: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         check_schedule(schedule, 100)
+
+
+@pytest.mark.parametrize(("warmup", "decay", "steps"), [(8, 0.2, 10), (7, 0.3, 10), (90, 0.1, 100)])
+def test_a_warmup_and_a_decay_may_fill_the_run(warmup: int, decay: float, steps: int) -> None:
+    schedule = WSD | {"warmup_steps": warmup, "decay_fraction": decay}
+    check_schedule(schedule, steps)
+    shares = [lr_factor(step, steps, schedule) for step in range(steps)]
+    assert max(shares) == shares[warmup] == pytest.approx(1)
+    assert shares[:warmup] == sorted(shares[:warmup])
+    assert shares[warmup:] == sorted(shares[warmup:], reverse=True)

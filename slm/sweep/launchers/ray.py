@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slm.sweep.job import Job
+from slm.sweep.job import Job, id_and_slot, send
 from slm.sweep.launchers.base import check, check_count
 from slm.sweep.launchers.local import visible_gpus
 from slm.sweep.launchers.remote import RemoteJob
@@ -39,6 +39,7 @@ class Ray:
         # The master decides whether a job is worth another start.
         self.train = ray.remote(**self.resources, max_retries=0)(_run)
         self._running: dict[str, Any] = {}
+        self._folders: dict[str, Path] = {}
 
     def width(self) -> int:
         """By the cores and GPUs of this machine; of a cluster nothing is known."""
@@ -61,6 +62,7 @@ class Ray:
             self._connect()
         for job in jobs:
             self._running[job.name] = self.train.remote(RemoteJob(job))
+            self._folders[job.name] = job.folder
 
     def ended(self) -> dict[str, int | None]:
         """A task that was cancelled, or whose worker or node was lost, has no exit code."""
@@ -72,8 +74,11 @@ class Ray:
         return codes
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Interrupt the tasks, which let train.py save; or kill their workers."""
-        for reference in self._running.values():
+        """Interrupt the tasks, which let train.py save; or kill their workers, and what these have started here."""
+        for name, reference in self._running.items():
+            found = id_and_slot(self._folders[name]) if at_once else None
+            if found:
+                send(signal.SIGKILL, found[0], everyone=True)
             self.ray.cancel(reference, force=at_once)
 
     def close(self) -> None:
