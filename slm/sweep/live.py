@@ -30,6 +30,7 @@ class Board:
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False)
         self.said: dict[str, str] = {}
+        self.begun = False
 
     def __enter__(self) -> Board:
         if self.console.is_terminal:
@@ -46,6 +47,13 @@ class Board:
         if self.console.is_terminal:
             self.live.update(Group(Text(_summary(standings)), _table(standings)), refresh=True)
             return
+        if not self.begun:  # of a sweep that goes on, what an earlier command completed is no news
+            self.said = {
+                standing.cell.name: _word(standing) for standing in standings if _word(standing) == "completed"
+            }
+            self.begun = True
+            if self.said:
+                print(f"{len(self.said)} of {len(standings)} completed before", file=sys.stderr, flush=True)
         changed = [
             standing for standing in standings if self.said.get(standing.cell.name, "waiting") != _word(standing)
         ]
