@@ -21,7 +21,7 @@ ALLOWED = {
     "sweep": {"composition", "scaling", "tracking", "model.config", "command_line"},
 }
 COMPOSITION = ("resolvers", "settings", "budget", "schedules")
-SWEEP = ("config", "collect", "audit", "grid", "execute", "live", "launchers")
+SWEEP = ("run", "execute", "live", "fork_server")  # which import all others
 TORCHLESS = [
     "slm.scaling.tables",
     *(f"slm.composition.{name}" for name in COMPOSITION),

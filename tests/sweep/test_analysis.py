@@ -17,6 +17,7 @@ from slm.sweep.config import check_settings
 from slm.sweep.record import exponents, summary
 from slm.tracking.directory import artifact_name
 from tests.running import ROOT, quiet_env
+from tests.sweep.test_collect import result, write
 from tests.sweep.test_command_line import composed
 
 CONTRACT = """family law target size params se ci95 covariance_method n_runs n_rows objective r2 rmse_log aicc bic
@@ -64,6 +65,28 @@ def test_the_directory_holds_what_the_contract_names(tmp_path: Path) -> None:
         assert set(re.findall(r"\w+", CONTRACT)) <= set(entry), entry["law"]
     design = pd.read_csv(folder / "design.csv")
     assert (len(design), design["runs"].unique().tolist()) == (12, [2])
+
+
+def test_a_folder_of_run_directories_is_analysed_as_a_table_of_them_is(tmp_path: Path) -> None:
+    """As `train.py -m` leaves one; run 0 of it did not complete."""
+    frame = table({"a": 0.1, "b": 0.12})
+    for number, row in enumerate(frame.to_dict("records"), 1):
+        facts = {"family": row["family"], "seed": row["seed"], "train_tokens": int(row["tokens"])}
+        facts |= {"params_total": row["params_total"], "params_non_embedding": row["params_total"]}
+        val = result()["val"] | {"loss": row["loss"], "perplexity": np.exp(row["loss"])}
+        write(tmp_path / "multirun" / str(number), result(**facts, val=val))
+    write(tmp_path / "multirun" / "0", result(status="diverged", val=None))
+    config = composed(f"runs={tmp_path}/multirun", f"output_dir={tmp_path}/runs", *QUICK, "analysis.law=power")
+    assert analyse_runs(check_settings(config)) == 0
+    analysed(frame, tmp_path, "analysis.law=power")
+    fits = [json.loads((tmp_path / folder / "fits.json").read_text()) for folder in ("runs", "analysis")]
+    of_loss = [
+        {(e["family"], e["loss"]): e["params"]["alpha"] for e in each if (e["law"], e["target"]) == ("power", "loss")}
+        for each in fits
+    ]
+    assert of_loss[0] == pytest.approx(of_loss[1], rel=1e-9)
+    notes = json.loads((tmp_path / "runs/comparison.json").read_text())["notes"]
+    assert any("1 (diverged)" in note for note in notes)
 
 
 def test_exponents_that_differ_are_found_and_equal_ones_are_not_told_apart(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,6 +25,7 @@ from slm.sweep.launchers.local import slot_environments, visible_gpus
 from slm.sweep.launchers.remote import RemoteJob
 from tests.running import ROOT
 from tests.sweep.celled import LOCAL, STUB, cell, count, history
+from tests.sweep.test_command_line import composed
 
 
 def settings(name: str, **changes: object) -> dict:
@@ -268,17 +269,35 @@ def test_cells_go_to_slurm_as_an_array_with_what_was_asked_for(monkeypatch: pyte
         (there / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{there}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    asked = settings("slurm", partition="night", gpus_per_job=0, array_parallelism=2, sbatch={"nice": 5})
+    given = ("partition=night", "gpus_per_job=0", "array_parallelism=2", "memory_gb=2", "sbatch={nice: 5, qos: low}")
+    asked = composed("launcher=slurm", *(f"launcher.{item}" for item in given))["launcher"]
     cells = [cell("a"), cell("b", "do=diverge"), cell("c", "do=fail")]
     outcomes = execute(cells, tmp_path / "runs", asked, script=STUB)
     assert [outcome.status for outcome in outcomes.values()] == ["completed", "diverged", "failed"]
     script = (there / "submitted").read_text()
-    for option in ("array=0-2%2", "partition=night", "requeue", "cpus-per-task=4", "time=240", "nice=5"):
+    options = ("array=0-2%2", "partition=night", "requeue", "cpus-per-task=4", "mem=2GB", "nice=5", "qos=low")
+    for option in (*options, "time=240", "signal=USR2@120"):
         assert f"#SBATCH --{option}\n" in script
     assert "gpus" not in script
     environment = json.loads((tmp_path / "runs" / "a" / "environment.json").read_text())
     assert environment["OMP_NUM_THREADS"] == "4"
     assert not [name for name in environment if name.startswith("SLURM_")]  # Lightning would take it for its cluster
+
+
+def test_a_job_near_its_time_limit_saves_and_is_handed_back_to_go_on(tmp_path: Path) -> None:
+    """By submitit, which calls `checkpoint` when SLURM signals and queues what that returns."""
+    pytest.importorskip("submitit")
+    job = master_job(tmp_path)
+    function = RemoteJob(job)
+    with ThreadPoolExecutor(1) as node:
+        code = node.submit(function)
+        while not (job.folder / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.01)
+        again = function.checkpoint()
+        assert code.result() == 128 + signal.SIGTERM
+    assert remote.exit_code(job.folder) is None  # or the master would take it for failed
+    assert again.function() == remote.exit_code(job.folder) == 0
+    assert [what for what, _ in history(tmp_path)] == ["start", "interrupted", "start", "completed"]
 
 
 class Cancelled(Exception):
@@ -294,11 +313,15 @@ def ray_on_threads() -> ModuleType:
             raise Cancelled
         return task.result()
 
+    def remote(**resources: object) -> Callable[..., SimpleNamespace]:
+        ray.__dict__["resources"] = resources
+        return lambda function: SimpleNamespace(remote=lambda *given: pool.submit(function, *given))
+
     ray = ModuleType("ray")
     ray.__dict__.update(
         init=lambda **settings: None,
         is_initialized=lambda: False,
-        remote=lambda **resources: lambda function: SimpleNamespace(remote=lambda *a: pool.submit(function, *a)),
+        remote=remote,
         wait=lambda tasks, num_returns, timeout: ([task for task in tasks if task.done()], []),
         get=get,
         exceptions=SimpleNamespace(RayError=Cancelled),
@@ -307,9 +330,11 @@ def ray_on_threads() -> ModuleType:
 
 
 def test_cells_go_to_ray_as_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "ray", ray_on_threads())
+    ray = ray_on_threads()
+    monkeypatch.setitem(sys.modules, "ray", ray)
     cells = [cell("a", "do=die_once"), cell("b", "do=fail"), cell("c", after="a")]
-    outcomes = execute(cells, tmp_path / "runs", settings("ray"), script=STUB)
+    outcomes = execute(cells, tmp_path / "runs", settings("ray", cpus_per_job=3, gpus_per_job=1), script=STUB)
+    assert ray.__dict__["resources"] == {"num_cpus": 3, "num_gpus": 1, "max_retries": 0}
     assert [outcome.status for outcome in outcomes.values()] == ["completed", "failed", "completed"]
     assert count(tmp_path, "start", "a") == 2
 

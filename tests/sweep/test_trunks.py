@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -64,7 +64,7 @@ def test_a_branch_leaves_before_the_learning_rates_part(steps: list[int], decay:
         for count in steps:
             check_schedule(schedule, count)
     except ValueError:
-        return
+        assume(False)
     for branch in share_trunks([cell(str(count), steps=count) for count in steps], config):
         common = steps_in_common(schedule, max(steps), schedule, int(branch.name))
         assert branch.branch_step <= common

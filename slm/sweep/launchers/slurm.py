@@ -152,7 +152,7 @@ class Submitit:
             array_parallelism=settings["array_parallelism"],
             signal_delay_s=settings["signal_seconds"],
             stderr_to_stdout=True,
-            additional_parameters={"requeue": True, **settings["sbatch"]},
+            additional_parameters={"requeue": True, **(settings["sbatch"] or {})},
             **{key: value for key, value in _optional(settings).items() if value},
         )
 
@@ -184,7 +184,8 @@ def check_slurm(settings: Mapping[str, Any]) -> None:
     for key in ("cpus_per_job", "array_parallelism", "time_minutes", "signal_seconds"):
         check_count(key, settings[key])
     check_count("gpus_per_job", settings["gpus_per_job"], least=0)
-    check("sbatch", json.dumps(settings["sbatch"]), isinstance(settings["sbatch"], Mapping), "a mapping of options")
+    sbatch = settings["sbatch"]
+    check("sbatch", json.dumps(sbatch), sbatch is None or isinstance(sbatch, Mapping), "a mapping of options, or null")
 
 
 def _optional(settings: Mapping[str, Any]) -> dict[str, Any]:
