@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +41,20 @@ def collect_runs(directory: str | Path) -> pd.DataFrame:
     return _table([row | {"trunk": _trunk(row, rows)} for row in rows])
 
 
-def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: str) -> pd.DataFrame:
+def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str], str]) -> pd.DataFrame:
     """`collect_runs` for the cells of a sweep that have a result, with their `budget` and the rule of their rates.
 
     `trunk` is the planned one, also of a run that was trained from step 0 in the end: to the last bit it is the same.
     """
     paths = ((cell, directory / cell.name / "result.json") for cell in cells)
     done = [(cell, path) for cell, path in paths if path.exists()]
-    own = {cell.name: {"budget": cell.budget, "lr_rule": lr_rule, "trunk": cell.after} for cell, _ in done}
+    own = {cell.name: {"budget": cell.budget, "lr_rule": lr_rule(cell.family), "trunk": cell.after} for cell, _ in done}
     return _table([_row(path, directory) | own[cell.name] for cell, path in done])
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """With the column `trunk` only if a run was branched off another."""
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=None if rows else COLUMNS)
     return frame.drop(columns="trunk") if all(row["trunk"] is None for row in rows) and rows else frame
 
 

@@ -128,12 +128,11 @@ class Design:
         base = (f"parametrization.{key}={self.lr[key]}" for key in BASE_SHAPE if self.lr[key] is not None)
         return (*self.overrides, *(() if chosen is None else (f"parametrization={chosen}", *base)))
 
-    @property
-    def lr_rule(self) -> str:
-        """How learning rates follow from shapes, in words that are the same for all cells."""
-        rule, value, how = self.lr["rule"], self.lr["value"], self.lr["parametrization"]
-        own = isinstance(value, Mapping)
-        at = "" if value is None else " from each family's own rate" if own else f" {value:g}"
+    def lr_rule(self, family: str) -> str:
+        """How learning rates of a family follow from shapes, in words that are the same where the rule is."""
+        rule, value, how = self.lr["rule"], self.lr_value(family), self.lr["parametrization"]
+        own = isinstance(self.lr["value"], Mapping)
+        at = "" if value is None else " about each family's own rate" if own and rule == "tuned" else f" {value:g}"
         tried = f" over {len(self.lr['factors'])} rates" if rule == "tuned" else ""
         return f"{rule}{at}{tried}" + ("" if how is None else f" by {how}")
 
@@ -250,6 +249,10 @@ def _check_overrides(where: str, overrides: list[str]) -> None:
         if not equals and not item.startswith("~"):
             raise ValueError(f"{where} has {item!r}: an override of train.py is KEY=VALUE")
         own = DECIDED.get(key.lstrip("+~"))
+        if key.lstrip("+~").partition(".")[0] == "logger":
+            raise ValueError(
+                f"{where} has {item}, and runs are logged as their sweep is: give {item} to sweep.py itself"
+            )
         if own is not None:
             raise ValueError(f"{where} has {item}, which the design decides: set {own} instead")
 

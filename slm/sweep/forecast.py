@@ -24,8 +24,8 @@ BYTES_PER_PARAMETER = 28
 """Of a finished run: two checkpoints of weights and Adam's two moments, and the exported model, all float32."""
 BYTES_KEPT = 12
 """Of a parameter in the checkpoint that a trunk keeps for a branch."""
-VARIABLES = {"N": "params_total", "D": "tokens", "C": "flops", "w": "width", "d": "depth"}
-"""Variables of laws, as fields of a cell."""
+VARIABLES = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
+"""Variables of laws but N, as fields of a cell."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Speeds:
         """Of training a cell, at the speed of the known shape (of its family, if any) nearest in FLOPs a token."""
         if cell.impossible:
             return 0.0
-        own = {name: speed for name, speed in self.known.items() if name.startswith(f"{cell.family}_")}
+        own = {name: speed for name, speed in self.known.items() if name.rpartition("_")[0] == cell.family}
         known = list((own or self.known).values())
         wanted = math.log(cell.flops / cell.tokens)
         rate = min(known, key=lambda speed: abs(math.log(speed[0]) - wanted))[1] if known else self.assumed
@@ -92,16 +92,16 @@ class Power:
 
 
 def power_of(
-    cells: Sequence[Cell], *, seeds: int, assume: Mapping[str, Any], power: float, level: float
+    cells: Sequence[Cell], *, size: str, seeds: int, assume: Mapping[str, Any], power: float, level: float
 ) -> Power | None:
     """The smallest difference of exponents between two families, with the seeds of the design and with more.
 
-    Of the family whose cells tell least. `assume` is the config group of that name; `power` the chance of finding it,
-    `level` the coverage of intervals. None if no cell can be trained. Raises `ValueError` for an assumption that is
-    none.
+    Of the family whose cells tell least. `size` is the count of parameters that laws have for N, `assume` the config
+    group of that name, `power` the chance of finding the difference, `level` the coverage of intervals. None if no cell
+    can be trained. Raises `ValueError` for an assumption that is none.
     """
     families = dict.fromkeys(cell.family for cell in cells if not cell.impossible)
-    designs = [_assumed([c for c in cells if c.family == f and not c.impossible], assume) for f in families]
+    designs = [_assumed([c for c in cells if c.family == f and not c.impossible], size, assume) for f in families]
     if not designs:
         return None
     pairs = max(1, len(list(combinations(families, 2))))
@@ -112,15 +112,18 @@ def power_of(
     return Power(designs[0].law.exponents[0], pairs, detectable)
 
 
-def _assumed(cells: Sequence[Cell], assume: Mapping[str, Any]) -> Fitted:
-    """The design of one family: a row a shape and budget, whatever its rates and seeds; a trunk and its branches are
-    one independent run.
+def _assumed(cells: Sequence[Cell], size: str, assume: Mapping[str, Any]) -> Fitted:
+    """The design of one family: a row a shape and budget, whatever its rates and seeds.
+
+    A trunk and its branches tell as much as one run, as if they scattered alike: so it is with an exponent in N.
     """
-    points = dict.fromkeys(tuple(getattr(cell, name) for name in VARIABLES.values()) for cell in cells)
-    sizes = dict(zip(VARIABLES, zip(*points, strict=True), strict=True))
+    variables = {"N": size, **VARIABLES}
+    points = dict.fromkeys(tuple(getattr(cell, name) for name in variables.values()) for cell in cells)
+    sizes = dict(zip(variables, zip(*points, strict=True), strict=True))
     shapes = {(cell.width, cell.depth, cell.params_total) for cell in cells}
-    groups = len(shapes) if any(cell.after for cell in cells) else None
+    groups = len(shapes) if any(cell.after for cell in cells) else len(points)
+    sigma = assume["sigma"] * math.sqrt(len(points) / groups)
     try:
-        return replace(plan(sizes, law=assume["law"], params=assume["params"], sigma=assume["sigma"]), groups=groups)
+        return replace(plan(sizes, law=assume["law"], params=assume["params"], sigma=sigma), groups=groups)
     except ValueError as error:
         raise ValueError(f"sweep.assume.law={assume['law']}, sweep.assume.params={assume['params']}: {error}") from None

@@ -62,7 +62,11 @@ def runs(folder: Path, source: str | None) -> Rows:
     frame = pd.read_csv(folder / ("results.csv" if source else "runs.csv"), dtype={"run_id": str})
     frame = frame[[name for name in RUN_COLUMNS if name in frame]]
     where = Path(source) if source else folder / "runs"
-    ids = [known_run_id(where / run) for run in frame["run_id"]] if "run_id" in frame else [None] * len(frame)
+    ids = (
+        [known_run_id(where / run) if isinstance(run, str) else None for run in frame["run_id"]]
+        if "run_id" in frame
+        else [None] * len(frame)
+    )
     rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
     return [*frame, "wandb_run"], [[*row, number] for row, number in zip(rows, ids, strict=True)]
 

@@ -139,7 +139,14 @@ def _print_plan(design: Design, plan: Plan, folder: Path, config: Mapping[str, A
         folder=folder,
         slots=min(jobs, open_launcher(config["launcher"], folder / "runs", jobs=jobs).width()),
         speeds=read_speeds(plan.cache_dir, design.assume["flops_per_second"]),
-        power=power_of(plan.cells, seeds=seeds, assume=design.assume, power=analysis.power, level=analysis.level),
+        power=power_of(
+            plan.cells,
+            size="params_total" if analysis.size == "auto" else analysis.size,
+            seeds=seeds,
+            assume=design.assume,
+            power=analysis.power,
+            level=analysis.level,
+        ),
         chance=analysis.power,
     )
 
@@ -220,6 +227,8 @@ def _analyse(
         write(folder / "tuning.csv", tuned.optima.to_csv(index=False))
         print("", *tuned.lines, sep="\n")
         done, notes = tuned.best, [*notes, *tuned.notes]
+        if done.empty:
+            raise ValueError(f"no shape has a best learning rate: {' '.join(tuned.notes)}")
         if done.groupby("family")["params_total"].nunique().max() == 1:
             print(f"No family has two sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
             return

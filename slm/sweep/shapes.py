@@ -1,9 +1,10 @@
 """Width and depth of a wanted number of parameters, by a family's own rule.
 
 Widths are multiples of a head and depths of the mixer pattern, so few shapes of a small model come within 2% of a
-target in the wanted proportion. The feed-forward then takes up the rest: it may be up to a quarter wider or narrower
-than the rule has it, and what that is stands in the cell's overrides. Of all shapes that meet the target the one is
-taken that departs least in all, the sum of |ln| of aspect / wanted aspect, feed-forward / rule and N / target.
+target in the wanted proportion. The feed-forward then takes up the rest: what brings N nearest to the target, up to a
+quarter wider or narrower than the rule has it, stands in the cell's overrides. Of all shapes that then meet the target
+the one is taken that departs least in all, the sum of |ln| of aspect / wanted aspect, feed-forward / rule and
+N / target.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ TWO_FAMILIES = [cell(family, params) for family in "ab" for params in SIZES]
 
 def test_the_detectable_difference_is_that_of_a_straight_line() -> None:
     """By simulation of the t test of two slopes: the difference said is found with the chance said."""
-    found = power_of(TWO_FAMILIES, seeds=2, assume=ASSUME, power=0.8, level=0.95)
+    found = power_of(TWO_FAMILIES, seeds=2, size="params_total", assume=ASSUME, power=0.8, level=0.95)
     assert found is not None
     x = np.repeat(np.log(SIZES), 2) - np.mean(np.log(SIZES))
     error = 0.01 * math.sqrt(2 / (x**2).sum())
@@ -61,14 +61,18 @@ def test_the_detectable_difference_is_that_of_a_straight_line() -> None:
 
 def test_too_few_shapes_tell_nothing_and_impossible_ones_do_not_count() -> None:
     few = [cell("a", SIZES[0]), cell("a", 0, impossible="too small")]
-    assert power_of(few, seeds=1, assume=ASSUME, power=0.8, level=0.95).detectable == {1: None, 2: None, 3: None}
-    assert power_of(few[1:], seeds=1, assume=ASSUME, power=0.8, level=0.95) is None
+    assert power_of(few, seeds=1, size="params_total", assume=ASSUME, power=0.8, level=0.95).detectable == {
+        1: None,
+        2: None,
+        3: None,
+    }
+    assert power_of(few[1:], seeds=1, size="params_total", assume=ASSUME, power=0.8, level=0.95) is None
 
 
 @pytest.mark.parametrize("changes", [{"law": "cubic"}, {"params": {"A": 20}}])
 def test_an_assumption_that_is_none_is_named(changes: dict) -> None:
     with pytest.raises(ValueError, match=r"sweep\.assume\.law"):
-        power_of(TWO_FAMILIES, seeds=1, assume=ASSUME | changes, power=0.8, level=0.95)
+        power_of(TWO_FAMILIES, seeds=1, size="params_total", assume=ASSUME | changes, power=0.8, level=0.95)
 
 
 def test_durations_go_by_the_nearest_shape_of_the_family_that_was_trained_here(tmp_path: Path) -> None:
@@ -81,6 +85,8 @@ def test_durations_go_by_the_nearest_shape_of_the_family_that_was_trained_here(t
     assert speeds.seconds(cell("a", 10**5)) == pytest.approx(0.2)
     assert speeds.seconds(cell("c", 10**5)) == pytest.approx(10.0)  # the nearest of any family: b's
     assert "2 shapes" in speeds.source
+    remember_speeds(tmp_path, [row | {"family": "a_ls", "flops": 5e8, "tokens_per_second": 1.0}])
+    assert read_speeds(tmp_path, 1e9).seconds(cell("a", 10**5)) == pytest.approx(0.2)
     (tmp_path / "speeds.json").write_text('{"a": [1')
     assert read_speeds(tmp_path, 1e9) == Speeds({}, 1e9)
 

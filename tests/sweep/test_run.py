@@ -180,11 +180,16 @@ def test_what_failed_diverged_or_is_impossible_is_named_and_the_rest_is_analysed
     assert len(pd.read_csv("here/runs.csv")) == 14
 
 
+@pytest.mark.parametrize("how", ["diverged", "failed"])
 def test_a_sweep_of_which_nothing_completed_ends_with_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert swept(monkeypatch, Jobs(lambda cell: "diverged"), *FEW) == 2
-    assert "no cell of sweep=quick completed" in capsys.readouterr().err
+    assert swept(monkeypatch, Jobs(lambda cell: how), *FEW, "sweep.evaluation={wiki: ['data=wikitext2']}") == 2
+    said = capsys.readouterr().err
+    assert "no cell of sweep=quick completed" in said
+    assert "8 of 8 cells have no result:" in said
+    assert set(pd.read_csv("here/design.csv")["status"]) == {how}
+    assert "loss" in pd.read_csv("here/runs.csv")
 
 
 def test_the_verdict_is_about_the_size_that_families_were_matched_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +206,27 @@ def test_rates_tuned_at_one_size_are_the_result_where_there_is_no_law_to_fit(
     assert pd.read_csv("here/tuning.csv")["family"].tolist() == ["mobilellm", "ssd"]
     assert "No family has two sizes" in capsys.readouterr().out
     assert not Path("here/fits.json").exists()
+
+
+def test_rates_of_which_too_few_completed_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = ("sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
+    assert swept(monkeypatch, Jobs(lambda cell: "diverged" if cell.lr > 0.005 else None), *FEW, *tuned) == 2
+    said = capsys.readouterr().err
+    assert "no shape has a best learning rate: mobilellm 32x2 (tokens=400000) is left out: 2 of its" in said
+
+
+@pytest.mark.parametrize(
+    ("rule", "matched"),
+    [([], False), (["sweep.lr.rule=tuned", "sweep.lr.factors=[0.25,0.5,1,2,4]"], True)],
+)
+def test_rates_that_were_given_to_each_family_are_not_matched_unless_tuned(
+    rule: list[str], matched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert swept(monkeypatch, Jobs(), *FEW, "sweep.lr.value={mobilellm: 0.004, ssd: 0.005}", *rule) == 0
+    violations = json.loads(Path("here/audit.json").read_text())["violations"]
+    assert ("learning rate rule" in [item["what"] for item in violations]) == (not matched)
 
 
 def test_tuned_rates_are_interpolated_before_the_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +261,7 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, monkeypat
         ("logger=tensorboard", "logger"),
         ("where='losss < 5'", "the runs of a sweep have no column losss; did you mean loss"),
         ("where='loss <'", "where=loss < is no condition"),
+        ("sweep.also=['logger.mode=online']", "runs are logged as their sweep is: give logger.mode=online to sweep.py"),
         ("columns.loss=wiki_loss", "columns.loss=wiki_loss: the runs of a sweep have no column wiki_loss"),
     ],
 )

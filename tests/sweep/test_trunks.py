@@ -107,11 +107,13 @@ def test_the_plan_counts_what_is_trained_and_names_trunks_and_branches(
 def test_rows_of_one_trunk_are_one_independent_run_of_the_power() -> None:
     wide = ("sweep.grid.widths=[64,128,192,256]", "sweep.families=[mobilellm,gpt2]")
     assume = {"law": "power", "params": {"A": 20, "alpha": 0.1}, "sigma": 0.01, "more_seeds": 0}
-    detectable = [
-        power_of(cells_of(*BRANCHED, *wide, how), seeds=1, assume=assume, power=0.8, level=0.95).detectable[1]
-        for how in ("sweep.budget.trunk=true", "sweep.budget.trunk=false")
-    ]
-    assert detectable[0] > detectable[1]
+    how: dict = {"size": "params_total", "seeds": 1, "assume": assume, "power": 0.8, "level": 0.95}
+    trunks, alone, one = (
+        power_of(cells_of(*BRANCHED, *wide, *budgets), **how).detectable[1]
+        for budgets in ([], ["sweep.budget.trunk=false"], ["sweep.budget.trunk=false", "sweep.budget.tokens=20480"])
+    )
+    assert trunks == pytest.approx(one)
+    assert trunks > 1.5 * alone
 
 
 def test_a_budget_added_to_a_finished_trunk_that_kept_no_step_for_it_is_trained_from_step_0(tmp_path: Path) -> None:
@@ -152,6 +154,6 @@ def test_a_branch_has_the_loss_of_the_run_from_step_0_and_the_cluster_of_its_tru
     assert results["short"]["branched_from"] == {"name": "long", "step": 16}
     assert results["short"]["tokens_trained"] == 4 * 256 == cells[1].tokens - cells[1].shared_tokens
     assert results["alone"]["branched_from"] is None
-    runs = collect_cells(tmp_path, cells, "fixed").assign(family="f")
+    runs = collect_cells(tmp_path, cells, lambda family: "fixed").assign(family="f")
     clusters = table_from_frame(runs).frame.set_index("run_id")["cluster"]
     assert clusters.to_dict() == {"short": "long", "long": "long", "alone": "alone"}
