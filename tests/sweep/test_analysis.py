@@ -14,7 +14,7 @@ import pytest
 from slm.scaling.analysis import Analysis
 from slm.sweep.analysis import analyse_runs
 from slm.sweep.config import check_settings
-from slm.sweep.record import exponents, summary
+from slm.sweep.record import exponents, runs, summary
 from slm.tracking.directory import artifact_name
 from tests.running import ROOT, quiet_env
 from tests.sweep.test_collect import result, write
@@ -280,3 +280,10 @@ def test_the_summary_has_the_notes_of_the_table_and_counts_one_family(
     said = capsys.readouterr().out
     assert "1 family\n" in said
     assert "1 row was left out as exact duplicates" in said
+
+
+def test_rows_without_a_run_id_are_recorded_without_a_run(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("run_id,family,loss\na,f,3.5\n,f,3.4\n")
+    columns, rows = runs(tmp_path, "table.csv")
+    assert [dict(zip(columns, row, strict=True)).get("run_id") for row in rows] == ["a", None]
+    assert [row[-1] for row in rows] == [None, None]

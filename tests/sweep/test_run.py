@@ -180,6 +180,16 @@ def test_what_failed_diverged_or_is_impossible_is_named_and_the_rest_is_analysed
     assert len(pd.read_csv("here/runs.csv")) == 14
 
 
+def test_an_overlay_may_be_added_to_a_finished_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert swept(monkeypatch, Jobs(), *FEW) == 0
+    Path("models.csv").write_text("model,params_total,bits_per_byte\nlarge,6e8,0.9\n")
+    jobs = Jobs()
+    assert swept(monkeypatch, jobs, *FEW, "overlay=models.csv") == 0
+    assert jobs.started == []
+    laid = json.loads(Path("here/overlay.json").read_text())
+    assert [family["family"] for family in laid["families"]] == ["mobilellm", "ssd"]
+
+
 @pytest.mark.parametrize("how", ["diverged", "failed"])
 def test_a_sweep_of_which_nothing_completed_ends_with_exit_code_2(
     how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Ray:
         except ImportError:
             raise ValueError("launcher=ray needs Ray: pip install 'slm[ray]'") from None
         self.ray, self.address = ray, address
+        self.environment = {"OMP_NUM_THREADS": str(settings["cpus_per_job"])}
         self.resources = {"num_cpus": settings["cpus_per_job"], "num_gpus": settings["gpus_per_job"]}
         # The master decides whether a job is worth another start.
         self.train = ray.remote(**self.resources, max_retries=0)(_run)
@@ -61,7 +63,8 @@ class Ray:
         if not self.ray.is_initialized():
             self._connect()
         for job in jobs:
-            self._running[job.name] = self.train.remote(RemoteJob(job))
+            there = replace(job, environment={**self.environment, **job.environment})
+            self._running[job.name] = self.train.remote(RemoteJob(there))
             self._folders[job.name] = job.folder
 
     def ended(self) -> dict[str, int | None]:
