@@ -6,6 +6,7 @@ slowest of them; small cells reach fewer FLOPs a second than large ones, so the 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -109,13 +110,19 @@ def _seconds_left(standing: Standing) -> float | None:
 
 
 def _all_seconds_left(standings: Sequence[Standing]) -> float | None:
-    """None until a running cell has told its speed."""
-    rate, flops, longest = 0.0, 0.0, 0.0
+    """None until a running cell has told its speed; one that has not yet counts as being as fast as those that have."""
+    rates, seconds, silent, waiting = [], [], [], 0.0
     for standing in standings:
         left, cell = _seconds_left(standing) if standing.running else None, standing.cell
         if left is not None and standing.progress is not None:
-            speed = (standing.progress.tokens_per_second or 0.0) * cell.flops / cell.tokens
-            rate, flops, longest = rate + speed, flops + speed * left, max(longest, left)
-        elif _word(standing) in ("running", "waiting"):
-            flops += cell.flops_trained
-    return max(longest, flops / rate) if rate else None
+            rates.append((standing.progress.tokens_per_second or 0.0) * cell.flops / cell.tokens)
+            seconds.append(left)
+        elif standing.running:
+            silent.append(cell.flops_trained)
+        elif _word(standing) == "waiting":
+            waiting += cell.flops_trained
+    if not rates:
+        return None
+    rate = sum(rates) / len(rates)
+    flops = sum(map(math.prod, zip(rates, seconds, strict=True))) + sum(silent) + waiting
+    return max(*seconds, max(silent, default=0.0) / rate, flops / (rate * (len(rates) + len(silent))))

@@ -80,8 +80,10 @@ def test_on_a_terminal_a_table_shows_what_runs_and_what_went_wrong() -> None:
         ([running("a", 40, 2.0), running("b", 80, 2.0), waiting("c", 400.0)], "2:00 min"),
         # one straggler: 90 tokens left at 1 a second, while the other is about done
         ([running("a", 10, 1.0), running("b", 99, 50.0)], "1:30 min"),
-        # one that has not told its speed counts as waiting
-        ([running("a", 40, 2.0), running("b", 0, None)], "1:20 min"),
+        # one that has not told its speed is as fast as the other: 100 tokens at 2 a second
+        ([running("a", 40, 2.0), running("b", 0, None)], "50 s"),
+        # and two slots work off what waits: 60 + 100 + 240 FLOPs at 4 a second
+        ([running("a", 40, 2.0), running("b", 0, None), waiting("c", 240.0)], "1:40 min"),
     ],
 )
 def test_the_time_left_is_that_of_the_work_left_at_the_speed_seen(
