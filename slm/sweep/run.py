@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 CELLS, LOCK = "cells.json", ".lock"
 BEFORE_CELLS = {LOCK, f"{CELLS}.partial"}
 """All that a sweep which was killed at its start leaves."""
+FEWEST_SIZES = 3
+"""A law in N has two parameters or more, and its scatter wants a further size."""
 SOME_WRONG = 2
 """Exit code where a cell failed, diverged or is impossible."""
 
@@ -229,8 +231,8 @@ def _analyse(
         done, notes = tuned.best, [*notes, *tuned.notes]
         if done.empty:
             raise ValueError(f"no shape has a best learning rate: {' '.join(tuned.notes)}")
-        if done.groupby("family")["params_total"].nunique().max() == 1:
-            print(f"No family has two sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
+        if done["budget"].nunique() == 1 and done.groupby("family")["params_total"].nunique().max() < FEWEST_SIZES:
+            print(f"No family has {FEWEST_SIZES} sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
             return
     how = {key: config[key] for key in ("columns", "where", "drop_worst")}
     table = table_from_frame(done, name=config["name"], **how)

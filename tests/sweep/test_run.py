@@ -208,13 +208,14 @@ def test_the_verdict_is_about_the_size_that_families_were_matched_in(monkeypatch
     assert json.loads(Path("here/comparison.json").read_text())["primary"]["size"] == "params_non_embedding"
 
 
-def test_rates_tuned_at_one_size_are_the_result_where_there_is_no_law_to_fit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("shapes", [["64x4"], ["64x4", "96x6"]])
+def test_rates_tuned_at_few_sizes_are_the_result_where_there_is_no_law_to_fit(
+    shapes: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = ("sweep.grid.shapes=[64x4]", "sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
+    one = (f"sweep.grid.shapes=[{','.join(shapes)}]", "sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
     assert swept(monkeypatch, Jobs(), *FEW, *one) == 0
-    assert pd.read_csv("here/tuning.csv")["family"].tolist() == ["mobilellm", "ssd"]
-    assert "No family has two sizes" in capsys.readouterr().out
+    assert len(pd.read_csv("here/tuning.csv")) == 2 * len(shapes)
+    assert "No family has 3 sizes" in capsys.readouterr().out
     assert not Path("here/fits.json").exists()
 
 
