@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slm.command_line import MISTAKES, report, run_script
 from slm.composition.resolvers import register
-from slm.sweep.config import check_settings
+from slm.sweep.config import check_overrides, check_settings
 
 exit_codes: list[int] = []
 
@@ -42,9 +42,10 @@ def run(config: DictConfig) -> int:
 
 
 def start() -> None:
-    """Hand over to Hydra, unless it was asked for several sweeps at once, which it would begin by writing files."""
+    """Hand over to Hydra, unless it was asked for what it would take in a way that nobody means."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         raise ValueError("sweep.py has no -m: it runs one sweep or analyses one table; start it once for each")
+    check_overrides(item for item in sys.argv[1:] if "=" in item and not item.startswith("-"))
     main()
 
 

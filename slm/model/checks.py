@@ -108,14 +108,15 @@ def _check_patterns(c: ModelConfig) -> None:
             f"model.position_pattern={c.position_pattern} with model.position=learned: a learned table is added "
             "to the embedding and belongs to no layer, so choose one of the two"
         )
-    if not SOFTMAX & set(c.mixers):
+    kinds = set(c.mixer_pattern[: c.num_layers])  # not c.mixers: a config may claim layers by the billion
+    if not SOFTMAX & kinds:
         for name, given in (("position", c.position == "alibi"), ("position_pattern", c.position_pattern is not None)):
             if given:
                 raise ValueError(
                     f"model.{name}={getattr(c, name)} acts on scores of softmax attention, and no layer of "
                     f"model.mixer_pattern={c.mixer_pattern} has it: choose model.position=none or learned"
                 )
-    if c.qk_norm != "none" and set(c.mixers) == {"G"}:
+    if c.qk_norm != "none" and kinds == {"G"}:
         raise ValueError(f"model.qk_norm={c.qk_norm} has no effect on SSD, and all layers are: set it to none")
     if c.norm_bias and c.norm == "rmsnorm":
         raise ValueError("model.norm_bias=True with model.norm=rmsnorm: only layernorm has biases")

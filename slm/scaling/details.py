@@ -131,21 +131,21 @@ def _marginal(
     log_x = _along_first(middle, np.linspace(x.min(), x.max(), 30))
     if (np.diff(found.log_value(log_x)) >= 0).any():  # a target that rises gains nothing
         return None
-    gain = _log_gain(found.law, found.theta[None], log_x - found.sample.refs)[0]
-    draws = _log_gain(found.law, ensemble.theta, log_x - found.sample.refs)
+    # Not of its logarithm, which could not reach 0 where an exponent's interval does.
+    gain = _gain(found.law, found.theta[None], log_x - found.sample.refs)[0]
+    draws = _gain(found.law, ensemble.theta, log_x - found.sample.refs)
     low, high = error_quantiles(found, gain - draws, ensemble, None, settings.level)
-    gain = gain - log_x[:, 0]
-    with np.errstate(over="ignore"):  # an open end, where the refits include a law that is flat
-        ends = {"gain": np.exp(gain), "low": np.exp(gain + low), "high": np.exp(gain + high)}
-    return {"x": np.exp(log_x[:, 0]).tolist(), **{name: values.tolist() for name, values in ends.items()}}
+    ends = {"gain": gain, "low": gain + low, "high": gain + high}
+    sizes = np.exp(log_x[:, 0])
+    return {"x": sizes.tolist(), **{name: (values / sizes).tolist() for name, values in ends.items()}}
 
 
-def _log_gain(law: Law, theta: Floats, x: Floats) -> Floats:
-    """log(-dL/dlog N), by a central difference: [R, M]."""
+def _gain(law: Law, theta: Floats, x: Floats) -> Floats:
+    """-dL/dlog N, by a central difference: [R, M]."""
     step = np.zeros(x.shape[1])
     step[0] = 1e-4
     slope = (law.log_value(theta, x - step) - law.log_value(theta, x + step)) / 2e-4
-    return np.log(np.maximum(slope, 1e-300)) + law.log_value(theta, x)
+    return np.asarray(slope * np.exp(law.log_value(theta, x)))
 
 
 def _extrapolation(found: Fit, settings: Settings, rng: np.random.Generator) -> Entry | None:

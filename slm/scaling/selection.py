@@ -23,12 +23,13 @@ def choose_law(fitted: Mapping[str, Mapping[str, Fitted]], asked: str) -> tuple[
     voters = {name for of in of_size.values() for name, one in of.items() if one.entry["identified"]}
     identified = [law for law, of in of_size.items() if voters and all(of[name].entry["identified"] for name in voters)]
     scores = {law: sum(of_size[law][name].entry["aicc"] for name in voters) for law in identified}
+    some_only = "" if all(voters >= set(of) for of in of_size.values()) else " that any law identifies"
     finite = {law: score for law, score in scores.items() if np.isfinite(score)}
     if finite:
-        why = "of the laws in N identified in every family (that any law identifies) it has the lowest AICc"
+        why = f"of the laws in N identified in every family{some_only} it has the lowest AICc"
         return min(finite, key=lambda law: finite[law]), why
     if identified:
-        return identified[0], "it is the first law in N identified in every family; AICc needs more rows"
+        return identified[0], f"it is the first law in N identified in every family{some_only}; AICc needs more rows"
     whole = [law for law, of in of_size.items() if all(one.fit is not None for one in of.values())]
     some = [law for law, of in of_size.items() if any(one.fit is not None for one in of.values())]
     why = "no law in N is identified in every family, and it is the first that could be fitted"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from slm.composition.budget import BUDGETS
@@ -75,7 +76,7 @@ def _is_rate(value: Any) -> bool:
 
 
 KINDS: dict[str, Kind] = {
-    "sweep.name": NAME,
+    "sweep.name": ("the name of a folder, without /", lambda value: NAME[1](value) and Path(value).name == value),
     "sweep.families": list_of(NAME, "families, such as [mobilellm,ssd]"),
     "sweep.grid.widths": or_null(list_of(COUNT, "whole numbers of at least 1")),
     "sweep.grid.depths": or_null(list_of(COUNT, "whole numbers of at least 1")),

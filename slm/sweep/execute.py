@@ -37,7 +37,7 @@ from slm.sweep.ledger import (
     progress_of,
     record_failure,
 )
-from slm.sweep.tries import Tries
+from slm.sweep.tries import Tries, ended_how
 from slm.sweep.trunks import trunk_kept_step
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -227,6 +227,8 @@ class _Master:
         elif not stopping and (why := self.tries[name].why_failed(code)):
             record_failure(folder, why=why, exit_code=code, starts=self.tries[name].count)
             self.final[name] = Outcome("failed", why)
+        elif not stopping:
+            print(f"{name}: {ended_how(code)}, and is started again", file=sys.stderr, flush=True)
 
     def _standing(self, cell: Cell) -> Standing:
         running = cell.name in self.running

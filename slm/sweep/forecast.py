@@ -20,6 +20,8 @@ from slm.sweep.cells import Cell
 from slm.sweep.files import as_json, write
 
 SPEEDS = "speeds.json"
+FEWEST_STEPS = 50
+"""Of a run whose speed is worth keeping."""
 BYTES_PER_PARAMETER = 28
 """Of a finished run: two checkpoints of weights and Adam's two moments, and the exported model, all float32."""
 BYTES_KEPT = 12
@@ -67,7 +69,7 @@ def remember_speeds(cache_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Keep the speeds of finished runs (rows of `collect`) for the next plan."""
     known = dict(read_speeds(cache_dir, 1.0).known)
     for row in rows:
-        if row["tokens_per_second"]:
+        if row["tokens_per_second"] and row["steps"] >= FEWEST_STEPS:
             each = row["flops"] / row["tokens"]
             known[f"{row['family']}_{row['width']}x{row['depth']}"] = (each, each * row["tokens_per_second"])
     cache_dir.mkdir(parents=True, exist_ok=True)

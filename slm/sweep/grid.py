@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.command_line import one_sentence
@@ -41,6 +42,8 @@ class Plan:
 
     cache_dir: Path
     """Of train.py, where corpora are and speeds of this machine are kept."""
+    configs: list[DictConfig] = field(default_factory=list)
+    """train.py's of each family, before a shape is chosen."""
     cells: list[Cell] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences on what a reader of the plan would not expect."""
@@ -50,6 +53,7 @@ def make_plan(design: Design) -> Plan:
     """All cells of a design. Raises `ValueError`, or Hydra's errors, for what is wrong in every cell."""
     recipes = [Recipe(family, design.common_overrides) for family in design.families]
     made = Plan(Path(recipes[0].config.cache_dir).expanduser())
+    made.configs = [recipe.config for recipe in recipes]
     known: set[str] = set()
     again = 0
     for recipe in recipes:

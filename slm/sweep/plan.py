@@ -14,7 +14,7 @@ from slm.sweep.design import Design
 from slm.sweep.forecast import Power, Speeds, disk_bytes
 
 WIDTH = 110
-"""Of the table where there is no terminal to ask."""
+"""Of the table at least: on a terminal that is narrower its lines run over, and its numbers are whole."""
 
 
 def print_plan(
@@ -32,7 +32,8 @@ def print_plan(
 
     `chance` is that with which the detectable difference is found.
     """
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console = Console(highlight=False)
+    console.width = max(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
     possible = [cell for cell in cells if not cell.impossible]
     each = {cell.name: speeds.seconds(cell) for cell in possible}
     seconds = sum(each.values())

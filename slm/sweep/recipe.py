@@ -6,6 +6,7 @@ cells; what decides a run is hashed from the resolved config, so a changed defau
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,6 +84,15 @@ def digest(values: Any) -> str:
     """sha256 (hex) of the canonical JSON of plain values."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_texts(config: DictConfig, where: str) -> None:
+    """Raise `ValueError` for a path or glob of the text in a config, which `where` asks for, that matches no file."""
+    for key in ("paths", "val_paths"):
+        patterns = OmegaConf.select(config, f"data.{key}", throw_on_missing=False) or []
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if not glob.glob(str(Path(pattern).expanduser()), recursive=True):
+                raise ValueError(f"{where}: data.{key}={pattern!r} matches no file in {Path.cwd()}")
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:

@@ -33,7 +33,7 @@ from slm.sweep.forecast import power_of, read_speeds, remember_speeds
 from slm.sweep.grid import Plan, make_plan
 from slm.sweep.launchers import open_launcher
 from slm.sweep.plan import print_plan
-from slm.sweep.recipe import digest
+from slm.sweep.recipe import check_texts, composed, digest
 from slm.sweep.trunks import without_lost_steps
 from slm.sweep.tuning import tune
 
@@ -63,11 +63,17 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}
     if config["analysis"]["size"] == "auto" and design.grid["sizes"] is not None:  # the N that families were matched in
         config["analysis"] = {**config["analysis"], "size": design.grid["size"]}
+    if config["drop_worst"] >= sum(cell.impossible is None for cell in plan.cells):
+        raise ValueError(f"drop_worst={config['drop_worst']} leaves none of the {len(plan.cells)} runs of this sweep")
     _check_folder(folder, plan.cells)
     plan.cells = without_lost_steps(plan.cells, folder / "runs")
     if config["dry_run"]:
         _print_plan(design, plan, folder, config)
         return 0
+    for one in plan.configs:
+        check_texts(one, "sweep.overrides")
+    for name, overrides in design.evaluations.items():
+        check_texts(composed("evaluate", overrides), f"sweep.evaluation.{name}")
     open_launcher(config["launcher"], folder / "runs", jobs=len(plan.cells))  # refuses before there is a folder
     with _held(folder):
         return _carry_out(design, plan, folder, config)
@@ -101,13 +107,20 @@ def _carry_out(design: Design, plan: Plan, folder: Path, config: Mapping[str, An
     for lines in (wrong, unmeasured):
         if lines:
             print(f"\n{lines[0]}:", *lines[1:], sep="\n- ", file=sys.stderr)
+    if any(outcome.status in ("failed", "diverged") for outcome in [*outcomes.values(), *measured.values()]):
+        print("retry=failed tries the failed and diverged ones again.", file=sys.stderr)
     return SOME_WRONG if wrong or unmeasured else 0
 
 
 def _without_result(outcomes: Mapping[str, Outcome], what: str) -> list[str]:
     """A heading that counts those that did not complete, and a line on each; nothing if there are none."""
-    wrong = [f"{name}: {one.status}, {one.why}" for name, one in outcomes.items() if one.status != "completed"]
+    wrong = [f"{name}: {_said(one)}" for name, one in outcomes.items() if one.status != "completed"]
     return [f"{len(wrong)} of {len(outcomes)} {what} have no result", *wrong] if wrong else []
+
+
+def _said(outcome: Outcome) -> str:
+    why = str(outcome.why)
+    return why if why.startswith(outcome.status) else f"{outcome.status}, {why}"
 
 
 def _default_folder(design: Design, cells: Sequence[Cell]) -> str:

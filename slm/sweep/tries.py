@@ -43,8 +43,12 @@ class Tries:
         self.starved += code == -signal.SIGKILL and (kernel_kills() or 0) > (self._kernel_kills or 0)
         if self.starved >= STARVED_TRIES:
             return f"out of memory: killed by the kernel {self.starved} times with no new checkpoint"
-        how = "ended without a result" if code is None else f"killed by {_signal_name(code)}"
-        return f"{how} {self.count} times with no new checkpoint" if self.count >= self.limit else None
+        return f"{ended_how(code)} {self.count} times with no new checkpoint" if self.count >= self.limit else None
+
+
+def ended_how(code: int | None) -> str:
+    """How a job ended that left no result, by its exit code."""
+    return "ended without a result" if code is None else f"killed by {_signal_name(code)}"
 
 
 def kernel_kills() -> int | None:

@@ -17,6 +17,10 @@ SHAPE = ["family", "params_total", "width", "depth", "budget"]
 """Columns in which the runs of one shape and budget agree."""
 
 
+WORTH_SAYING = 5e-4
+"""How far below all that was measured an interpolated loss is said to be, as a share of it."""
+
+
 @dataclass(frozen=True)
 class Tuned:
     """What the rates of a sweep came to."""
@@ -39,6 +43,8 @@ class Tuned:
             at_end = ", at an end of the grid" if best.at_end else ""
             shape = f"{best.family} {best.width}x{best.depth}"
             line = f"{shape}: best learning rate {best.lr:.3g}{at_end}, loss {best.loss:.4f}"
+            if best.loss < (1 - WORTH_SAYING) * best.loss_lowest:
+                line += f" interpolated, {1 - best.loss / best.loss_lowest:.2%} below the lowest measured"
             if not math.isnan(best.excess_at_value):
                 line += f"; the rate given, {best.lr_value:g}, came to {best.excess_at_value:.2%} above the best tried"
             said.append(line)

@@ -260,6 +260,7 @@ def test_code_in_the_folder_is_not_imported(folder: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.timeout(20)
 def test_layers_by_the_billion_are_refused_without_making_them(tmp_path: Path) -> None:
     folder = save(llama(), tmp_path / "m")
     change_config(folder, num_hidden_layers=10**9)

@@ -1,15 +1,18 @@
 """Bands and prediction intervals against the formulas of regression and repeated experiments."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
+from slm.scaling.analysis import analyse
 from slm.scaling.fitting import fit_sample
 from slm.scaling.forms import Floats
 from slm.scaling.laws import get_law
 from slm.scaling.prediction import band, band_kind
 from slm.scaling.resample import bootstrap
-from slm.scaling.tables import read_table
+from slm.scaling.settings import Settings
+from slm.scaling.tables import read_table, table_from_frame
 from tests.scaling.samples import TRUE, noisy, plain_law, sample
 
 POWER, FLOOR = get_law("power"), get_law("power_floor")
@@ -111,3 +114,22 @@ def test_bands_cover_where_several_rows_come_from_one_run(new: bool) -> None:
         ours = band(found, np.array([[25.0]]), bootstrap(found, kind, 100, rng), rng, new_run=new)
         inside += ours.low[0] <= 0.5 + new * 0.02 * rng.normal() <= ours.high[0]
     assert inside >= 87
+
+
+@pytest.mark.parametrize("noise", [0.004, 0.4])
+def test_the_gain_of_a_parameter_is_as_uncertain_as_the_exponent(noise: float) -> None:
+    """-dL/dN is alpha L / N: where the interval of alpha holds 0, so does that of the gain."""
+    sizes = np.geomspace(1e5, 1e7, 12)
+    loss = 20 * sizes**-0.1 * np.exp(noise * np.random.default_rng(4).standard_normal(12))
+    frame = pd.DataFrame({"family": "a", "params_total": sizes, "tokens": 1e9, "loss": loss})
+    settings = Settings(laws=("power",), targets=("loss",), bootstrap=2000)
+    fit = next(one for one in analyse(table_from_frame(frame), settings).fits if one["loss"] == settings.loss)
+    low, high = fit["ci95"]["alpha"]
+    assert (low < 0) == (noise > 0.05)
+    gain, middle = fit["marginal"], 15
+    at = gain["x"][middle]
+    loss_there = fit["params"]["A"] * at ** -fit["params"]["alpha"]
+    assert gain["gain"][middle] == pytest.approx(fit["params"]["alpha"] * loss_there / at, rel=1e-3)
+    width = (high - low) * loss_there / at
+    assert gain["low"][middle] == pytest.approx(low * loss_there / at, abs=0.06 * width)
+    assert gain["high"][middle] == pytest.approx(high * loss_there / at, abs=0.06 * width)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 import sweep
 from slm.command_line import one_sentence
 from slm.composition.resolvers import register
-from slm.sweep.config import check_settings
+from slm.sweep.config import check_overrides, check_settings
 from tests.running import ROOT
 
 
@@ -58,6 +58,33 @@ def test_a_query_arrives_as_it_was_written() -> None:
 def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_settings(composed(*overrides), overrides)
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("data=local", r"data=local is a setting of train.py: .*sweep.also=\['data=local'\]"),
+        ("+data.paths=a.txt", r"sweep.also=\['data.paths=a.txt'\]"),
+        ("train.tokens=5", r"is a setting of train.py"),
+        ("+dryrun=true", r"\+dryrun=true adds a key that sweep.py does not know"),
+        ("+launcher.slot=1", r"\+launcher.slot=1 adds a key"),
+    ],
+)
+def test_settings_of_train_py_and_keys_that_nobody_reads_are_refused(item: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_overrides(["sweep=quick", item])
+
+
+def test_overrides_that_sweep_py_knows_pass() -> None:
+    known = [
+        "sweep=quick",
+        "seed=3",
+        "+columns.eval_set=data",
+        "output_dir=a",
+        "+launcher.sbatch.qos=low",
+        "logger=csv",
+    ]
+    check_overrides([*known, "+sweep.assume.params.E=1.7", "analysis.level=0.9", "launcher.slots=2", "name=a=b"])
 
 
 def test_a_reader_who_stops_reading_is_told_nothing() -> None:

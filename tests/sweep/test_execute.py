@@ -112,9 +112,12 @@ def test_retry_runs_failed_and_diverged_cells_again_and_keeps_what_was_there(tmp
     assert not list((tmp_path / "runs").glob("*.retried/result.json"))
 
 
-def test_a_job_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_job_that_is_killed_goes_on_from_its_checkpoint_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path, [cell("a", "do=die_once")])["a"].status == "completed"
     assert (tmp_path / "history").read_text().splitlines() == ["start a 0", "start a 2", "completed a 3"]
+    assert capsys.readouterr().err == "a: killed by SIGKILL, and is started again\n"
 
 
 def test_deaths_that_each_leave_a_new_checkpoint_are_not_counted_against_a_job(tmp_path: Path) -> None:

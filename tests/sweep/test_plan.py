@@ -77,7 +77,7 @@ def test_an_assumption_that_is_none_is_named(changes: dict) -> None:
 
 def test_durations_go_by_the_nearest_shape_of_the_family_that_was_trained_here(tmp_path: Path) -> None:
     assert read_speeds(tmp_path, 1e9).seconds(cell("a", 10**6)) == pytest.approx(6.0)
-    row = {"width": 64, "depth": 4, "tokens": 1000}
+    row = {"width": 64, "depth": 4, "tokens": 1000, "steps": 50}
     remember_speeds(tmp_path, [row | {"family": "a", "flops": 6e9, "tokens_per_second": 500.0}])
     remember_speeds(tmp_path, [row | {"family": "b", "width": 32, "flops": 6e8, "tokens_per_second": 100.0}])
     speeds = read_speeds(tmp_path, 1e9)
@@ -85,6 +85,8 @@ def test_durations_go_by_the_nearest_shape_of_the_family_that_was_trained_here(t
     assert speeds.seconds(cell("a", 10**5)) == pytest.approx(0.2)
     assert speeds.seconds(cell("c", 10**5)) == pytest.approx(10.0)  # the nearest of any family: b's
     assert "2 shapes" in speeds.source
+    remember_speeds(tmp_path, [row | {"family": "d", "flops": 6e9, "tokens_per_second": 9.0, "steps": 9}])
+    assert "2 shapes" in read_speeds(tmp_path, 1e9).source  # a run so short says little
     remember_speeds(tmp_path, [row | {"family": "a_ls", "flops": 5e8, "tokens_per_second": 1.0}])
     assert read_speeds(tmp_path, 1e9).seconds(cell("a", 10**5)) == pytest.approx(0.2)
     (tmp_path / "speeds.json").write_text('{"a": [1')

@@ -172,7 +172,7 @@ def test_what_failed_diverged_or_is_impossible_is_named_and_the_rest_is_analysed
     assert "5 of 18 cells have no result:" in said
     assert "failed, exit code 1: out of memory" in said
     notes = " ".join(json.loads(Path("here/comparison.json").read_text())["notes"])
-    for what in ("failed, exit code 1: out of memory", "diverged, diverged at step", "impossible, no shape has 10,000"):
+    for what in ("failed, exit code 1: out of memory", ": diverged at step", "impossible, no shape has 10,000"):
         assert what in notes
     statuses = pd.read_csv("here/design.csv")["status"].value_counts().to_dict()
     assert statuses == {"completed": 13, "impossible": 3, "failed": 1, "diverged": 1}
@@ -273,6 +273,13 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, monkeypat
         ("where='losss < 5'", "the runs of a sweep have no column losss; did you mean loss"),
         ("where='loss <'", "where=loss < is no condition"),
         ("sweep.also=['logger.mode=online']", "runs are logged as their sweep is: give logger.mode=online to sweep.py"),
+        ("drop_worst=8", "drop_worst=8 leaves none of the 8 runs"),
+        ("sweep.name=../x", "sweep.name"),
+        ("sweep.also=['data=local','data.paths=/nowhere/*.txt']", r"data.paths='/nowhere/\*.txt' matches no file"),
+        (
+            "sweep.evaluation={w: ['data=local','data.paths=no.txt']}",
+            "sweep.evaluation.w: data.paths='no.txt' matches",
+        ),
         ("columns.loss=wiki_loss", "columns.loss=wiki_loss: the runs of a sweep have no column wiki_loss"),
     ],
 )

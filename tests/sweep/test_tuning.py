@@ -50,6 +50,13 @@ def test_the_given_rate_is_compared_with_the_best_that_was_trained() -> None:
     assert tune(runs(0.004), {"a": 0.003}).optima["excess_at_value"].isna().all()  # a rate that was not tried
 
 
+def test_how_far_the_bottom_lies_below_the_runs_is_said() -> None:
+    wide = runs(0.0061, bend=0.3)
+    tuned = tune(wide, {})
+    share = 1 - tuned.optima["loss"][0] / wide["loss"].min()
+    assert f" interpolated, {share:.2%} below the lowest measured" in tuned.lines[0]
+
+
 @pytest.mark.parametrize("best", [0.0005, 0.05])
 def test_a_best_rate_at_an_end_is_flagged_and_taken_as_it_was_measured(best: float) -> None:
     tuned = tune(runs(best), {})

@@ -24,6 +24,7 @@ from slm.scaling.report.wording import (
     count,
     interval,
     is_number,
+    listed,
     p_value,
     percent,
     plainly,
@@ -282,10 +283,11 @@ def _predicted(entry: Entry) -> list[list[str]]:
 
 def marginal_section(of: Directory) -> Section | None:
     """What one more parameter is worth."""
-    rows = []
+    rows, without = [], []
     for entry in of.own:
         found = entry.get("marginal")
         if not found or not found["x"]:
+            without.append(plainly(entry["family"]))
             continue
         ends = [(found["x"][i], found["gain"][i], found["low"][i], found["high"][i]) for i in (0, -1)]
         for at, *values in ends:
@@ -297,6 +299,7 @@ def marginal_section(of: Directory) -> Section | None:
         "The gain from one more parameter falls with size by the same rule everywhere, so no size is a knee or a sweet "
         "spot; where to stop depends on what a parameter costs.",
         table(("family", "at N", f"{TARGET_NAMES[of.primary['target']]} gained by a million more parameters"), rows),
+        f"None is given for {listed(without)}, where the fit does not fall with N, or has no band." if without else "",
         figure(of, "marginal", "Gain of a million more parameters, with its band, over the sizes that were run."),
     )
 
