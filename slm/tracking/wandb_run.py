@@ -52,7 +52,7 @@ def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: M
     mode = settings["mode"]
     return wandb.init(
         mode=mode,
-        dir=str(folder),
+        dir=str(folder.resolve()),  # by a service that may have been started in another working directory
         id=_run_id(folder),
         resume="allow" if mode == "online" else None,
         name=name,

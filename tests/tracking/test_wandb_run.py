@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from slm.tracking import open_trackers
+from slm.tracking.wandb_run import start_run
 
 SETTINGS = {
     "wandb": True,
@@ -80,3 +81,14 @@ def test_online_without_an_api_key_is_refused_and_asks_nothing(tmp_path: Path, m
 def test_a_mode_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"logger\.mode=on must be offline, online or disabled"):
         track(tmp_path / "run", mode="on")
+
+
+def test_a_run_lies_where_it_was_asked_for_also_after_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's service, which writes the files, stays where the first run of a process started it."""
+    for place in ("a", "b"):
+        (tmp_path / place / "run").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        start_run(Path("run"), {}, name="n", settings=SETTINGS).finish()
+        assert list(Path("run").glob("wandb/offline-run-*/run-*.wandb"))
