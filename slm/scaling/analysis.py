@@ -17,10 +17,11 @@ from slm.scaling.context import (
 )
 from slm.scaling.entries import Entry, Fitted, fit_group, plain
 from slm.scaling.laws import LAWS, Law
+from slm.scaling.paired import compare_pairs
 from slm.scaling.published import is_published, review
 from slm.scaling.ranking import rankings, survival
 from slm.scaling.sample import missing_columns
-from slm.scaling.selection import choose_law, selection
+from slm.scaling.selection import choose_law, selection, weigh
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
@@ -79,7 +80,8 @@ def analyse(
     if not any(entry["fitted"] for entry in entries):
         reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
         raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
-    law, why = choose_law(primary, settings.law)
+    weighed = weigh(primary)
+    law, why = choose_law(primary, weighed, settings.law)
     compared: dict[str, Entry] = {}
     for place, name in enumerate(dict.fromkeys((law, *primary))):
         say(f"comparing families under {name}", len(groups) + place, steps)
@@ -87,7 +89,9 @@ def analyse(
         found = compare_law(primary[name], settings, rng, thorough=name == law)
         if found:
             compared[name] = found
-    comparison = _comparison(table, settings, entries, primary, law, target, size) | {"laws": compared}
+    comparison = _comparison(table, settings, entries, primary, law, target, size)
+    comparison |= {"laws": compared, "weighed": weighed}
+    comparison["paired"] = compare_pairs(table, target, size, level=settings.level, power=settings.power)
     comparison["primary"]["why"] = why
     say("references and allocation", steps - 1, steps)
     rng = np.random.default_rng([seed, 2000])

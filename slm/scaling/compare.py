@@ -1,13 +1,15 @@
-"""Families under one law, from nested models to a smallest detectable difference: `laws` of comparison.json."""
+"""Families under one law: one test of all, pairs, nested models, levels, and what could have been found.
+
+`laws` of comparison.json. What families at the same sizes show without any law is in `slm.scaling.paired`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
 
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.families import (
@@ -20,14 +22,15 @@ from slm.scaling.families import (
     likelihood_ratio,
     sharing,
 )
-from slm.scaling.fitting import Fit
-from slm.scaling.intervals import Uncertainty
-from slm.scaling.pairs import Difference, difference, holm
+from slm.scaling.fitting import Fit, fit_sample, refusal
+from slm.scaling.floors import any_floor_p
+from slm.scaling.intervals import Uncertainty, uncertainty
+from slm.scaling.matching import SAME_SIZE
+from slm.scaling.pairs import Curve, curve, difference, holm, joint_p
 from slm.scaling.pooling import pool
-from slm.scaling.power import Design, seeds_needed, span_needed
+from slm.scaling.power import Design, UnpairedDesigns
 from slm.scaling.settings import Settings
 from slm.scaling.starts import is_linear
-from slm.scaling.verdict import UNEQUAL
 
 FEWEST_POOLED = 3
 """Families from which a population of families can be guessed at all."""
@@ -48,35 +51,62 @@ def complete(fitted: Mapping[str, Fitted]) -> Complete:
 def compare_law(
     fitted: Mapping[str, Fitted], settings: Settings, rng: np.random.Generator, *, thorough: bool = True
 ) -> Entry | None:
-    """Nested models, pairs, pooling and power of one law; None with fewer than two families fitted.
+    """The families under one law; None with fewer than two families fitted.
 
-    Unless `thorough`, nested models are calibrated with fewer simulations and pairs by the profile's t alone.
+    Unless `thorough`, without the likelihood ratios of nested models, which have to be simulated.
     """
-    if not thorough:
-        settings = replace(settings, calibration=min(settings.calibration, 199))
-    of = complete(fitted)
-    if len(of) < 2:
+    own = complete(fitted)
+    if len(own) < 2:
         return None
-    law = next(iter(of.values()))[0].law
-    families = gather({name: fit for name, (fit, _) in of.items()})
+    law = next(iter(own.values()))[0].law
+    fits, common = _over_common_range(own, settings)
+    families = gather({name: fit for name, (fit, _) in fits.items()})
     joint = _joint_fits(families)
-    assumed = _assumptions(of)
-    alike = assumed["equal_variance_p"] is None or assumed["equal_variance_p"] >= UNEQUAL
-    independent = not assumed["rows_share_runs"]  # else the ratios are too sure, and are not shown
-    tests = _tests(families, joint, settings, rng) if independent else []
-    factors = efficiency_factors(families, joint["efficiency"], 500, rng, level=settings.level) if independent else []
+    independent = all(fit.sample.independent for fit, _ in fits.values())
+    pairs = _pairs(fits, settings)
+    joint_tests = _joint_tests(fits, settings, rng)
     return {
         "law": law.name,
-        "families": list(of),
-        "left_out": [name for name in fitted if name not in of],
+        "families": list(fits),
+        "left_out": [name for name in fitted if name not in fits],
+        "common_range": common,
+        "independent": independent,
+        "joint": joint_tests,
+        "p": min((test["p_adjusted"] for test in joint_tests.values()), default=None),
         "models": _models(families, joint),
-        "tests": tests,
-        "assumptions": assumed,
-        "efficiency": [vars(factor) for factor in factors],
-        "pairs": _pairs(of, tests, settings, rng, thorough, alike),
-        "pooled": {name: _pooled(of, name, settings.level) for name in law.exponents},
-        "power": design_power(of, settings),
+        "tests": _tests(families, joint, settings.calibration, rng) if independent and thorough else [],
+        "efficiency": [
+            vars(factor) for factor in efficiency_factors(families, joint["efficiency"], level=settings.level)
+        ],
+        "pairs": pairs,
+        "pooled": {name: _pooled(fits, name, settings.level, joint_tests) for name in law.exponents},
+        "power": design_power(fits, fitted, settings),
     }
+
+
+def _over_common_range(of: Complete, settings: Settings) -> tuple[Complete, Entry | None]:
+    """Fits to the sizes that lie in every family's range, under a law that bends nowhere.
+
+    A straight line through a curve depends on where it was looked at: families of one floored law whose sizes are
+    shifted by a factor of 4 have power laws of other exponents. Nothing changes where ranges agree, where the law has a
+    floor, or where too few sizes are left (`range` is then None).
+    """
+    if not all(is_linear(fit.law) for fit, _ in of.values()):
+        return of, None
+    ends = [(fit.sample.log_x[:, 0].min(), fit.sample.log_x[:, 0].max()) for fit, _ in of.values()]
+    slack = np.log1p(SAME_SIZE)
+    low, high = max(end[0] for end in ends) - slack, min(end[1] for end in ends) + slack
+    if all(abs(end[0] - low - slack) <= slack and abs(end[1] - high + slack) <= slack for end in ends):
+        return of, None
+    found: Complete = {}
+    for name, (fit, _) in of.items():
+        x = fit.sample.log_x[:, 0]
+        kept = fit.sample.subset((x >= low) & (x <= high))
+        if len(kept.log_y) < 4 or refusal(fit.law, kept):
+            return of, {"range": None}
+        again = fit_sample(fit.law, kept, loss=fit.loss)
+        found[name] = again, uncertainty(again, replicates=0, rng=np.random.default_rng(0), level=settings.level)
+    return found, {"range": [float(np.exp(low + slack)), float(np.exp(high - slack))]}
 
 
 def _joint_fits(families: Families) -> dict[str, JointFit]:
@@ -115,149 +145,123 @@ def _models(families: Families, joint: Mapping[str, JointFit]) -> list[Entry]:
 
 
 def _tests(
-    families: Families, joint: Mapping[str, JointFit], settings: Settings, rng: np.random.Generator
+    families: Families, joint: Mapping[str, JointFit], calibration: int, rng: np.random.Generator
 ) -> list[Entry]:
+    """Each model against separate laws, and one law for all against a constant factor on size (and data)."""
+    alike = joint["efficiency"] is joint["shared_exponents"]  # without a floor the two are one model
+    asked = [(model, "separate") for model in MODELS[:-1] if not (alike and model == "efficiency")]
+    asked.append(("one_law", "shared_exponents" if alike else "efficiency"))
+    if joint["separate"].rows <= len(joint["separate"].phi) or not (is_linear(families.law) or calibration):
+        return []
     rows = []
-    for model in MODELS[:-1]:
-        if model == "shared_exponents" and joint[model] is joint["efficiency"]:
-            continue
-        possible = is_linear(families.law) or settings.calibration
-        if possible and joint["separate"].rows > len(joint["separate"].phi):
-            ratio = likelihood_ratio(families, joint[model], joint["separate"], settings.calibration, rng)
-            rows.append(vars(ratio))
-    for row in rows:
-        if joint["efficiency"] is joint["shared_exponents"] and row["restricted"] == "efficiency":
-            row["restricted"] = "shared_exponents"  # without a floor the two are one model
+    for restricted, wider in asked:
+        ratio = likelihood_ratio(families, joint[restricted], joint[wider], calibration, rng)
+        rows.append(vars(ratio) | {"restricted": restricted, "wider": wider})
     return rows
 
 
-def _assumptions(of: Complete) -> Entry:
-    """Whether one variance for all families is tenable (Bartlett's test), and whether rows are independent."""
-    fits = [fit for fit, _ in of.values()]
-    df = np.array([fit.degrees_of_freedom for fit in fits], float)
-    sse = np.array([fit.sse for fit in fits])
-    clustered = any(fit.sample.rows_share_runs for fit in fits)
-    p = None
-    if (df >= 1).all() and (sse > 0).all():
-        pooled = sse.sum() / df.sum()
-        statistic = df.sum() * np.log(pooled) - (df * np.log(sse / df)).sum()
-        correction = 1 + ((1 / df).sum() - 1 / df.sum()) / (3 * (len(df) - 1))
-        p = float(stats.chi2.sf(statistic / correction, len(df) - 1))
-    return {"equal_variance_p": p, "rows_share_runs": clustered, "sigma": {n: f.sigma for n, (f, _) in of.items()}}
+def _curves(fits: Complete, exponent: str, level: float) -> dict[str, Curve]:
+    """Of the families that identify the exponent."""
+    found = {
+        name: curve(fit, of, exponent, level) for name, (fit, of) in fits.items() if exponent not in of.not_identified
+    }
+    return {name: one for name, one in found.items() if one is not None}
 
 
-def _pairs(
-    of: Complete, tests: Sequence[Entry], settings: Settings, rng: np.random.Generator, thorough: bool, alike: bool
-) -> list[Entry]:
-    """Every pair's difference of each exponent; Holm's adjustment runs over all of them."""
-    whole = next((test["p"] for test in tests if test["restricted"] == "shared_exponents"), None)
-    law = next(iter(of.values()))[0].law
-    found: list[tuple[Difference, float | None]] = []
+def _joint_tests(fits: Complete, settings: Settings, rng: np.random.Generator) -> dict[str, Entry]:
+    """One test of all families for each exponent that at least two identify; adjusted over the exponents."""
+    law = next(iter(fits.values()))[0].law
+    tests: dict[str, Entry] = {}
     for exponent in law.exponents:
-        for a, b in combinations(of, 2):
-            one = difference((a, *of[a]), (b, *of[b]), exponent, level=settings.level, alike=alike)
-            simulated = thorough and settings.calibration and alike
-            exact = one.method != "profile_t" or is_linear(law) or not simulated
-            if exact:
-                p = one.p
-            elif len(of) == 2 and len(law.exponents) == 1:  # the hypothesis that was just tested
-                p = whole
+        curves = _curves(fits, exponent, settings.level)
+        if len(curves) > 1:
+            statistic, p = joint_p(list(curves.values()), rng)
+            tests[exponent] = {"families": list(curves), "statistic": statistic, "p": p}
+    for test, adjusted in zip(tests.values(), holm([test["p"] for test in tests.values()]), strict=True):
+        test["p_adjusted"] = adjusted
+    return tests
+
+
+def _pairs(fits: Complete, settings: Settings) -> list[Entry]:
+    """Every pair's difference of each exponent; Holm's adjustment runs over all of them."""
+    law = next(iter(fits.values()))[0].law
+    rows = []
+    for exponent in law.exponents:
+        curves = _curves(fits, exponent, settings.level)
+        for a, b in combinations(fits, 2):
+            row: Entry = {"a": a, "b": b, "exponent": exponent, "identified": a in curves and b in curves}
+            row["delta"] = fits[a][0].params[exponent] - fits[b][0].params[exponent]
+            if row["identified"]:
+                found = difference((a, curves[a]), (b, curves[b]), exponent, level=settings.level)
+                row |= {"ci_low": found.low, "ci_high": found.high, "p": found.p, "df": found.df}
+                row["p_any_floor"] = any_floor_p(fits[a][0], fits[b][0], found, settings.level)
             else:
-                p = _calibrated({n: of[n][0] for n in (a, b)}, one, settings, rng)
-            found.append((one, p))
-    lost = {(name, e) for name, (_, u) in of.items() for e in u.not_identified}
-    usable = [{(one.a, one.exponent), (one.b, one.exponent)}.isdisjoint(lost) for one, _ in found]
-    adjusted = holm([p if known else None for (_, p), known in zip(found, usable, strict=True)])
-    return [
-        {
-            "a": one.a,
-            "b": one.b,
-            "exponent": one.exponent,
-            "delta": one.delta,
-            "ci_low": one.low,
-            "ci_high": one.high,
-            "p": p,
-            "p_profile": one.p,
-            "p_adjusted": after,
-            "method": one.method,
-            "replicates": 0 if one.p == p else settings.calibration,
-            "identified": known,
-        }
-        for (one, p), after, known in zip(found, adjusted, usable, strict=True)
-    ]
+                row |= dict.fromkeys(("ci_low", "ci_high", "p", "df", "p_any_floor"))
+            rows.append(row)
+    for key in ("p", "p_any_floor"):
+        name = "p_adjusted" if key == "p" else f"{key}_adjusted"
+        for row, adjusted in zip(rows, holm([row[key] for row in rows]), strict=True):
+            row[name] = adjusted
+    return rows
 
 
-def _calibrated(pair: Mapping[str, Fit], one: Difference, settings: Settings, rng: np.random.Generator) -> float | None:
-    """p of equal exponents of a law that is not linear: a likelihood ratio with everything else free, simulated."""
-    if one.p is None:
+def _pooled(fits: Complete, exponent: str, level: float, tests: Mapping[str, Entry]) -> Entry | None:
+    known = {n: fu for n, fu in fits.items() if exponent not in fu[1].not_identified}
+    if len(known) < FEWEST_POOLED or exponent not in tests:
         return None
-    families = gather(pair)
-    shared = fit_joint(families, "share", shared=[one.exponent])
-    return likelihood_ratio(families, shared, fit_joint(families, "separate"), settings.calibration, rng).p
-
-
-def _pooled(of: Complete, exponent: str, level: float) -> Entry | None:
-    fits = {n: fu for n, fu in of.items() if exponent not in fu[1].not_identified}
-    errors = [u.error(f, exponent, level) for f, u in fits.values()]
-    found = (
-        pool([fit.params[exponent] for fit, _ in fits.values()], errors, level=level)
-        if len(fits) >= FEWEST_POOLED
-        else None
-    )
+    errors = [u.error(f, exponent, level) for f, u in known.values()]
+    found = pool([fit.params[exponent] for fit, _ in known.values()], errors, level=level)
     if found is None:
         return None
-    return vars(found) | {"families": list(fits), "shrunken": dict(zip(fits, found.shrunken, strict=True))}
+    shrunken = dict(zip(known, found.shrunken, strict=True))
+    return vars(found) | {"q_p": tests[exponent]["p"], "families": list(known), "shrunken": shrunken}
 
 
-def design_power(of: Complete, settings: Settings) -> Entry:
-    """The smallest difference of the first exponent that the families' own designs would detect, and better designs.
+def design_power(fits: Complete, fitted: Mapping[str, Fitted], settings: Settings) -> Entry:
+    """The smallest difference of the first exponent that each pair's own designs and scatter would have shown.
 
-    Each family's design, scatter and law are taken as found; the largest is reported, since all pairs are compared.
-    Rows that share runs count as the runs they are, with the scatter that the cluster bootstrap saw.
+    `detectable` is the largest over the pairs; `advice` says what would show half of that, for that pair.
     """
-    pairs = max(1, len(of) * (len(of) - 1) // 2)
-    law = next(iter(of.values()))[0].law
-    level = 1 - settings.level
-    pooled = np.sqrt(
-        sum(f.sse for f, _ in of.values()) / max(1, sum(max(f.degrees_of_freedom, 0) for f, _ in of.values()))
-    )
-    designs = {name: _design(fit, u, float(pooled), settings.level) for name, (fit, u) in of.items()}
-    found = {
-        name: None
-        if law.exponents[0] in of[name][1].not_identified
-        else d.detectable(power=settings.power, level=level, pairs=pairs)
-        for name, d in designs.items()
+    law, level = next(iter(fits.values()))[0].law, 1 - settings.level
+    designs = {
+        name: _design(fit, of, fitted[name].entry, settings.level)
+        for name, (fit, of) in fits.items()
+        if law.exponents[0] not in of.not_identified
     }
-    known = [value for value in found.values() if value is not None]
-    smallest = max(known) if len(known) == len(found) else None
-    better: Entry = {}
-    if smallest:
-        worst = designs[max(found, key=lambda name: found[name] or 0.0)]
-        half = smallest / 2
-        asked = {"power": settings.power, "level": level, "pairs": pairs}
-        better = {
-            "half": half,
-            "times_runs_for_half": seeds_needed(worst, half, **asked),  # type: ignore[arg-type]
-            "span_now": float(np.exp(np.ptp(worst.log_x[:, 0]))),
-            "span_for_half": span_needed(worst, half, **asked),  # type: ignore[arg-type]
-        }
+    pairs = [UnpairedDesigns(designs[a], designs[b]) for a, b in combinations(designs, 2)]
+    asked: Entry = {"power": settings.power, "level": level, "pairs": max(1, len(pairs))}
+    found = [pair.detectable(**asked) for pair in pairs]
+    known = [value for value in found if value is not None]
+    smallest = max(known) if known and len(designs) == len(fits) and len(known) == len(found) else None
+    rows = [
+        {"a": a, "b": b, "detectable": value} for (a, b), value in zip(combinations(designs, 2), found, strict=True)
+    ]
+    advice = pairs[found.index(smallest)].advice(smallest / 2, **asked) if smallest else None
     return {
         "exponent": law.exponents[0],
         "power": settings.power,
         "level": level,
-        "pairs": pairs,
-        "sigma_log": float(pooled),
+        "pairs": len(pairs),
         "detectable": smallest,
-        "by_family": found,
-        "better": better,
+        "by_pair": rows,
+        "advice": advice and {**vars(advice), "text": advice.text},
     }
 
 
-def _design(fit: Fit, of: Uncertainty, sigma: float, level: float) -> Design:
-    """The rows as they are: seeds are rows of their own."""
-    design = Design(fit.law, fit.sample.log_x, fit.params, sigma)
-    if not fit.sample.rows_share_runs:
+def _design(fit: Fit, of: Uncertainty, entry: Entry, level: float) -> Design:
+    """A family's cells, with the scatter of its seeds apart from that of its sizes about the law."""
+    test = entry["lack_of_fit"]
+    seeds = max(1, round(entry["n_rows"] / entry["n_cells"])) if entry["unit"] == "cell" else 1
+    pure = test["pure_sigma"] if test else None
+    misfit = float(np.sqrt(max(fit.sigma**2 - (pure or 0.0) ** 2 / seeds, 0.0)))
+    design = Design(fit.law, fit.sample.log_x, fit.params, pure, misfit, seeds)
+    if fit.sample.independent:
         return design
-    seen, independent = of.error(fit, fit.law.exponents[0], level), design.error()
-    factor = seen / independent if np.isfinite(seen) and 0 < independent < np.inf else 1.0
-    return replace(design, sigma=sigma * factor, groups=len(np.unique(fit.sample.clusters)))
+    seen, usual = of.error(fit, fit.law.exponents[0], level), design.error()
+    factor = seen / usual if np.isfinite(seen) and 0 < usual < np.inf else 1.0
+    return replace(
+        design,
+        sigma=None if pure is None else pure * factor,
+        misfit=misfit * factor,
+        groups=len(np.unique(fit.sample.clusters)),
+    )

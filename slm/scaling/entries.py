@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from slm.scaling.details import details
-from slm.scaling.fitting import Fit, LackOfFit, fit_sample, lack_of_fit, refusal
+from slm.scaling.fitting import Fit, fit_sample, lack_of_fit, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.laws import Law
-from slm.scaling.sample import Sample, take_sample
+from slm.scaling.sample import Sample, Unit, take_sample
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
@@ -42,18 +42,6 @@ class Fitted:
     uncertainty: Uncertainty | None = None
 
 
-@dataclass(frozen=True)
-class _Misfit:
-    """A lack-of-fit test, one of `of` families' (Bonferroni)."""
-
-    test: LackOfFit | None
-    of: int
-
-    @property
-    def significant(self) -> bool:
-        return self.test is not None and self.test.p * self.of < 0.05
-
-
 def fit_group(
     table: Table,
     law: Law,
@@ -67,38 +55,23 @@ def fit_group(
 ) -> dict[str, Fitted]:
     """Fit one law to every family of the table; `thorough` adds bootstraps, curves, residuals and extrapolation.
 
-    All families are fitted by run, or all by cell: by cell where any deviates from the law by more than its seeds do
-    (at the level 0.05, Holm's adjustment over families), unless the settings say which. AICc and BIC are those of a
-    least-squares fit by run whatever else is asked for, and r2, rmse and sigma are by run, so that all laws compare.
+    The rows are the means over seeds of each cell, or single runs if `settings.unit` says so; every figure of an entry
+    (AICc, BIC, r2, rmse and sigma too) is of these rows. A family whose fit fails is refused with the reason.
     """
-    samples = {name: take_sample(table.of(name), law, target, size) for name in table.families}
-    refusals = {name: refusal(law, sample) for name, sample in samples.items()}
-    by_run = {name: fit_sample(law, s, loss=loss) for name, s in samples.items() if refusals[name] is None}
-    misfits = {name: lack_of_fit(found) for name, found in by_run.items()}
-    smallest = min((m.p for m in misfits.values() if m), default=1.0) * len(misfits)
-    shared = any(sample.rows_share_runs for sample in samples.values())  # then whole runs are drawn instead
-    by_cell = settings.unit == "cell" or (settings.unit == "auto" and smallest < 0.05 and not shared)
-    means = {name: samples[name].cell_means() for name in by_run}
-    by_cell = by_cell and all(refusal(law, one) is None for one in means.values())
+    unit: Unit = "run" if settings.unit == "run" else "cell"
+    samples = {name: take_sample(table.of(name), law, target, size, unit=unit) for name in table.families}
     middle = np.median(np.concatenate([s.log_x for s in samples.values()]), axis=0)
     fitted = {}
     for name, sample in samples.items():
         case = Case(name, law, target, size)
-        if name not in by_run:
-            fitted[name] = Fitted(_refused(case, sample, loss, refusals[name] or ""))
-            continue
-        found = fit_sample(law, means[name], loss=loss) if by_cell else by_run[name]
-        fitted[name] = _fit_case(
-            table,
-            case,
-            found,
-            by_run[name],
-            _Misfit(misfits[name], len(misfits)),
-            by_cell,
-            settings,
-            rng,
-            middle if thorough else None,
-        )
+        reason = refusal(law, sample)
+        if reason is None:
+            try:
+                fitted[name] = _fit_case(table, case, sample, loss, settings, rng, middle if thorough else None)
+            except (np.linalg.LinAlgError, FloatingPointError) as error:
+                reason = f"not fitted: the computation broke down ({error})"
+        if reason is not None:
+            fitted[name] = Fitted(_refused(case, sample, loss, reason))
     return fitted
 
 
@@ -109,26 +82,30 @@ def _constant(table: Table, column: str) -> bool:
 def _fit_case(
     table: Table,
     case: Case,
-    found: Fit,
-    by_run: Fit,
-    misfit: _Misfit,
-    by_cell: bool,
+    sample: Sample,
+    loss: Loss,
     settings: Settings,
     rng: np.random.Generator,
     middle: Floats | None,
 ) -> Fitted:
     """`middle` is the table's median of the log variables, for a thorough fit, else None."""
+    found = fit_sample(case.law, sample, loss=loss)
     replicates = 0 if middle is None else settings.bootstrap
     of = uncertainty(found, replicates=replicates, rng=rng, level=settings.level)
-    entry = _entry(case, by_run, found, of, "cell" if by_cell else "run")
-    entry["lack_of_fit"] = misfit.test and vars(misfit.test)
-    entry["misfits"] = misfit.significant
-    if misfit.test and misfit.significant:
-        entry["notes"].append(
-            f"sizes deviate from the law by more than seeds do (lack of fit, p = {misfit.test.p:.2g})"
-        )
-    if by_cell:
+    entry = _entry(case, found, of, settings.unit)
+    runs = take_sample(table.of(case.family), case.law, case.target, case.size, unit="run")
+    test = lack_of_fit(found, runs)
+    entry["n_runs"], entry["n_rows"] = len(np.unique(table.of(case.family).frame["cluster"])), len(runs.log_y)
+    entry["lack_of_fit"] = test and vars(test)
+    if test and test.p < 0.05:
+        entry["notes"].append(f"sizes deviate from the law by more than seeds do (lack of fit, p = {test.p:.2g})")
+    if len(runs.log_y) > len(sample.log_y):
         entry["notes"].append("fitted to the means over seeds, so that intervals rest on the number of sizes")
+    if not sample.independent:
+        entry["notes"].append(
+            f"{len(sample.log_y)} rows belong to {len(np.unique(sample.clusters))} shapes or runs, which deviate from "
+            "the law as one; intervals rest on their number"
+        )
     if case.law.variables == ("C",) and _constant(table, "tokens"):
         entry["notes"].append("all runs saw the same tokens, so that C is N by another name")
     if middle is not None:
@@ -185,9 +162,8 @@ def _identity(case: Case, sample: Sample, loss: Loss) -> Entry:
     }
 
 
-def _entry(case: Case, by_run: Fit, found: Fit, of: Uncertainty, unit: str) -> Entry:
-    squares = by_run if np.isinf(by_run.loss.delta) else fit_sample(case.law, by_run.sample)
-    aicc, bic = squares.information_criteria()
+def _entry(case: Case, found: Fit, of: Uncertainty, unit: str) -> Entry:
+    aicc, bic = found.information_criteria()
     certificate = found.certificate
     notes = list(of.notes)
     if certificate.starts_agreeing < 0.5:
@@ -195,8 +171,8 @@ def _entry(case: Case, by_run: Fit, found: Fit, of: Uncertainty, unit: str) -> E
     notes += _disagreement(found, of)
     if case.target == "perplexity":
         notes.append("an exponent of perplexity, not of loss: not to be set beside loss exponents")
-    return _identity(case, by_run.sample, found.loss) | {
-        "unit": unit,
+    return _identity(case, found.sample, found.loss) | {
+        "unit": "run" if unit == "run" else "cell",
         "params": found.params,
         "se": of.se,
         "ci95": {name: list(ends) for name, ends in of.ci.items()},
@@ -204,9 +180,9 @@ def _entry(case: Case, by_run: Fit, found: Fit, of: Uncertainty, unit: str) -> E
         "se_method": of.se_method,
         "se_by_method": of.bootstrap_se,
         "objective": certificate.objective,
-        "r2": by_run.r2,
-        "rmse_log": math.sqrt(by_run.sse / len(by_run.residuals)),
-        "sigma_log": by_run.sigma,
+        "r2": found.r2,
+        "rmse_log": math.sqrt(found.sse / len(found.residuals)),
+        "sigma_log": found.sigma,
         "degrees_of_freedom": found.degrees_of_freedom,
         "aicc": aicc,
         "bic": bic,
@@ -226,7 +202,7 @@ def _entry(case: Case, by_run: Fit, found: Fit, of: Uncertainty, unit: str) -> E
 
 def _disagreement(found: Fit, of: Uncertainty) -> list[str]:
     """Where the cluster bootstrap finds much more scatter than the likelihood does."""
-    if of.method == "cluster_bootstrap" or "cluster" not in of.bootstrap_se:
+    if of.method in ("cluster_bootstrap", "cluster_t") or "cluster" not in of.bootstrap_se:
         return []
     by = of.bootstrap_se
     ratios = {e: by["cluster"][e] / by["delta"][e] for e in found.law.exponents if by["delta"][e] > 0}

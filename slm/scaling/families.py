@@ -5,9 +5,9 @@
     shared_exponents   exponents shared, coefficients (and floor) each family's own
     separate           everything its own
 
-Scatter is taken to be Gaussian in the log target, with one variance for all families. With few runs the chi-squared
-approximation rejects too often, so each ratio is set against its distribution under the restricted model, simulated
-(parametric bootstrap; Davison & Hinkley 1997, section 4.2).
+Fits are least squares of log residuals. With few runs the chi-squared approximation rejects too often, and with
+families that scatter unalike so does F, so each ratio is set against its distribution under the restricted model,
+simulated with every family's own scatter (parametric bootstrap; Davison & Hinkley 1997, section 4.2).
 
 Axes as in `slm.scaling.solver`; F families.
 """
@@ -23,12 +23,15 @@ from scipy import stats
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 from slm.scaling.laws import Law
+from slm.scaling.robust import cluster_error
 from slm.scaling.sample import Sample
 from slm.scaling.solver import FINE, Block, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear, off_plateau
 
 REFIT_STEPS = 60
 """Enough for all but refits along a flat valley, whose objective has long stopped to change."""
+MORE_STARTS = 3
+"""Starts of a grid from which simulated data are fitted too."""
 MODELS = ("one_law", "efficiency", "shared_exponents", "separate")
 
 
@@ -40,6 +43,13 @@ class Families:
     names: tuple[str, ...]
     samples: tuple[Sample, ...]
     refs: Floats
+    sigmas: Floats
+    """Scatter of each family about its own fit [F]."""
+
+    @property
+    def row_sigmas(self) -> Floats:
+        """The family's scatter for every row [n]."""
+        return np.repeat(self.sigmas, [len(sample.log_y) for sample in self.samples])
 
     @property
     def log_y(self) -> Floats:
@@ -91,7 +101,8 @@ class JointFit:
 class Ratio:
     """Likelihood ratio of a restricted model against a wider one.
 
-    `p` is exact for linear laws (F test, `replicates` 0), else calibrated by simulation; `p_chi2` is the approximation.
+    `p` is calibrated by simulation, or for linear laws without `replicates` from the F test, which is exact where
+    families scatter alike; `p_chi2` is the approximation.
     """
 
     restricted: str
@@ -108,7 +119,8 @@ def gather(fits: Mapping[str, Fit]) -> Families:
     first = next(iter(fits.values()))
     samples = tuple(fit.sample for fit in fits.values())
     refs = np.concatenate([s.log_x for s in samples]).mean(axis=0)
-    return Families(first.law, tuple(fits), samples, refs)
+    sigmas = np.array([fit.sigma for fit in fits.values()])
+    return Families(first.law, tuple(fits), samples, refs, sigmas)
 
 
 def sharing(law: Law, families: int, model: str, *, shared: Sequence[str] = ()) -> tuple[Floats, ...]:
@@ -160,12 +172,16 @@ def fit_joint(families: Families, model: str, *, shared: Sequence[str] = (), log
 def likelihood_ratio(
     families: Families, restricted: JointFit, wider: JointFit, replicates: int, rng: np.random.Generator
 ) -> Ratio:
-    """Test `restricted` against `wider`: n log(SSE_r / SSE_w), calibrated by data simulated under `restricted`."""
+    """Test `restricted` against `wider`: n log(SSE_r / SSE_w), calibrated by data simulated under `restricted`.
+
+    Simulated data are fitted from several starts, as the observed are: from one alone, the wider model often stops
+    short of its optimum, and the test rejects too often.
+    """
     n = restricted.rows
     df = len(wider.phi) - len(restricted.phi)
     statistic = max(0.0, n * float(np.log(restricted.sse / wider.sse)))
     p_chi2 = float(stats.chi2.sf(statistic, df))
-    if is_linear(families.law):  # the ratio is a function of F, whose distribution is known
+    if is_linear(families.law) and not replicates:  # the ratio is a function of F
         spare = n - len(wider.phi)
         p = float(stats.f.sf(np.expm1(statistic / n) * spare / df, df, spare))
         return Ratio(restricted.model, wider.model, statistic, df, p, p_chi2, 0)
@@ -173,8 +189,7 @@ def likelihood_ratio(
     fitted = np.concatenate(
         [b.law.log_value(b.theta(restricted.phi[None], np.zeros(1, int)), b.x_IV)[0] for b in blocks]
     )
-    sigma = np.sqrt(restricted.sse / max(n - len(restricted.phi), 1))
-    log_y = fitted + sigma * rng.standard_normal((replicates, n))
+    log_y = fitted + families.row_sigmas * rng.standard_normal((replicates, n))
     one = _refit(families, restricted.matrices, log_y, restricted.theta)
     two = _refit(families, wider.matrices, log_y, restricted.theta)
     simulated = n * np.log(np.maximum(one, two) / two)
@@ -185,10 +200,13 @@ def likelihood_ratio(
 def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta: Floats) -> Floats:
     """Least sums of squares [B] of targets [B, I], from the coordinates [F, P] under which they were simulated.
 
-    Families that share nothing are fitted apart, which is the same and much quicker.
+    Laws that are not linear are also started from some of the grid. Families that share nothing are fitted apart, which
+    is the same and much quicker.
     """
     low, high = _bounds(families, matrices)
     theta = off_plateau(families.law, families.pooled, theta)
+    grid = _starts(families, matrices)
+    grid = grid[:0] if is_linear(families.law) else grid[:: max(1, len(grid) // MORE_STARTS)]
     total = np.zeros(len(log_y))
     used = np.stack([matrix.any(axis=0) for matrix in matrices])
     blocks = families.blocks(matrices)
@@ -196,10 +214,14 @@ def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta:
     for group in ([f] for f in range(len(blocks))) if apart else [range(len(blocks))]:
         columns = used[list(group)].any(axis=0)
         own = [replace(blocks[f], matrix=blocks[f].matrix[:, columns]) for f in group]
-        start = np.linalg.pinv(np.vstack([b.matrix for b in own])) @ theta[list(group)].ravel()
-        many = np.repeat(start[None], len(log_y), axis=0)
+        warm = np.linalg.pinv(np.vstack([b.matrix for b in own])) @ theta[list(group)].ravel()
         bounds = low[columns], high[columns]
-        total += 2 * minimise(own, log_y, many, bounds, tolerance=1e-6, max_steps=REFIT_STEPS).objective
+        reached = [
+            minimise(own, log_y, many, bounds, tolerance=1e-6, max_steps=REFIT_STEPS).objective
+            for start in (warm, *grid[:, columns])
+            for many in [np.repeat(start[None], len(log_y), axis=0)]
+        ]
+        total += 2 * np.min(reached, axis=0)
     return total
 
 
@@ -230,35 +252,51 @@ class Factor:
     high: float
 
 
-def efficiency_factors(
-    families: Families, joint: JointFit, replicates: int, rng: np.random.Generator, *, level: float = 0.95
-) -> list[Factor]:
+def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.95) -> list[Factor]:
     """rho_N and rho_D of every family against the first, under the `efficiency` model.
 
     L = E + A / (rho N)^alpha has coefficient A rho^-alpha, so log rho is the difference of log coefficients over the
-    exponent. The interval is +- t times the standard deviation over a parametric bootstrap of the joint model.
+    exponent. The interval is t on the error that every family's own scatter leaves in that (Satterthwaite's degrees of
+    freedom), or the cluster-robust error where rows share runs or shapes.
     """
-    law, n = families.law, joint.rows
-    df = n - len(joint.phi)
-    if df < 1:
+    law, spare = families.law, [len(s.log_y) - len(families.law.parameters) for s in families.samples]
+    if min(spare) < 1:
         return []
-    sigma = np.sqrt(joint.sse / df)
     blocks = families.blocks(joint.matrices)
-    fitted = np.concatenate([b.law.log_value(b.theta(joint.phi[None], np.zeros(1, int)), b.x_IV)[0] for b in blocks])
-    many = np.repeat(joint.phi[None], replicates, axis=0)
-    log_y = fitted + sigma * rng.standard_normal((replicates, n))
-    draws = minimise(blocks, log_y, many, _bounds(families, joint.matrices), tolerance=1e-6).phi
-    reach = stats.t.ppf(0.5 + level / 2, df)
+    gradients = [law.derivatives(theta[None], b.x_IV)[1][0].T for theta, b in zip(joint.theta, blocks, strict=True)]
+    jacobian = np.concatenate([one @ matrix for one, matrix in zip(gradients, joint.matrices, strict=True)])
     names = list(law.parameters)
     coefficients = [j for j, name in enumerate(names) if name not in law.exponents and j != law.floor]
     found = []
     for v, (variable, j) in enumerate(zip(law.variables, coefficients, strict=True)):
         k = None if law.name == "kaplan_joint" and variable == "D" else len(names) - len(law.exponents) + v
         for f in range(1, len(families.names)):
-            theta = [np.concatenate([[joint.theta[g]], draws @ joint.matrices[g].T]) for g in (0, f)]
-            log_rho = (theta[0][:, j] - theta[1][:, j]) / (1.0 if k is None else theta[0][:, k])
-            centre, spread = log_rho[0], reach * log_rho[1:].std(ddof=1)
+            unit = 1.0 if k is None else joint.theta[0][k]
+            log_rho = (joint.theta[0][j] - joint.theta[f][j]) / unit
+            slope = joint.matrices[0][j] - joint.matrices[f][j]
+            slope = (slope - (0.0 if k is None else log_rho * joint.matrices[0][k])) / unit
+            error, df = _error(families, joint, jacobian, slope, spare)
+            reach = stats.t.ppf(0.5 + level / 2, df) * error
             with np.errstate(over="ignore"):
-                ends = np.exp([centre, centre - spread, centre + spread])
+                ends = np.exp([log_rho, log_rho - reach, log_rho + reach])
             found.append(Factor(families.names[f], families.names[0], variable, *map(float, ends)))
     return found
+
+
+def _error(
+    families: Families, joint: JointFit, jacobian: Floats, vector: Floats, spare: Sequence[int]
+) -> tuple[float, float]:
+    """Standard error of `vector` @ phi and its degrees of freedom, every family with its own scatter."""
+    if not all(sample.independent for sample in families.samples):
+        fitted = [
+            b.law.log_value(t[None], b.x_IV)[0]
+            for t, b in zip(joint.theta, families.blocks(joint.matrices), strict=True)
+        ]
+        own = [np.unique(s.clusters, return_inverse=True)[1] for s in families.samples]
+        shift = np.cumsum([0, *(int(one.max()) + 1 for one in own)])
+        clusters = np.concatenate([one + by for one, by in zip(own, shift[:-1], strict=True)])
+        return cluster_error(jacobian, families.log_y - np.concatenate(fitted), clusters, vector)
+    weights = jacobian @ np.linalg.pinv(jacobian.T @ jacobian) @ vector
+    ends = np.cumsum([len(s.log_y) for s in families.samples])[:-1]
+    parts = np.array([(part**2).sum() for part in np.split(weights * families.row_sigmas, ends)])
+    return float(np.sqrt(parts.sum())), float(parts.sum() ** 2 / (parts**2 / spare).sum())

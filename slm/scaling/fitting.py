@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
@@ -87,6 +88,12 @@ class Fit:
         return 1 - self.sse / spread if spread > 0 else np.nan
 
     @property
+    def jacobian(self) -> Floats:
+        """Derivatives of the fitted log values [I, P]; zero along coordinates that ended at a bound."""
+        free = np.array([name not in self.certificate.at_bound for name in self.law.parameters])
+        return np.asarray(self.law.derivatives(self.theta[None], self.sample.centred)[1][0].T * free)
+
+    @property
     def covariance(self) -> Floats:
         """sigma^2 times the inverse curvature of the squared loss [P, P]: exact for linear laws, else the delta method.
 
@@ -108,16 +115,68 @@ class Fit:
         return self.law.log_value(self.theta[None], log_x - self.sample.refs)[0]
 
     def information_criteria(self) -> tuple[float, float]:
-        """AICc and BIC of Gaussian log residuals (Burnham & Anderson 2002, section 7.4); NaN where undefined.
+        """AICc and BIC (Burnham & Anderson 2002, section 7.4); NaN where undefined. See `criteria`."""
+        return criteria([self])
 
-        They compare laws on the same rows and target. The variance counts as a parameter.
-        """
-        n, k = len(self.sample.log_y), len(self.theta) + 1
-        if not np.isinf(self.loss.delta) or self.sse <= 0:
-            return np.nan, np.nan
-        deviance = n * (np.log(2 * np.pi * self.sse / n) + 1)
-        aicc = deviance + 2 * k + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.nan
-        return float(aicc), float(deviance + k * np.log(n))
+
+def criteria(fits: Sequence[Fit]) -> tuple[float, float]:
+    """AICc and BIC of one law fitted to one or more samples, with one scatter for all; NaN where undefined.
+
+    They compare laws on the same rows and target, by the likelihood of the loss that was minimised (see `deviance`).
+    The scatter counts as a parameter, and so does the correlation of rows that belong together.
+    """
+    n = sum(len(fit.sample.log_y) for fit in fits)
+    k = sum(len(fit.theta) for fit in fits) + 1 + (not all(fit.sample.independent for fit in fits))
+    least = deviance(fits)
+    aicc = least + 2 * k + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.nan
+    return float(aicc), float(least + k * np.log(n))
+
+
+def deviance(fits: Sequence[Fit]) -> float:
+    """-2 log likelihood of the residuals at the best scatter, the same for all fits; NaN without scatter.
+
+    Least squares: Gaussian, rows of one cluster equally correlated. Huber's loss: the density proportional to
+    exp(-loss / scale), whose flat tails Laplace's also has; where rows share clusters, scaled down to the number of
+    independent rows that their correlation leaves.
+    """
+    residuals = np.concatenate([fit.residuals for fit in fits])
+    loss, n = fits[0].loss, len(residuals)
+    if not (residuals**2).sum() > 0:
+        return np.nan
+    clusters, offset = [], 0
+    for fit in fits:
+        clusters.append(np.unique(fit.sample.clusters, return_inverse=True)[1] + offset)
+        offset = int(clusters[-1].max()) + 1
+    groups = np.concatenate(clusters)
+    sums, counts = np.bincount(groups, residuals), np.bincount(groups)
+
+    def correlated(rho: float) -> float:
+        """Gaussian, with correlation rho within clusters: eigenvalues 1 - rho and 1 + (m - 1) rho of each block."""
+        wide = 1 + (counts - 1) * rho
+        within = (residuals**2).sum() - (sums**2 / counts).sum()
+        variance = (within / (1 - rho) + (sums**2 / counts / wide).sum()) / n
+        logs = ((counts - 1) * np.log(1 - rho) + np.log(wide)).sum()
+        return float(n * (np.log(2 * np.pi * variance) + 1) + logs)
+
+    independent = len(counts) == n
+    rho = 0.0 if independent else optimize.minimize_scalar(correlated, bounds=(0, 0.999), method="bounded").x
+    if np.isinf(loss.delta):
+        return correlated(rho)
+    return _huber_deviance(residuals, loss) / (1 + float((counts**2).sum() / n - 1) * rho)
+
+
+def _huber_deviance(residuals: Floats, loss: Loss) -> float:
+    """-2 log likelihood of the density proportional to exp(-loss / scale), at the best scale."""
+    total, delta = float(loss.value(residuals).sum()), loss.delta
+
+    def at(log_scale: float) -> float:
+        scale = np.exp(log_scale)
+        middle = np.sqrt(2 * np.pi * scale) * (2 * stats.norm.cdf(delta / np.sqrt(scale)) - 1)
+        tails = 2 * scale / delta * np.exp(-(delta**2) / (2 * scale))
+        return float(2 * len(residuals) * np.log(middle + tails) + 2 * total / scale)
+
+    guess = np.log(total / len(residuals))
+    return float(optimize.minimize_scalar(at, bracket=(guess - 1, guess + 1)).fun)
 
 
 def single_block(law: Law, sample: Sample) -> Block:
@@ -161,12 +220,13 @@ def fit(
     target: str = "loss",
     size: str = "params_total",
     loss: Loss = Loss(),  # noqa: B008
-    unit: Unit = "run",
+    unit: Unit = "cell",
 ) -> Fit:
     """Fit `law` to all rows of a results table: `fit(read_table("runs.csv"), "chinchilla").params`.
 
-    `target` is loss (nats per token), bits_per_byte or perplexity; `size` says which column is N; `unit="cell"` fits
-    the means over seeds. Raises `ValueError` for missing columns, or a table that cannot hold the law.
+    `target` is loss (nats per token), bits_per_byte or perplexity; `size` says which column is N; `unit="run"` fits
+    single runs instead of the means over seeds. Raises `ValueError` for missing columns, or a table that cannot hold
+    the law.
     """
     law = get_law(law) if isinstance(law, str) else law
     return fit_sample(law, take_sample(table, law, target, size, unit=unit), loss=loss)
@@ -193,7 +253,10 @@ def _certified(law: Law, sample: Sample, loss: Loss, optimum: Optimum, bounds: t
 
 def _condition(found: Fit, free: np.ndarray) -> float:
     jacobian = found.law.derivatives(found.theta[None], found.sample.centred)[1][0][free]
-    singular = np.linalg.svd(jacobian / np.linalg.norm(jacobian, axis=1, keepdims=True), compute_uv=False)
+    length = np.linalg.norm(jacobian, axis=1, keepdims=True)
+    if not (free.any() and np.isfinite(length).all() and (length > 0).all()):
+        return np.inf
+    singular = np.linalg.svd(jacobian / length, compute_uv=False)
     return float((singular[0] / singular[-1]) ** 2) if singular[-1] > 0 else np.inf
 
 
@@ -209,16 +272,20 @@ class LackOfFit:
     p: float
 
 
-def lack_of_fit(found: Fit) -> LackOfFit | None:
-    """Whether cells deviate from the law by more than seeds deviate from each other; None without repeated cells."""
-    cells, inverse, counts = np.unique(found.sample.cells, return_inverse=True, return_counts=True)
+def lack_of_fit(found: Fit, runs: Sample) -> LackOfFit | None:
+    """Whether cells deviate from the law by more than seeds deviate from each other; None without repeated cells.
+
+    `found` is fitted to the cells' means or to single runs, `runs` are the single runs.
+    """
+    cells, inverse, counts = np.unique(runs.cells, return_inverse=True, return_counts=True)
     pure_df = len(inverse) - len(cells)
     df = len(cells) - len(found.theta)
     if pure_df < 1 or df < 1:
         return None
-    means = np.bincount(inverse, found.sample.log_y) / counts
-    pure = float(((found.sample.log_y - means[inverse]) ** 2).sum())
+    means = np.bincount(inverse, runs.log_y) / counts
+    pure = float(((runs.log_y - means[inverse]) ** 2).sum())
     if pure <= 0 or found.exact:
         return None
-    f = ((found.sse - pure) / df) / (pure / pure_df)
+    fitted = found.log_value(runs.log_x)
+    f = (float(((means[inverse] - fitted) ** 2).sum()) / df) / (pure / pure_df)
     return LackOfFit(float(np.sqrt(pure / pure_df)), pure_df, float(f), df, float(stats.f.sf(f, df, pure_df)))

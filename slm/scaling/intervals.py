@@ -24,7 +24,7 @@ class Uncertainty:
     """Of the quoted parameters. An end of None is open: the data set no bound on that side."""
 
     method: str
-    """Of the intervals: ols_t, profile_t or cluster_bootstrap."""
+    """Of the intervals: ols_t, profile_t, cluster_t or cluster_bootstrap."""
     se: dict[str, float]
     se_method: str
     """ols, cluster_bootstrap, or delta where no bootstrap was asked for."""
@@ -40,23 +40,29 @@ class Uncertainty:
     def error(self, found: Fit, name: str, level: float) -> float:
         """Half the interval of exponent `name` over its t quantile: a standard error that agrees with the interval."""
         low, high = self.ci[name]
-        groups = len(np.unique(found.sample.clusters))
-        df = groups - len(found.theta) if self.method == "cluster_bootstrap" else found.degrees_of_freedom
+        df = self.degrees_of_freedom(found, name)
         if low is None or high is None or df < 1:
             return self.se[name]
         return float((high - low) / 2 / stats.t.ppf(0.5 + level / 2, df))
+
+    def degrees_of_freedom(self, found: Fit, name: str) -> float:
+        """Of the t distribution that the interval of exponent `name` goes by."""
+        if name in self.profiles:
+            return self.profiles[name].df
+        return len(np.unique(found.sample.clusters)) - len(found.theta)
 
 
 def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level: float = 0.95) -> Uncertainty:
     """Intervals of all parameters of a fit.
 
-    Linear laws by least squares: Student's t, exact. Other laws by least squares: profile likelihood. Huber's loss, or
-    rows that share a run: t intervals on standard errors of the cluster bootstrap, scaled up for the parameters fitted.
+    Linear laws by least squares: Student's t, exact. Other laws by least squares: profile likelihood. Either is widened
+    where rows share runs or shapes, by the cluster-robust standard error (`slm.scaling.robust`). Huber's loss: t
+    intervals on standard errors of the cluster bootstrap, scaled up for the parameters fitted.
     `replicates` = 0 leaves the bootstraps out where they are only a cross-check.
     """
     if found.exact:
         return _none(found)
-    likelihood = has_likelihood(found)
+    likelihood = bool(np.isinf(found.loss.delta))
     ensembles: dict[str, Ensemble] = {}
     if found.degrees_of_freedom >= 1 and (replicates or not likelihood):
         for kind in RESAMPLED:
@@ -69,6 +75,7 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
     delta = _delta(found)
     if likelihood:
         method = "ols_t" if is_linear(found.law) else "profile_t"
+        method = method if found.sample.independent else "cluster_t"
         ci = {name: _of_profile(found, profiles.get(name)) for name in found.law.parameters}
         if "cluster" in ensembles:  # for what has no profile, such as a ratio of coordinates
             drawn = _of_bootstrap(found, ensembles["cluster"], level)
@@ -102,7 +109,7 @@ def _none(found: Fit) -> Uncertainty:
 
 def has_likelihood(found: Fit) -> bool:
     """Whether rows are independent and the loss is a likelihood, so that t, F and profiles are right."""
-    return bool(np.isinf(found.loss.delta)) and not found.sample.rows_share_runs
+    return bool(np.isinf(found.loss.delta)) and found.sample.independent
 
 
 def _delta(found: Fit) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """A mixed-effects summary: families as draws from a population of families, each exponent measured with error.
 
 alpha_f = mu + u_f + e_f, u_f ~ N(0, tau^2), e_f ~ N(0, se_f^2). tau^2 by restricted maximum likelihood, mu with the
-interval of Hartung & Knapp (2001), which is right for few families; Cochran's Q tests tau = 0.
+interval of Hartung & Knapp (2001), which is right for few families. Whether tau = 0 is the joint test of all families:
+Cochran's Q takes the errors for known, and rejects in 15 to 23% of cases where they are estimated.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ class Pooled:
     tau_high: float
     """Upper end of the one-sided interval of tau, by inverting Q (Viechtbauer 2007)."""
     q: float
-    q_p: float
     next_low: float
     next_high: float
     """Prediction interval for the exponent of a family that was not trained."""
@@ -54,7 +54,6 @@ def pool(estimates: Sequence[float], errors: Sequence[float], *, level: float = 
         float(np.sqrt(tau2)),
         _tau_high(y, variance, level),
         q,
-        float(stats.chi2.sf(q, k - 1)),
         mean - ahead,
         mean + ahead,
         tuple((mean + shrink * (y - mean)).tolist()),

@@ -14,6 +14,7 @@ from scipy import stats
 
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
+from slm.scaling.robust import cluster_error
 from slm.scaling.solver import Block, minimise
 from slm.scaling.starts import EXPONENT_BOUNDS, coordinate_bounds, grid_starts, is_linear
 
@@ -25,36 +26,59 @@ REFINEMENTS = 5
 
 @dataclass(frozen=True)
 class Profile:
-    """`root` is t at `values` (of an exponent, or of the logarithm of a coefficient); `low`, `high` the interval."""
+    """`root` is t, with `df` degrees of freedom, at `values` of an exponent or of the logarithm of a coefficient.
+
+    `low` and `high` are the ends of the interval.
+    """
 
     name: str
     estimate: float
     values: Floats
     root: Floats
+    df: float
     low: float | None
     high: float | None
 
 
 def profile(found: Fit, name: str, *, level: float = 0.95) -> Profile | None:
-    """Profile of parameter `name` of a least-squares fit; None where it is no linear function of the coordinates."""
+    """Profile of parameter `name` of a least-squares fit; None where it is no linear function of the coordinates.
+
+    Where rows share runs or shapes, t is divided by how much larger the cluster-robust standard error is, and has that
+    error's degrees of freedom.
+    """
     vector = found.law.functional(name, found.sample.refs)
     if vector is None or found.degrees_of_freedom < 1 or not found.sigma > 0:
         return None
     estimate = float(vector @ found.theta)
     limits = _limits(found, vector, name)
-    grid = np.unique(np.clip(estimate + _unit(found, vector, limits) * np.r_[-OUTWARD, OUTWARD], *limits))
+    shrink, df = _robust(found, vector)
+    if not shrink > 0:
+        return None
+    unit = _unit(found, vector, limits) / min(shrink, 1.0)
+    grid = np.unique(np.clip(estimate + unit * np.r_[-OUTWARD, OUTWARD], *limits))
     grid = grid[grid != estimate]
-    values, root = np.append(grid, estimate), np.append(_roots(found, vector, estimate, grid), 0.0)
-    critical = float(stats.t.ppf(0.5 + level / 2, found.degrees_of_freedom))
+    values, root = np.append(grid, estimate), np.append(shrink * _roots(found, vector, estimate, grid), 0.0)
+    critical = float(stats.t.ppf(0.5 + level / 2, df))
     for _ in range(REFINEMENTS):
         fine = np.concatenate([_between(values, root, side * critical) for side in (-1, 1)])
         if not len(fine):
             break
-        values, root = np.append(values, fine), np.append(root, _roots(found, vector, estimate, fine))
+        values, root = np.append(values, fine), np.append(root, shrink * _roots(found, vector, estimate, fine))
     order = np.argsort(values)
     values, root = values[order], root[order]
     low, high = _crossing(values, root, -critical), _crossing(values, root, critical)
-    return Profile(name, estimate, values, root, low, high)
+    return Profile(name, estimate, values, root, df, low, high)
+
+
+def _robust(found: Fit, vector: Floats) -> tuple[float, float]:
+    """What t is multiplied by, and its degrees of freedom; a factor of 0 where clusters leave no scatter to tell by."""
+    if found.sample.independent:
+        return 1.0, float(found.degrees_of_freedom)
+    jacobian = found.jacobian
+    error, df = cluster_error(jacobian, found.residuals, found.sample.clusters, vector)
+    variance = float(vector @ np.linalg.pinv(jacobian.T @ jacobian) @ vector)
+    usual = found.sigma * max(variance, 0.0) ** 0.5
+    return (usual / error, df) if error > 0 and df >= 1 and usual > 0 else (0.0, df)
 
 
 def _limits(found: Fit, vector: Floats, name: str) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from slm.scaling.forms import Floats
 from slm.scaling.laws import Law
+from slm.scaling.tables.columns import SIZES
 
 Unit = Literal["run", "cell"]
 _COLUMNS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
@@ -33,7 +34,7 @@ class Sample:
     log_x: Floats
     """[I, V], natural logarithms, not centred."""
     clusters: np.ndarray
-    """[I] integers; rows of one cluster are not independent of each other."""
+    """[I] integers; rows of one cluster are not independent of each other: they share a run or a shape."""
     cells: np.ndarray
     """[I] integers; rows of one cell differ in the seed alone."""
 
@@ -48,30 +49,40 @@ class Sample:
         return self.log_x - self.refs
 
     @property
-    def rows_share_runs(self) -> bool:
-        """Whether any cluster has several rows."""
-        return len(np.unique(self.clusters)) < len(self.clusters)
+    def independent(self) -> bool:
+        """Whether no two rows share a run or a shape."""
+        return len(np.unique(self.clusters)) == len(self.clusters)
 
     @property
     def points(self) -> int:
         """Number of distinct points in the space of variables."""
         return len(np.unique(self.log_x, axis=0))
 
-    def with_targets(self, log_y: Floats) -> Sample:
-        """The same design with other targets."""
-        return Sample(log_y, self.log_x, self.clusters, self.cells)
+    def subset(self, rows: np.ndarray) -> Sample:
+        """Some of the rows."""
+        return Sample(self.log_y[rows], self.log_x[rows], self.clusters[rows], self.cells[rows])
 
     def cell_means(self) -> Sample:
-        """One row a cell: the mean of its log targets. For data whose scatter lies between cells, not between seeds."""
+        """One row a cell: the mean of its log targets over seeds.
+
+        Seeds say how much runs of one cell scatter; how well a law fits, only further cells can say.
+        """
         cells, first, inverse = np.unique(self.cells, return_index=True, return_inverse=True)
         log_y = np.bincount(inverse, self.log_y) / np.bincount(inverse)
-        return Sample(log_y, self.log_x[first], self._linked_cells(inverse, len(cells)), cells)
+        return Sample(log_y, self.log_x[first], linked(inverse, self.clusters)[first], cells)
 
-    def _linked_cells(self, inverse: np.ndarray, count: int) -> np.ndarray:
-        """For each cell the group of cells that a run connects it with, such as the checkpoints of one run."""
-        runs = np.unique(self.clusters, return_inverse=True)[1]
-        edges = coo_array((np.ones(len(runs)), (inverse, count + runs)), shape=(count + len(runs),) * 2)
-        return np.asarray(connected_components(edges, directed=False)[1][:count])
+
+def linked(*groupings: np.ndarray) -> np.ndarray:
+    """A number [I] for each set of rows that are connected by being in one group of any of `groupings` [I]."""
+    count, edges = len(groupings[0]), []
+    nodes = count
+    for grouping in groupings:
+        group = np.unique(grouping, return_inverse=True)[1]
+        edges.append(np.stack([np.arange(count), nodes + group]))
+        nodes += int(group.max()) + 1
+    row, column = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(len(row)), (row, column)), shape=(nodes, nodes))
+    return np.asarray(connected_components(graph, directed=False)[1][:count])
 
 
 def column_of(variable: str, size: str) -> str:
@@ -85,13 +96,29 @@ def missing_columns(table: HasFrame, law: Law, target: str, size: str) -> list[s
     return [name for name in needed if name not in table.frame or table.frame[name].isna().any()]
 
 
-def take_sample(table: HasFrame, law: Law, target: str, size: str, *, unit: Unit = "run") -> Sample:
-    """The rows of `table` as `law` sees them. Raises `ValueError` naming columns that are missing."""
+def take_sample(table: HasFrame, law: Law, target: str, size: str, *, unit: Unit = "cell") -> Sample:
+    """The rows of one family's `table` as `law` sees them. Raises `ValueError` naming columns that are missing.
+
+    Rows of one run, or of runs branched off one trunk, are one cluster; where there are several shapes, so are those of
+    one shape, whose deviation from the law they share. `unit` cell takes the means over seeds.
+    """
     missing = missing_columns(table, law, target, size)
     if missing:
         raise ValueError(f"{law.name} of {target} needs the column {', '.join(missing)}, which the table lacks")
     frame = table.frame
     log_x = np.log(np.stack([frame[column_of(v, size)].to_numpy(float) for v in law.variables], axis=1))
     clusters = np.unique(frame["cluster"].astype(str), return_inverse=True)[1]
-    sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, frame["cell"].to_numpy(int))
+    cells = frame["cell"].to_numpy(int)
+    if unit == "cell":
+        clusters = linked(clusters, cells)
+    shapes = shapes_of(frame)
+    if len(np.unique(shapes)) > 1:
+        clusters = linked(clusters, shapes)
+    sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, cells)
     return sample.cell_means() if unit == "cell" else sample
+
+
+def shapes_of(frame: pd.DataFrame) -> np.ndarray:
+    """A number [I] for each shape of model: what agrees in every count of parameters, width and depth that is there."""
+    columns = [name for name in (*SIZES, "width", "depth") if name in frame]
+    return np.asarray(frame.groupby(columns, dropna=False, sort=False).ngroup())

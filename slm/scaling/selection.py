@@ -1,4 +1,4 @@
-"""Which law the verdict is about, and how the laws compare."""
+"""Which law the verdict is about, which laws the data reject, and how the laws compare."""
 
 from __future__ import annotations
 
@@ -7,36 +7,92 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from slm.scaling.entries import Entry, Fitted
-from slm.scaling.laws import LAWS
+from slm.scaling.fitting import Fit, criteria, deviance
+
+NO_SUPPORT = 10.0
+"""AIC above that of the best law from which a law is called rejected (Burnham & Anderson 2002, section 2.6)."""
+ByLaw = Mapping[str, Mapping[str, Fitted]]
 
 
-def choose_law(fitted: Mapping[str, Mapping[str, Fitted]], asked: str) -> tuple[str, str]:
-    """The law of the verdict, and why that one.
+def weigh(fitted: ByLaw) -> dict[str, Entry]:
+    """The laws in N (any law, if there is none) that more than half of the families hold, by one pooled criterion.
 
-    The one asked for; else of the laws in N that are identified in every family the one of the lowest AICc in total.
-    Families that no law in N identifies have no say. Without any such law, the first in N that could be fitted to every
-    family, to some, or at all; without N, any law.
+    All are compared on the same rows: the families that every one of them holds, each with its own parameters and all
+    with one scatter. Keys: `families`, `refused` (family -> why), `aicc`, `aicc_above_best`, `aic_above_best`,
+    `held_out` (root mean square log error of predicting the largest size), `exact`, `tenable`, `why`. A law that holds
+    fewer families has only `refused` and `why`.
+
+    A law is rejected if both its AIC and its AICc are `NO_SUPPORT` above the best, else it is tenable. AICc alone would
+    reject rich laws for being rich where there are few rows, AIC alone simple laws for not following the noise.
+    """
+    of_size = {law: of for law, of in fitted.items() if next(iter(next(iter(of.values())).entry["range"])) == "N"}
+    candidates = of_size or dict(fitted)
+    held = {law: [name for name, one in of.items() if one.fit is not None] for law, of in candidates.items()}
+    most = max(map(len, held.values()), default=0)
+    able = [law for law, names in held.items() if names and 2 * len(names) > most]
+    common = [name for name in next(iter(fitted.values())) if all(name in held[law] for law in able)] if able else []
+    weighed: dict[str, Entry] = {}
+    for law, of in candidates.items():
+        refused = {name: one.entry["notes"][0] for name, one in of.items() if one.fit is None}
+        weighed[law] = {"families": held[law], "refused": refused, "tenable": False, "why": "too few families hold it"}
+        if law in able and common:
+            fits = [fit for name in common if (fit := of[name].fit) is not None]
+            weighed[law] |= _weights(fits) | {"held_out": _held_out([of[name].entry for name in common])}
+    ranked = [one for one in weighed.values() if "aic" in one]
+    for key in ("aicc", "aic"):
+        best = min((one[key] for one in ranked if np.isfinite(one[key])), default=np.nan)
+        for one in ranked:
+            one[f"{key}_above_best"] = one[key] - best
+    exact = any(one["exact"] for one in ranked)
+    for one in ranked:
+        above = min(one["aicc_above_best"], one["aic_above_best"])
+        one["tenable"] = one["exact"] if exact else not above > NO_SUPPORT
+        rejected = "other laws hold all rows exactly" if exact else f"AIC and AICc at least {above:.3g} above the best"
+        one["why"] = "" if one["tenable"] else rejected
+    return weighed
+
+
+def _weights(fits: Sequence[Fit]) -> Entry:
+    aicc, _ = criteria(fits)
+    k = sum(len(fit.theta) for fit in fits) + 1 + (not all(fit.sample.independent for fit in fits))
+    return {"aicc": aicc, "aic": deviance(fits) + 2 * k, "exact": all(fit.exact for fit in fits), "parameters": k}
+
+
+def _held_out(entries: Sequence[Entry]) -> float | None:
+    errors = [(entry.get("extrapolation") or {}).get("rms_error_log") for entry in entries]
+    known = [error for error in errors if error is not None]
+    return float(np.sqrt(np.mean(np.square(known)))) if known and len(known) == len(errors) else None
+
+
+def choose_law(fitted: ByLaw, weighed: Mapping[str, Entry], asked: str) -> tuple[str, str]:
+    """The law of the verdict, and why that one: the one asked for, else the one of the lowest pooled AICc.
+
+    A law on which all rows lie exactly comes first, the one of fewest parameters. Where AICc needs more rows, the first
+    of the laws that hold most families.
     """
     if asked != "auto":
         return asked, "it was asked for"
-    of_size = {law: of for law, of in fitted.items() if LAWS[law].variables[0] == "N"} or fitted
-    voters = {name for of in of_size.values() for name, one in of.items() if one.entry["identified"]}
-    identified = [law for law, of in of_size.items() if voters and all(of[name].entry["identified"] for name in voters)]
-    scores = {law: sum(of_size[law][name].entry["aicc"] for name in voters) for law in identified}
-    some_only = "" if all(voters >= set(of) for of in of_size.values()) else " that any law identifies"
-    finite = {law: score for law, score in scores.items() if np.isfinite(score)}
-    if finite:
-        why = f"of the laws in N identified in every family{some_only} it has the lowest AICc"
-        return min(finite, key=lambda law: finite[law]), why
-    if identified:
-        return identified[0], f"it is the first law in N identified in every family{some_only}; AICc needs more rows"
-    whole = [law for law, of in of_size.items() if all(one.fit is not None for one in of.values())]
-    some = [law for law, of in of_size.items() if any(one.fit is not None for one in of.values())]
-    why = "no law in N is identified in every family, and it is the first that could be fitted"
-    return next(iter([*whole, *some, *fitted])), why
+    exact = {law: one["parameters"] for law, one in weighed.items() if one.get("exact")}
+    if exact:
+        return min(exact, key=lambda law: exact[law]), "all rows lie on it to rounding"
+    scores = {law: one["aicc"] for law, one in weighed.items() if np.isfinite(one.get("aicc", np.nan))}
+    if scores:
+        best = min(scores, key=lambda law: scores[law])
+        ahead = {law: weighed[law]["held_out"] for law in scores if weighed[law]["held_out"] is not None}
+        also = ""
+        if ahead and len(scores) > 1:
+            nearest = min(ahead, key=lambda law: ahead[law])
+            also = ", and it predicts the largest size best" if nearest == best else (
+                f", though {nearest} predicts the largest size better")  # fmt: skip
+        return best, f"of the laws in N it has the lowest AICc, pooled over the families{also}"
+    whole = max(weighed, key=lambda law: len(weighed[law]["families"]), default=None)
+    if whole is not None and weighed[whole]["families"]:
+        return whole, "it is the first law in N that most families hold; AICc needs more rows"
+    some = [law for law, of in fitted.items() if any(one.fit is not None for one in of.values())]
+    return next(iter([*some, *fitted])), "it is the first that could be fitted"
 
 
-def selection(fitted: Mapping[str, Mapping[str, Fitted]], families: Sequence[str]) -> list[Entry]:
+def selection(fitted: ByLaw, families: Sequence[str]) -> list[Entry]:
     """AICc, BIC and extrapolation error of each law, by family."""
     rows = []
     for law, of in fitted.items():

@@ -1,21 +1,41 @@
-"""The answer in words, with its conditions, and nothing that the numbers beside it do not say."""
+"""The answer in words, with its conditions, and nothing that the numbers beside it do not say.
+
+Which pairs are compared how: at the same sizes by the slope of their log ratio (`paired`), else by the exponents of the
+law of the verdict. A difference is said only if it is significant, stays so under every floor that the runs do not
+reject, and has the same sign under every law that the runs do not reject and in which both exponents are identified.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
-from slm.scaling.laws import LAWS
+from slm.scaling.pairs import holm
 
 Entry = dict[str, Any]
-UNEQUAL = 0.01
-"""Bartlett's p below which one variance for all families is given up."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the comparisons of all pairs come to."""
+
+    pairs: list[Entry]
+    """Every pair that could be compared: `a`, `b`, `exponent`, `delta`, ends, `p`, `p_adjusted`, `paired`."""
+    differ: list[Entry]
+    """Significant, and so under every law and floor that is not rejected."""
+    unsure: list[tuple[Entry, str]]
+    """Significant by one law and not by another, with which says what."""
+    p: float | None
+    """Of no difference between any families."""
+    how: str
+    """Which test that is of, in words."""
 
 
 def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None) -> Entry:
     """`headline`, and `sentences` that qualify it; `distinguishable` is None where the table cannot say."""
     primary = comparison["primary"]
-    law = comparison["laws"].get(primary["law"])
     own = [
         entry
         for entry in entries
@@ -23,28 +43,255 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
         and entry["size"] in (None, primary["size"])
     ]
     under = f"under {own[0]['equation']} of {primary['target'].replace('_', ' ')}"
+    several = len(comparison["families"]) > 1
     sentences: list[str] = []
-    lost = [entry["family"] for entry in own if not entry["identified"]]
-    if len(comparison["families"]) < 2:
-        headline, answer = _one_family(own[0], under), None
-    elif law is None or len(lost) > len(own) - 2:
-        lost = lost or [entry["family"] for entry in own]
-        headline = f"The exponents of {_listed(lost)} are not identified {under}, so the families cannot be compared."
-        answer = None
+    answer = None
+    if comparison["weighed"].get(primary["law"], {}).get("exact"):
+        headline = _exact(own, under)
+    elif not several:
+        headline = _one_family(own[0], under)
     else:
-        headline, answer = _families(law, under, primary["level"])
-        sentences += _pairs(law, answer)
-        sentences += _power(law, primary)
-        if lost:
-            sentences.append(f"The exponent of {_listed(lost)} is not identified and enters no statement.")
-        sentences += _assumed(law, primary)
-    sentences += _ranking(comparison["ranking"], primary) if len(comparison["families"]) > 1 else []
-    if controlled is False and len(comparison["families"]) > 1:
-        sentences.append(
-            "The comparison is NOT CONTROLLED: the audit names what differs, or what the table does not say."
-        )
+        found = findings(comparison)
+        headline, answer = _headline(found, comparison, own, under)
+        if found.pairs:
+            sentences += [_difference(pair) for pair in found.differ]
+            sentences += [reason for _, reason in found.unsure]
+            sentences += _survival(comparison["ranking"], found)
+            sentences += _power(comparison, found)
+        sentences += _not_compared(comparison, own)
+    if several:
+        sentences = _levels(comparison) + sentences
+        if controlled is False:
+            sentences.append(
+                "The comparison is NOT CONTROLLED: the audit names what differs, or what the table does not say."
+            )
     sentences += _limits(comparison, own)
     return {"headline": headline, "distinguishable": answer, "sentences": sentences}
+
+
+def findings(comparison: Entry) -> Findings:
+    """Every pair by the best comparison there is, and what the laws that are not rejected say against it."""
+    level = 1 - comparison["primary"]["level"]
+    law = comparison["laws"].get(comparison["primary"]["law"])
+    paired = {(pair["a"], pair["b"]): pair for pair in comparison["paired"]["pairs"]}
+    by_law = {(pair["a"], pair["b"], pair["exponent"]): pair for pair in (law["pairs"] if law else [])}
+    exponents = list(dict.fromkeys(pair["exponent"] for pair in (law["pairs"] if law else [])))
+    first = exponents[0] if exponents else "exponent"
+    pairs = []
+    for a, b in combinations(comparison["families"], 2):
+        one = paired.get((a, b)) or by_law.get((a, b, first))
+        if one is not None and one["p"] is not None:
+            exponent = "local exponent" if (a, b) in paired else first
+            pairs.append({**one, "exponent": exponent, "paired": (a, b) in paired})
+        for other in exponents[1:]:
+            rest = by_law.get((a, b, other))
+            if rest is not None and rest["p"] is not None:
+                pairs.append({**rest, "paired": False})
+    for key in ("p", "p_any_floor"):
+        values = [pair["p"] if pair[key] is None else pair[key] for pair in pairs]
+        for pair, adjusted in zip(pairs, holm(values), strict=True):
+            pair[f"{key}_adjusted"] = adjusted
+    differ: list[Entry] = []
+    unsure: list[tuple[Entry, str]] = []
+    for pair in pairs:
+        against = _against(pair, comparison, level)
+        if pair["p_adjusted"] < level and not against and pair["p_any_floor_adjusted"] < level:
+            differ.append(pair)
+        elif pair["p_adjusted"] < level or against:
+            unsure.append((pair, against or _explained(pair)))
+    p = min((pair["p_adjusted"] for pair in pairs), default=None)
+    how = f"least of {_counted(len(pairs), 'p-value')} after Holm's adjustment" if len(pairs) > 1 else "t test"
+    if pairs and law and law["p"] is not None and not any(pair["paired"] for pair in pairs):
+        p, how = law["p"], "Welch's test of all families"
+    return Findings(pairs, differ, unsure, p, how)
+
+
+def _against(pair: Entry, comparison: Entry, level: float) -> str:
+    """What laws that the runs do not reject say against a significant pair, or in place of one; empty if nothing."""
+    significant = pair["p_adjusted"] < level
+    for name, one in comparison["laws"].items():
+        tenable = comparison["weighed"].get(name, {}).get("tenable", False)
+        rows = [row for row in one["pairs"] if (row["a"], row["b"]) == (pair["a"], pair["b"]) and row["identified"]]
+        rows = [
+            row for row in rows if row["exponent"] == (one["power"]["exponent"] if pair["paired"] else pair["exponent"])
+        ]
+        if not tenable or not rows or (not pair["paired"] and name == comparison["primary"]["law"]):
+            continue
+        row = rows[0]
+        turned = row["delta"] * pair["delta"] < 0
+        differs = row["p_adjusted"] is not None and row["p_adjusted"] < level
+        if (significant and turned) or (differs and (turned or not significant)):
+            larger = f"{row['a'] if row['delta'] > 0 else row['b']} has the larger {row['exponent']}"
+            here = _steeper(pair) if significant else "neither"
+            seen = "over these sizes" if pair["paired"] else f"under {comparison['primary']['law']}"
+            return (
+                f"{pair['a']} and {pair['b']}: {seen} {here} scales faster{_p(pair)}, and under {name}, which the runs "
+                f"do not reject, {larger} (p = {row['p_adjusted']:.2g}); larger models, or smaller ones that show "
+                "the bend and the floor, would decide."
+            )
+    return ""
+
+
+def _p(pair: Entry) -> str:
+    return f" (p = {pair['p_adjusted']:.2g})"
+
+
+def _steeper(pair: Entry) -> str:
+    return str(pair["a"] if pair["delta"] > 0 else pair["b"])
+
+
+def _explained(pair: Entry) -> str:
+    """Why a significant slope is no difference in scaling yet."""
+    return (
+        f"The loss of {_steeper(pair)} falls faster over these sizes than that of "
+        f"{pair['b'] if pair['delta'] > 0 else pair['a']}, by {abs(pair['delta']):.3g} {_ends(pair)} in the exponent"
+        f"{_p(pair)}; but one law with a floor and a constant factor on N explains that too "
+        f"(p = {pair['p_any_floor_adjusted']:.2g}), so it need not go on: sizes over a wider span would tell."
+    )
+
+
+def _headline(found: Findings, comparison: Entry, own: Sequence[Entry], under: str) -> tuple[str, bool | None]:
+    paired = any(pair["paired"] for pair in found.pairs)
+    where = "over these sizes" if paired else under
+    if not found.pairs:
+        lost = [entry["family"] for entry in own if not entry["identified"]] or [entry["family"] for entry in own]
+        return f"The exponents of {_listed(lost)} are not identified {under}, so the families cannot be compared.", None
+    test = f"{found.how}, p = {found.p:.2g}"
+    if found.differ:
+        return f"The families differ in how they scale {where} ({test}).", True
+    if found.unsure:
+        return f"Whether the families differ in how they scale depends on the law ({test} {where}).", None
+    level = 1 - comparison["primary"]["level"]
+    if found.p is not None and found.p < level and not paired:
+        law = comparison["laws"][comparison["primary"]["law"]]
+        straight = any(row["p_any_floor"] is not None for row in law["pairs"])
+        others = [
+            name
+            for name, one in comparison["laws"].items()
+            if comparison["weighed"].get(name, {}).get("tenable") and not (one["p"] is not None and one["p"] < level)
+        ]
+        if not straight and not others:
+            return f"The families differ in how they scale {where} ({test}; no single pair does).", True
+        return f"Whether the families differ in how they scale depends on the law ({test} {where}).", None
+    return f"The families' exponents are not distinguishable at this design {where} ({test}).", False
+
+
+def _difference(pair: Entry) -> str:
+    low, high = _steeper(pair), pair["b"] if pair["delta"] > 0 else pair["a"]
+    value = f"by {abs(pair['delta']):.3g} {_ends(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
+    if pair["paired"]:
+        return f"The loss of {low} falls faster with N than that of {high}, {value}."
+    return f"{low} has the larger {pair['exponent']} than {high}, {value}."
+
+
+def _ends(pair: Entry) -> str:
+    """The interval of the absolute difference."""
+    upright = pair["delta"] > 0
+    low, high = pair["ci_low"], pair["ci_high"]
+    if not upright:
+        low, high = (None if end is None else -end for end in (high, low))
+    return f"[{'open' if low is None else format(low, '.3g')}, {'open' if high is None else format(high, '.3g')}]"
+
+
+def _survival(ranking: Entry, found: Findings) -> list[str]:
+    """In how many other fits the order of a pair that differs is the same; of others an order says nothing."""
+    said = []
+    for pair in found.differ:
+        names = {pair["a"], pair["b"]}
+        row = next((row for row in ranking["pairs"] if {row["steeper"], row["flatter"]} == names), None)
+        if row is None or not row["of"]:
+            continue
+        same = row["same"] if row["steeper"] == _steeper(pair) else row["of"] - row["same"]
+        said.append(
+            f"{_steeper(pair)} is the steeper of the two in {same} of {row['of']} fits by other laws, N or targets."
+        )
+    return said
+
+
+def _levels(comparison: Entry) -> list[str]:
+    """Who reaches the lower loss at equal size, and how much that is worth."""
+    level = 1 - comparison["primary"]["level"]
+    rows = [pair for pair in comparison["paired"]["pairs"] if pair["level_p_adjusted"] < level]
+    said = []
+    for pair in sorted(rows, key=lambda row: -abs(row["level_log_ratio"]))[:3]:
+        better = pair["a"] if pair["level_log_ratio"] < 0 else pair["b"]
+        other = pair["b"] if better == pair["a"] else pair["a"]
+        worth, share = pair["worth"], abs(pair["level_log_ratio"])
+        ends = [worth["low"], worth["factor"], worth["high"]]
+        times = ""
+        if None not in ends:
+            low, at, high = ends if better == pair["a"] else [1 / end for end in reversed(ends)]
+            times = f", like a model with {at:.3g} times the parameters [{low:.3g}, {high:.3g}]"
+        said.append(
+            f"At equal size {better} reaches a loss {share:.1%} lower than {other}{times} "
+            f"(p = {pair['level_p_adjusted']:.2g})."
+        )
+    if len(rows) > 3:
+        said.append(f"{len(rows) - 3} more pairs differ in level.")
+    if comparison["paired"]["pairs"]:
+        return said or ["No two families differ in the level of the loss at equal size."]
+    law = comparison["laws"].get(comparison["primary"]["law"])
+    test = next(
+        (t for t in (law or {}).get("tests", []) if t["restricted"] == "one_law" and t["wider"] != "separate"), None
+    )
+    if test is None:
+        return []
+    differ = "differ" if test["p"] < level else "do not differ demonstrably"
+    return [f"In level, as a constant factor on N, the families {differ} (p = {test['p']:.2g})."]
+
+
+def _power(comparison: Entry, found: Findings) -> list[str]:
+    """The smallest difference that would have been found, by pair if they differ much, and what would find half."""
+    law = comparison["laws"].get(comparison["primary"]["law"])
+    paired = [pair for pair in comparison["paired"]["pairs"] if pair["detectable"] is not None]
+    rows = paired or [row for row in (law or {"power": {"by_pair": []}})["power"]["by_pair"] if row["detectable"]]
+    if not rows:
+        return ["This design could not have detected any difference of exponents with confidence."]
+    least, most = (pick(rows, key=lambda row: row["detectable"]) for pick in (min, max))
+    chance = f"{(law or {'power': {'power': 0.8}})['power']['power']:.0%}"
+    count = f"over {_counted(len(rows), 'pair')}"
+    if most["detectable"] < 1.5 * least["detectable"]:
+        said = f"A difference of {most['detectable']:.3g} would have been found in {chance} of cases ({count})."
+    else:
+        said = f"What would have been found in {chance} of cases ({count}) is a difference of " + " and of ".join(
+            f"{row['detectable']:.3g} between {row['a']} and {row['b']}" for row in (least, most)
+        )
+        said += "."
+    advice = most.get("advice") if paired else (law or {})["power"]["advice"]
+    half = "Half of that" if len(rows) == 1 else f"To find half of {most['detectable']:.3g}"
+    return [said + (f" {half} takes {advice['text']}." if advice else "")]
+
+
+def _not_compared(comparison: Entry, own: Sequence[Entry]) -> list[str]:
+    """Families that the law of the verdict does not hold, and laws that hold some families only."""
+    said = []
+    lost = [entry["family"] for entry in own if not entry["identified"]]
+    if lost:
+        law = comparison["primary"]["law"]
+        said.append(
+            f"Under {law} the exponent of {_listed(lost)} is not identified and enters no comparison by that law."
+        )
+    common = (comparison["laws"].get(comparison["primary"]["law"]) or {}).get("common_range")
+    if common:
+        span = common["range"]
+        said.append(
+            f"The families' sizes span different ranges; exponents are compared from {span[0]:.3g} to {span[1]:.3g}."
+            if span
+            else "The families' sizes span different ranges with too few sizes in common; a law without a floor "
+            "then has another exponent in each."
+        )
+    return said
+
+
+def _exact(own: Sequence[Entry], under: str) -> str:
+    values = [
+        f"{entry['family']} {name} = {entry['params'][name]:.6g}"
+        for entry in own
+        if entry["fitted"]
+        for name in entry["exponents"]
+    ]
+    said = f"All rows lie on the law to rounding {under}: {'; '.join(values)}."
+    return f"{said} Without scatter there is no interval and no test."
 
 
 def _one_family(entry: Entry, under: str) -> str:
@@ -59,138 +306,8 @@ def _one_family(entry: Entry, under: str) -> str:
     )
 
 
-def _families(law: Entry, under: str, level: float) -> tuple[str, bool | None]:
-    """The joint test decides where its assumptions hold, else the pairs, adjusted for their number."""
-    if not _joint_test_holds(law):
-        return _by_pairs(law, under)
-    test = next((t for t in law["tests"] if t["restricted"] == "shared_exponents"), None)
-    if test is None:
-        return f"Whether the families share exponents {under} was not tested: {_untested(law)}.", None
-    found = f"likelihood ratio {test['statistic']:.3g} on {_counted(test['df'], 'degree')} of freedom, {_p(test)}"
-    if test["p"] < 1 - level:
-        return f"The families differ in how they scale {under} ({found}).", True
-    return f"The families' exponents are not distinguishable at this design {under} ({found}).", False
-
-
-def _joint_test_holds(law: Entry) -> bool:
-    """Whether rows are independent and families scatter alike, as the joint test assumes."""
-    of = law["assumptions"]
-    return not of["rows_share_runs"] and not (of["equal_variance_p"] is not None and of["equal_variance_p"] < UNEQUAL)
-
-
-def _untested(law: Entry) -> str:
-    linear = len(LAWS[law["law"]].parameters) == 2
-    return "there are too few runs" if linear else "there are too few runs, or analysis.calibration=0 simulates nothing"
-
-
-def _by_pairs(law: Entry, under: str) -> tuple[str, bool | None]:
-    known, apart = _known_and_apart(law)
-    if not known:
-        return f"Too few runs to test whether the families share exponents {under}.", None
-    if apart:
-        return (
-            f"The families differ in how they scale {under} ({len(apart)} of {_counted(len(known), 'difference')}).",
-            True,
-        )
-    return f"The families' exponents are not distinguishable at this design {under} (no pair differs).", False
-
-
-def _known_and_apart(law: Entry) -> tuple[list[Entry], list[Entry]]:
-    """Differences of identified exponents, and those of them that remain after Holm's adjustment over all."""
-    known = [pair for pair in law["pairs"] if pair["identified"] and pair["p_adjusted"] is not None]
-    return known, [pair for pair in known if pair["p_adjusted"] < law["power"]["level"]]
-
-
-def _pairs(law: Entry, answer: bool | None) -> list[str]:
-    """Which pairs differ; none is named where a joint test that holds does not reject (closed testing)."""
-    known, apart = _known_and_apart(law)
-    if not known or answer is False:
-        return []
-    said = [
-        f"{pair['a'] if pair['delta'] > 0 else pair['b']} has the larger {pair['exponent']} than "
-        f"{pair['b'] if pair['delta'] > 0 else pair['a']}, by {abs(pair['delta']):.3g} "
-        f"({_ends(pair, pair['delta'] > 0)}, Holm-adjusted p = {pair['p_adjusted']:.2g})."
-        for pair in apart
-    ]
-    if not apart:
-        said.append(f"No single pair differs after Holm's adjustment over {_counted(len(known), 'difference')}.")
-    return said
-
-
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
-
-
-def _p(test: Entry) -> str:
-    """p as far as it is known: no simulation resolves less than one in its number of data sets."""
-    if not test["replicates"]:
-        return f"p = {test['p']:.2g} (F test)"
-    least = test["p"] <= 1 / (test["replicates"] + 1)
-    return f"p {'<=' if least else '='} {test['p']:.2g} (calibrated by {test['replicates']} simulations)"
-
-
-def _ends(pair: Entry, upright: bool) -> str:
-    low, high = (pair["ci_low"], pair["ci_high"]) if upright else (_minus(pair["ci_high"]), _minus(pair["ci_low"]))
-    return f"[{'open' if low is None else format(low, '.3g')}, {'open' if high is None else format(high, '.3g')}]"
-
-
-def _minus(value: float | None) -> float | None:
-    return None if value is None else -value
-
-
-def _power(law: Entry, primary: Entry) -> list[str]:
-    power = law["power"]
-    if power["detectable"] is None:
-        return ["This design could not have detected any difference of exponents with confidence."]
-    said = (
-        f"The smallest difference in {power['exponent']} that this design could have detected with "
-        f"{power['power']:.0%} power (over {_counted(power['pairs'], 'pair')}) is {power['detectable']:.3g}."
-    )
-    better = power["better"]
-    if better.get("times_runs_for_half"):
-        said += f" To detect half of that takes {better['times_runs_for_half']} times the runs at these sizes"
-        if better.get("span_for_half"):
-            said += (
-                f", or sizes that span a factor of {better['span_for_half']:.3g} instead of {better['span_now']:.3g}"
-            )
-        said += "."
-    return [said]
-
-
-def _assumed(law: Entry, primary: Entry) -> list[str]:
-    of, said = law["assumptions"], []
-    if primary["loss"] == "huber" and not of["rows_share_runs"]:
-        said.append("Exponents are by Huber's loss, but the likelihood ratios compare least-squares fits.")
-    if of["equal_variance_p"] is not None and of["equal_variance_p"] < UNEQUAL:
-        said.append(
-            f"The families do not scatter alike (Bartlett's p = {of['equal_variance_p']:.2g}), which the joint test "
-            "assumes, so the verdict rests on the pairs, each with its own families' scatter."
-        )
-    if of["rows_share_runs"]:
-        said.append(
-            "Several rows come from one run; the likelihood ratios take them for independent and are too sure, so the "
-            "verdict rests on the pairwise intervals, which draw whole runs."
-        )
-    return said
-
-
-def _ranking(ranking: Entry, primary: Entry) -> list[str]:
-    if ranking["survives"] is None:
-        return [f"Whether the ranking survives another law, N or target cannot be said: {ranking['unknown']}."]
-    order = " > ".join(ranking["primary_order"])
-    apart = ranking["perplexity_order"]
-    aside = (
-        [f"Fitted to perplexity, whose exponent mixes that of loss with its level, the order is {' > '.join(apart)}."]
-        if apart and apart != ranking["primary_order"]
-        else []
-    )
-    count = f"{ranking['same_order']} of {ranking['compared_with']} other fits"
-    if ranking["survives"]:
-        return [f"The order of exponents, {order}, is the same in all other fits ({ranking['compared_with']}).", *aside]
-    moved = [what for what, same in ranking["survives_change_of"].items() if not same]
-    names = {"law": "law", "target": "target", "size": "N", "loss": "fitted loss"}
-    changes = _listed([names[m] for m in moved]) or "law, target and N together"
-    return [f"The order of exponents, {order}, holds in {count} only; it changes with the {changes}.", *aside]
 
 
 def _budget(comparison: Entry, own: Sequence[Entry]) -> list[str]:
@@ -217,25 +334,25 @@ def _tokens(count: float) -> str:
 
 
 def _misfit(comparison: Entry, own: Sequence[Entry]) -> list[str]:
-    """What the data hold against the law of the verdict: lack of fit, or another law they prefer by far."""
+    """What the data hold against the law of the verdict: lack of fit, another law they prefer, or one they allow."""
     said = []
-    amiss = [e["family"] for e in own if e.get("misfits")]
+    tests = [(e["family"], e.get("lack_of_fit")) for e in own]
+    amiss = [family for family, test in tests if test and test["p"] * len(tests) < 0.05]
     if amiss:
         said.append(
             f"Sizes of {_listed(amiss)} deviate from this law by more than seeds do, so it leaves something out."
         )
-    rows = comparison["selection"]
-    voters = {row["family"] for row in rows if row["identified"] and row["law"] == comparison["primary"]["law"]}
-    totals: dict[str, float] = {}
-    for row in rows:
-        if row["family"] in voters:
-            aicc = row["aicc"] if row["aicc"] is not None and row["identified"] else float("nan")
-            totals[row["law"]] = totals.get(row["law"], 0.0) + aicc
-    finite = {law: total for law, total in totals.items() if abs(total) < float("inf")}
-    law = comparison["primary"]["law"]
-    best = min(finite, key=lambda name: finite[name], default=law)
-    if law in finite and finite[law] - finite[best] > 10:
-        said.append(f"{best} describes the runs better (AICc lower by {finite[law] - finite[best]:.3g}).")
+    law, weighed = comparison["primary"]["law"], comparison["weighed"]
+    mine = weighed.get(law, {})
+    if mine.get("tenable") is False and mine["why"]:
+        said.append(f"The runs reject {law}: {mine['why']}.")
+    others = [name for name, one in weighed.items() if one["tenable"] and name != law]
+    if others:
+        said.append(f"The runs do not reject {_listed(others)} either.")
+    for name, one in weighed.items():
+        if one["refused"] and one["families"]:
+            families = list(one["refused"])
+            said.append(f"{name} cannot be fitted to {_listed(families)} ({one['refused'][families[0]]}).")
     return said
 
 

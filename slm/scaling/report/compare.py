@@ -12,6 +12,7 @@ from slm.scaling.report.wording import (
     NOTHING,
     TARGET_NAMES,
     amount,
+    count,
     interval,
     is_number,
     listed,
@@ -23,7 +24,6 @@ from slm.scaling.report.wording import (
     size_words,
     with_interval,
 )
-from slm.scaling.verdict import UNEQUAL
 
 MODEL_NAMES = {
     "one_law": "one law for all",
@@ -108,26 +108,101 @@ def published_section(of: Directory) -> Section | None:
     )
 
 
+def paired_section(of: Directory) -> Section | None:
+    """Families at the same sizes: slopes and levels of their log ratios."""
+    found = of.comparison.get("paired") or {}
+    pairs = found.get("pairs") or []
+    if not pairs:
+        return None
+    farthest = max(pair["farthest"] for pair in pairs)
+    moved = f", moved to one size where they differ by up to {farthest:.1%}" if farthest > 1e-3 else ""
+    section = Section("Families at the same sizes").add(
+        "What two families share at a size, such as its deviation from any smooth law, cancels in the ratio of their "
+        f"losses. Each pair is compared at the sizes that both have{moved}. The slope of the log ratio against log N "
+        "is a difference of local exponents, -dlog L / dlog N, whatever the law; its height is a difference of level. "
+        "`p, any floor` is the largest p that the slope has if the families follow one law with a floor, any that the "
+        "runs do not reject, and differ by a constant factor on N. p-values are adjusted over the pairs (Holm).",
+        paired_table(pairs),
+        figure(of, "ratios", "Log ratio of losses at the same sizes: means over seeds, line and its interval."),
+        levels_table(pairs),
+    )
+    left = [f"{plainly(row['a'])} and {plainly(row['b'])}: {row['reason']}" for row in found["unmatched"]]
+    return section.add("Not paired:" if left else "", bullets(left))
+
+
+def paired_table(pairs: Sequence[Entry]) -> str:
+    """Slopes of log ratios with their adjusted p."""
+    rows = [
+        [
+            f"{plainly(pair['a'])} - {plainly(pair['b'])}",
+            str(len(pair["sizes"])),
+            with_interval(pair["delta"], [pair["ci_low"], pair["ci_high"]], 3),
+            p_value(pair["p_adjusted"]),
+            p_value(pair["p_any_floor_adjusted"]),
+            percent(pair["spread"]),
+            sig(pair["detectable"], 3),
+        ]
+        for pair in pairs
+    ]
+    header = ("pair", "sizes", "difference of exponents", "p", "p, any floor", "scatter of a ratio", "would be found")
+    return table(header, rows)
+
+
+def levels_table(pairs: Sequence[Entry]) -> str:
+    """Log ratios at the middle size, and what they are worth in parameters."""
+    rows = []
+    for pair in pairs:
+        worth = [pair["worth"], pair["worth_by_size"][0], pair["worth_by_size"][-1]]
+        rows.append(
+            [
+                f"{plainly(pair['a'])} / {plainly(pair['b'])}",
+                percent(pair["level_log_ratio"], sign=True),
+                p_value(pair["level_p_adjusted"]),
+                *(with_interval(one["factor"], [one["low"], one["high"]], 3) for one in worth),
+            ]
+        )
+    header = ("pair", "loss above", "p", "worth, times the parameters", "at the smallest size", "at the largest size")
+    return table(header, rows)
+
+
 def comparison_section(of: Directory) -> Section:
-    """Nested models, pairs, efficiency, pooling and ranking."""
-    section = Section("Comparison of families")
+    """Exponents under the law of the verdict, nested models, efficiency, pooling and ranking."""
+    section = Section("Comparison of families by a law")
     law = of.compared
     if law is None:
         why = "There is one family" if len(of.families) == 1 else "Fewer than two families could be fitted"
         return section.add(f"{why}, so there is nothing to compare.")
     left = law.get("left_out") or []
     section.add(
-        f"Under {law_name(law['law'])}." + (f" Left out, not fitted: {plainly(listed(left))}." if left else ""),
+        f"Under {law_name(law['law'])}."
+        + (f" Left out, not fitted or not identified: {plainly(listed(left))}." if left else ""),
+        _joint(law),
+        pairs_table(law),
+        figure(of, "differences", "Differences of exponents between families, each by its own fit."),
         models_table(law),
         _explained(law),
-        pairs_table(law),
-        figure(of, "differences", "Differences of exponents between families. Grey: smaller than this design detects."),
         bullets(efficiency(law, of.level)),
         _pooled(of, law),
     )
     others = [one for name, one in of.comparison["laws"].items() if name != law["law"]]
     section.add(folded(f"The same test under {plural(len(others), 'other law')}", _other_laws(others)))
     return section.add(*_ranking(of))
+
+
+def _joint(law: Entry) -> str:
+    said = [f"{name}: p = {p_value(test['p'])}".replace("= <", "<") for name, test in law["joint"].items()]
+    if not said:
+        return "No exponent is identified in two families, so none is compared."
+    common = law.get("common_range")
+    over = (
+        f" Fits are over the sizes that all families span, {count(common['range'][0])} to {count(common['range'][1])}."
+        if common and common["range"]
+        else ""
+    )
+    return (
+        f"All families have one exponent (Welch's test, each with its own scatter): {'; '.join(said)}.{over} Intervals "
+        "and p of the pairs are Welch's too."
+    )
 
 
 def law_name(law: str) -> str:
@@ -137,7 +212,7 @@ def law_name(law: str) -> str:
 
 def models_table(law: Entry) -> str:
     """Nested models with their likelihood ratios against separate laws."""
-    tests = {test["restricted"]: test for test in law["tests"]}
+    tests = {test["restricted"]: test for test in law["tests"] if test["wider"] == "separate"}
     rows = []
     for model in law["models"]:
         test = tests.get(model["model"], {})
@@ -160,19 +235,19 @@ def models_table(law: Entry) -> str:
 
 
 def _explained(law: Entry) -> str:
+    if not law["independent"]:
+        return "Rows share runs or shapes, so no likelihood ratio is shown: it would take them for independent."
     words = (
         "LR is the likelihood ratio against separate laws. `p calibrated` comes from data simulated under the "
-        "restricted model (for a straight line: from the F test), because `p chi2` is too small with few runs."
+        "restricted model with every family's own scatter, because `p chi2` is too small with few runs."
     )
-    if (law.get("assumptions") or {}).get("rows_share_runs"):
-        return "Several rows come from one run, so no likelihood ratio is shown: it would take them for independent."
-    words += (
-        " The families do not scatter alike, which LR assumes: the pairs below do not."
-        if ((law["assumptions"].get("equal_variance_p") or 1.0) < UNEQUAL)
-        else ""
+    levels = next((t for t in law["tests"] if t["restricted"] == "one_law" and t["wider"] != "separate"), None)
+    if levels is None:
+        return words
+    p = _is(p_value(levels["p"], levels["replicates"]))
+    return (
+        f"{words} One law for all against a constant factor on size by family: LR {sig(levels['statistic'], 3)}, p {p}."
     )
-    equal = (law.get("assumptions") or {}).get("equal_variance_p")
-    return words + (f" Equal scatter of the families: Bartlett's p {_is(p_value(equal))}." if is_number(equal) else "")
 
 
 def _is(p: str) -> str:
@@ -181,29 +256,27 @@ def _is(p: str) -> str:
 
 def pairs_table(law: Entry) -> str:
     """Differences of exponents with their adjusted p."""
-    simulated = max((test["replicates"] for test in law["tests"]), default=0)
     rows = []
     for row in law["pairs"]:
-        drawn = simulated if row["p"] != row.get("p_profile") else None
         known = row["identified"] and is_number(row["delta"])
         rows.append(
             [
                 f"{plainly(row['a'])} - {plainly(row['b'])}",
                 row["exponent"],
                 with_interval(row["delta"], [row["ci_low"], row["ci_high"]], 3) if known else "not identified",
-                p_value(row["p"], drawn) if known else NOTHING,
+                p_value(row["p"]) if known else NOTHING,
                 p_value(row["p_adjusted"]) if known else NOTHING,
+                p_value(row["p_any_floor_adjusted"]) if known else NOTHING,
             ]
         )
-    return table(("pair", "exponent", "difference", "p", "Holm-adjusted p"), rows)
+    return table(("pair", "exponent", "difference", "p", "Holm-adjusted p", "the same, any floor"), rows)
 
 
 def efficiency(law: Entry, level: float) -> list[str]:
     """rho_N and rho_D in words, with whether the model they belong to holds."""
     rows = law.get("efficiency") or []
-    test = next((t for t in law["tests"] if t["restricted"] == "efficiency"), None) or next(
-        (t for t in law["tests"] if t["restricted"] == "shared_exponents"), None
-    )
+    models = {t["restricted"]: t for t in law["tests"] if t["wider"] == "separate"}
+    test = models.get("efficiency") or models.get("shared_exponents")
     said = []
     for row in rows:
         thing = {"N": "parameter", "D": "training token", "C": "FLOP"}.get(row["variable"], row["variable"])
@@ -249,19 +322,9 @@ def _pooled(of: Directory, law: Entry) -> str:
 def _other_laws(laws: Sequence[Entry]) -> str:
     rows = []
     for law in laws:
-        test = next((t for t in law["tests"] if t["restricted"] == "shared_exponents"), None)
-        rows.append(
-            [
-                f"`{law['law']}`",
-                sig(test["statistic"], 3) if test else NOTHING,
-                str(test["df"]) if test else NOTHING,
-                p_value(test["p"], test["replicates"]) if test else NOTHING,
-                str(test["replicates"]) if test else NOTHING,
-                sig(law["power"]["detectable"], 3),
-            ]
-        )
-    header = ("law", "LR of shared exponents", "df", "p calibrated", "simulations", "smallest detectable difference")
-    return table(header, rows)
+        for name, test in law["joint"].items():
+            rows.append([f"`{law['law']}`", name, plainly(listed(test["families"])), p_value(test["p"])])
+    return table(("law", "exponent", "families that identify it", "p of one exponent for all"), rows)
 
 
 def _ranking(of: Directory) -> list[str]:
@@ -322,30 +385,30 @@ _CHANGES = {"law": "law", "target": "target", "size": "N", "loss": "what the fit
 
 def power_section(of: Directory) -> Section | None:
     """What this design could have seen."""
+    paired = (of.comparison.get("paired") or {}).get("pairs") or []
     law = of.compared
-    if law is None:
+    if law is None and not paired:
         return None
-    power = law["power"]
     section = Section("Power of the design")
-    if not is_number(power["detectable"]):
+    power = (law or {}).get("power") or {}
+    chance = f"{power.get('power') or 0.8:.0%}"
+    rows = [
+        [f"{plainly(row['a'])} - {plainly(row['b'])}", how, sig(row["detectable"], 3)]
+        for how, found in (("at the same sizes", paired), ("by the law", power.get("by_pair") or []))
+        for row in found
+    ]
+    if not any(is_number(row["detectable"]) for row in (*paired, *(power.get("by_pair") or []))):
         return section.add(
             "This design could not have detected any difference of exponents with confidence: an exponent is not "
             "identified."
         )
-    better = power.get("better") or {}
     section.add(
-        f"The smallest difference in {power['exponent']} that this design detects in {power['power']:.0%} of cases, at "
-        f"{plural(power['pairs'], 'pair')} and a scatter of {percent(power['sigma_log'])}, is "
-        f"**{sig(power['detectable'], 3)}**. No difference found means no more than that."
+        f"The difference of exponents that each comparison finds in {chance} of cases, at the scatter of that pair, "
+        f"adjusted over the pairs. No difference found means no more than that.",
+        table(("pair", "compared", "would be found"), rows),
     )
-    ways = []
-    if is_number(better.get("times_runs_for_half")):
-        ways.append(f"{better['times_runs_for_half']:g} times the runs at these sizes")
-    if is_number(better.get("span_for_half")):
-        ways.append(
-            f"sizes that span a factor of {sig(better['span_for_half'], 3)} instead of {sig(better['span_now'], 3)}"
-        )
-    if ways:
-        section.add(f"To detect half of that ({sig(better.get('half'), 3)}) takes {' or '.join(ways)}.")
-    rows = [[plainly(name), sig(value, 3)] for name, value in power["by_family"].items()]
-    return section.add(table(("design and scatter as of", "smallest detectable difference"), rows))
+    worst = max((pair for pair in paired if pair["advice"]), key=lambda pair: pair["detectable"], default=None)
+    advice = worst["advice"] if worst else power.get("advice")
+    if advice:
+        section.add(f"To find {sig(advice['difference'], 3)} (half of the largest) takes {advice['text']}.")
+    return section

@@ -21,6 +21,7 @@ FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
     "profiles": figures_fits.profiles,
     "extrapolation": figures_fits.extrapolation,
     "marginal": figures_fits.marginal,
+    "ratios": figures_compare.ratios,
     "differences": figures_compare.differences,
     "pareto": figures_compare.pareto,
     "isoflop": figures_compare.isoflop,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from slm.scaling.laws import VARIABLES
-from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of
+from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of, whole
 from slm.scaling.report.style import (
     GREY,
     INK,
@@ -158,7 +158,7 @@ def _forest_row(axis: Axes, of: Directory, entry: Entry, name: str, y: float, en
 
 
 def differences(of: Directory) -> Figure | None:
-    """Pairwise differences of the primary law's exponents, and what the design could not have seen."""
+    """Pairwise differences of the primary law's exponents."""
     found = of.compared
     rows = [row for row in (found or {}).get("pairs", []) if row.get("identified") and is_number(row.get("delta"))]
     if not found or not rows:
@@ -177,21 +177,17 @@ def differences(of: Directory) -> Figure | None:
         margins=Margins(left=left, right=1.2),
     )
     for axis, name in zip(axes, names, strict=True):
-        _differences_of(axis, [row for row in rows if row["exponent"] == name], name, found["power"])
+        _differences_of(axis, [row for row in rows if row["exponent"] == name], name, 1 - of.level)
     return figure
 
 
-def _differences_of(axis: Axes, rows: list[Entry], name: str, power: Entry) -> None:
+def _differences_of(axis: Axes, rows: list[Entry], name: str, level: float) -> None:
     reach = max(abs(end) for row in rows for end in (row["delta"], row["ci_low"], row["ci_high"]) if is_number(end))
-    smallest: Any = power.get("detectable") if power.get("exponent") == name else None
-    if is_number(smallest):
-        axis.axvspan(-smallest, smallest, color="#F0F0F0", lw=0, zorder=0)
-        reach = max(reach, smallest)
     axis.axvline(0, color=INK, lw=0.8)
     edge = 1.08 * reach
     for y, row in enumerate(rows):
         low, high = (row["ci_low"], row["ci_high"])
-        stands_out = is_number(row["p_adjusted"]) and row["p_adjusted"] < power["level"]
+        stands_out = is_number(row["p_adjusted"]) and row["p_adjusted"] < level
         colour = PALETTE[1] if stands_out else PALETTE[0]
         axis.plot([low if is_number(low) else -edge, high if is_number(high) else edge], [y, y], color=colour, lw=1.6)
         axis.plot(row["delta"], y, "o", color=colour, ms=5)
@@ -201,9 +197,35 @@ def _differences_of(axis: Axes, rows: list[Entry], name: str, power: Entry) -> N
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlim(-edge, edge)
-    axis.set_xlabel(
-        f"difference in {name}" + ("; grey: smaller than this design detects" if is_number(smallest) else "")
-    )
+    axis.set_xlabel(f"difference in {name}")
+
+
+def ratios(of: Directory) -> Figure | None:
+    """Log ratio of the losses of every matched pair against N, with its line and band."""
+    pairs = (of.comparison.get("paired") or {}).get("pairs") or []
+    pairs = [pair for pair in pairs if whole(pair["band"], "centre", "low", "high")]
+    if not pairs:
+        return None
+    apart = sum(pair["p_adjusted"] < 1 - of.level for pair in pairs)
+    title = f"Log ratio of {of.primary['target'].replace('_', ' ')} at the same sizes: the slope of "
+    title += f"{apart or 'none'} of {len(pairs)} stands out from zero after Holm's adjustment"
+    figure, axes = panels(len(pairs), title, columns=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
+    for axis, pair in zip(axes, pairs, strict=True):
+        colour = PALETTE[1] if pair["p_adjusted"] < 1 - of.level else PALETTE[0]
+        band, points = pair["band"], pair["points"]
+        low, high, centre = (100 * np.array(band[name]) for name in ("low", "high", "centre"))
+        axis.fill_between(band["N"], low, high, color=colour, alpha=0.2, lw=0)
+        axis.plot(band["N"], centre, color=colour, lw=1.5)
+        axis.plot(points["N"], 100 * np.array(points["log_ratio"]), "o", color=colour, ms=4, mec="white", mew=0.4)
+        axis.axhline(0, color=INK, lw=0.8)
+        log_axis(axis.xaxis, min(points["N"]) / 1.15, max(points["N"]) * 1.15)
+        axis.grid(True)
+        axis.set_title(
+            f"{short(pair['a'])} / {short(pair['b'])}, p {_equals(p_value(pair['p_adjusted']))}", fontsize=8.5
+        )
+        axis.set_xlabel(axis_name("N", of.primary["size"]))
+    axes[0].set_ylabel("loss above the other's (%)")
+    return figure
 
 
 def _pair(row: Entry) -> str:

@@ -19,6 +19,7 @@ SECTIONS = (
     fits.references_section,
     fits.curves_section,
     overlay.overlay_section,
+    compare.paired_section,
     compare.comparison_section,
     compare.power_section,
     fits.selection_section,

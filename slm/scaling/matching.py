@@ -1,0 +1,152 @@
+"""Runs of two families at the same sizes and budgets, as pairs: what a matched design is made for.
+
+Axes: n matched points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from slm.scaling.forms import Floats
+from slm.scaling.tables import Table
+
+SAME_SIZE = 0.10
+"""Sizes closer than this are one size; the losses are then moved to their geometric mean along each family's curve."""
+SAME_TOKENS = 0.02
+"""Budgets closer than this, in tokens or in tokens a parameter, are one budget."""
+FEWEST = 4
+"""Sizes in common below which nothing is paired: a slope then has fewer than two degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Log targets of two families at n points that both have, at one size each."""
+
+    a: str
+    b: str
+    log_N: Floats
+    log_D: Floats | None
+    """Log tokens; None where they are one number or follow from N, so that nothing is left to tell them from N."""
+    log_a: Floats
+    log_b: Floats
+    shapes: np.ndarray
+    """Points of one shape have one number."""
+    seeds: float
+    """Mean number of runs behind a value."""
+    noise: float | None
+    """Scatter of a log ratio of two single runs between seeds; None where no size has two."""
+    farthest: float
+    """Largest distance of two matched sizes, as a share."""
+
+    @property
+    def log_ratio(self) -> Floats:
+        """log(a / b)."""
+        return self.log_a - self.log_b
+
+
+def match(table: Table, a: str, b: str, target: str, size: str) -> Matched | str:
+    """The matched points of two families, or why there are too few.
+
+    Where both families ran a seed at a point, single runs are paired by seed: they saw the same data in the same order.
+    """
+    one, two = (_points(table.of(name).frame, target, size) for name in (a, b))
+    pairs = _nearest(one, two)
+    sizes = len({one[i].log_N for i, _ in pairs})
+    if sizes < FEWEST:
+        have = min(len({point.log_N for point in points}) for points in (one, two))
+        return f"{sizes} of {have} sizes are the same to {SAME_SIZE:.0%}, at the same tokens; {FEWEST} are needed"
+    values = [_by_seed(one[i], two[j]) for i, j in pairs]
+    log_n = np.array([[one[i].log_N, two[j].log_N] for i, j in pairs])
+    log_d = np.array([one[i].log_D for i, _ in pairs])
+    middle = log_n.mean(axis=1)
+    left, right = (np.array([value[k].mean() for value in values]) for k in (0, 1))
+    shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
+    free = None if np.isnan(log_d).any() or not _varies_by_itself(middle, log_d) else log_d
+    ordered = free is None and len(np.unique(shapes)) == len(shapes)
+    return Matched(
+        a,
+        b,
+        middle,
+        free,
+        _moved(log_n[:, 0], left, middle, ordered, free),
+        _moved(log_n[:, 1], right, middle, ordered, free),
+        shapes,
+        float(np.mean([len(value[0]) for value in values])),
+        _noise(values),
+        float(np.expm1(np.abs(np.diff(log_n, axis=1)).max())),
+    )
+
+
+@dataclass(frozen=True)
+class _Point:
+    log_N: float
+    log_D: float
+    runs: pd.Series
+    """Log targets by seed, or by row number where seeds are not known."""
+    seeded: bool
+
+
+def _points(frame: pd.DataFrame, target: str, size: str) -> list[_Point]:
+    """Every size and budget of a family, in order of size."""
+    seeded = "seed" in frame and bool(frame["seed"].notna().all())
+    tokens = frame["tokens"] if "tokens" in frame else pd.Series(np.nan, frame.index)
+    rows = pd.DataFrame({"N": frame[size], "D": tokens, "log_y": np.log(frame[target].astype(float))})
+    rows["seed"] = frame["seed"] if seeded else np.arange(len(frame))
+    return [
+        _Point(float(np.log(N)), float(np.log(D)), group.groupby("seed")["log_y"].mean(), seeded)
+        for (N, D), group in rows.groupby(["N", "D"], dropna=False)
+    ]
+
+
+def _nearest(one: list[_Point], two: list[_Point]) -> list[tuple[int, int]]:
+    """Mutually nearest points that agree in size and in tokens or tokens a parameter."""
+    if not one or not two:
+        return []
+    far = np.full((len(one), len(two)), np.inf)
+    for i, p in enumerate(one):
+        for j, q in enumerate(two):
+            apart, budget = abs(p.log_N - q.log_N), abs(p.log_D - q.log_D)
+            ratio = abs((p.log_D - p.log_N) - (q.log_D - q.log_N))
+            alike = np.isnan(budget) or min(budget, ratio) <= np.log1p(SAME_TOKENS)
+            if alike and apart <= np.log1p(SAME_SIZE):
+                far[i, j] = apart + (0.0 if np.isnan(budget) else 1e-3 * budget)
+    best = far.argmin(axis=1)
+    return [(i, int(j)) for i, j in enumerate(best) if np.isfinite(far[i, j]) and far[:, j].argmin() == i]
+
+
+def _by_seed(p: _Point, q: _Point) -> tuple[Floats, Floats]:
+    """Log targets of the seeds that both have, in one order; all of either where they have none in common."""
+    common = p.runs.index.intersection(q.runs.index) if p.seeded and q.seeded else []
+    if len(common):
+        return p.runs[common].to_numpy(float), q.runs[common].to_numpy(float)
+    return p.runs.to_numpy(float), q.runs.to_numpy(float)
+
+
+def _noise(values: list[tuple[Floats, Floats]]) -> float | None:
+    """Standard deviation of a log ratio between seeds of one point, pooled; seeds paired where both have them."""
+    total, df = 0.0, 0
+    for left, right in values:
+        if len(left) == len(right) and len(left) > 1:
+            total, df = total + float(np.var(left - right) * len(left)), df + len(left) - 1
+    return float(np.sqrt(total / df)) if df else None
+
+
+def _varies_by_itself(log_n: Floats, log_d: Floats) -> bool:
+    """Whether tokens are more than a function of N."""
+    design = np.stack([np.ones_like(log_n), log_n], axis=1)
+    rest = log_d - design @ np.linalg.lstsq(design, log_d, rcond=None)[0]
+    return bool(np.sqrt((rest**2).mean()) > 0.05)
+
+
+def _moved(log_n: Floats, log_y: Floats, to: Floats, ordered: bool, log_d: Floats | None) -> Floats:
+    """Log targets at sizes `to`: along the line between neighbouring sizes, or along a plane in N and tokens."""
+    if ordered:
+        order = np.argsort(log_n)
+        slopes = np.gradient(log_y[order], log_n[order])
+        return np.asarray(log_y + slopes[np.argsort(order)] * (to - log_n))
+    columns = [np.ones_like(log_n), log_n, *([] if log_d is None else [log_d])]
+    slope = np.linalg.lstsq(np.stack(columns, axis=1), log_y, rcond=None)[0][1]
+    return np.asarray(log_y + slope * (to - log_n))

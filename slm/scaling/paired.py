@@ -1,0 +1,183 @@
+"""Two families at the same sizes: the slope and the level of the logarithm of their losses' ratio.
+
+Notable: what both families share, such as the deviation of a size from any smooth law, cancels in the ratio, so that
+its slope tells differences of exponents apart that the families' own fits cannot. It takes no law for true; its t test
+is exact whatever the two families' scatter. What a law can change is the meaning: two families of one law above a floor
+that differ by a constant factor on N have a ratio that changes with N all the same. So the slope is also tested against
+that, under every floor that the runs do not reject (`floor_p`).
+
+Axes: n matched points, G floors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from slm.scaling.floors import SHARES, at_floor, floors_not_rejected
+from slm.scaling.forms import Floats
+from slm.scaling.matching import Matched, match
+from slm.scaling.pairs import holm
+from slm.scaling.power import PairedDesign
+from slm.scaling.robust import cluster_error
+from slm.scaling.tables import Table
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Least squares of values on columns: coefficients, their errors, degrees of freedom of each, residuals."""
+
+    coefficients: Floats
+    errors: Floats
+    df: Floats
+    residuals: Floats
+
+    def p(self, place: int) -> float:
+        """Two-sided p of a coefficient being 0."""
+        return float(2 * stats.t.sf(abs(self.coefficients[place]) / self.errors[place], self.df[place]))
+
+
+def regress(values: Floats, columns: Sequence[Floats], groups: np.ndarray) -> Line:
+    """Least squares with Student's t, or with cluster-robust errors where several rows are of one of `groups`."""
+    design = np.stack(columns, axis=1)
+    inverse = np.linalg.pinv(design.T @ design)
+    coefficients = inverse @ design.T @ values
+    residuals = values - design @ coefficients
+    n, k = design.shape
+    if len(np.unique(groups)) == n:
+        variance = max(float(residuals @ residuals), 1e-30) / (n - k)
+        return Line(coefficients, np.sqrt(variance * np.diag(inverse)), np.full(k, float(n - k)), residuals)
+    found = np.array([cluster_error(design, residuals, groups, unit) for unit in np.eye(k)])
+    return Line(coefficients, np.maximum(found[:, 0], 1e-15), found[:, 1], residuals)
+
+
+def compare_pairs(table: Table, target: str, size: str, *, level: float = 0.95, power: float = 0.8) -> Entry:
+    """`paired` of comparison.json: every pair of families that can be matched, and p-values adjusted over them (Holm).
+
+    `unmatched` says of the others why not. `p` is the least adjusted p of a slope: a test of all families whose level
+    holds for any scatter and any correlation of the families.
+    """
+    pairs, unmatched = [], []
+    for a, b in combinations(table.families, 2):
+        found = match(table, a, b, target, size)
+        if isinstance(found, str):
+            unmatched.append({"a": a, "b": b, "reason": found})
+        else:
+            pairs.append(_pair(found, level))
+    for key in ("p", "p_any_floor", "level_p"):
+        for pair, adjusted in zip(pairs, holm([pair[key] for pair in pairs]), strict=True):
+            pair[f"{key}_adjusted"] = adjusted
+    for pair in pairs:
+        design = PairedDesign(np.log(pair["sizes"]), pair["noise"], pair["misfit"], max(1, round(pair["seeds"])))
+        asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
+        pair["detectable"] = design.detectable(**asked)
+        advice = design.advice(pair["detectable"] / 2, **asked) if pair["detectable"] else None
+        pair["advice"] = advice and {**vars(advice), "text": advice.text}
+    return {
+        "target": target,
+        "size": size,
+        "pairs": pairs,
+        "unmatched": unmatched,
+        "p": min((pair["p_adjusted"] for pair in pairs), default=None),
+        "level_p": min((pair["level_p_adjusted"] for pair in pairs), default=None),
+    }
+
+
+def _pair(of: Matched, level: float) -> Entry:
+    x = of.log_N - of.log_N.mean()
+    rest = [] if of.log_D is None else [of.log_D - of.log_D.mean()]
+    one, d = np.ones_like(x), of.log_ratio
+    line = regress(d, [one, x, *rest], of.shapes)
+    mean = regress((of.log_a + of.log_b) / 2, [one, x, *rest], of.shapes)
+    reach = stats.t.ppf(0.5 + level / 2, line.df[1]) * line.errors[1]
+    floors = _floors(of, x, level) if of.log_D is None and len(np.unique(of.shapes)) == len(x) else []
+    spread = float(np.sqrt((line.residuals**2).sum() / max(line.df.min(), 1.0)))
+    own = 0.0 if of.noise is None else of.noise / np.sqrt(of.seeds)
+    sizes = np.exp([of.log_N[of.shapes == shape].mean() for shape in range(int(of.shapes.max()) + 1)])
+    return {
+        "a": of.a,
+        "b": of.b,
+        "sizes": np.sort(sizes),
+        "farthest": of.farthest,
+        "seeds": of.seeds,
+        "points": {"N": np.exp(of.log_N), "log_ratio": d},
+        "delta": -float(line.coefficients[1]),
+        "ci_low": -float(line.coefficients[1] + reach),
+        "ci_high": -float(line.coefficients[1] - reach),
+        "p": line.p(1),
+        "df": float(line.df[1]),
+        "noise": None if of.noise is None else of.noise / np.sqrt(2),
+        "misfit": float(np.sqrt(max(spread**2 - own**2, 0.0))),
+        "spread": spread,
+        **_under_floors(line, floors),
+        "level_log_ratio": float(line.coefficients[0]),
+        "level_p": line.p(0),
+        "worth": _worth(line, mean, 0.0, level),
+        "worth_by_size": [{"N": float(N), **_worth(line, mean, float(np.log(N) - of.log_N.mean()), level)}
+                          for N in np.sort(sizes)],
+        "band": _band(line, x, of, level),
+    }  # fmt: skip
+
+
+def _worth(line: Line, mean: Line, at: float, level: float) -> Entry:
+    """How many times the parameters of b a run of a is worth at log size `at` above the mean: a ratio, by Fieller
+    (1954).
+
+    Its logarithm is -log(a / b) over the local exponent, the slope of both families' mean; an end is None where the
+    data set none. The two coefficients are independent of each other, since sizes are centred.
+    """
+    ratio = -float(line.coefficients[0] + line.coefficients[1] * at)
+    exponent = -float(mean.coefficients[1])
+    t = stats.t.ppf(0.5 + level / 2, line.df[:2].min())
+    top, bottom = line.errors[0] ** 2 + (line.errors[1] * at) ** 2, mean.errors[1] ** 2
+    square, middle, rest = exponent**2 - t**2 * bottom, exponent * ratio, ratio**2 - t**2 * top
+    if exponent <= 0 or square <= 0:
+        return {"factor": None, "low": None, "high": None}
+    root = np.sqrt(max(middle**2 - square * rest, 0.0))
+    ends = (ratio / exponent, (middle - root) / square, (middle + root) / square)
+    with np.errstate(over="ignore"):
+        return dict(zip(("factor", "low", "high"), (float(np.exp(end)) for end in ends), strict=True))
+
+
+def _band(line: Line, x: Floats, of: Matched, level: float) -> Entry:
+    """The line of the log ratio along N, with the interval of its height."""
+    along = np.linspace(x.min(), x.max(), 40)
+    height = line.coefficients[0] + line.coefficients[1] * along
+    t = stats.t.ppf(0.5 + level / 2, line.df[:2].min())
+    reach = t * np.sqrt(line.errors[0] ** 2 + (line.errors[1] * along) ** 2)
+    return {"N": np.exp(along + of.log_N.mean()), "centre": height, "low": height - reach, "high": height + reach}
+
+
+def _floors(of: Matched, x: Floats, level: float) -> list[tuple[float, Line]]:
+    """Floors that the mean of both families does not reject, each with the regression that allows for it.
+
+    Under a floor a constant factor on N changes the ratio in proportion to the local exponent, alpha (1 - E / L) at
+    each size, which takes the place of the constant.
+    """
+    mean = (of.log_a + of.log_b) / 2
+    fits = [at_floor(of.log_N, mean, share * float(np.exp(mean.min()))) for share in SHARES]
+    kept = floors_not_rejected(np.array([one.squares for one in fits]), len(x) - 3, level)
+    return [
+        (one.floor, regress(of.log_ratio, [one.local / one.local.mean(), x], np.arange(len(x))))
+        for one, known in zip(fits, kept, strict=True)
+        if known and one.alpha > 0
+    ]
+
+
+def _under_floors(line: Line, floors: Sequence[tuple[float, Line]]) -> Entry:
+    """The largest p of the slope under these floors, 1 where one of them turns its sign."""
+    sign = np.sign(line.coefficients[1])
+    turned = [floor for floor, one in floors if np.sign(one.coefficients[1]) != sign]
+    worst = max([line.p(1), *(one.p(1) for _, one in floors)])
+    return {
+        "floors": [min(f for f, _ in floors), max(f for f, _ in floors)] if floors else None,
+        "p_any_floor": 1.0 if turned else worst,
+        "explained_by_floor": max(floors, key=lambda one: one[1].p(1))[0] if floors else None,
+    }
