@@ -55,15 +55,20 @@ def analyse(
     controlled: bool | None = None,
     seed: int = 1,
     say: Say = lambda what, done, total: None,
+    verdict_only: bool = False,
 ) -> Analysis:
     """Fit every law that the table allows, compare the families, and say what follows.
 
     `controlled` is what an audit found (None: not audited); it only enters the words of the verdict. Results depend on
-    the table, the settings and `seed` alone. Raises `ValueError` if no law can be fitted to any family.
+    the table, the settings and `seed` alone. `verdict_only` leaves out what the verdict does not rest on: bands,
+    predictions, other targets, a second loss, references, allocation. Raises `ValueError` if no law can be fitted to
+    any family.
     """
     settings = settings or Settings()
     target, size = _primary(table, settings)
     groups, skipped = _plan(table, settings, target, size)
+    if verdict_only:
+        groups = [group for group in groups if group.thorough]
     steps = len(groups) + sum(group.thorough for group in groups) + 1
     entries: list[Entry] = []
     primary: dict[str, dict[str, Fitted]] = {}
@@ -72,7 +77,14 @@ def analyse(
         # A generator of its own for each group: a law that is left out changes no other's bootstrap.
         rng = np.random.default_rng([seed, list(LAWS).index(group.law.name), place if not group.thorough else 0])
         fitted = fit_group(
-            table, group.law, group.target, group.size, settings, rng, loss=group.loss, thorough=group.thorough
+            table,
+            group.law,
+            group.target,
+            group.size,
+            settings,
+            rng,
+            loss=group.loss,
+            thorough=group.thorough and not verdict_only,
         )
         entries += [one.entry for one in fitted.values()]
         if group.thorough:
@@ -95,15 +107,19 @@ def analyse(
     comparison["primary"]["why"] = why
     say("references and allocation", steps - 1, steps)
     rng = np.random.default_rng([seed, 2000])
-    comparison |= {
-        "skipped": skipped,
-        "references": references_entries(table, size, entries),
-        "isoflop": isoflop_entries(table, primary, target, size, rng, settings.level),
-        "allocation": allocation_entries(table, primary, settings, target, size),
-        "target": target_entries(primary, settings, target),
-        "pareto": pareto_entries(table, target, size),
-        "published": review(table) if is_published(table) else None,
-    }
+    comparison["skipped"] = skipped
+    comparison |= (
+        {}
+        if verdict_only
+        else {
+            "references": references_entries(table, size, entries),
+            "isoflop": isoflop_entries(table, primary, target, size, rng, settings.level),
+            "allocation": allocation_entries(table, primary, settings, target, size),
+            "target": target_entries(primary, settings, target),
+            "pareto": pareto_entries(table, target, size),
+            "published": review(table) if is_published(table) else None,
+        }
+    )
     comparison["verdict"] = verdict(comparison, entries, controlled)
     return Analysis(plain(entries), plain(comparison))
 

@@ -53,32 +53,33 @@ def compare_law(
 ) -> Entry | None:
     """The families under one law; None with fewer than two families fitted.
 
-    Unless `thorough`, without the likelihood ratios of nested models, which have to be simulated.
+    Unless `thorough`, only one test of all families and the pairs: no nested models, factors, pooling and power.
     """
     own = complete(fitted)
     if len(own) < 2:
         return None
     law = next(iter(own.values()))[0].law
     fits, common = _over_common_range(own, settings)
-    families = gather({name: fit for name, (fit, _) in fits.items()})
-    joint = _joint_fits(families)
-    independent = all(fit.sample.independent for fit, _ in fits.values())
-    pairs = _pairs(fits, settings)
     joint_tests = _joint_tests(fits, settings, rng)
-    return {
+    found: Entry = {
         "law": law.name,
         "families": list(fits),
         "left_out": [name for name in fitted if name not in fits],
         "common_range": common,
-        "independent": independent,
+        "independent": all(fit.sample.independent for fit, _ in fits.values()),
         "joint": joint_tests,
         "p": min((test["p_adjusted"] for test in joint_tests.values()), default=None),
+        "pairs": _pairs(fits, settings),
+    }
+    if not thorough:
+        return found
+    families = gather({name: fit for name, (fit, _) in fits.items()})
+    joint = _joint_fits(families)
+    tests = _tests(families, joint, settings.calibration, rng) if found["independent"] else []
+    return found | {
         "models": _models(families, joint),
-        "tests": _tests(families, joint, settings.calibration, rng) if independent and thorough else [],
-        "efficiency": [
-            vars(factor) for factor in efficiency_factors(families, joint["efficiency"], level=settings.level)
-        ],
-        "pairs": pairs,
+        "tests": tests,
+        "efficiency": [vars(one) for one in efficiency_factors(families, joint["efficiency"], level=settings.level)],
         "pooled": {name: _pooled(fits, name, settings.level, joint_tests) for name in law.exponents},
         "power": design_power(fits, fitted, settings),
     }

@@ -34,7 +34,11 @@ class Findings:
 
 
 def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None) -> Entry:
-    """`headline`, and `sentences` that qualify it; `distinguishable` is None where the table cannot say."""
+    """`headline`, and `sentences` that qualify it; `distinguishable` is None where the table cannot say.
+
+    `pairs` are the comparisons that it rests on, each `paired` at the same sizes or by the law; `differs` is None where
+    that depends on the law.
+    """
     primary = comparison["primary"]
     own = [
         entry
@@ -45,6 +49,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
     under = f"under {own[0]['equation']} of {primary['target'].replace('_', ' ')}"
     several = len(comparison["families"]) > 1
     sentences: list[str] = []
+    pairs: list[Entry] = []
     answer = None
     if comparison["weighed"].get(primary["law"], {}).get("exact"):
         headline = _exact(own, under)
@@ -53,6 +58,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
     else:
         found = findings(comparison)
         headline, answer = _headline(found, comparison, own, under)
+        pairs = [_recorded(pair, found) for pair in found.pairs]
         if found.pairs:
             sentences += [_difference(pair) for pair in found.differ]
             sentences += [reason for _, reason in found.unsure]
@@ -66,7 +72,13 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
                 "The comparison is NOT CONTROLLED: the audit names what differs, or what the table does not say."
             )
     sentences += _limits(comparison, own)
-    return {"headline": headline, "distinguishable": answer, "sentences": sentences}
+    return {"headline": headline, "distinguishable": answer, "sentences": sentences, "pairs": pairs}
+
+
+def _recorded(pair: Entry, found: Findings) -> Entry:
+    names = ("a", "b", "exponent", "paired", "delta", "ci_low", "ci_high", "p", "p_adjusted", "p_any_floor_adjusted")
+    differs = None if any(pair is one for one, _ in found.unsure) else any(pair is one for one in found.differ)
+    return {**{name: pair[name] for name in names}, "differs": differs}
 
 
 def findings(comparison: Entry) -> Findings:
@@ -113,7 +125,9 @@ def _against(pair: Entry, comparison: Entry, level: float) -> str:
         tenable = comparison["weighed"].get(name, {}).get("tenable", False)
         rows = [row for row in one["pairs"] if (row["a"], row["b"]) == (pair["a"], pair["b"]) and row["identified"]]
         rows = [
-            row for row in rows if row["exponent"] == (one["power"]["exponent"] if pair["paired"] else pair["exponent"])
+            row
+            for row in rows
+            if row["exponent"] == (one["pairs"][0]["exponent"] if pair["paired"] else pair["exponent"])
         ]
         if not tenable or not rows or (not pair["paired"] and name == comparison["primary"]["law"]):
             continue

@@ -90,9 +90,13 @@ def exponents(found: Analysis) -> Rows:
 
 
 def comparisons(found: Analysis) -> Rows:
-    """One row a pair of families, exponent and law."""
+    """One row a pair of families and comparison: at the same sizes, or by each law and exponent."""
     columns = ["law", "a", "b", "exponent", "delta", "ci_low", "ci_high", "p", "p_adjusted", "identified"]
     rows = [
+        ["same sizes", pair["a"], pair["b"], "local exponent", *(pair[key] for key in columns[4:-1]), True]
+        for pair in found.comparison["paired"]["pairs"]
+    ]
+    rows += [
         [law, *(pair[key] for key in columns[1:])]
         for law, compared in found.comparison["laws"].items()
         for pair in compared["pairs"]
@@ -103,7 +107,7 @@ def comparisons(found: Analysis) -> Rows:
 def summary(found: Analysis) -> Entry:
     """`exponent/<family>/<law>/<name>` with `.../ci_low`, `.../ci_high`, and `comparison/<a>_vs_<b>/...`.
 
-    Exponents are of the verdict's target and N, and `comparison` of the verdict's law and its first exponent. What is
+    Exponents are of the verdict's target and N, and `comparison` of what the verdict rests on. What is
     not identified is left out: a number there would be taken for one.
     """
     primary = found.comparison["primary"]
@@ -120,11 +124,12 @@ def summary(found: Analysis) -> Entry:
                 values |= {f"{key}/{name}": entry["params"][name]}
                 end = "" if name == entry["exponents"][0] else f"{name}_"
                 values |= {f"{key}/{end}ci_low": low, f"{key}/{end}ci_high": high}
-    compared = found.comparison["laws"].get(primary["law"], {"pairs": [], "power": {"exponent": None}})
-    for pair in compared["pairs"]:
-        if pair["exponent"] == compared["power"]["exponent"] and pair["identified"]:
-            key = f"comparison/{_plain(pair['a'])}_vs_{_plain(pair['b'])}"
+    seen = set()
+    for pair in found.comparison["verdict"]["pairs"]:  # of several exponents the first is the one that is ranked
+        key = f"comparison/{_plain(pair['a'])}_vs_{_plain(pair['b'])}"
+        if key not in seen:
             values |= {f"{key}/{what}": pair[what] for what in ("delta", "ci_low", "ci_high", "p_adjusted")}
+        seen.add(key)
     return values
 
 
