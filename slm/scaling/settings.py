@@ -37,7 +37,7 @@ class Settings:
     sizes: tuple[str, ...] = SIZES
     """Definitions of N to fit with, as far as the table has them."""
     law: str = "auto"
-    """The law that the verdict is about; auto is the lowest total AICc among those identified in every family."""
+    """The law that the verdict is about; auto is the law in N of the lowest AICc, pooled over the families."""
     target: str = "auto"
     """The target that the verdict is about; auto is bits_per_byte where tokenizers differ, else loss."""
     size: str = "auto"
@@ -47,7 +47,7 @@ class Settings:
     delta: float = 1e-3
     """Where Huber's loss turns from square to linear."""
     unit: str = "auto"
-    """What is independent: run, or cell (fit means over seeds); auto is cell where lack of fit is significant."""
+    """What is fitted: auto and cell are the means over seeds of each cell, run is single runs."""
     bootstrap: int = 1000
     """Bootstrap samples."""
     calibration: int = 999

@@ -63,7 +63,34 @@ def test_aicc_and_bic_are_those_of_a_gaussian_likelihood() -> None:
     aicc, bic = found.information_criteria()
     assert aicc == pytest.approx(2 * k - 2 * likelihood + 2 * k * (k + 1) / (n - k - 1), rel=1e-9)
     assert bic == pytest.approx(k * np.log(n) - 2 * likelihood, rel=1e-9)
-    assert np.isnan(fit_sample(FLOOR, of, loss=Loss(1e-3)).information_criteria()).all()
+
+
+def test_hubers_criteria_are_those_of_the_density_that_its_loss_is_the_logarithm_of() -> None:
+    """Normalised by quadrature, its scale by a search over a grid."""
+    of, loss, k = noisy("power_floor", ("N",), 12, 0.004), Loss(1e-3), 4
+    found = fit_sample(FLOOR, of, loss=loss)
+    grid = np.linspace(-0.2, 0.2, 400_001)
+    scales = np.geomspace(1e-7, 1e-4, 400)
+    normal = np.array([np.trapezoid(np.exp(-loss.value(grid) / scale), grid) for scale in scales])
+    least = (2 * 12 * np.log(normal) + 2 * loss.value(found.residuals).sum() / scales).min()
+    assert found.information_criteria()[1] == pytest.approx(least + k * np.log(12), abs=0.02)
+
+
+def test_rows_of_one_cluster_count_by_their_correlation() -> None:
+    """Against the multivariate normal likelihood with the same correlation within clusters, maximised over a grid."""
+    rng = np.random.default_rng(0)
+    runs = np.repeat(np.arange(8), 3)
+    x = np.linspace(16, 21, 24)
+    y = 3 - 0.1 * x + 0.02 * rng.normal(size=8)[runs] + 0.01 * rng.normal(size=24)
+    found = fit_sample(POWER, sample(y, x, runs))
+    same = runs[:, None] == runs[None, :]
+    best = np.inf
+    for rho in np.linspace(0, 0.98, 99):
+        shape = np.where(same, rho, 0.0) + (1 - rho) * np.eye(24)
+        variance = found.residuals @ np.linalg.solve(shape, found.residuals) / 24
+        best = min(best, -2 * stats.multivariate_normal(np.zeros(24), variance * shape).logpdf(found.residuals))
+    assert found.information_criteria()[1] == pytest.approx(best + 4 * np.log(24), abs=0.01)
+    assert best < found.information_criteria()[1]
 
 
 def test_the_covariance_is_sigma_squared_times_the_inverse_of_a_hessian_by_differences() -> None:
@@ -129,17 +156,27 @@ def test_lack_of_fit_is_the_f_test_of_the_textbook() -> None:
     residual = ((of.log_y - np.polyval(line, x)) ** 2).sum()
     pure = sum(((g - g.mean()) ** 2).sum() for g in groups)
     f = ((residual - pure) / 4) / (pure / 12)
-    test = lack_of_fit(found)
+    test = lack_of_fit(found, of)
     assert test is not None
     assert (test.df, test.pure_df) == (4, 12)
     assert test.f == pytest.approx(f, rel=1e-6)
     assert test.p == pytest.approx(1 - stats.f.cdf(f, 4, 12), rel=1e-6)
     assert test.pure_sigma == pytest.approx(np.sqrt(pure / 12))
-    assert lack_of_fit(fit_sample(POWER, sample(of.log_y, of.log_x))) is None
+    apart = sample(of.log_y, of.log_x)
+    assert lack_of_fit(fit_sample(POWER, apart), apart) is None
+
+
+def test_lack_of_fit_is_the_same_by_the_means_of_equally_many_seeds() -> None:
+    of = replicated(wobble=0.02)
+    by_run, by_cell = (lack_of_fit(fit_sample(POWER, one), of) for one in (of, of.cell_means()))
+    assert by_run is not None
+    assert by_cell is not None
+    assert by_cell.f == pytest.approx(by_run.f, rel=1e-6)
 
 
 def test_lack_of_fit_rejects_a_true_law_as_often_as_it_says() -> None:
-    p = [one.p for s in range(200) if (one := lack_of_fit(fit_sample(POWER, replicated(seed=s))))]
+    samples = [replicated(seed=s) for s in range(200)]
+    p = [one.p for of in samples if (one := lack_of_fit(fit_sample(POWER, of), of))]
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 

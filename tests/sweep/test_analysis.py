@@ -169,14 +169,15 @@ def test_duplicated_rows_are_counted_once_and_said(tmp_path: Path) -> None:
     assert any("same" in note or "duplicate" in note for note in comparison["notes"])
 
 
-def test_rows_of_one_run_are_drawn_together_and_the_verdict_rests_on_pairs(tmp_path: Path) -> None:
+def test_rows_of_one_run_widen_the_intervals_and_the_report_says_what_they_share(tmp_path: Path) -> None:
     frame = table({"a": 0.1, "b": 0.1}, seeds=2)
     frame["run_id"] = [f"run{i // 2}" for i in range(len(frame))]
     comparison = analysed(frame, tmp_path, "analysis.law=power", "analysis.unit=run")
     fits = json.loads((tmp_path / "analysis/fits.json").read_text())
-    assert {e["covariance_method"] for e in fits if e["fitted"] and e["law"] == "power"} == {"cluster_bootstrap"}
-    assert comparison["laws"]["power"]["assumptions"]["rows_share_runs"]
-    assert any("draw whole runs" in sentence for sentence in comparison["verdict"]["sentences"])
+    power = [e for e in fits if e["fitted"] and e["law"] == "power" and e["loss"] == "least_squares"]
+    assert {e["covariance_method"] for e in power} == {"cluster_t"}
+    assert not comparison["laws"]["power"]["independent"]
+    assert all(any("12 rows belong to 6 shapes or runs" in note for note in e["notes"]) for e in power)
 
 
 def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:

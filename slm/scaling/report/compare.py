@@ -114,7 +114,7 @@ def paired_section(of: Directory) -> Section | None:
     pairs = found.get("pairs") or []
     if not pairs:
         return None
-    farthest = max(pair["farthest"] for pair in pairs)
+    farthest = max((pair["farthest"] for pair in pairs if is_number(pair["farthest"])), default=0.0)
     moved = f", moved to one size where they differ by up to {farthest:.1%}" if farthest > 1e-3 else ""
     section = Section("Families at the same sizes").add(
         "What two families share at a size, such as its deviation from any smooth law, cancels in the ratio of their "
@@ -407,7 +407,8 @@ def power_section(of: Directory) -> Section | None:
         f"adjusted over the pairs. No difference found means no more than that.",
         table(("pair", "compared", "would be found"), rows),
     )
-    worst = max((pair for pair in paired if pair["advice"]), key=lambda pair: pair["detectable"], default=None)
+    advised = [pair for pair in paired if pair["advice"] and is_number(pair["detectable"])]
+    worst = max(advised, key=lambda pair: pair["detectable"], default=None)
     advice = worst["advice"] if worst else power.get("advice")
     if advice:
         section.add(f"To find {sig(advice['difference'], 3)} (half of the largest) takes {advice['text']}.")
