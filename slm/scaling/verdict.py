@@ -132,6 +132,8 @@ def _against(pair: Entry, comparison: Entry, level: float) -> str:
         if not tenable or not rows or (not pair["paired"] and name == comparison["primary"]["law"]):
             continue
         row = rows[0]
+        if pair["paired"] and row["p_any_floor"] is not None:
+            continue  # a straight line in N: the pairs are a better test of the same
         turned = row["delta"] * pair["delta"] < 0
         differs = row["p_adjusted"] is not None and row["p_adjusted"] < level
         if (significant and turned) or (differs and (turned or not significant)):
