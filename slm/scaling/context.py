@@ -134,6 +134,7 @@ def _profiles(frame: pd.DataFrame, size: str, target: str, level: float) -> Entr
     found = isoflop(frame, size, target, level=level)
     return {
         "grouped_by": found.grouped_by,
+        "ignored": list(found.ignored),
         "reason": found.reason,
         "ungrouped": found.ungrouped,
         "dropped": sum(budget.reason is not None for budget in found.budgets),
@@ -149,6 +150,7 @@ def _given_optima(frame: pd.DataFrame, size: str, level: float) -> Entry:
     columns = [ordered[name].tolist() for name in ("flops", size, "tokens")]
     return {
         "grouped_by": "rows",
+        "ignored": [],
         "reason": found if isinstance(found, str) else None,
         "ungrouped": 0,
         "dropped": 0,

@@ -28,7 +28,8 @@ DECLARED_SPREAD = 2.0
 """Largest over smallest FLOPs of a declared budget: 6 N D of equal exact FLOPs spreads by 1.4 at a context of 16k."""
 WINDOW = 5.0
 """The parabola goes through sizes up to this factor from the lowest. 5 reproduces the exponents that Beck et al. 2025
-(xLSTM) publish to 0.002; narrower windows scatter more, wider ones are more biased."""
+(arXiv:2510.02228) publish to 0.002; narrower windows scatter more, wider ones are more biased."""
+DECLARATIONS = ("isoflop", "budget")
 MIN_SIZES = 5
 MIN_BUDGETS = 3
 
@@ -75,6 +76,8 @@ class IsoFlop:
 
     grouped_by: str
     """The column that makes budgets."""
+    ignored: tuple[str, ...]
+    """Columns of that name whose values are not FLOPs."""
     budgets: tuple[Budget, ...]
     """Those of five sizes and more."""
     ungrouped: int
@@ -100,15 +103,16 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
     reach = float(stats.t.ppf(0.5 + level / 2, df)) if df else np.nan
     budgets = tuple(one.budget(variance, reach) for one in fits)
     used = [(one, budget) for one, budget in zip(fits, budgets, strict=True) if budget.reason is None]
+    ignored = tuple(name for name in DECLARATIONS if name in frame and column == "flops")
     ungrouped = len(frame) - sum(len(rows) for rows in groups)
     if len(used) < MIN_BUDGETS:
-        return IsoFlop(column, budgets, ungrouped, None, None, _why_none(column, len(budgets), len(used)))
+        return IsoFlop(column, ignored, budgets, ungrouped, None, None, _why_none(column, len(budgets), len(used)))
     log_c = np.log([budget.flops for _, budget in used])
     variances = variance * np.array([one.vertex_variance for one, _ in used])
     slopes = [one.token_slope for one, _ in used]
     params = exponent(log_c, _logs(b.params for _, b in used), level, variances)
     tokens = exponent(log_c, _logs(b.tokens for _, b in used), level, variances * np.square(slopes))
-    return IsoFlop(column, budgets, ungrouped, params, tokens, None)
+    return IsoFlop(column, ignored, budgets, ungrouped, params, tokens, None)
 
 
 def _logs(values: Iterable[float | None]) -> Floats:
@@ -156,7 +160,7 @@ def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | Non
 def group_budgets(frame: pd.DataFrame) -> tuple[str, list[np.ndarray]]:
     """The column that makes budgets, and the row positions of each budget, by rising FLOPs."""
     flops = frame["flops"].to_numpy(float)
-    for name in ("isoflop", "budget"):
+    for name in DECLARATIONS:
         if name in frame and (declared := _declared(frame[name], flops)) is not None:
             return name, [np.flatnonzero(declared == value) for value in np.unique(declared)]
     order = np.argsort(flops, kind="stable")
@@ -173,9 +177,10 @@ def _declared(column: pd.Series, flops: Floats) -> Floats | None:
     values = pd.to_numeric(text, errors="coerce").to_numpy(float)
     if not np.isfinite(values).all() or (values <= 0).any():
         return None
-    log_ratio = np.abs(np.log(flops / values))
-    spread = pd.Series(flops).groupby(values).agg(lambda c: c.max() / c.min())
-    return values if log_ratio.max() <= np.log(ACCOUNTING) and spread.max() <= DECLARED_SPREAD else None
+    if np.abs(np.log(flops / values)).max() > np.log(ACCOUNTING):
+        return None
+    groups = [flops[values == value] for value in np.unique(values)]
+    return values if all(group.max() <= DECLARED_SPREAD * group.min() for group in groups) else None
 
 
 def _clear_groups(log_c: Floats, start: int, end: int) -> list[tuple[int, int]]:
@@ -224,9 +229,10 @@ class _Parabola:
     @classmethod
     def fit(cls, rows: pd.DataFrame, size: str, target: str) -> _Parabola:
         """Fit about the lowest point, then once more about the parabola's own lowest point."""
-        logs = np.log(rows[[size, target, "tokens"]].astype(float))
-        means = logs.groupby(logs[size].round(9)).mean()  # equal sizes are equal to more digits than this
-        log_n, log_y, log_d = means[size].to_numpy(), means[target].to_numpy(), means["tokens"].to_numpy()
+        logs = [np.log(rows[name].to_numpy(float)) for name in (size, target, "tokens")]
+        # Equal sizes are equal to more digits than these.
+        _, group, seeds = np.unique(logs[0].round(9), return_inverse=True, return_counts=True)
+        log_n, log_y, log_d = (np.bincount(group, values) / seeds for values in logs)
         about = log_n[np.argmin(log_y)]
         for last in (False, True):
             away = np.abs(log_n - about)
@@ -239,8 +245,8 @@ class _Parabola:
                 break
             about = float(np.clip(centre - c[1] / (2 * c[2]), log_n[0], log_n[-1]))
         sse = float(((log_y[near] - X @ c) ** 2).sum())
-        slope, level = np.polyfit(z, log_d[near], 1)
-        line = (float(level), float(slope))
+        slope = float(z @ log_d[near] / (z @ z))  # z sums to zero
+        line = (float(log_d[near].mean()), slope)
         return cls(rows, size, target, log_n, near, centre, c, np.linalg.inv(X.T @ X), sse, line)
 
     @property

@@ -38,7 +38,11 @@ def compute_section(of: Directory) -> Section | None:
 def _isoflop(of: Directory, rows: list[Entry]) -> list[str]:
     found = [row for row in rows if is_number(row["exponent"])]
     given = any(row["given_optima"] for row in rows)
-    blocks = [_without_exponent([row for row in rows if row["reason"]], given)]
+    ignored = list(dict.fromkeys(name for row in rows for name in row["ignored"]))
+    blocks = [
+        _without_exponent([row for row in rows if row["reason"]], given),
+        f"The values of the column {listed(ignored)} are not FLOPs, so they make no budgets." if ignored else "",
+    ]
     if found:
         header = ("family", "budgets", "a in N ~ C^a", "b in D ~ C^b", "error by scatter", "bias", "a by `chinchilla`")
         blocks = [_GIVEN if given else _PROFILES, table(header, [_exponents_row(row) for row in found]), *blocks]

@@ -164,7 +164,9 @@ def _outside(rows: Sequence[Entry], heading: str) -> str:
     said: dict[str, list[str]] = {}
     for row in rows:
         for variable, one in row["outside_range"].items():
-            fitted, here = (" to ".join(amount(variable, end) for end in one[name]) for name in ("fitted", "table"))
+            fitted, here = (
+                " to ".join(dict.fromkeys(amount(variable, end) for end in one[name])) for name in ("fitted", "table")
+            )
             said.setdefault(f"{row['reference']} ({variable} from {fitted})", []).append(
                 f"{plainly(row['family'])} has {here}"
             )
