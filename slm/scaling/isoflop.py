@@ -145,15 +145,15 @@ def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tupl
 def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | None = None) -> Exponent:
     """The least-squares slope of log y against log C, with a t interval of (budgets - 2) degrees of freedom.
 
-    `variances` are those of log y by scatter within budgets. The interval is at least half as wide as that scatter
-    alone would make it, since three or four budgets can lie on a line by luck (simulated: 95% to 97% cover).
+    `variances` are those of log y by scatter within budgets. The interval is at least a quarter as wide as that
+    scatter alone would make it, since three budgets can lie on a line by luck (simulated: 94% to 97% cover).
     """
     z, df = log_c - log_c.mean(), len(log_c) - 2
     slope = float(z @ log_y / (z @ z))
     residuals = log_y - log_y.mean() - slope * z
     half = float(stats.t.ppf(0.5 + level / 2, df) * np.sqrt(residuals @ residuals / df / (z @ z)))
     scatter = None if variances is None else float(np.sqrt(z**2 @ variances) / (z @ z))
-    half = max(half, stats.norm.ppf(0.5 + level / 2) / 2 * (scatter or 0.0))
+    half = max(half, stats.norm.ppf(0.5 + level / 2) / 4 * (scatter or 0.0))
     return Exponent(slope, slope - half, slope + half, scatter)
 
 

@@ -46,8 +46,10 @@ def _isoflop(of: Directory, rows: list[Entry]) -> list[str]:
     if found:
         header = ("family", "budgets", "a in N ~ C^a", "b in D ~ C^b", "error by scatter", "bias", "a by `chinchilla`")
         blocks = [_GIVEN if given else _PROFILES, table(header, [_exponents_row(row) for row in found]), *blocks]
+    if given:
+        return [*blocks, figure(of, "isoflop", "The given optima and the power laws through them.")]
     shown = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
-    if shown and not given:
+    if shown:
         header = ("family", "C (FLOPs)", "best N by approach 2", "best D", "best N by `chinchilla`", "ratio", "remarks")
         blocks.append(_disagreement(rows))
         blocks.append(_fold_if_long(header, shown, "Best N of each budget, by approach 2 and by `chinchilla`"))
@@ -59,8 +61,6 @@ def _isoflop(of: Directory, rows: list[Entry]) -> list[str]:
                 "crosses where a budget was dropped).",
             )
         )
-    elif found:
-        blocks.append(figure(of, "isoflop", "The given optima and the power laws through them."))
     return blocks
 
 
