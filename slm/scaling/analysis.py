@@ -106,16 +106,15 @@ def analyse(
     comparison["paired"] = compare_pairs(table, target, size, level=settings.level, power=settings.power)
     comparison["primary"]["why"] = why
     say("references and allocation", steps - 1, steps)
-    rng = np.random.default_rng([seed, 2000])
     comparison["skipped"] = skipped
     comparison |= (
         {}
         if verdict_only
         else {
             "references": references_entries(table, size, entries),
-            "isoflop": isoflop_entries(table, primary, target, size, rng, settings.level),
+            "isoflop": isoflop_entries(table, primary, settings, target, size),
             "allocation": allocation_entries(table, primary, settings, target, size),
-            "target": target_entries(primary, settings, target),
+            "target": target_entries(table, primary, settings, target, size),
             "pareto": pareto_entries(table, target, size),
             "published": review(table) if is_published(table) else None,
         }

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
+
+FAR = 10.0
+"""A law is not read this many times beyond the sizes or tokens that it was fitted to."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,18 @@ class Reference:
     params: Mapping[str, float]
     size: str
     source: str
+    fitted: Mapping[str, tuple[float, float]]
+    """Least and most of each variable among the runs that it was fitted to."""
+
+    def outside_range(self, values: Mapping[str, Floats]) -> dict[str, dict[str, Any]]:
+        """Variables with values outside the range of the fit: `table` and `fitted` ranges, and by what `factor`."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, (low, high) in self.fitted.items():
+            x = np.asarray(values[name], float)
+            factor = max(low / float(x.min()), float(x.max()) / high)
+            if factor > 1:
+                found[name] = {"table": [float(x.min()), float(x.max())], "fitted": [low, high], "factor": factor}
+        return found
 
     def log_loss(self, values: Mapping[str, Floats]) -> Floats:
         """log loss at values of the law's variables, arrays of one length."""
@@ -33,21 +49,25 @@ REFERENCES = (
         get_law("power"),
         {"A": 8.8e13**0.076, "alpha": 0.076},
         "params_non_embedding",
-        "Kaplan et al. 2020 (arXiv:2001.08361), equation 1.1",
+        "Kaplan et al. 2020 (arXiv:2001.08361), equation 1.1; N from 768 to 1.5B without embeddings (section 3)",
+        {"N": (768, 1.5e9)},
     ),
     Reference(
         "Hoffmann 2022",
         get_law("chinchilla"),
         {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},
         "params_total",
-        "Hoffmann et al. 2022 (arXiv:2203.15556), approach 3",
+        "Hoffmann et al. 2022 (arXiv:2203.15556), approach 3; N from 70M to 16B, D from 5B to 500B (abstract)",
+        {"N": (7e7, 1.6e10), "D": (5e9, 5e11)},
     ),
     Reference(
         "Besiroglu 2024",
         get_law("chinchilla"),
         {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
         "params_total",
-        "Besiroglu et al. 2024 (arXiv:2404.10102), refit of Hoffmann et al.'s data",
+        "Besiroglu et al. 2024 (arXiv:2404.10102), refit of 240 points of Hoffmann et al.'s figure 4; N from 57M to "
+        "16B, D from 0.82B to 318B (their data)",
+        {"N": (5.7e7, 1.62e10), "D": (8.18e8, 3.18e11)},
     ),
 )
 

@@ -60,6 +60,8 @@ class Settings:
     """Sizes to predict, as multiples of the largest N."""
     target_loss: float | None = None
     """A loss to compute the least FLOPs for."""
+    optima: bool = False
+    """Whether rows are optima already, one a budget: approach 2 then takes their N and D as they are."""
     flops_per_second: float | None = None
     """Achieved speed of a device, for costs."""
     price_per_hour: float | None = None
@@ -79,6 +81,8 @@ class Settings:
         for name in ("laws", "targets", "sizes"):
             if not getattr(self, name):
                 raise ValueError(f"analysis.{name} is empty: name at least one")
+        if not isinstance(self.optima, bool):
+            raise ValueError(f"analysis.optima={self.optima!r} must be true (rows are optima, one a budget) or false")
         for name, least in (("bootstrap", 0), ("calibration", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least or 0 < value < 50:

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import optimize
 
@@ -12,14 +13,18 @@ from slm.scaling.allocation import (
     cost,
     flops_to_reach,
     front_rows,
-    isoflop,
-    isoflop_bias,
+    numeric_optimum,
     pareto_front,
 )
-from slm.scaling.forms import Floats
+from slm.scaling.analysis import analyse
+from slm.scaling.context import allocation_entries, references_entries, target_entries
+from slm.scaling.entries import Entry, Fitted, fit_group
+from slm.scaling.laws import get_law
+from slm.scaling.settings import Settings
+from slm.scaling.solver import Loss
+from slm.scaling.tables import Table, table_from_frame
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
-RNG = np.random.default_rng(0)
 
 laws = st.fixed_dictionaries(
     {
@@ -39,7 +44,7 @@ def test_hoffmanns_constants_at_1e20_flops() -> None:
     assert 6 * best.params * best.tokens == pytest.approx(1e20)
 
 
-@settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40, deadline=None)
 @given(law=laws, log_flops=st.floats(39, 58))
 def test_the_closed_form_is_the_least_loss_of_the_budget(law: dict[str, float], log_flops: float) -> None:
     flops = float(np.exp(log_flops))
@@ -53,12 +58,14 @@ def test_the_closed_form_is_the_least_loss_of_the_budget(law: dict[str, float], 
     best = compute_optimal(law, flops)
     N = np.exp(optimize.brentq(slope, -50, 100, xtol=1e-12))
     assert best.params == pytest.approx(N, rel=1e-6)
-    assert best.numeric_params == pytest.approx(N, rel=1e-4)
+    numeric = numeric_optimum(get_law("chinchilla"), law, flops)
+    assert numeric is not None
+    assert (numeric.params, numeric.loss) == pytest.approx((N, best.loss), rel=1e-4)
     loss = law["E"] + law["A"] / N ** law["alpha"] + law["B"] / (flops / 6 / N) ** law["beta"]
     assert best.loss == pytest.approx(loss, rel=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30, deadline=None)
 @given(law=laws, log_flops=st.floats(39, 58))
 def test_the_flops_to_reach_a_loss_reach_just_it(law: dict[str, float], log_flops: float) -> None:
     wanted = compute_optimal(law, float(np.exp(log_flops))).loss
@@ -98,105 +105,121 @@ def test_fronts_of_columns_know_which_way_is_better() -> None:
     assert front_rows(frame, [("loss", 1), ("speed", -1)])["N"].tolist() == [1, 3, 4]
 
 
-def parabolas(exponent: float, *, sizes: int = 7, budgets: int = 4, noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
-    """IsoFLOP profiles whose log loss is a parabola in log N, lowest at N = 1e8 (C / 1e18)^exponent."""
-    rng, rows = np.random.default_rng(seed), []
-    for C in np.geomspace(1e18, 1e20, budgets):
-        best = np.log(1e8) + exponent * np.log(C / 1e18)
-        for shift in np.linspace(-1.1, 0.9, sizes):  # not symmetric about the lowest
-            N = float(np.exp(best + shift))
-            log_loss = 1.1 - 0.02 * np.log(C / 1e18) + 0.03 * shift**2 + noise * rng.normal()
-            rows.append({"family": "a", "N": N, "tokens": C / 6 / N, "flops": C, "loss": np.exp(log_loss)})
-    return pd.DataFrame(rows)
-
-
-@pytest.mark.parametrize("exponent", [0.35, 0.5, 0.62])
-def test_a_planted_exponent_is_recovered_from_exact_parabolas(exponent: float) -> None:
-    found = isoflop(parabolas(exponent), "N", "loss", RNG, replicates=60)
-    assert found is not None
-    assert found.exponent == pytest.approx(exponent, abs=1e-6)
-    assert (found.low, found.high) == pytest.approx((exponent, exponent), abs=1e-5)
-    for row, C in zip(found.budgets, np.geomspace(1e18, 1e20, 4), strict=True):
-        assert row["params"] == pytest.approx(1e8 * (C / 1e18) ** exponent, rel=1e-5)
-        assert row["flops"] == pytest.approx(C)
-        assert row["tokens"] == pytest.approx(C / 6 / row["params"], rel=0.02)
-        assert row["inside"]
-
-
-def test_the_interval_of_an_isoflop_exponent_covers_it() -> None:
-    inside = 0
-    for seed in range(60):
-        found = isoflop(parabolas(0.5, sizes=9, noise=0.001, seed=seed), "N", "loss", RNG, replicates=100)
-        assert found is not None
-        inside += found.low <= 0.5 <= found.high
-    assert 50 <= inside <= 60
-
-
-def test_a_lowest_point_outside_of_the_runs_is_marked() -> None:
-    frame = parabolas(0.5, sizes=12)
-    one_sided = frame[frame["N"] > 1.05 * 1e8 * np.sqrt(frame["flops"] / 1e18)]
-    found = isoflop(one_sided, "N", "loss", RNG, replicates=0)
-    assert found is not None
-    assert not any(row["inside"] for row in found.budgets)
-
-
-def test_too_few_sizes_or_budgets_give_no_isoflop_analysis() -> None:
-    assert isoflop(parabolas(0.5, sizes=4), "N", "loss", RNG) is None
-    assert isoflop(parabolas(0.5, budgets=1), "N", "loss", RNG) is None
-    upside_down = parabolas(0.5)
-    upside_down["loss"] = 10 - upside_down["loss"]
-    assert isoflop(upside_down, "N", "loss", RNG) is None
-
-
-def test_budgets_are_found_from_flops_that_differ_by_a_few_percent() -> None:
-    frame = parabolas(0.5)
-    near = frame.assign(flops=frame["flops"] * np.tile(np.linspace(0.99, 1.01, 7), 4)).sample(frac=1, random_state=0)
-    found = isoflop(near, "N", "loss", RNG, replicates=0)
-    assert found is not None
-    assert [row["runs"] for row in found.budgets] == [7] * 4
-    assert found.exponent == pytest.approx(0.5, abs=1e-6)
-    labelled = near.assign(budget=frame["flops"])
-    again = isoflop(labelled, "N", "loss", RNG, replicates=0)
-    assert again is not None
-    assert again.exponent == pytest.approx(found.exponent)
-
-
-def chinchilla_profiles(law: dict[str, float], shift: float) -> pd.DataFrame:
-    rows = []
-    for C in np.geomspace(1e18, 1e21, 5):
-        best = compute_optimal(law, C).params
-        for factor in np.exp(np.linspace(-1.5 + shift, 1.5 + shift, 9)):
-            rows.append({"N": best * factor, "tokens": C / 6 / (best * factor), "flops": C, "loss": 1.0})
-    return pd.DataFrame(rows)
-
-
-def by_polyfit(frame: pd.DataFrame, log_y: Floats) -> float:
-    """Approach 2 written again: numpy's quadratic at each budget, and a line through the vertices."""
-    tops = []
-    for C, group in frame.assign(y=log_y).groupby("flops"):
-        c, b, _ = np.polyfit(np.log(group["N"]), group["y"], 2)
-        tops.append((np.log(float(str(C))), -b / (2 * c)))
-    return float(np.polyfit(*np.transpose(tops), 1)[0])
-
-
-@pytest.mark.parametrize("shift", [0.0, 1.2])
-def test_the_bias_of_approach_2_is_its_error_on_exact_data_of_the_law(shift: float) -> None:
-    law = HOFFMANN
-    frame = chinchilla_profiles(law, shift)
-    exact = law["E"] + law["A"] / frame["N"] ** law["alpha"] + law["B"] / frame["tokens"] ** law["beta"]
-    true = law["beta"] / (law["alpha"] + law["beta"])
-    expected = by_polyfit(frame, np.log(exact.to_numpy())) - true
-    assert isoflop_bias(frame, "N", "loss", law) == pytest.approx(expected, abs=1e-6)
-    assert (abs(expected) > 0.003) == (shift > 0)  # sizes that are not centred show how lopsided the curve is
-
-
-def test_a_symmetric_law_with_centred_sizes_has_no_bias() -> None:
-    law = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.3, "beta": 0.3}
-    assert isoflop_bias(chinchilla_profiles(law, 0.0), "N", "loss", law) == pytest.approx(0, abs=1e-6)
-
-
 def test_the_flops_to_reach_a_loss_under_laws_in_compute_invert_them() -> None:
     assert flops_to_reach("power_C", {"A": 30.0, "alpha": 0.05}, 30.0 * 1e19**-0.05) == pytest.approx(1e19)
     floor = {"E": 1.7, "A": 2000.0, "alpha": 0.17}
     assert flops_to_reach("power_floor_C", floor, 1.7 + 2000.0 * 1e20**-0.17) == pytest.approx(1e20)
     assert flops_to_reach("power_floor_C", floor, 1.7) is None
+
+
+def test_the_optimum_of_kaplans_law_is_where_its_slope_along_the_budget_is_zero() -> None:
+    """(N_c/N)^a + D_c u N / C with a = alpha_N / alpha_D is least at N = (a N_c^a C / (D_c u))^(1/(1+a))."""
+    law = {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.095}
+    a = law["alpha_N"] / law["alpha_D"]
+    N = (a * law["N_c"] ** a * 1e21 / (law["D_c"] * 7)) ** (1 / (1 + a))
+    best = numeric_optimum(get_law("kaplan_joint"), law, 1e21, unit=7)
+    assert best is not None
+    assert best.params == pytest.approx(N, rel=1e-5)
+    assert best.tokens == pytest.approx(1e21 / 7 / N, rel=1e-5)
+
+
+def grid(unit: float = 6.0, *, noise: float = 0.002, largest: float = 2e9) -> Table:
+    """A 6 x 5 grid of N and D under a known law, whose FLOPs are `unit` N D."""
+    rng = np.random.default_rng(2)
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, largest, 6), np.geomspace(1e9, 1e11, 5)))
+    loss = (1.8 + 480 / N**0.35 + 2000 / D**0.36) * np.exp(noise * rng.standard_normal(len(N)))
+    frame = pd.DataFrame({"family": "a", "params_total": N, "tokens": D, "flops": unit * N * D, "loss": loss})
+    return table_from_frame(frame, name="grid")
+
+
+def fitted(table: Table, *laws: str) -> dict[str, dict[str, Fitted]]:
+    """Least-squares fits of the laws to the loss, as `analyse` passes them on."""
+    rng, least = np.random.default_rng(0), Loss(np.inf)
+    plain = Settings(bootstrap=0)
+    return {
+        law: fit_group(table, get_law(law), "loss", "params_total", plain, rng, loss=least, thorough=False)
+        for law in laws
+    }
+
+
+def test_the_compute_for_a_loss_is_counted_as_the_table_counts_flops() -> None:
+    """Twice the FLOPs a parameter and token, and nothing else: twice the FLOPs for any loss."""
+    found = []
+    for unit in (6.0, 12.0):
+        table = grid(unit)
+        (row,) = target_entries(table, fitted(table, "chinchilla"), Settings(target_loss=2.5), "loss", "params_total")
+        found.append(row)
+    assert found[1]["flops"] == pytest.approx(2 * found[0]["flops"], rel=1e-6)
+    assert found[1]["beyond"] == pytest.approx(found[0]["beyond"], rel=1e-6)
+
+
+def test_a_loss_that_no_run_reached_and_laws_that_contradict_each_other_are_marked() -> None:
+    table = grid()
+    primary, lowest = fitted(table, "chinchilla", "power_C"), float(table.frame["loss"].min())
+    ask = lambda loss: target_entries(table, primary, Settings(target_loss=loss), "loss", "params_total")  # noqa: E731
+    within, beyond = ask(2.6), ask(0.95 * lowest)
+    cheapest = table.frame["flops"][table.frame["loss"] <= 2.6].min()
+    assert [row["reached_with"] for row in within] == [cheapest] * 2
+    assert [(row["reached_with"], row["lowest_loss"]) for row in beyond] == [(None, lowest)] * 2
+    a, b = (row["flops"] for row in beyond)
+    assert beyond[0]["laws_apart"] == pytest.approx(max(a, b) / min(a, b))
+    assert beyond[0]["beyond"] == pytest.approx(a / table.frame["flops"].max())
+
+
+def test_optima_beyond_the_largest_run_are_marked_with_the_factor() -> None:
+    table = grid(largest=3e8)
+    (row,) = allocation_entries(table, fitted(table, "chinchilla"), Settings(), "loss", "params_total")
+    at, ten, hundred = row["budgets"]
+    law = fitted(table, "chinchilla")["chinchilla"]["a"].entry["params"]
+    N = compute_optimal(law, 100 * table.frame["flops"].max(), unit=6).params
+    assert hundred["beyond"]["params"] == pytest.approx(N / 3e8)
+    assert hundred["beyond"]["flops"] == pytest.approx(100)
+    assert "flops" not in at["beyond"]
+    assert "params" in ten["beyond"] or ten["params"] <= 3e8
+
+
+def test_a_floor_above_a_loss_that_was_reached_gives_no_optimum() -> None:
+    table = grid()
+    primary = fitted(table, "chinchilla")
+    floor = primary["chinchilla"]["a"].entry["params"]["E"]
+    frame = table.frame.copy()
+    frame.loc[0, "loss"] = 0.9 * floor
+    lower = Table(frame, table.notes, table.name)
+    (row,) = allocation_entries(lower, primary, Settings(), "loss", "params_total")
+    assert row["contradicts"] == [f"its floor is {floor:.4g}, and a run has reached {0.9 * floor:.4g}"]
+    assert row["budgets"] == []
+    (sound,) = allocation_entries(table, primary, Settings(), "loss", "params_total")
+    assert sound["contradicts"] == []
+
+
+def references(sizes: np.ndarray, tokens: float = 1e10) -> tuple[list[Entry], list[Entry]]:
+    rng = np.random.default_rng(0)
+    N = np.repeat(sizes, 2)
+    loss = 20 * N**-0.1 * np.exp(0.003 * rng.standard_normal(len(N)))
+    frame = pd.DataFrame({"params_total": N, "tokens": tokens, "loss": loss, "seed": np.tile([1, 2], len(sizes))})
+    table = table_from_frame(frame.assign(family="a"), name="t")
+    found = analyse(table, Settings(laws=("power",), bootstrap=0, calibration=0, unit="cell"))
+    return found.fits, references_entries(table, "params_total", found.fits)
+
+
+def test_a_reference_is_marked_outside_its_range_and_left_out_far_outside() -> None:
+    """Hoffmann et al. trained models from 70M to 16B on 5B to 500B tokens, Kaplan et al. from 768 to 1.5B."""
+    _, near = references(np.geomspace(3.5e7, 7e8, 6))
+    by = {row["reference"]: row for row in near if row["target"] == "loss"}
+    assert by["Hoffmann 2022"]["outside_range"]["N"]["factor"] == pytest.approx(2)
+    assert not by["Hoffmann 2022"]["left_out"]
+    assert by["Kaplan 2020, L(N)"]["outside_range"] == {}
+    _, small = references(np.geomspace(5e4, 5e6, 6))
+    far = {row["reference"]: row for row in small if row["target"] == "loss"}
+    assert far["Hoffmann 2022"]["left_out"]
+    assert (far["Hoffmann 2022"]["curve"], far["Hoffmann 2022"]["reference_exponent"]) == (None, None)
+    assert far["Kaplan 2020, L(N)"]["reference_exponent"] == pytest.approx(0.076)
+
+
+def test_one_exponent_has_one_interval_in_fits_and_beside_references() -> None:
+    fits, rows = references(np.geomspace(1e8, 2e9, 6))
+    for row in rows:
+        (entry,) = [e for e in fits if (e["law"], e["target"], e["loss"]) == ("power", row["target"], "least_squares")]
+        assert [row["ci_low"], row["ci_high"]] == entry["ci95"]["alpha"]
+        assert row["exponent"] == entry["params"]["alpha"]
+    assert {row["target"] for row in rows} == {"loss", "perplexity"}

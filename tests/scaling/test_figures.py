@@ -77,6 +77,26 @@ def test_the_same_directory_gives_the_same_bytes_and_stale_figures_go(one: Path,
     assert not list(stale.parent.glob(".*"))
 
 
+def test_the_isoflop_figure_shows_the_budgets_and_lowest_points_of_the_comparison(iso: Path) -> None:
+    of = Directory.read(iso)
+    figure = figures_compare.isoflop(of)
+    assert figure is not None
+    (row,) = read(iso, "comparison")["isoflop"]
+    lines = figure.axes[0].get_lines()
+    for i, budget in enumerate(row["budgets"]):
+        runs, curve, star = lines[3 * i : 3 * i + 3]
+        assert list(runs.get_xdata()) == budget["points"]["params"]
+        assert list(runs.get_ydata()) == budget["points"]["value"]
+        c0, c1, c2 = budget["parabola"]
+        z = np.log(curve.get_xdata()) - budget["centre"]
+        np.testing.assert_allclose(np.log(curve.get_ydata()), c0 + c1 * z + c2 * z**2)
+        assert list(star.get_xdata()) == [budget["params"]]
+        assert star.get_ydata()[0] <= min(curve.get_ydata()) + 1e-9
+    assert f"{row['exponent']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in " ".join(
+        figure.texts[0].get_text().split()
+    )
+
+
 def test_points_of_a_law_in_two_variables_lie_where_the_law_moves_them(iso: Path) -> None:
     of = Directory.read(iso)
     (entry,) = of.own

@@ -217,6 +217,56 @@ def test_compute_is_reported_with_cost_and_target(iso: Path) -> None:
     assert "**IsoFLOP profiles**" in text
 
 
+def test_optima_beyond_the_runs_and_laws_that_contradict_them_are_told(iso: Path, tmp_path: Path) -> None:
+    comparison = read(iso, "comparison")
+    (row,) = [row for row in comparison["allocation"] if row["law"] == "chinchilla"]
+    beyond = row["budgets"][2]["beyond"]
+    text = markdown(iso)
+    assert f"({sig(beyond['params'], 3)}x the largest)" in text
+    assert "No run of iso has reached it; the lowest is" in text
+    (found,) = comparison["isoflop"]
+    first = found["budgets"][0]
+    assert f"| {count(first['params'])} [{count(first['low'])}, {count(first['high'])}] |" in text
+    assert f"| {count(first['parametric_params'])} | {sig(first['ratio'], 3)} |" in text
+    first |= {"reason": "its lowest point lies outside its runs"}
+    found["budgets"][1] |= {"parametric_params": 2 * found["budgets"][1]["high"]}
+    row |= {"contradicts": ["its floor is 3, and a run has reached 2.5"], "budgets": []}
+    shutil.copytree(iso, tmp_path / "d")
+    write(tmp_path / "d", "comparison", comparison)
+    write_report(tmp_path / "d")
+    changed = markdown(tmp_path / "d")
+    assert "dropped: its lowest point lies outside its runs" in changed
+    assert "the `chinchilla` fit disagree** at 1 of 2 budgets" in changed
+    assert "`chinchilla` contradicts the runs of iso: its floor is 3, and a run has reached 2.5. Its optima" in changed
+    assert sig(beyond["params"], 3) + "x the largest)" not in changed
+
+
+def test_given_optima_and_designs_without_budgets_are_told(one: Path, tmp_path: Path) -> None:
+    assert "No isoFLOP exponents (approach 2) for only: no 5 sizes have FLOPs that agree" in markdown(one)
+    given = reported(analysed(tmp_path / "given", one_family(), laws=("power",), optima=True))
+    (row,) = read(given, "comparison")["isoflop"]
+    assert f"| only | 5 of 5 | {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)} |" in markdown(given)
+    assert (given / "figures" / "isoflop.png").exists()
+
+
+def test_a_reference_far_from_its_runs_is_left_out_with_both_ranges(one: Path, tmp_path: Path) -> None:
+    comparison = read(one, "comparison")
+    far = {"N": {"table": [5e4, 5e6], "fitted": [7e7, 1.6e10], "factor": 1400.0}}
+    for row in comparison["references"]:
+        if row["reference"] == "Hoffmann 2022":
+            row |= {"outside_range": far, "left_out": True, "reference_exponent": None, "curve": None, "ratio": None}
+        if row["reference"] == "Besiroglu 2024":
+            row |= {"outside_range": far}
+    shutil.copytree(one, tmp_path / "d")
+    write(tmp_path / "d", "comparison", comparison)
+    draw(tmp_path / "d")
+    write_report(tmp_path / "d")
+    text = markdown(tmp_path / "d")
+    assert "| Hoffmann 2022 |" not in text
+    assert "| Besiroglu 2024 ‡ |" in text
+    assert "Left out, as the runs are far outside: Hoffmann 2022 (N from 70M to 16B): only has 50k to 5M." in text
+
+
 @pytest.mark.parametrize("which", ["two", "one", "iso"])
 def test_what_could_not_be_computed_is_a_dash(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     folder = request.getfixturevalue(which)

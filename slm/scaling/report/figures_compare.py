@@ -93,7 +93,8 @@ def _reference_exponents(of: Directory, target: str, size: str) -> list[tuple[st
     for row in of.comparison.get("references") or []:
         same = row["target"] == target and row["size"] == size and row.get("same_size_definition")
         if same and is_number(row["reference_exponent"]):
-            found.setdefault(row["reference"], []).append(row["reference_exponent"])
+            outside = " (outside its range)" if row.get("outside_range") else ""
+            found.setdefault(row["reference"] + outside, []).append(row["reference_exponent"])
     return [(name, float(np.mean(values))) for name, values in found.items()]
 
 
@@ -280,50 +281,69 @@ def _front(axis: Axes, of: Directory, front: Entry, target: str) -> None:
 
 
 def isoflop(of: Directory) -> Figure | None:
-    """Runs of each compute budget with the lowest point of their parabola."""
+    """Runs of each compute budget with the parabola and its lowest point, as comparison.json groups and fits them."""
     found = [row for row in of.comparison.get("isoflop") or [] if is_number(row["exponent"])]
-    if not found or "flops" not in of.results:
+    if not found:
         return None
     said = "; ".join(
         f"{short(row['family'])} {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)}" for row in found
     )
-    figure, axes = panels(
-        len(found), f"IsoFLOP profiles: best N grows as C^a, a = {said}", columns=2, width=4.7, height=3.2
-    )
+    given = found[0]["given_optima"]
+    title = "Given optima" if given else "IsoFLOP profiles"
+    figure, axes = panels(len(found), f"{title}: best N grows as C^a, a = {said}", columns=2, width=4.7, height=3.2)
     for axis, row in zip(axes, found, strict=True):
-        _isoflop_panel(axis, of, row)
+        (_optima_panel if given else _isoflop_panel)(axis, of, row)
+        axis.grid(True)
     return figure
 
 
 def _isoflop_panel(axis: Axes, of: Directory, row: Entry) -> None:
-    size, target = of.primary["size"], of.primary["target"]
-    rows = of.results[of.results["family"] == row["family"]]
-    budgets = sorted(row["budgets"], key=lambda budget: budget["flops"])
-    centres = np.log([budget["flops"] for budget in budgets])
-    away = np.abs(np.log(rows["flops"].to_numpy(float))[:, None] - centres)
-    nearest = np.where(away.min(axis=1) < 0.25, away.argmin(axis=1), -1)
-    shades = np.linspace(0.45, 1.0, len(budgets))
-    for i, budget in enumerate(budgets):
-        mine = rows[nearest == i]
-        if len(mine) < 3:
-            continue
-        x, y = mine[size].to_numpy(float), mine[target].to_numpy(float)
-        colour: Any = colours(of.families)[row["family"]]
-        axis.plot(x, y, ls="", marker="o", ms=3.2, color=colour, alpha=shades[i], mew=0)
-        parabola = np.polyfit(np.log(x), np.log(y), 2)
-        line = np.geomspace(x.min(), x.max(), 80)
-        low = np.exp(np.polyval(parabola, np.log(budget["params"])))
-        axis.plot(line, np.exp(np.polyval(parabola, np.log(line))), color=colour, lw=1, alpha=shades[i])
-        axis.plot(
-            budget["params"], low, marker="*", ms=10, color=colour if budget["inside"] else "white", mec=INK, mew=0.7
-        )
-        axis.annotate(f"{sig(budget['flops'], 2)} FLOPs", (line[-1], np.exp(np.polyval(parabola, np.log(line[-1])))),
-                      (-2, 6), textcoords="offset points", ha="right", fontsize=7.5, color=INK)  # fmt: skip
-    x, y = rows[size].to_numpy(float), rows[target].to_numpy(float)
+    budgets = row["budgets"]
+    colour: Any = colours(of.families)[row["family"]]
+    for budget, shade in zip(budgets, np.linspace(0.45, 1.0, len(budgets)), strict=True):
+        axis.plot(budget["points"]["params"], budget["points"]["value"], ls="", marker="o", ms=3.2, color=colour,
+                  alpha=shade, mew=0)  # fmt: skip
+        first, last = budget["window"]
+        line = np.geomspace(first, last, 80)
+        curve = np.exp(_parabola(budget, line))
+        axis.plot(line, curve, color=colour, lw=1, alpha=shade)
+        if budget["reason"] is None:
+            low = np.exp(_parabola(budget, np.array([budget["params"]])))
+            axis.plot(budget["params"], low, marker="*", ms=10, color=colour, mec=INK, mew=0.7)
+        else:
+            axis.plot(line[curve.argmin()], curve.min(), marker="x", ms=6, color=INK, mew=1.2)
+        axis.annotate(f"{sig(budget['flops'], 2)} FLOPs", (line[-1], curve[-1]), (-2, 6), textcoords="offset points",
+                      ha="right", fontsize=7.5, color=INK)  # fmt: skip
+    x, y = (np.concatenate([budget["points"][name] for budget in budgets]) for name in ("params", "value"))
     log_axis(axis.xaxis, x.min() / 1.1, x.max() * 1.15)
     log_axis(axis.yaxis, y.min() / 1.02, y.max() * 1.02)
-    axis.grid(True)
-    axis.set_xlabel(axis_name("N", size))
-    axis.set_ylabel(TARGET_UNITS[target])
+    axis.set_xlabel(axis_name("N", of.primary["size"]))
+    axis.set_ylabel(TARGET_UNITS[of.primary["target"]])
     bias = f"; approach 2's own bias here {row['bias']:+.3f}" if is_number(row.get("bias")) else "; its bias is unknown"
     axis.set_title(f"{short(row['family'])}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)
+
+
+def _parabola(budget: Entry, params: np.ndarray) -> np.ndarray:
+    """Log target of the budget's parabola."""
+    value, slope, curvature = budget["parabola"]
+    z = np.log(params) - budget["centre"]
+    return np.asarray(value + slope * z + curvature * z**2)
+
+
+def _optima_panel(axis: Axes, of: Directory, row: Entry) -> None:
+    """N and D of each row against its FLOPs."""
+    flops = np.array([budget["flops"] for budget in row["budgets"]])
+    log_c = np.log(flops) - np.log(flops).mean()
+    every = []
+    for name, slope, mark in (("params", "exponent", "o"), ("tokens", "tokens_exponent", "s")):
+        values = np.array([budget[name] for budget in row["budgets"]])
+        label = f"{'N' if name == 'params' else 'D'} ~ C^{sig(row[slope], 3)}"
+        axis.plot(flops, values, ls="", marker=mark, ms=4, color=colours(of.families)[row["family"]], label=label)
+        axis.plot(flops, np.exp(np.log(values).mean() + row[slope] * log_c), color=INK, lw=1)
+        every.append(values)
+    log_axis(axis.xaxis, flops.min() / 1.3, flops.max() * 1.3, counts=False)
+    log_axis(axis.yaxis, np.min(every) / 1.3, np.max(every) * 1.3)
+    axis.set_xlabel("C (training FLOPs)")
+    axis.set_ylabel("optimal parameters and tokens")
+    axis.legend(fontsize=8)
+    axis.set_title(short(row["family"]), fontsize=8.5)

@@ -149,7 +149,7 @@ def _references(axis: Axes, of: Directory, entry: Entry) -> None:
         if abs(math.log(y[-1] / _fitted_at_largest(entry))) > math.log(FAR):
             continue
         axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
-        ends.append((float(y[-1]), row["reference"]))
+        ends.append((float(y[-1]), row["reference"] + (" (outside its range)" if row.get("outside_range") else "")))
     _label_references(axis, entry, sorted(ends, reverse=True))
 
 

@@ -139,8 +139,9 @@ def references_section(of: Directory) -> Section | None:
         "straight line through them: that is the exponent `power` would find if these models followed it. Only slopes "
         "compare; levels belong to another text and tokenizer."
     )
-    for target in dict.fromkeys(row["target"] for row in rows):
-        mine = [row for row in rows if row["target"] == target]
+    read = [row for row in rows if not row.get("left_out")]
+    for target in dict.fromkeys(row["target"] for row in read):
+        mine = [row for row in read if row["target"] == target]
         content = table(
             ("reference", "family", "N", "`power` here", "reference's exponent", "ratio", "inside the interval"),
             [_reference(row) for row in mine],
@@ -150,16 +151,33 @@ def references_section(of: Directory) -> Section | None:
             section.add(f"**Exponents of {label}**", content)
         else:
             section.add(folded(f"Exponents of {label} ({len(mine)} rows)", content))
-    if not all(row["same_size_definition"] for row in rows):
+    if not all(row["same_size_definition"] for row in read):
         section.add("† Not known to be the N that the reference was fitted with.")
+    section.add(_outside([row for row in read if row.get("outside_range")], "‡ Read outside of what it was fitted to"))
+    section.add(_outside([row for row in rows if row.get("left_out")], "Left out, as the runs are far outside"))
     sources = dict.fromkeys(f"{row['reference']}: {row['source']}" for row in rows)
     return section.add(f"Sources: {plainly('; '.join(sources))}.")
+
+
+def _outside(rows: Sequence[Entry], heading: str) -> str:
+    """For each reference the ranges of its fit and of the families that leave them."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for variable, one in row["outside_range"].items():
+            fitted, here = (
+                " to ".join(dict.fromkeys(amount(variable, end) for end in one[name])) for name in ("fitted", "table")
+            )
+            said.setdefault(f"{row['reference']} ({variable} from {fitted})", []).append(
+                f"{plainly(row['family'])} has {here}"
+            )
+    parts = [f"{reference}: {listed(list(dict.fromkeys(who)))}" for reference, who in said.items()]
+    return f"{heading}: {'; '.join(parts)}." if parts else ""
 
 
 def _reference(row: Entry) -> list[str]:
     counted = SIZE_WORDS_SHORT.get(row["size"], "") + ("" if row["same_size_definition"] else " †")
     return [
-        plainly(row["reference"]),
+        plainly(row["reference"]) + (" ‡" if row.get("outside_range") else ""),
         plainly(row["family"]),
         counted,
         with_interval(row["exponent"], [row["ci_low"], row["ci_high"]]),

@@ -33,7 +33,11 @@ METHODS = {
     "families.",
     "Choice of law": "AICc and BIC of least-squares fits by run (Burnham & Anderson 2002), beside the error of "
     "predicting the largest size, which AICc does not know of.",
-    "IsoFLOP and allocation": "approach 2 and equation 4 of Hoffmann et al. 2022.",
+    "IsoFLOP profiles": "approach 2 of Hoffmann et al. 2022. A budget is declared, or it is a group of runs whose "
+    "FLOPs agree and that clear gaps part from all others; the parabola goes through the sizes within a factor of 5 of "
+    "the lowest (wide grids bias it: Czech et al. 2026), and budgets whose lowest point lies outside their runs are "
+    "dropped. Exponents have t intervals over budgets.",
+    "Allocation": "equation 4 of Hoffmann et al. 2022 for `chinchilla`, a numeric minimum for other laws in N and D.",
 }
 
 

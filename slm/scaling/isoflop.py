@@ -1,0 +1,290 @@
+"""Approach 2 of Hoffmann et al. 2022: the lowest loss of each compute budget, and power laws through where it lies.
+
+Notable: a budget is declared by a column of FLOPs, or it is a group of runs that clear gaps part from all others, so a
+design without budgets gives no exponent. The parabola is fitted about the lowest loss alone: over wide grids it is
+biased, since the true curve is not symmetric (Czech et al. 2026, arXiv:2603.22339). Budgets whose lowest point lies
+outside their runs are dropped and named. The interval rests on how far the budgets lie from the line, so it counts
+whatever moves a budget's lowest point, not the noise of runs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from slm.scaling.forms import Floats
+
+TOLERANCE = 1.25
+"""Largest over smallest FLOPs of one budget. Published designs hold to 1.1; budgets lie at least 1.5 apart."""
+GAP = np.log(TOLERANCE) / 2
+"""Least gap in log FLOPs between budgets; the gap must also be wider than the budget itself."""
+ACCOUNTING = 3.0
+"""A column declares FLOPs if it agrees with `flops` to this factor: exact counts are up to twice 6 N D."""
+DECLARED_SPREAD = 2.0
+"""Largest over smallest FLOPs of a declared budget: 6 N D of equal exact FLOPs spreads by 1.4 at a context of 16k."""
+WINDOW = 5.0
+"""The parabola goes through sizes up to this factor from the lowest. 5 reproduces the exponents that Beck et al. 2025
+(arXiv:2510.02228) publish to 0.002; narrower windows scatter more, wider ones are more biased."""
+DECLARATIONS = ("isoflop", "budget")
+MIN_SIZES = 5
+MIN_BUDGETS = 3
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """A slope against log C with its interval."""
+
+    value: float
+    low: float
+    high: float
+    se_scatter: float | None = None
+    """Standard error if the scatter of runs within budgets were the only error; None for optima that were given."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Runs of one compute budget, the parabola through them, and its lowest point."""
+
+    flops: float
+    """Geometric mean."""
+    runs: int
+    params: float | None
+    """N at the lowest point; None if the parabola opens downwards."""
+    tokens: float | None
+    low: float | None
+    high: float | None
+    """Interval of `params` by Fieller's theorem from the scatter of all budgets; None where it is open."""
+    reason: str | None
+    """Why it is not used; None if it is."""
+    window: tuple[float, float]
+    """Smallest and largest N that the parabola goes through."""
+    centre: float
+    """log N at which the parabola is centred."""
+    parabola: tuple[float, float, float]
+    """Log target at `centre`, slope, and curvature: c0 + c1 z + c2 z^2 with z = log N - centre."""
+    points: Mapping[str, list[float]]
+    """`params` and `value` of the runs."""
+
+
+@dataclass(frozen=True)
+class IsoFlop:
+    """The analysis of one family; `reason` says why there are no exponents."""
+
+    grouped_by: str
+    """The column that makes budgets."""
+    ignored: tuple[str, ...]
+    """Columns of that name whose values are not FLOPs."""
+    budgets: tuple[Budget, ...]
+    """Those of five sizes and more."""
+    ungrouped: int
+    """Rows that belong to none of them."""
+    params: Exponent | None
+    """a in N* ~ C^a."""
+    tokens: Exponent | None
+    """b in D* ~ C^b."""
+    reason: str | None
+
+
+def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95) -> IsoFlop:
+    """Approach 2 on the runs of one family, with parabolas of log target in log N.
+
+    Budgets are the column `isoflop` or `budget` where it holds FLOPs, else groups of equal FLOPs. Runs of one size are
+    averaged. Exponents need `MIN_BUDGETS` budgets of `MIN_SIZES` sizes whose lowest point lies inside their runs.
+    """
+    column, groups = group_budgets(frame)
+    groups = [rows for rows in groups if frame[size].iloc[rows].nunique() >= MIN_SIZES]
+    fits = [_Parabola.fit(frame.iloc[rows], size, target) for rows in groups]
+    df = sum(one.degrees_of_freedom for one in fits)
+    variance = sum(one.sse for one in fits) / df if df else np.nan
+    reach = float(stats.t.ppf(0.5 + level / 2, df)) if df else np.nan
+    budgets = tuple(one.budget(variance, reach) for one in fits)
+    used = [(one, budget) for one, budget in zip(fits, budgets, strict=True) if budget.reason is None]
+    ignored = tuple(name for name in DECLARATIONS if name in frame and column == "flops")
+    ungrouped = len(frame) - sum(len(rows) for rows in groups)
+    if len(used) < MIN_BUDGETS:
+        return IsoFlop(column, ignored, budgets, ungrouped, None, None, _why_none(column, len(budgets), len(used)))
+    log_c = np.log([budget.flops for _, budget in used])
+    variances = variance * np.array([one.vertex_variance for one, _ in used])
+    slopes = [one.token_slope for one, _ in used]
+    params = exponent(log_c, _logs(b.params for _, b in used), level, variances)
+    tokens = exponent(log_c, _logs(b.tokens for _, b in used), level, variances * np.square(slopes))
+    return IsoFlop(column, ignored, budgets, ungrouped, params, tokens, None)
+
+
+def _logs(values: Iterable[float | None]) -> Floats:
+    return np.log(np.array(list(values), float))
+
+
+def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, float]) -> float | None:
+    """By how much approach 2 misses the exponent of a `chinchilla` law at just these sizes, without any noise.
+
+    A parabola is symmetric and the law's isoFLOP curve is not, so the answer depends on which sizes were run.
+    """
+    N, D = frame[size].to_numpy(float), frame["tokens"].to_numpy(float)
+    exact = law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
+    found = isoflop(frame.assign(**{target: exact}), size, target).params
+    return None if found is None else found.value - law["beta"] / (law["alpha"] + law["beta"])
+
+
+def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tuple[Exponent, Exponent] | str:
+    """Exponents a and b of a table whose rows are optima, one a budget; or why there are none."""
+    flops = np.sort(frame["flops"].to_numpy(float))
+    if len(flops) < MIN_BUDGETS:
+        return f"there are {len(flops)} budgets and {MIN_BUDGETS} are needed"
+    if (flops[1:] / flops[:-1]).min() < np.exp(GAP):
+        return "several rows have one budget, and analysis.optima=true takes each row for the optimum of its own"
+    log_c = np.log(frame["flops"].to_numpy(float))
+    a, b = (exponent(log_c, np.log(frame[name].to_numpy(float)), level) for name in (size, "tokens"))
+    return a, b
+
+
+def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | None = None) -> Exponent:
+    """The least-squares slope of log y against log C, with a t interval of (budgets - 2) degrees of freedom.
+
+    `variances` are those of log y by scatter within budgets. The interval is at least a quarter as wide as that
+    scatter alone would make it, since three budgets can lie on a line by luck (simulated: 94% to 97% cover).
+    """
+    z, df = log_c - log_c.mean(), len(log_c) - 2
+    slope = float(z @ log_y / (z @ z))
+    residuals = log_y - log_y.mean() - slope * z
+    half = float(stats.t.ppf(0.5 + level / 2, df) * np.sqrt(residuals @ residuals / df / (z @ z)))
+    scatter = None if variances is None else float(np.sqrt(z**2 @ variances) / (z @ z))
+    half = max(half, stats.norm.ppf(0.5 + level / 2) / 4 * (scatter or 0.0))
+    return Exponent(slope, slope - half, slope + half, scatter)
+
+
+def group_budgets(frame: pd.DataFrame) -> tuple[str, list[np.ndarray]]:
+    """The column that makes budgets, and the row positions of each budget, by rising FLOPs."""
+    flops = frame["flops"].to_numpy(float)
+    for name in DECLARATIONS:
+        if name in frame and (declared := _declared(frame[name], flops)) is not None:
+            return name, [np.flatnonzero(declared == value) for value in np.unique(declared)]
+    order = np.argsort(flops, kind="stable")
+    log_c = np.log(flops[order])
+    return "flops", [order[start:end] for start, end in _clear_groups(log_c, 0, len(order))]
+
+
+def _declared(column: pd.Series, flops: Floats) -> Floats | None:
+    """The column's numbers if they are FLOPs and make budgets; None for tokens, tokens a parameter and labels of them.
+
+    A sweep writes its budgets as text such as `flops=1e18`.
+    """
+    text = column.astype(str).str.removeprefix("flops=")
+    values = pd.to_numeric(text, errors="coerce").to_numpy(float)
+    if not np.isfinite(values).all() or (values <= 0).any():
+        return None
+    if np.abs(np.log(flops / values)).max() > np.log(ACCOUNTING):
+        return None
+    groups = [flops[values == value] for value in np.unique(values)]
+    return values if all(group.max() <= DECLARED_SPREAD * group.min() for group in groups) else None
+
+
+def _clear_groups(log_c: Floats, start: int, end: int) -> list[tuple[int, int]]:
+    """Ranges of sorted log FLOPs no wider than `TOLERANCE`, with gaps to both neighbours wider than themselves."""
+    wide = log_c[end - 1] - log_c[start]
+    if wide <= np.log(TOLERANCE):
+        below = log_c[start] - log_c[start - 1] if start else np.inf
+        above = log_c[end] - log_c[end - 1] if end < len(log_c) else np.inf
+        return [(start, end)] if min(below, above) > max(wide, GAP) else []
+    cut = start + 1 + int(np.argmax(np.diff(log_c[start:end])))
+    return _clear_groups(log_c, start, cut) + _clear_groups(log_c, cut, end)
+
+
+def _why_none(column: str, budgets: int, used: int) -> str:
+    if not budgets and column != "flops":
+        return f"no value of the column {column} has {MIN_SIZES} sizes"
+    if not budgets:
+        return (
+            f"no {MIN_SIZES} sizes have FLOPs that agree to a factor of {TOLERANCE}, with a clear gap to all other runs"
+        )
+    there = f"{budgets} {'budget has' if budgets == 1 else 'budgets have'} {MIN_SIZES} sizes or more"
+    lost = f", and {used} of them {'has' if used == 1 else 'have'} the lowest point inside" if used < budgets else ""
+    return f"{there}{lost}; {MIN_BUDGETS} are needed"
+
+
+@dataclass(frozen=True)
+class _Parabola:
+    """A parabola about the lowest log target of one budget; means over runs of one size are its points."""
+
+    rows: pd.DataFrame
+    size: str
+    target: str
+    log_n: Floats
+    """All sizes, rising."""
+    near: np.ndarray
+    """Which of them the parabola goes through."""
+    centre: float
+    c: Floats
+    """[3]: value, slope and curvature at `centre`."""
+    inverse: Floats
+    """[3, 3]: covariance of `c` over the variance of a point."""
+    sse: float
+    token_line: tuple[float, float]
+    """log D at `centre`, and its slope in log N."""
+
+    @classmethod
+    def fit(cls, rows: pd.DataFrame, size: str, target: str) -> _Parabola:
+        """Fit about the lowest point, then once more about the parabola's own lowest point."""
+        logs = [np.log(rows[name].to_numpy(float)) for name in (size, target, "tokens")]
+        # Equal sizes are equal to more digits than these.
+        _, group, seeds = np.unique(logs[0].round(9), return_inverse=True, return_counts=True)
+        log_n, log_y, log_d = (np.bincount(group, values) / seeds for values in logs)
+        about = log_n[np.argmin(log_y)]
+        for last in (False, True):
+            away = np.abs(log_n - about)
+            near = away <= max(np.log(WINDOW), np.sort(away)[MIN_SIZES - 1]) * (1 + 1e-9)
+            centre = float(log_n[near].mean())
+            z = log_n[near] - centre
+            X = np.stack([np.ones_like(z), z, z**2], axis=1)
+            c = np.linalg.lstsq(X, log_y[near], rcond=None)[0]
+            if last or c[2] <= 0:
+                break
+            about = float(np.clip(centre - c[1] / (2 * c[2]), log_n[0], log_n[-1]))
+        sse = float(((log_y[near] - X @ c) ** 2).sum())
+        slope = float(z @ log_d[near] / (z @ z))  # z sums to zero
+        line = (float(log_d[near].mean()), slope)
+        return cls(rows, size, target, log_n, near, centre, c, np.linalg.inv(X.T @ X), sse, line)
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        return int(self.near.sum()) - 3
+
+    @property
+    def token_slope(self) -> float:
+        return self.token_line[1]
+
+    @property
+    def vertex_variance(self) -> float:
+        """Variance of log N at the lowest point over the variance of a point, to first order."""
+        gradient = np.array([0, -1 / (2 * self.c[2]), self.c[1] / (2 * self.c[2] ** 2)])
+        return float(gradient @ self.inverse @ gradient)
+
+    def budget(self, variance: float, reach: float) -> Budget:
+        """The lowest point with Fieller's interval: where slope + 2 curvature z is within `reach` errors of 0."""
+        _, b, c = self.c
+        z = -b / (2 * c) if c > 0 else None
+        inside = z is not None and self.log_n[0] < self.centre + z < self.log_n[-1]
+        V = self.inverse * variance * reach**2
+        low, high = None, None
+        if c**2 > V[2, 2]:  # else no curvature is beyond the scatter, and the interval is open
+            roots = np.roots([4 * (c**2 - V[2, 2]), 4 * (b * c - V[1, 2]), b**2 - V[1, 1]])
+            low, high = np.exp(self.centre + np.sort(roots.real)).tolist()
+        near = np.exp(self.log_n[self.near])
+        lost = "its curve has no lowest point" if z is None else "its lowest point lies outside its runs"
+        return Budget(
+            flops=float(np.exp(np.log(self.rows["flops"].astype(float)).mean())),
+            runs=len(self.rows),
+            params=None if z is None else float(np.exp(self.centre + z)),
+            tokens=None if z is None else float(np.exp(self.token_line[0] + self.token_slope * z)),
+            low=low,
+            high=high,
+            reason=None if inside else lost,
+            window=(float(near[0]), float(near[-1])),
+            centre=self.centre,
+            parabola=(float(self.c[0]), float(b), float(c)),
+            points={"params": self.rows[self.size].tolist(), "value": self.rows[self.target].tolist()},
+        )
