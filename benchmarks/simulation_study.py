@@ -60,7 +60,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Families, and what they share. `law` is the true law's name in the analysis; `equal` says whether exponents are."""
+    """Families, and what they share. `law` is the true law's name in the analysis; `equal` is of the exponents."""
 
     name: str
     law: str
@@ -150,11 +150,12 @@ def scenarios() -> tuple[Scenario, ...]:
         Scenario("one outlier of 4%", "power", (a, b, c), tails="one outlier"),
         Scenario("6 sizes over 8x", "power_floor", three(floored, FLOORED, sizes(3.5e8, 8, 6), 0.005)),
         Scenario("6 sizes over 30x, 3 seeds", "power_floor", three(floored, FLOORED, six, 0.005), seeds=3),
-        Scenario("8 sizes over 1000x, 3 seeds", "power_floor", three(floored, FLOORED, wide, 0.005), seeds=3, share=0.5),
+        Scenario("8 sizes over 1000x, 3 seeds", "power_floor", three(floored, FLOORED, wide, 0.005), seeds=3,
+                 share=0.5),
         Scenario("ranges shifted by 4, some sizes in common", "power_floor",
-                 (shifted[0], Family("b", shifted[0].law, FLOORED, six * (six[1] / six[0]) ** 2, 0.003))),
-        Scenario("ranges shifted by 4, no size in common", "power_floor",
-                 (shifted[0], Family("b", shifted[0].law, FLOORED, six * 4, 0.003))),
+                 (shifted[0], Family("b", shifted[0].law, FLOORED, np.round(six * (six[1] / six[0]) ** 2), 0.003))),
+        Scenario("ranges shifted by 5.5, no size in common", "power_floor",
+                 (shifted[0], Family("b", shifted[0].law, FLOORED, np.round(six * 5.5), 0.003))),
         Scenario("6 N x 4 D", "chinchilla", ab, **grid),
         Scenario("6 N x 4 D, shapes off the law", "chinchilla", ab, misfit=0.005, **grid),
         Scenario("6 N x 4 D, shapes off the law, no size in common", "chinchilla", off, misfit=0.005, **grid),

@@ -117,9 +117,10 @@ def _delta(found: Fit) -> dict[str, float]:
     step = 1e-6
     P = len(found.theta)
     moved = found.law.canonical(found.theta + step * np.r_[np.eye(P), -np.eye(P)], found.sample.refs)
-    slope = ((moved[:P] - moved[P:]) / (2 * step)).T
-    covariance = found.covariance
-    errors = np.sqrt(np.diag(slope @ np.nan_to_num(covariance, nan=0.0) @ slope.T))
+    with np.errstate(invalid="ignore", over="ignore"):  # a coefficient at N = 1 may be beyond all floats
+        slope = ((moved[:P] - moved[P:]) / (2 * step)).T
+        covariance = found.covariance
+        errors = np.sqrt(np.diag(slope @ np.nan_to_num(covariance, nan=0.0) @ slope.T))
     errors[np.isnan(np.diag(covariance))] = np.nan
     return dict(zip(found.law.parameters, errors.tolist(), strict=True))
 
@@ -129,7 +130,8 @@ def _spread(found: Fit, ensemble: Ensemble) -> dict[str, float]:
     if len(ensemble.theta) < 20 or ensemble.failed > MOST_FAILED:
         return dict.fromkeys(found.law.parameters, np.nan)
     quoted = found.law.canonical(ensemble.theta, found.sample.refs)
-    return dict(zip(found.law.parameters, quoted.std(axis=0, ddof=1).tolist(), strict=True))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return dict(zip(found.law.parameters, quoted.std(axis=0, ddof=1).tolist(), strict=True))
 
 
 def _of_profile(found: Fit, one: Profile | None) -> Interval:

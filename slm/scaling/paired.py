@@ -69,8 +69,10 @@ def compare_pairs(table: Table, target: str, size: str, *, level: float = 0.95, 
         found = match(table, a, b, target, size)
         if isinstance(found, str):
             unmatched.append({"a": a, "b": b, "reason": found})
+        elif np.isfinite((pair := _pair(found, level))["p"]):
+            pairs.append(pair)
         else:
-            pairs.append(_pair(found, level))
+            unmatched.append({"a": a, "b": b, "reason": "the rows leave no scatter to tell a slope by"})
     for key in ("p", "p_any_floor", "level_p"):
         for pair, adjusted in zip(pairs, holm([pair[key] for pair in pairs]), strict=True):
             pair[f"{key}_adjusted"] = adjusted

@@ -19,7 +19,7 @@ SMALLEST_SPARE = 1e-8
 
 
 def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vector: Floats) -> tuple[float, float]:
-    """Standard error of `vector` @ coordinates, and its degrees of freedom.
+    """Standard error of `vector` @ coordinates, and its degrees of freedom: 0 where no cluster says anything of it.
 
     `jacobian` [n, P] is of the fitted values, `clusters` [n] says which rows belong together.
     """
@@ -35,7 +35,8 @@ def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vec
         square += float(pull @ residuals[rows]) ** 2
         pulls[:, g] = spare[:, rows] @ pull
     spread = pulls.T @ pulls
-    return float(np.sqrt(square)), float(np.trace(spread) ** 2 / (spread**2).sum())
+    total = float((spread**2).sum())
+    return float(np.sqrt(square)), float(np.trace(spread)) ** 2 / total if total > 0 else 0.0
 
 
 def _half_inverse(block: Floats) -> Floats:

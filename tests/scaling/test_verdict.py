@@ -70,15 +70,15 @@ def test_ranges_that_differ_are_compared_where_they_agree() -> None:
     small = np.round(np.geomspace(2e6, 6e7, 8))
     apart = {"a": small, "b": np.round(small * 4.5)}
     said, whole = 0, 0
-    for seed in range(25):
+    for seed in range(12):
         found = comparison(table(law, 0.003, seed, apart), law="power")
         said += found["verdict"]["distinguishable"] is True
         low, high = found["laws"]["power"]["common_range"]["range"]
         assert apart["b"].min() * 0.9 < low < high < apart["a"].max() * 1.1
         slopes = [np.polyfit(np.log(apart[name]), np.log(law[name](apart[name])), 1)[0] for name in "ab"]
         whole += abs(slopes[0] - slopes[1]) > 0.01
-    assert whole == 25  # what the whole ranges would say
-    assert said <= 3
+    assert whole == 12  # what the whole ranges would say
+    assert said <= 2
 
 
 def test_a_law_that_one_family_cannot_hold_is_left_to_the_others_and_said() -> None:
@@ -147,7 +147,7 @@ def test_seeds_do_not_count_as_evidence_for_a_floor() -> None:
     """Sizes off the power law by as much as seeds scatter: no floor is chosen for what is not there."""
     rng = np.random.default_rng(0)
     chosen = []
-    for seed in range(40):
+    for seed in range(15):
         off = {N: np.exp(0.01 * rng.standard_normal()) for N in SIZES}
         of = table({name: lambda N, off=off: 20 * N**-0.1 * off[N] for name in "ab"}, 0.01, seed, seeds=5)
         chosen.append(choose_law(groups := fitted(of), weigh(groups), "auto")[0])
