@@ -23,6 +23,7 @@ from slm.composition.settings import (
     or_null,
 )
 from slm.sweep.evaluation import Evaluations, check_evaluations, is_evaluations
+from slm.sweep.shapes import WIDEST_TOLERANCE
 
 SIZES = ("params_total", "params_non_embedding")
 RULES = ("fixed", "transferred", "tuned")
@@ -67,6 +68,10 @@ def _is_shape(value: Any) -> bool:
     return bool(x) and all(part.isdecimal() and int(part) > 0 for part in (width, depth))
 
 
+def _is_tolerance(value: Any) -> bool:
+    return POSITIVE[1](value) and value <= WIDEST_TOLERANCE
+
+
 def _is_numbers(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(number, (int, float)) for number in value.values())
 
@@ -84,6 +89,7 @@ KINDS: dict[str, Kind] = {
     "sweep.grid.sizes": or_null(list_of(POSITIVE, "numbers above 0")),
     "sweep.grid.aspects": or_null(list_of(POSITIVE, "numbers above 0")),
     "sweep.grid.size": _one_of(*SIZES),
+    "sweep.grid.tolerance": (f"above 0 and at most {WIDEST_TOLERANCE}", _is_tolerance),
     **{f"sweep.budget.{name}": or_null(_one_or_several(POSITIVE)) for name in BUDGETS},
     "sweep.budget.trunk": SWITCH,
     "sweep.lr.rule": _one_of(*RULES),

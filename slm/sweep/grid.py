@@ -34,6 +34,8 @@ class Wish:
 
     called: str
     find: Callable[[], Solved]
+    target: float | None = None
+    """N that is asked, if one is."""
 
 
 @dataclass
@@ -55,22 +57,35 @@ def make_plan(design: Design) -> Plan:
     made = Plan(Path(recipes[0].config.cache_dir).expanduser())
     made.configs = [recipe.config for recipe in recipes]
     known: set[str] = set()
-    again = 0
+    again, missed = 0, []
     for recipe in recipes:
         _check_budget_is_ours(recipe)
         if design.trunk:
             check_trunk(recipe.config.schedule)
         for wish in _wishes(design, recipe):
-            for cell in _cells_of(design, recipe, wish):
+            cells = _cells_of(design, recipe, wish)
+            missed += _missed(cells[0], wish, design.grid)
+            for cell in cells:
                 again += cell.key in known
                 if cell.key not in known:
                     made.cells.append(cell)
                 known.add(cell.key)
     if all(cell.impossible for cell in made.cells):
         raise ValueError(f"no cell of sweep={design.name} can be trained: {made.cells[0].impossible}")
+    if missed:
+        made.notes.append(f"No shape meets its target to {design.grid['tolerance']:.1%}: {'; '.join(missed)}.")
     if again:
         made.notes.append(f"{again} cells have the settings of others, and are trained once.")
     return made
+
+
+def _missed(cell: Cell, wish: Wish, grid: Mapping[str, Any]) -> list[str]:
+    """A shape whose N departs from its target by more than was asked: families are then less well matched there."""
+    if wish.target is None or cell.impossible:
+        return []
+    off = getattr(cell, grid["size"]) / wish.target - 1
+    where = f"{cell.family} {cell.width}x{cell.depth} is {abs(off):.1%} {'above' if off > 0 else 'below'}"
+    return [f"{where} {wish.target:g}"] if abs(off) > grid["tolerance"] else []
 
 
 def _check_budget_is_ours(recipe: Recipe) -> None:
@@ -90,7 +105,8 @@ def _wishes(design: Design, recipe: Recipe) -> Iterator[Wish]:
         return
     for size in grid["sizes"]:
         for aspect in grid["aspects"] or [recipe.own_aspect]:
-            yield Wish(f"{size:g}-aspect{aspect:g}", partial(solve, recipe, size, aspect, grid["size"]))
+            find = partial(solve, recipe, size, aspect, grid["size"], grid["tolerance"])
+            yield Wish(f"{size:g}-aspect{aspect:g}", find, size)
 
 
 def _pairs(grid: Mapping[str, Any]) -> list[tuple[int, int]]:

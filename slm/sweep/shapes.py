@@ -1,10 +1,10 @@
 """Width and depth of a wanted number of parameters, by a family's own rule.
 
-Widths are multiples of a head and depths of the mixer pattern, so few shapes of a small model come within 2% of a
-target in the wanted proportion. The feed-forward then takes up the rest: what brings N nearest to the target, up to a
-quarter wider or narrower than the rule has it, stands in the cell's overrides. Of all shapes that then meet the target
-the one is taken that departs least in all, the sum of |ln| of aspect / wanted aspect, feed-forward / rule and
-N / target.
+Widths are multiples of a head and depths of the mixer pattern, so few shapes of a small model come near a target in the
+wanted proportion. The feed-forward then takes up the rest: what brings N nearest to the target, up to a quarter wider
+or narrower than the rule has it, stands in the cell's overrides; in steps of 8 channels, or the largest smaller steps
+that meet the tolerance. Of all shapes that then meet the target the one is taken that departs least in all, the sum of
+|ln| of aspect / wanted aspect, feed-forward / rule and N / target.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from slm.model.config import ModelConfig
 
 Size = Literal["params_total", "params_non_embedding"]
 
-TOLERANCE = 0.02
-"""Of N about its target."""
+WIDEST_TOLERANCE = 0.02
+"""Of N about its target, where no shape meets the tolerance that is asked."""
 ASPECT_SLACK = 2.0
 """Factor by which hidden_size / num_layers may miss what was wanted."""
 FFN_SLACK = 0.25
-FFN_UNIT = 8
+FFN_UNITS = (8, 4, 2, 1)
+"""Matrix products are fastest at multiples of 8, but 8 channels are 2% of the parameters of a model of 2e5."""
 
 
 class Rule(Protocol):
@@ -60,39 +61,55 @@ def count(model: ModelConfig, size: Size) -> int:
     return model.num_params(non_embedding=size == "params_non_embedding")
 
 
-def solve(rule: Rule, target: float, aspect: float, size: Size) -> Solved:
-    """The shape of `target` parameters, to 2%, nearest to hidden_size / num_layers = `aspect`.
+def solve(rule: Rule, target: float, aspect: float, size: Size, tolerance: float = WIDEST_TOLERANCE) -> Solved:
+    """The shape of `target` parameters, to `tolerance` or else to 2%, nearest to hidden_size / num_layers = `aspect`.
 
     Raises `ValueError` with the nearest N that there are if no shape meets both, the aspect to a factor of 2.
     """
-    found = [
-        shape
-        for width in _widths(rule, target, aspect, size)
-        for depth in _best_depths(rule, width, target, size)
-        if depth in _depths(rule, width, aspect) and (shape := _fitted(rule, width, depth, target, aspect, size))
-    ]
-    if not found:
-        near = " or ".join(f"{n:,}" for n in _near(rule, target, aspect, size))
-        raise ValueError(f"no shape has {target:,.0f} parameters ({size}) to {TOLERANCE:.0%}: {near} would be near")
-    return min(found, key=lambda shape: shape.departs)
+    for allowed in dict.fromkeys((tolerance, WIDEST_TOLERANCE)):
+        found = [
+            shape
+            for width in _widths(rule, target, aspect, size)
+            for depth in _best_depths(rule, width, target, size)
+            if depth in _depths(rule, width, aspect)
+            and (shape := _fitted(rule, width, depth, target, aspect, size, allowed))
+        ]
+        if found:
+            return min(found, key=lambda shape: shape.departs)
+    near = " or ".join(f"{n:,}" for n in _near(rule, target, aspect, size))
+    raise ValueError(f"no shape has {target:,.0f} parameters ({size}) to {WIDEST_TOLERANCE:.0%}: {near} would be near")
 
 
-def _fitted(rule: Rule, width: int, depth: int, target: float, aspect: float, size: Size) -> Solved | None:
-    model = rule.shape(width, depth)
-    usual = model.intermediate_size
-    if abs(count(model, size) / target - 1) > TOLERANCE:
-        unit = dataclasses.replace(model, intermediate_size=usual + FFN_UNIT)
-        units = round((target - count(model, size)) / (count(unit, size) - count(model, size)))
-        inner = usual + units * FFN_UNIT
-        if abs(inner / usual - 1) > FFN_SLACK:
-            return None
-        model = dataclasses.replace(model, intermediate_size=inner)
-        if abs(count(model, size) / target - 1) > TOLERANCE:
-            return None
+def _fitted(
+    rule: Rule, width: int, depth: int, target: float, aspect: float, size: Size, tolerance: float
+) -> Solved | None:
+    by_rule = rule.shape(width, depth)
+    usual = by_rule.intermediate_size
+    model = next(
+        (
+            model
+            for model in (by_rule, *_with_other_ffn(by_rule, target, size))
+            if abs(count(model, size) / target - 1) <= tolerance
+            and abs(model.intermediate_size / usual - 1) <= FFN_SLACK
+        ),
+        None,
+    )
+    if model is None:
+        return None
     inner = model.intermediate_size
     ratios = (width / depth / aspect, inner / usual, count(model, size) / target)
     departs = sum(abs(math.log(ratio)) for ratio in ratios)
     return Solved(width, depth, model, None if inner == usual else inner, departs)
+
+
+def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[ModelConfig]:
+    """The shape with the feed-forward that brings N nearest to the target, in coarse steps first."""
+    usual, now = model.intermediate_size, count(model, size)
+    a_channel = count(dataclasses.replace(model, intermediate_size=usual + 1), size) - now
+    for step in FFN_UNITS:
+        inner = usual + round((target - now) / a_channel / step) * step
+        if inner > 0:
+            yield dataclasses.replace(model, intermediate_size=inner)
 
 
 def _widths(rule: Rule, target: float, aspect: float, size: Size) -> Iterator[int]:
