@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from slm.scaling.power import Advice, Comparison, PairedDesign, UnpairedDesigns, plan
 from slm.scaling.power import Design as Fitted
-from slm.scaling.power import plan
 from slm.sweep.cells import Cell
 from slm.sweep.files import as_json, write
+from slm.sweep.shapes import WIDEST_TOLERANCE
 
 SPEEDS = "speeds.json"
 FEWEST_STEPS = 50
@@ -26,6 +29,8 @@ BYTES_PER_PARAMETER = 28
 """Of a finished run: two checkpoints of weights and Adam's two moments, and the exported model, all float32."""
 BYTES_KEPT = 12
 """Of a parameter in the checkpoint that a trunk keeps for a branch."""
+MATCHED = 2 * WIDEST_TOLERANCE
+"""Of N between families that pairs of runs may differ in: the solver may miss a target on either side."""
 VARIABLES = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
 """Variables of laws but N, as fields of a cell."""
 
@@ -84,13 +89,17 @@ def disk_bytes(cells: Sequence[Cell]) -> int:
 
 @dataclass(frozen=True)
 class Power:
-    """What a design tells apart."""
+    """What a design tells apart: of the pair of families that is told apart worst."""
 
     exponent: str
     pairs: int
     """Of families."""
     detectable: Mapping[int, float | None]
     """Seeds -> the smallest difference of exponents that is found; None where the cells cannot tell."""
+    apart: float | None
+    """By what share N of matched sizes differs at most, where the test is the paired one; None where it is not."""
+    advice: Advice | None
+    """What would find half of the smallest difference of now."""
 
 
 def power_of(
@@ -98,34 +107,79 @@ def power_of(
 ) -> Power | None:
     """The smallest difference of exponents between two families, with the seeds of the design and with more.
 
-    Of the family whose cells tell least. `size` is the count of parameters that laws have for N, `assume` the config
-    group of that name, `power` the chance of finding the difference, `level` the coverage of intervals. None if no cell
-    can be trained. Raises `ValueError` for an assumption that is none.
+    By the paired test where all families have matched sizes and the law is `power`, else by Welch's. `size` is the
+    count of parameters that laws have for N, `assume` the config group of that name, `power` the chance of finding the
+    difference, `level` the coverage of intervals. None if no cell can be trained. Raises `ValueError` for an assumption
+    that is none.
     """
-    families = dict.fromkeys(cell.family for cell in cells if not cell.impossible)
-    designs = [_assumed([c for c in cells if c.family == f and not c.impossible], size, assume) for f in families]
-    if not designs:
+    families: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if not cell.impossible:
+            families.setdefault(cell.family, []).append(cell)
+    if not families:
         return None
-    pairs = max(1, len(list(combinations(families, 2))))
-    detectable: dict[int, float | None] = {}
-    for count in range(seeds, seeds + assume["more_seeds"] + 1):
-        found = [replace(d, seeds=count).detectable(power=power, level=1 - level, pairs=pairs) for d in designs]
-        detectable[count] = None if None in found else max(value for value in found if value is not None)
-    return Power(designs[0].law.exponents[0], pairs, detectable)
+    pairs = list(combinations(families, 2)) or [(name, name) for name in families]
+    matched = [_matched(*({getattr(cell, size) for cell in families[name]} for name in pair)) for pair in pairs]
+    is_paired = assume["law"] == "power" and all(matched)
+    designs = {name: _assumed(own, size, assume, seeds) for name, own in families.items()}
+    compared: list[Comparison] = [
+        _paired(both, families[a], assume, seeds) if is_paired else UnpairedDesigns(designs[a], designs[b])
+        for (a, b), both in zip(pairs, matched, strict=True)
+    ]
+    asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
+
+    def smallest(one: Comparison, seeds: int) -> float:
+        found = one.changed(seeds=seeds).detectable(**asked)
+        return math.inf if found is None else found
+
+    found = {n: max(smallest(one, n) for one in compared) for n in range(seeds, seeds + assume["more_seeds"] + 1)}
+    now = found[seeds]
+    worst = max(compared, key=lambda one: smallest(one, seeds))
+    return Power(
+        exponent=next(iter(designs.values())).law.exponents[0],
+        pairs=len(pairs),
+        detectable={n: value if math.isfinite(value) else None for n, value in found.items()},
+        apart=max(max(a / b, b / a) - 1 for both in matched for a, b in both) if is_paired else None,
+        advice=worst.advice(now / 2, **asked) if 0 < now < math.inf else None,
+    )
 
 
-def _assumed(cells: Sequence[Cell], size: str, assume: Mapping[str, Any]) -> Fitted:
+def _matched(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
+    """Pairs of sizes that are each other's nearest, if the family with fewer sizes has all of its own matched."""
+    both = [(one, min(b, key=lambda other: abs(math.log(one / other)))) for one in sorted(a)]
+    near = [
+        (one, other)
+        for one, other in both
+        if one == min(a, key=lambda mine: abs(math.log(mine / other))) and abs(math.log(one / other)) <= MATCHED
+    ]
+    return near if len(near) == min(len(a), len(b)) else []
+
+
+def _paired(
+    matched: Sequence[tuple[int, int]], cells: Sequence[Cell], assume: Mapping[str, Any], seeds: int
+) -> PairedDesign:
+    """Several budgets of a size are averaged: branches of a trunk share its noise, and all share the size's misfit."""
+    log_N = np.log([math.sqrt(a * b) for a, b in matched])
+    budgets = len({cell.budget for cell in cells})
+    noise = assume["sigma"] / (1 if any(cell.after for cell in cells) else math.sqrt(budgets))
+    return PairedDesign(log_N, noise, assume["misfit"], seeds)
+
+
+def _assumed(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], seeds: int) -> Fitted:
     """The design of one family: a row a shape and budget, whatever its rates and seeds.
 
-    A trunk and its branches tell as much as one run, as if they scattered alike: so it is with an exponent in N.
+    The budgets of a shape share its misfit, and branches of a trunk its noise too, so an exponent in N comes out as if
+    there were one budget. Each further variable of a law takes two parameters, which the budgets of a shape tell.
     """
     variables = {"N": size, **VARIABLES}
     points = dict.fromkeys(tuple(getattr(cell, name) for name in variables.values()) for cell in cells)
     sizes = dict(zip(variables, zip(*points, strict=True), strict=True))
-    shapes = {(cell.width, cell.depth, cell.params_total) for cell in cells}
-    groups = len(shapes) if any(cell.after for cell in cells) else len(points)
-    sigma = assume["sigma"] * math.sqrt(len(points) / groups)
+    shared = math.sqrt(len(points) / len({(cell.width, cell.depth, cell.params_total) for cell in cells}))
+    noise = assume["sigma"] * (shared if any(cell.after for cell in cells) else 1)
     try:
-        return replace(plan(sizes, law=assume["law"], params=assume["params"], sigma=sigma), groups=groups)
+        law, params = assume["law"], assume["params"]
+        made = plan(sizes, law=law, params=params, sigma=noise, misfit=assume["own_misfit"] * shared, seeds=seeds)
     except ValueError as error:
         raise ValueError(f"sweep.assume.law={assume['law']}, sweep.assume.params={assume['params']}: {error}") from None
+    shapes = round(len(points) / shared**2)
+    return made if shared == 1 else replace(made, groups=shapes + 2 * (len(made.law.variables) - 1))

@@ -73,7 +73,7 @@ def make_plan(design: Design) -> Plan:
     if all(cell.impossible for cell in made.cells):
         raise ValueError(f"no cell of sweep={design.name} can be trained: {made.cells[0].impossible}")
     if missed:
-        made.notes.append(f"No shape meets its target to {design.grid['tolerance']:.1%}: {'; '.join(missed)}.")
+        made.notes.append(f"No shape meets its target to {100 * design.grid['tolerance']:g}%: {'; '.join(missed)}.")
     if again:
         made.notes.append(f"{again} cells have the settings of others, and are trained once.")
     return made
@@ -84,7 +84,7 @@ def _missed(cell: Cell, wish: Wish, grid: Mapping[str, Any]) -> list[str]:
     if wish.target is None or cell.impossible:
         return []
     off = getattr(cell, grid["size"]) / wish.target - 1
-    where = f"{cell.family} {cell.width}x{cell.depth} is {abs(off):.1%} {'above' if off > 0 else 'below'}"
+    where = f"{cell.family} {cell.width}x{cell.depth} is {100 * abs(off):.2g}% {'above' if off > 0 else 'below'}"
     return [f"{where} {wish.target:g}"] if abs(off) > grid["tolerance"] else []
 
 

@@ -106,21 +106,32 @@ def _evaluations(design: Design, runs: int) -> list[str]:
 
 
 def _power(design: Design, power: Power | None, chance: float, seconds_a_seed: float) -> list[str]:
-    """The smallest difference of exponents, now and with further seeds."""
+    """The smallest difference of exponents, now and with further seeds, and what else would find half of it."""
     if power is None:
         return []
-    law = design.assume["law"]
+    assume = design.assume
     now = power.detectable[len(design.seeds)]
     if now is None:
-        return [f"power        none: too few shapes a family for {power.exponent} under `{law}`"]
+        return [f"power        none: too few shapes a family for {power.exponent} under `{assume['law']}`"]
+    if power.apart is None:
+        test = "of families that are compared unpaired"
+        scatter = f"a size by {assume['own_misfit']:.2g} about `{assume['law']}`"
+    else:
+        test = f"of families that are paired by size, which N matches to {power.apart:.1%}"
+        scatter = f"the log ratio of two families by {assume['misfit']:.2g} about a straight line"
     lines = [
         f"power        a difference of {now:.2g} in {power.exponent} between two families is found in {chance:.0%} of "
         f"cases ({power.pairs} {'pair' if power.pairs == 1 else 'pairs'} tested),",
-        f"             if a run scatters by {design.assume['sigma']:.2g} in log loss about `{law}` (sweep.assume)",
+        f"             {test},",
+        f"             if a run scatters by {assume['sigma']:.2g} in log loss between seeds,",
+        f"             and {scatter} (sweep.assume)",
     ]
     for seeds, detectable in list(power.detectable.items())[1:]:
         more = _minutes(seconds_a_seed * (seeds - len(design.seeds)))
         lines.append(f"             with {seeds} seeds {detectable:.2g}, for {more} more of training")
+    if power.advice is not None:
+        advice = power.advice.text.replace("; ", ";\n             ")
+        lines.append(f"             half of it, {now / 2:.2g}, takes {advice}")
     return lines
 
 

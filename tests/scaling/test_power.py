@@ -17,10 +17,8 @@ from slm.scaling.laws import get_law
 from slm.scaling.power import (
     Design,
     PairedDesign,
+    UnpairedDesigns,
     plan,
-    unpaired_advice,
-    unpaired_detectable,
-    unpaired_power,
 )
 from slm.scaling.settings import Settings
 from tests.scaling.samples import TRUE, design, plain_law, sample
@@ -106,12 +104,12 @@ def test_simulated_pairs_of_families_are_told_apart_as_often_as_a_paired_design_
     ],
 )
 def test_simulated_families_are_told_apart_as_often_as_two_designs_say(a: Design, b: Design, pairs: int) -> None:
-    detectable = unpaired_detectable(a, b, pairs=pairs)
+    detectable = UnpairedDesigns(a, b).detectable(pairs=pairs)
     assert detectable is not None
     assert welch_share(a, b, detectable, pairs) == pytest.approx(0.8, abs=2 * TOLERANCE)
     for difference in (0.5 * detectable, 1.5 * detectable):
         share = welch_share(a, b, difference, pairs)
-        assert share == pytest.approx(unpaired_power(a, b, difference, pairs=pairs), abs=2 * TOLERANCE)
+        assert share == pytest.approx(UnpairedDesigns(a, b).power(difference, pairs=pairs), abs=2 * TOLERANCE)
 
 
 @pytest.mark.parametrize("noise", [0.002, 0.01])
@@ -133,15 +131,15 @@ def test_what_is_advised_detects_half_the_difference_in_simulated_families(noise
 
 
 def test_advice_for_families_that_are_not_matched_changes_both_and_seeds_help_only_against_noise() -> None:
-    a, b = line(0.01, 0.0), line(0.02, 0.0)
-    advice = unpaired_advice(a, b, unpaired_detectable(a, b) / 2)  # type: ignore[operator]
-    assert advice.seeds == 4
-    noisy, half = line(0.005, 0.02), unpaired_detectable(line(0.005, 0.02), line(0.005, 0.02)) / 2  # type: ignore[operator]
-    advice = unpaired_advice(noisy, noisy, half)
+    unequal = UnpairedDesigns(line(0.01), line(0.02))
+    assert unequal.advice(unequal.detectable() / 2).seeds == 4  # type: ignore[operator]
+    misfitting = UnpairedDesigns(line(0.005, 0.02), line(0.005, 0.02))
+    half = misfitting.detectable() / 2  # type: ignore[operator]
+    advice = misfitting.advice(half)
     assert advice.seeds is None
-    more = noisy.changed(sizes=advice.sizes)
-    assert welch_share(more, more, half) == pytest.approx(unpaired_power(more, more, half), abs=TOLERANCE)
-    assert unpaired_power(more, more, half) >= 0.8
+    more = misfitting.changed(sizes=advice.sizes)
+    assert welch_share(more.a, more.b, half) == pytest.approx(more.power(half), abs=TOLERANCE)
+    assert more.power(half) >= 0.8
 
 
 @settings(max_examples=15, deadline=None)
@@ -208,15 +206,15 @@ def test_seeds_add_no_degrees_of_freedom_and_what_cannot_be_known_is_not_said() 
 def test_a_design_that_identifies_nothing_detects_nothing() -> None:
     same = line(sizes=np.full(5, 1e7))
     assert same.error() == np.inf
-    assert unpaired_detectable(same, same) is None
-    assert unpaired_power(same, same, 0.5) == 0
-    assert unpaired_advice(same, same, 0.01).span is None
+    assert UnpairedDesigns(same, same).detectable() is None
+    assert UnpairedDesigns(same, same).power(0.5) == 0
+    assert UnpairedDesigns(same, same).advice(0.01).span is None
     two = plan({"N": [1e6, 1e8]}, params=LINE, sigma=0.01)
-    assert unpaired_detectable(two, two) is None  # a line through two points leaves no scatter
-    assert unpaired_detectable(two, line()) is None
+    assert UnpairedDesigns(two, two).detectable() is None  # a line through two points leaves no scatter
+    assert UnpairedDesigns(two, line()).detectable() is None
     step = {"N": SIZES.tolist(), "D": (20 * SIZES).tolist()}
     in_step = plan(step, law="chinchilla", params=TRUE["chinchilla"] | {"beta": 0.35}, sigma=0.01, seeds=3)
-    assert unpaired_detectable(in_step, in_step) is None
+    assert UnpairedDesigns(in_step, in_step).detectable() is None
     at_one_size = paired(sizes=np.full(5, 1e7))
     assert at_one_size.detectable() is None
     assert at_one_size.advice(0.01).sizes is None

@@ -1,5 +1,6 @@
 """From a design to its cells: what decides a run decides its hash, and what cannot be trained says why."""
 
+import json
 import random
 import re
 import subprocess
@@ -46,6 +47,18 @@ def train_config(cell: Cell) -> dict[str, Any]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", overrides=[*cell.overrides, "output_dir=elsewhere"])
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def test_the_published_sweep_has_the_cells_that_were_trained() -> None:
+    trained = json.loads((ROOT / "results/first_study/sweep/cells.json").read_text())
+    assert {cell.key for cell in cells_of("sweep=first_study")} == {cell["key"] for cell in trained}
+
+
+def test_the_plan_says_which_shapes_miss_their_target_by_more_than_was_asked() -> None:
+    design = ["sweep.families=[ssd]", "sweep.grid.sizes=[3.4e6]", "sweep.grid.tolerance=1e-5"]
+    (note,) = make_plan(check_design(composed(*design)["sweep"])).notes
+    assert re.fullmatch(r"No shape meets its target to 0.001%: ssd \d+x\d+ is 0\.\d+% (above|below) 3.4e\+06\.", note)
+    assert make_plan(check_design(composed(*design[:2])["sweep"])).notes == []
 
 
 @pytest.mark.parametrize("sweep", choices("sweep"))
@@ -267,6 +280,7 @@ def test_a_plan_needs_no_torch() -> None:
         (["+sweep.sede=[1]"], "sweep.sede is not a key of a sweep; did you mean sweep.seeds"),
         (["sweep.assume.params=null"], "sweep.assume.params=null must be a mapping of numbers"),
         (["sweep.assume.sigma=0"], "sweep.assume.sigma=0 must be a number above 0"),
+        (["sweep.grid.tolerance=0.05"], "sweep.grid.tolerance=0.05 must be a number above 0 and at most 0.02"),
         ([*SMALL, "sweep.grid.widths=[100]"], "no cell of sweep=quick can be trained: width=100"),
     ],
 )

@@ -104,16 +104,22 @@ def test_the_plan_counts_what_is_trained_and_names_trunks_and_branches(
     assert "trunks       1, each with its branches one independent run; 2 runs begin where" in said
 
 
-def test_rows_of_one_trunk_are_one_independent_run_of_the_power() -> None:
+def test_budgets_of_a_shape_share_its_misfit_and_branches_of_a_trunk_their_noise_too() -> None:
     wide = ("sweep.grid.widths=[64,128,192,256]", "sweep.families=[mobilellm,gpt2]")
     assume = {"law": "power", "params": {"A": 20, "alpha": 0.1}, "sigma": 0.01, "more_seeds": 0}
-    how: dict = {"size": "params_total", "seeds": 1, "assume": assume, "power": 0.8, "level": 0.95}
-    trunks, alone, one = (
-        power_of(cells_of(*BRANCHED, *wide, *budgets), **how).detectable[1]
-        for budgets in ([], ["sweep.budget.trunk=false"], ["sweep.budget.trunk=false", "sweep.budget.tokens=20480"])
-    )
-    assert trunks == pytest.approx(one)
-    assert trunks > 1.5 * alone
+
+    def detectable(misfit: float, *budgets: str) -> float:
+        scatter = {"misfit": misfit, "own_misfit": misfit}
+        how: dict = {"size": "params_total", "seeds": 1, "assume": assume | scatter, "power": 0.8, "level": 0.95}
+        found = power_of(cells_of(*BRANCHED, *wide, *budgets), **how)
+        assert found is not None
+        return found.detectable[1]
+
+    alone, one = ["sweep.budget.trunk=false"], ["sweep.budget.trunk=false", "sweep.budget.tokens=20480"]
+    for misfit in (0.0, 0.02):
+        assert detectable(misfit) == pytest.approx(detectable(misfit, *one))
+    assert detectable(0.0, *one) > 1.5 * detectable(0.0, *alone)
+    assert detectable(0.02, *one) < 1.1 * detectable(0.02, *alone)
 
 
 def test_a_budget_added_to_a_finished_trunk_that_kept_no_step_for_it_is_trained_from_step_0(tmp_path: Path) -> None:
