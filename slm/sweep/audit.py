@@ -13,12 +13,13 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from slm.sweep.matching import by_family, levels, same_levels, same_sizes, size_of, sizes_of, values_of
+from slm.sweep.matching import SAME_SIZE, by_family, levels, same_levels, same_sizes, size_of, sizes_of, values_of
 
 REQUIRED = ("tokens", "data", "tokenizer", "evaluation set", "schedule", "learning rate rule")
 DATA = ("data_fingerprint", "data", "dataset", "data_name")
 TOKENIZER = ("tokenizer_fingerprint", "tokenizer")
 EVALUATION = ("eval_fingerprint", "eval_set", "evaluation_set", "val_bytes", "val_tokens")
+RATES_TRIED = ("lr_tried", "lr_candidates")
 SETTINGS = {
     "schedule": ("schedule",),
     "sequence length": ("sequence_length", "context_length"),
@@ -75,7 +76,17 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
     """
     findings = Findings()
     checks: Sequence[Callable[[pd.DataFrame, Findings], None]]
-    checks = (_tokens, _data, _tokenizer, _evaluation, _settings, _learning_rate, _seeds, _sizes)
+    checks = (
+        _tokens,
+        _data,
+        _tokenizer,
+        _evaluation,
+        _settings,
+        _learning_rate,
+        _rates_tried,
+        _seeds,
+        _sizes,
+    )
     for check in checks:
         check(frame, findings)
     unknown = {item["what"] for item in findings.unknown}
@@ -190,6 +201,21 @@ def _tuned_in_vain(frame: pd.DataFrame, at_end: pd.Series, findings: Findings) -
     findings.violated("learning rate rule", found, f"{sentence}: {_lists(found)}.")
 
 
+def _rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
+    """The best of more rates is lower, whatever the family; silent where no rates were tried."""
+    tried = values_of(frame, RATES_TRIED)
+    if tried is None or _alone(frame, "rates tried", findings):
+        return
+    found = by_family(frame, tried)
+    if same_levels(frame, levels(tried, 0), per_size=True):
+        given = _lists({"each": sorted(set(tried.tolist()))}).removeprefix("each ")
+        findings.matched("rates tried", f"Families were given the same number of learning rates ({given}).")
+    else:
+        where = " at the same size" if _all_equal(found.values()) else ""
+        sentence = f"Families were given different numbers of learning rates{where}, and the best of more is lower"
+        findings.violated("rates tried", found, f"{sentence}: {_lists(found)}.")
+
+
 def _seeds(frame: pd.DataFrame, findings: Findings) -> None:
     seeds = values_of(frame, ("seed",))
     if seeds is None:
@@ -213,6 +239,10 @@ def _sizes(frame: pd.DataFrame, findings: Findings) -> None:
     else:
         sentence = f"Families do not have the same sizes, to 10%: {_ranges(frame, size)}"
         findings.violated("sizes", by_family(frame, frame[size]), f"{sentence}.")
+        ends = frame.groupby("family")[size].agg(["min", "max"])
+        if (ends.max() / ends.min() > 1 + SAME_SIZE).any():
+            sentence = f"Ranges of {size} differ between families, so exponents are compared over the common range only"
+            findings.violated("ranges", by_family(frame, frame[size]), f"{sentence}: {_ranges(frame, size)}.")
 
 
 def _varies(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -18,8 +18,10 @@ COLUMNS = (
     *("optimizer", "ema_decay", "schedule", "parametrization", "data_fingerprint", "tokenizer_fingerprint"),
     *("vocab_size", "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes"),
     *("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device", "budget", "lr_rule", "lr_at_end"),
+    "lr_tried",
 )
-"""Of the cells of a sweep, known before any has a result; `trunk` only of branches, `lr_at_end` only of tuned rates."""
+"""Of the cells of a sweep, known before any has a result; `trunk` only of branches, `lr_at_end` and `lr_tried` only of
+tuned rates."""
 SHARED = ("family", "seed", "lr", "width", "depth", "params_total", "batch_tokens", "data_fingerprint")
 """Columns in which a branch and its trunk agree."""
 

@@ -62,7 +62,6 @@ def test_families_that_differ_in_nothing_else_are_controlled() -> None:
         ("ema_decay", 0.999, "averaging of weights"),
         ("lr", 1e-4, "learning rate rule"),
         ("seed", 3, "seeds"),
-        ("params_total", 5e6, "sizes"),
     ],
 )
 def test_each_difference_between_families_is_named(column: str, value: object, named: str) -> None:
@@ -120,6 +119,37 @@ def test_tokens_are_matched_by_budget_by_ratio_or_by_compute() -> None:
     assert compute["controlled"]
     assert "tokens per parameter" in ratio["checked"][0]["sentence"]
     assert "compute" in compute["checked"][0]["sentence"]
+
+
+def test_ranges_of_sizes_that_differ_are_named_beside_the_sizes() -> None:
+    longer = runs()
+    longer.loc[wide(longer) & (longer["params_total"] > 9e6), "params_total"] = 4e7
+    found = {item["what"]: item["sentence"] for item in audit(longer)["violations"]}
+    assert "sizes" in found
+    assert found["ranges"] == (
+        "Ranges of params_total differ between families, so exponents are compared over the common range only: "
+        "deep 1e+06 to 1e+07; wide 1.03e+06 to 4e+07."
+    )
+    between = runs()
+    between.loc[wide(between) & (between["params_total"] == 3.09e6), "params_total"] = 5e6
+    assert what(audit(between), "violations") == ["sizes"]
+
+
+@pytest.mark.parametrize("column", ["lr_tried", "lr_candidates"])
+def test_a_family_that_was_given_more_learning_rates_is_named(column: str) -> None:
+    assert "rates tried" not in what(audit(runs()), "checked")
+    same = audit(runs(**{column: 5}))
+    assert same["controlled"]
+    assert "Families were given the same number of learning rates (5)." in [i["sentence"] for i in same["checked"]]
+    more = runs()
+    more[column] = np.where(wide(more), 9, 5)
+    (violation,) = audit(more)["violations"]
+    assert violation["families"] == {"deep": [5], "wide": [9]}
+    assert violation["sentence"] == (
+        "Families were given different numbers of learning rates, and the best of more is lower: deep 5; wide 9."
+    )
+    more[column] = np.where(wide(more) == (more["params_total"] > 5e6), 9, 5)  # as many in all, not at each size
+    assert what(audit(more), "violations") == ["rates tried"]
 
 
 def test_the_same_budgets_at_other_sizes_are_not_matched() -> None:

@@ -27,7 +27,7 @@ def rates(of: Directory) -> Figure | None:
         return None
     families = list(dict.fromkeys(of.tuning["family"]))
     shapes = of.tuning.drop_duplicates(["width", "depth"])
-    title = f"Loss against learning rate, {len(of.tuning)} shapes: crosses are interpolated optima"
+    title = f"Loss against learning rate, {len(of.tuning)} shapes: crosses are fitted optima"
     drawn, axes = panels(len(families), title, columns=3, width=3.7 if len(families) > 1 else 6.0)
     for axis, family in zip(axes, families, strict=True):
         _rates(axis, of, of.tuning[of.tuning["family"] == family])
@@ -69,9 +69,10 @@ def rates_section(of: Directory) -> Section | None:
         for _, best in of.tuning.iterrows()
     ]
     return Section("Learning rates").add(
-        "Each shape was trained at several learning rates. Its optimum is the bottom of a parabola through the best "
-        "rate and its neighbours, and the row that was analysed is the loss there. The last column compares runs that "
-        "were trained: what the rate that was given came to, above the best of those tried.",
+        "Each shape was trained at several learning rates. Its optimum is the bottom of a parabola through the rates "
+        "that noise cannot tell from the best, and the row that was analysed is the loss there, plus what the bottom "
+        "of noisy losses is too low by on average. The last column compares runs that were trained: what the rate "
+        "that was given came to, above the best of those tried.",
         table(("family", "shape", "N", "optimum", "loss there", "rate given", "its excess"), rows),
         figure(of, "rates", "Means over seeds. A flat bottom says that the rate hardly matters there."),
     )
