@@ -26,7 +26,7 @@ WORTH_SAYING = 5e-4
 """How far from the lowest that was measured a fitted loss is said to be, as a share of it."""
 NEAR = 5.0
 """Standard errors above the lowest loss up to which rates are fitted: fewer lose precision, and with more the losses
-depart from a parabola (docs/log.md)."""
+depart from a parabola (docs/sweep.md)."""
 CLEAR = 2.0
 """Standard errors by which losses fall at the end of the grid where noise has no part in which rate is the best."""
 
@@ -156,7 +156,7 @@ def optimum(losses: pd.DataFrame, noise: float) -> Optimum:
 
     The bottom of a fitted parabola a + b x + c x^2 is too low by Var(slope there) / 4 c on average; c is taken to be no
     less than its standard error. In simulated sweeps this leaves 0.05% of the loss or less of a bias of 0.1 to 1.1%
-    (tests/sweep/test_tuning.py, docs/log.md).
+    (docs/sweep.md).
     """
     x, table = np.log(losses.index.to_numpy(float)), losses.to_numpy(float)
     means = table.mean(axis=1)
