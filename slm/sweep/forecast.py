@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from slm.scaling.matching import FEWEST, SAME_SIZE
 from slm.scaling.power import Advice, Comparison, PairedDesign, UnpairedDesigns, plan
 from slm.scaling.power import Design as Fitted
 from slm.sweep.cells import Cell
 from slm.sweep.files import as_json, write
-from slm.sweep.shapes import WIDEST_TOLERANCE
 
 SPEEDS = "speeds.json"
 FEWEST_STEPS = 50
@@ -29,8 +29,6 @@ BYTES_PER_PARAMETER = 28
 """Of a finished run: two checkpoints of weights and Adam's two moments, and the exported model, all float32."""
 BYTES_KEPT = 12
 """Of a parameter in the checkpoint that a trunk keeps for a branch."""
-MATCHED = 2 * WIDEST_TOLERANCE
-"""Of N between families that pairs of runs may differ in: the solver may miss a target on either side."""
 VARIABLES = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
 """Variables of laws but N, as fields of a cell."""
 
@@ -107,10 +105,10 @@ def power_of(
 ) -> Power | None:
     """The smallest difference of exponents between two families, with the seeds of the design and with more.
 
-    By the paired test where all families have matched sizes and the law is `power`, else by Welch's. `size` is the
-    count of parameters that laws have for N, `assume` the config group of that name, `power` the chance of finding the
-    difference, `level` the coverage of intervals. None if no cell can be trained. Raises `ValueError` for an assumption
-    that is none.
+    By the paired test where each two families have enough sizes in common and the law is `power`, else by Welch's.
+    `size` is the count of parameters that laws have for N, `assume` the config group of that name, `power` the chance
+    of finding the difference, `level` the coverage of intervals. None if no cell can be trained. Raises `ValueError`
+    for an assumption that is none.
     """
     families: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -145,14 +143,15 @@ def power_of(
 
 
 def _matched(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
-    """Pairs of sizes that are each other's nearest, if the family with fewer sizes has all of its own matched."""
+    """Pairs of sizes as the analysis makes them (`slm.scaling.matching`); none if they are too few for it."""
     both = [(one, min(b, key=lambda other: abs(math.log(one / other)))) for one in sorted(a)]
     near = [
         (one, other)
         for one, other in both
-        if one == min(a, key=lambda mine: abs(math.log(mine / other))) and abs(math.log(one / other)) <= MATCHED
+        if one == min(a, key=lambda mine: abs(math.log(mine / other)))
+        and abs(math.log(one / other)) <= math.log1p(SAME_SIZE)
     ]
-    return near if len(near) == min(len(a), len(b)) else []
+    return near if len(near) >= FEWEST else []
 
 
 def _paired(

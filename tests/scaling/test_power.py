@@ -9,19 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from slm.scaling.compare import design_power
-from slm.scaling.fitting import fit_sample
 from slm.scaling.forms import Floats
-from slm.scaling.intervals import uncertainty
-from slm.scaling.laws import get_law
 from slm.scaling.power import (
     Design,
     PairedDesign,
     UnpairedDesigns,
     plan,
 )
-from slm.scaling.settings import Settings
-from tests.scaling.samples import TRUE, design, plain_law, sample
+from tests.scaling.samples import TRUE, design, plain_law
 
 SIZES = np.geomspace(1e6, 1e8, 6)
 LINE = {"A": 20.0, "alpha": 0.1}
@@ -234,22 +229,6 @@ def test_a_design_that_identifies_nothing_detects_nothing() -> None:
 def test_a_plan_that_cannot_be_is_refused(sizes: dict[str, list[float]], law: str, sigma: float, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         plan(sizes, law=law, params=LINE, sigma=sigma)
-
-
-def test_reading_a_run_four_times_does_not_make_a_design_more_powerful() -> None:
-    def detectable(rows: int) -> float:
-        of = {}
-        for seed, name in enumerate("ab"):
-            rng = np.random.default_rng(seed)
-            run = np.repeat(np.arange(10), rows)
-            x = np.linspace(15, 22, 10)[run]
-            y = 3 - 0.1 * x + 0.02 * rng.normal(size=10)[run] + 1e-5 * rng.normal(size=10 * rows)
-            found = fit_sample(get_law("power"), sample(y, x, run))
-            of[name] = (found, uncertainty(found, replicates=100, rng=rng))
-        return float(design_power(of, Settings())["detectable"])
-
-    # A factor of 2 off if rows were runs; the cluster bootstrap's error with ten runs is good to a quarter.
-    assert detectable(4) == pytest.approx(detectable(1), rel=0.25)
 
 
 @pytest.mark.filterwarnings("error")

@@ -91,15 +91,21 @@ def test_families_of_other_sizes_are_compared_each_about_its_own_law() -> None:
 
 
 def test_sizes_that_one_family_lacks_are_left_out_of_its_pairs_and_the_worst_pair_counts() -> None:
-    three = [cell("c", params) for params in SIZES[:3]]
-    found = power_of(TWO_FAMILIES + three, seeds=1, assume=ASSUME, **HOW)
-    alone = power_of([one for one in TWO_FAMILIES if one.params_total < SIZES[3]], seeds=1, assume=ASSUME, **HOW)
+    five = [cell(family, params) for family in "ab" for params in (*SIZES, 9_000_000)]
+    found = power_of([*five, *(cell("c", params) for params in SIZES)], seeds=1, assume=ASSUME, **HOW)
+    alone = power_of(TWO_FAMILIES, seeds=1, assume=ASSUME, **HOW)
     assert found is not None
     assert alone is not None
     assert (found.apart, found.pairs, alone.pairs) == (0, 3, 1)
-    assert found.detectable[1] > alone.detectable[1]  # the same three sizes, of three pairs
+    assert found.detectable[1] > alone.detectable[1]  # the same four sizes, of three pairs
     assert found.advice is not None
-    assert found.advice.sizes_now == 3
+    assert found.advice.sizes_now == 4
+
+
+def test_three_sizes_are_too_few_to_be_paired() -> None:
+    found = power_of([one for one in TWO_FAMILIES if one.params_total < SIZES[3]], seeds=1, assume=ASSUME, **HOW)
+    assert found is not None
+    assert found.apart is None
 
 
 def test_too_few_shapes_tell_nothing_and_impossible_ones_do_not_count() -> None:
@@ -173,6 +179,6 @@ def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_not
     assert "1e+10 FLOP/s a job, assumed" in said
     assert "with 3 seeds" in said
     assert "in alpha between two families is found in 80% of cases (1 pair tested)" in said
-    assert "of families that are paired by size, which N matches to 0.0%" in said
+    assert "of families that are compared unpaired" in said  # they have three sizes
     assert "half of it, " in said
     assert "more seeds do not suffice" in said
