@@ -241,8 +241,12 @@ def _sizes(frame: pd.DataFrame, findings: Findings) -> None:
         findings.violated("sizes", by_family(frame, frame[size]), f"{sentence}.")
         ends = frame.groupby("family")[size].agg(["min", "max"])
         if (ends.max() / ends.min() > 1 + SAME_SIZE).any():
-            sentence = f"Ranges of {size} differ between families, so exponents are compared over the common range only"
-            findings.violated("ranges", by_family(frame, frame[size]), f"{sentence}: {_ranges(frame, size)}.")
+            low, high = ends["min"].max(), ends["max"].min()
+            common = f"{low:.3g} to {high:.3g}" if low < high else "of which there is none"
+            sentence = (
+                f"Ranges of {size} differ between families: exponents compare over the common range only, {common}"
+            )
+            findings.violated("ranges", by_family(frame, frame[size]), f"{sentence}.")
 
 
 def _varies(frame: pd.DataFrame) -> list[dict[str, Any]]:

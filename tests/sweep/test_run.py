@@ -293,4 +293,4 @@ def test_settings_that_are_wrong_are_refused_before_anything_is_written(
 
 def test_rows_may_be_chosen_by_any_column_that_the_table_will_have(monkeypatch: pytest.MonkeyPatch) -> None:
     swept(monkeypatch, Jobs(), *FEW, "where='abs(loss) > 0 and `depth` >= 1 and budget != 1'")
-    assert set(COLUMNS) - {"trunk", "lr_at_end"} == set(pd.read_csv("here/runs.csv"))
+    assert set(COLUMNS) - {"trunk", "lr_at_end", "lr_tried"} == set(pd.read_csv("here/runs.csv"))
