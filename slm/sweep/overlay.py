@@ -52,7 +52,7 @@ def read_overlay(config: Mapping[str, Any]) -> Overlay | None:
     if source is None:
         return None
     try:
-        rows, _ = read_rows(source)
+        rows, _ = read_rows(source, [])
         _check_columns(rows, str(source), column)
         if column != BITS:
             rows = rows.drop(columns=BITS, errors="ignore").rename(columns={column: BITS})

@@ -81,7 +81,8 @@ def test_own_names_of_columns_are_translated(tmp_path: Path) -> None:
     table = read_table(path, columns={"family": "model", "params_total": "size", "loss": "val_loss"})
     row = table.frame.iloc[0]
     assert (row["family"], row["params_total"], row["tokens"], row["loss"]) == ("a", 1e8, 1e9, 3.1)
-    assert any("own column loss was left out" in note for note in table.notes)
+    assert row["table_loss"] == 4
+    assert any("own column loss is table_loss here" in note for note in table.notes)
 
 
 def test_an_own_name_that_is_not_there_lists_what_is(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_runs_that_did_not_complete_are_left_out_before_their_numbers_are_looked
     path = written(tmp_path, rows[0], "a,2e7,1e9,,diverged", *rows[1:], "a,,,,interrupted", head=HEAD + ",status")
     table = read_table(path)
     assert len(table.frame) == 3
-    assert "2 (diverged), 5 (interrupted)" in table.notes[0]
+    assert table.notes[0] == "2 rows were left out whose run did not complete: 1 diverged (2), 1 interrupted (5)."
 
 
 def test_exact_duplicates_count_once_and_repeated_results_are_suspicious(tmp_path: Path) -> None:
