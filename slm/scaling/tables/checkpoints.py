@@ -1,4 +1,4 @@
-"""Checkpoints of one run that a table without `run_id` gives as so many runs: they are suspected, and the cure named."""
+"""Rows of a table without `run_id` that look like checkpoints of one run, each of which counts as a run."""
 
 from __future__ import annotations
 

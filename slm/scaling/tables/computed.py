@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slm.scaling.tables.values import number
-from slm.scaling.words import shortlist
+from slm.scaling.tables.values import number, shown
+from slm.scaling.words import shortened, shortlist
 
 LONGEST = 200
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -47,8 +47,27 @@ def names_in(expression: str) -> list[str]:
     with np.errstate(all="ignore"):
         _walk(tree, note)
     if not found:
-        raise NotComputable("names no column")
+        raise NotComputable("it names no column")
     return list(found)
+
+
+def columns_of(own: str, known: Container[str]) -> list[str]:
+    """The columns that `columns.NAME=own` is read from: the one of that name, or those of an expression."""
+    try:
+        return [own] if own in known else names_in(own)
+    except NotComputable:
+        return [own]
+
+
+def operand(own: str) -> str:
+    """A column, or the expression that it was computed by, as an expression may name it."""
+    if own.isidentifier():
+        return own
+    try:
+        names_in(own)
+    except NotComputable:
+        return f"`{own}`"
+    return f"({own})"
 
 
 def computed(raw: pd.DataFrame, name: str, expression: str, table: str) -> pd.Series:
@@ -60,13 +79,14 @@ def computed(raw: pd.DataFrame, name: str, expression: str, table: str) -> pd.Se
         needed = names_in(expression)
         why = ""
     except NotComputable as error:
-        needed, why = [], f", and as a computation it {error}: {_ALLOWED} may be used"
+        needed, why = [], f", and it is no arithmetic of columns ({error}; there may be {_ALLOWED})"
     missing = [column for column in needed if column not in raw]
     if missing and missing != [expression.strip()]:
         why = f", and no column {shortlist(missing)} to compute it with"
     if missing or why:
         raise ValueError(
-            f"{table} has no column {expression} (given as columns.{name}){why}: it has {shortlist(raw.columns, 12)}"
+            f"{table} has no column {shown(expression)} (given as columns.{name}){why}: "
+            f"it has {shortlist(raw.columns, 12)}"
         )
     tree, names = _parsed(expression)
     numbers = {column: [number(value) for value in raw[column]] for column in needed}
@@ -90,11 +110,11 @@ def _parsed(expression: str) -> tuple[ast.expr, Mapping[str, str]]:
 
     text = re.sub(r"`([^`]+)`", stand_in, expression.strip())
     if len(text) > LONGEST:
-        raise NotComputable(f"has more than {LONGEST} characters")
+        raise NotComputable(f"it has more than {LONGEST} characters")
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise NotComputable("cannot be read") from None
+        raise NotComputable("it cannot be read") from None
     return tree, {short: column for column, short in names.items()}
 
 
@@ -107,11 +127,11 @@ def _walk(node: ast.expr, column: Callable[[str], Any]) -> Any:
             try:
                 return np.float64(value)
             except OverflowError:
-                raise NotComputable("has too large a number") from None
+                raise NotComputable("it has too large a number") from None
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_walk(left, column), _walk(right, column))
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_walk(operand, column))
         case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _FUNCTIONS:
             return _FUNCTIONS[name](_walk(argument, column))
-    raise NotComputable(f"has {ast.unparse(node)[:40]}")
+    raise NotComputable(f"it has {shortened(ast.unparse(node), 40)}")

@@ -22,9 +22,9 @@ NO_SETTING = (*SIZES, *TARGETS, "family", "tokens", "flops", "seed", "run_id", "
 
 def fixed_beside(names: Sequence[str]) -> list[str]:
     """The columns that rows must agree in to differ in `names` alone."""
-    fixed = [name for name in CELL if name not in names]
+    fixed = [name for name in dict.fromkeys((*CELL, *TUNED)) if name not in names]
     if any("batch" in name for name in names):  # the other ways to write the batch, and what follows from it
-        fixed = [name for name in fixed if "batch" not in name and name != "steps"]
+        fixed = [name for name in fixed if "batch" not in name and not name.endswith("steps")]
     return fixed
 
 
@@ -36,7 +36,7 @@ def note_grids(frame: pd.DataFrame, columns: Columns) -> list[str]:
     grids = [name for name, of in counts.items() if 2 * (of > 1).sum() > len(of)]
     if not grids:
         return []
-    most = [f"{int(counts[name].max())} of {columns.own.get(name, name)}" for name in grids]
+    most = [f"{int(counts[name].max())} values of {columns.own.get(name, name)}" for name in grids]
     given = grids[0] if len(grids) == 1 else f"[{','.join(grids)}]"
     k = int(groups(frame, grids).groupby(group).nunique().max())
     return [
@@ -78,12 +78,13 @@ def best_of(frame: pd.DataFrame, names: Sequence[str], target: str, columns: Col
     if most == 1:
         notes.append(f"best_of={','.join(names)} found nothing to choose from: no rows differ in that alone.")
         return frame
-    counts = shortlist([f"{name} {_span(of)}" for name, of in tried.groupby(family, sort=False)], 4)
+    alike = tried.nunique() == 1
+    counts = shortlist((f"{name} {_span(of)}" for name, of in tried.groupby(family, sort=False)), 4)
     notes.append(
-        f"best_of={','.join(names)} kept {len(kept)} of {len(frame)} rows, the best at each family, size and budget, of "
-        f"so many values tried: {counts}."
+        f"best_of={','.join(names)} kept {len(kept)} of {len(frame)} rows, the best at each family, size and budget "
+        f"({most if alike else counts} tried)."
     )
-    gain = ", and families that tried more values gain more" if tried.nunique() > 1 else ""
+    gain = "" if alike else ", and families that tried more values gain more"
     notes.append(
         f"The best of several noisy runs is low by luck: by up to {luck(most):.2f} times the scatter between seeds for "
         f"the best of {most}{gain}."

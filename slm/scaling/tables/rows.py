@@ -34,7 +34,9 @@ def selected(raw: pd.DataFrame, where: str | None, columns: Columns, notes: list
             f"where={shortened(where, 200)} does not work on {columns.table}: {reason}; its columns are {there}"
         ) from None
     if not isinstance(kept, pd.Series) or not all(isinstance(v, (bool, np.bool_)) or is_blank(v) for v in kept):
-        raise ValueError(f"where={where} is no condition that is true or false for a row, such as: tokens > 1e9")
+        raise ValueError(
+            f"where={shortened(where, 200)} is no condition that is true or false for a row, such as: tokens > 1e9"
+        )
     kept = kept.map(lambda value: not is_blank(value) and bool(value)).astype(bool)
     if not kept.any():
         raise ValueError(f"where={shortened(where, 200)} leaves no row of {columns.table}; its columns are {there}")

@@ -18,7 +18,7 @@ MOST_PAIRED = 1000
 def note_rising(frame: pd.DataFrame) -> list[str]:
     """Families whose result rises with N in most pairs of sizes of which the larger saw no fewer tokens."""
     target, size = ranked_by(frame), next(name for name in SIZES if complete(frame, name))
-    said = []
+    families, counts = [], np.zeros(2, dtype=int)
     for family, rows in frame.groupby("family", sort=False):
         budget = rows["tokens"] if complete(frame, "tokens") else pd.Series(1.0, rows.index)
         cells = rows[target].groupby([rows[size], budget]).mean()
@@ -27,12 +27,14 @@ def note_rising(frame: pd.DataFrame) -> list[str]:
         pairs = (N[:, None] < 0.95 * N) & (D[:, None] <= 1.01 * D)
         rises = int((pairs & (cells.to_numpy()[:, None] < cells.to_numpy())).sum())
         if pairs.sum() >= 3 and rises > 2 / 3 * pairs.sum():
-            said.append(f"{family} ({rises} of {int(pairs.sum())} pairs of sizes)")
-    if not said:
+            families.append(family)
+            counts += rises, int(pairs.sum())
+    if not families:
         return []
     return [
-        f"The {target.replace('_', ' ')} rises with N, at no fewer tokens, in {shortlist(said, 4)}: laws of scaling "
-        "fall, so exponents below mean little; is it a score that is better when it is higher?"
+        f"The {target.replace('_', ' ')} rises with N, at no fewer tokens, in {counts[0]} of {counts[1]} pairs of sizes "
+        f"of {shortlist(families, 3)}: laws of scaling fall, so their exponents mean little here; is it a score that is "
+        "better when it is higher?"
     ]
 
 

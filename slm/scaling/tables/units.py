@@ -13,6 +13,7 @@ import pandas as pd
 
 from slm.scaling.tables.checks import REMEDY
 from slm.scaling.tables.columns import SIZES, TARGETS, Columns, complete
+from slm.scaling.tables.computed import operand
 from slm.scaling.tables.values import shown
 from slm.scaling.words import shortlist
 
@@ -52,7 +53,7 @@ def note_units(frame: pd.DataFrame, columns: Columns, *, flops_were_given: bool)
     tokens = frame["tokens"] / frame[_size(frame)]
     low, high = USUAL_TOKENS
     if not low <= tokens.median() <= high:
-        own = columns.own.get("tokens", "tokens")
+        own = operand(columns.own.get("tokens", "tokens"))
         remedy = f": if tokens are in other units, such as millions, give columns.tokens='{own}*1e6'"
         said.append(
             f"Suspicious: runs saw {_range(tokens)} tokens a parameter{remedy if tokens.median() < low else ''}."
@@ -64,9 +65,10 @@ def note_units(frame: pd.DataFrame, columns: Columns, *, flops_were_given: bool)
         if not low <= ratio.median() <= high:
             said.append(f"Suspicious: flops are {_range(ratio)} times N D, and 6 N D is usual.")
         if len(off):
-            rows = shortlist(f"{row} ({ratio[row] / 6:.3g} x 6 N D)" for row in off)
+            rows = shortlist(f"{row} ({_plain(ratio[row])} N D)" for row in off.index)
             said.append(
-                f"Suspicious: flops of {len(off)} rows disagree with 6 N D otherwise than those of rows alike: {rows}."
+                f"Suspicious: flops of {len(off)} rows are another multiple of N D than those of rows alike, and "
+                f"6 N D is usual: {rows}."
             )
     return said
 
@@ -75,8 +77,13 @@ def _size(frame: pd.DataFrame) -> str:
     return next(name for name in SIZES if complete(frame, name))
 
 
+def _plain(value: float) -> str:
+    """To three digits, as people write it: 6000, 1e18."""
+    return f"{value:.0f}" if 1000 <= value < 1e6 else f"{value:.3g}".replace("e+", "e")
+
+
 def _range(values: pd.Series) -> str:
-    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    low, high = _plain(values.min()), _plain(values.max())
     return low if low == high else f"{low} to {high}"
 
 
@@ -89,17 +96,17 @@ def _check_flops(frame: pd.DataFrame, columns: Columns) -> None:
     ratio = _flops_ratio(frame)
     if ratio.empty:
         return
-    own = columns.own.get("flops", "flops")
+    own, tokens = (operand(columns.own.get(name, name)) for name in ("flops", "tokens"))
     usual, (low, high) = float(ratio.median()), POSSIBLE_FLOPS
     row = ratio.index[0]
-    says = f"is {ratio[row]:.3g} N D, where training takes about 6 N D"
+    says = f"is {_plain(ratio[row])} N D, where training takes about 6 N D"
     if not low <= usual <= high:
         factors = {"in PF-days": PF_DAY} | {f"in units of 1e{power}": 10.0**power for power in range(-24, 25, 3)}
         fitting = (name for name, factor in factors.items() if USUAL_FLOPS[0] <= usual * factor <= USUAL_FLOPS[1])
         if USUAL_FLOPS[0] <= (ratio * frame["tokens"]).median() <= USUAL_FLOPS[1]:
-            remedy = f"if it is of one token, give columns.flops='{own}*tokens'"
+            remedy = f"if it is of one token, give columns.flops='{own}*{tokens}'"
         elif name := next(fitting, None):
-            remedy = f"if it is {name}, give columns.flops='{own}*{factors[name]:g}'"
+            remedy = f"if it is {name}, give columns.flops='{own}*{_plain(factors[name])}'"
         else:
             remedy = "write the FLOPs of the whole training"
         raise columns.error(row, "flops", float(frame.at[row, "flops"]), f"{says}: {remedy}")
@@ -108,9 +115,9 @@ def _check_flops(frame: pd.DataFrame, columns: Columns) -> None:
         power = round(math.log(times, 1000))
         if power and abs(math.log(times) - power * math.log(1000)) < math.log(1.3):
             says = (
-                f"is {ratio[row]:.3g} N D and that of rows alike {ratio[row] / times:.3g} N D, by which units disagree"
+                f"is {_plain(ratio[row])} N D and that of rows alike {_plain(ratio[row] / times)} N D: units disagree"
             )
-            raise columns.error(row, "flops", float(frame.at[row, "flops"]), f"{says}: write all in units, as in 1e19")
+            raise columns.error(row, "flops", float(frame.at[row, "flops"]), f"{says}, so write all as in 1e19")
 
 
 def _off_from_their_like(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
@@ -125,7 +132,7 @@ def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: C
     counts = frame[name].dropna().sort_values(kind="stable")
     row, value = counts.index[0], float(counts.iloc[0])
     if counts.iloc[-1] < ALL_TOO_FEW:
-        own = columns.own.get(name, name)
+        own = operand(columns.own.get(name, name))
         remedy = f"{_UNITS}, or give columns.{name}='{own}*1e6' of millions or '{own}*1e9' of billions"
         raise columns.error(row, name, value, f"is too small for {name}, as are all others: {remedy}")
     ratios = counts.to_numpy()[1:] / counts.to_numpy()[:-1]
