@@ -9,9 +9,11 @@ MOST_LISTED = 6
 LONGEST_VALUE = 60
 
 
-def shortlist(items: Iterable[Any], most: int = MOST_LISTED, separator: str = ", ") -> str:
-    """The first `most` items and how many more there are: `1, 2, 3 and 37 more`. Items are cut as values are."""
-    text = [shortened(item) for item in items]
+def shortlist(
+    items: Iterable[Any], most: int = MOST_LISTED, separator: str = ", ", longest: int = LONGEST_VALUE
+) -> str:
+    """The first `most` items and how many more there are: `1, 2, 3 and 37 more`; none is longer than `longest`."""
+    text = [shortened(item, longest) for item in items]
     if len(text) <= most + 1:
         return separator.join(text)
     return f"{separator.join(text[:most])} and {len(text) - most} more"

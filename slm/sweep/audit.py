@@ -251,15 +251,15 @@ def _all_equal(values: Any) -> bool:
 
 def _ranges(frame: pd.DataFrame, name: str) -> str:
     groups = frame.groupby("family", sort=False)[name]
-    ranges = (f"{family} {rows.min():.3g} to {rows.max():.3g}" for family, rows in groups)
+    ranges = (f"{shortened(family, 30)} {rows.min():.3g} to {rows.max():.3g}" for family, rows in groups)
     return shortlist(ranges, FAMILIES_LISTED, "; ")
 
 
 def _lists(found: dict[str, list[Any]]) -> str:
     """A few values of a few families; all of them are in `families`."""
     values_listed = max(2, VALUES_LISTED // len(found))
-    lists = (f"{family} {shortlist(map(_text, values), values_listed)}" for family, values in found.items())
-    return shortlist(lists, FAMILIES_LISTED, "; ")
+    lists = (f"{shortened(name, 30)} {shortlist(map(_text, values), values_listed)}" for name, values in found.items())
+    return shortlist(lists, FAMILIES_LISTED, "; ", longest=200)
 
 
 def _text(value: Any) -> str:

@@ -61,10 +61,10 @@ def completed(raw: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.DataF
         )
     if len(out):
         words = [
-            f"{len(rows)} {shortened(word, 30)} ({shortlist(rows.index)})"
+            f"{len(rows)} {shortened(word, 30)} (row{'s'[: len(rows) > 1]} {shortlist(rows.index)})"
             for word, rows in out.groupby(out, sort=False)
         ]
-        notes.append(f"{were(len(out), 'row')} left out whose run did not complete: {shortlist(words, 4)}.")
+        notes.append(f"{were(len(out), 'row')} left out whose run did not complete: {shortlist(words, 3, longest=90)}.")
     others = sorted(set(status) - set(out) - {"completed"})
     if others:
         notes.append(f"The status {' and '.join(others)} was taken for completed.")

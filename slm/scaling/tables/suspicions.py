@@ -31,10 +31,10 @@ def note_rising(frame: pd.DataFrame) -> list[str]:
             counts += rises, int(pairs.sum())
     if not families:
         return []
+    where = f"in {counts[0]} of {counts[1]} pairs of sizes of {shortlist(families, 3)}"
     return [
-        f"The {target.replace('_', ' ')} rises with N, at no fewer tokens, in {counts[0]} of {counts[1]} pairs of sizes "
-        f"of {shortlist(families, 3)}: laws of scaling fall, so their exponents mean little here; is it a score that is "
-        "better when it is higher?"
+        f"The {target.replace('_', ' ')} rises with N, at no fewer tokens, {where}: laws of scaling fall, so their "
+        "exponents mean little here; is it a score that is better when it is higher?"
     ]
 
 
