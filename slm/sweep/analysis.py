@@ -27,8 +27,9 @@ from slm.sweep.summary import print_summary
 
 MARK = "fits.json"
 """The file by which an analysis directory is known."""
-ROWS = ("runs", "where", "columns", "drop_worst")
-"""The settings that say which rows are analysed."""
+CHOICE = ("columns", "where", "best_of", "drop_worst")
+"""The settings that say which rows of a table are analysed."""
+ROWS = ("runs", *CHOICE)
 
 
 def analyse_runs(config: Mapping[str, Any]) -> int:
@@ -76,7 +77,7 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
 
 
 def _read(config: Mapping[str, Any]) -> Table:
-    how = {"columns": config["columns"], "where": config["where"], "drop_worst": config["drop_worst"]}
+    how = {key: config[key] for key in CHOICE}
     runs = Path(config["runs"])
     if runs.is_dir():
         return table_from_frame(collect_runs(runs), name=config["name"] or runs.name, **how)
@@ -94,7 +95,7 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     if not (folder / MARK).exists():
         raise ValueError(f"output_dir={folder} holds something else than an analysis: choose another directory")
     try:
-        earlier = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        earlier = {"best_of": None, **json.loads((folder / "settings.json").read_text(encoding="utf-8"))}
         differ = [key for key in ROWS if earlier[key] != config[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"output_dir={folder} holds an analysis of unknown rows: choose another output_dir") from None

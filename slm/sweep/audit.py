@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from slm.scaling.words import shortened, shortlist
 from slm.sweep.matching import SAME_SIZE, by_family, levels, same_levels, same_sizes, size_of, sizes_of, values_of
 
 REQUIRED = ("tokens", "data", "tokenizer", "evaluation set", "schedule", "learning rate rule")
@@ -44,6 +45,10 @@ SAYS = {
     "learning rate rule": "what its learning rate was",
     "seeds": "what its seed was",
 }
+
+
+FAMILIES_LISTED, VALUES_LISTED = 4, 12
+"""In one sentence, over all families."""
 
 
 @dataclass
@@ -280,13 +285,17 @@ def _all_equal(values: Any) -> bool:
 
 def _ranges(frame: pd.DataFrame, name: str) -> str:
     groups = frame.groupby("family", sort=False)[name]
-    return "; ".join(f"{family} {rows.min():.3g} to {rows.max():.3g}" for family, rows in groups)
+    ranges = (f"{shortened(family, 30)} {rows.min():.3g} to {rows.max():.3g}" for family, rows in groups)
+    return shortlist(ranges, FAMILIES_LISTED, "; ")
 
 
 def _lists(found: dict[str, list[Any]]) -> str:
-    return "; ".join(f"{family} {', '.join(_short(values))}" for family, values in found.items())
+    """A few values of a few families; all of them are in `families`."""
+    values_listed = max(2, VALUES_LISTED // len(found))
+    lists = (f"{shortened(name, 30)} {shortlist(map(_text, values), values_listed)}" for name, values in found.items())
+    return shortlist(lists, FAMILIES_LISTED, "; ", longest=200)
 
 
-def _short(values: list[Any]) -> list[str]:
-    text = [f"{value:.6g}" if isinstance(value, (int, float, np.number)) else str(value) for value in values]
-    return text if len(text) <= 6 else [*text[:5], f"... ({len(text)} in all)"]
+def _text(value: Any) -> str:
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.bool_))
+    return f"{value:.6g}" if number else shortened(value, 30)

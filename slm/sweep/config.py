@@ -45,7 +45,10 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
         value = config[key]
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
         _check(key, value, whole, f"a whole number of at least {least}")
-    settings = dict(config) | {"columns": _columns(config["columns"])}
+    best_of = [config["best_of"]] if isinstance(config["best_of"], str) else config["best_of"]
+    named = best_of is None or (isinstance(best_of, list) and all(isinstance(name, str) for name in best_of))
+    _check("best_of", config["best_of"], named, "a column or a list of columns, such as lr or [lr,weight_decay]")
+    settings = dict(config) | {"columns": _columns(config["columns"]), "best_of": best_of}
     if config["output_dir"] is None:
         return settings if config["runs"] is None else settings | {"output_dir": new_folder("analysis")}
     folder = Path(config["output_dir"])
@@ -86,15 +89,22 @@ def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Coll
 
     It will have the columns `known`, and any that begin with one of `prefixes`.
     """
+    # Imported here, since scipy takes a second that --help need not wait.
+    from slm.scaling.tables.computed import columns_of
+    from slm.scaling.words import shortlist
 
     def check(given: str, name: str) -> None:
         if name not in known and not name.startswith(tuple(prefixes)):
             near = get_close_matches(name, known, n=1)
-            meant = f"; did you mean {near[0]}?" if near else f"; they have {', '.join(known)}"
+            meant = f"; did you mean {near[0]}?" if near else f"; they have {shortlist(known, 12)}"
             raise ValueError(f"{given}: the runs of a sweep have no column {name}{meant}")
 
     for canonical, own in config["columns"].items():
-        check(f"columns.{canonical}={own}", own)
+        for name in columns_of(own, known):
+            check(f"columns.{canonical}={own}", name)
+    for name in config["best_of"] or []:
+        if name not in config["columns"]:
+            check(f"best_of={name}", name)
     where = config["where"] or "True"
     try:
         parsed = ast.parse(where.strip().replace("`", ""), mode="eval")
@@ -111,7 +121,12 @@ def _columns(columns: Any) -> dict[str, str]:
     _check("columns", columns, isinstance(columns, Mapping), "a mapping, as in columns.loss=val_loss")
     given = {str(name): own for name, own in columns.items() if own is not None}
     for name, own in given.items():
-        _check(f"columns.{name}", own, isinstance(own, str), "the name of a column of the table")
+        _check(
+            f"columns.{name}",
+            own,
+            isinstance(own, str),
+            "the name of a column of the table, or arithmetic of its columns",
+        )
     return given
 
 

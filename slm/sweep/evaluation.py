@@ -15,6 +15,8 @@ from typing import Any
 
 import pandas as pd
 
+from slm.scaling.tables.computed import columns_of
+from slm.scaling.words import shortlist
 from slm.sweep.cells import Cell
 from slm.sweep.files import in_quotes
 from slm.sweep.ledger import evaluation_of
@@ -91,14 +93,14 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
 
     Where those are an evaluation's, `eval_fingerprint` says on what text, for the audit.
     """
-    named = [own for own in columns.values() if own in table]
+    named = [name for own in columns.values() for name in columns_of(own, table) if name in table]
     texts = {re.sub(f"({'|'.join(SCORES)})$", TEXT, own) for own in named} - {*named}
     if there := sorted(texts & {*table}):
         table = table.assign(eval_fingerprint=table[there].fillna("").astype(str).agg(" ".join, axis=1))
     lost = table[named].isna().any(axis=1)
     if not lost.any() or lost.all():
         return table, []
-    return table[~lost], [f"Left out without {' and '.join(named)}: {', '.join(table['run_id'][lost])}."]
+    return table[~lost], [f"Left out without {' and '.join(named)}: {shortlist(table['run_id'][lost])}."]
 
 
 def _folder(run: Path, name: str, overrides: Sequence[str]) -> Path:

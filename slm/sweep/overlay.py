@@ -20,6 +20,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from slm.scaling.tables.columns import SIZES, TARGETS
 from slm.scaling.tables.files import read_rows
+from slm.scaling.words import shortlist
 from slm.sweep.audit import TOKENIZER
 from slm.sweep.caveats import BITS, caveats, listed
 from slm.sweep.matching import values_of
@@ -52,7 +53,7 @@ def read_overlay(config: Mapping[str, Any]) -> Overlay | None:
     if source is None:
         return None
     try:
-        rows, _ = read_rows(source)
+        rows, _ = read_rows(source, [])
         _check_columns(rows, str(source), column)
         if column != BITS:
             rows = rows.drop(columns=BITS, errors="ignore").rename(columns={column: BITS})
@@ -167,7 +168,7 @@ def _rows(overlay: Overlay, target: str, size: str) -> tuple[pd.DataFrame, list[
     if not good.any():
         raise ValueError(f"overlay={overlay.source} has no row with both {size} and {target}: fill them in")
     lost = [_name(row) for row in frame[~good].to_dict("records")]
-    return frame[good], [f"Not laid over, without {target} or {size}: {', '.join(lost)}."] if lost else []
+    return frame[good], [f"Not laid over, without {target} or {size}: {shortlist(lost)}."] if lost else []
 
 
 def _point(row: Mapping[str, Any], overlay: Overlay, target: str, size: str) -> Entry:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from slm.command_line import report
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
-from slm.sweep.analysis import analyse_table, check_analysis
+from slm.sweep.analysis import CHOICE, analyse_table, check_analysis
 from slm.sweep.cells import Cell
 from slm.sweep.collect import COLUMNS, collect_cells
 from slm.sweep.config import check_rows
@@ -247,7 +247,7 @@ def _analyse(
         if done["budget"].nunique() == 1 and done.groupby("family")["params_total"].nunique().max() < FEWEST_SIZES:
             print(f"No family has {FEWEST_SIZES} sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
             return
-    how = {key: config[key] for key in ("columns", "where", "drop_worst")}
+    how = {key: config[key] for key in CHOICE}
     table = table_from_frame(done, name=config["name"], **how)
     grouped = {**config["logger"], "group": group_of(folder, config["logger"])}
     analyse_table(Table(table.frame, (*table.notes, *notes), table.name), {**config, "logger": grouped}, design=planned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from slm.scaling.analysis import Analysis
 
 Entry = dict[str, Any]
+LONGEST_LINE = 300
+"""Of the terminal; longer ones are broken."""
 
 
 def print_summary(found: Analysis, audited: Mapping[str, Any], laid: Entry | None, folder: Path) -> None:
@@ -19,47 +22,47 @@ def print_summary(found: Analysis, audited: Mapping[str, Any], laid: Entry | Non
     families = len(comparison["families"])
     alone = families == 1
     counts = f"{comparison['n_rows']} rows, {comparison['n_runs']} runs"
-    print(f"\n{counts}, {families} {'family' if alone else 'families'}")
+    _say(f"\n{counts}, {families} {'family' if alone else 'families'}")
     for note in comparison["notes"]:
-        print(f"- {note}")
-    print()
+        _say(f"- {note}")
+    _say()
     main = [e for e in found.fits if e["loss"] == primary["loss"] and e["size"] in (None, primary["size"])]
     shown = [entry for entry in main if _is_shown(entry, primary, alone)]
     for entry in shown:
-        print(_line(entry))
-    print(f"  and {len(found.fits) - len(shown)} more fits, in the report")
+        _say(_line(entry))
+    _say(f"  and {len(found.fits) - len(shown)} more fits, in the report")
     for skipped in comparison["skipped"]:
-        print(f"  {skipped['law']}: skipped, {skipped['reason']}")
+        _say(f"  {skipped['law']}: skipped, {skipped['reason']}")
     if comparison["published"]:
-        print("\nThe published study, claim by claim:")
+        _say("\nThe published study, claim by claim:")
         for claim in comparison["published"]:
-            print(f"- {claim['claim']}\n    {claim['finding']}")
+            _say(f"- {claim['claim']}\n    {claim['finding']}")
     if len(comparison["families"]) > 1:
         _print_audit(audited)
     if laid:
         _print_overlay(laid)
-    print(f"\nVerdict: {comparison['verdict']['headline']}")
+    _say(f"\nVerdict: {comparison['verdict']['headline']}")
     for sentence in comparison["verdict"]["sentences"]:
-        print(f"- {sentence}")
-    print(f"\nreport: {folder / 'report.html'}")
+        _say(f"- {sentence}")
+    _say(f"\nreport: {folder / 'report.html'}")
 
 
 def _print_audit(audited: Mapping[str, Any]) -> None:
-    print(f"\nAudit: the comparison is {'controlled' if audited['controlled'] else 'NOT CONTROLLED'}.")
+    _say(f"\nAudit: the comparison is {'controlled' if audited['controlled'] else 'NOT CONTROLLED'}.")
     for violation in audited["violations"]:
-        print(f"- {violation['sentence']}")
+        _say(f"- {violation['sentence']}")
     if audited["unknown"]:
-        print(f"- The table does not say, for every run: {', '.join(one['what'] for one in audited['unknown'])}.")
+        _say(f"- The table does not say, for every run: {', '.join(one['what'] for one in audited['unknown'])}.")
 
 
 def _print_overlay(laid: Entry) -> None:
     """Each checkpoint beside each family's law, and what the two do not share."""
-    print(f"\nLaid over, {laid['target'].replace('_', ' ')} beside what `{laid['law']}` says of a run of that size:")
+    _say(f"\nLaid over, {laid['target'].replace('_', ' ')} beside what `{laid['law']}` says of a run of that size:")
     for place, point in enumerate(laid["points"]):
         said = [_beside(family, place) for family in laid["families"]]
-        print(f"  {point['name']}, N = {point['N']:.4g}: {point['value']:.4g}; {'; '.join(said)}")
+        _say(f"  {point['name']}, N = {point['N']:.4g}: {point['value']:.4g}; {'; '.join(said)}")
     for caveat in [*laid["caveats"], *laid["notes"]]:
-        print(f"- {caveat}")
+        _say(f"- {caveat}")
 
 
 def _beside(family: Entry, place: int) -> str:
@@ -107,3 +110,11 @@ def _parameter(entry: Entry, name: str) -> str:
         return f"{name} not identified {ends}"
     error = entry["se"][name]
     return f"{name} = {entry['params'][name]:.4g} {ends}" + (f" se {error:.3g}" if error is not None else "")
+
+
+def _say(line: str = "") -> None:
+    """Print a line, broken between words where it is longer than a line may be."""
+    for part in line.split("\n"):
+        indent = " " * (len(part) - len(part.lstrip()) + 2)
+        wrapper = textwrap.TextWrapper(LONGEST_LINE, subsequent_indent=indent, break_long_words=False)
+        print(part if len(part) <= LONGEST_LINE else wrapper.fill(part))

@@ -1,5 +1,6 @@
 """A table of runs is read as it was meant, or refused with a sentence that says what to correct."""
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -46,20 +47,21 @@ def test_the_published_table_ships_with_its_figures() -> None:
     assert any("ln(perplexity)" in note for note in table.notes)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz"])
 def test_a_table_is_the_same_in_every_format(suffix: str, tmp_path: Path) -> None:
     rows = frame(family=["a", "b"], N=[1e8, 2e8], D=[1e9, 2e9], loss=[3.1, 2.9], note=["x", None])
     path = tmp_path / f"runs{suffix}"
     match suffix:
-        case ".csv" | ".tsv":
-            rows.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
+        case ".csv" | ".tsv" | ".csv.gz" | ".tsv.gz":
+            rows.to_csv(path, index=False, sep="," if ".csv" in suffix else "\t")
         case ".json":
             rows.to_json(path, orient="records")
-        case ".jsonl":
+        case ".jsonl" | ".jsonl.gz":
             rows.to_json(path, orient="records", lines=True)
         case ".parquet":
             rows.to_parquet(path)
     table = read_table(path)
+    assert table.name == "runs"
     for name, values in {"N": [1e8, 2e8], "tokens": [1e9, 2e9], "loss": [3.1, 2.9], "family": ["a", "b"]}.items():
         assert list(table.frame[name]) == values
     assert list(table.frame["flops"]) == [6 * 1e8 * 1e9, 6 * 2e8 * 2e9]
@@ -81,7 +83,8 @@ def test_own_names_of_columns_are_translated(tmp_path: Path) -> None:
     table = read_table(path, columns={"family": "model", "params_total": "size", "loss": "val_loss"})
     row = table.frame.iloc[0]
     assert (row["family"], row["params_total"], row["tokens"], row["loss"]) == ("a", 1e8, 1e9, 3.1)
-    assert any("own column loss was left out" in note for note in table.notes)
+    assert row["table_loss"] == 4
+    assert any("own column loss is table_loss here" in note for note in table.notes)
 
 
 def test_an_own_name_that_is_not_there_lists_what_is(tmp_path: Path) -> None:
@@ -124,7 +127,9 @@ def test_runs_that_did_not_complete_are_left_out_before_their_numbers_are_looked
     path = written(tmp_path, rows[0], "a,2e7,1e9,,diverged", *rows[1:], "a,,,,interrupted", head=HEAD + ",status")
     table = read_table(path)
     assert len(table.frame) == 3
-    assert "2 (diverged), 5 (interrupted)" in table.notes[0]
+    assert (
+        table.notes[0] == "2 rows were left out whose run did not complete: 1 diverged (row 2), 1 interrupted (row 5)."
+    )
 
 
 def test_exact_duplicates_count_once_and_repeated_results_are_suspicious(tmp_path: Path) -> None:
@@ -270,6 +275,9 @@ def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
     assert "Parquet" in refusal(tmp_path / "bad.parquet")
     assert ".parquet" in refusal(tmp_path / "runs.xlsx")
     assert "did you mean runs.csv" in refusal(tmp_path / "run.csv")
+    whole = gzip.compress(HEAD.encode() * 100)
+    (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
+    assert "cut.csv.gz is cut off or no gzip file" in refusal(tmp_path / "cut.csv.gz")
     assert "is a directory" in refusal(tmp_path)
     assert "mobilellm_published" in refusal(tmp_path / "zzz")
 
@@ -308,7 +316,10 @@ VALUES = st.one_of(
     st.lists(st.integers(), max_size=2),
 )
 NAMES = st.sampled_from(
-    ["family", "N", "D", "loss", "ppl", "bpb", "status", "params_total", "vocab_size", "run_id", "x"]
+    [
+        *("family", "N", "D", "C", "loss", "ppl", "bpb", "status", "params_total", "vocab_size", "run_id", "x", "lr"),
+        *("State", "diverged", "step", "run", "seed"),
+    ]
 )
 
 
@@ -370,3 +381,58 @@ def test_a_family_that_is_not_there_lists_those_that_are() -> None:
     table = table_from_frame(frame(family=["a", "b"], N=[1e7, 2e7], loss=[4.0, 3.5]), name="runs")
     with pytest.raises(ValueError, match="runs has no family 'nope': it has a, b"):
         table.of("nope")
+
+
+def test_lines_above_the_header_that_begin_with_a_hash_are_skipped_with_a_note(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, HEAD, *ROWS, head='# by me, "today\n\n# loss,of,the,test set'))
+    assert list(table.frame["loss"]) == [3.9, 3.5, 3.1]
+    assert any("2 lines were skipped" in note for note in table.notes)
+
+
+def test_a_header_that_begins_with_a_hash_is_the_header(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, *ROWS, head="# " + HEAD))
+    assert table.families == ["a"]
+    assert list(table.frame["loss"]) == [3.9, 3.5, 3.1]
+
+
+@pytest.mark.parametrize("where", ["shared", "shared == True", "~other", "shared == 'true' or shared == 'TRUE'"])
+def test_columns_of_true_and_false_are_booleans_in_a_query(where: str, tmp_path: Path) -> None:
+    rows = ["a,1e7,3.9,true,false", "a,3e7,3.5,False,True", "a,1e8,3.1,TRUE,FALSE"]
+    table = read_table(written(tmp_path, *rows, head="family,N,loss,shared,other"), where=where)
+    assert list(table.frame["N"]) == [1e7, 1e8]
+
+
+@pytest.mark.parametrize("header", ["status", "State", "state", "Status"])
+@pytest.mark.parametrize("word", ["completed", "finished", "COMPLETED", "done", "success", "ok"])
+def test_words_for_a_complete_run_count_and_all_others_are_named(header: str, word: str, tmp_path: Path) -> None:
+    states = [word, "crashed", word, "OUT_OF_MEMORY", "crashed", word]
+    rows = [f"run{i},{state},a,{1 + i}e7,{4 - i / 10}" for i, state in enumerate(states)]
+    table = read_table(written(tmp_path, *rows, head=f"Name,{header},family,N,loss"))
+    assert list(table.frame["name"]) == ["run0", "run2", "run5"]
+    assert any("2 crashed (rows 2, 5), 1 out_of_memory (row 4)" in note for note in table.notes)
+
+
+def test_a_column_state_of_other_things_is_no_status() -> None:
+    table = table_from_frame(frame(N=[1e7, 3e7], state=[16, 64], loss=[3.9, 3.5]))
+    assert list(table.frame["state"]) == [16, 64]
+    assert "status" not in table.frame
+
+
+def test_a_family_is_kept_beside_the_column_that_is_compared() -> None:
+    rows = frame(family=["x", "y", "x"], arch=["a", "a", "b"], N=[1e7, 3e7, 1e7], loss=[3.9, 3.5, 3.8])
+    table = table_from_frame(rows, columns={"family": "arch"}, where='table_family == "x"')
+    assert list(table.frame["family"]) == ["a", "b"]
+    assert list(table.frame["table_family"]) == ["x", "x"]
+
+
+def test_lists_in_notes_and_refusals_are_cut() -> None:
+    many = pd.DataFrame({"N": np.geomspace(1e6, 1e9, 500), "loss": np.linspace(4, 2, 500), "status": "completed"})
+    many.loc[100:, "status"] = "crashed"
+    table = table_from_frame(many)
+    assert max(map(len, table.notes)) < 300
+    assert any("400 crashed (rows 101, 102, 103, 104, 105, 106 and 394 more)" in note for note in table.notes)
+    wide = pd.DataFrame({f"column_{i}": [1] for i in range(200)} | {"N": ["x" * 14_000], "loss": [3.0]})
+    for options in ({}, {"where": "nope > 1"}, {"columns": {"loss": "nope"}}):
+        with pytest.raises(ValueError, match="table") as caught:
+            table_from_frame(wide, **options)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 300

@@ -86,7 +86,7 @@ def test_a_folder_of_run_directories_is_analysed_as_a_table_of_them_is(tmp_path:
     ]
     assert of_loss[0] == pytest.approx(of_loss[1], rel=1e-9)
     notes = json.loads((tmp_path / "runs/comparison.json").read_text())["notes"]
-    assert any("1 (diverged)" in note for note in notes)
+    assert any("1 diverged (row 1)" in note for note in notes)
 
 
 def test_exponents_that_differ_are_found_and_equal_ones_are_not_told_apart(tmp_path: Path) -> None:
@@ -281,6 +281,36 @@ def test_the_summary_has_the_notes_of_the_table_and_counts_one_family(
     said = capsys.readouterr().out
     assert "1 family\n" in said
     assert "1 row was left out as exact duplicates" in said
+
+
+def test_columns_are_computed_and_the_best_of_a_grid_kept_as_the_command_line_says(tmp_path: Path) -> None:
+    frame = pd.concat([table({"a": 0.1, "b": 0.1}, seeds=1).assign(lr=lr) for lr in (1e-3, 2e-3)], ignore_index=True)
+    frame["loss"] *= 1 + 0.1 * (frame["lr"] == 1e-3)
+    frame["size"] = frame.pop("params_total") / 1e6
+    overrides = ["columns.N='size * 1e6'", "columns.loss='loss / log(2) * log(2)'", "best_of=lr"]
+    assert any("kept 12 of 24 rows" in note for note in analysed(frame, tmp_path, *overrides)["notes"])
+    results = pd.read_csv(tmp_path / "analysis/results.csv")
+    assert set(results["lr"]) == {2e-3}
+    assert list(results["N"]) == pytest.approx(list(frame["size"][:12] * 1e6))
+    with pytest.raises(ValueError, match=r"best_of=.*lr.*: choose another output_dir"):
+        analysed(frame, tmp_path, *overrides[:-1])
+
+
+def test_no_line_of_the_summary_is_longer_than_300_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"a family with rather a long name, number {number}" for number in range(12)]
+    frame = pd.concat(
+        [table({name: 0.1}, sizes=4, seeds=1, data=name, lr=0.001 * (1 + place)) for place, name in enumerate(names)]
+    )
+    frame = pd.concat([frame.assign(status="completed"), *[frame.assign(status="killed", loss=9)] * 40])
+    analysed(frame, tmp_path, "analysis.laws=[power]", "analysis.law=power")
+    said = capsys.readouterr().out.splitlines()
+    assert max(map(len, said)) <= 300
+    assert any("1920 killed (rows 49, 50, 51, 52, 53, 54 and 1914 more)" in line for line in said)
+    rates = next(line for line in said if line.startswith("- Learning rates differ"))
+    assert "a family with rather...umber 0 0.001; " in rates
+    assert "and 8 more." in rates
 
 
 def test_rows_without_a_run_id_are_recorded_without_a_run(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_every_run_is_a_row_whatever_became_of_it(tmp_path: Path) -> None:
     assert runs["loss"].notna().tolist() == [True, False, False]  # a partial validation compares with nothing
     table = table_from_frame(runs)
     assert len(table.frame) == 1
-    assert "2 (interrupted), 3 (diverged)" in table.notes[0]
+    assert "1 interrupted (row 2), 1 diverged (row 3)" in table.notes[0]
 
 
 def test_a_branch_is_of_the_cluster_of_its_trunk_also_through_another_branch(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def test_a_query_arrives_as_it_was_written() -> None:
         (["output_dir=''"], "output_dir=''"),
         (["runs=a", "drop_worst=-1"], "drop_worst=-1 must be a whole number"),
         (["runs=a", "drop_worst=1.5"], "drop_worst=1.5"),
+        (["runs=a", "best_of=5"], "best_of=5 must be a column or a list of columns"),
+        (["runs=a", "best_of=[lr,2]"], "best_of="),
         (["runs=a", "seed=one"], "seed='one'"),
         (["runs=a", "where=5"], "where=5"),
         (["runs=a", "columns.loss=5"], "columns.loss=5"),

@@ -281,6 +281,8 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, monkeypat
             "sweep.evaluation.w: data.paths='no.txt' matches",
         ),
         ("columns.loss=wiki_loss", "columns.loss=wiki_loss: the runs of a sweep have no column wiki_loss"),
+        ("columns.tokens='stepps*batch_tokens'", "the runs of a sweep have no column stepps; did you mean steps"),
+        ("best_of=[lr,wd]", "best_of=wd: the runs of a sweep have no column wd"),
     ],
 )
 def test_settings_that_are_wrong_are_refused_before_anything_is_written(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from slm.scaling.tables.computed import computed
+from slm.scaling.tables.statuses import are_statuses
+from slm.scaling.tables.values import is_blank, number, shown, truths
 
 SIZES = ("params_total", "params_non_embedding", "N")
 TARGETS = ("loss", "perplexity", "bits_per_byte")
@@ -23,7 +27,8 @@ CELL = (
     *("data_fingerprint", "tokenizer_fingerprint", "document_masking", "optimizer", "ema_decay"),
 )
 NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
-_BLANKS = {"", "nan", "na", "n/a", "null", "none", "-"}
+LIKELY = {"state": "status", "name": "name", "diverged": "diverged"}
+"""Headers that are taken for a name if one column alone has them: W&B exports `State` and `Name`."""
 
 
 @dataclass(frozen=True)
@@ -38,34 +43,8 @@ class Columns:
         return ValueError(f"{self.table}, row {row}, column {self.own.get(column, column)}: {shown(value)} {says}")
 
 
-def shown(value: Any) -> str:
-    """A value as a person wrote it."""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
-    return str(value)
-
-
-def is_blank(value: Any) -> bool:
-    """Whether there is no value: None, NaN, or text such as `NA`."""
-    if isinstance(value, str):
-        return value.strip().lower() in _BLANKS
-    return value is None or (not isinstance(value, (list, dict, tuple)) and bool(np.all(pd.isna(value))))
-
-
-def number(value: Any) -> float | None:
-    """The number that a value is or spells (`1e9`, `1_000`), NaN if blank, None if it is none."""
-    if is_blank(value):
-        return math.nan
-    if isinstance(value, (bool, np.bool_, list, dict, tuple)):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
 def typed(raw: pd.DataFrame) -> pd.DataFrame:
-    """Quantities as floats (NaN where there is no number), other columns as numbers if all their values are."""
+    """Quantities as floats (NaN where there is no number), other columns as numbers or booleans if all values are."""
     columns = {}
     for name in raw.columns:
         numbers = [number(value) for value in raw[name]]
@@ -75,6 +54,8 @@ def typed(raw: pd.DataFrame) -> pd.DataFrame:
             # Text even where it spells a number: 16 hex digits may, and would lose some of them.
             text = [None if is_blank(value) else str(value).strip() for value in raw[name]]
             columns[name] = pd.Series(text, raw.index, dtype=object)
+        elif None in numbers and (truth := truths(raw[name])) is not None:
+            columns[name] = truth
         elif None in numbers or all(math.isnan(n) for n in numbers if n is not None):
             columns[name] = raw[name]
         else:
@@ -86,14 +67,15 @@ def typed(raw: pd.DataFrame) -> pd.DataFrame:
 def rename(raw: pd.DataFrame, columns: Mapping[str, str], table: str, notes: list[str]) -> tuple[pd.DataFrame, Columns]:
     """Add the canonical columns beside the table's own; `ValueError` for an own name that is not there.
 
-    A header that is a name but for case, spaces and hyphens (`Family`) is that name, with a note, if it is not there.
+    What is no column may be an expression of columns, whose values are computed. A header that is a name but for case,
+    spaces and hyphens (`Family`) is that name, with a note, if it is not there. A column of the table whose name was
+    given to another is carried as `table_NAME`.
     """
-    own = {}
+    own, values = {}, {}
     for name, there in columns.items():
         if there not in raw.columns:
-            raise ValueError(
-                f"{table} has no column {there} (given as columns.{name}): it has {', '.join(map(str, raw.columns))}"
-            )
+            values[name] = computed(raw, name, there, table)
+            notes.append(f"The column {name} was computed as {shown(there)}.")
         if name != there:
             own[name] = there
     for name, there in ALIASES.items():
@@ -102,24 +84,40 @@ def rename(raw: pd.DataFrame, columns: Mapping[str, str], table: str, notes: lis
     near = _near_names(raw, columns, table)
     notes += [f"The column {there} was read as {name}." for name, there in near.items()]
     own |= near
-    return raw.assign(**{name: raw[there] for name, there in own.items()}), Columns(table, own)
+    values = {name: values[name] if name in values else raw[there] for name, there in own.items()}
+    kept = {name: f"table_{name}" for name in own if name in raw.columns}
+    for name, new in kept.items():
+        while new in raw.columns:
+            new = f"table_{new}"
+        kept[name] = new
+        notes.append(f"The table's own column {name} is {new} here, because {name} is {shown(own[name])}.")
+    return raw.rename(columns=kept).assign(**values), Columns(table, own)
 
 
 def _near_names(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
     """Headers that are a name but for case, spaces and hyphens, where nothing else in the table has that name."""
     meant = {name: name for name in NAMES} | {alias: name for name, alias in ALIASES.items()}
     near: dict[str, str] = {}
-    for there in map(str, raw.columns):
-        plain = re.sub(r"[\s-]+", "_", there.strip().lower())
+    headers = {there: _plain(there) for there in map(str, raw.columns) if there not in columns.values()}
+    for there, plain in headers.items():
         name = meant.get(plain)
-        if name is None or there == plain or there in columns.values():
+        if name is None or there == plain:
             continue
         if {name, ALIASES.get(name, name)} & {*columns, *raw.columns}:
             continue
         if name in near:
             raise ValueError(f"{table} has columns {near[name]} and {there}, both of which mean {name}: rename one")
         near[name] = there
+    for plain, name in LIKELY.items():
+        like = [there for there in headers if headers[there] == plain and there != name]
+        # `state` may be that of a recurrent model.
+        if len(like) == 1 and not {name} & {*columns, *raw.columns, *near}:
+            near |= {name: like[0]} if name != "status" or are_statuses(raw[like[0]]) else {}
     return near
+
+
+def _plain(header: str) -> str:
+    return re.sub(r"[\s-]+", "_", header.strip().lstrip("#").strip().lower())
 
 
 def derive(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -162,7 +160,14 @@ def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFram
     if shared.any():
         notes.append("A run_id that stands in several families was taken as a run of each.")
         cluster = cluster.where(~shared, frame["family"] + "/" + cluster)
-    keys = [name for name in CELL if name in frame]
-    # Text compares values of any kind, lists too, and keeps all digits of a number.
-    settings = frame[keys].astype(object).apply(lambda row: "\0".join(repr(value) for value in row), axis=1)
-    return frame.assign(cluster=cluster.astype(object), cell=pd.factorize(settings)[0])
+    return frame.assign(cluster=cluster.astype(object), cell=groups(frame, CELL))
+
+
+def groups(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
+    """A number for each combination of values of those of the columns that are there, from 0 in order of appearance."""
+    found = np.zeros(len(frame), dtype=np.int64)
+    for name in (name for name in names if name in frame):
+        # Text compares values of any kind, lists too, and keeps all digits of a number.
+        values = pd.factorize(frame[name].astype(object).map(repr))[0]
+        found = pd.factorize(found * (values.max(initial=0) + 1) + values)[0]
+    return pd.Series(found, frame.index)

@@ -6,8 +6,10 @@ Text is read by the standard library and not by `pandas.read_csv`, which shifts 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from importlib import resources
@@ -16,6 +18,9 @@ from typing import Any
 
 import pandas as pd
 
+from slm.scaling.tables.values import is_blank, number, shown
+from slm.scaling.words import were
+
 
 def shipped_tables() -> list[str]:
     """Names of the tables that come with slm: `mobilellm_published` (docs/tables.md says where they are from)."""
@@ -23,17 +28,27 @@ def shipped_tables() -> list[str]:
     return sorted(item.name.removesuffix(".csv") for item in folder.iterdir() if item.name.endswith(".csv"))
 
 
-def read_rows(source: str | Path) -> tuple[pd.DataFrame, str]:
-    """Rows of a file or shipped table as objects, indexed from 1, and its name; `ValueError` if it is no table."""
+def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
+    """Rows of a file or shipped table as objects, indexed from 1, and its name; `ValueError` if it is no table.
+
+    `notes` gets a sentence on the lines that were skipped.
+    """
     if str(source) in shipped_tables():
         text = (resources.files("slm.scaling") / "data" / f"{source}.csv").read_text(encoding="utf-8")
-        return _delimited(text, ",", f"{source}"), str(source)
+        return _delimited(text, ",", f"{source}", notes), str(source)
     path = Path(source)
     _check_is_file(path)
-    reader = _READERS.get(path.suffix.lower())
+    reader = _READERS.get(_suffix(path))
     if reader is None:
-        raise ValueError(f"{path} is no table that can be read: it must end in {', '.join(_READERS)}")
-    return reader(path), path.stem
+        raise ValueError(f"{path} is no table that can be read: it must end in {', '.join(_READERS)} or .csv.gz")
+    return reader(path, notes), Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def _suffix(path: Path) -> str:
+    """The suffix, without that of compressed text: `.csv` of `runs.csv.gz`."""
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return inner if suffix == ".gz" and inner != ".parquet" else suffix
 
 
 def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.DataFrame:
@@ -47,7 +62,7 @@ def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.
 
 def _check_is_file(path: Path) -> None:
     if path.is_dir():
-        tables = sorted(item.name for item in path.iterdir() if item.suffix.lower() in _READERS)
+        tables = sorted(item.name for item in path.iterdir() if _suffix(item) in _READERS)
         inside = f"the tables in it are {', '.join(tables[:5])}" if tables else "there is no table in it"
         raise ValueError(f"{path} is a directory, not a table: {inside}")
     if not path.exists():
@@ -58,14 +73,39 @@ def _check_is_file(path: Path) -> None:
 
 
 def _text(path: Path) -> str:
+    """The text of a file, decompressed if its name ends in .gz."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        held = path.read_bytes()
+        text = (gzip.decompress(held) if path.suffix.lower() == ".gz" else held).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise ValueError(f"{path} is cut off or no gzip file: copy it again, or decompress it yourself") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _delimited(text: str, delimiter: str, name: str) -> pd.DataFrame:
+def _without_comments(text: str, delimiter: str, name: str, notes: list[str]) -> str:
+    """The text from its header on: lines above it that begin with # are skipped, with a note.
+
+    The last of them is the header itself (`# N,tokens,loss`) if a row comes below it, which has a number.
+    """
+    lines = text.splitlines(keepends=True)
+    above = [place for place, line in enumerate(lines) if line.strip()]
+    first = next((place for place in above if not lines[place].lstrip().startswith("#")), None)
+    if first is None or not above.index(first):
+        return text
+    fields = [field for line in csv.reader([lines[first]], delimiter=delimiter) for field in line]
+    comments = above[: above.index(first)]
+    if any(number(field) is not None and not is_blank(field) for field in fields):
+        first = comments.pop()
+    if comments:
+        notes.append(f"{were(len(comments), 'line')} skipped that began with # above the header of {name}.")
+    return "".join(lines[first:])
+
+
+def _delimited(text: str, delimiter: str, name: str, notes: list[str]) -> pd.DataFrame:
     try:
+        text = _without_comments(text, delimiter, name, notes)
         lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if any(f.strip() for f in line)]
     except csv.Error as error:
         raise ValueError(f"{name} cannot be read as a table: {error}") from None
@@ -73,25 +113,25 @@ def _delimited(text: str, delimiter: str, name: str) -> pd.DataFrame:
         raise ValueError(f"{name} is empty: it needs a line of column names and a line a run")
     header = [field.strip() for field in lines[0]]
     _check_header(header, name)
-    rows = [_row(line, header, name, number) for number, line in enumerate(lines[1:], start=1)]
+    rows = [_row(line, header, name, place) for place, line in enumerate(lines[1:], start=1)]
     frame = from_records(rows, [field or f"(column {place})" for place, field in enumerate(header)])
     return frame[[column for column, field in zip(frame, header, strict=True) if field]]  # no name: an old row index
 
 
-def _row(line: list[str], header: list[str], name: str, number: int) -> list[str | None]:
+def _row(line: list[str], header: list[str], name: str, place: int) -> list[str | None]:
     fields = [field.strip() or None for field in line]
     while len(fields) > len(header) and fields[-1] is None:
         fields.pop()
     if len(fields) != len(header):
-        raise ValueError(
-            f"{name}, row {number} has {len(fields)} fields and the header has {len(header)}: fix that row"
-        )
+        raise ValueError(f"{name}, row {place} has {len(fields)} fields and the header has {len(header)}: fix that row")
     return fields
 
 
 def _check_header(header: list[str], name: str) -> None:
     if len(header) == 1 and any(mark in header[0] for mark in ";|\t"):
-        raise ValueError(f"{name} has one column, {header[0]!r}: separate columns by commas (or by tabs, in a .tsv)")
+        raise ValueError(
+            f"{name} has one column, {shown(header[0])!r}: separate columns by commas (or by tabs, in a .tsv)"
+        )
     named = [field for field in header if field]
     if not named:
         raise ValueError(f"{name} has no column names: its first line must hold them")
@@ -107,24 +147,24 @@ def _records(items: Any, name: str) -> pd.DataFrame:
     return from_records(([item.get(column) for column in columns] for item in items), columns)
 
 
-def _read_json(path: Path) -> pd.DataFrame:
+def _read_json(path: Path, notes: list[str]) -> pd.DataFrame:
     try:
         return _records(json.loads(_text(path)), str(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
+def _read_jsonl(path: Path, notes: list[str]) -> pd.DataFrame:
     items = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for place, line in enumerate(_text(path).split("\n"), start=1):
         try:
             items += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+            raise ValueError(f"{path}, line {place} is not JSON: {error}") from None
     return _records(items, str(path))
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: Path, notes: list[str]) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
     except Exception as error:  # pyarrow's many
@@ -132,9 +172,9 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return from_records(frame.itertuples(index=False, name=None), [str(column) for column in frame.columns])
 
 
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": lambda path: _delimited(_text(path), ",", str(path)),
-    ".tsv": lambda path: _delimited(_text(path), "\t", str(path)),
+_READERS: dict[str, Callable[[Path, list[str]], pd.DataFrame]] = {
+    ".csv": lambda path, notes: _delimited(_text(path), ",", str(path), notes),
+    ".tsv": lambda path, notes: _delimited(_text(path), "\t", str(path), notes),
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,

@@ -1,0 +1,51 @@
+"""Values of a table as a person wrote them: blank, a number, true or false."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slm.scaling.words import shortened
+
+_BLANKS = {"", "nan", "na", "n/a", "null", "none", "-"}
+
+
+def shown(value: Any) -> str:
+    """A value as a person wrote it, its middle left out if it is long."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
+    return shortened(value)
+
+
+def is_blank(value: Any) -> bool:
+    """Whether there is no value: None, NaN, or text such as `NA`."""
+    if isinstance(value, str):
+        return value.strip().lower() in _BLANKS
+    return value is None or (not isinstance(value, (list, dict, tuple)) and bool(np.all(pd.isna(value))))
+
+
+def number(value: Any) -> float | None:
+    """The number that a value is or spells (`1e9`, `1_000`), NaN if blank, None if it is none."""
+    if is_blank(value):
+        return math.nan
+    if isinstance(value, (bool, np.bool_, list, dict, tuple)):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def truths(values: pd.Series) -> pd.Series | None:
+    """A column of true and false, in any case, as booleans (None where blank); None if it holds anything else."""
+    words = [None if is_blank(value) else str(value).strip().lower() for value in values]
+    if not set(words) - {None} or set(words) - {None, "true", "false"}:
+        return None
+    return pd.Series(
+        [None if word is None else word == "true" for word in words],
+        values.index,
+        dtype=object if None in words else bool,
+    )
