@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from slm.scaling.pairs import holm
+from slm.scaling.words import MOST_LISTED, shortlist
 
 Entry = dict[str, Any]
 
@@ -387,6 +388,6 @@ def _limits(comparison: Entry, own: Sequence[Entry]) -> list[str]:
 
 def _listed(names: Sequence[str]) -> str:
     names = list(dict.fromkeys(names))
-    if not names:
-        return ""
+    if not names or len(names) > MOST_LISTED + 1:
+        return shortlist(names)
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

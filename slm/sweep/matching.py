@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from slm.scaling.matching import SAME_SIZE
 from slm.scaling.tables.columns import SIZES
 
-SAME_SIZE = 0.10
 NO_LEVEL = -1
 MOST_LISTED = 24
 
