@@ -179,7 +179,7 @@ def _extrapolation(found: Fit, settings: Settings, rng: np.random.Generator) -> 
     for count in range(1, min(MOST_HELD_OUT, len(sizes) - 1) + 1):
         cut = sizes[-count] - 1e-6
         held = np.isin(sample.clusters, sample.clusters[first > cut])
-        kept = _subset(sample, ~held)
+        kept = sample.subset(~held)
         if not len(kept.log_y) or refusal(law, kept):
             break
         smaller = fit_sample(law, kept, loss=found.loss)
@@ -189,7 +189,7 @@ def _extrapolation(found: Fit, settings: Settings, rng: np.random.Generator) -> 
         ensemble = bootstrap(smaller, kind, 2 * FEWEST_REFITS, rng) if kind else None
         if kind and (ensemble is None or len(ensemble.theta) < FEWEST_REFITS):
             break
-        steps = _steps(smaller, _subset(sample, first > cut), sizes, ensemble, settings.level)
+        steps = _steps(smaller, sample.subset(first > cut), sizes, ensemble, settings.level)
         ahead = ahead or {"variable": law.variables[0], **_largest(smaller, steps[0]), "steps": []}
         ahead["steps"] += steps
     return ahead
@@ -238,12 +238,8 @@ def _largest(smaller: Fit, step: Entry) -> Entry:
 def _without_smallest(found: Fit) -> Entry | None:
     """Exponents without the smallest size: a straight line whose slope moves is no straight line."""
     first = found.sample.log_x[:, 0]
-    kept = _subset(found.sample, first > first.min() + 1e-6)
+    kept = found.sample.subset(first > first.min() + 1e-6)
     if not len(kept.log_y) or refusal(found.law, kept):
         return None
     rest = fit_sample(found.law, kept, loss=found.loss)
     return {name: rest.params[name] for name in found.law.exponents} | {"dropped": float(np.exp(first.min()))}
-
-
-def _subset(sample: Sample, rows: np.ndarray) -> Sample:
-    return Sample(sample.log_y[rows], sample.log_x[rows], sample.clusters[rows], sample.cells[rows])

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from slm.scaling.entries import Entry, Fitted
-
 
 SAME = 1e-6
 """Largest relative difference of two values of a variable that are one."""
 
 
-def envelopes(
-    fitted: Mapping[str, Mapping[str, Fitted]],
-    tenable: Sequence[str],
-    why_not: Mapping[str, str] | None = None,
-    *,
-    variable: str = "N",
-) -> list[Entry]:
-    """For each family and each predicted point, the union of the prediction intervals of the laws that are `tenable`.
+def envelopes(fitted: Mapping[str, Mapping[str, Fitted]], weighed: Mapping[str, Entry], law: str) -> list[Entry]:
+    """For each family and each predicted point, the union of the prediction intervals of all tenable laws.
 
-    `fitted` is law -> family -> fit. A point is what any law was asked about (`predictions`), if it says how large
-    `variable` is; a law speaks about a point that has all its variables, and laws without `variable` do not speak.
-    Keys: `family`, `at` (variable -> value), `low` and `high`, `laws`, and `excluded` (law -> why). An end is None,
-    open, where a tenable law sets no bound there; without any tenable law `laws` is empty and both ends are None.
-    `why_not` says why a law is not tenable.
+    `fitted` is law -> family -> fit, `weighed` is law -> `tenable` and `why` (`slm.scaling.selection.weigh`). A point
+    is what any of them was asked about (`predictions`), if it has the first variable of `law`, the verdict's (of the
+    first of `weighed` if that is not among them). A law speaks about a point that has all its variables.
+
+    Keys: `family`, `at` (variable -> value), `low`, `high`, `laws`, `excluded` (law -> why). An end is None, open,
+    where a tenable law sets no bound there; where no law is tenable `laws` is empty and both ends are None.
     """
-    families = dict.fromkeys(name for of in fitted.values() for name in of)
+    if not weighed:
+        return []
+    families = fitted[law if law in weighed else next(iter(weighed))]
+    variable = next(iter(next(iter(families.values())).entry["range"]))
     found = []
     for family in families:
-        entries = {law: of[family].entry for law, of in fitted.items() if family in of}
+        entries = {law: of[family].entry for law, of in fitted.items() if law in weighed}
         for at in _points(entries, variable):
-            found.append({"family": family, "at": at} | _envelope(entries, at, variable, tenable, why_not or {}))
+            found.append({"family": family, "at": at} | _envelope(entries, at, weighed))
     return found
 
 
@@ -52,29 +49,23 @@ def _covers(point: Mapping[str, float], part: Mapping[str, float]) -> bool:
     return all(name in point and math.isclose(point[name], value, rel_tol=SAME) for name, value in part.items())
 
 
-def _envelope(
-    entries: Mapping[str, Entry],
-    at: Mapping[str, float],
-    variable: str,
-    tenable: Sequence[str],
-    why_not: Mapping[str, str],
-) -> Entry:
+def _envelope(entries: Mapping[str, Entry], at: Mapping[str, float], weighed: Mapping[str, Entry]) -> Entry:
     lows, highs, laws, excluded = [], [], [], {}
     for law, entry in entries.items():
-        if variable not in entry["range"] or not set(entry["range"]) <= set(at):
+        if not set(entry["range"]) <= set(at):
             continue
-        if law not in tenable:
-            excluded[law] = why_not.get(law, "the data reject it")
+        if not weighed[law]["tenable"]:
+            excluded[law] = weighed[law]["why"]
         elif not entry["fitted"]:
             excluded[law] = entry["notes"][0]
         else:
             rows = [row for row in entry.get("predictions") or [] if _covers(at, {v: row[v] for v in entry["range"]})]
             laws.append(law)
-            lows.append(rows[0]["low"] if rows else None)
-            highs.append(rows[0]["high"] if rows else None)
+            lows.append(rows[0]["low"] if rows else math.nan)
+            highs.append(rows[0]["high"] if rows else math.nan)
     return {
-        "low": min(lows) if laws and all(map(is_number, lows)) else None,
-        "high": max(highs) if laws and all(map(is_number, highs)) else None,
+        "low": min(lows) if laws and all(map(math.isfinite, lows)) else None,
+        "high": max(highs) if laws and all(map(math.isfinite, highs)) else None,
         "laws": laws,
         "excluded": excluded,
     }

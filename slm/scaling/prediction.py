@@ -17,9 +17,9 @@ from scipy import stats
 
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Curvature, Floats, gram
-from slm.scaling.intervals import has_likelihood
 from slm.scaling.laws import Law
 from slm.scaling.resample import Ensemble, Kind
+from slm.scaling.robust import cluster_error
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Block, Curve, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear, off_plateau
@@ -39,8 +39,8 @@ class Band:
     centre: Floats
     low: Floats
     high: Floats
-    t: float
-    """Quantile of Student's t that the interval goes by."""
+    t: Floats
+    """Quantile of Student's t that each interval goes by."""
 
     def of_run(self, sigma: float) -> Band:
         """Where log L is the quantity: the interval of one run's result that scatters by `sigma` about the law."""
@@ -80,9 +80,9 @@ class Doubling:
 def band(found: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: float = 0.95) -> Band:
     """Interval of log L, as the law has it, at log variables [M, V]. See `Band.of_run` for the result of a run.
 
-    Linear laws with independent rows, least squares: Student's t, exact. Other laws: profile likelihood. Rows that
-    share runs, or Huber's loss: t on the spread of the cluster bootstrap; `ensemble` is then
-    `bootstrap(found, band_kind(found), ...)`, and `ValueError` is raised without it.
+    Linear laws, least squares: Student's t, exact. Other laws: profile likelihood. Either is widened where rows share
+    runs or shapes, by the cluster-robust standard error (`slm.scaling.robust`). Huber's loss: t on the spread of the
+    cluster bootstrap; `ensemble` is then `bootstrap(found, band_kind(found), ...)`, and `ValueError` is raised without.
     """
     return _band(found, found.law, log_x, ensemble, level)
 
@@ -94,7 +94,7 @@ def doubling(found: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: flo
 
 def band_kind(found: Fit) -> Kind | None:
     """Which bootstrap a band of this fit rests on; None if it needs none."""
-    return None if has_likelihood(found) else "cluster"
+    return None if np.isinf(found.loss.delta) else "cluster"
 
 
 def new_run_sigma(found: Fit, runs: Sample) -> float:
@@ -115,23 +115,42 @@ def new_run_sigma(found: Fit, runs: Sample) -> float:
 def _band(found: Fit, curve: Curve, log_x: Floats, ensemble: Ensemble | None, level: float) -> Band:
     x = log_x - found.sample.refs
     centre = curve.log_value(found.theta[None], x)[0]
-    df, kind = found.degrees_of_freedom, band_kind(found)
-    if df < 1:
+    if found.degrees_of_freedom < 1:
         nothing = np.full_like(centre, np.nan)
-        return Band(centre, nothing, nothing, np.nan)
-    if kind is not None:
+        return Band(centre, nothing, nothing, nothing)
+    if band_kind(found) is not None:
         if ensemble is None:
             raise ValueError("the band of this fit needs a bootstrap: see band_kind")
         groups = len(np.unique(found.sample.clusters))
         df = max(groups - len(found.theta), 1)
+        t = np.full_like(centre, stats.t.ppf(0.5 + level / 2, df))
         error = curve.log_value(ensemble.theta, x).std(axis=0, ddof=1) * np.sqrt(groups / df)
-    t = float(stats.t.ppf(0.5 + level / 2, df))
-    if kind is None and is_linear(found.law) and curve is found.law:
-        error = np.sqrt(_variance(found, curve, x)[0])
-    elif kind is None:
-        below, above = _profiled(found, curve, x, t)
-        return Band(centre, centre - below, centre + above, t)
-    return Band(centre, centre - t * error, centre + t * error, t)
+        return Band(centre, centre - t * error, centre + t * error, t)
+    widening, degrees = _robust(found, curve, x)
+    t = stats.t.ppf(0.5 + level / 2, degrees)
+    if is_linear(found.law) and curve is found.law:
+        reach = t * widening * np.sqrt(_variance(found, curve, x)[0])
+        return Band(centre, centre - reach, centre + reach, t)
+    below, above = _profiled(found, curve, x, t * widening)
+    return Band(centre, centre - below, centre + above, t)
+
+
+def _robust(found: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
+    """By how much rows that share runs or shapes widen the error of the curve at each point [M], and its df [M].
+
+    NaN where clusters leave no scatter to tell by.
+    """
+    if found.sample.independent:
+        return np.ones(len(x)), np.full(len(x), float(found.degrees_of_freedom))
+    jacobian, sample = found.jacobian, found.sample
+    bread = np.linalg.pinv(jacobian.T @ jacobian)
+    widening, degrees = np.full(len(x), np.nan), np.full(len(x), np.nan)
+    for m, gradient in enumerate(curve.derivatives(found.theta[None], x)[1][0].T):
+        error, df = cluster_error(jacobian, found.residuals, sample.clusters, gradient)
+        usual = found.sigma * np.sqrt(max(gradient @ bread @ gradient, 0.0))
+        if error > 0 and usual > 0 and df >= 1:
+            widening[m], degrees[m] = error / usual, df
+    return widening, degrees
 
 
 def _variance(found: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
@@ -141,8 +160,8 @@ def _variance(found: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
     return np.asarray((gradient * move).sum(axis=0)), move.T
 
 
-def _profiled(found: Fit, curve: Curve, x: Floats, critical: float) -> tuple[Floats, Floats]:
-    """How far `curve` at centred points [M, V] can go down and up until |t| is `critical`.
+def _profiled(found: Fit, curve: Curve, x: Floats, critical: Floats) -> tuple[Floats, Floats]:
+    """How far `curve` at centred points [M, V] can go down and up until |t| is `critical` [M].
 
     Newton's method on |t| as a function of the distance, for all ends at once: its slope is known, since only the
     artificial observation's own residual changes with what is observed. An end that is not found is NaN.
@@ -152,24 +171,24 @@ def _profiled(found: Fit, curve: Curve, x: Floats, critical: float) -> tuple[Flo
     variance = np.maximum(variance, (PULL * found.sigma) ** 2)  # where all that matters there ended at a bound
     pull = _Pull(found, curve, x, PULL**2 * variance, move / variance[:, None])
     point, side = np.tile(np.arange(M), 2), np.repeat([-1.0, 1.0], M)
-    distance = critical * np.sqrt(variance)[point]
+    distance = critical[point] * np.sqrt(variance)[point]
     inside, outside = np.zeros(2 * M), np.full(2 * M, np.inf)
-    going = np.arange(2 * M)
+    going = np.flatnonzero(np.isfinite(distance))
     for _ in range(SEARCHES):
-        at = distance[going]
+        if not len(going):
+            break
+        at, wanted = distance[going], critical[point[going]]
         t, slope = pull(going, point[going], side[going] * at)
-        inside[going] = np.where(t < critical, np.maximum(inside[going], at), inside[going])
-        outside[going] = np.where(t >= critical, np.minimum(outside[going], at), outside[going])
-        far = abs(t - critical) > CLOSE * critical
+        inside[going] = np.where(t < wanted, np.maximum(inside[going], at), inside[going])
+        outside[going] = np.where(t >= wanted, np.minimum(outside[going], at), outside[going])
+        far = abs(t - wanted) > CLOSE * wanted
         with np.errstate(divide="ignore", invalid="ignore"):
-            step = at + (critical - t) / slope
+            step = at + (wanted - t) / slope
         known = np.isfinite(outside[going])
         bisected = np.where(known, (inside[going] + np.where(known, outside[going], 0)) / 2, 2 * at)
         good = (step > inside[going]) & (step < outside[going]) & (step < 4 * at)
         distance[going] = np.where(far, np.where(good, step, bisected), at)
         going = going[far]
-        if not len(going):
-            break
     distance[going] = np.where(np.isfinite(outside[going]), outside[going], np.nan)
     return distance[:M], distance[M:]
 
