@@ -52,12 +52,12 @@ def _covers(point: Mapping[str, float], part: Mapping[str, float]) -> bool:
 def _envelope(entries: Mapping[str, Entry], at: Mapping[str, float], weighed: Mapping[str, Entry]) -> Entry:
     lows, highs, laws, excluded = [], [], [], {}
     for law, entry in entries.items():
-        if not set(entry["range"]) <= set(at):
-            continue
         if not weighed[law]["tenable"]:
             excluded[law] = weighed[law]["why"]
         elif not entry["fitted"]:
             excluded[law] = entry["notes"][0]
+        elif not set(entry["range"]) <= set(at):
+            excluded[law] = "it needs more than what is said of this point"
         else:
             rows = [row for row in entry.get("predictions") or [] if _covers(at, {v: row[v] for v in entry["range"]})]
             laws.append(law)

@@ -26,10 +26,13 @@ from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear, off_pl
 
 SEARCHES = 12
 """Most corrections of an interval's end."""
-CLOSE = 2e-3
+CLOSE = 5e-3
 """An end is found when t there is right to this share."""
-PULL = 0.01
-"""Standard error of the artificial observation, in standard errors of the law there: it widens by 0.005%."""
+PULL = 0.3
+"""Standard error of the artificial observation, in standard errors of the law there. A smaller one makes a valley of
+the squares that is too narrow for quick minimisation, a larger one finds no end where a profile flattens."""
+LEAST_ERROR = 0.01
+"""Least standard error of a law, in those of a row, that a search starts with: coordinates at a bound have none."""
 
 
 @dataclass(frozen=True)
@@ -163,34 +166,36 @@ def _variance(found: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
 def _profiled(found: Fit, curve: Curve, x: Floats, critical: Floats) -> tuple[Floats, Floats]:
     """How far `curve` at centred points [M, V] can go down and up until |t| is `critical` [M].
 
-    Newton's method on |t| as a function of the distance, for all ends at once: its slope is known, since only the
-    artificial observation's own residual changes with what is observed. An end that is not found is NaN.
+    Newton's method on |t| as a function of the distance, for all ends at once. Where the artificial observation leaves
+    the curve is the best fit for that value of it, and the slope of t there follows from the observation's residual. An
+    end that is not found is NaN.
     """
     M = len(x)
     variance, move = _variance(found, curve, x)
-    variance = np.maximum(variance, (PULL * found.sigma) ** 2)  # where all that matters there ended at a bound
+    variance = np.maximum(variance, (LEAST_ERROR * found.sigma) ** 2)
     pull = _Pull(found, curve, x, PULL**2 * variance, move / variance[:, None])
     point, side = np.tile(np.arange(M), 2), np.repeat([-1.0, 1.0], M)
-    distance = critical[point] * np.sqrt(variance)[point]
+    observed = critical[point] * np.sqrt(variance)[point] * (1 + PULL**2)
     inside, outside = np.zeros(2 * M), np.full(2 * M, np.inf)
-    going = np.flatnonzero(np.isfinite(distance))
+    end = np.full(2 * M, np.nan)
+    going = np.flatnonzero(np.isfinite(observed))
     for _ in range(SEARCHES):
         if not len(going):
             break
-        at, wanted = distance[going], critical[point[going]]
-        t, slope = pull(going, point[going], side[going] * at)
+        at, wanted = observed[going], critical[point[going]]
+        reached, t, slope = pull(going, point[going], side[going] * at)
         inside[going] = np.where(t < wanted, np.maximum(inside[going], at), inside[going])
         outside[going] = np.where(t >= wanted, np.minimum(outside[going], at), outside[going])
+        end[going] = np.where(t >= wanted * (1 - CLOSE), reached, np.nan)
         far = abs(t - wanted) > CLOSE * wanted
         with np.errstate(divide="ignore", invalid="ignore"):
-            step = at + (wanted - t) / slope
+            step = at * (1 + (wanted - t) / slope / reached)
         known = np.isfinite(outside[going])
         bisected = np.where(known, (inside[going] + np.where(known, outside[going], 0)) / 2, 2 * at)
         good = (step > inside[going]) & (step < outside[going]) & (step < 4 * at)
-        distance[going] = np.where(far, np.where(good, step, bisected), at)
+        observed[going] = np.where(good, step, bisected)
         going = going[far]
-    distance[going] = np.where(np.isfinite(outside[going]), outside[going], np.nan)
-    return distance[:M], distance[M:]
+    return end[:M], end[M:]
 
 
 class _Pull:
@@ -211,8 +216,11 @@ class _Pull:
         self.grid_sse = ((sample.log_y - law.log_value(self.grid, sample.centred)) ** 2).sum(axis=1)
         self.last = np.full((2 * len(x), P), np.nan)
 
-    def __call__(self, which: np.ndarray, point: np.ndarray, offset: Floats) -> tuple[Floats, Floats]:
-        """|t| [R] of the values that lie `offset` [R] from the estimate at `point` [R], and its slope in |offset|."""
+    def __call__(self, which: np.ndarray, point: np.ndarray, offset: Floats) -> tuple[Floats, Floats, Floats]:
+        """Observe values that lie `offset` [R] from the estimate at `point` [R].
+
+        Returns how far the curve follows [R], |t| of that [R], and the slope of |t| in how far it follows [R].
+        """
         found, n, R = self.found, len(self.found.sample.log_y), len(which)
         value, replicate = self.centre[point] + offset, np.arange(len(which))
         weight = found.sigma**2 / self.variance[point]
@@ -228,15 +236,17 @@ class _Pull:
             self.bounds,
             weights=np.tile(weights, (S, 1)),
             tolerance=1e-7,
-            max_steps=40,
+            max_steps=60,
         )
         objective = optimum.objective.reshape(S, R)
         best = objective.argmin(axis=0)
         theta = optimum.phi.reshape(S, R, -1)[best, replicate]
         self.last[which] = theta
-        t = np.sqrt(np.maximum(2 * objective.min(axis=0) - found.sse, 0)) / found.sigma
         reached = self.curve.log_value(theta, self.x)[replicate, point]
-        return t, abs(value - reached) / self.variance[point] / np.maximum(t, 1e-9)
+        residual = value - reached
+        sse = 2 * objective.min(axis=0) - weight * residual**2
+        t = np.sqrt(np.maximum(sse - found.sse, 0)) / found.sigma
+        return abs(reached - self.centre[point]), t, abs(residual) / self.variance[point] / np.maximum(t, 1e-9)
 
     def _starts(self, which: np.ndarray, point: np.ndarray, value: Floats, weight: Floats) -> Floats:
         """Starts [S R, P]: the last refit, or the estimate moved linearly; the best of the grid; no floor at all."""

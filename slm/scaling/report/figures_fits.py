@@ -10,7 +10,7 @@ from scipy import stats
 
 from slm.scaling.laws import LAWS
 from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of, whole
-from slm.scaling.report.style import GREY, INK, Margins, colours, log_axis, markers, panels, short
+from slm.scaling.report.style import GREY, INK, Margins, colours, log_axis, markers, panels, short, tick_label
 from slm.scaling.report.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
 
 if TYPE_CHECKING:
@@ -321,8 +321,8 @@ def extrapolation(of: Directory) -> Figure | None:
     laws = laws_of(entries)
     steps = [step for entry in entries for step in _next_sizes(entry)]
     title = (
-        f"Predicting the next size from all smaller ones: {sum(step['n_inside'] for step in steps)} of "
-        f"{plural(sum(step['n_rows'] for step in steps), 'result')} fall in the {of.level:.0%} interval"
+        f"Next size predicted from all smaller ones: {sum(step['n_inside'] for step in steps)} of "
+        f"{plural(sum(step['n_rows'] for step in steps), 'result')} in the {of.level:.0%} interval"
     )
     figure, axes = panels(
         len(laws), title, columns=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=of.families
@@ -363,6 +363,8 @@ def _extrapolation_panel(axis: Axes, of: Directory, entries: list[Entry]) -> Non
     reach = 1.25 * max(max(error for error, _ in tall), float(np.median([half for _, half in tall])))
     axis.set_ylim(-reach, reach)
     log_axis(axis.xaxis, min(held) / 1.2, max(held) * 1.2, counts=variable != "C")
+    few = axis.get_xticks()[:: 1 + (len(axis.get_xticks()) > 3)]
+    axis.set_xticks(few, labels=[tick_label(at, counts=variable != "C") for at in few])
     axis.grid(True)
     axis.set_xlabel(f"held-out {axis_name(variable, of.primary['size'])}", fontsize=8)
 

@@ -197,8 +197,8 @@ def selection_section(of: Directory) -> Section:
     section.add(
         "Lower AICc and BIC are better, between laws of the same target; less than about 2 apart is no difference. The "
         "extrapolation column predicts the largest size from the smaller ones, which is the harder test. The last "
-        f"columns count rows of held-out sizes in the {of.level:.0%} interval that the smaller sizes gave for them: the "
-        "next size, the one after it, and the third.",
+        f"columns count rows of held-out sizes in the {of.level:.0%} interval that the smaller sizes gave for them: "
+        "the next size, the one after it, and the third.",
         table(_LAW_HEADER, [_law_row(of, law, [row for row in rows if row["law"] == law]) for law in laws]),
         _fold_if_long(_criteria(rows), len(rows), "AICc, BIC and errors of every law and family"),
         figure(
