@@ -16,6 +16,7 @@ from slm.scaling.context import (
     target_entries,
 )
 from slm.scaling.entries import Entry, Fitted, fit_group, plain
+from slm.scaling.envelope import envelopes
 from slm.scaling.laws import LAWS, Law
 from slm.scaling.paired import compare_pairs
 from slm.scaling.published import is_published, review
@@ -103,6 +104,7 @@ def analyse(
             compared[name] = found
     comparison = _comparison(table, settings, entries, primary, law, target, size)
     comparison |= {"laws": compared, "weighed": weighed}
+    comparison["envelopes"] = envelopes(primary, weighed, law)
     comparison["paired"] = compare_pairs(table, target, size, level=settings.level, power=settings.power)
     comparison["primary"]["why"] = why
     say("references and allocation", steps - 1, steps)

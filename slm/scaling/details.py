@@ -6,27 +6,37 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import MOST_FAILED, Uncertainty
-from slm.scaling.laws import Law
-from slm.scaling.prediction import band, band_kind, error_quantiles
+from slm.scaling.prediction import band, band_kind, doubling
 from slm.scaling.resample import Ensemble, bootstrap
 from slm.scaling.sample import Sample
 from slm.scaling.settings import Settings
-from slm.scaling.starts import is_linear
 
 Entry = dict[str, Any]
 CURVE_POINTS = 60
+BAND_POINTS = 12
+"""Points of a curve at which its band is computed; between them it is interpolated."""
 FEWEST_REFITS = 100
-"""Without which there is no band."""
+"""Fewest refits for which a band is drawn."""
+MOST_HELD_OUT = 3
+"""Most sizes that are held out at once."""
+MOST_SIZES = 24
+"""Most sizes for which the gain of doubling is computed."""
+NEAR_TWO = 1.1
+"""Sizes whose ratio is within this factor of 2 count as a doubling that was measured."""
 
 
-def details(found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator, middle: Floats) -> Entry:
-    """Keys of an entry: profiles, points, curve, predictions, marginal, extrapolation, without_smallest.
+def details(
+    found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator, middle: Floats, run_sigma: float
+) -> Entry:
+    """Keys of an entry: profiles, points, curve, predictions, doubling, extrapolation, without_smallest.
 
-    `middle` [V] is where log variables other than the first are held, the same for all families.
+    `middle` [V] is where log variables other than the first are held, the same for all families; `run_sigma` is the
+    scatter of one further run.
     """
     if found.exact:
         return {"points": _points(found)}
@@ -39,9 +49,9 @@ def details(found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Gene
             if name in found.law.exponents
         },
         "points": _points(found),
-        "curve": _curve(found, ensemble, settings, rng, middle) if usable else None,
-        "predictions": _predictions(found, ensemble, settings, rng, middle) if usable else [],
-        "marginal": _marginal(found, ensemble, settings, rng, middle) if found.law.variables[0] == "N" else None,
+        "curve": _curve(found, ensemble, settings, middle, run_sigma) if usable else None,
+        "predictions": _predictions(found, ensemble, settings, middle, run_sigma) if usable else [],
+        "doubling": _doubling(found, ensemble, settings, middle) if usable and found.law.variables[0] == "N" else None,
         "extrapolation": _extrapolation(found, settings, rng),
         "without_smallest": _without_smallest(found),
     }
@@ -73,16 +83,19 @@ def _along_first(middle: Floats, first: Floats) -> Floats:
     return log_x
 
 
-def _curve(
-    found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator, middle: Floats
-) -> Entry:
+def _curve(found: Fit, ensemble: Ensemble | None, settings: Settings, middle: Floats, run_sigma: float) -> Entry:
     """The law along its first variable, its band and the prediction band, a little beyond the data."""
     x = found.sample.log_x[:, 0]
-    log_x = _along_first(middle, np.linspace(x.min() - 0.3, x.max() + 1.2, CURVE_POINTS))
-    mean = band(found, log_x, ensemble, rng, level=settings.level)
-    run = band(found, log_x, ensemble, rng, new_run=True, level=settings.level)
+    start, stop = x.min() - 0.3, x.max() + 1.2
+    log_x = _along_first(middle, np.linspace(start, stop, CURVE_POINTS))
+    centre = found.log_value(log_x)
     held = dict(zip(found.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True))
-    columns = {"centre": mean.centre, "low": mean.low, "high": mean.high, "run_low": run.low, "run_high": run.high}
+    nodes = _along_first(middle, np.linspace(start, stop, BAND_POINTS))
+    columns = {"centre": centre}
+    law = band(found, nodes, ensemble, level=settings.level)
+    for prefix, one in (("", law), ("run_", law.of_run(run_sigma))):
+        for name, end in (("low", one.low), ("high", one.high)):
+            columns[prefix + name] = centre + _between(nodes[:, 0], end - one.centre, log_x[:, 0])
     return {
         "variable": found.law.variables[0],
         "held": held,
@@ -91,20 +104,23 @@ def _curve(
     }
 
 
+def _between(nodes: Floats, reach: Floats, at: Floats) -> Floats:
+    """A band's reach between the points at which it is known; NaN everywhere where it is not known at some."""
+    return np.asarray(PchipInterpolator(nodes, reach)(at)) if np.isfinite(reach).all() else np.full(len(at), np.nan)
+
+
 def _predictions(
-    found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator, middle: Floats
+    found: Fit, ensemble: Ensemble | None, settings: Settings, middle: Floats, run_sigma: float
 ) -> list[Entry]:
     """The result of one more run at multiples of the largest size, others at their medians."""
     largest = found.sample.log_x[:, 0].max()
     log_x = _along_first(middle, largest + np.log(np.array(settings.predict)))
-    return predictions_at(found, log_x, ensemble, rng, settings.level)
+    return predictions_at(found, log_x, ensemble, run_sigma, settings.level)
 
 
-def predictions_at(
-    found: Fit, log_x: Floats, ensemble: Ensemble | None, rng: np.random.Generator, level: float
-) -> list[Entry]:
+def predictions_at(found: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:
     """Predicted result of one more run at each row of log variables [M, V], with its prediction interval."""
-    run = band(found, log_x, ensemble, rng, new_run=True, level=level)
+    run = band(found, log_x, ensemble, level=level).of_run(run_sigma)
     return [
         {
             **dict(zip(found.law.variables, np.exp(x).tolist(), strict=True)),
@@ -116,79 +132,114 @@ def predictions_at(
     ]
 
 
-def _marginal(
-    found: Fit, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator, middle: Floats
-) -> Entry | None:
-    """-dL/dN at sizes within the data: how much a further parameter lowers the target, with its band.
+def _doubling(found: Fit, ensemble: Ensemble | None, settings: Settings, middle: Floats) -> Entry:
+    """What doubling N gains along the law, from each size of the data; beside it what was measured.
 
-    No size is a "knee": under a power law the gain of a doubling falls by the same share everywhere.
+    `beyond` says where twice the size lies beyond the data, so that the gain is an extrapolation. `measured` is the
+    difference between two sizes of a ratio near 2, in proportion; None without, and for laws of several variables.
     """
-    if ensemble is None and is_linear(found.law) and found.degrees_of_freedom >= 1:
-        ensemble = bootstrap(found, "parametric", max(settings.bootstrap, FEWEST_REFITS * 2), rng)
-    if ensemble is None:
-        return None
-    x = found.sample.log_x[:, 0]
-    log_x = _along_first(middle, np.linspace(x.min(), x.max(), 30))
-    if (np.diff(found.log_value(log_x)) >= 0).any():  # a target that rises gains nothing
-        return None
-    # Not of its logarithm, which could not reach 0 where an exponent's interval does.
-    gain = _gain(found.law, found.theta[None], log_x - found.sample.refs)[0]
-    draws = _gain(found.law, ensemble.theta, log_x - found.sample.refs)
-    low, high = error_quantiles(found, gain - draws, ensemble, None, settings.level)
-    ends = {"gain": gain, "low": gain + low, "high": gain + high}
-    sizes = np.exp(log_x[:, 0])
-    return {"x": sizes.tolist(), **{name: (values / sizes).tolist() for name, values in ends.items()}}
+    x = _distinct(found.sample.log_x[:, 0])
+    chosen = x[np.unique(np.linspace(0, len(x) - 1, MOST_SIZES).round().astype(int))]
+    gain = doubling(found, _along_first(middle, chosen), ensemble, level=settings.level)
+    return {
+        "x": np.exp(chosen).tolist(),
+        "gain": gain.centre.tolist(),
+        "low": gain.low.tolist(),
+        "high": gain.high.tolist(),
+        "beyond": (chosen + np.log(2) > x.max() + 0.01).tolist(),
+        "measured": [_measured(found.sample, x, at) if len(middle) == 1 else None for at in chosen],
+    }
 
 
-def _gain(law: Law, theta: Floats, x: Floats) -> Floats:
-    """-dL/dlog N, by a central difference: [R, M]."""
-    step = np.zeros(x.shape[1])
-    step[0] = 1e-4
-    slope = (law.log_value(theta, x - step) - law.log_value(theta, x + step)) / 2e-4
-    return np.asarray(slope * np.exp(law.log_value(theta, x)))
+def _measured(sample: Sample, x: Floats, at: float) -> float | None:
+    steps = x - at
+    other = int(np.abs(steps - np.log(2)).argmin())
+    if abs(steps[other] - np.log(2)) > np.log(NEAR_TWO):
+        return None
+    small, large = (np.exp(sample.log_y[abs(sample.log_x[:, 0] - size) < 1e-6].mean()) for size in (at, x[other]))
+    return float((small - large) * np.log(2) / steps[other])
+
+
+def _distinct(x: Floats) -> Floats:
+    """Sizes that differ by more than rounding, the smallest first."""
+    x = np.sort(x)
+    return x[np.append(True, np.diff(x) > 1e-6)]
 
 
 def _extrapolation(found: Fit, settings: Settings, rng: np.random.Generator) -> Entry | None:
-    """Fit the runs of smaller sizes, predict every row of the largest: errors beside the in-sample scatter.
+    """Fit the runs of smaller sizes and predict the larger ones, with the largest held out, the two largest, and so on.
 
-    The size is the law's first variable, and whole runs are held out. None if too few remain, or they lie on the law.
+    The size is the law's first variable, and whole runs are held out. The entry is about the largest size alone, its
+    errors beside the in-sample scatter; `steps` has every size held out, and the intervals of its rows about what was
+    measured. None if too few sizes remain, or they lie on the law.
     """
     law, sample = found.law, found.sample
-    first = sample.log_x[:, 0]
-    largest = np.isin(sample.clusters, sample.clusters[first > first.max() - 1e-6])
-    kept = _subset(sample, ~largest)
-    if not len(kept.log_y) or refusal(law, kept):
-        return None
-    smaller = fit_sample(law, kept, loss=found.loss)
-    kind = band_kind(smaller)
-    ensemble = bootstrap(smaller, kind, 2 * FEWEST_REFITS, rng) if kind and not smaller.exact else None
-    if smaller.exact or (kind and (ensemble is None or len(ensemble.theta) < FEWEST_REFITS)):
-        return None
-    run = band(smaller, sample.log_x[largest], ensemble, rng, new_run=True, level=settings.level)
-    errors = run.centre - sample.log_y[largest]
-    inside = (run.low <= sample.log_y[largest]) & (sample.log_y[largest] <= run.high)
+    first, sizes = sample.log_x[:, 0], _distinct(sample.log_x[:, 0])
+    ahead: Entry | None = None
+    for count in range(1, min(MOST_HELD_OUT, len(sizes) - 1) + 1):
+        cut = sizes[-count] - 1e-6
+        held = np.isin(sample.clusters, sample.clusters[first > cut])
+        kept = sample.subset(~held)
+        if not len(kept.log_y) or refusal(law, kept):
+            break
+        smaller = fit_sample(law, kept, loss=found.loss)
+        kind = band_kind(smaller)
+        if smaller.exact or (kind and ahead):  # a bootstrap for the largest size alone
+            break
+        ensemble = bootstrap(smaller, kind, 2 * FEWEST_REFITS, rng) if kind else None
+        if kind and (ensemble is None or len(ensemble.theta) < FEWEST_REFITS):
+            break
+        steps = _steps(smaller, sample.subset(first > cut), sizes, ensemble, settings.level)
+        ahead = ahead or {"variable": law.variables[0], **_largest(smaller, steps[0]), "steps": []}
+        ahead["steps"] += steps
+    return ahead
+
+
+def _steps(smaller: Fit, held: Sample, sizes: Floats, ensemble: Ensemble | None, level: float) -> list[Entry]:
+    """One entry for each size held out: predictions less measured results, in logs, with intervals of one row."""
+    points, inverse = np.unique(held.log_x, axis=0, return_inverse=True)
+    run = band(smaller, points, ensemble, level=level).of_run(smaller.sigma)
+    row = inverse.reshape(-1)
+    error, low, high = (end[row] - held.log_y for end in (run.centre, run.low, run.high))
+    largest = smaller.sample.log_x[:, 0].max()
+    steps = []
+    for size in _distinct(held.log_x[:, 0]):
+        mine = abs(held.log_x[:, 0] - size) < 1e-6
+        steps.append(
+            {
+                "held_out": float(np.exp(size)),
+                "largest_fitted": float(np.exp(largest)),
+                "sizes_ahead": int(((sizes > largest + 1e-6) & (sizes < size + 1e-6)).sum()),
+                "error_log": float(error[mine].mean()),
+                "rms_error_log": float(np.sqrt((error[mine] ** 2).mean())),
+                "n_rows": int(mine.sum()),
+                "n_inside": int(((low[mine] <= 0) & (high[mine] >= 0)).sum()),
+                "errors_log": error[mine].tolist(),
+                "low_log": low[mine].tolist(),
+                "high_log": high[mine].tolist(),
+            }
+        )
+    return steps
+
+
+def _largest(smaller: Fit, step: Entry) -> Entry:
     return {
-        "variable": law.variables[0],
-        "held_out": float(np.exp(first.max())),
-        "n_rows_predicted": int(largest.sum()),
-        "n_rows_fitted": len(kept.log_y),
-        "error_log": float(errors.mean()),
-        "rms_error_log": float(np.sqrt((errors**2).mean())),
-        "in_sample_rmse_log": math.sqrt(smaller.sse / len(kept.log_y)),
-        "n_inside": int(inside.sum()),
-        "inside_interval": bool(inside.all()),
+        "held_out": step["held_out"],
+        "n_rows_predicted": step["n_rows"],
+        "n_rows_fitted": len(smaller.sample.log_y),
+        "error_log": step["error_log"],
+        "rms_error_log": step["rms_error_log"],
+        "in_sample_rmse_log": math.sqrt(smaller.sse / len(smaller.sample.log_y)),
+        "n_inside": step["n_inside"],
+        "inside_interval": step["n_inside"] == step["n_rows"],
     }
 
 
 def _without_smallest(found: Fit) -> Entry | None:
     """Exponents without the smallest size: a straight line whose slope moves is no straight line."""
     first = found.sample.log_x[:, 0]
-    kept = _subset(found.sample, first > first.min() + 1e-6)
+    kept = found.sample.subset(first > first.min() + 1e-6)
     if not len(kept.log_y) or refusal(found.law, kept):
         return None
     rest = fit_sample(found.law, kept, loss=found.loss)
     return {name: rest.params[name] for name in found.law.exponents} | {"dropped": float(np.exp(first.min()))}
-
-
-def _subset(sample: Sample, rows: np.ndarray) -> Sample:
-    return Sample(sample.log_y[rows], sample.log_x[rows], sample.clusters[rows], sample.cells[rows])

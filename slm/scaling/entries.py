@@ -14,6 +14,7 @@ from slm.scaling.fitting import Fit, fit_sample, lack_of_fit, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.laws import Law
+from slm.scaling.prediction import new_run_sigma
 from slm.scaling.sample import Sample, Unit, take_sample
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
@@ -108,8 +109,9 @@ def _fit_case(
         )
     if case.law.variables == ("C",) and _constant(table, "tokens"):
         entry["notes"].append("all runs saw the same tokens, so that C is N by another name")
+    entry["run_sigma_log"] = run_sigma = new_run_sigma(found, runs)
     if middle is not None:
-        entry |= details(found, of, settings, rng, middle)
+        entry |= details(found, of, settings, rng, middle, run_sigma)
     return Fitted(entry, found, of)
 
 

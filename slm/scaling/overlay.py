@@ -70,14 +70,15 @@ def _of_family(
     sizes = [*span, *(model.N for model in models)]
     grid = np.geomspace(min(sizes) / BEYOND_CURVES, max(sizes) * BEYOND_CURVES, CURVE_POINTS)
     log_x_MV = _log_x([Model(N, 1.0) for N in grid], held)
-    said = _predicted(one.fit, _log_x(models, held), ensemble, settings, rng)
+    run_sigma = one.entry["run_sigma_log"]
+    said = _predicted(one.fit, _log_x(models, held), ensemble, run_sigma, settings.level)
     return {
         "family": family,
         "range": span,
         "refused": None,
         "identified": one.entry["identified"],
         "held": held,
-        "curve": _predicted(one.fit, log_x_MV, ensemble, settings, rng),
+        "curve": _predicted(one.fit, log_x_MV, ensemble, run_sigma, settings.level),
         "models": [_beside(model, law, span) for model, law in zip(models, said, strict=True)],
     }
 
@@ -88,12 +89,10 @@ def _log_x(models: Sequence[Model], held: float | None) -> Floats:
     return np.log(np.array(values, float))
 
 
-def _predicted(
-    found: Fit, log_x_MV: Floats, ensemble: Ensemble | None, settings: Settings, rng: np.random.Generator
-) -> list[Entry]:
+def _predicted(found: Fit, log_x_MV: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:
     """`N`, `value` and the ends of one more run's interval, None where the fit has no scatter to tell it by."""
     if not found.exact and (ensemble is not None or band_kind(found) is None):
-        return predictions_at(found, log_x_MV, ensemble, rng, settings.level)
+        return predictions_at(found, log_x_MV, ensemble, run_sigma, level)
     values = np.exp(found.log_value(log_x_MV)).tolist()
     sizes = np.exp(log_x_MV[:, 0]).tolist()
     return [{"N": N, "value": value, "low": None, "high": None} for N, value in zip(sizes, values, strict=True)]

@@ -186,7 +186,7 @@ def _smallest_claim(table: Table) -> Claim:
 
 
 def _prediction_claim(ppl: Fit) -> Claim:
-    run = band(ppl, np.log([[2e9]]), None, np.random.default_rng(0), new_run=True)
+    run = band(ppl, np.log([[2e9]]), None).of_run(ppl.sigma)
     value, low, high = (float(np.exp(end[0])) for end in (run.centre, run.low, run.high))
     return {
         "claim": "a 2B model has a perplexity of about 6.1",

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from slm.scaling.forms import Floats, gram, moment
-from slm.scaling.laws import Law
+from slm.scaling.forms import Curvature, Floats, gram, moment
 
 FINE = 1e-13
 """Tolerance of fits that are quoted: parameters within a millionth of their standard error."""
@@ -54,11 +54,21 @@ class Loss:
         return np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
 
 
+class Curve(Protocol):
+    """What the solver needs of a law, or of another function of its coordinates. See `slm.scaling.laws.Law`."""
+
+    def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
+        """What rows are compared with [R, I]."""
+
+    def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
+        """The same [R, I], its gradient [R, P, I], and weights [R, I] -> their weighted sum of Hessians [R, P, P]."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Rows that follow `law` with coordinates offset + matrix @ phi. `offset` is [P], or [R, P] if it differs."""
 
-    law: Law
+    law: Curve
     x_IV: Floats
     rows: np.ndarray
     matrix: Floats

@@ -211,7 +211,7 @@ def test_gains_have_paired_errors_and_seeds_of_one_size_are_averaged_block_by_bl
     (step,) = gains(Results(found))
     mean = {"blocks": c["blocks"] | {"nats": np.mean([a["blocks"]["nats"], b["blocks"]["nats"]], axis=0)}}
     assert step.paired
-    assert step.se == pytest.approx(1e6 * paired_by_hand(mean, c, "tokens") / (step.larger - step.smaller), rel=1e-9)
+    assert step.se == pytest.approx(paired_by_hand(mean, c, "tokens") / np.log2(step.larger / step.smaller), rel=1e-9)
     assert "Errors are of the differences, paired" in gain_section(Results(found), drawn=False).markdown()  # type: ignore[union-attr]
     del c["blocks"]
     (step,) = gains(Results(found))

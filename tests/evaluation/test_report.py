@@ -163,10 +163,10 @@ def test_errors_of_averages_and_differences_are_those_of_many_simulated_evaluati
 
 def test_gains_between_sizes_have_propagated_errors() -> None:
     first, second = gains(Results(tiny()))[:2]
-    assert first.value == pytest.approx(0.38 / 6)  # 4.10 to 3.72 over six million parameters
-    assert first.se == pytest.approx(math.sqrt(2) * 0.012 / 6)
+    assert first.value == pytest.approx(0.38)  # 4.10 to 3.72 from six million parameters to twelve
+    assert first.se == pytest.approx(math.sqrt(2) * 0.012)
     assert (second.smaller, second.larger) == (12e6, 24e6)
-    assert second.value == pytest.approx(0.29 / 12)  # the shared family is not in this step
+    assert second.value == pytest.approx(0.29)  # the shared family is not in this step
 
 
 def test_checkpoints_of_no_stated_family_are_said_to_be_taken_for_one() -> None:
@@ -302,10 +302,10 @@ def test_the_files_named_are_there_whole_and_an_old_figure_is_removed(tmp_path: 
     with_tasks = write_report(tmp_path, tiny(), command=COMMAND)
     assert all(path.is_file() for path in with_tasks)
     assert {path.name for path in with_tasks if path.suffix == ".png"} == {
-        *("size.png", "pareto.png", "marginal.png", "tasks.png")
+        *("size.png", "pareto.png", "doubling.png", "tasks.png")
     }
     text = (tmp_path / "report.md").read_text()
-    assert all(f"](figures/{name}.png)" in text for name in ("size", "pareto", "marginal", "tasks"))
+    assert all(f"](figures/{name}.png)" in text for name in ("size", "pareto", "doubling", "tasks"))
     written = write_report(tmp_path, [entry("bare", 10**6)], command=COMMAND)
     assert {path.name for path in written} == {"results.csv", "report.md"}
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["report.md", "results.csv"]

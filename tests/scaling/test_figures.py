@@ -148,7 +148,8 @@ def test_numbers_that_could_not_be_computed_leave_figures_without_nan_or_none(tw
         entry |= {"sigma_log": None, "rmse_log": None}
         if entry.get("curve"):
             entry["curve"] |= {band: [None] * 60 for band in ("low", "high", "run_low", "run_high")}
-            entry["marginal"] = entry["marginal"] and entry["marginal"] | {"low": [None] * 30, "high": [None] * 30}
+            gain = entry["doubling"]
+            entry["doubling"] = gain and gain | {end: [None] * len(gain["x"]) for end in ("low", "high", "measured")}
             entry["extrapolation"] = {"error_log": None, "in_sample_rmse_log": None, "inside_interval": None}
     for law in comparison["laws"].values():
         for pair in law["pairs"]:
@@ -173,7 +174,7 @@ def test_an_analysis_that_computed_nothing_draws_what_is_left(
     for name in ("fits", "comparison"):
         write(tmp_path, name, without_numbers(read(folder, name)))
     shutil.copy(folder / "results.csv", tmp_path)
-    assert {path.stem for path in draw(tmp_path)} <= {"exponents", "extrapolation"}
+    assert {path.stem for path in draw(tmp_path)} <= {"exponents"}
 
 
 def test_a_family_keeps_its_colour_and_mark_and_no_two_of_seven_share_either() -> None:

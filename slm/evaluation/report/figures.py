@@ -46,7 +46,7 @@ def draw(folder: Path, results: Results, fits: Sequence[Entry]) -> list[Path]:
     made: dict[str, Callable[[], Figure | None]] = {
         "size": lambda: size(results, fits),
         "pareto": lambda: pareto(results),
-        "marginal": lambda: marginal(results, fits),
+        "doubling": lambda: doubling(results, fits),
         "tasks": lambda: figures_tasks.tasks(results),
     }
     written: list[Path] = []
@@ -168,8 +168,8 @@ def pareto(results: Results) -> Figure | None:
     return figure
 
 
-def marginal(results: Results, fits: Sequence[Entry]) -> Figure | None:
-    """What a million more parameters gain: between neighbouring sizes with error bars, and by the law with its band."""
+def doubling(results: Results, fits: Sequence[Entry]) -> Figure | None:
+    """What doubling N gains: between neighbouring sizes with error bars, and by the law with its band."""
     steps = gains(results)
     if not steps:
         return None
@@ -178,11 +178,11 @@ def marginal(results: Results, fits: Sequence[Entry]) -> Figure | None:
     names = list(labels.values())
     rising = sum(step.value > 0 for step in steps)
     what = results.fit_target.replace("_", " ")
-    title = f"Fall of {what} by a million more parameters: {rising} of {plural(len(steps), 'step')} up in size gain"
+    title = f"Fall of {what} per doubling of N: {rising} of {plural(len(steps), 'step')} up in size gain"
     figure, (axis,) = panels(
         1, title, columns=1, width=WIDTH, height=3.8, margins=Margins(left=1.1, top=0.15), families=names
     )
-    drawn = [entry for entry in fits if entry["fitted"] and whole(entry.get("marginal"), "x", "gain")]
+    drawn = [entry for entry in fits if entry["fitted"] and whole(entry.get("doubling"), "x", "gain")]
     for entry in drawn:
         _law_gain(axis, entry, colours(names)[labels[entry["family"]]])
     for step in steps:
@@ -191,20 +191,19 @@ def marginal(results: Results, fits: Sequence[Entry]) -> Figure | None:
               xerr=[[middle - step.smaller], [step.larger - middle]])  # fmt: skip
     sizes = [at for step in steps for at in (step.smaller, step.larger)]
     log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
-    _gain_axis(axis, steps, [1e6 * gain for entry in drawn for gain in entry["marginal"]["gain"]])
+    _gain_axis(axis, steps, [gain for entry in drawn for gain in entry["doubling"]["gain"]])
     axis.grid(True)
     axis.set_xlabel("N (all parameters); each bar spans the two sizes compared")
-    axis.set_ylabel(f"fall of {what} by\none million more parameters")
+    axis.set_ylabel(f"fall of {what} per doubling of N")
     return figure
 
 
 def _law_gain(axis: Axes, entry: Entry, colour: str) -> None:
-    of = entry["marginal"]
-    gain = 1e6 * np.array(of["gain"], float)
-    axis.plot(of["x"], gain, color=colour, alpha=0.6, lw=1.4, zorder=1.5)
+    of = entry["doubling"]
+    x = math.sqrt(2) * np.array(of["x"], float)  # the middle of each doubling, as steps are drawn
+    axis.plot(x, of["gain"], color=colour, alpha=0.6, lw=1.4, zorder=1.5)
     if whole(of, "low", "high"):
-        low, high = (1e6 * np.array(of[end], float) for end in ("low", "high"))
-        axis.fill_between(of["x"], low, high, color=colour, alpha=0.12, lw=0, zorder=1)
+        axis.fill_between(x, of["low"], of["high"], color=colour, alpha=0.12, lw=0, zorder=1)
 
 
 def _gain_axis(axis: Axes, steps: Sequence[Gain], laws: Sequence[float]) -> None:

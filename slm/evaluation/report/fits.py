@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,7 +34,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Gain:
-    """From one size of a family to the next, a million parameters lower the target by `value`."""
+    """From one size of a family to the next, the target falls by `value` each time that N doubles."""
 
     family: str
     smaller: float
@@ -63,7 +64,7 @@ def _point(size: float, mine: list[Entry], target: str) -> Point:
 
 
 def gains(results: Results) -> list[Gain]:
-    """Gain per million parameters between consecutive sizes of each family, with the errors of the differences.
+    """Gain per doubling of N between consecutive sizes of each family, with the errors of the differences.
 
     Sizes nearer than `LEAST_STEP` have none: a difference over next to nothing says nothing of size.
     """
@@ -78,10 +79,10 @@ def gains(results: Results) -> list[Gain]:
 
 def _gain(family: str, a: Point, b: Point, target: str) -> Gain:
     shares = [(1 / len(a.scores), score) for score in a.scores] + [(-1 / len(b.scores), score) for score in b.scores]
-    paired, million = paired_error(shares, target), 1e6 / (b.size - a.size)
+    paired, doublings = paired_error(shares, target), math.log2(b.size / a.size)
     error = paired.se if paired.blocks else difference_error(a.se, b.se)
-    scaled = None if error is None else million * error
-    return Gain(family, a.size, b.size, million * (a.value - b.value), scaled, bool(paired.blocks))
+    scaled = None if error is None else error / doublings
+    return Gain(family, a.size, b.size, (a.value - b.value) / doublings, scaled, bool(paired.blocks))
 
 
 def fits(results: Results) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""The sections on size: the power law of each family, and what a further parameter gains."""
+"""The sections on size: the power law of each family, and what doubling N gains."""
 
 from __future__ import annotations
 
@@ -73,20 +73,20 @@ def _caveats(family: str, results: Results) -> list[str]:
 
 
 def gain_section(results: Results, drawn: bool) -> Section | None:
-    """What a million more parameters gain from each size of a family to the next."""
+    """What doubling N gains from each size of a family to the next."""
     steps = gains(results)
     if not steps:
         return None
     target = TARGET_NAMES[results.fit_target]
     rows = [
-        [plainly(step.family), count(step.smaller), count(step.larger), _thousandths(step.value, step.se), _sure(step)]
+        [plainly(step.family), count(step.smaller), count(step.larger), measured(step.value, step.se), _sure(step)]
         for step in steps
     ]
-    section = Section("Gain of more parameters").add(
-        f"Difference of {target} between neighbouring sizes of a family, by the difference in parameters. "
+    section = Section("Gain of doubling").add(
+        f"Difference of {target} between neighbouring sizes of a family, for each doubling of N. "
         + _errors_said(steps),
         table(
-            ("family", "from N", "to N", f"fall of {target} per million parameters, x 10^-3", "more than 2 se from 0"),
+            ("family", "from N", "to N", f"fall of {target} per doubling of N", "more than 2 se from 0"),
             rows,
         ),
         bullets(
@@ -94,7 +94,7 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
         ),
     )
     few = f"Line: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
-    return section.add(figure("marginal", f"Bars: 2 standard errors, and the two sizes. {few}") if drawn else "")
+    return section.add(figure("doubling", f"Bars: 2 standard errors, and the two sizes. {few}") if drawn else "")
 
 
 def _errors_said(steps: Sequence[Gain]) -> str:
@@ -105,10 +105,6 @@ def _errors_said(steps: Sequence[Gain]) -> str:
     which = f"Errors of {listed(apart)}" if len(apart) < len(steps) else "Errors"
     rest = " The others are paired by blocks of the text." if len(apart) < len(steps) else ""
     return f"{which} are those of two independent figures, too large where both err on the same parts.{rest}"
-
-
-def _thousandths(value: float, se: float | None) -> str:
-    return measured(1000 * value, None if se is None else 1000 * se)
 
 
 def _sure(step: Gain) -> str:

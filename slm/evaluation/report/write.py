@@ -38,7 +38,7 @@ def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Pa
         speed_section(of),
         tasks_section(of),
         scaling_section(of, laws, folder),
-        gain_section(of, "marginal" in there),
+        gain_section(of, "doubling" in there),
         study_section(of),
         notes_section(of),
         methods_section(of, command),

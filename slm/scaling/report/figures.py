@@ -20,7 +20,7 @@ FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
     "exponents": figures_compare.exponents,
     "profiles": figures_fits.profiles,
     "extrapolation": figures_fits.extrapolation,
-    "marginal": figures_fits.marginal,
+    "doubling": figures_fits.doubling,
     "ratios": figures_compare.ratios,
     "differences": figures_compare.differences,
     "pareto": figures_compare.pareto,

@@ -1,4 +1,4 @@
-"""Figures of the fits themselves: curves, residuals, profiles, extrapolation, marginal gain."""
+"""Figures of the fits themselves: curves, residuals, profiles, extrapolation, gain of doubling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import stats
 
 from slm.scaling.laws import LAWS
 from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of, whole
-from slm.scaling.report.style import GREY, INK, PALE, Margins, colours, log_axis, markers, panels, short
+from slm.scaling.report.style import GREY, INK, Margins, colours, log_axis, markers, panels, short, tick_label
 from slm.scaling.report.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
 
 if TYPE_CHECKING:
@@ -314,73 +314,103 @@ def _profile(axis: Axes, of: Directory, entry: Entry, name: str) -> None:
 
 
 def extrapolation(of: Directory) -> Figure | None:
-    """For each law and family: the error of predicting the largest size, beside the scatter within the data."""
-    entries = [entry for entry in of.of() if entry.get("extrapolation")]
+    """For each law: held-out sizes predicted from all smaller ones, errors with their prediction intervals."""
+    entries = [entry for entry in of.of() if _next_sizes(entry)]
     if not entries:
         return None
     laws = laws_of(entries)
-    within = sum(bool(entry["extrapolation"].get("inside_interval")) for entry in entries)
+    steps = [step for entry in entries for step in _next_sizes(entry)]
     title = (
-        f"Predicting the largest size from the smaller ones: {within} of {len(entries)} fall in the "
-        f"{of.level:.0%} interval"
+        f"Next size predicted from all smaller ones: {sum(step['n_inside'] for step in steps)} of "
+        f"{plural(sum(step['n_rows'] for step in steps), 'result')} in the {of.level:.0%} interval"
     )
-    rows = len(entries) + 0.6 * len(laws)
-    figure, (axis,) = panels(
-        1, title, columns=1, width=7.6, height=0.9 + 0.19 * rows, margins=Margins(left=1.2), families=of.families
+    figure, axes = panels(
+        len(laws), title, columns=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=of.families
     )
-    y, ticks = 0.0, []
-    for law in laws:
-        group = [entry for entry in entries if entry["law"] == law]
-        ticks.append((y + (len(group) - 1) / 2, law))
-        for entry in group:
-            _extrapolation_row(axis, of, entry, y)
-            y += 1
-        y += 0.6
-    axis.axvline(0, color=INK, lw=0.8)
-    axis.set_yticks([at for at, _ in ticks], labels=[law for _, law in ticks])
-    axis.tick_params(axis="y", length=0)
-    axis.set_ylim(y - 0.2, -0.8)
-    axis.set_xlabel("predicted above measured (%); grey bar: ± scatter (rmse) of the sizes fitted; hollow: outside the "
-                    f"{of.level:.0%} interval", fontsize=8)  # fmt: skip
-    axis.grid(True, axis="x")
+    for axis, law in zip(axes, laws, strict=True):
+        _extrapolation_panel(axis, of, [entry for entry in entries if entry["law"] == law])
+        axis.set_title(law)
+    for axis in axes[::3]:
+        axis.set_ylabel("predicted above measured (%)")
     return figure
 
 
-def _error(entry: Entry) -> float:
-    return float(entry["extrapolation"].get("error_log") or 0.0)
+def _next_sizes(entry: Entry) -> list[Entry]:
+    """Held-out sizes that were predicted from all sizes below them, with all their numbers."""
+    steps = (entry.get("extrapolation") or {}).get("steps") or []
+    return [s for s in steps if s["sizes_ahead"] == 1 and whole(s, "errors_log", "low_log", "high_log")]
 
 
-def _extrapolation_row(axis: Axes, of: Directory, entry: Entry, y: float) -> None:
-    ahead, colour = entry["extrapolation"], colours(of.families)[entry["family"]]
-    scatter = 100 * (ahead.get("in_sample_rmse_log") or 0.0)
-    axis.barh(y, 2 * scatter, left=-scatter, height=0.62, color=PALE, lw=0)
-    inside = ahead.get("inside_interval")
-    axis.plot(100 * _error(entry), y, ls="", marker=markers(of.families)[entry["family"]], ms=5.5, mec=colour,
-              mfc=colour if inside else "white", mew=1.3)  # fmt: skip
+def _extrapolation_panel(axis: Axes, of: Directory, entries: list[Entry]) -> None:
+    """Families and rows of one size stand beside each other."""
+    variable, held, tall = entries[0]["extrapolation"]["variable"], [], []
+    for entry in entries:
+        family, colour = of.families.index(entry["family"]), colours(of.families)[entry["family"]]
+        for step in _next_sizes(entry):
+            for place, ends in enumerate(
+                zip(*(step[f"{name}_log"] for name in ("errors", "low", "high")), strict=True)
+            ):
+                error, low, high = (100 * end for end in ends)
+                aside = family - (len(of.families) - 1) / 2 + 0.5 * (place / step["n_rows"])
+                x = step["held_out"] * 1.05**aside
+                axis.plot([x, x], [low, high], color=colour, lw=1.2, alpha=0.7)
+                axis.plot(x, error, ls="", marker=markers(of.families)[entry["family"]], ms=4.5, mec=colour, mew=1.1,
+                          mfc=colour if low <= 0 <= high else "white")  # fmt: skip
+                held.append(x)
+                tall.append([abs(error), (high - low) / 2])
+    axis.axhline(0, color=INK, lw=0.8)
+    # An interval of one degree of freedom would leave all others a strip.
+    reach = 1.25 * max(max(error for error, _ in tall), float(np.median([half for _, half in tall])))
+    axis.set_ylim(-reach, reach)
+    log_axis(axis.xaxis, min(held) / 1.2, max(held) * 1.2, counts=variable != "C")
+    few = axis.get_xticks()[:: 1 + (len(axis.get_xticks()) > 3)]
+    axis.set_xticks(few, labels=[tick_label(at, counts=variable != "C") for at in few])
+    axis.grid(True)
+    axis.set_xlabel(f"held-out {axis_name(variable, of.primary['size'])}", fontsize=8)
 
 
-def marginal(of: Directory) -> Figure | None:
-    """Gain of one more million parameters against N."""
-    entries = [entry for entry in of.own if whole(entry.get("marginal"), "x", "gain")]
+def doubling(of: Directory) -> Figure | None:
+    """Gain of doubling N against N, along the law and as measured."""
+    entries = [entry for entry in of.own if whole(entry.get("doubling"), "x", "gain")]
     if not entries:
         return None
-    title = "Each further parameter gains less than the one before, and smoothly: there is no knee"
+    target = of.primary["target"].replace("_", " ")
+    gains = [gain for entry in entries for gain in entry["doubling"]["gain"]]
+    title = f"Gain of doubling N: {target} falls by {sig(min(gains), 2)} to {sig(max(gains), 2)}, less at larger N"
     figure, (axis,) = panels(
-        1, title, columns=1, width=6.4, height=3.6, margins=Margins(left=1.05, top=0.15), families=of.families
+        1,
+        title if min(gains) > 0 else f"Gain of doubling N: fall of {target} along the law",
+        columns=1,
+        width=6.4,
+        height=3.6,
+        margins=Margins(left=1.05, top=0.15),
+        families=of.families,
     )
-    tall = []
+    ends = list(gains)
     for entry in entries:
-        of_one, colour = entry["marginal"], colours(of.families)[entry["family"]]
-        x = np.array(of_one["x"], float)
-        gain, low, high = (1e6 * np.array(of_one[key], float) for key in ("gain", "low", "high"))
+        found, colour, mark = (
+            entry["doubling"],
+            colours(of.families)[entry["family"]],
+            markers(of.families)[entry["family"]],
+        )
+        x, gain, low, high, measured = (
+            np.array(found[name], float) for name in ("x", "gain", "low", "high", "measured")
+        )
+        beyond = np.array(found["beyond"], bool)
         axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-        axis.plot(x, gain, color=colour, lw=1.6, marker=markers(of.families)[entry["family"]], ms=4, markevery=7)
-        tall += [gain / 2, np.clip(low, gain / 10, None), np.clip(high, None, gain * 10)]
-    y = np.concatenate(tall)
-    x = np.concatenate([np.array(entry["marginal"]["x"], float) for entry in entries])
-    log_axis(axis.xaxis, x.min(), x.max())
-    log_axis(axis.yaxis, np.nanmin(y), np.nanmax(y), counts=False)
+        axis.plot(x, gain, color=colour, lw=1.6)
+        for fill, chosen in ((colour, ~beyond), ("white", beyond)):
+            axis.plot(x[chosen], gain[chosen], ls="", marker=mark, ms=5, mec=colour, mfc=fill, mew=1.2)
+        axis.plot(x, measured, ls="", marker="x", ms=5, color=colour)
+        ends += [end for end in (*low, *high, *measured) if np.isfinite(end)]
+    x = np.concatenate([np.array(entry["doubling"]["x"], float) for entry in entries])
+    log_axis(axis.xaxis, x.min() / 1.1, x.max() * 1.1)
+    # A band that the data hardly set would leave the gains a strip.
+    reach = max(gains) - min(*gains, 0)
+    bottom, top = max(min(*ends, 0), min(*gains, 0) - reach), min(max(ends), max(gains) + reach)
+    axis.set_ylim(bottom - 0.05 * reach, top + 0.05 * reach)
+    axis.axhline(0, color=INK, lw=0.8)
     axis.grid(True)
     axis.set_xlabel(axis_name("N", of.primary["size"]))
-    axis.set_ylabel(f"{of.primary['target'].replace('_', ' ')} gained by\none million more parameters")
+    axis.set_ylabel(f"{target} at N less {target} at 2N")
     return figure

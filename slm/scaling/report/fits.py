@@ -1,4 +1,4 @@
-"""Sections on the fits: exponents, references, choice of law, predictions, marginal gain, certificates."""
+"""Sections on the fits: exponents, references, choice of law, predictions, gain of doubling, certificates."""
 
 from __future__ import annotations
 
@@ -214,15 +214,23 @@ def selection_section(of: Directory) -> Section:
     laws = [law for law in laws_of(of.fits) if any(row["law"] == law for row in rows)]
     section.add(
         "Lower AICc and BIC are better, between laws of the same target; less than about 2 apart is no difference. The "
-        "extrapolation column predicts the largest size from the smaller ones, which is the harder test.",
-        table(
-            ("law", "identified in", "rmse, worst family", "extrapolation error, worst family", "lack of fit, least p"),
-            [_law_row(of, law, [row for row in rows if row["law"] == law]) for law in laws],
-        ),
+        "extrapolation column predicts the largest size from the smaller ones, which is the harder test. The last "
+        f"columns count rows of held-out sizes in the {of.level:.0%} interval that the smaller sizes gave for them: "
+        "the next size, the one after it, and the third.",
+        table(_LAW_HEADER, [_law_row(of, law, [row for row in rows if row["law"] == law]) for law in laws]),
         _fold_if_long(_criteria(rows), len(rows), "AICc, BIC and errors of every law and family"),
-        figure(of, "extrapolation", "Error of predicting the largest size from the smaller ones, by law and family."),
+        figure(
+            of,
+            "extrapolation",
+            "Each of the largest sizes predicted from all smaller ones, by law and family: the error, and the "
+            "prediction interval less what was measured. An interval that leaves out zero missed (hollow).",
+        ),
     )
     return section
+
+
+_LAW_HEADER = ("law", "identified in", "rmse, worst family", "extrapolation error, worst family",
+               "lack of fit, least p", "inside, next size", "second next", "third next")  # fmt: skip
 
 
 def _law_row(of: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
@@ -236,7 +244,15 @@ def _law_row(of: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
         percent(max(scatter, default=None)),
         percent(max(ahead, key=abs, default=None), sign=True),
         p_value(min(misfit, default=None)),
+        *(_inside(of, law, sizes_ahead) for sizes_ahead in (1, 2, 3)),
     ]
+
+
+def _inside(of: Directory, law: str, sizes_ahead: int) -> str:
+    """Held-out rows of all families that lie in their interval, that many sizes beyond the largest fitted."""
+    every = [step for entry in of.of(law=law) for step in (entry.get("extrapolation") or {}).get("steps") or []]
+    steps = [step for step in every if step["sizes_ahead"] == sizes_ahead]
+    return f"{sum(step['n_inside'] for step in steps)} of {sum(step['n_rows'] for step in steps)}" if steps else NOTHING
 
 
 def _criteria(rows: Sequence[Entry]) -> str:
@@ -265,32 +281,43 @@ def _fold_if_long(content: str, rows: int, summary: str) -> str:
 
 
 def predictions_section(of: Directory) -> Section | None:
-    """Results of runs that were not made."""
-    main = [row for entry in of.own for row in _predicted(entry)]
-    if not main:
+    """Results of runs that were not made: the range that all tenable laws allow, then what each law says."""
+    rows = [row for entry in of.of() for row in _predicted(of, entry)]
+    ranges = of.comparison.get("envelopes") or []
+    if not rows:
         return None
-    header = (
-        "family",
-        "law",
-        "at",
-        f"predicted {TARGET_NAMES[of.primary['target']]}",
-        f"{of.level:.0%} interval of one run",
+    target = TARGET_NAMES[of.primary["target"]]
+    section = Section("Predictions").add(
+        "These lie beyond the data, and no run here has tested whether a law goes on to hold there. The range to quote "
+        f"is that of all laws that the data do not reject: from the lowest to the highest end of their {of.level:.0%} "
+        "intervals of one more run. `open` is an end that one of them leaves open."
     )
-    others = [row for entry in of.of() if entry["law"] != of.primary["law"] for row in _predicted(entry)]
-    return Section("Predictions").add(
-        "These lie beyond the data. Each interval is right only if its law goes on to hold there, which no run here "
-        "has tested; where the laws below disagree by more than their intervals, that is the honest uncertainty.",
-        table(header, main),
-        _fold_if_long(table(header, others), len(others), "The same by the other laws"),
-    )
+    if any(row["laws"] for row in ranges):
+        range_header = ("family", "at", f"{target} of one run, range", "laws not rejected")
+        section.add(table(range_header, [_range(row) for row in ranges]))
+    else:
+        section.add("The data reject every law here that says anything of these sizes, so there is no range to quote.")
+    header = ("family", "law", "at", f"predicted {target}", f"{of.level:.0%} interval of one run, under this law")
+    return section.add(folded("What each law says by itself", table(header, rows)))
 
 
-def _predicted(entry: Entry) -> list[list[str]]:
-    mark = "" if entry["identified"] else " (not identified)"
+def _range(row: Entry) -> list[str]:
+    return [
+        plainly(row["family"]),
+        ", ".join(f"{variable} = {amount(variable, value)}" for variable, value in row["at"].items()),
+        interval([row["low"], row["high"]]) if row["laws"] else "none: every law is rejected",
+        ", ".join(row["laws"]) or NOTHING,
+    ]
+
+
+def _predicted(of: Directory, entry: Entry) -> list[list[str]]:
+    weighed = (of.comparison.get("weighed") or {}).get(entry["law"]) or {}
+    marks = [] if entry["identified"] else ["not identified"]
+    marks += ["**rejected by the data**"] if weighed.get("tenable") is False else []
     return [
         [
             plainly(entry["family"]),
-            entry["law"] + mark,
+            entry["law"] + (f" ({', '.join(marks)})" if marks else ""),
             ", ".join(f"{v} = {amount(v, row[v])}" for v in entry["range"] if v in row),
             sig(row["value"]),
             interval([row["low"], row["high"]]),
@@ -299,27 +326,48 @@ def _predicted(entry: Entry) -> list[list[str]]:
     ]
 
 
-def marginal_section(of: Directory) -> Section | None:
-    """What one more parameter is worth."""
-    rows, without = [], []
+def doubling_section(of: Directory) -> Section | None:
+    """What doubling N is worth."""
+    ends, every, without = [], [], []
     for entry in of.own:
-        found = entry.get("marginal")
-        if not found or not found["x"]:
-            without.append(plainly(entry["family"]))
-            continue
-        ends = [(found["x"][i], found["gain"][i], found["low"][i], found["high"][i]) for i in (0, -1)]
-        for at, *values in ends:
-            gain, low, high = (1e6 * v if is_number(v) else None for v in values)
-            rows.append([plainly(entry["family"]), count(at), with_interval(gain, [low, high], 3)])
-    if not rows:
+        rows = _doublings(entry)
+        ends += [rows[0], rows[-1]] if len(rows) > 1 else rows
+        every += rows
+        without += [] if rows else [plainly(entry["family"])]
+    if not every:
         return None
-    return Section("Marginal gain").add(
-        "The gain from one more parameter falls with size by the same rule everywhere, so no size is a knee or a sweet "
-        "spot; where to stop depends on what a parameter costs.",
-        table(("family", "at N", f"{TARGET_NAMES[of.primary['target']]} gained by a million more parameters"), rows),
-        f"None is given for {listed(without)}, where the fit does not fall with N, or has no band." if without else "",
-        figure(of, "marginal", "Gain of a million more parameters, with its band, over the sizes that were run."),
+    target = TARGET_NAMES[of.primary["target"]]
+    header = ("family", "from N", f"{target} gained by doubling N", "measured between sizes", "twice N is")
+    return Section("Gain of doubling").add(
+        f"The {target} at N less that at 2N along the law, with its {of.level:.0%} interval. The gain falls with size "
+        "by the same rule everywhere, so no size is a knee or a sweet spot; where to stop depends on what a parameter "
+        "costs.",
+        table(header, ends),
+        folded("From every size", table(header, every)) if len(every) > len(ends) else "",
+        f"None is given for {listed(without)}, where the fit has no band." if without else "",
+        figure(
+            of,
+            "doubling",
+            "Gain of doubling N from each size that was run, with its band. Hollow: twice the size lies beyond the "
+            "data. Crosses: measured, where two sizes are about a factor of two apart.",
+        ),
     )
+
+
+def _doublings(entry: Entry) -> list[list[str]]:
+    found = entry.get("doubling") or {}
+    columns = [found.get(name) or [] for name in ("x", "gain", "low", "high", "measured", "beyond")]
+    return [
+        [
+            plainly(entry["family"]),
+            count(x),
+            with_interval(gain, [low, high], 3),
+            sig(measured, 3),
+            "beyond the data" if beyond else "within the data",
+        ]
+        for x, gain, low, high, measured, beyond in zip(*columns, strict=True)
+        if is_number(gain)
+    ]
 
 
 def certificates_section(of: Directory) -> Section:

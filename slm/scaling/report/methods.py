@@ -19,8 +19,9 @@ METHODS = {
     "where rows share a run, else as a cross-check. Too narrow with few runs.",
     "Wild bootstrap": "residuals with random signs and weights (Webb's six points), as a cross-check on the design as "
     "it is.",
-    "Bands and predictions": "t for laws that are straight in logs, a studentised parametric bootstrap for the "
-    "others. Both take the law for true.",
+    "Bands, predictions, gain of doubling": "t for laws that are straight in logs, profile likelihood for the others; "
+    "a new run adds the scatter of one run. Each takes its law for true; the range of all laws that the data do not "
+    "reject does not.",
     "Not identified": "an exponent whose interval is open, or spans more than a set factor, or that ends at its "
     "bound, or whose fit leaves too few sizes to spare. It is then shown nowhere as a number.",
     "Lack of fit": "the F test of deviations from the law against the scatter between seeds. Where it is significant, "

@@ -24,7 +24,7 @@ SECTIONS = (
     compare.power_section,
     fits.selection_section,
     fits.predictions_section,
-    fits.marginal_section,
+    fits.doubling_section,
     compute.compute_section,
     rates.rates_section,
     methods.methods_section,
