@@ -101,7 +101,7 @@ def _smallest_said(measured: Table) -> str:
 
 def _prediction_said(measured: Table) -> str:
     found = fit(measured, "power", target="perplexity")
-    run = band(found, np.log([[2e9]]), None, np.random.default_rng(0), new_run=True)
+    run = band(found, np.log([[2e9]]), None).of_run(found.sigma)
     value, low, high = (float(np.exp(end[0])) for end in (run.centre, run.low, run.high))
     return f"The fit gives {value:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}]."
 
