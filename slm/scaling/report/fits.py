@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from slm.scaling.report.directory import Directory, Entry, known, laws_of
 from slm.scaling.report.text import (
@@ -34,7 +35,7 @@ from slm.scaling.report.wording import (
 )
 
 SIZE_WORDS_SHORT = {"params_total": "all", "params_non_embedding": "without embeddings", "N": "as the table has it"}
-FIT_HEADER = ("family", "law", "exponent", "floor E", "R2", "rmse", "AICc", "status")
+FIT_HEADER = ("family", "law", "exponent", "floor", "R2", "rmse", "AICc", "status")
 
 
 def exponents_section(of: Directory) -> Section:
@@ -121,7 +122,7 @@ def _without_smallest(entries: Sequence[Entry]) -> list[str]:
     said = []
     for entry in entries:
         found, name = entry.get("without_smallest"), entry["exponents"][0]
-        if found and known(entry, name) and "E" not in entry["params"] and is_number(found.get(name)):
+        if found and known(entry, name) and entry["floor"] is None and is_number(found.get(name)):
             said.append(f"{plainly(entry['family'])} {sig(found[name])} (instead of {sig(entry['params'][name])})")
     if not said:
         return []
@@ -269,10 +270,16 @@ def predictions_section(of: Directory) -> Section | None:
     main = [row for entry in of.own for row in _predicted(entry)]
     if not main:
         return None
+    lacking = dict.fromkeys(
+        f"Nothing is predicted at {_point(one['point'])} by {entry['law']}, which needs {listed(one['lacks'])} too."
+        for entry in of.of()
+        for one in entry.get("not_predicted") or []
+    )
     header = (
         "family",
         "law",
         "at",
+        "beyond the data by",
         f"predicted {TARGET_NAMES[of.primary['target']]}",
         f"{of.level:.0%} interval of one run",
     )
@@ -282,6 +289,7 @@ def predictions_section(of: Directory) -> Section | None:
         "has tested; where the laws below disagree by more than their intervals, that is the honest uncertainty.",
         table(header, main),
         _fold_if_long(table(header, others), len(others), "The same by the other laws"),
+        " ".join(lacking),
     )
 
 
@@ -291,12 +299,56 @@ def _predicted(entry: Entry) -> list[list[str]]:
         [
             plainly(entry["family"]),
             entry["law"] + mark,
-            ", ".join(f"{v} = {amount(v, row[v])}" for v in entry["range"] if v in row),
+            _point({v: row[v] for v in entry["range"] if v in row})
+            + (f" ({listed(row['ignored'])} is not in this law)" if row.get("ignored") else ""),
+            beyond(row),
             sig(row["value"]),
             interval([row["low"], row["high"]]),
         ]
         for row in entry.get("predictions") or []
     ]
+
+
+def _point(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{v} = {amount(v, value)}" for v, value in values.items())
+
+
+def beyond(row: Entry) -> str:
+    """By how much a prediction lies beyond the rows that its law was fitted to, in each variable."""
+    out = [
+        f"{v} {sig(factor, 3)}x"
+        for v, factor in (row.get("beyond") or {}).items()
+        if is_number(factor) and factor > 1 + 1e-7
+    ]
+    return ", ".join(out) or "within"
+
+
+def given_section(of: Directory) -> Section | None:
+    """Published parameters against these rows."""
+    tested = [(entry, entry["test"]) for entry in of.of() if entry.get("test")]
+    if not tested:
+        return None
+    held = ", ".join(f"{name} = {sig(value)}" for name, value in tested[0][1]["given"].items())
+    rows = [
+        [
+            plainly(entry["family"]),
+            entry["law"],
+            *(
+                [sig(one["statistic"]), str(one["df"]), p_value(one["p"]), one["method"]]
+                if one["refused"] is None
+                else [NOTHING, NOTHING, NOTHING, one["refused"]]
+            ),
+        ]
+        for entry, one in tested
+    ]
+    shared = any(one.get("independent") is False for _, one in tested)
+    return Section("Given parameters").add(
+        f"The best fit with {held} against the free one: twice the difference of their log likelihoods. Residuals are "
+        "taken for normal under least squares, and under Huber's loss to have the density proportional to "
+        "exp(-loss/s), each with its own best scale.",
+        table(("family", "law", "likelihood ratio", "degrees of freedom", "p", "by"), rows),
+        "Rows share runs or shapes and are not independent: p is too small." if shared else "",
+    )
 
 
 def marginal_section(of: Directory) -> Section | None:
