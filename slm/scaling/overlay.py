@@ -8,8 +8,9 @@ Axes: M models or points of a curve, V variables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,9 +39,10 @@ class Model:
     tokens: float | None = None
 
 
-def law_to_lay_over(verdicts: str, variables: Sequence[str]) -> str:
+def law_to_lay_over(verdicts: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> str:
     """The verdict's law if it is in N, or in N and D, else `PLAIN_LAW`."""
-    return verdicts if tuple(variables) in (("N",), ("N", "D")) else PLAIN_LAW
+    variables = get_law(verdicts, formulas, columns).variables
+    return verdicts if variables in (("N",), ("N", "D")) else PLAIN_LAW
 
 
 def lay_over(
