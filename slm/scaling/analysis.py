@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from slm.scaling.context import (
 )
 from slm.scaling.entries import Entry, Fitted, fit_group, plain
 from slm.scaling.envelope import envelopes
-from slm.scaling.laws import LAWS, Law
+from slm.scaling.laws import VARIABLES, Law, get_law, number_of
 from slm.scaling.paired import compare_pairs
 from slm.scaling.published import is_published, review
 from slm.scaling.ranking import rankings, survival
@@ -76,7 +76,7 @@ def analyse(
     for place, group in enumerate(groups):
         say(f"fitting {group.law.name} to {group.target}", place, steps)
         # A generator of its own for each group: a law that is left out changes no other's bootstrap.
-        rng = np.random.default_rng([seed, list(LAWS).index(group.law.name), place if not group.thorough else 0])
+        rng = np.random.default_rng([seed, number_of(group.law.name), place if not group.thorough else 0])
         fitted = fit_group(
             table,
             group.law,
@@ -98,7 +98,7 @@ def analyse(
     compared: dict[str, Entry] = {}
     for place, name in enumerate(dict.fromkeys((law, *primary))):
         say(f"comparing families under {name}", len(groups) + place, steps)
-        rng = np.random.default_rng([seed, 1000, list(LAWS).index(name)])
+        rng = np.random.default_rng([seed, 1000, number_of(name)])
         found = compare_law(primary[name], settings, rng, thorough=name == law)
         if found:
             compared[name] = found
@@ -143,16 +143,14 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
     groups, skipped = [], []
     targets = [target, *(t for t in settings.targets if t in table.targets and t != target)]
     sizes = [size, *(s for s in settings.sizes if s in table.sizes and s != size)]
-    names = list(settings.laws)
-    if settings.law not in ("auto", *names):
-        names.append(settings.law)
-    for name in names:
-        law = LAWS[name]
+    for name in settings.every_law:
+        law = get_law(name, settings.formulas, table.frame.columns)
         missing = missing_columns(table, law, target, size)
-        if missing and name == settings.law:
-            raise ValueError(f"analysis.law={name}: the table has no {' and no '.join(missing)}")
         if missing:
-            skipped.append({"law": name, "reason": f"the table has no {' and no '.join(missing)}"})
+            reason = f"the table has no {' and no '.join(_described(missing, table))}"
+            if name == settings.law:
+                raise ValueError(f"analysis.law={name}: {reason}")
+            skipped.append({"law": name, "reason": reason})
             continue
         for t in targets:
             for s in sizes if "N" in law.variables else [""]:
@@ -160,7 +158,27 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
                 groups.append(_Group(law, t, s, settings.fit_loss, main))
                 if main:
                     groups.append(_Group(law, t, s, settings.other_loss, False))
+    _check_names(settings, table, [group.law for group in groups])
     return groups, skipped
+
+
+def _check_names(settings: Settings, table: Table, laws: Sequence[Law]) -> None:
+    """Raise `ValueError` for a point to predict or a parameter to test that no law could take."""
+    for point in (one for one in settings.predict if isinstance(one, Mapping)):
+        unknown = [name for name in point if name not in VARIABLES and name not in table.frame]
+        if unknown:
+            raise ValueError(
+                f"analysis.predict has {unknown[0]}, which is none of {', '.join(VARIABLES)} and no column of the table"
+            )
+    if settings.test and not any(set(settings.test) <= set(law.parameters) for law in laws):
+        raise ValueError(
+            f"analysis.test has {', '.join(settings.test)}, and no law that is fitted has all of these parameters: "
+            + "; ".join(dict.fromkeys(f"{law.name} has {', '.join(law.parameters)}" for law in laws))
+        )
+
+
+def _described(missing: Sequence[str], table: Table) -> list[str]:
+    return [f"{name} above 0 in every row" if name in table.frame else name for name in missing]
 
 
 def _comparison(
@@ -177,7 +195,7 @@ def _comparison(
     first = next(
         r
         for r in every
-        if (r["law"], r["target"], r["loss"]) == (law, target, settings.loss) and r["size"] in (None, size)
+        if (r["law"], r["target"], r["loss"]) == (law, target, settings.fit_loss.name) and r["size"] in (None, size)
     )
     return {
         "table": table.name,
@@ -186,7 +204,13 @@ def _comparison(
         "n_rows": len(table.frame),
         "n_runs": table.frame["cluster"].nunique(),
         "n_cells": table.frame["cell"].nunique(),
-        "primary": {"law": law, "target": target, "size": size, "loss": settings.loss, "level": settings.level},
+        "primary": {
+            "law": law,
+            "target": target,
+            "size": size,
+            "loss": settings.fit_loss.name,
+            "level": settings.level,
+        },
         "ranking": survival(every, first, families),
         "selection": selection(primary, families),
         "notes": list(table.notes),

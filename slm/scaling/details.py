@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.interpolate import PchipInterpolator
 
 from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
+from slm.scaling.given import given_entry
 from slm.scaling.intervals import MOST_FAILED, Uncertainty
 from slm.scaling.prediction import band, band_kind, doubling
 from slm.scaling.resample import Ensemble, bootstrap
@@ -33,7 +35,7 @@ NEAR_TWO = 1.1
 def details(
     found: Fit, of: Uncertainty, settings: Settings, rng: np.random.Generator, middle: Floats, run_sigma: float
 ) -> Entry:
-    """Keys of an entry: profiles, points, curve, predictions, doubling, extrapolation, without_smallest.
+    """Keys of an entry: profiles, points, curve, predictions, doubling, test, extrapolation, without_smallest.
 
     `middle` [V] is where log variables other than the first are held, the same for all families; `run_sigma` is the
     scatter of one further run.
@@ -50,8 +52,9 @@ def details(
         },
         "points": _points(found),
         "curve": _curve(found, ensemble, settings, middle, run_sigma) if usable else None,
-        "predictions": _predictions(found, ensemble, settings, middle, run_sigma) if usable else [],
+        **(_predictions(found, ensemble, settings, middle, run_sigma) if usable else {"predictions": []}),
         "doubling": _doubling(found, ensemble, settings, middle) if usable and found.law.variables[0] == "N" else None,
+        "test": given_entry(found, settings.test),
         "extrapolation": _extrapolation(found, settings, rng),
         "without_smallest": _without_smallest(found),
     }
@@ -109,13 +112,29 @@ def _between(nodes: Floats, reach: Floats, at: Floats) -> Floats:
     return np.asarray(PchipInterpolator(nodes, reach)(at)) if np.isfinite(reach).all() else np.full(len(at), np.nan)
 
 
-def _predictions(
-    found: Fit, ensemble: Ensemble | None, settings: Settings, middle: Floats, run_sigma: float
-) -> list[Entry]:
-    """The result of one more run at multiples of the largest size, others at their medians."""
-    largest = found.sample.log_x[:, 0].max()
-    log_x = _along_first(middle, largest + np.log(np.array(settings.predict)))
-    return predictions_at(found, log_x, ensemble, run_sigma, settings.level)
+def _predictions(found: Fit, ensemble: Ensemble | None, settings: Settings, middle: Floats, run_sigma: float) -> Entry:
+    """The result of one more run at multiples of the largest size, others at their medians, and at stated points.
+
+    `beyond` says of each variable by what factor it is beyond the rows of the fit (1 within), `ignored` what a point
+    gives that is no variable of the law; `not_predicted` has the points that lack a variable, and which.
+    """
+    variables, log_x_IV = found.law.variables, found.sample.log_x
+    times = [one for one in settings.predict if not isinstance(one, Mapping)]
+    points = [one for one in settings.predict if isinstance(one, Mapping)]
+    whole = [point for point in points if set(variables) <= set(point)]
+    stated = np.log([[point[v] for v in variables] for point in whole]).reshape(-1, len(variables))
+    multiples = _along_first(middle, log_x_IV[:, 0].max() + np.log(np.array(times, float)))
+    log_x = np.concatenate([multiples, stated])
+    rows = predictions_at(found, log_x, ensemble, run_sigma, settings.level) if len(log_x) else []
+    factors = np.exp(np.maximum(0, np.maximum(log_x - log_x_IV.max(axis=0), log_x_IV.min(axis=0) - log_x)))
+    for row, beyond, point in zip(rows, factors, [{}] * len(times) + whole, strict=True):
+        row["beyond"] = dict(zip(variables, beyond.tolist(), strict=True))
+        row["ignored"] = [name for name in point if name not in variables]
+    lacking = [(point, [v for v in variables if v not in point]) for point in points]
+    return {
+        "predictions": rows,
+        "not_predicted": [{"point": dict(point), "lacks": lacks} for point, lacks in lacking if lacks],
+    }
 
 
 def predictions_at(found: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:

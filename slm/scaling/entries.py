@@ -61,6 +61,7 @@ def fit_group(
     """
     unit: Unit = "run" if settings.unit == "run" else "cell"
     samples = {name: take_sample(table.of(name), law, target, size, unit=unit) for name in table.families}
+    law = law.at(np.concatenate([sample.log_x for sample in samples.values()]))
     middle = np.median(np.concatenate([s.log_x for s in samples.values()]), axis=0)
     fitted = {}
     for name, sample in samples.items():
@@ -152,11 +153,15 @@ def _identity(case: Case, sample: Sample, loss: Loss) -> Entry:
         "family": case.family,
         "law": case.law.name,
         "equation": case.law.equation,
+        "source": case.law.source,
+        "variables": list(case.law.variables),
         "target": case.target,
         "size": case.size or None,
-        "loss": "least_squares" if np.isinf(loss.delta) else "huber",
+        "loss": loss.name,
         "delta": None if np.isinf(loss.delta) else loss.delta,
         "exponents": list(case.law.exponents),
+        "variable_of": dict(case.law.variable_of),
+        "floor": None if case.law.floor is None else list(case.law.parameters)[case.law.floor],
         "range": ranges,
         "n_rows": len(sample.log_y),
         "n_runs": len(np.unique(sample.clusters)),

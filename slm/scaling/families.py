@@ -64,6 +64,7 @@ class Families:
             np.concatenate([s.log_x for s in self.samples]),
             np.arange(len(self.log_y)),
             np.arange(len(self.log_y)),
+            self.law.absolute,
         )
 
     def blocks(self, matrices: Sequence[Floats]) -> list[Block]:
@@ -118,9 +119,9 @@ def gather(fits: Mapping[str, Fit]) -> Families:
     """Families of separately fitted samples of one law."""
     first = next(iter(fits.values()))
     samples = tuple(fit.sample for fit in fits.values())
-    refs = np.concatenate([s.log_x for s in samples]).mean(axis=0)
     sigmas = np.array([fit.sigma for fit in fits.values()])
-    return Families(first.law, tuple(fits), samples, refs, sigmas)
+    families = Families(first.law, tuple(fits), samples, samples[0].refs, sigmas)
+    return replace(families, refs=families.pooled.refs)
 
 
 def sharing(law: Law, families: int, model: str, *, shared: Sequence[str] = ()) -> tuple[Floats, ...]:
@@ -266,10 +267,10 @@ def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.
     gradients = [law.derivatives(theta[None], b.x_IV)[1][0].T for theta, b in zip(joint.theta, blocks, strict=True)]
     jacobian = np.concatenate([one @ matrix for one, matrix in zip(gradients, joint.matrices, strict=True)])
     names = list(law.parameters)
-    coefficients = [j for j, name in enumerate(names) if name not in law.exponents and j != law.floor]
     found = []
-    for v, (variable, j) in enumerate(zip(law.variables, coefficients, strict=True)):
-        k = None if law.name == "kaplan_joint" and variable == "D" else len(names) - len(law.exponents) + v
+    for coefficient, ((variable, exponent), *_) in law.powers.items():
+        j = names.index(coefficient)
+        k = None if law.name == "kaplan_joint" and variable == "D" else names.index(exponent)
         for f in range(1, len(families.names)):
             unit = 1.0 if k is None else joint.theta[0][k]
             log_rho = (joint.theta[0][j] - joint.theta[f][j]) / unit

@@ -139,8 +139,9 @@ def deviance(fits: Sequence[Fit]) -> float:
     exp(-loss / scale), whose flat tails Laplace's also has; where rows share clusters, scaled down to the number of
     independent rows that their correlation leaves.
     """
-    residuals = np.concatenate([fit.residuals for fit in fits])
-    loss, n = fits[0].loss, len(residuals)
+    loss = fits[0].loss
+    residuals = np.concatenate([loss.residuals(fit.residuals, fit.sample.log_y) for fit in fits])
+    n = len(residuals)
     if not (residuals**2).sum() > 0:
         return np.nan
     clusters, offset = [], 0
@@ -162,10 +163,10 @@ def deviance(fits: Sequence[Fit]) -> float:
     rho = 0.0 if independent else optimize.minimize_scalar(correlated, bounds=(0, 0.999), method="bounded").x
     if np.isinf(loss.delta):
         return correlated(rho)
-    return _huber_deviance(residuals, loss) / (1 + float((counts**2).sum() / n - 1) * rho)
+    return huber_deviance(residuals, loss) / (1 + float((counts**2).sum() / n - 1) * rho)
 
 
-def _huber_deviance(residuals: Floats, loss: Loss) -> float:
+def huber_deviance(residuals: Floats, loss: Loss) -> float:
     """-2 log likelihood of the density proportional to exp(-loss / scale), at the best scale."""
     total, delta = float(loss.value(residuals).sum()), loss.delta
 
@@ -228,8 +229,9 @@ def fit(
     single runs instead of the means over seeds. Raises `ValueError` for missing columns, or a table that cannot hold
     the law.
     """
-    law = get_law(law) if isinstance(law, str) else law
-    return fit_sample(law, take_sample(table, law, target, size, unit=unit), loss=loss)
+    law = get_law(law, columns=table.frame.columns) if isinstance(law, str) else law
+    sample = take_sample(table, law, target, size, unit=unit)
+    return fit_sample(law.at(sample.log_x), sample, loss=loss)
 
 
 def _certified(law: Law, sample: Sample, loss: Loss, optimum: Optimum, bounds: tuple[Floats, Floats]) -> Fit:

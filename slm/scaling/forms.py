@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,8 @@ class SumOfPowers:
     terms: tuple[Term, ...]
     parameters: Mapping[str, str]
 
+    absolute = False
+
     @cached_property
     def variables(self) -> tuple[str, ...]:
         """The variables of the terms."""
@@ -56,6 +59,38 @@ class SumOfPowers:
     def floor(self) -> int | None:
         """Coordinate of the constant term."""
         return next((k for k, term in enumerate(self.terms) if term.variable is None), None)
+
+    @property
+    def linear(self) -> bool:
+        """See `Law`."""
+        return len(self.terms) == 1
+
+    @property
+    def coefficients(self) -> int:
+        """See `Law`."""
+        return len(self.terms)
+
+    @property
+    def signed(self) -> frozenset[str]:
+        """See `Law`."""
+        return frozenset(self.exponents)
+
+    @property
+    def powers(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """See `Law`."""
+        return {t.coefficient: ((t.variable, t.exponent),) for t in self.terms if t.variable and t.exponent}
+
+    @property
+    def variable_of(self) -> dict[str, str]:
+        """See `Law`."""
+        return {t.exponent: t.variable for t in self.terms if t.variable and t.exponent}
+
+    def shape(self, log_y: Floats) -> None:
+        """See `Law`."""
+
+    def at(self, log_x: Floats) -> Self:
+        """See `Law`."""
+        return self
 
     @cached_property
     def _powers(self) -> list[int]:
@@ -149,6 +184,9 @@ class KaplanJoint:
     equation = "L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D"
     source = "Kaplan et al. 2020 (arXiv:2001.08361), equation 1.5"
     variables = ("N", "D")
+    absolute = False
+    linear = False
+    coefficients = 0
     parameters = {  # noqa: RUF012 (a constant of the class; a frozen dataclass would make an annotated one a field)
         "N_c": "parameters at which the loss of a model with unlimited data is 1",
         "D_c": "tokens at which the loss of a model of unlimited size is 1",
@@ -156,7 +194,25 @@ class KaplanJoint:
         "alpha_D": "exponent in D when the model is unlimited",
     }
     exponents = ("alpha_N", "alpha_D")
+    signed = frozenset(exponents)
     floor = None
+
+    @property
+    def powers(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """See `Law`."""
+        return {"N_c": (("N", "alpha_N"),), "D_c": (("D", "alpha_D"),)}
+
+    @property
+    def variable_of(self) -> dict[str, str]:
+        """See `Law`."""
+        return {"alpha_N": "N", "alpha_D": "D"}
+
+    def shape(self, log_y: Floats) -> None:
+        """See `Law`."""
+
+    def at(self, log_x: Floats) -> Self:
+        """See `Law`."""
+        return self
 
     def _log_terms(self, theta: Floats, x_IV: Floats) -> Floats:
         n, d, alpha_n, alpha_d = (theta[:, [j]] for j in range(4))

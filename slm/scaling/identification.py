@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from slm.scaling.fitting import Fit
-from slm.scaling.starts import is_linear
+from slm.scaling.starts import coordinate_bounds, is_linear
 
 Interval = tuple[float | None, float | None]
 """Ends; None is open."""
@@ -32,30 +32,55 @@ def not_identified(found: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
         reason = _reason(found, name, ci[name])
         if reason:
             lost.setdefault(name, reason)
-    if found.law.floor is not None:
-        if "E" in at_bound:
-            lost["E"] = "the floor E ended at 0: the law without it says the same"
-        elif few or ci["E"][0] is None:
-            lost["E"] = "a floor E of 0 is not excluded"
-    coefficients = [name for name in found.law.parameters if name not in (*found.law.exponents, "E")]
-    for name, exponent in zip(coefficients, found.law.exponents, strict=True):
+    names = list(found.law.parameters)
+    floor = None if found.law.floor is None else names[found.law.floor]
+    if floor is not None:
+        if floor in at_bound:
+            lost[floor] = f"the floor {floor} ended at 0: the law without it says the same"
+        elif few or ci[floor][0] is None:
+            lost[floor] = f"a floor {floor} of 0 is not excluded"
+    for name, powers in found.law.powers.items():
+        exponents = [exponent for _, exponent in powers]
         if name in at_bound:  # without its term an exponent means nothing
             lost[name] = f"{name} ended at its bound"
-            lost.setdefault(exponent, lost[name])
-        elif exponent in lost:
-            lost[name] = lost[exponent]
+            for exponent in exponents:
+                if not _elsewhere(found, name, exponent):
+                    lost.setdefault(exponent, lost[name])
+        else:
+            for exponent in (one for one in exponents if one in lost):
+                lost[name] = lost[exponent]
+    for name in names:  # what is neither floor, exponent nor the coefficient of a power
+        if name in lost or name in (floor, *found.law.exponents, *found.law.powers):
+            continue
+        if few or name in at_bound or None in ci[name]:
+            lost[name] = few or (
+                f"{name} ended at its bound" if name in at_bound else f"the interval of {name} is open"
+            )
     return {name: lost[name] for name in found.law.parameters if name in lost}
+
+
+def _both_ways(found: Fit, name: str) -> bool:
+    """Whether an exponent may be below 0, so that 0 is a value like another."""
+    return bool(coordinate_bounds(found.law, found.sample)[0][list(found.law.parameters).index(name)] < 0)
+
+
+def _elsewhere(found: Fit, coefficient: str, exponent: str) -> bool:
+    """Whether the exponent is also that of another coefficient, whose term is there."""
+    return any(
+        exponent in dict(powers).values() and name != coefficient and name not in found.certificate.at_bound
+        for name, powers in found.law.powers.items()
+    )
 
 
 def remarks(found: Fit, ci: Mapping[str, Interval]) -> list[str]:
     """Remarks on exponents of a straight line that may as well be 0, or are below it."""
     said = []
-    for name in found.law.exponents if is_linear(found.law) else ():
+    for name in (name for name in found.law.exponents if _both_ways(found, name)):
         low, high = ci[name]
         if low is not None and high is not None and low <= 0 <= high:
             said.append(f"the interval of {name} includes 0")
         elif high is not None and high < 0:
-            said.append(f"{name} is below 0: the target rises with {found.law.variables[0]}")
+            said.append(f"{name} is below 0: the target rises with {found.law.variable_of[name]}")
     return said
 
 
@@ -75,6 +100,6 @@ def _reason(found: Fit, name: str, interval: Interval) -> str | None:
         return f"{name} ended at its bound"
     if low is None or high is None:
         return f"the interval of {name} is open"
-    if not is_linear(found.law) and (low <= 0 or high / low > WIDEST):
+    if not _both_ways(found, name) and (low <= 0 or high / low > WIDEST):
         return f"the interval of {name} spans a factor of more than {WIDEST:g}"
     return None

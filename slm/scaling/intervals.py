@@ -62,7 +62,7 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
     """
     if found.exact:
         return _none(found)
-    likelihood = bool(np.isinf(found.loss.delta))
+    likelihood = found.loss.name == "least_squares"
     ensembles: dict[str, Ensemble] = {}
     if found.degrees_of_freedom >= 1 and (replicates or not likelihood):
         for kind in RESAMPLED:
@@ -109,7 +109,7 @@ def _none(found: Fit) -> Uncertainty:
 
 def has_likelihood(found: Fit) -> bool:
     """Whether rows are independent and the loss is a likelihood, so that t, F and profiles are right."""
-    return bool(np.isinf(found.loss.delta)) and found.sample.independent
+    return found.loss.name == "least_squares" and found.sample.independent
 
 
 def _delta(found: Fit) -> dict[str, float]:
@@ -137,7 +137,7 @@ def _spread(found: Fit, ensemble: Ensemble) -> dict[str, float]:
 def _of_profile(found: Fit, one: Profile | None) -> Interval:
     if one is None:
         return None, None
-    if one.name in found.law.exponents:
+    if one.name in found.law.signed:
         return one.low, one.high
     with np.errstate(over="ignore"):
         low, high = (None if end is None else float(np.exp(end)) for end in (one.low, one.high))
@@ -155,15 +155,15 @@ def _of_bootstrap(found: Fit, ensemble: Ensemble | None, level: float) -> dict[s
     centre, draws = _scaled(found, found.theta[None]), _scaled(found, ensemble.theta)
     with np.errstate(over="ignore"):
         ends = [centre[0] - reach * draws.std(axis=0, ddof=1), centre[0] + reach * draws.std(axis=0, ddof=1)]
-        back = [np.where(_is_exponent(found), end, np.exp(end)) for end in ends]
+        back = [np.where(_is_signed(found), end, np.exp(end)) for end in ends]
     return {name: (float(back[0][j]), float(back[1][j])) for j, name in enumerate(names)}
 
 
-def _is_exponent(found: Fit) -> np.ndarray:
-    return np.array([name in found.law.exponents for name in found.law.parameters])
+def _is_signed(found: Fit) -> np.ndarray:
+    return np.array([name in found.law.signed for name in found.law.parameters])
 
 
 def _scaled(found: Fit, theta: Floats) -> Floats:
     quoted = found.law.canonical(theta, found.sample.refs)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(_is_exponent(found), quoted, np.log(quoted))
+        return np.where(_is_signed(found), quoted, np.log(quoted))

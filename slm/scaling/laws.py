@@ -9,8 +9,9 @@ Axes: R parameter vectors fitted at once, I rows of data, P coordinates, K terms
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+from zlib import crc32
 
 from slm.scaling.forms import Curvature, Floats, KaplanJoint, SumOfPowers, Term
 
@@ -53,6 +54,39 @@ class Law(Protocol):
     @property
     def floor(self) -> int | None:
         """Coordinate of log E, if the law has a floor."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether log L is linear in the coordinates, so that fits and t intervals are exact."""
+
+    @property
+    def absolute(self) -> bool:
+        """Whether it takes log variables as they are, not centred (`refs` are then 0)."""
+
+    @property
+    def coefficients(self) -> int:
+        """How many coordinates, the first, are logs of what a term is at the centre of the data."""
+
+    @property
+    def signed(self) -> frozenset[str]:
+        """Parameters that are their own coordinate; the others are above 0 and enter as logarithms."""
+
+    @property
+    def powers(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
+        """Coefficient -> (variable, exponent) of each power that it multiplies."""
+
+    @property
+    def variable_of(self) -> Mapping[str, str]:
+        """Exponent -> the variable, or variables, that it is of."""
+
+    def at(self, log_x: Floats) -> Law:
+        """The same law made ready for a table with log variables [I, V]; itself if it needs to know nothing of it."""
+
+    def shape(self, log_y: Floats) -> tuple[Floats, Floats, Floats] | None:
+        """Bounds ([S], [S]) and starts [R, S] of the coordinates that are no coefficients.
+
+        None where they are exponents alone, or the law has no terms.
+        """
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
         """log L [R, I] of coordinates [R, P] at centred log variables [I, V]."""
@@ -143,8 +177,27 @@ LAWS: dict[str, Law] = {
 }
 
 
-def get_law(name: str) -> Law:
-    """The law called `name`; `ValueError` lists what there is."""
-    if name not in LAWS:
-        raise ValueError(f"law {name!r} is none of {', '.join(LAWS)}")
-    return LAWS[name]
+FORMULAS = {
+    "shared_exponent": {
+        "formula": "E + A*N**-a + B*D**-a",
+        "source": "Gadre et al. 2024 (arXiv:2403.08540), equation 3",
+    }
+}
+"""Laws that are shorter as formulas (`slm.scaling.formulas`): fitted where they are named."""
+
+
+def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> Law:
+    """The law called `name`, of `LAWS`, `FORMULAS` or `formulas` about `columns`; `ValueError` lists what there is."""
+    if name in LAWS:
+        return LAWS[name]
+    own = FORMULAS | dict(formulas or {})
+    if name not in own:
+        raise ValueError(f"law {name!r} is none of {', '.join((*LAWS, *own))}")
+    from slm.scaling.formulas import read_formula  # sympy is slow to import, and seldom needed
+
+    return read_formula(name, own[name], columns)
+
+
+def number_of(name: str) -> int:
+    """A number of its own for each law, to seed its generators with."""
+    return list(LAWS).index(name) if name in LAWS else 1000 + crc32(name.encode())

@@ -8,8 +8,9 @@ Axes: M models or points of a curve, V variables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from slm.scaling.details import CURVE_POINTS, ensemble_of, predictions_at
 from slm.scaling.entries import Entry, Fitted, fit_group
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
-from slm.scaling.laws import LAWS
+from slm.scaling.laws import get_law, number_of
 from slm.scaling.prediction import band_kind
 from slm.scaling.resample import Ensemble
 from slm.scaling.settings import Settings
@@ -38,9 +39,10 @@ class Model:
     tokens: float | None = None
 
 
-def law_to_lay_over(verdicts: str) -> str:
+def law_to_lay_over(verdicts: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> str:
     """The verdict's law if it is in N, or in N and D, else `PLAIN_LAW`."""
-    return verdicts if LAWS[verdicts].variables in (("N",), ("N", "D")) else PLAIN_LAW
+    variables = get_law(verdicts, formulas, columns).variables
+    return verdicts if variables in (("N",), ("N", "D")) else PLAIN_LAW
 
 
 def lay_over(
@@ -54,8 +56,9 @@ def lay_over(
     taken at the model's own tokens; where they are not known, and for the curve, at the table's median (`held`).
     `refused` says why there is no law, and then the rest is empty.
     """
-    rng = np.random.default_rng([seed, 3000, list(LAWS).index(law)])
-    fitted = fit_group(table, LAWS[law], target, size, settings, rng, loss=settings.fit_loss, thorough=False)
+    rng = np.random.default_rng([seed, 3000, number_of(law)])
+    found = get_law(law, settings.formulas, table.frame.columns)
+    fitted = fit_group(table, found, target, size, settings, rng, loss=settings.fit_loss, thorough=False)
     return [_of_family(one, models, table, settings, rng) for one in fitted.values()]
 
 

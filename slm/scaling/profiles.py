@@ -16,7 +16,7 @@ from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 from slm.scaling.robust import cluster_error
 from slm.scaling.solver import Block, minimise
-from slm.scaling.starts import EXPONENT_BOUNDS, coordinate_bounds, grid_starts, is_linear
+from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear
 
 OUTWARD = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
 """Distances from the estimate at which a profile is first looked at, in standard errors."""
@@ -84,10 +84,10 @@ def _robust(found: Fit, vector: Floats) -> tuple[float, float]:
 def _limits(found: Fit, vector: Floats, name: str) -> tuple[float, float]:
     if is_linear(found.law):
         return -np.inf, np.inf
-    if name in found.law.exponents:
-        return EXPONENT_BOUNDS
     place = list(found.law.parameters).index(name)
     low, high = coordinate_bounds(found.law, found.sample)
+    if name in found.law.signed:
+        return float(low[place]), float(high[place])
     rest = float(vector @ found.theta - found.theta[place])
     return float(low[place] + min(rest, 0) - 100 * (rest != 0)), float(high[place] + max(rest, 0) + 100 * (rest != 0))
 

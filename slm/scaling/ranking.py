@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from slm.scaling.laws import LAWS
-
 Entry = dict[str, Any]
 CHOICES = ("law", "target", "size", "loss")
 TENABLE = 3.0
@@ -45,6 +43,7 @@ def _ranking(key: tuple[Any, ...], of: dict[str, Entry], families: Sequence[str]
     )
     return {
         "law": law,
+        "variable": next(iter(of.values()))["variables"][0],
         "target": target,
         "size": size,
         "loss": loss,
@@ -74,8 +73,7 @@ def survival(every: Sequence[Entry], primary: Entry, families: Sequence[str]) ->
 
     `primary` is the ranking of the verdict. `survives` is None where there is nothing to compare with.
     """
-    variable = LAWS[primary["law"]].variables[0]
-    alike = [r for r in every if r["usable"] and LAWS[r["law"]].variables[0] == variable]
+    alike = [r for r in every if r["usable"] and r["variable"] == primary["variable"]]
     others = [
         r for r in alike if r is not primary and (r["target"] != "perplexity" or primary["target"] == "perplexity")
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -37,11 +37,13 @@ class Sample:
     """[I] integers; rows of one cluster are not independent of each other: they share a run or a shape."""
     cells: np.ndarray
     """[I] integers; rows of one cell differ in the seed alone."""
+    absolute: bool = False
+    """Whether log variables stay as they are: see `Law.absolute`."""
 
     @property
     def refs(self) -> Floats:
-        """Means of the log variables [V], at which the data are centred."""
-        return self.log_x.mean(axis=0)
+        """Where the data are centred [V]: means of the log variables, 0 if `absolute`."""
+        return np.zeros(self.log_x.shape[1]) if self.absolute else self.log_x.mean(axis=0)
 
     @property
     def centred(self) -> Floats:
@@ -60,7 +62,8 @@ class Sample:
 
     def subset(self, rows: np.ndarray) -> Sample:
         """Some of the rows."""
-        return Sample(self.log_y[rows], self.log_x[rows], self.clusters[rows], self.cells[rows])
+        parts = {name: getattr(self, name)[rows] for name in ("log_y", "log_x", "clusters", "cells")}
+        return replace(self, **parts)
 
     def cell_means(self) -> Sample:
         """One row a cell: the mean of its log targets over seeds.
@@ -69,7 +72,8 @@ class Sample:
         """
         cells, first, inverse = np.unique(self.cells, return_index=True, return_inverse=True)
         log_y = np.bincount(inverse, self.log_y) / np.bincount(inverse)
-        return Sample(log_y, self.log_x[first], linked(inverse, self.clusters)[first], cells)
+        clusters = linked(inverse, self.clusters)[first]
+        return replace(self, log_y=log_y, log_x=self.log_x[first], clusters=clusters, cells=cells)
 
 
 def linked(*groupings: np.ndarray) -> np.ndarray:
@@ -87,13 +91,18 @@ def linked(*groupings: np.ndarray) -> np.ndarray:
 
 def column_of(variable: str, size: str) -> str:
     """The table's column of a law's variable; N is the column `size`."""
-    return size if variable == "N" else _COLUMNS[variable]
+    return size if variable == "N" else _COLUMNS.get(variable, variable)
 
 
 def missing_columns(table: HasFrame, law: Law, target: str, size: str) -> list[str]:
     """Columns that the fit would need and the table lacks."""
     needed = [target, *(column_of(v, size) for v in law.variables)]
-    return [name for name in needed if name not in table.frame or table.frame[name].isna().any()]
+    return [name for name in needed if name not in table.frame or not _above_zero(table.frame[name])]
+
+
+def _above_zero(column: pd.Series) -> bool:
+    """Whether there is a number above 0 in every row."""
+    return pd.api.types.is_numeric_dtype(column) and bool((column > 0).all())
 
 
 def take_sample(table: HasFrame, law: Law, target: str, size: str, *, unit: Unit = "cell") -> Sample:
@@ -109,12 +118,15 @@ def take_sample(table: HasFrame, law: Law, target: str, size: str, *, unit: Unit
     log_x = np.log(np.stack([frame[column_of(v, size)].to_numpy(float) for v in law.variables], axis=1))
     clusters = np.unique(frame["cluster"].astype(str), return_inverse=True)[1]
     cells = frame["cell"].to_numpy(int)
+    covariates = [v for v in law.variables if v != "N" and v not in _COLUMNS]
+    if covariates:  # of which cells know nothing
+        cells = np.asarray(frame.groupby(["cell", *covariates], sort=False).ngroup())
     if unit == "cell":
         clusters = linked(clusters, cells)
     shapes = shapes_of(frame)
     if len(np.unique(shapes)) > 1:
         clusters = linked(clusters, shapes)
-    sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, cells)
+    sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, cells, law.absolute)
     return sample.cell_means() if unit == "cell" else sample
 
 

@@ -33,9 +33,26 @@ class Loss:
     """
 
     delta: float = np.inf
+    linear: bool = False
+    """Least squares of the target itself: with r = log y - log L it is y^2 (1 - exp(-r))^2 / 2."""
+
+    @property
+    def name(self) -> str:
+        """As settings and files have it."""
+        return "linear" if self.linear else "least_squares" if np.isinf(self.delta) else "huber"
+
+    def residuals(self, r: Floats, log_y: Floats) -> Floats:
+        """What is squared, of log residuals r: these, or y - L."""
+        return np.asarray(-np.exp(log_y) * np.expm1(-r)) if self.linear else r
+
+    def weight(self, log_y: Floats) -> Floats:
+        """What the loss of each residual is multiplied by."""
+        return np.exp(2 * log_y) if self.linear else np.ones_like(log_y)
 
     def value(self, r: Floats) -> Floats:
         """Loss of each residual."""
+        if self.linear:
+            return 0.5 * np.expm1(-r) ** 2
         if np.isinf(self.delta):
             return 0.5 * r * r
         size = np.abs(r)
@@ -43,14 +60,20 @@ class Loss:
 
     def slope(self, r: Floats) -> Floats:
         """First derivative."""
+        if self.linear:
+            return np.asarray(-np.exp(-r) * np.expm1(-r))
         return np.clip(r, -self.delta, self.delta)
 
     def second(self, r: Floats) -> Floats:
         """Second derivative."""
+        if self.linear:
+            return np.asarray(np.exp(-r) * (2 * np.exp(-r) - 1))
         return (np.abs(r) <= self.delta).astype(np.float64)
 
     def scale(self, r: Floats) -> Floats:
         """slope / r: the weights of iteratively reweighted least squares, which set the scale of damping."""
+        if self.linear:
+            return np.exp(-2 * r)
         return np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
 
 
@@ -148,9 +171,9 @@ class _State:
             y = log_y[block.rows] if log_y.ndim == 1 else log_y[np.ix_(chosen, block.rows)]
             fitted, jacobian, curvature = block.law.derivatives(block.theta(phi, chosen), block.x_IV)
             r = y - fitted
-            w: Floats = np.ones_like(r)
+            w: Floats = np.broadcast_to(loss.weight(y), r.shape)
             if weights is not None:
-                w = weights[np.ix_(chosen, block.rows)]
+                w = w * weights[np.ix_(chosen, block.rows)]
             slope = w * loss.slope(r)
             hessian = gram(jacobian, w * loss.second(r)) - curvature(slope)
             M = block.matrix
@@ -158,6 +181,7 @@ class _State:
             self.gradient -= moment(jacobian, slope) @ M
             self.hessian += M.T @ hessian @ M
             self.spread += moment(jacobian**2, w * loss.scale(r)) @ M**2
+        self.value = np.where(np.isfinite(self.value), self.value, np.inf)  # a formula that is not above 0
 
     def replace(self, accepted: np.ndarray, other: _State) -> None:
         for name in ("phi", "value", "gradient", "hessian", "spread"):
@@ -191,10 +215,11 @@ def _newton(
         for _ in range(max_steps):
             free = ~(((state.phi <= low) & (state.gradient > 0)) | ((state.phi >= high) & (state.gradient < 0)))
             step, left, slope = _step(state, damping, free)
-            finished = left <= tolerance * state.value + rounding
+            possible = np.isfinite(state.value)
+            finished = possible & (left <= tolerance * state.value + rounding)
             phi[chosen], objective[chosen] = state.phi, state.value
             decrement[chosen], norm[chosen], done[chosen] = left, slope, finished
-            going = ~finished & (damping < 1e12)
+            going = possible & ~finished & (damping < 1e12)
             if not going.any():
                 break
             chosen, damping, step = chosen[going], damping[going], step[going]

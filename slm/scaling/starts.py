@@ -28,8 +28,8 @@ STARTING_SHARE = 0.03
 
 def grid_starts(law: Law, sample: Sample) -> Floats:
     """One start [R, P] for every combination of exponents in the grid."""
-    count = len(law.exponents)
-    exponents = np.array(list(product(GRIDS[count], repeat=count)))
+    count, own = len(law.exponents), law.shape(sample.log_y)
+    exponents = np.array(list(product(GRIDS[count], repeat=count))) if own is None else own[2]
     basis, target = law.basis(exponents, sample.centred, sample.log_y)
     coefficients = _non_negative(basis, target)
     low, high = coordinate_bounds(law, sample)
@@ -39,24 +39,26 @@ def grid_starts(law: Law, sample: Sample) -> Floats:
 
 def off_plateau(law: Law, sample: Sample, theta: Floats) -> Floats:
     """The same starts with no term so small that its gradient, which is its share of the whole, holds it there."""
-    if law.floor is None:
+    terms = law.coefficients
+    if terms < 2:
         return theta
     raised = theta.copy()
-    terms = len(law.parameters) - len(law.exponents)
     raised[..., :terms] = np.maximum(theta[..., :terms], sample.log_y.min() + np.log(STARTING_SHARE))
     return raised
 
 
 def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
     """Bounds of the coordinates ([P], [P]), wide enough that an estimate at one says that the data do not hold it."""
-    count = len(law.exponents)
-    coefficients = len(law.parameters) - count
+    if law.linear:  # a straight line in logs needs no bound, and may slope either way
+        return np.full(len(law.parameters), -np.inf), np.full(len(law.parameters), np.inf)
+    own = law.shape(sample.log_y)
+    coefficients = len(law.parameters) - (len(law.exponents) if own is None else len(own[0]))
     low = np.full(coefficients, sample.log_y.min() + np.log(SMALLEST_SHARE))
     high = np.full(coefficients, sample.log_y.max() + 5.0)
-    if is_linear(law):  # a straight line in logs needs no bound, and may slope either way
-        low, high = np.array([-np.inf]), np.array([np.inf])
-        return np.append(low, -np.inf), np.append(high, np.inf)
-    if law.floor is None:  # joint forms: log terms are not in units of the target
+    if own is not None:
+        return np.concatenate([low, own[0]]), np.concatenate([high, own[1]])
+    count = len(law.exponents)
+    if not law.coefficients:  # joint forms: log terms are not in units of the target
         low, high = np.full(coefficients, -60.0), np.full(coefficients, 60.0)
     return (
         np.concatenate([low, np.full(count, EXPONENT_BOUNDS[0])]),
@@ -66,7 +68,7 @@ def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
 
 def is_linear(law: Law) -> bool:
     """Whether log L is linear in the coordinates, so that fits and t intervals are exact."""
-    return len(law.parameters) == 2
+    return law.linear
 
 
 def _non_negative(basis: Floats, target: Floats) -> Floats:

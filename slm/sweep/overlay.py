@@ -101,7 +101,7 @@ def laid_over(overlay: Overlay, table: Table, found: Analysis, settings: Setting
     frame, notes = _rows(overlay, target, size)
     points = [_point(row, overlay, target, size) for row in frame.to_dict("records")]
     models = [Model(point["N"], point["value"], point["tokens"]) for point in points]
-    law = law_to_lay_over(found.comparison["primary"]["law"])
+    law = law_to_lay_over(found.comparison["primary"]["law"], settings.formulas, table.frame.columns)
     families = lay_over(table, models, law, target=target, size=size, settings=settings, seed=seed)
     return plain(
         {

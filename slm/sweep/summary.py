@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ def print_summary(found: Analysis, audited: Mapping[str, Any], laid: Entry | Non
     _say(f"  and {len(found.fits) - len(shown)} more fits, in the report")
     for skipped in comparison["skipped"]:
         _say(f"  {skipped['law']}: skipped, {skipped['reason']}")
+    asked = [e for e in main if e["target"] == primary["target"] and e["fitted"]]
+    _print_predictions([e for e in asked if e["law"] == primary["law"]])
+    _print_tests(asked)
     if comparison["published"]:
         _say("\nThe published study, claim by claim:")
         for claim in comparison["published"]:
@@ -45,6 +48,41 @@ def print_summary(found: Analysis, audited: Mapping[str, Any], laid: Entry | Non
     for sentence in comparison["verdict"]["sentences"]:
         _say(f"- {sentence}")
     _say(f"\nreport: {folder / 'report.html'}")
+
+
+def _print_predictions(entries: Sequence[Entry]) -> None:
+    """One more run at the stated points and sizes, by the verdict's law, and how far beyond the data each is."""
+    rows = [(entry, row) for entry in entries for row in entry.get("predictions") or []]
+    lacking = [(entry, one) for entry in entries for one in entry.get("not_predicted") or []]
+    if rows or lacking:
+        _say("\nPredicted, if the law of the verdict goes on to hold:")
+    for entry, row in rows:
+        at = ", ".join(f"{name} = {row[name]:.4g}" for name in row["beyond"])
+        out = ", ".join(f"{name} {factor:.3g}x" for name, factor in row["beyond"].items() if factor > 1.0000001)
+        ends = "no interval" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
+        where = f"beyond the data by {out}" if out else "within the data"
+        ignored = f"; {', '.join(row['ignored'])} is not in this law" if row["ignored"] else ""
+        _say(f"  {entry['family']} at {at}: {row['value']:.4g} {ends} ({where}{ignored})")
+    for entry, one in lacking:
+        at = ", ".join(f"{name} = {value:.4g}" for name, value in one["point"].items())
+        _say(f"  {entry['family']} at {at}: not predicted, {entry['law']} needs {', '.join(one['lacks'])} too")
+
+
+def _print_tests(entries: Sequence[Entry]) -> None:
+    """Given parameters against the free fit of every law that has them."""
+    tested = [(entry, entry["test"]) for entry in entries if entry.get("test")]
+    if tested:
+        held = ", ".join(f"{name} = {value:.4g}" for name, value in tested[0][1]["given"].items())
+        _say(f"\nThe best fit with {held} against the free one:")
+    for entry, one in tested:
+        head = f"  {entry['family']}, {entry['law']}: "
+        if one["refused"]:
+            _say(f"{head}not tested, {one['refused']}")
+            continue
+        p = "p < 1e-300" if one["p"] == 0 else f"p = {one['p']:.3g}"
+        rests = "" if one["independent"] else ", rows share runs or shapes, so p is too small"
+        freedom = f"{one['df']} degree{'s' * (one['df'] > 1)} of freedom"
+        _say(f"{head}likelihood ratio {one['statistic']:.4g} on {freedom}, {p} ({one['method']}{rests})")
 
 
 def _print_audit(audited: Mapping[str, Any]) -> None:
@@ -87,7 +125,7 @@ def _line(entry: Entry) -> str:
     if not entry["fitted"]:
         return head + entry["notes"][0]
     shown = [_parameter(entry, name) for name in entry["params"]]
-    if entry["law"].startswith("power") and "E" not in entry["params"] and entry["identified"]:
+    if set(entry["params"]) == {"A", "alpha"} and entry["identified"]:
         variable = next(iter(entry["range"]))
         alpha = entry["params"]["alpha"]
         shown[:0] = [f"{entry['params']['A']:.4g} {variable}^{-alpha:.4f}, R2 {entry['r2']:.4f}"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from slm.scaling.laws import get_law
 from slm.scaling.ranking import rankings, survival
 
 FAMILIES = ("a", "b", "c")
@@ -12,7 +13,7 @@ FAMILIES = ("a", "b", "c")
 def entries(law: str, alphas: dict[str, float], **changes: Any) -> list[dict[str, Any]]:
     """Entries of one fit of every family; `changes` are common to all of them."""
     common = {"law": law, "target": "loss", "size": "N", "loss": "least_squares", "sigma_log": 0.01, "identified": True}
-    common |= {"exponents": ["alpha"]} | changes
+    common |= {"exponents": ["alpha"], "variables": list(get_law(law).variables)} | changes
     return [common | {"family": name, "params": {"alpha": value}} for name, value in alphas.items()]
 
 

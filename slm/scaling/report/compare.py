@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slm.scaling.laws import LAWS
 from slm.scaling.report.directory import Directory, Entry
 from slm.scaling.report.text import VISIBLE_ROWS, Section, bullets, figure, folded, table
 from slm.scaling.report.wording import (
@@ -62,9 +61,9 @@ def analysed_section(of: Directory) -> Section:
     why = f"It is the law of the verdict because {plainly(main['why'])}." if main.get("why") else ""
     section = Section("What was analysed").add(
         (f"Table `{plainly(name)}`: " if name else "") + counted + ".",
-        f"The verdict is about **{LAWS[main['law']].equation}** (`{main['law']}`), L being "
-        f"{TARGET_NAMES[main['target']]} and N {size_words(main['size'])}, fitted by {LOSS_NAMES[main['loss']]} "
-        f"of log residuals. {why}".strip(),
+        f"The verdict is about **{of.equation(main['law'])}** (`{main['law']}`), L being "
+        f"{TARGET_NAMES[main['target']]} and N {size_words(main['size'])}, fitted by {LOSS_NAMES[main['loss']]}"
+        f"{'' if main['loss'] == 'linear' else ' of log residuals'}. {why}".strip(),
         _ranges(of),
         bullets([plainly(note) for note in found["notes"]]),
     )
@@ -174,7 +173,7 @@ def comparison_section(of: Directory) -> Section:
         return section.add(f"{why}, so there is nothing to compare.")
     left = law.get("left_out") or []
     section.add(
-        f"Under {law_name(law['law'])}."
+        f"Under {law_name(of, law['law'])}."
         + (f" Left out, not fitted or not identified: {plainly(listed(left))}." if left else ""),
         _joint(law),
         pairs_table(law),
@@ -205,9 +204,9 @@ def _joint(law: Entry) -> str:
     )
 
 
-def law_name(law: str) -> str:
+def law_name(of: Directory, law: str) -> str:
     """A law as people write it, with its key."""
-    return f"{LAWS[law].equation} (`{law}`)"
+    return f"{of.equation(law)} (`{law}`)"
 
 
 def models_table(law: Entry) -> str:

@@ -94,7 +94,11 @@ class Directory:
 
     def column(self, variable: str) -> str:
         """The column of results.csv that holds a law's variable."""
-        return COLUMN_OF.get(variable, str(self.primary["size"]))
+        return str(self.primary["size"]) if variable == "N" else COLUMN_OF.get(variable, variable)
+
+    def equation(self, law: str) -> str:
+        """A law that was fitted, as people write it."""
+        return str(next(entry["equation"] for entry in self.fits if entry["law"] == law))
 
 
 def _if_there(path: Path) -> Entry:
@@ -106,9 +110,8 @@ def _table_if_there(path: Path) -> pd.DataFrame:
 
 
 def variable_of(entry: Entry, exponent: str) -> str:
-    """The variable that an exponent is of."""
-    law = LAWS[entry["law"]]
-    return law.variables[list(law.exponents).index(exponent)]
+    """The variable, or variables, that an exponent is of."""
+    return str(entry["variable_of"][exponent])
 
 
 def known(entry: Entry, name: str) -> bool:
@@ -123,9 +126,9 @@ def whole(entry: Entry | None, *names: str) -> bool:
 
 
 def laws_of(entries: Sequence[Entry]) -> list[str]:
-    """The laws of some fits, in the order of the registry."""
-    there = {entry["law"] for entry in entries}
-    return [law for law in LAWS if law in there]
+    """The laws of some fits, in the order of the registry, formulas last."""
+    there = dict.fromkeys(entry["law"] for entry in entries)
+    return [*(law for law in LAWS if law in there), *(law for law in there if law not in LAWS)]
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -69,7 +69,8 @@ def _forest_panels(of: Directory) -> list[Panel]:
     wanted: list[tuple[str, str, str]] = []
     sizes = [main["size"], *dict.fromkeys(e["size"] for e in of.fits if e["size"] and e["size"] != main["size"])]
     wanted += [(main["target"], "N", size) for size in sizes]
-    wanted += [(main["target"], variable, main["size"]) for variable in VARIABLES if variable != "N"]
+    others = dict.fromkeys([*VARIABLES, *(of_ for entry in of.fits for of_ in entry["variable_of"].values())])
+    wanted += [(main["target"], variable, main["size"]) for variable in others if variable != "N"]
     wanted += [("perplexity", "N", main["size"])] if main["target"] != "perplexity" else []
     found = []
     for target, variable, size in wanted:

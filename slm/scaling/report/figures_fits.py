@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from slm.scaling.laws import LAWS
 from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of, whole
 from slm.scaling.report.style import GREY, INK, Margins, colours, log_axis, markers, panels, short, tick_label
 from slm.scaling.report.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
@@ -75,7 +74,7 @@ def _curves_title(of: Directory, entries: list[Entry]) -> str:
             if known(first, name)
             else f"{name} not identified"
         )
-    title += f", under {equation(law)}"
+    title += f", under {equation(of, law)}"
     at = held if _same_held(entries) else "values that differ by family, so compare slopes only"
     return title + (f" (points moved along the law to {at})" if held else "")
 
@@ -90,9 +89,9 @@ def _same_held(entries: list[Entry]) -> bool:
     return len({_held(entry) for entry in entries}) == 1
 
 
-def equation(law: str) -> str:
+def equation(of: Directory, law: str) -> str:
     """A law as people write it, not to be broken into lines."""
-    return LAWS[law].equation.replace(" ", "\u00a0")
+    return of.equation(law).replace(" ", "\u00a0")
 
 
 def _bands(axis: Axes, of: Directory, entry: Entry) -> None:
@@ -180,12 +179,13 @@ def _fitted_at_largest(entry: Entry) -> float:
 
 
 def _floor(axis: Axes, of: Directory, entry: Entry) -> None:
-    floor = entry["params"].get("E")
-    if not known(entry, "E") or not floor:
+    name = entry["floor"]
+    floor = entry["params"].get(name)
+    if not known(entry, name) or not floor:
         return
     colour = colours(of.families)[entry["family"]]
     axis.axhline(floor, color=colour, lw=1, ls=":")
-    text = f"floor E = {sig(floor)} {interval(entry['ci95']['E'])}"
+    text = f"floor {name} = {sig(floor)} {interval(entry['ci95'][name])}"
     axis.annotate(
         text, (0.02, floor), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=7.5
     )
@@ -196,7 +196,7 @@ def _same_axes(axes: list[Axes], of: Directory, entries: list[Entry]) -> None:
     x = np.concatenate([e["curve"]["x"] for e in entries])
     seen = [_shown_points(of, e)[1] for e in entries]
     within = [np.array(e["curve"]["centre"], float) for e in entries]
-    floors = [[e["params"]["E"]] for e in entries if known(e, "E") and e["params"].get("E")]
+    floors = [[e["params"][e["floor"]]] for e in entries if known(e, e["floor"]) and e["params"].get(e["floor"])]
     published = [line.get_ydata() for axis in axes for line in axis.get_lines() if line.get_color() == GREY]
     y = np.concatenate([np.asarray(part, float) for part in (*seen, *within, *floors, *published)])
     for axis in axes:
@@ -216,7 +216,7 @@ def residuals(of: Directory) -> Figure | None:
     variables = [v for v in _columns_of(entries) if _varies(entries, v)]
     largest = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
     single = len(entries) == 1
-    title = f"Residuals of {equation(of.primary['law'])}: root mean square " + (
+    title = f"Residuals of {equation(of, of.primary['law'])}: root mean square " + (
         percent(largest["rmse_log"])
         if single
         else f"at most {percent(largest['rmse_log'])}, largest for {short(largest['family'])}"
@@ -246,7 +246,7 @@ def residuals(of: Directory) -> Figure | None:
 
 
 def _columns_of(entries: list[Entry]) -> list[str]:
-    return [v for v in ("N", "D", "C", "w", "d") if v in entries[0]["points"]]
+    return [v for v in entries[0]["variables"] if v in entries[0]["points"]]
 
 
 def _varies(entries: list[Entry], variable: str) -> bool:
@@ -257,7 +257,7 @@ def _varies(entries: list[Entry], variable: str) -> bool:
 def profiles(of: Directory) -> Figure | None:
     """|t| of the primary law's exponents; beside a law without a floor, also that of the law with one."""
     main = of.primary["law"]
-    laws = [main, *(law for law in (main.replace("power", "power_floor"),) if law != main and law in LAWS)]
+    laws = [main, *(law for law in (main.replace("power", "power_floor"),) if law != main and of.of(law=law))]
     found = [
         (entry, name)
         for law in laws

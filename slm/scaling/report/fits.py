@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from slm.scaling.report.directory import Directory, Entry, known, laws_of
 from slm.scaling.report.text import (
@@ -34,7 +35,7 @@ from slm.scaling.report.wording import (
 )
 
 SIZE_WORDS_SHORT = {"params_total": "all", "params_non_embedding": "without embeddings", "N": "as the table has it"}
-FIT_HEADER = ("family", "law", "exponent", "floor E", "R2", "rmse", "AICc", "status")
+FIT_HEADER = ("family", "law", "exponent", "floor", "R2", "rmse", "AICc", "status")
 
 
 def exponents_section(of: Directory) -> Section:
@@ -121,7 +122,7 @@ def _without_smallest(entries: Sequence[Entry]) -> list[str]:
     said = []
     for entry in entries:
         found, name = entry.get("without_smallest"), entry["exponents"][0]
-        if found and known(entry, name) and "E" not in entry["params"] and is_number(found.get(name)):
+        if found and known(entry, name) and entry["floor"] is None and is_number(found.get(name)):
             said.append(f"{plainly(entry['family'])} {sig(found[name])} (instead of {sig(entry['params'][name])})")
     if not said:
         return []
@@ -286,25 +287,32 @@ def predictions_section(of: Directory) -> Section | None:
     ranges = of.comparison.get("envelopes") or []
     if not rows:
         return None
+    lacking = dict.fromkeys(
+        f"Nothing is predicted at {_point(one['point'])} by {entry['law']}, which needs {listed(one['lacks'])} too."
+        for entry in of.of()
+        for one in entry.get("not_predicted") or []
+    )
     target = TARGET_NAMES[of.primary["target"]]
     section = Section("Predictions").add(
         "These lie beyond the data, and no run here has tested whether a law goes on to hold there. The range to quote "
         f"is that of all laws that the data do not reject: from the lowest to the highest end of their {of.level:.0%} "
-        "intervals of one more run. `open` is an end that one of them leaves open."
+        "intervals of one more run. `open` is an end that one of them leaves open.",
+        " ".join(lacking),
     )
     if any(row["laws"] for row in ranges):
         range_header = ("family", "at", f"{target} of one run, range", "laws not rejected")
         section.add(table(range_header, [_range(row) for row in ranges]))
     else:
         section.add("The data reject every law here that says anything of these sizes, so there is no range to quote.")
-    header = ("family", "law", "at", f"predicted {target}", f"{of.level:.0%} interval of one run, under this law")
+    interval_name = f"{of.level:.0%} interval of one run, under this law"
+    header = ("family", "law", "at", "beyond the data by", f"predicted {target}", interval_name)
     return section.add(folded("What each law says by itself", table(header, rows)))
 
 
 def _range(row: Entry) -> list[str]:
     return [
         plainly(row["family"]),
-        ", ".join(f"{variable} = {amount(variable, value)}" for variable, value in row["at"].items()),
+        _point(row["at"]),
         interval([row["low"], row["high"]]) if row["laws"] else "none: every law is rejected",
         ", ".join(row["laws"]) or NOTHING,
     ]
@@ -318,12 +326,56 @@ def _predicted(of: Directory, entry: Entry) -> list[list[str]]:
         [
             plainly(entry["family"]),
             entry["law"] + (f" ({', '.join(marks)})" if marks else ""),
-            ", ".join(f"{v} = {amount(v, row[v])}" for v in entry["range"] if v in row),
+            _point({v: row[v] for v in entry["range"] if v in row})
+            + (f" ({listed(row['ignored'])} is not in this law)" if row.get("ignored") else ""),
+            beyond(row),
             sig(row["value"]),
             interval([row["low"], row["high"]]),
         ]
         for row in entry.get("predictions") or []
     ]
+
+
+def _point(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{v} = {amount(v, value)}" for v, value in values.items())
+
+
+def beyond(row: Entry) -> str:
+    """By how much a prediction lies beyond the rows that its law was fitted to, in each variable."""
+    out = [
+        f"{v} {sig(factor, 3)}x"
+        for v, factor in (row.get("beyond") or {}).items()
+        if is_number(factor) and factor > 1 + 1e-7
+    ]
+    return ", ".join(out) or "within"
+
+
+def given_section(of: Directory) -> Section | None:
+    """Published parameters against these rows."""
+    tested = [(entry, entry["test"]) for entry in of.of() if entry.get("test")]
+    if not tested:
+        return None
+    held = ", ".join(f"{name} = {sig(value)}" for name, value in tested[0][1]["given"].items())
+    rows = [
+        [
+            plainly(entry["family"]),
+            entry["law"],
+            *(
+                [sig(one["statistic"]), str(one["df"]), p_value(one["p"]), one["method"]]
+                if one["refused"] is None
+                else [NOTHING, NOTHING, NOTHING, one["refused"]]
+            ),
+        ]
+        for entry, one in tested
+    ]
+    shared = any(one.get("independent") is False for _, one in tested)
+    return Section("Given parameters").add(
+        f"The best fit with {held} against the free one: twice the difference of their log likelihoods. Residuals are "
+        "taken for normal under least squares, and under Huber's loss to have the density proportional to "
+        "exp(-loss/s), each with its own best scale.",
+        table(("family", "law", "likelihood ratio", "degrees of freedom", "p", "by"), rows),
+        "Rows share runs or shapes and are not independent: p is too small." if shared else "",
+    )
 
 
 def doubling_section(of: Directory) -> Section | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from slm.scaling.laws import LAWS
 from slm.scaling.report.directory import Directory, laws_of
 from slm.scaling.report.text import Section, bullets
 from slm.scaling.report.wording import plainly
@@ -44,7 +43,8 @@ METHODS = {
 
 def methods_section(of: Directory) -> Section:
     """Methods with sources and limits, and the sources of the laws."""
-    laws = [f"`{law}`: {LAWS[law].equation}. {plainly(LAWS[law].source)}" for law in laws_of(of.fits)]
+    sources = {entry["law"]: plainly(entry["source"]) for entry in of.fits}
+    laws = [f"`{law}`: {of.equation(law)}. {sources[law]}" for law in laws_of(of.fits)]
     return Section("Methods and their limits").add(
         bullets([f"**{name}**: {words}" for name, words in METHODS.items()]), "Laws:", bullets(laws)
     )

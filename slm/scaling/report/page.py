@@ -24,6 +24,7 @@ SECTIONS = (
     compare.power_section,
     fits.selection_section,
     fits.predictions_section,
+    fits.given_section,
     fits.doubling_section,
     compute.compute_section,
     rates.rates_section,

@@ -78,9 +78,9 @@ def exponents(entry: Entry) -> str:
 
 def floor(entry: Entry) -> str:
     """The floor of a law that has one."""
-    if "E" not in entry["params"]:
+    if entry["floor"] is None:
         return "none in the law"
-    return exponent(entry, "E")
+    return exponent(entry, entry["floor"])
 
 
 def status(entry: Entry) -> str:

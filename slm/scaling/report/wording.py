@@ -9,7 +9,7 @@ from typing import Any
 NOTHING = "–"
 TARGET_NAMES = {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 TARGET_UNITS = {"loss": "loss (nats per token)", "perplexity": "perplexity per token", "bits_per_byte": "bits per byte"}
-LOSS_NAMES = {"least_squares": "least squares", "huber": "Huber's loss"}
+LOSS_NAMES = {"least_squares": "least squares", "huber": "Huber's loss", "linear": "least squares of the target itself"}
 SIZE_NAMES = {
     "params_total": "N (all parameters)",
     "params_non_embedding": "N (without embeddings)",
@@ -114,4 +114,4 @@ def size_words(size: Any) -> str:
 
 def axis_name(variable: str, size: Any) -> str:
     """A law's variable, in words."""
-    return VARIABLE_NAMES.get(variable) or size_name(size)
+    return size_name(size) if variable == "N" else VARIABLE_NAMES.get(variable, variable)
