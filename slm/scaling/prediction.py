@@ -2,8 +2,8 @@
 
 Notable: a law that is no straight line gets profile-likelihood intervals here as its parameters do. An artificial
 observation pulls the law to another value at the point; the interval ends where the fit of the real rows has become
-worse by t^2 s^2. In simulations (docs/scaling.md) this covers 94 to 97% also where the data hardly identify a floor,
-where a studentised bootstrap covers 92 to 95%, and it takes less time.
+worse by t^2 s^2. In simulations (docs/scaling.md) this covers 95 to 97% also where the data hardly identify a floor,
+where a studentised bootstrap covers 92 to 95%.
 
 Axes: M asked points, I rows, R replicates, P coordinates, V variables.
 """
