@@ -115,8 +115,8 @@ def _between(nodes: Floats, reach: Floats, at: Floats) -> Floats:
 def _predictions(found: Fit, ensemble: Ensemble | None, settings: Settings, middle: Floats, run_sigma: float) -> Entry:
     """The result of one more run at multiples of the largest size, others at their medians, and at stated points.
 
-    `beyond` says of each variable by what factor it is beyond the rows of the fit (1 within), `ignored` what a point
-    gives that is no variable of the law; `not_predicted` has the points that lack a variable, and which.
+    `stated` says which a row is, `beyond` of each variable by what factor it is beyond the rows of the fit (1 within),
+    `ignored` what a point gives that is no variable of the law; `not_predicted` has the points that lack a variable.
     """
     variables, log_x_IV = found.law.variables, found.sample.log_x
     times = [one for one in settings.predict if not isinstance(one, Mapping)]
@@ -129,6 +129,7 @@ def _predictions(found: Fit, ensemble: Ensemble | None, settings: Settings, midd
     factors = np.exp(np.maximum(0, np.maximum(log_x - log_x_IV.max(axis=0), log_x_IV.min(axis=0) - log_x)))
     for row, beyond, point in zip(rows, factors, [{}] * len(times) + whole, strict=True):
         row["beyond"] = dict(zip(variables, beyond.tolist(), strict=True))
+        row["stated"] = bool(point)
         row["ignored"] = [name for name in point if name not in variables]
     lacking = [(point, [v for v in variables if v not in point]) for point in points]
     return {

@@ -51,8 +51,8 @@ def print_summary(found: Analysis, audited: Mapping[str, Any], laid: Entry | Non
 
 
 def _print_predictions(entries: Sequence[Entry]) -> None:
-    """One more run at the stated points and sizes, by the verdict's law, and how far beyond the data each is."""
-    rows = [(entry, row) for entry in entries for row in entry.get("predictions") or []]
+    """One more run at the stated points, by the verdict's law, and how far beyond the data each is."""
+    rows = [(entry, row) for entry in entries for row in entry.get("predictions") or [] if row["stated"]]
     lacking = [(entry, one) for entry in entries for one in entry.get("not_predicted") or []]
     if rows or lacking:
         _say("\nPredicted, if the law of the verdict goes on to hold:")
