@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
 
 import numpy as np
+from scipy import stats
 
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.fitting import Fit, criteria, deviance
 
 NO_SUPPORT = 10.0
 """AIC above that of the best law from which a law is called rejected (Burnham & Anderson 2002, section 2.6)."""
+NESTED = 0.01
+"""Level of the F test of a law against one that contains it, such as the same law with a floor."""
 ByLaw = Mapping[str, Mapping[str, Fitted]]
 
 
@@ -22,8 +26,9 @@ def weigh(fitted: ByLaw) -> dict[str, Entry]:
     `held_out` (root mean square log error of predicting the largest size), `exact`, `tenable`, `why`. A law that holds
     fewer families has only `refused` and `why`.
 
-    A law is rejected if both its AIC and its AICc are `NO_SUPPORT` above the best, else it is tenable. AICc alone would
-    reject rich laws for being rich where there are few rows, AIC alone simple laws for not following the noise.
+    A law is rejected if both its AIC and its AICc are `NO_SUPPORT` above the best (AICc alone would reject rich laws
+    for being rich where there are few rows, AIC alone simple laws for not following the noise), or by an F test at the
+    level `NESTED` against a law that has all its parameters and more. Else it is tenable.
     """
     of_size = {law: of for law, of in fitted.items() if next(iter(next(iter(of.values())).entry["range"])) == "N"}
     candidates = of_size or dict(fitted)
@@ -49,7 +54,27 @@ def weigh(fitted: ByLaw) -> dict[str, Entry]:
         one["tenable"] = one["exact"] if exact else not above > NO_SUPPORT
         rejected = "other laws hold all rows exactly" if exact else f"AIC and AICc at least {above:.3g} above the best"
         one["why"] = "" if one["tenable"] else rejected
+    for law, p, richer in _nested(candidates, able, common) if not exact else []:
+        weighed[law] |= {"tenable": False, "why": f"an F test against {richer} has p = {p:.2g}"}
     return weighed
+
+
+def _nested(fitted: ByLaw, able: Sequence[str], common: Sequence[str]) -> Iterator[tuple[str, float, str]]:
+    """Laws that an F test rejects for one that contains them, with its p; rows must be independent."""
+    fits = {law: [fit for name in common if (fit := fitted[law][name].fit) is not None] for law in able}
+    for law, richer in permutations(able, 2):
+        one, two = fits[law], fits[richer]
+        within = (
+            set(one[0].law.parameters) < set(two[0].law.parameters) and one[0].law.variables == two[0].law.variables
+        )
+        spare = sum(fit.degrees_of_freedom for fit in two)
+        if within and spare > 0 and all(fit.sample.independent and np.isinf(fit.loss.delta) for fit in two):
+            more = sum(len(b.theta) - len(a.theta) for a, b in zip(one, two, strict=True))
+            squares = [sum(fit.sse for fit in group) for group in (one, two)]
+            if squares[1] > 0:
+                p = float(stats.f.sf((squares[0] / squares[1] - 1) * spare / more, more, spare))
+                if p < NESTED:
+                    yield law, p, richer
 
 
 def _weights(fits: Sequence[Fit]) -> Entry:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from slm.scaling import Settings, analyse, table_from_frame
 from slm.scaling.selection import choose_law, weigh
@@ -141,6 +142,21 @@ def test_the_pooled_criterion_is_that_of_one_gaussian_for_all_families() -> None
     n, k = 12, 5
     aicc = n * (np.log(2 * np.pi * sse / n) + 1) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
     assert weigh(of)["power"]["aicc"] == pytest.approx(aicc)
+
+
+def test_a_law_is_rejected_for_one_with_a_floor_in_one_of_a_hundred_tables_of_its_own() -> None:
+    """F of six sizes in one family, by hand; and as often as its level says."""
+    rejected = 0
+    for seed in range(60):
+        of = fitted(table({"a": lambda N: 20 * N**-0.1}, 0.004, seed))
+        one, two = (of[law]["a"].fit.sse for law in ("power", "power_floor"))
+        p = stats.f.sf((one / two - 1) * 3, 1, 3)
+        assert weigh(of)["power"]["tenable"] == (p >= 0.01)
+        rejected += p < 0.01
+    assert rejected <= 4
+    bent = weigh(fitted(table({"a": lambda N: 1.8 + 90 * N**-0.3}, 0.001)))
+    assert not bent["power"]["tenable"]
+    assert "an F test against power_floor" in bent["power"]["why"]
 
 
 def test_seeds_do_not_count_as_evidence_for_a_floor() -> None:
