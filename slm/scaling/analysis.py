@@ -105,7 +105,9 @@ def analyse(
     comparison = _comparison(table, settings, entries, primary, law, target, size)
     comparison |= {"laws": compared, "weighed": weighed}
     comparison["envelopes"] = envelopes(primary, weighed, law)
-    comparison["paired"] = compare_pairs(table, target, size, level=settings.level, power=settings.power)
+    variables = {v for of in primary.values() for v in next(iter(of.values())).entry["range"]}
+    covariates = sorted(variables - set(VARIABLES))
+    comparison["paired"] = compare_pairs(table, target, size, covariates, level=settings.level, power=settings.power)
     comparison["primary"]["why"] = why
     say("references and allocation", steps - 1, steps)
     comparison["skipped"] = skipped

@@ -5,6 +5,7 @@ Axes: n matched points.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,8 @@ class Matched:
     a: str
     b: str
     log_N: Floats
-    log_D: Floats | None
-    """Log tokens; None where they are one number or follow from N, so that nothing is left to tell them from N."""
+    rest: tuple[Floats, ...]
+    """What else varies, in logs: tokens and covariates, unless they are one number or follow from N."""
     log_a: Floats
     log_b: Floats
     shapes: np.ndarray
@@ -47,12 +48,13 @@ class Matched:
         return self.log_a - self.log_b
 
 
-def match(table: Table, a: str, b: str, target: str, size: str) -> Matched | str:
+def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequence[str] = ()) -> Matched | str:
     """The matched points of two families, or why there are too few.
 
     Where both families ran a seed at a point, single runs are paired by seed: they saw the same data in the same order.
+    Points must also agree in the columns `covariates`.
     """
-    one, two = (_points(table.of(name).frame, target, size) for name in (a, b))
+    one, two = (_points(table.of(name).frame, target, size, covariates) for name in (a, b))
     pairs = _nearest(one, two)
     sizes = len({one[i].log_N for i, _ in pairs})
     if sizes < FEWEST:
@@ -60,19 +62,19 @@ def match(table: Table, a: str, b: str, target: str, size: str) -> Matched | str
         return f"{sizes} of {have} sizes are the same to {SAME_SIZE:.0%}, at the same tokens; {FEWEST} are needed"
     values = [_by_seed(one[i], two[j]) for i, j in pairs]
     log_n = np.array([[one[i].log_N, two[j].log_N] for i, j in pairs])
-    log_d = np.array([one[i].log_D for i, _ in pairs])
+    others = np.array([[one[i].log_D, *np.log(one[i].others)] for i, _ in pairs])
     middle = log_n.mean(axis=1)
     left, right = (np.array([value[k].mean() for value in values]) for k in (0, 1))
     shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
-    free = None if np.isnan(log_d).any() or not _varies_by_itself(middle, log_d) else log_d
-    ordered = free is None and len(np.unique(shapes)) == len(shapes)
+    rest = tuple(column for column in others.T if not np.isnan(column).any() and _varies_by_itself(middle, column))
+    ordered = not rest and len(np.unique(shapes)) == len(shapes)
     return Matched(
         a,
         b,
         middle,
-        free,
-        _moved(log_n[:, 0], left, middle, ordered, free),
-        _moved(log_n[:, 1], right, middle, ordered, free),
+        rest,
+        _moved(log_n[:, 0], left, middle, ordered, rest),
+        _moved(log_n[:, 1], right, middle, ordered, rest),
         shapes,
         float(np.mean([len(value[0]) for value in values])),
         _noise(values),
@@ -84,20 +86,26 @@ def match(table: Table, a: str, b: str, target: str, size: str) -> Matched | str
 class _Point:
     log_N: float
     log_D: float
+    others: tuple[float, ...]
+    """Values of the covariates, above 0."""
     runs: pd.Series
     """Log targets by seed, or by row number where seeds are not known."""
     seeded: bool
 
 
-def _points(frame: pd.DataFrame, target: str, size: str) -> list[_Point]:
+def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[str]) -> list[_Point]:
     """Every size and budget of a family, in order of size."""
     seeded = "seed" in frame and bool(frame["seed"].notna().all())
     tokens = frame["tokens"] if "tokens" in frame else pd.Series(np.nan, frame.index)
     rows = pd.DataFrame({"N": frame[size], "D": tokens, "log_y": np.log(frame[target].astype(float))})
     rows["seed"] = frame["seed"] if seeded else np.arange(len(frame))
+    others = [f"other {name}" for name in covariates]
+    rows[others] = frame[list(covariates)]
     return [
-        _Point(float(np.log(N)), float(np.log(D)), group.groupby("seed")["log_y"].mean(), seeded)
-        for (N, D), group in rows.groupby(["N", "D"], dropna=False)
+        _Point(
+            float(np.log(N)), float(np.log(D)), tuple(map(float, rest)), group.groupby("seed")["log_y"].mean(), seeded
+        )
+        for (N, D, *rest), group in rows.groupby(["N", "D", *others], dropna=False)
     ]
 
 
@@ -111,7 +119,7 @@ def _nearest(one: list[_Point], two: list[_Point]) -> list[tuple[int, int]]:
             apart, budget = abs(p.log_N - q.log_N), abs(p.log_D - q.log_D)
             ratio = abs((p.log_D - p.log_N) - (q.log_D - q.log_N))
             alike = np.isnan(budget) or min(budget, ratio) <= np.log1p(SAME_TOKENS)
-            if alike and apart <= np.log1p(SAME_SIZE):
+            if alike and apart <= np.log1p(SAME_SIZE) and p.others == q.others:
                 far[i, j] = apart + (0.0 if np.isnan(budget) else 1e-3 * budget)
     best = far.argmin(axis=1)
     return [(i, int(j)) for i, j in enumerate(best) if np.isfinite(far[i, j]) and far[:, j].argmin() == i]
@@ -134,19 +142,18 @@ def _noise(values: list[tuple[Floats, Floats]]) -> float | None:
     return float(np.sqrt(total / df)) if df else None
 
 
-def _varies_by_itself(log_n: Floats, log_d: Floats) -> bool:
-    """Whether tokens are more than a function of N."""
+def _varies_by_itself(log_n: Floats, other: Floats) -> bool:
+    """Whether a column is more than a straight line in log N."""
     design = np.stack([np.ones_like(log_n), log_n], axis=1)
-    rest = log_d - design @ np.linalg.lstsq(design, log_d, rcond=None)[0]
+    rest = other - design @ np.linalg.lstsq(design, other, rcond=None)[0]
     return bool(np.sqrt((rest**2).mean()) > 0.05)
 
 
-def _moved(log_n: Floats, log_y: Floats, to: Floats, ordered: bool, log_d: Floats | None) -> Floats:
-    """Log targets at sizes `to`: along the line between neighbouring sizes, or along a plane in N and tokens."""
+def _moved(log_n: Floats, log_y: Floats, to: Floats, ordered: bool, rest: tuple[Floats, ...]) -> Floats:
+    """Log targets at sizes `to`: along the line between neighbouring sizes, or along a plane in N and the rest."""
     if ordered:
         order = np.argsort(log_n)
         slopes = np.gradient(log_y[order], log_n[order])
         return np.asarray(log_y + slopes[np.argsort(order)] * (to - log_n))
-    columns = [np.ones_like(log_n), log_n, *([] if log_d is None else [log_d])]
-    slope = np.linalg.lstsq(np.stack(columns, axis=1), log_y, rcond=None)[0][1]
+    slope = np.linalg.lstsq(np.stack([np.ones_like(log_n), log_n, *rest], axis=1), log_y, rcond=None)[0][1]
     return np.asarray(log_y + slope * (to - log_n))

@@ -58,7 +58,9 @@ def regress(values: Floats, columns: Sequence[Floats], groups: np.ndarray) -> Li
     return Line(coefficients, np.maximum(found[:, 0], 1e-15), found[:, 1], residuals)
 
 
-def compare_pairs(table: Table, target: str, size: str, *, level: float = 0.95, power: float = 0.8) -> Entry:
+def compare_pairs(
+    table: Table, target: str, size: str, covariates: Sequence[str] = (), *, level: float = 0.95, power: float = 0.8
+) -> Entry:
     """`paired` of comparison.json: every pair of families that can be matched, and p-values adjusted over them (Holm).
 
     `unmatched` says of the others why not. `p` is the least adjusted p of a slope: a test of all families whose level
@@ -66,7 +68,7 @@ def compare_pairs(table: Table, target: str, size: str, *, level: float = 0.95, 
     """
     pairs, unmatched = [], []
     for a, b in combinations(table.families, 2):
-        found = match(table, a, b, target, size)
+        found = match(table, a, b, target, size, covariates)
         if isinstance(found, str):
             unmatched.append({"a": a, "b": b, "reason": found})
         elif np.isfinite((pair := _pair(found, level))["p"]):
@@ -94,12 +96,12 @@ def compare_pairs(table: Table, target: str, size: str, *, level: float = 0.95, 
 
 def _pair(of: Matched, level: float) -> Entry:
     x = of.log_N - of.log_N.mean()
-    rest = [] if of.log_D is None else [of.log_D - of.log_D.mean()]
+    rest = [column - column.mean() for column in of.rest]
     one, d = np.ones_like(x), of.log_ratio
     line = regress(d, [one, x, *rest], of.shapes)
     mean = regress((of.log_a + of.log_b) / 2, [one, x, *rest], of.shapes)
     reach = stats.t.ppf(0.5 + level / 2, line.df[1]) * line.errors[1]
-    floors = _floors(of, x, level) if of.log_D is None and len(np.unique(of.shapes)) == len(x) else []
+    floors = _floors(of, x, level) if not of.rest and len(np.unique(of.shapes)) == len(x) else []
     spread = float(np.sqrt((line.residuals**2).sum() / max(line.df.min(), 1.0)))
     own = 0.0 if of.noise is None else of.noise / np.sqrt(of.seeds)
     sizes = np.exp([of.log_N[of.shapes == shape].mean() for shape in range(int(of.shapes.max()) + 1)])
