@@ -32,6 +32,8 @@ class Findings:
     """Of no difference between any families."""
     how: str
     """Which test that is of, in words."""
+    ranked: str
+    """The exponent of the law by which families are ranked."""
 
 
 def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None) -> Entry:
@@ -116,7 +118,7 @@ def findings(comparison: Entry) -> Findings:
     how = f"least of {_counted(len(pairs), 'p-value')} after Holm's adjustment" if len(pairs) > 1 else "t test"
     if pairs and law and law["p"] is not None and not any(pair["paired"] for pair in pairs):
         p, how = law["p"], "Welch's test of all families"
-    return Findings(pairs, differ, unsure, p, how)
+    return Findings(pairs, differ, unsure, p, how, first)
 
 
 def _against(pair: Entry, comparison: Entry, level: float) -> str:
@@ -175,6 +177,7 @@ def _headline(found: Findings, comparison: Entry, own: Sequence[Entry], under: s
         return f"The exponents of {_listed(lost)} are not identified {under}, so the families cannot be compared.", None
     test = f"{found.how}, p = {found.p:.2g}"
     if found.differ:
+        where = where if any(pair["paired"] for pair in found.differ) else under
         return f"The families differ in how they scale {where} ({test}).", True
     if found.unsure:
         return f"Whether the families differ in how they scale depends on the law ({test} {where}).", None
@@ -213,7 +216,7 @@ def _ends(pair: Entry) -> str:
 def _survival(ranking: Entry, found: Findings) -> list[str]:
     """In how many other fits the order of a pair that differs is the same; of others an order says nothing."""
     said = []
-    for pair in found.differ:
+    for pair in (one for one in found.differ if one["paired"] or one["exponent"] == found.ranked):
         names = {pair["a"], pair["b"]}
         row = next((row for row in ranking["pairs"] if {row["steeper"], row["flatter"]} == names), None)
         if row is None or not row["of"]:
