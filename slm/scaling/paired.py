@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from slm.scaling.floors import SHARES, at_floor, floors_not_rejected
+from slm.scaling.floors import SHARES, at_floors, floors_not_rejected
 from slm.scaling.forms import Floats
 from slm.scaling.matching import Matched, match
 from slm.scaling.pairs import holm
@@ -63,8 +63,9 @@ def compare_pairs(
 ) -> Entry:
     """`paired` of comparison.json: every pair of families that can be matched, and p-values adjusted over them (Holm).
 
-    `unmatched` says of the others why not. `p` is the least adjusted p of a slope: a test of all families whose level
-    holds for any scatter and any correlation of the families.
+    `unmatched` says of the others why not, `advice` what would detect half of the largest `detectable`. `p` is the
+    least adjusted p of a slope: a test of all families whose level holds for any scatter and any correlation of the
+    families.
     """
     pairs, unmatched = [], []
     for a, b in combinations(table.families, 2):
@@ -78,12 +79,16 @@ def compare_pairs(
     for key in ("p", "p_any_floor", "level_p"):
         for pair, adjusted in zip(pairs, holm([pair[key] for pair in pairs]), strict=True):
             pair[f"{key}_adjusted"] = adjusted
-    for pair in pairs:
-        design = PairedDesign(np.log(pair["sizes"]), pair["noise"], pair["misfit"], max(1, round(pair["seeds"])))
-        asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
+    asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
+    designs = [
+        PairedDesign(np.log(pair["sizes"]), pair["noise"], pair["misfit"], max(1, round(pair["seeds"])))
+        for pair in pairs
+    ]
+    for pair, design in zip(pairs, designs, strict=True):
         pair["detectable"] = design.detectable(**asked)
-        advice = design.advice(pair["detectable"] / 2, **asked) if pair["detectable"] else None
-        pair["advice"] = advice and {**vars(advice), "text": advice.text}
+    worst = max(designs, key=lambda one: one.error(), default=None)
+    least = max((pair["detectable"] or 0.0 for pair in pairs), default=0.0)
+    advice = worst.advice(least / 2, **asked) if worst and least else None
     return {
         "target": target,
         "size": size,
@@ -91,6 +96,7 @@ def compare_pairs(
         "unmatched": unmatched,
         "p": min((pair["p_adjusted"] for pair in pairs), default=None),
         "level_p": min((pair["level_p_adjusted"] for pair in pairs), default=None),
+        "advice": advice and {**vars(advice), "text": advice.text},
     }
 
 
@@ -166,12 +172,12 @@ def _floors(of: Matched, x: Floats, level: float) -> list[tuple[float, Line]]:
     each size, which takes the place of the constant.
     """
     mean = (of.log_a + of.log_b) / 2
-    fits = [at_floor(of.log_N, mean, share * float(np.exp(mean.min()))) for share in SHARES]
-    kept = floors_not_rejected(np.array([one.squares for one in fits]), len(x) - 3, level)
+    fits = at_floors(of.log_N, mean, SHARES * float(np.exp(mean.min())))
+    kept = floors_not_rejected(fits.squares, len(x) - 3, level) & (fits.alpha > 0)
     return [
-        (one.floor, regress(of.log_ratio, [one.local / one.local.mean(), x], np.arange(len(x))))
-        for one, known in zip(fits, kept, strict=True)
-        if known and one.alpha > 0
+        (float(fits.floors[g]), regress(of.log_ratio, [slope / slope.mean(), x], np.arange(len(x))))
+        for g in np.flatnonzero(kept)
+        for slope in [fits.local[g]]
     ]
 
 

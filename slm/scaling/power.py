@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -81,14 +82,24 @@ def _power_of_student(shift: float, df: int, level: float) -> float:
     return float(upper + np.nan_to_num(lower)) if np.isfinite(upper) else float(stats.norm.sf(critical - shift))
 
 
+@cache
+def _quadrature() -> tuple[Floats, Floats]:
+    return np.polynomial.legendre.leggauss(NODES)
+
+
+@cache
+def _chi_squared_nodes(df: int) -> Floats:
+    return np.asarray(stats.chi2.ppf((_quadrature()[0] + 1) / 2, df))
+
+
 def _power_of_welch(shift: float, errors: Sequence[float], dfs: Sequence[int], level: float) -> float:
     """The mean, over all scatters that the families may show, of the chance to exceed what each makes critical.
 
     A noncentral t with the degrees of freedom of the true errors promises 80% and gives 77.6% at twice four, because
     the errors that are seen have fewer.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    seen = [e**2 * stats.chi2.ppf((nodes + 1) / 2, n) / n for e, n in zip(errors, dfs, strict=True)]
+    weights = _quadrature()[1]
+    seen = [e**2 * _chi_squared_nodes(n) / n for e, n in zip(errors, dfs, strict=True)]
     a, b = np.meshgrid(*seen, indexing="ij")
     df = (a + b) ** 2 / (a**2 / dfs[0] + b**2 / dfs[1])
     critical = stats.t.ppf(1 - level / 2, df) * np.sqrt(a + b) / math.hypot(*errors)

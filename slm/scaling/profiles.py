@@ -20,6 +20,8 @@ from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear
 
 OUTWARD = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
 """Distances from the estimate at which a profile is first looked at, in standard errors."""
+MOST_STEPS = 60
+"""Of a minimisation: what takes longer follows a flat valley, whose depth has long stopped to change."""
 REFINEMENTS = 5
 """Times that the bracket of each end is divided by seven, at most."""
 
@@ -101,7 +103,11 @@ def _unit(found: Fit, vector: Floats, limits: tuple[float, float]) -> float:
 
 
 def _roots(found: Fit, vector: Floats, estimate: float, values: Floats) -> Floats:
-    """t at `values`, each from a fit of all other parameters."""
+    """t at `values`, each from a fit of all other parameters; straight for laws that are."""
+    covariance = np.nan_to_num(found.covariance, nan=0.0)
+    variance = float(vector @ covariance @ vector)
+    if is_linear(found.law) and variance > 0:
+        return np.asarray((values - estimate) / np.sqrt(variance))
     P = len(vector)
     held = int(np.argmax(np.abs(vector) > 0.5))  # a coefficient's own coordinate, or the exponent's
     others = [j for j in range(P) if j != held]
@@ -112,17 +118,17 @@ def _roots(found: Fit, vector: Floats, estimate: float, values: Floats) -> Float
     offset[:, held] = values / vector[held]
     low, high = coordinate_bounds(found.law, found.sample)
     start = np.repeat(found.theta[None, others], len(values), axis=0)
-    covariance = np.nan_to_num(found.covariance, nan=0.0)
-    variance = vector @ covariance @ vector
     if variance > 0:
         start = start + (values - estimate)[:, None] * (covariance @ vector)[others] / variance
     sample = found.sample
     block = Block(found.law, sample.centred, np.arange(len(sample.log_y)), matrix, offset)
-    starts = [start]
-    if not is_linear(found.law):  # also from afar: where a term has vanished, the estimate's surroundings are flat
-        grid = grid_starts(found.law, sample)
-        starts.append(grid[np.abs(grid @ vector - values[:, None]).argmin(axis=1)][:, others])
-    reached = [minimise([block], sample.log_y, s, (low[others], high[others])).objective for s in starts]
+    # Also from afar: where a term has vanished, the estimate's surroundings are flat.
+    grid = grid_starts(found.law, sample)
+    starts = [start, grid[np.abs(grid @ vector - values[:, None]).argmin(axis=1)][:, others]]
+    bounds = low[others], high[others]
+    reached = [
+        minimise([block], sample.log_y, s, bounds, tolerance=1e-7, max_steps=MOST_STEPS).objective for s in starts
+    ]
     excess = np.maximum(2 * np.min(reached, axis=0) - found.sse, 0)
     return np.sign(values - estimate) * np.sqrt(excess) / found.sigma
 

@@ -277,7 +277,7 @@ def _power(comparison: Entry, found: Findings) -> list[str]:
             f"{row['detectable']:.3g} between {row['a']} and {row['b']}" for row in (least, most)
         )
         said += "."
-    advice = most.get("advice") if paired else (law or {})["power"]["advice"]
+    advice = comparison["paired"]["advice"] if paired else (law or {})["power"]["advice"]
     half = "Half of that" if len(rows) == 1 else f"To find half of {most['detectable']:.3g}"
     return [said + (f" {half} takes {advice['text']}." if advice else "")]
 

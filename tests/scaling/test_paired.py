@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
-from slm.scaling.floors import at_floor
+from slm.scaling.floors import at_floors
 from slm.scaling.forms import Floats
 from slm.scaling.matching import match
 from slm.scaling.paired import compare_pairs
@@ -160,19 +160,31 @@ def test_a_difference_that_no_floor_explains_stays() -> None:
     assert pair["p_any_floor"] < 0.05
 
 
-@pytest.mark.parametrize("floor", [0.0, 1.0, 1.7])
-def test_a_fit_at_a_given_floor_is_the_line_of_the_log_above_it(floor: float) -> None:
+def test_a_fit_at_a_given_floor_is_the_line_of_the_log_above_it() -> None:
     """Exact rows: L - floor is a power of N, and the local exponent its share of alpha."""
-    N = SIZES
-    y = np.log(floor + 90 * N**-0.3)
-    found = at_floor(np.log(N), y, floor)
-    assert found.alpha == pytest.approx(0.3, rel=1e-8)
-    assert found.local == pytest.approx(0.3 * (1 - floor / np.exp(y)), rel=1e-6)
-    step = 1e-5
-    slope = (np.log(floor + 90 * (N * np.exp(step)) ** -0.3) - np.log(floor + 90 * (N * np.exp(-step)) ** -0.3)) / (
-        2 * step
-    )
-    assert found.local == pytest.approx(-slope, rel=1e-5)
+    for floor in (0.0, 1.0, 1.7):
+        y = np.log(floor + 90 * SIZES**-0.3)
+        found = at_floors(np.log(SIZES), y, np.array([floor]))
+        assert found.alpha[0] == pytest.approx(0.3, rel=1e-8)
+        assert found.squares[0] < 1e-20
+        assert found.local[0] == pytest.approx(0.3 * (1 - floor / np.exp(y)), rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.98])
+def test_a_fit_at_a_given_floor_is_the_least_squares_of_scipy(share: float) -> None:
+    rng = np.random.default_rng(3)
+    y = np.log(1.8 + 90 * SIZES**-0.3) + 0.01 * rng.standard_normal(6)
+    x, floor = np.log(SIZES), share * float(np.exp(y.min()))
+    found = at_floors(x, y, np.array([floor]))
+
+    def residuals(p: Floats) -> Floats:
+        return np.asarray(np.log(floor + np.exp(p[0] - p[1] * (x - x.mean()))) - y)
+
+    best = optimize.least_squares(residuals, [-0.5, 0.3], xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    assert found.squares[0] == pytest.approx(2 * best.cost, rel=1e-6)
+    assert found.alpha[0] == pytest.approx(best.x[1], rel=1e-5)
+    covariance = 2 * best.cost / 4 * np.linalg.inv(best.jac.T @ best.jac)
+    assert found.errors[0] == pytest.approx(np.sqrt(covariance[1, 1]), rel=1e-4)
 
 
 def test_budgets_that_vary_at_each_size_are_one_shape() -> None:

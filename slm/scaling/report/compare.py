@@ -406,9 +406,7 @@ def power_section(of: Directory) -> Section | None:
         f"adjusted over the pairs. No difference found means no more than that.",
         table(("pair", "compared", "would be found"), rows),
     )
-    advised = [pair for pair in paired if pair["advice"] and is_number(pair["detectable"])]
-    worst = max(advised, key=lambda pair: pair["detectable"], default=None)
-    advice = worst["advice"] if worst else power.get("advice")
+    advice = of.comparison["paired"]["advice"] if paired else power.get("advice")
     if advice:
         section.add(f"To find {sig(advice['difference'], 3)} (half of the largest) takes {advice['text']}.")
     return section
