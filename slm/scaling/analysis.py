@@ -105,7 +105,7 @@ def analyse(
     comparison = _comparison(table, settings, entries, primary, law, target, size)
     comparison |= {"laws": compared, "weighed": weighed}
     comparison["envelopes"] = envelopes(primary, weighed, law)
-    variables = {v for of in primary.values() for v in next(iter(of.values())).entry["range"]}
+    variables = {v for of in primary.values() for one in of.values() if one.fit is not None for v in one.entry["range"]}
     covariates = sorted(variables - set(VARIABLES))
     comparison["paired"] = compare_pairs(table, target, size, covariates, level=settings.level, power=settings.power)
     comparison["primary"]["why"] = why
@@ -208,6 +208,7 @@ def _comparison(
         "n_cells": table.frame["cell"].nunique(),
         "primary": {
             "law": law,
+            "in_N": next(iter(next(iter(primary[law].values())).entry["range"])) == "N",
             "target": target,
             "size": size,
             "loss": settings.fit_loss.name,

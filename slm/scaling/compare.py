@@ -26,7 +26,7 @@ from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.floors import any_floor_p
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.matching import SAME_SIZE
-from slm.scaling.pairs import Curve, curve, difference, holm, joint_p
+from slm.scaling.pairs import Curve, adjust, curve, difference, holm, joint_p
 from slm.scaling.pooling import pool
 from slm.scaling.power import Design, UnpairedDesigns
 from slm.scaling.settings import Settings
@@ -191,6 +191,7 @@ def _pairs(fits: Complete, settings: Settings) -> list[Entry]:
         curves = _curves(fits, exponent, settings.level)
         for a, b in combinations(fits, 2):
             row: Entry = {"a": a, "b": b, "exponent": exponent, "identified": a in curves and b in curves}
+            row |= {"variable": law.variable_of[exponent], "straight": is_linear(law)}
             row["delta"] = fits[a][0].params[exponent] - fits[b][0].params[exponent]
             if row["identified"]:
                 found = difference((a, curves[a]), (b, curves[b]), exponent, level=settings.level)
@@ -199,10 +200,7 @@ def _pairs(fits: Complete, settings: Settings) -> list[Entry]:
             else:
                 row |= dict.fromkeys(("ci_low", "ci_high", "p", "df", "p_any_floor"))
             rows.append(row)
-    for key in ("p", "p_any_floor"):
-        name = "p_adjusted" if key == "p" else f"{key}_adjusted"
-        for row, adjusted in zip(rows, holm([row[key] for row in rows]), strict=True):
-            row[name] = adjusted
+    adjust(rows)
     return rows
 
 
@@ -230,7 +228,8 @@ def design_power(fits: Complete, fitted: Mapping[str, Fitted], settings: Setting
         if law.exponents[0] not in of.not_identified
     }
     pairs = [UnpairedDesigns(designs[a], designs[b]) for a, b in combinations(designs, 2)]
-    asked: Entry = {"power": settings.power, "level": level, "pairs": max(1, len(pairs))}
+    compared = len(law.exponents) * len(fitted) * (len(fitted) - 1) // 2  # what p-values are adjusted over
+    asked: Entry = {"power": settings.power, "level": level, "pairs": compared}
     found = [pair.detectable(**asked) for pair in pairs]
     known = [value for value in found if value is not None]
     smallest = max(known) if known and len(designs) == len(fits) and len(known) == len(found) else None
@@ -242,7 +241,7 @@ def design_power(fits: Complete, fitted: Mapping[str, Fitted], settings: Setting
         "exponent": law.exponents[0],
         "power": settings.power,
         "level": level,
-        "pairs": len(pairs),
+        "pairs": compared,
         "detectable": smallest,
         "by_pair": rows,
         "advice": advice and {**vars(advice), "text": advice.text},

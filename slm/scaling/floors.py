@@ -85,13 +85,18 @@ def floors_not_rejected(squares: Floats, spare: int, level: float) -> np.ndarray
 def any_floor_p(a: Fit, b: Fit, found: Difference, level: float) -> float | None:
     """Largest p of equal exponents under any floor, the same for both, that the two families' runs do not reject.
 
-    1 where one of them turns the difference round. None for a law that is not a straight line in N.
+    1 where one of them turns the difference round. None for a law that is not a straight line in N, and where rows that
+    belong together are not of one size.
     """
-    if not (is_linear(a.law) and a.law.variables == ("N",)) or not (a.sample.independent and b.sample.independent):
+    rows = [_one_a_cluster(f) for f in (a, b) if is_linear(f.law) and f.law.variables == ("N",)]
+    if len(rows) < 2 or any(row is None for row in rows):
         return None
-    lowest = float(np.exp(min(a.sample.log_y.min(), b.sample.log_y.min())))
-    one, two = (at_floors(f.sample.log_x[:, 0], f.sample.log_y, SHARES * lowest) for f in (a, b))
-    df = [len(f.sample.log_y) - 2 for f in (a, b)]
+    points = [row for row in rows if row is not None]
+    lowest = float(np.exp(min(log_y.min() for _, log_y in points)))
+    one, two = (at_floors(log_n, log_y, SHARES * lowest) for log_n, log_y in points)
+    df = [len(log_y) - 2 for _, log_y in points]
+    if min(df) < 1:
+        return None
     worst = found.p
     for g in np.flatnonzero(floors_not_rejected(one.squares + two.squares, sum(df) - 1, level)):
         delta = float(one.alpha[g] - two.alpha[g])
@@ -102,3 +107,11 @@ def any_floor_p(a: Fit, b: Fit, found: Difference, level: float) -> float | None
         t = abs(delta) / error if error > 0 else math.inf
         worst = max(worst, float(2 * stats.t.sf(t, welch_df(errors, df))))
     return worst
+
+
+def _one_a_cluster(found: Fit) -> tuple[Floats, Floats] | None:
+    """Log N and mean log target of each cluster of rows; None where a cluster spans sizes."""
+    sample, groups = found.sample, np.unique(found.sample.clusters, return_inverse=True)[1]
+    counts = np.bincount(groups)
+    log_n, log_y = (np.bincount(groups, values) / counts for values in (sample.log_x[:, 0], sample.log_y))
+    return None if np.abs(sample.log_x[:, 0] - log_n[groups]).max() > 1e-6 else (log_n, log_y)

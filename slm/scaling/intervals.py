@@ -107,11 +107,6 @@ def _none(found: Fit) -> Uncertainty:
     return Uncertainty("none", nothing, "none", open_ends, {}, {}, lost, tuple(dict.fromkeys(lost.values())), {})
 
 
-def has_likelihood(found: Fit) -> bool:
-    """Whether rows are independent and the loss is a likelihood, so that t, F and profiles are right."""
-    return found.loss.name == "least_squares" and found.sample.independent
-
-
 def _delta(found: Fit) -> dict[str, float]:
     """Delta-method standard errors of the quoted parameters; NaN where there are none."""
     step = 1e-6

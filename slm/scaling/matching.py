@@ -6,7 +6,7 @@ Axes: n matched points.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,8 @@ class Matched:
     b: str
     log_N: Floats
     rest: tuple[Floats, ...]
-    """What else varies, in logs: tokens and covariates, unless they are one number or follow from N."""
+    """What else varies, in logs: tokens and covariates, unless they are one number or follow from N. Empty where every
+    shape has the same values of it: its points are then one, their mean."""
     log_a: Floats
     log_b: Floats
     shapes: np.ndarray
@@ -41,6 +42,21 @@ class Matched:
     """Scatter of a log ratio of two single runs between seeds; None where no size has two."""
     farthest: float
     """Largest distance of two matched sizes, as a share."""
+
+    def by_shape(self) -> Matched:
+        """One point a shape, the mean of its points."""
+        counts = np.bincount(self.shapes)
+        log_N, log_a, log_b = (np.bincount(self.shapes, v) / counts for v in (self.log_N, self.log_a, self.log_b))
+        order = np.argsort(log_N)
+        return replace(
+            self,
+            log_N=log_N[order],
+            log_a=log_a[order],
+            log_b=log_b[order],
+            rest=(),
+            shapes=np.arange(len(counts)),
+            seeds=self.seeds * len(self.shapes) / len(counts),
+        )
 
     @property
     def log_ratio(self) -> Floats:
@@ -68,7 +84,7 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
     rest = tuple(column for column in others.T if not np.isnan(column).any() and _varies_by_itself(middle, column))
     ordered = not rest and len(np.unique(shapes)) == len(shapes)
-    return Matched(
+    matched = Matched(
         a,
         b,
         middle,
@@ -80,6 +96,18 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
         _noise(values),
         float(np.expm1(np.abs(np.diff(log_n, axis=1)).max())),
     )
+    if _balanced(shapes, rest):
+        return matched.by_shape()
+    if len(np.unique(shapes)) < FEWEST + len(rest):
+        return f"{sizes} sizes are too few where tokens or other columns vary from size to size as well"
+    return matched
+
+
+def _balanced(shapes: np.ndarray, rest: tuple[Floats, ...]) -> bool:
+    """Whether every shape has the same points of what else varies."""
+    points = [tuple(np.round(values, 2)) for values in zip(*rest, strict=True)] if rest else [()] * len(shapes)
+    found = [sorted(point for point, own in zip(points, shapes, strict=True) if own == shape) for shape in set(shapes)]
+    return all(one == found[0] for one in found) if rest else True
 
 
 @dataclass(frozen=True)

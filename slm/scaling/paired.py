@@ -4,7 +4,8 @@ Notable: what both families share, such as the deviation of a size from any smoo
 its slope tells differences of exponents apart that the families' own fits cannot. It takes no law for true; its t test
 is exact whatever the two families' scatter. What a law can change is the meaning: two families of one law above a floor
 that differ by a constant factor on N have a ratio that changes with N all the same. So the slope is also tested against
-that, under every floor that the runs do not reject (`floor_p`).
+that, under every floor that the runs do not reject (`p_any_floor`; None where tokens or other columns vary from size to
+size, so that there is no one curve to put a floor under).
 
 Axes: n matched points, G floors.
 """
@@ -22,7 +23,7 @@ from scipy import stats
 from slm.scaling.floors import SHARES, at_floors, floors_not_rejected
 from slm.scaling.forms import Floats
 from slm.scaling.matching import Matched, match
-from slm.scaling.pairs import holm
+from slm.scaling.pairs import adjust, holm
 from slm.scaling.power import PairedDesign
 from slm.scaling.robust import cluster_error
 from slm.scaling.tables import Table
@@ -76,10 +77,11 @@ def compare_pairs(
             pairs.append(pair)
         else:
             unmatched.append({"a": a, "b": b, "reason": "the rows leave no scatter to tell a slope by"})
-    for key in ("p", "p_any_floor", "level_p"):
-        for pair, adjusted in zip(pairs, holm([pair[key] for pair in pairs]), strict=True):
-            pair[f"{key}_adjusted"] = adjusted
-    asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
+    adjust(pairs)
+    for pair, adjusted in zip(pairs, holm([pair["level_p"] for pair in pairs]), strict=True):
+        pair["level_p_adjusted"] = adjusted
+    families = len(table.families)
+    asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": families * (families - 1) // 2}
     designs = [
         PairedDesign(np.log(pair["sizes"]), pair["noise"], pair["misfit"], max(1, round(pair["seeds"])))
         for pair in pairs
@@ -92,6 +94,7 @@ def compare_pairs(
     return {
         "target": target,
         "size": size,
+        "power": power,
         "pairs": pairs,
         "unmatched": unmatched,
         "p": min((pair["p_adjusted"] for pair in pairs), default=None),
@@ -102,22 +105,23 @@ def compare_pairs(
 
 def _pair(of: Matched, level: float) -> Entry:
     x = of.log_N - of.log_N.mean()
-    rest = [column - column.mean() for column in of.rest]
-    one, d = np.ones_like(x), of.log_ratio
-    line = regress(d, [one, x, *rest], of.shapes)
-    mean = regress((of.log_a + of.log_b) / 2, [one, x, *rest], of.shapes)
+    columns = [np.ones_like(x), x, *(column - column.mean() for column in of.rest)]
+    line, mean = (regress(values, columns, of.shapes) for values in (of.log_ratio, (of.log_a + of.log_b) / 2))
     reach = stats.t.ppf(0.5 + level / 2, line.df[1]) * line.errors[1]
-    floors = _floors(of, x, level) if not of.rest and len(np.unique(of.shapes)) == len(x) else []
-    spread = float(np.sqrt((line.residuals**2).sum() / max(line.df.min(), 1.0)))
+    floors = None if of.rest else _floors(of, x, level)
+    residuals = np.bincount(of.shapes, line.residuals) / np.bincount(of.shapes)
+    spread = float(np.sqrt((residuals**2).sum() / max(len(residuals) - 2, 1)))
     own = 0.0 if of.noise is None else of.noise / np.sqrt(of.seeds)
-    sizes = np.exp([of.log_N[of.shapes == shape].mean() for shape in range(int(of.shapes.max()) + 1)])
+    log_sizes = np.unique(np.bincount(of.shapes, of.log_N) / np.bincount(of.shapes))
+    at = [(float(N - of.log_N.mean()), _local(N, of.log_N, floors)) for N in log_sizes]
+    by_size = [_worth(line, mean, shift, share, level) for shift, share in at]
     return {
         "a": of.a,
         "b": of.b,
-        "sizes": np.sort(sizes),
+        "sizes": np.exp(log_sizes),
         "farthest": of.farthest,
         "seeds": of.seeds,
-        "points": {"N": np.exp(of.log_N), "log_ratio": d},
+        "points": {"N": np.exp(of.log_N), "log_ratio": of.log_ratio},
         "delta": -float(line.coefficients[1]),
         "ci_low": -float(line.coefficients[1] + reach),
         "ci_high": -float(line.coefficients[1] - reach),
@@ -126,31 +130,33 @@ def _pair(of: Matched, level: float) -> Entry:
         "noise": None if of.noise is None else of.noise / np.sqrt(2),
         "misfit": float(np.sqrt(max(spread**2 - own**2, 0.0))),
         "spread": spread,
-        **_under_floors(line, floors),
+        "p_any_floor": None if floors is None else _largest_p(line, [one.line for one in floors]),
         "level_log_ratio": float(line.coefficients[0]),
         "level_p": line.p(0),
-        "worth": _worth(line, mean, 0.0, level),
-        "worth_by_size": [{"N": float(N), **_worth(line, mean, float(np.log(N) - of.log_N.mean()), level)}
-                          for N in np.sort(sizes)],
+        "worth": _worth(line, mean, 0.0, 1.0, level),
+        "worth_by_size": [{"N": float(np.exp(N)), **one} for N, one in zip(log_sizes, by_size, strict=True)],
         "band": _band(line, x, of, level),
-    }  # fmt: skip
+    }
 
 
-def _worth(line: Line, mean: Line, at: float, level: float) -> Entry:
-    """How many times the parameters of b a run of a is worth at log size `at` above the mean: a ratio, by Fieller
-    (1954).
+def _worth(line: Line, mean: Line, at: float, share: float, level: float) -> Entry:
+    """How many times the parameters of b a run of a is worth, at log size `at` above the mean: a ratio (Fieller 1954).
 
-    Its logarithm is -log(a / b) over the local exponent, the slope of both families' mean; an end is None where the
-    data set none. The two coefficients are independent of each other, since sizes are centred.
+    Its logarithm is -log(a / b) over the local exponent: the slope of both families' mean, times its `share` there. An
+    end is None where the data set none.
     """
     ratio = -float(line.coefficients[0] + line.coefficients[1] * at)
-    exponent = -float(mean.coefficients[1])
-    t = stats.t.ppf(0.5 + level / 2, line.df[:2].min())
-    top, bottom = line.errors[0] ** 2 + (line.errors[1] * at) ** 2, mean.errors[1] ** 2
-    square, middle, rest = exponent**2 - t**2 * bottom, exponent * ratio, ratio**2 - t**2 * top
+    exponent = -float(mean.coefficients[1]) * share
+    df = line.df[:2].min()
+    t = stats.t.ppf(0.5 + level / 2, df)
+    of_ratio, of_exponent = line.errors[0] ** 2 + (line.errors[1] * at) ** 2, (mean.errors[1] * share) ** 2
+    common = float(line.residuals @ mean.residuals) / max(float(np.linalg.norm(line.residuals)), 1e-300)
+    common /= max(float(np.linalg.norm(mean.residuals)), 1e-300)
+    both = at * share * common * line.errors[1] * mean.errors[1]
+    square, middle = exponent**2 - t**2 * of_exponent, exponent * ratio - t**2 * both
     if exponent <= 0 or square <= 0:
         return {"factor": None, "low": None, "high": None}
-    root = np.sqrt(max(middle**2 - square * rest, 0.0))
+    root = np.sqrt(max(middle**2 - square * (ratio**2 - t**2 * of_ratio), 0.0))
     ends = (ratio / exponent, (middle - root) / square, (middle + root) / square)
     with np.errstate(over="ignore"):
         return dict(zip(("factor", "low", "high"), (float(np.exp(end)) for end in ends), strict=True))
@@ -165,8 +171,18 @@ def _band(line: Line, x: Floats, of: Matched, level: float) -> Entry:
     return {"N": np.exp(along + of.log_N.mean()), "centre": height, "low": height - reach, "high": height + reach}
 
 
-def _floors(of: Matched, x: Floats, level: float) -> list[tuple[float, Line]]:
-    """Floors that the mean of both families does not reject, each with the regression that allows for it.
+@dataclass(frozen=True)
+class _Floor:
+    """A floor that is not rejected, the log ratio's regression that allows for it, and how well it fits."""
+
+    line: Line
+    squares: float
+    local: Floats
+    """Local exponent at each point over its mean [n]."""
+
+
+def _floors(of: Matched, x: Floats, level: float) -> list[_Floor]:
+    """Floors that the mean of both families does not reject.
 
     Under a floor a constant factor on N changes the ratio in proportion to the local exponent, alpha (1 - E / L) at
     each size, which takes the place of the constant.
@@ -175,19 +191,23 @@ def _floors(of: Matched, x: Floats, level: float) -> list[tuple[float, Line]]:
     fits = at_floors(of.log_N, mean, SHARES * float(np.exp(mean.min())))
     kept = floors_not_rejected(fits.squares, len(x) - 3, level) & (fits.alpha > 0)
     return [
-        (float(fits.floors[g]), regress(of.log_ratio, [slope / slope.mean(), x], np.arange(len(x))))
+        _Floor(regress(of.log_ratio, [local, x], of.shapes), float(fits.squares[g]), local)
         for g in np.flatnonzero(kept)
-        for slope in [fits.local[g]]
+        for local in [fits.local[g] / fits.local[g].mean()]
     ]
 
 
-def _under_floors(line: Line, floors: Sequence[tuple[float, Line]]) -> Entry:
-    """The largest p of the slope under these floors, 1 where one of them turns its sign."""
+def _local(log_size: float, log_n: Floats, floors: Sequence[_Floor] | None) -> float:
+    """The local exponent at a size over its mean, by the floor that fits best; 1 where none was fitted."""
+    if not floors:
+        return 1.0
+    best = min(floors, key=lambda one: one.squares)
+    return float(np.interp(log_size, log_n, best.local))
+
+
+def _largest_p(line: Line, floors: Sequence[Line]) -> float:
+    """The largest p of the slope without and with these floors, 1 where one of them turns its sign."""
     sign = np.sign(line.coefficients[1])
-    turned = [floor for floor, one in floors if np.sign(one.coefficients[1]) != sign]
-    worst = max([line.p(1), *(one.p(1) for _, one in floors)])
-    return {
-        "floors": [min(f for f, _ in floors), max(f for f, _ in floors)] if floors else None,
-        "p_any_floor": 1.0 if turned else worst,
-        "explained_by_floor": max(floors, key=lambda one: one[1].p(1))[0] if floors else None,
-    }
+    if any(np.sign(one.coefficients[1]) != sign for one in floors):
+        return 1.0
+    return max([line.p(1), *(one.p(1) for one in floors)])

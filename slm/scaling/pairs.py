@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -144,6 +145,15 @@ class _DifferenceRoot:
             middle = 0.5 * (inner + outer)
             inner, outer = (middle, outer) if self(middle) < critical else (inner, middle)
         return None if np.isinf(self(outer)) and self(inner) < 0.98 * critical else float(inner)
+
+
+def adjust(pairs: Sequence[dict[str, Any]]) -> None:
+    """Add `p_adjusted` (Holm) to rows with `p`, and `p_any_floor_adjusted`: `p_any_floor` by the same factor."""
+    for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
+        pair["p_adjusted"], pair["p_any_floor_adjusted"] = adjusted, None
+        if adjusted is not None and pair["p_any_floor"] is not None:
+            factor = adjusted / pair["p"] if pair["p"] > 0 else 1.0
+            pair["p_any_floor_adjusted"] = max(adjusted, min(1.0, pair["p_any_floor"] * factor))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -290,12 +290,13 @@ class Design:
         return float(self.scatter * np.sqrt(variance))
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> Design:
-        """With other seeds a cell, another number of cells in the same span, or a span `stretch` times as wide.
+        """With other seeds a cell, as many cells (groups, if there are) in the same span, or a wider span.
 
-        Cells of laws in several variables are repeated where they are; groups grow as they do.
+        `stretch` widens it in logs. Cells of laws in several variables are repeated where they are.
         """
-        log_x = _placed(self.log_x, sizes, stretch)
-        groups = None if self.groups is None else round(self.groups * len(log_x) / len(self.log_x))
+        groups = self.groups if sizes is None or self.groups is None else sizes
+        rows = sizes if sizes is None or self.groups is None else round(sizes * len(self.log_x) / self.groups)
+        log_x = _placed(self.log_x, rows, stretch)
         return replace(self, log_x=log_x, seeds=seeds or self.seeds, groups=groups)
 
 
@@ -323,7 +324,8 @@ class UnpairedDesigns(Comparison):
     def _now(self) -> _Now:
         """Of the family whose exponent has the larger error."""
         one = max(self.a, self.b, key=lambda design: design.error(self.exponent))
-        return _Now(one.seeds, len(one.log_x), float(np.ptp(one.log_x[:, 0])), one.sigma, one.misfit)
+        sizes = len(one.log_x) if one.groups is None else one.groups
+        return _Now(one.seeds, sizes, float(np.ptp(one.log_x[:, 0])), one.sigma, one.misfit)
 
 
 def plan(

@@ -30,7 +30,7 @@ def weigh(fitted: ByLaw) -> dict[str, Entry]:
     for being rich where there are few rows, AIC alone simple laws for not following the noise), or by an F test at the
     level `NESTED` against a law that has all its parameters and more. Else it is tenable.
     """
-    of_size = {law: of for law, of in fitted.items() if next(iter(next(iter(of.values())).entry["range"])) == "N"}
+    of_size = {law: of for law, of in fitted.items() if _in_size(of)}
     candidates = of_size or dict(fitted)
     held = {law: [name for name, one in of.items() if one.fit is not None] for law, of in candidates.items()}
     most = max(map(len, held.values()), default=0)
@@ -59,6 +59,11 @@ def weigh(fitted: ByLaw) -> dict[str, Entry]:
     return weighed
 
 
+def _in_size(of: Mapping[str, Fitted]) -> bool:
+    """Whether a law is about N first."""
+    return next(iter(next(iter(of.values())).entry["range"])) == "N"
+
+
 def _nested(fitted: ByLaw, able: Sequence[str], common: Sequence[str]) -> Iterator[tuple[str, float, str]]:
     """Laws that an F test rejects for one that contains them, with its p; rows must be independent."""
     fits = {law: [fit for name in common if (fit := fitted[law][name].fit) is not None] for law in able}
@@ -69,7 +74,7 @@ def _nested(fitted: ByLaw, able: Sequence[str], common: Sequence[str]) -> Iterat
         )
         spare = sum(fit.degrees_of_freedom for fit in two)
         if within and spare > 0 and all(fit.sample.independent and np.isinf(fit.loss.delta) for fit in two):
-            more = sum(len(b.theta) - len(a.theta) for a, b in zip(one, two, strict=True))
+            more = sum(len(wide.theta) - len(narrow.theta) for narrow, wide in zip(one, two, strict=True))
             squares = [sum(fit.sse for fit in group) for group in (one, two)]
             if squares[1] > 0:
                 p = float(stats.f.sf((squares[0] / squares[1] - 1) * spare / more, more, spare))
@@ -90,7 +95,7 @@ def _held_out(entries: Sequence[Entry]) -> float | None:
 
 
 def choose_law(fitted: ByLaw, weighed: Mapping[str, Entry], asked: str) -> tuple[str, str]:
-    """The law of the verdict, and why that one: the one asked for, else the one of the lowest pooled AICc.
+    """The law of the verdict, and why that one: the one asked for, else the tenable one of the lowest pooled AICc.
 
     A law on which all rows lie exactly comes first, the one of fewest parameters. Where AICc needs more rows, the first
     of the laws that hold most families.
@@ -100,7 +105,9 @@ def choose_law(fitted: ByLaw, weighed: Mapping[str, Entry], asked: str) -> tuple
     exact = {law: one["parameters"] for law, one in weighed.items() if one.get("exact")}
     if exact:
         return min(exact, key=lambda law: exact[law]), "all rows lie on it to rounding"
-    scores = {law: one["aicc"] for law, one in weighed.items() if np.isfinite(one.get("aicc", np.nan))}
+    among = "the laws in N" if weighed and _in_size(fitted[next(iter(weighed))]) else "the laws"
+    tenable = [law for law, one in weighed.items() if one["tenable"]] or list(weighed)
+    scores = {law: weighed[law]["aicc"] for law in tenable if np.isfinite(weighed[law].get("aicc", np.nan))}
     if scores:
         best = min(scores, key=lambda law: scores[law])
         ahead = {law: weighed[law]["held_out"] for law in scores if weighed[law]["held_out"] is not None}
@@ -109,10 +116,10 @@ def choose_law(fitted: ByLaw, weighed: Mapping[str, Entry], asked: str) -> tuple
             nearest = min(ahead, key=lambda law: ahead[law])
             also = ", and it predicts the largest size best" if nearest == best else (
                 f", though {nearest} predicts the largest size better")  # fmt: skip
-        return best, f"of the laws in N it has the lowest AICc, pooled over the families{also}"
-    whole = max(weighed, key=lambda law: len(weighed[law]["families"]), default=None)
+        return best, f"of {among} that are not rejected it has the lowest AICc, pooled over the families{also}"
+    whole = max(tenable, key=lambda law: len(weighed[law]["families"]), default=None)
     if whole is not None and weighed[whole]["families"]:
-        return whole, "it is the first law in N that most families hold; AICc needs more rows"
+        return whole, f"it is the first of {among} that most families can be fitted with; AICc needs more rows"
     some = [law for law, of in fitted.items() if any(one.fit is not None for one in of.values())]
     return next(iter([*some, *fitted])), "it is the first that could be fitted"
 

@@ -2,17 +2,18 @@
 
 Which pairs are compared how: at the same sizes by the slope of their log ratio (`paired`), else by the exponents of the
 law of the verdict. A difference is said only if it is significant, stays so under every floor that the runs do not
-reject, and has the same sign under every law that the runs do not reject and in which both exponents are identified.
+reject, and is significant with the same sign under every law that the runs do not reject and in which both exponents
+are identified.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
-from slm.scaling.pairs import holm
+from slm.scaling.pairs import adjust
 from slm.scaling.words import MOST_LISTED, shortlist
 
 Entry = dict[str, Any]
@@ -54,7 +55,8 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
     sentences: list[str] = []
     pairs: list[Entry] = []
     answer = None
-    if comparison["weighed"].get(primary["law"], {}).get("exact"):
+    exact = comparison["weighed"].get(primary["law"], {}).get("exact", False)
+    if exact:
         headline = _exact(own, under)
     elif not several:
         headline = _one_family(own[0], under)
@@ -69,7 +71,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
             sentences += _power(comparison, found)
         sentences += _not_compared(comparison, own)
     if several:
-        sentences = _levels(comparison) + sentences
+        sentences = ([] if exact else _levels(comparison)) + sentences
         if controlled is False:
             sentences.append(
                 "The comparison is NOT CONTROLLED: the audit names what differs, or what the table does not say."
@@ -85,87 +87,101 @@ def _recorded(pair: Entry, found: Findings) -> Entry:
 
 
 def findings(comparison: Entry) -> Findings:
-    """Every pair by the best comparison there is, and what the laws that are not rejected say against it."""
+    """Every pair by the best comparison there is, and what the laws that are not rejected say against it.
+
+    Families at the same sizes are compared in pairs where the law of the verdict is about N at all.
+    """
     level = 1 - comparison["primary"]["level"]
     law = comparison["laws"].get(comparison["primary"]["law"])
-    paired = {(pair["a"], pair["b"]): pair for pair in comparison["paired"]["pairs"]}
-    by_law = {(pair["a"], pair["b"], pair["exponent"]): pair for pair in (law["pairs"] if law else [])}
-    exponents = list(dict.fromkeys(pair["exponent"] for pair in (law["pairs"] if law else [])))
-    first = exponents[0] if exponents else "exponent"
-    pairs = []
-    for a, b in combinations(comparison["families"], 2):
-        one = paired.get((a, b)) or by_law.get((a, b, first))
-        if one is not None and one["p"] is not None:
-            exponent = "local exponent" if (a, b) in paired else first
-            pairs.append({**one, "exponent": exponent, "paired": (a, b) in paired})
-        for other in exponents[1:]:
-            rest = by_law.get((a, b, other))
-            if rest is not None and rest["p"] is not None:
-                pairs.append({**rest, "paired": False})
-    for key in ("p", "p_any_floor"):
-        values = [pair["p"] if pair[key] is None else pair[key] for pair in pairs]
-        for pair, adjusted in zip(pairs, holm(values), strict=True):
-            pair[f"{key}_adjusted"] = adjusted
+    rows = law["pairs"] if law else []
+    ranked = rows[0]["exponent"] if rows else ""
+    paired = {(pair["a"], pair["b"]): pair for pair in comparison["paired"]["pairs"] if comparison["primary"]["in_N"]}
+    pairs = [{**pair, "exponent": "local exponent", "variable": "N", "paired": True} for pair in paired.values()]
+    pairs += [
+        {**row, "paired": False}
+        for row in rows
+        if row["p"] is not None and not ((row["a"], row["b"]) in paired and row["exponent"] == ranked)
+    ]
+    adjust(pairs)
     differ: list[Entry] = []
     unsure: list[tuple[Entry, str]] = []
     for pair in pairs:
         against = _against(pair, comparison, level)
-        if pair["p_adjusted"] < level and not against and pair["p_any_floor_adjusted"] < level:
+        significant = pair["p_adjusted"] < level
+        if significant and not against:
             differ.append(pair)
-        elif pair["p_adjusted"] < level or against:
-            unsure.append((pair, against or _explained(pair)))
+        elif against:
+            unsure.append((pair, against))
     p = min((pair["p_adjusted"] for pair in pairs), default=None)
     how = f"least of {_counted(len(pairs), 'p-value')} after Holm's adjustment" if len(pairs) > 1 else "t test"
-    if pairs and law and law["p"] is not None and not any(pair["paired"] for pair in pairs):
-        p, how = law["p"], "Welch's test of all families"
-    return Findings(pairs, differ, unsure, p, how, first)
+    return Findings(pairs, differ, unsure, p, how, ranked)
 
 
 def _against(pair: Entry, comparison: Entry, level: float) -> str:
-    """What laws that the runs do not reject say against a significant pair, or in place of one; empty if nothing."""
+    """What a floor or a law that the runs do not reject says against a significant pair, or in place of one."""
     significant = pair["p_adjusted"] < level
+    floor = pair["p_any_floor_adjusted"]
+    straight = pair["paired"] or pair["straight"]
+    if significant and straight and floor is not None and floor >= level:
+        return _explained(pair)
+    seconded = False
     for name, one in comparison["laws"].items():
-        tenable = comparison["weighed"].get(name, {}).get("tenable", False)
-        rows = [row for row in one["pairs"] if (row["a"], row["b"]) == (pair["a"], pair["b"]) and row["identified"]]
-        rows = [
-            row
-            for row in rows
-            if row["exponent"] == (one["pairs"][0]["exponent"] if pair["paired"] else pair["exponent"])
-        ]
-        if not tenable or not rows or (not pair["paired"] and name == comparison["primary"]["law"]):
+        row = _same_pair(pair, one["pairs"])
+        if row is None or row["straight"] or not comparison["weighed"].get(name, {}).get("tenable", False):
+            continue  # a straight line has the floors above for that
+        if not pair["paired"] and name == comparison["primary"]["law"]:
             continue
-        row = rows[0]
-        if pair["paired"] and row["p_any_floor"] is not None:
-            continue  # a straight line in N: the pairs are a better test of the same
-        turned = row["delta"] * pair["delta"] < 0
-        differs = row["p_adjusted"] is not None and row["p_adjusted"] < level
-        if (significant and turned) or (differs and (turned or not significant)):
-            larger = f"{row['a'] if row['delta'] > 0 else row['b']} has the larger {row['exponent']}"
-            here = _steeper(pair) if significant else "neither"
-            seen = "over these sizes" if pair["paired"] else f"under {comparison['primary']['law']}"
-            return (
-                f"{pair['a']} and {pair['b']}: {seen} {here} scales faster{_p(pair)}, and under {name}, which the runs "
-                f"do not reject, {larger} (p = {row['p_adjusted']:.2g}); larger models, or smaller ones that show "
-                "the bend and the floor, would decide."
-            )
+        there, turned = row["p_adjusted"] < level, row["delta"] * pair["delta"] < 0
+        if significant and there and not turned:
+            seconded = True
+        elif significant or there:
+            return _contradicted(pair, row, name, comparison, there)
+    if significant and straight and floor is None and not seconded:
+        return _only_over_these(pair) + "; no law with a floor that the runs identify says so too."
     return ""
 
 
-def _p(pair: Entry) -> str:
-    return f" (p = {pair['p_adjusted']:.2g})"
+def _same_pair(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
+    """The same two families by another law, and its first exponent of the same variable, if it is identified."""
+    own = [row for row in rows if (row["a"], row["b"]) == (pair["a"], pair["b"])]
+    own = [row for row in own if row["variable"] == pair["variable"]]
+    return own[0] if own and own[0]["identified"] and own[0]["p_adjusted"] is not None else None
+
+
+def _contradicted(pair: Entry, row: Entry, law: str, comparison: Entry, there: bool) -> str:
+    """That another law says otherwise, and what would decide."""
+    over = "Over these sizes" if pair["paired"] else f"Under {comparison['primary']['law']}"
+    significant = pair["p_adjusted"] < 1 - comparison["primary"]["level"]
+    names = f"{pair['a']} and {pair['b']}"
+    one = f"{_steeper(pair)} scales faster than {_flatter(pair)}" if significant else f"{names} do not differ"
+    p = f"(p = {row['p_adjusted']:.2g})"
+    other = f"{row['exponent']} of {_steeper(row)} is the larger {p}" if there else f"they do not differ {p}"
+    return (
+        f"{over} {one} (p = {pair['p_adjusted']:.2g}); under {law}, which the runs do not reject, {other}. Sizes "
+        "over a wider span, which show the bend, would decide."
+    )
 
 
 def _steeper(pair: Entry) -> str:
     return str(pair["a"] if pair["delta"] > 0 else pair["b"])
 
 
+def _flatter(pair: Entry) -> str:
+    return str(pair["b"] if pair["delta"] > 0 else pair["a"])
+
+
+def _only_over_these(pair: Entry) -> str:
+    return (
+        f"The loss of {_steeper(pair)} falls faster over these sizes than that of {_flatter(pair)}, by "
+        f"{abs(pair['delta']):.3g} {_ends(pair)} in the exponent (p = {pair['p_adjusted']:.2g})"
+    )
+
+
 def _explained(pair: Entry) -> str:
     """Why a significant slope is no difference in scaling yet."""
     return (
-        f"The loss of {_steeper(pair)} falls faster over these sizes than that of "
-        f"{pair['b'] if pair['delta'] > 0 else pair['a']}, by {abs(pair['delta']):.3g} {_ends(pair)} in the exponent"
-        f"{_p(pair)}; but one law with a floor and a constant factor on N explains that too "
-        f"(p = {pair['p_any_floor_adjusted']:.2g}), so it need not go on: sizes over a wider span would tell."
+        f"{_only_over_these(pair)}; but one law with a floor and a constant factor on N explains that too "
+        f"(p = {pair['p_any_floor_adjusted']:.2g}), so it need not go on. A wider span of sizes would tell."
     )
 
 
@@ -181,27 +197,15 @@ def _headline(found: Findings, comparison: Entry, own: Sequence[Entry], under: s
         return f"The families differ in how they scale {where} ({test}).", True
     if found.unsure:
         return f"Whether the families differ in how they scale depends on the law ({test} {where}).", None
-    level = 1 - comparison["primary"]["level"]
-    if found.p is not None and found.p < level and not paired:
-        law = comparison["laws"][comparison["primary"]["law"]]
-        straight = any(row["p_any_floor"] is not None for row in law["pairs"])
-        others = [
-            name
-            for name, one in comparison["laws"].items()
-            if comparison["weighed"].get(name, {}).get("tenable") and not (one["p"] is not None and one["p"] < level)
-        ]
-        if not straight and not others:
-            return f"The families differ in how they scale {where} ({test}; no single pair does).", True
-        return f"Whether the families differ in how they scale depends on the law ({test} {where}).", None
     return f"The families' exponents are not distinguishable at this design {where} ({test}).", False
 
 
 def _difference(pair: Entry) -> str:
-    low, high = _steeper(pair), pair["b"] if pair["delta"] > 0 else pair["a"]
+    low, high = _steeper(pair), _flatter(pair)
     value = f"by {abs(pair['delta']):.3g} {_ends(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
     if pair["paired"]:
         return f"The loss of {low} falls faster with N than that of {high}, {value}."
-    return f"{low} has the larger {pair['exponent']} than {high}, {value}."
+    return f"{pair['exponent']} of {low} is larger than that of {high}, {value}."
 
 
 def _ends(pair: Entry) -> str:
@@ -229,35 +233,34 @@ def _survival(ranking: Entry, found: Findings) -> list[str]:
 
 
 def _levels(comparison: Entry) -> list[str]:
-    """Who reaches the lower loss at equal size, and how much that is worth."""
+    """Who reaches the lower target at equal size, and how much that is worth."""
     level = 1 - comparison["primary"]["level"]
+    target = comparison["primary"]["target"].replace("_", " ")
     rows = [pair for pair in comparison["paired"]["pairs"] if pair["level_p_adjusted"] < level]
     said = []
     for pair in sorted(rows, key=lambda row: -abs(row["level_log_ratio"]))[:3]:
         better = pair["a"] if pair["level_log_ratio"] < 0 else pair["b"]
         other = pair["b"] if better == pair["a"] else pair["a"]
-        worth, share = pair["worth"], abs(pair["level_log_ratio"])
+        worth, share = pair["worth"], -math.expm1(-abs(pair["level_log_ratio"]))
         ends = [worth["low"], worth["factor"], worth["high"]]
         times = ""
         if None not in ends:
             low, at, high = ends if better == pair["a"] else [1 / end for end in reversed(ends)]
             times = f", like a model with {at:.3g} times the parameters [{low:.3g}, {high:.3g}]"
         said.append(
-            f"At equal size {better} reaches a loss {share:.1%} lower than {other}{times} "
+            f"At the middle size {better} reaches a {target} {share:.1%} lower than {other}{times} "
             f"(p = {pair['level_p_adjusted']:.2g})."
         )
     if len(rows) > 3:
-        said.append(f"{len(rows) - 3} more pairs differ in level.")
+        said.append(f"{_counted(len(rows) - 3, 'more pair')} differ{'s' if len(rows) == 4 else ''} in level.")
     if comparison["paired"]["pairs"]:
-        return said or ["No two families differ in the level of the loss at equal size."]
+        return said or [f"No two families differ in {target} at the middle size."]
     law = comparison["laws"].get(comparison["primary"]["law"])
-    test = next(
-        (t for t in (law or {}).get("tests", []) if t["restricted"] == "one_law" and t["wider"] != "separate"), None
-    )
-    if test is None:
+    tests = [t for t in (law or {}).get("tests", []) if t["restricted"] == "one_law" and t["wider"] != "separate"]
+    if not tests or not tests[0]["replicates"]:
         return []
-    differ = "differ" if test["p"] < level else "do not differ demonstrably"
-    return [f"In level, as a constant factor on N, the families {differ} (p = {test['p']:.2g})."]
+    differ = "differ" if tests[0]["p"] < level else "cannot be told apart"
+    return [f"In level, as a constant factor on size, the families {differ} (p = {tests[0]['p']:.2g})."]
 
 
 def _power(comparison: Entry, found: Findings) -> list[str]:
@@ -268,18 +271,16 @@ def _power(comparison: Entry, found: Findings) -> list[str]:
     if not rows:
         return ["This design could not have detected any difference of exponents with confidence."]
     least, most = (pick(rows, key=lambda row: row["detectable"]) for pick in (min, max))
-    chance = f"{(law or {'power': {'power': 0.8}})['power']['power']:.0%}"
-    count = f"over {_counted(len(rows), 'pair')}"
+    chance = f"{comparison['paired']['power']:.0%}"
     if most["detectable"] < 1.5 * least["detectable"]:
-        said = f"A difference of {most['detectable']:.3g} would have been found in {chance} of cases ({count})."
+        said = f"In {chance} of cases a difference of {most['detectable']:.3g} would have been found."
     else:
-        said = f"What would have been found in {chance} of cases ({count}) is a difference of " + " and of ".join(
+        said = f"In {chance} of cases these differences would have been found: " + ", ".join(
             f"{row['detectable']:.3g} between {row['a']} and {row['b']}" for row in (least, most)
         )
-        said += "."
+        said += " (the best and the worst pair)."
     advice = comparison["paired"]["advice"] if paired else (law or {})["power"]["advice"]
-    half = "Half of that" if len(rows) == 1 else f"To find half of {most['detectable']:.3g}"
-    return [said + (f" {half} takes {advice['text']}." if advice else "")]
+    return [said, f"To find {most['detectable'] / 2:.3g} takes {advice['text']}."] if advice else [said]
 
 
 def _not_compared(comparison: Entry, own: Sequence[Entry]) -> list[str]:
@@ -310,7 +311,7 @@ def _exact(own: Sequence[Entry], under: str) -> str:
         if entry["fitted"]
         for name in entry["exponents"]
     ]
-    said = f"All rows lie on the law to rounding {under}: {'; '.join(values)}."
+    said = f"All rows lie on the law to rounding {under}: {shortlist(values, separator='; ')}."
     return f"{said} Without scatter there is no interval and no test."
 
 
@@ -364,7 +365,7 @@ def _misfit(comparison: Entry, own: Sequence[Entry]) -> list[str]:
         )
     law, weighed = comparison["primary"]["law"], comparison["weighed"]
     mine = weighed.get(law, {})
-    if mine.get("tenable") is False and mine["why"]:
+    if "aicc" in mine and not mine["tenable"]:
         said.append(f"The runs reject {law}: {mine['why']}.")
     others = [name for name, one in weighed.items() if one["tenable"] and name != law]
     if others:
@@ -381,7 +382,7 @@ def _limits(comparison: Entry, own: Sequence[Entry]) -> list[str]:
     rows = [entry["n_cells"] for entry in own]
     if min(rows) < 5:
         said.append(f"The smallest family has {_counted(min(rows), 'size')}; intervals are exact only if the law is.")
-    if comparison["n_runs"] == comparison["n_cells"]:
+    if all(entry["n_rows"] == entry["n_cells"] for entry in own):
         said.append("No size was trained with a second seed, so the scatter between runs is inferred from the fit.")
     spans = [end / start for entry in own for start, end in [next(iter(entry["range"].values()))] if start > 0]
     if spans and min(spans) < 10:
