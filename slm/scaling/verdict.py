@@ -122,8 +122,6 @@ def _against(pair: Entry, comparison: Entry, level: float) -> str:
     significant = pair["p_adjusted"] < level
     floor = pair["p_any_floor_adjusted"]
     straight = pair["paired"] or pair["straight"]
-    if significant and straight and floor is not None and floor >= level:
-        return _explained(pair)
     seconded = False
     for name, one in comparison["laws"].items():
         row = _same_pair(pair, one["pairs"])
@@ -136,6 +134,8 @@ def _against(pair: Entry, comparison: Entry, level: float) -> str:
             seconded = True
         elif significant or there:
             return _contradicted(pair, row, name, comparison, there)
+    if significant and straight and floor is not None and floor >= level:
+        return _explained(pair)
     if significant and straight and floor is None and not seconded:
         return _only_over_these(pair) + "; no law with a floor that the runs identify says so too."
     return ""
