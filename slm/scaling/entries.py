@@ -93,7 +93,7 @@ def _fit_case(
     """`middle` is the table's median of the log variables, for a thorough fit, else None."""
     found = fit_sample(case.law, sample, loss=loss)
     replicates = 0 if middle is None else settings.bootstrap
-    of = uncertainty(found, replicates=replicates, rng=rng, level=settings.level)
+    of = uncertainty(found, replicates=replicates, rng=rng, level=settings.level, coefficients=middle is not None)
     entry = _entry(case, found, of, settings.unit)
     runs = take_sample(table.of(case.family), case.law, case.target, case.size, unit="run")
     test = lack_of_fit(found, runs)

@@ -52,13 +52,16 @@ class Uncertainty:
         return len(np.unique(found.sample.clusters)) - len(found.theta)
 
 
-def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level: float = 0.95) -> Uncertainty:
+def uncertainty(
+    found: Fit, *, replicates: int, rng: np.random.Generator, level: float = 0.95, coefficients: bool = True
+) -> Uncertainty:
     """Intervals of all parameters of a fit.
 
     Linear laws by least squares: Student's t, exact. Other laws by least squares: profile likelihood. Either is widened
     where rows share runs or shapes, by the cluster-robust standard error (`slm.scaling.robust`). Huber's loss: t
     intervals on standard errors of the cluster bootstrap, scaled up for the parameters fitted.
-    `replicates` = 0 leaves the bootstraps out where they are only a cross-check.
+    `replicates` = 0 leaves the bootstraps out where they are only a cross-check. Without `coefficients`, those have the
+    intervals of the delta method, in logs: exponents and floor are all that anything rests on.
     """
     if found.exact:
         return _none(found)
@@ -69,8 +72,10 @@ def uncertainty(found: Fit, *, replicates: int, rng: np.random.Generator, level:
             ensembles[kind] = bootstrap(found, kind, replicates or 200, rng)
     profiles: dict[str, Profile] = {}
     if likelihood:
-        every = ((name, profile(found, name, level=level)) for name in found.law.parameters)
-        profiles = {name: one for name, one in every if one is not None}
+        rests = {*found.law.exponents, "" if found.law.floor is None else list(found.law.parameters)[found.law.floor]}
+        for name in found.law.parameters:
+            one = profile(found, name, level=level, straight=not coefficients and name not in rests)
+            profiles |= {} if one is None else {name: one}
     spread = {kind: _spread(found, e) for kind, e in ensembles.items()}
     delta = _delta(found)
     if likelihood:

@@ -42,11 +42,11 @@ class Profile:
     high: float | None
 
 
-def profile(found: Fit, name: str, *, level: float = 0.95) -> Profile | None:
+def profile(found: Fit, name: str, *, level: float = 0.95, straight: bool = False) -> Profile | None:
     """Profile of parameter `name` of a least-squares fit; None where it is no linear function of the coordinates.
 
     Where rows share runs or shapes, t is divided by how much larger the cluster-robust standard error is, and has that
-    error's degrees of freedom.
+    error's degrees of freedom. `straight` takes t for a straight line, as by the delta method, and refits nothing.
     """
     vector = found.law.functional(name, found.sample.refs)
     if vector is None or found.degrees_of_freedom < 1 or not found.sigma > 0:
@@ -59,13 +59,17 @@ def profile(found: Fit, name: str, *, level: float = 0.95) -> Profile | None:
     unit = _unit(found, vector, limits) / min(shrink, 1.0)
     grid = np.unique(np.clip(estimate + unit * np.r_[-OUTWARD, OUTWARD], *limits))
     grid = grid[grid != estimate]
-    values, root = np.append(grid, estimate), np.append(shrink * _roots(found, vector, estimate, grid), 0.0)
+
+    def roots(values: Floats) -> Floats:
+        return _roots(found, vector, estimate, values, straight=straight or is_linear(found.law))
+
+    values, root = np.append(grid, estimate), np.append(shrink * roots(grid), 0.0)
     critical = float(stats.t.ppf(0.5 + level / 2, df))
     for _ in range(REFINEMENTS):
         fine = np.concatenate([_between(values, root, side * critical) for side in (-1, 1)])
         if not len(fine):
             break
-        values, root = np.append(values, fine), np.append(root, shrink * _roots(found, vector, estimate, fine))
+        values, root = np.append(values, fine), np.append(root, shrink * roots(fine))
     order = np.argsort(values)
     values, root = values[order], root[order]
     low, high = _crossing(values, root, -critical), _crossing(values, root, critical)
@@ -102,11 +106,11 @@ def _unit(found: Fit, vector: Floats, limits: tuple[float, float]) -> float:
     return min(float(error), largest) if error > 0 else min(largest, 0.25)
 
 
-def _roots(found: Fit, vector: Floats, estimate: float, values: Floats) -> Floats:
-    """t at `values`, each from a fit of all other parameters; straight for laws that are."""
+def _roots(found: Fit, vector: Floats, estimate: float, values: Floats, *, straight: bool) -> Floats:
+    """t at `values`, each from a fit of all other parameters unless `straight`."""
     covariance = np.nan_to_num(found.covariance, nan=0.0)
     variance = float(vector @ covariance @ vector)
-    if is_linear(found.law) and variance > 0:
+    if straight and variance > 0:
         return np.asarray((values - estimate) / np.sqrt(variance))
     P = len(vector)
     held = int(np.argmax(np.abs(vector) > 0.5))  # a coefficient's own coordinate, or the exponent's
