@@ -228,7 +228,7 @@ def try_one(job: tuple[int, int]) -> dict[str, Any]:
 def _note_pair(outcome: Outcome, pair: dict[str, Any], truth: dict[str, Family], scenario: Scenario) -> None:
     """The slope of the true log ratio over the matched points, and what a is truly worth in parameters of b."""
     one, two = truth[pair["a"]], truth[pair["b"]]
-    N = np.array(pair["points"]["N"])
+    N = np.array(pair["sizes"])
     D = np.array(scenario.tokens)
     ratio = [np.mean([np.log(one.law(n, d) / two.law(n, d)) for d in D]) for n in N]
     slope = -np.polyfit(np.log(N), ratio, 1)[0]

@@ -109,6 +109,7 @@ def analyse(
     covariates = sorted(variables - set(VARIABLES))
     comparison["paired"] = compare_pairs(table, target, size, covariates, level=settings.level, power=settings.power)
     comparison["primary"]["why"] = why
+    comparison["notes"] += _asked_in_vain(settings, entries)
     say("references and allocation", steps - 1, steps)
     comparison["skipped"] = skipped
     comparison |= (
@@ -181,6 +182,18 @@ def _check_names(settings: Settings, table: Table, laws: Sequence[Law]) -> None:
 
 def _described(missing: Sequence[str], table: Table) -> list[str]:
     return [f"{name} above 0 in every row" if name in table.frame else name for name in missing]
+
+
+def _asked_in_vain(settings: Settings, entries: list[Entry]) -> list[str]:
+    """A sentence on each formula that no family could be fitted with, and on given parameters that no law has."""
+    said = []
+    for name in settings.formulas or ():
+        own = [entry for entry in entries if entry["law"] == name]
+        if own and not any(entry["fitted"] for entry in own):
+            said.append(f"The formula {name} was {own[0]['notes'][0]}.")
+    if settings.test and not any(entry.get("test") for entry in entries):
+        said.append(f"analysis.test was not made: no law that was fitted has all of {', '.join(settings.test)}.")
+    return said
 
 
 def _comparison(

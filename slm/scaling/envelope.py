@@ -54,8 +54,8 @@ def _envelope(entries: Mapping[str, Entry], at: Mapping[str, float], weighed: Ma
     for law, entry in entries.items():
         if not weighed[law]["tenable"]:
             excluded[law] = weighed[law]["why"]
-        elif not entry["fitted"]:
-            excluded[law] = entry["notes"][0]
+        elif not entry["fitted"] or not entry["converged"]:
+            excluded[law] = entry["notes"][0] if entry["notes"] else "the fit did not converge"
         elif not set(entry["range"]) <= set(at):
             excluded[law] = "it needs more than what is said of this point"
         else:

@@ -1,12 +1,14 @@
 """Runs of two families at the same sizes and budgets, as pairs: what a matched design is made for.
 
-Axes: n matched points.
+Where every size has the same tokens (and covariates), a size is one point: the mean over them.
+
+Axes: n matched sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -24,39 +26,19 @@ FEWEST = 4
 
 @dataclass(frozen=True)
 class Matched:
-    """Log targets of two families at n points that both have, at one size each."""
+    """Log targets of two families at n sizes that both have, in order of size."""
 
     a: str
     b: str
     log_N: Floats
-    rest: tuple[Floats, ...]
-    """What else varies, in logs: tokens and covariates, unless they are one number or follow from N. Empty where every
-    shape has the same values of it: its points are then one, their mean."""
     log_a: Floats
     log_b: Floats
-    shapes: np.ndarray
-    """Points of one shape have one number."""
     seeds: float
-    """Mean number of runs behind a value."""
+    """Mean number of runs of a family behind a value."""
     noise: float | None
     """Scatter of a log ratio of two single runs between seeds; None where no size has two."""
     farthest: float
     """Largest distance of two matched sizes, as a share."""
-
-    def by_shape(self) -> Matched:
-        """One point a shape, the mean of its points."""
-        counts = np.bincount(self.shapes)
-        log_N, log_a, log_b = (np.bincount(self.shapes, v) / counts for v in (self.log_N, self.log_a, self.log_b))
-        order = np.argsort(log_N)
-        return replace(
-            self,
-            log_N=log_N[order],
-            log_a=log_a[order],
-            log_b=log_b[order],
-            rest=(),
-            shapes=np.arange(len(counts)),
-            seeds=self.seeds * len(self.shapes) / len(counts),
-        )
 
     @property
     def log_ratio(self) -> Floats:
@@ -83,24 +65,22 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     left, right = (np.array([value[k].mean() for value in values]) for k in (0, 1))
     shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
     rest = tuple(column for column in others.T if not np.isnan(column).any() and _varies_by_itself(middle, column))
-    ordered = not rest and len(np.unique(shapes)) == len(shapes)
-    matched = Matched(
+    if not _balanced(shapes, rest):
+        return "tokens or other columns vary at a size, not in the same way at every size"
+    ordered = len(np.unique(shapes)) == len(shapes)
+    log_a, log_b = (_moved(log_n[:, k], y, middle, ordered, rest) for k, y in ((0, left), (1, right)))
+    counts = np.bincount(shapes)
+    log_N, log_a, log_b = (np.bincount(shapes, column) / counts for column in (middle, log_a, log_b))
+    return Matched(
         a,
         b,
-        middle,
-        rest,
-        _moved(log_n[:, 0], left, middle, ordered, rest),
-        _moved(log_n[:, 1], right, middle, ordered, rest),
-        shapes,
-        float(np.mean([len(value[0]) for value in values])),
+        log_N,
+        log_a,
+        log_b,
+        float(np.mean([len(value[0]) for value in values]) * len(shapes) / len(counts)),
         _noise(values),
         float(np.expm1(np.abs(np.diff(log_n, axis=1)).max())),
     )
-    if _balanced(shapes, rest):
-        return matched.by_shape()
-    if len(np.unique(shapes)) < FEWEST + len(rest):
-        return f"{sizes} sizes are too few where tokens or other columns vary from size to size as well"
-    return matched
 
 
 def _balanced(shapes: np.ndarray, rest: tuple[Floats, ...]) -> bool:
@@ -162,12 +142,17 @@ def _by_seed(p: _Point, q: _Point) -> tuple[Floats, Floats]:
 
 
 def _noise(values: list[tuple[Floats, Floats]]) -> float | None:
-    """Standard deviation of a log ratio between seeds of one point, pooled; seeds paired where both have them."""
-    total, df = 0.0, 0
-    for left, right in values:
-        if len(left) == len(right) and len(left) > 1:
-            total, df = total + float(np.var(left - right) * len(left)), df + len(left) - 1
-    return float(np.sqrt(total / df)) if df else None
+    """Standard deviation of a log ratio between seeds of one point, pooled: by seed where both have several.
+
+    Else from the seeds of either family, as if both scattered alike.
+    """
+    paired = [left - right for left, right in values if len(left) == len(right) > 1]
+    alone = [side for pair in values for side in pair if len(side) > 1]
+    for groups, factor in ((paired, 1.0), (alone, 2.0)):
+        df = sum(len(group) - 1 for group in groups)
+        if df:
+            return float(np.sqrt(factor * sum(np.var(group) * len(group) for group in groups) / df))
+    return None
 
 
 def _varies_by_itself(log_n: Floats, other: Floats) -> bool:

@@ -4,8 +4,7 @@ Notable: what both families share, such as the deviation of a size from any smoo
 its slope tells differences of exponents apart that the families' own fits cannot. It takes no law for true; its t test
 is exact whatever the two families' scatter. What a law can change is the meaning: two families of one law above a floor
 that differ by a constant factor on N have a ratio that changes with N all the same. So the slope is also tested against
-that, under every floor that the runs do not reject (`p_any_floor`; None where tokens or other columns vary from size to
-size, so that there is no one curve to put a floor under).
+that, under every floor that the runs do not reject (`p_any_floor`).
 
 Axes: n matched points, G floors.
 """
@@ -25,7 +24,6 @@ from slm.scaling.forms import Floats
 from slm.scaling.matching import Matched, match
 from slm.scaling.pairs import adjust, holm
 from slm.scaling.power import PairedDesign
-from slm.scaling.robust import cluster_error
 from slm.scaling.tables import Table
 
 Entry = dict[str, Any]
@@ -33,30 +31,27 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """Least squares of values on columns: coefficients, their errors, degrees of freedom of each, residuals."""
+    """Least squares: intercept and slope, their errors, degrees of freedom, residuals [n]."""
 
     coefficients: Floats
     errors: Floats
-    df: Floats
+    df: int
     residuals: Floats
 
     def p(self, place: int) -> float:
         """Two-sided p of a coefficient being 0."""
-        return float(2 * stats.t.sf(abs(self.coefficients[place]) / self.errors[place], self.df[place]))
+        return float(2 * stats.t.sf(abs(self.coefficients[place]) / self.errors[place], self.df))
 
 
-def regress(values: Floats, columns: Sequence[Floats], groups: np.ndarray) -> Line:
-    """Least squares with Student's t, or with cluster-robust errors where several rows are of one of `groups`."""
-    design = np.stack(columns, axis=1)
+def regress(values: Floats, x: Floats, weights: Floats | None = None) -> Line:
+    """Weighted least squares of values on a constant and `x`, with Student's t."""
+    root = np.ones_like(x) if weights is None else np.sqrt(weights)
+    design = np.stack([np.ones_like(x), x], axis=1) * root[:, None]
     inverse = np.linalg.pinv(design.T @ design)
-    coefficients = inverse @ design.T @ values
-    residuals = values - design @ coefficients
-    n, k = design.shape
-    if len(np.unique(groups)) == n:
-        variance = max(float(residuals @ residuals), 1e-30) / (n - k)
-        return Line(coefficients, np.sqrt(variance * np.diag(inverse)), np.full(k, float(n - k)), residuals)
-    found = np.array([cluster_error(design, residuals, groups, unit) for unit in np.eye(k)])
-    return Line(coefficients, np.maximum(found[:, 0], 1e-15), found[:, 1], residuals)
+    coefficients = inverse @ design.T @ (values * root)
+    residuals = values * root - design @ coefficients
+    variance = max(float(residuals @ residuals), 1e-30) / (len(x) - 2)
+    return Line(coefficients, np.sqrt(variance * np.diag(inverse)), len(x) - 2, residuals)
 
 
 def compare_pairs(
@@ -105,36 +100,33 @@ def compare_pairs(
 
 def _pair(of: Matched, level: float) -> Entry:
     x = of.log_N - of.log_N.mean()
-    columns = [np.ones_like(x), x, *(column - column.mean() for column in of.rest)]
-    line, mean = (regress(values, columns, of.shapes) for values in (of.log_ratio, (of.log_a + of.log_b) / 2))
-    reach = stats.t.ppf(0.5 + level / 2, line.df[1]) * line.errors[1]
-    floors = None if of.rest else _floors(of, x, level)
-    residuals = np.bincount(of.shapes, line.residuals) / np.bincount(of.shapes)
-    spread = float(np.sqrt((residuals**2).sum() / max(len(residuals) - 2, 1)))
+    line, mean = (regress(values, x) for values in (of.log_ratio, (of.log_a + of.log_b) / 2))
+    reach = stats.t.ppf(0.5 + level / 2, line.df) * line.errors[1]
+    floors = _floors(of, x, level)
+    spread = float(np.sqrt((line.residuals**2).sum() / line.df))
     own = 0.0 if of.noise is None else of.noise / np.sqrt(of.seeds)
-    log_sizes = np.unique(np.bincount(of.shapes, of.log_N) / np.bincount(of.shapes))
-    at = [(float(N - of.log_N.mean()), _local(N, of.log_N, floors)) for N in log_sizes]
-    by_size = [_worth(line, mean, shift, share, level) for shift, share in at]
+    local = min(floors, key=lambda one: one.squares).local
+    by_size = [_worth(line, mean, shift, share, level) for shift, share in zip(x, local, strict=True)]
     return {
         "a": of.a,
         "b": of.b,
-        "sizes": np.exp(log_sizes),
+        "sizes": np.exp(of.log_N),
         "farthest": of.farthest,
         "seeds": of.seeds,
-        "points": {"N": np.exp(of.log_N), "log_ratio": of.log_ratio},
+        "log_ratio": of.log_ratio,
         "delta": -float(line.coefficients[1]),
         "ci_low": -float(line.coefficients[1] + reach),
         "ci_high": -float(line.coefficients[1] - reach),
         "p": line.p(1),
-        "df": float(line.df[1]),
+        "df": line.df,
         "noise": None if of.noise is None else of.noise / np.sqrt(2),
         "misfit": float(np.sqrt(max(spread**2 - own**2, 0.0))),
         "spread": spread,
-        "p_any_floor": None if floors is None else _largest_p(line, [one.line for one in floors]),
+        "p_any_floor": _largest_p(line, [one.line for one in floors]),
         "level_log_ratio": float(line.coefficients[0]),
         "level_p": line.p(0),
         "worth": _worth(line, mean, 0.0, 1.0, level),
-        "worth_by_size": [{"N": float(np.exp(N)), **one} for N, one in zip(log_sizes, by_size, strict=True)],
+        "worth_by_size": [{"N": float(np.exp(N)), **one} for N, one in zip(of.log_N, by_size, strict=True)],
         "band": _band(line, x, of, level),
     }
 
@@ -147,8 +139,7 @@ def _worth(line: Line, mean: Line, at: float, share: float, level: float) -> Ent
     """
     ratio = -float(line.coefficients[0] + line.coefficients[1] * at)
     exponent = -float(mean.coefficients[1]) * share
-    df = line.df[:2].min()
-    t = stats.t.ppf(0.5 + level / 2, df)
+    t = stats.t.ppf(0.5 + level / 2, line.df)
     of_ratio, of_exponent = line.errors[0] ** 2 + (line.errors[1] * at) ** 2, (mean.errors[1] * share) ** 2
     common = float(line.residuals @ mean.residuals) / max(float(np.linalg.norm(line.residuals)), 1e-300)
     common /= max(float(np.linalg.norm(mean.residuals)), 1e-300)
@@ -166,43 +157,40 @@ def _band(line: Line, x: Floats, of: Matched, level: float) -> Entry:
     """The line of the log ratio along N, with the interval of its height."""
     along = np.linspace(x.min(), x.max(), 40)
     height = line.coefficients[0] + line.coefficients[1] * along
-    t = stats.t.ppf(0.5 + level / 2, line.df[:2].min())
+    t = stats.t.ppf(0.5 + level / 2, line.df)
     reach = t * np.sqrt(line.errors[0] ** 2 + (line.errors[1] * along) ** 2)
     return {"N": np.exp(along + of.log_N.mean()), "centre": height, "low": height - reach, "high": height + reach}
 
 
 @dataclass(frozen=True)
 class _Floor:
-    """A floor that is not rejected, the log ratio's regression that allows for it, and how well it fits."""
+    """A floor that is not rejected, the slope of the log ratio above it, and how well it fits."""
 
     line: Line
     squares: float
     local: Floats
-    """Local exponent at each point over its mean [n]."""
+    """Mean local exponent of both families at each size, over its mean [n]."""
 
 
 def _floors(of: Matched, x: Floats, level: float) -> list[_Floor]:
-    """Floors that the mean of both families does not reject.
+    """Floors, the same for both, that the two families do not reject; the best at least.
 
-    Under a floor a constant factor on N changes the ratio in proportion to the local exponent, alpha (1 - E / L) at
-    each size, which takes the place of the constant.
+    Above a floor a constant factor on N is a constant in the log ratio of L - E, whose scatter at each size is that of
+    log L over the share of L that lies above the floor. The two families' deviations may be the same, so that they
+    count as those of one.
     """
-    mean = (of.log_a + of.log_b) / 2
-    fits = at_floors(of.log_N, mean, SHARES * float(np.exp(mean.min())))
-    kept = floors_not_rejected(fits.squares, len(x) - 3, level) & (fits.alpha > 0)
-    return [
-        _Floor(regress(of.log_ratio, [local, x], of.shapes), float(fits.squares[g]), local)
-        for g in np.flatnonzero(kept)
-        for local in [fits.local[g] / fits.local[g].mean()]
-    ]
-
-
-def _local(log_size: float, log_n: Floats, floors: Sequence[_Floor] | None) -> float:
-    """The local exponent at a size over its mean, by the floor that fits best; 1 where none was fitted."""
-    if not floors:
-        return 1.0
-    best = min(floors, key=lambda one: one.squares)
-    return float(np.interp(log_size, log_n, best.local))
+    lowest = float(np.exp(min(of.log_a.min(), of.log_b.min())))
+    a, b = (at_floors(of.log_N, log_y, SHARES * lowest) for log_y in (of.log_a, of.log_b))
+    squares = a.squares + b.squares
+    kept = floors_not_rejected(squares, len(x) - 3, level) | (squares == squares.min())
+    found = []
+    for g in np.flatnonzero(kept):
+        above = [np.exp(log_y) - a.floors[g] for log_y in (of.log_a, of.log_b)]
+        share = sum(one / (one + a.floors[g]) for one in above) / 2
+        local = (a.local[g] + b.local[g]) / 2
+        line = regress(np.log(above[0] / above[1]), x, share**2)
+        found.append(_Floor(line, float(squares[g]), local / local.mean()))
+    return found
 
 
 def _largest_p(line: Line, floors: Sequence[Line]) -> float:

@@ -133,7 +133,7 @@ class Advice:
         if self.sizes is not None:
             means.append(f"{self.sizes} sizes in the same span instead of {self.sizes_now}")
         if self.span is not None:
-            means.append(f"sizes over a factor of {self.span:,.3g} instead of {self.span_now:,.3g}")
+            means.append(f"sizes over a factor of {_plain(self.span)} instead of {_plain(self.span_now)}")
         said = ", or ".join(means) if means else "no number of sizes or seeds and no span in reach"
         if self.seeds is None and self.noise is None:
             return f"{said}; what more seeds would help is unknown, since no size has several"
@@ -143,6 +143,11 @@ class Advice:
                 f"loss whatever the seeds (one seed: {self.noise:.2g})"
             )
         return said
+
+
+def _plain(value: float) -> str:
+    """Three significant digits, as people write them: 2,000 and not 2e+03."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 class Comparison(ABC):

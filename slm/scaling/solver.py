@@ -218,7 +218,8 @@ def _newton(
             possible = np.isfinite(state.value)
             finished = possible & (left <= tolerance * state.value + rounding)
             phi[chosen], objective[chosen] = state.phi, state.value
-            decrement[chosen], norm[chosen], done[chosen] = left, slope, finished
+            # What is as near as rounding lets it come has converged, however small a tolerance was asked for.
+            decrement[chosen], norm[chosen], done[chosen] = left, slope, finished | (left <= 1e-9 * state.value)
             going = possible & ~finished & (damping < 1e12)
             if not going.any():
                 break

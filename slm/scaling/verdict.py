@@ -64,12 +64,13 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
         found = findings(comparison)
         headline, answer = _headline(found, comparison, own, under)
         pairs = [_recorded(pair, found) for pair in found.pairs]
+        what = primary["target"].replace("_", " ")
         if found.pairs:
-            sentences += [_difference(pair) for pair in found.differ]
+            sentences += [_difference(pair, what) for pair in found.differ]
             sentences += [reason for _, reason in found.unsure]
             sentences += _survival(comparison["ranking"], found)
             sentences += _power(comparison, found)
-        sentences += _not_compared(comparison, own)
+        sentences += _not_compared(comparison, own, found)
     if several:
         sentences = ([] if exact else _levels(comparison)) + sentences
         if controlled is False:
@@ -89,13 +90,15 @@ def _recorded(pair: Entry, found: Findings) -> Entry:
 def findings(comparison: Entry) -> Findings:
     """Every pair by the best comparison there is, and what the laws that are not rejected say against it.
 
-    Families at the same sizes are compared in pairs where the law of the verdict is about N at all.
+    Families at the same sizes are compared in pairs where the law of the verdict is about N at all. p-values are
+    adjusted over all pairs, also in `comparison`.
     """
     level = 1 - comparison["primary"]["level"]
     law = comparison["laws"].get(comparison["primary"]["law"])
     rows = law["pairs"] if law else []
     ranked = rows[0]["exponent"] if rows else ""
     paired = {(pair["a"], pair["b"]): pair for pair in comparison["paired"]["pairs"] if comparison["primary"]["in_N"]}
+    by_law = {(row["a"], row["b"], row["exponent"]): row for row in rows}
     pairs = [{**pair, "exponent": "local exponent", "variable": "N", "paired": True} for pair in paired.values()]
     pairs += [
         {**row, "paired": False}
@@ -103,6 +106,9 @@ def findings(comparison: Entry) -> Findings:
         if row["p"] is not None and not ((row["a"], row["b"]) in paired and row["exponent"] == ranked)
     ]
     adjust(pairs)
+    for pair in pairs:  # the tables of the report show what the verdict rests on
+        own = paired[pair["a"], pair["b"]] if pair["paired"] else by_law[pair["a"], pair["b"], pair["exponent"]]
+        own |= {key: pair[key] for key in ("p_adjusted", "p_any_floor_adjusted")}
     differ: list[Entry] = []
     unsure: list[tuple[Entry, str]] = []
     for pair in pairs:
@@ -120,6 +126,7 @@ def findings(comparison: Entry) -> Findings:
 def _against(pair: Entry, comparison: Entry, level: float) -> str:
     """What a floor or a law that the runs do not reject says against a significant pair, or in place of one."""
     significant = pair["p_adjusted"] < level
+    what = comparison["primary"]["target"].replace("_", " ")
     floor = pair["p_any_floor_adjusted"]
     straight = pair["paired"] or pair["straight"]
     seconded = False
@@ -135,9 +142,9 @@ def _against(pair: Entry, comparison: Entry, level: float) -> str:
         elif significant or there:
             return _contradicted(pair, row, name, comparison, there)
     if significant and straight and floor is not None and floor >= level:
-        return _explained(pair)
+        return _explained(pair, what)
     if significant and straight and floor is None and not seconded:
-        return _only_over_these(pair) + "; no law with a floor that the runs identify says so too."
+        return _only_over_these(pair, what) + "; no law with a floor that the runs identify says so too."
     return ""
 
 
@@ -170,17 +177,17 @@ def _flatter(pair: Entry) -> str:
     return str(pair["b"] if pair["delta"] > 0 else pair["a"])
 
 
-def _only_over_these(pair: Entry) -> str:
+def _only_over_these(pair: Entry, what: str) -> str:
     return (
-        f"The loss of {_steeper(pair)} falls faster over these sizes than that of {_flatter(pair)}, by "
+        f"The {what} of {_steeper(pair)} falls faster over these sizes than that of {_flatter(pair)}, by "
         f"{abs(pair['delta']):.3g} {_ends(pair)} in the exponent (p = {pair['p_adjusted']:.2g})"
     )
 
 
-def _explained(pair: Entry) -> str:
+def _explained(pair: Entry, what: str) -> str:
     """Why a significant slope is no difference in scaling yet."""
     return (
-        f"{_only_over_these(pair)}; but one law with a floor and a constant factor on N explains that too "
+        f"{_only_over_these(pair, what)}; but one law with a floor and a constant factor on N explains that too "
         f"(p = {pair['p_any_floor_adjusted']:.2g}), so it need not go on. A wider span of sizes would tell."
     )
 
@@ -200,11 +207,11 @@ def _headline(found: Findings, comparison: Entry, own: Sequence[Entry], under: s
     return f"The families' exponents are not distinguishable at this design {where} ({test}).", False
 
 
-def _difference(pair: Entry) -> str:
+def _difference(pair: Entry, what: str) -> str:
     low, high = _steeper(pair), _flatter(pair)
     value = f"by {abs(pair['delta']):.3g} {_ends(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
     if pair["paired"]:
-        return f"The loss of {low} falls faster with N than that of {high}, {value}."
+        return f"The {what} of {low} falls faster with N than that of {high}, {value}."
     return f"{pair['exponent']} of {low} is larger than that of {high}, {value}."
 
 
@@ -266,7 +273,7 @@ def _levels(comparison: Entry) -> list[str]:
 def _power(comparison: Entry, found: Findings) -> list[str]:
     """The smallest difference that would have been found, by pair if they differ much, and what would find half."""
     law = comparison["laws"].get(comparison["primary"]["law"])
-    paired = [pair for pair in comparison["paired"]["pairs"] if pair["detectable"] is not None]
+    paired = [pair for pair in comparison["paired"]["pairs"] if pair["detectable"]]
     rows = paired or [row for row in (law or {"power": {"by_pair": []}})["power"]["by_pair"] if row["detectable"]]
     if not rows:
         return ["This design could not have detected any difference of exponents with confidence."]
@@ -283,9 +290,14 @@ def _power(comparison: Entry, found: Findings) -> list[str]:
     return [said, f"To find {most['detectable'] / 2:.3g} takes {advice['text']}."] if advice else [said]
 
 
-def _not_compared(comparison: Entry, own: Sequence[Entry]) -> list[str]:
-    """Families that the law of the verdict does not hold, and laws that hold some families only."""
+def _not_compared(comparison: Entry, own: Sequence[Entry], found: Findings) -> list[str]:
+    """Pairs that nothing compares, families that the law of the verdict does not hold, and ranges that differ."""
+    done = {(pair["a"], pair["b"]) for pair in found.pairs}
+    left = [row for row in comparison["paired"]["unmatched"] if (row["a"], row["b"]) not in done]
     said = []
+    if left and found.pairs:
+        names = [f"{row['a']} and {row['b']} ({row['reason']})" for row in left]
+        said.append(f"Not compared: {shortlist(names, most=3, separator='; ', longest=150)}.")
     lost = [entry["family"] for entry in own if not entry["identified"]]
     if lost:
         law = comparison["primary"]["law"]
@@ -369,7 +381,7 @@ def _misfit(comparison: Entry, own: Sequence[Entry]) -> list[str]:
         said.append(f"The runs reject {law}: {mine['why']}.")
     others = [name for name, one in weighed.items() if one["tenable"] and name != law]
     if others:
-        said.append(f"The runs do not reject {_listed(others)} either.")
+        said.append(f"The runs do not reject {_listed(others)}{' either' if mine.get('tenable') else ''}.")
     for name, one in weighed.items():
         if one["refused"] and one["families"]:
             families = list(one["refused"])
@@ -384,9 +396,11 @@ def _limits(comparison: Entry, own: Sequence[Entry]) -> list[str]:
         said.append(f"The smallest family has {_counted(min(rows), 'size')}; intervals are exact only if the law is.")
     if all(entry["n_rows"] == entry["n_cells"] for entry in own):
         said.append("No size was trained with a second seed, so the scatter between runs is inferred from the fit.")
-    spans = [end / start for entry in own for start, end in [next(iter(entry["range"].values()))] if start > 0]
-    if spans and min(spans) < 10:
-        said.append(f"The sizes span a factor of {min(spans):.2g} only; nothing is known beyond them.")
+    spans = {e["family"]: end / start for e in own for start, end in [next(iter(e["range"].values()))] if start > 0}
+    narrow = [family for family, span in spans.items() if span < 10]
+    if narrow:
+        least = min(spans[family] for family in narrow)
+        said.append(f"The sizes of {_listed(narrow)} span a factor of {least:.2g} only; nothing is known beyond them.")
     return said
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from slm.scaling.report.directory import Directory, Entry
 from slm.scaling.report.text import VISIBLE_ROWS, Section, bullets, figure, folded, table
@@ -122,8 +124,8 @@ def paired_section(of: Directory) -> Section | None:
         "`p, any floor` is the largest p that the slope has if the families follow one law with a floor, any that the "
         "runs do not reject, and differ by a constant factor on N. p-values are adjusted over the pairs (Holm).",
         paired_table(pairs),
-        figure(of, "ratios", "Log ratio of losses at the same sizes: means over seeds, line and its interval."),
-        levels_table(pairs),
+        figure(of, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
+        levels_table(pairs, TARGET_NAMES[of.primary["target"]]),
     )
     left = [f"{plainly(row['a'])} and {plainly(row['b'])}: {row['reason']}" for row in found["unmatched"]]
     return section.add("Not paired:" if left else "", bullets(left))
@@ -147,20 +149,31 @@ def paired_table(pairs: Sequence[Entry]) -> str:
     return table(header, rows)
 
 
-def levels_table(pairs: Sequence[Entry]) -> str:
-    """Log ratios at the middle size, and what they are worth in parameters."""
+def _expm1(value: Any) -> Any:
+    return math.expm1(value) if is_number(value) else value
+
+
+def levels_table(pairs: Sequence[Entry], target: str) -> str:
+    """Ratios at the middle size, and what they are worth in parameters."""
     rows = []
     for pair in pairs:
         worth = [pair["worth"], pair["worth_by_size"][0], pair["worth_by_size"][-1]]
         rows.append(
             [
                 f"{plainly(pair['a'])} / {plainly(pair['b'])}",
-                percent(pair["level_log_ratio"], sign=True),
+                percent(_expm1(pair["level_log_ratio"]), sign=True),
                 p_value(pair["level_p_adjusted"]),
                 *(with_interval(one["factor"], [one["low"], one["high"]], 3) for one in worth),
             ]
         )
-    header = ("pair", "loss above", "p", "worth, times the parameters", "at the smallest size", "at the largest size")
+    header = (
+        "pair",
+        f"{target} above",
+        "p",
+        "worth, times the parameters",
+        "at the smallest size",
+        "at the largest size",
+    )
     return table(header, rows)
 
 
@@ -408,5 +421,5 @@ def power_section(of: Directory) -> Section | None:
     )
     advice = of.comparison["paired"]["advice"] if paired else power.get("advice")
     if advice:
-        section.add(f"To find {sig(advice['difference'], 3)} (half of the largest) takes {advice['text']}.")
+        section.add(f"To find {sig(advice['difference'], 3)} takes {advice['text']}.")
     return section

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MOST_PAIRS = 12
+"""Panels of the figure of ratios."""
+
+
 class Panel(NamedTuple):
     """One quantity whose exponents may be compared: same target, same variable, same N."""
 
@@ -209,24 +213,27 @@ def ratios(of: Directory) -> Figure | None:
     if not pairs:
         return None
     apart = sum(pair["p_adjusted"] < 1 - of.level for pair in pairs)
-    title = f"Log ratio of {of.primary['target'].replace('_', ' ')} at the same sizes: the slope of "
+    title = f"Ratio of {of.primary['target'].replace('_', ' ')} at the same sizes: the slope of "
     title += f"{apart or 'none'} of {len(pairs)} stands out from zero after Holm's adjustment"
+    if len(pairs) > MOST_PAIRS:
+        title += f"; the {MOST_PAIRS} of the least p"
+        pairs = sorted(pairs, key=lambda pair: pair["p"])[:MOST_PAIRS]
     figure, axes = panels(len(pairs), title, columns=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
     for axis, pair in zip(axes, pairs, strict=True):
         colour = PALETTE[1] if pair["p_adjusted"] < 1 - of.level else PALETTE[0]
-        band, points = pair["band"], pair["points"]
-        low, high, centre = (100 * np.array(band[name]) for name in ("low", "high", "centre"))
+        band, sizes = pair["band"], pair["sizes"]
+        low, high, centre = (100 * np.expm1(np.array(band[name])) for name in ("low", "high", "centre"))
         axis.fill_between(band["N"], low, high, color=colour, alpha=0.2, lw=0)
         axis.plot(band["N"], centre, color=colour, lw=1.5)
-        axis.plot(points["N"], 100 * np.array(points["log_ratio"]), "o", color=colour, ms=4, mec="white", mew=0.4)
+        axis.plot(sizes, 100 * np.expm1(np.array(pair["log_ratio"])), "o", color=colour, ms=4, mec="white", mew=0.4)
         axis.axhline(0, color=INK, lw=0.8)
-        log_axis(axis.xaxis, min(points["N"]) / 1.15, max(points["N"]) * 1.15)
+        log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
         axis.grid(True)
         axis.set_title(
             f"{short(pair['a'])} / {short(pair['b'])}, p {_equals(p_value(pair['p_adjusted']))}", fontsize=8.5
         )
         axis.set_xlabel(axis_name("N", of.primary["size"]))
-    axes[0].set_ylabel("loss above the other's (%)")
+    axes[0].set_ylabel(f"{of.primary['target'].replace('_', ' ')} above the other's (%)")
     return figure
 
 
