@@ -37,6 +37,8 @@ class Matched:
     """Mean number of runs of a family behind a value."""
     noise: float | None
     """Scatter of a log ratio of two single runs between seeds; None where no size has two."""
+    noise_df: int
+    """Degrees of freedom of that."""
     farthest: float
     """Largest distance of two matched sizes, as a share."""
 
@@ -78,7 +80,7 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
         log_a,
         log_b,
         float(np.mean([len(value[0]) for value in values]) * len(shapes) / len(counts)),
-        _noise(values),
+        *_noise(values),
         float(np.expm1(np.abs(np.diff(log_n, axis=1)).max())),
     )
 
@@ -141,18 +143,18 @@ def _by_seed(p: _Point, q: _Point) -> tuple[Floats, Floats]:
     return p.runs.to_numpy(float), q.runs.to_numpy(float)
 
 
-def _noise(values: list[tuple[Floats, Floats]]) -> float | None:
-    """Standard deviation of a log ratio between seeds of one point, pooled: by seed where both have several.
+def _noise(values: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
+    """Standard deviation of a log ratio between seeds of one point, pooled, and its degrees of freedom.
 
-    Else from the seeds of either family, as if both scattered alike.
+    By seed where both families have several, else from the seeds of either, as if both scattered alike.
     """
     paired = [left - right for left, right in values if len(left) == len(right) > 1]
     alone = [side for pair in values for side in pair if len(side) > 1]
     for groups, factor in ((paired, 1.0), (alone, 2.0)):
         df = sum(len(group) - 1 for group in groups)
         if df:
-            return float(np.sqrt(factor * sum(np.var(group) * len(group) for group in groups) / df))
-    return None
+            return float(np.sqrt(factor * sum(np.var(group) * len(group) for group in groups) / df)), df
+    return None, 0
 
 
 def _varies_by_itself(log_n: Floats, other: Floats) -> bool:

@@ -46,9 +46,31 @@ def test_the_slope_is_the_t_test_of_a_regression_of_log_ratios() -> None:
     means = table.frame.assign(y=np.log(table.frame["loss"])).groupby(["family", "params_total"])["y"].mean()
     line = stats.linregress(np.log(SIZES), means["a"].to_numpy() - means["b"].to_numpy())
     assert pair["delta"] == pytest.approx(-line.slope)
+    assert pair["spread"] > pair["noise"]  # two seeds: sqrt(2 / 2) of it; else both would be pooled
     assert pair["p"] == pytest.approx(line.pvalue)
     reach = stats.t.ppf(0.975, 4) * line.stderr
     assert (pair["ci_low"], pair["ci_high"]) == pytest.approx((-line.slope - reach, -line.slope + reach))
+
+
+def test_points_on_a_line_by_luck_scatter_as_much_as_seeds_do() -> None:
+    """The means of four sizes lie on a line, the two seeds of each do not: t with the seeds' variance and 2 + 4 df."""
+    rows = []
+    for i, N in enumerate(SIZES[:4]):
+        for seed, off in ((0, 0.01), (1, -0.01)):
+            rows.append(
+                {"family": "a", "params_total": N, "tokens": 1e9, "seed": seed, "loss": 20 * N**-0.1 * np.exp(off)}
+            )
+            tiny = 1e-5 * (-1) ** i
+            rows.append(
+                {"family": "b", "params_total": N, "tokens": 1e9, "seed": seed, "loss": 20 * N**-0.1 * np.exp(tiny)}
+            )
+    pair = pair_of(table_from_frame(pd.DataFrame(rows)))
+    x = np.log(SIZES[:4])
+    seeds = 2 * 0.01**2 / 1 / 2  # variance of a mean of two, 4 degrees of freedom
+    pooled = (2 * pair["spread"] ** 2 + 4 * seeds) / 6
+    error = np.sqrt(pooled / ((x - x.mean()) ** 2).sum())
+    assert pair["df"] == 6
+    assert pair["ci_high"] - pair["ci_low"] == pytest.approx(2 * stats.t.ppf(0.975, 6) * error, rel=1e-6)
 
 
 def test_what_sizes_share_cancels() -> None:
