@@ -138,6 +138,7 @@ def _pair(of: Matched, level: float) -> Entry:
         "spread": spread,
         "p_any_floor": _largest_p(line, [one.line for one in floors]),
         "level_log_ratio": float(line.coefficients[0]),
+        "level_above": float(np.expm1(line.coefficients[0])),
         "level_p": line.p(0),
         "worth": _worth(line, mean, 0.0, 1.0, level),
         "worth_by_size": [{"N": float(np.exp(N)), **one} for N, one in zip(of.log_N, by_size, strict=True)],

@@ -218,8 +218,9 @@ def _newton(
             possible = np.isfinite(state.value)
             finished = possible & (left <= tolerance * state.value + rounding)
             phi[chosen], objective[chosen] = state.phi, state.value
-            # What is as near as rounding lets it come has converged, however small a tolerance was asked for.
-            decrement[chosen], norm[chosen], done[chosen] = left, slope, finished | (left <= 1e-9 * state.value)
+            # Where no step helps any more, rounding is what is left, however small a tolerance was asked for.
+            stuck = (damping >= 1e12) & (left <= 1e-9 * state.value)
+            decrement[chosen], norm[chosen], done[chosen] = left, slope, finished | stuck
             going = possible & ~finished & (damping < 1e12)
             if not going.any():
                 break

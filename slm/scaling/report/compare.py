@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 from slm.scaling.report.directory import Directory, Entry
 from slm.scaling.report.text import VISIBLE_ROWS, Section, bullets, figure, folded, table
@@ -149,10 +147,6 @@ def paired_table(pairs: Sequence[Entry]) -> str:
     return table(header, rows)
 
 
-def _expm1(value: Any) -> Any:
-    return math.expm1(value) if is_number(value) else value
-
-
 def levels_table(pairs: Sequence[Entry], target: str) -> str:
     """Ratios at the middle size, and what they are worth in parameters."""
     rows = []
@@ -161,7 +155,7 @@ def levels_table(pairs: Sequence[Entry], target: str) -> str:
         rows.append(
             [
                 f"{plainly(pair['a'])} / {plainly(pair['b'])}",
-                percent(_expm1(pair["level_log_ratio"]), sign=True),
+                percent(pair["level_above"], sign=True),
                 p_value(pair["level_p_adjusted"]),
                 *(with_interval(one["factor"], [one["low"], one["high"]], 3) for one in worth),
             ]
