@@ -2,8 +2,8 @@
 
 Which pairs are compared how: at the same sizes by the slope of their log ratio (`paired`), else by the exponents of the
 law of the verdict. A difference is said only if it is significant, stays so under every floor that the runs do not
-reject, and is significant with the same sign under every law that the runs do not reject and in which both exponents
-are identified.
+reject, and has the same sign under every law that the runs do not reject and in which both exponents are identified.
+Where nothing could be tested above floors, it must be significant there too.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def _against(pair: Entry, comparison: Entry, level: float) -> str:
         if not pair["paired"] and name == comparison["primary"]["law"]:
             continue
         there, turned = row["p_adjusted"] < level, row["delta"] * pair["delta"] < 0
-        if significant and there and not turned:
-            seconded = True
+        if significant and not turned and (there or (straight and floor is not None)):
+            seconded = True  # of a pair, the test above a floor is the sharper one under that law
         elif significant or there:
             return _contradicted(pair, row, name, comparison, there)
     if significant and straight and floor is not None and floor >= level:
