@@ -243,7 +243,15 @@ def test_held_out_sizes_are_predicted_with_the_textbooks_intervals() -> None:
 
 def stub(low: float, high: float, *, fitted: bool = True, **at: float) -> Fitted:
     rows = [{**at, "value": (low + high) / 2, "low": low, "high": high}] if fitted else []
-    return Fitted({"range": {v: [1, 2] for v in at}, "fitted": fitted, "predictions": rows, "notes": ["not fitted"]})
+    return Fitted(
+        {
+            "range": {v: [1, 2] for v in at},
+            "fitted": fitted,
+            "converged": fitted,
+            "predictions": rows,
+            "notes": ["not fitted"],
+        }
+    )
 
 
 WEIGHED = {
