@@ -167,11 +167,11 @@ def test_a_straight_formula_is_linear_regression() -> None:
 def test_intervals_cover_the_truth_of_a_shared_exponent_and_a_covariate() -> None:
     given, true, loss, columns = CASES["shared exponent"]
     hit = []
-    for seed in range(40):
+    for seed in range(16):
         found = of_formula(given, table(loss, sigma=0.004, noise_seed=seed, **columns))
         low, high = uncertainty(found, replicates=0, rng=RNG).ci["a"]
         hit.append(low is not None and high is not None and low <= true["a"] <= high)
-    assert 34 <= sum(hit) <= 40  # 38 of 40 on average; fewer than 34 has a chance below 1.5%
+    assert sum(hit) >= 13  # of 16; fewer has a chance below 0.7%
 
 
 def test_cells_are_told_apart_by_covariates() -> None:

@@ -292,10 +292,10 @@ def test_without_a_tenable_law_there_is_no_envelope() -> None:
 
 @pytest.mark.parametrize("truth", ["power", "power_floor"])
 def test_the_envelope_covers_new_runs_far_beyond_the_data_where_a_rejected_law_does_not(truth: str) -> None:
-    """40 experiments of six sizes over a factor of 30 and 0.5% noise, predictions at ten times the largest."""
+    """20 experiments of six sizes over a factor of 30 and 0.5% noise, predictions at ten times the largest."""
     x, at, inside = np.linspace(np.log(1e7), np.log(3e8), 6), np.log(3e9), {"power": 0, "envelope": 0}
     mean = np.log(plain_law(truth, TRUE[truth], {"N": np.exp(np.append(x, at))}))
-    for seed in range(40):
+    for seed in range(20):
         y = mean + 0.005 * np.random.default_rng([5, seed]).standard_normal(7)
         fitted = {}
         for law in (POWER, FLOOR):
@@ -308,5 +308,5 @@ def test_the_envelope_covers_new_runs_far_beyond_the_data_where_a_rejected_law_d
         (row,) = envelopes(fitted, weigh(fitted), "power")
         assert row["laws"]
         inside["envelope"] += row["low"] <= np.exp(y[6]) <= row["high"]
-    assert inside["envelope"] >= 36  # 93% of 40, less one standard error
-    assert inside["power"] <= 8 or truth == "power"
+    assert inside["envelope"] >= 17  # 93% of 20, less one standard error and a half
+    assert inside["power"] <= 4 or truth == "power"
