@@ -397,7 +397,7 @@ def power_section(of: Directory) -> Section | None:
         return None
     section = Section("Power of the design")
     power = (law or {}).get("power") or {}
-    chance = f"{power.get('power') or 0.8:.0%}"
+    chance = f"{of.comparison['paired']['power']:.0%}" if is_number(of.comparison["paired"]["power"]) else NOTHING
     rows = [
         [f"{plainly(row['a'])} - {plainly(row['b'])}", how, sig(row["detectable"], 3)]
         for how, found in (("at the same sizes", paired), ("by the law", power.get("by_pair") or []))
