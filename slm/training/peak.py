@@ -49,9 +49,9 @@ def measure_matmul(device: str, dtype: torch.dtype) -> float:
 def _rate(size: int, device: str, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    best, stop = 0.0, time.perf_counter() + 0.5
     torch.mm(a, b, out=out)
-    while time.perf_counter() < stop:
+    best, stop = 0.0, time.perf_counter() + 0.5
+    while best == 0.0 or time.perf_counter() < stop:  # once at least, however slow the machine
         _synchronize(device)
         start = time.perf_counter()
         for _ in range(4):
