@@ -131,7 +131,7 @@ GRID = tuple(np.geomspace(4e8, 4e10, 4))
 def scenarios() -> tuple[Scenario, ...]:
     six, small, wide = sizes(1.1e7, 30, 6), sizes(3.5e8, 8, 4), sizes(3e7, 1000, 8)
     eight = sizes(1.1e7, 30, 8)
-    study = sizes(3.3e5, 45, 6)
+    study, hundred = sizes(3.3e5, 45, 6), sizes(1.1e7, 100, 8)
     a, b, c = three(power, ALPHA, six, 0.01)
     noisy = (Family("a", a.law, ALPHA, eight[::2], 0.04), Family("b", b.law, ALPHA, eight, 0.01, b.worth))
     apart = tuple(
@@ -176,6 +176,10 @@ def scenarios() -> tuple[Scenario, ...]:
                  (Family("a", power(), ALPHA, study, 0.005),
                   Family("b", power(20 * 3.3e5**0.02, 0.13), {"alpha": 0.13}, sizes(4.4e5, 45, 6), 0.005)),
                  equal=False, seeds=2, misfit=0.004),
+        Scenario("exponents differ by 0.05, 8 sizes over 100x", "power_floor",
+                 (Family("a", floored(), FLOORED, hundred, 0.002),
+                  Family("b", floored(90 * 1.1e7**0.05, 0.35), {"E": 1.8, "alpha": 0.35}, hundred, 0.002)),
+                 equal=False, seeds=2, shared=0.005),
     )  # fmt: skip
 
 
@@ -233,6 +237,9 @@ def _note_pair(outcome: Outcome, pair: dict[str, Any], truth: dict[str, Family],
     ratio = [np.mean([np.log(one.law(n, d) / two.law(n, d)) for d in D]) for n in N]
     slope = -np.polyfit(np.log(N), ratio, 1)[0]
     outcome.note("paired difference", pair["ci_low"], slope, pair["ci_high"])
+    if (above := pair["above_floor"]) is not None:
+        exponents = one.exponents["alpha"] - two.exponents["alpha"]
+        outcome.note("paired difference above a floor", above["ci_low"], exponents, above["ci_high"])
     if scenario.law == "power" and scenario.equal and pair["worth"]["factor"] is not None:
         outcome.note("worth, paired", pair["worth"]["low"], one.worth / two.worth, pair["worth"]["high"])
 

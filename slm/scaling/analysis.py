@@ -22,7 +22,7 @@ from slm.scaling.paired import compare_pairs
 from slm.scaling.published import is_published, review
 from slm.scaling.ranking import rankings, survival
 from slm.scaling.sample import missing_columns
-from slm.scaling.selection import choose_law, selection, weigh
+from slm.scaling.selection import choose_law, curved, selection, weigh
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
@@ -107,7 +107,15 @@ def analyse(
     comparison["envelopes"] = envelopes(primary, weighed, law)
     variables = {v for of in primary.values() for one in of.values() if one.fit is not None for v in one.entry["range"]}
     covariates = sorted(variables - set(VARIABLES))
-    comparison["paired"] = compare_pairs(table, target, size, covariates, level=settings.level, power=settings.power)
+    comparison["paired"] = compare_pairs(
+        table,
+        target,
+        size,
+        covariates,
+        curved=curved(primary, weighed, law),
+        level=settings.level,
+        power=settings.power,
+    )
     comparison["primary"]["why"] = why
     comparison["notes"] += _asked_in_vain(settings, entries)
     say("references and allocation", steps - 1, steps)

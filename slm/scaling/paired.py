@@ -5,7 +5,7 @@ its slope tells differences of exponents apart that the families' own fits canno
 is exact whatever the two families' scatter (`Line.with_noise` says where seeds have a part in it). What a law can
 change is the meaning: two families of one law above a floor that differ by a constant factor on N have a ratio that
 changes with N all the same. So the slope is also tested against that, under every floor that the runs do not reject
-(`p_any_floor`).
+(`p_any_floor`). Where the runs reject every straight line, exponents are compared above those floors (`above_floor`).
 
 Axes: n matched points, G floors.
 """
@@ -68,20 +68,27 @@ def regress(values: Floats, x: Floats, weights: Floats | None = None) -> Line:
 
 
 def compare_pairs(
-    table: Table, target: str, size: str, covariates: Sequence[str] = (), *, level: float = 0.95, power: float = 0.8
+    table: Table,
+    target: str,
+    size: str,
+    covariates: Sequence[str] = (),
+    *,
+    curved: bool = False,
+    level: float = 0.95,
+    power: float = 0.8,
 ) -> Entry:
     """`paired` of comparison.json: every pair of families that can be matched, and p-values adjusted over them (Holm).
 
     `unmatched` says of the others why not, `advice` what would detect half of the largest `detectable`. `p` is the
     least adjusted p of a slope: a test of all families whose level holds for any scatter and any correlation of the
-    families.
+    families. With `curved`, pairs that may share a floor have `above_floor`, and `advice` is for that.
     """
     pairs, unmatched = [], []
     for a, b in combinations(table.families, 2):
         found = match(table, a, b, target, size, covariates)
         if isinstance(found, str):
             unmatched.append({"a": a, "b": b, "reason": found})
-        elif np.isfinite((pair := _pair(found, level))["p"]):
+        elif np.isfinite((pair := _pair(found, level, curved))["p"]):
             pairs.append(pair)
         else:
             unmatched.append({"a": a, "b": b, "reason": "the rows leave no scatter to tell a slope by"})
@@ -90,19 +97,23 @@ def compare_pairs(
         pair["level_p_adjusted"] = adjusted
     families = len(table.families)
     asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": families * (families - 1) // 2}
-    designs = [
-        PairedDesign(np.log(pair["sizes"]), pair["noise"], pair["misfit"], max(1, round(pair["seeds"])))
-        for pair in pairs
-    ]
-    for pair, design in zip(pairs, designs, strict=True):
+    compared: list[tuple[Entry, PairedDesign]] = []  # what a verdict rests on
+    for pair in pairs:
+        design = PairedDesign(np.log(pair["sizes"]), pair["noise"], pair["misfit"], max(1, round(pair["seeds"])))
         pair["detectable"] = design.detectable(**asked)
-    worst = max(designs, key=lambda one: one.error(), default=None)
-    least = max((pair["detectable"] or 0.0 for pair in pairs), default=0.0)
+        if (above := pair["above_floor"]) is not None:
+            design = replace(design, unit=above["error"] / design.error())
+            above["detectable"] = design.detectable(**asked)
+        if above is not None or not curved:
+            compared.append((pair if above is None else above, design))
+    worst = max((design for _, design in compared), key=lambda one: one.error(), default=None)
+    least = max((one["detectable"] or 0.0 for one, _ in compared), default=0.0)
     advice = worst.advice(least / 2, **asked) if worst and least else None
     return {
         "target": target,
         "size": size,
         "power": power,
+        "curved": curved,
         "pairs": pairs,
         "unmatched": unmatched,
         "p": min((pair["p_adjusted"] for pair in pairs), default=None),
@@ -111,7 +122,7 @@ def compare_pairs(
     }
 
 
-def _pair(of: Matched, level: float) -> Entry:
+def _pair(of: Matched, level: float, curved: bool) -> Entry:
     x = of.log_N - of.log_N.mean()
     own = 0.0 if of.noise is None else of.noise / np.sqrt(of.seeds)
     line, mean = (regress(values, x) for values in (of.log_ratio, (of.log_a + of.log_b) / 2))
@@ -136,7 +147,8 @@ def _pair(of: Matched, level: float) -> Entry:
         "noise": None if of.noise is None else of.noise / np.sqrt(2),
         "misfit": float(np.sqrt(max(spread**2 - own**2, 0.0))),
         "spread": spread,
-        "p_any_floor": _largest_p(line, [one.line for one in floors]),
+        "p_any_floor": _largest_p([line, *(one.line for one in floors)]),
+        "above_floor": _above_floor(of, floors, level) if curved else None,
         "level_log_ratio": float(line.coefficients[0]),
         "level_above": float(np.expm1(line.coefficients[0])),
         "level_p": line.p(0),
@@ -181,6 +193,7 @@ def _band(line: Line, x: Floats, of: Matched, level: float) -> Entry:
 class _Floor:
     """A floor that is not rejected, the slope of the log ratio above it, and how well it fits."""
 
+    height: float
     line: Line
     squares: float
     local: Floats
@@ -205,13 +218,36 @@ def _floors(of: Matched, x: Floats, level: float) -> list[_Floor]:
         local = (a.local[g] + b.local[g]) / 2
         line = regress(np.log(above[0] / above[1]), x, share**2)
         line = line.with_noise(0.0 if of.noise is None else of.noise**2 / of.seeds, of.noise_df)
-        found.append(_Floor(line, float(squares[g]), local / local.mean()))
+        found.append(_Floor(float(a.floors[g]), line, float(squares[g]), local / local.mean()))
     return found
 
 
-def _largest_p(line: Line, floors: Sequence[Line]) -> float:
-    """The largest p of the slope without and with these floors, 1 where one of them turns its sign."""
-    sign = np.sign(line.coefficients[1])
-    if any(np.sign(one.coefficients[1]) != sign for one in floors):
-        return 1.0
-    return max([line.p(1), *(one.p(1) for one in floors)])
+def _largest_p(lines: Sequence[Line]) -> float:
+    """The largest p of these slopes, 1 where their signs differ."""
+    same = len({np.sign(one.coefficients[1]) for one in lines}) == 1
+    return max(one.p(1) for one in lines) if same else 1.0
+
+
+def _above_floor(of: Matched, floors: Sequence[_Floor], level: float) -> Entry | None:
+    """The difference of exponents above a floor that both families share, whichever of `floors` it is.
+
+    Ends and p hold for each of the floors. None where an F test rejects that the two share one.
+    """
+    own = [
+        at_floors(of.log_N, log_y, SHARES * float(np.exp(log_y.min()))).squares.min() for log_y in (of.log_a, of.log_b)
+    ]
+    best, spare = min(floors, key=lambda one: one.squares), 2 * len(of.log_N) - 6
+    if spare < 1 or stats.f.sf((best.squares / sum(own) - 1) * spare, 1, spare) < 1 - level:
+        return None
+    reach = [stats.t.ppf(0.5 + level / 2, one.line.df) * one.line.errors[1] for one in floors]
+    slopes = [-one.line.coefficients[1] for one in floors]
+    low = min(slope - by for slope, by in zip(slopes, reach, strict=True))
+    high = max(slope + by for slope, by in zip(slopes, reach, strict=True))
+    return {
+        "floor": best.height,
+        "delta": -float(best.line.coefficients[1]),
+        "ci_low": float(low),
+        "ci_high": float(high),
+        "error": float((high - low) / 2 / stats.t.ppf(0.5 + level / 2, best.line.df)),
+        "p": _largest_p([one.line for one in floors]),
+    }

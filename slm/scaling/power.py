@@ -225,6 +225,8 @@ class PairedDesign(Comparison):
     misfit: float
     """Standard deviation of the log ratio about the line, whatever the seeds."""
     seeds: int = 1
+    unit: float = 1.0
+    """Difference of exponents per slope of the log ratio: more than 1 above a floor."""
 
     @property
     def scatter(self) -> float:
@@ -236,7 +238,7 @@ class PairedDesign(Comparison):
         """The paired test of this design."""
         deviations = np.asarray(self.log_N, float) - np.mean(self.log_N)
         root = float(np.sqrt((deviations**2).sum()))
-        return DifferenceTest((self.scatter / root if root > 0 else np.inf,), (len(deviations) - 2,))
+        return DifferenceTest((self.unit * self.scatter / root if root > 0 else np.inf,), (len(deviations) - 2,))
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> PairedDesign:
         """With other seeds a size, as many sizes evenly spaced in the same span, or a span `stretch` times as wide."""

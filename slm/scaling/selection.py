@@ -94,6 +94,14 @@ def _held_out(entries: Sequence[Entry]) -> float | None:
     return float(np.sqrt(np.mean(np.square(known)))) if known and len(known) == len(errors) else None
 
 
+def curved(fitted: ByLaw, weighed: Mapping[str, Entry], law: str) -> bool:
+    """Whether `law` is no straight line in logs, and the runs hold no other for one."""
+    straight = {
+        name for name, of in fitted.items() if any(one.fit is not None and one.fit.law.linear for one in of.values())
+    }
+    return law not in straight and not any(weighed[name]["tenable"] for name in straight & set(weighed))
+
+
 def choose_law(fitted: ByLaw, weighed: Mapping[str, Entry], asked: str) -> tuple[str, str]:
     """The law of the verdict, and why that one: the one asked for, else the tenable one of the lowest pooled AICc.
 

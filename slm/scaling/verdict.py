@@ -1,9 +1,10 @@
 """The answer in words, with its conditions, and nothing that the numbers beside it do not say.
 
-Which pairs are compared how: at the same sizes by the slope of their log ratio (`paired`), else by the exponents of the
-law of the verdict. A difference is said only if it is significant, stays so under every floor that the runs do not
-reject, and has the same sign under every law that the runs do not reject and in which both exponents are identified.
-Where nothing could be tested above floors, it must be significant there too.
+Which pairs are compared how: at the same sizes by the slope of their log ratio (`paired`), above the floor that they
+share where the runs reject straight lines; else by the exponents of the law of the verdict. A difference is said only
+if it is significant, stays so under every floor that the runs do not reject, and has the same sign under every law that
+the runs do not reject and in which both exponents are identified. Where nothing could be tested above floors, it must
+be significant there too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Findings:
     """What the comparisons of all pairs come to."""
 
     pairs: list[Entry]
-    """Every pair that could be compared: `a`, `b`, `exponent`, `delta`, ends, `p`, `p_adjusted`, `paired`."""
+    """Every pair that could be compared: `a`, `b`, `exponent`, `delta`, ends, `p`, `p_adjusted`, `paired`, `above`."""
     differ: list[Entry]
     """Significant, and so under every law and floor that is not rejected."""
     unsure: list[tuple[Entry, str]]
@@ -68,6 +69,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
         if found.pairs:
             sentences += [_difference(pair, what) for pair in found.differ]
             sentences += [reason for _, reason in found.unsure]
+            sentences += _bent(comparison, found, what)
             sentences += _survival(comparison["ranking"], found)
             sentences += _power(comparison, found)
         sentences += _not_compared(comparison, own, found)
@@ -82,7 +84,19 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
 
 
 def _recorded(pair: Entry, found: Findings) -> Entry:
-    names = ("a", "b", "exponent", "paired", "delta", "ci_low", "ci_high", "p", "p_adjusted", "p_any_floor_adjusted")
+    names = (
+        "a",
+        "b",
+        "exponent",
+        "paired",
+        "above",
+        "delta",
+        "ci_low",
+        "ci_high",
+        "p",
+        "p_adjusted",
+        "p_any_floor_adjusted",
+    )
     differs = None if any(pair is one for one, _ in found.unsure) else any(pair is one for one in found.differ)
     return {**{name: pair[name] for name in names}, "differs": differs}
 
@@ -90,24 +104,31 @@ def _recorded(pair: Entry, found: Findings) -> Entry:
 def findings(comparison: Entry) -> Findings:
     """Every pair by the best comparison there is, and what the laws that are not rejected say against it.
 
-    Families at the same sizes are compared in pairs where the law of the verdict is about N at all. p-values are
-    adjusted over all pairs, also in `comparison`.
+    Families at the same sizes are compared in pairs where the law of the verdict is about N at all; `above` a floor
+    where that is what the runs support. p-values are adjusted over all pairs, also in `comparison`.
     """
     level = 1 - comparison["primary"]["level"]
     law = comparison["laws"].get(comparison["primary"]["law"])
     rows = law["pairs"] if law else []
     ranked = rows[0]["exponent"] if rows else ""
-    paired = {(pair["a"], pair["b"]): pair for pair in comparison["paired"]["pairs"] if comparison["primary"]["in_N"]}
+    matched = comparison["paired"]["pairs"] if comparison["primary"]["in_N"] else []
+    paired = {
+        (pair["a"], pair["b"]): pair for pair in matched if pair["above_floor"] or not comparison["paired"]["curved"]
+    }
     by_law = {(row["a"], row["b"], row["exponent"]): row for row in rows}
-    pairs = [{**pair, "exponent": "local exponent", "variable": "N", "paired": True} for pair in paired.values()]
+    pairs = [_by_ratio(pair, ranked) for pair in paired.values()]
     pairs += [
-        {**row, "paired": False}
+        {**row, "paired": False, "above": False}
         for row in rows
         if row["p"] is not None and not ((row["a"], row["b"]) in paired and row["exponent"] == ranked)
     ]
     adjust(pairs)
     for pair in pairs:  # the tables of the report show what the verdict rests on
-        own = paired[pair["a"], pair["b"]] if pair["paired"] else by_law[pair["a"], pair["b"], pair["exponent"]]
+        if pair["paired"]:
+            own = paired[pair["a"], pair["b"]]
+            own = own["above_floor"] if pair["above"] else own
+        else:
+            own = by_law[pair["a"], pair["b"], pair["exponent"]]
         own |= {key: pair[key] for key in ("p_adjusted", "p_any_floor_adjusted")}
     differ: list[Entry] = []
     unsure: list[tuple[Entry, str]] = []
@@ -123,12 +144,22 @@ def findings(comparison: Entry) -> Findings:
     return Findings(pairs, differ, unsure, p, how, ranked)
 
 
+def _by_ratio(pair: Entry, ranked: str) -> Entry:
+    """A pair at the same sizes: by its slope above a floor where it has that, else by its slope."""
+    said = {"a": pair["a"], "b": pair["b"], "variable": "N", "paired": True}
+    if pair["above_floor"]:
+        exponent = ranked or "the exponent of N"
+        return (
+            said | pair["above_floor"] | {"exponent": exponent, "above": True, "straight": False, "p_any_floor": None}
+        )
+    return pair | said | {"exponent": "local exponent", "above": False, "straight": True}
+
+
 def _against(pair: Entry, comparison: Entry, level: float) -> str:
     """What a floor or a law that the runs do not reject says against a significant pair, or in place of one."""
     significant = pair["p_adjusted"] < level
     what = comparison["primary"]["target"].replace("_", " ")
     floor = pair["p_any_floor_adjusted"]
-    straight = pair["paired"] or pair["straight"]
     seconded = False
     for name, one in comparison["laws"].items():
         row = _same_pair(pair, one["pairs"])
@@ -137,13 +168,13 @@ def _against(pair: Entry, comparison: Entry, level: float) -> str:
         if not pair["paired"] and name == comparison["primary"]["law"]:
             continue
         there, turned = row["p_adjusted"] < level, row["delta"] * pair["delta"] < 0
-        if significant and not turned and (there or (straight and floor is not None)):
+        if significant and not turned and (there or pair["above"] or (pair["straight"] and floor is not None)):
             seconded = True  # of a pair, the test above a floor is the sharper one under that law
         elif significant or there:
             return _contradicted(pair, row, name, comparison, there)
-    if significant and straight and floor is not None and floor >= level:
+    if significant and pair["straight"] and floor is not None and floor >= level:
         return _explained(pair, what)
-    if significant and straight and floor is None and not seconded:
+    if significant and pair["straight"] and floor is None and not seconded:
         return _only_over_these(pair, what) + "; no law with a floor that the runs identify says so too."
     return ""
 
@@ -158,6 +189,7 @@ def _same_pair(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
 def _contradicted(pair: Entry, row: Entry, law: str, comparison: Entry, there: bool) -> str:
     """That another law says otherwise, and what would decide."""
     over = "Over these sizes" if pair["paired"] else f"Under {comparison['primary']['law']}"
+    over = "Above a floor that both share" if pair["above"] else over
     significant = pair["p_adjusted"] < 1 - comparison["primary"]["level"]
     names = f"{pair['a']} and {pair['b']}"
     one = f"{_steeper(pair)} scales faster than {_flatter(pair)}" if significant else f"{names} do not differ"
@@ -193,26 +225,48 @@ def _explained(pair: Entry, what: str) -> str:
 
 
 def _headline(found: Findings, comparison: Entry, own: Sequence[Entry], under: str) -> tuple[str, bool | None]:
-    paired = any(pair["paired"] for pair in found.pairs)
-    where = "over these sizes" if paired else under
+    where = _where(found.pairs, under)
     if not found.pairs:
         lost = [entry["family"] for entry in own if not entry["identified"]] or [entry["family"] for entry in own]
         return f"The exponents of {_listed(lost)} are not identified {under}, so the families cannot be compared.", None
     test = f"{found.how}, p = {found.p:.2g}"
     if found.differ:
-        where = where if any(pair["paired"] for pair in found.differ) else under
-        return f"The families differ in how they scale {where} ({test}).", True
+        return f"The families differ in how they scale {_where(found.differ, under)} ({test}).", True
     if found.unsure:
         return f"Whether the families differ in how they scale depends on the law ({test} {where}).", None
     return f"The families' exponents are not distinguishable at this design {where} ({test}).", False
 
 
+def _where(pairs: Sequence[Entry], under: str) -> str:
+    """What an answer holds for."""
+    if any(pair["above"] for pair in pairs):
+        return "above a floor that they share"
+    return "over these sizes" if any(pair["paired"] for pair in pairs) else under
+
+
 def _difference(pair: Entry, what: str) -> str:
     low, high = _steeper(pair), _flatter(pair)
     value = f"by {abs(pair['delta']):.3g} {_ends(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
+    if pair["above"]:
+        return f"Above a floor that both share, {pair['exponent']} of {low} is larger than that of {high}, {value}."
     if pair["paired"]:
         return f"The {what} of {low} falls faster with N than that of {high}, {value}."
     return f"{pair['exponent']} of {low} is larger than that of {high}, {value}."
+
+
+def _bent(comparison: Entry, found: Findings, what: str) -> list[str]:
+    """Pairs whose slopes differ over these sizes as those of one floored law at two levels may."""
+    same = {(pair["a"], pair["b"]) for pair in found.pairs if pair["above"]}
+    same -= {(pair["a"], pair["b"]) for pair in found.differ + [one for one, _ in found.unsure]}
+    level = 1 - comparison["primary"]["level"]
+    rows = [row for row in comparison["paired"]["pairs"] if (row["a"], row["b"]) in same and row["p_adjusted"] < level]
+    if not rows:
+        return []
+    names = shortlist([f"{_steeper(row)} than {_flatter(row)}" for row in rows], most=3)
+    return [
+        f"Over these sizes the {what} of some falls faster ({names}), which one law with a floor and a constant "
+        "factor on N explains."
+    ]
 
 
 def _ends(pair: Entry) -> str:
@@ -273,7 +327,10 @@ def _levels(comparison: Entry) -> list[str]:
 def _power(comparison: Entry, found: Findings) -> list[str]:
     """The smallest difference that would have been found, by pair if they differ much, and what would find half."""
     law = comparison["laws"].get(comparison["primary"]["law"])
-    paired = [pair for pair in comparison["paired"]["pairs"] if pair["detectable"]]
+    paired = [{**pair, **(pair["above_floor"] or {})} for pair in comparison["paired"]["pairs"]]
+    if comparison["paired"]["curved"]:
+        paired = [pair for pair in paired if pair["above_floor"]]
+    paired = [pair for pair in paired if pair["detectable"]]
     rows = paired or [row for row in (law or {"power": {"by_pair": []}})["power"]["by_pair"] if row["detectable"]]
     if not rows:
         return ["This design could not have detected any difference of exponents with confidence."]
@@ -286,6 +343,8 @@ def _power(comparison: Entry, found: Findings) -> list[str]:
             f"{row['detectable']:.3g} between {row['a']} and {row['b']}" for row in (least, most)
         )
         said += " (the best and the worst pair)."
+    if any(row.get("above_floor") for row in rows):
+        said = f"{said[:-1]}, if the families share a floor, which the runs do not reject."
     advice = comparison["paired"]["advice"] if paired else (law or {})["power"]["advice"]
     return [said, f"To find {most['detectable'] / 2:.3g} takes {advice['text']}."] if advice else [said]
 

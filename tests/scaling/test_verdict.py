@@ -38,18 +38,49 @@ def comparison(of: Table, **settings: Any) -> dict[str, Any]:
     return analyse(of, Settings(**(QUICK | settings)), verdict_only=True).comparison
 
 
-def test_where_laws_contradict_each_other_no_family_is_said_to_scale_faster() -> None:
-    """Without a floor dense looks steeper, above its floor routed is."""
+def test_where_the_runs_reject_straight_lines_the_floored_law_says_who_scales_faster() -> None:
+    """Without a floor dense looks steeper, above floors of their own, as is the truth, routed is."""
     laws = {"dense": lambda N: 1.0 + 17.3 * N**-0.127, "routed": lambda N: 1.49 + 28.6 * N**-0.19}
     found = comparison(table(laws, 0.0007))
-    said = found["verdict"]
-    assert found["primary"]["law"] == "power_floor"
+    (pair,) = found["paired"]["pairs"]
+    assert pair["delta"] > 0
+    assert pair["p"] < 0.05
+    assert pair["above_floor"] is None  # the two do not share a floor
     assert not found["weighed"]["power"]["tenable"]
-    assert said["distinguishable"] is None
-    assert "depends on the law" in said["headline"]
-    (sentence,) = [s for s in said["sentences"] if "under power_floor" in s]
-    assert "Over these sizes dense scales faster than routed" in sentence
-    assert "alpha of routed is the larger" in sentence
+    (said,) = found["verdict"]["pairs"]
+    assert said["differs"]
+    assert said["ci_low"] < 0.127 - 0.19 < said["ci_high"]
+    assert any(s.startswith("alpha of routed is larger than that of dense") for s in found["verdict"]["sentences"])
+
+
+def test_where_the_runs_reject_no_law_and_they_contradict_each_other_it_depends() -> None:
+    """The same at more noise, where straight lines are not rejected."""
+    laws = {"dense": lambda N: 1.0 + 17.3 * N**-0.127, "routed": lambda N: 1.49 + 28.6 * N**-0.19}
+    found = comparison(table(laws, 0.004, 3))
+    assert found["weighed"]["power"]["tenable"]
+    assert found["weighed"]["power_floor"]["tenable"]
+    assert found["paired"]["pairs"][0]["p"] < 0.05
+    assert found["verdict"]["distinguishable"] is None
+    assert "depends on the law" in found["verdict"]["headline"]
+    assert any("explains that too" in sentence for sentence in found["verdict"]["sentences"])
+
+
+def test_above_a_floor_that_families_share_a_constant_factor_on_n_is_no_difference_and_another_exponent_is() -> None:
+    """Over these sizes all slopes differ; of the exponents only that of c does."""
+    middle = float(np.exp(np.log(SIZES).mean()))
+    laws = {
+        "a": lambda N: 1.8 + 90 * N**-0.3,
+        "b": lambda N: 1.8 + 90 * (1.6 * N) ** -0.3,
+        "c": lambda N: 1.8 + 90 * middle**0.1 * N**-0.4,
+    }
+    found = comparison(table(laws, 0.001))
+    pairs = {(pair["a"], pair["b"]): pair for pair in found["paired"]["pairs"]}
+    said = {(pair["a"], pair["b"]): pair for pair in found["verdict"]["pairs"]}
+    assert pairs["a", "b"]["p"] < 0.01
+    assert [said[names]["differs"] for names in (("a", "b"), ("a", "c"), ("b", "c"))] == [False, True, True]
+    for names, truth in ((("a", "b"), 0.0), (("a", "c"), -0.1), (("b", "c"), -0.1)):
+        assert said[names]["ci_low"] < truth < said[names]["ci_high"]
+        assert said[names]["ci_high"] - said[names]["ci_low"] < 0.1
 
 
 def test_a_difference_under_every_law_is_said_and_of_equal_families_none_is() -> None:

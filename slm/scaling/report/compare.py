@@ -122,6 +122,7 @@ def paired_section(of: Directory) -> Section | None:
         "`p, any floor` is the largest p that the slope has if the families follow one law with a floor, any that the "
         "runs do not reject, and differ by a constant factor on N. p-values are adjusted over the pairs (Holm).",
         paired_table(pairs),
+        above_table(pairs),
         figure(of, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
         levels_table(pairs, TARGET_NAMES[of.primary["target"]]),
     )
@@ -145,6 +146,29 @@ def paired_table(pairs: Sequence[Entry]) -> str:
     ]
     header = ("pair", "sizes", "difference of exponents", "p", "p, any floor", "scatter of a ratio", "would be found")
     return table(header, rows)
+
+
+def above_table(pairs: Sequence[Entry]) -> str:
+    """Differences of exponents above a shared floor, where the runs reject straight lines."""
+    rows = [
+        [
+            f"{plainly(pair['a'])} - {plainly(pair['b'])}",
+            sig(one["floor"], 4),
+            with_interval(one["delta"], [one["ci_low"], one["ci_high"]], 3),
+            p_value(one["p_adjusted"]),
+            sig(one["detectable"], 3),
+        ]
+        for pair in pairs
+        for one in [pair.get("above_floor")]
+        if one
+    ]
+    header = ("pair", "floor of both", "difference of exponents above it", "p, any floor", "would be found")
+    return (
+        "The runs reject straight lines, so exponents are compared above a floor that both families of a pair share. "
+        "Interval and p hold for every floor that they do not reject.\n\n" + table(header, rows)
+        if rows
+        else ""
+    )
 
 
 def levels_table(pairs: Sequence[Entry], target: str) -> str:
@@ -400,7 +424,11 @@ def power_section(of: Directory) -> Section | None:
     chance = f"{of.comparison['paired']['power']:.0%}" if is_number(of.comparison["paired"]["power"]) else NOTHING
     rows = [
         [f"{plainly(row['a'])} - {plainly(row['b'])}", how, sig(row["detectable"], 3)]
-        for how, found in (("at the same sizes", paired), ("by the law", power.get("by_pair") or []))
+        for how, found in (
+            ("at the same sizes", paired),
+            ("above a shared floor", [{**row, **row["above_floor"]} for row in paired if row.get("above_floor")]),
+            ("by the law", power.get("by_pair") or []),
+        )
         for row in found
     ]
     if not any(is_number(row["detectable"]) for row in (*paired, *(power.get("by_pair") or []))):
