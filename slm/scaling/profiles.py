@@ -118,8 +118,8 @@ def _roots(found: Fit, vector: Floats, estimate: float, values: Floats, *, strai
     matrix = np.zeros((P, P - 1))
     matrix[others, range(P - 1)] = 1
     matrix[held] = -vector[others] / vector[held]
-    offset = np.zeros((len(values), P))
-    offset[:, held] = values / vector[held]
+    offset = np.zeros((2 * len(values), P))
+    offset[:, held] = np.tile(values, 2) / vector[held]
     low, high = coordinate_bounds(found.law, found.sample)
     start = np.repeat(found.theta[None, others], len(values), axis=0)
     if variance > 0:
@@ -128,12 +128,10 @@ def _roots(found: Fit, vector: Floats, estimate: float, values: Floats, *, strai
     block = Block(found.law, sample.centred, np.arange(len(sample.log_y)), matrix, offset)
     # Also from afar: where a term has vanished, the estimate's surroundings are flat.
     grid = grid_starts(found.law, sample)
-    starts = [start, grid[np.abs(grid @ vector - values[:, None]).argmin(axis=1)][:, others]]
+    starts = np.concatenate([start, grid[np.abs(grid @ vector - values[:, None]).argmin(axis=1)][:, others]])
     bounds = low[others], high[others]
-    reached = [
-        minimise([block], sample.log_y, s, bounds, tolerance=1e-7, max_steps=MOST_STEPS).objective for s in starts
-    ]
-    excess = np.maximum(2 * np.min(reached, axis=0) - found.sse, 0)
+    reached = minimise([block], sample.log_y, starts, bounds, tolerance=1e-7, max_steps=MOST_STEPS).objective
+    excess = np.maximum(2 * reached.reshape(2, -1).min(axis=0) - found.sse, 0)
     return np.sign(values - estimate) * np.sqrt(excess) / found.sigma
 
 

@@ -164,6 +164,7 @@ def test_a_straight_formula_is_linear_regression() -> None:
     assert of.se["a"] == pytest.approx(error, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_of_a_shared_exponent_and_a_covariate() -> None:
     given, true, loss, columns = CASES["shared exponent"]
     hit = []

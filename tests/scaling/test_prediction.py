@@ -113,6 +113,7 @@ def test_a_profile_band_is_close_to_the_linear_formula_when_noise_is_small() -> 
     np.testing.assert_allclose(ours.centre - ours.low, reach, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_a_prediction_interval_beyond_the_data_covers_new_runs() -> None:
     """60 experiments: fit six sizes over a factor of 30, predict a run at ten times the largest."""
     inside, x, at = 0, np.linspace(np.log(1e7), np.log(3e8), 6), np.log([[3e9]])
@@ -183,6 +184,7 @@ def test_the_gain_of_doubling_has_the_derivatives_of_finite_differences(law: str
         np.testing.assert_allclose(curvature(weights)[0, j], second, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_gain_of_doubling_covers_it() -> None:
     """A N^-alpha (1 - 2^-alpha), where noise is not small: 150 experiments of five sizes."""
     x = np.linspace(np.log(1e7), np.log(3e8), 5)
@@ -290,6 +292,7 @@ def test_without_a_tenable_law_there_is_no_envelope() -> None:
     assert (row["low"], row["high"], row["laws"]) == (None, None, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", ["power", "power_floor"])
 def test_the_envelope_covers_new_runs_far_beyond_the_data_where_a_rejected_law_does_not(truth: str) -> None:
     """20 experiments of six sizes over a factor of 30 and 0.5% noise, predictions at ten times the largest."""

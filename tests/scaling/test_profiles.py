@@ -124,6 +124,7 @@ def test_the_root_of_a_coefficients_profile_is_that_of_brute_force_too(name: str
             assert t == pytest.approx(stats.t.ppf(0.975, df), rel=0.01)
 
 
+@pytest.mark.slow
 def test_profile_intervals_cover_the_truth() -> None:
     inside = 0
     for seed in range(100):

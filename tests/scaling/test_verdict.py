@@ -96,6 +96,7 @@ def test_a_difference_under_every_law_is_said_and_of_equal_families_none_is() ->
     assert not any("falls faster" in s or "steeper" in s for s in equal["sentences"])
 
 
+@pytest.mark.slow
 def test_ranges_that_differ_are_compared_where_they_agree() -> None:
     """One law with a floor, the sizes of b four times as large: power laws of the whole ranges differ."""
     law = {"a": lambda N: 1.8 + 90 * N**-0.3, "b": lambda N: 1.8 + 90 * N**-0.3}
@@ -178,18 +179,19 @@ def test_the_pooled_criterion_is_that_of_one_gaussian_for_all_families() -> None
 def test_a_law_is_rejected_for_one_with_a_floor_in_one_of_a_hundred_tables_of_its_own() -> None:
     """F of six sizes in one family, by hand; and as often as its level says."""
     rejected = 0
-    for seed in range(15):
+    for seed in range(6):
         of = fitted(table({"a": lambda N: 20 * N**-0.1}, 0.004, seed))
         one, two = (of[law]["a"].fit.sse for law in ("power", "power_floor"))
         p = stats.f.sf((one / two - 1) * 3, 1, 3)
         assert weigh(of)["power"]["tenable"] == (p >= 0.01)
         rejected += p < 0.01
-    assert rejected <= 2
+    assert rejected <= 1
     bent = weigh(fitted(table({"a": lambda N: 1.8 + 90 * N**-0.3}, 0.001)))
     assert not bent["power"]["tenable"]
     assert "an F test against power_floor" in bent["power"]["why"]
 
 
+@pytest.mark.slow
 def test_seeds_do_not_count_as_evidence_for_a_floor() -> None:
     """Sizes off the power law by as much as seeds scatter: no floor is chosen for what is not there."""
     rng = np.random.default_rng(0)
