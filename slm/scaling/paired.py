@@ -30,6 +30,10 @@ from slm.scaling.tables import Table
 Entry = dict[str, Any]
 
 
+OWN_FLOORS = 0.01
+"""Level, over all pairs, of the F test that a pair shares no floor: above floors of their own, exponents differ too."""
+
+
 @dataclass(frozen=True)
 class Line:
     """Least squares: intercept and slope, their errors, degrees of freedom, residuals [n]."""
@@ -84,19 +88,21 @@ def compare_pairs(
     families. With `curved`, pairs that may share a floor have `above_floor`, and `advice` is for that.
     """
     pairs, unmatched = [], []
+    families = len(table.families)
+    possible = families * (families - 1) // 2
+    shared = OWN_FLOORS / possible if curved else None
     for a, b in combinations(table.families, 2):
         found = match(table, a, b, target, size, covariates)
         if isinstance(found, str):
             unmatched.append({"a": a, "b": b, "reason": found})
-        elif np.isfinite((pair := _pair(found, level, curved))["p"]):
+        elif np.isfinite((pair := _pair(found, level, shared))["p"]):
             pairs.append(pair)
         else:
             unmatched.append({"a": a, "b": b, "reason": "the rows leave no scatter to tell a slope by"})
     adjust(pairs)
     for pair, adjusted in zip(pairs, holm([pair["level_p"] for pair in pairs]), strict=True):
         pair["level_p_adjusted"] = adjusted
-    families = len(table.families)
-    asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": families * (families - 1) // 2}
+    asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": possible}
     compared: list[tuple[Entry, PairedDesign]] = []  # what a verdict rests on
     for pair in pairs:
         design = PairedDesign(np.log(pair["sizes"]), pair["noise"], pair["misfit"], max(1, round(pair["seeds"])))
@@ -122,7 +128,7 @@ def compare_pairs(
     }
 
 
-def _pair(of: Matched, level: float, curved: bool) -> Entry:
+def _pair(of: Matched, level: float, shared: float | None) -> Entry:
     x = of.log_N - of.log_N.mean()
     own = 0.0 if of.noise is None else of.noise / np.sqrt(of.seeds)
     line, mean = (regress(values, x) for values in (of.log_ratio, (of.log_a + of.log_b) / 2))
@@ -148,7 +154,7 @@ def _pair(of: Matched, level: float, curved: bool) -> Entry:
         "misfit": float(np.sqrt(max(spread**2 - own**2, 0.0))),
         "spread": spread,
         "p_any_floor": _largest_p([line, *(one.line for one in floors)]),
-        "above_floor": _above_floor(of, floors, level) if curved else None,
+        "above_floor": None if shared is None else _above_floor(of, floors, level, shared),
         "level_log_ratio": float(line.coefficients[0]),
         "level_above": float(np.expm1(line.coefficients[0])),
         "level_p": line.p(0),
@@ -228,16 +234,16 @@ def _largest_p(lines: Sequence[Line]) -> float:
     return max(one.p(1) for one in lines) if same else 1.0
 
 
-def _above_floor(of: Matched, floors: Sequence[_Floor], level: float) -> Entry | None:
+def _above_floor(of: Matched, floors: Sequence[_Floor], level: float, shared: float) -> Entry | None:
     """The difference of exponents above a floor that both families share, whichever of `floors` it is.
 
-    Ends and p hold for each of the floors. None where an F test rejects that the two share one.
+    Ends and p hold for each of the floors. None where an F test at the level `shared` rejects that there is one.
     """
     own = [
         at_floors(of.log_N, log_y, SHARES * float(np.exp(log_y.min()))).squares.min() for log_y in (of.log_a, of.log_b)
     ]
     best, spare = min(floors, key=lambda one: one.squares), 2 * len(of.log_N) - 6
-    if spare < 1 or stats.f.sf((best.squares / sum(own) - 1) * spare, 1, spare) < 1 - level:
+    if spare < 1 or stats.f.sf((best.squares / sum(own) - 1) * spare, 1, spare) < shared:
         return None
     reach = [stats.t.ppf(0.5 + level / 2, one.line.df) * one.line.errors[1] for one in floors]
     slopes = [-one.line.coefficients[1] for one in floors]
