@@ -99,13 +99,12 @@ def rows(data: Mapping[str, Any], split: str) -> Iterator[str]:
 
 
 def _texts(found: Iterable[Mapping[str, Any]], column: str, path: str) -> Iterator[str]:
-    number = 0
     try:
         for number, row in enumerate(found, start=1):
             yield "".join(clean([text_of(row.get(column), column, f"row {number}")]))
     except Exception as error:  # which class depends on the files of the data set and on who fetches them
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"data.path={path!r} cannot be read after row {number:,}: {said}") from None
+        raise ValueError(f"data.path={path!r} cannot be read: {said}") from None
 
 
 def _split(data: Mapping[str, Any], split: str) -> Iterator[str]:

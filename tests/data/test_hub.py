@@ -112,15 +112,16 @@ def test_rows_of_a_data_set_are_read_as_those_of_files_are(data_set, tmp_path):
 
 
 def test_rows_that_hold_no_text_are_one_sentence(data_set, tmp_path):
-    (tmp_path / "set" / "train.jsonl").write_text('{"text": ["one"]}\n')
-    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read after row 1: row 1 holds list in 'text'"):
+    for split in ("train", "validation"):
+        (tmp_path / "set" / f"{split}.jsonl").write_text('{"text": ["one"]}\n')
+    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read: row 1 holds list in 'text' where text"):
         list(hub.documents(data_set))
 
 
 def test_a_damaged_file_of_a_data_set_is_one_sentence(data_set, tmp_path):
     with (tmp_path / "set" / "train.jsonl").open("a") as file:
         file.write('{"text": ')
-    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read after row \d+: ") as caught:
+    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read: ") as caught:
         list(hub.documents(data_set))
     assert "\n" not in str(caught.value)
 
