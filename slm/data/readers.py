@@ -135,7 +135,7 @@ def _fault(path: Path, error: Exception) -> str:
     for magic, suffix in _MAGIC.items():
         if start.startswith(magic) != name.endswith(suffix):
             begins = "begins" if start.startswith(magic) else "does not begin"
-            return f"{begins} as a {suffix} file does; give it the ending of what it is, or {_AGAIN}"
+            return f"{begins} as a {suffix} file does; rename it to what it is, or leave it out"
     if name.endswith(".gz") and (damage := _gzip_damage(path)):
         return f"holds damaged gzip data ({damage}); {_AGAIN}"
     if isinstance(error, _UnusableError):

@@ -120,9 +120,9 @@ def test_a_column_that_is_no_text_is_named_with_the_file(tmp_path, column, held)
         ("x.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', r"line 2 is not UTF-8; convert"),
         ("x.jsonl", b"[" * 100_000, r"cannot be read \(RecursionError: .*; write or download it again"),
         ("x.parquet", b"PAR1" + b"a" * 40, r"cannot be read .*; write or download it again, or leave it out$"),
-        ("x.parquet", b"text, and no Parquet", r"does not begin as a \.parquet file does; give it the ending"),
-        ("x.jsonl.gz", b'{"text": "a"}\n', r"does not begin as a \.gz file does; give it the ending"),
-        ("x.txt", gzip.compress(b"text"), r"begins as a \.gz file does; give it the ending of what it is"),
+        ("x.parquet", b"text, and no Parquet", r"does not begin as a \.parquet file does; rename it"),
+        ("x.jsonl.gz", b'{"text": "a"}\n', r"does not begin as a \.gz file does; rename it"),
+        ("x.txt", gzip.compress(b"text"), r"begins as a \.gz file does; rename it to what it is, or leave it out$"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path, name, content, message):
