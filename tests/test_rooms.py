@@ -18,7 +18,7 @@ ALLOWED = {
     "composition": {"model.config", "model.families", "command_line"},
     "training": {"composition", "model", "data", "checkpoints", "tracking", "command_line", "machine"},
     "evaluation": {"composition", "model", "data", "checkpoints", "scaling", "tracking", "command_line", "machine"},
-    "sweep": {"composition", "scaling", "tracking", "model.config", "command_line"},
+    "sweep": {"composition", "scaling", "tracking", "model.config", "data.paths", "command_line"},
 }
 COMPOSITION = ("resolvers", "settings", "budget", "schedules")
 SWEEP = ("run", "execute", "live", "fork_server")  # which import all others

@@ -5,6 +5,7 @@ a lock file lets one process build while the others wait; what a killed build le
 `manifest.json` records size and SHA-256 of every file: a folder that does not match it is rebuilt, never used.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from slm.data.progress import say
 
-SCHEMA = "slm.data/1"  # part of every key: change it when the layout or the meaning of a cached file changes
+SCHEMA = "slm.data/2"  # part of every key: change it when the layout or the meaning of a cached file changes
 CHECKED_BYTES = 256 << 20  # up to here checksums cost well under a second; above, SLM_VERIFY=1 asks for them
 
 
@@ -52,7 +53,7 @@ def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: st
 
 
 def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a killed build: we hold the lock
+    for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):  # of a killed build: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.data.cache import cached, digest
-from slm.data.documents import SPLITS, read_documents, write_documents
+from slm.data.documents import SPLITS, left_out_notes, read_documents, write_documents
 from slm.data.framing import framed, opening
 from slm.data.progress import progress
 from slm.data.sources import Source, source_of
@@ -21,13 +21,18 @@ from slm.data.vocabulary import Plan, plan_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Training and validation text as tokens; `fingerprint` is that of the documents and their split alone."""
+    """Training and validation text as tokens; `fingerprint` is that of the documents and their split alone.
+
+    `left_out` counts the documents that are in neither split (`documents.LEFT_OUT`), `notes` says so and what was read.
+    """
 
     name: str
     fingerprint: str
     train: TokenStream
     val: TokenStream
     tokenizer: Tokenizer
+    left_out: dict[str, int]
+    notes: tuple[str, ...]
 
 
 def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir: Path) -> Corpus:
@@ -52,6 +57,8 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
         train=TokenStream(tokens, facts["splits"]["train"]),
         val=TokenStream(tokens, facts["splits"]["val"]),
         tokenizer=load_tokenizer(tokens / "tokenizer", name=facts["tokenizer"]["name"]),
+        left_out=facts["left_out"],
+        notes=(*source.notes(data), *left_out_notes(facts["left_out"])),
     )
 
 
@@ -85,6 +92,7 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
                 advance(sum(len(text.encode()) for text in texts) / 1e6)
     return {
         "fingerprint": facts["fingerprint"],
+        "left_out": facts["left_out"],
         "tokenizer": {
             "name": tokenizer.name,
             "fingerprint": tokenizer.fingerprint,

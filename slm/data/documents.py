@@ -1,40 +1,95 @@
 """Documents of a source, split and kept as Parquet, so that another tokenizer does not read the source again."""
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from slm.data.progress import progress
 from slm.data.sources import Document
 
 SPLITS = ("train", "val")
+LEFT_OUT = {
+    "also_in_validation": "for training that are also in the validation set",
+    "without_text": "without text (blank, null or missing)",
+}
+"""Why documents are left out, as a key and in words."""
+_HASHES = "train.hashes"
 _GROUP_BYTES = 4 << 20  # text of one row group, and of one call of the tokenizer: keeps all cores busy, fits memory
 
 
 def write_documents(
     folder: Path, source: Iterable[Document], val_fraction: float | None, *, name: str, size: int | None = None
 ) -> dict[str, Any]:
-    """Write train.parquet and val.parquet; returns the fingerprint, and documents and bytes of each split.
+    """Write train.parquet and val.parquet, and the hashes of the training documents.
 
+    Returns the fingerprint, documents and bytes of each split, and how many documents were left out (`LEFT_OUT`).
     `size` is about how many bytes are to come, for the progress display. The fingerprint is SHA-256 over
-    (split, text) in order. Raises ValueError when a split would be empty.
+    (split, text) in order; where the source gives the splits, all of training comes first. Raises ValueError when a
+    split would be empty.
     """
-    fingerprint = hashlib.sha256()
+    fingerprint, hashes, left_out = hashlib.sha256(), array("Q"), dict.fromkeys(LEFT_OUT, 0)
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
+    documents = iter(source)
+    first = list(islice(documents, 1))
+    given = bool(first) and first[0].split is not None
     with ExitStack() as stack:
         writers = {split: stack.enter_context(_Writer(folder / f"{split}.parquet")) for split in SPLITS}
         advance = stack.enter_context(progress(f"documents of {name}", size and size / 1e6, "MB"))
-        for text, split in split_documents(source, val_fraction):
+        for text, split in split_documents(_kept(chain(first, documents), left_out), val_fraction):
             encoded = text.encode()
-            fingerprint.update(f"{split} {len(encoded)}\n".encode() + encoded)
+            if split == "train":
+                hashes.append(text_hash(text))
+            if split == "train" or not given:
+                fingerprint.update(_entry(split, encoded))
             writers[split].add(text, len(encoded))
             counts[split]["documents"] += 1
             counts[split]["bytes"] += len(encoded)
             advance(len(encoded) / 1e6)
-    _require_text(counts, name)
-    return {"fingerprint": fingerprint.hexdigest()[:16], "splits": counts}
+    _require_text(counts, left_out, name)
+    for text in chain.from_iterable(read_documents(folder, "val")) if given else ():
+        fingerprint.update(_entry("val", text.encode()))
+    np.asarray(hashes, dtype="<u8").tofile(folder / _HASHES)
+    return {"fingerprint": fingerprint.hexdigest()[:16], "splits": counts, "left_out": left_out}
+
+
+def _entry(split: str, encoded: bytes) -> bytes:
+    return f"{split} {len(encoded)}\n".encode() + encoded
+
+
+def _kept(source: Iterable[Document], left_out: dict[str, int]) -> Iterator[Document]:
+    """Documents with text, less those of training that are in a validation split which came before; counts the rest."""
+    held = set[int]()
+    for document in source:
+        text, split = document
+        if not text.strip():
+            left_out["without_text"] += 1
+        elif split == "train" and text_hash(text) in held:
+            left_out["also_in_validation"] += 1
+        else:
+            if split == "val":
+                held.add(text_hash(text))
+            yield document
+
+
+def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
+    """A sentence for each reason why documents were left out."""
+    return [
+        f"left out {count:,} {'document' if count == 1 else 'documents'} {LEFT_OUT[reason]}"
+        for reason, count in left_out.items()
+        if count
+    ]
+
+
+def training_hashes(folder: Path) -> np.ndarray | None:
+    """`text_hash` of every training document of a folder, uint64; None in a folder from before these were kept."""
+    file = folder / _HASHES
+    return np.fromfile(file, dtype="<u8") if file.exists() else None
 
 
 def read_documents(folder: Path, split: str) -> Iterator[list[str]]:
@@ -58,7 +113,7 @@ def write_split(folder: Path, split: str, texts: Iterable[str]) -> dict[str, Any
 
 
 def split_documents(source: Iterable[Document], val_fraction: float | None) -> Iterator[tuple[str, str]]:
-    """(text, split) of every document that holds text, in order.
+    """(text, split) of every document, in order.
 
     A document whose split the source leaves open is validation when the hash of its text says so, never by its
     position: documents that are added, dropped or moved do not move others. If no hash says so, the smallest does.
@@ -66,8 +121,6 @@ def split_documents(source: Iterable[Document], val_fraction: float | None) -> I
     held: list[tuple[str, str]] = []  # before the first validation document: any of these may have to be it
     found = False
     for text, given in source:
-        if not text.strip():
-            continue
         split = given or ("val" if text_position(text) < _fraction(val_fraction) else "train")
         held.append((text, split))
         found = found or given is not None or split == "val"
@@ -76,6 +129,11 @@ def split_documents(source: Iterable[Document], val_fraction: float | None) -> I
             held.clear()
     smallest = min((text_position(text) for text, _ in held), default=0.0) if len(held) > 1 else None
     yield from ((text, "val" if text_position(text) == smallest else split) for text, split in held)
+
+
+def text_hash(text: str) -> int:
+    """64 bits that identify a text, whatever white space is around it."""
+    return int.from_bytes(hashlib.sha256(text.strip().encode()).digest()[:8], "big")
 
 
 def text_position(text: str) -> float:
@@ -91,8 +149,13 @@ def _fraction(val_fraction: float | None) -> float:
     return val_fraction
 
 
-def _require_text(counts: Mapping[str, Mapping[str, int]], name: str) -> None:
+def _require_text(counts: Mapping[str, Mapping[str, int]], left_out: Mapping[str, int], name: str) -> None:
     train, val = (counts[split]["documents"] for split in SPLITS)
+    if train == 0 and left_out["also_in_validation"]:
+        raise ValueError(
+            f"data={name}: all {left_out['also_in_validation']} training documents are also in the validation set; "
+            "give text to train on that is in data.paths alone"
+        )
     if train + val == 0:
         raise ValueError(f"data={name}: the documents hold no text; give data.paths, or limits, that leave some")
     if train == 0 or val == 0:

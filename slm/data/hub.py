@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from slm.data.readers import clean, text_of
 from slm.data.sources import Document
 
 _TIMEOUT = 5.0  # seconds to the first answer of the hub; its own clients go on trying for minutes
@@ -28,15 +29,15 @@ def key(data: Mapping[str, Any]) -> Any:
 
 
 def documents(data: Mapping[str, Any]) -> Iterator[Document]:
-    """Documents in the order of the data set; `max_documents` and `max_bytes` bound each split.
+    """Documents in the order of the data set, its validation split first; `max_documents`, `max_bytes` bound each.
 
     Raises ValueError at once when the hub cannot be reached.
     """
     require_network(f"data={data['name']} wants to download {data['path']}")
     own = data["val_split"] is not None
-    yield from (Document(text, "train" if own else None) for text in _split(data, "train"))
     if own:
         yield from (Document(text, "val") for text in _split(data, data["val_split"]))
+    yield from (Document(text, "train" if own else None) for text in _split(data, "train"))
 
 
 def require_network(purpose: str) -> None:
@@ -77,7 +78,10 @@ def bounded(texts: Iterable[str], max_documents: int | None, max_bytes: int | No
 
 
 def rows(data: Mapping[str, Any], split: str) -> Iterator[str]:
-    """The text column of a split, row by row as the hub has it. Raises ValueError when there is no such thing."""
+    """The text column of a split, row by row as `readers.clean` gives it, "" for null.
+
+    Raises ValueError when there is no such thing, and for rows that hold no text or cannot be read.
+    """
     from datasets import load_dataset
 
     try:
@@ -91,7 +95,16 @@ def rows(data: Mapping[str, Any], split: str) -> Iterator[str]:
         raise ValueError(
             f"data.text_column={column!r} is not in {data['path']}, which has {', '.join(found.column_names)}"
         )
-    return (row[column] for row in found)
+    return _texts(found, column, data["path"])
+
+
+def _texts(found: Iterable[Mapping[str, Any]], column: str, path: str) -> Iterator[str]:
+    try:
+        for number, row in enumerate(found, start=1):
+            yield "".join(clean([text_of(row.get(column), column, f"row {number}")]))
+    except Exception as error:  # which class depends on the files of the data set and on who fetches them
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"data.path={path!r} cannot be read: {said}") from None
 
 
 def _split(data: Mapping[str, Any], split: str) -> Iterator[str]:

@@ -6,13 +6,11 @@ and then all of it is scored; else its first token is context only. Separate doc
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from slm.data import Tokenizer, framing
 from slm.data.progress import progress
 from slm.evaluation.byte_counts import document_of, fit_bytes, inexact_note
 from slm.evaluation.protocols import BOS_RULES
-from slm.evaluation.texts import Text, run_documents
+from slm.evaluation.texts import Text, run_documents, run_facts
 
 _GROUP = 1024  # documents of one call of the tokenizer
 _LONG = 4_000_000  # characters, from which on encoding takes seconds and shows it
@@ -46,6 +44,8 @@ class Stream:
     """White-space separated words of the scored part of a running text."""
     notes: tuple[str, ...]
     """What a reader of the figures must know, whole sentences."""
+    in_training: float | None = None
+    """Share of the bytes that the checkpoint is known to have been trained on; None where that cannot be known."""
     separator: int | None = None
     """The token that documents begin with where they do not see each other; None where they do."""
 
@@ -82,7 +82,7 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
             f"{text.name}: a single token is left, with none before it to predict it from; "
             "give more text, or more max_tokens"
         )
-    return stream
+    return replace(stream, notes=(*text.notes, *stream.notes))
 
 
 def run_stream(
@@ -94,7 +94,7 @@ def run_stream(
     made again from its source in `cache_dir` (by default the run's). `max_tokens` leaves only so many at its start,
     framing included. Raises ValueError where the documents or the tokenizer are not those of the run any more.
     """
-    config, prints = _run_facts(run)
+    config, prints = run_facts(run)
     if prints["tokenizer"] != tokenizer.fingerprint:
         raise ValueError(
             f"{run}: the tokenizer given has fingerprint {tokenizer.fingerprint} and the run was trained with "
@@ -124,23 +124,6 @@ def run_stream(
         notes=tuple(notes),
         separator=framing.separator(tokenizer) if masked else None,
     )
-
-
-def _run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """The resolved config of a run and the fingerprints of what it was trained on."""
-    import yaml
-
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        if (run / "corpus.json").exists():
-            return config, json.loads((run / "corpus.json").read_text())
-        result = json.loads((run / "result.json").read_text())
-        return config, {name: result[name]["fingerprint"] for name in ("data", "tokenizer")}
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{run} is no run directory whose config.yaml and corpus.json can be read ({type(error).__name__}); "
-            "give the output_dir of a run of train.py"
-        ) from None
 
 
 def _running(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None) -> Stream:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from slm.checkpoints import Checkpoint, Provenance
 from slm.data.progress import progress
 from slm.evaluation.encode import Stream, encode, run_stream
+from slm.evaluation.overlap import trained_on
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.precision import Precision
 from slm.evaluation.protocols import Protocol
 from slm.evaluation.speed import check_compiler, check_room, measure_speed
 from slm.evaluation.tasks import run_tasks
+from slm.evaluation.tasks.local import answered, files_of_task, read_records
 from slm.evaluation.texts import Text, read_text
 
 Entry = dict[str, Any]
@@ -47,7 +49,11 @@ def planned(
     """What the settings ask to measure of a checkpoint. Raises `ValueError` for what cannot be."""
     # Speed first: what was computed before would count as memory.
     speed = [_speed(settings["speed"], provenance, precision.device)] if settings["speed"]["enabled"] else []
-    return speed + _perplexities(settings, provenance, text) + [_task(name, settings) for name in settings["tasks"]]
+    return (
+        speed
+        + _perplexities(settings, provenance, text)
+        + [_task(name, settings, provenance) for name in settings["tasks"]]
+    )
 
 
 def _speed(asked: Mapping[str, Any], provenance: Provenance, device: str) -> Measurement:
@@ -64,9 +70,10 @@ def _speed(asked: Mapping[str, Any], provenance: Provenance, device: str) -> Mea
     return Measurement(lambda entry: entry["speed"] is not None, take)
 
 
-def _task(name: str, settings: Mapping[str, Any]) -> Measurement:
-    file = settings["task_files"].get(name)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else None
+def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Measurement:
+    given = settings["task_files"].get(name)
+    content = b"".join(file.read_bytes() for file in files_of_task(name, given)) if given else b""
+    digest = hashlib.sha256(content).hexdigest()[:16] if given else None
 
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         found = run_tasks(
@@ -82,7 +89,10 @@ def _task(name: str, settings: Mapping[str, Any]) -> Measurement:
         )
         # A group of the harness gives tasks of other names; one that failed, an error of its own.
         others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
-        asked = {"asked_as": name, "file_fingerprint": digest}
+        asked: Entry = {"asked_as": name, "file_fingerprint": digest, "in_training": None}
+        known = trained_on(provenance.run, Path(settings["cache_dir"]).expanduser()) if given else None
+        if known is not None:
+            asked["in_training"] = known.share_of([answered(record) for record in read_records(name, given)])
         entry["tasks"] = others | {task: {**result, **asked} for task, result in found.items()}
 
     def is_in(entry: Entry) -> bool:
@@ -154,7 +164,13 @@ def _scored(settings: Mapping[str, Any], provenance: Provenance, text: Text | No
     asked, cache_dir = settings["perplexity"], Path(settings["cache_dir"]).expanduser()
     if text is not None:
         how = {"bos": asked["bos"], "max_tokens": asked["max_tokens"]}
-        return _Scored(lambda checkpoint: encode(text, checkpoint.tokenizer, **how), text.fingerprint)
+
+        def stream(checkpoint: Checkpoint) -> Stream:
+            known = trained_on(provenance.run, cache_dir)
+            share = None if known is None else known.share_of_bytes(text.documents)
+            return replace(encode(text, checkpoint.tokenizer, **how), in_training=share)
+
+        return _Scored(stream, text.fingerprint)
     run = provenance.run
     if run is None:
         raise ValueError(

@@ -128,6 +128,7 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
         "words": stream.words,
         "word_perplexity": _exp(total / stream.words) if stream.words else None,
         "windows": len(windows),
+        "in_training": stream.in_training,
         "notes": notes,
         "blocks": _stored(nats_K, sizes_KM) if math.isfinite(total) else None,
     }

@@ -50,6 +50,8 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     _refuse_doubles(found)
     text = text_of(settings)  # which may have to be built, so mistakes in checkpoints come first
     plans = {name: _plan(provenance, settings, text) for name, provenance in found.items()}
+    for note in text.notes if text else ():
+        _say(note)
     with ledger.claimed():
         _say(f"results go to {folder}")
         for number, (checkpoint, (provenance, precision, measurements)) in enumerate(plans.items(), start=1):

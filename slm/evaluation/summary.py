@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from slm.evaluation.overlap import task_caveats, text_caveats
+
 Entry = Mapping[str, Any]
 
 
@@ -29,6 +31,9 @@ def print_summary(entries: Sequence[Entry], folder: Path) -> None:
         for task, result in entry["tasks"].items():
             if "error" in result:
                 console.print(f"skipped: {task} of {entry['name']}: {result['error']}", markup=False, soft_wrap=True)
+    for entry in entries:
+        for line in (*text_caveats(entry), *task_caveats(entry)):
+            console.print(f"mind: {line}", markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.md'}", markup=False, soft_wrap=True)
 
 

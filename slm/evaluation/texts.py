@@ -1,7 +1,8 @@
 """Texts to evaluate on: any conf/data/NAME.yaml, read as evaluation reads it and not as training does.
 
-Notable: one running text stays one text, byte for byte; what is several documents stays several. The fingerprint is
-that of the text alone, so results of different tokenizers and checkpoints can be held against each other by it.
+Notable: one running text stays one text; what is several documents stays several. Files are read by the readers that
+training has, uncut. The fingerprint is that of the text alone, so results of different tokenizers and checkpoints can
+be held against each other by it.
 
 | source                    | what is read                               | as                                     |
 |---------------------------|--------------------------------------------|----------------------------------------|
@@ -11,6 +12,7 @@ that of the text alone, so results of different tokenizers and checkpoints can b
 | pydocs                    | what training keeps for validation         | documents                              |
 """
 
+import glob
 import hashlib
 import json
 import re
@@ -24,7 +26,8 @@ from typing import Any
 from slm.data import hub, local
 from slm.data.cache import cached, digest
 from slm.data.corpus import prepare_documents
-from slm.data.documents import read_documents, write_split
+from slm.data.documents import left_out_notes, read_documents, write_split
+from slm.data.readers import holds_rows
 from slm.data.sources import source_of
 
 
@@ -39,6 +42,8 @@ class Text:
     """Whether the documents are to stand between begin and end tokens; false for one running text."""
     document_start: str | None = None
     """Pattern of the lines that begin a document inside a running text; it only serves the standard error."""
+    notes: tuple[str, ...] = ()
+    """What was read and what was left out, sentences."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -61,8 +66,9 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
     start = document_start or data.get("document_start")
     source_of(data)  # refuses an unknown one
     _check_pattern(start)
+    notes: list[str] = []
     if data["source"] == "local":
-        name, documents, separate = _local(data)
+        name, documents, separate, notes = _local(data)
     elif data["source"] == "hub" and _split(data):
         separate = data["document_start"] is None
         documents = _rows(data, cache_dir)
@@ -74,7 +80,14 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
     kept = tuple(document for document in documents if document.strip())
     if not kept:
         raise ValueError(f"data={data['name']}: {name} holds no text to score; give one that is not empty")
-    return Text(name=name, documents=kept, separate=separate, document_start=None if separate else start)
+    notes += left_out_notes({"without_text": len(documents) - len(kept)})
+    return Text(
+        name=name,
+        documents=kept,
+        separate=separate,
+        document_start=None if separate else start,
+        notes=tuple(f"{note}." for note in notes),
+    )
 
 
 def _check_pattern(pattern: str | None) -> None:
@@ -84,11 +97,11 @@ def _check_pattern(pattern: str | None) -> None:
         raise ValueError(f"document_start={pattern!r} is no regular expression: {error}") from None
 
 
-def _local(data: Mapping[str, Any]) -> tuple[str, tuple[str, ...], bool]:
-    files = local.files_to_evaluate(data)
-    texts = tuple(local.evaluation_texts(files, data))
+def _local(data: Mapping[str, Any]) -> tuple[str, tuple[str, ...], bool, list[str]]:
+    files, note = local.files_to_evaluate(data)
+    texts = tuple(local.texts_to_evaluate(data))
     name = data["name"] if data["name"] != "local" else files[0].name if len(files) == 1 else f"{len(files)} files"
-    return name, texts, len(files) > 1 or local.holds_rows(files[0])
+    return name, texts, len(files) > 1 or holds_rows(files[0]), [note] if note else []
 
 
 def _split(data: Mapping[str, Any]) -> str | None:
@@ -112,6 +125,32 @@ def _rows(data: Mapping[str, Any], cache_dir: Path) -> tuple[str, ...]:
     return tuple(chain.from_iterable(read_documents(folder, str(split))))
 
 
+def run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The resolved config of a run and the fingerprints of what it was trained on."""
+    import yaml
+
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        if (run / "corpus.json").exists():
+            return config, json.loads((run / "corpus.json").read_text())
+        result = json.loads((run / "result.json").read_text())
+        return config, {name: result[name]["fingerprint"] for name in ("data", "tokenizer")}
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{run} is no run directory whose config.yaml and corpus.json can be read ({type(error).__name__}); "
+            "give the output_dir of a run of train.py"
+        ) from None
+
+
+def cached_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Path | None:
+    """The folder of the documents of the run that `config` describes, in `cache_dir` or in the cache of the run."""
+    for cache in (cache_dir, Path(config["cache_dir"]).expanduser()):
+        for manifest in sorted((cache / "documents").glob(f"{glob.escape(config['data']['name'])}-*/manifest.json")):
+            if json.loads(manifest.read_text())["fingerprint"] == fingerprint:
+                return manifest.parent
+    return None
+
+
 def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
     """The validation documents, in lists, of the run of ours that `config` describes.
 
@@ -119,10 +158,8 @@ def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) 
     source in `cache_dir`. Raises ValueError where that gives other documents.
     """
     data = config["data"]
-    for cache in (cache_dir, Path(config["cache_dir"]).expanduser()):
-        for manifest in sorted((cache / "documents").glob(f"{data['name']}-*/manifest.json")):
-            if json.loads(manifest.read_text())["fingerprint"] == fingerprint:
-                return read_documents(manifest.parent, "val")
+    if (found := cached_documents(config, fingerprint, cache_dir)) is not None:
+        return read_documents(found, "val")
     folder, facts = prepare_documents(data, cache_dir=cache_dir)
     if facts["fingerprint"] != fingerprint:
         raise ValueError(

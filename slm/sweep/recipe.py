@@ -6,7 +6,6 @@ cells; what decides a run is hashed from the resolved config, so a changed defau
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.budget import IDENTITY, LATER_KEYS, check_family, model_config
 from slm.composition.settings import BEFORE_KEYS, plain_settings
+from slm.data.paths import text_files
 from slm.model.config import ModelConfig
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -87,12 +87,10 @@ def digest(values: Any) -> str:
 
 
 def check_texts(config: DictConfig, where: str) -> None:
-    """Raise `ValueError` for a path or glob of the text in a config, which `where` asks for, that matches no file."""
+    """Raise `ValueError` for a path or glob of a config, which `where` asks for, that is no text to read."""
     for key in ("paths", "val_paths"):
-        patterns = OmegaConf.select(config, f"data.{key}", throw_on_missing=False) or []
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if not glob.glob(str(Path(pattern).expanduser()), recursive=True):
-                raise ValueError(f"{where}: data.{key}={pattern!r} matches no file in {Path.cwd()}")
+        if given := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
+            text_files(given if isinstance(given, str) else list(given), f"{where}: data.{key}")
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:

@@ -90,7 +90,7 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
     try:
         if not is_first_process():
             return _fit(run, corpus)
-        with run.folder.claimed(settings, fingerprints):
+        with run.folder.claimed(settings, {**fingerprints, "left_out": corpus.left_out}):
             return _fit(run, corpus)
     except (MemoryError, RuntimeError) as error:  # on a CPU torch has no error of its own for it
         exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
@@ -205,7 +205,8 @@ def _check_corpus(corpus: Corpus, plan: Plan) -> None:
     padded = f" of the model's {plan.model.vocab_size:,}" if used < plan.model.vocab_size else ""
     _say(
         f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{again}; "
-        f"{corpus.val.num_tokens:,} for validation; {used:,} ids{padded}"
+        f"{corpus.val.num_tokens:,} for validation; {used:,} ids{padded}",
+        *(f"             {note}" for note in corpus.notes),
     )
 
 

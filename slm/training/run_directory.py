@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 from slm.composition.budget import IDENTITY
 from slm.composition.settings import BEFORE_KEYS
 
+FINGERPRINTS = ("data", "tokenizer")
+"""Keys of `corpus.json` that say which corpus it is."""
 # What a run writes besides its config. Where one of these is and no config.yaml, somebody else put it there.
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
 
@@ -49,8 +51,8 @@ class RunDirectory:
         except (yaml.YAMLError, OSError) as error:
             raise ValueError(f"{file} cannot be read: restore it, or choose another directory") from error
 
-    def corpus(self) -> dict[str, str]:
-        """Fingerprints of what the run was trained on; nothing where they were not written yet."""
+    def corpus(self) -> dict[str, Any]:
+        """Fingerprints of what the run was trained on, and what was left out; nothing where not written yet."""
         file = self.path / "corpus.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
@@ -70,8 +72,8 @@ class RunDirectory:
         self._refuse_if_different(differences(before, config, IDENTITY))
 
     @contextmanager
-    def claimed(self, config: Mapping[str, Any], corpus: Mapping[str, str]) -> Iterator[None]:
-        """Hold the directory, with `config.yaml` and `corpus.json` (the fingerprints of what is trained on) in it.
+    def claimed(self, config: Mapping[str, Any], corpus: Mapping[str, Any]) -> Iterator[None]:
+        """Hold the directory, with `config.yaml` and `corpus.json` (what is trained on) in it.
 
         Raises `ValueError` if another process trains in it, or if it was begun on another corpus.
         """
@@ -79,7 +81,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path / ".lock").acquire(timeout=0):
                 if (self.path / "config.yaml").exists():
-                    self._refuse_if_different(differences(self.corpus(), corpus, tuple(corpus)))
+                    self._refuse_if_different(differences(self.corpus(), corpus, FINGERPRINTS))
                 else:
                     self._write("config.yaml", OmegaConf.to_yaml(_runnable(config)))
                 self._write("corpus.json", json.dumps(corpus, indent=2) + "\n")

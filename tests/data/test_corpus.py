@@ -7,6 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from slm.data import load_tokenizer, prepare
+from slm.data.corpus import prepare_documents
 from slm.data.documents import split_documents
 from slm.data.local import documents as local_documents
 
@@ -175,6 +176,30 @@ def test_bad_options_are_one_sentence_and_leave_no_cache(data, bpe, tmp_path, ch
         prepare({**data, **changes}, {**bpe, **tokenizer}, cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").glob("*/*/manifest.json"))
+
+
+def test_what_was_read_and_left_out_is_said_whether_the_corpus_is_built_or_opened(config, byte, tmp_path, paragraphs):
+    for number in range(3):
+        (tmp_path / f"shard_{number}.txt").write_text("\n\n".join(paragraphs[number * 100 : number * 100 + 100]))
+    data = config("data", "local", paths=str(tmp_path / "shard_*"), val_paths=str(tmp_path / "shard_2.txt"))
+    for _ in range(2):
+        corpus = prepare(data, byte, cache_dir=tmp_path / "cache")
+        assert corpus.train.num_bytes == sum((tmp_path / f"shard_{n}.txt").stat().st_size for n in range(2))
+        assert corpus.left_out == {"also_in_validation": corpus.val.num_documents, "without_text": 0}
+        assert corpus.notes == (
+            "data.paths: 3 files",
+            f"left out {corpus.val.num_documents} documents for training that are also in the validation set",
+        )
+
+
+def test_a_name_that_would_be_a_glob_is_built_and_cleaned_up_under_its_own(data, byte, tmp_path):
+    named = {**data, "name": "[2024] notes"}
+    folder, _ = prepare_documents(named, cache_dir=tmp_path)
+    (folder.parent / f"{folder.name}.tmp-killed").mkdir()
+    (folder / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="is built again"):
+        prepare_documents(named, cache_dir=tmp_path)
+    assert [path for path in (tmp_path / "documents").iterdir() if path.is_dir()] == [folder]
 
 
 def test_an_empty_file_is_an_error(config, byte, tmp_path):

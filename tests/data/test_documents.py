@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.data.documents import read_documents, split_documents, text_position, write_documents
+from slm.data.documents import (
+    left_out_notes,
+    read_documents,
+    split_documents,
+    text_hash,
+    text_position,
+    training_hashes,
+    write_documents,
+)
 from slm.data.sources import Document
 
 TEXTS = st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=40, unique=True)
@@ -74,6 +82,35 @@ def test_documents_are_read_back_as_written_with_their_fingerprint(tmp_path, par
         texts = [text for batch in read_documents(tmp_path, split) for text in batch]
         assert texts == [text for text, side in split_documents(undecided(paragraphs), 0.1) if side == split]
         assert facts["splits"][split] == {"documents": len(texts), "bytes": len("".join(texts).encode())}
+    trained = [text for text, side in split_documents(undecided(paragraphs), 0.1) if side == "train"]
+    assert training_hashes(tmp_path).tolist() == [text_hash(text) for text in trained]
+
+
+def test_training_documents_that_are_in_the_given_validation_set_are_dropped_and_counted(tmp_path):
+    source = [
+        Document("held", "val"),
+        Document(" also held\n", "val"),
+        Document("own", "train"),
+        Document("held\n\n", "train"),
+        Document(" ", "train"),
+        Document("also held", "train"),
+        Document("also held, and more", "train"),
+    ]
+    facts = write_documents(tmp_path, source, None, name="x")
+    assert next(read_documents(tmp_path, "train")) == ["own", "also held, and more"]
+    assert next(read_documents(tmp_path, "val")) == ["held", " also held\n"]
+    assert facts["left_out"] == {"also_in_validation": 2, "without_text": 1}
+    assert left_out_notes(facts["left_out"]) == [
+        "left out 2 documents for training that are also in the validation set",
+        "left out 1 document without text (blank, null or missing)",
+    ]
+    entries = "train 3\nowntrain 19\nalso held, and moreval 4\nheldval 11\n also held\n"  # training first
+    assert facts["fingerprint"] == hashlib.sha256(entries.encode()).hexdigest()[:16]
+
+
+def test_training_on_nothing_but_the_validation_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^data=mine: all 1 training documents are also in the validation set; give"):
+        write_documents(tmp_path, [Document("held", "val"), Document("held", "train")], None, name="mine")
 
 
 @pytest.mark.parametrize("texts", [[], ["", " \n\t"]])

@@ -86,11 +86,11 @@ def data_set(tmp_path, config, monkeypatch):
 
 def test_a_data_set_is_streamed_with_its_own_validation_split(data_set):
     assert [tuple(document) for document in hub.documents(data_set)] == [
+        ("four", "val"),
+        ("five", "val"),
         ("one", "train"),
         ("two", "train"),
         ("three", "train"),
-        ("four", "val"),
-        ("five", "val"),
     ]
 
 
@@ -102,6 +102,28 @@ def test_without_a_validation_split_the_hash_decides(data_set):
 def test_a_column_that_is_not_there_is_named(data_set):
     with pytest.raises(ValueError, match=r"^data\.text_column='story' is not in .* which has text"):
         list(hub.documents({**data_set, "text_column": "story"}))
+
+
+def test_rows_of_a_data_set_are_read_as_those_of_files_are(data_set, tmp_path):
+    rows = [{"text": "\ufeffone\r\n"}, {"text": None}, {"text": "two"}]
+    (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone = {**data_set, "val_split": None}
+    assert [text for text, _ in hub.documents(alone)] == ["one\n", "", "two"]
+
+
+def test_rows_that_hold_no_text_are_one_sentence(data_set, tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "set" / f"{split}.jsonl").write_text('{"text": ["one"]}\n')
+    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read: row 1 holds list in 'text' where text"):
+        list(hub.documents(data_set))
+
+
+def test_a_damaged_file_of_a_data_set_is_one_sentence(data_set, tmp_path):
+    with (tmp_path / "set" / "train.jsonl").open("a") as file:
+        file.write('{"text": ')
+    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read: ") as caught:
+        list(hub.documents(data_set))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_split_that_is_not_there_is_named(data_set):

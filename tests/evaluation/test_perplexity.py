@@ -262,7 +262,7 @@ def test_a_result_is_plain_json_with_the_keys_of_the_contract(decoder: Decoder) 
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     names = (
         "data data_fingerprint segmentation protocol max_length stride loss perplexity bits_per_byte se_loss "
-        "se_bits_per_byte se_method tokens bytes words word_perplexity windows notes blocks"
+        "se_bits_per_byte se_method tokens bytes words word_perplexity windows in_training notes blocks"
     )
     assert list(result) == names.split()
 

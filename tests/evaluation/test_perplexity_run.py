@@ -18,6 +18,8 @@ from slm.data import load_tokenizer
 from slm.evaluation.encode import run_stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.protocols import Protocol
+from slm.evaluation.run import evaluate
+from tests.evaluation.asked import small
 from tests.running import make_command, quiet_env
 
 LENGTH = 32  # train.sequence_length of tests/running.py
@@ -155,6 +157,19 @@ def test_another_tokenizer_is_refused(trained: Path, tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("<|endoftext|>", "<|end|>"))
     with pytest.raises(ValueError, match=r"the tokenizer given has fingerprint .* use the tokenizer in .*model"):
         run_stream(trained, load_tokenizer(_renamed(folder)))
+
+
+def test_text_that_a_run_was_trained_on_is_scored_with_a_caveat(trained: Path, words: Path, tmp_path: Path) -> None:
+    only = ["perplexity.protocols=[non_overlapping]", "speed.enabled=false"]
+    evaluate(small(tmp_path, words, f"checkpoint={trained}", *only))
+    (entry,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    (manifest,) = (trained.parent / "cache" / "documents").glob("*/manifest.json")
+    sizes = {split: facts["bytes"] for split, facts in json.loads(manifest.read_text())["splits"].items()}
+    share = sizes["train"] / (sizes["train"] + sizes["val"])
+    assert 0.5 < share < 1.0
+    assert entry["perplexity_results"][0]["in_training"] == pytest.approx(share)
+    said = f"**Mind:** {entry['name']} was trained on {100 * share:.3g}% of the bytes of own_words.txt"
+    assert said in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
 
 
 def _renamed(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Names of tasks, tasks from local files, and runs of several of which some fail."""
 
 import copy
+import gzip
 import json
 import math
 import socket
@@ -13,6 +14,7 @@ pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 
 
 import datasets
 import huggingface_hub.constants
+import pandas as pd
 import torch
 
 from slm.data.vocabulary import plan_tokenizer
@@ -204,6 +206,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("line", "said"),
     [
         ("{", "line 2 is not JSON"),
+        ("null", "line 2 is no question"),
         ("[1]", "line 2 is no question; wants the keys query/choices/gold or context_options/continuation/gold"),
         ('{"query": "a", "gold": 0}', "line 2 is no question"),
         ('{"query": "a", "choices": ["b", "c"]}', "line 2 lacks gold"),
@@ -219,17 +222,35 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bad_line_is_refused_with_its_number(line: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(CHOICES[0]) + "\n" + line + "\n")
-    with pytest.raises(ValueError, match=rf"^task_files\.mine=.*bad\.jsonl.*{said}") as error:
+    with pytest.raises(ValueError, match=rf"^task_files\.mine[=:].*bad\.jsonl.*{said}") as error:
         check_tasks(["mine"], {"mine": str(path)})
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "is not a file"), (b"", "holds no question"), (b"\xff\n", "UTF-8")]
+    ("content", "said"),
+    [(None, "matches no file"), (b"", "is empty"), (b"\n", "holds no question"), (b"\xff\n", "line 1 is not UTF-8")],
 )
 def test_a_bad_file_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^task_files\.mine=.*{said}"):
+    with pytest.raises(ValueError, match=rf"^task_files\.mine[=:].*bad\.jsonl.*{said}"):
         check_tasks(["mine"], {"mine": str(path)})
+
+
+@pytest.mark.parametrize("name", ["[1] quiz.JSONL", "quiz.ndjson.gz", "quiz.parquet"])
+def test_a_task_is_read_from_every_kind_of_rows(name: str, tmp_path: Path) -> None:
+    lines = "\ufeff" + "".join(json.dumps(record) + "\r\n" for record in CHOICES)
+    if name.endswith(".parquet"):
+        pd.DataFrame(CHOICES).to_parquet(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(lines.encode()) if name.endswith(".gz") else lines.encode())
+    assert read_records("mine", str(tmp_path / name)) == CHOICES
+    assert read_records("mine", str(tmp_path)) == CHOICES  # a folder is the files in it
+
+
+def test_a_task_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "quiz.txt").write_text(json.dumps(CHOICES[0]))
+    with pytest.raises(ValueError, match=r"^task_files\.mine: .*quiz\.txt is of no known kind; give it .* \.jsonl, "):
+        check_tasks(["mine"], {"mine": str(tmp_path / "quiz.txt")})

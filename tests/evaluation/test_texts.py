@@ -28,9 +28,9 @@ def local(*paths: Path, **changes: Any) -> dict[str, Any]:
     return config("local", paths=[str(path) for path in paths], **changes)
 
 
-@pytest.mark.parametrize("name", ["book.txt", "wiki.test.raw", "readme"])
-def test_a_plain_file_of_any_name_is_one_text_byte_for_byte(tmp_path: Path, name: str) -> None:
-    content = "\ufeffOne\r\ntwo 🙂\n\n".encode() * 4000  # a byte order mark, line ends of Windows, above 16 KiB
+@pytest.mark.parametrize("name", ["book.txt", "wiki.test.raw", "README.MD"])
+def test_a_plain_file_is_one_text_byte_for_byte(tmp_path: Path, name: str) -> None:
+    content = "One\ntwo \r 🙂\n\n".encode() * 4000  # above 16 KiB
     (tmp_path / name).write_bytes(content)
     text = read_text(local(tmp_path / name), cache_dir=tmp_path)
     assert [document.encode() for document in text.documents] == [content]
@@ -51,6 +51,23 @@ def test_rows_and_files_are_separate_documents_and_stay_whole(tmp_path: Path) ->
     assert read_text(local(tmp_path / "one.jsonl"), cache_dir=tmp_path).separate
 
 
+@pytest.mark.parametrize("name", ["a.JSONL", "a.ndjson", "a.jsonl"])
+def test_a_file_is_of_the_kind_that_its_name_ends_in_whatever_its_case(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "one"}\n{"text": null}\n{"body": "two"}\n{"text": "three"}\n')
+    text = read_text(local(tmp_path / name), cache_dir=tmp_path)
+    assert text.documents == ("one", "three")
+    assert text.notes == ("left out 2 documents without text (blank, null or missing).",)
+
+
+def test_a_folder_is_its_files_and_says_how_many(tmp_path: Path) -> None:
+    (tmp_path / "[2024] notes").mkdir()
+    for name in ("a.txt", "b.md", "c.pdf"):
+        (tmp_path / "[2024] notes" / name).write_text(name)
+    text = read_text(local(tmp_path / "[2024] notes"), cache_dir=tmp_path)
+    assert (text.documents, text.separate, text.name) == (("a.txt", "b.md"), True, "2 files")
+    assert text.notes[0].startswith("data.paths: 2 files; 1 more in folders left out")
+
+
 def test_validation_files_of_ones_own_are_what_is_evaluated(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("seen")
     (tmp_path / "held.txt").write_text("unseen")
@@ -68,8 +85,8 @@ def test_fingerprints_tell_documents_from_their_sum(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"caf\xe9", r"^data\.paths: .*text\.txt is not UTF-8, .*byte 0xe9 at offset 3"),
-        (b"", r"^data=local: text\.txt holds no text to score"),
+        (b"caf\xe9", r"^data\.paths: .*text\.txt is not UTF-8 .*byte 0xe9 at offset 3"),
+        (b"", r"^data\.paths: .*text\.txt is empty \(0 bytes\); write it again, or leave it out$"),
         (b" \n\t\n", r"^data=local: text\.txt holds no text to score"),
     ],
 )
@@ -84,6 +101,7 @@ def test_a_file_without_text_is_refused_in_one_sentence(tmp_path: Path, content:
     ("data", "start", "message"),
     [
         (config("local", paths="no/such.txt"), None, r"^data\.paths='no/such\.txt' matches no file"),
+        (config("local", paths=__file__), None, r"^data\.paths: .*test_texts\.py is of no known kind; give it one of"),
         (config("local", source="ftp"), None, r"^data\.source='ftp' is not one of"),
         (config("local", paths="x"), "(", r"^document_start='\(' is no regular expression"),
     ],

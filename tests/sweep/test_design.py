@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from slm.composition.settings import check_settings
 from slm.sweep.cells import Cell
 from slm.sweep.design import check_design
 from slm.sweep.grid import make_plan
-from slm.sweep.recipe import Recipe, digest, key_of
+from slm.sweep.recipe import Recipe, check_texts, digest, key_of
 from slm.training.plan import make_plan as make_train_plan
 from tests.running import ROOT
 from tests.sweep.test_command_line import composed
@@ -293,3 +294,13 @@ def test_an_experiment_that_sets_a_budget_of_its_own_is_refused() -> None:
     design = check_design(composed(*SMALL)["sweep"])
     with pytest.raises(ValueError, match=r"sweep.overrides set train.flops=1e\+18"):
         make_plan(replace(design, overrides=("train.flops=1e18",)))
+
+
+def test_a_text_whose_name_would_be_a_glob_is_there(tmp_path: Path) -> None:
+    (tmp_path / "book[1].txt").write_text("text")
+    check_texts(
+        OmegaConf.create({"data": {"paths": [str(tmp_path / "book[1].txt"), str(tmp_path)]}}), "sweep.overrides"
+    )
+    (tmp_path / "book.csv").write_text("text")
+    with pytest.raises(ValueError, match=r"^sweep\.overrides: data\.val_paths: .*book\.csv is of no known kind"):
+        check_texts(OmegaConf.create({"data": {"val_paths": str(tmp_path / "*.csv")}}), "sweep.overrides")

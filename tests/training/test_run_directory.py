@@ -73,3 +73,10 @@ def test_results_are_json_even_where_numbers_are_not_finite(tmp_path: Path) -> N
     folder.write_result({"val": {"loss": math.nan}, "betas": [0.9, math.inf]})
     written = json.loads((folder.path / "result.json").read_text(), parse_constant=pytest.fail)
     assert written == {"val": {"loss": None}, "betas": [0.9, None]}
+
+
+def test_what_was_left_out_is_kept_in_corpus_json_and_does_not_say_which_corpus_it_is(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")  # from before it was counted
+    with folder.claimed(CONFIG, CORPUS | {"left_out": {"also_in_validation": 3}}):
+        pass
+    assert json.loads((folder.path / "corpus.json").read_text())["left_out"] == {"also_in_validation": 3}

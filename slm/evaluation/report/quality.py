@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slm.evaluation.overlap import text_caveats
 from slm.evaluation.report.difference_table import differences, reading
 from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.results import Entry, Measure, Results, alike, has_loss, number, score_by, scores
@@ -18,6 +19,7 @@ def quality_section(results: Results) -> Section | None:
         "tokenizer that cuts a text into fewer tokens has a higher loss for the same skill. Lower is better "
         "everywhere.",
         *(f"**Mind:** {line}" for line in warnings(results)),
+        *(f"**Mind:** {plainly(line)}" for entry in results.entries for line in text_caveats(entry)),
     )
     for measure in results.measures:
         section.add(f"**{plainly(measure.title)}**", _table(results, measure), _missing(results, measure))

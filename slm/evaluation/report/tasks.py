@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from slm.evaluation.overlap import task_caveats
 from slm.evaluation.report.average import apart, average
 from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.results import Entry, Results, common_tasks, number, tasks_of
@@ -23,6 +24,7 @@ def tasks_section(results: Results) -> Section | None:
     section = Section("Tasks").add(
         "Values with their standard errors over the items, and how many items there were; higher is better.",
         *(f"**Mind:** {line}" for line in warnings(having)),
+        *(f"**Mind:** {plainly(line)}" for entry in having for line in task_caveats(entry)),
         _table(having),
         _average_said(having),
     )

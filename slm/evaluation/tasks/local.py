@@ -1,4 +1,4 @@
-"""Multiple-choice tasks from local JSON lines, as task objects of lm-evaluation-harness.
+"""Multiple-choice tasks from local files of rows (JSON lines, Parquet), as task objects of lm-evaluation-harness.
 
 Notable: two forms, told apart by their keys. `query, choices, gold`: which choice follows the query. `context_options,
 continuation, gold`: after which context the continuation follows (WinoGrande, by partial evaluation: only the words
@@ -7,10 +7,12 @@ after the choice are scored, arXiv:1806.02847). One space joins what is given an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from slm.data.paths import text_files
+from slm.data.readers import ROW_SUFFIXES, read_rows
 
 FORMS = {
     "choices": ("query", "choices", "gold"),
@@ -19,26 +21,34 @@ FORMS = {
 """Key that tells the form -> keys of a record."""
 
 
-def read_records(name: str, path: str | Path) -> list[dict[str, Any]]:
-    """The records of a task file, checked; further keys are dropped.
+def files_of_task(name: str, path: str) -> list[Path]:
+    """The files of rows that `task_files.NAME` means. Raises `ValueError` where there are none to read."""
+    return text_files(path, f"task_files.{name}", suffixes=ROW_SUFFIXES).paths
+
+
+def read_records(name: str, path: str) -> list[dict[str, Any]]:
+    """The records of a task's files, checked; further keys are dropped.
 
     Raises `ValueError` naming the file and the line that is wrong.
     """
-    where = f"task_files.{name}={str(path)!r}"
-    if not Path(path).is_file():
-        raise ValueError(f"{where} is not a file; wants JSON lines with the keys {' or '.join(map(_keys, FORMS))}")
-    try:
-        lines = (
-            Path(path).read_text(encoding="utf-8").split("\n")
-        )  # splitlines would cut at U+2028, which JSON may hold
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where} cannot be read as UTF-8 text: {error}") from None
-    records = [_record(line, f"{where}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    key = f"task_files.{name}"
+    records = [
+        _record(row, f"{key}: {file} {place}")
+        for file in files_of_task(name, path)
+        for place, row in read_rows(file, key=key)
+    ]
     if not records:
-        raise ValueError(f"{where} holds no question; wants JSON lines with the keys {' or '.join(map(_keys, FORMS))}")
+        raise ValueError(f"{key}={path!r} holds no question; wants rows with the keys {' or '.join(map(_keys, FORMS))}")
     if len({tuple(record) for record in records}) > 1:
-        raise ValueError(f"{where} mixes records with {' and '.join(map(_keys, FORMS))}; wants one form in a file")
+        raise ValueError(f"{key}={path!r} mixes records with {' and '.join(map(_keys, FORMS))}; wants one form of them")
     return records
+
+
+def answered(record: Mapping[str, Any]) -> list[str]:
+    """The texts by which a question would be known to be in training documents: as asked, and with its answer."""
+    if "choices" in record:
+        return [record["query"], f"{record['query']} {record['choices'][record['gold']]}"]
+    return [f"{record['context_options'][record['gold']]} {record['continuation']}"]
 
 
 def make_task(name: str, records: list[dict[str, Any]]) -> Any:
@@ -72,11 +82,7 @@ def _keys(form: str) -> str:
     return "/".join(FORMS[form])
 
 
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
+def _record(record: Any, where: str) -> dict[str, Any]:
     form = next((key for key in FORMS if isinstance(record, Mapping) and key in record), None)
     if form is None or (missing := [key for key in FORMS[form] if key not in record]):
         lacking = f"lacks {', '.join(missing)}" if form else "is no question"

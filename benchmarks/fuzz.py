@@ -1,0 +1,294 @@
+"""Random damage to what the commands read: `python benchmarks/fuzz.py [--only corpus] [--count 20] [--seed 0]`.
+
+Each case is a sound input with one to three mutations, read in this process as the commands read it. It must be read,
+or be refused in one sentence (what `slm.command_line` prints without a traceback), within 20 seconds. What is not is
+printed with the number of its case, and the exit status is 1; `--case N` runs one case alone. A target is an entry of
+`TARGETS`: how to write the input, what may happen to it, how it is read.
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import gzip
+import io
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from omegaconf import OmegaConf
+from pyarrow import parquet
+
+from slm.command_line import MISTAKES, one_sentence
+from slm.data import prepare
+from slm.data.readers import SUFFIXES
+from slm.evaluation.tasks.local import read_records
+from slm.evaluation.texts import read_text
+
+CONF = Path(__file__).parents[1] / "conf"
+MOST_SECONDS = 20
+MOST_CHARACTERS = 1000  # of a sentence: more is a page
+WORDS = ("river", "stone", "lamp", "quiet", "harbour", "winter", "seven", "copper", "bread", "letter", "window")
+Random = random.Random
+Mutation = Callable[[Random, Path], str]
+"""Damages one thing in a folder, and says what it did; may raise where an earlier one left it nothing to damage."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of input: `make` writes a sound one into a folder, `read` reads it as the commands would."""
+
+    make: Callable[[Path], None]
+    mutations: Sequence[Mutation]
+    read: Callable[[Random, Path], None]
+
+
+class TooSlowError(BaseException):
+    """Raised by the alarm; no exception handler of a reader takes it for its own."""
+
+
+# Mutations of any file
+
+
+def any_file(rng: Random, folder: Path) -> Path:
+    return rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
+def spoiled(content: bytes, rng: Random) -> tuple[bytes, str]:
+    """The content with bytes flipped, cut out, inserted or overwritten, or lines repeated, and which of these."""
+    at, length = rng.randrange(len(content) + 1), rng.choice((1, 3, 17, 400))
+    kind = rng.choice(("flip", "cut out", "cut off", "insert", "overwrite", "repeat lines", "empty"))
+    if kind == "flip":
+        flipped = bytearray(content)
+        for _ in range(min(length, len(content))):
+            flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        return bytes(flipped), kind
+    if kind == "repeat lines":
+        lines = content.splitlines(keepends=True) or [b"\n"]
+        return b"".join([*lines[: at % len(lines)], *rng.choices(lines, k=length), *lines[at % len(lines) :]]), kind
+    special = (
+        b"\0" * length,
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\r\n",
+        b"\n\n",
+        b"[" * length,
+        b'"',
+        rng.randbytes(length),
+    )
+    changed = {
+        "cut out": content[:at] + content[at + length :],
+        "cut off": content[:at],
+        "insert": content[:at] + rng.choice(special) + content[at:],
+        "overwrite": content[:at] + rng.choice(special) + content[at + length :],
+        "empty": b"",
+    }
+    return changed[kind], kind
+
+
+def change_bytes(rng: Random, folder: Path) -> str:
+    path = any_file(rng, folder)
+    content, kind = spoiled(path.read_bytes(), rng)
+    path.write_bytes(content)
+    return f"{path.name}: {kind}"
+
+
+def change_unpacked_bytes(rng: Random, folder: Path) -> str:
+    """As `change_bytes`, inside a gzip file that is sound."""
+    path = rng.choice([file for file in sorted(folder.rglob("*")) if file.name.lower().endswith(".gz")])
+    content, kind = spoiled(gzip.decompress(path.read_bytes()), rng)
+    path.write_bytes(gzip.compress(content))
+    return f"{path.name}: {kind} inside"
+
+
+def change_suffix(rng: Random, folder: Path) -> str:
+    path = any_file(rng, folder)
+    suffix = rng.choice([*SUFFIXES, *map(str.upper, SUFFIXES), ".json", ".csv", ".zip", ".gz", ""])
+    path.rename(path.with_name(path.name.split(".")[0] + suffix))
+    return f"{path.name}: renamed to {suffix!r}"
+
+
+# The corpus folder: text, JSON lines, Parquet
+
+
+def texts(rng: Random, count: int) -> list[str]:
+    return ["\n".join(" ".join(rng.choices(WORDS, k=12)) for _ in range(3)) for _ in range(count)]
+
+
+def make_corpus(folder: Path) -> None:
+    rng = Random(0)
+    (folder / "sub").mkdir(parents=True)
+    (folder / "book.txt").write_text("\n\n".join(texts(rng, 60)))
+    for name in ("rows.jsonl", "packed.ndjson.gz"):
+        lines = "".join(json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(texts(rng, 40)))
+        (folder / name).write_bytes(gzip.compress(lines.encode()) if name.endswith(".gz") else lines.encode())
+    columns = pa.table({"text": texts(rng, 40), "id": range(40)})
+    parquet.write_table(columns, folder / "sub" / "columns.parquet")
+    plain = {"compression": "none", "use_dictionary": False, "write_page_checksum": True, "row_group_size": 7}
+    parquet.write_table(columns, folder / "sub" / "plain.parquet", **plain)
+    quiz = ({"query": text, "choices": [text[:9], "no"], "gold": i % 2} for i, text in enumerate(texts(rng, 20)))
+    (folder / "quiz.jsonl").write_text("".join(json.dumps({**row, "text": row["query"]}) + "\n" for row in quiz))
+
+
+OTHER_VALUES: list[Any] = [
+    *(None, "", " ", 3, 0.5, True, [], ["a", "b"], {"a": "b"}, "\ud800", "\0", "\ufeffa", 10**30, float("nan"), [[[]]])
+]
+OTHER_TYPES: list[pa.DataType] = [
+    *(pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.binary(), pa.large_binary()),
+    *(pa.binary_view(), pa.binary(4), pa.null(), pa.int32(), pa.float16(), pa.bool_(), pa.date32(), pa.timestamp("us")),
+    *(pa.list_(pa.string()), pa.struct([("a", pa.string())]), pa.map_(pa.string(), pa.string()), pa.decimal128(9, 2)),
+]
+
+
+def change_rows(rng: Random, folder: Path) -> str:
+    """Other values, other keys or other rows in JSON lines; another type of the column in Parquet."""
+    path = any_file(rng, folder)
+    if path.name.lower().endswith(".parquet"):
+        return change_column(rng, path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kind, value = rng.choice(("value", "no key", "other key", "row", "every value")), rng.choice(OTHER_VALUES)
+    for place in range(len(rows)) if kind == "every value" else rng.choices(range(len(rows)), k=rng.choice((1, 9))):
+        row = dict(rows[place]) if isinstance(rows[place], dict) else {}
+        key = rng.choice(list(row) or ["text"]) if kind != "every value" else "text"
+        left = {name: held for name, held in row.items() if name != key}
+        changed = {"no key": left, "other key": left | {"words": row.get(key)}, "row": value}
+        rows[place] = changed.get(kind, row | {key: value})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"{path.name}: {kind}, {value!r}"
+
+
+def change_column(rng: Random, path: Path) -> str:
+    kind, name = rng.choice(OTHER_TYPES), rng.choice(("text", "text", "text", "words"))
+    held = [str(value) for value in parquet.read_table(path).column(0).to_pylist()]
+    empty = pa.nulls(len(held), kind)
+    try:
+        column = pa.array(held).cast(kind)
+    except pa.ArrowException:
+        some = {"list": ["a"], "struct": {"a": "b"}, "map": [("a", "b")]}.get(str(kind).split("<")[0])
+        column = empty if some is None else pa.array([some] * len(held), kind)
+    if rng.random() < 0.2:
+        column = pa.concat_arrays([column, empty])
+    parquet.write_table(pa.table({name: column}), path)
+    return f"{path.name}: column {name!r} of {kind}"
+
+
+def read_corpus(rng: Random, folder: Path) -> None:
+    """As train.py, evaluate.py and `task_files` read it; all are tried, and the longest of their refusals is raised."""
+    options: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "local.yaml"))
+    files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    options["paths"] = rng.choice((str(folder), f"{folder}/**/*.*", files, files))
+    options["val_paths"] = rng.choice((None, None, files[0], files[-1]))
+    tokenizer = {"name": "bytes", "kind": "bytes"}
+    ways: list[Callable[[], object]] = [
+        lambda: prepare(options, tokenizer, cache_dir=folder.parent / "cache"),
+        lambda: read_text(options, cache_dir=folder.parent / "cache"),
+        lambda: read_text({**options, "paths": files[0], "val_paths": None}, cache_dir=folder.parent / "cache"),
+        lambda: read_records("quiz", next(file for file in files if "quiz" in file)),
+    ]
+    refused: list[Exception] = []
+    for way in ways:
+        try:
+            way()
+        except MISTAKES as error:
+            refused.append(error)
+    if refused:
+        raise max(refused, key=lambda error: len(one_sentence(error)))
+
+
+TARGETS = {
+    "corpus": Target(
+        make_corpus, (change_bytes, change_bytes, change_unpacked_bytes, change_suffix, change_rows), read_corpus
+    ),
+}
+
+
+# Running cases
+
+
+@contextlib.contextmanager
+def alarm(seconds: int) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise TooSlowError(f"over {seconds} s")
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def mutate(rng: Random, target: Target, folder: Path) -> str:
+    try:
+        return rng.choice(target.mutations)(rng, folder)
+    except Exception:
+        return change_bytes(rng, folder)
+
+
+def run_case(target: Target, name: str, seed: int, number: int, sound: Path, home: Path) -> tuple[str, str, list[str]]:
+    """(read, refused or the name of what went wrong; the sentence or the traceback; the mutations) of a case."""
+    rng, folder = Random(f"{seed} {name} {number}"), home / "case" / "input"
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    shutil.copytree(sound, folder)
+    done = [mutate(rng, target, folder) for _ in range(rng.choice((1, 1, 2, 3)))]
+    try:
+        with alarm(MOST_SECONDS), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            target.read(rng, folder)
+    except MISTAKES as error:
+        said = one_sentence(error)
+        good = said and "\n" not in said and len(said) < MOST_CHARACTERS
+        return "refused" if good else "no sentence", said, done
+    except (Exception, TooSlowError) as error:
+        return type(error).__name__, traceback.format_exc(), done
+    return "read", "", done
+
+
+def run_target(name: str, asked: argparse.Namespace) -> int:
+    """Run the cases of a target; returns how many went wrong."""
+    outcomes, slowest, start = Counter[str](), 0.0, time.perf_counter()
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        TARGETS[name].make(home / "sound")
+        for number in range(asked.count) if asked.case is None else [asked.case]:
+            begin = time.perf_counter()
+            outcome, said, done = run_case(TARGETS[name], name, asked.seed, number, home / "sound", home)
+            slowest = max(slowest, time.perf_counter() - begin)
+            outcomes[outcome] += 1
+            wrong = outcome not in ("read", "refused")
+            if wrong or asked.verbose or asked.case is not None:
+                print(f"{name} {number} ({'; '.join(done)}): {outcome} {said.replace(directory, '')}", flush=True)
+    wrong = sum(outcomes.values()) - outcomes["read"] - outcomes["refused"]
+    took = time.perf_counter() - start
+    print(
+        f"{name:10s} {sum(outcomes.values()):,} cases in {took:.0f} s: {outcomes['read']:,} read, "
+        f"{outcomes['refused']:,} refused in a sentence, {wrong:,} went wrong; the slowest took {slowest:.1f} s"
+    )
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=TARGETS, nargs="+", default=list(TARGETS), help="targets; all by default")
+    parser.add_argument("--count", type=int, default=20, help="cases of each target")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int, help="the number of one case, to run it alone")
+    parser.add_argument("--verbose", action="store_true", help="print what every case did")
+    asked = parser.parse_args()
+    faulthandler.enable()
+    sys.exit(bool(sum(run_target(name, asked) for name in asked.only)))
+
+
+if __name__ == "__main__":
+    main()
