@@ -8,6 +8,7 @@ printed with the number of its case, and the exit status is 1; `--case N` runs o
 
 import argparse
 import contextlib
+import csv
 import faulthandler
 import gzip
 import io
@@ -35,6 +36,7 @@ from slm.data import prepare
 from slm.data.readers import SUFFIXES
 from slm.evaluation.tasks.local import read_records
 from slm.evaluation.texts import read_text
+from slm.scaling import Settings, analyse, read_table
 
 CONF = Path(__file__).parents[1] / "conf"
 MOST_SECONDS = 20
@@ -206,7 +208,115 @@ def read_corpus(rng: Random, folder: Path) -> None:
         raise max(refused, key=lambda error: len(one_sentence(error)))
 
 
+# The table of results: CSV and JSON lines
+
+
+def make_table(folder: Path) -> None:
+    rng = Random(0)
+    folder.mkdir(parents=True)
+    for name in ("runs.csv", "runs.jsonl", "runs.tsv"):
+        rows = [
+            {
+                "run_id": f"{family}-{N}-{seed}",
+                "family": family,
+                "params_total": N,
+                "tokens": 20 * N,
+                "flops": 120 * N**2,
+                "seed": seed,
+                "status": "completed",
+                "loss": round((1.7 + 400 * factor * N**-0.34) * rng.gauss(1, 0.002), 5),
+            }
+            for family, factor in (("deep", 1.0), ("wide", 1.1))
+            for N in (10**6, 3 * 10**6, 10**7, 3 * 10**7, 10**8)
+            for seed in (0, 1)
+        ]
+        with (folder / name).open("w", newline="") as file:
+            if name.endswith(".jsonl"):
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+            else:
+                writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if name.endswith(".tsv") else ",")
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+CELLS = [
+    *("", "nan", "inf", "-inf", "null", "0", "-1", "1e400", "1e-320", "1e9", "1,234", "12M", "7B", "50%", "true", "[]"),
+    *(
+        "completed",
+        "crashed",
+        "diverged",
+        "running",
+        "loss",
+        "2024-01-01",
+        "\ufeff3",
+        "=A1",
+        "3.1.2",
+        "９",
+        "NA",
+        " 2.5 ",
+    ),
+]
+NAMES = [
+    "",
+    " ",
+    "loss",
+    "family",
+    "params_total",
+    "N",
+    "D",
+    "perplexity",
+    "val_loss",
+    "tokens (B)",
+    "lr",
+    "step",
+    "Loss",
+]
+
+
+def change_cells(rng: Random, folder: Path) -> str:
+    """Other cells, names of columns, columns or rows of a delimited table, or of JSON lines by their text."""
+    path = any_file(rng, folder)
+    if path.name.endswith(".jsonl"):
+        return change_rows(rng, folder)
+    mark = "\t" if path.name.endswith(".tsv") else ","
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file, delimiter=mark))
+    kind, at = rng.choice(("cell", "cells", "column", "name", "drop", "shuffle", "short")), rng.randrange(len(rows[0]))
+    value = rng.choice(CELLS)
+    if kind in ("cell", "cells"):
+        for row in rng.choices(rows[1:], k=1 if kind == "cell" else 7):
+            row[at] = value
+    elif kind == "column":
+        scale = rng.choice((0, -1, 1e-9, 1e-6, 1e6, 1e9, 1e300))
+        rows[1:] = [[*row[:at], scaled(row[at], scale, value), *row[at + 1 :]] for row in rows[1:]]
+    elif kind == "name":
+        rows[0][at] = rng.choice(NAMES)
+    elif kind == "drop":
+        rows = [[*row[:at], *row[at + 1 :]] for row in rows]
+    elif kind == "shuffle":
+        rows = rng.sample(rows, rng.randrange(1, len(rows)))
+    else:
+        rows[rng.randrange(len(rows))] = rows[-1][:at]
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=mark).writerows(rows)
+    return f"{path.name}: {kind} {at}, {value!r}"
+
+
+def scaled(cell: str, scale: float, otherwise: str) -> str:
+    try:
+        return repr(float(cell) * scale)
+    except ValueError:
+        return otherwise
+
+
+def read_runs(rng: Random, folder: Path) -> None:
+    """As sweep.py runs=TABLE reads and analyses it."""
+    table = read_table(any_file(rng, folder))
+    analyse(table, Settings(laws=("power", "power_floor"), bootstrap=0, calibration=0), verdict_only=True)
+
+
 TARGETS = {
+    "table": Target(make_table, (change_bytes, change_cells, change_cells, change_cells, change_suffix), read_runs),
     "corpus": Target(
         make_corpus, (change_bytes, change_bytes, change_unpacked_bytes, change_suffix, change_rows), read_corpus
     ),
