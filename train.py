@@ -30,6 +30,19 @@ def main(config: DictConfig) -> None:
         exit_codes.append(report(error))
     if exit_codes[-1] > 128:  # a signal is meant for all of a multirun
         sys.exit(exit_codes[-1])
+    if exit_codes[-1] and runs_elsewhere():  # where the list of exit codes is this process's own
+        raise ValueError(f"a run of this multirun ended with exit code {exit_codes[-1]}: {config.output_dir}")
+
+
+def runs_elsewhere() -> bool:
+    """Whether a launcher of Hydra's (joblib, ...) has started this run of a multirun in a process of its own.
+
+    To the first process it then hands back an error, and nothing else.
+    """
+    hydra_config = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra_config is None or hydra_config.mode != RunMode.MULTIRUN:
+        return False
+    return not hydra_config.launcher["_target_"].endswith(".BasicLauncher")
 
 
 def run(config: DictConfig) -> int:

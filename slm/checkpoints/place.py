@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from slm.checkpoints.address import local_folder
+from slm.address import local_folder
 from slm.checkpoints.architecture import read_config, read_json
 from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
 from slm.data import Tokenizer, load_tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from slm.checkpoints.address import local_folder
+from slm.address import local_folder
 from slm.command_line import cache_home, new_folder
 from slm.composition.settings import written_out
 from slm.data.local import files_to_evaluate

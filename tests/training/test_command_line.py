@@ -8,15 +8,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import train
 from slm.checkpoints import load
 from slm.composition.settings import PRECISIONS
 from slm.data import prepare
@@ -297,6 +302,22 @@ def test_a_multirun_trains_independent_runs_and_goes_on_after_a_bad_one(run_trai
     results = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/result.json"))]
     assert [result["seed"] for result in results] == [1, 2]
     assert results[0]["val"]["loss"] != results[1]["val"]["loss"]
+
+
+@pytest.mark.parametrize(("launcher", "raises"), [("joblib_launcher.JoblibLauncher", True), ("x.BasicLauncher", False)])
+def test_a_run_that_fails_where_another_process_started_it_hands_back_an_error(
+    launcher: str, raises: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of exit codes is then not that of the process which decides the exit code of the multirun."""
+    now = SimpleNamespace(mode=RunMode.MULTIRUN, launcher={"_target_": launcher})
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: now)
+    monkeypatch.setattr(train, "run", lambda config: 2)
+    monkeypatch.setattr(train, "exit_codes", [])
+    expected = pytest.raises(ValueError, match="exit code 2: the/run") if raises else nullcontext()
+    with expected:
+        train.main.__wrapped__(OmegaConf.create({"output_dir": "the/run"}))
+    assert train.exit_codes == [2]
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
