@@ -14,6 +14,7 @@ from dataclasses import fields
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -49,7 +50,7 @@ def check_keys(config: Mapping[str, Any], script: str, overrides: Iterable[str] 
     known = {**_known(script, config), **dict.fromkeys(OPEN.get(script, ()))}
     for key in unknown_keys(config, known):
         given = (item.lstrip("+") for item in overrides if item.startswith("+"))
-        raise ValueError(_refusal(key, next((item for item in given if _is_about(item, key)), key), script))
+        raise ValueError(_refusal(key, next((item for item in given if _is_about(item, key)), key), script, config))
 
 
 def unknown_keys(config: Mapping[str, Any], known: Tree, prefix: str = "") -> Iterator[str]:
@@ -95,12 +96,14 @@ def paths_of(tree: Tree, prefix: str = "") -> list[str]:
     return found
 
 
-def _refusal(key: str, given: str, script: str) -> str:
+def _refusal(key: str, given: str, script: str, config: Mapping[str, Any] = MappingProxyType({})) -> str:
     if _is_setting_of(script, key):
         group = key.partition(".")[0]
         choices = [name for name, tree in _choices(group).items() if key in paths_of({group: tree})]
         if choices and group in CHOSEN_BY:
-            return f"{key} has no effect here: it goes with {' or '.join(f'{group}={name}' for name in choices)}"
+            by = CHOSEN_BY[group]
+            here = f"with {group}.{by}={config[group][by]}" if group in config else "here"
+            return f"{key} has no effect {here}: it goes with {' or '.join(f'{group}={name}' for name in choices)}"
         return f"{key} is not in the config file that was given: add it, as +{given}"
     if script == "sweep" and _is_setting_of("train", key):
         return f"{given} is a setting of train.py: give it for all runs, as in \"sweep.also=['{given}']\""

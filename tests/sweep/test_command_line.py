@@ -75,7 +75,10 @@ def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> N
         ("+dryrun=true", r"dryrun is not a setting of sweep.py; did you mean dry_run\?"),
         ("+launcher.slot=1", r"launcher.slot is not a setting of sweep.py; did you mean launcher.slots\?"),
         ("launcher.slot=1", r"launcher.slot is not a setting of sweep.py; did you mean launcher.slots\?"),
-        ("+launcher.partition=day", r"launcher.partition has no effect here: it goes with launcher=slurm"),
+        (
+            "+launcher.partition=day",
+            r"launcher.partition has no effect with launcher.name=local: it goes with launcher=slurm",
+        ),
         ("checkpoint=a", r"checkpoint=a is a setting of train.py"),
     ],
 )

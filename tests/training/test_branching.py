@@ -36,6 +36,8 @@ def train_here(text_file: Path, cache_dir: Path) -> Iterator[Train]:
 
     def run(folder: Path, *changes: str) -> dict[str, Any]:
         config = OmegaConf.merge(defaults, OmegaConf.from_dotlist([f"output_dir={folder}", *changes]))
+        if config.schedule.name == "constant":  # as schedule=constant has it
+            del config.schedule.decay_fraction, config.schedule.final_fraction
         return train(set_up(checked(config)))
 
     yield run
