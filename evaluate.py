@@ -6,10 +6,12 @@ import sys
 from typing import Any, cast
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from slm.command_line import MISTAKES, report, run_script
-from slm.evaluation.config import check_settings, register
+from slm.composition.keys import check_keys, unknown_keys_named
+from slm.evaluation.config import check_paths, check_settings, register
 
 exit_codes: list[int] = []
 
@@ -32,7 +34,10 @@ def main(config: DictConfig) -> None:
 
 def run(config: DictConfig) -> int:
     """Check the settings and do what they ask; returns the exit code."""
-    settings = check_settings(cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)))
+    given = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    check_keys(given, "evaluate", HydraConfig.get().overrides.task)
+    settings = check_settings(given)
+    check_paths(settings)
     from slm.evaluation.run import evaluate
 
     return evaluate(settings)
@@ -42,7 +47,8 @@ def start() -> None:
     """Hand over to Hydra, unless it was asked for a multirun, which it would begin by writing files."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         raise ValueError("evaluate.py has no -m: give several checkpoints as checkpoints=[a,b]")
-    main()
+    with unknown_keys_named("evaluate"):
+        main()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from slm.command_line import MISTAKES, report, run_script
+from slm.composition.keys import check_keys, unknown_keys_named
 from slm.composition.resolvers import register
-from slm.sweep.config import check_overrides, check_settings
+from slm.sweep.config import check_settings
+from slm.sweep.design import check_design
 
 exit_codes: list[int] = []
 
@@ -31,8 +33,11 @@ def main(config: DictConfig) -> None:
 def run(config: DictConfig) -> int:
     """Check the settings, then train or analyse; returns the exit code."""
     given = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
-    settings = check_settings(given, HydraConfig.get().overrides.task)
+    overrides = HydraConfig.get().overrides.task
+    check_keys(given, "sweep", overrides)
+    settings = check_settings(given, overrides)
     if settings["runs"] is None:
+        check_design(settings["sweep"])  # before what follows loads scipy
         from slm.sweep.run import run_sweep
 
         return run_sweep(settings)
@@ -45,8 +50,8 @@ def start() -> None:
     """Hand over to Hydra, unless it was asked for what it would take in a way that nobody means."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         raise ValueError("sweep.py has no -m: it runs one sweep or analyses one table; start it once for each")
-    check_overrides(item for item in sys.argv[1:] if "=" in item and not item.startswith("-"))
-    main()
+    with unknown_keys_named("sweep"):
+        main()
 
 
 if __name__ == "__main__":

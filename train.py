@@ -7,9 +7,10 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from slm.command_line import MISTAKES, report, run_script
+from slm.composition.keys import unknown_keys_named
 from slm.composition.resolvers import register
 
 exit_codes: list[int] = []
@@ -29,27 +30,51 @@ def main(config: DictConfig) -> None:
         exit_codes.append(report(error))
     if exit_codes[-1] > 128:  # a signal is meant for all of a multirun
         sys.exit(exit_codes[-1])
+    if exit_codes[-1] and runs_elsewhere():  # where the list of exit codes is this process's own
+        raise ValueError(f"a run of this multirun ended with exit code {exit_codes[-1]}: {config.output_dir}")
+
+
+def runs_elsewhere() -> bool:
+    """Whether a launcher of Hydra's (joblib, ...) has started this run of a multirun in a process of its own.
+
+    To the first process it then hands back an error, and nothing else.
+    """
+    hydra_config = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra_config is None or hydra_config.mode != RunMode.MULTIRUN:
+        return False
+    return not hydra_config.launcher["_target_"].endswith(".BasicLauncher")
 
 
 def run(config: DictConfig) -> int:
     """Train one config; returns the exit code."""
-    from slm.training.run import exit_code, train
+    from slm.training.setup import checked, set_up
 
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    if multirun and any(item.startswith("output_dir=") for item in HydraConfig.get().overrides.task):
+    hydra_config = HydraConfig.get()
+    multirun = hydra_config.mode == RunMode.MULTIRUN
+    if multirun and any(item.startswith("output_dir=") for item in hydra_config.overrides.task):
         raise ValueError(
             f"output_dir={config.output_dir} would be shared by all runs of -m: set hydra.sweep.dir instead"
         )
-    OmegaConf.resolve(config)
-    if multirun:
-        result = train(config, alone=False)
-        return 128 + result["signal"] if result.get("signal") else exit_code(result)
-    # Lightning would start further processes from Hydra's own files, which a single run here does not write; with
-    # Hydra's state gone it repeats this command line.
-    HydraConfig.instance().cfg = None
-    return exit_code(train(config))
+    settings = checked(config, hydra_config.overrides.task)
+    if not multirun:
+        # Lightning would start further processes from Hydra's own files, which a single run here does not write; with
+        # Hydra's state gone it repeats this command line.
+        HydraConfig.instance().cfg = None
+    planned = set_up(settings, alone=not multirun)
+    if settings["dry_run"] == "plan":
+        return 0
+    from slm.training.run import exit_code, train
+
+    result = train(planned)
+    return 128 + result["signal"] if multirun and result.get("signal") else exit_code(result)
+
+
+def start() -> None:
+    """Hand over to Hydra, which would recommend a `+` for a key that does not exist."""
+    with unknown_keys_named("train"):
+        main()
 
 
 if __name__ == "__main__":
     register()
-    run_script(main, exit_codes)
+    run_script(start, exit_codes)

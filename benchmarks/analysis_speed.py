@@ -1,4 +1,4 @@
-"""How long the whole analysis takes: `python benchmarks/analysis_speed.py`
+"""How long the whole analysis takes: `python benchmarks/analysis_speed.py [OVERRIDES]`, which are sweep.py's.
 
 A simulated table of 4 families x 6 sizes x 3 seeds, tokens not in step with size, through `python sweep.py` as a
 person would run it: start-up, all laws, 1,000 bootstrap samples, 999 simulations a p-value, figures, report.
@@ -51,6 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         table().to_csv(f"{home}/runs.csv", index=False)
         command = [sys.executable, str(ROOT / "sweep.py"), f"runs={home}/runs.csv", f"output_dir={home}/out"]
+        command += sys.argv[1:]
         started = time.monotonic()
         subprocess.run(command, check=True)
         seconds = time.monotonic() - started

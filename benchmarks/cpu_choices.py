@@ -1,6 +1,7 @@
 """Where the constants of slm/model come from: attention kernels and loss chunks, timed in whole training steps.
 
     python benchmarks/cpu_choices.py [attention] [loss] [matvec]     all three, if none is named
+    python benchmarks/cpu_choices.py smallest                        one shape of each, to see that they run
 
 Attention: a step of a preset with blocked matmuls beside the same step with torch's SDPA, by sequence length.
 Loss: head and cross-entropy, forward and backward, by tokens a chunk, beside plain logits. Medians, interleaved.
@@ -25,6 +26,9 @@ from slm.training.hardware import resolve_hardware
 
 def main() -> None:
     wanted = sys.argv[1:] or ["attention", "loss", "matvec"]
+    if wanted == ["smallest"]:
+        print(attention("tiny", 32, tokens=32, repetitions=1), chunks(64, 8, 64), matvec(torch.float32, 2), sep="\n")
+        return
     for preset, lengths in (("tiny", (128, 256, 512, 1024)), ("mobilellm_125m", (512, 1024, 2048))):
         for length in lengths if "attention" in wanted else ():
             print(attention(preset, length, tokens=4096 if preset == "tiny" else 2048), flush=True)

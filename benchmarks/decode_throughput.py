@@ -10,6 +10,7 @@ by argmax. Compilation is in the warm-up.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 
@@ -66,10 +67,10 @@ class Theirs:
 
 
 @torch.inference_mode()
-def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int) -> None:
+def compare(shape: ModelConfig, dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int) -> None:
     torch.manual_seed(0)
-    decoder = Decoder(SHAPE).to(dtype).eval()
-    prompt = torch.randint(SHAPE.vocab_size, (1, prompt_tokens))
+    decoder = Decoder(shape).to(dtype).eval()
+    prompt = torch.randint(shape.vocab_size, (1, prompt_tokens))
     sides = {
         "slm": Ours(decoder, prompt, new_tokens),
         "transformers": Theirs(transformers_copy(decoder), prompt, new_tokens),
@@ -100,13 +101,16 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=SHAPE.num_layers)
     args = parser.parse_args()
     print(
-        f"{device_name('cpu')}, torch {torch.__version__}, 125M shape, batch 1, "
+        f"{device_name('cpu')}, torch {torch.__version__}, 125M shape ({args.layers} layers), batch 1, "
         f"{args.prompt_tokens} + {args.new_tokens} tokens, medians of {args.rounds}"
     )
     for dtype in (torch.float32, torch.bfloat16):
-        compare(dtype, args.prompt_tokens, args.new_tokens, args.rounds)
+        compare(
+            dataclasses.replace(SHAPE, num_layers=args.layers), dtype, args.prompt_tokens, args.new_tokens, args.rounds
+        )
 
 
 if __name__ == "__main__":

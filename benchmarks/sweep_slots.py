@@ -1,7 +1,9 @@
-"""What a second slot gains, and what a job costs beside its training: `python benchmarks/sweep_slots.py [OVERRIDES]`.
+"""What a second slot gains, and what a job costs beside its training.
 
-Trains one small sweep on CPUs with launcher.slots=1 and 2, one thread a job, in turns, each time in a fresh directory;
-OVERRIDES are sweep.py's, such as `launcher.warm_start=false`. Wants two idle cores.
+    python benchmarks/sweep_slots.py [ROUNDS] [OVERRIDES]
+
+Trains one small sweep on CPUs with launcher.slots=1 and 2, one thread a job, in turns, ROUNDS times (3 unless given),
+each in a fresh directory; OVERRIDES are sweep.py's, such as `launcher.warm_start=false`. Wants two idle cores.
 
 A job's seconds outside training are `slots x wall / jobs`, what a job occupies a slot for, less the time on training
 steps (`tokens_trained / tokens_per_second` of result.json). So all else counts: the process that forks the jobs, their
@@ -25,10 +27,10 @@ from slm.sweep.grid import make_plan
 
 CONF = str(Path(__file__).parents[1] / "conf")
 SMALL = ["sweep=quick", "sweep.grid.sizes=[2e5,3e5,4e5,6e5]", "sweep.budget.tokens=100_000"]
-ROUNDS = 3
 
 
 def main() -> None:
+    rounds = int(sys.argv.pop(1)) if sys.argv[1:] and sys.argv[1].isdecimal() else 3
     register()
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("sweep", overrides=[*SMALL, "launcher.threads=1", "launcher.gpus_per_job=0", *sys.argv[1:]])
@@ -50,7 +52,7 @@ def main() -> None:
         return wall, (slots * wall - training) / count
 
     sweep(1, 1)  # so that the corpus and the peak are there
-    found = [{slots: sweep(slots, len(cells)) for slots in (1, 2)} for _ in range(ROUNDS)]
+    found = [{slots: sweep(slots, len(cells)) for slots in (1, 2)} for _ in range(rounds)]
     for slots in (1, 2):
         walls, outside = zip(*(each[slots] for each in found), strict=True)
         range_of_walls = (

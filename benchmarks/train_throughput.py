@@ -113,8 +113,11 @@ def step_of(
 ) -> Callable[[], float]:
     """A function that takes one optimizer step and returns its seconds."""
     model, loss_of = model_and_loss
-    optim = {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
-    optimizer = make_adamw(model, optim)
+    optim: dict[str, Any] = {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
+    if isinstance(model, Decoder):
+        optimizer = make_adamw(model, optim)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True, **optim)
     parameters = list(model.parameters())
     mixed = hardware.precision.endswith("-mixed")
     context = partial(torch.autocast, hardware.accelerator, hardware.matmul_dtype, enabled=mixed)

@@ -2,7 +2,17 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+import train
+from slm.command_line import MISTAKES, one_sentence
+from slm.composition.keys import unknown_keys_named
+from slm.composition.resolvers import register
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,3 +49,18 @@ def make_command(text_file: Path, cache_dir: Path, *changes: str) -> list[str]:
 def quiet_env() -> dict[str, str]:
     """One thread a process: the tests' models are too small for more."""
     return os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+
+
+def refusal(overrides: Sequence[str]) -> str:
+    """What train.py says of settings that it refuses, in this process; AssertionError if it takes them."""
+    register()
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), unknown_keys_named("train"):
+            config = compose("train", overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        train.run(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    except MISTAKES as error:
+        return one_sentence(error)
+    finally:
+        HydraConfig.instance().cfg = None
+    raise AssertionError(f"not refused: {overrides}")

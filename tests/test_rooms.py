@@ -14,15 +14,20 @@ ALLOWED = {
     "scaling": set(),
     "tracking": set(),
     "data": set(),
-    "checkpoints": {"model", "data"},
+    "checkpoints": {"model", "data", "address"},
     "composition": {"model.config", "model.families", "command_line"},
     "training": {"composition", "model", "data", "checkpoints", "tracking", "command_line", "machine"},
-    "evaluation": {"composition", "model", "data", "checkpoints", "scaling", "tracking", "command_line", "machine"},
-    "sweep": {"composition", "scaling", "tracking", "model.config", "data.paths", "command_line"},
+    "evaluation": {
+        *("composition", "model", "data", "checkpoints", "scaling", "tracking", "address", "command_line", "machine")
+    },
+    "sweep": {"composition", "data", "scaling", "tracking", "model.config", "command_line"},
 }
-COMPOSITION = ("resolvers", "settings", "budget", "schedules")
+COMPOSITION = ("resolvers", "settings", "budget", "schedules", "keys", "check")
 SWEEP = ("run", "execute", "live", "fork_server")  # which import all others
 TORCHLESS = [
+    "slm.address",
+    "slm.evaluation.config",
+    "slm.training.setup",
     "slm.scaling.tables",
     *(f"slm.composition.{name}" for name in COMPOSITION),
     *(f"slm.sweep.{name}" for name in SWEEP),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,12 +11,12 @@ from typing import Any
 
 import yaml
 
+from slm.address import local_folder
 from slm.checkpoints.architecture import read_config, read_json
 from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
 from slm.data import Tokenizer, load_tokenizer
 from slm.model.config import ModelConfig
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # of a run directory, the newest first
 
 
@@ -46,18 +45,9 @@ class Parts:
 def find(path_or_repo: str | Path, revision: str | None) -> Place:
     """The place that is meant; a hub repository is fetched. Raises `ValueError` for what is neither."""
     given = str(path_or_repo)
-    path = Path(path_or_repo).expanduser()
-    if path.is_dir():
-        if revision is not None:
-            raise ValueError(f"revision={revision} goes with a hub id, and checkpoint={given} is a local folder")
-        return _local(given, path)
-    if path.exists():
-        raise ValueError(f"checkpoint={given} is a file: give the run directory, or the folder with config.json")
-    if not _HUB_ID.fullmatch(given):
-        raise ValueError(
-            f"checkpoint={given!r} does not exist: give a run directory, a folder with config.json and weights, or a "
-            "hub id such as HuggingFaceTB/SmolLM2-135M"
-        )
+    folder = local_folder(given, revision)
+    if folder is not None:
+        return _local(given, folder)
     from slm.checkpoints.hub import fetch
 
     folder, commit = fetch(given, revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ def or_null(kind: Kind) -> Kind:
     return f"{kind[0]}, or null", lambda value: value is None or kind[1](value)
 
 
+def one_of(*allowed: str) -> Kind:
+    """One of some words."""
+    return f"one of {', '.join(allowed)}", lambda value: isinstance(value, str) and value in allowed
+
+
 def list_of(kind: Kind, what: str, *, least: int = 1) -> Kind:
     """A list of at least so many values of a kind, called `what`."""
     return (
@@ -38,6 +44,7 @@ def _texts(value: Any) -> bool:
 
 
 SWITCH: Kind = ("true or false", lambda value: isinstance(value, bool))
+DRY_RUN: Kind = ("true, false or plan", lambda value: isinstance(value, bool) or value == "plan")
 AUTO_SWITCH: Kind = ("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")
 TEXT: Kind = ("text", lambda value: isinstance(value, str))
 NAME: Kind = ("text that is not empty", lambda value: isinstance(value, str) and value != "")
@@ -60,12 +67,15 @@ BETAS: Kind = (
     lambda value: isinstance(value, list) and len(value) == 2 and all(_number(b) and 0 <= b < 1 for b in value),
 )
 
+OPTIMIZERS = ("adamw", "muon")
+PRECISIONS = ("auto", "bf16-mixed", "32-true", "64-true")
+
 KINDS: dict[str, Kind] = {
     "name": NAME,
     "seed": SEED,
     "output_dir": NAME,
     "cache_dir": NAME,
-    "dry_run": SWITCH,
+    "dry_run": DRY_RUN,
     "train.tokens": POSITIVE,
     "train.tokens_per_param": or_null(POSITIVE),
     "train.flops": or_null(POSITIVE),
@@ -79,7 +89,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint.every_steps": or_null(COUNT),
     "checkpoint.every_minutes": or_null(POSITIVE),
     "checkpoint.keep_best": SWITCH,
-    "optim.name": NAME,
+    "optim.name": one_of(*OPTIMIZERS),
     "optim.lr": POSITIVE,
     "optim.betas": BETAS,
     "optim.eps": POSITIVE,
@@ -91,7 +101,11 @@ KINDS: dict[str, Kind] = {
     "parametrization.name": NAME,
     "schedule.name": NAME,
     "schedule.warmup_fraction": SHARE,
+    "trainer.accelerator": one_of("auto", "cpu", "cuda", "gpu"),
+    "trainer.devices": ("auto or a whole number of at least 1", lambda value: value == "auto" or COUNT[1](value)),
     "trainer.num_nodes": COUNT,
+    "trainer.strategy": one_of("auto", "ddp", "fsdp"),
+    "trainer.precision": one_of(*PRECISIONS),
     "trainer.compile": AUTO_SWITCH,
     "trainer.micro_batch_tokens": or_null(COUNT),
     "trainer.num_workers": NATURAL,
@@ -124,6 +138,8 @@ OPTIONAL_KINDS: dict[str, Kind] = {
     "tokenizer.path": NAME,
 }
 """Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
+
+SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 BEFORE_KEYS: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
 """What runs did that were begun before the key existed."""
@@ -168,7 +184,13 @@ def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional
                 continue
             raise ValueError(f"{key} is missing: it must be {wanted}")
         if not fits(place[name]):
-            raise ValueError(f"{key}={_shown(place[name])} must be {wanted}")
+            raise ValueError(f"{key}={_shown(place[name])} must be {wanted}{written_out(place[name])}")
+
+
+def written_out(value: Any) -> str:
+    """`; write 1_000_000` for `1M`. Such a value is refused, since 2k tokens may be 2,000 or 2,048 to who gives it."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMBGT])", value) if isinstance(value, str) else None
+    return f"; write {round(float(found[1]) * SUFFIXES[found[2].upper()]):_}" if found else ""
 
 
 def plain_settings(config: DictConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from slm.data.progress import progress
 from slm.data.sources import Source, source_of
 from slm.data.stream import ShardWriter, TokenStream
 from slm.data.tokenizer import Tokenizer, load_tokenizer
-from slm.data.vocabulary import Plan, plan_tokenizer
+from slm.data.vocabulary import Plan, is_on_hub, plan_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,13 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
         left_out=facts["left_out"],
         notes=(*source.notes(data), *left_out_notes(facts["left_out"])),
     )
+
+
+def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None:
+    """Raise ValueError as `prepare` would for options and paths that are wrong; quick, and fetches nothing."""
+    source_of(data).key(data)
+    if not is_on_hub(tokenizer):
+        plan_tokenizer(tokenizer)
 
 
 def prepare_documents(data: Mapping[str, Any], *, cache_dir: Path) -> tuple[Path, dict[str, Any]]:

@@ -44,6 +44,13 @@ def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
     return kinds[config["kind"]](config)
 
 
+def is_on_hub(config: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer is a repository of the hub, which `plan_tokenizer` fetches."""
+    path = str(config.get("path"))
+    named = _HUB_ID.fullmatch(path) and not path.endswith((".json", ".model"))
+    return config["kind"] == "file" and bool(named) and not Path(path).exists()
+
+
 def _plan_bpe(config: Mapping[str, Any]) -> Plan:
     vocab_size, train_bytes = config["vocab_size"], config["train_bytes"]
     if vocab_size < _ALPHABET + 1:
@@ -119,8 +126,7 @@ def _plan_file(config: Mapping[str, Any]) -> Plan:
         raise ValueError(
             "tokenizer.path is not set; wants a tokenizer.json or tokenizer.model, a folder of one, or a hub id"
         )
-    is_hub_id = _HUB_ID.fullmatch(path) and not path.endswith((".json", ".model")) and not Path(path).exists()
-    if is_hub_id:
+    if is_on_hub(config):
         tokenizer = load_tokenizer(_fetched(path, config["revision"]), name=path)
     else:
         tokenizer = load_tokenizer(Path(path).expanduser())

@@ -11,7 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from slm.address import local_folder
 from slm.command_line import cache_home, new_folder
+from slm.composition.settings import written_out
+from slm.data.local import files_to_evaluate
 from slm.evaluation.protocols import BOS_RULES, PROTOCOLS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -54,6 +57,23 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if not measured and config["prompt"] is None and config["export"] is None:
         raise ValueError("nothing is left to measure: perplexity.protocols is [], speed.enabled false, tasks null")
     return settings
+
+
+def check_paths(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a checkpoint or a text of checked settings that is not there."""
+    for checkpoint in settings["checkpoints"]:
+        local_folder(*address_of(checkpoint, settings))
+    if (settings["data"] or {}).get("source") == "local":
+        files_to_evaluate(settings["data"])
+
+
+def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Path or hub id, and revision: after an @, or what holds for all."""
+    name, at, revision = checkpoint.rpartition("@")
+    if at and not Path(checkpoint).expanduser().exists():
+        return name, revision
+    alone = len(settings["checkpoints"]) == 1  # of several, `revision` is for those on the hub
+    return checkpoint, settings["revision"] if alone or not Path(checkpoint).expanduser().exists() else None
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:
@@ -166,4 +186,4 @@ def _number(value: Any) -> bool:
 
 def _require(key: str, value: Any, good: bool, wanted: str) -> None:
     if not good:
-        raise ValueError(f"{key}={value!r} must be {wanted}")
+        raise ValueError(f"{key}={value!r} must be {wanted}{written_out(value)}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from slm.checkpoints import Provenance, check, export, load
 from slm.checkpoints.weights import dtype_name
+from slm.evaluation.config import address_of
 from slm.evaluation.generation import stream_sample
 from slm.evaluation.ledger import Ledger
 from slm.evaluation.measure import Measurement, planned, text_of
@@ -67,7 +68,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
 
 
 def _checked(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
-    address, revision = _address(checkpoint, settings)
+    address, revision = address_of(checkpoint, settings)
     return check(address, revision=revision)
 
 
@@ -143,17 +144,8 @@ def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Ent
     }
 
 
-def _address(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Path or hub id, and revision: after an @, or what holds for all."""
-    name, at, revision = checkpoint.rpartition("@")
-    if at and not Path(checkpoint).expanduser().exists():
-        return name, revision
-    alone = len(settings["checkpoints"]) == 1  # of several, `revision` is for those on the hub
-    return checkpoint, settings["revision"] if alone or not Path(checkpoint).expanduser().exists() else None
-
-
 def _sample(settings: Mapping[str, Any]) -> int:
-    address, revision = _address(settings["checkpoints"][0], settings)
+    address, revision = address_of(settings["checkpoints"][0], settings)
     precision = resolve_precision(settings, check(address, revision=revision))
     checkpoint = load(address, revision=revision, dtype=precision.dtype, device=precision.device)
     stream_sample(checkpoint, settings["prompt"], settings["generation"], seed=settings["seed"])
@@ -161,7 +153,7 @@ def _sample(settings: Mapping[str, Any]) -> int:
 
 
 def _export(settings: Mapping[str, Any]) -> int:
-    address, revision = _address(settings["checkpoints"][0], settings)
+    address, revision = address_of(settings["checkpoints"][0], settings)
     folder = export(address, settings["export"], revision=revision, unroll_sharing=settings["unroll_sharing"])
     print(f"exported to {folder}")
     return 0

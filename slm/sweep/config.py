@@ -9,13 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slm.command_line import new_folder
+from slm.composition.settings import written_out
 
-CONF = Path(__file__).parents[2] / "conf"
-OPEN = ("sweep", "analysis", "columns", "hydra")
-"""Groups to which a person may add keys: what they do not know is refused, or handed on."""
 GROUPS_OF_A_SWEEP = ("sweep", "launcher")
 """What nothing is trained by has no use for."""
 
@@ -59,29 +55,6 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     if is_file:
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
     return settings
-
-
-def check_overrides(overrides: Iterable[str]) -> None:
-    """Raise `ValueError` for an override of the command line that sets what is train.py's, or adds a key of its own.
-
-    Hydra's answer to the former is to add it with a `+`, which would change nothing.
-    """
-    ours, theirs = _keys("sweep"), _keys("train")
-    for item in overrides:
-        key = re.split(r"[.=@]", item.lstrip("+~"))[0]
-        if key in theirs - ours:
-            raise ValueError(
-                f"{item} is a setting of train.py: give it for all runs, as in \"sweep.also=['{item.lstrip('+')}']\""
-            )
-        if item.startswith("+") and key not in OPEN and not item.startswith("+launcher.sbatch."):
-            raise ValueError(f"{item} adds a key that sweep.py does not know")
-
-
-def _keys(script: str) -> set[str]:
-    """Groups and keys of conf/SCRIPT.yaml."""
-    config = yaml.safe_load((CONF / f"{script}.yaml").read_text(encoding="utf-8"))
-    groups = {name for entry in config["defaults"] if isinstance(entry, dict) for name in entry}
-    return {*config, *groups}
 
 
 def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Collection[str]) -> None:
@@ -132,4 +105,4 @@ def _columns(columns: Any) -> dict[str, str]:
 
 def _check(key: str, value: Any, good: bool, wanted: str) -> None:
     if not good:
-        raise ValueError(f"{key}={value!r} must be {wanted}")
+        raise ValueError(f"{key}={value!r} must be {wanted}{written_out(value)}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from slm.composition.budget import BUDGETS
+from slm.composition.keys import did_you_mean, paths_of, unknown_keys
 from slm.composition.settings import (
     COUNT,
     NAME,
@@ -21,6 +21,7 @@ from slm.composition.settings import (
     Kind,
     check_kinds,
     list_of,
+    one_of,
     or_null,
 )
 from slm.sweep.evaluation import Evaluations, check_evaluations, is_evaluations
@@ -49,12 +50,6 @@ DECIDED = {
     "branch_from": "sweep.budget",
 }
 """Keys of train.py that a design decides, and by which of its own."""
-MAPPINGS = ("sweep.assume.params", "sweep.lr.value", "sweep.evaluation")
-"""Keys whose value may have keys of a person's own."""
-
-
-def _one_of(*allowed: str) -> Kind:
-    return f"one of {', '.join(allowed)}", lambda value: value in allowed
 
 
 def _one_or_several(kind: Kind) -> Kind:
@@ -89,11 +84,11 @@ KINDS: dict[str, Kind] = {
     "sweep.grid.shapes": or_null(list_of(("WIDTHxDEPTH", _is_shape), "WIDTHxDEPTH, such as [128x8,192x12]")),
     "sweep.grid.sizes": or_null(list_of(POSITIVE, "numbers above 0")),
     "sweep.grid.aspects": or_null(list_of(POSITIVE, "numbers above 0")),
-    "sweep.grid.size": _one_of(*SIZES),
+    "sweep.grid.size": one_of(*SIZES),
     "sweep.grid.tolerance": (f"a number above 0 and at most {WIDEST_TOLERANCE}", _is_tolerance),
     **{f"sweep.budget.{name}": or_null(_one_or_several(POSITIVE)) for name in BUDGETS},
     "sweep.budget.trunk": SWITCH,
-    "sweep.lr.rule": _one_of(*RULES),
+    "sweep.lr.rule": one_of(*RULES),
     "sweep.lr.value": or_null(("a number above 0, or one for each family, as in {mobilellm: 0.008}", _is_rate)),
     "sweep.lr.factors": or_null(list_of(POSITIVE, f"{FEWEST_RATES} or more numbers above 0", least=FEWEST_RATES)),
     "sweep.lr.parametrization": or_null(NAME),
@@ -197,17 +192,16 @@ def check_design(sweep: Any) -> Design:
 
 def _check_keys(sweep: Any) -> None:
     """A misspelt key of a file of conf/sweep would be ignored without a word."""
-    known = {*KINDS, *(key.rpartition(".")[0] for key in KINDS)}
-
-    def check(path: str, value: Any) -> None:
-        if path not in known:
-            near = get_close_matches(path, known, n=1)
-            raise ValueError(f"{path} is not a key of a sweep" + (f"; did you mean {near[0]}?" if near else ""))
-        if isinstance(value, Mapping) and path not in MAPPINGS:
-            for key, item in value.items():
-                check(f"{path}.{key}", item)
-
-    check("sweep", sweep)
+    tree: dict[str, Any] = {}
+    for path in KINDS:
+        place = tree
+        *groups, name = path.split(".")
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = None
+    if isinstance(sweep, Mapping):
+        for key in unknown_keys({"sweep": sweep}, tree):
+            raise ValueError(f"{key} is not a key of a sweep{did_you_mean(key, paths_of(tree))}")
 
 
 def _check_grid(grid: Mapping[str, Any]) -> None:

@@ -11,16 +11,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from slm.scaling.tables.computed import columns_of
-from slm.scaling.words import shortlist
 from slm.sweep.cells import Cell
 from slm.sweep.files import in_quotes
 from slm.sweep.ledger import evaluation_of
 from slm.sweep.recipe import composed, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Evaluations = Mapping[str, Sequence[str]]
 """Name -> overrides of evaluate.py."""
@@ -77,6 +76,8 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
     `NAME_loss`, `NAME_perplexity`, `NAME_bits_per_byte` and `NAME_eval_data_fingerprint` of the first protocol,
     `NAME_PROTOCOL_loss` and so on of further ones, `NAME_TASK` and `NAME_TASK_se` of tasks.
     """
+    import pandas as pd
+
     rows = [
         {
             key: value
@@ -93,6 +94,10 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
 
     Where those are an evaluation's, `eval_fingerprint` says on what text, for the audit.
     """
+    # Imported here, since scipy takes a second that a wrong design need not wait for.
+    from slm.scaling.tables.computed import columns_of
+    from slm.scaling.words import shortlist
+
     named = [name for own in columns.values() for name in columns_of(own, table) if name in table]
     texts = {re.sub(f"({'|'.join(SCORES)})$", TEXT, own) for own in named} - {*named}
     if there := sorted(texts & {*table}):

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slm.command_line import one_sentence
 from slm.composition.budget import steps_of
+from slm.composition.check import check_parametrization
 from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
 from slm.sweep.cells import Cell
@@ -128,6 +129,7 @@ def _cells_of(design: Design, recipe: Recipe, wish: Wish) -> Sequence[Cell]:
         return [_impossible(recipe, wish, None, error)]
     settings = recipe.settings(_changes(shape))
     check_settings(settings)
+    check_parametrization(settings["parametrization"])
     cells = list(_cells_in(design, recipe, wish, shape, settings))
     return share_trunks(cells, settings) if design.trunk else cells
 

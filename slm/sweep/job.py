@@ -22,6 +22,9 @@ LOCK, PID, LOG = "job.lock", "job.pid", "job.log"
 TRAINS = ".lock"
 """What train.py locks while it trains in a directory, whoever started it."""
 
+NOT_FOR_THE_JOB = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
+"""What srun, MPI and torchrun tell the processes that they start. A job is not one of those, but a run by itself."""
+
 # The job itself notes its id before it becomes train.py: a master that is killed meanwhile leaves none without.
 NOTE_AND_BECOME = 'echo "$$ $1 $2" >"$0"; shift 2; exec "$@"'
 
@@ -56,6 +59,11 @@ def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subproc
             pass_fds=[lock.fileno()],
             start_new_session=True,
         )
+
+
+def environment_of_a_job() -> dict[str, str]:
+    """The environment of this process, but for what says that it is one of several."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(NOT_FOR_THE_JOB)}
 
 
 @contextmanager

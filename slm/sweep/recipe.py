@@ -15,20 +15,22 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.budget import IDENTITY, LATER_KEYS, check_family, model_config
+from slm.composition.keys import CONF, check_keys, unknown_keys_named
 from slm.composition.settings import BEFORE_KEYS, plain_settings
 from slm.data.paths import text_files
+from slm.data.vocabulary import is_on_hub, plan_tokenizer
 from slm.model.config import ModelConfig
-
-CONF = Path(__file__).parents[2] / "conf"
+from slm.sweep.files import in_quotes
 
 
 class Recipe:
     """What a family is trained with; `own_aspect` is hidden_size / num_layers at the width and depth of conf/family.
 
-    Raises Hydra's errors for overrides that `conf/train.yaml` does not know.
+    Raises `ValueError`, or Hydra's errors, for overrides that train.py does not know.
     """
 
     def __init__(self, family: str, overrides: Sequence[str]) -> None:
@@ -93,10 +95,36 @@ def check_texts(config: DictConfig, where: str) -> None:
             text_files(given if isinstance(given, str) else list(given), f"{where}: data.{key}")
 
 
+def check_tokenizer(config: DictConfig, where: str) -> None:
+    """Raise `ValueError` for a tokenizer of the config, which `where` asks for, that is no path here nor a hub id."""
+    if OmegaConf.select(config, "tokenizer.kind") == "file":
+        tokenizer: Any = OmegaConf.to_container(config.tokenizer)
+        try:
+            if not is_on_hub(tokenizer):
+                plan_tokenizer(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
-    """`conf/NAME.yaml` under `overrides`, not resolved; Hydra's errors for those that it does not know."""
-    with _hydra():
-        return compose(name, overrides=list(overrides))
+    """`conf/NAME.yaml` under `overrides`, not resolved.
+
+    Raises `ValueError` for keys that NAME.py does not read, and Hydra's errors for choices that there are not.
+    """
+    with _hydra(), unknown_keys_named(name):
+        config = compose(name, overrides=[*own_folders(), *overrides])
+    check_keys(OmegaConf.to_container(config), name, overrides)  # type: ignore[arg-type]
+    return config
+
+
+def own_folders() -> list[str]:
+    """The override by which a script finds what this one was given beside conf/: --config-dir, hydra.searchpath."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    own = [source.path for source in sources if source.schema == "file" and source.provider not in ("main", "hydra")]
+    folders = [Path(path).resolve() for path in dict.fromkeys(own)]
+    return [f"hydra.searchpath=[{','.join(map(in_quotes, folders))}]"] if folders else []
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from slm.sweep.forecast import power_of, read_speeds, remember_speeds
 from slm.sweep.grid import Plan, make_plan
 from slm.sweep.launchers import open_launcher
 from slm.sweep.plan import print_plan
-from slm.sweep.recipe import check_texts, composed, digest
+from slm.sweep.recipe import check_texts, check_tokenizer, composed, digest
 from slm.sweep.trunks import without_lost_steps
 from slm.sweep.tuning import tune
 
@@ -67,13 +67,14 @@ def run_sweep(config: Mapping[str, Any]) -> int:
         raise ValueError(f"drop_worst={config['drop_worst']} leaves none of the {len(plan.cells)} runs of this sweep")
     _check_folder(folder, plan.cells)
     plan.cells = without_lost_steps(plan.cells, folder / "runs")
+    for one in plan.configs:
+        check_texts(one, "sweep.overrides")
+        check_tokenizer(one, "sweep.overrides")
+    for name, overrides in design.evaluations.items():
+        check_texts(composed("evaluate", overrides), f"sweep.evaluation.{name}")
     if config["dry_run"]:
         _print_plan(design, plan, folder, config)
         return 0
-    for one in plan.configs:
-        check_texts(one, "sweep.overrides")
-    for name, overrides in design.evaluations.items():
-        check_texts(composed("evaluate", overrides), f"sweep.evaluation.{name}")
     open_launcher(config["launcher"], folder / "runs", jobs=len(plan.cells))  # refuses before there is a folder
     with _held(folder):
         return _carry_out(design, plan, folder, config)

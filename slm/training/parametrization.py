@@ -37,6 +37,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from slm.composition.check import BASE_SHAPE
 from slm.model.config import ModelConfig
 from slm.model.decoder import Decoder
 
@@ -60,33 +61,6 @@ class Rule:
 Rules = Mapping[Kind, Rule]
 
 STANDARD: Rules = {"outer": Rule(), "hidden": Rule(), "vector": Rule()}
-
-BASE_SHAPE = {
-    "standard": (),
-    "mup": ("base_width", "base_head_dim"),
-    "completep": ("base_width", "base_head_dim", "base_depth"),
-}
-"""By `parametrization.name`: the keys of the base shape that it needs."""
-
-
-def check_parametrization(parametrization: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a parametrisation that does not exist, or with less or more than its base shape."""
-    name = parametrization["name"]
-    if name not in BASE_SHAPE:
-        raise ValueError(f"parametrization.name={name} must be one of {', '.join(BASE_SHAPE)}")
-    for key in BASE_SHAPE[name]:
-        value = parametrization.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            given = "null" if value is None else value
-            raise ValueError(
-                f"parametrization.{key}={given} must be a whole number of at least 1 for parametrization={name}: "
-                "that of the shape at which optim.lr was tuned"
-            )
-    for key in sorted(parametrization.keys() - {"name", *BASE_SHAPE[name]}):
-        raise ValueError(
-            f"parametrization.{key}={parametrization[key]} has no effect with parametrization={name}: leave it out, or "
-            "choose completep, which follows width and depth"
-        )
 
 
 def _ratios(parametrization: Mapping[str, Any], shape: ModelConfig) -> tuple[float, float, float]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slm.composition.budget import check_family, model_config, steps_of
-from slm.composition.schedules import check_schedule
+from slm.composition.check import shape_and_steps
 from slm.composition.settings import BEFORE_KEYS
 from slm.model.config import ModelConfig
 from slm.training.hardware import Hardware
-from slm.training.optim import OPTIMIZERS
-from slm.training.parametrization import Rules, check_parametrization, make_rules, with_multipliers
+from slm.training.parametrization import Rules, make_rules, with_multipliers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +59,10 @@ class Plan:
 def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
     """The plan of a config whose values are of the right kinds. Raises `ValueError` naming what cannot be met."""
     train = config["train"]
-    check_parametrization(config["parametrization"])
-    model = with_multipliers(config["parametrization"], model_config(config["model"]))
-    check_family(config, model)
-    steps = steps_of(train, model, devices=hardware.world_size)
+    shape, steps = shape_and_steps(config, devices=hardware.world_size)
+    model = with_multipliers(config["parametrization"], shape)
     length = int(train["sequence_length"])
     local = int(train["batch_tokens"]) // (length * hardware.world_size)
-    if config["optim"]["name"] not in OPTIMIZERS:
-        raise ValueError(f"optim.name={config['optim']['name']} must be one of {', '.join(OPTIMIZERS)}")
-    check_schedule(config["schedule"], steps)
-    _check_kept(config["checkpoint"].get("keep_steps", []), steps)
     micro = _largest_divisor(local, at_most=max(1, hardware.micro_batch_tokens // length))
     return Plan(
         model=model,
@@ -83,12 +75,6 @@ def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
         document_masking=train.get("document_masking", BEFORE_KEYS["train.document_masking"]),
         averaged=config["optim"]["ema_decay"] is not None,
     )
-
-
-def _check_kept(kept: Sequence[int], steps: int) -> None:
-    late = [step for step in kept if step > steps]
-    if late:
-        raise ValueError(f"checkpoint.keep_steps={kept} has {late[0]}, but the run ends at step {steps}")
 
 
 def _largest_divisor(number: int, *, at_most: int) -> int:

@@ -1,87 +1,54 @@
-"""`train`: the whole of one run, from a composed config to a finished run directory."""
+"""`train`: the whole of one run, from its plan to a finished run directory."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig
 
 from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
-from slm.composition.settings import check_settings, plain_settings
 from slm.data import Corpus, framing, prepare
 from slm.machine import reset_peak_memory
-from slm.tracking import Trackers, check_logger, open_trackers
-from slm.training.announce import ending_lines, plan_lines, speed_lines
-from slm.training.branching import Branch, find_branch
-from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of, to_continue_from
+from slm.tracking import Trackers, open_trackers
+from slm.training.announce import ending_lines, speed_lines
+from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
 from slm.training.data_module import TokenData
-from slm.training.hardware import Hardware, is_first_process, resolve_hardware
 from slm.training.interrupt import Interrupt
 from slm.training.journal import COLUMNS, Journal
 from slm.training.module import LanguageModel
 from slm.training.peak import matmul_peak
-from slm.training.plan import Plan, make_plan
+from slm.training.plan import Plan
 from slm.training.probe import measure_speed
 from slm.training.progress import Progress
 from slm.training.result import make_result
-from slm.training.run_directory import RunDirectory
+from slm.training.setup import Run, say
 from slm.training.trainer import make_trainer
+from slm.training.world import RUN_DIR, is_first_process
 
 PASSES_WORTH_A_MEASUREMENT = 300
 """Of a run that is not compiled: measuring takes three. A run that is compiled is, so that its clock starts after."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run whose config is known to be good."""
-
-    settings: Mapping[str, Any]
-    plan: Plan
-    hardware: Hardware
-    folder: RunDirectory
-    cache_dir: Path
-    branch: Branch | None
-    """Where the run starts, if not at step 0 or at a checkpoint of its own."""
-
-
-def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
-    """Train as `conf/train.yaml` describes; returns what `result.json` holds (nothing for a dry run).
-
-    `alone` is false for one of several runs in this process (Hydra's -m): then it uses one device.
+def train(run: Run) -> dict[str, Any]:
+    """Train what `set_up` has planned; returns what `result.json` holds (nothing for a dry run).
 
     An `output_dir` that holds the same run is continued from its newest whole checkpoint; one whose run is completed is
     left as it is. Raises `ValueError`, before any work, for what a user can get wrong.
     """
-    settings = plain_settings(config)
-    check_settings(settings)
-    hardware = resolve_hardware(settings["trainer"])
-    if not alone and hardware.world_size > 1:
-        raise ValueError(
-            f"trainer.devices={hardware.devices} with -m: each of several devices would repeat the whole "
-            "multirun; give one device, or start single runs"
-        )
+    settings = run.settings
     torch._dynamo.reset()  # a run before this one in the same process must not use up the compiler's limits
     reset_peak_memory()
-    run = _make_run(settings, hardware)
-    _say(*plan_lines(settings, run.plan, hardware))
-    if run.branch is not None:
-        _say(f"branching    from step {run.branch.step} of {run.branch.name} ({run.branch.checkpoint})")
     if settings["dry_run"]:
         _measure(run, _module(run), run.branch.step if run.branch else 0)
         return {}
-    run.folder.check(settings)
     done = run.folder.result()
     if done and done["status"] == "completed":
-        _say(f"completed already: {run.folder.path}; choose another output_dir to train again")
+        say(f"completed already: {run.folder.path}; choose another output_dir to train again")
         return done
-    check_logger(settings["logger"])
     corpus = prepare(settings["data"], settings["tokenizer"], cache_dir=run.cache_dir)
     _check_corpus(corpus, run.plan)
     fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
@@ -97,23 +64,10 @@ def train(config: DictConfig, *, alone: bool = True) -> dict[str, Any]:
         if not exhausted:
             raise
         raise ValueError(
-            f"out of memory with trainer.micro_batch_tokens={hardware.micro_batch_tokens}: lower it (a step then takes "
-            "more passes, and learns the same), or train a smaller model (weights, gradients and optimizer of this one "
-            f"take {run.plan.state_bytes / 1e9:.2g} GB)"
+            f"out of memory with trainer.micro_batch_tokens={run.hardware.micro_batch_tokens}: lower it (a step then "
+            "takes more passes, and learns the same), or train a smaller model (weights, gradients and optimizer of "
+            f"this one take {run.plan.state_bytes / 1e9:.2g} GB)"
         ) from error
-
-
-def _make_run(settings: Mapping[str, Any], hardware: Hardware) -> Run:
-    plan, folder = make_plan(settings, hardware), RunDirectory(settings["output_dir"])
-    branches = settings.get("branch_from") is not None and not to_continue_from(folder.checkpoints)
-    return Run(
-        settings=settings,
-        plan=plan,
-        hardware=hardware,
-        folder=folder,
-        cache_dir=Path(settings["cache_dir"]).expanduser(),
-        branch=find_branch(settings, plan, hardware) if branches else None,
-    )
 
 
 def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
@@ -122,7 +76,7 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
     start_step = 0
     if checkpoint is not None:
         start_step = step_of(checkpoint)
-        _say(f"continuing   from step {start_step} of {run.plan.steps} ({checkpoint})")
+        say(f"continuing   from step {start_step} of {run.plan.steps} ({checkpoint})")
     elif run.branch is not None:
         checkpoint, start_step = run.branch.checkpoint, run.branch.step
         branched_from = {"name": run.branch.name, "step": start_step}
@@ -146,7 +100,7 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
                 branched_from=branched_from,
                 trackers=trackers,
             )
-            trainer = make_trainer(run.plan, run.hardware, callbacks=[journal, RandomState()])
+            trainer = make_trainer(run.plan, run.hardware, folder=run.folder.path, callbacks=[journal, RandomState()])
             data = TokenData(
                 corpus,
                 run.plan,
@@ -155,7 +109,7 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
                 num_workers=run.hardware.num_workers,
             )
             if run.hardware.world_size > 1:
-                os.environ["SLM_RUN_DIR"] = str(run.folder.path)  # for the processes that Lightning starts from here
+                os.environ[RUN_DIR] = str(run.folder.path)  # for the processes that Lightning starts from here
             try:
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as error:  # what Lightning makes of a second Ctrl-C
@@ -184,7 +138,7 @@ def _finish(run: Run, corpus: Corpus, journal: Journal, result: dict[str, Any]) 
         export_model(run.folder.model, run.plan.model, weights_to_export(state), corpus.tokenizer)
     run.folder.write_result(result)
     sample = run.settings["train"]["sample_prompt"] + journal.sample if journal.sample else ""
-    _say(*ending_lines(result, run.folder.path, sample))
+    say(*ending_lines(result, run.folder.path, sample))
 
 
 def _check_corpus(corpus: Corpus, plan: Plan) -> None:
@@ -203,7 +157,7 @@ def _check_corpus(corpus: Corpus, plan: Plan) -> None:
     again = f", so each token is seen {epochs:.1f} times" if epochs > 1.5 else ""
     used = corpus.tokenizer.vocab_size
     padded = f" of the model's {plan.model.vocab_size:,}" if used < plan.model.vocab_size else ""
-    _say(
+    say(
         f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{again}; "
         f"{corpus.val.num_tokens:,} for validation; {used:,} ids{padded}",
         *(f"             {note}" for note in corpus.notes),
@@ -233,9 +187,9 @@ def _measure(run: Run, module: LanguageModel, start_step: int) -> float:
     if wanted and is_first_process():
         # Processes on one CPU share its cores; GPUs add up.
         devices = run.hardware.world_size if run.hardware.accelerator == "cuda" else 1
-        _say("speed        measuring ...")
+        say("speed        measuring ...")
         speed, memory = measure_speed(module.decoder, run.plan, run.hardware)
-        _say(*speed_lines(run.plan, speed * devices, peak * devices, source, memory, start_step=start_step))
+        say(*speed_lines(run.plan, speed * devices, peak * devices, source, memory, start_step=start_step))
     return peak
 
 
@@ -269,8 +223,3 @@ def exit_code(result: Mapping[str, Any]) -> int:
     if result.get("status") == "interrupted":
         return 128 + result["signal"]
     return 0
-
-
-def _say(*lines: str) -> None:
-    if is_first_process():
-        print(*lines, sep="\n", flush=True)

@@ -10,8 +10,12 @@ from omegaconf import OmegaConf
 
 import sweep
 from slm.command_line import one_sentence
+from slm.composition.keys import check_keys, unknown_keys_named
 from slm.composition.resolvers import register
-from slm.sweep.config import check_overrides, check_settings
+from slm.evaluation.config import register as register_evaluate
+from slm.sweep.config import check_settings
+from slm.sweep.design import check_design
+from slm.sweep.recipe import Recipe
 from tests.running import ROOT
 
 
@@ -67,26 +71,40 @@ def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> N
     [
         ("data=local", r"data=local is a setting of train.py: .*sweep.also=\['data=local'\]"),
         ("+data.paths=a.txt", r"sweep.also=\['data.paths=a.txt'\]"),
-        ("train.tokens=5", r"is a setting of train.py"),
-        ("+dryrun=true", r"\+dryrun=true adds a key that sweep.py does not know"),
-        ("+launcher.slot=1", r"\+launcher.slot=1 adds a key"),
+        ("train.tokens=5", r"train.tokens=5 is a setting of train.py"),
+        ("+dryrun=true", r"dryrun is not a setting of sweep.py; did you mean dry_run\?"),
+        ("+launcher.slot=1", r"launcher.slot is not a setting of sweep.py; did you mean launcher.slots\?"),
+        ("launcher.slot=1", r"launcher.slot is not a setting of sweep.py; did you mean launcher.slots\?"),
+        (
+            "+launcher.partition=day",
+            r"launcher.partition has no effect with launcher.name=local: it goes with launcher=slurm",
+        ),
+        ("checkpoint=a", r"checkpoint=a is a setting of train.py"),
     ],
 )
 def test_settings_of_train_py_and_keys_that_nobody_reads_are_refused(item: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        check_overrides(["sweep=quick", item])
+    with pytest.raises(ValueError, match=said), unknown_keys_named("sweep"):
+        check_keys(composed(item), "sweep", [item])
 
 
-def test_overrides_that_sweep_py_knows_pass() -> None:
-    known = [
-        "sweep=quick",
-        "seed=3",
-        "+columns.eval_set=data",
-        "output_dir=a",
-        "+launcher.sbatch.qos=low",
-        "logger=csv",
-    ]
-    check_overrides([*known, "+sweep.assume.params.E=1.7", "analysis.level=0.9", "launcher.slots=2", "name=a=b"])
+@pytest.mark.parametrize("launcher", ["local", "slurm", "ray"])
+def test_overrides_that_sweep_py_knows_pass(launcher: str) -> None:
+    known = ["sweep=quick", "seed=3", "+columns.eval_set=data", "output_dir=a", "logger=csv", f"launcher={launcher}"]
+    known += ["+sweep.assume.params.E=1.7", "analysis.level=0.9", "launcher.tries=2", "name='a=b'"]
+    check_keys(composed(*known, *["+launcher.sbatch.qos=low"] * (launcher == "slurm")), "sweep", known)
+
+
+@pytest.mark.parametrize("item", ["+train.tokns=5", "train.tokns=5", "+model.hiden_size=8", "~train.tokns"])
+def test_keys_that_train_py_does_not_read_are_refused_before_any_job(item: str) -> None:
+    register()
+    with pytest.raises(ValueError, match=r"is not a setting of train\.py; did you mean (train\.tok|model\.hid)"):
+        Recipe("ssd", [item])
+
+
+def test_a_key_that_evaluate_py_does_not_read_is_refused_by_name() -> None:
+    register_evaluate()
+    with pytest.raises(ValueError, match=r"max_tokens is not a setting of evaluate.py; did you mean perplexity"):
+        check_design(composed("sweep.evaluation={wiki: ['data=pydocs','+max_tokens=5']}")["sweep"])
 
 
 def test_a_reader_who_stops_reading_is_told_nothing() -> None:

@@ -12,13 +12,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.conf import ConfigSourceInfo
+from hydra.core.hydra_config import HydraConfig
 
+from slm.composition.resolvers import register
 from slm.sweep import execute as master
 from slm.sweep import tries
 from slm.sweep.cells import Cell
 from slm.sweep.execute import Interrupted, execute
 from slm.sweep.job import PID, Job, begin, id_and_slot, is_job
 from slm.sweep.ledger import Outcome
+from slm.sweep.recipe import Recipe
 from tests.running import ROOT, make_command, quiet_env
 from tests.sweep.celled import LOCAL, STUB, cell, count, history
 
@@ -274,3 +279,31 @@ def test_the_id_of_a_job_on_another_machine_is_not_taken_for_one_of_ours(tmp_pat
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("provider", ["command-line", "hydra.searchpath in command-line"])
+def test_a_family_outside_of_conf_is_found_by_the_jobs_too(provider: str, tmp_path: Path) -> None:
+    """Given to sweep.py by `--config-dir`, or by `hydra.searchpath`."""
+    own = tmp_path / "it's mine"
+    (own / "family").mkdir(parents=True)
+    text = (ROOT / "conf" / "family" / "ssd.yaml").read_text()
+    (own / "family" / "mine.yaml").write_text(text.replace("state_size: 64", "state_size: 48"))
+    script = tmp_path / "script.py"
+    given = tmp_path / "given"
+    script.write_text(f"import json, sys; json.dump(sys.argv[1:], open({str(given)!r}, 'w')); sys.exit(1)")
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        hydra = compose("sweep", return_hydra_config=True)
+        hydra.hydra.runtime.config_sources = [
+            ConfigSourceInfo(path=str(ROOT / "conf"), schema="file", provider="main"),
+            ConfigSourceInfo(path=str(own), schema="file", provider=provider),
+        ]
+        HydraConfig.instance().set_config(hydra)
+        try:
+            assert Recipe("mine", []).config.model.state_size == 48
+            execute([cell("a", "family=mine")], tmp_path / "runs", LOCAL, script=script)
+        finally:
+            HydraConfig.instance().cfg = None
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # as a job begins
+        searched = [item for item in json.loads(given.read_text()) if item.startswith(("hydra.", "family="))]
+        assert compose("train", overrides=searched).model.state_size == 48

@@ -296,3 +296,13 @@ def test_a_job_near_its_time_limit_saves_and_is_handed_back_to_go_on(tmp_path: P
     assert remote.exit_code(job.folder) is None  # or the master would take it for failed
     assert again.function() == remote.exit_code(job.folder) == 0
     assert [what for what, _ in history(tmp_path)] == ["start", "interrupted", "start", "completed"]
+
+
+def test_a_local_job_inside_an_allocation_is_a_run_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`salloc -n 2`, then `python sweep.py`: train.py refuses an environment of two tasks."""
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "TORCHELASTIC_RUN_ID", "PMI_RANK"):
+        monkeypatch.setenv(name, "2")
+    assert execute([cell("a")], tmp_path / "runs", LOCAL, script=STUB)["a"].status == "completed"
+    environment = json.loads((tmp_path / "runs" / "a" / "environment.json").read_text())
+    assert not [name for name in environment if name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_"))]
+    assert environment["PATH"] == os.environ["PATH"]

@@ -160,6 +160,20 @@ def test_a_dry_run_says_how_many_jobs_an_engine_runs_at_a_time_before_it_is_aske
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("also", "said"),
+    [
+        ("data.paths=nix", r"sweep\.overrides: data\.paths='nix' "),
+        ("tokenizer.path=/nix", r"sweep\.overrides: tokenizer\.path='/nix' does not exist"),
+    ],
+)
+def test_a_plan_of_what_is_not_there_is_refused_as_the_sweep_would_be(also: str, said: str, text_file: Path) -> None:
+    given = ["data=local", f"data.paths={text_file}", "tokenizer=file", "tokenizer.path=some/hub-id", also]
+    listed = ",".join(f"'{item}'" for item in given)
+    with pytest.raises(ValueError, match=said):
+        run_sweep(check_settings(composed(*SMALL, f"sweep.also=[{listed}]", "dry_run=true")))
+
+
 def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from slm.training.journal import Journal
 from slm.training.run import train
+from slm.training.setup import checked, set_up
 from tests.running import make_command
 from tests.test_conf import composed
 from tests.training.test_resume import assert_same_run, rows
@@ -34,7 +35,10 @@ def train_here(text_file: Path, cache_dir: Path) -> Iterator[Train]:
     defaults = composed(*make_command(text_file, cache_dir, *TRUNK, "output_dir=none")[2:])
 
     def run(folder: Path, *changes: str) -> dict[str, Any]:
-        return train(OmegaConf.merge(defaults, OmegaConf.from_dotlist([f"output_dir={folder}", *changes])))
+        config = OmegaConf.merge(defaults, OmegaConf.from_dotlist([f"output_dir={folder}", *changes]))
+        if config.schedule.name == "constant":  # as schedule=constant has it
+            del config.schedule.decay_fraction, config.schedule.final_fraction
+        return train(set_up(checked(config)))
 
     yield run
     torch.set_num_threads(threads)

@@ -8,19 +8,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import train
 from slm.checkpoints import load
+from slm.composition.settings import PRECISIONS
 from slm.data import prepare
-from slm.training.hardware import PRECISIONS
-from tests.running import ROOT, quiet_env
+from tests.running import ROOT, make_command, quiet_env, refusal
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -140,38 +145,92 @@ def test_a_learning_rate_that_is_far_too_high_ends_as_diverged(
     assert "lower optim.lr" in done.stdout
 
 
+# What was given, what the answer names, and whether it takes torch to see it.
 BAD_INPUT = {
-    "unknown model": (["model=mobilelm"], ["mobilelm", "mobilellm_125m"]),
-    "heads": (["model.num_heads=7", "model.num_kv_heads=3"], ["num_heads=7", "hidden_size=32"]),
-    "KV heads": (["model.num_heads=7", "model.num_kv_heads=3", "model.head_dim=8"], ["num_heads=7", "num_kv_heads=3"]),
-    "no such file": (["data.paths=nothing/*.txt"], ["data.paths", "nothing/*.txt"]),
-    "budget below a step": (["train.tokens=100"], ["train.tokens=100", "train.batch_tokens=256"]),
-    "text too short": (["data.paths=short.txt"], ["data=local", "give more"]),
-    "empty text": (["data.paths=empty.txt"], ["data.paths"]),
-    "vocabulary too small": (["model.vocab_size=100"], ["model.vocab_size=100", "257"]),
-    "schedule": (["schedule.warmup_fraction=2"], ["schedule.warmup_fraction=2"]),
-    "no GPU": (["trainer=gpu"], ["trainer.accelerator=cuda"]),
-    "unknown key": (["train.tokns=5"], ["train.tokns"]),
-    "no group": (["optim=null"], ["NoneType"]),
-    "wrong type": (["train.tokens=lots"], ["train.tokens=lots"]),
-    "negative seed": (["seed=-1"], ["seed=-1"]),
-    "logger mode": (["logger=wandb", "logger.mode=bogus"], ["logger.mode=bogus"]),
-    "cache that cannot be written": (["cache_dir=/proc/nowhere"], ["/proc/nowhere"]),
-    "output_dir is a file": (["output_dir=empty.txt"], ["output_dir=empty.txt", "file"]),
+    "unknown model": (["model=mobilelm"], ["mobilelm", "mobilellm_125m"], False),
+    "heads": (["model.num_heads=7", "model.num_kv_heads=3"], ["num_heads=7", "hidden_size=32"], False),
+    "KV heads": (["model.num_heads=7", "model.num_kv_heads=3", "model.head_dim=8"], ["num_kv_heads=3"], False),
+    "no such file": (["data.paths=nothing/*.txt"], ["data.paths", "nothing/*.txt"], False),
+    "no such file, dry run": (["data.paths=nothing.txt", "dry_run=true"], ["data.paths", "nothing.txt"], False),
+    "no such tokenizer": (
+        ["tokenizer=file", "tokenizer.path=/none", "dry_run=plan"],
+        ["tokenizer.path='/none'"],
+        False,
+    ),
+    "budget below a step": (["train.tokens=100"], ["train.tokens=100", "train.batch_tokens=256"], False),
+    "a suffix": (["train.tokens=1M"], ["train.tokens=1M must be a number above 0; write 1_000_000"], False),
+    "text too short": (["data.paths=short.txt"], ["data=local", "give more"], True),
+    "empty text": (["data.paths=empty.txt"], ["data.paths"], True),
+    "vocabulary too small": (["model.vocab_size=100"], ["model.vocab_size=100", "257"], True),
+    "schedule": (["schedule.warmup_fraction=2"], ["schedule.warmup_fraction=2"], False),
+    "no GPU": (["trainer=gpu"], ["trainer.accelerator=cuda"], True),
+    "unknown key": (["train.tokns=5"], ["train.tokns is not a setting of train.py; did you mean train.tokens?"], False),
+    "unknown key, added": (["+train.tokns=5"], ["train.tokns is not a setting", "mean train.tokens?"], False),
+    "unknown group, added": (["+famliy=ssd"], ["famliy is not a setting of train.py; did you mean family?"], False),
+    "key of another choice": (["+optim.momentum=0.5"], ["optim.momentum has no effect", "optim=muon"], False),
+    "key of another script": (["+checkpoints=[a]"], ["checkpoints=[a] is a setting of evaluate.py"], False),
+    "no group": (["optim=null"], ["NoneType"], False),
+    "wrong type": (["train.tokens=lots"], ["train.tokens=lots"], False),
+    "negative seed": (["seed=-1"], ["seed=-1"], False),
+    "dry run": (["dry_run=maybe"], ["dry_run=maybe must be true, false or plan"], False),
+    "logger mode": (["logger=wandb", "logger.mode=bogus"], ["logger.mode=bogus"], False),
+    "cache that cannot be written": (["cache_dir=/proc/nowhere"], ["/proc/nowhere"], True),
+    "output_dir is a file": (["output_dir=empty.txt"], ["output_dir=empty.txt", "file"], False),
 }
 
 
-@pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_sentence_and_exit_code_1(case: str, run_train: Run, tmp_path: Path) -> None:
-    changes, named = BAD_INPUT[case]
+@pytest.fixture
+def folder_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with two texts that are too short."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("Too short.")
-    done = run_train(*(changes if "output_dir" in changes[0] else ["output_dir=run", *changes]))
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert all(text in done.stderr for text in named), done.stderr
-    assert len([line for line in done.stderr.splitlines() if not line.startswith("data: ")]) == 1, done.stderr
-    assert not (tmp_path / "run").exists()
-    assert (tmp_path / "empty.txt").read_text() == ""
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence(case: str, text_file: Path, cache_dir: Path, folder_of_texts: Path) -> None:
+    changes, named, _ = BAD_INPUT[case]
+    said = refusal(make_command(text_file, cache_dir, "output_dir=run", *changes)[2:])
+    assert all(text in said for text in named), said
+    assert "\n" not in said
+    assert "+" not in said  # which Hydra recommends
+    assert not (folder_of_texts / "run").exists()
+    assert (folder_of_texts / "empty.txt").read_text() == ""
+
+
+def test_what_needs_no_torch_to_be_refused_imports_none(
+    text_file: Path, cache_dir: Path, folder_of_texts: Path
+) -> None:
+    cases = [changes for changes, _, needs_torch in BAD_INPUT.values() if not needs_torch]
+    commands = [make_command(text_file, cache_dir, "output_dir=run", *changes)[2:] for changes in cases]
+    code = (
+        f"import sys; from tests.running import refusal; list(map(refusal, {commands})); print('torch' in sys.modules)"
+    )
+    environment = quiet_env() | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_a_mistake_at_the_prompt_is_one_sentence_and_exit_code_1(run_train: Run, tmp_path: Path) -> None:
+    done = run_train("+train.tokns=5", "output_dir=run")
+    assert done.returncode == 1
+    assert done.stderr == "error: train.tokns is not a setting of train.py; did you mean train.tokens?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quick_plan_measures_nothing_and_says_so(train_command: Callable[..., list[str]], tmp_path: Path) -> None:
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    ended = "import atexit, sys; atexit.register(lambda: print('lightning' in sys.modules)); "
+    command = [sys.executable, "-c", ended + code, *train_command("dry_run=plan", "model=mobilellm_125m")[1:]]
+    shape = [item for item in command if not item.startswith("model.")]
+    done = subprocess.run(shape, cwd=tmp_path, env=quiet_env(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "124,635,456 total" in done.stdout
+    assert "nothing was measured" in done.stdout
+    assert done.stdout.endswith("False\n")  # importing Lightning takes as long as all else
+    assert "tokens/s" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_runs_directory_is_not_written_over(run_train: Run, tmp_path: Path) -> None:
@@ -243,6 +302,22 @@ def test_a_multirun_trains_independent_runs_and_goes_on_after_a_bad_one(run_trai
     results = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/result.json"))]
     assert [result["seed"] for result in results] == [1, 2]
     assert results[0]["val"]["loss"] != results[1]["val"]["loss"]
+
+
+@pytest.mark.parametrize(("launcher", "raises"), [("joblib_launcher.JoblibLauncher", True), ("x.BasicLauncher", False)])
+def test_a_run_that_fails_where_another_process_started_it_hands_back_an_error(
+    launcher: str, raises: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of exit codes is then not that of the process which decides the exit code of the multirun."""
+    now = SimpleNamespace(mode=RunMode.MULTIRUN, launcher={"_target_": launcher})
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: now)
+    monkeypatch.setattr(train, "run", lambda config: 2)
+    monkeypatch.setattr(train, "exit_codes", [])
+    expected = pytest.raises(ValueError, match="exit code 2: the/run") if raises else nullcontext()
+    with expected:
+        train.main.__wrapped__(OmegaConf.create({"output_dir": "the/run"}))
+    assert train.exit_codes == [2]
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")

@@ -107,10 +107,3 @@ def test_a_step_to_keep_that_never_comes_is_refused() -> None:
     make_plan(config() | {"checkpoint": {"keep_steps": [19]}}, hardware())
     with pytest.raises(ValueError, match=r"checkpoint\.keep_steps=\[5, 20\] has 20, but the run ends at step 19"):
         make_plan(config() | {"checkpoint": {"keep_steps": [5, 20]}}, hardware())
-
-
-def test_an_optimizer_that_does_not_exist_is_refused() -> None:
-    changed = config()
-    changed["optim"]["name"] = "lion"
-    with pytest.raises(ValueError, match=r"optim\.name=lion must be one of adamw, muon"):
-        make_plan(changed, hardware())

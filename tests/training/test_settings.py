@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from slm.composition.settings import KINDS, OPTIONAL_KINDS, check_settings
+from slm.composition.settings import KINDS, OPTIMIZERS, OPTIONAL_KINDS, check_settings, written_out
+from slm.training import optim
 from tests.test_conf import composed
 
 
@@ -57,6 +58,13 @@ def test_every_key_in_the_table_refuses_nonsense_by_name(key: str, defaults: dic
         ("branch_from", ""),
         ("schedule.warmup_steps", -1),
         ("optim.lr", 0),
+        ("optim.name", "lion"),
+        ("trainer.precision", "16-mixed"),
+        ("trainer.strategy", "dpp"),
+        ("trainer.accelerator", "tpu"),
+        ("trainer.devices", 0),
+        ("trainer.devices", "all"),
+        ("dry_run", "yes"),
         ("optim.lr", float("inf")),
         ("optim.betas", 0.9),
         ("optim.betas", [0.9, 1.0]),
@@ -85,6 +93,29 @@ def test_numbers_may_be_written_as_people_write_them(key: str, value: Any, defau
     check_settings(with_value(defaults, key, value))
 
 
+def test_every_optimizer_can_be_asked_for() -> None:
+    assert set(OPTIMIZERS) == set(optim.OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("1M", "1_000_000"),
+        ("2.5k", "2_500"),
+        ("64K", "64_000"),
+        ("20B", "20_000_000_000"),
+        ("1 T", "1_000_000_000_000"),
+    ],
+)
+def test_a_count_with_a_suffix_is_refused_with_the_number_that_it_would_be(value: str, number: str) -> None:
+    assert written_out(value) == f"; write {number}"
+
+
+@pytest.mark.parametrize("value", ["lots", "1e6", "M", "1Mb", "", None, 5, ["1M"]])
+def test_of_other_values_no_number_is_guessed(value: Any) -> None:
+    assert written_out(value) == ""
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -92,7 +123,7 @@ def test_numbers_may_be_written_as_people_write_them(key: str, value: Any, defau
         (["schedule.name=wsd"], "schedule.name=wsd without schedule.decay_fraction: choose schedule=wsd, which"),
         (["schedule=constant", "schedule.name=linear"], "schedule.name=linear without schedule.final_fraction: choose"),
         (["~optim.eps"], "optim.eps is missing: it must be a number above 0"),
-        (["optim.name=[muon]"], r"optim.name=['muon'] must be text that is not empty"),
+        (["optim.name=[muon]"], "optim.name=['muon'] must be one of adamw, muon"),
     ],
 )
 def test_what_a_choice_cannot_do_without_is_missed_before_any_work(overrides: list[str], said: str) -> None:

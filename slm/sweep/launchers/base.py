@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from slm.composition.settings import written_out
 from slm.sweep.job import Job
 
 
@@ -36,7 +37,7 @@ class Launcher(Protocol):
 def check(key: str, value: object, good: bool, wanted: str) -> None:
     """Raise `ValueError` for a setting of the launcher that is none."""
     if not good:
-        raise ValueError(f"launcher.{key}={value} must be {wanted}")
+        raise ValueError(f"launcher.{key}={value} must be {wanted}{written_out(value)}")
 
 
 def check_count(key: str, value: object, *, least: int = 1, auto: bool = False) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.sweep.job import Job, begin, id_and_slot, is_job, is_running, send
+from slm.sweep.job import Job, begin, environment_of_a_job, id_and_slot, is_job, is_running, send
 from slm.sweep.launchers.base import check, check_count
 from slm.sweep.launchers.forked import Forked, ForkServer
 
@@ -70,7 +70,7 @@ class Local:
             self._running[job.name] = Running(job.folder, slot, self._begin(job, slot))
 
     def _begin(self, job: Job, slot: int) -> subprocess.Popen[bytes] | Forked | None:
-        environment = {**os.environ, **self.environments[slot]}
+        environment = {**environment_of_a_job(), **self.environments[slot]}
         if self._warm and self._server is None:
             self._server = ForkServer(job.command[1], environment)
         forked = self._server.begin(job, slot=slot) if self._server else None

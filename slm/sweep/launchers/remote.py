@@ -22,14 +22,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from slm.sweep.job import Job, begin, is_running, send
+from slm.sweep.job import Job, begin, environment_of_a_job, is_running, send
 from slm.sweep.launchers.base import check
 
 BEAT, EXIT = "job.beat", "job.exit"
 BEAT_SECONDS = 5.0
-
-# train.py is one run on one machine. Lightning, where it sees SLURM, wants as many tasks as devices.
-NOT_FOR_THE_JOB = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")
 
 
 class RemoteJob:
@@ -69,12 +66,11 @@ class RemoteJob:
                 time.sleep(0.2)
 
     def _beat_until_the_end(self) -> int:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_FOR_THE_JOB)}
         self.job.folder.mkdir(parents=True, exist_ok=True)
         while True:
             (self.job.folder / BEAT).write_text(str(time.time()))
             if self.process is None:
-                self.process = begin(self.job, kept)
+                self.process = begin(self.job, environment_of_a_job())
             if self.process is None:  # one that an earlier master started is still at it
                 time.sleep(BEAT_SECONDS)
                 continue

@@ -1,0 +1,25 @@
+"""Whether a `checkpoint=...` is a folder here or a repository of the hub. Imports no torch: a wrong path is quick."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def local_folder(given: str, revision: str | None) -> Path | None:
+    """The folder that is meant, or None for a hub id; `ValueError` for what is neither."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision} goes with a hub id, and checkpoint={given} is a local folder")
+        return path
+    if path.exists():
+        raise ValueError(f"checkpoint={given} is a file: give the run directory, or the folder with config.json")
+    if not _HUB_ID.fullmatch(given):
+        raise ValueError(
+            f"checkpoint={given!r} does not exist: give a run directory, a folder with config.json and weights, or a "
+            "hub id such as HuggingFaceTB/SmolLM2-135M"
+        )
+    return None
