@@ -13,6 +13,7 @@ declare -A smallest=(
     [coord_check]="--widths 64 128 --depths 2 4 --steps 1 --seeds 1 --out $work/coord_check"
     [cpu_choices]="smallest"
     [decode_throughput]="--layers 1 --prompt-tokens 8 --new-tokens 4 --rounds 1"
+    [fuzz]="--count 5"
     [mixer_throughput]="G --lengths 64 --tokens 64 --repetitions 1"
     [optimizer_share]="1"
     [perplexity_parity]="$work/run/model $work/text.txt --tokens 128 --max-length 64 --stride 32"
