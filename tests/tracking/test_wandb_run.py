@@ -11,7 +11,7 @@ import pytest
 
 from slm.tracking import open_trackers, record_directory
 from slm.tracking.wandb_run import start_run
-from tests.tracking.offline import Server, history
+from tests.tracking.offline import Server, history, records
 
 SETTINGS = {
     "wandb": True,
@@ -54,7 +54,12 @@ def summary_of(file: Path) -> dict[str, Any]:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    """Of each part of a run, once W&B's service, which writes behind our back, has ended it."""
+    found = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    for file in found:
+        while not any(record.WhichOneof("record_type") == "exit" for record in records(file)):
+            time.sleep(0.05)
+    return found
 
 
 def test_an_offline_run_holds_name_config_group_and_the_minimum_of_the_loss(tmp_path: Path) -> None:
