@@ -16,6 +16,7 @@ from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
 from slm.composition.settings import check_settings, plain_settings
 from slm.data import Corpus, framing, prepare
+from slm.data.tokenizer import LOSSY_NOTE
 from slm.machine import reset_peak_memory
 from slm.tracking import Trackers, check_logger, open_trackers
 from slm.training.announce import ending_lines, plan_lines, speed_lines
@@ -207,6 +208,8 @@ def _check_corpus(corpus: Corpus, plan: Plan) -> None:
         f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{again}; "
         f"{corpus.val.num_tokens:,} for validation; {used:,} ids{padded}"
     )
+    if not corpus.keeps_text:
+        _say(f"tokenizer    {LOSSY_NOTE}")
 
 
 def _module(run: Run, separator: int | None = None) -> LanguageModel:
