@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ def _fitted(place: Place, config: ModelConfig, weights: Weights) -> Weights:
 
 
 def _some(names: list[str]) -> str:
-    shown = [name if name.isprintable() else repr(name) for name in names[:3]]
+    shown = [shorten(name if name.isprintable() else repr(name), 80, placeholder="...") for name in names[:3]]
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -131,7 +131,7 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index} has no weight_map, which says what file each tensor is in: restore it")
     names = sorted({str(name) for name in places.values()})
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in names if not name or Path(name).name != name]
     if outside:
         raise ValueError(f"{index} names {outside[0]!r}, which is not a file beside it")
     absent = [name for name in names if not (index.parent / name).exists()]
@@ -141,8 +141,11 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _refuse_no_file(file: Path) -> None:
-    with file.open("rb") as handle:
-        start = handle.read(len(LFS_POINTER))
+    try:
+        with file.open("rb") as handle:
+            start = handle.read(len(LFS_POINTER))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): restore it") from None
     if not start:
         raise ValueError(f"{file} is empty: download it again")
     if start == LFS_POINTER:
@@ -218,7 +221,11 @@ def _load_pickle(file: Path) -> dict[str, Any]:
 
 
 def _mapped(file: Path, content: Mapping[str, Any]) -> dict[str, Stored]:
-    odd = [str(name) for name, tensor in content.items() if not isinstance(tensor, Tensor)]
+    odd = [
+        str(name)
+        for name, tensor in content.items()
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_sparse
+    ]
     if odd:
         raise ValueError(f"{file} must hold tensors by name, and {odd[0]} is none")
     quantised = [f"{name} as {dtype_name(t.dtype)}" for name, t in content.items() if t.dtype not in _DTYPES.values()]

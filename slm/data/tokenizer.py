@@ -6,7 +6,8 @@ Text never turns into a special token: "<|endoftext|>" inside a document is enco
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ LOSSY_NOTE = (
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
+_MOST_IDS = 1 << 24  # released vocabularies have under a million; a table has a row for each id up to the largest
+
+
 class Tokenizer:
     """A `tokenizers.Tokenizer` together with its begin and end tokens.
 
@@ -48,7 +52,7 @@ class Tokenizer:
     ) -> None:
         """`content` is the text of tokenizer.json; its post-processor gives way to an `adds_bos` that contradicts it.
 
-        Raises ValueError if it has no token `bos` or `eos`.
+        Raises ValueError if it has no token `bos` or `eos`, or ids by the billion.
         """
         self.name = name
         self._tokens = {"bos_token": bos, "eos_token": eos}
@@ -58,6 +62,10 @@ class Tokenizer:
         self._inner.encode_special_tokens = True
         self._vocabulary: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._vocabulary.values()) + 1
+        if self.vocab_size > _MOST_IDS:
+            raise ValueError(
+                f"tokenizer {name} has the id {self.vocab_size - 1:,}, and ids must be below {_MOST_IDS:,}"
+            )
         self.eos_id = self._id(eos)
         self.bos_id = None if bos is None else self._id(bos)
         begins = bos is not None and self._inner.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
@@ -77,12 +85,21 @@ class Tokenizer:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without begin and end."""
-        return self._inner.encode(text, add_special_tokens=False).ids
+        """Token ids of a text, without begin and end. Raises ValueError where there is no token for it."""
+        with self._one_sentence():
+            return self._inner.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, on all cores."""
-        return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+        """Token ids of each text, on all cores. Raises ValueError where there is no token for one."""
+        with self._one_sentence():
+            return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the tokenizers library raises no class of its own
+            raise ValueError(f"tokenizer {self.name} cannot encode the text ({error}): give another one") from None
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids; special tokens have none."""

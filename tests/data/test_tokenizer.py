@@ -179,6 +179,24 @@ def test_an_end_token_that_is_not_in_the_vocabulary_is_refused(llama_style, tmp_
         load_tokenizer(tmp_path)
 
 
+def test_a_tokenizer_that_has_no_token_for_a_text_is_refused_in_one_sentence(tmp_path):
+    inner = tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="<unk>"))
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    for encode in (load_tokenizer(tmp_path).encode, lambda text: load_tokenizer(tmp_path).encode_batch([text])):
+        assert encode("a")
+        with pytest.raises(ValueError, match=r"^tokenizer .* cannot encode the text \(.*\[UNK\].*\): give another one"):
+            encode("b")
+
+
+def test_ids_by_the_billion_are_refused_before_a_table_of_them_is_made(llama_style, tmp_path):
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["x"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has the id 2,147,483,648, and ids must be below 16,777,216"):
+        load_tokenizer(tmp_path)
+
+
 def begin_with(folder, **config):
     """A tokenizer whose post-processor puts <s> before a text."""
     inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
