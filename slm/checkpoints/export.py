@@ -162,6 +162,7 @@ def export_model(
             (partial / name).write_text(text, encoding="utf-8")
         tensors = {_hf_name(name): tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(partial / "config.json", partial / "model.safetensors")  # which safetensors keeps private
         tokenizer.save(partial)
         if folder.exists():
             shutil.rmtree(folder)

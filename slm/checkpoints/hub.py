@@ -1,12 +1,13 @@
 """Fetch a model repository of the Hugging Face hub: config, tokenizer and weights, pinned to one commit.
 
-Notable: only files of data are fetched, by name, and never code; the token is the one that `hf auth login` or HF_TOKEN
-left; what was fetched before is used without asking the network.
+Notable: only files of data are fetched, by name, and never code; weights in a second format only where the first cannot
+be used; the token is the one that `hf auth login` or HF_TOKEN left; what was fetched before is used without asking the
+network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from slm.checkpoints.architecture import read_json
@@ -40,6 +41,19 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
     return _download(repository, revision)
 
 
+def fetch_other_weights(repository: str, commit: str) -> bool:
+    """Fetch the weights of a commit in every format it has, where the preferred one cannot be used; whether it could.
+
+    Raises `ValueError` as `fetch` does for a hub that answers with an error.
+    """
+    try:
+        require_network("")
+    except ValueError:
+        return False
+    _download(repository, commit, every_format=True)
+    return True
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether the cache holds all that is read: an interrupted download leaves some."""
     first = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
@@ -52,7 +66,7 @@ def _shards(index: Path) -> list[str]:
     return sorted({str(name) for name in dict(read_json(index).get("weight_map") or {}).values()})
 
 
-def _download(repository: str, revision: str | None) -> tuple[Path, str]:
+def _download(repository: str, revision: str | None, *, every_format: bool = False) -> tuple[Path, str]:
     from huggingface_hub import HfApi, get_token, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -68,7 +82,7 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
         folder = Path(hf_hub_download(repository, "config.json", revision=revision)).parent
         commit = folder.name
         names = HfApi().list_repo_files(repository, revision=commit)
-        for name in _wanted(repository, names):
+        for name in _wanted(repository, names, every_format=every_format):
             file = Path(hf_hub_download(repository, name, revision=commit))
             for shard in _shards(file) if name in WEIGHT_FILES and file.suffix == ".json" else ():
                 hf_hub_download(repository, shard, revision=commit)
@@ -98,12 +112,12 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
         ) from None
 
 
-def _wanted(repository: str, names: Iterable[str]) -> list[str]:
+def _wanted(repository: str, names: Collection[str], *, every_format: bool) -> list[str]:
     """The files to fetch, weights last, so that what can be refused is refused before the long download."""
-    there = set(names)
-    tokenizer = next((name for name in TOKENIZER_FILES if name in there), None)
-    weights = next((name for name in WEIGHT_FILES if name in there), None)
-    for found, accepted in ((tokenizer, TOKENIZER_FILES), (weights, WEIGHT_FILES)):
-        if found is None:
+    configs, tokenizers, weights = (
+        [name for name in accepted if name in names] for accepted in (CONFIGS, TOKENIZER_FILES, WEIGHT_FILES)
+    )
+    for found, accepted in ((tokenizers, TOKENIZER_FILES), (weights, WEIGHT_FILES)):
+        if not found:
             raise ValueError(f"checkpoint={repository!r} has none of {', '.join(accepted)} on the hub")
-    return [*(name for name in CONFIGS if name in there), *(name for name in (tokenizer, weights) if name)]
+    return [*configs, tokenizers[0], *(weights if every_format else weights[:1])]

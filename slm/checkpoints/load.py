@@ -7,8 +7,10 @@ whether the head is the embedding is settled by the tensors, not by what the con
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -39,10 +41,9 @@ def load(
     """
     _refuse_device(device)
     place = find(path_or_repo, revision)
-    found, decoder = _checked(place)
+    found = _checked(place)
     config, notes = _settle_head(found.config, found.weights)
-    if config != found.config:
-        decoder = _empty(config)
+    decoder = _empty(config)
     tensors, odd = {}, []
     for name in decoder.state_dict():
         tensors[name] = found.weights.tensors[name].read().to(device=device, dtype=dtype)
@@ -61,7 +62,7 @@ def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenanc
     `load`. Raises `ValueError` as `load` does.
     """
     place = find(path_or_repo, revision)
-    found = _checked(place)[0]
+    found = _checked(place)
     return _provenance(place, found, found.config, ())
 
 
@@ -74,32 +75,35 @@ def _refuse_device(device: torch.device | str) -> None:
         raise ValueError(f"device={device}: torch {torch.__version__} finds no CUDA device here; give cpu")
 
 
-def _checked(place: Place) -> tuple[Parts, Decoder]:
-    """What lies at a place, and a decoder without storage that its tensors fit."""
-    found = parts(place)
+def _checked(place: Place) -> Parts:
+    """What lies at a place, whose tensors are those of its config."""
+    found = parts(place, lambda config, weights: _fitted(place, config, weights))
     ids, rows = found.tokenizer.vocab_size, found.config.vocab_size
     if ids > rows:
         raise ValueError(
             f"checkpoint={place.checkpoint}: the tokenizer has {ids:,} ids and the embedding {rows:,} rows, so they do "
             "not belong together: give the folder the tokenizer that the model was trained with"
         )
-    if found.config.num_layers > len(found.weights.tensors):  # before a decoder of so many is made
+    return found
+
+
+def _fitted(place: Place, config: ModelConfig, weights: Weights) -> Weights:
+    """The weights, if every tensor of the decoder is there in its shape, and no other, save a head beside a tied table.
+
+    A tied table may be stored under the head's name alone. Raises `ValueError` for anything else.
+    """
+    stored = dict(weights.tensors)
+    where = weights.files[0] if len(weights.files) == 1 else place.folder
+    if config.num_layers > len(stored):  # before a decoder of so many is made
         raise ValueError(
-            f"{place.folder}: config.json says {found.config.num_layers:,} layers, and the weights have "
-            f"{len(found.weights.tensors):,} tensors"
+            f"{where}: config.json says {config.num_layers:,} layers, and the weights have {len(stored):,} tensors"
         )
-    decoder = _empty(found.config)
-    _refuse_other_tensors(place, decoder, found.weights)
-    return found, decoder
-
-
-def _refuse_other_tensors(place: Place, decoder: Decoder, weights: Weights) -> None:
-    """Every tensor of the decoder is there in its shape, and no other, save a head beside a tied embedding."""
-    stored = weights.tensors
-    wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in _empty(config).state_dict().items()}
+    if config.tie_embeddings and _HEAD in stored and _TABLE not in stored:
+        stored[_TABLE] = stored.pop(_HEAD)
     if _HEAD in wanted and _HEAD not in stored:
         raise ValueError(
-            f"{place.folder}: the config says that the head is not tied (neither tie_word_embeddings nor "
+            f"{where}: the config says that the head is not tied (neither tie_word_embeddings nor "
             f"share_embedding is true), and the weights have no {_HEAD}"
         )
     missing = [name for name in wanted if name not in stored]
@@ -113,11 +117,12 @@ def _refuse_other_tensors(place: Place, decoder: Decoder, weights: Weights) -> N
     found = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
     problems = [f"{len(names)} {what} ({_some(names)})" for what, names in found if names]
     if problems:
-        raise ValueError(f"{place.folder}: the tensors are not those of its config: {'; '.join(problems)}")
+        raise ValueError(f"{where}: the tensors are not those of its config: {'; '.join(problems)}")
+    return dataclasses.replace(weights, tensors=stored)
 
 
 def _some(names: list[str]) -> str:
-    shown = [name if name.isprintable() else repr(name) for name in names[:3]]
+    shown = [shorten(name if name.isprintable() else repr(name), 80, placeholder="...") for name in names[:3]]
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from slm.checkpoints.architecture import read_config, read_json
 from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
 from slm.data import Tokenizer, load_tokenizer
 from slm.model.config import ModelConfig
+
+Fit = Callable[[ModelConfig, Weights], Weights]
+"""Weights under the names of a config's decoder; raises `ValueError` for those of another."""
 
 _CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # of a run directory, the newest first
 
@@ -83,19 +86,30 @@ def _result(run: Path) -> dict[str, Any]:
         return {}
 
 
-def parts(place: Place) -> Parts:
+def parts(place: Place, fitted: Fit) -> Parts:
     """Open what lies at a place. Raises `ValueError` for anything in it that cannot be used."""
     if place.run is not None and place.folder == place.run / "checkpoints":
-        return _unfinished(place, place.run)
+        return _unfinished(place, place.run, fitted)
     config = read_config(place.folder / "config.json")
-    weights = open_weights(place.folder)
     name = place.checkpoint if place.revision else None
-    return Parts(
-        config=config,
-        weights=weights,
-        tokenizer=load_tokenizer(place.folder, name=name, asked_by="checkpoint"),
-        notes=() if place.kind != "run" else _status_note(place),
-    )
+    tokenizer = load_tokenizer(place.folder, name=name, asked_by="checkpoint")
+    weights, notes = _weights(place, lambda weights: fitted(config, weights))
+    status = _status_note(place) if place.kind == "run" else ()
+    return Parts(config=config, weights=weights, tokenizer=tokenizer, notes=(*status, *notes))
+
+
+def _weights(place: Place, fitted: Callable[[Weights], Weights]) -> tuple[Weights, tuple[str, ...]]:
+    """The weights of a place; those of a hub repository in another format too, which is only fetched if it must be."""
+    try:
+        return open_weights(place.folder, fitted)
+    except ValueError:
+        if place.revision is None:
+            raise
+        from slm.checkpoints.hub import fetch_other_weights
+
+        if not fetch_other_weights(place.checkpoint, place.revision):
+            raise
+    return open_weights(place.folder, fitted)
 
 
 def _status_note(place: Place) -> tuple[str, ...]:
@@ -103,7 +117,7 @@ def _status_note(place: Place) -> tuple[str, ...]:
     return () if status == "completed" else (f"The run has an export, but its result.json says {status}.",)
 
 
-def _unfinished(place: Place, run: Path) -> Parts:
+def _unfinished(place: Place, run: Path, fitted: Fit) -> Parts:
     """A run without export: the weights of its newest whole checkpoint, with the tokenizer that its cache holds."""
     status = place.result.get("status", "not finished")
     command = f"python train.py -cp {run.resolve()} -cn config output_dir={run.resolve()}"
@@ -119,9 +133,9 @@ def _unfinished(place: Place, run: Path) -> Parts:
         )
     shape = {key: value for key, value in settings["model"].items() if key != "family"}
     note = f"The run is {status}: these are the weights of {file.name}, its newest checkpoint; to finish it: {command}."
-    return Parts(
-        config=ModelConfig.from_dict(shape), weights=open_run_checkpoint(file), tokenizer=tokenizer, notes=(note,)
-    )
+    config = ModelConfig.from_dict(shape)
+    weights = fitted(config, open_run_checkpoint(file))
+    return Parts(config=config, weights=weights, tokenizer=tokenizer, notes=(note,))
 
 
 def _settings(file: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from slm.data.tokenizer import LFS_POINTER
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
-"""What weights are read from, the first that is there."""
+"""What weights are read from, the first that is there and can be used."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WEIGHTS, _AVERAGES = "decoder.", "average."  # modules of training, and so prefixes of names in its checkpoints
@@ -70,14 +70,25 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def open_weights(folder: Path) -> Weights:
-    """The weights in a folder: safetensors where there are any, whole or in shards, else pickles.
+def open_weights(folder: Path, fitted: Callable[[Weights], Weights]) -> tuple[Weights, tuple[str, ...]]:
+    """The weights in a folder, from the first of `WEIGHT_FILES` that can be used; notes on those that cannot.
 
-    Raises `ValueError` when there are none, and for a file that is damaged, absent, or more than tensors.
+    `fitted` gives them under the names of the decoder that they are for, or raises `ValueError`. Raises that, of all
+    files in one sentence, when none can be used: damaged, absent, more than tensors, or those of another decoder.
     """
-    first = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    if first is None:
-        raise ValueError(f"{folder} holds no weights: wants {' or '.join(WEIGHT_FILES)}")
+    problems: list[str] = []
+    for file in [folder / name for name in WEIGHT_FILES if (folder / name).exists()]:
+        try:
+            weights = fitted(_opened(file))
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return weights, tuple(f"{file.name} was read, since another cannot be: {said}." for said in problems)
+    raise ValueError("; and ".join(problems) or f"{folder} holds no weights: wants {' or '.join(WEIGHT_FILES)}")
+
+
+def _opened(first: Path) -> Weights:
+    """The tensors of a whole file, or of the shards that an index names."""
     files = _shards(first) if first.suffix == ".json" else [first]
     found: dict[str, Stored] = {}
     for file in files:
@@ -120,7 +131,7 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index} has no weight_map, which says what file each tensor is in: restore it")
     names = sorted({str(name) for name in places.values()})
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in names if not name or Path(name).name != name]
     if outside:
         raise ValueError(f"{index} names {outside[0]!r}, which is not a file beside it")
     absent = [name for name in names if not (index.parent / name).exists()]
@@ -130,8 +141,11 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _refuse_no_file(file: Path) -> None:
-    with file.open("rb") as handle:
-        start = handle.read(len(LFS_POINTER))
+    try:
+        with file.open("rb") as handle:
+            start = handle.read(len(LFS_POINTER))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): restore it") from None
     if not start:
         raise ValueError(f"{file} is empty: download it again")
     if start == LFS_POINTER:
@@ -207,7 +221,11 @@ def _load_pickle(file: Path) -> dict[str, Any]:
 
 
 def _mapped(file: Path, content: Mapping[str, Any]) -> dict[str, Stored]:
-    odd = [str(name) for name, tensor in content.items() if not isinstance(tensor, Tensor)]
+    odd = [
+        str(name)
+        for name, tensor in content.items()
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_sparse
+    ]
     if odd:
         raise ValueError(f"{file} must hold tensors by name, and {odd[0]} is none")
     quantised = [f"{name} as {dtype_name(t.dtype)}" for name, t in content.items() if t.dtype not in _DTYPES.values()]

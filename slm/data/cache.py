@@ -9,8 +9,8 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,7 +55,9 @@ def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: st
 def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
     for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):  # of a killed build: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    # Not by tempfile, whose folders nobody else may read: a cache may be shared.
+    temporary = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
+    temporary.mkdir()
     try:
         facts = dict(build(temporary))
         files = {str(p.relative_to(temporary)): _seal(p) for p in sorted(temporary.rglob("*")) if p.is_file()}

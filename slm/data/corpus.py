@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from slm.data.cache import cached, digest
 from slm.data.documents import SPLITS, left_out_notes, read_documents, write_documents
 from slm.data.framing import framed, opening
@@ -17,6 +19,8 @@ from slm.data.sources import Source, source_of
 from slm.data.stream import ShardWriter, TokenStream
 from slm.data.tokenizer import Tokenizer, load_tokenizer
 from slm.data.vocabulary import Plan, is_on_hub, plan_tokenizer
+
+_TOKENS_SCHEMA = 2  # part of the key of token folders: raise it when what their manifests hold changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,10 @@ class Corpus:
     fingerprint: str
     train: TokenStream
     val: TokenStream
+    val_bytes: np.ndarray
+    """(vocab_size,) float64: bytes of validation text behind a token of each id; over all of it, `val.num_bytes`."""
+    keeps_text: bool
+    """Whether the validation text can be had again from its tokens."""
     tokenizer: Tokenizer
     left_out: dict[str, int]
     notes: tuple[str, ...]
@@ -44,19 +52,22 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
     source, plan = source_of(data), plan_tokenizer(tokenizer)
     documents_key = _documents_key(source, data)
     name = data["name"]
-    tokens = cache_dir / "tokens" / f"{name}-{digest([documents_key, plan.key])}"
+    tokens = cache_dir / "tokens" / f"{name}-{digest([_TOKENS_SCHEMA, documents_key, plan.key])}"
 
     def build_tokens(folder: Path) -> dict[str, Any]:
         documents, facts = prepare_documents(data, cache_dir=cache_dir)
         return write_tokens(folder, documents, facts, plan)
 
     facts = cached(tokens, build_tokens, what=f"the tokens of {name}")
+    made = load_tokenizer(tokens / "tokenizer", name=facts["tokenizer"]["name"])
     return Corpus(
         name=name,
         fingerprint=facts["fingerprint"],
         train=TokenStream(tokens, facts["splits"]["train"]),
         val=TokenStream(tokens, facts["splits"]["val"]),
-        tokenizer=load_tokenizer(tokens / "tokenizer", name=facts["tokenizer"]["name"]),
+        val_bytes=_val_bytes(made, facts["splits"]["val"], facts["val_token_bytes"]),
+        keeps_text=facts["keeps_text"],
+        tokenizer=made,
         left_out=facts["left_out"],
         notes=(*source.notes(data), *left_out_notes(facts["left_out"])),
     )
@@ -67,6 +78,13 @@ def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None
     source_of(data).key(data)
     if not is_on_hub(tokenizer):
         plan_tokenizer(tokenizer)
+
+
+def _val_bytes(tokenizer: Tokenizer, facts: Mapping[str, Any], token_bytes: int) -> np.ndarray:
+    """What each id stands for by itself, in proportion, so that it sums to the text; the same for all if that is 0."""
+    if token_bytes:
+        return tokenizer.token_bytes() * (facts["bytes"] / token_bytes)
+    return np.full(tokenizer.vocab_size, facts["bytes"] / max(1, facts["tokens"] - 1))  # the first is not scored
 
 
 def prepare_documents(data: Mapping[str, Any], *, cache_dir: Path) -> tuple[Path, dict[str, Any]]:
@@ -91,11 +109,16 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
     tokenizer.save(folder / "tokenizer")
     writers = {split: ShardWriter(folder, split, tokenizer.vocab_size) for split in SPLITS}
     size = sum(counts["bytes"] for counts in facts["splits"].values())
+    sizes, val_token_bytes, keeps_text = tokenizer.token_bytes(), 0, True
     with progress("encoding", size / 1e6, "MB") as advance:
         for split, writer in writers.items():
             writer.write(opening(tokenizer))
             for texts in read_documents(documents, split):
-                writer.write(chain.from_iterable(framed(tokenizer, ids) for ids in tokenizer.encode_batch(texts)))
+                encoded = tokenizer.encode_batch(texts)
+                writer.write(chain.from_iterable(framed(tokenizer, ids) for ids in encoded))
+                if split == "val":
+                    val_token_bytes += sum(int(sizes[ids].sum()) for ids in encoded)
+                    keeps_text = keeps_text and all(map(tokenizer.keeps, texts, encoded))
                 advance(sum(len(text.encode()) for text in texts) / 1e6)
     return {
         "fingerprint": facts["fingerprint"],
@@ -105,5 +128,7 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
         },
+        "val_token_bytes": val_token_bytes,
+        "keeps_text": keeps_text,
         "splits": {split: writer.facts(facts["splits"][split]) for split, writer in writers.items()},
     }

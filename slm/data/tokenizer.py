@@ -6,7 +6,8 @@ Text never turns into a special token: "<|endoftext|>" inside a document is enco
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,15 @@ CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """What a tokenizer is read from, the first that is there."""
 _WANTED = "a tokenizer.json, a tokenizer.model, or a folder that holds one"
+LOSSY_NOTE = (
+    "The tokenizer does not give the text back: it changes or loses some of it, so bits per byte is not comparable "
+    "with that of tokenizers that keep all of it."
+)
+"""What a reader of bits per byte must know where `Tokenizer.keeps` is false."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+_MOST_IDS = 1 << 24  # released vocabularies have under a million; a table has a row for each id up to the largest
 
 
 class Tokenizer:
@@ -43,7 +52,7 @@ class Tokenizer:
     ) -> None:
         """`content` is the text of tokenizer.json; its post-processor gives way to an `adds_bos` that contradicts it.
 
-        Raises ValueError if it has no token `bos` or `eos`.
+        Raises ValueError if it has no token `bos` or `eos`, or ids by the billion.
         """
         self.name = name
         self._tokens = {"bos_token": bos, "eos_token": eos}
@@ -53,6 +62,10 @@ class Tokenizer:
         self._inner.encode_special_tokens = True
         self._vocabulary: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._vocabulary.values()) + 1
+        if self.vocab_size > _MOST_IDS:
+            raise ValueError(
+                f"tokenizer {name} has the id {self.vocab_size - 1:,}, and ids must be below {_MOST_IDS:,}"
+            )
         self.eos_id = self._id(eos)
         self.bos_id = None if bos is None else self._id(bos)
         begins = bos is not None and self._inner.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
@@ -72,23 +85,36 @@ class Tokenizer:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without begin and end."""
-        return self._inner.encode(text, add_special_tokens=False).ids
+        """Token ids of a text, without begin and end. Raises ValueError where there is no token for it."""
+        with self._one_sentence():
+            return self._inner.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, on all cores."""
-        return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+        """Token ids of each text, on all cores. Raises ValueError where there is no token for one."""
+        with self._one_sentence():
+            return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the tokenizers library raises no class of its own
+            raise ValueError(f"tokenizer {self.name} cannot encode the text ({error}): give another one") from None
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids; special tokens have none."""
         return self._inner.decode(ids, skip_special_tokens=True)
 
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for: int64, shape (vocab_size,); 0 for special tokens and unused ids.
+        """UTF-8 bytes that each id stands for by itself: int64, shape (vocab_size,); 0 for special and unused ids.
 
-        Over the ids of a text they sum to its UTF-8 length: exactly for byte-level tokenizers that do not normalise;
-        for those with byte fallback (Llama 2) up to the space that they put before a text.
+        Over the ids of a text they need not sum to its length: a tokenizer may put a space before a text, spell spaces
+        out in bytes, or change the text. `text_bytes` does.
         """
+        return self._token_bytes.copy()
+
+    @cached_property
+    def _token_bytes(self) -> np.ndarray:
         count = len if self._is_byte_level() else _fallback_bytes
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
         for token, number in self._inner.get_vocab(with_added_tokens=False).items():
@@ -96,6 +122,34 @@ class Tokenizer:
         for number, added in self._inner.get_added_tokens_decoder().items():
             sizes[number] = 0 if added.special else len(added.content.encode())
         return sizes
+
+    def keeps(self, text: str, ids: list[int]) -> bool:
+        """Whether the ids of a text decode to it again, but for a space that was put before it."""
+        return self.decode(ids) in (text, " " + text)
+
+    def text_bytes(self, text: str, ids: list[int]) -> tuple[np.ndarray, bool]:
+        """UTF-8 bytes of a text that each of its `ids` stands for, and whether they keep the text.
+
+        The bytes, int64, sum to those of the text, to which a space that is put before it does not belong. Text that
+        has no token of its own counts with the token after it, at the end with the last one.
+        """
+        sizes, num_bytes = self._token_bytes[ids], len(text.encode())
+        kept = self.keeps(text, ids)
+        if kept and len(ids) and sizes.sum() == num_bytes + 1 and sizes[0] > 0:
+            sizes[0] -= 1
+        # Of a text that was changed, sums that agree are chance.
+        return (sizes if kept and sizes.sum() == num_bytes else self._bytes_by_offsets(text)), kept
+
+    def _bytes_by_offsets(self, text: str) -> np.ndarray:
+        """Of each token the bytes between where the one before it ends in the text and where it does."""
+        offsets = self._inner.encode(text, add_special_tokens=False).offsets
+        if not offsets:
+            return np.zeros(0, dtype=np.int64)
+        characters = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        before = np.concatenate([[0], np.cumsum(sum((characters > last) for last in (-1, 0x7F, 0x7FF, 0xFFFF)))])
+        stops = np.maximum.accumulate([stop for _, stop in offsets])
+        stops[-1] = len(text)
+        return np.diff(before[stops], prepend=0)
 
     def _is_byte_level(self) -> bool:
         # In such a vocabulary a character is one byte, whatever its own UTF-8 length.

@@ -1,8 +1,9 @@
 """A text as one checkpoint's tokenizer sees it: tokens, which of them are scored, and the bytes each stands for.
 
-Notable: bytes are counted token by token, so bits per byte is exact for any part of a text; what a tokenizer's
-normaliser makes inexact is said in the notes. A running text begins with BOS where the tokenizer's own rule says so,
-and then all of it is scored; else its first token is context only. Separate documents are framed as in training.
+Notable: bytes are those of the text, shared out token by token, so bits per byte is exact for any part of it; where a
+tokenizer does not give the text back, a note says so. A running text begins with BOS where the tokenizer's own rule
+says so, and then all of it is scored; else its first token is context only. Separate documents are framed as in
+training.
 """
 
 import hashlib
@@ -11,13 +12,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from slm.composition.settings import BEFORE_KEYS
 from slm.data import Tokenizer, framing
 from slm.data.progress import progress
-from slm.evaluation.byte_counts import document_of, fit_bytes, inexact_note
+from slm.data.tokenizer import LOSSY_NOTE
+from slm.evaluation.byte_counts import document_of
 from slm.evaluation.protocols import BOS_RULES
 from slm.evaluation.texts import Text, run_documents, run_facts
 
@@ -105,20 +108,23 @@ def run_stream(
         groups = run_documents(config, prints["data"], folder)
     except ValueError as error:
         raise ValueError(f"the validation text of {run} cannot be had again: {error}") from error
-    tokens, document = _joined([frame for frame, _ in _frames(groups, tokenizer)], tokenizer)
+    frames = list(_frames(groups, tokenizer))
+    tokens, sizes, document = _joined(frames, tokenizer)
     masked = config["train"].get("document_masking", BEFORE_KEYS["train.document_masking"])
     notes = ["This is the validation text of the run, framed and counted as in training."]
     if masked:
         notes.append("No token sees another document than its own, as in training.")
+    if not all(frame.kept for frame in frames):
+        notes.append(LOSSY_NOTE)
     if max_tokens is not None and max_tokens < len(tokens):
-        tokens, document = tokens[:max_tokens], document[:max_tokens]
+        tokens, sizes, document = tokens[:max_tokens], sizes[:max_tokens], document[:max_tokens]
         notes.append(_part(max_tokens))
     return Stream(
         name=config["data"]["name"],
         fingerprint=prints["data"],
         tokens=tokens,
         scored=np.arange(len(tokens)) > 0,
-        token_bytes=tokenizer.token_bytes()[tokens],
+        token_bytes=sizes,
         document=document,
         words=None,
         notes=tuple(notes),
@@ -130,19 +136,17 @@ def _running(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None)
     """One text, tokenised whole."""
     (content,) = text.documents
     with _shown(len(content)):
-        ids = np.asarray(tokenizer.encode(content), dtype=np.int64)
-    sizes, notes = tokenizer.token_bytes()[ids], list[str]()
-    encoded = content.encode()
-    exact = fit_bytes(sizes, ids, content, tokenizer)
-    if not exact:
-        notes.append(inexact_note(int(sizes.sum()), len(encoded)))
+        encoded = tokenizer.encode(content)
+        sizes, kept = tokenizer.text_bytes(content, encoded)
+    ids, notes = np.asarray(encoded, dtype=np.int64), [] if kept else [LOSSY_NOTE]
     document = document_of(content, sizes, text.document_start)
     if max_tokens is not None and max_tokens < len(ids):
         ids, sizes, document = ids[:max_tokens], sizes[:max_tokens], document[:max_tokens]
         notes.append(_part(max_tokens))
     has_bos = tokenizer.adds_bos if bos == "auto" else bos == "always"
     skipped = 0 if has_bos else int(sizes[:1].sum())
-    words = len(encoded[skipped : sizes.sum()].decode(errors="ignore").split()) if exact else None
+    scored = content.encode()[skipped : sizes.sum()]
+    words = len(scored.decode(errors="ignore").split()) if kept else None
     if has_bos:
         begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
         ids, sizes, document = np.r_[begin, ids], np.r_[0, sizes], np.r_[document[:1], document]
@@ -166,52 +170,62 @@ def _separate(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
     if bos != "auto":
         notes.append(f"bos={bos} is for one running text and changes nothing here.")
     groups = (list(text.documents[start : start + _GROUP]) for start in range(0, len(text.documents), _GROUP))
-    sizes_V, begins = tokenizer.token_bytes(), framing.begins(tokenizer)
-    frames, sizes = list[np.ndarray](), [0 * np.asarray(framing.opening(tokenizer), dtype=np.int64)]
-    exact, counted, expected, length = True, 0, 0, len(sizes[0])
+    frames, length = list[_Frame](), len(framing.opening(tokenizer))
     with _shown(sum(map(len, text.documents))) as advance:
-        for frame, content in _frames(groups, tokenizer):
-            size, inside = sizes_V[frame], slice(int(begins), -1)
-            exact &= fit_bytes(size[inside], frame[inside], content, tokenizer)
+        for frame in _frames(groups, tokenizer):
             frames.append(frame)
-            sizes.append(size)
-            counted, expected = counted + int(size.sum()), expected + len(content.encode())
-            length += len(frame)
-            advance(len(content) / 1e6)
+            length += len(frame.tokens)
+            advance(frame.characters / 1e6)
             if max_tokens is not None and length >= max_tokens:
                 notes.append(_part(max_tokens))
                 break
-    if not exact:
-        notes.append(inexact_note(counted, expected))
-    tokens, document = _joined(frames, tokenizer)
+    if not all(frame.kept for frame in frames):
+        notes.append(LOSSY_NOTE)
+    tokens, sizes, document = _joined(frames, tokenizer)
     scored = np.arange(len(tokens)) > 0
-    if begins:
+    if framing.begins(tokenizer):
         scored &= tokens != tokenizer.bos_id  # text never gives that id
     return Stream(
         name=text.name,
         fingerprint=text.fingerprint,
         tokens=tokens[:max_tokens],
         scored=scored[:max_tokens],
-        token_bytes=np.concatenate(sizes)[:max_tokens],
+        token_bytes=sizes[:max_tokens],
         document=document[:max_tokens],
         words=None,
         notes=tuple(notes),
     )
 
 
-def _frames(groups: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, str]]:
-    """(framed tokens, text) of each document."""
+class _Frame(NamedTuple):
+    """A document between begin and end."""
+
+    tokens: np.ndarray
+    sizes: np.ndarray
+    """Bytes of its text that each token stands for."""
+    kept: bool
+    """Whether the tokens give the text back."""
+    characters: int
+
+
+def _frames(groups: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[_Frame]:
+    begin = int(framing.begins(tokenizer))
     for contents in groups:
         for content, ids in zip(contents, tokenizer.encode_batch(contents), strict=True):
-            yield np.fromiter(framing.framed(tokenizer, ids), dtype=np.int64), content
+            tokens = np.fromiter(framing.framed(tokenizer, ids), dtype=np.int64)
+            sizes = np.zeros_like(tokens)
+            sizes[begin : begin + len(ids)], kept = tokenizer.text_bytes(content, ids)
+            yield _Frame(tokens, sizes, kept, len(content))
 
 
-def _joined(frames: list[np.ndarray], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, number of the document of each); what opens the stream belongs to the first document."""
+def _joined(frames: list[_Frame], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, bytes and number of the document of each; what opens the stream belongs to the first document."""
     opening = np.asarray(framing.opening(tokenizer), dtype=np.int64)
-    lengths = [len(frame) for frame in frames]
+    lengths = [len(frame.tokens) for frame in frames]
     lengths[0] += len(opening)
-    return np.concatenate([opening, *frames]), np.repeat(np.arange(len(frames), dtype=np.int32), lengths)
+    tokens = np.concatenate([opening, *(frame.tokens for frame in frames)])
+    sizes = np.concatenate([0 * opening, *(frame.sizes for frame in frames)])
+    return tokens, sizes, np.repeat(np.arange(len(frames), dtype=np.int32), lengths)
 
 
 def _part(max_tokens: int) -> str:

@@ -5,6 +5,7 @@ Notable: imports no torch; nothing is resolved here, a shape is read through its
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _COUNTS = (
     "state_size",
     "conv_kernel",
 )
+_LEFT_OPEN = ("num_kv_heads", "head_dim", "attention_multiplier")
+"""Fields that may be None, since they then follow from others."""
 _SWITCHES = ("tie_embeddings", "attention_bias", "mlp_bias", "norm_bias", "parallel_block")
 _CHOICES = {
     "layer_sharing": LAYER_SHARING,
@@ -61,9 +64,15 @@ _POSITIVE = (
 )
 
 
+_LARGEST = (1 << 31) - 1
+_MOST = 1 << 58
+"""Numbers in a tensor, from where torch cannot count its bytes (2**63, at up to 8 each)."""
+
+
 def check(c: ModelConfig) -> None:
     """Raise `ValueError` naming the field that is wrong."""
     _check_values(c)
+    _check_size(c)
     _check_patterns(c)
     _check_windows(c)
     _check_heads(c)
@@ -78,20 +87,41 @@ def _is_count(value: Any, least: int = 1) -> bool:
 def _check_values(c: ModelConfig) -> None:
     for name in _COUNTS:
         value = getattr(c, name)
-        if value is not None and not _is_count(value):
+        if not _is_count(value) and not (value is None and name in _LEFT_OPEN):
             raise ValueError(f"model.{name}={value!r} must be a whole number of at least 1")
+        if value is not None and value > _LARGEST:
+            raise ValueError(f"model.{name}={value} is more than any machine holds: give at most {_LARGEST}")
     for name, allowed in _CHOICES.items():
         if getattr(c, name) not in allowed:
             raise ValueError(f"model.{name}={getattr(c, name)!r} must be one of {', '.join(allowed)}")
     for name in _POSITIVE:
         value = getattr(c, name)
-        if value is None and name == "attention_multiplier":
-            continue
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise ValueError(f"model.{name}={value!r} must be a number above 0")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (is_number and 0 < value < 1 << 63) and not (value is None and name in _LEFT_OPEN):
+            raise ValueError(f"model.{name}={value!r} must be a number above 0, and below 2**63")
     for name in _SWITCHES:
         if not isinstance(getattr(c, name), bool):
             raise ValueError(f"model.{name}={getattr(c, name)!r} must be true or false")
+
+
+def _divisors(number: int) -> list[str]:
+    small = [k for k in range(1, isqrt(number) + 1) if number % k == 0]
+    return [str(k) for k in sorted({*small, *(number // k for k in small)})]
+
+
+def _check_size(c: ModelConfig) -> None:
+    widths = {
+        "vocab_size": c.vocab_size,
+        "intermediate_size": c.intermediate_size,
+        "num_heads": c.num_heads * max(c.head_width, c.state_size),
+        "max_position_embeddings": c.max_position_embeddings,
+    }
+    name, width = max(widths.items(), key=lambda item: item[1])
+    if width * c.hidden_size > _MOST:
+        raise ValueError(
+            f"model.hidden_size={c.hidden_size} with model.{name}={getattr(c, name)} gives tensors that no machine "
+            "holds: make them smaller"
+        )
 
 
 def _check_patterns(c: ModelConfig) -> None:
@@ -144,7 +174,7 @@ def _refuse_surplus(c: ModelConfig, name: str, tiled: Any, said: Any) -> None:
 
 def _check_mixers(c: ModelConfig) -> None:
     if c.sparse_block % c.sparse_stride:
-        fits = [str(n) for n in range(1, c.sparse_block + 1) if c.sparse_block % n == 0]
+        fits = _divisors(c.sparse_block)
         raise ValueError(
             f"model.sparse_block={c.sparse_block} is not divisible by model.sparse_stride={c.sparse_stride}: "
             f"sparse_stride can be {', '.join(fits)}"
@@ -158,7 +188,7 @@ def _check_heads(c: ModelConfig) -> None:
             "change one of them or set model.head_dim"
         )
     if c.num_heads % c.kv_heads:
-        fits = [str(k) for k in range(1, c.num_heads + 1) if c.num_heads % k == 0]
+        fits = _divisors(c.num_heads)
         raise ValueError(
             f"model.num_heads={c.num_heads} is not divisible by model.num_kv_heads={c.kv_heads}: "
             f"num_kv_heads can be {', '.join(fits)}"

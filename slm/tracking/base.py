@@ -13,7 +13,7 @@ class Tracker(Protocol):
         """Record one row."""
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Record a generated sample."""
+        """Record a generated sample; it comes before the row of its step."""
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
         """Record final figures and close; nothing may be logged afterwards."""

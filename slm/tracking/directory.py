@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm.tracking.wandb_run import start_run
+from slm.tracking.wandb_run import parts_written, start_run
 
 Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """Names of columns, and rows."""
@@ -32,13 +32,14 @@ def record_directory(
     """
     import wandb
 
+    step = parts_written(folder)  # a second record of a directory follows the first instead of replacing its rows
     run = start_run(folder, config, name=name, settings=settings)
     try:
         logged: dict[str, Any] = {
             key: wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
             for key, (columns, rows) in tables.items()
         }
-        run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images})
+        run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images}, step=step)
         run.summary.update(dict(summary))
         artifact = wandb.Artifact(artifact_name(name, run.id), type=kind)
         for path in files:

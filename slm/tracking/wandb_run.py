@@ -15,7 +15,11 @@ MINIMA = ("val/loss", "val/bits_per_byte")
 
 
 class WandbTracker:
-    """One W&B run with a `tokens` axis; a resumed run adds to it, and `tokens` orders what overlaps."""
+    """One W&B run, whose `_step` is the optimizer's and whose axis is `tokens`.
+
+    A resumed run adds to it, offline as another folder under the same id: since each row says its step, a sync of both
+    puts every row in its place, and rows that were taken twice hold the same values at the same step.
+    """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> None:
         """Start or continue the run of run directory `folder`. `settings` is the `logger` config group."""
@@ -27,16 +31,17 @@ class WandbTracker:
             self.run.define_metric(metric, step_metric="tokens", summary="min")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record one row at its number of tokens."""
-        self.run.log({"step": step, **metrics})
+        """Record one row at its step."""
+        # Committed, so that a run killed before its next row loses none.
+        self.run.log({"step": step, **metrics}, step=step, commit=True)
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Record the table of all samples so far, the newest last."""
+        """Hold the table of all samples so far, the newest last, for the row of this step."""
         import wandb
 
         self.samples.append([step, tokens, prompt, text])
         table = wandb.Table(columns=["step", "tokens", "prompt", "text"], data=self.samples)
-        self.run.log({"tokens": tokens, "sample": table})
+        self.run.log({"tokens": tokens, "sample": table}, step=step)
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
         """Write final figures into the summary and end the run."""
@@ -64,6 +69,11 @@ def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: M
         job_type=settings["job_type"],
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode != "online"),
     )
+
+
+def parts_written(folder: Path) -> int:
+    """How often the run of `folder` was started here before, each time in a folder of its own under one id."""
+    return len(list((folder / RUN_ID).parent.glob(f"*run-*-{known_run_id(folder)}")))
 
 
 def check_wandb(settings: Mapping[str, Any]) -> None:

@@ -72,6 +72,7 @@ def make_result(
             "name": corpus.tokenizer.name,
             "fingerprint": corpus.tokenizer.fingerprint,
             "vocab_size": corpus.tokenizer.vocab_size,
+            "keeps_text": corpus.keeps_text,
         },
         "val": val
         and {

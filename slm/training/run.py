@@ -12,6 +12,7 @@ import torch.distributed as dist
 from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
 from slm.data import Corpus, framing, prepare
+from slm.data.tokenizer import LOSSY_NOTE
 from slm.machine import reset_peak_memory
 from slm.tracking import Trackers, open_trackers
 from slm.training.announce import ending_lines, speed_lines
@@ -162,6 +163,8 @@ def _check_corpus(corpus: Corpus, plan: Plan) -> None:
         f"{corpus.val.num_tokens:,} for validation; {used:,} ids{padded}",
         *(f"             {note}" for note in corpus.notes),
     )
+    if not corpus.keeps_text:
+        say(f"tokenizer    {LOSSY_NOTE}")
 
 
 def _module(run: Run, separator: int | None = None) -> LanguageModel:

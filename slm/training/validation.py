@@ -1,4 +1,4 @@
-"""Loss on the validation stream: every token but the first scored once, bytes counted exactly.
+"""Loss on the validation stream: every token but the first scored once, over the bytes of its text.
 
 Lightning's own validation loop is not used: when a run is killed between a validation and the checkpoint after it, that
 loop takes validations again or skips them, and then metrics.csv is not the one of an uninterrupted run.
@@ -27,12 +27,12 @@ class Score:
     """Nats a token."""
     tokens: int
     bytes: int
-    """UTF-8 bytes of the text that the scored tokens stand for."""
+    """UTF-8 bytes of the text that was scored: all of it, or the share of the tokens that were, by their own bytes."""
 
     @property
     def bits_per_byte(self) -> float:
         """Bits to encode a byte of the text: comparable across tokenizers."""
-        return self.loss * self.tokens / self.bytes / math.log(2)
+        return self.loss * self.tokens / self.bytes / math.log(2) if self.bytes else math.nan
 
     @property
     def perplexity(self) -> float:
@@ -54,14 +54,14 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
         batch_size=module.plan.micro_batch_size,
         max_tokens=max_tokens,
     )
-    token_bytes = torch.as_tensor(corpus.tokenizer.token_bytes(), device=module.device)
+    token_bytes = torch.as_tensor(corpus.val_bytes, device=module.device)
     sums = torch.zeros(3, dtype=torch.float64, device=module.device)  # nats, tokens, bytes
     for inputs, targets in _share(batches, rank, world_size):
         sums += _sums(module, inputs.to(module.device), targets.to(module.device), token_bytes)
     if world_size > 1:
         dist.all_reduce(sums)
     nats, tokens, num_bytes = sums.tolist()
-    return Score(loss=nats / tokens, tokens=int(tokens), bytes=int(num_bytes))
+    return Score(loss=nats / tokens, tokens=int(tokens), bytes=round(num_bytes))
 
 
 def _sums(module: LanguageModel, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> Tensor:

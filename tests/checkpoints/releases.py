@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, logging
 
@@ -85,6 +86,13 @@ def mobilellm(folder: Path, model: LlamaForCausalLM, *, share_embedding: bool, h
     torch.save(state, folder / "pytorch_model.bin")
     save_tokenizer(folder)
     return folder
+
+
+def under_the_heads_name(folder: Path) -> None:
+    """Store the table as the conversions of MobileLLM do: in safetensors, and as lm_head.weight alone."""
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    state["lm_head.weight"] = state.pop("model.embed_tokens.weight")
+    save_file(state, folder / "model.safetensors")
 
 
 def halved(model: LlamaForCausalLM) -> LlamaForCausalLM:

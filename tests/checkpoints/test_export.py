@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,18 @@ def test_what_is_no_llama_does_not_say_it_is(changes: dict, model_type: str) -> 
     if model_type == "mobilellm":
         assert written["layer_sharing"] is True
         assert written["share_embedding"] is True
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_all_files_of_an_export_may_be_read_by_whom_the_umask_lets(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        exported(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {0o666 & ~umask}
 
 
 def test_an_export_replaces_the_one_before_it_and_leaves_nothing_else(tmp_path: Path) -> None:

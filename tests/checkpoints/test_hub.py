@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from slm.checkpoints import check, export, load
-from tests.checkpoints.releases import IDS, llama, mobilellm, save
+from tests.checkpoints.releases import IDS, difference, halved, llama, mobilellm, save, under_the_heads_name
 from tests.checkpoints.test_refusals import refusal
 
 REPO, COMMIT = "someone/Tiny-Llama", "0123456789abcdef0123456789abcdef01234567"
@@ -113,6 +113,24 @@ def test_a_mobilellm_repository_is_fetched_with_its_pickle(hub: Hub) -> None:
     mobilellm(hub.files, llama(), share_embedding=True, head=None, sharing=False)
     load(REPO)
     assert hub.asked == ["config.json", "tokenizer_config.json", "tokenizer.json", "pytorch_model.bin"]
+
+
+def test_a_second_format_is_fetched_where_the_first_cannot_be_used_and_not_otherwise(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = halved(llama())
+    mobilellm(hub.files, model, share_embedding=True, head=None, sharing=False)
+    under_the_heads_name(hub.files)
+    assert load(REPO).provenance.notes == ()
+    assert "pytorch_model.bin" not in hub.asked
+    shutil.rmtree(hub.repository)
+    (hub.files / "model.safetensors").write_bytes(b"<html>")
+    assert difference(load(REPO).decoder, model) < 1e-5
+    assert hub.asked[-1] == "pytorch_model.bin"
+    unplug(monkeypatch)
+    assert "pytorch_model.bin was read" in check(REPO).notes[0]
+    next(hub.repository.rglob("pytorch_model.bin")).unlink()
+    assert "model.safetensors is not a safetensors file" in refusal(REPO)
 
 
 def test_a_download_that_was_cut_short_is_completed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What `load` computes, against transformers' Llama in float32."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slm.checkpoints import check, load
-from tests.checkpoints.releases import IDS, change_config, difference, halved, llama, mobilellm, save, save_tokenizer
+from tests.checkpoints.releases import (
+    IDS,
+    change_config,
+    difference,
+    halved,
+    llama,
+    mobilellm,
+    save,
+    save_tokenizer,
+    under_the_heads_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +105,46 @@ def test_an_untied_config_without_a_head_is_refused(tmp_path: Path) -> None:
     folder = mobilellm(tmp_path, llama(), share_embedding=False, head=None, sharing=False)
     with pytest.raises(ValueError, match=r"head is not tied .*share_embedding.* no lm_head\.weight"):
         check(folder)
+
+
+@pytest.mark.parametrize("tied_by", ["share_embedding", "tie_word_embeddings"])
+def test_a_tied_table_may_be_stored_under_the_heads_name(tied_by: str, tmp_path: Path) -> None:
+    model = halved(llama())
+    folder = mobilellm(tmp_path, model, share_embedding=False, head=None, sharing=False)
+    under_the_heads_name(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors: .* 1 missing \(embed_tokens\.weight\)$"):
+        check(folder)
+    change_config(folder, **{tied_by: True})
+    checkpoint = load(folder)
+    assert difference(checkpoint.decoder, model) < 1e-5
+    assert checkpoint.decoder.config.num_params() == sum(p.numel() for p in model.parameters())
+    assert checkpoint.provenance.notes == ()
+
+
+UNUSABLE = {
+    "cut short": lambda file: file.write_bytes(file.read_bytes()[:-9]),
+    "a pointer": lambda file: file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+    "of another model": lambda file: save_file({"model.norm.weight": torch.ones(3)}, file),
+    "an index of nothing": lambda file: file.rename(file.with_name("model.safetensors.index.json")),
+}
+
+
+@pytest.mark.parametrize("how", UNUSABLE)
+def test_where_one_format_is_unusable_the_other_is_read_and_a_note_says_so(how: str, tmp_path: Path) -> None:
+    model = llama()
+    save(model, tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    UNUSABLE[how](tmp_path / "model.safetensors")
+    checkpoint = load(tmp_path)
+    assert difference(checkpoint.decoder, model) < 1e-5
+    (note,) = checkpoint.provenance.notes
+    assert re.match(r"pytorch_model.bin was read, since another cannot be: .*model.safetensors", note)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors.*; and .*pytorch_model\.bin is empty: download it again$"
+    ):
+        check(tmp_path)
 
 
 def test_an_untied_head_that_equals_the_embedding_is_counted_as_the_config_says_and_noted(tmp_path: Path) -> None:

@@ -149,6 +149,16 @@ def outward_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
 
 
+def nameless_index(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": ""}}))
+
+
+def as_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
 HARMS = {
     "empty weights": (overwrite("model.safetensors", b""), "model.safetensors is empty: download it again"),
@@ -184,6 +194,11 @@ HARMS = {
     ),
     "integers in a pickle": (as_pickle({"a": torch.ones(2, dtype=torch.int8)}), "stores a as int8; what is read is"),
     "a list in a pickle": (as_pickle([torch.ones(2)]), "holds a list where it must hold tensors by name"),
+    "numbered tensors": (as_pickle({3: torch.ones(2)}), "must hold tensors by name, and 3 is none"),
+    "a tensor without values": (as_pickle({"a": torch.ones(2, device="meta")}), "hold tensors by name, and a is none"),
+    "an endless name": (rewrite_tensors(lambda s: s.update({"x" * 3000: torch.ones(1)})), r"unexpected \(\.\.\.\)"),
+    "a folder": (lambda f: as_folder(f / "model.safetensors"), r"model.safetensors cannot be read \(Is a directory\)"),
+    "an index of the folder": (nameless_index, "names '', which is not a file beside it"),
     "a number in a pickle": (as_pickle({"epoch": 3}), "must hold tensors by name, and epoch is none"),
 }
 
@@ -196,6 +211,7 @@ def test_a_damaged_folder_is_refused_in_one_sentence(folder: Path, name: str) ->
     assert re.search(sentence, said), said
 
 
+OWN = {"vocab_size": 260, "hidden_size": 48, "num_layers": 2, "num_heads": 6, "intermediate_size": 80}
 CONFIGS = {
     "gemma2": ({"model_type": "gemma2"}, "has model_type 'gemma2', and the architectures that are read are llama, mob"),
     "none": ({"model_type": None}, "names no model_type, and the architectures"),
@@ -204,6 +220,13 @@ CONFIGS = {
         "vocab_size and hidden_size missing, which a llama model must",
     ),
     "heads": ({"num_key_value_heads": 4}, "num_heads=6 is not divisible by num_kv_heads=4"),
+    "endless": ({"hidden_size": 10**30}, "hidden_size=10{30} is more than any machine holds: give at most 2147483647"),
+    "too wide": (
+        {"hidden_size": 6 * 2**28, "vocab_size": 2**30},
+        "hidden_size=1610612736 with vocab_size=1073741824 gives tensors that no machine holds",
+    ),
+    "endless base": ({"rope_parameters": None, "rope_theta": 10**30}, "rope_theta=10{30} must be a number above 0"),
+    "own null": ({"model_type": "slm", "slm": OWN | {"chunk_size": None}}, "chunk_size=None must be a whole number"),
     "text": ({"hidden_size": "48"}, "hidden_size='48' must be a whole number"),
     "yarn": (
         {"rope_scaling": {"type": "yarn", "factor": 4.0}},
@@ -258,6 +281,14 @@ def test_code_in_the_folder_is_not_imported(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(folder)
     load(folder)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.timeout(20)
+def test_heads_by_the_billion_are_refused_at_once_with_what_fits(folder: Path) -> None:
+    change_config(folder, hidden_size=32, num_attention_heads=2**31 - 4, num_key_value_heads=7, head_dim=2)
+    assert "num_heads=2147483644 is not divisible by num_kv_heads=7: num_kv_heads can be 1, 2, 4, 233" in refusal(
+        folder
+    )
 
 
 @pytest.mark.timeout(20)

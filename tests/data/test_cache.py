@@ -1,3 +1,4 @@
+import os
 import signal
 
 import pytest
@@ -50,6 +51,17 @@ def test_a_thing_is_built_once(tmp_path):
     folder = tmp_path / "deep" / "thing"
     assert cached(folder, build(), what="x")["count"] == 5
     assert cached(folder, refuse, what="x")["count"] == 5
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_what_is_built_may_be_read_by_whom_the_umask_lets(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        cached(tmp_path / "thing", build(), what="a thing")
+    finally:
+        os.umask(before)
+    modes = [(path.is_dir(), path.stat().st_mode & 0o777) for path in [tmp_path / "thing", *tmp_path.rglob("thing/*")]]
+    assert set(modes) == {(True, 0o777 & ~umask), (False, 0o666 & ~umask)}
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):

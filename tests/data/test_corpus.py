@@ -10,6 +10,7 @@ from slm.data import load_tokenizer, prepare
 from slm.data.corpus import prepare_documents
 from slm.data.documents import split_documents
 from slm.data.local import documents as local_documents
+from tests.data.foreign import FOREIGN, KEEP_TEXT, save
 
 PREPARE = """
 import json, sys
@@ -85,6 +86,15 @@ def test_all_bytes_of_the_text_are_scored(data, bpe, tmp_path):
         assert sizes[tokens_of(stream)[1:]].sum() == stream.num_bytes
         assert tokens_of(stream)[0] == corpus.tokenizer.eos_id
     assert "".join(texts_of(data, "val")) == corpus.tokenizer.decode(tokens_of(corpus.val))
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_bytes_of_the_validation_tokens_are_those_of_its_text(data, config, tmp_path, name):
+    options = config("tokenizer", "file", path=str(save(name, tmp_path / name)))
+    corpus = prepare(data, options, cache_dir=tmp_path)
+    length = len("".join(texts_of(data, "val")).encode())
+    assert corpus.val_bytes[tokens_of(corpus.val)[1:]].sum() == pytest.approx(length, rel=1e-12)
+    assert corpus.keeps_text == (name in KEEP_TEXT)
 
 
 def test_the_fingerprint_is_that_of_the_text_and_not_of_the_tokenizer(data, bpe, byte, book, tmp_path):

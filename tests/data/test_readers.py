@@ -122,7 +122,11 @@ def test_a_column_that_is_no_text_is_named_with_the_file(tmp_path, column, held)
         ("x.parquet", b"PAR1" + b"a" * 40, r"cannot be read .*; write or download it again, or leave it out$"),
         ("x.parquet", b"text, and no Parquet", r"does not begin as a \.parquet file does; rename it"),
         ("x.jsonl.gz", b'{"text": "a"}\n', r"does not begin as a \.gz file does; rename it"),
-        ("x.txt", gzip.compress(b"text", mtime=0), r"begins as a \.gz file does; rename it to what it is, or leave it out$"),
+        (
+            "x.txt",
+            gzip.compress(b"text", mtime=0),
+            r"begins as a \.gz file does; rename it to what it is, or leave it out$",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path, name, content, message):

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from slm.data import load_tokenizer
 from slm.data.vocabulary import plan_tokenizer
+from tests.data.foreign import FOREIGN, KEEP_TEXT, save
 
 HARD = ["", " ", "  a\n\n\tb  ", "naïve 語 🙂", "x<|endoftext|>y", "\x00\x7f", "1234567 3.5", "don't", "e\u0301"]
 TEXT = st.one_of(st.text(), st.sampled_from(HARD))
@@ -36,6 +37,39 @@ def test_bytes_of_the_tokens_sum_to_those_of_the_text(ours, text):
     assert sizes.dtype == np.int64
     assert sizes.shape == (ours.vocab_size,)
     assert sizes[ours.encode(text)].sum() == len(text.encode())
+
+
+@pytest.fixture(scope="module", params=FOREIGN)
+def foreign(request, tmp_path_factory):
+    return load_tokenizer(save(request.param, tmp_path_factory.mktemp("foreign") / request.param))
+
+
+@settings(deadline=None)
+@given(text=TEXT.filter(str.strip))
+def test_whatever_a_tokenizer_does_to_a_text_its_tokens_stand_for_the_bytes_of_the_text(foreign, text):
+    ids = foreign.encode(text)
+    sizes, kept = foreign.text_bytes(text, ids)
+    assert len(sizes) == len(ids)
+    assert (sizes >= 0).all()
+    assert sizes.sum() == (len(text.encode()) if ids else 0)
+    assert kept or foreign.name not in KEEP_TEXT
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "kept"),
+    [
+        # ▁ the ▁ é ▁ a, the first ▁ with the t that it was put before
+        ("spells spaces out", [1, 0, 0, 0, 1, 1, 1, 0, 0, 2, 0, 1, 0, 0, 1], False),
+        ("spells spaces out and keeps them", [1, 0, 0, 0, 1, 1, 1, 0, 0, 2, 0, 1, 0, 0, 1], True),
+        ("puts a space first", [0, 1, 1, 1, 1, 1, 1, 1, 1], True),
+        ("pieces of words", [3, 3, 2], False),  # e for é, with the space before it
+        ("knows nothing", [3, 3, 2], False),
+    ],
+)
+def test_each_token_stands_for_its_part_of_the_text(tmp_path, name, sizes, kept):
+    tokenizer = load_tokenizer(save(name, tmp_path / name))
+    found, gives_back = tokenizer.text_bytes("the é a", tokenizer.encode("the é a"))
+    assert (found.tolist(), gives_back) == (sizes, kept)
 
 
 def test_a_batch_encodes_as_its_texts_do(ours):
@@ -142,6 +176,24 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, content, message):
 def test_an_end_token_that_is_not_in_the_vocabulary_is_refused(llama_style, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<stop>"}')
     with pytest.raises(ValueError, match=r"'<stop>'.*no such token"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_has_no_token_for_a_text_is_refused_in_one_sentence(tmp_path):
+    inner = tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="<unk>"))
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    for encode in (load_tokenizer(tmp_path).encode, lambda text: load_tokenizer(tmp_path).encode_batch([text])):
+        assert encode("a")
+        with pytest.raises(ValueError, match=r"^tokenizer .* cannot encode the text \(.*\[UNK\].*\): give another one"):
+            encode("b")
+
+
+def test_ids_by_the_billion_are_refused_before_a_table_of_them_is_made(llama_style, tmp_path):
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["x"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has the id 2,147,483,648, and ids must be below 16,777,216"):
         load_tokenizer(tmp_path)
 
 

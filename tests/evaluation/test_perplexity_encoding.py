@@ -1,6 +1,7 @@
 """What a tokenizer makes of a text: which tokens are scored, and the bytes and words they stand for."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 
-from slm.data import Tokenizer
+from slm.data import Tokenizer, load_tokenizer
+from slm.data.tokenizer import LOSSY_NOTE
 from slm.data.vocabulary import plan_tokenizer
 from slm.evaluation.encode import encode
 from slm.evaluation.texts import Text
+from tests.data.foreign import FOREIGN, KEEP_TEXT, save
 
 WIKI = "".join(
     f" = Name {i} = \n \n The {i} . 語🙂 \n \n = = Part = = \n \n More words here . \n \n" for i in range(25)
@@ -153,7 +156,21 @@ def test_a_normaliser_that_changes_the_text_is_said_to() -> None:
     stream = encode(running("the \ufb01 a the a"), sentencepiece_like(lossy=True))  # the ligature of f and i
     assert stream.words is None
     # Two bytes instead of three, and one for the added space: that the sums agree must not hide it.
-    assert "changes or loses some of the text (its tokens stand for 15 bytes, the text has 15)" in stream.notes[0]
+    assert stream.notes == (LOSSY_NOTE,)
+    assert stream.token_bytes.sum() == 15
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_scored_bytes_are_those_of_the_text_whatever_the_tokenizer_does_to_it(name: str, tmp_path: Path) -> None:
+    tokenizer, contents = load_tokenizer(save(name, tmp_path / name)), ("the 語", "A river", "🙂 b")
+    stream = encode(separate(*contents), tokenizer)
+    assert [int(stream.token_bytes[stream.document == number].sum()) for number in range(3)] == [7, 7, 6]
+    assert (LOSSY_NOTE in stream.notes) == (name not in KEEP_TEXT)
+    whole = encode(running(WIKI, START), tokenizer, bos="always")
+    assert whole.token_bytes[whole.scored].sum() == len(WIKI.encode())
+    # Documents lie where they are in the text, the third where its title does: to a token, which may hold a line break.
+    before = int(whole.token_bytes[whole.document < 2].sum())
+    assert WIKI.encode()[before:].lstrip(b" =\n").startswith(b"Name 2 =")
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """What W&B wrote, read back from its files."""
 
 import json
+import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slm.tracking import open_trackers
+from slm.tracking import open_trackers, record_directory
 from slm.tracking.wandb_run import start_run
+from tests.tracking.offline import Server, history, records
 
 SETTINGS = {
     "wandb": True,
@@ -22,8 +25,14 @@ SETTINGS = {
 }
 
 
-def track(folder: Path, *, resume_step: int = 0, **settings: Any) -> None:
+def await_next_second() -> None:
+    """W&B names the folder of a run by the second, so parts of one run that start in the same second overwrite it."""
+    time.sleep(1 - time.time() % 1)
+
+
+def track(folder: Path, *, resume_step: int = 0, samples: bool = True, **settings: Any) -> None:
     folder.mkdir(exist_ok=True)
+    await_next_second()
     trackers = open_trackers(
         folder,
         name="a-name",
@@ -33,8 +42,9 @@ def track(folder: Path, *, resume_step: int = 0, **settings: Any) -> None:
         resume_step=resume_step,
     )
     for step, loss in ((resume_step + 1, 3.0), (resume_step + 2, 2.0), (resume_step + 3, 2.5)):
+        if samples and step == resume_step + 3:
+            trackers.log_sample(step, 100 * step, "Once", " upon a time")
         trackers.log(step, {"tokens": step * 100, "val/loss": loss, "val/bits_per_byte": loss / 2})
-    trackers.log_sample(resume_step + 3, 300, "Once", " upon a time")
     trackers.finish({"params_total": 123}, succeeded=True)
 
 
@@ -44,7 +54,12 @@ def summary_of(file: Path) -> dict[str, Any]:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    """Of each part of a run, once W&B's service, which writes behind our back, has ended it."""
+    found = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    for file in found:
+        while not any(record.WhichOneof("record_type") == "exit" for record in records(file)):
+            time.sleep(0.05)
+    return found
 
 
 def test_an_offline_run_holds_name_config_group_and_the_minimum_of_the_loss(tmp_path: Path) -> None:
@@ -69,6 +84,48 @@ def test_a_continued_run_keeps_its_id_and_another_directory_gets_another(tmp_pat
     ids = [file.stem.removeprefix("run-") for folder in ("run", "other") for file in files(tmp_path / folder)]
     assert len(ids) == 3
     assert len(set(ids)) == 2
+
+
+def test_each_row_of_both_parts_of_a_continued_run_is_at_its_optimizer_step(tmp_path: Path) -> None:
+    track(tmp_path)
+    track(tmp_path, resume_step=2)
+    parts = [[(row["_step"], row["tokens"]) for row in history(file)] for file in files(tmp_path)]
+    assert parts == [[(1, 100), (2, 200), (3, 300)], [(3, 300), (4, 400), (5, 500)]]
+    assert "sample/nrows" in history(files(tmp_path)[1])[-1]
+
+
+def test_a_sync_of_both_parts_gives_the_server_one_run_in_the_order_of_its_steps(tmp_path: Path) -> None:
+    for resume_step in (0, 3):
+        track(
+            tmp_path / "run", resume_step=resume_step, samples=False
+        )  # a table is an artifact, with a protocol of its own
+    with Server() as server:
+        environment = {
+            "HOME": str(tmp_path),
+            "WANDB_BASE_URL": server.url,
+            "WANDB_API_KEY": 40 * "a",
+            "WANDB_MODE": "online",
+        }
+        command = ["wandb", "sync", *(str(file.parent) for file in files(tmp_path / "run"))]
+        subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, timeout=60)
+    assert [(row["_step"], row["tokens"]) for row in server.rows.values()] == [(n, 100 * n) for n in range(1, 7)]
+
+
+def test_a_directory_that_is_recorded_again_continues_the_step(tmp_path: Path) -> None:
+    for _ in range(3):
+        await_next_second()
+        record_directory(
+            tmp_path,
+            kind="evaluation",
+            name="n",
+            config={},
+            settings=SETTINGS,
+            tables={"t": (["a"], [[1]])},
+            images=[],
+            summary={},
+            files=[],
+        )
+    assert [row["_step"] for file in files(tmp_path) for row in history(file)] == [0, 1, 2]
 
 
 def test_online_without_an_api_key_is_refused_and_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

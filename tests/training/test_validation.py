@@ -1,11 +1,20 @@
 import math
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from slm.training.validation import Score, _share
+from slm.data import prepare
+from slm.training.validation import Score, _share, score
+from tests.data.foreign import FOREIGN, save
+
+CONF = Path(__file__).parents[2] / "conf"
 
 
 @given(batches=st.integers(1, 20), world_size=st.integers(1, 5))
@@ -22,3 +31,44 @@ def test_bits_per_byte_is_the_length_of_an_ideal_code_over_the_length_of_the_tex
     score = Score(loss=math.log(16), tokens=8, bytes=16)
     assert score.bits_per_byte == pytest.approx(2)
     assert score.perplexity == pytest.approx(16)
+
+
+def plain(file: str) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(CONF / file))
+
+
+class Guesser:
+    """Stands in for a module that gives every token a chance of a half, so that a token takes a bit."""
+
+    plan = SimpleNamespace(sequence_length=32, micro_batch_size=4)
+    device = torch.device("cpu")
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+
+    def __init__(self) -> None:
+        self.decoder = self
+
+    def documents(self, inputs: torch.Tensor) -> None:
+        """None is masked."""
+
+    def token_losses(self, inputs: torch.Tensor, targets: torch.Tensor, documents: None) -> torch.Tensor:
+        return (targets != -100) * math.log(2)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_bits_per_byte_are_over_the_bytes_of_the_text_and_not_over_those_of_its_tokens(
+    name: str, text_file: Path, tmp_path: Path
+) -> None:
+    held_out = "\n\n".join(text_file.read_text().split("\n\n")[:40]) + " river 語 ." * 300
+    (tmp_path / "val.txt").write_text(held_out)
+    paths = {"paths": str(text_file), "val_paths": str(tmp_path / "val.txt"), "max_document_bytes": None}
+    corpus = prepare(
+        plain("data/local.yaml") | paths,
+        plain("tokenizer/file.yaml") | {"path": str(save(name, tmp_path / name))},
+        cache_dir=tmp_path,
+    )
+    of = score(Guesser(), corpus)
+    assert of.bytes == len(held_out.encode())
+    assert of.bits_per_byte == pytest.approx((corpus.val.num_tokens - 1) / len(held_out.encode()))
+    part = score(Guesser(), corpus, max_tokens=of.tokens // 4)
+    assert part.tokens == pytest.approx(of.tokens / 4, rel=0.1)
+    assert part.bits_per_byte == pytest.approx(of.bits_per_byte, rel=0.1)
