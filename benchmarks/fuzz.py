@@ -16,6 +16,7 @@ import json
 import random
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
@@ -24,18 +25,25 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import tokenizers
+import torch
 from omegaconf import OmegaConf
 from pyarrow import parquet
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from slm.checkpoints import export_model, load
 from slm.command_line import MISTAKES, one_sentence
-from slm.data import prepare
+from slm.data import load_tokenizer, prepare
 from slm.data.readers import SUFFIXES
+from slm.data.vocabulary import plan_tokenizer
 from slm.evaluation.tasks.local import read_records
 from slm.evaluation.texts import read_text
+from slm.model import Decoder, ModelConfig
 from slm.scaling import Settings, analyse, read_table
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -198,6 +206,11 @@ def read_corpus(rng: Random, folder: Path) -> None:
         lambda: read_text({**options, "paths": files[0], "val_paths": None}, cache_dir=folder.parent / "cache"),
         lambda: read_records("quiz", next(file for file in files if "quiz" in file)),
     ]
+    try_all(ways)
+
+
+def try_all(ways: Sequence[Callable[[], object]]) -> None:
+    """Raise the longest refusal after all were tried."""
     refused: list[Exception] = []
     for way in ways:
         try:
@@ -315,7 +328,197 @@ def read_runs(rng: Random, folder: Path) -> None:
     analyse(table, Settings(laws=("power", "power_floor"), bootstrap=0, calibration=0), verdict_only=True)
 
 
+# The exported folder, and the tokenizer.json in it
+
+TEXT = "The  quick\nbrown fox, 語 🙂 e\u0301 <|endoftext|>"
+JSON_VALUES: list[Any] = [
+    *(None, True, 0, 1, -1, 7.5, -0.0, 1e300, 2**31 - 1, 2**62, 10**30, float("nan"), float("inf")),
+    *("", "a", "48", "none", "\ud800", [], [1], [[]], {}, {"a": 1}, {"type": "BPE"}),
+]
+SHAPE = {"vocab_size": 260, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+
+
+def make_exports(folder: Path) -> None:
+    """Four shapes as we export them, and one as the hub has it: a plain config, safetensors and a pickle."""
+    changes: list[dict[str, Any]] = [
+        {"layer_sharing": "immediate", "num_repeats": 2},
+        {"tie_embeddings": False, "qk_norm": "learned"},
+        {"attention_bias": True, "mlp_bias": True},
+        {},
+    ]
+    for number, change in enumerate(changes):
+        torch.manual_seed(number)
+        decoder = Decoder(ModelConfig(**{**SHAPE, "intermediate_size": 64, **change}))
+        tokenizer = plan_tokenizer({"kind": "bytes"}).make(lambda: iter([]))
+        export_model(folder / f"own-{number}", decoder.config, decoder.state_dict(), tokenizer)
+    shutil.copytree(folder / "own-3", folder / "hub")
+    config = json.loads((folder / "hub" / "config.json").read_text())
+    config.pop("slm")
+    config |= {"model_type": "mobilellm", "share_embedding": True, "layer_sharing": False, "torch_dtype": "float32"}
+    config |= {"rope_scaling": None, "partial_rotary_factor": 1.0, "sliding_window": None, "quantization_config": None}
+    (folder / "hub" / "config.json").write_text(json.dumps(config))
+    torch.save(decoder.state_dict(), folder / "hub" / "pytorch_model.bin")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON value but the root."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def changed_json(rng: Random, value: Any) -> str:
+    """Remove, replace, rename or move one place of a JSON value; says which."""
+    found = list(places(value))
+    if len(found) > 300:  # not the vocabulary alone
+        found = [place for place in found if len(place) < 4 or rng.random() < 0.02]
+    *parents, key = rng.choice(found)
+    for parent in parents:
+        value = value[parent]
+    what = rng.choice(("remove", "value", "value", "number", "rename", "copy"))
+    if what == "remove":
+        del value[key]
+    elif what == "rename" and isinstance(value, dict):
+        value[f"{key}{rng.choice('x _')}"] = value.pop(key)
+    elif what == "number" and type(value[key]) in (int, float):
+        value[key] = rng.choice((-value[key], value[key] + 1, value[key] * 2, str(value[key]), float(value[key])))
+    else:
+        donors = list(value.values()) if isinstance(value, dict) else value
+        value[key] = rng.choice(donors if what == "copy" else JSON_VALUES)
+    return f"{what} {[*parents, key]}"
+
+
+def change_json(rng: Random, folder: Path) -> str:
+    path = rng.choice(sorted(folder.rglob("*.json")))
+    value = json.loads(path.read_text())
+    said = [changed_json(rng, value) for _ in range(rng.choice((1, 1, 2, 5)))]
+    path.write_text(json.dumps(value))
+    return f"{path.parent.name}/{path.name}: {', '.join(said)}"
+
+
+def change_header(rng: Random, folder: Path) -> str:
+    """What a safetensors file says of its tensors: names, types, shapes, offsets."""
+    path = rng.choice(sorted(folder.rglob("*.safetensors")))
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    if rng.random() < 0.5:
+        said = changed_json(rng, header)
+    else:
+        name = rng.choice([key for key in header if key != "__metadata__"])
+        others = ("lm_head.weight", "embed_tokens.weight", f"model.{name}", "", "\n", "x" * 3000, f"_orig_mod.{name}")
+        other = rng.choice(others)
+        header[other] = header.pop(name)
+        said = f"{name} called {other[:40]!r}"
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    return f"{path.parent.name}/{path.name}: {said}"
+
+
+def change_pickle(rng: Random, folder: Path) -> str:
+    """A tensor of another type or shape, or none, under its own name or another."""
+    path = folder / "hub" / "pytorch_model.bin"
+    (path.parent / "model.safetensors").unlink(missing_ok=True)
+    state = torch.load(path, weights_only=True)
+    name, number = rng.choice(list(state)), rng.randrange(10)
+    t = state[name]
+    others: list[Any] = [t.half(), t.flatten(), t.to(torch.int64), t.to_sparse(), t.to(torch.complex64), t[:0]]
+    others += [torch.tensor(1.0), None, t * torch.nan, t.to("meta")]
+    state[rng.choice((name, "lm_head.weight", 3, b"x", ""))] = others[number]
+    torch.save({"state_dict": state} if rng.random() < 0.2 else state, path)
+    return f"pickle: {name} replaced by number {number}"
+
+
+def change_files(rng: Random, folder: Path) -> str:
+    """A file that is missing, is a folder, is a link to itself, or is another file."""
+    one, two = any_file(rng, folder), any_file(rng, folder)
+    kind = rng.choice(("missing", "folder", "link", "other"))
+    content = two.read_bytes()
+    one.unlink()
+    if kind == "folder":
+        one.mkdir()
+    elif kind == "link":
+        one.symlink_to(one)
+    elif kind == "other":
+        one.write_bytes(content)
+    return f"{one.parent.name}/{one.name}: {kind}"
+
+
+def use_export(folder: Path) -> None:
+    """As evaluate.py does: load it, encode a text, take logits."""
+    decoder, tokenizer, _ = load(folder)
+    ids = tokenizer.encode(TEXT)
+    tokenizer.text_bytes(TEXT, ids)
+    if ids:
+        decoder(torch.tensor([ids[: min(16, decoder.config.max_position_embeddings)]]))
+
+
+def make_tokenizers(folder: Path) -> None:
+    """Byte-level BPE as we train it, bytes, and one of each kind that the tokenizers library has."""
+    for kind in ({"kind": "bpe", "vocab_size": 300, "train_bytes": None}, {"kind": "bytes"}):
+        made = plan_tokenizer(kind).make(lambda: iter([["the cat sat on the mat 語 " * 20]]))
+        made.save(folder / str(kind["kind"]))
+    space = "\u2581"
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        space,
+        "a",
+        "t",
+        "h",
+        f"{space}a",
+        "th",
+    ]
+    vocabulary, merges = {piece: i for i, piece in enumerate(pieces)}, [(space, "a"), ("t", "h")]
+    llama = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    llama.normalizer = normalizers.Sequence([normalizers.Prepend(space), normalizers.Replace(" ", space)])
+    llama.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()])
+    unigram = tokenizers.Tokenizer(
+        models.Unigram([("<unk>", 0.0), (space, -1.0), ("a", -2.0), ("the", -2.5)], unk_id=0)
+    )
+    unigram.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    words = tokenizers.Tokenizer(models.WordPiece({"<unk>": 0, "the": 1, "a": 2, "##s": 3}, unk_token="<unk>"))
+    words.normalizer, words.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    for name, inner in {"llama": llama, "unigram": unigram, "wordpiece": words}.items():
+        inner.add_special_tokens(["<unk>", "<s>", "</s>"])
+        (folder / name).mkdir(parents=True)
+        inner.save(str(folder / name / "tokenizer.json"))
+        (folder / name / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "<s>"}')
+
+
+def use_tokenizer(folder: Path) -> None:
+    """As a run does: load it, encode and decode, count bytes, save it and load what was saved."""
+    made = load_tokenizer(folder)
+    for text in (TEXT, "", "a", " the\n\n"):
+        ids = made.encode(text)
+        assert made.encode_batch([text]) == [ids]
+        assert max(ids, default=0) < made.vocab_size
+        assert made.text_bytes(text, ids)[0].sum() == (len(text.encode()) if ids else 0)
+        made.decode([*ids, made.eos_id])
+    made.save(folder / "saved")
+    again = load_tokenizer(folder / "saved")
+    assert (again.fingerprint, again.eos_id, again.adds_bos) == (made.fingerprint, made.eos_id, made.adds_bos)
+
+
+def kinds_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
 TARGETS = {
+    "folder": Target(
+        make_exports,
+        (change_json, change_json, change_bytes, change_header, change_header, change_pickle, change_files),
+        lambda rng, folder: try_all([partial(use_export, one) for one in kinds_of(folder)]),
+    ),
+    "tokenizer": Target(
+        make_tokenizers,
+        (change_json, change_json, change_json, change_bytes),
+        lambda rng, folder: try_all([partial(use_tokenizer, one) for one in kinds_of(folder)]),
+    ),
     "table": Target(make_table, (change_bytes, change_cells, change_cells, change_cells, change_suffix), read_runs),
     "corpus": Target(
         make_corpus, (change_bytes, change_bytes, change_unpacked_bytes, change_suffix, change_rows), read_corpus
@@ -360,7 +563,9 @@ def run_case(target: Target, name: str, seed: int, number: int, sound: Path, hom
         said = one_sentence(error)
         good = said and "\n" not in said and len(said) < MOST_CHARACTERS
         return "refused" if good else "no sentence", said, done
-    except (Exception, TooSlowError) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
         return type(error).__name__, traceback.format_exc(), done
     return "read", "", done
 
@@ -379,13 +584,13 @@ def run_target(name: str, asked: argparse.Namespace) -> int:
             wrong = outcome not in ("read", "refused")
             if wrong or asked.verbose or asked.case is not None:
                 print(f"{name} {number} ({'; '.join(done)}): {outcome} {said.replace(directory, '')}", flush=True)
-    wrong = sum(outcomes.values()) - outcomes["read"] - outcomes["refused"]
+    failed = sum(outcomes.values()) - outcomes["read"] - outcomes["refused"]
     took = time.perf_counter() - start
     print(
         f"{name:10s} {sum(outcomes.values()):,} cases in {took:.0f} s: {outcomes['read']:,} read, "
-        f"{outcomes['refused']:,} refused in a sentence, {wrong:,} went wrong; the slowest took {slowest:.1f} s"
+        f"{outcomes['refused']:,} refused in a sentence, {failed:,} went wrong; the slowest took {slowest:.1f} s"
     )
-    return wrong
+    return failed
 
 
 def main() -> None:
