@@ -227,7 +227,7 @@ def _mapped(file: Path, content: Mapping[str, Any]) -> dict[str, Stored]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_sparse
     ]
     if odd:
-        raise ValueError(f"{file} must hold tensors by name, and {odd[0]} is none")
+        raise ValueError(f"{file} must hold tensors by name, and {odd[0]!r} is none")
     quantised = [f"{name} as {dtype_name(t.dtype)}" for name, t in content.items() if t.dtype not in _DTYPES.values()]
     if quantised:
         raise ValueError(f"{file} stores {quantised[0]}; what is read is float64, float32, float16, bfloat16")

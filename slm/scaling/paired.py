@@ -89,7 +89,7 @@ def compare_pairs(
     """
     pairs, unmatched = [], []
     families = len(table.families)
-    possible = families * (families - 1) // 2
+    possible = max(1, families * (families - 1) // 2)
     shared = OWN_FLOORS / possible if curved else None
     for a, b in combinations(table.families, 2):
         found = match(table, a, b, target, size, covariates)

@@ -122,6 +122,12 @@ def test_a_law_that_one_family_cannot_hold_is_left_to_the_others_and_said() -> N
     assert any("power_floor cannot be fitted to c" in s for s in found["verdict"]["sentences"])
 
 
+def test_one_family_under_a_floored_law_is_told_alone() -> None:
+    said = comparison(table({"a": lambda N: 1.8 + 90 * N**-0.3}, 0.001))["verdict"]
+    assert "A comparison of families needs at least two" in said["headline"]
+    assert "E + A N^-alpha" in said["headline"]
+
+
 def test_rows_that_lie_on_a_law_get_that_law() -> None:
     said = comparison(table({"a": lambda N: 1.8 + 90 * N**-0.3, "b": lambda N: 1.7 + 80 * N**-0.28}, 0.0))["verdict"]
     assert "a alpha = 0.3; b alpha = 0.28" in said["headline"]
