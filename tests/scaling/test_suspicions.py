@@ -172,6 +172,13 @@ def test_flops_that_are_counted_exactly_or_of_experts_are_read() -> None:
     assert any("flops are 0.0938 times N D" in note for note in notes(experts))
 
 
+def test_small_counts_that_their_flops_vouch_for_are_counts() -> None:
+    rows = pd.DataFrame({"N": [2100, 4000, 9000], "tokens": [4096] * 3, "loss": [5.2, 5.1, 5.0]})
+    with pytest.raises(ValueError, match="too small for N"):
+        table_from_frame(rows)
+    assert len(table_from_frame(rows.assign(flops=6 * rows["N"] * rows["tokens"])).frame) == 3
+
+
 @pytest.mark.parametrize(("params", "remedy"), [([7, 13, 70], "params*1e9"), ([125, 350, 1300], "params*1e6")])
 def test_sizes_in_millions_or_billions_are_refused_with_the_remedy(params: list[float], remedy: str) -> None:
     rows = pd.DataFrame({"params": params, "tokens": 2e11, "loss": [2, 1.9, 1.7]})

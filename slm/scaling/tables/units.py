@@ -36,9 +36,12 @@ USUAL_TOKENS = (0.1, 1e6)
 def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool, flops_were_given: bool) -> None:
     """Raise for a column in which units are mixed, or in which counts are written in millions or billions."""
     target = next(name for name in TARGETS if complete(frame, name))
+    # FLOPs of 6 N D say that N and D are in units, however few.
+    low, high = USUAL_FLOPS
+    vouched = flops_were_given and complete(frame, "tokens") and low <= _flops_ratio(frame).median() <= high
     for name in (*SIZES, "tokens"):
         if name in frame and frame[name].notna().any():
-            _check_counts(frame, name, frame[target], columns)
+            _check_counts(frame, name, frame[target], columns, 0 if vouched else ALL_TOO_FEW)
     if loss_was_given:
         _check_loss_units(frame, columns)
     if flops_were_given and complete(frame, "tokens"):
@@ -127,11 +130,11 @@ def _off_from_their_like(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
     return times[np.abs(np.log(times)) > math.log(SIMILAR_FLOPS)]
 
 
-def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: Columns) -> None:
-    """Counts that no language model has, or a gap of 300 times below which results are those of the runs above it."""
+def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: Columns, fewest: float) -> None:
+    """Counts all below `fewest`, counts that no language model has, or a gap of 300 times below which results are those of the runs above it."""
     counts = frame[name].dropna().sort_values(kind="stable")
     row, value = counts.index[0], float(counts.iloc[0])
-    if counts.iloc[-1] < ALL_TOO_FEW:
+    if counts.iloc[-1] < fewest:
         own = operand(columns.own.get(name, name))
         remedy = f"{_UNITS}, or give columns.{name}='{own}*1e6' of millions or '{own}*1e9' of billions"
         raise columns.error(row, name, value, f"is too small for {name}, as are all others: {remedy}")
