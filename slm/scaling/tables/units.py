@@ -131,7 +131,7 @@ def _off_from_their_like(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
 
 
 def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: Columns, fewest: float) -> None:
-    """Counts all below `fewest`, counts that no language model has, or a gap of 300 times below which results are those of the runs above it."""
+    """Counts that are all below `fewest`, and a gap of 300 times below which results are those of the runs above."""
     counts = frame[name].dropna().sort_values(kind="stable")
     row, value = counts.index[0], float(counts.iloc[0])
     if counts.iloc[-1] < fewest:
