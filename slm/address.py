@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 def local_folder(given: str, revision: str | None) -> Path | None:
     """The folder that is meant, or None for a hub id; `ValueError` for what is neither."""
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if path.is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision} goes with a hub id, and checkpoint={given} is a local folder")

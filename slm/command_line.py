@@ -83,7 +83,7 @@ def new_folder(what: str) -> str:
 
 def cache_home() -> str:
     """Where caches of this user go (XDG base directory specification)."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slm")
+    return str(Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "slm")
 
 
 def duration(seconds: float) -> str:

@@ -90,7 +90,7 @@ def _target(source: Provenance, folder: str | Path | None, unroll_sharing: bool)
     if folder is None and source.run is None:
         raise ValueError(f"export of {source.checkpoint} wants a folder to write to, since it is no run directory")
     name = "export-unrolled" if unroll_sharing else "export"
-    target = Path(folder).expanduser() if folder is not None else Path(source.run or "") / name
+    target = Path(os.path.expanduser(folder)) if folder is not None else Path(source.run or "") / name
     if target.resolve() == source.folder.resolve():
         raise ValueError(f"export={target} is the checkpoint itself: choose another folder")
     if target.is_dir() and any(target.iterdir()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ def _is_whole(file: Path) -> bool:
 
 def _cached_tokenizer(settings: Mapping[str, Any], corpus: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer with the fingerprint that the run wrote down, from the cache folder that it used."""
-    for folder in Path(settings.get("cache_dir", "")).expanduser().glob("tokens/*/tokenizer"):
+    for folder in Path(os.path.expanduser(settings.get("cache_dir", ""))).glob("tokens/*/tokenizer"):
         tokenizer = load_tokenizer(folder, asked_by="cache_dir")
         if tokenizer.fingerprint == corpus.get("tokenizer"):
             return tokenizer

@@ -1,5 +1,6 @@
 """Making the tokenizer that the config asks for: the registry that `tokenizer.kind` names."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def _plan_file(config: Mapping[str, Any]) -> Plan:
     if is_on_hub(config):
         tokenizer = load_tokenizer(_fetched(path, config["revision"]), name=path)
     else:
-        tokenizer = load_tokenizer(Path(path).expanduser())
+        tokenizer = load_tokenizer(Path(os.path.expanduser(path)))
     return Plan(key=["file", tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id], make=lambda texts: tokenizer)
 
 

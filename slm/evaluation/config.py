@@ -5,6 +5,7 @@ Imports no torch, so `--help` and mistakes are quick.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         _require(key, section := _at(config, key), isinstance(section, Mapping), "a group of settings")
     for key in ("output_dir", "cache_dir"):
         _require(key, config[key], isinstance(config[key], str) and bool(config[key].strip()), "a folder")
-    settings = {**config, "output_dir": str(Path(config["output_dir"]).expanduser())}
+    settings = {**config, "output_dir": str(Path(os.path.expanduser(config["output_dir"])))}
     settings["checkpoints"] = _checkpoints(config)
     _check_choices(config)
     _check_perplexity(config["perplexity"], own_text=config.get("data") is None)
@@ -70,10 +71,10 @@ def check_paths(settings: Mapping[str, Any]) -> None:
 def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
     """Path or hub id, and revision: after an @, or what holds for all."""
     name, at, revision = checkpoint.rpartition("@")
-    if at and not Path(checkpoint).expanduser().exists():
+    if at and not Path(os.path.expanduser(checkpoint)).exists():
         return name, revision
     alone = len(settings["checkpoints"]) == 1  # of several, `revision` is for those on the hub
-    return checkpoint, settings["revision"] if alone or not Path(checkpoint).expanduser().exists() else None
+    return checkpoint, settings["revision"] if alone or not Path(os.path.expanduser(checkpoint)).exists() else None
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

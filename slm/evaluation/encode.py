@@ -7,6 +7,7 @@ training.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ def run_stream(
             f"{run}: the tokenizer given has fingerprint {tokenizer.fingerprint} and the run was trained with "
             f"{prints['tokenizer']}; use the tokenizer in {run / 'model'}"
         )
-    folder = Path(config["cache_dir"]).expanduser() if cache_dir is None else cache_dir
+    folder = Path(os.path.expanduser(config["cache_dir"])) if cache_dir is None else cache_dir
     try:
         groups = run_documents(config, prints["data"], folder)
     except ValueError as error:

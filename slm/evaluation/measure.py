@@ -6,6 +6,7 @@ Notable: everything that can be refused is refused when measurements are planned
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def text_of(settings: Mapping[str, Any]) -> Text | None:
     asked = settings["perplexity"]
     if settings.get("data") is None or not asked["protocols"]:
         return None
-    cache_dir = Path(settings["cache_dir"]).expanduser()
+    cache_dir = Path(os.path.expanduser(settings["cache_dir"]))
     return read_text(settings["data"], document_start=asked["document_start"], cache_dir=cache_dir)
 
 
@@ -90,7 +91,7 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
         # A group of the harness gives tasks of other names; one that failed, an error of its own.
         others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
         asked: Entry = {"asked_as": name, "file_fingerprint": digest, "in_training": None}
-        known = trained_on(provenance.run, Path(settings["cache_dir"]).expanduser()) if given else None
+        known = trained_on(provenance.run, Path(os.path.expanduser(settings["cache_dir"]))) if given else None
         if known is not None:
             asked["in_training"] = known.share_of([answered(record) for record in read_records(name, given)])
         entry["tasks"] = others | {task: {**result, **asked} for task, result in found.items()}
@@ -161,7 +162,7 @@ class _Scored:
 
 
 def _scored(settings: Mapping[str, Any], provenance: Provenance, text: Text | None) -> _Scored:
-    asked, cache_dir = settings["perplexity"], Path(settings["cache_dir"]).expanduser()
+    asked, cache_dir = settings["perplexity"], Path(os.path.expanduser(settings["cache_dir"]))
     if text is not None:
         how = {"bos": asked["bos"], "max_tokens": asked["max_tokens"]}
 

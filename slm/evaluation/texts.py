@@ -15,6 +15,7 @@ be held against each other by it.
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -144,11 +145,19 @@ def run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
 
 def cached_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Path | None:
     """The folder of the documents of the run that `config` describes, in `cache_dir` or in the cache of the run."""
-    for cache in (cache_dir, Path(config["cache_dir"]).expanduser()):
+    for cache in (cache_dir, Path(os.path.expanduser(config["cache_dir"]))):
         for manifest in sorted((cache / "documents").glob(f"{glob.escape(config['data']['name'])}-*/manifest.json")):
-            if json.loads(manifest.read_text())["fingerprint"] == fingerprint:
+            if _fingerprint_in(manifest) == fingerprint:
                 return manifest.parent
     return None
+
+
+def _fingerprint_in(manifest: Path) -> str | None:
+    """None for a damaged manifest: what is in its folder is not used, and made again."""
+    try:
+        return str(json.loads(manifest.read_text())["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:

@@ -6,6 +6,7 @@ why, and stands for all its rates and seeds; shapes that come out alike (two asp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -55,7 +56,7 @@ class Plan:
 def make_plan(design: Design) -> Plan:
     """All cells of a design. Raises `ValueError`, or Hydra's errors, for what is wrong in every cell."""
     recipes = [Recipe(family, design.common_overrides) for family in design.families]
-    made = Plan(Path(recipes[0].config.cache_dir).expanduser())
+    made = Plan(Path(os.path.expanduser(recipes[0].config.cache_dir)))
     made.configs = [recipe.config for recipe in recipes]
     known: set[str] = set()
     again, missed = 0, []

@@ -79,7 +79,7 @@ def set_up(settings: Mapping[str, Any], *, alone: bool = True) -> Run:
         plan=plan,
         hardware=hardware,
         folder=folder,
-        cache_dir=Path(settings["cache_dir"]).expanduser(),
+        cache_dir=Path(os.path.expanduser(settings["cache_dir"])),
         branch=_branch(settings, plan, hardware, folder),
     )
     say(*plan_lines(settings, plan, hardware))

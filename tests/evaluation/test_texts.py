@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from slm.address import local_folder
 from slm.data import hub
 from slm.data.documents import split_documents
 from slm.data.sources import Document
-from slm.evaluation.texts import read_text
+from slm.evaluation.texts import cached_documents, read_text
 
 ROOT = Path(__file__).parents[2]
 ARTICLES = " = Valkyria = \n", " First . \n", "", " = = Story = = \n", " = Tower = \n", " Other . \n"
@@ -151,3 +152,18 @@ def test_without_a_split_it_is_what_training_keeps_for_validation(data_set: Path
     data = config("fineweb_edu", path=str(data_set), subset=None, val_fraction=0.5)
     kept = [text for text, split in split_documents(map(Document, ["seen", "again"]), 0.5) if split == "val"]
     assert read_text(data, cache_dir=tmp_path).documents == tuple(kept)
+
+
+def test_a_damaged_manifest_beside_the_text_of_a_run_is_passed_over(tmp_path: Path) -> None:
+    config = {"data": {"name": "mine"}, "cache_dir": str(tmp_path / "own")}
+    for folder, content in (("mine-a", "{"), ("mine-b", "[]"), ("mine-c", '{"fingerprint": "f00d"}')):
+        (tmp_path / "documents" / folder).mkdir(parents=True)
+        (tmp_path / "documents" / folder / "manifest.json").write_text(content)
+    assert cached_documents(config, "f00d", tmp_path) == tmp_path / "documents" / "mine-c"
+    assert cached_documents(config, "beef", tmp_path) is None
+
+
+@pytest.mark.parametrize("given", ["~nobody-of-that-name", "~nobody/of/that/name"])
+def test_a_name_that_begins_with_a_tilde_and_is_nobodys_home_is_a_name(given: str) -> None:
+    with pytest.raises(ValueError, match=r"does not exist: give a run directory"):
+        local_folder(given, None)
