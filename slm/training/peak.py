@@ -14,6 +14,9 @@ from slm.training.hardware import Hardware
 # Dense bfloat16 datasheet figures (FLOP/s), used only where measuring fails. NVIDIA's data sheets of each.
 DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
 
+SECONDS, MOST_SECONDS = 0.5, 1.0
+"""How long a size is measured, and how long a single product of the next may take."""
+
 
 def matmul_peak(hardware: Hardware, cache_dir: Path) -> tuple[float, str]:
     """FLOP/s of large square matmuls in the run's dtype on one device, and where the figure comes from.
@@ -41,23 +44,28 @@ def matmul_peak(hardware: Hardware, cache_dir: Path) -> tuple[float, str]:
 
 
 def measure_matmul(device: str, dtype: torch.dtype) -> float:
-    """Best FLOP/s over a few square sizes, half a second each."""
-    sizes = (4096, 8192) if device == "cuda" else (1024, 2048)
-    return max(_rate(size, device, dtype) for size in sizes)
+    """Best FLOP/s over a few square sizes, half a second each or one product, where that takes longer."""
+    best = 0.0
+    for size in (4096, 8192) if device == "cuda" else (512, 1024, 2048):
+        if 2 * size**3 > MOST_SECONDS * best > 0:  # emulated: a larger size would take minutes and say the same
+            break
+        best = max(best, _rate(size, device, dtype))
+    return best
 
 
 def _rate(size: int, device: str, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    torch.mm(a, b, out=out)
-    best, stop = 0.0, time.perf_counter() + 0.5
-    while best == 0.0 or time.perf_counter() < stop:  # once at least, however slow the machine
+    best, stop = 0.0, time.perf_counter() + SECONDS
+    products = 1  # the first, which may have to load libraries, is measured in case that it is the only one
+    while best == 0.0 or time.perf_counter() < stop:
         _synchronize(device)
         start = time.perf_counter()
-        for _ in range(4):
+        for _ in range(products):
             torch.mm(a, b, out=out)
         _synchronize(device)
-        best = max(best, 4 * 2 * size**3 / (time.perf_counter() - start))
+        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
+        products = 4
     return best
 
 

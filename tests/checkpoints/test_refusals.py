@@ -194,12 +194,15 @@ HARMS = {
     ),
     "integers in a pickle": (as_pickle({"a": torch.ones(2, dtype=torch.int8)}), "stores a as int8; what is read is"),
     "a list in a pickle": (as_pickle([torch.ones(2)]), "holds a list where it must hold tensors by name"),
-    "numbered tensors": (as_pickle({3: torch.ones(2)}), "must hold tensors by name, and 3 is none"),
-    "a tensor without values": (as_pickle({"a": torch.ones(2, device="meta")}), "hold tensors by name, and a is none"),
+    "numbered tensors": (as_pickle({3: torch.ones(2)}), "must hold tensors by name, and '3' is none"),
+    "a tensor without values": (as_pickle({"a": torch.ones(2, device="meta")}), "tensors by name, and 'a' is none"),
+        as_pickle({"a": torch.ones(2, device="meta")}),
+        "hold tensors by name, and 'a' is none",
+    ),
     "an endless name": (rewrite_tensors(lambda s: s.update({"x" * 3000: torch.ones(1)})), r"unexpected \(\.\.\.\)"),
     "a folder": (lambda f: as_folder(f / "model.safetensors"), r"model.safetensors cannot be read \(Is a directory\)"),
     "an index of the folder": (nameless_index, "names '', which is not a file beside it"),
-    "a number in a pickle": (as_pickle({"epoch": 3}), "must hold tensors by name, and epoch is none"),
+    "a number in a pickle": (as_pickle({"epoch": 3}), "must hold tensors by name, and 'epoch' is none"),
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def track(folder: Path, *, resume_step: int = 0, samples: bool = True, **setting
 
 
 def summary_of(file: Path) -> dict[str, Any]:
-    command = ["wandb", "leet", "inspect", "--summary", "--json", str(file)]
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -106,7 +107,11 @@ def test_a_sync_of_both_parts_gives_the_server_one_run_in_the_order_of_its_steps
             "WANDB_API_KEY": 40 * "a",
             "WANDB_MODE": "online",
         }
-        command = ["wandb", "sync", *(str(file.parent) for file in files(tmp_path / "run"))]
+        command = [
+            str(Path(sys.executable).with_name("wandb")),
+            "sync",
+            *(str(file.parent) for file in files(tmp_path / "run")),
+        ]
         subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, timeout=60)
     assert [(row["_step"], row["tokens"]) for row in server.rows.values()] == [(n, 100 * n) for n in range(1, 7)]
 
