@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -37,6 +38,15 @@ SMALL_RUN = [
     "trainer.compile=false",
     "logger=csv",
 ]
+
+MUON = ["optim=muon", "optim.ema_decay=0.9"]
+TWO_PROCESSES = [
+    pytest.param([], "ddp", id="adamw-ddp"),
+    pytest.param(MUON, "fsdp", id="muon-fsdp"),
+    pytest.param([], "fsdp", id="adamw-fsdp", marks=pytest.mark.slow),
+    pytest.param(MUON, "ddp", id="muon-ddp", marks=pytest.mark.slow),
+]
+"""Each optimizer and each strategy once; the other two pairs with the slow tests."""
 
 
 def make_command(text_file: Path, cache_dir: Path, *changes: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import quiet_env
+from tests.running import TWO_PROCESSES, quiet_env
 
 Command = Callable[..., list[str]]
 
@@ -22,8 +22,7 @@ def run(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("optim", [[], ["optim=muon", "optim.ema_decay=0.9"]], ids=["adamw", "muon"])
+@pytest.mark.parametrize(("optim", "strategy"), TWO_PROCESSES)
 def test_two_processes_follow_the_loss_curve_of_one(
     optim: list[str], strategy: str, train_command: Command, tmp_path: Path
 ) -> None:

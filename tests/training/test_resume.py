@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.running import make_command, quiet_env
+from tests.running import TWO_PROCESSES, make_command, quiet_env
 
 Command = Callable[..., list[str]]
 
@@ -88,7 +88,7 @@ def long_command(text_file: Path, cache_dir: Path) -> Command:
     return lambda *changes: make_command(text_file, cache_dir, *LONG, *changes)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_run_killed_twice_at_random_steps_matches_uninterrupted_run_bit_for_bit(
     workers: int, uninterrupted: Path, long_command: Command, tmp_path: Path
 ) -> None:
@@ -177,8 +177,7 @@ def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
     assert continued == pytest.approx(whole, abs=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("optim", [[], ["optim=muon", "optim.ema_decay=0.9"]], ids=["adamw", "muon"])
+@pytest.mark.parametrize(("optim", "strategy"), TWO_PROCESSES)
 def test_a_run_of_two_processes_continues_as_if_it_had_not_stopped(
     optim: list[str], strategy: str, train_command: Command, tmp_path: Path
 ) -> None:
