@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
@@ -14,6 +15,7 @@ from slm.composition.settings import written_out
 
 GROUPS_OF_A_SWEEP = ("sweep", "launcher")
 """What nothing is trained by has no use for."""
+SHIPPED_TABLES = Path(__file__).parents[1] / "scaling" / "data"
 
 
 def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -45,6 +47,8 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     named = best_of is None or (isinstance(best_of, list) and all(isinstance(name, str) for name in best_of))
     _check("best_of", config["best_of"], named, "a column or a list of columns, such as lr or [lr,weight_decay]")
     settings = dict(config) | {"columns": _columns(config["columns"]), "best_of": best_of}
+    if config["runs"] is not None:
+        _check_is_there(config["runs"])
     if config["output_dir"] is None:
         return settings if config["runs"] is None else settings | {"output_dir": new_folder("analysis")}
     folder = Path(config["output_dir"])
@@ -55,6 +59,18 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     if is_file:
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
     return settings
+
+
+def _check_is_there(runs: str) -> None:
+    """Here and not where tables are read, which loads pandas and scipy for seconds first."""
+    shipped = sorted(file.stem for file in SHIPPED_TABLES.glob("*.csv"))
+    if runs in shipped or os.path.exists(runs):
+        return
+    folder = Path(runs).parent
+    there = [item.name for item in folder.iterdir()] if folder.is_dir() else []
+    near = get_close_matches(Path(runs).name, [*there, *shipped], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}" if near else f"slm ships {', '.join(shipped)}"
+    raise ValueError(f"runs={runs} does not exist: {hint}")
 
 
 def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Collection[str]) -> None:

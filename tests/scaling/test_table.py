@@ -274,7 +274,7 @@ def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
     assert "line 2" in refusal(tmp_path / "bad.jsonl")
     assert "Parquet" in refusal(tmp_path / "bad.parquet")
     assert ".parquet" in refusal(tmp_path / "runs.xlsx")
-    assert "did you mean runs.csv" in refusal(tmp_path / "run.csv")
+    assert "run.csv does not exist" in refusal(tmp_path / "run.csv")
     whole = gzip.compress(HEAD.encode() * 100)
     (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
     assert "cut.csv.gz is cut off or no gzip file" in refusal(tmp_path / "cut.csv.gz")

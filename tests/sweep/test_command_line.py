@@ -27,7 +27,7 @@ def composed(*overrides: str) -> dict:
 
 
 def test_only_the_columns_that_were_named_are_renamed() -> None:
-    settings = check_settings(composed("runs=a.csv", "columns.loss=val_loss", "+columns.eval_set=data"))
+    settings = check_settings(composed("runs=mobilellm_published", "columns.loss=val_loss", "+columns.eval_set=data"))
     assert settings["columns"] == {"loss": "val_loss", "eval_set": "data"}
     assert settings["logger"]["job_type"] == "analysis"
     assert settings["output_dir"].startswith("outputs/")
@@ -35,7 +35,7 @@ def test_only_the_columns_that_were_named_are_renamed() -> None:
 
 def test_a_query_arrives_as_it_was_written() -> None:
     query = """where='context_length == 16384 and family == "llama"'"""
-    assert check_settings(composed("runs=a.csv", query))["where"] == 'context_length == 16384 and family == "llama"'
+    assert check_settings(composed("runs=mobilellm_published", query))["where"] == 'context_length == 16384 and family == "llama"'
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,9 @@ def test_a_query_arrives_as_it_was_written() -> None:
         (["runs=a", "where=5"], "where=5"),
         (["runs=a", "columns.loss=5"], "columns.loss=5"),
         (["runs=a", "columns=loss"], "columns='loss'"),
-        (["runs=a", f"output_dir={ROOT}/README.md"], "is a file"),
+        (["runs=mobilellm_published", f"output_dir={ROOT}/README.md"], "is a file"),
+        ([f"runs={ROOT}/README.mdx"], "README.mdx does not exist: did you mean README.md$"),
+        (["runs=zzz"], "zzz does not exist: slm ships mobilellm_published"),
     ],
 )
 def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> None:
@@ -130,5 +132,5 @@ def test_an_interrupt_says_how_to_go_on_and_is_no_success(
 
 def test_a_value_that_hydra_cannot_read_says_how_to_quote() -> None:
     with pytest.raises(OverrideParseException) as caught:
-        composed("runs=a.csv", "where=tokens == 1e9")
+        composed("runs=mobilellm_published", "where=tokens == 1e9")
     assert "needs two pairs of quotes" in one_sentence(caught.value)

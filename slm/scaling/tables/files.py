@@ -11,7 +11,6 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -66,10 +65,7 @@ def _check_is_file(path: Path) -> None:
         inside = f"the tables in it are {', '.join(tables[:5])}" if tables else "there is no table in it"
         raise ValueError(f"{path} is a directory, not a table: {inside}")
     if not path.exists():
-        there = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, [*there, *shipped_tables()], n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}" if near else f"slm ships {', '.join(shipped_tables())}"
-        raise ValueError(f"{path} does not exist: {hint}")
+        raise ValueError(f"{path} does not exist: slm ships {', '.join(shipped_tables())}")
 
 
 def _text(path: Path) -> str:
