@@ -35,7 +35,10 @@ def test_only_the_columns_that_were_named_are_renamed() -> None:
 
 def test_a_query_arrives_as_it_was_written() -> None:
     query = """where='context_length == 16384 and family == "llama"'"""
-    assert check_settings(composed("runs=mobilellm_published", query))["where"] == 'context_length == 16384 and family == "llama"'
+    assert (
+        check_settings(composed("runs=mobilellm_published", query))["where"]
+        == 'context_length == 16384 and family == "llama"'
+    )
 
 
 @pytest.mark.parametrize(

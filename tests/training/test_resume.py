@@ -115,7 +115,7 @@ def test_muon_and_averaged_weights_continue_bit_for_bit(long_command: Command, t
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_run_ended_by_a_signal_saves_says_how_to_continue_and_matches_afterwards(
     number: signal.Signals, uninterrupted: Path, long_command: Command, tmp_path: Path
 ) -> None:
@@ -161,7 +161,10 @@ def test_a_truncated_newest_checkpoint_is_noticed_and_the_one_before_it_used(
     assert_same_run(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("change", [["trainer.micro_batch_tokens=64"], ["trainer=ddp", "trainer.devices=2"]])
+@pytest.mark.parametrize(
+    "change",
+    [["trainer.micro_batch_tokens=64"], pytest.param(["trainer=ddp", "trainer.devices=2"], marks=pytest.mark.slow)],
+)
 def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
     change: list[str], train_command: Command, tmp_path: Path
 ) -> None:
