@@ -1,4 +1,4 @@
-"""Five minutes of benchmarks/simulation_study.py: what is said of tables with a known truth, and what covers it."""
+"""A few minutes of benchmarks/simulation_study.py: what is said of tables with a known truth, and what covers it."""
 
 import json
 import subprocess
