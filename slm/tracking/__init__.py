@@ -1,10 +1,8 @@
 """Where metrics go: a CSV file always, Weights & Biases and TensorBoard when asked, behind one small interface."""
 
-from slm.tracking.base import Tracker, Trackers
-from slm.tracking.directory import Rows, record_directory
 from slm.tracking.evaluation import record_evaluation
-from slm.tracking.open import check_logger, open_trackers
-from slm.tracking.wandb_run import known_run_id
+from slm.tracking.trackers import Tracker, Trackers, check_logger, open_trackers
+from slm.tracking.wandb_run import Rows, known_run_id, record_directory
 
 __all__ = [
     "Rows",

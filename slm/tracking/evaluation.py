@@ -1,4 +1,4 @@
-"""An evaluation in Weights & Biases: what was measured of each checkpoint, to be compared across runs there."""
+"""An evaluation in Weights & Biases: the measurements of each checkpoint, to be compared across runs there."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm.tracking.directory import Rows, record_directory
+from slm.tracking.wandb_run import Rows, record_directory
 
 SUMMARY = {
     "perplexity": "perplexity",
     "bits_per_byte": "bits_per_byte",
     "tokens_per_second": "decode_tokens_per_second",
 }
-"""Columns of results.csv, and what they are called in a summary."""
+"""Columns of results.csv, and their names in the summary."""
 
 
 def record_evaluation(
@@ -30,9 +30,8 @@ def record_evaluation(
 ) -> None:
     """Log one run: tables `evaluation` and `tasks`, `images`, and `files` as an artifact.
 
-    `results` are entries of results.json, and `folder` holds the results.csv that was written from them, whose rows are
-    the table. `settings` is the `logger` config group, with `job_type` evaluate. Raises `ValueError` for settings that
-    `check_logger` refuses.
+    `results` are the entries of results.json; the table is the results.csv that `folder` holds of them. `settings` is
+    the `logger` config group. Raises `ValueError` for settings that `check_logger` refuses.
     """
     columns, rows = read_rows(folder / "results.csv")
     record_directory(
@@ -43,7 +42,7 @@ def record_evaluation(
         settings=settings,
         tables={"evaluation": (columns, rows), "tasks": task_rows(results)},
         images=images,
-        summary=summary(columns, rows, results),
+        summary=summarize(columns, rows, results),
         files=files,
     )
 
@@ -52,13 +51,15 @@ def read_rows(path: Path) -> Rows:
     """Columns and rows of a CSV file; cells that spell numbers are numbers, empty ones None."""
     with path.open(encoding="utf-8", newline="") as file:
         columns, *rows = csv.reader(file)
-    # Text stays text in columns that name or identify: a fingerprint may spell a number.
-    text = [name in ("model", "checkpoint", "family", "revision") or name.endswith("fingerprint") for name in columns]
-    return columns, [[_value(cell, plain) for cell, plain in zip(row, text, strict=True)] for row in rows]
+    # Names and identifiers stay text: a fingerprint may spell a number.
+    is_text = [
+        name in ("model", "checkpoint", "family", "revision") or name.endswith("fingerprint") for name in columns
+    ]
+    return columns, [[_value(*cell) for cell in zip(row, is_text, strict=True)] for row in rows]
 
 
-def _value(cell: str, text: bool) -> Any:
-    if text or not cell:
+def _value(cell: str, is_text: bool) -> Any:
+    if is_text or not cell:
         return cell or None
     try:
         return int(cell) if cell.lstrip("-").isdigit() else float(cell)
@@ -67,30 +68,26 @@ def _value(cell: str, text: bool) -> Any:
 
 
 def task_rows(results: Sequence[Mapping[str, Any]]) -> Rows:
-    """One row a checkpoint and task; a task that could not be evaluated has its reason in place of a value."""
+    """One row for each checkpoint and task; a task that could not be evaluated has its `error` instead of a value."""
     columns = ["model", "task", "metric", "value", "se", "n", "num_fewshot", "error"]
     rows = [
-        [entry["name"], task, *(one.get(key) for key in columns[2:])]
+        [entry["name"], task, *(outcome.get(key) for key in columns[2:])]
         for entry in results
-        for task, one in (entry.get("tasks") or {}).items()
+        for task, outcome in (entry.get("tasks") or {}).items()
     ]
     return columns, rows
 
 
-def summary(
+def summarize(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], results: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
-    """`<name>/perplexity`, `/bits_per_byte`, `/decode_tokens_per_second`, `/task/<task>`, where they are."""
+    """`NAME/perplexity`, `/bits_per_byte`, `/decode_tokens_per_second` and `/task/TASK` where they were measured."""
     measured = [dict(zip(columns, row, strict=True)) for row in rows]
-    values = {f"{plain(row['model'])}/{key}": row.get(column) for row in measured for column, key in SUMMARY.items()}
-    values |= {
-        f"{plain(entry['name'])}/task/{plain(task)}": one.get("value")
-        for entry in results
-        for task, one in (entry.get("tasks") or {}).items()
-    }
+    values = {f"{_key(row['model'])}/{key}": row.get(column) for row in measured for column, key in SUMMARY.items()}
+    for model, task, _, value, *_ in task_rows(results)[1]:
+        values[f"{_key(model)}/task/{_key(task)}"] = value
     return {key: value for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)}
 
 
-def plain(name: str) -> str:
-    """A name as one part of a key."""
+def _key(name: str) -> str:
     return name.replace("/", "_")

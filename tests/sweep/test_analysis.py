@@ -15,7 +15,7 @@ from slm.scaling.analysis import Analysis
 from slm.sweep.analysis import analyse_runs
 from slm.sweep.config import check_settings
 from slm.sweep.record import exponents, runs, summary
-from slm.tracking.directory import artifact_name
+from slm.tracking.wandb_run import artifact_name
 from tests.running import ROOT, quiet_env
 from tests.sweep.test_collect import result, write
 from tests.sweep.test_command_line import composed

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slm.sweep.ledger import Outcome, Progress, make_ready_to_retry, outcome_of, progress_of, record_failure
-from slm.tracking.csv_file import CsvTracker
+from slm.tracking.trackers import CsvTracker
 
 
 def write_result(folder: Path, **fields: object) -> None:

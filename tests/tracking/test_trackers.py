@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from slm.tracking.csv_file import CsvTracker
+from slm.tracking.trackers import CsvTracker
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -1,0 +1,166 @@
+"""Trackers of a training run: where its rows of metrics and its samples are written."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from slm.tracking.wandb_run import check_wandb, start_run
+
+
+class Tracker:
+    """Writes metrics to one place. Every row holds `tokens`, the axis on which runs are compared."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the row of an optimizer step."""
+        raise NotImplementedError
+
+    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        """Record a generated text, before the row of its step. A tracker of numbers alone ignores it."""
+
+    def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
+        """Record the final figures and close."""
+
+
+class CsvTracker(Tracker):
+    """Appends rows with fixed columns; an empty cell was not measured at that step."""
+
+    def __init__(self, path: Path, columns: Sequence[str], *, resume_step: int = 0) -> None:
+        """Open `path` and drop the rows after `resume_step`, which the run is about to write again.
+
+        Raises `ValueError` if `path` is not a table of metrics.
+        """
+        self.path, self.columns = path, ("step", *columns)
+        kept = _read_rows_until(path, resume_step) if path.exists() else []
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(partial, path)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one row, exact to the last bit. Raises `ValueError` for a metric without a column."""
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writerow({"step": step, **{name: repr(value) for name, value in metrics.items()}})
+
+
+def _read_rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        complete_lines = [line for line in file if line.endswith("\n")]  # a killed run may have written half a line
+    rows = list(csv.DictReader(complete_lines))
+    if not all((row.get("step") or "").isdigit() for row in rows):
+        raise ValueError(f"{path} is not a table of metrics by step: restore it, or choose another output_dir")
+    return [row for row in rows if int(row["step"]) <= step]
+
+
+class WandbTracker(Tracker):
+    """One W&B run, whose `_step` is the optimizer's and whose axis is `tokens`.
+
+    A resumed run continues it; offline it writes another folder under the same id. Each row states its step, so a sync
+    of both folders puts every row in its place, and rows that were written twice hold the same values.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> None:
+        self.samples: list[list[Any]] = []
+        self.run = start_run(folder, config, name=name, settings=settings)
+        self.run.define_metric("tokens")
+        self.run.define_metric("*", step_metric="tokens")
+        for metric in ("val/loss", "val/bits_per_byte"):  # exact names: under a glob W&B keeps no minimum
+            self.run.define_metric(metric, step_metric="tokens", summary="min")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record one row, committed at once, so that a run killed before its next row loses none."""
+        self.run.log({"step": step, **metrics}, step=step, commit=True)
+
+    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        """Add the table of all samples, the newest last, to the row of this step."""
+        import wandb
+
+        self.samples.append([step, tokens, prompt, text])
+        table = wandb.Table(columns=["step", "tokens", "prompt", "text"], data=self.samples)
+        self.run.log({"tokens": tokens, "sample": table}, step=step)
+
+    def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
+        """Write the final figures into the summary and end the run."""
+        self.run.summary.update(dict(summary))
+        self.run.finish(exit_code=0 if succeeded else 1)
+
+
+class TensorBoardTracker(Tracker):
+    """Event files in `folder`/tensorboard, with steps as the axis; `tokens` is one of the scalars."""
+
+    def __init__(self, folder: Path, *, resume_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record each metric as a scalar."""
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+
+    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        """Record the sample as text."""
+        self.writer.add_text("sample", prompt + text, step)
+
+    def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
+        """Flush and close."""
+        self.writer.close()
+
+
+class Trackers(Tracker):
+    """Passes everything on to several trackers."""
+
+    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
+        self.trackers = trackers
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record one row everywhere."""
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
+
+    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        """Record a generated text everywhere."""
+        for tracker in self.trackers:
+            tracker.log_sample(step, tokens, prompt, text)
+
+    def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
+        """Close all."""
+        for tracker in self.trackers:
+            tracker.finish(summary, succeeded=succeeded)
+
+
+def check_logger(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for `logger` settings that cannot work here. Opens and writes nothing."""
+    if settings["wandb"]:
+        check_wandb(settings)
+    if settings["tensorboard"] and find_spec("tensorboard") is None:
+        raise ValueError("logger=tensorboard needs tensorboard: pip install 'slm[tensorboard]'")
+
+
+def open_trackers(
+    folder: Path,
+    *,
+    name: str,
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    columns: Sequence[str],
+    resume_step: int = 0,
+) -> Trackers:
+    """Open the trackers that `settings`, the `logger` config group, asks for in the run directory `folder`.
+
+    `columns` are those of metrics.csv. Raises `ValueError` for settings that `check_logger` refuses.
+    """
+    check_logger(settings)
+    trackers: list[Tracker] = [CsvTracker(folder / "metrics.csv", columns, resume_step=resume_step)]
+    if settings["wandb"]:
+        trackers.append(WandbTracker(folder, config, name=name, settings=settings))
+    if settings["tensorboard"]:
+        trackers.append(TensorBoardTracker(folder, resume_step=resume_step))
+    return Trackers(trackers)
