@@ -22,7 +22,7 @@ ALLOWED = {
     },
     "sweep": {"composition", "data", "scaling", "tracking", "model.config", "command_line"},
 }
-COMPOSITION = ("resolvers", "settings", "budget", "schedules", "keys", "check")
+COMPOSITION = ("resolvers", "settings", "budget", "schedules", "keys")
 SWEEP = ("run", "execute", "live", "fork_server")  # which import all others
 TORCHLESS = [
     "slm.address",

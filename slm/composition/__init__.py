@@ -1,4 +1,4 @@
-"""What a composed train config means, without torch: resolvers of `conf/`, kinds of its values, its shape and budget.
+"""The meaning of a composed train config, without torch: its keys, the kinds of its values, its shape and its budget.
 
-Training goes by it, and so does a sweep, which plans runs that it does not train itself.
+Shared by training and by sweeps, which plan runs that other processes train.
 """

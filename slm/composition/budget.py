@@ -1,18 +1,41 @@
-"""The shape, the budget and the identity of a run, out of its config. A user's arithmetic mistakes end here."""
+"""The shape, the steps and the identity of a run, from its config alone. A user's arithmetic mistakes end here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from slm.composition.schedules import check_schedule
 from slm.model.config import ModelConfig
 
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
-"""Groups that decide a run; devices, logging and how often to save may change while it is continued."""
+"""Groups that decide a run. Devices, logging and how often to save may change while it is continued."""
 LATER_KEYS = {"train": ("val_tokens",)}
-"""Of those groups, keys that came after runs were named by a hash of their settings."""
+"""Keys of those groups that were added after runs were named by a hash of their settings."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys that say how long a run is, one of them at a time."""
+BASE_SHAPE = {
+    "standard": (),
+    "mup": ("base_width", "base_head_dim"),
+    "completep": ("base_width", "base_head_dim", "base_depth"),
+}
+"""By `parametrization.name`: the keys of the base shape that it needs."""
+
+
+def shape_and_steps(config: Mapping[str, Any], *, devices: int = 1) -> tuple[ModelConfig, int]:
+    """The shape and the number of optimizer steps of a config that `check_settings` accepts.
+
+    Raises `ValueError` for settings that do not fit together.
+    """
+    check_parametrization(config["parametrization"])
+    model = model_config(config["model"])
+    check_family(config, model)
+    steps = steps_of(config["train"], model, devices=devices)
+    check_schedule(config["schedule"], steps)
+    kept = config["checkpoint"].get("keep_steps", [])
+    if late := [step for step in kept if step > steps]:
+        raise ValueError(f"checkpoint.keep_steps={kept} has {late[0]}, but the run ends at step {steps}")
+    return model, steps
 
 
 def model_config(model: Mapping[str, Any]) -> ModelConfig:
@@ -21,18 +44,38 @@ def model_config(model: Mapping[str, Any]) -> ModelConfig:
 
 
 def check_family(config: Mapping[str, Any], model: ModelConfig) -> None:
-    """`width` and `depth` act through a family's rule alone: elsewhere they would be ignored without a word."""
-    for key, name in (("width", "hidden_size"), ("depth", "num_layers")):
-        given, is_ = config.get(key), getattr(model, name)
-        if given is not None and given != is_:
+    """Raise `ValueError` for a `width` or `depth` without a family: only the rule of a family reads them."""
+    for key, field in (("width", "hidden_size"), ("depth", "num_layers")):
+        given, actual = config.get(key), getattr(model, field)
+        if given is not None and given != actual:
             raise ValueError(
-                f"{key}={given} and model.{name}={is_} differ: give {key} and a family (family=mobilellm), "
-                f"or model.{name} alone"
+                f"{key}={given} and model.{field}={actual} differ: give {key} and a family (family=mobilellm), "
+                f"or model.{field} alone"
             )
 
 
+def check_parametrization(parametrization: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for an unknown parametrization, or for keys other than those of its base shape."""
+    name = parametrization["name"]
+    if name not in BASE_SHAPE:
+        raise ValueError(f"parametrization.name={name} must be one of {', '.join(BASE_SHAPE)}")
+    for key in BASE_SHAPE[name]:
+        value = parametrization.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            given = "null" if value is None else value
+            raise ValueError(
+                f"parametrization.{key}={given} must be a whole number of at least 1 for parametrization={name}: "
+                "that of the shape at which optim.lr was tuned"
+            )
+    for key in sorted(parametrization.keys() - {"name", *BASE_SHAPE[name]}):
+        raise ValueError(
+            f"parametrization.{key}={parametrization[key]} has no effect with parametrization={name}: leave it out, or "
+            "choose completep, which follows width and depth"
+        )
+
+
 def steps_of(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 1) -> int:
-    """Whole optimizer steps in the budget of a `train` config; `ValueError` names what cannot be met."""
+    """Optimizer steps that the budget of a `train` config pays for. Raises `ValueError` if the sizes do not fit."""
     length = int(train["sequence_length"])
     if length > model.max_position_embeddings:
         raise ValueError(
@@ -47,25 +90,19 @@ def steps_of(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 1) 
             f"train.batch_tokens={batch_tokens} is not a multiple of train.sequence_length={length} x "
             f"{devices} device(s): try {' or '.join(map(str, near))}"
         )
-    tokens, key = _budget(train, model)
-    if tokens < batch_tokens:
-        raise ValueError(
-            f"{key}={train[key.split('.')[1]]} gives {tokens} tokens, fewer than one step of "
-            f"train.batch_tokens={batch_tokens}: raise the budget or lower train.batch_tokens"
-        )
-    return tokens // batch_tokens
-
-
-def _budget(train: Mapping[str, Any], model: ModelConfig) -> tuple[int, str]:
-    """The token budget and the key it comes from."""
     given = [key for key in BUDGETS[1:] if train[key] is not None]
     if len(given) == 2:
         raise ValueError("train.tokens_per_param and train.flops are both set: a run has one budget")
     key = given[0] if given else "tokens"
-    value = train[key]
-    per_unit = {
+    tokens_per_unit = {
         "tokens": 1.0,
         "tokens_per_param": model.num_params(),
         "flops": 1 / model.flops_per_token(1, convention="6n"),
     }
-    return int(value * per_unit[key]), f"train.{key}"
+    tokens = int(train[key] * tokens_per_unit[key])
+    if tokens < batch_tokens:
+        raise ValueError(
+            f"train.{key}={train[key]} gives {tokens} tokens, fewer than one step of "
+            f"train.batch_tokens={batch_tokens}: raise the budget or lower train.batch_tokens"
+        )
+    return tokens // batch_tokens

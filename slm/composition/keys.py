@@ -1,8 +1,8 @@
-"""Which keys a script reads: those of its conf/SCRIPT.yaml and of the choices of its groups. All others are refused.
+"""The keys that a script reads: those of its conf/SCRIPT.yaml and of the choices of its groups. All others are refused.
 
-Notable: Hydra recommends a `+` for a misspelt key, adds what stands behind it, and nobody reads that. So keys are
-checked on the composed config, where a file of one's own may have brought them too. What a group may hold goes by the
-choice that is in force (`optim.momentum` goes with muon): a key of another choice would be ignored as well.
+Hydra recommends a `+` for a misspelt key and adds the key, which then nobody reads. So keys are checked on the composed
+config, to which a user's own file may also have added some. The keys of a group depend on the choice in force:
+`optim.momentum` belongs to muon, and under adamw it would be ignored as well.
 """
 
 from __future__ import annotations
@@ -32,29 +32,30 @@ CHOSEN_BY = {
     "parametrization": "name",
     "launcher": "name",
 }
-"""The key of a group that says how the others are read."""
+"""The key of a group that says which choice is in force."""
 OPEN = {"sweep": ("columns", "sweep", "analysis")}
-"""Groups of a script whose keys are a person's own, or are checked by name where they are read."""
-SIMILAR = 0.6
-"""Least ratio of `SequenceMatcher` for a suggestion; 0.6 is also the default of difflib."""
+"""Groups of a script whose keys are the user's own, or are checked where they are read."""
+MIN_SIMILARITY = 0.6
+"""Least ratio of `SequenceMatcher` for a suggestion; also difflib's default."""
 
 Tree = Mapping[str, Any]
-"""Keys by group; the value of a key is anything but a mapping that is not empty."""
+"""Keys by group. A value that is not a mapping, or is an empty one, stands for a key."""
 
 
 def check_keys(config: Mapping[str, Any], script: str, overrides: Iterable[str] = ()) -> None:
     """Raise `ValueError` for the first key of a composed config that `script` does not read.
 
-    `overrides` are those of the command line, by which the message quotes what was given.
+    `overrides` are those of the command line; the message quotes the one that set the key.
     """
-    known = {**_known(script, config), **dict.fromkeys(OPEN.get(script, ()))}
+    known = {**_keys_read_by(script, config), **dict.fromkeys(OPEN.get(script, ()))}
     for key in unknown_keys(config, known):
-        given = (item.lstrip("+") for item in overrides if item.startswith("+"))
-        raise ValueError(_refusal(key, next((item for item in given if _is_about(item, key)), key), script, config))
+        added = (item.lstrip("+") for item in overrides if item.startswith("+"))
+        given = next((item for item in added if _sets(item, key)), key)
+        raise ValueError(_refusal(key, given, script, config))
 
 
 def unknown_keys(config: Mapping[str, Any], known: Tree, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of `config` that are not in `known`; what lies below a key without a group of its own is free."""
+    """Dotted keys of `config` that are not in `known`. Anything may lie below a known key that is not a group."""
     for key, value in config.items():
         if key not in known:
             yield f"{prefix}{key}"
@@ -63,93 +64,80 @@ def unknown_keys(config: Mapping[str, Any], known: Tree, prefix: str = "") -> It
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """`; did you mean KEY?` with the nearest of the dotted keys `known`, or nothing where none is near."""
+    """`; did you mean KEY?` with the most similar of the dotted keys `known`, or nothing if none is similar."""
 
-    def likeness(other: str) -> float:
-        last = SequenceMatcher(None, _last(key), _last(other)).ratio()
-        return max(SequenceMatcher(None, key, other).ratio(), 0.9 * last)  # of equals, the one in the same group
+    def similarity(other: str) -> float:
+        last_parts = SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        # 0.9: of two equally similar names, the one in the same group wins.
+        return max(SequenceMatcher(None, key, other).ratio(), 0.9 * last_parts)
 
-    near = max(known, key=likeness, default="")
-    return f"; did you mean {near}?" if near and likeness(near) >= SIMILAR else ""
+    nearest = max(known, key=similarity, default="")
+    return f"; did you mean {nearest}?" if nearest and similarity(nearest) >= MIN_SIMILARITY else ""
+
+
+def dotted_keys(tree: Tree, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a tree, groups included."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
 @contextmanager
 def unknown_keys_named(script: str) -> Iterator[None]:
-    """Around Hydra's composition: its refusal of a key, which recommends a `+`, becomes a `ValueError` of ours."""
+    """Within, a key that Hydra refuses is a `ValueError` of ours, since Hydra's message recommends a `+`."""
     try:
         yield
     except ConfigCompositionException as error:
-        found = re.match(r"Could not (?:override|delete from config\.) '([^'@]+)", str(error))
-        if not found:
+        refused = re.match(r"Could not (?:override|delete from config\.) '([^'@]+)", str(error))
+        if not refused:
             raise
         quoted = re.search(r"use \+(.*)", str(error))
-        raise ValueError(_refusal(found[1], quoted[1] if quoted else found[1], script)) from None
-
-
-def paths_of(tree: Tree, prefix: str = "") -> list[str]:
-    """Dotted keys of a tree, groups included."""
-    found = []
-    for key, value in tree.items():
-        found.append(f"{prefix}{key}")
-        if isinstance(value, Mapping):
-            found += paths_of(value, f"{prefix}{key}.")
-    return found
+        raise ValueError(_refusal(refused[1], quoted[1] if quoted else refused[1], script)) from None
 
 
 def _refusal(key: str, given: str, script: str, config: Mapping[str, Any] = MappingProxyType({})) -> str:
-    if _is_setting_of(script, key):
+    readers = [name for name in SCRIPTS if key in dotted_keys(_keys_read_by(name, {}))]
+    if script in readers:
         group = key.partition(".")[0]
-        choices = [name for name, tree in _choices(group).items() if key in paths_of({group: tree})]
+        choices = [name for name, tree in _choices(group).items() if key in dotted_keys({group: tree})]
         if choices and group in CHOSEN_BY:
             by = CHOSEN_BY[group]
             here = f"with {group}.{by}={config[group][by]}" if group in config else "here"
             return f"{key} has no effect {here}: it goes with {' or '.join(f'{group}={name}' for name in choices)}"
         return f"{key} is not in the config file that was given: add it, as +{given}"
-    if script == "sweep" and _is_setting_of("train", key):
+    if script == "sweep" and "train" in readers:
         return f"{given} is a setting of train.py: give it for all runs, as in \"sweep.also=['{given}']\""
-    for other in SCRIPTS:
-        if _is_setting_of(other, key):
-            return f"{given} is a setting of {other}.py, not of {script}.py"
-    near = did_you_mean(key, paths_of(_known(script, {})))
+    if readers:
+        return f"{given} is a setting of {readers[0]}.py, not of {script}.py"
+    near = did_you_mean(key, dotted_keys(_keys_read_by(script, {})))
     return f"{key} is not a setting of {script}.py{near or f': python {script}.py --help lists them'}"
 
 
-def _is_setting_of(script: str, key: str) -> bool:
-    return key in paths_of(_known(script, {}))
-
-
-def _is_about(override: str, key: str) -> bool:
-    """Whether an override sets a key, or a group of which it is."""
+def _sets(override: str, key: str) -> bool:
+    """Whether an override sets `key`, its group, or a key below it."""
     name = override.partition("=")[0].partition("@")[0]
     return name == key or key.startswith(f"{name}.") or name.startswith(f"{key}.")
 
 
-def _last(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def _known(script: str, config: Mapping[str, Any]) -> Tree:
-    """Keys that the script reads, given the choices in `config`; where it does not say, those of every choice."""
+def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
+    """The keys of `script` under the choices in `config`; of a group whose choice it does not state, all choices'."""
     file = _file(f"{script}.yaml")
     tree = dict(_merged([file]))
-    for group in _groups(script):
-        choices, now = list(_choices(group).values()), config.get(group)
-        if group in CHOSEN_BY and isinstance(now, Mapping):
+    groups = [name for entry in file["defaults"] if isinstance(entry, dict) for name in entry]
+    for group in (name for name in groups if not name.startswith("override ")):
+        choices, chosen = list(_choices(group).values()), config.get(group)
+        if group in CHOSEN_BY and isinstance(chosen, Mapping):
             by = CHOSEN_BY[group]
-            choices = [one for one in choices if one.get(by) == now.get(by)] or choices
+            choices = [choice for choice in choices if choice.get(by) == chosen.get(by)] or choices
         tree[group] = _merged([*choices, tree.get(group) or {}])
     return tree
 
 
-def _groups(script: str) -> Sequence[str]:
-    entries = [entry for entry in _file(f"{script}.yaml")["defaults"] if isinstance(entry, dict)]
-    return [name for entry in entries for name in entry if not name.startswith("override ")]
-
-
 @cache
 def _choices(group: str) -> dict[str, Tree]:
-    """The keys of each choice of a group; none of a group whose choices set keys of others."""
-    if group == "model":  # a preset has what it changes alone
+    """The keys of each choice of a group, but for choices that set keys of other groups."""
+    if group == "model":  # a preset lists only the fields that it changes
         return {"base": {"family": None, **{field.name: None for field in fields(ModelConfig)}}}
     files = sorted((CONF / group).glob("*.yaml"))
     own = [file for file in files if "@package _global_" not in file.read_text(encoding="utf-8")]

@@ -15,8 +15,8 @@ from slm.command_line import cache_home, new_folder
 from slm.model.config import ModelConfig
 from slm.model.families import RULES
 
-CONTEXT = ("max_position_embeddings",)
-"""Fields with defaults that a family leaves to the `model` group, as it does the vocabulary."""
+SET_BY_MODEL_GROUP = ("max_position_embeddings",)
+"""Fields with a default that a family leaves to the `model` group, as it does the vocabulary, which has none."""
 
 
 def register() -> None:
@@ -25,8 +25,10 @@ def register() -> None:
     defaults = {f.name: MISSING if f.default is dataclasses.MISSING else f.default for f in fields}
     store = ConfigStore.instance()
     store.store(group="model", name="base", node={"family": MISSING, **defaults})
-    options = {name: value for name, value in defaults.items() if value is not MISSING and name not in CONTEXT}
-    # Of no group, or it would be one of the families to choose from.
+    options = {
+        name: value for name, value in defaults.items() if value is not MISSING and name not in SET_BY_MODEL_GROUP
+    }
+    # In no group: in `family` it would be listed as one of the families.
     store.store(name="family_options", node={"model": options}, package="_global_")
     for name, rule in RULES.items():
         OmegaConf.register_new_resolver(name, rule, replace=True)

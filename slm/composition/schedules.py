@@ -21,13 +21,9 @@ def _linear(progress: float, schedule: Mapping[str, Any]) -> float:
     return 1 - (1 - schedule["final_fraction"]) * progress
 
 
-def _constant(progress: float, schedule: Mapping[str, Any]) -> float:
-    return 1.0
-
-
 def _wsd(progress: float, schedule: Mapping[str, Any]) -> float:
     """The peak, then a line down over the last `decay_fraction` of the run (arXiv:2404.06395; linear: 2405.18392)."""
-    # decay_fraction is of the whole run, progress of what follows the warm-up.
+    # decay_fraction is a share of the whole run, progress a share of the steps after the warm-up.
     decay = schedule["decay_fraction"] / (1 - schedule["warmup_fraction"])
     return 1 - (1 - schedule["final_fraction"]) * max(0.0, (progress - (1 - decay)) / decay)
 
@@ -35,24 +31,23 @@ def _wsd(progress: float, schedule: Mapping[str, Any]) -> float:
 SHAPES: dict[str, Callable[[float, Mapping[str, Any]], float]] = {
     "cosine": _cosine,
     "linear": _linear,
-    "constant": _constant,
+    "constant": lambda progress, schedule: 1.0,
     "wsd": _wsd,
 }
 
-
 ROUNDING = 1e-9
-"""Of the shares of a run, so that a warm-up and a decay that fill it exactly fit."""
+"""Tolerance on the sum of two shares, so that a warm-up and a decay that fill the run exactly are accepted."""
 
 
 def check_schedule(schedule: Mapping[str, Any], total_steps: int) -> None:
-    """Raise `ValueError` for a schedule that does not exist or whose phases do not fit into a run of `total_steps`."""
+    """Raise `ValueError` for an unknown schedule, or one whose phases do not fit into `total_steps`."""
     if schedule["name"] not in SHAPES:
         raise ValueError(f"schedule.name={schedule['name']} must be one of {', '.join(SHAPES)}")
     key = "warmup_fraction" if schedule.get("warmup_steps") is None else "warmup_steps"
-    share = _in_shares(schedule, total_steps)["warmup_fraction"]
-    if share >= 1:
+    warmup = _with_warmup_fraction(schedule, total_steps)["warmup_fraction"]
+    if warmup >= 1:
         raise ValueError(f"schedule.{key}={schedule[key]} leaves no step after the warm-up of a {total_steps}-step run")
-    if schedule["name"] == "wsd" and not 0 < schedule["decay_fraction"] <= 1 - share + ROUNDING:
+    if schedule["name"] == "wsd" and not 0 < schedule["decay_fraction"] <= 1 - warmup + ROUNDING:
         raise ValueError(
             f"schedule.decay_fraction={schedule['decay_fraction']} must be above 0 and leave room for "
             f"schedule.{key}={schedule[key]} in a run of {total_steps} steps"
@@ -61,7 +56,7 @@ def check_schedule(schedule: Mapping[str, Any], total_steps: int) -> None:
 
 def lr_factor(step: int, total_steps: int, schedule: Mapping[str, Any]) -> float:
     """Share of the peak learning rate at optimizer step `step` (from 0) of `total_steps`."""
-    schedule = _in_shares(schedule, total_steps)
+    schedule = _with_warmup_fraction(schedule, total_steps)
     warmup = round(schedule["warmup_fraction"] * total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -69,14 +64,16 @@ def lr_factor(step: int, total_steps: int, schedule: Mapping[str, Any]) -> float
     return SHAPES[schedule["name"]](progress, schedule)
 
 
-def steps_in_common(one: Mapping[str, Any], steps_of_one: int, other: Mapping[str, Any], steps_of_other: int) -> int:
-    """At how many first steps runs under two schedules have exactly the same share of the peak."""
-    both = min(steps_of_one, steps_of_other)
-    same = (lr_factor(step, steps_of_one, one) == lr_factor(step, steps_of_other, other) for step in range(both))
-    return next((step for step, equal in enumerate(same) if not equal), both)
+def steps_in_common(first: Mapping[str, Any], first_steps: int, second: Mapping[str, Any], second_steps: int) -> int:
+    """Number of steps, from the first on, at which runs under two schedules have exactly the same share of the peak."""
+    shorter = min(first_steps, second_steps)
+    for step in range(shorter):
+        if lr_factor(step, first_steps, first) != lr_factor(step, second_steps, second):
+            return step
+    return shorter
 
 
-def _in_shares(schedule: Mapping[str, Any], total_steps: int) -> Mapping[str, Any]:
+def _with_warmup_fraction(schedule: Mapping[str, Any], total_steps: int) -> Mapping[str, Any]:
     """The schedule with its warm-up as a share of the run, also where `warmup_steps` gives it."""
     steps = schedule.get("warmup_steps")
     return schedule if steps is None else {**schedule, "warmup_fraction": steps / total_steps}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.composition.budget import BUDGETS
-from slm.composition.keys import did_you_mean, paths_of, unknown_keys
+from slm.composition.keys import did_you_mean, dotted_keys, unknown_keys
 from slm.composition.settings import (
     COUNT,
     NAME,
@@ -201,7 +201,7 @@ def _check_keys(sweep: Any) -> None:
         place[name] = None
     if isinstance(sweep, Mapping):
         for key in unknown_keys({"sweep": sweep}, tree):
-            raise ValueError(f"{key} is not a key of a sweep{did_you_mean(key, paths_of(tree))}")
+            raise ValueError(f"{key} is not a key of a sweep{did_you_mean(key, dotted_keys(tree))}")
 
 
 def _check_grid(grid: Mapping[str, Any]) -> None:

@@ -17,8 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.command_line import one_sentence
-from slm.composition.budget import steps_of
-from slm.composition.check import check_parametrization
+from slm.composition.budget import check_parametrization, steps_of
 from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
 from slm.sweep.cells import Cell

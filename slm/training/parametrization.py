@@ -37,7 +37,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from slm.composition.check import BASE_SHAPE
+from slm.composition.budget import BASE_SHAPE
 from slm.model.config import ModelConfig
 from slm.model.decoder import Decoder
 

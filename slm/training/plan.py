@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slm.composition.check import shape_and_steps
+from slm.composition.budget import shape_and_steps
 from slm.composition.settings import BEFORE_KEYS
 from slm.model.config import ModelConfig
 from slm.training.hardware import Hardware

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from slm.composition.check import shape_and_steps
+from slm.composition.budget import shape_and_steps
 from slm.composition.keys import check_keys
 from slm.composition.settings import check_settings, plain_settings
 from slm.data.corpus import check_sources

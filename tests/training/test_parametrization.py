@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from slm.composition.check import check_parametrization
+from slm.composition.budget import check_parametrization
 from slm.model import Decoder, ModelConfig
 from slm.training.coord_check import shape_at, trained_activations
 from slm.training.optim import OPTIMIZERS, parameter_groups
