@@ -30,7 +30,6 @@ from slm.scaling.pairs import Curve, adjust, curve, difference, holm, joint_p
 from slm.scaling.pooling import pool
 from slm.scaling.power import Design, UnpairedDesigns
 from slm.scaling.settings import Settings
-from slm.scaling.starts import is_linear
 
 FEWEST_POOLED = 3
 """Families from which a population of families can be guessed at all."""
@@ -92,7 +91,7 @@ def _over_common_range(of: Complete, settings: Settings) -> tuple[Complete, Entr
     shifted by a factor of 4 have power laws of other exponents. Nothing changes where ranges agree, where the law has a
     floor, or where too few sizes are left (`range` is then None).
     """
-    if not all(is_linear(fit.law) for fit, _ in of.values()):
+    if not all(fit.law.is_linear for fit, _ in of.values()):
         return of, None
     ends = [(fit.sample.log_x[:, 0].min(), fit.sample.log_x[:, 0].max()) for fit, _ in of.values()]
     slack = np.log1p(SAME_SIZE)
@@ -152,7 +151,7 @@ def _tests(
     alike = joint["efficiency"] is joint["shared_exponents"]  # without a floor the two are one model
     asked = [(model, "separate") for model in MODELS[:-1] if not (alike and model == "efficiency")]
     asked.append(("one_law", "shared_exponents" if alike else "efficiency"))
-    if joint["separate"].rows <= len(joint["separate"].phi) or not (is_linear(families.law) or calibration):
+    if joint["separate"].rows <= len(joint["separate"].phi) or not (families.law.is_linear or calibration):
         return []
     rows = []
     for restricted, wider in asked:
@@ -191,7 +190,7 @@ def _pairs(fits: Complete, settings: Settings) -> list[Entry]:
         curves = _curves(fits, exponent, settings.level)
         for a, b in combinations(fits, 2):
             row: Entry = {"a": a, "b": b, "exponent": exponent, "identified": a in curves and b in curves}
-            row |= {"variable": law.variable_of[exponent], "straight": is_linear(law)}
+            row |= {"variable": law.variable_of[exponent], "straight": law.is_linear}
             row["delta"] = fits[a][0].params[exponent] - fits[b][0].params[exponent]
             if row["identified"]:
                 found = difference((a, curves[a]), (b, curves[b]), exponent, level=settings.level)

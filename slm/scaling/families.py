@@ -26,7 +26,7 @@ from slm.scaling.laws import Law
 from slm.scaling.robust import cluster_error
 from slm.scaling.sample import Sample
 from slm.scaling.solver import FINE, Block, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear, off_plateau
+from slm.scaling.starts import coordinate_bounds, grid_starts, off_plateau
 
 REFIT_STEPS = 60
 """Enough for all but refits along a flat valley, whose objective has long stopped to change."""
@@ -182,7 +182,7 @@ def likelihood_ratio(
     df = len(wider.phi) - len(restricted.phi)
     statistic = max(0.0, n * float(np.log(restricted.sse / wider.sse)))
     p_chi2 = float(stats.chi2.sf(statistic, df))
-    if is_linear(families.law) and not replicates:  # the ratio is a function of F
+    if families.law.is_linear and not replicates:  # the ratio is a function of F
         spare = n - len(wider.phi)
         p = float(stats.f.sf(np.expm1(statistic / n) * spare / df, df, spare))
         return Ratio(restricted.model, wider.model, statistic, df, p, p_chi2, 0)
@@ -207,7 +207,7 @@ def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta:
     low, high = _bounds(families, matrices)
     theta = off_plateau(families.law, families.pooled, theta)
     grid = _starts(families, matrices)
-    grid = grid[:0] if is_linear(families.law) else grid[:: max(1, len(grid) // MORE_STARTS)]
+    grid = grid[:0] if families.law.is_linear else grid[:: max(1, len(grid) // MORE_STARTS)]
     total = np.zeros(len(log_y))
     used = np.stack([matrix.any(axis=0) for matrix in matrices])
     blocks = families.blocks(matrices)

@@ -16,7 +16,6 @@ from scipy import stats
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 from slm.scaling.pairs import Difference, welch_df
-from slm.scaling.starts import is_linear
 
 SHARES = np.r_[0.0, 1 - np.geomspace(1.0, 0.02, 16)[1:]]
 """Floors that are looked at, as shares of the lowest target."""
@@ -88,7 +87,7 @@ def any_floor_p(a: Fit, b: Fit, found: Difference, level: float) -> float | None
     1 where one of them turns the difference round. None for a law that is not a straight line in N, and where rows that
     belong together are not of one size.
     """
-    rows = [_one_a_cluster(f) for f in (a, b) if is_linear(f.law) and f.law.variables == ("N",)]
+    rows = [_one_a_cluster(f) for f in (a, b) if f.law.is_linear and f.law.variables == ("N",)]
     if len(rows) < 2 or any(row is None for row in rows):
         return None
     points = [row for row in rows if row is not None]

@@ -11,7 +11,7 @@ from scipy import stats
 from slm.scaling.fitting import Fit, huber_deviance
 from slm.scaling.forms import Floats
 from slm.scaling.solver import FINE, Block, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear
+from slm.scaling.starts import coordinate_bounds, grid_starts
 
 Entry = dict[str, Any]
 
@@ -42,7 +42,7 @@ def given_entry(found: Fit, given: Mapping[str, float]) -> Entry | None:
         held, free = (float((loss.residuals(r, log_y) ** 2).sum()) for r in (residuals, found.residuals))
         statistic = n * float(np.log(held / free))
         p = float(stats.f.sf(np.expm1(statistic / n) * spare / len(given), len(given), spare))
-        method = "F" if is_linear(found.law) and not loss.linear else "F, approximate"
+        method = "F" if found.law.is_linear and not loss.linear else "F, approximate"
     else:
         statistic = huber_deviance(residuals, loss) - huber_deviance(found.residuals, loss)
         p, method = float(stats.chi2.sf(statistic, len(given))), "chi-squared"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from slm.scaling.fitting import Fit
-from slm.scaling.starts import coordinate_bounds, is_linear
+from slm.scaling.starts import coordinate_bounds
 
 Interval = tuple[float | None, float | None]
 """Ends; None is open."""
@@ -86,7 +86,7 @@ def remarks(found: Fit, ci: Mapping[str, Interval]) -> list[str]:
 
 def _too_few(found: Fit) -> str | None:
     P = len(found.theta)
-    if found.sample.points >= P + 2 and (is_linear(found.law) or found.degrees_of_freedom >= FEWEST):
+    if found.sample.points >= P + 2 and (found.law.is_linear or found.degrees_of_freedom >= FEWEST):
         return None
     return (
         f"{found.sample.points} distinct sizes and {len(found.sample.log_y)} values for {P} parameters are too few: "

@@ -12,7 +12,6 @@ from slm.scaling.forms import Floats
 from slm.scaling.identification import Interval, not_identified, remarks
 from slm.scaling.profiles import Profile, profile
 from slm.scaling.resample import Ensemble, Kind, bootstrap
-from slm.scaling.starts import is_linear
 
 RESAMPLED: tuple[Kind, ...] = ("cluster", "wild")
 MOST_FAILED = 0.5
@@ -79,7 +78,7 @@ def uncertainty(
     spread = {kind: _spread(found, e) for kind, e in ensembles.items()}
     delta = _delta(found)
     if likelihood:
-        method = "ols_t" if is_linear(found.law) else "profile_t"
+        method = "ols_t" if found.law.is_linear else "profile_t"
         method = method if found.sample.independent else "cluster_t"
         ci = {name: _of_profile(found, profiles.get(name)) for name in found.law.parameters}
         if "cluster" in ensembles:  # for what has no profile, such as a ratio of coordinates

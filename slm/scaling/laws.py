@@ -1,19 +1,19 @@
-"""The laws, in one registry: functions of log sizes with gradient and curvature, for many parameter vectors at once.
+"""The registry of laws, and Kaplan's joint law, which is no sum of powers.
 
-Notable: a law is fitted in coordinates in which it is well-behaved. Coefficients enter as logarithms and *centred*: at
-the geometric mean of the data instead of at N = 1 (where A of A N^-alpha would be, ten decades away from any data).
-`canonical` turns coordinates into the parameters that people quote.
-
-Axes: R parameter vectors fitted at once, I rows of data, P coordinates, K terms, V variables.
+Laws are fitted in coordinates in which they are well-behaved: coefficients enter as logarithms and centred at the
+geometric mean of the data. A of A N^-alpha is the value at N = 1, ten decades away from any data, so it would hardly
+be separable from alpha. `Law.canonical` turns coordinates into the parameters that people quote.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
-from slm.scaling.forms import Curvature, Floats, KaplanJoint, SumOfPowers, Term
+import numpy as np
+
+from slm.scaling.forms import Curvature, Floats, Law, SumOfPowers, Term, gram, log_sum, moment
 
 VARIABLES = {
     "N": "parameters",
@@ -24,126 +24,135 @@ VARIABLES = {
 }
 
 
-class Law(Protocol):
-    """What fitting needs of a law. `theta` holds coordinates: log coefficients first, then exponents."""
+class KaplanJoint(Law):
+    """L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D.
 
-    @property
-    def name(self) -> str:
-        """Key in `LAWS`."""
+    Coordinates: n = alpha_N log(N_c/ref_N), d = log(D_c/ref_D), alpha_N, alpha_D.
+    """
 
-    @property
-    def equation(self) -> str:
-        """The law as people write it."""
+    name = "kaplan_joint"
+    equation = "L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D"
+    source = "Kaplan et al. 2020 (arXiv:2001.08361), equation 1.5"
+    variables = ("N", "D")
+    is_linear = False
+    coefficients = 0
+    parameters = {  # noqa: RUF012 (a constant)
+        "N_c": "parameters at which the loss of a model with unlimited data is 1",
+        "D_c": "tokens at which the loss of a model of unlimited size is 1",
+        "alpha_N": "exponent in N when data are unlimited",
+        "alpha_D": "exponent in D when the model is unlimited",
+    }
+    exponents = ("alpha_N", "alpha_D")
+    signed = frozenset(exponents)
+    floor = None
+    powers = {"N_c": (("N", "alpha_N"),), "D_c": (("D", "alpha_D"),)}  # noqa: RUF012
+    variable_of = {"alpha_N": "N", "alpha_D": "D"}  # noqa: RUF012
 
-    @property
-    def source(self) -> str:
-        """Where it comes from."""
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """The columns of the data it needs, of `VARIABLES`."""
-
-    @property
-    def parameters(self) -> Mapping[str, str]:
-        """Quoted parameters, in the order of the coordinates, and what each means."""
-
-    @property
-    def exponents(self) -> tuple[str, ...]:
-        """The parameters that are exponents; the first is the one families are ranked by."""
-
-    @property
-    def floor(self) -> int | None:
-        """Coordinate of log E, if the law has a floor."""
-
-    @property
-    def linear(self) -> bool:
-        """Whether log L is linear in the coordinates, so that fits and t intervals are exact."""
-
-    @property
-    def absolute(self) -> bool:
-        """Whether it takes log variables as they are, not centred (`refs` are then 0)."""
-
-    @property
-    def coefficients(self) -> int:
-        """How many coordinates, the first, are logs of what a term is at the centre of the data."""
-
-    @property
-    def signed(self) -> frozenset[str]:
-        """Parameters that are their own coordinate; the others are above 0 and enter as logarithms."""
-
-    @property
-    def powers(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
-        """Coefficient -> (variable, exponent) of each power that it multiplies."""
-
-    @property
-    def variable_of(self) -> Mapping[str, str]:
-        """Exponent -> the variable, or variables, that it is of."""
-
-    def at(self, log_x: Floats) -> Law:
-        """The same law made ready for a table with log variables [I, V]; itself if it needs to know nothing of it."""
-
-    def shape(self, log_y: Floats) -> tuple[Floats, Floats, Floats] | None:
-        """Bounds ([S], [S]) and starts [R, S] of the coordinates that are no coefficients.
-
-        None where they are exponents alone, or the law has no terms.
-        """
+    def _log_terms(self, theta: Floats, x_IV: Floats) -> Floats:
+        n, d, alpha_n, alpha_d = (theta[:, [j]] for j in range(4))
+        return np.stack([(n - alpha_n * x_IV[:, 0]) / alpha_d, d - x_IV[:, 1]])
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
-        """log L [R, I] of coordinates [R, P] at centred log variables [I, V]."""
+        return theta[:, [3]] * log_sum(self._log_terms(theta, x_IV))[0]
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        """log L [R, I], its gradient [R, P, I], and weights [R, I] -> their weighted sum of Hessians [R, P, P]."""
+        g = theta[:, [3]]
+        u_KRI = self._log_terms(theta, x_IV)
+        total, share = log_sum(u_KRI)
+        u, s = u_KRI[0], share[0]
+        x = np.broadcast_to(x_IV[:, 0], u.shape)
+        zero = np.zeros_like(u)
+        # d total: the gradients of the two log terms, weighted by their shares.
+        du = np.stack([1 / g + zero, zero, -x / g, -u / g], axis=1)
+        dtotal = s[:, None, :] * du
+        dtotal[:, 1] += 1 - s
+        gradient = g[:, :, None] * dtotal
+        gradient[:, 3] += total
+
+        def curvature(weights: Floats) -> Floats:
+            # g d2total + d(g) dtotal' + dtotal d(g)', where d2total = sum_k s_k (du du' + d2u) - dtotal dtotal'.
+            hessian = gram(du, g * weights * s) - gram(dtotal, g * weights)
+            hessian[:, 1, 1] += (g * weights * (1 - s)).sum(1)
+            ws = weights * s
+            second = np.stack([-ws / g, zero, ws * x / g, ws * u / g], axis=1).sum(2)  # g d2u/d.dg; (g, g) is twice it
+            outer = moment(dtotal, weights) + second
+            hessian[:, 3, :] += outer
+            hessian[:, :, 3] += outer
+            return hessian
+
+        return g * total, gradient, curvature
 
     def canonical(self, theta: Floats, refs: Floats) -> Floats:
-        """Quoted parameters [R, P] of coordinates [R, P]; `refs` [V] is where log variables were centred."""
+        quoted = theta.copy()
+        with np.errstate(over="ignore", divide="ignore"):
+            quoted[:, 0] = np.exp(refs[0] + theta[:, 0] / theta[:, 2])
+            quoted[:, 1] = np.exp(refs[1] + theta[:, 1])
+        return quoted
 
     def coordinates(self, params: Mapping[str, float], refs: Floats) -> Floats:
-        """Coordinates [P] of quoted parameters: the inverse of `canonical`."""
+        alpha_n, alpha_d = params["alpha_N"], params["alpha_D"]
+        n, d = alpha_n * (np.log(params["N_c"]) - refs[0]), np.log(params["D_c"]) - refs[1]
+        return np.array([n, d, alpha_n, alpha_d])
 
     def recentred(self, theta: Floats, old: Floats, new: Floats) -> Floats:
-        """Coordinates [R, P] of the same curves with log variables centred at `new` instead of `old`, both [V]."""
+        moved = theta.copy()
+        moved[:, 0] += theta[:, 2] * (old[0] - new[0])
+        moved[:, 1] += old[1] - new[1]
+        return moved
 
     def functional(self, name: str, refs: Floats) -> Floats | None:
-        """The vector [P] whose product with the coordinates is exponent `name`, or log of coefficient `name`.
-
-        None where that is no linear function of the coordinates.
-        """
+        """N_c is a ratio of coordinates, D_c one of them plus a constant."""
+        return np.eye(4)[list(self.parameters).index(name)] if name in self.exponents else None
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        """Given exponents [R, .], the law is linear: basis [R, I, K] and target [R, I], both relative to the data."""
+        """The target is L^(1/alpha_D), which is linear in the two coefficients."""
+        alpha_n, alpha_d = exponents[:, [0]], exponents[:, [1]]
+        terms = np.stack(np.broadcast_arrays(-alpha_n / alpha_d * x_IV[:, 0], -x_IV[:, 1]), axis=2)
+        return alpha_d[:, :, None] * np.exp(terms - (log_y / alpha_d)[:, :, None]), np.repeat(alpha_d, len(log_y), 1)
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
-        """Coordinates [R, P] of the logs of what `basis` was multiplied by [R, K] and exponents [R, .]."""
+        return np.concatenate(
+            [log_coefficients[:, [0]] * exponents[:, [1]], log_coefficients[:, [1]], exponents], axis=1
+        )
 
 
-_KAPLAN = "Kaplan et al. 2020 (arXiv:2001.08361), section 1.2"
-_FLOOR = "Henighan et al. 2020 (arXiv:2010.14701), equation 1.1"
-
-
-def _power(name: str, variable: str, *, floor: bool) -> SumOfPowers:
-    """A power law in one variable, with or without a floor."""
+def _power(name: str, variable: str) -> SumOfPowers:
+    """A power law in one variable."""
     thing = VARIABLES[variable]
-    power = {"A": f"loss above the floor at one unit of {thing}" if floor else f"loss at one unit of {thing}"}
     return SumOfPowers(
         name=name,
-        equation=f"L = E + A {variable}^-alpha" if floor else f"L = A {variable}^-alpha",
-        source=_FLOOR if floor else _KAPLAN,
-        terms=((Term("E"),) if floor else ()) + (Term("A", variable, "alpha"),),
-        parameters=({"E": f"loss at unlimited {thing}"} if floor else {})
-        | power
-        | {"alpha": f"exponent in {thing}" + (" of the loss above the floor" if floor else "")},
+        equation=f"L = A {variable}^-alpha",
+        source="Kaplan et al. 2020 (arXiv:2001.08361), section 1.2",
+        terms=(Term("A", variable, "alpha"),),
+        parameters={"A": f"loss at one unit of {thing}", "alpha": f"exponent in {thing}"},
+    )
+
+
+def _power_floor(name: str, variable: str) -> SumOfPowers:
+    """A power law in one variable above a floor."""
+    thing = VARIABLES[variable]
+    return SumOfPowers(
+        name=name,
+        equation=f"L = E + A {variable}^-alpha",
+        source="Henighan et al. 2020 (arXiv:2010.14701), equation 1.1",
+        terms=(Term("E"), Term("A", variable, "alpha")),
+        parameters={
+            "E": f"loss at unlimited {thing}",
+            "A": f"loss above the floor at one unit of {thing}",
+            "alpha": f"exponent in {thing} of the loss above the floor",
+        },
     )
 
 
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
-        _power("power", "N", floor=False),
-        _power("power_floor", "N", floor=True),
-        _power("power_D", "D", floor=False),
-        _power("power_floor_D", "D", floor=True),
-        _power("power_C", "C", floor=False),
-        _power("power_floor_C", "C", floor=True),
+        _power("power", "N"),
+        _power_floor("power_floor", "N"),
+        _power("power_D", "D"),
+        _power_floor("power_floor_D", "D"),
+        _power("power_C", "C"),
+        _power_floor("power_floor_C", "C"),
         SumOfPowers(
             name="chinchilla",
             equation="L = E + A/N^alpha + B/D^beta",
@@ -187,17 +196,17 @@ FORMULAS = {
 
 
 def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> Law:
-    """The law called `name`, of `LAWS`, `FORMULAS` or `formulas` about `columns`; `ValueError` lists what there is."""
+    """The law `name` of `LAWS`, `FORMULAS` or `formulas` about `columns`; a `ValueError` lists the names there are."""
     if name in LAWS:
         return LAWS[name]
     own = FORMULAS | dict(formulas or {})
     if name not in own:
-        raise ValueError(f"law {name!r} is none of {', '.join((*LAWS, *own))}")
+        raise ValueError(f"law {name!r} must be one of {', '.join((*LAWS, *own))}")
     from slm.scaling.formulas import read_formula  # sympy is slow to import, and seldom needed
 
     return read_formula(name, own[name], columns)
 
 
 def number_of(name: str) -> int:
-    """A number of its own for each law, to seed its generators with."""
+    """A number that only this law has, to seed its random generators with."""
     return list(LAWS).index(name) if name in LAWS else 1000 + crc32(name.encode())

@@ -22,7 +22,7 @@ from slm.scaling.resample import Ensemble, Kind
 from slm.scaling.robust import cluster_error
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Block, Curve, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear, off_plateau
+from slm.scaling.starts import coordinate_bounds, grid_starts, off_plateau
 
 SEARCHES = 12
 """Most corrections of an interval's end."""
@@ -131,7 +131,7 @@ def _band(found: Fit, curve: Curve, log_x: Floats, ensemble: Ensemble | None, le
         return Band(centre, centre - t * error, centre + t * error, t)
     widening, degrees = _robust(found, curve, x)
     t = stats.t.ppf(0.5 + level / 2, degrees)
-    if is_linear(found.law) and curve is found.law:
+    if found.law.is_linear and curve is found.law:
         reach = t * widening * np.sqrt(_variance(found, curve, x)[0])
         return Band(centre, centre - reach, centre + reach, t)
     below, above = _profiled(found, curve, x, t * widening)

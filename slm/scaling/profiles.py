@@ -16,7 +16,7 @@ from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 from slm.scaling.robust import cluster_error
 from slm.scaling.solver import Block, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts, is_linear
+from slm.scaling.starts import coordinate_bounds, grid_starts
 
 OUTWARD = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
 """Distances from the estimate at which a profile is first looked at, in standard errors."""
@@ -61,7 +61,7 @@ def profile(found: Fit, name: str, *, level: float = 0.95, straight: bool = Fals
     grid = grid[grid != estimate]
 
     def roots(values: Floats) -> Floats:
-        return _roots(found, vector, estimate, values, straight=straight or is_linear(found.law))
+        return _roots(found, vector, estimate, values, straight=straight or found.law.is_linear)
 
     values, root = np.append(grid, estimate), np.append(shrink * roots(grid), 0.0)
     critical = float(stats.t.ppf(0.5 + level / 2, df))
@@ -88,7 +88,7 @@ def _robust(found: Fit, vector: Floats) -> tuple[float, float]:
 
 
 def _limits(found: Fit, vector: Floats, name: str) -> tuple[float, float]:
-    if is_linear(found.law):
+    if found.law.is_linear:
         return -np.inf, np.inf
     place = list(found.law.parameters).index(name)
     low, high = coordinate_bounds(found.law, found.sample)

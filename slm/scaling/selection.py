@@ -97,7 +97,7 @@ def _held_out(entries: Sequence[Entry]) -> float | None:
 def curved(fitted: ByLaw, weighed: Mapping[str, Entry], law: str) -> bool:
     """Whether `law` is no straight line in logs, and the runs hold no other for one."""
     straight = {
-        name for name, of in fitted.items() if any(one.fit is not None and one.fit.law.linear for one in of.values())
+        name for name, of in fitted.items() if any(one.fit is not None and one.fit.law.is_linear for one in of.values())
     }
     return law not in straight and not any(weighed[name]["tenable"] for name in straight & set(weighed))
 

@@ -49,7 +49,7 @@ def off_plateau(law: Law, sample: Sample, theta: Floats) -> Floats:
 
 def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
     """Bounds of the coordinates ([P], [P]), wide enough that an estimate at one says that the data do not hold it."""
-    if law.linear:  # a straight line in logs needs no bound, and may slope either way
+    if law.is_linear:  # a straight line in logs needs no bound, and may slope either way
         return np.full(len(law.parameters), -np.inf), np.full(len(law.parameters), np.inf)
     own = law.shape(sample.log_y)
     coefficients = len(law.parameters) - (len(law.exponents) if own is None else len(own[0]))
@@ -64,11 +64,6 @@ def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
         np.concatenate([low, np.full(count, EXPONENT_BOUNDS[0])]),
         np.concatenate([high, np.full(count, EXPONENT_BOUNDS[1])]),
     )
-
-
-def is_linear(law: Law) -> bool:
-    """Whether log L is linear in the coordinates, so that fits and t intervals are exact."""
-    return law.linear
 
 
 def _non_negative(basis: Floats, target: Floats) -> Floats:

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.scaling.laws import LAWS, VARIABLES, get_law
-from slm.scaling.starts import is_linear
 from tests.scaling.samples import RANGES, TRUE, design, plain_law
 
 NAMES = tuple(LAWS)
@@ -84,7 +83,7 @@ def test_what_a_law_says_of_itself_agrees_with_its_equation(name: str) -> None:
     x = {v: np.array([np.mean(RANGES[v])]) for v in law.variables}
     curve = [plain_law(name, TRUE[name], {v: x[v] * f for v in x}) for f in (1, 2, 4)]
     straight = np.log(curve[0]) - 2 * np.log(curve[1]) + np.log(curve[2])
-    assert is_linear(law) == bool(abs(straight[0]) < 1e-12)
+    assert law.is_linear == bool(abs(straight[0]) < 1e-12)
 
 
 def test_with_given_exponents_the_basis_reproduces_the_law() -> None:

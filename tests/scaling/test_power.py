@@ -223,7 +223,7 @@ def test_a_design_that_identifies_nothing_detects_nothing() -> None:
         ({"N": [1e6]}, "chinchilla", 0.01, "a design for chinchilla needs sizes for N, D; D is missing"),
         ({"N": [1e6, 2e6], "D": [1e9]}, "chinchilla", 0.01, "same number of cells"),
         ({"N": [1e6, 2e6]}, "power", 0.0, "sigma=0.0 must be above 0"),
-        ({"N": [1e6, 2e6]}, "powr", 0.01, "law 'powr' is none of power"),
+        ({"N": [1e6, 2e6]}, "powr", 0.01, "law 'powr' must be one of power"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(sizes: dict[str, list[float]], law: str, sigma: float, words: str) -> None:

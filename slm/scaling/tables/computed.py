@@ -1,4 +1,7 @@
-"""Columns that are computed from others of the table, in one line: `columns.N="params - vocab*width"`."""
+"""Arithmetic that people write, computed without `eval`; columns of a table that are computed from others by it.
+
+As in `columns.N="params - vocab*width"`. `slm.scaling.formulas` reads laws with the same parser.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import pandas as pd
 from slm.scaling.tables.values import number, shown
 from slm.scaling.words import shortened, shortlist
 
-LONGEST = 200
+MAX_CHARACTERS = 200
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -24,7 +27,11 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"log": np.log, "exp": np.exp, "sqrt": np.sqrt}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "log": lambda x: np.log(x),
+    "exp": lambda x: np.exp(x),
+    "sqrt": lambda x: np.sqrt(x),
+}
 _ALLOWED = "names of columns, numbers, + - * / ** and log, exp, sqrt"
 
 
@@ -32,20 +39,62 @@ class NotComputable(ValueError):
     """What is wrong with an expression, in a few words."""
 
 
+def parse(text: str, max_characters: int) -> ast.expr:
+    """The syntax tree of an expression; `NotComputable` if it is too long or is no expression."""
+    if len(text) > max_characters:
+        raise NotComputable(f"it has more than {max_characters} characters")
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise NotComputable("it cannot be read") from None
+
+
+def evaluate(
+    node: ast.expr,
+    value_of: Callable[[str], Any],
+    functions: Mapping[str, Callable[..., Any]],
+    apply: Callable[..., Any] = lambda operation, *operands: operation(*operands),
+) -> Any:
+    """The value of a tree of numbers, names, + - * / ** and calls of `functions`; `NotComputable` for anything else.
+
+    `value_of` gives the value of a name; each operation is done by `apply(operation, *operands)`.
+    """
+
+    def compute(node: ast.expr) -> Any:
+        match node:
+            case ast.Name(id=name):
+                return value_of(name)
+            case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+                try:
+                    return np.float64(value)
+                except OverflowError:
+                    raise NotComputable("it has too large a number") from None
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                return apply(_OPERATORS[type(op)], compute(left), compute(right))
+            case ast.UnaryOp(op=op, operand=inner) if type(op) in _OPERATORS:
+                return apply(_OPERATORS[type(op)], compute(inner))
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in functions:
+                try:
+                    return apply(functions[name], *map(compute, arguments))
+                except TypeError:  # another number of arguments
+                    pass
+        raise NotComputable(f"it has {shortened(ast.unparse(node), 40)}")
+
+    return compute(node)
+
+
 def names_in(expression: str) -> list[str]:
     """The columns that an expression computes with; `NotComputable` if it is no arithmetic of columns and numbers.
 
     A name that is no identifier stands in backticks, as in pandas: `` `params total` * 1e6 ``.
     """
-    tree, names = _parsed(expression)
     found: dict[str, None] = {}
 
     def note(name: str) -> Any:
-        found[names.get(name, name)] = None
+        found[name] = None
         return np.float64(1)
 
-    with np.errstate(all="ignore"):
-        _walk(tree, note)
+    _compute(expression, note)
     if not found:
         raise NotComputable("it names no column")
     return list(found)
@@ -60,7 +109,7 @@ def columns_of(own: str, known: Container[str]) -> list[str]:
 
 
 def operand(own: str) -> str:
-    """A column, or the expression that it was computed by, as an expression may name it."""
+    """A column, or the expression that it was computed by, as it must stand in a longer expression."""
     if own.isidentifier():
         return own
     try:
@@ -76,8 +125,7 @@ def computed(raw: pd.DataFrame, name: str, expression: str, table: str) -> pd.Se
     Raises `ValueError` of one sentence for what is neither a column nor an expression of columns.
     """
     try:
-        needed = names_in(expression)
-        why = ""
+        needed, why = names_in(expression), ""
     except NotComputable as error:
         needed, why = [], f", and it is no arithmetic of columns ({error}; there may be {_ALLOWED})"
     missing = [column for column in needed if column not in raw]
@@ -88,50 +136,26 @@ def computed(raw: pd.DataFrame, name: str, expression: str, table: str) -> pd.Se
             f"{table} has no column {shown(expression)} (given as columns.{name}){why}: "
             f"it has {shortlist(raw.columns, 12)}"
         )
-    tree, names = _parsed(expression)
     numbers = {column: [number(value) for value in raw[column]] for column in needed}
-    operands = {c: np.array([np.nan if n is None else n for n in of], float) for c, of in numbers.items()}
-    with np.errstate(all="ignore"):
-        values = np.broadcast_to(_walk(tree, lambda text: operands[names.get(text, text)]), len(raw)).astype(float)
+    operands = {c: np.array([np.nan if n is None else n for n in values]) for c, values in numbers.items()}
+    values = np.broadcast_to(_compute(expression, operands.__getitem__), len(raw)).astype(float)
     # What has no value where its operands have one (the log of -1) is impossible, which is not the same as missing.
-    known = np.all([~np.isnan(of) for of in operands.values()], axis=0)
-    result = pd.Series(np.where(known & np.isnan(values), np.inf, values), raw.index, dtype=object)
-    for column, of in numbers.items():
-        for place in (place for place, value in enumerate(of) if value is None):
+    has_operands = np.all([~np.isnan(values) for values in operands.values()], axis=0)
+    result = pd.Series(np.where(has_operands & np.isnan(values), np.inf, values), raw.index, dtype=object)
+    for column, written in numbers.items():
+        for place in (place for place, value in enumerate(written) if value is None):
             result.iloc[place] = raw[column].iloc[place]
     return result
 
 
-def _parsed(expression: str) -> tuple[ast.expr, Mapping[str, str]]:
+def _compute(expression: str, value_of: Callable[[str], Any]) -> Any:
+    """`evaluate` for an expression whose names may stand in backticks."""
     names: dict[str, str] = {}
 
     def stand_in(match: re.Match[str]) -> str:
         return names.setdefault(match[1], f"column_{len(names)}_")
 
-    text = re.sub(r"`([^`]+)`", stand_in, expression.strip())
-    if len(text) > LONGEST:
-        raise NotComputable(f"it has more than {LONGEST} characters")
-    try:
-        tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise NotComputable("it cannot be read") from None
-    return tree, {short: column for column, short in names.items()}
-
-
-def _walk(node: ast.expr, column: Callable[[str], Any]) -> Any:
-    """The value of a node of whitelisted kinds, its names replaced by what `column` returns."""
-    match node:
-        case ast.Name(id=name):
-            return column(name)
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            try:
-                return np.float64(value)
-            except OverflowError:
-                raise NotComputable("it has too large a number") from None
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_walk(left, column), _walk(right, column))
-        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_walk(operand, column))
-        case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](_walk(argument, column))
-    raise NotComputable(f"it has {shortened(ast.unparse(node), 40)}")
+    tree = parse(re.sub(r"`([^`]+)`", stand_in, expression.strip()), MAX_CHARACTERS)
+    columns = {short: column for column, short in names.items()}
+    with np.errstate(all="ignore"):
+        return evaluate(tree, lambda name: value_of(columns.get(name, name)), _FUNCTIONS)

@@ -1,0 +1,248 @@
+"""A law made of a sympy expression, with derivatives by sympy. `slm.scaling.formulas` reads it from text.
+
+Coordinates are the logarithms of parameters, but for exponents and `real` ones, which are their own coordinates.
+Coefficients, by which the law is linear, are *centred*: the logarithm of what they add at the centre of the table, so
+that they hardly depend on the exponents (the log of A of A N^-a is ten decades away from any data).
+
+Notable: a formula may look different in other units (max(N, 1e6)), so it takes variables as they are
+(`Law.absolute`) and remembers the centre of the table instead, which all families share.
+
+Axes as in `slm.scaling.forms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+import sympy as sp
+from sympy.core.relational import Relational
+
+from slm.scaling.forms import Curvature, Floats, Law, gram
+from slm.scaling.starts import EXPONENT_BOUNDS, GRIDS
+
+REACH = 25.0
+"""How far, in log, a parameter that is neither coefficient nor exponent may end from the scale of the data."""
+SCATTERED_STARTS = 400
+"""Starts where a grid would have too many."""
+TYPICAL_EXPONENT = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula(Law):
+    """A law by its formula. Made by `slm.scaling.formulas.read_formula`."""
+
+    name: str
+    equation: str
+    source: str
+    expression: sp.Expr
+    variables: tuple[str, ...]
+    parameters: Mapping[str, str]
+    """Coefficients, then other parameters, then exponents."""
+    coefficients: int
+    exponents: tuple[str, ...]
+    signed: frozenset[str]
+    floor: int | None
+    centre: tuple[float, ...]
+    """Means of the log variables of the table; 0 until `at` sets them."""
+
+    absolute = True
+
+    def at(self, log_x: Floats) -> Formula:
+        return replace(self, centre=tuple(log_x.mean(axis=0).tolist()))
+
+    @cached_property
+    def _symbols(self) -> tuple[sp.Symbol, ...]:
+        by_name = {symbol.name: symbol for symbol in self.expression.free_symbols}
+        return tuple(by_name[name] for name in self.parameters)
+
+    @cached_property
+    def _in_coordinates(self) -> tuple[sp.Expr, tuple[sp.Symbol, ...], tuple[sp.Symbol, ...]]:
+        """The expression in log variables and logs of parameters: powers and coefficients become one exponential."""
+        q = sp.symbols(f"q:{len(self.parameters)}", real=True)
+        x = sp.symbols(f"x:{len(self.variables)}", real=True)
+        new = {s: sp.exp(c) if logged else c for s, c, logged in zip(self._symbols, q, self._is_logged, strict=True)}
+        new |= {positive(name): sp.exp(log) for name, log in zip(self.variables, x, strict=True)}
+        return self.expression.xreplace(new), q, x
+
+    @cached_property
+    def is_linear(self) -> bool:  # type: ignore[override]
+        expression, q, _ = self._in_coordinates
+        return all(vanishes(sp.diff(sp.log(expression), a, b)) for a in q for b in q)
+
+    @cached_property
+    def powers(self) -> Mapping[str, tuple[tuple[str, str], ...]]:  # type: ignore[override]
+        powers = {}
+        for symbol in self._symbols[: self.coefficients]:
+            term = sp.powsimp(sp.diff(self.expression, symbol), force=True).as_powers_dict()
+            pairs = []
+            for base, power in term.items():
+                exponents = [s.name for s in power.free_symbols if s.name in self.exponents]
+                if base.is_Symbol and base.name in self.variables and len(exponents) == 1:
+                    pairs.append((base.name, exponents[0]))
+            if pairs:
+                powers[symbol.name] = tuple(sorted(pairs, key=lambda pair: self.variables.index(pair[0])))
+        return powers
+
+    @cached_property
+    def variable_of(self) -> Mapping[str, str]:  # type: ignore[override]
+        bases = bases_of_exponents(self.expression, self.variables)
+        return {
+            name: " and ".join(v for v in self.variables if v in bases[name]) if name in bases else "no variable"
+            for name in self.exponents
+        }
+
+    def _values(self, scales: Iterable[float]) -> dict[sp.Symbol, float]:
+        """Variables at the centre of the table, exponents at a typical value, other parameters at `scales`."""
+        values = {positive(v): float(np.exp(c)) for v, c in zip(self.variables, self.centre, strict=True)}
+        return values | {
+            symbol: TYPICAL_EXPONENT if symbol.name in self.exponents else scale
+            for symbol, scale in zip(self._symbols, scales, strict=True)
+        }
+
+    @cached_property
+    def _scales(self) -> list[float]:
+        """The size that each parameter has in the units of what it is added to or divided by."""
+        values = self._values([1.0] * len(self._symbols))
+        return [_scale(self.expression, symbol, values, self.variables) for symbol in self._symbols]
+
+    @cached_property
+    def _log_slopes(self) -> Floats:
+        values, slopes = self._values(self._scales), np.zeros((self.coefficients, len(self.parameters)))
+        for k, coefficient in enumerate(self._symbols[: self.coefficients]):
+            log_term = sp.log(sp.diff(self.expression, coefficient))
+            for j, symbol in enumerate(self._symbols):
+                if symbol.name in self.exponents:
+                    slope = sp.diff(log_term, symbol).subs(values).evalf()
+                    slopes[k, j] = -float(slope) if slope.is_real and slope.is_finite else 0.0
+        return slopes[:, self.coefficients :]
+
+    def log_slopes(self, refs: Floats) -> Floats:
+        return self._log_slopes
+
+    @cached_property
+    def _map(self) -> Floats:
+        """[P, P], from coordinates to logs of coefficients and to the rest, which stays."""
+        matrix = np.eye(len(self.parameters))
+        matrix[: self.coefficients, self.coefficients :] = self._log_slopes
+        return matrix
+
+    def _arguments(self, theta: Floats, x_IV: Floats) -> list[Floats]:
+        return [*(theta @ self._map.T).T[:, :, None], *x_IV.T[:, None, :]]
+
+    def _first(self, theta: Floats, x_IV: Floats) -> list[Floats]:
+        """L and its derivatives by parameters in logs, each [R, I]."""
+        with np.errstate(all="ignore"):
+            parts = _compiled(*self._in_coordinates)[0](*self._arguments(theta, x_IV))
+        return [np.broadcast_to(np.asarray(part, float), (len(theta), len(x_IV))) for part in parts]
+
+    def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
+        """NaN where the formula is not above 0."""
+        with np.errstate(all="ignore"):
+            return np.asarray(np.log(self._first(theta, x_IV)[0]))
+
+    def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
+        value, *first = self._first(theta, x_IV)
+
+        def curvature(weights: Floats) -> Floats:
+            hessian = -gram(slope, weights)
+            with np.errstate(all="ignore"):
+                _, second, places = _compiled(*self._in_coordinates)
+                for (i, j), part in zip(places, second(*self._arguments(theta, x_IV)), strict=True):
+                    hessian[:, i, j] += (weights / value * part).sum(axis=1)
+                    hessian[:, j, i] = hessian[:, i, j]
+            return np.asarray(self._map.T @ hessian @ self._map)
+
+        with np.errstate(all="ignore"):
+            slope = np.stack([part / value for part in first], axis=1)
+            return np.log(value), np.matmul(self._map.T, slope), curvature
+
+    def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
+        theta = np.concatenate([np.zeros((len(exponents), self.coefficients)), exponents], axis=1)
+        value, *first = (part / np.exp(log_y) for part in self._first(theta, x_IV))
+        basis = np.stack([*first[: self.coefficients], np.zeros_like(value)], axis=2)[:, :, :-1]
+        return np.nan_to_num(basis), np.nan_to_num(1 - (value - basis.sum(axis=2)))
+
+    def shape(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
+        symbols = self._symbols[self.coefficients :]
+        if all(s.name in self.exponents and s.is_positive for s in symbols) and len(symbols) in GRIDS:
+            low, high = (np.full(len(symbols), end) for end in EXPONENT_BOUNDS)
+            return low, high, np.array(list(product(GRIDS[len(symbols)], repeat=len(symbols))))
+        lows, highs, starts = zip(*(self._span(symbol, log_y) for symbol in symbols), strict=True)
+        rng = np.random.default_rng(0)
+        return np.array(lows), np.array(highs), np.stack([rng.permutation(values) for values in starts], axis=1)
+
+    def _span(self, symbol: sp.Symbol, log_y: Floats) -> tuple[float, float, Floats]:
+        """Bounds of a coordinate that is no coefficient, and starts spread evenly over its plausible values."""
+        share = (np.arange(SCATTERED_STARTS) + 0.5) / SCATTERED_STARTS
+        if symbol.name in self.exponents:
+            if not symbol.is_positive:
+                return -EXPONENT_BOUNDS[1], EXPONENT_BOUNDS[1], 3 * share - 1.5
+            return *EXPONENT_BOUNDS, np.exp(np.log(0.03) + share * np.log(2.0 / 0.03))
+        scale = self._scales[self._symbols.index(symbol)]
+        if symbol.name in self.signed:
+            size = max(scale, float(np.exp(log_y.mean())))
+            return -1e4 * size, 1e4 * size, 4 * size * (share - 0.5)
+        middle = float(np.log(scale))
+        return middle - REACH, middle + REACH, middle + 12 * (share - 0.5)
+
+
+def positive(name: str) -> sp.Symbol:
+    """The symbol of a variable, or of a parameter that is above 0."""
+    return sp.Symbol(name, positive=True)
+
+
+@lru_cache(maxsize=64)
+def _compiled(
+    expression: sp.Expr, q: tuple[sp.Symbol, ...], x: tuple[sp.Symbol, ...]
+) -> tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, int]]]:
+    """Functions of coordinates q and log variables x: L with gradient, and the entries of the Hessian, listed."""
+    first = [sp.diff(expression, one) for one in q]
+    second = {(i, j): sp.diff(first[i], q[j]) for i in range(len(q)) for j in range(i + 1)}
+    second = {pair: part for pair, part in second.items() if part != 0}
+    gradient, hessian = (
+        sp.lambdify([*q, *x], parts, modules="numpy", cse=True) for parts in ([expression, *first], [*second.values()])
+    )
+    return gradient, hessian, list(second)
+
+
+def vanishes(expression: sp.Expr) -> bool:
+    """Whether it is 0 everywhere, judged at two points: to expand it could take for ever."""
+    symbols = sorted(expression.free_symbols, key=lambda symbol: symbol.name)
+    points = ({symbol: start + 0.1 * j for j, symbol in enumerate(symbols)} for start in (0.37, 0.73))
+    return expression == 0 or all(abs(complex(expression.subs(point).evalf())) < 1e-9 for point in points)
+
+
+def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[str, set[str]]:
+    """Parameters that stand in the exponent of a power of variables, with the variables in its base."""
+    bases: dict[str, set[str]] = {}
+    for power in expression.atoms(sp.Pow):
+        if names := {symbol.name for symbol in power.base.free_symbols} & {*variables}:
+            for parameter in {symbol.name for symbol in power.exp.free_symbols} - {*variables}:
+                bases.setdefault(parameter, set()).update(names)
+    return bases
+
+
+def _scale(
+    expression: sp.Expr, symbol: sp.Symbol, values: Mapping[sp.Symbol, float], variables: Sequence[str]
+) -> float:
+    """|parameter| at which it is as large as the variables that it is added to, compared with or divided by."""
+    scale = 1.0
+    for node in sp.preorder_traversal(expression):
+        if isinstance(node, Relational):
+            node = node.lhs - node.rhs
+        if not isinstance(node, (sp.Add, sp.Mul)):
+            continue
+        rest, own = node.as_independent(symbol, as_Add=isinstance(node, sp.Add))
+        power = own.as_coeff_exponent(symbol)[1]
+        if not power.is_Number or power == 0 or not {s.name for s in rest.free_symbols} & {*variables}:
+            continue
+        size = abs(complex(rest.subs(values).evalf()))
+        if size > 0:
+            found = (size if isinstance(node, sp.Add) else 1 / size) ** (1 / float(power))
+            scale = float(found) if 0 < found < 1e200 else scale
+    return scale
