@@ -19,7 +19,7 @@ from slm.scaling.entries import Entry, Fitted, fit_group, plain
 from slm.scaling.envelope import envelopes
 from slm.scaling.laws import VARIABLES, Law, get_law, number_of
 from slm.scaling.paired import compare_pairs
-from slm.scaling.published import is_published, review
+from slm.scaling.published import is_published, published_claims
 from slm.scaling.ranking import rankings, survival
 from slm.scaling.sample import missing_columns
 from slm.scaling.selection import choose_law, curved, selection, weigh
@@ -129,7 +129,7 @@ def analyse(
             "allocation": allocation_entries(table, primary, settings, target, size),
             "target": target_entries(table, primary, settings, target, size),
             "pareto": pareto_entries(table, target, size),
-            "published": review(table) if is_published(table) else None,
+            "published": published_claims() if is_published(table.frame) else None,
         }
     )
     comparison["verdict"] = verdict(comparison, entries, controlled)

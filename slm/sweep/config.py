@@ -12,10 +12,10 @@ from typing import Any
 
 from slm.command_line import new_folder
 from slm.composition.settings import written_out
+from slm.scaling.published import NAME as SHIPPED_TABLE
 
 GROUPS_OF_A_SWEEP = ("sweep", "launcher")
 """What nothing is trained by has no use for."""
-SHIPPED_TABLES = Path(__file__).parents[1] / "scaling" / "data"
 
 
 def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -63,13 +63,12 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
 
 def _check_is_there(runs: str) -> None:
     """Here and not where tables are read, which loads pandas and scipy for seconds first."""
-    shipped = sorted(file.stem for file in SHIPPED_TABLES.glob("*.csv"))
-    if runs in shipped or os.path.exists(runs):
+    if runs == SHIPPED_TABLE or os.path.exists(runs):
         return
     folder = Path(runs).parent
     there = [item.name for item in folder.iterdir()] if folder.is_dir() else []
-    near = get_close_matches(Path(runs).name, [*there, *shipped], n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}" if near else f"slm ships {', '.join(shipped)}"
+    near = get_close_matches(Path(runs).name, [*there, SHIPPED_TABLE], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}" if near else f"slm ships {SHIPPED_TABLE}"
     raise ValueError(f"runs={runs} does not exist: {hint}")
 
 

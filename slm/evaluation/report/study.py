@@ -1,7 +1,7 @@
 """The published MobileLLM study beside its own models evaluated here: figures, and what it got right and wrong.
 
-Notable: the study's own rows are reviewed by `slm.scaling.published`; here the same questions are put to the rows
-measured, if all four of its models were.
+Notable: `slm.scaling.published` has the claims and what the study's own rows say; here the same questions are put
+to the rows measured, if all four of its models were.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from slm.evaluation.report.numbers import megabytes
 from slm.evaluation.report.results import Results, measure_of, number
 from slm.evaluation.report.study_findings import measured_findings, measured_table
 from slm.evaluation.report.study_pairs import Pair, pairs
-from slm.scaling.published import NAME, review
+from slm.scaling.published import NAME, published_claims
 from slm.scaling.report.text import Section, table
 from slm.scaling.report.wording import NOTHING, is_number, listed, plainly, sig
 from slm.scaling.tables import read_table
@@ -42,15 +42,14 @@ def study_section(results: Results) -> Section | None:
         )
     measured = measured_table(found)
     says = measured_findings(measured, found) if measured is not None else {}
-    reviewed = review(read_table(NAME))
     header = [
         "the study's claim",
         "what the study's own rows say",
         *(["what the rows measured here say"] if says else []),
     ]
     rows = [
-        [plainly(one["claim"]), plainly(one["finding"])] + ([plainly(says.get(one["claim"], NOTHING))] if says else [])
-        for one in reviewed
+        [plainly(one["claim"]), plainly(one["finding"])] + ([plainly(says.get(one["id"], NOTHING))] if says else [])
+        for one in published_claims()
     ]
     return section.add("" if says else _not_repeated(found), table(header, rows))
 

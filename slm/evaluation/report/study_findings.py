@@ -43,16 +43,16 @@ def measured_table(found: list[Pair]) -> Table | None:
 
 
 def measured_findings(measured: Table, found: list[Pair]) -> dict[str, str]:
-    """For each of the study's claims the rows measured here, as far as they bear on it."""
+    """What the rows measured here say of the study's claims, by the claim's id, as far as they bear on it."""
     about: dict[str, Callable[[], str]] = {
-        "perplexity = 1152 N^-0.246": lambda: _fit_said(measured),
-        "the slope cannot be distinguished from -0.076 (Kaplan) and -0.089": lambda: _slope_said(measured),
-        "the exponent 0.246 is three times Kaplan's 0.076": lambda: _loss_said(measured),
-        "a power law without a floor describes the models": lambda: _floor_said(measured),
-        "one power law holds from 125M to 1B": lambda: _smallest_said(measured),
-        "a 2B model has a perplexity of about 6.1": lambda: _prediction_said(measured),
-        "tokens per second show a sweet spot of size": lambda: _speed_said(found),
-        "perplexity x speed measures efficiency": lambda: _product_said(found),
+        "fit": lambda: _fit_said(measured),
+        "slope": lambda: _slope_said(measured),
+        "loss": lambda: _loss_said(measured),
+        "floor": lambda: _floor_said(measured),
+        "smallest": lambda: _smallest_said(measured),
+        "prediction": lambda: _prediction_said(measured),
+        "speed": lambda: _speed_said(found),
+        "product": lambda: _product_said(found),
     }
     return {claim: said() for claim, said in about.items()}
 

@@ -1,4 +1,4 @@
-"""Files of runs as rows of unconverted values, numbered from 1 as in the file; also the tables that slm ships.
+"""Files of runs as rows of unconverted values, numbered from 1 as in the file; also the table that slm ships.
 
 Text is read by the standard library and not by `pandas.read_csv`, which shifts or drops the fields of a ragged row.
 """
@@ -11,20 +11,14 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from slm.scaling import published
 from slm.scaling.tables.values import is_blank, number, shown
 from slm.scaling.words import were
-
-
-def shipped_tables() -> list[str]:
-    """Names of the tables that come with slm: `mobilellm_published` (docs/tables.md says where they are from)."""
-    folder = resources.files("slm.scaling") / "data"
-    return sorted(item.name.removesuffix(".csv") for item in folder.iterdir() if item.name.endswith(".csv"))
 
 
 def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
@@ -32,9 +26,8 @@ def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
 
     `notes` gets a sentence on the lines that were skipped.
     """
-    if str(source) in shipped_tables():
-        text = (resources.files("slm.scaling") / "data" / f"{source}.csv").read_text(encoding="utf-8")
-        return _delimited(text, ",", f"{source}", notes), str(source)
+    if str(source) == published.NAME:
+        return _records(published.published_rows(), published.NAME), published.NAME
     path = Path(source)
     _check_is_file(path)
     reader = _READERS.get(_suffix(path))
@@ -65,7 +58,7 @@ def _check_is_file(path: Path) -> None:
         inside = f"the tables in it are {', '.join(tables[:5])}" if tables else "there is no table in it"
         raise ValueError(f"{path} is a directory, not a table: {inside}")
     if not path.exists():
-        raise ValueError(f"{path} does not exist: slm ships {', '.join(shipped_tables())}")
+        raise ValueError(f"{path} does not exist: slm ships {published.NAME}")
 
 
 def _text(path: Path) -> str:
