@@ -13,7 +13,8 @@ from pathlib import Path
 from slm.checkpoints.architecture import read_json
 from slm.checkpoints.weights import WEIGHT_FILES
 from slm.data.hub import require_network
-from slm.data.tokenizer import CONFIGS, TOKENIZER_FILES
+from slm.data.tokenizer import CONFIGS
+from slm.data.vocabulary import TOKENIZER_FILES
 
 
 def fetch(repository: str, revision: str | None) -> tuple[Path, str]:

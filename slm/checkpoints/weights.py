@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from slm.checkpoints.architecture import read_json
-from slm.data.tokenizer import LFS_POINTER
+from slm.data.vocabulary import LFS_POINTER
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")

@@ -1,7 +1,7 @@
 """Folders that are built once and then only read.
 
 A folder is built under a temporary name, synced and renamed, so that a name in the cache is always a finished build;
-a lock file lets one process build while the others wait; what a killed build left is removed by the next one.
+a lock file lets one process build while the others wait; the next build removes what a killed one left behind.
 `manifest.json` records size and SHA-256 of every file: a folder that does not match it is rebuilt, never used.
 """
 
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from slm.data.progress import say
 
 SCHEMA = "slm.data/2"  # part of every key: change it when the layout or the meaning of a cached file changes
-CHECKED_BYTES = 256 << 20  # up to here checksums cost well under a second; above, SLM_VERIFY=1 asks for them
+MAX_CHECKED_BYTES = 256 << 20  # up to here checksums cost well under a second; above, SLM_VERIFY=1 asks for them
 
 
 def digest(value: Any) -> str:
@@ -31,39 +31,35 @@ def digest(value: Any) -> str:
 
 
 def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: str) -> dict[str, Any]:
-    """The facts that `build(temporary folder)` returned when `folder` was built: now, or before.
+    """The manifest of `folder`, built now by `build(temporary folder)`, which returns facts for it, or before.
 
     `what` names the thing in messages.
     """
-    if (facts := _open(folder)) is not None:
-        return facts
+    if (manifest := _open(folder)) is not None:
+        return manifest
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         say(f"waiting for another process that builds {what}")
-        lock.acquire()
-    try:
-        if (facts := _open(folder)) is not None:
-            return facts
-        return _build(folder, build)
-    finally:
-        lock.release()
+        held = lock.acquire()
+    with held:
+        return _open(folder) or _build(folder, build)
 
 
 def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
     for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):  # of a killed build: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
-    # Not by tempfile, whose folders nobody else may read: a cache may be shared.
+    # Not by tempfile, whose folders only their owner may read: a cache may be shared.
     temporary = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
     temporary.mkdir()
     try:
         facts = dict(build(temporary))
-        files = {str(p.relative_to(temporary)): _seal(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+        files = {str(p.relative_to(temporary)): _sealed(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
         manifest = temporary / "manifest.json"
         manifest.write_text(json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=1) + "\n")
-        _seal(manifest)
+        _sync(manifest)
         if folder.exists():  # damaged
             folder.rename(temporary.with_name(temporary.name + "-old"))
         temporary.rename(folder)
@@ -75,7 +71,7 @@ def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
 
 
 def _open(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished and sound folder; None, with a warning if it is damaged, when it must be built."""
+    """The manifest of a finished and sound folder; None if it must be built, with a warning if it is damaged."""
     if not folder.is_dir():
         return None
     try:
@@ -91,17 +87,17 @@ def _open(folder: Path) -> dict[str, Any] | None:
 
 def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
     total = sum(file["bytes"] for file in files.values())
-    verify = total <= CHECKED_BYTES or os.environ.get("SLM_VERIFY") == "1"
+    checks_sums = total <= MAX_CHECKED_BYTES or os.environ.get("SLM_VERIFY") == "1"
     for name, file in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != file["bytes"]:
             return f"{name} does not have its {file['bytes']} bytes"
-        if verify and _sha256(path) != file["sha256"]:
+        if checks_sums and _sha256(path) != file["sha256"]:
             return f"{name} does not have its checksum"
     return None
 
 
-def _seal(path: Path) -> dict[str, Any]:
+def _sealed(path: Path) -> dict[str, Any]:
     _sync(path)
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 

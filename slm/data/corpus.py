@@ -12,35 +12,33 @@ from typing import Any
 import numpy as np
 
 from slm.data.cache import cached, digest
-from slm.data.documents import SPLITS, left_out_notes, read_documents, write_documents
-from slm.data.framing import framed, opening
+from slm.data.documents import SPLITS, left_out_notes, read_documents, source_of, write_documents
 from slm.data.progress import progress
-from slm.data.sources import Source, source_of
 from slm.data.stream import ShardWriter, TokenStream
-from slm.data.tokenizer import Tokenizer, load_tokenizer
-from slm.data.vocabulary import Plan, is_on_hub, plan_tokenizer
+from slm.data.tokenizer import Tokenizer
+from slm.data.vocabulary import Plan, is_on_hub, load_tokenizer, plan_tokenizer
 
 _TOKENS_SCHEMA = 2  # part of the key of token folders: raise it when what their manifests hold changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Training and validation text as tokens; `fingerprint` is that of the documents and their split alone.
-
-    `left_out` counts the documents that are in neither split (`documents.LEFT_OUT`), `notes` says so and what was read.
-    """
+    """Training and validation text as tokens."""
 
     name: str
     fingerprint: str
+    """Of the documents and their split; the tokenizer has its own."""
     train: TokenStream
     val: TokenStream
     val_bytes: np.ndarray
-    """(vocab_size,) float64: bytes of validation text behind a token of each id; over all of it, `val.num_bytes`."""
+    """(vocab_size,) float64: bytes of validation text for a token of each id; over all tokens they sum to the text."""
     keeps_text: bool
-    """Whether the validation text can be had again from its tokens."""
+    """Whether the validation text can be decoded from its tokens."""
     tokenizer: Tokenizer
     left_out: dict[str, int]
+    """How many documents are in neither split, by reason (`documents.LEFT_OUT`)."""
     notes: tuple[str, ...]
+    """Sentences on what was read and what was left out."""
 
 
 def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir: Path) -> Corpus:
@@ -49,58 +47,55 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
     Safe to call from several processes at once: one builds, the others wait. Raises ValueError, naming the config
     key, for options that give no corpus.
     """
-    source, plan = source_of(data), plan_tokenizer(tokenizer)
-    documents_key = _documents_key(source, data)
-    name = data["name"]
-    tokens = cache_dir / "tokens" / f"{name}-{digest([_TOKENS_SCHEMA, documents_key, plan.key])}"
+    plan, name = plan_tokenizer(tokenizer), data["name"]
+    folder = cache_dir / "tokens" / f"{name}-{digest([_TOKENS_SCHEMA, _documents_key(data), plan.key])}"
 
-    def build_tokens(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, Any]:
         documents, facts = prepare_documents(data, cache_dir=cache_dir)
         return write_tokens(folder, documents, facts, plan)
 
-    facts = cached(tokens, build_tokens, what=f"the tokens of {name}")
-    made = load_tokenizer(tokens / "tokenizer", name=facts["tokenizer"]["name"])
+    facts = cached(folder, build, what=f"the tokens of {name}")
+    made = load_tokenizer(folder / "tokenizer", name=facts["tokenizer"]["name"])
     return Corpus(
         name=name,
         fingerprint=facts["fingerprint"],
-        train=TokenStream(tokens, facts["splits"]["train"]),
-        val=TokenStream(tokens, facts["splits"]["val"]),
+        train=TokenStream(folder, facts["splits"]["train"]),
+        val=TokenStream(folder, facts["splits"]["val"]),
         val_bytes=_val_bytes(made, facts["splits"]["val"], facts["val_token_bytes"]),
         keeps_text=facts["keeps_text"],
         tokenizer=made,
         left_out=facts["left_out"],
-        notes=(*source.notes(data), *left_out_notes(facts["left_out"])),
+        notes=(*source_of(data).notes(data), *left_out_notes(facts["left_out"])),
     )
 
 
 def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None:
-    """Raise ValueError as `prepare` would for options and paths that are wrong; quick, and fetches nothing."""
-    source_of(data).key(data)
+    """Raise ValueError as `prepare` would for wrong options and paths; quick, and fetches nothing."""
+    _documents_key(data)
     if not is_on_hub(tokenizer):
         plan_tokenizer(tokenizer)
 
 
 def _val_bytes(tokenizer: Tokenizer, facts: Mapping[str, Any], token_bytes: int) -> np.ndarray:
-    """What each id stands for by itself, in proportion, so that it sums to the text; the same for all if that is 0."""
+    """What each id stands for by itself, scaled so that it sums to the text; equal for all ids where that is 0."""
     if token_bytes:
-        return tokenizer.token_bytes() * (facts["bytes"] / token_bytes)
+        return tokenizer.token_bytes * (facts["bytes"] / token_bytes)
     return np.full(tokenizer.vocab_size, facts["bytes"] / max(1, facts["tokens"] - 1))  # the first is not scored
 
 
 def prepare_documents(data: Mapping[str, Any], *, cache_dir: Path) -> tuple[Path, dict[str, Any]]:
     """The folder of the documents of conf/data/NAME.yaml, for `read_documents`, and the facts of `write_documents`."""
     source, name = source_of(data), data["name"]
-    folder = cache_dir / "documents" / f"{name}-{digest(_documents_key(source, data))}"
+    folder = cache_dir / "documents" / f"{name}-{digest(_documents_key(data))}"
 
     def build(folder: Path) -> dict[str, Any]:
-        texts = source.documents(data)
-        return write_documents(folder, texts, data["val_fraction"], name=name, size=source.size(data))
+        return write_documents(folder, source.documents(data), data["val_fraction"], name=name, size=source.size(data))
 
     return folder, cached(folder, build, what=f"the documents of {name}")
 
 
-def _documents_key(source: Source, data: Mapping[str, Any]) -> list[Any]:
-    return [source.key(data), data["val_fraction"]]
+def _documents_key(data: Mapping[str, Any]) -> list[Any]:
+    return [source_of(data).key(data), data["val_fraction"]]
 
 
 def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
@@ -109,25 +104,21 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
     tokenizer.save(folder / "tokenizer")
     writers = {split: ShardWriter(folder, split, tokenizer.vocab_size) for split in SPLITS}
     size = sum(counts["bytes"] for counts in facts["splits"].values())
-    sizes, val_token_bytes, keeps_text = tokenizer.token_bytes(), 0, True
+    val_token_bytes, keeps_text = 0, True
     with progress("encoding", size / 1e6, "MB") as advance:
         for split, writer in writers.items():
-            writer.write(opening(tokenizer))
+            writer.write(tokenizer.opening)
             for texts in read_documents(documents, split):
                 encoded = tokenizer.encode_batch(texts)
-                writer.write(chain.from_iterable(framed(tokenizer, ids) for ids in encoded))
+                writer.write(chain.from_iterable(map(tokenizer.framed, encoded)))
                 if split == "val":
-                    val_token_bytes += sum(int(sizes[ids].sum()) for ids in encoded)
+                    val_token_bytes += sum(int(tokenizer.token_bytes[ids].sum()) for ids in encoded)
                     keeps_text = keeps_text and all(map(tokenizer.keeps, texts, encoded))
                 advance(sum(len(text.encode()) for text in texts) / 1e6)
     return {
         "fingerprint": facts["fingerprint"],
         "left_out": facts["left_out"],
-        "tokenizer": {
-            "name": tokenizer.name,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-        },
+        "tokenizer": {name: getattr(tokenizer, name) for name in ("name", "fingerprint", "vocab_size")},
         "val_token_bytes": val_token_bytes,
         "keeps_text": keeps_text,
         "splits": {split: writer.facts(facts["splits"][split]) for split, writer in writers.items()},

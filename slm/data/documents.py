@@ -2,25 +2,58 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from itertools import chain, islice
+from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from slm.data.progress import progress
-from slm.data.sources import Document
+
+Document = tuple[str, str | None]
+"""A text and its split: "train", "val", or None where the hash of the text decides."""
+
+SOURCES = {"pydocs": "slm.data.docstrings", "local": "slm.data.local", "hub": "slm.data.hub"}
+"""Module of each built-in `data.source`; any other value is the import path of a module with the fields of `Source`."""
 
 SPLITS = ("train", "val")
 LEFT_OUT = {
     "also_in_validation": "for training that are also in the validation set",
     "without_text": "without text (blank, null or missing)",
 }
-"""Why documents are left out, as a key and in words."""
-_HASHES = "train.hashes"
+"""Why documents are left out: key in manifests -> words."""
+_HASHES_FILE = "train.hashes"
 _GROUP_BYTES = 4 << 20  # text of one row group, and of one call of the tokenizer: keeps all cores busy, fits memory
+
+
+class Source(NamedTuple):
+    """The functions of a source's module; each takes the plain dict of conf/data/NAME.yaml."""
+
+    key: Callable[[Mapping[str, Any]], Any]
+    """A JSON-like value that changes whenever the documents would; raises ValueError for wrong options. Must be quick:
+    every run asks for it."""
+    documents: Callable[[Mapping[str, Any]], Iterator[Document]]
+    """The documents in a fixed order, validation documents first where the source gives the splits."""
+    size: Callable[[Mapping[str, Any]], int | None] = lambda data: None
+    """About how many bytes of text there are, for the progress display; None where unknown."""
+    notes: Callable[[Mapping[str, Any]], list[str]] = lambda data: []
+    """Sentences on what the options mean here."""
+
+
+def source_of(data: Mapping[str, Any]) -> Source:
+    """The source that `data.source` names; raises ValueError if there is none."""
+    name = data["source"]
+    try:
+        module = import_module(SOURCES.get(name, str(name)))
+        return Source(**{field: getattr(module, field) for field in Source._fields if hasattr(module, field)})
+    except (ImportError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"data.source={name!r} is not one of {', '.join(SOURCES)}, and not a module with the functions "
+            f"key and documents ({error})"
+        ) from None
 
 
 def write_documents(
@@ -28,53 +61,54 @@ def write_documents(
 ) -> dict[str, Any]:
     """Write train.parquet and val.parquet, and the hashes of the training documents.
 
-    Returns the fingerprint, documents and bytes of each split, and how many documents were left out (`LEFT_OUT`).
-    `size` is about how many bytes are to come, for the progress display. The fingerprint is SHA-256 over
+    `size` is about how many bytes of text will come, for the progress display. Returns the fingerprint, the documents
+    and bytes of each split, and how many documents were left out (`LEFT_OUT`). The fingerprint is SHA-256 over
     (split, text) in order; where the source gives the splits, all of training comes first. Raises ValueError when a
     split would be empty.
     """
     fingerprint, hashes, left_out = hashlib.sha256(), array("Q"), dict.fromkeys(LEFT_OUT, 0)
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
     documents = iter(source)
-    first = list(islice(documents, 1))
-    given = bool(first) and first[0].split is not None
+    first = next(documents, None)
+    source_splits = first is not None and first[1] is not None
+    kept = _kept(chain([first] if first else [], documents), left_out)
     with ExitStack() as stack:
         writers = {split: stack.enter_context(_Writer(folder / f"{split}.parquet")) for split in SPLITS}
         advance = stack.enter_context(progress(f"documents of {name}", size and size / 1e6, "MB"))
-        for text, split in split_documents(_kept(chain(first, documents), left_out), val_fraction):
-            encoded = text.encode()
+        for text, split in split_documents(kept, val_fraction):
+            num_bytes = len(text.encode())
             if split == "train":
                 hashes.append(text_hash(text))
-            if split == "train" or not given:
-                fingerprint.update(_entry(split, encoded))
-            writers[split].add(text, len(encoded))
+            if split == "train" or not source_splits:
+                fingerprint.update(_fingerprinted(split, text))
+            writers[split].add(text, num_bytes)
             counts[split]["documents"] += 1
-            counts[split]["bytes"] += len(encoded)
-            advance(len(encoded) / 1e6)
+            counts[split]["bytes"] += num_bytes
+            advance(num_bytes / 1e6)
     _require_text(counts, left_out, name)
-    for text in chain.from_iterable(read_documents(folder, "val")) if given else ():
-        fingerprint.update(_entry("val", text.encode()))
-    np.asarray(hashes, dtype="<u8").tofile(folder / _HASHES)
+    for text in chain.from_iterable(read_documents(folder, "val")) if source_splits else ():
+        fingerprint.update(_fingerprinted("val", text))
+    np.asarray(hashes, dtype="<u8").tofile(folder / _HASHES_FILE)
     return {"fingerprint": fingerprint.hexdigest()[:16], "splits": counts, "left_out": left_out}
 
 
-def _entry(split: str, encoded: bytes) -> bytes:
+def _fingerprinted(split: str, text: str) -> bytes:
+    encoded = text.encode()
     return f"{split} {len(encoded)}\n".encode() + encoded
 
 
 def _kept(source: Iterable[Document], left_out: dict[str, int]) -> Iterator[Document]:
-    """Documents with text, less those of training that are in a validation split which came before; counts the rest."""
-    held = set[int]()
-    for document in source:
-        text, split = document
+    """Documents with text, less training documents that are in the validation split before them; counts the others."""
+    val_hashes = set[int]()
+    for text, split in source:
         if not text.strip():
             left_out["without_text"] += 1
-        elif split == "train" and text_hash(text) in held:
+        elif split == "train" and text_hash(text) in val_hashes:
             left_out["also_in_validation"] += 1
         else:
             if split == "val":
-                held.add(text_hash(text))
-            yield document
+                val_hashes.add(text_hash(text))
+            yield text, split
 
 
 def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
@@ -88,7 +122,7 @@ def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
 
 def training_hashes(folder: Path) -> np.ndarray | None:
     """`text_hash` of every training document of a folder, uint64; None in a folder from before these were kept."""
-    file = folder / _HASHES
+    file = folder / _HASHES_FILE
     return np.fromfile(file, dtype="<u8") if file.exists() else None
 
 
@@ -102,33 +136,32 @@ def read_documents(folder: Path, split: str) -> Iterator[list[str]]:
 
 
 def write_split(folder: Path, split: str, texts: Iterable[str]) -> dict[str, Any]:
-    """Write one split alone, every text as it comes, blank ones too; returns its documents and bytes."""
-    counts = {"documents": 0, "bytes": 0}
+    """Write all texts, blank ones too, as one split; returns its documents and bytes."""
+    sizes = []
     with _Writer(folder / f"{split}.parquet") as writer:
         for text in texts:
-            size = len(text.encode())
-            writer.add(text, size)
-            counts = {"documents": counts["documents"] + 1, "bytes": counts["bytes"] + size}
-    return counts
+            sizes.append(len(text.encode()))
+            writer.add(text, sizes[-1])
+    return {"documents": len(sizes), "bytes": sum(sizes)}
 
 
 def split_documents(source: Iterable[Document], val_fraction: float | None) -> Iterator[tuple[str, str]]:
     """(text, split) of every document, in order.
 
-    A document whose split the source leaves open is validation when the hash of its text says so, never by its
-    position: documents that are added, dropped or moved do not move others. If no hash says so, the smallest does.
+    Where the source gives no split, the hash of the text decides and not its position, so that documents that are
+    added, dropped or moved do not move others. If no hash is below `val_fraction`, the smallest one is validation.
     """
-    held: list[tuple[str, str]] = []  # before the first validation document: any of these may have to be it
-    found = False
+    waiting: list[tuple[str, str]] = []  # before the first validation document: any of these may have to be it
+    has_validation = False
     for text, given in source:
-        split = given or ("val" if text_position(text) < _fraction(val_fraction) else "train")
-        held.append((text, split))
-        found = found or given is not None or split == "val"
-        if found:
-            yield from held
-            held.clear()
-    smallest = min((text_position(text) for text, _ in held), default=0.0) if len(held) > 1 else None
-    yield from ((text, "val" if text_position(text) == smallest else split) for text, split in held)
+        split = given or ("val" if text_position(text) < _checked(val_fraction) else "train")
+        waiting.append((text, split))
+        has_validation = has_validation or given is not None or split == "val"
+        if has_validation:
+            yield from waiting
+            waiting.clear()
+    smallest = min((text_position(text) for text, _ in waiting), default=0.0) if len(waiting) > 1 else None
+    yield from ((text, "val" if text_position(text) == smallest else split) for text, split in waiting)
 
 
 def text_hash(text: str) -> int:
@@ -141,28 +174,28 @@ def text_position(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / (1 << 48)
 
 
-def _fraction(val_fraction: float | None) -> float:
+def _checked(val_fraction: float | None) -> float:
     if val_fraction is None or not 0 < val_fraction < 1:
         raise ValueError(
-            f"data.val_fraction={val_fraction} wants to be between 0 and 1: the source has no validation split"
+            f"data.val_fraction={val_fraction} must be between 0 and 1, because the source has no validation split"
         )
     return val_fraction
 
 
 def _require_text(counts: Mapping[str, Mapping[str, int]], left_out: Mapping[str, int], name: str) -> None:
     train, val = (counts[split]["documents"] for split in SPLITS)
-    if train == 0 and left_out["also_in_validation"]:
-        raise ValueError(
-            f"data={name}: all {left_out['also_in_validation']} training documents are also in the validation set; "
-            "give text to train on that is in data.paths alone"
-        )
-    if train + val == 0:
-        raise ValueError(f"data={name}: the documents hold no text; give data.paths, or limits, that leave some")
-    if train == 0 or val == 0:
-        raise ValueError(
-            f"data={name}: {train} training and {val} validation documents, and each wants at least one; "
+    if train == 0 and (dropped := left_out["also_in_validation"]):
+        problem = f"all {dropped} training documents are also in the validation set; give other text in data.paths"
+    elif train + val == 0:
+        problem = "the documents hold no text; give other data.paths, or larger limits"
+    elif train == 0 or val == 0:
+        problem = (
+            f"there are {train} training and {val} validation documents, and each split must have at least one; "
             f"give more documents, or cut long ones with a smaller data.max_document_bytes"
         )
+    else:
+        return
+    raise ValueError(f"data={name}: {problem}")
 
 
 class _Writer:
@@ -178,17 +211,16 @@ class _Writer:
         self._texts: list[str] = []
         self._size = 0
 
-    def add(self, text: str, size: int) -> None:
+    def add(self, text: str, num_bytes: int) -> None:
         self._texts.append(text)
-        self._size += size
+        self._size += num_bytes
         if self._size >= _GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._texts:
-            return
-        self._file.write_table(self._table({"text": self._texts}, schema=self._schema))
-        self._texts, self._size = [], 0
+        if self._texts:
+            self._file.write_table(self._table({"text": self._texts}, schema=self._schema))
+            self._texts, self._size = [], 0
 
     def __enter__(self) -> "_Writer":
         return self

@@ -1,54 +1,71 @@
-"""Token streams as batches of tensors. Axes: B sequences, T tokens of a sequence."""
+"""Token streams as batches of tensors, in an order that is a pure function of (seed, step).
+
+Axes: B sequences, T tokens of a sequence. A window is a sequence with its targets: window i is tokens
+[i*T, i*T + T + 1) of a stream, so neighbours share one token, and each token but the first is a target once.
+"""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from slm.data.order import window_ids
 from slm.data.stream import TokenStream
 
 IGNORED = -100  # the default ignore_index of torch's cross-entropy
 
 
-class _Windows(Dataset[Tensor]):
-    """Window i is tokens [i*T, i*T + T + 1): neighbours share one token, so each token but the first is a target."""
+def window_ids(seed: int, step: int, batch_size: int, num_windows: int) -> np.ndarray:
+    """Windows of the global batch of `step`: int64, shape (batch_size,), values in [0, num_windows).
 
-    def __init__(self, stream: TokenStream, sequence_length: int) -> None:
-        self.stream, self.sequence_length = stream, sequence_length
+    Samples are numbered through the run; sample i is entry i % num_windows of the shuffle of epoch i // num_windows,
+    so every epoch sees each window once and has an order of its own, and a batch may span epochs.
+    """
+    samples = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    epochs, places = samples // num_windows, samples % num_windows
+    ids = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        ids[here] = _shuffle(seed, int(epoch), num_windows)[places[here]]
+    return ids
 
-    def __getitem__(self, ids: np.ndarray) -> Tensor:
-        length = self.sequence_length
-        rows = [self.stream.read(i * length, i * length + length + 1) for i in ids.tolist()]
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+@lru_cache(maxsize=2)  # a batch at the border of two epochs needs both
+def _shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
+    """A permutation of range(num_windows).
+
+    It sorts the raw output of a bit generator, a stream that numpy promises never to change; numpy makes no such
+    promise for `Generator.permutation` (NEP 19).
+    """
+    raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)
+    return np.argsort(raw, kind="stable")
 
 
-class _StepOrder(Sampler[np.ndarray]):
-    """Window ids of one micro-batch after the other, from `start_step` up to `num_steps`."""
+@dataclass(frozen=True, kw_only=True)
+class _MicroBatches(Dataset[Tensor]):
+    """The micro-batches of one rank, numbered through `steps`; `rows` is the rank's slice of a step's batch."""
 
-    def __init__(
-        self,
-        *,
-        seed: int,
-        steps: range,
-        batch_size: int,
-        num_windows: int,
-        micro_batch_size: int,
-        share: slice,
-    ) -> None:
-        self.seed, self.steps, self.batch_size, self.num_windows = seed, steps, batch_size, num_windows
-        self.micro_batch_size, self.share = micro_batch_size, share
-        self.micro_batches = (share.stop - share.start) // micro_batch_size
+    stream: TokenStream
+    sequence_length: int
+    batch_size: int
+    seed: int
+    steps: range
+    rows: range
+    micro_batch_size: int
 
     def __len__(self) -> int:
-        return len(self.steps) * self.micro_batches
+        return len(self.steps) * (len(self.rows) // self.micro_batch_size)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for step in self.steps:
-            ids = window_ids(self.seed, step, self.batch_size, self.num_windows)[self.share]
-            yield from ids.reshape(self.micro_batches, self.micro_batch_size)
+    def __getitem__(self, index: int) -> Tensor:
+        step, part = divmod(index, len(self.rows) // self.micro_batch_size)
+        first = self.rows.start + part * self.micro_batch_size
+        ids = window_ids(self.seed, self.steps[step], self.batch_size, self.stream.num_windows(self.sequence_length))
+        starts = ids[first : first + self.micro_batch_size] * self.sequence_length
+        windows = [self.stream.read(start, start + self.sequence_length + 1) for start in starts.tolist()]
+        return torch.from_numpy(np.stack(windows).astype(np.int64))
 
 
 def train_loader(
@@ -67,34 +84,33 @@ def train_loader(
     """Micro-batches of the steps [start_step, num_steps): int64, shape (micro_batch_size, sequence_length + 1).
 
     `batch_size` counts the sequences of a step over all ranks; rank r takes its r-th contiguous slice, as
-    batch_size / (world_size * micro_batch_size) micro-batches. `len` is what is left to yield.
+    batch_size / (world_size * micro_batch_size) micro-batches. `len` is the number of micro-batches.
 
     Raises ValueError when the batch does not divide so, or the stream is shorter than one window.
     """
     if batch_size % (world_size * micro_batch_size):
         raise ValueError(
-            f"train.batch_tokens: a step of {batch_size} sequences wants to be a multiple of "
+            f"train.batch_tokens: a step of {batch_size} sequences must be a multiple of "
             f"world_size * micro_batch_size = {world_size} * {micro_batch_size}"
         )
-    num_windows = stream.num_windows(sequence_length)
-    if num_windows == 0:
+    if stream.num_windows(sequence_length) == 0:
         raise ValueError(
-            f"data: the training text has {stream.num_tokens} tokens, and one window of "
-            f"train.sequence_length={sequence_length} wants {sequence_length + 1}; add text or shorten the sequence"
+            f"data: the training text has {stream.num_tokens} tokens, but one window of "
+            f"train.sequence_length={sequence_length} needs {sequence_length + 1}; add text or shorten the sequence"
         )
-    share = batch_size // world_size
-    order = _StepOrder(
+    rank_size = batch_size // world_size
+    batches = _MicroBatches(
+        stream=stream,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
         seed=seed,
         steps=range(start_step, num_steps),
-        batch_size=batch_size,
-        num_windows=num_windows,
+        rows=range(rank * rank_size, (rank + 1) * rank_size),
         micro_batch_size=micro_batch_size,
-        share=slice(rank * share, (rank + 1) * share),
     )
     return DataLoader(
-        _Windows(stream, sequence_length),
-        sampler=order,
-        batch_size=None,  # the sampler hands over whole micro-batches
+        batches,
+        batch_size=None,  # the data set's items are whole micro-batches
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else making an iterator draws from the global generator, and a resume does not
@@ -106,9 +122,9 @@ def val_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs, targets), each int64 of shape (B, T): every token of the stream but the first is a target once.
 
-    Windows lie at stride T = sequence_length. `max_tokens` keeps max_tokens // T of them (at least one), spread evenly:
-    neighbours are of one document, and the first ones would speak for few. What is missing in the last window or batch
-    is padded, and its targets are -100, so all batches have one shape.
+    `max_tokens` keeps max_tokens // T windows (at least one), spread evenly, because neighbours are of one document and
+    the first ones would speak for few. The last window and the last batch are padded, with targets -100, so all batches
+    have one shape.
     """
     windows = -(-(stream.num_tokens - 1) // sequence_length)
     kept = windows if max_tokens is None else min(windows, max(1, max_tokens // sequence_length))
@@ -122,3 +138,8 @@ def val_batches(
             tokens = stream.read(start, min(start + sequence_length + 1, stream.num_tokens))
             inputs[row, : len(tokens) - 1], targets[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
         yield torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def document_numbers(tokens_BT: Tensor, separator: int) -> Tensor:
+    """Number (B, T) of the document of each token, where documents begin with `separator`; 0 is the first's rest."""
+    return (tokens_BT == separator).cumsum(1)

@@ -1,8 +1,8 @@
 """A SentencePiece `tokenizer.model` (Llama's, MobileLLM's) as a tokenizer of the `tokenizers` library, id for id.
 
-Notable: merges are recovered from the pieces: any two pieces whose concatenation is a piece merge, best score first,
-which is the rule SentencePiece itself encodes by. What cannot be had exactly (unigram models, normalisation tables,
-symbols that are not marked up as such) is refused in one sentence and never approximated. Needs the extra `[hub]`.
+Merges are recovered from the pieces: any two pieces whose concatenation is a piece merge, best score first, which is
+the rule SentencePiece itself encodes by. Models that cannot be converted exactly (unigram models, normalisation tables,
+symbols other than markup) are refused in one sentence and never approximated. Needs the extra `[hub]`.
 """
 
 from collections.abc import Mapping
@@ -25,15 +25,18 @@ def convert(file: Path, name: str, config: Mapping[str, Any], *, asked_by: str) 
     """The tokenizer in a `tokenizer.model`; `config` is what a tokenizer_config.json beside it says.
 
     Llama's rules hold where the config says nothing: `bos_token` and `eos_token` are the model's own, and a text
-    begins with the former. Raises ValueError, beginning with `asked_by`, for a model that has no exact equal here.
+    begins with the former. Raises ValueError, beginning with `asked_by`, for a model that cannot be converted exactly.
     """
     model = _parsed(file, asked_by)
-    problem = _why_not(model)
+    problem = _problem(model)
     if problem:
         raise ValueError(
             f"{asked_by}: {file} {problem}, which cannot be reproduced exactly here: give the folder a tokenizer.json"
         )
-    bos, eos = (config.get(role) or _control(model, role) for role in ("bos_token", "eos_token"))
+    bos, eos = (
+        config.get(f"{role}_token") or _control_piece(model, getattr(model.trainer_spec, f"{role}_id"))
+        for role in ("bos", "eos")
+    )
     if eos is None:
         raise ValueError(f"{asked_by}: {file} has no end token: name eos_token in tokenizer_config.json beside it")
     try:
@@ -43,14 +46,13 @@ def convert(file: Path, name: str, config: Mapping[str, Any], *, asked_by: str) 
 
 
 def _parsed(file: Path, asked_by: str) -> Any:
-    """The ModelProto in a file."""
     try:
-        # Imported by name: neither package has types.
+        # Imported by name because neither package has types.
         protobuf = import_module("google.protobuf.message")
         proto = import_module("sentencepiece.sentencepiece_model_pb2")
     except ImportError:
         raise ValueError(
-            f"{asked_by}: {file} is a SentencePiece model, and reading it wants an extra: pip install 'slm[hub]'"
+            f"{asked_by}: {file} is a SentencePiece model, and reading it needs an extra: pip install 'slm[hub]'"
         ) from None
     model = proto.ModelProto()
     try:
@@ -62,32 +64,27 @@ def _parsed(file: Path, asked_by: str) -> Any:
     return model
 
 
-def _why_not(model: Any) -> str | None:
-    """What keeps a model from having an exact equal, or None."""
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    kind = _MODEL_TYPES.get(trainer.model_type, "unknown")
+def _problem(model: Any) -> str | None:
+    """Why a model cannot be converted exactly, or None."""
+    kind, normalizer = _MODEL_TYPES.get(model.trainer_spec.model_type, "unknown"), model.normalizer_spec
     if kind != "BPE":
         return f"is a SentencePiece model of type {kind} and not BPE"
     if normalizer.precompiled_charsmap:
         return f"normalises text by a table ({normalizer.name or 'unnamed'})"
-    if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
+    if model.trainer_spec.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
         return "does not mark the space before a word"
-    if any(piece.type == _UNUSED for piece in model.pieces):
-        return "has pieces that are marked unused"
     for piece in model.pieces:
-        # SentencePiece makes these out of text. Of markup we want no such thing; white space or words would be missed.
-        if piece.type == _USER_DEFINED and not _is_markup(piece.piece):
+        if piece.type == _UNUSED:
+            return "has pieces that are marked unused"
+        # SentencePiece makes user-defined symbols out of text. For markup we do not; white space or words would be
+        # encoded differently.
+        is_markup = len(piece.piece) > 2 and piece.piece[0] + piece.piece[-1] in ("<>", "[]")
+        if piece.type == _USER_DEFINED and not is_markup:
             return f"has the user-defined symbol {piece.piece!r}"
     return None
 
 
-def _is_markup(piece: str) -> bool:
-    return len(piece) > 2 and (piece[0], piece[-1]) in (("<", ">"), ("[", "]"))
-
-
-def _control(model: Any, role: str) -> str | None:
-    """The begin or end token that the model itself names."""
-    number = model.trainer_spec.bos_id if role == "bos_token" else model.trainer_spec.eos_id
+def _control_piece(model: Any, number: int) -> str | None:
     if 0 <= number < len(model.pieces) and model.pieces[number].type == _CONTROL:
         return str(model.pieces[number].piece)
     return None
@@ -95,14 +92,13 @@ def _control(model: Any, role: str) -> str | None:
 
 def _tokenizer(model: Any) -> tokenizers.Tokenizer:
     pieces = list(model.pieces)
-    vocabulary = {piece.piece: number for number, piece in enumerate(pieces)}
+    ids = {piece.piece: number for number, piece in enumerate(pieces)}
     scores = {piece.piece: piece.score for piece in pieces if piece.type == _NORMAL}
-    unknown = next((piece.piece for piece in pieces if piece.type == _UNKNOWN), None)
     inner = tokenizers.Tokenizer(
         models.BPE(
-            vocab=vocabulary,
-            merges=_merges(scores, vocabulary),
-            unk_token=unknown,
+            vocab=ids,
+            merges=_merges(scores, ids),
+            unk_token=next((piece.piece for piece in pieces if piece.type == _UNKNOWN), None),
             fuse_unk=True,
             byte_fallback=any(piece.type == _BYTE for piece in pieces),
         )
@@ -113,19 +109,18 @@ def _tokenizer(model: Any) -> tokenizers.Tokenizer:
     return inner
 
 
-def _merges(scores: Mapping[str, float], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+def _merges(scores: Mapping[str, float], ids: Mapping[str, int]) -> list[tuple[str, str]]:
     """All pairs of pieces that make a piece, best score first, then lowest id."""
-    ordered = sorted(scores, key=lambda piece: (-scores[piece], vocabulary[piece]))
     return [
         (piece[:cut], piece[cut:])
-        for piece in ordered
+        for piece in sorted(scores, key=lambda piece: (-scores[piece], ids[piece]))
         for cut in range(1, len(piece))
         if piece[:cut] in scores and piece[cut:] in scores
     ]
 
 
 def _add_whitespace_rules(inner: tokenizers.Tokenizer, spec: Any, scores: Mapping[str, float]) -> None:
-    """Normaliser, cuts and decoder for the model's handling of spaces."""
+    """Set the normaliser, pre-tokenizer and decoder for the model's handling of spaces."""
     before: list[Any] = []
     after: list[Any] = [normalizers.Replace(" ", _SPACE)]
     if spec.remove_extra_whitespaces:
@@ -135,8 +130,8 @@ def _add_whitespace_rules(inner: tokenizers.Tokenizer, spec: Any, scores: Mappin
     prefix = [normalizers.Prepend(_SPACE)] if spec.add_dummy_prefix else []
     inner.normalizer = normalizers.Sequence([*before, *prefix, *after])
     if _SPACE in scores and not any(_SPACE in piece.lstrip(_SPACE) for piece in scores):
-        # No piece goes over the beginning of a word, so words may be encoded, and remembered, one by one.
+        # No piece crosses the beginning of a word, so words may be encoded, and cached, separately.
         words = tokenizers.Regex(f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+")
         inner.pre_tokenizer = pre_tokenizers.Split(words, behavior="isolated")
-    back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    inner.decoder = decoders.Sequence([*back, *([decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else [])])
+    strip = [decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else []
+    inner.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])

@@ -13,7 +13,7 @@ class TokenStream:
     """Memory-mapped shards seen as one array of `num_tokens` token ids.
 
     `num_bytes` is the UTF-8 length of the text of the `num_documents` documents, special tokens not counted. Shards
-    are opened at first use and not pickled, so that a stream is cheap to hand to loader workers.
+    are opened at first use and not pickled, so a stream is cheap to send to loader workers.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -29,22 +29,18 @@ class TokenStream:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) as a new array of the stored dtype; raises IndexError outside the stream."""
         if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(f"[{start}, {stop}) of a stream of {self.num_tokens} tokens")
-        out = np.empty(stop - start, dtype=self._dtype)
-        done = start
-        while done < stop:
-            number = int(np.searchsorted(self._starts, done, side="right")) - 1
-            end = min(stop, int(self._starts[number + 1]))
-            offset = int(self._starts[number])
-            out[done - start : end - start] = self._shard(number)[done - offset : end - offset]
-            done = end
-        return out
+            raise IndexError(f"[{start}, {stop}) is outside a stream of {self.num_tokens} tokens")
+        numbers = range(
+            int(np.searchsorted(self._starts, start, side="right")) - 1, int(np.searchsorted(self._starts, stop))
+        )
+        parts = [self._shard(i)[max(0, start - self._starts[i]) : stop - self._starts[i]] for i in numbers]
+        return np.concatenate([np.empty(0, self._dtype), *parts])
 
     def num_windows(self, sequence_length: int) -> int:
         """How many windows [i*T, i*T + T + 1) fit."""
         return max(0, (self.num_tokens - 1) // sequence_length)
 
-    def _shard(self, number: int) -> np.memmap:
+    def _shard(self, number: int) -> np.ndarray:
         if number not in self._shards:
             self._shards[number] = np.memmap(self._paths[number], dtype=self._dtype, mode="r")
         return self._shards[number]
@@ -63,16 +59,15 @@ class ShardWriter:
 
     def write(self, tokens: Iterable[int]) -> None:
         """Append token ids."""
-        left = np.fromiter(tokens, dtype=self.dtype)
-        while len(left):
+        rest = np.fromiter(tokens, dtype=self.dtype)
+        while len(rest):
             if not self.shards or self.shards[-1]["tokens"] == self.shard_tokens:
                 self.shards.append({"file": f"{self.split}-{len(self.shards):05d}.bin", "tokens": 0})
             shard = self.shards[-1]
-            part = left[: self.shard_tokens - shard["tokens"]]
+            part, rest = np.split(rest, [self.shard_tokens - shard["tokens"]])
             with (self.folder / shard["file"]).open("ab") as file:
                 part.tofile(file)
             shard["tokens"] += len(part)
-            left = left[len(part) :]
 
     def facts(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """The split's entry in the manifest; `counts` has its `documents` and `bytes` of text."""

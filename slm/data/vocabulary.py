@@ -1,5 +1,6 @@
-"""Making the tokenizer that the config asks for: the registry that `tokenizer.kind` names."""
+"""The tokenizer that `tokenizer.kind` asks for: byte-level BPE to train, plain bytes, or a released one to load."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,23 +13,29 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from slm.data.hub import require_network
 from slm.data.progress import progress
-from slm.data.tokenizer import END, TOKENIZER_FILES, Tokenizer, load_tokenizer
+from slm.data.tokenizer import CONFIGS, Tokenizer
 
-_ALPHABET = 256
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+"""What a tokenizer is read from, the first that exists."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+END = "<|endoftext|>"
+# End tokens, most usual first, for a tokenizer.json without a config that names its own.
+_USUAL_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
+_ACCEPTED = "a tokenizer.json, a tokenizer.model, or a folder with one"
+_NUM_BYTES = 256
 # How text is cut before merges, after tiktoken's cl100k (GPT-4) less the English contractions: a word with the one
 # character before it, at most three digits, punctuation with the line end after it, runs of line ends, other white
-# space. Measured on pydocs at 4096: 3.34 bytes a token, where GPT-2's split (each class with the space before it)
-# gives 3.19.
+# space. Measured on pydocs at 4096: 3.34 bytes per token; GPT-2's split (each class with the space before it) gives
+# 3.19.
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # data only: no code
 
 Texts = Callable[[], Iterator[list[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A tokenizer to be: `key` identifies it before it exists, `make` needs the training texts to train on."""
+    """A tokenizer to be made: `key` identifies it before it exists, `make` takes the training texts."""
 
     key: Any
     make: Callable[[Texts], Tokenizer]
@@ -39,27 +46,24 @@ def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
 
     Raises ValueError for options that make no tokenizer.
     """
-    kinds = {"bpe": _plan_bpe, "bytes": _plan_bytes, "file": _plan_file}
-    if config["kind"] not in kinds:
-        raise ValueError(f"tokenizer.kind={config['kind']!r} is not one of {', '.join(kinds)}")
-    return kinds[config["kind"]](config)
+    kind = config["kind"]
+    if kind == "bpe":
+        return _plan_bpe(config["vocab_size"], config["train_bytes"])
+    if kind == "bytes":
+        return Plan(key=["bytes", 1], make=lambda texts: _byte_tokenizer())
+    if kind == "file":
+        made = _released(config)
+        return Plan(key=["file", made.fingerprint, made.bos_id, made.eos_id], make=lambda texts: made)
+    raise ValueError(f"tokenizer.kind={kind!r} is not one of bpe, bytes, file")
 
 
-def is_on_hub(config: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer is a repository of the hub, which `plan_tokenizer` fetches."""
-    path = str(config.get("path"))
-    named = _HUB_ID.fullmatch(path) and not path.endswith((".json", ".model"))
-    return config["kind"] == "file" and bool(named) and not Path(path).exists()
-
-
-def _plan_bpe(config: Mapping[str, Any]) -> Plan:
-    vocab_size, train_bytes = config["vocab_size"], config["train_bytes"]
-    if vocab_size < _ALPHABET + 1:
+def _plan_bpe(vocab_size: int, train_bytes: int | None) -> Plan:
+    if vocab_size < _NUM_BYTES + 1:
         raise ValueError(
-            f"tokenizer.vocab_size={vocab_size} wants to be at least {_ALPHABET + 1}: the bytes and the end of text"
+            f"tokenizer.vocab_size={vocab_size} must be at least {_NUM_BYTES + 1}: the bytes and the end of text"
         )
     if train_bytes is not None and train_bytes < 1:
-        raise ValueError(f"tokenizer.train_bytes={train_bytes} wants to be positive, or null for all of the text")
+        raise ValueError(f"tokenizer.train_bytes={train_bytes} must be positive, or null for all of the text")
     return Plan(
         key=["bpe", vocab_size, train_bytes, _SPLIT, tokenizers.__version__],
         make=lambda texts: _train_bpe(texts(), vocab_size, train_bytes),
@@ -68,11 +72,9 @@ def _plan_bpe(config: Mapping[str, Any]) -> Plan:
 
 def _train_bpe(texts: Iterator[list[str]], vocab_size: int, train_bytes: int | None) -> Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
     inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -90,48 +92,43 @@ def _train_bpe(texts: Iterator[list[str]], vocab_size: int, train_bytes: int | N
 def _first_bytes(
     texts: Iterator[list[str]], limit: int | None, advance: Callable[[float], None]
 ) -> Iterator[list[str]]:
-    done = 0
+    num_bytes = 0
     for batch in texts:
         yield batch
         size = sum(len(text.encode()) for text in batch)
-        done += size
+        num_bytes += size
         advance(size / 1e6)
-        if limit is not None and done >= limit:
+        if limit is not None and num_bytes >= limit:
             return
-
-
-def _plan_bytes(config: Mapping[str, Any]) -> Plan:
-    return Plan(key=["bytes", 1], make=lambda texts: _byte_tokenizer())
 
 
 def _byte_tokenizer() -> Tokenizer:
     """Id b is byte b, id 256 the end of text: BPE without merges."""
-    inner = tokenizers.Tokenizer(models.BPE(vocab=_byte_characters(), merges=[]))
+    # The character that byte-level vocabularies write for each byte: itself if printable, else from U+0100 on.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(_NUM_BYTES) if byte not in printable]
+    characters = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    inner = tokenizers.Tokenizer(models.BPE(vocab=characters, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([END])
     return Tokenizer("bytes", inner.to_str(), eos=END)
 
 
-def _byte_characters() -> dict[str, int]:
-    """The character that byte-level vocabularies write for each byte: itself if printable, else from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(_ALPHABET) if byte not in printable]
-    characters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return {characters[byte]: byte for byte in range(_ALPHABET)}
+def is_on_hub(config: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer is a repository of the hub, which `plan_tokenizer` fetches."""
+    path = str(config.get("path"))
+    is_hub_id = bool(_HUB_ID.fullmatch(path)) and not path.endswith((".json", ".model"))
+    return config["kind"] == "file" and is_hub_id and not Path(path).exists()
 
 
-def _plan_file(config: Mapping[str, Any]) -> Plan:
+def _released(config: Mapping[str, Any]) -> Tokenizer:
     path = str(config["path"])
     if path == "???":
-        raise ValueError(
-            "tokenizer.path is not set; wants a tokenizer.json or tokenizer.model, a folder of one, or a hub id"
-        )
+        raise ValueError(f"tokenizer.path is not set; give {_ACCEPTED}, or a hub id")
     if is_on_hub(config):
-        tokenizer = load_tokenizer(_fetched(path, config["revision"]), name=path)
-    else:
-        tokenizer = load_tokenizer(Path(os.path.expanduser(path)))
-    return Plan(key=["file", tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id], make=lambda texts: tokenizer)
+        return load_tokenizer(_fetched(path, config["revision"]), name=path)
+    return load_tokenizer(os.path.expanduser(path))
 
 
 def _fetched(repository: str, revision: str | None) -> Path:
@@ -144,8 +141,8 @@ def _fetched(repository: str, revision: str | None) -> Path:
             return Path(hf_hub_download(repository, name, revision=revision, local_files_only=True)).parent
         except EntryNotFoundError:
             continue
-    require_network(f"tokenizer.path={repository!r} is no path that exists, and as a hub id wants to be fetched")
-    for name in (*_HUB_CONFIGS, *TOKENIZER_FILES):  # the tokenizer last: when it is there, so are the others
+    require_network(f"tokenizer.path={repository!r} does not exist locally and must be downloaded from the hub")
+    for name in (*CONFIGS, *TOKENIZER_FILES):  # the tokenizer last: when it is in the cache, so are the others
         try:
             file = Path(hf_hub_download(repository, name, revision=revision))
         except EntryNotFoundError:
@@ -153,10 +150,72 @@ def _fetched(repository: str, revision: str | None) -> Path:
         except HfHubHTTPError as error:
             raise ValueError(
                 f"tokenizer.path={repository!r} cannot be fetched from the hub ({type(error).__name__}); "
-                f"wants the id of a repository that you may read"
+                f"give the id of a repository that you may read"
             ) from None
         if name in TOKENIZER_FILES:
             return file.parent
     raise ValueError(
-        f"tokenizer.path={repository!r} has no {' or '.join(TOKENIZER_FILES)} on the hub; wants a repository with one"
+        f"tokenizer.path={repository!r} has no {' or '.join(TOKENIZER_FILES)} on the hub; give a repository with one"
     )
+
+
+def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str = "tokenizer.path") -> Tokenizer:
+    """Load a tokenizer.json or tokenizer.model (SentencePiece), or the folder of one; of both, tokenizer.json.
+
+    The config beside it names the begin and end tokens and says whether a text begins with the former. Raises
+    ValueError, beginning with `asked_by`, when there is none, or when nothing says which token ends a text.
+    """
+    path = Path(path)
+    file = path
+    if path.is_dir():
+        file = next((path / name for name in TOKENIZER_FILES if (path / name).is_file()), path)
+    if not file.is_file():
+        problem = "has no tokenizer" if path.is_dir() else "does not exist"
+        raise ValueError(f"{asked_by}={str(path)!r} {problem}; give {_ACCEPTED}")
+    if file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
+        raise ValueError(f"{asked_by}: {file} is a git-lfs pointer and not the file itself: run git lfs pull there")
+    config = _config_beside(file.parent, asked_by)
+    name = name or file.resolve().parent.name
+    if file.suffix == ".model":
+        from slm.data.sentencepiece_model import convert
+
+        return convert(file, name, config, asked_by=asked_by)
+    return _from_json(file, name, config, asked_by)
+
+
+def _config_beside(folder: Path, asked_by: str) -> dict[str, Any]:
+    """`bos_token` and `eos_token` as text and `add_bos_token` as a bool, as far as a config in `folder` has them."""
+    values: dict[str, Any] = {}
+    for file in (folder / name for name in CONFIGS if (folder / name).is_file()):
+        try:
+            config = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(f"{asked_by}: {file} is not a JSON object; restore it") from None
+        for role in ("bos_token", "eos_token"):
+            token = config.get(role)
+            if token and role not in values:
+                values[role] = token.get("content") if isinstance(token, dict) else token
+        if isinstance(config.get("add_bos_token"), bool):
+            values["add_bos_token"] = config["add_bos_token"]
+    return values
+
+
+def _from_json(file: Path, name: str, config: Mapping[str, Any], asked_by: str) -> Tokenizer:
+    try:
+        content = file.read_text(encoding="utf-8")
+        added = [token["content"] for token in json.loads(content)["added_tokens"]]
+    except UnicodeDecodeError:
+        raise ValueError(f"{asked_by}: {file} is not UTF-8 text; give a tokenizer.json") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{asked_by}: {file} is not a tokenizer.json of the tokenizers library") from None
+    eos = config.get("eos_token") or next((token for token in _USUAL_ENDS if token in added), None)
+    if eos is None:
+        raise ValueError(
+            f"{asked_by}: nothing in {file.parent} says which token ends a text; name eos_token in {CONFIGS[0]}"
+        )
+    try:
+        return Tokenizer(name, content, bos=config.get("bos_token"), eos=eos, adds_bos=config.get("add_bos_token"))
+    except ValueError as error:
+        raise ValueError(f"{asked_by}: {error}") from None
+    except Exception as error:  # the tokenizers library has no error class of its own
+        raise ValueError(f"{asked_by}: {file} cannot be read by the tokenizers library ({error})") from None

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slm.composition.settings import BEFORE_KEYS
-from slm.data import Tokenizer, framing
+from slm.data import Tokenizer
 from slm.data.progress import progress
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.evaluation.byte_counts import document_of
@@ -129,7 +129,7 @@ def run_stream(
         document=document,
         words=None,
         notes=tuple(notes),
-        separator=framing.separator(tokenizer) if masked else None,
+        separator=tokenizer.separator_id if masked else None,
     )
 
 
@@ -171,7 +171,7 @@ def _separate(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
     if bos != "auto":
         notes.append(f"bos={bos} is for one running text and changes nothing here.")
     groups = (list(text.documents[start : start + _GROUP]) for start in range(0, len(text.documents), _GROUP))
-    frames, length = list[_Frame](), len(framing.opening(tokenizer))
+    frames, length = list[_Frame](), len(tokenizer.opening)
     with _shown(sum(map(len, text.documents))) as advance:
         for frame in _frames(groups, tokenizer):
             frames.append(frame)
@@ -184,7 +184,7 @@ def _separate(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
         notes.append(LOSSY_NOTE)
     tokens, sizes, document = _joined(frames, tokenizer)
     scored = np.arange(len(tokens)) > 0
-    if framing.begins(tokenizer):
+    if tokenizer.has_own_bos:
         scored &= tokens != tokenizer.bos_id  # text never gives that id
     return Stream(
         name=text.name,
@@ -210,10 +210,10 @@ class _Frame(NamedTuple):
 
 
 def _frames(groups: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[_Frame]:
-    begin = int(framing.begins(tokenizer))
+    begin = int(tokenizer.has_own_bos)
     for contents in groups:
         for content, ids in zip(contents, tokenizer.encode_batch(contents), strict=True):
-            tokens = np.fromiter(framing.framed(tokenizer, ids), dtype=np.int64)
+            tokens = np.fromiter(tokenizer.framed(ids), dtype=np.int64)
             sizes = np.zeros_like(tokens)
             sizes[begin : begin + len(ids)], kept = tokenizer.text_bytes(content, ids)
             yield _Frame(tokens, sizes, kept, len(content))
@@ -221,7 +221,7 @@ def _frames(groups: Iterable[list[str]], tokenizer: Tokenizer) -> Iterator[_Fram
 
 def _joined(frames: list[_Frame], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, bytes and number of the document of each; what opens the stream belongs to the first document."""
-    opening = np.asarray(framing.opening(tokenizer), dtype=np.int64)
+    opening = np.asarray(tokenizer.opening, dtype=np.int64)
     lengths = [len(frame.tokens) for frame in frames]
     lengths[0] += len(opening)
     tokens = np.concatenate([opening, *(frame.tokens for frame in frames)])

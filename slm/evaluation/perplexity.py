@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.data import framing
+from slm.data.loader import document_numbers
 from slm.evaluation.bootstrap import make_blocks, merge_blocks, ratio_errors
 from slm.evaluation.encode import Stream
 from slm.evaluation.protocols import Protocol, Window
@@ -90,7 +90,7 @@ def _losses(
 
     tokens_BT, documents_BT = on_device(inputs_BT), None
     if stream.separator is not None:
-        documents_BT = framing.document_numbers(tokens_BT, stream.separator)
+        documents_BT = document_numbers(tokens_BT, stream.separator)
     hidden_ND = decoder.hidden(tokens_BT, documents_BT=documents_BT)[on_device(wanted_BT)]
     targets_N = on_device(stream.tokens[targets_BT[wanted_BT]])
     return token_losses(hidden_ND, decoder.head_weight, targets_N).double().cpu().numpy()

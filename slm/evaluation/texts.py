@@ -27,9 +27,8 @@ from typing import Any
 from slm.data import hub, local
 from slm.data.cache import cached, digest
 from slm.data.corpus import prepare_documents
-from slm.data.documents import left_out_notes, read_documents, write_split
+from slm.data.documents import left_out_notes, read_documents, source_of, write_split
 from slm.data.readers import holds_rows
-from slm.data.sources import source_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +117,7 @@ def _rows(data: Mapping[str, Any], cache_dir: Path) -> tuple[str, ...]:
     folder = cache_dir / "evaluation" / f"{data['name']}-{digest([options, limits, split])}"
 
     def build(folder: Path) -> dict[str, Any]:
-        hub.require_network(f"data={data['name']} wants to download {data['path']}")
+        hub.require_network(f"data={data['name']} must download {data['path']}")
         rows = hub.rows(data, str(split))
         return write_split(folder, str(split), hub.bounded(rows, limits.get("max_documents"), limits.get("max_bytes")))
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from slm.composition.schedules import lr_factor
-from slm.data import framing
+from slm.data.loader import document_numbers
 from slm.model.decoder import Decoder
 from slm.training.ema import WeightAverage
 from slm.training.optim import OPTIMIZERS, StepGuard, full_grad_norm, skip_if
@@ -95,7 +95,7 @@ class LanguageModel(L.LightningModule):
 
     def documents(self, tokens_BT: Tensor) -> Tensor | None:
         """Numbers (B, T) of the documents that do not see each other; None where all do."""
-        return None if self.separator is None else framing.document_numbers(tokens_BT, self.separator)
+        return None if self.separator is None else document_numbers(tokens_BT, self.separator)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, and let the guard decide on the device whether the step counts."""

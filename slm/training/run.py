@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
-from slm.data import Corpus, framing, prepare
+from slm.data import Corpus, prepare
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.machine import reset_peak_memory
 from slm.tracking import Trackers, open_trackers
@@ -72,7 +72,7 @@ def train(run: Run) -> dict[str, Any]:
 
 
 def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
-    module = _module(run, framing.separator(corpus.tokenizer) if run.plan.document_masking else None)
+    module = _module(run, corpus.tokenizer.separator_id if run.plan.document_masking else None)
     checkpoint, branched_from = newest_intact(run.folder.checkpoints), None
     start_step = 0
     if checkpoint is not None:

@@ -109,7 +109,7 @@ def test_a_damaged_folder_is_noticed_and_built_again(tmp_path, damage):
 
 
 def test_checksums_of_a_large_folder_are_checked_on_request(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "CHECKED_BYTES", 3)
+    monkeypatch.setattr(cache, "MAX_CHECKED_BYTES", 3)
     folder = tmp_path / "thing"
     cached(folder, build(), what="x")
     (folder / "sub" / "tokens.bin").write_bytes(b"whule")

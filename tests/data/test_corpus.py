@@ -81,7 +81,7 @@ def test_documents_stand_between_begin_and_end_where_a_tokenizer_has_both(data, 
 
 def test_all_bytes_of_the_text_are_scored(data, bpe, tmp_path):
     corpus = prepare(data, bpe, cache_dir=tmp_path)
-    sizes = corpus.tokenizer.token_bytes()
+    sizes = corpus.tokenizer.token_bytes
     for stream in (corpus.train, corpus.val):
         assert sizes[tokens_of(stream)[1:]].sum() == stream.num_bytes
         assert tokens_of(stream)[0] == corpus.tokenizer.eos_id
@@ -176,8 +176,8 @@ def test_a_bible_in_one_line_still_gives_two_splits(config, byte, tmp_path):
     [
         ({"paths": "no/such/*.txt"}, {}, r"^data\.paths='no/such/\*\.txt' matches no file"),
         ({"source": "ftp"}, {}, r"^data\.source='ftp' is not one of pydocs, local, hub"),
-        ({"val_fraction": 1.0}, {}, r"^data\.val_fraction=1\.0 wants to be between 0 and 1"),
-        ({}, {"vocab_size": 100}, r"^tokenizer\.vocab_size=100 wants to be at least 257"),
+        ({"val_fraction": 1.0}, {}, r"^data\.val_fraction=1\.0 must be between 0 and 1"),
+        ({}, {"vocab_size": 100}, r"^tokenizer\.vocab_size=100 must be at least 257"),
         ({}, {"kind": "file", "path": "none", "revision": None}, r"^tokenizer\.path='none' does not exist"),
     ],
 )
@@ -218,8 +218,24 @@ def test_an_empty_file_is_an_error(config, byte, tmp_path):
         prepare(config("data", "local", paths=str(tmp_path / "empty.txt")), byte, cache_dir=tmp_path)
 
 
+def test_a_source_from_outside_is_a_module_with_two_functions(byte, tmp_path, monkeypatch):
+    (tmp_path / "squares.py").write_text(
+        "def key(data):\n    return data['count']\n\n"
+        "def documents(data):\n    return ((f'{i} squared is {i * i}.', None) for i in range(data['count']))\n"
+    )
+    (tmp_path / "half.py").write_text("def key(data):\n    return 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    data = {"name": "squares", "source": "squares", "count": 50, "val_fraction": 0.2}
+    corpus = prepare(data, byte, cache_dir=tmp_path)
+    assert corpus.train.num_bytes + corpus.val.num_bytes == sum(len(f"{i} squared is {i * i}.") for i in range(50))
+    with pytest.raises(
+        ValueError, match=r"^data\.source='half' is not one of .* a module with the functions key and doc"
+    ):
+        prepare(data | {"source": "half"}, byte, cache_dir=tmp_path)
+
+
 def test_every_source_and_tokenizer_of_conf_has_the_keys_that_its_code_reads(config):
-    from slm.data.sources import source_of
+    from slm.data.documents import source_of
 
     for choice in ("pydocs", "wikitext2", "wikitext103", "tinystories", "fineweb_edu"):
         data = config("data", choice)

@@ -14,13 +14,12 @@ from slm.data.documents import (
     training_hashes,
     write_documents,
 )
-from slm.data.sources import Document
 
 TEXTS = st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=40, unique=True)
 
 
 def undecided(texts):
-    return [Document(text) for text in texts]
+    return [(text, None) for text in texts]
 
 
 @given(texts=TEXTS, fraction=st.floats(0.01, 0.99), seed=st.integers())
@@ -54,14 +53,14 @@ def test_a_document_that_is_removed_moves_no_other():
 
 
 def test_a_split_that_the_source_gives_is_used():
-    documents = [Document("a", "train"), Document("b", "val"), Document("c", "train")]
+    documents = [("a", "train"), ("b", "val"), ("c", "train")]
     assert list(split_documents(documents, None)) == [("a", "train"), ("b", "val"), ("c", "train")]
 
 
 def test_a_source_that_gives_splits_is_not_held_in_memory():
     def endless():
         while True:
-            yield Document("text", "train")
+            yield ("text", "train")
 
     assert next(split_documents(endless(), None)) == ("text", "train")
 
@@ -88,13 +87,13 @@ def test_documents_are_read_back_as_written_with_their_fingerprint(tmp_path, par
 
 def test_training_documents_that_are_in_the_given_validation_set_are_dropped_and_counted(tmp_path):
     source = [
-        Document("held", "val"),
-        Document(" also held\n", "val"),
-        Document("own", "train"),
-        Document("held\n\n", "train"),
-        Document(" ", "train"),
-        Document("also held", "train"),
-        Document("also held, and more", "train"),
+        ("held", "val"),
+        (" also held\n", "val"),
+        ("own", "train"),
+        ("held\n\n", "train"),
+        (" ", "train"),
+        ("also held", "train"),
+        ("also held, and more", "train"),
     ]
     facts = write_documents(tmp_path, source, None, name="x")
     assert next(read_documents(tmp_path, "train")) == ["own", "also held, and more"]
@@ -110,7 +109,7 @@ def test_training_documents_that_are_in_the_given_validation_set_are_dropped_and
 
 def test_training_on_nothing_but_the_validation_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^data=mine: all 1 training documents are also in the validation set; give"):
-        write_documents(tmp_path, [Document("held", "val"), Document("held", "train")], None, name="mine")
+        write_documents(tmp_path, [("held", "val"), ("held", "train")], None, name="mine")
 
 
 @pytest.mark.parametrize("texts", [[], ["", " \n\t"]])
@@ -120,11 +119,11 @@ def test_no_text_is_an_error(tmp_path, texts):
 
 
 def test_a_single_document_leaves_no_validation(tmp_path):
-    with pytest.raises(ValueError, match=r"^data=mine: 1 training and 0 validation documents"):
+    with pytest.raises(ValueError, match=r"^data=mine: there are 1 training and 0 validation documents"):
         write_documents(tmp_path, undecided(["one"]), 0.01, name="mine")
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, None])
 def test_a_fraction_that_is_none_is_an_error(fraction):
-    with pytest.raises(ValueError, match=r"^data\.val_fraction=.* wants to be between 0 and 1"):
+    with pytest.raises(ValueError, match=r"^data\.val_fraction=.* must be between 0 and 1"):
         list(split_documents(undecided(["a", "b"]), fraction))

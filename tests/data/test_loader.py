@@ -64,12 +64,12 @@ def test_iterating_leaves_the_global_random_state_alone(stream):
 
 
 def test_a_batch_that_does_not_divide_is_refused(stream):
-    with pytest.raises(ValueError, match=r"12 sequences wants to be a multiple of .* = 2 \* 4"):
+    with pytest.raises(ValueError, match=r"12 sequences must be a multiple of .* = 2 \* 4"):
         train_loader(stream, **{**COMMON, "micro_batch_size": 4, "world_size": 2})
 
 
 def test_a_stream_shorter_than_a_window_is_refused(stream_of):
-    with pytest.raises(ValueError, match=r"8 tokens.*train\.sequence_length=8 wants 9"):
+    with pytest.raises(ValueError, match=r"8 tokens.*train\.sequence_length=8 needs 9"):
         train_loader(stream_of(range(8)), **COMMON)
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from slm.data.paths import text_files
+from slm.data.local import text_files
 from slm.data.readers import ROW_SUFFIXES
 
 
@@ -35,7 +35,7 @@ def test_a_folder_is_every_file_under_it_that_can_be_read_and_says_how_many(fold
     assert [str(file) for file in files] == ["[2024] notes/a.TXT", "[2024] notes/sub/b.md"]
     assert note.startswith("data.paths: 2 files; 2 more in folders left out, which are empty or end in none of .txt")
     with pytest.raises(
-        ValueError, match=r"the folder \[2024\] notes holds no file that can be read; give one with \.json"
+        ValueError, match=r"the folder \[2024\] notes has no file that can be read; give one with \.json"
     ):
         text_files("[2024] notes", "task_files.x", suffixes=ROW_SUFFIXES)
 
@@ -61,11 +61,14 @@ def test_a_file_is_read_once_however_often_it_is_named(folder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("no/*.txt", r"^data\.paths='no/\*\.txt' matches no file in .*; give a file, a folder or a glob that does$"),
+        ("no/*.txt", r"^data\.paths='no/\*\.txt' matches no file in .*; give an existing file, folder or glob$"),
         (["2 notes", ""], r"^data\.paths='' matches no file"),
         ("???", r"^data\.paths is not set; give"),
         ([], r"^data\.paths is not set; give"),
-        ("[2024] notes/scan.pdf", r"^data\.paths: \[2024\] notes/scan\.pdf is of no known kind; give .* \.txt, "),
+        (
+            "[2024] notes/scan.pdf",
+            r"^data\.paths: \[2024\] notes/scan\.pdf is of an unknown kind; its name must end in one of \.txt, ",
+        ),
         (
             "*notes/*.md",
             r"^data\.paths: \[2024\] notes/empty\.md is empty \(0 bytes\); write it again, or leave it out$",

@@ -81,9 +81,9 @@ def test_a_row_without_the_column_is_empty_but_a_file_without_it_is_refused(tmp_
     path.write_text('\ufeff{"body": 1}\nnull\n\n{"text": "one"}\n', encoding="utf-8")
     assert read(path) == ["", "", "one"]
     assert list(read_rows(path, key="k")) == [("line 1", {"body": 1}), ("line 2", None), ("line 4", {"text": "one"})]
-    with pytest.raises(ValueError, match=r"a\.jsonl has no 'story' but body; set data\.text_column"):
+    with pytest.raises(ValueError, match=r"a\.jsonl has no column 'story' but body; set data\.text_column"):
         read(path, column="story")
-    with pytest.raises(ValueError, match=r"a\.parquet has no 'story' but text; set data\.text_column"):
+    with pytest.raises(ValueError, match=r"a\.parquet has no column 'story' but text; set data\.text_column"):
         read(write(tmp_path / "a.parquet", ["one"]), column="story")
 
 
@@ -103,7 +103,7 @@ def test_a_text_of_bytes_is_read_and_of_any_type_of_strings(tmp_path):
 )
 def test_a_column_that_is_no_text_is_named_with_the_file(tmp_path, column, held):
     parquet.write_table(pa.table({"text": [column]}), tmp_path / "a.parquet")
-    said = rf"holds {held} in 'text' where text is wanted" if held else "is not UTF-8 in 'text'"
+    said = rf"has a value of type {held} in 'text', which must be text" if held else "is not UTF-8 in 'text'"
     with pytest.raises(ValueError, match=rf"^data\.paths: .*a\.parquet row 1 {said}.*set data\.text_column"):
         read(tmp_path / "a.parquet")
 
@@ -114,18 +114,18 @@ def test_a_column_that_is_no_text_is_named_with_the_file(tmp_path, column, held)
         ("x.txt", b"caf\xe9", r"is not UTF-8 \(byte 0xe9 at offset 3\); convert it"),
         ("x.txt", b"a\r\n" * 2_000_000 + b"\xff", r".*byte 0xff at offset 6000000"),
         ("x.txt", b"a" * ((4 << 20) - 1) + "é".encode()[:1] + b"x", r".*byte 0xc3 at offset 4194303"),
-        ("x.jsonl", b'{"text": "a"}\n{"text": 3}', r"line 2 holds int in 'text' where text is wanted"),
-        ("x.jsonl", b"[1]", r"line 1 is no object"),
-        ("x.jsonl", b'{"text": "a"}\n{"te', r"line 2 is not JSON; give one object a line"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": 3}', r"line 2 has a value of type int in 'text', which must be text"),
+        ("x.jsonl", b"[1]", r"line 1 is not an object"),
+        ("x.jsonl", b'{"text": "a"}\n{"te', r"line 2 is not JSON; give one object per line"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', r"line 2 is not UTF-8; convert"),
         ("x.jsonl", b"[" * 100_000, r"cannot be read \(RecursionError: .*; write or download it again"),
         ("x.parquet", b"PAR1" + b"a" * 40, r"cannot be read .*; write or download it again, or leave it out$"),
-        ("x.parquet", b"text, and no Parquet", r"does not begin as a \.parquet file does; rename it"),
-        ("x.jsonl.gz", b'{"text": "a"}\n', r"does not begin as a \.gz file does; rename it"),
+        ("x.parquet", b"text, and no Parquet", r"does not begin like a \.parquet file; rename it"),
+        ("x.jsonl.gz", b'{"text": "a"}\n', r"does not begin like a \.gz file; rename it"),
         (
             "x.txt",
             gzip.compress(b"text", mtime=0),
-            r"begins as a \.gz file does; rename it to what it is, or leave it out$",
+            r"begins like a \.gz file; rename it to what it is, or leave it out$",
         ),
     ],
 )

@@ -33,7 +33,7 @@ def test_text_survives_encoding(ours, text):
 @settings(deadline=None)
 @given(text=TEXT)
 def test_bytes_of_the_tokens_sum_to_those_of_the_text(ours, text):
-    sizes = ours.token_bytes()
+    sizes = ours.token_bytes
     assert sizes.dtype == np.int64
     assert sizes.shape == (ours.vocab_size,)
     assert sizes[ours.encode(text)].sum() == len(text.encode())
@@ -77,7 +77,7 @@ def test_a_batch_encodes_as_its_texts_do(ours):
 
 
 def test_the_end_of_text_has_no_bytes_and_is_not_made_by_text(ours):
-    assert ours.token_bytes()[ours.eos_id] == 0
+    assert ours.token_bytes[ours.eos_id] == 0
     assert ours.eos_id not in ours.encode("before<|endoftext|>after")
     assert ours.decode([*ours.encode("a"), ours.eos_id]) == "a"
 
@@ -131,7 +131,7 @@ def llama_style(tmp_path):
 
 @pytest.mark.parametrize("text", ["a a", "xé", "語🙂", "a\n\nq  a", "</s>"])
 def test_byte_fallback_counts_exactly_but_for_the_space_before_the_text(llama_style, text):
-    assert llama_style.token_bytes()[llama_style.encode(text)].sum() == len(text.encode()) + 1
+    assert llama_style.token_bytes[llama_style.encode(text)].sum() == len(text.encode()) + 1
 
 
 def test_begin_and_end_are_read_from_the_config_beside_it(llama_style, tmp_path):
@@ -154,13 +154,13 @@ def test_holes_in_the_ids_count_as_ids_without_bytes(tmp_path):
     inner.save(str(tmp_path / "tokenizer.json"))
     holey = load_tokenizer(tmp_path)
     assert holey.vocab_size == 1 + max(7, holey.eos_id)
-    assert holey.token_bytes().sum() == 2
+    assert holey.token_bytes.sum() == 2
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"^tokenizer\.path='.*' does not exist; wants a tokenizer\.json"),
+        (None, r"^tokenizer\.path='.*' does not exist; give a tokenizer\.json"),
         ("{", r"^tokenizer\.path: .* is not a tokenizer\.json of the tokenizers library"),
         ('{"a": 1}', r"^tokenizer\.path: .* is not a tokenizer\.json of the tokenizers library"),
         ('{"added_tokens": [], "model": {}}', r"^tokenizer\.path: nothing in .* says which token ends a text"),
@@ -193,7 +193,7 @@ def test_ids_by_the_billion_are_refused_before_a_table_of_them_is_made(llama_sty
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["model"]["vocab"]["x"] = 2**31
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="has the id 2,147,483,648, and ids must be below 16,777,216"):
+    with pytest.raises(ValueError, match="has the id 2,147,483,648; ids must be below 16,777,216"):
         load_tokenizer(tmp_path)
 
 

@@ -85,9 +85,9 @@ def test_a_plan_is_named_by_what_changes_its_tokenizer(tmp_path):
     [
         (
             {"kind": "bpe", "vocab_size": 256, "train_bytes": None},
-            r"^tokenizer\.vocab_size=256 wants to be at least 257",
+            r"^tokenizer\.vocab_size=256 must be at least 257",
         ),
-        ({"kind": "bpe", "vocab_size": 300, "train_bytes": 0}, r"^tokenizer\.train_bytes=0 wants to be positive"),
+        ({"kind": "bpe", "vocab_size": 300, "train_bytes": 0}, r"^tokenizer\.train_bytes=0 must be positive"),
         ({"kind": "words"}, r"^tokenizer\.kind='words' is not one of bpe, bytes, file"),
         ({"kind": "file", "path": "???", "revision": None}, r"^tokenizer\.path is not set"),
         (

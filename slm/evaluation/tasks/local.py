@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slm.data.paths import text_files
+from slm.data.local import text_files
 from slm.data.readers import ROW_SUFFIXES, read_rows
 
 FORMS = {

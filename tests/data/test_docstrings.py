@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from slm.data import pydocs
-from slm.data.docstrings import is_prose, module_parts
+from slm.data import docstrings
+from slm.data.docstrings import is_new, is_prose, module_parts, parse_in_worker
 
 MODULE = '''"""What the module is for, said in one full sentence of words."""
 
@@ -78,7 +78,7 @@ def test_prose_is_told_from_tables_and_grammars(text, prose):
 @pytest.fixture(scope="module")
 def documents():
     data = {"packages": ["rich", "filelock"]}
-    return [document.text for document in pydocs.documents(data)]
+    return [text for text, _ in docstrings.documents(data)]
 
 
 def find(documents, module):
@@ -111,7 +111,7 @@ def test_the_reference_of_the_language_is_there(documents):
 
 
 def test_documents_are_the_same_each_time_and_in_one_order(documents):
-    assert [document.text for document in pydocs.documents({"packages": ["rich", "filelock"]})] == documents
+    assert [text for text, _ in docstrings.documents({"packages": ["rich", "filelock"]})] == documents
     modules = [text.split("\n")[0] for text in documents]
     assert len(set(modules)) == len(modules)
     first_of_package = modules.index("rich")
@@ -123,7 +123,7 @@ def test_documents_are_the_same_each_time_and_in_one_order(documents):
 
 def test_documents_name_no_path_of_this_machine_and_no_tests(documents):
     everything = "\n".join(documents)
-    for path in (sys.prefix, sys.base_prefix, str(Path(pydocs.__file__).parents[2])):
+    for path in (sys.prefix, sys.base_prefix, str(Path(docstrings.__file__).parents[2])):
         assert path not in everything
     assert not [text.split("\n")[0] for text in documents if re.search(r"(^|\.)tests?\.", text.split("\n")[0])]
 
@@ -138,15 +138,15 @@ def test_no_long_paragraph_comes_often(documents):
 
 
 def test_copies_and_near_copies_are_dropped_and_new_text_is_kept():
-    kept = pydocs._Deduplicator()
+    seen = set()
     text = "Computes the mean over 3 axes of the input.\nRaises ValueError when there are none.\nSee also median, mode."
-    assert kept.is_new(text)
-    assert not kept.is_new(text)
-    assert not kept.is_new(text.replace("3", "4").upper())
-    assert not kept.is_new(text + "\nNew in 1.2")
-    assert kept.is_new(text + "\nWhat follows here is twice as long as all that was said above about the mean.\n" * 3)
-    assert kept.is_new("short")
-    assert not kept.is_new("short")
+    assert is_new(text, seen)
+    assert not is_new(text, seen)
+    assert not is_new(text.replace("3", "4").upper(), seen)
+    assert not is_new(text + "\nNew in 1.2", seen)
+    assert is_new(text + "\nWhat follows here is twice as long as all that was said above about the mean.\n" * 3, seen)
+    assert is_new("short", seen)
+    assert not is_new("short", seen)
 
 
 def test_the_key_names_versions_and_is_quick_to_make(config):
@@ -154,21 +154,21 @@ def test_the_key_names_versions_and_is_quick_to_make(config):
 
     import numpy
 
-    key = pydocs.key(config("data", "pydocs"))
+    key = docstrings.key(config("data", "pydocs"))
     assert key["packages"]["numpy"] == numpy.__version__ == importlib.metadata.version("numpy")
     assert key["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
 def test_a_package_that_is_not_installed_is_named():
     with pytest.raises(ValueError, match=r"^data\.packages: no-such-package is not installed; install it or drop it"):
-        pydocs.key({"packages": ["rich", "no-such-package"]})
+        docstrings.key({"packages": ["rich", "no-such-package"]})
 
 
 def test_reading_documentation_imports_neither_the_packages_nor_torch(python):
     script = """
 import sys
-from slm.data import pydocs
-documents = list(pydocs.documents({"packages": ["torchmetrics"]}))
+from slm.data import docstrings
+documents = list(docstrings.documents({"packages": ["torchmetrics"]}))
 print(len(documents) > 100, "torch" in sys.modules, "torchmetrics" in sys.modules)
 """
     answer, errors = python(script).communicate(timeout=100)
@@ -179,6 +179,6 @@ def test_a_worker_passes_over_what_does_not_parse(tmp_path):
     (tmp_path / "old.py").write_text("print 'Python 2'")
     (tmp_path / "latin.py").write_bytes(b'"""caf\xe9"""')
     (tmp_path / "good.py").write_text(MODULE)
-    answer = pydocs._ask_worker([(name, str(tmp_path / f"{name}.py")) for name in ("old", "latin", "good")])
+    answer = parse_in_worker([(name, str(tmp_path / f"{name}.py")) for name in ("old", "latin", "good")])
     assert [module for module, _ in answer] == ["good"]
     assert json.loads(json.dumps(answer[0][1])) == [list(part) for part in module_parts(MODULE, "good")]
