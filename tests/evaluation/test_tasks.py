@@ -252,5 +252,7 @@ def test_a_task_is_read_from_every_kind_of_rows(name: str, tmp_path: Path) -> No
 
 def test_a_task_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quiz.txt").write_text(json.dumps(CHOICES[0]))
-    with pytest.raises(ValueError, match=r"^task_files\.mine: .*quiz\.txt is of no known kind; give it .* \.jsonl, "):
+    with pytest.raises(
+        ValueError, match=r"^task_files\.mine: .*quiz\.txt is of an unknown kind; its name must end in one of \.jsonl, "
+    ):
         check_tasks(["mine"], {"mine": str(tmp_path / "quiz.txt")})

@@ -302,5 +302,5 @@ def test_a_text_whose_name_would_be_a_glob_is_there(tmp_path: Path) -> None:
         OmegaConf.create({"data": {"paths": [str(tmp_path / "book[1].txt"), str(tmp_path)]}}), "sweep.overrides"
     )
     (tmp_path / "book.csv").write_text("text")
-    with pytest.raises(ValueError, match=r"^sweep\.overrides: data\.val_paths: .*book\.csv is of no known kind"):
+    with pytest.raises(ValueError, match=r"^sweep\.overrides: data\.val_paths: .*book\.csv is of an unknown kind"):
         check_texts(OmegaConf.create({"data": {"val_paths": str(tmp_path / "*.csv")}}), "sweep.overrides")
