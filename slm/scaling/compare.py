@@ -41,7 +41,7 @@ def complete(fitted: Mapping[str, Fitted]) -> Complete:
     known = {
         name: (one.fit, one.uncertainty)
         for name, one in fitted.items()
-        if one.fit is not None and one.uncertainty and not one.fit.exact
+        if one.fit is not None and one.uncertainty and not one.fit.is_exact
     }
     identified = {name: one for name, one in known.items() if fitted[name].entry["identified"]}
     return identified if len(identified) > 1 else known
@@ -65,7 +65,7 @@ def compare_law(
         "families": list(fits),
         "left_out": [name for name in fitted if name not in fits],
         "common_range": common,
-        "independent": all(fit.sample.independent for fit, _ in fits.values()),
+        "independent": all(fit.sample.is_independent for fit, _ in fits.values()),
         "joint": joint_tests,
         "p": min((test["p_adjusted"] for test in joint_tests.values()), default=None),
         "pairs": _pairs(fits, settings),
@@ -121,10 +121,10 @@ def _joint_fits(families: Families) -> dict[str, JointFit]:
 
 
 def _models(families: Families, joint: Mapping[str, JointFit]) -> list[Entry]:
-    best = min((one.criteria()[0] for one in joint.values() if np.isfinite(one.criteria()[0])), default=np.nan)
+    scores = {model: one.criteria() for model, one in joint.items()}
+    best = min((score.aicc for score in scores.values() if np.isfinite(score.aicc)), default=np.nan)
     rows = []
     for model, one in joint.items():
-        aicc, bic = one.criteria()
         exponents = {
             name: float(one.theta[0][list(families.law.parameters).index(name)]) for name in families.law.exponents
         }
@@ -133,9 +133,9 @@ def _models(families: Families, joint: Mapping[str, JointFit]) -> list[Entry]:
                 "model": model,
                 "parameters": len(one.phi),
                 "sse": one.sse,
-                "aicc": aicc,
-                "aicc_above_best": aicc - best,
-                "bic": bic,
+                "aicc": scores[model].aicc,
+                "aicc_above_best": scores[model].aicc - best,
+                "bic": scores[model].bic,
                 "converged": one.converged,
                 "starts_agreeing": one.starts_agreeing,
                 "shared_exponents": exponents if model != "separate" else None,
@@ -254,7 +254,7 @@ def _design(fit: Fit, of: Uncertainty, entry: Entry, level: float) -> Design:
     pure = test["pure_sigma"] if test else None
     misfit = float(np.sqrt(max(fit.sigma**2 - (pure or 0.0) ** 2 / seeds, 0.0)))
     design = Design(fit.law, fit.sample.log_x, fit.params, pure, misfit, seeds)
-    if fit.sample.independent:
+    if fit.sample.is_independent:
         return design
     seen, usual = of.error(fit, fit.law.exponents[0], level), design.error()
     factor = seen / usual if np.isfinite(seen) and 0 < usual < np.inf else 1.0

@@ -11,8 +11,8 @@ from scipy.interpolate import PchipInterpolator
 
 from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
-from slm.scaling.given import given_entry
 from slm.scaling.intervals import MOST_FAILED, Uncertainty
+from slm.scaling.likelihood import given_entry
 from slm.scaling.prediction import band, band_kind, doubling
 from slm.scaling.resample import Ensemble, bootstrap
 from slm.scaling.sample import Sample
@@ -40,7 +40,7 @@ def details(
     `middle` [V] is where log variables other than the first are held, the same for all families; `run_sigma` is the
     scatter of one further run.
     """
-    if found.exact:
+    if found.is_exact:
         return {"points": _points(found)}
     ensemble = ensemble_of(found, of, settings, rng)
     usable = ensemble is not None or band_kind(found) is None
@@ -204,7 +204,7 @@ def _extrapolation(found: Fit, settings: Settings, rng: np.random.Generator) -> 
             break
         smaller = fit_sample(law, kept, loss=found.loss)
         kind = band_kind(smaller)
-        if smaller.exact or (kind and ahead):  # a bootstrap for the largest size alone
+        if smaller.is_exact or (kind and ahead):  # a bootstrap for the largest size alone
             break
         ensemble = bootstrap(smaller, kind, 2 * FEWEST_REFITS, rng) if kind else None
         if kind and (ensemble is None or len(ensemble.theta) < FEWEST_REFITS):

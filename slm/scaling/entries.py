@@ -14,6 +14,7 @@ from slm.scaling.fitting import Fit, fit_sample, lack_of_fit, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.laws import Law
+from slm.scaling.likelihood import criteria
 from slm.scaling.prediction import new_run_sigma
 from slm.scaling.sample import Sample, Unit, take_sample
 from slm.scaling.settings import Settings
@@ -103,7 +104,7 @@ def _fit_case(
         entry["notes"].append(f"sizes deviate from the law by more than seeds do (lack of fit, p = {test.p:.2g})")
     if len(runs.log_y) > len(sample.log_y):
         entry["notes"].append("fitted to the means over seeds, so that intervals rest on the number of sizes")
-    if not sample.independent:
+    if not sample.is_independent:
         entry["notes"].append(
             f"{len(sample.log_y)} rows belong to {len(np.unique(sample.clusters))} shapes or runs, which deviate from "
             "the law as one; intervals rest on their number"
@@ -170,7 +171,7 @@ def _identity(case: Case, sample: Sample, loss: Loss) -> Entry:
 
 
 def _entry(case: Case, found: Fit, of: Uncertainty, unit: str) -> Entry:
-    aicc, bic = found.information_criteria()
+    score = criteria([found])
     certificate = found.certificate
     notes = list(of.notes)
     if certificate.starts_agreeing < 0.5:
@@ -191,8 +192,8 @@ def _entry(case: Case, found: Fit, of: Uncertainty, unit: str) -> Entry:
         "rmse_log": math.sqrt(found.sse / len(found.residuals)),
         "sigma_log": found.sigma,
         "degrees_of_freedom": found.degrees_of_freedom,
-        "aicc": aicc,
-        "bic": bic,
+        "aicc": score.aicc,
+        "bic": score.bic,
         "converged": certificate.converged,
         "starts": certificate.starts,
         "starts_agreeing": certificate.starts_agreeing,

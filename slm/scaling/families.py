@@ -23,6 +23,7 @@ from scipy import stats
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 from slm.scaling.laws import Law
+from slm.scaling.likelihood import Criteria, information_criteria
 from slm.scaling.robust import cluster_error
 from slm.scaling.sample import Sample
 from slm.scaling.solver import FINE, Block, minimise
@@ -90,12 +91,10 @@ class JointFit:
     starts_agreeing: float
     converged: bool
 
-    def criteria(self) -> tuple[float, float]:
-        """AICc and BIC, as `Fit.information_criteria`."""
-        n, k = self.rows, len(self.phi) + 1
-        deviance = n * (np.log(2 * np.pi * self.sse / n) + 1)
-        aicc = deviance + 2 * k + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.nan
-        return float(aicc), float(deviance + k * np.log(n))
+    def criteria(self) -> Criteria:
+        """AICc and BIC, with one scatter for all families."""
+        deviance = self.rows * (np.log(2 * np.pi * self.sse / self.rows) + 1)
+        return information_criteria(deviance, self.rows, len(self.phi) + 1)
 
 
 @dataclass(frozen=True)
@@ -288,7 +287,7 @@ def _error(
     families: Families, joint: JointFit, jacobian: Floats, vector: Floats, spare: Sequence[int]
 ) -> tuple[float, float]:
     """Standard error of `vector` @ phi and its degrees of freedom, every family with its own scatter."""
-    if not all(sample.independent for sample in families.samples):
+    if not all(sample.is_independent for sample in families.samples):
         fitted = [
             b.law.log_value(t[None], b.x_IV)[0]
             for t, b in zip(joint.theta, families.blocks(joint.matrices), strict=True)

@@ -22,7 +22,7 @@ def not_identified(found: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
     """Parameters that are not identified, each with the first reason why not, in words."""
     if not found.certificate.converged:
         return dict.fromkeys(found.law.parameters, "the fit did not converge")
-    if found.exact:
+    if found.is_exact:
         return dict.fromkeys(
             found.law.parameters, "all runs lie on the law to rounding: no scatter to put intervals on"
         )

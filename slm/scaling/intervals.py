@@ -62,7 +62,7 @@ def uncertainty(
     `replicates` = 0 leaves the bootstraps out where they are only a cross-check. Without `coefficients`, those have the
     intervals of the delta method, in logs: exponents and floor are all that anything rests on.
     """
-    if found.exact:
+    if found.is_exact:
         return _none(found)
     likelihood = found.loss.name == "least_squares"
     ensembles: dict[str, Ensemble] = {}
@@ -79,7 +79,7 @@ def uncertainty(
     delta = _delta(found)
     if likelihood:
         method = "ols_t" if found.law.is_linear else "profile_t"
-        method = method if found.sample.independent else "cluster_t"
+        method = method if found.sample.is_independent else "cluster_t"
         ci = {name: _of_profile(found, profiles.get(name)) for name in found.law.parameters}
         if "cluster" in ensembles:  # for what has no profile, such as a ratio of coordinates
             drawn = _of_bootstrap(found, ensembles["cluster"], level)

@@ -94,7 +94,7 @@ def _log_x(models: Sequence[Model], held: float | None) -> Floats:
 
 def _predicted(found: Fit, log_x_MV: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:
     """`N`, `value` and the ends of one more run's interval, None where the fit has no scatter to tell it by."""
-    if not found.exact and (ensemble is not None or band_kind(found) is None):
+    if not found.is_exact and (ensemble is not None or band_kind(found) is None):
         return predictions_at(found, log_x_MV, ensemble, run_sigma, level)
     values = np.exp(found.log_value(log_x_MV)).tolist()
     sizes = np.exp(log_x_MV[:, 0]).tolist()

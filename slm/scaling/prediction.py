@@ -143,7 +143,7 @@ def _robust(found: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
 
     NaN where clusters leave no scatter to tell by.
     """
-    if found.sample.independent:
+    if found.sample.is_independent:
         return np.ones(len(x)), np.full(len(x), float(found.degrees_of_freedom))
     jacobian, sample = found.jacobian, found.sample
     bread = np.linalg.pinv(jacobian.T @ jacobian)

@@ -78,7 +78,7 @@ def profile(found: Fit, name: str, *, level: float = 0.95, straight: bool = Fals
 
 def _robust(found: Fit, vector: Floats) -> tuple[float, float]:
     """What t is multiplied by, and its degrees of freedom; a factor of 0 where clusters leave no scatter to tell by."""
-    if found.sample.independent:
+    if found.sample.is_independent:
         return 1.0, float(found.degrees_of_freedom)
     jacobian = found.jacobian
     error, df = cluster_error(jacobian, found.residuals, found.sample.clusters, vector)

@@ -10,12 +10,12 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from slm.scaling.forms import Floats
-from slm.scaling.laws import Law
+from slm.scaling.forms import Floats, Law
 from slm.scaling.tables.columns import SIZES
 
 Unit = Literal["run", "cell"]
-_COLUMNS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
+COLUMN_OF = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
+"""The table's columns of variables of laws. N is the size that is asked for, other variables are columns themselves."""
 
 
 class HasFrame(Protocol):
@@ -51,7 +51,7 @@ class Sample:
         return self.log_x - self.refs
 
     @property
-    def independent(self) -> bool:
+    def is_independent(self) -> bool:
         """Whether no two rows share a run or a shape."""
         return len(np.unique(self.clusters)) == len(self.clusters)
 
@@ -65,15 +65,20 @@ class Sample:
         parts = {name: getattr(self, name)[rows] for name in ("log_y", "log_x", "clusters", "cells")}
         return replace(self, **parts)
 
+    def by_cell(self) -> tuple[Floats, np.ndarray, float]:
+        """Mean log target of each cell, the place of each row's cell in it, and the sum of squares within cells."""
+        inverse = np.unique(self.cells, return_inverse=True)[1]
+        means = np.bincount(inverse, self.log_y) / np.bincount(inverse)
+        return means, inverse, float(((self.log_y - means[inverse]) ** 2).sum())
+
     def cell_means(self) -> Sample:
         """One row a cell: the mean of its log targets over seeds.
 
         Seeds say how much runs of one cell scatter; how well a law fits, only further cells can say.
         """
-        cells, first, inverse = np.unique(self.cells, return_index=True, return_inverse=True)
-        log_y = np.bincount(inverse, self.log_y) / np.bincount(inverse)
-        clusters = linked(inverse, self.clusters)[first]
-        return replace(self, log_y=log_y, log_x=self.log_x[first], clusters=clusters, cells=cells)
+        means, inverse, _ = self.by_cell()
+        first = np.unique(inverse, return_index=True)[1]
+        return replace(self.subset(first), log_y=means, clusters=linked(inverse, self.clusters)[first])
 
 
 def linked(*groupings: np.ndarray) -> np.ndarray:
@@ -91,46 +96,38 @@ def linked(*groupings: np.ndarray) -> np.ndarray:
 
 def column_of(variable: str, size: str) -> str:
     """The table's column of a law's variable; N is the column `size`."""
-    return size if variable == "N" else _COLUMNS.get(variable, variable)
+    return size if variable == "N" else COLUMN_OF.get(variable, variable)
 
 
 def missing_columns(table: HasFrame, law: Law, target: str, size: str) -> list[str]:
-    """Columns that the fit would need and the table lacks."""
+    """Columns that the fit needs and the table lacks, or has without a number above 0 in every row."""
+
+    def is_usable(name: str) -> bool:
+        column = table.frame.get(name)
+        return column is not None and pd.api.types.is_numeric_dtype(column) and bool((column > 0).all())
+
     needed = [target, *(column_of(v, size) for v in law.variables)]
-    return [name for name in needed if name not in table.frame or not _above_zero(table.frame[name])]
-
-
-def _above_zero(column: pd.Series) -> bool:
-    """Whether there is a number above 0 in every row."""
-    return pd.api.types.is_numeric_dtype(column) and bool((column > 0).all())
+    return [name for name in needed if not is_usable(name)]
 
 
 def take_sample(table: HasFrame, law: Law, target: str, size: str, *, unit: Unit = "cell") -> Sample:
     """The rows of one family's `table` as `law` sees them. Raises `ValueError` naming columns that are missing.
 
-    Rows of one run, or of runs branched off one trunk, are one cluster; where there are several shapes, so are those of
-    one shape, whose deviation from the law they share. `unit` cell takes the means over seeds.
+    Rows of one run, or of runs branched off one trunk, are one cluster. Where there are several shapes of model, rows
+    of one shape are too, since they deviate from the law together. `unit="cell"` takes the means over seeds.
     """
-    missing = missing_columns(table, law, target, size)
-    if missing:
+    if missing := missing_columns(table, law, target, size):
         raise ValueError(f"{law.name} of {target} needs the column {', '.join(missing)}, which the table lacks")
     frame = table.frame
     log_x = np.log(np.stack([frame[column_of(v, size)].to_numpy(float) for v in law.variables], axis=1))
+    # Cells were made without the columns that only a formula has as variables.
+    own = [v for v in law.variables if v != "N" and v not in COLUMN_OF]
+    cells = frame["cell"].to_numpy(int) if not own else np.asarray(frame.groupby(["cell", *own], sort=False).ngroup())
+    # A shape is what agrees in every count of parameters, width and depth that is there.
+    sizes = [name for name in (*SIZES, "width", "depth") if name in frame]
+    shapes = np.asarray(frame.groupby(sizes, dropna=False, sort=False).ngroup())
     clusters = np.unique(frame["cluster"].astype(str), return_inverse=True)[1]
-    cells = frame["cell"].to_numpy(int)
-    covariates = [v for v in law.variables if v != "N" and v not in _COLUMNS]
-    if covariates:  # of which cells know nothing
-        cells = np.asarray(frame.groupby(["cell", *covariates], sort=False).ngroup())
-    if unit == "cell":
-        clusters = linked(clusters, cells)
-    shapes = shapes_of(frame)
-    if len(np.unique(shapes)) > 1:
-        clusters = linked(clusters, shapes)
+    if coarser := [*([cells] if unit == "cell" else []), *([shapes] if shapes.any() else [])]:
+        clusters = linked(clusters, *coarser)
     sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, cells, law.absolute)
     return sample.cell_means() if unit == "cell" else sample
-
-
-def shapes_of(frame: pd.DataFrame) -> np.ndarray:
-    """A number [I] for each shape of model: what agrees in every count of parameters, width and depth that is there."""
-    columns = [name for name in (*SIZES, "width", "depth") if name in frame]
-    return np.asarray(frame.groupby(columns, dropna=False, sort=False).ngroup())

@@ -9,7 +9,8 @@ import numpy as np
 from scipy import stats
 
 from slm.scaling.entries import Entry, Fitted
-from slm.scaling.fitting import Fit, criteria, deviance
+from slm.scaling.fitting import Fit
+from slm.scaling.likelihood import criteria
 
 NO_SUPPORT = 10.0
 """AIC above that of the best law from which a law is called rejected (Burnham & Anderson 2002, section 2.6)."""
@@ -73,7 +74,7 @@ def _nested(fitted: ByLaw, able: Sequence[str], common: Sequence[str]) -> Iterat
             set(one[0].law.parameters) < set(two[0].law.parameters) and one[0].law.variables == two[0].law.variables
         )
         spare = sum(fit.degrees_of_freedom for fit in two)
-        if within and spare > 0 and all(fit.sample.independent and np.isinf(fit.loss.delta) for fit in two):
+        if within and spare > 0 and all(fit.sample.is_independent and np.isinf(fit.loss.delta) for fit in two):
             more = sum(len(wide.theta) - len(narrow.theta) for narrow, wide in zip(one, two, strict=True))
             squares = [sum(fit.sse for fit in group) for group in (one, two)]
             if squares[1] > 0:
@@ -83,9 +84,9 @@ def _nested(fitted: ByLaw, able: Sequence[str], common: Sequence[str]) -> Iterat
 
 
 def _weights(fits: Sequence[Fit]) -> Entry:
-    aicc, _ = criteria(fits)
-    k = sum(len(fit.theta) for fit in fits) + 1 + (not all(fit.sample.independent for fit in fits))
-    return {"aicc": aicc, "aic": deviance(fits) + 2 * k, "exact": all(fit.exact for fit in fits), "parameters": k}
+    score = criteria(fits)
+    exact = all(fit.is_exact for fit in fits)
+    return {"aicc": score.aicc, "aic": score.aic, "exact": exact, "parameters": score.parameters}
 
 
 def _held_out(entries: Sequence[Entry]) -> float | None:

@@ -175,6 +175,6 @@ def test_criteria_are_those_of_a_gaussian_likelihood() -> None:
     joint = fit_joint(families_of(POWER, samples), "shared_exponents")
     n, k, sse = joint.rows, 4, ancova(samples)["shared_exponents"]  # two levels, a slope, a variance
     likelihood = -n / 2 * (np.log(2 * np.pi * sse / n) + 1)
-    aicc, bic = joint.criteria()
+    aicc, bic, *_ = joint.criteria()
     assert aicc == pytest.approx(2 * k - 2 * likelihood + 2 * k * (k + 1) / (n - k - 1))
     assert bic == pytest.approx(k * np.log(n) - 2 * likelihood)

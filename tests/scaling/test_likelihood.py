@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from slm.scaling.fitting import fit, fit_sample, huber_deviance
-from slm.scaling.given import given_entry
+from slm.scaling.fitting import fit, fit_sample
 from slm.scaling.laws import get_law
+from slm.scaling.likelihood import given_entry, huber_deviance
 from slm.scaling.solver import Loss
 from slm.scaling.tables import read_table
 from tests.scaling.samples import SHARED, TRUE, noisy, sample
