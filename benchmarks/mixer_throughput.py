@@ -23,6 +23,7 @@ from train_throughput import CONF, composed, preset_config
 
 from slm.composition.budget import model_config
 from slm.model import Decoder, ModelConfig
+from slm.model.counts import flops_per_token
 from slm.training.hardware import Hardware, resolve_hardware
 
 
@@ -69,7 +70,7 @@ def measure(shapes: dict[str, ModelConfig], hardware: Hardware, length: int, seq
             times.append(run())
     rates = [sequences * length / statistics.median(times) for times in seconds]
     for (name, config), rate in zip(shapes.items(), rates, strict=True):
-        speed = f"{rate:,.0f} tok/s, {rate * config.flops_per_token(length) / 1e9:,.0f} GFLOP/s"
+        speed = f"{rate:,.0f} tok/s, {rate * flops_per_token(config, length) / 1e9:,.0f} GFLOP/s"
         print(f"{sequences}x{length} {name}: {speed}, {rate / rates[0]:.2f} of {next(iter(shapes))}", flush=True)
 
 

@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from slm.composition.budget import model_config
 from slm.composition.resolvers import register
 from slm.model import Decoder, ModelConfig
+from slm.model.counts import flops_per_token, num_params
 from slm.training.hardware import Hardware, resolve_hardware
 from slm.training.optim import full_grad_norm, make_adamw
 from slm.training.peak import measure_matmul
@@ -74,7 +75,7 @@ def compare(
         for times, step in zip(seconds, steps, strict=True):
             times.append(step())
     rates = [sequences * length / statistics.median(times) for times in seconds]
-    flops = config.flops_per_token(length)
+    flops = flops_per_token(config, length)
     figures = [f"{r:,.0f} tok/s {r * flops / 1e9:,.0f} GFLOP/s MFU {r * flops / peak:.0%}" for r in rates]
     return f"{name} {sequences}x{length}: ours {figures[0]}; transformers {figures[1]}; {rates[0] / rates[1]:.2f}x"
 
@@ -103,7 +104,7 @@ def transformers_llama(config: ModelConfig, hardware: Hardware) -> tuple[nn.Modu
             use_cache=False,
         )
     ).to(hardware.accelerator)
-    assert sum(p.numel() for p in model.parameters()) == config.num_params()
+    assert sum(p.numel() for p in model.parameters()) == num_params(config)
     # transformers shifts labels itself: given T tokens it scores T - 1, so it is given T + 1 to score as many as we do.
     return model, lambda tokens: model(tokens, labels=tokens).loss
 

@@ -15,12 +15,12 @@ ALLOWED = {
     "tracking": set(),
     "data": set(),
     "checkpoints": {"model", "data", "address"},
-    "composition": {"model.config", "model.families", "command_line"},
+    "composition": {"model.config", "model.counts", "model.families", "command_line"},
     "training": {"composition", "model", "data", "checkpoints", "tracking", "command_line", "machine"},
     "evaluation": {
         *("composition", "model", "data", "checkpoints", "scaling", "tracking", "address", "command_line", "machine")
     },
-    "sweep": {"composition", "data", "scaling", "tracking", "model.config", "command_line"},
+    "sweep": {"composition", "data", "scaling", "tracking", "model.config", "model.counts", "command_line"},
 }
 COMPOSITION = ("resolvers", "settings", "budget", "schedules", "keys")
 SWEEP = ("run", "execute", "live", "fork_server")  # which import all others

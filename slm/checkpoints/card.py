@@ -10,6 +10,7 @@ import yaml
 from slm.checkpoints.provenance import Provenance
 from slm.data import Tokenizer
 from slm.model.config import ModelConfig
+from slm.model.counts import num_params
 
 
 def training_config(provenance: Provenance) -> str | None:
@@ -70,8 +71,8 @@ def _portable_notes(provenance: Provenance) -> list[str]:
 def _model_rows(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance) -> dict[str, Any]:
     shape = {key: value for key, value in config.to_dict().items() if key != "init_std"}
     return {
-        "parameters": f"{config.num_params():,}",
-        "without embeddings": f"{config.num_params(non_embedding=True):,}",
+        "parameters": f"{num_params(config):,}",
+        "without embeddings": f"{num_params(config, non_embedding=True):,}",
         "stored as": provenance.stored_dtype,
         "tokenizer": f"{tokenizer.name}, {tokenizer.vocab_size:,} ids, "
         + ("puts its begin token before a text" if tokenizer.adds_bos else "puts nothing before a text"),

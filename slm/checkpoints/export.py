@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slm.checkpoints.card import model_card, source_line, training_config
-from slm.checkpoints.llama import as_llama, unrolled
+from slm.checkpoints.llama import as_llama, non_llama_fields, unrolled
 from slm.checkpoints.load import check, load
 from slm.checkpoints.provenance import Provenance
 from slm.checkpoints.weights import dtype_name
@@ -50,7 +50,7 @@ class SavesTokenizer(Protocol):
 
 def is_llama(config: ModelConfig) -> bool:
     """Whether transformers' Llama computes the same function."""
-    return not config.beyond_llama
+    return not non_llama_fields(config)
 
 
 def export(
@@ -110,7 +110,7 @@ def hf_config(
 ) -> dict[str, Any]:
     """`config.json`: model type `llama` where that is exact, `mobilellm` for immediate sharing, else `slm`."""
     shared_twice = config.layer_sharing == "immediate" and config.num_repeats == 2
-    is_mobilellm = shared_twice and set(config.beyond_llama) == {"layer_sharing", "num_repeats"}
+    is_mobilellm = shared_twice and set(non_llama_fields(config)) == {"layer_sharing", "num_repeats"}
     model_type = "llama" if is_llama(config) else "mobilellm" if is_mobilellm else "slm"
     values = {
         "model_type": model_type,

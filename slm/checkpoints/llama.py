@@ -9,8 +9,21 @@ from torch import Tensor
 
 from slm.model.config import ModelConfig
 
+_LLAMA_FIELDS = {
+    *("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size"),
+    *("max_position_embeddings", "rope_theta", "norm_eps", "tie_embeddings", "attention_bias", "mlp_bias", "init_std"),
+}
 _REWRITTEN = {"layer_sharing", "num_repeats", "rope_style"}
-"""Fields beyond Llama that a decoder can be rewritten without."""
+"""Fields that Llama lacks and that a decoder can be rewritten without."""
+
+
+def non_llama_fields(config: ModelConfig) -> tuple[str, ...]:
+    """Fields that Llama in `transformers` lacks and that are not at their defaults."""
+    return tuple(
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in _LLAMA_FIELDS and getattr(config, field.name) != field.default
+    )
 
 
 def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -20,7 +33,7 @@ def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelC
     query and key projections in another order are the whole conversion. A decoder that is no Llama in any order is left
     as it is: learned gains of queries and keys, or an SSD's convolution over them, would have to be turned too.
     """
-    if config.rope_style == "half" or not _REWRITTEN.issuperset(config.beyond_llama):
+    if config.rope_style == "half" or not _REWRITTEN.issuperset(non_llama_fields(config)):
         return config, dict(tensors)
     turned = {
         name: _evens_then_odds(tensor, config.head_width) if ".q_proj." in name or ".k_proj." in name else tensor
@@ -40,7 +53,7 @@ def unrolled(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelC
 
     Raises `ValueError` for whatever Llama does not have; rotations are for `as_llama`.
     """
-    foreign = [name for name in config.beyond_llama if name not in _REWRITTEN]
+    foreign = [name for name in non_llama_fields(config) if name not in _REWRITTEN]
     if foreign:
         raise ValueError(
             f"unroll_sharing=true writes a plain Llama, which has no model.{foreign[0]}={getattr(config, foreign[0])}: "

@@ -7,6 +7,7 @@ from typing import Any
 
 from slm.composition.schedules import check_schedule
 from slm.model.config import ModelConfig
+from slm.model.counts import flops_per_token, num_params
 
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
 """Groups that decide a run. Devices, logging and how often to save may change while it is continued."""
@@ -94,12 +95,12 @@ def steps_of(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 1) 
     if len(given) == 2:
         raise ValueError("train.tokens_per_param and train.flops are both set: a run has one budget")
     key = given[0] if given else "tokens"
-    tokens_per_unit = {
-        "tokens": 1.0,
-        "tokens_per_param": model.num_params(),
-        "flops": 1 / model.flops_per_token(1, convention="6n"),
-    }
-    tokens = int(train[key] * tokens_per_unit[key])
+    tokens = train[key]
+    if key == "tokens_per_param":
+        tokens *= num_params(model)
+    if key == "flops":
+        tokens *= 1 / flops_per_token(model, 1, convention="6n")
+    tokens = int(tokens)
     if tokens < batch_tokens:
         raise ValueError(
             f"train.{key}={train[key]} gives {tokens} tokens, fewer than one step of "

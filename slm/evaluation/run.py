@@ -22,6 +22,7 @@ from slm.evaluation.report import write_report
 from slm.evaluation.summary import print_summary
 from slm.evaluation.tasks import check_tasks
 from slm.evaluation.texts import Text
+from slm.model.counts import num_params
 from slm.tracking import check_logger, record_evaluation
 
 Entry = dict[str, Any]
@@ -108,8 +109,8 @@ def _measure(
         device=precision.device,
     )
     entry["load_seconds"] = time.perf_counter() - start
-    entry["params_total"] = checkpoint.decoder.config.num_params()
-    entry["params_non_embedding"] = checkpoint.decoder.config.num_params(non_embedding=True)
+    entry["params_total"] = num_params(checkpoint.decoder.config)
+    entry["params_non_embedding"] = num_params(checkpoint.decoder.config, non_embedding=True)
     entry["shape"] = checkpoint.decoder.config.to_dict()
     if checkpoint.provenance.fingerprint != provenance.fingerprint:
         raise ValueError(f"checkpoint={entry['checkpoint']} was changed by somebody meanwhile: give the command again")

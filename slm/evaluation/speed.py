@@ -22,6 +22,7 @@ from torch import Tensor
 from slm.checkpoints.weights import dtype_name
 from slm.machine import can_compile, device_name, peak_memory_bytes, reset_peak_memory, resident_bytes
 from slm.model import Decoder, KVCache
+from slm.model.counts import kv_cache_bytes, state_bytes
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
 
 PATIENCE_SECONDS = 120.0
@@ -70,9 +71,9 @@ def measure_speed(
         "repetitions": len(variants["as_is"].seconds),
         "peak_memory_bytes": model_bytes + peak_memory_bytes() - held,
         "model_bytes": model_bytes,
-        "kv_bytes_per_token": config.kv_cache_bytes(1, bytes_per_value=weight.element_size()),
-        "kv_cache_bytes": config.kv_cache_bytes(context, bytes_per_value=weight.element_size()),
-        "state_bytes": config.state_bytes(bytes_per_value=max(4, weight.element_size())),
+        "kv_bytes_per_token": kv_cache_bytes(config, 1, bytes_per_value=weight.element_size()),
+        "kv_cache_bytes": kv_cache_bytes(config, context, bytes_per_value=weight.element_size()),
+        "state_bytes": state_bytes(config, bytes_per_value=max(4, weight.element_size())),
     }
 
 

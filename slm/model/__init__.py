@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from slm.model.cache import KVCache as KVCache
     from slm.model.config import ModelConfig as ModelConfig
     from slm.model.decoder import Decoder as Decoder
-    from slm.model.sampling import generate as generate
+    from slm.model.decoding import generate as generate
 
-_HOME = {"Decoder": "decoder", "KVCache": "cache", "ModelConfig": "config", "generate": "sampling"}
+_HOME = {"Decoder": "decoder", "KVCache": "cache", "ModelConfig": "config", "generate": "decoding"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,7 @@
-"""The shape of a decoder: its fields, and what they say of each block.
+"""The shape of a decoder: its fields, what they say of each block, and which shapes are refused.
 
-Notable: importing it imports no torch; a wrong shape is refused here, before anything is built (`slm.model.checks`);
-blocks that are used more than once count once as parameters and every time as FLOPs and cache slots
-(`slm.model.counts`).
+Notable: importing it imports no torch; a wrong shape is refused here, before anything is built. Parameters, FLOPs and
+bytes of a shape are functions of it in `slm.model.counts`.
 """
 
 from __future__ import annotations
@@ -11,10 +10,13 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from math import isqrt
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from slm.model import counts
-from slm.model.checks import LAYER_POSITIONS, check
+from slm.model.mixers import known_mixers
+
+LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}
+"""Letter of `position_pattern` -> how a layer is told positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +139,6 @@ class ModelConfig:
         return self.head_dim or self.hidden_size // self.num_heads
 
     @property
-    def beyond_llama(self) -> tuple[str, ...]:
-        """Fields that Llama (`transformers`) has no word for and that are not at their defaults."""
-        return tuple(
-            field.name
-            for field in dataclasses.fields(self)
-            if field.name not in _LLAMA_FIELDS and getattr(self, field.name) != field.default
-        )
-
-    @property
     def attention_scale(self) -> float:
         """`attention_multiplier`, resolved."""
         return self.head_width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
@@ -184,44 +177,118 @@ class ModelConfig:
             return tuple(b for r in range(self.num_repeats) for b in (once if r % 2 == 0 else reversed(once)))
         return tuple(once) * self.num_repeats
 
-    def num_params(self, *, non_embedding: bool = False) -> int:
-        """Unique parameters: tied embeddings once, shared blocks once. `non_embedding` leaves out tables and head."""
-        return counts.num_params(self, non_embedding=non_embedding)
 
-    def flops_per_token(self, sequence_length: int, *, convention: Literal["exact", "6n"] = "exact") -> float:
-        """Training FLOPs (forward and backward) a token, averaged over a causal sequence of `sequence_length` tokens.
-
-        "6n" is 6 x `num_params()` (Kaplan et al. 2020, section 2.1, here with the total N). "exact" is 3 x forward:
-        two FLOPs a matmul weight *per use* (shared blocks every time, the head too, the look-up not) and what each
-        use's mixer needs for the pairs of tokens that see each other (`slm.model.counts`), for full attention
-        2 x 2 x heads x head_dim x (T + 1) / 2, (T + 1) / 2 being the mean number of keys.
-        """
-        if convention == "6n":
-            return 6.0 * self.num_params()
-        return 3.0 * counts.forward_flops(self, sequence_length) / sequence_length
-
-    def kv_cache_bytes(self, num_tokens: int, *, batch_size: int = 1, bytes_per_value: int = 2) -> int:
-        """Bytes of keys and values kept for `num_tokens` tokens: one slot per *use* of a block, no recurrent state."""
-        return counts.kv_cache_bytes(self, num_tokens, batch_size=batch_size, bytes_per_value=bytes_per_value)
-
-    def state_bytes(self, *, batch_size: int = 1, bytes_per_value: int = 4) -> int:
-        """Bytes of recurrent state, which do not grow with the tokens; kept in float32 at least."""
-        return counts.state_bytes(self, batch_size=batch_size, bytes_per_value=bytes_per_value)
+_NULLABLE = ("num_kv_heads", "head_dim", "attention_multiplier")
+"""Fields that may be None, since they then follow from others."""
+_MAX_COUNT = (1 << 31) - 1
+_MAX_NUMBER = 1 << 63
+_MAX_TENSOR = 1 << 58
+"""Numbers in a tensor; with more, at up to 8 bytes each, torch cannot count the bytes (2**63)."""
 
 
-_LLAMA_FIELDS = {
-    "vocab_size",
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "intermediate_size",
-    "max_position_embeddings",
-    "rope_theta",
-    "norm_eps",
-    "tie_embeddings",
-    "attention_bias",
-    "mlp_bias",
-    "init_std",
-}
+def check(c: ModelConfig) -> None:
+    """Raise `ValueError` naming the field that is wrong. The rules of its mixers are `Mixer.check`."""
+    for name, kind in get_type_hints(ModelConfig).items():
+        if not (getattr(c, name) is None and name in _NULLABLE):
+            _check_field(name, getattr(c, name), kind)
+    _check_tensors(c)
+    _check_patterns(c)
+    _check_heads(c)
+    if (c.layer_sharing == "none") != (c.num_repeats == 1):
+        raise ValueError(
+            f"model.layer_sharing={c.layer_sharing} with model.num_repeats={c.num_repeats}: "
+            "none goes with 1 repeat, every other sharing with at least 2"
+        )
+    if c.norm_bias and c.norm == "rmsnorm":
+        raise ValueError("model.norm_bias=True with model.norm=rmsnorm: only layernorm has biases")
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def divisors(number: int) -> str:
+    """The divisors of a number, for messages: "1, 2, 4"."""
+    small = [k for k in range(1, isqrt(number) + 1) if number % k == 0]
+    return ", ".join(str(k) for k in sorted({*small, *(number // k for k in small)}))
+
+
+def _check_field(name: str, value: Any, kind: Any) -> None:
+    """Of kinds: counts, positive numbers, switches and choices. Texts and `sliding_window` have checks of their own."""
+    given = f"model.{name}={value!r}"
+    if kind in (int, int | None):
+        if not is_count(value):
+            raise ValueError(f"{given} must be a whole number of at least 1")
+        if value > _MAX_COUNT:
+            raise ValueError(f"{given} is more than any machine holds: give at most {_MAX_COUNT}")
+    elif kind in (float, float | None):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (is_number and 0 < value < _MAX_NUMBER):
+            raise ValueError(f"{given} must be a number above 0, and below 2**63")
+    elif kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{given} must be true or false")
+    elif get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{given} must be one of {', '.join(get_args(kind))}")
+
+
+def _check_tensors(c: ModelConfig) -> None:
+    widths = {
+        "vocab_size": c.vocab_size,
+        "intermediate_size": c.intermediate_size,
+        "num_heads": c.num_heads * max(c.head_width, c.state_size),
+        "max_position_embeddings": c.max_position_embeddings,
+    }
+    name, width = max(widths.items(), key=lambda item: item[1])
+    if width * c.hidden_size > _MAX_TENSOR:
+        raise ValueError(
+            f"model.hidden_size={c.hidden_size} with model.{name}={getattr(c, name)} gives tensors that no machine "
+            "holds: make them smaller"
+        )
+
+
+def _check_patterns(c: ModelConfig) -> None:
+    for name, letters in (("mixer_pattern", known_mixers()), ("position_pattern", LAYER_POSITIONS)):
+        pattern = getattr(c, name)
+        if pattern is None and name == "position_pattern":
+            continue
+        if not isinstance(pattern, str) or not pattern or set(pattern) - set(letters):
+            known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
+            raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}")
+        _refuse_surplus(c, name, pattern, pattern)
+    windows: Any = c.sliding_window if isinstance(c.sliding_window, tuple) else (c.sliding_window,)
+    shown = list(windows) if isinstance(c.sliding_window, tuple) else repr(c.sliding_window)
+    if not windows or not all(is_count(window, 2) for window in windows):
+        raise ValueError(
+            f"model.sliding_window={shown} must be a whole number of at least 2 (with 1 a token sees itself only), or "
+            "a list of such numbers that is tiled over the layers"
+        )
+    _refuse_surplus(c, "sliding_window", windows, shown)
+    if c.position_pattern and c.position == "learned":
+        raise ValueError(
+            f"model.position_pattern={c.position_pattern} with model.position=learned: a learned table is added "
+            "to the embedding and belongs to no layer, so choose one of the two"
+        )
+
+
+def _refuse_surplus(c: ModelConfig, name: str, tiled: Any, shown: Any) -> None:
+    if len(tiled) > c.num_layers:
+        raise ValueError(
+            f"model.{name}={shown} is longer than model.num_layers={c.num_layers}: "
+            "its end would never be used, so shorten it"
+        )
+
+
+def _check_heads(c: ModelConfig) -> None:
+    if c.head_dim is None and c.hidden_size % c.num_heads:
+        raise ValueError(
+            f"model.hidden_size={c.hidden_size} is not divisible by model.num_heads={c.num_heads}: "
+            "change one of them or set model.head_dim"
+        )
+    if c.num_heads % c.kv_heads:
+        raise ValueError(
+            f"model.num_heads={c.num_heads} is not divisible by model.num_kv_heads={c.kv_heads}: "
+            f"num_kv_heads can be {divisors(c.num_heads)}"
+        )
+    if c.head_width % 2 and "rope" in c.layer_positions:
+        raise ValueError(f"model.head_dim={c.head_width} must be even: rotary positions turn pairs of channels")

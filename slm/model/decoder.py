@@ -1,8 +1,9 @@
 """The decoder: embedding, blocks in the order of `block_uses`, final norm, head.
 
-Notable: state-dict names are Llama's without the `model.` prefix; the loss never holds full logits; a shared block is
-one module used several times, with one cache slot per use; `compile_blocks` compiles in place, so names stay; tokens of
-different documents do not see each other where `documents_BT` numbers them.
+Notable: state-dict names are Llama's without the `model.` prefix, `self_attn` being a block's mixer, whichever it is;
+the loss never holds full logits; a shared block is one module used several times, with one cache slot per use;
+`compile_blocks` compiles in place, so names stay; tokens of different documents do not see each other if
+`documents_BT` numbers them.
 
 Legend: B batch, T tokens, D hidden, V vocabulary.
 """
@@ -15,23 +16,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.model.block import Block
-from slm.model.cache import KVCache
+from slm.model.cache import KVCache, Slot
 from slm.model.config import ModelConfig
-from slm.model.layers import make_norm, scaled
+from slm.model.layers import FeedForward, make_norm, scaled
 from slm.model.loss import cross_entropy, token_losses
-from slm.model.mixers.ssd import SSD
+from slm.model.mixers import mixers_of
+from slm.model.mixers.base import Mixer
 from slm.model.positions import Rotary, document_starts, rotary_table
 
-VERSIONS_OF_A_KIND = 8
-"""Compilations of one function that torch allows by itself: with and without gradients, for other lengths."""
+COMPILATIONS_PER_KIND = 8
+"""Torch's own limit for one function: with and without gradients, for other lengths."""
 
 
-def let_every_kind_compile(config: ModelConfig) -> None:
-    """Allow that many for each kind of block: where torch's limit is met, it computes uncompiled, or raises."""
-    kinds = set(zip(config.mixers, config.layer_positions, config.windows, strict=True))
-    compiler: Any = torch._dynamo.config
-    compiler.recompile_limit = max(compiler.recompile_limit, VERSIONS_OF_A_KIND * len(kinds))
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)); with `parallel_block`, x + mixer(norm(x)) + mlp(norm(x)).
+
+    `norm_position` says whether there is a norm of a branch's input, of its output, or of both.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, mixer: type[Mixer]) -> None:
+        super().__init__()
+        self.config = config
+        before, after = config.norm_position != "post", config.norm_position != "pre"
+        self.input_layernorm = make_norm(config) if before else nn.Identity()
+        self.self_attn = mixer(config, layer)
+        self.attention_output_norm = make_norm(config) if after else nn.Identity()
+        self.post_attention_layernorm = make_norm(config) if before and not config.parallel_block else nn.Identity()
+        self.mlp = FeedForward(config)
+        self.mlp_output_norm = make_norm(config) if after else nn.Identity()
+
+    def forward(
+        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        normed_BTD = self.input_layernorm(x_BTD)
+        return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, slot, starts_BT))
+
+    def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
+        """`forward` of one token, given the past of this use; also returns what the cache must keep of it."""
+        normed_B1D = self.input_layernorm(x_B1D)
+        mixed_B1D, *new = self.self_attn.step(normed_B1D, rotary, *past)
+        return self._add_branches(x_B1D, normed_B1D, mixed_B1D), *new
+
+    def _add_branches(self, x_BTD: Tensor, normed_BTD: Tensor, mixed_BTD: Tensor) -> Tensor:
+        scale = self.config.residual_multiplier
+        x_BTD = x_BTD + scaled(self.attention_output_norm(mixed_BTD), scale)
+        mlp_input_BTD = normed_BTD if self.config.parallel_block else self.post_attention_layernorm(x_BTD)
+        return x_BTD + scaled(self.mlp_output_norm(self.mlp(mlp_input_BTD)), scale)
 
 
 class Decoder(nn.Module):
@@ -43,7 +74,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        mixers = mixers_of(config)
+        self.layers = nn.ModuleList(Block(config, i, mixers[letter]) for i, letter in enumerate(config.mixers))
         self.norm = make_norm(config)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -58,7 +90,7 @@ class Decoder(nn.Module):
         | embeddings, head, projections     | N(0, init_std)   | MobileLLM's and Llama's `initializer_range` of 0.02 |
         | norm gains, SSD's D               | 1                | arXiv:1910.07467, arXiv:2405.21060                  |
         | biases                            | 0                | GPT-2                                               |
-        | SSD's convolution, A_log, dt_bias | `SSD.init_special` | arXiv:2405.21060, the authors' module             |
+        | what a mixer has besides          | `init_special`   | SSD: arXiv:2405.21060, the authors' module          |
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
@@ -66,7 +98,7 @@ class Decoder(nn.Module):
             else:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
         for module in self.modules():
-            if isinstance(module, SSD):
+            if isinstance(module, Mixer):
                 module.init_special()
 
     @property
@@ -78,8 +110,8 @@ class Decoder(nn.Module):
         """What the head's weight multiplies, (B, T, D); with a cache, of T new tokens after the cached ones.
 
         `documents_BT` holds integers that do not decrease along T: a token sees those of its own number alone, and
-        learned positions count from its first. None is one document a row. Raises `ValueError` where the tokens do not
-        fit into `max_position_embeddings` or into the cache, and for documents with a cache.
+        learned positions count from its first. None is one document a row. Raises `ValueError` if the tokens do not fit
+        into `max_position_embeddings` or into the cache, and for documents with a cache.
         """
         if cache is not None and documents_BT is not None:
             raise ValueError("documents_BT does not go with a cache: a cache holds one document a row")
@@ -88,13 +120,13 @@ class Decoder(nn.Module):
         starts_BT = None if documents_BT is None else document_starts(documents_BT)
         x_BTD, rotary = self.embed(tokens_BT, start, starts_BT)
         for use, block in enumerate(self.config.block_uses):
-            x_BTD = self.layers[block](x_BTD, rotary, cache, use, starts_BT)
+            x_BTD = self.layers[block](x_BTD, rotary, cache.slot(use) if cache else None, starts_BT)
         if cache is not None:
             cache.length += length
         return self.finish(x_BTD)
 
     def embed(self, tokens_BT: Tensor, start: int, starts_BT: Tensor | None = None) -> tuple[Tensor, Rotary | None]:
-        """What enters the first block, (B, T, D), of tokens from position `start` on, and the rotations there."""
+        """The input (B, T, D) of the first block, for tokens from position `start` on, and the rotations there."""
         x_BTD = self.embed_tokens(tokens_BT)
         if self.config.position == "learned":
             if starts_BT is None:
@@ -107,11 +139,11 @@ class Decoder(nn.Module):
         return scaled(x_BTD, self.config.embedding_multiplier), rotary
 
     def finish(self, x_BTD: Tensor) -> Tensor:
-        """Output of the last block to what the head's weight multiplies: normed, and scaled by `logits_multiplier`."""
+        """What the head's weight multiplies, given the output of the last block."""
         return scaled(self.norm(x_BTD), self.config.logits_multiplier)
 
     def require_room(self, length: int, cache: KVCache | None = None) -> None:
-        """Raise `ValueError` where `length` more tokens do not fit."""
+        """Raise `ValueError` if `length` more tokens do not fit."""
         room, past = self.config.max_position_embeddings, 0
         if cache is not None:
             room, past = min(room, cache.max_length), cache.length
@@ -134,6 +166,13 @@ class Decoder(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile each block in place. Blocks of one kind share one compilation, and parameter names stay."""
-        let_every_kind_compile(self.config)
+        raise_recompile_limit(self.config)
         for block in self.layers:
             block.compile(dynamic=False)
+
+
+def raise_recompile_limit(config: ModelConfig) -> None:
+    """Let every kind of block compile: beyond torch's limit, which is one for all, blocks run uncompiled, or raise."""
+    kinds = set(zip(config.mixers, config.layer_positions, config.windows, strict=True))
+    compiler: Any = torch._dynamo.config
+    compiler.recompile_limit = max(compiler.recompile_limit, COMPILATIONS_PER_KIND * len(kinds))

@@ -20,6 +20,7 @@ from slm.command_line import one_sentence
 from slm.composition.budget import check_parametrization, steps_of
 from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
+from slm.model.counts import flops_per_token, num_params
 from slm.sweep.cells import Cell
 from slm.sweep.design import Design
 from slm.sweep.recipe import Recipe, digest, key_of
@@ -178,9 +179,9 @@ def _cell(
         seed=seed,
         tokens=tokens,
         lr=lr,
-        params_total=shape.model.num_params(),
-        params_non_embedding=shape.model.num_params(non_embedding=True),
-        flops=tokens * shape.model.flops_per_token(train["sequence_length"]),
+        params_total=num_params(shape.model),
+        params_non_embedding=num_params(shape.model, non_embedding=True),
+        flops=tokens * flops_per_token(shape.model, train["sequence_length"]),
         budget=budget,
     )
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from slm.model.config import ModelConfig
+from slm.model.counts import num_params
 
 Size = Literal["params_total", "params_non_embedding"]
 
@@ -58,7 +59,7 @@ class Solved:
 
 def count(model: ModelConfig, size: Size) -> int:
     """N of a shape."""
-    return model.num_params(non_embedding=size == "params_non_embedding")
+    return num_params(model, non_embedding=size == "params_non_embedding")
 
 
 def solve(rule: Rule, target: float, aspect: float, size: Size, tolerance: float = WIDEST_TOLERANCE) -> Solved:

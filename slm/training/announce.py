@@ -9,6 +9,7 @@ from typing import Any
 
 from slm.command_line import duration
 from slm.model.config import ModelConfig
+from slm.model.counts import flops_per_token, kv_cache_bytes, num_params, state_bytes
 from slm.training.hardware import Hardware
 from slm.training.plan import Plan
 
@@ -21,7 +22,7 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
     length = plan.sequence_length
     uses = len(model.block_uses)
     shared = f", each used {model.num_repeats} times ({model.layer_sharing})" if uses > model.num_layers else ""
-    per_parameter = f"{plan.train_tokens / model.num_params():.2f} a parameter"
+    per_parameter = f"{plan.train_tokens / num_params(model):.2f} a parameter"
     masked = ", documents masked from each other" if plan.document_masking else ""
     where = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
     return [
@@ -29,11 +30,11 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
         f"model        {config['model']['family']}: {model.num_layers} blocks{shared} x {model.hidden_size} wide, "
         f"{model.num_heads} heads ({model.kv_heads} KV) of {model.head_width}, FFN {model.intermediate_size}, "
         f"vocabulary {model.vocab_size:,}",
-        f"parameters   {model.num_params():,} total, {model.num_params(non_embedding=True):,} non-embedding",
+        f"parameters   {num_params(model):,} total, {num_params(model, non_embedding=True):,} non-embedding",
         f"tokens       {plan.train_tokens:,} ({per_parameter}) in {plan.steps:,} steps of {plan.batch_tokens:,} "
         f"({plan.accumulation} x {plan.micro_batch_size} sequences of {length} a device{masked})",
-        f"FLOPs        {model.flops_per_token(length):.3e} a token exact, "
-        f"{model.flops_per_token(length, convention='6n'):.3e} as 6N; {plan.flops:.3e} in all",
+        f"FLOPs        {flops_per_token(model, length):.3e} a token exact, "
+        f"{flops_per_token(model, length, convention='6n'):.3e} as 6N; {plan.flops:.3e} in all",
         f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations",
         f"decoding     remembers of one sequence {_remembered(model)}",
         f"optimizer    {config['optim']['name']}, peak lr {config['optim']['lr']}{_carried(config, plan)}, "
@@ -46,7 +47,7 @@ def plan_lines(config: Mapping[str, Any], plan: Plan, hardware: Hardware) -> lis
 def _remembered(model: ModelConfig) -> str:
     """What a cache holds, in words that are true of every mixer: windows forget, states do not grow."""
     context = model.max_position_embeddings
-    first, all_of_them, state = model.kv_cache_bytes(1), model.kv_cache_bytes(context), model.state_bytes()
+    first, all_of_them, state = kv_cache_bytes(model, 1), kv_cache_bytes(model, context), state_bytes(model)
     keys = f"{first:,} bytes of keys and values for a first token, {all_of_them:,} for {context:,} (bf16)"
     parts = [keys] * (first > 0) + [f"{state:,} bytes of state whatever the tokens (float32)"] * (state > 0)
     return " and ".join(parts)
@@ -64,7 +65,7 @@ def speed_lines(
 ) -> list[str]:
     """Measured speed, and how long the run will take at it from `start_step` on."""
     seconds = (plan.steps - start_step) * plan.batch_tokens / tokens_per_second
-    mfu = tokens_per_second * plan.model.flops_per_token(plan.sequence_length) / peak
+    mfu = tokens_per_second * flops_per_token(plan.model, plan.sequence_length) / peak
     lines = [
         f"speed        {tokens_per_second:,.0f} tokens/s measured here, MFU {mfu:.0%} of {peak / 1e9:,.0f} GFLOP/s "
         f"({peak_source}), {memory / 1e9:.2f} GB of memory held",

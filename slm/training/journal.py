@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slm.data import Corpus
-from slm.model.sampling import generate
+from slm.model.counts import flops_per_token
+from slm.model.decoding import generate
 from slm.tracking import Trackers
 from slm.training.checkpointing import BEST, LAST, keep_as, kept_name
 from slm.training.interrupt import Interrupt
@@ -159,7 +160,7 @@ class Journal(L.Callback):
         elapsed = now - self._row_started
         self.train_seconds += elapsed
         rate = self._row_steps * module.plan.batch_tokens / elapsed
-        flops = module.plan.model.flops_per_token(module.plan.sequence_length)
+        flops = flops_per_token(module.plan.model, module.plan.sequence_length)
         self._row_started, self._row_steps = now, 0
         mfu = rate * flops / (self.flops_per_second_peak * trainer.world_size)
         return metrics | {

@@ -9,6 +9,7 @@ from typing import Any
 from slm.composition.budget import shape_and_steps
 from slm.composition.settings import BEFORE_KEYS
 from slm.model.config import ModelConfig
+from slm.model.counts import flops_per_token, num_params
 from slm.training.hardware import Hardware
 from slm.training.parametrization import Rules, make_rules, with_multipliers
 
@@ -48,12 +49,12 @@ class Plan:
     @property
     def flops(self) -> float:
         """Exact training FLOPs of the run."""
-        return self.train_tokens * self.model.flops_per_token(self.sequence_length)
+        return self.train_tokens * flops_per_token(self.model, self.sequence_length)
 
     @property
     def state_bytes(self) -> int:
         """Weights, gradients, Adam's two moments (Muon has one) and the average, if one is kept, all float32."""
-        return (20 if self.averaged else 16) * self.model.num_params()
+        return (20 if self.averaged else 16) * num_params(self.model)
 
 
 def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:

@@ -11,6 +11,7 @@ from typing import Any
 
 from slm.data import Corpus
 from slm.machine import peak_memory_bytes
+from slm.model.counts import flops_per_token, num_params
 from slm.training.hardware import Hardware
 from slm.training.journal import Journal
 from slm.training.plan import Plan
@@ -37,7 +38,7 @@ def make_result(
     which are those of its own steps.
     """
     tokens = step * plan.batch_tokens
-    exact = plan.model.flops_per_token(plan.sequence_length)
+    exact = flops_per_token(plan.model, plan.sequence_length)
     rate = tokens / journal.train_seconds if journal.train_seconds else None
     val = Score(**journal.val) if journal.val else None
     return {
@@ -48,9 +49,9 @@ def make_result(
         "family": settings["model"].get("family"),
         "seed": settings["seed"],
         "shape": plan.model.to_dict(),
-        "params_total": plan.model.num_params(),
-        "params_non_embedding": plan.model.num_params(non_embedding=True),
-        "flops_per_token_6n": plan.model.flops_per_token(plan.sequence_length, convention="6n"),
+        "params_total": num_params(plan.model),
+        "params_non_embedding": num_params(plan.model, non_embedding=True),
+        "flops_per_token_6n": flops_per_token(plan.model, plan.sequence_length, convention="6n"),
         "flops_per_token_exact": exact,
         "train_tokens": tokens,
         "tokens_trained": tokens - (journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0),

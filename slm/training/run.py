@@ -14,6 +14,7 @@ from slm.checkpoints.weights import weights_to_export
 from slm.data import Corpus, prepare
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.machine import reset_peak_memory
+from slm.model.counts import num_params
 from slm.tracking import Trackers, open_trackers
 from slm.training.announce import ending_lines, speed_lines
 from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
@@ -199,8 +200,8 @@ def _measure(run: Run, module: LanguageModel, start_step: int) -> float:
 def _trackers(run: Run, resume_step: int) -> Trackers:
     shape = run.plan.model
     facts = {
-        "params_total": shape.num_params(),
-        "params_non_embedding": shape.num_params(non_embedding=True),
+        "params_total": num_params(shape),
+        "params_non_embedding": num_params(shape, non_embedding=True),
         "train_tokens": run.plan.train_tokens,
         "steps": run.plan.steps,
     }

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import check, export, export_model, hf_config, load
+from slm.checkpoints.llama import non_llama_fields
 from slm.data.vocabulary import plan_tokenizer
 from slm.model import Decoder, ModelConfig
 from tests.checkpoints.releases import change_config, halved, llama, mobilellm, save
@@ -200,3 +201,21 @@ def test_an_export_does_not_replace_what_is_none(tmp_path: Path) -> None:
     export(other, tmp_path / "exported")  # the same model again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "file", "other", "source", "thesis"]
     assert (tmp_path / "thesis" / "draft.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mixer_pattern": "S"},
+        {"sliding_window": [64, 128]},
+        {"mlp": "geglu"},
+        {"norm": "layernorm"},
+        {"position": "none"},
+        {"parallel_block": True},
+        {"residual_multiplier": 0.5},
+        {"attention_multiplier": 0.1},
+    ],
+)
+def test_every_field_that_llama_lacks_is_named(change: dict) -> None:
+    assert non_llama_fields(ModelConfig(**SHAPE)) == ()
+    assert non_llama_fields(ModelConfig(**SHAPE, **change)) == tuple(change)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slm.checkpoints import check, load
+from slm.model.counts import num_params
 from tests.checkpoints.releases import (
     IDS,
     change_config,
@@ -36,7 +37,7 @@ def test_a_llama_folder_gives_the_logits_of_transformers(changes: dict, tmp_path
     model = llama(**changes)
     checkpoint = load(save(model, tmp_path))
     assert difference(checkpoint.decoder, model) < 1e-5
-    assert checkpoint.decoder.config.num_params() == sum(p.numel() for p in model.parameters())
+    assert num_params(checkpoint.decoder.config) == sum(p.numel() for p in model.parameters())
     assert not checkpoint.decoder.training
     assert (checkpoint.provenance.kind, checkpoint.provenance.stored_dtype) == ("hf", "float32")
     assert checkpoint.provenance.notes == ()
@@ -89,7 +90,7 @@ def test_a_stored_head_that_differs_from_the_embedding_is_used_and_noted(tmp_pat
     checkpoint = load(folder)
     assert difference(checkpoint.decoder, model) < 1e-5
     assert "differs from the embedding" in checkpoint.provenance.notes[0]
-    assert checkpoint.decoder.config.num_params() == sum(p.numel() for p in model.parameters())
+    assert num_params(checkpoint.decoder.config) == sum(p.numel() for p in model.parameters())
 
 
 def test_a_stored_head_that_equals_the_embedding_is_tied_and_noted(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_tied_table_may_be_stored_under_the_heads_name(tied_by: str, tmp_path:
     change_config(folder, **{tied_by: True})
     checkpoint = load(folder)
     assert difference(checkpoint.decoder, model) < 1e-5
-    assert checkpoint.decoder.config.num_params() == sum(p.numel() for p in model.parameters())
+    assert num_params(checkpoint.decoder.config) == sum(p.numel() for p in model.parameters())
     assert checkpoint.provenance.notes == ()
 
 

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slm.model import Decoder, KVCache, ModelConfig
-from slm.model.mixers import flex
-from slm.model.mixers.softmax import matmul_attention
 from slm.model.mixers.sparse import sparse_attention
 from slm.model.positions import alibi_slopes, document_starts
 from tests.model.test_decoder import randomized, small, tokens_of
@@ -105,17 +103,6 @@ def test_sparse_attention_is_softmax_over_its_pattern_within_the_document(
     found = sparse_attention(q, k, v, (block, stride), 0, 0, 0.3, slopes, document_starts(documents_BT))
     expected = [dense(q[b : b + 1], k[b : b + 1], v[b : b + 1], visible_BTT[b], 0.3, slopes) for b in range(B)]
     torch.testing.assert_close(found, torch.cat(expected), **EXACT)
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("alibi", [False, True])
-def test_the_mask_of_flex_attention_is_that_of_the_plain_path(alibi: bool) -> None:
-    q, k, v = torch.randn(2, 4, 70, 16), torch.randn(2, 2, 70, 16), torch.randn(2, 2, 70, 16)
-    starts_BT = document_starts(torch.tensor([[0] * 7 + [1] * 63, [0] * 40 + [1] + [2] * 29]))
-    slopes = alibi_slopes(4) if alibi else []
-    found = flex.pattern_attention(q, k, v, lambda t, s: t - s < 9, 0.3, slopes, starts_BT)
-    expected = matmul_attention(q, k, v, 0.3, slopes, 9, starts_BT)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.usefixtures("path")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from slm.model import Decoder, KVCache, ModelConfig, generate
+from slm.model.counts import kv_cache_bytes, state_bytes
 from slm.model.decoding import compiled_logits
 from tests.model.test_decoder import randomized, small, tokens_of
 
@@ -155,28 +156,28 @@ def test_decoding_in_half_precision_stays_near_float32(pattern: str, dtype: torc
 def test_the_memory_of_a_recurrent_decoder_does_not_grow(pattern: str) -> None:
     sizes = {KVCache(shape(pattern), batch_size=1, max_length=n).nbytes for n in (10, 100, 1000)}
     assert len(sizes) == 1
-    assert sizes == {shape(pattern).state_bytes()}
-    assert shape(pattern).kv_cache_bytes(1000) == 0
+    assert sizes == {state_bytes(shape(pattern))}
+    assert kv_cache_bytes(shape(pattern), 1000) == 0
 
 
 def test_the_memory_of_a_sliding_decoder_ends_with_its_window() -> None:
     config = shape("S")
     assert KVCache(config, batch_size=1, max_length=900).nbytes == KVCache(config, batch_size=1, max_length=4).nbytes
-    assert config.kv_cache_bytes(900) == config.kv_cache_bytes(4) > config.kv_cache_bytes(3)
+    assert kv_cache_bytes(config, 900) == kv_cache_bytes(config, 4) > kv_cache_bytes(config, 3)
 
 
 @every_shape
 @pytest.mark.parametrize("length", [1, 6, 17, 18, 40])
 def test_bytes_of_cache_and_state_equal_those_of_a_real_cache(config: ModelConfig, length: int) -> None:
     cache = KVCache(config, batch_size=3, max_length=length)
-    expected = config.kv_cache_bytes(length, batch_size=3, bytes_per_value=4) + config.state_bytes(batch_size=3)
+    expected = kv_cache_bytes(config, length, batch_size=3, bytes_per_value=4) + state_bytes(config, batch_size=3)
     assert expected == cache.nbytes
 
 
 def test_states_stay_in_float32_where_keys_are_kept_in_bfloat16() -> None:
     cache = KVCache(shape("FLG"), batch_size=1, max_length=9, dtype=torch.bfloat16)
-    assert {t.dtype for kind in "LG" for t in cache.kinds[kind].tensors} == {torch.float32}
-    assert cache.kinds["F"].store.dtype == torch.bfloat16
+    dtypes = {letter: {t.dtype for t in memory.tensors} for (letter, _), memory in cache.memories.items()}
+    assert dtypes == {"F": {torch.bfloat16}, "L": {torch.float32}, "G": {torch.float32}}
 
 
 @every_shape

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from slm.composition.budget import steps_of
 from slm.composition.resolvers import register
 from slm.composition.settings import check_settings
+from slm.model.counts import num_params
 from slm.sweep.cells import Cell
 from slm.sweep.design import check_design
 from slm.sweep.grid import make_plan
@@ -74,8 +75,8 @@ def test_a_shipped_sweep_can_be_trained_as_planned(sweep: str) -> None:
         assert key_of(config) == cell.key
         assert cell.name == config["name"] == f"{cell.family}_{cell.width}x{cell.depth}-seed{cell.seed}-{cell.key[:8]}"
         assert (plan.train_tokens, plan.flops) == (cell.tokens, pytest.approx(cell.flops, rel=1e-12))
-        assert plan.model.num_params() == cell.params_total
-        assert plan.model.num_params(non_embedding=True) == cell.params_non_embedding
+        assert num_params(plan.model) == cell.params_total
+        assert num_params(plan.model, non_embedding=True) == cell.params_non_embedding
         assert (config["optim"]["lr"], config["seed"], config["model"]["family"]) == (cell.lr, cell.seed, cell.family)
 
 
@@ -144,7 +145,7 @@ def test_a_feed_forward_that_departs_from_the_rule_is_in_the_overrides() -> None
     departs = [cell for cell in cells if any(item.startswith("model.intermediate_size=") for item in cell.overrides)]
     assert departs
     for cell in departs:
-        assert make_train_plan(train_config(cell), CPU).model.num_params() == cell.params_total
+        assert num_params(make_train_plan(train_config(cell), CPU).model) == cell.params_total
 
 
 def test_what_cannot_be_trained_is_a_cell_that_says_why_and_the_rest_stay() -> None:
@@ -226,11 +227,12 @@ def test_a_key_that_came_later_leaves_the_hash_of_runs_that_do_not_use_it() -> N
     assert key_of({**config, "train": {**config["train"], "val_tokens": 640}}) != key_of(before)
 
 
-def test_a_plan_needs_no_torch() -> None:
+def test_designs_and_shapes_are_checked_without_torch() -> None:
     code = (
         "import sys; sys.path.insert(0, '.'); from tests.sweep.test_command_line import composed;"
-        "from slm.sweep.design import check_design; from slm.sweep.grid import make_plan;"
-        f"make_plan(check_design(composed(*{SMALL!r})['sweep'])); sys.exit('torch' in sys.modules)"
+        "from slm.sweep.design import check_design; from slm.sweep.recipe import Recipe;"
+        f"check_design(composed(*{SMALL!r})['sweep']); Recipe('hybrid', ()).shape(128, 8);"
+        "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slm.model.counts import num_params
 from slm.training.hardware import Hardware
 from slm.training.plan import make_plan
 
@@ -80,7 +81,7 @@ def test_passes_of_all_devices_add_up_to_the_batch(
 
 
 def test_the_three_budgets_mean_the_same_thing() -> None:
-    params = make_plan(config(), hardware()).model.num_params()
+    params = num_params(make_plan(config(), hardware()).model)
     by_tokens = make_plan(config(tokens=20 * params), hardware())
     assert make_plan(config(tokens_per_param=20), hardware()).steps == by_tokens.steps
     assert make_plan(config(flops=6 * params * 20 * params), hardware()).steps == by_tokens.steps

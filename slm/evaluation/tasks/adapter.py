@@ -19,7 +19,7 @@ from slm.data import Tokenizer
 from slm.evaluation.tasks.batching import Request, request
 from slm.evaluation.tasks.scoring import Scorer
 from slm.model import Decoder
-from slm.model.sampling import generate
+from slm.model.decoding import generate
 
 MAX_NEW_TOKENS = 256
 """Tokens of an answer where the task does not say: the harness's own default."""

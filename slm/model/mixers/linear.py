@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.cache import KVCache
+from slm.model.cache import Slot
 from slm.model.config import ModelConfig
-from slm.model.mixers.chunks import documents_in_chunks
-from slm.model.mixers.projections import Projections
-from slm.model.positions import Rotary
+from slm.model.mixers.base import Projections, block_pairs
+from slm.model.positions import Rotary, documents_in_chunks
 
 EPSILON = 1e-6
 """Added to the normaliser, as in the authors' code."""
@@ -31,30 +30,20 @@ EPSILON = 1e-6
 class LinearAttention(Projections):
     """Grouped-query linear attention."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        self.rope = False
-
     def forward(
-        self,
-        x_BTD: Tensor,
-        rotary: Rotary | None,
-        cache: KVCache | None = None,
-        use: int = 0,
-        starts_BT: Tensor | None = None,
+        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D); with a cache, T new tokens after those in the state of `use`."""
+        """(B, T, D) -> (B, T, D)."""
         q, k, v = self.project(x_BTD, rotary)
-        state = cache.read(use) if cache is not None else None
+        state = slot.past() if slot else None
         y, *new = chunkwise(feature(q), feature(k), v, self.config.chunk_size, state, starts_BT)
-        if cache is not None:
-            cache.write(use, new)
+        if slot:
+            slot.memory.write(slot.index, new)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
-    def step(
-        self, x_B1D: Tensor, rotary: Rotary | None, S_BKCC: Tensor, z_BKC: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward` of one token after those in the state; also returns the new state."""
+    def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The output and the new state."""
+        S_BKCC, z_BKC = past
         q, k, v = self.project(x_B1D, rotary)
         q, k = (feature(x).to(z_BKC.dtype) for x in (q, k))
         S_BKCC = S_BKCC + k.transpose(-2, -1) * v
@@ -63,6 +52,17 @@ class LinearAttention(Projections):
         y = (q_BKGC[..., None] * S_BKCC[:, :, None]).sum(-2)
         y = y / ((q_BKGC * z_BKC[:, :, None]).sum(-1, keepdim=True) + EPSILON)
         return self.o_proj(y.type_as(v).flatten(1)[:, None]), S_BKCC, z_BKC
+
+    @classmethod
+    def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
+        """Pairs within a chunk, and states that every query reads and every key writes."""
+        within = 4 * config.num_heads * config.head_width * block_pairs(T, config.chunk_size)
+        return within + 2 * (config.num_heads + config.kv_heads) * config.head_width**2 * T
+
+    @classmethod
+    def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
+        """S and z."""
+        return (config.kv_heads, config.head_width, config.head_width), (config.kv_heads, config.head_width)
 
 
 def feature(x: Tensor) -> Tensor:

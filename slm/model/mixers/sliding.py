@@ -10,14 +10,17 @@ held against.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model.config import ModelConfig
-from slm.model.mixers import flex
+from slm.model.mixers.base import triangle
 from slm.model.mixers.softmax import (
     CPU_MATMUL_ATTENTION_MAX_TOKENS,
+    KeysAndValues,
     SoftmaxAttention,
     alibi_bias,
     matmul_attention,
@@ -29,8 +32,36 @@ QUERY_BLOCK = 128
 """Queries of a block, if the window is no shorter."""
 
 
+class WindowRing(KeysAndValues):
+    """The last window - 1 keys and values; token number n lies at n modulo that."""
+
+    def __init__(self, config: ModelConfig, layer: int, *sizes: int, **like: Any) -> None:
+        super().__init__(config, layer, *sizes, **like)
+        self._size = config.windows[layer] - 1
+
+    def _held(self, length: int) -> int:
+        return min(length, self._size)
+
+    def _place(self, length: int) -> int:
+        return length % self._size
+
+    def _distances(self, length: int) -> Tensor:
+        return (length - 1 - torch.arange(self._held(length), device=self.store.device)) % self._size + 1
+
+    def extend(self, slot: int, length: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T tokens that come after `length` others; return the held keys and values in order, then the new."""
+        held, T = self._held(length), k_BKTC.shape[2]
+        places = torch.arange(length - held, length + T, device=k_BKTC.device) % self._size
+        all_2BKSC = torch.cat([self.store[slot, :, :, :, places[:held]], torch.stack((k_BKTC, v_BKTC))], dim=3)
+        last = held + T - min(T, self._size)
+        self.store[slot, :, :, :, places[last:]] = all_2BKSC[:, :, :, last:].to(self.store.dtype)
+        return all_2BKSC[0], all_2BKSC[1]
+
+
 class SlidingAttention(SoftmaxAttention):
     """Attention to the tokens of a window."""
+
+    memory = WindowRing
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -38,16 +69,22 @@ class SlidingAttention(SoftmaxAttention):
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
         """Values mixed for T queries, (B, H, T, C); keys from before the first one's window do no harm."""
-        window, scale = self.window, self.config.attention_scale
-        if k_BKSC.shape[2] <= window:
+        if k_BKSC.shape[2] <= self.window:
             return super().mix(q_BHTC, k_BKSC, v_BKSC, past, starts_BT)
-        if flex.usable(q_BHTC, k_BKSC):
-            return flex.pattern_attention(
-                q_BHTC, k_BKSC, v_BKSC, lambda t, s: t - s < window, scale, self.slopes, starts_BT
-            )
+        scale, slopes = self.config.attention_scale, self.slopes
         if q_BHTC.device.type == "cpu" and q_BHTC.shape[2] <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
-            return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, self.slopes, window, starts_BT)
-        return sliding_attention(q_BHTC, k_BKSC, v_BKSC, window, scale, self.slopes, starts_BT)
+            return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, self.window, starts_BT)
+        return sliding_attention(q_BHTC, k_BKSC, v_BKSC, self.window, scale, slopes, starts_BT)
+
+    @classmethod
+    def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
+        """Pairs at a distance below the window."""
+        return triangle(T) - triangle(max(T - config.windows[layer], 0))
+
+    @classmethod
+    def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
+        """Those that the next token sees."""
+        return min(T, config.windows[layer] - 1)
 
 
 def sliding_attention(

@@ -9,14 +9,16 @@ key, C head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.cache import KVCache
+from slm.model.cache import Memory, Slot
 from slm.model.config import ModelConfig
-from slm.model.mixers import flex
-from slm.model.mixers.projections import Projections
+from slm.model.mixers.base import Projections, triangle
 from slm.model.positions import Rotary, alibi_slopes
 
 # Up to this many tokens, attention on a CPU is plain matmuls around a softmax, in blocks of so many queries: the flash
@@ -147,48 +149,100 @@ def attend_once(
     return (mixed + (own_BKG1 / total).type_as(v_BK1C) * v_BK1C).view(B, H, 1, C)
 
 
+class KeysAndValues(Memory):
+    """All keys and values, in order. What S and P replace is where tokens lie, and at what distances."""
+
+    def __init__(self, config: ModelConfig, layer: int, room: int, slots: int, batch_size: int, **like: Any) -> None:
+        self.config = config
+        self.alibi = "alibi" in config.layer_positions
+        self.store = torch.zeros(slots, 2, batch_size, config.kv_heads, room, config.head_width, **like)
+        self.tensors = (self.store,)
+
+    def past(self, slot: int, length: int) -> tuple[Tensor, ...]:
+        """Keys and values (B, K, S, C) that the next token sees; if a layer has ALiBi, their (S,) distances from it."""
+        held = self.store[slot, :, :, :, : self._held(length)]
+        return (held[0], held[1], self._distances(length)) if self.alibi else (held[0], held[1])
+
+    def append(self, length: int, new: Sequence[tuple[Tensor, ...]]) -> None:
+        """Add one token: its (B, K, 1, C) key and value for each slot in turn."""
+        self.store[:, :, :, :, self._place(length)] = torch.stack([torch.stack(pair) for pair in new]).squeeze(-2)
+
+    def extend(self, slot: int, length: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T tokens that come after `length` others; return all keys and values that they may see, theirs last."""
+        stop = length + k_BKTC.shape[2]
+        held = self.store[slot]
+        held[0, :, :, length:stop] = k_BKTC
+        held[1, :, :, length:stop] = v_BKTC
+        return held[0, :, :, :stop], held[1, :, :, :stop]
+
+    def select(self, source: Any, rows: Tensor, length: int) -> None:
+        """Take over what `source` holds of `length` tokens in these rows."""
+        held = source.store[:, :, :, :, : source._held(length)]
+        for slot in range(held.shape[0]):
+            self.store[slot, :, :, :, : held.shape[4]] = held[slot].index_select(1, rows)
+
+    def _held(self, length: int) -> int:
+        return length
+
+    def _place(self, length: int) -> int:
+        return length
+
+    def _distances(self, length: int) -> Tensor:
+        return torch.arange(length, 0, -1, device=self.store.device)
+
+
 class SoftmaxAttention(Projections):
-    """Attention over all tokens so far. `mix` is what the other softmax mixers replace."""
+    """Attention to all tokens so far. What S and P replace is `mix`, `pairs`, `num_cached_tokens` and `memory`."""
+
+    has_scores = True
+    growing_axes = (2, 2, 0)
+    memory = KeysAndValues
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.slopes = alibi_slopes(config.num_heads) if config.layer_positions[layer] == "alibi" else []
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        rotary: Rotary | None,
-        cache: KVCache | None = None,
-        use: int = 0,
-        starts_BT: Tensor | None = None,
+        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D); with a cache, T new tokens after the cached ones, in the slot of `use`."""
+        """(B, T, D) -> (B, T, D)."""
         q, k, v = self.project(x_BTD, rotary)
-        past = 0
-        if cache is not None:
-            past = cache.length
-            k, v = cache.extend(use, k, v)
-        return self.o_proj(self.mix(q, k, v, past, starts_BT).transpose(1, 2).flatten(2))
+        if slot is not None:
+            k, v = slot.memory.extend(slot.index, slot.length, k, v)
+        mixed = self.mix(q, k, v, slot.length if slot else 0, starts_BT)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
         """Values mixed for T queries that come after `past` tokens, (B, H, T, C)."""
-        scale, slopes = self.config.attention_scale, self.slopes
-        if starts_BT is not None and flex.usable(q_BHTC, k_BKSC):
-            return flex.pattern_attention(q_BHTC, k_BKSC, v_BKSC, lambda t, s: s <= t, scale, slopes, starts_BT)
-        return causal_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT)
+        return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes, starts_BT)
 
-    def step(
-        self,
-        x_B1D: Tensor,
-        rotary: Rotary | None,
-        past_k_BKSC: Tensor,
-        past_v_BKSC: Tensor,
-        distance_S: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward` of one token after the S that it sees, `distance_S` tokens before it; also its key and value."""
+    def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, and the token's key and value."""
         q, k, v = self.project(x_B1D, rotary)
-        bias = None
-        if self.slopes and distance_S is not None:
-            bias = alibi_bias(self.slopes, self.config.kv_heads, distance_S)
-        attended = attend_once(q, past_k_BKSC, past_v_BKSC, k, v, self.config.attention_scale, bias)
-        return self.o_proj(attended.flatten(1)[:, None]), k, v
+        past_k_BKSC, past_v_BKSC, *distance_S = past
+        bias_KGS = alibi_bias(self.slopes, self.config.kv_heads, distance_S[0]) if self.slopes else None
+        mixed = attend_once(q, past_k_BKSC, past_v_BKSC, k, v, self.config.attention_scale, bias_KGS)
+        return self.o_proj(mixed.flatten(1)[:, None]), k, v
+
+    @classmethod
+    def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
+        """Pairs of a query and a key that it sees."""
+        return triangle(T)
+
+    @classmethod
+    def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
+        """For each pair and head a score and a value of C multiply-adds each."""
+        return 4 * config.num_heads * config.head_width * cls.pairs(config, layer, T)
+
+    @classmethod
+    def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
+        """All of them."""
+        return T
+
+    @classmethod
+    def make_memory(
+        cls, config: ModelConfig, layer: int, slots: int, batch_size: int, max_length: int, **like: Any
+    ) -> Memory:
+        """Room for the tokens that must be kept."""
+        room = cls.num_cached_tokens(config, layer, max_length)
+        return cls.memory(config, layer, room, slots, batch_size, **like)

@@ -14,30 +14,91 @@ M columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.mixers import flex
-from slm.model.mixers.softmax import SoftmaxAttention, alibi_bias, softmax
+from slm.model.config import ModelConfig, divisors
+from slm.model.mixers.base import block_pairs, triangle
+from slm.model.mixers.softmax import KeysAndValues, SoftmaxAttention, alibi_bias, softmax
 from slm.model.positions import starts_in_blocks
+
+
+class ColumnsAndBlock(KeysAndValues):
+    """The columns of the blocks gone by, and right behind them the current block, which shrinks to its columns."""
+
+    def _columns(self, length: int) -> int:
+        return length // self.config.sparse_block * (self.config.sparse_block // self.config.sparse_stride)
+
+    def _held(self, length: int) -> int:
+        return self._columns(length) + length % self.config.sparse_block
+
+    _place = _held
+
+    def _distances(self, length: int) -> Tensor:
+        stride, begun = self.config.sparse_stride, length % self.config.sparse_block
+        columns = (torch.arange(self._columns(length), device=self.store.device) + 1) * stride - 1
+        return length - torch.cat([columns, torch.arange(length - begun, length, device=self.store.device)])
+
+    def append(self, length: int, new: Sequence[tuple[Tensor, ...]]) -> None:
+        """Add one token: its (B, K, 1, C) key and value for each slot in turn."""
+        super().append(length, new)
+        block, stride = self.config.sparse_block, self.config.sparse_stride
+        if (length + 1) % block == 0:
+            columns = self._columns(length)
+            ended = self.store[:, :, :, :, columns : columns + block]
+            ended[:, :, :, :, : block // stride] = ended[:, :, :, :, stride - 1 :: stride].clone()
+
+    def extend(self, slot: int, length: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T tokens that come after `length` others; return columns, current block and new ones, in that order."""
+        block, stride = self.config.sparse_block, self.config.sparse_stride
+        columns, stop = self._columns(length), length + k_BKTC.shape[2]
+        held = self.store[slot, :, :, :, : self._held(length)]
+        all_2BKSC = torch.cat([held, torch.stack((k_BKTC, v_BKTC))], dim=3)
+        own = all_2BKSC[:, :, :, columns:]
+        ended = stop // block * block - length // block * block
+        kept = torch.cat([own[:, :, :, stride - 1 : ended : stride], own[:, :, :, ended:]], dim=3)
+        self.store[slot, :, :, :, columns : columns + kept.shape[3]] = kept.to(self.store.dtype)
+        return all_2BKSC[0], all_2BKSC[1]
 
 
 class SparseAttention(SoftmaxAttention):
     """Attention within blocks and to summary columns."""
+
+    memory = ColumnsAndBlock
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
         """Values mixed for T queries after `past` tokens, of which the columns and the current block come first."""
         block, stride = self.config.sparse_block, self.config.sparse_stride
         columns, begun = past // block * (block // stride), past % block
         scale, slopes = self.config.attention_scale, self.slopes
-        if flex.usable(q_BHTC, k_BKSC) and not past:
-
-            def sees(t: Tensor, s: Tensor) -> Tensor:
-                return (t // block == s // block) | (s % stride == stride - 1)
-
-            return flex.pattern_attention(q_BHTC, k_BKSC, v_BKSC, sees, scale, slopes, starts_BT)
         return sparse_attention(q_BHTC, k_BKSC, v_BKSC, (block, stride), columns, begun, scale, slopes, starts_BT)
+
+    @classmethod
+    def check(cls, config: ModelConfig) -> None:
+        """A block must hold a whole number of strides."""
+        block, stride = config.sparse_block, config.sparse_stride
+        if block % stride:
+            raise ValueError(
+                f"model.sparse_block={block} is not divisible by model.sparse_stride={stride}: "
+                f"sparse_stride can be {divisors(block)}"
+            )
+
+    @classmethod
+    def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
+        """Pairs within a block, or of a query with every stride-th key of the blocks before its own."""
+        blocks, rest = divmod(T, config.sparse_block)
+        far = config.sparse_block * triangle(blocks - 1) + rest * blocks  # were there one column a block
+        return block_pairs(T, config.sparse_block) + config.sparse_block // config.sparse_stride * far
+
+    @classmethod
+    def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
+        """Most that are kept at once on the way to T tokens: columns of the blocks gone by, and the current block."""
+        blocks, rest = divmod(T, config.sparse_block)
+        columns = config.sparse_block // config.sparse_stride
+        return max(blocks * columns + rest, (blocks - 1) * columns + config.sparse_block if blocks else 0)
 
 
 def sparse_attention(

@@ -27,23 +27,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.model.cache import KVCache
+from slm.model.cache import Slot
 from slm.model.config import ModelConfig
-from slm.model.counts import ssd_channels
 from slm.model.layers import Linear, rms_norm
-from slm.model.mixers.chunks import documents_in_chunks
-from slm.model.positions import Rotary
+from slm.model.mixers.base import Mixer, block_pairs
+from slm.model.positions import Rotary, documents_in_chunks
 
 DT_RANGE = (1e-3, 1e-1)
 A_RANGE = (1.0, 16.0)
 
 
-class SSD(nn.Module):
+class SSD(Mixer):
     """A Mamba-2 mixer."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, layer)
         inner, keys = config.num_heads * config.head_width, config.kv_heads * config.state_size
         self.q_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
         self.k_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
@@ -51,8 +49,8 @@ class SSD(nn.Module):
         self.g_proj = Linear(config.hidden_size, inner, bias=config.attention_bias)
         self.dt_proj = Linear(config.hidden_size, config.num_heads, bias=False)
         self.o_proj = Linear(inner, config.hidden_size, bias=config.attention_bias)
-        self.conv_weight = nn.Parameter(torch.empty(ssd_channels(config), 1, config.conv_kernel))
-        self.conv_bias = nn.Parameter(torch.empty(ssd_channels(config)))
+        self.conv_weight = nn.Parameter(torch.empty(_channels(config), 1, config.conv_kernel))
+        self.conv_bias = nn.Parameter(torch.empty(_channels(config)))
         self.A_log = nn.Parameter(torch.empty(config.num_heads))
         self.dt_bias = nn.Parameter(torch.empty(config.num_heads))
         self.D = nn.Parameter(torch.empty(config.num_heads))
@@ -66,27 +64,21 @@ class SSD(nn.Module):
         self.dt_bias.add_(torch.log(-torch.expm1(-self.dt_bias)))  # softplus backwards
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        rotary: Rotary | None,
-        cache: KVCache | None = None,
-        use: int = 0,
-        starts_BT: Tensor | None = None,
+        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D); with a cache, T new tokens after those in the state of `use`."""
-        tail, state = (None, None) if cache is None else cache.read(use)
+        """(B, T, D) -> (B, T, D)."""
+        tail, state = slot.past() if slot else (None, None)
         q, k, v, tail = self._convolved(x_BTD, tail, starts_BT)
         dt, log_decay = self._steps(x_BTD)
         steps = self._heads(v) * dt[..., None].type_as(v)
         y, state = chunkwise(q, k, steps, log_decay, self.config.chunk_size, state, starts_BT)
-        if cache is not None:
-            cache.write(use, (tail, state))
+        if slot:
+            slot.memory.write(slot.index, (tail, state))
         return self._finish(x_BTD, y, v)
 
-    def step(
-        self, x_B1D: Tensor, rotary: Rotary | None, tail_BtX: Tensor, h_BKRNC: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward` of one token after those in the state; also returns the new state."""
+    def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The output and the new state."""
+        tail_BtX, h_BKRNC = past
         q, k, v, tail_BtX = self._convolved(x_B1D, tail_BtX)
         dt_B1KR, log_decay_B1KR = self._steps(x_B1D)
         k_BKN, v_BKRC = k[:, 0], (self._heads(v) * dt_B1KR[..., None].type_as(v))[:, 0]
@@ -127,6 +119,36 @@ class SSD(nn.Module):
         gated = y * self._heads(F.silu(self.g_proj(x_BTD)))
         normed = rms_norm(gated.flatten(3), self.config.norm_eps).flatten(2) * self.norm_weight
         return self.o_proj(normed.type_as(v_BTI))
+
+    @classmethod
+    def num_weights(cls, config: ModelConfig) -> int:
+        """v, g and o; k and q; dt."""
+        inner, keys = config.num_heads * config.head_width, config.kv_heads * config.state_size
+        return config.hidden_size * (3 * inner + 2 * keys + config.num_heads)
+
+    @classmethod
+    def num_vectors(cls, config: ModelConfig) -> int:
+        """The convolution; A_log, dt_bias and D; the gain; biases."""
+        inner, channels = config.num_heads * config.head_width, _channels(config)
+        biases = channels + inner + config.hidden_size if config.attention_bias else 0
+        return channels * (config.conv_kernel + 1) + 3 * config.num_heads + inner + biases
+
+    @classmethod
+    def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
+        """Scores and values of pairs within a chunk, and states that are read and written."""
+        pairs, inner = block_pairs(T, config.chunk_size), config.num_heads * config.head_width
+        return 2 * (config.kv_heads * config.state_size + inner) * pairs + 4 * inner * config.state_size * T
+
+    @classmethod
+    def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
+        """The last inputs of the convolution, and h."""
+        heads = (config.kv_heads, config.num_heads // config.kv_heads)
+        return (config.conv_kernel - 1, _channels(config)), (*heads, config.state_size, config.head_width)
+
+
+def _channels(config: ModelConfig) -> int:
+    """Channels of the convolution: values, keys and queries."""
+    return config.num_heads * config.head_width + 2 * config.kv_heads * config.state_size
 
 
 def chunkwise(

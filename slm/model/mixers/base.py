@@ -1,0 +1,152 @@
+"""The contract of a mixer, and the projections that softmax and linear attention share.
+
+Legend: B batch, T tokens, D hidden, H query heads, K key/value heads, C head_dim.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from slm.model.cache import Memory, Slot, States
+from slm.model.config import ModelConfig
+from slm.model.layers import Linear, RMSNorm, rms_norm
+from slm.model.positions import Rotary, rotate
+
+
+class Mixer(nn.Module):
+    """What mixes the tokens of a block: two ways through it, what it remembers, what it costs, and what it refuses.
+
+    Subclass it in a file of your own, write the methods that raise `NotImplementedError`, and call `register_mixer`
+    (docs/extending.md). A mixer is made as `cls(config, layer)`, `layer` being the number of its block. Its linear maps
+    must be `slm.model.layers.Linear`, which muP and CompleteP scale as matrices of a block.
+    """
+
+    has_scores = False
+    """Whether it has attention scores, on which rotary and ALiBi positions act. Else `position` has no effect on it."""
+    has_qk_norm = False
+    """Whether `qk_norm` has an effect on it."""
+    growing_axes: tuple[int, ...] = ()
+    """For each tensor of the past that `step` gets, the axis that grows with the tokens; () if none does."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), where output t depends on inputs up to t alone.
+
+        With a `slot`, the T tokens come after `slot.length` others that it remembers, and it must remember them too.
+        `starts_BT` has for each token the position at which its document starts; no token before that may reach it. It
+        never comes with a slot.
+        """
+        raise NotImplementedError
+
+    def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
+        """`forward` of one token, then what `Memory.append` must keep of it. `past` is what `Memory.past` returned.
+
+        It is compiled, so it must not write into `past`.
+        """
+        raise NotImplementedError
+
+    def init_special(self) -> None:
+        """Initialise what is neither a matrix of N(0, init_std), nor a gain of 1, nor a bias of 0."""
+
+    @classmethod
+    def check(cls, config: ModelConfig) -> None:
+        """Raise `ValueError` for a shape that this mixer cannot have."""
+
+    @classmethod
+    def num_weights(cls, config: ModelConfig) -> int:
+        """Weights that each token is multiplied with: those of the linear maps."""
+        raise NotImplementedError
+
+    @classmethod
+    def num_vectors(cls, config: ModelConfig) -> int:
+        """All other parameters: biases, gains, decay rates, convolutions."""
+        raise NotImplementedError
+
+    @classmethod
+    def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
+        """Forward FLOPs of the matrix products that mix T tokens with each other, masked scores not counted."""
+        raise NotImplementedError
+
+    @classmethod
+    def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
+        """Tokens whose keys and values must be kept to go on after T. None by default."""
+        return 0
+
+    @classmethod
+    def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the tensors of recurrent state for one sequence, whatever its length. None by default."""
+        return ()
+
+    @classmethod
+    def num_state_values(cls, config: ModelConfig) -> int:
+        """Numbers of recurrent state for one sequence."""
+        return sum(prod(shape) for shape in cls.state_shapes(config))
+
+    @classmethod
+    def make_memory(
+        cls, config: ModelConfig, layer: int, slots: int, batch_size: int, max_length: int, **like: Any
+    ) -> Memory:
+        """Memory for `max_length` tokens in each slot; by default that of `state_shapes`. `like`: device and dtype."""
+        return States(cls.state_shapes(config), slots, batch_size, **like)
+
+
+def triangle(n: int) -> float:
+    """Pairs of n tokens in which the second is not after the first."""
+    return n * (n + 1) / 2
+
+
+def block_pairs(T: int, block: int) -> float:
+    """Those pairs that lie within one block of `block` tokens."""
+    return T // block * triangle(block) + triangle(T % block)
+
+
+class Projections(Mixer):
+    """Grouped-query projections (arXiv:2305.13245) with optional norms and rotation. Tensor names are Llama's."""
+
+    has_qk_norm = True
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.rope = self.has_scores and config.layer_positions[layer] == "rope"
+        q_size, kv_size = config.num_heads * config.head_width, config.kv_heads * config.head_width
+        self.q_proj = Linear(config.hidden_size, q_size, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.o_proj = Linear(q_size, config.hidden_size, bias=config.attention_bias)
+        if config.qk_norm == "learned":
+            self.q_norm = RMSNorm(config.head_width, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_width, config.norm_eps)
+
+    def project(self, x_BTD: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, C), keys and values (B, K, T, C)."""
+        q, k, v = (
+            proj(x_BTD).unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.config.qk_norm == "learned":
+            q, k = self.q_norm(q), self.k_norm(k)
+        elif self.config.qk_norm == "weightless":
+            q, k = (rms_norm(x, self.config.norm_eps).type_as(x) for x in (q, k))
+        if self.rope and rotary is not None:
+            q, k = (rotate(x, *rotary, self.config.rope_style) for x in (q, k))
+        return q, k, v
+
+    @classmethod
+    def num_weights(cls, config: ModelConfig) -> int:
+        """Four projections."""
+        return config.hidden_size * config.head_width * (2 * config.num_heads + 2 * config.kv_heads)
+
+    @classmethod
+    def num_vectors(cls, config: ModelConfig) -> int:
+        """Gains and biases."""
+        gains = 2 * config.head_width if config.qk_norm == "learned" else 0
+        biases = config.head_width * (config.num_heads + 2 * config.kv_heads) + config.hidden_size
+        return gains + (biases if config.attention_bias else 0)
