@@ -126,6 +126,18 @@ def single_block(law: Law, sample: Sample) -> Block:
     return Block(law, sample.centred, np.arange(len(sample.log_y)), np.eye(P), np.zeros(P))
 
 
+def held_block(law: Law, sample: Sample, vectors: Floats, values: Floats) -> tuple[Block, np.ndarray]:
+    """All rows, with `vectors` [H, P] @ theta held at `values` [H] or [R, H]; and which coordinates are left free."""
+    held = np.argmax(np.abs(vectors) > 0.5, axis=1)  # a coefficient's own coordinate, or the exponent's
+    free = np.setdiff1d(np.arange(vectors.shape[1]), held)
+    inverse = np.linalg.inv(vectors[:, held])
+    matrix = np.eye(vectors.shape[1])[:, free]
+    matrix[held] = -inverse @ vectors[:, free]
+    offset = np.zeros((*values.shape[:-1], vectors.shape[1]))
+    offset[..., held] = values @ inverse.T
+    return Block(law, sample.centred, np.arange(len(sample.log_y)), matrix, offset), free
+
+
 def refusal(law: Law, sample: Sample) -> str | None:
     """Why the law cannot be fitted to the sample at all, in words; None if it can."""
     P = len(law.parameters)

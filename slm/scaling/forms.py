@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,14 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Curvature = Callable[[Floats], Floats]
+GRIDS = {
+    1: (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3, 2.0),
+    2: (0.05, 0.12, 0.22, 0.35, 0.55, 0.8, 1.2, 1.8),
+    3: (0.1, 0.3, 0.6, 1.2),
+}
+"""Number of exponents -> the values of each that searches start from."""
+EXPONENT_BOUNDS = (1e-3, 5.0)
+"""Of the estimates of laws that are no straight line in logs."""
 
 
 class Law(ABC):
@@ -62,12 +71,11 @@ class Law(ABC):
         """The same law made ready for a table with log variables [I, V]; itself if it needs no preparation."""
         return self
 
-    def shape(self, log_y: Floats) -> tuple[Floats, Floats, Floats] | None:
-        """Bounds ([S], [S]) and starts [R, S] of the S coordinates that are no coefficients.
-
-        None where these are exponents alone, or the law has no terms.
-        """
-        return None
+    def shape(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
+        """Bounds ([S], [S]) and starts [R, S] of the S coordinates that are no coefficients: here exponents alone."""
+        count = len(self.exponents)
+        low, high = (np.full(count, end) for end in EXPONENT_BOUNDS)
+        return low, high, np.array(list(product(GRIDS[count], repeat=count)))
 
     @abstractmethod
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-from slm.scaling.fitting import Fit
+from slm.scaling.fitting import Fit, held_block
 from slm.scaling.forms import Floats
-from slm.scaling.solver import FINE, Block, Loss, minimise
+from slm.scaling.solver import FINE, Loss, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
 
 Entry = dict[str, Any]
@@ -131,23 +131,14 @@ def given_entry(found: Fit, given: Mapping[str, float]) -> Entry | None:
 def _held(found: Fit, given: Mapping[str, float]) -> Floats | None:
     """Coordinates [P] of the best fit with parameters held; None where they are no linear function of coordinates."""
     law, sample = found.law, found.sample
-    names = list(law.parameters)
-    if set(given) == set(names):
+    if set(given) == set(law.parameters):
         return law.coordinates(given, sample.refs)
     vectors = [law.functional(name, sample.refs) for name in given]
     if any(vector is None for vector in vectors):
         return None
-    wanted = np.array([value if name in law.signed else np.log(value) for name, value in given.items()])
-    held = [names.index(name) for name in given]
-    free = [j for j in range(len(names)) if j not in held]
-    V = np.array(vectors)
-    back = np.linalg.inv(V[:, held])
-    matrix, offset = np.zeros((len(names), len(free))), np.zeros(len(names))
-    matrix[free, range(len(free))] = 1
-    matrix[held] = -back @ V[:, free]
-    offset[held] = back @ wanted
-    block = Block(law, sample.centred, np.arange(len(sample.log_y)), matrix, offset)
+    values = np.array([value if name in law.signed else np.log(value) for name, value in given.items()])
+    block, free = held_block(law, sample, np.array(vectors), values)
     low, high = coordinate_bounds(law, sample)
     starts = np.concatenate([found.theta[None], grid_starts(law, sample)])[:, free]
     optimum = minimise([block], sample.log_y, starts, (low[free], high[free]), loss=found.loss, tolerance=FINE)
-    return np.asarray(offset + matrix @ optimum.phi[optimum.best])
+    return np.asarray(block.offset + block.matrix @ optimum.phi[optimum.best])

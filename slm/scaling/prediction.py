@@ -19,13 +19,13 @@ from slm.scaling.fitting import Fit
 from slm.scaling.forms import Curvature, Floats, gram
 from slm.scaling.laws import Law
 from slm.scaling.resample import Ensemble, Kind
-from slm.scaling.robust import cluster_error
+from slm.scaling.robust import standard_errors
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Block, Curve, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, off_plateau
 
-SEARCHES = 12
-"""Most corrections of an interval's end."""
+MAX_SEARCHES = 12
+"""Corrections of an interval's end."""
 CLOSE = 5e-3
 """An end is found when t there is right to this share."""
 PULL = 0.3
@@ -106,13 +106,11 @@ def new_run_sigma(found: Fit, runs: Sample) -> float:
     A mean over k seeds scatters by misfit^2 + pure^2 / k, a run by misfit^2 + pure^2, where `pure` is the scatter
     between seeds of one cell, pooled over the cells of `runs`. Without repeated seeds it is the fit's own scatter.
     """
-    inverse, counts = np.unique(runs.cells, return_inverse=True, return_counts=True)[1:]
-    spare = len(inverse) - len(counts)
-    if len(found.sample.log_y) != len(counts) or spare < 1:
+    means, inverse, squares = runs.by_cell()
+    spare = len(inverse) - len(means)
+    if len(found.sample.log_y) != len(means) or spare < 1:
         return found.sigma
-    means = np.bincount(inverse, runs.log_y) / counts
-    pure = float(((runs.log_y - means[inverse]) ** 2).sum()) / spare
-    return float(np.sqrt(found.sigma**2 + pure * (1 - (1 / counts).mean())))
+    return float(np.sqrt(found.sigma**2 + squares / spare * (1 - (1 / np.bincount(inverse)).mean())))
 
 
 def _band(found: Fit, curve: Curve, log_x: Floats, ensemble: Ensemble | None, level: float) -> Band:
@@ -129,31 +127,14 @@ def _band(found: Fit, curve: Curve, log_x: Floats, ensemble: Ensemble | None, le
         t = np.full_like(centre, stats.t.ppf(0.5 + level / 2, df))
         error = curve.log_value(ensemble.theta, x).std(axis=0, ddof=1) * np.sqrt(groups / df)
         return Band(centre, centre - t * error, centre + t * error, t)
-    widening, degrees = _robust(found, curve, x)
-    t = stats.t.ppf(0.5 + level / 2, degrees)
+    gradients = curve.derivatives(found.theta[None], x)[1][0].T
+    usual, robust, degrees = np.array([standard_errors(found, gradient) for gradient in gradients]).reshape(-1, 3).T
+    widening, t = robust / usual, stats.t.ppf(0.5 + level / 2, degrees)
     if found.law.is_linear and curve is found.law:
         reach = t * widening * np.sqrt(_variance(found, curve, x)[0])
         return Band(centre, centre - reach, centre + reach, t)
     below, above = _profiled(found, curve, x, t * widening)
     return Band(centre, centre - below, centre + above, t)
-
-
-def _robust(found: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
-    """By how much rows that share runs or shapes widen the error of the curve at each point [M], and its df [M].
-
-    NaN where clusters leave no scatter to tell by.
-    """
-    if found.sample.is_independent:
-        return np.ones(len(x)), np.full(len(x), float(found.degrees_of_freedom))
-    jacobian, sample = found.jacobian, found.sample
-    bread = np.linalg.pinv(jacobian.T @ jacobian)
-    widening, degrees = np.full(len(x), np.nan), np.full(len(x), np.nan)
-    for m, gradient in enumerate(curve.derivatives(found.theta[None], x)[1][0].T):
-        error, df = cluster_error(jacobian, found.residuals, sample.clusters, gradient)
-        usual = found.sigma * np.sqrt(max(gradient @ bread @ gradient, 0.0))
-        if error > 0 and usual > 0 and df >= 1:
-            widening[m], degrees[m] = error / usual, df
-    return widening, degrees
 
 
 def _variance(found: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
@@ -179,7 +160,7 @@ def _profiled(found: Fit, curve: Curve, x: Floats, critical: Floats) -> tuple[Fl
     inside, outside = np.zeros(2 * M), np.full(2 * M, np.inf)
     end = np.full(2 * M, np.nan)
     going = np.flatnonzero(np.isfinite(observed))
-    for _ in range(SEARCHES):
+    for _ in range(MAX_SEARCHES):
         if not len(going):
             break
         at, wanted = observed[going], critical[point[going]]
@@ -229,15 +210,8 @@ class _Pull:
         log_y[replicate, n + point], weights[replicate, n + point] = value, weight
         starts = self._starts(which, point, value, weight)
         S = len(starts) // R
-        optimum = minimise(
-            self.blocks,
-            np.tile(log_y, (S, 1)),
-            starts,
-            self.bounds,
-            weights=np.tile(weights, (S, 1)),
-            tolerance=1e-7,
-            max_steps=60,
-        )
+        targets, weights = np.tile(log_y, (S, 1)), np.tile(weights, (S, 1))
+        optimum = minimise(self.blocks, targets, starts, self.bounds, weights=weights, tolerance=1e-7, max_steps=60)
         objective = optimum.objective.reshape(S, R)
         best = objective.argmin(axis=0)
         theta = optimum.phi.reshape(S, R, -1)[best, replicate]

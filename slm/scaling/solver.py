@@ -2,8 +2,8 @@
 
 Notable: R replicates (starts, bootstrap samples, points of a profile) share the data matrix and differ in targets,
 weights, starts or fixed offsets, so a thousand bootstrap fits are a few dozen array operations. The full Hessian is
-used, not Gauss-Newton: convergence is quadratic, and a gradient norm means something. Negative curvature is turned
-round and damped (Levenberg 1944; Dauphin et al. 2014, arXiv:1406.2572), bounds are handled by an active set.
+used, not Gauss-Newton's: convergence is quadratic, and a gradient norm means something. Negative curvature is reversed
+and damped (Levenberg 1944; Dauphin et al. 2014, arXiv:1406.2572), bounds are handled by an active set.
 
 Families are blocks: block f has coordinates theta_f = offset_f + M_f phi, so "exponents shared, coefficients not" is a
 choice of matrices, and so is a profile that fixes one linear function of the coordinates.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -137,80 +137,65 @@ def minimise(
     `log_y` and `weights` are [I] or [R, I]. A small delta is reached by continuation from a large one. A replicate has
     converged when Newton's decrement is below `tolerance` of its objective.
     """
-    for delta in _deltas(loss.delta)[:-1]:
-        start = _newton(blocks, log_y, start, bounds, Loss(delta), weights, 30, 1e-3).phi
-    return _newton(blocks, log_y, start, bounds, loss, weights, max_steps, tolerance)
+    delta = loss.delta
+    larger: list[float] = []
+    while delta < 0.03:
+        delta *= 4
+        larger.append(delta)
+    for delta in reversed(larger):
+        start = _newton(_Problem(blocks, log_y, *bounds, Loss(delta), weights), start, 30, 1e-3).phi
+    return _newton(_Problem(blocks, log_y, *bounds, loss, weights), start, max_steps, tolerance)
 
 
-def _deltas(delta: float) -> list[float]:
-    if np.isinf(delta):
-        return [delta]
-    steps = [delta]
-    while steps[-1] < 0.03:
-        steps.append(steps[-1] * 4)
-    return steps[::-1]
+class _State(NamedTuple):
+    """Points [R, Q], with objective [R], gradient, Hessian [R, Q, Q] and scale of damping there."""
+
+    phi: Floats
+    value: Floats
+    gradient: Floats
+    hessian: Floats
+    spread: Floats
 
 
-class _State:
-    """Objective, gradient and Hessian at points of the replicates `chosen`."""
+@dataclass(frozen=True)
+class _Problem:
+    blocks: Sequence[Block]
+    log_y: Floats
+    low: Floats
+    high: Floats
+    loss: Loss
+    weights: Floats | None
 
-    def __init__(
-        self,
-        blocks: Sequence[Block],
-        log_y: Floats,
-        phi: Floats,
-        loss: Loss,
-        weights: Floats | None,
-        chosen: np.ndarray,
-    ) -> None:
+    def at(self, phi: Floats, chosen: np.ndarray) -> _State:
+        """The state at points [R, Q] of the replicates `chosen`."""
         R, Q = phi.shape
-        self.phi = phi
-        self.value, self.gradient = np.zeros(R), np.zeros((R, Q))
-        self.hessian, self.spread = np.zeros((R, Q, Q)), np.zeros((R, Q))
-        for block in blocks:
-            y = log_y[block.rows] if log_y.ndim == 1 else log_y[np.ix_(chosen, block.rows)]
+        state = _State(phi, np.zeros(R), np.zeros((R, Q)), np.zeros((R, Q, Q)), np.zeros((R, Q)))
+        for block in self.blocks:
+            y = self.log_y[block.rows] if self.log_y.ndim == 1 else self.log_y[np.ix_(chosen, block.rows)]
             fitted, jacobian, curvature = block.law.derivatives(block.theta(phi, chosen), block.x_IV)
-            r = y - fitted
-            w: Floats = np.broadcast_to(loss.weight(y), r.shape)
-            if weights is not None:
-                w = w * weights[np.ix_(chosen, block.rows)]
-            slope = w * loss.slope(r)
-            hessian = gram(jacobian, w * loss.second(r)) - curvature(slope)
-            M = block.matrix
-            self.value += (w * loss.value(r)).sum(1)
-            self.gradient -= moment(jacobian, slope) @ M
-            self.hessian += M.T @ hessian @ M
-            self.spread += moment(jacobian**2, w * loss.scale(r)) @ M**2
-        self.value = np.where(np.isfinite(self.value), self.value, np.inf)  # a formula that is not above 0
-
-    def replace(self, accepted: np.ndarray, other: _State) -> None:
-        for name in ("phi", "value", "gradient", "hessian", "spread"):
-            getattr(self, name)[accepted] = getattr(other, name)[accepted]
-
-    def keep(self, kept: np.ndarray) -> None:
-        for name in ("phi", "value", "gradient", "hessian", "spread"):
-            setattr(self, name, getattr(self, name)[kept])
+            r, M = y - fitted, block.matrix
+            w: Floats = np.broadcast_to(self.loss.weight(y), r.shape)
+            if self.weights is not None:
+                w = w * self.weights[np.ix_(chosen, block.rows)]
+            slope = w * self.loss.slope(r)
+            state.value[:] += (w * self.loss.value(r)).sum(1)
+            state.gradient[:] -= moment(jacobian, slope) @ M
+            state.hessian[:] += M.T @ (gram(jacobian, w * self.loss.second(r)) - curvature(slope)) @ M
+            state.spread[:] += moment(jacobian**2, w * self.loss.scale(r)) @ M**2
+        state.value[~np.isfinite(state.value)] = np.inf  # a formula that is not above 0
+        return state
 
 
-def _newton(
-    blocks: Sequence[Block],
-    log_y: Floats,
-    start: Floats,
-    bounds: tuple[Floats, Floats],
-    loss: Loss,
-    weights: Floats | None,
-    max_steps: int,
-    tolerance: float,
-) -> Optimum:
-    low, high = bounds
+def _newton(problem: _Problem, start: Floats, max_steps: int, tolerance: float) -> Optimum:
+    low, high = problem.low, problem.high
     R = len(start)
     phi, objective = np.clip(start, low, high), np.zeros(R)
     decrement, norm, done = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
     chosen = np.arange(R)
     # Rounding of log_y alone makes objectives below this differ.
-    rounding = 1e-26 * max(1, log_y.shape[-1])
+    rounding = 1e-26 * max(1, problem.log_y.shape[-1])
     with np.errstate(all="ignore"):
-        state = _State(blocks, log_y, phi, loss, weights, chosen)
+        state = problem.at(phi.copy(), chosen)
         damping = np.full(R, 1e-3)
         for _ in range(max_steps):
             free = ~(((state.phi <= low) & (state.gradient > 0)) | ((state.phi >= high) & (state.gradient < 0)))
@@ -225,11 +210,12 @@ def _newton(
             if not going.any():
                 break
             chosen, damping, step = chosen[going], damping[going], step[going]
-            state.keep(going)
-            trial = _State(blocks, log_y, np.clip(state.phi + step, low, high), loss, weights, chosen)
+            state = _State(*(part[going] for part in state))
+            trial = problem.at(np.clip(state.phi + step, low, high), chosen)
             better = trial.value < state.value
             damping = np.where(better, damping / 5, damping * 4)
-            state.replace(better, trial)
+            for part, new in zip(state, trial, strict=True):
+                part[better] = new[better]
     return Optimum(phi, objective, decrement, norm, done)
 
 

@@ -15,15 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import product
 from typing import Any
 
 import numpy as np
 import sympy as sp
 from sympy.core.relational import Relational
 
-from slm.scaling.forms import Curvature, Floats, Law, gram
-from slm.scaling.starts import EXPONENT_BOUNDS, GRIDS
+from slm.scaling.forms import EXPONENT_BOUNDS, GRIDS, Curvature, Floats, Law, gram
 
 REACH = 25.0
 """How far, in log, a parameter that is neither coefficient nor exponent may end from the scale of the data."""
@@ -170,8 +168,7 @@ class Formula(Law):
     def shape(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
         symbols = self._symbols[self.coefficients :]
         if all(s.name in self.exponents and s.is_positive for s in symbols) and len(symbols) in GRIDS:
-            low, high = (np.full(len(symbols), end) for end in EXPONENT_BOUNDS)
-            return low, high, np.array(list(product(GRIDS[len(symbols)], repeat=len(symbols))))
+            return super().shape(log_y)
         lows, highs, starts = zip(*(self._span(symbol, log_y) for symbol in symbols), strict=True)
         rng = np.random.default_rng(0)
         return np.array(lows), np.array(highs), np.stack([rng.permutation(values) for values in starts], axis=1)

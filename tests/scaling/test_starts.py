@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
+from slm.scaling.forms import GRIDS
 from slm.scaling.laws import LAWS, get_law
-from slm.scaling.starts import GRIDS, _non_negative, coordinate_bounds, grid_starts
+from slm.scaling.starts import _non_negative, coordinate_bounds, grid_starts
 from tests.scaling.samples import TRUE, noisy
 
 
