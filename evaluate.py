@@ -9,9 +9,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slm.command_line import MISTAKES, report, run_script
 from slm.composition.keys import check_keys, unknown_keys_named
 from slm.evaluation.config import check_paths, check_settings, register
+from slm.runtime.command_line import MISTAKES, report, run_script
 
 exit_codes: list[int] = []
 

@@ -9,9 +9,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slm.command_line import MISTAKES, report, run_script
 from slm.composition.keys import check_keys, unknown_keys_named
 from slm.composition.resolvers import register
+from slm.runtime.command_line import MISTAKES, report, run_script
 from slm.sweep.config import check_settings
 from slm.sweep.design import check_design
 
@@ -41,7 +41,7 @@ def run(config: DictConfig) -> int:
         from slm.sweep.run import run_sweep
 
         return run_sweep(settings)
-    from slm.sweep.analysis import analyse_runs
+    from slm.analysis.run import analyse_runs
 
     return analyse_runs(settings)
 

@@ -9,9 +9,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from slm.command_line import MISTAKES, report, run_script
 from slm.composition.keys import unknown_keys_named
 from slm.composition.resolvers import register
+from slm.runtime.command_line import MISTAKES, report, run_script
 
 exit_codes: list[int] = []
 

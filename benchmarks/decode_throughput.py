@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slm.checkpoints import hf_config
-from slm.machine import device_name
 from slm.model import Decoder, KVCache, ModelConfig
 from slm.model.decoding import compiled_logits
+from slm.runtime.machine import device_name
 
 SHAPE = ModelConfig(
     vocab_size=32000, hidden_size=576, num_layers=30, num_heads=9, num_kv_heads=3, intermediate_size=1536

@@ -1,9 +1,9 @@
 """Random damage to what the commands read: `python benchmarks/fuzz.py [--only corpus] [--count 20] [--seed 0]`.
 
 Each case is a sound input with one to three mutations, read in this process as the commands read it. It must be read,
-or be refused in one sentence (what `slm.command_line` prints without a traceback), within 20 seconds. What is not is
-printed with the number of its case, and the exit status is 1; `--case N` runs one case alone. A target is an entry of
-`TARGETS`: how to write the input, what may happen to it, how it is read.
+or be refused in one sentence (see `slm.runtime.command_line`), within 20 seconds. A case that is neither is printed
+with its number, and the exit status is 1; `--case N` runs one case alone. A target is an entry of `TARGETS`: how to
+write the input, what may happen to it, how it is read.
 """
 
 import argparse
@@ -37,13 +37,13 @@ from pyarrow import parquet
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from slm.checkpoints import export_model, load
-from slm.command_line import MISTAKES, one_sentence
 from slm.data import load_tokenizer, prepare
 from slm.data.readers import SUFFIXES
 from slm.data.vocabulary import plan_tokenizer
 from slm.evaluation.tasks.local import read_records
 from slm.evaluation.texts import read_text
 from slm.model import Decoder, ModelConfig
+from slm.runtime.command_line import MISTAKES, one_sentence
 from slm.scaling import Settings, analyse, read_table
 
 CONF = Path(__file__).parents[1] / "conf"

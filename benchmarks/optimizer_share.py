@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from slm.machine import native_bfloat16
 from slm.model import Decoder, ModelConfig
+from slm.runtime.machine import native_bfloat16
 from slm.training.optim import make_adamw, make_muon
 from slm.training.parametrization import kinds_of
 

@@ -11,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import train
-from slm.command_line import MISTAKES, one_sentence
 from slm.composition.keys import unknown_keys_named
 from slm.composition.resolvers import register
+from slm.runtime.command_line import MISTAKES, one_sentence
 
 ROOT = Path(__file__).parents[1]
 

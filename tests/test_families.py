@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.command_line import MISTAKES, one_sentence
 from slm.composition.budget import model_config
 from slm.model import KVCache, ModelConfig
 from slm.model.counts import flops_per_token, num_params
 from slm.model.families import ffn, kv_heads
+from slm.runtime.command_line import MISTAKES, one_sentence
 from slm.training.plan import make_plan
 from tests.model.test_config import counted_flops
 from tests.model.test_decoder import randomized, tokens_of

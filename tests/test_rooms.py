@@ -10,22 +10,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
+    "runtime": set(),
     "model": set(),
-    "scaling": set(),
-    "tracking": set(),
-    "data": set(),
-    "checkpoints": {"model", "data", "address"},
-    "composition": {"model.config", "model.counts", "model.families", "command_line"},
-    "training": {"composition", "model", "data", "checkpoints", "tracking", "command_line", "machine"},
-    "evaluation": {
-        *("composition", "model", "data", "checkpoints", "scaling", "tracking", "address", "command_line", "machine")
-    },
-    "sweep": {"composition", "data", "scaling", "tracking", "model.config", "model.counts", "command_line"},
+    "report": {"runtime"},
+    "tracking": {"runtime"},
+    "scaling": {"runtime"},
+    "data": {"runtime"},
+    "composition": {"model.config", "model.counts", "model.families", "runtime"},
+    "checkpoints": {"model", "data", "runtime"},
+    "training": {"model", "data", "composition", "checkpoints", "tracking", "runtime"},
+    "analysis": {"scaling", "report", "tracking", "runtime"},
+    "evaluation": {*("model", "data", "composition", "checkpoints", "scaling", "report", "tracking", "runtime")},
+    "sweep": {"analysis", "composition", "data", "scaling", "tracking", "model.config", "model.counts", "runtime"},
 }
 COMPOSITION = ("resolvers", "settings", "budget", "schedules", "keys")
 SWEEP = ("run", "execute", "live", "fork_server")  # which import all others
 TORCHLESS = [
-    "slm.address",
+    "slm.runtime.address",
     "slm.evaluation.config",
     "slm.training.setup",
     "slm.scaling.tables",

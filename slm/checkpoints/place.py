@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from slm.address import local_folder
 from slm.checkpoints.architecture import read_config, read_json
 from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
 from slm.data import Tokenizer, load_tokenizer
 from slm.model.config import ModelConfig
+from slm.runtime.address import local_folder
 
 Fit = Callable[[ModelConfig, Weights], Weights]
 """Weights under the names of a config's decoder; raises `ValueError` for those of another."""

@@ -11,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
-from slm.command_line import cache_home, new_folder
 from slm.model.config import ModelConfig
 from slm.model.families import RULES
+from slm.runtime.command_line import cache_home, new_folder
 
 SET_BY_MODEL_GROUP = ("max_position_embeddings",)
 """Fields with a default that a family leaves to the `model` group, as it does the vocabulary, which has none."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from slm.data.progress import say
+from slm.runtime.progress import say
 
 SCHEMA = "slm.data/2"  # part of every key: change it when the layout or the meaning of a cached file changes
 MAX_CHECKED_BYTES = 256 << 20  # up to here checksums cost well under a second; above, SLM_VERIFY=1 asks for them
@@ -42,7 +42,7 @@ def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: st
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
-        say(f"waiting for another process that builds {what}")
+        say(f"data: waiting for another process that builds {what}")
         held = lock.acquire()
     with held:
         return _open(folder) or _build(folder, build)

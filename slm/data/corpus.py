@@ -13,10 +13,10 @@ import numpy as np
 
 from slm.data.cache import cached, digest
 from slm.data.documents import SPLITS, left_out_notes, read_documents, source_of, write_documents
-from slm.data.progress import progress
 from slm.data.stream import ShardWriter, TokenStream
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import Plan, is_on_hub, load_tokenizer, plan_tokenizer
+from slm.runtime.progress import progress
 
 _TOKENS_SCHEMA = 2  # part of the key of token folders: raise it when what their manifests hold changes
 
@@ -105,7 +105,7 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
     writers = {split: ShardWriter(folder, split, tokenizer.vocab_size) for split in SPLITS}
     size = sum(counts["bytes"] for counts in facts["splits"].values())
     val_token_bytes, keeps_text = 0, True
-    with progress("encoding", size / 1e6, "MB") as advance:
+    with progress("data: encoding", size / 1e6, "MB") as advance:
         for split, writer in writers.items():
             writer.write(tokenizer.opening)
             for texts in read_documents(documents, split):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm.data.progress import progress
+from slm.runtime.progress import progress
 
 Document = tuple[str, str | None]
 """A text and its split: "train", "val", or None where the hash of the text decides."""
@@ -74,7 +74,7 @@ def write_documents(
     kept = _kept(chain([first] if first else [], documents), left_out)
     with ExitStack() as stack:
         writers = {split: stack.enter_context(_Writer(folder / f"{split}.parquet")) for split in SPLITS}
-        advance = stack.enter_context(progress(f"documents of {name}", size and size / 1e6, "MB"))
+        advance = stack.enter_context(progress(f"data: documents of {name}", size and size / 1e6, "MB"))
         for text, split in split_documents(kept, val_fraction):
             num_bytes = len(text.encode())
             if split == "train":

@@ -12,8 +12,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from slm.data.hub import require_network
-from slm.data.progress import progress
 from slm.data.tokenizer import CONFIGS, Tokenizer
+from slm.runtime.progress import progress
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """What a tokenizer is read from, the first that exists."""
@@ -84,7 +84,7 @@ def _train_bpe(texts: Iterator[list[str]], vocab_size: int, train_bytes: int | N
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    with progress(f"training BPE of {vocab_size}", None, "MB") as advance:
+    with progress(f"data: training BPE of {vocab_size}", None, "MB") as advance:
         inner.train_from_iterator(_first_bytes(texts, train_bytes, advance), trainer)
     return Tokenizer(f"bpe-{vocab_size}", inner.to_str(), eos=END)
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from slm.address import local_folder
-from slm.command_line import cache_home, new_folder
-from slm.composition.settings import written_out
 from slm.data.local import files_to_evaluate
 from slm.evaluation.protocols import BOS_RULES, PROTOCOLS
+from slm.runtime.address import local_folder
+from slm.runtime.command_line import cache_home, new_folder
+from slm.runtime.settings import written_out
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICES = ("auto", "cpu", "cuda")

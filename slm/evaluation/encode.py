@@ -19,11 +19,11 @@ import numpy as np
 
 from slm.composition.settings import BEFORE_KEYS
 from slm.data import Tokenizer
-from slm.data.progress import progress
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.evaluation.byte_counts import document_of
 from slm.evaluation.protocols import BOS_RULES
 from slm.evaluation.texts import Text, run_documents, run_facts
+from slm.runtime.progress import progress
 
 _GROUP = 1024  # documents of one call of the tokenizer
 _LONG = 4_000_000  # characters, from which on encoding takes seconds and shows it
@@ -236,4 +236,4 @@ def _part(max_tokens: int) -> str:
 def _shown(characters: int) -> AbstractContextManager[Callable[[float], None]]:
     if characters < _LONG:
         return nullcontext(lambda amount: None)
-    return progress("encoding", characters / 1e6, "MB")
+    return progress("data: encoding", characters / 1e6, "MB")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slm.checkpoints import Checkpoint, Provenance
-from slm.data.progress import progress
 from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.overlap import trained_on
 from slm.evaluation.perplexity import perplexity
@@ -23,6 +22,7 @@ from slm.evaluation.speed import check_compiler, check_room, measure_speed
 from slm.evaluation.tasks import run_tasks
 from slm.evaluation.tasks.local import answered, files_of_task, read_records
 from slm.evaluation.texts import Text, read_text
+from slm.runtime.progress import progress
 
 Entry = dict[str, Any]
 
@@ -65,7 +65,7 @@ def _speed(asked: Mapping[str, Any], provenance: Provenance, device: str) -> Mea
     check_compiler(asked["compile"], device)
 
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
-        with progress("speed", 100, "%", room="evaluation") as advance:
+        with progress("evaluation: speed", 100, "%") as advance:
             entry["speed"] = measure_speed(checkpoint.decoder, settings, progress=lambda share: advance(100 * share))
 
     return Measurement(lambda entry: entry["speed"] is not None, take)
@@ -116,7 +116,7 @@ def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Tex
 def _perplexity(scored: _Scored, protocol: Protocol, settings: Mapping[str, Any]) -> Measurement:
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         text = scored.stream(checkpoint)
-        with progress(f"perplexity, {protocol.name}", text.num_scored, "tokens", room="evaluation") as advance:
+        with progress(f"evaluation: perplexity, {protocol.name}", text.num_scored, "tokens") as advance:
             found = perplexity(
                 checkpoint.decoder,
                 text,

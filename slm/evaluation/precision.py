@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from slm.checkpoints import Provenance
-from slm.machine import native_bfloat16
+from slm.runtime.machine import native_bfloat16
 
 TRAINED = {
     "bf16-mixed": (torch.float32, torch.bfloat16),

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from slm.checkpoints.weights import dtype_name
-from slm.machine import can_compile, device_name, peak_memory_bytes, reset_peak_memory, resident_bytes
 from slm.model import Decoder, KVCache
 from slm.model.counts import kv_cache_bytes, state_bytes
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
+from slm.runtime.machine import can_compile, device_name, peak_memory_bytes, reset_peak_memory, resident_bytes
 
 PATIENCE_SECONDS = 120.0
 """From here on no further repetition is begun: without a cache, one can take minutes."""

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slm.runtime.words import MOST_LISTED, shortlist
 from slm.scaling.pairs import adjust
-from slm.scaling.words import MOST_LISTED, shortlist
 
 Entry = dict[str, Any]
 

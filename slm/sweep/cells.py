@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from slm.analysis.runs import row_of_run, table_of_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +50,14 @@ class Cell:
     def flops_trained(self) -> float:
         """Of `flops`, those of the run's own steps."""
         return self.flops * (1 - self.shared_tokens / self.tokens) if self.shared_tokens else self.flops
+
+
+def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str], str]) -> pd.DataFrame:
+    """One row (`slm.analysis.runs`) for each cell that has a result, with its `budget` and the rule of its rate.
+
+    `trunk` is the planned one, also of a run that was trained from step 0 in the end: to the last bit it is the same.
+    """
+    paths = ((cell, directory / cell.name / "result.json") for cell in cells)
+    done = [(cell, path) for cell, path in paths if path.exists()]
+    own = {cell.name: {"budget": cell.budget, "lr_rule": lr_rule(cell.family), "trunk": cell.after} for cell, _ in done}
+    return table_of_runs([row_of_run(path, directory) | own[cell.name] for cell, path in done])

@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from slm.command_line import new_folder
-from slm.composition.settings import written_out
+from slm.runtime.command_line import new_folder
+from slm.runtime.settings import written_out
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
 GROUPS_OF_A_SWEEP = ("sweep", "launcher")
@@ -78,8 +78,8 @@ def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Coll
     It will have the columns `known`, and any that begin with one of `prefixes`.
     """
     # Imported here, since scipy takes a second that --help need not wait.
+    from slm.runtime.words import shortlist
     from slm.scaling.tables.computed import columns_of
-    from slm.scaling.words import shortlist
 
     def check(given: str, name: str) -> None:
         if name not in known and not name.startswith(tuple(prefixes)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from slm.composition.budget import BUDGETS
 from slm.composition.keys import did_you_mean, dotted_keys, unknown_keys
-from slm.composition.settings import (
+from slm.runtime.settings import (
     COUNT,
     NAME,
     NATURAL,

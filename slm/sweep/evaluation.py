@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slm.runtime.command_line import in_quotes
 from slm.sweep.cells import Cell
-from slm.sweep.files import in_quotes
 from slm.sweep.ledger import evaluation_of
 from slm.sweep.recipe import composed, digest
 
@@ -95,8 +95,8 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     Where those are an evaluation's, `eval_fingerprint` says on what text, for the audit.
     """
     # Imported here, since scipy takes a second that a wrong design need not wait for.
+    from slm.runtime.words import shortlist
     from slm.scaling.tables.computed import columns_of
-    from slm.scaling.words import shortlist
 
     named = [name for own in columns.values() for name in columns_of(own, table) if name in table]
     texts = {re.sub(f"({'|'.join(SCORES)})$", TEXT, own) for own in named} - {*named}

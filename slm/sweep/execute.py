@@ -25,8 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from slm.runtime.command_line import in_quotes
 from slm.sweep.cells import Cell
-from slm.sweep.files import in_quotes
 from slm.sweep.job import Job
 from slm.sweep.launchers import Launcher, open_launcher
 from slm.sweep.ledger import (

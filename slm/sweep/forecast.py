@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from slm.runtime.files import write_json
 from slm.scaling.matching import FEWEST, SAME_SIZE
 from slm.scaling.power import Advice, Comparison, PairedDesign, UnpairedDesigns, plan
 from slm.scaling.power import Design as Fitted
 from slm.sweep.cells import Cell
-from slm.sweep.files import as_json, write
 
 SPEEDS = "speeds.json"
 FEWEST_STEPS = 50
@@ -76,7 +76,7 @@ def remember_speeds(cache_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             each = row["flops"] / row["tokens"]
             known[f"{row['family']}_{row['width']}x{row['depth']}"] = (each, each * row["tokens_per_second"])
     cache_dir.mkdir(parents=True, exist_ok=True)
-    write(cache_dir / SPEEDS, as_json(known))
+    write_json(cache_dir / SPEEDS, known)
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:

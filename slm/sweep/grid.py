@@ -16,11 +16,11 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from slm.command_line import one_sentence
 from slm.composition.budget import check_parametrization, steps_of
 from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
 from slm.model.counts import flops_per_token, num_params
+from slm.runtime.command_line import one_sentence
 from slm.sweep.cells import Cell
 from slm.sweep.design import Design
 from slm.sweep.recipe import Recipe, digest, key_of

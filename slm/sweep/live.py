@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from slm.command_line import duration
+from slm.runtime.words import duration
 from slm.sweep.execute import Standing
 
 ORDER = ("completed", "running", "waiting", "failed", "diverged", "impossible", "not_started")

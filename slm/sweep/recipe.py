@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.budget import IDENTITY, LATER_KEYS, check_family, model_config
 from slm.composition.keys import CONF, check_keys, unknown_keys_named
-from slm.composition.settings import BEFORE_KEYS, plain_settings
+from slm.composition.settings import BEFORE_KEYS
 from slm.data.local import text_files
 from slm.data.vocabulary import is_on_hub, plan_tokenizer
 from slm.model.config import ModelConfig
-from slm.sweep.files import in_quotes
+from slm.runtime.command_line import in_quotes
+from slm.runtime.settings import plain_settings
 
 
 class Recipe:

@@ -19,16 +19,16 @@ import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 
-from slm.command_line import report
+from slm.analysis.run import CHOICE, analyse_table, check_analysis
+from slm.analysis.runs import COLUMNS
+from slm.runtime.command_line import report
+from slm.runtime.files import write_json, write_whole
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
-from slm.sweep.analysis import CHOICE, analyse_table, check_analysis
-from slm.sweep.cells import Cell
-from slm.sweep.collect import COLUMNS, collect_cells
+from slm.sweep.cells import Cell, collect_cells
 from slm.sweep.config import check_rows
 from slm.sweep.design import Design, check_design
 from slm.sweep.evaluation import EVALUATE, evaluation_cells, with_evaluations, without_unmeasured
-from slm.sweep.files import as_json, write
 from slm.sweep.forecast import power_of, read_speeds, remember_speeds
 from slm.sweep.grid import Plan, make_plan
 from slm.sweep.launchers import open_launcher
@@ -171,8 +171,8 @@ def _train(design: Design, cells: Sequence[Cell], folder: Path, config: Mapping[
     from slm.sweep.execute import execute
     from slm.sweep.live import Board
 
-    write(folder / CELLS, as_json([dataclasses.asdict(cell) for cell in cells]))
-    write(folder / "sweep.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    write_json(folder / CELLS, [dataclasses.asdict(cell) for cell in cells])
+    write_whole(folder / "sweep.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     with Board() as board:
         return execute(
             cells,
@@ -225,9 +225,9 @@ def _analyse(
 ) -> None:
     trained = collect_cells(folder / "runs", plan.cells, design.lr_rule)
     runs = with_evaluations(trained, design.evaluations, folder / "runs")
-    write(folder / "runs.csv", runs.to_csv(index=False))
+    write_whole(folder / "runs.csv", runs.to_csv(index=False))
     planned = pd.DataFrame([_planned(cell, outcomes[cell.name]) for cell in plan.cells])
-    write(folder / "design.csv", planned.to_csv(index=False))
+    write_whole(folder / "design.csv", planned.to_csv(index=False))
     done = runs[runs["status"] == "completed"] if len(runs) else runs
     if done.empty:
         raise ValueError(f"no cell of sweep={design.name} completed, so there is nothing to analyse")
@@ -240,7 +240,7 @@ def _analyse(
     if tuned_rates:
         given = {cell.family: cell.lr for cell in plan.cells if cell.lr_factor == 1 and not cell.impossible}
         tuned = tune(done, given)
-        write(folder / "tuning.csv", tuned.optima.to_csv(index=False))
+        write_whole(folder / "tuning.csv", tuned.optima.to_csv(index=False))
         print("", *tuned.lines, sep="\n")
         done, notes = tuned.best, [*notes, *tuned.notes]
         if done.empty:

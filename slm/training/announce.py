@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slm.command_line import duration
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, num_params, state_bytes
+from slm.runtime.words import duration
 from slm.training.hardware import Hardware
 from slm.training.plan import Plan
 

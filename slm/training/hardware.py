@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from slm.machine import can_compile, device_name, native_bfloat16
+from slm.runtime.machine import can_compile, device_name, native_bfloat16
 
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from slm.data import Corpus
 from slm.model.counts import flops_per_token
 from slm.model.decoding import generate
+from slm.runtime.progress import Progress
 from slm.tracking import Trackers
 from slm.training.checkpointing import BEST, LAST, keep_as, kept_name
 from slm.training.interrupt import Interrupt
 from slm.training.module import LanguageModel
-from slm.training.progress import Progress
 from slm.training.validation import score
 
 COLUMNS = (
@@ -45,6 +45,16 @@ COLUMNS = (
 
 # How many nats above a uniform guess a mean loss must be for the run to count as lost.
 HOPELESS_NATS = 1.0
+
+
+STATUS = {
+    "train/loss": "loss {:.3f}",
+    "val/loss": "val {:.3f}",
+    "val/bits_per_byte": "({:.3f} bits/byte)",
+    "time/tokens_per_second": "{:,.0f} tok/s",
+    "time/mfu": "MFU {:.0%}",
+}
+"""What the progress shows of the newest rows."""
 
 
 @dataclass
@@ -78,6 +88,7 @@ class Journal(L.Callback):
     """Time spent on training steps, over all resumptions."""
     seconds: float = 0.0
     """Time since the start of the fit, over all resumptions."""
+    _latest: dict[str, float] = field(default_factory=dict)
     _step: int = 0
     _row_steps: int = 0  # timed since the last row or the start of this process
     _hopeless_rows: int = 0
@@ -102,7 +113,7 @@ class Journal(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clocks, and take the signals back from Lightning."""
         self.interrupt.install()
-        self.progress.start(trainer.global_step)
+        self.progress.begin(trainer.global_step)
         self._step = trainer.global_step
         self._started = self._row_started = self._saved_at = time.perf_counter()
 
@@ -203,7 +214,9 @@ class Journal(L.Callback):
     def _write(self, step: int, plan: Any, row: dict[str, float]) -> None:
         if self.trackers:
             self.trackers.log(step, {"tokens": step * plan.batch_tokens, **row})
-        self.progress.show(step, row)
+        self._latest |= row
+        status = " ".join(text.format(self._latest[name]) for name, text in STATUS.items() if name in self._latest)
+        self.progress.update(step, status, log="val/loss" in row)
 
     def _decide(self, step: int, row: Mapping[str, float], last: bool) -> tuple[bool, bool]:
         """(stop, save), the same on all processes. With several, they only ask each other at rows."""

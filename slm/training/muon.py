@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
-from slm.machine import native_bfloat16
+from slm.runtime.machine import native_bfloat16
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of x -> a x + b x^3 + c x^5 (Jordan et al. 2024). Five times over it takes singular values from 0.002 to 1

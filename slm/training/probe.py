@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from slm.machine import peak_memory_bytes
 from slm.model.decoder import Decoder
+from slm.runtime.machine import peak_memory_bytes
 from slm.training.hardware import Hardware
 from slm.training.plan import Plan
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from slm.data import Corpus
-from slm.machine import peak_memory_bytes
 from slm.model.counts import flops_per_token, num_params
+from slm.runtime.machine import peak_memory_bytes
 from slm.training.hardware import Hardware
 from slm.training.journal import Journal
 from slm.training.plan import Plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,9 @@ from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
 from slm.data import Corpus, prepare
 from slm.data.tokenizer import LOSSY_NOTE
-from slm.machine import reset_peak_memory
 from slm.model.counts import num_params
+from slm.runtime.machine import reset_peak_memory
+from slm.runtime.progress import Progress
 from slm.tracking import Trackers, open_trackers
 from slm.training.announce import ending_lines, speed_lines
 from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
@@ -25,7 +27,6 @@ from slm.training.module import LanguageModel
 from slm.training.peak import matmul_peak
 from slm.training.plan import Plan
 from slm.training.probe import measure_speed
-from slm.training.progress import Progress
 from slm.training.result import make_result
 from slm.training.setup import Run, say
 from slm.training.trainer import make_trainer
@@ -87,7 +88,7 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
     peak = _measure(run, module, start_step)
     trackers = _trackers(run, start_step) if is_first_process() else None
     result: dict[str, Any] = {}
-    progress = Progress(run.plan.steps, shown=trackers is not None)
+    progress = Progress("step", run.plan.steps, file=sys.stdout, shown=trackers is not None)
     try:
         with Interrupt() as interrupt:
             journal = Journal(
@@ -116,14 +117,14 @@ def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as error:  # what Lightning makes of a second Ctrl-C
                 raise KeyboardInterrupt from error
-        progress.stop()
+        progress.end()
         result = make_result(
             run.settings, run.plan, run.hardware, corpus, journal, step=trainer.global_step, signal=interrupt.received
         )
         if trackers is not None:
             _finish(run, corpus, journal, result)
     finally:
-        progress.stop()
+        progress.end()
         if trackers is not None:
             trackers.finish(result, succeeded=bool(result) and result["status"] != "diverged")
     if dist.is_initialized():

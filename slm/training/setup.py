@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 
 from slm.composition.budget import shape_and_steps
 from slm.composition.keys import check_keys
-from slm.composition.settings import check_settings, plain_settings
+from slm.composition.settings import check_settings
 from slm.data.corpus import check_sources
+from slm.runtime.settings import plain_settings
 from slm.tracking import check_logger
 from slm.training.run_directory import RunDirectory
 from slm.training.world import enter, find_world, is_first_process

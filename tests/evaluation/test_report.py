@@ -15,7 +15,6 @@ from slm.evaluation.report import write_report
 from slm.evaluation.report.average import apart, average, difference_error
 from slm.evaluation.report.fits import fits, gains
 from slm.evaluation.report.methods import notes_section
-from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.quality import quality_section
 from slm.evaluation.report.results import Results, family_of, unique_labels
 from slm.evaluation.report.rows import rows, to_csv
@@ -23,6 +22,7 @@ from slm.evaluation.report.scaling import gain_section
 from slm.evaluation.report.speed import sharing_price, speed_section
 from slm.evaluation.report.summary import summary_section
 from slm.evaluation.report.tasks import tasks_section
+from slm.runtime.words import measured
 from slm.scaling import fit, read_table
 from tests.evaluation.reported import correlated_blocks, entry, published, score, scored_blocks, speed, task, tiny
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from slm.address import local_folder
 from slm.data import hub
 from slm.data.documents import split_documents
 from slm.evaluation.texts import cached_documents, read_text
+from slm.runtime.address import local_folder
 
 ROOT = Path(__file__).parents[2]
 ARTICLES = " = Valkyria = \n", " First . \n", "", " = = Story = = \n", " = Tower = \n", " Other . \n"

@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from slm.scaling.report import figures_compare, figures_fits
-from slm.scaling.report.directory import Directory
-from slm.scaling.report.figures import FIGURES, draw
-from slm.scaling.report.page import write_report
-from slm.scaling.report.style import colours, log_axis, markers, style, tick_label
+from slm.analysis.report import figures_compare, figures_fits
+from slm.analysis.report.directory import Directory
+from slm.analysis.report.page import FIGURES, draw_figures, write_report
+from slm.report.style import colours, log_axis, markers, style, tick_label
 from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
 
 
@@ -41,9 +40,9 @@ def drawn(paths: list[Path]) -> set[str]:
 
 
 def test_each_figure_is_drawn_where_its_data_are_and_only_there(two: Path, one: Path, iso: Path) -> None:
-    assert drawn(draw(two)) == set(FIGURES) - {"isoflop", "overlay", "rates"}
-    assert drawn(draw(one)) == set(FIGURES) - {"isoflop", "ratios", "differences", "overlay", "rates"}
-    assert drawn(draw(iso)) == set(FIGURES) - {"ratios", "differences", "overlay", "rates"}
+    assert drawn(draw_figures(two)) == set(FIGURES) - {"isoflop", "overlay", "rates"}
+    assert drawn(draw_figures(one)) == set(FIGURES) - {"isoflop", "ratios", "differences", "overlay", "rates"}
+    assert drawn(draw_figures(iso)) == set(FIGURES) - {"ratios", "differences", "overlay", "rates"}
 
 
 def test_tuned_rates_are_drawn_and_told(two: Path, tmp_path: Path) -> None:
@@ -57,7 +56,7 @@ def test_tuned_rates_are_drawn_and_told(two: Path, tmp_path: Path) -> None:
     found = {"params_total": [10**5, 10**6], "lr": 0.004, "loss": 3.0, "at_end": [False, True]}
     found |= {"lr_value": [0.008, 0.003], "excess_at_value": [0.016, None]}
     shapes.assign(**found).to_csv(folder / "tuning.csv", index=False)
-    assert "rates" in drawn(draw(folder))
+    assert "rates" in drawn(draw_figures(folder))
     write_report(folder)
     text = (folder / "report.md").read_text()
     assert "| a | 64x4 | 100k | 0.00400 | 3.000 | 0.00800 | 1.60% |" in text
@@ -70,7 +69,7 @@ def test_the_same_directory_gives_the_same_bytes_and_stale_figures_go(one: Path,
     stale = tmp_path / "copy" / "figures" / "isoflop.svg"
     stale.parent.mkdir(exist_ok=True)
     stale.write_text("of an earlier analysis")
-    first, second = draw(one), draw(tmp_path / "copy")
+    first, second = draw_figures(one), draw_figures(tmp_path / "copy")
     assert [path.name for path in first] == [path.name for path in second]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert not stale.exists()
@@ -174,7 +173,7 @@ def test_an_analysis_that_computed_nothing_draws_what_is_left(
     for name in ("fits", "comparison"):
         write(tmp_path, name, without_numbers(read(folder, name)))
     shutil.copy(folder / "results.csv", tmp_path)
-    assert {path.stem for path in draw(tmp_path)} <= {"exponents"}
+    assert {path.stem for path in draw_figures(tmp_path)} <= {"exponents"}
 
 
 def test_a_family_keeps_its_colour_and_mark_and_no_two_of_seven_share_either() -> None:
@@ -202,15 +201,15 @@ def test_a_log_axis_of_any_span_has_a_few_ticks_inside_it(span: float) -> None:
 
 def test_importing_figures_and_report_loads_no_matplotlib_and_drawing_no_pyplot(one: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from slm.scaling.report.figures import draw; import slm.scaling.report;"
+        "import sys; from pathlib import Path; from slm.analysis.report import draw_figures;"
         "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules;"
-        f"draw(Path({str(one)!r})); assert 'matplotlib.pyplot' not in sys.modules"
+        f"draw_figures(Path({str(one)!r})); assert 'matplotlib.pyplot' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_long_name_is_shortened_in_its_middle_and_marks_get_the_rows_that_they_need() -> None:
-    from slm.scaling.report.style import panels, short
+    from slm.report.style import panels, short
 
     assert short("deep_thin") == "deep_thin"
     long = [f"transformer_with_everything_{i}" for i in range(12)]
@@ -225,7 +224,7 @@ def test_a_long_name_is_shortened_in_its_middle_and_marks_get_the_rows_that_they
 
 @pytest.mark.filterwarnings("error")
 def test_a_name_that_the_font_cannot_write_is_drawn_without_warnings(tmp_path: Path) -> None:
-    from slm.scaling.report.style import panels, save
+    from slm.report.style import panels, save
 
     with style():
         save(panels(1, "模型", columns=1)[0], tmp_path, "figure")

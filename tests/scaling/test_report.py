@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slm.scaling.report.figures import draw
-from slm.scaling.report.page import write_report
-from slm.scaling.report.text import notes, table
-from slm.scaling.report.wording import count, interval, p_value, plainly, sig
+from slm.analysis.report.page import draw_figures, write_report
+from slm.report.markdown import table
+from slm.runtime.words import count, interval, p_value, plainly, sig
+from slm.scaling.describe import notes
 from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
 
 WILD = "<b>wide|$x$</b>"
@@ -40,7 +40,7 @@ def iso(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reported(folder: Path) -> Path:
-    draw(folder)
+    draw_figures(folder)
     write_report(folder)
     return folder
 
@@ -197,7 +197,9 @@ def test_the_report_is_a_function_of_the_directory(two: Path, tmp_path: Path) ->
     for name in ("report.md", "report.html"):
         (tmp_path / "elsewhere" / name).unlink()
     folder = str(tmp_path / "elsewhere")
-    code = f"from pathlib import Path; from slm.scaling.report.page import write_report; write_report(Path({folder!r}))"
+    code = (
+        f"from pathlib import Path; from slm.analysis.report.page import write_report; write_report(Path({folder!r}))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     for name in ("report.md", "report.html"):
         assert (tmp_path / "elsewhere" / name).read_bytes() == (two / name).read_bytes()
@@ -259,7 +261,7 @@ def test_a_reference_far_from_its_runs_is_left_out_with_both_ranges(one: Path, t
             row |= {"outside_range": far}
     shutil.copytree(one, tmp_path / "d")
     write(tmp_path / "d", "comparison", comparison)
-    draw(tmp_path / "d")
+    draw_figures(tmp_path / "d")
     write_report(tmp_path / "d")
     text = markdown(tmp_path / "d")
     assert "| Hoffmann 2022 |" not in text
@@ -331,7 +333,7 @@ def test_remarks_that_differ_in_one_number_are_made_once() -> None:
         }
         for family, p in (("a", "0.02"), ("b", "3.8e-09"))
     ]
-    assert notes(entries) == "- power (a, b): lack of fit, p = 3.8e-09 to 0.02."
+    assert notes(entries) == ["power (a, b): lack of fit, p = 3.8e-09 to 0.02."]
 
 
 def test_reports_are_plain_json_in_and_utf8_out(two: Path) -> None:

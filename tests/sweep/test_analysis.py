@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from slm.analysis.record import exponents, runs, summary
+from slm.analysis.run import analyse_runs
 from slm.scaling.analysis import Analysis
-from slm.sweep.analysis import analyse_runs
 from slm.sweep.config import check_settings
-from slm.sweep.record import exponents, runs, summary
 from slm.tracking.wandb_run import artifact_name
 from tests.running import ROOT, quiet_env
 from tests.sweep.test_collect import result, write
@@ -42,7 +42,7 @@ def table(families: dict[str, float], sizes: int = 6, seeds: int = 2, **columns:
 def _no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take a second each time; the tests of figures and report draw them."""
     if "contract" not in request.node.name:
-        monkeypatch.setattr("slm.sweep.analysis._report", lambda folder: None)
+        monkeypatch.setattr("slm.analysis.run._report", lambda folder: None)
 
 
 def analysed(frame: pd.DataFrame, folder: Path, *overrides: str) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def test_settings_that_cannot_be_are_named_before_anything_is_written(override: 
 def test_a_directory_that_cannot_be_made_is_refused_before_the_analysis(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slm.sweep.analysis.analyse", lambda *_, **__: pytest.fail("analysed"))
+    monkeypatch.setattr("slm.analysis.run.analyse", lambda *_, **__: pytest.fail("analysed"))
     with pytest.raises(ValueError, match=f"^output_dir={place}: ") as caught:
         analysed(table({"a": 0.1}), tmp_path, f"output_dir={place}")
     assert "\n" not in str(caught.value)
@@ -234,7 +234,7 @@ def test_an_interrupted_analysis_leaves_no_directory(tmp_path: Path, monkeypatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slm.sweep.analysis.analyse", interrupted)
+    monkeypatch.setattr("slm.analysis.run.analyse", interrupted)
     with pytest.raises(KeyboardInterrupt):
         analysed(table({"a": 0.1}), tmp_path, f"output_dir={tmp_path}/new/analysis")
     assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]

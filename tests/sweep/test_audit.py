@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from slm.analysis.audit import audit
 from slm.scaling.tables import read_table
-from slm.sweep.audit import audit
 
 SIZES = [1e6, 3e6, 1e7]
 

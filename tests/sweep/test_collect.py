@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from slm.analysis.runs import collect_runs
 from slm.scaling.tables import table_from_frame
-from slm.sweep.collect import collect_runs
 
 
 def result(**changes: object) -> dict:

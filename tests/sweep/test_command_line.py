@@ -9,10 +9,10 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 import sweep
-from slm.command_line import one_sentence
 from slm.composition.keys import check_keys, unknown_keys_named
 from slm.composition.resolvers import register
 from slm.evaluation.config import register as register_evaluate
+from slm.runtime.command_line import one_sentence
 from slm.sweep.config import check_settings
 from slm.sweep.design import check_design
 from slm.sweep.recipe import Recipe

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from slm.sweep.audit import audit
+from slm.analysis.audit import audit
 from slm.sweep.evaluation import without_unmeasured
 from tests.sweep.test_audit import runs, what
 

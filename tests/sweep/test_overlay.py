@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from slm.analysis.overlay import check_overlay_of_sweep, laid_over, read_overlay
+from slm.analysis.run import analyse_runs
 from slm.evaluation.report import write_report
 from slm.scaling.analysis import Analysis
 from slm.scaling.overlay import Model, law_to_lay_over, lay_over
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
-from slm.sweep.analysis import analyse_runs
 from slm.sweep.config import check_settings
-from slm.sweep.overlay import check_overlay_of_sweep, laid_over, read_overlay
 from slm.sweep.run import run_sweep
 from tests.evaluation.reported import published, tiny
 from tests.sweep.test_analysis import QUICK, table
@@ -102,7 +102,7 @@ def test_an_overlay_is_in_the_report_with_everything_that_differs_and_goes_with_
     assert all(f"- {caveat}" in report for caveat in found["caveats"])
     assert "1 of 2 lie beyond the sizes of the runs, by a factor of up to 10;" in report
     assert "on 1e+09 tokens, the checkpoints on 2e+12 tokens and on a number that the file does not say (sm" in report
-    monkeypatch.setattr("slm.sweep.analysis._report", lambda folder: None)
+    monkeypatch.setattr("slm.analysis.run._report", lambda folder: None)
     analyse_runs(check_settings(composed(*asked)))
     assert not Path("out/overlay.json").exists()
     assert not Path("out/figures/overlay.png").exists()

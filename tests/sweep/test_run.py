@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from slm.analysis.runs import COLUMNS
 from slm.sweep.cells import Cell
-from slm.sweep.collect import COLUMNS
 from slm.sweep.config import check_settings
 from slm.sweep.ledger import Outcome, outcome_of
 from slm.sweep.run import run_sweep
@@ -79,7 +79,7 @@ class Jobs:
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slm.sweep.analysis._report", lambda folder: None)
+    monkeypatch.setattr("slm.analysis.run._report", lambda folder: None)
 
 
 def swept(monkeypatch: pytest.MonkeyPatch, jobs: Jobs, *overrides: str) -> int:

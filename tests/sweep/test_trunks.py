@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from slm.composition.schedules import check_schedule, steps_in_common
 from slm.scaling.tables import table_from_frame
-from slm.sweep.collect import collect_cells
+from slm.sweep.cells import collect_cells
 from slm.sweep.config import check_settings
 from slm.sweep.execute import places_of
 from slm.sweep.forecast import Speeds, disk_bytes, power_of

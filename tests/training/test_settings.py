@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from slm.composition.settings import KINDS, OPTIMIZERS, OPTIONAL_KINDS, check_settings, written_out
+from slm.composition.settings import KINDS, OPTIMIZERS, OPTIONAL_KINDS, check_settings
+from slm.runtime.settings import written_out
 from slm.training import optim
 from tests.test_conf import composed
 

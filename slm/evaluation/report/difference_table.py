@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from slm.evaluation.report.differences import ALL_PAIRS, LEVEL, Compared, Difference, compared, holm, ranked
-from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.results import Measure, Results
-from slm.scaling.report.text import table
-from slm.scaling.report.wording import NOTHING, TARGET_NAMES, plainly
+from slm.report.markdown import table
+from slm.runtime.words import NOTHING, TARGET_NAMES, measured, plainly
 
 OF_THE_TEXT = (
     "Errors are of the text: another text of its kind would give other figures. They are not of training, of which "

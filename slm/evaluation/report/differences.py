@@ -20,7 +20,7 @@ from scipy import stats
 from slm.evaluation.bootstrap import influence_error, influences
 from slm.evaluation.report.average import DISTINGUISHED, difference_error
 from slm.evaluation.report.results import Entry, Measure, Results, alike, number
-from slm.scaling.report.wording import is_number
+from slm.runtime.words import is_number
 
 ALL_PAIRS = 4
 """Checkpoints up to which all pairs are shown; of more, neighbours in rank."""

@@ -15,22 +15,21 @@ from slm.evaluation.report.fits import Gain, gains
 from slm.evaluation.report.results import Entry, Results, unique_labels
 from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.evaluation.report.study import published_points
-from slm.scaling.allocation import pareto_front
-from slm.scaling.report.directory import known, whole
-from slm.scaling.report.style import (
+from slm.report.style import (
     GREY,
     INK,
     PALE,
     Margins,
     colours,
+    draw,
     log_axis,
     markers,
     panels,
-    save,
     short,
-    style,
 )
-from slm.scaling.report.wording import TARGET_UNITS, interval, is_number, plural, sig
+from slm.runtime.words import TARGET_UNITS, interval, is_number, plural, sig
+from slm.scaling.allocation import pareto_front
+from slm.scaling.describe import known, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,24 +40,15 @@ MARGINS = Margins(left=0.8, right=0.25, top=0.15, bottom=0.5)
 DASHES = ("-", "--", ":", "-.")
 
 
-def draw(folder: Path, results: Results, fits: Sequence[Entry]) -> list[Path]:
-    """Draw into `folder`/figures what the results allow; a figure of earlier results without data now is removed."""
-    made: dict[str, Callable[[], Figure | None]] = {
+def draw_figures(folder: Path, results: Results, fits: Sequence[Entry]) -> list[Path]:
+    """Draw into `folder`/figures what the results allow; returns the files written."""
+    figures: dict[str, Callable[[], Figure | None]] = {
         "size": lambda: size(results, fits),
         "pareto": lambda: pareto(results),
         "doubling": lambda: doubling(results, fits),
         "tasks": lambda: figures_tasks.tasks(results),
     }
-    written: list[Path] = []
-    for name, figure_of in made.items():
-        with style():
-            figure = figure_of()
-            if figure is not None:
-                written += save(figure, folder / "figures", name)
-                continue
-        for kind in ("png", "svg"):
-            (folder / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
-    return written
+    return draw(folder, figures)
 
 
 def size(results: Results, fits: Sequence[Entry]) -> Figure | None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from slm.evaluation.report.average import average
 from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
-from slm.scaling.report.style import GREY, axes_at, colours, markers, sheet, short
-from slm.scaling.report.wording import is_number, plural
+from slm.report.style import GREY, axes_at, colours, markers, sheet, short
+from slm.runtime.words import is_number, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

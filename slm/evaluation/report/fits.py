@@ -12,9 +12,9 @@ import pandas as pd
 from slm.evaluation.report.average import difference_error
 from slm.evaluation.report.differences import paired_error, target_error
 from slm.evaluation.report.results import Entry, Results, family_of
+from slm.runtime.words import is_number
 from slm.scaling.entries import fit_group, plain
 from slm.scaling.laws import get_law
-from slm.scaling.report.wording import is_number
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from slm.evaluation.report.results import Entry, Measure, Results, measure_of, scores
-from slm.scaling.report.text import Section, bullets, table
-from slm.scaling.report.wording import NOTHING, listed, plainly
+from slm.report.markdown import Section, bullets, table
+from slm.runtime.words import NOTHING, listed, plainly
 
 WINDOW_WORDS = {
     "sliding": "every token is scored once, in the first window that reaches it, with the tokens of that window before "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from slm.evaluation.overlap import text_caveats
 from slm.evaluation.report.difference_table import differences, reading
-from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.results import Entry, Measure, Results, alike, has_loss, number, score_by, scores
-from slm.scaling.report.text import Section, table
-from slm.scaling.report.wording import NOTHING, count, is_number, listed, plainly, plural, sig
+from slm.report.markdown import Section, table
+from slm.runtime.words import NOTHING, count, is_number, listed, measured, plainly, plural, sig
 
 
 def quality_section(results: Results) -> Section | None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from slm.scaling.report.style import short
-from slm.scaling.report.wording import is_number
+from slm.report.style import short
+from slm.runtime.words import is_number
 
 Entry = dict[str, Any]
 UNNAMED = "unnamed"

@@ -24,7 +24,7 @@ from slm.evaluation.report.results import (
     score_by,
     tasks_of,
 )
-from slm.scaling.report.wording import is_number
+from slm.runtime.words import is_number
 
 MEGABYTE = 1e6
 """As in the published table."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from slm.evaluation.report.average import DISTINGUISHED
 from slm.evaluation.report.fits import FEWEST_SIZES, Gain, gains, points
-from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.results import UNNAMED, Entry, Results, family_of
-from slm.scaling.report.text import Section, bullets, exponent, notes, status, table
-from slm.scaling.report.wording import TARGET_NAMES, count, listed, plainly, plural, sig
+from slm.report.markdown import Section, bullets, figure, table
+from slm.runtime.words import TARGET_NAMES, count, listed, measured, plainly, plural, sig
+from slm.scaling.describe import exponent, notes, status
 
 FEW = 6
 """Sizes below which one power law cannot be told from another law."""
@@ -29,7 +29,7 @@ def scaling_section(results: Results, fits: Sequence[Entry], folder: Path) -> Se
             [_row(entry, results) for entry in fits if entry["fitted"]],
         ),
         bullets([f"{plainly(e['family'])}: {plainly('; '.join(e['notes']))}." for e in fits if not e["fitted"]]),
-        notes([entry for entry in fits if entry["fitted"]]),
+        bullets(notes([entry for entry in fits if entry["fitted"]])),
         bullets(_limits(results, fits)),
     )
     command = shlex.join(["python", "sweep.py", f"runs={folder / 'results.csv'}"])
@@ -72,7 +72,7 @@ def _caveats(family: str, results: Results) -> list[str]:
     return said
 
 
-def gain_section(results: Results, drawn: bool) -> Section | None:
+def gain_section(results: Results, folder: Path) -> Section | None:
     """What doubling N gains from each size of a family to the next."""
     steps = gains(results)
     if not steps:
@@ -94,7 +94,7 @@ def gain_section(results: Results, drawn: bool) -> Section | None:
         ),
     )
     few = f"Line: the law of a family with {FEWEST_SIZES} sizes or more, and its 95% band."
-    return section.add(figure("doubling", f"Bars: 2 standard errors, and the two sizes. {few}") if drawn else "")
+    return section.add(figure(folder, "doubling", f"Bars: 2 standard errors, and the two sizes. {few}"))
 
 
 def _errors_said(steps: Sequence[Gain]) -> str:
@@ -109,8 +109,3 @@ def _errors_said(steps: Sequence[Gain]) -> str:
 
 def _sure(step: Gain) -> str:
     return "not known" if step.se is None else "yes" if abs(step.value) > DISTINGUISHED * step.se else "no"
-
-
-def figure(name: str, caption: str) -> str:
-    """A figure of the report with its caption."""
-    return f"![Figure: {name}](figures/{name}.png)\n\n*{caption}*"

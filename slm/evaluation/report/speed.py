@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, NamedTuple
 
-from slm.evaluation.report.numbers import megabytes, seconds
 from slm.evaluation.report.results import Entry, Results
-from slm.scaling.report.text import Section, bullets, table
-from slm.scaling.report.wording import NOTHING, interval, is_number, listed, plainly, sig
+from slm.report.markdown import Section, bullets, table
+from slm.runtime.words import NOTHING, interval, is_number, listed, megabytes, plainly, seconds, sig
 
 _REMEMBERED = (
     ("KV bytes, first token", "kv_bytes_per_token"),

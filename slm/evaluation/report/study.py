@@ -6,13 +6,12 @@ to the rows measured, if all four of its models were.
 
 from __future__ import annotations
 
-from slm.evaluation.report.numbers import megabytes
 from slm.evaluation.report.results import Results, measure_of, number
 from slm.evaluation.report.study_findings import measured_findings, measured_table
 from slm.evaluation.report.study_pairs import Pair, pairs
+from slm.report.markdown import Section, table
+from slm.runtime.words import NOTHING, is_number, listed, megabytes, plainly, sig
 from slm.scaling.published import NAME, published_claims
-from slm.scaling.report.text import Section, table
-from slm.scaling.report.wording import NOTHING, is_number, listed, plainly, sig
 from slm.scaling.tables import read_table
 
 

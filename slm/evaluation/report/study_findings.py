@@ -11,11 +11,11 @@ import pandas as pd
 
 from slm.evaluation.report.results import number
 from slm.evaluation.report.study_pairs import Pair
+from slm.runtime.words import interval, listed, sig
 from slm.scaling.fitting import fit
 from slm.scaling.intervals import uncertainty
 from slm.scaling.prediction import band
 from slm.scaling.published import NAME
-from slm.scaling.report.wording import interval, listed, sig
 from slm.scaling.tables import Table, read_table, table_from_frame
 
 KAPLAN, CLAIMED = 0.076, (0.076, 0.089)

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from slm.evaluation.report.average import apart, average
 from slm.evaluation.report.differences import compare, ranked, target_error
-from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.quality import warnings
 from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
 from slm.evaluation.report.speed import conditions, usual_conditions
-from slm.scaling.report.directory import known
-from slm.scaling.report.text import Section, bullets
-from slm.scaling.report.wording import TARGET_NAMES, is_number, listed, plainly, plural, sig, with_interval
+from slm.report.markdown import Section, bullets
+from slm.runtime.words import TARGET_NAMES, is_number, listed, measured, plainly, plural, sig, with_interval
+from slm.scaling.describe import known
 
 
 def summary_section(results: Results, fits: Sequence[Entry]) -> Section:

@@ -6,10 +6,9 @@ from itertools import combinations
 
 from slm.evaluation.overlap import task_caveats
 from slm.evaluation.report.average import apart, average
-from slm.evaluation.report.numbers import measured
 from slm.evaluation.report.results import Entry, Results, common_tasks, number, tasks_of
-from slm.scaling.report.text import Section, bullets, table
-from slm.scaling.report.wording import NOTHING, listed, plainly, plural
+from slm.report.markdown import Section, bullets, table
+from slm.runtime.words import NOTHING, listed, measured, plainly, plural
 
 # Items of the splits that lm-evaluation-harness 0.4 scores for the MobileLLM paper's eight.
 WHOLE = {"arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838, "social_iqa": 1954, "hellaswag": 10042,

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slm.evaluation.report.figures import draw
+from slm.evaluation.report.figures import draw_figures
 from slm.evaluation.report.fits import fits
 from slm.evaluation.report.methods import files_section, methods_section, notes_section
 from slm.evaluation.report.quality import quality_section
 from slm.evaluation.report.results import Entry, Results
 from slm.evaluation.report.rows import rows, to_csv
-from slm.evaluation.report.scaling import figure, gain_section, scaling_section
+from slm.evaluation.report.scaling import gain_section, scaling_section
 from slm.evaluation.report.speed import speed_section
 from slm.evaluation.report.study import published_points, study_section
 from slm.evaluation.report.summary import summary_section
 from slm.evaluation.report.tasks import tasks_section
-from slm.scaling.report.directory import write_whole
-from slm.scaling.report.text import Section
+from slm.report.markdown import Section, figure
+from slm.runtime.files import write_whole
 
 
 def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Path]:
@@ -28,9 +28,9 @@ def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Pa
     """
     of = Results(results)
     table = folder / "results.csv"
-    write_whole(table, to_csv(rows(of)).encode())
+    write_whole(table, to_csv(rows(of)))
     laws = fits(of)
-    drawn = draw(folder, of, laws)
+    drawn = draw_figures(folder, of, laws)
     there = {path.stem for path in drawn}
     sections = [
         summary_section(of, laws),
@@ -38,7 +38,7 @@ def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Pa
         speed_section(of),
         tasks_section(of),
         scaling_section(of, laws, folder),
-        gain_section(of, "doubling" in there),
+        gain_section(of, folder),
         study_section(of),
         notes_section(of),
         methods_section(of, command),
@@ -46,8 +46,8 @@ def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Pa
     ]
     report = folder / "report.md"
     captions = {title: (name, words) for title, name, words in _captions(of, laws) if name in there}
-    text = _text([section for section in sections if section], captions)
-    write_whole(report, text.encode())
+    text = _text([section for section in sections if section], captions, folder)
+    write_whole(report, text)
     return [table, *drawn, report]
 
 
@@ -68,8 +68,8 @@ def _captions(of: Results, laws: Sequence[Entry]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _text(sections: Sequence[Section], captions: Mapping[str, tuple[str, str]]) -> str:
+def _text(sections: Sequence[Section], captions: Mapping[str, tuple[str, str]], folder: Path) -> str:
     for section in sections:
         if section.title in captions:
-            section.add(figure(*captions[section.title]))
+            section.add(figure(folder, *captions[section.title]))
     return "\n\n".join(["# Evaluation", *map(Section.markdown, sections)]) + "\n"

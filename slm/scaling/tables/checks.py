@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
+from slm.runtime.words import shortlist
 from slm.scaling.tables.columns import QUANTITIES, SIZES, TARGETS, Columns, complete
 from slm.scaling.tables.values import is_blank, number, shown
-from slm.scaling.words import shortlist
 
 # ln 100,000 = 11.5: a guess among the words of a large vocabulary. Fresh weights lie a little above a guess.
 HIGHEST_LOSS = 11.5

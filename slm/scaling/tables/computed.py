@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from slm.runtime.words import shortened, shortlist
 from slm.scaling.tables.values import number, shown
-from slm.scaling.words import shortened, shortlist
 
 MAX_CHARACTERS = 200
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {

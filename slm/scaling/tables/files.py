@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 
+from slm.runtime.words import were
 from slm.scaling import published
 from slm.scaling.tables.values import is_blank, number, shown
-from slm.scaling.words import were
 
 
 def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:

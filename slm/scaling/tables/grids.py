@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from slm.runtime.words import shortlist
 from slm.scaling.tables.columns import CELL, SIZES, TARGETS, Columns, groups
-from slm.scaling.words import shortlist
 
 TUNED = (
     *("lr", "learning_rate", "peak_lr", "max_lr", "batch_tokens", "batch_size", "batch_seqs", "global_batch_size"),

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from slm.runtime.words import shortened, shortlist, were
 from slm.scaling.tables.columns import CELL, TARGETS, Columns, complete, groups, typed
 from slm.scaling.tables.statuses import COMPLETED, status_word
 from slm.scaling.tables.values import is_blank, number, shown
-from slm.scaling.words import shortened, shortlist, were
 
 DIVERGED = 1.5
 """Times the loss of a run that differs in a lower learning rate alone: no rate that trains a model costs so much."""

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from slm.runtime.words import shortlist
 from slm.scaling.tables.columns import SIZES, complete
 from slm.scaling.tables.rows import ranked_by
 from slm.scaling.tables.values import shown
-from slm.scaling.words import shortlist
 
 MOST_PAIRED = 1000
 """Cells of a family that are compared with each other."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from slm.runtime.words import shortlist
 from slm.scaling.tables.checkpoints import note_checkpoints
 from slm.scaling.tables.checks import check_columns, check_values
 from slm.scaling.tables.columns import SIZES, TARGETS, add_clusters_and_cells, complete, derive, rename, typed
@@ -32,7 +33,6 @@ from slm.scaling.tables.rows import (
 )
 from slm.scaling.tables.suspicions import note_copies, note_repeats, note_rising
 from slm.scaling.tables.units import check_units, note_units
-from slm.scaling.words import shortlist
 
 
 @dataclass(frozen=True, eq=False)

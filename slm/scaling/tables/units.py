@@ -11,11 +11,11 @@ import math
 import numpy as np
 import pandas as pd
 
+from slm.runtime.words import shortlist
 from slm.scaling.tables.checks import REMEDY
 from slm.scaling.tables.columns import SIZES, TARGETS, Columns, complete
 from slm.scaling.tables.computed import operand
 from slm.scaling.tables.values import shown
-from slm.scaling.words import shortlist
 
 # A table of 260 bytes and a width of 8 has 2,080 parameters.
 FEWEST_PARAMS, ALL_TOO_FEW = 1000, 10_000

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slm.scaling.words import shortened
+from slm.runtime.words import shortened
 
 _BLANKS = {"", "nan", "na", "n/a", "null", "none", "-"}
 

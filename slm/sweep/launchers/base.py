@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from slm.composition.settings import written_out
+from slm.runtime.settings import written_out
 from slm.sweep.job import Job
 
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from slm.scaling.laws import VARIABLES
-from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of, whole
-from slm.scaling.report.style import (
+from slm.analysis.report.directory import Directory
+from slm.report.style import (
     GREY,
     INK,
     PALETTE,
@@ -21,7 +20,9 @@ from slm.scaling.report.style import (
     sheet,
     short,
 )
-from slm.scaling.report.wording import TARGET_UNITS, axis_name, interval, is_number, listed, p_value, sig
+from slm.runtime.words import TARGET_UNITS, axis_name, interval, is_number, listed, p_value, sig
+from slm.scaling.describe import Entry, known, laws_of, variable_of, whole
+from slm.scaling.laws import VARIABLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
-from slm.composition.settings import BEFORE_KEYS
-from slm.sweep.cells import Cell
 
 COLUMNS = (
     *("run_id", "trunk", "family", "name", "seed", "status", "params_total", "params_non_embedding", "tokens"),
@@ -39,22 +36,11 @@ def collect_runs(directory: str | Path) -> pd.DataFrame:
     paths = sorted(root.rglob("result.json"))
     if not paths:
         raise ValueError(f"{root} holds no run: no result.json is in it or in any directory below it")
-    rows = [_row(path, root) for path in paths]
-    return _table([row | {"trunk": _trunk(row, rows)} for row in rows])
+    rows = [row_of_run(path, root) for path in paths]
+    return table_of_runs([row | {"trunk": _trunk(row, rows)} for row in rows])
 
 
-def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str], str]) -> pd.DataFrame:
-    """`collect_runs` for the cells of a sweep that have a result, with their `budget` and the rule of their rates.
-
-    `trunk` is the planned one, also of a run that was trained from step 0 in the end: to the last bit it is the same.
-    """
-    paths = ((cell, directory / cell.name / "result.json") for cell in cells)
-    done = [(cell, path) for cell, path in paths if path.exists()]
-    own = {cell.name: {"budget": cell.budget, "lr_rule": lr_rule(cell.family), "trunk": cell.after} for cell, _ in done}
-    return _table([_row(path, directory) | own[cell.name] for cell, path in done])
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def table_of_runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """With the column `trunk` only if a run was branched off another."""
     frame = pd.DataFrame(rows, columns=None if rows else COLUMNS)
     return frame.drop(columns="trunk") if all(row["trunk"] is None for row in rows) and rows else frame
@@ -77,7 +63,8 @@ def _of(row: Mapping[str, Any]) -> list[Any]:
     return [row[key] for key in SHARED]
 
 
-def _row(path: Path, root: Path) -> dict[str, Any]:
+def row_of_run(path: Path, root: Path) -> dict[str, Any]:
+    """The columns of the run whose result.json is at `path`. Raises `ValueError` for a result that cannot be read."""
     result = _read(path)
     folder = path.parent.relative_to(root)
     run_id = str(folder) if folder.parts else root.resolve().name
@@ -116,7 +103,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
         "lr": result["peak_lr"],
         "batch_tokens": result["batch_tokens"],
         "sequence_length": result["sequence_length"],
-        "document_masking": result.get("document_masking", BEFORE_KEYS["train.document_masking"]),
+        "document_masking": result.get("document_masking", False),  # runs of before there was a choice
         "steps": result["steps"],
         "optimizer": result.get("optimizer", "adamw"),  # the only one of runs that do not say
         "ema_decay": result.get("ema_decay") or 0.0,  # 0 for no average: a blank would say that it is not known

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slm.scaling.report.directory import Directory, Entry
-from slm.scaling.report.text import VISIBLE_ROWS, Section, bullets, figure, folded, table
-from slm.scaling.report.wording import (
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import VISIBLE_ROWS, Section, bullets, figure, folded, table
+from slm.runtime.words import (
     LOSS_NAMES,
     NOTHING,
     TARGET_NAMES,
@@ -23,6 +23,7 @@ from slm.scaling.report.wording import (
     size_words,
     with_interval,
 )
+from slm.scaling.describe import Entry
 
 MODEL_NAMES = {
     "one_law": "one law for all",
@@ -123,7 +124,7 @@ def paired_section(of: Directory) -> Section | None:
         "runs do not reject, and differ by a constant factor on N. p-values are adjusted over the pairs (Holm).",
         paired_table(pairs),
         above_table(pairs),
-        figure(of, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
+        figure(of.path, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
         levels_table(pairs, TARGET_NAMES[of.primary["target"]]),
     )
     left = [f"{plainly(row['a'])} and {plainly(row['b'])}: {row['reason']}" for row in found["unmatched"]]
@@ -208,7 +209,7 @@ def comparison_section(of: Directory) -> Section:
         + (f" Left out, not fitted or not identified: {plainly(listed(left))}." if left else ""),
         _joint(law),
         pairs_table(law),
-        figure(of, "differences", "Differences of exponents between families, each by its own fit."),
+        figure(of.path, "differences", "Differences of exponents between families, each by its own fit."),
         models_table(law),
         _explained(law),
         bullets(efficiency(law, of.level)),

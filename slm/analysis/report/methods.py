@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from slm.scaling.report.directory import Directory, laws_of
-from slm.scaling.report.text import Section, bullets
-from slm.scaling.report.wording import plainly
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import Section, bullets
+from slm.runtime.words import plainly
+from slm.scaling.describe import laws_of
 
 METHODS = {
     "Fits": "least squares, or Huber's loss, of log residuals from a grid of starts, with exact gradients. A "

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slm.scaling.report.directory import Directory, Entry
-from slm.scaling.report.style import INK, Margins, axes_at, colours, log_axis, markers, sheet, short
-from slm.scaling.report.text import Section, bullets, figure, folded, table
-from slm.scaling.report.wording import (
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import Section, bullets, figure, folded, table
+from slm.report.style import INK, Margins, axes_at, colours, log_axis, markers, sheet, short
+from slm.runtime.words import (
     NOTHING,
     TARGET_NAMES,
     TARGET_UNITS,
@@ -24,6 +24,7 @@ from slm.scaling.report.wording import (
     sig,
     size_words,
 )
+from slm.scaling.describe import Entry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def overlay_section(of: Directory) -> Section | None:
         "**This is no controlled comparison.** What differs:",
         bullets([plainly(caveat) for caveat in laid["caveats"]]),
         figure(
-            of,
+            of.path,
             "overlay",
             "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs; band: where one "
             f"more run would fall.{at}",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from slm.scaling.report.directory import Directory, Entry
-from slm.scaling.report.text import VISIBLE_ROWS, Section, figure, folded, table
-from slm.scaling.report.wording import (
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import VISIBLE_ROWS, Section, figure, folded, table
+from slm.runtime.words import (
     NOTHING,
     TARGET_NAMES,
     axis_name,
@@ -15,6 +15,7 @@ from slm.scaling.report.wording import (
     sig,
     with_interval,
 )
+from slm.scaling.describe import Entry
 
 
 def compute_section(of: Directory) -> Section | None:
@@ -28,7 +29,9 @@ def compute_section(of: Directory) -> Section | None:
         section.add(
             "**Pareto fronts.** A run is on a front if no other run beats it in both.",
             figure(
-                of, "pareto", "Large marks: the front. Neighbours within the scatter between seeds are not different."
+                of.path,
+                "pareto",
+                "Large marks: the front. Neighbours within the scatter between seeds are not different.",
             ),
             folded("Runs on the fronts", "\n\n".join(tables)),
         )
@@ -47,7 +50,7 @@ def _isoflop(of: Directory, rows: list[Entry]) -> list[str]:
         header = ("family", "budgets", "a in N ~ C^a", "b in D ~ C^b", "error by scatter", "bias", "a by `chinchilla`")
         blocks = [_GIVEN if given else _PROFILES, table(header, [_exponents_row(row) for row in found]), *blocks]
     if given:
-        return [*blocks, figure(of, "isoflop", "The given optima and the power laws through them.")]
+        return [*blocks, figure(of.path, "isoflop", "The given optima and the power laws through them.")]
     shown = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
     if shown:
         header = ("family", "C (FLOPs)", "best N by approach 2", "best D", "best N by `chinchilla`", "ratio", "remarks")
@@ -55,7 +58,7 @@ def _isoflop(of: Directory, rows: list[Entry]) -> list[str]:
         blocks.append(_fold_if_long(header, shown, "Best N of each budget, by approach 2 and by `chinchilla`"))
         blocks.append(
             figure(
-                of,
+                of.path,
                 "isoflop",
                 "Runs by budget, the parabolas over the sizes that they were fitted to, and lowest points (stars; "
                 "crosses where a budget was dropped).",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 NOTHING = "–"
@@ -115,3 +116,65 @@ def size_words(size: Any) -> str:
 def axis_name(variable: str, size: Any) -> str:
     """A law's variable, in words."""
     return size_name(size) if variable == "N" else VARIABLE_NAMES.get(variable, variable)
+
+
+MOST_LISTED = 6
+LONGEST_VALUE = 60
+
+
+def shortlist(
+    items: Iterable[Any], most: int = MOST_LISTED, separator: str = ", ", longest: int = LONGEST_VALUE
+) -> str:
+    """The first `most` items and how many more there are: `1, 2, 3 and 37 more`; none is longer than `longest`."""
+    text = [shortened(item, longest) for item in items]
+    if len(text) <= most + 1:
+        return separator.join(text)
+    return f"{separator.join(text[:most])} and {len(text) - most} more"
+
+
+def shortened(value: Any, longest: int = LONGEST_VALUE) -> str:
+    """The text of a value on one line, its middle left out where it is longer than `longest`."""
+    text = " ".join(str(value).split())
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest * 2 // 3]}...{text[-(longest // 3 - 3) :]}"
+
+
+def were(count: int, what: str) -> str:
+    """`1 row was` or `3 rows were`."""
+    return f"{count} {what} was" if count == 1 else f"{count} {what}s were"
+
+
+MOST_PLACES = 6
+
+
+def measured(value: Any, se: Any, digits: int = 4) -> str:
+    """`3.283 ± 0.012`: two digits of the error, and the value to the same place; without an error `digits` digits."""
+    if not is_number(value):
+        return NOTHING
+    if not is_number(se) or se <= 0:
+        return sig(value, digits)
+    power = math.floor(math.log10(float(f"{se:.1e}")))
+    places = min(MOST_PLACES, max(0, 1 - power))
+    return f"{value:.{places}f} ± {se:.{places}f}"
+
+
+def megabytes(size: Any) -> str:
+    """Bytes in units of 10^6."""
+    return sig(size / 1e6) if is_number(size) else NOTHING
+
+
+def seconds(value: Any) -> str:
+    """Seconds to three digits."""
+    return f"{sig(value, 3)} s" if is_number(value) else NOTHING
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
+    if seconds < 48 * 3600:
+        return f"{timedelta(seconds=int(seconds))} h"
+    return f"{seconds / 86400:,.1f} days"

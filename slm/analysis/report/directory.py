@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from slm.scaling.laws import LAWS
+from slm.scaling.describe import Entry
 
-Entry = dict[str, Any]
 COLUMN_OF = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
 """The column of a law's variable in results.csv; N is the size that was fitted with."""
 
@@ -107,33 +103,3 @@ def _if_there(path: Path) -> Entry:
 
 def _table_if_there(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, low_memory=False) if path.exists() else pd.DataFrame()
-
-
-def variable_of(entry: Entry, exponent: str) -> str:
-    """The variable, or variables, that an exponent is of."""
-    return str(entry["variable_of"][exponent])
-
-
-def known(entry: Entry, name: str) -> bool:
-    """Whether the data identify a parameter, so that its value may be shown."""
-    return bool(entry["fitted"]) and name not in entry["not_identified"] and entry["params"].get(name) is not None
-
-
-def whole(entry: Entry | None, *names: str) -> bool:
-    """Whether an entry has lists of numbers under these names with none missing."""
-    held = entry or {}
-    return all(held.get(name) and None not in held[name] for name in names)
-
-
-def laws_of(entries: Sequence[Entry]) -> list[str]:
-    """The laws of some fits, in the order of the registry, formulas last."""
-    there = dict.fromkeys(entry["law"] for entry in entries)
-    return [*(law for law in LAWS if law in there), *(law for law in there if law not in LAWS)]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that there is never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
@@ -86,12 +86,7 @@ def cache_home() -> str:
     return str(Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "slm")
 
 
-def duration(seconds: float) -> str:
-    """A length of time for people: `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
-    if seconds < 48 * 3600:
-        return f"{timedelta(seconds=int(seconds))} h"
-    return f"{seconds / 86400:,.1f} days"
+def in_quotes(path: Path) -> str:
+    """Any path as the value of an override."""
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"

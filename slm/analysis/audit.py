@@ -13,9 +13,9 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from slm.analysis.matching import by_family, levels, same_levels, same_sizes, size_of, sizes_of, values_of
+from slm.runtime.words import shortened, shortlist
 from slm.scaling.matching import SAME_SIZE
-from slm.scaling.words import shortened, shortlist
-from slm.sweep.matching import by_family, levels, same_levels, same_sizes, size_of, sizes_of, values_of
 
 REQUIRED = ("tokens", "data", "tokenizer", "evaluation set", "schedule", "learning rate rule")
 DATA = ("data_fingerprint", "data", "dataset", "data_name")

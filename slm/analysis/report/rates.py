@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from slm.scaling.report.directory import Directory
-from slm.scaling.report.style import GREY, INK, PALETTE, log_axis, panels, short
-from slm.scaling.report.text import Section, figure, table
-from slm.scaling.report.wording import count, percent, plainly, sig
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import Section, figure, table
+from slm.report.style import GREY, INK, PALETTE, log_axis, panels, short
+from slm.runtime.words import count, percent, plainly, sig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,5 +74,5 @@ def rates_section(of: Directory) -> Section | None:
         "of noisy losses is too low by on average. The last column compares runs that were trained: what the rate "
         "that was given came to, above the best of those tried.",
         table(("family", "shape", "N", "optimum", "loss there", "rate given", "its excess"), rows),
-        figure(of, "rates", "Means over seeds. A flat bottom says that the rate hardly matters there."),
+        figure(of.path, "rates", "Means over seeds. A flat bottom says that the rate hardly matters there."),
     )

@@ -13,17 +13,17 @@ from typing import Any
 
 import pandas as pd
 
+from slm.analysis.audit import audit
+from slm.analysis.overlay import FILE as OVERLAY
+from slm.analysis.overlay import check_overlay, check_overlay_of_sweep, laid_over, read_overlay
+from slm.analysis.record import check_logger_of_analysis, record
+from slm.analysis.runs import collect_runs
+from slm.analysis.summary import print_summary
+from slm.runtime.files import write_json, write_whole
+from slm.runtime.progress import Progress
 from slm.scaling.analysis import Analysis, analyse
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
-from slm.sweep.audit import audit
-from slm.sweep.collect import collect_runs
-from slm.sweep.files import as_json, write
-from slm.sweep.overlay import FILE as OVERLAY
-from slm.sweep.overlay import check_overlay, check_overlay_of_sweep, laid_over, read_overlay
-from slm.sweep.progress import Progress
-from slm.sweep.record import check_logger_of_analysis, record
-from slm.sweep.summary import print_summary
 
 MARK = "fits.json"
 """The file by which an analysis directory is known."""
@@ -61,17 +61,21 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
     if overlay:
         check_overlay(overlay, table, settings)
     audited = audit(table.frame)
-    with _made(folder), Progress() as progress:
-        found = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=progress.report)
+    with _made(folder), Progress("reading") as progress:
+
+        def say(task: str, done: int, total: int) -> None:
+            progress.update(done, task=task, total=total)
+
+        found = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=say)
         laid = laid_over(overlay, table, found, settings, config["seed"]) if overlay else None
         _remove_report(folder)
         _write(folder, table, audited, found, config)
         if laid:
-            write(folder / OVERLAY, as_json(laid))
-        write(folder / "design.csv", (_design(table.frame) if design is None else design).to_csv(index=False))
-        progress.report("drawing figures and writing the report", 1, 1)
+            write_json(folder / OVERLAY, laid)
+        write_whole(folder / "design.csv", (_design(table.frame) if design is None else design).to_csv(index=False))
+        say("drawing figures and writing the report", 1, 1)
         _report(folder)
-        progress.report("recording", 1, 1)
+        say("recording", 1, 1)
         record(folder, found, laid, table.name, config)
     print_summary(found, audited, laid, folder)
 
@@ -132,7 +136,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 def _remove_report(folder: Path) -> None:
     """An old report must not lie beside new numbers if the analysis is interrupted."""
-    from slm.scaling.report.figures import FIGURES
+    from slm.analysis.report.page import FIGURES
 
     figures = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     for name in ("report.md", "report.html", OVERLAY, *figures):
@@ -142,11 +146,11 @@ def _remove_report(folder: Path) -> None:
 
 def _write(folder: Path, table: Table, audited: Mapping[str, Any], found: Analysis, config: Mapping[str, Any]) -> None:
     command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    write(folder / "results.csv", table.frame.to_csv(index=False))
-    write(folder / "settings.json", as_json({"command": command, **config}))
-    write(folder / "audit.json", as_json(audited))
-    write(folder / "comparison.json", as_json(found.comparison))
-    write(folder / MARK, as_json(found.fits))
+    write_whole(folder / "results.csv", table.frame.to_csv(index=False))
+    write_json(folder / "settings.json", {"command": command, **config})
+    write_json(folder / "audit.json", audited)
+    write_json(folder / "comparison.json", found.comparison)
+    write_json(folder / MARK, found.fits)
 
 
 def _design(frame: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +161,7 @@ def _design(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _report(folder: Path) -> None:
-    from slm.scaling.report import draw, write_report
+    from slm.analysis.report import draw_figures, write_report
 
-    draw(folder)
+    draw_figures(folder)
     write_report(folder)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from slm.scaling.report.directory import Directory, Entry, known, laws_of, variable_of, whole
-from slm.scaling.report.style import GREY, INK, Margins, colours, log_axis, markers, panels, short, tick_label
-from slm.scaling.report.wording import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
+from slm.analysis.report.directory import Directory
+from slm.report.style import GREY, INK, Margins, colours, log_axis, markers, panels, short, tick_label
+from slm.runtime.words import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
+from slm.scaling.describe import Entry, known, laws_of, variable_of, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

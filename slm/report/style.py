@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slm.scaling.report.directory import write_whole
+from slm.runtime.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,6 +206,23 @@ def _key_columns(names: Sequence[str], width: float) -> int:
     """Columns of marks and names that fit `width` inches."""
     widest = 0.36 + 0.085 * max(map(len, map(short, names)))
     return min(len(names), max(1, int(width // widest)))
+
+
+def draw(folder: Path, figures: Mapping[str, Callable[[], Figure | None]]) -> list[Path]:
+    """Draw each figure into `folder`/figures as PNG and SVG; returns the files written.
+
+    A figure of an earlier report for which there are no data any more (its function returns None) is removed.
+    """
+    written: list[Path] = []
+    for name, make_figure in figures.items():
+        with style():
+            figure = make_figure()
+            if figure is not None:
+                written += save(figure, folder / "figures", name)
+                continue
+        for kind in ("png", "svg"):
+            (folder / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
+    return written
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

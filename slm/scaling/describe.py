@@ -1,63 +1,40 @@
-"""Pieces of Markdown that a report is made of. Cells and sentences are Markdown already: see `wording.plainly`."""
+"""Entries of fits.json in words."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
-from slm.scaling.report.directory import Directory, Entry, known, variable_of
-from slm.scaling.report.wording import NOTHING, interval, is_number, plainly, with_interval
+from slm.runtime.words import NOTHING, interval, is_number, plainly, with_interval
+from slm.scaling.laws import LAWS
 
-VISIBLE_ROWS = 12
-"""A longer table that is not the main one is folded."""
+Entry = dict[str, Any]
+
+
+def variable_of(entry: Entry, exponent: str) -> str:
+    """The variable, or variables, that an exponent is of."""
+    return str(entry["variable_of"][exponent])
+
+
+def known(entry: Entry, name: str) -> bool:
+    """Whether the data identify a parameter, so that its value may be shown."""
+    return bool(entry["fitted"]) and name not in entry["not_identified"] and entry["params"].get(name) is not None
+
+
+def whole(entry: Entry | None, *names: str) -> bool:
+    """Whether an entry has lists of numbers under these names with none missing."""
+    held = entry or {}
+    return all(held.get(name) and None not in held[name] for name in names)
+
+
+def laws_of(entries: Sequence[Entry]) -> list[str]:
+    """The laws of some fits, in the order of the registry, formulas last."""
+    there = dict.fromkeys(entry["law"] for entry in entries)
+    return [*(law for law in LAWS if law in there), *(law for law in there if law not in LAWS)]
+
+
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?%?")
-
-
-@dataclass
-class Section:
-    """A heading and its blocks: paragraphs, tables, figures."""
-
-    title: str
-    blocks: list[str] = field(default_factory=list)
-
-    def add(self, *blocks: str) -> Section:
-        """Append blocks, leaving out empty ones."""
-        self.blocks += [block for block in blocks if block]
-        return self
-
-    def markdown(self) -> str:
-        """The section, with a blank line between blocks."""
-        return "\n\n".join([f"## {self.title}", *self.blocks])
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; empty without rows. Columns in which all cells begin like numbers are aligned right."""
-    if not rows:
-        return ""
-    marks = ["---:" if all(_numeric(row[i]) for row in rows) else "---" for i in range(len(header))]
-    lines = [header, marks, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _numeric(cell: str) -> bool:
-    return cell == NOTHING or cell[:1].isdigit() or (cell[:1] in "-+<≤" and cell[1:].lstrip()[:1].isdigit())
-
-
-def folded(summary: str, content: str) -> str:
-    """Content that opens on a click, and reads on in plain Markdown."""
-    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>" if content else ""
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """A list."""
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def figure(of: Directory, name: str, caption: str) -> str:
-    """A figure of the directory with its caption; nothing where it was not drawn."""
-    there = (of.path / "figures" / f"{name}.png").exists()
-    return f"![Figure: {name}](figures/{name}.png)\n\n*{caption}*" if there else ""
 
 
 def exponent(entry: Entry, name: str, digits: int = 4) -> str:
@@ -98,16 +75,14 @@ def reason(entry: Entry) -> str:
     return next((entry["reasons"][name] for name in entry["exponents"] if name in entry["reasons"]), "")
 
 
-def notes(entries: Sequence[Entry]) -> str:
+def notes(entries: Sequence[Entry]) -> list[str]:
     """What the fits remark beside their status; remarks that differ in one number only become one."""
     about: dict[str, list[tuple[Entry, str]]] = {}
     for entry in entries:
         for note in entry["notes"] if entry["fitted"] else []:
             if "exponent of perplexity" not in note and note not in entry["reasons"].values():
                 about.setdefault(_NUMBER.sub("#", note), []).append((entry, note))
-    return bullets(
-        [f"{_who([entry for entry, _ in of])}: {_joined([note for _, note in of])}." for of in about.values()]
-    )
+    return [f"{_who([entry for entry, _ in of])}: {_joined([note for _, note in of])}." for of in about.values()]
 
 
 def _who(entries: Sequence[Entry]) -> str:

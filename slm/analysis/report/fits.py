@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm.scaling.report.directory import Directory, Entry, known, laws_of
-from slm.scaling.report.text import (
-    VISIBLE_ROWS,
-    Section,
-    exponents,
-    figure,
-    floor,
-    folded,
-    notes,
-    status,
-    table,
-)
-from slm.scaling.report.wording import (
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import VISIBLE_ROWS, Section, bullets, figure, folded, table
+from slm.runtime.words import (
     LOSS_NAMES,
     NOTHING,
     TARGET_NAMES,
@@ -33,6 +23,7 @@ from slm.scaling.report.wording import (
     size_words,
     with_interval,
 )
+from slm.scaling.describe import Entry, exponents, floor, known, laws_of, notes, status
 
 SIZE_WORDS_SHORT = {"params_total": "all", "params_non_embedding": "without embeddings", "N": "as the table has it"}
 FIT_HEADER = ("family", "law", "exponent", "floor", "R2", "rmse", "AICc", "status")
@@ -47,7 +38,7 @@ def exponents_section(of: Directory) -> Section:
         "larger exponent. An exponent above a floor and one without a floor are different quantities, and so are "
         "exponents in N, D and C: compare within one law only.",
         fit_table(of.own),
-        notes(of.own),
+        bullets(notes(of.own)),
         *_without_smallest(of.own),
     )
     others = [entry for entry in of.of() if entry["law"] != main["law"]]
@@ -59,7 +50,7 @@ def exponents_section(of: Directory) -> Section:
         section.add(*_other_target(of, other))
     section.add(
         figure(
-            of,
+            of.path,
             "exponents",
             "Exponents with their intervals. Grey and hollow: the data do not identify it. Diamonds: published laws, "
             "read as a straight line over this table's sizes.",
@@ -98,7 +89,7 @@ def not_fitted(entries: Sequence[Entry]) -> str:
 
 
 def _long(summary: str, entries: Sequence[Entry], visible: int = VISIBLE_ROWS // 2) -> str:
-    content = "\n\n".join(part for part in (fit_table(entries), notes(entries)) if part)
+    content = "\n\n".join(part for part in (fit_table(entries), bullets(notes(entries))) if part)
     if sum(entry["fitted"] for entry in entries) > visible:
         return folded(f"{summary} ({len(entries)} fits)", content)
     return f"{summary[0].upper()}{summary[1:]}:\n\n{content}" if content else ""
@@ -192,15 +183,15 @@ def curves_section(of: Directory) -> Section:
     """The picture of the fits."""
     return Section("Curves and residuals").add(
         figure(
-            of,
+            of.path,
             "curves",
             "Marks: runs. Line: the law, dashed beyond the data. Dark band: where the law is; light band: where one "
             "more run would fall. Dotted: the floor, where it is identified. Grey dashes: published laws with the "
             "same target and the same N.",
         ),
-        figure(of, "residuals", "A pattern here that families share is something the law leaves out."),
+        figure(of.path, "residuals", "A pattern here that families share is something the law leaves out."),
         figure(
-            of,
+            of.path,
             "profiles",
             "How much worse the best fit gets when the exponent is held elsewhere: the interval is where |t| stays "
             "under the dotted line.",
@@ -221,7 +212,7 @@ def selection_section(of: Directory) -> Section:
         table(_LAW_HEADER, [_law_row(of, law, [row for row in rows if row["law"] == law]) for law in laws]),
         _fold_if_long(_criteria(rows), len(rows), "AICc, BIC and errors of every law and family"),
         figure(
-            of,
+            of.path,
             "extrapolation",
             "Each of the largest sizes predicted from all smaller ones, by law and family: the error, and the "
             "prediction interval less what was measured. An interval that leaves out zero missed (hollow).",
@@ -398,7 +389,7 @@ def doubling_section(of: Directory) -> Section | None:
         folded("From every size", table(header, every)) if len(every) > len(ends) else "",
         f"None is given for {listed(without)}, where the fit has no band." if without else "",
         figure(
-            of,
+            of.path,
             "doubling",
             "Gain of doubling N from each size that was run, with its band. Hollow: twice the size lies beyond the "
             "data. Crosses: measured, where two sizes are about a factor of two apart.",

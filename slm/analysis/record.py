@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from slm.analysis.overlay import overlay_rows
 from slm.scaling.analysis import Analysis
-from slm.sweep.overlay import overlay_rows
 from slm.tracking import Rows, check_logger, known_run_id, record_directory
 
 Entry = dict[str, Any]

@@ -1,0 +1,1 @@
+"""One table of runs: read, audited, fitted, compared, drawn, reported."""

@@ -1,0 +1,1 @@
+"""The kit of every report: Markdown, HTML and the style of figures."""

@@ -1,0 +1,31 @@
+"""Files written whole: under a temporary name first, then renamed, so that a kill never leaves half of one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace the file at `path`, or make it and its folder; text is written as UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
+    """Write plain values as JSON with a line break at its end; numbers that are not finite become null."""
+    write_whole(path, json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
