@@ -1,7 +1,7 @@
 """Weights as others write and read them: loading any checkpoint, tensor names, configs, export."""
 
 from slm.checkpoints.export import export, export_model, hf_config
-from slm.checkpoints.load import check, load
-from slm.checkpoints.provenance import Checkpoint, Provenance
+from slm.checkpoints.load import Checkpoint, check, load
+from slm.checkpoints.place import Provenance
 
 __all__ = ["Checkpoint", "Provenance", "check", "export", "export_model", "hf_config", "load"]

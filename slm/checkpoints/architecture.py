@@ -1,13 +1,12 @@
 """`config.json` of a released model -> `ModelConfig`, or one sentence that says why it is not a decoder of ours.
 
-Notable: what an absent key means is what transformers takes it to mean, so that a released model computes the same
-here; whatever would change the function and has no counterpart here (scaled rotary positions, windows, quantisation)
-is refused by name and never ignored. Code that a folder brings along is not looked at.
+An absent key means what transformers takes it to mean, so that a released model computes the same here. Whatever would
+change the function and has no counterpart here (scaled rotary positions, windows, quantisation) is refused by name and
+never ignored. Code in the folder is not looked at.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ _OPTIONAL: dict[str, tuple[str, Any]] = {
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `ValueError` for what is none."""
+    """The object in a JSON file. Raises `ValueError` if there is no such file, or anything else in it."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -46,54 +45,44 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}): restore it") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{file} holds a JSON {type(values).__name__} where it must hold an object: restore it")
+        raise ValueError(f"{file} holds a JSON {type(values).__name__}, but must hold an object: restore it")
     return values
 
 
 def read_config(file: Path) -> ModelConfig:
-    """The shape in a `config.json`: of our own exports whole, else as Llama or MobileLLM name things.
+    """The shape in a `config.json`: all of it from our own exports, else as Llama or MobileLLM name things.
 
     `tie_embeddings` is what the file says by either of its keys; whether a separate head exists is for the weights to
-    say. Raises `ValueError` naming the key that cannot be met.
+    say. Raises `ValueError` naming the key that is not supported.
     """
     values = read_json(file)
-    model_type = values.get("model_type")
+    model_type, own = values.get("model_type"), values.get("slm")
     if model_type not in MODEL_TYPES:
-        given = "names no model_type" if model_type is None else f"has model_type {model_type!r}"
-        raise ValueError(f"{file} {given}, and the architectures that are read are {', '.join(MODEL_TYPES)}")
+        given = "has no model_type" if model_type is None else f"has model_type {model_type!r}"
+        raise ValueError(f"{file} {given}, but must have one of {', '.join(MODEL_TYPES)}")
     try:
-        own = _own_config(values)
+        if own is not None and not isinstance(own, Mapping):
+            raise ValueError(f"slm={own!r} must be an object, the fields of ModelConfig")
         if model_type == "slm":
             if own is None:
-                raise ValueError("model_type slm goes with the shape under the key slm, which is absent")
-            return own
-        _refuse_what_differs(values)
+                raise ValueError("model_type slm needs the shape under the key slm, which is absent")
+            return ModelConfig.from_dict(own)
+        _refuse_unsupported(values)
         config = _llama_config(values, sharing=model_type == "mobilellm")
-        if own is not None:
-            _refuse_contradiction(own, config)
-            return own
-        return config
+        return config if own is None else _agreeing(ModelConfig.from_dict(own), config)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _own_config(values: Mapping[str, Any]) -> ModelConfig | None:
-    own = values.get("slm")
-    if own is None:
-        return None
-    if not isinstance(own, Mapping):
-        raise ValueError(f"slm={own!r} must be an object, the fields of ModelConfig")
-    return ModelConfig.from_dict(own)
-
-
-def _refuse_contradiction(own: ModelConfig, config: ModelConfig) -> None:
-    """An export that another program changed: its two descriptions must still be of one model."""
+def _agreeing(own: ModelConfig, config: ModelConfig) -> ModelConfig:
+    """Our description of an export, if another program has not changed the Llama keys beside it."""
     for name, value in config.to_dict().items():
         if getattr(own, name) != value:
             raise ValueError(
                 f"slm.{name}={getattr(own, name)} contradicts the Llama keys, which say {value}: "
                 "remove the key slm if they are right"
             )
+    return own
 
 
 def _llama_config(values: Mapping[str, Any], *, sharing: bool) -> ModelConfig:
@@ -116,27 +105,26 @@ def _rope_theta(values: Mapping[str, Any]) -> float:
     """Base of the rotation, from where transformers 5 writes it or from where releases before it did."""
     theta = values.get("rope_theta")
     for key in ("rope_scaling", "rope_parameters"):
-        rope = values.get(key)
-        if rope is None:
-            continue
+        rope = {} if values.get(key) is None else values[key]
         if not isinstance(rope, Mapping):
             raise ValueError(f"{key}={rope!r} must be an object or null")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or any(isinstance(value, Mapping) for value in rope.values()):
-            what = kind if kind != "default" else "one for each kind of layer"
-            raise ValueError(f"{key} asks for rotary positions of type {what!r}, and only 'default' is computed here")
+        if kind == "default" and any(isinstance(value, Mapping) for value in rope.values()):
+            kind = "one for each kind of layer"
+        if kind != "default":
+            raise ValueError(f"{key} asks for rotary positions of type {kind!r}, but only 'default' is computed here")
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError(f"{key}.partial_rotary_factor={rope['partial_rotary_factor']} must be 1 or absent")
         theta = rope.get("rope_theta", theta)
     return 10_000.0 if theta is None else theta
 
 
-def _refuse_what_differs(values: Mapping[str, Any]) -> None:
+def _refuse_unsupported(values: Mapping[str, Any]) -> None:
     quantisation = values.get("quantization_config")
     if quantisation:
         method = quantisation.get("quant_method", "unnamed") if isinstance(quantisation, Mapping) else quantisation
         raise ValueError(
-            f"quantization_config says that the weights are quantised ({method}), which is not read: "
+            f"quantization_config says that the weights are quantised ({method}), which is not supported: "
             "give the release in float16, bfloat16 or float32"
         )
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -144,13 +132,8 @@ def _refuse_what_differs(values: Mapping[str, Any]) -> None:
     if values.get("sliding_window") is not None and values.get("use_sliding_window", True):
         raise ValueError(f"sliding_window={values['sliding_window']}: attention here is over the whole context only")
     kinds = values.get("layer_types") or []
-    odd = [kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind != "full_attention"]
-    if odd:
-        raise ValueError(f"layer_types has {odd[0]!r}: attention here is over the whole context only")
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if kind != "full_attention":
+            raise ValueError(f"layer_types has {kind!r}: attention here is over the whole context only")
     if values.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"partial_rotary_factor={values['partial_rotary_factor']} must be 1 or absent")
-
-
-def untied(config: ModelConfig) -> ModelConfig:
-    """The same shape with a head of its own."""
-    return dataclasses.replace(config, tie_embeddings=False)

@@ -1,8 +1,8 @@
-"""Write a decoder as a folder that transformers loads where the architecture exists there, and that we always load.
+"""Write a decoder as a folder that transformers loads where it has the architecture, and that we always load.
 
-Notable: our tensor names are Llama's without the `model.` prefix, so names are the whole conversion; our own
-`ModelConfig` travels under the key `slm`, so nothing is lost where transformers has no word for it. `export` goes
-further than what training writes: it turns interleaved rotation into Llama's and, if asked, shared blocks into copies.
+Our tensor names are Llama's without the `model.` prefix, so names are the whole conversion; our own `ModelConfig`
+travels under the key `slm`, so nothing is lost where transformers has no key for it. `export` does more than what
+training writes: it rewrites interleaved rotation as Llama's and, if asked, copies shared blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,35 +22,16 @@ from torch import Tensor
 from slm.checkpoints.card import model_card, source_line, training_config
 from slm.checkpoints.llama import as_llama, non_llama_fields, unrolled
 from slm.checkpoints.load import check, load
-from slm.checkpoints.provenance import Provenance
+from slm.checkpoints.place import Provenance
 from slm.checkpoints.weights import dtype_name
+from slm.data import Tokenizer
 from slm.model.config import ModelConfig
 
 FORMATS = ("hf",)
-# All that an export can hold: a folder with anything else in it is somebody's, and is not replaced.
-_OURS = {
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "README.md",
-    "training.yaml",
+# All that an export can hold: a folder with anything else in it is not an export, and is not replaced.
+_EXPORTED_FILES = {
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
 }
-
-
-class SavesTokenizer(Protocol):
-    """What export needs of a tokenizer."""
-
-    bos_id: int | None
-    eos_id: int
-
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json and its config into `folder`."""
-
-
-def is_llama(config: ModelConfig) -> bool:
-    """Whether transformers' Llama computes the same function."""
-    return not non_llama_fields(config)
 
 
 def export(
@@ -66,8 +47,8 @@ def export(
     Weights keep the precision that most of them are stored in; `revision` is of a hub repository. A decoder with
     shared blocks is written for our own loader, and with `unroll_sharing` as the plain Llama that computes the same,
     with a copy of a block for each of its uses. `folder` is by default `export` (or `export-unrolled`) in the run
-    directory. Raises `ValueError` for a format that does not exist, a folder that holds anything but an export, and a
-    shape that Llama does not have where it is asked.
+    directory. Raises `ValueError` for an unknown format, a folder that holds anything but an export of the same
+    weights, and, with `unroll_sharing`, a shape that Llama does not have.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
@@ -78,29 +59,31 @@ def export(
     config, tensors = as_llama(decoder.config, decoder.state_dict())
     if unroll_sharing:
         config, tensors = unrolled(config, tensors)
-    files = {"README.md": model_card(config, tokenizer, provenance, loads_in_llama=is_llama(config))}
+    texts = {"README.md": model_card(config, tokenizer, provenance, loads_in_llama=not non_llama_fields(config))}
     settings = training_config(provenance)
     if settings:
-        files["training.yaml"] = settings
-    export_model(target, config, tensors, tokenizer, files=files)
+        texts["training.yaml"] = settings
+    export_model(target, config, tensors, tokenizer, texts=texts)
     return target
 
 
 def _target(source: Provenance, folder: str | Path | None, unroll_sharing: bool) -> Path:
-    if folder is None and source.run is None:
-        raise ValueError(f"export of {source.checkpoint} wants a folder to write to, since it is no run directory")
-    name = "export-unrolled" if unroll_sharing else "export"
-    target = Path(os.path.expanduser(folder)) if folder is not None else Path(source.run or "") / name
+    if folder is not None:
+        target = Path(os.path.expanduser(folder))
+    elif source.run is not None:
+        target = source.run / ("export-unrolled" if unroll_sharing else "export")
+    else:
+        raise ValueError(f"export of {source.checkpoint}, which is not a run directory, needs a folder to write to")
     if target.resolve() == source.folder.resolve():
         raise ValueError(f"export={target} is the checkpoint itself: choose another folder")
     if target.is_dir() and any(target.iterdir()):
-        foreign = sorted({path.name for path in target.iterdir()} - _OURS)
+        foreign = sorted({path.name for path in target.iterdir()} - _EXPORTED_FILES)
         if foreign:
             raise ValueError(f"export={target} holds {foreign[0]}, which no export has: choose another folder")
         card = target / "README.md"
         if not card.exists() or source_line(source) not in card.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"export={target} holds another model: choose another folder, or remove that one")
-    elif target.exists():
+    elif target.exists() and not target.is_dir():
         raise ValueError(f"export={target} is a file: choose a folder")
     return target
 
@@ -109,11 +92,8 @@ def hf_config(
     config: ModelConfig, *, bos_id: int | None, eos_id: int, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
     """`config.json`: model type `llama` where that is exact, `mobilellm` for immediate sharing, else `slm`."""
-    shared_twice = config.layer_sharing == "immediate" and config.num_repeats == 2
-    is_mobilellm = shared_twice and set(non_llama_fields(config)) == {"layer_sharing", "num_repeats"}
-    model_type = "llama" if is_llama(config) else "mobilellm" if is_mobilellm else "slm"
     values = {
-        "model_type": model_type,
+        "model_type": "slm",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -134,10 +114,12 @@ def hf_config(
         "dtype": dtype_name(dtype),
         "slm": config.to_dict(),
     }
-    if model_type == "llama":
-        values["architectures"] = ["LlamaForCausalLM"]
-    if model_type == "mobilellm":
-        values |= {"share_embedding": config.tie_embeddings, "layer_sharing": True}
+    foreign = set(non_llama_fields(config))
+    uses_blocks_twice = config.layer_sharing == "immediate" and config.num_repeats == 2
+    if not foreign:
+        values |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    elif uses_blocks_twice and foreign == {"layer_sharing", "num_repeats"}:
+        values |= {"model_type": "mobilellm", "share_embedding": config.tie_embeddings, "layer_sharing": True}
     return values
 
 
@@ -145,22 +127,22 @@ def export_model(
     folder: Path,
     config: ModelConfig,
     state_dict: Mapping[str, Tensor],
-    tokenizer: SavesTokenizer,
+    tokenizer: Tokenizer,
     *,
-    files: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write config.json, model.safetensors and the tokenizer to `folder`, replacing it whole, or not at all.
-
-    `files` are texts by name that go with them.
-    """
+    """Write config.json, model.safetensors, the tokenizer and `texts` by name; replaces all of `folder`, or nothing."""
     partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
         dtype = state_dict["embed_tokens.weight"].dtype
         values = hf_config(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, dtype=dtype)
-        for name, text in {"config.json": json.dumps(values, indent=2) + "\n", **(files or {})}.items():
+        for name, text in {"config.json": json.dumps(values, indent=2) + "\n", **(texts or {})}.items():
             (partial / name).write_text(text, encoding="utf-8")
-        tensors = {_hf_name(name): tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+        tensors = {
+            name if name.startswith("lm_head.") else f"model.{name}": tensor.detach().cpu().contiguous()
+            for name, tensor in state_dict.items()
+        }
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(partial / "config.json", partial / "model.safetensors")  # which safetensors keeps private
         tokenizer.save(partial)
@@ -169,7 +151,3 @@ def export_model(
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _hf_name(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"

@@ -13,7 +13,7 @@ _LLAMA_FIELDS = {
     *("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size"),
     *("max_position_embeddings", "rope_theta", "norm_eps", "tie_embeddings", "attention_bias", "mlp_bias", "init_std"),
 }
-_REWRITTEN = {"layer_sharing", "num_repeats", "rope_style"}
+_REWRITTEN_FIELDS = {"layer_sharing", "num_repeats", "rope_style"}
 """Fields that Llama lacks and that a decoder can be rewritten without."""
 
 
@@ -27,42 +27,42 @@ def non_llama_fields(config: ModelConfig) -> tuple[str, ...]:
 
 
 def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The same function with rotation by halves, where the rotation is interleaved and nothing hangs on the order.
+    """The same function with rotation by halves, where the rotation is interleaved and nothing depends on the order.
 
-    Both rotations turn pairs of channels by the same angles and scores are sums over channels, so the rows of the
-    query and key projections in another order are the whole conversion. A decoder that is no Llama in any order is left
-    as it is: learned gains of queries and keys, or an SSD's convolution over them, would have to be turned too.
+    Both rotations turn pairs of channels by the same angles and scores are sums over channels, so reordering the rows
+    of the query and key projections is the whole conversion. A decoder that is not a Llama in any order is left as it
+    is: learned gains of queries and keys, or an SSD's convolution over them, would have to be reordered too.
     """
-    if config.rope_style == "half" or not _REWRITTEN.issuperset(non_llama_fields(config)):
+    if config.rope_style == "half" or not _REWRITTEN_FIELDS.issuperset(non_llama_fields(config)):
         return config, dict(tensors)
-    turned = {
+    reordered = {
         name: _evens_then_odds(tensor, config.head_width) if ".q_proj." in name or ".k_proj." in name else tensor
         for name, tensor in tensors.items()
     }
-    return dataclasses.replace(config, rope_style="half"), turned
+    return dataclasses.replace(config, rope_style="half"), reordered
 
 
 def _evens_then_odds(rows: Tensor, head_width: int) -> Tensor:
     """Within each head: channels 0, 2, 4, ... and then 1, 3, 5, ...; for weights (rows, D) and biases (rows,)."""
-    paired = rows.unflatten(0, (-1, head_width // 2, 2))
-    return paired.transpose(1, 2).flatten(0, 2)
+    pairs = rows.unflatten(0, (-1, head_width // 2, 2))
+    return pairs.transpose(1, 2).flatten(0, 2)
 
 
 def unrolled(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The same function without sharing: one block a use, each with tensors of its own.
+    """The same function without sharing: one block for each use, with tensors of its own.
 
-    Raises `ValueError` for whatever Llama does not have; rotations are for `as_llama`.
+    Raises `ValueError` for whatever else Llama does not have; rotations are for `as_llama`.
     """
-    foreign = [name for name in non_llama_fields(config) if name not in _REWRITTEN]
+    foreign = [name for name in non_llama_fields(config) if name not in _REWRITTEN_FIELDS]
     if foreign:
         raise ValueError(
             f"unroll_sharing=true writes a plain Llama, which has no model.{foreign[0]}={getattr(config, foreign[0])}: "
             "export without it and load the folder with slm"
         )
-    written = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
+    copies = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
     for use, block in enumerate(config.block_uses):
         prefix = f"layers.{block}."
         for name, tensor in tensors.items():
             if name.startswith(prefix):
-                written[f"layers.{use}.{name.removeprefix(prefix)}"] = tensor.clone()
-    return dataclasses.replace(config, num_layers=len(config.block_uses), layer_sharing="none", num_repeats=1), written
+                copies[f"layers.{use}.{name.removeprefix(prefix)}"] = tensor.clone()
+    return dataclasses.replace(config, num_layers=len(config.block_uses), layer_sharing="none", num_repeats=1), copies

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,39 @@ from slm.data import Tokenizer, load_tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.address import local_folder
 
-Fit = Callable[[ModelConfig, Weights], Weights]
-"""Weights under the names of a config's decoder; raises `ValueError` for those of another."""
-
 _CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # of a run directory, the newest first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a checkpoint lies; the fields are those of `Provenance`."""
+    """Where a checkpoint lies."""
 
     checkpoint: str
+    """As the user gave it."""
     kind: str
+    """"run", "export" (a `model/` folder of ours) or "hf"."""
     folder: Path
+    """Holds config.json and the weights; of a run that is not completed, its checkpoints."""
     revision: str | None = None
+    """Commit of a hub repository; None for local files."""
     run: Path | None = None
+    """The run directory, when it is one of ours: its config.yaml and result.json are there."""
     result: Mapping[str, Any] = field(default_factory=dict)
+    """result.json of that run, {} otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Place):
+    """Where the weights of a checkpoint came from, and a cheap name for its content."""
+
+    config: ModelConfig
+    """Shape of the decoder."""
+    stored_dtype: str
+    """Of the files, such as "float16"; where they mix, that of most bytes."""
+    fingerprint: str
+    """Identifies weights, config and tokenizer: of big files it reads sizes, headers and samples, not every byte."""
+    notes: tuple[str, ...]
+    """What a reader of results must know, full sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +66,20 @@ class Parts:
 def find(path_or_repo: str | Path, revision: str | None) -> Place:
     """The place that is meant; a hub repository is fetched. Raises `ValueError` for what is neither."""
     given = str(path_or_repo)
-    folder = local_folder(given, revision)
-    if folder is not None:
-        return _local(given, folder)
-    from slm.checkpoints.hub import fetch
+    path = local_folder(given, revision)
+    if path is None:
+        from slm.checkpoints.hub import fetch
 
-    folder, commit = fetch(given, revision)
-    return Place(checkpoint=given, kind=_kind(folder), folder=folder, revision=commit)
-
-
-def _local(given: str, path: Path) -> Place:
+        folder, commit = fetch(given, revision)
+        return Place(checkpoint=given, kind=_kind(folder), folder=folder, revision=commit)
     if _is_run(path):
         exported = path / "model"
         folder = exported if (exported / "config.json").exists() else path / "checkpoints"
         return Place(checkpoint=given, kind="run", folder=folder, run=path, result=_result(path))
     if not (path / "config.json").exists():
-        holds = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+        content = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         raise ValueError(
-            f"checkpoint={given} holds neither config.json (a model) nor config.yaml (a run of ours), but {holds}"
+            f"checkpoint={given} has neither config.json (a model) nor config.yaml (a run of ours), but {content}"
         )
     run = path.parent if path.name == "model" and _is_run(path.parent) else None
     return Place(checkpoint=given, kind=_kind(path), folder=path, run=run, result=_result(run) if run else {})
@@ -83,26 +96,28 @@ def _kind(folder: Path) -> str:
 def _result(run: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((run / "result.json").read_text()))
-    except (OSError, ValueError, TypeError):  # not written yet, or not whole
+    except (OSError, ValueError, TypeError):  # not written yet, or damaged
         return {}
 
 
-def parts(place: Place, fitted: Fit) -> Parts:
+def open_parts(place: Place) -> Parts:
     """Open what lies at a place. Raises `ValueError` for anything in it that cannot be used."""
     if place.run is not None and place.folder == place.run / "checkpoints":
-        return _unfinished(place, place.run, fitted)
+        return _unfinished(place, place.run)
     config = read_config(place.folder / "config.json")
     name = place.checkpoint if place.revision else None
     tokenizer = load_tokenizer(place.folder, name=name, asked_by="checkpoint")
-    weights, notes = _weights(place, lambda weights: fitted(config, weights))
-    status = _status_note(place) if place.kind == "run" else ()
-    return Parts(config=config, weights=weights, tokenizer=tokenizer, notes=(*status, *notes))
+    weights, notes = _weights(place, config)
+    status = place.result.get("status")
+    if place.kind == "run" and status != "completed":
+        notes = (f"The run has an export, but its result.json says {status}.", *notes)
+    return Parts(config=config, weights=weights, tokenizer=tokenizer, notes=notes)
 
 
-def _weights(place: Place, fitted: Callable[[Weights], Weights]) -> tuple[Weights, tuple[str, ...]]:
-    """The weights of a place; those of a hub repository in another format too, which is only fetched if it must be."""
+def _weights(place: Place, config: ModelConfig) -> tuple[Weights, tuple[str, ...]]:
+    """The weights of a place; another format of a hub repository is only fetched if the first cannot be used."""
     try:
-        return open_weights(place.folder, fitted)
+        return open_weights(place.folder, config)
     except ValueError:
         if place.revision is None:
             raise
@@ -110,19 +125,14 @@ def _weights(place: Place, fitted: Callable[[Weights], Weights]) -> tuple[Weight
 
         if not fetch_other_weights(place.checkpoint, place.revision):
             raise
-    return open_weights(place.folder, fitted)
+    return open_weights(place.folder, config)
 
 
-def _status_note(place: Place) -> tuple[str, ...]:
-    status = place.result.get("status")
-    return () if status == "completed" else (f"The run has an export, but its result.json says {status}.",)
-
-
-def _unfinished(place: Place, run: Path, fitted: Fit) -> Parts:
-    """A run without export: the weights of its newest whole checkpoint, with the tokenizer that its cache holds."""
+def _unfinished(place: Place, run: Path) -> Parts:
+    """A run without export: the weights of its newest sound checkpoint, with the tokenizer that its cache holds."""
     status = place.result.get("status", "not finished")
     command = f"python train.py -cp {run.resolve()} -cn config output_dir={run.resolve()}"
-    file = next((place.folder / name for name in _CHECKPOINTS if _is_whole(place.folder / name)), None)
+    file = next((place.folder / name for name in _CHECKPOINTS if _is_intact(place.folder / name)), None)
     if file is None:
         raise ValueError(f"checkpoint={place.checkpoint} is a run ({status}) without a checkpoint yet: {command}")
     settings = _settings(run / "config.yaml")
@@ -132,11 +142,9 @@ def _unfinished(place: Place, run: Path, fitted: Fit) -> Parts:
             f"checkpoint={place.checkpoint} is a run ({status}) whose tokenizer is no longer in "
             f"cache_dir={settings.get('cache_dir')}: finish it with {command}"
         )
-    shape = {key: value for key, value in settings["model"].items() if key != "family"}
+    config = ModelConfig.from_dict({key: value for key, value in settings["model"].items() if key != "family"})
     note = f"The run is {status}: these are the weights of {file.name}, its newest checkpoint; to finish it: {command}."
-    config = ModelConfig.from_dict(shape)
-    weights = fitted(config, open_run_checkpoint(file))
-    return Parts(config=config, weights=weights, tokenizer=tokenizer, notes=(note,))
+    return Parts(config=config, weights=open_run_checkpoint(file, config), tokenizer=tokenizer, notes=(note,))
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -149,7 +157,7 @@ def _settings(file: Path) -> dict[str, Any]:
     raise ValueError(f"{file} is not the config of a run: restore it")
 
 
-def _is_whole(file: Path) -> bool:
+def _is_intact(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
@@ -158,7 +166,7 @@ def _is_whole(file: Path) -> bool:
 
 
 def _cached_tokenizer(settings: Mapping[str, Any], corpus: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer with the fingerprint that the run wrote down, from the cache folder that it used."""
+    """The tokenizer with the fingerprint that the run recorded, from the cache folder that the run used."""
     for folder in Path(os.path.expanduser(settings.get("cache_dir", ""))).glob("tokens/*/tokenizer"):
         tokenizer = load_tokenizer(folder, asked_by="cache_dir")
         if tokenizer.fingerprint == corpus.get("tokenizer"):

@@ -186,7 +186,7 @@ def test_an_export_does_not_replace_what_is_none(tmp_path: Path) -> None:
         (tmp_path / "thesis", "holds draft.tex, which no export has: choose another folder"),
         (tmp_path / "file", "is a file: choose a folder"),
         (source, "is the checkpoint itself"),
-        (None, "wants a folder to write to, since it is no run directory"),
+        (None, "which is not a run directory, needs a folder to write to"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             export(source, target)

@@ -143,14 +143,14 @@ def test_a_download_that_was_cut_short_is_completed(hub: Hub, monkeypatch: pytes
     assert shard.name in hub.asked
     shard.unlink()
     unplug(monkeypatch)
-    assert "not in the cache whole, and the hub cannot be reached: connect" in refusal(REPO)
+    assert "not complete in the cache, and the hub cannot be reached: connect" in refusal(REPO)
 
 
 def test_a_gated_repository_says_where_to_accept_its_licence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.fails = GatedRepoError("401 Client Error. Cannot access gated repo", response=answer(401))
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     assert refusal(REPO).endswith(
-        f"is gated: accept its licence at https://huggingface.co/{REPO} and then run `hf auth login` or set HF_TOKEN"
+        f"is gated: accept its licence at https://huggingface.co/{REPO} and run `hf auth login` or set HF_TOKEN"
     )
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
     assert refusal(REPO).endswith("with the account of the token in use")
@@ -159,9 +159,12 @@ def test_a_gated_repository_says_where_to_accept_its_licence(hub: Hub, monkeypat
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (RepositoryNotFoundError("404", response=answer(404)), "no repository of the hub that you may read"),
-        (RevisionNotFoundError("404", response=answer(404)), "revision=v9 is no branch, tag or commit of https://hugg"),
-        (RemoteEntryNotFoundError("404", response=answer(404)), "has no config.json on the hub, so it is no model"),
+        (RepositoryNotFoundError("404", response=answer(404)), "nor a repository of the hub that you may read"),
+        (
+            RevisionNotFoundError("404", response=answer(404)),
+            "revision=v9 is not a branch, tag or commit of https://hugg",
+        ),
+        (RemoteEntryNotFoundError("404", response=answer(404)), "has no config.json on the hub, so it is not a model"),
         (HfHubHTTPError("500", response=answer(500)), r"cannot be fetched from https.*HfHubHTTPError"),
         (LocalEntryNotFoundError("no connection"), "the hub stopped answering; give the same command again"),
         (httpx.ConnectError("reset"), r"the hub stopped answering \(ConnectError\); give the same command again"),

@@ -162,21 +162,21 @@ def as_folder(file: Path) -> None:
 NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
 HARMS = {
     "empty weights": (overwrite("model.safetensors", b""), "model.safetensors is empty: download it again"),
-    "lfs weights": (overwrite("model.safetensors", POINTER), "is a pointer of git-lfs .* run git lfs pull in"),
+    "lfs weights": (overwrite("model.safetensors", POINTER), "is a git-lfs pointer .* run git lfs pull in"),
     "lfs tokenizer": (
         overwrite("tokenizer.json", POINTER),
-        "tokenizer.json is a pointer of git-lfs .* run git lfs pull",
+        "tokenizer.json is a git-lfs pointer .* run git lfs pull",
     ),
-    "no header": (overwrite("model.safetensors", b"\x08" + b"\0" * 40), "has no header of safetensors"),
+    "no header": (overwrite("model.safetensors", b"\x08" + b"\0" * 40), "is not a safetensors file, or is truncated"),
     "bad config": (overwrite("config.json", b"{,}"), r"config\.json is not valid JSON .*restore it"),
     "config of bytes": (overwrite("config.json", b"\xff\xfe"), r"config\.json is not valid JSON"),
-    "config is a list": (overwrite("config.json", b"[]"), "holds a JSON list where it must hold an object"),
+    "config is a list": (overwrite("config.json", b"[]"), "holds a JSON list, but must hold an object"),
     "bad tokenizer": (overwrite("tokenizer.json", b"{}"), "is not a tokenizer.json of the tokenizers library"),
     "strange tokenizer": (overwrite("tokenizer.json", b'{"added_tokens":[]}'), "cannot be read by|says which token"),
     "bad tokenizer config": (overwrite("tokenizer_config.json", b"["), "tokenizer_config.json is not a JSON object"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer; wants a tokenizer.json, a tokeni"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no weights: wants model.safetensors or"),
-    "absent shard": (misnamed_index, "names model-00002-of-00002.safetensors, and 1 of its 2 files are not there"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer; give a tokenizer.json, a tokeni"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights: give model.safetensors or"),
+    "absent shard": (misnamed_index, "names model-00002-of-00002.safetensors, but 1 of its 2 files do not exist"),
     "shard elsewhere": (outward_index, r"names '\.\./\.\./secret\.safetensors', which is not a file beside it"),
     "missing": (rewrite_tensors(lambda s: s.pop(UP)), r"1 missing \(layers\.1\.mlp\.up_proj\.weight\)"),
     "unexpected": (rewrite_tensors(lambda s: s.update(x=torch.ones(1))), r"1 unexpected \(x\)"),
@@ -190,16 +190,16 @@ HARMS = {
     ),
     "integers": (
         rewrite_tensors(lambda s: s.update({NORM: torch.ones(48, dtype=torch.int8)})),
-        "model.norm.weight is stored as I8, and what is read is F64, F32, F16, BF16",
+        "model.norm.weight is stored as I8, but must be one of F64, F32, F16, BF16",
     ),
-    "integers in a pickle": (as_pickle({"a": torch.ones(2, dtype=torch.int8)}), "stores a as int8; what is read is"),
-    "a list in a pickle": (as_pickle([torch.ones(2)]), "holds a list where it must hold tensors by name"),
-    "numbered tensors": (as_pickle({3: torch.ones(2)}), "must hold tensors by name, and '3' is none"),
-    "a tensor without values": (as_pickle({"a": torch.ones(2, device="meta")}), "tensors by name, and 'a' is none"),
+    "integers in a pickle": (as_pickle({"a": torch.ones(2, dtype=torch.int8)}), "stores a as int8, but it must be"),
+    "a list in a pickle": (as_pickle([torch.ones(2)]), "holds a list, but must hold tensors by name"),
+    "numbered tensors": (as_pickle({3: torch.ones(2)}), "must hold tensors by name, but '3' is not one"),
+    "a tensor without values": (as_pickle({"a": torch.ones(2, device="meta")}), "tensors by name, but 'a' is not one"),
     "an endless name": (rewrite_tensors(lambda s: s.update({"x" * 3000: torch.ones(1)})), r"unexpected \(\.\.\.\)"),
     "a folder": (lambda f: as_folder(f / "model.safetensors"), r"model.safetensors cannot be read \(Is a directory\)"),
     "an index of the folder": (nameless_index, "names '', which is not a file beside it"),
-    "a number in a pickle": (as_pickle({"epoch": 3}), "must hold tensors by name, and 'epoch' is none"),
+    "a number in a pickle": (as_pickle({"epoch": 3}), "must hold tensors by name, but 'epoch' is not one"),
 }
 
 
@@ -213,8 +213,8 @@ def test_a_damaged_folder_is_refused_in_one_sentence(folder: Path, name: str) ->
 
 OWN = {"vocab_size": 260, "hidden_size": 48, "num_layers": 2, "num_heads": 6, "intermediate_size": 80}
 CONFIGS = {
-    "gemma2": ({"model_type": "gemma2"}, "has model_type 'gemma2', and the architectures that are read are llama, mob"),
-    "none": ({"model_type": None}, "names no model_type, and the architectures"),
+    "gemma2": ({"model_type": "gemma2"}, "has model_type 'gemma2', but must have one of llama, mob"),
+    "none": ({"model_type": None}, "has no model_type, but must"),
     "missing": (
         {"hidden_size": None, "vocab_size": None},
         "vocab_size and hidden_size missing, which a llama model must",
@@ -234,7 +234,7 @@ CONFIGS = {
     ),
     "llama3": (
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}},
-        "rope_parameters asks for rotary positions of type 'llama3', and only 'default'",
+        "rope_parameters asks for rotary positions of type 'llama3', but only 'default'",
     ),
     "layers": ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "of type 'one for each kind of layer'"),
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 must be 1"),
@@ -267,7 +267,7 @@ def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_here_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="device=abacus is none that torch knows"):
+    with pytest.raises(ValueError, match="device=abacus is not a device of torch"):
         load(folder, device="abacus")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="finds no CUDA device here; give cpu"):
@@ -295,5 +295,5 @@ def test_heads_by_the_billion_are_refused_at_once_with_what_fits(folder: Path) -
 def test_layers_by_the_billion_are_refused_without_making_them(tmp_path: Path) -> None:
     folder = save(llama(), tmp_path / "m")
     change_config(folder, num_hidden_layers=10**9)
-    with pytest.raises(ValueError, match=r"config\.json says 1,000,000,000 layers, and the weights have"):
+    with pytest.raises(ValueError, match=r"config\.json says 1,000,000,000 layers, but there are only"):
         check(folder)
