@@ -28,7 +28,7 @@ from slm.runtime.settings import (
     or_null,
 )
 
-DRY_RUN: Kind = ("true, false or plan", lambda value: isinstance(value, bool) or value == "plan")
+DRY_RUN = Kind("true, false or plan", lambda value: isinstance(value, bool) or value == "plan")
 
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "bf16-mixed", "32-true", "64-true")
@@ -65,7 +65,9 @@ KINDS: dict[str, Kind] = {
     "schedule.name": NAME,
     "schedule.warmup_fraction": SHARE,
     "trainer.accelerator": one_of("auto", "cpu", "cuda", "gpu"),
-    "trainer.devices": ("auto or a whole number of at least 1", lambda value: value == "auto" or COUNT[1](value)),
+    "trainer.devices": Kind(
+        "auto or a whole number of at least 1", lambda value: value == "auto" or COUNT.accepts(value)
+    ),
     "trainer.num_nodes": COUNT,
     "trainer.strategy": one_of("auto", "ddp", "fsdp"),
     "trainer.precision": one_of(*PRECISIONS),

@@ -27,7 +27,7 @@ _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 def is_number(value: Any) -> bool:
     """Whether there is a number to show."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def sig(value: Any, digits: int = 4) -> str:

@@ -1,4 +1,4 @@
-"""The check of what a person gave to sweep.py, apart from the design (`design.py`) and the launcher."""
+"""The check of what a person gave to sweep.py, except the design (`design.py`) and the launcher."""
 
 from __future__ import annotations
 
@@ -11,58 +11,86 @@ from pathlib import Path
 from typing import Any
 
 from slm.runtime.command_line import new_folder
-from slm.runtime.settings import written_out
+from slm.runtime.settings import (
+    NAME,
+    NATURAL,
+    SWITCH,
+    TEXT,
+    TEXTS,
+    Kind,
+    as_typed,
+    check_kind,
+    check_kinds,
+    one_of,
+    or_null,
+)
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
-GROUPS_OF_A_SWEEP = ("sweep", "launcher")
-"""What nothing is trained by has no use for."""
+SWEEP_GROUPS = ("sweep", "launcher")
+"""Groups unused when only analysing."""
+
+
+KINDS: dict[str, Kind] = {
+    **{key: or_null(NAME) for key in ("runs", "output_dir", "overlay", "overlay_column")},
+    "dry_run": SWITCH,
+    "retry": one_of("none", "failed"),
+    "where": or_null(TEXT),
+    "name": or_null(TEXT),
+    "drop_worst": NATURAL,
+    "seed": NATURAL,
+    "best_of": Kind(
+        "a column or a list of columns, such as lr or [lr,weight_decay], or null",
+        lambda value: value is None or TEXT.accepts(value) or TEXTS.accepts(value),
+    ),
+    "columns": Kind("a mapping, as in columns.loss=val_loss", lambda value: isinstance(value, Mapping)),
+}
+COLUMN = or_null(Kind("the name of a column of the table, or arithmetic of its columns", TEXT.accepts))
 
 
 def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings with the columns that were named alone; `ValueError` names the first key that is wrong.
+    """The checked settings, with `columns` that are null left out and `best_of` a list or null.
 
-    `overrides` are those of the command line. `runs` is None for a sweep that is to be trained. The folder of an
-    analysis of `runs` is a new one unless given.
+    `overrides` are those of the command line. `runs` is None for a sweep that is to be trained; an analysis of `runs`
+    gets a new folder unless one is given. Raises `ValueError` naming the first key that is wrong.
     """
-    for key in ("runs", "output_dir", "overlay", "overlay_column"):
-        text = config[key] is None or (isinstance(config[key], str) and bool(config[key].strip()))
-        _check(key, config[key], text, "text that is not empty, or null")
-    _check("dry_run", config["dry_run"], isinstance(config["dry_run"], bool), "true or false")
-    _check("retry", config["retry"], config["retry"] in ("none", "failed"), "none or failed")
-    given = [f"{key}={config[key]}" for key, usual in (("dry_run", False), ("retry", "none")) if config[key] != usual]
-    given += [item for item in overrides if re.split(r"[.=@]", item.lstrip("+~"))[0] in GROUPS_OF_A_SWEEP]
-    if config["runs"] is not None and given:
-        raise ValueError(f"{given[0]} goes with a sweep, and runs={config['runs']} is done: leave one out")
-    if config["overlay_column"] is not None and config["overlay"] is None:
-        raise ValueError(
-            f"overlay_column={config['overlay_column']} goes with overlay=results.csv: give it, or leave it out"
-        )
-    for key in ("where", "name"):
-        _check(key, config[key], config[key] is None or isinstance(config[key], str), "text, or null")
-    for key, least in (("drop_worst", 0), ("seed", 0)):
-        value = config[key]
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        _check(key, value, whole, f"a whole number of at least {least}")
-    best_of = [config["best_of"]] if isinstance(config["best_of"], str) else config["best_of"]
-    named = best_of is None or (isinstance(best_of, list) and all(isinstance(name, str) for name in best_of))
-    _check("best_of", config["best_of"], named, "a column or a list of columns, such as lr or [lr,weight_decay]")
-    settings = dict(config) | {"columns": _columns(config["columns"]), "best_of": best_of}
-    if config["runs"] is not None:
-        _check_is_there(config["runs"])
-    if config["output_dir"] is None:
-        return settings if config["runs"] is None else settings | {"output_dir": new_folder("analysis")}
-    folder = Path(config["output_dir"])
+    check_kinds(config, KINDS)
+    for name, expression in config["columns"].items():
+        check_kind(f"columns.{name}", expression, COLUMN)
+    runs, overlay_column, best_of = config["runs"], config["overlay_column"], config["best_of"]
+    sweep_only = [
+        f"{key}={as_typed(config[key])}"
+        for key, usual in (("dry_run", False), ("retry", "none"))
+        if config[key] != usual
+    ]
+    sweep_only += [item for item in overrides if re.split(r"[.=@]", item.lstrip("+~"))[0] in SWEEP_GROUPS]
+    if runs is not None and sweep_only:
+        raise ValueError(f"{sweep_only[0]} is for training a sweep, and runs={runs} is trained already: leave one out")
+    if overlay_column is not None and config["overlay"] is None:
+        raise ValueError(f"overlay_column={overlay_column} needs overlay=results.csv: give both, or leave it out")
+    if runs is not None:
+        _check_exists(runs)
+    if config["output_dir"] is not None:
+        _check_is_folder(config["output_dir"])
+    return {
+        **config,
+        "columns": {str(name): own for name, own in config["columns"].items() if own is not None},
+        "best_of": [best_of] if isinstance(best_of, str) else best_of,
+        "output_dir": new_folder("analysis") if config["output_dir"] is None and runs else config["output_dir"],
+    }
+
+
+def _check_is_folder(output_dir: str) -> None:
+    folder = Path(output_dir)
     try:
         is_file = folder.exists() and not folder.is_dir()
     except OSError as error:  # such as a name that is too long
         raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None
     if is_file:
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
-    return settings
 
 
-def _check_is_there(runs: str) -> None:
-    """Here and not where tables are read, which loads pandas and scipy for seconds first."""
+def _check_exists(runs: str) -> None:
+    # Checked here as well as where tables are read, since that first loads pandas and scipy, which takes seconds.
     if runs == SHIPPED_TABLE or os.path.exists(runs):
         return
     folder = Path(runs).parent
@@ -97,27 +125,8 @@ def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Coll
     try:
         parsed = ast.parse(where.strip().replace("`", ""), mode="eval")
     except SyntaxError as error:
-        raise ValueError(f"where={where} is no condition ({error.msg}), such as: tokens > 1e9") from None
+        raise ValueError(f"where={where} must be a condition such as tokens > 1e9 ({error.msg})") from None
     functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}
     for node in ast.walk(parsed):
         if isinstance(node, ast.Name) and id(node) not in functions and node.id not in config["columns"]:
             check(f"where={where}", node.id)
-
-
-def _columns(columns: Any) -> dict[str, str]:
-    """Canonical names and the table's own names for them; those that are null were not given."""
-    _check("columns", columns, isinstance(columns, Mapping), "a mapping, as in columns.loss=val_loss")
-    given = {str(name): own for name, own in columns.items() if own is not None}
-    for name, own in given.items():
-        _check(
-            f"columns.{name}",
-            own,
-            isinstance(own, str),
-            "the name of a column of the table, or arithmetic of its columns",
-        )
-    return given
-
-
-def _check(key: str, value: Any, good: bool, wanted: str) -> None:
-    if not good:
-        raise ValueError(f"{key}={value!r} must be {wanted}{written_out(value)}")

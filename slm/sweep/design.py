@@ -19,6 +19,7 @@ from slm.runtime.settings import (
     SWITCH,
     TEXTS,
     Kind,
+    as_typed,
     check_kinds,
     list_of,
     one_of,
@@ -54,9 +55,9 @@ DECIDED = {
 
 def _one_or_several(kind: Kind) -> Kind:
     def fits(value: Any) -> bool:
-        return bool(value) and all(map(kind[1], value)) if isinstance(value, list) else kind[1](value)
+        return bool(value) and all(map(kind.accepts, value)) if isinstance(value, list) else kind.accepts(value)
 
-    return f"{kind[0]}, or a list of them", fits
+    return Kind(f"{kind.words}, or a list of them", fits)
 
 
 def _is_shape(value: Any) -> bool:
@@ -65,7 +66,7 @@ def _is_shape(value: Any) -> bool:
 
 
 def _is_tolerance(value: Any) -> bool:
-    return POSITIVE[1](value) and value <= WIDEST_TOLERANCE
+    return POSITIVE.accepts(value) and value <= WIDEST_TOLERANCE
 
 
 def _is_numbers(value: Any) -> bool:
@@ -73,35 +74,37 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _is_rate(value: Any) -> bool:
-    return all(map(POSITIVE[1], value.values() if isinstance(value, Mapping) else [value]))
+    return all(map(POSITIVE.accepts, value.values() if isinstance(value, Mapping) else [value]))
 
 
 KINDS: dict[str, Kind] = {
-    "sweep.name": ("the name of a folder, without /", lambda value: NAME[1](value) and Path(value).name == value),
+    "sweep.name": Kind(
+        "the name of a folder, without /", lambda value: NAME.accepts(value) and Path(value).name == value
+    ),
     "sweep.families": list_of(NAME, "families, such as [mobilellm,ssd]"),
     "sweep.grid.widths": or_null(list_of(COUNT, "whole numbers of at least 1")),
     "sweep.grid.depths": or_null(list_of(COUNT, "whole numbers of at least 1")),
-    "sweep.grid.shapes": or_null(list_of(("WIDTHxDEPTH", _is_shape), "WIDTHxDEPTH, such as [128x8,192x12]")),
+    "sweep.grid.shapes": or_null(list_of(Kind("WIDTHxDEPTH", _is_shape), "WIDTHxDEPTH, such as [128x8,192x12]")),
     "sweep.grid.sizes": or_null(list_of(POSITIVE, "numbers above 0")),
     "sweep.grid.aspects": or_null(list_of(POSITIVE, "numbers above 0")),
     "sweep.grid.size": one_of(*SIZES),
-    "sweep.grid.tolerance": (f"a number above 0 and at most {WIDEST_TOLERANCE}", _is_tolerance),
+    "sweep.grid.tolerance": Kind(f"a number above 0 and at most {WIDEST_TOLERANCE}", _is_tolerance),
     **{f"sweep.budget.{name}": or_null(_one_or_several(POSITIVE)) for name in BUDGETS},
     "sweep.budget.trunk": SWITCH,
     "sweep.lr.rule": one_of(*RULES),
-    "sweep.lr.value": or_null(("a number above 0, or one for each family, as in {mobilellm: 0.008}", _is_rate)),
+    "sweep.lr.value": or_null(Kind("a number above 0, or one for each family, as in {mobilellm: 0.008}", _is_rate)),
     "sweep.lr.factors": or_null(list_of(POSITIVE, f"{FEWEST_RATES} or more numbers above 0", least=FEWEST_RATES)),
     "sweep.lr.parametrization": or_null(NAME),
     **{f"sweep.lr.{name}": or_null(COUNT) for name in BASE_SHAPE},
     "sweep.seeds": list_of(SEED, "whole numbers from 0 on"),
     "sweep.overrides": TEXTS,
     "sweep.also": TEXTS,
-    "sweep.evaluation": or_null(("a mapping of names to lists of overrides of evaluate.py", is_evaluations)),
+    "sweep.evaluation": or_null(Kind("a mapping of names to lists of overrides of evaluate.py", is_evaluations)),
     "sweep.assume.sigma": POSITIVE,
     "sweep.assume.misfit": NOT_NEGATIVE,
     "sweep.assume.own_misfit": NOT_NEGATIVE,
     "sweep.assume.law": NAME,
-    "sweep.assume.params": ("a mapping of numbers, as in {A: 20, alpha: 0.1}", _is_numbers),
+    "sweep.assume.params": Kind("a mapping of numbers, as in {A: 20, alpha: 0.1}", _is_numbers),
     "sweep.assume.flops_per_second": POSITIVE,
     "sweep.assume.more_seeds": NATURAL,
 }
@@ -155,7 +158,7 @@ class Design:
 def check_design(sweep: Any) -> Design:
     """The design in a `sweep` config. Raises `ValueError` naming the first key that is wrong."""
     _check_keys(sweep)
-    check_kinds({"sweep": sweep}, KINDS, {})
+    check_kinds({"sweep": sweep}, KINDS)
     _check_grid(sweep["grid"])
     given = [name for name in BUDGETS if sweep["budget"][name] is not None]
     if len(given) != 1:
@@ -225,7 +228,7 @@ def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
     if rule == "transferred" and parametrization in (None, "standard"):
         raise ValueError(
             f"sweep.lr.rule=transferred needs a parametrization that carries rates, and sweep.lr.parametrization="
-            f"{_shown(parametrization)}: choose mup or completep"
+            f"{as_typed(parametrization)}: choose mup or completep"
         )
     if rule == "tuned" and lr["factors"] is None:
         raise ValueError("sweep.lr.rule=tuned needs sweep.lr.factors of lr.value to try, such as [0.25,0.5,1,2,4]")
@@ -265,7 +268,3 @@ def _check_distinct(key: str, values: list[Any]) -> None:
     twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
     if twice is not None:
         raise ValueError(f"{key} names {twice} more than once")
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)

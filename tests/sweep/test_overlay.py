@@ -166,5 +166,5 @@ def test_nats_a_token_may_be_laid_over_runs_to_come_if_the_file_names_a_tokenize
 
 
 def test_a_column_without_an_overlay_is_refused() -> None:
-    with pytest.raises(ValueError, match="overlay_column=x goes with overlay"):
+    with pytest.raises(ValueError, match="overlay_column=x needs overlay"):
         check_settings(composed("overlay_column=x"))

@@ -271,7 +271,7 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, monkeypat
         ("launcher.slots=0", "launcher.slots"),
         ("logger=tensorboard", "logger"),
         ("where='losss < 5'", "the runs of a sweep have no column losss; did you mean loss"),
-        ("where='loss <'", "where=loss < is no condition"),
+        ("where='loss <'", "where=loss < must be a condition"),
         ("sweep.also=['logger.mode=online']", "runs are logged as their sweep is: give logger.mode=online to sweep.py"),
         ("drop_worst=8", "drop_worst=8 leaves none of the 8 runs"),
         ("sweep.name=../x", "sweep.name"),
