@@ -9,7 +9,7 @@ whatever moves a budget's lowest point, not the noise of runs alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +59,7 @@ class Budget:
     high: float | None
     """Interval of `params` by Fieller's theorem from the scatter of all budgets; None where it is open."""
     reason: str | None
-    """Why it is not used; None if it is."""
+    """Why the budget is not used; None if it is."""
     window: tuple[float, float]
     """Smallest and largest N that the parabola goes through."""
     centre: float
@@ -79,7 +79,7 @@ class IsoFlop:
     ignored: tuple[str, ...]
     """Columns of that name whose values are not FLOPs."""
     budgets: tuple[Budget, ...]
-    """Those of five sizes and more."""
+    """Those of `MIN_SIZES` sizes and more."""
     ungrouped: int
     """Rows that belong to none of them."""
     params: Exponent | None
@@ -97,26 +97,25 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
     """
     column, groups = group_budgets(frame)
     groups = [rows for rows in groups if frame[size].iloc[rows].nunique() >= MIN_SIZES]
-    fits = [_Parabola.fit(frame.iloc[rows], size, target) for rows in groups]
-    df = sum(one.degrees_of_freedom for one in fits)
+    fits = [_fit_parabola(frame.iloc[rows], size, target) for rows in groups]
+    df = sum(len(one.near) - 3 for one in fits)
     variance = sum(one.sse for one in fits) / df if df else np.nan
     reach = float(stats.t.ppf(0.5 + level / 2, df)) if df else np.nan
-    budgets = tuple(one.budget(variance, reach) for one in fits)
+    budgets = tuple(
+        _budget(one, frame.iloc[rows], size, target, variance * reach**2)
+        for one, rows in zip(fits, groups, strict=True)
+    )
     used = [(one, budget) for one, budget in zip(fits, budgets, strict=True) if budget.reason is None]
     ignored = tuple(name for name in DECLARATIONS if name in frame and column == "flops")
     ungrouped = len(frame) - sum(len(rows) for rows in groups)
     if len(used) < MIN_BUDGETS:
         return IsoFlop(column, ignored, budgets, ungrouped, None, None, _why_none(column, len(budgets), len(used)))
     log_c = np.log([budget.flops for _, budget in used])
+    log_n, log_d = (np.log([getattr(b, name) for _, b in used]) for name in ("params", "tokens"))
     variances = variance * np.array([one.vertex_variance for one, _ in used])
-    slopes = [one.token_slope for one, _ in used]
-    params = exponent(log_c, _logs(b.params for _, b in used), level, variances)
-    tokens = exponent(log_c, _logs(b.tokens for _, b in used), level, variances * np.square(slopes))
+    params = exponent(log_c, log_n, level, variances)
+    tokens = exponent(log_c, log_d, level, variances * np.square([one.token_slope for one, _ in used]))
     return IsoFlop(column, ignored, budgets, ungrouped, params, tokens, None)
-
-
-def _logs(values: Iterable[float | None]) -> Floats:
-    return np.log(np.array(list(values), float))
 
 
 def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, float]) -> float | None:
@@ -208,54 +207,22 @@ def _why_none(column: str, budgets: int, used: int) -> str:
 
 @dataclass(frozen=True)
 class _Parabola:
-    """A parabola about the lowest log target of one budget; means over runs of one size are its points."""
+    """A parabola about the lowest log target of one budget, through means over the runs of each size."""
 
-    rows: pd.DataFrame
-    size: str
-    target: str
-    log_n: Floats
-    """All sizes, rising."""
-    near: np.ndarray
-    """Which of them the parabola goes through."""
+    near: Floats
+    """Log sizes that it goes through, rising."""
+    inside: tuple[float, float]
+    """Smallest and largest log size of the budget."""
     centre: float
     c: Floats
     """[3]: value, slope and curvature at `centre`."""
     inverse: Floats
     """[3, 3]: covariance of `c` over the variance of a point."""
     sse: float
-    token_line: tuple[float, float]
-    """log D at `centre`, and its slope in log N."""
-
-    @classmethod
-    def fit(cls, rows: pd.DataFrame, size: str, target: str) -> _Parabola:
-        """Fit about the lowest point, then once more about the parabola's own lowest point."""
-        logs = [np.log(rows[name].to_numpy(float)) for name in (size, target, "tokens")]
-        # Equal sizes are equal to more digits than these.
-        _, group, seeds = np.unique(logs[0].round(9), return_inverse=True, return_counts=True)
-        log_n, log_y, log_d = (np.bincount(group, values) / seeds for values in logs)
-        about = log_n[np.argmin(log_y)]
-        for last in (False, True):
-            away = np.abs(log_n - about)
-            near = away <= max(np.log(WINDOW), np.sort(away)[MIN_SIZES - 1]) * (1 + 1e-9)
-            centre = float(log_n[near].mean())
-            z = log_n[near] - centre
-            X = np.stack([np.ones_like(z), z, z**2], axis=1)
-            c = np.linalg.lstsq(X, log_y[near], rcond=None)[0]
-            if last or c[2] <= 0:
-                break
-            about = float(np.clip(centre - c[1] / (2 * c[2]), log_n[0], log_n[-1]))
-        sse = float(((log_y[near] - X @ c) ** 2).sum())
-        slope = float(z @ log_d[near] / (z @ z))  # z sums to zero
-        line = (float(log_d[near].mean()), slope)
-        return cls(rows, size, target, log_n, near, centre, c, np.linalg.inv(X.T @ X), sse, line)
-
-    @property
-    def degrees_of_freedom(self) -> int:
-        return int(self.near.sum()) - 3
-
-    @property
-    def token_slope(self) -> float:
-        return self.token_line[1]
+    log_tokens: float
+    """At `centre`."""
+    token_slope: float
+    """Of log D in log N."""
 
     @property
     def vertex_variance(self) -> float:
@@ -263,28 +230,54 @@ class _Parabola:
         gradient = np.array([0, -1 / (2 * self.c[2]), self.c[1] / (2 * self.c[2] ** 2)])
         return float(gradient @ self.inverse @ gradient)
 
-    def budget(self, variance: float, reach: float) -> Budget:
-        """The lowest point with Fieller's interval: where slope + 2 curvature z is within `reach` errors of 0."""
-        _, b, c = self.c
-        z = -b / (2 * c) if c > 0 else None
-        inside = z is not None and self.log_n[0] < self.centre + z < self.log_n[-1]
-        V = self.inverse * variance * reach**2
-        low, high = None, None
-        if c**2 > V[2, 2]:  # else no curvature is beyond the scatter, and the interval is open
-            roots = np.roots([4 * (c**2 - V[2, 2]), 4 * (b * c - V[1, 2]), b**2 - V[1, 1]])
-            low, high = np.exp(self.centre + np.sort(roots.real)).tolist()
-        near = np.exp(self.log_n[self.near])
-        lost = "its curve has no lowest point" if z is None else "its lowest point lies outside its runs"
-        return Budget(
-            flops=float(np.exp(np.log(self.rows["flops"].astype(float)).mean())),
-            runs=len(self.rows),
-            params=None if z is None else float(np.exp(self.centre + z)),
-            tokens=None if z is None else float(np.exp(self.token_line[0] + self.token_slope * z)),
-            low=low,
-            high=high,
-            reason=None if inside else lost,
-            window=(float(near[0]), float(near[-1])),
-            centre=self.centre,
-            parabola=(float(self.c[0]), float(b), float(c)),
-            points={"params": self.rows[self.size].tolist(), "value": self.rows[self.target].tolist()},
-        )
+
+def _fit_parabola(rows: pd.DataFrame, size: str, target: str) -> _Parabola:
+    """Fit about the lowest point, then once more about the parabola's own lowest point."""
+    logs = [np.log(rows[name].to_numpy(float)) for name in (size, target, "tokens")]
+    # Equal sizes are equal to more digits than these.
+    _, group, seeds = np.unique(logs[0].round(9), return_inverse=True, return_counts=True)
+    log_n, log_y, log_d = (np.bincount(group, values) / seeds for values in logs)
+    about = log_n[np.argmin(log_y)]
+    for last in (False, True):
+        away = np.abs(log_n - about)
+        near = away <= max(np.log(WINDOW), np.sort(away)[MIN_SIZES - 1]) * (1 + 1e-9)
+        centre = float(log_n[near].mean())
+        z = log_n[near] - centre
+        X = np.stack([np.ones_like(z), z, z**2], axis=1)
+        c = np.linalg.lstsq(X, log_y[near], rcond=None)[0]
+        if last or c[2] <= 0:
+            break
+        about = float(np.clip(centre - c[1] / (2 * c[2]), log_n[0], log_n[-1]))
+    sse = float(((log_y[near] - X @ c) ** 2).sum())
+    token_slope = float(z @ log_d[near] / (z @ z))  # z sums to zero
+    inverse, log_tokens = np.linalg.inv(X.T @ X), float(log_d[near].mean())
+    return _Parabola(log_n[near], (log_n[0], log_n[-1]), centre, c, inverse, sse, log_tokens, token_slope)
+
+
+def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, squared_reach: float) -> Budget:
+    """The lowest point, with Fieller's interval: where slope + 2 curvature z is within a number of errors of 0.
+
+    `squared_reach` is the square of that number times the variance of a point.
+    """
+    value, b, c = fit.c.tolist()
+    V = fit.inverse * squared_reach
+    z = -b / (2 * c) if c > 0 else None
+    is_inside = z is not None and fit.inside[0] < fit.centre + z < fit.inside[1]
+    lost = "its curve has no lowest point" if z is None else "its lowest point lies outside its runs"
+    low, high = None, None
+    if c**2 > V[2, 2]:  # else no curvature is beyond the scatter, and the interval is open
+        roots = np.roots([4 * (c**2 - V[2, 2]), 4 * (b * c - V[1, 2]), b**2 - V[1, 1]])
+        low, high = np.exp(fit.centre + np.sort(roots.real)).tolist()
+    return Budget(
+        flops=float(np.exp(np.log(rows["flops"].astype(float)).mean())),
+        runs=len(rows),
+        params=None if z is None else float(np.exp(fit.centre + z)),
+        tokens=None if z is None else float(np.exp(fit.log_tokens + fit.token_slope * z)),
+        low=low,
+        high=high,
+        reason=None if is_inside else lost,
+        window=(float(np.exp(fit.near[0])), float(np.exp(fit.near[-1]))),
+        centre=fit.centre,
+        parabola=(value, b, c),
+        points={"params": rows[size].tolist(), "value": rows[target].tolist()},
+    )
