@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from slm.runtime.settings import BELOW_ONE, POSITIVE, SWITCH, Kind, check_kinds, list_of, one_of, or_null
+from slm.runtime.words import is_number
 from slm.scaling.laws import FORMULAS, LAWS
 from slm.scaling.solver import Loss
 from slm.scaling.tables.columns import SIZES, TARGETS
 
-CHOICES = {
-    "laws": (*LAWS, *FORMULAS),
-    "targets": TARGETS,
-    "sizes": SIZES,
-    "law": ("auto", *LAWS, *FORMULAS),
-    "target": ("auto", *TARGETS),
-    "size": ("auto", *SIZES),
-    "loss": ("least_squares", "huber"),
-    "residuals": ("log", "linear"),
-    "unit": ("auto", "run", "cell"),
-}
+_ALL = {"laws": tuple(LAWS), "targets": TARGETS, "sizes": SIZES}
+"""What `all` means."""
+_REPLICATES: Kind = (
+    "0 (none) or a whole number of at least 50",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and (value == 0 or value >= 50),
+)
+_SHARE: Kind = ("at least 0.5 and below 1", lambda value: BELOW_ONE[1](value) and value >= 0.5)
+_PREDICTIONS: Kind = (
+    "multiples of the largest N, above 0, or points such as {N: 1.3e10, D: 5e12}",
+    lambda value: isinstance(value, list) and all(POSITIVE[1](one) or _is_point(one, POSITIVE[1]) for one in value),
+)
+_PARAMETERS: Kind = (
+    "parameters with numbers, as in {E: 1.69, A: 406.4}",
+    lambda value: value == {} or _is_point(value, is_number),
+)
+
+
+def _is_point(value: Any, fits: Callable[[Any], bool]) -> bool:
+    """Whether it gives one or more names values that fit."""
+    is_mapping = isinstance(value, Mapping) and bool(value)
+    return is_mapping and all(isinstance(name, str) and fits(one) for name, one in value.items())
+
+
+def _some_of(names: Sequence[str]) -> Kind:
+    return list_of(one_of(*names), f"some of {', '.join(names)}, or all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,68 +90,55 @@ class Settings:
     """Price of that device."""
 
     def __post_init__(self) -> None:
-        for name in ("laws", "targets", "sizes"):
-            if not isinstance(getattr(self, name), tuple):
-                raise ValueError(f"analysis.{name}={getattr(self, name)!r} must be a list, or all")
-        if self.delta is None:
-            raise ValueError("analysis.delta is not set; it must be a number above 0")
         self._check_formulas()
-        for name, allowed in CHOICES.items():
-            if name in ("laws", "law"):
-                allowed = (*allowed, *self.formulas)
-            value = getattr(self, name)
-            for one in value if isinstance(value, tuple) else (value,):
-                if one not in allowed:
-                    raise ValueError(f"analysis.{name}={one!r} must be one of {', '.join(allowed)}")
+        laws = (*LAWS, *FORMULAS, *self.formulas)
+        kinds: dict[str, Kind] = {
+            "laws": _some_of(laws),
+            "targets": _some_of(TARGETS),
+            "sizes": _some_of(SIZES),
+            "law": one_of("auto", *laws),
+            "target": one_of("auto", *TARGETS),
+            "size": one_of("auto", *SIZES),
+            "loss": one_of("least_squares", "huber"),
+            "residuals": one_of("log", "linear"),
+            "delta": POSITIVE,
+            "unit": one_of("auto", "run", "cell"),
+            "bootstrap": _REPLICATES,
+            "calibration": _REPLICATES,
+            "level": _SHARE,
+            "power": _SHARE,
+            "predict": _PREDICTIONS,
+            "test": _PARAMETERS,
+            "target_loss": or_null(POSITIVE),
+            "optima": SWITCH,
+            "flops_per_second": or_null(POSITIVE),
+            "price_per_hour": or_null(POSITIVE),
+        }
+        values = {key: [*value] if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        check_kinds({"analysis": values}, {f"analysis.{key}": kind for key, kind in kinds.items()}, {})
         if self.residuals == "linear" and self.loss != "least_squares":
             raise ValueError("analysis.residuals=linear goes with analysis.loss=least_squares: leave one of them out")
-        for name in ("laws", "targets", "sizes"):
-            if not getattr(self, name):
-                raise ValueError(f"analysis.{name} is empty: name at least one")
-        if not isinstance(self.optima, bool):
-            raise ValueError(f"analysis.optima={self.optima!r} must be true (rows are optima, one a budget) or false")
-        for name, least in (("bootstrap", 0), ("calibration", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least or 0 < value < 50:
-                raise ValueError(f"analysis.{name}={value!r} must be 0 (none) or a whole number of at least 50")
-        for name in ("level", "power"):
-            if not _is_number(getattr(self, name)) or not 0.5 <= getattr(self, name) < 1:
-                raise ValueError(f"analysis.{name}={getattr(self, name)!r} must be at least 0.5 and below 1")
-        for name in ("delta", "target_loss", "flops_per_second", "price_per_hour"):
-            value = getattr(self, name)
-            if value is not None and (not _is_number(value) or not value > 0):
-                raise ValueError(f"analysis.{name}={value!r} must be a number above 0")
         if self.price_per_hour is not None and self.flops_per_second is None:
             raise ValueError(
                 "analysis.price_per_hour needs analysis.flops_per_second, the achieved speed of the device"
             )
-        given = self.predict
-        if not isinstance(given, tuple) or not all(_is_above_zero(one) or _is_point(one) for one in given):
-            raise ValueError(
-                f"analysis.predict={given!r} must be multiples of the largest N, above 0, or points such as "
-                "{N: 1.3e10, D: 5e12}"
-            )
-        if not isinstance(self.test, Mapping) or (self.test and not _is_point(self.test, signed=True)):
-            raise ValueError(
-                f"analysis.test={self.test!r} must be parameters with numbers, as in {{E: 1.69, A: 406.4}}"
-            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings of a plain mapping; refuses keys that are none, with the nearest that is one."""
+        """Settings of a plain mapping, whose lists may be one value or all. An unknown key is a `ValueError`."""
         names = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in names:
-                near = get_close_matches(key, names, n=1)
-                raise ValueError(f"analysis.{key} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
-        values = {key: value for key, value in values.items() if key not in ("formulas", "test") or value is not None}
-        plural = {"laws": tuple(LAWS), "targets": TARGETS, "sizes": SIZES}
         filled = {}
         for key, value in values.items():
-            if key in plural:
-                value = plural[key] if value == "all" else (value,) if isinstance(value, str) else _tuple(value)
-            elif key == "predict":
-                value = (value,) if _is_number(value) or isinstance(value, Mapping) else _tuple(value)
+            if key not in names:
+                near = get_close_matches(key, names, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"analysis.{key} is not a setting{hint}")
+            if key in ("formulas", "test") and value is None:
+                continue
+            if value == "all" and key in _ALL:
+                value = _ALL[key]
+            if key in ("predict", *_ALL):
+                value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
             filled[key] = value
         return cls(**filled)
 
@@ -144,14 +147,14 @@ class Settings:
             raise ValueError(
                 f"analysis.formulas={self.formulas!r} must be names with formulas, as in {{mine: 'E + A*N**-a'}}"
             )
-        for name, given in self.formulas.items():
+        for name, formula in self.formulas.items():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
                 raise ValueError(f"analysis.formulas.{name} must be named with letters, digits and _")
             if name in (*LAWS, *FORMULAS, "auto", "all"):
-                raise ValueError(f"analysis.formulas.{name} has the name of a law that there is: choose another")
+                raise ValueError(f"analysis.formulas.{name} has the name of an existing law: choose another")
             from slm.scaling.formulas import check_formula  # sympy is slow to import, and seldom needed
 
-            check_formula(name, given)
+            check_formula(name, formula)
 
     @property
     def every_law(self) -> tuple[str, ...]:
@@ -167,22 +170,3 @@ class Settings:
     def other_loss(self) -> Loss:
         """The loss that the ranking is checked with."""
         return Loss() if self.loss == "huber" or self.residuals == "linear" else Loss(self.delta)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else value
-
-
-def _is_above_zero(value: Any) -> bool:
-    return _is_number(value) and bool(value > 0)
-
-
-def _is_point(value: Any, *, signed: bool = False) -> bool:
-    """Whether it gives names numbers, above 0 unless `signed`."""
-    good = _is_number if signed else _is_above_zero
-    named = isinstance(value, Mapping) and all(isinstance(name, str) and good(one) for name, one in value.items())
-    return named and bool(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

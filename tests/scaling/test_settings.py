@@ -22,27 +22,27 @@ def sentence(values: dict[str, Any]) -> str:
 
 
 WRONG = [
-    ("laws", ["power", "chinchila"], "'chinchila' must be one of power"),
-    ("laws", [], "empty"),
-    ("targets", "los", "'los' must be one of loss"),
-    ("sizes", ["params"], "'params' must be one of params_total"),
-    ("law", "best", "'best' must be one of auto, power"),
-    ("target", "accuracy", "'accuracy' must be one of auto, loss"),
+    ("laws", ["power", "chinchila"], "'chinchila'] must be a list of some of power"),
+    ("laws", [], "must be a list"),
+    ("targets", "los", "['los'] must be a list of some of loss"),
+    ("sizes", ["params"], "['params'] must be a list of some of params_total"),
+    ("law", "best", "best must be one of auto, power"),
+    ("target", "accuracy", "accuracy must be one of auto, loss"),
     ("size", 7, "7 must be one of auto, params_total"),
-    ("loss", "l1", "'l1' must be one of least_squares, huber"),
-    ("unit", "seed", "'seed' must be one of auto, run, cell"),
+    ("loss", "l1", "l1 must be one of least_squares, huber"),
+    ("unit", "seed", "seed must be one of auto, run, cell"),
     ("bootstrap", 49, "49 must be 0 (none) or a whole number of at least 50"),
     ("bootstrap", -1, "-1 must be 0"),
     ("bootstrap", 100.5, "100.5 must be 0"),
-    ("bootstrap", True, "True must be 0"),
+    ("bootstrap", True, "true must be 0"),
     ("calibration", 10, "10 must be 0"),
-    ("calibration", None, "None must be 0"),
+    ("calibration", None, "null must be 0"),
     ("level", 1.0, "1.0 must be at least 0.5 and below 1"),
     ("level", 95, "95 must be at least 0.5"),
-    ("level", "95%", "'95%' must be at least 0.5"),
+    ("level", "95%", "95% must be at least 0.5"),
     ("power", 0.3, "0.3 must be at least 0.5"),
     ("delta", 0, "0 must be a number above 0"),
-    ("delta", "1e-3", "'1e-3' must be a number above 0"),
+    ("delta", "1e-3", "1e-3 must be a number above 0"),
     ("target_loss", -2.0, "-2.0 must be a number above 0"),
     ("flops_per_second", float("nan"), "nan must be a number above 0"),
     ("price_per_hour", 0.0, "0.0 must be a number above 0"),
@@ -73,8 +73,8 @@ def test_a_value_of_no_sensible_kind_is_one_sentence_too(key: str, value: Any) -
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest(key: str, near: str) -> None:
-    assert sentence({key: 1}) == f"analysis.{key} is no setting; did you mean {near}?"
-    assert sentence({"zzz": 1}) == "analysis.zzz is no setting"
+    assert sentence({key: 1}) == f"analysis.{key} is not a setting; did you mean {near}?"
+    assert sentence({"zzz": 1}) == "analysis.zzz is not a setting"
 
 
 def test_lists_may_be_a_name_or_all() -> None:
