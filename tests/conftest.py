@@ -10,12 +10,16 @@ import hypothesis
 import pytest
 import torch
 
-from tests.running import make_command, quiet_env
+from slm.sweep.launchers import forked
+from tests.running import make_command, run_script
 from tests.slurm.cluster import why_impossible
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several of these share the cores
     torch.set_num_threads(1)
 
+
+# What the scripts import: once for all that the tests run of them.
+forked.MODULES = ["slm.training.run", "slm.evaluation.run", "slm.sweep.run"]
 
 # The same examples each time, so that a change is not refused for a case that it did not touch; look for new ones with
 # SLM_TEST_RANDOM=1.
@@ -69,8 +73,6 @@ def run_train(
     """Run train.py to its end, in an empty folder."""
 
     def run(*changes: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            train_command(*changes), cwd=tmp_path, env=quiet_env(), capture_output=True, text=True, timeout=timeout
-        )
+        return run_script(train_command(*changes), cwd=tmp_path, timeout=timeout)
 
     return run

@@ -1,9 +1,14 @@
-"""Run train.py as a user would, on a model so small that what is tested is the machinery around it."""
+"""Run the scripts as a user would, on a model so small that what is tested is the machinery around it."""
 
+import multiprocessing
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,6 +19,7 @@ import train
 from slm.composition.keys import unknown_keys_named
 from slm.composition.resolvers import register
 from slm.runtime.command_line import MISTAKES, one_sentence
+from slm.sweep.launchers.forked import Descriptor, become_script, start_server
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,6 +65,60 @@ def make_command(text_file: Path, cache_dir: Path, *changes: str) -> list[str]:
 def quiet_env() -> dict[str, str]:
     """One thread a process: the tests' models are too small for more."""
     return os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+
+
+class Script:
+    """`python SCRIPT ...` forked from a process that has made its imports, asked like a `subprocess.Popen`.
+
+    Importing takes longer than most of what the tests run. A test about importing, or starting, uses `subprocess`.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.args = list(command)
+        self._outputs = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (open while the script writes)
+        descriptors = [Descriptor(file.fileno()) for file in self._outputs]
+        start_server(quiet_env())
+        self._process = multiprocessing.get_context("forkserver").Process(
+            target=_become, args=(self.args[1:], env or quiet_env(), cwd or Path.cwd(), *descriptors)
+        )
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code; kills the script and fails if it takes longer than `timeout` seconds."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise subprocess.TimeoutExpired(self.args, timeout or 0, *map(str.encode, self.printed()))
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def printed(self) -> list[str]:
+        """What it has written to standard output and to standard error so far."""
+        return [os.pread(file.fileno(), 1 << 24, 0).decode() for file in self._outputs]
+
+
+def _become(arguments: list[str], env: dict[str, str], cwd: Path, *outputs: int) -> None:
+    os.setsid()
+    os.chdir(cwd)
+    become_script(arguments, env, outputs)
+
+
+def run_script(command: Sequence[str], *, timeout: float = 120, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command line of train.py, sweep.py or evaluate.py to its end (`Script`)."""
+    script = Script(command, **how)
+    code = script.wait(timeout)
+    return subprocess.CompletedProcess(script.args, code, *script.printed())
 
 
 def refusal(overrides: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ ALLOWED = {
     "sweep": {"analysis", "composition", "data", "scaling", "tracking", "model.config", "model.counts", "runtime"},
 }
 COMPOSITION = ("resolvers", "settings", "budget", "schedules", "keys")
-SWEEP = ("run", "execute", "live", "fork_server")  # which import all others
+SWEEP = ("run", "execute", "live")  # which import all others
 TORCHLESS = [
     "slm.runtime.address",
     "slm.evaluation.config",

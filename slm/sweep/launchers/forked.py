@@ -1,117 +1,84 @@
-"""The master's side of `fork_server.py`: jobs that start with train.py's imports done.
+"""Jobs forked from a process that has already imported what train.py needs.
 
-A server that is killed, or does not answer, costs its jobs nothing: they live on, as those of an earlier master do, and
-the next ones start by themselves.
+Importing torch and Lightning takes seconds of a core, longer than a small job may train. The fork server of
+`multiprocessing` imports them once, while there is neither a thread nor a torch operation, because neither survives a
+fork. Each job is then what `python SCRIPT ...` would be, but for the imports. If the server is killed, its jobs live
+on, as those of an earlier master do.
 """
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
+import atexit
+import multiprocessing
+import os
+import runpy
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from unittest.mock import patch
 
 from slm.sweep.job import PID, Job, held
 
-SERVER = Path(__file__).parents[1] / "fork_server.py"
-MODULES = ("slm.training.run",)
-"""What takes longest of train.py's imports. Not wandb: a folder that it makes on import would go with the first job."""
-PATIENCE_SECONDS = 300.0
-"""For its imports, on a machine that is busy."""
-LONGEST_MESSAGE = 1 << 12
+MODULES = ["slm.training.run"]
+"""Most of train.py's imports. Not wandb: importing it makes a folder, which the first job to end would delete."""
+SERVER_LOST = 255
+"""Exit code of a process whose server was killed, so that nobody knows its own."""
 
 
-class Forked:
-    """A job that a server has started, asked like a `subprocess.Popen`."""
+class Descriptor:
+    """An open file's descriptor; unpickled in a forked process, it is the number that the descriptor has there."""
 
-    def __init__(self, server: ForkServer, pid: int) -> None:
-        self.server, self.pid = server, pid
+    def __init__(self, number: int) -> None:
+        self.number = number
 
-    def poll(self) -> int | None:
-        """Exit code, negative for a signal; None where it runs, or nobody is there to tell."""
-        self.server.listen()
-        return self.server.codes.get(self.pid)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(DupFd(self.number)).detach, (DupFd(self.number),)
 
 
-class ForkServer:
-    """A server for jobs of one script, in one environment."""
+def start_server(environment: Mapping[str, str]) -> None:
+    """Start the server unless it runs. OpenMP reads `environment` when torch is imported, and never again."""
+    multiprocessing.set_forkserver_preload(MODULES)
+    with patch.dict(os.environ, environment, clear=True):
+        forkserver.ensure_running()
 
-    def __init__(self, script: str, environment: Mapping[str, str]) -> None:
-        self.script = script
-        self.codes: dict[int, int] = {}
-        self._alive: set[int] = set()
-        self.lost = False
-        """Whether it can be asked no more."""
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(PATIENCE_SECONDS)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(SERVER), str(theirs.fileno()), script, *MODULES],
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
 
-    def begin(self, job: Job, *, slot: int) -> Forked | None:
-        """Start `job`, whose command is the script's; None where it runs already, or the server is lost."""
-        asked = {
-            "arguments": job.command[1:],
-            "environment": dict(job.environment),
-            "pid_file": str(job.folder / PID),
-            "slot": slot,
-        }
-        with held(job) as files:
-            if files is None:
-                return None
-            try:
-                socket.send_fds(self._socket, [json.dumps(asked).encode()], [file.fileno() for file in files])
-            except OSError:
-                self.lost = True
-                return None
-        while not self.lost:
-            pid = self._hear()
-            if pid is not None:
-                return Forked(self, pid)
-        return None
-
-    def listen(self) -> None:
-        """Take note of what has ended."""
-        self._socket.setblocking(False)
-        with suppress(BlockingIOError):
-            while not self.lost:
-                self._hear()
-        self._socket.settimeout(PATIENCE_SECONDS)
-
-    def close(self) -> None:
-        """The server ends; its jobs do not."""
-        self.lost = True
-        self._socket.close()
-        self._process.kill()
-        self._process.wait()
-
-    def _hear(self) -> int | None:
-        """Take in one message; returns the job that it is the first word of."""
-        try:
-            message = self._socket.recv(LONGEST_MESSAGE)
-        except BlockingIOError:
-            raise
-        except OSError:
-            message = b""
-        self.lost = not message
-        if self.lost:
+def begin_forked(job: Job, environment: Mapping[str, str], *, slot: int) -> ForkServerProcess | None:
+    """Start `job` as `slm.sweep.job.begin` does; None where it runs already, or the server is lost."""
+    with held(job) as files:
+        if files is None:
             return None
-        heard = json.loads(message)
-        if "started" in heard:
-            self.codes.pop(heard["started"], None)  # of an earlier process with this id
-            self._alive.add(heard["started"])
-            return int(heard["started"])
-        self.codes[heard["ended"]] = heard["code"]
-        first = heard["ended"] not in self._alive
-        self._alive.discard(heard["ended"])
-        return int(heard["ended"]) if first else None
+        descriptors = [Descriptor(file.fileno()) for file in files]
+        try:
+            start_server(environment)
+            process = multiprocessing.get_context("forkserver").Process(
+                target=_become_job, args=(job, environment, slot, *descriptors)
+            )
+            process.start()
+        except (EOFError, OSError):
+            return None
+        return process
+
+
+def become_script(arguments: Sequence[str], environment: Mapping[str, str], outputs: Sequence[int]) -> None:
+    """Turn this forked process into `python ARGUMENTS`, with standard output and error in `outputs`."""
+    for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), *outputs)):
+        os.dup2(source, target)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = list(arguments)
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # `multiprocessing` ends a process without them
+
+
+def _become_job(job: Job, environment: Mapping[str, str], slot: int, lock: int, log: int) -> None:
+    """Become the script of `job`; `lock` stays open as long as this process lives."""
+    os.setsid()
+    (job.folder / PID).write_text(f"{os.getpid()} {slot} {os.uname().nodename}\n")
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # the server ends with its master
+    become_script(job.command[1:], {**environment, **job.environment}, (log, log))

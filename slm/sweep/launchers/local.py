@@ -16,12 +16,13 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from slm.sweep.job import Job, begin, environment_of_a_job, id_and_slot, is_job, is_running, send
 from slm.sweep.launchers.base import check, check_count
-from slm.sweep.launchers.forked import Forked, ForkServer
+from slm.sweep.launchers.forked import SERVER_LOST, begin_forked
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Running:
 
     folder: Path
     slot: int
-    process: subprocess.Popen[bytes] | Forked | None
+    process: subprocess.Popen[bytes] | ForkServerProcess | None
 
 
 class Local:
@@ -43,7 +44,6 @@ class Local:
         check("warm_start", warm, isinstance(warm, bool), "true or false")
         # Neither threads nor what a driver holds survives a fork.
         self._warm = warm and alone and not gpus and sys.platform == "linux"
-        self._server: ForkServer | None = None
         self._running: dict[str, Running] = {}
         self._stopping = False
 
@@ -69,20 +69,18 @@ class Local:
             slot = next(number for number in range(len(self.environments)) if number not in taken)
             self._running[job.name] = Running(job.folder, slot, self._begin(job, slot))
 
-    def _begin(self, job: Job, slot: int) -> subprocess.Popen[bytes] | Forked | None:
+    def _begin(self, job: Job, slot: int) -> subprocess.Popen[bytes] | ForkServerProcess | None:
         environment = {**environment_of_a_job(), **self.environments[slot]}
-        if self._warm and self._server is None:
-            self._server = ForkServer(job.command[1], environment)
-        forked = self._server.begin(job, slot=slot) if self._server else None
+        forked = begin_forked(job, environment, slot=slot) if self._warm else None
         return forked or begin(job, environment, slot=slot)
 
     def ended(self) -> dict[str, int | None]:
         """Of an adopted job, whose parent we are not, no exit code is known."""
         codes: dict[str, int | None] = {}
         for name, running in list(self._running.items()):
-            code = running.process.poll() if running.process else None
-            if isinstance(running.process, Forked) and running.process.server.lost:
-                running.process = None  # as if an earlier master had started it
+            code = _exit_code(running.process)
+            if code == SERVER_LOST:
+                code = running.process = None  # as if an earlier master had started it
             # Who trains by hand is waited for, but not once the sweep is told to end.
             lives = is_job if self._stopping else is_running
             if code is None and (running.process or lives(running.folder)):
@@ -100,9 +98,13 @@ class Local:
             _signal(running, signal.SIGKILL if at_once else signal.SIGTERM, everyone=at_once)
 
     def close(self) -> None:
-        """End the process that forks."""
-        if self._server is not None:
-            self._server.close()
+        """Nothing to let go of: the server of forked jobs ends with this process."""
+
+
+def _exit_code(process: subprocess.Popen[bytes] | ForkServerProcess | None) -> int | None:
+    if isinstance(process, ForkServerProcess):
+        return process.exitcode
+    return process.poll() if process else None
 
 
 def _signal(running: Running, number: signal.Signals, *, everyone: bool) -> None:
