@@ -12,6 +12,7 @@ import torch
 
 from slm.sweep.launchers import forked
 from tests.running import make_command, run_script
+from tests.seeds import SEED, seeded
 from tests.slurm.cluster import why_impossible
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several of these share the cores
@@ -21,10 +22,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several of these share the cores
 # What the scripts import: once for all that the tests run of them.
 forked.MODULES = ["slm.training.run", "slm.evaluation.run", "slm.sweep.run"]
 
-# The same examples each time, so that a change is not refused for a case that it did not touch; look for new ones with
-# SLM_TEST_RANDOM=1.
-hypothesis.settings.register_profile("same", derandomize=not os.environ.get("SLM_TEST_RANDOM"))
-hypothesis.settings.load_profile("same")
+hypothesis.settings.register_profile("seeded", derandomize=SEED == 0)
+hypothesis.settings.load_profile("seeded")
+if SEED:
+    hypothesis.core.global_force_seed = SEED
+
+
+def pytest_report_header() -> str:
+    return f"SLM_TEST_SEED={SEED}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 100 kB of words with structure enough to learn something from."""
-    rng = random.Random(0)
+    rng = random.Random(seeded())
     words = [
         "".join(rng.choice("aeiou" if i % 2 else "bcdfgklmnprst") for i in range(rng.randint(2, 8))) for _ in range(200)
     ]

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,14 @@ def _become(arguments: list[str], env: dict[str, str], cwd: Path, *outputs: int)
     os.setsid()
     os.chdir(cwd)
     become_script(arguments, env, outputs)
+
+
+def start_two(command: Sequence[str]) -> list[Script]:
+    """The processes of a run of two, as torchrun starts them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    world = quiet_env() | place | {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}
+    return [Script(command, env=world | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
 
 
 def run_script(command: Sequence[str], *, timeout: float = 120, **how: Any) -> subprocess.CompletedProcess[str]:

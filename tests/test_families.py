@@ -1,6 +1,5 @@
 """Each family of conf/family: its rule from width and depth, and that its models are causal, decodable and counted."""
 
-import subprocess
 import sys
 from functools import cache
 
@@ -17,7 +16,7 @@ from slm.runtime.command_line import MISTAKES, one_sentence
 from slm.training.plan import make_plan
 from tests.model.test_config import counted_flops
 from tests.model.test_decoder import randomized, tokens_of
-from tests.running import quiet_env
+from tests.running import run_script
 from tests.test_conf import CPU, PUBLISHED, ROOT, choices, composed
 
 FAMILIES = choices("family")
@@ -157,7 +156,7 @@ def test_what_a_rule_cannot_meet_is_one_sentence(overrides: list[str], said: str
 
 def test_the_script_says_it_without_a_traceback() -> None:
     command = [sys.executable, str(ROOT / "train.py"), "family=ssd", "width=100", "dry_run=true"]
-    done = subprocess.run(command, capture_output=True, text=True, env=quiet_env(), cwd=ROOT)
+    done = run_script(command, cwd=ROOT)
     assert done.returncode == 1
     assert done.stderr.startswith("error: width=100 is not a multiple of model.head_dim=32")
     assert done.stderr.count("\n") == 1

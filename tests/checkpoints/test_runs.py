@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from slm.checkpoints import check, export, load
 from slm.training.ema import WeightAverage
 from tests.checkpoints.releases import IDS
 from tests.checkpoints.test_refusals import refusal
-from tests.running import make_command, quiet_env
+from tests.running import make_command, run_script
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +29,7 @@ def trained(text_file: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathF
         "model.layer_sharing=immediate",
         "model.num_repeats=2",
     )
-    subprocess.run(command, env=quiet_env(), check=True, timeout=120, capture_output=True)
+    run_script(command).check_returncode()
     return run
 
 
@@ -81,7 +80,7 @@ def test_the_command_that_an_unfinished_run_gives_finishes_it(run: Path) -> None
     command = check(run).notes[0].split("to finish it: ")[1].rstrip(".")
     root = Path(__file__).parents[2]
     words = command.replace("python", sys.executable, 1).split()
-    subprocess.run(words, cwd=root, env=quiet_env(), check=True, timeout=120, capture_output=True)
+    run_script(words, cwd=root).check_returncode()
     assert check(run).result["status"] == "completed"
 
 

@@ -1,13 +1,12 @@
 """What a person at the prompt of evaluate.py meets before anything is loaded."""
 
-import subprocess
 import sys
 
 import pytest
 
 from slm.evaluation.tasks import MOBILELLM
 from tests.evaluation.asked import asked
-from tests.running import ROOT, quiet_env
+from tests.running import ROOT, run_script
 
 
 def test_the_papers_eight_tasks_go_by_one_name_and_files_are_run_without_being_named() -> None:
@@ -61,7 +60,7 @@ def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> N
 
 def test_a_mistake_at_the_prompt_is_one_sentence_and_exit_code_1() -> None:
     command = [sys.executable, str(ROOT / "evaluate.py"), "checkpoint=no/such/folder", "data=pydocs"]
-    done = subprocess.run(command, env=quiet_env(), capture_output=True, text=True, timeout=120)
+    done = run_script(command)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
@@ -70,6 +69,6 @@ def test_a_mistake_at_the_prompt_is_one_sentence_and_exit_code_1() -> None:
 
 def test_a_multirun_is_refused_before_it_writes_files() -> None:
     command = [sys.executable, str(ROOT / "evaluate.py"), "-m", "checkpoint=a,b"]
-    done = subprocess.run(command, env=quiet_env(), capture_output=True, text=True, timeout=60)
+    done = run_script(command)
     assert done.returncode == 1
     assert "give several checkpoints as checkpoints=[a,b]" in done.stderr

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from slm.evaluation.perplexity import perplexity
 from slm.evaluation.protocols import Protocol
 from slm.evaluation.run import evaluate
 from tests.evaluation.asked import small
-from tests.running import make_command, quiet_env
+from tests.running import make_command, run_script
 
 LENGTH = 32  # train.sequence_length of tests/running.py
 
@@ -35,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Path:
     """A finished run, with a cache of its own."""
     folder = tmp_path_factory.mktemp("trained")
     command = make_command(words, folder / "cache", f"output_dir={folder / 'run'}", "train.eval_every=40")
-    subprocess.run(command, cwd=folder, env=quiet_env(), capture_output=True, check=True, timeout=120)
+    run_script(command, cwd=folder).check_returncode()
     return folder / "run"
 
 
@@ -48,7 +47,7 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text("\n".join(map(json.dumps, rows)))
     changes = ["train.document_masking=true", "train.tokens=2560", "model.mixer_pattern=FG", "model.position=learned"]
     command = make_command(file, folder / "cache", f"output_dir={folder / 'run'}", *changes)
-    subprocess.run(command, cwd=folder, env=quiet_env(), capture_output=True, check=True, timeout=120)
+    run_script(command, cwd=folder).check_returncode()
     return folder / "run"
 
 

@@ -16,7 +16,7 @@ from slm.analysis.run import analyse_runs
 from slm.scaling.analysis import Analysis
 from slm.sweep.config import check_settings
 from slm.tracking.wandb_run import artifact_name
-from tests.running import ROOT, quiet_env
+from tests.running import ROOT, run_script
 from tests.sweep.test_collect import result, write
 from tests.sweep.test_command_line import composed
 
@@ -184,7 +184,7 @@ def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:
     frame = table({"a": 0.1, "b": 0.14})
     frame.to_csv(tmp_path / "runs.csv", index=False)
     command = [sys.executable, str(ROOT / "sweep.py"), f"runs={tmp_path}/runs.csv", f"output_dir={tmp_path}/out"]
-    subprocess.run([*command, *QUICK[:3]], check=True, env=quiet_env(), cwd=tmp_path, timeout=120)
+    run_script([*command, *QUICK[:3]], cwd=tmp_path).check_returncode()
     (file,) = (tmp_path / "out/wandb").glob("offline-run-*/run-*.wandb")
     said = subprocess.run(
         [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)],

@@ -25,7 +25,7 @@ import train
 from slm.checkpoints import load
 from slm.composition.settings import PRECISIONS
 from slm.data import prepare
-from tests.running import ROOT, make_command, quiet_env, refusal
+from tests.running import ROOT, make_command, quiet_env, refusal, run_script
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -108,7 +108,7 @@ def test_the_config_of_a_run_runs_again_and_gives_the_same_loss(run_train: Run, 
         "config",
         "output_dir=again",
     ]
-    again = subprocess.run(command, cwd=tmp_path, env=quiet_env(), capture_output=True, text=True, timeout=120)
+    again = run_script(command, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     losses = [json.loads((tmp_path / f / "result.json").read_text())["val"]["loss"] for f in ("first", "again")]
     assert losses[0] == losses[1]
@@ -126,7 +126,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_no_run(
 ) -> None:
     command = [sys.executable, str(ROOT / "train.py"), f"model={model}", "dry_run=true", "trainer.compile=false"]
     small = ["train.sequence_length=8", "train.batch_tokens=64", f"cache_dir={cache_dir}"]
-    done = subprocess.run(command + small, cwd=tmp_path, env=quiet_env(), capture_output=True, text=True, timeout=200)
+    done = run_script(command + small, cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stderr
     assert parameters in done.stdout
     assert re.search(r"duration +about", done.stdout)

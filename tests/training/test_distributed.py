@@ -1,13 +1,12 @@
 """Several processes on CPUs (gloo) train the run that one process trains."""
 
 import csv
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.running import TWO_PROCESSES, quiet_env
+from tests.running import TWO_PROCESSES, run_script
 
 Command = Callable[..., list[str]]
 
@@ -18,7 +17,7 @@ def losses(folder: Path, column: str) -> list[float]:
 
 
 def run(command: list[str]) -> None:
-    done = subprocess.run(command, env=quiet_env(), capture_output=True, text=True, timeout=240)
+    done = run_script(command, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,27 +14,24 @@ from typing import Any
 import pytest
 import torch
 
-from tests.running import TWO_PROCESSES, make_command, quiet_env
+from tests.running import TWO_PROCESSES, Script, make_command, run_script, start_two
+from tests.seeds import seeded
 
 Command = Callable[..., list[str]]
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, env=quiet_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def finish(command: list[str]) -> str:
-    done = subprocess.run(command, env=quiet_env(), capture_output=True, text=True, timeout=240)
+    done = run_script(command, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def wait_for_row(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_row(folder: Path, step: int, process: Script) -> None:
     """Wait until metrics.csv has a row at or after `step`."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            pytest.fail(f"ended before step {step}: {process.communicate()[0]}")
+            pytest.fail(f"ended before step {step}: {process.printed()}")
         if any(int(row["step"]) >= step for row in rows(folder)):
             return
         time.sleep(0.005)
@@ -71,7 +67,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 
 
 # Long enough to be hit in the middle; accumulation, so that a kill can fall between the passes of one step.
-LONG = ["train.tokens=153600", "trainer.micro_batch_tokens=128"]
+LONG = ["train.tokens=76800", "trainer.micro_batch_tokens=128"]
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +89,9 @@ def test_run_killed_twice_at_random_steps_matches_uninterrupted_run_bit_for_bit(
     workers: int, uninterrupted: Path, long_command: Command, tmp_path: Path
 ) -> None:
     command = long_command(f"output_dir={tmp_path}/run", f"trainer.num_workers={workers}")
-    rng = random.Random(time.time_ns())
-    for after in sorted(rng.sample(range(20, 540, 5), 2)):
-        process = start(command)
+    rng = random.Random(seeded(workers))
+    for after in sorted(rng.sample(range(20, 240, 5), 2)):
+        process = Script(command)
         wait_for_row(tmp_path / "run", after, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -105,9 +101,9 @@ def test_run_killed_twice_at_random_steps_matches_uninterrupted_run_bit_for_bit(
 
 
 def test_muon_and_averaged_weights_continue_bit_for_bit(long_command: Command, tmp_path: Path) -> None:
-    command = partial(long_command, "optim=muon", "optim.ema_decay=0.99", "train.tokens=51200")
+    command = partial(long_command, "optim=muon", "optim.ema_decay=0.99", "train.tokens=25600")
     finish(command(f"output_dir={tmp_path}/whole"))
-    process = start(command(f"output_dir={tmp_path}/run"))
+    process = Script(command(f"output_dir={tmp_path}/run"))
     wait_for_row(tmp_path / "run", 50, process)
     process.kill()
     process.wait()
@@ -120,11 +116,11 @@ def test_run_ended_by_a_signal_saves_says_how_to_continue_and_matches_afterwards
     number: signal.Signals, uninterrupted: Path, long_command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = start(long_command(f"output_dir={folder}", "checkpoint.every_steps=null"))
+    process = Script(long_command(f"output_dir={folder}", "checkpoint.every_steps=null"))
     wait_for_row(folder, 50, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, output
+    code, output = process.wait(60), "".join(process.printed())
+    assert code == 128 + number, output
     assert f"output_dir={folder}" in output
     assert "Traceback" not in output
     result = json.loads((folder / "result.json").read_text())
@@ -151,7 +147,7 @@ def test_a_truncated_newest_checkpoint_is_noticed_and_the_one_before_it_used(
     uninterrupted: Path, long_command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = start(long_command(f"output_dir={folder}"))
+    process = Script(long_command(f"output_dir={folder}"))
     wait_for_row(folder, 100, process)
     process.kill()
     process.wait()
@@ -171,7 +167,7 @@ def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
     """The kill falls after an odd number of steps, so that Lightning's counts of passes cannot agree by accident."""
     common = ["train.tokens=30720", "trainer.accelerator=cpu", "trainer.precision=32-true", "checkpoint.every_steps=1"]
     finish(train_command(*common, f"output_dir={tmp_path}/whole"))
-    process = start(train_command(*common, f"output_dir={tmp_path}/run"))
+    process = Script(train_command(*common, f"output_dir={tmp_path}/run"))
     wait_for_row(tmp_path / "run", 35, process)
     process.kill()
     process.wait()
@@ -184,22 +180,19 @@ def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
 def test_a_run_of_two_processes_continues_as_if_it_had_not_stopped(
     optim: list[str], strategy: str, train_command: Command, tmp_path: Path
 ) -> None:
-    """Saved at a signal, which falls between rows of the log or on one."""
-    common = ["train.tokens=40960", f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
+    common = ["train.tokens=12800", f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
     common += ["checkpoint.every_steps=3", "train.log_every=5", *optim]
-    finish(train_command(*common, f"output_dir={tmp_path}/whole"))
-    process = subprocess.Popen(
-        train_command(*common, f"output_dir={tmp_path}/run"),
-        env=quiet_env(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for_row(tmp_path / "run", 60, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    finish(train_command(*common, f"output_dir={tmp_path}/run"))
+
+    def start(name: str) -> list[Script]:
+        return start_two(train_command(*common, f"output_dir={tmp_path / name}"))
+
+    assert [process.wait(240) for process in start("whole")] == [0, 0]
+    killed = start("run")
+    wait_for_row(tmp_path / "run", 15, killed[0])
+    for process in killed:
+        process.kill()
+    assert [process.wait() for process in killed] == [-signal.SIGKILL] * 2
+    assert [process.wait(240) for process in start("run")] == [0, 0]
     whole, continued = ([float(row["train/loss"]) for row in rows(tmp_path / name)] for name in ("whole", "run"))
     assert continued == pytest.approx(whole, abs=1e-5)
 
