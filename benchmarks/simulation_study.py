@@ -1,9 +1,9 @@
-"""Do the intervals cover, and is "differ" said as rarely as it should be? `python benchmarks/simulation_study.py`
+"""Do the intervals cover, and is a difference found as rarely as it should be? `python benchmarks/simulation_study.py`
 
-Tables drawn from known laws go through `analyse` with the laws of `analysis=quick`, as a user gets it: law, unit and
-method are chosen by the analysis and not given to it. Intervals of 95% should cover in 95% of tables, and "the families
-differ" should be said of no more than 5% of tables in which they do not. Results go to `--keep`, from where the same
-command goes on. An hour on two cores; `--replications 40` for a quick look.
+Tables drawn from known laws go through `analyse` with the laws of `analysis=quick`, as a user gets it: the analysis
+chooses law, unit and method. Intervals of 95% should cover in 95% of tables, and the verdict "the families differ"
+should be given for at most 5% of tables in which they do not. Results go to `--keep`, from where the same command
+continues. An hour on two cores; `--replications 40` for a quick look.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes, not two processes' worth of threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism
 
 import json
 import time
@@ -26,8 +26,14 @@ import pandas as pd
 
 from slm.scaling import Settings, analyse, table_from_frame
 
-SETTINGS = {"laws": ("power", "power_floor", "chinchilla"), "targets": ("loss",), "bootstrap": 0, "calibration": 0}
-Law = Callable[[np.ndarray, np.ndarray], np.ndarray]
+SETTINGS: dict[str, Any] = {
+    "laws": ("power", "power_floor", "chinchilla"),
+    "targets": ("loss",),
+    "bootstrap": 0,
+    "calibration": 0,
+}
+Law = Callable[[Any, Any], Any]
+"""Loss at N and D, numbers or arrays."""
 
 
 def power(A: float = 20.0, alpha: float = 0.11) -> Law:
@@ -46,21 +52,21 @@ def chinchilla(
 
 @dataclass(frozen=True)
 class Family:
-    """A family's true law, sizes [n] and what scatters; everything is in log loss."""
+    """A family's true law and sizes [n]; scatter is in log loss."""
 
     name: str
     law: Law
     exponents: dict[str, float]
     sizes: np.ndarray
     noise: float
-    """Between seeds."""
+    """Scatter between seeds."""
     worth: float = 1.0
     """Times the parameters of the first family that one of its own is worth."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Families, and what they share. `law` is the true law's name in the analysis; `equal` is of the exponents."""
+    """Families, and what they share. `law` is the true law's name in the analysis, `equal` is about the exponents."""
 
     name: str
     law: str
@@ -69,18 +75,18 @@ class Scenario:
     seeds: int = 1
     tokens: tuple[float, ...] = (1e10,)
     misfit: float = 0.0
-    """Deviation of a family's size from its law, whatever seed and tokens."""
+    """Deviation of a family's size from its law, the same for all seeds and tokens."""
     shared: float = 0.0
     """Deviation of a size that all families share."""
     tails: str = "normal"
     rows: str = "runs"
     """runs, checkpoints (all tokens of a size are one run) or branches (of one trunk)."""
     share: float = 1.0
-    """Of the replications: designs that take long get fewer."""
+    """Share of the replications: designs that take long get fewer."""
 
     @property
     def key(self) -> str:
-        """By which its results are kept: a design that is changed needs another name, or a new file."""
+        """Under which results are kept: a design that is changed needs another name, or a new file."""
         return f"{self.law}: {self.name}"
 
     def frame(self, rng: np.random.Generator) -> pd.DataFrame:
@@ -112,13 +118,11 @@ def sizes(middle: float, span: float, count: int, shift: float = 1.0) -> np.ndar
     return np.round(middle * shift * np.geomspace(span**-0.5, span**0.5, count))
 
 
-def three(
-    law: Callable[..., Law], exponents: dict[str, float], at: np.ndarray, noise: float, **kept: Any
-) -> tuple[Family, ...]:
+def three(law: Callable[..., Law], exponents: dict[str, float], at: np.ndarray, noise: float) -> tuple[Family, ...]:
     """Families of one exponent that differ in level, by a constant factor on N."""
     A = {"power": 20.0, "floored": 90.0, "chinchilla": 482.01}[law.__name__]
     return tuple(
-        Family(name, law(A * factor, **kept), exponents, at, noise, factor ** (-1 / exponents["alpha"]))
+        Family(name, law(A * factor), exponents, at, noise, factor ** (-1 / exponents["alpha"]))
         for name, factor in (("a", 1.0), ("b", 1.15), ("c", 0.9))
     )
 
@@ -139,7 +143,7 @@ def scenarios() -> tuple[Scenario, ...]:
         for f, shift, count, noise in ((a, 1.0, 5, 0.04), (b, 1.3, 8, 0.01), (c, 1.7, 8, 0.01))
     )
     shifted = three(floored, FLOORED, six, 0.003)
-    grid = {"tokens": GRID, "share": 0.25}
+    grid: dict[str, Any] = {"tokens": GRID, "share": 0.25}
     ab = three(chinchilla, BOTH, sizes(2e8, 100, 6), 0.005)[:2]
     off = (ab[0], Family("b", ab[1].law, BOTH, sizes(2.6e8, 100, 6), 0.005, ab[1].worth))
     runs = three(chinchilla, BOTH, sizes(2e8, 100, 8), 0.001)[:2]
@@ -185,7 +189,7 @@ def scenarios() -> tuple[Scenario, ...]:
 
 @dataclass
 class Outcome:
-    """Of one table: what was said, and for each kind of interval whether each one covers; an open end always does."""
+    """The verdict on one table, and whether each interval covers, by kind; an open end always does."""
 
     said: bool | None = None
     wrong: bool = False
@@ -205,7 +209,7 @@ def try_one(job: tuple[int, int]) -> dict[str, Any]:
     scenario = scenarios()[place]
     rng = np.random.default_rng([place, seed])
     table = table_from_frame(scenario.frame(rng))
-    found = analyse(table, Settings(**SETTINGS), seed=seed, verdict_only=True)  # type: ignore[arg-type]
+    found = analyse(table, Settings(**SETTINGS), seed=seed, verdict_only=True)
     truth = {f.name: f for f in scenario.families}
     outcome = Outcome(found.comparison["verdict"]["distinguishable"])
     for entry in found.fits:
@@ -230,7 +234,7 @@ def try_one(job: tuple[int, int]) -> dict[str, Any]:
 
 
 def _note_pair(outcome: Outcome, pair: dict[str, Any], truth: dict[str, Family], scenario: Scenario) -> None:
-    """The slope of the true log ratio over the matched points, and what a is truly worth in parameters of b."""
+    """Compare with the slope of the true log ratio over the matched points, and with what a is worth in N of b."""
     one, two = truth[pair["a"]], truth[pair["b"]]
     N = np.array(pair["sizes"])
     D = np.array(scenario.tokens)

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from slm.scaling.compare import compare_law
-from slm.scaling.context import (
-    allocation_entries,
-    isoflop_entries,
-    pareto_entries,
-    references_entries,
-    target_entries,
-)
+from slm.scaling.context import context
 from slm.scaling.entries import Entry, Fitted, fit_group, plain
 from slm.scaling.envelope import envelopes
 from slm.scaling.laws import VARIABLES, Law, get_law, number_of
 from slm.scaling.paired import compare_pairs
-from slm.scaling.published import is_published, published_claims
-from slm.scaling.ranking import rankings, survival
 from slm.scaling.sample import missing_columns
-from slm.scaling.selection import choose_law, curved, selection, weigh
+from slm.scaling.selection import ByLaw, choose_law, curved, rankings, selection, survival, weigh
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
 
 Say = Callable[[str, int, int], None]
-"""Told what is being done, and how much of how much is done."""
+"""Takes what is being done, the steps that are done, and all steps."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What goes into fits.json and comparison.json."""
+    """The contents of fits.json and comparison.json."""
 
     fits: list[Entry]
     comparison: Entry
@@ -42,11 +34,13 @@ class Analysis:
 
 @dataclass(frozen=True)
 class _Group:
+    """One law and target to fit to every family; `is_primary` if the verdict may rest on it."""
+
     law: Law
     target: str
     size: str
     loss: Loss
-    thorough: bool
+    is_primary: bool
 
 
 def analyse(
@@ -60,97 +54,70 @@ def analyse(
 ) -> Analysis:
     """Fit every law that the table allows, compare the families, and say what follows.
 
-    `controlled` is what an audit found (None: not audited); it only enters the words of the verdict. Results depend on
-    the table, the settings and `seed` alone. `verdict_only` leaves out what the verdict does not rest on: bands,
+    `controlled` is the result of an audit (None: not audited); it only enters the words of the verdict. Results depend
+    on the table, the settings and `seed` alone. `verdict_only` leaves out what the verdict does not rest on: bands,
     predictions, other targets, a second loss, references, allocation. Raises `ValueError` if no law can be fitted to
     any family.
     """
     settings = settings or Settings()
-    target, size = _primary(table, settings)
+    target, size = _target_and_size(table, settings)
     groups, skipped = _plan(table, settings, target, size)
     if verdict_only:
-        groups = [group for group in groups if group.thorough]
-    steps = len(groups) + sum(group.thorough for group in groups) + 1
+        groups = [group for group in groups if group.is_primary]
+    steps = len(groups) + sum(group.is_primary for group in groups) + 1
+
     entries: list[Entry] = []
-    primary: dict[str, dict[str, Fitted]] = {}
+    fitted: dict[str, dict[str, Fitted]] = {}
     for place, group in enumerate(groups):
         say(f"fitting {group.law.name} to {group.target}", place, steps)
-        # A generator of its own for each group: a law that is left out changes no other's bootstrap.
-        rng = np.random.default_rng([seed, number_of(group.law.name), place if not group.thorough else 0])
-        fitted = fit_group(
-            table,
-            group.law,
-            group.target,
-            group.size,
-            settings,
-            rng,
-            loss=group.loss,
-            thorough=group.thorough and not verdict_only,
-        )
-        entries += [one.entry for one in fitted.values()]
-        if group.thorough:
-            primary[group.law.name] = fitted
-    if not any(entry["fitted"] for entry in entries):
-        reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
-        raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
-    weighed = weigh(primary)
-    law, why = choose_law(primary, weighed, settings.law)
-    compared: dict[str, Entry] = {}
-    for place, name in enumerate(dict.fromkeys((law, *primary))):
-        say(f"comparing families under {name}", len(groups) + place, steps)
+        families = _fit(table, group, settings, place, seed, thorough=group.is_primary and not verdict_only)
+        entries += [one.entry for one in families.values()]
+        if group.is_primary:
+            fitted[group.law.name] = families
+    _check_fitted(table, entries)
+
+    weighed = weigh(fitted)
+    law, why = choose_law(fitted, weighed, settings.law)
+    comparison = _overview(table, settings, entries, fitted, law, target, size) | {"weighed": weighed, "laws": {}}
+    comparison["primary"]["why"] = why
+    comparison["skipped"] = skipped
+    for place, name in enumerate(dict.fromkeys((law, *fitted)), start=len(groups)):
+        say(f"comparing families under {name}", place, steps)
         rng = np.random.default_rng([seed, 1000, number_of(name)])
-        found = compare_law(primary[name], settings, rng, thorough=name == law)
-        if found:
-            compared[name] = found
-    comparison = _comparison(table, settings, entries, primary, law, target, size)
-    comparison |= {"laws": compared, "weighed": weighed}
-    comparison["envelopes"] = envelopes(primary, weighed, law)
-    variables = {v for of in primary.values() for one in of.values() if one.fit is not None for v in one.entry["range"]}
-    covariates = sorted(variables - set(VARIABLES))
+        if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
+            comparison["laws"][name] = compared
+    comparison["envelopes"] = envelopes(fitted, weighed, law)
     comparison["paired"] = compare_pairs(
         table,
         target,
         size,
-        covariates,
-        curved=curved(primary, weighed, law),
+        _covariates(fitted),
+        curved=curved(fitted, weighed, law),
         level=settings.level,
         power=settings.power,
     )
-    comparison["primary"]["why"] = why
-    comparison["notes"] += _asked_in_vain(settings, entries)
     say("references and allocation", steps - 1, steps)
-    comparison["skipped"] = skipped
-    comparison |= (
-        {}
-        if verdict_only
-        else {
-            "references": references_entries(table, size, entries),
-            "isoflop": isoflop_entries(table, primary, settings, target, size),
-            "allocation": allocation_entries(table, primary, settings, target, size),
-            "target": target_entries(table, primary, settings, target, size),
-            "pareto": pareto_entries(table, target, size),
-            "published": published_claims() if is_published(table.frame) else None,
-        }
-    )
+    if not verdict_only:
+        comparison |= context(table, fitted, settings, target, size, entries)
     comparison["verdict"] = verdict(comparison, entries, controlled)
     return Analysis(plain(entries), plain(comparison))
 
 
-def _primary(table: Table, settings: Settings) -> tuple[str, str]:
+def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
     """Target and N of the verdict."""
-    marks = [c for c in ("tokenizer_fingerprint", "tokenizer", "vocab_size") if c in table.frame]
-    tokenizers = max((table.frame[c].nunique() for c in marks), default=1)
+    marks = [name for name in ("tokenizer_fingerprint", "tokenizer", "vocab_size") if name in table.frame]
+    tokenizers = max((table.frame[name].nunique() for name in marks), default=1)
     auto = "bits_per_byte" if tokenizers > 1 and "bits_per_byte" in table.targets else table.targets[0]
     target = auto if settings.target == "auto" else settings.target
     size = table.sizes[0] if settings.size == "auto" else settings.size
-    for name, value, there in (("target", target, table.targets), ("size", size, table.sizes)):
-        if value not in there:
-            raise ValueError(f"analysis.{name}={value}: the table has {', '.join(there)}")
+    for name, value, allowed in (("target", target, table.targets), ("size", size, table.sizes)):
+        if value not in allowed:
+            raise ValueError(f"analysis.{name}={value}: the table has {', '.join(allowed)}")
     return target, size
 
 
 def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[list[_Group], list[Entry]]:
-    """What to fit: everything asked for that the table has columns for; and what is skipped, with the reason."""
+    """What to fit, as far as the table has the columns; and the laws that are skipped, with the reason."""
     groups, skipped = [], []
     targets = [target, *(t for t in settings.targets if t in table.targets and t != target)]
     sizes = [size, *(s for s in settings.sizes if s in table.sizes and s != size)]
@@ -158,28 +125,31 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
         law = get_law(name, settings.formulas, table.frame.columns)
         missing = missing_columns(table, law, target, size)
         if missing:
-            reason = f"the table has no {' and no '.join(_described(missing, table))}"
+            columns = [f"{column} above 0 in every row" if column in table.frame else column for column in missing]
+            reason = f"the table has no {' and no '.join(columns)}"
             if name == settings.law:
                 raise ValueError(f"analysis.law={name}: {reason}")
             skipped.append({"law": name, "reason": reason})
             continue
         for t in targets:
             for s in sizes if "N" in law.variables else [""]:
-                main = t == target and s in ("", size)
-                groups.append(_Group(law, t, s, settings.fit_loss, main))
-                if main:
+                is_primary = t == target and s in ("", size)
+                groups.append(_Group(law, t, s, settings.fit_loss, is_primary))
+                if is_primary:
                     groups.append(_Group(law, t, s, settings.other_loss, False))
     _check_names(settings, table, [group.law for group in groups])
     return groups, skipped
 
 
-def _check_names(settings: Settings, table: Table, laws: Sequence[Law]) -> None:
+def _check_names(settings: Settings, table: Table, laws: list[Law]) -> None:
     """Raise `ValueError` for a point to predict or a parameter to test that no law could take."""
-    for point in (one for one in settings.predict if isinstance(one, Mapping)):
-        unknown = [name for name in point if name not in VARIABLES and name not in table.frame]
+    for point in settings.predict:
+        unknown = (
+            [name for name in point if name not in (*VARIABLES, *table.frame)] if isinstance(point, Mapping) else []
+        )
         if unknown:
             raise ValueError(
-                f"analysis.predict has {unknown[0]}, which is none of {', '.join(VARIABLES)} and no column of the table"
+                f"analysis.predict has {unknown[0]}, which must be {', '.join(VARIABLES)} or a column of the table"
             )
     if settings.test and not any(set(settings.test) <= set(law.parameters) for law in laws):
         raise ValueError(
@@ -188,61 +158,63 @@ def _check_names(settings: Settings, table: Table, laws: Sequence[Law]) -> None:
         )
 
 
-def _described(missing: Sequence[str], table: Table) -> list[str]:
-    return [f"{name} above 0 in every row" if name in table.frame else name for name in missing]
+def _fit(
+    table: Table, group: _Group, settings: Settings, place: int, seed: int, *, thorough: bool
+) -> dict[str, Fitted]:
+    # Each group has its own generator, so that leaving out a law changes no other law's bootstrap.
+    rng = np.random.default_rng([seed, number_of(group.law.name), 0 if group.is_primary else place])
+    return fit_group(table, group.law, group.target, group.size, settings, rng, loss=group.loss, thorough=thorough)
 
 
-def _asked_in_vain(settings: Settings, entries: list[Entry]) -> list[str]:
-    """A sentence on each formula that no family could be fitted with, and on given parameters that no law has."""
-    said = []
-    for name in settings.formulas or ():
-        own = [entry for entry in entries if entry["law"] == name]
-        if own and not any(entry["fitted"] for entry in own):
-            said.append(f"The formula {name} was {own[0]['notes'][0]}.")
-    if settings.test and not any(entry.get("test") for entry in entries):
-        said.append(f"analysis.test was not made: no law that was fitted has all of {', '.join(settings.test)}.")
-    return said
+def _check_fitted(table: Table, entries: list[Entry]) -> None:
+    if not any(entry["fitted"] for entry in entries):
+        reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
+        raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
 
 
-def _comparison(
-    table: Table,
-    settings: Settings,
-    entries: list[Entry],
-    primary: dict[str, dict[str, Fitted]],
-    law: str,
-    target: str,
-    size: str,
+def _covariates(fitted: ByLaw) -> list[str]:
+    """Columns, other than N, D and the like, that a fitted formula is about."""
+    fits = [one for families in fitted.values() for one in families.values() if one.fit is not None]
+    return sorted({name for one in fits for name in one.entry["range"]} - set(VARIABLES))
+
+
+def _overview(
+    table: Table, settings: Settings, entries: list[Entry], fitted: ByLaw, law: str, target: str, size: str
 ) -> Entry:
-    families = table.families
+    """What was compared, and how the laws and the order of the families compare."""
+    frame, families, loss = table.frame, table.families, settings.fit_loss.name
     every = rankings(entries, families)
-    first = next(
-        r
-        for r in every
-        if (r["law"], r["target"], r["loss"]) == (law, target, settings.fit_loss.name) and r["size"] in (None, size)
-    )
+    keys = ("law", "target", "loss")
+    first = next(r for r in every if [r[k] for k in keys] == [law, target, loss] and r["size"] in (None, size))
+    has_tokens = "tokens" in frame and not frame["tokens"].isna().any()
     return {
         "table": table.name,
         "families": families,
-        "tokens": _tokens(table),
-        "n_rows": len(table.frame),
-        "n_runs": table.frame["cluster"].nunique(),
-        "n_cells": table.frame["cell"].nunique(),
+        "tokens": [float(frame["tokens"].min()), float(frame["tokens"].max())] if has_tokens else None,
+        "n_rows": len(frame),
+        "n_runs": frame["cluster"].nunique(),
+        "n_cells": frame["cell"].nunique(),
         "primary": {
             "law": law,
-            "in_N": next(iter(next(iter(primary[law].values())).entry["range"])) == "N",
+            "in_N": next(iter(next(iter(fitted[law].values())).entry["range"])) == "N",
             "target": target,
             "size": size,
-            "loss": settings.fit_loss.name,
+            "loss": loss,
             "level": settings.level,
         },
         "ranking": survival(every, first, families),
-        "selection": selection(primary, families),
-        "notes": list(table.notes),
+        "selection": selection(fitted, families),
+        "notes": [*table.notes, *_not_done(settings, entries)],
     }
 
 
-def _tokens(table: Table) -> list[float] | None:
-    """Least and most training tokens; None if any is unknown."""
-    if "tokens" not in table.frame or table.frame["tokens"].isna().any():
-        return None
-    return [float(table.frame["tokens"].min()), float(table.frame["tokens"].max())]
+def _not_done(settings: Settings, entries: list[Entry]) -> list[str]:
+    """A sentence on each formula that fits no family, and on given parameters that no fitted law has."""
+    sentences = []
+    for name in settings.formulas or ():
+        own = [entry for entry in entries if entry["law"] == name]
+        if own and not any(entry["fitted"] for entry in own):
+            sentences.append(f"The formula {name} was {own[0]['notes'][0]}.")
+    if settings.test and not any(entry.get("test") for entry in entries):
+        sentences.append(f"analysis.test was not made: no law that was fitted has all of {', '.join(settings.test)}.")
+    return sentences

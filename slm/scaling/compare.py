@@ -1,6 +1,6 @@
-"""Families under one law: one test of all, pairs, nested models, levels, and what could have been found.
+"""Families under one law: one test of all, pairs, nested models, levels, and the smallest detectable difference.
 
-`laws` of comparison.json. What families at the same sizes show without any law is in `slm.scaling.paired`.
+`laws` of comparison.json. The comparison at equal sizes, which needs no law, is in `slm.scaling.paired`.
 """
 
 from __future__ import annotations
@@ -12,39 +12,20 @@ from itertools import combinations
 import numpy as np
 
 from slm.scaling.entries import Entry, Fitted
-from slm.scaling.families import (
-    MODELS,
-    Families,
-    JointFit,
-    efficiency_factors,
-    fit_joint,
-    gather,
-    likelihood_ratio,
-    sharing,
-)
+from slm.scaling.families import MODELS, Families, JointFit, efficiency_factors, fit_joint, gather, likelihood_ratio
 from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.floors import any_floor_p
 from slm.scaling.intervals import Uncertainty, uncertainty
+from slm.scaling.laws import Law
 from slm.scaling.matching import SAME_SIZE
 from slm.scaling.pairs import Curve, adjust, curve, difference, holm, joint_p
 from slm.scaling.pooling import pool
 from slm.scaling.power import Design, UnpairedDesigns
 from slm.scaling.settings import Settings
 
-FEWEST_POOLED = 3
-"""Families from which a population of families can be guessed at all."""
-Complete = dict[str, tuple[Fit, Uncertainty]]
-
-
-def complete(fitted: Mapping[str, Fitted]) -> Complete:
-    """The families whose exponents are identified; if those are fewer than two, all that were fitted with scatter."""
-    known = {
-        name: (one.fit, one.uncertainty)
-        for name, one in fitted.items()
-        if one.fit is not None and one.uncertainty and not one.fit.is_exact
-    }
-    identified = {name: one for name, one in known.items() if fitted[name].entry["identified"]}
-    return identified if len(identified) > 1 else known
+MIN_POOLED = 3
+"""Fewest families from which a population of families is estimated."""
+Fits = dict[str, tuple[Fit, Uncertainty]]
 
 
 def compare_law(
@@ -54,13 +35,13 @@ def compare_law(
 
     Unless `thorough`, only one test of all families and the pairs: no nested models, factors, pooling and power.
     """
-    own = complete(fitted)
-    if len(own) < 2:
+    fits = _comparable(fitted)
+    if len(fits) < 2:
         return None
-    law = next(iter(own.values()))[0].law
-    fits, common = _over_common_range(own, settings)
-    joint_tests = _joint_tests(fits, settings, rng)
-    found: Entry = {
+    fits, common = _over_common_range(fits, settings)
+    law, curves = _law(fits), _curves(fits, settings.level)
+    joint_tests = _joint_tests(curves, rng)
+    entry: Entry = {
         "law": law.name,
         "families": list(fits),
         "left_out": [name for name in fitted if name not in fits],
@@ -68,199 +49,200 @@ def compare_law(
         "independent": all(fit.sample.is_independent for fit, _ in fits.values()),
         "joint": joint_tests,
         "p": min((test["p_adjusted"] for test in joint_tests.values()), default=None),
-        "pairs": _pairs(fits, settings),
+        "pairs": _pairs(fits, curves, settings.level),
     }
     if not thorough:
-        return found
+        return entry
     families = gather({name: fit for name, (fit, _) in fits.items()})
-    joint = _joint_fits(families)
-    tests = _tests(families, joint, settings.calibration, rng) if found["independent"] else []
-    return found | {
-        "models": _models(families, joint),
-        "tests": tests,
-        "efficiency": [vars(one) for one in efficiency_factors(families, joint["efficiency"], level=settings.level)],
+    models = {name: fit_joint(families, name) for name in MODELS}
+    if law.floor is None:  # then the two are one model
+        models["shared_exponents"] = models["efficiency"]
+    return entry | {
+        "models": _model_rows(law, models),
+        "tests": _ratios(families, models, settings.calibration, rng) if entry["independent"] else [],
+        "efficiency": [vars(row) for row in efficiency_factors(families, models["efficiency"], level=settings.level)],
         "pooled": {name: _pooled(fits, name, settings.level, joint_tests) for name in law.exponents},
-        "power": design_power(fits, fitted, settings),
+        "power": _power(fits, fitted, settings),
     }
 
 
-def _over_common_range(of: Complete, settings: Settings) -> tuple[Complete, Entry | None]:
-    """Fits to the sizes that lie in every family's range, under a law that bends nowhere.
+def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
+    """The families whose exponents are identified; if those are fewer than two, all that were fitted with scatter."""
+    fits = {
+        name: (one.fit, one.uncertainty)
+        for name, one in fitted.items()
+        if one.fit is not None and one.uncertainty and not one.fit.exact
+    }
+    identified = {name: pair for name, pair in fits.items() if fitted[name].entry["identified"]}
+    return identified if len(identified) > 1 else fits
 
-    A straight line through a curve depends on where it was looked at: families of one floored law whose sizes are
-    shifted by a factor of 4 have power laws of other exponents. Nothing changes where ranges agree, where the law has a
-    floor, or where too few sizes are left (`range` is then None).
+
+def _law(fits: Fits) -> Law:
+    return next(iter(fits.values()))[0].law
+
+
+def _over_common_range(fits: Fits, settings: Settings) -> tuple[Fits, Entry | None]:
+    """Fits to the sizes in the range that all families share, for laws that are straight lines in logs.
+
+    The slope of a straight line through a curve depends on the range of sizes: families of one law with a floor whose
+    sizes differ by a factor of 4 have power laws with different exponents. Nothing changes if the ranges agree, if the
+    law has a floor, or if too few sizes are left (`range` is then None).
     """
-    if not all(fit.law.is_linear for fit, _ in of.values()):
-        return of, None
-    ends = [(fit.sample.log_x[:, 0].min(), fit.sample.log_x[:, 0].max()) for fit, _ in of.values()]
+    if not all(is_linear(fit.law) for fit, _ in fits.values()):
+        return fits, None
+    ends = [(fit.sample.log_x[:, 0].min(), fit.sample.log_x[:, 0].max()) for fit, _ in fits.values()]
     slack = np.log1p(SAME_SIZE)
     low, high = max(end[0] for end in ends) - slack, min(end[1] for end in ends) + slack
     if all(abs(end[0] - low - slack) <= slack and abs(end[1] - high + slack) <= slack for end in ends):
-        return of, None
-    found: Complete = {}
-    for name, (fit, _) in of.items():
+        return fits, None
+    refits: Fits = {}
+    for name, (fit, _) in fits.items():
         x = fit.sample.log_x[:, 0]
         kept = fit.sample.subset((x >= low) & (x <= high))
         if len(kept.log_y) < 4 or refusal(fit.law, kept):
-            return of, {"range": None}
-        again = fit_sample(fit.law, kept, loss=fit.loss)
-        found[name] = again, uncertainty(again, replicates=0, rng=np.random.default_rng(0), level=settings.level)
-    return found, {"range": [float(np.exp(low + slack)), float(np.exp(high - slack))]}
+            return fits, {"range": None}
+        refit = fit_sample(fit.law, kept, loss=fit.loss)
+        refits[name] = refit, uncertainty(refit, replicates=0, rng=np.random.default_rng(0), level=settings.level)
+    return refits, {"range": [float(np.exp(low + slack)), float(np.exp(high - slack))]}
 
 
-def _joint_fits(families: Families) -> dict[str, JointFit]:
-    """Every nested model, except those that are another one under this law."""
-    law, F = families.law, len(families.names)
-    joint: dict[str, JointFit] = {}
-    for model in MODELS:
-        joint[model] = fit_joint(families, model)
-    if np.array_equal(sharing(law, F, "efficiency"), sharing(law, F, "shared_exponents")):
-        joint["shared_exponents"] = joint["efficiency"]
-    return joint
-
-
-def _models(families: Families, joint: Mapping[str, JointFit]) -> list[Entry]:
-    scores = {model: one.criteria() for model, one in joint.items()}
-    best = min((score.aicc for score in scores.values() if np.isfinite(score.aicc)), default=np.nan)
-    rows = []
-    for model, one in joint.items():
-        exponents = {
-            name: float(one.theta[0][list(families.law.parameters).index(name)]) for name in families.law.exponents
+def _curves(fits: Fits, level: float) -> dict[str, dict[str, Curve]]:
+    """The curve of every exponent, for the families that identify it: exponent -> family -> curve."""
+    return {
+        exponent: {
+            name: one
+            for name, (fit, bounds) in fits.items()
+            if exponent not in bounds.not_identified and (one := curve(fit, bounds, exponent, level))
         }
-        rows.append(
-            {
-                "model": model,
-                "parameters": len(one.phi),
-                "sse": one.sse,
-                "aicc": scores[model].aicc,
-                "aicc_above_best": scores[model].aicc - best,
-                "bic": scores[model].bic,
-                "converged": one.converged,
-                "starts_agreeing": one.starts_agreeing,
-                "shared_exponents": exponents if model != "separate" else None,
-            }
-        )
-    return rows
-
-
-def _tests(
-    families: Families, joint: Mapping[str, JointFit], calibration: int, rng: np.random.Generator
-) -> list[Entry]:
-    """Each model against separate laws, and one law for all against a constant factor on size (and data)."""
-    alike = joint["efficiency"] is joint["shared_exponents"]  # without a floor the two are one model
-    asked = [(model, "separate") for model in MODELS[:-1] if not (alike and model == "efficiency")]
-    asked.append(("one_law", "shared_exponents" if alike else "efficiency"))
-    if joint["separate"].rows <= len(joint["separate"].phi) or not (families.law.is_linear or calibration):
-        return []
-    rows = []
-    for restricted, wider in asked:
-        ratio = likelihood_ratio(families, joint[restricted], joint[wider], calibration, rng)
-        rows.append(vars(ratio) | {"restricted": restricted, "wider": wider})
-    return rows
-
-
-def _curves(fits: Complete, exponent: str, level: float) -> dict[str, Curve]:
-    """Of the families that identify the exponent."""
-    found = {
-        name: curve(fit, of, exponent, level) for name, (fit, of) in fits.items() if exponent not in of.not_identified
+        for exponent in _law(fits).exponents
     }
-    return {name: one for name, one in found.items() if one is not None}
 
 
-def _joint_tests(fits: Complete, settings: Settings, rng: np.random.Generator) -> dict[str, Entry]:
+def _joint_tests(curves: Mapping[str, Mapping[str, Curve]], rng: np.random.Generator) -> dict[str, Entry]:
     """One test of all families for each exponent that at least two identify; adjusted over the exponents."""
-    law = next(iter(fits.values()))[0].law
     tests: dict[str, Entry] = {}
-    for exponent in law.exponents:
-        curves = _curves(fits, exponent, settings.level)
-        if len(curves) > 1:
-            statistic, p = joint_p(list(curves.values()), rng)
-            tests[exponent] = {"families": list(curves), "statistic": statistic, "p": p}
+    for exponent, own in curves.items():
+        if len(own) > 1:
+            statistic, p = joint_p(list(own.values()), rng)
+            tests[exponent] = {"families": list(own), "statistic": statistic, "p": p}
     for test, adjusted in zip(tests.values(), holm([test["p"] for test in tests.values()]), strict=True):
         test["p_adjusted"] = adjusted
     return tests
 
 
-def _pairs(fits: Complete, settings: Settings) -> list[Entry]:
+def _pairs(fits: Fits, curves: Mapping[str, Mapping[str, Curve]], level: float) -> list[Entry]:
     """Every pair's difference of each exponent; Holm's adjustment runs over all of them."""
-    law = next(iter(fits.values()))[0].law
+    law = _law(fits)
     rows = []
-    for exponent in law.exponents:
-        curves = _curves(fits, exponent, settings.level)
+    for exponent, own in curves.items():
         for a, b in combinations(fits, 2):
-            row: Entry = {"a": a, "b": b, "exponent": exponent, "identified": a in curves and b in curves}
-            row |= {"variable": law.variable_of[exponent], "straight": law.is_linear}
-            row["delta"] = fits[a][0].params[exponent] - fits[b][0].params[exponent]
+            fit_a, fit_b = fits[a][0], fits[b][0]
+            row: Entry = {"a": a, "b": b, "exponent": exponent, "identified": a in own and b in own}
+            row |= {"variable": law.variable_of[exponent], "straight": is_linear(law)}
+            row["delta"] = fit_a.params[exponent] - fit_b.params[exponent]
+            row |= dict.fromkeys(("ci_low", "ci_high", "p", "df", "p_any_floor"))
             if row["identified"]:
-                found = difference((a, curves[a]), (b, curves[b]), exponent, level=settings.level)
-                row |= {"ci_low": found.low, "ci_high": found.high, "p": found.p, "df": found.df}
-                row["p_any_floor"] = any_floor_p(fits[a][0], fits[b][0], found, settings.level)
-            else:
-                row |= dict.fromkeys(("ci_low", "ci_high", "p", "df", "p_any_floor"))
+                test = difference(own[a], own[b], level=level)
+                row |= {"ci_low": test.low, "ci_high": test.high, "p": test.p, "df": test.df}
+                row["p_any_floor"] = any_floor_p(fit_a, fit_b, test, level)
             rows.append(row)
     adjust(rows)
     return rows
 
 
-def _pooled(fits: Complete, exponent: str, level: float, tests: Mapping[str, Entry]) -> Entry | None:
-    known = {n: fu for n, fu in fits.items() if exponent not in fu[1].not_identified}
-    if len(known) < FEWEST_POOLED or exponent not in tests:
-        return None
-    errors = [u.error(f, exponent, level) for f, u in known.values()]
-    found = pool([fit.params[exponent] for fit, _ in known.values()], errors, level=level)
-    if found is None:
-        return None
-    shrunken = dict(zip(known, found.shrunken, strict=True))
-    return vars(found) | {"q_p": tests[exponent]["p"], "families": list(known), "shrunken": shrunken}
+def _model_rows(law: Law, models: Mapping[str, JointFit]) -> list[Entry]:
+    criteria = {name: fit.criteria() for name, fit in models.items()}
+    best = min((aicc for aicc, _ in criteria.values() if np.isfinite(aicc)), default=np.nan)
+    names = list(law.parameters)
+    return [
+        {
+            "model": name,
+            "parameters": len(fit.phi),
+            "sse": fit.sse,
+            "aicc": criteria[name][0],
+            "aicc_above_best": criteria[name][0] - best,
+            "bic": criteria[name][1],
+            "converged": fit.converged,
+            "starts_agreeing": fit.starts_agreeing,
+            "shared_exponents": None
+            if name == "separate"
+            else {exponent: float(fit.theta[0][names.index(exponent)]) for exponent in law.exponents},
+        }
+        for name, fit in models.items()
+    ]
 
 
-def design_power(fits: Complete, fitted: Mapping[str, Fitted], settings: Settings) -> Entry:
-    """The smallest difference of the first exponent that each pair's own designs and scatter would have shown.
+def _ratios(
+    families: Families, models: Mapping[str, JointFit], calibration: int, rng: np.random.Generator
+) -> list[Entry]:
+    """Each model against separate laws, and one law for all against a constant factor on size (and data)."""
+    separate = models["separate"]
+    if separate.rows <= len(separate.phi) or not (is_linear(families.law) or calibration):
+        return []
+    same = models["efficiency"] is models["shared_exponents"]
+    tests = [(name, "separate") for name in MODELS[:-1] if not (same and name == "efficiency")]
+    tests.append(("one_law", "shared_exponents" if same else "efficiency"))
+    return [
+        vars(likelihood_ratio(families, models[restricted], models[wider], calibration, rng))
+        | {"restricted": restricted, "wider": wider}
+        for restricted, wider in tests
+    ]
+
+
+def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry]) -> Entry | None:
+    identified = {name: pair for name, pair in fits.items() if exponent not in pair[1].not_identified}
+    if len(identified) < MIN_POOLED or exponent not in tests:
+        return None
+    errors = [bounds.error(fit, exponent, level) for fit, bounds in identified.values()]
+    summary = pool([fit.params[exponent] for fit, _ in identified.values()], errors, level=level)
+    if summary is None:
+        return None
+    shrunken = dict(zip(identified, summary.shrunken, strict=True))
+    return vars(summary) | {"q_p": tests[exponent]["p"], "families": list(identified), "shrunken": shrunken}
+
+
+def _power(fits: Fits, fitted: Mapping[str, Fitted], settings: Settings) -> Entry:
+    """The smallest difference of the first exponent that each pair detects with its own designs and scatter.
 
     `detectable` is the largest over the pairs; `advice` says what would show half of that, for that pair.
     """
-    law, level = next(iter(fits.values()))[0].law, 1 - settings.level
+    exponent, level = _law(fits).exponents[0], 1 - settings.level
     designs = {
-        name: _design(fit, of, fitted[name].entry, settings.level)
-        for name, (fit, of) in fits.items()
-        if law.exponents[0] not in of.not_identified
+        name: _design(fit, bounds, fitted[name].entry, settings.level)
+        for name, (fit, bounds) in fits.items()
+        if exponent not in bounds.not_identified
     }
-    pairs = [UnpairedDesigns(designs[a], designs[b]) for a, b in combinations(designs, 2)]
-    compared = len(law.exponents) * len(fitted) * (len(fitted) - 1) // 2  # what p-values are adjusted over
-    asked: Entry = {"power": settings.power, "level": level, "pairs": compared}
-    found = [pair.detectable(**asked) for pair in pairs]
-    known = [value for value in found if value is not None]
-    smallest = max(known) if known and len(designs) == len(fits) and len(known) == len(found) else None
-    rows = [
-        {"a": a, "b": b, "detectable": value} for (a, b), value in zip(combinations(designs, 2), found, strict=True)
-    ]
-    advice = pairs[found.index(smallest)].advice(smallest / 2, **asked) if smallest else None
-    return {
-        "exponent": law.exponents[0],
-        "power": settings.power,
-        "level": level,
-        "pairs": compared,
-        "detectable": smallest,
-        "by_pair": rows,
-        "advice": advice and {**vars(advice), "text": advice.text},
+    pairs = {(a, b): UnpairedDesigns(designs[a], designs[b]) for a, b in combinations(designs, 2)}
+    tests = len(_law(fits).exponents) * len(fitted) * (len(fitted) - 1) // 2  # what p-values are adjusted over
+    options: Entry = {"power": settings.power, "level": level, "pairs": tests}
+    detectable = {names: pair.detectable(**options) for names, pair in pairs.items()}
+    is_complete = len(designs) == len(fits) and None not in detectable.values()
+    worst = max(pairs, key=lambda names: detectable[names] or 0.0) if is_complete else None
+    largest = detectable[worst] if worst else None
+    advice = pairs[worst].advice(largest / 2, **options) if worst and largest else None
+    return options | {
+        "exponent": exponent,
+        "detectable": largest,
+        "by_pair": [{"a": a, "b": b, "detectable": value} for (a, b), value in detectable.items()],
+        "advice": advice and advice.entry(),
     }
 
 
-def _design(fit: Fit, of: Uncertainty, entry: Entry, level: float) -> Design:
-    """A family's cells, with the scatter of its seeds apart from that of its sizes about the law."""
+def _design(fit: Fit, bounds: Uncertainty, entry: Entry, level: float) -> Design:
+    """A family's cells, with the scatter between seeds separate from that of its sizes about the law."""
     test = entry["lack_of_fit"]
     seeds = max(1, round(entry["n_rows"] / entry["n_cells"])) if entry["unit"] == "cell" else 1
-    pure = test["pure_sigma"] if test else None
-    misfit = float(np.sqrt(max(fit.sigma**2 - (pure or 0.0) ** 2 / seeds, 0.0)))
-    design = Design(fit.law, fit.sample.log_x, fit.params, pure, misfit, seeds)
-    if fit.sample.is_independent:
+    noise = test["pure_sigma"] if test else None
+    misfit = float(np.sqrt(max(fit.sigma**2 - (noise or 0.0) ** 2 / seeds, 0.0)))
+    design = Design(fit.law, fit.sample.log_x, fit.params, noise, misfit, seeds)
+    if fit.sample.independent:
         return design
-    seen, usual = of.error(fit, fit.law.exponents[0], level), design.error()
-    factor = seen / usual if np.isfinite(seen) and 0 < usual < np.inf else 1.0
+    # Rows that share runs or shapes: scale the scatter up to the cluster-robust error of the exponent.
+    robust, usual = bounds.error(fit, fit.law.exponents[0], level), design.error()
+    factor = robust / usual if np.isfinite(robust) and 0 < usual < np.inf else 1.0
     return replace(
         design,
-        sigma=None if pure is None else pure * factor,
+        noise=None if noise is None else noise * factor,
         misfit=misfit * factor,
         groups=len(np.unique(fit.sample.clusters)),
     )

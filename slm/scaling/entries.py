@@ -23,6 +23,10 @@ from slm.scaling.tables import Table
 
 Entry = dict[str, Any]
 SUSPICIOUS_RATIO = 1.5
+"""A bootstrap's standard error that is larger than the likelihood's by this factor gets a note."""
+UNKNOWN = ("objective", "r2", "rmse_log", "sigma_log", "aicc", "bic", "starts_agreeing", "gradient_norm",
+           "condition_number")  # fmt: skip
+"""Numbers that a fit has and a refused law has not."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit with its uncertainty and its entry; `fit` is None where the law was refused."""
+    """A fit with its uncertainty and its entry; `fit` is None if the law was refused."""
 
     entry: Entry
     fit: Fit | None = None
@@ -62,24 +66,21 @@ def fit_group(
     """
     unit: Unit = "run" if settings.unit == "run" else "cell"
     samples = {name: take_sample(table.of(name), law, target, size, unit=unit) for name in table.families}
-    law = law.at(np.concatenate([sample.log_x for sample in samples.values()]))
-    middle = np.median(np.concatenate([s.log_x for s in samples.values()]), axis=0)
+    log_x = np.concatenate([sample.log_x for sample in samples.values()])
+    law = law.at(log_x)
+    middle = np.median(log_x, axis=0) if thorough else None
     fitted = {}
     for name, sample in samples.items():
         case = Case(name, law, target, size)
         reason = refusal(law, sample)
         if reason is None:
             try:
-                fitted[name] = _fit_case(table, case, sample, loss, settings, rng, middle if thorough else None)
+                fitted[name] = _fit_case(table, case, sample, loss, settings, rng, middle)
             except (np.linalg.LinAlgError, FloatingPointError) as error:
                 reason = f"not fitted: the computation broke down ({error})"
         if reason is not None:
             fitted[name] = Fitted(_refused(case, sample, loss, reason))
     return fitted
-
-
-def _constant(table: Table, column: str) -> bool:
-    return column in table.frame and bool(table.frame[column].nunique(dropna=False) == 1)
 
 
 def _fit_case(
@@ -91,145 +92,130 @@ def _fit_case(
     rng: np.random.Generator,
     middle: Floats | None,
 ) -> Fitted:
-    """`middle` is the table's median of the log variables, for a thorough fit, else None."""
-    found = fit_sample(case.law, sample, loss=loss)
+    """Fit one family; `middle` is the median of the log variables over all families if the fit is thorough."""
+    own = table.of(case.family)
+    fit = fit_sample(case.law, sample, loss=loss)
     replicates = 0 if middle is None else settings.bootstrap
-    of = uncertainty(found, replicates=replicates, rng=rng, level=settings.level, coefficients=middle is not None)
-    entry = _entry(case, found, of, settings.unit)
-    runs = take_sample(table.of(case.family), case.law, case.target, case.size, unit="run")
-    test = lack_of_fit(found, runs)
-    entry["n_runs"], entry["n_rows"] = len(np.unique(table.of(case.family).frame["cluster"])), len(runs.log_y)
-    entry["lack_of_fit"] = test and vars(test)
+    bounds = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, coefficients=middle is not None)
+    runs = take_sample(own, case.law, case.target, case.size, unit="run")
+    test = lack_of_fit(fit, runs)
+    run_sigma = new_run_sigma(fit, runs)
+    entry = _identity(case, sample, loss) | _numbers(case, fit, bounds) | {
+        "unit": "run" if settings.unit == "run" else "cell",
+        "n_runs": len(np.unique(own.frame["cluster"])),
+        "n_rows": len(runs.log_y),
+        "lack_of_fit": test and vars(test),
+        "run_sigma_log": run_sigma,
+    }  # fmt: skip
     if test and test.p < 0.05:
         entry["notes"].append(f"sizes deviate from the law by more than seeds do (lack of fit, p = {test.p:.2g})")
     if len(runs.log_y) > len(sample.log_y):
         entry["notes"].append("fitted to the means over seeds, so that intervals rest on the number of sizes")
     if not sample.is_independent:
         entry["notes"].append(
-            f"{len(sample.log_y)} rows belong to {len(np.unique(sample.clusters))} shapes or runs, which deviate from "
-            "the law as one; intervals rest on their number"
+            f"{len(sample.log_y)} rows belong to {len(np.unique(sample.clusters))} shapes or runs, whose rows deviate "
+            "from the law together; intervals rest on the number of shapes or runs"
         )
-    if case.law.variables == ("C",) and _constant(table, "tokens"):
+    if case.law.variables == ("C",) and "tokens" in table.frame and table.frame["tokens"].nunique(dropna=False) == 1:
         entry["notes"].append("all runs saw the same tokens, so that C is N by another name")
-    entry["run_sigma_log"] = run_sigma = new_run_sigma(found, runs)
     if middle is not None:
-        entry |= details(found, of, settings, rng, middle, run_sigma)
-    return Fitted(entry, found, of)
+        entry |= details(fit, bounds, settings, rng, middle, run_sigma)
+    return Fitted(entry, fit, bounds)
 
 
 def _refused(case: Case, sample: Sample, loss: Loss, reason: str) -> Entry:
-    empty = dict.fromkeys(case.law.parameters)
-    return _identity(case, sample, loss) | {
-        "params": empty,
-        "se": empty,
-        "ci95": {name: [None, None] for name in case.law.parameters},
+    names = list(case.law.parameters)
+    nothing = dict.fromkeys(names)
+    return _identity(case, sample, loss) | dict.fromkeys(UNKNOWN) | {
+        "params": nothing,
+        "se": nothing,
+        "ci95": {name: [None, None] for name in names},
         "covariance_method": "none",
         "se_method": "none",
-        "objective": None,
-        "r2": None,
-        "rmse_log": None,
-        "sigma_log": None,
-        "aicc": np.nan,
-        "bic": np.nan,
         "converged": False,
         "starts": 0,
-        "starts_agreeing": None,
-        "gradient_norm": None,
         "at_bound": [],
-        "condition_number": None,
         "identified": False,
-        "not_identified": list(case.law.parameters),
-        "reasons": dict.fromkeys(case.law.parameters, reason),
+        "not_identified": names,
+        "reasons": dict.fromkeys(names, reason),
         "fitted": False,
         "notes": [reason],
-    }
+    }  # fmt: skip
 
 
 def _identity(case: Case, sample: Sample, loss: Loss) -> Entry:
-    ranges = {
-        v: [float(np.exp(x.min())), float(np.exp(x.max()))]
-        for v, x in zip(case.law.variables, sample.log_x.T, strict=True)
-    }
+    law = case.law
+    columns = zip(law.variables, sample.log_x.T, strict=True)
     return {
         "family": case.family,
-        "law": case.law.name,
-        "equation": case.law.equation,
-        "source": case.law.source,
-        "variables": list(case.law.variables),
+        "law": law.name,
+        "equation": law.equation,
+        "source": law.source,
+        "variables": list(law.variables),
         "target": case.target,
         "size": case.size or None,
         "loss": loss.name,
         "delta": None if np.isinf(loss.delta) else loss.delta,
-        "exponents": list(case.law.exponents),
-        "variable_of": dict(case.law.variable_of),
-        "floor": None if case.law.floor is None else list(case.law.parameters)[case.law.floor],
-        "range": ranges,
+        "exponents": list(law.exponents),
+        "variable_of": dict(law.variable_of),
+        "floor": None if law.floor is None else list(law.parameters)[law.floor],
+        "range": {v: [float(np.exp(x.min())), float(np.exp(x.max()))] for v, x in columns},
         "n_rows": len(sample.log_y),
         "n_runs": len(np.unique(sample.clusters)),
         "n_cells": len(np.unique(sample.cells)),
     }
 
 
-def _entry(case: Case, found: Fit, of: Uncertainty, unit: str) -> Entry:
-    score = criteria([found])
-    certificate = found.certificate
-    notes = list(of.notes)
+def _numbers(case: Case, fit: Fit, bounds: Uncertainty) -> Entry:
+    aicc, bic = fit.information_criteria()
+    certificate = fit.certificate
+    notes = list(bounds.notes)
     if certificate.starts_agreeing < 0.5:
         notes.append(f"only {certificate.starts_agreeing:.0%} of the starts reach the best objective")
-    notes += _disagreement(found, of)
+    notes += _disagreement(fit, bounds)
     if case.target == "perplexity":
-        notes.append("an exponent of perplexity, not of loss: not to be set beside loss exponents")
-    return _identity(case, found.sample, found.loss) | {
-        "unit": "run" if unit == "run" else "cell",
-        "params": found.params,
-        "se": of.se,
-        "ci95": {name: list(ends) for name, ends in of.ci.items()},
-        "covariance_method": of.method,
-        "se_method": of.se_method,
-        "se_by_method": of.bootstrap_se,
-        "objective": certificate.objective,
-        "r2": found.r2,
-        "rmse_log": math.sqrt(found.sse / len(found.residuals)),
-        "sigma_log": found.sigma,
-        "degrees_of_freedom": found.degrees_of_freedom,
-        "aicc": score.aicc,
-        "bic": score.bic,
-        "converged": certificate.converged,
-        "starts": certificate.starts,
-        "starts_agreeing": certificate.starts_agreeing,
-        "gradient_norm": certificate.gradient_norm,
-        "at_bound": list(certificate.at_bound),
-        "condition_number": certificate.condition_number,
-        "identified": certificate.converged and not set(of.not_identified) & set(case.law.exponents),
-        "not_identified": list(of.not_identified),
-        "reasons": of.not_identified,
+        notes.append("an exponent of perplexity, which is not comparable with exponents of loss")
+    return vars(certificate) | {
+        "params": fit.params,
+        "se": bounds.se,
+        "ci95": {name: list(ends) for name, ends in bounds.ci.items()},
+        "covariance_method": bounds.method,
+        "se_method": bounds.se_method,
+        "se_by_method": bounds.bootstrap_se,
+        "r2": fit.r2,
+        "rmse_log": math.sqrt(fit.sse / len(fit.residuals)),
+        "sigma_log": fit.sigma,
+        "degrees_of_freedom": fit.degrees_of_freedom,
+        "aicc": aicc,
+        "bic": bic,
+        "identified": certificate.converged and not set(bounds.not_identified) & set(case.law.exponents),
+        "not_identified": list(bounds.not_identified),
+        "reasons": bounds.not_identified,
         "fitted": True,
         "notes": notes,
     }
 
 
-def _disagreement(found: Fit, of: Uncertainty) -> list[str]:
-    """Where the cluster bootstrap finds much more scatter than the likelihood does."""
-    if of.method in ("cluster_bootstrap", "cluster_t") or "cluster" not in of.bootstrap_se:
+def _disagreement(fit: Fit, bounds: Uncertainty) -> list[str]:
+    """Exponents of which the cluster bootstrap finds much more scatter than the likelihood does."""
+    se = bounds.bootstrap_se
+    if bounds.method in ("cluster_bootstrap", "cluster_t") or "cluster" not in se:
         return []
-    by = of.bootstrap_se
-    ratios = {e: by["cluster"][e] / by["delta"][e] for e in found.law.exponents if by["delta"][e] > 0}
+    ratios = {e: se["cluster"][e] / se["delta"][e] for e in fit.law.exponents if se["delta"][e] > 0}
     return [
         f"the bootstrap's standard error of {name} is {ratio:.1f} times the likelihood's: the scatter is not the same "
         "everywhere, and the interval is too narrow"
         for name, ratio in ratios.items()
-        if ratio > SUSPICIOUS_RATIO and len(found.sample.log_y) >= 10 * len(found.theta)
+        if ratio > SUSPICIOUS_RATIO and len(fit.sample.log_y) >= 10 * len(fit.theta)
     ]
 
 
 def plain(value: Any) -> Any:
-    """The same value in what JSON can hold: numpy's scalars and arrays made plain, NaN and infinities None."""
+    """The same value in what JSON can hold: numpy's scalars and arrays as Python's, NaN and infinities as None."""
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)) or (isinstance(value, Sequence) and not isinstance(value, str)):
-        return [plain(one) for one in value]
-    if isinstance(value, np.ndarray):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

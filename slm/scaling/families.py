@@ -5,9 +5,9 @@
     shared_exponents   exponents shared, coefficients (and floor) each family's own
     separate           everything its own
 
-Fits are least squares of log residuals. With few runs the chi-squared approximation rejects too often, and with
-families that scatter unalike so does F, so each ratio is set against its distribution under the restricted model,
-simulated with every family's own scatter (parametric bootstrap; Davison & Hinkley 1997, section 4.2).
+Fits are least squares of log residuals. With few runs the chi-squared approximation rejects too often, and so does F
+if families differ in scatter, so each ratio is compared with its distribution under the restricted model, simulated
+with every family's own scatter (parametric bootstrap; Davison & Hinkley 1997, section 4.2).
 
 Axes as in `slm.scaling.solver`; F families.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
@@ -30,22 +31,28 @@ from slm.scaling.solver import FINE, Block, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, off_plateau
 
 REFIT_STEPS = 60
-"""Enough for all but refits along a flat valley, whose objective has long stopped to change."""
-MORE_STARTS = 3
-"""Starts of a grid from which simulated data are fitted too."""
+"""Enough for all refits but those along a flat valley, where the objective no longer changes."""
+GRID_REFITS = 3
+"""Starts of the grid from which simulated data are fitted too."""
 MODELS = ("one_law", "efficiency", "shared_exponents", "separate")
 
 
 @dataclass(frozen=True)
 class Families:
-    """F families with the law fitted to each, in coordinates that are centred at the same place."""
+    """F families with the law fitted to each, in coordinates with a common centre."""
 
     law: Law
     names: tuple[str, ...]
     samples: tuple[Sample, ...]
-    refs: Floats
     sigmas: Floats
     """Scatter of each family about its own fit [F]."""
+
+    @cached_property
+    def pooled(self) -> Sample:
+        """All rows as one sample, family after family."""
+        log_y, log_x = (np.concatenate([getattr(s, name) for s in self.samples]) for name in ("log_y", "log_x"))
+        rows = np.arange(len(log_y))
+        return Sample(log_y, log_x, rows, rows, self.law.absolute)
 
     @property
     def row_sigmas(self) -> Floats:
@@ -53,29 +60,22 @@ class Families:
         return np.repeat(self.sigmas, [len(sample.log_y) for sample in self.samples])
 
     @property
-    def log_y(self) -> Floats:
-        """All targets, family after family."""
-        return np.concatenate([sample.log_y for sample in self.samples])
-
-    @property
-    def pooled(self) -> Sample:
-        """All rows as one sample."""
-        return Sample(
-            self.log_y,
-            np.concatenate([s.log_x for s in self.samples]),
-            np.arange(len(self.log_y)),
-            np.arange(len(self.log_y)),
-            self.law.absolute,
-        )
+    def ends(self) -> np.ndarray:
+        """Where each family's rows end [F]."""
+        return np.cumsum([len(sample.log_y) for sample in self.samples])
 
     def blocks(self, matrices: Sequence[Floats]) -> list[Block]:
         """One block a family."""
-        ends = np.cumsum([len(s.log_y) for s in self.samples])
         zero = np.zeros(len(self.law.parameters))
         return [
-            Block(self.law, s.log_x - self.refs, np.arange(end - len(s.log_y), end), matrix, zero)
-            for s, end, matrix in zip(self.samples, ends, matrices, strict=True)
+            Block(self.law, s.log_x - self.pooled.refs, np.arange(end - len(s.log_y), end), matrix, zero)
+            for s, end, matrix in zip(self.samples, self.ends, matrices, strict=True)
         ]
+
+    def fitted(self, theta: Floats, matrices: Sequence[Floats]) -> Floats:
+        """Log values [n] of all rows at coordinates [F, P]."""
+        pairs = zip(theta, self.blocks(matrices), strict=True)
+        return np.concatenate([self.law.log_value(own[None], block.x_IV)[0] for own, block in pairs])
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class JointFit:
 class Ratio:
     """Likelihood ratio of a restricted model against a wider one.
 
-    `p` is calibrated by simulation, or for linear laws without `replicates` from the F test, which is exact where
-    families scatter alike; `p_chi2` is the approximation.
+    `p` is calibrated by simulation, or for linear laws without `replicates` from the F test, which is exact if
+    families scatter equally; `p_chi2` is the approximation.
     """
 
     restricted: str
@@ -116,11 +116,9 @@ class Ratio:
 
 def gather(fits: Mapping[str, Fit]) -> Families:
     """Families of separately fitted samples of one law."""
-    first = next(iter(fits.values()))
-    samples = tuple(fit.sample for fit in fits.values())
+    law = next(iter(fits.values())).law
     sigmas = np.array([fit.sigma for fit in fits.values()])
-    families = Families(first.law, tuple(fits), samples, samples[0].refs, sigmas)
-    return replace(families, refs=families.pooled.refs)
+    return Families(law, tuple(fits), tuple(fit.sample for fit in fits.values()), sigmas)
 
 
 def sharing(law: Law, families: int, model: str, *, shared: Sequence[str] = ()) -> tuple[Floats, ...]:
@@ -146,25 +144,21 @@ def sharing(law: Law, families: int, model: str, *, shared: Sequence[str] = ()) 
     return tuple(matrices)
 
 
-def fit_joint(families: Families, model: str, *, shared: Sequence[str] = (), log_y: Floats | None = None) -> JointFit:
+def fit_joint(families: Families, model: str, *, shared: Sequence[str] = ()) -> JointFit:
     """Fit a nested model from a grid of starts by least squares."""
-    law, F = families.law, len(families.names)
-    matrices = sharing(law, F, model, shared=shared)
-    targets = families.log_y if log_y is None else log_y
-    starts = _starts(families, matrices)
+    matrices = sharing(families.law, len(families.names), model, shared=shared)
+    log_y = families.pooled.log_y
     bounds = _bounds(families, matrices)
-    optimum = minimise(families.blocks(matrices), targets, starts, bounds, tolerance=FINE)
+    optimum = minimise(families.blocks(matrices), log_y, _starts(families, matrices), bounds, tolerance=FINE)
     best = optimum.best
-    theta = np.stack([M @ optimum.phi[best] for M in matrices])
-    agreeing = (optimum.objective <= optimum.objective[best] * (1 + 1e-6)).mean()
     return JointFit(
         model,
         matrices,
         optimum.phi[best],
-        theta,
+        np.stack([M @ optimum.phi[best] for M in matrices]),
         2 * float(optimum.objective[best]),
-        len(targets),
-        float(agreeing),
+        len(log_y),
+        float((optimum.objective <= optimum.objective[best] * (1 + 1e-6)).mean()),
         bool(optimum.converged[best]),
     )
 
@@ -174,70 +168,64 @@ def likelihood_ratio(
 ) -> Ratio:
     """Test `restricted` against `wider`: n log(SSE_r / SSE_w), calibrated by data simulated under `restricted`.
 
-    Simulated data are fitted from several starts, as the observed are: from one alone, the wider model often stops
+    Simulated data are fitted from several starts, as the observed are: from one start, the wider model often stops
     short of its optimum, and the test rejects too often.
     """
     n = restricted.rows
     df = len(wider.phi) - len(restricted.phi)
     statistic = max(0.0, n * float(np.log(restricted.sse / wider.sse)))
-    p_chi2 = float(stats.chi2.sf(statistic, df))
-    if families.law.is_linear and not replicates:  # the ratio is a function of F
+    if is_linear(families.law) and not replicates:  # the ratio is a function of F
         spare = n - len(wider.phi)
         p = float(stats.f.sf(np.expm1(statistic / n) * spare / df, df, spare))
-        return Ratio(restricted.model, wider.model, statistic, df, p, p_chi2, 0)
-    blocks = families.blocks(restricted.matrices)
-    fitted = np.concatenate(
-        [b.law.log_value(b.theta(restricted.phi[None], np.zeros(1, int)), b.x_IV)[0] for b in blocks]
-    )
-    log_y = fitted + families.row_sigmas * rng.standard_normal((replicates, n))
-    one = _refit(families, restricted.matrices, log_y, restricted.theta)
-    two = _refit(families, wider.matrices, log_y, restricted.theta)
-    simulated = n * np.log(np.maximum(one, two) / two)
-    p = (1 + int((simulated >= statistic * (1 - 1e-9)).sum())) / (replicates + 1)
+    else:
+        fitted = families.fitted(restricted.theta, restricted.matrices)
+        log_y = fitted + families.row_sigmas * rng.standard_normal((replicates, n))
+        sse_r, sse_w = (_refit(families, m.matrices, log_y, restricted.theta) for m in (restricted, wider))
+        simulated = n * np.log(np.maximum(sse_r, sse_w) / sse_w)
+        p = (1 + int((simulated >= statistic * (1 - 1e-9)).sum())) / (replicates + 1)
+    p_chi2 = float(stats.chi2.sf(statistic, df))
     return Ratio(restricted.model, wider.model, statistic, df, p, p_chi2, replicates)
 
 
 def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta: Floats) -> Floats:
     """Least sums of squares [B] of targets [B, I], from the coordinates [F, P] under which they were simulated.
 
-    Laws that are not linear are also started from some of the grid. Families that share nothing are fitted apart, which
-    is the same and much quicker.
+    Laws that are not linear are also started from some of the grid. Families that share nothing are fitted one by one,
+    which gives the same and is much quicker.
     """
     low, high = _bounds(families, matrices)
     theta = off_plateau(families.law, families.pooled, theta)
     grid = _starts(families, matrices)
-    grid = grid[:0] if families.law.is_linear else grid[:: max(1, len(grid) // MORE_STARTS)]
+    grid = grid[:0] if is_linear(families.law) else grid[:: max(1, len(grid) // GRID_REFITS)]
     total = np.zeros(len(log_y))
     used = np.stack([matrix.any(axis=0) for matrix in matrices])
     blocks = families.blocks(matrices)
-    apart = (used.sum(axis=0) == 1).all()
-    for group in ([f] for f in range(len(blocks))) if apart else [range(len(blocks))]:
-        columns = used[list(group)].any(axis=0)
+    share_nothing = (used.sum(axis=0) == 1).all()
+    for group in ([f] for f in range(len(blocks))) if share_nothing else [list(range(len(blocks)))]:
+        columns = used[group].any(axis=0)
         own = [replace(blocks[f], matrix=blocks[f].matrix[:, columns]) for f in group]
-        warm = np.linalg.pinv(np.vstack([b.matrix for b in own])) @ theta[list(group)].ravel()
+        warm = np.linalg.pinv(np.vstack([block.matrix for block in own])) @ theta[group].ravel()
         bounds = low[columns], high[columns]
-        reached = [
-            minimise(own, log_y, many, bounds, tolerance=1e-6, max_steps=REFIT_STEPS).objective
-            for start in (warm, *grid[:, columns])
-            for many in [np.repeat(start[None], len(log_y), axis=0)]
-        ]
-        total += 2 * np.min(reached, axis=0)
+        objectives = []
+        for start in (warm, *grid[:, columns]):
+            starts = np.repeat(start[None], len(log_y), axis=0)
+            optimum = minimise(own, log_y, starts, bounds, tolerance=1e-6, max_steps=REFIT_STEPS)
+            objectives.append(optimum.objective)
+        total += 2 * np.min(objectives, axis=0)
     return total
 
 
 def _starts(families: Families, matrices: Sequence[Floats]) -> Floats:
-    """Grid starts of every family, brought to common coordinates and averaged where parameters are shared."""
-    law = families.law
-    own = [grid_starts(law, sample) for sample in families.samples]
-    moved = [law.recentred(theta, s.refs, families.refs) for theta, s in zip(own, families.samples, strict=True)]
-    stacked = np.concatenate(moved, axis=1)
-    return stacked @ np.linalg.pinv(np.vstack(matrices)).T
+    """Grid starts of every family, moved to common coordinates and averaged where parameters are shared."""
+    law, refs = families.law, families.pooled.refs
+    moved = [law.recentred(grid_starts(law, sample), sample.refs, refs) for sample in families.samples]
+    return np.concatenate(moved, axis=1) @ np.linalg.pinv(np.vstack(matrices)).T
 
 
 def _bounds(families: Families, matrices: Sequence[Floats]) -> tuple[Floats, Floats]:
     low, high = coordinate_bounds(families.law, families.pooled)
-    chosen = [int(np.argmax(np.vstack(matrices)[:, q])) % len(low) for q in range(matrices[0].shape[1])]
-    return low[chosen], high[chosen]
+    coordinate = np.argmax(np.vstack(matrices), axis=0) % len(low)
+    return low[coordinate], high[coordinate]
 
 
 @dataclass(frozen=True)
@@ -256,17 +244,13 @@ def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.
     """rho_N and rho_D of every family against the first, under the `efficiency` model.
 
     L = E + A / (rho N)^alpha has coefficient A rho^-alpha, so log rho is the difference of log coefficients over the
-    exponent. The interval is t on the error that every family's own scatter leaves in that (Satterthwaite's degrees of
-    freedom), or the cluster-robust error where rows share runs or shapes.
+    exponent. The interval is Student's t with the error that follows from every family's own scatter (Satterthwaite's
+    degrees of freedom), or with the cluster-robust error if rows share runs or shapes.
     """
-    law, spare = families.law, [len(s.log_y) - len(families.law.parameters) for s in families.samples]
-    if min(spare) < 1:
+    law, names = families.law, list(families.law.parameters)
+    if min(len(sample.log_y) for sample in families.samples) <= len(names):
         return []
-    blocks = families.blocks(joint.matrices)
-    gradients = [law.derivatives(theta[None], b.x_IV)[1][0].T for theta, b in zip(joint.theta, blocks, strict=True)]
-    jacobian = np.concatenate([one @ matrix for one, matrix in zip(gradients, joint.matrices, strict=True)])
-    names = list(law.parameters)
-    found = []
+    factors = []
     for coefficient, ((variable, exponent), *_) in law.powers.items():
         j = names.index(coefficient)
         k = None if law.name == "kaplan_joint" and variable == "D" else names.index(exponent)
@@ -275,28 +259,26 @@ def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.
             log_rho = (joint.theta[0][j] - joint.theta[f][j]) / unit
             slope = joint.matrices[0][j] - joint.matrices[f][j]
             slope = (slope - (0.0 if k is None else log_rho * joint.matrices[0][k])) / unit
-            error, df = _error(families, joint, jacobian, slope, spare)
+            error, df = _error(families, joint, slope)
             reach = stats.t.ppf(0.5 + level / 2, df) * error
             with np.errstate(over="ignore"):
                 ends = np.exp([log_rho, log_rho - reach, log_rho + reach])
-            found.append(Factor(families.names[f], families.names[0], variable, *map(float, ends)))
-    return found
+            factors.append(Factor(families.names[f], families.names[0], variable, *map(float, ends)))
+    return factors
 
 
-def _error(
-    families: Families, joint: JointFit, jacobian: Floats, vector: Floats, spare: Sequence[int]
-) -> tuple[float, float]:
+def _error(families: Families, joint: JointFit, vector: Floats) -> tuple[float, float]:
     """Standard error of `vector` @ phi and its degrees of freedom, every family with its own scatter."""
-    if not all(sample.is_independent for sample in families.samples):
-        fitted = [
-            b.law.log_value(t[None], b.x_IV)[0]
-            for t, b in zip(joint.theta, families.blocks(joint.matrices), strict=True)
-        ]
-        own = [np.unique(s.clusters, return_inverse=True)[1] for s in families.samples]
-        shift = np.cumsum([0, *(int(one.max()) + 1 for one in own)])
-        clusters = np.concatenate([one + by for one, by in zip(own, shift[:-1], strict=True)])
-        return cluster_error(jacobian, families.log_y - np.concatenate(fitted), clusters, vector)
+    blocks = families.blocks(joint.matrices)
+    gradients = [b.law.derivatives(theta[None], b.x_IV)[1][0].T for theta, b in zip(joint.theta, blocks, strict=True)]
+    jacobian = np.concatenate([rows @ matrix for rows, matrix in zip(gradients, joint.matrices, strict=True)])
+    if not all(sample.independent for sample in families.samples):
+        family = np.repeat(np.arange(len(families.names)), [len(s.log_y) for s in families.samples])
+        own = np.concatenate([s.clusters for s in families.samples])
+        clusters = np.unique(np.stack([family, own]), axis=1, return_inverse=True)[1].reshape(-1)
+        residuals = families.pooled.log_y - families.fitted(joint.theta, joint.matrices)
+        return cluster_error(jacobian, residuals, clusters, vector)
     weights = jacobian @ np.linalg.pinv(jacobian.T @ jacobian) @ vector
-    ends = np.cumsum([len(s.log_y) for s in families.samples])[:-1]
-    parts = np.array([(part**2).sum() for part in np.split(weights * families.row_sigmas, ends)])
-    return float(np.sqrt(parts.sum())), float(parts.sum() ** 2 / (parts**2 / spare).sum())
+    variances = np.array([(part**2).sum() for part in np.split(weights * families.row_sigmas, families.ends[:-1])])
+    dfs = [len(sample.log_y) - len(families.law.parameters) for sample in families.samples]
+    return float(np.sqrt(variances.sum())), float(variances.sum() ** 2 / (variances**2 / dfs).sum())

@@ -1,6 +1,6 @@
-"""Runs of two families at the same sizes and budgets, as pairs: what a matched design is made for.
+"""Runs of two families at the same sizes and budgets, as pairs: the purpose of a matched design.
 
-Where every size has the same tokens (and covariates), a size is one point: the mean over them.
+If every size has the same tokens (and covariates), a size is one point: the mean over them.
 
 Axes: n matched sizes.
 """
@@ -36,7 +36,7 @@ class Matched:
     seeds: float
     """Mean number of runs of a family behind a value."""
     noise: float | None
-    """Scatter of a log ratio of two single runs between seeds; None where no size has two."""
+    """Scatter of a log ratio of two single runs between seeds; None if no size has two."""
     noise_df: int
     """Degrees of freedom of that."""
     farthest: float
@@ -55,118 +55,110 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     Points must also agree in the columns `covariates`.
     """
     one, two = (_points(table.of(name).frame, target, size, covariates) for name in (a, b))
-    pairs = _nearest(one, two)
-    sizes = len({one[i].log_N for i, _ in pairs})
+    i, j = _nearest(one, two)
+    sizes = len(set(one.log_N[i]))
     if sizes < FEWEST:
-        have = min(len({point.log_N for point in points}) for points in (one, two))
-        return f"{sizes} of {have} sizes are the same to {SAME_SIZE:.0%}, at the same tokens; {FEWEST} are needed"
-    values = [_by_seed(one[i], two[j]) for i, j in pairs]
-    log_n = np.array([[one[i].log_N, two[j].log_N] for i, j in pairs])
-    others = np.array([[one[i].log_D, *np.log(one[i].others)] for i, _ in pairs])
+        most = min(len(set(points.log_N)) for points in (one, two))
+        return f"{sizes} of {most} sizes agree within {SAME_SIZE:.0%} at the same tokens; {FEWEST} are needed"
+    log_n = np.stack([one.log_N[i], two.log_N[j]], axis=1)
     middle = log_n.mean(axis=1)
-    left, right = (np.array([value[k].mean() for value in values]) for k in (0, 1))
     shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
-    rest = tuple(column for column in others.T if not np.isnan(column).any() and _varies_by_itself(middle, column))
-    if not _balanced(shapes, rest):
+    columns = np.column_stack([one.log_D, np.log(one.others)])[i].T
+    rest = [column for column in columns if not np.isnan(column).any() and _varies_by_itself(middle, column)]
+    if not _is_balanced(shapes, rest):
         return "tokens or other columns vary at a size, not in the same way at every size"
-    ordered = len(np.unique(shapes)) == len(shapes)
-    log_a, log_b = (_moved(log_n[:, k], y, middle, ordered, rest) for k, y in ((0, left), (1, right)))
+    runs = [_by_seed(one, two, *places) for places in zip(i, j, strict=True)]
     counts = np.bincount(shapes)
-    log_N, log_a, log_b = (np.bincount(shapes, column) / counts for column in (middle, log_a, log_b))
-    return Matched(
-        a,
-        b,
-        log_N,
-        log_a,
-        log_b,
-        float(np.mean([len(value[0]) for value in values]) * len(shapes) / len(counts)),
-        *_noise(values),
-        float(np.expm1(np.abs(np.diff(log_n, axis=1)).max())),
-    )
+    is_curve = len(counts) == len(shapes)
+    means = np.array([[own.mean() for own in pair] for pair in runs])
+    moved = [_moved(log_n[:, k], means[:, k], middle, is_curve, rest) for k in (0, 1)]
+    log_N, log_a, log_b = (np.bincount(shapes, column) / counts for column in (middle, *moved))
+    seeds = float(np.mean([len(left) for left, _ in runs]) * len(shapes) / len(counts))
+    return Matched(a, b, log_N, log_a, log_b, seeds, *_noise(runs), float(np.expm1(np.abs(np.diff(log_n)).max())))
 
 
-def _balanced(shapes: np.ndarray, rest: tuple[Floats, ...]) -> bool:
+def _is_balanced(shapes: np.ndarray, rest: Sequence[Floats]) -> bool:
     """Whether every shape has the same points of what else varies."""
-    points = [tuple(np.round(values, 2)) for values in zip(*rest, strict=True)] if rest else [()] * len(shapes)
-    found = [sorted(point for point, own in zip(points, shapes, strict=True) if own == shape) for shape in set(shapes)]
-    return all(one == found[0] for one in found) if rest else True
+    points: dict[int, list[tuple[float, ...]]] = {}
+    for shape, *values in zip(shapes, *(np.round(column, 2) for column in rest), strict=True):
+        points.setdefault(shape, []).append(tuple(values))
+    own = [sorted(values) for values in points.values()]
+    return not rest or all(values == own[0] for values in own)
 
 
 @dataclass(frozen=True)
-class _Point:
-    log_N: float
-    log_D: float
-    others: tuple[float, ...]
-    """Values of the covariates, above 0."""
-    runs: pd.Series
-    """Log targets by seed, or by row number where seeds are not known."""
-    seeded: bool
-
-
-def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[str]) -> list[_Point]:
+class _Points:
     """Every size and budget of a family, in order of size."""
-    seeded = "seed" in frame and bool(frame["seed"].notna().all())
-    tokens = frame["tokens"] if "tokens" in frame else pd.Series(np.nan, frame.index)
-    rows = pd.DataFrame({"N": frame[size], "D": tokens, "log_y": np.log(frame[target].astype(float))})
-    rows["seed"] = frame["seed"] if seeded else np.arange(len(frame))
+
+    log_N: Floats
+    log_D: Floats
+    others: Floats
+    """Values of the covariates [points, covariates], above 0."""
+    runs: list[pd.Series]
+    """Log targets of each point by seed, or by row number if seeds are unknown."""
+    has_seeds: bool
+
+
+def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[str]) -> _Points:
+    has_seeds = "seed" in frame and bool(frame["seed"].notna().all())
+    rows = pd.DataFrame({"N": frame[size], "D": frame.get("tokens", np.nan)}, index=frame.index)
+    rows["log_y"] = np.log(frame[target].astype(float))
+    rows["seed"] = frame["seed"] if has_seeds else np.arange(len(frame))
     others = [f"other {name}" for name in covariates]
     rows[others] = frame[list(covariates)]
-    return [
-        _Point(
-            float(np.log(N)), float(np.log(D)), tuple(map(float, rest)), group.groupby("seed")["log_y"].mean(), seeded
-        )
-        for (N, D, *rest), group in rows.groupby(["N", "D", *others], dropna=False)
-    ]
+    groups = list(rows.groupby(["N", "D", *others], dropna=False))
+    keys = np.array([key for key, _ in groups], float).reshape(-1, 2 + len(others))
+    log_N, log_D = np.log(keys[:, :2]).T
+    runs = [group.groupby("seed")["log_y"].mean() for _, group in groups]
+    return _Points(log_N, log_D, keys[:, 2:], runs, has_seeds)
 
 
-def _nearest(one: list[_Point], two: list[_Point]) -> list[tuple[int, int]]:
-    """Mutually nearest points that agree in size and in tokens or tokens a parameter."""
-    if not one or not two:
-        return []
-    far = np.full((len(one), len(two)), np.inf)
-    for i, p in enumerate(one):
-        for j, q in enumerate(two):
-            apart, budget = abs(p.log_N - q.log_N), abs(p.log_D - q.log_D)
-            ratio = abs((p.log_D - p.log_N) - (q.log_D - q.log_N))
-            alike = np.isnan(budget) or min(budget, ratio) <= np.log1p(SAME_TOKENS)
-            if alike and apart <= np.log1p(SAME_SIZE) and p.others == q.others:
-                far[i, j] = apart + (0.0 if np.isnan(budget) else 1e-3 * budget)
-    best = far.argmin(axis=1)
-    return [(i, int(j)) for i, j in enumerate(best) if np.isfinite(far[i, j]) and far[:, j].argmin() == i]
+def _nearest(one: _Points, two: _Points) -> tuple[np.ndarray, np.ndarray]:
+    """Mutually nearest points, by their places, that agree in size and in tokens or tokens a parameter."""
+    size = abs(one.log_N[:, None] - two.log_N)
+    budget = abs(one.log_D[:, None] - two.log_D)
+    ratio = abs((one.log_D - one.log_N)[:, None] - (two.log_D - two.log_N))
+    is_same = np.isnan(budget) | (np.minimum(budget, ratio) <= np.log1p(SAME_TOKENS))
+    is_same &= (size <= np.log1p(SAME_SIZE)) & (one.others[:, None] == two.others).all(axis=2)
+    distance = np.where(is_same, size + 1e-3 * np.nan_to_num(budget), np.inf)
+    i, j = np.arange(len(distance)), distance.argmin(axis=1)
+    is_mutual = is_same[i, j] & (distance.argmin(axis=0)[j] == i)
+    return i[is_mutual], j[is_mutual]
 
 
-def _by_seed(p: _Point, q: _Point) -> tuple[Floats, Floats]:
-    """Log targets of the seeds that both have, in one order; all of either where they have none in common."""
-    common = p.runs.index.intersection(q.runs.index) if p.seeded and q.seeded else []
+def _by_seed(one: _Points, two: _Points, i: int, j: int) -> tuple[Floats, Floats]:
+    """Log targets of the seeds that both have, in one order; all of either if they have none in common."""
+    left, right = one.runs[i], two.runs[j]
+    common = left.index.intersection(right.index) if one.has_seeds and two.has_seeds else []
     if len(common):
-        return p.runs[common].to_numpy(float), q.runs[common].to_numpy(float)
-    return p.runs.to_numpy(float), q.runs.to_numpy(float)
+        left, right = left[common], right[common]
+    return left.to_numpy(float), right.to_numpy(float)
 
 
 def _noise(values: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
     """Standard deviation of a log ratio between seeds of one point, pooled, and its degrees of freedom.
 
-    By seed where both families have several, else from the seeds of either, as if both scattered alike.
+    By seed where both families have several, else from the seeds of either, as if both scattered equally.
     """
     paired = [left - right for left, right in values if len(left) == len(right) > 1]
-    alone = [side for pair in values for side in pair if len(side) > 1]
-    for groups, factor in ((paired, 1.0), (alone, 2.0)):
+    unpaired = [side for pair in values for side in pair if len(side) > 1]
+    for groups, factor in ((paired, 1.0), (unpaired, 2.0)):
         df = sum(len(group) - 1 for group in groups)
         if df:
             return float(np.sqrt(factor * sum(np.var(group) * len(group) for group in groups) / df)), df
     return None, 0
 
 
-def _varies_by_itself(log_n: Floats, other: Floats) -> bool:
+def _varies_by_itself(log_n: Floats, column: Floats) -> bool:
     """Whether a column is more than a straight line in log N."""
     design = np.stack([np.ones_like(log_n), log_n], axis=1)
-    rest = other - design @ np.linalg.lstsq(design, other, rcond=None)[0]
-    return bool(np.sqrt((rest**2).mean()) > 0.05)
+    residuals = column - design @ np.linalg.lstsq(design, column, rcond=None)[0]
+    return bool(np.sqrt((residuals**2).mean()) > 0.05)
 
 
-def _moved(log_n: Floats, log_y: Floats, to: Floats, ordered: bool, rest: tuple[Floats, ...]) -> Floats:
+def _moved(log_n: Floats, log_y: Floats, to: Floats, is_curve: bool, rest: Sequence[Floats]) -> Floats:
     """Log targets at sizes `to`: along the line between neighbouring sizes, or along a plane in N and the rest."""
-    if ordered:
+    if is_curve:
         order = np.argsort(log_n)
         slopes = np.gradient(log_y[order], log_n[order])
         return np.asarray(log_y + slopes[np.argsort(order)] * (to - log_n))

@@ -1,8 +1,8 @@
 """Do families share an exponent? Differences of two, one test of all, and Holm's adjustment for many pairs.
 
-Every family keeps its own scatter and its own degrees of freedom (Welch 1951): a pooled variance says "differ" in 12 to
-30% of tables in which a noisy family has fewer runs and nothing differs. Each family enters as a curve, t of its
-exponent at every value, which is straight for laws that are straight in logs and the profile likelihood for others.
+Every family keeps its own scatter and its own degrees of freedom (Welch 1951): a pooled variance finds a difference in
+12 to 30% of tables in which a noisy family has fewer runs and nothing differs. Each family enters as a curve, t of its
+exponent at every value: a straight line for laws that are straight in logs, the profile likelihood for others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty
 
 SIMULATIONS = 9999
-"""Draws of the null distribution of the joint test: numbers, not refits, so that they cost milliseconds."""
+"""Draws of the null distribution of the joint test. They are numbers, not refits, and take milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,23 @@ class Curve:
     """Whether the data set no bound on that side."""
 
 
-def curve(found: Fit, of: Uncertainty, exponent: str, level: float) -> Curve | None:
-    """The profile of an exponent, or a straight line by its standard error; None where there is neither."""
-    estimate, error = found.params[exponent], of.error(found, exponent, level)
-    df, (low, high) = of.degrees_of_freedom(found, exponent), of.ci[exponent]
+def curve(fit: Fit, bounds: Uncertainty, exponent: str, level: float) -> Curve | None:
+    """The profile of an exponent, or a straight line by its standard error; None if there is neither."""
+    estimate, error = fit.params[exponent], bounds.error(fit, exponent, level)
+    df, (low, high) = bounds.degrees_of_freedom(fit, exponent), bounds.ci[exponent]
     if df < 1 or not (np.isfinite(error) and error > 0):
         return None
-    one = of.profiles.get(exponent)
-    if one is not None:
-        return Curve(one.values, one.root, df, estimate, error, low is None, high is None)
-    steps = np.linspace(-200, 200, 401)
-    return Curve(estimate + error * steps, steps, df, estimate, error, low is None, high is None)
+    root = np.linspace(-200, 200, 401)
+    values = estimate + error * root
+    if (profile := bounds.profiles.get(exponent)) is not None:
+        values, root = profile.values, profile.root
+    return Curve(values, root, df, estimate, error, low is None, high is None)
 
 
 @dataclass(frozen=True)
 class Difference:
     """exponent(a) - exponent(b). An end of None is open."""
 
-    a: str
-    b: str
-    exponent: str
     delta: float
     low: float | None
     high: float | None
@@ -64,20 +61,19 @@ class Difference:
     df: float
 
 
-def difference(a: tuple[str, Curve], b: tuple[str, Curve], exponent: str, *, level: float = 0.95) -> Difference:
+def difference(a: Curve, b: Curve, *, level: float = 0.95) -> Difference:
     """Interval and p of the difference of one exponent between two families, each with its own scatter.
 
     t of a difference is the least root sum of squares of both families' t over all pairs of exponents that far apart,
     which for straight laws is Welch's t; the degrees of freedom are Welch's (Satterthwaite's).
     """
-    (name_a, one), (name_b, two) = a, b
-    delta = one.estimate - two.estimate
-    df = welch_df([one.error, two.error], [one.df, two.df])
-    root = _DifferenceRoot(one, two)
+    delta = a.estimate - b.estimate
+    df = welch_df([a.error, b.error], [a.df, b.df])
     critical = float(stats.t.ppf(0.5 + level / 2, df))
-    low = None if one.open_low or two.open_high else root.end(delta, -1, critical)
-    high = None if one.open_high or two.open_low else root.end(delta, 1, critical)
-    return Difference(name_a, name_b, exponent, delta, low, high, float(2 * stats.t.sf(root(0.0), df)), df)
+    low = None if a.open_low or b.open_high else _end(a, b, delta, -1, critical)
+    high = None if a.open_high or b.open_low else _end(a, b, delta, 1, critical)
+    p = float(2 * stats.t.sf(_t_of_difference(a, b, 0.0), df))
+    return Difference(delta, low, high, p, df)
 
 
 def welch_df(errors: Sequence[float], dfs: Sequence[float]) -> float:
@@ -93,10 +89,9 @@ def joint_p(curves: Sequence[Curve], rng: np.random.Generator) -> tuple[float, f
     (Krishnamoorthy, Lu & Mathew 2007): it keeps its level where families have two degrees of freedom each, and Welch's
     F does not.
     """
-    estimates = np.array([one.estimate for one in curves])
+    estimates, errors, dfs = (np.array([getattr(c, name) for c in curves]) for name in ("estimate", "error", "df"))
     common = np.linspace(estimates.min(), estimates.max(), 401)
-    statistic = float(sum(np.interp(common, one.values, one.root) ** 2 for one in curves).min())  # type: ignore[union-attr]
-    errors, dfs = (np.array([getattr(one, name) for one in curves]) for name in ("error", "df"))
+    statistic = float(np.sum([np.interp(common, c.values, c.root) ** 2 for c in curves], axis=0).min())
     shape = (SIMULATIONS, len(curves))
     drawn = errors * rng.standard_normal(shape)
     weights = 1 / (errors**2 * rng.chisquare(dfs, shape) / dfs)
@@ -105,46 +100,40 @@ def joint_p(curves: Sequence[Curve], rng: np.random.Generator) -> tuple[float, f
     return statistic, (1 + int((simulated >= statistic).sum())) / (SIMULATIONS + 1)
 
 
-class _DifferenceRoot:
-    """|t| of a difference of exponents, from two curves."""
+def _t_of_difference(a: Curve, b: Curve, delta: float) -> float:
+    """The least root sum of squares of both families' t, over pairs of exponents that differ by `delta`.
 
-    def __init__(self, one: Curve, two: Curve) -> None:
-        self.one, self.two = one, two
+    Both curves are straight between their values, so that the sum of squares is a parabola between any two neighbours
+    of either. Infinite if the curves hold no such pair.
+    """
+    knots = np.union1d(b.values, a.values - delta)
+    low, high = max(b.values[0], a.values[0] - delta), min(b.values[-1], a.values[-1] - delta)
+    knots = knots[(knots >= low) & (knots <= high)]
+    if not len(knots):
+        return float("inf")
+    t_a, t_b = np.interp(knots + delta, a.values, a.root), np.interp(knots, b.values, b.root)
+    rise_a, rise_b = np.diff(t_a), np.diff(t_b)
+    steepness = np.maximum(rise_a**2 + rise_b**2, np.finfo(float).tiny)
+    share = np.clip(-(t_a[:-1] * rise_a + t_b[:-1] * rise_b) / steepness, 0, 1)
+    between = (t_a[:-1] + share * rise_a) ** 2 + (t_b[:-1] + share * rise_b) ** 2
+    return float(np.sqrt(np.min(np.append(between, t_a[-1] ** 2 + t_b[-1] ** 2))))
 
-    def __call__(self, delta: float) -> float:
-        """The least root sum of squares of both families' t, over pairs of exponents `delta` apart.
 
-        Both curves are straight between their values, so that the sum of squares is a parabola between any two
-        neighbours of either; infinite where no such pair was looked at.
-        """
-        knots = np.union1d(self.two.values, self.one.values - delta)
-        low = max(self.two.values[0], self.one.values[0] - delta)
-        high = min(self.two.values[-1], self.one.values[-1] - delta)
-        knots = knots[(knots >= low) & (knots <= high)]
-        if not len(knots):
-            return float("inf")
-        at_one = np.interp(knots + delta, self.one.values, self.one.root)
-        at_two = np.interp(knots, self.two.values, self.two.root)
-        rise_one, rise_two = np.diff(at_one), np.diff(at_two)
-        steep = np.maximum(rise_one**2 + rise_two**2, np.finfo(float).tiny)
-        share = np.clip(-(at_one[:-1] * rise_one + at_two[:-1] * rise_two) / steep, 0, 1)
-        between = (at_one[:-1] + share * rise_one) ** 2 + (at_two[:-1] + share * rise_two) ** 2
-        return float(np.sqrt(np.min(np.append(between, at_one[-1] ** 2 + at_two[-1] ** 2))))
-
-    def end(self, delta: float, side: int, critical: float) -> float | None:
-        """Where t passes `critical`, by bisection; None if it does not within the curves."""
-        reach = np.ptp(self.one.values) + np.ptp(self.two.values)
-        inner, step = delta, max(1e-4, 0.01 * abs(delta))
+def _end(a: Curve, b: Curve, delta: float, side: int, critical: float) -> float | None:
+    """Where t of the difference passes `critical`, by bisection; None if it does not within the curves."""
+    reach = np.ptp(a.values) + np.ptp(b.values)
+    inner, step = delta, max(1e-4, 0.01 * abs(delta))
+    outer = delta + side * step
+    while _t_of_difference(a, b, outer) < critical:
+        inner, step = outer, 2 * step
         outer = delta + side * step
-        while self(outer) < critical:
-            inner, step = outer, 2 * step
-            outer = delta + side * step
-            if step > reach:
-                return None
-        for _ in range(50):
-            middle = 0.5 * (inner + outer)
-            inner, outer = (middle, outer) if self(middle) < critical else (inner, middle)
-        return None if np.isinf(self(outer)) and self(inner) < 0.98 * critical else float(inner)
+        if step > reach:
+            return None
+    for _ in range(50):
+        middle = 0.5 * (inner + outer)
+        inner, outer = (middle, outer) if _t_of_difference(a, b, middle) < critical else (inner, middle)
+    is_beyond = np.isinf(_t_of_difference(a, b, outer)) and _t_of_difference(a, b, inner) < 0.98 * critical
+    return None if is_beyond else float(inner)
 
 
 def adjust(pairs: Sequence[dict[str, Any]]) -> None:

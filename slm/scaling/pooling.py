@@ -1,8 +1,8 @@
 """A mixed-effects summary: families as draws from a population of families, each exponent measured with error.
 
 alpha_f = mu + u_f + e_f, u_f ~ N(0, tau^2), e_f ~ N(0, se_f^2). tau^2 by restricted maximum likelihood, mu with the
-interval of Hartung & Knapp (2001), which is right for few families. Whether tau = 0 is the joint test of all families:
-Cochran's Q takes the errors for known, and rejects in 15 to 23% of cases where they are estimated.
+interval of Hartung & Knapp (2001), which is right for few families. Whether tau = 0 is left to the joint test of all
+families: Cochran's Q takes the errors for known, and rejects in 15 to 23% of cases where they are estimated.
 """
 
 from __future__ import annotations
@@ -44,35 +44,19 @@ def pool(estimates: Sequence[float], errors: Sequence[float], *, level: float = 
     mean = float(w @ y / w.sum())
     error = float(np.sqrt(max(1.0, w @ (y - mean) ** 2 / (k - 1)) / w.sum()))
     reach = float(stats.t.ppf(0.5 + level / 2, k - 1))
-    q = _cochran(y, variance, 0.0)
     ahead = float(stats.t.ppf(0.5 + level / 2, max(k - 2, 1)) * np.sqrt(tau2 + error**2))
-    shrink = tau2 / (tau2 + variance)
+    shrunken = mean + tau2 / (tau2 + variance) * (y - mean)
     return Pooled(
         mean,
         mean - reach * error,
         mean + reach * error,
         float(np.sqrt(tau2)),
         _tau_high(y, variance, level),
-        q,
+        _cochran(y, variance, 0.0),
         mean - ahead,
         mean + ahead,
-        tuple((mean + shrink * (y - mean)).tolist()),
+        tuple(shrunken.tolist()),
     )
-
-
-def _reml(y: Floats, variance: Floats) -> float:
-    def loss(tau2: float) -> float:
-        w = 1 / (variance + tau2)
-        mean = w @ y / w.sum()
-        return float(0.5 * (np.log(variance + tau2).sum() + np.log(w.sum()) + w @ (y - mean) ** 2))
-
-    # The likelihood may have two peaks where errors differ much: look everywhere, then closely at the best place.
-    highest = 4 * float(np.var(y)) + float(variance.max())
-    grid = np.concatenate([[0.0], highest * np.geomspace(1e-8, 1, 200)])
-    best = int(np.argmin([loss(tau2) for tau2 in grid]))
-    near = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
-    close = optimize.minimize_scalar(loss, bounds=near, method="bounded", options={"xatol": 1e-9 * highest})
-    return float(close.x) if close.fun < loss(float(grid[best])) else float(grid[best])
 
 
 def _cochran(y: Floats, variance: Floats, tau2: float) -> float:
@@ -80,8 +64,22 @@ def _cochran(y: Floats, variance: Floats, tau2: float) -> float:
     return float(w @ (y - w @ y / w.sum()) ** 2)
 
 
+def _reml(y: Floats, variance: Floats) -> float:
+    def loss(tau2: float) -> float:
+        total = variance + tau2
+        return float(0.5 * (np.log(total).sum() + np.log((1 / total).sum()) + _cochran(y, variance, tau2)))
+
+    # The likelihood may have two peaks if errors differ much: search everywhere, then closely at the best place.
+    highest = 4 * float(np.var(y)) + float(variance.max())
+    grid = [0.0, *(highest * np.geomspace(1e-8, 1, 200)).tolist()]
+    best = int(np.argmin([loss(tau2) for tau2 in grid]))
+    near = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    close = optimize.minimize_scalar(loss, bounds=near, method="bounded", options={"xatol": 1e-9 * highest})
+    return float(close.x) if close.fun < loss(grid[best]) else grid[best]
+
+
 def _tau_high(y: Floats, variance: Floats, level: float) -> float:
-    """The tau at which Q would be as low as seen with probability 1 - level."""
+    """The tau at which Q would be as low as observed with probability 1 - level."""
     target = float(stats.chi2.ppf(1 - level, len(y) - 1))
     if _cochran(y, variance, 0.0) <= target:
         return 0.0

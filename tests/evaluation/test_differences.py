@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from slm.evaluation.encode import Stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.protocols import Protocol
 from slm.evaluation.report.difference_table import verdicts
-from slm.evaluation.report.differences import Difference, Error, compare, holm, paired_error
+from slm.evaluation.report.differences import Difference, Error, compare, paired_error
 from slm.evaluation.report.fits import gains
 from slm.evaluation.report.quality import quality_section
 from slm.evaluation.report.results import Results
@@ -179,19 +177,6 @@ def test_two_measures_have_tables_of_their_own() -> None:
     section = quality_section(Results(found))
     assert section
     assert section.markdown().count("**Differences**") == 2
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_rejects_what_going_down_the_sorted_list_rejects(p_values: list[float]) -> None:
-    """Holm 1979: reject, smallest first, while p <= level / (number not yet rejected)."""
-    for level in (0.01, 0.05, 0.3):
-        rejected, left = set(), len(p_values)
-        for p, place in sorted((p, place) for place, p in enumerate(p_values)):
-            if p * left > level:
-                break
-            rejected.add(place)
-            left -= 1
-        assert {place for place, p in enumerate(holm(p_values)) if p is not None and p <= level} == rejected
 
 
 def test_a_difference_that_stands_out_alone_may_not_among_many() -> None:

@@ -108,7 +108,7 @@ def test_sizes_that_are_not_quite_the_same_are_moved_along_the_curve() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"params_total": 1.3}, "0 of 6 sizes are the same to 10%"),
+        ({"params_total": 1.3}, "0 of 6 sizes agree within 10%"),
         ({"tokens": 2.0}, "0 of 6 sizes"),
         ({}, "3 of 3 sizes"),
     ],

@@ -63,7 +63,7 @@ def welch_share(a: Design, b: Design, difference: float, pairs: int = 1) -> floa
     found = []
     for one, slope in ((a, 0.0), (b, difference)):
         x = one.log_x[:, 0]
-        y = trained(rng, len(x), one.seeds, one.sigma, one.misfit) - slope * x
+        y = trained(rng, len(x), one.seeds, one.noise, one.misfit) - slope * x
         found.append((*slope_and_error(x, y), len(x) - 2))
     (s, e, n), (t, f, m) = found
     df = (e**2 + f**2) ** 2 / (e**4 / n + f**4 / m)
@@ -192,7 +192,7 @@ def test_seeds_add_no_degrees_of_freedom_and_what_cannot_be_known_is_not_said() 
     assert line(seeds=5).degrees_of_freedom == line().degrees_of_freedom == 4
     assert replace(line(), groups=3).degrees_of_freedom == 1
     unknown = replace(paired(), noise=None)
-    assert unknown.scatter == unknown.misfit
+    assert unknown.error() == replace(paired(), noise=0.0).error()
     assert unknown.advice(1e-4).seeds is None
     assert "unknown" in unknown.advice(1e-4).text
 
@@ -220,7 +220,7 @@ def test_a_design_that_identifies_nothing_detects_nothing() -> None:
 @pytest.mark.parametrize(
     ("sizes", "law", "sigma", "words"),
     [
-        ({"N": [1e6]}, "chinchilla", 0.01, "a design for chinchilla needs sizes for N, D; D is missing"),
+        ({"N": [1e6]}, "chinchilla", 0.01, "a design for chinchilla needs sizes for N, D; missing: D"),
         ({"N": [1e6, 2e6], "D": [1e9]}, "chinchilla", 0.01, "same number of cells"),
         ({"N": [1e6, 2e6]}, "power", 0.0, "sigma=0.0 must be above 0"),
         ({"N": [1e6, 2e6]}, "powr", 0.01, "law 'powr' must be one of power"),
@@ -228,14 +228,14 @@ def test_a_design_that_identifies_nothing_detects_nothing() -> None:
 )
 def test_a_plan_that_cannot_be_is_refused(sizes: dict[str, list[float]], law: str, sigma: float, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
-        plan(sizes, law=law, params=LINE, sigma=sigma)
+        plan(sizes, law=law, params=LINE | TRUE.get(law, {}), sigma=sigma)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"params": {"A": 20.0}}, "needs params A, alpha; alpha missing"),
+        ({"params": {"A": 20.0}}, "needs params A, alpha; missing: alpha"),
         ({"params": {"A": -1.0, "alpha": 0.1}}, "params A=-1.0"),
         ({"sizes": {"N": [1e6, 0.0]}}, "above 0, and 0 is among them"),
         ({"sizes": {"N": [1e6, np.inf]}}, "above 0, and inf is among them"),

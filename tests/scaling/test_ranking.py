@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from slm.scaling.laws import get_law
-from slm.scaling.ranking import rankings, survival
+from slm.scaling.selection import rankings, survival
 
 FAMILIES = ("a", "b", "c")
 

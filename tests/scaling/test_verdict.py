@@ -62,7 +62,7 @@ def test_where_the_runs_reject_no_law_and_they_contradict_each_other_it_depends(
     assert found["paired"]["pairs"][0]["p"] < 0.05
     assert found["verdict"]["distinguishable"] is None
     assert "depends on the law" in found["verdict"]["headline"]
-    assert any("explains that too" in sentence for sentence in found["verdict"]["sentences"])
+    assert any("explains this too" in sentence for sentence in found["verdict"]["sentences"])
 
 
 def test_above_a_floor_that_families_share_a_constant_factor_on_n_is_no_difference_and_another_exponent_is() -> None:

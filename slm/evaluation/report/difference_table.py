@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from slm.evaluation.report.differences import ALL_PAIRS, LEVEL, Compared, Difference, compared, holm, ranked
+from slm.evaluation.report.differences import ALL_PAIRS, LEVEL, Compared, Difference, compared, ranked
 from slm.evaluation.report.results import Measure, Results
 from slm.report.markdown import table
 from slm.runtime.words import NOTHING, TARGET_NAMES, measured, plainly
+from slm.scaling.pairs import holm
 
 OF_THE_TEXT = (
     "Errors are of the text: another text of its kind would give other figures. They are not of training, of which "

@@ -130,14 +130,3 @@ def _figures(one: Entry, other: Entry) -> dict[str, Difference]:
     targets = ["bits_per_byte", *(["loss"] if same else [])]
     both = [name for name in targets if is_number(one.get(name)) and is_number(other.get(name))]
     return {name: compare(one, other, name) for name in both}
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values of questions asked at once, adjusted by Holm (1979); unknown ones stay so and do not count."""
-    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, place) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        adjusted[place] = largest
-    return adjusted

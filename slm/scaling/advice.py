@@ -1,0 +1,110 @@
+"""What would detect a smaller difference of exponents: more seeds, more sizes, or a wider span."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+MOST_SEEDS = 100
+MOST_SIZES = 1000
+WIDEST_SPAN = 1e6
+"""The largest designs that are considered; the span is largest size / smallest."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What would detect a difference: the least change of seeds, sizes or span alone. None if it does not suffice."""
+
+    difference: float
+    seeds: int | None
+    """Seeds a size, at most `MOST_SEEDS`; None also if the noise is unknown."""
+    sizes: int | None
+    """Sizes, evenly spaced in the present span, at most `MOST_SIZES`."""
+    span: float | None
+    """Largest size / smallest, with as many sizes as now, at most `WIDEST_SPAN`."""
+    seeds_now: int
+    sizes_now: int
+    span_now: float
+    noise: float | None
+    misfit: float
+
+    @property
+    def text(self) -> str:
+        """The changes in words, and why more seeds are not among them."""
+        changes = []
+        if self.seeds is not None:
+            changes.append(f"{self.seeds} seeds a size instead of {self.seeds_now}")
+        if self.sizes is not None:
+            changes.append(f"{self.sizes} sizes in the same span instead of {self.sizes_now}")
+        if self.span is not None:
+            changes.append(f"sizes over a factor of {_rounded(self.span)} instead of {_rounded(self.span_now)}")
+        beyond = (
+            f"more than {MOST_SIZES:,} sizes in the same span, or sizes over a factor of more than {WIDEST_SPAN:,.0f}"
+        )
+        text = ", or ".join(changes) or beyond
+        if self.seeds is None and self.noise is None:
+            return f"{text}; whether more seeds would help is unknown, because no size has more than one"
+        if self.seeds is None:
+            return (
+                f"{text}; more seeds do not suffice, because sizes deviate from a smooth law by {self.misfit:.2g} in "
+                f"log loss whatever the number of seeds (runs of one size differ by {self.noise:.2g})"
+            )
+        return text
+
+    def entry(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {**vars(self), "text": self.text}
+
+
+def _rounded(value: float) -> str:
+    """Three significant digits as people write them: 2,000 and not 2e+03."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def advise(
+    suffices: Callable[..., bool],
+    difference: float,
+    *,
+    seeds: int,
+    sizes: int,
+    log_span: float,
+    noise: float | None,
+    misfit: float,
+) -> Advice:
+    """Search for each least change such that `suffices(seeds=)`, `suffices(sizes=)`, or `suffices(stretch=)` holds.
+
+    `stretch` is a factor on `log_span`. The other arguments describe the present design.
+    """
+    stretch = _least_stretch(lambda factor: suffices(stretch=factor), log_span)
+    return Advice(
+        difference=difference,
+        seeds=_least(lambda n: suffices(seeds=n), seeds, MOST_SEEDS) if noise else None,
+        sizes=_least(lambda n: suffices(sizes=n), sizes, MOST_SIZES) if log_span > 0 else None,
+        span=None if stretch is None else math.exp(stretch * log_span),
+        seeds_now=seeds,
+        sizes_now=sizes,
+        span_now=math.exp(log_span),
+        noise=noise,
+        misfit=misfit,
+    )
+
+
+def _least(suffices: Callable[[int], bool], low: int, high: int) -> int | None:
+    """The least whole number from `low` to `high` that suffices; None if `high` does not."""
+    if low > high or not suffices(high):
+        return None
+    return low + bisect_left(range(low, high), True, key=suffices)
+
+
+def _least_stretch(suffices: Callable[[float], bool], log_span: float) -> float | None:
+    """The least factor on a log span that suffices, to 0.1%; None if that to `WIDEST_SPAN` does not."""
+    low, high = 1.0, math.log(WIDEST_SPAN) / log_span if log_span > 0 else 0.0
+    if high <= 1 or not suffices(high):
+        return None
+    while high > low * 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
