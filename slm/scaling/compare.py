@@ -71,7 +71,7 @@ def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
     fits = {
         name: (one.fit, one.uncertainty)
         for name, one in fitted.items()
-        if one.fit is not None and one.uncertainty and not one.fit.exact
+        if one.fit is not None and one.uncertainty and not one.fit.is_exact
     }
     identified = {name: pair for name, pair in fits.items() if fitted[name].entry["identified"]}
     return identified if len(identified) > 1 else fits
@@ -88,7 +88,7 @@ def _over_common_range(fits: Fits, settings: Settings) -> tuple[Fits, Entry | No
     sizes differ by a factor of 4 have power laws with different exponents. Nothing changes if the ranges agree, if the
     law has a floor, or if too few sizes are left (`range` is then None).
     """
-    if not all(is_linear(fit.law) for fit, _ in fits.values()):
+    if not all(fit.law.is_linear for fit, _ in fits.values()):
         return fits, None
     ends = [(fit.sample.log_x[:, 0].min(), fit.sample.log_x[:, 0].max()) for fit, _ in fits.values()]
     slack = np.log1p(SAME_SIZE)
@@ -138,7 +138,7 @@ def _pairs(fits: Fits, curves: Mapping[str, Mapping[str, Curve]], level: float) 
         for a, b in combinations(fits, 2):
             fit_a, fit_b = fits[a][0], fits[b][0]
             row: Entry = {"a": a, "b": b, "exponent": exponent, "identified": a in own and b in own}
-            row |= {"variable": law.variable_of[exponent], "straight": is_linear(law)}
+            row |= {"variable": law.variable_of[exponent], "straight": law.is_linear}
             row["delta"] = fit_a.params[exponent] - fit_b.params[exponent]
             row |= dict.fromkeys(("ci_low", "ci_high", "p", "df", "p_any_floor"))
             if row["identified"]:
@@ -152,16 +152,16 @@ def _pairs(fits: Fits, curves: Mapping[str, Mapping[str, Curve]], level: float) 
 
 def _model_rows(law: Law, models: Mapping[str, JointFit]) -> list[Entry]:
     criteria = {name: fit.criteria() for name, fit in models.items()}
-    best = min((aicc for aicc, _ in criteria.values() if np.isfinite(aicc)), default=np.nan)
+    best = min((score.aicc for score in criteria.values() if np.isfinite(score.aicc)), default=np.nan)
     names = list(law.parameters)
     return [
         {
             "model": name,
             "parameters": len(fit.phi),
             "sse": fit.sse,
-            "aicc": criteria[name][0],
-            "aicc_above_best": criteria[name][0] - best,
-            "bic": criteria[name][1],
+            "aicc": criteria[name].aicc,
+            "aicc_above_best": criteria[name].aicc - best,
+            "bic": criteria[name].bic,
             "converged": fit.converged,
             "starts_agreeing": fit.starts_agreeing,
             "shared_exponents": None
@@ -177,7 +177,7 @@ def _ratios(
 ) -> list[Entry]:
     """Each model against separate laws, and one law for all against a constant factor on size (and data)."""
     separate = models["separate"]
-    if separate.rows <= len(separate.phi) or not (is_linear(families.law) or calibration):
+    if separate.rows <= len(separate.phi) or not (families.law.is_linear or calibration):
         return []
     same = models["efficiency"] is models["shared_exponents"]
     tests = [(name, "separate") for name in MODELS[:-1] if not (same and name == "efficiency")]
@@ -235,7 +235,7 @@ def _design(fit: Fit, bounds: Uncertainty, entry: Entry, level: float) -> Design
     noise = test["pure_sigma"] if test else None
     misfit = float(np.sqrt(max(fit.sigma**2 - (noise or 0.0) ** 2 / seeds, 0.0)))
     design = Design(fit.law, fit.sample.log_x, fit.params, noise, misfit, seeds)
-    if fit.sample.independent:
+    if fit.sample.is_independent:
         return design
     # Rows that share runs or shapes: scale the scatter up to the cluster-robust error of the exponent.
     robust, usual = bounds.error(fit, fit.law.exponents[0], level), design.error()

@@ -11,7 +11,7 @@ from slm.scaling.allocation import Allocation, compute_optimal, cost, flops_to_r
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.isoflop import Exponent, given_optima, isoflop, isoflop_bias
 from slm.scaling.laws import LAWS
-from slm.scaling.published import is_published, review
+from slm.scaling.published import is_published, published_claims
 from slm.scaling.reference import FAR, REFERENCES, Reference, local_exponent
 from slm.scaling.sample import missing_columns
 from slm.scaling.selection import MAX_RELATIVE_MISFIT, ByLaw
@@ -28,7 +28,7 @@ def context(table: Table, fitted: ByLaw, settings: Settings, target: str, size: 
         "allocation": allocation_entries(table, fitted, settings, target, size),
         "target": target_entries(table, fitted, settings, target, size),
         "pareto": pareto_entries(table, target, size),
-        "published": review(table) if is_published(table) else None,
+        "published": published_claims() if is_published(table.frame) else None,
     }
 
 

@@ -11,8 +11,8 @@ from scipy.interpolate import PchipInterpolator
 
 from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
-from slm.scaling.given import given_entry
 from slm.scaling.intervals import MAX_FAILED, Uncertainty
+from slm.scaling.likelihood import given_entry
 from slm.scaling.prediction import band, band_kind, doubling
 from slm.scaling.resample import Ensemble, bootstrap
 from slm.scaling.sample import Sample
@@ -45,7 +45,7 @@ def details(
     columns = zip(fit.law.variables, fit.sample.log_x.T, strict=True)
     points = {v: np.exp(x).tolist() for v, x in columns} | {"value": np.exp(fit.sample.log_y).tolist()}
     points["residual"] = fit.residuals.tolist()
-    if fit.exact:
+    if fit.is_exact:
         return {"points": points}
     ensemble = ensemble_of(fit, bounds, settings, rng)
     has_bands = ensemble is not None or band_kind(fit) is None
@@ -186,7 +186,7 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
             break
         smaller = fit_sample(law, kept, loss=fit.loss)
         kind = band_kind(smaller)
-        if smaller.exact or (kind and steps):  # a bootstrap for the largest size alone
+        if smaller.is_exact or (kind and steps):  # a bootstrap for the largest size alone
             break
         ensemble = bootstrap(smaller, kind, 2 * MIN_REFITS, rng) if kind else None
         if kind and (ensemble is None or len(ensemble.theta) < MIN_REFITS):

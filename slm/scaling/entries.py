@@ -167,7 +167,7 @@ def _identity(case: Case, sample: Sample, loss: Loss) -> Entry:
 
 
 def _numbers(case: Case, fit: Fit, bounds: Uncertainty) -> Entry:
-    aicc, bic = fit.information_criteria()
+    score = criteria([fit])
     certificate = fit.certificate
     notes = list(bounds.notes)
     if certificate.starts_agreeing < 0.5:
@@ -186,8 +186,8 @@ def _numbers(case: Case, fit: Fit, bounds: Uncertainty) -> Entry:
         "rmse_log": math.sqrt(fit.sse / len(fit.residuals)),
         "sigma_log": fit.sigma,
         "degrees_of_freedom": fit.degrees_of_freedom,
-        "aicc": aicc,
-        "bic": bic,
+        "aicc": score.aicc,
+        "bic": score.bic,
         "identified": certificate.converged and not set(bounds.not_identified) & set(case.law.exponents),
         "not_identified": list(bounds.not_identified),
         "reasons": bounds.not_identified,

@@ -55,27 +55,20 @@ class Families:
         return Sample(log_y, log_x, rows, rows, self.law.absolute)
 
     @property
-    def row_sigmas(self) -> Floats:
-        """The family's scatter for every row [n]."""
-        return np.repeat(self.sigmas, [len(sample.log_y) for sample in self.samples])
-
-    @property
-    def ends(self) -> np.ndarray:
-        """Where each family's rows end [F]."""
-        return np.cumsum([len(sample.log_y) for sample in self.samples])
+    def family(self) -> np.ndarray:
+        """Which family each row is of [n]."""
+        return np.repeat(np.arange(len(self.names)), [len(sample.log_y) for sample in self.samples])
 
     def blocks(self, matrices: Sequence[Floats]) -> list[Block]:
         """One block a family."""
         zero = np.zeros(len(self.law.parameters))
-        return [
-            Block(self.law, s.log_x - self.pooled.refs, np.arange(end - len(s.log_y), end), matrix, zero)
-            for s, end, matrix in zip(self.samples, self.ends, matrices, strict=True)
-        ]
+        rows = [np.flatnonzero(self.family == f) for f in range(len(self.names))]
+        return [Block(self.law, self.pooled.centred[own], own, M, zero) for own, M in zip(rows, matrices, strict=True)]
 
-    def fitted(self, theta: Floats, matrices: Sequence[Floats]) -> Floats:
+    def fitted(self, theta: Floats) -> Floats:
         """Log values [n] of all rows at coordinates [F, P]."""
-        pairs = zip(theta, self.blocks(matrices), strict=True)
-        return np.concatenate([self.law.log_value(own[None], block.x_IV)[0] for own, block in pairs])
+        values = self.law.log_value(theta, self.pooled.centred)
+        return values[self.family, np.arange(len(self.family))]
 
 
 @dataclass(frozen=True)
@@ -121,32 +114,25 @@ def gather(fits: Mapping[str, Fit]) -> Families:
     return Families(law, tuple(fits), tuple(fit.sample for fit in fits.values()), sigmas)
 
 
-def sharing(law: Law, families: int, model: str, *, shared: Sequence[str] = ()) -> tuple[Floats, ...]:
-    """Matrices [P, Q] from free parameters to each family's coordinates.
-
-    `model` is one of `MODELS`, or "share" with the names of the parameters that are `shared` (coefficients at the
-    centre of the data).
-    """
+def sharing(law: Law, families: int, model: str) -> tuple[Floats, ...]:
+    """Matrices [P, Q] from the free parameters of a model of `MODELS` to each family's coordinates."""
     names = list(law.parameters)
-    common = {
-        "one_law": set(names),
-        "efficiency": {*law.exponents, *(() if law.floor is None else (names[law.floor],))},
-        "shared_exponents": set(law.exponents),
-        "separate": set(),
-        "share": set(shared),
+    floor = [] if law.floor is None else [names[law.floor]]
+    shared = {
+        "one_law": names,
+        "efficiency": [*law.exponents, *floor],
+        "shared_exponents": law.exponents,
+        "separate": [],
     }[model]
-    matrices = [np.zeros((len(names), 0)) for _ in range(families)]
-    for j, name in enumerate(names):
-        unit = np.eye(len(names))[:, [j]]
-        for owner in [None] if name in common else range(families):
-            for f in range(families):
-                matrices[f] = np.hstack([matrices[f], unit if owner in (None, f) else 0 * unit])
-    return tuple(matrices)
+    # A column for each free parameter: which coordinate it is, and of which family (None: of all).
+    columns = [(j, f) for j, name in enumerate(names) for f in ([None] if name in shared else range(families))]
+    units = np.eye(len(names))[:, [j for j, _ in columns]]
+    return tuple(units * [owner in (None, f) for _, owner in columns] for f in range(families))
 
 
-def fit_joint(families: Families, model: str, *, shared: Sequence[str] = ()) -> JointFit:
+def fit_joint(families: Families, model: str) -> JointFit:
     """Fit a nested model from a grid of starts by least squares."""
-    matrices = sharing(families.law, len(families.names), model, shared=shared)
+    matrices = sharing(families.law, len(families.names), model)
     log_y = families.pooled.log_y
     bounds = _bounds(families, matrices)
     optimum = minimise(families.blocks(matrices), log_y, _starts(families, matrices), bounds, tolerance=FINE)
@@ -174,12 +160,12 @@ def likelihood_ratio(
     n = restricted.rows
     df = len(wider.phi) - len(restricted.phi)
     statistic = max(0.0, n * float(np.log(restricted.sse / wider.sse)))
-    if is_linear(families.law) and not replicates:  # the ratio is a function of F
+    if families.law.is_linear and not replicates:  # the ratio is a function of F
         spare = n - len(wider.phi)
         p = float(stats.f.sf(np.expm1(statistic / n) * spare / df, df, spare))
     else:
-        fitted = families.fitted(restricted.theta, restricted.matrices)
-        log_y = fitted + families.row_sigmas * rng.standard_normal((replicates, n))
+        noise = families.sigmas[families.family] * rng.standard_normal((replicates, n))
+        log_y = families.fitted(restricted.theta) + noise
         sse_r, sse_w = (_refit(families, m.matrices, log_y, restricted.theta) for m in (restricted, wider))
         simulated = n * np.log(np.maximum(sse_r, sse_w) / sse_w)
         p = (1 + int((simulated >= statistic * (1 - 1e-9)).sum())) / (replicates + 1)
@@ -196,7 +182,7 @@ def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta:
     low, high = _bounds(families, matrices)
     theta = off_plateau(families.law, families.pooled, theta)
     grid = _starts(families, matrices)
-    grid = grid[:0] if is_linear(families.law) else grid[:: max(1, len(grid) // GRID_REFITS)]
+    grid = grid[:0] if families.law.is_linear else grid[:: max(1, len(grid) // GRID_REFITS)]
     total = np.zeros(len(log_y))
     used = np.stack([matrix.any(axis=0) for matrix in matrices])
     blocks = families.blocks(matrices)
@@ -269,16 +255,14 @@ def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.
 
 def _error(families: Families, joint: JointFit, vector: Floats) -> tuple[float, float]:
     """Standard error of `vector` @ phi and its degrees of freedom, every family with its own scatter."""
-    blocks = families.blocks(joint.matrices)
-    gradients = [b.law.derivatives(theta[None], b.x_IV)[1][0].T for theta, b in zip(joint.theta, blocks, strict=True)]
-    jacobian = np.concatenate([rows @ matrix for rows, matrix in zip(gradients, joint.matrices, strict=True)])
-    if not all(sample.independent for sample in families.samples):
-        family = np.repeat(np.arange(len(families.names)), [len(s.log_y) for s in families.samples])
-        own = np.concatenate([s.clusters for s in families.samples])
-        clusters = np.unique(np.stack([family, own]), axis=1, return_inverse=True)[1].reshape(-1)
-        residuals = families.pooled.log_y - families.fitted(joint.theta, joint.matrices)
-        return cluster_error(jacobian, residuals, clusters, vector)
+    blocks = zip(joint.theta, families.blocks(joint.matrices), strict=True)
+    jacobian = np.concatenate([b.law.derivatives(theta[None], b.x_IV)[1][0].T @ b.matrix for theta, b in blocks])
+    if not all(sample.is_independent for sample in families.samples):
+        own = np.concatenate([sample.clusters for sample in families.samples])
+        clusters = np.unique(np.stack([families.family, own]), axis=1, return_inverse=True)[1].reshape(-1)
+        return cluster_error(jacobian, families.pooled.log_y - families.fitted(joint.theta), clusters, vector)
     weights = jacobian @ np.linalg.pinv(jacobian.T @ jacobian) @ vector
-    variances = np.array([(part**2).sum() for part in np.split(weights * families.row_sigmas, families.ends[:-1])])
+    squares = (weights * families.sigmas[families.family]) ** 2
+    variances = np.array([squares[families.family == f].sum() for f in range(len(families.names))])
     dfs = [len(sample.log_y) - len(families.law.parameters) for sample in families.samples]
     return float(np.sqrt(variances.sum())), float(variances.sum() ** 2 / (variances**2 / dfs).sum())

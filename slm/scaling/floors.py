@@ -85,7 +85,7 @@ def any_floor_p(a: Fit, b: Fit, test: Difference, level: float) -> float | None:
     1 if one of them changes the sign of the difference. None for a law that is not a straight line in N, and if rows
     that belong together are not of one size.
     """
-    points = [_one_a_cluster(fit) for fit in (a, b) if is_linear(fit.law) and fit.law.variables == ("N",)]
+    points = [_one_a_cluster(fit) for fit in (a, b) if fit.law.is_linear and fit.law.variables == ("N",)]
     rows = [point for point in points if point is not None]
     df = [len(log_y) - 2 for _, log_y in rows]
     if len(rows) < 2 or min(df) < 1:

@@ -63,7 +63,7 @@ def uncertainty(
     of the delta method, in logs: every further result rests on exponents and floor alone.
     """
     names = list(fit.law.parameters)
-    if fit.exact:
+    if fit.is_exact:
         lost, nan = not_identified(fit, {}), dict.fromkeys(names, np.nan)
         notes = tuple(dict.fromkeys(lost.values()))
         return Uncertainty("none", nan, "none", dict.fromkeys(names, (None, None)), {}, {}, lost, notes)
@@ -75,8 +75,8 @@ def uncertainty(
     method = "cluster_bootstrap"
     ci = _bootstrap_intervals(fit, ensembles.get("cluster"), level)
     if is_least_squares:
-        method = "ols_t" if is_linear(fit.law) else "profile_t"
-        method = method if fit.sample.independent else "cluster_t"
+        method = "ols_t" if fit.law.is_linear else "profile_t"
+        method = method if fit.sample.is_independent else "cluster_t"
         profiles = _profiles(fit, level, coefficients)
         # The bootstrap's intervals stay for what has no profile, such as a ratio of coordinates.
         ci |= {name: _profile_interval(fit, one) for name, one in profiles.items()}

@@ -65,7 +65,7 @@ def _family(one: Fitted, models: Sequence[Model], table: Table, settings: Settin
         return {"family": family, "range": span, "refused": one.entry["notes"][0], "models": [], "curve": []}
     held = float(table.frame["tokens"].median()) if "D" in fit.law.variables else None
     ensemble = ensemble_of(fit, one.uncertainty, settings, rng)
-    has_interval = not fit.exact and (ensemble is not None or band_kind(fit) is None)
+    has_interval = not fit.is_exact and (ensemble is not None or band_kind(fit) is None)
 
     def predicted(points: Sequence[Model]) -> list[Entry]:
         """`N`, `value`, `low` and `high` of one more run; no ends if the fit has no scatter to tell them by."""

@@ -71,9 +71,8 @@ def _power_of_welch(shift: float, errors: Sequence[float], dfs: Sequence[int], l
 class Comparison(ABC):
     """A design that compares the exponents of two families by a two-sided t test."""
 
-    @property
     @abstractmethod
-    def test(self) -> tuple[Sequence[float], Sequence[int]]:
+    def _test(self) -> tuple[Sequence[float], Sequence[int]]:
         """Standard errors and degrees of freedom: one each for the difference, or one for each exponent."""
 
     @abstractmethod
@@ -86,15 +85,15 @@ class Comparison(ABC):
 
     def error(self) -> float:
         """Standard error of the difference of two exponents; infinite if it is not identified."""
-        return math.hypot(*self.test[0])
+        return math.hypot(*self._test()[0])
 
     def power(self, difference: float, *, level: float = 0.05, pairs: int = 1) -> float:
         """Chance to tell exponents `difference` apart, two-sided at `level` / `pairs` (Bonferroni)."""
-        return _power(difference, *self.test, level / pairs)
+        return _power(difference, *self._test(), level / pairs)
 
     def detectable(self, *, power: float = 0.8, level: float = 0.05, pairs: int = 1) -> float | None:
         """Smallest difference of exponents found with chance `power`; None if the design cannot test at all."""
-        errors, dfs = self.test
+        errors, dfs = self._test()
         error = math.hypot(*errors)
         if not _is_testable(error, dfs) or error == 0:
             return 0.0 if _is_testable(error, dfs) else None
@@ -136,9 +135,7 @@ class PairedDesign(Comparison):
     unit: float = 1.0
     """Difference of exponents per slope of the log ratio: more than 1 above a floor."""
 
-    @property
-    def test(self) -> tuple[Sequence[float], Sequence[int]]:
-        """The error of the slope and its degrees of freedom."""
+    def _test(self) -> tuple[Sequence[float], Sequence[int]]:
         deviations = np.asarray(self.log_N, float) - np.mean(self.log_N)
         root = float(np.sqrt((deviations**2).sum()))
         scatter = float(np.hypot(self.misfit, (self.noise or 0.0) * np.sqrt(2 / self.seeds)))
@@ -218,9 +215,7 @@ class UnpairedDesigns(Comparison):
     exponent: str | None = None
     """The law's first unless named."""
 
-    @property
-    def test(self) -> tuple[Sequence[float], Sequence[int]]:
-        """The error of each family's exponent and its degrees of freedom."""
+    def _test(self) -> tuple[Sequence[float], Sequence[int]]:
         return tuple(d.error(self.exponent) for d in (self.a, self.b)), (
             self.a.degrees_of_freedom,
             self.b.degrees_of_freedom,

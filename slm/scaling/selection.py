@@ -78,7 +78,7 @@ def _rejected_by_richer(fits: Mapping[str, Sequence[Fit]]) -> Iterator[tuple[str
         if not is_nested or spare <= 0:
             continue
         sse, sse_richer = (sum(fit.sse for fit in fits[name]) for name in (law, richer))
-        if sse_richer > 0 and all(fit.sample.independent and np.isinf(fit.loss.delta) for fit in fits[richer]):
+        if sse_richer > 0 and all(fit.sample.is_independent and np.isinf(fit.loss.delta) for fit in fits[richer]):
             more = len(fits[law]) * (len(wide.parameters) - len(narrow.parameters))
             p = float(stats.f.sf((sse / sse_richer - 1) * spare / more, more, spare))
             if p < NESTED_LEVEL:
@@ -86,9 +86,8 @@ def _rejected_by_richer(fits: Mapping[str, Sequence[Fit]]) -> Iterator[tuple[str
 
 
 def _weights(fits: Sequence[Fit]) -> Entry:
-    k = sum(len(fit.theta) for fit in fits) + 1 + (not all(fit.sample.independent for fit in fits))
-    is_exact = all(fit.exact for fit in fits)
-    return {"aicc": criteria(fits)[0], "aic": deviance(fits) + 2 * k, "exact": is_exact, "parameters": k}
+    score, is_exact = criteria(fits), all(fit.is_exact for fit in fits)
+    return {"aicc": score.aicc, "aic": score.aic, "exact": is_exact, "parameters": score.parameters}
 
 
 def _held_out(entries: Sequence[Entry]) -> float | None:
@@ -98,7 +97,9 @@ def _held_out(entries: Sequence[Entry]) -> float | None:
 
 def curved(fitted: ByLaw, weighed: Mapping[str, Entry], law: str) -> bool:
     """Whether `law` is no straight line in logs, and the runs reject every law that is one."""
-    straight = {name for name, families in fitted.items() if any(o.fit and o.fit.law.linear for o in families.values())}
+    straight = {
+        name for name, families in fitted.items() if any(o.fit and o.fit.law.is_linear for o in families.values())
+    }
     return law not in straight and not any(weighed[name]["tenable"] for name in straight & set(weighed))
 
 

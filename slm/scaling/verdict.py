@@ -104,10 +104,10 @@ def _objection(case: Case, pair: Entry) -> str:
             return _contradiction(case, pair, name, row)
     if not is_significant or not pair["straight"]:
         return ""
-    low, high = _steeper(pair), _flatter(pair)
+    steeper, flatter = _order(pair)
     slope = (
-        f"The {case.target} of {low} falls faster over these sizes than that of {high}, by {_difference(pair)} in the "
-        f"exponent (p = {pair['p_adjusted']:.2g})"
+        f"The {case.target} of {steeper} falls faster over these sizes than that of {flatter}, by {_difference(pair)} "
+        f"in the exponent (p = {pair['p_adjusted']:.2g})"
     )
     if any_floor is None:
         return "" if is_confirmed else f"{slope}, but no law with a floor that the runs identify confirms it."
@@ -133,21 +133,18 @@ def _contradiction(case: Case, pair: Entry, law: str, row: Entry) -> str:
         where = "Above a floor that both share" if pair["above"] else "Over these sizes"
     here, there = f"{pair['a']} and {pair['b']} do not differ significantly", "they do not differ significantly"
     if case.is_significant(pair["p_adjusted"]):
-        here = f"{_steeper(pair)} scales faster than {_flatter(pair)}"
+        here = "{} scales faster than {}".format(*_order(pair))
     if case.is_significant(row["p_adjusted"]):
-        there = f"{row['exponent']} of {_steeper(row)} is larger"
+        there = f"{row['exponent']} of {_order(row)[0]} is larger"
     return (
         f"{where}, {here} (p = {pair['p_adjusted']:.2g}); under {law}, which the runs do not reject, {there} "
         f"(p = {row['p_adjusted']:.2g}). Sizes over a wider span, which show the bend, would decide."
     )
 
 
-def _steeper(pair: Entry) -> str:
-    return str(pair["a"] if pair["delta"] > 0 else pair["b"])
-
-
-def _flatter(pair: Entry) -> str:
-    return str(pair["b"] if pair["delta"] > 0 else pair["a"])
+def _order(pair: Entry) -> tuple[str, str]:
+    """The steeper and the flatter family of a pair."""
+    return (pair["a"], pair["b"]) if pair["delta"] > 0 else (pair["b"], pair["a"])
 
 
 def _difference(pair: Entry) -> str:
@@ -188,13 +185,13 @@ def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
     differing = [pair for pair in pairs if pair["differs"]]
     sentences = []
     for pair in differing:
-        low, high = _steeper(pair), _flatter(pair)
+        steeper, flatter = _order(pair)
         value = f"by {_difference(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
         if pair["paired"] and not pair["above"]:
-            sentences.append(f"The {case.target} of {low} falls faster with N than that of {high}, {value}.")
+            sentences.append(f"The {case.target} of {steeper} falls faster with N than that of {flatter}, {value}.")
         else:
             where = f"Above a floor that both share, {pair['exponent']}" if pair["above"] else pair["exponent"]
-            sentences.append(f"{where} of {low} is larger than that of {high}, {value}.")
+            sentences.append(f"{where} of {steeper} is larger than that of {flatter}, {value}.")
     sentences += [pair["against"] for pair in pairs if pair["against"]]
     sentences += _explained_by_floor(case, pairs)
     sentences += [_agreement(case, pair) for pair in differing if pair["is_ranked"]]
@@ -205,7 +202,7 @@ def _explained_by_floor(case: Case, pairs: Sequence[Entry]) -> list[str]:
     """Pairs whose slopes differ over these sizes, but whose exponents above a shared floor do not."""
     equal = names_of(pair for pair in pairs if pair["above"] and pair["differs"] is False)
     rows = [row for row in case.comparison["paired"]["pairs"] if (row["a"], row["b"]) in equal]
-    names = [f"for {_steeper(r)} than for {_flatter(r)}" for r in rows if case.is_significant(r["p_adjusted"])]
+    names = ["for {} than for {}".format(*_order(r)) for r in rows if case.is_significant(r["p_adjusted"])]
     slopes = f"Over these sizes the {case.target} falls faster {shortlist(names, most=3)}"
     return [f"{slopes}; one law with a floor and a constant factor on N explains that."] if names else []
 
@@ -216,9 +213,9 @@ def _agreement(case: Case, pair: Entry) -> str:
     row = next((r for r in case.comparison["ranking"]["pairs"] if {r["steeper"], r["flatter"]} == names), None)
     if row is None or not row["of"]:
         return ""
-    low, high = _steeper(pair), _flatter(pair)
-    same = row["same"] if row["steeper"] == low else row["of"] - row["same"]
-    return f"{low} is steeper than {high} in {same} of {row['of']} fits with other laws, N or targets."
+    steeper, flatter = _order(pair)
+    same = row["same"] if row["steeper"] == steeper else row["of"] - row["same"]
+    return f"{steeper} is steeper than {flatter} in {same} of {row['of']} fits with other laws, N or targets."
 
 
 def _exact(case: Case) -> str:
