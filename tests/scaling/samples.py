@@ -1,12 +1,15 @@
 """Samples and tables with known laws behind them, for tests of the scaling analysis."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from slm.scaling.forms import Floats
 from slm.scaling.sample import Sample
+from slm.scaling.tables import Table, table_from_frame
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "scaling"
 
@@ -67,3 +70,29 @@ def noisy(name: str, variables: tuple[str, ...], rows: int, sigma: float, seed: 
     x = {v: np.exp(log_x[:, j]) for j, v in enumerate(variables)}
     noise = sigma * np.random.default_rng([seed, 1]).standard_normal(rows)
     return sample(np.log(plain_law(name, TRUE[name], x)) + noise, log_x)
+
+
+def runs(
+    laws: Mapping[str, Callable[[float], float]],
+    sizes: Sequence[float] | Mapping[str, Sequence[float]],
+    *,
+    noise: float = 0.0,
+    shared: float = 0.0,
+    seeds: int = 1,
+    seed: int = 0,
+) -> Table:
+    """Runs of families, each a function of N with Gaussian log noise, at `sizes`: the same for all, or each its own.
+
+    `shared` moves a size of all families together.
+    """
+    rng = np.random.default_rng(seed)
+    by_family = sizes if isinstance(sizes, Mapping) else dict.fromkeys(laws, sizes)
+    common = shared * np.random.default_rng([seed, 1]).standard_normal(max(map(len, by_family.values())))
+    rows: list[dict[str, Any]] = [
+        {"family": name, "params_total": N, "tokens": 3e10, "seed": s}
+        | {"loss": law(N) * np.exp(common[i] + noise * rng.standard_normal())}
+        for name, law in laws.items()
+        for i, N in enumerate(by_family[name])
+        for s in range(seeds)
+    ]
+    return table_from_frame(pd.DataFrame(rows))

@@ -12,24 +12,9 @@ from slm.scaling.forms import Floats
 from slm.scaling.matching import match
 from slm.scaling.paired import compare_pairs
 from slm.scaling.tables import Table, table_from_frame
+from tests.scaling.samples import runs
 
 SIZES = np.round(np.geomspace(2e6, 9e7, 6))
-
-
-def runs(
-    laws: dict[str, Any], *, noise: float = 0.0, shared: float = 0.0, seeds: int = 1, seed: int = 0, **more: Any
-) -> Table:
-    """Runs of families, each a function of N; `shared` moves a size of all families alike."""
-    rng = np.random.default_rng(seed)
-    common = shared * rng.standard_normal(len(SIZES))
-    rows = [
-        {"family": name, "params_total": N, "tokens": 1e9, "seed": s}
-        | {"loss": law(N) * np.exp(common[i] + noise * rng.standard_normal())}
-        for name, law in laws.items()
-        for i, N in enumerate(SIZES)
-        for s in range(seeds)
-    ]
-    return table_from_frame(pd.DataFrame(rows).assign(**more))
 
 
 def power(A: float, alpha: float) -> Any:
@@ -41,7 +26,7 @@ def pair_of(table: Table, **settings: Any) -> dict[str, Any]:
 
 
 def test_the_slope_is_the_t_test_of_a_regression_of_log_ratios() -> None:
-    table = runs({"a": power(20, 0.1), "b": power(19, 0.11)}, noise=0.01, shared=0.05, seeds=2)
+    table = runs({"a": power(20, 0.1), "b": power(19, 0.11)}, SIZES, noise=0.01, shared=0.05, seeds=2)
     pair = pair_of(table)
     means = table.frame.assign(y=np.log(table.frame["loss"])).groupby(["family", "params_total"])["y"].mean()
     line = stats.linregress(np.log(SIZES), means["a"].to_numpy() - means["b"].to_numpy())
@@ -76,14 +61,14 @@ def test_points_on_a_line_by_luck_scatter_as_much_as_seeds_do() -> None:
 def test_what_sizes_share_cancels() -> None:
     """Deviations of the sizes from any law change nothing in the comparison, whatever they do to a fit."""
     laws = {"a": power(20, 0.1), "b": power(19, 0.12)}
-    plain, moved = (pair_of(runs(laws, noise=0.01, shared=shared)) for shared in (0.0, 0.2))
+    plain, moved = (pair_of(runs(laws, SIZES, noise=0.01, shared=shared)) for shared in (0.0, 0.2))
     for key in ("delta", "ci_low", "ci_high", "p", "level_log_ratio"):
         assert moved[key] == pytest.approx(plain[key])
 
 
 def test_runs_are_paired_by_seed_where_both_have_it() -> None:
     """A seed that only one family has, far off, takes no part."""
-    table = runs({"a": power(20, 0.1), "b": power(20, 0.1)}, noise=0.01, seeds=2)
+    table = runs({"a": power(20, 0.1), "b": power(20, 0.1)}, SIZES, noise=0.01, seeds=2)
     outlier = table.frame[(table.frame["family"] == "a") & (table.frame["seed"] == 1)].assign(seed=7)
     outlier = outlier.assign(loss=outlier["loss"] * np.linspace(1, 2, 6), perplexity=np.nan)
     more = table_from_frame(pd.concat([table.frame, outlier]).drop(columns=["perplexity", "cluster", "cell", "flops"]))
@@ -94,7 +79,7 @@ def test_runs_are_paired_by_seed_where_both_have_it() -> None:
 
 
 def test_sizes_that_are_not_quite_the_same_are_moved_along_the_curve() -> None:
-    near = runs({"a": power(20, 0.1)})
+    near = runs({"a": power(20, 0.1)}, SIZES)
     frame = near.frame.assign(family="b", params_total=np.round(SIZES * np.linspace(0.95, 1.05, 6)))
     frame["loss"] = 18 * frame["params_total"] ** -0.12
     both = pd.concat([near.frame, frame])[["family", "params_total", "tokens", "seed", "loss"]]
@@ -114,7 +99,7 @@ def test_sizes_that_are_not_quite_the_same_are_moved_along_the_curve() -> None:
     ],
 )
 def test_what_is_not_matched_is_said(change: dict[str, float], said: str) -> None:
-    table = runs({"a": power(20, 0.1), "b": power(20, 0.1)})
+    table = runs({"a": power(20, 0.1), "b": power(20, 0.1)}, SIZES)
     frame = table.frame[["family", "params_total", "tokens", "seed", "loss"]].copy()
     for column, factor in change.items():
         frame.loc[frame["family"] == "b", column] *= factor
@@ -125,7 +110,7 @@ def test_what_is_not_matched_is_said(change: dict[str, float], said: str) -> Non
 
 
 def test_equal_tokens_a_parameter_are_equal_budgets() -> None:
-    table = runs({"a": power(20, 0.1), "b": power(19, 0.1)}, noise=0.005)
+    table = runs({"a": power(20, 0.1), "b": power(19, 0.1)}, SIZES, noise=0.005)
     frame = table.frame[["family", "params_total", "seed", "loss"]].copy()
     frame.loc[frame["family"] == "b", "params_total"] *= 1.04
     frame["tokens"] = 20 * frame["params_total"]
@@ -134,7 +119,7 @@ def test_equal_tokens_a_parameter_are_equal_budgets() -> None:
 
 def test_the_worth_of_a_family_that_is_another_at_other_sizes_is_that_factor() -> None:
     """b is a at 1.7 times the parameters, at every size."""
-    pair = pair_of(runs({"a": power(20, 0.1), "b": lambda N: 20 * (1.7 * N) ** -0.1}, noise=1e-5, shared=1e-4))
+    pair = pair_of(runs({"a": power(20, 0.1), "b": lambda N: 20 * (1.7 * N) ** -0.1}, SIZES, noise=1e-5, shared=1e-4))
     for one in (pair["worth"], *pair["worth_by_size"]):
         assert one["factor"] == pytest.approx(1 / 1.7, rel=2e-2)
         assert one["low"] < 1 / 1.7 < one["high"]
@@ -144,7 +129,7 @@ def test_levels_slopes_and_worth_are_what_they_say_in_nineteen_of_twenty_tables(
     laws = {"a": power(20, 0.1), "b": lambda N: 20 * (1.3 * N) ** -0.1}
     covers = {"delta": 0, "worth": 0}
     for seed in range(80):
-        pair = pair_of(runs(laws, noise=0.01, shared=0.01, seed=seed))
+        pair = pair_of(runs(laws, SIZES, noise=0.01, shared=0.01, seed=seed))
         covers["delta"] += pair["ci_low"] <= 0 <= pair["ci_high"]
         covers["worth"] += pair["worth"]["low"] <= 1 / 1.3 <= pair["worth"]["high"]
     assert all(0.88 * 80 <= count <= 80 for count in covers.values())
@@ -157,7 +142,7 @@ def test_pairs_are_found_as_often_as_the_power_that_is_stated() -> None:
     shift = next(s for s in np.arange(0, 10, 0.01) if stats.nct.sf(critical, 4, s) > 0.8)
     difference = shift * 0.004 * np.sqrt(2) / spread
     laws = {"a": power(20, 0.1 + difference), "b": power(20, 0.1)}
-    low = sum(pair_of(runs(laws, noise=0.004, shared=0.03, seed=seed))["p"] < 0.05 for seed in range(80))
+    low = sum(pair_of(runs(laws, SIZES, noise=0.004, shared=0.03, seed=seed))["p"] < 0.05 for seed in range(80))
     assert low / 80 == pytest.approx(0.8, abs=0.13)
 
 
@@ -168,7 +153,7 @@ def floored(N: Floats, A: float = 90.0) -> Floats:
 def test_a_floor_that_explains_a_slope_is_found() -> None:
     """One law with a floor, b worth 1.5 times the parameters: the slope of the ratio is sure, and means nothing."""
     laws = {"a": lambda N: floored(N), "b": lambda N: floored(1.5 * N)}
-    said = [pair_of(runs(laws, noise=0.002, seed=seed)) for seed in range(30)]
+    said = [pair_of(runs(laws, SIZES, noise=0.002, seed=seed)) for seed in range(30)]
     assert np.mean([pair["p"] < 0.05 for pair in said]) > 0.5
     assert np.sum([pair["p_any_floor"] < 0.05 for pair in said]) <= 4
 
@@ -177,7 +162,7 @@ def test_a_difference_that_no_floor_explains_stays() -> None:
     """Levels equal in the middle, exponents not: a constant factor on N is 1, whatever the floor."""
     middle = float(np.exp(np.log(SIZES).mean()))
     laws = {"a": power(20, 0.1), "b": power(20 * middle**0.02, 0.12)}
-    pair = pair_of(runs(laws, noise=0.002, shared=0.01))
+    pair = pair_of(runs(laws, SIZES, noise=0.002, shared=0.01))
     assert pair["p"] < 0.01
     assert pair["p_any_floor"] < 0.05
 

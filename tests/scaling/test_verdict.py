@@ -5,33 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from slm.scaling import Settings, analyse, table_from_frame
-from slm.scaling.selection import choose_law, weigh
 from slm.scaling.tables import Table
+from tests.scaling.samples import runs
 
 SIZES = np.round(np.geomspace(1.5e7, 1.3e9, 6))
 QUICK: dict[str, Any] = {"laws": ("power", "power_floor"), "targets": ("loss",), "bootstrap": 0, "calibration": 0}
-
-
-def table(
-    laws: dict[str, Any], noise: float, seed: int = 0, sizes: dict[str, Any] | None = None, seeds: int = 1
-) -> Table:
-    rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "family": name,
-            "params_total": N,
-            "tokens": 3e10,
-            "seed": s,
-            "loss": law(N) * np.exp(noise * rng.standard_normal()),
-        }
-        for name, law in laws.items()
-        for N in (sizes or {}).get(name, SIZES)
-        for s in range(seeds)
-    ]
-    return table_from_frame(pd.DataFrame(rows))
 
 
 def comparison(of: Table, **settings: Any) -> dict[str, Any]:
@@ -41,7 +21,7 @@ def comparison(of: Table, **settings: Any) -> dict[str, Any]:
 def test_where_the_runs_reject_straight_lines_the_floored_law_says_who_scales_faster() -> None:
     """Without a floor dense looks steeper, above floors of their own, as is the truth, routed is."""
     laws = {"dense": lambda N: 1.0 + 17.3 * N**-0.127, "routed": lambda N: 1.49 + 28.6 * N**-0.19}
-    found = comparison(table(laws, 0.0007))
+    found = comparison(runs(laws, SIZES, noise=0.0007))
     (pair,) = found["paired"]["pairs"]
     assert pair["delta"] > 0
     assert pair["p"] < 0.05
@@ -56,7 +36,7 @@ def test_where_the_runs_reject_straight_lines_the_floored_law_says_who_scales_fa
 def test_where_the_runs_reject_no_law_and_they_contradict_each_other_it_depends() -> None:
     """The same at more noise, where straight lines are not rejected."""
     laws = {"dense": lambda N: 1.0 + 17.3 * N**-0.127, "routed": lambda N: 1.49 + 28.6 * N**-0.19}
-    found = comparison(table(laws, 0.004, 3))
+    found = comparison(runs(laws, SIZES, noise=0.004, seed=3))
     assert found["weighed"]["power"]["tenable"]
     assert found["weighed"]["power_floor"]["tenable"]
     assert found["paired"]["pairs"][0]["p"] < 0.05
@@ -73,7 +53,7 @@ def test_above_a_floor_that_families_share_a_constant_factor_on_n_is_no_differen
         "b": lambda N: 1.8 + 90 * (1.6 * N) ** -0.3,
         "c": lambda N: 1.8 + 90 * middle**0.1 * N**-0.4,
     }
-    found = comparison(table(laws, 0.001))
+    found = comparison(runs(laws, SIZES, noise=0.001))
     pairs = {(pair["a"], pair["b"]): pair for pair in found["paired"]["pairs"]}
     said = {(pair["a"], pair["b"]): pair for pair in found["verdict"]["pairs"]}
     assert pairs["a", "b"]["p"] < 0.01
@@ -85,12 +65,11 @@ def test_above_a_floor_that_families_share_a_constant_factor_on_n_is_no_differen
 
 def test_a_difference_under_every_law_is_said_and_of_equal_families_none_is() -> None:
     middle = float(np.exp(np.log(SIZES).mean()))
-    steep = comparison(table({"a": lambda N: 20 * N**-0.1, "b": lambda N: 20 * middle**0.03 * N**-0.13}, 0.003))[
-        "verdict"
-    ]
+    laws = {"a": lambda N: 20 * N**-0.1, "b": lambda N: 20 * middle**0.03 * N**-0.13}
+    steep = comparison(runs(laws, SIZES, noise=0.003))["verdict"]
     assert steep["distinguishable"] is True
     assert any(s.startswith("The loss of b falls faster with N than that of a") for s in steep["sentences"])
-    equal = comparison(table({"a": lambda N: 20 * N**-0.1, "b": lambda N: 19 * N**-0.1}, 0.003))["verdict"]
+    equal = comparison(runs({"a": lambda N: 20 * N**-0.1, "b": lambda N: 19 * N**-0.1}, SIZES, noise=0.003))["verdict"]
     assert equal["distinguishable"] is False
     assert any(s.startswith("At the middle size b reaches a loss 5") for s in equal["sentences"])
     assert not any("falls faster" in s or "steeper" in s for s in equal["sentences"])
@@ -104,7 +83,7 @@ def test_ranges_that_differ_are_compared_where_they_agree() -> None:
     apart = {"a": small, "b": np.round(small * 4.5)}
     said, whole = 0, 0
     for seed in range(12):
-        found = comparison(table(law, 0.003, seed, apart), law="power")
+        found = comparison(runs(law, apart, noise=0.003, seed=seed), law="power")
         said += found["verdict"]["distinguishable"] is True
         low, high = found["laws"]["power"]["common_range"]["range"]
         assert apart["b"].min() * 0.9 < low < high < apart["a"].max() * 1.1
@@ -116,20 +95,21 @@ def test_ranges_that_differ_are_compared_where_they_agree() -> None:
 
 def test_a_law_that_one_family_cannot_hold_is_left_to_the_others_and_said() -> None:
     laws = {name: lambda N: 1.8 + 90 * N**-0.3 for name in "abc"}
-    found = comparison(table(laws, 0.001, sizes={"c": SIZES[[0, 2, 4]]}))
+    found = comparison(runs(laws, {"a": SIZES, "b": SIZES, "c": SIZES[[0, 2, 4]]}, noise=0.001))
     assert found["primary"]["law"] == "power_floor"
     assert list(found["weighed"]["power_floor"]["refused"]) == ["c"]
     assert any("power_floor cannot be fitted to c" in s for s in found["verdict"]["sentences"])
 
 
 def test_one_family_under_a_floored_law_is_told_alone() -> None:
-    said = comparison(table({"a": lambda N: 1.8 + 90 * N**-0.3}, 0.001))["verdict"]
+    said = comparison(runs({"a": lambda N: 1.8 + 90 * N**-0.3}, SIZES, noise=0.001))["verdict"]
     assert "A comparison of families needs at least two" in said["headline"]
     assert "E + A N^-alpha" in said["headline"]
 
 
 def test_rows_that_lie_on_a_law_get_that_law() -> None:
-    said = comparison(table({"a": lambda N: 1.8 + 90 * N**-0.3, "b": lambda N: 1.7 + 80 * N**-0.28}, 0.0))["verdict"]
+    laws = {"a": lambda N: 1.8 + 90 * N**-0.3, "b": lambda N: 1.7 + 80 * N**-0.28}
+    said = comparison(runs(laws, SIZES))["verdict"]
     assert "a alpha = 0.3; b alpha = 0.28" in said["headline"]
     assert "E + A N^-alpha" in said["headline"]
     assert said["distinguishable"] is None
@@ -154,67 +134,7 @@ def test_a_fit_that_breaks_down_is_left_out_with_its_reason(monkeypatch: pytest.
         return fit_sample(law, *rest, **more)
 
     monkeypatch.setattr(entries, "fit_sample", breaks)
-    found = analyse(table({"a": lambda N: 20 * N**-0.1}, 0.003), Settings(**QUICK), verdict_only=True)
+    found = analyse(runs({"a": lambda N: 20 * N**-0.1}, SIZES, noise=0.003), Settings(**QUICK), verdict_only=True)
     (lost,) = [entry for entry in found.fits if not entry["fitted"]]
     assert "SVD did not converge" in lost["notes"][0]
     assert found.comparison["primary"]["law"] == "power"
-
-
-def fitted(of: Table, loss: str = "least_squares") -> dict[str, Any]:
-    from slm.scaling.entries import fit_group
-    from slm.scaling.laws import get_law
-
-    settings = Settings(**(QUICK | {"loss": loss}))
-    rng = np.random.default_rng(0)
-    return {
-        name: fit_group(
-            of, get_law(name), "loss", "params_total", settings, rng, loss=settings.fit_loss, thorough=False
-        )
-        for name in ("power", "power_floor")
-    }
-
-
-def test_the_pooled_criterion_is_that_of_one_gaussian_for_all_families() -> None:
-    of = fitted(table({"a": lambda N: 20 * N**-0.1, "b": lambda N: 19 * N**-0.1}, 0.004))
-    sse = sum(one.fit.sse for one in of["power"].values())
-    n, k = 12, 5
-    aicc = n * (np.log(2 * np.pi * sse / n) + 1) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
-    assert weigh(of)["power"]["aicc"] == pytest.approx(aicc)
-
-
-def test_a_law_is_rejected_for_one_with_a_floor_in_one_of_a_hundred_tables_of_its_own() -> None:
-    """F of six sizes in one family, by hand; and as often as its level says."""
-    rejected = 0
-    for seed in range(6):
-        of = fitted(table({"a": lambda N: 20 * N**-0.1}, 0.004, seed))
-        one, two = (of[law]["a"].fit.sse for law in ("power", "power_floor"))
-        p = stats.f.sf((one / two - 1) * 3, 1, 3)
-        assert weigh(of)["power"]["tenable"] == (p >= 0.01)
-        rejected += p < 0.01
-    assert rejected <= 1
-    bent = weigh(fitted(table({"a": lambda N: 1.8 + 90 * N**-0.3}, 0.001)))
-    assert not bent["power"]["tenable"]
-    assert "an F test against power_floor" in bent["power"]["why"]
-
-
-@pytest.mark.slow
-def test_seeds_do_not_count_as_evidence_for_a_floor() -> None:
-    """Sizes off the power law by as much as seeds scatter: no floor is chosen for what is not there."""
-    rng = np.random.default_rng(0)
-    chosen = []
-    for seed in range(15):
-        off = {N: np.exp(0.01 * rng.standard_normal()) for N in SIZES}
-        of = table({name: lambda N, off=off: 20 * N**-0.1 * off[N] for name in "ab"}, 0.01, seed, seeds=5)
-        chosen.append(choose_law(groups := fitted(of), weigh(groups), "auto")[0])
-    assert chosen.count("power_floor") <= 2
-
-
-def test_hubers_fits_are_chosen_by_hubers_likelihood() -> None:
-    """Rows of a floored law with one far outlier: least squares' criterion is about the outlier, Huber's is not."""
-    of = table({"a": lambda N: 1.8 + 90 * N**-0.3}, 0.0005, sizes={"a": np.round(np.geomspace(1e6, 1e9, 14))})
-    frame = of.frame.copy()
-    frame.loc[3, "loss"] *= 1.2
-    bad = table_from_frame(frame[["family", "params_total", "tokens", "seed", "loss"]])
-    huber = weigh(fitted(bad, "huber"))
-    assert huber["power"]["aicc_above_best"] > 10
-    assert huber["power_floor"]["aicc_above_best"] == 0

@@ -1,13 +1,21 @@
-"""Whether an order of families survives, from entries written by hand."""
+"""Which law is chosen for simulated tables, and whether an order of families survives, from entries written by hand."""
 
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
+from slm.scaling import Settings, table_from_frame
+from slm.scaling.entries import fit_group
 from slm.scaling.laws import get_law
-from slm.scaling.selection import rankings, survival
+from slm.scaling.selection import choose_law, rankings, survival, weigh
+from slm.scaling.tables import Table
+from tests.scaling.samples import runs
 
 FAMILIES = ("a", "b", "c")
+SIZES = np.round(np.geomspace(1.5e7, 1.3e9, 6))
+QUICK: dict[str, Any] = {"laws": ("power", "power_floor"), "targets": ("loss",), "bootstrap": 0, "calibration": 0}
 
 
 def entries(law: str, alphas: dict[str, float], **changes: Any) -> list[dict[str, Any]]:
@@ -101,3 +109,61 @@ def test_an_order_under_perplexity_is_told_but_does_not_count() -> None:
     )
     assert found["survives"] is True
     assert found["perplexity_order"] == sorted(SWAPPED, key=lambda name: -SWAPPED[name])
+
+
+def fitted(table: Table, loss: str = "least_squares") -> dict[str, Any]:
+    settings = Settings(**(QUICK | {"loss": loss}))
+    rng = np.random.default_rng(0)
+    return {
+        name: fit_group(
+            table, get_law(name), "loss", "params_total", settings, rng, loss=settings.fit_loss, thorough=False
+        )
+        for name in ("power", "power_floor")
+    }
+
+
+def test_the_pooled_criterion_is_that_of_one_gaussian_for_all_families() -> None:
+    of = fitted(runs({"a": lambda N: 20 * N**-0.1, "b": lambda N: 19 * N**-0.1}, SIZES, noise=0.004))
+    sse = sum(one.fit.sse for one in of["power"].values())
+    n, k = 12, 5
+    aicc = n * (np.log(2 * np.pi * sse / n) + 1) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+    assert weigh(of)["power"]["aicc"] == pytest.approx(aicc)
+
+
+def test_a_law_is_rejected_for_one_with_a_floor_in_one_of_a_hundred_tables_of_its_own() -> None:
+    """F of six sizes in one family, by hand; and as often as its level says."""
+    rejected = 0
+    for seed in range(6):
+        of = fitted(runs({"a": lambda N: 20 * N**-0.1}, SIZES, noise=0.004, seed=seed))
+        one, two = (of[law]["a"].fit.sse for law in ("power", "power_floor"))
+        p = stats.f.sf((one / two - 1) * 3, 1, 3)
+        assert weigh(of)["power"]["tenable"] == (p >= 0.01)
+        rejected += p < 0.01
+    assert rejected <= 1
+    bent = weigh(fitted(runs({"a": lambda N: 1.8 + 90 * N**-0.3}, SIZES, noise=0.001)))
+    assert not bent["power"]["tenable"]
+    assert "an F test against power_floor" in bent["power"]["why"]
+
+
+@pytest.mark.slow
+def test_seeds_do_not_count_as_evidence_for_a_floor() -> None:
+    """Sizes off the power law by as much as seeds scatter: no floor is chosen for what is not there."""
+    rng = np.random.default_rng(0)
+    chosen = []
+    for seed in range(15):
+        off = {N: np.exp(0.01 * rng.standard_normal()) for N in SIZES}
+        laws = dict.fromkeys("ab", lambda N, off=off: 20 * N**-0.1 * off[N])
+        of = runs(laws, SIZES, noise=0.01, seed=seed, seeds=5)
+        chosen.append(choose_law(groups := fitted(of), weigh(groups), "auto")[0])
+    assert chosen.count("power_floor") <= 2
+
+
+def test_hubers_fits_are_chosen_by_hubers_likelihood() -> None:
+    """Rows of a floored law with one far outlier: least squares' criterion is about the outlier, Huber's is not."""
+    of = runs({"a": lambda N: 1.8 + 90 * N**-0.3}, np.round(np.geomspace(1e6, 1e9, 14)), noise=0.0005)
+    frame = of.frame.copy()
+    frame.loc[3, "loss"] *= 1.2
+    bad = table_from_frame(frame[["family", "params_total", "tokens", "seed", "loss"]])
+    huber = weigh(fitted(bad, "huber"))
+    assert huber["power"]["aicc_above_best"] > 10
+    assert huber["power_floor"]["aicc_above_best"] == 0
