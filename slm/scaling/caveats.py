@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm.runtime.words import count, listed, plural, shortlist
+from slm.runtime.words import MOST_LISTED, count, listed, plural, shortlist
 
 Entry = dict[str, Any]
 MOST_LEVELS = 3
@@ -45,6 +45,12 @@ class Case:
     def is_significant(self, p: float) -> bool:
         """Whether p is below the level of the analysis."""
         return bool(p < 1 - self.comparison["primary"]["level"])
+
+
+def few(names: Iterable[str]) -> str:
+    """`a, b and c`; of many names the first few and how many more."""
+    names = list(names)
+    return shortlist(names) if len(names) > MOST_LISTED + 1 else listed(names)
 
 
 def names_of(pairs: Iterable[Entry]) -> set[tuple[str, str]]:
@@ -113,7 +119,7 @@ def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
     families = [fit["family"] for fit in case.fits if not fit["identified"]]
     if families:
         lost = "exponent of {} is" if len(families) == 1 else "exponents of {} are"
-        lost = lost.format(listed(families))
+        lost = lost.format(few(families))
         sentences.append(f"Under {case.law_name} the {lost} not identified, so this law does not compare them.")
     common = case.law.get("common_range")
     if common and common["range"]:
@@ -139,9 +145,7 @@ def limits(case: Case) -> list[str]:
     spans = {family: high / low for family, (low, high) in ranges.items() if low > 0 and high / low < 10}
     if spans:
         narrowest = f"{min(spans.values()):.2g}"
-        sentences.append(
-            f"The sizes of {listed(list(spans))} span a factor of only {narrowest}; nothing is known beyond them."
-        )
+        sentences.append(f"The sizes of {few(spans)} span a factor of only {narrowest}; nothing is known beyond them.")
     return sentences
 
 
@@ -167,7 +171,7 @@ def _misfit(case: Case) -> list[str]:
     deviating = [family for family, test in tests.items() if test["p"] * len(case.fits) < 0.05]
     if deviating:
         sentences.append(
-            f"The sizes of {listed(deviating)} deviate from this law by more than seeds do, so it leaves something out."
+            f"The sizes of {few(deviating)} deviate from this law by more than seeds do, so it leaves something out."
         )
     weighed = case.comparison["weighed"]
     own = weighed.get(case.law_name, {})
@@ -175,9 +179,9 @@ def _misfit(case: Case) -> list[str]:
         sentences.append(f"The runs reject {case.law_name}: {own['why']}.")
     others = [name for name, law in weighed.items() if law["tenable"] and name != case.law_name]
     if others:
-        sentences.append(f"The runs do not reject {listed(others)}{' either' if own.get('tenable') else ''}.")
+        sentences.append(f"The runs do not reject {few(others)}{' either' if own.get('tenable') else ''}.")
     for name, law in weighed.items():
         if law["refused"] and law["families"]:
             reason = next(iter(law["refused"].values())).removeprefix("not fitted: ")
-            sentences.append(f"{name} cannot be fitted to {listed(list(law['refused']))} ({reason}).")
+            sentences.append(f"{name} cannot be fitted to {few(list(law['refused']))} ({reason}).")
     return sentences

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slm.scaling.caveats import Case, Entry, detectable, levels, limits, names_of, not_compared
+from slm.runtime.words import shortlist
+from slm.scaling.caveats import Case, Entry, detectable, few, levels, limits, names_of, not_compared
 from slm.scaling.pairs import adjust
-
-from slm.runtime.words import listed, shortlist
 
 RECORDED = ("a", "b", "exponent", "paired", "above", "delta", "ci_low", "ci_high", "p", "p_adjusted",
             "p_any_floor_adjusted", "differs")  # fmt: skip
@@ -159,7 +158,7 @@ def _difference(pair: Entry) -> str:
 def _headline(case: Case, pairs: Sequence[Entry]) -> tuple[str, bool | None]:
     if not pairs:
         families = [fit["family"] for fit in case.fits if not fit["identified"]] or [f["family"] for f in case.fits]
-        lost = f"The exponents of {listed(families)} are not identified under {case.equation}"
+        lost = f"The exponents of {few(families)} are not identified under {case.equation}"
         return f"{lost}, so the families cannot be compared.", None
     p = min(pair["p_adjusted"] for pair in pairs)
     test = f"smallest of {len(pairs)} Holm-adjusted p-values: {p:.2g}" if len(pairs) > 1 else f"t test, p = {p:.2g}"
