@@ -8,6 +8,7 @@ mixer's file. FLOPs are those of matrix products, two a multiply-add; what runs 
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
 from slm.model.config import ModelConfig
@@ -61,8 +62,8 @@ def kv_cache_bytes(config: ModelConfig, num_tokens: int, *, batch_size: int = 1,
 def state_bytes(config: ModelConfig, *, batch_size: int = 1, bytes_per_value: int = 4) -> int:
     """Bytes of recurrent state, which do not grow with the tokens; kept in float32 at least."""
     mixers = mixers_of(config)
-    values = sum(mixers[config.mixers[block]].num_state_values(config) for block in config.block_uses)
-    return values * batch_size * bytes_per_value
+    shapes = [shape for block in config.block_uses for shape in mixers[config.mixers[block]].state_shapes(config)]
+    return sum(map(prod, shapes)) * batch_size * bytes_per_value
 
 
 def _mlp_weights(config: ModelConfig) -> int:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.model.cache import KVCache, Slot
+from slm.model.cache import KVCache, Memory
 from slm.model.config import ModelConfig
 from slm.model.layers import FeedForward, make_norm, scaled
 from slm.model.loss import cross_entropy, token_losses
@@ -46,11 +46,11 @@ class Block(nn.Module):
         self.mlp_output_norm = make_norm(config) if after else nn.Identity()
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
+        self, x_BTD: Tensor, rotary: Rotary | None, memory: Memory | None = None, starts_BT: Tensor | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         normed_BTD = self.input_layernorm(x_BTD)
-        return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, slot, starts_BT))
+        return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, starts_BT))
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
         """`forward` of one token, given the past of this use; also returns what the cache must keep of it."""
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
         starts_BT = None if documents_BT is None else document_starts(documents_BT)
         x_BTD, rotary = self.embed(tokens_BT, start, starts_BT)
         for use, block in enumerate(self.config.block_uses):
-            x_BTD = self.layers[block](x_BTD, rotary, cache.slot(use) if cache else None, starts_BT)
+            x_BTD = self.layers[block](x_BTD, rotary, cache.memories[use] if cache else None, starts_BT)
         if cache is not None:
             cache.length += length
         return self.finish(x_BTD)

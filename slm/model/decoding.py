@@ -52,13 +52,13 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
         decoder.require_room(1, cache)
         x_11D, rotary = decoder.embed(tokens_1T, cache.length)
         new = []
-        for use, block in enumerate(decoder.config.block_uses):
+        for block, memory in zip(decoder.config.block_uses, cache.memories, strict=True):
             layer: Any = decoder.layers[block]
-            past = cache.slot(use).past()
+            past = memory.past()
             for tensor, axis in zip(past, layer.self_attn.growing_axes, strict=False):
                 torch._dynamo.maybe_mark_dynamic(tensor, axis)
             x_11D, *own = block_step(layer, x_11D, rotary, *past)
-            new.append(tuple(own))
+            new.append(own)
         cache.append(new)
         return last(decoder, x_11D[0, 0])
 

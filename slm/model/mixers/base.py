@@ -5,12 +5,11 @@ Legend: B batch, T tokens, D hidden, H query heads, K key/value heads, C head_di
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
-from slm.model.cache import Memory, Slot, States
+from slm.model.cache import Memory, State
 from slm.model.config import ModelConfig
 from slm.model.layers import Linear, RMSNorm, rms_norm
 from slm.model.positions import Rotary, rotate
@@ -36,13 +35,13 @@ class Mixer(nn.Module):
         self.config = config
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
+        self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D), where output t depends on inputs up to t alone.
 
-        With a `slot`, the T tokens come after `slot.length` others that it remembers, and it must remember them too.
+        With a `memory`, which `make_memory` made, the T tokens come after those in it, and are added to it.
         `starts_BT` has for each token the position at which its document starts; no token before that may reach it. It
-        never comes with a slot.
+        never comes with a memory.
         """
         raise NotImplementedError
 
@@ -86,16 +85,9 @@ class Mixer(nn.Module):
         return ()
 
     @classmethod
-    def num_state_values(cls, config: ModelConfig) -> int:
-        """Numbers of recurrent state for one sequence."""
-        return sum(prod(shape) for shape in cls.state_shapes(config))
-
-    @classmethod
-    def make_memory(
-        cls, config: ModelConfig, layer: int, slots: int, batch_size: int, max_length: int, **like: Any
-    ) -> Memory:
-        """Memory for `max_length` tokens in each slot; by default that of `state_shapes`. `like`: device and dtype."""
-        return States(cls.state_shapes(config), slots, batch_size, **like)
+    def make_memory(cls, config: ModelConfig, layer: int, batch_size: int, max_length: int, **like: Any) -> Memory:
+        """Memory for `max_length` tokens, by default the state; `like` has device and dtype."""
+        return State(cls.state_shapes(config), batch_size, **like)
 
 
 def triangle(n: int) -> float:

@@ -14,11 +14,12 @@ Legend: B batch, T tokens, H query heads, K key/value heads, G = H/K, C head_dim
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.cache import Slot
 from slm.model.config import ModelConfig
 from slm.model.mixers.base import Projections, block_pairs
 from slm.model.positions import Rotary, documents_in_chunks
@@ -31,14 +32,14 @@ class LinearAttention(Projections):
     """Grouped-query linear attention."""
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
+        self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         q, k, v = self.project(x_BTD, rotary)
-        state = slot.past() if slot else None
+        state = memory.past() if memory else None
         y, *new = chunkwise(feature(q), feature(k), v, self.config.chunk_size, state, starts_BT)
-        if slot:
-            slot.memory.write(slot.index, new)
+        if memory:
+            memory.append(new)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -39,22 +39,28 @@ class WindowRing(KeysAndValues):
         super().__init__(config, layer, *sizes, **like)
         self._size = config.windows[layer] - 1
 
-    def _held(self, length: int) -> int:
-        return min(length, self._size)
+    @property
+    def num_kept(self) -> int:
+        """Those of the window."""
+        return min(self.length, self._size)
 
-    def _place(self, length: int) -> int:
-        return length % self._size
+    @property
+    def next_place(self) -> int:
+        """That of the oldest."""
+        return self.length % self._size
 
-    def _distances(self, length: int) -> Tensor:
-        return (length - 1 - torch.arange(self._held(length), device=self.store.device)) % self._size + 1
+    def distances(self) -> Tensor:
+        """Of a ring that begins anywhere."""
+        return (self.length - 1 - torch.arange(self.num_kept, device=self.store.device)) % self._size + 1
 
-    def extend(self, slot: int, length: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T tokens that come after `length` others; return the held keys and values in order, then the new."""
-        held, T = self._held(length), k_BKTC.shape[2]
-        places = torch.arange(length - held, length + T, device=k_BKTC.device) % self._size
-        all_2BKSC = torch.cat([self.store[slot, :, :, :, places[:held]], torch.stack((k_BKTC, v_BKTC))], dim=3)
-        last = held + T - min(T, self._size)
-        self.store[slot, :, :, :, places[last:]] = all_2BKSC[:, :, :, last:].to(self.store.dtype)
+    def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Add T tokens; return the kept keys and values in order, then the new."""
+        kept, T = self.num_kept, k_BKTC.shape[2]
+        places = torch.arange(self.length - kept, self.length + T, device=k_BKTC.device) % self._size
+        all_2BKSC = torch.cat([self.store[:, :, :, places[:kept]], torch.stack((k_BKTC, v_BKTC))], dim=3)
+        last = kept + T - min(T, self._size)
+        self.store[:, :, :, places[last:]] = all_2BKSC[:, :, :, last:].to(self.store.dtype)
+        self.length += T
         return all_2BKSC[0], all_2BKSC[1]
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.cache import Memory, Slot
+from slm.model.cache import Memory
 from slm.model.config import ModelConfig
 from slm.model.mixers.base import Projections, triangle
 from slm.model.positions import Rotary, alibi_slopes
@@ -150,45 +150,51 @@ def attend_once(
 
 
 class KeysAndValues(Memory):
-    """All keys and values, in order. What S and P replace is where tokens lie, and at what distances."""
+    """All keys and values, in order. What S and P replace is which tokens lie where."""
 
-    def __init__(self, config: ModelConfig, layer: int, room: int, slots: int, batch_size: int, **like: Any) -> None:
+    def __init__(self, config: ModelConfig, layer: int, batch_size: int, room: int, **like: Any) -> None:
         self.config = config
         self.alibi = "alibi" in config.layer_positions
-        self.store = torch.zeros(slots, 2, batch_size, config.kv_heads, room, config.head_width, **like)
+        self.store = torch.zeros(2, batch_size, config.kv_heads, room, config.head_width, **like)
         self.tensors = (self.store,)
+        self.length = 0
+        """Tokens so far."""
 
-    def past(self, slot: int, length: int) -> tuple[Tensor, ...]:
+    def past(self) -> tuple[Tensor, ...]:
         """Keys and values (B, K, S, C) that the next token sees; if a layer has ALiBi, their (S,) distances from it."""
-        held = self.store[slot, :, :, :, : self._held(length)]
-        return (held[0], held[1], self._distances(length)) if self.alibi else (held[0], held[1])
+        k_BKSC, v_BKSC = self.store[:, :, :, : self.num_kept]
+        return (k_BKSC, v_BKSC, self.distances()) if self.alibi else (k_BKSC, v_BKSC)
 
-    def append(self, length: int, new: Sequence[tuple[Tensor, ...]]) -> None:
-        """Add one token: its (B, K, 1, C) key and value for each slot in turn."""
-        self.store[:, :, :, :, self._place(length)] = torch.stack([torch.stack(pair) for pair in new]).squeeze(-2)
+    def append(self, new: Sequence[Tensor]) -> None:
+        """Add one token: its (B, K, 1, C) key and value."""
+        self.store[:, :, :, self.next_place] = torch.stack(tuple(new)).squeeze(-2)
+        self.length += 1
 
-    def extend(self, slot: int, length: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T tokens that come after `length` others; return all keys and values that they may see, theirs last."""
-        stop = length + k_BKTC.shape[2]
-        held = self.store[slot]
-        held[0, :, :, length:stop] = k_BKTC
-        held[1, :, :, length:stop] = v_BKTC
-        return held[0, :, :, :stop], held[1, :, :, :stop]
+    def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Add T tokens; return all keys and values that they may see, theirs last."""
+        start, self.length = self.length, self.length + k_BKTC.shape[2]
+        self.store[:, :, :, start : self.length] = torch.stack((k_BKTC, v_BKTC))
+        k_BKSC, v_BKSC = self.store[:, :, :, : self.length]
+        return k_BKSC, v_BKSC
 
-    def select(self, source: Any, rows: Tensor, length: int) -> None:
-        """Take over what `source` holds of `length` tokens in these rows."""
-        held = source.store[:, :, :, :, : source._held(length)]
-        for slot in range(held.shape[0]):
-            self.store[slot, :, :, :, : held.shape[4]] = held[slot].index_select(1, rows)
+    def select(self, source: Any, rows: Tensor) -> None:
+        """Take over the tokens of `source` in these rows."""
+        self.length = source.length
+        self.store[:, :, :, : self.num_kept] = source.store[:, :, :, : self.num_kept].index_select(1, rows)
 
-    def _held(self, length: int) -> int:
-        return length
+    @property
+    def num_kept(self) -> int:
+        """Tokens whose keys and values lie at the front."""
+        return self.length
 
-    def _place(self, length: int) -> int:
-        return length
+    @property
+    def next_place(self) -> int:
+        """Where the next token's go."""
+        return self.length
 
-    def _distances(self, length: int) -> Tensor:
-        return torch.arange(length, 0, -1, device=self.store.device)
+    def distances(self) -> Tensor:
+        """(S,) tokens from each one kept to the next."""
+        return torch.arange(self.length, 0, -1, device=self.store.device)
 
 
 class SoftmaxAttention(Projections):
@@ -203,13 +209,15 @@ class SoftmaxAttention(Projections):
         self.slopes = alibi_slopes(config.num_heads) if config.layer_positions[layer] == "alibi" else []
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
+        self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         q, k, v = self.project(x_BTD, rotary)
-        if slot is not None:
-            k, v = slot.memory.extend(slot.index, slot.length, k, v)
-        mixed = self.mix(q, k, v, slot.length if slot else 0, starts_BT)
+        past = 0
+        if memory:
+            past = memory.length
+            k, v = memory.extend(k, v)
+        mixed = self.mix(q, k, v, past, starts_BT)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
@@ -240,9 +248,6 @@ class SoftmaxAttention(Projections):
         return T
 
     @classmethod
-    def make_memory(
-        cls, config: ModelConfig, layer: int, slots: int, batch_size: int, max_length: int, **like: Any
-    ) -> Memory:
+    def make_memory(cls, config: ModelConfig, layer: int, batch_size: int, max_length: int, **like: Any) -> Memory:
         """Room for the tokens that must be kept."""
-        room = cls.num_cached_tokens(config, layer, max_length)
-        return cls.memory(config, layer, room, slots, batch_size, **like)
+        return cls.memory(config, layer, batch_size, cls.num_cached_tokens(config, layer, max_length), **like)

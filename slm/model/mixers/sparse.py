@@ -29,38 +29,43 @@ from slm.model.positions import starts_in_blocks
 class ColumnsAndBlock(KeysAndValues):
     """The columns of the blocks gone by, and right behind them the current block, which shrinks to its columns."""
 
-    def _columns(self, length: int) -> int:
-        return length // self.config.sparse_block * (self.config.sparse_block // self.config.sparse_stride)
+    @property
+    def num_columns(self) -> int:
+        """Columns of the blocks gone by."""
+        return self.length // self.config.sparse_block * (self.config.sparse_block // self.config.sparse_stride)
 
-    def _held(self, length: int) -> int:
-        return self._columns(length) + length % self.config.sparse_block
+    @property
+    def num_kept(self) -> int:
+        """Columns and tokens of the current block."""
+        return self.num_columns + self.length % self.config.sparse_block
 
-    _place = _held
+    next_place = num_kept
 
-    def _distances(self, length: int) -> Tensor:
-        stride, begun = self.config.sparse_stride, length % self.config.sparse_block
-        columns = (torch.arange(self._columns(length), device=self.store.device) + 1) * stride - 1
-        return length - torch.cat([columns, torch.arange(length - begun, length, device=self.store.device)])
+    def distances(self) -> Tensor:
+        """Of the columns, then of the current block."""
+        stride, begun = self.config.sparse_stride, self.length % self.config.sparse_block
+        columns = (torch.arange(self.num_columns, device=self.store.device) + 1) * stride - 1
+        block = torch.arange(self.length - begun, self.length, device=self.store.device)
+        return self.length - torch.cat([columns, block])
 
-    def append(self, length: int, new: Sequence[tuple[Tensor, ...]]) -> None:
-        """Add one token: its (B, K, 1, C) key and value for each slot in turn."""
-        super().append(length, new)
-        block, stride = self.config.sparse_block, self.config.sparse_stride
-        if (length + 1) % block == 0:
-            columns = self._columns(length)
-            ended = self.store[:, :, :, :, columns : columns + block]
-            ended[:, :, :, :, : block // stride] = ended[:, :, :, :, stride - 1 :: stride].clone()
+    def append(self, new: Sequence[Tensor]) -> None:
+        """Add one token: its (B, K, 1, C) key and value."""
+        block, stride, columns = self.config.sparse_block, self.config.sparse_stride, self.num_columns
+        super().append(new)
+        if self.length % block == 0:
+            ended = self.store[:, :, :, columns : columns + block]
+            ended[:, :, :, : block // stride] = ended[:, :, :, stride - 1 :: stride].clone()
 
-    def extend(self, slot: int, length: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T tokens that come after `length` others; return columns, current block and new ones, in that order."""
-        block, stride = self.config.sparse_block, self.config.sparse_stride
-        columns, stop = self._columns(length), length + k_BKTC.shape[2]
-        held = self.store[slot, :, :, :, : self._held(length)]
-        all_2BKSC = torch.cat([held, torch.stack((k_BKTC, v_BKTC))], dim=3)
+    def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Add T tokens; return columns, current block and the new ones, in that order."""
+        block, stride, columns = self.config.sparse_block, self.config.sparse_stride, self.num_columns
+        new_2BKTC = torch.stack((k_BKTC, v_BKTC))
+        all_2BKSC = torch.cat([self.store[:, :, :, : self.num_kept], new_2BKTC], dim=3)
+        start, self.length = self.length, self.length + k_BKTC.shape[2]
+        ended = self.length // block * block - start // block * block
         own = all_2BKSC[:, :, :, columns:]
-        ended = stop // block * block - length // block * block
         kept = torch.cat([own[:, :, :, stride - 1 : ended : stride], own[:, :, :, ended:]], dim=3)
-        self.store[slot, :, :, :, columns : columns + kept.shape[3]] = kept.to(self.store.dtype)
+        self.store[:, :, :, columns : columns + kept.shape[3]] = kept.to(self.store.dtype)
         return all_2BKSC[0], all_2BKSC[1]
 
 

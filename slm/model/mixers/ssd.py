@@ -22,12 +22,12 @@ n chunks of c, X channels of the convolution (I + 2KN).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.model.cache import Slot
 from slm.model.config import ModelConfig
 from slm.model.layers import Linear, rms_norm
 from slm.model.mixers.base import Mixer, block_pairs
@@ -64,16 +64,16 @@ class SSD(Mixer):
         self.dt_bias.add_(torch.log(-torch.expm1(-self.dt_bias)))  # softplus backwards
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary | None, slot: Slot | None = None, starts_BT: Tensor | None = None
+        self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        tail, state = slot.past() if slot else (None, None)
+        tail, state = memory.past() if memory else (None, None)
         q, k, v, tail = self._convolved(x_BTD, tail, starts_BT)
         dt, log_decay = self._steps(x_BTD)
         steps = self._heads(v) * dt[..., None].type_as(v)
         y, state = chunkwise(q, k, steps, log_decay, self.config.chunk_size, state, starts_BT)
-        if slot:
-            slot.memory.write(slot.index, (tail, state))
+        if memory:
+            memory.append((tail, state))
         return self._finish(x_BTD, y, v)
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
