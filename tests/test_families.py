@@ -14,8 +14,7 @@ from slm.model.counts import flops_per_token, num_params
 from slm.model.families import ffn, kv_heads
 from slm.runtime.command_line import MISTAKES, one_sentence
 from slm.training.plan import make_plan
-from tests.model.test_config import counted_flops
-from tests.model.test_decoder import randomized, tokens_of
+from tests.model.shapes import counted_flops, randomized, tokens_of
 from tests.running import run_script
 from tests.test_conf import CPU, PUBLISHED, ROOT, choices, composed
 

@@ -19,7 +19,7 @@ from slm.model.mixers import mixers_of
 
 
 class Memory:
-    """What one use of a block remembers; `Mixer.make_memory` makes it. How `Mixer.forward` writes it is the mixer's."""
+    """What one use of a block remembers; `Mixer.make_memory` makes it, and `Mixer.forward` adds to it."""
 
     tensors: tuple[Tensor, ...]
     """Everything that is kept."""
@@ -45,16 +45,13 @@ class State(Memory):
         self.tensors = tuple(torch.zeros(batch_size, *shape, **like) for shape in shapes)
 
     def past(self) -> tuple[Tensor, ...]:
-        """The tensors."""
         return self.tensors
 
     def append(self, new: Sequence[Tensor]) -> None:
-        """Replace the tensors by `new` ones."""
         for tensor, state in zip(self.tensors, new, strict=True):
             tensor.copy_(state)
 
     def select(self, source: Any, rows: Tensor) -> None:
-        """Take over the rows of `source`."""
         self.append([tensor[rows] for tensor in source.tensors])
 
 

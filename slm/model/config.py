@@ -21,7 +21,10 @@ LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a decoder, by default a Llama. Raises `ValueError` naming the field that is wrong."""
+    """Shape of a decoder, by default a Llama. Raises `ValueError` naming the field that is wrong.
+
+    The rules of a mixer are checked later, when a count or a decoder first needs the mixer, and so torch.
+    """
 
     vocab_size: int
     """Rows of the embedding table; may exceed what the tokenizer uses."""
@@ -32,7 +35,7 @@ class ModelConfig:
     num_heads: int
     """Query heads."""
     num_kv_heads: int | None = None
-    """Key and value heads, each shared by num_heads / num_kv_heads queries; None is one a query head (MHA)."""
+    """Key and value heads, each shared by num_heads / num_kv_heads query heads; None is num_heads (MHA)."""
     head_dim: int | None = None
     """Width of a head; None is hidden_size / num_heads."""
     intermediate_size: int
@@ -63,14 +66,14 @@ class ModelConfig:
     """Mixer of each layer, tiled over the layers: F full softmax attention, S sliding window, P sparse, L linear
     attention, G gated linear attention with scalar decay (SSD). "SSSF" is every fourth layer full."""
     sliding_window: int | tuple[int, ...] = 256
-    """S: keys that a query sees, its own among them. One number for every layer, or a list that is tiled over the
-    layers as `mixer_pattern` is; a number at a layer that is not S has no effect."""
+    """S: keys that a query sees, including its own. One number for every layer, or a list that is tiled over the layers
+    like `mixer_pattern`; a number at a layer that is not S has no effect."""
     sparse_block: int = 64
     """P: tokens of a local block, within which attention is full."""
     sparse_stride: int = 16
     """P: of the blocks before its own, a query sees the last of every `sparse_stride` tokens."""
     chunk_size: int = 64
-    """L, G: tokens of a chunk of the training form. It changes speed and FLOPs and not the function."""
+    """L, G: tokens of a chunk of the training form. It changes speed and FLOPs, not the function."""
     state_size: int = 64
     """G: width of keys and queries, N in Mamba-2."""
     conv_kernel: int = 4
@@ -84,7 +87,7 @@ class ModelConfig:
     norm_position: Literal["pre", "post", "both"] = "pre"
     """Norm of a branch's input, of its output before it is added (OLMo 2, arXiv:2501.00656), or of both (Gemma 2)."""
     parallel_block: bool = False
-    """Mixer and feed-forward side by side, on one and the same normed input (GPT-J, PaLM)."""
+    """Mixer and feed-forward side by side, on the same normed input (GPT-J, PaLM)."""
     position: Literal["rope", "learned", "alibi", "none"] = "rope"
     """How positions enter: rotation of queries and keys (F, S, P), a learned table added to the embedding, linear
     biases of the scores (ALiBi, arXiv:2108.12409; F, S, P), or not at all."""
@@ -108,7 +111,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Build from a plain mapping, refusing keys that are no fields (with the nearest one that is)."""
+        """Build from a plain mapping. Raises `ValueError` for a key that is not a field, with the nearest field."""
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
@@ -120,11 +123,11 @@ class ModelConfig:
             f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and values.get(f.name) is None
         ]
         if missing:
-            raise ValueError(f"model.{missing[0]} is not set; a model needs a whole number there")
+            raise ValueError(f"model.{missing[0]} is not set: give a whole number")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, resolved, as plain values: those that JSON gives back."""
+        """All fields, resolved, as values that survive JSON."""
         values = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -150,13 +153,13 @@ class ModelConfig:
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Window of each block. Of no effect on mixers other than S."""
+        """Window of each block. It has no effect on mixers other than S."""
         given = (self.sliding_window,) if isinstance(self.sliding_window, int) else self.sliding_window
         return tuple(given[i % len(given)] for i in range(self.num_layers))
 
     @property
     def layer_positions(self) -> tuple[str, ...]:
-        """How each block is told positions: "rope", "alibi" or "none". Of no effect on mixers L and G."""
+        """Positions in each block: "rope", "alibi" or "none". They have no effect on mixers L and G."""
         if self.position_pattern is None:
             return ("none" if self.position == "learned" else self.position,) * self.num_layers
         letters = self.position_pattern
@@ -169,7 +172,7 @@ class ModelConfig:
 
     @property
     def block_uses(self) -> tuple[int, ...]:
-        """Index of the block behind each use, in the order of the forward pass."""
+        """Index of the block of each use, in the order of the forward pass."""
         once = range(self.num_layers)
         if self.layer_sharing == "immediate":
             return tuple(block for block in once for _ in range(self.num_repeats))
@@ -187,7 +190,7 @@ _MAX_TENSOR = 1 << 58
 
 
 def check(c: ModelConfig) -> None:
-    """Raise `ValueError` naming the field that is wrong. The rules of its mixers are `Mixer.check`."""
+    """Raise `ValueError` naming the field that is wrong. The mixers' own rules are in their `Mixer.check`."""
     for name, kind in get_type_hints(ModelConfig).items():
         if not (getattr(c, name) is None and name in _NULLABLE):
             _check_field(name, getattr(c, name), kind)
@@ -215,7 +218,6 @@ def divisors(number: int) -> str:
 
 
 def _check_field(name: str, value: Any, kind: Any) -> None:
-    """Of kinds: counts, positive numbers, switches and choices. Texts and `sliding_window` have checks of their own."""
     given = f"model.{name}={value!r}"
     if kind in (int, int | None):
         if not is_count(value):
@@ -250,32 +252,29 @@ def _check_tensors(c: ModelConfig) -> None:
 def _check_patterns(c: ModelConfig) -> None:
     for name, letters in (("mixer_pattern", known_mixers()), ("position_pattern", LAYER_POSITIONS)):
         pattern = getattr(c, name)
-        if pattern is None and name == "position_pattern":
+        if name == "position_pattern" and pattern is None:
             continue
         if not isinstance(pattern, str) or not pattern or set(pattern) - set(letters):
             known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
             raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}")
-        _refuse_surplus(c, name, pattern, pattern)
-    windows: Any = c.sliding_window if isinstance(c.sliding_window, tuple) else (c.sliding_window,)
-    shown = list(windows) if isinstance(c.sliding_window, tuple) else repr(c.sliding_window)
+    given: Any = c.sliding_window
+    windows = list(given) if isinstance(given, tuple) else [given]
     if not windows or not all(is_count(window, 2) for window in windows):
         raise ValueError(
-            f"model.sliding_window={shown} must be a whole number of at least 2 (with 1 a token sees itself only), or "
-            "a list of such numbers that is tiled over the layers"
+            f"model.sliding_window={windows if isinstance(given, tuple) else repr(given)} must be a whole number of at "
+            "least 2 (with 1 a token sees itself only), or a list of such numbers that is tiled over the layers"
         )
-    _refuse_surplus(c, "sliding_window", windows, shown)
+    tiled = {"mixer_pattern": c.mixer_pattern, "position_pattern": c.position_pattern or "", "sliding_window": windows}
+    for name, values in tiled.items():
+        if len(values) > c.num_layers:
+            raise ValueError(
+                f"model.{name}={values} is longer than model.num_layers={c.num_layers}: "
+                "its end would never be used, so shorten it"
+            )
     if c.position_pattern and c.position == "learned":
         raise ValueError(
             f"model.position_pattern={c.position_pattern} with model.position=learned: a learned table is added "
             "to the embedding and belongs to no layer, so choose one of the two"
-        )
-
-
-def _refuse_surplus(c: ModelConfig, name: str, tiled: Any, shown: Any) -> None:
-    if len(tiled) > c.num_layers:
-        raise ValueError(
-            f"model.{name}={shown} is longer than model.num_layers={c.num_layers}: "
-            "its end would never be used, so shorten it"
         )
 
 

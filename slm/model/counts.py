@@ -18,7 +18,7 @@ from slm.model.mixers import mixers_of
 def num_params(config: ModelConfig, *, non_embedding: bool = False) -> int:
     """Unique parameters: tied embeddings once, shared blocks once. `non_embedding` leaves out tables and head."""
     mixers = mixers_of(config)
-    mixing = sum(mixers[letter].num_weights(config) + mixers[letter].num_vectors(config) for letter in config.mixers)
+    mixing = sum(sum(mixers[letter].num_params(config)) for letter in config.mixers)
     norm = config.hidden_size * (2 if config.norm_bias else 1)
     branches = 1 if config.parallel_block else 2
     norms = {"pre": branches, "post": 2, "both": branches + 2}[config.norm_position]
@@ -47,7 +47,7 @@ def flops_per_token(
     per_token, mixing = config.vocab_size * config.hidden_size, 0.0
     for block in config.block_uses:
         mixer = mixers[config.mixers[block]]
-        per_token += mixer.num_weights(config) + _mlp_weights(config)
+        per_token += mixer.num_params(config)[0] + _mlp_weights(config)
         mixing += mixer.mixing_flops(config, block, sequence_length)
     return 3.0 * (2 * per_token * sequence_length + mixing) / sequence_length
 

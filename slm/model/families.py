@@ -1,7 +1,6 @@
 """Rules by which a family's width and depth become a full shape; `conf/family/*.yaml` call them by name.
 
-Notable: pure arithmetic on plain numbers, so that a grid can be planned without torch; a width or depth that a rule
-cannot meet is refused with the neighbours that it can; rules keep proportions, and what they round is said here.
+Notable: a width or depth that a rule cannot use is refused, with the nearest ones that it can use.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ def heads(family: str, width: Any, head_dim: Any, expand: Any = 1) -> int:
 
 
 def kv_heads(num_heads: int, group: int) -> int:
-    """Key/value heads: the largest divisor of `num_heads` with `group` query heads a key or more, or two of them.
+    """Key/value heads: the largest divisor of `num_heads` that leaves `group` or more query heads a key, or is 2.
 
     With a group of 3 it gives the key/value heads of all five MobileLLMs (9/3, 15/5, 18/6, 20/5 and 25/5 heads).
     """
@@ -39,9 +38,9 @@ def ffn(width: int, ratio: str, multiple: int = 64) -> int:
 
 
 def blocks(family: str, depth: Any, period: int = 1) -> int:
-    """Distinct blocks: `depth`, which must hold a mixer pattern of `period` letters a whole number of times.
+    """Distinct blocks: `depth`. Raises `ValueError` if it is no multiple of the `period` letters of a mixer pattern.
 
-    Else the share of each mixer would change with depth. Raises `ValueError`.
+    With a part of the pattern, the share of each mixer would change with depth.
     """
     _require_multiple("depth", depth, period, f"the {period} blocks of the pattern of family={family}")
     return int(depth)

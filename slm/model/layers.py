@@ -1,4 +1,4 @@
-"""The parts of a block that treat every token alike: linear maps, norms, feed-forwards.
+"""The parts of a block that treat each token by itself: linear maps, norms, feed-forwards.
 
 Legend: B batch, T tokens, D hidden, F feed-forward.
 """
@@ -6,6 +6,7 @@ Legend: B batch, T tokens, D hidden, F feed-forward.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +16,17 @@ from slm.model.config import ModelConfig
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`; where one row is compiled for a CPU, multiply and sum, which reads the weight at memory bandwidth.
-
-    The libraries' products of a matrix and a vector reach less than half of it there (docs/log.md, 2026-11-22).
-    """
+    """`F.linear`, which when compiled for one row on a CPU multiplies and sums."""
     if torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == weight.shape[1]:
+        # This reads the weight at memory bandwidth. Libraries' matrix-vector products reach less than half of it
+        # (docs/log.md, 2026-11-22).
         y = (weight * x.view(-1)).sum(-1).view(*x.shape[:-1], -1)
         return y if bias is None else y + bias
     return F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by way of `linear`."""
+    """`nn.Linear` that computes by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -64,8 +64,7 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
         exact = x if x.dtype == torch.float64 else x.float()
-        centred = exact - exact.mean(-1, keepdim=True)
-        y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        y = rms_norm(exact - exact.mean(-1, keepdim=True), self.eps) * self.weight
         return (y if self.bias is None else y + self.bias).type_as(x)
 
 
@@ -76,21 +75,17 @@ def make_norm(config: ModelConfig) -> nn.Module:
     return LayerNorm(config.hidden_size, config.norm_eps, bias=config.norm_bias)
 
 
-def _gelu(x: Tensor) -> Tensor:
-    """GELU by its tanh formula (arXiv:1606.08415, section 2), as GPT-2 and Gemma have it."""
-    return F.gelu(x, approximate="tanh")
-
-
-def _relu2(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (arXiv:2109.08668)."""
-    return F.relu(x).square()
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": _gelu, "gelu": _gelu, "relu2": _relu2}
+_gelu = partial(F.gelu, approximate="tanh")  # arXiv:1606.08415, section 2, as GPT-2 and Gemma have it
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": _gelu,
+    "gelu": _gelu,
+    "relu2": lambda x: F.relu(x).square(),  # arXiv:2109.08668
+}
 
 
 class FeedForward(nn.Module):
-    """down(act(gate(x)) * up(x)) where there is a gate (arXiv:2002.05202), else down(act(up(x)))."""
+    """down(act(gate(x)) * up(x)) if gated (arXiv:2002.05202), else down(act(up(x)))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -103,11 +98,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        if self.gated:
-            return self.down_proj(self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
-        return self.down_proj(self.activation(self.up_proj(x_BTD)))
+        up = self.up_proj(x_BTD)
+        return self.down_proj(self.activation(self.gate_proj(x_BTD)) * up if self.gated else self.activation(up))
 
 
 def scaled(x: Tensor, multiplier: float) -> Tensor:
-    """x times a multiplier of the config; x itself where that is 1."""
+    """x times a multiplier of the config; x itself if that is 1."""
     return x if multiplier == 1.0 else x * multiplier

@@ -1,8 +1,8 @@
 """Head and cross-entropy in chunks of tokens, so that the full (tokens x vocabulary) float32 logits never exist.
 
-Notable: gradients are made in the *forward* pass, while a chunk's logits are at hand, so the head's matmul is never
-done twice (as recomputation would); the backward pass only scales them. The sums run in float32 or better whatever the
-dtype of the matmuls. `torch.nn.functional.linear_cross_entropy` is not used: in torch 2.13 its CPU bfloat16 is wrong.
+Notable: gradients are computed in the *forward* pass, while a chunk's logits exist, so the head's matmul is not done
+twice, as with recomputation; the backward pass only scales them. Sums are in float32 at least, whatever the dtype of
+the matmuls. `torch.nn.functional.linear_cross_entropy` is not used: in torch 2.13 its CPU bfloat16 is wrong.
 
 Legend: N tokens (batch and sequence flattened), D hidden, V vocabulary, n tokens of one chunk.
 """
@@ -19,8 +19,8 @@ IGNORE = -100
 """A target that is not scored, as in `torch.nn.functional.cross_entropy`."""
 
 CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
-"""Tokens whose logits are alive at once. On a CPU fewer pay too often for adding up the head's gradient (V = 32000) and
-more fall out of the cache (docs/log.md, 2026-11-21); a GPU, not measured yet, wants its matmuls larger."""
+"""Tokens whose logits exist at once. On a CPU, adding up the head's gradient costs too much with fewer (V = 32000), and
+more do not fit the processor's cache (docs/log.md, 2026-11-21). A GPU, not measured yet, needs larger matmuls."""
 
 
 def _chunks(hidden_ND: Tensor) -> Iterator[slice]:
@@ -31,10 +31,6 @@ def _chunks(hidden_ND: Tensor) -> Iterator[slice]:
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-
-
-def _log_sum_exp(logits_nV: Tensor) -> Tensor:
-    return torch.logsumexp(logits_nV, dim=-1, keepdim=True)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -50,7 +46,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             keep = (targets_N[chunk] != IGNORE)[:, None]
             target = targets_N[chunk].clamp(min=0)[:, None]
             logits = (x[chunk] @ w.T).to(exact)
-            log_z = _log_sum_exp(logits)
+            log_z = logits.logsumexp(-1, keepdim=True)
             total += ((log_z - logits.gather(1, target)) * keep).sum()
             grad = logits.sub_(log_z).exp_()  # softmax, in place of the logits
             grad.scatter_add_(1, target, -torch.ones_like(log_z))
@@ -63,15 +59,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_x, grad_w = ctx.saved_tensors
-        hidden_dtype, weight_dtype = ctx.dtypes
-        scale = grads[0]
-        return (
-            (grad_x.to(hidden_dtype) * scale).to(hidden_dtype),
-            (grad_w * scale).to(weight_dtype),
-            None,
-            None,
-        )
+        (grad_x, grad_w), (hidden_dtype, weight_dtype) = ctx.saved_tensors, ctx.dtypes
+        grad_hidden = (grad_x.to(hidden_dtype) * grads[0]).to(hidden_dtype)
+        return grad_hidden, (grad_w * grads[0]).to(weight_dtype), None, None
 
 
 def cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -92,5 +82,5 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Ten
     for chunk in _chunks(x):
         logits = (x[chunk] @ w.T).to(exact)
         picked = logits.gather(1, targets_N[chunk].clamp(min=0)[:, None])
-        losses.append((_log_sum_exp(logits) - picked).squeeze(1) * (targets_N[chunk] != IGNORE))
+        losses.append((logits.logsumexp(-1, keepdim=True) - picked).squeeze(1) * (targets_N[chunk] != IGNORE))
     return torch.cat(losses)

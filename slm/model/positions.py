@@ -1,5 +1,4 @@
-"""How attention is told positions: rotation of queries and keys, or linear biases of the scores; and where a token's
-document starts, before which it sees nothing.
+"""Positions in attention: rotations of queries and keys, linear biases of the scores, and starts of documents.
 
 Legend: B batch, T tokens, H query heads, C head_dim, N blocks of c tokens.
 """
@@ -24,40 +23,36 @@ def document_starts(documents_BT: Tensor) -> Tensor:
 
 
 def starts_in_blocks(starts_BT: Tensor, N: int, c: int) -> Tensor:
-    """(B, N, c); what fills up the last block belongs to the last document."""
+    """(B, N, c): the starts, block by block. Padding of the last block belongs to the last document."""
     places = torch.arange(N * c, device=starts_BT.device).clamp(max=starts_BT.shape[1] - 1)
     return starts_BT[:, places].unflatten(1, (N, c))
 
 
 class ChunkDocuments(NamedTuple):
-    """All bool; made by `documents_in_chunks`."""
+    """What documents change in the chunkwise form of a recurrence; all bool."""
 
     before_Bncc: Tensor
     """(query, key): whether the key is before the query's document."""
     reads_Bnc: Tensor
-    """Whether the token's document began before the chunk, so that the state before the chunk is of it."""
+    """Whether the token's document began before the chunk: the state before the chunk belongs to it."""
     writes_Bnc: Tensor
-    """Whether the token's document is still open at the chunk's end, so that the state after the chunk has it."""
-
-    @property
-    def carries_Bn(self) -> Tensor:
-        """Whether the state before a chunk goes on into the state after it: one document spans all of the chunk."""
-        return self.reads_Bnc[..., -1]
+    """Whether the token's document is still open at the chunk's end: the state after the chunk includes the token."""
+    carries_Bn: Tensor
+    """Whether one document spans the chunk: the state before the chunk is part of the state after it."""
 
 
 def documents_in_chunks(starts_BT: Tensor, n: int, c: int) -> ChunkDocuments:
-    """Compares positions with where documents start; what fills up the last chunk belongs to the last document."""
+    """The documents of n chunks of c tokens."""
     starts_Bnc = starts_in_blocks(starts_BT, n, c)
     at_nc = torch.arange(n * c, device=starts_BT.device).view(n, c)
-    return ChunkDocuments(
-        at_nc[:, None] < starts_Bnc[..., None], starts_Bnc < at_nc[:, :1], at_nc >= starts_Bnc[..., -1:]
-    )
+    before_Bncc, reads_Bnc = at_nc[:, None] < starts_Bnc[..., None], starts_Bnc < at_nc[:, :1]
+    return ChunkDocuments(before_Bncc, reads_Bnc, at_nc >= starts_Bnc[..., -1:], reads_Bnc[..., -1])
 
 
 def rotary_table(config: ModelConfig, start: int, length: int, like: Tensor) -> Rotary:
     """Cosines and sines (T, C/2) of positions `start` .. `start + length - 1`.
 
-    Made anew for each forward pass (T x C/2 numbers) and not kept as a buffer, which `module.to(bfloat16)` would round.
+    Computed for each forward pass (T x C/2 numbers), since `module.to(bfloat16)` would round a buffer.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     positions = torch.arange(start, start + length, device=like.device, dtype=dtype)
@@ -78,10 +73,10 @@ def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """What a head's scores lose for each token of distance (arXiv:2108.12409, section 3).
+    """What each head's scores lose for each token of distance (arXiv:2108.12409, section 3).
 
-    2^(-8 i / H) for i = 1 .. H where H is a power of two; else those of the next lower power, and then every other one
-    of the next higher, as the authors' code has it.
+    2^(-8 i / H) for i = 1 .. H if H is a power of two. Else the slopes of the next lower power, then every other slope
+    of the next higher one, as in the authors' code.
     """
     lower = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * i / lower) for i in range(1, lower + 1)]

@@ -64,7 +64,7 @@ def test_bytes_remembered_are_those_of_a_cache_for_the_longest_context(dtype: to
     model = decoder(**sizes).to(dtype)
     found = measure_speed(model, SETTINGS | {"repetitions": 1})
     cache = KVCache(model.config, batch_size=1, max_length=70, dtype=dtype)
-    kept = {letter: sum(t.nbytes for t in memory.tensors) for (letter, _), memory in cache.memories.items()}
+    kept = {m: sum(t.nbytes for t in memory.tensors) for m, memory in zip("FSPLG", cache.memories, strict=True)}
     assert found["state_bytes"] == kept["L"] + kept["G"] > 0
     assert found["kv_cache_bytes"] == sum(kept.values()) - found["state_bytes"]
     assert found["kv_bytes_per_token"] == 3 * 2 * 2 * 8 * dtype.itemsize  # F, S and P keep a first token alike

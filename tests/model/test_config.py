@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slm.model import Decoder, KVCache, ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, num_params
 from slm.model.mixers.sliding import sliding_attention
+from tests.model.shapes import counted_flops, visible_pairs
 
 CHOICES = {name: get_args(kind) for name, kind in get_type_hints(ModelConfig).items()}
 SHARINGS = CHOICES["layer_sharing"]
@@ -81,52 +82,6 @@ def test_analytic_parameter_counts_equal_those_of_the_module(config: ModelConfig
     sizes = {name: p.numel() for name, p in decoder.named_parameters()}
     assert num_params(config) == sum(sizes.values())
     assert num_params(config, non_embedding=True) == sum(n for name, n in sizes.items() if name not in tables)
-
-
-def window_of(config: ModelConfig, block: int) -> int:
-    given = config.to_dict()["sliding_window"]
-    return given[block % len(given)] if isinstance(given, list) else given
-
-
-def visible_pairs(config: ModelConfig, block: int, T: int) -> int:
-    """Counted one by one; in L and G, pairs that meet within a chunk."""
-    b, stride, window = config.sparse_block, config.sparse_stride, window_of(config, block)
-    rules = {
-        "F": lambda t, s: True,
-        "S": lambda t, s: t - s < window,
-        "P": lambda t, s: t // b == s // b or s % stride == stride - 1,
-        "L": lambda t, s: t // config.chunk_size == s // config.chunk_size,
-        "G": lambda t, s: t // config.chunk_size == s // config.chunk_size,
-    }
-    return sum(rules[config.mixers[block]](t, s) for t in range(T) for s in range(t + 1))
-
-
-def computed_pairs(config: ModelConfig, letter: str, T: int) -> tuple[int, int]:
-    """Pairs of whole tiles, masked ones among them, and tokens with those that fill the last tile."""
-    if letter in "FS":
-        return T * T, T  # on a CPU, up to 128 tokens are one tile
-    c = config.sparse_block if letter == "P" else min(config.chunk_size, T)
-    n = -(-T // c)
-    columns = (n - 1) * (c // config.sparse_stride) if letter == "P" else 0
-    return n * c * (c + columns), n * c
-
-
-def counted_flops(config: ModelConfig, length: int) -> int:
-    """What torch's counter sees of a forward pass, less masked pairs and what fills the last tile."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        Decoder(config)(torch.zeros(1, length, dtype=torch.long))
-    uncounted, C, N = 0, config.head_width, config.state_size
-    for block in config.block_uses:
-        letter = config.mixers[block]
-        computed, tokens = computed_pairs(config, letter, length)
-        a_pair, a_token = 4 * config.num_heads * C, 0
-        if letter == "L":
-            a_token = 2 * (config.num_heads + config.kv_heads) * C * C
-        if letter == "G":
-            a_pair = 2 * config.kv_heads * N + 2 * config.num_heads * C
-            a_token = 4 * config.num_heads * C * N
-        uncounted += a_pair * (computed - visible_pairs(config, block, length)) + a_token * (tokens - length)
-    return counter.get_total_flops() - uncounted
 
 
 @given(config=shapes(), length=st.integers(2, 33))

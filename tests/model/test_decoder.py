@@ -7,39 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from slm.model import Decoder, KVCache, ModelConfig
 from slm.model.positions import rotary_table, rotate
-
-SHARINGS = ["none", "immediate", "repeat_all_over", "reverse"]
-
-
-def small(**changes) -> ModelConfig:
-    values = {
-        "vocab_size": 101,
-        "hidden_size": 48,
-        "num_layers": 3,
-        "num_heads": 6,
-        "num_kv_heads": 2,
-        "intermediate_size": 96,
-        "init_std": 0.2,
-    }
-    return ModelConfig(**(values | changes))
-
-
-def shared(sharing: str, **changes) -> ModelConfig:
-    return small(layer_sharing=sharing, num_repeats=1 if sharing == "none" else 2, **changes)
-
-
-def randomized(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Decoder:
-    """A decoder whose gains and biases are random too, so that a reference can notice where they go."""
-    torch.manual_seed(0)
-    decoder = Decoder(config).to(dtype)
-    for parameter in decoder.parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
-    return decoder
-
-
-def tokens_of(config: ModelConfig, length: int, batch: int = 2) -> Tensor:
-    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+from tests.model.shapes import SHARINGS, randomized, shared, small, tokens_of
 
 
 def reference(decoder: Decoder, kind: type = LlamaForCausalLM) -> torch.nn.Module:

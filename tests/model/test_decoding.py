@@ -6,7 +6,7 @@ from torch import Tensor
 
 from slm.model import Decoder, KVCache, ModelConfig
 from slm.model.decoding import compiled_logits
-from tests.model.test_decoder import randomized, shared, small, tokens_of
+from tests.model.shapes import randomized, shared, small, tokens_of
 
 SHAPES = [
     small(num_kv_heads=6),

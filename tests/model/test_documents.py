@@ -12,9 +12,7 @@ from torch import Tensor
 from slm.model import Decoder, KVCache, ModelConfig
 from slm.model.mixers.sparse import sparse_attention
 from slm.model.positions import alibi_slopes, document_starts
-from tests.model.test_decoder import randomized, small, tokens_of
-from tests.model.test_mixers import EXACT, dense, normal
-from tests.model.test_patterns import MIXED, shape
+from tests.model.shapes import EXACT, MIXED, dense, normal, randomized, shape, small, tokens_of
 
 ALONE = {
     **{name: config for name, config in MIXED.items() if "P" not in config.mixer_pattern},

@@ -12,23 +12,7 @@ from slm.model.mixers.sliding import sliding_attention
 from slm.model.mixers.softmax import causal_attention, matmul_attention
 from slm.model.mixers.sparse import sparse_attention
 from slm.model.positions import alibi_slopes
-from tests.model.test_decoder import randomized, small, tokens_of
-
-EXACT = {"rtol": 0, "atol": 1e-9}
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def dense(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, slopes: list[float]) -> Tensor:
-    """softmax over the visible keys, query heads beside copies of their keys."""
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    T, S = visible.shape
-    distance = torch.arange(S - T, S).double()[:, None] - torch.arange(S).double()
-    bias = torch.tensor(slopes or [0.0] * q.shape[1]).double()[:, None, None] * distance
-    return (q @ k.transpose(-2, -1) * scale - bias).masked_fill(~visible, -torch.inf).softmax(-1) @ v
+from tests.model.shapes import EXACT, dense, normal, randomized, small, tokens_of
 
 
 def sees(T: int, S: int, rule) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slm.model import Decoder, KVCache
 from slm.model.decoding import compiled_logits
-from tests.model.test_decoder import randomized, shared, small, tokens_of
+from tests.model.shapes import randomized, shared, small, tokens_of
 
 MULTIPLIERS = {
     "embedding_multiplier": 3.0,

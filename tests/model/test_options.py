@@ -17,7 +17,7 @@ from transformers import (
 from slm.model import Decoder, ModelConfig
 from slm.model.counts import num_params
 from slm.model.layers import FeedForward, LayerNorm
-from tests.model.test_decoder import randomized, small, tokens_of
+from tests.model.shapes import randomized, small, tokens_of
 
 
 def loaded(model: torch.nn.Module, state: dict[str, Tensor]) -> torch.nn.Module:

@@ -8,43 +8,7 @@ import torch
 from slm.model import Decoder, KVCache, ModelConfig, generate
 from slm.model.counts import kv_cache_bytes, state_bytes
 from slm.model.decoding import compiled_logits
-from tests.model.test_decoder import randomized, small, tokens_of
-
-SIZES = {"sliding_window": 5, "sparse_block": 6, "sparse_stride": 3, "chunk_size": 4, "state_size": 6}
-
-
-def shape(pattern: str = "F", **changes) -> ModelConfig:
-    return small(mixer_pattern=pattern, **(SIZES | changes))
-
-
-MIXED = {
-    **{pattern: shape(pattern) for pattern in ("S", "P", "L", "G", "SSF", "LLG", "GPF", "PSL")},
-    "alibi F": shape("F", position="alibi"),
-    "alibi S": shape("S", position="alibi", num_kv_heads=6),
-    "alibi P": shape("P", position="alibi", num_kv_heads=1),
-    "learned SPF": shape("SPF", position="learned"),
-    "none FPS": shape("FPS", position="none"),
-    "rope, rope, none": shape("SFP", position_pattern="RRN"),
-    "alibi, none": shape("PSF", position_pattern="AN"),
-    "S immediate": shape("S", layer_sharing="immediate", num_repeats=2),
-    "SPF reverse": shape("SPF", layer_sharing="reverse", num_repeats=2),
-    "LGF repeat": shape("LGF", layer_sharing="repeat_all_over", num_repeats=2),
-    "P immediate": shape("P", layer_sharing="immediate", num_repeats=3),
-    "wide window": shape("SL", sliding_window=40, chunk_size=64, qk_norm="learned"),
-    "window of two": shape("S", sliding_window=2),
-    "two windows": shape("S", sliding_window=[3, 9]),
-    "three windows": shape("S", sliding_window=[3, 2, 40]),
-    "windows and others": shape("SLSF", num_layers=5, sliding_window=[7, 40, 3]),
-    "windows alibi": shape("SSF", position="alibi", sliding_window=[4, 12]),
-    "windows reverse": shape("S", sliding_window=[6, 11], layer_sharing="reverse", num_repeats=2),
-    "stride of a block": shape("P", sparse_block=4, sparse_stride=4),
-    "every column": shape("P", sparse_block=4, sparse_stride=1),
-    "no convolution": shape("G", conv_kernel=1, num_kv_heads=6, attention_bias=True),
-    "parallel": shape("LSG", parallel_block=True, mlp="gelu", norm="layernorm", norm_bias=True),
-    "post": shape("GF", norm_position="post", mlp="relu2"),
-    "both": shape("FP", norm_position="both", mlp="geglu", norm="layernorm"),
-    "parallel both": shape("FG", norm_position="both", parallel_block=True),
-}
+from tests.model.shapes import MIXED, SIZES, randomized, shape, small, tokens_of
 
 
 @pytest.fixture
@@ -176,8 +140,8 @@ def test_bytes_of_cache_and_state_equal_those_of_a_real_cache(config: ModelConfi
 
 def test_states_stay_in_float32_where_keys_are_kept_in_bfloat16() -> None:
     cache = KVCache(shape("FLG"), batch_size=1, max_length=9, dtype=torch.bfloat16)
-    dtypes = {letter: {t.dtype for t in memory.tensors} for (letter, _), memory in cache.memories.items()}
-    assert dtypes == {"F": {torch.bfloat16}, "L": {torch.float32}, "G": {torch.float32}}
+    dtypes = [{tensor.dtype for tensor in memory.tensors} for memory in cache.memories]
+    assert dtypes == [{torch.bfloat16}, {torch.float32}, {torch.float32}]
 
 
 @every_shape

@@ -20,9 +20,8 @@ def test_the_plan_says_what_decoding_will_remember(pattern: str) -> None:
 
     def kept(tokens: int, letters: str) -> int:
         cache = KVCache(plan.model, batch_size=1, max_length=tokens, dtype=torch.bfloat16)
-        return sum(
-            t.nbytes for (letter, _), memory in cache.memories.items() if letter in letters for t in memory.tensors
-        )
+        memories = zip(plan.model.mixers, cache.memories, strict=True)
+        return sum(t.nbytes for letter, memory in memories if letter in letters for t in memory.tensors)
 
     said = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) (?:bytes|for)", line)]
     keys = [kept(1, "FSP"), kept(1024, "FSP")] if set(pattern) & set("FSP") else []

@@ -60,13 +60,8 @@ class Mixer(nn.Module):
         """Raise `ValueError` for a shape that this mixer cannot have."""
 
     @classmethod
-    def num_weights(cls, config: ModelConfig) -> int:
-        """Weights that each token is multiplied with: those of the linear maps."""
-        raise NotImplementedError
-
-    @classmethod
-    def num_vectors(cls, config: ModelConfig) -> int:
-        """All other parameters: biases, gains, decay rates, convolutions."""
+    def num_params(cls, config: ModelConfig) -> tuple[int, int]:
+        """Weights of the linear maps, each used once a token; and all other parameters, such as biases and gains."""
         raise NotImplementedError
 
     @classmethod
@@ -132,13 +127,8 @@ class Projections(Mixer):
         return q, k, v
 
     @classmethod
-    def num_weights(cls, config: ModelConfig) -> int:
-        """Four projections."""
-        return config.hidden_size * config.head_width * (2 * config.num_heads + 2 * config.kv_heads)
-
-    @classmethod
-    def num_vectors(cls, config: ModelConfig) -> int:
-        """Gains and biases."""
-        gains = 2 * config.head_width if config.qk_norm == "learned" else 0
+    def num_params(cls, config: ModelConfig) -> tuple[int, int]:
+        weights = config.hidden_size * config.head_width * (2 * config.num_heads + 2 * config.kv_heads)
         biases = config.head_width * (config.num_heads + 2 * config.kv_heads) + config.hidden_size
-        return gains + (biases if config.attention_bias else 0)
+        gains = 2 * config.head_width if config.qk_norm == "learned" else 0
+        return weights, gains + (biases if config.attention_bias else 0)

@@ -3,11 +3,10 @@
 y_t = phi(q_t) S_t / (phi(q_t) z_t) with the state S_t = S_(t-1) + phi(k_t) v_t^T and z_t = z_(t-1) + phi(k_t).
 
 Notable: trained in chunks, where tokens of a chunk see each other through a masked matrix of scores and all earlier
-ones through the state; decoded from the state, whose size does not depend on the tokens. With documents the state is
-that of the document still open. All weights are positive, so y is a mean of values, and `EPSILON` only settles 0 / 0;
-the state is kept in float32 at least.
-Positions: none (`position` rope and alibi do not apply); order enters through causality and through other layers.
-`attention_multiplier` does not apply either: a factor on phi(q) cancels.
+ones through the state; decoded from the state. With documents the state is that of the document still open. All weights
+are positive, so y is a mean of values, and `EPSILON` only settles 0 / 0.
+`position` rope and alibi do not apply: order enters through causality and through other layers. Nor does
+`attention_multiplier`: a factor on phi(q) cancels.
 
 Legend: B batch, T tokens, H query heads, K key/value heads, G = H/K, C head_dim (of keys N, the same), n chunks of c.
 """
@@ -34,7 +33,6 @@ class LinearAttention(Projections):
     def forward(
         self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
         q, k, v = self.project(x_BTD, rotary)
         state = memory.past() if memory else None
         y, *new = chunkwise(feature(q), feature(k), v, self.config.chunk_size, state, starts_BT)
@@ -43,7 +41,6 @@ class LinearAttention(Projections):
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The output and the new state."""
         S_BKCC, z_BKC = past
         q, k, v = self.project(x_B1D, rotary)
         q, k = (feature(x).to(z_BKC.dtype) for x in (q, k))
@@ -56,13 +53,13 @@ class LinearAttention(Projections):
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Pairs within a chunk, and states that every query reads and every key writes."""
         within = 4 * config.num_heads * config.head_width * block_pairs(T, config.chunk_size)
-        return within + 2 * (config.num_heads + config.kv_heads) * config.head_width**2 * T
+        states = 2 * (config.num_heads + config.kv_heads) * config.head_width**2 * T  # read by queries, written by keys
+        return within + states
 
     @classmethod
     def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-        """S and z."""
+        # S and z
         return (config.kv_heads, config.head_width, config.head_width), (config.kv_heads, config.head_width)
 
 
@@ -72,14 +69,12 @@ def feature(x: Tensor) -> Tensor:
 
 
 def chunkwise(
-    q_BHTC: Tensor,
-    k_BKTC: Tensor,
-    v_BKTC: Tensor,
-    chunk: int,
-    state: tuple[Tensor, ...] | None,
-    starts_BT: Tensor | None = None,
+    q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, chunk: int, state: Any, starts_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Linear attention of T tokens with features q and k: y (B, H, T, C), and the state S (B, K, C, C), z (B, K, C)."""
+    """Linear attention of T tokens with features q and k: y (B, H, T, C), and the state S (B, K, C, C), z (B, K, C).
+
+    `state` is that of the tokens before, or None.
+    """
     (B, H, T, C), K = q_BHTC.shape, k_BKTC.shape[1]
     exact = torch.float64 if v_BKTC.dtype == torch.float64 else torch.float32
     c = min(chunk, T)
@@ -107,9 +102,9 @@ def chunkwise(
 
 
 def _before(written: Tensor, start: Tensor | None, carries_Bn: Tensor | None) -> Tensor:
-    """(B, K, n + 1, ...): sums of what the chunks before each one wrote, on top of `start`; the last is of all.
+    """(B, K, n + 1, ...): `start` plus the sum of what the chunks before each chunk wrote, and that of all chunks.
 
-    A chunk that does not carry begins a new sum.
+    A chunk that does not carry the state begins a new sum.
     """
     first = torch.zeros_like(written[:, :, :1]) if start is None else start[:, :, None]
     if carries_Bn is None:

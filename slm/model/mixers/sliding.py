@@ -1,11 +1,11 @@
 """S: softmax attention to the last W tokens, a token's own among them (Mistral, arXiv:2310.06825).
 
 Notable: queries go in blocks, each against the blocks that its window reaches: T (W + block) scores and never T x T.
-On a CPU sequences up to F's limit take F's blocks, which copy no keys and are faster there. Positions as in F.
+On a CPU, sequences up to F's limit take F's blocks, which copy no keys and are faster there. Positions are as in F.
 
 Legend: B batch, T new tokens, S keys at hand (ending with the T tokens' own), H query heads, K key/value heads,
 G = H/K, C head_dim, W window (of the layer, `config.windows`), N blocks, c tokens of a block, s keys that a block is
-held against.
+multiplied with.
 """
 
 from __future__ import annotations
@@ -41,20 +41,17 @@ class WindowRing(KeysAndValues):
 
     @property
     def num_kept(self) -> int:
-        """Those of the window."""
         return min(self.length, self._size)
 
     @property
     def next_place(self) -> int:
-        """That of the oldest."""
         return self.length % self._size
 
     def distances(self) -> Tensor:
-        """Of a ring that begins anywhere."""
         return (self.length - 1 - torch.arange(self.num_kept, device=self.store.device)) % self._size + 1
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T tokens; return the kept keys and values in order, then the new."""
+        # The kept keys and values in order, then the new ones.
         kept, T = self.num_kept, k_BKTC.shape[2]
         places = torch.arange(self.length - kept, self.length + T, device=k_BKTC.device) % self._size
         all_2BKSC = torch.cat([self.store[:, :, :, places[:kept]], torch.stack((k_BKTC, v_BKTC))], dim=3)
@@ -74,7 +71,6 @@ class SlidingAttention(SoftmaxAttention):
         self.window = config.windows[layer]
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
-        """Values mixed for T queries, (B, H, T, C); keys from before the first one's window do no harm."""
         if k_BKSC.shape[2] <= self.window:
             return super().mix(q_BHTC, k_BKSC, v_BKSC, past, starts_BT)
         scale, slopes = self.config.attention_scale, self.slopes
@@ -84,12 +80,10 @@ class SlidingAttention(SoftmaxAttention):
 
     @classmethod
     def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Pairs at a distance below the window."""
         return triangle(T) - triangle(max(T - config.windows[layer], 0))
 
     @classmethod
     def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
-        """Those that the next token sees."""
         return min(T, config.windows[layer] - 1)
 
 
@@ -102,7 +96,7 @@ def sliding_attention(
     slopes: list[float],
     starts_BT: Tensor | None = None,
 ) -> Tensor:
-    """`causal_attention` in which a query sees the keys at distances below `window`. Returns (B, H, T, C)."""
+    """`causal_attention` to the keys at distances below `window`, (B, H, T, C)."""
     (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
     c = min(QUERY_BLOCK, window, T)
     reach = -(-(window - 1) // c)  # blocks before its own that a block's windows touch
@@ -125,7 +119,7 @@ def sliding_attention(
 
 
 def _spans(x_BKSC: Tensor, first: int, missing: int, c: int, reach: int) -> Tensor:
-    """(B, K, N, s, C): for each block of queries its keys, block after block; the first starts at key `first`."""
+    """(B, K, N, s, C): the keys of each block of queries; those of the first block start at key `first`."""
     x = F.pad(x_BKSC, (0, 0, -first, missing))  # a negative pad crops
     x = x.unflatten(2, (-1, c))
     N = x.shape[2] - reach

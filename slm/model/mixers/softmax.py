@@ -1,7 +1,7 @@
-"""F: causal softmax attention over everything before (arXiv:1706.03762), with grouped queries.
+"""F: causal softmax attention to all tokens so far (arXiv:1706.03762), with grouped queries.
 
-Notable: with K = H it is multi-head, with K = 1 multi-query attention; positions are rotations (`rope`), linear biases
-of the scores (`alibi`), or none at all.
+Notable: K = H is multi-head and K = 1 multi-query attention. Positions are rotations (`rope`), linear biases of the
+scores (`alibi`), or none.
 
 Legend: B batch, T new tokens, S all tokens seen (cached and new), H query heads, K key/value heads, G = H/K queries a
 key, C head_dim.
@@ -21,8 +21,8 @@ from slm.model.config import ModelConfig
 from slm.model.mixers.base import Projections, triangle
 from slm.model.positions import Rotary, alibi_slopes
 
-# Up to this many tokens, attention on a CPU is plain matmuls around a softmax, in blocks of so many queries: the flash
-# kernel there spends more on its backward pass than it saves in memory (measured: docs/log.md, 2026-11-21).
+# Up to this many tokens, attention on a CPU is matmuls around a softmax, in blocks of at least so many queries: the
+# flash kernel there spends more on its backward pass than it saves in memory (docs/log.md, 2026-11-21).
 CPU_MATMUL_ATTENTION_MAX_TOKENS = 2048
 CPU_QUERY_BLOCK = 128
 
@@ -37,17 +37,12 @@ def _exact(x: Tensor) -> torch.dtype:
 
 
 def causal_attention(
-    q_BHTC: Tensor,
-    k_BKSC: Tensor,
-    v_BKSC: Tensor,
-    scale: float,
-    slopes: list[float],
-    starts_BT: Tensor | None = None,
+    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float], starts_BT: Tensor | None = None
 ) -> Tensor:
-    """softmax(scale q k^T - slope distance) v where query t sees the keys up to S - T + t. Returns (B, H, T, C).
+    """softmax(scale q k^T - slope distance) v, (B, H, T, C), where query t sees the keys up to S - T + t.
 
-    `slopes` has one number a query head, or none for scores without bias. Where T = S, `starts_BT` may say which key is
-    the first that a query sees.
+    `slopes` has one number a query head, or none for scores without bias. `starts_BT`, only for T = S, has the first
+    key that each query sees.
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
@@ -71,17 +66,17 @@ def alibi_bias(slopes: list[float], kv_heads: int, distance: Tensor) -> Tensor:
 
 
 def _visible(T: int, S: int, device: torch.device) -> Tensor:
-    """(T, S), true where the query may look; aligned to the *last* key, unlike SDPA's is_causal."""
+    """(T, S), true for keys that a query may see. The last query is at the *last* key, unlike in SDPA's is_causal."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 def _in_document(starts_BT: Tensor, first: int, stop: int) -> Tensor:
-    """(B, 1, T, S), false for the keys of `first` .. `stop - 1` that are before a query's document."""
+    """(B, 1, T, S), false for keys `first` .. `stop - 1` that are before a query's document."""
     return (torch.arange(first, stop, device=starts_BT.device) >= starts_BT[..., None])[:, None]
 
 
 def _distances(T: int, S: int, like: Tensor) -> Tensor:
-    """(T, S) tokens from a key to the query, the last query being the last key."""
+    """(T, S) tokens from a key to a query, the last query being at the last key."""
     keys = torch.arange(S, device=like.device, dtype=_exact(like))
     return keys[S - T :, None] - keys
 
@@ -95,11 +90,11 @@ def matmul_attention(
     window: int | None = None,
     starts_BT: Tensor | None = None,
 ) -> Tensor:
-    """Blocks of queries, each against the keys it can see: most of the scores that nobody sees are never made."""
+    """`causal_attention`, with a `window` to keys at distances below it; most masked scores are never computed."""
     (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
     G = H // K
     q_BKGTC = (q_BHTC * scale).view(B, K, G, T, C)
-    size = max(CPU_QUERY_BLOCK, T // 8)  # more blocks save little and are long to compile
+    size = max(CPU_QUERY_BLOCK, T // 8)  # more blocks save little and take long to compile
     blocks = []
     for start in range(0, T, size):
         q = q_BKGTC[:, :, :, start : start + size]
@@ -130,10 +125,10 @@ def attend_once(
     scale: float,
     past_bias_KGS: Tensor | None = None,
 ) -> Tensor:
-    """Attention of one query to the S tokens before it and to itself. Returns (B, H, 1, C).
+    """Attention of one query to the S tokens before it and to itself, (B, H, 1, C).
 
-    Written as sums of products, which compile into loops over the cache where it lies; the token's own key and value
-    stay apart, so that nothing is copied.
+    The sums of products compile into loops over the cache where it lies. The token's own key and value are added
+    separately, so that no cache is copied.
     """
     B, H, _, C = q_BH1C.shape
     q_BKGC = q_BH1C.view(B, k_BK1C.shape[1], -1, C) * scale
@@ -166,7 +161,7 @@ class KeysAndValues(Memory):
         return (k_BKSC, v_BKSC, self.distances()) if self.alibi else (k_BKSC, v_BKSC)
 
     def append(self, new: Sequence[Tensor]) -> None:
-        """Add one token: its (B, K, 1, C) key and value."""
+        # (B, K, 1, C) each
         self.store[:, :, :, self.next_place] = torch.stack(tuple(new)).squeeze(-2)
         self.length += 1
 
@@ -178,22 +173,21 @@ class KeysAndValues(Memory):
         return k_BKSC, v_BKSC
 
     def select(self, source: Any, rows: Tensor) -> None:
-        """Take over the tokens of `source` in these rows."""
         self.length = source.length
         self.store[:, :, :, : self.num_kept] = source.store[:, :, :, : self.num_kept].index_select(1, rows)
 
     @property
     def num_kept(self) -> int:
-        """Tokens whose keys and values lie at the front."""
+        """Tokens whose keys and values are kept, at the front of the store."""
         return self.length
 
     @property
     def next_place(self) -> int:
-        """Where the next token's go."""
+        """Place of the next token."""
         return self.length
 
     def distances(self) -> Tensor:
-        """(S,) tokens from each one kept to the next."""
+        """(S,) tokens from each kept one to the next."""
         return torch.arange(self.length, 0, -1, device=self.store.device)
 
 
@@ -211,7 +205,6 @@ class SoftmaxAttention(Projections):
     def forward(
         self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
         q, k, v = self.project(x_BTD, rotary)
         past = 0
         if memory:
@@ -225,7 +218,6 @@ class SoftmaxAttention(Projections):
         return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes, starts_BT)
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The output, and the token's key and value."""
         q, k, v = self.project(x_B1D, rotary)
         past_k_BKSC, past_v_BKSC, *distance_S = past
         bias_KGS = alibi_bias(self.slopes, self.config.kv_heads, distance_S[0]) if self.slopes else None
@@ -244,10 +236,8 @@ class SoftmaxAttention(Projections):
 
     @classmethod
     def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
-        """All of them."""
         return T
 
     @classmethod
     def make_memory(cls, config: ModelConfig, layer: int, batch_size: int, max_length: int, **like: Any) -> Memory:
-        """Room for the tokens that must be kept."""
         return cls.memory(config, layer, batch_size, cls.num_cached_tokens(config, layer, max_length), **like)

@@ -3,10 +3,10 @@
 Query t sees the keys of its own block of `sparse_block` tokens up to itself, and of the blocks before it the last key
 of every `sparse_stride` tokens: the paper's fixed pattern (section 4.3), both parts merged in each head (section 5.1).
 With stride = block it is that pattern with c = 1; a smaller stride spreads the block / stride summary columns evenly
-over a block, where the paper puts them at its end. Of keys in the pattern it sees those of its own document; blocks and
-columns stay where they are in the sequence, wherever documents start.
+over a block, where the paper puts them at its end. Of the keys in the pattern a query sees those of its own document.
+Blocks and columns have fixed places in the sequence, wherever documents start.
 
-Notable: T (block + T / stride) scores and never T x T; decoding keeps the columns and one block. Positions as in F.
+Notable: T (block + T / stride) scores and never T x T; decoding keeps the columns and one block. Positions are as in F.
 
 Legend: B batch, T new tokens, H query heads, K key/value heads, G = H/K, C head_dim, N blocks, c tokens of a block,
 M columns.
@@ -36,20 +36,17 @@ class ColumnsAndBlock(KeysAndValues):
 
     @property
     def num_kept(self) -> int:
-        """Columns and tokens of the current block."""
         return self.num_columns + self.length % self.config.sparse_block
 
     next_place = num_kept
 
     def distances(self) -> Tensor:
-        """Of the columns, then of the current block."""
         stride, begun = self.config.sparse_stride, self.length % self.config.sparse_block
         columns = (torch.arange(self.num_columns, device=self.store.device) + 1) * stride - 1
         block = torch.arange(self.length - begun, self.length, device=self.store.device)
         return self.length - torch.cat([columns, block])
 
     def append(self, new: Sequence[Tensor]) -> None:
-        """Add one token: its (B, K, 1, C) key and value."""
         block, stride, columns = self.config.sparse_block, self.config.sparse_stride, self.num_columns
         super().append(new)
         if self.length % block == 0:
@@ -57,7 +54,7 @@ class ColumnsAndBlock(KeysAndValues):
             ended[:, :, :, : block // stride] = ended[:, :, :, stride - 1 :: stride].clone()
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T tokens; return columns, current block and the new ones, in that order."""
+        # Columns, current block and the new ones, in that order.
         block, stride, columns = self.config.sparse_block, self.config.sparse_stride, self.num_columns
         new_2BKTC = torch.stack((k_BKTC, v_BKTC))
         all_2BKSC = torch.cat([self.store[:, :, :, : self.num_kept], new_2BKTC], dim=3)
@@ -75,7 +72,6 @@ class SparseAttention(SoftmaxAttention):
     memory = ColumnsAndBlock
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
-        """Values mixed for T queries after `past` tokens, of which the columns and the current block come first."""
         block, stride = self.config.sparse_block, self.config.sparse_stride
         columns, begun = past // block * (block // stride), past % block
         scale, slopes = self.config.attention_scale, self.slopes
@@ -83,7 +79,6 @@ class SparseAttention(SoftmaxAttention):
 
     @classmethod
     def check(cls, config: ModelConfig) -> None:
-        """A block must hold a whole number of strides."""
         block, stride = config.sparse_block, config.sparse_stride
         if block % stride:
             raise ValueError(
@@ -93,14 +88,13 @@ class SparseAttention(SoftmaxAttention):
 
     @classmethod
     def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Pairs within a block, or of a query with every stride-th key of the blocks before its own."""
         blocks, rest = divmod(T, config.sparse_block)
         far = config.sparse_block * triangle(blocks - 1) + rest * blocks  # were there one column a block
         return block_pairs(T, config.sparse_block) + config.sparse_block // config.sparse_stride * far
 
     @classmethod
     def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
-        """Most that are kept at once on the way to T tokens: columns of the blocks gone by, and the current block."""
+        # The most kept at once on the way to T tokens: columns of the blocks gone by, and the current block.
         blocks, rest = divmod(T, config.sparse_block)
         columns = config.sparse_block // config.sparse_stride
         return max(blocks * columns + rest, (blocks - 1) * columns + config.sparse_block if blocks else 0)
@@ -119,8 +113,8 @@ def sparse_attention(
 ) -> Tensor:
     """Attention in the pattern (block, stride), (B, H, T, C).
 
-    Keys and values are S = columns + begun + T: those of earlier blocks' columns, those of the `begun` tokens by which
-    the current block precedes the queries, and the queries' own. With `starts_BT` there are none but the last.
+    The S = columns + begun + T keys and values are those of earlier blocks' columns, of the `begun` tokens of the
+    current block before the queries, and of the queries themselves; with `starts_BT`, of the queries alone.
     """
     (B, H, T, C), K, (c, stride) = q_BHTC.shape, k_BKSC.shape[1], pattern
     G, N = H // K, -(-(begun + T) // c)

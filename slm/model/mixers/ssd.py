@@ -10,10 +10,9 @@ and k have `num_kv_heads` groups; the inner width is num_heads x head_dim, 2D on
 are separate matrices; and a block still has its feed-forward, as hybrids have it, where Mamba-2 has none.
 
 Notable: trained in chunks, with all decays as differences of sums of logs that are never above 0; decoded from the
-state and the last `conv_kernel` - 1 inputs of the convolution, whose size does not depend on the tokens. With documents
-the state is that of the document still open, and the convolution's inputs from other documents are 0.
-Positions: none (`position` rope and alibi do not apply); decay and convolution tell near from far. `qk_norm` and
-`attention_multiplier` do not apply.
+state and the last `conv_kernel` - 1 inputs of the convolution. With documents the state is that of the document still
+open, and the convolution's inputs from other documents are 0. `position` rope and alibi, `qk_norm` and
+`attention_multiplier` do not apply: decay and convolution tell near from far.
 
 Legend: B batch, T tokens, D hidden, H heads, K groups, R = H/K heads of a group, N state_size, C head_dim, I = HC,
 n chunks of c, X channels of the convolution (I + 2KN).
@@ -57,7 +56,7 @@ class SSD(Mixer):
         self.norm_weight = nn.Parameter(torch.empty(inner))
 
     def init_special(self) -> None:
-        """Initialise what is neither a matrix, nor a gain, nor a bias (the authors' module; D is a gain of 1)."""
+        # As the authors' module does; D is a gain of 1.
         nn.init.uniform_(self.conv_weight, -(self.config.conv_kernel**-0.5), self.config.conv_kernel**-0.5)
         nn.init.uniform_(self.A_log, A_RANGE[0], A_RANGE[1]).log_()
         nn.init.uniform_(self.dt_bias, math.log(DT_RANGE[0]), math.log(DT_RANGE[1])).exp_()
@@ -66,7 +65,6 @@ class SSD(Mixer):
     def forward(
         self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
         tail, state = memory.past() if memory else (None, None)
         q, k, v, tail = self._convolved(x_BTD, tail, starts_BT)
         dt, log_decay = self._steps(x_BTD)
@@ -77,7 +75,6 @@ class SSD(Mixer):
         return self._finish(x_BTD, y, v)
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The output and the new state."""
         tail_BtX, h_BKRNC = past
         q, k, v, tail_BtX = self._convolved(x_B1D, tail_BtX)
         dt_B1KR, log_decay_B1KR = self._steps(x_B1D)
@@ -121,29 +118,22 @@ class SSD(Mixer):
         return self.o_proj(normed.type_as(v_BTI))
 
     @classmethod
-    def num_weights(cls, config: ModelConfig) -> int:
-        """v, g and o; k and q; dt."""
-        inner, keys = config.num_heads * config.head_width, config.kv_heads * config.state_size
-        return config.hidden_size * (3 * inner + 2 * keys + config.num_heads)
-
-    @classmethod
-    def num_vectors(cls, config: ModelConfig) -> int:
-        """The convolution; A_log, dt_bias and D; the gain; biases."""
+    def num_params(cls, config: ModelConfig) -> tuple[int, int]:
         inner, channels = config.num_heads * config.head_width, _channels(config)
+        weights = config.hidden_size * (channels + 2 * inner + config.num_heads)  # q, k, v; g, o; dt
         biases = channels + inner + config.hidden_size if config.attention_bias else 0
-        return channels * (config.conv_kernel + 1) + 3 * config.num_heads + inner + biases
+        return weights, channels * (config.conv_kernel + 1) + 3 * config.num_heads + inner + biases
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Scores and values of pairs within a chunk, and states that are read and written."""
         pairs, inner = block_pairs(T, config.chunk_size), config.num_heads * config.head_width
-        return 2 * (config.kv_heads * config.state_size + inner) * pairs + 4 * inner * config.state_size * T
+        scores_and_values = 2 * (config.kv_heads * config.state_size + inner) * pairs
+        return scores_and_values + 4 * inner * config.state_size * T  # and states, written and read
 
     @classmethod
     def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-        """The last inputs of the convolution, and h."""
-        heads = (config.kv_heads, config.num_heads // config.kv_heads)
-        return (config.conv_kernel - 1, _channels(config)), (*heads, config.state_size, config.head_width)
+        tail = (config.conv_kernel - 1, _channels(config))
+        return tail, (config.kv_heads, config.num_heads // config.kv_heads, config.state_size, config.head_width)
 
 
 def _channels(config: ModelConfig) -> int:
@@ -170,12 +160,12 @@ def chunkwise(
     v = (
         F.pad(v_BTKRC, (0, 0, 0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2, 5)
     )  # (B, K, n, R, c, C)
-    # Padded tokens decay nothing and add nothing, so that the last state is that after T tokens.
+    # Padded tokens decay nothing and add nothing, so the last state is that after T tokens.
     log_decay = F.pad(log_decay_BTKR, (0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2)
     since = log_decay.cumsum(-1)  # (B, K, n, R, c): log of the decay from the chunk's start through token i
 
     segment = since[..., :, None] - since[..., None, :]
-    # What is left of a token at its chunk's end, and of the state before the chunk there and at each token.
+    # What is left of a token at its chunk's end; of the state before the chunk at its end; and at each token.
     left, carried, read = (since[..., -1:] - since).exp(), since[..., -1].exp(), since.exp()
     hidden = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
     if starts_BT is not None:

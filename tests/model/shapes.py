@@ -1,0 +1,139 @@
+"""Small shapes of every kind, decoders and tokens for them, attention written out, and FLOPs counted one by one."""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from slm.model import Decoder, ModelConfig
+
+SHARINGS = ["none", "immediate", "repeat_all_over", "reverse"]
+
+
+def small(**changes) -> ModelConfig:
+    values = {
+        "vocab_size": 101,
+        "hidden_size": 48,
+        "num_layers": 3,
+        "num_heads": 6,
+        "num_kv_heads": 2,
+        "intermediate_size": 96,
+        "init_std": 0.2,
+    }
+    return ModelConfig(**(values | changes))
+
+
+def shared(sharing: str, **changes) -> ModelConfig:
+    return small(layer_sharing=sharing, num_repeats=1 if sharing == "none" else 2, **changes)
+
+
+def randomized(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Decoder:
+    """A decoder whose gains and biases are random too, so that a reference can notice where they go."""
+    torch.manual_seed(0)
+    decoder = Decoder(config).to(dtype)
+    for parameter in decoder.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
+    return decoder
+
+
+def tokens_of(config: ModelConfig, length: int, batch: int = 2) -> Tensor:
+    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+SIZES = {"sliding_window": 5, "sparse_block": 6, "sparse_stride": 3, "chunk_size": 4, "state_size": 6}
+
+
+def shape(pattern: str = "F", **changes) -> ModelConfig:
+    return small(mixer_pattern=pattern, **(SIZES | changes))
+
+
+MIXED = {
+    **{pattern: shape(pattern) for pattern in ("S", "P", "L", "G", "SSF", "LLG", "GPF", "PSL")},
+    "alibi F": shape("F", position="alibi"),
+    "alibi S": shape("S", position="alibi", num_kv_heads=6),
+    "alibi P": shape("P", position="alibi", num_kv_heads=1),
+    "learned SPF": shape("SPF", position="learned"),
+    "none FPS": shape("FPS", position="none"),
+    "rope, rope, none": shape("SFP", position_pattern="RRN"),
+    "alibi, none": shape("PSF", position_pattern="AN"),
+    "S immediate": shape("S", layer_sharing="immediate", num_repeats=2),
+    "SPF reverse": shape("SPF", layer_sharing="reverse", num_repeats=2),
+    "LGF repeat": shape("LGF", layer_sharing="repeat_all_over", num_repeats=2),
+    "P immediate": shape("P", layer_sharing="immediate", num_repeats=3),
+    "wide window": shape("SL", sliding_window=40, chunk_size=64, qk_norm="learned"),
+    "window of two": shape("S", sliding_window=2),
+    "two windows": shape("S", sliding_window=[3, 9]),
+    "three windows": shape("S", sliding_window=[3, 2, 40]),
+    "windows and others": shape("SLSF", num_layers=5, sliding_window=[7, 40, 3]),
+    "windows alibi": shape("SSF", position="alibi", sliding_window=[4, 12]),
+    "windows reverse": shape("S", sliding_window=[6, 11], layer_sharing="reverse", num_repeats=2),
+    "stride of a block": shape("P", sparse_block=4, sparse_stride=4),
+    "every column": shape("P", sparse_block=4, sparse_stride=1),
+    "no convolution": shape("G", conv_kernel=1, num_kv_heads=6, attention_bias=True),
+    "parallel": shape("LSG", parallel_block=True, mlp="gelu", norm="layernorm", norm_bias=True),
+    "post": shape("GF", norm_position="post", mlp="relu2"),
+    "both": shape("FP", norm_position="both", mlp="geglu", norm="layernorm"),
+    "parallel both": shape("FG", norm_position="both", parallel_block=True),
+}
+
+EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, slopes: list[float]) -> Tensor:
+    """softmax over the visible keys, query heads beside copies of their keys."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    T, S = visible.shape
+    distance = torch.arange(S - T, S).double()[:, None] - torch.arange(S).double()
+    bias = torch.tensor(slopes or [0.0] * q.shape[1]).double()[:, None, None] * distance
+    return (q @ k.transpose(-2, -1) * scale - bias).masked_fill(~visible, -torch.inf).softmax(-1) @ v
+
+
+def window_of(config: ModelConfig, block: int) -> int:
+    given = config.to_dict()["sliding_window"]
+    return given[block % len(given)] if isinstance(given, list) else given
+
+
+def visible_pairs(config: ModelConfig, block: int, T: int) -> int:
+    """Counted one by one; in L and G, pairs that meet within a chunk."""
+    b, stride, window = config.sparse_block, config.sparse_stride, window_of(config, block)
+    rules = {
+        "F": lambda t, s: True,
+        "S": lambda t, s: t - s < window,
+        "P": lambda t, s: t // b == s // b or s % stride == stride - 1,
+        "L": lambda t, s: t // config.chunk_size == s // config.chunk_size,
+        "G": lambda t, s: t // config.chunk_size == s // config.chunk_size,
+    }
+    return sum(rules[config.mixers[block]](t, s) for t in range(T) for s in range(t + 1))
+
+
+def computed_pairs(config: ModelConfig, letter: str, T: int) -> tuple[int, int]:
+    """Pairs of whole tiles, masked ones among them, and tokens with those that fill the last tile."""
+    if letter in "FS":
+        return T * T, T  # on a CPU, up to 128 tokens are one tile
+    c = config.sparse_block if letter == "P" else min(config.chunk_size, T)
+    n = -(-T // c)
+    columns = (n - 1) * (c // config.sparse_stride) if letter == "P" else 0
+    return n * c * (c + columns), n * c
+
+
+def counted_flops(config: ModelConfig, length: int) -> int:
+    """What torch's counter sees of a forward pass, less masked pairs and what fills the last tile."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Decoder(config)(torch.zeros(1, length, dtype=torch.long))
+    uncounted, C, N = 0, config.head_width, config.state_size
+    for block in config.block_uses:
+        letter = config.mixers[block]
+        computed, tokens = computed_pairs(config, letter, length)
+        a_pair, a_token = 4 * config.num_heads * C, 0
+        if letter == "L":
+            a_token = 2 * (config.num_heads + config.kv_heads) * C * C
+        if letter == "G":
+            a_pair = 2 * config.kv_heads * N + 2 * config.num_heads * C
+            a_token = 4 * config.num_heads * C * N
+        uncounted += a_pair * (computed - visible_pairs(config, block, length)) + a_token * (tokens - length)
+    return counter.get_total_flops() - uncounted
