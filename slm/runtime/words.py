@@ -85,7 +85,7 @@ def p_value(p: Any, replicates: int | None = None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def plainly(text: Any) -> str:
+def escape_markdown(text: Any) -> str:
     """Text from elsewhere as Markdown that shows just that text."""
     words = " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for mark in "|*`$":

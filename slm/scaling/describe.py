@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from slm.runtime.words import NOTHING, interval, is_number, plainly, with_interval
+from slm.runtime.words import NOTHING, escape_markdown, interval, is_number, with_interval
 from slm.scaling.laws import LAWS
 
 Entry = dict[str, Any]
@@ -17,12 +17,12 @@ def variable_of(entry: Entry, exponent: str) -> str:
     return str(entry["variable_of"][exponent])
 
 
-def known(entry: Entry, name: str) -> bool:
+def is_identified(entry: Entry, name: str) -> bool:
     """Whether the data identify a parameter, so that its value may be shown."""
     return bool(entry["fitted"]) and name not in entry["not_identified"] and entry["params"].get(name) is not None
 
 
-def whole(entry: Entry | None, *names: str) -> bool:
+def has_complete_lists(entry: Entry | None, *names: str) -> bool:
     """Whether an entry has lists of numbers under these names with none missing."""
     held = entry or {}
     return all(held.get(name) and None not in held[name] for name in names)
@@ -42,7 +42,7 @@ def exponent(entry: Entry, name: str, digits: int = 4) -> str:
     if not entry["fitted"]:
         return NOTHING
     ends = entry["ci95"].get(name)
-    if not known(entry, name):
+    if not is_identified(entry, name):
         return f"not identified {interval(ends, 3)}" if ends and any(map(is_number, ends)) else "not identified"
     return with_interval(entry["params"][name], ends, digits)
 
@@ -67,7 +67,7 @@ def status(entry: Entry) -> str:
     if entry["identified"]:
         lost = [name for name in entry["not_identified"] if name not in entry["exponents"]]
         return "identified" + (f" (but not {', '.join(lost)})" if lost else "")
-    return f"**NOT IDENTIFIED**: {plainly(reason(entry) or 'see the notes')}"
+    return f"**NOT IDENTIFIED**: {escape_markdown(reason(entry) or 'see the notes')}"
 
 
 def reason(entry: Entry) -> str:
@@ -93,7 +93,7 @@ def _who(entries: Sequence[Entry]) -> str:
     laws: dict[str, list[str]] = {}
     for law, names in families.items():
         laws.setdefault(", ".join(names), []).append(law)
-    return "; ".join(f"{', '.join(names)} ({plainly(of)})" for of, names in laws.items())
+    return "; ".join(f"{', '.join(names)} ({escape_markdown(of)})" for of, names in laws.items())
 
 
 def _joined(remarks: Sequence[str]) -> str:
@@ -101,6 +101,6 @@ def _joined(remarks: Sequence[str]) -> str:
     remarks = list(dict.fromkeys(remarks))
     found = [_NUMBER.findall(note) for note in remarks]
     if len(remarks) == 1 or any(len(numbers) != 1 for numbers in found):
-        return plainly("; ".join(remarks))
+        return escape_markdown("; ".join(remarks))
     ordered = sorted((numbers[0] for numbers in found), key=lambda number: float(number.rstrip("%")))
-    return plainly(_NUMBER.sub(f"{ordered[0]} to {ordered[-1]}", remarks[0], count=1))
+    return escape_markdown(_NUMBER.sub(f"{ordered[0]} to {ordered[-1]}", remarks[0], count=1))

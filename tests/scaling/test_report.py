@@ -16,7 +16,7 @@ import pytest
 
 from slm.analysis.report.page import draw_figures, write_report
 from slm.report.markdown import table
-from slm.runtime.words import count, interval, p_value, plainly, sig
+from slm.runtime.words import count, escape_markdown, interval, p_value, sig
 from slm.scaling.describe import notes
 from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
 
@@ -78,7 +78,7 @@ def test_every_number_in_tables_and_verdict_is_one_of_the_json(which: str, reque
     content = [read(folder, name) for name in ("fits", "comparison", "audit", "settings")]
     held = np.array(sorted(set(numbers_in(content))))
     told = {s for s in strings_in(content) if any(c.isdigit() for c in s)}
-    said = sorted(told | {plainly(one) for one in told}, key=len, reverse=True)
+    said = sorted(told | {escape_markdown(one) for one in told}, key=len, reverse=True)
     verbatim = re.compile("|".join(map(re.escape, said)))
     verdict, _, rest = markdown(folder).partition("## What was analysed")
     lines = [*verdict.splitlines(), *(line for line in rest.splitlines() if line.startswith("| "))]

@@ -12,12 +12,12 @@ from slm.runtime.words import (
     TARGET_NAMES,
     amount,
     count,
+    escape_markdown,
     interval,
     is_number,
     listed,
     p_value,
     percent,
-    plainly,
     plural,
     sig,
     size_words,
@@ -33,84 +33,85 @@ MODEL_NAMES = {
 }
 
 
-def verdict_section(of: Directory) -> Section:
+def verdict_section(analysis: Directory) -> Section:
     """The answer and its conditions."""
-    verdict = of.comparison["verdict"]
+    verdict = analysis.comparison["verdict"]
     return Section("Verdict").add(
-        f"**{plainly(verdict['headline'])}**",
-        bullets([plainly(sentence) for sentence in verdict["sentences"]]),
-        f"Matched-budget audit: **{_audit_label(of)}**.",
+        f"**{escape_markdown(verdict['headline'])}**",
+        bullets([escape_markdown(sentence) for sentence in verdict["sentences"]]),
+        f"Matched-budget audit: **{_audit_label(analysis)}**.",
     )
 
 
-def _audit_label(of: Directory) -> str:
-    if not of.audit:
+def _audit_label(analysis: Directory) -> str:
+    if not analysis.audit:
         return "NOT AUDITED"
-    if len(of.families) < 2:
+    if len(analysis.families) < 2:
         return "ONE FAMILY, nothing to compare"
-    return "CONTROLLED" if of.audit["controlled"] else "NOT CONTROLLED"
+    return "CONTROLLED" if analysis.audit["controlled"] else "NOT CONTROLLED"
 
 
-def analysed_section(of: Directory) -> Section:
+def analysed_section(analysis: Directory) -> Section:
     """The table, and how the primary law was chosen."""
-    main, found = of.primary, of.comparison
-    name = of.comparison["table"]
+    main, found = analysis.primary, analysis.comparison
+    name = analysis.comparison["table"]
     counted = (
         f"{plural(found['n_rows'], 'row')} of {plural(found['n_runs'], 'run')} in {plural(found['n_cells'], 'cell')} "
-        f"(a cell is a size and budget; its runs differ in seed), of {plural(len(of.families), 'family', 'families')}"
+        f"(a cell is a size and budget; its runs differ in seed), of "
+        f"{plural(len(analysis.families), 'family', 'families')}"
     )
-    why = f"It is the law of the verdict because {plainly(main['why'])}." if main.get("why") else ""
+    why = f"It is the law of the verdict because {escape_markdown(main['why'])}." if main.get("why") else ""
     section = Section("What was analysed").add(
-        (f"Table `{plainly(name)}`: " if name else "") + counted + ".",
-        f"The verdict is about **{of.equation(main['law'])}** (`{main['law']}`), L being "
+        (f"Table `{escape_markdown(name)}`: " if name else "") + counted + ".",
+        f"The verdict is about **{analysis.equation(main['law'])}** (`{main['law']}`), L being "
         f"{TARGET_NAMES[main['target']]} and N {size_words(main['size'])}, fitted by {LOSS_NAMES[main['loss']]}"
         f"{'' if main['loss'] == 'linear' else ' of log residuals'}. {why}".strip(),
-        _ranges(of),
-        bullets([plainly(note) for note in found["notes"]]),
+        _ranges(analysis),
+        bullets([escape_markdown(note) for note in found["notes"]]),
     )
-    skipped = [f"`{row['law']}`: {plainly(row['reason'])}" for row in found.get("skipped") or []]
+    skipped = [f"`{row['law']}`: {escape_markdown(row['reason'])}" for row in found.get("skipped") or []]
     return section.add(f"Not fitted: {'; '.join(skipped)}." if skipped else "")
 
 
-def _ranges(of: Directory) -> str:
+def _ranges(analysis: Directory) -> str:
     rows = []
-    for entry in of.own:
+    for entry in analysis.own:
         spans = [f"{v} from {amount(v, low)} to {amount(v, high)}" for v, (low, high) in entry["range"].items()]
-        rows.append([plainly(entry["family"]), str(entry["n_runs"]), str(entry["n_cells"]), "; ".join(spans)])
+        rows.append([escape_markdown(entry["family"]), str(entry["n_runs"]), str(entry["n_cells"]), "; ".join(spans)])
     return table(("family", "runs", "cells", "range"), rows)
 
 
-def audit_section(of: Directory) -> Section:
+def audit_section(analysis: Directory) -> Section:
     """Whether the families differ in nothing else."""
     section = Section("Matched-budget audit")
-    if not of.audit:
+    if not analysis.audit:
         return section.add("**NOT AUDITED**: the directory holds no audit.")
-    section.add(f"**{_audit_label(of)}**")
+    section.add(f"**{_audit_label(analysis)}**")
     for key, heading in (("violations", "Differs"), ("varies", "Varies within the family")):
-        items = of.audit.get(key) or []
+        items = analysis.audit.get(key) or []
         if items:
-            section.add(f"{heading}:", bullets([plainly(item["sentence"]) for item in items]))
-    unknown = [plainly(item["what"]) for item in of.audit.get("unknown") or []]
+            section.add(f"{heading}:", bullets([escape_markdown(item["sentence"]) for item in items]))
+    unknown = [escape_markdown(item["what"]) for item in analysis.audit.get("unknown") or []]
     section.add(f"Not known, because the table does not say it for every run: {listed(unknown)}." if unknown else "")
-    matched = [plainly(item["sentence"]) for item in of.audit.get("checked") or []]
+    matched = [escape_markdown(item["sentence"]) for item in analysis.audit.get("checked") or []]
     return section.add("Matched:" if matched else "", bullets(matched))
 
 
-def published_section(of: Directory) -> Section | None:
+def published_section(analysis: Directory) -> Section | None:
     """The published study's claims beside what its rows say."""
-    claims = of.comparison.get("published")
+    claims = analysis.comparison.get("published")
     if not claims:
         return None
-    rows = [[plainly(row["claim"]), plainly(row["finding"])] for row in claims]
+    rows = [[escape_markdown(row["claim"]), escape_markdown(row["finding"])] for row in claims]
     return Section("The published study, reviewed").add(
         "What the study says, and what the same rows say when analysed. Each figure is computed from the table.",
         table(("the study's claim", "what the rows say"), rows),
     )
 
 
-def paired_section(of: Directory) -> Section | None:
+def paired_section(analysis: Directory) -> Section | None:
     """Families at the same sizes: slopes and levels of their log ratios."""
-    found = of.comparison.get("paired") or {}
+    found = analysis.comparison.get("paired") or {}
     pairs = found.get("pairs") or []
     if not pairs:
         return None
@@ -124,10 +125,12 @@ def paired_section(of: Directory) -> Section | None:
         "runs do not reject, and differ by a constant factor on N. p-values are adjusted over the pairs (Holm).",
         paired_table(pairs),
         above_table(pairs),
-        figure(of.path, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
-        levels_table(pairs, TARGET_NAMES[of.primary["target"]]),
+        figure(analysis.path, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
+        levels_table(pairs, TARGET_NAMES[analysis.primary["target"]]),
     )
-    left = [f"{plainly(row['a'])} and {plainly(row['b'])}: {row['reason']}" for row in found["unmatched"]]
+    left = [
+        f"{escape_markdown(row['a'])} and {escape_markdown(row['b'])}: {row['reason']}" for row in found["unmatched"]
+    ]
     return section.add("Not paired:" if left else "", bullets(left))
 
 
@@ -135,7 +138,7 @@ def paired_table(pairs: Sequence[Entry]) -> str:
     """Slopes of log ratios with their adjusted p."""
     rows = [
         [
-            f"{plainly(pair['a'])} - {plainly(pair['b'])}",
+            f"{escape_markdown(pair['a'])} - {escape_markdown(pair['b'])}",
             str(len(pair["sizes"])),
             with_interval(pair["delta"], [pair["ci_low"], pair["ci_high"]], 3),
             p_value(pair["p_adjusted"]),
@@ -153,7 +156,7 @@ def above_table(pairs: Sequence[Entry]) -> str:
     """Differences of exponents above a shared floor, where the runs reject straight lines."""
     rows = [
         [
-            f"{plainly(pair['a'])} - {plainly(pair['b'])}",
+            f"{escape_markdown(pair['a'])} - {escape_markdown(pair['b'])}",
             sig(one["floor"], 4),
             with_interval(one["delta"], [one["ci_low"], one["ci_high"]], 3),
             p_value(one["p_adjusted"]),
@@ -179,7 +182,7 @@ def levels_table(pairs: Sequence[Entry], target: str) -> str:
         worth = [pair["worth"], pair["worth_by_size"][0], pair["worth_by_size"][-1]]
         rows.append(
             [
-                f"{plainly(pair['a'])} / {plainly(pair['b'])}",
+                f"{escape_markdown(pair['a'])} / {escape_markdown(pair['b'])}",
                 percent(pair["level_above"], sign=True),
                 p_value(pair["level_p_adjusted"]),
                 *(with_interval(one["factor"], [one["low"], one["high"]], 3) for one in worth),
@@ -196,28 +199,28 @@ def levels_table(pairs: Sequence[Entry], target: str) -> str:
     return table(header, rows)
 
 
-def comparison_section(of: Directory) -> Section:
+def comparison_section(analysis: Directory) -> Section:
     """Exponents under the law of the verdict, nested models, efficiency, pooling and ranking."""
     section = Section("Comparison of families by a law")
-    law = of.compared
+    law = analysis.compared
     if law is None:
-        why = "There is one family" if len(of.families) == 1 else "Fewer than two families could be fitted"
+        why = "There is one family" if len(analysis.families) == 1 else "Fewer than two families could be fitted"
         return section.add(f"{why}, so there is nothing to compare.")
     left = law.get("left_out") or []
     section.add(
-        f"Under {law_name(of, law['law'])}."
-        + (f" Left out, not fitted or not identified: {plainly(listed(left))}." if left else ""),
+        f"Under {law_name(analysis, law['law'])}."
+        + (f" Left out, not fitted or not identified: {escape_markdown(listed(left))}." if left else ""),
         _joint(law),
         pairs_table(law),
-        figure(of.path, "differences", "Differences of exponents between families, each by its own fit."),
+        figure(analysis.path, "differences", "Differences of exponents between families, each by its own fit."),
         models_table(law),
         _explained(law),
-        bullets(efficiency(law, of.level)),
-        _pooled(of, law),
+        bullets(efficiency(law, analysis.level)),
+        _pooled(analysis, law),
     )
-    others = [one for name, one in of.comparison["laws"].items() if name != law["law"]]
+    others = [one for name, one in analysis.comparison["laws"].items() if name != law["law"]]
     section.add(folded(f"The same test under {plural(len(others), 'other law')}", _other_laws(others)))
-    return section.add(*_ranking(of))
+    return section.add(*_ranking(analysis))
 
 
 def _joint(law: Entry) -> str:
@@ -236,9 +239,9 @@ def _joint(law: Entry) -> str:
     )
 
 
-def law_name(of: Directory, law: str) -> str:
+def law_name(analysis: Directory, law: str) -> str:
     """A law as people write it, with its key."""
-    return f"{of.equation(law)} (`{law}`)"
+    return f"{analysis.equation(law)} (`{law}`)"
 
 
 def models_table(law: Entry) -> str:
@@ -292,7 +295,7 @@ def pairs_table(law: Entry) -> str:
         known = row["identified"] and is_number(row["delta"])
         rows.append(
             [
-                f"{plainly(row['a'])} - {plainly(row['b'])}",
+                f"{escape_markdown(row['a'])} - {escape_markdown(row['b'])}",
                 row["exponent"],
                 with_interval(row["delta"], [row["ci_low"], row["ci_high"]], 3) if known else "not identified",
                 p_value(row["p"]) if known else NOTHING,
@@ -314,7 +317,10 @@ def efficiency(law: Entry, level: float) -> list[str]:
         ends = [row["low"], row["high"]]
         wide = not all(map(is_number, ends)) or ends[0] <= 0 or ends[1] / ends[0] > 100
         told = "an unknown number of" if wide else f"{with_interval(row['factor'], ends, 3)}"
-        said.append(f"One {thing} of {plainly(row['family'])} is worth {told} {thing}s of {plainly(row['reference'])}.")
+        said.append(
+            f"One {thing} of {escape_markdown(row['family'])} is worth {told} {thing}s of "
+            f"{escape_markdown(row['reference'])}."
+        )
     if said and test and is_number(test["p"]):
         p = p_value(test["p"], test.get("replicates"))
         holds = "is rejected, so take these as a summary only" if test["p"] < 1 - level else "is not rejected"
@@ -324,7 +330,7 @@ def efficiency(law: Entry, level: float) -> list[str]:
     return said
 
 
-def _pooled(of: Directory, law: Entry) -> str:
+def _pooled(analysis: Directory, law: Entry) -> str:
     rows = [
         [
             name,
@@ -339,7 +345,7 @@ def _pooled(of: Directory, law: Entry) -> str:
     if not rows:
         return ""
     words = "Mixed-effects summary: families as draws from a population of families"
-    few = "" if len(of.families) > 4 else f", of which {len(of.families)} is a small sample"
+    few = "" if len(analysis.families) > 4 else f", of which {len(analysis.families)} is a small sample"
     header = (
         "exponent",
         "mean over families",
@@ -354,24 +360,27 @@ def _other_laws(laws: Sequence[Entry]) -> str:
     rows = []
     for law in laws:
         for name, test in law["joint"].items():
-            rows.append([f"`{law['law']}`", name, plainly(listed(test["families"])), p_value(test["p"])])
+            rows.append([f"`{law['law']}`", name, escape_markdown(listed(test["families"])), p_value(test["p"])])
     return table(("law", "exponent", "families that identify it", "p of one exponent for all"), rows)
 
 
-def _ranking(of: Directory) -> list[str]:
-    ranking = of.comparison["ranking"]
+def _ranking(analysis: Directory) -> list[str]:
+    ranking = analysis.comparison["ranking"]
     usable = [row for row in ranking["rankings"] if row["usable"]]
     order = " > ".join(ranking["primary_order"])
     if not order:
-        return [f"**Ranking**: none, because {plainly(ranking['unknown'])}."]
-    blocks = [f"**Ranking** (steepest first): {plainly(order)}."]
+        return [f"**Ranking**: none, because {escape_markdown(ranking['unknown'])}."]
+    blocks = [f"**Ranking** (steepest first): {escape_markdown(order)}."]
     if ranking["survives"] is None:
-        return [*blocks, f"Whether the order survives cannot be said: {plainly(ranking['unknown'])}."]
+        return [*blocks, f"Whether the order survives cannot be said: {escape_markdown(ranking['unknown'])}."]
     blocks.append(
         f"The same order in {ranking['same_order']} of {ranking['compared_with']} other fits in the same variable. "
         + _survival(ranking["survives_change_of"])
     )
-    pairs = [[plainly(p["steeper"]), plainly(p["flatter"]), f"{p['same']} of {p['of']}"] for p in ranking["pairs"]]
+    pairs = [
+        [escape_markdown(p["steeper"]), escape_markdown(p["flatter"]), f"{p['same']} of {p['of']}"]
+        for p in ranking["pairs"]
+    ]
     blocks.append(table(("steeper", "flatter", "also in"), pairs))
     rows = [
         [
@@ -379,7 +388,7 @@ def _ranking(of: Directory) -> list[str]:
             TARGET_NAMES[row["target"]],
             size_words(row["size"]) if row["size"] else NOTHING,
             LOSS_NAMES[row["loss"]],
-            plainly(" > ".join(row["order"])),
+            escape_markdown(" > ".join(row["order"])),
         ]
         for row in usable
     ]
@@ -414,17 +423,21 @@ def _unused(rows: Sequence[Entry]) -> str:
 _CHANGES = {"law": "law", "target": "target", "size": "N", "loss": "what the fit minimises"}
 
 
-def power_section(of: Directory) -> Section | None:
+def power_section(analysis: Directory) -> Section | None:
     """What this design could have seen."""
-    paired = (of.comparison.get("paired") or {}).get("pairs") or []
-    law = of.compared
+    paired = (analysis.comparison.get("paired") or {}).get("pairs") or []
+    law = analysis.compared
     if law is None and not paired:
         return None
     section = Section("Power of the design")
     power = (law or {}).get("power") or {}
-    chance = f"{of.comparison['paired']['power']:.0%}" if is_number(of.comparison["paired"]["power"]) else NOTHING
+    chance = (
+        f"{analysis.comparison['paired']['power']:.0%}"
+        if is_number(analysis.comparison["paired"]["power"])
+        else NOTHING
+    )
     rows = [
-        [f"{plainly(row['a'])} - {plainly(row['b'])}", how, sig(row["detectable"], 3)]
+        [f"{escape_markdown(row['a'])} - {escape_markdown(row['b'])}", how, sig(row["detectable"], 3)]
         for how, found in (
             ("at the same sizes", paired),
             ("above a shared floor", [{**row, **row["above_floor"]} for row in paired if row.get("above_floor")]),
@@ -442,7 +455,7 @@ def power_section(of: Directory) -> Section | None:
         f"adjusted over the pairs. No difference found means no more than that.",
         table(("pair", "compared", "would be found"), rows),
     )
-    advice = of.comparison["paired"]["advice"] if paired else power.get("advice")
+    advice = analysis.comparison["paired"]["advice"] if paired else power.get("advice")
     if advice:
         section.add(f"To find {sig(advice['difference'], 3)} takes {advice['text']}.")
     return section

@@ -9,27 +9,27 @@ from slm.runtime.words import (
     TARGET_NAMES,
     axis_name,
     count,
+    escape_markdown,
     is_number,
     listed,
-    plainly,
     sig,
     with_interval,
 )
 from slm.scaling.describe import Entry
 
 
-def compute_section(of: Directory) -> Section | None:
+def compute_section(analysis: Directory) -> Section | None:
     """What to spend compute on; None where the table says nothing of it."""
     section = Section("Compute")
-    found = of.comparison
-    section.add(*_isoflop(of, found.get("isoflop") or []), *_allocation(found.get("allocation") or []))
+    found = analysis.comparison
+    section.add(*_isoflop(analysis, found.get("isoflop") or []), *_allocation(found.get("allocation") or []))
     section.add(*_target(found.get("target") or []))
     if found.get("pareto"):
-        tables = [_front(of, front) for front in found["pareto"]]
+        tables = [_front(analysis, front) for front in found["pareto"]]
         section.add(
             "**Pareto fronts.** A run is on a front if no other run beats it in both.",
             figure(
-                of.path,
+                analysis.path,
                 "pareto",
                 "Large marks: the front. Neighbours within the scatter between seeds are not different.",
             ),
@@ -38,7 +38,7 @@ def compute_section(of: Directory) -> Section | None:
     return section if section.blocks else None
 
 
-def _isoflop(of: Directory, rows: list[Entry]) -> list[str]:
+def _isoflop(analysis: Directory, rows: list[Entry]) -> list[str]:
     found = [row for row in rows if is_number(row["exponent"])]
     given = any(row["given_optima"] for row in rows)
     ignored = list(dict.fromkeys(name for row in rows for name in row["ignored"]))
@@ -50,7 +50,7 @@ def _isoflop(of: Directory, rows: list[Entry]) -> list[str]:
         header = ("family", "budgets", "a in N ~ C^a", "b in D ~ C^b", "error by scatter", "bias", "a by `chinchilla`")
         blocks = [_GIVEN if given else _PROFILES, table(header, [_exponents_row(row) for row in found]), *blocks]
     if given:
-        return [*blocks, figure(of.path, "isoflop", "The given optima and the power laws through them.")]
+        return [*blocks, figure(analysis.path, "isoflop", "The given optima and the power laws through them.")]
     shown = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
     if shown:
         header = ("family", "C (FLOPs)", "best N by approach 2", "best D", "best N by `chinchilla`", "ratio", "remarks")
@@ -58,7 +58,7 @@ def _isoflop(of: Directory, rows: list[Entry]) -> list[str]:
         blocks.append(_fold_if_long(header, shown, "Best N of each budget, by approach 2 and by `chinchilla`"))
         blocks.append(
             figure(
-                of.path,
+                analysis.path,
                 "isoflop",
                 "Runs by budget, the parabolas over the sizes that they were fitted to, and lowest points (stars; "
                 "crosses where a budget was dropped).",
@@ -85,7 +85,7 @@ def _without_exponent(rows: list[Entry], given: bool) -> str:
     """One sentence a reason."""
     families: dict[str, list[str]] = {}
     for row in rows:
-        families.setdefault(row["reason"], []).append(plainly(row["family"]))
+        families.setdefault(row["reason"], []).append(escape_markdown(row["family"]))
     what = "exponents through the given optima" if given else "isoFLOP exponents (approach 2)"
     return "\n\n".join(f"No {what} for {listed(who)}: {reason}." for reason, who in families.items())
 
@@ -93,7 +93,7 @@ def _without_exponent(rows: list[Entry], given: bool) -> str:
 def _exponents_row(row: Entry) -> list[str]:
     used = sum(budget["reason"] is None for budget in row["budgets"])
     return [
-        plainly(row["family"]),
+        escape_markdown(row["family"]),
         f"{used} of {len(row['budgets'])}",
         with_interval(row["exponent"], [row["low"], row["high"]], 3),
         with_interval(row["tokens_exponent"], [row["tokens_low"], row["tokens_high"]], 3),
@@ -107,7 +107,7 @@ def _budget_row(row: Entry, budget: Entry) -> list[str]:
     ends = [count(end) if is_number(end) else "open" for end in (budget["low"], budget["high"])]
     used = budget["reason"] is None
     return [
-        plainly(row["family"]),
+        escape_markdown(row["family"]),
         sig(budget["flops"], 3),
         f"{count(budget['params'])} [{', '.join(ends)}]" if used else NOTHING,
         count(budget["tokens"]) if used else NOTHING,
@@ -119,19 +119,21 @@ def _budget_row(row: Entry, budget: Entry) -> list[str]:
 
 def _disagreement(rows: list[Entry]) -> str:
     """Where the optimum of the parametric law lies outside the interval of the lowest point."""
-    apart, of = [], 0
+    outside, compared = [], 0
     for row in rows:
         for budget in row["budgets"]:
             best, low, high = (budget.get(name) for name in ("parametric_params", "low", "high"))
             if budget["reason"] is None and all(map(is_number, (best, low, high))):
-                of += 1
+                compared += 1
                 if not low <= best <= high:
-                    apart.append(row["family"])
-    if not apart:
+                    outside.append(row["family"])
+    if not outside:
         return ""
     return (
-        f"**Approach 2 and the `chinchilla` fit disagree** at {len(apart)} of {of} budgets: the law's best N lies "
-        f"outside the interval of the lowest point ({listed([plainly(name) for name in dict.fromkeys(apart)])}). "
+        f"**Approach 2 and the `chinchilla` fit disagree** at {len(outside)} of {compared} budgets: the law's best N "
+        f"lies "
+        f"outside the interval of the lowest point "
+        f"({listed([escape_markdown(name) for name in dict.fromkeys(outside)])}). "
         "Neither is right by construction: the parabola is biased, and the law may not hold."
     )
 
@@ -145,8 +147,8 @@ def _allocation(rows: list[Entry]) -> list[str]:
     priced = any("device_hours" in b for row in rows for b in row["budgets"])
     shown = [_optimum_row(row, budget, priced) for row in rows for budget in row["budgets"]]
     denied = [
-        f"`{row['law']}` contradicts the runs of {plainly(row['family'])}: {plainly('; '.join(row['contradicts']))}."
-        + ("" if row["budgets"] else " Its optima are not shown.")
+        f"`{row['law']}` contradicts the runs of {escape_markdown(row['family'])}: "
+        f"{escape_markdown('; '.join(row['contradicts']))}." + ("" if row["budgets"] else " Its optima are not shown.")
         for row in rows
         if row["contradicts"]
     ]
@@ -157,7 +159,8 @@ def _allocation(rows: list[Entry]) -> list[str]:
     return [
         "**Compute-optimal allocation** by the identified laws in N and D, at the largest budget of each family and "
         f"beyond, with C = {listed(list(units.values()))} N D as the table counts FLOPs "
-        f"({listed([plainly(family) for family in units])}). These are point estimates. A factor says how many times "
+        f"({listed([escape_markdown(family) for family in units])}). These are point estimates. A factor says how "
+        f"many times "
         "the family's largest run that is: there the law is extrapolated.",
         table(header, shown),
         *denied,
@@ -168,7 +171,7 @@ def _optimum_row(row: Entry, budget: Entry, priced: bool) -> list[str]:
     beyond = budget["beyond"]
     marks = {name: f" ({sig(beyond[name], 3)}x the largest)" if name in beyond else "" for name in _AMOUNTS}
     return [
-        plainly(row["family"]),
+        escape_markdown(row["family"]),
         f"`{row['law']}`",
         sig(budget["flops"], 3) + marks["flops"],
         count(budget["params"]) + marks["params"],
@@ -189,7 +192,7 @@ def _target(rows: list[Entry]) -> list[str]:
         return []
     shown = [
         [
-            plainly(row["family"]),
+            escape_markdown(row["family"]),
             f"`{row['law']}`",
             sig(row["flops"], 3) if is_number(row["flops"]) else "never: it lies under the floor",
             sig(row.get("device_hours"), 3),
@@ -204,11 +207,12 @@ def _target(rows: list[Entry]) -> list[str]:
     said = [
         f"**Least compute for a loss of {sig(wanted)}**, as point estimates of the laws that are identified.",
         *(
-            f"No run of {plainly(family)} has reached it; the lowest is {sig(lowest)}. The figures below extrapolate."
+            f"No run of {escape_markdown(family)} has reached it; the lowest is {sig(lowest)}. The figures below "
+            f"extrapolate."
             for family, lowest in unreached.items()
         ),
         *(
-            f"The laws contradict each other for {plainly(family)}: their answers are {sig(ratio, 3)}x apart."
+            f"The laws contradict each other for {escape_markdown(family)}: their answers are {sig(ratio, 3)}x apart."
             for family, ratio in apart.items()
             if ratio > LAWS_APART
         ),
@@ -224,12 +228,12 @@ def _target_remark(row: Entry) -> str:
     return f"{sig(row['beyond'], 3)}x the largest run" if is_number(row["beyond"]) and row["beyond"] > 1 else ""
 
 
-def _front(of: Directory, front: Entry) -> str:
-    target, column = of.primary["target"], front["against"]
+def _front(analysis: Directory, front: Entry) -> str:
+    target, column = analysis.primary["target"], front["against"]
     name = {"flops": "C (FLOPs)", "tokens_per_second": "tokens per second"}.get(column) or axis_name("N", column)
     rows = []
     for row in front["front"]:
         who = str(row["family"]) + (f", {row['name']}" if row.get("name") else "")
         at = sig(row[column], 3) if column in ("flops", "tokens_per_second") else count(row[column])
-        rows.append([plainly(who), at, sig(row[target])])
+        rows.append([escape_markdown(who), at, sig(row[target])])
     return table(("run", name, TARGET_NAMES[target]), rows)

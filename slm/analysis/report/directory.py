@@ -68,7 +68,7 @@ class Directory:
     @property
     def own(self) -> list[Entry]:
         """The fits that the verdict is about, one a family."""
-        return self.of(law=self.primary["law"])
+        return self.entries(law=self.primary["law"])
 
     @property
     def compared(self) -> Entry | None:
@@ -76,7 +76,7 @@ class Directory:
         found = self.comparison["laws"].get(self.primary["law"])
         return dict(found) if found else None
 
-    def of(self, *, law: str | None = None, target: str | None = None, size: str | None = None) -> list[Entry]:
+    def entries(self, *, law: str | None = None, target: str | None = None, size: str | None = None) -> list[Entry]:
         """Fits by the primary loss of one law (None: all), of the primary target and N unless others are asked for."""
         main = self.primary
         return [

@@ -11,7 +11,7 @@ from scipy import stats
 from slm.analysis.report.directory import Directory
 from slm.report.style import GREY, INK, Margins, colours, log_axis, markers, panels, short, tick_label
 from slm.runtime.words import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
-from slm.scaling.describe import Entry, known, laws_of, variable_of, whole
+from slm.scaling.describe import Entry, has_complete_lists, is_identified, laws_of, variable_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,10 +21,13 @@ FAR = 2.0
 """A published law off by this factor, as at a budget far from its own, would leave the runs a strip of the panel."""
 
 
-def curves(of: Directory) -> Figure | None:
+def curves(analysis: Directory) -> Figure | None:
     """Points and fitted curves: all families in one panel, and each in a panel of its own with its bands."""
     entries = [
-        e for e in of.own if whole(e.get("curve"), "x", "centre") and whole(e.get("points"), "value", "residual")
+        e
+        for e in analysis.own
+        if has_complete_lists(e.get("curve"), "x", "centre")
+        and has_complete_lists(e.get("points"), "value", "residual")
     ]
     if not entries:
         return None
@@ -33,49 +36,49 @@ def curves(of: Directory) -> Figure | None:
     wide = 3.15 if several else 6.8
     figure, axes = panels(
         len(entries) + together,
-        _curves_title(of, entries),
+        _curves_title(analysis, entries),
         columns=3,
         width=wide,
         height=2.7 if several else 4.2,
-        families=of.families if several else (),
+        families=analysis.families if several else (),
     )
     for axis, entry in zip(axes[together:], entries, strict=True):
-        _bands(axis, of, entry)
-        _points(axis, of, entry)
-        _references(axis, of, entry)
-        _floor(axis, of, entry)
+        _bands(axis, analysis, entry)
+        _points(axis, analysis, entry)
+        _references(axis, analysis, entry)
+        _floor(axis, analysis, entry)
         if several:
             axis.set_title(
                 short(entry["family"]) + ("" if together else f" at {_held(entry)}"),
-                color=colours(of.families)[entry["family"]],
+                color=colours(analysis.families)[entry["family"]],
                 fontweight="bold",
             )
     if together:
         axes[0].set_title("all families")
         for entry in entries:
-            _line(axes[0], of, entry)
-            _points(axes[0], of, entry)
-    _same_axes(axes, of, entries)
+            _line(axes[0], analysis, entry)
+            _points(axes[0], analysis, entry)
+    _same_axes(axes, analysis, entries)
     return figure
 
 
-def _curves_title(of: Directory, entries: list[Entry]) -> str:
-    law, target = of.primary["law"], of.primary["target"].replace("_", " ")
+def _curves_title(analysis: Directory, entries: list[Entry]) -> str:
+    law, target = analysis.primary["law"], analysis.primary["target"].replace("_", " ")
     first = entries[0]
     variable = first["curve"]["variable"]
     held = _held(first)
     if len(entries) > 1:
-        answer = of.comparison["verdict"].get("distinguishable")
+        answer = analysis.comparison["verdict"].get("distinguishable")
         said = {True: "the families scale differently", False: "exponents are not distinguishable"}.get(answer)
         title = f"{target.capitalize()} against {variable}" + (f": {said}" if said else "")
     else:
         name = first["exponents"][0]
         title = f"{target.capitalize()} of {short(first['family'])} against {variable}: " + (
             f"{name} = {sig(first['params'][name])} {interval(first['ci95'][name])}"
-            if known(first, name)
+            if is_identified(first, name)
             else f"{name} not identified"
         )
-    title += f", under {equation(of, law)}"
+    title += f", under {equation(analysis, law)}"
     at = held if _same_held(entries) else "values that differ by family, so compare slopes only"
     return title + (f" (points moved along the law to {at})" if held else "")
 
@@ -90,42 +93,49 @@ def _same_held(entries: list[Entry]) -> bool:
     return len({_held(entry) for entry in entries}) == 1
 
 
-def equation(of: Directory, law: str) -> str:
+def equation(analysis: Directory, law: str) -> str:
     """A law as people write it, not to be broken into lines."""
-    return of.equation(law).replace(" ", "\u00a0")
+    return analysis.equation(law).replace(" ", "\u00a0")
 
 
-def _bands(axis: Axes, of: Directory, entry: Entry) -> None:
-    curve, colour = entry["curve"], colours(of.families)[entry["family"]]
+def _bands(axis: Axes, analysis: Directory, entry: Entry) -> None:
+    curve, colour = entry["curve"], colours(analysis.families)[entry["family"]]
     x = np.array(curve["x"])
     for start, end, alpha in (("run_low", "run_high", 0.12), ("low", "high", 0.28)):
         low, high = np.array(curve[start], float), np.array(curve[end], float)  # NaN where there is no band
         axis.fill_between(x, low, high, color=colour, alpha=alpha, lw=0)
-    _line(axis, of, entry)
+    _line(axis, analysis, entry)
 
 
-def _line(axis: Axes, of: Directory, entry: Entry) -> None:
-    curve, colour = entry["curve"], colours(of.families)[entry["family"]]
+def _line(axis: Axes, analysis: Directory, entry: Entry) -> None:
+    curve, colour = entry["curve"], colours(analysis.families)[entry["family"]]
     x, y = np.array(curve["x"]), np.array(curve["centre"], float)
     seen = x <= max(entry["points"][curve["variable"]]) * 1.001
     axis.plot(x[seen], y[seen], color=colour, lw=1.6)
     axis.plot(x[~seen], y[~seen], color=colour, lw=1.2, ls=(0, (4, 2)))
 
 
-def _points(axis: Axes, of: Directory, entry: Entry) -> None:
+def _points(axis: Axes, analysis: Directory, entry: Entry) -> None:
     """Every run if the law has one variable; else the fitted points, moved along the law to where others are held."""
-    x, y = _shown_points(of, entry)
+    x, y = _shown_points(analysis, entry)
     family = entry["family"]
     axis.plot(
-        x, y, ls="", marker=markers(of.families)[family], ms=3.6, mfc=colours(of.families)[family], mec="white", mew=0.4
+        x,
+        y,
+        ls="",
+        marker=markers(analysis.families)[family],
+        ms=3.6,
+        mfc=colours(analysis.families)[family],
+        mec="white",
+        mew=0.4,
     )
 
 
-def _shown_points(of: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+def _shown_points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     variable = entry["curve"]["variable"]
     if not entry["curve"].get("held"):
-        frame = of.results[of.results["family"] == entry["family"]]
-        column, target = of.column(variable), entry["target"]
+        frame = analysis.results[analysis.results["family"] == entry["family"]]
+        column, target = analysis.column(variable), entry["target"]
         if {column, target} <= set(frame):
             return frame[column].to_numpy(float), frame[target].to_numpy(float)
         return np.array(entry["points"][variable]), np.array(entry["points"]["value"], float)
@@ -134,12 +144,12 @@ def _shown_points(of: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     return x, np.exp(curve + np.array(entry["points"]["residual"], float))
 
 
-def _references(axis: Axes, of: Directory, entry: Entry) -> None:
+def _references(axis: Axes, analysis: Directory, entry: Entry) -> None:
     """Published laws over the same sizes, only with the same target and the same N, and not where they are `FAR`."""
     if entry["curve"].get("held") or entry["curve"]["variable"] != "N":
         return
     ends: list[tuple[float, str]] = []
-    for row in of.comparison.get("references") or []:
+    for row in analysis.comparison.get("references") or []:
         alike = row["family"] == entry["family"] and row["target"] == entry["target"] and row["size"] == entry["size"]
         if not (alike and row.get("same_size_definition") and row.get("curve")):
             continue
@@ -179,12 +189,12 @@ def _fitted_at_largest(entry: Entry) -> float:
     return float(np.exp(np.interp(np.log(largest), np.log(curve["x"]), np.log(curve["centre"]))))
 
 
-def _floor(axis: Axes, of: Directory, entry: Entry) -> None:
+def _floor(axis: Axes, analysis: Directory, entry: Entry) -> None:
     name = entry["floor"]
     floor = entry["params"].get(name)
-    if not known(entry, name) or not floor:
+    if not is_identified(entry, name) or not floor:
         return
-    colour = colours(of.families)[entry["family"]]
+    colour = colours(analysis.families)[entry["family"]]
     axis.axhline(floor, color=colour, lw=1, ls=":")
     text = f"floor {name} = {sig(floor)} {interval(entry['ci95'][name])}"
     axis.annotate(
@@ -192,12 +202,14 @@ def _floor(axis: Axes, of: Directory, entry: Entry) -> None:
     )
 
 
-def _same_axes(axes: list[Axes], of: Directory, entries: list[Entry]) -> None:
-    variable, size, target = entries[0]["curve"]["variable"], of.primary["size"], of.primary["target"]
+def _same_axes(axes: list[Axes], analysis: Directory, entries: list[Entry]) -> None:
+    variable, size, target = entries[0]["curve"]["variable"], analysis.primary["size"], analysis.primary["target"]
     x = np.concatenate([e["curve"]["x"] for e in entries])
-    seen = [_shown_points(of, e)[1] for e in entries]
+    seen = [_shown_points(analysis, e)[1] for e in entries]
     within = [np.array(e["curve"]["centre"], float) for e in entries]
-    floors = [[e["params"][e["floor"]]] for e in entries if known(e, e["floor"]) and e["params"].get(e["floor"])]
+    floors = [
+        [e["params"][e["floor"]]] for e in entries if is_identified(e, e["floor"]) and e["params"].get(e["floor"])
+    ]
     published = [line.get_ydata() for axis in axes for line in axis.get_lines() if line.get_color() == GREY]
     y = np.concatenate([np.asarray(part, float) for part in (*seen, *within, *floors, *published)])
     for axis in axes:
@@ -209,21 +221,21 @@ def _same_axes(axes: list[Axes], of: Directory, entries: list[Entry]) -> None:
         axis.set_ylabel(TARGET_UNITS[target])
 
 
-def residuals(of: Directory) -> Figure | None:
+def residuals(analysis: Directory) -> Figure | None:
     """Log residuals against N, and against what else varies."""
-    entries = [entry for entry in of.own if whole(entry.get("points"), "value", "residual")]
+    entries = [entry for entry in analysis.own if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:
         return None
     variables = [v for v in _columns_of(entries) if _varies(entries, v)]
     largest = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
     single = len(entries) == 1
-    title = f"Residuals of {equation(of, of.primary['law'])}: root mean square " + (
+    title = f"Residuals of {equation(analysis, analysis.primary['law'])}: root mean square " + (
         percent(largest["rmse_log"])
         if single
         else f"at most {percent(largest['rmse_log'])}, largest for {short(largest['family'])}"
     )
     figure, axes = panels(
-        len(variables), title, columns=2, width=6.2 if len(variables) == 1 else 4.7, families=of.families
+        len(variables), title, columns=2, width=6.2 if len(variables) == 1 else 4.7, families=analysis.families
     )
     sigmas = [entry["sigma_log"] for entry in entries if is_number(entry.get("sigma_log"))]
     for axis, variable in zip(axes, variables, strict=True):
@@ -232,11 +244,14 @@ def residuals(of: Directory) -> Figure | None:
         axis.axhline(0, color=INK, lw=0.8)
         for entry in entries:
             family, points = entry["family"], entry["points"]
-            style: dict[str, Any] = {"marker": markers(of.families)[family], "color": colours(of.families)[family]}
+            style: dict[str, Any] = {
+                "marker": markers(analysis.families)[family],
+                "color": colours(analysis.families)[family],
+            }
             axis.plot(points[variable], 100 * np.array(points["residual"], float), ls="", ms=4, alpha=0.8, **style)
         x = np.concatenate([np.array(entry["points"][variable], float) for entry in entries])
         log_axis(axis.xaxis, x.min() / 1.15, x.max() * 1.15, counts=variable != "C")
-        axis.set_xlabel(axis_name(variable, of.primary["size"]))
+        axis.set_xlabel(axis_name(variable, analysis.primary["size"]))
     axes[0].set_ylabel("measured above law (%)")
     if sigmas:
         axes[-1].text(
@@ -255,21 +270,25 @@ def _varies(entries: list[Entry], variable: str) -> bool:
     return bool(values.max() > values.min() * 1.001)
 
 
-def profiles(of: Directory) -> Figure | None:
+def profiles(analysis: Directory) -> Figure | None:
     """|t| of the primary law's exponents; beside a law without a floor, also that of the law with one."""
-    main = of.primary["law"]
-    laws = [main, *(law for law in (main.replace("power", "power_floor"),) if law != main and of.of(law=law))]
+    main = analysis.primary["law"]
+    laws = [
+        main,
+        *(law for law in (main.replace("power", "power_floor"),) if law != main and analysis.entries(law=law)),
+    ]
     found = [
         (entry, name)
         for law in laws
-        for entry in of.of(law=law)
+        for entry in analysis.entries(law=law)
         for name in entry.get("profiles") or {}
-        if whole(entry["profiles"][name], "values") and sum(map(is_number, entry["profiles"][name]["t"])) > 2
+        if has_complete_lists(entry["profiles"][name], "values")
+        and sum(map(is_number, entry["profiles"][name]["t"])) > 2
     ]
     if not found:
         return None
     number = plural(len({e["family"] for e, _ in found}), "family", "families")
-    lost = [(entry, name) for entry, name in found if not known(entry, name)]
+    lost = [(entry, name) for entry, name in found if not is_identified(entry, name)]
     title = f"Profile likelihoods of exponents, {number}: " + (
         f"{len(lost)} of {len(found)} do not identify theirs" if lost else "every one is bounded on both sides"
     )
@@ -282,26 +301,26 @@ def profiles(of: Directory) -> Figure | None:
         margins=Margins(left=0.5, right=0.15, top=0.45),
     )
     for axis, (entry, name) in zip(axes, found, strict=True):
-        _profile(axis, of, entry, name)
+        _profile(axis, analysis, entry, name)
     for axis in axes[:: min(4, len(found))]:
         axis.set_ylabel("|t|")
     return figure
 
 
-def _profile(axis: Axes, of: Directory, entry: Entry, name: str) -> None:
-    one, colour = entry["profiles"][name], colours(of.families)[entry["family"]]
+def _profile(axis: Axes, analysis: Directory, entry: Entry, name: str) -> None:
+    one, colour = entry["profiles"][name], colours(analysis.families)[entry["family"]]
     values, t = np.array(one["values"], float), np.abs(np.array(one["t"], float))
     values, t = values[np.isfinite(t)], t[np.isfinite(t)]
-    critical = float(stats.t.ppf(0.5 + of.level / 2, max(1, entry.get("degrees_of_freedom") or 1)))
+    critical = float(stats.t.ppf(0.5 + analysis.level / 2, max(1, entry.get("degrees_of_freedom") or 1)))
     near = t <= 2 * critical
     low, high = entry["ci95"][name]
     left = low if is_number(low) else values[near].min()
     right = high if is_number(high) else values[near].max()
-    identified = known(entry, name)
+    identified = is_identified(entry, name)
     axis.axvspan(left, right, color=colour if identified else GREY, alpha=0.15, lw=0)
     axis.plot(values, t, color=colour, lw=1.6, ls="-" if identified else "--")
     axis.axhline(critical, color=INK, lw=0.8, ls=":")
-    axis.text(1, critical, f"{of.level:.0%}: {critical:.2f} ", ha="right", va="center", fontsize=7,
+    axis.text(1, critical, f"{analysis.level:.0%}: {critical:.2f} ", ha="right", va="center", fontsize=7,
               bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
               transform=axis.get_yaxis_transform())  # fmt: skip
     axis.set_ylim(0, 2.2 * critical)
@@ -314,22 +333,22 @@ def _profile(axis: Axes, of: Directory, entry: Entry, name: str) -> None:
     axis.set_xlabel(f"{name} (exponent in {variable_of(entry, name)})")
 
 
-def extrapolation(of: Directory) -> Figure | None:
+def extrapolation(analysis: Directory) -> Figure | None:
     """For each law: held-out sizes predicted from all smaller ones, errors with their prediction intervals."""
-    entries = [entry for entry in of.of() if _next_sizes(entry)]
+    entries = [entry for entry in analysis.entries() if _next_sizes(entry)]
     if not entries:
         return None
     laws = laws_of(entries)
     steps = [step for entry in entries for step in _next_sizes(entry)]
     title = (
         f"Next size predicted from all smaller ones: {sum(step['n_inside'] for step in steps)} of "
-        f"{plural(sum(step['n_rows'] for step in steps), 'result')} in the {of.level:.0%} interval"
+        f"{plural(sum(step['n_rows'] for step in steps), 'result')} in the {analysis.level:.0%} interval"
     )
     figure, axes = panels(
-        len(laws), title, columns=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=of.families
+        len(laws), title, columns=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=analysis.families
     )
     for axis, law in zip(axes, laws, strict=True):
-        _extrapolation_panel(axis, of, [entry for entry in entries if entry["law"] == law])
+        _extrapolation_panel(axis, analysis, [entry for entry in entries if entry["law"] == law])
         axis.set_title(law)
     for axis in axes[::3]:
         axis.set_ylabel("predicted above measured (%)")
@@ -339,24 +358,24 @@ def extrapolation(of: Directory) -> Figure | None:
 def _next_sizes(entry: Entry) -> list[Entry]:
     """Held-out sizes that were predicted from all sizes below them, with all their numbers."""
     steps = (entry.get("extrapolation") or {}).get("steps") or []
-    return [s for s in steps if s["sizes_ahead"] == 1 and whole(s, "errors_log", "low_log", "high_log")]
+    return [s for s in steps if s["sizes_ahead"] == 1 and has_complete_lists(s, "errors_log", "low_log", "high_log")]
 
 
-def _extrapolation_panel(axis: Axes, of: Directory, entries: list[Entry]) -> None:
+def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) -> None:
     """Families and rows of one size stand beside each other."""
     variable, held, tall = entries[0]["extrapolation"]["variable"], [], []
     for entry in entries:
-        family, colour = of.families.index(entry["family"]), colours(of.families)[entry["family"]]
+        family, colour = analysis.families.index(entry["family"]), colours(analysis.families)[entry["family"]]
         for step in _next_sizes(entry):
             for place, ends in enumerate(
                 zip(*(step[f"{name}_log"] for name in ("errors", "low", "high")), strict=True)
             ):
                 error, low, high = (100 * end for end in ends)
-                aside = family - (len(of.families) - 1) / 2 + 0.5 * (place / step["n_rows"])
+                aside = family - (len(analysis.families) - 1) / 2 + 0.5 * (place / step["n_rows"])
                 x = step["held_out"] * 1.05**aside
                 axis.plot([x, x], [low, high], color=colour, lw=1.2, alpha=0.7)
-                axis.plot(x, error, ls="", marker=markers(of.families)[entry["family"]], ms=4.5, mec=colour, mew=1.1,
-                          mfc=colour if low <= 0 <= high else "white")  # fmt: skip
+                axis.plot(x, error, ls="", marker=markers(analysis.families)[entry["family"]], ms=4.5, mec=colour,
+                          mew=1.1, mfc=colour if low <= 0 <= high else "white")  # fmt: skip
                 held.append(x)
                 tall.append([abs(error), (high - low) / 2])
     axis.axhline(0, color=INK, lw=0.8)
@@ -367,15 +386,15 @@ def _extrapolation_panel(axis: Axes, of: Directory, entries: list[Entry]) -> Non
     few = axis.get_xticks()[:: 1 + (len(axis.get_xticks()) > 3)]
     axis.set_xticks(few, labels=[tick_label(at, counts=variable != "C") for at in few])
     axis.grid(True)
-    axis.set_xlabel(f"held-out {axis_name(variable, of.primary['size'])}", fontsize=8)
+    axis.set_xlabel(f"held-out {axis_name(variable, analysis.primary['size'])}", fontsize=8)
 
 
-def doubling(of: Directory) -> Figure | None:
+def doubling(analysis: Directory) -> Figure | None:
     """Gain of doubling N against N, along the law and as measured."""
-    entries = [entry for entry in of.own if whole(entry.get("doubling"), "x", "gain")]
+    entries = [entry for entry in analysis.own if has_complete_lists(entry.get("doubling"), "x", "gain")]
     if not entries:
         return None
-    target = of.primary["target"].replace("_", " ")
+    target = analysis.primary["target"].replace("_", " ")
     gains = [gain for entry in entries for gain in entry["doubling"]["gain"]]
     title = f"Gain of doubling N: {target} falls by {sig(min(gains), 2)} to {sig(max(gains), 2)}, less at larger N"
     figure, (axis,) = panels(
@@ -385,14 +404,14 @@ def doubling(of: Directory) -> Figure | None:
         width=6.4,
         height=3.6,
         margins=Margins(left=1.05, top=0.15),
-        families=of.families,
+        families=analysis.families,
     )
     ends = list(gains)
     for entry in entries:
         found, colour, mark = (
             entry["doubling"],
-            colours(of.families)[entry["family"]],
-            markers(of.families)[entry["family"]],
+            colours(analysis.families)[entry["family"]],
+            markers(analysis.families)[entry["family"]],
         )
         x, gain, low, high, measured = (
             np.array(found[name], float) for name in ("x", "gain", "low", "high", "measured")
@@ -412,6 +431,6 @@ def doubling(of: Directory) -> Figure | None:
     axis.set_ylim(bottom - 0.05 * reach, top + 0.05 * reach)
     axis.axhline(0, color=INK, lw=0.8)
     axis.grid(True)
-    axis.set_xlabel(axis_name("N", of.primary["size"]))
+    axis.set_xlabel(axis_name("N", analysis.primary["size"]))
     axis.set_ylabel(f"{target} at N less {target} at 2N")
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, bullets
-from slm.runtime.words import plainly
+from slm.runtime.words import escape_markdown
 from slm.scaling.describe import laws_of
 
 METHODS = {
@@ -42,22 +42,22 @@ METHODS = {
 }
 
 
-def methods_section(of: Directory) -> Section:
+def methods_section(analysis: Directory) -> Section:
     """Methods with sources and limits, and the sources of the laws."""
-    sources = {entry["law"]: plainly(entry["source"]) for entry in of.fits}
-    laws = [f"`{law}`: {of.equation(law)}. {sources[law]}" for law in laws_of(of.fits)]
+    sources = {entry["law"]: escape_markdown(entry["source"]) for entry in analysis.fits}
+    laws = [f"`{law}`: {analysis.equation(law)}. {sources[law]}" for law in laws_of(analysis.fits)]
     return Section("Methods and their limits").add(
         bullets([f"**{name}**: {words}" for name, words in METHODS.items()]), "Laws:", bullets(laws)
     )
 
 
-def reproduce_section(of: Directory) -> Section:
+def reproduce_section(analysis: Directory) -> Section:
     """The command, as the directory holds it."""
     section = Section("How to reproduce")
-    command = of.settings.get("command")
+    command = analysis.settings.get("command")
     if command:
         section.add("\n".join(f"    {line}" for line in str(command).splitlines()))
     return section.add(
         "Every number in this report is in fits.json, comparison.json or audit.json beside it; the rows are in "
-        "results.csv." + (" All settings are in settings.json." if of.settings else "")
+        "results.csv." + (" All settings are in settings.json." if analysis.settings else "")
     )

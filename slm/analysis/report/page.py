@@ -13,7 +13,7 @@ from slm.report.html import page
 from slm.report.markdown import Section
 from slm.report.style import draw
 from slm.runtime.files import write_whole
-from slm.runtime.words import plainly
+from slm.runtime.words import escape_markdown
 
 SECTIONS = (
     compare.verdict_section,
@@ -41,11 +41,11 @@ SECTIONS = (
 
 def write_report(directory: Path) -> None:
     """Write report.md and report.html from the JSON files and the figures in `directory`, and from nothing else."""
-    of = Directory.read(directory)
-    name = of.comparison["table"]
+    analysis = Directory.read(directory)
+    name = analysis.comparison["table"]
     title = "Scaling analysis" + (f" of {name}" if name else "")
-    sections = [section for make in SECTIONS if (section := make(of)) and section.blocks]
-    text = "\n\n".join([f"# {plainly(title)}", *map(Section.markdown, sections)]) + "\n"
+    sections = [section for make in SECTIONS if (section := make(analysis)) and section.blocks]
+    text = "\n\n".join([f"# {escape_markdown(title)}", *map(Section.markdown, sections)]) + "\n"
     write_whole(directory / "report.md", text)
     write_whole(directory / "report.html", page(title, text, directory))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from slm.evaluation.report.differences import ALL_PAIRS, LEVEL, Compared, Difference, compared, ranked
 from slm.evaluation.report.results import Measure, Results
 from slm.report.markdown import table
-from slm.runtime.words import NOTHING, TARGET_NAMES, measured, plainly
+from slm.runtime.words import NOTHING, TARGET_NAMES, escape_markdown, measured
 from slm.scaling.pairs import holm
 
 OF_THE_TEXT = (
@@ -45,7 +45,7 @@ def differences(results: Results, measure: Measure) -> list[str]:
 
 
 def _row(pair: Compared, targets: list[str], verdict: str) -> list[str]:
-    names = [plainly(entry["name"]) for entry in (pair.first, pair.second)]
+    names = [escape_markdown(entry["name"]) for entry in (pair.first, pair.second)]
     return [*names, *(_shown(pair.figures.get(name)) for name in targets), _kind(pair.figures[targets[0]]), verdict]
 
 

@@ -29,7 +29,7 @@ from slm.report.style import (
 )
 from slm.runtime.words import TARGET_UNITS, interval, is_number, plural, sig
 from slm.scaling.allocation import pareto_front
-from slm.scaling.describe import known, whole
+from slm.scaling.describe import has_complete_lists, is_identified
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def size(results: Results, fits: Sequence[Entry]) -> Figure | None:
     figure, (axis,) = panels(1, title, columns=1, width=WIDTH, height=4.0, margins=MARGINS, families=names)
     N = [entry["params_total"] for entry, _ in rows] + [x for x, _ in reference]
     y = [score[target] for _, score in rows] + [value for _, value in reference]
-    drawn = [entry for entry in fits if entry["fitted"] and whole(entry.get("curve"), "x", "centre")]
+    drawn = [entry for entry in fits if entry["fitted"] and has_complete_lists(entry.get("curve"), "x", "centre")]
     spans = [_law(axis, entry, max(N), DASHES[place % len(DASHES)]) for place, entry in enumerate(drawn)]
     if reference:
         axis.plot(*zip(*reference, strict=True), ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
@@ -85,7 +85,7 @@ def _law_said(fits: Sequence[Entry]) -> str:
     said = [
         f"{short(entry['family'])} alpha = {sig(entry['params']['alpha'])} {interval(entry['ci95']['alpha'], 3)}"
         for entry in fits
-        if known(entry, "alpha")
+        if is_identified(entry, "alpha")
     ]
     return ": " + "; ".join(said) if 0 < len(said) <= 2 else ""
 
@@ -103,7 +103,7 @@ def _law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, 
     axis.plot(
         x[inside], centre[inside], color=GREY, lw=1.4, ls=dashes, zorder=1.5, label=f"law of {short(entry['family'])}"
     )
-    if whole(entry["curve"], "low", "high"):
+    if has_complete_lists(entry["curve"], "low", "high"):
         low, high = (np.array(entry["curve"][end], float)[inside] for end in ("low", "high"))
         # The band of three sizes is as wide as the axes of many: it must not flatten the points.
         axis.fill_between(x[inside], low, high, color=PALE, alpha=0.5, lw=0, zorder=1)
@@ -172,7 +172,7 @@ def doubling(results: Results, fits: Sequence[Entry]) -> Figure | None:
     figure, (axis,) = panels(
         1, title, columns=1, width=WIDTH, height=3.8, margins=Margins(left=1.1, top=0.15), families=names
     )
-    drawn = [entry for entry in fits if entry["fitted"] and whole(entry.get("doubling"), "x", "gain")]
+    drawn = [entry for entry in fits if entry["fitted"] and has_complete_lists(entry.get("doubling"), "x", "gain")]
     for entry in drawn:
         _law_gain(axis, entry, colours(names)[labels[entry["family"]]])
     for step in steps:
@@ -192,7 +192,7 @@ def _law_gain(axis: Axes, entry: Entry, colour: str) -> None:
     of = entry["doubling"]
     x = math.sqrt(2) * np.array(of["x"], float)  # the middle of each doubling, as steps are drawn
     axis.plot(x, of["gain"], color=colour, alpha=0.6, lw=1.4, zorder=1.5)
-    if whole(of, "low", "high"):
+    if has_complete_lists(of, "low", "high"):
         axis.fill_between(x, of["low"], of["high"], color=colour, alpha=0.12, lw=0, zorder=1)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from slm.evaluation.report.results import Entry, Measure, Results, measure_of, scores
 from slm.report.markdown import Section, bullets, table
-from slm.runtime.words import NOTHING, listed, plainly
+from slm.runtime.words import NOTHING, escape_markdown, listed
 
 WINDOW_WORDS = {
     "sliding": "every token is scored once, in the first window that reaches it, with the tokens of that window before "
@@ -22,17 +22,17 @@ def notes_section(results: Results) -> Section:
     noted: dict[str, list[str]] = {}
     for entry in results.entries:
         for note in dict.fromkeys(_notes(entry)):
-            noted.setdefault(note, []).append(plainly(entry["name"]))
-    return section.add(bullets([f"{listed(names)}: {plainly(note)}" for note, names in noted.items()]))
+            noted.setdefault(note, []).append(escape_markdown(entry["name"]))
+    return section.add(bullets([f"{listed(names)}: {escape_markdown(note)}" for note, names in noted.items()]))
 
 
 def _identity(entry: Entry) -> list[str]:
     cells = [entry.get(key) for key in ("name", "checkpoint", "kind", "revision", "stored_dtype")]
-    shown = [NOTHING if cell is None else plainly(cell) for cell in cells]
+    shown = [NOTHING if cell is None else escape_markdown(cell) for cell in cells]
     return [
         *shown,
-        plainly(precision(entry)),
-        plainly(entry.get("device") or NOTHING),
+        escape_markdown(precision(entry)),
+        escape_markdown(entry.get("device") or NOTHING),
         f"`{entry.get('fingerprint')}`",
     ]
 
@@ -68,7 +68,9 @@ def methods_section(results: Results, command: str) -> Section:
     )
     stated = [text for text in versions if text]
     if stated:
-        lines.append(f"Versions: {plainly('; or '.join(stated))}." + (" **They differ.**" if len(stated) > 1 else ""))
+        lines.append(
+            f"Versions: {escape_markdown('; or '.join(stated))}." + (" **They differ.**" if len(stated) > 1 else "")
+        )
     times = sorted(str(entry["evaluated_at"]) for entry in results.entries if entry.get("evaluated_at"))
     if times:
         lines.append(f"Evaluated {times[0]}" + (f" to {times[-1]}." if times[-1] != times[0] else "."))
@@ -81,16 +83,16 @@ def _protocol(measure: Measure, results: Results) -> str:
     how = WINDOW_WORDS.get(measure.protocol, "")
     error = f" Standard errors: {methods}." if methods else ""
     return (
-        f"{plainly(measure.title)}"
+        f"{escape_markdown(measure.title)}"
         + (f": {how}" if how else "")
         + "."
         + error
-        + f" Fingerprint of the text: {plainly(measure.fingerprint)}."
+        + f" Fingerprint of the text: {escape_markdown(measure.fingerprint)}."
     )
 
 
 def _listed(values: Iterable[str]) -> str:
-    return listed([plainly(value) for value in dict.fromkeys(values) if value])
+    return listed([escape_markdown(value) for value in dict.fromkeys(values) if value])
 
 
 def files_section() -> Section:

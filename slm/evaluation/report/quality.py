@@ -6,7 +6,7 @@ from slm.evaluation.overlap import text_caveats
 from slm.evaluation.report.difference_table import differences, reading
 from slm.evaluation.report.results import Entry, Measure, Results, alike, has_loss, number, score_by, scores
 from slm.report.markdown import Section, table
-from slm.runtime.words import NOTHING, count, is_number, listed, measured, plainly, plural, sig
+from slm.runtime.words import NOTHING, count, escape_markdown, is_number, listed, measured, plural, sig
 
 
 def quality_section(results: Results) -> Section | None:
@@ -18,10 +18,10 @@ def quality_section(results: Results) -> Section | None:
         "tokenizer that cuts a text into fewer tokens has a higher loss for the same skill. Lower is better "
         "everywhere.",
         *(f"**Mind:** {line}" for line in warnings(results)),
-        *(f"**Mind:** {plainly(line)}" for entry in results.entries for line in text_caveats(entry)),
+        *(f"**Mind:** {escape_markdown(line)}" for entry in results.entries for line in text_caveats(entry)),
     )
     for measure in results.measures:
-        section.add(f"**{plainly(measure.title)}**", _table(results, measure), _missing(results, measure))
+        section.add(f"**{escape_markdown(measure.title)}**", _table(results, measure), _missing(results, measure))
         section.add(*differences(results, measure))
     return section.add(reading(results))
 
@@ -32,18 +32,19 @@ def warnings(results: Results) -> list[str]:
     for measure in results.measures:
         if not results.same_tokens(measure):
             said.append(
-                f"on {plainly(measure.title)} the tokenizers differ, so losses and perplexities do not compare between "
+                f"on {escape_markdown(measure.title)} the tokenizers differ, so losses and perplexities do not "
+                f"compare between "
                 "checkpoints; bits per byte do, if the bytes scored are equal."
             )
         sizes = {size for _, score in results.scored(measure) if (size := number(score, "bytes"))}
         if sizes and not alike(sizes):
             shown = listed([f"{size:,}" for size in sorted(sizes)])
-            said.append(f"on {plainly(measure.title)} unlike parts of the text were scored ({shown} bytes).")
+            said.append(f"on {escape_markdown(measure.title)} unlike parts of the text were scored ({shown} bytes).")
     texts: dict[str, set[str]] = {}
     for measure in results.measures:
         texts.setdefault(measure.data, set()).add(measure.fingerprint)
     said += [
-        f"{plural(len(prints), 'different text')} are called {plainly(data)} (fingerprints "
+        f"{plural(len(prints), 'different text')} are called {escape_markdown(data)} (fingerprints "
         f"{listed(sorted(prints))}): their figures stand in tables of their own and do not compare."
         for data, prints in texts.items()
         if len(prints) > 1
@@ -68,7 +69,7 @@ def _table(results: Results, measure: Measure) -> str:
 def _row(entry: Entry, score: Entry) -> list[str]:
     perplexity, error = number(score, "perplexity"), number(score, "se_loss")
     return [
-        plainly(entry["name"]),
+        escape_markdown(entry["name"]),
         count(entry["params_total"]),
         measured(score.get("bits_per_byte"), score.get("se_bits_per_byte")),
         # d exp(loss) = exp(loss) d loss
@@ -82,7 +83,7 @@ def _row(entry: Entry, score: Entry) -> list[str]:
 
 def _missing(results: Results, measure: Measure) -> str:
     names = [
-        plainly(entry["name"])
+        escape_markdown(entry["name"])
         for entry in results.entries
         if scores(entry) and not has_loss(score_by(entry, measure) or {})
     ]

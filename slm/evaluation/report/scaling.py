@@ -10,7 +10,7 @@ from slm.evaluation.report.average import DISTINGUISHED
 from slm.evaluation.report.fits import FEWEST_SIZES, Gain, gains, points
 from slm.evaluation.report.results import UNNAMED, Entry, Results, family_of
 from slm.report.markdown import Section, bullets, figure, table
-from slm.runtime.words import TARGET_NAMES, count, listed, measured, plainly, plural, sig
+from slm.runtime.words import TARGET_NAMES, count, escape_markdown, listed, measured, plural, sig
 from slm.scaling.describe import exponent, notes, status
 
 FEW = 6
@@ -28,7 +28,13 @@ def scaling_section(results: Results, fits: Sequence[Entry], folder: Path) -> Se
             ("family", "sizes", "alpha", "R2", "status"),
             [_row(entry, results) for entry in fits if entry["fitted"]],
         ),
-        bullets([f"{plainly(e['family'])}: {plainly('; '.join(e['notes']))}." for e in fits if not e["fitted"]]),
+        bullets(
+            [
+                f"{escape_markdown(e['family'])}: {escape_markdown('; '.join(e['notes']))}."
+                for e in fits
+                if not e["fitted"]
+            ]
+        ),
         bullets(notes([entry for entry in fits if entry["fitted"]])),
         bullets(_limits(results, fits)),
     )
@@ -40,7 +46,7 @@ def scaling_section(results: Results, fits: Sequence[Entry], folder: Path) -> Se
 
 def _row(entry: Entry, results: Results) -> list[str]:
     sizes = len(points(results)[entry["family"]])
-    return [plainly(entry["family"]), str(sizes), exponent(entry, "alpha"), sig(entry["r2"]), status(entry)]
+    return [escape_markdown(entry["family"]), str(sizes), exponent(entry, "alpha"), sig(entry["r2"]), status(entry)]
 
 
 def _limits(results: Results, fits: Sequence[Entry]) -> list[str]:
@@ -51,7 +57,8 @@ def _limits(results: Results, fits: Sequence[Entry]) -> list[str]:
         sizes = len(points(results)[family])
         if entry["fitted"] and sizes < FEW:
             said.append(
-                f"{plainly(family)}: {plural(sizes, 'size')} support the slope between the smallest and the largest at "
+                f"{escape_markdown(family)}: {plural(sizes, 'size')} support the slope between the smallest and the "
+                f"largest at "
                 "best. They cannot tell a floor from none, nor one law from another, nor what larger models reach."
             )
         said += _caveats(family, results)
@@ -60,7 +67,7 @@ def _limits(results: Results, fits: Sequence[Entry]) -> list[str]:
 
 def _caveats(family: str, results: Results) -> list[str]:
     """What keeps a difference within a family from being one of N alone, as far as is known."""
-    name = plainly(family)
+    name = escape_markdown(family)
     said = []
     if family == UNNAMED:
         said.append(f"{name}: these checkpoints state no family and are taken for one; if they are not, this is void.")
@@ -79,7 +86,13 @@ def gain_section(results: Results, folder: Path) -> Section | None:
         return None
     target = TARGET_NAMES[results.fit_target]
     rows = [
-        [plainly(step.family), count(step.smaller), count(step.larger), measured(step.value, step.se), _sure(step)]
+        [
+            escape_markdown(step.family),
+            count(step.smaller),
+            count(step.larger),
+            measured(step.value, step.se),
+            _sure(step),
+        ]
         for step in steps
     ]
     section = Section("Gain of doubling").add(
@@ -99,7 +112,7 @@ def gain_section(results: Results, folder: Path) -> Section | None:
 
 def _errors_said(steps: Sequence[Gain]) -> str:
     """Which of the errors are of differences, and which of independent figures."""
-    apart = [f"{plainly(s.family)} from {count(s.smaller)} to {count(s.larger)}" for s in steps if not s.paired]
+    apart = [f"{escape_markdown(s.family)} from {count(s.smaller)} to {count(s.larger)}" for s in steps if not s.paired]
     if not apart:
         return "Errors are of the differences, paired by blocks of the text."
     which = f"Errors of {listed(apart)}" if len(apart) < len(steps) else "Errors"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from slm.evaluation.report.results import Entry, Results
 from slm.report.markdown import Section, bullets, table
-from slm.runtime.words import NOTHING, interval, is_number, listed, megabytes, plainly, seconds, sig
+from slm.runtime.words import NOTHING, escape_markdown, interval, is_number, listed, megabytes, seconds, sig
 
 _REMEMBERED = (
     ("KV bytes, first token", "kv_bytes_per_token"),
@@ -78,7 +78,7 @@ def _row(entry: Entry) -> list[str]:
     speed = entry["speed"]
     found = conditions(entry)
     return [
-        plainly(entry["name"]),
+        escape_markdown(entry["name"]),
         seconds(entry.get("load_seconds")),
         _rate(speed, "prefill"),
         _rate(speed, "decode"),
@@ -86,7 +86,7 @@ def _row(entry: Entry) -> list[str]:
         megabytes(speed.get("peak_memory_bytes")),
         megabytes(speed.get("model_bytes")),
         *(f"{speed[key]:,}" if is_number(speed.get(key)) else NOTHING for _, key in _REMEMBERED),
-        plainly(found.words) if found else NOTHING,
+        escape_markdown(found.words) if found else NOTHING,
     ]
 
 
@@ -98,7 +98,7 @@ def _rate(speed: Entry, name: str) -> str:
 def _warnings(results: Results) -> list[str]:
     usual = usual_conditions(results)
     others = [
-        plainly(entry["name"])
+        escape_markdown(entry["name"])
         for entry in results.entries
         if (found := conditions(entry)) is not None and found != usual
     ]
@@ -106,7 +106,7 @@ def _warnings(results: Results) -> list[str]:
         return []
     return [
         f"{listed(others)} {'was' if len(others) == 1 else 'were'} measured under other conditions than the rest "
-        f"({plainly(usual.words)}), so those speeds do not compare; see the last column."
+        f"({escape_markdown(usual.words)}), so those speeds do not compare; see the last column."
     ]
 
 
@@ -137,4 +137,4 @@ def sharing_line(entry: Entry) -> str:
             for name, ratio in price.items()
         ]
     )
-    return f"{plainly(entry['name'])} {used}: against the same tensors without sharing a token takes {said}."
+    return f"{escape_markdown(entry['name'])} {used}: against the same tensors without sharing a token takes {said}."

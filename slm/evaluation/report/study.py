@@ -10,7 +10,7 @@ from slm.evaluation.report.results import Results, measure_of, number
 from slm.evaluation.report.study_findings import measured_findings, measured_table
 from slm.evaluation.report.study_pairs import Pair, pairs
 from slm.report.markdown import Section, table
-from slm.runtime.words import NOTHING, is_number, listed, megabytes, plainly, sig
+from slm.runtime.words import NOTHING, escape_markdown, is_number, listed, megabytes, sig
 from slm.scaling.published import NAME, published_claims
 from slm.scaling.tables import read_table
 
@@ -47,7 +47,8 @@ def study_section(results: Results) -> Section | None:
         *(["what the rows measured here say"] if says else []),
     ]
     rows = [
-        [plainly(one["claim"]), plainly(one["finding"])] + ([plainly(says.get(one["id"], NOTHING))] if says else [])
+        [escape_markdown(one["claim"]), escape_markdown(one["finding"])]
+        + ([escape_markdown(says.get(one["id"], NOTHING))] if says else [])
         for one in published_claims()
     ]
     return section.add("" if says else _not_repeated(found), table(header, rows))
@@ -77,7 +78,7 @@ def _row(pair: Pair) -> list[str]:
     cached = {True: " (KV cache)", False: " (no cache)"}.get(speed.get("cache"), "")  # type: ignore[arg-type]
     decode = speed.get("decode_tokens_per_second")
     return [
-        plainly(pair.entry["name"]),
+        escape_markdown(pair.entry["name"]),
         sig(perplexity, 5),
         sig(theirs, 5),
         f"{100 * (perplexity / theirs - 1):+.2f}%" if is_number(perplexity) else NOTHING,

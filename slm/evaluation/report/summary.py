@@ -11,8 +11,8 @@ from slm.evaluation.report.quality import warnings
 from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
 from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.report.markdown import Section, bullets
-from slm.runtime.words import TARGET_NAMES, is_number, listed, measured, plainly, plural, sig, with_interval
-from slm.scaling.describe import known
+from slm.runtime.words import TARGET_NAMES, escape_markdown, is_number, listed, measured, plural, sig, with_interval
+from slm.scaling.describe import is_identified
 
 
 def summary_section(results: Results, fits: Sequence[Entry]) -> Section:
@@ -21,10 +21,12 @@ def summary_section(results: Results, fits: Sequence[Entry]) -> Section:
     lines = [f"{plural(len(done), 'checkpoint')} evaluated."]
     unfinished = [entry for entry in results.entries if entry not in done]
     if unfinished:
-        named = listed([f"{plainly(entry['name'])} ({plainly(entry['status'])})" for entry in unfinished])
+        named = listed(
+            [f"{escape_markdown(entry['name'])} ({escape_markdown(entry['status'])})" for entry in unfinished]
+        )
         lines.append(f"**Not finished**: {named}.")
     lines += [line for line in (_best(results), _fastest(results), _average(results), _skipped(results)) if line]
-    lines += [_law(results, entry) for entry in fits if known(entry, "alpha")]
+    lines += [_law(results, entry) for entry in fits if is_identified(entry, "alpha")]
     lines += ["**Mind**: see the warnings under Quality before comparing figures."] * bool(warnings(results))
     return Section("Summary").add(bullets(lines))
 
@@ -37,9 +39,9 @@ def _best(results: Results) -> str:
     shown = measured(score[target], target_error(score, target))
     what = TARGET_NAMES[target]
     if len(rows) == 1:
-        return f"{plainly(entry['name'])} has {shown} {what} on {plainly(results.primary.title)}."
-    alike = [plainly(other["name"]) for other, its in rows[1:] if compare(score, its, target).beyond is False]
-    text = f"Lowest {what} on {plainly(results.primary.title)}: {plainly(entry['name'])}, {shown}"
+        return f"{escape_markdown(entry['name'])} has {shown} {what} on {escape_markdown(results.primary.title)}."
+    alike = [escape_markdown(other["name"]) for other, its in rows[1:] if compare(score, its, target).beyond is False]
+    text = f"Lowest {what} on {escape_markdown(results.primary.title)}: {escape_markdown(entry['name'])}, {shown}"
     tail = f"; not distinguishable from {listed(alike)} by the standard errors of the differences." if alike else "."
     return text + tail
 
@@ -54,12 +56,12 @@ def _fastest(results: Results) -> str:
     lead = "Fastest decode" if len(rows) > 1 else "Decode"
     slowest = (best["speed"].get("decode_spread") or [math.inf])[0]
     alike = [
-        plainly(entry["name"])
+        escape_markdown(entry["name"])
         for entry in rows
         if entry is not best and (entry["speed"].get("decode_spread") or [-math.inf])[-1] >= slowest
     ]
     within = f"; within the spread of repetitions as fast: {listed(alike)}" if alike else ""
-    return f"{lead}: {plainly(best['name'])}, {rate} tokens/s ({plainly(usual.words)}){within}."
+    return f"{lead}: {escape_markdown(best['name'])}, {rate} tokens/s ({escape_markdown(usual.words)}){within}."
 
 
 def _average(results: Results) -> str:
@@ -70,12 +72,13 @@ def _average(results: Results) -> str:
     best = max(having, key=lambda entry: average(entry, common)[0])
     lead = "Highest average" if len(having) > 1 else "Average"
     alike = [
-        plainly(entry["name"])
+        escape_markdown(entry["name"])
         for entry in having
         if entry is not best and apart(average(entry, common), average(best, common)) is False
     ]
     tail = f"; not distinguishable from {listed(alike)} by these standard errors" if alike else ""
-    return f"{lead} of {len(common)} common tasks: {plainly(best['name'])}, {measured(*average(best, common))}{tail}."
+    mean = measured(*average(best, common))
+    return f"{lead} of {len(common)} common tasks: {escape_markdown(best['name'])}, {mean}{tail}."
 
 
 def _skipped(results: Results) -> str:
@@ -87,6 +90,6 @@ def _skipped(results: Results) -> str:
 def _law(results: Results, entry: Entry) -> str:
     said = with_interval(entry["params"]["alpha"], entry["ci95"]["alpha"])
     return (
-        f"{plainly(entry['family'])}: {TARGET_NAMES[results.fit_target]} falls as N to the power -alpha, "
+        f"{escape_markdown(entry['family'])}: {TARGET_NAMES[results.fit_target]} falls as N to the power -alpha, "
         f"alpha = {said} (n = {entry['n_runs']})."
     )

@@ -8,7 +8,7 @@ from slm.evaluation.overlap import task_caveats
 from slm.evaluation.report.average import apart, average
 from slm.evaluation.report.results import Entry, Results, common_tasks, number, tasks_of
 from slm.report.markdown import Section, bullets, table
-from slm.runtime.words import NOTHING, listed, measured, plainly, plural
+from slm.runtime.words import NOTHING, escape_markdown, listed, measured, plural
 
 # Items of the splits that lm-evaluation-harness 0.4 scores for the MobileLLM paper's eight.
 WHOLE = {"arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838, "social_iqa": 1954, "hellaswag": 10042,
@@ -23,12 +23,12 @@ def tasks_section(results: Results) -> Section | None:
     section = Section("Tasks").add(
         "Values with their standard errors over the items, and how many items there were; higher is better.",
         *(f"**Mind:** {line}" for line in warnings(having)),
-        *(f"**Mind:** {plainly(line)}" for entry in having for line in task_caveats(entry)),
+        *(f"**Mind:** {escape_markdown(line)}" for entry in having for line in task_caveats(entry)),
         _table(having),
         _average_said(having),
     )
     lost = [
-        f"{plainly(entry['name'])}, {plainly(name)}: {plainly(one['error'])}"
+        f"{escape_markdown(entry['name'])}, {escape_markdown(name)}: {escape_markdown(one['error'])}"
         for entry in having
         for name, one in entry["tasks"].items()
         if one.get("error")
@@ -46,12 +46,12 @@ def warnings(having: list[Entry]) -> list[str]:
             found.setdefault(name, []).append(one)
     counted = {name: {int(n) for one in of if (n := number(one, "n")) is not None} for name, of in found.items()}
     parts = [
-        f"{plainly(name)} ({listed([str(n) for n in sorted(counts)])} of {WHOLE[name]})"
+        f"{escape_markdown(name)} ({listed([str(n) for n in sorted(counts)])} of {WHOLE[name]})"
         for name, counts in counted.items()
         if name in WHOLE and counts and min(counts) < WHOLE[name]
     ]
     unlike = [
-        plainly(name)
+        escape_markdown(name)
         for name, of in found.items()
         if len({(one.get("metric"), one.get("n"), one.get("num_fewshot")) for one in of}) > 1
     ]
@@ -72,7 +72,7 @@ def warnings(having: list[Entry]) -> list[str]:
 def _table(having: list[Entry]) -> str:
     names = list(dict.fromkeys(name for entry in having for name in entry["tasks"]))
     common = common_tasks(having)
-    header = ["task", "metric", "items", "shots", *(plainly(entry["name"]) for entry in having)]
+    header = ["task", "metric", "items", "shots", *(escape_markdown(entry["name"]) for entry in having)]
     rows = [_row(name, having) for name in names]
     if len(common) > 1:
         of = [measured(*average(entry, common)) if tasks_of(entry) else NOTHING for entry in having]
@@ -87,7 +87,7 @@ def _row(name: str, having: list[Entry]) -> list[str]:
         for key in ("metric", "n", "num_fewshot")
     }
     values = [measured(one["value"], one.get("se")) if one else NOTHING for one in found]
-    return [plainly(name), *(plainly(text) or NOTHING for text in stated.values()), *values]
+    return [escape_markdown(name), *(escape_markdown(text) or NOTHING for text in stated.values()), *values]
 
 
 def _average_said(having: list[Entry]) -> str:
@@ -99,7 +99,7 @@ def _average_said(having: list[Entry]) -> str:
     of = f"The average is over the {plural(len(common), 'task')} of which no checkpoint lacks a value"
     return (
         of
-        + (f", so without {listed([plainly(name) for name in left])}" if left else "")
+        + (f", so without {listed([escape_markdown(name) for name in left])}" if left else "")
         + ". Its error is that of other items of these tasks, the root of the summed squares over the number of tasks."
     )
 
@@ -109,7 +109,11 @@ def _pairs(having: list[Entry]) -> list[str]:
     if len(common) < 2:
         return []
     averages = [(entry["name"], average(entry, common)) for entry in having if tasks_of(entry)]
-    alike = [f"{plainly(a[0])} and {plainly(b[0])}" for a, b in combinations(averages, 2) if apart(a[1], b[1]) is False]
+    alike = [
+        f"{escape_markdown(a[0])} and {escape_markdown(b[0])}"
+        for a, b in combinations(averages, 2)
+        if apart(a[1], b[1]) is False
+    ]
     if not alike:
         return []
     shown = "; ".join(alike[:10]) + (f"; and {plural(len(alike) - 10, 'more pair')}" if len(alike) > 10 else "")
