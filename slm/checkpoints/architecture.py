@@ -17,22 +17,30 @@ from slm.model.config import ModelConfig
 MODEL_TYPES = ("llama", "mobilellm", "slm")
 """`model_type`s that are read: SmolLM2, TinyLlama and others are `llama`, `slm` is an export of ours."""
 
-# ModelConfig field -> key of config.json, and what transformers' LlamaConfig takes where the key is absent.
-_REQUIRED = {
+LLAMA_KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "attention_bias": "attention_bias",
+    "mlp_bias": "mlp_bias",
+    "init_std": "initializer_range",
 }
-_OPTIONAL: dict[str, tuple[str, Any]] = {
-    "num_kv_heads": ("num_key_value_heads", None),
-    "head_dim": ("head_dim", None),
-    "max_position_embeddings": ("max_position_embeddings", 2048),
-    "norm_eps": ("rms_norm_eps", 1e-6),
-    "attention_bias": ("attention_bias", False),
-    "mlp_bias": ("mlp_bias", False),
-    "init_std": ("initializer_range", 0.02),
+"""Field of `ModelConfig` -> key of a Llama's config.json; `rope_theta` and `tie_embeddings` have several keys."""
+# Where the key is absent: what transformers' LlamaConfig takes. The others are required.
+_DEFAULTS: dict[str, Any] = {
+    "num_kv_heads": None,
+    "head_dim": None,
+    "max_position_embeddings": 2048,
+    "norm_eps": 1e-6,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "init_std": 0.02,
 }
 
 
@@ -86,11 +94,11 @@ def _agreeing(own: ModelConfig, config: ModelConfig) -> ModelConfig:
 
 
 def _llama_config(values: Mapping[str, Any], *, sharing: bool) -> ModelConfig:
-    missing = [key for key in _REQUIRED.values() if values.get(key) is None]
+    fields = {name: values[key] for name, key in LLAMA_KEYS.items() if values.get(key) is not None}
+    missing = [key for name, key in LLAMA_KEYS.items() if name not in fields and name not in _DEFAULTS]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing, which a {values['model_type']} model must state")
-    fields = {name: values[key] for name, key in _REQUIRED.items()}
-    fields |= {name: default if (v := values.get(key)) is None else v for name, (key, default) in _OPTIONAL.items()}
+    fields = _DEFAULTS | fields
     if sharing and values.get("layer_sharing"):
         fields |= {"layer_sharing": "immediate", "num_repeats": 2}
     # The hub's MobileLLM configs tie by share_embedding while tie_word_embeddings is false.

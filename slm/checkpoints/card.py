@@ -39,10 +39,16 @@ biases included. What was measured above, if anything, says nothing about any ot
 Not stated. That of the weights is for whoever trained them to say, and may depend on the training text; set `license` \
 at the top of this file before publishing.
 """
+_RESULT_KEYS = (
+    *("status", "train_tokens", "steps", "batch_tokens", "sequence_length", "peak_lr", "seed", "precision", "device"),
+    "git_commit",
+)
 _TRAINING = """\
 ## Training
 
 {rows}
+
+Losses are in nats per token; bits per byte are over the UTF-8 bytes of the validation text.
 
 `training.yaml` is the whole config. In a checkout of slm, this trains it again:
 
@@ -117,21 +123,10 @@ def _model_rows(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenanc
 def _training_rows(result: Mapping[str, Any]) -> dict[str, Any]:
     data, val = result.get("data") or {}, result.get("val") or {}
     return {
-        "status": result.get("status"),
-        "data": f"{data.get('name')} (fingerprint {data.get('fingerprint')})" if data else None,
-        "training tokens": result.get("train_tokens"),
-        "steps": result.get("steps"),
-        "tokens a step": result.get("batch_tokens"),
-        "sequence length": result.get("sequence_length"),
-        "peak learning rate": result.get("peak_lr"),
+        **{key: result.get(key) for key in _RESULT_KEYS},
         "seed": str(result["seed"]) if "seed" in result else None,  # no separators of thousands
-        "precision": result.get("precision"),
-        "validation loss, nats a token": val.get("loss"),
-        "validation bits per byte": val.get("bits_per_byte"),
-        "validation perplexity a token": val.get("perplexity"),
-        "scored tokens and bytes": f"{val['tokens']:,} and {val['bytes']:,}" if val else None,
-        "device": result.get("device"),
-        "commit of slm": result.get("git_commit"),
+        "data": f"{data.get('name')} (fingerprint {data.get('fingerprint')})" if data else None,
+        **{f"validation {key}": value for key, value in val.items()},
     }
 
 

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from slm.checkpoints.architecture import LLAMA_KEYS
 from slm.checkpoints.card import model_card, source_line, training_config
 from slm.checkpoints.llama import as_llama, non_llama_fields, unrolled
 from slm.checkpoints.load import check, load
@@ -92,23 +93,14 @@ def hf_config(
     config: ModelConfig, *, bos_id: int | None, eos_id: int, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
     """`config.json`: model type `llama` where that is exact, `mobilellm` for immediate sharing, else `slm`."""
-    values = {
+    values = {key: getattr(config, name) for name, key in LLAMA_KEYS.items()}
+    values |= {
         "model_type": "slm",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
-        "max_position_embeddings": config.max_position_embeddings,
         "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_eps,
         "hidden_act": "silu",
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
         "bos_token_id": eos_id if bos_id is None else bos_id,
         "eos_token_id": eos_id,
         "dtype": dtype_name(dtype),

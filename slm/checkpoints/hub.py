@@ -70,10 +70,19 @@ def _shards(file: Path) -> list[str]:
 
 
 def _download(repository: str, revision: str | None, *, every_format: bool = False) -> tuple[Path, str]:
-    from huggingface_hub import HfApi, get_token, hf_hub_download
-    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import HfApi, errors, get_token, hf_hub_download
 
     page, asked = f"https://huggingface.co/{repository}", f"checkpoint={repository!r}"
+    account = "with the account of the token in use" if get_token() else "and run `hf auth login` or set HF_TOKEN"
+    sentences = {  # subclasses first
+        errors.GatedRepoError: f"{asked} is gated: accept its licence at {page} {account}",
+        errors.RevisionNotFoundError: f"revision={revision} is not a branch, tag or commit of {page}",
+        errors.RepositoryNotFoundError: f"{asked} is neither a folder here nor a repository of the hub that you may "
+        "read (for a private one, run `hf auth login` or set HF_TOKEN)",
+        errors.LocalEntryNotFoundError: f"{asked}: the hub stopped answering; give the same command again",
+        errors.EntryNotFoundError: f"{asked} has no config.json on the hub, so it is not a model",
+        errors.HfHubHTTPError: f"{asked} cannot be fetched from {page}",
+    }
     try:
         folder = Path(hf_hub_download(repository, "config.json", revision=revision)).parent
         names = HfApi().list_repo_files(repository, revision=folder.name)
@@ -82,27 +91,13 @@ def _download(repository: str, revision: str | None, *, every_format: bool = Fal
             for shard in _shards(file) if name in WEIGHT_FILES else ():
                 hf_hub_download(repository, shard, revision=folder.name)
         return folder, folder.name
-    except hub_errors.GatedRepoError:
-        account = "with the account of the token in use" if get_token() else "and run `hf auth login` or set HF_TOKEN"
-        problem = f"{asked} is gated: accept its licence at {page} {account}"
-    except hub_errors.RevisionNotFoundError:
-        problem = f"revision={revision} is not a branch, tag or commit of {page}"
-    except hub_errors.RepositoryNotFoundError:
-        problem = (
-            f"{asked} is neither a folder here nor a repository of the hub that you may read (for a private one, run "
-            "`hf auth login` or set HF_TOKEN)"
-        )
-    except hub_errors.LocalEntryNotFoundError:  # the network went away
-        problem = f"{asked}: the hub stopped answering; give the same command again"
-    except hub_errors.EntryNotFoundError:
-        problem = f"{asked} has no config.json on the hub, so it is not a model"
-    except hub_errors.HfHubHTTPError as error:
-        problem = f"{asked} cannot be fetched from {page} ({type(error).__name__})"
+    except tuple(sentences) as error:
+        sentence = next(sentence for kind, sentence in sentences.items() if isinstance(error, kind))
+        raise ValueError(sentence) from None
     except (ValueError, OSError):  # what the files hold; a full disk
         raise
     except Exception as error:  # the class depends on the HTTP client of the installed huggingface_hub
-        problem = f"{asked}: the hub stopped answering ({type(error).__name__}); give the same command again"
-    raise ValueError(problem)
+        raise ValueError(f"{sentences[errors.LocalEntryNotFoundError]} ({type(error).__name__})") from None
 
 
 def _wanted(repository: str, names: Collection[str], *, every_format: bool) -> list[str]:

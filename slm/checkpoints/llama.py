@@ -7,12 +7,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from slm.checkpoints.architecture import LLAMA_KEYS
 from slm.model.config import ModelConfig
 
-_LLAMA_FIELDS = {
-    *("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size"),
-    *("max_position_embeddings", "rope_theta", "norm_eps", "tie_embeddings", "attention_bias", "mlp_bias", "init_std"),
-}
+_LLAMA_FIELDS = {*LLAMA_KEYS, "rope_theta", "tie_embeddings"}
 _REWRITTEN_FIELDS = {"layer_sharing", "num_repeats", "rope_style"}
 """Fields that Llama lacks and that a decoder can be rewritten without."""
 

@@ -1,8 +1,8 @@
 """`load` and `check`: any checkpoint that we can compute -> decoder, tokenizer, provenance.
 
-The decoder is built without storage (meta device) and each tensor is read, converted and put in place on its own, so
-that loading holds the weights once. Names and shapes are compared before the first tensor is read. Whether the head is
-the embedding is settled by the tensors, not by what the config says alone.
+The decoder is built without storage (meta device) and each tensor is copied out of its mapped file, converted and put
+in place, so that loading holds the weights once. Names and shapes are compared before the first tensor is read. Whether
+the head is the embedding is settled by the tensors, not by what the config says alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def load(
     decoder = empty_decoder(config)
     tensors, not_finite = {}, []
     for name in decoder.state_dict():
-        tensors[name] = parts.weights.tensors[name].read().to(device=device, dtype=dtype)
+        stored = parts.weights.tensors[name]
+        # A copy even on the same device and of the same dtype: the file may change or be deleted.
+        tensors[name] = stored.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
         if not _all_finite(tensors[name]):
             not_finite.append(name)
     decoder.load_state_dict(tensors, assign=True)
@@ -100,7 +102,7 @@ def _settle_head(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, tu
     """The config with the head that the tensors have; notes where that is not what the config says."""
     if HEAD not in weights.tensors:
         return config, ()
-    equal = torch.equal(weights.tensors[HEAD].read(), weights.tensors[TABLE].read())
+    equal = torch.equal(weights.tensors[HEAD], weights.tensors[TABLE])
     if config.tie_embeddings and equal:
         return config, ("The config ties the head, and the stored head equals the embedding: tied.",)
     if config.tie_embeddings:
@@ -138,7 +140,9 @@ def _fingerprint(parts: Parts) -> str:
     tokenizer = parts.tokenizer
     facts = {
         "config": parts.config.to_dict(),
-        "tensors": {name: [tensor.shape, dtype_name(tensor.dtype)] for name, tensor in parts.weights.tensors.items()},
+        "tensors": {
+            name: [tuple(tensor.shape), dtype_name(tensor.dtype)] for name, tensor in parts.weights.tensors.items()
+        },
         "tokenizer": [tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos],
     }
     total = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())

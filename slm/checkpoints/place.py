@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -17,6 +16,7 @@ from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
 from slm.data import Tokenizer, load_tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.address import local_folder
+from slm.runtime.files import is_intact_zip
 
 _CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # of a run directory, the newest first
 
@@ -53,14 +53,13 @@ class Provenance(Place):
     """What a reader of results must know, full sentences."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
+class Parts(NamedTuple):
     """What a checkpoint is made of, none of its weights read yet."""
 
     config: ModelConfig
     weights: Weights
     tokenizer: Tokenizer
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
 
 def find(path_or_repo: str | Path, revision: str | None) -> Place:
@@ -111,7 +110,7 @@ def open_parts(place: Place) -> Parts:
     status = place.result.get("status")
     if place.kind == "run" and status != "completed":
         notes = (f"The run has an export, but its result.json says {status}.", *notes)
-    return Parts(config=config, weights=weights, tokenizer=tokenizer, notes=notes)
+    return Parts(config, weights, tokenizer, notes)
 
 
 def _weights(place: Place, config: ModelConfig) -> tuple[Weights, tuple[str, ...]]:
@@ -132,7 +131,7 @@ def _unfinished(place: Place, run: Path) -> Parts:
     """A run without export: the weights of its newest sound checkpoint, with the tokenizer that its cache holds."""
     status = place.result.get("status", "not finished")
     command = f"python train.py -cp {run.resolve()} -cn config output_dir={run.resolve()}"
-    file = next((place.folder / name for name in _CHECKPOINTS if _is_intact(place.folder / name)), None)
+    file = next((place.folder / name for name in _CHECKPOINTS if is_intact_zip(place.folder / name)), None)
     if file is None:
         raise ValueError(f"checkpoint={place.checkpoint} is a run ({status}) without a checkpoint yet: {command}")
     settings = _settings(run / "config.yaml")
@@ -144,7 +143,7 @@ def _unfinished(place: Place, run: Path) -> Parts:
         )
     config = ModelConfig.from_dict({key: value for key, value in settings["model"].items() if key != "family"})
     note = f"The run is {status}: these are the weights of {file.name}, its newest checkpoint; to finish it: {command}."
-    return Parts(config=config, weights=open_run_checkpoint(file, config), tokenizer=tokenizer, notes=(note,))
+    return Parts(config, open_run_checkpoint(file, config), tokenizer, (note,))
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -155,14 +154,6 @@ def _settings(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, KeyError, TypeError):
         pass
     raise ValueError(f"{file} is not the config of a run: restore it")
-
-
-def _is_intact(file: Path) -> bool:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, OSError):
-        return False
 
 
 def _cached_tokenizer(settings: Mapping[str, Any], corpus: Mapping[str, Any]) -> Tokenizer | None:

@@ -1,24 +1,19 @@
-"""Tensors of a checkpoint folder: named, shaped and typed at once, read one at a time, and matched with a config.
+"""Tensors of a checkpoint folder, by name, matched with the config of their decoder.
 
-Every tensor is read into memory of its own, and a safetensors file is opened anew for each: its map would otherwise
-count as memory of this process beside the loaded model (measured on 630 MB: peak 849 MB, against 1,459 MB, at equal
-speed). Pickles are read by `torch.load(weights_only=True, mmap=True)`, which makes tensors and nothing else, and
-refuses the rest unexecuted.
+Files are mapped, so a tensor is read from disk when it is copied. Pickles are read by `torch.load(weights_only=True,
+mmap=True)`, which makes tensors and nothing else, and refuses the rest unexecuted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import pickle
 import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -37,24 +32,15 @@ WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.ind
 """What weights are read from: the first that exists and can be used."""
 HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _DECODER, _AVERAGES = "decoder.", "average."  # modules of training, and so prefixes of names in its checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
-    """A tensor in a file; `read` makes it, contiguous and in memory of its own."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Tensors by our own names (Llama's without `model.`), and the files that hold them."""
+    """Tensors by our own names (Llama's without `model.`), mapped from the files that hold them."""
 
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, Tensor]
     files: tuple[Path, ...]
 
     @property
@@ -62,7 +48,7 @@ class Weights:
         """The dtype of most bytes."""
         sizes = Counter[torch.dtype]()
         for tensor in self.tensors.values():
-            sizes[tensor.dtype] += tensor.dtype.itemsize * math.prod(tensor.shape)
+            sizes[tensor.dtype] += tensor.nbytes
         return sizes.most_common(1)[0][0] if sizes else torch.float32
 
     @property
@@ -109,7 +95,7 @@ def open_run_checkpoint(file: Path, config: ModelConfig) -> Weights:
     state = _load_pickle(file).get("state_dict")
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} is not a checkpoint of a run: it has no state_dict")
-    return match_weights(Weights(tensors=_mapped(file, weights_to_export(state)), files=(file,)), config, file.parent)
+    return match_weights(Weights(tensors=_checked(file, weights_to_export(state)), files=(file,)), config, file.parent)
 
 
 def weights_to_export(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +157,7 @@ def first_names(names: list[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def open_file(file: Path) -> dict[str, Stored]:
+def open_file(file: Path) -> dict[str, Tensor]:
     """Tensors of one file, by their names in the file."""
     try:
         with file.open("rb") as handle:
@@ -182,7 +168,7 @@ def open_file(file: Path) -> dict[str, Stored]:
         raise ValueError(f"{file} is empty: download it again")
     if start == LFS_POINTER:
         raise ValueError(f"{file} is a git-lfs pointer and not the weights: run git lfs pull in {file.parent}")
-    return _open_safetensors(file) if file.suffix == ".safetensors" else _mapped(file, _load_pickle(file))
+    return _checked(file, _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file))
 
 
 def _shards(index: Path) -> list[Path]:
@@ -199,31 +185,10 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _open_safetensors(file: Path) -> dict[str, Stored]:
-    tensors = {}
-    with _safetensors(file) as handle:
-        for name in handle.keys():  # noqa: SIM118 - not a mapping
-            header = handle.get_slice(name)
-            if header.get_dtype() not in _DTYPES:
-                raise ValueError(
-                    f"{file}: {name} is stored as {header.get_dtype()}, but must be one of {', '.join(_DTYPES)}"
-                )
-            dtype = _DTYPES[header.get_dtype()]
-            tensors[name] = Stored(shape=tuple(header.get_shape()), dtype=dtype, read=partial(_read, file, name))
-    return tensors
-
-
-def _read(file: Path, name: str) -> Tensor:
-    with _safetensors(file) as handle:
-        tensor: Tensor = handle.get_tensor(name).clone()
-    return tensor
-
-
-@contextmanager
-def _safetensors(file: Path) -> Iterator[Any]:
+def _load_safetensors(file: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(file, framework="pt") as handle:
-            yield handle
+        with safe_open(file, framework="pt") as content:
+            return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         reason = str(error).rpartition("header: ")[2].partition(", expected")[0]
         raise ValueError(
@@ -251,18 +216,13 @@ def _load_pickle(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _mapped(file: Path, content: Mapping[str, Any]) -> dict[str, Stored]:
+def _checked(file: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_sparse:
             raise ValueError(f"{file} must hold tensors by name, but {str(name)!r} is not one")
-        if tensor.dtype not in _DTYPES.values():
+        if tensor.dtype not in _DTYPES:
             raise ValueError(
-                f"{file} stores {name} as {dtype_name(tensor.dtype)}, but it must be float64, float32, float16 or "
-                "bfloat16"
+                f"{file}: {name} is stored as {dtype_name(tensor.dtype)}, but must be one of "
+                f"{', '.join(map(dtype_name, _DTYPES))}"
             )
-
-    copy = partial(torch.clone, memory_format=torch.contiguous_format)
-    return {
-        name: Stored(shape=tuple(tensor.shape), dtype=tensor.dtype, read=partial(copy, tensor.detach()))
-        for name, tensor in content.items()
-    }
+    return {name: tensor.detach() for name, tensor in content.items()}

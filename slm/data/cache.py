@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from slm.runtime.files import write_json
 from slm.runtime.progress import say
 
 SCHEMA = "slm.data/2"  # part of every key: change it when the layout or the meaning of a cached file changes
@@ -58,7 +59,7 @@ def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
         facts = dict(build(temporary))
         files = {str(p.relative_to(temporary)): _sealed(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
         manifest = temporary / "manifest.json"
-        manifest.write_text(json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=1) + "\n")
+        write_json(manifest, {"schema": SCHEMA, **facts, "files": files})
         _sync(manifest)
         if folder.exists():  # damaged
             folder.rename(temporary.with_name(temporary.name + "-old"))

@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -73,7 +73,7 @@ def write_documents(
     source_splits = first is not None and first[1] is not None
     kept = _kept(chain([first] if first else [], documents), left_out)
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(_Writer(folder / f"{split}.parquet")) for split in SPLITS}
+        writers = {split: stack.enter_context(_parquet_writer(folder / f"{split}.parquet")) for split in SPLITS}
         advance = stack.enter_context(progress(f"data: documents of {name}", size and size / 1e6, "MB"))
         for text, split in split_documents(kept, val_fraction):
             num_bytes = len(text.encode())
@@ -81,7 +81,7 @@ def write_documents(
                 hashes.append(text_hash(text))
             if split == "train" or not source_splits:
                 fingerprint.update(_fingerprinted(split, text))
-            writers[split].add(text, num_bytes)
+            writers[split](text, num_bytes)
             counts[split]["documents"] += 1
             counts[split]["bytes"] += num_bytes
             advance(num_bytes / 1e6)
@@ -138,10 +138,10 @@ def read_documents(folder: Path, split: str) -> Iterator[list[str]]:
 def write_split(folder: Path, split: str, texts: Iterable[str]) -> dict[str, Any]:
     """Write all texts, blank ones too, as one split; returns its documents and bytes."""
     sizes = []
-    with _Writer(folder / f"{split}.parquet") as writer:
+    with _parquet_writer(folder / f"{split}.parquet") as add:
         for text in texts:
             sizes.append(len(text.encode()))
-            writer.add(text, sizes[-1])
+            add(text, sizes[-1])
     return {"documents": len(sizes), "bytes": sum(sizes)}
 
 
@@ -198,33 +198,28 @@ def _require_text(counts: Mapping[str, Mapping[str, int]], left_out: Mapping[str
     raise ValueError(f"data={name}: {problem}")
 
 
-class _Writer:
-    """Parquet of one column `text`, in row groups of bounded size."""
+@contextmanager
+def _parquet_writer(path: Path) -> Iterator[Callable[[str, int], None]]:
+    """Gives a function that adds a text and its bytes to a file of one column `text`, in groups of bounded size."""
+    import pyarrow as pa
+    from pyarrow import parquet
 
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
+    schema, texts, group_bytes = pa.schema([("text", pa.large_string())]), list[str](), 0
+    with parquet.ParquetWriter(path, schema, compression="zstd") as file:
 
-        self._schema = pa.schema([("text", pa.large_string())])
-        self._file = parquet.ParquetWriter(path, self._schema, compression="zstd")
-        self._table = pa.Table.from_pydict
-        self._texts: list[str] = []
-        self._size = 0
+        def add(text: str, num_bytes: int) -> None:
+            nonlocal group_bytes
+            texts.append(text)
+            group_bytes += num_bytes
+            if group_bytes >= _GROUP_BYTES:
+                flush()
 
-    def add(self, text: str, num_bytes: int) -> None:
-        self._texts.append(text)
-        self._size += num_bytes
-        if self._size >= _GROUP_BYTES:
-            self._flush()
+        def flush() -> None:
+            nonlocal group_bytes
+            file.write_table(pa.Table.from_pydict({"text": texts}, schema=schema))
+            texts.clear()
+            group_bytes = 0
 
-    def _flush(self) -> None:
-        if self._texts:
-            self._file.write_table(self._table({"text": self._texts}, schema=self._schema))
-            self._texts, self._size = [], 0
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._flush()
-        self._file.close()
+        yield add
+        if texts:
+            flush()

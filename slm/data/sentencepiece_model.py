@@ -21,38 +21,33 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "character"}
 
 
-def convert(file: Path, name: str, config: Mapping[str, Any], *, asked_by: str) -> Tokenizer:
+def convert(file: Path, name: str, config: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer in a `tokenizer.model`; `config` is what a tokenizer_config.json beside it says.
 
     Llama's rules hold where the config says nothing: `bos_token` and `eos_token` are the model's own, and a text
-    begins with the former. Raises ValueError, beginning with `asked_by`, for a model that cannot be converted exactly.
+    begins with the former. Raises ValueError for a model that cannot be converted exactly.
     """
-    model = _parsed(file, asked_by)
+    model = _parsed(file)
     problem = _problem(model)
     if problem:
-        raise ValueError(
-            f"{asked_by}: {file} {problem}, which cannot be reproduced exactly here: give the folder a tokenizer.json"
-        )
+        raise ValueError(f"{file} {problem}, which cannot be reproduced exactly here: give the folder a tokenizer.json")
     bos, eos = (
         config.get(f"{role}_token") or _control_piece(model, getattr(model.trainer_spec, f"{role}_id"))
         for role in ("bos", "eos")
     )
     if eos is None:
-        raise ValueError(f"{asked_by}: {file} has no end token: name eos_token in tokenizer_config.json beside it")
-    try:
-        return Tokenizer(name, _tokenizer(model).to_str(), bos=bos, eos=eos, adds_bos=config.get("add_bos_token", True))
-    except ValueError as error:
-        raise ValueError(f"{asked_by}: {error}") from None
+        raise ValueError(f"{file} has no end token: name eos_token in tokenizer_config.json beside it")
+    return Tokenizer(name, _tokenizer(model).to_str(), bos=bos, eos=eos, adds_bos=config.get("add_bos_token", True))
 
 
-def _parsed(file: Path, asked_by: str) -> Any:
+def _parsed(file: Path) -> Any:
     try:
         # Imported by name because neither package has types.
         protobuf = import_module("google.protobuf.message")
         proto = import_module("sentencepiece.sentencepiece_model_pb2")
     except ImportError:
         raise ValueError(
-            f"{asked_by}: {file} is a SentencePiece model, and reading it needs an extra: pip install 'slm[hub]'"
+            f"{file} is a SentencePiece model, and reading it needs an extra: pip install 'slm[hub]'"
         ) from None
     model = proto.ModelProto()
     try:
@@ -60,7 +55,7 @@ def _parsed(file: Path, asked_by: str) -> Any:
     except protobuf.DecodeError:
         model.Clear()
     if not model.pieces:
-        raise ValueError(f"{asked_by}: {file} is not a SentencePiece model, or is damaged: download it again")
+        raise ValueError(f"{file} is not a SentencePiece model, or is damaged: download it again")
     return model
 
 

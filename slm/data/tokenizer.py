@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from slm.runtime.files import write_json, write_whole
+
 # Encoding uses all cores, and a process forked afterwards (a loader worker) must not use their dead threads. Setting
 # the variable here and in the child does so without the library's warning at every fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -156,11 +158,8 @@ class Tokenizer:
         """Write tokenizer.json and a tokenizer_config.json from which `transformers.AutoTokenizer` loads it."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config |= {name: token for name, token in self._special_tokens.items() if token is not None}
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("tokenizer.json", self._content), (CONFIGS[0], json.dumps(config, indent=1))):
-            temporary = folder / f".{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / name)
+        write_whole(folder / "tokenizer.json", self._content)
+        write_json(folder / CONFIGS[0], config)
 
 
 def _with_rule(content: str, bos: str | None, bos_id: int | None) -> str:

@@ -50,7 +50,7 @@ def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
     if kind == "bpe":
         return _plan_bpe(config["vocab_size"], config["train_bytes"])
     if kind == "bytes":
-        return Plan(key=["bytes", 1], make=lambda texts: _byte_tokenizer())
+        return Plan(key=["bytes", 1], make=lambda texts: byte_tokenizer())
     if kind == "file":
         made = _released(config)
         return Plan(key=["file", made.fingerprint, made.bos_id, made.eos_id], make=lambda texts: made)
@@ -102,7 +102,7 @@ def _first_bytes(
             return
 
 
-def _byte_tokenizer() -> Tokenizer:
+def byte_tokenizer() -> Tokenizer:
     """Id b is byte b, id 256 the end of text: BPE without merges."""
     # The character that byte-level vocabularies write for each byte: itself if printable, else from U+0100 on.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -172,25 +172,46 @@ def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str =
     if not file.is_file():
         problem = "has no tokenizer" if path.is_dir() else "does not exist"
         raise ValueError(f"{asked_by}={str(path)!r} {problem}; give {_ACCEPTED}")
+    try:
+        return _loaded(file, name or file.resolve().parent.name)
+    except ValueError as error:
+        raise ValueError(f"{asked_by}: {error}") from None
+
+
+def _loaded(file: Path, name: str) -> Tokenizer:
     if file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
-        raise ValueError(f"{asked_by}: {file} is a git-lfs pointer and not the file itself: run git lfs pull there")
-    config = _config_beside(file.parent, asked_by)
-    name = name or file.resolve().parent.name
+        raise ValueError(f"{file} is a git-lfs pointer and not the file itself: run git lfs pull there")
+    config = _config_beside(file.parent)
     if file.suffix == ".model":
         from slm.data.sentencepiece_model import convert
 
-        return convert(file, name, config, asked_by=asked_by)
-    return _from_json(file, name, config, asked_by)
+        return convert(file, name, config)
+    try:
+        content = file.read_text(encoding="utf-8")
+        added = [token["content"] for token in json.loads(content)["added_tokens"]]
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text; give a tokenizer.json") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file} is not a tokenizer.json of the tokenizers library") from None
+    eos = config.get("eos_token") or next((token for token in _USUAL_ENDS if token in added), None)
+    if eos is None:
+        raise ValueError(f"nothing in {file.parent} says which token ends a text; name eos_token in {CONFIGS[0]}")
+    try:
+        return Tokenizer(name, content, bos=config.get("bos_token"), eos=eos, adds_bos=config.get("add_bos_token"))
+    except ValueError:
+        raise
+    except Exception as error:  # the tokenizers library has no error class of its own
+        raise ValueError(f"{file} cannot be read by the tokenizers library ({error})") from None
 
 
-def _config_beside(folder: Path, asked_by: str) -> dict[str, Any]:
+def _config_beside(folder: Path) -> dict[str, Any]:
     """`bos_token` and `eos_token` as text and `add_bos_token` as a bool, as far as a config in `folder` has them."""
     values: dict[str, Any] = {}
     for file in (folder / name for name in CONFIGS if (folder / name).is_file()):
         try:
             config = dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
-            raise ValueError(f"{asked_by}: {file} is not a JSON object; restore it") from None
+            raise ValueError(f"{file} is not a JSON object; restore it") from None
         for role in ("bos_token", "eos_token"):
             token = config.get(role)
             if token and role not in values:
@@ -198,24 +219,3 @@ def _config_beside(folder: Path, asked_by: str) -> dict[str, Any]:
         if isinstance(config.get("add_bos_token"), bool):
             values["add_bos_token"] = config["add_bos_token"]
     return values
-
-
-def _from_json(file: Path, name: str, config: Mapping[str, Any], asked_by: str) -> Tokenizer:
-    try:
-        content = file.read_text(encoding="utf-8")
-        added = [token["content"] for token in json.loads(content)["added_tokens"]]
-    except UnicodeDecodeError:
-        raise ValueError(f"{asked_by}: {file} is not UTF-8 text; give a tokenizer.json") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{asked_by}: {file} is not a tokenizer.json of the tokenizers library") from None
-    eos = config.get("eos_token") or next((token for token in _USUAL_ENDS if token in added), None)
-    if eos is None:
-        raise ValueError(
-            f"{asked_by}: nothing in {file.parent} says which token ends a text; name eos_token in {CONFIGS[0]}"
-        )
-    try:
-        return Tokenizer(name, content, bos=config.get("bos_token"), eos=eos, adds_bos=config.get("add_bos_token"))
-    except ValueError as error:
-        raise ValueError(f"{asked_by}: {error}") from None
-    except Exception as error:  # the tokenizers library has no error class of its own
-        raise ValueError(f"{asked_by}: {file} cannot be read by the tokenizers library ({error})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
     """Write plain values as JSON with a line break at its end; numbers that are not finite become null."""
     write_whole(path, json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n")
+
+
+def is_intact_zip(path: Path) -> bool:
+    """Whether every byte of a zip archive, such as a checkpoint of torch, agrees with its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return False
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, logging
 
-from slm.data.vocabulary import plan_tokenizer
+from slm.data.vocabulary import byte_tokenizer
 
 SHAPE = {
     "vocab_size": 260,
@@ -38,7 +38,7 @@ def llama(**changes) -> LlamaForCausalLM:
 
 
 def save_tokenizer(folder: Path) -> None:
-    plan_tokenizer({"kind": "bytes"}).make(lambda: iter([])).save(folder)
+    byte_tokenizer().save(folder)
 
 
 def save(model: LlamaForCausalLM, folder: Path, **options) -> Path:

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import check, export, export_model, hf_config, load
 from slm.checkpoints.llama import non_llama_fields
-from slm.data.vocabulary import plan_tokenizer
+from slm.data.vocabulary import byte_tokenizer
 from slm.model import Decoder, ModelConfig
 from tests.checkpoints.releases import change_config, halved, llama, mobilellm, save
 
@@ -27,7 +27,7 @@ SHAPE = {
 def exported(folder: Path, **changes) -> Decoder:
     torch.manual_seed(0)
     decoder = Decoder(ModelConfig(**SHAPE | changes))
-    tokenizer = plan_tokenizer({"kind": "bytes"}).make(lambda: iter([]))
+    tokenizer = byte_tokenizer()
     export_model(folder, decoder.config, decoder.state_dict(), tokenizer)
     return decoder
 

@@ -165,9 +165,9 @@ def test_a_gated_repository_says_where_to_accept_its_licence(hub: Hub, monkeypat
             "revision=v9 is not a branch, tag or commit of https://hugg",
         ),
         (RemoteEntryNotFoundError("404", response=answer(404)), "has no config.json on the hub, so it is not a model"),
-        (HfHubHTTPError("500", response=answer(500)), r"cannot be fetched from https.*HfHubHTTPError"),
+        (HfHubHTTPError("500", response=answer(500)), "cannot be fetched from https"),
         (LocalEntryNotFoundError("no connection"), "the hub stopped answering; give the same command again"),
-        (httpx.ConnectError("reset"), r"the hub stopped answering \(ConnectError\); give the same command again"),
+        (httpx.ConnectError("reset"), r"the hub stopped answering; give the same command again \(ConnectError\)"),
     ],
 )
 def test_what_the_hub_answers_becomes_one_sentence(hub: Hub, error: Exception, sentence: str) -> None:

@@ -190,9 +190,12 @@ HARMS = {
     ),
     "integers": (
         rewrite_tensors(lambda s: s.update({NORM: torch.ones(48, dtype=torch.int8)})),
-        "model.norm.weight is stored as I8, but must be one of F64, F32, F16, BF16",
+        "model.norm.weight is stored as int8, but must be one of float64, float32",
     ),
-    "integers in a pickle": (as_pickle({"a": torch.ones(2, dtype=torch.int8)}), "stores a as int8, but it must be"),
+    "integers in a pickle": (
+        as_pickle({"a": torch.ones(2, dtype=torch.int8)}),
+        "a is stored as int8, but must be one of",
+    ),
     "a list in a pickle": (as_pickle([torch.ones(2)]), "holds a list, but must hold tensors by name"),
     "numbered tensors": (as_pickle({3: torch.ones(2)}), "must hold tensors by name, but '3' is not one"),
     "a tensor without values": (as_pickle({"a": torch.ones(2, device="meta")}), "tensors by name, but 'a' is not one"),

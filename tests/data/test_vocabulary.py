@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 from tokenizers import pre_tokenizers
 
-from slm.data.vocabulary import plan_tokenizer
+from slm.data.vocabulary import byte_tokenizer, plan_tokenizer
 
 TRAIN = """
 import json, sys
-from slm.data.vocabulary import plan_tokenizer
+from slm.data.vocabulary import byte_tokenizer, plan_tokenizer
 texts = json.loads(sys.argv[1])
 config = {"kind": "bpe", "vocab_size": 600, "train_bytes": None}
 print(plan_tokenizer(config).make(lambda: iter([texts])).fingerprint)
@@ -22,14 +22,14 @@ def train(texts, **changes):
 
 
 def test_bytes_are_their_own_ids():
-    tokenizer = plan_tokenizer({"kind": "bytes"}).make(lambda: iter([]))
+    tokenizer = byte_tokenizer()
     text = "".join(map(chr, range(0x250))) + "語🙂"
     assert tokenizer.encode(text) == list(text.encode())
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (257, 256)
 
 
 def test_byte_characters_are_those_of_the_tokenizers_library():
-    assert set(plan_tokenizer({"kind": "bytes"}).make(lambda: iter([]))._vocabulary) == {
+    assert set(byte_tokenizer()._vocabulary) == {
         *pre_tokenizers.ByteLevel.alphabet(),
         "<|endoftext|>",
     }
