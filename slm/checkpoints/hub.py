@@ -74,7 +74,7 @@ def _download(repository: str, revision: str | None, *, every_format: bool = Fal
 
     page, asked = f"https://huggingface.co/{repository}", f"checkpoint={repository!r}"
     account = "with the account of the token in use" if get_token() else "and run `hf auth login` or set HF_TOKEN"
-    sentences = {  # subclasses first
+    sentences: dict[type[Exception], str] = {  # subclasses first
         errors.GatedRepoError: f"{asked} is gated: accept its licence at {page} {account}",
         errors.RevisionNotFoundError: f"revision={revision} is not a branch, tag or commit of {page}",
         errors.RepositoryNotFoundError: f"{asked} is neither a folder here nor a repository of the hub that you may "

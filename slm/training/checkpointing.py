@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+
+from slm.runtime.files import is_intact_zip
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
@@ -90,7 +91,7 @@ def kept_name(step: int) -> str:
 def first_intact(paths: Iterable[Path]) -> Path | None:
     """The first checkpoint that is whole; says so of each damaged one before it."""
     for path in paths:
-        if is_intact(path):
+        if is_intact_zip(path):
             return path
         print(f"checkpoint {path} is damaged and is passed over", flush=True)
     return None
@@ -102,15 +103,6 @@ def step_of(path: Path) -> int:
     if checkpoint.get("slm_schema") != SCHEMA:
         raise CheckpointError(f"checkpoint {path} was written by another version of slm: continue it with that version")
     return checkpoint["global_step"]
-
-
-def is_intact(path: Path) -> bool:
-    """Whether every byte of the archive agrees with its checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, OSError):
-        return False
 
 
 def keep_as(folder: Path, name: str) -> None:
