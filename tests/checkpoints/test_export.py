@@ -11,6 +11,7 @@ from slm.checkpoints.llama import non_llama_fields
 from slm.data.vocabulary import byte_tokenizer
 from slm.model import Decoder, ModelConfig
 from tests.checkpoints.releases import change_config, halved, llama, mobilellm, save
+from tests.seeds import seeded
 
 SHAPE = {
     "vocab_size": 260,
@@ -25,7 +26,7 @@ SHAPE = {
 
 
 def exported(folder: Path, **changes) -> Decoder:
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     decoder = Decoder(ModelConfig(**SHAPE | changes))
     tokenizer = byte_tokenizer()
     export_model(folder, decoder.config, decoder.state_dict(), tokenizer)
@@ -106,7 +107,7 @@ def test_an_export_replaces_the_one_before_it_and_leaves_nothing_else(tmp_path: 
 
 
 SHARINGS = [("none", 1), ("immediate", 2), ("immediate", 3), ("repeat_all_over", 2), ("reverse", 2), ("reverse", 3)]
-TEXT = torch.randint(0, 257, (2, 40), generator=torch.Generator().manual_seed(3))
+TEXT = torch.randint(0, 257, (2, 40), generator=torch.Generator().manual_seed(seeded(3)))
 
 
 @pytest.mark.parametrize(("sharing", "repeats"), SHARINGS)

@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from slm.data.stream import ShardWriter, TokenStream
+from tests.seeds import seeded
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["the", "a", "model", "learns", "word", "after", "short,", "data;", "17", "3.5", "café", "naïve", "語", "(yes)"]
@@ -44,7 +45,7 @@ def python() -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture
 def paragraphs() -> list[str]:
-    rng = random.Random(0)
+    rng = random.Random(seeded())
     return [" ".join(rng.choices(WORDS, k=rng.randint(20, 60))) + f" number {i}." for i in range(300)]
 
 

@@ -4,6 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slm.data import train_loader, val_batches, window_ids
+from tests.seeds import seeded
 
 FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 COMMON = {"sequence_length": 8, "batch_size": 12, "seed": 3, "start_step": 0, "num_steps": 9, "micro_batch_size": 12}
@@ -11,7 +12,7 @@ COMMON = {"sequence_length": 8, "batch_size": 12, "seed": 3, "start_step": 0, "n
 
 @pytest.fixture
 def stream(stream_of):
-    return stream_of(torch.randint(0, 60_000, (1003,), generator=torch.Generator().manual_seed(0)).tolist(), 100)
+    return stream_of(torch.randint(0, 60_000, (1003,), generator=torch.Generator().manual_seed(seeded())).tolist(), 100)
 
 
 def test_batches_are_the_windows_of_the_order(stream):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from slm.data import load_tokenizer
+from tests.seeds import seeded
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -58,7 +59,7 @@ KINDS = {
 
 
 def trained(folder, **options):
-    rng = random.Random(0)
+    rng = random.Random(seeded())
     words = " ".join(SENTENCES).split(" ")
     lines = SENTENCES * 5 + ["  ".join(rng.choice(words) for _ in range(8)) for _ in range(200)]
     model = io.BytesIO()

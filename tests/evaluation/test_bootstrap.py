@@ -17,6 +17,7 @@ from slm.evaluation.bootstrap import (
     merge_blocks,
     ratio_errors,
 )
+from tests.seeds import seeded
 
 
 def documents(rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +29,7 @@ def documents(rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.nda
 
 def test_the_error_of_a_ratio_is_that_of_the_delta_method() -> None:
     """Cochran 1977, equation 2.46 (sampling with replacement): sum (y - R x)^2 / ((K - 1) K mean(x)^2)."""
-    nats, tokens = documents(np.random.default_rng(1), 300)
+    nats, tokens = documents(np.random.default_rng(seeded(1)), 300)
     ratio = nats.sum() / tokens.sum()
     variance = ((nats - ratio * tokens) ** 2).sum() / (299 * 300 * tokens.mean() ** 2)
     (error,) = ratio_errors(nats, tokens[:, None], replicates=20_000)
@@ -36,14 +37,14 @@ def test_the_error_of_a_ratio_is_that_of_the_delta_method() -> None:
 
 
 def test_for_blocks_of_one_size_it_is_the_error_of_a_mean() -> None:
-    values = np.random.default_rng(2).normal(size=12)
+    values = np.random.default_rng(seeded(2)).normal(size=12)
     (error,) = ratio_errors(values, np.ones((12, 1)), replicates=50_000)
     assert error == pytest.approx(values.std(ddof=1) / math.sqrt(12), rel=0.02)
 
 
 def test_intervals_of_two_errors_hold_the_truth_about_as_often_as_they_say() -> None:
     """In 400 texts of 60 documents; the truth is the mean over all documents weighted by their length, 3.0."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seeded(3))
     hits = 0
     for _ in range(400):
         nats, tokens = documents(rng, 60)
@@ -53,7 +54,7 @@ def test_intervals_of_two_errors_hold_the_truth_about_as_often_as_they_say() -> 
 
 
 def test_tokens_that_are_alike_within_a_document_give_a_larger_error_than_independent_ones_would() -> None:
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(seeded(4))
     losses = (3 + rng.normal(0, 1, (100, 1)) + rng.normal(0, 1, (100, 200))).ravel()
     block, _ = make_blocks(np.repeat(np.arange(100), 200))
     (error,) = ratio_errors(np.bincount(block, losses), np.bincount(block)[:, None])
@@ -63,7 +64,7 @@ def test_tokens_that_are_alike_within_a_document_give_a_larger_error_than_indepe
 
 
 def test_several_denominators_are_drawn_together_and_a_seed_repeats_itself() -> None:
-    nats, tokens = documents(np.random.default_rng(5), 50)
+    nats, tokens = documents(np.random.default_rng(seeded(5)), 50)
     both = ratio_errors(nats, np.column_stack([tokens, 4 * tokens]))
     assert both[1] == pytest.approx(both[0] / 4)
     assert ratio_errors(nats, tokens[:, None]) == pytest.approx(both[:1])
@@ -103,7 +104,7 @@ def pair(rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray,
 
 def test_the_error_of_a_difference_is_the_closed_form_and_that_of_drawing_both_on_the_same_blocks() -> None:
     """Over one denominator a difference of ratios is the ratio of the differences: Cochran's equation of one ratio."""
-    a, b, size = pair(np.random.default_rng(6), 80)
+    a, b, size = pair(np.random.default_rng(seeded(6)), 80)
     error = influence_error(influences(a, size) - influences(b, size))
     ratio = (a - b).sum() / size.sum()
     variance = ((a - b - ratio * size) ** 2).sum() / (79 * 80 * size.mean() ** 2)
@@ -113,7 +114,7 @@ def test_the_error_of_a_difference_is_the_closed_form_and_that_of_drawing_both_o
 
 
 def test_over_two_denominators_it_is_that_of_drawing_both_on_the_same_blocks() -> None:
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(seeded(7))
     a, b, size = pair(rng, 60)
     other = size + rng.integers(-3, 4, 60)
     counts = rng.multinomial(60, np.full(60, 1 / 60), size=20_000)
@@ -123,14 +124,14 @@ def test_over_two_denominators_it_is_that_of_drawing_both_on_the_same_blocks() -
 
 
 def test_a_constant_shift_per_byte_has_no_error() -> None:
-    a, _, size = pair(np.random.default_rng(8), 40)
+    a, _, size = pair(np.random.default_rng(seeded(8)), 40)
     alone = influence_error(influences(a, size))
     assert influence_error(influences(a, size) - influences(a + 0.02 * size, size)) < 1e-12 * alone
 
 
 def test_intervals_of_two_paired_errors_hold_the_true_difference_about_as_often_as_they_say() -> None:
     """In 2,000 texts of 62 documents, as many as WikiText-2 has; the truth is -0.01 for documents of any length."""
-    rng = np.random.default_rng(9)
+    rng = np.random.default_rng(seeded(9))
     paired = unpaired = 0
     for _ in range(2000):
         a, b, size = pair(rng, 62)
@@ -157,7 +158,7 @@ def test_merged_blocks_are_few_even_runs_with_the_same_sums(number: int) -> None
 
 def test_merging_changes_an_error_only_by_chance() -> None:
     """Errors of 2,000 documents and of their 200 blocks of ten; one from 200 is known to 5%."""
-    a, b, size = pair(np.random.default_rng(10), 2000)
+    a, b, size = pair(np.random.default_rng(seeded(10)), 2000)
     merged = merge_blocks(np.column_stack([a, b, size]))
     fine = influence_error(influences(a, size) - influences(b, size))
     coarse = influence_error(influences(merged[:, 0], merged[:, 2]) - influences(merged[:, 1], merged[:, 2]))

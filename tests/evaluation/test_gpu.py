@@ -10,6 +10,7 @@ from slm.evaluation.protocols import Protocol
 from slm.evaluation.speed import measure_speed
 from slm.model import Decoder, ModelConfig, generate
 from slm.model.decoding import compiled_logits
+from tests.seeds import seeded
 
 pytestmark = pytest.mark.gpu
 CONFIG = ModelConfig(
@@ -18,7 +19,7 @@ CONFIG = ModelConfig(
 
 
 def pair() -> tuple[Decoder, Decoder]:
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     host = Decoder(CONFIG).eval()
     device = Decoder(CONFIG).eval()
     device.load_state_dict(host.state_dict())
@@ -26,7 +27,7 @@ def pair() -> tuple[Decoder, Decoder]:
 
 
 def test_perplexity_is_that_of_the_cpu() -> None:
-    ids = np.random.default_rng(0).integers(0, 300, 2000)
+    ids = np.random.default_rng(seeded()).integers(0, 300, 2000)
     ones = np.ones(2000, dtype=np.int64)
     stream = Stream(
         name="t",

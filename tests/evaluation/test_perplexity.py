@@ -15,6 +15,7 @@ from slm.evaluation.encode import Stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.protocols import Protocol
 from slm.model import Decoder, ModelConfig
+from tests.seeds import seeded
 
 VOCAB = 120
 SHAPE = ModelConfig(
@@ -31,7 +32,7 @@ SHAPE = ModelConfig(
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     return Decoder(SHAPE).eval()
 
 
@@ -57,7 +58,7 @@ def llama(decoder: Decoder) -> Any:
 
 
 def stream_of(length: int, *, seed: int = 0, **changes: Any) -> Stream:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     facts = {
         "name": "text",
         "fingerprint": "f",
@@ -155,7 +156,7 @@ def test_batches_change_nothing_and_what_a_stream_leaves_out_does_not_count(
     decoder: Decoder, protocol: Protocol, length: int, batch_tokens: int, seed: int
 ) -> None:
     """The reference scores each window alone, in float64, from whole logits."""
-    scored = np.random.default_rng(seed).random(length) < 0.8
+    scored = np.random.default_rng(seeded(seed)).random(length) < 0.8
     scored[:2] = False, True
     stream = stream_of(length, seed=seed, scored=scored)
     exact, nats = Decoder(SHAPE).double(), 0.0

@@ -20,6 +20,7 @@ from slm.evaluation.protocols import Protocol
 from slm.evaluation.run import evaluate
 from tests.evaluation.asked import small
 from tests.running import make_command, run_script
+from tests.seeds import seeded
 
 LENGTH = 32  # train.sequence_length of tests/running.py
 
@@ -41,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Path:
 @pytest.fixture(scope="session")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on documents of a few words that do not see each other."""
-    folder, rng = tmp_path_factory.mktemp("masked"), random.Random(0)
+    folder, rng = tmp_path_factory.mktemp("masked"), random.Random(seeded())
     rows = [{"text": " ".join(rng.choices(["one", "two", "three", "four"], k=rng.randint(1, 6)))} for _ in range(4000)]
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))

@@ -25,6 +25,7 @@ from slm.evaluation.report.tasks import tasks_section
 from slm.runtime.words import measured
 from slm.scaling import fit, read_table
 from tests.evaluation.reported import correlated_blocks, entry, published, score, scored_blocks, speed, task, tiny
+from tests.seeds import seeded
 
 COMMAND = "python evaluate.py 'checkpoints=[a,b]'"
 SEGMENTATION = score(3.0)["segmentation"]
@@ -148,7 +149,7 @@ def test_different_tokenizers_are_warned_of_and_compared_by_bits_per_byte_alone(
 
 
 def test_errors_of_averages_and_differences_are_those_of_many_simulated_evaluations() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded())
     p, n = np.array([0.3, 0.6, 0.8]), np.array([500, 1000, 200])
     one = entry("a", 10**7, tasks={str(i): task(float(p[i]), int(n[i])) for i in range(3)})
     value, se = average(one, ["0", "1", "2"])
@@ -358,7 +359,7 @@ def pruned(value: Any, rng: random.Random) -> Any:
 
 def in_blocks() -> list[dict[str, Any]]:
     """Three checkpoints whose results have blocks."""
-    nats, *sizes = correlated_blocks(np.random.default_rng(0), 3)
+    nats, *sizes = correlated_blocks(np.random.default_rng(seeded()), 3)
     return [
         entry(f"kept-{place}", 10**7, perplexity_results=[scored_blocks(one, *sizes)]) for place, one in enumerate(nats)
     ]
@@ -366,7 +367,7 @@ def in_blocks() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_any_part_may_be_missing(seed: int, tmp_path: Path) -> None:
-    rng = random.Random(seed)
+    rng = random.Random(seeded(seed))
     entries = [pruned(copy.deepcopy(one), rng) for one in published() + tiny() + in_blocks()]
     write_report(tmp_path, entries, command=COMMAND)
     text = (tmp_path / "report.md").read_text()

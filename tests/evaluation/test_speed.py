@@ -9,6 +9,7 @@ from torch import Tensor
 from slm.evaluation import speed
 from slm.evaluation.speed import measure_speed, without_sharing
 from slm.model import Decoder, KVCache, ModelConfig
+from tests.seeds import seeded
 
 SETTINGS = {"prompt_tokens": 30, "new_tokens": 10, "repetitions": 3, "cache": True, "compile": False}
 SHAPE = {
@@ -22,7 +23,7 @@ SHAPE = {
 
 
 def decoder(**changes: Any) -> Decoder:
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     return Decoder(ModelConfig(**SHAPE | changes)).eval()
 
 

@@ -23,6 +23,7 @@ from slm.evaluation.tasks.local import make_task, read_records
 from slm.evaluation.tasks.names import task_manager
 from slm.evaluation.tasks.run import _entries
 from slm.model import Decoder, ModelConfig
+from tests.seeds import seeded
 
 CHOICES = [
     {"query": "The sun is", "choices": ["warm", "cold and far away"], "gold": 0},
@@ -48,7 +49,7 @@ def write(path: Path, records: list[dict]) -> str:
 @pytest.fixture(scope="module")
 def model() -> tuple:
     tokenizer = plan_tokenizer({"kind": "bytes"}).make(lambda: iter([]))
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
     shape |= {"intermediate_size": 48, "max_position_embeddings": 128, "init_std": 0.3}
     return Decoder(ModelConfig(**shape)).eval(), tokenizer

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from slm.checkpoints import load
 from slm.evaluation.tasks.adapter import DecoderLM
+from tests.seeds import seeded
 
 CONTEXT = 48
 CORPUS = [
@@ -58,7 +59,7 @@ def save(folder: Path, *, begins: bool) -> None:
     if begins:
         inner.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    torch.manual_seed(1)
+    torch.manual_seed(seeded(1))
     config = LlamaConfig(
         vocab_size=inner.get_vocab_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT, initializer_range=0.4,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from slm.evaluation.tasks.batching import Group, Request, batches, plan, request, share
 from slm.evaluation.tasks.scoring import Scorer
 from slm.model import Decoder, ModelConfig
+from tests.seeds import seeded
 
 CONTEXT = 24
 ids = st.integers(0, 3)  # few ids, so that prefixes are shared and tokens are sometimes the likeliest
@@ -18,7 +19,7 @@ questions = st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=4))
 
 
 def decoder(**changes) -> Decoder:
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     shape = {"vocab_size": 7, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
     shape |= {"intermediate_size": 24, "max_position_embeddings": CONTEXT, "init_std": 0.5} | changes
     return Decoder(ModelConfig(**shape)).double().eval()

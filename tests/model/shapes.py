@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from slm.model import Decoder, ModelConfig
+from tests.seeds import seeded
 
 SHARINGS = ["none", "immediate", "repeat_all_over", "reverse"]
 
@@ -28,7 +29,7 @@ def shared(sharing: str, **changes) -> ModelConfig:
 
 def randomized(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Decoder:
     """A decoder whose gains and biases are random too, so that a reference can notice where they go."""
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     decoder = Decoder(config).to(dtype)
     for parameter in decoder.parameters():
         if parameter.ndim == 1:
@@ -37,7 +38,7 @@ def randomized(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Decod
 
 
 def tokens_of(config: ModelConfig, length: int, batch: int = 2) -> Tensor:
-    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seeded(1)))
 
 
 SIZES = {"sliding_window": 5, "sparse_block": 6, "sparse_stride": 3, "chunk_size": 4, "state_size": 6}
@@ -80,7 +81,7 @@ EXACT = {"rtol": 0, "atol": 1e-9}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seeded(seed)))
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, slopes: list[float]) -> Tensor:

@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slm.model import Decoder, ModelConfig
 from slm.model import loss as loss_module
 from slm.model.loss import IGNORE, cross_entropy, token_losses
+from tests.seeds import seeded
 
 
 def problem(tokens: int, vocab: int, ignored: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(tokens * vocab)
+    rng = torch.Generator().manual_seed(seeded(tokens * vocab))
     hidden = torch.randn(tokens, 16, generator=rng, dtype=torch.float64).requires_grad_()
     weight = torch.randn(vocab, 16, generator=rng, dtype=torch.float64).requires_grad_()
     targets = torch.randint(vocab, (tokens,), generator=rng)

@@ -4,6 +4,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from slm.model import Decoder, ModelConfig, generate
+from tests.seeds import seeded
 
 CONFIG = ModelConfig(
     vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64, init_std=0.3
@@ -11,7 +12,7 @@ CONFIG = ModelConfig(
 
 
 def decoder() -> Decoder:
-    torch.manual_seed(3)
+    torch.manual_seed(seeded(3))
     return Decoder(CONFIG)
 
 

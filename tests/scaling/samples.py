@@ -10,6 +10,7 @@ import pandas as pd
 from slm.scaling.forms import Floats
 from slm.scaling.sample import Sample
 from slm.scaling.tables import Table, table_from_frame
+from tests.seeds import seeded
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "scaling"
 
@@ -49,7 +50,7 @@ def plain_law(name: str, p: Mapping[str, float], x: Mapping[str, Floats]) -> Flo
 
 def design(variables: tuple[str, ...], rows: int, seed: int = 0) -> Floats:
     """Log variables [rows, V] spread over realistic ranges: a line for one variable, random beyond."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     columns = []
     for v, name in enumerate(variables):
         low, high = np.log(RANGES[name])
@@ -68,7 +69,7 @@ def noisy(name: str, variables: tuple[str, ...], rows: int, sigma: float, seed: 
     """Rows of the law `name` of `TRUE` with Gaussian log noise."""
     log_x = design(variables, rows, seed)
     x = {v: np.exp(log_x[:, j]) for j, v in enumerate(variables)}
-    noise = sigma * np.random.default_rng([seed, 1]).standard_normal(rows)
+    noise = sigma * np.random.default_rng([seeded(seed), 1]).standard_normal(rows)
     return sample(np.log(plain_law(name, TRUE[name], x)) + noise, log_x)
 
 
@@ -85,9 +86,9 @@ def runs(
 
     `shared` moves a size of all families together.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     by_family = sizes if isinstance(sizes, Mapping) else dict.fromkeys(laws, sizes)
-    common = shared * np.random.default_rng([seed, 1]).standard_normal(max(map(len, by_family.values())))
+    common = shared * np.random.default_rng([seeded(seed), 1]).standard_normal(max(map(len, by_family.values())))
     rows: list[dict[str, Any]] = [
         {"family": name, "params_total": N, "tokens": 3e10, "seed": s}
         | {"loss": law(N) * np.exp(common[i] + noise * rng.standard_normal())}

@@ -23,6 +23,7 @@ from slm.scaling.laws import get_law
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table, table_from_frame
+from tests.seeds import seeded
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 
@@ -125,7 +126,7 @@ def test_the_optimum_of_kaplans_law_is_where_its_slope_along_the_budget_is_zero(
 
 def grid(unit: float = 6.0, *, noise: float = 0.002, largest: float = 2e9) -> Table:
     """A 6 x 5 grid of N and D under a known law, whose FLOPs are `unit` N D."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seeded(2))
     N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, largest, 6), np.geomspace(1e9, 1e11, 5)))
     loss = (1.8 + 480 / N**0.35 + 2000 / D**0.36) * np.exp(noise * rng.standard_normal(len(N)))
     frame = pd.DataFrame({"family": "a", "params_total": N, "tokens": D, "flops": unit * N * D, "loss": loss})
@@ -134,7 +135,7 @@ def grid(unit: float = 6.0, *, noise: float = 0.002, largest: float = 2e9) -> Ta
 
 def fitted(table: Table, *laws: str) -> dict[str, dict[str, Fitted]]:
     """Least-squares fits of the laws to the loss, as `analyse` passes them on."""
-    rng, least = np.random.default_rng(0), Loss(np.inf)
+    rng, least = np.random.default_rng(seeded()), Loss(np.inf)
     plain = Settings(bootstrap=0)
     return {
         law: fit_group(table, get_law(law), "loss", "params_total", plain, rng, loss=least, thorough=False)
@@ -193,7 +194,7 @@ def test_a_floor_above_a_loss_that_was_reached_gives_no_optimum() -> None:
 
 
 def references(sizes: np.ndarray, tokens: float = 1e10) -> tuple[list[Entry], list[Entry]]:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded())
     N = np.repeat(sizes, 2)
     loss = 20 * N**-0.1 * np.exp(0.003 * rng.standard_normal(len(N)))
     frame = pd.DataFrame({"params_total": N, "tokens": tokens, "loss": loss, "seed": np.tile([1, 2], len(sizes))})

@@ -14,6 +14,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
 from slm.scaling.sample import Sample
 from tests.scaling.samples import TRUE, design, noisy, plain_law, sample
+from tests.seeds import seeded
 
 POWER, FLOOR, CHINCHILLA = get_law("power"), get_law("power_floor"), get_law("chinchilla")
 
@@ -24,7 +25,7 @@ def families_of(law: Law, samples: dict[str, Sample]) -> Families:
 
 def lines(slopes: list[float], sigma: float, seed: int, rows: int = 6) -> dict[str, Sample]:
     """Families of straight lines, their sizes not the same."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     found = {}
     for f, slope in enumerate(slopes):
         x = np.linspace(15 + 0.3 * f, 20 + 0.2 * f, rows + f)
@@ -64,7 +65,7 @@ def test_the_statistic_is_n_log_of_the_ratio_and_its_p_that_of_the_exact_f_test(
     families, sse = families_of(POWER, samples), ancova(samples)
     restricted, wider = fit_joint(families, "shared_exponents"), fit_joint(families, "separate")
     B = 1999
-    ratio = likelihood_ratio(families, restricted, wider, B, np.random.default_rng(0))
+    ratio = likelihood_ratio(families, restricted, wider, B, np.random.default_rng(seeded()))
     n = sum(len(s.log_y) for s in samples.values())
     assert ratio.statistic == pytest.approx(n * np.log(sse["shared_exponents"] / sse["separate"]), rel=1e-5)
     assert ratio.df == 2
@@ -72,7 +73,7 @@ def test_the_statistic_is_n_log_of_the_ratio_and_its_p_that_of_the_exact_f_test(
     f = ((sse["shared_exponents"] - sse["separate"]) / 2) / (sse["separate"] / (n - 6))
     exact = stats.f.sf(f, 2, n - 6)
     assert 0.02 < exact < 0.98
-    assert likelihood_ratio(families, restricted, wider, 0, np.random.default_rng(0)).p == pytest.approx(
+    assert likelihood_ratio(families, restricted, wider, 0, np.random.default_rng(seeded())).p == pytest.approx(
         exact, rel=1e-4
     )
     # Simulated with every family's own scatter, which here is much alike.
@@ -84,7 +85,7 @@ def test_the_calibrated_test_rejects_equal_exponents_as_often_as_it_says() -> No
     for seed in range(120):
         families = families_of(POWER, lines([0.1, 0.1], 0.02, seed, rows=4))
         shared, separate = fit_joint(families, "shared_exponents"), fit_joint(families, "separate")
-        p.append(likelihood_ratio(families, shared, separate, 99, np.random.default_rng(seed)))
+        p.append(likelihood_ratio(families, shared, separate, 99, np.random.default_rng(seeded(seed))))
     assert stats.kstest([r.p for r in p], "uniform").pvalue > 0.01
     assert np.mean([r.p_chi2 < 0.05 for r in p]) > 0.08  # why it is calibrated: 9 rows are no large sample
 
@@ -113,7 +114,7 @@ def test_parameters_of_nested_models_are_counted() -> None:
 def planted(law: Law, rho: dict[str, float], sigma: float = 0.0, rows: int = 16) -> dict[str, Sample]:
     """A family, and another that uses each variable as if it were rho times as much."""
     log_x = design(law.variables, rows, seed=4)
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seeded(1))
     found = {}
     for name in ("reference", "better"):
         times = rho if name == "better" else dict.fromkeys(rho, 1.0)

@@ -15,6 +15,7 @@ from slm.scaling.solver import Loss
 from slm.scaling.starts import coordinate_bounds
 from slm.scaling.tables import Table, table_from_frame
 from tests.scaling.samples import TRUE, design, noisy, plain_law, sample
+from tests.seeds import seeded
 
 POWER, FLOOR, CHINCHILLA = get_law("power"), get_law("power_floor"), get_law("chinchilla")
 
@@ -44,7 +45,7 @@ def test_noise_free_data_give_back_their_parameters(name: str, times: list[float
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(4, 30), slope=st.floats(-0.4, 0.4), sigma=st.floats(1e-3, 0.3), seed=st.integers(0, 10_000))
 def test_a_power_law_is_linear_regression_in_logs(rows: int, slope: float, sigma: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     x = rng.uniform(14, 22, rows)
     y = 3 - slope * x + sigma * rng.normal(size=rows)
     found, line = fit_sample(POWER, sample(y, x)), stats.linregress(x, y)
@@ -79,7 +80,7 @@ def test_hubers_criteria_are_those_of_the_density_that_its_loss_is_the_logarithm
 
 def test_rows_of_one_cluster_count_by_their_correlation() -> None:
     """Against the multivariate normal likelihood with the same correlation within clusters, maximised over a grid."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded())
     runs = np.repeat(np.arange(8), 3)
     x = np.linspace(16, 21, 24)
     y = 3 - 0.1 * x + 0.02 * rng.normal(size=8)[runs] + 0.01 * rng.normal(size=24)
@@ -140,7 +141,7 @@ def test_what_cannot_be_fitted_is_refused_in_words(law: str, log_x: np.ndarray, 
 
 def replicated(seed: int = 2, cells: int = 6, seeds: int = 3, wobble: float = 0.0) -> Sample:
     """Seeds of several sizes; `wobble` moves a whole size off the law."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seeded(seed))
     cell = np.repeat(np.arange(cells), seeds)
     x = np.linspace(16, 21, cells)[cell]
     y = 3 - 0.1 * x + wobble * rng.normal(size=cells)[cell] + 0.01 * rng.normal(size=len(x))

@@ -10,12 +10,13 @@ from slm.scaling.laws import get_law
 from slm.scaling.solver import Loss
 from slm.scaling.tables import read_table
 from tests.scaling.samples import noisy, sample
+from tests.seeds import seeded
 
 POWER, FLOOR = get_law("power"), get_law("power_floor")
 
 
 def of(found: Fit, replicates: int = 0) -> Uncertainty:
-    return uncertainty(found, replicates=replicates, rng=np.random.default_rng(0))
+    return uncertainty(found, replicates=replicates, rng=np.random.default_rng(seeded()))
 
 
 def test_the_method_follows_from_law_loss_and_clusters() -> None:
@@ -54,7 +55,7 @@ def test_the_published_rows_have_the_intervals_of_facts() -> None:
 
 def test_rows_of_one_run_with_all_error_shared_have_the_interval_of_the_runs_means() -> None:
     """Thirty runs with two rows each: a regression on the thirty means, to the small-sample corrections."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seeded(1))
     run = np.repeat(np.arange(30), 2)
     x = np.linspace(15, 22, 30)[run]
     y = 3 - 0.1 * x + 0.02 * rng.normal(size=30)[run]
@@ -68,7 +69,7 @@ def test_rows_of_one_run_with_all_error_shared_have_the_interval_of_the_runs_mea
 
 def test_hubers_bootstrap_interval_is_scaled_up_for_the_parameters() -> None:
     """Six runs, two parameters: t with 4 degrees of freedom, and sqrt(6 / 4) for what the residuals lack."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seeded(2))
     run = np.repeat(np.arange(6), 2)
     of_runs = sample(1.2 - 0.1 * run + 0.02 * rng.normal(size=6)[run], np.linspace(15, 22, 6)[run], run)
     found = of(fit_sample(POWER, of_runs, loss=Loss(1e-3)), replicates=300)
@@ -85,7 +86,7 @@ def test_intervals_of_rows_that_share_shapes_cover_the_truth(shapes: int, rows: 
     shape = np.repeat(np.arange(shapes), rows)
     x = np.linspace(15, 22, shapes)[shape]
     for seed in range(300):
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seeded(seed))
         y = 3 - 0.1 * x + 0.02 * rng.normal(size=shapes)[shape] + own * rng.normal(size=len(x))
         low, high = of(fit_sample(POWER, sample(y, x, shape))).ci["alpha"]
         assert low is not None
@@ -107,7 +108,7 @@ def test_four_sizes_do_not_identify_three_parameters() -> None:
 
 def test_exponents_of_noise_are_not_identified() -> None:
     x = np.linspace(16, 21, 9)
-    flat = sample(1.1 + 0.02 * np.random.default_rng(4).normal(size=9), x)
+    flat = sample(1.1 + 0.02 * np.random.default_rng(seeded(4)).normal(size=9), x)
     assert "alpha" in of(fit_sample(FLOOR, flat)).not_identified
     line = of(fit_sample(POWER, flat))
     assert line.not_identified == {}  # a slope of about nothing is a finding
@@ -116,7 +117,7 @@ def test_exponents_of_noise_are_not_identified() -> None:
 
 def test_a_floor_that_the_data_do_not_show_is_marked() -> None:
     x = np.linspace(16, 21, 12)
-    noise = 0.002 * np.random.default_rng(0).normal(size=12)
+    noise = 0.002 * np.random.default_rng(seeded()).normal(size=12)
     found = fit_sample(FLOOR, sample(np.log(8 - 0.25 * x) + noise, x))
     assert found.certificate.at_bound == ("E",)
     result = of(found)
@@ -129,7 +130,7 @@ def test_a_floor_that_the_data_do_not_show_is_marked() -> None:
 def test_an_exponent_whose_coefficient_is_at_its_bound_is_not_identified() -> None:
     """Only the smallest of eight sizes (over a factor of 400) deviates: every steep enough exponent fits alike."""
     x = np.linspace(16, 22, 8)
-    y = 1 + 0.003 * np.random.default_rng(0).standard_normal(8) + 0.08 * (np.arange(8) == 0)
+    y = 1 + 0.003 * np.random.default_rng(seeded()).standard_normal(8) + 0.08 * (np.arange(8) == 0)
     found = fit_sample(FLOOR, sample(y, x))
     rest = y[1:] - y[1:].mean()
     assert found.sse > 1.0001 * (rest**2).sum()  # alpha towards infinity is better still

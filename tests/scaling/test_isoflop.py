@@ -11,6 +11,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.isoflop import Exponent, given_optima, group_budgets, isoflop, isoflop_bias
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
+from tests.seeds import seeded
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 
@@ -77,7 +78,7 @@ def noisy_shifts(law: dict[str, float], budgets: Floats, shift: float, rng: np.r
 @pytest.mark.parametrize(("budgets", "sigma", "shift"), [(3, 0.003, 0.0), (5, 0.003, 0.0), (4, 0.001, 0.15)])
 def test_intervals_of_both_exponents_cover(budgets: int, sigma: float, shift: float) -> None:
     """Nominally 95%, of what approach 2 finds in exact profiles, whether runs scatter or whole budgets do."""
-    rng, tables = np.random.default_rng([budgets, 1]), 250
+    rng, tables = np.random.default_rng([seeded(budgets), 1]), 250
     C = np.geomspace(1e18, 3e20, budgets)
     exact = exponents(profiles(HOFFMANN, C))
     covered = np.zeros(2)
@@ -90,7 +91,7 @@ def test_intervals_of_both_exponents_cover(budgets: int, sigma: float, shift: fl
 
 
 def test_the_interval_of_a_lowest_point_covers_it() -> None:
-    rng, tables, inside = np.random.default_rng(7), 120, 0
+    rng, tables, inside = np.random.default_rng(seeded(7)), 120, 0
     exact = isoflop(profiles(HOFFMANN, np.geomspace(1e18, 1e20, 3)), "N", "loss").budgets
     for _ in range(tables):
         found = isoflop(noisy(profiles(HOFFMANN, np.geomspace(1e18, 1e20, 3)), 0.004, rng), "N", "loss").budgets
@@ -128,7 +129,7 @@ def test_too_few_sizes_or_budgets_or_no_lowest_point_give_no_exponent_and_say_wh
 
 def test_runs_spread_over_compute_without_gaps_are_no_budgets() -> None:
     """92 rows over a factor of 9, no neighbours 10% apart: once taken for one budget."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded())
     N, C = np.exp(rng.uniform(np.log(1e8), np.log(3e9), 92)), np.geomspace(1.6e19, 1.5e20, 92)
     frame = pd.DataFrame({"N": N, "tokens": C / 6 / N, "flops": C})
     loss = 1.69 + 406.4 / frame["N"] ** 0.34 + 410.7 / frame["tokens"] ** 0.28
@@ -216,7 +217,7 @@ def test_a_symmetric_law_with_centred_sizes_has_no_bias() -> None:
 
 
 def optima() -> pd.DataFrame:
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(seeded(4))
     C = np.geomspace(1e18, 1e21, 6)
     N = 0.1 * C**0.5 * np.exp(0.05 * rng.standard_normal(6))
     return pd.DataFrame({"params_total": N, "tokens": C / 6 / N, "flops": C, "loss": 30 * C**-0.05})

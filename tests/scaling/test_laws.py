@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from slm.scaling.laws import LAWS, VARIABLES, get_law
 from tests.scaling.samples import RANGES, TRUE, design, plain_law
+from tests.seeds import seeded
 
 NAMES = tuple(LAWS)
 factors = st.floats(0.4, 2.5)
@@ -36,7 +37,7 @@ def test_gradient_and_curvature_are_central_differences(name: str, times: list[f
     log_x = design(law.variables, 5, seed)
     refs = log_x.mean(axis=0)
     x_IV, theta = log_x - refs, law.coordinates(varied(name, times), refs)
-    P, weights = len(theta), np.random.default_rng(seed).normal(size=(1, 5))
+    P, weights = len(theta), np.random.default_rng(seeded(seed)).normal(size=(1, 5))
     value, gradient, curvature = law.derivatives(theta[None], x_IV)
     step = 1e-5
     moved = theta + step * np.r_[np.eye(P), -np.eye(P)]

@@ -14,13 +14,14 @@ from slm.scaling.pairs import Curve, Difference, curve, difference, holm, joint_
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Loss
 from tests.scaling.samples import noisy, sample
+from tests.seeds import seeded
 
 POWER, FLOOR, CHINCHILLA = get_law("power"), get_law("power_floor"), get_law("chinchilla")
 
 
 def fitted(name: str, law: Law, of: Sample, loss: Loss = Loss()) -> tuple[str, Fit, Uncertainty]:  # noqa: B008
     found = fit_sample(law, of, loss=loss)
-    return name, found, uncertainty(found, replicates=0, rng=np.random.default_rng(0))
+    return name, found, uncertainty(found, replicates=0, rng=np.random.default_rng(seeded()))
 
 
 def differ(a: tuple[str, Fit, Uncertainty], b: tuple[str, Fit, Uncertainty], exponent: str = "alpha") -> Difference:
@@ -32,7 +33,7 @@ def differ(a: tuple[str, Fit, Uncertainty], b: tuple[str, Fit, Uncertainty], exp
 
 def line(slope: float, rows: int, sigma: float, seed: int) -> Sample:
     x = np.linspace(15, 21, rows)
-    return sample(3 - slope * x + sigma * np.random.default_rng(seed).normal(size=rows), x)
+    return sample(3 - slope * x + sigma * np.random.default_rng(seeded(seed)).normal(size=rows), x)
 
 
 @settings(max_examples=12, deadline=None)
@@ -154,12 +155,12 @@ def straight(estimate: float, error: float, df: float) -> Curve:
 
 def test_the_joint_test_of_two_families_is_welchs_t_and_its_statistic_a_weighted_sum_of_squares() -> None:
     a, b = straight(0.10, 0.004, 5), straight(0.12, 0.006, 9)
-    statistic, p = joint_p([a, b], np.random.default_rng(0))
+    statistic, p = joint_p([a, b], np.random.default_rng(seeded()))
     assert statistic == pytest.approx(0.02**2 / (0.004**2 + 0.006**2), rel=1e-4)
     welch = 2 * stats.t.sf(np.sqrt(statistic), welch_df([0.004, 0.006], [5, 9]))
     assert p == pytest.approx(welch, abs=4 * np.sqrt(welch / 9999) + 0.003)
     values, weights = np.array([0.10, 0.12, 0.13]), 1 / np.array([0.004, 0.006, 0.01]) ** 2
-    three = joint_p([a, b, straight(0.13, 0.01, 4)], np.random.default_rng(0))[0]
+    three = joint_p([a, b, straight(0.13, 0.01, 4)], np.random.default_rng(seeded()))[0]
     mean = (weights * values).sum() / weights.sum()
     assert three == pytest.approx((weights * (values - mean) ** 2).sum(), rel=1e-3)
 
@@ -169,7 +170,7 @@ def test_the_joint_test_keeps_its_level_where_a_noisy_family_has_few_sizes(
     scales: tuple[float, ...], df: tuple[int, ...]
 ) -> None:
     """1,000 tables of equal exponents; the pooled F test rejects in more than 10% of the first kind."""
-    rng, low, pooled = np.random.default_rng(1), 0, 0
+    rng, low, pooled = np.random.default_rng(seeded(1)), 0, 0
     sigma, n = np.array(scales), np.array(df)
     for _ in range(1000):
         estimates, squares = sigma * rng.standard_normal(len(n)), sigma**2 * rng.chisquare(n) / n

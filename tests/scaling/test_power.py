@@ -17,6 +17,7 @@ from slm.scaling.power import (
     plan,
 )
 from tests.scaling.samples import TRUE, design, plain_law
+from tests.seeds import seeded
 
 SIZES = np.geomspace(1e6, 1e8, 6)
 LINE = {"A": 20.0, "alpha": 0.1}
@@ -48,7 +49,7 @@ def trained(rng: np.random.Generator, sizes: int, seeds: int, noise: float, misf
 
 def paired_share(of: PairedDesign, difference: float, pairs: int = 1) -> float:
     """How often the t test of the slope of log ratios finds a difference between two simulated families."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded())
     x, n = of.log_N, len(of.log_N)
     shared = 0.05 * rng.normal(size=(COUNT, n))  # deviations from a law that both families have
     own = of.misfit / np.sqrt(2)
@@ -59,7 +60,7 @@ def paired_share(of: PairedDesign, difference: float, pairs: int = 1) -> float:
 
 def welch_share(a: Design, b: Design, difference: float, pairs: int = 1) -> float:
     """How often Welch's test tells two simulated families apart, which share nothing."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seeded(1))
     found = []
     for one, slope in ((a, 0.0), (b, difference)):
         x = one.log_x[:, 0]

@@ -19,6 +19,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import read_table, table_from_frame
 from tests.scaling.samples import TRUE, noisy, plain_law, sample
+from tests.seeds import seeded
 
 POWER, FLOOR = get_law("power"), get_law("power_floor")
 
@@ -119,7 +120,7 @@ def test_a_prediction_interval_beyond_the_data_covers_new_runs() -> None:
     inside, x, at = 0, np.linspace(np.log(1e7), np.log(3e8), 6), np.log([[3e9]])
     truth = np.log(plain_law("power_floor", TRUE["power_floor"], {"N": np.exp(np.append(x, at[0]))}))
     for seed in range(60):
-        y = truth + 0.005 * np.random.default_rng(seed).standard_normal(7)
+        y = truth + 0.005 * np.random.default_rng(seeded(seed)).standard_normal(7)
         run = of_run(fit_sample(FLOOR, sample(y[:6], x)), at)
         inside += run.low[0] <= y[6] <= run.high[0]
     assert 52 <= inside <= 60
@@ -135,7 +136,7 @@ def test_bands_cover_where_several_rows_come_from_one_run(new: bool) -> None:
     """Twelve runs with four rows each that share nearly all their error, 200 times over."""
     inside = 0
     for seed in range(200):
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seeded(seed))
         run = np.repeat(np.arange(12), 4)
         x = np.linspace(15, 22, 12)[run]
         y = 3 - 0.1 * x + 0.02 * rng.normal(size=12)[run] + 0.001 * rng.normal(size=48)
@@ -149,7 +150,7 @@ def test_a_new_run_scatters_by_misfit_and_by_all_of_its_own_noise() -> None:
     """Means over three seeds know a third of the seeds' variance: 0.01^2 + 0.02^2 is that of one run."""
     variances = []
     for seed in range(300):
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seeded(seed))
         cell = np.repeat(np.arange(8), 3)
         x = np.linspace(15, 22, 8)[cell]
         y = 3 - 0.1 * x + 0.01 * rng.normal(size=8)[cell] + 0.02 * rng.normal(size=24)
@@ -191,7 +192,7 @@ def test_the_interval_of_a_gain_of_doubling_covers_it() -> None:
     truth = np.array([20 * n**-0.1 * (1 - 2**-0.1) for n in np.exp(x)])
     inside = np.zeros(5)
     for seed in range(150):
-        y = np.log(20.0) - 0.1 * x + 0.03 * np.random.default_rng(seed).standard_normal(5)
+        y = np.log(20.0) - 0.1 * x + 0.03 * np.random.default_rng(seeded(seed)).standard_normal(5)
         ours = doubling(fit_sample(POWER, sample(y, x)), x[:, None], None)
         inside += (ours.low <= truth) & (truth <= ours.high)
     assert (inside >= 135).all()  # 90%: three standard errors below 95%
@@ -199,7 +200,7 @@ def test_the_interval_of_a_gain_of_doubling_covers_it() -> None:
 
 
 def frame(sizes: Floats, noise: float, *, seed: int = 4) -> pd.DataFrame:
-    loss = 20 * sizes**-0.1 * np.exp(noise * np.random.default_rng(seed).standard_normal(len(sizes)))
+    loss = 20 * sizes**-0.1 * np.exp(noise * np.random.default_rng(seeded(seed)).standard_normal(len(sizes)))
     return pd.DataFrame({"family": "a", "params_total": sizes, "tokens": 1e9, "loss": loss})
 
 
@@ -299,7 +300,7 @@ def test_the_envelope_covers_new_runs_far_beyond_the_data_where_a_rejected_law_d
     x, at, inside = np.linspace(np.log(1e7), np.log(3e8), 6), np.log(3e9), {"power": 0, "envelope": 0}
     mean = np.log(plain_law(truth, TRUE[truth], {"N": np.exp(np.append(x, at))}))
     for seed in range(20):
-        y = mean + 0.005 * np.random.default_rng([5, seed]).standard_normal(7)
+        y = mean + 0.005 * np.random.default_rng([seeded(5), seed]).standard_normal(7)
         fitted = {}
         for law in (POWER, FLOOR):
             found = fit_sample(law, sample(y[:6], x))

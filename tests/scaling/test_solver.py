@@ -13,6 +13,7 @@ from slm.scaling.sample import Sample
 from slm.scaling.solver import Block, Loss, Optimum, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
 from tests.scaling.samples import TRUE, noisy, plain_law, sample
+from tests.seeds import seeded
 
 
 def residuals_of(law: Law, of: Sample) -> Callable[[Floats], Floats]:
@@ -82,7 +83,7 @@ def test_a_batch_is_its_replicates_one_by_one(
     noisy_floor: tuple[Law, Sample, tuple[Floats, Floats]], loss: Loss
 ) -> None:
     law, of, bounds = noisy_floor
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seeded(3))
     start = np.repeat(fit_sample(law, of).theta[None], 6, axis=0) + 0.05 * rng.normal(size=(6, 3))
     log_y = of.log_y + 0.003 * rng.normal(size=(6, 14))
     weights = rng.integers(0, 4, (6, 14)).astype(float)
@@ -96,7 +97,7 @@ def test_a_batch_is_its_replicates_one_by_one(
 
 def test_whole_weights_are_repeated_rows(noisy_floor: tuple[Law, Sample, tuple[Floats, Floats]]) -> None:
     law, of, bounds = noisy_floor
-    weights = np.random.default_rng(5).integers(1, 5, 14)
+    weights = np.random.default_rng(seeded(5)).integers(1, 5, 14)
     weighted = minimise(
         [single_block(law, of)], of.log_y, grid_starts(law, of), bounds, weights=np.tile(weights, (10, 1))
     )
@@ -122,7 +123,9 @@ def outward_slopes(law: Law, of: Sample, found: Optimum, bounds: tuple[Floats, F
 def test_bounds_are_respected_and_the_objective_falls_only_outside_of_one_that_is_active() -> None:
     law = get_law("power_floor")
     x = np.linspace(16, 22, 10)
-    concave = sample(np.log(8 - 0.3 * x) + 0.002 * np.random.default_rng(0).normal(size=10), x)  # no floor at all
+    concave = sample(
+        np.log(8 - 0.3 * x) + 0.002 * np.random.default_rng(seeded()).normal(size=10), x
+    )  # no floor at all
     bounds = coordinate_bounds(law, concave)
     found = minimise([single_block(law, concave)], concave.log_y, grid_starts(law, concave), bounds)
     assert (found.phi >= bounds[0]).all()

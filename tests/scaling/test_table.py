@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.scaling.tables import read_table, table_from_frame
+from tests.seeds import seeded
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "scaling"
 HEAD = "family,N,tokens,loss"
@@ -371,7 +372,7 @@ def test_a_loss_of_many_digits_that_two_families_share_is_suspicious() -> None:
 
 
 def test_losses_that_many_runs_share_by_chance_are_not_suspicious() -> None:
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seeded(1))
     a, b = (np.round(rng.uniform(3.0, 3.5, 300), 4).tolist() for _ in range(2))
     assert set(a) & set(b)
     assert not suspicions(a, b)

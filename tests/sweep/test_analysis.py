@@ -17,6 +17,7 @@ from slm.scaling.analysis import Analysis
 from slm.sweep.config import check_settings
 from slm.tracking.wandb_run import artifact_name
 from tests.running import ROOT, run_script
+from tests.seeds import seeded
 from tests.sweep.test_collect import result, write
 from tests.sweep.test_command_line import composed
 
@@ -27,7 +28,7 @@ QUICK = ("analysis=quick", "analysis.laws=[power,power_floor]", "analysis.calibr
 
 def table(families: dict[str, float], sizes: int = 6, seeds: int = 2, **columns: Any) -> pd.DataFrame:
     """Runs of families that follow L = 20 N^-alpha, with a scatter of 0.5%."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seeded(5))
     rows = [
         {"family": name, "params_total": round(n), "tokens": 1e9, "seed": seed}
         | {"loss": 20 * n**-alpha * np.exp(0.005 * rng.standard_normal())}

@@ -25,6 +25,7 @@ from slm.sweep.job import PID, Job, begin, id_and_slot, is_job
 from slm.sweep.ledger import Outcome
 from slm.sweep.recipe import Recipe
 from tests.running import ROOT, make_command, quiet_env
+from tests.seeds import seeded
 from tests.sweep.celled import LOCAL, STUB, cell, count, history
 
 
@@ -182,7 +183,7 @@ def start_master(folder: Path) -> subprocess.Popen[str]:
 
 
 def test_a_master_and_jobs_that_are_killed_at_random_train_every_cell_once(tmp_path: Path) -> None:
-    rng = random.Random(time.time_ns())
+    rng = random.Random(seeded())
     for kill in range(4):
         process = start_master(tmp_path)
         starts = len(all_starts(tmp_path))

@@ -17,6 +17,7 @@ from slm.sweep.cells import Cell
 from slm.sweep.execute import execute
 from slm.sweep.ledger import Outcome
 from tests.running import ROOT, make_command, quiet_env
+from tests.seeds import seeded
 from tests.sweep.celled import LOCAL, STUB, cell, count, history
 
 WARM = LOCAL | {"warm_start": True}
@@ -121,7 +122,7 @@ execute(cells, Path(sys.argv[1]) / "runs", LOCAL | {"warm_start": True, "tries":
 
 
 def test_a_master_that_is_killed_leaves_jobs_to_the_next_and_no_server(tmp_path: Path) -> None:
-    rng = random.Random(time.time_ns())
+    rng = random.Random(seeded())
     for kill in range(4):
         master = subprocess.Popen([sys.executable, "-c", MASTER, str(tmp_path)], cwd=ROOT)
         before, deadline = len(history(tmp_path)), time.monotonic() + 60

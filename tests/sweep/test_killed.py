@@ -1,6 +1,6 @@
 """A real sweep whose master and jobs are killed time and again ends with the table of one that was left alone.
 
-The moments are random; SLM_TEST_SEED=N repeats them, as far as a machine repeats anything, and `pytest -s` shows them.
+The moments are random, from SLM_TEST_SEED; `pytest -s` shows them.
 """
 
 import csv
@@ -20,6 +20,7 @@ from slm.sweep.job import id_and_slot
 from slm.sweep.ledger import outcome_of
 from slm.training.journal import COLUMNS
 from tests.running import quiet_env
+from tests.seeds import seeded
 from tests.sweep.small import sweep_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -75,11 +76,6 @@ class Sweep:
 
 
 @pytest.fixture
-def seed() -> int:
-    return int(os.environ.get("SLM_TEST_SEED") or time.time_ns() % 10_000)
-
-
-@pytest.fixture
 def undisturbed(text_file: Path, cache_dir: Path, tmp_path: Path) -> Sweep:
     sweep = Sweep(tmp_path / "undisturbed", sweep_command(tmp_path / "undisturbed", text_file, cache_dir))
     sweep.start()
@@ -111,16 +107,14 @@ def table(path: Path, *without: str) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key not in without} for row in csv.DictReader(file)]
 
 
-def test_a_sweep_killed_five_times_ends_as_one_that_was_left_alone(
-    undisturbed: Sweep, killed: Sweep, seed: int
-) -> None:
+def test_a_sweep_killed_five_times_ends_as_one_that_was_left_alone(undisturbed: Sweep, killed: Sweep) -> None:
     """Each time the master dies at a random moment and a job at another, every second one when it has just saved."""
-    rng, began = random.Random(seed), time.monotonic()
+    rng, began = random.Random(seeded()), time.monotonic()
     shots: Counter[str] = Counter()
     finished: dict[str, tuple[int, bytes]] = {}
 
     def say(what: str) -> None:
-        print(f"seed {seed}, {time.monotonic() - began:6.1f} s: {what}")
+        print(f"{time.monotonic() - began:6.1f} s: {what}")
 
     for kill in range(KILLS):
         killed.start()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.sweep.tuning import noise_of, optimum, tune
+from tests.seeds import seeded
 
 RATES = [0.001, 0.002, 0.004, 0.008, 0.016]
 
@@ -44,7 +45,7 @@ def simulated(noise: float, bend: float, factors: int, seeds: int, *, skew: floa
 
     Columns: lowest (of the runs), loss (fitted), fitted (rates).
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seeded())
     x = (np.arange(factors) - factors // 2) * math.log(2)
     loss = 3 * (1 + bend * (x - 0.3) ** 2 + skew * (x - 0.3) ** 3)
     rows = []

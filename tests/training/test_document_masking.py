@@ -9,6 +9,7 @@ import torch
 from slm.training.module import LanguageModel
 from slm.training.plan import make_plan
 from slm.training.probe import measure_speed
+from tests.seeds import seeded
 from tests.training.test_plan import CONFIG, config, hardware
 
 SEPARATOR = 7
@@ -27,7 +28,7 @@ def module(*, masked: bool) -> LanguageModel:
 
 def batch(seed: int) -> torch.Tensor:
     """Windows of 33 tokens with about four documents each."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seeded(seed))
     tokens = torch.randint(8, 100, (16, 33), generator=rng)
     return tokens.masked_fill(torch.rand(16, 33, generator=rng) < 0.1, SEPARATOR)
 

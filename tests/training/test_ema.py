@@ -4,10 +4,11 @@ import torch
 from slm.checkpoints.weights import weights_to_export
 from slm.model import Decoder, ModelConfig
 from slm.training.ema import WeightAverage
+from tests.seeds import seeded
 
 
 def model(seed: int = 0) -> Decoder:
-    torch.manual_seed(seed)
+    torch.manual_seed(seeded(seed))
     return Decoder(ModelConfig(vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8)).double()
 
 
@@ -25,7 +26,7 @@ def test_the_average_is_the_closed_form_over_the_steps_that_counted(decay: float
         if not skipped:
             with torch.no_grad():
                 for p in decoder.parameters():
-                    p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step), dtype=p.dtype))
+                    p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seeded(step)), dtype=p.dtype))
             taken.append(flat(decoder))
         average.update(decoder, skipped=torch.tensor(skipped))
     weights = torch.tensor([decay ** (len(taken) - 1 - i) for i in range(len(taken))], dtype=torch.float64)

@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from slm.model import Decoder, ModelConfig
 from slm.training.muon import QUINTIC, Muon, orthogonalize
 from slm.training.optim import make_adamw, make_muon, skip_if
+from tests.seeds import seeded
 
 OPTIM = {"lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.95, "iterations": 5}
 SHAPE = {"vocab_size": 20, "hidden_size": 16, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2}
 
 
 def model(dtype: torch.dtype = torch.float32, **changes: Any) -> Decoder:
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     return Decoder(ModelConfig(**(SHAPE | {"intermediate_size": 24} | changes))).to(dtype)
 
 
 def set_gradients(decoder: nn.Module, seed: int) -> None:
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seeded(seed))
     for parameter in decoder.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=rng).to(parameter.dtype)
 
@@ -42,7 +43,7 @@ def by_svd(matrix: Tensor, iterations: int) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5)])
 def test_the_iterations_are_the_polynomial_of_the_singular_values(shape: tuple[int, int]) -> None:
-    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(seeded(1)), dtype=torch.float64)
     result = orthogonalize(x, 5)
     for matrix, orthogonal in zip(x, result, strict=True):
         torch.testing.assert_close(orthogonal, by_svd(matrix, 5), rtol=1e-10, atol=1e-10)
@@ -51,7 +52,7 @@ def test_the_iterations_are_the_polynomial_of_the_singular_values(shape: tuple[i
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_singular_values_come_out_near_one_whatever_the_scale_of_the_input(dtype: torch.dtype) -> None:
     """What five rounds of the scalar polynomial make of [0.002, 1], which the values below are in: [0.68, 1.21]."""
-    torch.manual_seed(2)
+    torch.manual_seed(seeded(2))
     u, v = (torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))[0] for _ in range(2))
     values = torch.logspace(-1.5, 0, 32, dtype=torch.float64)
     for scale in (1e-6, 1.0, 1e6):
@@ -94,7 +95,9 @@ def test_steps_equal_the_equations_in_float64() -> None:
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 and later have it")
 def test_matrices_follow_torchs_muon_within_bfloat16() -> None:
-    ours, theirs = (torch.randn(24, 16, generator=torch.Generator().manual_seed(3)).requires_grad_() for _ in range(2))
+    ours, theirs = (
+        torch.randn(24, 16, generator=torch.Generator().manual_seed(seeded(3))).requires_grad_() for _ in range(2)
+    )
     group = {"params": [ours], "lr": 0.01, "weight_decay": 0.1, "eps": 1e-8, "orthogonal": True}
     optimizers = (
         Muon([group], betas=(0.9, 0.95), momentum=0.95, iterations=5),
@@ -102,7 +105,7 @@ def test_matrices_follow_torchs_muon_within_bfloat16() -> None:
     )
     before = ours.detach().clone()
     for step in range(5):
-        gradient = torch.randn(24, 16, generator=torch.Generator().manual_seed(10 + step))
+        gradient = torch.randn(24, 16, generator=torch.Generator().manual_seed(seeded(10 + step)))
         for p, optimizer in zip((ours, theirs), optimizers, strict=True):
             p.grad = gradient.clone()
             optimizer.step()
@@ -159,7 +162,7 @@ def test_an_update_has_the_root_mean_square_of_adamws() -> None:
     """arXiv:2502.16982, eq. 4: 0.2 for a square matrix of noise, whatever its size."""
     for size in (16, 128):
         p = nn.Parameter(torch.zeros(size, size))
-        p.grad = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+        p.grad = torch.randn(size, size, generator=torch.Generator().manual_seed(seeded()))
         group = {"params": [p], "lr": 1.0, "weight_decay": 0.0, "eps": 1e-8, "orthogonal": True}
         Muon([group], betas=(0.9, 0.95), momentum=0.95, iterations=5).step()
         assert p.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.15)

@@ -6,17 +6,18 @@ from torch import nn
 
 from slm.model import Decoder, ModelConfig
 from slm.training.optim import GUARD_WINDOW, StepGuard, full_grad_norm, make_adamw, skip_if
+from tests.seeds import seeded
 
 OPTIM = {"lr": 0.1, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
 
 
 def model() -> Decoder:
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     return Decoder(ModelConfig(vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8))
 
 
 def set_gradients(decoder: nn.Module, seed: int) -> None:
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seeded(seed))
     for parameter in decoder.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=rng)
 

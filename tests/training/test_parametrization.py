@@ -16,6 +16,7 @@ from slm.training.parametrization import (
     scale_initial_weights,
     with_multipliers,
 )
+from tests.seeds import seeded
 
 BASE = {"base_width": 32, "base_depth": 2, "base_head_dim": 8}
 OPTIM = {"name": "adamw", "lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
@@ -42,12 +43,12 @@ def test_at_the_base_shape_training_is_standard_to_the_last_bit(name: str, optim
         rules, config = make_rules(parametrization, shape()), with_multipliers(parametrization, shape())
         assert config == shape()
         assert rules == STANDARD
-        torch.manual_seed(0)
+        torch.manual_seed(seeded())
         decoder = Decoder(config)
         scale_initial_weights(decoder, rules)
         optimizer = OPTIMIZERS[optim["name"]](decoder, optim, rules)
         for step in range(3):
-            tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(step))
+            tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(seeded(step)))
             decoder.loss(tokens[:, :-1], tokens[:, 1:]).backward()
             optimizer.step()
         trained.append(list(decoder.parameters()))
@@ -124,7 +125,7 @@ def test_muons_updates_keep_the_spectral_norm_that_the_width_asks_for(name: str)
 @pytest.mark.parametrize("name", ["mup", "completep"])
 def test_initial_weights_are_the_standard_draws_with_fan_in_stds(name: str) -> None:
     """arXiv:2203.03466, table 8: variance of hidden weights in proportion to 1 / fan-in; of others, as it was."""
-    torch.manual_seed(0)
+    torch.manual_seed(seeded())
     decoder = Decoder(LARGE)
     before = {tensor: parameter.detach().clone() for tensor, parameter in decoder.named_parameters()}
     scale_initial_weights(decoder, make_rules({"name": name, **BASE}, LARGE))
