@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from slm.runtime.settings import BELOW_ONE, POSITIVE, SWITCH, Kind, check_kinds, list_of, one_of, or_null
+from slm.runtime.settings import BELOW_ONE, POSITIVE, SWITCH, Kind, check_kind, list_of, one_of, or_null
 from slm.runtime.words import is_number
 from slm.scaling.laws import FORMULAS, LAWS
 from slm.scaling.solver import Loss
@@ -17,25 +17,27 @@ from slm.scaling.tables.columns import SIZES, TARGETS
 
 _ALL = {"laws": tuple(LAWS), "targets": TARGETS, "sizes": SIZES}
 """What `all` means."""
-_REPLICATES: Kind = (
+_REPLICATES = Kind(
     "0 (none) or a whole number of at least 50",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and (value == 0 or value >= 50),
 )
-_SHARE: Kind = ("at least 0.5 and below 1", lambda value: BELOW_ONE[1](value) and value >= 0.5)
-_PREDICTIONS: Kind = (
+_SHARE = Kind("at least 0.5 and below 1", lambda value: BELOW_ONE.accepts(value) and value >= 0.5)
+_PREDICTIONS = Kind(
     "multiples of the largest N, above 0, or points such as {N: 1.3e10, D: 5e12}",
-    lambda value: isinstance(value, list) and all(POSITIVE[1](one) or _is_point(one, POSITIVE[1]) for one in value),
+    lambda value: (
+        isinstance(value, list) and all(POSITIVE.accepts(one) or _is_point(one, POSITIVE.accepts) for one in value)
+    ),
 )
-_PARAMETERS: Kind = (
+_PARAMETERS = Kind(
     "parameters with numbers, as in {E: 1.69, A: 406.4}",
     lambda value: value == {} or _is_point(value, is_number),
 )
 
 
-def _is_point(value: Any, fits: Callable[[Any], bool]) -> bool:
-    """Whether it gives one or more names values that fit."""
+def _is_point(value: Any, accepts: Callable[[Any], bool]) -> bool:
+    """Whether it gives one or more names values that are accepted."""
     is_mapping = isinstance(value, Mapping) and bool(value)
-    return is_mapping and all(isinstance(name, str) and fits(one) for name, one in value.items())
+    return is_mapping and all(isinstance(name, str) and accepts(one) for name, one in value.items())
 
 
 def _some_of(names: Sequence[str]) -> Kind:
@@ -114,8 +116,9 @@ class Settings:
             "flops_per_second": or_null(POSITIVE),
             "price_per_hour": or_null(POSITIVE),
         }
-        values = {key: [*value] if isinstance(value, tuple) else value for key, value in vars(self).items()}
-        check_kinds({"analysis": values}, {f"analysis.{key}": kind for key, kind in kinds.items()}, {})
+        for key, kind in kinds.items():
+            value = getattr(self, key)
+            check_kind(f"analysis.{key}", [*value] if isinstance(value, tuple) else value, kind)
         if self.residuals == "linear" and self.loss != "least_squares":
             raise ValueError("analysis.residuals=linear goes with analysis.loss=least_squares: leave one of them out")
         if self.price_per_hour is not None and self.flops_per_second is None:

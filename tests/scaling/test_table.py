@@ -371,11 +371,16 @@ def test_a_loss_of_many_digits_that_two_families_share_is_suspicious() -> None:
     assert not suspicions([3.912, 3.5, 3.1], [3.912, 3.5, 3.0])
 
 
-def test_losses_that_many_runs_share_by_chance_are_not_suspicious() -> None:
-    rng = np.random.default_rng(seeded(1))
-    a, b = (np.round(rng.uniform(3.0, 3.5, 300), 4).tolist() for _ in range(2))
+def test_losses_that_many_runs_share_by_chance_are_not_suspicious_and_copies_are() -> None:
+    """Of losses from 3 to 3.5, written to 4 or to 8 decimals, three were copied in the last table."""
+    losses = np.random.default_rng(seeded(1)).uniform(3.0, 3.5, (2, 300))
+    a, b = np.round(losses, 4).tolist()
     assert set(a) & set(b)
     assert not suspicions(a, b)
+    a, b = np.round(losses, 8).tolist()
+    assert not suspicions(a, b)
+    (said,) = suspicions(a, [*a[:3], *b[3:]])
+    assert "6 rows have the loss of a row of another family" in said
 
 
 def test_a_family_that_is_not_there_lists_those_that_are() -> None:

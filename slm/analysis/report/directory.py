@@ -10,9 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from slm.scaling.describe import Entry
-
-COLUMN_OF = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
-"""The column of a law's variable in results.csv; N is the size that was fitted with."""
+from slm.scaling.sample import column_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Directory:
 
     def column(self, variable: str) -> str:
         """The column of results.csv that holds a law's variable."""
-        return str(self.primary["size"]) if variable == "N" else COLUMN_OF.get(variable, variable)
+        return column_of(variable, str(self.primary["size"]))
 
     def equation(self, law: str) -> str:
         """A law that was fitted, as people write it."""

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from slm.scaling.tables.computed import computed
-from slm.scaling.tables.statuses import are_statuses
-from slm.scaling.tables.values import is_blank, number, shown, truths
+from slm.scaling.tables.values import are_statuses, is_blank, number, shown, truths
 
 SIZES = ("params_total", "params_non_embedding", "N")
 TARGETS = ("loss", "perplexity", "bits_per_byte")

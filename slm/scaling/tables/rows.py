@@ -11,8 +11,7 @@ import pandas as pd
 
 from slm.runtime.words import shortened, shortlist, were
 from slm.scaling.tables.columns import CELL, TARGETS, Columns, complete, groups, typed
-from slm.scaling.tables.statuses import COMPLETED, status_word
-from slm.scaling.tables.values import is_blank, number, shown
+from slm.scaling.tables.values import COMPLETED, is_blank, number, shown, status_word
 
 DIVERGED = 1.5
 """Times the loss of a run that differs in a lower learning rate alone: no rate that trains a model costs so much."""

@@ -1,18 +1,25 @@
-"""What a table may not mean, in sentences: nothing is refused or changed for it, and the report begins with it."""
+"""What may be wrong with a table, in sentences. Nothing is refused or changed for it; the report begins with it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from slm.runtime.words import shortlist
-from slm.scaling.tables.columns import SIZES, complete
+from slm.scaling.tables.columns import CELL, SIZES, Columns, complete, groups
 from slm.scaling.tables.rows import ranked_by
 from slm.scaling.tables.values import shown
 
-MOST_PAIRED = 1000
+MAX_PAIRED_CELLS = 1000
 """Cells of a family that are compared with each other."""
+STEP = ("step", "_step", "global_step", "checkpoint", "checkpoint_step", "ckpt", "iteration", "iter", "epoch")
+"""Columns that tell how far a run had come."""
+RUN = ("run", "run_name", "run_number", "id", "wandb_id", "experiment", "exp")
+"""Columns that may name the run of a row."""
+SMALL_TABLE, DECIMALS = 50, {True: 4, False: 6}
+"""Decimals to which two families share no result by chance, in tables of at most 50 rows and in larger ones. Of
+simulated honest tables (losses spread over 1 nat) 5% of those of 50 rows share one to 4 decimals, and 1% of those of
+200 rows one to 6 decimals; 62% of those of 200 rows share one to 4 decimals."""
 
 
 def note_rising(frame: pd.DataFrame) -> list[str]:
@@ -22,7 +29,7 @@ def note_rising(frame: pd.DataFrame) -> list[str]:
     for family, rows in frame.groupby("family", sort=False):
         budget = rows["tokens"] if complete(frame, "tokens") else pd.Series(1.0, rows.index)
         cells = rows[target].groupby([rows[size], budget]).mean()
-        cells = cells.iloc[np.linspace(0, len(cells) - 1, min(len(cells), MOST_PAIRED)).astype(int)]
+        cells = cells.iloc[np.linspace(0, len(cells) - 1, min(len(cells), MAX_PAIRED_CELLS)).astype(int)]
         N, D = (cells.index.get_level_values(level).to_numpy(float) for level in (0, 1))
         pairs = (N[:, None] < 0.95 * N) & (D[:, None] <= 1.01 * D)
         rises = int((pairs & (cells.to_numpy()[:, None] < cells.to_numpy())).sum())
@@ -38,37 +45,77 @@ def note_rising(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def note_repeats(frame: pd.DataFrame) -> list[str]:
-    """Two seeds do not end at the same loss to the last digit."""
-    target = ranked_by(frame)
-    repeated = frame.duplicated(["cell", target], keep=False)
-    if not repeated.any():
-        return []
-    which = shortlist(frame.index[repeated])
-    return [f"Suspicious: rows {which} have the settings and the {target} of another row to all digits."]
-
-
-def note_copies(frame: pd.DataFrame, written: str) -> list[str]:
-    """Two families do not reach the same result to all of four and more decimals, unless there are many runs."""
+def note_repeats(frame: pd.DataFrame, written: str) -> list[str]:
+    """Rows of one cell, or of two families, whose results agree to all digits. `written` is a result of the file."""
+    target, notes = ranked_by(frame), []
+    repeated = frame.index[frame.duplicated(["cell", target], keep=False)]
+    if len(repeated):  # two seeds do not end at the same loss to the last digit
+        notes.append(
+            f"Suspicious: rows {shortlist(repeated)} have the settings and the {target} of another row to all digits."
+        )
     values = frame[written].dropna()
-    text = values.map(lambda value: np.format_float_positional(value, trim="-").partition(".")[2])
-    values = values[text.str.len() >= 4]
-    families, lasts = frame["family"][values.index], text.str.len().max()
-    rows = values.index[families.groupby(values).transform("nunique") > 1]
-    if not len(rows):
+    decimals = values.map(lambda value: len(np.format_float_positional(value, trim="-").partition(".")[2]))
+    # The last digits of a value may be zeros, which are not written.
+    values = values[(decimals >= min(DECIMALS.values())) & (decimals.max() >= DECIMALS[len(frame) <= SMALL_TABLE])]
+    family = frame["family"][values.index]
+    copies = values[family.groupby(values).transform("nunique") > 1]
+    if len(copies):
+        first = copies.index[0]
+        other = next(row for row in copies.index if copies[row] == copies[first] and family[row] != family[first])
+        notes.append(
+            f"Suspicious: {len(copies)} rows have the {written} of a row of another family to all digits, such as rows "
+            f"{first} and {other} ({family[first]} and {family[other]}: {shown(float(copies[first]))})."
+        )
+    return notes
+
+
+def note_checkpoints(frame: pd.DataFrame, columns: Columns) -> list[str]:
+    """Rows that look like checkpoints of one run in a table without `run_id`, where each counts as a run."""
+    if "run_id" in frame:
         return []
-    copies = values[rows]
-    first: dict[float, int] = {}
-    for row, value in copies.items():
-        first.setdefault(value, row)
-    other = next(row for row in rows if families[row] != families[first[copies[row]]])
-    pairs = (len(values) ** 2 - (families.value_counts() ** 2).sum()) / 2
-    spread = float(values.max() - values.min())
-    by_chance = pairs * 10.0**-lasts / spread if spread else 0.0
-    if stats.poisson.sf(copies.nunique() - 1, by_chance) >= 0.01:
+    plain = {name: str(name).strip().lower().replace(" ", "_").rsplit("/", 1)[-1] for name in frame}
+    step = next((name for name in frame if plain[name] in STEP), None)
+    steps = step or next((name for name in frame if plain[name] in ("steps", "iterations", "epochs")), None)
+    for run in (name for name in frame if plain[name] in (RUN if steps is None else (*RUN, "name"))):
+        found = _runs(frame, [run], steps)
+        if found is not None and found[0].nunique() > 1:
+            runs, order = found
+            example = f"{shown(frame[run][runs.index[0]])} has {int((runs == runs.iloc[0]).sum())} of {len(frame)} rows"
+            return [
+                f"Each row counts as a run, and by {run} and {order} they look like checkpoints of {runs.nunique()} "
+                f"runs ({example}): if so, columns.run_id={columns.own.get(run, run)} makes the rows of a run one "
+                "cluster; without it intervals are too narrow."
+            ]
+        if frame[run].is_unique:
+            return []
+    if step is None or (found := _runs(frame, ["seed"], step)) is None:
         return []
+    ends = frame[step].groupby(found[0]).max()
+    keep = f", or keep the last alone by where='{step} == {shown(ends.iloc[0])}'" if ends.nunique() == 1 else ""
     return [
-        f"Suspicious: {len(rows)} rows have the {written} of a row of another family to all digits, such as rows "
-        f"{first[copies[other]]} and {other} ({families[first[copies[other]]]} and {families[other]}: "
-        f"{shown(float(copies[other]))})."
+        f"Each row counts as a run, and rows of one family and size differ in {step}, as checkpoints of {len(ends)} "
+        f"runs do: if so, name the column of the run, as in columns.run_id=NAME{keep}; without it intervals are too "
+        "narrow."
     ]
+
+
+def _runs(frame: pd.DataFrame, by: list[str], step: str | None) -> tuple[pd.Series, str] | None:
+    """The run of each row of runs with several checkpoints, and the column that orders them; None if most rows have no.
+
+    A run is of one family, size and setting of each kind; its tokens do not fall with its step.
+    """
+    moving = ("tokens", "steps", "budget", "isoflop", step)
+    run = groups(frame, [*(name for name in CELL if name not in moving), *by])
+    if by != ["seed"] and run.groupby(groups(frame, by)).nunique().max() > 1:
+        return None
+    order = step if step is not None and pd.api.types.is_numeric_dtype(frame[step]) else "tokens"
+    if order not in frame:
+        return None
+    rows = frame.assign(run_=run).sort_values(["run_", order], kind="stable")
+    by_run = rows.groupby("run_")
+    grows = by_run[order].diff() > 0
+    if complete(frame, "tokens"):
+        grows &= by_run["tokens"].diff() >= 0
+    is_ordered = (grows | ~rows["run_"].duplicated()).groupby(rows["run_"]).transform("all")
+    found = run[(is_ordered & (by_run["run_"].transform("size") > 1)).reindex(run.index)]
+    return (found, order) if 2 * len(found) > len(frame) else None

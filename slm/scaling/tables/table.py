@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import pandas as pd
 
 from slm.runtime.words import shortlist
-from slm.scaling.tables.checkpoints import note_checkpoints
 from slm.scaling.tables.checks import check_columns, check_values
 from slm.scaling.tables.columns import SIZES, TARGETS, add_clusters_and_cells, complete, derive, rename, typed
 from slm.scaling.tables.files import from_records, read_rows
@@ -31,7 +31,7 @@ from slm.scaling.tables.rows import (
     without_duplicates,
     without_worst,
 )
-from slm.scaling.tables.suspicions import note_copies, note_repeats, note_rising
+from slm.scaling.tables.suspicions import note_checkpoints, note_repeats, note_rising
 from slm.scaling.tables.units import check_units, note_units
 
 
@@ -73,55 +73,41 @@ class Table:
         return Table(rows, self.notes, self.name)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Which rows and columns are read, as `conf/sweep.yaml` says it."""
+class Options(TypedDict, total=False):
+    """Which rows and columns of a table are read."""
 
     columns: Mapping[str, str] | None
+    """Canonical names -> the table's own, or arithmetic of them."""
     where: str | None
+    """A pandas query of rows to keep."""
     best_of: str | Sequence[str] | None
+    """Columns of settings (`lr`); of rows that differ in them alone, the best are kept."""
     drop_worst: int
+    """How many rows of the highest loss are left out."""
 
 
-def read_table(
-    source: str | Path,
-    *,
-    columns: Mapping[str, str] | None = None,
-    where: str | None = None,
-    best_of: str | Sequence[str] | None = None,
-    drop_worst: int = 0,
-) -> Table:
-    """Read a .csv, .tsv, .json, .jsonl (these also with .gz) or .parquet file, or a table that slm ships.
+def read_table(source: str | Path, **options: Unpack[Options]) -> Table:
+    """Read a .csv, .tsv, .json, .jsonl (these also with .gz) or .parquet file, or the table that slm ships.
 
-    `columns` maps canonical names to the table's own or to arithmetic of them, `where` is a pandas query of rows to
-    keep, `best_of` names columns (`lr`) of whose values the best alone is kept at each size and budget, `drop_worst`
-    leaves out that many rows of the highest loss. Raises `ValueError` of one sentence for what is not a table of runs.
+    Raises `ValueError` of one sentence for what is not a table of runs.
     """
     notes: list[str] = []
     rows, name = read_rows(source, notes)
-    return _table(rows, str(source), name, _Rows(columns, where, best_of, drop_worst), notes)
+    return _table(rows, str(source), name, notes, **options)
 
 
-def table_from_frame(
-    frame: pd.DataFrame,
-    *,
-    name: str = "table",
-    columns: Mapping[str, str] | None = None,
-    where: str | None = None,
-    best_of: str | Sequence[str] | None = None,
-    drop_worst: int = 0,
-) -> Table:
+def table_from_frame(frame: pd.DataFrame, *, name: str = "table", **options: Unpack[Options]) -> Table:
     """`read_table` for rows in memory; they are numbered from 1 in messages."""
     rows = from_records(frame.itertuples(index=False, name=None), [str(column) for column in frame.columns])
-    return _table(rows, name, name, _Rows(columns, where, best_of, drop_worst), [])
+    return _table(rows, name, name, [], **options)
 
 
-def _table(rows: pd.DataFrame, source: str, name: str, which: _Rows, notes: list[str]) -> Table:
+def _table(rows: pd.DataFrame, source: str, name: str, notes: list[str], **options: Unpack[Options]) -> Table:
     if rows.empty:
         raise ValueError(f"{source} has no rows: it needs one a run")
-    raw, names = rename(rows, which.columns or {}, source, notes)
+    raw, names = rename(rows, options.get("columns") or {}, source, notes)
     check_columns(raw, names)
-    raw = selected(raw, which.where, names, notes)
+    raw = selected(raw, options.get("where"), names, notes)
     raw = raw.drop(columns=sorted(set(names.own.values()) - set(names.own)), errors="ignore")
     raw = without_duplicates(completed(raw, names, notes), notes)
     frame = typed(raw)
@@ -131,10 +117,13 @@ def _table(rows: pd.DataFrame, source: str, name: str, which: _Rows, notes: list
     if "family" not in frame:
         frame.insert(0, "family", "all")
         notes.append("The table has no column family: all rows are one family.")
-    frame = derive(_one_size(frame, notes), notes)
-    given = [which.best_of] if isinstance(which.best_of, str) else list(which.best_of or [])
-    frame = best_of(frame, given, ranked_by(frame), names, notes)
-    frame = without_worst(frame, which.drop_worst, notes)
+    if "N" in frame and any(complete(frame, size) for size in SIZES[:2]):
+        frame = frame.drop(columns="N")
+        notes.append("The column N was left out: the table says which parameters its other columns of size count.")
+    frame = derive(frame, notes)
+    settings = options.get("best_of") or []
+    frame = best_of(frame, [settings] if isinstance(settings, str) else settings, ranked_by(frame), names, notes)
+    frame = without_worst(frame, options.get("drop_worst", 0), notes)
     check_units(frame, names, loss_was_given="loss" in raw, flops_were_given="flops" in raw)
     frame = add_clusters_and_cells(frame, notes)
     suspicions = [
@@ -142,15 +131,6 @@ def _table(rows: pd.DataFrame, source: str, name: str, which: _Rows, notes: list
         *note_checkpoints(frame, names),
         *note_units(frame, names, flops_were_given="flops" in raw),
         *note_grids(frame, names),
-        *note_repeats(frame),
-        *note_copies(frame, next(name for name in TARGETS if name in raw)),
+        *note_repeats(frame, next(name for name in TARGETS if name in raw)),
     ]
     return Table(frame.reset_index(drop=True), (*suspicions, *notes), name)
-
-
-def _one_size(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Leave out `N` where one of the two known counts is there."""
-    if "N" not in frame or not any(complete(frame, name) for name in SIZES[:2]):
-        return frame
-    notes.append("The column N was left out: the table says which parameters its other columns of size count.")
-    return frame.drop(columns="N")

@@ -1,4 +1,4 @@
-"""Values of a table as a person wrote them: blank, a number, true or false."""
+"""Values of a table as a person wrote them: blank, a number, true or false, the status of a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ import pandas as pd
 from slm.runtime.words import shortened
 
 _BLANKS = {"", "nan", "na", "n/a", "null", "none", "-"}
+COMPLETED = frozenset({"completed", "complete", "finished", "done", "success", "successful", "succeeded", "ok", "okay"})
+"""Words for a run that is complete: those of W&B, MLflow, SLURM and of people."""
+_NOT_COMPLETED = {
+    *("crashed", "failed", "failure", "error", "killed", "running", "pending", "queued", "scheduled", "preempting"),
+    *("preempted", "diverged", "interrupted", "cancelled", "canceled", "timeout", "out_of_memory", "oom", "node_fail"),
+    *("stopped", "aborted", "suspended", "terminated"),
+}
 
 
 def shown(value: Any) -> str:
@@ -49,3 +56,14 @@ def truths(values: pd.Series) -> pd.Series | None:
         values.index,
         dtype=object if None in words else bool,
     )
+
+
+def status_word(value: Any) -> str:
+    """A status in lower case; `no status` where it is blank."""
+    return "no status" if is_blank(value) else str(value).strip().lower()
+
+
+def are_statuses(values: pd.Series) -> bool:
+    """Whether most of a column's values are words for what became of a run."""
+    words = [status_word(value).split()[0].rstrip("+") for value in values if not is_blank(value)]
+    return 2 * sum(word in COMPLETED or word in _NOT_COMPLETED for word in words) > len(words)
