@@ -9,14 +9,13 @@ import numpy as np
 
 from slm.scaling.compare import compare_law
 from slm.scaling.context import context
-from slm.scaling.entries import Entry, Fitted, fit_group, plain
+from slm.scaling.entries import Entry, Fitted, Task, fit_group, plain
 from slm.scaling.envelope import envelopes
 from slm.scaling.laws import VARIABLES, Law, get_law, number_of
 from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
 from slm.scaling.selection import ByLaw, choose_law, curved, rankings, selection, survival, weigh
 from slm.scaling.settings import Settings
-from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
 
@@ -30,17 +29,6 @@ class Analysis:
 
     fits: list[Entry]
     comparison: Entry
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One law and target to fit to every family; `is_primary` if the verdict may rest on it."""
-
-    law: Law
-    target: str
-    size: str
-    loss: Loss
-    is_primary: bool
 
 
 def analyse(
@@ -61,19 +49,24 @@ def analyse(
     """
     settings = settings or Settings()
     target, size = _target_and_size(table, settings)
-    groups, skipped = _plan(table, settings, target, size)
-    if verdict_only:
-        groups = [group for group in groups if group.is_primary]
-    steps = len(groups) + sum(group.is_primary for group in groups) + 1
+    tasks, skipped = _plan(table, settings, target, size)
+    loss = settings.fit_loss
 
+    def is_primary(task: Task) -> bool:  # the verdict may rest on it
+        return task.target == target and task.size in ("", size) and task.loss == loss
+
+    tasks = [task for task in tasks if is_primary(task) or not verdict_only]
+    steps = len(tasks) + sum(map(is_primary, tasks)) + 1
     entries: list[Entry] = []
     fitted: dict[str, dict[str, Fitted]] = {}
-    for place, group in enumerate(groups):
-        say(f"fitting {group.law.name} to {group.target}", place, steps)
-        families = _fit(table, group, settings, place, seed, thorough=group.is_primary and not verdict_only)
+    for place, task in enumerate(tasks):
+        say(f"fitting {task.law.name} to {task.target}", place, steps)
+        # Each task has its own generator, so that leaving out a law changes no other law's bootstrap.
+        rng = np.random.default_rng([seed, number_of(task.law.name), 0 if is_primary(task) else place])
+        families = fit_group(table, task, settings, rng, thorough=is_primary(task) and not verdict_only)
         entries += [one.entry for one in families.values()]
-        if group.is_primary:
-            fitted[group.law.name] = families
+        if is_primary(task):
+            fitted[task.law.name] = families
     _check_fitted(table, entries)
 
     weighed = weigh(fitted)
@@ -81,21 +74,14 @@ def analyse(
     comparison = _overview(table, settings, entries, fitted, law, target, size) | {"weighed": weighed, "laws": {}}
     comparison["primary"]["why"] = why
     comparison["skipped"] = skipped
-    for place, name in enumerate(dict.fromkeys((law, *fitted)), start=len(groups)):
+    for place, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):
         say(f"comparing families under {name}", place, steps)
         rng = np.random.default_rng([seed, 1000, number_of(name)])
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
     comparison["envelopes"] = envelopes(fitted, weighed, law)
-    comparison["paired"] = compare_pairs(
-        table,
-        target,
-        size,
-        _covariates(fitted),
-        curved=curved(fitted, weighed, law),
-        level=settings.level,
-        power=settings.power,
-    )
+    is_curved = curved(fitted, weighed, law)
+    comparison["paired"] = compare_pairs(table, target, size, settings, _covariates(fitted), curved=is_curved)
     say("references and allocation", steps - 1, steps)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
@@ -116,9 +102,9 @@ def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
     return target, size
 
 
-def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[list[_Group], list[Entry]]:
+def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[list[Task], list[Entry]]:
     """What to fit, as far as the table has the columns; and the laws that are skipped, with the reason."""
-    groups, skipped = [], []
+    tasks, skipped = [], []
     targets = [target, *(t for t in settings.targets if t in table.targets and t != target)]
     sizes = [size, *(s for s in settings.sizes if s in table.sizes and s != size)]
     for name in settings.every_law:
@@ -133,12 +119,11 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
             continue
         for t in targets:
             for s in sizes if "N" in law.variables else [""]:
-                is_primary = t == target and s in ("", size)
-                groups.append(_Group(law, t, s, settings.fit_loss, is_primary))
-                if is_primary:
-                    groups.append(_Group(law, t, s, settings.other_loss, False))
-    _check_names(settings, table, [group.law for group in groups])
-    return groups, skipped
+                tasks.append(Task(law, t, s, settings.fit_loss))
+                if t == target and s in ("", size):
+                    tasks.append(Task(law, t, s, settings.other_loss))
+    _check_names(settings, table, [task.law for task in tasks])
+    return tasks, skipped
 
 
 def _check_names(settings: Settings, table: Table, laws: list[Law]) -> None:
@@ -156,14 +141,6 @@ def _check_names(settings: Settings, table: Table, laws: list[Law]) -> None:
             f"analysis.test has {', '.join(settings.test)}, and no law that is fitted has all of these parameters: "
             + "; ".join(dict.fromkeys(f"{law.name} has {', '.join(law.parameters)}" for law in laws))
         )
-
-
-def _fit(
-    table: Table, group: _Group, settings: Settings, place: int, seed: int, *, thorough: bool
-) -> dict[str, Fitted]:
-    # Each group has its own generator, so that leaving out a law changes no other law's bootstrap.
-    rng = np.random.default_rng([seed, number_of(group.law.name), 0 if group.is_primary else place])
-    return fit_group(table, group.law, group.target, group.size, settings, rng, loss=group.loss, thorough=thorough)
 
 
 def _check_fitted(table: Table, entries: list[Entry]) -> None:

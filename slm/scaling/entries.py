@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,13 @@ UNKNOWN = ("objective", "r2", "rmse_log", "sigma_log", "aicc", "bic", "starts_ag
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is fitted: one family, law, target and N. `size` is "" for laws without N."""
+class Task:
+    """What is fitted to every family, and by which loss. `size` says what N is, "" for laws without N."""
 
-    family: str
     law: Law
     target: str
     size: str
+    loss: Loss
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,7 @@ class Fitted:
 
 
 def fit_group(
-    table: Table,
-    law: Law,
-    target: str,
-    size: str,
-    settings: Settings,
-    rng: np.random.Generator,
-    *,
-    loss: Loss,
-    thorough: bool,
+    table: Table, task: Task, settings: Settings, rng: np.random.Generator, *, thorough: bool
 ) -> dict[str, Fitted]:
     """Fit one law to every family of the table; `thorough` adds bootstraps, curves, residuals and extrapolation.
 
@@ -65,42 +57,41 @@ def fit_group(
     (AICc, BIC, r2, rmse and sigma too) is of these rows. A family whose fit fails is refused with the reason.
     """
     unit: Unit = "run" if settings.unit == "run" else "cell"
-    samples = {name: take_sample(table.of(name), law, target, size, unit=unit) for name in table.families}
+    samples = {f: take_sample(table.of(f), task.law, task.target, task.size, unit=unit) for f in table.families}
     log_x = np.concatenate([sample.log_x for sample in samples.values()])
-    law = law.at(log_x)
+    task = replace(task, law=task.law.at(log_x))
     middle = np.median(log_x, axis=0) if thorough else None
     fitted = {}
-    for name, sample in samples.items():
-        case = Case(name, law, target, size)
-        reason = refusal(law, sample)
+    for family, sample in samples.items():
+        reason = refusal(task.law, sample)
         if reason is None:
             try:
-                fitted[name] = _fit_case(table, case, sample, loss, settings, rng, middle)
+                fitted[family] = _fit_family(table, family, task, sample, settings, rng, middle)
             except (np.linalg.LinAlgError, FloatingPointError) as error:
                 reason = f"not fitted: the computation broke down ({error})"
         if reason is not None:
-            fitted[name] = Fitted(_refused(case, sample, loss, reason))
+            fitted[family] = Fitted(_identity(family, task, sample) | _refused(task.law, reason))
     return fitted
 
 
-def _fit_case(
+def _fit_family(
     table: Table,
-    case: Case,
+    family: str,
+    task: Task,
     sample: Sample,
-    loss: Loss,
     settings: Settings,
     rng: np.random.Generator,
     middle: Floats | None,
 ) -> Fitted:
     """Fit one family; `middle` is the median of the log variables over all families if the fit is thorough."""
-    own = table.of(case.family)
-    fit = fit_sample(case.law, sample, loss=loss)
+    own = table.of(family)
+    fit = fit_sample(task.law, sample, loss=task.loss)
     replicates = 0 if middle is None else settings.bootstrap
     bounds = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, coefficients=middle is not None)
-    runs = take_sample(own, case.law, case.target, case.size, unit="run")
+    runs = take_sample(own, task.law, task.target, task.size, unit="run")
     test = lack_of_fit(fit, runs)
     run_sigma = new_run_sigma(fit, runs)
-    entry = _identity(case, sample, loss) | _numbers(case, fit, bounds) | {
+    entry = _identity(family, task, sample) | _numbers(task.target, fit, bounds) | {
         "unit": "run" if settings.unit == "run" else "cell",
         "n_runs": len(np.unique(own.frame["cluster"])),
         "n_rows": len(runs.log_y),
@@ -116,17 +107,17 @@ def _fit_case(
             f"{len(sample.log_y)} rows belong to {len(np.unique(sample.clusters))} shapes or runs, whose rows deviate "
             "from the law together; intervals rest on the number of shapes or runs"
         )
-    if case.law.variables == ("C",) and "tokens" in table.frame and table.frame["tokens"].nunique(dropna=False) == 1:
+    if task.law.variables == ("C",) and "tokens" in table.frame and table.frame["tokens"].nunique(dropna=False) == 1:
         entry["notes"].append("all runs saw the same tokens, so that C is N by another name")
     if middle is not None:
         entry |= details(fit, bounds, settings, rng, middle, run_sigma)
     return Fitted(entry, fit, bounds)
 
 
-def _refused(case: Case, sample: Sample, loss: Loss, reason: str) -> Entry:
-    names = list(case.law.parameters)
+def _refused(law: Law, reason: str) -> Entry:
+    names = list(law.parameters)
     nothing = dict.fromkeys(names)
-    return _identity(case, sample, loss) | dict.fromkeys(UNKNOWN) | {
+    return dict.fromkeys(UNKNOWN) | {
         "params": nothing,
         "se": nothing,
         "ci95": {name: [None, None] for name in names},
@@ -140,20 +131,20 @@ def _refused(case: Case, sample: Sample, loss: Loss, reason: str) -> Entry:
         "reasons": dict.fromkeys(names, reason),
         "fitted": False,
         "notes": [reason],
-    }  # fmt: skip
+    }
 
 
-def _identity(case: Case, sample: Sample, loss: Loss) -> Entry:
-    law = case.law
+def _identity(family: str, task: Task, sample: Sample) -> Entry:
+    law, loss = task.law, task.loss
     columns = zip(law.variables, sample.log_x.T, strict=True)
     return {
-        "family": case.family,
+        "family": family,
         "law": law.name,
         "equation": law.equation,
         "source": law.source,
         "variables": list(law.variables),
-        "target": case.target,
-        "size": case.size or None,
+        "target": task.target,
+        "size": task.size or None,
         "loss": loss.name,
         "delta": None if np.isinf(loss.delta) else loss.delta,
         "exponents": list(law.exponents),
@@ -166,14 +157,14 @@ def _identity(case: Case, sample: Sample, loss: Loss) -> Entry:
     }
 
 
-def _numbers(case: Case, fit: Fit, bounds: Uncertainty) -> Entry:
+def _numbers(target: str, fit: Fit, bounds: Uncertainty) -> Entry:
     score = criteria([fit])
     certificate = fit.certificate
     notes = list(bounds.notes)
     if certificate.starts_agreeing < 0.5:
         notes.append(f"only {certificate.starts_agreeing:.0%} of the starts reach the best objective")
     notes += _disagreement(fit, bounds)
-    if case.target == "perplexity":
+    if target == "perplexity":
         notes.append("an exponent of perplexity, which is not comparable with exponents of loss")
     return vars(certificate) | {
         "params": fit.params,
@@ -188,7 +179,7 @@ def _numbers(case: Case, fit: Fit, bounds: Uncertainty) -> Entry:
         "degrees_of_freedom": fit.degrees_of_freedom,
         "aicc": score.aicc,
         "bic": score.bic,
-        "identified": certificate.converged and not set(bounds.not_identified) & set(case.law.exponents),
+        "identified": certificate.converged and not set(bounds.not_identified) & set(fit.law.exponents),
         "not_identified": list(bounds.not_identified),
         "reasons": bounds.not_identified,
         "fitted": True,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from slm.scaling.details import CURVE_POINTS, ensemble_of, predictions_at
-from slm.scaling.entries import Entry, Fitted, fit_group
+from slm.scaling.entries import Entry, Fitted, Task, fit_group
 from slm.scaling.laws import get_law, number_of
 from slm.scaling.prediction import band_kind
 from slm.scaling.settings import Settings
@@ -54,8 +54,8 @@ def lay_over(
     `refused` says why there is no law, and then the rest is empty.
     """
     rng = np.random.default_rng([seed, 3000, number_of(law)])
-    chosen = get_law(law, settings.formulas, table.frame.columns)
-    fitted = fit_group(table, chosen, target, size, settings, rng, loss=settings.fit_loss, thorough=False)
+    task = Task(get_law(law, settings.formulas, table.frame.columns), target, size, settings.fit_loss)
+    fitted = fit_group(table, task, settings, rng, thorough=False)
     return [_family(one, models, table, settings, rng) for one in fitted.values()]
 
 

@@ -25,6 +25,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.matching import Matched, match
 from slm.scaling.pairs import adjust, holm
 from slm.scaling.power import PairedDesign
+from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
 Entry = dict[str, Any]
@@ -75,14 +76,7 @@ def regress(values: Floats, x: Floats, weights: Floats | None = None) -> Line:
 
 
 def compare_pairs(
-    table: Table,
-    target: str,
-    size: str,
-    covariates: Sequence[str] = (),
-    *,
-    curved: bool = False,
-    level: float = 0.95,
-    power: float = 0.8,
+    table: Table, target: str, size: str, settings: Settings, covariates: Sequence[str] = (), *, curved: bool = False
 ) -> Entry:
     """`paired` of comparison.json: every pair of families that can be matched, and p-values adjusted over them (Holm).
 
@@ -90,6 +84,7 @@ def compare_pairs(
     least adjusted p of a slope: a test of all families whose level holds for any scatter and any correlation of the
     families. With `curved`, pairs that may share a floor have `above_floor`, and `advice` is for that.
     """
+    level, power = settings.level, settings.power
     possible = max(1, len(table.families) * (len(table.families) - 1) // 2)
     pairs, unmatched = [], []
     for a, b in combinations(table.families, 2):

@@ -18,7 +18,7 @@ from slm.scaling.allocation import (
 )
 from slm.scaling.analysis import analyse
 from slm.scaling.context import allocation_entries, references_entries, target_entries
-from slm.scaling.entries import Entry, Fitted, fit_group
+from slm.scaling.entries import Entry, Fitted, Task, fit_group
 from slm.scaling.laws import get_law
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
@@ -138,7 +138,7 @@ def fitted(table: Table, *laws: str) -> dict[str, dict[str, Fitted]]:
     rng, least = np.random.default_rng(seeded()), Loss(np.inf)
     plain = Settings(bootstrap=0)
     return {
-        law: fit_group(table, get_law(law), "loss", "params_total", plain, rng, loss=least, thorough=False)
+        law: fit_group(table, Task(get_law(law), "loss", "params_total", least), plain, rng, thorough=False)
         for law in laws
     }
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from slm.scaling.analysis import analyse
-from slm.scaling.entries import fit_group
+from slm.scaling.entries import Task, fit_group
 from slm.scaling.families import fit_joint, gather
 from slm.scaling.fitting import Fit, fit
 from slm.scaling.formulas import read_formula
@@ -280,7 +280,7 @@ def test_families_are_compared_under_a_formula() -> None:
     """A shared exponent by the formula, against the same model as a constraint on the built-in law."""
     law = get_law("shared_exponent")
     rng = np.random.default_rng(seeded())
-    of = fit_group(two_families(), law, "loss", "N", Settings(bootstrap=0), rng, loss=Loss(), thorough=False)
+    of = fit_group(two_families(), Task(law, "loss", "N", Loss()), Settings(bootstrap=0), rng, thorough=False)
     families = gather({name: one.fit for name, one in of.items() if one.fit})
     joint = fit_joint(families, "shared_exponents")
     assert joint.converged

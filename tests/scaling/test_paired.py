@@ -11,6 +11,7 @@ from slm.scaling.floors import at_floors
 from slm.scaling.forms import Floats
 from slm.scaling.matching import match
 from slm.scaling.paired import compare_pairs
+from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from tests.scaling.samples import runs
 from tests.seeds import seeded
@@ -22,8 +23,8 @@ def power(A: float, alpha: float) -> Any:
     return lambda N: A * N**-alpha
 
 
-def pair_of(table: Table, **settings: Any) -> dict[str, Any]:
-    return compare_pairs(table, "loss", "params_total", **settings)["pairs"][0]
+def pair_of(table: Table) -> dict[str, Any]:
+    return compare_pairs(table, "loss", "params_total", Settings())["pairs"][0]
 
 
 def test_the_slope_is_the_t_test_of_a_regression_of_log_ratios() -> None:
@@ -105,7 +106,7 @@ def test_what_is_not_matched_is_said(change: dict[str, float], said: str) -> Non
     for column, factor in change.items():
         frame.loc[frame["family"] == "b", column] *= factor
     frame = frame if change else frame[(frame["family"] == "a") | frame["params_total"].isin(SIZES[:3])]
-    found = compare_pairs(table_from_frame(frame), "loss", "params_total")
+    found = compare_pairs(table_from_frame(frame), "loss", "params_total", Settings())
     assert found["pairs"] == []
     assert said in found["unmatched"][0]["reason"]
 
@@ -115,7 +116,7 @@ def test_equal_tokens_a_parameter_are_equal_budgets() -> None:
     frame = table.frame[["family", "params_total", "seed", "loss"]].copy()
     frame.loc[frame["family"] == "b", "params_total"] *= 1.04
     frame["tokens"] = 20 * frame["params_total"]
-    assert len(compare_pairs(table_from_frame(frame), "loss", "params_total")["pairs"]) == 1
+    assert len(compare_pairs(table_from_frame(frame), "loss", "params_total", Settings())["pairs"]) == 1
 
 
 def test_the_worth_of_a_family_that_is_another_at_other_sizes_is_that_factor() -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from slm.scaling import Settings, table_from_frame
-from slm.scaling.entries import fit_group
+from slm.scaling.entries import Task, fit_group
 from slm.scaling.laws import get_law
 from slm.scaling.selection import choose_law, rankings, survival, weigh
 from slm.scaling.tables import Table
@@ -117,7 +117,7 @@ def fitted(table: Table, loss: str = "least_squares") -> dict[str, Any]:
     rng = np.random.default_rng(seeded())
     return {
         name: fit_group(
-            table, get_law(name), "loss", "params_total", settings, rng, loss=settings.fit_loss, thorough=False
+            table, Task(get_law(name), "loss", "params_total", settings.fit_loss), settings, rng, thorough=False
         )
         for name in ("power", "power_floor")
     }

@@ -13,7 +13,7 @@ from slm.evaluation.report.average import difference_error
 from slm.evaluation.report.differences import paired_error, target_error
 from slm.evaluation.report.results import Entry, Results, family_of
 from slm.runtime.words import is_number
-from slm.scaling.entries import fit_group, plain
+from slm.scaling.entries import Task, fit_group, plain
 from slm.scaling.laws import get_law
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
@@ -106,9 +106,8 @@ def _fit(family: str, results: Results) -> Entry:
     rng, settings = np.random.default_rng(1), Settings(bootstrap=400)
     try:
         table = table_from_frame(frame, name="results.csv")
-        group = fit_group(
-            table, get_law("power"), target, "params_total", settings, rng, loss=settings.fit_loss, thorough=True
-        )
+        task = Task(get_law("power"), target, "params_total", settings.fit_loss)
+        group = fit_group(table, task, settings, rng, thorough=True)
     except ValueError as refused:
         return {"family": family, "fitted": False, "notes": [str(refused)], "target": target}
     return dict(plain(group[family].entry))
