@@ -1,54 +1,16 @@
 """Every choice in conf/ composes, and every shape has the parameters that its paper prints."""
 
-from pathlib import Path
-
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from slm.composition.budget import model_config
-from slm.composition.resolvers import register
 from slm.composition.settings import check_settings
 from slm.model.counts import num_params
-from slm.training.hardware import Hardware
 from slm.training.plan import make_plan
+from tests.composing import PUBLISHED, choices, composed
+from tests.running import ROOT
+from tests.training.small import CPU
 
-ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-
-CPU = Hardware(
-    accelerator="cpu",
-    devices=1,
-    num_nodes=1,
-    strategy="single",
-    precision="32-true",
-    compile=False,
-    micro_batch_tokens=8192,
-    num_workers=0,
-)
-
-# name: layers, hidden, FFN, heads, KV heads, parameters, non-embedding (MobileLLM, table 10; the models' cards)
-PUBLISHED = {
-    "mobilellm_125m": (30, 576, 1536, 9, 3, 124_635_456, 106_203_456),
-    "mobilellm_350m": (32, 960, 2560, 15, 5, 345_355_200, 314_635_200),
-    "mobilellm_600m": (40, 1152, 3072, 18, 6, 603_188_352, 566_324_352),
-    "mobilellm_1b": (54, 1280, 3584, 20, 5, 1_005_461_760, 964_501_760),
-    "mobilellm_1.5b": (54, 1600, 4352, 25, 5, 1_511_188_800, 1_459_988_800),
-    "mobilellm_ls_125m": (30, 576, 1536, 9, 3, 124_635_456, 106_203_456),
-    "mobilellm_ls_350m": (32, 960, 2560, 15, 5, 345_355_200, 314_635_200),
-    "smollm2_135m": (30, 576, 1536, 9, 3, 134_515_008, 106_203_456),
-}
-
-
-def composed(*overrides: str) -> dict:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", overrides=list(overrides))
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
-
-
-def choices(group: str) -> list[str]:
-    return sorted(path.stem if path.suffix == ".yaml" else path.name for path in (CONF / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

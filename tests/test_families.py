@@ -14,9 +14,10 @@ from slm.model.counts import flops_per_token, num_params
 from slm.model.families import ffn, kv_heads
 from slm.runtime.command_line import MISTAKES, one_sentence
 from slm.training.plan import make_plan
+from tests.composing import PUBLISHED, choices, composed
 from tests.model.shapes import counted_flops, randomized, tokens_of
-from tests.running import run_script
-from tests.test_conf import CPU, PUBLISHED, ROOT, choices, composed
+from tests.running import ROOT, run_script
+from tests.training.small import CPU
 
 FAMILIES = choices("family")
 RECURRENT = ["linear", "ssd"]

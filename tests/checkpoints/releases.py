@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, logging
 
+from slm.checkpoints import check, load
 from slm.data.vocabulary import byte_tokenizer
 from tests.seeds import seeded
 
@@ -107,3 +109,14 @@ def halved(model: LlamaForCausalLM) -> LlamaForCausalLM:
 def difference(ours: torch.nn.Module, theirs: LlamaForCausalLM) -> float:
     """Largest absolute difference of logits."""
     return (ours(IDS) - theirs(IDS).logits).abs().max().item()
+
+
+def refusal(place: object, **options: object) -> str:
+    """The sentence of `check`, which must be that of `load`."""
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - callers compare the sentence
+        check(place, **options)
+    with pytest.raises(ValueError) as again:  # noqa: PT011
+        load(place, **options)
+    assert str(again.value) == str(refused.value)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)

@@ -18,8 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from slm.checkpoints import check, export, load
-from tests.checkpoints.releases import IDS, difference, halved, llama, mobilellm, save, under_the_heads_name
-from tests.checkpoints.test_refusals import refusal
+from tests.checkpoints.releases import IDS, difference, halved, llama, mobilellm, refusal, save, under_the_heads_name
 
 REPO, COMMIT = "someone/Tiny-Llama", "0123456789abcdef0123456789abcdef01234567"
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from slm.checkpoints import check, load
-from tests.checkpoints.releases import change_config, llama, save
+from tests.checkpoints.releases import change_config, llama, refusal, save
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 538090408\n"
 
@@ -25,17 +25,6 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 53
 def folder(tmp_path: Path) -> Path:
     """A sound release."""
     return save(llama(), tmp_path / "release")
-
-
-def refusal(place: object, **options: object) -> str:
-    """The sentence of `check`, which must be that of `load`."""
-    with pytest.raises(ValueError) as refused:  # noqa: PT011 - callers compare the sentence
-        check(place, **options)
-    with pytest.raises(ValueError) as again:  # noqa: PT011
-        load(place, **options)
-    assert str(again.value) == str(refused.value)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
 
 
 class Harmful:

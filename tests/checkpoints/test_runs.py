@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import check, export, load
 from slm.training.ema import WeightAverage
-from tests.checkpoints.releases import IDS
-from tests.checkpoints.test_refusals import refusal
+from tests.checkpoints.releases import IDS, refusal
 from tests.running import make_command, run_script
 
 

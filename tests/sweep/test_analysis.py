@@ -17,26 +17,10 @@ from slm.scaling.analysis import Analysis
 from slm.sweep.config import check_settings
 from slm.tracking.wandb_run import artifact_name
 from tests.running import ROOT, run_script
-from tests.seeds import seeded
-from tests.sweep.test_collect import result, write
-from tests.sweep.test_command_line import composed
+from tests.sweep.designs import QUICK, composed, result, table, write
 
 CONTRACT = """family law target size params se ci95 covariance_method n_runs n_rows objective r2 rmse_log aicc bic
 converged starts_agreeing at_bound condition_number identified notes"""
-QUICK = ("analysis=quick", "analysis.laws=[power,power_floor]", "analysis.calibration=99", "logger=csv")
-
-
-def table(families: dict[str, float], sizes: int = 6, seeds: int = 2, **columns: Any) -> pd.DataFrame:
-    """Runs of families that follow L = 20 N^-alpha, with a scatter of 0.5%."""
-    rng = np.random.default_rng(seeded(5))
-    rows = [
-        {"family": name, "params_total": round(n), "tokens": 1e9, "seed": seed}
-        | {"loss": 20 * n**-alpha * np.exp(0.005 * rng.standard_normal())}
-        for name, alpha in families.items()
-        for n in np.geomspace(2e6, 6e7, sizes)
-        for seed in range(seeds)
-    ]
-    return pd.DataFrame(rows).assign(**columns)
 
 
 @pytest.fixture(autouse=True)

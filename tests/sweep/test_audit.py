@@ -8,31 +8,7 @@ import pytest
 
 from slm.analysis.audit import audit
 from slm.scaling.tables import read_table
-
-SIZES = [1e6, 3e6, 1e7]
-
-
-def runs(**changes: object) -> pd.DataFrame:
-    """Two families, three sizes a little apart, two seeds; everything else is the same."""
-    rows = [
-        {"family": family, "params_total": size * (1.03 if family == "wide" else 1), "lr": 1e-3 * 1e6 / size, "seed": s}
-        for family in ("deep", "wide")
-        for size in SIZES
-        for s in (1, 2)
-    ]
-    same = {
-        "tokens": 1e8,
-        "data_fingerprint": "d",
-        "tokenizer_fingerprint": "t",
-        "val_bytes": 1000,
-        "precision": "bf16",
-    }
-    more = {"schedule": "cosine()", "sequence_length": 256, "batch_tokens": 4096}
-    return pd.DataFrame(rows).assign(**same | more).assign(**changes)  # type: ignore[arg-type]
-
-
-def what(found: dict, kind: str) -> list[str]:
-    return [item["what"] for item in found[kind]]
+from tests.sweep.designs import runs, what
 
 
 def wide(frame: pd.DataFrame) -> pd.Series:

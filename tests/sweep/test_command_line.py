@@ -4,9 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import OverrideParseException
-from omegaconf import OmegaConf
 
 import sweep
 from slm.composition.keys import check_keys, unknown_keys_named
@@ -17,13 +15,7 @@ from slm.sweep.config import check_settings
 from slm.sweep.design import check_design
 from slm.sweep.recipe import Recipe
 from tests.running import ROOT
-
-
-def composed(*overrides: str) -> dict:
-    register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("sweep", overrides=list(overrides))
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+from tests.sweep.designs import composed
 
 
 def test_only_the_columns_that_were_named_are_renamed() -> None:

@@ -25,22 +25,10 @@ from slm.sweep.design import check_design
 from slm.sweep.grid import make_plan
 from slm.sweep.recipe import Recipe, check_texts, digest, key_of
 from slm.training.plan import make_plan as make_train_plan
+from tests.composing import choices
 from tests.running import ROOT
-from tests.sweep.test_command_line import composed
-from tests.test_conf import CPU, choices
-
-SMALL = (
-    "sweep.families=[mobilellm]",
-    "sweep.grid.sizes=null",
-    "sweep.grid.widths=[64]",
-    "sweep.grid.depths=[4]",
-    "sweep.budget.tokens=10000",
-    "sweep.overrides=[]",
-)
-
-
-def cells_of(*overrides: str) -> list[Cell]:
-    return make_plan(check_design(composed(*overrides)["sweep"])).cells
+from tests.sweep.designs import SMALL, cells_of, composed
+from tests.training.small import CPU
 
 
 def train_config(cell: Cell) -> dict[str, Any]:
@@ -229,7 +217,7 @@ def test_a_key_that_came_later_leaves_the_hash_of_runs_that_do_not_use_it() -> N
 
 def test_designs_and_shapes_are_checked_without_torch() -> None:
     code = (
-        "import sys; sys.path.insert(0, '.'); from tests.sweep.test_command_line import composed;"
+        "import sys; sys.path.insert(0, '.'); from tests.sweep.designs import composed;"
         "from slm.sweep.design import check_design; from slm.sweep.recipe import Recipe;"
         f"check_design(composed(*{SMALL!r})['sweep']); Recipe('hybrid', ()).shape(128, 8);"
         "sys.exit('torch' in sys.modules)"

@@ -4,7 +4,7 @@ import pandas as pd
 
 from slm.analysis.audit import audit
 from slm.sweep.evaluation import without_unmeasured
-from tests.sweep.test_audit import runs, what
+from tests.sweep.designs import runs, what
 
 BY_WIKI = {"bits_per_byte": "wiki_bits_per_byte"}
 

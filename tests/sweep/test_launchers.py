@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from slm.sweep import execute as master
 from slm.sweep.execute import execute
@@ -23,13 +22,7 @@ from slm.sweep.launchers.local import slot_environments, visible_gpus
 from slm.sweep.launchers.remote import RemoteJob
 from tests.running import ROOT
 from tests.sweep.celled import LOCAL, STUB, cell, count, history
-from tests.sweep.test_command_line import composed
-
-
-def settings(name: str, **changes: object) -> dict:
-    file = OmegaConf.load(ROOT / "conf" / "launcher" / f"{name}.yaml")
-    return OmegaConf.to_container(file) | changes  # type: ignore[return-value,operator]
-
+from tests.sweep.designs import composed, settings
 
 SETTINGS = settings("local", memory_gb=1e-6)
 

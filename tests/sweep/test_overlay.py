@@ -19,8 +19,7 @@ from slm.scaling.tables import table_from_frame
 from slm.sweep.config import check_settings
 from slm.sweep.run import run_sweep
 from tests.evaluation.reported import published, tiny
-from tests.sweep.test_analysis import QUICK, table
-from tests.sweep.test_command_line import composed
+from tests.sweep.designs import QUICK, composed, table
 
 MODELS = """model,params_total,loss,bits_per_byte,train_tokens,vocab_size,eval_data,protocol,max_length,bits_per_byte_b
 small,3e6,3.9,1.5,,49152,wiki,sliding,1024,1.6

@@ -15,8 +15,7 @@ from slm.sweep.config import check_settings
 from slm.sweep.forecast import Speeds, power_of, read_speeds, remember_speeds
 from slm.sweep.run import run_sweep
 from tests.seeds import seeded
-from tests.sweep.test_command_line import composed
-from tests.sweep.test_design import SMALL
+from tests.sweep.designs import SMALL, composed
 
 ASSUME = {"law": "power", "params": {"A": 20, "alpha": 0.1}, "sigma": 0.01, "misfit": 0.006, "own_misfit": 0.02}
 ASSUME |= {"more_seeds": 2}

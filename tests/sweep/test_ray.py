@@ -18,7 +18,7 @@ from slm.sweep.job import Job, id_and_slot
 from slm.sweep.launchers import open_launcher, remote
 from tests.running import ROOT
 from tests.sweep.celled import STUB, cell, count, history
-from tests.sweep.test_launchers import settings
+from tests.sweep.designs import settings
 
 
 class Cancelled(Exception):
@@ -84,7 +84,7 @@ import sys
 from pathlib import Path
 from slm.sweep.execute import Interrupted, execute
 from tests.sweep.celled import STUB, cell
-from tests.sweep.test_launchers import settings
+from tests.sweep.designs import settings
 
 cells = [cell("a", "seconds=0.2", steps=20), cell("b", "do=die_once"), cell("c", "do=fail")]
 try:

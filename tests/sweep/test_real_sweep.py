@@ -18,9 +18,7 @@ from slm.sweep.design import Design, check_design
 from slm.sweep.evaluation import evaluation_cells
 from slm.sweep.grid import make_plan
 from slm.sweep.run import run_sweep
-from tests.sweep.test_collect import write
-from tests.sweep.test_command_line import composed
-from tests.sweep.test_run import result_of
+from tests.sweep.designs import composed, result_of, write
 from tests.tracking.offline import offline_run
 
 TINY = (

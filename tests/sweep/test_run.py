@@ -16,8 +16,7 @@ from slm.sweep.cells import Cell
 from slm.sweep.config import check_settings
 from slm.sweep.ledger import Outcome, outcome_of
 from slm.sweep.run import run_sweep
-from tests.sweep.test_collect import result, write
-from tests.sweep.test_command_line import composed
+from tests.sweep.designs import composed, result_of, write
 
 QUICK = (
     "analysis=quick",
@@ -32,21 +31,6 @@ FEW = (
     "sweep.grid.sizes=null",
     "sweep.grid.shapes=[32x2,64x4,96x6,128x8]",
 )
-SLOPES = {"mobilellm": 0.10, "llama_wide": 0.10, "ssd": 0.15}
-
-
-def result_of(cell: Cell, **changes: Any) -> dict:
-    """What train.py would write if loss were 20 N^-alpha, and a parabola in log lr about 0.004."""
-    rng = np.random.default_rng(int(cell.key[:8], 16))
-    scatter = 0.002 * rng.standard_normal() + 0.02 * np.log(cell.lr / 0.004) ** 2
-    loss = float(20 * cell.params_total ** -SLOPES[cell.family] * np.exp(scatter))
-    shape = {"hidden_size": cell.width, "num_layers": cell.depth}
-    facts = {"family": cell.family, "seed": cell.seed, "name": cell.name, "shape": shape, "peak_lr": cell.lr}
-    facts |= {"params_total": cell.params_total, "params_non_embedding": cell.params_non_embedding}
-    facts |= {"flops_per_token_exact": cell.flops / cell.tokens, "flops_per_token_6n": 6.0 * cell.params_total}
-    val = {"loss": loss, "bits_per_byte": loss / 2, "perplexity": float(np.exp(loss)), "tokens": 1000, "bytes": 3000}
-    facts |= {"train_tokens": cell.tokens, "parametrization": "completep", "val": val}
-    return result(**facts | changes)
 
 
 class Jobs:

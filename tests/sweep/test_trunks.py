@@ -20,12 +20,10 @@ from slm.sweep.run import run_sweep
 from slm.sweep.trunks import share_trunks, without_lost_steps
 from slm.training.run import train
 from slm.training.setup import checked, set_up
+from tests.composing import composed as composed_train
 from tests.running import make_command
 from tests.sweep.celled import cell
-from tests.sweep.test_collect import write
-from tests.sweep.test_command_line import composed
-from tests.sweep.test_design import SMALL, cells_of
-from tests.test_conf import composed as composed_train
+from tests.sweep.designs import SMALL, cells_of, composed, write
 
 WSD = "sweep.overrides=['schedule=wsd','schedule.warmup_steps=2','train.batch_tokens=1024']"
 BRANCHED = (*SMALL, "sweep.budget.tokens=[10240,20480,40960]", "sweep.budget.trunk=true", WSD)

@@ -116,3 +116,15 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._http.shutdown()
         self._http.server_close()
+
+
+SETTINGS = {
+    "wandb": True,
+    "tensorboard": False,
+    "mode": "offline",
+    "project": "slm-test",
+    "entity": None,
+    "group": "a-group",
+    "tags": ["x", "y"],
+    "job_type": "train",
+}

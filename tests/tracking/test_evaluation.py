@@ -12,7 +12,7 @@ from slm.evaluation.report import write_report
 from slm.tracking import record_evaluation
 from slm.tracking.evaluation import read_rows
 from tests.evaluation.reported import published, tiny
-from tests.tracking.test_wandb_run import SETTINGS
+from tests.tracking.offline import SETTINGS
 
 ENTRIES = published()[:1] + tiny()[1:2]
 

@@ -12,18 +12,7 @@ import pytest
 
 from slm.tracking import open_trackers, record_directory
 from slm.tracking.wandb_run import start_run
-from tests.tracking.offline import Server, history, records
-
-SETTINGS = {
-    "wandb": True,
-    "tensorboard": False,
-    "mode": "offline",
-    "project": "slm-test",
-    "entity": None,
-    "group": "a-group",
-    "tags": ["x", "y"],
-    "job_type": "train",
-}
+from tests.tracking.offline import SETTINGS, Server, history, records
 
 
 def await_next_second() -> None:

@@ -8,8 +8,8 @@ import torch
 from slm.model import KVCache
 from slm.training.announce import plan_lines
 from slm.training.plan import make_plan
-from tests.test_conf import composed
-from tests.training.test_plan import hardware
+from tests.composing import composed
+from tests.training.small import hardware
 
 
 @pytest.mark.parametrize("pattern", ["F", "SSP", "L", "GSLF"])

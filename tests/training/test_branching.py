@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from slm.training.journal import Journal
 from slm.training.run import train
 from slm.training.setup import checked, set_up
+from tests.composing import composed
 from tests.running import make_command
-from tests.test_conf import composed
-from tests.training.test_resume import assert_same_run, rows
+from tests.training.small import assert_same_run, rows
 
 # Of 40 steps of 256 tokens; the first 25 have the rates that they have in a run of 30.
 TRUNK = ["schedule=wsd", "schedule.warmup_steps=3", "optim.ema_decay=0.9", "optim=muon", "trainer.precision=32-true"]

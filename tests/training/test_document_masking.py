@@ -10,7 +10,7 @@ from slm.training.module import LanguageModel
 from slm.training.plan import make_plan
 from slm.training.probe import measure_speed
 from tests.seeds import seeded
-from tests.training.test_plan import CONFIG, config, hardware
+from tests.training.small import CONFIG, config, hardware
 
 SEPARATOR = 7
 

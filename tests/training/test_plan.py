@@ -1,66 +1,10 @@
-import copy
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slm.model.counts import num_params
-from slm.training.hardware import Hardware
 from slm.training.plan import make_plan
-
-CONFIG = {
-    "model": {
-        "family": "mobilellm",
-        "vocab_size": 100,
-        "hidden_size": 64,
-        "num_layers": 2,
-        "num_heads": 2,
-        "intermediate_size": 64,
-    },
-    "train": {
-        "tokens": 10_000,
-        "tokens_per_param": None,
-        "flops": None,
-        "batch_tokens": 512,
-        "sequence_length": 32,
-        "log_every": 1,
-        "eval_every": 1,
-        "eval_tokens": 32,
-    },
-    "optim": {
-        "name": "adamw",
-        "lr": 1e-3,
-        "eps": 1e-8,
-        "betas": [0.9, 0.95],
-        "weight_decay": 0.1,
-        "clip_norm": 1.0,
-        "skip_factor": 20.0,
-        "max_skipped_in_a_row": 50,
-        "ema_decay": None,
-    },
-    "parametrization": {"name": "standard"},
-    "schedule": {"name": "constant", "warmup_fraction": 0.0},
-    "checkpoint": {"keep_steps": []},
-}
-
-
-def config(**train) -> dict:
-    changed = copy.deepcopy(CONFIG)
-    changed["train"] |= train
-    return changed
-
-
-def hardware(devices: int = 1, micro_batch_tokens: int = 8192) -> Hardware:
-    return Hardware(
-        accelerator="cpu",
-        devices=devices,
-        num_nodes=1,
-        strategy="ddp" if devices > 1 else "single",
-        precision="32-true",
-        compile=False,
-        micro_batch_tokens=micro_batch_tokens,
-        num_workers=0,
-    )
+from tests.training.small import config, hardware
 
 
 @given(

@@ -1,6 +1,5 @@
 """A run that is killed and started again is, to the last bit, the run that was not."""
 
-import csv
 import json
 import os
 import random
@@ -9,13 +8,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from tests.running import TWO_PROCESSES, Script, make_command, run_script, start_two
 from tests.seeds import seeded
+from tests.training.small import assert_same_run, rows
 
 Command = Callable[..., list[str]]
 
@@ -36,34 +34,6 @@ def wait_for_row(folder: Path, step: int, process: Script) -> None:
             return
         time.sleep(0.005)
     pytest.fail(f"no step {step} in time")
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """Rows of metrics.csv without the columns that tell the time."""
-    if not (folder / "metrics.csv").exists():
-        return []
-    with (folder / "metrics.csv").open() as file:
-        return [
-            {k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file) if row["step"]
-        ]
-
-
-def final_state(folder: Path) -> dict[str, Any]:
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    optimizer = checkpoint["optimizer_states"][0]["state"]
-    return {f"weight {name}": tensor for name, tensor in checkpoint["state_dict"].items()} | {
-        f"moment {number} {name}": value for number, state in optimizer.items() for name, value in state.items()
-    }
-
-
-def assert_same_run(folder: Path, reference: Path) -> None:
-    ours, theirs = final_state(folder), final_state(reference)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert rows(folder) == rows(reference)
-    results = [json.loads((f / "result.json").read_text()) for f in (folder, reference)]
-    for key in ("status", "val", "train_loss_final", "train_tokens", "steps", "data", "tokenizer"):
-        assert results[0][key] == results[1][key], key
 
 
 # Long enough to be hit in the middle; accumulation, so that a kill can fall between the passes of one step.

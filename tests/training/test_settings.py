@@ -7,7 +7,7 @@ import pytest
 from slm.composition.settings import KINDS, OPTIMIZERS, OPTIONAL_KINDS, check_settings
 from slm.runtime.settings import written_out
 from slm.training import optim
-from tests.test_conf import composed
+from tests.composing import composed
 
 
 @pytest.fixture(scope="module")

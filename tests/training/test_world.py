@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from slm.training.run import train
 from slm.training.setup import checked, set_up
 from slm.training.world import RUN_DIR, World, find_world
+from tests.composing import composed
 from tests.running import make_command
-from tests.test_conf import composed
 
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "1", "SLURM_NNODES": "1"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "there"}
