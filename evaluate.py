@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from slm.composition.keys import check_keys, unknown_keys_named
 from slm.evaluation.config import check_paths, check_settings, register
 from slm.runtime.command_line import MISTAKES, report, run_script
+from slm.runtime.extensions import load_extensions
 
 exit_codes: list[int] = []
 
@@ -36,6 +37,7 @@ def run(config: DictConfig) -> int:
     """Check the settings and do what they ask; returns the exit code."""
     given = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
     check_keys(given, "evaluate", HydraConfig.get().overrides.task)
+    load_extensions(given)
     settings = check_settings(given)
     check_paths(settings)
     from slm.evaluation.run import evaluate

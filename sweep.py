@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from slm.composition.keys import check_keys, unknown_keys_named
 from slm.composition.resolvers import register
 from slm.runtime.command_line import MISTAKES, report, run_script
+from slm.runtime.extensions import load_extensions
 from slm.sweep.config import check_settings
 from slm.sweep.design import check_design
 
@@ -35,6 +36,7 @@ def run(config: DictConfig) -> int:
     given = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
     overrides = HydraConfig.get().overrides.task
     check_keys(given, "sweep", overrides)
+    load_extensions(given)
     settings = check_settings(given, overrides)
     if settings["runs"] is None:
         check_design(settings["sweep"])  # before what follows loads scipy

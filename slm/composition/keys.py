@@ -129,7 +129,9 @@ def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
         choices, chosen = list(_choices(group).values()), config.get(group)
         if group in CHOSEN_BY and isinstance(chosen, Mapping):
             by = CHOSEN_BY[group]
-            choices = [choice for choice in choices if choice.get(by) == chosen.get(by)] or choices
+            matching = [choice for choice in choices if choice.get(by) == chosen.get(by)]
+            # A data source of the user's own has keys of its own, which it checks.
+            choices = matching or ([] if group == "data" else choices)
         tree[group] = _merged([*choices, tree.get(group) or {}])
     return tree
 

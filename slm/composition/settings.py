@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from slm.runtime.extensions import EXTENSIONS
 from slm.runtime.settings import (
     ABOVE_ONE,
     AUTO_SWITCH,
@@ -82,6 +83,7 @@ KINDS: dict[str, Kind] = {
 """Kinds of keys that every config has."""
 
 OPTIONAL_KINDS: dict[str, Kind] = {
+    "extensions": EXTENSIONS,
     "train.document_masking": SWITCH,
     "train.val_tokens": or_null(COUNT),
     "checkpoint.keep_steps": COUNTS,

@@ -16,8 +16,8 @@ from slm.runtime.progress import progress
 Document = tuple[str, str | None]
 """A text and its split: "train", "val", or None where the hash of the text decides."""
 
-SOURCES = {"pydocs": "slm.data.docstrings", "local": "slm.data.local", "hub": "slm.data.hub"}
-"""Module of each built-in `data.source`; any other value is the import path of a module with the fields of `Source`."""
+SOURCES: dict[str, Any] = {"pydocs": "slm.data.docstrings", "local": "slm.data.local", "hub": "slm.data.hub"}
+"""The `Source` of a `data.source`, or its module; any other value is the import path of a module with its fields."""
 
 SPLITS = ("train", "val")
 LEFT_OUT = {
@@ -43,11 +43,20 @@ class Source(NamedTuple):
     """Sentences on what the options mean here."""
 
 
+def register_source(name: str, source: Source) -> None:
+    """Make `data.source=NAME` stand for a source. Raises ValueError for the name of a built-in one."""
+    if isinstance(SOURCES.get(name), str):
+        raise ValueError(f"register_source({name!r}): give another name than those of slm, {', '.join(SOURCES)}")
+    SOURCES[name] = source
+
+
 def source_of(data: Mapping[str, Any]) -> Source:
     """The source that `data.source` names; raises ValueError if there is none."""
     name = data["source"]
+    if isinstance(source := SOURCES.get(name, str(name)), Source):
+        return source
     try:
-        module = import_module(SOURCES.get(name, str(name)))
+        module = import_module(source)
         return Source(**{field: getattr(module, field) for field in Source._fields if hasattr(module, field)})
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(

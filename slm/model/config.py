@@ -256,7 +256,8 @@ def _check_patterns(c: ModelConfig) -> None:
             continue
         if not isinstance(pattern, str) or not pattern or set(pattern) - set(letters):
             known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
-            raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}")
+            own = ", or those of mixers in extensions=[FILE.py]" if name == "mixer_pattern" else ""
+            raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}{own}")
     given: Any = c.sliding_window
     windows = list(given) if isinstance(given, tuple) else [given]
     if not windows or not all(is_count(window, 2) for window in windows):

@@ -184,7 +184,7 @@ LAWS: dict[str, Law] = {
         ),
     )
 }
-
+_BUILT_IN = tuple(LAWS)
 
 FORMULAS = {
     "shared_exponent": {
@@ -193,6 +193,13 @@ FORMULAS = {
     }
 }
 """Laws that are shorter as formulas (`slm.scaling.formulas`): fitted where they are named."""
+
+
+def register_law(law: Law) -> None:
+    """Let analyses fit `law` by its name. Raises `ValueError` for the name of a law of slm."""
+    if law.name in (*_BUILT_IN, *FORMULAS, "auto", "all"):
+        raise ValueError(f"register_law: {law.name} is the name of a law of slm: give another one")
+    LAWS[law.name] = law
 
 
 def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> Law:
@@ -209,4 +216,4 @@ def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Itera
 
 def number_of(name: str) -> int:
     """A number that only this law has, to seed its random generators with."""
-    return list(LAWS).index(name) if name in LAWS else 1000 + crc32(name.encode())
+    return _BUILT_IN.index(name) if name in _BUILT_IN else 1000 + crc32(name.encode())

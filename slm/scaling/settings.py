@@ -15,8 +15,6 @@ from slm.scaling.laws import FORMULAS, LAWS
 from slm.scaling.solver import Loss
 from slm.scaling.tables.columns import SIZES, TARGETS
 
-_ALL = {"laws": tuple(LAWS), "targets": TARGETS, "sizes": SIZES}
-"""What `all` means."""
 _REPLICATES = Kind(
     "0 (none) or a whole number of at least 50",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and (value == 0 or value >= 50),
@@ -48,7 +46,7 @@ def _some_of(names: Sequence[str]) -> Kind:
 class Settings:
     """One analysis. Raises `ValueError` naming the key that is wrong."""
 
-    laws: tuple[str, ...] = tuple(LAWS)
+    laws: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(LAWS))
     """Laws to fit."""
     formulas: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further laws to fit, each a formula of the target by its name: see `slm.scaling.formulas`."""
@@ -130,6 +128,7 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
         """Settings of a plain mapping, whose lists may be one value or all. An unknown key is a `ValueError`."""
         names = [field.name for field in dataclasses.fields(cls)]
+        everything = {"laws": tuple(LAWS), "targets": TARGETS, "sizes": SIZES}
         filled = {}
         for key, value in values.items():
             if key not in names:
@@ -138,9 +137,9 @@ class Settings:
                 raise ValueError(f"analysis.{key} is not a setting{hint}")
             if key in ("formulas", "test") and value is None:
                 continue
-            if value == "all" and key in _ALL:
-                value = _ALL[key]
-            if key in ("predict", *_ALL):
+            if value == "all" and key in everything:
+                value = everything[key]
+            if key in ("predict", *everything):
                 value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
             filled[key] = value
         return cls(**filled)

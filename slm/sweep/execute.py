@@ -37,7 +37,7 @@ from slm.sweep.ledger import (
     progress_of,
     record_failure,
 )
-from slm.sweep.recipe import own_folders
+from slm.sweep.recipe import passed_on
 from slm.sweep.tries import Tries, ended_how
 from slm.sweep.trunks import trunk_kept_step
 
@@ -100,7 +100,7 @@ def execute(
         cell.name: Job(
             name=cell.name,
             folder=folder / cell.name,
-            command=(sys.executable, str(script), *own_folders(), *cell.overrides, *common, *places_of(cell, folder)),
+            command=(sys.executable, str(script), *passed_on(), *cell.overrides, *common, *places_of(cell, folder)),
             environment=environment or {},
         )
         for cell in cells

@@ -25,6 +25,7 @@ from slm.data.local import text_files
 from slm.data.vocabulary import is_on_hub, plan_tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.command_line import in_quotes
+from slm.runtime.extensions import loaded_extensions
 from slm.runtime.settings import plain_settings
 
 
@@ -113,19 +114,22 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     Raises `ValueError` for keys that NAME.py does not read, and Hydra's errors for choices that there are not.
     """
     with _hydra(), unknown_keys_named(name):
-        config = compose(name, overrides=[*own_folders(), *overrides])
+        config = compose(name, overrides=[*passed_on(), *overrides])
     check_keys(OmegaConf.to_container(config), name, overrides)  # type: ignore[arg-type]
     return config
 
 
-def own_folders() -> list[str]:
-    """The override by which a script finds what this one was given beside conf/: --config-dir, hydra.searchpath."""
+def passed_on() -> list[str]:
+    """Overrides by which a script finds what this one was given: `extensions`, --config-dir and hydra.searchpath."""
+    names = [in_quotes(Path(name)) for name in loaded_extensions()]
+    extensions = [f"extensions=[{','.join(names)}]"] if names else []
     if not HydraConfig.initialized():
-        return []
+        return extensions
     sources = HydraConfig.get().runtime.config_sources
     own = [source.path for source in sources if source.schema == "file" and source.provider not in ("main", "hydra")]
     folders = [Path(path).resolve() for path in dict.fromkeys(own)]
-    return [f"hydra.searchpath=[{','.join(map(in_quotes, folders))}]"] if folders else []
+    searchpath = [f"hydra.searchpath=[{','.join(map(in_quotes, folders))}]"] if folders else []
+    return [*searchpath, *extensions]
 
 
 @contextmanager

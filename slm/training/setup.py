@@ -17,6 +17,7 @@ from slm.composition.budget import shape_and_steps
 from slm.composition.keys import check_keys
 from slm.composition.settings import check_settings
 from slm.data.corpus import check_sources
+from slm.runtime.extensions import load_extensions
 from slm.runtime.settings import plain_settings
 from slm.tracking import check_logger
 from slm.training.run_directory import RunDirectory
@@ -49,6 +50,7 @@ def checked(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]
     """
     settings = plain_settings(config)
     check_keys(settings, "train", overrides)
+    settings["extensions"] = load_extensions(settings)
     check_settings(settings)
     shape_and_steps(settings)
     check_logger(settings["logger"])
