@@ -1,4 +1,4 @@
-"""Train a small language model from scratch: `python train.py`. `--help` shows every choice; the README explains."""
+"""Train a small language model from scratch: `python train.py`. `--help` lists every choice; the README explains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ exit_codes: list[int] = []
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
-    """Train once; in a multirun, once per combination, each on its own."""
+    """Train one config; Hydra calls this once for each combination of a multirun."""
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
@@ -28,16 +28,16 @@ def main(config: DictConfig) -> None:
         exit_codes.append(130)
     except MISTAKES as error:
         exit_codes.append(report(error))
-    if exit_codes[-1] > 128:  # a signal is meant for all of a multirun
+    if exit_codes[-1] > 128:  # a signal ends all of a multirun
         sys.exit(exit_codes[-1])
-    if exit_codes[-1] and runs_elsewhere():  # where the list of exit codes is this process's own
+    if exit_codes[-1] and runs_in_another_process():  # whose list of exit codes the first process does not see
         raise ValueError(f"a run of this multirun ended with exit code {exit_codes[-1]}: {config.output_dir}")
 
 
-def runs_elsewhere() -> bool:
-    """Whether a launcher of Hydra's (joblib, ...) has started this run of a multirun in a process of its own.
+def runs_in_another_process() -> bool:
+    """Whether a launcher of Hydra's (joblib, ...) started this run of a multirun in another process.
 
-    To the first process it then hands back an error, and nothing else.
+    That process reports an error to the first one, and nothing else.
     """
     hydra_config = HydraConfig.get() if HydraConfig.initialized() else None
     if hydra_config is None or hydra_config.mode != RunMode.MULTIRUN:
@@ -50,27 +50,27 @@ def run(config: DictConfig) -> int:
     from slm.training.setup import checked, set_up
 
     hydra_config = HydraConfig.get()
-    multirun = hydra_config.mode == RunMode.MULTIRUN
-    if multirun and any(item.startswith("output_dir=") for item in hydra_config.overrides.task):
+    is_multirun = hydra_config.mode == RunMode.MULTIRUN
+    if is_multirun and any(item.startswith("output_dir=") for item in hydra_config.overrides.task):
         raise ValueError(
             f"output_dir={config.output_dir} would be shared by all runs of -m: set hydra.sweep.dir instead"
         )
     settings = checked(config, hydra_config.overrides.task)
-    if not multirun:
-        # Lightning would start further processes from Hydra's own files, which a single run here does not write; with
-        # Hydra's state gone it repeats this command line.
+    if not is_multirun:
+        # Lightning starts further processes from Hydra's own files, which a single run does not write here. Without
+        # Hydra's state it repeats this command line instead.
         HydraConfig.instance().cfg = None
-    planned = set_up(settings, alone=not multirun)
+    plan = set_up(settings, is_multirun=is_multirun)
     if settings["dry_run"] == "plan":
         return 0
     from slm.training.run import exit_code, train
 
-    result = train(planned)
-    return 128 + result["signal"] if multirun and result.get("signal") else exit_code(result)
+    result = train(plan)
+    return 128 + result["signal"] if is_multirun and result.get("signal") else exit_code(result)
 
 
 def start() -> None:
-    """Hand over to Hydra, which would recommend a `+` for a key that does not exist."""
+    """Start Hydra; a key that does not exist is refused in words of slm's own."""
     with unknown_keys_named("train"):
         main()
 

@@ -1,4 +1,4 @@
-"""Block outputs against width and depth under each parametrisation, as a table and a picture:
+"""Block outputs against width and depth under each parametrization, as a table and a picture:
 
     python benchmarks/coord_check.py                          docs/coord_check.{csv,png}
     python benchmarks/coord_check.py --out DIR/NAME optim=muon model.layer_sharing=immediate model.num_repeats=2
@@ -6,22 +6,30 @@
 
 What follows the options are overrides of conf/train.yaml. Shapes are those of the family's rule, if one is given; else
 `model` is the shape at the base width, and all its widths grow in proportion.
+
+The coordinate check of Tensor Programs V (arXiv:2203.03466, appendix D.1): a few steps of training at each shape, then
+the root mean square of what the blocks put out. Where it grows or vanishes with the size, one learning rate cannot
+serve all sizes. tests/training/test_parametrization.py asserts what this script draws.
 """
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 from slm.composition.budget import model_config
 from slm.composition.resolvers import register
-from slm.model import ModelConfig
-from slm.training.coord_check import shape_at, trained_activations
+from slm.model import Decoder, ModelConfig
+from slm.training.optim import OPTIMIZERS
+from slm.training.parametrization import make_rules, scale_initial_weights, with_multipliers
 
 ROOT = Path(__file__).parents[1]
 # Colour and thickness: where two agree, the thinner one lies on the other.
@@ -30,6 +38,8 @@ STYLES = {"standard": ("tab:red", 4.0), "mup": ("tab:blue", 2.2), "completep": (
 SMALL = ["model.vocab_size=256", "optim.lr=1e-3"]
 BASE = ["model.hidden_size=64", "model.num_heads=2", "model.num_kv_heads=1", "model.intermediate_size=192"]
 BASE += ["model.num_layers=4"]
+# Where in the depth block outputs are measured, as a share of the uses of blocks.
+PLACES = {"quarter": 1 / 4, "half": 1 / 2, "last": 1.0}
 
 
 def main() -> None:
@@ -76,6 +86,60 @@ def composed(parametrization: str, width: int, depth: int, overrides: list[str])
     settings = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
     shape = model_config(settings["model"])
     return settings, shape if of_family else shape_at(shape, width, depth)
+
+
+def shape_at(shape: ModelConfig, width: int, depth: int) -> ModelConfig:
+    """`shape` at another width and depth: heads of the same size, all inner widths in proportion."""
+    scaled: dict[str, int] = {}
+    for name in ("num_heads", "num_kv_heads", "intermediate_size"):
+        scaled[name], rest = divmod(getattr(shape, name) * width, shape.hidden_size)
+        if rest or not scaled[name]:
+            raise ValueError(f"width {width} gives no whole number of {name}")
+    sizes = {"hidden_size": width, "num_layers": depth, "head_dim": shape.head_width, **scaled}
+    return ModelConfig.from_dict(shape.to_dict() | sizes)
+
+
+def trained_activations(
+    shape: ModelConfig, parametrization: Mapping[str, Any], optim: Mapping[str, Any], *, steps: int, seed: int
+) -> dict[str, float]:
+    """Root mean square of block outputs at `PLACES` after `steps` steps at the full learning rate."""
+    rules = make_rules(parametrization, shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        decoder = Decoder(with_multipliers(parametrization, shape))
+    scale_initial_weights(decoder, rules)
+    optimizer = OPTIMIZERS[optim["name"]](decoder, optim, rules)
+    for step in range(steps):
+        tokens = make_tokens(shape.vocab_size, seed + 1000 * step)
+        decoder.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    outputs = block_outputs(decoder, make_tokens(shape.vocab_size, seed + 1000 * steps)[:, :-1])
+    return {place: outputs[round(share * len(outputs)) - 1] for place, share in PLACES.items()}
+
+
+def make_tokens(vocab_size: int, seed: int, *, sequences: int = 8, length: int = 33) -> Tensor:
+    """A language with few likely successors of each token, so that ten steps suffice to learn something."""
+    rng = torch.Generator().manual_seed(seed)
+    tokens = [torch.randint(vocab_size, (sequences,), generator=rng)]
+    for _ in range(length - 1):
+        tokens.append((5 * tokens[-1] + torch.randint(4, (sequences,), generator=rng)) % vocab_size)
+    return torch.stack(tokens, dim=1)
+
+
+@torch.no_grad()
+def block_outputs(decoder: Decoder, tokens: Tensor) -> list[float]:
+    """Root mean square of the output of each use of a block, in order."""
+    outputs: list[float] = []
+
+    def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        outputs.append(output.square().mean().sqrt().item())
+
+    handles = [block.register_forward_hook(record) for block in decoder.layers]
+    decoder(tokens)
+    for handle in handles:
+        handle.remove()
+    return outputs
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:

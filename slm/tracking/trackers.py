@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from slm.runtime.files import write_whole
 from slm.tracking.wandb_run import check_wandb, start_run
 
 
@@ -36,12 +37,11 @@ class CsvTracker(Tracker):
         """
         self.path, self.columns = path, ("step", *columns)
         kept = _read_rows_until(path, resume_step) if path.exists() else []
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(partial, path)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, self.columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_whole(path, table.getvalue())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row, exact to the last bit. Raises `ValueError` for a metric without a column."""

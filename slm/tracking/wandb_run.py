@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slm.runtime.files import write_whole
+
 RUN_ID = Path("wandb", "run_id")
 """The file that holds the id, in a run directory."""
 MAX_ARTIFACT_NAME = 128
@@ -116,8 +118,5 @@ def _run_id(folder: Path) -> str:
     """The id of this run directory, written before anything is logged under it."""
     path = folder / RUN_ID
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name("run_id.partial")
-        partial.write_text(secrets.token_hex(4))
-        os.replace(partial, path)
+        write_whole(path, secrets.token_hex(4))
     return path.read_text().strip()

@@ -1,8 +1,7 @@
-"""The Lightning module: a step of training and what its optimizer does with it."""
+"""The Lightning module: one step of training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -22,35 +21,30 @@ from slm.training.plan import Plan
 
 
 class LanguageModel(L.LightningModule):
-    """A decoder in training. Its buffers are what a step leaves behind for the log, kept on the device.
+    """A decoder in training. Its buffers hold the figures of the log, on the device.
 
-    `separator` is the token that documents begin with where they do not see each other, and None where they do.
+    `separator` is the token that begins a document if documents are masked from each other, else None.
     """
 
     loss_sum: Tensor
     loss_count: Tensor
     grad_norm: Tensor
 
-    def __init__(
-        self,
-        plan: Plan,
-        *,
-        optim: Mapping[str, Any],
-        schedule: Mapping[str, Any],
-        seed: int,
-        separator: int | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, separator: int | None = None) -> None:
         super().__init__()
-        self.plan, self.optim, self.schedule, self.separator = plan, optim, schedule, separator
+        self.plan, self.optim, self.schedule = plan, plan.settings["optim"], plan.settings["schedule"]
+        self.separator = separator
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(plan.settings["seed"])
             self.decoder = Decoder(plan.model)
         scale_initial_weights(self.decoder, plan.rules)
-        self.guard = StepGuard(optim["skip_factor"])
-        self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last log
-        self.register_buffer("loss_count", torch.zeros(()))  # and their number, in steps
+        self.guard = StepGuard(self.optim["skip_factor"])
+        self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last row
+        self.register_buffer("loss_count", torch.zeros(()))  # number of those losses, in steps
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
         self.average = self._new_average()
+        if plan.hardware.compile:
+            self.decoder.compile_blocks()
 
     def configure_model(self) -> None:
         """Under FSDP, shard each block and then the rest."""
@@ -71,21 +65,21 @@ class LanguageModel(L.LightningModule):
         return None if decay is None else WeightAverage(self.decoder, decay)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer and its schedule, stepped once an optimizer step."""
+        """The optimizer and its schedule, which advances once per optimizer step."""
         optimizer = OPTIMIZERS[self.optim["name"]](self.decoder, self.optim, self.plan.rules)
         factor = partial(lr_factor, total_steps=self.plan.steps, schedule=self.schedule)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Take the next step at the rate of this run's schedule: a checkpoint that it branched from has another's."""
+        """Set the learning rate of the next step: after branching, the checkpoint has that of the trunk's schedule."""
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         factor = lr_factor(self.trainer.global_step, self.plan.steps, self.schedule)
         for group, peak in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = peak * factor
 
     def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
-        """Mean loss of a micro-batch of T + 1 tokens a sequence, each but the first predicted from those before it."""
+        """Mean loss over a micro-batch (B, T + 1), in which each token but the first of a sequence is predicted."""
         inputs_BT = tokens_BT[:, :-1]
         loss = self.decoder.loss(inputs_BT, tokens_BT[:, 1:], self.documents(inputs_BT))
         finite = loss.detach().isfinite()
@@ -94,11 +88,11 @@ class LanguageModel(L.LightningModule):
         return loss
 
     def documents(self, tokens_BT: Tensor) -> Tensor | None:
-        """Numbers (B, T) of the documents that do not see each other; None where all do."""
+        """The number of each token's document (B, T); None if documents are not masked."""
         return None if self.separator is None else document_numbers(tokens_BT, self.separator)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients, and let the guard decide on the device whether the step counts."""
+        """Clip the gradients, and let the guard decide on the device whether the step is skipped."""
         parameters: list[nn.Parameter] = list(self.decoder.parameters())
         norm = full_grad_norm(parameters)
         self.grad_norm.copy_(norm)
@@ -106,23 +100,23 @@ class LanguageModel(L.LightningModule):
         skip_if(optimizer, self.guard.judge(norm))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, then the average of the weights, if one is kept."""
+        """Take the step, then update the average of the weights, if one is kept."""
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
             self.average.update(self.decoder, skipped=self.guard.in_a_row > 0)
 
-    def weights_to_judge(self) -> AbstractContextManager[None]:
+    def evaluation_weights(self) -> AbstractContextManager[None]:
         """Within, the decoder has the weights that are validated and exported: the average, if one is kept."""
         return nullcontext() if self.average is None else self.average.applied(self.decoder)
 
     def learning_rate(self, step: int) -> float:
-        """`optim.lr` at optimizer step `step`, counted from 1; a parametrisation's groups take multiples of it."""
+        """The learning rate at optimizer step `step`, counted from 1, before the parametrization's factors."""
         return self.optim["lr"] * lr_factor(step - 1, self.plan.steps, self.schedule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restate Lightning's count of passes: a run continued on other devices takes another number of them a step."""
+        """Correct Lightning's count of passes: on other devices, a step takes another number of them."""
         passes = checkpoint["global_step"] * self.plan.accumulation
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            # The journal saves in on_train_batch_end, before Lightning counts the pass as completed.
+            # completed: the journal saves in on_train_batch_end, before Lightning counts the last pass as completed.
             counts.update(ready=passes, started=passes, processed=passes, completed=passes - 1)

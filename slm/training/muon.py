@@ -1,13 +1,13 @@
 """Muon for hidden matrices and AdamW for everything else, as one optimizer.
 
 Muon (K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): the update of a matrix is its Nesterov momentum
-with all singular values brought near 1, by five Newton-Schulz iterations of a quintic instead of an SVD. Its size is
-that of arXiv:2502.16982, eq. 4: times 0.2 sqrt(max(rows, columns)), which gives it the root mean square of an AdamW
+with all singular values brought near 1, by five Newton-Schulz iterations of a quintic instead of an SVD. The update is
+scaled as in arXiv:2502.16982, eq. 4, by 0.2 sqrt(max(rows, columns)), which gives it the root mean square of an AdamW
 update, so that one learning rate and one weight decay serve both rules.
 
-Notable: equal shapes are orthogonalised in one batched product; a bad step (`found_inf`) is undone on the device;
+Notable: equal shapes are orthogonalized in one batched product; a bad step (`found_inf`) is undone on the device;
 sharded matrices (DTensor) are gathered for their iterations and each process keeps its own part. `torch.optim.Muon`
-(torch 2.9 and later) does none of these and is what tests compare with; AdamW's step is torch's own.
+(torch 2.9 and later) does none of these; the tests compare with it. The AdamW step is torch's.
 
 Legend: N matrices of one shape, R rows, C columns.
 """
@@ -25,51 +25,48 @@ from torch.optim.adamw import adamw
 from slm.runtime.machine import native_bfloat16
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""a, b, c of x -> a x + b x^3 + c x^5 (Jordan et al. 2024). Five times over it takes singular values from 0.002 to 1
-into [0.68, 1.21]; a polynomial that converged to 1 would need more rounds for the small ones."""
-
-# Root mean square of an AdamW update at rate 1, seen in practice (arXiv:2502.16982, section 2.2).
+"""a, b, c of x -> a x + b x^3 + c x^5 (Jordan et al. 2024). Five iterations take singular values from 0.002 to 1 into
+[0.68, 1.21]; a polynomial that converges to 1 would need more iterations for the small ones."""
 ADAMW_RMS = 0.2
-# Numbers in one batched product: bounds the memory of the iterations.
-BATCH_NUMBERS = 2**26
+"""Root mean square of an AdamW update at rate 1, seen in practice (arXiv:2502.16982, section 2.2)."""
+MAX_BATCH_NUMBERS = 2**26
+"""Most numbers in one batched product, which bounds the memory of the iterations."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @torch.no_grad()
 def orthogonalize(x_NRC: Tensor, iterations: int) -> Tensor:
     """U S V^T -> U S' V^T with S' near 1, for each of N matrices, in the precision of the machine's fast matmuls."""
-    tall = x_NRC.shape[1] > x_NRC.shape[2]
-    x = x_NRC.mT if tall else x_NRC  # the Gram matrix is that of the shorter side
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
-    x = x.to(_compute_dtype(x))
+    is_tall = x_NRC.shape[1] > x_NRC.shape[2]
+    x = x_NRC.mT if is_tall else x_NRC  # the Gram matrix of the shorter side is the smaller one
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # makes every singular value at most 1
+    if x.dtype == torch.float32 and native_bfloat16(x.device.type):
+        x = x.bfloat16()
     a, b, c = QUINTIC
     for _ in range(iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(x_NRC.dtype)
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.bfloat16 if x.dtype == torch.float32 and native_bfloat16(x.device.type) else x.dtype
+    return (x.mT if is_tall else x).to(x_NRC.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Groups marked `orthogonal` take Muon's step, the others AdamW's; both decay weights by lr x weight_decay.
 
-    A group states `lr`, `weight_decay`, `eps` (AdamW's) and `orthogonal`; orthogonal groups hold matrices only.
+    Each group has `lr`, `weight_decay`, `eps` (AdamW's) and `orthogonal`. Orthogonal groups hold matrices only.
     """
 
     found_inf: Tensor | None = None
-    """1 on the device where the next step is to change nothing (see `slm.training.optim.skip_if`)."""
+    """A scalar on the device: 1 if the next step must change nothing (see `slm.training.optim.skip_if`)."""
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float], momentum: float, iterations: int
     ) -> None:
-        # `fused` tells torch to keep step counts on the device when it loads a state.
+        # `fused` makes torch keep step counts on the device when it loads a state.
         super().__init__(groups, {"betas": betas, "momentum": momentum, "iterations": iterations, "fused": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of all groups. The closure, if any, computes gradients and sets `found_inf`."""
+        """Step all groups. The closure, if any, computes gradients and sets `found_inf`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -86,31 +83,31 @@ class Muon(torch.optim.Optimizer):
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for p in group["params"]:
             by_shape.setdefault(p.shape, []).append(p)
-        for shape, same in by_shape.items():
-            size = max(1, BATCH_NUMBERS // shape.numel())
-            for start in range(0, len(same), size):
-                self._step_batch(group, same[start : start + size])
+        for shape, matrices in by_shape.items():
+            size = max(1, MAX_BATCH_NUMBERS // shape.numel())
+            for start in range(0, len(matrices), size):
+                self._step_batch(group, matrices[start : start + size])
 
     def _step_batch(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
         """Jordan's update with decoupled decay: W <- (1 - lr wd) W - lr 0.2 sqrt(max(R, C)) orthogonalize(momentum)."""
-        momenta = [self._directions(p, group["momentum"]) for p in matrices]
+        momenta = [self._advance_momentum(p, group["momentum"]) for p in matrices]
         updates_NRC = orthogonalize(torch.stack(momenta), group["iterations"])
         step_size = group["lr"] * ADAMW_RMS * max(matrices[0].shape) ** 0.5
         for p, update in zip(matrices, updates_NRC, strict=True):
-            weight = _local(p)
-            new = (weight * (1 - group["lr"] * group["weight_decay"])).sub_(_part_of(update, p), alpha=step_size)
+            weight = local_part(p)
+            new = (weight * (1 - group["lr"] * group["weight_decay"])).sub_(_shard_like(update, p), alpha=step_size)
             weight.copy_(self._unless_bad(new, weight))
 
-    def _directions(self, p: Tensor, momentum: float) -> Tensor:
-        """Nesterov's momentum, whole; advances the buffer."""
+    def _advance_momentum(self, p: Tensor, momentum: float) -> Tensor:
+        """Advance the momentum buffer; returns Nesterov's momentum, gathered from all shards."""
         assert p.grad is not None
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        buffer, grad = _local(state["momentum_buffer"]), _local(p.grad)
+        buffer, grad = local_part(state["momentum_buffer"]), local_part(p.grad)
         advanced = buffer.lerp(grad, 1 - momentum)
         buffer.copy_(self._unless_bad(advanced, buffer))
-        return _whole(grad.lerp(advanced, momentum), p)
+        return _gather_like(grad.lerp(advanced, momentum), p)
 
     def _unless_bad(self, new: Tensor, old: Tensor) -> Tensor:
         return new if self.found_inf is None else torch.where(self.found_inf.to(new.device) > 0, old, new)
@@ -119,10 +116,10 @@ class Muon(torch.optim.Optimizer):
         for p in group["params"]:
             if not self.state[p]:
                 step = torch.zeros((), dtype=torch.float32, device=p.device)
-                moments = {name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in _MOMENTS}
+                moments = {name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in MOMENTS}
                 self.state[p] = {"step": step, **moments}
         states = [self.state[p] for p in group["params"]]
-        first, second, steps = ([state[name] for state in states] for name in (*_MOMENTS, "step"))
+        first, second, steps = ([state[name] for state in states] for name in (*MOMENTS, "step"))
         beta1, beta2 = group["betas"]
         adamw(
             group["params"],
@@ -143,26 +140,23 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def _local(x: Tensor) -> Tensor:
-    """This process's part, where `x` is sharded; writing to it writes to `x`."""
+def local_part(x: Tensor) -> Tensor:
+    """This process's part of `x` if `x` is sharded. Writing to it writes to `x`."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def _whole(part: Tensor, like: Tensor) -> Tensor:
-    """All parts of a matrix that is sharded as `like` is."""
-    if not isinstance(like, DTensor):
+def _gather_like(part: Tensor, reference: Tensor) -> Tensor:
+    """The full matrix, from the parts of all processes, which are sharded as `reference` is."""
+    if not isinstance(reference, DTensor):
         return part
-    mesh, placements = like.device_mesh, like.placements
-    return DTensor.from_local(part, mesh, placements, shape=like.shape, stride=like.stride()).full_tensor()
+    mesh, placements = reference.device_mesh, reference.placements
+    return DTensor.from_local(part, mesh, placements, shape=reference.shape, stride=reference.stride()).full_tensor()
 
 
-def _part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a matrix, sharded as `like` is. No process hears from another."""
-    if not isinstance(like, DTensor):
-        return whole
-    mesh = like.device_mesh
-    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(placements=like.placements).to_local()
+def _shard_like(matrix: Tensor, reference: Tensor) -> Tensor:
+    """This process's part of a matrix that all processes hold, sharded as `reference` is. Nothing is communicated."""
+    if not isinstance(reference, DTensor):
+        return matrix
+    mesh = reference.device_mesh
+    replicated = DTensor.from_local(matrix, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=reference.placements).to_local()

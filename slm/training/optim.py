@@ -13,32 +13,32 @@ from slm.model.decoder import Decoder
 from slm.training.muon import Muon
 from slm.training.parametrization import STANDARD, Rules, kinds_of
 
-# Steps over which the guard's mean gradient norm forgets, and before which it only watches.
 GUARD_WINDOW = 50
+"""Steps over which the guard's mean gradient norm is averaged, and before which it skips no large one."""
 
 
 def parameter_groups(
     model: Decoder, optim: Mapping[str, Any], rules: Rules, *, muon: bool = False
 ) -> list[dict[str, Any]]:
-    """Groups of one learning rate, weight decay and epsilon each: matrices first, then vectors, as the model has them.
+    """Groups with one learning rate, weight decay and epsilon each: matrices first, then vectors, in the model's order.
 
-    Weight decay is on what has two axes or more (embedding and head among them), none on gains and biases. With `muon`
-    the hidden matrices are groups of their own, marked `orthogonal`.
+    Tensors with two axes or more (embedding and head included) decay, gains and biases do not. With `muon`, hidden
+    matrices are in groups marked `orthogonal`.
     """
     kinds = kinds_of(model)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for parameter in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: p.ndim < 2):
-        rule, decays = rules[kinds[parameter]], parameter.ndim >= 2
+        rule, has_decay = rules[kinds[parameter]], parameter.ndim >= 2
         orthogonal = muon and kinds[parameter] == "hidden"
         lr_factor = rule.muon_lr if orthogonal else rule.lr
         settings = {
             "lr": optim["lr"] * lr_factor,
-            "weight_decay": optim["weight_decay"] / lr_factor if decays else 0.0,
+            "weight_decay": optim["weight_decay"] / lr_factor if has_decay else 0.0,
             "eps": optim["eps"] * rule.eps,
         }
         if muon:
             settings["orthogonal"] = orthogonal
-        group = groups.setdefault((decays, *settings.values()), {"params": [], **settings})
+        group = groups.setdefault((has_decay, *settings.values()), {"params": [], **settings})
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -58,14 +58,14 @@ OPTIMIZERS: dict[str, Callable[[Decoder, Mapping[str, Any], Rules], torch.optim.
     "adamw": make_adamw,
     "muon": make_muon,
 }
-"""By `optim.name`. Each must honour `found_inf` (see `skip_if`)."""
+"""By `optim.name`. Each optimizer must honour `found_inf` (see `skip_if`)."""
 
 
 class StepGuard(nn.Module):
-    """Judges each step by its gradient norm, on the device.
+    """Finds bad steps by their gradient norm, on the device.
 
-    A norm that is not finite, or `skip_factor` times the geometric mean of recent ones, makes the step bad. State is in
-    buffers, so checkpoints carry it. `skipped` counts all bad steps, `in_a_row` those since the last good one.
+    A step is bad if its norm is not finite, or above `skip_factor` times the geometric mean of recent ones. `skipped`
+    counts all bad steps, `in_a_row` those since the last good one. All state is in buffers, so checkpoints hold it.
     """
 
     log_mean: Tensor
@@ -83,8 +83,8 @@ class StepGuard(nn.Module):
     def judge(self, grad_norm: Tensor) -> Tensor:
         """1.0 if the step should be skipped, else 0.0, as a scalar tensor."""
         log_norm = grad_norm.to(self.log_mean.dtype).clamp(min=1e-12).log()
-        exploding = (self.seen >= GUARD_WINDOW) & (log_norm > self.log_mean + self.log_factor)
-        bad = exploding | ~log_norm.isfinite()
+        is_exploding = (self.seen >= GUARD_WINDOW) & (log_norm > self.log_mean + self.log_factor)
+        bad = is_exploding | ~log_norm.isfinite()
         weight = 1 / (self.seen + 1).clamp(max=GUARD_WINDOW)
         self.log_mean.copy_(torch.where(bad, self.log_mean, self.log_mean.lerp(log_norm, weight)))
         self.seen.add_(~bad)
@@ -94,9 +94,9 @@ class StepGuard(nn.Module):
 
 
 def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Make the next fused step a no-op on the device where `bad` is 1: weights, moments and step count stay.
+    """Make the next fused step change neither weights, moments nor step count if the scalar `bad` is 1.
 
-    `found_inf` is how `torch.amp.GradScaler` tells fused optimizers the same thing.
+    The decision stays on the device. `torch.amp.GradScaler` uses the same attribute of fused optimizers.
     """
     optimizer.found_inf = bad  # type: ignore[attr-defined]
 

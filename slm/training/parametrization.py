@@ -1,7 +1,7 @@
-"""How initial weights, learning rates and multipliers follow from a shape: what is tuned at one size holds at others.
+"""Parametrizations: how initial weights, learning rates and multipliers follow from a shape.
 
-Everything is relative to a base shape, where every parametrisation is `standard` to the last bit. With
-m = hidden_size / base_width, d = uses of blocks / base_depth, c = head_dim / base_head_dim:
+Settings tuned at a base shape then hold at other sizes. At the base shape all parametrizations are the same to the last
+bit. With m = hidden_size / base_width, d = uses of blocks / base_depth and c = head_dim / base_head_dim:
 
 |                                        | standard   | mup        | completep  |
 |----------------------------------------|------------|------------|------------|
@@ -17,14 +17,14 @@ m = hidden_size / base_width, d = uses of blocks / base_depth, c = head_dim / ba
 | attention scores times                 | C^-1/2     | C^-1/2 c^-1/2 | C^-1/2 c^-1/2 |
 
 Sources. mup: Tensor Programs V (arXiv:2203.03466), table 8, with its 1/C attention; in the form of arXiv:2505.01618,
-table 1, where a weight decay times its learning rate stays what it is at the base (arXiv:2405.13698) and epsilon
-follows the size of gradients. completep: arXiv:2505.01618, table 1 at alpha = 1, where learning rates do not depend on
-depth. Muon: an update must have a spectral norm in proportion to sqrt(rows / columns) (arXiv:2310.17813, condition 1);
-that of `slm.training.muon` is 0.2 lr sqrt(max(rows, columns)), so lr falls as m^-1/2.
+table 1, where learning rate times weight decay stays as at the base (arXiv:2405.13698) and epsilon follows the size of
+gradients. completep: arXiv:2505.01618, table 1 at alpha = 1, where learning rates do not depend on depth. Muon: an
+update must have a spectral norm in proportion to sqrt(rows / columns) (arXiv:2310.17813, condition 1); that of
+`slm.training.muon` is 0.2 lr sqrt(max(rows, columns)), so lr falls as m^-1/2.
 
-Notable: "hidden" are the weights of linear maps inside blocks, whose inputs are assumed to grow with the width in
-proportion; gains, biases, decay rates and convolutions over time have a fixed number of inputs and are "vectors". A
-tied table keeps the embedding's rule, and the logits' multiplier makes it a head. A shared block counts once a use.
+Notable: "hidden" are the weights of linear maps inside blocks, whose number of inputs is taken to grow with the width;
+gains, biases, decay rates and convolutions over time have a fixed number of inputs and are "vectors". A tied table
+keeps the embedding's rule, and the logits' multiplier scales it as a head. Each use of a shared block counts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Kind = Literal["outer", "hidden", "vector"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Factors on what the config says, for one kind of parameter."""
+    """Factors on the config's values, for one kind of parameter."""
 
     init_std: float = 1.0
     lr: float = 1.0
@@ -64,19 +64,15 @@ STANDARD: Rules = {"outer": Rule(), "hidden": Rule(), "vector": Rule()}
 
 
 def _ratios(parametrization: Mapping[str, Any], shape: ModelConfig) -> tuple[float, float, float]:
-    """m, d, c of the table; 1 for what a parametrisation does not look at."""
-    sizes = {
-        "base_width": shape.hidden_size,
-        "base_depth": len(shape.block_uses),
-        "base_head_dim": shape.head_width,
-    }
+    """m, d, c of the table; 1 where a parametrization ignores the size."""
+    sizes = {"base_width": shape.hidden_size, "base_depth": len(shape.block_uses), "base_head_dim": shape.head_width}
     used = BASE_SHAPE[parametrization["name"]]
     m, d, c = (size / parametrization[key] if key in used else 1.0 for key, size in sizes.items())
     return m, d, c
 
 
 def make_rules(parametrization: Mapping[str, Any], shape: ModelConfig) -> Rules:
-    """The factors of the table for a decoder of this shape."""
+    """The table's factors for a decoder of this shape."""
     m, d, _ = _ratios(parametrization, shape)
     return {
         "outer": Rule(eps=1 / m),
@@ -86,7 +82,7 @@ def make_rules(parametrization: Mapping[str, Any], shape: ModelConfig) -> Rules:
 
 
 def with_multipliers(parametrization: Mapping[str, Any], shape: ModelConfig) -> ModelConfig:
-    """`shape` with the table's multipliers on those it has."""
+    """`shape` with its multipliers times the table's."""
     m, d, c = _ratios(parametrization, shape)
     scores = shape.attention_multiplier
     if c != 1:
@@ -109,7 +105,7 @@ def kinds_of(decoder: Decoder) -> dict[Tensor, Kind]:
 
 @torch.no_grad()
 def scale_initial_weights(decoder: Decoder, rules: Rules) -> None:
-    """Bring the standard initial weights to the stds of the table: the same draws under every parametrisation."""
+    """Scale standard initial weights to the table's stds: the same draws under every parametrization."""
     for parameter, kind in kinds_of(decoder).items():
         if rules[kind].init_std != 1:
             parameter.mul_(rules[kind].init_std)

@@ -1,40 +1,139 @@
-"""From a config to the numbers of a run on this hardware: steps, batches, passes."""
+"""The plan of one run on this machine: devices, shape, steps and batches, decided before anything is built."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
 
 from slm.composition.budget import shape_and_steps
 from slm.composition.settings import BEFORE_KEYS
 from slm.model.config import ModelConfig
-from slm.model.counts import flops_per_token, num_params
-from slm.training.hardware import Hardware
+from slm.model.counts import flops_per_token, kv_cache_bytes, num_params, state_bytes
+from slm.runtime.machine import can_compile, device_name, native_bfloat16
 from slm.training.parametrization import Rules, make_rules, with_multipliers
+from slm.training.run_directory import RunDirectory
+
+MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+"""Tokens of one forward pass where `trainer.micro_batch_tokens` is null."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The `trainer` group with every `auto` decided."""
+
+    accelerator: Literal["cpu", "cuda"]
+    devices: int
+    """Processes on this node, one for each device."""
+    num_nodes: int
+    strategy: Literal["single", "ddp", "fsdp"]
+    precision: str
+    compile: bool
+    micro_batch_tokens: int
+    num_workers: int
+
+    @property
+    def world_size(self) -> int:
+        """Processes on all nodes."""
+        return self.devices * self.num_nodes
+
+    @property
+    def matmul_dtype(self) -> torch.dtype:
+        """Dtype of the matmuls."""
+        return {"32-true": torch.float32, "64-true": torch.float64}.get(self.precision, torch.bfloat16)
+
+    @property
+    def device_name(self) -> str:
+        """Name of the processor."""
+        return device_name(self.accelerator)
+
+
+def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
+    """Decide every `auto` of the `trainer` group. Raises `ValueError` for devices that this machine lacks."""
+    accelerator = _accelerator(trainer["accelerator"])
+    devices = _devices(trainer["devices"], accelerator)
+    has_several = devices * trainer["num_nodes"] > 1
+    precision = trainer["precision"]
+    if precision == "auto":
+        precision = "bf16-mixed" if native_bfloat16(accelerator) else "32-true"
+    return Hardware(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=int(trainer["num_nodes"]),
+        strategy="single" if not has_several else "fsdp" if trainer["strategy"] == "fsdp" else "ddp",
+        precision=precision,
+        compile=can_compile(accelerator) if trainer["compile"] == "auto" else bool(trainer["compile"]),
+        micro_batch_tokens=int(trainer["micro_batch_tokens"] or MICRO_BATCH_TOKENS[accelerator]),
+        num_workers=int(trainer["num_workers"]),
+    )
+
+
+def _accelerator(requested: str) -> Literal["cpu", "cuda"]:
+    if requested in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer.accelerator={requested}, but torch sees no CUDA device here; trainer=cpu runs anywhere"
+        )
+    return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _devices(requested: Any, accelerator: str) -> int:
+    present = torch.cuda.device_count() if accelerator == "cuda" else None
+    if requested == "auto":
+        return present or 1  # on a CPU one process, which uses all cores
+    if present is not None and requested > present:
+        raise ValueError(f"trainer.devices={requested} must be auto or between 1 and {present}, the GPUs here")
+    return int(requested)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A checkpoint of another run, the trunk, at which this run starts."""
+
+    checkpoint: Path
+    step: int
+    """Optimizer steps done in it."""
+    trunk: RunDirectory
+    trunk_name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The sizes of one run."""
+    """A run whose config is valid and fits this machine."""
 
+    settings: Mapping[str, Any]
+    """The config, as plain values."""
+    hardware: Hardware
     model: ModelConfig
-    """The shape, with the parametrisation's multipliers."""
+    """The shape, with the parametrization's multipliers."""
     rules: Rules
-    """The parametrisation's factors on initial weights and learning rates."""
+    """The parametrization's factors on initial weights and learning rates."""
     steps: int
     """Optimizer steps."""
     batch_size: int
     """Sequences of one optimizer step, over all devices."""
     micro_batch_size: int
     """Sequences of one forward pass on one device."""
-    accumulation: int
-    """Forward passes of one device in one optimizer step."""
-    sequence_length: int
-    document_masking: bool
-    """Whether tokens see those of their own document alone."""
-    averaged: bool
-    """Whether an average of the weights is kept."""
+    branch: Branch | None = None
+    """None for a run that starts at step 0 or at a checkpoint of its own."""
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of one device in one optimizer step."""
+        return self.batch_size // (self.micro_batch_size * self.hardware.world_size)
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence."""
+        return int(self.settings["train"]["sequence_length"])
+
+    @property
+    def document_masking(self) -> bool:
+        """Whether tokens attend only to tokens of their own document."""
+        return self.settings["train"].get("document_masking", BEFORE_KEYS["train.document_masking"])
 
     @property
     def batch_tokens(self) -> int:
@@ -47,36 +146,91 @@ class Plan:
         return self.steps * self.batch_tokens
 
     @property
-    def flops(self) -> float:
-        """Exact training FLOPs of the run."""
-        return self.train_tokens * flops_per_token(self.model, self.sequence_length)
+    def token_flops(self) -> float:
+        """Exact training FLOPs for each token."""
+        return flops_per_token(self.model, self.sequence_length)
 
     @property
     def state_bytes(self) -> int:
         """Weights, gradients, Adam's two moments (Muon has one) and the average, if one is kept, all float32."""
-        return (20 if self.averaged else 16) * num_params(self.model)
+        return (16 if self.settings["optim"]["ema_decay"] is None else 20) * num_params(self.model)
+
+    @property
+    def folder(self) -> RunDirectory:
+        """The run directory."""
+        return RunDirectory(self.settings["output_dir"])
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where corpora, tokenizers and measured peaks are kept."""
+        return Path(os.path.expanduser(self.settings["cache_dir"]))
 
 
-def make_plan(config: Mapping[str, Any], hardware: Hardware) -> Plan:
-    """The plan of a config whose values are of the right kinds. Raises `ValueError` naming what cannot be met."""
-    train = config["train"]
-    shape, steps = shape_and_steps(config, devices=hardware.world_size)
-    model = with_multipliers(config["parametrization"], shape)
-    length = int(train["sequence_length"])
-    local = int(train["batch_tokens"]) // (length * hardware.world_size)
-    micro = _largest_divisor(local, at_most=max(1, hardware.micro_batch_tokens // length))
+def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
+    """The plan of a config that `check_settings` accepts. Raises `ValueError` for settings that do not fit together."""
+    shape, steps = shape_and_steps(settings, devices=hardware.world_size)
+    model = with_multipliers(settings["parametrization"], shape)
+    length = int(settings["train"]["sequence_length"])
+    sequences = int(settings["train"]["batch_tokens"]) // (length * hardware.world_size)  # of a step, on one device
+    fitting = max(1, hardware.micro_batch_tokens // length)
     return Plan(
+        settings=settings,
+        hardware=hardware,
         model=model,
-        rules=make_rules(config["parametrization"], model),
+        rules=make_rules(settings["parametrization"], model),
         steps=steps,
-        batch_size=local * hardware.world_size,
-        micro_batch_size=micro,
-        accumulation=local // micro,
-        sequence_length=length,
-        document_masking=train.get("document_masking", BEFORE_KEYS["train.document_masking"]),
-        averaged=config["optim"]["ema_decay"] is not None,
+        batch_size=sequences * hardware.world_size,
+        micro_batch_size=next(n for n in range(min(sequences, fitting), 0, -1) if sequences % n == 0),
     )
 
 
-def _largest_divisor(number: int, *, at_most: int) -> int:
-    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan in words, as it is printed before a run."""
+    settings, model, hardware, length = plan.settings, plan.model, plan.hardware, plan.sequence_length
+    is_shared = len(model.block_uses) > model.num_layers
+    shared = f", each used {model.num_repeats} times ({model.layer_sharing})" if is_shared else ""
+    masked = ", documents masked from each other" if plan.document_masking else ""
+    where = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
+    lines = [
+        f"run          {settings['name']}, seed {settings['seed']}, in {settings['output_dir']}",
+        f"model        {settings['model']['family']}: {model.num_layers} blocks{shared} x {model.hidden_size} wide, "
+        f"{model.num_heads} heads ({model.kv_heads} KV) of {model.head_width}, FFN {model.intermediate_size}, "
+        f"vocabulary {model.vocab_size:,}",
+        f"parameters   {num_params(model):,} total, {num_params(model, non_embedding=True):,} non-embedding",
+        f"tokens       {plan.train_tokens:,} ({plan.train_tokens / num_params(model):.2f} per parameter) in "
+        f"{plan.steps:,} steps of {plan.batch_tokens:,} ({plan.accumulation} x {plan.micro_batch_size} sequences of "
+        f"{length} per device{masked})",
+        f"FLOPs        {plan.token_flops:.3e} per token exact, {flops_per_token(model, length, convention='6n'):.3e} "
+        f"as 6N; {plan.train_tokens * plan.token_flops:.3e} in all",
+        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations",
+        f"decoding     cache per sequence: {_cache_sizes(model)}",
+        f"optimizer    {settings['optim']['name']}, peak lr {settings['optim']['lr']}{_matrix_lr(plan)}, "
+        f"{settings['schedule']['name']}",
+        f"hardware     {where}, {hardware.precision}, {'compiled' if hardware.compile else 'not compiled'}, "
+        f"{hardware.device_name}",
+    ]
+    if plan.branch is not None:
+        lines.append(
+            f"branching    from step {plan.branch.step} of {plan.branch.trunk_name} ({plan.branch.checkpoint})"
+        )
+    return lines
+
+
+def _cache_sizes(model: ModelConfig) -> str:
+    """Both ends of what a cache holds: windows stop growing, states never grow."""
+    context = model.max_position_embeddings
+    first, full, state = (
+        kv_cache_bytes(model, 1),
+        kv_cache_bytes(model, context),
+        state_bytes(model),
+    )
+    keys = f"{first:,} bytes of keys and values after 1 token, {full:,} after {context:,} (bf16)"
+    parts = [keys] * (first > 0) + [f"{state:,} bytes of state, constant (float32)"] * (state > 0)
+    return " and ".join(parts)
+
+
+def _matrix_lr(plan: Plan) -> str:
+    """What the parametrization makes of the learning rate of hidden matrices."""
+    name, hidden = plan.settings["parametrization"]["name"], plan.rules["hidden"]
+    factor = hidden.muon_lr if plan.settings["optim"]["name"] == "muon" else hidden.lr
+    return "" if name == "standard" else f" at the base shape of {name}, times {factor:.3g} for matrices of blocks"

@@ -1,8 +1,9 @@
-"""`result.json`: what other pieces read of a run (DESIGN, section 3)."""
+"""`result.json`, which states all about a finished run (DESIGN, section 3), and the last lines that a run prints."""
 
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from typing import Any
 from slm.data import Corpus
 from slm.model.counts import flops_per_token, num_params
 from slm.runtime.machine import peak_memory_bytes
-from slm.training.hardware import Hardware
+from slm.runtime.words import duration
 from slm.training.journal import Journal
 from slm.training.plan import Plan
 from slm.training.validation import Score
@@ -20,39 +21,21 @@ from slm.training.validation import Score
 SCHEMA = 1
 
 
-def make_result(
-    settings: Mapping[str, Any],
-    plan: Plan,
-    hardware: Hardware,
-    corpus: Corpus,
-    journal: Journal,
-    *,
-    step: int,
-    signal: int | None,
-) -> dict[str, Any]:
-    """Everything a reader of the run needs, for a run that stopped at optimizer step `step`.
+def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, signal: int | None) -> dict[str, Any]:
+    """The contents of result.json for a run that stopped at optimizer step `step`.
 
-    Losses are nats a token, `flops_*` training FLOPs a token, `val` that of `train.val_tokens` (or of the whole
-    validation set) if the run completed and the newest validation otherwise, `signal` the number of the signal that the
-    run received, if any. A run that was branched from another counts from that one's start, but for `tokens_trained`,
-    which are those of its own steps.
+    Losses are nats per token, `flops_*` training FLOPs per token. `val` is the validation on `train.val_tokens` (null:
+    on all of the set) if the run completed, else the newest one. `signal` is the number of the signal that the run
+    received, if any. A branch counts from the start of its trunk; only `tokens_trained` counts its own steps alone.
     """
     tokens = step * plan.batch_tokens
-    exact = flops_per_token(plan.model, plan.sequence_length)
     rate = tokens / journal.train_seconds if journal.train_seconds else None
     val = Score(**journal.val) if journal.val else None
     return {
         "schema": SCHEMA,
         "status": journal.outcome(step),
         "signal": signal,
-        "name": settings["name"],
-        "family": settings["model"].get("family"),
-        "seed": settings["seed"],
-        "shape": plan.model.to_dict(),
-        "params_total": num_params(plan.model),
-        "params_non_embedding": num_params(plan.model, non_embedding=True),
-        "flops_per_token_6n": flops_per_token(plan.model, plan.sequence_length, convention="6n"),
-        "flops_per_token_exact": exact,
+        **_model_facts(plan),
         "train_tokens": tokens,
         "tokens_trained": tokens - (journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0),
         "branched_from": journal.branched_from,
@@ -62,41 +45,61 @@ def make_result(
         "batch_tokens": plan.batch_tokens,
         "sequence_length": plan.sequence_length,
         "document_masking": plan.document_masking,
-        "peak_lr": settings["optim"]["lr"],
-        "parametrization": settings["parametrization"]["name"],
-        "base_shape": {key: value for key, value in settings["parametrization"].items() if key != "name"},
-        "optimizer": settings["optim"]["name"],
-        "ema_decay": settings["optim"]["ema_decay"],
-        "schedule": settings["schedule"],
-        "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
-        "tokenizer": {
-            "name": corpus.tokenizer.name,
-            "fingerprint": corpus.tokenizer.fingerprint,
-            "vocab_size": corpus.tokenizer.vocab_size,
-            "keeps_text": corpus.keeps_text,
-        },
-        "val": val
-        and {
-            "loss": val.loss,
-            "bits_per_byte": val.bits_per_byte,
-            "perplexity": val.perplexity,
-            "tokens": val.tokens,
-            "bytes": val.bytes,
-        },
+        **_recipe_facts(plan.settings),
+        **_corpus_facts(corpus),
+        "val": val and {**val.figures(), "tokens": val.tokens, "bytes": val.bytes},
         "train_loss_final": journal.train_loss,
         "tokens_per_second": rate,
-        "mfu": rate and rate * exact / (journal.flops_per_second_peak * hardware.world_size),
+        "mfu": rate and journal.mfu(rate),
         "peak_memory_bytes": peak_memory_bytes(),
         "wall_seconds": journal.total_seconds(),
-        "device": hardware.device_name,
-        "precision": hardware.precision,
+        "device": plan.hardware.device_name,
+        "precision": plan.hardware.precision,
         "versions": versions(),
         "git_commit": git_commit(),
     }
 
 
+def _model_facts(plan: Plan) -> dict[str, Any]:
+    return {
+        "name": plan.settings["name"],
+        "family": plan.settings["model"].get("family"),
+        "seed": plan.settings["seed"],
+        "shape": plan.model.to_dict(),
+        "params_total": num_params(plan.model),
+        "params_non_embedding": num_params(plan.model, non_embedding=True),
+        "flops_per_token_6n": flops_per_token(plan.model, plan.sequence_length, convention="6n"),
+        "flops_per_token_exact": plan.token_flops,
+    }
+
+
+def _recipe_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    optim, parametrization = settings["optim"], settings["parametrization"]
+    return {
+        "peak_lr": optim["lr"],
+        "parametrization": parametrization["name"],
+        "base_shape": {key: value for key, value in parametrization.items() if key != "name"},
+        "optimizer": optim["name"],
+        "ema_decay": optim["ema_decay"],
+        "schedule": settings["schedule"],
+    }
+
+
+def _corpus_facts(corpus: Corpus) -> dict[str, Any]:
+    tokenizer = corpus.tokenizer
+    return {
+        "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
+        "tokenizer": {
+            "name": tokenizer.name,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "keeps_text": corpus.keeps_text,
+        },
+    }
+
+
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers of a run."""
+    """Versions of the packages that decide the numbers of a run."""
     names = ("slm", "torch", "lightning", "tokenizers", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
@@ -109,3 +112,20 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def ending_lines(result: Mapping[str, Any], folder: Path, sample: str) -> list[str]:
+    """The end of the run in words; `sample` is a generated text, empty for none."""
+    lines = [f"{result['status']} after {duration(result['wall_seconds'])}: {folder}"]
+    if val := result["val"]:
+        lines.append(
+            f"validation   loss {val['loss']:.4f} nats/token, {val['bits_per_byte']:.4f} bits/byte, "
+            f"perplexity {val['perplexity']:.2f} on {val['tokens']:,} tokens"
+        )
+    if sample:
+        lines.append(f"sample       {sample}")
+    if result["status"] == "interrupted":
+        lines.append(f"continue     the same command with output_dir={shlex.quote(str(folder))}")
+    if result["status"] == "diverged":
+        lines.append("hint         a lower optim.lr or a longer schedule.warmup_fraction usually helps")
+    return lines

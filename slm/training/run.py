@@ -1,10 +1,11 @@
-"""`train`: the whole of one run, from its plan to a finished run directory."""
+"""`train`: one run, from its plan to a finished run directory."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,137 +19,121 @@ from slm.model.counts import num_params
 from slm.runtime.machine import reset_peak_memory
 from slm.runtime.progress import Progress
 from slm.tracking import Trackers, open_trackers
-from slm.training.announce import ending_lines, speed_lines
-from slm.training.checkpointing import LAST, RandomState, newest_intact, step_of
-from slm.training.data_module import TokenData
-from slm.training.interrupt import Interrupt
+from slm.training.branching import check_trunk_corpus, copy_metrics
+from slm.training.checkpointing import LAST, newest_intact, step_of
 from slm.training.journal import COLUMNS, Journal
 from slm.training.module import LanguageModel
-from slm.training.peak import matmul_peak
 from slm.training.plan import Plan
-from slm.training.probe import measure_speed
-from slm.training.result import make_result
-from slm.training.setup import Run, say
-from slm.training.trainer import make_trainer
-from slm.training.world import RUN_DIR, is_first_process
-
-PASSES_WORTH_A_MEASUREMENT = 300
-"""Of a run that is not compiled: measuring takes three. A run that is compiled is, so that its clock starts after."""
+from slm.training.process import Interrupt, is_first_process, say
+from slm.training.result import ending_lines, make_result
+from slm.training.speed import measure_run
+from slm.training.trainer import TokenData, make_trainer
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Train what `set_up` has planned; returns what `result.json` holds (nothing for a dry run).
+def train(plan: Plan) -> dict[str, Any]:
+    """Train as planned by `set_up`. Returns the contents of `result.json`, or nothing for a dry run.
 
-    An `output_dir` that holds the same run is continued from its newest whole checkpoint; one whose run is completed is
-    left as it is. Raises `ValueError`, before any work, for what a user can get wrong.
+    An `output_dir` that holds the same run is continued from its newest intact checkpoint, or left as it is if the run
+    is completed. Raises `ValueError`, before any work, for mistakes of a user.
     """
-    settings = run.settings
-    torch._dynamo.reset()  # a run before this one in the same process must not use up the compiler's limits
+    torch._dynamo.reset()  # an earlier run in this process must not use up the compiler's limits
     reset_peak_memory()
-    if settings["dry_run"]:
-        _measure(run, _module(run), run.branch.step if run.branch else 0)
+    if plan.hardware.accelerator == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, if the run's precision is float32
+    if plan.settings["dry_run"]:
+        measure_run(plan, LanguageModel(plan).decoder, start_step=plan.branch.step if plan.branch else 0)
         return {}
-    done = run.folder.result()
-    if done and done["status"] == "completed":
-        say(f"completed already: {run.folder.path}; choose another output_dir to train again")
-        return done
-    corpus = prepare(settings["data"], settings["tokenizer"], cache_dir=run.cache_dir)
-    _check_corpus(corpus, run.plan)
+    earlier = plan.folder.result()
+    if earlier and earlier["status"] == "completed":
+        say(f"completed already: {plan.folder.path}; choose another output_dir to train again")
+        return earlier
+    corpus = prepare(plan.settings["data"], plan.settings["tokenizer"], cache_dir=plan.cache_dir)
+    check_corpus(plan, corpus)
     fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
-    if run.branch is not None:
-        run.branch.check_corpus(fingerprints)
-    try:
-        if not is_first_process():
-            return _fit(run, corpus)
-        with run.folder.claimed(settings, {**fingerprints, "left_out": corpus.left_out}):
-            return _fit(run, corpus)
-    except (MemoryError, RuntimeError) as error:  # on a CPU torch has no error of its own for it
-        exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-        if not exhausted:
-            raise
-        raise ValueError(
-            f"out of memory with trainer.micro_batch_tokens={run.hardware.micro_batch_tokens}: lower it (a step then "
-            "takes more passes, and learns the same), or train a smaller model (weights, gradients and optimizer of "
-            f"this one take {run.plan.state_bytes / 1e9:.2g} GB)"
-        ) from error
-
-
-def _fit(run: Run, corpus: Corpus) -> dict[str, Any]:
-    module = _module(run, corpus.tokenizer.separator_id if run.plan.document_masking else None)
-    checkpoint, branched_from = newest_intact(run.folder.checkpoints), None
-    start_step = 0
-    if checkpoint is not None:
-        start_step = step_of(checkpoint)
-        say(f"continuing   from step {start_step} of {run.plan.steps} ({checkpoint})")
-    elif run.branch is not None:
-        checkpoint, start_step = run.branch.checkpoint, run.branch.step
-        branched_from = {"name": run.branch.name, "step": start_step}
-        if is_first_process():
-            run.branch.copy_metrics(run.folder)
-    peak = _measure(run, module, start_step)
-    trackers = _trackers(run, start_step) if is_first_process() else None
-    result: dict[str, Any] = {}
-    progress = Progress("step", run.plan.steps, file=sys.stdout, shown=trackers is not None)
-    try:
-        with Interrupt() as interrupt:
-            journal = Journal(
-                folder=run.folder.checkpoints,
-                corpus=corpus,
-                train=run.settings["train"],
-                checkpoint=run.settings["checkpoint"],
-                max_skipped_in_a_row=run.settings["optim"]["max_skipped_in_a_row"],
-                flops_per_second_peak=peak,
-                interrupt=interrupt,
-                progress=progress,
-                branched_from=branched_from,
-                trackers=trackers,
-            )
-            trainer = make_trainer(run.plan, run.hardware, folder=run.folder.path, callbacks=[journal, RandomState()])
-            data = TokenData(
-                corpus,
-                run.plan,
-                seed=run.settings["seed"],
-                start_step=start_step,
-                num_workers=run.hardware.num_workers,
-            )
-            if run.hardware.world_size > 1:
-                os.environ[RUN_DIR] = str(run.folder.path)  # for the processes that Lightning starts from here
-            try:
-                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            except SystemExit as error:  # what Lightning makes of a second Ctrl-C
-                raise KeyboardInterrupt from error
-        progress.end()
-        result = make_result(
-            run.settings, run.plan, run.hardware, corpus, journal, step=trainer.global_step, signal=interrupt.received
-        )
-        if trackers is not None:
-            _finish(run, corpus, journal, result)
-    finally:
-        progress.end()
-        if trackers is not None:
-            trackers.finish(result, succeeded=bool(result) and result["status"] != "diverged")
+    if plan.branch is not None:
+        check_trunk_corpus(plan.branch, fingerprints)
+    claim = plan.folder.claimed(plan.settings, {**fingerprints, "left_out": corpus.left_out})
+    with _out_of_memory_explained(plan), claim if is_first_process() else nullcontext():
+        result = _fit(plan, corpus)
     if dist.is_initialized():
         dist.barrier()  # Lightning kills the first process, still writing, if another one ends before it
     return result
 
 
-def _finish(run: Run, corpus: Corpus, journal: Journal, result: dict[str, Any]) -> None:
-    """Export the trained model, then write result.json: once that is there, so is everything else."""
-    if result["status"] == "completed":
-        state = torch.load(run.folder.checkpoints / LAST, map_location="cpu", weights_only=True, mmap=True)[
-            "state_dict"
-        ]
-        export_model(run.folder.model, run.plan.model, weights_to_export(state), corpus.tokenizer)
-    run.folder.write_result(result)
-    sample = run.settings["train"]["sample_prompt"] + journal.sample if journal.sample else ""
-    say(*ending_lines(result, run.folder.path, sample))
+def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
+    checkpoint, start_step, branched_from = _find_start(plan)
+    module = LanguageModel(plan, corpus.tokenizer.separator_id if plan.document_masking else None)
+    peak = measure_run(plan, module.decoder, start_step)
+    trackers = _open_trackers(plan, start_step) if is_first_process() else Trackers()
+    progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
+    result: dict[str, Any] = {}
+    try:
+        with Interrupt() as interrupt:
+            journal = Journal(plan, corpus, trackers, progress, interrupt, peak, branched_from)
+            trainer = make_trainer(plan, callbacks=[journal])
+            try:
+                data = TokenData(plan, corpus, start_step)
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            except SystemExit as error:  # Lightning turns a second Ctrl-C into it
+                raise KeyboardInterrupt from error
+        progress.end()
+        result = make_result(plan, corpus, journal, step=trainer.global_step, signal=interrupt.received)
+        if is_first_process():
+            if result["status"] == "completed":
+                _export(plan, corpus)
+            plan.folder.write_result(result)  # the last file of a run: once it is there, all others are complete
+            sample = journal.sample and plan.settings["train"]["sample_prompt"] + journal.sample
+            say(*ending_lines(result, plan.folder.path, sample))
+    finally:
+        progress.end()
+        trackers.finish(result, succeeded=bool(result) and result["status"] != "diverged")
+    return result
 
 
-def _check_corpus(corpus: Corpus, plan: Plan) -> None:
-    if corpus.tokenizer.vocab_size > plan.model.vocab_size:
+def _find_start(plan: Plan) -> tuple[Path | None, int, dict[str, Any] | None]:
+    """The checkpoint to start from, if any, its step, and `branched_from` if the run starts at its trunk's."""
+    checkpoint = newest_intact(plan.folder.checkpoints)
+    if checkpoint is not None:
+        step = step_of(checkpoint)
+        say(f"continuing   from step {step} of {plan.steps} ({checkpoint})")
+        return checkpoint, step, None
+    if plan.branch is None:
+        return None, 0, None
+    if is_first_process():
+        copy_metrics(plan.branch, plan.folder)
+    return plan.branch.checkpoint, plan.branch.step, {"name": plan.branch.trunk_name, "step": plan.branch.step}
+
+
+def _open_trackers(plan: Plan, resume_step: int) -> Trackers:
+    facts = {
+        "params_total": num_params(plan.model),
+        "params_non_embedding": num_params(plan.model, non_embedding=True),
+        "train_tokens": plan.train_tokens,
+        "steps": plan.steps,
+    }
+    return open_trackers(
+        plan.folder.path,
+        name=plan.settings["name"],
+        config={**plan.settings, **facts},
+        settings=plan.settings["logger"],
+        columns=COLUMNS,
+        resume_step=resume_step,
+    )
+
+
+def _export(plan: Plan, corpus: Corpus) -> None:
+    """Write `model/` from the last checkpoint, which holds all parts of sharded weights."""
+    checkpoint = torch.load(plan.folder.checkpoints / LAST, map_location="cpu", weights_only=True, mmap=True)
+    export_model(plan.folder.model, plan.model, weights_to_export(checkpoint["state_dict"]), corpus.tokenizer)
+
+
+def check_corpus(plan: Plan, corpus: Corpus) -> None:
+    """Print the size of the corpus. Raises `ValueError` if it is too small, or has more ids than the model."""
+    used, vocab_size = corpus.tokenizer.vocab_size, plan.model.vocab_size
+    if used > vocab_size:
         raise ValueError(
-            f"model.vocab_size={plan.model.vocab_size} is smaller than the tokenizer's {corpus.tokenizer.vocab_size} "
-            f"ids: set model.vocab_size={corpus.tokenizer.vocab_size} or more"
+            f"model.vocab_size={vocab_size} is smaller than the tokenizer's {used} "
+            f"ids: set model.vocab_size={used} or more"
         )
     windows = corpus.train.num_windows(plan.sequence_length)
     if windows == 0 or corpus.val.num_tokens < 2:
@@ -157,11 +142,10 @@ def _check_corpus(corpus: Corpus, plan: Plan) -> None:
             f"too few for one sequence of train.sequence_length={plan.sequence_length}: give more text"
         )
     epochs = plan.steps * plan.batch_size / windows
-    again = f", so each token is seen {epochs:.1f} times" if epochs > 1.5 else ""
-    used = corpus.tokenizer.vocab_size
-    padded = f" of the model's {plan.model.vocab_size:,}" if used < plan.model.vocab_size else ""
+    repeated = f", so each token is seen {epochs:.1f} times" if epochs > 1.5 else ""
+    padded = f" of the model's {vocab_size:,}" if used < vocab_size else ""
     say(
-        f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{again}; "
+        f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{repeated}; "
         f"{corpus.val.num_tokens:,} for validation; {used:,} ids{padded}",
         *(f"             {note}" for note in corpus.notes),
     )
@@ -169,55 +153,24 @@ def _check_corpus(corpus: Corpus, plan: Plan) -> None:
         say(f"tokenizer    {LOSSY_NOTE}")
 
 
-def _module(run: Run, separator: int | None = None) -> LanguageModel:
-    module = LanguageModel(
-        run.plan,
-        optim=run.settings["optim"],
-        schedule=run.settings["schedule"],
-        seed=run.settings["seed"],
-        separator=separator,
-    )
-    if run.hardware.compile:
-        module.decoder.compile_blocks()
-    if run.hardware.accelerator == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, where the run's precision is float32
-    return module
-
-
-def _measure(run: Run, module: LanguageModel, start_step: int) -> float:
-    """Say how fast the run will be, going by this process's device. Returns the matmul peak of a device."""
-    peak, source = matmul_peak(run.hardware, run.cache_dir)
-    passes = (run.plan.steps - start_step) * run.plan.accumulation
-    wanted = run.settings["dry_run"] or run.hardware.compile or passes >= PASSES_WORTH_A_MEASUREMENT
-    if wanted and is_first_process():
-        # Processes on one CPU share its cores; GPUs add up.
-        devices = run.hardware.world_size if run.hardware.accelerator == "cuda" else 1
-        say("speed        measuring ...")
-        speed, memory = measure_speed(module.decoder, run.plan, run.hardware)
-        say(*speed_lines(run.plan, speed * devices, peak * devices, source, memory, start_step=start_step))
-    return peak
-
-
-def _trackers(run: Run, resume_step: int) -> Trackers:
-    shape = run.plan.model
-    facts = {
-        "params_total": num_params(shape),
-        "params_non_embedding": num_params(shape, non_embedding=True),
-        "train_tokens": run.plan.train_tokens,
-        "steps": run.plan.steps,
-    }
-    return open_trackers(
-        run.folder.path,
-        name=run.settings["name"],
-        config={**run.settings, **facts},
-        settings=run.settings["logger"],
-        columns=COLUMNS,
-        resume_step=resume_step,
-    )
+@contextmanager
+def _out_of_memory_explained(plan: Plan) -> Iterator[None]:
+    """Within, running out of memory raises a `ValueError` that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU torch raises a plain RuntimeError.
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        raise ValueError(
+            f"out of memory with trainer.micro_batch_tokens={plan.hardware.micro_batch_tokens}: lower it (a step then "
+            "takes more passes, and learns the same), or train a smaller model (weights, gradients and optimizer of "
+            f"this one take {plan.state_bytes / 1e9:.2g} GB)"
+        ) from error
 
 
 def exit_code(result: Mapping[str, Any]) -> int:
-    """0 completed, 2 diverged, 128 + the signal where a signal interrupted the run.
+    """0 completed, 2 diverged, 128 + the signal that interrupted the run.
 
     Always 0 in processes that Lightning started: it kills the first one, still writing, if another one fails.
     """

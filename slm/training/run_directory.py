@@ -1,10 +1,8 @@
-"""The run directory: whose it is, and the files in it."""
+"""The run directory: its files, and which run it belongs to."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +14,16 @@ from omegaconf import OmegaConf
 
 from slm.composition.budget import IDENTITY
 from slm.composition.settings import BEFORE_KEYS
+from slm.runtime.files import write_json, write_whole
 
 FINGERPRINTS = ("data", "tokenizer")
-"""Keys of `corpus.json` that say which corpus it is."""
-# What a run writes besides its config. Where one of these is and no config.yaml, somebody else put it there.
+"""Keys of `corpus.json` that identify the corpus."""
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
+"""Names that a run writes besides config.yaml. A directory with one of these and no config.yaml is not a run's."""
 
 
 class RunDirectory:
-    """Paths and files of one run (DESIGN, section 3). Files are written under another name, then renamed."""
+    """Paths and files of one run (DESIGN, section 3)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -33,18 +32,18 @@ class RunDirectory:
         self.metrics = self.path / "metrics.csv"
 
     def result(self) -> dict[str, Any] | None:
-        """`result.json`, or None while there is none that is whole."""
+        """The contents of `result.json`; None if it is missing or damaged."""
         try:
             return json.loads((self.path / "result.json").read_text())
         except (OSError, ValueError):
             return None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`; numbers that are not finite become null, which JSON has a word for."""
-        self._write("result.json", json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
+        """Write `result.json`; numbers that are not finite become null, since JSON has no other word for them."""
+        write_json(self.path / "result.json", result, indent=2)
 
     def settings(self) -> dict[str, Any] | None:
-        """`config.yaml`, or None where there is none. Raises `ValueError` for one that cannot be read."""
+        """The contents of `config.yaml`; None if there is none. Raises `ValueError` if it cannot be read."""
         file = self.path / "config.yaml"
         try:
             return OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else None  # type: ignore[return-value]
@@ -52,28 +51,26 @@ class RunDirectory:
             raise ValueError(f"{file} cannot be read: restore it, or choose another directory") from error
 
     def corpus(self) -> dict[str, Any]:
-        """Fingerprints of what the run was trained on, and what was left out; nothing where not written yet."""
+        """Fingerprints of the corpus and counts of what was left out of it; empty if not written yet."""
         file = self.path / "corpus.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raise `ValueError` if this cannot be the directory of `config`: a file, another run's or somebody else's."""
+        """Raise `ValueError` if this cannot be the directory of `config`: a file, or another run's directory."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir={self.path} is a file; it must be a folder, or not exist yet")
         before = self.settings()
-        if before is None:
-            foreign = [name for name in CONTENTS if (self.path / name).exists()]
-            if foreign:
-                raise ValueError(
-                    f"output_dir={self.path} holds {foreign[0]} but no config.yaml, so it is not known to be this "
-                    "run's: choose another output_dir"
-                )
-            return
-        self._refuse_if_different(differences(before, config, IDENTITY))
+        if before is not None:
+            self._refuse_if_different(differences(before, config, IDENTITY))
+        elif foreign := [name for name in CONTENTS if (self.path / name).exists()]:
+            raise ValueError(
+                f"output_dir={self.path} holds {foreign[0]} but no config.yaml, so it is not known to be this "
+                "run's: choose another output_dir"
+            )
 
     @contextmanager
     def claimed(self, config: Mapping[str, Any], corpus: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the directory, with `config.yaml` and `corpus.json` (what is trained on) in it.
+        """Within, the directory is locked, and holds `config.yaml` and `corpus.json` (what is trained on).
 
         Raises `ValueError` if another process trains in it, or if it was begun on another corpus.
         """
@@ -83,24 +80,18 @@ class RunDirectory:
                 if (self.path / "config.yaml").exists():
                     self._refuse_if_different(differences(self.corpus(), corpus, FINGERPRINTS))
                 else:
-                    self._write("config.yaml", OmegaConf.to_yaml(_runnable(config)))
-                self._write("corpus.json", json.dumps(corpus, indent=2) + "\n")
+                    write_whole(self.path / "config.yaml", OmegaConf.to_yaml(_runnable(config)))
+                write_json(self.path / "corpus.json", corpus, indent=2)
                 yield
         except Timeout as error:
             raise ValueError(f"output_dir={self.path} is in use by another process that trains in it") from error
 
     def _refuse_if_different(self, differences: Iterator[str]) -> None:
-        found = list(differences)
-        if found:
+        if different := list(differences):
             raise ValueError(
-                f"output_dir={self.path} holds a run with other settings ({'; '.join(found[:3])}): "
+                f"output_dir={self.path} holds a run with other settings ({'; '.join(different[:3])}): "
                 "choose another output_dir, or give that run's settings to continue it"
             )
-
-    def _write(self, name: str, text: str) -> None:
-        partial = self.path / f"{name}.partial"
-        partial.write_text(text)
-        os.replace(partial, self.path / name)
 
 
 def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,11 +103,11 @@ def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
-    """What differs in `parts` (top-level keys) of two configs, a clause each that begins with its dotted key."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], groups: tuple[str, ...]) -> Iterator[str]:
+    """A clause for each dotted key in `groups` whose values differ; it begins with the key."""
     before, after = BEFORE_KEYS | dict(_flat(old)), BEFORE_KEYS | dict(_flat(new))
     for key in sorted(before.keys() | after.keys()):
-        if key.split(".")[0] in parts and before.get(key) != after.get(key):
+        if key.split(".")[0] in groups and before.get(key) != after.get(key):
             yield f"{key} is {before.get(key)} there, {after.get(key)} here"
 
 
@@ -126,11 +117,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

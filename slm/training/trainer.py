@@ -1,30 +1,42 @@
-"""The Lightning trainer of a run. Lightning runs the loop; what it would log, save or show is the journal's."""
+"""The Lightning side of a run: its trainer, its loader and the state that Lightning leaves out of a checkpoint.
+
+Lightning runs the loop. The journal logs, saves and shows progress instead of Lightning.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins import ClusterEnvironment
+import torch
+from lightning.fabric.plugins import ClusterEnvironment, TorchCheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from slm.training.checkpointing import AtomicCheckpointIO
-from slm.training.hardware import Hardware
-from slm.training.plan import Plan
-from slm.training.world import find_world
+from slm.data import Corpus, train_loader
+from slm.training.checkpointing import write_checkpoint
+from slm.training.plan import Hardware, Plan
+from slm.training.process import RUN_DIR, find_world
 
 
-def make_trainer(plan: Plan, hardware: Hardware, *, folder: Path, callbacks: list[L.Callback]) -> L.Trainer:
-    """A trainer that takes `plan.steps` optimizer steps in the run directory `folder`, and says nothing."""
+def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
+    """A trainer that takes `plan.steps` optimizer steps and prints nothing."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # it starts at the right step
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
+    hardware = plan.hardware
+    if hardware.world_size > 1:
+        os.environ[RUN_DIR] = str(plan.folder.path)  # for the processes that Lightning starts from this one
     return L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -34,10 +46,10 @@ def make_trainer(plan: Plan, hardware: Hardware, *, folder: Path, callbacks: lis
         max_steps=plan.steps,
         max_epochs=-1,
         accumulate_grad_batches=plan.accumulation,
-        callbacks=callbacks,
+        callbacks=[*callbacks, RandomState()],
         plugins=[AtomicCheckpointIO(), _cluster_environment(hardware)],
-        # Under SLURM, Lightning begins at an hpc_ckpt_*.ckpt that lies here: of any run, in the working directory.
-        default_root_dir=folder,
+        # Under SLURM, Lightning starts from any hpc_ckpt_*.ckpt in this folder, by default the working directory.
+        default_root_dir=plan.folder.path,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -45,14 +57,6 @@ def make_trainer(plan: Plan, hardware: Hardware, *, folder: Path, callbacks: lis
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
-
-
-def _cluster_environment(hardware: Hardware) -> ClusterEnvironment:
-    """What Lightning is to go by: it would find SLURM or torchrun by traces of them alone."""
-    world = find_world(os.environ, devices=hardware.devices, num_nodes=hardware.num_nodes)
-    if world.maker == "slurm":
-        return SLURMEnvironment(auto_requeue=False)  # which would save a checkpoint that only Lightning knows of
-    return TorchElasticEnvironment() if world.maker == "torchrun" else LightningEnvironment()
 
 
 def _strategy(hardware: Hardware) -> Strategy | str:
@@ -64,3 +68,83 @@ def _strategy(hardware: Hardware) -> Strategy | str:
             data_parallel_size=hardware.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     return "auto"
+
+
+def _cluster_environment(hardware: Hardware) -> ClusterEnvironment:
+    """Stated, since Lightning would infer SLURM or torchrun from leftover variables alone."""
+    world = find_world(os.environ, devices=hardware.devices, num_nodes=hardware.num_nodes)
+    if world.launcher == "slurm":
+        return SLURMEnvironment(auto_requeue=False)  # requeueing saves a checkpoint that only Lightning finds
+    return TorchElasticEnvironment() if world.launcher == "torchrun" else LightningEnvironment()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Makes Lightning write checkpoints with `write_checkpoint`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path` completely or not at all."""
+        write_checkpoint(checkpoint, Path(path))
+
+
+class RandomState(L.Callback):
+    """Keeps the global random states in the checkpoint, which Lightning does not."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of torch (all devices) and of `random`, as tensors and plain values."""
+        version, internal, gauss = random.getstate()
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+            "python": [version, list(internal), gauss],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them; those of the GPUs only if their number is the same."""
+        torch.set_rng_state(state_dict["torch"])
+        if len(state_dict["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state_dict["cuda"])
+        version, internal, gauss = state_dict["python"]
+        random.setstate((version, tuple(internal), gauss))
+
+
+class TokenData(L.LightningDataModule):
+    """This process's share of each step's batch, from `start_step` on: the step of the checkpoint, or 0."""
+
+    def __init__(self, plan: Plan, corpus: Corpus, start_step: int) -> None:
+        super().__init__()
+        self.plan, self.corpus, self.start_step = plan, corpus, start_step
+
+    def train_dataloader(self) -> RemainingBatches:
+        """Batches (micro_batch_size, sequence_length + 1) of token ids."""
+        assert self.trainer is not None
+        plan = self.plan
+        loader = train_loader(
+            self.corpus.train,
+            sequence_length=plan.sequence_length,
+            batch_size=plan.batch_size,
+            seed=plan.settings["seed"],
+            start_step=self.start_step,
+            num_steps=plan.steps,
+            micro_batch_size=plan.micro_batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            num_workers=plan.hardware.num_workers,
+        )
+        return RemainingBatches(loader, plan.steps * plan.accumulation)
+
+
+class RemainingBatches:
+    """The micro-batches that are left to train on, with the length of the whole run.
+
+    Lightning counts batches from the start of the run, also in a continued one, so it needs that length. Without a
+    length it would fetch one batch ahead, and a continued run would lose that batch.
+    """
+
+    def __init__(self, loader: DataLoader[Tensor], length: int) -> None:
+        self.loader, self.length = loader, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.loader)

@@ -1,7 +1,7 @@
-"""Loss on the validation stream: every token but the first scored once, over the bytes of its text.
+"""Loss on the validation stream: every token but the first is scored once.
 
-Lightning's own validation loop is not used: when a run is killed between a validation and the checkpoint after it, that
-loop takes validations again or skips them, and then metrics.csv is not the one of an uninterrupted run.
+Lightning's validation loop is not used: when a run is killed between a validation and the next checkpoint, that loop
+repeats or skips validations, and then metrics.csv differs from that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -24,30 +24,33 @@ class Score:
     """Loss of a model on a text."""
 
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     tokens: int
     bytes: int
-    """UTF-8 bytes of the text that was scored: all of it, or the share of the tokens that were, by their own bytes."""
+    """UTF-8 bytes of the text that was scored."""
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits to encode a byte of the text: comparable across tokenizers."""
+        """Bits per byte of text, comparable across tokenizers."""
         return self.loss * self.tokens / self.bytes / math.log(2) if self.bytes else math.nan
 
     @property
     def perplexity(self) -> float:
         """exp(loss), per token."""
-        return math.exp(min(self.loss, 700.0))
+        return math.exp(min(self.loss, 700.0))  # exp(710) overflows
+
+    def figures(self) -> dict[str, float]:
+        """The loss in its three units."""
+        return {"loss": self.loss, "bits_per_byte": self.bits_per_byte, "perplexity": self.perplexity}
 
 
 @torch.no_grad()
 def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
-    """Score the validation stream (or `max_tokens` of it, spread evenly), shared out among all processes.
+    """Score the validation stream, or `max_tokens` of it spread evenly, with each process scoring its share.
 
-    Blocks run uncompiled, in the precision of training, so that the figure does not hang on what was compiled.
+    Blocks run uncompiled, in the precision of training, so that the figure does not depend on compilation.
     """
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches = val_batches(
         corpus.val,
         sequence_length=module.plan.sequence_length,
@@ -56,7 +59,7 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
     )
     token_bytes = torch.as_tensor(corpus.val_bytes, device=module.device)
     sums = torch.zeros(3, dtype=torch.float64, device=module.device)  # nats, tokens, bytes
-    for inputs, targets in _share(batches, rank, world_size):
+    for inputs, targets in share_batches(batches, rank, world_size):
         sums += _sums(module, inputs.to(module.device), targets.to(module.device), token_bytes)
     if world_size > 1:
         dist.all_reduce(sums)
@@ -72,10 +75,12 @@ def _sums(module: LanguageModel, inputs: Tensor, targets: Tensor, token_bytes: T
     return torch.stack([losses.double().sum(), scored.sum().double(), sizes.sum().double()])
 
 
-def _share(batches: Iterator[tuple[Tensor, Tensor]], rank: int, world_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every `world_size`-th batch; in the last round ranks without one get an unscored one.
+def share_batches(
+    batches: Iterator[tuple[Tensor, Tensor]], rank: int, world_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every `world_size`-th batch. Ranks left without one in the last round get a batch that is not scored.
 
-    So all ranks make the same number of forward passes, which sharded weights need.
+    All ranks then make the same number of forward passes, which sharded weights need.
     """
     for number, (inputs, targets) in enumerate(batches):
         if number % world_size == rank:

@@ -8,64 +8,34 @@ from typing import Any
 
 import torch
 
-from slm.training.hardware import Hardware
+from slm.training.plan import Hardware
+from tests.composing import composed
 
-CONFIG = {
-    "model": {
-        "family": "mobilellm",
-        "vocab_size": 100,
-        "hidden_size": 64,
-        "num_layers": 2,
-        "num_heads": 2,
-        "intermediate_size": 64,
-    },
-    "train": {
-        "tokens": 10_000,
-        "tokens_per_param": None,
-        "flops": None,
-        "batch_tokens": 512,
-        "sequence_length": 32,
-        "log_every": 1,
-        "eval_every": 1,
-        "eval_tokens": 32,
-    },
-    "optim": {
-        "name": "adamw",
-        "lr": 1e-3,
-        "eps": 1e-8,
-        "betas": [0.9, 0.95],
-        "weight_decay": 0.1,
-        "clip_norm": 1.0,
-        "skip_factor": 20.0,
-        "max_skipped_in_a_row": 50,
-        "ema_decay": None,
-    },
-    "parametrization": {"name": "standard"},
-    "schedule": {"name": "constant", "warmup_fraction": 0.0},
-    "checkpoint": {"keep_steps": []},
-}
+CPU = Hardware(
+    accelerator="cpu",
+    devices=1,
+    num_nodes=1,
+    strategy="single",
+    precision="32-true",
+    compile=False,
+    micro_batch_tokens=8192,
+    num_workers=0,
+)
+SHAPE = {"vocab_size": 100, "hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
+CONFIG = composed(
+    "schedule=constant",
+    "schedule.warmup_fraction=0",
+    "model.num_kv_heads=2",
+    "model.max_position_embeddings=2048",
+    *(f"model.{key}={value}" for key, value in SHAPE.items()),
+)
 
 
-def config(**train) -> dict:
+def config(**train: Any) -> dict[str, Any]:
+    """The config of 19 steps of 512 tokens, with changes of the `train` group."""
     changed = copy.deepcopy(CONFIG)
-    changed["train"] |= train
+    changed["train"] |= {"tokens": 10_000, "batch_tokens": 512, "sequence_length": 32, **train}
     return changed
-
-
-def hardware(devices: int = 1, micro_batch_tokens: int = 8192) -> Hardware:
-    return Hardware(
-        accelerator="cpu",
-        devices=devices,
-        num_nodes=1,
-        strategy="ddp" if devices > 1 else "single",
-        precision="32-true",
-        compile=False,
-        micro_batch_tokens=micro_batch_tokens,
-        num_workers=0,
-    )
-
-
-CPU = hardware()
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -8,18 +8,18 @@ from slm.training.checkpointing import (
     BEST,
     LAST,
     PREVIOUS,
-    AtomicCheckpointIO,
     CheckpointError,
-    RandomState,
     keep_as,
     newest_intact,
     step_of,
+    write_checkpoint,
 )
+from slm.training.trainer import RandomState
 
 
 def save(folder: Path, *values: int) -> None:
     for value in values:
-        AtomicCheckpointIO().save_checkpoint({"value": torch.full((1000,), value)}, folder / LAST)
+        write_checkpoint({"value": torch.full((1000,), value)}, folder / LAST)
 
 
 def value_of(path: Path) -> int:
@@ -60,7 +60,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     torch.save({"global_step": 7}, tmp_path / LAST)
     with pytest.raises(CheckpointError, match="another version"):
         step_of(tmp_path / LAST)
-    AtomicCheckpointIO().save_checkpoint({"global_step": 7}, tmp_path / LAST)
+    write_checkpoint({"global_step": 7}, tmp_path / LAST)
     assert step_of(tmp_path / LAST) == 7
 
 
@@ -87,7 +87,7 @@ def test_the_best_checkpoint_outlives_later_ones(tmp_path: Path) -> None:
 
 def test_random_states_survive_a_weights_only_load(tmp_path: Path) -> None:
     callback = RandomState()
-    AtomicCheckpointIO().save_checkpoint(callback.state_dict(), tmp_path / LAST)
+    write_checkpoint(callback.state_dict(), tmp_path / LAST)
     expected = (torch.rand(3), random.random())
     callback.load_state_dict(torch.load(tmp_path / LAST, weights_only=True))
     assert torch.equal(torch.rand(3), expected[0])

@@ -8,22 +8,15 @@ import torch
 
 from slm.training.module import LanguageModel
 from slm.training.plan import make_plan
-from slm.training.probe import measure_speed
+from slm.training.speed import measure_speed
 from tests.seeds import seeded
-from tests.training.small import CONFIG, config, hardware
+from tests.training.small import CPU, config
 
 SEPARATOR = 7
 
 
 def module(*, masked: bool) -> LanguageModel:
-    plan = make_plan(config(document_masking=masked), hardware())
-    return LanguageModel(
-        plan,
-        optim=CONFIG["optim"],
-        schedule=CONFIG["schedule"],
-        seed=1,
-        separator=SEPARATOR if masked else None,
-    )
+    return LanguageModel(make_plan(config(document_masking=masked), CPU), SEPARATOR if masked else None)
 
 
 def batch(seed: int) -> torch.Tensor:
@@ -50,7 +43,7 @@ def test_a_masked_step_has_the_loss_of_its_documents_one_by_one_and_is_compiled_
     expected = [by_documents(model, tokens_BT) for tokens_BT in batches]
     torch._dynamo.reset()
     model.decoder.compile_blocks()
-    measure_speed(model.decoder, model.plan, hardware())  # compiles
+    measure_speed(model.decoder, model.plan)  # compiles
     with torch.compiler.set_stance("fail_on_recompile"):
         found = [model.training_step(tokens_BT, 0).item() for tokens_BT in batches]
     assert found == pytest.approx(expected, rel=1e-5)
@@ -58,7 +51,9 @@ def test_a_masked_step_has_the_loss_of_its_documents_one_by_one_and_is_compiled_
 
 def test_without_it_a_step_sees_all_of_its_window() -> None:
     model, tokens_BT = module(masked=False), batch(0)
-    assert make_plan(CONFIG, hardware()) == model.plan  # it is the default where a config lacks the key
+    older = config()
+    del older["train"]["document_masking"]
+    assert not make_plan(older, CPU).document_masking  # the config of a run that is older than the key
     loss = model.training_step(tokens_BT, 0).item()
     assert loss == model.decoder.loss(tokens_BT[:, :-1], tokens_BT[:, 1:]).item()
     assert not math.isclose(loss, by_documents(model, tokens_BT), rel_tol=1e-4)

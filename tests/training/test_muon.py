@@ -171,7 +171,7 @@ def test_an_update_has_the_root_mean_square_of_adamws() -> None:
 def test_batches_of_equal_shapes_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for numbers in (1, 2**26):
-        monkeypatch.setattr("slm.training.muon.BATCH_NUMBERS", numbers)
+        monkeypatch.setattr("slm.training.muon.MAX_BATCH_NUMBERS", numbers)
         decoder = model(torch.float64)
         set_gradients(decoder, 0)
         make_muon(decoder, OPTIM).step()

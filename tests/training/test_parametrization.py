@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.coord_check import shape_at, trained_activations
 from slm.composition.budget import check_parametrization
 from slm.model import Decoder, ModelConfig
-from slm.training.coord_check import shape_at, trained_activations
 from slm.training.optim import OPTIMIZERS, parameter_groups
 from slm.training.parametrization import (
     STANDARD,
@@ -202,8 +202,3 @@ def test_activations_keep_their_size_when_the_depth_grows_under_completep_alone(
 def test_the_rules_hold_whatever_blocks_are_made_of(changes: dict[str, Any]) -> None:
     assert spread("completep", [(32, 2), (128, 2)], **changes) < 1.3
     assert spread("completep", [(32, 2), (32, 16)], **changes) < 2
-
-
-def test_a_width_that_gives_no_whole_number_of_heads_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"width 40 gives 2\.5 num_kv_heads for 2 at model\.hidden_size=32"):
-        shape_at(shape(), 40, 2)

@@ -1,10 +1,18 @@
+"""The numbers of a plan, and what decoding is said to need, against what the model then needs."""
+
+import re
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slm.model import KVCache
 from slm.model.counts import num_params
-from slm.training.plan import make_plan
-from tests.training.small import config, hardware
+from slm.training.plan import make_plan, plan_lines
+from tests.composing import composed
+from tests.training.small import CPU, config
 
 
 @given(
@@ -17,18 +25,17 @@ def test_passes_of_all_devices_add_up_to_the_batch(
     sequences: int, devices: int, length: int, micro_tokens: int
 ) -> None:
     tokens = sequences * devices * length
-    plan = make_plan(
-        config(batch_tokens=tokens, sequence_length=length, tokens=tokens), hardware(devices, micro_tokens)
-    )
+    settings = config(batch_tokens=tokens, sequence_length=length, tokens=tokens)
+    plan = make_plan(settings, replace(CPU, devices=devices, micro_batch_tokens=micro_tokens))
     assert plan.micro_batch_size * plan.accumulation * devices * length == plan.batch_tokens == tokens
     assert plan.micro_batch_size == 1 or plan.micro_batch_size * length <= micro_tokens
 
 
 def test_the_three_budgets_mean_the_same_thing() -> None:
-    params = num_params(make_plan(config(), hardware()).model)
-    by_tokens = make_plan(config(tokens=20 * params), hardware())
-    assert make_plan(config(tokens_per_param=20), hardware()).steps == by_tokens.steps
-    assert make_plan(config(flops=6 * params * 20 * params), hardware()).steps == by_tokens.steps
+    params = num_params(make_plan(config(), CPU).model)
+    by_tokens = make_plan(config(tokens=20 * params), CPU)
+    assert make_plan(config(tokens_per_param=20), CPU).steps == by_tokens.steps
+    assert make_plan(config(flops=6 * params * 20 * params), CPU).steps == by_tokens.steps
     assert by_tokens.train_tokens == 20 * params // 512 * 512
 
 
@@ -44,11 +51,27 @@ def test_the_three_budgets_mean_the_same_thing() -> None:
 )
 def test_arithmetic_that_cannot_work_is_refused(train: dict, named: list[str]) -> None:
     with pytest.raises(ValueError, match="train") as error:
-        make_plan(config(**train), hardware())
+        make_plan(config(**train), CPU)
     assert all(text in str(error.value) for text in named), str(error.value)
 
 
 def test_a_step_to_keep_that_never_comes_is_refused() -> None:
-    make_plan(config() | {"checkpoint": {"keep_steps": [19]}}, hardware())
+    make_plan(config() | {"checkpoint": {"keep_steps": [19]}}, CPU)
     with pytest.raises(ValueError, match=r"checkpoint\.keep_steps=\[5, 20\] has 20, but the run ends at step 19"):
-        make_plan(config() | {"checkpoint": {"keep_steps": [5, 20]}}, hardware())
+        make_plan(config() | {"checkpoint": {"keep_steps": [5, 20]}}, CPU)
+
+
+@pytest.mark.parametrize("pattern", ["F", "SSP", "L", "GSLF"])
+def test_the_plan_states_the_memory_that_a_cache_then_takes(pattern: str) -> None:
+    settings = composed(f"model.mixer_pattern={pattern}", "model.sliding_window=[64,256]", "output_dir=x")
+    plan = make_plan(settings, CPU)
+    (line,) = [line for line in plan_lines(plan) if line.startswith("decoding ")]
+
+    def cache_bytes(tokens: int, letters: str) -> int:
+        cache = KVCache(plan.model, batch_size=1, max_length=tokens, dtype=torch.bfloat16)
+        memories = zip(plan.model.mixers, cache.memories, strict=True)
+        return sum(t.nbytes for letter, memory in memories if letter in letters for t in memory.tensors)
+
+    stated = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+)(?: bytes| after [\d,]+ \()", line)]
+    keys = [cache_bytes(1, "FSP"), cache_bytes(1024, "FSP")] if set(pattern) & set("FSP") else []
+    assert stated == keys + ([cache_bytes(1, "LG")] if set(pattern) & set("LG") else [])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from slm.data import prepare
-from slm.training.validation import Score, _share, score
+from slm.training.validation import Score, score, share_batches
 from tests.data.foreign import FOREIGN, save
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -20,7 +20,7 @@ CONF = Path(__file__).parents[2] / "conf"
 @given(batches=st.integers(1, 20), world_size=st.integers(1, 5))
 def test_ranks_score_every_batch_once_in_the_same_number_of_passes(batches: int, world_size: int) -> None:
     numbered = [(torch.full((2, 3), n), torch.full((2, 3), n)) for n in range(batches)]
-    shares = [list(_share(iter(numbered), rank, world_size)) for rank in range(world_size)]
+    shares = [list(share_batches(iter(numbered), rank, world_size)) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     scored = sorted(int(targets[0, 0]) for share in shares for _, targets in share if targets[0, 0] != -100)
     assert scored == list(range(batches))

@@ -12,9 +12,9 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
+from slm.training.process import RUN_DIR, World, find_world
 from slm.training.run import train
 from slm.training.setup import checked, set_up
-from slm.training.world import RUN_DIR, World, find_world
 from tests.composing import composed
 from tests.running import make_command
 
@@ -24,7 +24,7 @@ LEFT_OVER = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "3"
 
 
 @pytest.mark.parametrize(
-    ("environment", "devices", "rank", "maker"),
+    ("environment", "devices", "rank", "launcher"),
     [
         ({}, 1, 0, "lightning"),
         ({"RANK": "1"}, 1, 0, "lightning"),
@@ -41,11 +41,11 @@ LEFT_OVER = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "3"
         (TORCHRUN | {"WORLD_SIZE": "1"}, 1, 0, "lightning"),
     ],
 )
-def test_a_rank_counts_in_a_world_of_that_size(environment: dict, devices: int, rank: int, maker: str) -> None:
+def test_a_rank_counts_in_a_world_of_that_size(environment: dict, devices: int, rank: int, launcher: str) -> None:
     world = find_world(environment, devices=devices, num_nodes=1)
-    assert (world.rank, world.maker) == (rank, maker)
-    believed = rank > 0 or maker != "lightning"
-    assert set(world.leftovers) == (set() if believed else set(environment) & set(LEFT_OVER))
+    assert (world.rank, world.launcher) == (rank, launcher)
+    believed = rank > 0 or launcher != "lightning"
+    assert set(world.foreign_variables) == (set() if believed else set(environment) & set(LEFT_OVER))
 
 
 def test_tasks_of_two_nodes_are_one_world() -> None:

@@ -1,0 +1,128 @@
+"""This process among those of its run: its rank, and the signals that end the run. Imports no torch.
+
+Notable: Lightning believes RANK, LOCAL_RANK and SLURM_PROCID wherever it finds them. A shell that some distributed job
+started keeps them, and a run that takes itself for the second process writes nothing. Here a rank counts only if the
+number of processes is the run's own and torchrun, srun or our own first process (through Lightning) started them. All
+other such variables are removed from the environment before Lightning looks. A run whose other processes were never
+started is refused, since Lightning would wait for them forever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+RUN_DIR = "SLM_RUN_DIR"
+"""The run directory, in the environment of the processes that Lightning starts from our first one."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that a process of a distributed job hands on to whatever it starts."""
+INTERACTIVE_JOBS = ("bash", "interactive")
+"""Names of SLURM jobs that Lightning takes for a shell, whose tasks are not the run's."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run."""
+
+    launcher: Literal["torchrun", "slurm", "lightning"]
+    """What starts them."""
+    rank: int
+    """The number of this process, from 0."""
+    foreign_variables: tuple[str, ...] = ()
+    """Variables of the environment that another job left behind."""
+
+
+def find_world(environment: Mapping[str, str], *, devices: int, num_nodes: int) -> World:
+    """The processes of a run on `num_nodes` nodes with `devices` processes each.
+
+    Raises `ValueError` if the environment states another number of processes. A run of one process has rank 0, whatever
+    the environment states.
+    """
+    size, asked = devices * num_nodes, f"trainer.devices={devices} and trainer.num_nodes={num_nodes}"
+    if "TORCHELASTIC_RUN_ID" in environment:
+        advice = "set trainer.devices to torchrun's --nproc-per-node, or start without torchrun"
+        _check(environment, "WORLD_SIZE", size, f"{asked}: {advice}")
+        if size > 1:
+            return World("torchrun", int(environment["RANK"]))
+    tasks = "SLURM_STEP_NUM_TASKS" if environment.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS else "SLURM_NTASKS"
+    if environment.get(tasks, "1") != "1":
+        advice = "start a task for each device (srun --ntasks-per-node), or a single task (srun --ntasks=1)"
+        for name, number in ((tasks, size), ("SLURM_NTASKS_PER_NODE", devices), ("SLURM_NNODES", num_nodes)):
+            _check(environment, name, number, f"{asked}: {advice}")
+        if "SLURM_PROCID" not in environment:
+            raise ValueError(f"{tasks}={size} without SLURM_PROCID: start train.py with srun, which starts all {size}")
+        return World("slurm", int(environment["SLURM_PROCID"]))
+    if num_nodes > 1:
+        raise ValueError(f"trainer.num_nodes={num_nodes} needs srun or torchrun, which start a process for each device")
+    rank = environment.get("LOCAL_RANK", "0")
+    if size > 1 and RUN_DIR in environment and environment.get("WORLD_SIZE") == str(size) and rank != "0":
+        return World("lightning", int(rank))
+    return World("lightning", 0, tuple(name for name in RANK_VARIABLES if name in environment))
+
+
+def _check(environment: Mapping[str, str], name: str, number: int, asked: str) -> None:
+    if environment.get(name) != str(number):
+        given = f"{name}={environment[name]}" if name in environment else f"an environment without {name}"
+        raise ValueError(f"{given} does not go with {asked}")
+
+
+def enter(world: World) -> None:
+    """Set the rank of this process for slm and for Lightning."""
+    for name in world.foreign_variables:
+        del os.environ[name]
+    rank_zero_only.rank = world.rank  # type: ignore[attr-defined]  # Lightning sets it only where it is not set yet
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes. Valid after `enter`."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def say(*lines: str) -> None:
+    """Print lines in the first process alone."""
+    if is_first_process():
+        print(*lines, sep="\n", flush=True)
+
+
+class Interrupt:
+    """Within, the first SIGINT or SIGTERM is noted in `received`, and a second SIGINT raises `KeyboardInterrupt`.
+
+    The run then ends after the next optimizer step, with a checkpoint, instead of in the middle of one.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._process = os.getpid()
+        self._handlers_before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        self._handlers_before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Handle the signals here (again): Lightning replaces our SIGTERM handler by one that saves nothing."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker of the loader, forked with our handlers
+            return
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        print(
+            f"\n{signal.Signals(number).name}: saving a checkpoint and stopping (Ctrl-C again stops at once, without)",
+            flush=True,
+        )
