@@ -22,8 +22,6 @@ FEWEST_PARAMS, ALL_TOO_FEW = 1000, 10_000
 WIDEST_GAP = 300
 # No loss falls faster than N^-0.5 D^-1 (Hoffmann et al. 2022 find N^-0.34 and D^-0.28 above a floor).
 STEEPEST_N, STEEPEST_D = 0.5, 1.0
-
-
 # FLOPs over N times tokens are 6 and up to 20 with attention; a few times that where blocks are repeated or N leaves
 # embeddings out, less where experts are idle.
 USUAL_FLOPS, POSSIBLE_FLOPS = (1.0, 60.0), (1e-4, 1e6)
@@ -31,49 +29,49 @@ SIMILAR_FLOPS = 5.0
 PF_DAY = 8.64e19
 # Tokens a parameter: over-trained small models reach 15,000 (SmolLM2 135M), and the first checkpoints are below 1.
 USUAL_TOKENS = (0.1, 1e6)
+_UNITS = "write all in units, as in 1.2e8"
 
 
 def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool, flops_were_given: bool) -> None:
     """Raise for a column in which units are mixed, or in which counts are written in millions or billions."""
-    target = next(name for name in TARGETS if complete(frame, name))
+    ratio = _flops_ratio(frame) if flops_were_given and complete(frame, "tokens") else None
     # FLOPs of 6 N D say that N and D are in units, however few.
-    low, high = USUAL_FLOPS
-    vouched = flops_were_given and complete(frame, "tokens") and low <= _flops_ratio(frame).median() <= high
+    fewest = 0 if ratio is not None and _is_within(ratio.median(), USUAL_FLOPS) else ALL_TOO_FEW
     for name in (*SIZES, "tokens"):
         if name in frame and frame[name].notna().any():
-            _check_counts(frame, name, frame[target], columns, 0 if vouched else ALL_TOO_FEW)
+            _check_counts(frame, name, columns, fewest)
     if loss_was_given:
-        _check_loss_units(frame, columns)
-    if flops_were_given and complete(frame, "tokens"):
-        _check_flops(frame, columns)
+        _check_losses(frame, columns)
+    if ratio is not None and len(ratio):
+        _check_flops(frame, ratio, columns)
 
 
 def note_units(frame: pd.DataFrame, columns: Columns, *, flops_were_given: bool) -> list[str]:
     """Sentences on units that are possible and suspicious: tokens a parameter, and FLOPs beside 6 N D."""
     if not complete(frame, "tokens"):
         return []
-    said = []
+    notes = []
     tokens = frame["tokens"] / frame[_size(frame)]
-    low, high = USUAL_TOKENS
-    if not low <= tokens.median() <= high:
+    if not _is_within(tokens.median(), USUAL_TOKENS):
         own = operand(columns.own.get("tokens", "tokens"))
         remedy = f": if tokens are in other units, such as millions, give columns.tokens='{own}*1e6'"
-        said.append(
-            f"Suspicious: runs saw {_range(tokens)} tokens a parameter{remedy if tokens.median() < low else ''}."
-        )
+        remedy = remedy if tokens.median() < USUAL_TOKENS[0] else ""
+        notes.append(f"Suspicious: runs saw {_range(tokens)} tokens a parameter{remedy}.")
     if flops_were_given:
         ratio = _flops_ratio(frame)
-        off = _off_from_their_like(frame, ratio)
-        low, high = USUAL_FLOPS
-        if not low <= ratio.median() <= high:
-            said.append(f"Suspicious: flops are {_range(ratio)} times N D, and 6 N D is usual.")
-        if len(off):
+        if not _is_within(ratio.median(), USUAL_FLOPS):
+            notes.append(f"Suspicious: flops are {_range(ratio)} times N D, and 6 N D is usual.")
+        if len(off := _unlike_similar_rows(frame, ratio)):
             rows = shortlist(f"{row} ({_plain(ratio[row])} N D)" for row in off.index)
-            said.append(
+            notes.append(
                 f"Suspicious: flops of {len(off)} rows are another multiple of N D than those of rows alike, and "
                 f"6 N D is usual: {rows}."
             )
-    return said
+    return notes
+
+
+def _is_within(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
 
 
 def _size(frame: pd.DataFrame) -> str:
@@ -86,51 +84,44 @@ def _plain(value: float) -> str:
 
 
 def _range(values: pd.Series) -> str:
-    low, high = _plain(values.min()), _plain(values.max())
-    return low if low == high else f"{low} to {high}"
+    return " to ".join(dict.fromkeys(_plain(value) for value in (values.min(), values.max())))
 
 
 def _flops_ratio(frame: pd.DataFrame) -> pd.Series:
+    """FLOPs as a multiple of N D."""
     return (frame["flops"] / frame[_size(frame)] / frame["tokens"]).dropna()
 
 
-def _check_flops(frame: pd.DataFrame, columns: Columns) -> None:
-    """FLOPs in other units than 1 in all rows, or by a power of 1,000 in some."""
-    ratio = _flops_ratio(frame)
-    if ratio.empty:
-        return
-    own, tokens = (operand(columns.own.get(name, name)) for name in ("flops", "tokens"))
-    usual, (low, high) = float(ratio.median()), POSSIBLE_FLOPS
-    row = ratio.index[0]
-    says = f"is {_plain(ratio[row])} N D, where training takes about 6 N D"
-    if not low <= usual <= high:
-        factors = {"in PF-days": PF_DAY} | {f"in units of 1e{power}": 10.0**power for power in range(-24, 25, 3)}
-        fitting = (name for name, factor in factors.items() if USUAL_FLOPS[0] <= usual * factor <= USUAL_FLOPS[1])
-        if USUAL_FLOPS[0] <= (ratio * frame["tokens"]).median() <= USUAL_FLOPS[1]:
-            remedy = f"if it is of one token, give columns.flops='{own}*{tokens}'"
-        elif name := next(fitting, None):
-            remedy = f"if it is {name}, give columns.flops='{own}*{_plain(factors[name])}'"
-        else:
-            remedy = "write the FLOPs of the whole training"
-        raise columns.error(row, "flops", float(frame.at[row, "flops"]), f"{says}: {remedy}")
-    off = _off_from_their_like(frame, ratio)
-    for row, times in off.items():
-        power = round(math.log(times, 1000))
-        if power and abs(math.log(times) - power * math.log(1000)) < math.log(1.3):
-            says = (
-                f"is {_plain(ratio[row])} N D and that of rows alike {_plain(ratio[row] / times)} N D: units disagree"
-            )
-            raise columns.error(row, "flops", float(frame.at[row, "flops"]), f"{says}, so write all as in 1e19")
-
-
-def _off_from_their_like(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
+def _unlike_similar_rows(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
     """How many times the median of rows of a family and about their size, where that is more than `SIMILAR_FLOPS`."""
-    alike = frame["family"].astype(str) + np.floor(np.log2(frame[_size(frame)])).astype(str)
-    times = ratio / ratio.groupby(alike[ratio.index]).transform("median")
+    similar = frame["family"].astype(str) + np.floor(np.log2(frame[_size(frame)])).astype(str)
+    times = ratio / ratio.groupby(similar[ratio.index]).transform("median")
     return times[np.abs(np.log(times)) > math.log(SIMILAR_FLOPS)]
 
 
-def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: Columns, fewest: float) -> None:
+def _check_flops(frame: pd.DataFrame, ratio: pd.Series, columns: Columns) -> None:
+    """FLOPs in other units than 1 in all rows, or by a power of 1,000 in some."""
+    own, tokens = (operand(columns.own.get(name, name)) for name in ("flops", "tokens"))
+    usual, row = float(ratio.median()), ratio.index[0]
+    if not _is_within(usual, POSSIBLE_FLOPS):
+        remedy = "write the FLOPs of the whole training"
+        units = {"in PF-days": PF_DAY} | {f"in units of 1e{power}": 10.0**power for power in range(-24, 25, 3)}
+        for unit, factor in reversed(units.items()):
+            if _is_within(usual * factor, USUAL_FLOPS):
+                remedy = f"if it is {unit}, give columns.flops='{own}*{_plain(factor)}'"
+        if _is_within((ratio * frame["tokens"]).median(), USUAL_FLOPS):
+            remedy = f"if it is of one token, give columns.flops='{own}*{tokens}'"
+        problem = f"is {_plain(ratio[row])} N D, where training takes about 6 N D: {remedy}"
+        raise columns.error(row, "flops", float(frame.at[row, "flops"]), problem)
+    for row, times in _unlike_similar_rows(frame, ratio).items():
+        power = round(math.log(times, 1000))
+        if power and abs(math.log(times) - power * math.log(1000)) < math.log(1.3):
+            others = f"that of rows alike {_plain(ratio[row] / times)} N D"
+            problem = f"is {_plain(ratio[row])} N D and {others}: units disagree, so write all as in 1e19"
+            raise columns.error(row, "flops", float(frame.at[row, "flops"]), problem)
+
+
+def _check_counts(frame: pd.DataFrame, name: str, columns: Columns, fewest: float) -> None:
     """Counts that are all below `fewest`, and a gap of 300 times below which results are those of the runs above."""
     counts = frame[name].dropna().sort_values(kind="stable")
     row, value = counts.index[0], float(counts.iloc[0])
@@ -141,6 +132,7 @@ def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: C
     ratios = counts.to_numpy()[1:] / counts.to_numpy()[:-1]
     place = int(ratios.argmax()) + 1 if len(ratios) and ratios.max() >= WIDEST_GAP else 0
     # The first step of a long run is real, and has a far higher loss.
+    results = frame[next(target for target in TARGETS if complete(frame, target))]
     usual = 1.5 * float(results[counts.index[place:]].median())
     mixed = [row for row, value in counts.iloc[:place].items() if value < 1e5 and results[row] < usual]
     if mixed or (name in SIZES and value < FEWEST_PARAMS):
@@ -149,7 +141,7 @@ def _check_counts(frame: pd.DataFrame, name: str, results: pd.Series, columns: C
         raise columns.error(row, name, frame.at[row, name], f"is in other units than {other}: {_UNITS}")
 
 
-def _check_loss_units(frame: pd.DataFrame, columns: Columns) -> None:
+def _check_losses(frame: pd.DataFrame, columns: Columns) -> None:
     """Perplexities among losses: values that no training explains, and whose logarithms are in line with the rest."""
     losses = frame["loss"].sort_values(kind="stable")
     ratios = losses.to_numpy()[1:] / losses.to_numpy()[:-1]
@@ -157,33 +149,27 @@ def _check_loss_units(frame: pd.DataFrame, columns: Columns) -> None:
         return
     place = int(ratios.argmax()) + 1
     low, high = losses.iloc[:place], losses.iloc[place:]
-    lowest, highest = 0.8 * float(low.min()), 1.25 * float(low.max())
     for row, value in high.items():
-        if lowest <= math.log(value) <= highest and _too_steep(frame, row, low):
-            if len(high) > len(low):
-                says = f"is a loss among what look like perplexities ({shown(float(high.iloc[0]))} and more)"
-                raise columns.error(low.index[0], "loss", float(low.iloc[0]), f"{says}: {REMEDY}")
-            says = (
-                f"is far above the rest (up to {shown(float(low.max()))}), its logarithm {math.log(value):.3g} is not"
-            )
-            raise columns.error(row, "loss", value, f"{says}, so it looks like a perplexity: {REMEDY}")
+        if not (0.8 * low.min() <= math.log(value) <= 1.25 * low.max() and _is_too_steep(frame, row, low)):
+            continue
+        if len(high) > len(low):
+            problem = f"is a loss among what look like perplexities ({shown(float(high.iloc[0]))} and more): {REMEDY}"
+            raise columns.error(low.index[0], "loss", float(low.iloc[0]), problem)
+        logarithm = f"its logarithm {math.log(value):.3g} is not, so it looks like a perplexity"
+        problem = f"is far above the rest (up to {shown(float(low.max()))}), {logarithm}: {REMEDY}"
+        raise columns.error(row, "loss", value, problem)
 
 
-_UNITS = "write all in units, as in 1.2e8"
-
-
-def _too_steep(frame: pd.DataFrame, row: int, low: pd.Series) -> bool:
+def _is_too_steep(frame: pd.DataFrame, row: int, low: pd.Series) -> bool:
     """Whether the fall from this row to one of `low` is steeper than size and tokens can explain.
 
     Families may have tokenizers of their own (bytes: about 1 nat, words: about 3), so they are compared with each
     other only where a loss is above 6, which is hardly trained.
     """
-    value = float(frame.at[row, "loss"])
+    value, size = float(frame.at[row, "loss"]), _size(frame)
     others = frame.loc[low.index]
     others = others[(others["family"] == frame.at[row, "family"]) | (value > 6)]
-    size = next(name for name in SIZES if complete(frame, name))
-    fall = np.log(value / others["loss"])
     growth = STEEPEST_N * np.log(others[size] / frame.at[row, size]).clip(lower=0)
     if "tokens" in frame:
         growth += STEEPEST_D * np.log(others["tokens"] / frame.at[row, "tokens"]).clip(lower=0)
-    return bool((fall > growth).any())
+    return bool((np.log(value / others["loss"]) > growth).any())
