@@ -1,4 +1,4 @@
-"""What to spend compute on: compute-optimal sizes, compute to reach a loss, Pareto fronts, cost."""
+"""How to spend compute: compute-optimal sizes, compute to reach a loss, Pareto fronts, cost."""
 
 from __future__ import annotations
 
@@ -73,26 +73,16 @@ def flops_to_reach(law: str, params: Mapping[str, float], loss: float, *, unit: 
     return float(1e20 * ((at.loss - params["E"]) / above) ** (1 / params["alpha"] + 1 / params["beta"]))
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Time and money of a number of FLOPs."""
-
-    device_hours: float
-    price: float | None
-
-
-def cost(flops: float, *, flops_per_second: float, price_per_hour: float | None = None) -> Cost:
-    """Device hours at an achieved speed (peak x MFU), and their price in the currency of `price_per_hour`."""
+def cost(flops: float, *, flops_per_second: float, price_per_hour: float | None = None) -> dict[str, float | None]:
+    """`device_hours` at an achieved speed (peak x MFU), and their `price` in the currency of `price_per_hour`."""
     hours = flops / flops_per_second / 3600
-    return Cost(hours, None if price_per_hour is None else hours * price_per_hour)
+    return {"device_hours": hours, "price": None if price_per_hour is None else hours * price_per_hour}
 
 
 def pareto_front(smaller_is_better: Floats) -> np.ndarray:
     """Which rows of [rows, criteria] no other row beats in all criteria: boolean [rows]."""
-    values = np.asarray(smaller_is_better, float)
-    no_worse = (values[:, None, :] <= values[None, :, :]).all(axis=2)
-    better = (values[:, None, :] < values[None, :, :]).any(axis=2)
-    return np.asarray(~(no_worse & better).any(axis=0))
+    mine, other = smaller_is_better[None], smaller_is_better[:, None]
+    return np.asarray(~((other <= mine).all(axis=2) & (other < mine).any(axis=2)).any(axis=0))
 
 
 def front_rows(frame: pd.DataFrame, criteria: Sequence[tuple[str, int]]) -> pd.DataFrame:

@@ -257,7 +257,7 @@ def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str,
 def _costs(flops: float, settings: Settings) -> Entry:
     if settings.flops_per_second is None:
         return {}
-    return vars(cost(flops, flops_per_second=settings.flops_per_second, price_per_hour=settings.price_per_hour))
+    return cost(flops, flops_per_second=settings.flops_per_second, price_per_hour=settings.price_per_hour)
 
 
 def pareto_entries(table: Table, target: str, size: str) -> list[Entry]:

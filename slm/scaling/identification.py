@@ -1,4 +1,4 @@
-"""Which parameters of a fit the data hold, by the fit's certificate and the intervals found."""
+"""Which parameters of a fit the data determine, by the fit's certificate and its intervals."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from slm.scaling.starts import coordinate_bounds
 
 Interval = tuple[float | None, float | None]
 """Ends; None is open."""
-WIDEST = 10.0
+MAX_SPAN = 10.0
 """An exponent whose interval spans a larger factor than this is called not identified."""
-FEWEST = 3
+MIN_DEGREES = 3
 """Degrees of freedom below which no exponent of a law that is not linear is called identified.
 
 With 2 and a floor, the rare intervals narrow enough to pass are narrow by luck, and cover in 60% of cases.
@@ -20,78 +20,66 @@ With 2 and a floor, the rare intervals narrow enough to pass are narrow by luck,
 
 def not_identified(found: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
     """Parameters that are not identified, each with the first reason why not, in words."""
-    if not found.certificate.converged:
-        return dict.fromkeys(found.law.parameters, "the fit did not converge")
+    law, certificate = found.law, found.certificate
+    names = list(law.parameters)
+    if not certificate.converged:
+        return dict.fromkeys(names, "the fit did not converge")
     if found.is_exact:
-        return dict.fromkeys(
-            found.law.parameters, "all runs lie on the law to rounding: no scatter to put intervals on"
-        )
-    lost = dict.fromkeys(found.law.exponents, few) if (few := _too_few(found)) else {}
-    at_bound = found.certificate.at_bound
-    for name in found.law.exponents:
-        reason = _reason(found, name, ci[name])
-        if reason:
-            lost.setdefault(name, reason)
-    names = list(found.law.parameters)
-    floor = None if found.law.floor is None else names[found.law.floor]
-    if floor is not None:
-        if floor in at_bound:
-            lost[floor] = f"the floor {floor} ended at 0: the law without it says the same"
-        elif few or ci[floor][0] is None:
-            lost[floor] = f"a floor {floor} of 0 is not excluded"
-    for name, powers in found.law.powers.items():
+        return dict.fromkeys(names, "all runs lie on the law to rounding: no scatter to put intervals on")
+    few = _too_few(found)
+    reasons = {name: few or _reason(found, name, ci[name]) for name in law.exponents}
+    floor = None if law.floor is None else names[law.floor]
+    for name in names:
+        is_at_bound = name in certificate.at_bound
+        if name == floor and is_at_bound:
+            reasons[name] = f"the floor {name} ended at 0: the law without it says the same"
+        elif name == floor:
+            reasons[name] = f"a floor {name} of 0 is not excluded" if few or ci[name][0] is None else None
+        elif name not in law.exponents and name not in law.powers:
+            open_end = f"the interval of {name} is open" if None in ci[name] else None
+            reasons[name] = few or (f"{name} ended at its bound" if is_at_bound else open_end)
+    for name, powers in law.powers.items():
         exponents = [exponent for _, exponent in powers]
-        if name in at_bound:  # without its term an exponent means nothing
-            lost[name] = f"{name} ended at its bound"
+        if name in certificate.at_bound:  # without its term an exponent means nothing
+            reasons[name] = f"{name} ended at its bound"
             for exponent in exponents:
-                if not _elsewhere(found, name, exponent):
-                    lost.setdefault(exponent, lost[name])
+                if not _has_other_term(found, name, exponent):
+                    reasons[exponent] = reasons[exponent] or reasons[name]
         else:
-            for exponent in (one for one in exponents if one in lost):
-                lost[name] = lost[exponent]
-    for name in names:  # what is neither floor, exponent nor the coefficient of a power
-        if name in lost or name in (floor, *found.law.exponents, *found.law.powers):
-            continue
-        if few or name in at_bound or None in ci[name]:
-            lost[name] = few or (
-                f"{name} ended at its bound" if name in at_bound else f"the interval of {name} is open"
-            )
-    return {name: lost[name] for name in found.law.parameters if name in lost}
+            reasons[name] = next((reasons[one] for one in reversed(exponents) if reasons[one]), None)
+    return {name: reason for name in names if (reason := reasons[name])}
 
 
-def _both_ways(found: Fit, name: str) -> bool:
-    """Whether an exponent may be below 0, so that 0 is a value like another."""
-    return bool(coordinate_bounds(found.law, found.sample)[0][list(found.law.parameters).index(name)] < 0)
+def remarks(found: Fit, ci: Mapping[str, Interval]) -> list[str]:
+    """Remarks on exponents of a straight line that may as well be 0, or are below it."""
+    notes = []
+    for name in (name for name in found.law.exponents if _may_be_negative(found, name)):
+        low, high = ci[name]
+        if low is not None and high is not None and low <= 0 <= high:
+            notes.append(f"the interval of {name} includes 0")
+        elif high is not None and high < 0:
+            notes.append(f"{name} is below 0: the target rises with {found.law.variable_of[name]}")
+    return notes
 
 
-def _elsewhere(found: Fit, coefficient: str, exponent: str) -> bool:
-    """Whether the exponent is also that of another coefficient, whose term is there."""
+def _may_be_negative(found: Fit, exponent: str) -> bool:
+    return bool(coordinate_bounds(found.law, found.sample)[0][list(found.law.parameters).index(exponent)] < 0)
+
+
+def _has_other_term(found: Fit, coefficient: str, exponent: str) -> bool:
+    """Whether the exponent is also that of another coefficient, which did not end at a bound."""
     return any(
         exponent in dict(powers).values() and name != coefficient and name not in found.certificate.at_bound
         for name, powers in found.law.powers.items()
     )
 
 
-def remarks(found: Fit, ci: Mapping[str, Interval]) -> list[str]:
-    """Remarks on exponents of a straight line that may as well be 0, or are below it."""
-    said = []
-    for name in (name for name in found.law.exponents if _both_ways(found, name)):
-        low, high = ci[name]
-        if low is not None and high is not None and low <= 0 <= high:
-            said.append(f"the interval of {name} includes 0")
-        elif high is not None and high < 0:
-            said.append(f"{name} is below 0: the target rises with {found.law.variable_of[name]}")
-    return said
-
-
 def _too_few(found: Fit) -> str | None:
-    P = len(found.theta)
-    if found.sample.points >= P + 2 and (found.law.is_linear or found.degrees_of_freedom >= FEWEST):
+    P, points = len(found.theta), found.sample.points
+    if points >= P + 2 and (found.law.is_linear or found.degrees_of_freedom >= MIN_DEGREES):
         return None
-    return (
-        f"{found.sample.points} distinct sizes and {len(found.sample.log_y)} values for {P} parameters are too few: "
-        "no exponent is identified"
-    )
+    values = len(found.sample.log_y)
+    return f"{points} distinct sizes and {values} values for {P} parameters are too few: no exponent is identified"
 
 
 def _reason(found: Fit, name: str, interval: Interval) -> str | None:
@@ -100,6 +88,6 @@ def _reason(found: Fit, name: str, interval: Interval) -> str | None:
         return f"{name} ended at its bound"
     if low is None or high is None:
         return f"the interval of {name} is open"
-    if not _both_ways(found, name) and (low <= 0 or high / low > WIDEST):
-        return f"the interval of {name} spans a factor of more than {WIDEST:g}"
+    if not _may_be_negative(found, name) and (low <= 0 or high / low > MAX_SPAN):
+        return f"the interval of {name} spans a factor of more than {MAX_SPAN:g}"
     return None

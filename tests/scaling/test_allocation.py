@@ -80,9 +80,9 @@ def test_the_flops_to_reach_a_loss_reach_just_it(law: dict[str, float], log_flop
 def test_costs_are_hours_times_a_price() -> None:
     """An A100 at 40% of 312 TFLOP/s does 3.6e18 / 312e12 / 0.4 s of work in 8.01 hours."""
     found = cost(3.6e18, flops_per_second=0.4 * 312e12, price_per_hour=2.0)
-    assert found.device_hours == pytest.approx(3.6e18 / (0.4 * 312e12) / 3600)
-    assert found.price == pytest.approx(2 * found.device_hours)
-    assert cost(3.6e18, flops_per_second=1e12).price is None
+    assert found["device_hours"] == pytest.approx(3.6e18 / (0.4 * 312e12) / 3600)
+    assert found["price"] == pytest.approx(2 * found["device_hours"])
+    assert cost(3.6e18, flops_per_second=1e12)["price"] is None
 
 
 def beaten(rows: list[tuple[float, ...]], one: tuple[float, ...]) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
+from scipy import integrate, stats
 
 from slm.runtime.words import shortlist
 from slm.scaling.tables.columns import CELL, SIZES, TARGETS, Columns, groups
@@ -94,10 +93,8 @@ def best_of(frame: pd.DataFrame, names: Sequence[str], target: str, columns: Col
 
 def luck(tried: int) -> float:
     """By how many standard deviations the lowest of `tried` independent normal values lies below their mean."""
-    x = np.linspace(-10, 10, 20_001)
-    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    below = np.cumsum(density) * (x[1] - x[0])
-    return float(np.sum(x * tried * density * below ** (tried - 1)) * (x[1] - x[0]))
+    norm = stats.norm
+    return float(integrate.quad(lambda x: x * tried * norm.pdf(x) * norm.cdf(x) ** (tried - 1), -10, 10)[0])
 
 
 def _span(values: pd.Series) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from slm.runtime.words import shortened, shortlist, were
 from slm.scaling.tables.columns import CELL, TARGETS, Columns, complete, groups, typed
-from slm.scaling.tables.values import COMPLETED, is_blank, number, shown, status_word
+from slm.scaling.tables.values import COMPLETED, is_blank, number, shown, status_word, truths
 
 DIVERGED = 1.5
 """Times the loss of a run that differs in a lower learning rate alone: no rate that trains a model costs so much."""
@@ -23,8 +23,8 @@ def selected(raw: pd.DataFrame, where: str | None, columns: Columns, notes: list
         return raw
     there = shortlist(raw.columns, 12)
     frame = typed(raw)
-    if re.search(r"""(["'])(true|false)\1""", where, re.IGNORECASE):  # which compares with the text of the file
-        frame = frame.assign(**{name: raw[name] for name in frame if _is_text_of_truth(raw[name])})
+    if re.search(r"""(["'])(true|false)\1""", where, re.IGNORECASE):  # compares with the text of the file
+        frame = frame.assign(**{name: raw[name] for name in frame if truths(raw[name]) is not None})
     try:
         kept = frame.eval(where, engine="python")
     except Exception as error:  # a query can go wrong in every way that Python can
@@ -34,9 +34,9 @@ def selected(raw: pd.DataFrame, where: str | None, columns: Columns, notes: list
         ) from None
     if not isinstance(kept, pd.Series) or not all(isinstance(v, (bool, np.bool_)) or is_blank(v) for v in kept):
         raise ValueError(
-            f"where={shortened(where, 200)} is no condition that is true or false for a row, such as: tokens > 1e9"
+            f"where={shortened(where, 200)} must be a condition that is true or false for a row, such as: tokens > 1e9"
         )
-    kept = kept.map(lambda value: not is_blank(value) and bool(value)).astype(bool)
+    kept = kept.map(_is_true).astype(bool)
     if not kept.any():
         raise ValueError(f"where={shortened(where, 200)} leaves no row of {columns.table}; its columns are {there}")
     if not kept.all():
@@ -44,8 +44,8 @@ def selected(raw: pd.DataFrame, where: str | None, columns: Columns, notes: list
     return raw[kept]
 
 
-def _is_text_of_truth(values: pd.Series) -> bool:
-    return any(isinstance(value, str) and value.strip().lower() in ("true", "false") for value in values)
+def _is_true(value: Any) -> bool:
+    return not is_blank(value) and bool(value)
 
 
 def completed(raw: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.DataFrame:
@@ -80,15 +80,14 @@ def without_duplicates(raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def without_diverged(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.Index:
-    """The rows that remain without runs that diverged: as a column `diverged` says, or else as results tell.
+    """The rows of runs that did not diverge: as a column `diverged` says, or else as results tell.
 
-    Those are of `DIVERGED` times the loss of a run that differs in a lower `lr` alone, and results that are written as
-    `nan` or `inf` for a run whose status says that it ended. `raw` holds what was written.
+    A run diverged if its loss is `DIVERGED` times that of a run that differs in a lower `lr` alone, or if its result is
+    written as `nan` or `inf` and its status says that it ended. `raw` holds what was written.
     """
     result = _results(frame)
-    said = frame["diverged"] if "diverged" in frame else pd.Series(dtype=object)
-    if len(said) and all(value in (True, False) or is_blank(value) for value in said):
-        out = said.map(lambda value: not is_blank(value) and bool(value)).astype(bool)
+    if "diverged" in frame and all(value in (True, False) or is_blank(value) for value in frame["diverged"]):
+        out = frame["diverged"].map(_is_true).astype(bool)
         why = f"the column {columns.own.get('diverged', 'diverged')} says so"
     else:
         out = _far_above_lower_rates(frame, result) | _no_finite_result(raw)
@@ -108,9 +107,9 @@ def without_diverged(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns, n
 
 def _results(frame: pd.DataFrame) -> pd.Series:
     """The loss of each row, where it has none the logarithm of its perplexity, else its bits per byte."""
-    if "loss" not in frame and "perplexity" not in frame:
-        return frame.get("bits_per_byte", pd.Series(math.nan, frame.index))
     nothing = pd.Series(math.nan, frame.index)
+    if "loss" not in frame and "perplexity" not in frame:
+        return frame.get("bits_per_byte", nothing)
     perplexity = frame.get("perplexity", nothing)
     return frame.get("loss", nothing).fillna(np.log(perplexity.where(perplexity > 1)))
 
@@ -131,15 +130,12 @@ def _far_above_lower_rates(frame: pd.DataFrame, result: pd.Series) -> pd.Series:
 
 def _no_finite_result(raw: pd.DataFrame) -> pd.Series:
     """Results that are written, as `nan` or `inf`, for runs whose status has been looked at."""
+
+    def is_written(value: Any) -> bool:
+        return (isinstance(value, str) and value.strip().lower() == "nan") or math.isinf(number(value) or 0.0)
+
     names = [name for name in TARGETS if name in raw] if "status" in raw else []
-    return raw[names].map(lambda value: _is_written_nan(value)).any(axis=1) if names else pd.Series(False, raw.index)
-
-
-def _is_written_nan(value: Any) -> bool:
-    if isinstance(value, str) and value.strip().lower() == "nan":
-        return True
-    got = number(value)
-    return got is not None and math.isinf(got)
+    return raw[names].map(is_written).any(axis=1) if names else pd.Series(False, raw.index)
 
 
 def ranked_by(frame: pd.DataFrame) -> str:
