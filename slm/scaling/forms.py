@@ -48,8 +48,8 @@ class Law(ABC):
     """Paper and equation."""
     variables: tuple[str, ...]
     """The columns of the data it needs, of `slm.scaling.laws.VARIABLES`, or a formula's own."""
-    parameters: Mapping[str, str]
-    """Quoted parameters, in the order of the coordinates, and what each means."""
+    parameters: tuple[str, ...]
+    """Quoted parameters, in the order of the coordinates."""
     exponents: tuple[str, ...]
     """The parameters that are exponents; families are ranked by the first."""
     floor: int | None
@@ -122,7 +122,7 @@ class Law(ABC):
 
         None where that is no linear function of the coordinates.
         """
-        place, K = list(self.parameters).index(name), self.coefficients
+        place, K = self.parameters.index(name), self.coefficients
         vector = np.eye(len(self.parameters))[place]
         if place < K:
             vector[K:] = self.log_slopes(refs)[place]
@@ -144,13 +144,12 @@ class Term(NamedTuple):
 class SumOfPowers(Law):
     """L = sum of terms, each a constant or a power of one variable with its own exponent."""
 
-    def __init__(
-        self, *, name: str, equation: str, source: str, terms: tuple[Term, ...], parameters: Mapping[str, str]
-    ) -> None:
-        self.name, self.equation, self.source, self.parameters = name, equation, source, parameters
+    def __init__(self, name: str, equation: str, source: str, *terms: Term) -> None:
+        self.name, self.equation, self.source = name, equation, source
         powers = [term for term in terms if term.variable]
         self.variables = tuple(term.variable for term in powers)
         self.exponents = tuple(term.exponent for term in powers)
+        self.parameters = (*(term.coefficient for term in terms), *self.exponents)
         self.signed = frozenset(self.exponents)
         self.coefficients = len(terms)
         self.floor = next((k for k, term in enumerate(terms) if not term.variable), None)

@@ -171,16 +171,13 @@ def _law(name: str, written: _Written, known: set[str]) -> Formula:
     if floor is not None and floor not in alone:
         raise NotComputable(f"has the floor {floor}, which must be a parameter above 0 that is added alone")
     coefficients.sort(key=lambda one: one != floor)
-    about = {one: "floor" if one == floor else f"coefficient of {_shown(str(slopes[one]))}" for one in coefficients}
-    about |= {one: "parameter" for one in others if one not in coefficients}
-    about |= {one: f"exponent in {' and '.join(v for v in variables if v in bases.get(one, ()))}" for one in exponents}
     return Formula(
         name=name,
         equation=f"L = {_shown(written.text)}",
         source=written.source,
         expression=expression,
         variables=variables,
-        parameters=about,
+        parameters=(*coefficients, *(one for one in others if one not in coefficients), *exponents),
         coefficients=len(coefficients),
         exponents=exponents,
         signed=frozenset((*exponents, *written.real)),

@@ -63,7 +63,7 @@ def remarks(found: Fit, ci: Mapping[str, Interval]) -> list[str]:
 
 
 def _may_be_negative(found: Fit, exponent: str) -> bool:
-    return bool(coordinate_bounds(found.law, found.sample)[0][list(found.law.parameters).index(exponent)] < 0)
+    return bool(coordinate_bounds(found.law, found.sample)[0][found.law.parameters.index(exponent)] < 0)
 
 
 def _has_other_term(found: Fit, coefficient: str, exponent: str) -> bool:

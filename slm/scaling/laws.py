@@ -27,6 +27,7 @@ VARIABLES = {
 class KaplanJoint(Law):
     """L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D.
 
+    N_c parameters with unlimited data, or D_c tokens at unlimited size, have loss 1.
     Coordinates: n = alpha_N log(N_c/ref_N), d = log(D_c/ref_D), alpha_N, alpha_D.
     """
 
@@ -36,12 +37,7 @@ class KaplanJoint(Law):
     variables = ("N", "D")
     is_linear = False
     coefficients = 0
-    parameters = {  # noqa: RUF012 (a constant)
-        "N_c": "parameters at which the loss of a model with unlimited data is 1",
-        "D_c": "tokens at which the loss of a model of unlimited size is 1",
-        "alpha_N": "exponent in N when data are unlimited",
-        "alpha_D": "exponent in D when the model is unlimited",
-    }
+    parameters = ("N_c", "D_c", "alpha_N", "alpha_D")
     exponents = ("alpha_N", "alpha_D")
     signed = frozenset(exponents)
     floor = None
@@ -102,7 +98,7 @@ class KaplanJoint(Law):
 
     def functional(self, name: str, refs: Floats) -> Floats | None:
         """N_c is a ratio of coordinates, D_c one of them plus a constant."""
-        return np.eye(4)[list(self.parameters).index(name)] if name in self.exponents else None
+        return np.eye(4)[self.parameters.index(name)] if name in self.exponents else None
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
         """The target is L^(1/alpha_D), which is linear in the two coefficients."""
@@ -116,71 +112,37 @@ class KaplanJoint(Law):
         )
 
 
-def _power(name: str, variable: str) -> SumOfPowers:
-    """A power law in one variable."""
-    thing = VARIABLES[variable]
-    return SumOfPowers(
-        name=name,
-        equation=f"L = A {variable}^-alpha",
-        source="Kaplan et al. 2020 (arXiv:2001.08361), section 1.2",
-        terms=(Term("A", variable, "alpha"),),
-        parameters={"A": f"loss at one unit of {thing}", "alpha": f"exponent in {thing}"},
-    )
-
-
-def _power_floor(name: str, variable: str) -> SumOfPowers:
-    """A power law in one variable above a floor."""
-    thing = VARIABLES[variable]
-    return SumOfPowers(
-        name=name,
-        equation=f"L = E + A {variable}^-alpha",
-        source="Henighan et al. 2020 (arXiv:2010.14701), equation 1.1",
-        terms=(Term("E"), Term("A", variable, "alpha")),
-        parameters={
-            "E": f"loss at unlimited {thing}",
-            "A": f"loss above the floor at one unit of {thing}",
-            "alpha": f"exponent in {thing} of the loss above the floor",
-        },
+def _power_laws(suffix: str, variable: str) -> tuple[SumOfPowers, SumOfPowers]:
+    """Power laws in one variable, without a floor and with the floor E at an unlimited value of it."""
+    power = Term("A", variable, "alpha")
+    kaplan, henighan = "Kaplan et al. 2020 (arXiv:2001.08361), section 1.2", "Henighan et al. 2020 (arXiv:2010.14701)"
+    return (
+        SumOfPowers(f"power{suffix}", f"L = A {variable}^-alpha", kaplan, power),
+        SumOfPowers(
+            f"power_floor{suffix}", f"L = E + A {variable}^-alpha", f"{henighan}, equation 1.1", Term("E"), power
+        ),
     )
 
 
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
-        _power("power", "N"),
-        _power_floor("power_floor", "N"),
-        _power("power_D", "D"),
-        _power_floor("power_floor_D", "D"),
-        _power("power_C", "C"),
-        _power_floor("power_floor_C", "C"),
+        *_power_laws("", "N"),
+        *_power_laws("_D", "D"),
+        *_power_laws("_C", "C"),
+        # E is the loss of an unlimited model on unlimited data, A and B what finite N and D add to it at 1.
         SumOfPowers(
-            name="chinchilla",
-            equation="L = E + A/N^alpha + B/D^beta",
-            source="Hoffmann et al. 2022 (arXiv:2203.15556), equation 2",
-            terms=(Term("E"), Term("A", "N", "alpha"), Term("B", "D", "beta")),
-            parameters={
-                "E": "loss of an unlimited model on unlimited data",
-                "A": "loss due to finite N at N = 1",
-                "B": "loss due to finite D at D = 1",
-                "alpha": "exponent in N",
-                "beta": "exponent in D",
-            },
+            "chinchilla",
+            "L = E + A/N^alpha + B/D^beta",
+            "Hoffmann et al. 2022 (arXiv:2203.15556), equation 2",
+            *(Term("E"), Term("A", "N", "alpha"), Term("B", "D", "beta")),
         ),
         KaplanJoint(),
         SumOfPowers(
-            name="width_depth",
-            equation="L = E + A/w^a + B/d^b + C/D^c",
-            source="the form of Hoffmann et al. 2022, equation 2, with N split into width and depth",
-            terms=(Term("E"), Term("A", "w", "a"), Term("B", "d", "b"), Term("C", "D", "c")),
-            parameters={
-                "E": "loss at unlimited width, depth and data",
-                "A": "loss due to finite width at width 1",
-                "B": "loss due to finite depth at depth 1",
-                "C": "loss due to finite D at D = 1",
-                "a": "exponent in width",
-                "b": "exponent in depth",
-                "c": "exponent in D",
-            },
+            "width_depth",
+            "L = E + A/w^a + B/d^b + C/D^c",
+            "the form of Hoffmann et al. 2022, equation 2, with N split into width and depth",
+            *(Term("E"), Term("A", "w", "a"), Term("B", "d", "b"), Term("C", "D", "c")),
         ),
     )
 }

@@ -78,7 +78,7 @@ def profile(found: Fit, name: str, *, level: float = 0.95, straight: bool = Fals
 
 def _limits(found: Fit, vector: Floats, name: str) -> tuple[float, float]:
     """Values between which the profile is looked at."""
-    place = list(found.law.parameters).index(name)
+    place = found.law.parameters.index(name)
     low, high = (float(bounds[place]) for bounds in coordinate_bounds(found.law, found.sample))
     rest = float(vector @ found.theta - found.theta[place])
     beyond = 100 if rest else 0

@@ -39,7 +39,7 @@ class Formula(Law):
     source: str
     expression: sp.Expr
     variables: tuple[str, ...]
-    parameters: Mapping[str, str]
+    parameters: tuple[str, ...]
     """Coefficients, then other parameters, then exponents."""
     coefficients: int
     exponents: tuple[str, ...]
