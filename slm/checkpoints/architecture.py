@@ -135,13 +135,17 @@ def _refuse_unsupported(values: Mapping[str, Any]) -> None:
             f"quantization_config says that the weights are quantised ({method}), which is not supported: "
             "give the release in float16, bfloat16 or float32"
         )
-    if values.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise ValueError(f"hidden_act={values['hidden_act']!r} is not computed here, only 'silu' is")
-    if values.get("sliding_window") is not None and values.get("use_sliding_window", True):
-        raise ValueError(f"sliding_window={values['sliding_window']}: attention here is over the whole context only")
-    kinds = values.get("layer_types") or []
-    for kind in kinds if isinstance(kinds, list) else [kinds]:
-        if kind != "full_attention":
-            raise ValueError(f"layer_types has {kind!r}: attention here is over the whole context only")
-    if values.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"partial_rotary_factor={values['partial_rotary_factor']} must be 1 or absent")
+    layers = values.get("layer_types") or []
+    has_window = values.get("sliding_window") is not None and values.get("use_sliding_window", True)
+    supported = {
+        "hidden_act": ("'silu'", values.get("hidden_act", "silu") in ("silu", "swish")),
+        "sliding_window": ("null", not has_window),
+        "layer_types": (
+            "'full_attention' for all",
+            isinstance(layers, list) and layers.count("full_attention") == len(layers),
+        ),
+        "partial_rotary_factor": ("1.0", values.get("partial_rotary_factor", 1.0) == 1.0),
+    }
+    for key, (accepted, is_supported) in supported.items():
+        if not is_supported:
+            raise ValueError(f"{key}={values[key]!r:.80} is not supported: it must be {accepted}")

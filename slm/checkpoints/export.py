@@ -28,7 +28,6 @@ from slm.checkpoints.weights import dtype_name
 from slm.data import Tokenizer
 from slm.model.config import ModelConfig
 
-FORMATS = ("hf",)
 # All that an export can hold: a folder with anything else in it is not an export, and is not replaced.
 _EXPORTED_FILES = {
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
@@ -40,7 +39,6 @@ def export(
     folder: str | Path | None = None,
     *,
     revision: str | None = None,
-    format: str = "hf",
     unroll_sharing: bool = False,
 ) -> Path:
     """Write whatever `load` loads as a folder for transformers, with a model card; returns the folder.
@@ -48,11 +46,9 @@ def export(
     Weights keep the precision that most of them are stored in; `revision` is of a hub repository. A decoder with
     shared blocks is written for our own loader, and with `unroll_sharing` as the plain Llama that computes the same,
     with a copy of a block for each of its uses. `folder` is by default `export` (or `export-unrolled`) in the run
-    directory. Raises `ValueError` for an unknown format, a folder that holds anything but an export of the same
-    weights, and, with `unroll_sharing`, a shape that Llama does not have.
+    directory. Raises `ValueError` for a folder that holds anything but an export of the same weights and, with
+    `unroll_sharing`, for a shape that Llama does not have.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
     source = check(checkpoint, revision=revision)
     target = _target(source, folder, unroll_sharing)
     dtype = getattr(torch, source.stored_dtype)

@@ -31,13 +31,7 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
             return cached, cached.name
     except LocalEntryNotFoundError:
         pass
-    try:
-        require_network("")
-    except ValueError:
-        raise ValueError(
-            f"checkpoint={repository!r} is not a folder here, as a hub id is not complete in the cache, and the hub "
-            "cannot be reached: connect to the network, or give a local folder"
-        ) from None
+    require_network(f"checkpoint={repository!r} is not a local folder and must be downloaded from the hub")
     return _download(repository, revision)
 
 

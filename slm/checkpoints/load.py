@@ -11,13 +11,14 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from slm.checkpoints.place import Parts, Place, Provenance, find, open_parts
+from slm.checkpoints.place import Parts, Place, Provenance, find_place, open_parts
 from slm.checkpoints.weights import HEAD, TABLE, Weights, dtype_name, empty_decoder, first_names
 from slm.data import Tokenizer
 from slm.model import Decoder
@@ -49,8 +50,7 @@ def load(
     tag or commit of a hub repository. No code that comes with a checkpoint is ever run. Raises `ValueError`, one
     sentence, for whatever cannot be loaded.
     """
-    _refuse_device(device)
-    place = find(path_or_repo, revision)
+    place = find_place(path_or_repo, revision)
     parts = _checked_parts(place)
     config, notes = _settle_head(parts.config, parts.weights)
     decoder = empty_decoder(config)
@@ -73,18 +73,9 @@ def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenanc
     Notes that need the weights (whether a stored head equals the embedding, values that are not finite) come with
     `load`. Raises `ValueError` as `load` does.
     """
-    place = find(path_or_repo, revision)
+    place = find_place(path_or_repo, revision)
     parts = _checked_parts(place)
     return _provenance(place, parts, parts.config, ())
-
-
-def _refuse_device(device: torch.device | str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(f"device={device} is not a device of torch: give cpu, cuda or cuda:0") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: torch {torch.__version__} finds no CUDA device here; give cpu")
 
 
 def _checked_parts(place: Place) -> Parts:
@@ -121,15 +112,18 @@ def _all_finite(tensor: Tensor) -> bool:
 
 
 def _provenance(place: Place, parts: Parts, config: ModelConfig, notes: tuple[str, ...]) -> Provenance:
-    dtypes = parts.weights.dtypes
-    mixed = (f"The tensors are stored in different precisions: {', '.join(dtypes)}.",) if len(dtypes) > 1 else ()
+    dtype_bytes = Counter[str]()
+    for tensor in parts.weights.tensors.values():
+        dtype_bytes[dtype_name(tensor.dtype)] += tensor.nbytes
+    is_mixed = len(dtype_bytes) > 1
+    mixed = (f"The tensors are stored in different precisions: {', '.join(sorted(dtype_bytes))}.",) if is_mixed else ()
     ids, rows = parts.tokenizer.vocab_size, parts.config.vocab_size
     is_sparse = rows - ids > _MAX_UNUSED_SHARE * rows
     unused = (f"The tokenizer uses {ids:,} of the embedding's {rows:,} rows.",) if is_sparse else ()
     return Provenance(
         **vars(place),
         config=config,
-        stored_dtype=dtype_name(parts.weights.dtype),
+        stored_dtype=dtype_bytes.most_common(1)[0][0],
         fingerprint=_fingerprint(parts),
         notes=(*parts.notes, *mixed, *unused, *notes),
     )

@@ -62,7 +62,7 @@ class Parts(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find(path_or_repo: str | Path, revision: str | None) -> Place:
+def find_place(path_or_repo: str | Path, revision: str | None) -> Place:
     """The place that is meant; a hub repository is fetched. Raises `ValueError` for what is neither."""
     given = str(path_or_repo)
     path = local_folder(given, revision)

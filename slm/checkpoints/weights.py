@@ -6,17 +6,14 @@ mmap=True)`, which makes tensors and nothing else, and refuses the rest unexecut
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import re
 import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,25 +33,11 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _DECODER, _AVERAGES = "decoder.", "average."  # modules of training, and so prefixes of names in its checkpoints
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
+class Weights(NamedTuple):
     """Tensors by our own names (Llama's without `model.`), mapped from the files that hold them."""
 
     tensors: Mapping[str, Tensor]
-    files: tuple[Path, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of most bytes."""
-        sizes = Counter[torch.dtype]()
-        for tensor in self.tensors.values():
-            sizes[tensor.dtype] += tensor.nbytes
-        return sizes.most_common(1)[0][0] if sizes else torch.float32
-
-    @property
-    def dtypes(self) -> list[str]:
-        """Names of all dtypes, sorted."""
-        return sorted({dtype_name(tensor.dtype) for tensor in self.tensors.values()})
+    files: list[Path]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -84,10 +67,7 @@ def _opened(first: Path) -> Weights:
     files = _shards(first) if first.suffix == ".json" else [first]
     tensors = {name.removeprefix("model."): tensor for file in files for name, tensor in open_file(file).items()}
     # Old releases carry the table of rotary frequencies, which follows from the config.
-    return Weights(
-        tensors={name: tensor for name, tensor in tensors.items() if ".rotary_emb." not in f".{name}"},
-        files=tuple(files),
-    )
+    return Weights({name: tensor for name, tensor in tensors.items() if ".rotary_emb." not in f".{name}"}, files)
 
 
 def open_run_checkpoint(file: Path, config: ModelConfig) -> Weights:
@@ -95,7 +75,7 @@ def open_run_checkpoint(file: Path, config: ModelConfig) -> Weights:
     state = _load_pickle(file).get("state_dict")
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} is not a checkpoint of a run: it has no state_dict")
-    return match_weights(Weights(tensors=_checked(file, weights_to_export(state)), files=(file,)), config, file.parent)
+    return match_weights(Weights(_checked(file, weights_to_export(state)), [file]), config, file.parent)
 
 
 def weights_to_export(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +128,7 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
     problems = [f"{len(names)} {problem} ({first_names(names)})" for problem, names in groups.items() if names]
     if problems:
         raise ValueError(f"{place}: the tensors are not those of its config: {'; '.join(problems)}")
-    return dataclasses.replace(weights, tensors=stored)
+    return Weights(stored, weights.files)
 
 
 def first_names(names: list[str]) -> str:

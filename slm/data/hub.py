@@ -48,7 +48,7 @@ def require_network(purpose: str) -> None:
     except Exception as error:  # the class depends on the HTTP client of the installed huggingface_hub
         raise ValueError(
             f"{purpose}, but {constants.ENDPOINT} cannot be reached ({type(error).__name__}); connect to the network, "
-            f"or choose what needs none, such as data=pydocs or data=local with tokenizer=bpe"
+            f"or give what needs none: a local folder, data=pydocs, or data=local with tokenizer=bpe"
         ) from None
 
 

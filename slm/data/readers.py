@@ -52,11 +52,6 @@ def suffix_of(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
-def holds_rows(path: Path) -> bool:
-    """Whether a file holds one document per row; false for a file that is one text."""
-    return suffix_of(path) in ROW_SUFFIXES
-
-
 def text_of(value: Any, column: str, place: str) -> str:
     """The text of a row, "" for null; raises ValueError, which begins with `place`, for other values."""
     if isinstance(value, bytes):  # as some writers of Parquet store text

@@ -28,7 +28,7 @@ from slm.data import hub, local
 from slm.data.cache import cached, digest
 from slm.data.corpus import prepare_documents
 from slm.data.documents import left_out_notes, read_documents, source_of, write_split
-from slm.data.readers import holds_rows
+from slm.data.readers import ROW_SUFFIXES, suffix_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def _local(data: Mapping[str, Any]) -> tuple[str, tuple[str, ...], bool, list[st
     files, note = local.files_to_evaluate(data)
     texts = tuple(local.texts_to_evaluate(data))
     name = data["name"] if data["name"] != "local" else files[0].name if len(files) == 1 else f"{len(files)} files"
-    return name, texts, len(files) > 1 or holds_rows(files[0]), [note] if note else []
+    return name, texts, len(files) > 1 or suffix_of(files[0]) in ROW_SUFFIXES, [note] if note else []
 
 
 def _split(data: Mapping[str, Any]) -> str | None:

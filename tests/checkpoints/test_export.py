@@ -191,8 +191,6 @@ def test_an_export_does_not_replace_what_is_none(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=sentence):
             export(source, target)
-    with pytest.raises(ValueError, match="format='gguf' is not one of hf"):
-        export(source, tmp_path / "new", format="gguf")
     other = save(llama(num_hidden_layers=1), tmp_path / "other")
     for release in (other, export(other, tmp_path / "exported")):
         before = (release / "model.safetensors").read_bytes()

@@ -142,7 +142,7 @@ def test_a_download_that_was_cut_short_is_completed(hub: Hub, monkeypatch: pytes
     assert shard.name in hub.asked
     shard.unlink()
     unplug(monkeypatch)
-    assert "not complete in the cache, and the hub cannot be reached: connect" in refusal(REPO)
+    assert "is not a local folder and must be downloaded" in refusal(REPO)
 
 
 def test_a_gated_repository_says_where_to_accept_its_licence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_a_repository_without_weights_or_tokenizer_is_refused_before_a_long_down
 
 def test_without_network_an_unknown_id_fails_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     unplug(monkeypatch)
-    assert "connect to the network, or give a local folder" in refusal(REPO)
+    assert "is not a local folder and must be downloaded" in refusal(REPO)
 
 
 @pytest.mark.hub

@@ -1,5 +1,6 @@
 """Tokenizers whose tokens' own bytes do not add up to the text that they stand for."""
 
+import json
 from pathlib import Path
 
 import tokenizers
@@ -20,12 +21,12 @@ def spells_spaces_out(*, keeps: bool = False) -> tokenizers.Tokenizer:
     return inner
 
 
-def puts_a_space_first() -> tokenizers.Tokenizer:
-    """Bytes, with a space before a text that has none."""
-    inner = tokenizers.Tokenizer(
-        models.BPE({c: number for number, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
-    )
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+def byte_level(*, add_prefix_space: bool = False) -> tokenizers.Tokenizer:
+    """Bytes; with `add_prefix_space`, a space before a text that has none."""
+    alphabet = {c: number for number, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    inner = tokenizers.Tokenizer(models.BPE(alphabet, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space, use_regex=add_prefix_space)
+    inner.decoder = decoders.ByteLevel()
     return inner
 
 
@@ -51,7 +52,7 @@ def knows_nothing() -> tokenizers.Tokenizer:
 FOREIGN = {
     "spells spaces out": spells_spaces_out(),
     "spells spaces out and keeps them": spells_spaces_out(keeps=True),
-    "puts a space first": puts_a_space_first(),
+    "puts a space first": byte_level(add_prefix_space=True),
     "pieces of words": pieces_of_words(),
     "knows nothing": knows_nothing(),
 }
@@ -60,9 +61,15 @@ KEEP_TEXT = ("spells spaces out and keeps them", "puts a space first")
 
 
 def save(name: str, folder: Path) -> Path:
-    """The folder of one of them, which ends a text by </s>."""
-    inner = tokenizers.Tokenizer.from_str(FOREIGN[name].to_str())
-    inner.add_special_tokens(["</s>"])
-    folder.mkdir(parents=True)
+    """The folder of one of `FOREIGN`, which ends a text by </s>."""
+    return save_as(tokenizers.Tokenizer.from_str(FOREIGN[name].to_str()), folder, "</s>")
+
+
+def save_as(inner: tokenizers.Tokenizer, folder: Path, *special: str, **config: object) -> Path:
+    """Write tokenizer.json with special tokens added, and a tokenizer_config.json where there is a `config`."""
+    inner.add_special_tokens(list(special))
+    folder.mkdir(parents=True, exist_ok=True)
     inner.save(str(folder / "tokenizer.json"))
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

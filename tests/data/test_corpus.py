@@ -3,14 +3,12 @@ import signal
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from slm.data import load_tokenizer, prepare
 from slm.data.corpus import prepare_documents
 from slm.data.documents import split_documents
 from slm.data.local import documents as local_documents
-from tests.data.foreign import FOREIGN, KEEP_TEXT, save
+from tests.data.foreign import FOREIGN, KEEP_TEXT, byte_level, save, save_as
 
 PREPARE = """
 import json, sys
@@ -44,19 +42,6 @@ def texts_of(data, split):
     return [text for text, side in split_documents(local_documents(data), data["val_fraction"]) if side == split]
 
 
-def with_begin_and_end(folder):
-    """A tokenizer file with distinct <s> and </s>."""
-    inner = tokenizers.Tokenizer(
-        models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
-    )
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(False, use_regex=False), decoders.ByteLevel()
-    inner.add_special_tokens(["<s>", "</s>"])
-    folder.mkdir()
-    inner.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
-    return folder
-
-
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_documents_stand_between_ends_of_text(data, byte, tmp_path, split):
     stream = getattr(prepare(data, byte, cache_dir=tmp_path), split)
@@ -69,7 +54,7 @@ def test_documents_stand_between_ends_of_text(data, byte, tmp_path, split):
 
 
 def test_documents_stand_between_begin_and_end_where_a_tokenizer_has_both(data, config, tmp_path):
-    path = with_begin_and_end(tmp_path / "theirs")
+    path = save_as(byte_level(), tmp_path / "theirs", "<s>", "</s>", bos_token="<s>", eos_token="</s>")
     corpus = prepare(data, config("tokenizer", "file", path=str(path)), cache_dir=tmp_path / "cache")
     theirs = load_tokenizer(path)
     expected = []
@@ -210,12 +195,6 @@ def test_a_name_that_would_be_a_glob_is_built_and_cleaned_up_under_its_own(data,
     with pytest.warns(UserWarning, match="is built again"):
         prepare_documents(named, cache_dir=tmp_path)
     assert [path for path in (tmp_path / "documents").iterdir() if path.is_dir()] == [folder]
-
-
-def test_an_empty_file_is_an_error(config, byte, tmp_path):
-    (tmp_path / "empty.txt").write_text(" \n")
-    with pytest.raises(ValueError, match=r"hold no text"):
-        prepare(config("data", "local", paths=str(tmp_path / "empty.txt")), byte, cache_dir=tmp_path)
 
 
 def test_a_source_from_outside_is_a_module_with_two_functions(byte, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def write(path: Path, texts: list) -> Path:
     packed = gzip.compress if path.name.lower().endswith(".gz") else bytes
     if path.name.lower().endswith(".parquet"):
         parquet.write_table(pa.table({"text": texts}), path)
-    elif readers.holds_rows(path):
+    elif readers.suffix_of(path) in readers.ROW_SUFFIXES:
         path.write_bytes(packed("".join(json.dumps({"text": text}) + "\n" for text in texts).encode()))
     else:
         path.write_bytes(packed("".join(texts).encode()))

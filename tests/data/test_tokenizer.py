@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from slm.data import load_tokenizer
 from slm.data.vocabulary import plan_tokenizer
-from tests.data.foreign import FOREIGN, KEEP_TEXT, save
+from tests.data.foreign import FOREIGN, KEEP_TEXT, save, save_as
 
 HARD = ["", " ", "  a\n\n\tb  ", "naïve 語 🙂", "x<|endoftext|>y", "\x00\x7f", "1234567 3.5", "don't", "e\u0301"]
 TEXT = st.one_of(st.text(), st.sampled_from(HARD))
@@ -122,11 +122,8 @@ def llama_style(tmp_path):
     )
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
-    inner.save(str(tmp_path / "tokenizer.json"))
-    named = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
-    return load_tokenizer(tmp_path)
+    bos = {"content": "<s>", "lstrip": False}
+    return load_tokenizer(save_as(inner, tmp_path, "<unk>", "<s>", "</s>", bos_token=bos, eos_token="</s>"))
 
 
 @pytest.mark.parametrize("text", ["a a", "xé", "語🙂", "a\n\nq  a", "</s>"])
@@ -150,9 +147,7 @@ def test_a_lone_file_has_the_usual_end_and_no_begin(llama_style, tmp_path):
 def test_holes_in_the_ids_count_as_ids_without_bytes(tmp_path):
     inner = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 7}, []))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(False, use_regex=False), decoders.ByteLevel()
-    inner.add_special_tokens(["</s>"])
-    inner.save(str(tmp_path / "tokenizer.json"))
-    holey = load_tokenizer(tmp_path)
+    holey = load_tokenizer(save_as(inner, tmp_path, "</s>"))
     assert holey.vocab_size == 1 + max(7, holey.eos_id)
     assert holey.token_bytes.sum() == 2
 
@@ -181,8 +176,7 @@ def test_an_end_token_that_is_not_in_the_vocabulary_is_refused(llama_style, tmp_
 
 def test_a_tokenizer_that_has_no_token_for_a_text_is_refused_in_one_sentence(tmp_path):
     inner = tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="<unk>"))
-    inner.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    save_as(inner, tmp_path, eos_token="</s>")
     for encode in (load_tokenizer(tmp_path).encode, lambda text: load_tokenizer(tmp_path).encode_batch([text])):
         assert encode("a")
         with pytest.raises(ValueError, match=r"^tokenizer .* cannot encode the text \(.*\[UNK\].*\): give another one"):
@@ -201,10 +195,8 @@ def begin_with(folder, **config):
     """A tokenizer whose post-processor puts <s> before a text."""
     inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    inner.save(str(folder / "tokenizer.json"))
     named = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(named | config))
-    return load_tokenizer(folder)
+    return load_tokenizer(save_as(inner, folder, **named | config))
 
 
 @pytest.mark.parametrize(("config", "adds"), [({}, True), ({"add_bos_token": False}, False)])
