@@ -75,7 +75,6 @@ class Families:
 class JointFit:
     """A nested model fitted to all families: free parameters [Q], coordinates [F, P]."""
 
-    model: str
     matrices: tuple[Floats, ...]
     phi: Floats
     theta: Floats
@@ -98,8 +97,6 @@ class Ratio:
     families scatter equally; `p_chi2` is the approximation.
     """
 
-    restricted: str
-    wider: str
     statistic: float
     df: int
     p: float
@@ -138,7 +135,6 @@ def fit_joint(families: Families, model: str) -> JointFit:
     optimum = minimise(families.blocks(matrices), log_y, _starts(families, matrices), bounds, tolerance=FINE)
     best = optimum.best
     return JointFit(
-        model,
         matrices,
         optimum.phi[best],
         np.stack([M @ optimum.phi[best] for M in matrices]),
@@ -169,8 +165,7 @@ def likelihood_ratio(
         sse_r, sse_w = (_refit(families, m.matrices, log_y, restricted.theta) for m in (restricted, wider))
         simulated = n * np.log(np.maximum(sse_r, sse_w) / sse_w)
         p = (1 + int((simulated >= statistic * (1 - 1e-9)).sum())) / (replicates + 1)
-    p_chi2 = float(stats.chi2.sf(statistic, df))
-    return Ratio(restricted.model, wider.model, statistic, df, p, p_chi2, replicates)
+    return Ratio(statistic, df, p, float(stats.chi2.sf(statistic, df)), replicates)
 
 
 def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta: Floats) -> Floats:
