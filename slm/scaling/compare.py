@@ -14,11 +14,10 @@ import numpy as np
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.families import MODELS, Families, JointFit, efficiency_factors, fit_joint, gather, likelihood_ratio
 from slm.scaling.fitting import Fit, fit_sample, refusal
-from slm.scaling.floors import any_floor_p
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.laws import Law
 from slm.scaling.matching import SAME_SIZE
-from slm.scaling.pairs import Curve, adjust, curve, difference, holm, joint_p
+from slm.scaling.pairs import Curve, adjust, any_floor_p, curve, difference, holm, joint_p
 from slm.scaling.pooling import pool
 from slm.scaling.power import Design, UnpairedDesigns
 from slm.scaling.settings import Settings

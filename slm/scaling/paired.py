@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from slm.scaling.floors import SHARES, at_floors, floors_not_rejected
 from slm.scaling.forms import Floats
 from slm.scaling.matching import Matched, match
-from slm.scaling.pairs import adjust, holm
+from slm.scaling.pairs import FLOOR_SHARES, adjust, at_floors, floors_not_rejected, holm
 from slm.scaling.power import PairedDesign
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
@@ -216,7 +215,7 @@ def _floors(matched: Matched, x: Floats, level: float) -> list[_Floor]:
     log L over the share of L that lies above the floor. Both families may deviate together, so they count as one.
     """
     both = (matched.log_a, matched.log_b)
-    a, b = (at_floors(matched.log_N, log_y, SHARES * float(np.exp(np.min(both)))) for log_y in both)
+    a, b = (at_floors(matched.log_N, log_y, FLOOR_SHARES * float(np.exp(np.min(both)))) for log_y in both)
     squares = a.squares + b.squares
     kept = floors_not_rejected(squares, len(x) - 3, level) | (squares == squares.min())
     floors = []
@@ -242,7 +241,7 @@ def _above_floor(matched: Matched, floors: Sequence[_Floor], level: float, floor
     None if an F test at `floor_level` rejects that they share one.
     """
     own = [
-        at_floors(matched.log_N, log_y, SHARES * float(np.exp(log_y.min()))).squares.min()
+        at_floors(matched.log_N, log_y, FLOOR_SHARES * float(np.exp(log_y.min()))).squares.min()
         for log_y in (matched.log_a, matched.log_b)
     ]
     best, spare = min(floors, key=lambda floor: floor.squares), 2 * len(matched.log_N) - 6

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import optimize, stats
 
-from slm.scaling.floors import at_floors
 from slm.scaling.forms import Floats
 from slm.scaling.matching import match
 from slm.scaling.paired import compare_pairs
+from slm.scaling.pairs import at_floors
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from tests.scaling.samples import runs
