@@ -64,7 +64,7 @@ def check_paths(settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a checkpoint or a text of checked settings that is not there."""
     for checkpoint in settings["checkpoints"]:
         local_folder(*address_of(checkpoint, settings))
-    if (settings["data"] or {}).get("source") == "local":
+    if (settings.get("data") or {}).get("source") == "local":
         files_to_evaluate(settings["data"])
 
 
