@@ -50,7 +50,7 @@ DECIDED = {
     "dry_run": "dry_run",
     "branch_from": "sweep.budget",
 }
-"""Keys of train.py that a design decides, and by which of its own."""
+"""Keys of train.py that a design sets, and the design's key for each."""
 
 
 def _one_or_several(kind: Kind) -> Kind:
@@ -112,7 +112,7 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """A design whose values are of their kinds and go together."""
+    """A checked design."""
 
     name: str
     families: tuple[str, ...]
@@ -121,23 +121,23 @@ class Design:
     """One of `BUDGETS`."""
     budgets: tuple[float, ...]
     trunk: bool
-    """Whether the budgets of a shape, learning rate and seed are branches of the longest run (`trunks.py`)."""
+    """Whether the budgets of a shape, learning rate and seed branch off the longest run (`trunks.py`)."""
     lr: Mapping[str, Any]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
     evaluations: Evaluations
-    """What is measured of every completed run (`evaluation.py`)."""
+    """Evaluations of every completed run (`evaluation.py`)."""
     assume: Mapping[str, Any]
 
     @property
     def common_overrides(self) -> tuple[str, ...]:
-        """Of train.py, for all cells: those given, and the parametrisation of the learning rate's rule."""
+        """Overrides of train.py for all cells: the given ones and the parametrization of the learning rate's rule."""
         chosen = self.lr["parametrization"]
         base = (f"parametrization.{key}={self.lr[key]}" for key in BASE_SHAPE if self.lr[key] is not None)
         return (*self.overrides, *(() if chosen is None else (f"parametrization={chosen}", *base)))
 
     def lr_rule(self, family: str) -> str:
-        """How learning rates of a family follow from shapes, in words that are the same where the rule is."""
+        """How learning rates of a family follow from shapes, in words; equal rules have equal words."""
         rule, value, how = self.lr["rule"], self.lr_value(family), self.lr["parametrization"]
         own = isinstance(self.lr["value"], Mapping)
         at = "" if value is None else " about each family's own rate" if own and rule == "tuned" else f" {value:g}"
@@ -145,7 +145,7 @@ class Design:
         return f"{rule}{at}{tried}" + ("" if how is None else f" by {how}")
 
     def lr_value(self, family: str) -> float | None:
-        """The learning rate that is given for a family; None is that of conf/optim."""
+        """The learning rate given for a family; None for that of conf/optim."""
         value = self.lr["value"]
         return value[family] if isinstance(value, Mapping) else value
 
@@ -162,8 +162,8 @@ def check_design(sweep: Any) -> Design:
     _check_grid(sweep["grid"])
     given = [name for name in BUDGETS if sweep["budget"][name] is not None]
     if len(given) != 1:
-        said = "none of its keys is set" if not given else f"{' and '.join(given)} are set"
-        raise ValueError(f"sweep.budget must be one of {', '.join(BUDGETS)}, and {said}: set all but one to null")
+        problem = "none of its keys is set" if not given else f"{' and '.join(given)} are set"
+        raise ValueError(f"sweep.budget must be one of {', '.join(BUDGETS)}, and {problem}: set all but one to null")
     _check_lr(sweep["lr"], sweep["families"])
     for key in ("families", "seeds"):
         _check_distinct(f"sweep.{key}", sweep[key])
@@ -194,7 +194,7 @@ def check_design(sweep: Any) -> Design:
 
 
 def _check_keys(sweep: Any) -> None:
-    """A misspelt key of a file of conf/sweep would be ignored without a word."""
+    # Hydra accepts any key in a file of conf/sweep, so a misspelt one would be ignored silently.
     tree: dict[str, Any] = {}
     for path in KINDS:
         place = tree
@@ -210,11 +210,11 @@ def _check_keys(sweep: Any) -> None:
 def _check_grid(grid: Mapping[str, Any]) -> None:
     given = {key for keys in GRIDS for key in keys if grid[key] is not None}
     if given not in GRIDS:
-        said = "none of them is set" if not given else f"{' and '.join(sorted(given))} are set"
+        problem = "none of them is set" if not given else f"{' and '.join(sorted(given))} are set"
         if len(given) == 1:
-            said = f"only {next(iter(given))} is set"
+            problem = f"only {next(iter(given))} is set"
         raise ValueError(
-            f"sweep.grid must be widths and depths, or shapes, or sizes, and {said}: set the others to null, "
+            f"sweep.grid must be widths and depths, or shapes, or sizes, and {problem}: set the others to null, "
             "as in sweep.grid.sizes=null"
         )
     if grid["aspects"] is not None and grid["sizes"] is None:
@@ -236,8 +236,8 @@ def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
         raise ValueError(f"sweep.lr.factors={lr['factors']} goes with sweep.lr.rule=tuned, which is {rule}")
     if rule == "fixed" and parametrization not in (None, "standard"):
         raise ValueError(
-            f"sweep.lr.parametrization={parametrization} carries rates over sizes, so the rule is not "
-            "sweep.lr.rule=fixed: say sweep.lr.rule=transferred"
+            f"sweep.lr.parametrization={parametrization} carries rates over sizes: use it with "
+            "sweep.lr.rule=transferred or tuned"
         )
     for key in BASE_SHAPE:
         if lr[key] is not None and parametrization in (None, "standard"):
@@ -258,10 +258,10 @@ def _check_overrides(where: str, overrides: list[str]) -> None:
         own = DECIDED.get(key.lstrip("+~"))
         if key.lstrip("+~").partition(".")[0] == "logger":
             raise ValueError(
-                f"{where} has {item}, and runs are logged as their sweep is: give {item} to sweep.py itself"
+                f"{where} has {item}, but runs are logged as their sweep is: give {item} to sweep.py itself"
             )
         if own is not None:
-            raise ValueError(f"{where} has {item}, which the design decides: set {own} instead")
+            raise ValueError(f"{where} has {item}, which the design sets: set {own} instead")
 
 
 def _check_distinct(key: str, values: list[Any]) -> None:

@@ -1,8 +1,8 @@
 """Evaluation sets of a design: evaluate.py on every completed run, and its results as further columns of the table.
 
-Notable: evaluations are jobs of their own, after all training, on the same engine and by the same rules (a finished one
-is never repeated, one that fails is recorded and stops nothing); their folder is RUN/evaluation/NAME-HASH, with a hash
-of their overrides, so that an evaluation that was changed is another one.
+Evaluations are jobs of their own, after all training, on the same engine and by the same rules: a finished one is never
+repeated, and one that fails is recorded and stops nothing. Their folder is RUN/evaluation/NAME-HASH, with a hash of
+their overrides, so that changed overrides make another evaluation.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Evaluations = Mapping[str, Sequence[str]]
 
 EVALUATE = Path(__file__).parents[2] / "evaluate.py"
 USUAL = ("logger=csv", "speed.enabled=false", "perplexity.protocols=[non_overlapping]")
-"""Unless overridden: no run of its own in the tracker, no speeds while other jobs run, losses as train.py has them."""
+"""Defaults: no run of its own in the tracker, no speed measured beside other jobs, losses as train.py computes them."""
 DECIDED = ("checkpoint", "checkpoints", "revision", "output_dir", "cache_dir", "prompt", "export", "logger")
 SCORES = ("loss", "perplexity", "bits_per_byte")
 TEXT = "eval_data_fingerprint"
 
 
 def is_evaluations(value: Any) -> bool:
-    """Whether it maps names that can begin a column's to lists of overrides."""
+    """Whether it maps names that may start a column name to lists of overrides."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str)
         and re.fullmatch(r"[A-Za-z]\w*", name)
@@ -44,12 +44,12 @@ def is_evaluations(value: Any) -> bool:
 
 
 def check_evaluations(evaluations: Evaluations) -> None:
-    """Raise `ValueError`, or Hydra's errors, for overrides that the sweep decides or that evaluate.py does not know."""
+    """Raise `ValueError`, or Hydra's errors, for overrides that the sweep sets itself or evaluate.py does not know."""
     for name, overrides in evaluations.items():
         for item in overrides:
             key = item.partition("=")[0].lstrip("+~").partition(".")[0]
             if key in DECIDED:
-                raise ValueError(f"sweep.evaluation.{name} has {item}, which the sweep decides: leave it out")
+                raise ValueError(f"sweep.evaluation.{name} has {item}, which the sweep sets itself: leave it out")
         composed("evaluate", [*USUAL, *overrides])
 
 
@@ -90,11 +90,11 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
 
 
 def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
-    """The runs that have all columns that were named to be analysed (`columns`), and a sentence on the others.
+    """The runs that have a value in every analysed column (`columns`), and a sentence on the others.
 
-    Where those are an evaluation's, `eval_fingerprint` says on what text, for the audit.
+    If those columns are an evaluation's, `eval_fingerprint` identifies its text for the audit.
     """
-    # Imported here, since scipy takes a second that a wrong design need not wait for.
+    # Imported here because scipy takes a second, which the refusal of a wrong design should not.
     from slm.runtime.words import shortlist
     from slm.scaling.tables.computed import columns_of
 
@@ -113,11 +113,11 @@ def _folder(run: Path, name: str, overrides: Sequence[str]) -> Path:
 
 
 def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     for place, score in enumerate(entry.get("perplexity_results", [])):
         prefix = f"{name}_{score['protocol']}" if place else name
-        found |= {f"{prefix}_{key}": score[key] for key in SCORES}
-        found |= {f"{prefix}_{TEXT}": score["data_fingerprint"]}
+        row |= {f"{prefix}_{key}": score[key] for key in SCORES}
+        row |= {f"{prefix}_{TEXT}": score["data_fingerprint"]}
     for task, one in entry.get("tasks", {}).items():
-        found |= {f"{name}_{task}": one["value"], f"{name}_{task}_se": one["se"]}
-    return found
+        row |= {f"{name}_{task}": one["value"], f"{name}_{task}_se": one["se"]}
+    return row

@@ -1,13 +1,13 @@
 """The master of a sweep: starts the cells that are not done, longest first, until each has an outcome.
 
-All that it knows is read from the run directories (`ledger.py`), so it can be killed and started again at any time:
+Its whole state is in the run directories (`ledger.py`), so it can be killed and started again at any time:
 
 - A finished cell is never started again, nor a failed or diverged one unless `retry="failed"` asks for it.
 - Jobs that outlived an earlier master are adopted: waited for, and stopped with the others.
-- A job that dies of a signal is started again and goes on from its checkpoint. One that does so `tries` times with no
-  new checkpoint has failed; after two such times, if it was the kernel for want of memory. A job that exits by itself
-  without a result has failed at once: what is wrong with its settings will be wrong again.
-- A cell that fails or diverges stops nothing but those of its branches for which it has not kept a step to begin at.
+- A job that is killed is started again and goes on from its checkpoint. After `tries` deaths without a new checkpoint
+  the cell has failed (after two if the kernel killed it for lack of memory). A job that exits by itself without a
+  result has failed at once.
+- A cell that fails or diverges stops only the branches for which it has not kept a checkpoint to begin at.
 - SIGINT or SIGTERM lets the jobs save and end, and `Interrupted` says how to go on; a second SIGINT ends them at once.
 """
 
@@ -31,14 +31,15 @@ from slm.sweep.job import Job
 from slm.sweep.launchers import Launcher, open_launcher
 from slm.sweep.ledger import (
     Outcome,
-    Progress,
+    RunProgress,
+    Tries,
+    how_it_ended,
     make_ready_to_retry,
     outcome_of,
     progress_of,
     record_failure,
 )
 from slm.sweep.recipe import passed_on
-from slm.sweep.tries import Tries, ended_how
 from slm.sweep.trunks import trunk_kept_step
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -49,28 +50,28 @@ FINAL = ("completed", "diverged", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """How a cell stands at the moment."""
+class CellStatus:
+    """A cell at the moment."""
 
     cell: Cell
     running: bool
     outcome: Outcome
-    """The final one, or what its directory says so far."""
-    progress: Progress | None = None
+    """The final one, or what the run directory says so far."""
+    progress: RunProgress | None = None
     """Of a running cell."""
 
 
-Show = Callable[[Sequence[Standing]], None]
+Show = Callable[[Sequence[CellStatus]], None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the sweep; what it says tells how to go on."""
+    """A signal ended the sweep; the message says how to continue it."""
 
     def __init__(self, number: int, outcomes: Mapping[str, Outcome], folder: Path) -> None:
         done = sum(outcome.status == "completed" for outcome in outcomes.values())
         super().__init__(
             f"interrupted with {done} of {len(outcomes)} cells completed: "
-            f"the same command with output_dir={folder.parent} goes on"
+            f"the same command with output_dir={folder.parent} continues"
         )
         self.number, self.outcomes = number, outcomes
 
@@ -84,15 +85,14 @@ def execute(
     common: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     script: Path = TRAIN,
-    show: Show = lambda standings: None,
+    show: Show = lambda statuses: None,
 ) -> dict[str, Outcome]:
-    """Train `cells`, each in `folder`/NAME, on the engine of the `launcher` group; returns what became of each.
+    """Train `cells`, each in `folder`/NAME, on the engine of the `launcher` group; returns the outcome of each.
 
-    Each job is `script` with its cell's overrides and those `common` to all (such as logger.group), and with
-    `environment` added to this process's. `show` is told about once a second how all cells stand.
-
-    One at a time in a folder. Raises `ValueError`, before any job starts, for settings of the launcher that cannot be
-    followed; `Interrupted` when a signal ended it.
+    A job is `script` with its cell's overrides, the `common` ones (such as logger.group) and this process's
+    environment with `environment` added. `show` is called about once a second with the status of all cells.
+    Only one call at a time may work in a folder. Raises `ValueError`, before any job starts, for an invalid launcher
+    setting, and `Interrupted` if a signal ended it.
     """
     folder = folder.resolve()
     engine = open_launcher(launcher, folder, jobs=sum(cell.impossible is None for cell in cells))
@@ -107,7 +107,7 @@ def execute(
     }
     with closing(engine), Signals() as signals:
         master = _Master(cells, jobs, engine, tries=launcher["tries"], show=show)
-        master.look_up(retry=retry == "failed")
+        master.adopt_running_jobs(retry=retry == "failed")
         master.run(signals)
     outcomes = {cell.name: master.outcome(cell) for cell in cells}
     if signals.received is not None:
@@ -149,8 +149,8 @@ class _Master:
         self.tries = {name: Tries(job.folder, tries) for name, job in jobs.items()}
         self.lengths = _lengths(cells)
 
-    def look_up(self, *, retry: bool) -> None:
-        """Settle what is settled already, and adopt what still runs."""
+    def adopt_running_jobs(self, *, retry: bool) -> None:
+        """Take over the outcomes and the running jobs of an earlier master."""
         for cell in self.cells:
             if cell.impossible is not None:
                 self.final[cell.name] = Outcome("impossible", cell.impossible)
@@ -176,7 +176,7 @@ class _Master:
                     self._start_ready()
                 if not self.running or time.monotonic() - shown > SHOW_SECONDS:
                     shown = time.monotonic()
-                    self.show([self._standing(cell) for cell in self.cells])
+                    self.show([self._status(cell) for cell in self.cells])
                 if not self.running:
                     return
                 time.sleep(POLL_SECONDS)
@@ -185,16 +185,16 @@ class _Master:
             raise
 
     def outcome(self, cell: Cell) -> Outcome:
-        """The final outcome, or what the directory says; of a branch without its trunk, what became of that."""
+        """The final outcome, or what the run directory says; for a branch that cannot begin, its trunk's outcome."""
         if cell.name in self.final:
             return self.final[cell.name]
         trunk = self.final.get(cell.after or "")
         if trunk is not None and not self._can_begin(cell):
-            return Outcome("not_started", f"it goes on from {cell.after}, which is {trunk.status}")
+            return Outcome("not_started", f"it begins at a checkpoint of {cell.after}, which is {trunk.status}")
         return outcome_of(self.jobs[cell.name].folder)
 
     def _can_begin(self, cell: Cell) -> bool:
-        """Not a branch before its trunk has ended, nor after one that went wrong before the step to begin at."""
+        """Whether the trunk of a branch has ended, and has kept the checkpoint that the branch begins at."""
         if cell.after is None:
             return True
         trunk, runs = self.final.get(cell.after), self.jobs[cell.name].folder.parent
@@ -214,7 +214,6 @@ class _Master:
             self.running.update(chosen)
 
     def _stop(self, *, at_once: bool) -> None:
-        """The sweep ends here: so do its jobs."""
         how = "ending" if at_once else "saving a checkpoint and stopping (Ctrl-C again ends them at once)"
         print(f"\n{len(self.running)} running: {how}", file=sys.stderr, flush=True)
         self.engine.stop(at_once=at_once)
@@ -229,16 +228,16 @@ class _Master:
             record_failure(folder, why=why, exit_code=code, starts=self.tries[name].count)
             self.final[name] = Outcome("failed", why)
         elif not stopping:
-            print(f"{name}: {ended_how(code)}, and is started again", file=sys.stderr, flush=True)
+            print(f"{name}: {how_it_ended(code)}, and is started again", file=sys.stderr, flush=True)
 
-    def _standing(self, cell: Cell) -> Standing:
+    def _status(self, cell: Cell) -> CellStatus:
         running = cell.name in self.running
         progress = progress_of(self.jobs[cell.name].folder) if running else None
-        return Standing(cell=cell, running=running, outcome=self.outcome(cell), progress=progress)
+        return CellStatus(cell=cell, running=running, outcome=self.outcome(cell), progress=progress)
 
 
 def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
-    """FLOPs of each cell with the longest of those that wait for it: a trunk goes before equals without branches."""
+    """FLOPs of each cell plus those of its longest branch, so that a trunk starts before cells of its own length."""
     branches: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
         if cell.after is not None:
@@ -247,7 +246,7 @@ def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def places_of(cell: Cell, folder: Path) -> list[str]:
-    """Overrides that say where the run is, and where its trunk; they hold any path, in Hydra's quotes."""
+    """Overrides with the paths of the run and of its trunk, quoted for Hydra."""
     places = {"output_dir": folder / cell.name}
     if cell.after is not None and cell.branch_step:
         places["branch_from"] = folder / cell.after

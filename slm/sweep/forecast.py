@@ -1,7 +1,7 @@
 """What a design will cost and what it can show, before anything is trained.
 
-Durations go by the speeds that finished runs of this machine reached (`speeds.json` in the cache directory, written at
-the end of a sweep); without any, by the rate that `sweep.assume.flops_per_second` states. Only training counts.
+Durations are computed from the speeds of finished runs on this machine (`speeds.json` in the cache directory, written
+at the end of a sweep), or else from `sweep.assume.flops_per_second`. They cover training only.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from slm.sweep.cells import Cell
 
 SPEEDS = "speeds.json"
 FEWEST_STEPS = 50
-"""Of a run whose speed is worth keeping."""
+"""Steps of a run from which its speed is kept."""
 BYTES_PER_PARAMETER = 28
-"""Of a finished run: two checkpoints of weights and Adam's two moments, and the exported model, all float32."""
+"""Disk of a finished run: two checkpoints of weights and Adam's two moments, and the exported model, all float32."""
 BYTES_KEPT = 12
-"""Of a parameter in the checkpoint that a trunk keeps for a branch."""
-VARIABLES = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
-"""Variables of laws but N, as fields of a cell."""
+"""Disk of the checkpoint that a trunk keeps for a branch, per parameter."""
+FIELDS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
+"""Fields of a cell with the variables of laws other than N."""
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """FLOP/s that runs of this machine reached, by family and FLOPs a token."""
+    """FLOP/s reached by runs on this machine."""
 
-    known: Mapping[str, tuple[float, float]]
-    """Name of a run's shape -> FLOPs a token, FLOP/s."""
+    measured: Mapping[str, tuple[float, float]]
+    """Family and shape of a run -> FLOPs per token, FLOP/s."""
     assumed: float
 
     @property
     def source(self) -> str:
-        """Where the figures come from, in words."""
-        if self.known:
-            return f"by the speed of {len(self.known)} shapes trained on this machine"
-        return f"at {self.assumed:.3g} FLOP/s a job, assumed (sweep.assume.flops_per_second)"
+        """Where the durations come from, in words."""
+        if self.measured:
+            return f"by the speed of {len(self.measured)} shapes trained on this machine"
+        return f"at an assumed {self.assumed:.3g} FLOP/s a job (sweep.assume.flops_per_second)"
 
     def seconds(self, cell: Cell) -> float:
-        """Of training a cell, at the speed of the known shape (of its family, if any) nearest in FLOPs a token."""
+        """Training time of a cell at the speed of the measured shape (of its family if possible) nearest in FLOPs."""
         if cell.impossible:
             return 0.0
-        own = {name: speed for name, speed in self.known.items() if name.rpartition("_")[0] == cell.family}
-        known = list((own or self.known).values())
+        own = {name: speed for name, speed in self.measured.items() if name.rpartition("_")[0] == cell.family}
+        known = list((own or self.measured).values())
         wanted = math.log(cell.flops / cell.tokens)
         rate = min(known, key=lambda speed: abs(math.log(speed[0]) - wanted))[1] if known else self.assumed
         return cell.flops_trained / rate
 
 
 def read_speeds(cache_dir: Path, assumed: float) -> Speeds:
-    """What `remember_speeds` has written, if anything."""
+    """The speeds that `remember_speeds` has written."""
     try:
         known = {name: (float(a), float(b)) for name, (a, b) in json.loads((cache_dir / SPEEDS).read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
@@ -69,35 +69,34 @@ def read_speeds(cache_dir: Path, assumed: float) -> Speeds:
 
 
 def remember_speeds(cache_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Keep the speeds of finished runs (rows of `collect`) for the next plan."""
-    known = dict(read_speeds(cache_dir, 1.0).known)
+    """Keep the speeds of finished runs (rows of runs.csv) for the next plan."""
+    known = dict(read_speeds(cache_dir, 1.0).measured)
     for row in rows:
         if row["tokens_per_second"] and row["steps"] >= FEWEST_STEPS:
             each = row["flops"] / row["tokens"]
             known[f"{row['family']}_{row['width']}x{row['depth']}"] = (each, each * row["tokens_per_second"])
-    cache_dir.mkdir(parents=True, exist_ok=True)
     write_json(cache_dir / SPEEDS, known)
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:
-    """Of all runs when they are done."""
+    """Disk that all runs take when they are done."""
     kept = sum(cell.params_total for cell in cells if cell.branch_step)
     return BYTES_PER_PARAMETER * sum(cell.params_total for cell in cells) + BYTES_KEPT * kept
 
 
 @dataclass(frozen=True)
 class Power:
-    """What a design tells apart: of the pair of families that is told apart worst."""
+    """The power of a design, for the pair of families that it distinguishes worst."""
 
     exponent: str
     pairs: int
-    """Of families."""
+    """Number of pairs of families."""
     detectable: Mapping[int, float | None]
-    """Seeds -> the smallest difference of exponents that is found; None where the cells cannot tell."""
-    apart: float | None
-    """By what share N of matched sizes differs at most, where the test is the paired one; None where it is not."""
+    """Number of seeds -> smallest detectable difference of exponents; None if the cells do not determine it."""
+    size_mismatch: float | None
+    """Largest relative difference of N between matched sizes of the paired test; None for the unpaired test."""
     advice: Advice | None
-    """What would find half of the smallest difference of now."""
+    """Changes of the design that would detect half of today's smallest difference."""
 
 
 def power_of(
@@ -105,10 +104,10 @@ def power_of(
 ) -> Power | None:
     """The smallest difference of exponents between two families, with the seeds of the design and with more.
 
-    By the paired test where each two families have enough sizes in common and the law is `power`, else by Welch's.
-    `size` is the count of parameters that laws have for N, `assume` the config group of that name, `power` the chance
-    of finding the difference, `level` the coverage of intervals. None if no cell can be trained. Raises `ValueError`
-    for an assumption that is none.
+    The test is the paired one if all pairs of families have enough sizes in common and the law is `power`, else
+    Welch's. `size` is the column that laws use as N, `assume` the config group of that name, `power` the probability of
+    detection, `level` the coverage of intervals. None if no cell can be trained. Raises `ValueError` for an invalid
+    assumption.
     """
     families: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -126,24 +125,24 @@ def power_of(
     ]
     asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
 
-    def smallest(one: Comparison, seeds: int) -> float:
-        found = one.changed(seeds=seeds).detectable(**asked)
-        return math.inf if found is None else found
+    def smallest(comparison: Comparison, seeds: int) -> float:
+        difference = comparison.changed(seeds=seeds).detectable(**asked)
+        return math.inf if difference is None else difference
 
-    found = {n: max(smallest(one, n) for one in compared) for n in range(seeds, seeds + assume["more_seeds"] + 1)}
-    now = found[seeds]
-    worst = max(compared, key=lambda one: smallest(one, seeds))
+    detectable = {n: max(smallest(c, n) for c in compared) for n in range(seeds, seeds + assume["more_seeds"] + 1)}
+    now = detectable[seeds]
+    worst = max(compared, key=lambda comparison: smallest(comparison, seeds))
     return Power(
         exponent=next(iter(designs.values())).law.exponents[0],
         pairs=len(pairs),
-        detectable={n: value if math.isfinite(value) else None for n, value in found.items()},
-        apart=max(max(a / b, b / a) - 1 for both in matched for a, b in both) if is_paired else None,
+        detectable={n: value if math.isfinite(value) else None for n, value in detectable.items()},
+        size_mismatch=max(max(a / b, b / a) - 1 for both in matched for a, b in both) if is_paired else None,
         advice=worst.advice(now / 2, **asked) if 0 < now < math.inf else None,
     )
 
 
 def _matched(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
-    """Pairs of sizes as the analysis makes them (`slm.scaling.matching`); none if they are too few for it."""
+    """Pairs of sizes as the analysis matches them (`slm.scaling.matching`); none if they are too few for its test."""
     both = [(one, min(b, key=lambda other: abs(math.log(one / other)))) for one in sorted(a)]
     near = [
         (one, other)
@@ -157,7 +156,7 @@ def _matched(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
 def _paired(
     matched: Sequence[tuple[int, int]], cells: Sequence[Cell], assume: Mapping[str, Any], seeds: int
 ) -> PairedDesign:
-    """Several budgets of a size are averaged: branches of a trunk share its noise, and all share the size's misfit."""
+    # Several budgets of a size are averaged: branches of a trunk share its noise, and all share the size's misfit.
     log_N = np.log([math.sqrt(a * b) for a, b in matched])
     budgets = len({cell.budget for cell in cells})
     noise = assume["sigma"] / (1 if any(cell.after for cell in cells) else math.sqrt(budgets))
@@ -165,20 +164,20 @@ def _paired(
 
 
 def _assumed(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], seeds: int) -> Fitted:
-    """The design of one family: a row a shape and budget, whatever its rates and seeds.
+    """The design of one family, with a row for each shape and budget.
 
-    The budgets of a shape share its misfit, and branches of a trunk its noise too, so an exponent in N comes out as if
-    there were one budget. Each further variable of a law takes two parameters, which the budgets of a shape tell.
+    The budgets of a shape share its misfit, and branches of a trunk its noise too, so an exponent in N is as uncertain
+    as with one budget. Each further variable of a law takes two parameters, which the budgets of a shape determine.
     """
-    variables = {"N": size, **VARIABLES}
+    variables = {"N": size, **FIELDS}
     points = dict.fromkeys(tuple(getattr(cell, name) for name in variables.values()) for cell in cells)
     sizes = dict(zip(variables, zip(*points, strict=True), strict=True))
     shared = math.sqrt(len(points) / len({(cell.width, cell.depth, cell.params_total) for cell in cells}))
     noise = assume["sigma"] * (shared if any(cell.after for cell in cells) else 1)
     try:
         law, params = assume["law"], assume["params"]
-        made = plan(sizes, law=law, params=params, sigma=noise, misfit=assume["own_misfit"] * shared, seeds=seeds)
+        planned = plan(sizes, law=law, params=params, sigma=noise, misfit=assume["own_misfit"] * shared, seeds=seeds)
     except ValueError as error:
         raise ValueError(f"sweep.assume.law={assume['law']}, sweep.assume.params={assume['params']}: {error}") from None
     shapes = round(len(points) / shared**2)
-    return made if shared == 1 else replace(made, groups=shapes + 2 * (len(made.law.variables) - 1))
+    return planned if shared == 1 else replace(planned, groups=shapes + 2 * (len(planned.law.variables) - 1))

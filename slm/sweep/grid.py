@@ -1,7 +1,7 @@
 """From a design to its cells: each family in each shape, with each budget, learning rate and seed.
 
-Notable: a shape that a family's rule refuses, or a budget too short for a step or for the schedule, is a cell that says
-why, and stands for all its rates and seeds; shapes that come out alike (two aspects at a small size) are one cell.
+A shape that a family's rule refuses, or a budget too short for the schedule, becomes one impossible cell with the
+reason, for all its rates and seeds. Two requests that give the same shape (two aspects at a small size) are one cell.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
 from slm.model.counts import flops_per_token, num_params
 from slm.runtime.command_line import one_sentence
+from slm.runtime.words import plural
 from slm.sweep.cells import Cell
 from slm.sweep.design import Design
 from slm.sweep.recipe import Recipe, digest, key_of
@@ -31,63 +32,65 @@ REFUSALS = (ValueError, OmegaConfBaseException)
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A shape that a design asks of a family: how it is called, and how it is found."""
+class ShapeRequest:
+    """A shape that a design asks of a family."""
 
-    called: str
+    label: str
     find: Callable[[], Solved]
     target: float | None = None
-    """N that is asked, if one is."""
+    """The N that is asked; None if width and depth are given."""
 
 
 @dataclass
 class Plan:
-    """What a design comes to."""
+    """The cells of a design, with what is known about them before training."""
 
     cache_dir: Path
-    """Of train.py, where corpora are and speeds of this machine are kept."""
+    """cache_dir of train.py, with the corpora and the speeds measured on this machine."""
     configs: list[DictConfig] = field(default_factory=list)
-    """train.py's of each family, before a shape is chosen."""
+    """Config of train.py for each family, before a shape is chosen."""
     cells: list[Cell] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """Sentences on what a reader of the plan would not expect."""
+    """Sentences for the reader of the plan."""
 
 
 def make_plan(design: Design) -> Plan:
-    """All cells of a design. Raises `ValueError`, or Hydra's errors, for what is wrong in every cell."""
+    """All cells of a design. Raises `ValueError`, or Hydra's errors, if no cell can be trained."""
     recipes = [Recipe(family, design.common_overrides) for family in design.families]
-    made = Plan(Path(os.path.expanduser(recipes[0].config.cache_dir)))
-    made.configs = [recipe.config for recipe in recipes]
-    known: set[str] = set()
-    again, missed = 0, []
+    result = Plan(Path(os.path.expanduser(recipes[0].config.cache_dir)))
+    result.configs = [recipe.config for recipe in recipes]
+    keys: set[str] = set()
+    repeats, missed = 0, []
     for recipe in recipes:
         _check_budget_is_ours(recipe)
         if design.trunk:
             check_trunk(recipe.config.schedule)
-        for wish in _wishes(design, recipe):
-            cells = _cells_of(design, recipe, wish)
-            missed += _missed(cells[0], wish, design.grid)
+        for request in _shape_requests(design, recipe):
+            cells = _cells_of(design, recipe, request)
+            missed += _missed(cells[0], request, design.grid)
             for cell in cells:
-                again += cell.key in known
-                if cell.key not in known:
-                    made.cells.append(cell)
-                known.add(cell.key)
-    if all(cell.impossible for cell in made.cells):
-        raise ValueError(f"no cell of sweep={design.name} can be trained: {made.cells[0].impossible}")
+                repeats += cell.key in keys
+                if cell.key not in keys:
+                    result.cells.append(cell)
+                keys.add(cell.key)
+    if all(cell.impossible for cell in result.cells):
+        raise ValueError(f"no cell of sweep={design.name} can be trained: {result.cells[0].impossible}")
     if missed:
-        made.notes.append(f"No shape meets its target to {100 * design.grid['tolerance']:g}%: {'; '.join(missed)}.")
-    if again:
-        made.notes.append(f"{again} cells have the settings of others, and are trained once.")
-    return made
+        result.notes.append(f"No shape meets its target to {100 * design.grid['tolerance']:g}%: {'; '.join(missed)}.")
+    if repeats:
+        result.notes.append(
+            f"{plural(repeats, 'cell has', 'cells have')} the same settings as another and will not be trained twice."
+        )
+    return result
 
 
-def _missed(cell: Cell, wish: Wish, grid: Mapping[str, Any]) -> list[str]:
-    """A shape whose N departs from its target by more than was asked: families are then less well matched there."""
-    if wish.target is None or cell.impossible:
+def _missed(cell: Cell, request: ShapeRequest, grid: Mapping[str, Any]) -> list[str]:
+    """A sentence if N misses its target by more than the tolerance, so that families match less well there."""
+    if request.target is None or cell.impossible:
         return []
-    off = getattr(cell, grid["size"]) / wish.target - 1
+    off = getattr(cell, grid["size"]) / request.target - 1
     where = f"{cell.family} {cell.width}x{cell.depth} is {100 * abs(off):.2g}% {'above' if off > 0 else 'below'}"
-    return [f"{where} {wish.target:g}"] if abs(off) > grid["tolerance"] else []
+    return [f"{where} {request.target:g}"] if abs(off) > grid["tolerance"] else []
 
 
 def _check_budget_is_ours(recipe: Recipe) -> None:
@@ -99,20 +102,20 @@ def _check_budget_is_ours(recipe: Recipe) -> None:
             )
 
 
-def _wishes(design: Design, recipe: Recipe) -> Iterator[Wish]:
+def _shape_requests(design: Design, recipe: Recipe) -> Iterator[ShapeRequest]:
     grid = design.grid
     if grid["sizes"] is None:
         for width, depth in _pairs(grid):
-            yield Wish(f"{width}x{depth}", partial(_by_rule, recipe, width, depth))
+            yield ShapeRequest(f"{width}x{depth}", partial(_by_rule, recipe, width, depth))
         return
     for size in grid["sizes"]:
         for aspect in grid["aspects"] or [recipe.own_aspect]:
             find = partial(solve, recipe, size, aspect, grid["size"], grid["tolerance"])
-            yield Wish(f"{size:g}-aspect{aspect:g}", find, size)
+            yield ShapeRequest(f"{size:g}-aspect{aspect:g}", find, size)
 
 
 def _pairs(grid: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Widths and depths that are said outright."""
+    """The widths and depths that the design lists."""
     if grid["shapes"] is None:
         return [(int(width), int(depth)) for width in grid["widths"] for depth in grid["depths"]]
     split = [shape.split("x") for shape in grid["shapes"]]
@@ -123,27 +126,28 @@ def _by_rule(recipe: Recipe, width: int, depth: int) -> Solved:
     return Solved(width, depth, recipe.shape(width, depth), None, 0.0)
 
 
-def _cells_of(design: Design, recipe: Recipe, wish: Wish) -> Sequence[Cell]:
+def _cells_of(design: Design, recipe: Recipe, request: ShapeRequest) -> Sequence[Cell]:
     try:
-        shape = wish.find()
+        shape = request.find()
     except REFUSALS as error:
-        return [_impossible(recipe, wish, None, error)]
+        return [_impossible(recipe, request, None, error)]
     settings = recipe.settings(_changes(shape))
     check_settings(settings)
     check_parametrization(settings["parametrization"])
-    cells = list(_cells_in(design, recipe, wish, shape, settings))
+    cells = list(_cells_in(design, recipe, request, shape, settings))
     return share_trunks(cells, settings) if design.trunk else cells
 
 
-def _cells_in(design: Design, recipe: Recipe, wish: Wish, shape: Solved, settings: Mapping[str, Any]) -> Iterator[Cell]:
-    """Of one shape."""
+def _cells_in(
+    design: Design, recipe: Recipe, request: ShapeRequest, shape: Solved, settings: Mapping[str, Any]
+) -> Iterator[Cell]:
     for budget in design.budgets:
         label = f"{design.budget}={budget:g}"
         try:
             steps = steps_of({**settings["train"], design.budget: budget}, shape.model)
             check_schedule(settings["schedule"], steps)
         except ValueError as error:
-            yield _impossible(recipe, wish, label, error)
+            yield _impossible(recipe, request, label, error)
             continue
         value = design.lr_value(recipe.family) or settings["optim"]["lr"]
         for factor in design.lr_factors:
@@ -156,7 +160,6 @@ def _cells_in(design: Design, recipe: Recipe, wish: Wish, shape: Solved, setting
 def _cell(
     recipe: Recipe, shape: Solved, settings: Mapping[str, Any], budget: str, *, steps: int, lr: float, seed: int
 ) -> Cell:
-    """`settings` are those of the shape."""
     train = settings["train"]
     tokens = steps * train["batch_tokens"]
     key = key_of(
@@ -191,10 +194,10 @@ def _changes(shape: Solved) -> dict[str, Any]:
     return {"width": shape.width, "depth": shape.depth, **own}
 
 
-def _impossible(recipe: Recipe, wish: Wish, budget: str | None, error: Exception) -> Cell:
-    key = digest([recipe.overrides, wish.called, budget])
+def _impossible(recipe: Recipe, request: ShapeRequest, budget: str | None, error: Exception) -> Cell:
+    key = digest([recipe.overrides, request.label, budget])
     return Cell(
-        name=f"{recipe.family}_{wish.called}-{key[:8]}",
+        name=f"{recipe.family}_{request.label}-{key[:8]}",
         key=key,
         overrides=(),
         family=recipe.family,

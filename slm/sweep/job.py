@@ -1,9 +1,8 @@
-"""A job: train.py in a run directory, which a lock marks for as long as the process lives.
+"""A job: train.py in a run directory, which holds a lock as long as the process lives.
 
-`job.lock` is taken before the process starts and handed to it, so the kernel frees it at the moment the job ends, and
-not when whoever started it does: a master that was killed and is started again sees which jobs still run, with no
-moment between in which one could be started twice. `job.pid` holds the process id, the slot and the machine, `job.log`
-the output of all starts.
+`job.lock` is taken before the process starts and handed to it, so the kernel frees it when the job ends, even if the
+master ended before. A master that is killed and started again therefore sees which jobs still run, and can start none
+twice. `job.pid` holds the process id, the slot and the machine, `job.log` the output of all starts.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from typing import IO
 
 LOCK, PID, LOG = "job.lock", "job.pid", "job.log"
 TRAINS = ".lock"
-"""What train.py locks while it trains in a directory, whoever started it."""
+"""The file that train.py locks while it trains in a directory."""
 
 NOT_FOR_THE_JOB = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
-"""What srun, MPI and torchrun tell the processes that they start. A job is not one of those, but a run by itself."""
+"""Variables that srun, MPI and torchrun set for their processes. A job is a run of its own and must not see them."""
 
-# The job itself notes its id before it becomes train.py: a master that is killed meanwhile leaves none without.
+# The job writes its id itself before it becomes train.py, so that it has one even if its master is killed meanwhile.
 NOTE_AND_BECOME = 'echo "$$ $1 $2" >"$0"; shift 2; exec "$@"'
 
 
@@ -42,9 +41,9 @@ class Job:
 
 
 def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subprocess.Popen[bytes] | None:
-    """Start `job` in a session of its own, so that Ctrl-C reaches its master alone; None where it runs already.
+    """Start `job` in a session of its own, so that Ctrl-C reaches only the master; None if it runs already.
 
-    `environment` is all of the job's but what `job.environment` adds.
+    `environment` is that of the job, to which `job.environment` is added.
     """
     with held(job) as files:
         if files is None:
@@ -62,37 +61,37 @@ def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subproc
 
 
 def environment_of_a_job() -> dict[str, str]:
-    """The environment of this process, but for what says that it is one of several."""
+    """The environment of this process without the variables of a launcher of several processes."""
     return {name: value for name, value in os.environ.items() if not name.startswith(NOT_FOR_THE_JOB)}
 
 
 @contextmanager
 def held(job: Job) -> Iterator[tuple[IO[bytes], IO[bytes]] | None]:
-    """The lock of `job`, taken, and its log, both to be handed to its process; None where it runs already."""
+    """The taken lock of `job` and its log, both to be handed to its process; None if it runs already."""
     job.folder.mkdir(parents=True, exist_ok=True)
     lock = None if _is_taken(job.folder / TRAINS) else _take(job.folder / LOCK)
     if lock is None:
         yield None
         return
-    (job.folder / PID).unlink(missing_ok=True)  # of an earlier job: the id may be somebody else's by now
+    (job.folder / PID).unlink(missing_ok=True)  # the id of an earlier job may belong to another process by now
     with lock, (job.folder / LOG).open("ab") as log:
         yield lock, log
 
 
 def is_job(folder: Path) -> bool:
-    """Whether a job lives in `folder`."""
+    """Whether a job runs in `folder`."""
     return _is_taken(folder / LOCK)
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a job lives in `folder`, or train.py started by hand."""
+    """Whether a job, or a train.py started by hand, runs in `folder`."""
     return is_job(folder) or _is_taken(folder / TRAINS)
 
 
 def id_and_slot(folder: Path) -> tuple[int, int] | None:
-    """Process id and slot of the job that lives in `folder` on this machine, if one does; None for one just starting.
+    """Process id and slot of the job that runs in `folder` on this machine; None without one, or if it just starts.
 
-    A job of another machine holds its lock here too where both share the file system; its id is somebody else's here.
+    On a shared file system a job of another machine holds its lock too, but its id means nothing here.
     """
     with suppress(OSError, ValueError):
         if not is_job(folder):
@@ -103,7 +102,7 @@ def id_and_slot(folder: Path) -> tuple[int, int] | None:
 
 
 def send(number: signal.Signals, process_id: int, *, everyone: bool = False) -> None:
-    """Signal a job, or `everyone` in its session (data-parallel ranks, loader workers), if there still is one."""
+    """Signal a job if it still runs, or `everyone` in its session (data-parallel ranks, loader workers)."""
     with suppress(ProcessLookupError, PermissionError):
         (os.killpg if everyone else os.kill)(process_id, number)
 

@@ -1,8 +1,8 @@
-"""What became of a cell, told by its run directory alone.
+"""What became of a cell, as its run directory tells, and whether a job that ended without a result is started again.
 
 `result.json`, which train.py writes last and atomically, counts first; then `failure.json`, which the master writes for
-a job that ended without one. A file that is cut short or no JSON counts as absent: the cell is trained again, which
-costs nothing where the run is done. The folder of an evaluation is judged by its results.json instead.
+a job that ended without one. A file that is cut short counts as absent: the cell is then trained again, which costs
+nothing if the run is complete. The folder of an evaluation is judged by its results.json instead.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import csv
 import json
 import math
 import os
+import signal
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from slm.runtime.files import write_json
 from slm.sweep.job import LOG
 
 Status = Literal["completed", "diverged", "failed", "interrupted", "impossible", "not_started"]
@@ -27,35 +29,88 @@ FAILURE = "failure.json"
 LOG_LINES = 20
 """Last lines of a job's log that its failure record keeps."""
 TAIL_BYTES = 8192
-"""Read of the end of a metrics.csv: some fifty rows."""
+"""Bytes read from the end of a metrics.csv: about fifty rows."""
+MAX_OOM_KILLS = 2
+"""Kills by the kernel without a new checkpoint after which a cell has failed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell, and why in a sentence if it has no result."""
+    """What became of a cell, and the reason in a sentence if it has no result."""
 
     status: Status
     why: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class RunProgress:
     """How far a run is, by the newest row of its metrics.csv."""
 
     tokens: int
     loss: float | None
-    """Mean training loss, in nats a token."""
+    """Mean training loss, in nats per token."""
     tokens_per_second: float | None
 
 
+class Tries:
+    """Counts the starts of the run in `folder` by one master; the count begins anew with every new checkpoint."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+        self.count = self.oom_kills = 0
+        self._checkpoint = _checkpoint_time(folder)
+        self._kernel_kills: int | None = None
+
+    def note_start(self) -> None:
+        """Count a start."""
+        self.count += 1
+        self._checkpoint, self._kernel_kills = _checkpoint_time(self.folder), kernel_kills()
+
+    def why_failed(self, code: int | None) -> str | None:
+        """Why a job that ended with exit `code` has failed for good; None if it is started again.
+
+        `code` is negative for a signal and None if unknown. A job that exits by itself has failed at once, since its
+        settings are as wrong at the next start. A job that was killed goes on from its checkpoint.
+        """
+        if code is not None and 0 <= code <= 128:
+            return f"exit code {code}: {_error_in(log_tail(self.folder))}"
+        if _checkpoint_time(self.folder) != self._checkpoint:
+            self.count = self.oom_kills = 0
+        self.oom_kills += code == -signal.SIGKILL and (kernel_kills() or 0) > (self._kernel_kills or 0)
+        if self.oom_kills >= MAX_OOM_KILLS:
+            return f"out of memory: killed by the kernel {self.oom_kills} times with no new checkpoint"
+        return f"{how_it_ended(code)} {self.count} times with no new checkpoint" if self.count >= self.limit else None
+
+
+def how_it_ended(code: int | None) -> str:
+    """How a job without a result ended, by its exit code, in words."""
+    if code is None:
+        return "ended without a result"
+    number = -code if code < 0 else code - 128
+    with suppress(ValueError):
+        return f"killed by {signal.Signals(number).name}"
+    return f"killed by signal {number}"
+
+
+def kernel_kills() -> int | None:
+    """Processes that this machine's kernel has killed for lack of memory since it booted; None if it does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return None
+
+
 def outcome_of(folder: Path) -> Outcome:
-    """What became of the job in `folder`, as far as its files say; a run that goes on counts as interrupted."""
+    """What became of the job in `folder`, by its files; a run that goes on counts as interrupted."""
     result, failure = _read(folder / "result.json"), _read(folder / FAILURE)
     if result.get("status") == "completed" or evaluation_of(folder):
         return Outcome("completed")
     steps = f"step {result.get('steps')} of {result.get('planned_steps')}"
     if result.get("status") == "diverged":
-        return Outcome("diverged", f"diverged at {steps}, with a training loss of {_shown(result)}")
+        loss = result.get("train_loss_final")
+        value = f"{loss:.3g}" if isinstance(loss, float) and math.isfinite(loss) else "no finite number"
+        return Outcome("diverged", f"diverged at {steps}, with a training loss of {value}")
     if failure:
         return Outcome("failed", str(failure.get("why")))
     if result.get("status") == "interrupted":
@@ -66,7 +121,7 @@ def outcome_of(folder: Path) -> Outcome:
 
 
 def evaluation_of(folder: Path) -> dict[str, Any]:
-    """The one entry of what evaluate.py wrote into `folder`; empty unless everything asked of it was measured."""
+    """The one entry of the results.json in `folder`; empty unless everything that was asked was measured."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         (entry,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         if entry["status"] == "completed" and not any("error" in task for task in entry["tasks"].values()):
@@ -75,7 +130,7 @@ def evaluation_of(folder: Path) -> dict[str, Any]:
 
 
 def record_failure(folder: Path, *, why: str, exit_code: int | None, starts: int) -> None:
-    """Write down that the run in `folder` failed: `exit_code` is negative for a signal, None where nobody saw it."""
+    """Write that the run in `folder` failed; `exit_code` is negative for a signal and None if unknown."""
     failure = {
         "why": why,
         "exit_code": exit_code,
@@ -84,38 +139,35 @@ def record_failure(folder: Path, *, why: str, exit_code: int | None, starts: int
         "when": datetime.now().astimezone().isoformat(timespec="seconds"),
         "log": log_tail(folder),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{FAILURE}.partial"
-    partial.write_text(json.dumps(failure, indent=2) + "\n")
-    os.replace(partial, folder / FAILURE)
+    write_json(folder / FAILURE, failure, indent=2)
 
 
 def log_tail(folder: Path) -> list[str]:
-    """The last lines of the job's log that say something."""
+    """The last lines of the job's log that are not blank."""
     with suppress(OSError), (folder / LOG).open(errors="replace") as log:
         return list(deque((line.rstrip() for line in log if line.strip()), LOG_LINES))
     return []
 
 
 def make_ready_to_retry(folder: Path) -> None:
-    """Let a run that failed go on from its checkpoint, and one that diverged start anew; what was there is kept.
+    """Let a failed run go on from its checkpoint and a diverged one start anew; nothing is deleted.
 
-    A failure record is numbered. A diverged run's folder is renamed NAME-1.retried, and its result
+    A failure record is numbered. The folder of a diverged run is renamed NAME-1.retried, and its result
     diverged.json, which no table of runs reads.
     """
     if _read(folder / "result.json").get("status") == "diverged":
         os.replace(folder / "result.json", folder / "diverged.json")
-        os.replace(folder, _unused(folder.with_name(folder.name + ".retried")))
+        os.replace(folder, _numbered(folder.with_name(folder.name + ".retried")))
     elif (folder / FAILURE).exists():
-        os.replace(folder / FAILURE, _unused(folder / FAILURE))
+        os.replace(folder / FAILURE, _numbered(folder / FAILURE))
 
 
-def progress_of(folder: Path) -> Progress | None:
+def progress_of(folder: Path) -> RunProgress | None:
     """How far the run in `folder` is; None before its first row."""
     try:
         latest = _latest_values(folder / "metrics.csv")
         speed, loss = latest.get("time/tokens_per_second"), latest.get("train/loss")
-        return Progress(
+        return RunProgress(
             tokens=int(latest["tokens"]),
             loss=float(loss) if loss else None,
             tokens_per_second=float(speed) if speed else None,
@@ -125,32 +177,40 @@ def progress_of(folder: Path) -> Progress | None:
 
 
 def _latest_values(table: Path) -> dict[str, str]:
-    """The newest value of each column, by the whole lines at the end of a CSV file."""
+    """The newest value of each column, by the complete lines at the end of a CSV file."""
     with table.open("rb") as file:
         header = file.readline()
         start = max(len(header), table.stat().st_size - TAIL_BYTES)
         file.seek(start)
-        lines = file.read().decode().split("\n")[start > len(header) : -1]  # at either end there may be half a line
+        lines = file.read().decode().split("\n")[start > len(header) : -1]  # the first and last line may be cut
     return {key: value for row in csv.DictReader([header.decode(), *lines]) for key, value in row.items() if value}
 
 
-def _unused(path: Path) -> Path:
-    """`path` with the first number behind its stem that is not taken."""
+def _numbered(path: Path) -> Path:
+    """`path` with the first free number after its stem."""
     number = 1
-    while (numbered := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+    while (candidate := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
         number += 1
-    return numbered
+    return candidate
 
 
-def _shown(result: Mapping[str, Any]) -> str:
-    loss = result.get("train_loss_final")
-    return f"{loss:.3g}" if isinstance(loss, float) and math.isfinite(loss) else "no finite number"
+def _error_in(log: Sequence[str]) -> str:
+    """The error that a job ended with, or else its last line."""
+    errors = [line.removeprefix("error: ") for line in log if line.startswith("error: ")]
+    return [*(log or ["its log is empty"]), *errors][-1]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none that is whole."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _checkpoint_time(folder: Path) -> int:
+    """Modification time of the newest checkpoint in ns; 0 without one."""
+    with suppress(OSError):
+        return (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    return 0
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """A JSON object; empty if the file is missing or cut short."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}

@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from slm.runtime.words import plural
 from slm.sweep.cells import Cell
 from slm.sweep.design import Design
 from slm.sweep.forecast import Power, Speeds, disk_bytes
 
 WIDTH = 110
-"""Of the table at least: on a terminal that is narrower its lines run over, and its numbers are whole."""
+"""Least width of the table, so that no number is cut; on a narrower terminal its lines wrap."""
 
 
 def print_plan(
@@ -28,9 +29,9 @@ def print_plan(
     power: Power | None,
     chance: float,
 ) -> None:
-    """Print the plan of a sweep into `folder`, on an engine of `slots` jobs at a time.
+    """Print the plan of a sweep into `folder` on an engine of `slots` jobs at a time.
 
-    `chance` is that with which the detectable difference is found.
+    `chance` is the probability with which the detectable difference is found.
     """
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
@@ -58,7 +59,7 @@ def print_plan(
 
 
 def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
-    """A row for the runs that differ in seed and learning rate alone."""
+    """One row for the runs that differ only in seed and learning rate."""
     table = Table("family", "shape", "N", "non-embedding", "tokens", "FLOPs", "peak lr", "runs", "min", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
@@ -83,7 +84,6 @@ def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
 
 
 def _trunks(cells: Sequence[Cell]) -> list[str]:
-    """What is branched off what, and what that saves."""
     branches = [cell for cell in cells if cell.branch_step]
     if not branches:
         return []
@@ -96,32 +96,29 @@ def _trunks(cells: Sequence[Cell]) -> list[str]:
 
 
 def _evaluations(design: Design, runs: int) -> list[str]:
-    """What is measured of each run after training, of which the cost knows nothing."""
-    said = [
-        f"{name}, {runs} runs ({' '.join(overrides) or 'the settings of evaluate.py'})"
+    lines = [
+        f"evaluation   {name}, {runs} runs ({' '.join(overrides) or 'the settings of evaluate.py'})"
         for name, overrides in design.evaluations.items()
     ]
-    lines = [f"evaluation   {one}" for one in said]
-    return [*lines, "             by evaluate.py after training, which is not in the cost"] if lines else []
+    return [*lines, "             by evaluate.py after training, not included in the cost"] if lines else []
 
 
 def _power(design: Design, power: Power | None, chance: float, seconds_a_seed: float) -> list[str]:
-    """The smallest difference of exponents, now and with further seeds, and what else would find half of it."""
     if power is None:
         return []
     assume = design.assume
     now = power.detectable[len(design.seeds)]
     if now is None:
         return [f"power        none: too few shapes a family for {power.exponent} under `{assume['law']}`"]
-    if power.apart is None:
-        test = "of families that are compared unpaired"
+    if power.size_mismatch is None:
+        test = "with families compared unpaired"
         scatter = f"a size by {assume['own_misfit']:.2g} about `{assume['law']}`"
     else:
-        test = f"of families that are paired by size, which N matches to {power.apart:.1%}"
+        test = f"with families paired by size, N matched to {power.size_mismatch:.1%}"
         scatter = f"the log ratio of two families by {assume['misfit']:.2g} about a straight line"
     lines = [
         f"power        a difference of {now:.2g} in {power.exponent} between two families is found in {chance:.0%} of "
-        f"cases ({power.pairs} {'pair' if power.pairs == 1 else 'pairs'} tested),",
+        f"cases ({plural(power.pairs, 'pair')} tested),",
         f"             {test},",
         f"             if a run scatters by {assume['sigma']:.2g} in log loss between seeds,",
         f"             and {scatter} (sweep.assume)",

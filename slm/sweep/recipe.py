@@ -1,7 +1,7 @@
 """The train config of one family under a design's overrides, composed once and resolved for any width, depth and seed.
 
-Notable: composing takes a tenth of a second or more and resolving a few milliseconds, and a grid may have hundreds of
-cells; what decides a run is hashed from the resolved config, so a changed default in `conf/` is another run.
+Composing takes 0.1 s or more and resolving a few ms, and a grid may have hundreds of cells. The key of a run is a hash
+of its resolved config, so a changed default in `conf/` makes another run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from slm.runtime.settings import plain_settings
 
 
 class Recipe:
-    """What a family is trained with; `own_aspect` is hidden_size / num_layers at the width and depth of conf/family.
+    """The train config of a family; `own_aspect` is hidden_size / num_layers at the width and depth of conf/family.
 
     Raises `ValueError`, or Hydra's errors, for overrides that train.py does not know.
     """
@@ -73,8 +73,8 @@ class Recipe:
 def key_of(settings: Mapping[str, Any]) -> str:
     """sha256 (hex) of what decides the run of a resolved config, whatever the order of its keys.
 
-    A key that is newer than other runs counts where it asks for something new: else the hash stays as it was. So does
-    the precision that is asked for; `auto` hangs on the machine.
+    A key added later enters the hash only if it changes what older runs did. Precision is hashed as requested, because
+    `auto` depends on the machine.
     """
     decisive = {group: settings[group] for group in IDENTITY}
     for group, later in LATER_KEYS.items():

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 CELLS, LOCK = "cells.json", ".lock"
 BEFORE_CELLS = {LOCK, f"{CELLS}.partial"}
-"""All that a sweep which was killed at its start leaves."""
+"""The files that a sweep killed at its start leaves."""
 FEWEST_SIZES = 3
-"""A law in N has two parameters or more, and its scatter wants a further size."""
+"""A law in N has two parameters or more, and estimating its scatter takes one more size."""
 SOME_WRONG = 2
 """Exit code where a cell failed, diverged or is impossible."""
 
@@ -52,8 +52,8 @@ SOME_WRONG = 2
 def run_sweep(config: Mapping[str, Any]) -> int:
     """Plan, train and analyse what `conf/sweep.yaml` describes; returns the exit code.
 
-    With `dry_run` the plan is printed and nothing is written. Raises `ValueError`, before any job starts, for what a
-    person gave wrongly, and `Interrupted` when a signal ended the sweep.
+    With `dry_run` the plan is printed and nothing is written. Raises `ValueError`, before any job starts, for invalid
+    settings, and `Interrupted` if a signal ended the sweep.
     """
     design = check_design(config["sweep"])
     check_analysis(config)
@@ -61,7 +61,9 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     plan = make_plan(design)
     folder = Path(config["output_dir"] or _default_folder(design, plan.cells))
     config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}
-    if config["analysis"]["size"] == "auto" and design.grid["sizes"] is not None:  # the N that families were matched in
+    if (
+        config["analysis"]["size"] == "auto" and design.grid["sizes"] is not None
+    ):  # the N by which families were matched
         config["analysis"] = {**config["analysis"], "size": design.grid["size"]}
     if config["drop_worst"] >= sum(cell.impossible is None for cell in plan.cells):
         raise ValueError(f"drop_worst={config['drop_worst']} leaves none of the {len(plan.cells)} runs of this sweep")
@@ -75,14 +77,14 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     if config["dry_run"]:
         _print_plan(design, plan, folder, config)
         return 0
-    open_launcher(config["launcher"], folder / "runs", jobs=len(plan.cells))  # refuses before there is a folder
+    open_launcher(config["launcher"], folder / "runs", jobs=len(plan.cells))  # refuses before a folder is made
     with _held(folder):
         return _carry_out(design, plan, folder, config)
 
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """The directory for us alone, made if need be; `ValueError` if it cannot be written to, or another sweep has it."""
+    """Lock the directory, which is made if missing. Raises `ValueError` if it is not writable or already locked."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK).acquire(timeout=0)
@@ -95,7 +97,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _carry_out(design: Design, plan: Plan, folder: Path, config: Mapping[str, Any]) -> int:
-    """Train and analyse in a folder that is ours; returns the exit code."""
+    """Train and analyse in a locked folder; returns the exit code."""
     outcomes = _train(design, plan.cells, folder, config)
     measured = _evaluate(design, plan, outcomes, folder, config)
     wrong, unmeasured = _without_result(outcomes, "cells"), _without_result(measured, "evaluations")
@@ -114,12 +116,12 @@ def _carry_out(design: Design, plan: Plan, folder: Path, config: Mapping[str, An
 
 
 def _without_result(outcomes: Mapping[str, Outcome], what: str) -> list[str]:
-    """A heading that counts those that did not complete, and a line on each; nothing if there are none."""
-    wrong = [f"{name}: {_said(one)}" for name, one in outcomes.items() if one.status != "completed"]
+    """A heading with the number of those that did not complete, and a line for each; empty if all completed."""
+    wrong = [f"{name}: {_in_words(outcome)}" for name, outcome in outcomes.items() if outcome.status != "completed"]
     return [f"{len(wrong)} of {len(outcomes)} {what} have no result", *wrong] if wrong else []
 
 
-def _said(outcome: Outcome) -> str:
+def _in_words(outcome: Outcome) -> str:
     why = str(outcome.why)
     return why if why.startswith(outcome.status) else f"{outcome.status}, {why}"
 
@@ -129,17 +131,17 @@ def _default_folder(design: Design, cells: Sequence[Cell]) -> str:
 
 
 def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
-    """Raise unless the folder is empty, or a sweep's whose cells are all among these."""
+    """Raise `ValueError` unless the folder is empty or holds a sweep of a subset of these cells."""
     try:
         if not folder.is_dir() or {path.name for path in folder.iterdir()} <= BEFORE_CELLS:
             return
         before = json.loads((folder / CELLS).read_text(encoding="utf-8"))
         lost = [cell["name"] for cell in before if cell["key"] not in {cell.key for cell in cells}]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"output_dir={folder} holds something else than a sweep: choose another output_dir") from None
+        raise ValueError(f"output_dir={folder} holds files that are not a sweep's: choose another output_dir") from None
     if lost:
         raise ValueError(
-            f"output_dir={folder} holds another design, with cells that this one has not ({', '.join(lost[:3])}"
+            f"output_dir={folder} holds another design, with cells that this one lacks ({', '.join(lost[:3])}"
             f"{', ...' if len(lost) > 3 else ''}): choose another output_dir, or give that design"
         )
 
@@ -187,7 +189,7 @@ def _train(design: Design, cells: Sequence[Cell], folder: Path, config: Mapping[
 def _evaluate(
     design: Design, plan: Plan, outcomes: Mapping[str, Outcome], folder: Path, config: Mapping[str, Any]
 ) -> Mapping[str, Outcome]:
-    """Measure every completed run that is not measured yet; what became of each evaluation."""
+    """Measure every completed run that is not measured yet; returns the outcome of each evaluation."""
     from slm.sweep.execute import execute
     from slm.sweep.live import Board
 
@@ -203,7 +205,7 @@ def _evaluate(
 
 
 def _logging(design: Design, folder: Path, logger: Mapping[str, Any]) -> list[str]:
-    """Overrides of train.py by which the runs of a sweep are one group, with the name of the design as a tag."""
+    """Overrides of train.py that put the runs of a sweep in one group of the tracker, tagged with the design's name."""
     tags = [design.name, *logger["tags"]]
     changes = {**logger, "group": group_of(folder, logger), "job_type": "train", "tags": list(dict.fromkeys(tags))}
     # JSON's quotes and null are Hydra's too.
@@ -211,7 +213,7 @@ def _logging(design: Design, folder: Path, logger: Mapping[str, Any]) -> list[st
 
 
 def group_of(folder: Path, logger: Mapping[str, Any]) -> str:
-    """What runs and analysis of a sweep are grouped by in the tracker."""
+    """The group of a sweep's runs and analysis in the tracker."""
     return str(logger["group"] or folder.resolve().name)
 
 
@@ -234,7 +236,7 @@ def _analyse(
     remember_speeds(plan.cache_dir, done.to_dict("records"))
     tuned_rates = design.lr["rule"] == "tuned"
     if tuned_rates:
-        done = done[list(trained)]  # an evaluation is of the runs themselves, and not of a rate between theirs
+        done = done[list(trained)]  # evaluations are of the trained rates, not of an optimum between them
     done, left_out = without_unmeasured(done, config["columns"])
     notes = [*(f"{one}." for one in wrong), *left_out]
     if tuned_rates:

@@ -1,10 +1,9 @@
-"""Width and depth of a wanted number of parameters, by a family's own rule.
+"""Width and depth for a given number of parameters, by a family's own rule.
 
-Widths are multiples of a head and depths of the mixer pattern, so few shapes of a small model come near a target in the
-wanted proportion. The feed-forward then takes up the rest: what brings N nearest to the target, up to a quarter wider
-or narrower than the rule has it, stands in the cell's overrides; in steps of 8 channels, or the largest smaller steps
-that meet the tolerance. Of all shapes that then meet the target the one is taken that departs least in all, the sum of
-|ln| of aspect / wanted aspect, feed-forward / rule and N / target.
+Widths are multiples of a head and depths of the mixer pattern, so few shapes of a small model come near a target size
+and aspect. The feed-forward width then makes up the difference: it may be up to a quarter wider or narrower than the
+family's rule says, in steps of 8 channels, or of fewer if the tolerance needs it. Of all shapes that meet the target
+the one with the smallest sum of |ln| of aspect / wanted aspect, feed-forward / rule and N / target is taken.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from slm.model.counts import num_params
 Size = Literal["params_total", "params_non_embedding"]
 
 WIDEST_TOLERANCE = 0.02
-"""Of N about its target, where no shape meets the tolerance that is asked."""
+"""Relative error of N that is accepted if no shape meets the tolerance asked for."""
 ASPECT_SLACK = 2.0
-"""Factor by which hidden_size / num_layers may miss what was wanted."""
+"""Factor by which hidden_size / num_layers may miss the wanted aspect."""
 FFN_SLACK = 0.25
 FFN_UNITS = (8, 4, 2, 1)
-"""Matrix products are fastest at multiples of 8, but 8 channels are 2% of the parameters of a model of 2e5."""
+"""Matrix products are fastest at multiples of 8, but 8 channels are 2% of the parameters of a 200k model."""
 
 
 class Rule(Protocol):
@@ -52,8 +51,8 @@ class Solved:
     depth: int
     model: ModelConfig
     intermediate_size: int | None
-    """Width of the feed-forward where it departs from the rule."""
-    departs: float
+    """Feed-forward width if it differs from the rule's."""
+    misfit: float
     """The sum that was minimised."""
 
 
@@ -63,9 +62,9 @@ def count(model: ModelConfig, size: Size) -> int:
 
 
 def solve(rule: Rule, target: float, aspect: float, size: Size, tolerance: float = WIDEST_TOLERANCE) -> Solved:
-    """The shape of `target` parameters, to `tolerance` or else to 2%, nearest to hidden_size / num_layers = `aspect`.
+    """The shape with `target` parameters (within `tolerance` or else 2%) and hidden_size / num_layers nearest `aspect`.
 
-    Raises `ValueError` with the nearest N that there are if no shape meets both, the aspect to a factor of 2.
+    Raises `ValueError` with the nearest possible N if no shape has both N and an aspect within a factor of 2.
     """
     for allowed in dict.fromkeys((tolerance, WIDEST_TOLERANCE)):
         found = [
@@ -76,9 +75,11 @@ def solve(rule: Rule, target: float, aspect: float, size: Size, tolerance: float
             and (shape := _fitted(rule, width, depth, target, aspect, size, allowed))
         ]
         if found:
-            return min(found, key=lambda shape: shape.departs)
+            return min(found, key=lambda shape: shape.misfit)
     near = " or ".join(f"{n:,}" for n in _near(rule, target, aspect, size))
-    raise ValueError(f"no shape has {target:,.0f} parameters ({size}) to {WIDEST_TOLERANCE:.0%}: {near} would be near")
+    raise ValueError(
+        f"no shape has {target:,.0f} parameters ({size}) within {WIDEST_TOLERANCE:.0%}: the nearest have {near}"
+    )
 
 
 def _fitted(
@@ -99,8 +100,8 @@ def _fitted(
         return None
     inner = model.intermediate_size
     ratios = (width / depth / aspect, inner / usual, count(model, size) / target)
-    departs = sum(abs(math.log(ratio)) for ratio in ratios)
-    return Solved(width, depth, model, None if inner == usual else inner, departs)
+    misfit = sum(abs(math.log(ratio)) for ratio in ratios)
+    return Solved(width, depth, model, None if inner == usual else inner, misfit)
 
 
 def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[ModelConfig]:
@@ -114,7 +115,7 @@ def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[M
 
 
 def _widths(rule: Rule, target: float, aspect: float, size: Size) -> Iterator[int]:
-    """Widths of which some depth of the slack may meet the target: N grows with both."""
+    """Widths for which some allowed depth may meet the target; N grows with both."""
     least, most = target / (1 + FFN_SLACK), target / (1 - FFN_SLACK)
     low, high = 0, 1
     while not _reaches(rule, high, least, aspect, size):
@@ -130,23 +131,23 @@ def _widths(rule: Rule, target: float, aspect: float, size: Size) -> Iterator[in
 
 
 def _reaches(rule: Rule, index: int, target: float, aspect: float, size: Size) -> bool:
-    """Whether the deepest shape of a width has as many parameters."""
+    """Whether the deepest allowed shape of a width has `target` parameters or more."""
     width = index * rule.width_step
     depths = _depths(rule, width, aspect)
     return bool(depths) and count(rule.shape(width, depths[-1]), size) >= target
 
 
 def _depths(rule: Rule, width: int, aspect: float) -> range:
-    """Depths that the slack about the aspect leaves to a width."""
+    """Depths that keep the aspect of a width within `ASPECT_SLACK`."""
     step, middle = rule.depth_step, width / aspect
     first = max(1, math.ceil(middle / ASPECT_SLACK / step))
     return range(first * step, math.floor(middle * ASPECT_SLACK / step) * step + 1, step)
 
 
 def _best_depths(rule: Rule, width: int, target: float, size: Size) -> set[int]:
-    """The depths about that which meets the target with the rule's feed-forward: N is a line in depth.
+    """The two depths around the one that meets the target with the rule's feed-forward; N is linear in depth.
 
-    Others are no better: what a block more or less gains in aspect it loses, and more, in the feed-forward.
+    No other depth is better: what one more block gains in aspect is lost, and more, in the feed-forward.
     """
     step = rule.depth_step
     one, two = (count(rule.shape(width, n * step), size) for n in (1, 2))
@@ -155,7 +156,7 @@ def _best_depths(rule: Rule, width: int, target: float, size: Size) -> set[int]:
 
 
 def _near(rule: Rule, target: float, aspect: float, size: Size) -> list[int]:
-    """The nearest N below and above the target among shapes of about the aspect."""
+    """The nearest N below and above the target among the shapes nearest to the aspect."""
     below: list[int] = []
     index = 1
     while True:

@@ -1,7 +1,7 @@
-"""Several token budgets off one run: under `wsd` runs of all budgets are the longest one until their own decay.
+"""Several token budgets from one run: under `wsd`, runs of all budgets equal the longest one until their own decay.
 
-Notable: a branch is, to the last bit, the run of its budget from step 0 (docs/training.md), so what decides a run, its
-key and its name do not change here; only who trains its first steps does.
+A branch is, to the last bit, the run of its budget from step 0 (docs/training.md). So its key and its name stay the
+same; only the run that trains its first steps differs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_trunk(schedule: Mapping[str, Any]) -> None:
         )
     if schedule["warmup_steps"] is None:
         raise ValueError(
-            "sweep.budget.trunk=true needs a warm-up that does not hang on the budget, and schedule.warmup_steps=null: "
+            "sweep.budget.trunk=true needs a warm-up independent of the budget, and schedule.warmup_steps=null: "
             "add schedule.warmup_steps=20, say, to sweep.also"
         )
     if schedule["decay_fraction"] >= 1:
@@ -37,11 +37,10 @@ def check_trunk(schedule: Mapping[str, Any]) -> None:
 
 
 def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cell]:
-    """The cells of one shape, where those of one learning rate and seed go on from the longest of them.
+    """The cells of one shape, with those of one learning rate and seed made branches of the longest of them.
 
-    `settings` is the resolved config of the shape. Each leaves its trunk at the last step before its own decay, which
-    the trunk's `checkpoint.keep_steps` then holds beside those given. A run that decays from its first step on has
-    nothing to share and stays as it is.
+    `settings` is the resolved config of the shape. A branch leaves its trunk at the last step before its own decay,
+    which is added to the trunk's `checkpoint.keep_steps`. A run that decays from its first step on stays as it is.
     """
     runs: dict[tuple[float, int], list[Cell]] = defaultdict(list)
     for cell in cells:
@@ -64,15 +63,15 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
 
 
 def without_lost_steps(cells: Sequence[Cell], runs: Path) -> list[Cell]:
-    """The cells, where a branch whose trunk passed its step without keeping it is to be trained from step 0.
+    """The cells, with a branch trained from step 0 if its trunk passed the branch's step without keeping a checkpoint.
 
-    So it is where the trunk had come so far before a budget was added. `runs` is the folder of run directories.
+    This happens when the trunk had passed that step before the budget was added. `runs` holds the run directories.
     """
     return [replace(c, branch_step=0, shared_tokens=0) if c.branch_step and _is_lost(c, runs) else c for c in cells]
 
 
 def trunk_kept_step(cell: Cell, runs: Path) -> bool:
-    """Whether the trunk of a branch has kept the checkpoint that it begins at, whatever became of the trunk since."""
+    """Whether the trunk of a branch has kept the checkpoint at which the branch begins."""
     kept = runs / str(cell.after) / "checkpoints" / f"step-{cell.branch_step:06d}.ckpt"
     return cell.branch_step > 0 and kept.exists()
 
@@ -83,6 +82,6 @@ def _is_lost(cell: Cell, runs: Path) -> bool:
 
 
 def _is_past(trunk: Path, tokens: int) -> bool:
-    """Whether a trunk has been trained beyond so many tokens: it may not come by that step again."""
+    """Whether a trunk has been trained beyond so many tokens."""
     progress = progress_of(trunk)
     return outcome_of(trunk).status == "completed" or (progress is not None and progress.tokens > tokens)

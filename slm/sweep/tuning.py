@@ -1,10 +1,10 @@
-"""The best learning rate of each shape, between the rates that were tried, and an honest loss there.
+"""The best learning rate of each shape, interpolated between the tried rates, and an unbiased loss there.
 
-Notable: the lowest of several noisy losses is too low, by more the flatter they are, so families that differ in that
-(or in how many rates they were given) would differ in level for nothing. The optimum is that of a parabola in log lr,
-by least squares through all rates that noise cannot tell from the best, and what its bottom is too low by on average
-is added. It is fitted to the means over seeds, so that all seeds of a shape have one rate; a bottom at an end of the
-grid is no optimum and says so.
+The lowest of several noisy losses is too low, and the flatter they are, the more. Families that differ in flatness, or
+in the number of rates, would therefore differ in level for no other reason. So a parabola in log lr is fitted by least
+squares through all rates that noise cannot distinguish from the best, and the average bias of its minimum is added
+back. The fit is to means over seeds, so that all seeds of a shape have one rate. A minimum at an end of the grid is
+reported as such.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ SHAPE = ["family", "params_total", "width", "depth", "budget"]
 
 
 WORTH_SAYING = 5e-4
-"""How far from the lowest that was measured a fitted loss is said to be, as a share of it."""
+"""Relative difference from the lowest measured loss above which a fitted loss is reported with it."""
 NEAR = 5.0
-"""Standard errors above the lowest loss up to which rates are fitted: fewer lose precision, and with more the losses
-depart from a parabola (docs/sweep.md)."""
+"""Standard errors above the lowest loss up to which rates are fitted: with fewer the fit loses precision, with more the
+losses depart from a parabola (docs/sweep.md)."""
 CLEAR = 2.0
-"""Standard errors by which losses fall at the end of the grid where noise has no part in which rate is the best."""
+"""Standard errors by which losses must fall towards an end of the grid for the best rate to be there beyond noise."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the rates of a sweep came to."""
+    """The best rates of a sweep."""
 
     best: pd.DataFrame
-    """A row a shape and seed, as if it had been trained at the optimum: losses are fitted. `lr_at_end` is true where
-    the best rate was at an end of the grid; `lr_tried` counts the rates."""
+    """One row per shape and seed, as if trained at the optimum: losses are fitted. `lr_at_end` is true if the best rate
+    was at an end of the grid; `lr_tried` counts the rates."""
     optima: pd.DataFrame
-    """A row a shape: `lr` (the optimum), `loss` there, `lr_low` and `lr_high` tried, `lr_tried` of them in all,
-    `lr_fitted` by the parabola, `at_end`, `raised` (what was added to the bottom of the parabola); and of what was
-    measured, means over seeds: `loss_lowest`, `lr_value` (the rate that the design gives), `loss_at_value`,
-    `excess_at_value` (what that is above the lowest, as a share of it), both NaN where that rate was not tried."""
+    """One row per shape: `lr` (the optimum), `loss` there, `lr_low` and `lr_high` (the range tried), `lr_tried` (number
+    of rates), `lr_fitted` (number in the parabola), `at_end`, `raised` (bias added to the parabola's minimum). Measured
+    means over seeds: `loss_lowest`, `lr_value` (the design's rate), `loss_at_value`, `excess_at_value` (relative to
+    the lowest); the last two are NaN if that rate was not tried."""
     notes: tuple[str, ...]
-    """A sentence for each shape whose best rate is at an end of its grid, or whose runs do not suffice, and for each
-    family whose noise is unknown."""
+    """A sentence for each shape with its best rate at an end of the grid or with too few runs, and for each family of
+    unknown noise."""
 
     @property
     def lines(self) -> list[str]:
-        """For a terminal: the optimum of each shape, and what the rate that was given loses there."""
-        said = []
+        """For a terminal: the optimum of each shape, and how much worse the design's rate is there."""
+        lines = []
         for best in self.optima.itertuples():
             at_end = ", at an end of the grid" if best.at_end else ""
             shape = f"{best.family} {best.width}x{best.depth}"
@@ -60,30 +60,30 @@ class Tuned:
                 where = "above" if off > 0 else "below"
                 line += f" by a parabola through {best.lr_fitted} rates, {abs(off):.2%} {where} the lowest measured"
             if not math.isnan(best.excess_at_value):
-                line += f"; the rate given, {best.lr_value:g}, came to {best.excess_at_value:.2%} above the best tried"
-            said.append(line)
-        return said
+                line += f"; the design's rate {best.lr_value:g} is {best.excess_at_value:.2%} above the best tried"
+            lines.append(line)
+        return lines
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Of one shape."""
+    """The best learning rate of one shape."""
 
     lr: float
     losses: Mapping[int, float]
-    """Of each seed."""
+    """Seed -> loss."""
     at_end: bool
     fitted: int
-    """Rates."""
+    """Number of rates in the parabola."""
     raised: float
-    """What was added to the bottom of the parabola."""
+    """Bias added to the parabola's minimum."""
 
 
 def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
     """Find the optimum over `lr`; `runs` are rows of completed runs with `loss`, `perplexity` and `bits_per_byte`.
 
-    `values` are the rates that the design gives, by family. A shape with fewer than three rates that all its seeds
-    completed is left out, and named.
+    `values` maps families to the design's rates. A shape with fewer than three rates that all its seeds completed is
+    left out and named in a note.
     """
     best: list[pd.DataFrame] = []
     optima: list[dict[str, object]] = []
@@ -98,36 +98,38 @@ def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
     for shape, (rows, losses) in tables.items():
         name = "{0} {2}x{3} ({4})".format(*shape)
         if shape not in enough:
-            notes.append(f"{name} is left out: {len(losses)} of its learning rates completed, and a parabola needs 3.")
+            notes.append(f"{name} is left out: a parabola needs 3 completed learning rates, and it has {len(losses)}.")
             continue
-        found = optimum(losses, noise[str(shape[0])] or 0.0)
-        if found.at_end:
-            lr = found.lr
-            notes.append(f"{name}: its best learning rate {lr:g} is at the end of its grid, so a better one is likely.")
+        best_rate = optimum(losses, noise[str(shape[0])] or 0.0)
+        if best_rate.at_end:
+            notes.append(
+                f"{name}: its best learning rate {best_rate.lr:g} is at an end of its grid, so a better one is likely."
+            )
         optima.append(
             dict(zip(SHAPE, shape, strict=True))
-            | {"lr": found.lr, "loss": float(np.mean(list(found.losses.values())))}
+            | {"lr": best_rate.lr, "loss": float(np.mean(list(best_rate.losses.values())))}
             | {"lr_low": losses.index[0], "lr_high": losses.index[-1], "lr_tried": len(losses)}
-            | {"lr_fitted": found.fitted, "at_end": found.at_end, "raised": found.raised}
+            | {"lr_fitted": best_rate.fitted, "at_end": best_rate.at_end, "raised": best_rate.raised}
             | _measured(losses.mean(axis=1), values.get(str(shape[0]), math.nan))
         )
-        one = _rows_at(rows, found.lr, found.losses)
-        best.append(one.assign(lr_at_end=found.at_end, lr_tried=len(losses)))
+        best.append(
+            _rows_at(rows, best_rate.lr, best_rate.losses).assign(lr_at_end=best_rate.at_end, lr_tried=len(losses))
+        )
     notes += [
-        f"{name}: three rates and one seed do not tell how noisy losses are, so those at its optima are too low, by an "
-        "unknown share of the noise: give four rates or two seeds."
-        for name, known in noise.items()
-        if known is None
+        f"{name}: three rates and one seed do not show the noise of losses, so those at its optima are too low by an "
+        "unknown share of it: give four rates or two seeds."
+        for name, scatter in noise.items()
+        if scatter is None
     ]
     frame = pd.concat(best, ignore_index=True) if best else runs.iloc[:0]
     return Tuned(frame, pd.DataFrame(optima), tuple(notes))
 
 
 def noise_of(shapes: Sequence[pd.DataFrame]) -> float | None:
-    """What one run's loss scatters by, as a share of it, pooled over the shapes of a family; None if nothing tells.
+    """Relative standard deviation of one run's loss, pooled over the shapes of a family; None if it is unknown.
 
-    What is common to all rates of a seed chooses none of them, so several seeds tell by what rates and seeds do not
-    explain. One seed tells by what a parabola through the four rates about the best leaves.
+    With several seeds it is the residual after rate and seed effects (a seed's effect on all rates does not change which
+    is best). With one seed it is the residual of a parabola through the four rates around the best.
     """
     squares, count = 0.0, 0
     for losses in shapes:
@@ -152,10 +154,10 @@ def noise_of(shapes: Sequence[pd.DataFrame]) -> float | None:
 
 
 def optimum(losses: pd.DataFrame, noise: float) -> Optimum:
-    """Of [rates, seeds] whose runs scatter by `noise`, a share of the loss.
+    """The best rate for `losses` [rates, seeds] of relative standard deviation `noise`.
 
-    The bottom of a fitted parabola a + b x + c x^2 is too low by Var(slope there) / 4 c on average; c is taken to be no
-    less than its standard error. In simulated sweeps this leaves 0.05% of the loss or less of a bias of 0.1 to 1.1%
+    The minimum of a fitted parabola a + b x + c x^2 is too low by Var(slope there) / 4 c on average; c is taken as at
+    least its standard error. In simulated sweeps this reduces a bias of 0.1% to 1.1% of the loss to 0.05% or less
     (docs/sweep.md).
     """
     x, table = np.log(losses.index.to_numpy(float)), losses.to_numpy(float)
@@ -184,7 +186,7 @@ def optimum(losses: pd.DataFrame, noise: float) -> Optimum:
 
 
 def _near(means: np.ndarray, sigma: float) -> tuple[int, int]:
-    """The rates about the best, without a gap, whose losses are near the lowest; three at least."""
+    """First and end index of the adjacent rates around the best with losses near the lowest; at least three."""
     best = int(means.argmin())
     near = means <= means[best] + NEAR * sigma
     first, end = best, best + 1
@@ -193,7 +195,7 @@ def _near(means: np.ndarray, sigma: float) -> tuple[int, int]:
     while end < len(means) and near[end]:
         end += 1
     first, end = min(first, max(best - 1, 0)), max(end, min(best + 2, len(means)))
-    if end - first < FEWEST_RATES:  # the best is the first or last of all
+    if end - first < FEWEST_RATES:  # the best is the first or the last
         first, end = (0, FEWEST_RATES) if first == 0 else (end - FEWEST_RATES, end)
     return first, end
 
@@ -206,18 +208,18 @@ def _bottom(b: float, c: float, x: np.ndarray) -> float:
 
 
 def _measured(means: pd.Series, value: float) -> dict[str, float]:
-    """What the given rate came to beside the best one; `means` are losses by rate."""
+    """The design's rate beside the best one; `means` are losses by rate."""
     lowest, there = float(means.min()), float(means.get(value, math.nan))
     return {"loss_lowest": lowest, "lr_value": value, "loss_at_value": there, "excess_at_value": there / lowest - 1}
 
 
 def _rows_at(rows: pd.DataFrame, lr: float, losses: Mapping[int, float]) -> pd.DataFrame:
-    """A row a seed: that of the rate nearest to `lr`, with the losses at `lr` itself."""
+    """One row per seed: the run of the rate nearest to `lr`, with the losses at `lr`."""
     nearest = (np.log(rows["lr"]) - math.log(lr)).abs()
     kept = rows.loc[nearest.groupby(rows["seed"]).idxmin()].copy()
     loss = kept["seed"].map(losses)
     kept["bits_per_byte"] *= loss / kept["loss"]
     kept["perplexity"] = np.exp(loss)
-    if "trunk" in kept:  # budgets may have optima between different rates, and share the trunks of all of them
+    if "trunk" in kept:  # budgets have optima at different rates but share the trunks of all rates
         kept["trunk"] = [f"{row.family}_{row.width}x{row.depth}-seed{row.seed}-tuned" for row in kept.itertuples()]
     return kept.assign(loss=loss, lr=lr, run_id=kept["run_id"] + "-tuned")

@@ -125,7 +125,7 @@ def test_shapes_that_come_out_alike_are_trained_once() -> None:
     alike = ["sweep.grid.sizes=[6e5]", "sweep.grid.aspects=[19,19.2]", "sweep.families=[mobilellm]"]
     plan = make_plan(check_design(composed(*alike)["sweep"]))
     assert len(plan.cells) == 1
-    assert plan.notes == ["1 cells have the settings of others, and are trained once."]
+    assert plan.notes == ["1 cell has the same settings as another and will not be trained twice."]
 
 
 def test_a_feed_forward_that_departs_from_the_rule_is_in_the_overrides() -> None:
@@ -252,10 +252,10 @@ def test_designs_and_shapes_are_checked_without_torch() -> None:
         (["sweep.lr.rule=fixed", "sweep.lr.parametrization=null", "sweep.lr.base_width=64"], "sweep.lr.base_width=64"),
         (["sweep.seeds=[1,1]"], "sweep.seeds names 1 more than once"),
         (["sweep.seeds=3"], "sweep.seeds=3 must be a list of whole numbers"),
-        (["sweep.overrides=['seed=2']"], "sweep.overrides has seed=2, which the design decides: set sweep.seeds"),
+        (["sweep.overrides=['seed=2']"], "sweep.overrides has seed=2, which the design sets: set sweep.seeds"),
         (["sweep.overrides=['train.tokens=2']"], "set sweep.budget instead"),
         (["sweep.overrides=['train']"], "sweep.overrides has 'train': an override of train.py is KEY=VALUE"),
-        (["sweep.also=['seed=2']"], "sweep.also has seed=2, which the design decides: set sweep.seeds"),
+        (["sweep.also=['seed=2']"], "sweep.also has seed=2, which the design sets: set sweep.seeds"),
         (["sweep.overrides=['train.tockens=2']"], "tockens"),
         (["sweep.overrides=['train.log_every=0']"], "train.log_every=0 must be a whole number of at least 1"),
         (["sweep.overrides=['data=local']"], "data.paths must be set"),

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from slm.composition.resolvers import register
 from slm.sweep import execute as master
-from slm.sweep import tries
+from slm.sweep import ledger
 from slm.sweep.cells import Cell
 from slm.sweep.execute import Interrupted, execute
 from slm.sweep.job import PID, Job, begin, id_and_slot, is_job
@@ -96,8 +96,8 @@ def test_a_cell_that_goes_wrong_stops_none_but_branches_whose_step_it_has_not_ke
     assert outcomes["impossible"].why == "width=3 must be even"
     assert outcomes["failing"].why == "exit code 1: nonsense=1 must be sense"
     assert outcomes["dying"].why == "killed by SIGKILL 2 times with no new checkpoint"
-    assert outcomes["branch"].why == "it goes on from failing, which is failed"
-    assert outcomes["late"].why == "it goes on from diverging, which is diverged"
+    assert outcomes["branch"].why == "it begins at a checkpoint of failing, which is failed"
+    assert outcomes["late"].why == "it begins at a checkpoint of diverging, which is diverged"
     assert [count(tmp_path, "start", name) for name in ("failing", "dying", "silent")] == [1, 2, 1]
     failure = json.loads((tmp_path / "runs" / "dying" / "failure.json").read_text())
     assert (failure["exit_code"], failure["signal"], failure["starts"]) == (-9, 9, 2)
@@ -156,7 +156,7 @@ def test_the_longest_goes_first_and_a_trunk_counts_its_longest_branch(tmp_path: 
 
 def test_two_deaths_for_want_of_memory_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kills = iter(range(100))
-    monkeypatch.setattr(tries, "kernel_kills", lambda: next(kills))
+    monkeypatch.setattr(ledger, "kernel_kills", lambda: next(kills))
     outcome = execute([cell("a", "do=die")], tmp_path / "runs", LOCAL | {"tries": 9}, script=STUB)["a"]
     assert outcome.why == "out of memory: killed by the kernel 2 times with no new checkpoint"
     assert count(tmp_path, "start", "a") == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slm.sweep.ledger import Outcome, Progress, make_ready_to_retry, outcome_of, progress_of, record_failure
+from slm.sweep.ledger import Outcome, RunProgress, make_ready_to_retry, outcome_of, progress_of, record_failure
 from slm.tracking.trackers import CsvTracker
 
 
@@ -71,11 +71,11 @@ def test_progress_is_that_of_the_newest_whole_row(tmp_path: Path) -> None:
     tracker = CsvTracker(tmp_path / "metrics.csv", ("tokens", "train/loss", "val/loss", "time/tokens_per_second"))
     assert progress_of(tmp_path) is None
     tracker.log(1, {"tokens": 256, "val/loss": 5.5})
-    assert progress_of(tmp_path) == Progress(tokens=256, loss=None, tokens_per_second=None)
+    assert progress_of(tmp_path) == RunProgress(tokens=256, loss=None, tokens_per_second=None)
     for step in range(2, 2000):
         tracker.log(step, {"tokens": step * 256, "train/loss": 5 - step / 1000, "time/tokens_per_second": 1e4 + step})
     tracker.log(2000, {"tokens": 2000 * 256, "val/loss": 3.0})
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("2001,5122")  # the kill fell here
-    expected = Progress(tokens=2000 * 256, loss=5 - 1.999, tokens_per_second=1e4 + 1999)
+    expected = RunProgress(tokens=2000 * 256, loss=5 - 1.999, tokens_per_second=1e4 + 1999)
     assert progress_of(tmp_path) == expected

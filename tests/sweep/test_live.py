@@ -5,25 +5,25 @@ import io
 import pytest
 from rich.console import Console
 
-from slm.sweep.execute import Standing
-from slm.sweep.ledger import Outcome, Progress
+from slm.sweep.execute import CellStatus
+from slm.sweep.ledger import Outcome, RunProgress
 from slm.sweep.live import Board
 from tests.sweep.celled import cell
 
 
-def waiting(name: str, flops: float = 100.0) -> Standing:
-    return Standing(cell=cell(name, flops=flops, tokens=100), running=False, outcome=Outcome("not_started"))
+def waiting(name: str, flops: float = 100.0) -> CellStatus:
+    return CellStatus(cell=cell(name, flops=flops, tokens=100), running=False, outcome=Outcome("not_started"))
 
 
-def running(name: str, tokens: int, rate: float | None, flops: float = 100.0) -> Standing:
-    progress = Progress(tokens=tokens, loss=3.25, tokens_per_second=rate)
-    return Standing(
+def running(name: str, tokens: int, rate: float | None, flops: float = 100.0) -> CellStatus:
+    progress = RunProgress(tokens=tokens, loss=3.25, tokens_per_second=rate)
+    return CellStatus(
         cell=cell(name, flops=flops, tokens=100), running=True, outcome=Outcome("interrupted"), progress=progress
     )
 
 
-def ended(name: str, status: str, why: str | None = None) -> Standing:
-    return Standing(cell=cell(name), running=False, outcome=Outcome(status, why))  # type: ignore[arg-type]
+def ended(name: str, status: str, why: str | None = None) -> CellStatus:
+    return CellStatus(cell=cell(name), running=False, outcome=Outcome(status, why))  # type: ignore[arg-type]
 
 
 def test_without_a_terminal_each_change_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_on_a_terminal_a_table_shows_what_runs_and_what_went_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("standings", "left"),
+    ("statuses", "left"),
     [
         # 60 tokens left at 2 a second, and nothing after it
         ([running("a", 40, 2.0)], "30 s"),
@@ -87,8 +87,8 @@ def test_on_a_terminal_a_table_shows_what_runs_and_what_went_wrong() -> None:
     ],
 )
 def test_the_time_left_is_that_of_the_work_left_at_the_speed_seen(
-    standings: list[Standing], left: str, capsys: pytest.CaptureFixture[str]
+    statuses: list[CellStatus], left: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Board() as board:
-        board.show(standings)
+        board.show(statuses)
     assert f"about {left} left" in capsys.readouterr().err

@@ -193,6 +193,6 @@ def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_not
     assert "1e+10 FLOP/s a job, assumed" in said
     assert "with 3 seeds" in said
     assert "in alpha between two families is found in 80% of cases (1 pair tested)" in said
-    assert "of families that are compared unpaired" in said  # they have three sizes
+    assert "with families compared unpaired" in said  # they have three sizes
     assert "half of it, " in said
     assert "more seeds do not suffice" in said

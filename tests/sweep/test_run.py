@@ -110,7 +110,7 @@ def test_the_same_command_goes_on_and_more_seeds_may_be_added_but_not_taken_away
         swept(monkeypatch, jobs, *FEW)
     Path("thesis").mkdir()
     Path("thesis/thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="output_dir=thesis holds something else than a sweep"):
+    with pytest.raises(ValueError, match="output_dir=thesis holds files that are not a sweep's"):
         swept(monkeypatch, jobs, *FEW, "output_dir=thesis")
     assert [path.name for path in Path("thesis").iterdir()] == ["thesis.tex"]
 
