@@ -128,8 +128,8 @@ def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
 def noise_of(shapes: Sequence[pd.DataFrame]) -> float | None:
     """Relative standard deviation of one run's loss, pooled over the shapes of a family; None if it is unknown.
 
-    With several seeds it is the residual after rate and seed effects (a seed's effect on all rates does not change which
-    is best). With one seed it is the residual of a parabola through the four rates around the best.
+    With several seeds it is the residual after rate and seed effects (a seed's effect on all rates changes no
+    optimum). With one seed it is the residual of a parabola through the four rates around the best.
     """
     squares, count = 0.0, 0
     for losses in shapes:
