@@ -77,20 +77,18 @@ def read_config(file: Path) -> ModelConfig:
             return ModelConfig.from_dict(own)
         _refuse_unsupported(values)
         config = _llama_config(values, sharing=model_type == "mobilellm")
-        return config if own is None else _agreeing(ModelConfig.from_dict(own), config)
+        if own is None:
+            return config
+        ours = ModelConfig.from_dict(own)
+        for name, value in config.to_dict().items():  # another program may have changed the Llama keys of an export
+            if getattr(ours, name) != value:
+                raise ValueError(
+                    f"slm.{name}={getattr(ours, name)} contradicts the Llama keys, which say {value}: "
+                    "remove the key slm if they are right"
+                )
+        return ours
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-
-
-def _agreeing(own: ModelConfig, config: ModelConfig) -> ModelConfig:
-    """Our description of an export, if another program has not changed the Llama keys beside it."""
-    for name, value in config.to_dict().items():
-        if getattr(own, name) != value:
-            raise ValueError(
-                f"slm.{name}={getattr(own, name)} contradicts the Llama keys, which say {value}: "
-                "remove the key slm if they are right"
-            )
-    return own
 
 
 def _llama_config(values: Mapping[str, Any], *, sharing: bool) -> ModelConfig:

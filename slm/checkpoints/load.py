@@ -1,8 +1,8 @@
 """`load` and `check`: any checkpoint that we can compute -> decoder, tokenizer, provenance.
 
-The decoder is built without storage (meta device) and each tensor is copied out of its mapped file, converted and put
-in place, so that loading holds the weights once. Names and shapes are compared before the first tensor is read. Whether
-the head is the embedding is settled by the tensors, not by what the config says alone.
+The decoder is built without storage (meta device), and each tensor is copied out of its mapped file, converted and put
+in place on its own. Names and shapes are compared before the first tensor is read. Whether the head is the embedding is
+settled by the tensors, not by what the config says alone.
 """
 
 from __future__ import annotations

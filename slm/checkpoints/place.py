@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from slm.checkpoints.architecture import read_config, read_json
+from slm.checkpoints.hub import fetch, fetch_other_weights
 from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
 from slm.data import Tokenizer, load_tokenizer
 from slm.model.config import ModelConfig
@@ -67,8 +68,6 @@ def find_place(path_or_repo: str | Path, revision: str | None) -> Place:
     given = str(path_or_repo)
     path = local_folder(given, revision)
     if path is None:
-        from slm.checkpoints.hub import fetch
-
         folder, commit = fetch(given, revision)
         return Place(checkpoint=given, kind=_kind(folder), folder=folder, revision=commit)
     if _is_run(path):
@@ -106,25 +105,17 @@ def open_parts(place: Place) -> Parts:
     config = read_config(place.folder / "config.json")
     name = place.checkpoint if place.revision else None
     tokenizer = load_tokenizer(place.folder, name=name, asked_by="checkpoint")
-    weights, notes = _weights(place, config)
+    try:
+        weights, notes = open_weights(place.folder, config)
+    except ValueError:
+        # Another format of a hub repository is only fetched if the first cannot be used.
+        if place.revision is None or not fetch_other_weights(place.checkpoint, place.revision):
+            raise
+        weights, notes = open_weights(place.folder, config)
     status = place.result.get("status")
     if place.kind == "run" and status != "completed":
         notes = (f"The run has an export, but its result.json says {status}.", *notes)
     return Parts(config, weights, tokenizer, notes)
-
-
-def _weights(place: Place, config: ModelConfig) -> tuple[Weights, tuple[str, ...]]:
-    """The weights of a place; another format of a hub repository is only fetched if the first cannot be used."""
-    try:
-        return open_weights(place.folder, config)
-    except ValueError:
-        if place.revision is None:
-            raise
-        from slm.checkpoints.hub import fetch_other_weights
-
-        if not fetch_other_weights(place.checkpoint, place.revision):
-            raise
-    return open_weights(place.folder, config)
 
 
 def _unfinished(place: Place, run: Path) -> Parts:

@@ -1,7 +1,8 @@
 """Tensors of a checkpoint folder, by name, matched with the config of their decoder.
 
-Files are mapped, so a tensor is read from disk when it is copied. Pickles are read by `torch.load(weights_only=True,
-mmap=True)`, which makes tensors and nothing else, and refuses the rest unexecuted.
+Files are mapped, so a tensor is read from disk when it is copied; until loading ends, its mapped pages count as memory
+of the process beside the copy. Pickles are read by `torch.load(weights_only=True, mmap=True)`, which makes tensors and
+nothing else, and refuses the rest unexecuted.
 """
 
 from __future__ import annotations
@@ -96,10 +97,10 @@ def empty_decoder(config: ModelConfig) -> Decoder:
 
 
 def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weights:
-    """The weights, if they are all tensors of the decoder in its shapes and no others, except a head beside a tied
-    table. Raises `ValueError` otherwise.
+    """The weights, if they are the tensors of the decoder in its shapes; raises `ValueError` otherwise.
 
-    A tied table may be stored under the head's name alone; it is then returned under its own.
+    A head may be stored beside a tied table. A table that is stored under the head's name alone is returned under its
+    own name.
     """
     stored = dict(weights.tensors)
     place = weights.files[0] if len(weights.files) == 1 else folder

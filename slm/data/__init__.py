@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from slm.data.loader import train_loader as train_loader
     from slm.data.loader import val_batches as val_batches
     from slm.data.loader import window_ids as window_ids
-    from slm.data.stream import TokenStream as TokenStream
     from slm.data.tokenizer import Tokenizer as Tokenizer
     from slm.data.vocabulary import load_tokenizer as load_tokenizer
 
 _MODULES = {
     "corpus": ("Corpus", "prepare"),
     "loader": ("train_loader", "val_batches", "window_ids"),
-    "stream": ("TokenStream",),
     "tokenizer": ("Tokenizer",),
     "vocabulary": ("load_tokenizer",),
 }

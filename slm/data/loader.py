@@ -44,7 +44,7 @@ def _shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
     return np.argsort(raw, kind="stable")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _MicroBatches(Dataset[Tensor]):
     """The micro-batches of one rank, numbered through `steps`; `rows` is the rank's slice of a step's batch."""
 
@@ -99,18 +99,10 @@ def train_loader(
             f"train.sequence_length={sequence_length} needs {sequence_length + 1}; add text or shorten the sequence"
         )
     rank_size = batch_size // world_size
-    batches = _MicroBatches(
-        stream=stream,
-        sequence_length=sequence_length,
-        batch_size=batch_size,
-        seed=seed,
-        steps=range(start_step, num_steps),
-        rows=range(rank * rank_size, (rank + 1) * rank_size),
-        micro_batch_size=micro_batch_size,
-    )
+    steps, rows = range(start_step, num_steps), range(rank * rank_size, (rank + 1) * rank_size)
     return DataLoader(
-        batches,
-        batch_size=None,  # the data set's items are whole micro-batches
+        _MicroBatches(stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size),
+        batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else making an iterator draws from the global generator, and a resume does not

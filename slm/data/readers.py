@@ -210,7 +210,7 @@ def _texts_in_rows(rows: Rows, column: str) -> Iterator[list[str]]:
 
 
 def _without_column(column: str, columns: Iterable[str]) -> _UnusableError:
-    return _UnusableError(f"has no column {column!r} but {', '.join(columns) or 'none'}; set data.text_column")
+    return _UnusableError(f"has no column {column!r}, only {', '.join(columns) or 'empty rows'}; set data.text_column")
 
 
 _ROW_READERS = {

@@ -89,10 +89,16 @@ def _tokenizer(model: Any) -> tokenizers.Tokenizer:
     pieces = list(model.pieces)
     ids = {piece.piece: number for number, piece in enumerate(pieces)}
     scores = {piece.piece: piece.score for piece in pieces if piece.type == _NORMAL}
+    merges = [  # all pairs of pieces that make a piece, best score first, then lowest id
+        (piece[:cut], piece[cut:])
+        for piece in sorted(scores, key=lambda piece: (-scores[piece], ids[piece]))
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
     inner = tokenizers.Tokenizer(
         models.BPE(
             vocab=ids,
-            merges=_merges(scores, ids),
+            merges=merges,
             unk_token=next((piece.piece for piece in pieces if piece.type == _UNKNOWN), None),
             fuse_unk=True,
             byte_fallback=any(piece.type == _BYTE for piece in pieces),
@@ -102,16 +108,6 @@ def _tokenizer(model: Any) -> tokenizers.Tokenizer:
     special = [piece.piece for piece in pieces if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
     inner.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
     return inner
-
-
-def _merges(scores: Mapping[str, float], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, best score first, then lowest id."""
-    return [
-        (piece[:cut], piece[cut:])
-        for piece in sorted(scores, key=lambda piece: (-scores[piece], ids[piece]))
-        for cut in range(1, len(piece))
-        if piece[:cut] in scores and piece[cut:] in scores
-    ]
 
 
 def _add_whitespace_rules(inner: tokenizers.Tokenizer, spec: Any, scores: Mapping[str, float]) -> None:

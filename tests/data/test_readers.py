@@ -81,9 +81,9 @@ def test_a_row_without_the_column_is_empty_but_a_file_without_it_is_refused(tmp_
     path.write_text('\ufeff{"body": 1}\nnull\n\n{"text": "one"}\n', encoding="utf-8")
     assert read(path) == ["", "", "one"]
     assert list(read_rows(path, key="k")) == [("line 1", {"body": 1}), ("line 2", None), ("line 4", {"text": "one"})]
-    with pytest.raises(ValueError, match=r"a\.jsonl has no column 'story' but body; set data\.text_column"):
+    with pytest.raises(ValueError, match=r"a\.jsonl has no column 'story', only body; set data\.text_column"):
         read(path, column="story")
-    with pytest.raises(ValueError, match=r"a\.parquet has no column 'story' but text; set data\.text_column"):
+    with pytest.raises(ValueError, match=r"a\.parquet has no column 'story', only text; set data\.text_column"):
         read(write(tmp_path / "a.parquet", ["one"]), column="story")
 
 
