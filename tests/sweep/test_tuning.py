@@ -102,7 +102,7 @@ def test_three_rates_of_one_seed_cannot_be_corrected_and_the_reader_is_told() ->
     frame = runs(0.004)
     three = tune(frame[frame["lr"].between(0.0015, 0.01)], {})
     assert three.optima["raised"].tolist() == [0]
-    assert "by an unknown share of the noise: give four rates or two seeds" in three.notes[0]
+    assert "by an unknown share of it: give four rates or two seeds" in three.notes[0]
     assert tune(frame, {}).notes == ()
 
 
