@@ -77,20 +77,16 @@ def refit(found: Fit, log_y: Floats, weights: Floats | None, start: Floats) -> t
 
 def _cluster_weights(clusters: np.ndarray, replicates: int, rng: np.random.Generator) -> Floats:
     """How often each row is drawn [B, I], when whole clusters are drawn."""
-    count = int(clusters.max()) + 1
-    present = np.unique(clusters)
-    drawn = np.zeros((replicates, count))
-    drawn[:, present] = rng.multinomial(len(present), np.full(len(present), 1 / len(present)), size=replicates)
-    return drawn[:, clusters]
+    present, inverse = np.unique(clusters, return_inverse=True)
+    drawn = rng.multinomial(len(present), np.full(len(present), 1 / len(present)), size=replicates)
+    return drawn[:, inverse].astype(float)
 
 
 def _distinct(weights: Floats, log_x: Floats) -> np.ndarray:
-    """Number of distinct design points that each replicate holds."""
+    """Number of distinct points in the space of variables that each replicate holds."""
     points, inverse = np.unique(log_x, axis=0, return_inverse=True)
-    hit = np.zeros((len(weights), len(points)), dtype=bool)
-    for point in range(len(points)):
-        hit[:, point] = (weights[:, inverse.reshape(-1) == point] > 0).any(axis=1)
-    return hit.sum(axis=1)
+    is_at_point = inverse.reshape(-1, 1) == np.arange(len(points))
+    return np.asarray((weights @ is_at_point > 0).sum(axis=1))
 
 
 def _wild_factors(clusters: np.ndarray, replicates: int, rng: np.random.Generator) -> Floats:

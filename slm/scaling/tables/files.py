@@ -22,25 +22,23 @@ from slm.scaling.tables.values import is_blank, number, shown
 
 
 def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
-    """Rows of a file or shipped table as objects, indexed from 1, and its name; `ValueError` if it is no table.
+    """Rows of a file or of the shipped table as objects, indexed from 1, and its name; `ValueError` if it is no table.
 
     `notes` gets a sentence on the lines that were skipped.
     """
     if str(source) == published.NAME:
         return _records(published.published_rows(), published.NAME), published.NAME
     path = Path(source)
-    _check_is_file(path)
+    if path.is_dir():
+        tables = sorted(item.name for item in path.iterdir() if _suffix(item) in _READERS)
+        inside = f"the tables in it are {', '.join(tables[:5])}" if tables else "there is no table in it"
+        raise ValueError(f"{path} is a directory, not a table: {inside}")
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: slm ships {published.NAME}")
     reader = _READERS.get(_suffix(path))
     if reader is None:
-        raise ValueError(f"{path} is no table that can be read: it must end in {', '.join(_READERS)} or .csv.gz")
+        raise ValueError(f"{path} cannot be read as a table: its name must end in {', '.join(_READERS)} or .csv.gz")
     return reader(path, notes), Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
-
-
-def _suffix(path: Path) -> str:
-    """The suffix, without that of compressed text: `.csv` of `runs.csv.gz`."""
-    suffix = path.suffix.lower()
-    inner = Path(path.stem).suffix.lower()
-    return inner if suffix == ".gz" and inner != ".parquet" else suffix
 
 
 def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.DataFrame:
@@ -52,13 +50,10 @@ def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.
     return pd.DataFrame(series, index)
 
 
-def _check_is_file(path: Path) -> None:
-    if path.is_dir():
-        tables = sorted(item.name for item in path.iterdir() if _suffix(item) in _READERS)
-        inside = f"the tables in it are {', '.join(tables[:5])}" if tables else "there is no table in it"
-        raise ValueError(f"{path} is a directory, not a table: {inside}")
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: slm ships {published.NAME}")
+def _suffix(path: Path) -> str:
+    """The suffix, without that of compressed text: `.csv` of `runs.csv.gz`."""
+    inner = Path(path.stem).suffix.lower()
+    return inner if path.suffix.lower() == ".gz" and inner != ".parquet" else path.suffix.lower()
 
 
 def _text(path: Path) -> str:
@@ -73,7 +68,30 @@ def _text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _without_comments(text: str, delimiter: str, name: str, notes: list[str]) -> str:
+def _read_delimited(path: Path, delimiter: str, notes: list[str]) -> pd.DataFrame:
+    try:
+        text = _without_comments(_text(path), delimiter, path, notes)
+        lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if any(f.strip() for f in line)]
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from None
+    if not lines:
+        raise ValueError(f"{path} is empty: it needs a line of column names and a line a run")
+    header = [field.strip() for field in lines[0]]
+    _check_header(header, path)
+    rows = []
+    for place, line in enumerate(lines[1:], start=1):
+        fields = [field.strip() or None for field in line]
+        while len(fields) > len(header) and fields[-1] is None:
+            fields.pop()
+        if len(fields) != len(header):
+            counts = f"{len(fields)} fields and the header has {len(header)}"
+            raise ValueError(f"{path}, row {place} has {counts}: fix that row")
+        rows.append(fields)
+    frame = from_records(rows, [field or f"(column {place})" for place, field in enumerate(header)])
+    return frame[[column for column, field in zip(frame, header, strict=True) if field]]  # no name: an old row index
+
+
+def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -> str:
     """The text from its header on: lines above it that begin with # are skipped, with a note.
 
     The last of them is the header itself (`# N,tokens,loss`) if a row comes below it, which has a number.
@@ -88,69 +106,38 @@ def _without_comments(text: str, delimiter: str, name: str, notes: list[str]) ->
     if any(number(field) is not None and not is_blank(field) for field in fields):
         first = comments.pop()
     if comments:
-        notes.append(f"{were(len(comments), 'line')} skipped that began with # above the header of {name}.")
+        notes.append(f"{were(len(comments), 'line')} skipped that began with # above the header of {path}.")
     return "".join(lines[first:])
 
 
-def _delimited(text: str, delimiter: str, name: str, notes: list[str]) -> pd.DataFrame:
-    try:
-        text = _without_comments(text, delimiter, name, notes)
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if any(f.strip() for f in line)]
-    except csv.Error as error:
-        raise ValueError(f"{name} cannot be read as a table: {error}") from None
-    if not lines:
-        raise ValueError(f"{name} is empty: it needs a line of column names and a line a run")
-    header = [field.strip() for field in lines[0]]
-    _check_header(header, name)
-    rows = [_row(line, header, name, place) for place, line in enumerate(lines[1:], start=1)]
-    frame = from_records(rows, [field or f"(column {place})" for place, field in enumerate(header)])
-    return frame[[column for column, field in zip(frame, header, strict=True) if field]]  # no name: an old row index
-
-
-def _row(line: list[str], header: list[str], name: str, place: int) -> list[str | None]:
-    fields = [field.strip() or None for field in line]
-    while len(fields) > len(header) and fields[-1] is None:
-        fields.pop()
-    if len(fields) != len(header):
-        raise ValueError(f"{name}, row {place} has {len(fields)} fields and the header has {len(header)}: fix that row")
-    return fields
-
-
-def _check_header(header: list[str], name: str) -> None:
+def _check_header(header: list[str], path: Path) -> None:
     if len(header) == 1 and any(mark in header[0] for mark in ";|\t"):
-        raise ValueError(
-            f"{name} has one column, {shown(header[0])!r}: separate columns by commas (or by tabs, in a .tsv)"
-        )
-    named = [field for field in header if field]
-    if not named:
-        raise ValueError(f"{name} has no column names: its first line must hold them")
-    for field in named:
-        if named.count(field) > 1:
-            raise ValueError(f"{name} has the column {field} {named.count(field)} times: rename or remove one")
+        column = f"has one column, {shown(header[0])!r}"
+        raise ValueError(f"{path} {column}: separate columns by commas (or by tabs, in a .tsv)")
+    if not any(header):
+        raise ValueError(f"{path} has no column names: its first line must hold them")
+    for field in filter(None, header):
+        if header.count(field) > 1:
+            raise ValueError(f"{path} has the column {field} {header.count(field)} times: rename or remove one")
 
 
-def _records(items: Any, name: str) -> pd.DataFrame:
+def _records(items: Any, name: object) -> pd.DataFrame:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError(f'{name} must hold a list of rows, each like {{"family": "a", "N": 1e8, "loss": 3.1}}')
     columns = list(dict.fromkeys(str(key) for item in items for key in item))
     return from_records(([item.get(column) for column in columns] for item in items), columns)
 
 
-def _read_json(path: Path, notes: list[str]) -> pd.DataFrame:
+def _json(text: str, place: object) -> Any:
     try:
-        return _records(json.loads(_text(path)), str(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{place} is not JSON: {error}") from None
 
 
 def _read_jsonl(path: Path, notes: list[str]) -> pd.DataFrame:
-    items = []
-    for place, line in enumerate(_text(path).split("\n"), start=1):
-        try:
-            items += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {place} is not JSON: {error}") from None
-    return _records(items, str(path))
+    lines = enumerate(_text(path).split("\n"), start=1)
+    return _records([_json(line, f"{path}, line {place}") for place, line in lines if line.strip()], path)
 
 
 def _read_parquet(path: Path, notes: list[str]) -> pd.DataFrame:
@@ -162,9 +149,9 @@ def _read_parquet(path: Path, notes: list[str]) -> pd.DataFrame:
 
 
 _READERS: dict[str, Callable[[Path, list[str]], pd.DataFrame]] = {
-    ".csv": lambda path, notes: _delimited(_text(path), ",", str(path), notes),
-    ".tsv": lambda path, notes: _delimited(_text(path), "\t", str(path), notes),
-    ".json": _read_json,
+    ".csv": lambda path, notes: _read_delimited(path, ",", notes),
+    ".tsv": lambda path, notes: _read_delimited(path, "\t", notes),
+    ".json": lambda path, notes: _records(_json(_text(path), path), path),
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
