@@ -14,7 +14,7 @@ from slm.scaling.envelope import envelopes
 from slm.scaling.laws import VARIABLES, Law, get_law, number_of
 from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
-from slm.scaling.selection import ByLaw, choose_law, curved, rankings, selection, survival, weigh
+from slm.scaling.selection import ByLaw, choose_law, curved, is_in_size, rankings, selection, survival, weigh
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
@@ -128,14 +128,11 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
 
 def _check_names(settings: Settings, table: Table, laws: list[Law]) -> None:
     """Raise `ValueError` for a point to predict or a parameter to test that no law could take."""
-    for point in settings.predict:
-        unknown = (
-            [name for name in point if name not in (*VARIABLES, *table.frame)] if isinstance(point, Mapping) else []
-        )
-        if unknown:
-            raise ValueError(
-                f"analysis.predict has {unknown[0]}, which must be {', '.join(VARIABLES)} or a column of the table"
-            )
+    points = [point for point in settings.predict if isinstance(point, Mapping)]
+    unknown = [name for point in points for name in point if name not in (*VARIABLES, *table.frame)]
+    if unknown:
+        names = ", ".join(VARIABLES)
+        raise ValueError(f"analysis.predict has {unknown[0]}, which must be {names} or a column of the table")
     if settings.test and not any(set(settings.test) <= set(law.parameters) for law in laws):
         raise ValueError(
             f"analysis.test has {', '.join(settings.test)}, and no law that is fitted has all of these parameters: "
@@ -173,7 +170,7 @@ def _overview(
         "n_cells": frame["cell"].nunique(),
         "primary": {
             "law": law,
-            "in_N": next(iter(next(iter(fitted[law].values())).entry["range"])) == "N",
+            "in_N": is_in_size(fitted[law]),
             "target": target,
             "size": size,
             "loss": loss,

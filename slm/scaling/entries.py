@@ -24,8 +24,7 @@ from slm.scaling.tables import Table
 Entry = dict[str, Any]
 SUSPICIOUS_RATIO = 1.5
 """A bootstrap's standard error that is larger than the likelihood's by this factor gets a note."""
-UNKNOWN = ("objective", "r2", "rmse_log", "sigma_log", "aicc", "bic", "starts_agreeing", "gradient_norm",
-           "condition_number")  # fmt: skip
+UNKNOWN = "objective r2 rmse_log sigma_log aicc bic starts_agreeing gradient_norm condition_number"
 """Numbers that a fit has and a refused law has not."""
 
 
@@ -91,13 +90,14 @@ def _fit_family(
     runs = take_sample(own, task.law, task.target, task.size, unit="run")
     test = lack_of_fit(fit, runs)
     run_sigma = new_run_sigma(fit, runs)
-    entry = _identity(family, task, sample) | _numbers(task.target, fit, bounds) | {
+    entry = _identity(family, task, sample) | _numbers(task.target, fit, bounds)
+    entry |= {
         "unit": "run" if settings.unit == "run" else "cell",
         "n_runs": len(np.unique(own.frame["cluster"])),
         "n_rows": len(runs.log_y),
         "lack_of_fit": test and vars(test),
         "run_sigma_log": run_sigma,
-    }  # fmt: skip
+    }
     if test and test.p < 0.05:
         entry["notes"].append(f"sizes deviate from the law by more than seeds do (lack of fit, p = {test.p:.2g})")
     if len(runs.log_y) > len(sample.log_y):
@@ -117,7 +117,7 @@ def _fit_family(
 def _refused(law: Law, reason: str) -> Entry:
     names = list(law.parameters)
     nothing = dict.fromkeys(names)
-    return dict.fromkeys(UNKNOWN) | {
+    return dict.fromkeys(UNKNOWN.split()) | {
         "params": nothing,
         "se": nothing,
         "ci95": {name: [None, None] for name in names},

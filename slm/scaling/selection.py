@@ -36,7 +36,7 @@ def weigh(fitted: ByLaw) -> dict[str, Entry]:
     reject rich laws for being rich, and AIC alone simple laws for not following the noise), or by an F test at
     `NESTED_LEVEL` against a law that has all its parameters and more. Else it is tenable.
     """
-    candidates = {law: families for law, families in fitted.items() if _is_in_size(families)} or dict(fitted)
+    candidates = {law: families for law, families in fitted.items() if is_in_size(families)} or dict(fitted)
     held = {law: [name for name, one in families.items() if one.fit] for law, families in candidates.items()}
     most = max(map(len, held.values()), default=0)
     able = [law for law, names in held.items() if names and 2 * len(names) > most]
@@ -45,7 +45,7 @@ def weigh(fitted: ByLaw) -> dict[str, Entry]:
     weighed: dict[str, Entry] = {}
     for law, families in candidates.items():
         refused = {name: one.entry["notes"][0] for name, one in families.items() if one.fit is None}
-        weighed[law] = {"families": held[law], "refused": refused, "tenable": False, "why": "too few families hold it"}
+        weighed[law] = {"families": held[law], "refused": refused, "tenable": False, "why": "it fits too few families"}
         if law in able and common:
             weighed[law] |= _weights(fits[law]) | {"held_out": _held_out([families[n].entry for n in common])}
     ranked = [row for row in weighed.values() if "aic" in row]
@@ -57,16 +57,16 @@ def weigh(fitted: ByLaw) -> dict[str, Entry]:
     for row in ranked:
         above = min(row["aicc_above_best"], row["aic_above_best"])
         row["tenable"] = row["exact"] if is_exact else not above > NO_SUPPORT
-        why = "other laws hold all rows exactly" if is_exact else f"AIC and AICc at least {above:.3g} above the best"
+        why = "other laws fit all rows exactly" if is_exact else f"AIC and AICc at least {above:.3g} above the best"
         row["why"] = "" if row["tenable"] else why
     for law, p, richer in _rejected_by_richer(fits) if not is_exact and common else []:
         weighed[law] |= {"tenable": False, "why": f"an F test against {richer} has p = {p:.2g}"}
     return weighed
 
 
-def _is_in_size(families: Mapping[str, Fitted]) -> bool:
-    """Whether a law is about N first."""
-    return next(iter(next(iter(families.values())).entry["range"])) == "N"
+def is_in_size(families: Mapping[str, Fitted]) -> bool:
+    """Whether the law of these fits is about N first."""
+    return bool(next(iter(families.values())).entry["variables"][0] == "N")
 
 
 def _rejected_by_richer(fits: Mapping[str, Sequence[Fit]]) -> Iterator[tuple[str, float, str]]:
@@ -114,7 +114,7 @@ def choose_law(fitted: ByLaw, weighed: Mapping[str, Entry], requested: str) -> t
     exact = {law: row["parameters"] for law, row in weighed.items() if row.get("exact")}
     if exact:
         return min(exact, key=lambda law: exact[law]), "all rows lie on it to rounding"
-    among = "the laws in N" if weighed and _is_in_size(fitted[next(iter(weighed))]) else "the laws"
+    among = "the laws in N" if weighed and is_in_size(fitted[next(iter(weighed))]) else "the laws"
     tenable = [law for law, row in weighed.items() if row["tenable"]] or list(weighed)
     scores = {law: weighed[law]["aicc"] for law in tenable if np.isfinite(weighed[law].get("aicc", np.nan))}
     if scores:

@@ -15,8 +15,8 @@ from slm.runtime.words import shortlist
 from slm.scaling.caveats import Case, Entry, detectable, few, levels, limits, names_of, not_compared
 from slm.scaling.pairs import adjust
 
-RECORDED = ("a", "b", "exponent", "paired", "above", "delta", "ci_low", "ci_high", "p", "p_adjusted",
-            "p_any_floor_adjusted", "differs")  # fmt: skip
+RECORDED = "a b exponent paired above delta ci_low ci_high p p_adjusted p_any_floor_adjusted differs"
+"""Keys of a pair in comparison.json."""
 
 
 def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None) -> Entry:
@@ -44,7 +44,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
     if controlled is False and len(comparison["families"]) > 1:
         sentences.append("The comparison is NOT CONTROLLED: the audit names what differs or is not recorded.")
     sentences += limits(case)
-    recorded = [{name: pair[name] for name in RECORDED} for pair in pairs]
+    recorded = [{name: pair[name] for name in RECORDED.split()} for pair in pairs]
     return {"headline": headline, "distinguishable": answer, "sentences": sentences, "pairs": recorded}
 
 
