@@ -55,7 +55,7 @@ def compare(name: str, path: str, ours: Any, theirs: Any, limit: int) -> bool:
     results, likelihoods, seconds = [], [], []
     for model in (ours, theirs):
         with quiet():
-            loaded = load_task(name, {name: path})
+            loaded = load_task(name, path)
             timed = Timed(model)
             results.append(evaluate_task(timed, loaded, limit=limit, num_fewshot=0, seed=0)[name])
         instances = loaded["tasks"][name].instances

@@ -1,4 +1,4 @@
-"""What `conf/evaluate.yaml` needs of Python: the folder of an evaluation, and the check of what a person gave.
+"""The settings of `conf/evaluate.yaml`: the folder of an evaluation, and the check of what a person gave.
 
 Imports no torch, so `--help` and mistakes are quick.
 """
@@ -14,14 +14,77 @@ from omegaconf import OmegaConf
 
 from slm.data.local import files_to_evaluate
 from slm.evaluation.protocols import BOS_RULES, PROTOCOLS
+from slm.evaluation.tasks import MOBILELLM
 from slm.runtime.address import local_folder
 from slm.runtime.command_line import cache_home, new_folder
-from slm.runtime.settings import written_out
+from slm.runtime.settings import (
+    AUTO_SWITCH,
+    NAME,
+    NOT_NEGATIVE,
+    SWITCH,
+    TEXT,
+    Kind,
+    check_kinds,
+    list_of,
+    one_of,
+    or_null,
+    whole_number,
+)
+from slm.runtime.words import is_number
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-DEVICES = ("auto", "cpu", "cuda")
-MOBILELLM = "mobilellm"
-"""In `tasks`: the paper's eight."""
+
+def _integer(least: int) -> Kind:
+    """A whole number that YAML reads as one: counts of tokens index arrays, which 1e3 cannot."""
+    kind = whole_number(least)
+    return Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
+
+
+KINDS = {
+    "checkpoint": or_null(Kind("a path or hub id", NAME.accepts)),
+    "checkpoints": or_null(list_of(NAME, "paths and hub ids, as in checkpoints=[a,b]")),
+    "revision": or_null(TEXT),
+    "output_dir": Kind("a folder", NAME.accepts),
+    "cache_dir": Kind("a folder", NAME.accepts),
+    # numpy's global generator, which the harness draws few-shot examples with, takes 32 bits.
+    "seed": Kind("a whole number from 0 to 2^32 - 1", lambda value: _integer(0).accepts(value) and value < 2**32),
+    "device": one_of("auto", "cpu", "cuda"),
+    "dtype": one_of("auto", "float32", "bfloat16", "float16", "float64"),
+    "batch_tokens": _integer(1),
+    "perplexity.protocols": Kind(
+        f"a list of {', '.join(PROTOCOLS)}, or [] for no perplexity",
+        lambda value: list_of(one_of(*PROTOCOLS), "", least=0).accepts(value),
+    ),
+    "perplexity.sliding.max_length": or_null(_integer(1)),
+    "perplexity.sliding.stride": or_null(_integer(1)),
+    "perplexity.non_overlapping.max_length": or_null(_integer(1)),
+    "perplexity.max_tokens": or_null(_integer(1)),
+    "perplexity.bos": one_of(*BOS_RULES),
+    "perplexity.document_start": or_null(Kind("a pattern", TEXT.accepts)),
+    "speed.enabled": SWITCH,
+    "speed.prompt_tokens": or_null(_integer(1)),
+    "speed.new_tokens": _integer(2),
+    "speed.repetitions": _integer(1),
+    "speed.cache": SWITCH,
+    "speed.compile": AUTO_SWITCH,
+    "tasks": Kind(
+        "mobilellm, the name of a task, or a list of names",
+        lambda value: value is None or TEXT.accepts(value) or list_of(TEXT, "", least=0).accepts(value),
+    ),
+    "task_files": Kind(
+        "a mapping of names to files, as in 'task_files={piqa: piqa.jsonl}'",
+        lambda value: value is None or (isinstance(value, Mapping) and all(map(TEXT.accepts, value.values()))),
+    ),
+    "task_limit": or_null(_integer(1)),
+    "task_shots": or_null(_integer(0)),
+    "prompt": or_null(TEXT),
+    "generation.max_new_tokens": _integer(1),
+    "generation.temperature": NOT_NEGATIVE,
+    "generation.top_k": or_null(_integer(1)),
+    "generation.top_p": or_null(Kind("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1)),
+    "export": or_null(TEXT),
+    "unroll_sharing": SWITCH,
+    "logger": Kind("a group of settings", lambda value: isinstance(value, Mapping)),
+}
 
 
 def register() -> None:
@@ -31,37 +94,41 @@ def register() -> None:
 
 
 def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with checkpoints, tasks and task files in one form; `ValueError` names the first key that is wrong.
+    """Return the settings with `checkpoints` a list, `tasks` a list of names and `task_files` a dict.
 
-    `checkpoints` become a list, `tasks` a list of names, `task_files` a dict.
+    Raises `ValueError` for the first setting that is wrong.
     """
-    for key in ("perplexity", "perplexity.sliding", "perplexity.non_overlapping", "speed", "generation", "logger"):
-        _require(key, section := _at(config, key), isinstance(section, Mapping), "a group of settings")
-    for key in ("output_dir", "cache_dir"):
-        _require(key, config[key], isinstance(config[key], str) and bool(config[key].strip()), "a folder")
-    settings = {**config, "output_dir": str(Path(os.path.expanduser(config["output_dir"])))}
-    settings["checkpoints"] = _checkpoints(config)
-    _check_choices(config)
-    _check_perplexity(config["perplexity"], own_text=config.get("data") is None)
-    _check_speed(config["speed"])
-    _check_generation(config["generation"])
-    settings["task_files"] = _task_files(config["task_files"])
-    settings["tasks"] = _tasks(config["tasks"], settings["task_files"])
-    for key in ("task_limit", "task_shots"):
-        least = int(key == "task_limit")
-        good = config[key] is None or _whole(config[key], least)
-        _require(key, config[key], good, f"a whole number of at least {least}, or null")
-    folder = Path(settings["output_dir"])
+    check_kinds(config, KINDS)
+    folder = Path(os.path.expanduser(config["output_dir"]))
+    task_files = {str(name): path for name, path in (config["task_files"] or {}).items()}
+    settings = {
+        **config,
+        "output_dir": str(folder),
+        "checkpoints": _checkpoints(config),
+        "task_files": task_files,
+        "tasks": _task_names(config["tasks"], task_files),
+    }
+    if config["prompt"] is not None and config["export"] is not None:
+        raise ValueError("prompt and export are two things to do: give one of them")
+    if config["unroll_sharing"] and config["export"] is None:
+        raise ValueError("unroll_sharing=true goes with export=FOLDER")
+    perplexity = config["perplexity"]
+    for key, default in (("bos", "auto"), ("document_start", None)):
+        if config.get("data") is None and perplexity[key] != default:
+            raise ValueError(
+                f"perplexity.{key}={perplexity[key]} goes with data=...: a run's own validation text is framed as it "
+                "was in training"
+            )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
-    measured = config["perplexity"]["protocols"] or config["speed"]["enabled"] or settings["tasks"]
+    measured = perplexity["protocols"] or config["speed"]["enabled"] or settings["tasks"]
     if not measured and config["prompt"] is None and config["export"] is None:
         raise ValueError("nothing is left to measure: perplexity.protocols is [], speed.enabled false, tasks null")
     return settings
 
 
 def check_paths(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a checkpoint or a text of checked settings that is not there."""
+    """Raise `ValueError` for a checkpoint or a text of checked settings that does not exist."""
     for checkpoint in settings["checkpoints"]:
         local_folder(*address_of(checkpoint, settings))
     if (settings.get("data") or {}).get("source") == "local":
@@ -69,122 +136,31 @@ def check_paths(settings: Mapping[str, Any]) -> None:
 
 
 def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Path or hub id, and revision: after an @, or what holds for all."""
+    """Path or hub id, and revision: what follows an @ in `checkpoint`, else the setting `revision`."""
     name, at, revision = checkpoint.rpartition("@")
-    if at and not Path(os.path.expanduser(checkpoint)).exists():
+    is_local = Path(os.path.expanduser(checkpoint)).exists()
+    if at and not is_local:
         return name, revision
-    alone = len(settings["checkpoints"]) == 1  # of several, `revision` is for those on the hub
-    return checkpoint, settings["revision"] if alone or not Path(os.path.expanduser(checkpoint)).exists() else None
-
-
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value[part]
-    return value
+    # Of several checkpoints, `revision` is for those on the hub.
+    return checkpoint, settings["revision"] if len(settings["checkpoints"]) == 1 or not is_local else None
 
 
 def _checkpoints(config: Mapping[str, Any]) -> list[str]:
-    one, several = config["checkpoint"], config["checkpoints"]
-    if (one is None) == (several is None):
+    if (config["checkpoint"] is None) == (config["checkpoints"] is None):
         raise ValueError(
             "give one checkpoint=..., or several as checkpoints=[a,b]: run directories, folders of exported or "
             "downloaded models, or hub ids such as facebook/MobileLLM-125M"
         )
-    named = [one] if several is None else several
-    good = isinstance(named, list) and bool(named) and all(isinstance(item, str) and item.strip() for item in named)
-    wanted = "a path or hub id" if several is None else "a list of paths and hub ids, as in checkpoints=[a,b]"
-    _require("checkpoint" if several is None else "checkpoints", one if several is None else several, good, wanted)
-    if len(set(named)) < len(named):
-        raise ValueError(f"checkpoints names {next(n for n in named if named.count(n) > 1)} more than once")
-    if len(named) > 1 and (config["prompt"] is not None or config["export"] is not None):
+    names = [config["checkpoint"]] if config["checkpoints"] is None else list(config["checkpoints"])
+    if len(set(names)) < len(names):
+        raise ValueError(f"checkpoints names {next(name for name in names if names.count(name) > 1)} more than once")
+    if len(names) > 1 and (config["prompt"] is not None or config["export"] is not None):
         raise ValueError("prompt and export take one checkpoint=...")
-    return list(named)
+    return names
 
 
-def _check_choices(config: Mapping[str, Any]) -> None:
-    for key, allowed in (("dtype", DTYPES), ("device", DEVICES)):
-        _require(key, config[key], config[key] in allowed, f"one of {', '.join(allowed)}")
-    _require("batch_tokens", config["batch_tokens"], _whole(config["batch_tokens"], 1), "a whole number of at least 1")
-    good = _whole(config["seed"], 0) and config["seed"] < 2**32
-    _require("seed", config["seed"], good, "a whole number from 0 to 2**32 - 1")
-    for key in ("revision", "prompt", "export"):
-        _require(key, config[key], config[key] is None or isinstance(config[key], str), "text, or null")
-    if config["prompt"] is not None and config["export"] is not None:
-        raise ValueError("prompt and export are two things to do: give one of them")
-    _require("unroll_sharing", config["unroll_sharing"], isinstance(config["unroll_sharing"], bool), "true or false")
-    if config["unroll_sharing"] and config["export"] is None:
-        raise ValueError("unroll_sharing=true goes with export=FOLDER")
-
-
-def _check_perplexity(settings: Mapping[str, Any], *, own_text: bool) -> None:
-    for key, usual in (("bos", "auto"), ("document_start", None)):
-        if own_text and settings[key] != usual:
-            raise ValueError(
-                f"perplexity.{key}={settings[key]} goes with data=...: a run's own validation text is framed as it was "
-                "in training"
-            )
-    _require("perplexity.bos", settings["bos"], settings["bos"] in BOS_RULES, f"one of {', '.join(BOS_RULES)}")
-    start = settings["document_start"]
-    _require("perplexity.document_start", start, start is None or isinstance(start, str), "a pattern, or null")
-    protocols = settings["protocols"]
-    good = isinstance(protocols, list) and set(map(str, protocols)) <= set(PROTOCOLS)
-    _require("perplexity.protocols", protocols, good, "a list of sliding, non_overlapping, or [] for no perplexity")
-    lengths = {
-        "perplexity.sliding.max_length": settings["sliding"]["max_length"],
-        "perplexity.sliding.stride": settings["sliding"]["stride"],
-        "perplexity.non_overlapping.max_length": settings["non_overlapping"]["max_length"],
-        "perplexity.max_tokens": settings["max_tokens"],
-    }
-    for key, value in lengths.items():
-        _require(key, value, value is None or _whole(value, 1), "a whole number of at least 1, or null")
-
-
-def _check_speed(settings: Mapping[str, Any]) -> None:
-    prompt = settings["prompt_tokens"]
-    _require(
-        "speed.prompt_tokens", prompt, prompt is None or _whole(prompt, 1), "a whole number of at least 1, or null"
-    )
-    for key, least in (("new_tokens", 2), ("repetitions", 1)):
-        _require(f"speed.{key}", settings[key], _whole(settings[key], least), f"a whole number of at least {least}")
-    for key in ("enabled", "cache"):
-        _require(f"speed.{key}", settings[key], isinstance(settings[key], bool), "true or false")
-    _require("speed.compile", settings["compile"], settings["compile"] in ("auto", True, False), "auto, true or false")
-
-
-def _check_generation(settings: Mapping[str, Any]) -> None:
-    new, temperature, k, p = (settings[key] for key in ("max_new_tokens", "temperature", "top_k", "top_p"))
-    _require("generation.max_new_tokens", new, _whole(new, 1), "a whole number of at least 1")
-    _require("generation.temperature", temperature, _number(temperature) and temperature >= 0, "a number from 0 on")
-    _require("generation.top_k", k, k is None or _whole(k, 1), "a whole number of at least 1, or null")
-    _require("generation.top_p", p, p is None or (_number(p) and 0 < p <= 1), "above 0 and at most 1, or null")
-
-
-def _task_files(files: Any) -> dict[str, str]:
-    good = files is None or (isinstance(files, Mapping) and all(isinstance(path, str) for path in files.values()))
-    _require("task_files", files, good, "a mapping of names to files, as in 'task_files={piqa: piqa.jsonl}'")
-    return {str(name): path for name, path in (files or {}).items()}
-
-
-def _tasks(tasks: Any, files: Mapping[str, str]) -> list[str]:
-    """Names of tasks; those of files are run without being named."""
-    from slm.evaluation.tasks.names import MOBILELLM as EIGHT
-
+def _task_names(tasks: str | list[str] | None, files: Mapping[str, str]) -> list[str]:
+    """The tasks to run, each once: those named, and those of `files`."""
     named = [tasks] if isinstance(tasks, str) else tasks or []
-    good = isinstance(named, list) and all(isinstance(name, str) for name in named)
-    _require("tasks", tasks, good, f"{MOBILELLM}, the name of a task, or a list of names")
-    names = [task for name in named for task in (EIGHT if name == MOBILELLM else (name,))]
+    names = [task for name in named for task in (MOBILELLM if name == "mobilellm" else (name,))]
     return list(dict.fromkeys([*names, *files]))
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _require(key: str, value: Any, good: bool, wanted: str) -> None:
-    if not good:
-        raise ValueError(f"{key}={value!r} must be {wanted}{written_out(value)}")

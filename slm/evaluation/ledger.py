@@ -1,40 +1,41 @@
-"""`results.json`: what has been measured so far, kept after every measurement, so that nothing is measured twice.
+"""`results.json`: what has been measured so far, saved after every measurement, so that nothing is measured twice.
 
-Notable: a directory belongs to one set of settings, and an entry to one content of a checkpoint (its fingerprint): what
-was measured under others is refused or measured anew, never mixed.
+Notable: a directory belongs to one set of settings, and an entry to one content of a checkpoint (its fingerprint).
+Other settings are refused, and other content is measured anew; they never mix.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from slm.evaluation.labels import short_names
+from slm.runtime.files import write_whole
 
 Entry = dict[str, Any]
 
 IDENTITY = ("data", "device", "dtype", "seed", "perplexity", "speed", "task_limit", "task_shots")
 """Settings that must be the same for a directory to be continued; checkpoints and tasks may be added."""
-SAME = ("revision", "fingerprint", "dtype", "autocast", "device")
-"""Facts of an entry that must be the same for its figures to stand, whatever the checkpoint is called."""
-SETTINGS = "evaluation.yaml"
+SAME_FACTS = ("revision", "fingerprint", "dtype", "autocast", "device")
+"""Facts that must be the same for the figures of an entry to stand, whatever the checkpoint is called."""
+SETTINGS_FILE = "evaluation.yaml"
 CONTENTS = ("results.json", "results.csv", "report.md", "figures", "config.yaml", "checkpoints", "model", "config.json")
-"""Of evaluations, runs, analyses and models: a folder with one of these and without `SETTINGS` is another's."""
+"""Files of evaluations, runs, analyses and models: a folder with one of these and no `SETTINGS_FILE` is another's."""
+GENERIC = ("model", "checkpoints")
+"""Folder names that do not identify a checkpoint."""
 
 
 class Ledger:
     """The entries of an evaluation directory, in the order in which checkpoints were first asked for."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Raises `ValueError` if the directory holds an evaluation with other settings, or somebody else's files."""
+        """Raises `ValueError` if the directory holds an evaluation with other settings, or files of something else."""
         self.folder, self.file = folder, folder / "results.json"
         self.settings = {key: settings[key] for key in (*IDENTITY, "checkpoints", "revision") if key in settings}
         self.entries = self._read()
@@ -46,41 +47,46 @@ class Ledger:
         try:
             with FileLock(self.folder / ".lock").acquire(timeout=0):
                 self.entries = self._read()  # another process may have ended since
-                self._write(SETTINGS, yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
+                settings = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
+                write_whole(self.folder / SETTINGS_FILE, settings)
                 yield
         except Timeout:
             raise ValueError(f"output_dir={self.folder} is in use by another process that evaluates there") from None
 
     def entry(self, facts: Mapping[str, Any]) -> Entry:
-        """The entry of a checkpoint, with what was measured of it before; a new one holds the `facts` alone."""
+        """The entry of a checkpoint with what was measured of it before; a new one holds only the `facts`."""
         for entry in self.entries:
-            if all(entry.get(key) == facts[key] for key in SAME):
+            if all(entry.get(key) == facts[key] for key in SAME_FACTS):
                 entry["checkpoint"] = facts["checkpoint"]
                 if entry["versions"] != facts["versions"]:
-                    said = f"Begun with {_listed(entry['versions'])}, continued with {_listed(facts['versions'])}."
-                    entry["continued"] = said
+                    before, now = (
+                        ", ".join(f"{package} {number}" for package, number in versions.items())
+                        for versions in (entry["versions"], facts["versions"])
+                    )
+                    entry["continued"] = f"Begun with {before}, continued with {now}."
                 return entry
-        # An entry of the same checkpoint with another content is of the past: a run that went on training, or figures
-        # of a machine with another precision.
+        # An entry of the same checkpoint with other content is out of date: a run that went on training, or figures of
+        # a machine with another precision.
         self.entries = [entry for entry in self.entries if entry["checkpoint"] != facts["checkpoint"]]
-        self.entries.append({**facts, **_blank()})
+        blank: Entry = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
+        self.entries.append({**facts, **blank})
         return self.entries[-1]
 
     def save(self) -> None:
         """Write `results.json` whole or not at all."""
         text = json.dumps(self.entries, indent=2, ensure_ascii=False, allow_nan=False)
-        lists_on_one_line = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda found: " ".join(found[0].split()), text)
-        self._write("results.json", lists_on_one_line + "\n")
+        lists_on_one_line = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
+        write_whole(self.file, lists_on_one_line + "\n")
 
     def arrange(self, checkpoints: Sequence[str]) -> None:
-        """Put the entries of `checkpoints` in that order, those of earlier commands after them, and name them apart."""
+        """Put the entries of `checkpoints` in that order, then those of earlier commands, and give all unique names."""
         places = {name: place for place, name in enumerate(checkpoints)}
         self.entries.sort(key=lambda entry: places.get(entry["checkpoint"], len(places)))
         for entry, name in zip(self.entries, short_names([e["checkpoint"] for e in self.entries]), strict=True):
             entry["name"] = name
 
     def _read(self) -> list[Entry]:
-        if not (self.folder / SETTINGS).exists():
+        if not (self.folder / SETTINGS_FILE).exists():
             foreign = [name for name in CONTENTS if (self.folder / name).exists()]
             if foreign:
                 raise ValueError(
@@ -88,7 +94,7 @@ class Ledger:
                 )
             return []
         try:
-            before = yaml.safe_load((self.folder / SETTINGS).read_text(encoding="utf-8"))
+            before = yaml.safe_load((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
             entries = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
             if not all("fingerprint" in entry["versions"] | entry for entry in entries):
                 raise TypeError
@@ -96,7 +102,7 @@ class Ledger:
             raise ValueError(
                 f"output_dir={self.folder} holds results or settings that cannot be read: choose another output_dir"
             ) from None
-        changed = [key for key in IDENTITY if before.get(key) != _plain(self.settings.get(key))]
+        changed = [key for key in IDENTITY if before.get(key) != _as_yaml(self.settings.get(key))]
         if changed:
             raise ValueError(
                 f"output_dir={self.folder} holds an evaluation with other settings of {', '.join(changed)}: choose "
@@ -104,21 +110,17 @@ class Ledger:
             )
         return entries
 
-    def _write(self, name: str, text: str) -> None:
-        partial = self.folder / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.folder / name)
+
+def short_names(checkpoints: Sequence[str]) -> list[str]:
+    """The shortest ends of paths (or hub ids) that are unique; never only the name of a run's export folder."""
+    parts = [[part for part in PurePath(name).parts if part not in ("/", ".", "..")] or [name] for name in checkpoints]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(path[-max(count, 2 if path[-1] in GENERIC else 1) :]) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(checkpoints)
 
 
-def _blank() -> Entry:
-    """The part of an entry that measurements fill in."""
-    return {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
-
-
-def _listed(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in versions.items())
-
-
-def _plain(value: Any) -> Any:
-    """As YAML gives it back."""
+def _as_yaml(value: Any) -> Any:
+    """A value as YAML reads it back."""
     return yaml.safe_load(yaml.safe_dump(value))

@@ -1,4 +1,4 @@
-"""What is measured of a checkpoint: perplexity by a protocol, speed, a task. Each knows its place in an entry.
+"""What is measured of a checkpoint, and in which precision: perplexity by a protocol, speed, a task.
 
 Notable: everything that can be refused is refused when measurements are planned, before any checkpoint is loaded.
 """
@@ -12,19 +12,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from slm.checkpoints import Checkpoint, Provenance
 from slm.evaluation.encode import Stream, encode, run_stream
-from slm.evaluation.overlap import trained_on
+from slm.evaluation.ledger import Entry
 from slm.evaluation.perplexity import perplexity
-from slm.evaluation.precision import Precision
 from slm.evaluation.protocols import Protocol
 from slm.evaluation.speed import check_compiler, check_room, measure_speed
-from slm.evaluation.tasks import run_tasks
 from slm.evaluation.tasks.local import answered, files_of_task, read_records
-from slm.evaluation.texts import Text, read_text
+from slm.evaluation.tasks.run import run_task
+from slm.evaluation.texts import Text, read_text, training_documents
+from slm.runtime.machine import native_bfloat16
 from slm.runtime.progress import progress
 
-Entry = dict[str, Any]
+TRAINING_DTYPES = {
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "32-true": (torch.float32, None),
+    "64-true": (torch.float64, None),
+}
+"""By the `precision` of a run: dtype of weights, and of matmuls where it differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Device and dtypes in which a checkpoint is measured."""
+
+    device: str
+    dtype: torch.dtype
+    autocast: torch.dtype | None
+    """Dtype of matmuls where it is not that of the weights."""
+    notes: tuple[str, ...] = ()
+    """Sentences that a reader of the figures must know."""
 
 
 @dataclass(frozen=True)
@@ -35,34 +54,51 @@ class Measurement:
     take: Callable[[Entry, Checkpoint, Precision], None]
 
 
-def text_of(settings: Mapping[str, Any]) -> Text | None:
-    """The text that all checkpoints are scored on; None where each has its own. Raises `ValueError` as `read_text`."""
-    asked = settings["perplexity"]
-    if settings.get("data") is None or not asked["protocols"]:
+def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Precision:
+    """Fill in `auto`: a run of ours in the precision that it was validated in, everything else in float32.
+
+    Raises `ValueError` for a device that this machine lacks.
+    """
+    device = settings["device"]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no CUDA device here; device=cpu runs anywhere")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings["dtype"] != "auto":
+        return Precision(device=device, dtype=getattr(torch, settings["dtype"]), autocast=None)
+    trained = str(provenance.result.get("precision"))
+    dtype, autocast = TRAINING_DTYPES.get(trained, (torch.float32, None))
+    if autocast is not None and not native_bfloat16(device):
+        note = f"The run was validated in {trained}, which is emulated here and takes hours: this is float32."
+        return Precision(device=device, dtype=dtype, autocast=None, notes=(note,))
+    return Precision(device=device, dtype=dtype, autocast=autocast)
+
+
+def shared_text(settings: Mapping[str, Any]) -> Text | None:
+    """The text that all checkpoints are scored on; None if each has its own. Raises `ValueError` as `read_text`."""
+    perplexity_settings = settings["perplexity"]
+    if settings.get("data") is None or not perplexity_settings["protocols"]:
         return None
-    cache_dir = Path(os.path.expanduser(settings["cache_dir"]))
-    return read_text(settings["data"], document_start=asked["document_start"], cache_dir=cache_dir)
+    start = perplexity_settings["document_start"]
+    return read_text(settings["data"], document_start=start, cache_dir=_cache_dir(settings))
 
 
-def planned(
+def plan_measurements(
     settings: Mapping[str, Any], provenance: Provenance, precision: Precision, text: Text | None
 ) -> list[Measurement]:
-    """What the settings ask to measure of a checkpoint. Raises `ValueError` for what cannot be."""
+    """What the settings ask to measure of a checkpoint. Raises `ValueError` for what cannot be measured."""
     # Speed first: what was computed before would count as memory.
     speed = [_speed(settings["speed"], provenance, precision.device)] if settings["speed"]["enabled"] else []
-    return (
-        speed
-        + _perplexities(settings, provenance, text)
-        + [_task(name, settings, provenance) for name in settings["tasks"]]
-    )
+    tasks = [_task(name, settings, provenance) for name in settings["tasks"]]
+    return speed + _perplexities(settings, provenance, text) + tasks
 
 
-def _speed(asked: Mapping[str, Any], provenance: Provenance, device: str) -> Measurement:
-    """A prompt that is left open is as long as usual, or as the context allows where that is shorter."""
+def _speed(settings: Mapping[str, Any], provenance: Provenance, device: str) -> Measurement:
     room = provenance.config.max_position_embeddings
-    settings = {**asked, "prompt_tokens": asked["prompt_tokens"] or max(1, min(512, room - asked["new_tokens"]))}
+    prompt_tokens = settings["prompt_tokens"] or max(1, min(512, room - settings["new_tokens"]))
+    settings = {**settings, "prompt_tokens": prompt_tokens}
     check_room(settings, room)
-    check_compiler(asked["compile"], device)
+    check_compiler(settings["compile"], device)
 
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         with progress("evaluation: speed", 100, "%") as advance:
@@ -72,111 +108,102 @@ def _speed(asked: Mapping[str, Any], provenance: Provenance, device: str) -> Mea
 
 
 def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Measurement:
-    given = settings["task_files"].get(name)
-    content = b"".join(file.read_bytes() for file in files_of_task(name, given)) if given else b""
-    digest = hashlib.sha256(content).hexdigest()[:16] if given else None
+    file, fingerprint = settings["task_files"].get(name), None
+    if file:
+        content = b"".join(path.read_bytes() for path in files_of_task(name, file))
+        fingerprint = hashlib.sha256(content).hexdigest()[:16]
 
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
-        found = run_tasks(
+        results = run_task(
             checkpoint.decoder,
             checkpoint.tokenizer,
-            [name],
-            task_files=settings["task_files"],
+            name,
+            file=file,
             limit=settings["task_limit"],
             num_fewshot=settings["task_shots"],
             batch_tokens=settings["batch_tokens"],
             autocast=precision.autocast,
             seed=settings["seed"],
         )
-        # A group of the harness gives tasks of other names; one that failed, an error of its own.
+        facts: Entry = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": None}
+        training = training_documents(provenance.run, _cache_dir(settings)) if file else None
+        if training is not None:
+            questions = [answered(record) for record in read_records(name, file)]
+            facts["in_training"] = training.share_of_questions(questions)
+        # A group of the harness gives tasks of other names, and one that failed an error under its own.
         others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
-        asked: Entry = {"asked_as": name, "file_fingerprint": digest, "in_training": None}
-        known = trained_on(provenance.run, Path(os.path.expanduser(settings["cache_dir"]))) if given else None
-        if known is not None:
-            asked["in_training"] = known.share_of([answered(record) for record in read_records(name, given)])
-        entry["tasks"] = others | {task: {**result, **asked} for task, result in found.items()}
+        entry["tasks"] = others | {task: {**result, **facts} for task, result in results.items()}
 
     def is_in(entry: Entry) -> bool:
         done = [task for task in entry["tasks"].values() if task["asked_as"] == name]
         # What failed is tried again.
-        return bool(done) and all("error" not in task and task["file_fingerprint"] == digest for task in done)
+        return bool(done) and all("error" not in task and task["file_fingerprint"] == fingerprint for task in done)
 
     return Measurement(is_in, take)
 
 
 def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Text | None) -> list[Measurement]:
-    asked = settings["perplexity"]
-    if not asked["protocols"]:
-        return []
-    scored = _scored(settings, provenance, text)
-    protocols = [_protocol(name, asked, provenance) for name in dict.fromkeys(asked["protocols"])]
-    return [_perplexity(scored, protocol, settings) for protocol in protocols]
+    names = dict.fromkeys(settings["perplexity"]["protocols"])
+    if names and text is None and provenance.run is None:
+        raise ValueError(
+            f"checkpoint={provenance.checkpoint} is no run of ours, so it has no validation text: give one, as "
+            "data=wikitext2 (hub), data=local data.paths=FILE or data=pydocs, or perplexity.protocols=[] for none"
+        )
+    protocols = [_protocol(name, settings["perplexity"], provenance) for name in names]
+    return [_perplexity(protocol, settings, provenance.run, text) for protocol in protocols]
 
 
-def _perplexity(scored: _Scored, protocol: Protocol, settings: Mapping[str, Any]) -> Measurement:
+def _perplexity(protocol: Protocol, settings: Mapping[str, Any], run: Path | None, text: Text | None) -> Measurement:
+    windows = {"protocol": protocol.name, "max_length": protocol.max_length, "stride": protocol.stride}
+
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
-        text = scored.stream(checkpoint)
-        with progress(f"evaluation: perplexity, {protocol.name}", text.num_scored, "tokens") as advance:
-            found = perplexity(
+        stream = _stream(checkpoint, settings, run, text)
+        with progress(f"evaluation: perplexity, {protocol.name}", stream.num_scored, "tokens") as advance:
+            score = perplexity(
                 checkpoint.decoder,
-                text,
+                stream,
                 protocol,
                 batch_tokens=settings["batch_tokens"],
                 autocast=precision.autocast,
                 progress=advance,
             )
-        others = [result for result in entry["perplexity_results"] if not by_protocol(result)]
-        entry["perplexity_results"] = [*others, found]
+        others = [other for other in entry["perplexity_results"] if not has_windows(other)]
+        entry["perplexity_results"] = [*others, score]
 
-    def by_protocol(result: Entry) -> bool:
-        return all(result[key] == wanted for key, wanted in windows.items())
+    def has_windows(score: Entry) -> bool:
+        return windows.items() <= {key: score[key] for key in windows}.items()
 
     def is_in(entry: Entry) -> bool:
-        prints = [result["data_fingerprint"] for result in entry["perplexity_results"] if by_protocol(result)]
-        return bool(prints) and scored.fingerprint in (None, *prints)
-
-    windows = {"protocol": protocol.name, "max_length": protocol.max_length, "stride": protocol.stride}
+        fingerprints = [score["data_fingerprint"] for score in entry["perplexity_results"] if has_windows(score)]
+        return bool(fingerprints) and (text is None or text.fingerprint in fingerprints)
 
     return Measurement(is_in, take)
 
 
+def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | None, text: Text | None) -> Stream:
+    """The shared text, or else the run's own validation text, as the checkpoint's tokenizer sees it."""
+    bos, max_tokens = settings["perplexity"]["bos"], settings["perplexity"]["max_tokens"]
+    cache_dir = _cache_dir(settings)
+    if text is None:
+        assert run is not None  # _perplexities refuses it
+        return run_stream(run, checkpoint.tokenizer, cache_dir=cache_dir, max_tokens=max_tokens)
+    training = training_documents(run, cache_dir)
+    share = None if training is None else training.share_of_bytes(text.documents)
+    return replace(encode(text, checkpoint.tokenizer, bos=bos, max_tokens=max_tokens), in_training=share)
+
+
 def _protocol(
-    name: Literal["sliding", "non_overlapping"], asked: Mapping[str, Any], provenance: Provenance
+    name: Literal["sliding", "non_overlapping"], settings: Mapping[str, Any], provenance: Provenance
 ) -> Protocol:
-    """The windows asked for; those left open fit the context, and are no longer than what a run was trained on."""
-    usual = 1024 if name == "sliding" else 2048
-    fits = min(usual, provenance.config.max_position_embeddings, provenance.result.get("sequence_length") or usual)
-    max_length = asked[name]["max_length"] or fits
-    stride = max_length if name == "non_overlapping" else asked[name]["stride"] or max(1, max_length // 2)
+    """A length left open fits the context, and is no longer than what a run was trained on; a stride is half of it."""
+    default = 1024 if name == "sliding" else 2048
+    trained = provenance.result.get("sequence_length") or default
+    max_length = settings[name]["max_length"] or min(default, provenance.config.max_position_embeddings, trained)
+    stride = max_length if name == "non_overlapping" else settings[name]["stride"] or max(1, max_length // 2)
     protocol = Protocol(name=name, max_length=max_length, stride=stride)
     protocol.check(provenance.config)
     return protocol
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """A text to score: how a checkpoint sees it, and what tells it from others; None for a run's own."""
-
-    stream: Callable[[Checkpoint], Stream]
-    fingerprint: str | None
-
-
-def _scored(settings: Mapping[str, Any], provenance: Provenance, text: Text | None) -> _Scored:
-    asked, cache_dir = settings["perplexity"], Path(os.path.expanduser(settings["cache_dir"]))
-    if text is not None:
-        how = {"bos": asked["bos"], "max_tokens": asked["max_tokens"]}
-
-        def stream(checkpoint: Checkpoint) -> Stream:
-            known = trained_on(provenance.run, cache_dir)
-            share = None if known is None else known.share_of_bytes(text.documents)
-            return replace(encode(text, checkpoint.tokenizer, **how), in_training=share)
-
-        return _Scored(stream, text.fingerprint)
-    run = provenance.run
-    if run is None:
-        raise ValueError(
-            f"checkpoint={provenance.checkpoint} is no run of ours, so it has no validation text: give one, as "
-            "data=wikitext2 (hub), data=local data.paths=FILE or data=pydocs, or perplexity.protocols=[] for none"
-        )
-    limit = asked["max_tokens"]
-    return _Scored(lambda own: run_stream(run, own.tokenizer, cache_dir=cache_dir, max_tokens=limit), None)
+def _cache_dir(settings: Mapping[str, Any]) -> Path:
+    return Path(os.path.expanduser(settings["cache_dir"]))

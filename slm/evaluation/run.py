@@ -15,20 +15,17 @@ from slm.checkpoints import Provenance, check, export, load
 from slm.checkpoints.weights import dtype_name
 from slm.evaluation.config import address_of
 from slm.evaluation.generation import stream_sample
-from slm.evaluation.ledger import Ledger
-from slm.evaluation.measure import Measurement, planned, text_of
-from slm.evaluation.precision import Precision, resolve_precision
-from slm.evaluation.report import write_report
-from slm.evaluation.summary import print_summary
+from slm.evaluation.ledger import Entry, Ledger
+from slm.evaluation.measure import Measurement, Precision, plan_measurements, resolve_precision, shared_text
+from slm.evaluation.report.summary import print_summary
+from slm.evaluation.report.write import write_report
 from slm.evaluation.tasks import check_tasks
-from slm.evaluation.texts import Text
 from slm.model.counts import num_params
+from slm.runtime.progress import say
 from slm.tracking import check_logger, record_evaluation
 
-Entry = dict[str, Any]
-
 SKIPPED_TASKS = 3
-"""Exit code where all was measured but tasks whose data could not be had."""
+"""Exit code where all was measured except tasks whose data could not be had."""
 SCHEMA = 1
 
 
@@ -48,46 +45,42 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     check_tasks(settings["tasks"], settings["task_files"])
     folder = Path(settings["output_dir"])
     ledger = Ledger(folder, settings)
-    found = {checkpoint: _checked(checkpoint, settings) for checkpoint in settings["checkpoints"]}
-    _refuse_doubles(found)
-    text = text_of(settings)  # which may have to be built, so mistakes in checkpoints come first
-    plans = {name: _plan(provenance, settings, text) for name, provenance in found.items()}
+    checkpoints = {name: _check(name, settings) for name in settings["checkpoints"]}
+    _refuse_same_weights(checkpoints)
+    text = shared_text(settings)  # which may have to be built, so mistakes in checkpoints come first
+    plans = []
+    for name, provenance in checkpoints.items():  # before any weights are read
+        precision = resolve_precision(settings, provenance)
+        plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
     for note in text.notes if text else ():
-        _say(note)
+        say(note)
     with ledger.claimed():
-        _say(f"results go to {folder}")
-        for number, (checkpoint, (provenance, precision, measurements)) in enumerate(plans.items(), start=1):
-            _say(f"[{number}/{len(plans)}] {checkpoint}")
-            entry = ledger.entry(_facts(checkpoint, provenance, precision))
+        say(f"results go to {folder}")
+        for number, (name, provenance, precision, measurements) in enumerate(plans, start=1):
+            say(f"[{number}/{len(plans)}] {name}")
+            entry = ledger.entry(_facts(name, provenance, precision))
             _measure(entry, measurements, provenance, precision, ledger)
         ledger.arrange(settings["checkpoints"])
         ledger.save()
-        files = write_report(folder, ledger.entries, command=_command())
-        _record(folder, ledger.entries, settings, files)
+        files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]))
+        if settings["logger"]["wandb"]:
+            _record(folder, ledger.entries, settings, files)
     print_summary(ledger.entries, folder)
     return SKIPPED_TASKS if any("error" in task for e in ledger.entries for task in e["tasks"].values()) else 0
 
 
-def _checked(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
+def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
     address, revision = address_of(checkpoint, settings)
     return check(address, revision=revision)
 
 
-def _plan(
-    provenance: Provenance, settings: Mapping[str, Any], text: Text | None
-) -> tuple[Provenance, Precision, list[Measurement]]:
-    """What is to be measured of a checkpoint, everything refused that can be before its weights are read."""
-    precision = resolve_precision(settings, provenance)
-    return provenance, precision, planned(settings, provenance, precision, text)
-
-
-def _refuse_doubles(found: Mapping[str, Provenance]) -> None:
-    """A model beside itself would enter comparisons and fits twice."""
+def _refuse_same_weights(checkpoints: Mapping[str, Provenance]) -> None:
+    """Two names of one model would enter comparisons and fits twice."""
     names: dict[str, str] = {}
-    for name, provenance in found.items():
-        if provenance.fingerprint in names:
-            raise ValueError(f"checkpoints: {names[provenance.fingerprint]} and {name} are the same weights: name one")
-        names[provenance.fingerprint] = name
+    for name, provenance in checkpoints.items():
+        first = names.setdefault(provenance.fingerprint, name)
+        if first != name:
+            raise ValueError(f"checkpoints: {first} and {name} are the same weights: name one")
 
 
 def _measure(
@@ -98,9 +91,9 @@ def _measure(
     ledger: Ledger,
 ) -> None:
     """Take the measurements that `entry` lacks, saving each; the checkpoint is only loaded if there are any."""
-    missing = [one for one in measurements if not one.is_in(entry)]
+    missing = [measurement for measurement in measurements if not measurement.is_in(entry)]
     if not missing:
-        _say("  measured already")
+        say("  measured already")
         return
     start = time.perf_counter()
     checkpoint = load(
@@ -108,17 +101,18 @@ def _measure(
         dtype=precision.dtype,
         device=precision.device,
     )
-    entry["load_seconds"] = time.perf_counter() - start
-    entry["params_total"] = num_params(checkpoint.decoder.config)
-    entry["params_non_embedding"] = num_params(checkpoint.decoder.config, non_embedding=True)
-    entry["shape"] = checkpoint.decoder.config.to_dict()
     if checkpoint.provenance.fingerprint != provenance.fingerprint:
         raise ValueError(f"checkpoint={entry['checkpoint']} was changed by somebody meanwhile: give the command again")
+    config = checkpoint.decoder.config
+    entry["load_seconds"] = time.perf_counter() - start
+    entry["params_total"] = num_params(config)
+    entry["params_non_embedding"] = num_params(config, non_embedding=True)
+    entry["shape"] = config.to_dict()
     entry["notes"] = [*checkpoint.provenance.notes, *precision.notes, *filter(None, [entry.get("continued")])]
-    for one in missing:
-        begin = time.perf_counter()
-        one.take(entry, checkpoint, precision)
-        entry["wall_seconds"] += time.perf_counter() - begin
+    for measurement in missing:
+        start = time.perf_counter()
+        measurement.take(entry, checkpoint, precision)
+        entry["wall_seconds"] += time.perf_counter() - start
         entry["evaluated_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         ledger.save()
     entry["status"] = "completed"
@@ -127,7 +121,6 @@ def _measure(
 
 def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
     """The part of an entry that is known before anything is measured."""
-    result = provenance.result
     return {
         "schema": SCHEMA,
         "checkpoint": checkpoint,
@@ -135,8 +128,8 @@ def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Ent
         "kind": provenance.kind,
         "revision": provenance.revision,
         "fingerprint": provenance.fingerprint,
-        "family": result.get("family"),
-        "train_tokens": result.get("train_tokens"),
+        "family": provenance.result.get("family"),
+        "train_tokens": provenance.result.get("train_tokens"),
         "stored_dtype": provenance.stored_dtype,
         "dtype": dtype_name(precision.dtype),
         "autocast": None if precision.autocast is None else dtype_name(precision.autocast),
@@ -161,8 +154,6 @@ def _export(settings: Mapping[str, Any]) -> int:
 
 
 def _record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], files: Sequence[Path]) -> None:
-    if not settings["logger"]["wandb"]:
-        return
     record_evaluation(
         folder,
         entries,
@@ -172,11 +163,3 @@ def _record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any],
         files=[folder / "results.json", *files],
         images=[file for file in files if file.suffix == ".png"],
     )
-
-
-def _command() -> str:
-    return shlex.join(["python", *sys.argv])
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

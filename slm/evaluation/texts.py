@@ -1,8 +1,10 @@
 """Texts to evaluate on: any conf/data/NAME.yaml, read as evaluation reads it and not as training does.
 
-Notable: one running text stays one text; what is several documents stays several. Files are read by the readers that
-training has, uncut. The fingerprint is that of the text alone, so results of different tokenizers and checkpoints can
-be held against each other by it.
+Notable: one running text stays one text, and several documents stay several. Files are read by training's readers,
+uncut. The fingerprint depends on the text alone, so it tells whether results of different tokenizers and checkpoints
+are of one text. Whether a run was trained on a text is told by the hashes of its training documents in the caches: only
+whole documents are found (of a long text the pieces that `data.max_document_bytes` cut it into), so a share of 0 does
+not prove that it was not.
 
 | source                    | what is read                               | as                                     |
 |---------------------------|--------------------------------------------|----------------------------------------|
@@ -17,37 +19,40 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from slm.data import hub, local
 from slm.data.cache import cached, digest
 from slm.data.corpus import prepare_documents
-from slm.data.documents import left_out_notes, read_documents, source_of, write_split
-from slm.data.readers import ROW_SUFFIXES, suffix_of
+from slm.data.documents import left_out_notes, read_documents, source_of, text_hash, training_hashes, write_split
+from slm.data.readers import ROW_SUFFIXES, pieces, suffix_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What is scored, before any tokenizer saw it."""
+    """A text to score, before any tokenizer saw it."""
 
     name: str
     documents: tuple[str, ...]
     """One running text, or separate documents; none is blank."""
     separate: bool
-    """Whether the documents are to stand between begin and end tokens; false for one running text."""
+    """Whether there are documents, to stand between begin and end tokens; false for one running text."""
     document_start: str | None = None
-    """Pattern of the lines that begin a document inside a running text; it only serves the standard error."""
+    """Pattern of the lines that begin a document inside a running text; only the standard error uses it."""
     notes: tuple[str, ...] = ()
-    """What was read and what was left out, sentences."""
+    """Sentences on what was read and what was left out."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of a running text the start of its SHA-256, as `sha256sum` prints it; else over length and text of each."""
+        """First 16 digits of a SHA-256: of a running text as `sha256sum` has it, or of documents with their lengths."""
         if not self.separate:
             return hashlib.sha256(self.documents[0].encode()).hexdigest()[:16]
         found = hashlib.sha256()
@@ -57,15 +62,18 @@ class Text:
 
 
 def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cache_dir: Path) -> Text:
-    """The text of `data`, the plain dict of a conf/data/NAME.yaml; of the hub it is fetched once into `cache_dir`.
+    """The text of `data`, the plain dict of a conf/data/NAME.yaml; one on the hub is fetched once into `cache_dir`.
 
-    `document_start` takes the place of `data.document_start`. Raises ValueError, in one sentence, for what cannot be
-    read, and for a text that is empty or white space alone.
+    `document_start` replaces `data.document_start`. Raises ValueError, in one sentence, for what cannot be read, and
+    for a text that is empty or only white space.
     """
     name, separate = data["name"], True
     start = document_start or data.get("document_start")
     source_of(data)  # refuses an unknown one
-    _check_pattern(start)
+    try:
+        re.compile(start or "")
+    except re.error as error:
+        raise ValueError(f"document_start={start!r} is no regular expression: {error}") from None
     notes: list[str] = []
     if data["source"] == "local":
         name, documents, separate, notes = _local(data)
@@ -90,13 +98,6 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
     )
 
 
-def _check_pattern(pattern: str | None) -> None:
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise ValueError(f"document_start={pattern!r} is no regular expression: {error}") from None
-
-
 def _local(data: Mapping[str, Any]) -> tuple[str, tuple[str, ...], bool, list[str]]:
     files, note = local.files_to_evaluate(data)
     texts = tuple(local.texts_to_evaluate(data))
@@ -105,12 +106,12 @@ def _local(data: Mapping[str, Any]) -> tuple[str, tuple[str, ...], bool, list[st
 
 
 def _split(data: Mapping[str, Any]) -> str | None:
-    # .get: a run that was configured before there was a test_split has none in its config.yaml
+    # .get: the config.yaml of a run from before there was a test_split has none.
     return data.get("test_split") or data["val_split"]
 
 
 def _rows(data: Mapping[str, Any], cache_dir: Path) -> tuple[str, ...]:
-    """Rows of the split; those of a data set whose rows are documents up to its limits."""
+    """Rows of the split; if rows are documents, up to the limits of the data set."""
     split = _split(data)
     options = {name: data[name] for name in ("path", "subset", "revision", "text_column", "document_start")}
     limits = {name: data[name] for name in ("max_documents", "max_bytes") if data["document_start"] is None}
@@ -143,36 +144,76 @@ def run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
 
 
 def cached_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Path | None:
-    """The folder of the documents of the run that `config` describes, in `cache_dir` or in the cache of the run."""
+    """The folder of the documents of the run that `config` describes, in `cache_dir` or in the run's cache, if any."""
     for cache in (cache_dir, Path(os.path.expanduser(config["cache_dir"]))):
         for manifest in sorted((cache / "documents").glob(f"{glob.escape(config['data']['name'])}-*/manifest.json")):
-            if _fingerprint_in(manifest) == fingerprint:
-                return manifest.parent
+            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged manifest: its folder is made again
+                if json.loads(manifest.read_text())["fingerprint"] == fingerprint:
+                    return manifest.parent
     return None
-
-
-def _fingerprint_in(manifest: Path) -> str | None:
-    """None for a damaged manifest: what is in its folder is not used, and made again."""
-    try:
-        return str(json.loads(manifest.read_text())["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
     """The validation documents, in lists, of the run of ours that `config` describes.
 
-    They are looked for by their fingerprint, in `cache_dir` and in the cache of the run, then made again from their
-    source in `cache_dir`. Raises ValueError where that gives other documents.
+    They are looked for by their fingerprint, in `cache_dir` and in the run's cache, else made again from their source
+    in `cache_dir`. Raises ValueError if that gives other documents.
     """
     data = config["data"]
-    if (found := cached_documents(config, fingerprint, cache_dir)) is not None:
-        return read_documents(found, "val")
+    cached_folder = cached_documents(config, fingerprint, cache_dir)
+    if cached_folder is not None:
+        return read_documents(cached_folder, "val")
     folder, facts = prepare_documents(data, cache_dir=cache_dir)
     if facts["fingerprint"] != fingerprint:
         raise ValueError(
-            f"data={data['name']} is not the text of the run any more: its fingerprint is {facts['fingerprint']} now "
+            f"data={data['name']} is no longer the text of the run: its fingerprint is {facts['fingerprint']} now "
             f"and was {fingerprint}; restore the files, package versions or cache_dir that the run was trained with, "
             "or evaluate on another text"
         )
     return read_documents(folder, "val")
+
+
+@dataclass(frozen=True)
+class TrainingDocuments:
+    """`text_hash` of all training documents of a run, and the bytes at which long ones were cut."""
+
+    hashes: np.ndarray
+    max_bytes: int | None
+
+    def share_of_bytes(self, texts: Iterable[str]) -> float:
+        """The share of the bytes of some texts that are in training documents."""
+        cut = [piece for text in texts for piece in pieces([text.encode()], self.max_bytes)]
+        sizes = np.array([len(piece) for piece in cut])
+        return float(sizes[self._contain([piece.decode() for piece in cut])].sum() / sizes.sum())
+
+    def share_of_questions(self, questions: Sequence[Sequence[str]]) -> float:
+        """The share of questions of which any of the texts given for each is a training document."""
+        contained = self._contain([text for texts in questions for text in texts])
+        starts = np.cumsum([0, *(len(texts) for texts in questions[:-1])])
+        return float(np.logical_or.reduceat(contained, starts).mean())
+
+    def _contain(self, texts: Sequence[str]) -> np.ndarray:
+        return np.isin(np.array([text_hash(text) for text in texts], dtype=np.uint64), self.hashes)
+
+
+def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments | None:
+    """What a run was trained on; None without a run, or if no cache has its documents any more."""
+    if run is None:
+        return None
+    config, fingerprints = run_facts(run)
+    folder = cached_documents(config, fingerprints["data"], cache_dir)
+    hashes = None if folder is None else training_hashes(folder)
+    return None if hashes is None else TrainingDocuments(hashes, config["data"].get("max_document_bytes"))
+
+
+def document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> np.ndarray:
+    """Number (n,) of the document in which each token of a running text begins, given the bytes of each token.
+
+    Documents begin at the matches of `document_start`; without a pattern there is one.
+    """
+    if document_start is None:
+        return np.zeros(len(sizes_n), dtype=np.int32)
+    # What stands before the first match belongs to the document that it opens.
+    cuts = [0, *(match.start() for match in re.finditer(document_start, text, re.MULTILINE))][2:]
+    lengths = [len(text[start:stop].encode()) for start, stop in zip([0, *cuts], cuts, strict=False)]
+    return np.searchsorted(np.cumsum(lengths), np.cumsum(sizes_n) - sizes_n, side="right").astype(np.int32)

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,11 @@ import torch
 from slm.evaluation.encode import Stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.protocols import Protocol
-from slm.evaluation.report.difference_table import verdicts
-from slm.evaluation.report.differences import Difference, Error, compare, paired_error
-from slm.evaluation.report.fits import gains
+from slm.evaluation.report.differences import Difference, Error, compare, paired_error, verdicts
 from slm.evaluation.report.quality import quality_section
 from slm.evaluation.report.results import Results
 from slm.evaluation.report.rows import rows, to_csv
-from slm.evaluation.report.scaling import gain_section
+from slm.evaluation.report.scaling import gain_section, gains
 from slm.evaluation.report.summary import summary_section
 from slm.model import Decoder, ModelConfig
 from tests.evaluation.reported import correlated_blocks, entry, score, scored_blocks
@@ -144,7 +143,7 @@ def test_blocks_that_end_elsewhere_are_not_paired_and_a_token_more_at_a_border_i
         else:
             other["blocks"] = {name: [v[0] + v[1], *v[2:]] for name, v in other["blocks"].items()}
         found = compare(a, other, "bits_per_byte").error
-        assert (found.blocks, found.why) == (None, "blocks end elsewhere")
+        assert (found.blocks, found.reason) == (None, "blocks end elsewhere")
         assert found.se == pytest.approx(math.hypot(a["se_bits_per_byte"], b["se_bits_per_byte"]))
 
 
@@ -168,7 +167,7 @@ def test_unlike_parts_of_a_text_have_no_difference() -> None:
     found[1]["perplexity_results"] = [scored_blocks(nats[:40], num_bytes[:40], tokens[:40])]
     text, table = told(found)
     assert not table
-    assert "unlike parts of the text were scored" in text
+    assert "different parts of the text were scored" in text
 
 
 def test_two_measures_have_tables_of_their_own() -> None:
@@ -187,7 +186,7 @@ def test_a_difference_that_stands_out_alone_may_not_among_many() -> None:
     assert verdicts([odd, *dull]) == ["yes, not after Holm", *["no"] * 5]
     assert verdicts([Difference(6.0, Error(1.0, 62)), *dull])[0] == "yes"
     assert verdicts([Difference(1.0, Error(None, None)), odd]) == ["not known", "yes"]
-    assert (Difference(0.0, Error(0.0, 62)).beyond, Difference(0.0, Error(0.0, 62)).p) == (False, 1.0)
+    assert (Difference(0.0, Error(0.0, 62)).is_significant, Difference(0.0, Error(0.0, 62)).p) == (False, 1.0)
 
 
 def test_gains_have_paired_errors_and_seeds_of_one_size_are_averaged_block_by_block() -> None:
@@ -196,13 +195,13 @@ def test_gains_have_paired_errors_and_seeds_of_one_size_are_averaged_block_by_bl
     a, b, c = map(the_score, found)
     (step,) = gains(Results(found))
     mean = {"blocks": c["blocks"] | {"nats": np.mean([a["blocks"]["nats"], b["blocks"]["nats"]], axis=0)}}
-    assert step.paired
+    assert step.is_paired
     assert step.se == pytest.approx(paired_by_hand(mean, c, "tokens") / np.log2(step.larger / step.smaller), rel=1e-9)
-    assert "Errors are of the differences, paired" in gain_section(Results(found), drawn=False).markdown()  # type: ignore[union-attr]
+    assert "Errors are of the differences, paired" in gain_section(Results(found), Path("nowhere")).markdown()  # type: ignore[union-attr]
     del c["blocks"]
     (step,) = gains(Results(found))
-    assert not step.paired
-    text = gain_section(Results(found), drawn=False).markdown()  # type: ignore[union-attr]
+    assert not step.is_paired
+    text = gain_section(Results(found), Path("nowhere")).markdown()  # type: ignore[union-attr]
     assert "Errors are those of two independent figures" in text
 
 

@@ -1,4 +1,4 @@
-"""What a run is known to have been trained on."""
+"""What a run is training to have been trained on."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from slm.data.corpus import prepare_documents
-from slm.evaluation.overlap import task_caveats, text_caveats, trained_on
+from slm.evaluation.report.results import task_caveats, text_caveats
+from slm.evaluation.texts import training_documents
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,37 +29,37 @@ def test_the_share_of_bytes_that_was_trained_on_is_found_document_by_document(tm
     for name, rows in {"train": ["one", "two three", "four"], "val": ["five"]}.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     run = run_on(tmp_path, paths=str(tmp_path / "train.jsonl"), val_paths=str(tmp_path / "val.jsonl"))
-    known = trained_on(run, tmp_path / "elsewhere")
-    assert known is not None
-    assert known.share_of_bytes(["one", "five"]) == 3 / 7
-    assert known.share_of_bytes(["five", "two"]) == 0.0
-    assert known.share_of([["what", "two three"], ["five"], ["six", "seven"], ["four", "x"]]) == 0.5
+    training = training_documents(run, tmp_path / "elsewhere")
+    assert training is not None
+    assert training.share_of_bytes(["one", "five"]) == 3 / 7
+    assert training.share_of_bytes(["five", "two"]) == 0.0
+    assert training.share_of_questions([["what", "two three"], ["five"], ["six", "seven"], ["four", "x"]]) == 0.5
 
 
-def test_a_long_text_is_known_by_the_pieces_that_training_cut_it_into(tmp_path: Path) -> None:
+def test_a_long_text_is_training_by_the_pieces_that_training_cut_it_into(tmp_path: Path) -> None:
     text = "".join(f"Line number {i} of the text.\n" for i in range(2_000))
     (tmp_path / "train.txt").write_text(text)
     (tmp_path / "val.txt").write_text("Another text.")
     run = run_on(tmp_path, paths=str(tmp_path / "train.txt"), val_paths=str(tmp_path / "val.txt"))
-    known = trained_on(run, tmp_path)
-    assert known is not None
-    assert known.share_of_bytes([text]) == 1.0
+    training = training_documents(run, tmp_path)
+    assert training is not None
+    assert training.share_of_bytes([text]) == 1.0
     two_pieces = 2 * (16 << 10)
-    assert known.share_of_bytes([text[:40_000] + "New end."]) == pytest.approx(two_pieces / 40_008, abs=0.01)
-    assert known.share_of_bytes(["No " + text]) < 1.0
+    assert training.share_of_bytes([text[:40_000] + "New end."]) == pytest.approx(two_pieces / 40_008, abs=0.01)
+    assert training.share_of_bytes(["No " + text]) < 1.0
 
 
-def test_nothing_is_claimed_where_nothing_is_known(tmp_path: Path) -> None:
+def test_nothing_is_claimed_where_nothing_is_training(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("word " * 10_000)
     run = run_on(tmp_path, paths=str(tmp_path / "train.txt"))
-    assert trained_on(None, tmp_path) is None
+    assert training_documents(None, tmp_path) is None
     (tmp_path / "cache").rename(tmp_path / "gone")
-    assert trained_on(run, tmp_path) is None
+    assert training_documents(run, tmp_path) is None
 
 
 def test_the_caveats_name_checkpoint_and_text() -> None:
     scores = [{"data": "held.txt", "in_training": 0.25}] * 2 + [{"data": "wiki", "in_training": 0.0}, {"data": "old"}]
     entry = {"name": "mine", "perplexity_results": scores, "tasks": {"quiz": {"in_training": 1.0}, "piqa": {}}}
-    ending = "so its figures there say little of text that it has not seen."
+    ending = "so its figures there say little about text that it has not seen."
     assert text_caveats(entry) == [f"mine was trained on 25% of the bytes of held.txt, {ending}"]
     assert task_caveats(entry) == [f"mine was trained on 100% of the questions of quiz, {ending}"]

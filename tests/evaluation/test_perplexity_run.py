@@ -144,7 +144,7 @@ def test_a_text_that_has_changed_since_is_refused(trained: Path, words: Path, tm
     try:
         with (
             away(trained.parent / "cache"),
-            pytest.raises(ValueError, match=r"data=local is not the text of the run any more: its fingerprint is"),
+            pytest.raises(ValueError, match=r"data=local is no longer the text of the run: its fingerprint is"),
         ):
             run_stream(trained, tokenizer, cache_dir=tmp_path)
     finally:

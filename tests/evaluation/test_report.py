@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slm.evaluation.report import write_report
-from slm.evaluation.report.average import apart, average, difference_error
-from slm.evaluation.report.fits import fits, gains
-from slm.evaluation.report.methods import notes_section
 from slm.evaluation.report.quality import quality_section
-from slm.evaluation.report.results import Results, family_of, unique_labels
+from slm.evaluation.report.results import (
+    Results,
+    average,
+    differ_significantly,
+    difference_error,
+    family_of,
+    unique_labels,
+)
 from slm.evaluation.report.rows import rows, to_csv
-from slm.evaluation.report.scaling import gain_section
+from slm.evaluation.report.scaling import fits, gain_section, gains
 from slm.evaluation.report.speed import sharing_price, speed_section
 from slm.evaluation.report.summary import summary_section
 from slm.evaluation.report.tasks import tasks_section
+from slm.evaluation.report.write import checkpoints_section, write_report
 from slm.runtime.words import measured
 from slm.scaling import fit, read_table
 from tests.evaluation.reported import correlated_blocks, entry, published, score, scored_blocks, speed, task, tiny
@@ -121,7 +125,7 @@ def test_training_tokens_make_the_csv_a_table_with_budgets_only_where_all_are_kn
             assert set(frame["tokens"]) == {20_000_000}
 
 
-def test_a_second_measure_has_columns_of_its_own_and_two_texts_of_one_name_stay_apart() -> None:
+def test_a_second_measure_has_columns_of_its_own_and_two_texts_of_one_name_stay_differ_significantly() -> None:
     other = score(3.0) | {"data_fingerprint": "0" * 16}
     entries = [entry("a", 10**7, perplexity_results=[score(3.5)]), entry("b", 10**7, perplexity_results=[other])]
     made = rows(Results(entries))
@@ -141,7 +145,7 @@ def test_different_tokenizers_are_warned_of_and_compared_by_bits_per_byte_alone(
         entry("fine", 10**7, perplexity_results=[score(2.8, tokens=500_000)]),
     ]
     results = Results(entries)
-    assert (results.target, results.fit_target) == ("bits_per_byte", "bits_per_byte")
+    assert (results.target_by(results.primary), results.fit_target) == ("bits_per_byte", "bits_per_byte")
     quality, summary = quality_section(results), summary_section(results, [])
     assert quality
     assert "the tokenizers differ, so losses and perplexities do not compare" in quality.markdown()
@@ -158,8 +162,11 @@ def test_errors_of_averages_and_differences_are_those_of_many_simulated_evaluati
     assert se == pytest.approx(drawn.std(), rel=0.02)
     assert difference_error(0.3, 0.4) == pytest.approx(0.5)
     assert difference_error(0.3, None) is None
-    assert (apart((1.0, 0.3), (2.01, 0.4)), apart((1.0, 0.3), (1.99, 0.4))) == (True, False)
-    assert apart((1.0, None), (9.0, 0.1)) is None
+    assert (differ_significantly((1.0, 0.3), (2.01, 0.4)), differ_significantly((1.0, 0.3), (1.99, 0.4))) == (
+        True,
+        False,
+    )
+    assert differ_significantly((1.0, None), (9.0, 0.1)) is None
 
 
 def test_gains_between_sizes_have_propagated_errors() -> None:
@@ -172,7 +179,7 @@ def test_gains_between_sizes_have_propagated_errors() -> None:
 
 def test_checkpoints_of_no_stated_family_are_said_to_be_taken_for_one() -> None:
     entries = [entry(name, size, perplexity_results=[score(3.0)]) for name, size in (("small", 10**7), ("big", 10**8))]
-    text = gain_section(Results(entries), drawn=False).markdown()  # type: ignore[union-attr]
+    text = gain_section(Results(entries), Path("nowhere")).markdown()  # type: ignore[union-attr]
     assert "unnamed: these checkpoints state no family and are taken for one" in text
 
 
@@ -181,7 +188,7 @@ def test_a_note_is_said_once_for_all_that_it_is_about() -> None:
     other = score(3.0, notes=["No BOS."], protocol="non_overlapping", max_length=64, stride=64)
     entries = [entry(name, 10**7, notes=["Loaded."], perplexity_results=[short, other]) for name in ("a", "b")]
     entries.append(entry("c", 10**7, perplexity_results=[other]))
-    text = notes_section(Results(entries)).markdown()
+    text = checkpoints_section(Results(entries)).markdown()
     for line in (
         "- a and b: Loaded.",
         "- a, b and c: No BOS.",
@@ -204,7 +211,7 @@ def test_gains_say_when_the_larger_model_saw_other_tokens(budgets: tuple[int | N
         entry(f"m-{size}M", size * 10**6, train_tokens=budget, perplexity_results=[score(3.5 - size / 100)])
         for size, budget in zip((10, 20), budgets, strict=True)
     ]
-    text = gain_section(Results(entries), drawn=False).markdown()  # type: ignore[union-attr]
+    text = gain_section(Results(entries), Path("nowhere")).markdown()  # type: ignore[union-attr]
     assert said in text
     assert ("training tokens" in text) is bool(said)
 
@@ -217,7 +224,7 @@ def test_three_sizes_draw_a_law_and_identify_no_exponent(tmp_path: Path) -> None
     assert "NOT IDENTIFIED" in text
     assert "3 distinct sizes and 3 values for 2 parameters are too few" in text
     assert "alpha = 0." not in text
-    assert "3 sizes support the slope between the smallest and the largest at best" in text
+    assert "3 sizes support at best the slope from smallest to largest" in text
 
 
 def test_a_token_more_is_no_other_tokenizer_and_a_part_of_the_text_is_warned_of() -> None:
@@ -232,7 +239,7 @@ def test_a_token_more_is_no_other_tokenizer_and_a_part_of_the_text_is_warned_of(
     results = Results([entry(name, 10**7, perplexity_results=[one]) for name, one in (("a", whole), ("b", half))])
     assert results.same_tokens(results.primary)
     text = quality_section(results).markdown()  # type: ignore[union-attr]
-    assert "unlike parts of the text were scored (645,295 and 1,290,590 bytes)" in text
+    assert "different parts of the text were scored (645,295 and 1,290,590 bytes)" in text
 
 
 def test_the_price_of_sharing_is_the_ratio_of_times() -> None:

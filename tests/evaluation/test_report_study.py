@@ -4,9 +4,7 @@ import math
 from typing import Any
 
 from slm.evaluation.report.results import Results
-from slm.evaluation.report.study import published_points, study_section
-from slm.evaluation.report.study_findings import measured_table
-from slm.evaluation.report.study_pairs import pairs
+from slm.evaluation.report.study import measured_table, published_points, study_pairs, study_section
 from tests.evaluation.reported import entry, published, score
 
 
@@ -60,7 +58,7 @@ def test_a_part_of_the_text_or_another_protocol_is_not_set_beside_the_published(
             one["perplexity_results"][0] |= change
         results = Results(entries)
         assert published_points(results) == []
-        assert measured_table(pairs(results)) is None
+        assert measured_table(study_pairs(results)) is None
         assert "Its models were not evaluated here on the whole text by that protocol" in text_of(entries)
 
 
@@ -74,7 +72,7 @@ def test_the_file_of_the_raw_test_split_is_known_by_its_name() -> None:
 
 def test_models_are_known_by_name_and_size_and_a_block_shared_one_is_another() -> None:
     def found(name: str, inner: int) -> int:
-        return len(pairs(Results([entry("x", inner + 18_432_000, checkpoint=name, params_non_embedding=inner)])))
+        return len(study_pairs(Results([entry("x", inner + 18_432_000, checkpoint=name, params_non_embedding=inner)])))
 
     assert found("facebook/MobileLLM-125M", 106_203_456) == 1
     assert found("/models/mobilellm-125m/", 106_203_456) == 1
@@ -87,7 +85,7 @@ def test_models_are_known_by_name_and_size_and_a_block_shared_one_is_another() -
 def test_a_model_whose_file_has_a_head_of_its_own_is_known_and_counted_as_it_is() -> None:
     entries = published()
     entries[2]["params_total"] += 32_000 * 1_152  # MobileLLM-600M
-    measured = measured_table(pairs(Results(entries)))
+    measured = measured_table(study_pairs(Results(entries)))
     assert measured is not None
     assert measured.frame["params_total"].tolist()[2] == 603_188_352 + 36_864_000
     assert "| 1152 N^-0.2457, R2 0.9935. |" not in text_of(entries)

@@ -134,7 +134,7 @@ def test_a_task_that_fails_is_in_the_table_and_the_exit_code_and_is_tried_again(
         {"lost": {"error": "its data set cannot be had."}},
         {"lost": {"metric": "acc", "value": 0.5, "se": 0.1, "n": 20, "num_fewshot": 0}},
     ]
-    monkeypatch.setattr(measure, "run_tasks", lambda *arguments, **options: answers.pop(0))
+    monkeypatch.setattr(measure, "run_task", lambda *arguments, **options: answers.pop(0))
     monkeypatch.setattr("slm.evaluation.run.check_tasks", lambda tasks, files: None)
     asked = (f"checkpoint={releases[0]}", "tasks=lost", "speed.enabled=false")
     assert evaluate(small(tmp_path, text, *asked)) == SKIPPED_TASKS
@@ -174,7 +174,7 @@ def test_a_group_of_tasks_that_failed_once_leaves_no_error_behind(
 ) -> None:
     good = {"metric": "acc", "value": 0.5, "se": 0.1, "n": 20, "num_fewshot": 0}
     answers: list[dict[str, Any]] = [{"group": {"error": "no network."}}, {"one": dict(good), "two": dict(good)}]
-    monkeypatch.setattr(measure, "run_tasks", lambda *arguments, **options: answers.pop(0))
+    monkeypatch.setattr(measure, "run_task", lambda *arguments, **options: answers.pop(0))
     monkeypatch.setattr("slm.evaluation.run.check_tasks", lambda tasks, files: None)
     asked = (f"checkpoint={releases[0]}", "tasks=group", "speed.enabled=false", "perplexity.protocols=[]")
     assert [evaluate(small(tmp_path, text, *asked)) for _ in range(3)] == [SKIPPED_TASKS, 0, 0]
@@ -216,7 +216,7 @@ def test_tasks_may_be_added_to_an_evaluation(
     releases: list[Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: list[str]
 ) -> None:
     good = {"metric": "acc", "value": 0.5, "se": 0.1, "n": 20, "num_fewshot": 0}
-    monkeypatch.setattr(measure, "run_tasks", lambda decoder, tokenizer, tasks, **options: {tasks[0]: dict(good)})
+    monkeypatch.setattr(measure, "run_task", lambda decoder, tokenizer, name, **options: {name: dict(good)})
     monkeypatch.setattr("slm.evaluation.run.check_tasks", lambda tasks, files: None)
     for tasks in ("tasks=null", "tasks=one", "tasks=[one,two]"):
         assert evaluate(small(tmp_path, text, f"checkpoint={releases[0]}", tasks)) == 0

@@ -11,7 +11,7 @@ from scipy import stats
 
 from slm.analysis.overlay import check_overlay_of_sweep, laid_over, read_overlay
 from slm.analysis.run import analyse_runs
-from slm.evaluation.report import write_report
+from slm.evaluation.report.write import write_report
 from slm.scaling.analysis import Analysis
 from slm.scaling.overlay import Model, law_to_lay_over, lay_over
 from slm.scaling.settings import Settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slm.evaluation.report import write_report
+from slm.evaluation.report.write import write_report
 from slm.tracking import record_evaluation
 from slm.tracking.evaluation import read_rows
 from tests.evaluation.reported import published, tiny

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: quality against size and speed, gain per parameter, tasks. Error bars are 2 se."""
+"""The figures of an evaluation: quality against size and speed, gain of doubling N, tasks. Error bars are 2 se."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slm.evaluation.report import figures_tasks
 from slm.evaluation.report.differences import target_error
-from slm.evaluation.report.fits import Gain, gains
-from slm.evaluation.report.results import Entry, Results, unique_labels
+from slm.evaluation.report.results import (
+    Entry,
+    Results,
+    average,
+    common_tasks,
+    number,
+    tasks_of,
+    unique_labels,
+)
+from slm.evaluation.report.scaling import Gain, gains
 from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.evaluation.report.study import published_points
 from slm.report.style import (
@@ -20,11 +27,13 @@ from slm.report.style import (
     INK,
     PALE,
     Margins,
+    axes_at,
     colours,
     draw,
     log_axis,
     markers,
     panels,
+    sheet,
     short,
 )
 from slm.runtime.words import TARGET_UNITS, interval, is_number, plural, sig
@@ -35,9 +44,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 6.8
-MARGINS = Margins(left=0.8, right=0.25, top=0.15, bottom=0.5)
+WIDTH_INCHES = 6.8
 DASHES = ("-", "--", ":", "-.")
+TASK_COLUMNS = 3
 
 
 def draw_figures(folder: Path, results: Results, fits: Sequence[Entry]) -> list[Path]:
@@ -46,68 +55,17 @@ def draw_figures(folder: Path, results: Results, fits: Sequence[Entry]) -> list[
         "size": lambda: size(results, fits),
         "pareto": lambda: pareto(results),
         "doubling": lambda: doubling(results, fits),
-        "tasks": lambda: figures_tasks.tasks(results),
+        "tasks": lambda: tasks(results),
     }
     return draw(folder, figures)
 
 
-def size(results: Results, fits: Sequence[Entry]) -> Figure | None:
-    """Loss, or bits per byte where tokenizers differ, against N, with the power law of each family of three sizes."""
-    target = results.fit_target
-    rows = [(e, score) for e, score in results.scored(results.primary) if is_number(score.get(target))]
-    reference = published_points(results) if target == "loss" else []
-    if len(rows) + len(reference) < 2 or not rows or results.primary is None:
-        return None
-    names = [results.labels[entry["name"]] for entry, _ in rows]
-    what = target.replace("_", " ").capitalize()
-    title = f"{what} against N on {results.primary.title}" + _law_said(fits)
-    figure, (axis,) = panels(1, title, columns=1, width=WIDTH, height=4.0, margins=MARGINS, families=names)
-    N = [entry["params_total"] for entry, _ in rows] + [x for x, _ in reference]
-    y = [score[target] for _, score in rows] + [value for _, value in reference]
-    drawn = [entry for entry in fits if entry["fitted"] and has_complete_lists(entry.get("curve"), "x", "centre")]
-    spans = [_law(axis, entry, max(N), DASHES[place % len(DASHES)]) for place, entry in enumerate(drawn)]
-    if reference:
-        axis.plot(*zip(*reference, strict=True), ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
-    for name, (entry, score) in zip(names, rows, strict=True):
-        _mark(axis, names, name, entry["params_total"], score[target], yerr=target_error(score, target))
-    if reference or len(drawn) > 1:
-        axis.legend(loc="lower left", frameon=False, fontsize=8)
-    lows, highs = zip(*[_ends(score, target) for _, score in rows], *spans, (min(y), max(y)), strict=True)
-    log_axis(axis.xaxis, min(N) / 1.25, max(N) * 1.25)
-    log_axis(axis.yaxis, min(lows) / 1.03, max(highs) * 1.03, counts=False)
+def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **margins: float) -> tuple[Figure, Axes]:
+    """A figure with one panel and a key of `names`."""
+    room = Margins(**{"left": 0.8, "right": 0.25, "top": 0.15, "bottom": 0.5} | margins)
+    figure, (axis,) = panels(1, title, columns=1, width=WIDTH_INCHES, height=height, margins=room, families=names)
     axis.grid(True)
-    axis.set_xlabel("N (all parameters)")
-    axis.set_ylabel(TARGET_UNITS[target])
-    return figure
-
-
-def _law_said(fits: Sequence[Entry]) -> str:
-    said = [
-        f"{short(entry['family'])} alpha = {sig(entry['params']['alpha'])} {interval(entry['ci95']['alpha'], 3)}"
-        for entry in fits
-        if is_identified(entry, "alpha")
-    ]
-    return ": " + "; ".join(said) if 0 < len(said) <= 2 else ""
-
-
-def _ends(score: Entry, target: str) -> tuple[float, float]:
-    reach = 2 * (target_error(score, target) or 0.0)
-    value = float(score[target])
-    return max(value - reach, value / 2), value + reach
-
-
-def _law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, float]:
-    """The law of a family and the band of where it is, over its sizes; how far it reaches up and down."""
-    x, centre = np.array(entry["curve"]["x"]), np.array(entry["curve"]["centre"], float)
-    inside = x <= largest * 1.3
-    axis.plot(
-        x[inside], centre[inside], color=GREY, lw=1.4, ls=dashes, zorder=1.5, label=f"law of {short(entry['family'])}"
-    )
-    if has_complete_lists(entry["curve"], "low", "high"):
-        low, high = (np.array(entry["curve"][end], float)[inside] for end in ("low", "high"))
-        # The band of three sizes is as wide as the axes of many: it must not flatten the points.
-        axis.fill_between(x[inside], low, high, color=PALE, alpha=0.5, lw=0, zorder=1)
-    return float(centre[inside].min()), float(centre[inside].max())
+    return figure, axis
 
 
 def _mark(axis: Axes, names: Sequence[str], name: str, x: float, y: float, *, yerr: Any = None, **other: Any) -> None:
@@ -116,43 +74,89 @@ def _mark(axis: Axes, names: Sequence[str], name: str, x: float, y: float, *, ye
                   mew=0.5, capsize=2.5, elinewidth=1.1, ls="", **other)  # fmt: skip
 
 
+def size(results: Results, fits: Sequence[Entry]) -> Figure | None:
+    """Loss, or bits per byte where tokenizers differ, against N, with the power law of each family of three sizes."""
+    target = results.fit_target
+    rows = [(e, score) for e, score in results.scored(results.primary) if is_number(score.get(target))]
+    published = published_points(results) if target == "loss" else []
+    if len(rows) + len(published) < 2 or not rows or results.primary is None:
+        return None
+    names = [results.labels[entry["name"]] for entry, _ in rows]
+    title = f"{target.replace('_', ' ').capitalize()} against N on {results.primary.title}{_exponents(fits)}"
+    figure, axis = _one_panel(title, names)
+    N = [entry["params_total"] for entry, _ in rows] + [x for x, _ in published]
+    y = [score[target] for _, score in rows] + [value for _, value in published]
+    laws = [entry for entry in fits if entry["fitted"] and has_complete_lists(entry.get("curve"), "x", "centre")]
+    spans = [_law(axis, entry, max(N), DASHES[place % len(DASHES)]) for place, entry in enumerate(laws)]
+    if published:
+        axis.plot(*zip(*published, strict=True), ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
+    for name, (entry, score) in zip(names, rows, strict=True):
+        _mark(axis, names, name, entry["params_total"], score[target], yerr=target_error(score, target))
+    if published or len(laws) > 1:
+        axis.legend(loc="lower left", frameon=False, fontsize=8)
+    lows, highs = zip(*[_ends(score, target) for _, score in rows], *spans, (min(y), max(y)), strict=True)
+    log_axis(axis.xaxis, min(N) / 1.25, max(N) * 1.25)
+    log_axis(axis.yaxis, min(lows) / 1.03, max(highs) * 1.03, counts=False)
+    axis.set_xlabel("N (all parameters)")
+    axis.set_ylabel(TARGET_UNITS[target])
+    return figure
+
+
+def _exponents(fits: Sequence[Entry]) -> str:
+    """The exponents of one or two identified laws, for the title."""
+    words = [
+        f"{short(entry['family'])} alpha = {sig(entry['params']['alpha'])} {interval(entry['ci95']['alpha'], 3)}"
+        for entry in fits
+        if is_identified(entry, "alpha")
+    ]
+    return ": " + "; ".join(words) if 0 < len(words) <= 2 else ""
+
+
+def _ends(score: Entry, target: str) -> tuple[float, float]:
+    """The ends of an error bar."""
+    reach = 2 * (target_error(score, target) or 0.0)
+    value = float(score[target])
+    return max(value - reach, value / 2), value + reach
+
+
+def _law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, float]:
+    """Draw a family's law and its band over its sizes; returns the lowest and highest value of the law."""
+    x, centre = np.array(entry["curve"]["x"]), np.array(entry["curve"]["centre"], float)
+    inside = x <= largest * 1.3
+    label = f"law of {short(entry['family'])}"
+    axis.plot(x[inside], centre[inside], color=GREY, lw=1.4, ls=dashes, zorder=1.5, label=label)
+    if has_complete_lists(entry["curve"], "low", "high"):
+        low, high = (np.array(entry["curve"][end], float)[inside] for end in ("low", "high"))
+        # The band is not in the span: that of three sizes is so wide that it would flatten the points.
+        axis.fill_between(x[inside], low, high, color=PALE, alpha=0.5, lw=0, zorder=1)
+    return float(centre[inside].min()), float(centre[inside].max())
+
+
 def pareto(results: Results) -> Figure | None:
-    """Quality against decode speed, of speeds measured alike; on the front is what nothing beats in both."""
-    target, usual = results.target, usual_conditions(results)
+    """Quality against decode speed, of speeds measured alike; nothing beats those on the front in both."""
+    target, usual = results.target_by(results.primary), usual_conditions(results)
     rows = [
         (entry, entry["speed"]["decode_tokens_per_second"], score)
         for entry, score in results.scored(results.primary)
-        if conditions(entry) == usual
-        and is_number((entry.get("speed") or {}).get("decode_tokens_per_second"))
-        and is_number(score.get(target))
+        if usual is not None and conditions(entry) == usual and is_number(score.get(target))
     ]
     comparable = target == "bits_per_byte" or results.same_tokens(results.primary)
     if len(rows) < 2 or results.primary is None or usual is None or not comparable:
         return None
-    best = pareto_front(np.array([[score[target], -speed] for _, speed, score in rows]))
+    on_front = pareto_front(np.array([[score[target], -speed] for _, speed, score in rows]))
     names = [results.labels[entry["name"]] for entry, _, _ in rows]
-    title = f"Quality against decode speed: {int(best.sum())} of {len(rows)} are on the Pareto front"
-    figure, (axis,) = panels(
-        1,
-        title,
-        columns=1,
-        width=WIDTH,
-        height=4.0,
-        margins=Margins(left=0.8, right=0.25, top=0.15, bottom=0.65),
-        families=names,
-    )
-    front = sorted((speed, score[target]) for (_, speed, score), on in zip(rows, best, strict=True) if on)
+    title = f"Quality against decode speed: {int(on_front.sum())} of {len(rows)} are on the Pareto front"
+    figure, axis = _one_panel(title, names, bottom=0.65)
+    front = sorted((speed, score[target]) for (_, speed, score), on in zip(rows, on_front, strict=True) if on)
     axis.plot(*zip(*front, strict=True), color=INK, lw=1, alpha=0.7, zorder=1.5)
-    for name, (entry, speed, score), on in zip(names, rows, best, strict=True):
-        spread = (entry["speed"].get("decode_spread")) or [speed, speed]
-        across = [[max(speed - spread[0], 0)], [max(spread[1] - speed, 0)]]
-        yerr = target_error(score, target)
-        _mark(axis, names, name, speed, score[target], yerr=yerr, xerr=across, alpha=1.0 if on else 0.35)
+    for name, (entry, speed, score), on in zip(names, rows, on_front, strict=True):
+        low, high = entry["speed"].get("decode_spread") or (speed, speed)
+        xerr, yerr = [[max(speed - low, 0)], [max(high - speed, 0)]], target_error(score, target)
+        _mark(axis, names, name, speed, score[target], yerr=yerr, xerr=xerr, alpha=1.0 if on else 0.35)
     speeds = [speed for _, speed, _ in rows]
-    ends = [_ends(score, target) for _, _, score in rows]
+    lows, highs = zip(*(_ends(score, target) for _, _, score in rows), strict=True)
     log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25)
-    log_axis(axis.yaxis, min(low for low, _ in ends) / 1.02, max(high for _, high in ends) * 1.02, counts=False)
-    axis.grid(True)
+    log_axis(axis.yaxis, min(lows) / 1.02, max(highs) * 1.02, counts=False)
     axis.set_xlabel(f"decode, tokens per second: more is better\n({usual.words})")
     axis.set_ylabel(f"{TARGET_UNITS[target]}, {short(results.primary.data)}: less is better")
     return figure
@@ -166,42 +170,80 @@ def doubling(results: Results, fits: Sequence[Entry]) -> Figure | None:
     families = list(dict.fromkeys(step.family for step in steps))
     labels = dict(zip(families, unique_labels(families), strict=True))
     names = list(labels.values())
+    target = results.fit_target.replace("_", " ")
     rising = sum(step.value > 0 for step in steps)
-    what = results.fit_target.replace("_", " ")
-    title = f"Fall of {what} per doubling of N: {rising} of {plural(len(steps), 'step')} up in size gain"
-    figure, (axis,) = panels(
-        1, title, columns=1, width=WIDTH, height=3.8, margins=Margins(left=1.1, top=0.15), families=names
-    )
-    drawn = [entry for entry in fits if entry["fitted"] and has_complete_lists(entry.get("doubling"), "x", "gain")]
-    for entry in drawn:
-        _law_gain(axis, entry, colours(names)[labels[entry["family"]]])
+    title = f"Fall of {target} per doubling of N: {rising} of {plural(len(steps), 'step')} up in size gain"
+    figure, axis = _one_panel(title, names, height=3.8, left=1.1, right=0.2)
+    laws = [entry for entry in fits if entry["fitted"] and has_complete_lists(entry.get("doubling"), "x", "gain")]
+    for entry in laws:
+        curve, colour = entry["doubling"], colours(names)[labels[entry["family"]]]
+        x = math.sqrt(2) * np.array(curve["x"], float)  # the middle of each doubling, as steps are drawn
+        axis.plot(x, curve["gain"], color=colour, alpha=0.6, lw=1.4, zorder=1.5)
+        if has_complete_lists(curve, "low", "high"):
+            axis.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.12, lw=0, zorder=1)
     for step in steps:
         middle = math.sqrt(step.smaller * step.larger)
-        _mark(axis, names, labels[step.family], middle, step.value, yerr=step.se,
-              xerr=[[middle - step.smaller], [step.larger - middle]])  # fmt: skip
-    sizes = [at for step in steps for at in (step.smaller, step.larger)]
-    log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
-    _gain_axis(axis, steps, [gain for entry in drawn for gain in entry["doubling"]["gain"]])
-    axis.grid(True)
+        xerr = [[middle - step.smaller], [step.larger - middle]]
+        _mark(axis, names, labels[step.family], middle, step.value, yerr=step.se, xerr=xerr)
+    log_axis(axis.xaxis, min(s.smaller for s in steps) / 1.15, max(s.larger for s in steps) * 1.15)
+    _scale_gains(axis, steps, [gain for entry in laws for gain in entry["doubling"]["gain"]])
     axis.set_xlabel("N (all parameters); each bar spans the two sizes compared")
-    axis.set_ylabel(f"fall of {what} per doubling of N")
+    axis.set_ylabel(f"fall of {target} per doubling of N")
     return figure
 
 
-def _law_gain(axis: Axes, entry: Entry, colour: str) -> None:
-    of = entry["doubling"]
-    x = math.sqrt(2) * np.array(of["x"], float)  # the middle of each doubling, as steps are drawn
-    axis.plot(x, of["gain"], color=colour, alpha=0.6, lw=1.4, zorder=1.5)
-    if has_complete_lists(of, "low", "high"):
-        axis.fill_between(x, of["low"], of["high"], color=colour, alpha=0.12, lw=0, zorder=1)
-
-
-def _gain_axis(axis: Axes, steps: Sequence[Gain], laws: Sequence[float]) -> None:
-    """Logarithmic where every step gains for certain, else linear with zero in it."""
-    lows, highs = ([step.value + sign * 2 * (step.se or 0.0) for step in steps] + list(laws) for sign in (-1, 1))
-    if min(lows) > 0:
-        log_axis(axis.yaxis, min(lows) / 1.5, max(highs) * 1.5, counts=False)
+def _scale_gains(axis: Axes, steps: Sequence[Gain], laws: Sequence[float]) -> None:
+    """Make the axis logarithmic if every step gains for certain, else linear and down to zero."""
+    low = min(*laws, *(step.value - 2 * (step.se or 0.0) for step in steps), math.inf)
+    high = max(*laws, *(step.value + 2 * (step.se or 0.0) for step in steps), -math.inf)
+    if low > 0:
+        log_axis(axis.yaxis, low / 1.5, high * 1.5, counts=False)
         return
-    reach = max(highs) - min(*lows, 0.0) or 1.0
-    axis.set_ylim(min(*lows, 0.0) - 0.08 * reach, max(*highs, 0.0) + 0.08 * reach)
+    reach = high - low or 1.0
+    axis.set_ylim(low - 0.08 * reach, max(high, 0.0) + 0.08 * reach)
     axis.axhline(0, color=INK, lw=0.8)
+
+
+def tasks(results: Results) -> Figure | None:
+    """A panel a task, a row a checkpoint, and the average of the common tasks."""
+    entries = [entry for entry in results.entries if tasks_of(entry)]
+    if not entries:
+        return None
+    common = common_tasks(entries)
+    values: dict[str, dict[str, tuple[float, float | None]]] = {}
+    for entry in entries:
+        for task, result in tasks_of(entry).items():
+            values.setdefault(task, {})[entry["name"]] = float(result["value"]), number(result, "se")
+    if len(common) > 1:
+        values[f"average of {len(common)}"] = {entry["name"]: average(entry, common) for entry in entries}
+    names = [results.labels[entry["name"]] for entry in entries]
+    left, inner, gap = 0.25 + 0.075 * max(map(len, names)), 1.75, 0.62
+    height = max(0.19 * len(names) + 0.1, 0.35)
+    width = left + TASK_COLUMNS * inner + (TASK_COLUMNS - 1) * 0.2 + 0.2
+    body = math.ceil(len(values) / TASK_COLUMNS) * (height + gap) + 0.1
+    figure, head = sheet(f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}", width, body)
+    for place, (title, by_name) in enumerate(values.items()):
+        row, column = divmod(place, TASK_COLUMNS)
+        axis = axes_at(figure, left + column * (inner + 0.2), head + 0.25 + row * (height + gap), inner, height)
+        _task_panel(axis, title, names, [by_name.get(entry["name"]) for entry in entries], has_names=column == 0)
+    return figure
+
+
+def _task_panel(
+    axis: Axes, title: str, names: list[str], values: list[tuple[float, float | None] | None], *, has_names: bool
+) -> None:
+    for y, (name, value) in enumerate(zip(names, values, strict=True)):
+        if value is None:
+            axis.text(0.5, y, "not evaluated", transform=axis.get_yaxis_transform(), fontsize=7, color=GREY,
+                      ha="center", va="center", style="italic")  # fmt: skip
+            continue
+        bars = None if value[1] is None else 2 * value[1]
+        axis.errorbar(value[0], y, xerr=bars, marker=markers(names)[name], color=colours(names)[name], ms=5, capsize=2,
+                      elinewidth=1.1, ls="")  # fmt: skip
+    axis.set_title(short(title), fontsize=8.5)
+    axis.set_yticks(range(len(names)), labels=names if has_names else [""] * len(names))
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.locator_params(axis="x", nbins=4)
+    axis.margins(x=0.15)
+    axis.grid(True, axis="x")

@@ -1,10 +1,20 @@
-"""The section on perplexity: a table a measure, and the differences between checkpoints."""
+"""The section on perplexity: for each measure a table, and the differences between checkpoints."""
 
 from __future__ import annotations
 
-from slm.evaluation.overlap import text_caveats
-from slm.evaluation.report.difference_table import differences, reading
-from slm.evaluation.report.results import Entry, Measure, Results, alike, has_loss, number, score_by, scores
+from slm.evaluation.report.differences import difference_notes, difference_table
+from slm.evaluation.report.results import (
+    Entry,
+    Measure,
+    Results,
+    has_loss,
+    name_of,
+    nearly_equal,
+    number,
+    score_by,
+    scores,
+    text_caveats,
+)
 from slm.report.markdown import Section, table
 from slm.runtime.words import NOTHING, count, escape_markdown, is_number, listed, measured, plural, sig
 
@@ -22,34 +32,32 @@ def quality_section(results: Results) -> Section | None:
     )
     for measure in results.measures:
         section.add(f"**{escape_markdown(measure.title)}**", _table(results, measure), _missing(results, measure))
-        section.add(*differences(results, measure))
-    return section.add(reading(results))
+        section.add(*difference_table(results, measure))
+    return section.add(difference_notes(results))
 
 
 def warnings(results: Results) -> list[str]:
-    """What keeps the checkpoints' figures from being compared, in sentences."""
-    said = []
-    for measure in results.measures:
-        if not results.same_tokens(measure):
-            said.append(
-                f"on {escape_markdown(measure.title)} the tokenizers differ, so losses and perplexities do not "
-                f"compare between "
-                "checkpoints; bits per byte do, if the bytes scored are equal."
-            )
-        sizes = {size for _, score in results.scored(measure) if (size := number(score, "bytes"))}
-        if sizes and not alike(sizes):
-            shown = listed([f"{size:,}" for size in sorted(sizes)])
-            said.append(f"on {escape_markdown(measure.title)} unlike parts of the text were scored ({shown} bytes).")
+    """Sentences on what keeps the checkpoints' figures from being compared."""
+    sentences = []
     texts: dict[str, set[str]] = {}
     for measure in results.measures:
+        title = escape_markdown(measure.title)
         texts.setdefault(measure.data, set()).add(measure.fingerprint)
-    said += [
+        if not results.same_tokens(measure):
+            sentences.append(
+                f"on {title} the tokenizers differ, so losses and perplexities do not compare between checkpoints; "
+                "bits per byte do, if the bytes scored are equal."
+            )
+        sizes = {size for _, score in results.scored(measure) if (size := number(score, "bytes"))}
+        if sizes and not nearly_equal(sizes):
+            shown = listed([f"{size:,}" for size in sorted(sizes)])
+            sentences.append(f"on {title} different parts of the text were scored ({shown} bytes).")
+    return sentences + [
         f"{plural(len(prints), 'different text')} are called {escape_markdown(data)} (fingerprints "
-        f"{listed(sorted(prints))}): their figures stand in tables of their own and do not compare."
+        f"{listed(sorted(prints))}): their figures are in separate tables and do not compare."
         for data, prints in texts.items()
         if len(prints) > 1
     ]
-    return said
 
 
 def _table(results: Results, measure: Measure) -> str:
@@ -69,22 +77,19 @@ def _table(results: Results, measure: Measure) -> str:
 def _row(entry: Entry, score: Entry) -> list[str]:
     perplexity, error = number(score, "perplexity"), number(score, "se_loss")
     return [
-        escape_markdown(entry["name"]),
+        name_of(entry),
         count(entry["params_total"]),
         measured(score.get("bits_per_byte"), score.get("se_bits_per_byte")),
         # d exp(loss) = exp(loss) d loss
         measured(perplexity, None if perplexity is None or error is None else perplexity * error),
         measured(score["loss"], error),
         sig(score.get("word_perplexity")),
-        f"{score['tokens']:,}" if is_number(score.get("tokens")) else NOTHING,
-        f"{score['bytes']:,}" if is_number(score.get("bytes")) else NOTHING,
+        *(f"{score[key]:,}" if is_number(score.get(key)) else NOTHING for key in ("tokens", "bytes")),
     ]
 
 
 def _missing(results: Results, measure: Measure) -> str:
     names = [
-        escape_markdown(entry["name"])
-        for entry in results.entries
-        if scores(entry) and not has_loss(score_by(entry, measure) or {})
+        name_of(entry) for entry in results.entries if scores(entry) and not has_loss(score_by(entry, measure) or {})
     ]
     return f"No figure by this measure: {listed(names)}." if names else ""

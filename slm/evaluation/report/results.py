@@ -6,19 +6,24 @@ per token only within one tokenizer; where tokenizers differ, the quantity is bi
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from slm.report.style import short
-from slm.runtime.words import is_number
+from slm.runtime.words import escape_markdown, is_number
 
 Entry = dict[str, Any]
 UNNAMED = "unnamed"
-"""Family of checkpoints that state none, and whose names hold no size to leave out."""
+"""Family of checkpoints that state none and whose names hold no size."""
+SIGNIFICANT_ERRORS = 2.0
+"""Standard errors beyond which a difference counts."""
+PUBLISHED = ("sliding", 1024, 512)
+"""The published study's protocol, on WikiText-2."""
 _SIZE = re.compile(r"[-_ ]?(?<![A-Za-z0-9.])\d+(\.\d+)?[kKmMbB](?![A-Za-z0-9])")
 
 
@@ -50,19 +55,15 @@ class Measure(NamedTuple):
         return re.sub(r"\W+", "_", f"{self.data}_{self.protocol}_{self.max_length}{stride}")
 
 
-PUBLISHED = ("sliding", 1024, 512)
-"""The published study's protocol, on WikiText-2."""
-
-
 def is_wikitext2(data: str) -> bool:
     """Whether a text is called WikiText-2, or as the file of its raw test split is."""
     return data == "wiki.test.raw" or re.sub(r"\W|_", "", data.lower()).startswith("wikitext2")
 
 
-def alike(values: Iterable[float]) -> bool:
-    """Whether counts differ by no more than what the ends of a text make: a thousandth."""
-    held = list(values)
-    return max(held) <= 1.001 * min(held)
+def nearly_equal(counts: Iterable[float]) -> bool:
+    """Whether counts differ by no more than the ends of a text can explain: a thousandth."""
+    counts = list(counts)
+    return max(counts) <= 1.001 * min(counts)
 
 
 def measure_of(score: Entry) -> Measure:
@@ -81,11 +82,13 @@ class Results:
         """Every measure that any checkpoint has, the primary one first."""
         counts = Counter(measure_of(score) for entry in self.entries for score in scores(entry) if has_loss(score))
         every = dict.fromkeys(measure_of(score) for entry in self.entries for score in scores(entry))
-        return sorted(every, key=lambda one: (-counts[one], not is_wikitext2(one.data), one[2:] != PUBLISHED))
+        return sorted(
+            every, key=lambda measure: (-counts[measure], not is_wikitext2(measure.data), measure[2:] != PUBLISHED)
+        )
 
     @property
     def primary(self) -> Measure | None:
-        """The measure that most checkpoints have; of equals WikiText-2, the study's protocol, the first."""
+        """The measure that most checkpoints have; ties go to WikiText-2, then the study's protocol, then the first."""
         return self.measures[0] if self.measures else None
 
     @cached_property
@@ -104,19 +107,14 @@ class Results:
         return len({score.get("segmentation") for _, score in self.scored(measure)}) <= 1
 
     def target_by(self, measure: Measure | None) -> str:
-        """What checkpoints are compared by on one measure, as `target` is on the primary one."""
+        """What checkpoints are compared by on a measure: bits_per_byte, or loss if one has no bytes."""
         bits = all(is_number(score.get("bits_per_byte")) for _, score in self.scored(measure))
         return "bits_per_byte" if bits else "loss"
 
     @cached_property
-    def target(self) -> str:
-        """What checkpoints are compared by: bits_per_byte, or loss where bytes are not known and tokenizers agree."""
-        return self.target_by(self.primary)
-
-    @cached_property
     def fit_target(self) -> str:
-        """What is set against N: loss, as published laws are of; bits per byte where tokenizers differ."""
-        return "loss" if self.same_tokens(self.primary) else self.target
+        """What is fitted against N: loss, as in published laws, or bits per byte where tokenizers differ."""
+        return "loss" if self.same_tokens(self.primary) else self.target_by(self.primary)
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:
@@ -126,14 +124,19 @@ def unique_labels(names: Sequence[str]) -> list[str]:
     return [name if shorts.count(name) == 1 else f"{name[:19]} #{place}" for place, name in enumerate(shorts, start=1)]
 
 
-def number(of: Entry, key: str) -> float | None:
-    """A figure of an entry; None where it is missing, null or no number."""
-    value = of.get(key)
+def number(entry: Mapping[str, Any], key: str) -> float | None:
+    """A value of an entry; None if it is missing, null or not a number."""
+    value = entry.get(key)
     return value if value is not None and is_number(value) else None
 
 
+def name_of(entry: Entry) -> str:
+    """The name of a checkpoint for Markdown."""
+    return escape_markdown(entry["name"])
+
+
 def scores(entry: Entry) -> list[Entry]:
-    """The perplexity results of a checkpoint, none if there are none."""
+    """The perplexity results of a checkpoint."""
     return list(entry.get("perplexity_results") or [])
 
 
@@ -143,13 +146,13 @@ def score_by(entry: Entry, measure: Measure | None) -> Entry | None:
 
 
 def has_loss(score: Entry) -> bool:
-    """Whether the result has a loss, and not a null."""
+    """Whether the result has a loss that is a number."""
     return is_number(score.get("loss"))
 
 
 def tasks_of(entry: Entry) -> dict[str, Entry]:
-    """Tasks of a checkpoint that were evaluated, with a value."""
-    return {name: one for name, one in (entry.get("tasks") or {}).items() if is_number(one.get("value"))}
+    """The task results of a checkpoint that have a value, by task."""
+    return {name: result for name, result in (entry.get("tasks") or {}).items() if is_number(result.get("value"))}
 
 
 def family_of(entry: Entry) -> str:
@@ -160,6 +163,53 @@ def family_of(entry: Entry) -> str:
 
 
 def common_tasks(entries: Sequence[Entry]) -> list[str]:
-    """Tasks of which every checkpoint that has any value has one."""
-    having = [found for entry in entries if (found := tasks_of(entry))]
-    return [name for name in (having[0] if having else {}) if all(name in one for one in having)]
+    """Tasks that have a value for every checkpoint that has a value for any task."""
+    results = [tasks for entry in entries if (tasks := tasks_of(entry))]
+    return [name for name in (results[0] if results else {}) if all(name in tasks for tasks in results)]
+
+
+def average(entry: Entry, tasks: Sequence[str]) -> tuple[float, float | None]:
+    """Unweighted mean over tasks and its standard error, sqrt(sum se^2) / k: tasks are independent samples of items.
+
+    The error covers the sampling of items within these tasks, not the choice of tasks. None if a task has no error.
+    """
+    results = [tasks_of(entry)[name] for name in tasks]
+    errors = [error for result in results if (error := number(result, "se")) is not None]
+    value = sum(result["value"] for result in results) / len(results)
+    return value, math.hypot(*errors) / len(results) if len(errors) == len(results) else None
+
+
+def difference_error(a: float | None, b: float | None) -> float | None:
+    """sqrt(a^2 + b^2), the standard error of a difference of independent figures; None if one is not known.
+
+    Two models tend to err on the same parts of a text and on the same items, so the true error of their difference is
+    smaller.
+    """
+    return None if a is None or b is None else math.hypot(a, b)
+
+
+def differ_significantly(a: tuple[float, float | None], b: tuple[float, float | None]) -> bool | None:
+    """Whether two figures differ by more than two standard errors of their difference; None if these are unknown."""
+    error = difference_error(a[1], b[1])
+    return None if error is None else abs(a[0] - b[0]) > SIGNIFICANT_ERRORS * error
+
+
+def text_caveats(entry: Mapping[str, Any]) -> list[str]:
+    """A sentence for each text of an entry that the checkpoint was trained on, in part or whole."""
+    shares = {score["data"]: score.get("in_training") for score in entry.get("perplexity_results") or []}
+    return _caveats(entry, shares, "bytes")
+
+
+def task_caveats(entry: Mapping[str, Any]) -> list[str]:
+    """The same for its tasks."""
+    shares = {task: result.get("in_training") for task, result in (entry.get("tasks") or {}).items()}
+    return _caveats(entry, shares, "questions")
+
+
+def _caveats(entry: Mapping[str, Any], shares: Mapping[str, float | None], unit: str) -> list[str]:
+    return [
+        f"{entry['name']} was trained on {100 * share:.3g}% of the {unit} of {name}, so its figures there say little "
+        "about text that it has not seen."
+        for name, share in shares.items()
+        if share
+    ]

@@ -1,8 +1,8 @@
-"""results.csv: a row a checkpoint, the published study's columns first, and a legal table for sweep.py.
+"""results.csv: a row a checkpoint, the published study's columns first, and a table that sweep.py can read.
 
-Notable: `tokens`, `loss`, `perplexity`, `status` mean what they mean in a table of runs (docs/tables.md), so that
-`python sweep.py runs=results.csv` reads it: `tokens` is the training budget and is there only if every row knows it; a
-checkpoint without a loss by the first measure has another status than completed, which that reader leaves out.
+Notable: `tokens`, `loss`, `perplexity` and `status` mean what they mean in a table of runs (docs/tables.md), so
+`python sweep.py runs=results.csv` works. `tokens` is the training budget, and a column only if every row has it. A
+checkpoint without a loss by the first measure has the status "no loss", and that reader leaves it out.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import io
 import math
 from typing import Any
 
-from slm.evaluation.report.average import average
 from slm.evaluation.report.results import (
     Entry,
     Measure,
     Results,
+    average,
     common_tasks,
     family_of,
     has_loss,
@@ -26,8 +26,6 @@ from slm.evaluation.report.results import (
 )
 from slm.runtime.words import is_number
 
-MEGABYTE = 1e6
-"""As in the published table."""
 SCORES = ("loss", "perplexity", "bits_per_byte", "se_loss", "se_bits_per_byte", "word_perplexity")
 SPEEDS = (
     *("prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device", "device_name"),
@@ -35,7 +33,7 @@ SPEEDS = (
     *("kv_bytes_per_token", "kv_cache_bytes", "state_bytes"),
 )
 STUDY = ("model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds")
-"""The published columns, which are always there."""
+"""The published columns, which every results.csv has."""
 IDENTITY = (
     *("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device", "load_seconds"),
     *("wall_seconds", "evaluated_at"),
@@ -43,13 +41,13 @@ IDENTITY = (
 
 
 def rows(results: Results) -> list[Entry]:
-    """One row a checkpoint; all have the same columns, those that any has a value in, and the published ones."""
+    """One row a checkpoint; all have the same columns: the published ones, and those in which any has a value."""
     budgets = [entry.get("train_tokens") for entry, _ in results.scored(results.primary)]
-    known = bool(budgets) and all(map(is_number, budgets))
-    made = [_row(entry, results, known) for entry in results.entries]
-    held = {name for row in made for name, value in row.items() if value is not None}
-    columns = [name for name in dict.fromkeys(name for row in made for name in row) if name in held or name in STUDY]
-    return [{name: row.get(name) for name in columns} for row in made]
+    has_budgets = bool(budgets) and all(map(is_number, budgets))
+    table = [_row(entry, results, has_budgets) for entry in results.entries]
+    filled = {name for row in table for name, value in row.items() if value is not None}
+    columns = [name for name in dict.fromkeys(name for row in table for name in row) if name in filled or name in STUDY]
+    return [{name: row.get(name) for name in columns} for row in table]
 
 
 def to_csv(table: list[Entry]) -> str:
@@ -67,7 +65,7 @@ def _cell(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _row(entry: Entry, results: Results, tokens_known: bool) -> Entry:
+def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
     score = score_by(entry, results.primary) or {}
     speed, shape = entry.get("speed") or {}, entry.get("shape") or {}
     peak = number(speed, "peak_memory_bytes")
@@ -79,7 +77,7 @@ def _row(entry: Entry, results: Results, tokens_known: bool) -> Entry:
         "params_total": entry["params_total"],
         "perplexity": score.get("perplexity"),
         "tokens_per_second": speed.get("decode_tokens_per_second"),
-        "peak_memory_mb": None if peak is None else peak / MEGABYTE,
+        "peak_memory_mb": None if peak is None else peak / 1e6,
         "seconds": entry.get("wall_seconds"),
     }
     table = {
@@ -89,7 +87,7 @@ def _row(entry: Entry, results: Results, tokens_known: bool) -> Entry:
         "depth": shape.get("num_layers"),
         "vocab_size": shape.get("vocab_size"),
         "status": status,
-        **({"tokens": entry.get("train_tokens")} if tokens_known else {"train_tokens": entry.get("train_tokens")}),
+        "tokens" if has_budgets else "train_tokens": entry.get("train_tokens"),
     }
     return published | table | _scores(score) | _others(entry, results) | _speed(speed) | _tasks(entry, results) | {
         name: entry.get(name) for name in IDENTITY
@@ -97,21 +95,20 @@ def _row(entry: Entry, results: Results, tokens_known: bool) -> Entry:
 
 
 def _scores(score: Entry) -> Entry:
-    named = {"eval_data": "data", "eval_data_fingerprint": "data_fingerprint", "eval_tokens": "tokens"}
-    named |= {"eval_bytes": "bytes", "protocol": "protocol", "max_length": "max_length", "stride": "stride"}
-    return {name: score.get(name) for name in SCORES if name != "perplexity"} | {
-        column: score.get(name) for column, name in named.items()
-    }
+    columns = {name: name for name in SCORES if name != "perplexity"}
+    columns |= {"eval_data": "data", "eval_data_fingerprint": "data_fingerprint", "eval_tokens": "tokens"}
+    columns |= {"eval_bytes": "bytes", "protocol": "protocol", "max_length": "max_length", "stride": "stride"}
+    return {column: score.get(key) for column, key in columns.items()}
 
 
 def _others(entry: Entry, results: Results) -> Entry:
     """Results by further measures, in columns that end in the measure."""
-    found: Entry = {}
+    columns: Entry = {}
     endings = suffixes(results)
     for measure in results.measures[1:]:
         score = score_by(entry, measure) or {}
-        found |= {f"{name}_{endings[measure]}": score.get(name) for name in (*SCORES, "tokens", "bytes")}
-    return found
+        columns |= {f"{name}_{endings[measure]}": score.get(name) for name in (*SCORES, "tokens", "bytes")}
+    return columns
 
 
 def suffixes(results: Results) -> dict[Measure, str]:
@@ -124,26 +121,24 @@ def suffixes(results: Results) -> dict[Measure, str]:
 
 
 def _speed(speed: Entry) -> Entry:
-    shown = {f"speed_{name}" if name in ("dtype", "device") else name: speed.get(name) for name in SPEEDS}
+    columns = {f"speed_{name}" if name in ("dtype", "device") else name: speed.get(name) for name in SPEEDS}
+    unshared: Entry = {}
     for name in ("prefill", "decode"):
-        low, high = speed.get(f"{name}_spread") or (None, None)
-        shown |= {f"{name}_low": low, f"{name}_high": high}
-    apart = speed.get("without_sharing") or {}
-    return shown | {
-        f"{name}_tokens_per_second_without_sharing": apart.get(f"{name}_tokens_per_second")
-        for name in ("prefill", "decode")
-    }
+        columns[f"{name}_low"], columns[f"{name}_high"] = speed.get(f"{name}_spread") or (None, None)
+        rate = f"{name}_tokens_per_second"
+        unshared[f"{rate}_without_sharing"] = (speed.get("without_sharing") or {}).get(rate)
+    return columns | unshared
 
 
 def _tasks(entry: Entry, results: Results) -> Entry:
+    columns: Entry = {}
+    for name, result in (entry.get("tasks") or {}).items():
+        columns[f"tasks/{name}"] = result.get("value")
+        columns |= {f"tasks/{name}/{key}": result.get(key) for key in ("se", "n", "metric", "num_fewshot")}
+        for metric, other in (result.get("also") or {}).items():
+            columns |= {f"tasks/{name}/{metric}": other.get("value"), f"tasks/{name}/{metric}/se": other.get("se")}
     common = common_tasks(results.entries)
-    found: Entry = {}
-    for name, one in (entry.get("tasks") or {}).items():
-        found |= {f"tasks/{name}": one.get("value")}
-        found |= {f"tasks/{name}/{key}": one.get(key) for key in ("se", "n", "metric", "num_fewshot")}
-        for metric, also in (one.get("also") or {}).items():
-            found |= {f"tasks/{name}/{metric}": also.get("value"), f"tasks/{name}/{metric}/se": also.get("se")}
     if common and tasks_of(entry):
         value, se = average(entry, common)
-        found |= {"tasks/average": value, "tasks/average/se": se, "tasks/average/of": len(common)}
-    return found
+        columns |= {"tasks/average": value, "tasks/average/se": se, "tasks/average/of": len(common)}
+    return columns

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, NamedTuple
 
-from slm.evaluation.report.results import Entry, Results
+from slm.evaluation.report.results import Entry, Results, name_of
 from slm.report.markdown import Section, bullets, table
 from slm.runtime.words import NOTHING, escape_markdown, interval, is_number, listed, megabytes, seconds, sig
 
-_REMEMBERED = (
+MEMORY_COLUMNS = (
     ("KV bytes, first token", "kv_bytes_per_token"),
     ("KV bytes, full context", "kv_cache_bytes"),
     ("state bytes", "state_bytes"),
@@ -46,47 +46,42 @@ def conditions(entry: Entry) -> Conditions | None:
 
 
 def usual_conditions(results: Results) -> Conditions | None:
-    """Those of most checkpoints, of equals the first."""
-    counts = Counter(found for entry in results.entries if (found := conditions(entry)))
+    """The conditions of most checkpoints; a tie goes to the first."""
+    counts = Counter(shared for entry in results.entries if (shared := conditions(entry)))
     return counts.most_common(1)[0][0] if counts else None
 
 
 def speed_section(results: Results) -> Section | None:
     """Load time, prefill, decode and memory of every checkpoint; None where no speed was measured."""
-    having = [entry for entry in results.entries if entry.get("speed")]
-    if not having:
+    entries = [entry for entry in results.entries if entry.get("speed")]
+    if not entries:
         return None
+    header = ("checkpoint", "load", "prefill tokens/s", "decode tokens/s", "KV cache", "peak MB", "weights MB",
+              *(title for title, _ in MEMORY_COLUMNS), "measured on")  # fmt: skip
     section = Section("Speed and memory").add(
         "Medians over repetitions after a warm-up, in brackets their spread; one sequence. Prefill reads a prompt at "
-        "once; decode makes one token after the other. Loading is apart from both. MB are 10^6 bytes. `512 + 128 "
-        "tokens` is a prompt of 512 and 128 made after it. KV bytes are those of keys and values: for a first token, "
-        "and for the longest context, of which windows and sparse patterns keep fewer tokens. State bytes are those of "
-        "recurrent mixers, the same after any number of tokens.",
+        "once; decode generates one token after the other. Neither includes loading. MB are 10^6 bytes. `512 + 128 "
+        "tokens` is a prompt of 512 and 128 generated after it. KV bytes are those of keys and values: for a first "
+        "token, and for the longest context, of which windows and sparse patterns keep fewer tokens. State bytes are "
+        "those of recurrent mixers, the same after any number of tokens.",
         *(f"**Mind:** {line}" for line in _warnings(results)),
-        _table(having),
+        table(header, [_row(entry) for entry in entries]),
     )
-    return section.add(bullets([line for entry in having if (line := sharing_line(entry))]))
-
-
-def _table(having: list[Entry]) -> str:
-    header = ("checkpoint", "load", "prefill tokens/s", "decode tokens/s", "KV cache", "peak MB", "weights MB",
-              *(title for title, _ in _REMEMBERED), "measured on")  # fmt: skip
-    return table(header, [_row(entry) for entry in having])
+    return section.add(bullets([line for entry in entries if (line := sharing_line(entry))]))
 
 
 def _row(entry: Entry) -> list[str]:
-    speed = entry["speed"]
-    found = conditions(entry)
+    speed, measured_on = entry["speed"], conditions(entry)
     return [
-        escape_markdown(entry["name"]),
+        name_of(entry),
         seconds(entry.get("load_seconds")),
         _rate(speed, "prefill"),
         _rate(speed, "decode"),
         {True: "yes", False: "no"}.get(speed.get("cache"), NOTHING),
         megabytes(speed.get("peak_memory_bytes")),
         megabytes(speed.get("model_bytes")),
-        *(f"{speed[key]:,}" if is_number(speed.get(key)) else NOTHING for _, key in _REMEMBERED),
-        escape_markdown(found.words) if found else NOTHING,
+        *(f"{speed[key]:,}" if is_number(speed.get(key)) else NOTHING for _, key in MEMORY_COLUMNS),
+        escape_markdown(measured_on.words) if measured_on else NOTHING,
     ]
 
 
@@ -97,11 +92,7 @@ def _rate(speed: Entry, name: str) -> str:
 
 def _warnings(results: Results) -> list[str]:
     usual = usual_conditions(results)
-    others = [
-        escape_markdown(entry["name"])
-        for entry in results.entries
-        if (found := conditions(entry)) is not None and found != usual
-    ]
+    others = [name_of(entry) for entry in results.entries if conditions(entry) not in (None, usual)]
     if not others or usual is None:
         return []
     return [
@@ -129,12 +120,10 @@ def sharing_line(entry: Entry) -> str:
         return ""
     repeats = (entry.get("shape") or {}).get("num_repeats")
     used = f"uses each block {repeats} times" if is_number(repeats) else "uses blocks repeatedly"
-    without = entry["speed"]["without_sharing"]
-    said = listed(
-        [
-            f"{sig(ratio, 3)} times the time in {name} ({sig(entry['speed'][f'{name}_tokens_per_second'])} against "
-            f"{sig(without[f'{name}_tokens_per_second'])} tokens/s)"
-            for name, ratio in price.items()
-        ]
-    )
-    return f"{escape_markdown(entry['name'])} {used}: against the same tensors without sharing a token takes {said}."
+    speed = entry["speed"]
+    times = []
+    for name, ratio in price.items():
+        shared, unshared = (sig(rates[f"{name}_tokens_per_second"]) for rates in (speed, speed["without_sharing"]))
+        times.append(f"{sig(ratio, 3)} times the time in {name} ({shared} against {unshared} tokens/s)")
+    name = name_of(entry)
+    return f"{name} {used}: against the same tensors without sharing a token takes {listed(times)}."

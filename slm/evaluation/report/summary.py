@@ -1,15 +1,31 @@
-"""What a reader must know first: how many checkpoints, which is best in what, and how sure that is."""
+"""What a reader must know first, in the report and on the terminal: which checkpoint is best in what, how surely."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from slm.evaluation.report.average import apart, average
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from slm.evaluation.report.differences import compare, ranked, target_error
 from slm.evaluation.report.quality import warnings
-from slm.evaluation.report.results import Entry, Results, common_tasks, tasks_of
-from slm.evaluation.report.speed import conditions, usual_conditions
+from slm.evaluation.report.results import (
+    Entry,
+    Results,
+    average,
+    common_tasks,
+    differ_significantly,
+    name_of,
+    task_caveats,
+    tasks_of,
+    text_caveats,
+)
+from slm.evaluation.report.speed import conditions, sharing_price, usual_conditions
 from slm.report.markdown import Section, bullets
 from slm.runtime.words import TARGET_NAMES, escape_markdown, is_number, listed, measured, plural, sig, with_interval
 from slm.scaling.describe import is_identified
@@ -17,14 +33,11 @@ from slm.scaling.describe import is_identified
 
 def summary_section(results: Results, fits: Sequence[Entry]) -> Section:
     """The results in a few sentences."""
-    done = [entry for entry in results.entries if entry.get("status", "completed") == "completed"]
-    lines = [f"{plural(len(done), 'checkpoint')} evaluated."]
-    unfinished = [entry for entry in results.entries if entry not in done]
+    unfinished = [entry for entry in results.entries if entry.get("status", "completed") != "completed"]
+    lines = [f"{plural(len(results.entries) - len(unfinished), 'checkpoint')} evaluated."]
     if unfinished:
-        named = listed(
-            [f"{escape_markdown(entry['name'])} ({escape_markdown(entry['status'])})" for entry in unfinished]
-        )
-        lines.append(f"**Not finished**: {named}.")
+        names = listed([f"{name_of(entry)} ({escape_markdown(entry['status'])})" for entry in unfinished])
+        lines.append(f"**Not finished**: {names}.")
     lines += [line for line in (_best(results), _fastest(results), _average(results), _skipped(results)) if line]
     lines += [_law(results, entry) for entry in fits if is_identified(entry, "alpha")]
     lines += ["**Mind**: see the warnings under Quality before comparing figures."] * bool(warnings(results))
@@ -35,15 +48,14 @@ def _best(results: Results) -> str:
     rows = ranked(results, results.primary)
     if not rows or results.primary is None:
         return ""
-    (entry, score), target = rows[0], results.target
-    shown = measured(score[target], target_error(score, target))
-    what = TARGET_NAMES[target]
+    (entry, best), target = rows[0], results.target_by(results.primary)
+    name, measure, target_name = name_of(entry), escape_markdown(results.primary.title), TARGET_NAMES[target]
+    value = measured(best[target], target_error(best, target))
     if len(rows) == 1:
-        return f"{escape_markdown(entry['name'])} has {shown} {what} on {escape_markdown(results.primary.title)}."
-    alike = [escape_markdown(other["name"]) for other, its in rows[1:] if compare(score, its, target).beyond is False]
-    text = f"Lowest {what} on {escape_markdown(results.primary.title)}: {escape_markdown(entry['name'])}, {shown}"
-    tail = f"; not distinguishable from {listed(alike)} by the standard errors of the differences." if alike else "."
-    return text + tail
+        return f"{name} has {value} {target_name} on {measure}."
+    similar = [name_of(e) for e, score in rows[1:] if compare(best, score, target).is_significant is False]
+    tail = f"; not distinguishable from {listed(similar)} by the standard errors of the differences" if similar else ""
+    return f"Lowest {target_name} on {measure}: {name}, {value}{tail}."
 
 
 def _fastest(results: Results) -> str:
@@ -55,41 +67,121 @@ def _fastest(results: Results) -> str:
     rate = sig(best["speed"]["decode_tokens_per_second"])
     lead = "Fastest decode" if len(rows) > 1 else "Decode"
     slowest = (best["speed"].get("decode_spread") or [math.inf])[0]
-    alike = [
-        escape_markdown(entry["name"])
+    similar = [
+        name_of(entry)
         for entry in rows
         if entry is not best and (entry["speed"].get("decode_spread") or [-math.inf])[-1] >= slowest
     ]
-    within = f"; within the spread of repetitions as fast: {listed(alike)}" if alike else ""
-    return f"{lead}: {escape_markdown(best['name'])}, {rate} tokens/s ({escape_markdown(usual.words)}){within}."
+    tail = f"; equally fast within the spread of repetitions: {listed(similar)}" if similar else ""
+    return f"{lead}: {name_of(best)}, {rate} tokens/s ({escape_markdown(usual.words)}){tail}."
 
 
 def _average(results: Results) -> str:
-    having = [entry for entry in results.entries if tasks_of(entry)]
-    common = common_tasks(having)
+    entries = [entry for entry in results.entries if tasks_of(entry)]
+    common = common_tasks(entries)
     if len(common) < 2:
         return ""
-    best = max(having, key=lambda entry: average(entry, common)[0])
-    lead = "Highest average" if len(having) > 1 else "Average"
-    alike = [
-        escape_markdown(entry["name"])
-        for entry in having
-        if entry is not best and apart(average(entry, common), average(best, common)) is False
-    ]
-    tail = f"; not distinguishable from {listed(alike)} by these standard errors" if alike else ""
-    mean = measured(*average(best, common))
-    return f"{lead} of {len(common)} common tasks: {escape_markdown(best['name'])}, {mean}{tail}."
+    averages = [(name_of(entry), average(entry, common)) for entry in entries]
+    name, best = max(averages, key=lambda pair: pair[1][0])
+    lead = "Highest average" if len(entries) > 1 else "Average"
+    similar = [other for other, value in averages if other != name and differ_significantly(value, best) is False]
+    tail = f"; not distinguishable from {listed(similar)} by these standard errors" if similar else ""
+    return f"{lead} of {len(common)} common tasks: {name}, {measured(*best)}{tail}."
 
 
 def _skipped(results: Results) -> str:
-    every = [one for entry in results.entries for one in (entry.get("tasks") or {}).values()]
-    lost = sum(not is_number(one.get("value")) for one in every)
-    return f"{lost} of {plural(len(every), 'task result')} are missing; the reasons are under Tasks." if lost else ""
+    every = [result for entry in results.entries for result in (entry.get("tasks") or {}).values()]
+    num_missing = sum(not is_number(result.get("value")) for result in every)
+    verb = "is" if num_missing == 1 else "are"
+    text = f"{num_missing} of {plural(len(every), 'task result')} {verb} missing; the reasons are under Tasks."
+    return text if num_missing else ""
 
 
 def _law(results: Results, entry: Entry) -> str:
-    said = with_interval(entry["params"]["alpha"], entry["ci95"]["alpha"])
+    alpha = with_interval(entry["params"]["alpha"], entry["ci95"]["alpha"])
     return (
         f"{escape_markdown(entry['family'])}: {TARGET_NAMES[results.fit_target]} falls as N to the power -alpha, "
-        f"alpha = {said} (n = {entry['n_runs']})."
+        f"alpha = {alpha} (n = {entry['n_runs']})."
     )
+
+
+def print_summary(entries: Sequence[Entry], folder: Path) -> None:
+    """Print a table of the checkpoints, one of their tasks if there are any, and where the rest is."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(_main_table(entries))
+    lines = []
+    for entry in entries:
+        price = sharing_price(entry).get("decode")
+        if price:
+            lines.append(f"{entry['name']}: with shared blocks a token takes {price:.2f}x the time of blocks used once")
+        lines += [
+            f"skipped: {task} of {entry['name']}: {result['error']}"
+            for task, result in entry["tasks"].items()
+            if "error" in result
+        ]
+        lines += [f"mind: {line}" for line in (*text_caveats(entry), *task_caveats(entry))]
+    if any(entry["tasks"] for entry in entries):
+        console.print(_task_table(entries))
+    for line in (*lines, f"report: {folder / 'report.md'}"):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _main_table(entries: Sequence[Entry]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("checkpoint", overflow="fold")
+    for name in (
+        "parameters",
+        "data",
+        "protocol",
+        "perplexity",
+        "bits/byte",
+        "prefill tok/s",
+        "decode tok/s",
+        "memory MB",
+    ):
+        table.add_column(name, justify="left" if name in ("data", "protocol") else "right")
+    for entry in entries:
+        speed = entry["speed"] or {}
+        tail = [
+            _number(speed.get("prefill_tokens_per_second"), ",.0f"),
+            _number(speed.get("decode_tokens_per_second"), ",.1f"),
+            _number(speed["peak_memory_bytes"] / 1e6 if speed else None, ",.0f"),
+        ]
+        head = [entry["name"], f"{entry['params_total']:,}"]
+        for score in entry["perplexity_results"] or [None]:
+            table.add_row(*map(escape, head + _scores(score) + tail))
+            head, tail = ["", ""], ["", "", ""]
+    return table
+
+
+def _scores(score: Mapping[str, Any] | None) -> list[str]:
+    if score is None:
+        return ["", "", "", ""]
+    stride = f"/{score['stride']}" if score["protocol"] == "sliding" else ""
+    error = score["se_bits_per_byte"]
+    bits = _number(score["bits_per_byte"], ".4f") + ("" if error is None else f" ± {error:.4f}")
+    windows = f"{score['protocol']} {score['max_length']}{stride}"
+    return [score["data"], windows, _number(score["perplexity"], ",.3f"), bits]
+
+
+def _task_table(entries: Sequence[Entry]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("task")
+    for entry in entries:
+        table.add_column(escape(entry["name"]), justify="right", overflow="fold")
+    for name in dict.fromkeys(task for entry in entries for task in entry["tasks"]):
+        table.add_row(escape(name), *(_task(entry["tasks"].get(name)) for entry in entries))
+    return table
+
+
+def _task(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return ""
+    if "error" in result:
+        return "skipped"
+    error = "" if result["se"] is None else f" ± {result['se']:.3f}"
+    return f"{result['value']:.3f}{error} ({result['metric']}, n={result['n']})"
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

@@ -1,21 +1,44 @@
-"""Downstream tasks through lm-evaluation-harness, in process: `run_tasks`.
+"""Downstream tasks through lm-evaluation-harness, in this process: which there are, and a check before any work.
 
-Importing this package is cheap; the harness (extra `eval`) and torch are loaded at first use.
+Imports neither the harness (extra `eval`) nor torch until they are used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-if TYPE_CHECKING:
-    from slm.evaluation.tasks.names import MOBILELLM, check_tasks
-    from slm.evaluation.tasks.run import run_tasks
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
 
-_HOME = {"MOBILELLM": "names", "check_tasks": "names", "run_tasks": "run"}
+from slm.evaluation.tasks.local import read_records
 
-__all__ = ["MOBILELLM", "check_tasks", "run_tasks"]
+MOBILELLM = ("arc_easy", "arc_challenge", "boolq", "piqa", "social_iqa", "hellaswag", "openbookqa", "winogrande")
+"""The eight zero-shot tasks of MobileLLM (arXiv:2402.14905, table 3), by the harness's names."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+def check_tasks(tasks: Sequence[str], task_files: Mapping[str, str]) -> None:
+    """Raise `ValueError` for a task that is neither of the harness nor in `task_files`, a bad file, a missing extra."""
+    if not tasks:
+        return
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("tasks need lm-evaluation-harness, which is not installed: pip install 'slm[eval]'")
+    for name, path in task_files.items():
+        read_records(name, path)
+    names = [name for name in tasks if name not in task_files]
+    available = set(task_manager().all_tasks) if names else set()
+    for name in names:
+        if name not in available:
+            near = get_close_matches(name, [*task_files, *available], n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the harness's"
+            raise ValueError(f"tasks: {name!r} is neither a task of lm-evaluation-harness nor in task_files; {hint}")
+
+
+@cache
+def task_manager() -> Any:
+    """The harness's index of tasks, groups and tags; reading it takes seconds, so it is read once."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager()

@@ -16,8 +16,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from slm.data import Tokenizer
-from slm.evaluation.tasks.batching import Request, request
-from slm.evaluation.tasks.scoring import Scorer
+from slm.evaluation.tasks.scoring import Request, Scorer, make_request
 from slm.model import Decoder
 from slm.model.decoding import generate
 
@@ -98,7 +97,7 @@ class DecoderLM(TemplateLM):
         # A context of spaces alone is left without tokens (they go to the continuation): treated as an empty one.
         begin = [self.prefix_token_id]
         self.num_cut += sum(len(context) + len(new) > self.max_length + 1 for _, context, new in requests)
-        items = [request(context or begin, continuation, self.max_length) for _, context, continuation in requests]
+        items = [make_request(context or begin, continuation, self.max_length) for _, context, continuation in requests]
         return [tuple(score) for score in self._score(items, "requests")]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
@@ -115,7 +114,7 @@ class DecoderLM(TemplateLM):
             self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
         )
         pairs = map(make_disjoint_window, windows)
-        return [request(context, continuation, self.max_length) for context, continuation in pairs]
+        return [make_request(context, continuation, self.max_length) for context, continuation in pairs]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """A continuation of each context up to its stop strings, the end of text or its number of tokens."""

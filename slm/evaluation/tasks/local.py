@@ -1,7 +1,7 @@
 """Multiple-choice tasks from local files of rows (JSON lines, Parquet), as task objects of lm-evaluation-harness.
 
-Notable: two forms, told apart by their keys. `query, choices, gold`: which choice follows the query. `context_options,
-continuation, gold`: after which context the continuation follows (WinoGrande, by partial evaluation: only the words
+Notable: records have one of two forms. `query, choices, gold` asks which choice follows the query. `context_options,
+continuation, gold` asks after which context the continuation follows (WinoGrande, by partial evaluation: only the words
 after the choice are scored, arXiv:1806.02847). One space joins what is given and what is scored, as in the harness.
 """
 
@@ -13,24 +13,20 @@ from typing import Any
 
 from slm.data.local import text_files
 from slm.data.readers import ROW_SUFFIXES, read_rows
+from slm.runtime.settings import NAME, Kind, check_kind, list_of
 
-FORMS = {
-    "choices": ("query", "choices", "gold"),
-    "context_options": ("context_options", "continuation", "gold"),
-}
-"""Key that tells the form -> keys of a record."""
+FORMS = {"choices": ("query", "choices", "gold"), "context_options": ("context_options", "continuation", "gold")}
+"""The keys of a record, by the key that holds its options."""
+OPTIONS = list_of(NAME, "at least two texts, none empty", least=2)
 
 
 def files_of_task(name: str, path: str) -> list[Path]:
-    """The files of rows that `task_files.NAME` means. Raises `ValueError` where there are none to read."""
+    """The files that `task_files.NAME` names. Raises `ValueError` if there is none."""
     return text_files(path, f"task_files.{name}", suffixes=ROW_SUFFIXES).paths
 
 
 def read_records(name: str, path: str) -> list[dict[str, Any]]:
-    """The records of a task's files, checked; further keys are dropped.
-
-    Raises `ValueError` naming the file and the line that is wrong.
-    """
+    """The checked records of a task's files, without other keys. `ValueError` names the file and line that is wrong."""
     key = f"task_files.{name}"
     records = [
         _record(row, f"{key}: {file} {place}")
@@ -38,14 +34,14 @@ def read_records(name: str, path: str) -> list[dict[str, Any]]:
         for place, row in read_rows(file, key=key)
     ]
     if not records:
-        raise ValueError(f"{key}={path!r} holds no question; wants rows with the keys {' or '.join(map(_keys, FORMS))}")
+        raise ValueError(f"{key}={path!r} holds no question: its rows must have the keys {_keys(' or ')}")
     if len({tuple(record) for record in records}) > 1:
-        raise ValueError(f"{key}={path!r} mixes records with {' and '.join(map(_keys, FORMS))}; wants one form of them")
+        raise ValueError(f"{key}={path!r} mixes records with {_keys(' and ')}: all must have one form")
     return records
 
 
 def answered(record: Mapping[str, Any]) -> list[str]:
-    """The texts by which a question would be known to be in training documents: as asked, and with its answer."""
+    """The texts that show that a question was trained on: as asked, and with its answer."""
     if "choices" in record:
         return [record["query"], f"{record['query']} {record['choices'][record['gold']]}"]
     return [f"{record['context_options'][record['gold']]} {record['continuation']}"]
@@ -56,48 +52,40 @@ def make_task(name: str, records: list[dict[str, Any]]) -> Any:
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
 
-    by_context = "context_options" in records[0]
-    # The harness takes an index as doc_to_text for "the choices are contexts, and this one is right".
-    form = (
-        {"doc_to_text": "gold", "doc_to_target": "continuation", "doc_to_choice": "context_options"}
-        if by_context
-        else {"doc_to_text": "query", "doc_to_target": "gold", "doc_to_choice": "choices"}
-    )
+    if "choices" in records[0]:
+        form = {"doc_to_text": "query", "doc_to_target": "gold", "doc_to_choice": "choices"}
+        metrics = ["acc", "acc_norm"]
+    else:
+        # The harness takes an index as doc_to_text for "the choices are contexts, and this one is right".
+        form = {"doc_to_text": "gold", "doc_to_target": "continuation", "doc_to_choice": "context_options"}
+        metrics = ["acc"]
     config = {
         "task": name,
         "custom_dataset": lambda **kwargs: DatasetDict(test=Dataset.from_list(records)),
         "output_type": "multiple_choice",
         "test_split": "test",
         "fewshot_split": "test",
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-            for metric in (("acc",) if by_context else ("acc", "acc_norm"))
-        ],
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
         **form,
     }
     return ConfigurableTask(config=config)
 
 
-def _keys(form: str) -> str:
-    return "/".join(FORMS[form])
+def _keys(separator: str) -> str:
+    return separator.join("/".join(keys) for keys in FORMS.values())
 
 
 def _record(record: Any, where: str) -> dict[str, Any]:
     form = next((key for key in FORMS if isinstance(record, Mapping) and key in record), None)
     if form is None or (missing := [key for key in FORMS[form] if key not in record]):
         lacking = f"lacks {', '.join(missing)}" if form else "is no question"
-        raise ValueError(f"{where} {lacking}; wants the keys {' or '.join(map(_keys, FORMS))}")
+        raise ValueError(f"{where} {lacking}: it must have the keys {_keys(' or ')}")
     for key in FORMS[form][:2]:
-        if not _is_text(record[key], several=key == form):
-            wanted = "a list of at least two texts, none empty" if key == form else "a text that is not empty"
-            raise ValueError(f"{where}: {key}={record[key]!r} wants to be {wanted}")
-    gold, options = record["gold"], record[form]
-    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(options):
-        raise ValueError(f"{where}: gold={gold!r} wants to be 0 to {len(options) - 1}, the place of the right answer")
+        check_kind(f"{where}: {key}", record[key], OPTIONS if key == form else NAME)
+    last = len(record[form]) - 1
+    is_place = Kind(
+        f"0 to {last}, the place of the right answer",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= last,
+    )
+    check_kind(f"{where}: gold", record["gold"], is_place)
     return {key: record[key] for key in FORMS[form]}
-
-
-def _is_text(value: Any, *, several: bool) -> bool:
-    if several:
-        return isinstance(value, list) and len(value) >= 2 and all(_is_text(item, several=False) for item in value)
-    return isinstance(value, str) and bool(value.strip())

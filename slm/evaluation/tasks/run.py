@@ -1,7 +1,7 @@
-"""Run downstream tasks on a decoder, one harness evaluation a task, so that one that fails leaves the others.
+"""Run a downstream task on a decoder, as a harness evaluation of its own: one that fails leaves the others.
 
-Notable: data that are in the local cache are used without asking the network, and a hub that does not answer is found
-out in seconds; nothing from a hub is executed; the harness writes no file, and its logs and bars stay silent.
+Notable: data in the local cache are used without asking the network, and a hub that does not answer is noticed in
+seconds; nothing from a hub is executed; the harness writes no file, and its logs and bars stay silent.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import logging
 import math
 import random
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 from unittest.mock import patch
 
 import numpy as np
@@ -22,23 +21,23 @@ import torch
 
 from slm.data import Tokenizer
 from slm.data.hub import require_network
+from slm.evaluation.tasks import task_manager
 from slm.evaluation.tasks.local import make_task, read_records
-from slm.evaluation.tasks.names import require_harness, task_manager
 from slm.model import Decoder
+from slm.runtime.progress import Progress, say
 
 BOOTSTRAP = 1000
 """Resamples behind the standard error of a metric that is not a mean (those have a closed form)."""
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity")
-"""What is reported as *the* value, first come: length-normalised accuracy where a task has it (docs/tasks.md)."""
-_SECONDS = 10.0  # between two lines of progress
+"""The first of these that a task has is its *value*: length-normalised accuracy before accuracy (docs/tasks.md)."""
 
 
-def run_tasks(
+def run_task(
     decoder: Decoder,
     tokenizer: Tokenizer,
-    tasks: Sequence[str],
+    name: str,
     *,
-    task_files: Mapping[str, str],
+    file: str | None,
     limit: int | None,
     num_fewshot: int | None,
     batch_tokens: int,
@@ -47,75 +46,62 @@ def run_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Results by task: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (its other metrics), `notes`.
 
-    A task that cannot be run has `error`, one sentence, instead. A tag or a group without a mean of its own gives one
-    entry for each of its tasks. `limit` is the number of questions of each task, `num_fewshot` the examples shown
-    before each (None: what the task says, else 0).
+    The questions are those of `file`, else of the harness's task. A task that cannot be run has `error`, one sentence,
+    instead. A tag, or a group without a mean of its own, gives one entry for each of its tasks. `limit` is the number
+    of questions, `num_fewshot` the examples shown before each (None: what the task says, else 0).
     """
-    require_harness()
     from slm.evaluation.tasks.adapter import DecoderLM
 
-    results: dict[str, dict[str, Any]] = {}
-    for name in tasks:
-        with quiet() as stderr:
-            model = DecoderLM(
-                decoder,
-                tokenizer,
-                batch_tokens=batch_tokens,
-                autocast=autocast,
-                seed=seed,
-                progress=_progress(name, stderr),
-            )
-            try:
-                loaded = load_task(name, task_files)
-                found = evaluate_task(model, loaded, limit=limit, num_fewshot=num_fewshot, seed=seed)
-            except Exception as error:  # whatever a task's own code or data raises, the other tasks are still run
-                found = {name: {"error": _sentence(error)}}
-        notes = []
-        if name in task_files:
-            notes.append(
-                f"Questions and their wording are those of {task_files[name]}, not of a harness task named {name}."
-            )
-        if model.num_cut:
-            notes.append(
-                f"{model.num_cut:,} requests were longer than the model's context of {model.max_length:,} tokens and "
-                "lost their beginning."
-            )
+    with quiet() as stderr, Progress(f"tasks: {name}", file=stderr) as shown:
+
+        def show(unit: str, done: int, total: int) -> None:
+            shown.update(done, task=f"tasks: {name}, {unit}", total=total)
+
+        model = DecoderLM(decoder, tokenizer, batch_tokens=batch_tokens, autocast=autocast, seed=seed, progress=show)
+        try:
+            loaded = load_task(name, file)
+            results = evaluate_task(model, loaded, limit=limit, num_fewshot=num_fewshot, seed=seed)
+        except Exception as error:  # whatever a task's own code or data raises, the other tasks are still run
+            results = {name: {"error": _sentence(error)}}
+    notes = []
+    if file is not None:
+        notes.append(f"Questions and their wording are those of {file}, not of a harness task named {name}.")
+    if model.num_cut:
+        notes.append(
+            f"{model.num_cut:,} requests were longer than the model's context of {model.max_length:,} tokens and "
+            "lost their beginning."
+        )
+    for task, result in results.items():
         if notes:
-            found = {task: {**result, "notes": notes} for task, result in found.items()}
-        results |= found
-        for task, result in found.items():
-            print(f"tasks: {task}: {_summary(result)}", file=sys.stderr, flush=True)
+            result["notes"] = notes
+        say(f"tasks: {task}: {_summary(result)}")
     return results
 
 
-def load_task(name: str, task_files: Mapping[str, str]) -> Any:
-    """The harness's tasks behind a name, as `TaskManager.load` gives them; a file of `task_files` goes first."""
-    if name in task_files:
-        return {"tasks": {name: make_task(name, read_records(name, task_files[name]))}}
+def load_task(name: str, file: str | None) -> Any:
+    """The questions of `file`, else the harness's tasks of that name, as `TaskManager.load` returns them."""
+    if file is not None:
+        return {"tasks": {name: make_task(name, read_records(name, file))}}
     try:
         with _offline():
             return task_manager().load([name])
     except ImportError:  # a package that this task needs
         raise
     except Exception:  # not in the cache: which class says so depends on datasets and huggingface_hub
-        _require_hub(name)
+        try:
+            require_network(name)
+        except ValueError:
+            raise ValueError(
+                f"the data of {name} are not in the local cache and the hub cannot be reached; connect to the network, "
+                f"or give the questions as task_files.{name}=FILE"
+            ) from None
         return task_manager().load([name])
-
-
-def _require_hub(name: str) -> None:
-    try:
-        require_network(name)
-    except ValueError:
-        raise ValueError(
-            f"the data of {name} are not in the local cache and the hub cannot be reached; connect to the network, or "
-            f"give the questions as task_files.{name}=FILE"
-        ) from None
 
 
 def evaluate_task(
     model: Any, loaded: Any, *, limit: int | None, num_fewshot: int | None, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate loaded tasks with any model of the harness; entries of `run_tasks`."""
+    """Evaluate loaded tasks with any model of the harness; returns what `run_task` does, without notes."""
     from lm_eval.evaluator import evaluate
 
     for task in loaded["tasks"].values():
@@ -126,33 +112,30 @@ def evaluate_task(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    report = evaluate(model, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False)
-    return _entries(report)
+    return _entries(evaluate(model, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False))
 
 
 def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    rows = report.get("groups") or report["results"]
     entries: dict[str, dict[str, Any]] = {}
-    for name, row in rows.items():
+    for name, row in (report.get("groups") or report["results"]).items():
         values, errors = _metrics(row)
         if not values:
             continue
-        metric = next((known for known in MAIN_METRICS if known in values), next(iter(values)))
+        metric = next((name for name in MAIN_METRICS if name in values), next(iter(values)))
         if not math.isfinite(values[metric]):
-            entries[name] = {"error": f"{metric} of {name} is {values[metric]}, which is no figure"}
+            entries[name] = {"error": f"{metric} of {name} is {values[metric]}, not a finite number"}
             continue
-        others = {
-            key: {"value": value, "se": errors[key]}
-            for key, value in values.items()
-            if key != metric and math.isfinite(value)
-        }
         entries[name] = {
             "metric": metric,
             "value": values[metric],
             "se": errors[metric],
             "n": row["sample_len"],
             "num_fewshot": report["n-shot"].get(name, 0),
-            "also": others,
+            "also": {
+                key: {"value": value, "se": errors[key]}
+                for key, value in values.items()
+                if key != metric and math.isfinite(value)
+            },
         }
     return entries
 
@@ -184,8 +167,8 @@ def _sentence(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[Any]:
-    """Silence the harness's logs and bars; gives the real stderr."""
+def quiet() -> Iterator[TextIO]:
+    """Silence the harness's logs and bars; yields the real stderr."""
     stderr = sys.stderr
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with contextlib.redirect_stderr(io.StringIO()):
@@ -203,17 +186,3 @@ def _offline() -> Iterator[None]:
         patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
     ):
         yield
-
-
-def _progress(name: str, stream: Any) -> Any:
-    start = last = time.monotonic()
-
-    def show(what: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _SECONDS and done < total:
-            last = now
-            left = (now - start) * (total / done - 1)
-            print(f"tasks: {name}: {done:,} of {total:,} {what}, {left:.0f} s left", file=stream, flush=True)
-
-    return show
