@@ -16,9 +16,6 @@ from slm.runtime.progress import progress
 Document = tuple[str, str | None]
 """A text and its split: "train", "val", or None where the hash of the text decides."""
 
-SOURCES: dict[str, Any] = {"pydocs": "slm.data.docstrings", "local": "slm.data.local", "hub": "slm.data.hub"}
-"""The `Source` of a `data.source`, or its module; any other value is the import path of a module with its fields."""
-
 SPLITS = ("train", "val")
 LEFT_OUT = {
     "also_in_validation": "for training that are also in the validation set",
@@ -43,6 +40,10 @@ class Source(NamedTuple):
     """Sentences on what the options mean here."""
 
 
+SOURCES: dict[str, str | Source] = {"pydocs": "slm.data.docstrings", "local": "slm.data.local", "hub": "slm.data.hub"}
+"""Value of `data.source` -> its `Source`, or the module of slm that has the fields of one."""
+
+
 def register_source(name: str, source: Source) -> None:
     """Make `data.source=NAME` stand for a source. Raises ValueError for the name of a built-in one."""
     if isinstance(SOURCES.get(name), str):
@@ -51,18 +52,16 @@ def register_source(name: str, source: Source) -> None:
 
 
 def source_of(data: Mapping[str, Any]) -> Source:
-    """The source that `data.source` names; raises ValueError if there is none."""
-    name = data["source"]
-    if isinstance(source := SOURCES.get(name, str(name)), Source):
-        return source
-    try:
-        module = import_module(source)
-        return Source(**{field: getattr(module, field) for field in Source._fields if hasattr(module, field)})
-    except (ImportError, TypeError, ValueError) as error:
+    """The source that `data.source` names; raises ValueError if there is none. Imports only modules of slm."""
+    source = SOURCES.get(str(data["source"]))
+    if source is None:
         raise ValueError(
-            f"data.source={name!r} is not one of {', '.join(SOURCES)}, and not a module with the functions "
-            f"key and documents ({error})"
-        ) from None
+            f"data.source={data['source']!r} is not one of {', '.join(SOURCES)}; extensions=[FILE] can add your own"
+        )
+    if isinstance(source, Source):
+        return source
+    module = import_module(source)  # when it is used, because these modules import this one
+    return Source(**{field: getattr(module, field) for field in Source._fields if hasattr(module, field)})
 
 
 def write_documents(

@@ -197,20 +197,13 @@ def test_a_name_that_would_be_a_glob_is_built_and_cleaned_up_under_its_own(data,
     assert [path for path in (tmp_path / "documents").iterdir() if path.is_dir()] == [folder]
 
 
-def test_a_source_from_outside_is_a_module_with_two_functions(byte, tmp_path, monkeypatch):
-    (tmp_path / "squares.py").write_text(
-        "def key(data):\n    return data['count']\n\n"
-        "def documents(data):\n    return ((f'{i} squared is {i * i}.', None) for i in range(data['count']))\n"
-    )
-    (tmp_path / "half.py").write_text("def key(data):\n    return 0\n")
+def test_a_source_that_a_config_names_is_never_imported(byte, tmp_path, monkeypatch):
+    """The config of a run that evaluate.py reads may be somebody else's."""
+    (tmp_path / "harmful.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nkey = documents = print\n")
     monkeypatch.syspath_prepend(tmp_path)
-    data = {"name": "squares", "source": "squares", "count": 50, "val_fraction": 0.2}
-    corpus = prepare(data, byte, cache_dir=tmp_path)
-    assert corpus.train.num_bytes + corpus.val.num_bytes == sum(len(f"{i} squared is {i * i}.") for i in range(50))
-    with pytest.raises(
-        ValueError, match=r"^data\.source='half' is not one of .* a module with the functions key and doc"
-    ):
-        prepare(data | {"source": "half"}, byte, cache_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"^data\.source='harmful' is not one of pydocs, local, hub"):
+        prepare({"name": "x", "source": "harmful", "val_fraction": 0.2}, byte, cache_dir=tmp_path)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_every_source_and_tokenizer_of_conf_has_the_keys_that_its_code_reads(config):
