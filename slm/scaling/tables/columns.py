@@ -27,19 +27,19 @@ CELL = (
 )
 NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
 LIKELY = {"state": "status", "name": "name", "diverged": "diverged"}
-"""Headers that are taken for a name if one column alone has them: W&B exports `State` and `Name`."""
+"""Headers that are taken for a name if only one column has them: W&B exports `State` and `Name`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where values come from: the name of the table, and its own names for columns that are called otherwise here."""
+    """The name of a table, and its own names of columns that have other names here."""
 
     table: str
     own: Mapping[str, str] = field(default_factory=dict)
 
-    def error(self, row: int, column: str, value: Any, says: str) -> ValueError:
+    def error(self, row: int, column: str, value: Any, problem: str) -> ValueError:
         """One sentence on one value: table, row of the file, column, value, what is wrong and what to do."""
-        return ValueError(f"{self.table}, row {row}, column {self.own.get(column, column)}: {shown(value)} {says}")
+        return ValueError(f"{self.table}, row {row}, column {self.own.get(column, column)}: {shown(value)} {problem}")
 
 
 def typed(raw: pd.DataFrame) -> pd.DataFrame:
@@ -95,44 +95,39 @@ def rename(raw: pd.DataFrame, columns: Mapping[str, str], table: str, notes: lis
 
 def _near_names(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
     """Headers that are a name but for case, spaces and hyphens, where nothing else in the table has that name."""
-    meant = {name: name for name in NAMES} | {alias: name for name, alias in ALIASES.items()}
+    names = {name: name for name in NAMES} | {alias: name for name, alias in ALIASES.items()}
     near: dict[str, str] = {}
-    headers = {there: _plain(there) for there in map(str, raw.columns) if there not in columns.values()}
-    for there, plain in headers.items():
-        name = meant.get(plain)
-        if name is None or there == plain:
-            continue
-        if {name, ALIASES.get(name, name)} & {*columns, *raw.columns}:
+    headers = {
+        header: re.sub(r"[\s-]+", "_", header.strip().lstrip("#").strip().lower())
+        for header in map(str, raw.columns)
+        if header not in columns.values()
+    }
+    for header, plain in headers.items():
+        name = names.get(plain)
+        if name is None or header == plain or {name, ALIASES.get(name, name)} & {*columns, *raw.columns}:
             continue
         if name in near:
-            raise ValueError(f"{table} has columns {near[name]} and {there}, both of which mean {name}: rename one")
-        near[name] = there
-    for plain, name in LIKELY.items():
-        like = [there for there in headers if headers[there] == plain and there != name]
+            raise ValueError(f"{table} has columns {near[name]} and {header}, both of which mean {name}: rename one")
+        near[name] = header
+    for likely, name in LIKELY.items():
+        similar = [header for header, plain in headers.items() if plain == likely and header != name]
         # `state` may be that of a recurrent model.
-        if len(like) == 1 and not {name} & {*columns, *raw.columns, *near}:
-            near |= {name: like[0]} if name != "status" or are_statuses(raw[like[0]]) else {}
+        if len(similar) == 1 and name not in {*columns, *raw.columns, *near}:
+            near |= {name: similar[0]} if name != "status" or are_statuses(raw[similar[0]]) else {}
     return near
-
-
-def _plain(header: str) -> str:
-    return re.sub(r"[\s-]+", "_", header.strip().lstrip("#").strip().lower())
 
 
 def derive(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Add what follows from the rest: `loss` and `perplexity` from each other, `flops` from N and tokens."""
-    if "perplexity" in frame and "loss" not in frame:
-        frame = frame.assign(loss=np.log(frame["perplexity"]))
-        notes.append("The column loss was computed as ln(perplexity).")
-    elif "loss" in frame and "perplexity" not in frame:
-        frame = frame.assign(perplexity=np.exp(frame["loss"]))
-        notes.append("The column perplexity was computed as exp(loss).")
-    elif "loss" in frame:
-        both = {
-            "loss": frame["loss"].fillna(np.log(frame["perplexity"])),
-            "perplexity": frame["perplexity"].fillna(np.exp(frame["loss"])),
-        }
-        frame = frame.assign(**both)
+    nothing = pd.Series(math.nan, frame.index)
+    for name, other, formula, function in (
+        ("loss", "perplexity", "ln(perplexity)", np.log),
+        ("perplexity", "loss", "exp(loss)", np.exp),
+    ):
+        if other in frame:
+            if name not in frame:
+                notes.append(f"The column {name} was computed as {formula}.")
+            frame = frame.assign(**{name: frame.get(name, nothing).fillna(function(frame[other]))})
     size = next(name for name in SIZES if complete(frame, name))
     if "tokens" not in frame:
         notes.append("The table has no column tokens: the training budget of its runs is unknown.")

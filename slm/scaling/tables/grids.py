@@ -68,26 +68,25 @@ def best_of(frame: pd.DataFrame, names: Sequence[str], target: str, columns: Col
     last = frame.loc[order.index[~run[order.index].duplicated(keep="last")]].sort_index()
     group, point = groups(last, fixed_beside(names)), groups(last, names)
     means = last[target].groupby([group, point]).mean()
-    best = means.groupby(level=0).idxmin()
-    chosen = [pair in set(best) for pair in zip(group, point, strict=True)]
-    kept = frame[run.isin(run[last.index[chosen]])]
-    tried = means.groupby(level=0).size()
-    family = last["family"].groupby(group).first()
+    tried, shown_names = means.groupby(level=0).size(), ",".join(names)
     most = int(tried.max())
     if most == 1:
-        notes.append(f"best_of={','.join(names)} found nothing to choose from: no rows differ in that alone.")
+        notes.append(f"best_of={shown_names} had nothing to choose from: no rows differ in that alone.")
         return frame
-    alike = tried.nunique() == 1
-    counts = shortlist((f"{name} {_span(of)}" for name, of in tried.groupby(family, sort=False)), 4)
-    notes.append(
-        f"best_of={','.join(names)} kept {len(kept)} of {len(frame)} rows, the best at each family, size and budget "
-        f"({most if alike else counts} tried)."
-    )
-    gain = "" if alike else ", and families that tried more values gain more"
-    notes.append(
+    best = set(means.groupby(level=0).idxmin())
+    kept = frame[run.isin(run[last.index[[pair in best for pair in zip(group, point, strict=True)]]])]
+    counts, gain = f"{most}", ""
+    if tried.nunique() > 1:
+        by_family = tried.groupby(last["family"].groupby(group).first(), sort=False)
+        spans = {name: dict.fromkeys((str(of.min()), str(of.max()))) for name, of in by_family}
+        counts = shortlist((f"{name} {' to '.join(span)}" for name, span in spans.items()), 4)
+        gain = ", and families that tried more values gain more"
+    notes += [
+        f"best_of={shown_names} kept {len(kept)} of {len(frame)} rows, the best at each family, size and budget "
+        f"({counts} tried).",
         f"The best of several noisy runs is low by luck: by up to {luck(most):.2f} times the scatter between seeds for "
-        f"the best of {most}{gain}."
-    )
+        f"the best of {most}{gain}.",
+    ]
     return kept
 
 
@@ -95,8 +94,3 @@ def luck(tried: int) -> float:
     """By how many standard deviations the lowest of `tried` independent normal values lies below their mean."""
     norm = stats.norm
     return float(integrate.quad(lambda x: x * tried * norm.pdf(x) * norm.cdf(x) ** (tried - 1), -10, 10)[0])
-
-
-def _span(values: pd.Series) -> str:
-    low, high = int(values.min()), int(values.max())
-    return str(low) if low == high else f"{low} to {high}"
