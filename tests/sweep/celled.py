@@ -1,9 +1,14 @@
 """Cells of stand-in jobs, and what tests ask of what became of them."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from slm.sweep.cells import Cell
+from tests.running import ROOT
 
 STUB = Path(__file__).with_name("stub_train.py")
 LOCAL: dict[str, Any] = {
@@ -31,3 +36,36 @@ def history(folder: Path) -> list[tuple[str, str]]:
 
 def count(folder: Path, what: str, name: str) -> int:
     return history(folder).count((what, name))
+
+
+def processes() -> Iterator[tuple[int, str, int]]:
+    """(id, command line, parent) of all that run."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                yield int(process.name), (process / "cmdline").read_text(), int(parent)
+
+
+MASTER = """
+import sys
+from pathlib import Path
+from slm.sweep.execute import Interrupted, execute
+from slm.sweep.launchers import forked
+from tests.sweep.celled import LOCAL, STUB, cell
+
+forked.MODULES = [sys.argv[1]]  # to find the server by; one that cannot be imported is passed over
+cells = [cell(f"c{i}", "seconds=0.1", "save_every=2", steps=4 + i, flops=i) for i in range(5)]
+launcher = LOCAL | {"tries": 9, "warm_start": sys.argv[2] == "True"}
+try:
+    outcomes = execute(cells, Path(sys.argv[1]) / "runs", launcher, script=STUB)
+except Interrupted as error:
+    sys.exit(str(error))
+assert all(outcome.status == "completed" for outcome in outcomes.values()), outcomes
+"""
+
+
+def start_master(folder: Path, *, warm_start: bool = False) -> subprocess.Popen[str]:
+    """A sweep of five cells in a process of its own."""
+    command = [sys.executable, "-c", MASTER, str(folder), str(warm_start)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from slm.sweep.config import check_settings
 from slm.tracking.wandb_run import artifact_name
 from tests.running import ROOT, run_script
 from tests.sweep.designs import QUICK, composed, result, table, write
+from tests.tracking.offline import inspected
 
 CONTRACT = """family law target size params se ci95 covariance_method n_runs n_rows objective r2 rmse_log aicc bic
 converged starts_agreeing at_bound condition_number identified notes"""
@@ -171,22 +171,15 @@ def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "sweep.py"), f"runs={tmp_path}/runs.csv", f"output_dir={tmp_path}/out"]
     run_script([*command, *QUICK[:3]], cwd=tmp_path).check_returncode()
     (file,) = (tmp_path / "out/wandb").glob("offline-run-*/run-*.wandb")
-    said = subprocess.run(
-        [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    run = json.loads(said.stdout)
+    told = inspected(file)["summary"]
     fits = json.loads((tmp_path / "out/fits.json").read_text())
     power = next(
         e for e in fits if (e["family"], e["law"], e["target"], e["loss"]) == ("a", "power", "loss", "least_squares")
     )
-    assert run["summary"]["exponent/a/power/alpha"] == pytest.approx(power["params"]["alpha"], rel=1e-12)
-    assert run["summary"]["exponent/a/power/ci_low"] == pytest.approx(power["ci95"]["alpha"][0], rel=1e-12)
-    assert run["summary"]["comparison/a_vs_b/p_adjusted"] < 0.05
-    assert {"exponents", "comparisons"} <= set(run["summary"])
+    assert told["exponent/a/power/alpha"] == pytest.approx(power["params"]["alpha"], rel=1e-12)
+    assert told["exponent/a/power/ci_low"] == pytest.approx(power["ci95"]["alpha"][0], rel=1e-12)
+    assert told["comparison/a_vs_b/p_adjusted"] < 0.05
+    assert {"exponents", "comparisons"} <= set(told)
 
 
 @pytest.mark.parametrize(

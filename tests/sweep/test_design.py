@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from slm.composition.budget import steps_of
-from slm.composition.resolvers import register
 from slm.composition.settings import check_settings
 from slm.model.counts import num_params
 from slm.sweep.cells import Cell
@@ -25,6 +23,7 @@ from slm.sweep.design import check_design
 from slm.sweep.grid import make_plan
 from slm.sweep.recipe import Recipe, check_texts, digest, key_of
 from slm.training.plan import make_plan as make_train_plan
+from tests import composing
 from tests.composing import choices
 from tests.running import ROOT
 from tests.sweep.designs import SMALL, cells_of, composed
@@ -33,10 +32,7 @@ from tests.training.small import CPU
 
 def train_config(cell: Cell) -> dict[str, Any]:
     """What train.py makes of a cell's overrides."""
-    register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", overrides=[*cell.overrides, "output_dir=elsewhere"])
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    return composing.composed(*cell.overrides, "output_dir=elsewhere")
 
 
 def test_the_published_sweep_has_the_cells_that_were_trained() -> None:

@@ -26,7 +26,7 @@ from slm.sweep.ledger import Outcome
 from slm.sweep.recipe import Recipe
 from tests.running import ROOT, make_command, quiet_env
 from tests.seeds import seeded
-from tests.sweep.celled import LOCAL, STUB, cell, count, history
+from tests.sweep.celled import LOCAL, STUB, cell, count, history, processes, start_master
 
 
 def run(folder: Path, cells: list[Cell], **changes: object) -> dict[str, Outcome]:
@@ -51,17 +51,7 @@ def starts_or_ends(process: subprocess.Popen[str], folder: Path, starts: int) ->
 
 def live_jobs(folder: Path) -> list[int]:
     """Ids of the stand-ins that run under `folder`."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (
-                f"{folder}/runs" in (process / "cmdline").read_text()
-                and (process / "stat").read_text().split()[2] != "Z"
-            ):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    return [number for number, line, _ in processes() if f"{folder}/runs" in line]
 
 
 def test_a_cell_that_goes_wrong_stops_none_but_branches_whose_step_it_has_not_kept(tmp_path: Path) -> None:
@@ -160,26 +150,6 @@ def test_two_deaths_for_want_of_memory_are_enough(tmp_path: Path, monkeypatch: p
     outcome = execute([cell("a", "do=die")], tmp_path / "runs", LOCAL | {"tries": 9}, script=STUB)["a"]
     assert outcome.why == "out of memory: killed by the kernel 2 times with no new checkpoint"
     assert count(tmp_path, "start", "a") == 2
-
-
-MASTER = """
-import sys
-from pathlib import Path
-from slm.sweep.execute import Interrupted, execute
-from tests.sweep.celled import LOCAL, STUB, cell
-
-cells = [cell(f"c{i}", "seconds=0.1", "save_every=2", steps=4 + i, flops=i) for i in range(5)]
-try:
-    outcomes = execute(cells, Path(sys.argv[1]) / "runs", LOCAL | {"tries": 9}, script=STUB)
-except Interrupted as error:
-    sys.exit(str(error))
-assert all(outcome.status == "completed" for outcome in outcomes.values()), outcomes
-"""
-
-
-def start_master(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", MASTER, str(folder)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_master_and_jobs_that_are_killed_at_random_train_every_cell_once(tmp_path: Path) -> None:

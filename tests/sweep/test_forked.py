@@ -5,9 +5,7 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -16,26 +14,15 @@ import pytest
 from slm.sweep.cells import Cell
 from slm.sweep.execute import execute
 from slm.sweep.ledger import Outcome
-from tests.running import ROOT, make_command, quiet_env
+from tests.running import make_command, quiet_env
 from tests.seeds import seeded
-from tests.sweep.celled import LOCAL, STUB, cell, count, history
+from tests.sweep.celled import LOCAL, STUB, cell, count, history, processes, start_master
 
 WARM = LOCAL | {"warm_start": True}
 
 
 def run(folder: Path, cells: list[Cell], **changes: object) -> dict[str, Outcome]:
     return execute(cells, folder / "runs", WARM, script=STUB, **changes)
-
-
-def processes() -> Iterator[tuple[int, str, int]]:
-    """(id, command line, parent) of all that run."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                yield int(process.name), (process / "cmdline").read_text(), int(parent)
-        except OSError:
-            continue
 
 
 def servers() -> list[int]:
@@ -108,23 +95,10 @@ def test_jobs_outlive_their_server_and_the_next_start_without_one(tmp_path: Path
     assert [count(tmp_path, "start", name) for name in "abcd"] == [1, 1, 1, 1]
 
 
-MASTER = """
-import sys
-from pathlib import Path
-from slm.sweep.execute import execute
-from slm.sweep.launchers import forked
-from tests.sweep.celled import LOCAL, STUB, cell
-
-forked.MODULES = [sys.argv[1]]  # to find the server by; one that cannot be imported is passed over
-cells = [cell(f"c{i}", "seconds=0.1", "save_every=2", steps=4 + i, flops=i) for i in range(5)]
-execute(cells, Path(sys.argv[1]) / "runs", LOCAL | {"warm_start": True, "tries": 9}, script=STUB)
-"""
-
-
 def test_a_master_that_is_killed_leaves_jobs_to_the_next_and_no_server(tmp_path: Path) -> None:
     rng = random.Random(seeded())
     for kill in range(4):
-        master = subprocess.Popen([sys.executable, "-c", MASTER, str(tmp_path)], cwd=ROOT)
+        master = start_master(tmp_path, warm_start=True)
         before, deadline = len(history(tmp_path)), time.monotonic() + 60
         while kill < 3 and master.poll() is None and len(history(tmp_path)) == before and time.monotonic() < deadline:
             time.sleep(0.01)

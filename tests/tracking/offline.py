@@ -7,6 +7,8 @@ last part of one).
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,6 +59,12 @@ def offline_run(folder: Path) -> dict[str, Any]:
             }
     tables = file.parent.glob("files/media/table/*.table.json")
     return found | {"tables": {path.name.partition("_")[0]: json.loads(path.read_text()) for path in tables}}
+
+
+def inspected(file: Path) -> dict[str, Any]:
+    """What W&B's own reader tells of a `.wandb` file: its name, config and summary."""
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
 
 
 class Server:

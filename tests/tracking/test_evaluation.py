@@ -1,10 +1,7 @@
 """What W&B wrote of an evaluation, read back from its files."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +9,7 @@ from slm.evaluation.report.write import write_report
 from slm.tracking import record_evaluation
 from slm.tracking.evaluation import read_rows
 from tests.evaluation.reported import published, tiny
-from tests.tracking.offline import SETTINGS
+from tests.tracking.offline import SETTINGS, inspected
 
 ENTRIES = published()[:1] + tiny()[1:2]
 
@@ -30,15 +27,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def inspected(folder: Path) -> dict[str, Any]:
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    wandb = Path(sys.executable).with_name("wandb")
-    command = [str(wandb), "leet", "inspect", "--summary", "--json", str(file)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
-
-
 def test_the_summary_has_the_figures_of_each_checkpoint_and_none_that_is_missing(recorded: Path) -> None:
-    run = inspected(recorded)
+    (file,) = recorded.glob("wandb/offline-run-*/run-*.wandb")
+    run = inspected(file)
     summary = run["summary"]
     assert run["name"] == "evaluation-x"
     assert run["config"] == {"checkpoints": ["a", "b"]}
@@ -48,12 +39,12 @@ def test_the_summary_has_the_figures_of_each_checkpoint_and_none_that_is_missing
     assert summary["deep|thin 1_größe*/bits_per_byte"] == ours["perplexity_results"][0]["bits_per_byte"]
     assert summary["deep|thin 1_größe*/task/piqa"] == ours["tasks"]["piqa"]["value"]
     assert "deep|thin 1_größe*/task/boolq" not in summary
-    (file,) = recorded.glob("wandb/offline-run-*/run-*.wandb")
     assert b"evaluate" in file.read_bytes()
 
 
 def test_tables_and_figures_are_logged_and_the_table_is_that_of_the_csv(recorded: Path) -> None:
-    summary = inspected(recorded)["summary"]
+    (file,) = recorded.glob("wandb/offline-run-*/run-*.wandb")
+    summary = inspected(file)["summary"]
     assert summary["evaluation"]["nrows"] == 2
     assert summary["tasks"]["nrows"] == 3
     assert summary["figures/size"]["_type"] == "image-file"

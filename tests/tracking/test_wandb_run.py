@@ -1,6 +1,5 @@
 """What W&B wrote, read back from its files."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 
 from slm.tracking import open_trackers, record_directory
 from slm.tracking.wandb_run import start_run
-from tests.tracking.offline import SETTINGS, Server, history, records
+from tests.tracking.offline import SETTINGS, Server, history, inspected, records
 
 
 def await_next_second() -> None:
@@ -38,11 +37,6 @@ def track(folder: Path, *, resume_step: int = 0, samples: bool = True, **setting
     trackers.finish({"params_total": 123}, succeeded=True)
 
 
-def summary_of(file: Path) -> dict[str, Any]:
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
 def files(folder: Path) -> list[Path]:
     """Of each part of a run, once W&B's service, which writes behind our back, has ended it."""
     found = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
@@ -55,7 +49,7 @@ def files(folder: Path) -> list[Path]:
 def test_an_offline_run_holds_name_config_group_and_the_minimum_of_the_loss(tmp_path: Path) -> None:
     track(tmp_path / "run")
     (file,) = files(tmp_path / "run")
-    written = summary_of(file)
+    written = inspected(file)
     assert written["name"] == "a-name"
     assert written["run_id"] == (tmp_path / "run" / "wandb" / "run_id").read_text()
     assert written["tags"] == ["x", "y"]
