@@ -76,18 +76,12 @@ class KVCache:
         self.max_length = max_length
         """Tokens the cache has room for."""
         self.length = 0
-        """Tokens cached so far; the decoder advances it once all uses have written theirs."""
+        """Tokens in it; advanced once all memories have theirs."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of everything that is kept."""
         return sum(tensor.nbytes for memory in self.memories for tensor in memory.tensors)
-
-    def append(self, new: Sequence[Sequence[Tensor]]) -> None:
-        """Add one token, given what `step` of each use returned for it."""
-        for memory, tensors in zip(self.memories, new, strict=True):
-            memory.append(tensors)
-        self.length += 1
 
     def select(self, source: KVCache, rows: Tensor) -> None:
         """Begin as `source`, a cache of the same shape with no more room, in which row r is its row `rows[r]`."""

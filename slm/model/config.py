@@ -112,18 +112,14 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Build from a plain mapping. Raises `ValueError` for a key that is not a field, with the nearest field."""
-        names = [field.name for field in dataclasses.fields(cls)]
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         for key in values:
-            if key not in names:
-                near = get_close_matches(key, names, n=1)
-                raise ValueError(
-                    f"model.{key} is not a field of the model" + (f"; did you mean {near[0]}?" if near else "")
-                )
-        missing = [
-            f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and values.get(f.name) is None
-        ]
-        if missing:
-            raise ValueError(f"model.{missing[0]} is not set: give a whole number")
+            if key not in defaults:
+                near = [f"; did you mean {name}?" for name in get_close_matches(key, defaults, n=1)]
+                raise ValueError(f"model.{key} is not a field of the model{''.join(near)}")
+        for name, default in defaults.items():
+            if default is dataclasses.MISSING and values.get(name) is None:
+                raise ValueError(f"model.{name} is not set: give a whole number")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -51,15 +51,11 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
             return eager(tokens_1T, cache)
         decoder.require_room(1, cache)
         x_11D, rotary = decoder.embed(tokens_1T, cache.length)
-        new = []
         for block, memory in zip(decoder.config.block_uses, cache.memories, strict=True):
             layer: Any = decoder.layers[block]
-            past = memory.past()
-            for tensor, axis in zip(past, layer.self_attn.growing_axes, strict=False):
-                torch._dynamo.maybe_mark_dynamic(tensor, axis)
-            x_11D, *own = block_step(layer, x_11D, rotary, *past)
-            new.append(own)
-        cache.append(new)
+            x_11D, *new = block_step(layer, x_11D, rotary, *memory.past())
+            memory.append(new)
+        cache.length += 1
         return last(decoder, x_11D[0, 0])
 
     return next_logits
@@ -85,10 +81,9 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` ids that continue `prompt`, until `stop_id` or the end of the context.
 
-    `temperature` 0 takes the likeliest id; `top_p` keeps the fewest ids that hold that much probability
-    (arXiv:1904.09751); `num_ids` bars the padding ids at the end of the vocabulary; the random numbers are the
-    sampler's own (`seed`), so training is not disturbed. `next_logits` is `slm.model.decoding.compiled_logits` where
-    many tokens are wanted; uncompiled by default.
+    `temperature` 0 takes the most likely id; `top_p` keeps the fewest ids that hold that much probability
+    (arXiv:1904.09751); `num_ids` excludes the padding ids at the end of the vocabulary. The random numbers are the
+    sampler's own (`seed`), so training is not disturbed. For many tokens, `next_logits` should be `compiled_logits`.
     """
     table = decoder.embed_tokens.weight
     rng = torch.Generator(device=table.device).manual_seed(seed)
@@ -104,7 +99,7 @@ def generate(
     new = torch.tensor([prompt], device=table.device)
     for _ in range(min(max_new_tokens, room - len(prompt))):
         logits = next_logits(new, cache)[:num_ids].float()
-        if not logits.isfinite().all():  # a diverged model has nothing to say
+        if not logits.isfinite().all():  # a model that diverged
             return
         token = _pick(logits, temperature, top_k, top_p, rng)
         if token == stop_id:
@@ -121,6 +116,6 @@ def _pick(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float 
     p_V = ((logits_V - logits_V.max()) / temperature).softmax(-1)  # a tiny temperature must not overflow
     if top_p is not None and top_p < 1:
         sorted_V, order_V = p_V.sort(descending=True)
-        # Kept are those before which less than top_p is held: the first always is.
+        # An id is kept if the more likely ids hold less than top_p; the first id always is.
         p_V = torch.zeros_like(p_V).scatter(0, order_V, sorted_V * (sorted_V.cumsum(-1) - sorted_V < top_p))
     return int(torch.multinomial(p_V, 1, generator=rng))

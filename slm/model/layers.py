@@ -52,13 +52,11 @@ class RMSNorm(nn.Module):
         return (rms_norm(x, self.eps) * self.weight).type_as(x)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(RMSNorm):
     """LayerNorm (arXiv:1607.06450) with float32 statistics, a gain and, if asked, a bias."""
 
     def __init__(self, size: int, eps: float, *, bias: bool) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(size))
+        super().__init__(size, eps)
         self.bias = nn.Parameter(torch.empty(size)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,8 +96,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        up = self.up_proj(x_BTD)
-        return self.down_proj(self.activation(self.gate_proj(x_BTD)) * up if self.gated else self.activation(up))
+        if self.gated:
+            return self.down_proj(self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(self.activation(self.up_proj(x_BTD)))
 
 
 def scaled(x: Tensor, multiplier: float) -> Tensor:

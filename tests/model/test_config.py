@@ -1,5 +1,7 @@
 import itertools
 import json
+import subprocess
+import sys
 from typing import get_args, get_type_hints
 
 import pytest
@@ -177,6 +179,18 @@ def test_a_wrong_shape_is_refused_with_what_is_wrong(change: dict, named: list[s
     with pytest.raises(ValueError, match=r"model\.") as error:
         num_params(ModelConfig.from_dict(SMALL | change))
     assert all(text in str(error.value) for text in named), str(error.value)
+
+
+def test_shapes_are_checked_without_torch() -> None:
+    """All rules but those of a mixer; torch takes longer to import than all else that a refusal needs."""
+    code = (
+        "import sys; from slm.model.config import ModelConfig\n"
+        "for change in {}, {'hidden_size': 33}, {'mixer_pattern': 'SSSF'}, {'mixer_pattern': 'LG'}:\n"
+        f"    try: ModelConfig.from_dict({SMALL} | change)\n"
+        "    except ValueError: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_every_sharing_and_norm_is_reachable_from_a_dict() -> None:

@@ -27,8 +27,6 @@ class Mixer(nn.Module):
     """Whether it has attention scores, on which rotary and ALiBi positions act. Else `position` has no effect on it."""
     has_qk_norm = False
     """Whether `qk_norm` has an effect on it."""
-    growing_axes: tuple[int, ...] = ()
-    """For each tensor of the past that `step` gets, the axis that grows with the tokens; () if none does."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

@@ -116,34 +116,6 @@ def matmul_attention(
     return torch.cat(blocks, dim=3).view(B, H, T, C)
 
 
-def attend_once(
-    q_BH1C: Tensor,
-    past_k_BKSC: Tensor,
-    past_v_BKSC: Tensor,
-    k_BK1C: Tensor,
-    v_BK1C: Tensor,
-    scale: float,
-    past_bias_KGS: Tensor | None = None,
-) -> Tensor:
-    """Attention of one query to the S tokens before it and to itself, (B, H, 1, C).
-
-    The sums of products compile into loops over the cache where it lies. The token's own key and value are added
-    separately, so that no cache is copied.
-    """
-    B, H, _, C = q_BH1C.shape
-    q_BKGC = q_BH1C.view(B, k_BK1C.shape[1], -1, C) * scale
-    exact = _exact(q_BH1C)
-    past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=exact)
-    if past_bias_KGS is not None:
-        past_BKGS = past_BKGS + past_bias_KGS
-    own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=exact)
-    highest = torch.maximum(past_BKGS.amax(-1, keepdim=True), own_BKG1)
-    past_BKGS, own_BKG1 = (past_BKGS - highest).exp(), (own_BKG1 - highest).exp()
-    total = past_BKGS.sum(-1, keepdim=True) + own_BKG1
-    mixed = ((past_BKGS / total).type_as(v_BK1C)[..., None] * past_v_BKSC[:, :, None]).sum(-2)
-    return (mixed + (own_BKG1 / total).type_as(v_BK1C) * v_BK1C).view(B, H, 1, C)
-
-
 class KeysAndValues(Memory):
     """All keys and values, in order. What S and P replace is which tokens lie where."""
 
@@ -158,7 +130,12 @@ class KeysAndValues(Memory):
     def past(self) -> tuple[Tensor, ...]:
         """Keys and values (B, K, S, C) that the next token sees; if a layer has ALiBi, their (S,) distances from it."""
         k_BKSC, v_BKSC = self.store[:, :, :, : self.num_kept]
-        return (k_BKSC, v_BKSC, self.distances()) if self.alibi else (k_BKSC, v_BKSC)
+        past = (k_BKSC, v_BKSC, self.distances()) if self.alibi else (k_BKSC, v_BKSC)
+        for tensor, growing_axis in zip(
+            past, (2, 2, 0), strict=False
+        ):  # so that `step` is not compiled for each length
+            torch._dynamo.maybe_mark_dynamic(tensor, growing_axis)
+        return past
 
     def append(self, new: Sequence[Tensor]) -> None:
         # (B, K, 1, C) each
@@ -178,13 +155,13 @@ class KeysAndValues(Memory):
 
     @property
     def num_kept(self) -> int:
-        """Tokens whose keys and values are kept, at the front of the store."""
+        """Tokens that are kept, at the front of the store."""
         return self.length
 
     @property
     def next_place(self) -> int:
-        """Place of the next token."""
-        return self.length
+        """Where the next token goes."""
+        return self.num_kept
 
     def distances(self) -> Tensor:
         """(S,) tokens from each kept one to the next."""
@@ -195,7 +172,6 @@ class SoftmaxAttention(Projections):
     """Attention to all tokens so far. What S and P replace is `mix`, `pairs`, `num_cached_tokens` and `memory`."""
 
     has_scores = True
-    growing_axes = (2, 2, 0)
     memory = KeysAndValues
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -218,11 +194,22 @@ class SoftmaxAttention(Projections):
         return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes, starts_BT)
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.project(x_B1D, rotary)
+        q_BH1C, k_BK1C, v_BK1C = self.project(x_B1D, rotary)
         past_k_BKSC, past_v_BKSC, *distance_S = past
-        bias_KGS = alibi_bias(self.slopes, self.config.kv_heads, distance_S[0]) if self.slopes else None
-        mixed = attend_once(q, past_k_BKSC, past_v_BKSC, k, v, self.config.attention_scale, bias_KGS)
-        return self.o_proj(mixed.flatten(1)[:, None]), k, v
+        q_BKGC = q_BH1C.view(len(q_BH1C), k_BK1C.shape[1], -1, q_BH1C.shape[3]) * self.config.attention_scale
+        # Sums of products compile into loops over the cache where it lies; the token's own key and value are added
+        # separately, so that no cache is copied.
+        exact = _exact(q_BH1C)
+        past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=exact)
+        if self.slopes:
+            past_BKGS = past_BKGS + alibi_bias(self.slopes, self.config.kv_heads, distance_S[0])
+        own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=exact)
+        highest = torch.maximum(past_BKGS.amax(-1, keepdim=True), own_BKG1)
+        past_BKGS, own_BKG1 = (past_BKGS - highest).exp(), (own_BKG1 - highest).exp()
+        total = past_BKGS.sum(-1, keepdim=True) + own_BKG1
+        mixed = ((past_BKGS / total).type_as(v_BK1C)[..., None] * past_v_BKSC[:, :, None]).sum(-2)
+        mixed = mixed + (own_BKG1 / total).type_as(v_BK1C) * v_BK1C
+        return self.o_proj(mixed.flatten(1)[:, None]), k_BK1C, v_BK1C
 
     @classmethod
     def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:

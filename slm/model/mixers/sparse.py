@@ -38,8 +38,6 @@ class ColumnsAndBlock(KeysAndValues):
     def num_kept(self) -> int:
         return self.num_columns + self.length % self.config.sparse_block
 
-    next_place = num_kept
-
     def distances(self) -> Tensor:
         stride, begun = self.config.sparse_stride, self.length % self.config.sparse_block
         columns = (torch.arange(self.num_columns, device=self.store.device) + 1) * stride - 1
