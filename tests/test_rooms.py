@@ -41,6 +41,7 @@ def modules_imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
             yield node.module or ""
 
 
@@ -53,6 +54,21 @@ def test_rooms_import_only_what_lies_below_them(path: Path) -> None:
             continue
         assert room in ALLOWED, f"{path} is in no room"
         assert parts[1] in ALLOWED[room] or ".".join(parts[1:3]) in ALLOWED[room], f"{path} imports {module}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "slm").rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    imports = {name: set(modules_imported(path)) & {*paths} - {name} for name, path in paths.items()}
+    while leaves := [name for name, others in imports.items() if not others & {*imports}]:
+        for name in leaves:
+            del imports[name]
+    assert not imports, f"in or above a circle: {sorted(imports)}"
+
+
+def test_the_picture_in_the_docs_is_that_of_the_code() -> None:
+    drawn = subprocess.run([sys.executable, ROOT / "docs" / "house.py", "--check"])
+    assert drawn.returncode == 0, "run: python docs/house.py"
 
 
 def test_light_imports_import_no_torch() -> None:
