@@ -29,7 +29,7 @@ EXTENDING = ROOT / "docs" / "extending"
 def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[str]]:
     """Loads an extension into this process, until the test ends."""
     monkeypatch.setattr(extensions, "_loaded", [])
-    monkeypatch.setattr(mixers, "_MIXERS", dict(mixers._MIXERS))
+    monkeypatch.setattr(mixers, "MIXERS", dict(mixers.MIXERS))
     return lambda path: extensions.load_extensions({"extensions": [str(path)]})
 
 

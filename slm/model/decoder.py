@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.model.cache import KVCache, Memory
+from slm.model.cache import KVCache
 from slm.model.config import ModelConfig
+from slm.model.counts import mixers_of
 from slm.model.layers import FeedForward, make_norm, scaled
 from slm.model.loss import cross_entropy, token_losses
-from slm.model.mixers import mixers_of
-from slm.model.mixers.base import Mixer
+from slm.model.mixers.base import Memory, Mixer
 from slm.model.positions import Rotary, document_starts, rotary_table
 
 COMPILATIONS_PER_KIND = 8

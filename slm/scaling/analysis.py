@@ -11,7 +11,8 @@ from slm.scaling.compare import compare_law
 from slm.scaling.context import context
 from slm.scaling.entries import Entry, Fitted, Task, fit_group, plain
 from slm.scaling.envelope import envelopes
-from slm.scaling.laws import VARIABLES, Law, get_law, number_of
+from slm.scaling.forms import VARIABLES
+from slm.scaling.laws import Law, get_law, number_of
 from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
 from slm.scaling.selection import ByLaw, choose_law, curved, is_in_size, rankings, selection, survival, weigh

@@ -21,6 +21,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+VARIABLES = {
+    "N": "parameters",
+    "D": "training tokens",
+    "C": "training FLOPs",
+    "w": "width (hidden size)",
+    "d": "depth (layers)",
+}
+
 Floats = npt.NDArray[np.float64]
 Curvature = Callable[[Floats], Floats]
 GRIDS = {
@@ -47,7 +55,7 @@ class Law(ABC):
     source: str
     """Paper and equation."""
     variables: tuple[str, ...]
-    """The columns of the data it needs, of `slm.scaling.laws.VARIABLES`, or a formula's own."""
+    """The columns of the data it needs, of `VARIABLES`, or a formula's own."""
     parameters: tuple[str, ...]
     """Quoted parameters, in the order of the coordinates."""
     exponents: tuple[str, ...]

@@ -13,7 +13,7 @@ from typing import Any
 
 import sympy as sp
 
-from slm.scaling.laws import VARIABLES
+from slm.scaling.forms import VARIABLES
 from slm.scaling.symbolic import Formula, bases_of_exponents, positive, vanishes
 from slm.scaling.tables.columns import TARGETS
 from slm.scaling.tables.computed import NotComputable, evaluate, parse

@@ -15,14 +15,6 @@ import numpy as np
 
 from slm.scaling.forms import Curvature, Floats, Law, SumOfPowers, Term, gram, log_sum, moment
 
-VARIABLES = {
-    "N": "parameters",
-    "D": "training tokens",
-    "C": "training FLOPs",
-    "w": "width (hidden size)",
-    "d": "depth (layers)",
-}
-
 
 class KaplanJoint(Law):
     """L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D.

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.scaling.laws import LAWS, VARIABLES, get_law
+from slm.scaling.forms import VARIABLES
+from slm.scaling.laws import LAWS, get_law
 from tests.scaling.samples import RANGES, TRUE, design, plain_law
 from tests.seeds import seeded
 

@@ -22,7 +22,7 @@ from slm.report.style import (
 )
 from slm.runtime.words import TARGET_UNITS, axis_name, interval, is_number, listed, p_value, sig
 from slm.scaling.describe import Entry, has_complete_lists, is_identified, laws_of, variable_of
-from slm.scaling.laws import VARIABLES
+from slm.scaling.forms import VARIABLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

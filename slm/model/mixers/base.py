@@ -5,14 +5,52 @@ Legend: B batch, T tokens, D hidden, H query heads, K key/value heads, C head_di
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from slm.model.cache import Memory, State
 from slm.model.config import ModelConfig
 from slm.model.layers import Linear, RMSNorm, rms_norm
 from slm.model.positions import Rotary, rotate
+
+
+class Memory:
+    """What one use of a block remembers; `Mixer.make_memory` makes it, and `Mixer.forward` adds to it."""
+
+    tensors: tuple[Tensor, ...]
+    """Everything that is kept."""
+
+    def past(self) -> tuple[Tensor, ...]:
+        """What `Mixer.step` must know of the tokens so far, where it lies."""
+        raise NotImplementedError
+
+    def append(self, new: Sequence[Tensor]) -> None:
+        """Add one token, given what `Mixer.step` returned for it."""
+        raise NotImplementedError
+
+    def select(self, source: Any, rows: Tensor) -> None:
+        """Begin as `source`, a memory of the same mixer with no more room, in which row r is its row `rows[r]`."""
+        raise NotImplementedError
+
+
+class State(Memory):
+    """Tensors (B, ...) of a recurrence, in float32 at least."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], batch_size: int, **like: Any) -> None:
+        like["dtype"] = torch.promote_types(like["dtype"], torch.float32)
+        self.tensors = tuple(torch.zeros(batch_size, *shape, **like) for shape in shapes)
+
+    def past(self) -> tuple[Tensor, ...]:
+        return self.tensors
+
+    def append(self, new: Sequence[Tensor]) -> None:
+        for tensor, state in zip(self.tensors, new, strict=True):
+            tensor.copy_(state)
+
+    def select(self, source: Any, rows: Tensor) -> None:
+        self.append([tensor[rows] for tensor in source.tensors])
 
 
 class Mixer(nn.Module):

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.cache import Memory
 from slm.model.config import ModelConfig
-from slm.model.mixers.base import Projections, triangle
+from slm.model.mixers.base import Memory, Projections, triangle
 from slm.model.positions import Rotary, alibi_slopes
 
 # Up to this many tokens, attention on a CPU is matmuls around a softmax, in blocks of at least so many queries: the
