@@ -65,7 +65,7 @@ def analyse(
         # Each task has its own generator, so that leaving out a law changes no other law's bootstrap.
         rng = np.random.default_rng([seed, number_of(task.law.name), 0 if is_primary(task) else place])
         families = fit_group(table, task, settings, rng, thorough=is_primary(task) and not verdict_only)
-        entries += [one.entry for one in families.values()]
+        entries += [result.entry for result in families.values()]
         if is_primary(task):
             fitted[task.law.name] = families
     _check_fitted(table, entries)
@@ -149,8 +149,8 @@ def _check_fitted(table: Table, entries: list[Entry]) -> None:
 
 def _covariates(fitted: ByLaw) -> list[str]:
     """Columns, other than N, D and the like, that a fitted formula is about."""
-    fits = [one for families in fitted.values() for one in families.values() if one.fit is not None]
-    return sorted({name for one in fits for name in one.entry["range"]} - set(VARIABLES))
+    fits = [result for families in fitted.values() for result in families.values() if result.fit is not None]
+    return sorted({name for result in fits for name in result.entry["range"]} - set(VARIABLES))
 
 
 def _overview(

@@ -68,9 +68,9 @@ def compare_law(
 def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
     """The families whose exponents are identified; if those are fewer than two, all that were fitted with scatter."""
     fits = {
-        name: (one.fit, one.uncertainty)
-        for name, one in fitted.items()
-        if one.fit is not None and one.uncertainty and not one.fit.is_exact
+        name: (result.fit, result.uncertainty)
+        for name, result in fitted.items()
+        if result.fit is not None and result.uncertainty and not result.fit.is_exact
     }
     identified = {name: pair for name, pair in fits.items() if fitted[name].entry["identified"]}
     return identified if len(identified) > 1 else fits
@@ -109,9 +109,9 @@ def _curves(fits: Fits, level: float) -> dict[str, dict[str, Curve]]:
     """The curve of every exponent, for the families that identify it: exponent -> family -> curve."""
     return {
         exponent: {
-            name: one
+            name: t_curve
             for name, (fit, bounds) in fits.items()
-            if exponent not in bounds.not_identified and (one := curve(fit, bounds, exponent, level))
+            if exponent not in bounds.not_identified and (t_curve := curve(fit, bounds, exponent, level))
         }
         for exponent in _law(fits).exponents
     }

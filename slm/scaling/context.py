@@ -179,17 +179,17 @@ def allocation_entries(table: Table, fitted: ByLaw, settings: Settings, target: 
     rows: list[Entry] = []
     for family in table.families if target == "loss" else []:
         fits = [families[family] for families in fitted.values() if family in families]
-        fits = [one for one in fits if one.entry["identified"] and set(one.entry["range"]) == {"N", "D"}]
-        best = min((one.entry["sigma_log"] for one in fits), default=0.0)
-        for one in fits:
-            if one.entry["sigma_log"] <= MAX_RELATIVE_MISFIT * best:
-                rows.append({"family": family, **_allocation(one, table.of(family).frame, size, settings)})
+        fits = [result for result in fits if result.entry["identified"] and set(result.entry["range"]) == {"N", "D"}]
+        best = min((result.entry["sigma_log"] for result in fits), default=0.0)
+        for result in fits:
+            if result.entry["sigma_log"] <= MAX_RELATIVE_MISFIT * best:
+                rows.append({"family": family, **_allocation(result, table.of(family).frame, size, settings)})
     return rows
 
 
-def _allocation(one: Fitted, frame: pd.DataFrame, size: str, settings: Settings) -> Entry:
-    assert one.fit is not None  # it is identified
-    entry, params, unit = one.entry, one.entry["params"], _flops_unit(frame, size)
+def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settings) -> Entry:
+    assert result.fit is not None  # it is identified
+    entry, params, unit = result.entry, result.entry["params"], _flops_unit(frame, size)
     largest, lowest = float(frame["flops"].max()), float(frame["loss"].min())
     exponent = None
     optima: list[Allocation | None]
@@ -197,7 +197,7 @@ def _allocation(one: Fitted, frame: pd.DataFrame, size: str, settings: Settings)
         exponent = params["beta"] / (params["alpha"] + params["beta"])
         optima = [compute_optimal(params, largest * times, unit=unit) for times in (1, 10, 100)]
     else:
-        optima = [numeric_optimum(one.fit.law, params, largest * times, unit=unit) for times in (1, 10, 100)]
+        optima = [numeric_optimum(result.fit.law, params, largest * times, unit=unit) for times in (1, 10, 100)]
     best = [optimum for optimum in optima if optimum]
     contradicts = []
     if params.get("E") is not None and params["E"] > lowest:
@@ -237,11 +237,11 @@ def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str,
         reached = frame["flops"][frame["loss"] <= wanted] if "flops" in frame else frame["loss"][:0]
         own: list[Entry] = []
         for law in ("chinchilla", "power_floor_C", "power_C"):
-            one = fitted.get(law, {}).get(family)
-            if one is None or not one.entry["identified"]:
+            result = fitted.get(law, {}).get(family)
+            if result is None or not result.entry["identified"]:
                 continue
             unit = _flops_unit(frame, size) if law == "chinchilla" else 6.0
-            flops = flops_to_reach(law, one.entry["params"], wanted, unit=unit)
+            flops = flops_to_reach(law, result.entry["params"], wanted, unit=unit)
             row: Entry = {"family": family, "law": law, "loss": wanted, "flops": flops, "beyond": None}
             row["reached_with"] = float(reached.min()) if len(reached) else None
             row["lowest_loss"] = float(frame["loss"].min())

@@ -79,7 +79,7 @@ def uncertainty(
         method = method if fit.sample.is_independent else "cluster_t"
         profiles = _profiles(fit, level, coefficients)
         # The bootstrap's intervals stay for what has no profile, such as a ratio of coordinates.
-        ci |= {name: _profile_interval(fit, one) for name, one in profiles.items()}
+        ci |= {name: _profile_interval(fit, own) for name, own in profiles.items()}
     se_by_method = {kind: _spread(fit, drawn) for kind, drawn in ensembles.items()} | {"delta": _delta(fit)}
     se_method = "ols" if method == "ols_t" else "cluster_bootstrap" if ensembles else "delta"
     se = se_by_method["cluster" if se_method == "cluster_bootstrap" else "delta"]
@@ -98,14 +98,14 @@ def _profiles(fit: Fit, level: float, coefficients: bool) -> dict[str, Profile]:
     floor = [] if fit.law.floor is None else [names[fit.law.floor]]
     exact = names if coefficients else [*fit.law.exponents, *floor]
     profiles = {name: profile(fit, name, level=level, straight=name not in exact) for name in names}
-    return {name: one for name, one in profiles.items() if one is not None}
+    return {name: own for name, own in profiles.items() if own is not None}
 
 
-def _profile_interval(fit: Fit, one: Profile) -> Interval:
-    if one.name in fit.law.signed:
-        return one.low, one.high
+def _profile_interval(fit: Fit, own: Profile) -> Interval:
+    if own.name in fit.law.signed:
+        return own.low, own.high
     with np.errstate(over="ignore"):
-        low, high = (None if end is None else float(np.exp(end)) for end in (one.low, one.high))
+        low, high = (None if end is None else float(np.exp(end)) for end in (own.low, own.high))
     return low, high
 
 

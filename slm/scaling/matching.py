@@ -54,20 +54,20 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     Where both families ran a seed at a point, single runs are paired by seed: they saw the same data in the same order.
     Points must also agree in the columns `covariates`.
     """
-    one, two = (_points(table.of(name).frame, target, size, covariates) for name in (a, b))
-    i, j = _nearest(one, two)
-    sizes = len(set(one.log_N[i]))
+    points_a, points_b = (_points(table.of(name).frame, target, size, covariates) for name in (a, b))
+    i, j = _nearest(points_a, points_b)
+    sizes = len(set(points_a.log_N[i]))
     if sizes < FEWEST:
-        most = min(len(set(points.log_N)) for points in (one, two))
+        most = min(len(set(points.log_N)) for points in (points_a, points_b))
         return f"{sizes} of {most} sizes agree within {SAME_SIZE:.0%} at the same tokens; {FEWEST} are needed"
-    log_n = np.stack([one.log_N[i], two.log_N[j]], axis=1)
+    log_n = np.stack([points_a.log_N[i], points_b.log_N[j]], axis=1)
     middle = log_n.mean(axis=1)
     shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
-    columns = np.column_stack([one.log_D, np.log(one.others)])[i].T
+    columns = np.column_stack([points_a.log_D, np.log(points_a.others)])[i].T
     rest = [column for column in columns if not np.isnan(column).any() and _varies_by_itself(middle, column)]
     if not _is_balanced(shapes, rest):
         return "tokens or other columns vary at a size, not in the same way at every size"
-    runs = [_by_seed(one, two, *places) for places in zip(i, j, strict=True)]
+    runs = [_by_seed(points_a, points_b, *places) for places in zip(i, j, strict=True)]
     counts = np.bincount(shapes)
     is_curve = len(counts) == len(shapes)
     means = np.array([[own.mean() for own in pair] for pair in runs])
@@ -113,23 +113,23 @@ def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[st
     return _Points(log_N, log_D, keys[:, 2:], runs, has_seeds)
 
 
-def _nearest(one: _Points, two: _Points) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(points_a: _Points, points_b: _Points) -> tuple[np.ndarray, np.ndarray]:
     """Mutually nearest points, by their places, that agree in size and in tokens or tokens a parameter."""
-    size = abs(one.log_N[:, None] - two.log_N)
-    budget = abs(one.log_D[:, None] - two.log_D)
-    ratio = abs((one.log_D - one.log_N)[:, None] - (two.log_D - two.log_N))
+    size = abs(points_a.log_N[:, None] - points_b.log_N)
+    budget = abs(points_a.log_D[:, None] - points_b.log_D)
+    ratio = abs((points_a.log_D - points_a.log_N)[:, None] - (points_b.log_D - points_b.log_N))
     is_same = np.isnan(budget) | (np.minimum(budget, ratio) <= np.log1p(SAME_TOKENS))
-    is_same &= (size <= np.log1p(SAME_SIZE)) & (one.others[:, None] == two.others).all(axis=2)
+    is_same &= (size <= np.log1p(SAME_SIZE)) & (points_a.others[:, None] == points_b.others).all(axis=2)
     distance = np.where(is_same, size + 1e-3 * np.nan_to_num(budget), np.inf)
     i, j = np.arange(len(distance)), distance.argmin(axis=1)
     is_mutual = is_same[i, j] & (distance.argmin(axis=0)[j] == i)
     return i[is_mutual], j[is_mutual]
 
 
-def _by_seed(one: _Points, two: _Points, i: int, j: int) -> tuple[Floats, Floats]:
-    """Log targets of the seeds that both have, in one order; all of either if they have none in common."""
-    left, right = one.runs[i], two.runs[j]
-    common = left.index.intersection(right.index) if one.has_seeds and two.has_seeds else []
+def _by_seed(points_a: _Points, points_b: _Points, i: int, j: int) -> tuple[Floats, Floats]:
+    """Log targets of the seeds that both have, in points_a order; all of either if they have none in common."""
+    left, right = points_a.runs[i], points_b.runs[j]
+    common = left.index.intersection(right.index) if points_a.has_seeds and points_b.has_seeds else []
     if len(common):
         left, right = left[common], right[common]
     return left.to_numpy(float), right.to_numpy(float)

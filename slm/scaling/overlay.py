@@ -56,15 +56,17 @@ def lay_over(
     rng = np.random.default_rng([seed, 3000, number_of(law)])
     task = Task(get_law(law, settings.formulas, table.frame.columns), target, size, settings.fit_loss)
     fitted = fit_group(table, task, settings, rng, thorough=False)
-    return [_family(one, models, table, settings, rng) for one in fitted.values()]
+    return [_family(result, models, table, settings, rng) for result in fitted.values()]
 
 
-def _family(one: Fitted, models: Sequence[Model], table: Table, settings: Settings, rng: np.random.Generator) -> Entry:
-    family, span, fit = one.entry["family"], one.entry["range"]["N"], one.fit
-    if fit is None or one.uncertainty is None:
-        return {"family": family, "range": span, "refused": one.entry["notes"][0], "models": [], "curve": []}
+def _family(
+    result: Fitted, models: Sequence[Model], table: Table, settings: Settings, rng: np.random.Generator
+) -> Entry:
+    family, span, fit = result.entry["family"], result.entry["range"]["N"], result.fit
+    if fit is None or result.uncertainty is None:
+        return {"family": family, "range": span, "refused": result.entry["notes"][0], "models": [], "curve": []}
     held = float(table.frame["tokens"].median()) if "D" in fit.law.variables else None
-    ensemble = ensemble_of(fit, one.uncertainty, settings, rng)
+    ensemble = ensemble_of(fit, result.uncertainty, settings, rng)
     has_interval = not fit.is_exact and (ensemble is not None or band_kind(fit) is None)
 
     def predicted(points: Sequence[Model]) -> list[Entry]:
@@ -72,7 +74,7 @@ def _family(one: Fitted, models: Sequence[Model], table: Table, settings: Settin
         values = [[p.N] if held is None else [p.N, p.tokens or held] for p in points]
         log_x_MV = np.log(np.array(values, float))
         if has_interval:
-            return predictions_at(fit, log_x_MV, ensemble, one.entry["run_sigma_log"], settings.level)
+            return predictions_at(fit, log_x_MV, ensemble, result.entry["run_sigma_log"], settings.level)
         columns = np.exp([log_x_MV[:, 0], fit.log_value(log_x_MV)]).T.tolist()
         return [{"N": N, "value": value, "low": None, "high": None} for N, value in columns]
 
@@ -82,7 +84,7 @@ def _family(one: Fitted, models: Sequence[Model], table: Table, settings: Settin
         "family": family,
         "range": span,
         "refused": None,
-        "identified": one.entry["identified"],
+        "identified": result.entry["identified"],
         "held": held,
         "models": [_beside(model, law, span) for model, law in zip(models, predicted(models), strict=True)],
         "curve": predicted([Model(N, 1.0) for N in grid]),

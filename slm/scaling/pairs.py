@@ -213,13 +213,13 @@ def any_floor_p(a: Fit, b: Fit, test: Difference, level: float) -> float | None:
     if len(rows) < 2 or min(df) < 1:
         return None
     lowest = float(np.exp(min(log_y.min() for _, log_y in rows)))
-    one, two = (at_floors(log_n, log_y, FLOOR_SHARES * lowest) for log_n, log_y in rows)
+    fit_a, fit_b = (at_floors(log_n, log_y, FLOOR_SHARES * lowest) for log_n, log_y in rows)
     worst = test.p
-    for g in np.flatnonzero(floors_not_rejected(one.squares + two.squares, sum(df) - 1, level)):
-        delta = float(one.alpha[g] - two.alpha[g])
+    for g in np.flatnonzero(floors_not_rejected(fit_a.squares + fit_b.squares, sum(df) - 1, level)):
+        delta = float(fit_a.alpha[g] - fit_b.alpha[g])
         if delta * test.delta < 0:
             return 1.0
-        errors = [float(one.errors[g]), float(two.errors[g])]
+        errors = [float(fit_a.errors[g]), float(fit_b.errors[g])]
         error = math.hypot(*errors)
         t = abs(delta) / error if error > 0 else math.inf
         worst = max(worst, float(2 * stats.t.sf(t, welch_df(errors, df))))

@@ -37,14 +37,14 @@ def weigh(fitted: ByLaw) -> dict[str, Entry]:
     `NESTED_LEVEL` against a law that has all its parameters and more. Else it is tenable.
     """
     candidates = {law: families for law, families in fitted.items() if is_in_size(families)} or dict(fitted)
-    held = {law: [name for name, one in families.items() if one.fit] for law, families in candidates.items()}
+    held = {law: [name for name, result in families.items() if result.fit] for law, families in candidates.items()}
     most = max(map(len, held.values()), default=0)
     able = [law for law, names in held.items() if names and 2 * len(names) > most]
     common = [name for name in next(iter(fitted.values())) if all(name in held[law] for law in able)] if able else []
     fits = {law: [fit for name in common if (fit := fitted[law][name].fit)] for law in able}
     weighed: dict[str, Entry] = {}
     for law, families in candidates.items():
-        refused = {name: one.entry["notes"][0] for name, one in families.items() if one.fit is None}
+        refused = {name: result.entry["notes"][0] for name, result in families.items() if result.fit is None}
         weighed[law] = {"families": held[law], "refused": refused, "tenable": False, "why": "it fits too few families"}
         if law in able and common:
             weighed[law] |= _weights(fits[law]) | {"held_out": _held_out([families[n].entry for n in common])}
@@ -98,7 +98,9 @@ def _held_out(entries: Sequence[Entry]) -> float | None:
 def curved(fitted: ByLaw, weighed: Mapping[str, Entry], law: str) -> bool:
     """Whether `law` is no straight line in logs, and the runs reject every law that is one."""
     straight = {
-        name for name, families in fitted.items() if any(o.fit and o.fit.law.is_linear for o in families.values())
+        name
+        for name, families in fitted.items()
+        if any(result.fit and result.fit.law.is_linear for result in families.values())
     }
     return law not in straight and not any(weighed[name]["tenable"] for name in straight & set(weighed))
 
@@ -129,7 +131,7 @@ def choose_law(fitted: ByLaw, weighed: Mapping[str, Entry], requested: str) -> t
     first = max(tenable, key=lambda law: len(weighed[law]["families"]), default=None)
     if first is not None and weighed[first]["families"]:
         return first, f"it is the first of {among} that most families can be fitted with; AICc needs more rows"
-    some = [law for law, families in fitted.items() if any(one.fit for one in families.values())]
+    some = [law for law, families in fitted.items() if any(result.fit for result in families.values())]
     return next(iter([*some, *fitted])), "it is the first that could be fitted"
 
 
