@@ -164,8 +164,8 @@ def fit_sample(law: Law, sample: Sample, *, loss: Loss = Loss()) -> Fit:  # noqa
     theta = optimum.phi[optimum.best]
     stuck = (theta <= low + BOUND_MARGIN) | (theta >= high - BOUND_MARGIN)
     at_bound = tuple(name for name, at in zip(law.parameters, stuck, strict=True) if at)
-    found = Fit(law, sample, loss, theta, _certificate(optimum, at_bound))
-    return replace(found, certificate=replace(found.certificate, condition_number=_condition_number(found)))
+    fitted = Fit(law, sample, loss, theta, _certificate(optimum, at_bound))
+    return replace(fitted, certificate=replace(fitted.certificate, condition_number=_condition_number(fitted)))
 
 
 def _certificate(optimum: Optimum, at_bound: tuple[str, ...]) -> Certificate:
@@ -183,8 +183,8 @@ def _certificate(optimum: Optimum, at_bound: tuple[str, ...]) -> Certificate:
     )
 
 
-def _condition_number(found: Fit) -> float:
-    jacobian = found.jacobian.T[found.is_free]
+def _condition_number(fitted: Fit) -> float:
+    jacobian = fitted.jacobian.T[fitted.is_free]
     length = np.linalg.norm(jacobian, axis=1, keepdims=True)
     if not (len(jacobian) and np.isfinite(length).all() and (length > 0).all()):
         return np.inf
@@ -224,14 +224,14 @@ class LackOfFit:
     p: float
 
 
-def lack_of_fit(found: Fit, runs: Sample) -> LackOfFit | None:
+def lack_of_fit(fitted: Fit, runs: Sample) -> LackOfFit | None:
     """Whether cells deviate from the law by more than seeds deviate from each other; None without repeated cells.
 
-    `found` is fitted to the cells' means or to single runs, `runs` are the single runs.
+    `fitted` is fitted to the cells' means or to single runs, `runs` are the single runs.
     """
     means, inverse, pure_squares = runs.by_cell()
-    pure_df, df = len(inverse) - len(means), len(means) - len(found.theta)
-    if pure_df < 1 or df < 1 or pure_squares <= 0 or found.is_exact:
+    pure_df, df = len(inverse) - len(means), len(means) - len(fitted.theta)
+    if pure_df < 1 or df < 1 or pure_squares <= 0 or fitted.is_exact:
         return None
-    f = (float(((means[inverse] - found.log_value(runs.log_x)) ** 2).sum()) / df) / (pure_squares / pure_df)
+    f = (float(((means[inverse] - fitted.log_value(runs.log_x)) ** 2).sum()) / df) / (pure_squares / pure_df)
     return LackOfFit(float(np.sqrt(pure_squares / pure_df)), pure_df, float(f), df, float(stats.f.sf(f, df, pure_df)))

@@ -98,9 +98,9 @@ def _read(given: Any) -> _Written:
         expression = sp.nan
     if expression.has(sp.oo, -sp.oo, sp.zoo, sp.nan, sp.I):
         raise NotComputable("has a number that is not finite")
-    whole = {number: sp.Integer(int(number)) for number in expression.atoms(sp.Float) if number == int(number)}
+    integers = {number: sp.Integer(int(number)) for number in expression.atoms(sp.Float) if number == int(number)}
     source = str(keys.get("source") or "a formula of analysis.formulas")
-    return _Written(text, expression.xreplace(whole), tuple(names), exponents, real, floor, source)
+    return _Written(text, expression.xreplace(integers), tuple(names), exponents, real, floor, source)
 
 
 def _apply(operation: Callable[..., Any], *operands: Any) -> Any:
@@ -116,10 +116,12 @@ def _listed(names: Any, key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_names(written: _Written, known: set[str], variables: Sequence[str], parameters: Sequence[str]) -> None:
+def _check_names(
+    written: _Written, column_names: set[str], variables: Sequence[str], parameters: Sequence[str]
+) -> None:
     declared = {*written.exponents, *written.real, *([written.floor] if written.floor else [])}
     for name in parameters:
-        near = [other for other in known if other.lower() == name.lower()]
+        near = [other for other in column_names if other.lower() == name.lower()]
         if near and name not in declared:
             raise NotComputable(f"has {name}, which is called {near[0]}: write {near[0]}, or declare it as a parameter")
     for name in TARGETS:
@@ -139,13 +141,13 @@ def _check_names(written: _Written, known: set[str], variables: Sequence[str], p
             raise NotComputable(f"does not depend on {name}, which cancels")
 
 
-def _law(name: str, written: _Written, known: set[str]) -> Formula:
+def _law(name: str, written: _Written, column_names: set[str]) -> Formula:
     """Sort names into variables and coefficients, other parameters and exponents."""
     expression = written.expression
-    named = [one for one in written.names if one in known]
+    named = [one for one in written.names if one in column_names]
     variables = (*(v for v in VARIABLES if v in named), *(one for one in named if one not in VARIABLES))
-    parameters = [one for one in written.names if one not in known]
-    _check_names(written, known, variables, parameters)
+    parameters = [one for one in written.names if one not in column_names]
+    _check_names(written, column_names, variables, parameters)
     bases = bases_of_exponents(expression, variables)
 
     def rank(exponent: str) -> tuple[int, int]:

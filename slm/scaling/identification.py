@@ -18,16 +18,16 @@ With 2 and a floor, the rare intervals narrow enough to pass are narrow by luck,
 """
 
 
-def not_identified(found: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
+def not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
     """Parameters that are not identified, each with the first reason why not, in words."""
-    law, certificate = found.law, found.certificate
+    law, certificate = fit.law, fit.certificate
     names = list(law.parameters)
     if not certificate.converged:
         return dict.fromkeys(names, "the fit did not converge")
-    if found.is_exact:
+    if fit.is_exact:
         return dict.fromkeys(names, "all runs lie on the law to rounding: no scatter to put intervals on")
-    few = _too_few(found)
-    reasons = {name: few or _reason(found, name, ci[name]) for name in law.exponents}
+    few = _too_few(fit)
+    reasons = {name: few or _reason(fit, name, ci[name]) for name in law.exponents}
     floor = None if law.floor is None else names[law.floor]
     for name in names:
         is_at_bound = name in certificate.at_bound
@@ -43,51 +43,51 @@ def not_identified(found: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
         if name in certificate.at_bound:  # without its term an exponent means nothing
             reasons[name] = f"{name} ended at its bound"
             for exponent in exponents:
-                if not _has_other_term(found, name, exponent):
+                if not _has_other_term(fit, name, exponent):
                     reasons[exponent] = reasons[exponent] or reasons[name]
         else:
             reasons[name] = next((reasons[one] for one in reversed(exponents) if reasons[one]), None)
     return {name: reason for name in names if (reason := reasons[name])}
 
 
-def remarks(found: Fit, ci: Mapping[str, Interval]) -> list[str]:
+def remarks(fit: Fit, ci: Mapping[str, Interval]) -> list[str]:
     """Remarks on exponents of a straight line that may as well be 0, or are below it."""
     notes = []
-    for name in (name for name in found.law.exponents if _may_be_negative(found, name)):
+    for name in (name for name in fit.law.exponents if _may_be_negative(fit, name)):
         low, high = ci[name]
         if low is not None and high is not None and low <= 0 <= high:
             notes.append(f"the interval of {name} includes 0")
         elif high is not None and high < 0:
-            notes.append(f"{name} is below 0: the target rises with {found.law.variable_of[name]}")
+            notes.append(f"{name} is below 0: the target rises with {fit.law.variable_of[name]}")
     return notes
 
 
-def _may_be_negative(found: Fit, exponent: str) -> bool:
-    return bool(coordinate_bounds(found.law, found.sample)[0][found.law.parameters.index(exponent)] < 0)
+def _may_be_negative(fit: Fit, exponent: str) -> bool:
+    return bool(coordinate_bounds(fit.law, fit.sample)[0][fit.law.parameters.index(exponent)] < 0)
 
 
-def _has_other_term(found: Fit, coefficient: str, exponent: str) -> bool:
+def _has_other_term(fit: Fit, coefficient: str, exponent: str) -> bool:
     """Whether the exponent is also that of another coefficient, which did not end at a bound."""
     return any(
-        exponent in dict(powers).values() and name != coefficient and name not in found.certificate.at_bound
-        for name, powers in found.law.powers.items()
+        exponent in dict(powers).values() and name != coefficient and name not in fit.certificate.at_bound
+        for name, powers in fit.law.powers.items()
     )
 
 
-def _too_few(found: Fit) -> str | None:
-    P, points = len(found.theta), found.sample.points
-    if points >= P + 2 and (found.law.is_linear or found.degrees_of_freedom >= MIN_DEGREES):
+def _too_few(fit: Fit) -> str | None:
+    P, points = len(fit.theta), fit.sample.points
+    if points >= P + 2 and (fit.law.is_linear or fit.degrees_of_freedom >= MIN_DEGREES):
         return None
-    values = len(found.sample.log_y)
+    values = len(fit.sample.log_y)
     return f"{points} distinct sizes and {values} values for {P} parameters are too few: no exponent is identified"
 
 
-def _reason(found: Fit, name: str, interval: Interval) -> str | None:
+def _reason(fit: Fit, name: str, interval: Interval) -> str | None:
     low, high = interval
-    if name in found.certificate.at_bound:
+    if name in fit.certificate.at_bound:
         return f"{name} ended at its bound"
     if low is None or high is None:
         return f"the interval of {name} is open"
-    if not _may_be_negative(found, name) and (low <= 0 or high / low > MAX_SPAN):
+    if not _may_be_negative(fit, name) and (low <= 0 or high / low > MAX_SPAN):
         return f"the interval of {name} spans a factor of more than {MAX_SPAN:g}"
     return None

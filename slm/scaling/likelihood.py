@@ -90,7 +90,7 @@ def huber_deviance(residuals: Floats, loss: Loss) -> float:
     return float(optimize.minimize_scalar(at, bracket=(guess - 1, guess + 1)).fun)
 
 
-def given_entry(found: Fit, given: Mapping[str, float]) -> Entry | None:
+def given_entry(fit: Fit, given: Mapping[str, float]) -> Entry | None:
     """The best fit that has the parameters `given`, and its test; None where the law lacks one of them.
 
     statistic: twice the difference of the largest log likelihoods, that of the free fit less that with the parameters
@@ -99,24 +99,24 @@ def given_entry(found: Fit, given: Mapping[str, float]) -> Entry | None:
     best scale s in both, and p is that of chi-squared. Rows count as independent; where they are not (`independent`),
     p is too small. `refused` says why there is no test.
     """
-    if not given or not set(given) <= set(found.law.parameters):
+    if not given or not set(given) <= set(fit.law.parameters):
         return None
-    spare, n = found.degrees_of_freedom, len(found.sample.log_y)
+    spare, n = fit.degrees_of_freedom, len(fit.sample.log_y)
     head = {"given": dict(given), "df": len(given), "refused": None}
-    if found.is_exact or spare < 1:
+    if fit.is_exact or spare < 1:
         return head | {"refused": "there is no scatter to test against"}
-    theta = _held(found, given)
+    theta = _held(fit, given)
     if theta is None:
         return head | {"refused": "some of these can only be held with all other parameters: give all of them"}
-    held = Fit(found.law, found.sample, found.loss, theta, found.certificate)
-    loss, log_y = found.loss, found.sample.log_y
+    held = Fit(fit.law, fit.sample, fit.loss, theta, fit.certificate)
+    loss, log_y = fit.loss, fit.sample.log_y
     if np.isinf(loss.delta):
-        squares = [float((loss.residuals(fit.residuals, log_y) ** 2).sum()) for fit in (held, found)]
+        squares = [float((loss.residuals(one.residuals, log_y) ** 2).sum()) for one in (held, fit)]
         statistic = n * float(np.log(squares[0] / squares[1]))
         p = float(stats.f.sf(np.expm1(statistic / n) * spare / len(given), len(given), spare))
-        method = "F" if found.law.is_linear and not loss.linear else "F, approximate"
+        method = "F" if fit.law.is_linear and not loss.linear else "F, approximate"
     else:
-        statistic = huber_deviance(held.residuals, loss) - huber_deviance(found.residuals, loss)
+        statistic = huber_deviance(held.residuals, loss) - huber_deviance(fit.residuals, loss)
         p, method = float(stats.chi2.sf(statistic, len(given))), "chi-squared"
     return head | {
         "statistic": statistic,
@@ -124,13 +124,13 @@ def given_entry(found: Fit, given: Mapping[str, float]) -> Entry | None:
         "method": method,
         "likelihood": "normal" if np.isinf(loss.delta) else "proportional to exp(-loss / s)",
         "params": held.params,
-        "independent": found.sample.is_independent,
+        "independent": fit.sample.is_independent,
     }
 
 
-def _held(found: Fit, given: Mapping[str, float]) -> Floats | None:
+def _held(fit: Fit, given: Mapping[str, float]) -> Floats | None:
     """Coordinates [P] of the best fit with parameters held; None where they are no linear function of coordinates."""
-    law, sample = found.law, found.sample
+    law, sample = fit.law, fit.sample
     if set(given) == set(law.parameters):
         return law.coordinates(given, sample.refs)
     vectors = [law.functional(name, sample.refs) for name in given]
@@ -139,6 +139,6 @@ def _held(found: Fit, given: Mapping[str, float]) -> Floats | None:
     values = np.array([value if name in law.signed else np.log(value) for name, value in given.items()])
     block, free = held_block(law, sample, np.array(vectors), values)
     low, high = coordinate_bounds(law, sample)
-    starts = np.concatenate([found.theta[None], grid_starts(law, sample)])[:, free]
-    optimum = minimise([block], sample.log_y, starts, (low[free], high[free]), loss=found.loss, tolerance=FINE)
+    starts = np.concatenate([fit.theta[None], grid_starts(law, sample)])[:, free]
+    optimum = minimise([block], sample.log_y, starts, (low[free], high[free]), loss=fit.loss, tolerance=FINE)
     return np.asarray(block.offset + block.matrix @ optimum.phi[optimum.best])

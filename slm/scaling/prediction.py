@@ -27,7 +27,7 @@ from slm.scaling.starts import coordinate_bounds, grid_starts, off_plateau
 MAX_SEARCHES = 12
 """Corrections of an interval's end."""
 CLOSE = 5e-3
-"""An end is found when t there is right to this share."""
+"""An end is accepted when t there is right to this share."""
 PULL = 0.3
 """Standard error of the artificial observation, in standard errors of the law there. A smaller one makes a valley of
 the squares that is too narrow for quick minimisation, a larger one finds no end where a profile flattens."""
@@ -80,81 +80,81 @@ class Doubling:
         return near - far, near[:, None] * near_slope - far[:, None] * far_slope, curvature
 
 
-def band(found: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: float = 0.95) -> Band:
+def band(fit: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: float = 0.95) -> Band:
     """Interval of log L, as the law has it, at log variables [M, V]. See `Band.of_run` for the result of a run.
 
     Linear laws, least squares: Student's t, exact. Other laws: profile likelihood. Either is widened where rows share
     runs or shapes, by the cluster-robust standard error (`slm.scaling.robust`). Huber's loss: t on the spread of the
-    cluster bootstrap; `ensemble` is then `bootstrap(found, band_kind(found), ...)`, and `ValueError` is raised without.
+    cluster bootstrap; `ensemble` is then `bootstrap(fit, band_kind(fit), ...)`, and `ValueError` is raised without.
     """
-    return _band(found, found.law, log_x, ensemble, level)
+    return _band(fit, fit.law, log_x, ensemble, level)
 
 
-def doubling(found: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: float = 0.95) -> Band:
+def doubling(fit: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: float = 0.95) -> Band:
     """Interval of L(N) - L(2 N) along the law at log variables [M, V], by profile likelihood or bootstrap as `band`."""
-    return _band(found, Doubling(found.law), log_x, ensemble, level)
+    return _band(fit, Doubling(fit.law), log_x, ensemble, level)
 
 
-def band_kind(found: Fit) -> Kind | None:
+def band_kind(fit: Fit) -> Kind | None:
     """Which bootstrap a band of this fit rests on; None if it needs none."""
-    return None if np.isinf(found.loss.delta) else "cluster"
+    return None if np.isinf(fit.loss.delta) else "cluster"
 
 
-def new_run_sigma(found: Fit, runs: Sample) -> float:
-    """Standard deviation of one further run about the law, where `found` may be fitted to means over seeds.
+def new_run_sigma(fit: Fit, runs: Sample) -> float:
+    """Standard deviation of one further run about the law, where `fit` may be fitted to means over seeds.
 
     A mean over k seeds scatters by misfit^2 + pure^2 / k, a run by misfit^2 + pure^2, where `pure` is the scatter
     between seeds of one cell, pooled over the cells of `runs`. Without repeated seeds it is the fit's own scatter.
     """
     means, inverse, squares = runs.by_cell()
     spare = len(inverse) - len(means)
-    if len(found.sample.log_y) != len(means) or spare < 1:
-        return found.sigma
-    return float(np.sqrt(found.sigma**2 + squares / spare * (1 - (1 / np.bincount(inverse)).mean())))
+    if len(fit.sample.log_y) != len(means) or spare < 1:
+        return fit.sigma
+    return float(np.sqrt(fit.sigma**2 + squares / spare * (1 - (1 / np.bincount(inverse)).mean())))
 
 
-def _band(found: Fit, curve: Curve, log_x: Floats, ensemble: Ensemble | None, level: float) -> Band:
-    x = log_x - found.sample.refs
-    centre = curve.log_value(found.theta[None], x)[0]
-    if found.degrees_of_freedom < 1:
+def _band(fit: Fit, curve: Curve, log_x: Floats, ensemble: Ensemble | None, level: float) -> Band:
+    x = log_x - fit.sample.refs
+    centre = curve.log_value(fit.theta[None], x)[0]
+    if fit.degrees_of_freedom < 1:
         nothing = np.full_like(centre, np.nan)
         return Band(centre, nothing, nothing, nothing)
-    if band_kind(found) is not None:
+    if band_kind(fit) is not None:
         if ensemble is None:
             raise ValueError("the band of this fit needs a bootstrap: see band_kind")
-        groups = len(np.unique(found.sample.clusters))
-        df = max(groups - len(found.theta), 1)
+        groups = len(np.unique(fit.sample.clusters))
+        df = max(groups - len(fit.theta), 1)
         t = np.full_like(centre, stats.t.ppf(0.5 + level / 2, df))
         error = curve.log_value(ensemble.theta, x).std(axis=0, ddof=1) * np.sqrt(groups / df)
         return Band(centre, centre - t * error, centre + t * error, t)
-    gradients = curve.derivatives(found.theta[None], x)[1][0].T
-    usual, robust, degrees = np.array([standard_errors(found, gradient) for gradient in gradients]).reshape(-1, 3).T
+    gradients = curve.derivatives(fit.theta[None], x)[1][0].T
+    usual, robust, degrees = np.array([standard_errors(fit, gradient) for gradient in gradients]).reshape(-1, 3).T
     widening, t = robust / usual, stats.t.ppf(0.5 + level / 2, degrees)
-    if found.law.is_linear and curve is found.law:
-        reach = t * widening * np.sqrt(_variance(found, curve, x)[0])
+    if fit.law.is_linear and curve is fit.law:
+        reach = t * widening * np.sqrt(_variance(fit, curve, x)[0])
         return Band(centre, centre - reach, centre + reach, t)
-    below, above = _profiled(found, curve, x, t * widening)
+    below, above = _profiled(fit, curve, x, t * widening)
     return Band(centre, centre - below, centre + above, t)
 
 
-def _variance(found: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
+def _variance(fit: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
     """Delta-method variance of the curve [M]; how the coordinates move with its value [M, P], times that variance."""
-    gradient = curve.derivatives(found.theta[None], x)[1][0]
-    move = np.nan_to_num(found.covariance, nan=0.0) @ gradient
+    gradient = curve.derivatives(fit.theta[None], x)[1][0]
+    move = np.nan_to_num(fit.covariance, nan=0.0) @ gradient
     return np.asarray((gradient * move).sum(axis=0)), move.T
 
 
-def _profiled(found: Fit, curve: Curve, x: Floats, critical: Floats) -> tuple[Floats, Floats]:
+def _profiled(fit: Fit, curve: Curve, x: Floats, critical: Floats) -> tuple[Floats, Floats]:
     """How far `curve` at centred points [M, V] can go down and up until |t| is `critical` [M].
 
     Newton's method on |t| as a function of the distance, for all ends at once. Where the artificial observation leaves
     the curve is the best fit for that value of it, and the slope of t there follows from the observation's residual. An
-    end that is not found is NaN.
+    end that is not reached is NaN.
     """
     M = len(x)
-    variance, move = _variance(found, curve, x)
-    variance = np.maximum(variance, (LEAST_ERROR * found.sigma) ** 2)
-    pull = _Pull(found, curve, x, PULL**2 * variance, move / variance[:, None])
+    variance, move = _variance(fit, curve, x)
+    variance = np.maximum(variance, (LEAST_ERROR * fit.sigma) ** 2)
+    pull = _Pull(fit, curve, x, PULL**2 * variance, move / variance[:, None])
     point, side = np.tile(np.arange(M), 2), np.repeat([-1.0, 1.0], M)
     observed = critical[point] * np.sqrt(variance)[point] * (1 + PULL**2)
     inside, outside = np.zeros(2 * M), np.full(2 * M, np.inf)
@@ -171,8 +171,8 @@ def _profiled(found: Fit, curve: Curve, x: Floats, critical: Floats) -> tuple[Fl
         far = abs(t - wanted) > CLOSE * wanted
         with np.errstate(divide="ignore", invalid="ignore"):
             step = at * (1 + (wanted - t) / slope / reached)
-        known = np.isfinite(outside[going])
-        bisected = np.where(known, (inside[going] + np.where(known, outside[going], 0)) / 2, 2 * at)
+        is_bracketed = np.isfinite(outside[going])
+        bisected = np.where(is_bracketed, (inside[going] + np.where(is_bracketed, outside[going], 0)) / 2, 2 * at)
         good = (step > inside[going]) & (step < outside[going]) & (step < 4 * at)
         observed[going] = np.where(good, step, bisected)
         going = going[far]
@@ -182,16 +182,16 @@ def _profiled(found: Fit, curve: Curve, x: Floats, critical: Floats) -> tuple[Fl
 class _Pull:
     """Refits in which artificial observations pull a curve to other values at its points, each from the last refit."""
 
-    def __init__(self, found: Fit, curve: Curve, x: Floats, variance: Floats, move: Floats) -> None:
-        sample, law = found.sample, found.law
-        n, P = len(sample.log_y), len(found.theta)
-        self.found, self.curve, self.x, self.variance, self.move = found, curve, x, variance, move
+    def __init__(self, fit: Fit, curve: Curve, x: Floats, variance: Floats, move: Floats) -> None:
+        sample, law = fit.sample, fit.law
+        n, P = len(sample.log_y), len(fit.theta)
+        self.fit, self.curve, self.x, self.variance, self.move = fit, curve, x, variance, move
         self.blocks = [
             Block(law, sample.centred, np.arange(n), np.eye(P), np.zeros(P)),
             Block(curve, x, np.arange(n, n + len(x)), np.eye(P), np.zeros(P)),
         ]
         self.bounds = coordinate_bounds(law, sample)
-        self.centre = curve.log_value(found.theta[None], x)[0]
+        self.centre = curve.log_value(fit.theta[None], x)[0]
         self.grid = grid_starts(law, sample)
         self.grid_values = curve.log_value(self.grid, x)
         self.grid_sse = ((sample.log_y - law.log_value(self.grid, sample.centred)) ** 2).sum(axis=1)
@@ -202,11 +202,11 @@ class _Pull:
 
         Returns how far the curve follows [R], |t| of that [R], and the slope of |t| in how far it follows [R].
         """
-        found, n, R = self.found, len(self.found.sample.log_y), len(which)
+        fit, n, R = self.fit, len(self.fit.sample.log_y), len(which)
         value, replicate = self.centre[point] + offset, np.arange(len(which))
-        weight = found.sigma**2 / self.variance[point]
+        weight = fit.sigma**2 / self.variance[point]
         log_y, weights = np.zeros((R, n + len(self.x))), np.zeros((R, n + len(self.x)))
-        log_y[:, :n], weights[:, :n] = found.sample.log_y, 1
+        log_y[:, :n], weights[:, :n] = fit.sample.log_y, 1
         log_y[replicate, n + point], weights[replicate, n + point] = value, weight
         starts = self._starts(which, point, value, weight)
         S = len(starts) // R
@@ -219,13 +219,13 @@ class _Pull:
         reached = self.curve.log_value(theta, self.x)[replicate, point]
         residual = value - reached
         sse = 2 * objective.min(axis=0) - weight * residual**2
-        t = np.sqrt(np.maximum(sse - found.sse, 0)) / found.sigma
+        t = np.sqrt(np.maximum(sse - fit.sse, 0)) / fit.sigma
         return abs(reached - self.centre[point]), t, abs(residual) / self.variance[point] / np.maximum(t, 1e-9)
 
     def _starts(self, which: np.ndarray, point: np.ndarray, value: Floats, weight: Floats) -> Floats:
         """Starts [S R, P]: the last refit, or the estimate moved linearly; the best of the grid; no floor at all."""
-        law, sample = self.found.law, self.found.sample
-        moved = self.found.theta + self.move[point] * (value - self.centre[point])[:, None]
+        law, sample = self.fit.law, self.fit.sample
+        moved = self.fit.theta + self.move[point] * (value - self.centre[point])[:, None]
         last = self.last[which]
         near = np.where(np.isnan(last), off_plateau(law, sample, moved), last)
         cost = self.grid_sse[:, None] + weight * (self.grid_values[:, point] - value) ** 2

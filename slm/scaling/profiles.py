@@ -42,25 +42,25 @@ class Profile:
     high: float | None
 
 
-def profile(found: Fit, name: str, *, level: float = 0.95, straight: bool = False) -> Profile | None:
+def profile(fit: Fit, name: str, *, level: float = 0.95, straight: bool = False) -> Profile | None:
     """Profile of parameter `name` of a least-squares fit; None where it is no linear function of the coordinates.
 
     Where rows share runs or shapes, t is divided by how much larger the cluster-robust standard error is, and has that
     error's degrees of freedom. `straight` takes t for a straight line, as the delta method does, without refits.
     """
-    vector = found.law.functional(name, found.sample.refs)
-    if vector is None or found.degrees_of_freedom < 1 or not found.sigma > 0:
+    vector = fit.law.functional(name, fit.sample.refs)
+    if vector is None or fit.degrees_of_freedom < 1 or not fit.sigma > 0:
         return None
-    usual, robust, df = standard_errors(found, vector)
+    usual, robust, df = standard_errors(fit, vector)
     if np.isnan(df):
         return None
-    estimate = float(vector @ found.theta)
-    limits = _limits(found, vector, name)
-    unit = _unit(found, vector, limits) / min(usual / robust, 1.0)
+    estimate = float(vector @ fit.theta)
+    limits = _limits(fit, vector, name)
+    unit = _unit(fit, vector, limits) / min(usual / robust, 1.0)
     grid = np.unique(np.clip(estimate + unit * np.r_[-OUTWARD, OUTWARD], *limits))
 
     def roots(values: Floats) -> Floats:
-        return usual / robust * _roots(found, vector, estimate, values, straight=straight or found.law.is_linear)
+        return usual / robust * _roots(fit, vector, estimate, values, straight=straight or fit.law.is_linear)
 
     grid = grid[grid != estimate]
     values, root = np.append(grid, estimate), np.append(roots(grid), 0.0)
@@ -76,41 +76,41 @@ def profile(found: Fit, name: str, *, level: float = 0.95, straight: bool = Fals
     return Profile(name, estimate, values, root, df, low, high)
 
 
-def _limits(found: Fit, vector: Floats, name: str) -> tuple[float, float]:
+def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:
     """Values between which the profile is looked at."""
-    place = found.law.parameters.index(name)
-    low, high = (float(bounds[place]) for bounds in coordinate_bounds(found.law, found.sample))
-    rest = float(vector @ found.theta - found.theta[place])
+    place = fit.law.parameters.index(name)
+    low, high = (float(bounds[place]) for bounds in coordinate_bounds(fit.law, fit.sample))
+    rest = float(vector @ fit.theta - fit.theta[place])
     beyond = 100 if rest else 0
     return low + min(rest, 0) - beyond, high + max(rest, 0) + beyond
 
 
-def _unit(found: Fit, vector: Floats, limits: tuple[float, float]) -> float:
+def _unit(fit: Fit, vector: Floats, limits: tuple[float, float]) -> float:
     """A step of about one standard error, or a sensible one where there is none."""
     with np.errstate(invalid="ignore"):
-        error = np.sqrt(vector @ np.nan_to_num(found.covariance, nan=0.0) @ vector)
+        error = np.sqrt(vector @ np.nan_to_num(fit.covariance, nan=0.0) @ vector)
     largest = float(limits[1] - limits[0]) / 20
     return min(float(error), largest) if error > 0 else min(largest, 0.25)
 
 
-def _roots(found: Fit, vector: Floats, estimate: float, values: Floats, *, straight: bool) -> Floats:
+def _roots(fit: Fit, vector: Floats, estimate: float, values: Floats, *, straight: bool) -> Floats:
     """t at `values`, each from a fit of all other parameters unless `straight`."""
-    covariance = np.nan_to_num(found.covariance, nan=0.0)
+    covariance = np.nan_to_num(fit.covariance, nan=0.0)
     variance = float(vector @ covariance @ vector)
     if straight and variance > 0:
         return np.asarray((values - estimate) / np.sqrt(variance))
-    block, free = held_block(found.law, found.sample, vector[None], np.tile(values, 2)[:, None])
-    near = np.repeat(found.theta[None], len(values), axis=0)
+    block, free = held_block(fit.law, fit.sample, vector[None], np.tile(values, 2)[:, None])
+    near = np.repeat(fit.theta[None], len(values), axis=0)
     if variance > 0:
         near = near + (values - estimate)[:, None] * (covariance @ vector) / variance
     # Also from afar: where a term has vanished, the estimate's surroundings are flat.
-    grid = grid_starts(found.law, found.sample)
+    grid = grid_starts(fit.law, fit.sample)
     afar = grid[np.abs(grid @ vector - values[:, None]).argmin(axis=1)]
-    low, high = coordinate_bounds(found.law, found.sample)
+    low, high = coordinate_bounds(fit.law, fit.sample)
     starts, bounds = np.concatenate([near, afar])[:, free], (low[free], high[free])
-    reached = minimise([block], found.sample.log_y, starts, bounds, tolerance=1e-7, max_steps=MAX_STEPS).objective
-    excess = np.maximum(2 * reached.reshape(2, -1).min(axis=0) - found.sse, 0)
-    return np.sign(values - estimate) * np.sqrt(excess) / found.sigma
+    reached = minimise([block], fit.sample.log_y, starts, bounds, tolerance=1e-7, max_steps=MAX_STEPS).objective
+    excess = np.maximum(2 * reached.reshape(2, -1).min(axis=0) - fit.sse, 0)
+    return np.sign(values - estimate) * np.sqrt(excess) / fit.sigma
 
 
 def _between(values: Floats, root: Floats, target: float) -> Floats:

@@ -29,16 +29,16 @@ class Ensemble:
     failed: float
 
 
-def bootstrap(found: Fit, kind: Kind, replicates: int, rng: np.random.Generator) -> Ensemble:
+def bootstrap(fit: Fit, kind: Kind, replicates: int, rng: np.random.Generator) -> Ensemble:
     """Refit `replicates` resampled data sets.
 
     cluster: clusters drawn with replacement (Field & Welsh 2007). wild: residuals kept in place, times random signs
     and sizes that a cluster shares (Wu 1986; Cameron, Gelbach & Miller 2008), after scaling up by sqrt(n / (n - P)).
     parametric: Gaussian noise of the estimated scale about the law, used where intervals are studentised.
     """
-    sample = found.sample
-    n, P = len(sample.log_y), len(found.theta)
-    start = np.repeat(found.theta[None], replicates, axis=0)
+    sample = fit.sample
+    n, P = len(sample.log_y), len(fit.theta)
+    start = np.repeat(fit.theta[None], replicates, axis=0)
     log_y, weights = sample.log_y, None
     if kind == "cluster":
         weights = _cluster_weights(sample.clusters, replicates, rng)
@@ -47,28 +47,28 @@ def bootstrap(found: Fit, kind: Kind, replicates: int, rng: np.random.Generator)
         if not enough.any():
             return Ensemble(kind, start, np.empty(0), 1.0)
     elif kind == "wild":
-        scaled = found.residuals * np.sqrt(n / max(found.degrees_of_freedom, 1))
-        log_y = sample.log_y - found.residuals + scaled * _wild_factors(sample.clusters, replicates, rng)
+        scaled = fit.residuals * np.sqrt(n / max(fit.degrees_of_freedom, 1))
+        log_y = sample.log_y - fit.residuals + scaled * _wild_factors(sample.clusters, replicates, rng)
     else:
-        log_y = sample.log_y - found.residuals + found.sigma * rng.standard_normal((replicates, n))
-    theta, sse, converged = refit(found, log_y, weights, start)
-    sigma = np.sqrt(sse / max(found.degrees_of_freedom, 1))
+        log_y = sample.log_y - fit.residuals + fit.sigma * rng.standard_normal((replicates, n))
+    theta, sse, converged = refit(fit, log_y, weights, start)
+    sigma = np.sqrt(sse / max(fit.degrees_of_freedom, 1))
     return Ensemble(kind, theta[converged], sigma[converged], 1 - converged.sum() / replicates)
 
 
-def refit(found: Fit, log_y: Floats, weights: Floats | None, start: Floats) -> tuple[Floats, Floats, np.ndarray]:
+def refit(fit: Fit, log_y: Floats, weights: Floats | None, start: Floats) -> tuple[Floats, Floats, np.ndarray]:
     """Coordinates [B, P], weighted sums of squares [B] and convergence of refits, in chunks of bounded memory."""
-    low, high = coordinate_bounds(found.law, found.sample)
-    start = off_plateau(found.law, found.sample, start)
-    x_IV, block = found.sample.centred, single_block(found.law, found.sample)
-    size = max(1, CHUNK // (len(x_IV) * len(found.theta)))
+    low, high = coordinate_bounds(fit.law, fit.sample)
+    start = off_plateau(fit.law, fit.sample, start)
+    x_IV, block = fit.sample.centred, single_block(fit.law, fit.sample)
+    size = max(1, CHUNK // (len(x_IV) * len(fit.theta)))
     thetas, sums, done = [], [], []
     for at in range(0, len(start), size):
         part = slice(at, at + size)
         y = log_y if log_y.ndim == 1 else log_y[part]
         w = None if weights is None else weights[part]
-        optimum = minimise([block], y, start[part], (low, high), loss=found.loss, weights=w)
-        squares = (y - found.law.log_value(optimum.phi, x_IV)) ** 2
+        optimum = minimise([block], y, start[part], (low, high), loss=fit.loss, weights=w)
+        squares = (y - fit.law.log_value(optimum.phi, x_IV)) ** 2
         thetas.append(optimum.phi)
         sums.append((squares if w is None else w * squares).sum(axis=1))
         done.append(optimum.converged)

@@ -19,17 +19,17 @@ SMALLEST_SPARE = 1e-8
 """A direction of a cluster with less residual freedom than this is fitted exactly and says nothing of scatter."""
 
 
-def standard_errors(found: Fit, vector: Floats) -> tuple[float, float, float]:
+def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
     """Standard errors of `vector` [P] @ coordinates, the usual one and the robust one, and its degrees of freedom.
 
     1 and 1 where all rows are independent; NaN where clusters leave no scatter to estimate an error from.
     """
-    if found.sample.is_independent:
-        return 1.0, 1.0, float(found.degrees_of_freedom)
-    jacobian = found.jacobian
-    error, df = cluster_error(jacobian, found.residuals, found.sample.clusters, vector)
+    if fit.sample.is_independent:
+        return 1.0, 1.0, float(fit.degrees_of_freedom)
+    jacobian = fit.jacobian
+    error, df = cluster_error(jacobian, fit.residuals, fit.sample.clusters, vector)
     variance = float(vector @ np.linalg.pinv(jacobian.T @ jacobian) @ vector)
-    usual = found.sigma * np.sqrt(max(variance, 0.0))
+    usual = fit.sigma * np.sqrt(max(variance, 0.0))
     return (usual, error, df) if error > 0 and usual > 0 and df >= 1 else (np.nan, np.nan, np.nan)
 
 

@@ -58,8 +58,8 @@ def typed(raw: pd.DataFrame) -> pd.DataFrame:
         elif None in numbers or all(math.isnan(n) for n in numbers if n is not None):
             columns[name] = raw[name]
         else:
-            whole = all(n is not None and n.is_integer() and abs(n) < 2**53 for n in numbers)
-            columns[name] = pd.Series(numbers, raw.index, dtype=np.int64 if whole else float)
+            is_whole = all(n is not None and n.is_integer() and abs(n) < 2**53 for n in numbers)
+            columns[name] = pd.Series(numbers, raw.index, dtype=np.int64 if is_whole else float)
     return pd.DataFrame(columns, index=raw.index)
 
 
@@ -145,7 +145,7 @@ def complete(frame: pd.DataFrame, name: str) -> bool:
 def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Add `cluster` and `cell` (a number for rows that differ in seed and results alone).
 
-    A cluster is the run that a row is of, or the one (`trunk`) that this run was branched off.
+    A cluster is the run of the row, or the run (`trunk`) that it was branched off.
     """
     cluster = pd.Series([f"row{row}" for row in frame.index], frame.index)
     for name in (name for name in ("run_id", "trunk") if name in frame):
@@ -159,9 +159,9 @@ def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFram
 
 def groups(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
     """A number for each combination of values of those of the columns that are there, from 0 in order of appearance."""
-    found = np.zeros(len(frame), dtype=np.int64)
+    numbers = np.zeros(len(frame), dtype=np.int64)
     for name in (name for name in names if name in frame):
         # Text compares values of any kind, lists too, and keeps all digits of a number.
         values = pd.factorize(frame[name].astype(object).map(repr))[0]
-        found = pd.factorize(found * (values.max(initial=0) + 1) + values)[0]
-    return pd.Series(found, frame.index)
+        numbers = pd.factorize(numbers * (values.max(initial=0) + 1) + values)[0]
+    return pd.Series(numbers, frame.index)

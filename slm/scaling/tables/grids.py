@@ -32,7 +32,7 @@ def note_grids(frame: pd.DataFrame, columns: Columns) -> list[str]:
     tried = [name for name in TUNED if name in frame and pd.api.types.is_numeric_dtype(frame[name])]
     group = groups(frame, fixed_beside(tried))
     counts = {name: frame[name].groupby(group).nunique() for name in tried}
-    grids = [name for name, of in counts.items() if 2 * (of > 1).sum() > len(of)]
+    grids = [name for name, values in counts.items() if 2 * (values > 1).sum() > len(values)]
     if not grids:
         return []
     most = [f"{int(counts[name].max())} values of {columns.own.get(name, name)}" for name in grids]
@@ -78,7 +78,7 @@ def best_of(frame: pd.DataFrame, names: Sequence[str], target: str, columns: Col
     counts, gain = f"{most}", ""
     if tried.nunique() > 1:
         by_family = tried.groupby(last["family"].groupby(group).first(), sort=False)
-        spans = {name: dict.fromkeys((str(of.min()), str(of.max()))) for name, of in by_family}
+        spans = {name: dict.fromkeys((str(count.min()), str(count.max()))) for name, count in by_family}
         counts = shortlist((f"{name} {' to '.join(span)}" for name, span in spans.items()), 4)
         gain = ", and families that tried more values gain more"
     notes += [

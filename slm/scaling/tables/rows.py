@@ -118,9 +118,9 @@ def _far_above_lower_rates(frame: pd.DataFrame, result: pd.Series) -> pd.Series:
     out = pd.Series(False, frame.index)
     if "lr" not in frame:
         return out
-    alike = groups(frame, [name for name in CELL if name != "lr"])
-    suspects = result >= DIVERGED * result.groupby(alike).transform("min")
-    for _, rows in result[alike.isin(alike[suspects])].groupby(alike):
+    setting = groups(frame, [name for name in CELL if name != "lr"])
+    suspects = result >= DIVERGED * result.groupby(setting).transform("min")
+    for _, rows in result[setting.isin(setting[suspects])].groupby(setting):
         rates = frame.loc[rows.index, "lr"]
         # The lowest result at each rate and below, then at the rate before.
         lowest = rows.groupby(rates).min().cummin().shift(1)
