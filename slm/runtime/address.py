@@ -1,4 +1,4 @@
-"""Whether a `checkpoint=...` is a folder here or a repository of the hub. Imports no torch: a wrong path is quick."""
+"""Whether a `checkpoint=...` is a local folder or a repository of the hub. Imports no torch, so errors come quickly."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def local_folder(given: str, revision: str | None) -> Path | None:
-    """The folder that is meant, or None for a hub id; `ValueError` for what is neither."""
+    """The local folder, or None for a hub id. Raises `ValueError` for what is neither."""
     path = Path(os.path.expanduser(given))
     if path.is_dir():
         if revision is not None:
-            raise ValueError(f"revision={revision} goes with a hub id, and checkpoint={given} is a local folder")
+            raise ValueError(f"revision={revision} needs a hub id, and checkpoint={given} is a local folder")
         return path
     if path.exists():
         raise ValueError(f"checkpoint={given} is a file: give the run directory, or the folder with config.json")

@@ -1,4 +1,4 @@
-"""What the scripts share: a person's mistake is one sentence and exit code 1, and every run has a folder of its own.
+"""What the scripts share: a user's mistake is one sentence and exit code 1, and every run has a folder of its own.
 
 Imports no torch. HYDRA_FULL_ERROR=1 or SLM_TRACEBACKS=1 shows where an error came from.
 """
@@ -21,9 +21,9 @@ MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 
 
 def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
-    """Run a Hydra `main` that adds to `exit_codes`, and exit with the first code that is not 0."""
-    # Decided once and inherited by the processes that Lightning starts, since HYDRA_FULL_ERROR is set for Hydra here:
-    # it hands its errors on, instead of printing pages.
+    """Run a Hydra `main`, which appends to `exit_codes`, and exit with the first code that is not 0."""
+    # With HYDRA_FULL_ERROR=1 Hydra raises its errors instead of printing pages. What the user chose is kept in another
+    # variable, which the processes that Lightning starts inherit.
     os.environ.setdefault("SLM_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -31,7 +31,10 @@ def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
         sys.stdout.flush()
     except MISTAKES as error:
         exit_codes.append(report(error))
-    except (KeyboardInterrupt, RuntimeError) as error:  # while libraries are loaded, some of which rename it
+    except (
+        KeyboardInterrupt,
+        RuntimeError,
+    ) as error:  # libraries may rename Ctrl-C as they load
         if not _was_interrupted(error):
             raise
         print("\ninterrupted", file=sys.stderr)
@@ -46,12 +49,12 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 
 def report(error: Exception) -> int:
-    """Say what a person did wrong in one sentence; returns the exit code for it.
+    """Print a user's mistake in one sentence; returns the exit code.
 
-    Nothing is said where nobody reads on (`| head`): the code is that of a program which SIGPIPE ended.
+    If the output pipe is closed (`| head`), nothing is printed and the code is that of a program ended by SIGPIPE.
     """
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         return 141
     if os.environ.get("SLM_TRACEBACKS") == "1":
         raise error
@@ -60,33 +63,33 @@ def report(error: Exception) -> int:
 
 
 def one_sentence(error: Exception) -> str:
-    """The message of an error on one line; of Hydra's pages, what was wrong and what there is instead."""
+    """The message of an error on one line; from Hydra's pages, what was wrong and the options that there are."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
     endings = ("Config search path", "Key '", "full_key", "See https", "object_type")
     kept = list(takewhile(lambda line: not line.startswith(endings), lines))
-    said = [line.removeprefix("ValueError raised while resolving interpolation: ") for line in kept if line]
-    for place, line in enumerate(said):
+    sentences = [line.removeprefix("ValueError raised while resolving interpolation: ") for line in kept if line]
+    for place, line in enumerate(sentences):
         if line.startswith("Available options"):
-            said[place:] = [f"{line} {', '.join(said[place + 1 :])}"]
+            sentences[place:] = [f"{line} {', '.join(sentences[place + 1 :])}"]
             break
     if isinstance(error, OverrideParseException):
-        said.append("a value with spaces, commas or = needs two pairs of quotes, as in \"name='a b, c'\"")
-    return "; ".join(said) or type(error).__name__
+        sentences.append("a value with spaces, commas or = needs two pairs of quotes, as in \"name='a b, c'\"")
+    return "; ".join(sentences) or type(error).__name__
 
 
-def new_folder(what: str) -> str:
-    """A folder under `outputs/` for a run of `what`, named by the time."""
+def new_folder(kind: str) -> str:
+    """A new folder under `outputs/` named by the time and the `kind` of run."""
     now = datetime.now()
-    # The random end keeps two runs that start within one second apart.
-    return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}-{what}-{secrets.token_hex(2)}"
+    # The random suffix separates two runs that start within one second.
+    return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}-{kind}-{secrets.token_hex(2)}"
 
 
 def cache_home() -> str:
-    """Where caches of this user go (XDG base directory specification)."""
+    """The folder of this user's caches (XDG base directory specification)."""
     return str(Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "slm")
 
 
 def in_quotes(path: Path) -> str:
-    """Any path as the value of an override."""
+    """A path quoted as the value of a Hydra override."""
     escaped = str(path).replace("'", "\\'")
     return f"'{escaped}'"

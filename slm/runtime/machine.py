@@ -1,4 +1,4 @@
-"""What this machine is and holds: processor, precision, compiler, memory. Imports torch."""
+"""The processor, precision, compiler and memory of this machine. Imports torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 def native_bfloat16(device: str) -> bool:
-    """Whether bfloat16 matmuls are instructions here. Emulated ones are 20 to 50 times slower than float32."""
+    """Whether the device has bfloat16 matmul instructions. Emulation is 20 to 50 times slower than float32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def can_compile(device: str) -> bool:
-    """On a CPU torch.compile needs a C++ compiler, which not every machine has; on a GPU it brings its own."""
+    """Whether torch.compile works: on a CPU it needs a C++ compiler, on a GPU it brings its own."""
     return device == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
@@ -35,7 +35,7 @@ def _cpu_name() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Start the peak anew, where the system can: one process may train or measure several models."""
+    """Reset the peak if the system allows it, since one process may train or measure several models."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -43,14 +43,14 @@ def reset_peak_memory() -> None:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds: what torch has allocated on the GPU if it uses one, else resident in RAM."""
+    """Memory in use by this process: allocated by torch on the GPU if it uses one, else resident in RAM."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.memory_allocated()
     return _status_bytes("VmRSS") or peak_memory_bytes()
 
 
 def peak_memory_bytes() -> int:
-    """Most memory this process has held since the reset: on the GPU if it uses one, else resident in RAM."""
+    """Peak memory of this process since the reset: on the GPU if it uses one, else resident in RAM."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -58,7 +58,7 @@ def peak_memory_bytes() -> int:
 
 
 def _status_bytes(key: str) -> int:
-    """A line of Linux's /proc/self/status; 0 elsewhere."""
+    """A value of Linux's /proc/self/status in bytes; 0 on other systems."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{key}:"):

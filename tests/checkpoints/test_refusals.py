@@ -258,7 +258,7 @@ def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
     assert "is a file: give the run directory" in refusal(folder / "config.json")
     assert "does not exist: give a run directory" in refusal(tmp_path / "absent")
     assert "does not exist: give a run directory" in refusal("./no/such")
-    assert "goes with a hub id" in refusal(folder, revision="main")
+    assert "needs a hub id" in refusal(folder, revision="main")
 
 
 def test_code_in_the_folder_is_not_imported(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
