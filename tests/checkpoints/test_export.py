@@ -77,7 +77,7 @@ def test_any_family_comes_back_from_an_export_as_it_was(changes: dict, tmp_path:
         ({"attention_multiplier": 0.1}, "slm"),
     ],
 )
-def test_what_is_no_llama_does_not_say_it_is(changes: dict, model_type: str) -> None:
+def test_only_a_llama_is_exported_as_a_llama(changes: dict, model_type: str) -> None:
     config = ModelConfig(**SHAPE | changes)
     written = hf_config(config, bos_id=None, eos_id=256)
     assert written["model_type"] == model_type
@@ -88,7 +88,7 @@ def test_what_is_no_llama_does_not_say_it_is(changes: dict, model_type: str) -> 
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_all_files_of_an_export_may_be_read_by_whom_the_umask_lets(umask: int, tmp_path: Path) -> None:
+def test_the_umask_decides_who_may_read_an_export(umask: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
         exported(tmp_path / "model")
@@ -178,7 +178,7 @@ def test_an_export_of_an_export_is_the_same_checkpoint(tmp_path: Path) -> None:
     assert not (folder / "training.yaml").exists()
 
 
-def test_an_export_does_not_replace_what_is_none(tmp_path: Path) -> None:
+def test_an_export_does_not_replace_a_folder_that_is_not_an_export(tmp_path: Path) -> None:
     source = save(llama(), tmp_path / "source")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "draft.tex").write_text("years of work")

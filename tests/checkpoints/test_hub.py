@@ -169,7 +169,7 @@ def test_a_gated_repository_says_where_to_accept_its_licence(hub: Hub, monkeypat
         (httpx.ConnectError("reset"), r"the hub stopped answering; give the same command again \(ConnectError\)"),
     ],
 )
-def test_what_the_hub_answers_becomes_one_sentence(hub: Hub, error: Exception, sentence: str) -> None:
+def test_an_answer_of_the_hub_becomes_one_sentence(hub: Hub, error: Exception, sentence: str) -> None:
     hub.fails = error
     with pytest.raises(ValueError, match=sentence) as refused:
         load(REPO, revision="v9")

@@ -252,7 +252,7 @@ def test_a_config_that_is_no_decoder_of_ours_is_refused_by_name(folder: Path, na
     assert str(folder / "config.json") in said
 
 
-def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_place_without_a_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert refusal(tmp_path / "empty").endswith("(a run of ours), but nothing")
     assert "is a file: give the run directory" in refusal(folder / "config.json")

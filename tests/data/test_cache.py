@@ -54,7 +54,7 @@ def test_a_thing_is_built_once(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_what_is_built_may_be_read_by_whom_the_umask_lets(tmp_path, umask):
+def test_the_umask_decides_who_may_read_what_is_built(tmp_path, umask):
     before = os.umask(umask)
     try:
         cached(tmp_path / "thing", build(), what="a thing")
@@ -82,7 +82,7 @@ def test_a_killed_build_is_not_used_and_is_cleared_away(tmp_path, python):
     assert not list(tmp_path.glob("thing.tmp-*"))
 
 
-def test_of_processes_that_start_at_once_one_builds_and_all_use_it(tmp_path, python):
+def test_when_processes_start_together_one_builds_and_all_use_it(tmp_path, python):
     running = [python(SLOW, tmp_path / "thing", tmp_path / "log") for _ in range(3)]
     answers = [process.communicate(timeout=60) for process in running]
     assert [answer for answer, _ in answers] == ["5\n"] * 3

@@ -125,6 +125,6 @@ def test_a_single_document_leaves_no_validation(tmp_path):
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, None])
-def test_a_fraction_that_is_none_is_an_error(fraction):
+def test_a_fraction_outside_0_to_1_is_an_error(fraction):
     with pytest.raises(ValueError, match=r"^data\.val_fraction=.* must be between 0 and 1"):
         list(split_documents(undecided(["a", "b"]), fraction))

@@ -134,6 +134,6 @@ def test_a_split_that_is_not_there_is_named(data_set):
 
 
 @pytest.mark.parametrize("name", ["max_documents", "max_bytes"])
-def test_limits_want_to_be_positive(config, name):
+def test_limits_must_be_positive(config, name):
     with pytest.raises(ValueError, match=rf"^data\.{name}=0 must be positive"):
         hub.key(config("data", "fineweb_edu", **{name: 0}))

@@ -136,6 +136,6 @@ def test_a_file_is_read_once_however_often_it_is_named(tree):
         ),
     ],
 )
-def test_what_names_no_text_is_refused_in_one_sentence(tree, given, message):
+def test_paths_without_text_are_refused_in_one_sentence(tree, given, message):
     with pytest.raises(ValueError, match=message):
         text_files(given, "data.paths")

@@ -101,7 +101,7 @@ def test_a_text_of_bytes_is_read_and_of_any_type_of_strings(tmp_path):
     ("column", "held"),
     [(["one"], "list"), ({"a": "b"}, "dict"), (3, "int"), (0.5, "float"), (b"caf\xe9", "")],
 )
-def test_a_column_that_is_no_text_is_named_with_the_file(tmp_path, column, held):
+def test_a_column_that_is_not_text_is_named_with_the_file(tmp_path, column, held):
     parquet.write_table(pa.table({"text": [column]}), tmp_path / "a.parquet")
     said = rf"has a value of type {held} in 'text', which must be text" if held else "is not UTF-8 in 'text'"
     with pytest.raises(ValueError, match=rf"^data\.paths: .*a\.parquet row 1 {said}.*set data\.text_column"):
@@ -156,7 +156,7 @@ def test_a_lone_surrogate_in_json_does_not_stop_the_build(tmp_path):
     assert read(tmp_path / "x.jsonl") == ["a?b"]
 
 
-def test_training_and_evaluation_read_a_file_alike(tmp_path, config):
+def test_training_and_evaluation_read_the_same_texts(tmp_path, config):
     for suffix in SUFFIXES:
         data = config("data", "local", paths=str(write(tmp_path / f"a{suffix}", ["\ufeffone\r\n"])))
         assert [text for text, _ in local.documents(data)] == list(local.texts_to_evaluate(data)) == ["one\n"]

@@ -126,7 +126,7 @@ def test_the_config_beside_a_model_says_whether_a_text_begins_with_the_begin_tok
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
-def test_transformers_loads_what_is_saved_and_begins_texts_alike(llama, tmp_path, adds_bos):
+def test_transformers_loads_a_saved_tokenizer_and_begins_texts_the_same_way(llama, tmp_path, adds_bos):
     (tmp_path / "tokenizer.model").write_bytes((llama[1] / "tokenizer.model").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": adds_bos}))
     ours = load_tokenizer(tmp_path)
@@ -181,13 +181,13 @@ def test_a_model_without_an_exact_equal_is_refused_in_one_sentence(tmp_path, opt
         (b"", "not a SentencePiece model, or is damaged"),
     ],
 )
-def test_what_is_no_model_is_refused_in_one_sentence(tmp_path, content, message):
+def test_a_file_that_is_not_a_model_is_refused_in_one_sentence(tmp_path, content, message):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path)
 
 
-def test_without_the_extra_it_is_named(llama, monkeypatch):
+def test_a_missing_extra_is_named(llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
     with pytest.raises(ValueError, match=r"pip install 'slm\[hub\]'"):
         load_tokenizer(llama[1])

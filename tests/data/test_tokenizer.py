@@ -161,7 +161,7 @@ def test_holes_in_the_ids_count_as_ids_without_bytes(tmp_path):
         ('{"added_tokens": [], "model": {}}', r"^tokenizer\.path: nothing in .* says which token ends a text"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=message):
