@@ -1,5 +1,6 @@
 """Settings of an evaluation as evaluate.py composes them, small enough for tests."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,10 @@ from omegaconf import OmegaConf
 from slm.evaluation.config import check_settings, register
 from tests.running import ROOT
 
-SMALL = [
-    "logger=csv",
-    "device=cpu",
-    "batch_tokens=256",
-    "perplexity.sliding.max_length=32",
-    "perplexity.non_overlapping.max_length=32",
-    "speed.prompt_tokens=8",
-    "speed.new_tokens=4",
-    "speed.repetitions=2",
-    "speed.compile=false",
-]
+SMALL = shlex.split("""
+    logger=csv device=cpu batch_tokens=256 perplexity.sliding.max_length=32 perplexity.non_overlapping.max_length=32
+    speed.prompt_tokens=8 speed.new_tokens=4 speed.repetitions=2 speed.compile=false
+""")
 
 
 def asked(*overrides: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -20,14 +21,10 @@ from tests.sweep.small import sweep_command
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-SWEEP = [
-    "sweep.budget.tokens=50_000",
-    "launcher=slurm",
-    "launcher.gpus_per_job=0",
-    "launcher.cpus_per_job=1",
-    "launcher.silence_minutes=0.5",
-    "launcher.time_minutes=30",
-]
+SWEEP = shlex.split("""
+    sweep.budget.tokens=50_000 launcher=slurm launcher.gpus_per_job=0 launcher.cpus_per_job=1
+    launcher.silence_minutes=0.5 launcher.time_minutes=30
+""")
 
 
 @pytest.fixture

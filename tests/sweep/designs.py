@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,10 @@ from tests.running import ROOT
 from tests.seeds import seeded
 
 composed = partial(composing.composed, script="sweep")
-SMALL = (
-    "sweep.families=[mobilellm]",
-    "sweep.grid.sizes=null",
-    "sweep.grid.widths=[64]",
-    "sweep.grid.depths=[4]",
-    "sweep.budget.tokens=10000",
-    "sweep.overrides=[]",
-)
+SMALL = shlex.split("""
+    sweep.families=[mobilellm] sweep.grid.sizes=null sweep.grid.widths=[64] sweep.grid.depths=[4]
+    sweep.budget.tokens=10000 sweep.overrides=[]
+""")
 
 
 def cells_of(*overrides: str) -> list[Cell]:

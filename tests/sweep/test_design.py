@@ -261,7 +261,7 @@ def test_designs_and_shapes_are_checked_without_torch() -> None:
             "sweep.evaluation=.* must be a mapping of names to lists of overrides",
         ),
         (["sweep.evaluation={a-b: []}"], "sweep.evaluation=.* must be a mapping"),
-        (["sweep.evaluation={a: ['checkpoint=x']}"], "sweep.evaluation.a has checkpoint=x, which the sweep decides"),
+        (["sweep.evaluation={a: ['checkpoint=x']}"], "a has checkpoint=x, which the sweep sets itself: leave it out"),
         (["sweep.evaluation={a: ['logger.mode=online']}"], "sweep.evaluation.a has logger.mode=online"),
         (["sweep.evaluation={a: ['data=wiki']}"], "Could not find 'data/wiki'"),
         (["sweep.evaluation={a: ['task=piqa']}"], "task"),
