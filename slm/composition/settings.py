@@ -5,104 +5,83 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from slm.runtime import settings as kinds
 from slm.runtime.extensions import EXTENSIONS
-from slm.runtime.settings import (
-    ABOVE_ONE,
-    AUTO_SWITCH,
-    BELOW_ONE,
-    BETAS,
-    COUNT,
-    COUNTS,
-    NAME,
-    NATURAL,
-    NOT_NEGATIVE,
-    PATHS,
-    POSITIVE,
-    SEED,
-    SHARE,
-    SWITCH,
-    TEXT,
-    TEXTS,
-    Kind,
-    check_kinds,
-    one_of,
-    or_null,
-)
 
-DRY_RUN = Kind("true, false or plan", lambda value: isinstance(value, bool) or value == "plan")
+DRY_RUN = kinds.Kind("true, false or plan", lambda value: isinstance(value, bool) or value == "plan")
 
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "bf16-mixed", "32-true", "64-true")
 
-KINDS: dict[str, Kind] = {
-    "name": NAME,
-    "seed": SEED,
-    "output_dir": NAME,
-    "cache_dir": NAME,
+KINDS: dict[str, kinds.Kind] = {
+    "name": kinds.NAME,
+    "seed": kinds.SEED,
+    "output_dir": kinds.NAME,
+    "cache_dir": kinds.NAME,
     "dry_run": DRY_RUN,
-    "train.tokens": POSITIVE,
-    "train.tokens_per_param": or_null(POSITIVE),
-    "train.flops": or_null(POSITIVE),
-    "train.batch_tokens": COUNT,
-    "train.sequence_length": COUNT,
-    "train.log_every": COUNT,
-    "train.eval_every": COUNT,
-    "train.eval_tokens": COUNT,
-    "train.sample_tokens": NATURAL,
-    "train.sample_prompt": TEXT,
-    "checkpoint.every_steps": or_null(COUNT),
-    "checkpoint.every_minutes": or_null(POSITIVE),
-    "checkpoint.keep_best": SWITCH,
-    "optim.name": one_of(*OPTIMIZERS),
-    "optim.lr": POSITIVE,
-    "optim.betas": BETAS,
-    "optim.eps": POSITIVE,
-    "optim.weight_decay": NOT_NEGATIVE,
-    "optim.clip_norm": POSITIVE,
-    "optim.skip_factor": ABOVE_ONE,
-    "optim.max_skipped_in_a_row": COUNT,
-    "optim.ema_decay": or_null(BELOW_ONE),
-    "parametrization.name": NAME,
-    "schedule.name": NAME,
-    "schedule.warmup_fraction": SHARE,
-    "trainer.accelerator": one_of("auto", "cpu", "cuda", "gpu"),
-    "trainer.devices": Kind(
-        "auto or a whole number of at least 1", lambda value: value == "auto" or COUNT.accepts(value)
+    "train.tokens": kinds.POSITIVE,
+    "train.tokens_per_param": kinds.or_null(kinds.POSITIVE),
+    "train.flops": kinds.or_null(kinds.POSITIVE),
+    "train.batch_tokens": kinds.COUNT,
+    "train.sequence_length": kinds.COUNT,
+    "train.log_every": kinds.COUNT,
+    "train.eval_every": kinds.COUNT,
+    "train.eval_tokens": kinds.COUNT,
+    "train.sample_tokens": kinds.NATURAL,
+    "train.sample_prompt": kinds.TEXT,
+    "checkpoint.every_steps": kinds.or_null(kinds.COUNT),
+    "checkpoint.every_minutes": kinds.or_null(kinds.POSITIVE),
+    "checkpoint.keep_best": kinds.SWITCH,
+    "optim.name": kinds.one_of(*OPTIMIZERS),
+    "optim.lr": kinds.POSITIVE,
+    "optim.betas": kinds.BETAS,
+    "optim.eps": kinds.POSITIVE,
+    "optim.weight_decay": kinds.NOT_NEGATIVE,
+    "optim.clip_norm": kinds.POSITIVE,
+    "optim.skip_factor": kinds.ABOVE_ONE,
+    "optim.max_skipped_in_a_row": kinds.COUNT,
+    "optim.ema_decay": kinds.or_null(kinds.BELOW_ONE),
+    "parametrization.name": kinds.NAME,
+    "schedule.name": kinds.NAME,
+    "schedule.warmup_fraction": kinds.SHARE,
+    "trainer.accelerator": kinds.one_of("auto", "cpu", "cuda", "gpu"),
+    "trainer.devices": kinds.Kind(
+        "auto or a whole number of at least 1", lambda value: value == "auto" or kinds.COUNT.accepts(value)
     ),
-    "trainer.num_nodes": COUNT,
-    "trainer.strategy": one_of("auto", "ddp", "fsdp"),
-    "trainer.precision": one_of(*PRECISIONS),
-    "trainer.compile": AUTO_SWITCH,
-    "trainer.micro_batch_tokens": or_null(COUNT),
-    "trainer.num_workers": NATURAL,
-    "logger.wandb": SWITCH,
-    "logger.tensorboard": SWITCH,
-    "logger.project": NAME,
-    "logger.tags": TEXTS,
+    "trainer.num_nodes": kinds.COUNT,
+    "trainer.strategy": kinds.one_of("auto", "ddp", "fsdp"),
+    "trainer.precision": kinds.one_of(*PRECISIONS),
+    "trainer.compile": kinds.AUTO_SWITCH,
+    "trainer.micro_batch_tokens": kinds.or_null(kinds.COUNT),
+    "trainer.num_workers": kinds.NATURAL,
+    "logger.wandb": kinds.SWITCH,
+    "logger.tensorboard": kinds.SWITCH,
+    "logger.project": kinds.NAME,
+    "logger.tags": kinds.TEXTS,
 }
 """Kinds of keys that every config has."""
 
-OPTIONAL_KINDS: dict[str, Kind] = {
+OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "extensions": EXTENSIONS,
-    "train.document_masking": SWITCH,
-    "train.val_tokens": or_null(COUNT),
-    "checkpoint.keep_steps": COUNTS,
-    "schedule.warmup_steps": or_null(NATURAL),
-    "branch_from": or_null(NAME),
-    "optim.momentum": BELOW_ONE,
-    "optim.iterations": COUNT,
-    "schedule.final_fraction": SHARE,
-    "schedule.decay_fraction": SHARE,
-    "data.paths": PATHS,
-    "data.val_paths": or_null(PATHS),
-    "data.val_fraction": or_null(SHARE),
-    "data.text_column": NAME,
-    "data.max_document_bytes": or_null(COUNT),
-    "data.max_documents": or_null(COUNT),
-    "data.max_bytes": or_null(COUNT),
-    "tokenizer.vocab_size": COUNT,
-    "tokenizer.train_bytes": or_null(COUNT),
-    "tokenizer.path": NAME,
+    "train.document_masking": kinds.SWITCH,
+    "train.val_tokens": kinds.or_null(kinds.COUNT),
+    "checkpoint.keep_steps": kinds.COUNTS,
+    "schedule.warmup_steps": kinds.or_null(kinds.NATURAL),
+    "branch_from": kinds.or_null(kinds.NAME),
+    "optim.momentum": kinds.BELOW_ONE,
+    "optim.iterations": kinds.COUNT,
+    "schedule.final_fraction": kinds.SHARE,
+    "schedule.decay_fraction": kinds.SHARE,
+    "data.paths": kinds.PATHS,
+    "data.val_paths": kinds.or_null(kinds.PATHS),
+    "data.val_fraction": kinds.or_null(kinds.SHARE),
+    "data.text_column": kinds.NAME,
+    "data.max_document_bytes": kinds.or_null(kinds.COUNT),
+    "data.max_documents": kinds.or_null(kinds.COUNT),
+    "data.max_bytes": kinds.or_null(kinds.COUNT),
+    "tokenizer.vocab_size": kinds.COUNT,
+    "tokenizer.train_bytes": kinds.or_null(kinds.COUNT),
+    "tokenizer.path": kinds.NAME,
 }
 """Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
 
@@ -123,7 +102,7 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` for the first value that is missing or of a wrong kind in a train config."""
-    check_kinds(settings, KINDS, OPTIONAL_KINDS)
+    kinds.check_kinds(settings, KINDS, OPTIONAL_KINDS)
     for group, choices in NEEDED.items():
         name = settings[group]["name"]
         for key in choices.get(name, ()):

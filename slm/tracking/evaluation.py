@@ -24,14 +24,13 @@ def record_evaluation(
     *,
     name: str,
     config: Mapping[str, Any],
-    settings: Mapping[str, Any],
     files: Sequence[Path],
     images: Sequence[Path],
 ) -> None:
     """Log one run: tables `evaluation` and `tasks`, `images`, and `files` as an artifact.
 
-    `results` are the entries of results.json; the table is the results.csv that `folder` holds of them. `settings` is
-    the `logger` config group. Raises `ValueError` for settings that `check_logger` refuses.
+    `results` are the entries of results.json; the table is the results.csv that `folder` holds of them. Raises
+    `ValueError` for a `logger` group in `config` that `check_logger` refuses.
     """
     columns, rows = read_rows(folder / "results.csv")
     record_directory(
@@ -39,7 +38,6 @@ def record_evaluation(
         kind="evaluation",
         name=name,
         config=config,
-        settings=settings,
         tables={"evaluation": (columns, rows), "tasks": task_rows(results)},
         images=images,
         summary=summarize(columns, rows, results),

@@ -66,9 +66,9 @@ class WandbTracker(Tracker):
     of both folders puts every row in its place, and rows that were written twice hold the same values.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.samples: list[list[Any]] = []
-        self.run = start_run(folder, config, name=name, settings=settings)
+        self.run = start_run(folder, config, name=config["name"], settings=config["logger"])
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
         for metric in ("val/loss", "val/bits_per_byte"):  # exact names: under a glob W&B keeps no minimum
@@ -144,23 +144,16 @@ def check_logger(settings: Mapping[str, Any]) -> None:
         raise ValueError("logger=tensorboard needs tensorboard: pip install 'slm[tensorboard]'")
 
 
-def open_trackers(
-    folder: Path,
-    *,
-    name: str,
-    config: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    columns: Sequence[str],
-    resume_step: int = 0,
-) -> Trackers:
-    """Open the trackers that `settings`, the `logger` config group, asks for in the run directory `folder`.
+def open_trackers(folder: Path, config: Mapping[str, Any], *, columns: Sequence[str], resume_step: int = 0) -> Trackers:
+    """Open the trackers that the `logger` group of a run's `config` asks for, in the run directory `folder`.
 
     `columns` are those of metrics.csv. Raises `ValueError` for settings that `check_logger` refuses.
     """
+    settings = config["logger"]
     check_logger(settings)
     trackers: list[Tracker] = [CsvTracker(folder / "metrics.csv", columns, resume_step=resume_step)]
     if settings["wandb"]:
-        trackers.append(WandbTracker(folder, config, name=name, settings=settings))
+        trackers.append(WandbTracker(folder, config))
     if settings["tensorboard"]:
         trackers.append(TensorBoardTracker(folder, resume_step=resume_step))
     return Trackers(trackers)

@@ -55,7 +55,6 @@ def record_directory(
     kind: str,
     name: str,
     config: Mapping[str, Any],
-    settings: Mapping[str, Any],
     tables: Mapping[str, Rows],
     images: Sequence[Path],
     summary: Mapping[str, Any],
@@ -63,14 +62,14 @@ def record_directory(
 ) -> None:
     """Log one run with `tables`, `images` (under figures/), `summary`, and `files` of `folder` as an artifact.
 
-    `kind` is the artifact's type, `settings` the `logger` config group. Raises `ValueError` for settings that
-    `check_logger` refuses.
+    `kind` is the artifact's type. Raises `ValueError` for a `logger` group in `config` that `check_logger` refuses.
     """
     import wandb
 
     # A second record of a directory takes the next step; at the same one it would replace the rows of the first.
     step = len(list((folder / RUN_ID).parent.glob(f"*run-*-{known_run_id(folder)}")))
-    run = start_run(folder, config, name=name, settings=settings)
+    logged_config = {key: value for key, value in config.items() if key != "logger"}
+    run = start_run(folder, logged_config, name=name, settings=config["logger"])
     try:
         logged: dict[str, Any] = {
             key: wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)

@@ -10,11 +10,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import lightning as L
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from slm.data import Corpus
@@ -128,13 +127,13 @@ class Journal(L.Callback):
         train, is_last = self.plan.settings["train"], step == self.plan.steps
         row: dict[str, float] = {}
         if step % train["log_every"] == 0 or is_last:
-            row |= self._training_metrics(pl_module)
+            row |= self._training_metrics(pl_module, trainer)
             self._check_divergence(pl_module, row["train/loss"])
         if step % train["eval_every"] == 0 or is_last:
             row |= self._validate(pl_module, is_last)
         if row:
             self._write(step, row)
-        is_due = self._is_checkpoint_due(step, bool(row), is_last)
+        is_due = self._is_checkpoint_due(trainer, bool(row), is_last)
         names = self._names_to_keep(step, row)
         should_stop = self.status != "completed"
         if self.status != "diverged" and (is_due or should_stop or names):  # a diverged run keeps its last good one
@@ -151,9 +150,9 @@ class Journal(L.Callback):
         """The status of a run that ended at step `steps`: one that skipped most of them has learned little."""
         return "diverged" if self.status == "completed" and self.skipped_steps > steps / 2 else self.status
 
-    def _training_metrics(self, module: LanguageModel) -> dict[str, float]:
+    def _training_metrics(self, module: LanguageModel, trainer: L.Trainer) -> dict[str, float]:
         """Means and rates since the last row. Only here does the host wait for the device."""
-        loss = _sum_over_ranks(module.loss_sum) / _sum_over_ranks(module.loss_count)
+        loss = _sum_over_ranks(trainer, module.loss_sum) / _sum_over_ranks(trainer, module.loss_count)
         module.loss_sum.zero_()
         module.loss_count.zero_()
         self.train_loss = loss.item()
@@ -210,17 +209,18 @@ class Journal(L.Callback):
         status = " ".join(text.format(self._latest[name]) for name, text in STATUS.items() if name in self._latest)
         self.progress.update(step, status, log="val/loss" in row)
 
-    def _is_checkpoint_due(self, step: int, is_row: bool, is_last: bool) -> bool:
+    def _is_checkpoint_due(self, trainer: L.Trainer, is_row: bool, is_last: bool) -> bool:
         """Also notes an interruption. Both are the same in all processes, which ask each other only at rows."""
         settings = self.plan.settings["checkpoint"]
         every, minutes = settings["every_steps"], settings["every_minutes"]
         is_late = minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
         is_interrupted = self.interrupt.received is not None
-        if dist.is_initialized():
-            is_late, is_interrupted = _any_rank(is_late, is_interrupted) if is_row else (False, False)
+        if trainer.world_size > 1:
+            is_any = partial(trainer.strategy.reduce_boolean_decision, all=False)
+            is_late, is_interrupted = is_row and is_any(is_late), is_row and is_any(is_interrupted)
         if is_interrupted and not is_last and self.status == "completed":
             self.status = "interrupted"
-        return is_last or is_late or (every is not None and step % every == 0)
+        return is_last or is_late or (every is not None and self._step % every == 0)
 
     def _names_to_keep(self, step: int, row: Mapping[str, float]) -> list[str]:
         """Further file names under which the checkpoint of this step is kept."""
@@ -233,7 +233,7 @@ class Journal(L.Callback):
         pause = time.perf_counter()
         # A checkpoint holds one rank's buffers, so each gets the mean; the next sum over ranks is then the same.
         for part in (module.loss_sum, module.loss_count):
-            part.copy_(_sum_over_ranks(part) / trainer.world_size)
+            part.copy_(_sum_over_ranks(trainer, part) / trainer.world_size)
         folder = self.plan.folder.checkpoints
         trainer.save_checkpoint(folder / LAST)
         if is_first_process():
@@ -260,15 +260,5 @@ def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any])
     return tokenizer.decode(list(ids))
 
 
-def _sum_over_ranks(value: Tensor) -> Tensor:
-    if dist.is_initialized():
-        value = value.clone()
-        dist.all_reduce(value)
-    return value
-
-
-def _any_rank(*flags: bool) -> list[bool]:
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    votes = torch.tensor([float(flag) for flag in flags], device=device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return [bool(vote) for vote in votes.tolist()]
+def _sum_over_ranks(trainer: L.Trainer, value: Tensor) -> Tensor:
+    return trainer.strategy.reduce(value.clone(), reduce_op="sum")

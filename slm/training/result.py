@@ -35,7 +35,13 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "schema": SCHEMA,
         "status": journal.outcome(step),
         "signal": signal,
-        **_model_facts(plan),
+        "name": plan.settings["name"],
+        "family": plan.settings["model"].get("family"),
+        "seed": plan.settings["seed"],
+        "shape": plan.model.to_dict(),
+        **size_facts(plan),
+        "flops_per_token_6n": flops_per_token(plan.model, plan.sequence_length, convention="6n"),
+        "flops_per_token_exact": plan.token_flops,
         "train_tokens": tokens,
         "tokens_trained": tokens - (journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0),
         "branched_from": journal.branched_from,
@@ -60,17 +66,9 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
     }
 
 
-def _model_facts(plan: Plan) -> dict[str, Any]:
-    return {
-        "name": plan.settings["name"],
-        "family": plan.settings["model"].get("family"),
-        "seed": plan.settings["seed"],
-        "shape": plan.model.to_dict(),
-        "params_total": num_params(plan.model),
-        "params_non_embedding": num_params(plan.model, non_embedding=True),
-        "flops_per_token_6n": flops_per_token(plan.model, plan.sequence_length, convention="6n"),
-        "flops_per_token_exact": plan.token_flops,
-    }
+def size_facts(plan: Plan) -> dict[str, int]:
+    """Both counts of parameters, N."""
+    return {"params_total": num_params(plan.model), "params_non_embedding": num_params(plan.model, non_embedding=True)}
 
 
 def _recipe_facts(settings: Mapping[str, Any]) -> dict[str, Any]:

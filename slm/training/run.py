@@ -15,7 +15,6 @@ from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
 from slm.data import Corpus, prepare
 from slm.data.tokenizer import LOSSY_NOTE
-from slm.model.counts import num_params
 from slm.runtime.machine import reset_peak_memory
 from slm.runtime.progress import Progress
 from slm.tracking import Trackers, open_trackers
@@ -25,7 +24,7 @@ from slm.training.journal import COLUMNS, Journal
 from slm.training.module import LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, is_first_process, say
-from slm.training.result import ending_lines, make_result
+from slm.training.result import ending_lines, make_result, size_facts
 from slm.training.speed import measure_run
 from slm.training.trainer import TokenData, make_trainer
 
@@ -64,7 +63,10 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
     module = LanguageModel(plan, corpus.tokenizer.separator_id if plan.document_masking else None)
     peak = measure_run(plan, module.decoder, start_step)
-    trackers = _open_trackers(plan, start_step) if is_first_process() else Trackers()
+    trackers = Trackers()
+    if is_first_process():
+        config = {**plan.settings, **size_facts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
+        trackers = open_trackers(plan.folder.path, config, columns=COLUMNS, resume_step=start_step)
     progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
     result: dict[str, Any] = {}
     try:
@@ -102,23 +104,6 @@ def _find_start(plan: Plan) -> tuple[Path | None, int, dict[str, Any] | None]:
     if is_first_process():
         copy_metrics(plan.branch, plan.folder)
     return plan.branch.checkpoint, plan.branch.step, {"name": plan.branch.trunk_name, "step": plan.branch.step}
-
-
-def _open_trackers(plan: Plan, resume_step: int) -> Trackers:
-    facts = {
-        "params_total": num_params(plan.model),
-        "params_non_embedding": num_params(plan.model, non_embedding=True),
-        "train_tokens": plan.train_tokens,
-        "steps": plan.steps,
-    }
-    return open_trackers(
-        plan.folder.path,
-        name=plan.settings["name"],
-        config={**plan.settings, **facts},
-        settings=plan.settings["logger"],
-        columns=COLUMNS,
-        resume_step=resume_step,
-    )
 
 
 def _export(plan: Plan, corpus: Corpus) -> None:

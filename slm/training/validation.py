@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from slm.data import Corpus, val_batches
@@ -50,7 +49,7 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
 
     Blocks run uncompiled, in the precision of training, so that the figure does not depend on compilation.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    trainer = module.trainer
     batches = val_batches(
         corpus.val,
         sequence_length=module.plan.sequence_length,
@@ -59,11 +58,9 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
     )
     token_bytes = torch.as_tensor(corpus.val_bytes, device=module.device)
     sums = torch.zeros(3, dtype=torch.float64, device=module.device)  # nats, tokens, bytes
-    for inputs, targets in share_batches(batches, rank, world_size):
+    for inputs, targets in share_batches(batches, trainer.global_rank, trainer.world_size):
         sums += _sums(module, inputs.to(module.device), targets.to(module.device), token_bytes)
-    if world_size > 1:
-        dist.all_reduce(sums)
-    nats, tokens, num_bytes = sums.tolist()
+    nats, tokens, num_bytes = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
     return Score(loss=nats / tokens, tokens=int(tokens), bytes=round(num_bytes))
 
 

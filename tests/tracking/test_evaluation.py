@@ -19,11 +19,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     files = write_report(folder, ENTRIES, command="python evaluate.py")
     images = [path for path in files if path.suffix == ".png"]
-    settings = SETTINGS | {"job_type": "evaluate"}
-    config = {"checkpoints": ["a", "b"]}
-    record_evaluation(
-        folder, ENTRIES, name="evaluation-x", config=config, settings=settings, files=files, images=images
-    )
+    config = {"checkpoints": ["a", "b"], "logger": SETTINGS | {"job_type": "evaluate"}}
+    record_evaluation(folder, ENTRIES, name="evaluation-x", config=config, files=files, images=images)
     return folder
 
 

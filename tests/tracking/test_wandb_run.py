@@ -24,9 +24,7 @@ def track(folder: Path, *, resume_step: int = 0, samples: bool = True, **setting
     await_next_second()
     trackers = open_trackers(
         folder,
-        name="a-name",
-        config={"seed": 3, "model": {"hidden_size": 32}},
-        settings=SETTINGS | settings,
+        {"name": "a-name", "seed": 3, "model": {"hidden_size": 32}, "logger": SETTINGS | settings},
         columns=["tokens", "val/loss", "val/bits_per_byte"],
         resume_step=resume_step,
     )
@@ -53,7 +51,7 @@ def test_an_offline_run_holds_name_config_group_and_the_minimum_of_the_loss(tmp_
     assert written["name"] == "a-name"
     assert written["run_id"] == (tmp_path / "run" / "wandb" / "run_id").read_text()
     assert written["tags"] == ["x", "y"]
-    assert written["config"] == {"seed": 3, "model": {"hidden_size": 32}}
+    assert (written["config"]["seed"], written["config"]["model"]) == (3, {"hidden_size": 32})
     assert written["summary"]["val/loss"] == {"min": 2.0}
     assert written["summary"]["val/bits_per_byte"] == {"min": 1.0}
     assert written["summary"]["params_total"] == 123
@@ -106,8 +104,7 @@ def test_a_directory_that_is_recorded_again_continues_the_step(tmp_path: Path) -
             tmp_path,
             kind="evaluation",
             name="n",
-            config={},
-            settings=SETTINGS,
+            config={"logger": SETTINGS},
             tables={"t": (["a"], [[1]])},
             images=[],
             summary={},

@@ -42,7 +42,12 @@ class Guesser:
 
     plan = SimpleNamespace(sequence_length=32, micro_batch_size=4)
     device = torch.device("cpu")
-    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+    trainer = SimpleNamespace(
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+        strategy=SimpleNamespace(reduce=lambda sums, reduce_op: sums),
+        global_rank=0,
+        world_size=1,
+    )
 
     def __init__(self) -> None:
         self.decoder = self
