@@ -37,6 +37,19 @@ def randomized(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Decod
     return decoder
 
 
+def shape_in_transformers(config: ModelConfig) -> dict[str, int]:
+    """The words of its config classes; shared blocks count once for each use."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": len(config.block_uses),
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "intermediate_size": config.intermediate_size,
+    }
+
+
 def tokens_of(config: ModelConfig, length: int, batch: int = 2) -> Tensor:
     return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seeded(1)))
 

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from slm.model import Decoder, KVCache, ModelConfig
 from slm.model.positions import rotary_table, rotate
-from tests.model.shapes import SHARINGS, randomized, shared, small, tokens_of
+from tests.model.shapes import SHARINGS, randomized, shape_in_transformers, shared, small, tokens_of
 from tests.seeds import seeded
 
 
@@ -15,13 +15,7 @@ def reference(decoder: Decoder, kind: type = LlamaForCausalLM) -> torch.nn.Modul
     """The same function in transformers, shared blocks unrolled into copies."""
     config = decoder.config
     options = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": len(config.block_uses),
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "intermediate_size": config.intermediate_size,
+        **shape_in_transformers(config),
         "max_position_embeddings": config.max_position_embeddings,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "rms_norm_eps": config.norm_eps,

@@ -17,7 +17,7 @@ from transformers import (
 from slm.model import Decoder, ModelConfig
 from slm.model.counts import num_params
 from slm.model.layers import FeedForward, LayerNorm
-from tests.model.shapes import randomized, small, tokens_of
+from tests.model.shapes import randomized, shape_in_transformers, small, tokens_of
 
 
 def loaded(model: torch.nn.Module, state: dict[str, Tensor]) -> torch.nn.Module:
@@ -93,13 +93,7 @@ def test_norms_on_both_sides_geglu_windows_and_multipliers_equal_transformers_ge
             tensor = tensor - 1  # Gemma's gains count from 1
         state[".".join(["model", *head, norms.get(module, module), kind])] = tensor
     reference = Gemma2Config(
-        vocab_size=101,
-        hidden_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=96,
+        **shape_in_transformers(config),
         rms_norm_eps=config.norm_eps,
         query_pre_attn_scalar=23,
         sliding_window=7,
@@ -118,12 +112,7 @@ def test_parallel_blocks_without_norm_biases_equal_transformers_cohere() -> None
     decoder = randomized(config)
     state = {f"model.{name}": tensor for name, tensor in decoder.state_dict().items()}
     reference = CohereConfig(
-        vocab_size=101,
-        hidden_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        intermediate_size=96,
+        **shape_in_transformers(config),
         layer_norm_eps=config.norm_eps,
         logit_scale=0.25,
         pad_token_id=0,
@@ -138,13 +127,7 @@ def test_a_sliding_window_equals_transformers_mistral(window: int) -> None:
     decoder = randomized(config)
     state = {f"model.{name}": tensor for name, tensor in decoder.state_dict().items()}
     reference = MistralConfig(
-        vocab_size=101,
-        hidden_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=96,
+        **shape_in_transformers(config),
         rms_norm_eps=config.norm_eps,
         sliding_window=window,
         tie_word_embeddings=True,

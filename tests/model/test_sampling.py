@@ -4,6 +4,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from slm.model import Decoder, ModelConfig, generate
+from tests.model.shapes import shape_in_transformers
 from tests.seeds import seeded
 
 CONFIG = ModelConfig(
@@ -19,16 +20,7 @@ def decoder() -> Decoder:
 def test_greedy_generation_equals_transformers() -> None:
     ours = decoder()
     theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=50,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=64,
-            rms_norm_eps=CONFIG.norm_eps,
-            tie_word_embeddings=True,
-        )
+        LlamaConfig(**shape_in_transformers(CONFIG), rms_norm_eps=CONFIG.norm_eps, tie_word_embeddings=True)
     )
     theirs.load_state_dict({f"model.{k}": v for k, v in ours.state_dict().items()}, strict=False)
     prompt = [1, 7, 3]
