@@ -76,7 +76,7 @@ def test_a_job_has_the_share_of_its_slot(tmp_path: Path) -> None:
         (settings("slurm", silence_minutes=0.1), "launcher.silence_minutes=0.1 must be a number of at least 0.25"),
         (settings("slurm", cpus_per_job="4"), "launcher.cpus_per_job=4"),
         (settings("slurm", sbatch=["requeue"]), "launcher.sbatch="),
-        (settings("ray", gpus_per_job=None), "launcher.gpus_per_job=None"),
+        (settings("ray", gpus_per_job=None), "launcher.gpus_per_job=null"),
         (settings("ray", address=5), "launcher.address=5"),
     ],
 )

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from slm.sweep.job import Job, begin, environment_of_a_job, id_and_slot, is_job, is_running, send
-from slm.sweep.launchers.base import check, check_count
 from slm.sweep.launchers.forked import SERVER_LOST, begin_forked
 
 
@@ -41,7 +40,6 @@ class Local:
         gpus = visible_gpus()
         self.environments = slot_environments(settings, jobs=jobs, gpus=gpus)
         warm, alone = settings["warm_start"], self.environments[0]["OMP_NUM_THREADS"] == "1"
-        check("warm_start", warm, isinstance(warm, bool), "true or false")
         # Neither threads nor what a driver holds survives a fork.
         self._warm = warm and alone and not gpus and sys.platform == "linux"
         self._running: dict[str, Running] = {}
@@ -116,11 +114,7 @@ def _signal(running: Running, number: signal.Signals, *, everyone: bool) -> None
 
 def slot_environments(settings: Mapping[str, Any], *, jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     """What each slot adds to the environment of its job, on a machine with `gpus`, for a sweep of `jobs` runs."""
-    for key in ("slots", "threads"):
-        check_count(key, settings[key], auto=True)
-    check_count("gpus_per_job", settings["gpus_per_job"], least=0)
     memory = settings["memory_gb"]
-    check("memory_gb", memory, isinstance(memory, (int, float)) and memory > 0, "a number above 0")
     cores, per_job = len(os.sched_getaffinity(0)), settings["gpus_per_job"] if gpus else 0
     if per_job > len(gpus):
         raise ValueError(f"launcher.gpus_per_job={per_job} is more than the {len(gpus)} GPUs here")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from slm.sweep.job import Job, id_and_slot, send
-from slm.sweep.launchers.base import check, check_count
 from slm.sweep.launchers.local import visible_gpus
 from slm.sweep.launchers.remote import RemoteJob
 
@@ -27,10 +26,7 @@ class Ray:
     """Hands every job to Ray at once; it starts as many as `cpus_per_job` and `gpus_per_job` let it."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
-        check_count("cpus_per_job", settings["cpus_per_job"])
-        check_count("gpus_per_job", settings["gpus_per_job"], least=0)
         address = settings["address"]
-        check("address", address, address is None or isinstance(address, str), "the address of a Ray cluster, or null")
         try:
             import ray
         except ImportError:
@@ -44,7 +40,7 @@ class Ray:
         self._folders: dict[str, Path] = {}
 
     def width(self) -> int:
-        """By the cores and GPUs of this machine; of a cluster nothing is known."""
+        """By the cores and GPUs of this machine; unlimited on a cluster."""
         if self.address is not None:
             return UNLIMITED
         there = {"num_cpus": len(os.sched_getaffinity(0)), "num_gpus": len(visible_gpus())}
@@ -55,11 +51,11 @@ class Ray:
         return UNLIMITED
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
-        """None: tasks end with the master that started them."""
+        """None, since tasks end with the master that started them."""
         return []
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Queue them; joins or starts the cluster with the first. `ValueError` if there is none to be had."""
+        """Queue them; the first call joins or starts the cluster. Raises `ValueError` if that fails."""
         if not self.ray.is_initialized():
             self._connect()
         for job in jobs:
@@ -91,7 +87,7 @@ class Ray:
         try:
             with _signals_kept():
                 self.ray.init(address=self.address, log_to_driver=False)
-        except Exception as error:  # Ray has nothing narrower for a cluster that does not answer
+        except Exception as error:  # Ray has no narrower exception for a cluster that does not answer
             address, why = "null" if self.address is None else self.address, " ".join(str(error).split())
             raise ValueError(f"launcher.address={address}: Ray is not there and does not start ({why})") from error
 

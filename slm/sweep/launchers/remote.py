@@ -1,17 +1,16 @@
-"""Jobs on other machines: the function that an engine runs there, and how the master notices what became of it.
+"""Jobs on other machines: the function that an engine runs there, and how the master notices its end.
 
-The engine's own word is not enough: a job that SLURM loses is pending or running there for ever. So the job function
-touches `job.beat` every few seconds, and a job that is not queued and whose beat stands still for
-`launcher.silence_minutes` is lost. It leaves its exit code in `job.exit`.
+The engine's own state is not enough: a job that SLURM loses stays pending or running there forever. So the job function
+writes `job.beat` every few seconds, and a job that is not queued and whose beat has not changed for
+`launcher.silence_minutes` is lost. The function writes its exit code to `job.exit`.
 
-Starting a cell twice is harmless, which is why a master that is killed while it submits loses nothing: the second
-waits for the lock of the first (`slm/sweep/job.py`), and then finds the run completed, or goes on with it.
+Starting a cell twice is harmless, so a master that is killed while it submits loses nothing: the second job waits for
+the lock of the first (`slm/sweep/job.py`), and then finds the run completed or continues it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import threading
@@ -22,8 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from slm.runtime.files import write_json
+from slm.runtime.settings import Kind, check_kind
+from slm.runtime.words import is_number
 from slm.sweep.job import Job, begin, environment_of_a_job, is_running, send
-from slm.sweep.launchers.base import check
 
 BEAT, EXIT = "job.beat", "job.exit"
 BEAT_SECONDS = 5.0
@@ -37,7 +38,7 @@ class RemoteJob:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """Run the job to its end, beating. An end by SIGTERM leaves no exit code: the scheduler may start it again."""
+        """Run the job to its end. An end by SIGTERM leaves no exit code, since the scheduler may start it again."""
         (self.job.folder / EXIT).unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._pass_on)
@@ -46,23 +47,23 @@ class RemoteJob:
         finally:
             self.save_and_end()
         if code not in (-signal.SIGTERM, 128 + signal.SIGTERM):
-            partial = self.job.folder / f"{EXIT}.partial"
-            partial.write_text(json.dumps({"code": code}))
-            os.replace(partial, self.job.folder / EXIT)
+            write_json(self.job.folder / EXIT, {"code": code})
         return code
 
     def checkpoint(self) -> Any:
-        """What submitit calls before a time limit, or when the job is preempted: save, end, and go on later."""
+        """Called by submitit before a time limit or a preemption: save, end, and continue later."""
         from submitit.helpers import DelayedSubmission
 
         self.save_and_end()
         return DelayedSubmission(RemoteJob(self.job))
 
     def save_and_end(self) -> None:
-        """SIGTERM, upon which train.py saves a checkpoint; waits for its end."""
+        """Send SIGTERM, after which train.py saves a checkpoint, and wait for its end."""
         if self.process is not None and self.process.poll() is None:
             send(signal.SIGTERM, self.process.pid)
-            while is_running(self.job.folder):  # in a signal handler, Popen's own lock may be held below us
+            while is_running(
+                self.job.folder
+            ):  # not Popen.wait: in a signal handler its lock may be held by the interrupted code
                 time.sleep(0.2)
 
     def _beat_until_the_end(self) -> int:
@@ -71,7 +72,7 @@ class RemoteJob:
             (self.job.folder / BEAT).write_text(str(time.time()))
             if self.process is None:
                 self.process = begin(self.job, environment_of_a_job())
-            if self.process is None:  # one that an earlier master started is still at it
+            if self.process is None:  # a job that an earlier master started still runs
                 time.sleep(BEAT_SECONDS)
                 continue
             with suppress(subprocess.TimeoutExpired):
@@ -83,18 +84,17 @@ class RemoteJob:
 
 
 class Beats:
-    """Which run directories have fallen silent. Goes by this machine's clock: those of others may differ."""
+    """Tells which run directories have gone silent, by this machine's clock, since clocks of others may differ."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        minutes = settings["silence_minutes"]
         least = 3 * BEAT_SECONDS / 60
-        good = isinstance(minutes, (int, float)) and minutes >= least
-        check("silence_minutes", minutes, good, f"a number of at least {least:g}")
-        self.seconds = 60 * minutes
+        kind = Kind(f"a number of at least {least:g}", lambda value: is_number(value) and value >= least)
+        check_kind("launcher.silence_minutes", settings["silence_minutes"], kind)
+        self.seconds = 60 * settings["silence_minutes"]
         self._seen: dict[Path, tuple[str, float]] = {}
 
     def is_silent(self, folder: Path) -> bool:
-        """Whether the beat of `folder` has stood still for too long, since it was first asked for at the earliest."""
+        """Whether the beat of `folder` has not changed for too long, counted from the first call at the earliest."""
         beat, now = _read(folder / BEAT), time.monotonic()
         before, since = self._seen.get(folder, ("", now))
         if folder not in self._seen or beat != before:
@@ -103,12 +103,12 @@ class Beats:
         return now - since > self.seconds
 
     def forget(self, folder: Path) -> None:
-        """A job starts or queues anew: its silence is counted from the next question on."""
+        """Count the silence of a job that starts or queues again from the next call of `is_silent`."""
         self._seen.pop(folder, None)
 
 
 def exit_code(folder: Path) -> int | None:
-    """What the job function left; None where it has not ended, or has been ended."""
+    """The exit code that the job function wrote; None if it has not ended or was killed."""
     with suppress(ValueError, KeyError):
         return int(json.loads(_read(folder / EXIT) or "{}")["code"])
     return None

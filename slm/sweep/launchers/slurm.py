@@ -1,14 +1,13 @@
 """Jobs on a SLURM cluster, submitted with submitit as arrays.
 
-Whether a job is queued or runs is asked of `squeue`, which needs no accounting (submitit asks `sacct`, without which a
-job that was killed is waited for for ever); all else comes from the run directory (`remote.py`). A job that SLURM
-preempts is requeued, by SLURM or by submitit, and train.py goes on from its checkpoint.
+`squeue` tells whether a job is queued or runs; it needs no accounting (submitit asks `sacct`, and without accounting
+waits forever for a job that was killed). Everything else comes from the run directory (`remote.py`). A job that SLURM
+preempts is requeued, by SLURM or by submitit, and train.py continues from its checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,36 +17,35 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slm.sweep.job import Job
-from slm.sweep.launchers.base import check, check_count
 from slm.sweep.launchers.remote import EXIT, Beats, RemoteJob, exit_code
 
 ID = "job.slurm"
-"""File of a run directory that holds the id of the newest submission."""
+"""File in a run directory with the id of the newest submission."""
 ASK_SECONDS = 10.0
-"""Between two looks at the scheduler and the shared disk, which others use too."""
+"""Seconds between two queries of the scheduler and the shared disk, which others use too."""
 TIMEOUTS = 1_000_000
-"""How often a job may reach its time limit and go on: as often as it takes."""
+"""How often a job may reach its time limit and continue: no limit in practice."""
 
 
 class Scheduler(Protocol):
-    """What is asked of SLURM."""
+    """The interface to SLURM."""
 
     def submit(self, functions: Sequence[RemoteJob]) -> list[str]:
         """Queue them; returns their ids."""
 
     def states(self) -> dict[str, str] | None:
-        """Ids of jobs that are queued or run, and their states; None if nobody answers."""
+        """Ids and states of jobs that are queued or run; None if the controller does not answer."""
 
     def cancel(self, ids: Sequence[str]) -> None:
         """SIGTERM, and SIGKILL after the cluster's KillWait; those that are queued are dropped."""
 
 
 class Slurm:
-    """Submits whatever is ready; how many run at a time is `array_parallelism` and the cluster's affair."""
+    """Submits every ready job; `array_parallelism` and the cluster limit how many run at a time."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
         self.environment = {"OMP_NUM_THREADS": str(settings["cpus_per_job"])}
-        if settings["gpus_per_job"] == 0:  # a node without cgroups shows them to everyone
+        if settings["gpus_per_job"] == 0:  # without cgroups a node shows its GPUs to every job
             self.environment["CUDA_VISIBLE_DEVICES"] = ""
         self.beats = Beats(settings)
         self.at_a_time = settings["array_parallelism"]
@@ -58,15 +56,15 @@ class Slurm:
         self._stopping = self._leaving = False
 
     def width(self) -> int:
-        """What an array runs, if the cluster has the room."""
+        """Jobs of one array that run at a time if the cluster has room."""
         return int(self.at_a_time)
 
     def free(self) -> int:
-        """No limit of its own, but none while SLURM does not answer."""
+        """Unlimited, but 0 while SLURM does not answer."""
         return 0 if self._states is None else 1_000_000
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
-        """Jobs whose newest submission SLURM still knows; `ValueError` if it does not answer."""
+        """Jobs whose newest submission SLURM still has. Raises `ValueError` if it does not answer."""
         self._states = self.scheduler.states()
         if self._states is None:
             raise ValueError("launcher=slurm: squeue gets no answer from SLURM's controller; start again when it does")
@@ -90,7 +88,7 @@ class Slurm:
             self._submitted[job.name] = job, number
 
     def ended(self) -> dict[str, int | None]:
-        """Jobs that left an exit code, and those that SLURM has lost."""
+        """Jobs with an exit code, and those that SLURM has lost."""
         if self._leaving:
             left, self._submitted = self._submitted, {}
             return dict.fromkeys(left)
@@ -106,7 +104,7 @@ class Slurm:
         return codes
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Cancel all of them, which lets train.py save; `at_once` is not to wait for it: SLURM has no quicker way."""
+        """Cancel all jobs, which lets train.py save; `at_once` does not wait for it, since SLURM has no quicker way."""
         self._stopping, self._leaving = True, at_once
         self._asked = float("-inf")
         self.scheduler.cancel([number for _, number in self._submitted.values()])
@@ -120,7 +118,7 @@ class Slurm:
         state = self._states.get(number)
         if state is None and self._stopping:
             return True
-        if state not in (None, "RUNNING", "COMPLETING"):  # it waits its turn, however long
+        if state not in (None, "RUNNING", "COMPLETING"):  # it is queued, however long
             self.beats.forget(job.folder)
             return False
         if not self.beats.is_silent(job.folder):
@@ -134,12 +132,11 @@ class Submitit:
     """SLURM by way of submitit and `squeue`."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
-        check_slurm(settings)
         try:
             from submitit import SlurmExecutor
         except ImportError:
             raise ValueError("launcher=slurm needs submitit: pip install 'slm[slurm]'") from None
-        # By the name one finds jobs of this sweep that a master which was killed had no time to note.
+        # The name finds jobs of this sweep whose ids a killed master had no time to write.
         self.name = f"slm-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         try:
             self.executor = SlurmExecutor(folder / ".submitit", max_num_timeout=TIMEOUTS)
@@ -177,15 +174,6 @@ class Submitit:
         """By `scancel`."""
         if ids:
             subprocess.run(["scancel", *ids], capture_output=True)
-
-
-def check_slurm(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for the first setting that SLURM would refuse."""
-    for key in ("cpus_per_job", "array_parallelism", "time_minutes", "signal_seconds"):
-        check_count(key, settings[key])
-    check_count("gpus_per_job", settings["gpus_per_job"], least=0)
-    sbatch = settings["sbatch"]
-    check("sbatch", json.dumps(sbatch), sbatch is None or isinstance(sbatch, Mapping), "a mapping of options, or null")
 
 
 def _optional(settings: Mapping[str, Any]) -> dict[str, Any]:
