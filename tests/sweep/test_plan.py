@@ -57,7 +57,7 @@ def test_families_of_the_same_sizes_are_told_apart_by_their_ratio_as_often_as_is
     """By simulation: sizes deviate from a law by 5% in all families alike, and by 0.6% in the ratio of two."""
     found = power_of(TWO_FAMILIES, seeds=2, assume=ASSUME, **HOW)
     assert found is not None
-    assert found.apart == 0
+    assert found.size_mismatch == 0
     rng = np.random.default_rng(seeded())
     shape = (20_000, len(SIZES))
     shared = 0.05 * rng.standard_normal(shape)
@@ -75,7 +75,7 @@ def test_families_of_other_sizes_are_compared_each_about_its_own_law() -> None:
     cells = [cell(family, params) for family in "ab" for params in sizes[family]]
     found = power_of(cells, seeds=2, assume=ASSUME, **HOW)
     assert found is not None
-    assert found.apart is None
+    assert found.size_mismatch is None
     rng = np.random.default_rng(seeded())
     slopes, errors = [], []
     for family, difference in (("a", 0.0), ("b", found.detectable[2])):
@@ -96,7 +96,7 @@ def test_sizes_that_one_family_lacks_are_left_out_of_its_pairs_and_the_worst_pai
     alone = power_of(TWO_FAMILIES, seeds=1, assume=ASSUME, **HOW)
     assert found is not None
     assert alone is not None
-    assert (found.apart, found.pairs, alone.pairs) == (0, 3, 1)
+    assert (found.size_mismatch, found.pairs, alone.pairs) == (0, 3, 1)
     assert found.detectable[1] > alone.detectable[1]  # the same four sizes, of three pairs
     assert found.advice is not None
     assert found.advice.sizes_now == 4
@@ -105,7 +105,7 @@ def test_sizes_that_one_family_lacks_are_left_out_of_its_pairs_and_the_worst_pai
 def test_three_sizes_are_too_few_to_be_paired() -> None:
     found = power_of([one for one in TWO_FAMILIES if one.params_total < SIZES[3]], seeds=1, assume=ASSUME, **HOW)
     assert found is not None
-    assert found.apart is None
+    assert found.size_mismatch is None
 
 
 def test_too_few_shapes_tell_nothing_and_impossible_ones_do_not_count() -> None:
