@@ -1,21 +1,20 @@
 """Standard errors of loss and bits per byte, and of their differences, from blocks of text.
 
-Tokens of one document are alike, so the number of documents, not of tokens, says how much a text tells. Whole blocks
-are drawn with replacement (Efron and Tibshirani 1993, chapter 8), and each draw's ratio of sums is taken anew, since a
-document's length is as random as its loss. The error is that of the text as a sample of such texts, for a given
+Losses of tokens in one document are correlated, so the sample size is the number of documents, not of tokens. Whole
+blocks are drawn with replacement (Efron and Tibshirani 1993, chapter 8), and the ratio of sums is computed for each
+draw, since a document's length is as random as its loss. The error covers the sampling of such texts, for a given
 checkpoint.
 
-Two checkpoints on one text share most of that, so a difference has an error of its own: that of what each block adds
-to the difference (the delta method). There it needs no draws, costs nothing for any number of pairs, and agrees with
-the bootstrap of both on the same blocks.
+Two checkpoints on one text share most of this error, so that of their difference is computed from what each block adds
+to the difference (the delta method). It needs no draws, and agrees with the bootstrap of both on the same blocks.
 """
 
 import numpy as np
 
 REPLICATES = 2000  # the standard error of a standard error is then 1 / sqrt(2 * 2000) = 1.6% of it
 MIN_DOCUMENTS = 20  # with fewer, blocks of tokens are drawn: an error from a handful of values is itself unknown
-BLOCK_TOKENS = 1024  # a page or two: neighbouring blocks are far less alike than neighbouring tokens
-MOST_STORED = 200  # blocks that results keep of a text: an error from 200 is known to 1 / sqrt(2 * 199) = 5%
+BLOCK_TOKENS = 1024  # a page or two: neighbouring blocks are far less correlated than neighbouring tokens
+MAX_STORED = 200  # blocks that results keep of a text: an error from 200 is known to 1 / sqrt(2 * 199) = 5%
 _DRAWS_AT_ONCE = 1 << 22  # counts of blocks that are in memory at a time
 
 
@@ -25,9 +24,9 @@ def make_blocks(document_n: np.ndarray) -> tuple[np.ndarray, str]:
     Documents where at least `MIN_DOCUMENTS` are known; else runs of `BLOCK_TOKENS` tokens, or shorter ones if those
     would be fewer than `MIN_DOCUMENTS`. What is left over at the end joins the last run.
     """
-    found, block_n = np.unique(document_n, return_inverse=True)
-    if len(found) >= MIN_DOCUMENTS:
-        return block_n, f"{len(found)} documents"
+    documents, block_n = np.unique(document_n, return_inverse=True)
+    if len(documents) >= MIN_DOCUMENTS:
+        return block_n, f"{len(documents)} documents"
     size = max(1, min(BLOCK_TOKENS, len(document_n) // MIN_DOCUMENTS))
     blocks = max(1, len(document_n) // size)
     return np.minimum(np.arange(len(document_n)) // size, blocks - 1), f"{blocks} blocks of {size:,} tokens"
@@ -54,22 +53,22 @@ def ratio_errors(
 
 
 def merge_blocks(sums_KM: np.ndarray) -> np.ndarray:
-    """Sums over at most `MOST_STORED` runs of equally many neighbouring blocks; what is left over joins the last."""
+    """Sums over at most `MAX_STORED` runs of equally many neighbouring blocks; what is left over joins the last."""
     K = len(sums_KM)
-    size = -(-K // MOST_STORED)
+    size = -(-K // MAX_STORED)
     return np.add.reduceat(sums_KM, np.arange(K // size) * size, axis=0)
 
 
 def influences(numerator_K: np.ndarray, denominator_K: np.ndarray) -> np.ndarray:
-    """What each of K blocks adds to the error of sum(numerator) / sum(denominator), to first order; they sum to zero.
+    """What each of K blocks adds to the error of sum(numerator) / sum(denominator), to first order; these sum to zero.
 
-    (y - R x) / sum(x), with R = sum(y) / sum(x). Those of sums and differences of ratios over the same blocks are the
-    sums and differences of theirs.
+    (y - R x) / sum(x), with R = sum(y) / sum(x). For sums and differences of ratios over the same blocks, add or
+    subtract their influences.
     """
     return (numerator_K - numerator_K.sum() / denominator_K.sum() * denominator_K) / denominator_K.sum()
 
 
 def influence_error(influence_K: np.ndarray) -> float:
-    """Standard error of what has these influences: Cochran 1977, equation 2.46, for one ratio. NaN for one block."""
+    """Standard error from influences: Cochran 1977, equation 2.46, for one ratio. NaN for one block."""
     K = len(influence_K)
     return float(np.sqrt(K / (K - 1) * (influence_K**2).sum())) if K > 1 else float("nan")

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -78,13 +78,35 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
         raise ValueError(f"bos={bos!r} must be one of {', '.join(BOS_RULES)}")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens={max_tokens} must be at least 1, or null for the whole text")
-    stream = (_encode_documents if text.separate else _encode_running_text)(text, tokenizer, bos, max_tokens)
-    if not stream.num_scored:
+    words = None
+    if text.separate:
+        starts = range(0, len(text.documents), DOCUMENTS_PER_CALL)
+        groups = (list(text.documents[start : start + DOCUMENTS_PER_CALL]) for start in starts)
+        with _progress(sum(map(len, text.documents))) as advance:
+            tokens, sizes, document, notes = _frame(groups, tokenizer, max_tokens, advance)
+        notes.append("Documents stand between the tokenizer's begin and end tokens, and predictions of the end count.")
+        if bos != "auto":
+            notes.append(f"bos={bos} is for one running text and changes nothing here.")
+    else:
+        tokens, sizes, document, notes, words = _encode_running_text(text, tokenizer, bos, max_tokens)
+    scored = np.arange(len(tokens)) > 0
+    if text.separate and tokenizer.has_own_bos:
+        scored &= tokens != tokenizer.bos_id  # text never gives that id
+    if not scored.any():
         raise ValueError(
             f"{text.name}: a single token is left, with none before it to predict it from; "
             "give more text, or more max_tokens"
         )
-    return replace(stream, notes=(*text.notes, *stream.notes))
+    return Stream(
+        name=text.name,
+        fingerprint=text.fingerprint,
+        tokens=tokens,
+        scored=scored,
+        token_bytes=sizes,
+        document=document,
+        words=words,
+        notes=(*text.notes, *notes),
+    )
 
 
 def run_stream(
@@ -124,59 +146,28 @@ def run_stream(
     )
 
 
-def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None) -> Stream:
+def _encode_running_text(
+    text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], int | None]:
+    """Tokens, the bytes of text and the document's number of each, notes, and words of the scored part."""
     (content,) = text.documents
     with _progress(len(content)):
         encoded = tokenizer.encode(content)
         sizes, is_lossless = tokenizer.text_bytes(content, encoded)
     document = document_of(content, sizes, text.document_start)[:max_tokens]
-    ids, sizes = np.asarray(encoded, dtype=np.int64)[:max_tokens], sizes[:max_tokens]
+    tokens, sizes = np.asarray(encoded, dtype=np.int64)[:max_tokens], sizes[:max_tokens]
     notes = [] if is_lossless else [LOSSY_NOTE]
-    if len(ids) < len(encoded):
+    if len(tokens) < len(encoded):
         notes.append(_cut_note(max_tokens))
     has_bos = tokenizer.adds_bos if bos == "auto" else bos == "always"
     num_unscored_bytes = 0 if has_bos else int(sizes[:1].sum())
     scored_text = content.encode()[num_unscored_bytes : sizes.sum()].decode(errors="ignore")
     if has_bos:
         begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        ids, sizes, document = np.r_[begin, ids], np.r_[0, sizes], np.r_[document[:1], document]
+        tokens, sizes, document = np.r_[begin, tokens], np.r_[0, sizes], np.r_[document[:1], document]
     else:
         notes.append("The text does not begin with BOS, so its first token is context and not scored.")
-    return Stream(
-        name=text.name,
-        fingerprint=text.fingerprint,
-        tokens=ids,
-        scored=np.arange(len(ids)) > 0,
-        token_bytes=sizes,
-        document=document.astype(np.int32),
-        words=len(scored_text.split()) if is_lossless else None,
-        notes=tuple(notes),
-    )
-
-
-def _encode_documents(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None) -> Stream:
-    starts = range(0, len(text.documents), DOCUMENTS_PER_CALL)
-    groups = (list(text.documents[start : start + DOCUMENTS_PER_CALL]) for start in starts)
-    with _progress(sum(map(len, text.documents))) as advance:
-        tokens, sizes, document, notes = _frame(groups, tokenizer, max_tokens, advance)
-    if bos != "auto":
-        notes.insert(0, f"bos={bos} is for one running text and changes nothing here.")
-    scored = np.arange(len(tokens)) > 0
-    if tokenizer.has_own_bos:
-        scored &= tokens != tokenizer.bos_id  # text never gives that id
-    return Stream(
-        name=text.name,
-        fingerprint=text.fingerprint,
-        tokens=tokens,
-        scored=scored,
-        token_bytes=sizes,
-        document=document,
-        words=None,
-        notes=(
-            "Documents stand between the tokenizer's begin and end tokens, and predictions of the end count.",
-            *notes,
-        ),
-    )
+    return tokens, sizes, document, notes, len(scored_text.split()) if is_lossless else None
 
 
 def _frame(

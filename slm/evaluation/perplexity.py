@@ -39,7 +39,12 @@ def perplexity(
     Raises ValueError, before any work, for a window or token ids that the decoder has no room for.
     """
     protocol.check(decoder.config)
-    _check_ids(decoder, stream)
+    largest_id, num_ids = int(stream.tokens.max()), decoder.config.vocab_size
+    if largest_id >= num_ids:
+        raise ValueError(
+            f"the tokenizer gave id {largest_id} for {stream.name} and the checkpoint's vocabulary has {num_ids} "
+            "(vocab_size): tokenizer and weights are not of one model"
+        )
     windows = protocol.windows(len(stream.tokens))
     nats = np.zeros(len(stream.tokens))
     device = decoder.embed_tokens.weight.device
@@ -52,15 +57,6 @@ def perplexity(
             nats[targets_BT[wanted_BT]] = _losses(decoder, stream, inputs_BT, targets_BT, wanted_BT)
             progress(int(wanted_BT.sum()))
     return _entry(stream, protocol, nats, windows)
-
-
-def _check_ids(decoder: Decoder, stream: Stream) -> None:
-    largest, rows = int(stream.tokens.max()), decoder.config.vocab_size
-    if largest >= rows:
-        raise ValueError(
-            f"the tokenizer gave id {largest} for {stream.name} and the checkpoint's vocabulary has {rows} "
-            "(vocab_size): tokenizer and weights are not of one model"
-        )
 
 
 def _batches(stream: Stream, windows: list[Window], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -108,7 +104,9 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
     if not math.isfinite(total):
         bad = int((~np.isfinite(nats[scored])).sum())
         notes.append(f"The loss of {bad:,} of {tokens:,} tokens is not finite, so there are no figures.")
-    nats_K, sizes_KM, what = _block_sums(stream, nats)
+    block_N, blocks = make_blocks(stream.document[scored])
+    nats_K = np.bincount(block_N, nats[scored])
+    sizes_KM = np.column_stack([np.bincount(block_N), np.bincount(block_N, stream.token_bytes[scored])])
     errors = ratio_errors(nats_K, sizes_KM).tolist()
     return {
         "data": stream.name,
@@ -122,7 +120,7 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
         "bits_per_byte": _finite(total / num_bytes / math.log(2)) if num_bytes else None,
         "se_loss": _finite(errors[0]),
         "se_bits_per_byte": _finite(errors[1] / math.log(2)),
-        "se_method": f"block bootstrap over {what}",
+        "se_method": f"block bootstrap over {blocks}",
         "tokens": tokens,
         "bytes": num_bytes,
         "words": stream.words,
@@ -130,20 +128,12 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
         "windows": len(windows),
         "in_training": stream.in_training,
         "notes": notes,
-        "blocks": _stored(nats_K, sizes_KM) if math.isfinite(total) else None,
+        "blocks": _stored_blocks(nats_K, sizes_KM) if math.isfinite(total) else None,
     }
 
 
-def _block_sums(stream: Stream, nats: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
-    """Nats (K,), and tokens and bytes (K, 2), of blocks of the text, and what the blocks are."""
-    block_N, what = make_blocks(stream.document[stream.scored])
-    nats_K = np.bincount(block_N, nats[stream.scored])
-    sizes_KM = np.column_stack([np.bincount(block_N), np.bincount(block_N, stream.token_bytes[stream.scored])])
-    return nats_K, sizes_KM, what
-
-
-def _stored(nats_K: np.ndarray, sizes_KM: np.ndarray) -> dict[str, list[Any]]:
-    """Blocks as results keep them, for errors of differences; nats to the seven digits that a float32 loss has."""
+def _stored_blocks(nats_K: np.ndarray, sizes_KM: np.ndarray) -> dict[str, list[Any]]:
+    """Sums over blocks, for errors of differences; nats to the seven digits that a float32 loss has."""
     sums = merge_blocks(np.column_stack([nats_K, sizes_KM]))
     tokens, num_bytes = sums[:, 1:].astype(np.int64).T.tolist()
     return {"nats": [float(f"{value:.7g}") for value in sums[:, 0]], "tokens": tokens, "bytes": num_bytes}
@@ -154,5 +144,5 @@ def _finite(value: float) -> float | None:
 
 
 def _exp(loss: float) -> float | None:
-    """exp(loss), None where that is beyond a float64."""
+    """exp(loss), None if a float64 cannot hold it."""
     return math.exp(loss) if loss < 700 else None

@@ -1,8 +1,8 @@
 """How a long text is cut into windows, and which tokens each window scores.
 
 Notable: both protocols score every token but the first exactly once (the first has nothing before it); they differ in
-how much context a token has. A window is written down by what goes *into* the model and what comes out scored, so no
-position is computed whose prediction is not wanted, save those that are context.
+how much context a token has. A window lists only the tokens that go *into* the model: the last target is not among
+them.
 
 With L = max_length and S = stride:
 
@@ -76,9 +76,9 @@ class Protocol:
         if self.name == "non_overlapping":
             starts = range(0, num_tokens - 1, self.max_length)
             return [Window(start, min(start + self.max_length, num_tokens - 1), start + 1) for start in starts]
-        found, first, start = list[Window](), 1, 0
+        windows, first, start = list[Window](), 1, 0
         while first < num_tokens:
             end = min(start + self.max_length, num_tokens)
-            found.append(Window(start, end - 1, first))
+            windows.append(Window(start, end - 1, first))
             first, start = end, start + self.stride
-        return found
+        return windows

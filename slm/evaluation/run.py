@@ -5,21 +5,23 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from slm.checkpoints import Provenance, check, export, load
 from slm.checkpoints.weights import dtype_name
+from slm.data import Tokenizer
 from slm.evaluation.config import address_of
-from slm.evaluation.generation import stream_sample
 from slm.evaluation.ledger import Entry, Ledger
 from slm.evaluation.measure import Measurement, Precision, plan_measurements, resolve_precision, shared_text
-from slm.evaluation.report.summary import print_summary
-from slm.evaluation.report.write import write_report
+from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
+from slm.model import generate
 from slm.model.counts import num_params
 from slm.runtime.progress import say
 from slm.tracking import check_logger, record_evaluation
@@ -27,6 +29,8 @@ from slm.tracking import check_logger, record_evaluation
 SKIPPED_TASKS = 3
 """Exit code where all was measured except tasks whose data could not be had."""
 SCHEMA = 1
+REPLACEMENT = "\ufffd"
+"""What half a character decodes to."""
 
 
 def evaluate(settings: Mapping[str, Any]) -> int:
@@ -65,7 +69,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]))
         if settings["logger"]["wandb"]:
             _record(folder, ledger.entries, settings, files)
-    print_summary(ledger.entries, folder)
+    print_report(ledger.entries, folder)
     return SKIPPED_TASKS if any("error" in task for e in ledger.entries for task in e["tasks"].values()) else 0
 
 
@@ -139,11 +143,58 @@ def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Ent
 
 
 def _sample(settings: Mapping[str, Any]) -> int:
+    """Print the prompt and its continuation as it is drawn, then the speed on stderr."""
     address, revision = address_of(settings["checkpoints"][0], settings)
     precision = resolve_precision(settings, check(address, revision=revision))
-    checkpoint = load(address, revision=revision, dtype=precision.dtype, device=precision.device)
-    stream_sample(checkpoint, settings["prompt"], settings["generation"], seed=settings["seed"])
+    decoder, tokenizer, _ = load(address, revision=revision, dtype=precision.dtype, device=precision.device)
+    prompt, seed, options = settings["prompt"], settings["seed"], settings["generation"]
+    ids, room = prompt_ids(tokenizer, prompt), decoder.config.max_position_embeddings
+    if len(ids) >= room:
+        raise ValueError(f"prompt has {len(ids)} tokens, and the checkpoint has room for {room}: give a shorter one")
+    print(prompt, end="", flush=True)
+    start = time.perf_counter()
+    drawn: list[int] = []
+
+    def draw() -> Iterator[int]:
+        for token in generate(
+            decoder, ids, stop_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, seed=seed, **options
+        ):
+            drawn.append(token)
+            yield token
+
+    for piece in text_pieces(tokenizer, ids, draw()):
+        print(piece, end="", flush=True)
+    seconds = time.perf_counter() - start
+    print(flush=True)
+    ended = ""
+    if len(drawn) < options["max_new_tokens"]:
+        ended = ", then the model ended the text or its context was full"
+        tokens_1T = torch.tensor([[*ids, *drawn][-room:]], device=decoder.head_weight.device)
+        with torch.inference_mode():
+            if not decoder.hidden(tokens_1T)[:, -1].isfinite().all():
+                raise ValueError(f"checkpoint={address} gives logits that are not finite: it diverged")
+    say(f"{len(drawn)} tokens in {seconds:.1f} s, seed {seed}{ended}")
     return 0
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Ids of a prompt after the token that begins a text: BOS, or EOS where a tokenizer has one token for both."""
+    begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    opening = [begin] if tokenizer.adds_bos or not prompt else []
+    return [*opening, *tokenizer.encode(prompt)]
+
+
+def text_pieces(tokenizer: Tokenizer, before: list[int], ids: Iterable[int]) -> Iterator[str]:
+    """The text that each id adds, held back until a character is complete."""
+    context = before[-8:]  # a token can decode differently at the start of a text
+    held: list[int] = []
+    for token in ids:
+        held.append(token)
+        text = tokenizer.decode([*context, *held])
+        if not text.endswith(REPLACEMENT):
+            yield text[len(tokenizer.decode(context)) :]
+            context, held = [*context, *held][-8:], []
+    yield tokenizer.decode([*context, *held])[len(tokenizer.decode(context)) :]
 
 
 def _export(settings: Mapping[str, Any]) -> int:

@@ -1,7 +1,7 @@
 """Prefill and decoding speed of one sequence, and memory: what a phone's user waits for, measured one model at a time.
 
-Notable: repetitions take turns between a model with block sharing and the same tensors without, so that both meet the
-same machine; loading is not in it; what is reported is the median, with the slowest and fastest beside it.
+Notable: repetitions alternate between a model with block sharing and the same tensors without, so that other load on
+the machine affects both alike. Loading is not included. Results are medians, with the slowest and fastest beside them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from slm.checkpoints.weights import dtype_name
 from slm.model import Decoder, KVCache
@@ -25,8 +24,8 @@ from slm.model.counts import kv_cache_bytes, state_bytes
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
 from slm.runtime.machine import can_compile, device_name, peak_memory_bytes, reset_peak_memory, resident_bytes
 
-PATIENCE_SECONDS = 120.0
-"""From here on no further repetition is begun: without a cache, one can take minutes."""
+MAX_SECONDS = 120.0
+"""After this time no further repetition begins: without a cache, one can take minutes."""
 
 Entry = dict[str, Any]
 
@@ -37,39 +36,39 @@ def measure_speed(
 ) -> Entry:
     """The `speed` entry of results.json; `settings` is `speed` of conf/evaluate.yaml.
 
-    Tokens/s are those of a batch of one sequence; memory is the weights and the most that was held besides while
+    Tokens/s are those of a batch of one sequence. Memory is the weights and the most that was held besides while
     measuring, without what the process held before: Python, torch, the compiler. `progress` is called with shares of
-    the whole that are done. Raises `ValueError` if the tokens do not fit into the model's context.
+    the work done. Raises `ValueError` if the tokens do not fit into the model's context.
     """
     config, weight = decoder.config, decoder.head_weight
     context = config.max_position_embeddings
     check_room(settings, context)
-    variants = {"as_is": _Timed(decoder, settings)}
-    if config.layer_sharing != "none":
-        variants["without_sharing"] = _Timed(without_sharing(decoder), settings)
+    timed = _Timed(decoder, settings)
+    unshared = None if config.layer_sharing == "none" else _Timed(without_sharing(decoder), settings)
+    variants = [timed, unshared] if unshared else [timed]
     start = time.perf_counter()
     for number in range(settings["repetitions"] + 1):  # the first is the warm-up
-        for timed in variants.values():
-            timed.repeat(keep=number > 0)
+        for variant in variants:
+            variant.repeat(keep=number > 0)
             progress(1 / (settings["repetitions"] + 1) / len(variants))
         if number == 0:
-            held = _start_of_memory()
-        if number > 0 and time.perf_counter() - start > PATIENCE_SECONDS:
+            bytes_before = _reset_memory()
+        elif time.perf_counter() - start > MAX_SECONDS:
             break
     model_bytes = sum(parameter.nbytes for parameter in decoder.parameters())
     return {
-        **variants["as_is"].medians(),
-        "without_sharing": variants["without_sharing"].medians() if len(variants) > 1 else None,
+        **timed.medians(),
+        "without_sharing": unshared.medians() if unshared else None,
         "cache": settings["cache"],
-        "compiled": variants["as_is"].compiled,
+        "compiled": timed.compiled,
         "dtype": dtype_name(weight.dtype),
         "device": weight.device.type,
         "device_name": device_name(weight.device.type),
         "threads": torch.get_num_threads(),
         "prompt_tokens": settings["prompt_tokens"],
         "new_tokens": settings["new_tokens"],
-        "repetitions": len(variants["as_is"].seconds),
-        "peak_memory_bytes": model_bytes + peak_memory_bytes() - held,
+        "repetitions": len(timed.seconds),
+        "peak_memory_bytes": model_bytes + peak_memory_bytes() - bytes_before,
         "model_bytes": model_bytes,
         "kv_bytes_per_token": kv_cache_bytes(config, 1, bytes_per_value=weight.element_size()),
         "kv_cache_bytes": kv_cache_bytes(config, context, bytes_per_value=weight.element_size()),
@@ -77,10 +76,10 @@ def measure_speed(
     }
 
 
-def check_compiler(wanted: bool | str, device: str) -> None:
+def check_compiler(setting: bool | str, device: str) -> None:
     """Raise `ValueError` if compilation is asked for where there is no compiler."""
-    if wanted is True and not can_compile(device):
-        raise ValueError("speed.compile=true needs a C++ compiler (g++ or clang++), and there is none on PATH")
+    if setting is True and not can_compile(device):
+        raise ValueError("speed.compile=true needs a C++ compiler (g++ or clang++), and none is on PATH")
 
 
 def check_room(settings: Mapping[str, Any], room: int) -> None:
@@ -104,8 +103,10 @@ class _Timed:
 
     def __init__(self, decoder: Decoder, settings: Mapping[str, Any]) -> None:
         self.decoder, self.settings = decoder, settings
-        wanted, device = settings["compile"], decoder.head_weight.device.type
-        self.compiled = settings["cache"] and (can_compile(device) if wanted == "auto" else wanted)
+        compiles = settings["compile"]
+        if compiles == "auto":
+            compiles = can_compile(decoder.head_weight.device.type)
+        self.compiled = settings["cache"] and compiles
         self.next_logits: NextLogits = (compiled_logits if self.compiled else eager_logits)(decoder)
         rng = torch.Generator().manual_seed(0)
         prompt = torch.randint(decoder.config.vocab_size, (1, settings["prompt_tokens"]), generator=rng)
@@ -122,29 +123,24 @@ class _Timed:
         begin = _now(device)
         token = self.next_logits(self.prompt_1T, cache).argmax()
         filled = _now(device)
-        step = self._with_cache if self.settings["cache"] else self._without_cache
-        step(token, cache)
+        tokens_1T = self.prompt_1T
+        for _ in range(self.settings["new_tokens"]):
+            if self.settings["cache"]:
+                token = self.next_logits(token.view(1, 1), cache).argmax()
+            else:
+                tokens_1T = torch.cat([tokens_1T, token.view(1, 1)], dim=1)
+                token = (self.decoder.hidden(tokens_1T)[:, -1] @ self.decoder.head_weight.T).argmax()
         if keep:
             self.seconds.append((filled - begin, _now(device) - filled))
 
-    def _with_cache(self, token: Tensor, cache: KVCache) -> None:
-        for _ in range(self.settings["new_tokens"]):
-            token = self.next_logits(token.view(1, 1), cache).argmax()
-
-    def _without_cache(self, token: Tensor, cache: KVCache) -> None:
-        tokens_1T = self.prompt_1T
-        for _ in range(self.settings["new_tokens"]):
-            tokens_1T = torch.cat([tokens_1T, token.view(1, 1)], dim=1)
-            token = (self.decoder.hidden(tokens_1T)[:, -1] @ self.decoder.head_weight.T).argmax()
-
     def medians(self) -> Entry:
         """Median tokens/s of both parts, and the slowest and fastest repetition."""
-        found: Entry = {}
+        medians: Entry = {}
         for part, name, count in ((0, "prefill", "prompt_tokens"), (1, "decode", "new_tokens")):
             rates = sorted(self.settings[count] / seconds[part] for seconds in self.seconds)
-            found[f"{name}_tokens_per_second"] = statistics.median(rates)
-            found[f"{name}_spread"] = [rates[0], rates[-1]]
-        return found
+            medians[f"{name}_tokens_per_second"] = statistics.median(rates)
+            medians[f"{name}_spread"] = [rates[0], rates[-1]]
+        return medians
 
 
 def _now(device: torch.device) -> float:
@@ -153,8 +149,8 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _start_of_memory() -> int:
-    """Bytes held now, weights included, when all that is free has been returned to the system; the peak starts here."""
+def _reset_memory() -> int:
+    """Return free memory to the system and reset the peak; returns the bytes held now, weights included."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

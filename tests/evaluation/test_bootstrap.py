@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from slm.evaluation.bootstrap import (
     BLOCK_TOKENS,
+    MAX_STORED,
     MIN_DOCUMENTS,
-    MOST_STORED,
     influence_error,
     influences,
     make_blocks,
@@ -143,12 +143,12 @@ def test_intervals_of_two_paired_errors_hold_the_true_difference_about_as_often_
     assert unpaired / 2000 > 0.999
 
 
-@given(number=st.integers(1, 3 * MOST_STORED))
+@given(number=st.integers(1, 3 * MAX_STORED))
 def test_merged_blocks_are_few_even_runs_with_the_same_sums(number: int) -> None:
     sums = np.column_stack([np.arange(number), np.ones(number, dtype=int)])
     merged = merge_blocks(sums)
     assert merged.sum(axis=0).tolist() == sums.sum(axis=0).tolist()
-    assert min(number, MOST_STORED / 2) <= len(merged) <= MOST_STORED
+    assert min(number, MAX_STORED / 2) <= len(merged) <= MAX_STORED
     sizes = merged[:, 1]
     assert (sizes[:-1] == sizes[0]).all()
     assert sizes[0] <= sizes[-1] < 2 * sizes[0]
@@ -162,5 +162,5 @@ def test_merging_changes_an_error_only_by_chance() -> None:
     merged = merge_blocks(np.column_stack([a, b, size]))
     fine = influence_error(influences(a, size) - influences(b, size))
     coarse = influence_error(influences(merged[:, 0], merged[:, 2]) - influences(merged[:, 1], merged[:, 2]))
-    assert len(merged) == MOST_STORED
+    assert len(merged) == MAX_STORED
     assert coarse == pytest.approx(fine, rel=0.15)

@@ -61,16 +61,8 @@ def warnings(results: Results) -> list[str]:
 
 
 def _table(results: Results, measure: Measure) -> str:
-    header = (
-        "checkpoint",
-        "N",
-        "**bits per byte**",
-        "perplexity",
-        "loss (nats per token)",
-        "per word",
-        "tokens",
-        "bytes",
-    )
+    header = ("checkpoint", "N", "**bits per byte**", "perplexity", "loss (nats per token)", "per word",
+              "tokens", "bytes")  # fmt: skip
     return table(header, [_row(entry, score) for entry, score in results.scored(measure)])
 
 

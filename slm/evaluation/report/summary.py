@@ -1,16 +1,9 @@
-"""What a reader must know first, in the report and on the terminal: which checkpoint is best in what, how surely."""
+"""What a reader must know first: how many checkpoints, which is best in what, and how sure that is."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from collections.abc import Sequence
 
 from slm.evaluation.report.differences import compare, ranked, target_error
 from slm.evaluation.report.quality import warnings
@@ -21,13 +14,20 @@ from slm.evaluation.report.results import (
     common_tasks,
     differ_significantly,
     name_of,
-    task_caveats,
     tasks_of,
-    text_caveats,
 )
-from slm.evaluation.report.speed import conditions, sharing_price, usual_conditions
+from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.report.markdown import Section, bullets
-from slm.runtime.words import TARGET_NAMES, escape_markdown, is_number, listed, measured, plural, sig, with_interval
+from slm.runtime.words import (
+    TARGET_NAMES,
+    escape_markdown,
+    is_number,
+    listed,
+    measured,
+    plural,
+    sig,
+    with_interval,
+)
 from slm.scaling.describe import is_identified
 
 
@@ -103,85 +103,3 @@ def _law(results: Results, entry: Entry) -> str:
         f"{escape_markdown(entry['family'])}: {TARGET_NAMES[results.fit_target]} falls as N to the power -alpha, "
         f"alpha = {alpha} (n = {entry['n_runs']})."
     )
-
-
-def print_summary(entries: Sequence[Entry], folder: Path) -> None:
-    """Print a table of the checkpoints, one of their tasks if there are any, and where the rest is."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(_main_table(entries))
-    lines = []
-    for entry in entries:
-        price = sharing_price(entry).get("decode")
-        if price:
-            lines.append(f"{entry['name']}: with shared blocks a token takes {price:.2f}x the time of blocks used once")
-        lines += [
-            f"skipped: {task} of {entry['name']}: {result['error']}"
-            for task, result in entry["tasks"].items()
-            if "error" in result
-        ]
-        lines += [f"mind: {line}" for line in (*text_caveats(entry), *task_caveats(entry))]
-    if any(entry["tasks"] for entry in entries):
-        console.print(_task_table(entries))
-    for line in (*lines, f"report: {folder / 'report.md'}"):
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _main_table(entries: Sequence[Entry]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("checkpoint", overflow="fold")
-    for name in (
-        "parameters",
-        "data",
-        "protocol",
-        "perplexity",
-        "bits/byte",
-        "prefill tok/s",
-        "decode tok/s",
-        "memory MB",
-    ):
-        table.add_column(name, justify="left" if name in ("data", "protocol") else "right")
-    for entry in entries:
-        speed = entry["speed"] or {}
-        tail = [
-            _number(speed.get("prefill_tokens_per_second"), ",.0f"),
-            _number(speed.get("decode_tokens_per_second"), ",.1f"),
-            _number(speed["peak_memory_bytes"] / 1e6 if speed else None, ",.0f"),
-        ]
-        head = [entry["name"], f"{entry['params_total']:,}"]
-        for score in entry["perplexity_results"] or [None]:
-            table.add_row(*map(escape, head + _scores(score) + tail))
-            head, tail = ["", ""], ["", "", ""]
-    return table
-
-
-def _scores(score: Mapping[str, Any] | None) -> list[str]:
-    if score is None:
-        return ["", "", "", ""]
-    stride = f"/{score['stride']}" if score["protocol"] == "sliding" else ""
-    error = score["se_bits_per_byte"]
-    bits = _number(score["bits_per_byte"], ".4f") + ("" if error is None else f" ± {error:.4f}")
-    windows = f"{score['protocol']} {score['max_length']}{stride}"
-    return [score["data"], windows, _number(score["perplexity"], ",.3f"), bits]
-
-
-def _task_table(entries: Sequence[Entry]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("task")
-    for entry in entries:
-        table.add_column(escape(entry["name"]), justify="right", overflow="fold")
-    for name in dict.fromkeys(task for entry in entries for task in entry["tasks"]):
-        table.add_row(escape(name), *(_task(entry["tasks"].get(name)) for entry in entries))
-    return table
-
-
-def _task(result: Mapping[str, Any] | None) -> str:
-    if result is None:
-        return ""
-    if "error" in result:
-        return "skipped"
-    error = "" if result["se"] is None else f" ± {result['se']:.3f}"
-    return f"{result['value']:.3f}{error} ({result['metric']}, n={result['n']})"
-
-
-def _number(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
 
 from slm.evaluation.report.figures import draw_figures
 from slm.evaluation.report.quality import quality_section
@@ -57,6 +61,19 @@ def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Pa
             section.add(figure(folder, *captions[section.title]))
     write_whole(report, "\n\n".join(["# Evaluation", *(section.markdown() for section in sections if section)]) + "\n")
     return [csv_file, *figures, report]
+
+
+def print_report(results: list[Entry], folder: Path) -> None:
+    """Print the summary, and the warnings, tables and remarks of each section but pairs; and where the rest is."""
+    all_results = Results(results)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(Markdown(summary_section(all_results, []).blocks[0]))
+    for make_section in (quality_section, speed_section, tasks_section):
+        section = make_section(all_results)
+        for block in section.blocks[1:] if section else ():
+            if block.startswith(("|", "- ", "**")) and not block.startswith(("| A |", "**Differences")):
+                console.print(Markdown(block))
+    console.print(f"report: {folder / 'report.md'}", markup=False, soft_wrap=True)
 
 
 def _captions(results: Results, laws: Sequence[Entry]) -> dict[str, tuple[str, str]]:

@@ -1,12 +1,12 @@
 """Our decoder as a model of lm-evaluation-harness.
 
-Notable: tokens are cut where the harness's own `hf` model cuts them (its base class does it), so that accuracies are
-equal; texts are tokenized in one batch. The module imports the harness: import it only where that is wanted.
+Notable: tokens are cut where the harness's own `hf` model cuts them (the base class does it), so that accuracies are
+equal. This module imports the harness, so import it only where tasks are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +47,6 @@ class DecoderLM(TemplateLM):
         self._device = self._scorer.device
         self._seed = seed
         self._progress = progress
-        self._encoded: dict[str, list[int]] = {}
         self.num_cut = 0
         """Requests that were longer than the model's context, and lost their beginning."""
         self._begin = [self.prefix_token_id] if tokenizer.adds_bos else []
@@ -67,29 +66,13 @@ class DecoderLM(TemplateLM):
         """Tokens of the model's context."""
         return self._decoder.config.max_position_embeddings
 
-    @property
-    def tokenizer_name(self) -> str:
-        """Identifies the tokenizer."""
-        return self._text.fingerprint
-
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text, after the begin token where the tokenizer's own rule puts one.
 
         Text never becomes a special token: "</s>" in a question is four characters.
         """
-        ids = self._encoded.get(string)
-        ids = self._text.encode(string) if ids is None else ids
+        ids = self._text.encode(string)
         return ids if add_special_tokens is False else [*self._begin, *ids]
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding gives it) of each (context, continuation)."""
-        pairs = [instance.args for instance in requests]
-        contexts = (context.rstrip() for context, _ in pairs)
-        self._remember((*contexts, *(context + continuation for context, continuation in pairs)))
-        try:
-            return super().loglikelihood(requests, disable_tqdm=True)
-        finally:
-            self._encoded.clear()
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -102,10 +85,7 @@ class DecoderLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of each whole text, every token scored once, in windows of the model's context."""
-        texts = [instance.args[0] for instance in requests]
-        self._remember(texts)
-        windows = [self._windows(text) for text in texts]
-        self._encoded.clear()
+        windows = [self._windows(instance.args[0]) for instance in requests]
         scores = iter(self._score([window for own in windows for window in own], "windows"))
         return [sum(next(scores)[0] for _ in own) for own in windows]
 
@@ -165,8 +145,3 @@ class DecoderLM(TemplateLM):
             self._progress(what, done, len(items))
 
         return self._scorer(items, advance)
-
-    def _remember(self, texts: Iterable[str]) -> None:
-        """Encode texts in one batch, for `tok_encode` to find."""
-        distinct = list(dict.fromkeys(texts))
-        self._encoded = dict(zip(distinct, self._text.encode_batch(distinct), strict=True))
