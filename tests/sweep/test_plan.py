@@ -190,7 +190,7 @@ def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_not
     assert "width=100 is not a multiple of model.head_dim=32" in said
     assert "3 at a time" in said
     assert "evaluation   wiki, 6 runs (data=wikitext2)" in said
-    assert "1e+10 FLOP/s a job, assumed" in said
+    assert "at an assumed 1e+10 FLOP/s a job" in said
     assert "with 3 seeds" in said
     assert "in alpha between two families is found in 80% of cases (1 pair tested)" in said
     assert "with families compared unpaired" in said  # they have three sizes
