@@ -104,7 +104,7 @@ def published_section(analysis: Directory) -> Section | None:
         return None
     rows = [[escape_markdown(row["claim"]), escape_markdown(row["finding"])] for row in claims]
     return Section("The published study, reviewed").add(
-        "What the study says, and what the same rows say when analysed. Each figure is computed from the table.",
+        "What the study says, and what the same rows say when analysed. Each figure was computed from these rows.",
         table(("the study's claim", "what the rows say"), rows),
     )
 
