@@ -129,7 +129,7 @@ def panels_of(folder: Path) -> list[object]:
 
 def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(one: Path) -> None:
     of = Directory.read(one)
-    lost = [entry for entry in of.of(law="power_floor") if not entry["identified"]]
+    lost = [entry for entry in of.entries(law="power_floor") if not entry["identified"]]
     assert lost
     with style():
         figure = figures_compare.exponents(of)
