@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -26,11 +27,11 @@ EXTENDING = ROOT / "docs" / "extending"
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[str]]:
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], list[str]]]:
     """Loads an extension into this process, until the test ends."""
     monkeypatch.setattr(extensions, "_loaded", [])
-    monkeypatch.setattr(mixers, "MIXERS", dict(mixers.MIXERS))
-    return lambda path: extensions.load_extensions({"extensions": [str(path)]})
+    with patch.dict(mixers.MIXERS):
+        yield lambda path: extensions.load_extensions({"extensions": [str(path)]})
 
 
 @pytest.fixture

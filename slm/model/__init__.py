@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slm.model.cache import KVCache as KVCache
     from slm.model.config import ModelConfig as ModelConfig
     from slm.model.decoder import Decoder as Decoder
+    from slm.model.decoder import KVCache as KVCache
     from slm.model.decoding import generate as generate
 
-_HOME = {"Decoder": "decoder", "KVCache": "cache", "ModelConfig": "config", "generate": "decoding"}
+_HOME = {"Decoder": "decoder", "KVCache": "decoder", "ModelConfig": "config", "generate": "decoding"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""The decoder: embedding, blocks in the order of `block_uses`, final norm, head.
+"""The decoder: embedding, blocks in the order of `block_uses`, final norm, head; and its cache.
 
 Notable: state-dict names are Llama's without the `model.` prefix, `self_attn` being a block's mixer, whichever it is;
-the loss never holds full logits; a shared block is one module used several times, with one cache slot per use;
+the loss never holds full logits; a shared block is one module used several times, with a memory for each use;
 `compile_blocks` compiles in place, so names stay; tokens of different documents do not see each other if
 `documents_BT` numbers them.
 
@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.model.cache import KVCache
 from slm.model.config import ModelConfig
 from slm.model.counts import mixers_of
 from slm.model.layers import FeedForward, make_norm, scaled
@@ -65,6 +64,44 @@ class Block(nn.Module):
         return x_BTD + scaled(self.mlp_output_norm(self.mlp(mlp_input_BTD)), scale)
 
 
+class KVCache:
+    """Preallocated memory for `max_length` tokens of `batch_size` sequences, for each *use* of a block.
+
+    A shared block sees other inputs each time it is used, so two uses never share a memory.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        batch_size: int,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        mixers, letters = mixers_of(config), config.mixers
+        self.memories = [
+            mixers[letters[block]].make_memory(config, block, batch_size, max_length, device=device, dtype=dtype)
+            for block in config.block_uses
+        ]
+        """In the order of the forward pass."""
+        self.max_length = max_length
+        """Tokens the cache has room for."""
+        self.length = 0
+        """Tokens in it; advanced once all memories have theirs."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is kept."""
+        return sum(tensor.nbytes for memory in self.memories for tensor in memory.tensors)
+
+    def select(self, source: KVCache, rows: Tensor) -> None:
+        """Begin as `source`, a cache of the same shape with no more room, in which row r is its row `rows[r]`."""
+        for memory, smaller in zip(self.memories, source.memories, strict=True):
+            memory.select(smaller, rows)
+        self.length = source.length
+
+
 class Decoder(nn.Module):
     """A causal language model of the given shape, initialised from torch's global random state."""
 
@@ -109,9 +146,9 @@ class Decoder(nn.Module):
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """What the head's weight multiplies, (B, T, D); with a cache, of T new tokens after the cached ones.
 
-        `documents_BT` holds integers that do not decrease along T: a token sees those of its own number alone, and
-        learned positions count from its first. None is one document a row. Raises `ValueError` if the tokens do not fit
-        into `max_position_embeddings` or into the cache, and for documents with a cache.
+        `documents_BT` numbers the document of each token, without decreasing along T: a token sees its own document
+        alone, and learned positions count from the document's start. None is one document a row. Raises `ValueError`
+        for documents with a cache, and if the tokens do not fit into `max_position_embeddings` or the cache.
         """
         if cache is not None and documents_BT is not None:
             raise ValueError("documents_BT does not go with a cache: a cache holds one document a row")

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.cache import KVCache
-from slm.model.decoder import Block, Decoder, raise_recompile_limit
+from slm.model.decoder import Block, Decoder, KVCache, raise_recompile_limit
 from slm.model.layers import linear
 
 NextLogits = Callable[[Tensor, KVCache], Tensor]

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.checkpoints.weights import dtype_name
-from slm.model import Decoder
-from slm.model.cache import KVCache
+from slm.model import Decoder, KVCache
 
 PASS_TOKENS = {"cpu": 24}
 """What a pass costs besides its tokens, in tokens (docs/tasks.md)."""
