@@ -87,7 +87,7 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
 
 
 BEFORE_KEYS: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
-"""What runs did that were begun before the key existed."""
+"""Keys that were added later, with the value under which a run does what runs did before."""
 
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "optim": {"muon": ("momentum", "iterations")},
@@ -97,7 +97,7 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
         "wsd": ("final_fraction", "decay_fraction"),
     },
 }
-"""By the name of a group's choice: those of the optional keys that it cannot do without."""
+"""By the name of a group's choice: the optional keys that it needs."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

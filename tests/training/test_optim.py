@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from slm.model import Decoder, ModelConfig
-from slm.training.optim import GUARD_WINDOW, StepGuard, full_grad_norm, make_adamw, skip_if
+from slm.training.optim import GUARD_WINDOW, OPTIMIZERS, StepGuard, full_grad_norm, make_adamw, skip_if
+from slm.training.parametrization import STANDARD
 from tests.seeds import seeded
 
-OPTIM = {"lr": 0.1, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
+OPTIM = {"lr": 0.1, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.95, "iterations": 5}
 
 
 def model() -> Decoder:
@@ -43,12 +44,13 @@ def test_steps_equal_the_adamw_equations_in_float64() -> None:
         torch.testing.assert_close(p.double(), reference[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_skipped_step_leaves_no_trace() -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_skipped_step_leaves_no_trace(name: str) -> None:
     """Steps 1, 2 (skipped, with NaN gradients), 3 give what steps 1 and 3 give, to the last bit."""
     results = []
     for steps in ((1, None, 3), (1, 3)):
         decoder = model()
-        optimizer = make_adamw(decoder, OPTIM)
+        optimizer = OPTIMIZERS[name](decoder, OPTIM, STANDARD)
         for step in steps:
             set_gradients(decoder, step or 0)
             if step is None:
