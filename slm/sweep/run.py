@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from slm.analysis.run import CHOICE, analyse_table, check_analysis
 from slm.analysis.runs import COLUMNS
 from slm.runtime.command_line import report
 from slm.runtime.files import write_json, write_whole
+from slm.runtime.progress import say
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from slm.sweep.cells import Cell, collect_cells
@@ -45,8 +47,29 @@ BEFORE_CELLS = {LOCK, f"{CELLS}.partial"}
 """The files that a sweep killed at its start leaves."""
 FEWEST_SIZES = 3
 """A law in N has two parameters or more, and estimating its scatter takes one more size."""
-SOME_WRONG = 2
+INCOMPLETE = 2
 """Exit code where a cell failed, diverged or is impossible."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep: its design, its plan, its directory and the settings of sweep.yaml."""
+
+    design: Design
+    plan: Plan
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the run directories."""
+        return self.folder / "runs"
+
+    @property
+    def logger(self) -> dict[str, Any]:
+        """The logger settings with the group of all runs and of the analysis."""
+        logger = self.config["logger"]
+        return {**logger, "group": str(logger["group"] or self.folder.resolve().name)}
 
 
 def run_sweep(config: Mapping[str, Any]) -> int:
@@ -55,79 +78,38 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     With `dry_run` the plan is printed and nothing is written. Raises `ValueError`, before any job starts, for invalid
     settings, and `Interrupted` if a signal ended the sweep.
     """
+    sweep = _checked(config)
+    if config["dry_run"]:
+        _print_plan(sweep)
+        return 0
+    open_launcher(config["launcher"], sweep.runs, jobs=len(sweep.plan.cells))  # refuses before a folder is made
+    with _locked(sweep.folder):
+        outcomes = _train(sweep)
+        measured = _evaluate(sweep, outcomes)
+        return _report(sweep, outcomes, measured)
+
+
+def _checked(config: Mapping[str, Any]) -> Sweep:
     design = check_design(config["sweep"])
     check_analysis(config)
     check_rows(config, COLUMNS, prefixes=[f"{name}_" for name in design.evaluations])
     plan = make_plan(design)
-    folder = Path(config["output_dir"] or _default_folder(design, plan.cells))
+    key = digest(sorted(cell.key for cell in plan.cells))[:8]
+    folder = Path(config["output_dir"] or f"sweeps/{design.name}-{key}")
     config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}
-    if (
-        config["analysis"]["size"] == "auto" and design.grid["sizes"] is not None
-    ):  # the N by which families were matched
+    if config["analysis"]["size"] == "auto" and design.grid["sizes"] is not None:
+        # The N by which families were matched.
         config["analysis"] = {**config["analysis"], "size": design.grid["size"]}
     if config["drop_worst"] >= sum(cell.impossible is None for cell in plan.cells):
         raise ValueError(f"drop_worst={config['drop_worst']} leaves none of the {len(plan.cells)} runs of this sweep")
     _check_folder(folder, plan.cells)
     plan.cells = without_lost_steps(plan.cells, folder / "runs")
-    for one in plan.configs:
-        check_texts(one, "sweep.overrides")
-        check_tokenizer(one, "sweep.overrides")
+    for family in plan.configs:
+        check_texts(family, "sweep.overrides")
+        check_tokenizer(family, "sweep.overrides")
     for name, overrides in design.evaluations.items():
         check_texts(composed("evaluate", overrides), f"sweep.evaluation.{name}")
-    if config["dry_run"]:
-        _print_plan(design, plan, folder, config)
-        return 0
-    open_launcher(config["launcher"], folder / "runs", jobs=len(plan.cells))  # refuses before a folder is made
-    with _held(folder):
-        return _carry_out(design, plan, folder, config)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Lock the directory, which is made if missing. Raises `ValueError` if it is not writable or already locked."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK).acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"output_dir={folder} is in use by another sweep.py, which trains or analyses in it") from None
-    except OSError as error:
-        raise ValueError(f"output_dir={folder}: {error.strerror or error}; choose another directory") from None
-    with lock:
-        yield
-
-
-def _carry_out(design: Design, plan: Plan, folder: Path, config: Mapping[str, Any]) -> int:
-    """Train and analyse in a locked folder; returns the exit code."""
-    outcomes = _train(design, plan.cells, folder, config)
-    measured = _evaluate(design, plan, outcomes, folder, config)
-    wrong, unmeasured = _without_result(outcomes, "cells"), _without_result(measured, "evaluations")
-    try:
-        _analyse(design, plan, outcomes, [*wrong, *unmeasured], folder, config)
-    except ValueError as error:
-        if not wrong and not unmeasured:
-            raise
-        report(error)
-    for lines in (wrong, unmeasured):
-        if lines:
-            print(f"\n{lines[0]}:", *lines[1:], sep="\n- ", file=sys.stderr)
-    if any(outcome.status in ("failed", "diverged") for outcome in [*outcomes.values(), *measured.values()]):
-        print("retry=failed tries the failed and diverged ones again.", file=sys.stderr)
-    return SOME_WRONG if wrong or unmeasured else 0
-
-
-def _without_result(outcomes: Mapping[str, Outcome], what: str) -> list[str]:
-    """A heading with the number of those that did not complete, and a line for each; empty if all completed."""
-    wrong = [f"{name}: {_in_words(outcome)}" for name, outcome in outcomes.items() if outcome.status != "completed"]
-    return [f"{len(wrong)} of {len(outcomes)} {what} have no result", *wrong] if wrong else []
-
-
-def _in_words(outcome: Outcome) -> str:
-    why = str(outcome.why)
-    return why if why.startswith(outcome.status) else f"{outcome.status}, {why}"
-
-
-def _default_folder(design: Design, cells: Sequence[Cell]) -> str:
-    return f"sweeps/{design.name}-{digest(sorted(cell.key for cell in cells))[:8]}"
+    return Sweep(design, plan, folder, config)
 
 
 def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
@@ -146,21 +128,34 @@ def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
         )
 
 
-def _print_plan(design: Design, plan: Plan, folder: Path, config: Mapping[str, Any]) -> None:
-    analysis = Settings.from_dict(config["analysis"])
-    jobs = sum(cell.impossible is None for cell in plan.cells)
-    seeds = len(design.seeds)
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the directory, which is made if missing. Raises `ValueError` if it is not writable or already locked."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"output_dir={folder} is in use by another sweep.py, which trains or analyses in it") from None
+    except OSError as error:
+        raise ValueError(f"output_dir={folder}: {error.strerror or error}; choose another directory") from None
+    with lock:
+        yield
+
+
+def _print_plan(sweep: Sweep) -> None:
+    analysis, design, cells = Settings.from_dict(sweep.config["analysis"]), sweep.design, sweep.plan.cells
+    jobs = sum(cell.impossible is None for cell in cells)
     print_plan(
         design,
-        plan.cells,
-        plan.notes,
-        folder=folder,
-        slots=min(jobs, open_launcher(config["launcher"], folder / "runs", jobs=jobs).width()),
-        speeds=read_speeds(plan.cache_dir, design.assume["flops_per_second"]),
+        cells,
+        sweep.plan.notes,
+        folder=sweep.folder,
+        slots=min(jobs, open_launcher(sweep.config["launcher"], sweep.runs, jobs=jobs).width()),
+        speeds=read_speeds(sweep.plan.cache_dir, design.assume["flops_per_second"]),
         power=power_of(
-            plan.cells,
+            cells,
             size="params_total" if analysis.size == "auto" else analysis.size,
-            seeds=seeds,
+            seeds=len(design.seeds),
             assume=design.assume,
             power=analysis.power,
             level=analysis.level,
@@ -169,79 +164,79 @@ def _print_plan(design: Design, plan: Plan, folder: Path, config: Mapping[str, A
     )
 
 
-def _train(design: Design, cells: Sequence[Cell], folder: Path, config: Mapping[str, Any]) -> Mapping[str, Outcome]:
-    from slm.sweep.execute import execute
-    from slm.sweep.live import Board
-
-    write_json(folder / CELLS, [dataclasses.asdict(cell) for cell in cells])
-    write_whole(folder / "sweep.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-    with Board() as board:
-        return execute(
-            cells,
-            folder / "runs",
-            config["launcher"],
-            retry=config["retry"],
-            common=_logging(design, folder, config["logger"]),
-            show=board.show,
-        )
+def _train(sweep: Sweep) -> Mapping[str, Outcome]:
+    write_json(sweep.folder / CELLS, [dataclasses.asdict(cell) for cell in sweep.plan.cells])
+    write_whole(sweep.folder / "sweep.yaml", yaml.safe_dump(dict(sweep.config), sort_keys=False))
+    tags = list(dict.fromkeys([sweep.design.name, *sweep.config["logger"]["tags"]]))
+    logger = {**sweep.logger, "job_type": "train", "tags": tags}
+    # JSON's quotes and null are Hydra's too.
+    common = [f"logger.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in logger.items()]
+    return _execute(sweep, sweep.plan.cells, common=common)
 
 
-def _evaluate(
-    design: Design, plan: Plan, outcomes: Mapping[str, Outcome], folder: Path, config: Mapping[str, Any]
-) -> Mapping[str, Outcome]:
+def _evaluate(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
     """Measure every completed run that is not measured yet; returns the outcome of each evaluation."""
-    from slm.sweep.execute import execute
-    from slm.sweep.live import Board
-
-    done = [cell for cell in plan.cells if outcomes[cell.name].status == "completed"]
-    cells = evaluation_cells(done, design.evaluations, folder / "runs", plan.cache_dir)
+    done = [cell for cell in sweep.plan.cells if outcomes[cell.name].status == "completed"]
+    cells = evaluation_cells(done, sweep.design.evaluations, sweep.runs, sweep.plan.cache_dir)
     if not cells:
         return {}
-    print(f"evaluating {len(done)} runs on {', '.join(design.evaluations)}", file=sys.stderr, flush=True)
+    say(f"evaluating {len(done)} runs on {', '.join(sweep.design.evaluations)}")
+    return _execute(sweep, cells, script=EVALUATE)
+
+
+def _execute(sweep: Sweep, cells: Sequence[Cell], **options: Any) -> Mapping[str, Outcome]:
+    from slm.sweep.execute import execute
+    from slm.sweep.live import Board
+
+    launcher, retry = sweep.config["launcher"], sweep.config["retry"]
     with Board() as board:
-        return execute(
-            cells, folder / "runs", config["launcher"], retry=config["retry"], script=EVALUATE, show=board.show
-        )
+        return execute(cells, sweep.runs, launcher, retry=retry, show=board.show, **options)
 
 
-def _logging(design: Design, folder: Path, logger: Mapping[str, Any]) -> list[str]:
-    """Overrides of train.py that put the runs of a sweep in one group of the tracker, tagged with the design's name."""
-    tags = [design.name, *logger["tags"]]
-    changes = {**logger, "group": group_of(folder, logger), "job_type": "train", "tags": list(dict.fromkeys(tags))}
-    # JSON's quotes and null are Hydra's too.
-    return [f"logger.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
+def _report(sweep: Sweep, outcomes: Mapping[str, Outcome], measured: Mapping[str, Outcome]) -> int:
+    """Analyse the completed runs and list those without a result; returns the exit code."""
+    incomplete = [lines for lines in (_incomplete(outcomes, "cells"), _incomplete(measured, "evaluations")) if lines]
+    try:
+        _analyse(sweep, outcomes, [f"{line}." for lines in incomplete for line in lines])
+    except ValueError as error:
+        if not incomplete:
+            raise
+        report(error)
+    for lines in incomplete:
+        print(f"\n{lines[0]}:", *lines[1:], sep="\n- ", file=sys.stderr)
+    if any(outcome.status in ("failed", "diverged") for outcome in [*outcomes.values(), *measured.values()]):
+        say("retry=failed tries the failed and diverged ones again.")
+    return INCOMPLETE if incomplete else 0
 
 
-def group_of(folder: Path, logger: Mapping[str, Any]) -> str:
-    """The group of a sweep's runs and analysis in the tracker."""
-    return str(logger["group"] or folder.resolve().name)
+def _incomplete(outcomes: Mapping[str, Outcome], what: str) -> list[str]:
+    """A heading with the number of those that did not complete, and a line for each; empty if all completed."""
+    lines = []
+    for name, outcome in outcomes.items():
+        if outcome.status != "completed":
+            why = str(outcome.why)
+            lines.append(f"{name}: {why if why.startswith(outcome.status) else f'{outcome.status}, {why}'}")
+    return [f"{len(lines)} of {len(outcomes)} {what} have no result", *lines] if lines else []
 
 
-def _analyse(
-    design: Design,
-    plan: Plan,
-    outcomes: Mapping[str, Outcome],
-    wrong: Sequence[str],
-    folder: Path,
-    config: Mapping[str, Any],
-) -> None:
-    trained = collect_cells(folder / "runs", plan.cells, design.lr_rule)
-    runs = with_evaluations(trained, design.evaluations, folder / "runs")
+def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]) -> None:
+    design, cells, folder = sweep.design, sweep.plan.cells, sweep.folder
+    trained = collect_cells(sweep.runs, cells, design.lr_rule)
+    runs = with_evaluations(trained, design.evaluations, sweep.runs)
     write_whole(folder / "runs.csv", runs.to_csv(index=False))
-    planned = pd.DataFrame([_planned(cell, outcomes[cell.name]) for cell in plan.cells])
+    planned = pd.DataFrame([_planned(cell, outcomes[cell.name]) for cell in cells])
     write_whole(folder / "design.csv", planned.to_csv(index=False))
     done = runs[runs["status"] == "completed"] if len(runs) else runs
     if done.empty:
         raise ValueError(f"no cell of sweep={design.name} completed, so there is nothing to analyse")
-    remember_speeds(plan.cache_dir, done.to_dict("records"))
-    tuned_rates = design.lr["rule"] == "tuned"
-    if tuned_rates:
+    remember_speeds(sweep.plan.cache_dir, done.to_dict("records"))
+    is_tuned = design.lr["rule"] == "tuned"
+    if is_tuned:
         done = done[list(trained)]  # evaluations are of the trained rates, not of an optimum between them
-    done, left_out = without_unmeasured(done, config["columns"])
-    notes = [*(f"{one}." for one in wrong), *left_out]
-    if tuned_rates:
-        given = {cell.family: cell.lr for cell in plan.cells if cell.lr_factor == 1 and not cell.impossible}
-        tuned = tune(done, given)
+    done, left_out = without_unmeasured(done, sweep.config["columns"])
+    notes = [*notes, *left_out]
+    if is_tuned:
+        tuned = tune(done, {cell.family: cell.lr for cell in cells if cell.lr_factor == 1 and not cell.impossible})
         write_whole(folder / "tuning.csv", tuned.optima.to_csv(index=False))
         print("", *tuned.lines, sep="\n")
         done, notes = tuned.best, [*notes, *tuned.notes]
@@ -250,10 +245,10 @@ def _analyse(
         if done["budget"].nunique() == 1 and done.groupby("family")["params_total"].nunique().max() < FEWEST_SIZES:
             print(f"No family has {FEWEST_SIZES} sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
             return
-    how = {key: config[key] for key in CHOICE}
-    table = table_from_frame(done, name=config["name"], **how)
-    grouped = {**config["logger"], "group": group_of(folder, config["logger"])}
-    analyse_table(Table(table.frame, (*table.notes, *notes), table.name), {**config, "logger": grouped}, design=planned)
+    choice = {key: sweep.config[key] for key in CHOICE}
+    table = table_from_frame(done, name=sweep.config["name"], **choice)
+    table = Table(table.frame, (*table.notes, *notes), table.name)
+    analyse_table(table, {**sweep.config, "logger": sweep.logger}, design=planned)
 
 
 def _planned(cell: Cell, outcome: Outcome) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def test_rates_of_which_too_few_completed_are_named(
     tuned = ("sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
     assert swept(monkeypatch, Jobs(lambda cell: "diverged" if cell.lr > 0.005 else None), *FEW, *tuned) == 2
     said = capsys.readouterr().err
-    assert "no shape has a best learning rate: mobilellm 32x2 (tokens=400000) is left out: 2 of its" in said
+    assert "no shape has a best learning rate: mobilellm 32x2 (tokens=400000) is left out: a parabola needs 3" in said
 
 
 @pytest.mark.parametrize(
