@@ -1,19 +1,19 @@
 """The matched-budget audit: do the families of a table differ in nothing but what is compared?
 
-Notable: silence is no evidence. What the table does not say is listed as unknown, and a comparison is called controlled
-only if tokens, data, tokenizer, evaluation set, schedule and learning rate are all known to be matched.
+Notable: silence is no evidence. What the table does not state is listed as unknown, and a comparison is called
+controlled only if tokens, data, tokenizer, evaluation set, schedule and learning rate are all known to be matched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slm.analysis.matching import by_family, levels, same_levels, same_sizes, size_of, sizes_of, values_of
+from slm.analysis.agreement import by_family, has_same_levels, has_same_sizes, levels, size_of, sizes_of, values_of
 from slm.runtime.words import shortened, shortlist
 from slm.scaling.matching import SAME_SIZE
 
@@ -33,233 +33,209 @@ OPTIONAL = {
     "optimizer": ("optimizer",),
     "averaging of weights": ("ema_decay",),
 }
-"""Compared where the table has them; a table written by hand may leave them out without a word."""
-SAYS = {
-    "tokens": "on how many tokens it was trained",
-    "data": "on which data it was trained",
-    "tokenizer": "which tokenizer it has",
-    "evaluation set": "on which text it was evaluated",
-    "schedule": "what its schedule was",
-    "sequence length": "what its sequence length was",
-    "batch": "what its batch was",
-    "precision": "in which precision it was trained",
-    "learning rate rule": "what its learning rate was",
-    "seeds": "what its seed was",
-}
-
-
-FAMILIES_LISTED, VALUES_LISTED = 4, 12
-"""In one sentence, over all families."""
+"""Compared if the table has them, and not called unknown if it does not."""
+MAX_FAMILIES, MAX_VALUES = 4, 12
+"""Named in one sentence; the values over all families."""
 
 
 @dataclass
 class Findings:
     """What the audit found, in the order of its checks."""
 
+    frame: pd.DataFrame
     violations: list[dict[str, Any]] = field(default_factory=list)
     unknown: list[dict[str, str]] = field(default_factory=list)
     checked: list[dict[str, str]] = field(default_factory=list)
 
-    def violated(self, what: str, families: dict[str, list[Any]], sentence: str) -> None:
-        """Something differs between families."""
+    @property
+    def has_one_family(self) -> bool:
+        """Whether there is nothing to compare; what differs within the family is in `varies`."""
+        return bool(self.frame["family"].nunique() == 1)
+
+    def add_violation(self, what: str, families: dict[str, list[Any]], sentence: str) -> None:
+        """Note that something differs."""
         self.violations.append({"what": what, "families": families, "sentence": sentence})
 
-    def untold(self, what: str) -> None:
-        """The table does not say."""
-        self.unknown.append({"what": what, "sentence": f"The table does not say, for every run, {SAYS[what]}."})
+    def add_unknown(self, what: str) -> None:
+        """Note that the table does not state something of every run."""
+        self.unknown.append({"what": what, "sentence": f"The table does not state the {what} of every run."})
 
-    def matched(self, what: str, sentence: str) -> None:
-        """Something was looked at and is the same."""
+    def add_match(self, what: str, sentence: str) -> None:
+        """Note that something is the same."""
         self.checked.append({"what": what, "sentence": sentence})
+
+    def is_single(self, what: str) -> bool:
+        """Whether there is one family, which is noted."""
+        if self.has_one_family:
+            self.add_match(what, f"There is one family, and nothing to match its {what} with.")
+        return self.has_one_family
+
+    def compare(self, what: str, values: pd.Series, groups: pd.Series, same: str, differ: str) -> None:
+        """Note whether families have the same values, whose levels are `groups`, at the same size.
+
+        `{where}` in the sentence `differ` becomes ` at the same size` if each family has the same values in all.
+        """
+        lists = by_family(self.frame, values)
+        if has_same_levels(self.frame, groups):
+            return self.add_match(what, same)
+        where = " at the same size" if _are_equal(lists) else ""
+        return self.add_violation(what, lists, f"{differ.format(where=where)}: {_lists(lists)}.")
 
 
 def audit(frame: pd.DataFrame) -> dict[str, Any]:
-    """Audit rows that have been through `slm.scaling.tables`; the result is what `audit.json` holds.
+    """Audit rows that have been through `slm.scaling.tables`; returns what `audit.json` holds.
 
     Keys: `controlled`; `violations` (`what`, `families` with their values, `sentence`); `unknown` and `checked`
     (`what`, `sentence`); `varies`, which says what differs within the family if there is only one. Differing learning
     rates are called uncontrolled, which is no proof that a family was tuned worse.
     """
-    findings = Findings()
-    checks: Sequence[Callable[[pd.DataFrame, Findings], None]]
-    checks = (
-        _tokens,
-        _data,
-        _tokenizer,
-        _evaluation,
-        _settings,
-        _learning_rate,
-        _rates_tried,
-        _seeds,
-        _sizes,
-    )
-    for check in checks:
-        check(frame, findings)
+    findings = Findings(frame)
+    _tokens(frame, findings)
+    _one_value(frame, findings, "data", DATA, "Runs were not trained on the same data")
+    _tokenizer(frame, findings)
+    _one_value(frame, findings, "evaluation set", EVALUATION, "Runs were not evaluated on the same text")
+    _settings(frame, findings)
+    _learning_rate(frame, findings)
+    _rates_tried(frame, findings)
+    _seeds(frame, findings)
+    if not findings.has_one_family:
+        _sizes(frame, findings)
     unknown = {item["what"] for item in findings.unknown}
     return {
         "controlled": not findings.violations and not unknown & set(REQUIRED),
         "violations": findings.violations,
         "unknown": findings.unknown,
         "checked": findings.checked,
-        "varies": _varies(frame) if frame["family"].nunique() == 1 else [],
+        "varies": _varies(frame) if findings.has_one_family else [],
     }
 
 
 def _tokens(frame: pd.DataFrame, findings: Findings) -> None:
     if values_of(frame, ("tokens",)) is None:
-        findings.untold("tokens")
-        return
-    if _alone(frame, "tokens", findings):
-        return
+        return findings.add_unknown("tokens")
+    if findings.is_single("tokens"):
+        return None
     rules = [("the same token budgets", frame["tokens"], 0.005)]
-    for size in sizes_of(frame):
-        rules.append((f"the same tokens per parameter ({size})", frame["tokens"] / frame[size], 0.02))
+    rules += [
+        (f"the same tokens per parameter ({size})", frame["tokens"] / frame[size], 0.02) for size in sizes_of(frame)
+    ]
     for name, what in (("budget", ""), ("isoflop", "compute "), ("flops", "compute ")):
         if name in frame:
             rules.append((f"the same {what}budgets ({name})", frame[name], 0.05))
     for rule, values, tolerance in rules:
-        if same_levels(frame, levels(values, tolerance), per_size=True):
-            findings.matched("tokens", f"Families have {rule}, to {tolerance:.1%}.")
-            return
-    budgets = by_family(frame, frame["tokens"])
+        if has_same_levels(frame, levels(values, tolerance)):
+            return findings.add_match("tokens", f"Families have {rule}, to {tolerance:.1%}.")
     sentence = "Families differ in training tokens, in tokens per parameter and in compute"
-    findings.violated("tokens", budgets, f"{sentence}: {_ranges(frame, 'tokens')}.")
-
-
-def _data(frame: pd.DataFrame, findings: Findings) -> None:
-    _one_value(frame, findings, "data", DATA, "Runs were not trained on the same data", "")
+    return findings.add_violation(
+        "tokens", by_family(frame, frame["tokens"]), f"{sentence}: {_ranges(frame, 'tokens')}."
+    )
 
 
 def _tokenizer(frame: pd.DataFrame, findings: Findings) -> None:
-    remedy = "; loss a token does not compare across tokenizers, so compare bits_per_byte"
     if values_of(frame, TOKENIZER) is None and frame.get("vocab_size", pd.Series(dtype=float)).nunique() == 1:
-        findings.untold("tokenizer")  # vocabularies of one size may be different ones
-        return
-    _one_value(frame, findings, "tokenizer", (*TOKENIZER, "vocab_size"), "Runs have different tokenizers", remedy)
-
-
-def _evaluation(frame: pd.DataFrame, findings: Findings) -> None:
-    _one_value(frame, findings, "evaluation set", EVALUATION, "Runs were not evaluated on the same text", "")
+        return findings.add_unknown("tokenizer")  # vocabularies of one size may be different ones
+    remedy = "; loss per token does not compare across tokenizers, so compare bits_per_byte"
+    return _one_value(
+        frame, findings, "tokenizer", (*TOKENIZER, "vocab_size"), "Runs have different tokenizers", remedy
+    )
 
 
 def _one_value(
-    frame: pd.DataFrame, findings: Findings, what: str, columns: Sequence[str], wrong: str, remedy: str
+    frame: pd.DataFrame, findings: Findings, what: str, columns: Sequence[str], differ: str, remedy: str = ""
 ) -> None:
-    """What must be the same in all runs, also within a family."""
+    """Check what must be the same in all runs, also within a family."""
     values = values_of(frame, columns)
     if values is None:
-        findings.untold(what)
+        findings.add_unknown(what)
     elif values.nunique() == 1:
-        findings.matched(what, f"All runs have the same {what} ({values.name} {values.iloc[0]}).")
+        findings.add_match(what, f"All runs have the same {what} ({values.name} {values.iloc[0]}).")
     else:
-        findings.violated(what, by_family(frame, values), f"{wrong} ({values.name} differs){remedy}.")
+        findings.add_violation(what, by_family(frame, values), f"{differ} ({values.name} differs){remedy}.")
 
 
 def _settings(frame: pd.DataFrame, findings: Findings) -> None:
     for what, columns in (SETTINGS | OPTIONAL).items():
         values = values_of(frame, columns)
-        if values is None:
-            if what in SETTINGS:
-                findings.untold(what)
-            continue
-        if _alone(frame, what, findings):
-            continue
-        found = by_family(frame, values)
-        if same_levels(frame, levels(values.astype(str), 0), per_size=True):
-            findings.matched(what, f"Families have the same {what} ({values.name}).")
-        else:
-            where = " at the same size" if _all_equal(found.values()) else ""
-            findings.violated(what, found, f"Families differ in {what}{where}: {_lists(found)}.")
+        if values is None and what in SETTINGS:
+            findings.add_unknown(what)
+        elif values is not None and not findings.is_single(what):
+            same = f"Families have the same {what} ({values.name})."
+            findings.compare(what, values, levels(values.astype(str), 0), same, f"Families differ in {what}{{where}}")
 
 
 def _learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     what = "learning rate rule"
     at_end = values_of(frame, ("lr_at_end",))
     if at_end is not None and at_end.any():
-        _tuned_in_vain(frame, at_end.astype(bool), findings)
-        return
-    rule = values_of(frame, ("lr_rule",))
-    rates = values_of(frame, ("lr",))
+        # A family whose best rate lies beyond those that were tried may owe its losses to that.
+        at_end = at_end.astype(bool)
+        sizes = by_family(frame[at_end], frame.loc[at_end, size_of(frame)])
+        sentence = "The best learning rate is at an end of those tried, so a better one is likely, at these sizes"
+        return findings.add_violation(what, sizes, f"{sentence}: {_lists(sizes)}.")
+    rule, rates = (values_of(frame, (name,)) for name in ("lr_rule", "lr"))
     parametrization = values_of(frame, ("parametrization",))
     if rule is None and rates is None and parametrization is not None and set(parametrization) != {"standard"}:
         rule = parametrization  # one that carries learning rates over sizes, such as muP
     if rule is None and rates is None:
-        findings.untold(what)
-    elif _alone(frame, what, findings):
-        return
-    elif rule is not None and rule.nunique() == 1:
-        findings.matched(what, f"All runs have one rule for the learning rate ({rule.name} {rule.iloc[0]}).")
-    elif rates is not None and same_levels(frame, levels(rates, 1e-6), per_size=True):
-        findings.matched(what, "Families have the same learning rates at the same size.")
-    elif rates is not None:
-        found = by_family(frame, rates)
-        sentence = "Learning rates differ between families at the same size, so they are not controlled"
-        findings.violated(what, found, f"{sentence}: {_lists(found)}.")
-    else:
-        found = by_family(frame, cast("pd.Series", rule))
-        findings.violated(what, found, f"Families differ in the rule for the learning rate: {_lists(found)}.")
-
-
-def _tuned_in_vain(frame: pd.DataFrame, at_end: pd.Series, findings: Findings) -> None:
-    """A family whose best rate lies beyond those that were tried may owe its losses to that."""
-    found = by_family(frame[at_end], frame.loc[at_end, size_of(frame)])
-    sentence = "The best learning rate is at an end of those tried, so a better one is likely, at these sizes"
-    findings.violated("learning rate rule", found, f"{sentence}: {_lists(found)}.")
+        return findings.add_unknown(what)
+    if findings.is_single(what):
+        return None
+    if rule is not None and rule.nunique() == 1:
+        return findings.add_match(what, f"All runs have one rule for the learning rate ({rule.name} {rule.iloc[0]}).")
+    if rates is not None:
+        same = "Families have the same learning rates at the same size."
+        differ = "Learning rates differ between families at the same size, so they are not controlled"
+        return findings.compare(what, rates, levels(rates, 1e-6), same, differ)
+    rules = by_family(frame, rule)
+    sentence = f"Families differ in the rule for the learning rate: {_lists(rules)}."
+    return findings.add_violation(what, rules, sentence)
 
 
 def _rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
-    """The best of more rates is lower, whatever the family; silent where no rates were tried."""
+    """The best of more rates is lower, whatever the family; nothing is noted if no rates were tried."""
     tried = values_of(frame, RATES_TRIED)
-    if tried is None or _alone(frame, "rates tried", findings):
+    if tried is None or findings.is_single("rates tried"):
         return
-    found = by_family(frame, tried)
-    if same_levels(frame, levels(tried, 0), per_size=True):
-        given = _lists({"each": sorted(set(tried.tolist()))}).removeprefix("each ")
-        findings.matched("rates tried", f"Families were given the same number of learning rates ({given}).")
-    else:
-        where = " at the same size" if _all_equal(found.values()) else ""
-        sentence = f"Families were given different numbers of learning rates{where}, and the best of more is lower"
-        findings.violated("rates tried", found, f"{sentence}: {_lists(found)}.")
+    numbers = _lists({"each": sorted(set(tried.tolist()))}).removeprefix("each ")
+    same = f"Families were given the same number of learning rates ({numbers})."
+    differ = "Families were given different numbers of learning rates{where}, and the best of more is lower"
+    findings.compare("rates tried", tried, levels(tried, 0), same, differ)
 
 
 def _seeds(frame: pd.DataFrame, findings: Findings) -> None:
-    seeds = values_of(frame, ("seed",))
-    if seeds is None:
-        findings.untold("seeds")
-        return
-    if _alone(frame, "seeds", findings):
-        return
-    found = by_family(frame, seeds)
-    if _all_equal(found.values()):
-        findings.matched("seeds", f"Families have the same seeds ({len(next(iter(found.values())))} of them).")
-    else:
-        findings.violated("seeds", found, f"Families differ in seeds: {_lists(found)}.")
+    values = values_of(frame, ("seed",))
+    if values is None:
+        return findings.add_unknown("seeds")
+    if findings.is_single("seeds"):
+        return None
+    seeds = by_family(frame, values)
+    if _are_equal(seeds):
+        number = len(next(iter(seeds.values())))
+        return findings.add_match("seeds", f"Families have the same seeds ({number} of them).")
+    return findings.add_violation("seeds", seeds, f"Families differ in seeds: {_lists(seeds)}.")
 
 
 def _sizes(frame: pd.DataFrame, findings: Findings) -> None:
-    if frame["family"].nunique() == 1:
-        return
     size = size_of(frame)
-    if same_sizes(frame, size):
-        findings.matched("sizes", f"Families have the same sizes ({size}), to 10%.")
-    else:
-        sentence = f"Families do not have the same sizes, to 10%: {_ranges(frame, size)}"
-        findings.violated("sizes", by_family(frame, frame[size]), f"{sentence}.")
-        ends = frame.groupby("family")[size].agg(["min", "max"])
-        if (ends.max() / ends.min() > 1 + SAME_SIZE).any():
-            low, high = ends["min"].max(), ends["max"].min()
-            common = f"{low:.3g} to {high:.3g}" if low < high else "of which there is none"
-            sentence = (
-                f"Ranges of {size} differ between families: exponents compare over the common range only, {common}"
-            )
-            findings.violated("ranges", by_family(frame, frame[size]), f"{sentence}.")
+    if has_same_sizes(frame, size):
+        return findings.add_match("sizes", f"Families have the same sizes ({size}), to 10%.")
+    sizes = by_family(frame, frame[size])
+    sentence = f"Families do not have the same sizes, to 10%: {_ranges(frame, size)}."
+    findings.add_violation("sizes", sizes, sentence)
+    ends = frame.groupby("family")[size].agg(["min", "max"])
+    if (ends.max() / ends.min() > 1 + SAME_SIZE).any():
+        low, high = ends["min"].max(), ends["max"].min()
+        common = f"{low:.3g} to {high:.3g}" if low < high else "which does not exist"
+        sentence = f"Ranges of {size} differ between families: exponents compare only over the common range, {common}."
+        findings.add_violation("ranges", sizes, sentence)
+    return None
 
 
 def _varies(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """What differs between the runs of one family besides their size."""
     family = str(frame["family"].iloc[0])
     columns = {"tokens": ("tokens",), "data": DATA, "tokenizer": TOKENIZER, "evaluation set": EVALUATION}
-    found = []
+    differences = []
     for what, names in (columns | SETTINGS | OPTIONAL | {"learning rate": ("lr",), "seeds": ("seed",)}).items():
         values = values_of(frame, names)
         if values is None or values.nunique() == 1:
@@ -268,35 +244,27 @@ def _varies(frame: pd.DataFrame) -> list[dict[str, Any]]:
         if what == "tokens" and levels(values / frame[size_of(frame)], 0.02).nunique() == 1:
             how = "tokens are in proportion to size"
         sentence = f"Runs of {family} differ in {what}, not in size alone: {how}."
-        found.append({"what": what, "values": by_family(frame, values)[family], "sentence": sentence})
-    return found
+        differences.append({"what": what, "values": by_family(frame, values)[family], "sentence": sentence})
+    return differences
 
 
-def _alone(frame: pd.DataFrame, what: str, findings: Findings) -> bool:
-    """Note that there is nothing to match with, if there is one family; what differs within it is in `varies`."""
-    if frame["family"].nunique() > 1:
-        return False
-    findings.matched(what, f"There is one family, and nothing to match its {what} with.")
-    return True
-
-
-def _all_equal(values: Any) -> bool:
-    return len({tuple(item) for item in values}) == 1
+def _are_equal(lists: dict[str, list[Any]]) -> bool:
+    return len({tuple(values) for values in lists.values()}) == 1
 
 
 def _ranges(frame: pd.DataFrame, name: str) -> str:
     groups = frame.groupby("family", sort=False)[name]
     ranges = (f"{shortened(family, 30)} {rows.min():.3g} to {rows.max():.3g}" for family, rows in groups)
-    return shortlist(ranges, FAMILIES_LISTED, "; ")
+    return shortlist(ranges, MAX_FAMILIES, "; ")
 
 
-def _lists(found: dict[str, list[Any]]) -> str:
+def _lists(lists: dict[str, list[Any]]) -> str:
     """A few values of a few families; all of them are in `families`."""
-    values_listed = max(2, VALUES_LISTED // len(found))
-    lists = (f"{shortened(name, 30)} {shortlist(map(_text, values), values_listed)}" for name, values in found.items())
-    return shortlist(lists, FAMILIES_LISTED, "; ", longest=200)
+    most = max(2, MAX_VALUES // len(lists))
+    texts = (f"{shortened(name, 30)} {shortlist(map(_text, values), most)}" for name, values in lists.items())
+    return shortlist(texts, MAX_FAMILIES, "; ", longest=200)
 
 
 def _text(value: Any) -> str:
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.bool_))
-    return f"{value:.6g}" if number else shortened(value, 30)
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.bool_))
+    return f"{value:.6g}" if is_number else shortened(value, 30)

@@ -21,12 +21,12 @@ from slm.analysis.runs import collect_runs
 from slm.analysis.summary import print_summary
 from slm.runtime.files import write_json, write_whole
 from slm.runtime.progress import Progress
-from slm.scaling.analysis import Analysis, analyse
+from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
 
 MARK = "fits.json"
-"""The file by which an analysis directory is known."""
+"""The file that marks an analysis directory."""
 CHOICE = ("columns", "where", "best_of", "drop_worst")
 """The settings that say which rows of a table are analysed."""
 ROWS = ("runs", *CHOICE)
@@ -37,7 +37,7 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
 
     The directory (DESIGN section 3) holds design.csv, results.csv, settings.json, audit.json, fits.json,
     comparison.json, overlay.json if anything was laid over, figures/, report.md and report.html. Raises `ValueError`
-    for what a person gave wrongly, before anything is written.
+    for invalid settings or rows before anything is written.
     """
     check_analysis(config)
     _check_folder(Path(config["output_dir"]), config)
@@ -46,7 +46,7 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
 
 
 def check_analysis(config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for settings of the analysis, of what is laid over or of the logger that are wrong."""
+    """Raise `ValueError` for invalid settings of the analysis, of the overlay or of the logger."""
     Settings.from_dict(config["analysis"])
     check_logger_of_analysis(config["logger"])
     if config["runs"] is None:
@@ -54,7 +54,7 @@ def check_analysis(config: Mapping[str, Any]) -> None:
 
 
 def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFrame | None = None) -> None:
-    """Analyse a table into `output_dir`, whatever else is there; `design` is what was planned, if it is known."""
+    """Analyse a table into `output_dir`, whatever it holds; `design` is what was planned (None: one row a cell)."""
     settings = Settings.from_dict(config["analysis"])
     folder = Path(config["output_dir"])
     overlay = read_overlay(config)
@@ -66,18 +66,24 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         def say(task: str, done: int, total: int) -> None:
             progress.update(done, task=task, total=total)
 
-        found = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=say)
-        laid = laid_over(overlay, table, found, settings, config["seed"]) if overlay else None
+        analysis = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=say)
+        primary_law = analysis.comparison["primary"]["law"]
+        laid = laid_over(overlay, table, primary_law, settings, config["seed"]) if overlay else None
         _remove_report(folder)
-        _write(folder, table, audited, found, config)
+        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+        write_whole(folder / "results.csv", table.frame.to_csv(index=False))
+        write_json(folder / "settings.json", {"command": command, **config})
+        write_json(folder / "audit.json", audited)
+        write_json(folder / "comparison.json", analysis.comparison)
+        write_json(folder / MARK, analysis.fits)
         if laid:
             write_json(folder / OVERLAY, laid)
         write_whole(folder / "design.csv", (_design(table.frame) if design is None else design).to_csv(index=False))
         say("drawing figures and writing the report", 1, 1)
         _report(folder)
         say("recording", 1, 1)
-        record(folder, found, laid, table.name, config)
-    print_summary(found, audited, laid, folder)
+        record(folder, analysis, laid, table.name, config)
+    print_summary(analysis, audited, laid, folder)
 
 
 def _read(config: Mapping[str, Any]) -> Table:
@@ -90,14 +96,14 @@ def _read(config: Mapping[str, Any]) -> Table:
 
 
 def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise if the folder holds anything but an earlier analysis of the same rows."""
+    """Raise `ValueError` if the folder holds anything but an earlier analysis of the same rows."""
     try:
         if not folder.is_dir() or not any(folder.iterdir()):
             return
     except OSError as error:
         raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None
     if not (folder / MARK).exists():
-        raise ValueError(f"output_dir={folder} holds something else than an analysis: choose another directory")
+        raise ValueError(f"output_dir={folder} holds files that are not of an analysis: choose another directory")
     try:
         earlier = {"best_of": None, **json.loads((folder / "settings.json").read_text(encoding="utf-8"))}
         differ = [key for key in ROWS if earlier[key] != config[key]]
@@ -107,13 +113,13 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     if "runs" in differ and earlier["runs"] and Path(earlier["runs"]).resolve() == Path(config["runs"]).resolve():
         differ.remove("runs")
     if differ:
-        with_ = "".join(f", {key}={earlier[key]}" for key in differ if key != "runs")
-        raise ValueError(f"output_dir={folder} holds the analysis of {source}{with_}: choose another output_dir")
+        settings = "".join(f", {key}={earlier[key]}" for key in differ if key != "runs")
+        raise ValueError(f"output_dir={folder} holds the analysis of {source}{settings}: choose another output_dir")
 
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """A folder that can be written to; what was made for it goes again if nothing was written in the end."""
+    """Make a folder that can be written to; folders made for it are removed again if nothing was written."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,22 +141,13 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _remove_report(folder: Path) -> None:
-    """An old report must not lie beside new numbers if the analysis is interrupted."""
+    """Remove an earlier report, which must not lie beside new numbers if the analysis is interrupted."""
     from slm.analysis.report.page import FIGURES
 
     figures = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     for name in ("report.md", "report.html", OVERLAY, *figures):
         (folder / name).unlink(missing_ok=True)
     _remove_empty([folder / "figures"])
-
-
-def _write(folder: Path, table: Table, audited: Mapping[str, Any], found: Analysis, config: Mapping[str, Any]) -> None:
-    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    write_whole(folder / "results.csv", table.frame.to_csv(index=False))
-    write_json(folder / "settings.json", {"command": command, **config})
-    write_json(folder / "audit.json", audited)
-    write_json(folder / "comparison.json", found.comparison)
-    write_json(folder / MARK, found.fits)
 
 
 def _design(frame: pd.DataFrame) -> pd.DataFrame:

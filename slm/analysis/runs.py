@@ -17,8 +17,8 @@ COLUMNS = (
     *("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device", "budget", "lr_rule", "lr_at_end"),
     "lr_tried",
 )
-"""Of the cells of a sweep, known before any has a result; `trunk` only of branches, `lr_at_end` and `lr_tried` only of
-tuned rates."""
+"""The columns of a sweep's table before any cell has a result. Only branches have `trunk`, and only tuned rates
+`lr_at_end` and `lr_tried`."""
 SHARED = ("family", "seed", "lr", "width", "depth", "params_total", "batch_tokens", "data_fingerprint")
 """Columns in which a branch and its trunk agree."""
 
@@ -32,35 +32,32 @@ def collect_runs(directory: str | Path) -> pd.DataFrame:
     """
     root = Path(directory)
     if not root.is_dir():
-        raise ValueError(f"{root} is {'a file' if root.exists() else 'not there'}: give a directory of runs")
+        raise ValueError(f"{root} is a file: give a directory of runs" if root.exists() else f"{root} does not exist")
     paths = sorted(root.rglob("result.json"))
     if not paths:
-        raise ValueError(f"{root} holds no run: no result.json is in it or in any directory below it")
+        raise ValueError(f"{root} holds no run: there is no result.json in it or in any directory below it")
     rows = [row_of_run(path, root) for path in paths]
     return table_of_runs([row | {"trunk": _trunk(row, rows)} for row in rows])
 
 
 def table_of_runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """With the column `trunk` only if a run was branched off another."""
+    """The rows as a table, with the column `trunk` only if a run was branched off another."""
     frame = pd.DataFrame(rows, columns=None if rows else COLUMNS)
     return frame.drop(columns="trunk") if all(row["trunk"] is None for row in rows) and rows else frame
 
 
 def _trunk(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The `run_id` of the run from step 0 that `row` goes back to, or the name of its trunk where that is not there.
+    """The `run_id` of the run from step 0 that `row` goes back to, or the name of its trunk if that is not in `rows`.
 
-    Names need not differ, so of several runs with the settings of a trunk the longest is taken.
+    Several runs may have the name and settings of a trunk; the longest of them is taken.
     """
     others = [other for other in rows if other is not row]
-    like = [other for other in others if (other["name"], *_of(other)) == (row["trunk"], *_of(row))]
-    if row["trunk"] is None or not like:
+    shared = [row[key] for key in SHARED]
+    same = [other for other in others if other["name"] == row["trunk"] and [other[key] for key in SHARED] == shared]
+    if row["trunk"] is None or not same:
         return row["trunk"]
-    trunk = max(like, key=lambda other: (other["trunk"] is None, other["tokens"]))
+    trunk = max(same, key=lambda other: (other["trunk"] is None, other["tokens"]))
     return trunk["run_id"] if trunk["trunk"] is None else _trunk(trunk, others)
-
-
-def _of(row: Mapping[str, Any]) -> list[Any]:
-    return [row[key] for key in SHARED]
 
 
 def row_of_run(path: Path, root: Path) -> dict[str, Any]:
@@ -70,10 +67,11 @@ def row_of_run(path: Path, root: Path) -> dict[str, Any]:
     run_id = str(folder) if folder.parts else root.resolve().name
     try:
         trunk = (result.get("branched_from") or {}).get("name")  # the name of that run, not of its folder
-        return {"run_id": run_id, "trunk": trunk} | _identity(result) | _settings(result) | _measurements(result)
+        identity = {name: result[name] for name in ("family", "name", "seed", "status")}
+        return {"run_id": run_id, "trunk": trunk} | identity | _settings(result) | _measurements(result)
     except (KeyError, TypeError, AttributeError) as error:
         what = f"has no {error.args[0]}" if isinstance(error, KeyError) else "has other fields"
-        raise ValueError(f"{path} {what}: it is no result of train.py that this version reads") from None
+        raise ValueError(f"{path} {what}: this version cannot read it as a result of train.py") from None
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -82,12 +80,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{path} is not JSON ({error}): move that run away or run it again") from None
     if not isinstance(result, dict):
-        raise ValueError(f"{path} holds no result of a run: move it away")
+        raise ValueError(f"{path} must hold the result of a run as a JSON object: move it away")
     return result
-
-
-def _identity(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: result[name] for name in ("family", "name", "seed", "status")}
 
 
 def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,10 +97,10 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
         "lr": result["peak_lr"],
         "batch_tokens": result["batch_tokens"],
         "sequence_length": result["sequence_length"],
-        "document_masking": result.get("document_masking", False),  # runs of before there was a choice
+        "document_masking": result.get("document_masking", False),  # older runs had no choice
         "steps": result["steps"],
-        "optimizer": result.get("optimizer", "adamw"),  # the only one of runs that do not say
-        "ema_decay": result.get("ema_decay") or 0.0,  # 0 for no average: a blank would say that it is not known
+        "optimizer": result.get("optimizer", "adamw"),  # the only optimizer of older runs
+        "ema_decay": result.get("ema_decay") or 0.0,  # 0 for no average: a blank would mean unknown
         "schedule": _canonical(result["schedule"]),
         "parametrization": result["parametrization"],
         "data_fingerprint": result["data"]["fingerprint"],
@@ -117,7 +111,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
-    # An interrupted run has the loss of a part of the validation set, which compares with nothing.
+    # An interrupted run has the loss of only a part of the validation set, which is not comparable.
     val = (result["val"] or {}) if result["status"] == "completed" else {}
     scores = {name: val.get(name) for name in ("loss", "bits_per_byte", "perplexity")}
     speed = {name: result[name] for name in ("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device")}

@@ -1,4 +1,4 @@
-"""What is said on the terminal at the end of an analysis."""
+"""The summary that the terminal shows at the end of an analysis."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slm.runtime.words import plural
 from slm.scaling.analysis import Analysis
 
 Entry = dict[str, Any]
-LONGEST_LINE = 300
-"""Of the terminal; longer ones are broken."""
+MAX_LINE_CHARACTERS = 300
+"""Longer lines are broken."""
 
 
-def print_summary(found: Analysis, audited: Mapping[str, Any], laid: Entry | None, folder: Path) -> None:
+def print_summary(analysis: Analysis, audited: Mapping[str, Any], laid: Entry | None, folder: Path) -> None:
     """Print the fits that the verdict is about, the audit, what was laid over, the verdict, and where the rest is."""
-    comparison = found.comparison
+    comparison = analysis.comparison
     primary = comparison["primary"]
-    families = len(comparison["families"])
-    alone = families == 1
-    counts = f"{comparison['n_rows']} rows, {comparison['n_runs']} runs"
-    _say(f"\n{counts}, {families} {'family' if alone else 'families'}")
+    alone = len(comparison["families"]) == 1
+    rows, runs = (plural(comparison[f"n_{thing}s"], thing) for thing in ("row", "run"))
+    _say(f"\n{rows}, {runs}, {plural(len(comparison['families']), 'family', 'families')}")
     for note in comparison["notes"]:
         _say(f"- {note}")
     _say()
-    main = [e for e in found.fits if e["loss"] == primary["loss"] and e["size"] in (None, primary["size"])]
+    main = [e for e in analysis.fits if e["loss"] == primary["loss"] and e["size"] in (None, primary["size"])]
     shown = [entry for entry in main if _is_shown(entry, primary, alone)]
     for entry in shown:
         _say(_line(entry))
-    _say(f"  and {len(found.fits) - len(shown)} more fits, in the report")
+    _say(f"  and {len(analysis.fits) - len(shown)} more fits, in the report")
     for skipped in comparison["skipped"]:
         _say(f"  {skipped['law']}: skipped, {skipped['reason']}")
     asked = [e for e in main if e["target"] == primary["target"] and e["fitted"]]
@@ -40,7 +40,7 @@ def print_summary(found: Analysis, audited: Mapping[str, Any], laid: Entry | Non
         _say("\nThe published study, claim by claim:")
         for claim in comparison["published"]:
             _say(f"- {claim['claim']}\n    {claim['finding']}")
-    if len(comparison["families"]) > 1:
+    if not alone:
         _print_audit(audited)
     if laid:
         _print_overlay(laid)
@@ -51,11 +51,11 @@ def print_summary(found: Analysis, audited: Mapping[str, Any], laid: Entry | Non
 
 
 def _print_predictions(entries: Sequence[Entry]) -> None:
-    """One more run at the stated points, by the verdict's law, and how far beyond the data each is."""
+    """One more run at the points that the settings state, by the verdict's law."""
     rows = [(entry, row) for entry in entries for row in entry.get("predictions") or [] if row["stated"]]
-    lacking = [(entry, one) for entry in entries for one in entry.get("not_predicted") or []]
-    if rows or lacking:
-        _say("\nPredicted, if the law of the verdict goes on to hold:")
+    refused = [(entry, row) for entry in entries for row in entry.get("not_predicted") or []]
+    if rows or refused:
+        _say("\nPredicted, if the law of the verdict still holds there:")
     for entry, row in rows:
         at = ", ".join(f"{name} = {row[name]:.4g}" for name in row["beyond"])
         out = ", ".join(f"{name} {factor:.3g}x" for name, factor in row["beyond"].items() if factor > 1.0000001)
@@ -63,9 +63,9 @@ def _print_predictions(entries: Sequence[Entry]) -> None:
         where = f"beyond the data by {out}" if out else "within the data"
         ignored = f"; {', '.join(row['ignored'])} is not in this law" if row["ignored"] else ""
         _say(f"  {entry['family']} at {at}: {row['value']:.4g} {ends} ({where}{ignored})")
-    for entry, one in lacking:
-        at = ", ".join(f"{name} = {value:.4g}" for name, value in one["point"].items())
-        _say(f"  {entry['family']} at {at}: not predicted, {entry['law']} needs {', '.join(one['lacks'])} too")
+    for entry, row in refused:
+        at = ", ".join(f"{name} = {value:.4g}" for name, value in row["point"].items())
+        _say(f"  {entry['family']} at {at}: not predicted, {entry['law']} needs {', '.join(row['lacks'])} too")
 
 
 def _print_tests(entries: Sequence[Entry]) -> None:
@@ -74,15 +74,15 @@ def _print_tests(entries: Sequence[Entry]) -> None:
     if tested:
         held = ", ".join(f"{name} = {value:.4g}" for name, value in tested[0][1]["given"].items())
         _say(f"\nThe best fit with {held} against the free one:")
-    for entry, one in tested:
+    for entry, test in tested:
         head = f"  {entry['family']}, {entry['law']}: "
-        if one["refused"]:
-            _say(f"{head}not tested, {one['refused']}")
+        if test["refused"]:
+            _say(f"{head}not tested, {test['refused']}")
             continue
-        p = "p < 1e-300" if one["p"] == 0 else f"p = {one['p']:.3g}"
-        rests = "" if one["independent"] else ", rows share runs or shapes, so p is too small"
-        freedom = f"{one['df']} degree{'s' * (one['df'] > 1)} of freedom"
-        _say(f"{head}likelihood ratio {one['statistic']:.4g} on {freedom}, {p} ({one['method']}{rests})")
+        p = "p < 1e-300" if test["p"] == 0 else f"p = {test['p']:.3g}"
+        caveat = "" if test["independent"] else ", rows share runs or shapes, so p is too small"
+        freedom = plural(test["df"], "degree of freedom", "degrees of freedom")
+        _say(f"{head}likelihood ratio {test['statistic']:.4g} on {freedom}, {p} ({test['method']}{caveat})")
 
 
 def _print_audit(audited: Mapping[str, Any]) -> None:
@@ -90,15 +90,17 @@ def _print_audit(audited: Mapping[str, Any]) -> None:
     for violation in audited["violations"]:
         _say(f"- {violation['sentence']}")
     if audited["unknown"]:
-        _say(f"- The table does not say, for every run: {', '.join(one['what'] for one in audited['unknown'])}.")
+        _say(f"- The table does not state for every run: {', '.join(item['what'] for item in audited['unknown'])}.")
 
 
 def _print_overlay(laid: Entry) -> None:
     """Each checkpoint beside each family's law, and what the two do not share."""
-    _say(f"\nLaid over, {laid['target'].replace('_', ' ')} beside what `{laid['law']}` says of a run of that size:")
+    _say(
+        f"\nLaid over, {laid['target'].replace('_', ' ')} beside what `{laid['law']}` predicts for a run of that size:"
+    )
     for place, point in enumerate(laid["points"]):
-        said = [_beside(family, place) for family in laid["families"]]
-        _say(f"  {point['name']}, N = {point['N']:.4g}: {point['value']:.4g}; {'; '.join(said)}")
+        laws = "; ".join(_beside(family, place) for family in laid["families"])
+        _say(f"  {point['name']}, N = {point['N']:.4g}: {point['value']:.4g}; {laws}")
     for caveat in [*laid["caveats"], *laid["notes"]]:
         _say(f"- {caveat}")
 
@@ -106,11 +108,11 @@ def _print_overlay(laid: Entry) -> None:
 def _beside(family: Entry, place: int) -> str:
     if family["refused"]:
         return f"{family['family']} {family['refused']}"
-    one = family["models"][place]
-    beyond = f", {one['times_beyond']:.3g} times beyond its runs" if one["times_beyond"] > 1 else ""
-    off = math.expm1(one["log_ratio"])
-    side = "above" if off > 0 else "below"
-    return f"{family['family']} {one['value']:.4g} ({abs(off):.1%} {side} it{beyond})"
+    model = family["models"][place]
+    beyond = f", {model['times_beyond']:.3g} times beyond its runs" if model["times_beyond"] > 1 else ""
+    difference = math.expm1(model["log_ratio"])
+    side = "above" if difference > 0 else "below"
+    return f"{family['family']} {model['value']:.4g} ({abs(difference):.1%} {side} it{beyond})"
 
 
 def _is_shown(entry: Entry, primary: Entry, alone: bool) -> bool:
@@ -130,15 +132,11 @@ def _line(entry: Entry) -> str:
         alpha = entry["params"]["alpha"]
         shown[:0] = [f"{entry['params']['A']:.4g} {variable}^{-alpha:.4f}, R2 {entry['r2']:.4f}"]
     if not entry["identified"]:
-        return head + "; ".join(shown) + f"; NOT IDENTIFIED: {_reason(entry)}"
+        reasons = entry["reasons"]
+        reason = next(reasons[name] for name in [*entry["exponents"], *reasons] if name in reasons)
+        return head + "; ".join(shown) + f"; NOT IDENTIFIED: {reason}"
     certificate = f"objective {entry['objective']:.6g} from {entry['starts_agreeing']:.0%} of {entry['starts']} starts"
     return head + "; ".join(shown) + f" ({certificate})"
-
-
-def _reason(entry: Entry) -> str:
-    """Why the first exponent is not identified, or whatever else is not."""
-    reasons = entry["reasons"]
-    return str(next(reasons[name] for name in [*entry["exponents"], *reasons] if name in reasons))
 
 
 def _parameter(entry: Entry, name: str) -> str:
@@ -151,8 +149,8 @@ def _parameter(entry: Entry, name: str) -> str:
 
 
 def _say(line: str = "") -> None:
-    """Print a line, broken between words where it is longer than a line may be."""
+    """Print a line, broken between words if it is too long."""
     for part in line.split("\n"):
         indent = " " * (len(part) - len(part.lstrip()) + 2)
-        wrapper = textwrap.TextWrapper(LONGEST_LINE, subsequent_indent=indent, break_long_words=False)
-        print(part if len(part) <= LONGEST_LINE else wrapper.fill(part))
+        wrapper = textwrap.TextWrapper(MAX_LINE_CHARACTERS, subsequent_indent=indent, break_long_words=False)
+        print(part if len(part) <= MAX_LINE_CHARACTERS else wrapper.fill(part))

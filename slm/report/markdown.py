@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from slm.runtime.words import NOTHING
 
+Columns = Mapping[str, Callable[[Any], str]]
+"""The header of each column, and what its cell shows of a row."""
 VISIBLE_ROWS = 12
-"""A longer table that is not the main one is folded."""
+"""Rows that a supporting table shows; a longer one is folded."""
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Section:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; empty without rows. Columns in which all cells begin like numbers are aligned right."""
+    """A Markdown table; empty without rows. A column is aligned right if all its cells begin like numbers."""
     if not rows:
         return ""
     marks = ["---:" if all(_numeric(row[i]) for row in rows) else "---" for i in range(len(header))]
@@ -38,22 +41,32 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def table_by_column(rows: Iterable[Any], columns: Columns) -> str:
+    """A Markdown table with a line for each of `rows`."""
+    return table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
+
+
 def _numeric(cell: str) -> bool:
     return cell == NOTHING or cell[:1].isdigit() or (cell[:1] in "-+<≤" and cell[1:].lstrip()[:1].isdigit())
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that opens on a click, and reads on in plain Markdown."""
+    """Content that HTML shows on a click and plain Markdown shows in full."""
     return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>" if content else ""
 
 
-def bullets(lines: Sequence[str]) -> str:
-    """A list."""
+def folded_if_long(summary: str, content: str, rows: int, visible: int = VISIBLE_ROWS) -> str:
+    """The same only if `content` has more than `visible` rows."""
+    return folded(summary, content) if rows > visible else content
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A bulleted list."""
     return "\n".join(f"- {line}" for line in lines)
 
 
 def figure(folder: Path, name: str, caption: str) -> str:
-    """The figure `name` of a report in `folder` with its caption; empty where it was not drawn."""
+    """The figure `name` of the report in `folder` with its caption; empty if it was not drawn."""
     if not (folder / "figures" / f"{name}.png").exists():
         return ""
     return f"![Figure: {name}](figures/{name}.png)\n\n*{caption}*"

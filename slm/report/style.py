@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slm.runtime.files import write_whole
+from slm.runtime.words import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,15 +172,23 @@ def _ticks(low: float, high: float) -> list[float]:
 def tick_label(value: float, *, counts: bool = True) -> str:
     """10M, 2.5 or 10 to a power."""
     if counts and 1e3 <= value < 1e14:
-        for step, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-            if value >= step:
-                return f"{value / step:.3g}{letter}"
+        return count(value)
     if 1e-3 <= value < 1e4:
         return f"{value:.3g}"
     power = math.floor(math.log10(value) + 1e-9)
     factor = value / 10.0**power
     raised = "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return raised if abs(factor - 1) < 1e-6 else f"{factor:.2g}×{raised}"
+
+
+def plot_runs(axis: Axes, x: Any, y: Any, colour: str, marker: str) -> None:
+    """Runs as small marks with a white edge."""
+    axis.plot(x, y, ls="", marker=marker, ms=3.6, mfc=colour, mec="white", mew=0.4)
+
+
+def text_beside(axis: Axes, y: float, text: str, *, x: float = 1.01, size: float = 7, **style: Any) -> None:
+    """A text right of the axes at the height `y` of the data."""
+    axis.text(x, y, text, va="center", fontsize=size, transform=axis.get_yaxis_transform(), **style)
 
 
 def _key(figure: Figure, names: Sequence[str], *, y: float) -> None:

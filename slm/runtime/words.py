@@ -11,18 +11,22 @@ NOTHING = "–"
 TARGET_NAMES = {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 TARGET_UNITS = {"loss": "loss (nats per token)", "perplexity": "perplexity per token", "bits_per_byte": "bits per byte"}
 LOSS_NAMES = {"least_squares": "least squares", "huber": "Huber's loss", "linear": "least squares of the target itself"}
-SIZE_NAMES = {
-    "params_total": "N (all parameters)",
-    "params_non_embedding": "N (without embeddings)",
-    "N": "N (as the table counts it)",
-}
-SIZE_WORDS = {
+SIZE_LABELS = {
     "params_total": "all parameters",
+    "params_non_embedding": "without embeddings",
+    "N": "as the table counts it",
+}
+SIZE_WORDS = SIZE_LABELS | {
     "params_non_embedding": "parameters without embeddings",
     "N": "parameters as the table counts them",
 }
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+MAX_ITEMS = 6
+"""Items of a list that a sentence names."""
+MAX_CHARACTERS = 60
+"""Characters of a value that a sentence quotes."""
+MAX_DECIMALS = 6
 
 
 def is_number(value: Any) -> bool:
@@ -31,7 +35,7 @@ def is_number(value: Any) -> bool:
 
 
 def sig(value: Any, digits: int = 4) -> str:
-    """A number to some significant digits, with `e` only far from 1."""
+    """A number to so many significant digits, with an exponent below 1e-4 and from 1e6 up."""
     if not is_number(value):
         return NOTHING
     if value == 0:
@@ -44,7 +48,7 @@ def sig(value: Any, digits: int = 4) -> str:
 
 
 def interval(ends: Sequence[Any] | None, digits: int = 4) -> str:
-    """`[low, high]`; an end that the data do not set is `open`."""
+    """`[low, high]`; an end that the data leave unbounded is `open`."""
     if not ends or not any(is_number(end) for end in ends):
         return "[open, open]"
     return "[" + ", ".join(sig(end, digits) if is_number(end) else "open" for end in ends) + "]"
@@ -56,7 +60,7 @@ def with_interval(value: Any, ends: Sequence[Any] | None, digits: int = 4) -> st
 
 
 def count(value: Any) -> str:
-    """Parameters, tokens: 125M, 1.01B."""
+    """A number of parameters or tokens: `125M`, `1.01B`."""
     if not is_number(value):
         return NOTHING
     for step, letter in _STEPS:
@@ -71,22 +75,25 @@ def amount(variable: str, value: Any) -> str:
 
 
 def percent(log_ratio: Any, *, sign: bool = False, digits: int = 2) -> str:
-    """A log ratio, times 100."""
+    """A log ratio times 100, with a percent sign."""
     return NOTHING if not is_number(log_ratio) else f"{100 * log_ratio:{'+' if sign else ''}.{digits}f}%"
 
 
-def p_value(p: Any, replicates: int | None = None) -> str:
-    """A p-value; one that was simulated is at least 1/(replicates + 1), and then says so."""
+def p_value(p: Any, replicates: int | None = None, *, equals: bool = False) -> str:
+    """A p-value, with `=` before a number if `equals`: `= 0.012`, `< 0.001`.
+
+    One from `replicates` simulations cannot fall below 1/(replicates + 1) and is then shown as `≤`.
+    """
     if not is_number(p):
         return NOTHING
     least = 1 / (replicates + 1) if replicates else 0.001
     if replicates and p <= least * 1.000001:
         return f"≤ {sig(least, 1)}"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"{'= ' if equals else ''}{p:.3f}"
 
 
 def escape_markdown(text: Any) -> str:
-    """Text from elsewhere as Markdown that shows just that text."""
+    """Text from a user as Markdown that shows exactly that text, on one line."""
     words = " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for mark in "|*`$":
         words = words.replace(mark, "\\" + mark)
@@ -103,28 +110,24 @@ def plural(number: int, thing: str, things: str = "") -> str:
     return f"{number} {thing if number == 1 else things or thing + 's'}"
 
 
-def size_name(size: Any) -> str:
-    """Which N, in words."""
-    return SIZE_NAMES.get(str(size), "N")
+def yes_or_no(value: Any) -> str:
+    """`yes` or `no`; a dash where neither is known."""
+    return NOTHING if value is None else "yes" if value else "no"
 
 
 def size_words(size: Any) -> str:
-    """What N counts."""
+    """What N counts: `all parameters`."""
     return SIZE_WORDS.get(str(size), "parameters")
 
 
 def axis_name(variable: str, size: Any) -> str:
-    """A law's variable, in words."""
-    return size_name(size) if variable == "N" else VARIABLE_NAMES.get(variable, variable)
+    """A law's variable as the label of an axis; `size` is the column that N was read from."""
+    if variable == "N":
+        return f"N ({SIZE_LABELS[size]})" if size in SIZE_LABELS else "N"
+    return VARIABLE_NAMES.get(variable, variable)
 
 
-MOST_LISTED = 6
-LONGEST_VALUE = 60
-
-
-def shortlist(
-    items: Iterable[Any], most: int = MOST_LISTED, separator: str = ", ", longest: int = LONGEST_VALUE
-) -> str:
+def shortlist(items: Iterable[Any], most: int = MAX_ITEMS, separator: str = ", ", longest: int = MAX_CHARACTERS) -> str:
     """The first `most` items and how many more there are: `1, 2, 3 and 37 more`; none is longer than `longest`."""
     text = [shortened(item, longest) for item in items]
     if len(text) <= most + 1:
@@ -132,8 +135,8 @@ def shortlist(
     return f"{separator.join(text[:most])} and {len(text) - most} more"
 
 
-def shortened(value: Any, longest: int = LONGEST_VALUE) -> str:
-    """The text of a value on one line, its middle left out where it is longer than `longest`."""
+def shortened(value: Any, longest: int = MAX_CHARACTERS) -> str:
+    """The text of a value on one line; a text longer than `longest` loses its middle."""
     text = " ".join(str(value).split())
     if len(text) <= longest:
         return text
@@ -145,9 +148,6 @@ def were(count: int, what: str) -> str:
     return f"{count} {what} was" if count == 1 else f"{count} {what}s were"
 
 
-MOST_PLACES = 6
-
-
 def measured(value: Any, se: Any, digits: int = 4) -> str:
     """`3.283 ± 0.012`: two digits of the error, and the value to the same place; without an error `digits` digits."""
     if not is_number(value):
@@ -155,7 +155,7 @@ def measured(value: Any, se: Any, digits: int = 4) -> str:
     if not is_number(se) or se <= 0:
         return sig(value, digits)
     power = math.floor(math.log10(float(f"{se:.1e}")))
-    places = min(MOST_PLACES, max(0, 1 - power))
+    places = min(MAX_DECIMALS, max(0, 1 - power))
     return f"{value:.{places}f} ± {se:.{places}f}"
 
 
@@ -170,7 +170,7 @@ def seconds(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
+    """A duration: `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm.runtime.words import MOST_LISTED, count, listed, plural, shortlist
+from slm.runtime.words import MAX_ITEMS, count, listed, plural, shortlist
 
 Entry = dict[str, Any]
 MOST_LEVELS = 3
@@ -50,7 +50,7 @@ class Case:
 def few(names: Iterable[str]) -> str:
     """`a, b and c`; of many names the first few and how many more."""
     names = list(names)
-    return shortlist(names) if len(names) > MOST_LISTED + 1 else listed(names)
+    return shortlist(names) if len(names) > MAX_ITEMS + 1 else listed(names)
 
 
 def names_of(pairs: Iterable[Entry]) -> set[tuple[str, str]]:

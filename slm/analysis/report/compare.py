@@ -1,29 +1,34 @@
-"""Sections on the verdict and on families side by side."""
+"""Families compared under a law: exponents, nested models, efficiency, pooling and ranking."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import VISIBLE_ROWS, Section, bullets, figure, folded, table
+from slm.analysis.report.paired import difference
+from slm.report.markdown import VISIBLE_ROWS, Section, bullets, figure, folded, folded_if_long, table, table_by_column
+from slm.report.style import INK, PALETTE, Margins, panels, short, text_beside
 from slm.runtime.words import (
     LOSS_NAMES,
     NOTHING,
     TARGET_NAMES,
-    amount,
     count,
     escape_markdown,
     interval,
     is_number,
     listed,
     p_value,
-    percent,
     plural,
     sig,
     size_words,
     with_interval,
 )
-from slm.scaling.describe import Entry
+from slm.scaling.describe import Entry, family_name, pair_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MODEL_NAMES = {
     "one_law": "one law for all",
@@ -31,220 +36,68 @@ MODEL_NAMES = {
     "shared_exponents": "shared exponents, all else by family",
     "separate": "separate laws",
 }
-
-
-def verdict_section(analysis: Directory) -> Section:
-    """The answer and its conditions."""
-    verdict = analysis.comparison["verdict"]
-    return Section("Verdict").add(
-        f"**{escape_markdown(verdict['headline'])}**",
-        bullets([escape_markdown(sentence) for sentence in verdict["sentences"]]),
-        f"Matched-budget audit: **{_audit_label(analysis)}**.",
-    )
-
-
-def _audit_label(analysis: Directory) -> str:
-    if not analysis.audit:
-        return "NOT AUDITED"
-    if len(analysis.families) < 2:
-        return "ONE FAMILY, nothing to compare"
-    return "CONTROLLED" if analysis.audit["controlled"] else "NOT CONTROLLED"
-
-
-def analysed_section(analysis: Directory) -> Section:
-    """The table, and how the primary law was chosen."""
-    main, found = analysis.primary, analysis.comparison
-    name = analysis.comparison["table"]
-    counted = (
-        f"{plural(found['n_rows'], 'row')} of {plural(found['n_runs'], 'run')} in {plural(found['n_cells'], 'cell')} "
-        f"(a cell is a size and budget; its runs differ in seed), of "
-        f"{plural(len(analysis.families), 'family', 'families')}"
-    )
-    why = f"It is the law of the verdict because {escape_markdown(main['why'])}." if main.get("why") else ""
-    section = Section("What was analysed").add(
-        (f"Table `{escape_markdown(name)}`: " if name else "") + counted + ".",
-        f"The verdict is about **{analysis.equation(main['law'])}** (`{main['law']}`), L being "
-        f"{TARGET_NAMES[main['target']]} and N {size_words(main['size'])}, fitted by {LOSS_NAMES[main['loss']]}"
-        f"{'' if main['loss'] == 'linear' else ' of log residuals'}. {why}".strip(),
-        _ranges(analysis),
-        bullets([escape_markdown(note) for note in found["notes"]]),
-    )
-    skipped = [f"`{row['law']}`: {escape_markdown(row['reason'])}" for row in found.get("skipped") or []]
-    return section.add(f"Not fitted: {'; '.join(skipped)}." if skipped else "")
-
-
-def _ranges(analysis: Directory) -> str:
-    rows = []
-    for entry in analysis.own:
-        spans = [f"{v} from {amount(v, low)} to {amount(v, high)}" for v, (low, high) in entry["range"].items()]
-        rows.append([escape_markdown(entry["family"]), str(entry["n_runs"]), str(entry["n_cells"]), "; ".join(spans)])
-    return table(("family", "runs", "cells", "range"), rows)
-
-
-def audit_section(analysis: Directory) -> Section:
-    """Whether the families differ in nothing else."""
-    section = Section("Matched-budget audit")
-    if not analysis.audit:
-        return section.add("**NOT AUDITED**: the directory holds no audit.")
-    section.add(f"**{_audit_label(analysis)}**")
-    for key, heading in (("violations", "Differs"), ("varies", "Varies within the family")):
-        items = analysis.audit.get(key) or []
-        if items:
-            section.add(f"{heading}:", bullets([escape_markdown(item["sentence"]) for item in items]))
-    unknown = [escape_markdown(item["what"]) for item in analysis.audit.get("unknown") or []]
-    section.add(f"Not known, because the table does not say it for every run: {listed(unknown)}." if unknown else "")
-    matched = [escape_markdown(item["sentence"]) for item in analysis.audit.get("checked") or []]
-    return section.add("Matched:" if matched else "", bullets(matched))
-
-
-def published_section(analysis: Directory) -> Section | None:
-    """The published study's claims beside what its rows say."""
-    claims = analysis.comparison.get("published")
-    if not claims:
-        return None
-    rows = [[escape_markdown(row["claim"]), escape_markdown(row["finding"])] for row in claims]
-    return Section("The published study, reviewed").add(
-        "What the study says, and what the same rows say when analysed. Each figure was computed from these rows.",
-        table(("the study's claim", "what the rows say"), rows),
-    )
-
-
-def paired_section(analysis: Directory) -> Section | None:
-    """Families at the same sizes: slopes and levels of their log ratios."""
-    found = analysis.comparison.get("paired") or {}
-    pairs = found.get("pairs") or []
-    if not pairs:
-        return None
-    farthest = max((pair["farthest"] for pair in pairs if is_number(pair["farthest"])), default=0.0)
-    moved = f", moved to one size where they differ by up to {farthest:.1%}" if farthest > 1e-3 else ""
-    section = Section("Families at the same sizes").add(
-        "What two families share at a size, such as its deviation from any smooth law, cancels in the ratio of their "
-        f"losses. Each pair is compared at the sizes that both have{moved}. The slope of the log ratio against log N "
-        "is a difference of local exponents, -dlog L / dlog N, whatever the law; its height is a difference of level. "
-        "`p, any floor` is the largest p that the slope has if the families follow one law with a floor, any that the "
-        "runs do not reject, and differ by a constant factor on N. p-values are adjusted over the pairs (Holm).",
-        paired_table(pairs),
-        above_table(pairs),
-        figure(analysis.path, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
-        levels_table(pairs, TARGET_NAMES[analysis.primary["target"]]),
-    )
-    left = [
-        f"{escape_markdown(row['a'])} and {escape_markdown(row['b'])}: {row['reason']}" for row in found["unmatched"]
-    ]
-    return section.add("Not paired:" if left else "", bullets(left))
-
-
-def paired_table(pairs: Sequence[Entry]) -> str:
-    """Slopes of log ratios with their adjusted p."""
-    rows = [
-        [
-            f"{escape_markdown(pair['a'])} - {escape_markdown(pair['b'])}",
-            str(len(pair["sizes"])),
-            with_interval(pair["delta"], [pair["ci_low"], pair["ci_high"]], 3),
-            p_value(pair["p_adjusted"]),
-            p_value(pair["p_any_floor_adjusted"]),
-            percent(pair["spread"]),
-            sig(pair["detectable"], 3),
-        ]
-        for pair in pairs
-    ]
-    header = ("pair", "sizes", "difference of exponents", "p", "p, any floor", "scatter of a ratio", "would be found")
-    return table(header, rows)
-
-
-def above_table(pairs: Sequence[Entry]) -> str:
-    """Differences of exponents above a shared floor, where the runs reject straight lines."""
-    rows = [
-        [
-            f"{escape_markdown(pair['a'])} - {escape_markdown(pair['b'])}",
-            sig(one["floor"], 4),
-            with_interval(one["delta"], [one["ci_low"], one["ci_high"]], 3),
-            p_value(one["p_adjusted"]),
-            sig(one["detectable"], 3),
-        ]
-        for pair in pairs
-        for one in [pair.get("above_floor")]
-        if one
-    ]
-    header = ("pair", "floor of both", "difference of exponents above it", "p, any floor", "would be found")
-    return (
-        "The runs reject straight lines, so exponents are compared above a floor that both families of a pair share. "
-        "Interval and p hold for every floor that they do not reject.\n\n" + table(header, rows)
-        if rows
-        else ""
-    )
-
-
-def levels_table(pairs: Sequence[Entry], target: str) -> str:
-    """Ratios at the middle size, and what they are worth in parameters."""
-    rows = []
-    for pair in pairs:
-        worth = [pair["worth"], pair["worth_by_size"][0], pair["worth_by_size"][-1]]
-        rows.append(
-            [
-                f"{escape_markdown(pair['a'])} / {escape_markdown(pair['b'])}",
-                percent(pair["level_above"], sign=True),
-                p_value(pair["level_p_adjusted"]),
-                *(with_interval(one["factor"], [one["low"], one["high"]], 3) for one in worth),
-            ]
-        )
-    header = (
-        "pair",
-        f"{target} above",
-        "p",
-        "worth, times the parameters",
-        "at the smallest size",
-        "at the largest size",
-    )
-    return table(header, rows)
+UNITS = {"N": "parameter", "D": "training token", "C": "FLOP"}
+MAX_FACTOR_RANGE = 100
+"""An interval of a factor whose ends differ by more says nothing."""
 
 
 def comparison_section(analysis: Directory) -> Section:
-    """Exponents under the law of the verdict, nested models, efficiency, pooling and ranking."""
+    """Families under the law of the verdict, then the same test under other laws, and the ranking."""
     section = Section("Comparison of families by a law")
     law = analysis.compared
     if law is None:
         why = "There is one family" if len(analysis.families) == 1 else "Fewer than two families could be fitted"
         return section.add(f"{why}, so there is nothing to compare.")
-    left = law.get("left_out") or []
-    section.add(
-        f"Under {law_name(analysis, law['law'])}."
-        + (f" Left out, not fitted or not identified: {escape_markdown(listed(left))}." if left else ""),
+    others = [other for name, other in analysis.comparison["laws"].items() if name != law["law"]]
+    left_out = escape_markdown(listed(law["left_out"] or []))
+    return section.add(
+        f"Under {analysis.equation(law['law'])} (`{law['law']}`)."
+        + (f" Left out, not fitted or not identified: {left_out}." if left_out else ""),
         _joint(law),
-        pairs_table(law),
+        _pairs(law),
         figure(analysis.path, "differences", "Differences of exponents between families, each by its own fit."),
-        models_table(law),
-        _explained(law),
-        bullets(efficiency(law, analysis.level)),
+        _models(law),
+        _models_explained(law),
+        bullets(_efficiency(law, analysis.level)),
         _pooled(analysis, law),
+        folded(f"The same test under {plural(len(others), 'other law')}", _other_laws(others)),
+        *_ranking(analysis),
     )
-    others = [one for name, one in analysis.comparison["laws"].items() if name != law["law"]]
-    section.add(folded(f"The same test under {plural(len(others), 'other law')}", _other_laws(others)))
-    return section.add(*_ranking(analysis))
 
 
 def _joint(law: Entry) -> str:
-    said = [f"{name}: p = {p_value(test['p'])}".replace("= <", "<") for name, test in law["joint"].items()]
-    if not said:
+    tests = [f"{name}: p {p_value(test['p'], equals=True)}" for name, test in law["joint"].items()]
+    if not tests:
         return "No exponent is identified in two families, so none is compared."
-    common = law.get("common_range")
-    over = (
-        f" Fits are over the sizes that all families span, {count(common['range'][0])} to {count(common['range'][1])}."
-        if common and common["range"]
-        else ""
-    )
+    spanned = (law["common_range"] or {}).get("range")
+    span = f"{count(spanned[0])} to {count(spanned[1])}" if spanned else ""
     return (
-        f"All families have one exponent (Welch's test, each with its own scatter): {'; '.join(said)}.{over} Intervals "
-        "and p of the pairs are Welch's too."
+        f"Tests of one exponent for all families (Welch's, each family with its own scatter): {'; '.join(tests)}."
+        + (f" Fits are over the sizes that all families span, {span}." if span else "")
+        + " Intervals and p of the pairs are Welch's too."
     )
 
 
-def law_name(analysis: Directory, law: str) -> str:
-    """A law as people write it, with its key."""
-    return f"{analysis.equation(law)} (`{law}`)"
+def _pairs(law: Entry) -> str:
+    """Differences of exponents with their adjusted p."""
+
+    def is_compared(row: Entry) -> bool:
+        return bool(row["identified"]) and is_number(row["delta"])
+
+    return table_by_column(
+        law["pairs"],
+        {
+            "pair": pair_name,
+            "exponent": lambda row: row["exponent"],
+            "difference": lambda row: difference(row) if is_compared(row) else "not identified",
+            "p": lambda row: p_value(row["p"]) if is_compared(row) else NOTHING,
+            "Holm-adjusted p": lambda row: p_value(row["p_adjusted"]) if is_compared(row) else NOTHING,
+            "the same, any floor": lambda row: p_value(row["p_any_floor_adjusted"]) if is_compared(row) else NOTHING,
+        },
+    )
 
 
-def models_table(law: Entry) -> str:
+def _models(law: Entry) -> str:
     """Nested models with their likelihood ratios against separate laws."""
     tests = {test["restricted"]: test for test in law["tests"] if test["wider"] == "separate"}
     rows = []
@@ -253,14 +106,14 @@ def models_table(law: Entry) -> str:
         replicates = test.get("replicates")
         rows.append(
             [
-                MODEL_NAMES.get(model["model"], model["model"]) + ("" if model["converged"] else " (did not converge)"),
+                MODEL_NAMES[model["model"]] + ("" if model["converged"] else " (did not converge)"),
                 str(model["parameters"]),
                 sig(model["aicc"]),
                 sig(model["aicc_above_best"], 3),
                 sig(test.get("statistic"), 3),
-                str(test["df"]) if test else NOTHING,
+                str(test.get("df", NOTHING)),
                 p_value(test.get("p"), replicates),
-                str(replicates) if replicates else NOTHING,
+                str(replicates or NOTHING),
                 p_value(test.get("p_chi2")),
             ]
         )
@@ -268,9 +121,9 @@ def models_table(law: Entry) -> str:
     return table(header, rows)
 
 
-def _explained(law: Entry) -> str:
+def _models_explained(law: Entry) -> str:
     if not law["independent"]:
-        return "Rows share runs or shapes, so no likelihood ratio is shown: it would take them for independent."
+        return "Rows share runs or shapes, so no likelihood ratio is shown: it would treat them as independent."
     words = (
         "LR is the likelihood ratio against separate laws. `p calibrated` comes from data simulated under the "
         "restricted model with every family's own scatter, because `p chi2` is too small with few runs."
@@ -278,184 +131,155 @@ def _explained(law: Entry) -> str:
     levels = next((t for t in law["tests"] if t["restricted"] == "one_law" and t["wider"] != "separate"), None)
     if levels is None:
         return words
-    p = _is(p_value(levels["p"], levels["replicates"]))
+    p = p_value(levels["p"], levels["replicates"], equals=True)
     return (
         f"{words} One law for all against a constant factor on size by family: LR {sig(levels['statistic'], 3)}, p {p}."
     )
 
 
-def _is(p: str) -> str:
-    return p if p[0] in "<≤–" else f"= {p}"
-
-
-def pairs_table(law: Entry) -> str:
-    """Differences of exponents with their adjusted p."""
-    rows = []
-    for row in law["pairs"]:
-        known = row["identified"] and is_number(row["delta"])
-        rows.append(
-            [
-                f"{escape_markdown(row['a'])} - {escape_markdown(row['b'])}",
-                row["exponent"],
-                with_interval(row["delta"], [row["ci_low"], row["ci_high"]], 3) if known else "not identified",
-                p_value(row["p"]) if known else NOTHING,
-                p_value(row["p_adjusted"]) if known else NOTHING,
-                p_value(row["p_any_floor_adjusted"]) if known else NOTHING,
-            ]
-        )
-    return table(("pair", "exponent", "difference", "p", "Holm-adjusted p", "the same, any floor"), rows)
-
-
-def efficiency(law: Entry, level: float) -> list[str]:
-    """rho_N and rho_D in words, with whether the model they belong to holds."""
-    rows = law.get("efficiency") or []
+def _efficiency(law: Entry, level: float) -> list[str]:
+    """rho_N and rho_D in words, and whether the model they belong to holds."""
+    sentences = []
+    for row in law["efficiency"] or []:
+        unit, ends = UNITS.get(row["variable"], row["variable"]), [row["low"], row["high"]]
+        is_wide = not all(map(is_number, ends)) or ends[0] <= 0 or ends[1] / ends[0] > MAX_FACTOR_RANGE
+        factor = "an unknown number of" if is_wide else with_interval(row["factor"], ends, 3)
+        reference = escape_markdown(row["reference"])
+        sentences.append(f"One {unit} of {family_name(row)} is worth {factor} {unit}s of {reference}.")
     models = {t["restricted"]: t for t in law["tests"] if t["wider"] == "separate"}
     test = models.get("efficiency") or models.get("shared_exponents")
-    said = []
-    for row in rows:
-        thing = {"N": "parameter", "D": "training token", "C": "FLOP"}.get(row["variable"], row["variable"])
-        ends = [row["low"], row["high"]]
-        wide = not all(map(is_number, ends)) or ends[0] <= 0 or ends[1] / ends[0] > 100
-        told = "an unknown number of" if wide else f"{with_interval(row['factor'], ends, 3)}"
-        said.append(
-            f"One {thing} of {escape_markdown(row['family'])} is worth {told} {thing}s of "
-            f"{escape_markdown(row['reference'])}."
-        )
-    if said and test and is_number(test["p"]):
-        p = p_value(test["p"], test.get("replicates"))
+    if sentences and test and is_number(test["p"]):
         holds = "is rejected, so take these as a summary only" if test["p"] < 1 - level else "is not rejected"
-        said.append(
-            f"The model behind these factors (families differ by a factor on size and data only) {holds} (p {_is(p)})."
+        sentences.append(
+            f"The model behind these factors (families differ by a factor on size and data only) {holds} "
+            f"(p {p_value(test['p'], test.get('replicates'), equals=True)})."
         )
-    return said
+    return sentences
 
 
 def _pooled(analysis: Directory, law: Entry) -> str:
     rows = [
         [
             name,
-            with_interval(one["mean"], [one["low"], one["high"]]),
-            with_interval(one["tau"], [0, one["tau_high"]], 3),
-            interval([one["next_low"], one["next_high"]]),
-            p_value(one["q_p"]),
+            with_interval(mean["mean"], [mean["low"], mean["high"]]),
+            with_interval(mean["tau"], [0, mean["tau_high"]], 3),
+            interval([mean["next_low"], mean["next_high"]]),
+            p_value(mean["q_p"]),
         ]
-        for name, one in (law.get("pooled") or {}).items()
-        if one
+        for name, mean in (law["pooled"] or {}).items()
+        if mean
     ]
-    if not rows:
-        return ""
     words = "Mixed-effects summary: families as draws from a population of families"
-    few = "" if len(analysis.families) > 4 else f", of which {len(analysis.families)} is a small sample"
-    header = (
-        "exponent",
-        "mean over families",
-        "spread between families (tau)",
-        "a family not trained",
-        "p of no spread",
-    )
-    return f"{words}{few}.\n\n{table(header, rows)}"
+    if len(analysis.families) <= 4:
+        words += f", of which {len(analysis.families)} is a small sample"
+    header = ("exponent", "mean over families", "spread between families (tau)", "a family not trained",
+              "p of no spread")  # fmt: skip
+    return f"{words}.\n\n{table(header, rows)}" if rows else ""
 
 
 def _other_laws(laws: Sequence[Entry]) -> str:
-    rows = []
-    for law in laws:
-        for name, test in law["joint"].items():
-            rows.append([f"`{law['law']}`", name, escape_markdown(listed(test["families"])), p_value(test["p"])])
+    rows = [
+        [f"`{law['law']}`", name, escape_markdown(listed(test["families"])), p_value(test["p"])]
+        for law in laws
+        for name, test in law["joint"].items()
+    ]
     return table(("law", "exponent", "families that identify it", "p of one exponent for all"), rows)
 
 
 def _ranking(analysis: Directory) -> list[str]:
     ranking = analysis.comparison["ranking"]
-    usable = [row for row in ranking["rankings"] if row["usable"]]
-    order = " > ".join(ranking["primary_order"])
+    unknown, order = escape_markdown(ranking["unknown"]), escape_markdown(" > ".join(ranking["primary_order"]))
     if not order:
-        return [f"**Ranking**: none, because {escape_markdown(ranking['unknown'])}."]
-    blocks = [f"**Ranking** (steepest first): {escape_markdown(order)}."]
+        return [f"**Ranking**: none, because {unknown}."]
+    heading = f"**Ranking** (steepest first): {order}."
     if ranking["survives"] is None:
-        return [*blocks, f"Whether the order survives cannot be said: {escape_markdown(ranking['unknown'])}."]
-    blocks.append(
+        return [heading, f"It is unknown whether the order survives: {unknown}."]
+    pairs = {
+        "steeper": lambda pair: escape_markdown(pair["steeper"]),
+        "flatter": lambda pair: escape_markdown(pair["flatter"]),
+        "also in": lambda pair: f"{pair['same']} of {pair['of']}",
+    }
+    orders = {
+        "law": lambda row: f"`{row['law']}`",
+        "target": lambda row: TARGET_NAMES[row["target"]],
+        "N": lambda row: size_words(row["size"]) if row["size"] else NOTHING,
+        "fitted by": lambda row: LOSS_NAMES[row["loss"]],
+        "order": lambda row: escape_markdown(" > ".join(row["order"])),
+    }
+    usable = [row for row in ranking["rankings"] if row["usable"]]
+    unused = _unused([row for row in ranking["rankings"] if not row["usable"]])
+    content = f"{table_by_column(usable, orders)}\n\n{unused}"
+    return [
+        heading,
         f"The same order in {ranking['same_order']} of {ranking['compared_with']} other fits in the same variable. "
-        + _survival(ranking["survives_change_of"])
-    )
-    pairs = [
-        [escape_markdown(p["steeper"]), escape_markdown(p["flatter"]), f"{p['same']} of {p['of']}"]
-        for p in ranking["pairs"]
+        + _survival(ranking["survives_change_of"]),
+        table_by_column(ranking["pairs"], pairs),
+        folded_if_long(f"All {len(usable)} rankings", content, len(usable), VISIBLE_ROWS // 2),
     ]
-    blocks.append(table(("steeper", "flatter", "also in"), pairs))
-    rows = [
-        [
-            f"`{row['law']}`",
-            TARGET_NAMES[row["target"]],
-            size_words(row["size"]) if row["size"] else NOTHING,
-            LOSS_NAMES[row["loss"]],
-            escape_markdown(" > ".join(row["order"])),
-        ]
-        for row in usable
-    ]
-    why = _unused([row for row in ranking["rankings"] if not row["usable"]])
-    listing = table(("law", "target", "N", "fitted by", "order"), rows)
-    content = f"{listing}\n\n{why}"
-    blocks.append(content if len(rows) <= VISIBLE_ROWS // 2 else folded(f"All {len(rows)} rankings", content))
-    return blocks
 
 
 def _survival(changes: dict[str, bool]) -> str:
-    kept = [_CHANGES[what] for what, same in changes.items() if same]
-    lost = [_CHANGES[what] for what, same in changes.items() if not same]
-    said = [f"It survives a change of {listed(kept)}."] if kept else []
-    return " ".join([*said, f"It does **not** survive a change of {listed(lost)}."] if lost else said)
+    names = {"law": "law", "target": "target", "size": "N", "loss": "what the fit minimises"}
+    kept, lost = (listed([names[key] for key, same in changes.items() if same == held]) for held in (True, False))
+    sentences = [f"It survives a change of {kept}." if kept else ""]
+    sentences += [f"It does **not** survive a change of {lost}." if lost else ""]
+    return " ".join(filter(None, sentences))
 
 
 def _unused(rows: Sequence[Entry]) -> str:
     """How many fits rank nothing, and why."""
     poor = sum(not row.get("tenable", True) for row in rows)
-    reasons = [
-        f"{number} {reason}"
-        for number, reason in (
-            (len(rows) - poor, "with an exponent that is not identified"),
-            (poor, "under a law that misses the data by much more than the best one"),
-        )
-        if number
-    ]
-    return f"Fits that rank nothing: {', '.join(reasons)}." if rows else ""
+    reasons = {
+        "with an exponent that is not identified": len(rows) - poor,
+        "under a law that misses the data by much more than the best one": poor,
+    }
+    counted = [f"{number} {reason}" for reason, number in reasons.items() if number]
+    return f"Fits that rank nothing: {', '.join(counted)}." if counted else ""
 
 
-_CHANGES = {"law": "law", "target": "target", "size": "N", "loss": "what the fit minimises"}
-
-
-def power_section(analysis: Directory) -> Section | None:
-    """What this design could have seen."""
-    paired = (analysis.comparison.get("paired") or {}).get("pairs") or []
-    law = analysis.compared
-    if law is None and not paired:
+def differences_figure(analysis: Directory) -> Figure | None:
+    """Pairwise differences of the exponents of the verdict's law."""
+    pairs = (analysis.compared or {}).get("pairs", [])
+    rows = [row for row in pairs if row["identified"] and is_number(row["delta"])]
+    if not rows:
         return None
-    section = Section("Power of the design")
-    power = (law or {}).get("power") or {}
-    chance = (
-        f"{analysis.comparison['paired']['power']:.0%}"
-        if is_number(analysis.comparison["paired"]["power"])
-        else NOTHING
+    groups = {name: [row for row in rows if row["exponent"] == name] for name in (row["exponent"] for row in rows)}
+    level = 1 - analysis.level
+    significant = sum(_is_significant(row, level) for row in rows)
+    left = max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows))
+    drawn, axes = panels(
+        len(groups),
+        f"Differences of exponents: {significant or 'none'} of {len(rows)} stand out from zero after Holm's adjustment",
+        columns=1,
+        width=4.8 + left,
+        height=0.8 + 0.3 * max(map(len, groups.values())),
+        margins=Margins(left=left, right=1.2),
     )
-    rows = [
-        [f"{escape_markdown(row['a'])} - {escape_markdown(row['b'])}", how, sig(row["detectable"], 3)]
-        for how, found in (
-            ("at the same sizes", paired),
-            ("above a shared floor", [{**row, **row["above_floor"]} for row in paired if row.get("above_floor")]),
-            ("by the law", power.get("by_pair") or []),
-        )
-        for row in found
-    ]
-    if not any(is_number(row["detectable"]) for row in (*paired, *(power.get("by_pair") or []))):
-        return section.add(
-            "This design could not have detected any difference of exponents with confidence: an exponent is not "
-            "identified."
-        )
-    section.add(
-        f"The difference of exponents that each comparison finds in {chance} of cases, at the scatter of that pair, "
-        f"adjusted over the pairs. No difference found means no more than that.",
-        table(("pair", "compared", "would be found"), rows),
-    )
-    advice = analysis.comparison["paired"]["advice"] if paired else power.get("advice")
-    if advice:
-        section.add(f"To find {sig(advice['difference'], 3)} takes {advice['text']}.")
-    return section
+    for axis, (name, group) in zip(axes, groups.items(), strict=True):
+        _differences(axis, group, level)
+        axis.set_xlabel(f"difference in {name}")
+    return drawn
+
+
+def _differences(axis: Axes, rows: list[Entry], level: float) -> None:
+    ends = [row[key] for row in rows for key in ("delta", "ci_low", "ci_high")]
+    edge = 1.08 * max(abs(end) for end in ends if is_number(end))
+    axis.axvline(0, color=INK, lw=0.8)
+    for y, row in enumerate(rows):
+        low, high = row["ci_low"], row["ci_high"]
+        colour = PALETTE[1] if _is_significant(row, level) else PALETTE[0]
+        axis.plot([low if is_number(low) else -edge, high if is_number(high) else edge], [y, y], color=colour, lw=1.6)
+        axis.plot(row["delta"], y, "o", color=colour, ms=5)
+        text_beside(axis, y, f"Holm p {p_value(row['p_adjusted'], equals=True)}", x=1.02, size=8)
+    axis.set_yticks(range(len(rows)), labels=[_label(row) for row in rows])
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlim(-edge, edge)
+
+
+def _is_significant(row: Entry, level: float) -> bool:
+    return is_number(row["p_adjusted"]) and row["p_adjusted"] < level
+
+
+def _label(row: Entry) -> str:
+    return f"{short(row['a'])} - {short(row['b'])}"

@@ -1,4 +1,4 @@
-"""An analysis directory as its readers, the figures and the report, see it."""
+"""An analysis directory as the figures and the report read it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from slm.report.style import colours, markers
 from slm.scaling.describe import Entry
 from slm.scaling.sample import column_of
 
 
 @dataclass(frozen=True)
 class Directory:
-    """What `slm.scaling.analyse` and the audit found, as the directory holds it."""
+    """The files of an analysis directory; `audit`, `settings` and `overlay` are empty if it has no such file."""
 
     path: Path
     fits: list[Entry]
@@ -23,14 +24,13 @@ class Directory:
     audit: Entry
     settings: Entry
     overlay: Entry
-    """Models from elsewhere beside the laws; empty without any."""
 
     @classmethod
     def read(cls, path: Path) -> Directory:
-        """Read fits.json and comparison.json, and audit.json, settings.json and overlay.json if they are there."""
+        """Read the JSON files; fits.json and comparison.json must be there."""
         fits, comparison = (json.loads((path / f"{name}.json").read_text()) for name in ("fits", "comparison"))
-        others = (_if_there(path / f"{name}.json") for name in ("audit", "settings", "overlay"))
-        return cls(path, fits, comparison, *others)
+        optional = [path / f"{name}.json" for name in ("audit", "settings", "overlay")]
+        return cls(path, fits, comparison, *(json.loads(p.read_text()) if p.exists() else {} for p in optional))
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -38,30 +38,46 @@ class Directory:
         frame = pd.read_csv(self.path / "results.csv", low_memory=False)
         return frame.assign(family=frame["family"].astype(str))
 
+    def rows_of(self, family: str) -> pd.DataFrame:
+        """The rows of one family."""
+        return self.results[self.results["family"] == family]
+
     @cached_property
     def tuning(self) -> pd.DataFrame:
-        """The best learning rate of each shape; empty where none was tuned."""
-        return _table_if_there(self.path / "tuning.csv")
+        """The best learning rate of each shape; empty if none was tuned."""
+        return self._optional_table("tuning.csv")
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """Every run of a sweep, before rates were chosen; empty without a sweep."""
-        return _table_if_there(self.path / "runs.csv")
+        """Every run of a sweep, before its learning rates were chosen; empty without a sweep."""
+        return self._optional_table("runs.csv")
 
-    @property
+    def _optional_table(self, name: str) -> pd.DataFrame:
+        path = self.path / name
+        return pd.read_csv(path, low_memory=False) if path.exists() else pd.DataFrame()
+
+    @cached_property
     def primary(self) -> Entry:
         """Law, target, size, loss and level of the verdict."""
         return dict(self.comparison["primary"])
 
-    @property
+    @cached_property
     def families(self) -> list[str]:
         """All families, in the order of the table."""
         return list(self.comparison["families"])
 
+    def colour(self, family: str) -> str:
+        """The colour of a family in every figure."""
+        return colours(self.families)[family]
+
+    def marker(self, family: str) -> str:
+        """The marker of a family in every figure."""
+        return markers(self.families)[family]
+
     @property
     def level(self) -> float:
         """Coverage of all intervals."""
-        return float(self.primary.get("level") or 0.95)
+        return float(self.primary["level"] or 0.95)
 
     @property
     def own(self) -> list[Entry]:
@@ -70,12 +86,11 @@ class Directory:
 
     @property
     def compared(self) -> Entry | None:
-        """The comparison under the primary law; None where there was none."""
-        found = self.comparison["laws"].get(self.primary["law"])
-        return dict(found) if found else None
+        """The comparison of families under the law of the verdict; None if there was none."""
+        return self.comparison["laws"].get(self.primary["law"])
 
     def entries(self, *, law: str | None = None, target: str | None = None, size: str | None = None) -> list[Entry]:
-        """Fits by the primary loss of one law (None: all), of the primary target and N unless others are asked for."""
+        """Fits by the primary loss of one law (None: all); target and N are the primary ones unless given."""
         main = self.primary
         return [
             entry
@@ -93,11 +108,3 @@ class Directory:
     def equation(self, law: str) -> str:
         """A law that was fitted, as people write it."""
         return str(next(entry["equation"] for entry in self.fits if entry["law"] == law))
-
-
-def _if_there(path: Path) -> Entry:
-    return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def _table_if_there(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, low_memory=False) if path.exists() else pd.DataFrame()

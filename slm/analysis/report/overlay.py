@@ -9,7 +9,7 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, bullets, figure, folded, table
-from slm.report.style import INK, Margins, axes_at, colours, log_axis, markers, sheet, short
+from slm.report.style import INK, Margins, log_axis, panels, plot_runs, short
 from slm.runtime.words import (
     NOTHING,
     TARGET_NAMES,
@@ -24,115 +24,112 @@ from slm.runtime.words import (
     sig,
     size_words,
 )
-from slm.scaling.describe import Entry
+from slm.scaling.describe import Entry, family_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 7.6, 4.4
-"""Of the figure's panel, in inches."""
-MARGINS = Margins(left=0.75, right=0.25, top=0.15)
+MAX_VISIBLE_MODELS = 4
 
 
 def overlay_figure(analysis: Directory) -> Figure | None:
-    """Runs and laws of all families in one panel, as far as the largest model goes, and the models by name."""
-    laid = analysis.overlay
-    families = [family for family in laid.get("families", []) if family["curve"]]
+    """Runs and laws of all families in one panel, up to the largest model, and the models by name."""
+    overlay = analysis.overlay
+    families = [family for family in overlay.get("families", []) if family["curve"]]
     if not families:
         return None
-    models = plural(len(laid["points"]), "model")
-    title = f"{models} from elsewhere beside the laws of these runs: not a controlled comparison"
-    drawn, head = sheet(title, WIDTH, HEIGHT, analysis.families)
-    inner = WIDTH - MARGINS.left - MARGINS.right, HEIGHT - MARGINS.top - MARGINS.bottom
-    axis = axes_at(drawn, MARGINS.left, head + MARGINS.top, *inner)
+    models = plural(len(overlay["points"]), "model")
+    drawn, (axis,) = panels(
+        1,
+        f"{models} from elsewhere beside the laws of these runs: not a controlled comparison",
+        columns=1,
+        width=7.6,
+        height=4.4,
+        margins=Margins(left=0.75, right=0.25, top=0.15),
+        families=analysis.families,
+    )
     for family in families:
         _law(axis, analysis, family)
-    x, y = ([point[key] for point in laid["points"]] for key in ("N", "value"))
-    axis.plot(x, y, ls="", marker="*", ms=10, mfc="white", mec=INK, mew=1.1, zorder=4)
-    for point in laid["points"]:
+    sizes, values = ([point[key] for point in overlay["points"]] for key in ("N", "value"))
+    axis.plot(sizes, values, ls="", marker="*", ms=10, mfc="white", mec=INK, mew=1.1, zorder=4)
+    for point in overlay["points"]:
         axis.annotate(short(point["name"]), (point["N"], point["value"]), (-7, 5), textcoords="offset points",
                       ha="right", fontsize=7.5, color=INK, zorder=4)  # fmt: skip
-    _axes(axis, analysis, families, y)
+    curve = [point for family in families for point in family["curve"]]
+    x = [point["N"] for point in curve]
+    y = np.array([*values, *(point["value"] for point in curve), *analysis.results[overlay["target"]]], float)
+    axis.grid(True)
+    log_axis(axis.xaxis, min(x), max(x))
+    log_axis(axis.yaxis, y.min() / 1.06, y.max() * 1.06)
+    axis.set_xlabel(axis_name("N", overlay["size"]))
+    axis.set_ylabel(TARGET_UNITS[overlay["target"]])
     return drawn
 
 
 def _law(axis: Axes, analysis: Directory, family: Entry) -> None:
-    """Runs as marks, the law within them as a line, beyond them dashed, and the band of one more run."""
-    name, curve = family["family"], family["curve"]
-    colour = colours(analysis.families)[name]
-    x, y, low, high = (np.array([one[key] for one in curve], float) for key in ("N", "value", "low", "high"))
-    seen = (family["range"][0] <= x) & (x <= family["range"][1])
+    """Runs as marks, the law within them as a line, beyond them dashed, and the interval of one more run."""
+    name = family["family"]
+    colour = analysis.colour(name)
+    keys = ("N", "value", "low", "high")
+    x, y, low, high = (np.array([point[key] for point in family["curve"]], float) for key in keys)
+    inside = (family["range"][0] <= x) & (x <= family["range"][1])
     axis.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     axis.plot(x, y, color=colour, lw=1.1, ls=(0, (4, 2)))
-    axis.plot(x[seen], y[seen], color=colour, lw=1.8)
-    runs = analysis.results[analysis.results["family"] == name]
-    axis.plot(runs[analysis.overlay["size"]], runs[analysis.overlay["target"]], ls="",
-              marker=markers(analysis.families)[name], ms=3.6, mfc=colour, mec="white", mew=0.4)  # fmt: skip
-
-
-def _axes(axis: Axes, analysis: Directory, families: list[Entry], values: list[float]) -> None:
-    target = analysis.overlay["target"]
-    x = np.array([one["N"] for family in families for one in family["curve"]])
-    laws = [one["value"] for family in families for one in family["curve"]]
-    y = np.array([*values, *laws, *analysis.results[target]], float)
-    axis.grid(True)
-    log_axis(axis.xaxis, x.min(), x.max())
-    log_axis(axis.yaxis, y.min() / 1.06, y.max() * 1.06)
-    axis.set_xlabel(axis_name("N", analysis.overlay["size"]))
-    axis.set_ylabel(TARGET_UNITS[target])
+    axis.plot(x[inside], y[inside], color=colour, lw=1.8)
+    rows = analysis.rows_of(name)
+    plot_runs(axis, rows[analysis.overlay["size"]], rows[analysis.overlay["target"]], colour, analysis.marker(name))
 
 
 def overlay_section(analysis: Directory) -> Section | None:
-    """What each law says at the size of each model, and why the two do not compare like runs do."""
-    laid = analysis.overlay
-    if not laid:
+    """What each law predicts at the size of each model, and why models and runs do not compare like runs do."""
+    overlay = analysis.overlay
+    if not overlay:
         return None
-    held = next((family["held"] for family in laid["families"] if family.get("held")), None)
+    held = next((family["held"] for family in overlay["families"] if family.get("held")), None)
     at = f" Curves are drawn at D = {amount('D', held)}." if held else ""
-    section = Section("Models from elsewhere").add(
-        f"`{escape_markdown(laid['source'])}`, laid over by {TARGET_NAMES[laid['target']]} (column "
-        f"`{escape_markdown(laid['column'])}`). Each law is `{laid['law']}`, N being {size_words(laid['size'])}; it "
-        f"says what "
-        f"one more run of these families would reach at that size, with the {laid['level']:.0%} interval of one run.",
+    return Section("Models from elsewhere").add(
+        f"`{escape_markdown(overlay['source'])}`, laid over by {TARGET_NAMES[overlay['target']]} (column "
+        f"`{escape_markdown(overlay['column'])}`). Each law is `{overlay['law']}`, where N counts "
+        f"{size_words(overlay['size'])}; it predicts what one more run of these families would reach at that size, "
+        f"with the {overlay['level']:.0%} interval of one run.",
         "**This is no controlled comparison.** What differs:",
-        bullets([escape_markdown(caveat) for caveat in laid["caveats"]]),
+        bullets(map(escape_markdown, overlay["caveats"])),
         figure(
             analysis.path,
             "overlay",
-            "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs; band: where one "
-            f"more run would fall.{at}",
+            "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs; band: interval of "
+            f"one more run.{at}",
         ),
-        bullets([escape_markdown(note) for note in laid["notes"]]),
+        bullets(map(escape_markdown, overlay["notes"])),
+        *(_family(overlay, family) for family in overlay["families"]),
     )
-    for family in laid["families"]:
-        section.add(_family(laid, family, alone=len(laid["families"]) == 1))
-    return section
 
 
-def _family(laid: Entry, family: Entry, *, alone: bool) -> str:
+def _family(overlay: Entry, family: Entry) -> str:
     """Every model beside the law of one family."""
-    name = escape_markdown(family["family"])
+    name = family_name(family)
     if family["refused"]:
         return f"{name}: no law. {escape_markdown(family['refused'])}."
-    header = ("model", "measured", "N", "tokens", laid["target"].replace("_", " "), "the law", "off the law",
+    header = ("model", "measured", "N", "tokens", overlay["target"].replace("_", " "), "the law", "off the law",
               "beyond the runs")  # fmt: skip
-    rows = [_row(point, one) for point, one in zip(laid["points"], family["models"], strict=True)]
+    rows = [_row(point, model) for point, model in zip(overlay["points"], family["models"], strict=True)]
     doubt = "" if family["identified"] else " Its exponent is **NOT IDENTIFIED**, so take no value from it."
     content = table(header, rows)
-    return f"{name}:{doubt}\n\n{content}" if alone or len(rows) <= 4 else folded(f"{name}{doubt}", content)
+    is_visible = len(overlay["families"]) == 1 or len(rows) <= MAX_VISIBLE_MODELS
+    return f"{name}:{doubt}\n\n{content}" if is_visible else folded(f"{name}{doubt}", content)
 
 
-def _row(point: Entry, one: Entry) -> list[str]:
-    off = f"{100 * math.expm1(one['log_ratio']):+.1f}%"
-    inside = {True: " (inside)", False: " (outside)"}.get(one["inside"], "")
+def _row(point: Entry, model: Entry) -> list[str]:
+    inside = {True: " (inside)", False: " (outside)"}.get(model["inside"], "")
+    ends = f" {interval([model['low'], model['high']])}" if is_number(model["low"]) else ""
     return [
         escape_markdown(point["name"]),
         escape_markdown(point["measure"] or NOTHING),
         count(point["N"]),
-        count(point["tokens"]) if is_number(point["tokens"]) else "not known",
+        count(point["tokens"]) if is_number(point["tokens"]) else "unknown",
         sig(point["value"]),
-        f"{sig(one['value'])} {interval([one['low'], one['high']])}" if is_number(one["low"]) else sig(one["value"]),
-        off + inside,
-        f"{one['times_beyond']:.3g} times" if one["times_beyond"] > 1 else "within",
+        sig(model["value"]) + ends,
+        f"{100 * math.expm1(model['log_ratio']):+.1f}%{inside}",
+        f"{model['times_beyond']:.3g} times" if model["times_beyond"] > 1 else "within",
     ]

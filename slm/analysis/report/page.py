@@ -7,7 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm.analysis.report import compare, compute, figures_compare, figures_fits, fits, methods, overlay, rates
+from slm.analysis.report import (
+    compare,
+    compute,
+    curves,
+    exponents,
+    isoflop,
+    methods,
+    overlay,
+    paired,
+    predictions,
+    rates,
+    selection,
+    verdict,
+)
 from slm.analysis.report.directory import Directory
 from slm.report.html import page
 from slm.report.markdown import Section
@@ -15,32 +28,35 @@ from slm.report.style import draw
 from slm.runtime.files import write_whole
 from slm.runtime.words import escape_markdown
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SECTIONS = (
-    compare.verdict_section,
-    compare.analysed_section,
-    compare.audit_section,
-    compare.published_section,
-    fits.exponents_section,
-    fits.references_section,
-    fits.curves_section,
+    verdict.verdict_section,
+    verdict.analysed_section,
+    verdict.audit_section,
+    verdict.published_section,
+    exponents.exponents_section,
+    exponents.references_section,
+    curves.curves_section,
     overlay.overlay_section,
-    compare.paired_section,
+    paired.paired_section,
     compare.comparison_section,
-    compare.power_section,
-    fits.selection_section,
-    fits.predictions_section,
-    fits.given_section,
-    fits.doubling_section,
+    paired.power_section,
+    selection.selection_section,
+    predictions.predictions_section,
+    predictions.given_section,
+    predictions.doubling_section,
     compute.compute_section,
     rates.rates_section,
     methods.methods_section,
     methods.reproduce_section,
-    fits.certificates_section,
+    selection.certificates_section,
 )
 
 
 def write_report(directory: Path) -> None:
-    """Write report.md and report.html from the JSON files and the figures in `directory`, and from nothing else."""
+    """Write report.md and report.html from the files in `directory`, and nothing else."""
     analysis = Directory.read(directory)
     name = analysis.comparison["table"]
     title = "Scaling analysis" + (f" of {name}" if name else "")
@@ -50,22 +66,19 @@ def write_report(directory: Path) -> None:
     write_whole(directory / "report.html", page(title, text, directory))
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
-    "curves": figures_fits.curves,
+    "curves": curves.curves_figure,
     "overlay": overlay.overlay_figure,
-    "residuals": figures_fits.residuals,
-    "exponents": figures_compare.exponents,
-    "profiles": figures_fits.profiles,
-    "extrapolation": figures_fits.extrapolation,
-    "doubling": figures_fits.doubling,
-    "ratios": figures_compare.ratios,
-    "differences": figures_compare.differences,
-    "pareto": figures_compare.pareto,
-    "isoflop": figures_compare.isoflop,
-    "rates": rates.rates,
+    "residuals": curves.residuals_figure,
+    "exponents": exponents.exponents_figure,
+    "profiles": curves.profiles_figure,
+    "extrapolation": selection.extrapolation_figure,
+    "doubling": predictions.doubling_figure,
+    "ratios": paired.ratios_figure,
+    "differences": compare.differences_figure,
+    "pareto": compute.pareto_figure,
+    "isoflop": isoflop.isoflop_figure,
+    "rates": rates.rates_figure,
 }
 
 

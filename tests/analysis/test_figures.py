@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from slm.analysis.report import figures_compare, figures_fits
+from slm.analysis.report.curves import _points, curves_figure
 from slm.analysis.report.directory import Directory
+from slm.analysis.report.exponents import exponents_figure
+from slm.analysis.report.isoflop import isoflop_figure
 from slm.analysis.report.page import FIGURES, draw_figures, write_report
 from slm.report.style import colours, log_axis, markers, style, tick_label
-from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
+from tests.analysis.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +79,8 @@ def test_the_same_directory_gives_the_same_bytes_and_stale_figures_go(one: Path,
 
 
 def test_the_isoflop_figure_shows_the_budgets_and_lowest_points_of_the_comparison(iso: Path) -> None:
-    of = Directory.read(iso)
-    figure = figures_compare.isoflop(of)
+    analysis = Directory.read(iso)
+    figure = isoflop_figure(analysis)
     assert figure is not None
     (row,) = read(iso, "comparison")["isoflop"]
     lines = figure.axes[0].get_lines()
@@ -97,12 +99,12 @@ def test_the_isoflop_figure_shows_the_budgets_and_lowest_points_of_the_compariso
 
 
 def test_points_of_a_law_in_two_variables_lie_where_the_law_moves_them(iso: Path) -> None:
-    of = Directory.read(iso)
-    (entry,) = of.own
-    x, y = figures_fits._shown_points(of, entry)
+    analysis = Directory.read(iso)
+    (entry,) = analysis.own
+    x, y = _points(analysis, entry)
     p, D = entry["params"], entry["curve"]["held"]["D"]
     law = p["E"] + p["A"] / x ** p["alpha"] + p["B"] / D ** p["beta"]
-    frame = of.results.sort_values("N") if "N" in of.results else of.results
+    frame = analysis.results.sort_values("N") if "N" in analysis.results else analysis.results
     measured = frame["loss"].to_numpy()
     at_run = p["E"] + p["A"] / frame["params_total"] ** p["alpha"] + p["B"] / frame["tokens"] ** p["beta"]
     expected = dict(zip(frame["params_total"].round(), law * 0 + measured / at_run, strict=True))
@@ -122,17 +124,17 @@ def test_curves_of_families_share_axes_only_where_other_variables_are_held_alike
 
 def panels_of(folder: Path) -> list[object]:
     with style():
-        figure = figures_fits.curves(Directory.read(folder))
+        figure = curves_figure(Directory.read(folder))
         assert figure is not None
         return figure.axes
 
 
 def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(one: Path) -> None:
-    of = Directory.read(one)
-    lost = [entry for entry in of.entries(law="power_floor") if not entry["identified"]]
+    analysis = Directory.read(one)
+    lost = [entry for entry in analysis.entries(law="power_floor") if not entry["identified"]]
     assert lost
     with style():
-        figure = figures_compare.exponents(of)
+        figure = exponents_figure(analysis)
     assert figure is not None
     shown = [text.get_text() for text in figure.findobj(Text)]
     assert "not identified" in shown
@@ -156,10 +158,10 @@ def test_numbers_that_could_not_be_computed_leave_figures_without_nan_or_none(tw
         law.get("power", {})["detectable"] = None
     write(tmp_path / "d", "fits", fits)
     write(tmp_path / "d", "comparison", comparison)
-    of = Directory.read(tmp_path / "d")
+    analysis = Directory.read(tmp_path / "d")
     for figure_of in FIGURES.values():
         with style():
-            figure = figure_of(of)
+            figure = figure_of(analysis)
         for text in figure.findobj(Text) if figure else []:
             assert "nan" not in text.get_text()
             assert "None" not in text.get_text()

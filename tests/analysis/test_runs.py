@@ -80,7 +80,7 @@ def test_a_setting_of_the_schedule_that_is_not_set_is_as_if_there_were_none(tmp_
     ("content", "said"),
     [
         ("{", "not JSON"),
-        ("[]", "holds no result"),
+        ("[]", "must hold the result of a run"),
         ({"status": "completed"}, "has no family"),
         (result(shape=None), "other fields"),
     ],
@@ -95,5 +95,5 @@ def test_a_result_that_cannot_be_read_is_named(content: object, said: str, tmp_p
 def test_a_directory_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         collect_runs(tmp_path)
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="does not exist"):
         collect_runs(tmp_path / "none")

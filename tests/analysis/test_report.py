@@ -18,7 +18,16 @@ from slm.analysis.report.page import draw_figures, write_report
 from slm.report.markdown import table
 from slm.runtime.words import count, escape_markdown, interval, p_value, sig
 from slm.scaling.describe import notes
-from tests.scaling.analysed import analysed, isoflop_runs, one_family, read, two_families, without_numbers, write
+from tests.analysis.analysed import (
+    AUDIT,
+    analysed,
+    isoflop_runs,
+    one_family,
+    read,
+    two_families,
+    without_numbers,
+    write,
+)
 
 WILD = "<b>wide|$x$</b>"
 
@@ -266,7 +275,7 @@ def test_a_reference_far_from_its_runs_is_left_out_with_both_ranges(one: Path, t
     text = markdown(tmp_path / "d")
     assert "| Hoffmann 2022 |" not in text
     assert "| Besiroglu 2024 ‡ |" in text
-    assert "Left out, as the runs are far outside: Hoffmann 2022 (N from 70M to 16B): only has 50k to 5M." in text
+    assert "Left out, because the runs are far outside: Hoffmann 2022 (N from 70M to 16B): only has 50k to 5M." in text
 
 
 @pytest.mark.parametrize("which", ["two", "one", "iso"])
@@ -289,7 +298,7 @@ def test_a_controlled_comparison_says_so_and_each_violation_is_named(two: Path, 
     assert "**NOT CONTROLLED**" in markdown(two)
     assert "Families differ in seeds: a 1; b 2." in markdown(two)
     shutil.copytree(two, tmp_path / "d")
-    write(tmp_path / "d", "audit", {"controlled": True, "violations": [], "unknown": [], "checked": []})
+    write(tmp_path / "d", "audit", AUDIT | {"controlled": True, "violations": [], "unknown": []})
     write_report(tmp_path / "d")
     assert "**CONTROLLED**" in markdown(tmp_path / "d")
     assert "NOT CONTROLLED" not in markdown(tmp_path / "d").partition("## What was analysed")[2]

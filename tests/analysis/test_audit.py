@@ -71,7 +71,7 @@ def test_what_the_table_does_not_say_is_not_taken_as_matched(columns: list[str],
     found = audit(runs().drop(columns=columns))
     assert not found["controlled"]
     assert what(found, "unknown") == [named]
-    assert "does not say" in found["unknown"][0]["sentence"]
+    assert "does not state" in found["unknown"][0]["sentence"]
 
 
 def test_the_batch_the_precision_and_the_seeds_may_be_unknown() -> None:
@@ -103,13 +103,13 @@ def test_ranges_of_sizes_that_differ_are_named_beside_the_sizes() -> None:
     found = {item["what"]: item["sentence"] for item in audit(longer)["violations"]}
     assert "sizes" in found
     assert found["ranges"] == (
-        "Ranges of params_total differ between families: exponents compare over the common range only, "
+        "Ranges of params_total differ between families: exponents compare only over the common range, "
         "1.03e+06 to 1e+07."
     )
     apart = runs()
     apart.loc[wide(apart), "params_total"] *= 100
     found = {item["what"]: item["sentence"] for item in audit(apart)["violations"]}
-    assert found["ranges"].endswith("over the common range only, of which there is none.")
+    assert found["ranges"].endswith("over the common range, which does not exist.")
     between = runs()
     between.loc[wide(between) & (between["params_total"] == 3.09e6), "params_total"] = 5e6
     assert what(audit(between), "violations") == ["sizes"]

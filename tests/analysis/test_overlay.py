@@ -12,7 +12,6 @@ from scipy import stats
 from slm.analysis.overlay import check_overlay_of_sweep, laid_over, read_overlay
 from slm.analysis.run import analyse_runs
 from slm.evaluation.report.write import write_report
-from slm.scaling.analysis import Analysis
 from slm.scaling.overlay import Model, law_to_lay_over, lay_over
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
@@ -38,8 +37,7 @@ def laid(models: str, *overrides: str, frame: pd.DataFrame | None = None) -> dic
     Path("models.csv").write_text(models)
     overlay = read_overlay(check_settings(composed("overlay=models.csv", *overrides)))
     assert overlay is not None
-    found = Analysis([], {"primary": {"law": "power"}})
-    return laid_over(overlay, table_from_frame(runs() if frame is None else frame), found, Settings(), 1)
+    return laid_over(overlay, table_from_frame(runs() if frame is None else frame), "power", Settings(), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +98,7 @@ def test_an_overlay_is_in_the_report_with_everything_that_differs_and_goes_with_
     assert [caveat.partition(":")[0] for caveat in found["caveats"]] == said
     assert all(f"- {caveat}" in report for caveat in found["caveats"])
     assert "1 of 2 lie beyond the sizes of the runs, by a factor of up to 10;" in report
-    assert "on 1e+09 tokens, the checkpoints on 2e+12 tokens and on a number that the file does not say (sm" in report
+    assert "on 1e+09 tokens, the checkpoints on 2e+12 tokens and on a number that the file does not state (sm" in report
     monkeypatch.setattr("slm.analysis.run._report", lambda folder: None)
     analyse_runs(check_settings(composed(*asked)))
     assert not Path("out/overlay.json").exists()
@@ -126,7 +124,7 @@ def test_nats_a_token_are_laid_over_only_within_one_tokenizer() -> None:
     only_loss = table({"a": 0.1, "b": 0.12}).assign(tokenizer="llama")
     models = "model,params_total,loss,tokenizer\nm,6e8,2.9,{}\n"
     assert laid(models.format("llama"), frame=only_loss)["target"] == "loss"
-    with pytest.raises(ValueError, match="no bits_per_byte, and loss a token does not compare across tokenizers"):
+    with pytest.raises(ValueError, match="no bits_per_byte, and loss per token does not compare across tokenizers"):
         laid(models.format("gpt2"), frame=only_loss)
 
 

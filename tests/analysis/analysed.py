@@ -15,7 +15,7 @@ from tests.seeds import seeded
 AUDIT: dict[str, Any] = {
     "controlled": False,
     "violations": [{"what": "seeds", "families": {}, "sentence": "Families differ in seeds: a 1; b 2."}],
-    "unknown": [{"what": "schedule", "sentence": "The table does not say, for every run, what its schedule was."}],
+    "unknown": [{"what": "schedule", "sentence": "The table does not state the schedule of every run."}],
     "checked": [],
     "varies": [],
 }

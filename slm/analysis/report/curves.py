@@ -1,0 +1,299 @@
+"""Figures of the fits of the verdict, with their section: curves, residuals, profile likelihoods."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import Section, figure
+from slm.report.style import GREY, INK, Margins, log_axis, panels, plot_runs, short
+from slm.runtime.words import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
+from slm.scaling.describe import Entry, has_complete_lists, is_identified
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_REFERENCE_RATIO = 2.0
+"""A published law that is off by more, as at a budget far from its own, would squeeze the runs into a strip."""
+
+
+def curves_section(analysis: Directory) -> Section:
+    """The figures of the fits."""
+    return Section("Curves and residuals").add(
+        figure(
+            analysis.path,
+            "curves",
+            "Marks: runs. Line: the law, dashed beyond the data. Dark band: interval of the law; light band: interval "
+            "of one more run. Dotted: the floor, where it is identified. Grey dashes: published laws with the same "
+            "target and the same N.",
+        ),
+        figure(analysis.path, "residuals", "A pattern here that families share is something the law leaves out."),
+        figure(
+            analysis.path,
+            "profiles",
+            "How much worse the best fit gets when the exponent is held elsewhere: the interval is where |t| stays "
+            "under the dotted line.",
+        ),
+    )
+
+
+def curves_figure(analysis: Directory) -> Figure | None:
+    """Points and fitted curves: all families in one panel, and each in a panel of its own with its bands."""
+    entries = [
+        entry
+        for entry in analysis.own
+        if has_complete_lists(entry.get("curve"), "x", "centre")
+        and has_complete_lists(entry.get("points"), "value", "residual")
+    ]
+    if not entries:
+        return None
+    several = len(entries) > 1
+    same_held = len({_held(entry) for entry in entries}) == 1
+    together = several and same_held  # one panel holds all families only if their curves are at the same D
+    drawn, axes = panels(
+        len(entries) + together,
+        _title(analysis, entries, same_held),
+        columns=3,
+        width=3.15 if several else 6.8,
+        height=2.7 if several else 4.2,
+        families=analysis.families if several else (),
+    )
+    for axis, entry in zip(axes[together:], entries, strict=True):
+        _bands(axis, analysis, entry)
+        _line_and_points(axis, analysis, entry)
+        _references(axis, analysis, entry)
+        _floor(axis, analysis, entry)
+        if several:
+            name = short(entry["family"]) + ("" if together else f" at {_held(entry)}")
+            axis.set_title(name, color=analysis.colour(entry["family"]), fontweight="bold")
+    if together:
+        axes[0].set_title("all families")
+        for entry in entries:
+            _line_and_points(axes[0], analysis, entry)
+    _same_axes(axes, analysis, entries)
+    return drawn
+
+
+def _title(analysis: Directory, entries: list[Entry], same_held: bool) -> str:
+    target, first = analysis.primary["target"].replace("_", " ").capitalize(), entries[0]
+    variable, held = first["curve"]["variable"], _held(first)
+    if len(entries) > 1:
+        answer = analysis.comparison["verdict"].get("distinguishable")
+        words = {True: ": the families scale differently", False: ": exponents are not distinguishable"}
+        title = f"{target} against {variable}{words.get(answer, '')}"
+    else:
+        name = first["exponents"][0]
+        fitted = f" = {sig(first['params'][name])} {interval(first['ci95'][name])}"
+        outcome = fitted if is_identified(first, name) else " not identified"
+        title = f"{target} of {short(first['family'])} against {variable}: {name}{outcome}"
+    title += f", under {_equation(analysis)}"
+    at = held if same_held else "values that differ by family, so compare slopes only"
+    return title + (f" (points moved along the law to {at})" if held else "")
+
+
+def _held(entry: Entry) -> str:
+    """The values at which a curve holds the law's other variables."""
+    return ", ".join(f"{name} = {amount(name, at)}" for name, at in (entry["curve"].get("held") or {}).items())
+
+
+def _equation(analysis: Directory) -> str:
+    """The law of the verdict, with spaces at which a line does not break."""
+    return analysis.equation(analysis.primary["law"]).replace(" ", "\u00a0")
+
+
+def _bands(axis: Axes, analysis: Directory, entry: Entry) -> None:
+    curve, colour = entry["curve"], analysis.colour(entry["family"])
+    for start, end, alpha in (("run_low", "run_high", 0.12), ("low", "high", 0.28)):
+        low, high = np.array(curve[start], float), np.array(curve[end], float)  # NaN where there is no band
+        axis.fill_between(curve["x"], low, high, color=colour, alpha=alpha, lw=0)
+
+
+def _line_and_points(axis: Axes, analysis: Directory, entry: Entry) -> None:
+    curve, colour = entry["curve"], analysis.colour(entry["family"])
+    x, y = np.array(curve["x"]), np.array(curve["centre"], float)
+    inside = x <= max(entry["points"][curve["variable"]]) * 1.001
+    axis.plot(x[inside], y[inside], color=colour, lw=1.6)
+    axis.plot(x[~inside], y[~inside], color=colour, lw=1.2, ls=(0, (4, 2)))
+    plot_runs(axis, *_points(analysis, entry), colour, analysis.marker(entry["family"]))
+
+
+def _points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    """Every run if the law has one variable; else the fitted points, moved along the law to the held values."""
+    curve, points = entry["curve"], entry["points"]
+    x = np.array(points[curve["variable"]], float)
+    if curve.get("held"):
+        centre = np.interp(np.log(x), np.log(curve["x"]), np.log(curve["centre"]))
+        return x, np.exp(centre + np.array(points["residual"], float))
+    rows = analysis.rows_of(entry["family"])
+    columns = [analysis.column(curve["variable"]), entry["target"]]
+    if not {*columns} <= {*rows}:
+        return x, np.array(points["value"], float)
+    return rows[columns[0]].to_numpy(float), rows[columns[1]].to_numpy(float)
+
+
+def _references(axis: Axes, analysis: Directory, entry: Entry) -> None:
+    """Published laws of the same target and N over the same sizes, with their names at the right edge."""
+    if entry["curve"].get("held") or entry["curve"]["variable"] != "N":
+        return
+    curve, largest = entry["curve"], max(entry["points"]["N"])
+    fitted = float(np.exp(np.interp(np.log(largest), np.log(curve["x"]), np.log(curve["centre"]))))
+    ends: list[tuple[float, str]] = []
+    for row in analysis.comparison["references"]:
+        is_same = all(row[key] == entry[key] for key in ("family", "target", "size")) and row["same_size_definition"]
+        if not is_same or not row["curve"]:
+            continue
+        x = np.unique(row["curve"]["N"])
+        log_y = np.log(row["curve"]["value"])
+        y = np.exp([log_y[np.array(row["curve"]["N"]) == size].mean() for size in x])
+        if abs(math.log(y[-1] / fitted)) > math.log(MAX_REFERENCE_RATIO):
+            continue
+        axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
+        ends.append((float(y[-1]), row["reference"] + (" (outside its range)" if row["outside_range"] else "")))
+    ends.sort(reverse=True)
+    above = bool(ends) and ends[0][0] > fitted  # names stand on that side of the references where the curve is not
+    wide = axis.get_position().width * axis.get_figure().get_figwidth() > 4  # type: ignore[union-attr]
+    for place, (_, name) in enumerate(ends):
+        axis.annotate(
+            name,
+            (largest if wide else 0.99, ends[0][0] if above else ends[-1][0]),
+            (8 if wide else 0, 8 + 9 * (len(ends) - 1 - place) if above else -12 - 9 * place),
+            xycoords=("data" if wide else "axes fraction", "data"),
+            textcoords="offset points",
+            ha="left" if wide else "right",
+            fontsize=7,
+            color="#666666",
+        )
+
+
+def _floor_value(entry: Entry) -> float | None:
+    """The floor, if the data identify it; 0 is no height on a log axis."""
+    return (entry["params"][entry["floor"]] or None) if is_identified(entry, entry["floor"]) else None
+
+
+def _floor(axis: Axes, analysis: Directory, entry: Entry) -> None:
+    name, floor = entry["floor"], _floor_value(entry)
+    if floor is None:
+        return
+    axis.axhline(floor, color=analysis.colour(entry["family"]), lw=1, ls=":")
+    text = f"floor {name} = {sig(floor)} {interval(entry['ci95'][name])}"
+    axis.annotate(text, (0.02, floor), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  fontsize=7.5)  # fmt: skip
+
+
+def _same_axes(axes: list[Axes], analysis: Directory, entries: list[Entry]) -> None:
+    """Limits that hold all points, curves, floors and published laws."""
+    variable, primary = entries[0]["curve"]["variable"], analysis.primary
+    x = np.concatenate([entry["curve"]["x"] for entry in entries])
+    heights = [_points(analysis, entry)[1] for entry in entries]
+    heights += [np.array(entry["curve"]["centre"], float) for entry in entries]
+    heights += [np.array([floor]) for entry in entries if (floor := _floor_value(entry))]
+    heights += [np.asarray(line.get_ydata()) for axis in axes for line in axis.get_lines() if line.get_color() == GREY]
+    y = np.concatenate(heights)
+    for axis in axes:
+        axis.grid(True)
+        log_axis(axis.xaxis, x.min(), x.max(), counts=variable != "C")
+        log_axis(axis.yaxis, np.nanmin(y) / 1.04, np.nanmax(y) * 1.04)
+        axis.set_xlabel(axis_name(variable, primary["size"]))
+    for axis in axes[::3]:
+        axis.set_ylabel(TARGET_UNITS[primary["target"]])
+
+
+def residuals_figure(analysis: Directory) -> Figure | None:
+    """Log residuals against N, and against what else varies."""
+    entries = [entry for entry in analysis.own if has_complete_lists(entry.get("points"), "value", "residual")]
+    if not entries:
+        return None
+    x = {
+        variable: np.concatenate([np.array(entry["points"][variable], float) for entry in entries])
+        for variable in entries[0]["variables"]
+        if variable in entries[0]["points"]
+    }
+    x = {variable: values for variable, values in x.items() if values.max() > values.min() * 1.001}
+    largest = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
+    single = len(entries) == 1
+    size = percent(largest["rmse_log"])
+    spread = size if single else f"at most {size}, largest for {short(largest['family'])}"
+    drawn, axes = panels(
+        len(x),
+        f"Residuals of {_equation(analysis)}: root mean square {spread}",
+        columns=2,
+        width=6.2 if len(x) == 1 else 4.7,
+        families=analysis.families,
+    )
+    sigmas = [entry["sigma_log"] for entry in entries if is_number(entry["sigma_log"])]
+    for axis, (variable, values) in zip(axes, x.items(), strict=True):
+        if sigmas:
+            axis.axhspan(-200 * max(sigmas), 200 * max(sigmas), color="#F3F3F3", lw=0, zorder=0)
+        axis.axhline(0, color=INK, lw=0.8)
+        for entry in entries:
+            family, points = entry["family"], entry["points"]
+            axis.plot(points[variable], 100 * np.array(points["residual"], float), ls="", ms=4, alpha=0.8,
+                      marker=analysis.marker(family), color=analysis.colour(family))  # fmt: skip
+        log_axis(axis.xaxis, values.min() / 1.15, values.max() * 1.15, counts=variable != "C")
+        axis.set_xlabel(axis_name(variable, analysis.primary["size"]))
+    axes[0].set_ylabel("measured above law (%)")
+    if sigmas:
+        text = "grey: ±2 sigma" + ("" if single else " (the largest)")
+        axes[-1].text(1, 1.01, text, ha="right", fontsize=7.5, color="#666666", transform=axes[-1].transAxes)
+    return drawn
+
+
+def profiles_figure(analysis: Directory) -> Figure | None:
+    """|t| of the exponents of the verdict's law; beside a law without a floor, also of the law with one."""
+    main = analysis.primary["law"]
+    profiles = [
+        (entry, name)
+        for law in dict.fromkeys((main, main.replace("power", "power_floor")))
+        for entry in analysis.entries(law=law)
+        for name, profile in (entry.get("profiles") or {}).items()
+        if has_complete_lists(profile, "values") and sum(map(is_number, profile["t"])) > 2
+    ]
+    if not profiles:
+        return None
+    number = plural(len({entry["family"] for entry, _ in profiles}), "family", "families")
+    lost = sum(not is_identified(entry, name) for entry, name in profiles)
+    outcome = f"{lost} of {len(profiles)} do not identify theirs" if lost else "every one is bounded on both sides"
+    columns = min(4, len(profiles))
+    drawn, axes = panels(
+        len(profiles),
+        f"Profile likelihoods of exponents, {number}: {outcome}",
+        columns=columns,
+        width=2.35,
+        height=2.4,
+        margins=Margins(left=0.5, right=0.15, top=0.45),
+    )
+    for axis, (entry, name) in zip(axes, profiles, strict=True):
+        _profile(axis, analysis, entry, name)
+    for axis in axes[::columns]:
+        axis.set_ylabel("|t|")
+    return drawn
+
+
+def _profile(axis: Axes, analysis: Directory, entry: Entry, name: str) -> None:
+    profile, identified = entry["profiles"][name], is_identified(entry, name)
+    colour = analysis.colour(entry["family"])
+    values, t = np.array(profile["values"], float), np.abs(np.array(profile["t"], float))
+    values, t = values[np.isfinite(t)], t[np.isfinite(t)]
+    critical = float(stats.t.ppf(0.5 + analysis.level / 2, max(1, entry["degrees_of_freedom"] or 1)))
+    near = values[t <= 2 * critical]
+    low, high = entry["ci95"][name]
+    left, right = low if is_number(low) else near.min(), high if is_number(high) else near.max()
+    axis.axvspan(left, right, color=colour if identified else GREY, alpha=0.15, lw=0)
+    axis.plot(values, t, color=colour, lw=1.6, ls="-" if identified else "--")
+    axis.axhline(critical, color=INK, lw=0.8, ls=":")
+    axis.text(1, critical, f"{analysis.level:.0%}: {critical:.2f} ", ha="right", va="center", fontsize=7,
+              bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+              transform=axis.get_yaxis_transform())  # fmt: skip
+    axis.set_ylim(0, 2.2 * critical)
+    centre = float(values[np.argmin(t)])
+    reach = 1.6 * max(right - centre, centre - left, 1e-9)
+    axis.set_xlim(max(values.min(), centre - reach), min(values.max(), centre + reach))
+    axis.locator_params(axis="x", nbins=5)
+    outcome = f" {interval(entry['ci95'][name], 3)}" if identified else ": NOT IDENTIFIED"
+    axis.set_title(f"{short(entry['family'])}, {entry['law']}\n{name}{outcome}", fontsize=7.5)
+    axis.set_xlabel(f"{name} (exponent in {entry['variable_of'][name]})")

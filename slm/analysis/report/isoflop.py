@@ -1,0 +1,185 @@
+"""IsoFLOP profiles (approach 2 of Hoffmann et al. 2022): their part of the section on compute, and their figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import figure, folded_if_long, table, table_by_column
+from slm.report.style import INK, log_axis, panels, short
+from slm.runtime.words import (
+    NOTHING,
+    TARGET_UNITS,
+    axis_name,
+    count,
+    escape_markdown,
+    interval,
+    is_number,
+    listed,
+    sig,
+    with_interval,
+)
+from slm.scaling.describe import Entry, family_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PROFILES = (
+    "**IsoFLOP profiles** (approach 2): a parabola about the lowest loss of each budget, and a power law through the "
+    "lowest points. The interval is from how far the budgets lie from the power law (t, budgets less 2 degrees of "
+    "freedom), so with three budgets it is wide; the standard error by scatter is what noise of runs alone would give. "
+    "A parabola is symmetric and the true curve is not; the bias is that of approach 2 run on the fitted `chinchilla` "
+    "law at these very sizes, and the interval does not contain it."
+)
+GIVEN = (
+    "**Given optima**: each row is taken as the optimum of its budget (`analysis.optima=true`), and power laws go "
+    "through N and D as they are. Errors within a row are unknown, so the interval is from how far the rows lie from "
+    "the line."
+)
+CAPTION = (
+    "Runs by budget, the parabolas over the sizes that they were fitted to, and lowest points (stars; crosses where a "
+    "budget was dropped)."
+)
+
+
+def isoflop_blocks(analysis: Directory) -> list[str]:
+    """Exponents of the best N and D in compute, and the best N of each budget."""
+    rows = analysis.comparison["isoflop"]
+    exponents = [row for row in rows if is_number(row["exponent"])]
+    given = any(row["given_optima"] for row in rows)
+    ignored = list(dict.fromkeys(name for row in rows for name in row["ignored"]))
+    columns = {
+        "family": family_name,
+        "budgets": lambda row: f"{sum(b['reason'] is None for b in row['budgets'])} of {len(row['budgets'])}",
+        "a in N ~ C^a": lambda row: with_interval(row["exponent"], [row["low"], row["high"]], 3),
+        "b in D ~ C^b": lambda row: with_interval(row["tokens_exponent"], [row["tokens_low"], row["tokens_high"]], 3),
+        "error by scatter": lambda row: sig(row["se_scatter"], 2),
+        "bias": lambda row: sig(row["bias"], 2),
+        "a by `chinchilla`": lambda row: sig(row["parametric"], 3),
+    }
+    blocks = [GIVEN if given else PROFILES, table_by_column(exponents, columns)] if exponents else []
+    blocks += [
+        _without_exponent([row for row in rows if row["reason"]], given),
+        f"The values of the column {listed(ignored)} are not FLOPs, so they make no budgets." if ignored else "",
+    ]
+    if given:
+        return [*blocks, figure(analysis.path, "isoflop", "The given optima and the power laws through them.")]
+    budgets = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
+    if budgets:
+        header = ("family", "C (FLOPs)", "best N by approach 2", "best D", "best N by `chinchilla`", "ratio", "remarks")
+        summary = "Best N of each budget, by approach 2 and by `chinchilla`"
+        blocks += [
+            _disagreement(rows),
+            folded_if_long(summary, table(header, budgets), len(budgets)),
+            figure(analysis.path, "isoflop", CAPTION),
+        ]
+    return blocks
+
+
+def _without_exponent(rows: list[Entry], given: bool) -> str:
+    """One sentence a reason."""
+    families: dict[str, list[str]] = {}
+    for row in rows:
+        families.setdefault(row["reason"], []).append(family_name(row))
+    what = "exponents through the given optima" if given else "isoFLOP exponents (approach 2)"
+    return "\n\n".join(f"No {what} for {listed(names)}: {reason}." for reason, names in families.items())
+
+
+def _budget_row(row: Entry, budget: Entry) -> list[str]:
+    head = [family_name(row), sig(budget["flops"], 3)]
+    parametric = count(budget.get("parametric_params"))
+    if budget["reason"] is not None:
+        return [*head, NOTHING, NOTHING, parametric, NOTHING, f"dropped: {budget['reason']}"]
+    ends = [count(end) if is_number(end) else "open" for end in (budget["low"], budget["high"])]
+    best = f"{count(budget['params'])} [{', '.join(ends)}]"
+    return [*head, best, count(budget["tokens"]), parametric, sig(budget.get("ratio"), 3), ""]
+
+
+def _disagreement(rows: list[Entry]) -> str:
+    """Where the optimum of the parametric law lies outside the interval of the lowest point."""
+    is_outside: list[tuple[str, bool]] = []
+    for row in rows:
+        for budget in row["budgets"]:
+            best, low, high = (budget.get(name) for name in ("parametric_params", "low", "high"))
+            if budget["reason"] is None and all(map(is_number, (best, low, high))):
+                is_outside.append((row["family"], not low <= best <= high))
+    outside = [escape_markdown(family) for family, outside in is_outside if outside]
+    if not outside:
+        return ""
+    return (
+        f"**Approach 2 and the `chinchilla` fit disagree** at {len(outside)} of {len(is_outside)} budgets: the law's "
+        f"best N lies outside the interval of the lowest point ({listed(list(dict.fromkeys(outside)))}). Either may be "
+        "wrong: the parabola is biased, and the law may not hold."
+    )
+
+
+def isoflop_figure(analysis: Directory) -> Figure | None:
+    """Runs of each compute budget with the parabola and its lowest point, as comparison.json groups and fits them."""
+    rows = [row for row in analysis.comparison["isoflop"] if is_number(row["exponent"])]
+    if not rows:
+        return None
+    exponents = "; ".join(
+        f"{short(row['family'])} {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)}" for row in rows
+    )
+    given = rows[0]["given_optima"]
+    title = f"{'Given optima' if given else 'IsoFLOP profiles'}: best N grows as C^a, a = {exponents}"
+    drawn, axes = panels(len(rows), title, columns=2, width=4.7, height=3.2)
+    for axis, row in zip(axes, rows, strict=True):
+        (_optima if given else _profiles)(axis, analysis, row)
+        axis.grid(True)
+    return drawn
+
+
+def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
+    budgets, colour = row["budgets"], analysis.colour(row["family"])
+    for budget, shade in zip(budgets, np.linspace(0.45, 1.0, len(budgets)), strict=True):
+        points = budget["points"]
+        axis.plot(points["params"], points["value"], ls="", marker="o", ms=3.2, color=colour, alpha=shade, mew=0)
+        smallest, largest = budget["window"]
+        sizes = np.geomspace(smallest, largest, 80)
+        curve = _parabola(budget, sizes)
+        axis.plot(sizes, curve, color=colour, lw=1, alpha=shade)
+        if budget["reason"] is None:
+            lowest = _parabola(budget, np.array([budget["params"]]))
+            axis.plot(budget["params"], lowest, marker="*", ms=10, color=colour, mec=INK, mew=0.7)
+        else:
+            axis.plot(sizes[curve.argmin()], curve.min(), marker="x", ms=6, color=INK, mew=1.2)
+        axis.annotate(f"{sig(budget['flops'], 2)} FLOPs", (sizes[-1], curve[-1]), (-2, 6), textcoords="offset points",
+                      ha="right", fontsize=7.5, color=INK)  # fmt: skip
+    x, y = (np.concatenate([budget["points"][name] for budget in budgets]) for name in ("params", "value"))
+    log_axis(axis.xaxis, x.min() / 1.1, x.max() * 1.15)
+    log_axis(axis.yaxis, y.min() / 1.02, y.max() * 1.02)
+    axis.set_xlabel(axis_name("N", analysis.primary["size"]))
+    axis.set_ylabel(TARGET_UNITS[analysis.primary["target"]])
+    bias = f"; approach 2's own bias here {row['bias']:+.3f}" if is_number(row["bias"]) else "; its bias is unknown"
+    axis.set_title(f"{short(row['family'])}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)
+
+
+def _parabola(budget: Entry, params: np.ndarray) -> np.ndarray:
+    """The target on the budget's parabola, which is one in log target and log N."""
+    value, slope, curvature = budget["parabola"]
+    z = np.log(params) - budget["centre"]
+    return np.exp(np.asarray(value + slope * z + curvature * z**2))
+
+
+def _optima(axis: Axes, analysis: Directory, row: Entry) -> None:
+    """N and D of each row against its FLOPs."""
+    flops, params, tokens = (np.array([b[name] for b in row["budgets"]]) for name in ("flops", "params", "tokens"))
+    log_c = np.log(flops) - np.log(flops).mean()
+    for name, values, slope, mark in (
+        ("N", params, row["exponent"], "o"),
+        ("D", tokens, row["tokens_exponent"], "s"),
+    ):
+        axis.plot(flops, values, ls="", marker=mark, ms=4, color=analysis.colour(row["family"]),
+                  label=f"{name} ~ C^{sig(slope, 3)}")  # fmt: skip
+        axis.plot(flops, np.exp(np.log(values).mean() + slope * log_c), color=INK, lw=1)
+    both = np.concatenate([params, tokens])
+    log_axis(axis.xaxis, flops.min() / 1.3, flops.max() * 1.3, counts=False)
+    log_axis(axis.yaxis, both.min() / 1.3, both.max() * 1.3)
+    axis.set_xlabel("C (training FLOPs)")
+    axis.set_ylabel("optimal parameters and tokens")
+    axis.legend(fontsize=8)
+    axis.set_title(short(row["family"]), fontsize=8.5)

@@ -1,0 +1,172 @@
+"""Families at the same sizes: their section and figure, and the power of the design."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import Section, bullets, figure, table, table_by_column
+from slm.report.style import INK, PALETTE, log_axis, panels, short
+from slm.runtime.words import (
+    NOTHING,
+    TARGET_NAMES,
+    axis_name,
+    escape_markdown,
+    is_number,
+    p_value,
+    percent,
+    sig,
+    with_interval,
+)
+from slm.scaling.describe import Entry, has_complete_lists, pair_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_PANELS = 12
+
+
+def paired_section(analysis: Directory) -> Section | None:
+    """Slopes and levels of the log ratios of families at the same sizes."""
+    paired = analysis.comparison["paired"]
+    pairs = paired["pairs"]
+    if not pairs:
+        return None
+    farthest = max((pair["farthest"] for pair in pairs if is_number(pair["farthest"])), default=0.0)
+    moved = f", moved to one size where they differ by up to {farthest:.1%}" if farthest > 1e-3 else ""
+    unmatched = [
+        f"{escape_markdown(row['a'])} and {escape_markdown(row['b'])}: {row['reason']}" for row in paired["unmatched"]
+    ]
+    return Section("Families at the same sizes").add(
+        "What two families share at a size, such as its deviation from any smooth law, cancels in the ratio of their "
+        f"losses. Each pair is compared at the sizes that both have{moved}. The slope of the log ratio against log N "
+        "is a difference of local exponents, -dlog L / dlog N, whatever the law; its height is a difference of level. "
+        "`p, any floor` is the largest p of the slope if the families follow one law with a floor that the runs do not "
+        "reject, and differ by a constant factor on N. p-values are adjusted over the pairs (Holm).",
+        _slopes(pairs),
+        _above_floor(pairs),
+        figure(analysis.path, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
+        _levels(pairs, TARGET_NAMES[analysis.primary["target"]]),
+        "Not paired:" if unmatched else "",
+        bullets(unmatched),
+    )
+
+
+def difference(row: Entry) -> str:
+    """The difference of two exponents with its interval."""
+    return with_interval(row["delta"], [row["ci_low"], row["ci_high"]], 3)
+
+
+def _slopes(pairs: Sequence[Entry]) -> str:
+    return table_by_column(
+        pairs,
+        {
+            "pair": pair_name,
+            "sizes": lambda pair: str(len(pair["sizes"])),
+            "difference of exponents": difference,
+            "p": lambda pair: p_value(pair["p_adjusted"]),
+            "p, any floor": lambda pair: p_value(pair["p_any_floor_adjusted"]),
+            "scatter of a ratio": lambda pair: percent(pair["spread"]),
+            "would be found": lambda pair: sig(pair["detectable"], 3),
+        },
+    )
+
+
+def _above_floor(pairs: Sequence[Entry]) -> str:
+    """Differences of exponents above a shared floor, if the runs reject straight lines."""
+    rows = [{**pair, **pair["above_floor"]} for pair in pairs if pair.get("above_floor")]
+    content = table_by_column(
+        rows,
+        {
+            "pair": pair_name,
+            "floor of both": lambda row: sig(row["floor"], 4),
+            "difference of exponents above it": difference,
+            "p, any floor": lambda row: p_value(row["p_adjusted"]),
+            "would be found": lambda row: sig(row["detectable"], 3),
+        },
+    )
+    words = (
+        "The runs reject straight lines, so exponents are compared above a floor that both families of a pair share. "
+        "Interval and p hold for every floor that they do not reject."
+    )
+    return f"{words}\n\n{content}" if rows else ""
+
+
+def _levels(pairs: Sequence[Entry], target: str) -> str:
+    """Ratios at the middle size, and what they are worth in parameters."""
+
+    def worth(factor: Entry) -> str:
+        return with_interval(factor["factor"], [factor["low"], factor["high"]], 3)
+
+    return table_by_column(
+        pairs,
+        {
+            "pair": lambda pair: pair_name(pair).replace(" - ", " / "),
+            f"{target} above": lambda pair: percent(pair["level_above"], sign=True),
+            "p": lambda pair: p_value(pair["level_p_adjusted"]),
+            "worth, times the parameters": lambda pair: worth(pair["worth"]),
+            "at the smallest size": lambda pair: worth(pair["worth_by_size"][0]),
+            "at the largest size": lambda pair: worth(pair["worth_by_size"][-1]),
+        },
+    )
+
+
+def ratios_figure(analysis: Directory) -> Figure | None:
+    """Log ratio of the losses of every matched pair against N, with its line and band."""
+    pairs = analysis.comparison["paired"]["pairs"]
+    pairs = [pair for pair in pairs if has_complete_lists(pair["band"], "centre", "low", "high")]
+    if not pairs:
+        return None
+    level, target = 1 - analysis.level, analysis.primary["target"].replace("_", " ")
+    significant = sum(pair["p_adjusted"] < level for pair in pairs)
+    title = f"Ratio of {target} at the same sizes: the slope of "
+    title += f"{significant or 'none'} of {len(pairs)} stands out from zero after Holm's adjustment"
+    if len(pairs) > MAX_PANELS:
+        title += f"; the {MAX_PANELS} with the smallest p"
+        pairs = sorted(pairs, key=lambda pair: pair["p"])[:MAX_PANELS]
+    drawn, axes = panels(len(pairs), title, columns=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
+    for axis, pair in zip(axes, pairs, strict=True):
+        colour = PALETTE[1] if pair["p_adjusted"] < level else PALETTE[0]
+        band, sizes = pair["band"], pair["sizes"]
+        low, high, centre = (100 * np.expm1(np.array(band[name])) for name in ("low", "high", "centre"))
+        axis.fill_between(band["N"], low, high, color=colour, alpha=0.2, lw=0)
+        axis.plot(band["N"], centre, color=colour, lw=1.5)
+        axis.plot(sizes, 100 * np.expm1(np.array(pair["log_ratio"])), "o", color=colour, ms=4, mec="white", mew=0.4)
+        axis.axhline(0, color=INK, lw=0.8)
+        log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
+        axis.grid(True)
+        names = f"{short(pair['a'])} / {short(pair['b'])}"
+        axis.set_title(f"{names}, p {p_value(pair['p_adjusted'], equals=True)}", fontsize=8.5)
+        axis.set_xlabel(axis_name("N", analysis.primary["size"]))
+    axes[0].set_ylabel(f"{target} above the other's (%)")
+    return drawn
+
+
+def power_section(analysis: Directory) -> Section | None:
+    """The differences of exponents that this design could have found."""
+    paired, law = analysis.comparison["paired"], analysis.compared
+    pairs = paired["pairs"]
+    if law is None and not pairs:
+        return None
+    section = Section("Power of the design")
+    power = (law or {}).get("power") or {}
+    by_law = power.get("by_pair") or []
+    if not any(is_number(row["detectable"]) for row in (*pairs, *by_law)):
+        return section.add(
+            "This design could not have detected any difference of exponents with confidence: an exponent is not "
+            "identified."
+        )
+    above_floor = [{**row, **row["above_floor"]} for row in pairs if row.get("above_floor")]
+    ways = {"at the same sizes": pairs, "above a shared floor": above_floor, "by the law": by_law}
+    rows = [[pair_name(row), way, sig(row["detectable"], 3)] for way, found in ways.items() for row in found]
+    chance = f"{paired['power']:.0%}" if is_number(paired["power"]) else NOTHING
+    advice = paired["advice"] if pairs else power.get("advice")
+    return section.add(
+        f"The difference of exponents that each comparison finds with a probability of {chance}, at the scatter of "
+        "that pair, adjusted over the pairs. If no difference was found, a smaller one may still exist.",
+        table(("pair", "compared", "would be found"), rows),
+        f"To find {sig(advice['difference'], 3)} takes {advice['text']}." if advice else "",
+    )

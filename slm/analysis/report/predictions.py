@@ -1,0 +1,198 @@
+"""Sections on what the laws predict: runs that were not made, given parameters, and the gain of doubling N."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import Section, figure, folded, table, table_by_column
+from slm.report.style import INK, Margins, log_axis, panels
+from slm.runtime.words import (
+    NOTHING,
+    TARGET_NAMES,
+    amount,
+    axis_name,
+    count,
+    interval,
+    is_number,
+    listed,
+    p_value,
+    sig,
+    with_interval,
+)
+from slm.scaling.describe import Entry, family_name, has_complete_lists
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def predictions_section(analysis: Directory) -> Section | None:
+    """Results of runs that were not made: the range over the laws that are not rejected, then what each law says."""
+    rows = [row for entry in analysis.entries() for row in _predictions(analysis, entry)]
+    if not rows:
+        return None
+    refused = dict.fromkeys(
+        f"Nothing is predicted at {_point(row['point'])} by {entry['law']}, which needs {listed(row['lacks'])} too."
+        for entry in analysis.entries()
+        for row in entry.get("not_predicted") or []
+    )
+    target, ranges = TARGET_NAMES[analysis.primary["target"]], analysis.comparison["envelopes"]
+    columns = {
+        "family": family_name,
+        "at": lambda row: _point(row["at"]),
+        f"{target} of one run, range": lambda row: (
+            interval([row["low"], row["high"]]) if row["laws"] else "none: every law is rejected"
+        ),
+        "laws not rejected": lambda row: ", ".join(row["laws"]) or NOTHING,
+    }
+    interval_name = f"{analysis.level:.0%} interval of one run, under this law"
+    header = ("family", "law", "at", "beyond the data by", f"predicted {target}", interval_name)
+    return Section("Predictions").add(
+        "These sizes lie beyond the data, and no run here has tested whether a law still holds there. Quote the range "
+        "over all laws that the data do not reject: from the lowest to the highest end of their "
+        f"{analysis.level:.0%} intervals of one more run. `open` is an end that one of them leaves open.",
+        " ".join(refused),
+        table_by_column(ranges, columns)
+        if any(row["laws"] for row in ranges)
+        else "The data reject every law here that predicts these sizes, so there is no range to quote.",
+        folded("What each law says by itself", table(header, rows)),
+    )
+
+
+def _predictions(analysis: Directory, entry: Entry) -> list[list[str]]:
+    weighed = analysis.comparison["weighed"].get(entry["law"]) or {}
+    marks = [] if entry["identified"] else ["not identified"]
+    marks += ["**rejected by the data**"] if weighed.get("tenable") is False else []
+    law = entry["law"] + (f" ({', '.join(marks)})" if marks else "")
+    rows = []
+    for row in entry.get("predictions") or []:
+        ignored = f" ({listed(row['ignored'])} is not in this law)" if row["ignored"] else ""
+        at = _point({variable: row[variable] for variable in entry["range"] if variable in row}) + ignored
+        ends = interval([row["low"], row["high"]])
+        rows.append([family_name(entry), law, at, beyond(row), sig(row["value"]), ends])
+    return rows
+
+
+def _point(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{variable} = {amount(variable, value)}" for variable, value in values.items())
+
+
+def beyond(row: Entry) -> str:
+    """By what factor a prediction lies beyond the rows that its law was fitted to, in each variable."""
+    factors = [
+        f"{variable} {sig(factor, 3)}x"
+        for variable, factor in row["beyond"].items()
+        if is_number(factor) and factor > 1 + 1e-7
+    ]
+    return ", ".join(factors) or "within"
+
+
+def given_section(analysis: Directory) -> Section | None:
+    """Published parameters against these rows."""
+    rows = [entry | entry["test"] for entry in analysis.entries() if entry.get("test")]
+    if not rows:
+        return None
+    columns = {
+        "family": family_name,
+        "law": lambda row: row["law"],
+        "likelihood ratio": lambda row: sig(row["statistic"]),
+        "degrees of freedom": lambda row: NOTHING if row["refused"] else str(row["df"]),
+        "p": lambda row: p_value(row["p"]),
+        "by": lambda row: row["refused"] or row["method"],
+    }
+    held = ", ".join(f"{name} = {sig(value)}" for name, value in rows[0]["given"].items())
+    is_shared = any(row["independent"] is False for row in rows)
+    return Section("Given parameters").add(
+        f"The best fit with {held} against the free one: twice the difference of their log likelihoods. Residuals are "
+        "assumed to be normal under least squares, and under Huber's loss to have the density proportional to "
+        "exp(-loss/s), each with its own best scale.",
+        table_by_column(rows, columns),
+        "Rows share runs or shapes and are not independent: p is too small." if is_shared else "",
+    )
+
+
+def doubling_section(analysis: Directory) -> Section | None:
+    """What doubling N gains."""
+    by_family = {family_name(entry): _doublings(entry) for entry in analysis.own}
+    every = [row for rows in by_family.values() for row in rows]
+    if not every:
+        return None
+    ends = [row for rows in by_family.values() for row in (rows if len(rows) < 2 else (rows[0], rows[-1]))]
+    without = [name for name, rows in by_family.items() if not rows]
+    target = TARGET_NAMES[analysis.primary["target"]]
+    header = ("family", "from N", f"{target} gained by doubling N", "measured between sizes", "twice N is")
+    return Section("Gain of doubling").add(
+        f"The {target} at N less that at 2N along the law, with its {analysis.level:.0%} interval. The gain falls with "
+        "size by the same rule everywhere, so no size is a knee or a sweet spot; where to stop depends on what a "
+        "parameter costs.",
+        table(header, ends),
+        folded("From every size", table(header, every)) if len(every) > len(ends) else "",
+        f"None is given for {listed(without)}, where the fit has no band." if without else "",
+        figure(
+            analysis.path,
+            "doubling",
+            "Gain of doubling N from each size that was run, with its band. Hollow: twice the size lies beyond the "
+            "data. Crosses: measured, where two sizes are about a factor of two apart.",
+        ),
+    )
+
+
+def _doublings(entry: Entry) -> list[list[str]]:
+    doubling = entry.get("doubling") or {}
+    columns = [doubling.get(name) or [] for name in ("x", "gain", "low", "high", "measured", "beyond")]
+    return [
+        [
+            family_name(entry),
+            count(x),
+            with_interval(gain, [low, high], 3),
+            sig(measured, 3),
+            "beyond the data" if is_beyond else "within the data",
+        ]
+        for x, gain, low, high, measured, is_beyond in zip(*columns, strict=True)
+        if is_number(gain)
+    ]
+
+
+def doubling_figure(analysis: Directory) -> Figure | None:
+    """Gain of doubling N against N, along the law and as measured."""
+    entries = [entry for entry in analysis.own if has_complete_lists(entry.get("doubling"), "x", "gain")]
+    if not entries:
+        return None
+    target = analysis.primary["target"].replace("_", " ")
+    gains = [gain for entry in entries for gain in entry["doubling"]["gain"]]
+    fall = f"{target} falls by {sig(min(gains), 2)} to {sig(max(gains), 2)}, less at larger N"
+    drawn, (axis,) = panels(
+        1,
+        f"Gain of doubling N: {fall if min(gains) > 0 else f'fall of {target} along the law'}",
+        columns=1,
+        width=6.4,
+        height=3.6,
+        margins=Margins(left=1.05, top=0.15),
+        families=analysis.families,
+    )
+    ends, sizes = list(gains), []
+    for entry in entries:
+        colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
+        columns = ("x", "gain", "low", "high", "measured")
+        x, gain, low, high, measured = (np.array(entry["doubling"][name], float) for name in columns)
+        is_beyond = np.array(entry["doubling"]["beyond"], bool)
+        axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        axis.plot(x, gain, color=colour, lw=1.6)
+        for fill, chosen in ((colour, ~is_beyond), ("white", is_beyond)):
+            axis.plot(x[chosen], gain[chosen], ls="", marker=marker, ms=5, mec=colour, mfc=fill, mew=1.2)
+        axis.plot(x, measured, ls="", marker="x", ms=5, color=colour)
+        ends += [end for end in (*low, *high, *measured) if np.isfinite(end)]
+        sizes += [*x]
+    log_axis(axis.xaxis, min(sizes) / 1.1, max(sizes) * 1.1)
+    # A band that the data hardly determine would squeeze the gains into a strip.
+    reach = max(gains) - min(*gains, 0)
+    bottom, top = max(min(*ends, 0), min(*gains, 0) - reach), min(max(ends), max(gains) + reach)
+    axis.set_ylim(bottom - 0.05 * reach, top + 0.05 * reach)
+    axis.axhline(0, color=INK, lw=0.8)
+    axis.grid(True)
+    axis.set_xlabel(axis_name("N", analysis.primary["size"]))
+    axis.set_ylabel(f"{target} at N less {target} at 2N")
+    return drawn

@@ -1,0 +1,192 @@
+"""Sections that judge the laws and the fits: choice of law, extrapolation with its figure, certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slm.analysis.report.directory import Directory
+from slm.analysis.report.exponents import not_fitted
+from slm.report.markdown import Columns, Section, figure, folded, folded_if_long, table_by_column
+from slm.report.style import INK, Margins, log_axis, panels, tick_label
+from slm.runtime.words import (
+    LOSS_NAMES,
+    NOTHING,
+    TARGET_NAMES,
+    axis_name,
+    is_number,
+    p_value,
+    percent,
+    plural,
+    sig,
+    size_words,
+    yes_or_no,
+)
+from slm.scaling.describe import Entry, family_name, has_complete_lists, laws_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def selection_section(analysis: Directory) -> Section:
+    """AICc, BIC, extrapolation and lack of fit of each law."""
+    rows = analysis.comparison["selection"]
+    columns: Columns = {
+        "law": itemgetter("law"),
+        "family": family_name,
+        "AICc": lambda row: sig(row["aicc"], 5),
+        "BIC": lambda row: sig(row["bic"], 5),
+        "rmse": lambda row: percent(row["rmse_log"]),
+        "extrapolation error": lambda row: percent(row["extrapolation_error_log"], sign=True),
+        "inside its interval": lambda row: yes_or_no(row["extrapolation_inside"]),
+        "identified": lambda row: yes_or_no(row["identified"]),
+    }
+    by_family = table_by_column([row for row in rows if is_number(row["rmse_log"])], columns)
+    return Section("Which law").add(
+        "Lower AICc and BIC are better, between laws of the same target; a difference under about 2 is no evidence. "
+        "The extrapolation column predicts the largest size from the smaller ones, which is the harder test. The last "
+        f"columns count rows of held-out sizes in the {analysis.level:.0%} interval that the smaller sizes gave for "
+        "them: the next size, the one after it, and the third.",
+        _laws(analysis, rows),
+        folded_if_long("AICc, BIC and errors of every law and family", by_family, len(rows)),
+        figure(
+            analysis.path,
+            "extrapolation",
+            "Each of the largest sizes predicted from all smaller ones, by law and family: the error, and the "
+            "prediction interval less what was measured. An interval that leaves out zero missed (hollow).",
+        ),
+    )
+
+
+def _laws(analysis: Directory, rows: Sequence[Entry]) -> str:
+    """One row a law, over all families."""
+
+    def of_law(law: str, key: str) -> list[float]:
+        return [row[key] for row in rows if row["law"] == law and is_number(row[key])]
+
+    def identified_in(flags: list[bool]) -> str:
+        return f"{sum(flags)} of {len(flags)}"
+
+    def lack_of_fit(law: str) -> float | None:
+        tests = [entry.get("lack_of_fit") or {} for entry in analysis.entries(law=law)]
+        return min((test["p"] for test in tests if is_number(test.get("p"))), default=None)
+
+    def inside(law: str, sizes_ahead: int) -> str:
+        steps = [s for e in analysis.entries(law=law) for s in _steps(e) if s["sizes_ahead"] == sizes_ahead]
+        counts = (sum(step[key] for step in steps) for key in ("n_inside", "n_rows"))
+        return "{} of {}".format(*counts) if steps else NOTHING
+
+    columns: Columns = {
+        "law": lambda law: f"**{law}** (the verdict's)" if law == analysis.primary["law"] else law,
+        "identified in": lambda law: identified_in([row["identified"] for row in rows if row["law"] == law]),
+        "rmse, worst family": lambda law: percent(max(of_law(law, "rmse_log"), default=None)),
+        "extrapolation error, worst family": lambda law: percent(
+            max(of_law(law, "extrapolation_error_log"), key=abs, default=None), sign=True
+        ),
+        "lack of fit, least p": lambda law: p_value(lack_of_fit(law)),
+        "inside, next size": lambda law: inside(law, 1),
+        "second next": lambda law: inside(law, 2),
+        "third next": lambda law: inside(law, 3),
+    }
+    return table_by_column([law for law in laws_of(analysis.fits) if any(row["law"] == law for row in rows)], columns)
+
+
+def _steps(entry: Entry) -> list[Entry]:
+    """Predictions of held-out sizes from all sizes below them."""
+    return (entry.get("extrapolation") or {}).get("steps") or []
+
+
+def _next_sizes(entry: Entry) -> list[Entry]:
+    """Those one size ahead that have all their numbers."""
+    steps = [step for step in _steps(entry) if step["sizes_ahead"] == 1]
+    return [step for step in steps if has_complete_lists(step, "errors_log", "low_log", "high_log")]
+
+
+def extrapolation_figure(analysis: Directory) -> Figure | None:
+    """For each law: held-out sizes predicted from all smaller ones, errors with their prediction intervals."""
+    entries = [entry for entry in analysis.entries() if _next_sizes(entry)]
+    if not entries:
+        return None
+    laws = laws_of(entries)
+    steps = [step for entry in entries for step in _next_sizes(entry)]
+    inside, results = (sum(step[key] for step in steps) for key in ("n_inside", "n_rows"))
+    title = f"Next size predicted from all smaller ones: {inside} of {plural(results, 'result')} in the "
+    title += f"{analysis.level:.0%} interval"
+    drawn, axes = panels(
+        len(laws), title, columns=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=analysis.families
+    )
+    for axis, law in zip(axes, laws, strict=True):
+        _extrapolation_panel(axis, analysis, [entry for entry in entries if entry["law"] == law])
+        axis.set_title(law)
+    for axis in axes[::3]:
+        axis.set_ylabel("predicted above measured (%)")
+    return drawn
+
+
+def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) -> None:
+    """Families and rows of one size stand beside each other."""
+    variable, places, errors, halves = entries[0]["extrapolation"]["variable"], [], [], []
+    for entry in entries:
+        colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
+        shift = analysis.families.index(entry["family"]) - (len(analysis.families) - 1) / 2
+        for step in _next_sizes(entry):
+            log_errors = zip(step["errors_log"], step["low_log"], step["high_log"], strict=True)
+            for place, values in enumerate(log_errors):
+                error, low, high = (100 * value for value in values)
+                x = step["held_out"] * 1.05 ** (shift + 0.5 * (place / step["n_rows"]))
+                axis.plot([x, x], [low, high], color=colour, lw=1.2, alpha=0.7)
+                axis.plot(x, error, ls="", marker=marker, ms=4.5, mec=colour, mew=1.1,
+                          mfc=colour if low <= 0 <= high else "white")  # fmt: skip
+                places.append(x)
+                errors.append(abs(error))
+                halves.append((high - low) / 2)
+    axis.axhline(0, color=INK, lw=0.8)
+    # The median, because an interval of one degree of freedom would squeeze all others into a strip.
+    reach = 1.25 * max(max(errors), float(np.median(halves)))
+    axis.set_ylim(-reach, reach)
+    log_axis(axis.xaxis, min(places) / 1.2, max(places) * 1.2, counts=variable != "C")
+    ticks = axis.get_xticks()[:: 1 + (len(axis.get_xticks()) > 3)]
+    axis.set_xticks(ticks, labels=[tick_label(at, counts=variable != "C") for at in ticks])
+    axis.grid(True)
+    axis.set_xlabel(f"held-out {axis_name(variable, analysis.primary['size'])}", fontsize=8)
+
+
+def certificates_section(analysis: Directory) -> Section:
+    """How far each optimum can be trusted, for every fit."""
+    section = Section("Appendix: certificates of all fits").add(
+        "Each fit is started from many places. `starts` is the share that reached the best objective; the gradient "
+        "norm is relative and near 0 at an optimum; a large condition number means that parameters trade off against "
+        "each other. `unit` is what counts as independent: a run, or the mean over the seeds of a cell.",
+        not_fitted(analysis.entries()),
+    )
+    columns: Columns = {
+        "family": family_name,
+        "law": itemgetter("law"),
+        "objective": lambda entry: sig(entry["objective"], 6),
+        "starts": _starts,
+        "gradient norm": lambda entry: sig(entry["gradient_norm"], 2),
+        "condition number": lambda entry: sig(entry["condition_number"], 3),
+        "at bound": lambda entry: ", ".join(entry["at_bound"]) or "none",
+        "converged": lambda entry: "yes" if entry["converged"] else "**NO**",
+        "identified": lambda entry: "yes" if entry["identified"] else f"no: {', '.join(entry['not_identified'])}",
+        "intervals by": lambda entry: entry["covariance_method"].replace("_", " "),
+        "unit": itemgetter("unit"),
+        "runs": lambda entry: str(entry["n_runs"]),
+    }
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in analysis.fits:
+        group = groups.setdefault((entry["target"], entry["size"] or "", entry["loss"]), [])
+        group += [entry] if entry["fitted"] else []
+    for (target, size, loss), entries in groups.items():
+        what = f"{TARGET_NAMES[target]}, {size_words(size) if size else 'laws without N'}, {LOSS_NAMES[loss]}"
+        section.add(folded(f"{what} ({len(entries)} fits)", table_by_column(entries, columns)))
+    return section
+
+
+def _starts(entry: Entry) -> str:
+    share = entry["starts_agreeing"]
+    return f"{share:.0%} of {entry['starts']}" if is_number(share) else NOTHING
