@@ -88,11 +88,7 @@ def _refuse_same_weights(checkpoints: Mapping[str, Provenance]) -> None:
 
 
 def _measure(
-    entry: Entry,
-    measurements: Sequence[Measurement],
-    provenance: Provenance,
-    precision: Precision,
-    ledger: Ledger,
+    entry: Entry, measurements: Sequence[Measurement], provenance: Provenance, precision: Precision, ledger: Ledger
 ) -> None:
     """Take the measurements that `entry` lacks, saving each; the checkpoint is only loaded if there are any."""
     missing = [measurement for measurement in measurements if not measurement.is_in(entry)]

@@ -55,10 +55,8 @@ class Text:
         """First 16 digits of a SHA-256: of a running text as `sha256sum` has it, or of documents with their lengths."""
         if not self.separate:
             return hashlib.sha256(self.documents[0].encode()).hexdigest()[:16]
-        found = hashlib.sha256()
-        for document in map(str.encode, self.documents):
-            found.update(f"{len(document)}\n".encode() + document)
-        return found.hexdigest()[:16]
+        framed = (f"{len(document)}\n".encode() + document for document in map(str.encode, self.documents))
+        return hashlib.sha256(b"".join(framed)).hexdigest()[:16]
 
 
 def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cache_dir: Path) -> Text:
@@ -76,7 +74,12 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
         raise ValueError(f"document_start={start!r} is no regular expression: {error}") from None
     notes: list[str] = []
     if data["source"] == "local":
-        name, documents, separate, notes = _local(data)
+        files, note = local.files_to_evaluate(data)
+        notes += [note] if note else []
+        if name == "local":
+            name = files[0].name if len(files) == 1 else f"{len(files)} files"
+        documents = tuple(local.texts_to_evaluate(data))
+        separate = len(files) > 1 or suffix_of(files[0]) in ROW_SUFFIXES
     elif data["source"] == "hub" and _split(data):
         separate = data["document_start"] is None
         documents = _rows(data, cache_dir)
@@ -96,13 +99,6 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
         document_start=None if separate else start,
         notes=tuple(f"{note}." for note in notes),
     )
-
-
-def _local(data: Mapping[str, Any]) -> tuple[str, tuple[str, ...], bool, list[str]]:
-    files, note = local.files_to_evaluate(data)
-    texts = tuple(local.texts_to_evaluate(data))
-    name = data["name"] if data["name"] != "local" else files[0].name if len(files) == 1 else f"{len(files)} files"
-    return name, texts, len(files) > 1 or suffix_of(files[0]) in ROW_SUFFIXES, [note] if note else []
 
 
 def _split(data: Mapping[str, Any]) -> str | None:

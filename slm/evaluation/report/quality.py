@@ -5,13 +5,10 @@ from __future__ import annotations
 from slm.evaluation.report.differences import difference_notes, difference_table
 from slm.evaluation.report.results import (
     Entry,
-    Measure,
     Results,
-    has_loss,
     name_of,
     nearly_equal,
     number,
-    score_by,
     scores,
     text_caveats,
 )
@@ -30,8 +27,14 @@ def quality_section(results: Results) -> Section | None:
         *(f"**Mind:** {line}" for line in warnings(results)),
         *(f"**Mind:** {escape_markdown(line)}" for entry in results.entries for line in text_caveats(entry)),
     )
+    header = ("checkpoint", "N", "**bits per byte**", "perplexity", "loss (nats per token)", "per word",
+              "tokens", "bytes")  # fmt: skip
     for measure in results.measures:
-        section.add(f"**{escape_markdown(measure.title)}**", _table(results, measure), _missing(results, measure))
+        rows = [_row(entry, score) for entry, score in results.scored(measure)]
+        section.add(f"**{escape_markdown(measure.title)}**", table(header, rows))
+        scored = [entry["name"] for entry, _ in results.scored(measure)]
+        missing = [name_of(entry) for entry in results.entries if scores(entry) and entry["name"] not in scored]
+        section.add(f"No figure by this measure: {listed(missing)}." if missing else "")
         section.add(*difference_table(results, measure))
     return section.add(difference_notes(results))
 
@@ -60,12 +63,6 @@ def warnings(results: Results) -> list[str]:
     ]
 
 
-def _table(results: Results, measure: Measure) -> str:
-    header = ("checkpoint", "N", "**bits per byte**", "perplexity", "loss (nats per token)", "per word",
-              "tokens", "bytes")  # fmt: skip
-    return table(header, [_row(entry, score) for entry, score in results.scored(measure)])
-
-
 def _row(entry: Entry, score: Entry) -> list[str]:
     perplexity, error = number(score, "perplexity"), number(score, "se_loss")
     return [
@@ -78,10 +75,3 @@ def _row(entry: Entry, score: Entry) -> list[str]:
         sig(score.get("word_perplexity")),
         *(f"{score[key]:,}" if is_number(score.get(key)) else NOTHING for key in ("tokens", "bytes")),
     ]
-
-
-def _missing(results: Results, measure: Measure) -> str:
-    names = [
-        name_of(entry) for entry in results.entries if scores(entry) and not has_loss(score_by(entry, measure) or {})
-    ]
-    return f"No figure by this measure: {listed(names)}." if names else ""

@@ -194,22 +194,20 @@ def differ_significantly(a: tuple[float, float | None], b: tuple[float, float | 
     return None if error is None else abs(a[0] - b[0]) > SIGNIFICANT_ERRORS * error
 
 
-def text_caveats(entry: Mapping[str, Any]) -> list[str]:
+def text_caveats(entry: Entry) -> list[str]:
     """A sentence for each text of an entry that the checkpoint was trained on, in part or whole."""
-    shares = {score["data"]: score.get("in_training") for score in entry.get("perplexity_results") or []}
-    return _caveats(entry, shares, "bytes")
+    return _caveats(entry, {score["data"]: score for score in scores(entry)}, "bytes")
 
 
-def task_caveats(entry: Mapping[str, Any]) -> list[str]:
+def task_caveats(entry: Entry) -> list[str]:
     """The same for its tasks."""
-    shares = {task: result.get("in_training") for task, result in (entry.get("tasks") or {}).items()}
-    return _caveats(entry, shares, "questions")
+    return _caveats(entry, entry.get("tasks") or {}, "questions")
 
 
-def _caveats(entry: Mapping[str, Any], shares: Mapping[str, float | None], unit: str) -> list[str]:
+def _caveats(entry: Entry, results: Mapping[str, Entry], unit: str) -> list[str]:
     return [
         f"{entry['name']} was trained on {100 * share:.3g}% of the {unit} of {name}, so its figures there say little "
         "about text that it has not seen."
-        for name, share in shares.items()
-        if share
+        for name, result in results.items()
+        if (share := result.get("in_training"))
     ]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from typing import Any
 
 from slm.evaluation.report.results import (
     Entry,
@@ -27,6 +25,15 @@ from slm.evaluation.report.results import (
 from slm.runtime.words import is_number
 
 SCORES = ("loss", "perplexity", "bits_per_byte", "se_loss", "se_bits_per_byte", "word_perplexity")
+SCORE_COLUMNS = {
+    **{name: name for name in SCORES if name != "perplexity"},
+    "eval_data": "data",
+    "eval_data_fingerprint": "data_fingerprint",
+    "eval_tokens": "tokens",
+    "eval_bytes": "bytes",
+    **{name: name for name in ("protocol", "max_length", "stride")},
+}
+"""Column -> key of a result by the primary measure."""
 SPEEDS = (
     *("prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device", "device_name"),
     *("threads", "prompt_tokens", "new_tokens", "repetitions", "peak_memory_bytes", "model_bytes"),
@@ -55,23 +62,15 @@ def to_csv(table: list[Entry]) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(table[0]) if table else ["model"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
+    for row in table:
+        writer.writerow({name: str(value).lower() if isinstance(value, bool) else value for name, value in row.items()})
     return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
     score = score_by(entry, results.primary) or {}
     speed, shape = entry.get("speed") or {}, entry.get("shape") or {}
-    peak = number(speed, "peak_memory_bytes")
-    status = entry.get("status", "completed")
-    if status == "completed" and not has_loss(score):
-        status = "no loss"
+    peak, status = number(speed, "peak_memory_bytes"), entry.get("status", "completed")
     published = {
         "model": entry["name"],
         "params_total": entry["params_total"],
@@ -86,19 +85,12 @@ def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
         "width": shape.get("hidden_size"),
         "depth": shape.get("num_layers"),
         "vocab_size": shape.get("vocab_size"),
-        "status": status,
+        "status": "no loss" if status == "completed" and not has_loss(score) else status,
         "tokens" if has_budgets else "train_tokens": entry.get("train_tokens"),
     }
-    return published | table | _scores(score) | _others(entry, results) | _speed(speed) | _tasks(entry, results) | {
-        name: entry.get(name) for name in IDENTITY
-    }  # fmt: skip
-
-
-def _scores(score: Entry) -> Entry:
-    columns = {name: name for name in SCORES if name != "perplexity"}
-    columns |= {"eval_data": "data", "eval_data_fingerprint": "data_fingerprint", "eval_tokens": "tokens"}
-    columns |= {"eval_bytes": "bytes", "protocol": "protocol", "max_length": "max_length", "stride": "stride"}
-    return {column: score.get(key) for column, key in columns.items()}
+    scores = {column: score.get(key) for column, key in SCORE_COLUMNS.items()}
+    identity = {name: entry.get(name) for name in IDENTITY}
+    return published | table | scores | _others(entry, results) | _speed(speed) | _tasks(entry, results) | identity
 
 
 def _others(entry: Entry, results: Results) -> Entry:

@@ -110,17 +110,16 @@ def study_section(results: Results) -> Section | None:
         )
     measured = measured_table(pairs)
     findings = None if measured is None else measured_findings(measured, pairs)
-    claims = ["the study's claim", "what the study's own rows say"]
-    rows = [[escape_markdown(claim["claim"]), escape_markdown(claim["finding"])] for claim in published_claims()]
+    columns, rows = ["the study's claim", "what the study's own rows say"], []
+    for claim in published_claims():
+        rows.append([escape_markdown(claim["claim"]), escape_markdown(claim["finding"])])
+        if findings is not None:
+            rows[-1].append(escape_markdown(findings.get(claim["id"], NOTHING)))
     if findings is None:
-        return section.add(_why_not_repeated(pairs), table(claims, rows))
-    here = [escape_markdown(findings.get(claim["id"], NOTHING)) for claim in published_claims()]
-    return section.add(
-        table(
-            [*claims, "what the rows measured here say"],
-            [[*row, finding] for row, finding in zip(rows, here, strict=True)],
-        )
-    )
+        section.add(_why_not_repeated(pairs))
+    else:
+        columns.append("what the rows measured here say")
+    return section.add(table(columns, rows))
 
 
 def _row(pair: Pair) -> list[str]:
