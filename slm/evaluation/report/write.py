@@ -139,9 +139,8 @@ def methods_section(results: Results, command: str) -> Section:
     )
     named = [text for text in versions if text]
     if named:
-        lines.append(
-            f"Versions: {escape_markdown('; or '.join(named))}." + (" **They differ.**" if len(named) > 1 else "")
-        )
+        differ = " **They differ.**" if len(named) > 1 else ""
+        lines.append(f"Versions: {escape_markdown('; or '.join(named))}.{differ}")
     times = sorted(str(entry["evaluated_at"]) for entry in results.entries if entry.get("evaluated_at"))
     if times:
         lines.append(f"Evaluated {times[0]}" + (f" to {times[-1]}." if times[-1] != times[0] else "."))

@@ -81,13 +81,15 @@ class DecoderLM(TemplateLM):
         begin = [self.prefix_token_id]
         self.num_cut += sum(len(context) + len(new) > self.max_length + 1 for _, context, new in requests)
         items = [make_request(context or begin, continuation, self.max_length) for _, context, continuation in requests]
-        return [tuple(score) for score in self._score(items, "requests")]
+        scores = self._scorer(items, lambda done: self._progress("requests", done, len(items)))
+        return [(score.log_likelihood, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of each whole text, every token scored once, in windows of the model's context."""
         windows = [self._windows(instance.args[0]) for instance in requests]
-        scores = iter(self._score([window for own in windows for window in own], "windows"))
-        return [sum(next(scores)[0] for _ in own) for own in windows]
+        every = [window for own in windows for window in own]
+        scores = iter(self._scorer(every, lambda done: self._progress("windows", done, len(every))))
+        return [sum(next(scores).log_likelihood for _ in own) for own in windows]
 
     def _windows(self, text: str) -> list[Request]:
         windows = get_rolling_token_windows(
@@ -111,7 +113,7 @@ class DecoderLM(TemplateLM):
         room = self.max_length - settings["max_gen_toks"]
         if room < 1:
             raise ValueError(
-                f"the task wants answers of {settings['max_gen_toks']} tokens, and the model's context of "
+                f"the task asks for answers of {settings['max_gen_toks']} tokens, and the model's context of "
                 f"{self.max_length} leaves no room for a question"
             )
         ids: list[int] = []
@@ -135,13 +137,3 @@ class DecoderLM(TemplateLM):
         for stop in stops:
             text = text.split(stop)[0]
         return text
-
-    def _score(self, items: list[Request], what: str) -> list[Any]:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            self._progress(what, done, len(items))
-
-        return self._scorer(items, advance)

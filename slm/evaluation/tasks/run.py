@@ -25,6 +25,7 @@ from slm.evaluation.tasks import task_manager
 from slm.evaluation.tasks.local import make_task, read_records
 from slm.model import Decoder
 from slm.runtime.progress import Progress, say
+from slm.runtime.words import is_number
 
 BOOTSTRAP = 1000
 """Resamples behind the standard error of a metric that is not a mean (those have a closed form)."""
@@ -141,16 +142,15 @@ def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _metrics(row: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float | None]]:
-    """Values and standard errors by metric; the filter is named where there are several ("exact_match,strict")."""
-    scores = {key: row[key] for key in row if "," in key and not key.split(",")[0].endswith("_stderr")}
-    filters = {key.split(",", 1)[1] for key in scores}
+    """Values and standard errors by metric; the filter is named if there are several ("exact_match,strict")."""
+    keys = [tuple(key.split(",", 1)) for key in row if "," in key and not key.split(",")[0].endswith("_stderr")]
+    has_one_filter = len({filter_name for _, filter_name in keys}) == 1
     values, errors = {}, {}
-    for key, value in scores.items():
-        metric, chosen = key.split(",", 1)
-        error = row.get(f"{metric}_stderr,{chosen}")
-        label = metric if len(filters) == 1 else key
-        values[label] = float(value)
-        errors[label] = float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None
+    for metric, filter_name in keys:
+        label = metric if has_one_filter else f"{metric},{filter_name}"
+        error: Any = row.get(f"{metric}_stderr,{filter_name}")
+        values[label] = float(row[f"{metric},{filter_name}"])
+        errors[label] = float(error) if is_number(error) else None
     return values, errors
 
 

@@ -11,6 +11,7 @@ N scored rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -146,18 +147,18 @@ class Scorer:
         self.autocast = autocast
         self.device = decoder.embed_tokens.weight.device
 
-    def __call__(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda n: None) -> list[Score]:
-        """Scores in the order of `requests`; equal requests are scored once. `progress` gets requests done.
+    def __call__(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Score]:
+        """Scores in the order of `requests`; equal requests are scored once. `progress` gets the number done so far.
 
         Raises `ValueError` for log-likelihoods that are not finite: the first choice of every question would look best.
         """
-        repeats: dict[Request, int] = {}
-        for item in requests:
-            repeats[item] = repeats.get(item, 0) + 1
+        repeats = Counter(requests)
         scores: dict[Request, Score] = {}
+        done = 0
         for groups in plan(list(repeats), self.batch_tokens, PASS_TOKENS.get(self.device.type, PASS_TOKENS_ELSEWHERE)):
             scores |= self._score_batch(groups)
-            progress(sum(repeats[item] for group in groups for item in group.requests))
+            done += sum(repeats[item] for group in groups for item in group.requests)
+            progress(done)
         return [scores[item] for item in requests]
 
     @torch.inference_mode()
