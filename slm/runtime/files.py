@@ -14,7 +14,8 @@ from typing import Any
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replace the file at `path`, or make it and its folder; text is written as UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    # Two processes may write one file of a shared cache at once.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
 

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from slm.sweep.ledger import Outcome
 
 CELLS, LOCK = "cells.json", ".lock"
-BEFORE_CELLS = {LOCK, f"{CELLS}.partial"}
-"""The files that a sweep killed at its start leaves."""
 FEWEST_SIZES = 3
 """A law in N has two parameters or more, and estimating its scatter takes one more size."""
 INCOMPLETE = 2
@@ -115,8 +113,9 @@ def _checked(config: Mapping[str, Any]) -> Sweep:
 def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
     """Raise `ValueError` unless the folder is empty or holds a sweep of a subset of these cells."""
     try:
-        if not folder.is_dir() or {path.name for path in folder.iterdir()} <= BEFORE_CELLS:
-            return
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if all(name == LOCK or (name.startswith(CELLS) and name.endswith(".partial")) for name in names):
+            return  # new, or left by a sweep that was killed at its start
         before = json.loads((folder / CELLS).read_text(encoding="utf-8"))
         lost = [cell["name"] for cell in before if cell["key"] not in {cell.key for cell in cells}]
     except (OSError, ValueError, KeyError, TypeError):

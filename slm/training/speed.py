@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slm.model.decoder import Decoder
+from slm.runtime.files import write_json
 from slm.runtime.machine import peak_memory_bytes
 from slm.runtime.words import duration
 from slm.training.plan import Hardware, Plan
@@ -111,11 +111,7 @@ def matmul_peak(hardware: Hardware, cache_dir: Path) -> tuple[float, str]:
         except RuntimeError:
             listed = [flops for name, flops in DATASHEET.items() if name in device]
             return (listed[0], "datasheet") if listed else (float("nan"), "unknown")
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        # Not write_json: several runs of a sweep may write this file at the same time.
-        partial_path = path.with_name(f"peaks.json.partial-{os.getpid()}")
-        partial_path.write_text(json.dumps(peaks, indent=2))
-        os.replace(partial_path, path)
+        write_json(path, peaks, indent=2)
     return peaks[key], "measured"
 
 
