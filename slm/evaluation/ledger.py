@@ -90,7 +90,7 @@ class Ledger:
             foreign = [name for name in CONTENTS if (self.folder / name).exists()]
             if foreign:
                 raise ValueError(
-                    f"output_dir={self.folder} holds {foreign[0]} and is no evaluation: choose another output_dir"
+                    f"output_dir={self.folder} holds {foreign[0]} and is not an evaluation: choose another output_dir"
                 )
             return []
         try:

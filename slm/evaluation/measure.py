@@ -146,8 +146,8 @@ def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Tex
     names = dict.fromkeys(settings["perplexity"]["protocols"])
     if names and text is None and provenance.run is None:
         raise ValueError(
-            f"checkpoint={provenance.checkpoint} is no run of ours, so it has no validation text: give one, as "
-            "data=wikitext2 (hub), data=local data.paths=FILE or data=pydocs, or perplexity.protocols=[] for none"
+            f"checkpoint={provenance.checkpoint} is not a run of train.py, so it has no validation text: give a "
+            "text, such as data=wikitext2, data=local data.paths=FILE or data=pydocs, or perplexity.protocols=[]"
         )
     protocols = [_protocol(name, settings["perplexity"], provenance) for name in names]
     return [_perplexity(protocol, settings, provenance.run, text) for protocol in protocols]

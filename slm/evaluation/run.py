@@ -84,7 +84,7 @@ def _refuse_same_weights(checkpoints: Mapping[str, Provenance]) -> None:
     for name, provenance in checkpoints.items():
         first = names.setdefault(provenance.fingerprint, name)
         if first != name:
-            raise ValueError(f"checkpoints: {first} and {name} are the same weights: name one")
+            raise ValueError(f"checkpoints: {first} and {name} have the same weights: name one of them")
 
 
 def _measure(
@@ -102,7 +102,7 @@ def _measure(
         device=precision.device,
     )
     if checkpoint.provenance.fingerprint != provenance.fingerprint:
-        raise ValueError(f"checkpoint={entry['checkpoint']} was changed by somebody meanwhile: give the command again")
+        raise ValueError(f"checkpoint={entry['checkpoint']} changed while it was evaluated: give the command again")
     config = checkpoint.decoder.config
     entry["load_seconds"] = time.perf_counter() - start
     entry["params_total"] = num_params(config)

@@ -134,7 +134,7 @@ def run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
         return config, {name: result[name]["fingerprint"] for name in ("data", "tokenizer")}
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{run} is no run directory whose config.yaml and corpus.json can be read ({type(error).__name__}); "
+            f"{run} is not a run directory whose config.yaml and corpus.json can be read ({type(error).__name__}); "
             "give the output_dir of a run of train.py"
         ) from None
 

@@ -186,5 +186,5 @@ def test_the_fingerprints_of_result_json_do_where_there_is_no_corpus_json(traine
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, trained: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no run directory whose config\.yaml and corpus\.json can be read"):
+    with pytest.raises(ValueError, match=r"is not a run directory whose config\.yaml and corpus\.json can be read"):
         run_stream(tmp_path, load_tokenizer(trained / "model"))

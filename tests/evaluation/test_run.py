@@ -114,7 +114,7 @@ def test_a_directory_of_other_settings_is_refused(
 def test_a_release_without_a_text_says_which_there_are(releases: list[Path], tmp_path: Path) -> None:
     settings = small(tmp_path, tmp_path, f"checkpoint={releases[0]}") | {"data": None}
     with pytest.raises(
-        ValueError, match="is no run of ours, so it has no validation text: give one, as data=wikitext2"
+        ValueError, match="is not a run of train.py, so it has no validation text: give a text, such as data=wikitext2"
     ):
         evaluate(settings)
 
@@ -185,7 +185,7 @@ def test_a_group_of_tasks_that_failed_once_leaves_no_error_behind(
 def test_a_folder_of_something_else_is_left_alone(name: str, releases: list[Path], text: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("not ours")
-    with pytest.raises(ValueError, match=f"holds {name} and is no evaluation"):
+    with pytest.raises(ValueError, match=f"holds {name} and is not an evaluation"):
         evaluate(small(tmp_path, text, f"checkpoint={releases[0]}"))
     assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "not ours")]
 
@@ -204,7 +204,7 @@ def test_one_model_under_two_names_is_refused_and_under_another_name_not_measure
 ) -> None:
     other = tmp_path / "link"
     other.symlink_to(releases[0])
-    with pytest.raises(ValueError, match="link are the same weights: name one"):
+    with pytest.raises(ValueError, match="link have the same weights: name one"):
         evaluate(small(tmp_path, text, listed([releases[0], other])))
     evaluate(small(tmp_path, text, f"checkpoint={releases[0]}"))
     evaluate(small(tmp_path, text, f"checkpoint={other}"))

@@ -158,7 +158,7 @@ def _caveats(family: str, results: Results) -> list[str]:
     caveats = []
     if family == UNNAMED:
         caveats.append(
-            f"{name}: these checkpoints state no family and are taken for one; if they are not one, ignore this."
+            f"{name}: these checkpoints state no family and are taken as a single family; if they are not, ignore this."
         )
     budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
     if budgets == {None}:
