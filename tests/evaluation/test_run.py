@@ -114,7 +114,8 @@ def test_a_directory_of_other_settings_is_refused(
 def test_a_release_without_a_text_says_which_there_are(releases: list[Path], tmp_path: Path) -> None:
     settings = small(tmp_path, tmp_path, f"checkpoint={releases[0]}") | {"data": None}
     with pytest.raises(
-        ValueError, match="is not a run of train.py, so it has no validation text: give a text, such as data=wikitext2"
+        ValueError,
+        match=r"is not a run of train\.py, so it has no validation text: give a text, such as data=wikitext2",
     ):
         evaluate(settings)
 
