@@ -23,11 +23,8 @@ def main(config: DictConfig) -> None:
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
-        measuring = config.prompt is None and config.export is None
-        further = (
-            f": the same command with output_dir={config.output_dir} goes on where it stopped" if measuring else ""
-        )
-        print(f"\ninterrupted{further}", file=sys.stderr)
+        hint = f": the same command with output_dir={config.output_dir} goes on where it stopped"
+        print(f"\ninterrupted{hint if config.prompt is None and config.export is None else ''}", file=sys.stderr)
         exit_codes.append(130)
     except MISTAKES as error:
         exit_codes.append(report(error))
