@@ -25,7 +25,7 @@ from slm.evaluation.report.scaling import fits, gain_section, gains
 from slm.evaluation.report.speed import sharing_price, speed_section
 from slm.evaluation.report.summary import summary_section
 from slm.evaluation.report.tasks import tasks_section
-from slm.evaluation.report.write import checkpoints_section, write_report
+from slm.evaluation.report.write import checkpoints_section, print_report, write_report
 from slm.runtime.words import measured
 from slm.scaling import fit, read_table
 from tests.evaluation.reported import correlated_blocks, entry, published, score, scored_blocks, speed, task, tiny
@@ -328,6 +328,15 @@ def test_what_another_wrote_into_a_name_stays_text(tmp_path: Path) -> None:
     assert "a\\|b" in text
     assert "](http://y)" not in text
     assert next(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))["model"] == name
+
+
+def test_the_terminal_shows_the_figures_and_what_was_not_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(tiny()[:2], Path("out"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1.8333 ± 0.0054" in shown  # bits per byte: 4.1 * 400,000 / 1,290,590 / ln 2
+    assert "0.3000 ± 0.0094" in shown  # arc_easy: sqrt(0.3 * 0.7 / 2376)
+    assert "boolq needs data that is not here" in shown
+    assert shown.endswith("report: out/report.md")
 
 
 STATED = {
