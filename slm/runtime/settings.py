@@ -84,7 +84,9 @@ def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional
             group = group.get(group_name)
             if not isinstance(group, Mapping):
                 path = ".".join(groups[:depth])
-                raise ValueError(f"{path}={group} must be a group of settings, such as one of conf/{groups[0]}/*.yaml")
+                raise ValueError(
+                    f"{path}={as_typed(group)} must be a group of settings: set its keys, as in {key}=VALUE"
+                )
         if name in group:
             check_kind(key, group[name], kind)
         elif key not in optional:
