@@ -1,7 +1,7 @@
-"""How long the whole analysis takes: `python benchmarks/analysis_speed.py [OVERRIDES]`, which are sweep.py's.
+"""Time of a complete analysis: `python benchmarks/analysis_speed.py [OVERRIDES]`, with overrides of sweep.py.
 
-A simulated table of 4 families x 6 sizes x 3 seeds, tokens not in step with size, through `python sweep.py` as a
-person would run it: start-up, all laws, 1,000 bootstrap samples, 999 simulations a p-value, figures, report.
+Runs `python sweep.py` on a simulated table of 4 families x 6 sizes x 3 seeds, with tokens not proportional to size:
+start-up, all laws, 1,000 bootstrap samples, 999 simulations per p-value, figures, report.
 """
 
 from __future__ import annotations

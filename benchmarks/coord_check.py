@@ -4,12 +4,12 @@
     python benchmarks/coord_check.py --out DIR/NAME optim=muon model.layer_sharing=immediate model.num_repeats=2
     python benchmarks/coord_check.py --out DIR/NAME family=ssd
 
-What follows the options are overrides of conf/train.yaml. Shapes are those of the family's rule, if one is given; else
-`model` is the shape at the base width, and all its widths grow in proportion.
+Arguments after the options are overrides of conf/train.yaml. If a family is given, shapes follow its rule; else `model`
+is the shape at the base width, and all its widths grow in proportion.
 
 The coordinate check of Tensor Programs V (arXiv:2203.03466, appendix D.1): a few steps of training at each shape, then
-the root mean square of what the blocks put out. Where it grows or vanishes with the size, one learning rate cannot
-serve all sizes. tests/training/test_parametrization.py asserts what this script draws.
+the root mean square of the blocks' outputs. If it grows or vanishes with the size, one learning rate cannot serve all
+sizes. tests/training/test_parametrization.py asserts what this script draws.
 """
 
 import argparse
@@ -32,13 +32,13 @@ from slm.training.optim import OPTIMIZERS
 from slm.training.parametrization import make_rules, scale_initial_weights, with_multipliers
 
 ROOT = Path(__file__).parents[1]
-# Colour and thickness: where two agree, the thinner one lies on the other.
+# Colour and line width: where two lines agree, the thinner one is drawn over the thicker one.
 STYLES = {"standard": ("tab:red", 4.0), "mup": ("tab:blue", 2.2), "completep": ("black", 0.9)}
-# Few ids: what is looked at are the blocks. There is no warm-up, so the rate is lower than that of a run.
+# Few ids, since only blocks are measured. The rate is lower than that of a run, since there is no warm-up.
 SMALL = ["model.vocab_size=256", "optim.lr=1e-3"]
 BASE = ["model.hidden_size=64", "model.num_heads=2", "model.num_kv_heads=1", "model.intermediate_size=192"]
 BASE += ["model.num_layers=4"]
-# Where in the depth block outputs are measured, as a share of the uses of blocks.
+# Depths at which block outputs are measured, as a share of the uses of blocks.
 PLACES = {"quarter": 1 / 4, "half": 1 / 2, "last": 1.0}
 
 
@@ -78,7 +78,7 @@ def measure(options: argparse.Namespace, overrides: list[str]) -> pd.DataFrame:
 
 
 def composed(parametrization: str, width: int, depth: int, overrides: list[str]) -> tuple[dict[str, Any], ModelConfig]:
-    """The settings and the shape of a cell."""
+    """Settings and shape of a cell."""
     of_family = any(item.startswith("family=") for item in overrides)
     size = [f"width={width}", f"depth={depth}"] if of_family else BASE
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -89,7 +89,7 @@ def composed(parametrization: str, width: int, depth: int, overrides: list[str])
 
 
 def shape_at(shape: ModelConfig, width: int, depth: int) -> ModelConfig:
-    """`shape` at another width and depth: heads of the same size, all inner widths in proportion."""
+    """`shape` at another width and depth, with heads of the same size and all inner widths in proportion."""
     scaled: dict[str, int] = {}
     for name in ("num_heads", "num_kv_heads", "intermediate_size"):
         scaled[name], rest = divmod(getattr(shape, name) * width, shape.hidden_size)
@@ -119,7 +119,7 @@ def trained_activations(
 
 
 def make_tokens(vocab_size: int, seed: int, *, sequences: int = 8, length: int = 33) -> Tensor:
-    """A language with few likely successors of each token, so that ten steps suffice to learn something."""
+    """Sequences in which each token has few likely successors, so that ten steps suffice to learn something."""
     rng = torch.Generator().manual_seed(seed)
     tokens = [torch.randint(vocab_size, (sequences,), generator=rng)]
     for _ in range(length - 1):
@@ -147,7 +147,7 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread(table: pd.DataFrame) -> pd.DataFrame:
-    """Largest over smallest mean, along the width and along the depth."""
+    """Ratio of the largest to the smallest mean, over widths and over depths."""
     ratio = means(table).groupby(["parametrization", "along", "place"])["rms"].agg(lambda rms: rms.max() / rms.min())
     return ratio.unstack(["along", "place"]).loc[list(STYLES)].round(2)
 

@@ -1,11 +1,11 @@
-"""Where the constants of slm/model come from: attention kernels and loss chunks, timed in whole training steps.
+"""Measurements behind the constants of slm/model: attention kernels and loss chunks, timed in whole training steps.
 
-    python benchmarks/cpu_choices.py [attention] [loss] [matvec]     all three, if none is named
-    python benchmarks/cpu_choices.py smallest                        one shape of each, to see that they run
+    python benchmarks/cpu_choices.py [attention] [loss] [matvec]     all three by default
+    python benchmarks/cpu_choices.py smallest                        one shape of each, to check that they run
 
-Attention: a step of a preset with blocked matmuls beside the same step with torch's SDPA, by sequence length.
-Loss: head and cross-entropy, forward and backward, by tokens a chunk, beside plain logits. Medians, interleaved.
-Matvec: GB/s at which the weights of one row's products are read, in several ways.
+Attention: a step of a preset with blocked matmuls and with torch's SDPA, by sequence length.
+Loss: head and cross-entropy, forward and backward, by tokens per chunk, and with full logits. Interleaved; medians.
+Matvec: GB/s at which matrix-vector products read their weights, in several ways.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def attention(preset: str, length: int, tokens: int, repetitions: int = 5) -> st
     config, hardware = preset_config(preset), resolve_hardware(composed("trainer=cpu")["trainer"])
     batch = torch.randint(config.vocab_size, (tokens // length, length + 1))
     steps = []
-    for limit in (length, 0):  # blocked matmuls, then SDPA; each is chosen when its first step compiles
+    for limit in (length, 0):  # blocked matmuls, then SDPA; the choice is made when the first step compiles
         torch._dynamo.reset()
         softmax.CPU_MATMUL_ATTENTION_MAX_TOKENS = limit
         step = step_of(ours(config, hardware), batch, hardware)
@@ -85,7 +85,7 @@ def chunks(vocab: int, width: int, tokens: int) -> str:
 
 @torch.inference_mode()
 def matvec(dtype: torch.dtype, matrices: int = 90, rows: int = 1536, columns: int = 576) -> str:
-    """Products with more matrices than the processor's caches hold."""
+    """Time products with more matrices than fit into the processor's caches."""
     weights = [torch.randn(rows, columns).to(dtype) for _ in range(matrices)]
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, 1) for weight in weights]
     x = torch.randn(1, columns).to(dtype)

@@ -2,9 +2,9 @@
 
     pip install -e ".[test]" -c constraints.txt && python benchmarks/decode_throughput.py
 
-Both have the same weights and must choose the same tokens (in float32; in bfloat16 rounding may part them). Prefill is
-the time to the logits that follow the prompt; decode is what greedy generation takes after it, each new token chosen
-by argmax. Compilation is in the warm-up.
+Both have the same weights and must choose the same tokens (in float32; in bfloat16 rounding may make them differ).
+Prefill is the time until the logits after the prompt; decode is the time of greedy generation after it. Compilation
+takes place in the warm-up.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Theirs:
         self.model(self.prompt, logits_to_keep=1, use_cache=True)
         filled = time.perf_counter()
         out = self.model.generate(self.prompt, max_new_tokens=self.new, do_sample=False, pad_token_id=0)
-        # generate fills its cache once more, which is not decoding.
+        # Subtract prefill: `generate` fills its cache again, which is not decoding.
         return filled - begin, time.perf_counter() - filled - (filled - begin), out[0, self.prompt.shape[1] :].tolist()
 
 

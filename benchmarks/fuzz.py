@@ -1,9 +1,9 @@
-"""Random damage to what the commands read: `python benchmarks/fuzz.py [--only corpus] [--count 20] [--seed 0]`.
+"""Random damage to the commands' input: `python benchmarks/fuzz.py [--only corpus] [--count 20] [--seed 0]`.
 
-Each case is a sound input with one to three mutations, read in this process as the commands read it. It must be read,
-or be refused in one sentence (see `slm.runtime.command_line`), within 20 seconds. A case that is neither is printed
-with its number, and the exit status is 1; `--case N` runs one case alone. A target is an entry of `TARGETS`: how to
-write the input, what may happen to it, how it is read.
+Each case is a valid input with one to three mutations, read in this process as the commands read it. The input must be
+either read or refused in one sentence (see `slm.runtime.command_line`), within 20 seconds. A case that fails is printed
+with its number, and the exit status is 1; `--case N` runs one case alone. A target is an entry of `TARGETS`: how its
+input is written, mutated and read.
 """
 
 import argparse
@@ -48,16 +48,16 @@ from slm.scaling import Settings, analyse, read_table
 
 CONF = Path(__file__).parents[1] / "conf"
 MOST_SECONDS = 20
-MOST_CHARACTERS = 1000  # of a sentence: more is a page
+MOST_CHARACTERS = 1000  # longest message that counts as one sentence
 WORDS = ("river", "stone", "lamp", "quiet", "harbour", "winter", "seven", "copper", "bread", "letter", "window")
 Random = random.Random
 Mutation = Callable[[Random, Path], str]
-"""Damages one thing in a folder, and says what it did; may raise where an earlier one left it nothing to damage."""
+"""Damages one thing in a folder and returns a description; may raise if an earlier mutation left nothing to damage."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of input: `make` writes a sound one into a folder, `read` reads it as the commands would."""
+    """A kind of input: `make` writes a valid one into a folder, `read` reads it as the commands do."""
 
     make: Callable[[Path], None]
     mutations: Sequence[Mutation]
@@ -65,7 +65,7 @@ class Target:
 
 
 class TooSlowError(BaseException):
-    """Raised by the alarm; no exception handler of a reader takes it for its own."""
+    """Raised by the alarm; not an `Exception`, so no reader catches it."""
 
 
 # Mutations of any file
@@ -76,7 +76,7 @@ def any_file(rng: Random, folder: Path) -> Path:
 
 
 def spoiled(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """The content with bytes flipped, cut out, inserted or overwritten, or lines repeated, and which of these."""
+    """The content with bytes flipped, cut out, inserted or overwritten, or lines repeated; and the kind of change."""
     at, length = rng.randrange(len(content) + 1), rng.choice((1, 3, 17, 400))
     kind = rng.choice(("flip", "cut out", "cut off", "insert", "overwrite", "repeat lines", "empty"))
     if kind == "flip":
@@ -115,7 +115,7 @@ def change_bytes(rng: Random, folder: Path) -> str:
 
 
 def change_unpacked_bytes(rng: Random, folder: Path) -> str:
-    """As `change_bytes`, inside a gzip file that is sound."""
+    """Like `change_bytes`, but inside an intact gzip file."""
     path = rng.choice([file for file in sorted(folder.rglob("*")) if file.name.lower().endswith(".gz")])
     content, kind = spoiled(gzip.decompress(path.read_bytes()), rng)
     path.write_bytes(gzip.compress(content))
@@ -194,7 +194,7 @@ def change_column(rng: Random, path: Path) -> str:
 
 
 def read_corpus(rng: Random, folder: Path) -> None:
-    """As train.py, evaluate.py and `task_files` read it; all are tried, and the longest of their refusals is raised."""
+    """Read like train.py, evaluate.py and `task_files`; all are tried, and the longest refusal is raised."""
     options: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "local.yaml"))
     files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
     options["paths"] = rng.choice((str(folder), f"{folder}/**/*.*", files, files))
@@ -210,7 +210,7 @@ def read_corpus(rng: Random, folder: Path) -> None:
 
 
 def try_all(ways: Sequence[Callable[[], object]]) -> None:
-    """Raise the longest refusal after all were tried."""
+    """Try all, then raise the longest refusal, if any."""
     refused: list[Exception] = []
     for way in ways:
         try:
@@ -323,7 +323,7 @@ def scaled(cell: str, scale: float, otherwise: str) -> str:
 
 
 def read_runs(rng: Random, folder: Path) -> None:
-    """As sweep.py runs=TABLE reads and analyses it."""
+    """Read and analyse like sweep.py runs=TABLE."""
     table = read_table(any_file(rng, folder))
     analyse(table, Settings(laws=("power", "power_floor"), bootstrap=0, calibration=0), verdict_only=True)
 
@@ -339,7 +339,7 @@ SHAPE = {"vocab_size": 260, "hidden_size": 32, "num_layers": 2, "num_heads": 4, 
 
 
 def make_exports(folder: Path) -> None:
-    """Four shapes as we export them, and one as the hub has it: a plain config, safetensors and a pickle."""
+    """Write four of our exports, and one folder as on the hub: a plain config, safetensors and a pickle."""
     changes: list[dict[str, Any]] = [
         {"layer_sharing": "immediate", "num_repeats": 2},
         {"tie_embeddings": False, "qk_norm": "learned"},
@@ -361,7 +361,7 @@ def make_exports(folder: Path) -> None:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value but the root."""
+    """Path of every value inside a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield (*path, key)
@@ -369,9 +369,9 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed_json(rng: Random, value: Any) -> str:
-    """Remove, replace, rename or move one place of a JSON value; says which."""
+    """Remove, replace, rename or move one place of a JSON value; returns a description."""
     found = list(places(value))
-    if len(found) > 300:  # not the vocabulary alone
+    if len(found) > 300:  # else nearly all changes would hit the vocabulary
         found = [place for place in found if len(place) < 4 or rng.random() < 0.02]
     *parents, key = rng.choice(found)
     for parent in parents:
@@ -398,7 +398,7 @@ def change_json(rng: Random, folder: Path) -> str:
 
 
 def change_header(rng: Random, folder: Path) -> str:
-    """What a safetensors file says of its tensors: names, types, shapes, offsets."""
+    """Change the header of a safetensors file: names, types, shapes, offsets."""
     path = rng.choice(sorted(folder.rglob("*.safetensors")))
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
@@ -417,7 +417,7 @@ def change_header(rng: Random, folder: Path) -> str:
 
 
 def change_pickle(rng: Random, folder: Path) -> str:
-    """A tensor of another type or shape, or none, under its own name or another."""
+    """Replace a tensor by one of another type or shape, or by None, under its own or another name."""
     path = folder / "hub" / "pytorch_model.bin"
     (path.parent / "model.safetensors").unlink(missing_ok=True)
     state = torch.load(path, weights_only=True)
@@ -431,7 +431,7 @@ def change_pickle(rng: Random, folder: Path) -> str:
 
 
 def change_files(rng: Random, folder: Path) -> str:
-    """A file that is missing, is a folder, is a link to itself, or is another file."""
+    """Remove a file, or replace it by a folder, a link to itself, or another file."""
     one, two = any_file(rng, folder), any_file(rng, folder)
     kind = rng.choice(("missing", "folder", "link", "other"))
     content = two.read_bytes()
@@ -446,7 +446,7 @@ def change_files(rng: Random, folder: Path) -> str:
 
 
 def use_export(folder: Path) -> None:
-    """As evaluate.py does: load it, encode a text, take logits."""
+    """Load like evaluate.py, encode a text, compute logits."""
     decoder, tokenizer, _ = load(folder)
     ids = tokenizer.encode(TEXT)
     tokenizer.text_bytes(TEXT, ids)
@@ -455,7 +455,7 @@ def use_export(folder: Path) -> None:
 
 
 def make_tokenizers(folder: Path) -> None:
-    """Byte-level BPE as we train it, bytes, and one of each kind that the tokenizers library has."""
+    """Write byte-level BPE as train.py trains it, bytes, and one of each kind of the tokenizers library."""
     for kind in ({"kind": "bpe", "vocab_size": 300, "train_bytes": None}, {"kind": "bytes"}):
         made = plan_tokenizer(kind).make(lambda: iter([["the cat sat on the mat 語 " * 20]]))
         made.save(folder / str(kind["kind"]))
@@ -491,7 +491,7 @@ def make_tokenizers(folder: Path) -> None:
 
 
 def use_tokenizer(folder: Path) -> None:
-    """As a run does: load it, encode and decode, count bytes, save it and load what was saved."""
+    """Use like a run: load, encode and decode, count bytes, save, and load the saved one."""
     made = load_tokenizer(folder)
     for text in (TEXT, "", "a", " the\n\n"):
         ids = made.encode(text)
@@ -550,7 +550,7 @@ def mutate(rng: Random, target: Target, folder: Path) -> str:
 
 
 def run_case(target: Target, name: str, seed: int, number: int, sound: Path, home: Path) -> tuple[str, str, list[str]]:
-    """(read, refused or the name of what went wrong; the sentence or the traceback; the mutations) of a case."""
+    """Outcome of a case (read, refused or the name of the failure), its message or traceback, and its mutations."""
     rng, folder = Random(f"{seed} {name} {number}"), home / "case" / "input"
     shutil.rmtree(folder.parent, ignore_errors=True)
     shutil.copytree(sound, folder)
@@ -565,13 +565,13 @@ def run_case(target: Target, name: str, seed: int, number: int, sound: Path, hom
         return "refused" if good else "no sentence", said, done
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a panic of Rust is no Exception
+    except BaseException as error:  # a Rust panic is not an Exception
         return type(error).__name__, traceback.format_exc(), done
     return "read", "", done
 
 
 def run_target(name: str, asked: argparse.Namespace) -> int:
-    """Run the cases of a target; returns how many went wrong."""
+    """Run the cases of a target; returns the number that failed."""
     outcomes, slowest, start = Counter[str](), 0.0, time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)

@@ -1,11 +1,11 @@
-"""Training speed of each mixer beside full attention, or of each family beside mobilellm, compiled as train.py runs it.
+"""Training speed of mixers relative to full attention, or of families relative to mobilellm, compiled as in train.py.
 
-    python benchmarks/mixer_throughput.py                                F S P L G at 256 and 1024 tokens a sequence
+    python benchmarks/mixer_throughput.py                                F S P L G at 256 and 1024 tokens per sequence
     python benchmarks/mixer_throughput.py --families                     each family at its tiny size
     python benchmarks/mixer_throughput.py SSSF LLLG --lengths 1024 --tokens 4096 --repetitions 7 chunk_size=128
 
-A repetition is one forward and backward pass of each, one after the other, so that all meet the same machine; figures
-are medians over repetitions. Words with an equals sign are fields of the model. One line each and length: speed,
+A repetition is one forward and backward pass of each in turn, so that all run under the same load; figures are medians
+over repetitions. Arguments with an equals sign are fields of the model. Prints one line per mixer and length: speed,
 exact GFLOP/s and the ratio to the first.
 """
 
@@ -59,7 +59,7 @@ def family_shapes() -> dict[str, ModelConfig]:
 
 def measure(shapes: dict[str, ModelConfig], hardware: Hardware, length: int, sequences: int, repetitions: int) -> None:
     torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = 4 * len(shapes)  # else the ninth would run uncompiled, without a word
+    torch._dynamo.config.recompile_limit = 4 * len(shapes)  # else the ninth would run uncompiled, without a warning
     passes = [one_pass(config, hardware, length, sequences) for config in shapes.values()]
     for run in passes:  # compilation, allocation, caches
         run()

@@ -1,7 +1,7 @@
-"""How much of a training step of `tiny` its optimizer is: `python benchmarks/optimizer_share.py [repetitions]`.
+"""Share of the optimizer in a training step of `tiny`: `python benchmarks/optimizer_share.py [repetitions]`.
 
-A repetition is one forward and backward pass of 16 x 256 tokens and one step of each optimizer, one after the other, so
-that all meet the same machine; figures are medians. Blocks are not compiled.
+A repetition is one forward and backward pass of 16 x 256 tokens and one step of each optimizer, in turn, so that all
+run under the same load; figures are medians. Blocks are not compiled.
 """
 
 import statistics

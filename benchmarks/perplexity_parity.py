@@ -1,10 +1,10 @@
-"""Our logits and sliding-window perplexity beside transformers' on a released checkpoint, and the time of each.
+"""Logits, sliding-window perplexity and time of slm and of transformers on a released checkpoint.
 
     python benchmarks/perplexity_parity.py CHECKPOINT TEXT [--tokens 5120] [--batch-tokens 4096] [--dtype float32]
 
-CHECKPOINT is a folder that both load (say SmolLM2-135M), TEXT a plain file (say wiki.test.raw of WikiText-2). The loop
-over transformers is the usual one: a window a forward pass, labels of -100 for what is context. Both run in the same
-process, one after the other, after a first window that is not timed. Needs the [test] extra (transformers).
+CHECKPOINT is a folder that both load (such as SmolLM2-135M), TEXT a plain file (such as wiki.test.raw of WikiText-2).
+The loop around transformers is the usual one: one window per forward pass, labels of -100 for context. Both run in the
+same process, one after the other, after a first window that is not timed. Needs the [test] extra (transformers).
 """
 
 from __future__ import annotations

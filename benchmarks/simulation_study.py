@@ -1,8 +1,8 @@
-"""Do the intervals cover, and is a difference found as rarely as it should be? `python benchmarks/simulation_study.py`
+"""Coverage of the intervals, and error rate of the verdict, by simulation: `python benchmarks/simulation_study.py`
 
-Tables drawn from known laws go through `analyse` with the laws of `analysis=quick`, as a user gets it: the analysis
-chooses law, unit and method. Intervals of 95% should cover in 95% of tables, and the verdict "the families differ"
-should be given for at most 5% of tables in which they do not. Results go to `--keep`, from where the same command
+`analyse` runs on tables drawn from known laws, with the laws of `analysis=quick`; it chooses law, unit and method, as
+for a user. Intervals of 95% should cover the truth in 95% of tables, and the verdict "the families differ" should be
+given in at most 5% of tables with equal families. Results are stored in `--keep`, from which the same command
 continues. An hour on two cores; `--replications 40` for a quick look.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the parallelism is in the processes
 
 import json
 import time
@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
     "calibration": 0,
 }
 Law = Callable[[Any, Any], Any]
-"""Loss at N and D, numbers or arrays."""
+"""Loss as a function of N and D (numbers or arrays)."""
 
 
 def power(A: float = 20.0, alpha: float = 0.11) -> Law:
@@ -52,7 +52,7 @@ def chinchilla(
 
 @dataclass(frozen=True)
 class Family:
-    """A family's true law and sizes [n]; scatter is in log loss."""
+    """A family's true law and its sizes [n]; scatter is that of log loss."""
 
     name: str
     law: Law
@@ -61,12 +61,12 @@ class Family:
     noise: float
     """Scatter between seeds."""
     worth: float = 1.0
-    """Times the parameters of the first family that one of its own is worth."""
+    """How many parameters of the first family one of its own is worth."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Families, and what they share. `law` is the true law's name in the analysis, `equal` is about the exponents."""
+    """A design. `law` is the name of the true law in the analysis; `equal` says whether the exponents are equal."""
 
     name: str
     law: str
@@ -75,18 +75,18 @@ class Scenario:
     seeds: int = 1
     tokens: tuple[float, ...] = (1e10,)
     misfit: float = 0.0
-    """Deviation of a family's size from its law, the same for all seeds and tokens."""
+    """Scatter of a family's size about its law, the same for all seeds and tokens."""
     shared: float = 0.0
-    """Deviation of a size that all families share."""
+    """Scatter of a size about the law that all families share."""
     tails: str = "normal"
     rows: str = "runs"
     """runs, checkpoints (all tokens of a size are one run) or branches (of one trunk)."""
     share: float = 1.0
-    """Share of the replications: designs that take long get fewer."""
+    """Share of the replications, lower for slow designs."""
 
     @property
     def key(self) -> str:
-        """Under which results are kept: a design that is changed needs another name, or a new file."""
+        """Key of the stored results: after changing a design, change its name or use a new file."""
         return f"{self.law}: {self.name}"
 
     def frame(self, rng: np.random.Generator) -> pd.DataFrame:
@@ -119,7 +119,7 @@ def sizes(middle: float, span: float, count: int, shift: float = 1.0) -> np.ndar
 
 
 def three(law: Callable[..., Law], exponents: dict[str, float], at: np.ndarray, noise: float) -> tuple[Family, ...]:
-    """Families of one exponent that differ in level, by a constant factor on N."""
+    """Three families with equal exponents whose levels differ by a constant factor on N."""
     A = {"power": 20.0, "floored": 90.0, "chinchilla": 482.01}[law.__name__]
     return tuple(
         Family(name, law(A * factor), exponents, at, noise, factor ** (-1 / exponents["alpha"]))
@@ -189,11 +189,11 @@ def scenarios() -> tuple[Scenario, ...]:
 
 @dataclass
 class Outcome:
-    """The verdict on one table, and whether each interval covers, by kind; an open end always does."""
+    """The verdict on one table, and whether each interval covers the truth, by kind; an open end always covers."""
 
     said: bool | None = None
     wrong: bool = False
-    """Whether a pair is named with the wrong sign, or at all where nothing differs."""
+    """Whether the verdict names a difference with the wrong sign, or any difference between equal families."""
     p: float | None = None
     open_ends: int = 0
     covers: dict[str, list[bool]] = field(default_factory=dict)
@@ -234,7 +234,7 @@ def try_one(job: tuple[int, int]) -> dict[str, Any]:
 
 
 def _note_pair(outcome: Outcome, pair: dict[str, Any], truth: dict[str, Family], scenario: Scenario) -> None:
-    """Compare with the slope of the true log ratio over the matched points, and with what a is worth in N of b."""
+    """Compare with the slope of the true log ratio over the matched points, and with the true worth of a in N of b."""
     one, two = truth[pair["a"]], truth[pair["b"]]
     N = np.array(pair["sizes"])
     D = np.array(scenario.tokens)
@@ -258,13 +258,13 @@ INTERVALS = {
     "worth": "worth, paired",
     "factor by the law": "efficiency factor",
 }
-"""Heading -> kind."""
+"""Heading of the table -> kind of interval."""
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> None:
-    """What is said of each design, and the share of intervals that cover.
+    """Print a table: verdicts of each design, and the share of intervals that cover the truth.
 
-    Where fewer than half of the intervals that could be printed are, the share of these follows.
+    If fewer than half of the possible intervals are reported, the share reported follows.
     """
     heads = ["law", "design", "tables", "differ", "depends", "cannot say", "wrong", *INTERVALS]
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
@@ -288,7 +288,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:
-    """Results of an earlier run; its last line may be half a line."""
+    """Results of an earlier run, without its last line if that is incomplete."""
     lines = path.read_text().splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
 

@@ -1,13 +1,14 @@
-"""What a second slot gains, and what a job costs beside its training.
+"""Gain of a second slot, and overhead of a job.
 
     python benchmarks/sweep_slots.py [ROUNDS] [OVERRIDES]
 
-Trains one small sweep on CPUs with launcher.slots=1 and 2, one thread a job, in turns, ROUNDS times (3 unless given),
-each in a fresh directory; OVERRIDES are sweep.py's, such as `launcher.warm_start=false`. Wants two idle cores.
+Trains one small sweep on CPUs with launcher.slots=1 and 2 in turn, one thread per job, ROUNDS times (3 by default),
+each in a fresh directory. OVERRIDES are those of sweep.py, such as `launcher.warm_start=false`. Needs two idle cores.
 
-A job's seconds outside training are `slots x wall / jobs`, what a job occupies a slot for, less the time on training
-steps (`tokens_trained / tokens_per_second` of result.json). So all else counts: the process that forks the jobs, their
-start, corpus, validation, checkpoint, export, W&B's files, the master's polling, and a slot that is empty at the end.
+A job's seconds outside training are the time that it occupies a slot, `slots x wall / jobs`, minus the time of training
+steps (`tokens_trained / tokens_per_second` of result.json). This includes everything else: the process that forks the
+jobs, their start, corpus, validation, checkpoint, export, W&B's files, the master's polling, and a slot that is idle at
+the end.
 """
 
 import json
@@ -39,7 +40,7 @@ def main() -> None:
     cells = make_plan(check_design(settings["sweep"])).cells
 
     def sweep(slots: int, count: int) -> tuple[float, float]:
-        """Wall seconds, and those of a job outside training, of the first `count` cells."""
+        """Wall seconds of the first `count` cells, and seconds per job outside training."""
         with tempfile.TemporaryDirectory() as place:
             start = time.perf_counter()
             outcomes = execute(cells[:count], Path(place), settings["launcher"] | {"slots": slots})
@@ -51,7 +52,7 @@ def main() -> None:
         training = sum(result["tokens_trained"] / result["tokens_per_second"] for result in results)
         return wall, (slots * wall - training) / count
 
-    sweep(1, 1)  # so that the corpus and the peak are there
+    sweep(1, 1)  # prepares the corpus and measures the peak
     found = [{slots: sweep(slots, len(cells)) for slots in (1, 2)} for _ in range(rounds)]
     for slots in (1, 2):
         walls, outside = zip(*(each[slots] for each in found), strict=True)

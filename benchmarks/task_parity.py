@@ -1,11 +1,10 @@
-"""Downstream tasks with our adapter and with lm-evaluation-harness's own `hf` model, on the same task objects.
+"""Downstream tasks with our adapter and with the `hf` model of lm-evaluation-harness, on the same task objects.
 
     python benchmarks/task_parity.py CHECKPOINT arc_easy=arc_easy.jsonl piqa=piqa.jsonl --limit 200
 
-Prints for each task the accuracies of both, the largest difference of two log-likelihoods, the seconds of processor
-time each spent on tokenizing and scoring, and their ratio. Processor time, because other work stretches any other; run
-it with OMP_NUM_THREADS=1, so that no thread is busy waiting.
-Exits with 1 where an accuracy differs.
+Prints for each task both accuracies, the largest difference of two log-likelihoods, the processor seconds of each for
+tokenizing and scoring, and their ratio. Processor time is used because other load affects it less than wall time; run
+with OMP_NUM_THREADS=1, so that no thread waits in a busy loop. Exits with 1 if an accuracy differs.
 Needs: pip install 'slm[eval]' transformers accelerate
 """
 
@@ -75,7 +74,7 @@ def compare(name: str, path: str, ours: Any, theirs: Any, limit: int) -> bool:
 
 
 class Timed:
-    """A harness model whose scoring is timed; all else is its own."""
+    """A harness model whose scoring is timed; everything else is passed through."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -1,12 +1,12 @@
-"""Training speed of our decoder beside transformers' Llama: same shape, batch, precision, optimizer, machine and run.
+"""Training speed of slm and of transformers' Llama: same shape, batch, precision, optimizer, machine and run.
 
-    python benchmarks/train_throughput.py                     tiny (256 tokens a sequence) and mobilellm_125m (1024)
+    python benchmarks/train_throughput.py                     tiny (256 tokens per sequence) and mobilellm_125m (1024)
     python benchmarks/train_throughput.py mobilellm_125m:2048:1 --repetitions 7
 
 A shape is PRESET:SEQUENCE_LENGTH:SEQUENCES. One repetition is a whole optimizer step (forward, backward, clipping,
-fused AdamW) of each, one after the other, so that both meet the same machine; figures are medians over repetitions.
-Ours runs as train.py runs it (compiled blocks where a compiler is found), transformers as it comes: eager, with SDPA.
-One line a shape: tokens/s, GFLOP/s and MFU (exact FLOPs over the measured matmul peak) of each, and the ratio.
+fused AdamW) of each in turn, so that both run under the same load; figures are medians over repetitions. slm runs as in
+train.py (compiled blocks if a compiler is found), transformers with its defaults: eager, with SDPA. Prints one line per
+shape: tokens/s, GFLOP/s and MFU (exact FLOPs over the measured matmul peak) of each, and the ratio.
 Needs the [test] extra (transformers).
 """
 
@@ -105,14 +105,14 @@ def transformers_llama(config: ModelConfig, hardware: Hardware) -> tuple[nn.Modu
         )
     ).to(hardware.accelerator)
     assert sum(p.numel() for p in model.parameters()) == num_params(config)
-    # transformers shifts labels itself: given T tokens it scores T - 1, so it is given T + 1 to score as many as we do.
+    # transformers shifts labels itself and scores T - 1 of T tokens, so it gets T + 1 to score as many as slm.
     return model, lambda tokens: model(tokens, labels=tokens).loss
 
 
 def step_of(
     model_and_loss: tuple[nn.Module, Callable[[Tensor], Tensor]], tokens: Tensor, hardware: Hardware
 ) -> Callable[[], float]:
-    """A function that takes one optimizer step and returns its seconds."""
+    """Returns a function that takes one optimizer step and returns its duration in seconds."""
     model, loss_of = model_and_loss
     optim: dict[str, Any] = {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
     if isinstance(model, Decoder):
