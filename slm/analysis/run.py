@@ -103,7 +103,7 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     except OSError as error:
         raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None
     if not (folder / MARK).exists():
-        raise ValueError(f"output_dir={folder} holds files that are not of an analysis: choose another directory")
+        raise ValueError(f"output_dir={folder} holds files other than an analysis: choose another directory")
     try:
         earlier = {"best_of": None, **json.loads((folder / "settings.json").read_text(encoding="utf-8"))}
         differ = [key for key in ROWS if earlier[key] != config[key]]
@@ -158,7 +158,7 @@ def _design(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _report(folder: Path) -> None:
-    from slm.analysis.report import draw_figures, write_report
+    from slm.analysis.report.page import draw_figures, write_report
 
     draw_figures(folder)
     write_report(folder)

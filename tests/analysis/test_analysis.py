@@ -93,7 +93,7 @@ def test_an_analysis_is_the_same_to_the_last_bit_when_it_is_repeated(tmp_path: P
 def test_a_directory_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "analysis").mkdir()
     (tmp_path / "analysis/thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds files other than an analysis"):
         analysed(table({"a": 0.1}), tmp_path)
     assert [path.name for path in (tmp_path / "analysis").iterdir()] == ["thesis.tex"]
 
@@ -185,7 +185,7 @@ def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("analysis.law=cubic", "analysis.law='cubic'"),
+        ("analysis.law=cubic", "analysis.law=cubic must be one of auto, power"),
         ("analysis.bootstrap=3", "analysis.bootstrap=3"),
         ("+analysis.lawz=all", "did you mean law"),
         ("analysis.target=bits_per_byte", "the table has loss, perplexity"),

@@ -203,7 +203,7 @@ def test_a_log_axis_of_any_span_has_a_few_ticks_inside_it(span: float) -> None:
 
 def test_importing_figures_and_report_loads_no_matplotlib_and_drawing_no_pyplot(one: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from slm.analysis.report import draw_figures;"
+        "import sys; from pathlib import Path; from slm.analysis.report.page import draw_figures;"
         "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules;"
         f"draw_figures(Path({str(one)!r})); assert 'matplotlib.pyplot' not in sys.modules"
     )

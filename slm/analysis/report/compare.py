@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.paired import difference
-from slm.report.markdown import VISIBLE_ROWS, Section, bullets, figure, folded, folded_if_long, table, table_by_column
+from slm.report.markdown import (
+    VISIBLE_ROWS,
+    Columns,
+    Section,
+    bullets,
+    figure,
+    folded,
+    folded_if_long,
+    table,
+    table_by_column,
+)
 from slm.report.style import INK, PALETTE, Margins, panels, short, text_beside
 from slm.runtime.words import (
     LOSS_NAMES,
@@ -100,25 +110,18 @@ def _pairs(law: Entry) -> str:
 def _models(law: Entry) -> str:
     """Nested models with their likelihood ratios against separate laws."""
     tests = {test["restricted"]: test for test in law["tests"] if test["wider"] == "separate"}
-    rows = []
-    for model in law["models"]:
-        test = tests.get(model["model"], {})
-        replicates = test.get("replicates")
-        rows.append(
-            [
-                MODEL_NAMES[model["model"]] + ("" if model["converged"] else " (did not converge)"),
-                str(model["parameters"]),
-                sig(model["aicc"]),
-                sig(model["aicc_above_best"], 3),
-                sig(test.get("statistic"), 3),
-                str(test.get("df", NOTHING)),
-                p_value(test.get("p"), replicates),
-                str(replicates or NOTHING),
-                p_value(test.get("p_chi2")),
-            ]
-        )
-    header = ("model", "parameters", "AICc", "AICc above best", "LR", "df", "p calibrated", "simulations", "p chi2")
-    return table(header, rows)
+    columns: Columns = {
+        "model": lambda row: MODEL_NAMES[row["model"]] + ("" if row["converged"] else " (did not converge)"),
+        "parameters": lambda row: str(row["parameters"]),
+        "AICc": lambda row: sig(row["aicc"]),
+        "AICc above best": lambda row: sig(row["aicc_above_best"], 3),
+        "LR": lambda row: sig(row.get("statistic"), 3),
+        "df": lambda row: str(row.get("df", NOTHING)),
+        "p calibrated": lambda row: p_value(row.get("p"), row.get("replicates")),
+        "simulations": lambda row: str(row.get("replicates") or NOTHING),
+        "p chi2": lambda row: p_value(row.get("p_chi2")),
+    }
+    return table_by_column([tests.get(model["model"], {}) | model for model in law["models"]], columns)
 
 
 def _models_explained(law: Entry) -> str:
@@ -158,23 +161,18 @@ def _efficiency(law: Entry, level: float) -> list[str]:
 
 
 def _pooled(analysis: Directory, law: Entry) -> str:
-    rows = [
-        [
-            name,
-            with_interval(mean["mean"], [mean["low"], mean["high"]]),
-            with_interval(mean["tau"], [0, mean["tau_high"]], 3),
-            interval([mean["next_low"], mean["next_high"]]),
-            p_value(mean["q_p"]),
-        ]
-        for name, mean in (law["pooled"] or {}).items()
-        if mean
-    ]
+    rows = [{"exponent": name, **mean} for name, mean in (law["pooled"] or {}).items() if mean]
     words = "Mixed-effects summary: families as draws from a population of families"
     if len(analysis.families) <= 4:
         words += f", of which {len(analysis.families)} is a small sample"
-    header = ("exponent", "mean over families", "spread between families (tau)", "a family not trained",
-              "p of no spread")  # fmt: skip
-    return f"{words}.\n\n{table(header, rows)}" if rows else ""
+    columns: Columns = {
+        "exponent": lambda row: row["exponent"],
+        "mean over families": lambda row: with_interval(row["mean"], [row["low"], row["high"]]),
+        "spread between families (tau)": lambda row: with_interval(row["tau"], [0, row["tau_high"]], 3),
+        "a family not trained": lambda row: interval([row["next_low"], row["next_high"]]),
+        "p of no spread": lambda row: p_value(row["q_p"]),
+    }
+    return f"{words}.\n\n{table_by_column(rows, columns)}" if rows else ""
 
 
 def _other_laws(laws: Sequence[Entry]) -> str:
