@@ -9,7 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slm.composition.keys import check_keys, unknown_keys_named
+from slm.composition.keys import check_keys, explain_unknown_keys
 from slm.evaluation.config import check_paths, check_settings, register
 from slm.runtime.command_line import MISTAKES, report, run_script
 from slm.runtime.extensions import load_extensions
@@ -46,7 +46,7 @@ def start() -> None:
     """Hand over to Hydra, unless it was asked for a multirun, which it would begin by writing files."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         raise ValueError("evaluate.py has no -m: give several checkpoints as checkpoints=[a,b]")
-    with unknown_keys_named("evaluate"):
+    with explain_unknown_keys("evaluate"):
         main()
 
 

@@ -9,7 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slm.composition.keys import check_keys, unknown_keys_named
+from slm.composition.keys import check_keys, explain_unknown_keys
 from slm.composition.resolvers import register
 from slm.runtime.command_line import MISTAKES, report, run_script
 from slm.runtime.extensions import load_extensions
@@ -52,7 +52,7 @@ def start() -> None:
     """Hand over to Hydra, unless it was asked for what it would take in a way that nobody means."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         raise ValueError("sweep.py has no -m: it runs one sweep or analyses one table; start it once for each")
-    with unknown_keys_named("sweep"):
+    with explain_unknown_keys("sweep"):
         main()
 
 

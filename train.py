@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from slm.composition.keys import unknown_keys_named
+from slm.composition.keys import explain_unknown_keys
 from slm.composition.resolvers import register
 from slm.runtime.command_line import MISTAKES, report, run_script
 
@@ -47,7 +47,7 @@ def runs_in_another_process() -> bool:
 
 def run(config: DictConfig) -> int:
     """Train one config; returns the exit code."""
-    from slm.training.setup import checked, set_up
+    from slm.training.setup import checked_settings, set_up
 
     hydra_config = HydraConfig.get()
     is_multirun = hydra_config.mode == RunMode.MULTIRUN
@@ -55,7 +55,7 @@ def run(config: DictConfig) -> int:
         raise ValueError(
             f"output_dir={config.output_dir} would be shared by all runs of -m: set hydra.sweep.dir instead"
         )
-    settings = checked(config, hydra_config.overrides.task)
+    settings = checked_settings(config, hydra_config.overrides.task)
     if not is_multirun:
         # Lightning starts further processes from Hydra's own files, which a single run does not write here. Without
         # Hydra's state it repeats this command line instead.
@@ -71,7 +71,7 @@ def run(config: DictConfig) -> int:
 
 def start() -> None:
     """Start Hydra; a key that does not exist is refused in words of slm's own."""
-    with unknown_keys_named("train"):
+    with explain_unknown_keys("train"):
         main()
 
 

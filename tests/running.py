@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import train
-from slm.composition.keys import unknown_keys_named
+from slm.composition.keys import explain_unknown_keys
 from slm.composition.resolvers import register
 from slm.runtime.command_line import MISTAKES, one_sentence
 from slm.sweep.launchers.forked import Descriptor, become_script, start_server
@@ -120,7 +120,7 @@ def refusal(overrides: Sequence[str]) -> str:
     """What train.py says of settings that it refuses, in this process; AssertionError if it takes them."""
     register()
     try:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), unknown_keys_named("train"):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), explain_unknown_keys("train"):
             config = compose("train", overrides=list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         train.run(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))

@@ -1,8 +1,8 @@
-"""Write a decoder as a folder that transformers loads where it has the architecture, and that we always load.
+"""Write a decoder as a folder that slm can always load, and transformers too if it has the architecture.
 
-Our tensor names are Llama's without the `model.` prefix, so names are the whole conversion; our own `ModelConfig`
-travels under the key `slm`, so nothing is lost where transformers has no key for it. `export` does more than what
-training writes: it rewrites interleaved rotation as Llama's and, if asked, copies shared blocks.
+Our tensor names are Llama's without the prefix `model.`, so only names are converted. The config holds our own
+`ModelConfig` under the key `slm`, so nothing is lost for which transformers has no key. Training writes its model with
+`export_model`, as it is; `export` also rewrites interleaved rotation as Llama's and, if asked, copies shared blocks.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from slm.checkpoints.weights import dtype_name
 from slm.data import Tokenizer
 from slm.model.config import ModelConfig
 
-# All that an export can hold: a folder with anything else in it is not an export, and is not replaced.
-_EXPORTED_FILES = {
-    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
-}
+_EXPORTED_FILES = frozenset(
+    ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
+)
+"""All files that an export can have. A folder that holds any other file is not an export, and is not replaced."""
 
 
 def export(
@@ -41,16 +41,16 @@ def export(
     revision: str | None = None,
     unroll_sharing: bool = False,
 ) -> Path:
-    """Write whatever `load` loads as a folder for transformers, with a model card; returns the folder.
+    """Write a checkpoint that `load` accepts as a folder for transformers, with a model card; returns the folder.
 
-    Weights keep the precision that most of them are stored in; `revision` is of a hub repository. A decoder with
-    shared blocks is written for our own loader, and with `unroll_sharing` as the plain Llama that computes the same,
-    with a copy of a block for each of its uses. `folder` is by default `export` (or `export-unrolled`) in the run
-    directory. Raises `ValueError` for a folder that holds anything but an export of the same weights and, with
-    `unroll_sharing`, for a shape that Llama does not have.
+    All weights are written in the precision in which most of them are stored. `revision` is a branch, tag or commit of
+    a hub repository. A decoder with shared blocks is written for our own loader or, with `unroll_sharing`, as the plain
+    Llama that computes the same, with one copy of a block for each of its uses. By default, `folder` is `export` (or
+    `export-unrolled`) in the run directory. Raises `ValueError` for a folder that holds anything but an export of the
+    same weights and, with `unroll_sharing`, for a shape that Llama does not have.
     """
     source = check(checkpoint, revision=revision)
-    target = _target(source, folder, unroll_sharing)
+    target = _checked_target(source, folder, unroll_sharing)
     dtype = getattr(torch, source.stored_dtype)
     decoder, tokenizer, provenance = load(checkpoint, revision=source.revision, dtype=dtype)
     config, tensors = as_llama(decoder.config, decoder.state_dict())
@@ -64,7 +64,8 @@ def export(
     return target
 
 
-def _target(source: Provenance, folder: str | Path | None, unroll_sharing: bool) -> Path:
+def _checked_target(source: Provenance, folder: str | Path | None, unroll_sharing: bool) -> Path:
+    """The folder to write to, which is new, empty, or an export of the same weights."""
     if folder is not None:
         target = Path(os.path.expanduser(folder))
     elif source.run is not None:
@@ -74,12 +75,14 @@ def _target(source: Provenance, folder: str | Path | None, unroll_sharing: bool)
     if target.resolve() == source.folder.resolve():
         raise ValueError(f"export={target} is the checkpoint itself: choose another folder")
     if target.is_dir() and any(target.iterdir()):
-        foreign = sorted({path.name for path in target.iterdir()} - _EXPORTED_FILES)
-        if foreign:
-            raise ValueError(f"export={target} holds {foreign[0]}, which no export has: choose another folder")
+        other_files = sorted({path.name for path in target.iterdir()} - _EXPORTED_FILES)
+        if other_files:
+            raise ValueError(
+                f"export={target} holds {other_files[0]}, which is no part of an export: choose another folder"
+            )
         card = target / "README.md"
         if not card.exists() or source_line(source) not in card.read_text(encoding="utf-8", errors="replace"):
-            raise ValueError(f"export={target} holds another model: choose another folder, or remove that one")
+            raise ValueError(f"export={target} holds another model: choose another folder, or remove this one")
     elif target.exists() and not target.is_dir():
         raise ValueError(f"export={target} is a file: choose a folder")
     return target
@@ -88,7 +91,11 @@ def _target(source: Provenance, folder: str | Path | None, unroll_sharing: bool)
 def hf_config(
     config: ModelConfig, *, bos_id: int | None, eos_id: int, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """`config.json`: model type `llama` where that is exact, `mobilellm` for immediate sharing, else `slm`."""
+    """The values of `config.json`.
+
+    The model type is `llama` if Llama computes exactly this decoder, `mobilellm` if its only departure from Llama is
+    that each block is used twice in a row, and otherwise `slm`.
+    """
     values = {key: getattr(config, name) for name, key in LLAMA_KEYS.items()}
     values |= {
         "model_type": "slm",
@@ -102,11 +109,11 @@ def hf_config(
         "dtype": dtype_name(dtype),
         "slm": config.to_dict(),
     }
-    foreign = set(non_llama_fields(config))
+    departures = set(non_llama_fields(config))
     uses_blocks_twice = config.layer_sharing == "immediate" and config.num_repeats == 2
-    if not foreign:
+    if not departures:
         values |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    elif uses_blocks_twice and foreign == {"layer_sharing", "num_repeats"}:
+    elif uses_blocks_twice and departures == {"layer_sharing", "num_repeats"}:
         values |= {"model_type": "mobilellm", "share_embedding": config.tie_embeddings, "layer_sharing": True}
     return values
 
@@ -119,7 +126,10 @@ def export_model(
     *,
     texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write config.json, model.safetensors, the tokenizer and `texts` by name; replaces all of `folder`, or nothing."""
+    """Write config.json, model.safetensors, the tokenizer, and `texts` (file name -> content) into `folder`.
+
+    The folder is replaced as a whole, and left as it was if anything fails.
+    """
     partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
@@ -132,7 +142,8 @@ def export_model(
             for name, tensor in state_dict.items()
         }
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        shutil.copymode(partial / "config.json", partial / "model.safetensors")  # which safetensors keeps private
+        # safetensors lets only the owner read its file.
+        shutil.copymode(partial / "config.json", partial / "model.safetensors")
         tokenizer.save(partial)
         if folder.exists():
             shutil.rmtree(folder)

@@ -1,8 +1,8 @@
-"""The keys that a script reads: those of its conf/SCRIPT.yaml and of the choices of its groups. All others are refused.
+"""Refuse keys that a script does not read: those neither in its conf/SCRIPT.yaml nor in the choices of its groups.
 
-Hydra recommends a `+` for a misspelt key and adds the key, which then nobody reads. So keys are checked on the composed
-config, to which a user's own file may also have added some. The keys of a group depend on the choice in force:
-`optim.momentum` belongs to muon, and under adamw it would be ignored as well.
+For a misspelt key Hydra recommends a `+`, which adds a key that nothing reads. So the keys of the composed config are
+checked, which include those that a user's own file has added. The keys of a group depend on its choice:
+`optim.momentum` belongs to muon, and adamw would ignore it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from slm.model.config import ModelConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPTS = ("train", "evaluate", "sweep")
-CHOSEN_BY = {
+CHOICE_KEYS = {
     "data": "source",
     "tokenizer": "kind",
     "optim": "name",
@@ -32,14 +32,14 @@ CHOSEN_BY = {
     "parametrization": "name",
     "launcher": "name",
 }
-"""The key of a group that says which choice is in force."""
-OPEN = {"sweep": ("columns", "sweep", "analysis")}
-"""Groups of a script whose keys are the user's own, or are checked where they are read."""
+"""Group -> its key whose value names the choice, such as `optim.name`."""
+UNCHECKED_GROUPS = {"sweep": ("columns", "sweep", "analysis")}
+"""Script -> groups whose keys are not checked here: they are the user's own, or checked where they are read."""
 MIN_SIMILARITY = 0.6
-"""Least ratio of `SequenceMatcher` for a suggestion; also difflib's default."""
+"""The lowest ratio of `SequenceMatcher` at which a key is suggested; the default of difflib."""
 
 Tree = Mapping[str, Any]
-"""Keys by group. A value that is not a mapping, or is an empty one, stands for a key."""
+"""Keys in nested groups. A group is a mapping that is not empty; any other value stands for a key."""
 
 
 def check_keys(config: Mapping[str, Any], script: str, overrides: Iterable[str] = ()) -> None:
@@ -47,36 +47,36 @@ def check_keys(config: Mapping[str, Any], script: str, overrides: Iterable[str] 
 
     `overrides` are those of the command line; the message quotes the one that set the key.
     """
-    known = {**_keys_read_by(script, config), **dict.fromkeys(OPEN.get(script, ()))}
-    for key in unknown_keys(config, known):
-        added = (item.lstrip("+") for item in overrides if item.startswith("+"))
-        given = next((item for item in added if _sets(item, key)), key)
-        raise ValueError(_refusal(key, given, script, config))
+    allowed = {**_keys_read_by(script, config), **dict.fromkeys(UNCHECKED_GROUPS.get(script, ()))}
+    for key in unknown_keys(config, allowed):
+        added = (override.lstrip("+") for override in overrides if override.startswith("+"))
+        quoted = next((override for override in added if _sets(override, key)), key)
+        raise ValueError(_refusal(key, quoted, script, config))
 
 
-def unknown_keys(config: Mapping[str, Any], known: Tree, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of `config` that are not in `known`. Anything may lie below a known key that is not a group."""
+def unknown_keys(config: Mapping[str, Any], allowed: Tree, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of `config` that are not in `allowed`. Below an allowed key that is not a group, any are."""
     for key, value in config.items():
-        if key not in known:
+        if key not in allowed:
             yield f"{prefix}{key}"
-        elif isinstance(value, Mapping) and isinstance(known[key], Mapping) and known[key]:
-            yield from unknown_keys(value, known[key], f"{prefix}{key}.")
+        elif isinstance(value, Mapping) and isinstance(allowed[key], Mapping) and allowed[key]:
+            yield from unknown_keys(value, allowed[key], f"{prefix}{key}.")
 
 
-def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """`; did you mean KEY?` with the most similar of the dotted keys `known`, or nothing if none is similar."""
+def did_you_mean(key: str, candidates: Iterable[str]) -> str:
+    """`; did you mean KEY?` with the most similar dotted key among `candidates`, or "" if none is similar."""
 
     def similarity(other: str) -> float:
         last_parts = SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
-        # 0.9: of two equally similar names, the one in the same group wins.
+        # The factor decides between two equally similar names: the one in the same group wins.
         return max(SequenceMatcher(None, key, other).ratio(), 0.9 * last_parts)
 
-    nearest = max(known, key=similarity, default="")
+    nearest = max(candidates, key=similarity, default="")
     return f"; did you mean {nearest}?" if nearest and similarity(nearest) >= MIN_SIMILARITY else ""
 
 
 def dotted_keys(tree: Tree, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a tree, groups included."""
+    """Dotted keys of a tree and of all its groups, and the names of the groups themselves."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -84,34 +84,37 @@ def dotted_keys(tree: Tree, prefix: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def unknown_keys_named(script: str) -> Iterator[None]:
-    """Within, a key that Hydra refuses is a `ValueError` of ours, since Hydra's message recommends a `+`."""
+def explain_unknown_keys(script: str) -> Iterator[None]:
+    """Turn Hydra's error on a key that `script` does not have, which recommends a `+`, into our own `ValueError`."""
     try:
         yield
     except ConfigCompositionException as error:
         refused = re.match(r"Could not (?:override|delete from config\.) '([^'@]+)", str(error))
         if not refused:
             raise
-        quoted = re.search(r"use \+(.*)", str(error))
-        raise ValueError(_refusal(refused[1], quoted[1] if quoted else refused[1], script)) from None
+        advice = re.search(r"use \+(.*)", str(error))
+        raise ValueError(_refusal(refused[1], advice[1] if advice else refused[1], script)) from None
 
 
-def _refusal(key: str, given: str, script: str, config: Mapping[str, Any] = MappingProxyType({})) -> str:
+def _refusal(key: str, quoted: str, script: str, config: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Why `script` does not read `key`, and what to do; `quoted` is the override that set the key, without its `+`."""
     readers = [name for name in SCRIPTS if key in dotted_keys(_keys_read_by(name, {}))]
     if script in readers:
         group = key.partition(".")[0]
         choices = [name for name, tree in _choices(group).items() if key in dotted_keys({group: tree})]
-        if choices and group in CHOSEN_BY:
-            by = CHOSEN_BY[group]
-            here = f"with {group}.{by}={config[group][by]}" if group in config else "here"
-            return f"{key} has no effect {here}: it goes with {' or '.join(f'{group}={name}' for name in choices)}"
-        return f"{key} is not in the config file that was given: add it, as +{given}"
+        if choices and group in CHOICE_KEYS:
+            choice_key = CHOICE_KEYS[group]
+            chosen = f"with {group}.{choice_key}={config[group][choice_key]}" if group in config else "here"
+            return f"{key} has no effect {chosen}: it goes with {' or '.join(f'{group}={name}' for name in choices)}"
+        return f"{key} is not in your config file: add it with +{quoted}"
     if script == "sweep" and "train" in readers:
-        return f"{given} is a setting of train.py: give it for all runs, as in \"sweep.also=['{given}']\""
+        return f"{quoted} is a setting of train.py: set it for all runs with \"sweep.also=['{quoted}']\""
     if readers:
-        return f"{given} is a setting of {readers[0]}.py, not of {script}.py"
-    near = did_you_mean(key, dotted_keys(_keys_read_by(script, {})))
-    return f"{key} is not a setting of {script}.py{near or f': python {script}.py --help lists them'}"
+        return f"{quoted} is a setting of {readers[0]}.py, not of {script}.py"
+    hint = (
+        did_you_mean(key, dotted_keys(_keys_read_by(script, {}))) or f": python {script}.py --help lists all settings"
+    )
+    return f"{key} is not a setting of {script}.py{hint}"
 
 
 def _sets(override: str, key: str) -> bool:
@@ -121,16 +124,16 @@ def _sets(override: str, key: str) -> bool:
 
 
 def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
-    """The keys of `script` under the choices in `config`; of a group whose choice it does not state, all choices'."""
-    file = _file(f"{script}.yaml")
+    """The keys of `script`. A group has the keys of its choice in `config`; if there is none, those of all choices."""
+    file = _config_file(f"{script}.yaml")
     tree = dict(_merged([file]))
     groups = [name for entry in file["defaults"] if isinstance(entry, dict) for name in entry]
     for group in (name for name in groups if not name.startswith("override ")):
-        choices, chosen = list(_choices(group).values()), config.get(group)
-        if group in CHOSEN_BY and isinstance(chosen, Mapping):
-            by = CHOSEN_BY[group]
-            matching = [choice for choice in choices if choice.get(by) == chosen.get(by)]
-            # A data source of the user's own has keys of its own, which it checks.
+        choices, settings = list(_choices(group).values()), config.get(group)
+        if group in CHOICE_KEYS and isinstance(settings, Mapping):
+            choice_key = CHOICE_KEYS[group]
+            matching = [choice for choice in choices if choice.get(choice_key) == settings.get(choice_key)]
+            # A data source that an extension adds checks its own keys.
             choices = matching or ([] if group == "data" else choices)
         tree[group] = _merged([*choices, tree.get(group) or {}])
     return tree
@@ -138,24 +141,26 @@ def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
 
 @cache
 def _choices(group: str) -> dict[str, Tree]:
-    """The keys of each choice of a group, but for choices that set keys of other groups."""
+    """Name of a choice of `group` -> its keys, without the choices that set keys of other groups."""
     if group == "model":  # a preset lists only the fields that it changes
         return {"base": {"family": None, **{field.name: None for field in fields(ModelConfig)}}}
     files = sorted((CONF / group).glob("*.yaml"))
-    own = [file for file in files if "@package _global_" not in file.read_text(encoding="utf-8")]
-    return {file.stem: _with_parents(group, file.stem) for file in own}
+    files = [file for file in files if "@package _global_" not in file.read_text(encoding="utf-8")]
+    return {file.stem: _keys_of_choice(group, file.stem) for file in files}
 
 
-def _with_parents(group: str, name: str) -> Tree:
-    file = _file(f"{group}/{name}.yaml")
+def _keys_of_choice(group: str, name: str) -> Tree:
+    """The keys of one choice, with those of the choices in its defaults list."""
+    file = _config_file(f"{group}/{name}.yaml")
     parents = [entry for entry in file.get("defaults", []) if entry != "_self_"]
-    return _merged([*(_with_parents(group, parent) for parent in parents), file])
+    return _merged([*(_keys_of_choice(group, parent) for parent in parents), file])
 
 
 def _merged(trees: Sequence[Tree]) -> Tree:
+    """The keys of all trees, without Hydra's `defaults`; where two have the same key, the later counts."""
     return {key: value for tree in trees for key, value in tree.items() if key != "defaults"}
 
 
 @cache
-def _file(name: str) -> dict[str, Any]:
+def _config_file(name: str) -> dict[str, Any]:
     return yaml.load((CONF / name).read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

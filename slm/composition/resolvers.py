@@ -13,7 +13,7 @@ from omegaconf import MISSING, OmegaConf
 
 from slm.model.config import ModelConfig
 from slm.model.families import RULES
-from slm.runtime.command_line import cache_home, new_folder
+from slm.runtime.command_line import cache_home, new_folder_path
 
 SET_BY_MODEL_GROUP = ("max_position_embeddings",)
 """Fields with a default that a family leaves to the `model` group, as it does the vocabulary, which has none."""
@@ -58,7 +58,7 @@ def _run_dir(width: int | None, depth: int | None) -> str:
         return os.environ["SLM_RUN_DIR"]
     if _in_multirun():
         return str(HydraConfig.get().runtime.output_dir)
-    return new_folder(_model_name(width, depth))
+    return new_folder_path(_model_name(width, depth))
 
 
 def _run_group() -> str | None:

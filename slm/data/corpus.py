@@ -1,6 +1,7 @@
-"""`prepare`: from the two config dicts to an open corpus, built at most once.
+"""`prepare` opens the corpus that the configs of data and tokenizer describe, and builds it if it is not in the cache.
 
-Two folders in the cache: documents (split, independent of the tokenizer) and, from them, tokens with their tokenizer.
+The cache has two folders for a corpus: one of its documents, split and independent of the tokenizer, and one of the
+tokens made from them, with the tokenizer.
 """
 
 from collections.abc import Mapping
@@ -27,11 +28,11 @@ class Corpus:
 
     name: str
     fingerprint: str
-    """Of the documents and their split; the tokenizer has its own."""
+    """Fingerprint of the documents and their split. The tokenizer has a fingerprint of its own."""
     train: TokenStream
     val: TokenStream
     val_bytes: np.ndarray
-    """(vocab_size,) float64: bytes of validation text for a token of each id; over all tokens they sum to the text."""
+    """(vocab_size,) float64: bytes of validation text that a token of each id counts for; their sum is the text's."""
     keeps_text: bool
     """Whether the validation text can be decoded from its tokens."""
     tokenizer: Tokenizer
@@ -42,10 +43,10 @@ class Corpus:
 
 
 def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir: Path) -> Corpus:
-    """Open the corpus of conf/data/NAME.yaml under conf/tokenizer/NAME.yaml (plain dicts), building what is missing.
+    """Open the corpus of conf/data/NAME.yaml under conf/tokenizer/NAME.yaml (plain dicts); build what is missing.
 
-    Safe to call from several processes at once: one builds, the others wait. Raises ValueError, naming the config
-    key, for options that give no corpus.
+    Safe to call from several processes at once: one builds, the others wait. Raises ValueError, which names the config
+    key, for options from which no corpus can be built.
     """
     plan, name = plan_tokenizer(tokenizer), data["name"]
     folder = cache_dir / "tokens" / f"{name}-{digest([_TOKENS_SCHEMA, _documents_key(data), plan.key])}"
@@ -55,36 +56,41 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
         return write_tokens(folder, documents, facts, plan)
 
     facts = cached(folder, build, what=f"the tokens of {name}")
-    made = load_tokenizer(folder / "tokenizer", name=facts["tokenizer"]["name"])
+    built_tokenizer = load_tokenizer(folder / "tokenizer", name=facts["tokenizer"]["name"])
     return Corpus(
         name=name,
         fingerprint=facts["fingerprint"],
         train=TokenStream(folder, facts["splits"]["train"]),
         val=TokenStream(folder, facts["splits"]["val"]),
-        val_bytes=_val_bytes(made, facts["splits"]["val"], facts["val_token_bytes"]),
+        val_bytes=_val_bytes(built_tokenizer, facts["splits"]["val"], facts["val_token_bytes"]),
         keeps_text=facts["keeps_text"],
-        tokenizer=made,
+        tokenizer=built_tokenizer,
         left_out=facts["left_out"],
         notes=(*source_of(data).notes(data), *left_out_notes(facts["left_out"])),
     )
 
 
 def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None:
-    """Raise ValueError as `prepare` would for wrong options and paths; quick, and fetches nothing."""
+    """Raise the ValueError that `prepare` would raise for wrong options and paths. Quick, and downloads nothing."""
     _documents_key(data)
     if not is_on_hub(tokenizer):
         plan_tokenizer(tokenizer)
 
 
-def _val_bytes(tokenizer: Tokenizer, facts: Mapping[str, Any], token_bytes: int) -> np.ndarray:
-    """What each id stands for by itself, scaled so that it sums to the text; equal for all ids where that is 0."""
+def _val_bytes(tokenizer: Tokenizer, split: Mapping[str, Any], token_bytes: int) -> np.ndarray:
+    """`Corpus.val_bytes`: the bytes of each id by itself, scaled so that all tokens together have those of the text.
+
+    `split` is the validation split in the manifest, and `token_bytes` the sum over its tokens before scaling. If that
+    is 0, all ids count for the same number of bytes.
+    """
     if token_bytes:
-        return tokenizer.token_bytes * (facts["bytes"] / token_bytes)
-    return np.full(tokenizer.vocab_size, facts["bytes"] / max(1, facts["tokens"] - 1))  # the first is not scored
+        return tokenizer.token_bytes * (split["bytes"] / token_bytes)
+    num_scored = max(1, split["tokens"] - 1)  # the first token of the stream is not scored
+    return np.full(tokenizer.vocab_size, split["bytes"] / num_scored)
 
 
 def prepare_documents(data: Mapping[str, Any], *, cache_dir: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of the documents of conf/data/NAME.yaml, for `read_documents`, and the facts of `write_documents`."""
+    """The folder with the documents of conf/data/NAME.yaml, which `read_documents` takes, and its manifest."""
     source, name = source_of(data), data["name"]
     folder = cache_dir / "documents" / f"{name}-{digest(_documents_key(data))}"
 
@@ -95,11 +101,15 @@ def prepare_documents(data: Mapping[str, Any], *, cache_dir: Path) -> tuple[Path
 
 
 def _documents_key(data: Mapping[str, Any]) -> list[Any]:
+    """What the documents and their split depend on."""
     return [source_of(data).key(data), data["val_fraction"]]
 
 
 def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Make the tokenizer, encode both splits into shards; returns the manifest of the token folder."""
+    """Make the tokenizer and encode both splits into shards; returns what the manifest of the token folder holds.
+
+    `facts` is the manifest of the folder `documents`.
+    """
     tokenizer = plan.make(lambda: read_documents(documents, "train"))
     tokenizer.save(folder / "tokenizer")
     writers = {split: ShardWriter(folder, split, tokenizer.vocab_size) for split in SPLITS}

@@ -16,7 +16,7 @@ from slm.data.local import files_to_evaluate
 from slm.evaluation.protocols import BOS_RULES, PROTOCOLS
 from slm.evaluation.tasks import MOBILELLM
 from slm.runtime.address import local_folder
-from slm.runtime.command_line import cache_home, new_folder
+from slm.runtime.command_line import cache_home, new_folder_path
 from slm.runtime.settings import (
     AUTO_SWITCH,
     NAME,
@@ -89,7 +89,7 @@ KINDS = {
 
 def register() -> None:
     """Register the resolvers that `conf/evaluate.yaml` uses."""
-    for name, resolver in (("evaluation_dir", lambda: new_folder("evaluation")), ("cache_home", cache_home)):
+    for name, resolver in (("evaluation_dir", lambda: new_folder_path("evaluation")), ("cache_home", cache_home)):
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 
 

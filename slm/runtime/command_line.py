@@ -1,4 +1,4 @@
-"""What the scripts share: a user's mistake is one sentence and exit code 1, and every run has a folder of its own.
+"""What the scripts share: a user's mistake ends in one sentence and exit code 1; every run has a folder of its own.
 
 Imports no torch. HYDRA_FULL_ERROR=1 or SLM_TRACEBACKS=1 shows where an error came from.
 """
@@ -18,12 +18,13 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
+"""Exceptions that report a mistake of the user; all others are bugs and keep their traceback."""
 
 
 def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
     """Run a Hydra `main`, which appends to `exit_codes`, and exit with the first code that is not 0."""
-    # With HYDRA_FULL_ERROR=1 Hydra raises its errors instead of printing pages. What the user chose is kept in another
-    # variable, which the processes that Lightning starts inherit.
+    # With HYDRA_FULL_ERROR=1 Hydra raises its errors instead of printing them over many lines. The user's own value is
+    # kept in SLM_TRACEBACKS, which the processes that Lightning starts inherit.
     os.environ.setdefault("SLM_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -31,10 +32,8 @@ def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
         sys.stdout.flush()
     except MISTAKES as error:
         exit_codes.append(report(error))
-    except (
-        KeyboardInterrupt,
-        RuntimeError,
-    ) as error:  # libraries may rename Ctrl-C as they load
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # A library that Ctrl-C interrupts while it is imported may raise RuntimeError from the KeyboardInterrupt.
         if not _was_interrupted(error):
             raise
         print("\ninterrupted", file=sys.stderr)
@@ -43,15 +42,17 @@ def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether the error, or an error that it was raised from, is a KeyboardInterrupt."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def report(error: Exception) -> int:
-    """Print a user's mistake in one sentence; returns the exit code.
+    """Print a user's mistake in one sentence; returns the exit code of the script.
 
-    If the output pipe is closed (`| head`), nothing is printed and the code is that of a program ended by SIGPIPE.
+    If the reader of the output has closed the pipe (`| head`), nothing is printed and the exit code is 141, that of a
+    program ended by SIGPIPE. With SLM_TRACEBACKS=1 the error is raised again.
     """
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
@@ -63,33 +64,33 @@ def report(error: Exception) -> int:
 
 
 def one_sentence(error: Exception) -> str:
-    """The message of an error on one line; from Hydra's pages, what was wrong and the options that there are."""
+    """The message of an error on one line; of a long message of Hydra, only what was wrong and the possible options."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
     endings = ("Config search path", "Key '", "full_key", "See https", "object_type")
-    kept = list(takewhile(lambda line: not line.startswith(endings), lines))
-    sentences = [line.removeprefix("ValueError raised while resolving interpolation: ") for line in kept if line]
-    for place, line in enumerate(sentences):
-        if line.startswith("Available options"):
-            sentences[place:] = [f"{line} {', '.join(sentences[place + 1 :])}"]
+    beginning = takewhile(lambda line: not line.startswith(endings), lines)
+    sentences = [line.removeprefix("ValueError raised while resolving interpolation: ") for line in beginning if line]
+    for index, line in enumerate(sentences):
+        if line.startswith("Available options"):  # Hydra lists them on the lines that follow
+            sentences[index:] = [f"{line} {', '.join(sentences[index + 1 :])}"]
             break
     if isinstance(error, OverrideParseException):
         sentences.append("a value with spaces, commas or = needs two pairs of quotes, as in \"name='a b, c'\"")
     return "; ".join(sentences) or type(error).__name__
 
 
-def new_folder(kind: str) -> str:
-    """A new folder under `outputs/` named by the time and the `kind` of run."""
+def new_folder_path(kind: str) -> str:
+    """The path of a folder under `outputs/` that does not exist yet, named by the time and the `kind` of run."""
     now = datetime.now()
     # The random suffix separates two runs that start within one second.
     return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}-{kind}-{secrets.token_hex(2)}"
 
 
 def cache_home() -> str:
-    """The folder of this user's caches (XDG base directory specification)."""
+    """The path of slm's folder among the user's caches (XDG base directory specification)."""
     return str(Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "slm")
 
 
 def in_quotes(path: Path) -> str:
-    """A path quoted as the value of a Hydra override."""
+    """The path in single quotes, as the value of a Hydra override."""
     escaped = str(path).replace("'", "\\'")
     return f"'{escaped}'"

@@ -47,13 +47,13 @@ class Case:
         return bool(p < 1 - self.comparison["primary"]["level"])
 
 
-def few(names: Iterable[str]) -> str:
-    """`a, b and c`; of many names the first few and how many more."""
+def list_briefly(names: Iterable[str]) -> str:
+    """`a, b and c`, or of many names `a, b, c and 9 more`."""
     names = list(names)
     return shortlist(names) if len(names) > MAX_ITEMS + 1 else listed(names)
 
 
-def names_of(pairs: Iterable[Entry]) -> set[tuple[str, str]]:
+def family_pairs(pairs: Iterable[Entry]) -> set[tuple[str, str]]:
     """The two families of each pair."""
     return {(pair["a"], pair["b"]) for pair in pairs}
 
@@ -112,14 +112,14 @@ def detectable(case: Case) -> list[str]:
 def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
     """Pairs without any comparison, families outside the law of the verdict, and ranges that differ."""
     sentences = []
-    left = [row for row in case.comparison["paired"]["unmatched"] if (row["a"], row["b"]) not in names_of(pairs)]
+    left = [row for row in case.comparison["paired"]["unmatched"] if (row["a"], row["b"]) not in family_pairs(pairs)]
     if left and pairs:
         names = [f"{row['a']} and {row['b']} ({row['reason']})" for row in left]
         sentences.append(f"Not compared: {shortlist(names, most=3, separator='; ', longest=150)}.")
     families = [fit["family"] for fit in case.fits if not fit["identified"]]
     if families:
         lost = "exponent of {} is" if len(families) == 1 else "exponents of {} are"
-        lost = lost.format(few(families))
+        lost = lost.format(list_briefly(families))
         sentences.append(f"Under {case.law_name} the {lost} not identified, so this law does not compare them.")
     common = case.law.get("common_range")
     if common and common["range"]:
@@ -145,7 +145,9 @@ def limits(case: Case) -> list[str]:
     spans = {family: high / low for family, (low, high) in ranges.items() if low > 0 and high / low < 10}
     if spans:
         narrowest = f"{min(spans.values()):.2g}"
-        sentences.append(f"The sizes of {few(spans)} span a factor of only {narrowest}; nothing is known beyond them.")
+        sentences.append(
+            f"The sizes of {list_briefly(spans)} span a factor of only {narrowest}; nothing is known beyond them."
+        )
     return sentences
 
 
@@ -171,7 +173,8 @@ def _misfit(case: Case) -> list[str]:
     deviating = [family for family, test in tests.items() if test["p"] * len(case.fits) < 0.05]
     if deviating:
         sentences.append(
-            f"The sizes of {few(deviating)} deviate from this law by more than seeds do, so it leaves something out."
+            f"The sizes of {list_briefly(deviating)} deviate from this law by more than seeds do, so it leaves "
+            "something out."
         )
     weighed = case.comparison["weighed"]
     own = weighed.get(case.law_name, {})
@@ -179,9 +182,9 @@ def _misfit(case: Case) -> list[str]:
         sentences.append(f"The runs reject {case.law_name}: {own['why']}.")
     others = [name for name, law in weighed.items() if law["tenable"] and name != case.law_name]
     if others:
-        sentences.append(f"The runs do not reject {few(others)}{' either' if own.get('tenable') else ''}.")
+        sentences.append(f"The runs do not reject {list_briefly(others)}{' either' if own.get('tenable') else ''}.")
     for name, law in weighed.items():
         if law["refused"] and law["families"]:
             reason = next(iter(law["refused"].values())).removeprefix("not fitted: ")
-            sentences.append(f"{name} cannot be fitted to {few(list(law['refused']))} ({reason}).")
+            sentences.append(f"{name} cannot be fitted to {list_briefly(list(law['refused']))} ({reason}).")
     return sentences

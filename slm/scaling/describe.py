@@ -1,4 +1,4 @@
-"""Entries of fits.json, and rows of comparison.json, in words."""
+"""Turn entries of fits.json, and rows of comparison.json, into the words that tables and reports show."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?%?")
 
 
 def is_identified(entry: Entry, name: str) -> bool:
-    """Whether the data identify a parameter, so that its value may be shown."""
+    """Whether the fit has a value of this parameter and the data identify it, so that it may be shown."""
     return bool(entry["fitted"]) and name not in entry["not_identified"] and entry["params"].get(name) is not None
 
 
 def has_complete_lists(entry: Entry | None, *names: str) -> bool:
-    """Whether an entry has a list of numbers under each of these names, with no number missing."""
-    return all((entry or {}).get(name) and None not in entry[name] for name in names)  # type: ignore[index]
+    """Whether there is an entry that has, under each of these names, a list in which no number is missing."""
+    if entry is None:
+        return False
+    return all(entry.get(name) and None not in entry[name] for name in names)
 
 
-def laws_of(entries: Sequence[Entry]) -> list[str]:
-    """The laws of some fits, in the order of the registry, formulas last."""
-    fitted = dict.fromkeys(entry["law"] for entry in entries)
-    return [*(law for law in LAWS if law in fitted), *(law for law in fitted if law not in LAWS)]
+def fitted_laws(entries: Sequence[Entry]) -> list[str]:
+    """Names of the laws in these entries, each once: first those of `LAWS` in its order, then the user's formulas."""
+    laws = dict.fromkeys(entry["law"] for entry in entries)
+    return [*(law for law in LAWS if law in laws), *(law for law in laws if law not in LAWS)]
 
 
 def family_name(row: Mapping[str, Any]) -> str:
-    """The family of a row, as Markdown."""
+    """The name of the row's family, escaped for Markdown."""
     return escape_markdown(row["family"])
 
 
 def pair_name(row: Entry) -> str:
-    """The two families of a row, as Markdown."""
+    """The names of the row's two families, `a - b`, escaped for Markdown."""
     return f"{escape_markdown(row['a'])} - {escape_markdown(row['b'])}"
 
 
-def exponent(entry: Entry, name: str, digits: int = 4) -> str:
-    """An exponent with its interval, without its value if the data do not identify it."""
+def exponent_text(entry: Entry, name: str, digits: int = 4) -> str:
+    """`value [low, high]` of an exponent; `not identified [low, high]` if the data do not identify it."""
     if not entry["fitted"]:
         return NOTHING
     ends = entry["ci95"].get(name)
@@ -49,56 +51,61 @@ def exponent(entry: Entry, name: str, digits: int = 4) -> str:
     return with_interval(entry["params"][name], ends, digits)
 
 
-def exponents(entry: Entry) -> str:
-    """All exponents of a fit, each with its variable."""
+def exponents_text(entry: Entry) -> str:
+    """Every exponent of a fit with its variable, one a line of a table cell."""
     variables = entry["variable_of"]
-    return "<br>".join(f"{name} (in {variables[name]}): {exponent(entry, name)}" for name in entry["exponents"])
+    return "<br>".join(f"{name} (in {variables[name]}): {exponent_text(entry, name)}" for name in entry["exponents"])
 
 
-def floor(entry: Entry) -> str:
-    """The floor of a fit, if its law has one."""
-    return "none in the law" if entry["floor"] is None else exponent(entry, entry["floor"])
+def floor_text(entry: Entry) -> str:
+    """The floor of a fit in the form of `exponent_text`, or that its law has none."""
+    return "none in the law" if entry["floor"] is None else exponent_text(entry, entry["floor"])
 
 
 def status(entry: Entry) -> str:
-    """Whether a fit may be believed, and why not."""
+    """`not fitted`, `identified` (with other parameters that are not), or `NOT IDENTIFIED` with the first reason."""
     if not entry["fitted"]:
         return "not fitted"
     if entry["identified"]:
-        lost = [name for name in entry["not_identified"] if name not in entry["exponents"]]
-        return "identified" + (f" (but not {', '.join(lost)})" if lost else "")
+        others = [name for name in entry["not_identified"] if name not in entry["exponents"]]
+        return "identified" + (f" (but not {', '.join(others)})" if others else "")
     reason = next((entry["reasons"][name] for name in entry["exponents"] if name in entry["reasons"]), "")
     return f"**NOT IDENTIFIED**: {escape_markdown(reason or 'see the notes')}"
 
 
 def notes(entries: Sequence[Entry]) -> list[str]:
-    """What the fits note beside their status; notes that differ only in one number are merged into one."""
+    """One sentence for each note of the fits, with the laws and families that have it.
+
+    Notes that differ only in one number become one sentence. Left out are reasons, which `status` gives, and that an
+    exponent of perplexity is not one of loss, which the report says once for all fits.
+    """
     groups: dict[str, list[tuple[Entry, str]]] = {}
     for entry in entries:
         for note in entry["notes"] if entry["fitted"] else []:
             if "exponent of perplexity" not in note and note not in entry["reasons"].values():
                 groups.setdefault(_NUMBER.sub("#", note), []).append((entry, note))
     return [
-        f"{_laws_and_families([entry for entry, _ in group])}: {_merged([note for _, note in group])}."
+        f"{_laws_and_families([entry for entry, _ in group])}: {_merged_note([note for _, note in group])}."
         for group in groups.values()
     ]
 
 
 def _laws_and_families(entries: Sequence[Entry]) -> str:
-    families: dict[str, list[str]] = {}
+    """`law, law (family, family); law (family)`: laws with the same families stand together."""
+    families_by_law: dict[str, list[str]] = {}
     for entry in entries:
-        families.setdefault(entry["law"], []).append(entry["family"])
-    laws: dict[str, list[str]] = {}
-    for law, names in families.items():
-        laws.setdefault(", ".join(names), []).append(law)
-    return "; ".join(f"{', '.join(names)} ({escape_markdown(fitted_to)})" for fitted_to, names in laws.items())
+        families_by_law.setdefault(entry["law"], []).append(entry["family"])
+    laws_by_families: dict[str, list[str]] = {}
+    for law, families in families_by_law.items():
+        laws_by_families.setdefault(", ".join(families), []).append(law)
+    return "; ".join(f"{', '.join(laws)} ({escape_markdown(names)})" for names, laws in laws_by_families.items())
 
 
-def _merged(remarks: Sequence[str]) -> str:
-    """One remark; a number that differs becomes a range."""
-    remarks = list(dict.fromkeys(remarks))
-    numbers = [_NUMBER.findall(note) for note in remarks]
-    if len(remarks) == 1 or any(len(each) != 1 for each in numbers):
-        return escape_markdown("; ".join(remarks))
-    ordered = sorted((each[0] for each in numbers), key=lambda number: float(number.rstrip("%")))
-    return escape_markdown(_NUMBER.sub(f"{ordered[0]} to {ordered[-1]}", remarks[0], count=1))
+def _merged_note(notes: Sequence[str]) -> str:
+    """One note with the range of the number that differs, or all notes in a row if they have several numbers."""
+    notes = list(dict.fromkeys(notes))
+    numbers = [_NUMBER.findall(note) for note in notes]
+    if len(notes) == 1 or any(len(in_note) != 1 for in_note in numbers):
+        return escape_markdown("; ".join(notes))
+    ordered = sorted((number for (number,) in numbers), key=lambda number: float(number.rstrip("%")))
+    return escape_markdown(_NUMBER.sub(f"{ordered[0]} to {ordered[-1]}", notes[0], count=1))

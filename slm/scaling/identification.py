@@ -1,4 +1,4 @@
-"""Which parameters of a fit the data determine, by the fit's certificate and its intervals."""
+"""Which parameters of a fit the data identify, judged by the certificate of the fit and by its intervals."""
 
 from __future__ import annotations
 
@@ -8,50 +8,53 @@ from slm.scaling.fitting import Fit
 from slm.scaling.starts import coordinate_bounds
 
 Interval = tuple[float | None, float | None]
-"""Ends; None is open."""
+"""The ends of an interval; an end of None is open."""
 MAX_SPAN = 10.0
-"""An exponent whose interval spans a larger factor than this is called not identified."""
+"""An exponent is not identified if the ratio of its interval's ends is larger than this."""
 MIN_DEGREES = 3
-"""Degrees of freedom below which no exponent of a law that is not linear is called identified.
+"""With fewer degrees of freedom, no exponent of a law that is not linear is identified.
 
-With 2 and a floor, the rare intervals narrow enough to pass are narrow by luck, and cover in 60% of cases.
+With 2 of them, and a floor in the law, few intervals pass `MAX_SPAN`; those are narrow by chance, and contain the true
+exponent in only 60% of cases.
 """
 
 
-def not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
-    """Parameters that are not identified, each with the first reason why not, in words."""
+def reasons_not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
+    """Parameter -> the first reason why it is not identified, in words; identified parameters are left out."""
     law, certificate = fit.law, fit.certificate
     names = list(law.parameters)
     if not certificate.converged:
         return dict.fromkeys(names, "the fit did not converge")
     if fit.is_exact:
         return dict.fromkeys(names, "all runs lie on the law to rounding: no scatter to put intervals on")
-    few = _too_few(fit)
-    reasons = {name: few or _reason(fit, name, ci[name]) for name in law.exponents}
+    too_few = _too_few_sizes(fit)
+    reasons = {name: too_few or _reason_against_exponent(fit, name, ci[name]) for name in law.exponents}
     floor = None if law.floor is None else names[law.floor]
     for name in names:
         is_at_bound = name in certificate.at_bound
         if name == floor and is_at_bound:
-            reasons[name] = f"the floor {name} ended at 0: the law without it says the same"
+            reasons[name] = f"the floor {name} ended at 0: the law without a floor fits as well"
         elif name == floor:
-            reasons[name] = f"a floor {name} of 0 is not excluded" if few or ci[name][0] is None else None
+            reasons[name] = f"a floor {name} of 0 is not excluded" if too_few or ci[name][0] is None else None
         elif name not in law.exponents and name not in law.powers:
             open_end = f"the interval of {name} is open" if None in ci[name] else None
-            reasons[name] = few or (f"{name} ended at its bound" if is_at_bound else open_end)
+            reasons[name] = too_few or (f"{name} ended at its bound" if is_at_bound else open_end)
     for name, powers in law.powers.items():
         exponents = [exponent for _, exponent in powers]
-        if name in certificate.at_bound:  # without its term an exponent means nothing
+        if name in certificate.at_bound:
             reasons[name] = f"{name} ended at its bound"
+            # The term of this coefficient is all but absent, so an exponent that stands in no other term means nothing.
             for exponent in exponents:
                 if not _has_other_term(fit, name, exponent):
                     reasons[exponent] = reasons[exponent] or reasons[name]
         else:
-            reasons[name] = next((reasons[one] for one in reversed(exponents) if reasons[one]), None)
+            # A coefficient is identified only if its exponents are; of several reasons, the last exponent's is given.
+            reasons[name] = next((reason for exponent in reversed(exponents) if (reason := reasons[exponent])), None)
     return {name: reason for name in names if (reason := reasons[name])}
 
 
 def remarks(fit: Fit, ci: Mapping[str, Interval]) -> list[str]:
-    """Remarks on exponents of a straight line that may as well be 0, or are below it."""
+    """Remarks on exponents that are below 0 or whose interval includes 0, which only straight lines can have."""
     notes = []
     for name in (name for name in fit.law.exponents if _may_be_negative(fit, name)):
         low, high = ci[name]
@@ -63,26 +66,31 @@ def remarks(fit: Fit, ci: Mapping[str, Interval]) -> list[str]:
 
 
 def _may_be_negative(fit: Fit, exponent: str) -> bool:
+    """Whether the bounds of the fit allow this exponent to be below 0."""
     return bool(coordinate_bounds(fit.law, fit.sample)[0][fit.law.parameters.index(exponent)] < 0)
 
 
 def _has_other_term(fit: Fit, coefficient: str, exponent: str) -> bool:
-    """Whether the exponent is also that of another coefficient, which did not end at a bound."""
+    """Whether the exponent also stands in the term of another coefficient, and that one did not end at its bound."""
     return any(
         exponent in dict(powers).values() and name != coefficient and name not in fit.certificate.at_bound
         for name, powers in fit.law.powers.items()
     )
 
 
-def _too_few(fit: Fit) -> str | None:
-    P, points = len(fit.theta), fit.sample.points
-    if points >= P + 2 and (fit.law.is_linear or fit.degrees_of_freedom >= MIN_DEGREES):
+def _too_few_sizes(fit: Fit) -> str | None:
+    """That the sample has too few sizes or values for the law, in words; None if it has enough."""
+    num_parameters, num_sizes = len(fit.theta), fit.sample.points
+    if num_sizes >= num_parameters + 2 and (fit.law.is_linear or fit.degrees_of_freedom >= MIN_DEGREES):
         return None
-    values = len(fit.sample.log_y)
-    return f"{points} distinct sizes and {values} values for {P} parameters are too few: no exponent is identified"
+    return (
+        f"{num_sizes} distinct sizes and {len(fit.sample.log_y)} values for {num_parameters} parameters are too few: "
+        "no exponent is identified"
+    )
 
 
-def _reason(fit: Fit, name: str, interval: Interval) -> str | None:
+def _reason_against_exponent(fit: Fit, name: str, interval: Interval) -> str | None:
+    """Why this exponent is not identified, in words; None if it is."""
     low, high = interval
     if name in fit.certificate.at_bound:
         return f"{name} ended at its bound"

@@ -9,7 +9,7 @@ from scipy import stats
 
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
-from slm.scaling.identification import Interval, not_identified, remarks
+from slm.scaling.identification import Interval, reasons_not_identified, remarks
 from slm.scaling.profiles import Profile, profile
 from slm.scaling.resample import Ensemble, Kind, bootstrap
 
@@ -64,7 +64,7 @@ def uncertainty(
     """
     names = list(fit.law.parameters)
     if fit.is_exact:
-        lost, nan = not_identified(fit, {}), dict.fromkeys(names, np.nan)
+        lost, nan = reasons_not_identified(fit, {}), dict.fromkeys(names, np.nan)
         notes = tuple(dict.fromkeys(lost.values()))
         return Uncertainty("none", nan, "none", dict.fromkeys(names, (None, None)), {}, {}, lost, notes)
     is_least_squares = fit.loss.name == "least_squares"
@@ -83,7 +83,7 @@ def uncertainty(
     se_by_method = {kind: _spread(fit, drawn) for kind, drawn in ensembles.items()} | {"delta": _delta(fit)}
     se_method = "ols" if method == "ols_t" else "cluster_bootstrap" if ensembles else "delta"
     se = se_by_method["cluster" if se_method == "cluster_bootstrap" else "delta"]
-    lost = not_identified(fit, ci)
+    lost = reasons_not_identified(fit, ci)
     failed = [
         f"{drawn.failed:.0%} of the {kind} bootstrap samples could not be refitted and are left out"
         for kind, drawn in ensembles.items()

@@ -1,10 +1,10 @@
-"""The answer in words, with its conditions. No sentence says more than the numbers beside it.
+"""Whether families differ in how they scale, in words: a headline, and the sentences that qualify it.
 
 Families at the same sizes are compared by the slope of their log ratio (`paired`), or above the floor that they share
-if the runs reject straight lines; other families by the exponents of the law of the verdict. The verdict says that two
-families differ only if the difference is significant, stays significant under every floor that the runs do not reject,
-and has the same sign under every law that the runs do not reject and in which both exponents are identified. If nothing
-could be tested above floors, it must be significant under one of these laws too.
+if the runs reject straight lines; other families by their exponents under the law of the verdict. The verdict says that
+two families differ only if the difference is significant, stays significant under every floor that the runs do not
+reject, and has the same sign under every law that the runs do not reject and in which both exponents are identified. A
+difference that could not be tested above floors must be significant under one of these laws too.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slm.runtime.words import shortlist
-from slm.scaling.caveats import Case, Entry, detectable, few, levels, limits, names_of, not_compared
+from slm.scaling.caveats import Case, Entry, detectable, family_pairs, levels, limits, list_briefly, not_compared
 from slm.scaling.pairs import adjust
 
-RECORDED = "a b exponent paired above delta ci_low ci_high p p_adjusted p_any_floor_adjusted differs"
-"""Keys of a pair in comparison.json."""
+RECORDED_KEYS = "a b exponent paired above delta ci_low ci_high p p_adjusted p_any_floor_adjusted differs"
+"""Keys of a pair that are written to comparison.json."""
 
 
-def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None) -> Entry:
-    """`headline`, and `sentences` that qualify it; `distinguishable` is None if the table cannot tell.
+def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | None) -> Entry:
+    """The entry `verdict` of comparison.json.
 
-    `pairs` are the comparisons behind it, each `paired` at the same sizes or by the law; `differs` is None if that
-    depends on the law.
+    It has the `headline`, the `sentences` that qualify it, whether the families are `distinguishable` (None if the
+    table cannot tell), and the `pairs` that were compared. A pair is `paired` if it was compared at the same sizes and
+    not by the law of the verdict; its `differs` is None if the answer depends on the law.
     """
     primary = comparison["primary"]
     keys = ("law", "target", "loss")
@@ -34,43 +35,45 @@ def verdict(comparison: Entry, entries: Sequence[Entry], controlled: bool | None
     pairs: list[Entry] = []
     answer = None
     if is_exact:
-        headline = _exact(case)
+        headline = _headline_without_scatter(case)
     elif len(comparison["families"]) == 1:
-        headline = _one_family(case)
+        headline = _headline_for_one_family(case)
     else:
         pairs = _compared_pairs(case)
         headline, answer = _headline(case, pairs)
         sentences = [*levels(case), *_differences(case, pairs), *not_compared(case, pairs)]
-    if controlled is False and len(comparison["families"]) > 1:
+    if is_controlled is False and len(comparison["families"]) > 1:
         sentences.append("The comparison is NOT CONTROLLED: the audit names what differs or is not recorded.")
     sentences += limits(case)
-    recorded = [{name: pair[name] for name in RECORDED.split()} for pair in pairs]
+    recorded = [{name: pair[name] for name in RECORDED_KEYS.split()} for pair in pairs]
     return {"headline": headline, "distinguishable": answer, "sentences": sentences, "pairs": recorded}
 
 
 def _compared_pairs(case: Case) -> list[Entry]:
-    """Every pair by the best comparison there is, with `differs` and what speaks `against` it.
+    """Pairs of families, each by the best comparison there is, with `differs` and an objection `against` that answer.
 
-    The p-values, adjusted over all these pairs, are written into the comparison too, whose tables the report shows.
+    The p-values are adjusted over all these pairs. They are also written into `case.comparison`, because the report
+    shows its tables.
     """
     matched, law_rows = case.comparison["paired"], case.law.get("pairs", [])
-    ranked = law_rows[0]["exponent"] if law_rows else ""  # the exponent by which families are ranked
+    ranking_exponent = law_rows[0]["exponent"] if law_rows else ""
     pairs: list[Entry] = []
     sources: list[Entry] = []
     for row in matched["pairs"] if case.comparison["primary"]["in_N"] else []:
         common = {"a": row["a"], "b": row["b"], "variable": "N", "paired": True, "above": bool(row["above_floor"])}
         if row["above_floor"]:
             sources.append(row["above_floor"])
-            common |= {"exponent": ranked or "the exponent of N", "straight": False, "p_any_floor": None}
+            common |= {"exponent": ranking_exponent or "the exponent of N", "straight": False, "p_any_floor": None}
         elif not matched["curved"]:
             sources.append(row)
             common |= {"exponent": "local exponent", "straight": True}
         else:
             continue
         pairs.append(sources[-1] | common)
-    done = names_of(pairs)
+    pairs_at_same_sizes = family_pairs(pairs)
     for row in law_rows:
-        if row["p"] is not None and not ((row["a"], row["b"]) in done and row["exponent"] == ranked):
+        is_compared = (row["a"], row["b"]) in pairs_at_same_sizes and row["exponent"] == ranking_exponent
+        if row["p"] is not None and not is_compared:
             sources.append(row)
             pairs.append({**row, "paired": False, "above": False})
     adjust(pairs)
@@ -79,23 +82,23 @@ def _compared_pairs(case: Case) -> list[Entry]:
     for pair in pairs:
         pair["against"] = _objection(case, pair)
         pair["differs"] = None if pair["against"] else case.is_significant(pair["p_adjusted"])
-        pair["is_ranked"] = pair["paired"] or pair["exponent"] == ranked
+        pair["is_ranked"] = pair["paired"] or pair["exponent"] == ranking_exponent
     return pairs
 
 
 def _objection(case: Case, pair: Entry) -> str:
-    """What a law or a floor that the runs do not reject says against the result of this pair; "" if nothing."""
+    """A sentence on a law or floor that contradicts this pair and that the runs do not reject; "" if there is none."""
     is_significant = case.is_significant(pair["p_adjusted"])
     any_floor = pair["p_any_floor_adjusted"]
     is_confirmed = False
     for name, law in case.comparison["laws"].items():
         row = _same_pair(pair, law["pairs"])
         if row is None or row["straight"] or not case.comparison["weighed"].get(name, {}).get("tenable", False):
-            continue  # a straight line has the test above floors for that
+            continue  # a straight line is checked below, by its test above floors
         if not pair["paired"] and name == case.law_name:
             continue
         differs, is_opposite = case.is_significant(row["p_adjusted"]), row["delta"] * pair["delta"] < 0
-        # The test of a pair above a floor is sharper than that of the law, which then need not be significant.
+        # A test of the pair above a floor is sharper than the test under a law, so the latter need not be significant.
         is_sharper = pair["above"] or (pair["straight"] and any_floor is not None)
         if is_significant and not is_opposite and (differs or is_sharper):
             is_confirmed = True
@@ -103,7 +106,7 @@ def _objection(case: Case, pair: Entry) -> str:
             return _contradiction(case, pair, name, row)
     if not is_significant or not pair["straight"]:
         return ""
-    steeper, flatter = _order(pair)
+    steeper, flatter = _steeper_first(pair)
     slope = (
         f"The {case.target} of {steeper} falls faster over these sizes than that of {flatter}, by {_difference(pair)} "
         f"in the exponent (p = {pair['p_adjusted']:.2g})"
@@ -119,35 +122,36 @@ def _objection(case: Case, pair: Entry) -> str:
 
 
 def _same_pair(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
-    """The same two families by another law, and its first exponent of the same variable, if it is identified."""
+    """The row among `rows` of another law with the same families and variable (its first); None if not identified."""
     keys = ("a", "b", "variable")
     row = next((row for row in rows if all(row[key] == pair[key] for key in keys)), None)
     return row if row and row["identified"] and row["p_adjusted"] is not None else None
 
 
 def _contradiction(case: Case, pair: Entry, law: str, row: Entry) -> str:
-    """That another law says otherwise, and what would decide."""
-    where = f"Under {case.law_name}"
+    """A sentence with the result of this pair, the other result under `law`, and what would decide between them."""
+    condition = f"Under {case.law_name}"
     if pair["paired"]:
-        where = "Above a floor that both share" if pair["above"] else "Over these sizes"
-    here, there = f"{pair['a']} and {pair['b']} do not differ significantly", "they do not differ significantly"
+        condition = "Above a floor that both share" if pair["above"] else "Over these sizes"
+    result = f"{pair['a']} and {pair['b']} do not differ significantly"
+    other_result = "they do not differ significantly"
     if case.is_significant(pair["p_adjusted"]):
-        here = "{} scales faster than {}".format(*_order(pair))
+        result = "{} scales faster than {}".format(*_steeper_first(pair))
     if case.is_significant(row["p_adjusted"]):
-        there = f"{row['exponent']} of {_order(row)[0]} is larger"
+        other_result = f"{row['exponent']} of {_steeper_first(row)[0]} is larger"
     return (
-        f"{where}, {here} (p = {pair['p_adjusted']:.2g}); under {law}, which the runs do not reject, {there} "
-        f"(p = {row['p_adjusted']:.2g}). Sizes over a wider span, which show the bend, would decide."
+        f"{condition}, {result} (p = {pair['p_adjusted']:.2g}); under {law}, which the runs do not reject, "
+        f"{other_result} (p = {row['p_adjusted']:.2g}). Sizes over a wider span would show the bend and decide."
     )
 
 
-def _order(pair: Entry) -> tuple[str, str]:
+def _steeper_first(pair: Entry) -> tuple[str, str]:
     """The steeper and the flatter family of a pair."""
     return (pair["a"], pair["b"]) if pair["delta"] > 0 else (pair["b"], pair["a"])
 
 
 def _difference(pair: Entry) -> str:
-    """The absolute difference with its interval."""
+    """`difference [low, high]` of the exponents, the steeper less the flatter."""
     ends = [pair["ci_low"], pair["ci_high"]]
     if not pair["delta"] > 0:
         ends = [None if end is None else -end for end in reversed(ends)]
@@ -156,41 +160,48 @@ def _difference(pair: Entry) -> str:
 
 
 def _headline(case: Case, pairs: Sequence[Entry]) -> tuple[str, bool | None]:
+    """The headline, and whether the families are distinguishable."""
     if not pairs:
         families = [fit["family"] for fit in case.fits if not fit["identified"]] or [f["family"] for f in case.fits]
-        lost = f"The exponents of {few(families)} are not identified under {case.equation}"
-        return f"{lost}, so the families cannot be compared.", None
+        reason = f"The exponents of {list_briefly(families)} are not identified under {case.equation}"
+        return f"{reason}, so the families cannot be compared.", None
     p = min(pair["p_adjusted"] for pair in pairs)
     test = f"smallest of {len(pairs)} Holm-adjusted p-values: {p:.2g}" if len(pairs) > 1 else f"t test, p = {p:.2g}"
     differing = [pair for pair in pairs if pair["differs"]]
     if differing:
-        return f"The families differ in how they scale {_where(case, differing)} ({test}).", True
+        return f"The families differ in how they scale {_condition(case, differing)} ({test}).", True
     if any(pair["differs"] is None for pair in pairs):
-        return f"Whether the families differ in how they scale depends on the law ({test} {_where(case, pairs)}).", None
-    return f"The families' exponents are not distinguishable with this design {_where(case, pairs)} ({test}).", False
+        return (
+            f"Whether the families differ in how they scale depends on the law ({test} {_condition(case, pairs)}).",
+            None,
+        )
+    return (
+        f"The families' exponents are not distinguishable with this design {_condition(case, pairs)} ({test}).",
+        False,
+    )
 
 
-def _where(case: Case, pairs: Sequence[Entry]) -> str:
-    """What an answer holds for."""
+def _condition(case: Case, pairs: Sequence[Entry]) -> str:
+    """The condition under which an answer on these pairs holds: `over these sizes`."""
     if any(pair["above"] for pair in pairs):
         return "above a floor that they share"
     return "over these sizes" if any(pair["paired"] for pair in pairs) else f"under {case.equation}"
 
 
 def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
-    """Every difference and what supports or opposes it, and the smallest difference that this design detects."""
+    """Sentences on each difference, what supports or opposes it, and the smallest difference that can be detected."""
     if not pairs:
         return []
     differing = [pair for pair in pairs if pair["differs"]]
     sentences = []
     for pair in differing:
-        steeper, flatter = _order(pair)
+        steeper, flatter = _steeper_first(pair)
         value = f"by {_difference(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
         if pair["paired"] and not pair["above"]:
             sentences.append(f"The {case.target} of {steeper} falls faster with N than that of {flatter}, {value}.")
         else:
-            where = f"Above a floor that both share, {pair['exponent']}" if pair["above"] else pair["exponent"]
-            sentences.append(f"{where} of {steeper} is larger than that of {flatter}, {value}.")
+            exponent = f"Above a floor that both share, {pair['exponent']}" if pair["above"] else pair["exponent"]
+            sentences.append(f"{exponent} of {steeper} is larger than that of {flatter}, {value}.")
     sentences += [pair["against"] for pair in pairs if pair["against"]]
     sentences += _explained_by_floor(case, pairs)
     sentences += [_agreement(case, pair) for pair in differing if pair["is_ranked"]]
@@ -198,26 +209,34 @@ def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
 
 
 def _explained_by_floor(case: Case, pairs: Sequence[Entry]) -> list[str]:
-    """Pairs whose slopes differ over these sizes, but whose exponents above a shared floor do not."""
-    equal = names_of(pair for pair in pairs if pair["above"] and pair["differs"] is False)
-    rows = [row for row in case.comparison["paired"]["pairs"] if (row["a"], row["b"]) in equal]
-    names = ["for {} than for {}".format(*_order(r)) for r in rows if case.is_significant(r["p_adjusted"])]
-    slopes = f"Over these sizes the {case.target} falls faster {shortlist(names, most=3)}"
-    return [f"{slopes}; one law with a floor and a constant factor on N explains that."] if names else []
+    """A sentence on pairs whose slopes differ over these sizes, but whose exponents above a shared floor do not."""
+    not_differing = family_pairs(pair for pair in pairs if pair["above"] and pair["differs"] is False)
+    rows = [row for row in case.comparison["paired"]["pairs"] if (row["a"], row["b"]) in not_differing]
+    rows = [row for row in rows if case.is_significant(row["p_adjusted"])]
+    if not rows:
+        return []
+    comparisons = ["for {} than for {}".format(*_steeper_first(row)) for row in rows]
+    return [
+        f"Over these sizes the {case.target} falls faster {shortlist(comparisons, most=3)}; one law with a floor and a "
+        "constant factor on N explains that."
+    ]
 
 
 def _agreement(case: Case, pair: Entry) -> str:
-    """In how many other fits the order of a pair that differs is the same."""
-    names = {pair["a"], pair["b"]}
-    row = next((r for r in case.comparison["ranking"]["pairs"] if {r["steeper"], r["flatter"]} == names), None)
+    """A sentence on how many other fits order this pair in the same way; "" without other fits."""
+    families = {pair["a"], pair["b"]}
+    row = next((r for r in case.comparison["ranking"]["pairs"] if {r["steeper"], r["flatter"]} == families), None)
     if row is None or not row["of"]:
         return ""
-    steeper, flatter = _order(pair)
-    same = row["same"] if row["steeper"] == steeper else row["of"] - row["same"]
-    return f"{steeper} is steeper than {flatter} in {same} of {row['of']} fits with other laws, N or targets."
+    steeper, flatter = _steeper_first(pair)
+    agreeing, fits = row["same"], row["of"]
+    if row["steeper"] != steeper:
+        agreeing = fits - agreeing
+    return f"{steeper} is steeper than {flatter} in {agreeing} of {fits} fits with other laws, N or targets."
 
 
-def _exact(case: Case) -> str:
+def _headline_without_scatter(case: Case) -> str:
+    """The headline where all rows lie on the law, so that nothing can be tested."""
     values = [
         f"{fit['family']} {name} = {fit['params'][name]:.6g}"
         for fit in case.fits
@@ -230,7 +249,8 @@ def _exact(case: Case) -> str:
     )
 
 
-def _one_family(case: Case) -> str:
+def _headline_for_one_family(case: Case) -> str:
+    """The headline of a table with one family: its exponent with its interval."""
     (fit,) = case.fits
     if not fit["identified"]:
         return f"One family, and its exponent is not identified under {case.equation}: {'; '.join(fit['notes'])}."

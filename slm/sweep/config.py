@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from slm.runtime.command_line import new_folder
+from slm.runtime.command_line import new_folder_path
 from slm.runtime.settings import (
     NAME,
     NATURAL,
@@ -75,7 +75,7 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
         **config,
         "columns": {str(name): own for name, own in config["columns"].items() if own is not None},
         "best_of": [best_of] if isinstance(best_of, str) else best_of,
-        "output_dir": new_folder("analysis") if config["output_dir"] is None and runs else config["output_dir"],
+        "output_dir": new_folder_path("analysis") if config["output_dir"] is None and runs else config["output_dir"],
     }
 
 

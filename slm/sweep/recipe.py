@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.budget import IDENTITY, LATER_KEYS, check_family, model_config
-from slm.composition.keys import CONF, check_keys, unknown_keys_named
+from slm.composition.keys import CONF, check_keys, explain_unknown_keys
 from slm.composition.settings import BEFORE_KEYS
 from slm.data.local import text_files
 from slm.data.vocabulary import is_on_hub, plan_tokenizer
@@ -113,7 +113,7 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
     Raises `ValueError` for keys that NAME.py does not read, and Hydra's errors for choices that there are not.
     """
-    with _hydra(), unknown_keys_named(name):
+    with _hydra(), explain_unknown_keys(name):
         config = compose(name, overrides=[*passed_on(), *overrides])
     check_keys(OmegaConf.to_container(config), name, overrides)  # type: ignore[arg-type]
     return config

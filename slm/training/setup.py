@@ -1,6 +1,7 @@
-"""From a composed config to the plan of a run; what can be refused is refused here, before anything is written.
+"""From a composed config to the plan of a run. Wrong settings are refused here, before anything is written.
 
-`checked` imports no torch, so that a mistake is reported within a second; `set_up` imports torch, but not Lightning.
+`checked_settings` imports no torch, so that a mistake is reported within a second; `set_up` imports torch, but not
+Lightning.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from slm.training.plan import Plan
 
 
-def checked(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain values of a composed `conf/train.yaml`; `overrides` are those of the command line, for messages.
+def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a composed `conf/train.yaml` as plain dicts and lists, after all checks that need no hardware.
 
-    Raises `ValueError` for what is wrong on any machine: keys that nobody reads, values of a wrong kind, shapes and
-    budgets that do not fit, missing texts and tokenizers, directories of other runs.
+    `overrides` are those of the command line, which messages quote. Raises `ValueError` for what would be wrong on any
+    machine: keys that nothing reads, values of a wrong kind, shapes and budgets that do not fit, texts and tokenizers
+    that are missing, and an output directory that belongs to another run.
     """
     settings = plain_settings(config)
     check_keys(settings, "train", overrides)
@@ -44,10 +46,10 @@ def checked(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 
 def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
-    """Plan the run of `checked` settings on this machine, and print the plan.
+    """The plan of a run on this machine, which is also printed. `settings` come from `checked_settings`.
 
-    A run of a multirun (Hydra's -m) uses one device. Raises `ValueError` for what this machine, or the environment in
-    which the run was started, cannot do.
+    Raises `ValueError` for what this machine, or the environment in which the run was started, cannot do, and for a run
+    of a multirun (Hydra's -m) on more than one device.
     """
     from slm.training.branching import find_branch
     from slm.training.plan import make_plan, plan_lines, resolve_hardware
@@ -55,13 +57,13 @@ def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
     hardware = resolve_hardware(settings["trainer"])
     if is_multirun and hardware.world_size > 1:
         raise ValueError(
-            f"trainer.devices={hardware.devices} with -m: each of several devices would repeat the whole "
-            "multirun; give one device, or start single runs"
+            f"trainer.devices={hardware.devices} with -m: every device would repeat the whole multirun; use one "
+            "device, or start the runs one by one"
         )
     enter(find_world(os.environ, devices=hardware.devices, num_nodes=hardware.num_nodes))
     plan = make_plan(settings, hardware)
     plan = dataclasses.replace(plan, branch=find_branch(plan))
     say(*plan_lines(plan))
     if settings["dry_run"] == "plan":
-        say("dry run      nothing was measured or written: dry_run=true measures speed and duration too")
+        say("dry run      nothing was measured or written (dry_run=true also measures speed and duration)")
     return plan

@@ -145,7 +145,9 @@ def test_normed_queries_come_back_from_an_export_and_are_no_llama(norm: str, tmp
     folder = export(tmp_path / "model", tmp_path / "again")
     assert torch.equal(load(folder).decoder(TEXT), decoder(TEXT))
     assert "transformers has no such architecture" in (folder / "README.md").read_text()
-    with pytest.raises(ValueError, match=rf"plain Llama, which has no model\.qk_norm={norm}: export without it"):
+    with pytest.raises(
+        ValueError, match=rf"plain Llama, which has no model\.qk_norm={norm}: export without unroll_sharing"
+    ):
         export(tmp_path / "model", tmp_path / "llama", unroll_sharing=True)
 
 
@@ -184,7 +186,7 @@ def test_an_export_does_not_replace_a_folder_that_is_not_an_export(tmp_path: Pat
     (tmp_path / "thesis" / "draft.tex").write_text("years of work")
     (tmp_path / "file").write_text("x")
     for target, sentence in [
-        (tmp_path / "thesis", "holds draft.tex, which no export has: choose another folder"),
+        (tmp_path / "thesis", "holds draft.tex, which is no part of an export: choose another folder"),
         (tmp_path / "file", "is a file: choose a folder"),
         (source, "is the checkpoint itself"),
         (None, "which is not a run directory, needs a folder to write to"),
@@ -194,7 +196,9 @@ def test_an_export_does_not_replace_a_folder_that_is_not_an_export(tmp_path: Pat
     other = save(llama(num_hidden_layers=1), tmp_path / "other")
     for release in (other, export(other, tmp_path / "exported")):
         before = (release / "model.safetensors").read_bytes()
-        with pytest.raises(ValueError, match=r"holds another model|holds generation_config\.json, which no export has"):
+        with pytest.raises(
+            ValueError, match=r"holds another model|holds generation_config\.json, which is no part of an export"
+        ):
             export(source, release)
         assert (release / "model.safetensors").read_bytes() == before
     export(other, tmp_path / "exported")  # the same model again

@@ -7,7 +7,7 @@ import pytest
 from hydra.errors import OverrideParseException
 
 import sweep
-from slm.composition.keys import check_keys, unknown_keys_named
+from slm.composition.keys import check_keys, explain_unknown_keys
 from slm.composition.resolvers import register
 from slm.evaluation.config import register as register_evaluate
 from slm.runtime.command_line import one_sentence
@@ -83,7 +83,7 @@ def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> N
     ],
 )
 def test_settings_of_train_py_and_keys_that_nobody_reads_are_refused(item: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said), unknown_keys_named("sweep"):
+    with pytest.raises(ValueError, match=said), explain_unknown_keys("sweep"):
         check_keys(composed(item), "sweep", [item])
 
 

@@ -19,7 +19,7 @@ from slm.sweep.forecast import Speeds, disk_bytes, power_of
 from slm.sweep.run import run_sweep
 from slm.sweep.trunks import share_trunks, without_lost_steps
 from slm.training.run import train
-from slm.training.setup import checked, set_up
+from slm.training.setup import checked_settings, set_up
 from tests.composing import composed as composed_train
 from tests.running import make_command
 from tests.sweep.celled import cell
@@ -154,7 +154,7 @@ def test_a_branch_has_the_loss_of_the_run_from_step_0_and_the_cluster_of_its_tru
     wsd_too = ("schedule=wsd", "schedule.warmup_steps=3")
     for one in cells:
         config = composed_train(*common, *wsd_too, *one.overrides, *places_of(one, tmp_path))
-        train(set_up(checked(OmegaConf.create(config))))
+        train(set_up(checked_settings(OmegaConf.create(config))))
     results = {one.name: json.loads((tmp_path / one.name / "result.json").read_text()) for one in cells}
     assert results["short"]["val"] == results["alone"]["val"]
     assert results["short"]["branched_from"] == {"name": "long", "step": 16}

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from slm.training.journal import Journal
 from slm.training.run import train
-from slm.training.setup import checked, set_up
+from slm.training.setup import checked_settings, set_up
 from tests.composing import composed
 from tests.running import make_command
 from tests.training.small import assert_same_run, rows
@@ -38,7 +38,7 @@ def train_here(text_file: Path, cache_dir: Path) -> Iterator[Train]:
         config = OmegaConf.merge(defaults, OmegaConf.from_dotlist([f"output_dir={folder}", *changes]))
         if config.schedule.name == "constant":  # as schedule=constant has it
             del config.schedule.decay_fraction, config.schedule.final_fraction
-        return train(set_up(checked(config)))
+        return train(set_up(checked_settings(config)))
 
     yield run
     torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from slm.training.process import RUN_DIR, World, find_world
 from slm.training.run import train
-from slm.training.setup import checked, set_up
+from slm.training.setup import checked_settings, set_up
 from tests.composing import composed
 from tests.running import make_command
 
@@ -91,7 +91,7 @@ def train_here(
     def run(name: str, *changes: str) -> dict[str, Any]:
         changes = ("trainer.precision=32-true", f"output_dir={tmp_path / name}", *changes)
         config = composed(*make_command(text_file, cache_dir, *changes)[2:])
-        train(set_up(checked(OmegaConf.create(config))))
+        train(set_up(checked_settings(OmegaConf.create(config))))
         return json.loads((tmp_path / name / "result.json").read_text())
 
     return run

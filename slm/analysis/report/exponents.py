@@ -26,7 +26,16 @@ from slm.runtime.words import (
     with_interval,
     yes_or_no,
 )
-from slm.scaling.describe import Entry, exponents, family_name, floor, is_identified, laws_of, notes, status
+from slm.scaling.describe import (
+    Entry,
+    exponents_text,
+    family_name,
+    fitted_laws,
+    floor_text,
+    is_identified,
+    notes,
+    status,
+)
 from slm.scaling.forms import VARIABLES
 
 if TYPE_CHECKING:
@@ -68,8 +77,8 @@ def fit_table(entries: Sequence[Entry]) -> str:
     columns: Columns = {
         "family": family_name,
         "law": itemgetter("law"),
-        "exponent": exponents,
-        "floor": floor,
+        "exponent": exponents_text,
+        "floor": floor_text,
         "R2": lambda entry: sig(entry["r2"]),
         "rmse": lambda entry: percent(entry["rmse_log"]),
         "AICc": lambda entry: sig(entry["aicc"]),
@@ -246,7 +255,7 @@ def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tu
 def _forest(axis: Axes, analysis: Directory, panel: Panel) -> None:
     low, high = _limits(panel)
     y, ticks = 0.0, []
-    for law in laws_of([entry for entry, _ in panel.rows]):
+    for law in fitted_laws([entry for entry, _ in panel.rows]):
         group = [(entry, name) for entry, name in panel.rows if entry["law"] == law]
         ticks.append((y + (len(group) - 1) / 2, f"{law}{chr(10) if len(group) > 1 else ' '}({group[0][1]})"))
         for entry, name in group:

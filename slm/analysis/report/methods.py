@@ -5,7 +5,7 @@ from __future__ import annotations
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, bullets
 from slm.runtime.words import escape_markdown
-from slm.scaling.describe import laws_of
+from slm.scaling.describe import fitted_laws
 
 METHODS = {
     "Fits": "least squares, or Huber's loss, of log residuals from a grid of starts, with exact gradients. A "
@@ -45,7 +45,7 @@ METHODS = {
 def methods_section(analysis: Directory) -> Section:
     """Methods with sources and limits, and the sources of the laws."""
     sources = {entry["law"]: escape_markdown(entry["source"]) for entry in analysis.fits}
-    laws = [f"`{law}`: {analysis.equation(law)}. {sources[law]}" for law in laws_of(analysis.fits)]
+    laws = [f"`{law}`: {analysis.equation(law)}. {sources[law]}" for law in fitted_laws(analysis.fits)]
     return Section("Methods and their limits").add(
         bullets([f"**{name}**: {words}" for name, words in METHODS.items()]), "Laws:", bullets(laws)
     )

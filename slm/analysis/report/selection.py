@@ -25,7 +25,7 @@ from slm.runtime.words import (
     size_words,
     yes_or_no,
 )
-from slm.scaling.describe import Entry, family_name, has_complete_lists, laws_of
+from slm.scaling.describe import Entry, family_name, fitted_laws, has_complete_lists
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,9 @@ def _laws(analysis: Directory, rows: Sequence[Entry]) -> str:
         "second next": lambda law: inside(law, 2),
         "third next": lambda law: inside(law, 3),
     }
-    return table_by_column([law for law in laws_of(analysis.fits) if any(row["law"] == law for row in rows)], columns)
+    return table_by_column(
+        [law for law in fitted_laws(analysis.fits) if any(row["law"] == law for row in rows)], columns
+    )
 
 
 def _steps(entry: Entry) -> list[Entry]:
@@ -111,7 +113,7 @@ def extrapolation_figure(analysis: Directory) -> Figure | None:
     entries = [entry for entry in analysis.entries() if _next_sizes(entry)]
     if not entries:
         return None
-    laws = laws_of(entries)
+    laws = fitted_laws(entries)
     steps = [step for entry in entries for step in _next_sizes(entry)]
     inside, results = (sum(step[key] for step in steps) for key in ("n_inside", "n_rows"))
     title = f"Next size predicted from all smaller ones: {inside} of {plural(results, 'result')} in the "

@@ -16,7 +16,7 @@ from slm.evaluation.report.differences import paired_error, target_error
 from slm.evaluation.report.results import SIGNIFICANT_ERRORS, UNNAMED, Entry, Results, difference_error, family_of
 from slm.report.markdown import Section, bullets, figure, table
 from slm.runtime.words import TARGET_NAMES, count, escape_markdown, is_number, listed, measured, plural, sig
-from slm.scaling.describe import exponent, notes, status
+from slm.scaling.describe import exponent_text, notes, status
 from slm.scaling.entries import Task, fit_group, plain
 from slm.scaling.laws import get_law
 from slm.scaling.settings import Settings
@@ -135,7 +135,13 @@ def scaling_section(results: Results, fits: Sequence[Entry], folder: Path) -> Se
         table(
             ("family", "sizes", "alpha", "R2", "status"),
             [
-                [escape_markdown(e["family"]), str(sizes[e["family"]]), exponent(e, "alpha"), sig(e["r2"]), status(e)]
+                [
+                    escape_markdown(e["family"]),
+                    str(sizes[e["family"]]),
+                    exponent_text(e, "alpha"),
+                    sig(e["r2"]),
+                    status(e),
+                ]
                 for e in fitted
             ],
         ),

@@ -1,18 +1,18 @@
-"""G: gated linear attention with one data-dependent decay a head: Mamba-2's state-space duality (arXiv:2405.21060).
+"""Mixer G: linear attention with one data-dependent decay for each head, as in Mamba-2 (arXiv:2405.21060).
 
-    h_t = exp(dt_t A) h_(t-1) + dt_t k_t v_t^T        (state N x C of a head; the paper's B, C, x are k, q, v here)
+    h_t = exp(dt_t A) h_(t-1) + dt_t k_t v_t^T        (state of a head, N x C; k, q, v are the paper's B, C, x)
     y_t = q_t h_t + D v_t                              A = -exp(A_log) < 0, dt_t = softplus(dt_proj x_t + dt_bias)
-    out = o_proj(RMSNorm(y * silu(g_proj x)))          over the heads of a group, with a gain
+    out = o_proj(RMSNorm(y * silu(g_proj x)))          (RMSNorm over the heads of a group, with a gain)
 
 As published (section 7 and the authors' module): a causal depthwise convolution with SiLU on q, k and v, the skip D,
 the gated norm, initial dt in [0.001, 0.1] and -A in [1, 16], queries and keys shared by groups of heads. Departures: q
-and k have `num_kv_heads` groups; the inner width is num_heads x head_dim, 2D only if the shape says so; projections
-are separate matrices; and a block still has its feed-forward, as hybrids have it, where Mamba-2 has none.
+and k have `num_kv_heads` groups; the inner width is num_heads x head_dim, which need not be 2D; the projections are
+separate matrices; and every block keeps its feed-forward, as in hybrid models, while Mamba-2 has none.
 
-Notable: trained in chunks, with all decays as differences of sums of logs that are never above 0; decoded from the
-state and the last `conv_kernel` - 1 inputs of the convolution. With documents the state is that of the document still
-open, and the convolution's inputs from other documents are 0. `position` rope and alibi, `qk_norm` and
-`attention_multiplier` do not apply: decay and convolution tell near from far.
+Training works in chunks; all decays are exponentials of differences of summed logs, which are never above 0. Decoding
+keeps the state and the last `conv_kernel` - 1 inputs of the convolution. With documents, the state holds only the
+document that is still open, and the convolution takes 0 for inputs from other documents. `position` (rope and alibi),
+`qk_norm` and `attention_multiplier` have no effect: decay and convolution already depend on distance.
 
 Legend: B batch, T tokens, D hidden, H heads, K groups, R = H/K heads of a group, N state_size, C head_dim, I = HC,
 n chunks of c, X channels of the convolution (I + 2KN).
@@ -33,11 +33,13 @@ from slm.model.mixers.base import Mixer, block_pairs
 from slm.model.positions import Rotary, documents_in_chunks
 
 DT_RANGE = (1e-3, 1e-1)
+"""Initial dt, uniform in logs."""
 A_RANGE = (1.0, 16.0)
+"""Initial -A, uniform."""
 
 
 class SSD(Mixer):
-    """A Mamba-2 mixer."""
+    """The mixer of Mamba-2: state-space duality."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -56,38 +58,38 @@ class SSD(Mixer):
         self.norm_weight = nn.Parameter(torch.empty(inner))
 
     def init_special(self) -> None:
-        # As the authors' module does; D is a gain of 1.
+        # As in the authors' module. D and norm_weight start at 1 and conv_bias at 0, as gains and biases do by default.
         nn.init.uniform_(self.conv_weight, -(self.config.conv_kernel**-0.5), self.config.conv_kernel**-0.5)
         nn.init.uniform_(self.A_log, A_RANGE[0], A_RANGE[1]).log_()
         nn.init.uniform_(self.dt_bias, math.log(DT_RANGE[0]), math.log(DT_RANGE[1])).exp_()
-        self.dt_bias.add_(torch.log(-torch.expm1(-self.dt_bias)))  # softplus backwards
+        self.dt_bias.add_(torch.log(-torch.expm1(-self.dt_bias)))  # the inverse of softplus
 
     def forward(
         self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
         tail, state = memory.past() if memory else (None, None)
         q, k, v, tail = self._convolved(x_BTD, tail, starts_BT)
-        dt, log_decay = self._steps(x_BTD)
-        steps = self._heads(v) * dt[..., None].type_as(v)
-        y, state = chunkwise(q, k, steps, log_decay, self.config.chunk_size, state, starts_BT)
+        dt, log_decay = self._dt_and_log_decay(x_BTD)
+        dt_v = self._heads(v) * dt[..., None].type_as(v)
+        y, state = chunkwise(q, k, dt_v, log_decay, self.config.chunk_size, state, starts_BT)
         if memory:
             memory.append((tail, state))
-        return self._finish(x_BTD, y, v)
+        return self._gated_output(x_BTD, y, v)
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tail_BtX, h_BKRNC = past
         q, k, v, tail_BtX = self._convolved(x_B1D, tail_BtX)
-        dt_B1KR, log_decay_B1KR = self._steps(x_B1D)
+        dt_B1KR, log_decay_B1KR = self._dt_and_log_decay(x_B1D)
         k_BKN, v_BKRC = k[:, 0], (self._heads(v) * dt_B1KR[..., None].type_as(v))[:, 0]
         decay_BKR = log_decay_B1KR[:, 0].exp()
         h_BKRNC = h_BKRNC * decay_BKR[..., None, None] + k_BKN[:, :, None, :, None] * v_BKRC[:, :, :, None]
         y_BKRC = (q[:, 0, :, None, :, None] * h_BKRNC).sum(-2)
-        return self._finish(x_B1D, y_BKRC[:, None].type_as(v), v), tail_BtX, h_BKRNC
+        return self._gated_output(x_B1D, y_BKRC[:, None].type_as(v), v), tail_BtX, h_BKRNC
 
     def _convolved(
         self, x_BTD: Tensor, tail_BtX: Tensor | None, starts_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q and k (B, T, K, N), v (B, T, I), and the last inputs of the convolution."""
+        """q and k (B, T, K, N) and v (B, T, I) after the convolution, and its last inputs (B, conv_kernel - 1, X)."""
         (B, T, _), t = x_BTD.shape, self.config.conv_kernel - 1
         x_BTX = torch.cat([proj(x_BTD) for proj in (self.v_proj, self.k_proj, self.q_proj)], dim=-1)
         past = F.pad(x_BTX, (0, 0, t, 0)) if tail_BtX is None else torch.cat([tail_BtX.type_as(x_BTX), x_BTX], dim=1)
@@ -100,8 +102,8 @@ class SSD(Mixer):
         v, k, q = F.silu(y).type_as(x_BTX).split([inner, keys, keys], dim=-1)
         return q.view(B, T, self.config.kv_heads, -1), k.view(B, T, self.config.kv_heads, -1), v, past[:, T:]
 
-    def _steps(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """dt and dt A, each (B, T, K, R), in float32 at least."""
+    def _dt_and_log_decay(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """dt and the log of the decay, dt A; each (B, T, K, R), in float32 at least."""
         raw = self.dt_proj(x_BTD)
         raw = raw if raw.dtype == torch.float64 else raw.float()
         dt = F.softplus(raw + self.dt_bias)
@@ -109,9 +111,11 @@ class SSD(Mixer):
         return dt.unflatten(-1, groups), (-self.A_log.exp() * dt).unflatten(-1, groups)
 
     def _heads(self, v_BTI: Tensor) -> Tensor:
+        """(B, T, I) -> (B, T, K, R, C)."""
         return v_BTI.unflatten(-1, (self.config.kv_heads, -1, self.config.head_width))
 
-    def _finish(self, x_BTD: Tensor, y_BTKRC: Tensor, v_BTI: Tensor) -> Tensor:
+    def _gated_output(self, x_BTD: Tensor, y_BTKRC: Tensor, v_BTI: Tensor) -> Tensor:
+        """The output of the mixer (B, T, D): the skip D v, the gate, the norm and the output projection."""
         y = y_BTKRC + self.D.view(*y_BTKRC.shape[2:4], 1) * self._heads(v_BTI)
         gated = y * self._heads(F.silu(self.g_proj(x_BTD)))
         normed = rms_norm(gated.flatten(3), self.config.norm_eps).flatten(2) * self.norm_weight
@@ -128,7 +132,9 @@ class SSD(Mixer):
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
         pairs, inner = block_pairs(T, config.chunk_size), config.num_heads * config.head_width
         scores_and_values = 2 * (config.kv_heads * config.state_size + inner) * pairs
-        return scores_and_values + 4 * inner * config.state_size * T  # and states, written and read
+        return (
+            scores_and_values + 4 * inner * config.state_size * T
+        )  # the second term: writing the state and reading it
 
     @classmethod
     def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
@@ -150,7 +156,10 @@ def chunkwise(
     state_BKRNC: Tensor | None,
     starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """q_t h_t for all T tokens, (B, T, K, R, C), and the last h, (B, K, R, N, C), in float32 at least."""
+    """q_t h_t for all T tokens (B, T, K, R, C), and the state h after the last (B, K, R, N, C), in float32 at least.
+
+    `v_BTKRC` is dt v, and `state_BKRNC` the state before the first token (None is 0).
+    """
     B, T, K, R, C = v_BTKRC.shape
     c = min(chunk, T)
     n, missing = -(-T // c), -T % c
@@ -160,33 +169,33 @@ def chunkwise(
     v = (
         F.pad(v_BTKRC, (0, 0, 0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2, 5)
     )  # (B, K, n, R, c, C)
-    # Padded tokens decay nothing and add nothing, so the last state is that after T tokens.
+    # Padding neither decays the state nor adds to it, so the last state is the one after T tokens.
     log_decay = F.pad(log_decay_BTKR, (0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2)
     since = log_decay.cumsum(-1)  # (B, K, n, R, c): log of the decay from the chunk's start through token i
 
-    segment = since[..., :, None] - since[..., None, :]
-    # What is left of a token at its chunk's end; of the state before the chunk at its end; and at each token.
-    left, carried, read = (since[..., -1:] - since).exp(), since[..., -1].exp(), since.exp()
+    log_decay_between = since[..., :, None] - since[..., None, :]  # from token j through token i
+    # Decay from each token to its chunk's end; from the chunk's start to its end; and from its start to each token.
+    to_end, across, from_start = (since[..., -1:] - since).exp(), since[..., -1].exp(), since.exp()
     hidden = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
     if starts_BT is not None:
         documents = documents_in_chunks(starts_BT, n, c)
         hidden = hidden | documents.before_Bncc[:, None, :, None]
-        left = left * documents.writes_Bnc[:, None, :, None]
-        carried = carried * documents.carries_Bn[:, None, :, None]
-        read = read * documents.reads_Bnc[:, None, :, None]
+        to_end = to_end * documents.writes_Bnc[:, None, :, None]
+        across = across * documents.carries_Bn[:, None, :, None]
+        from_start = from_start * documents.reads_Bnc[:, None, :, None]
 
-    decay = segment.masked_fill(hidden, -torch.inf).exp()
+    decay = log_decay_between.masked_fill(hidden, -torch.inf).exp()
     scores = ((q @ k.transpose(-2, -1))[:, :, :, None] * decay).type_as(v)
     within = scores @ v  # (B, K, n, R, c, C)
 
-    v_left = (left[..., None].type_as(v) * v).permute(0, 1, 2, 4, 3, 5).reshape(B, K, n, c, R * C)
-    written = (k.transpose(-2, -1) @ v_left).unflatten(-1, (R, C)).to(since.dtype)  # (B, K, n, N, R, C)
+    v_at_end = (to_end[..., None].type_as(v) * v).permute(0, 1, 2, 4, 3, 5).reshape(B, K, n, c, R * C)
+    written = (k.transpose(-2, -1) @ v_at_end).unflatten(-1, (R, C)).to(since.dtype)  # (B, K, n, N, R, C)
     h = torch.zeros_like(written[:, :, 0]) if state_BKRNC is None else state_BKRNC.transpose(2, 3)
-    before = []
-    for chunk_decay, own in zip(carried.unbind(2), written.unbind(2), strict=True):
-        before.append(h)
-        h = h * chunk_decay[:, :, None, :, None] + own
-    earlier = q @ torch.stack(before, dim=2).flatten(-2).type_as(q)  # (B, K, n, c, R C)
-    earlier = earlier.unflatten(-1, (R, C)).transpose(3, 4) * read[..., None]
+    h_before = []  # the state before each chunk
+    for chunk_decay, chunk_written in zip(across.unbind(2), written.unbind(2), strict=True):
+        h_before.append(h)
+        h = h * chunk_decay[:, :, None, :, None] + chunk_written
+    earlier = q @ torch.stack(h_before, dim=2).flatten(-2).type_as(q)  # (B, K, n, c, R C)
+    earlier = earlier.unflatten(-1, (R, C)).transpose(3, 4) * from_start[..., None]
     y = (within + earlier).type_as(v).permute(0, 2, 4, 1, 3, 5).reshape(B, n * c, K, R, C)[:, :T]
     return y, h.transpose(2, 3)
