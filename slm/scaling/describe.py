@@ -76,8 +76,8 @@ def status(entry: Entry) -> str:
 def notes(entries: Sequence[Entry]) -> list[str]:
     """One sentence for each note of the fits, with the laws and families that have it.
 
-    Notes that differ only in one number become one sentence. Left out are reasons, which `status` gives, and that an
-    exponent of perplexity is not one of loss, which the report says once for all fits.
+    Notes that differ only in one number become one sentence. Two kinds of note are left out: the reasons that
+    `status` gives, and the warning on exponents of perplexity, which reports show once for all fits.
     """
     groups: dict[str, list[tuple[Entry, str]]] = {}
     for entry in entries:

@@ -52,6 +52,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
 def _compared_pairs(case: Case) -> list[Entry]:
     """Pairs of families, each by the best comparison there is, with `differs` and an objection `against` that answer.
 
+    `is_ranked` says whether the families are also ranked by the exponent that is compared.
     The p-values are adjusted over all these pairs. They are also written into `case.comparison`, because the report
     shows its tables.
     """
@@ -92,9 +93,9 @@ def _objection(case: Case, pair: Entry) -> str:
     any_floor = pair["p_any_floor_adjusted"]
     is_confirmed = False
     for name, law in case.comparison["laws"].items():
-        row = _same_pair(pair, law["pairs"])
+        row = _identified_row(pair, law["pairs"])
         if row is None or row["straight"] or not case.comparison["weighed"].get(name, {}).get("tenable", False):
-            continue  # a straight line is checked below, by its test above floors
+            continue  # what floors do to a straight line is tested below, by `any_floor`
         if not pair["paired"] and name == case.law_name:
             continue
         differs, is_opposite = case.is_significant(row["p_adjusted"]), row["delta"] * pair["delta"] < 0
@@ -121,7 +122,7 @@ def _objection(case: Case, pair: Entry) -> str:
     )
 
 
-def _same_pair(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
+def _identified_row(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
     """The row among `rows` of another law with the same families and variable (its first); None if not identified."""
     keys = ("a", "b", "variable")
     row = next((row for row in rows if all(row[key] == pair[key] for key in keys)), None)

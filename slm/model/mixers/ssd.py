@@ -171,12 +171,13 @@ def chunkwise(
     )  # (B, K, n, R, c, C)
     # Padding neither decays the state nor adds to it, so the last state is the one after T tokens.
     log_decay = F.pad(log_decay_BTKR, (0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2)
-    since = log_decay.cumsum(-1)  # (B, K, n, R, c): log of the decay from the chunk's start through token i
+    log_from_start = log_decay.cumsum(-1)  # (B, K, n, R, c): log of the decay from the chunk's start through token i
 
-    log_decay_between = since[..., :, None] - since[..., None, :]  # from token j through token i
-    # Decay from each token to its chunk's end; from the chunk's start to its end; and from its start to each token.
-    to_end, across, from_start = (since[..., -1:] - since).exp(), since[..., -1].exp(), since.exp()
-    hidden = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
+    log_between = log_from_start[..., :, None] - log_from_start[..., None, :]  # (..., i, j): after token j through i
+    to_end = (log_from_start[..., -1:] - log_from_start).exp()  # decay from each token to the end of its chunk
+    across = log_from_start[..., -1].exp()  # decay from the start of a chunk to its end
+    from_start = log_from_start.exp()
+    hidden = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)  # (query, key): keys that a query must not see
     if starts_BT is not None:
         documents = documents_in_chunks(starts_BT, n, c)
         hidden = hidden | documents.before_Bncc[:, None, :, None]
@@ -184,18 +185,18 @@ def chunkwise(
         across = across * documents.carries_Bn[:, None, :, None]
         from_start = from_start * documents.reads_Bnc[:, None, :, None]
 
-    decay = log_decay_between.masked_fill(hidden, -torch.inf).exp()
+    decay = log_between.masked_fill(hidden, -torch.inf).exp()
     scores = ((q @ k.transpose(-2, -1))[:, :, :, None] * decay).type_as(v)
     within = scores @ v  # (B, K, n, R, c, C)
 
     v_at_end = (to_end[..., None].type_as(v) * v).permute(0, 1, 2, 4, 3, 5).reshape(B, K, n, c, R * C)
-    written = (k.transpose(-2, -1) @ v_at_end).unflatten(-1, (R, C)).to(since.dtype)  # (B, K, n, N, R, C)
+    written = (k.transpose(-2, -1) @ v_at_end).unflatten(-1, (R, C)).to(log_from_start.dtype)  # (B, K, n, N, R, C)
     h = torch.zeros_like(written[:, :, 0]) if state_BKRNC is None else state_BKRNC.transpose(2, 3)
     h_before = []  # the state before each chunk
     for chunk_decay, chunk_written in zip(across.unbind(2), written.unbind(2), strict=True):
         h_before.append(h)
         h = h * chunk_decay[:, :, None, :, None] + chunk_written
-    earlier = q @ torch.stack(h_before, dim=2).flatten(-2).type_as(q)  # (B, K, n, c, R C)
-    earlier = earlier.unflatten(-1, (R, C)).transpose(3, 4) * from_start[..., None]
-    y = (within + earlier).type_as(v).permute(0, 2, 4, 1, 3, 5).reshape(B, n * c, K, R, C)[:, :T]
+    from_state = q @ torch.stack(h_before, dim=2).flatten(-2).type_as(q)  # (B, K, n, c, R C)
+    from_state = from_state.unflatten(-1, (R, C)).transpose(3, 4) * from_start[..., None]
+    y = (within + from_state).type_as(v).permute(0, 2, 4, 1, 3, 5).reshape(B, n * c, K, R, C)[:, :T]
     return y, h.transpose(2, 3)
