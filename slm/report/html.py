@@ -55,12 +55,12 @@ p > em:only-child { color: var(--quiet); font-size: .9rem; }
 }
 @media print { nav { display: none; } body { display: block; } }
 """
-_INTERVAL = re.compile(r"(?:(?<=\d)( ))?\[(-?[\w.-]+), (-?[\w.-]+)\]")  # not to be broken into lines
+_INTERVAL = re.compile(r"(?:(?<=\d)( ))?\[(-?[\w.-]+), (-?[\w.-]+)\]")  # lines must not break inside
 _KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def page(title: str, markdown: str, folder: Path) -> str:
-    """The whole file; figures are read from `folder`, an SVG before the PNG of the same name."""
+    """The HTML file; figures are read from `folder`, and an SVG is preferred to the PNG of the same name."""
     parser = _parser(folder)
     tokens = parser.parse(markdown)
     contents = _anchors(tokens)
@@ -82,7 +82,7 @@ def _parser(folder: Path) -> Any:
         path = folder / str(tokens[place].attrs["src"])
         return f'<span class="figure"><img alt="{html.escape(tokens[place].content)}" src="{_embedded(path)}"></span>'
 
-    # Raw HTML is let through for <details>; text from a table of runs is escaped where the Markdown is written.
+    # Raw HTML passes for <details>; text from a table of runs is escaped where the Markdown is written.
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     parser.add_render_rule("image", image)
     parser.add_render_rule("table_open", lambda *_: '<div class="scroll" tabindex="0"><table>\n')
@@ -91,18 +91,18 @@ def _parser(folder: Path) -> Any:
 
 
 def _embedded(path: Path) -> str:
-    """A data URI; an SVG among others in one page keeps its ids to itself that way."""
-    path = next(one for one in (path.with_suffix(".svg"), path) if one.exists())
+    """A data URI, because the ids of several inline SVGs would clash in one page."""
+    path = next(candidate for candidate in (path.with_suffix(".svg"), path) if candidate.exists())
     return f"data:{_KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _anchors(tokens: Sequence[Any]) -> list[tuple[str, str]]:
     """Give every second-level heading an id; returns the ids with the headings."""
-    found = []
+    anchors = []
     for place, token in enumerate(tokens):
         if token.type == "heading_open" and token.tag == "h2":
             text = tokens[place + 1].content
             anchor = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
             token.attrSet("id", anchor)
-            found.append((anchor, text))
-    return found
+            anchors.append((anchor, text))
+    return anchors

@@ -1,4 +1,4 @@
-"""How figures look: colours that stay apart for colour-blind readers, plain axes, sizes that people write as 10M."""
+"""How figures look: colours that colour-blind readers can tell apart, plain axes, ticks such as 10M."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GREY, PALE, INK = "#8C8C8C", "#D9D9D9", "#222222"
 DPI = 160
 LONGEST_NAME = 24
 KEY_ROW = 0.19
-"""Inches of a row of the families' marks: 9 points and the half of it between rows."""
+"""Inches of a row of the legend of families: 9 points, and half as much between rows."""
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -54,7 +54,7 @@ RC: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Within it, figures are made in this style."""
+    """A context in which figures have this style."""
     import matplotlib
 
     with matplotlib.rc_context(RC):
@@ -67,7 +67,7 @@ def colours(families: Sequence[str]) -> dict[str, str]:
 
 
 def markers(families: Sequence[str]) -> dict[str, str]:
-    """One fixed mark a family, so that colour is not needed to tell them apart."""
+    """One fixed marker a family, so that families can be told apart without colour."""
     return {name: MARKERS[(i + i // len(PALETTE)) % len(MARKERS)] for i, name in enumerate(families)}
 
 
@@ -152,7 +152,7 @@ def log_axis(axis: Any, low: float, high: float, *, counts: bool = True) -> None
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers in a range, as even in the logarithm as round numbers get."""
+    """Three to seven round numbers in a range, spaced as evenly in the logarithm as round numbers allow."""
     decades = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in (
         (1,),
@@ -170,7 +170,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float, *, counts: bool = True) -> str:
-    """10M, 2.5 or 10 to a power."""
+    """A number as a tick: `10M`, `2.5` or a power of ten."""
     if counts and 1e3 <= value < 1e14:
         return count(value)
     if 1e-3 <= value < 1e4:
@@ -192,7 +192,7 @@ def text_beside(axis: Axes, y: float, text: str, *, x: float = 1.01, size: float
 
 
 def _key(figure: Figure, names: Sequence[str], *, y: float) -> None:
-    """The families' marks in as few rows as hold them, `y` inches below the top."""
+    """The legend of families in as few rows as possible, `y` inches below the top."""
     from matplotlib.lines import Line2D
 
     if len(names) < 2:
@@ -212,7 +212,7 @@ def _key(figure: Figure, names: Sequence[str], *, y: float) -> None:
 
 
 def _key_columns(names: Sequence[str], width: float) -> int:
-    """Columns of marks and names that fit `width` inches."""
+    """Columns of the legend that fit `width` inches."""
     widest = 0.36 + 0.085 * max(map(len, map(short, names)))
     return min(len(names), max(1, int(width // widest)))
 
@@ -220,7 +220,7 @@ def _key_columns(names: Sequence[str], width: float) -> int:
 def draw(folder: Path, figures: Mapping[str, Callable[[], Figure | None]]) -> list[Path]:
     """Draw each figure into `folder`/figures as PNG and SVG; returns the files written.
 
-    A figure of an earlier report for which there are no data any more (its function returns None) is removed.
+    A function that has no data returns None; the figure of that name from an earlier report is removed.
     """
     written: list[Path] = []
     for name, make_figure in figures.items():
@@ -240,7 +240,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     for kind, options in (("png", {"dpi": DPI}), ("svg", {"metadata": {"Date": None}})):
         buffer = io.BytesIO()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font has not
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
             figure.savefig(buffer, format=kind, facecolor="white", **options)
         write_whole(folder / f"{name}.{kind}", buffer.getvalue())
         paths.append(folder / f"{name}.{kind}")
