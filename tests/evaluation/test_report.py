@@ -180,7 +180,7 @@ def test_gains_between_sizes_have_propagated_errors() -> None:
 def test_checkpoints_of_no_stated_family_are_said_to_be_taken_for_one() -> None:
     entries = [entry(name, size, perplexity_results=[score(3.0)]) for name, size in (("small", 10**7), ("big", 10**8))]
     text = gain_section(Results(entries), Path("nowhere")).markdown()  # type: ignore[union-attr]
-    assert "unnamed: these checkpoints state no family and are taken for one" in text
+    assert "unnamed: these checkpoints state no family and are taken as a single family" in text
 
 
 def test_a_note_is_said_once_for_all_that_it_is_about() -> None:
