@@ -93,11 +93,11 @@ def test_no_shape_that_the_rule_has_departs_less(exponent: float, aspect: float,
     except ValueError:
         assert not exact
         return
-    assert found.departs == pytest.approx(
+    assert found.misfit == pytest.approx(
         departure(found.model, rule.shape(found.width, found.depth).intermediate_size, target, aspect, size)
     )
     # Depths beside the two about the target are not searched: 2% of N is at most 2% of the aspect.
-    assert found.departs <= min(exact, default=math.inf) + 2 * WIDEST_TOLERANCE
+    assert found.misfit <= min(exact, default=math.inf) + 2 * WIDEST_TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["mobilellm", "mobilellm_ls", "llama_wide", "gpt2", "ssd", "hybrid"])
