@@ -1,8 +1,8 @@
-"""Released checkpoints over the laws of a sweep: the rows of an evaluation, and what they do not share with the runs.
+"""Released checkpoints overlaid on the laws of a sweep, and how they differ from the runs.
 
-Notable: loss per token of another tokenizer is another quantity, so bits per byte are laid over; loss only if both
-tables name the same tokenizer. What else differs (text, tokens, windows, recipe) cannot be corrected for, so it is
-stated beside every point.
+Notable: loss per token is another quantity under another tokenizer, so bits per byte are compared, or loss only if both
+tables name the same tokenizer. Other differences (text, tokens, windows, recipe) cannot be corrected for, so they are
+stated as caveats.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ WINDOWS = ("max_length", "context_length", "sequence_length")
 
 @dataclass(frozen=True)
 class Overlay:
-    """Rows of an evaluation, one a checkpoint and measure."""
+    """Rows of an evaluation, one for each checkpoint and measure."""
 
     frame: pd.DataFrame
     notes: list[str]
     source: str
     column: str
-    """The column of the file that holds bits per byte."""
+    """The file's column of bits per byte."""
 
     def measured(self, target: str) -> str:
-        """The column of the file that is laid over."""
+        """The file's column whose values are compared."""
         return self.column if target == BITS else target
 
 
 def read_overlay(config: Mapping[str, Any]) -> Overlay | None:
-    """The rows that `overlay` and `overlay_column` name, if any. Raises `ValueError` for a file that has none."""
+    """The rows that keys `overlay` and `overlay_column` name, or None. Raises `ValueError` for a file without them."""
     source, column = config["overlay"], config["overlay_column"] or BITS
     if source is None:
         return None
@@ -59,7 +59,7 @@ def read_overlay(config: Mapping[str, Any]) -> Overlay | None:
         if column != BITS:
             rows = rows.drop(columns=BITS, errors="ignore").rename(columns={column: BITS})
         table = table_from_frame(rows, name=str(source))
-    except ValueError as error:  # all of which begin with the name of the file
+    except ValueError as error:  # every message begins with the name of the file
         raise ValueError(f"overlay={error}") from None
     return Overlay(table.frame, list(table.notes), str(source), column)
 
@@ -70,35 +70,35 @@ def _check_columns(rows: pd.DataFrame, source: str, column: str) -> None:
         raise ValueError(
             f"{source} has no column {column}, which overlay_column names: its columns of bits per byte are {names}"
         )
-    for wanted, accepted in ((SIZES[0], SIZES), (BITS, (column, *TARGETS))):
+    for preferred, accepted in ((SIZES[0], SIZES), (BITS, (column, *TARGETS))):
         if not {*accepted} & {*rows}:
             raise ValueError(
-                f"{source} has no column {wanted}: give the results.csv of evaluate.py, or add that column"
+                f"{source} has no column {preferred}: give the results.csv of evaluate.py, or add that column"
             )
 
 
 def check_overlay_of_sweep(config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for rows that cannot be laid over the runs of a sweep, before these are trained."""
+    """Raise `ValueError` for rows that cannot be compared with the runs of a sweep, before the runs are trained."""
     overlay, size = read_overlay(config), config["analysis"]["size"]
     if overlay is not None:
-        # The runs will have a fingerprint of their tokenizer; whether it is the same is known only then.
+        # The runs' tokenizer fingerprint is not known before training, so it is taken to equal the checkpoints'.
         target = _target(overlay, TARGETS, values_of(overlay.frame, TOKENIZER[:1]))
-        _rows(overlay, target, SIZES[0] if size == "auto" else size)
+        _usable_rows(overlay, target, SIZES[0] if size == "auto" else size)
 
 
 def check_overlay(overlay: Overlay, table: Table, settings: Settings) -> None:
-    """Raise `ValueError` for rows that cannot be laid over `table`."""
-    _rows(overlay, _target(overlay, table.targets, values_of(table.frame, TOKENIZER)), _size(table, settings))
+    """Raise `ValueError` for rows that cannot be compared with those of `table`."""
+    _usable_rows(overlay, _target(overlay, table.targets, values_of(table.frame, TOKENIZER)), _size(table, settings))
 
 
 def laid_over(overlay: Overlay, table: Table, primary_law: str, settings: Settings, seed: int) -> Entry:
-    """Returns what overlay.json holds: `law`, `target`, `size`, `points`, `families`, `caveats`, `notes`.
+    """The content of overlay.json: among others `law`, `target`, `size`, `points`, `families`, `caveats`, `notes`.
 
-    A point is a checkpoint (`name`, `N`, `value`, `tokens`, `measure`); `families` are those of
-    `slm.scaling.overlay.lay_over`, with a list over points each.
+    A point is a checkpoint (`name`, `N`, `value`, `tokens`, `measure`). `families` are the entries of
+    `slm.scaling.overlay.lay_over`, whose `models` follow the order of `points`.
     """
     target, size = _target(overlay, table.targets, values_of(table.frame, TOKENIZER)), _size(table, settings)
-    frame, notes = _rows(overlay, target, size)
+    frame, notes = _usable_rows(overlay, target, size)
     points = [_point(row, overlay, target, size) for row in frame.to_dict("records")]
     models = [Model(point["N"], point["value"], point["tokens"]) for point in points]
     law = law_to_lay_over(primary_law, settings.formulas, table.frame.columns)
@@ -120,7 +120,7 @@ def laid_over(overlay: Overlay, table: Table, primary_law: str, settings: Settin
 
 
 def overlay_rows(laid: Entry) -> Rows:
-    """One row a checkpoint and family, for the tracker."""
+    """Columns and rows for the tracker, one row for each checkpoint and family."""
     columns = ["model", "N", laid["target"], "measure", "family", "law", "predicted", "low", "high"]
     columns += ["log_ratio", "times_beyond"]
     rows = [
@@ -140,70 +140,73 @@ def _size(table: Table, settings: Settings) -> str:
 
 
 def _target(overlay: Overlay, targets: Sequence[str], tokenizer: pd.Series | None) -> str:
-    """Bits per byte, or loss if both tables have the same one tokenizer; `ValueError` if neither compares.
+    """The quantity to compare: bits per byte, or loss if both tables name one and the same tokenizer.
 
-    `targets` and `tokenizer` (None: unknown) are those of the runs.
+    Raises `ValueError` if neither is possible. `targets` and `tokenizer` (None: unknown) are those of the runs.
     """
     if BITS in overlay.frame and BITS in targets:
         return BITS
-    own = values_of(overlay.frame, TOKENIZER)
-    same = own is not None and tokenizer is not None and len({*map(str, own), *map(str, tokenizer)}) == 1
-    if same and "loss" in overlay.frame and "loss" in targets:
+    checkpoints = values_of(overlay.frame, TOKENIZER)
+    is_same = (
+        checkpoints is not None and tokenizer is not None and len({*map(str, checkpoints), *map(str, tokenizer)}) == 1
+    )
+    if is_same and "loss" in overlay.frame and "loss" in targets:
         return "loss"
-    who = f"overlay={overlay.source} has" if BITS in targets else "the runs have"
+    subject = f"overlay={overlay.source} has" if BITS in targets else "the runs have"
     raise ValueError(
-        f"{who} no {BITS}, and loss per token does not compare across tokenizers, so overlay={overlay.source} cannot "
-        f"be laid over: add {BITS} (evaluate.py and train.py write it), or the same {TOKENIZER[0]} to both tables"
+        f"{subject} no {BITS}, and loss per token does not compare across tokenizers, so overlay={overlay.source} "
+        f"cannot be laid over: add {BITS} (evaluate.py and train.py write it), or the same {TOKENIZER[0]} to both "
+        "tables"
     )
 
 
-def _rows(overlay: Overlay, target: str, size: str) -> tuple[pd.DataFrame, list[str]]:
-    """The rows with a value and an N, and a sentence on the others; `ValueError` if no row has both."""
+def _usable_rows(overlay: Overlay, target: str, size: str) -> tuple[pd.DataFrame, list[str]]:
+    """The rows with both a value and N, and a note that names the others. Raises `ValueError` if no row has both."""
     frame = overlay.frame
     if size not in frame:
         raise ValueError(f"overlay={overlay.source} has no column {size}, which is the N of this analysis: add it")
-    good = frame[target].notna() & frame[size].notna()
-    if not good.any():
+    is_usable = frame[target].notna() & frame[size].notna()
+    if not is_usable.any():
         raise ValueError(f"overlay={overlay.source} has no row with both {size} and {target}: fill them in")
-    lost = [_name(row) for row in frame[~good].to_dict("records")]
-    return frame[good], [f"Not laid over, without {target} or {size}: {shortlist(lost)}."] if lost else []
+    left_out = [_name(row) for row in frame[~is_usable].to_dict("records")]
+    return frame[is_usable], [f"Not laid over, without {target} or {size}: {shortlist(left_out)}."] if left_out else []
 
 
 def _point(row: Mapping[str, Any], overlay: Overlay, target: str, size: str) -> Entry:
-    """A checkpoint; `measure` says on what and how it was scored, if its row does."""
+    """The point of a checkpoint; `measure` names the text and protocol of its value, None if the row names none."""
     if overlay.measured(target) not in (BITS, target):
         measure = overlay.column
     else:
-        how = _given(row, ("eval_data", "protocol", "max_length"))
-        measure = " ".join(str(int(value) if isinstance(value, float) else value) for value in how)
-    tokens = next(iter(_given(row, ("tokens", "train_tokens"))), None)
+        parts = _present_values(row, ("eval_data", "protocol", "max_length"))
+        measure = " ".join(str(int(value) if isinstance(value, float) else value) for value in parts)
+    tokens = next(iter(_present_values(row, ("tokens", "train_tokens"))), None)
     return {"name": _name(row), "N": row[size], "value": row[target], "tokens": tokens, "measure": measure or None}
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return str(_given(row, (*NAMES, "family"))[0])
+    return str(_present_values(row, (*NAMES, "family"))[0])
 
 
-def _given(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
-    """The values that a row has under these keys."""
+def _present_values(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
+    """The values of a row under these keys, without missing ones."""
     return [row[key] for key in keys if row.get(key) is not None and not pd.isna(row[key])]
 
 
 def _caveats(
-    theirs: pd.DataFrame, runs: pd.DataFrame, points: Sequence[Entry], families: Sequence[Entry], measured: str
+    checkpoints: pd.DataFrame, runs: pd.DataFrame, points: Sequence[Entry], families: Sequence[Entry], measured: str
 ) -> list[str]:
-    """A sentence each on data, tokens, tokenizer, context, recipe and extrapolation.
+    """One sentence each on data, tokens, tokenizer, context, recipe and extrapolation.
 
-    `theirs` are the rows of the checkpoints, `measured` is the column that is laid over.
+    `checkpoints` are rows of the overlay, `measured` is its column that is compared.
     """
     return [
         "Data: nothing says that the checkpoints were trained on the data of these runs, and they were "
-        f"{_texts(theirs, runs, measured)}.",
-        f"Tokens: the runs were trained {_budget(runs)}, the checkpoints {_budgets(points)}; a law in N alone predicts "
-        "what a run of that size would reach on the tokens of these runs.",
-        _tokenizers(theirs, runs, measured),
-        f"Context: windows of {_values(theirs, WINDOWS)} tokens for the checkpoints and of {_values(runs, WINDOWS)} "
-        "for the runs; a longer window lowers the result by itself.",
+        f"{_texts(checkpoints, runs, measured)}.",
+        f"Tokens: the runs were trained {_run_tokens(runs)}, the checkpoints {_checkpoint_tokens(points)}; a law in N "
+        "alone predicts what a run of that size would reach on the tokens of these runs.",
+        _tokenizers(checkpoints, runs, measured),
+        f"Context: windows of {_values_text(checkpoints, WINDOWS)} tokens for the checkpoints and of "
+        f"{_values_text(runs, WINDOWS)} for the runs; a longer window lowers the result by itself.",
         "Recipe: optimizer, schedule, learning rate and choice of data are the checkpoints' own, and nothing here "
         "controls for them.",
         _extrapolation(families, len(points)),
@@ -214,57 +217,58 @@ def _joined(names: Iterable[Any]) -> str:
     return ", ".join(map(str, names)) or "none"
 
 
-def _texts(theirs: pd.DataFrame, runs: pd.DataFrame, measured: str) -> str:
-    """Whether both were scored on one text, if the tables say so."""
-    fingerprints = [values_of(frame, ("eval_data_fingerprint",)) for frame in (theirs, runs)]
-    known = [values for values in fingerprints if values is not None]
-    if measured == BITS and len(known) == 2 and len(set().union(*known)) == 1:
-        return f"scored on the same text ({_values(theirs, TEXTS)})"
-    where = _values(theirs, TEXTS, "a text that the file does not name") if measured in (BITS, "loss") else measured
+def _texts(checkpoints: pd.DataFrame, runs: pd.DataFrame, measured: str) -> str:
+    """What the two were scored on, as the end of the sentence on data."""
+    fingerprints = [values_of(frame, ("eval_data_fingerprint",)) for frame in (checkpoints, runs)]
+    available = [values for values in fingerprints if values is not None]
+    if measured == BITS and len(available) == 2 and len(set().union(*available)) == 1:
+        return f"scored on the same text ({_values_text(checkpoints, TEXTS)})"
+    text = "a text that the file does not name"
+    where = _values_text(checkpoints, TEXTS, text) if measured in (BITS, "loss") else measured
     return (
-        f"scored on {where}, the runs on {_values(runs, TEXTS, 'their own validation text')}: results on different "
-        "texts differ whatever the model"
+        f"scored on {where}, the runs on {_values_text(runs, TEXTS, 'their own validation text')}: results on "
+        "different texts differ whatever the model"
     )
 
 
-def _budget(runs: pd.DataFrame) -> str:
-    return f"on {_span(runs['tokens'])}" if "tokens" in runs else "on a number that the table does not state"
+def _run_tokens(runs: pd.DataFrame) -> str:
+    return f"on {_token_range(runs['tokens'])}" if "tokens" in runs else "on a number that the table does not state"
 
 
-def _budgets(points: Sequence[Entry]) -> str:
-    known = [point["tokens"] for point in points if point["tokens"] is not None]
-    unknown = dict.fromkeys(point["name"] for point in points if point["tokens"] is None)
-    parts = [f"on {_span(known)}"] if known else []
-    parts += [f"on a number that the file does not state ({_joined(unknown)})"] if unknown else []
+def _checkpoint_tokens(points: Sequence[Entry]) -> str:
+    counts = [point["tokens"] for point in points if point["tokens"] is not None]
+    names_without = dict.fromkeys(point["name"] for point in points if point["tokens"] is None)
+    parts = [f"on {_token_range(counts)}"] if counts else []
+    parts += [f"on a number that the file does not state ({_joined(names_without)})"] if names_without else []
     return " and ".join(parts)
 
 
-def _tokenizers(theirs: pd.DataFrame, runs: pd.DataFrame, measured: str) -> str:
+def _tokenizers(checkpoints: pd.DataFrame, runs: pd.DataFrame, measured: str) -> str:
     if measured == "loss":
         return "Tokenizer: the same, according to both tables, so nats per token compare."
-    own, other = (_values(frame, ("vocab_size",)) for frame in (runs, theirs))
+    run_sizes, checkpoint_sizes = (_values_text(frame, ("vocab_size",)) for frame in (runs, checkpoints))
     return (
-        f"Tokenizer: vocabularies of {other} for the checkpoints and of {own} for the runs; bits per byte compare "
-        "across tokenizers, and N counts the embeddings of each where it counts them."
+        f"Tokenizer: vocabularies of {checkpoint_sizes} for the checkpoints and of {run_sizes} for the runs; bits per "
+        "byte compare across tokenizers, and N counts the embeddings of each where it counts them."
     )
 
 
 def _extrapolation(families: Sequence[Entry], count: int) -> str:
-    models_of_points = zip(*(family["models"] for family in families if family["models"]), strict=True)
-    beyond = [max(model["times_beyond"] for model in models) for models in models_of_points]
+    models_by_point = zip(*(family["models"] for family in families if family["models"]), strict=True)
+    factors = [max(model["times_beyond"] for model in models) for models in models_by_point]
     return (
-        f"Extrapolation: {sum(factor > 1 for factor in beyond)} of {count} lie beyond the sizes of the runs, by a "
-        f"factor of up to {max(beyond, default=1.0):.3g}; there a law is a guess, and its interval assumes the law."
+        f"Extrapolation: {sum(factor > 1 for factor in factors)} of {count} lie beyond the sizes of the runs, by a "
+        f"factor of up to {max(factors, default=1.0):.3g}; there a law is a guess, and its interval assumes the law."
     )
 
 
-def _values(frame: pd.DataFrame, columns: Sequence[str], otherwise: str = "unknown size") -> str:
+def _values_text(frame: pd.DataFrame, columns: Sequence[str], otherwise: str = "unknown size") -> str:
     values = values_of(frame, columns)
     if values is None:
         return otherwise
     return _joined(f"{value:,.0f}" if isinstance(value, (int, float)) else value for value in values.unique().tolist())
 
 
-def _span(values: Any) -> str:
+def _token_range(values: Any) -> str:
     low, high = min(values), max(values)
     return f"{low:.3g} tokens" if low == high else f"{low:.3g} to {high:.3g} tokens"

@@ -1,7 +1,7 @@
 """Source `local`: the user's files, of the kinds in `readers.SUFFIXES`, mixed at will.
 
-A path that exists is that file or folder; only a path that does not exist is a glob. A folder stands for every file
-under it that can be read, hidden ones excepted. A file that is named or matched must be of a known kind and not empty.
+A path that exists is that file or folder; any other path is a glob. A folder stands for every readable file under it
+that is not hidden. A file that is named or matched must be of a known kind and not empty.
 """
 
 import glob
@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 from slm.data.documents import Document
 from slm.data.readers import SUFFIXES, read_texts, suffix_of
 
-_MIN_DOCUMENT_BYTES = 256  # least max_document_bytes: below, most of a stream is borders between documents
+_MIN_DOCUMENT_BYTES = 256  # smallest max_document_bytes: below it, most of a stream would be separators
 
 
 class Files(NamedTuple):
-    """Files sorted by name, each once, and a sentence that counts them; "" for one file that was named."""
+    """Files sorted by name, without duplicates, and a sentence with their number, "" if the options tell it."""
 
     paths: list[Path]
     note: str
 
 
 def key(data: Mapping[str, Any]) -> Any:
-    """Paths, sizes and times of the files, and the options; raises ValueError for paths that match no usable file."""
+    """Paths, sizes and times of the files, and the options. Raises ValueError for paths that match no usable file."""
     limit = data["max_document_bytes"]
     if limit is not None and limit < _MIN_DOCUMENT_BYTES:
         raise ValueError(
@@ -39,8 +39,8 @@ def key(data: Mapping[str, Any]) -> Any:
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
-    facts = path.stat()
-    return str(path.resolve()), facts.st_size, facts.st_mtime_ns
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
 
 def size(data: Mapping[str, Any]) -> int:
@@ -49,12 +49,12 @@ def size(data: Mapping[str, Any]) -> int:
 
 
 def notes(data: Mapping[str, Any]) -> list[str]:
-    """How many files are read, where that is not plain from the options."""
+    """Sentences on how many files are read, where the options do not tell."""
     return [note for name in ("paths", "val_paths") if (note := _files(data, name).note)]
 
 
 def documents(data: Mapping[str, Any]) -> Iterator[Document]:
-    """Documents in the order of files and rows; those of `data.val_paths` come first and are the validation split."""
+    """Documents with their splits in the order of files and rows, validation documents (`data.val_paths`) first."""
     train_split = "train" if data["val_paths"] else None
     for name, split in (("val_paths", "val"), ("paths", train_split)):
         for text in _texts(data, name, data["max_document_bytes"]):
@@ -62,12 +62,12 @@ def documents(data: Mapping[str, Any]) -> Iterator[Document]:
 
 
 def files_to_evaluate(data: Mapping[str, Any]) -> Files:
-    """`data.val_paths` where given, else `data.paths`."""
+    """The files of `data.val_paths` if it is given, else of `data.paths`."""
     return _files(data, "val_paths" if data["val_paths"] else "paths")
 
 
 def texts_to_evaluate(data: Mapping[str, Any]) -> Iterator[str]:
-    """The documents of `files_to_evaluate`, uncut."""
+    """The documents of `files_to_evaluate`, however long."""
     return _texts(data, "val_paths" if data["val_paths"] else "paths", None)
 
 
@@ -83,7 +83,7 @@ def _files(data: Mapping[str, Any], name: str) -> Files:
 
 
 def text_files(given: str | list[str] | None, key: str, *, suffixes: Collection[str] = SUFFIXES) -> Files:
-    """The files with these `suffixes` that the paths, folders and globs `given` under the config key `key` stand for.
+    """Files with one of `suffixes` for the paths, folders and globs `given`, which config key `key` holds.
 
     Raises ValueError for a path or glob that matches no file, for a folder without a readable file, and for a file of
     another kind or of 0 bytes.
@@ -92,7 +92,8 @@ def text_files(given: str | list[str] | None, key: str, *, suffixes: Collection[
         raise ValueError(f"{key} is not set; give a file, a folder, a glob such as 'text/**/*.txt', or a list of them")
     accepted, num_left_out = ", ".join(suffixes), 0
     files: dict[Path, Path] = {}  # resolved -> as named
-    for path in [path for pattern in ([given] if isinstance(given, str) else given) for path in _matches(pattern, key)]:
+    patterns = [given] if isinstance(given, str) else given
+    for path in [path for pattern in patterns for path in _matches(pattern, key)]:
         if path.is_dir():
             present = list(_files_under(path))
             usable = [file for file in present if suffix_of(file) in suffixes and file.stat().st_size]
@@ -114,7 +115,7 @@ def text_files(given: str | list[str] | None, key: str, *, suffixes: Collection[
 
 
 def _matches(pattern: str, key: str) -> list[Path]:
-    """The file or folder of this name, else the files and folders that the glob matches."""
+    """The file or folder of this name if it exists, else the files and folders that the glob matches."""
     expanded = os.path.expanduser(pattern)  # Path.expanduser raises for "~draft.txt"
     for name in (pattern, expanded):
         if name.strip() and os.path.exists(name):
@@ -126,14 +127,14 @@ def _matches(pattern: str, key: str) -> list[Path]:
 
 
 def _files_under(folder: Path) -> Iterator[Path]:
-    """Files under a folder and under the folders that it links to, hidden ones excepted."""
+    """Files under a folder and under the folders that it links to, without hidden ones."""
     seen = set[str]()
 
-    def stop(error: OSError) -> None:
+    def raise_error(error: OSError) -> None:
         raise error
 
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=stop):
-        real = os.path.realpath(parent)
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=raise_error):
+        real = os.path.realpath(parent)  # entered once, since links may form a cycle
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
             yield from (path for name in names if not name.startswith(".") and (path := Path(parent, name)).is_file())

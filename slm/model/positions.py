@@ -1,6 +1,6 @@
 """Positions in attention: rotations of queries and keys, linear biases of the scores, and starts of documents.
 
-Legend: B batch, T tokens, H query heads, C head_dim, N blocks of c tokens.
+Legend: B batch, T tokens, H query heads, C head_dim, N blocks or n chunks of c tokens.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def document_starts(documents_BT: Tensor) -> Tensor:
-    """Position (B, T) of the first token of each token's document, given numbers that do not decrease along T."""
+    """(B, T): the position at which each token's document starts. Document numbers must not decrease along T."""
     return torch.searchsorted(documents_BT.contiguous(), documents_BT.contiguous())
 
 
 def starts_in_blocks(starts_BT: Tensor, N: int, c: int) -> Tensor:
-    """(B, N, c): the starts, block by block. Padding of the last block belongs to the last document."""
+    """(B, N, c): the starts in blocks. Padding of the last block belongs to the last document."""
     places = torch.arange(N * c, device=starts_BT.device).clamp(max=starts_BT.shape[1] - 1)
     return starts_BT[:, places].unflatten(1, (N, c))
 
 
 class ChunkDocuments(NamedTuple):
-    """What documents change in the chunkwise form of a recurrence; all bool."""
+    """How documents limit the chunkwise form of a recurrence; all tensors are bool."""
 
     before_Bncc: Tensor
     """(query, key): whether the key is before the query's document."""
@@ -42,17 +42,17 @@ class ChunkDocuments(NamedTuple):
 
 
 def documents_in_chunks(starts_BT: Tensor, n: int, c: int) -> ChunkDocuments:
-    """The documents of n chunks of c tokens."""
+    """The limits for n chunks of c tokens, given the position at which each token's document starts."""
     starts_Bnc = starts_in_blocks(starts_BT, n, c)
-    at_nc = torch.arange(n * c, device=starts_BT.device).view(n, c)
-    before_Bncc, reads_Bnc = at_nc[:, None] < starts_Bnc[..., None], starts_Bnc < at_nc[:, :1]
-    return ChunkDocuments(before_Bncc, reads_Bnc, at_nc >= starts_Bnc[..., -1:], reads_Bnc[..., -1])
+    positions_nc = torch.arange(n * c, device=starts_BT.device).view(n, c)
+    before_Bncc, reads_Bnc = positions_nc[:, None] < starts_Bnc[..., None], starts_Bnc < positions_nc[:, :1]
+    return ChunkDocuments(before_Bncc, reads_Bnc, positions_nc >= starts_Bnc[..., -1:], reads_Bnc[..., -1])
 
 
 def rotary_table(config: ModelConfig, start: int, length: int, like: Tensor) -> Rotary:
     """Cosines and sines (T, C/2) of positions `start` .. `start + length - 1`.
 
-    Computed for each forward pass (T x C/2 numbers), since `module.to(bfloat16)` would round a buffer.
+    Computed for each forward pass, since `module.to(bfloat16)` would round a buffer of them.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     positions = torch.arange(start, start + length, device=like.device, dtype=dtype)
@@ -62,21 +62,24 @@ def rotary_table(config: ModelConfig, start: int, length: int, like: Tensor) -> 
 
 
 def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor:
-    """Turn each pair of channels by its angle (arXiv:2104.09864, eq. 34), in the precision of the table."""
+    """Rotate each pair of channels by its angle (arXiv:2104.09864, eq. 34), in the precision of the table.
+
+    `style` "half" pairs channel i with channel i + C/2; any other pairs neighbours.
+    """
     if style == "half":
         a, b = x_BHTC.chunk(2, dim=-1)
-        turned = torch.cat((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1)
+        rotated = torch.cat((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1)
     else:
         a, b = x_BHTC[..., 0::2], x_BHTC[..., 1::2]
-        turned = torch.stack((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1).flatten(-2)
-    return turned.type_as(x_BHTC)
+        rotated = torch.stack((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1).flatten(-2)
+    return rotated.type_as(x_BHTC)
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """What each head's scores lose for each token of distance (arXiv:2108.12409, section 3).
+    """For each head, what a score loses per token of distance (arXiv:2108.12409, section 3).
 
-    2^(-8 i / H) for i = 1 .. H if H is a power of two. Else the slopes of the next lower power, then every other slope
-    of the next higher one, as in the authors' code.
+    2^(-8 i / H) for i = 1 .. H if H is a power of two. Else the slopes of the next lower power of two, then every other
+    slope of the next higher one, as in the authors' code.
     """
     lower = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * i / lower) for i in range(1, lower + 1)]

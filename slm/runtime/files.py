@@ -1,4 +1,4 @@
-"""Files written whole: under a temporary name first, then renamed, so that a kill never leaves half of one."""
+"""Atomic writes: a file gets a temporary name first and is then renamed, so a killed process leaves no partial file."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace the file at `path`, or make it and its folder; text is written as UTF-8."""
+    """Write the file at `path`, replacing an older one, and make its folder; text is UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may write one file of a shared cache at once.
+    # One temporary name per process, because two may write the same file of a shared cache at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
-    """Write plain values as JSON with a line break at its end; numbers that are not finite become null."""
-    write_whole(path, json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n")
+    """Write plain values as JSON; numbers that are not finite become null."""
+    write_whole(path, json.dumps(_null_nonfinite(value), indent=indent, allow_nan=False) + "\n")
 
 
 def is_intact_zip(path: Path) -> bool:
-    """Whether every byte of a zip archive, such as a checkpoint of torch, agrees with its checksum."""
+    """Whether all members of a zip archive, such as a torch checkpoint, match their checksums; false if unreadable."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -34,9 +34,9 @@ def is_intact_zip(path: Path) -> bool:
         return False
 
 
-def _finite(value: Any) -> Any:
+def _null_nonfinite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _null_nonfinite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_null_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

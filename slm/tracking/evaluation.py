@@ -1,4 +1,4 @@
-"""An evaluation in Weights & Biases: the measurements of each checkpoint, to be compared across runs there."""
+"""An evaluation as a Weights & Biases run: each checkpoint's measurements, to be compared across runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUMMARY = {
     "bits_per_byte": "bits_per_byte",
     "tokens_per_second": "decode_tokens_per_second",
 }
-"""Columns of results.csv, and their names in the summary."""
+"""Columns of results.csv that go into the summary, and their names there."""
 
 
 def record_evaluation(
@@ -27,10 +27,10 @@ def record_evaluation(
     files: Sequence[Path],
     images: Sequence[Path],
 ) -> None:
-    """Log one run: tables `evaluation` and `tasks`, `images`, and `files` as an artifact.
+    """Log one run with tables `evaluation` and `tasks`, the `images`, and the `files` as an artifact.
 
-    `results` are the entries of results.json; the table is the results.csv that `folder` holds of them. Raises
-    `ValueError` for a `logger` group in `config` that `check_logger` refuses.
+    `results` are the entries of results.json; table `evaluation` is the results.csv in `folder`. Raises `ValueError` if
+    `check_logger` refuses the `logger` group in `config`.
     """
     columns, rows = read_rows(folder / "results.csv")
     record_directory(
@@ -46,17 +46,17 @@ def record_evaluation(
 
 
 def read_rows(path: Path) -> Rows:
-    """Columns and rows of a CSV file; cells that spell numbers are numbers, empty ones None."""
+    """Columns and rows of a CSV file; cells with numbers become numbers, true and false bools, empty cells None."""
     with path.open(encoding="utf-8", newline="") as file:
         columns, *rows = csv.reader(file)
-    # Names and identifiers stay text: a fingerprint may spell a number.
+    # Names and identifiers stay text, because a fingerprint may consist of digits.
     is_text = [
         name in ("model", "checkpoint", "family", "revision") or name.endswith("fingerprint") for name in columns
     ]
-    return columns, [[_value(*cell) for cell in zip(row, is_text, strict=True)] for row in rows]
+    return columns, [[_parse_cell(*cell) for cell in zip(row, is_text, strict=True)] for row in rows]
 
 
-def _value(cell: str, is_text: bool) -> Any:
+def _parse_cell(cell: str, is_text: bool) -> Any:
     if is_text or not cell:
         return cell or None
     try:
@@ -79,7 +79,7 @@ def task_rows(results: Sequence[Mapping[str, Any]]) -> Rows:
 def summarize(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], results: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
-    """`NAME/perplexity`, `/bits_per_byte`, `/decode_tokens_per_second` and `/task/TASK` where they were measured."""
+    """Finite values under `NAME/perplexity`, `/bits_per_byte`, `/decode_tokens_per_second` and `/task/TASK`."""
     measured = [dict(zip(columns, row, strict=True)) for row in rows]
     values = {f"{_key(row['model'])}/{key}": row.get(column) for row in measured for column, key in SUMMARY.items()}
     for model, task, _, value, *_ in task_rows(results)[1]:
@@ -88,4 +88,5 @@ def summarize(
 
 
 def _key(name: str) -> str:
+    """The name as one part of a summary key, whose parts slashes separate."""
     return name.replace("/", "_")

@@ -1,4 +1,4 @@
-"""The Lightning module: one step of training."""
+"""The Lightning module: the decoder, its optimizer, and one step of training."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from slm.training.plan import Plan
 
 
 class LanguageModel(L.LightningModule):
-    """A decoder in training. Its buffers hold the figures of the log, on the device.
+    """A decoder in training. Buffers on the device collect the numbers that are logged.
 
-    `separator` is the token that begins a document if documents are masked from each other, else None.
+    `separator` is the token that begins each document, or None if documents are not masked from each other.
     """
 
     loss_sum: Tensor
@@ -39,8 +39,8 @@ class LanguageModel(L.LightningModule):
             self.decoder = Decoder(plan.model)
         scale_initial_weights(self.decoder, plan.rules)
         self.guard = StepGuard(self.optim["skip_factor"])
-        self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last row
-        self.register_buffer("loss_count", torch.zeros(()))  # number of those losses, in steps
+        self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last log row
+        self.register_buffer("loss_count", torch.zeros(()))  # optimizer steps in that sum
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
         self.average = self._new_average()
         if plan.hardware.compile:
@@ -58,28 +58,28 @@ class LanguageModel(L.LightningModule):
         fully_shard(self.decoder, mesh=mesh)
         for method in ("loss", "token_losses"):
             register_fsdp_forward_method(self.decoder, method)
-        self.average = self._new_average()  # sharded as the weights are
+        self.average = self._new_average()  # anew, so that it is sharded like the weights
 
     def _new_average(self) -> WeightAverage | None:
         decay = self.optim["ema_decay"]
         return None if decay is None else WeightAverage(self.decoder, decay)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer and its schedule, which advances once per optimizer step."""
+        """The optimizer and its schedule, which advances at every optimizer step."""
         optimizer = OPTIMIZERS[self.optim["name"]](self.decoder, self.optim, self.plan.rules)
         factor = partial(lr_factor, total_steps=self.plan.steps, schedule=self.schedule)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Set the learning rate of the next step: after branching, the checkpoint has that of the trunk's schedule."""
+        """Set the learning rate of the next step: a branch's checkpoint holds that of the trunk's schedule."""
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         factor = lr_factor(self.trainer.global_step, self.plan.steps, self.schedule)
         for group, peak in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = peak * factor
 
     def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
-        """Mean loss over a micro-batch (B, T + 1), in which each token but the first of a sequence is predicted."""
+        """Mean loss of a micro-batch (B, T + 1); every token but the first of each sequence is predicted."""
         inputs_BT = tokens_BT[:, :-1]
         loss = self.decoder.loss(inputs_BT, tokens_BT[:, 1:], self.documents(inputs_BT))
         finite = loss.detach().isfinite()
@@ -88,7 +88,7 @@ class LanguageModel(L.LightningModule):
         return loss
 
     def documents(self, tokens_BT: Tensor) -> Tensor | None:
-        """The number of each token's document (B, T); None if documents are not masked."""
+        """The number of each token's document (B, T); None if documents are not masked from each other."""
         return None if self.separator is None else document_numbers(tokens_BT, self.separator)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -100,13 +100,13 @@ class LanguageModel(L.LightningModule):
         skip_if(optimizer, self.guard.judge(norm))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step, then update the average of the weights, if one is kept."""
+        """Take the step, then update the average of the weights if there is one."""
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
             self.average.update(self.decoder, skipped=self.guard.in_a_row > 0)
 
     def evaluation_weights(self) -> AbstractContextManager[None]:
-        """Within, the decoder has the weights that are validated and exported: the average, if one is kept."""
+        """A context in which the decoder has the weights to validate and export: the average if there is one."""
         return nullcontext() if self.average is None else self.average.applied(self.decoder)
 
     def learning_rate(self, step: int) -> float:
@@ -114,9 +114,9 @@ class LanguageModel(L.LightningModule):
         return self.optim["lr"] * lr_factor(step - 1, self.plan.steps, self.schedule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Correct Lightning's count of passes: on other devices, a step takes another number of them."""
+        """Set Lightning's count of forward passes from the steps: passes per step depend on the devices."""
         passes = checkpoint["global_step"] * self.plan.accumulation
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            # completed: the journal saves in on_train_batch_end, before Lightning counts the last pass as completed.
+            # The journal saves in on_train_batch_end, before Lightning counts the last pass as completed.
             counts.update(ready=passes, started=passes, processed=passes, completed=passes - 1)

@@ -1,4 +1,4 @@
-"""Section on compute: isoFLOP profiles, allocation, cost of a loss, and Pareto fronts with their figure."""
+"""The section on compute: isoFLOP profiles, allocation, cost of a loss, and Pareto fronts with their figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_RATIO_OF_LAWS = 2.0
-"""Laws whose answers differ by a larger factor are said to contradict each other."""
+"""Laws whose answers differ by a larger factor are reported as contradicting each other."""
 PRICES: Columns = {
     "device hours": lambda row: sig(row.get("device_hours"), 3),
     "price": lambda row: sig(row.get("price"), 3),
@@ -24,11 +24,11 @@ PRICES: Columns = {
 
 
 def compute_section(analysis: Directory) -> Section | None:
-    """What to spend compute on; None if the table does not tell."""
+    """What to spend compute on; None if the analysis has nothing on it."""
     section = Section("Compute").add(
         *isoflop_blocks(analysis),
         *_allocation(analysis.comparison["allocation"]),
-        *_target(analysis.comparison["target"]),
+        *_least_compute(analysis.comparison["target"]),
     )
     fronts = analysis.comparison["pareto"]
     if fronts:
@@ -65,19 +65,19 @@ def _allocation(rows: list[Entry]) -> list[str]:
     }
     if any("device_hours" in row for row in optima):
         columns = {**columns, **PRICES}
-    units = {family_name(row): sig(row["flops_per_parameter_and_token"], 3) for row in rows if row["budgets"]}
+    factors = {family_name(row): sig(row["flops_per_parameter_and_token"], 3) for row in rows if row["budgets"]}
     return [
         "**Compute-optimal allocation** by the identified laws in N and D, at the largest budget of each family and "
-        f"beyond, with C = {listed(list(units.values()))} N D as the table counts FLOPs ({listed(list(units))}). These "
-        "are point estimates. A factor says how many times the family's largest run that is: there the law is "
+        f"beyond, with C = {listed(list(factors.values()))} N D as the table counts FLOPs ({listed(list(factors))}). "
+        "These are point estimates. A factor says how many times the family's largest run that is: there the law is "
         "extrapolated.",
         table_by_column(optima, columns),
         *contradictions,
     ]
 
 
-def _target(rows: list[Entry]) -> list[str]:
-    """Least FLOPs to a loss, a row a family and law."""
+def _least_compute(rows: list[Entry]) -> list[str]:
+    """Sentences and a table on the least FLOPs to a loss, one row for each family and law."""
     if not rows:
         return []
     sentences = [
@@ -95,12 +95,12 @@ def _target(rows: list[Entry]) -> list[str]:
         "law": lambda row: f"`{row['law']}`",
         "C (FLOPs)": lambda row: sig(row["flops"], 3) if is_number(row["flops"]) else "never: it lies under the floor",
         **PRICES,
-        "remarks": _target_remark,
+        "remarks": _remark,
     }
     return [" ".join(sentences), table_by_column(rows, columns)]
 
 
-def _target_remark(row: Entry) -> str:
+def _remark(row: Entry) -> str:
     if is_number(row["reached_with"]):
         contradicted = "" if is_number(row["flops"]) else "contradicted: "
         return f"{contradicted}a run reached it with {sig(row['reached_with'], 3)}"
@@ -109,17 +109,17 @@ def _target_remark(row: Entry) -> str:
 
 def _front_table(analysis: Directory, front: Entry) -> str:
     target, column = analysis.primary["target"], front["against"]
-    name = {"flops": "C (FLOPs)", "tokens_per_second": "tokens per second"}.get(column) or axis_name("N", column)
+    label = {"flops": "C (FLOPs)", "tokens_per_second": "tokens per second"}.get(column) or axis_name("N", column)
     columns: Columns = {
         "run": lambda row: escape_markdown(row["family"] + (f", {row['name']}" if row.get("name") else "")),
-        name: lambda row: sig(row[column], 3) if column in ("flops", "tokens_per_second") else count(row[column]),
+        label: lambda row: sig(row[column], 3) if column in ("flops", "tokens_per_second") else count(row[column]),
         TARGET_NAMES[target]: lambda row: sig(row[target]),
     }
     return table_by_column(front["front"], columns)
 
 
 def pareto_figure(analysis: Directory) -> Figure | None:
-    """Target against N, FLOPs and speed; on the front are runs that no other run beats in both."""
+    """Target against N, FLOPs and speed, with the runs on each front marked; None if there is no front to draw."""
     fronts = [
         front
         for front in analysis.comparison["pareto"]
@@ -128,32 +128,33 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     if not fronts:
         return None
     names = list(dict.fromkeys(short(row["family"]) for front in fronts for row in front["front"]))
-    every, verb = len(names) == len(analysis.families), "has" if len(names) == 1 else "have"
-    on_front = "every family has runs" if every else f"only {listed(names)} {verb} runs"
-    title = f"{on_front} on them" if len(analysis.families) > 1 else "what no other run beats in both"
+    has_all = len(names) == len(analysis.families)
+    verb = "has" if len(names) == 1 else "have"
+    families = "every family has runs" if has_all else f"only {listed(names)} {verb} runs"
+    title = f"{families} on them" if len(analysis.families) > 1 else "what no other run beats in both"
     drawn, axes = panels(
         len(fronts), f"Pareto fronts: {title}", columns=3, width=3.15, height=2.7, families=analysis.families
     )
     for axis, front in zip(axes, fronts, strict=True):
-        _front(axis, analysis, front, analysis.primary["target"])
+        _draw_front(axis, analysis, front, analysis.primary["target"])
     axes[0].set_ylabel(TARGET_UNITS[analysis.primary["target"]])
     return drawn
 
 
-def _front(axis: Axes, analysis: Directory, front: Entry, target: str) -> None:
+def _draw_front(axis: Axes, analysis: Directory, front: Entry, target: str) -> None:
     column = front["against"]
     for family in analysis.families:
         rows = analysis.rows_of(family)
         axis.plot(rows[column], rows[target], ls="", marker=analysis.marker(family), ms=3.5, alpha=0.45,
                   color=analysis.colour(family), mew=0)  # fmt: skip
-    best = sorted(front["front"], key=lambda row: row[column])
-    axis.plot([row[column] for row in best], [row[target] for row in best], color=INK, lw=1, alpha=0.7)
-    for row in best:
+    on_front = sorted(front["front"], key=lambda row: row[column])
+    axis.plot([row[column] for row in on_front], [row[target] for row in on_front], color=INK, lw=1, alpha=0.7)
+    for row in on_front:
         axis.plot(row[column], row[target], marker=analysis.marker(row["family"]), ms=5.5,
                   color=analysis.colour(row["family"]), mec=INK)  # fmt: skip
     x, y = analysis.results[column].to_numpy(float), analysis.results[target].to_numpy(float)
     log_axis(axis.xaxis, x.min() / 1.2, x.max() * 1.2, counts=column != "flops")
     log_axis(axis.yaxis, y.min() / 1.03, y.max() * 1.03)
     axis.grid(True)
-    name = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
-    axis.set_xlabel(name.get(column) or axis_name("N", column))
+    names = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
+    axis.set_xlabel(names.get(column) or axis_name("N", column))

@@ -1,7 +1,7 @@
-"""The published MobileLLM study beside its own models evaluated here: figures, and what it got right and wrong.
+"""Report section on the published MobileLLM study: its figures beside those measured here, and its claims.
 
-Notable: `slm.scaling.published` has the claims and what the study's own rows show; if all four of its models were
-evaluated here, the same questions are put to these rows, and every figure is computed from them.
+Notable: `slm.scaling.published` holds the claims and what the study's own rows show. If all four of its models were
+evaluated here, the same questions are put to the measured rows, and every figure is computed from them.
 """
 
 from __future__ import annotations
@@ -34,47 +34,47 @@ from slm.scaling.published import NAME, published_claims
 from slm.scaling.tables import Table, read_table, table_from_frame
 
 TEXT_BYTES, TEXT_TOLERANCE = 1_290_590, 0.03
-"""Bytes of WikiText-2's raw test file, and the share by which joining its lines in another way may change them."""
+"""Bytes of WikiText-2's raw test file, and the share by which joining its lines in other ways may change them."""
 KAPLAN, CLAIMED = 0.076, (0.076, 0.089)
-"""Kaplan et al. 2020's exponent of loss, and the two slopes that the study compared its own with."""
+"""The exponent of loss of Kaplan et al. (2020), and the exponents with which the study compared its own."""
 CONSTANT = 0.1
-"""Products that vary by no more than this share are called constant: the published ones vary by 4%."""
+"""Products are called constant if their maximum exceeds their minimum by at most this share (published ones: 4%)."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A published row and the checkpoint that is the same model."""
+    """A published row and an evaluated checkpoint of the same model."""
 
     row: Entry
     entry: Entry
 
     @property
     def score(self) -> Entry | None:
-        """The whole of WikiText-2 by the study's protocol; None if that was not measured."""
+        """The checkpoint's score on all of WikiText-2 by the study's protocol; None if that was not measured."""
         for score in scores(self.entry):
             measure = measure_of(score)
-            is_whole = abs((number(score, "bytes") or 0) / TEXT_BYTES - 1) <= TEXT_TOLERANCE
-            if measure[2:] == PUBLISHED and is_wikitext2(measure.data) and has_loss(score) and is_whole:
+            covers_text = abs((number(score, "bytes") or 0) / TEXT_BYTES - 1) <= TEXT_TOLERANCE
+            if measure[2:] == PUBLISHED and is_wikitext2(measure.data) and has_loss(score) and covers_text:
                 return score
         return None
 
     @property
     def decode_speed(self) -> float | None:
-        """Tokens per second; None if it was not measured."""
+        """Tokens decoded per second; None if that was not measured."""
         return number(self.entry.get("speed") or {}, "decode_tokens_per_second")
 
 
 def study_pairs(results: Results) -> list[Pair]:
-    """The study's models among the checkpoints, by name and number of parameters in the blocks, smallest first."""
+    """Every pair of a published row and a checkpoint of the same model, smallest model first."""
     rows = read_table(NAME).frame.to_dict("records")
     return [Pair(dict(row), entry) for row in rows for entry in results.entries if _is_same_model(row, entry)]
 
 
 def _is_same_model(row: Entry, entry: Entry) -> bool:
-    """Whether the name is one such as facebook/MobileLLM-125M and the number of parameters in the blocks is equal.
+    """Whether the checkpoint is named like the row (such as MobileLLM-125M) and has as many parameters in its blocks.
 
-    Block-shared models have the same number, and another name. Embeddings are not counted: only a file's tensors tell
-    whether its head is the embedding.
+    Variants with shared blocks have as many, but their names end in -layer-share or -LS. Embeddings are not counted:
+    whether the output head shares them shows only in the tensors of a file.
     """
     pattern = re.compile(re.escape(row["name"]) + r"(?![\w.]|-layer-share|-LS)", re.IGNORECASE)
     return entry.get("params_non_embedding") == row["params_non_embedding"] and any(
@@ -83,7 +83,7 @@ def _is_same_model(row: Entry, entry: Entry) -> bool:
 
 
 def published_points(results: Results) -> list[tuple[float, float]]:
-    """N and loss of the study's rows, if the primary measure is its protocol on its text."""
+    """N and loss of the study's rows; empty if the primary measure is not the study's protocol on its text."""
     scored = [score for pair in study_pairs(results) if (score := pair.score)]
     if results.primary not in [measure_of(score) for score in scored]:
         return []
@@ -92,7 +92,7 @@ def published_points(results: Results) -> list[tuple[float, float]]:
 
 
 def study_section(results: Results) -> Section | None:
-    """Measured beside published, and the study's claims; None if none of its models was evaluated."""
+    """Measured figures beside published ones, and the study's claims; None if none of its models was evaluated."""
     pairs = study_pairs(results)
     if not pairs:
         return None
@@ -125,13 +125,13 @@ def study_section(results: Results) -> Section | None:
 def _row(pair: Pair) -> list[str]:
     speed = pair.entry.get("speed") or {}
     perplexity, published = (pair.score or {}).get("perplexity"), pair.row["perplexity"]
-    cache = {True: " (KV cache)", False: " (no cache)"}.get(speed.get("cache"), "")  # type: ignore[arg-type]
+    cache_note = {True: " (KV cache)", False: " (no cache)"}.get(speed.get("cache"), "")  # type: ignore[arg-type]
     return [
         name_of(pair.entry),
         sig(perplexity, 5),
         sig(published, 5),
         f"{100 * (perplexity / published - 1):+.2f}%" if is_number(perplexity) else NOTHING,
-        NOTHING if pair.decode_speed is None else sig(pair.decode_speed) + cache,
+        NOTHING if pair.decode_speed is None else sig(pair.decode_speed) + cache_note,
         sig(pair.row["tokens_per_second"]),
         megabytes(number(speed, "peak_memory_bytes")),
         sig(pair.row["peak_memory_mb"]),
@@ -148,7 +148,7 @@ def _why_not_repeated(pairs: list[Pair]) -> str:
 
 
 def measured_table(pairs: list[Pair]) -> Table | None:
-    """The study's four models with the figures measured here; None unless each was, once, by its protocol."""
+    """The study's four models with measured figures; None unless each was measured exactly once by its protocol."""
     names = [pair.row["name"] for pair in pairs if pair.score]
     if len(names) != len(set(names)) or set(names) != set(read_table(NAME).frame["name"]):
         return None
@@ -161,17 +161,18 @@ def measured_table(pairs: list[Pair]) -> Table | None:
     ]
     try:
         return table_from_frame(pd.DataFrame(rows), name="measured")
-    except ValueError:  # untrained weights under a released name: losses that no model has
+    except ValueError:  # the table refuses the losses of untrained weights under a released name
         return None
 
 
 def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
-    """What the rows measured here show about the study's claims, by the claim's id."""
+    """For each claim's id, what the rows measured here show."""
     power = fit(measured, "power", target="perplexity")
-    run = band(power, np.log([[2e9]]), None).of_run(power.sigma)
-    value, low, high = (float(np.exp(end[0])) for end in (run.centre, run.low, run.high))
-    largest = Table(measured.frame.sort_values("params_total").iloc[1:].reset_index(drop=True), (), "measured")
-    slope = -fit(largest, "power", target="perplexity").params["alpha"]
+    prediction = band(power, np.log([[2e9]]), None).of_run(power.sigma)  # the claim is about 2B parameters
+    value, low, high = (float(np.exp(log[0])) for log in (prediction.centre, prediction.low, prediction.high))
+    frame = measured.frame.sort_values("params_total")
+    without_smallest = Table(frame.iloc[1:].reset_index(drop=True), (), "measured")
+    slope = -fit(without_smallest, "power", target="perplexity").params["alpha"]
     return {
         "fit": f"{sig(power.params['A'])} N^-{sig(power.params['alpha'])}, R2 {sig(power.r2)}.",
         "slope": _slope_finding(measured),
@@ -194,17 +195,17 @@ def _slope_finding(measured: Table) -> str:
         return "The slope has no interval: all rows lie on one line."
     outside = [f"-{value}" for value in CLAIMED if not low <= value <= high]
     inside = [f"-{value}" for value in CLAIMED if low <= value <= high]
-    words = [f"excludes {listed(outside)}"] * bool(outside) + [f"does not exclude {listed(inside)}"] * bool(inside)
-    return f"The slope's 95% t(2) interval [{-high:.3f}, {-low:.3f}] {' and '.join(words)}."
+    parts = [f"excludes {listed(outside)}"] * bool(outside) + [f"does not exclude {listed(inside)}"] * bool(inside)
+    return f"The slope's 95% t(2) interval [{-high:.3f}, {-low:.3f}] {' and '.join(parts)}."
 
 
 def _loss_finding(measured: Table) -> str:
     alpha = fit(measured, "power").params["alpha"]
-    alpha_of_blocks = fit(measured, "power", size="params_non_embedding").params["alpha"]
-    ends: Any = _uncertainty(measured, "power").ci["alpha"]
+    alpha_non_embedding = fit(measured, "power", size="params_non_embedding").params["alpha"]
+    confidence: Any = _uncertainty(measured, "power").ci["alpha"]
     return (
-        f"Of loss: {alpha:.4f} {interval(ends, 3)}, {alpha / KAPLAN:.2f} times Kaplan's; "
-        f"{alpha_of_blocks / KAPLAN:.2f} times with non-embedding N."
+        f"Of loss: {alpha:.4f} {interval(confidence, 3)}, {alpha / KAPLAN:.2f} times Kaplan's; "
+        f"{alpha_non_embedding / KAPLAN:.2f} times with non-embedding N."
     )
 
 
@@ -215,7 +216,7 @@ def _floor_finding(measured: Table) -> str:
 
 
 def _speeds(pairs: list[Pair]) -> list[tuple[Pair, float]]:
-    """Scored pairs with their decode speeds; empty if one was not measured."""
+    """Pairs that have a score, with their decode speeds; empty if one has no speed."""
     scored = [pair for pair in pairs if pair.score]
     speeds = [(pair, speed) for pair in scored if (speed := pair.decode_speed) is not None]
     return speeds if len(speeds) == len(scored) else []
@@ -228,11 +229,11 @@ def _speed_finding(pairs: list[Pair]) -> str:
     products = [speed * pair.row["depth"] for pair, speed in speeds]
     spread = max(products) / min(products) - 1
     caches = {bool(pair.entry["speed"].get("cache")) for pair, _ in speeds}
-    how = "" if len(caches) > 1 else f", measured here {'with' if caches == {True} else 'without'} a KV cache"
-    constant, varying = "constant, so depth sets the speed", "not constant, so more than depth sets the speed"
+    cache_note = "" if len(caches) > 1 else f", measured here {'with' if caches == {True} else 'without'} a KV cache"
+    if_constant, if_varying = "constant, so depth sets the speed", "not constant, so more than depth sets the speed"
     numbers = ", ".join(f"{product:.0f}" for product in products)
-    verdict = constant if spread <= CONSTANT else varying
-    return f"Tokens/s times layers{how}: {numbers} (they vary by {spread:.0%}): {verdict}."
+    verdict = if_constant if spread <= CONSTANT else if_varying
+    return f"Tokens/s times layers{cache_note}: {numbers} (they vary by {spread:.0%}): {verdict}."
 
 
 def _product_finding(pairs: list[Pair]) -> str:
@@ -241,6 +242,6 @@ def _product_finding(pairs: list[Pair]) -> str:
         return "Speed was not measured for all four."
     perplexities = [math.exp(pair.score["loss"]) for pair, _ in speeds]  # type: ignore[index]
     products = [perplexity * speed for perplexity, (_, speed) in zip(perplexities, speeds, strict=True)]
-    best = int(np.argmax(products))
-    worst = ", the model of the worst perplexity" if best == int(np.argmax(perplexities)) else ""
-    return f"Its largest value is {speeds[best][0].row['name']}'s{worst}."
+    largest = int(np.argmax(products))
+    remark = ", the model of the worst perplexity" if largest == int(np.argmax(perplexities)) else ""
+    return f"Its largest value is {speeds[largest][0].row['name']}'s{remark}."

@@ -1,7 +1,7 @@
-"""Run a downstream task on a decoder, as a harness evaluation of its own: one that fails leaves the others.
+"""Run each downstream task as a harness evaluation of its own, so that a failure does not affect other tasks.
 
-Notable: data in the local cache are used without asking the network, and a hub that does not answer is noticed in
-seconds; nothing from a hub is executed; the harness writes no file, and its logs and bars stay silent.
+Notable: data in the local cache are used without network access, and an unreachable hub is noticed in seconds; no code
+from a hub is executed; the harness writes no file, and its logs and progress bars are silent.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from slm.runtime.progress import Progress, say
 from slm.runtime.words import is_number
 
 BOOTSTRAP = 1000
-"""Resamples behind the standard error of a metric that is not a mean (those have a closed form)."""
+"""Resamples for the standard error of a metric that is not a mean; means have a closed form."""
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity")
-"""The first of these that a task has is its *value*: length-normalised accuracy before accuracy (docs/tasks.md)."""
+"""A task's *value* is the first of these that it has: length-normalised accuracy before accuracy (docs/tasks.md)."""
 
 
 def run_task(
@@ -45,11 +45,11 @@ def run_task(
     autocast: torch.dtype | None,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Results by task: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (its other metrics), `notes`.
+    """Results by task: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (other metrics), `notes`.
 
-    The questions are those of `file`, else of the harness's task. A task that cannot be run has `error`, one sentence,
-    instead. A tag, or a group without a mean of its own, gives one entry for each of its tasks. `limit` is the number
-    of questions, `num_fewshot` the examples shown before each (None: what the task says, else 0).
+    The questions are those of `file`, else of the harness's task. A task that cannot be run has an `error`, one
+    sentence, instead. A tag, or a group without a mean of its own, gives one entry for each of its tasks. `limit` is
+    the maximum number of questions, `num_fewshot` that of examples shown before each (None: the task's own, else 0).
     """
     from slm.evaluation.tasks.adapter import DecoderLM
 
@@ -62,8 +62,8 @@ def run_task(
         try:
             loaded = load_task(name, file)
             results = evaluate_task(model, loaded, limit=limit, num_fewshot=num_fewshot, seed=seed)
-        except Exception as error:  # whatever a task's own code or data raises, the other tasks are still run
-            results = {name: {"error": _sentence(error)}}
+        except Exception as error:  # a task's code or data may raise anything, and the other tasks must still run
+            results = {name: {"error": _first_line(error)}}
     notes = []
     if file is not None:
         notes.append(f"Questions and their wording are those of {file}, not of a harness task named {name}.")
@@ -80,15 +80,15 @@ def run_task(
 
 
 def load_task(name: str, file: str | None) -> Any:
-    """The questions of `file`, else the harness's tasks of that name, as `TaskManager.load` returns them."""
+    """Tasks as `TaskManager.load` returns them: with the questions of `file`, else the harness's tasks of that name."""
     if file is not None:
         return {"tasks": {name: make_task(name, read_records(name, file))}}
     try:
         with _offline():
             return task_manager().load([name])
-    except ImportError:  # a package that this task needs
+    except ImportError:  # the task needs a package that is not installed
         raise
-    except Exception:  # not in the cache: which class says so depends on datasets and huggingface_hub
+    except Exception:  # not in the cache: the error's class depends on the versions of datasets and huggingface_hub
         try:
             require_network(name)
         except ValueError:
@@ -102,12 +102,12 @@ def load_task(name: str, file: str | None) -> Any:
 def evaluate_task(
     model: Any, loaded: Any, *, limit: int | None, num_fewshot: int | None, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate loaded tasks with any model of the harness; returns what `run_task` does, without notes."""
+    """Evaluate loaded tasks with any harness model; returns results as `run_task` does, without notes."""
     from lm_eval.evaluator import evaluate
 
     for task in loaded["tasks"].values():
-        own = task.get_config("num_fewshot")
-        if own is None or (num_fewshot is not None and own != 0):  # 0 is a task's way to say: never with examples
+        task_default = task.get_config("num_fewshot")
+        if task_default is None or (num_fewshot is not None and task_default != 0):  # 0 means: never with examples
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=seed)
     random.seed(seed)
@@ -122,7 +122,7 @@ def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         values, errors = _metrics(row)
         if not values:
             continue
-        metric = next((name for name in MAIN_METRICS if name in values), next(iter(values)))
+        metric = next((metric for metric in MAIN_METRICS if metric in values), next(iter(values)))
         if not math.isfinite(values[metric]):
             entries[name] = {"error": f"{metric} of {name} is {values[metric]}, not a finite number"}
             continue
@@ -142,7 +142,7 @@ def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _metrics(row: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float | None]]:
-    """Values and standard errors by metric; the filter is named if there are several ("exact_match,strict")."""
+    """Values and standard errors by metric; if a task has several filters, labels name them ("exact_match,strict")."""
     keys = [tuple(key.split(",", 1)) for key in row if "," in key and not key.split(",")[0].endswith("_stderr")]
     has_one_filter = len({filter_name for _, filter_name in keys}) == 1
     values, errors = {}, {}
@@ -161,7 +161,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     return f"{result['metric']} {result['value']:.4f}{se} (n {result['n']}, {result['num_fewshot']}-shot)"
 
 
-def _sentence(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
 
@@ -177,7 +177,7 @@ def quiet() -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """`datasets` and `huggingface_hub` as with HF_HUB_OFFLINE=1, which they read only when imported."""
+    """Patch `datasets` and `huggingface_hub` as if under HF_HUB_OFFLINE=1, which they read only when imported."""
     import datasets
     import huggingface_hub.constants
 

@@ -1,14 +1,14 @@
-"""L: linear attention (arXiv:2006.16236), softmax's kernel replaced by phi(q) phi(k) with phi(x) = elu(x) + 1.
+"""L: linear attention (arXiv:2006.16236); softmax's kernel is replaced by phi(q) phi(k) with phi(x) = elu(x) + 1.
 
 y_t = phi(q_t) S_t / (phi(q_t) z_t) with the state S_t = S_(t-1) + phi(k_t) v_t^T and z_t = z_(t-1) + phi(k_t).
 
-Notable: trained in chunks, where tokens of a chunk see each other through a masked matrix of scores and all earlier
-ones through the state; decoded from the state. With documents the state is that of the document still open. All weights
-are positive, so y is a mean of values, and `EPSILON` only settles 0 / 0.
-`position` rope and alibi do not apply: order enters through causality and through other layers. Nor does
-`attention_multiplier`: a factor on phi(q) cancels.
+Notable: in training, tokens of a chunk see each other through a masked matrix of scores, and all earlier tokens through
+the state. Decoding uses the state alone. With documents, the state holds only the document still open. All weights are
+positive, so y is a weighted mean of values, and `EPSILON` matters only where 0 / 0 would arise.
+`position` (rope, alibi) has no effect: order enters through causality and through other layers. `attention_multiplier`
+has none either, because a factor on phi(q) cancels.
 
-Legend: B batch, T tokens, H query heads, K key/value heads, G = H/K, C head_dim (of keys N, the same), n chunks of c.
+Legend: B batch, T tokens, H query heads, K key/value heads, G = H/K, C head_dim, n chunks of c tokens.
 """
 
 from __future__ import annotations
@@ -53,63 +53,63 @@ class LinearAttention(Projections):
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        within = 4 * config.num_heads * config.head_width * block_pairs(T, config.chunk_size)
+        in_chunks = 4 * config.num_heads * config.head_width * block_pairs(T, config.chunk_size)
         states = 2 * (config.num_heads + config.kv_heads) * config.head_width**2 * T  # read by queries, written by keys
-        return within + states
+        return in_chunks + states
 
     @classmethod
     def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-        # S and z
+        # S, then z
         return (config.kv_heads, config.head_width, config.head_width), (config.kv_heads, config.head_width)
 
 
 def feature(x: Tensor) -> Tensor:
-    """elu(x) + 1, without the cancellation that the sum has where x is far below 0."""
+    """elu(x) + 1, computed without the cancellation in exp(x) - 1 + 1 where x is far below 0."""
     return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
 
 
 def chunkwise(
     q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, chunk: int, state: Any, starts_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Linear attention of T tokens with features q and k: y (B, H, T, C), and the state S (B, K, C, C), z (B, K, C).
+    """Linear attention of T tokens, given features of queries and keys: y (B, H, T, C) and the state after them.
 
-    `state` is that of the tokens before, or None.
+    The state is S (B, K, C, C) and z (B, K, C); `state` is that before the tokens, or None.
     """
     (B, H, T, C), K = q_BHTC.shape, k_BKTC.shape[1]
-    exact = torch.float64 if v_BKTC.dtype == torch.float64 else torch.float32
+    sum_dtype = torch.float64 if v_BKTC.dtype == torch.float64 else torch.float32
     c = min(chunk, T)
-    n, missing = -(-T // c), -T % c
-    q = F.pad(q_BHTC, (0, 0, 0, missing)).view(B, K, H // K, n, c, C).transpose(2, 3).reshape(B, K, n, -1, C)
-    k, v = (F.pad(x, (0, 0, 0, missing)).unflatten(2, (n, c)) for x in (k_BKTC, v_BKTC))
-    hidden = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
-    reading, writing, carries_Bn = q, k, None  # queries of the state, keys in it
+    n, padding = -(-T // c), -T % c
+    q = F.pad(q_BHTC, (0, 0, 0, padding)).view(B, K, H // K, n, c, C).transpose(2, 3).reshape(B, K, n, -1, C)
+    k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (n, c)) for x in (k_BKTC, v_BKTC))
+    masked = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
+    q_reading, k_writing, carries_Bn = q, k, None  # queries that read the state, keys written into it
     if starts_BT is not None:
         documents = documents_in_chunks(starts_BT, n, c)
-        hidden = hidden | documents.before_Bncc[:, None, :, None]
-        reading = q * documents.reads_Bnc.repeat(1, 1, H // K)[:, None, ..., None]
-        writing, carries_Bn = k * documents.writes_Bnc[:, None, ..., None], documents.carries_Bn
+        masked = masked | documents.before_Bncc[:, None, :, None]
+        q_reading = q * documents.reads_Bnc.repeat(1, 1, H // K)[:, None, ..., None]
+        k_writing, carries_Bn = k * documents.writes_Bnc[:, None, ..., None], documents.carries_Bn
 
-    written = (writing.transpose(-2, -1) @ v).to(exact)
-    S = _before(written, state[0] if state else None, carries_Bn)
-    z = _before(writing.sum(-2, dtype=exact), state[1] if state else None, carries_Bn)
+    written = (k_writing.transpose(-2, -1) @ v).to(sum_dtype)
+    S = _states_before(written, state[0] if state else None, carries_Bn)
+    z = _states_before(k_writing.sum(-2, dtype=sum_dtype), state[1] if state else None, carries_Bn)
 
-    scores = (q @ k.transpose(-2, -1)).view(B, K, n, -1, c, c).masked_fill(hidden, 0.0).view(B, K, n, -1, c)
-    above = scores @ v + reading @ S[:, :, :-1].type_as(q)
-    past = (reading * z[:, :, :-1, None]).sum(-1, keepdim=True, dtype=exact)
-    below = scores.sum(-1, keepdim=True, dtype=exact) + past
-    y = (above / (below + EPSILON)).type_as(v).view(B, K, n, -1, c, C).transpose(2, 3)
+    scores = (q @ k.transpose(-2, -1)).view(B, K, n, -1, c, c).masked_fill(masked, 0.0).view(B, K, n, -1, c)
+    numerator = scores @ v + q_reading @ S[:, :, :-1].type_as(q)
+    from_state = (q_reading * z[:, :, :-1, None]).sum(-1, keepdim=True, dtype=sum_dtype)
+    normaliser = scores.sum(-1, keepdim=True, dtype=sum_dtype) + from_state
+    y = (numerator / (normaliser + EPSILON)).type_as(v).view(B, K, n, -1, c, C).transpose(2, 3)
     return y.reshape(B, H, n * c, C)[:, :, :T], S[:, :, -1], z[:, :, -1]
 
 
-def _before(written: Tensor, start: Tensor | None, carries_Bn: Tensor | None) -> Tensor:
-    """(B, K, n + 1, ...): `start` plus the sum of what the chunks before each chunk wrote, and that of all chunks.
+def _states_before(written: Tensor, start: Tensor | None, carries_Bn: Tensor | None) -> Tensor:
+    """(B, K, n + 1, ...): the state before each chunk, then the state after the last one.
 
-    A chunk that does not carry the state begins a new sum.
+    A state is `start` plus what the chunks so far wrote. A chunk that does not carry the state begins a new sum.
     """
-    first = torch.zeros_like(written[:, :, :1]) if start is None else start[:, :, None]
+    initial = torch.zeros_like(written[:, :, :1]) if start is None else start[:, :, None]
     if carries_Bn is None:
-        return torch.cat([first, first + written.cumsum(2)], dim=2)
-    sums = [first]
-    for own, carries_B in zip(written.split(1, dim=2), carries_Bn.unbind(1), strict=True):
-        sums.append(sums[-1] * carries_B.view(-1, *[1] * (own.ndim - 1)) + own)
+        return torch.cat([initial, initial + written.cumsum(2)], dim=2)
+    sums = [initial]
+    for addition, carries_B in zip(written.split(1, dim=2), carries_Bn.unbind(1), strict=True):
+        sums.append(sums[-1] * carries_B.view(-1, *[1] * (addition.ndim - 1)) + addition)
     return torch.cat(sums, dim=2)

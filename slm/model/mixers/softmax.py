@@ -3,7 +3,7 @@
 Notable: K = H is multi-head and K = 1 multi-query attention. Positions are rotations (`rope`), linear biases of the
 scores (`alibi`), or none.
 
-Legend: B batch, T new tokens, S all tokens seen (cached and new), H query heads, K key/value heads, G = H/K queries a
+Legend: B batch, T new tokens, S all tokens seen (cached and new), H query heads, K key/value heads, G = H/K queries per
 key, C head_dim.
 """
 
@@ -20,28 +20,28 @@ from slm.model.config import ModelConfig
 from slm.model.mixers.base import Memory, Projections, triangle
 from slm.model.positions import Rotary, alibi_slopes
 
-# Up to this many tokens, attention on a CPU is matmuls around a softmax, in blocks of at least so many queries: the
-# flash kernel there spends more on its backward pass than it saves in memory (docs/log.md, 2026-11-21).
+# Up to this many tokens, attention on a CPU is matmuls around a softmax, in blocks of at least CPU_QUERY_BLOCK queries:
+# SDPA's flash kernel loses more time in its backward pass than it gains by saving memory (docs/log.md, 2026-11-21).
 CPU_MATMUL_ATTENTION_MAX_TOKENS = 2048
 CPU_QUERY_BLOCK = 128
 
 
 def softmax(scores: Tensor, like: Tensor) -> Tensor:
-    """Over the last axis in float32 at least, returned in the dtype of `like`."""
-    return scores.softmax(-1, dtype=_exact(scores)).type_as(like)
+    """Softmax over the last axis, computed in float32 or wider and returned in the dtype of `like`."""
+    return scores.softmax(-1, dtype=_float32_or_wider(scores)).type_as(like)
 
 
-def _exact(x: Tensor) -> torch.dtype:
+def _float32_or_wider(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def causal_attention(
     q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float], starts_BT: Tensor | None = None
 ) -> Tensor:
-    """softmax(scale q k^T - slope distance) v, (B, H, T, C), where query t sees the keys up to S - T + t.
+    """softmax(scale q k^T - slope distance) v, (B, H, T, C), where query t sees keys 0 .. S - T + t.
 
-    `slopes` has one number a query head, or none for scores without bias. `starts_BT`, only for T = S, has the first
-    key that each query sees.
+    `slopes` has one number per query head, or is empty for scores without bias. `starts_BT`, only for T = S, has the
+    first key that each query sees.
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
@@ -59,24 +59,24 @@ def causal_attention(
 
 
 def alibi_bias(slopes: list[float], kv_heads: int, distance: Tensor) -> Tensor:
-    """What is added to the scores, (K, G, ...), for distances of shape (...)."""
-    slopes_H = torch.tensor(slopes, device=distance.device, dtype=_exact(distance))
+    """The bias of the scores (K, G, ...), for distances (...)."""
+    slopes_H = torch.tensor(slopes, device=distance.device, dtype=_float32_or_wider(distance))
     return -slopes_H.view(kv_heads, -1, *[1] * distance.ndim) * distance
 
 
 def _visible(T: int, S: int, device: torch.device) -> Tensor:
-    """(T, S), true for keys that a query may see. The last query is at the *last* key, unlike in SDPA's is_causal."""
+    """(T, S), true where a query may see a key. The last query is at the *last* key, unlike in SDPA's is_causal."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 def _in_document(starts_BT: Tensor, first: int, stop: int) -> Tensor:
-    """(B, 1, T, S), false for keys `first` .. `stop - 1` that are before a query's document."""
+    """(B, 1, T, S) for keys `first` .. `stop - 1`, true where the key is not before the query's document."""
     return (torch.arange(first, stop, device=starts_BT.device) >= starts_BT[..., None])[:, None]
 
 
 def _distances(T: int, S: int, like: Tensor) -> Tensor:
-    """(T, S) tokens from a key to a query, the last query being at the last key."""
-    keys = torch.arange(S, device=like.device, dtype=_exact(like))
+    """(T, S) distances from keys to queries in tokens; the last query is at the last key."""
+    keys = torch.arange(S, device=like.device, dtype=_float32_or_wider(like))
     return keys[S - T :, None] - keys
 
 
@@ -89,7 +89,7 @@ def matmul_attention(
     window: int | None = None,
     starts_BT: Tensor | None = None,
 ) -> Tensor:
-    """`causal_attention`, with a `window` to keys at distances below it; most masked scores are never computed."""
+    """`causal_attention`, only to keys at distances below `window` if given; most masked scores are never computed."""
     (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
     G = H // K
     q_BKGTC = (q_BHTC * scale).view(B, K, G, T, C)
@@ -98,7 +98,7 @@ def matmul_attention(
     for start in range(0, T, size):
         q = q_BKGTC[:, :, :, start : start + size]
         t = q.shape[3]
-        s = S - T + start + t  # keys up to the last query's own
+        s = S - T + start + t  # end of the keys that the block's last query sees
         first = max(0, s - t - window + 1) if window else 0
         k, v = k_BKSC[:, :, first:s], v_BKSC[:, :, first:s]
         s -= first
@@ -116,7 +116,7 @@ def matmul_attention(
 
 
 class KeysAndValues(Memory):
-    """All keys and values, in order. What S and P replace is which tokens lie where."""
+    """All keys and values, in order. Sliding and sparse attention subclass it to keep other tokens in other places."""
 
     def __init__(self, config: ModelConfig, layer: int, batch_size: int, room: int, **like: Any) -> None:
         self.config = config
@@ -124,16 +124,15 @@ class KeysAndValues(Memory):
         self.store = torch.zeros(2, batch_size, config.kv_heads, room, config.head_width, **like)
         self.tensors = (self.store,)
         self.length = 0
-        """Tokens so far."""
+        """Tokens seen so far."""
 
     def past(self) -> tuple[Tensor, ...]:
-        """Keys and values (B, K, S, C) that the next token sees; if a layer has ALiBi, their (S,) distances from it."""
+        """Keys and values (B, K, S, C) that the next token sees, then their distances (S,) if a layer has ALiBi."""
         k_BKSC, v_BKSC = self.store[:, :, :, : self.num_kept]
         past = (k_BKSC, v_BKSC, self.distances()) if self.alibi else (k_BKSC, v_BKSC)
-        for tensor, growing_axis in zip(
-            past, (2, 2, 0), strict=False
-        ):  # so that `step` is not compiled for each length
-            torch._dynamo.maybe_mark_dynamic(tensor, growing_axis)
+        growing_axes = (2, 2, 0)  # marked as dynamic, so that `step` is not compiled for each length
+        for tensor, axis in zip(past, growing_axes, strict=False):
+            torch._dynamo.maybe_mark_dynamic(tensor, axis)
         return past
 
     def append(self, new: Sequence[Tensor]) -> None:
@@ -142,7 +141,7 @@ class KeysAndValues(Memory):
         self.length += 1
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T tokens; return all keys and values that they may see, theirs last."""
+        """Add T tokens; return the keys and values that they may see, the new ones last."""
         start, self.length = self.length, self.length + k_BKTC.shape[2]
         self.store[:, :, :, start : self.length] = torch.stack((k_BKTC, v_BKTC))
         k_BKSC, v_BKSC = self.store[:, :, :, : self.length]
@@ -154,21 +153,21 @@ class KeysAndValues(Memory):
 
     @property
     def num_kept(self) -> int:
-        """Tokens that are kept, at the front of the store."""
+        """Number of tokens kept, at the front of the store."""
         return self.length
 
     @property
     def next_place(self) -> int:
-        """Where the next token goes."""
+        """Index in the store at which the next token goes."""
         return self.num_kept
 
     def distances(self) -> Tensor:
-        """(S,) tokens from each kept one to the next."""
+        """(S,) distances in tokens from each kept token to the next token."""
         return torch.arange(self.length, 0, -1, device=self.store.device)
 
 
 class SoftmaxAttention(Projections):
-    """Attention to all tokens so far. What S and P replace is `mix`, `pairs`, `num_cached_tokens` and `memory`."""
+    """Attention to all tokens so far. S and P override `mix`, `pairs`, `num_cached_tokens` and `memory`."""
 
     has_scores = True
     memory = KeysAndValues
@@ -189,7 +188,7 @@ class SoftmaxAttention(Projections):
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
-        """Values mixed for T queries that come after `past` tokens, (B, H, T, C)."""
+        """Attention's output (B, H, T, C) for T queries that come after `past` tokens."""
         return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes, starts_BT)
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,11 +197,11 @@ class SoftmaxAttention(Projections):
         q_BKGC = q_BH1C.view(len(q_BH1C), k_BK1C.shape[1], -1, q_BH1C.shape[3]) * self.config.attention_scale
         # Sums of products compile into loops over the cache where it lies; the token's own key and value are added
         # separately, so that no cache is copied.
-        exact = _exact(q_BH1C)
-        past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=exact)
+        sum_dtype = _float32_or_wider(q_BH1C)
+        past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=sum_dtype)
         if self.slopes:
             past_BKGS = past_BKGS + alibi_bias(self.slopes, self.config.kv_heads, distance_S[0])
-        own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=exact)
+        own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=sum_dtype)
         highest = torch.maximum(past_BKGS.amax(-1, keepdim=True), own_BKG1)
         past_BKGS, own_BKG1 = (past_BKGS - highest).exp(), (own_BKG1 - highest).exp()
         total = past_BKGS.sum(-1, keepdim=True) + own_BKG1
@@ -212,12 +211,12 @@ class SoftmaxAttention(Projections):
 
     @classmethod
     def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Pairs of a query and a key that it sees."""
+        """Number of pairs of a query and a key that it sees."""
         return triangle(T)
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """For each pair and head a score and a value of C multiply-adds each."""
+        """Two multiply-adds per channel for each pair and head: one in the score, one in the mixed value."""
         return 4 * config.num_heads * config.head_width * cls.pairs(config, layer, T)
 
     @classmethod
