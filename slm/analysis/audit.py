@@ -1,7 +1,7 @@
 """The matched-budget audit: do the families of a table differ in nothing but what is compared?
 
-Notable: silence is no evidence. What the table does not state is listed as unknown, and a comparison is called
-controlled only if tokens, data, tokenizer, evaluation set, schedule and learning rate are all known to be matched.
+Notable: what the table does not state is listed as unknown and never assumed to match. A comparison is controlled only
+if the table shows that tokens, data, tokenizer, evaluation set, schedule and learning rate are matched.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPTIONAL = {
 }
 """Compared if the table has them, and not called unknown if it does not."""
 MAX_FAMILIES, MAX_VALUES = 4, 12
-"""Named in one sentence; the values over all families."""
+"""Most families that a sentence names, and most values that it gives for all families together."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Findings:
 
     @property
     def has_one_family(self) -> bool:
-        """Whether there is nothing to compare; what differs within the family is in `varies`."""
+        """Whether there is only one family, so nothing to compare; `audit` then lists what differs within it."""
         return bool(self.frame["family"].nunique() == 1)
 
     def add_violation(self, what: str, families: dict[str, list[Any]], sentence: str) -> None:
@@ -65,15 +65,15 @@ class Findings:
         self.checked.append({"what": what, "sentence": sentence})
 
     def is_single(self, what: str) -> bool:
-        """Whether there is one family, which is noted."""
+        """Whether there is only one family; if so, note that there is nothing to match."""
         if self.has_one_family:
             self.add_match(what, f"There is one family, and nothing to match its {what} with.")
         return self.has_one_family
 
     def compare(self, what: str, values: pd.Series, groups: pd.Series, same: str, differ: str) -> None:
-        """Note whether families have the same values, whose levels are `groups`, at the same size.
+        """Note whether families have the same values at the same size; `groups` are the levels of `values`.
 
-        `{where}` in the sentence `differ` becomes ` at the same size` if each family has the same values in all.
+        `{where}` in `differ` becomes ` at the same size` if families have the same values, but at other sizes.
         """
         lists = by_family(self.frame, values)
         if has_same_levels(self.frame, groups):
@@ -83,34 +83,34 @@ class Findings:
 
 
 def audit(frame: pd.DataFrame) -> dict[str, Any]:
-    """Audit rows that have been through `slm.scaling.tables`; returns what `audit.json` holds.
+    """Audit the rows of a table that `slm.scaling.tables` read; returns the contents of `audit.json`.
 
     Keys: `controlled`; `violations` (`what`, `families` with their values, `sentence`); `unknown` and `checked`
-    (`what`, `sentence`); `varies`, which says what differs within the family if there is only one. Differing learning
-    rates are called uncontrolled, which is no proof that a family was tuned worse.
+    (`what`, `sentence`); `varies`, which lists what differs within the family if there is only one. Differing learning
+    rates are a violation, although they do not prove that a family was tuned worse.
     """
     findings = Findings(frame)
-    _tokens(frame, findings)
-    _one_value(frame, findings, "data", DATA, "Runs were not trained on the same data")
-    _tokenizer(frame, findings)
-    _one_value(frame, findings, "evaluation set", EVALUATION, "Runs were not evaluated on the same text")
-    _settings(frame, findings)
-    _learning_rate(frame, findings)
-    _rates_tried(frame, findings)
-    _seeds(frame, findings)
+    _check_tokens(frame, findings)
+    _check_one_value(frame, findings, "data", DATA, "Runs were not trained on the same data")
+    _check_tokenizer(frame, findings)
+    _check_one_value(frame, findings, "evaluation set", EVALUATION, "Runs were not evaluated on the same text")
+    _check_settings(frame, findings)
+    _check_learning_rate(frame, findings)
+    _check_rates_tried(frame, findings)
+    _check_seeds(frame, findings)
     if not findings.has_one_family:
-        _sizes(frame, findings)
+        _check_sizes(frame, findings)
     unknown = {item["what"] for item in findings.unknown}
     return {
         "controlled": not findings.violations and not unknown & set(REQUIRED),
         "violations": findings.violations,
         "unknown": findings.unknown,
         "checked": findings.checked,
-        "varies": _varies(frame) if findings.has_one_family else [],
+        "varies": _differences_within_family(frame) if findings.has_one_family else [],
     }
 
 
-def _tokens(frame: pd.DataFrame, findings: Findings) -> None:
+def _check_tokens(frame: pd.DataFrame, findings: Findings) -> None:
     if values_of(frame, ("tokens",)) is None:
         return findings.add_unknown("tokens")
     if findings.is_single("tokens"):
@@ -131,19 +131,19 @@ def _tokens(frame: pd.DataFrame, findings: Findings) -> None:
     )
 
 
-def _tokenizer(frame: pd.DataFrame, findings: Findings) -> None:
+def _check_tokenizer(frame: pd.DataFrame, findings: Findings) -> None:
     if values_of(frame, TOKENIZER) is None and frame.get("vocab_size", pd.Series(dtype=float)).nunique() == 1:
-        return findings.add_unknown("tokenizer")  # vocabularies of one size may be different ones
+        return findings.add_unknown("tokenizer")  # vocabularies of equal size may still differ
     remedy = "; loss per token does not compare across tokenizers, so compare bits_per_byte"
-    return _one_value(
+    return _check_one_value(
         frame, findings, "tokenizer", (*TOKENIZER, "vocab_size"), "Runs have different tokenizers", remedy
     )
 
 
-def _one_value(
+def _check_one_value(
     frame: pd.DataFrame, findings: Findings, what: str, columns: Sequence[str], differ: str, remedy: str = ""
 ) -> None:
-    """Check what must be the same in all runs, also within a family."""
+    """Note whether all runs, also of one family, have one value in the first of `columns` that is complete."""
     values = values_of(frame, columns)
     if values is None:
         findings.add_unknown(what)
@@ -153,7 +153,7 @@ def _one_value(
         findings.add_violation(what, by_family(frame, values), f"{differ} ({values.name} differs){remedy}.")
 
 
-def _settings(frame: pd.DataFrame, findings: Findings) -> None:
+def _check_settings(frame: pd.DataFrame, findings: Findings) -> None:
     for what, columns in (SETTINGS | OPTIONAL).items():
         values = values_of(frame, columns)
         if values is None and what in SETTINGS:
@@ -163,11 +163,11 @@ def _settings(frame: pd.DataFrame, findings: Findings) -> None:
             findings.compare(what, values, levels(values.astype(str), 0), same, f"Families differ in {what}{{where}}")
 
 
-def _learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
+def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     what = "learning rate rule"
     at_end = values_of(frame, ("lr_at_end",))
     if at_end is not None and at_end.any():
-        # A family whose best rate lies beyond those that were tried may owe its losses to that.
+        # A family whose best rate lies beyond the rates tried may have higher losses for that reason alone.
         at_end = at_end.astype(bool)
         sizes = by_family(frame[at_end], frame.loc[at_end, size_of(frame)])
         sentence = "The best learning rate is at an end of those tried, so a better one is likely, at these sizes"
@@ -175,7 +175,7 @@ def _learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     rule, rates = (values_of(frame, (name,)) for name in ("lr_rule", "lr"))
     parametrization = values_of(frame, ("parametrization",))
     if rule is None and rates is None and parametrization is not None and set(parametrization) != {"standard"}:
-        rule = parametrization  # one that carries learning rates over sizes, such as muP
+        rule = parametrization  # such as muP, which transfers learning rates between sizes
     if rule is None and rates is None:
         return findings.add_unknown(what)
     if findings.is_single(what):
@@ -191,8 +191,8 @@ def _learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     return findings.add_violation(what, rules, sentence)
 
 
-def _rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
-    """The best of more rates is lower, whatever the family; nothing is noted if no rates were tried."""
+def _check_rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
+    """Compare how many rates were tried, if the table states it: the lowest loss of more rates is lower anyway."""
     tried = values_of(frame, RATES_TRIED)
     if tried is None or findings.is_single("rates tried"):
         return
@@ -202,7 +202,7 @@ def _rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
     findings.compare("rates tried", tried, levels(tried, 0), same, differ)
 
 
-def _seeds(frame: pd.DataFrame, findings: Findings) -> None:
+def _check_seeds(frame: pd.DataFrame, findings: Findings) -> None:
     values = values_of(frame, ("seed",))
     if values is None:
         return findings.add_unknown("seeds")
@@ -215,7 +215,7 @@ def _seeds(frame: pd.DataFrame, findings: Findings) -> None:
     return findings.add_violation("seeds", seeds, f"Families differ in seeds: {_lists(seeds)}.")
 
 
-def _sizes(frame: pd.DataFrame, findings: Findings) -> None:
+def _check_sizes(frame: pd.DataFrame, findings: Findings) -> None:
     size = size_of(frame)
     if has_same_sizes(frame, size):
         return findings.add_match("sizes", f"Families have the same sizes ({size}), to 10%.")
@@ -231,7 +231,7 @@ def _sizes(frame: pd.DataFrame, findings: Findings) -> None:
     return None
 
 
-def _varies(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def _differences_within_family(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """What differs between the runs of one family besides their size."""
     family = str(frame["family"].iloc[0])
     columns = {"tokens": ("tokens",), "data": DATA, "tokenizer": TOKENIZER, "evaluation set": EVALUATION}
@@ -259,7 +259,7 @@ def _ranges(frame: pd.DataFrame, name: str) -> str:
 
 
 def _lists(lists: dict[str, list[Any]]) -> str:
-    """A few values of a few families; all of them are in `families`."""
+    """A few values of a few families, for a sentence; a violation's `families` has all."""
     most = max(2, MAX_VALUES // len(lists))
     texts = (f"{shortened(name, 30)} {shortlist(map(_text, values), most)}" for name, values in lists.items())
     return shortlist(texts, MAX_FAMILIES, "; ", longest=200)

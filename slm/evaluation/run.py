@@ -27,17 +27,17 @@ from slm.runtime.progress import say
 from slm.tracking import check_logger, record_evaluation
 
 SKIPPED_TASKS = 3
-"""Exit code where all was measured except tasks whose data could not be had."""
+"""Exit code if everything was measured except tasks whose data was not available."""
 SCHEMA = 1
 REPLACEMENT = "\ufffd"
-"""What half a character decodes to."""
+"""What an incomplete character decodes to."""
 
 
 def evaluate(settings: Mapping[str, Any]) -> int:
-    """Measure, sample from, or export the checkpoints; `settings` are those that `check_settings` returns.
+    """Measure, sample from, or export the checkpoints; returns an exit code, 0 or `SKIPPED_TASKS`.
 
-    An `output_dir` that holds the same evaluation is continued: what is measured already is not measured again.
-    Raises `ValueError`, before any work, for what a user can get wrong.
+    `settings` are those that `check_settings` returns. An `output_dir` that holds the same evaluation is continued,
+    without measuring anything twice. Raises `ValueError` before any measurement if the user made a mistake.
     """
     if settings["prompt"] is not None:
         return _sample(settings)
@@ -51,9 +51,9 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     ledger = Ledger(folder, settings)
     checkpoints = {name: _check(name, settings) for name in settings["checkpoints"]}
     _refuse_same_weights(checkpoints)
-    text = shared_text(settings)  # which may have to be built, so mistakes in checkpoints come first
+    text = shared_text(settings)  # after the checks, because building the text can take long
     plans = []
-    for name, provenance in checkpoints.items():  # before any weights are read
+    for name, provenance in checkpoints.items():  # all of them are planned before any weights are read
         precision = resolve_precision(settings, provenance)
         plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
     for note in text.notes if text else ():
@@ -79,7 +79,7 @@ def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
 
 
 def _refuse_same_weights(checkpoints: Mapping[str, Provenance]) -> None:
-    """Two names of one model would enter comparisons and fits twice."""
+    """Raise `ValueError` for two names of one model, which comparisons and fits would count twice."""
     names: dict[str, str] = {}
     for name, provenance in checkpoints.items():
         first = names.setdefault(provenance.fingerprint, name)
@@ -90,7 +90,7 @@ def _refuse_same_weights(checkpoints: Mapping[str, Provenance]) -> None:
 def _measure(
     entry: Entry, measurements: Sequence[Measurement], provenance: Provenance, precision: Precision, ledger: Ledger
 ) -> None:
-    """Take the measurements that `entry` lacks, saving each; the checkpoint is only loaded if there are any."""
+    """Take the measurements that `entry` lacks and save after each; without any, the checkpoint is not loaded."""
     missing = [measurement for measurement in measurements if not measurement.is_in(entry)]
     if not missing:
         say("  measured already")
@@ -120,7 +120,7 @@ def _measure(
 
 
 def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
-    """The part of an entry that is known before anything is measured."""
+    """The fields of an entry that need no measurement."""
     return {
         "schema": SCHEMA,
         "checkpoint": checkpoint,
@@ -139,58 +139,58 @@ def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Ent
 
 
 def _sample(settings: Mapping[str, Any]) -> int:
-    """Print the prompt and its continuation as it is drawn, then the speed on stderr."""
+    """Print the prompt and, as it is generated, its continuation; then the speed on stderr. Returns exit code 0."""
     address, revision = address_of(settings["checkpoints"][0], settings)
     precision = resolve_precision(settings, check(address, revision=revision))
     decoder, tokenizer, _ = load(address, revision=revision, dtype=precision.dtype, device=precision.device)
     prompt, seed, options = settings["prompt"], settings["seed"], settings["generation"]
-    ids, room = prompt_ids(tokenizer, prompt), decoder.config.max_position_embeddings
-    if len(ids) >= room:
-        raise ValueError(f"prompt has {len(ids)} tokens, and the checkpoint has room for {room}: give a shorter one")
+    ids, context = prompt_ids(tokenizer, prompt), decoder.config.max_position_embeddings
+    if len(ids) >= context:
+        raise ValueError(f"prompt has {len(ids)} tokens, and the checkpoint has room for {context}: give a shorter one")
     print(prompt, end="", flush=True)
     start = time.perf_counter()
-    drawn: list[int] = []
+    new_ids: list[int] = []
 
     def draw() -> Iterator[int]:
         for token in generate(
             decoder, ids, stop_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, seed=seed, **options
         ):
-            drawn.append(token)
+            new_ids.append(token)
             yield token
 
     for piece in text_pieces(tokenizer, ids, draw()):
         print(piece, end="", flush=True)
     seconds = time.perf_counter() - start
     print(flush=True)
-    ended = ""
-    if len(drawn) < options["max_new_tokens"]:
-        ended = ", then the model ended the text or its context was full"
-        tokens_1T = torch.tensor([[*ids, *drawn][-room:]], device=decoder.head_weight.device)
+    ending = ""
+    if len(new_ids) < options["max_new_tokens"]:
+        ending = ", then the model ended the text or its context was full"
+        tokens_1T = torch.tensor([[*ids, *new_ids][-context:]], device=decoder.head_weight.device)
         with torch.inference_mode():
             if not decoder.hidden(tokens_1T)[:, -1].isfinite().all():
                 raise ValueError(f"checkpoint={address} gives logits that are not finite: it diverged")
-    say(f"{len(drawn)} tokens in {seconds:.1f} s, seed {seed}{ended}")
+    say(f"{len(new_ids)} tokens in {seconds:.1f} s, seed {seed}{ending}")
     return 0
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of a prompt after the token that begins a text: BOS, or EOS where a tokenizer has one token for both."""
+    """Ids of a prompt, after BOS if the tokenizer adds it or the prompt is empty; EOS replaces a missing BOS."""
     begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     opening = [begin] if tokenizer.adds_bos or not prompt else []
     return [*opening, *tokenizer.encode(prompt)]
 
 
 def text_pieces(tokenizer: Tokenizer, before: list[int], ids: Iterable[int]) -> Iterator[str]:
-    """The text that each id adds, held back until a character is complete."""
+    """Yield the text that each id adds; ids that end within a character wait for the rest of it."""
     context = before[-8:]  # a token can decode differently at the start of a text
-    held: list[int] = []
+    pending: list[int] = []
     for token in ids:
-        held.append(token)
-        text = tokenizer.decode([*context, *held])
+        pending.append(token)
+        text = tokenizer.decode([*context, *pending])
         if not text.endswith(REPLACEMENT):
             yield text[len(tokenizer.decode(context)) :]
-            context, held = [*context, *held][-8:], []
-    yield tokenizer.decode([*context, *held])[len(tokenizer.decode(context)) :]
+            context, pending = [*context, *pending][-8:], []
+    yield tokenizer.decode([*context, *pending])[len(tokenizer.decode(context)) :]
 
 
 def _export(settings: Mapping[str, Any]) -> int:

@@ -1,17 +1,17 @@
-"""Texts to evaluate on: any conf/data/NAME.yaml, read as evaluation reads it and not as training does.
+"""Texts to evaluate on, from any conf/data/NAME.yaml: evaluation reads them differently from training.
 
-Notable: one running text stays one text, and several documents stay several. Files are read by training's readers,
-uncut. The fingerprint depends on the text alone, so it tells whether results of different tokenizers and checkpoints
-are of one text. Whether a run was trained on a text is told by the hashes of its training documents in the caches: only
-whole documents are found (of a long text the pieces that `data.max_document_bytes` cut it into), so a share of 0 does
-not prove that it was not.
+Notable: one running text stays one text, and several documents stay separate. Training's readers read the files, but
+nothing is cut. The fingerprint depends on the text alone, so it shows whether results of different tokenizers and
+checkpoints are for the same text. The hashes of a run's training documents in the caches show whether it was trained on
+a text. Only complete documents are found (of a long one, the pieces that `data.max_document_bytes` cut it into), so a
+share of 0 does not prove that the run never saw the text.
 
-| source                    | what is read                               | as                                     |
-|---------------------------|--------------------------------------------|----------------------------------------|
-| hub, whose rows are lines | `test_split`, else `val_split`             | one text: rows joined by a blank line  |
-| hub, else                 | the same, else what training keeps by hash | documents                              |
-| local                     | `val_paths`, else `paths`                  | a plain file: one text; else documents |
-| pydocs                    | what training keeps for validation         | documents                              |
+| source                    | what is read                                   | as                                     |
+|---------------------------|------------------------------------------------|----------------------------------------|
+| hub, whose rows are lines | `test_split`, else `val_split`                 | one text: rows joined by a blank line  |
+| other hub data sets       | the same, else training's validation documents | documents                              |
+| local                     | `val_paths`, else `paths`                      | a plain file: one text; else documents |
+| pydocs                    | training's validation documents                | documents                              |
 """
 
 import glob
@@ -38,13 +38,13 @@ from slm.data.readers import ROW_SUFFIXES, pieces, suffix_of
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A text to score, before any tokenizer saw it."""
+    """A text to score, not yet tokenized."""
 
     name: str
     documents: tuple[str, ...]
     """One running text, or separate documents; none is blank."""
     separate: bool
-    """Whether there are documents, to stand between begin and end tokens; false for one running text."""
+    """Whether each document is to stand between begin and end tokens; false for one running text."""
     document_start: str | None = None
     """Pattern of the lines that begin a document inside a running text; only the standard error uses it."""
     notes: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Text:
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 digits of a SHA-256: of a running text as `sha256sum` has it, or of documents with their lengths."""
+        """First 16 digits of the SHA-256 of a running text, as `sha256sum` prints it, or of documents and lengths."""
         if not self.separate:
             return hashlib.sha256(self.documents[0].encode()).hexdigest()[:16]
         framed = (f"{len(document)}\n".encode() + document for document in map(str.encode, self.documents))
@@ -60,14 +60,13 @@ class Text:
 
 
 def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cache_dir: Path) -> Text:
-    """The text of `data`, the plain dict of a conf/data/NAME.yaml; one on the hub is fetched once into `cache_dir`.
+    """The text of `data`, the plain dict of a conf/data/NAME.yaml; data on the hub is downloaded once to `cache_dir`.
 
-    `document_start` replaces `data.document_start`. Raises ValueError, in one sentence, for what cannot be read, and
-    for a text that is empty or only white space.
+    `document_start` replaces `data.document_start`. Raises ValueError if the text cannot be read or is blank.
     """
     name, separate = data["name"], True
     start = document_start or data.get("document_start")
-    source_of(data)  # refuses an unknown one
+    source_of(data)  # raises if the source is unknown
     try:
         re.compile(start or "")
     except re.error as error:
@@ -80,7 +79,7 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
             name = files[0].name if len(files) == 1 else f"{len(files)} files"
         documents = tuple(local.texts_to_evaluate(data))
         separate = len(files) > 1 or suffix_of(files[0]) in ROW_SUFFIXES
-    elif data["source"] == "hub" and _split(data):
+    elif data["source"] == "hub" and _evaluation_split(data):
         separate = data["document_start"] is None
         documents = _rows(data, cache_dir)
         if not separate:
@@ -101,14 +100,14 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
     )
 
 
-def _split(data: Mapping[str, Any]) -> str | None:
-    # .get: the config.yaml of a run from before there was a test_split has none.
+def _evaluation_split(data: Mapping[str, Any]) -> str | None:
+    # `get`, because the config.yaml of an older run has no test_split.
     return data.get("test_split") or data["val_split"]
 
 
 def _rows(data: Mapping[str, Any], cache_dir: Path) -> tuple[str, ...]:
     """Rows of the split; if rows are documents, up to the limits of the data set."""
-    split = _split(data)
+    split = _evaluation_split(data)
     options = {name: data[name] for name in ("path", "subset", "revision", "text_column", "document_start")}
     limits = {name: data[name] for name in ("max_documents", "max_bytes") if data["document_start"] is None}
     folder = cache_dir / "evaluation" / f"{data['name']}-{digest([options, limits, split])}"
@@ -123,7 +122,7 @@ def _rows(data: Mapping[str, Any], cache_dir: Path) -> tuple[str, ...]:
 
 
 def run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """The resolved config of a run and the fingerprints of what it was trained on."""
+    """The resolved config of a run, and the fingerprints of its training data and tokenizer."""
     import yaml
 
     try:
@@ -140,20 +139,20 @@ def run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
 
 
 def cached_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Path | None:
-    """The folder of the documents of the run that `config` describes, in `cache_dir` or in the run's cache, if any."""
+    """The folder of the run's documents, in `cache_dir` or in the cache that `config` names; None if neither has it."""
     for cache in (cache_dir, Path(os.path.expanduser(config["cache_dir"]))):
         for manifest in sorted((cache / "documents").glob(f"{glob.escape(config['data']['name'])}-*/manifest.json")):
-            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged manifest: its folder is made again
+            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged manifest: the folder is built again
                 if json.loads(manifest.read_text())["fingerprint"] == fingerprint:
                     return manifest.parent
     return None
 
 
 def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
-    """The validation documents, in lists, of the run of ours that `config` describes.
+    """Lists of the validation documents of the training run that `config` describes.
 
-    They are looked for by their fingerprint, in `cache_dir` and in the run's cache, else made again from their source
-    in `cache_dir`. Raises ValueError if that gives other documents.
+    Documents that no cache has (see `cached_documents`) are built again from their source, in `cache_dir`. Raises
+    ValueError if the new documents have another fingerprint.
     """
     data = config["data"]
     cached_folder = cached_documents(config, fingerprint, cache_dir)
@@ -171,29 +170,29 @@ def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) 
 
 @dataclass(frozen=True)
 class TrainingDocuments:
-    """`text_hash` of all training documents of a run, and the bytes at which long ones were cut."""
+    """`text_hash` of all training documents of a run, and the size in bytes at which long documents were cut."""
 
     hashes: np.ndarray
     max_bytes: int | None
 
     def share_of_bytes(self, texts: Iterable[str]) -> float:
-        """The share of the bytes of some texts that are in training documents."""
-        cut = [piece for text in texts for piece in pieces([text.encode()], self.max_bytes)]
-        sizes = np.array([len(piece) for piece in cut])
-        return float(sizes[self._contain([piece.decode() for piece in cut])].sum() / sizes.sum())
+        """The share of the bytes of `texts` that are in training documents."""
+        parts = [piece for text in texts for piece in pieces([text.encode()], self.max_bytes)]
+        sizes = np.array([len(part) for part in parts])
+        return float(sizes[self._contain([part.decode() for part in parts])].sum() / sizes.sum())
 
     def share_of_questions(self, questions: Sequence[Sequence[str]]) -> float:
-        """The share of questions of which any of the texts given for each is a training document."""
-        contained = self._contain([text for texts in questions for text in texts])
+        """The share of questions with a text that is a training document; a question is given as its texts."""
+        is_contained = self._contain([text for texts in questions for text in texts])
         starts = np.cumsum([0, *(len(texts) for texts in questions[:-1])])
-        return float(np.logical_or.reduceat(contained, starts).mean())
+        return float(np.logical_or.reduceat(is_contained, starts).mean())
 
     def _contain(self, texts: Sequence[str]) -> np.ndarray:
         return np.isin(np.array([text_hash(text) for text in texts], dtype=np.uint64), self.hashes)
 
 
 def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments | None:
-    """What a run was trained on; None without a run, or if no cache has its documents any more."""
+    """The training documents of a run; None without a run, or if no cache still has its documents."""
     if run is None:
         return None
     config, fingerprints = run_facts(run)
@@ -203,13 +202,13 @@ def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments |
 
 
 def document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> np.ndarray:
-    """Number (n,) of the document in which each token of a running text begins, given the bytes of each token.
+    """Index (n,) of the document in which each token of a running text begins; `sizes_n` are the tokens' bytes.
 
-    Documents begin at the matches of `document_start`; without a pattern there is one.
+    Documents begin at the matches of `document_start`; without this pattern the text is one document.
     """
     if document_start is None:
         return np.zeros(len(sizes_n), dtype=np.int32)
-    # What stands before the first match belongs to the document that it opens.
+    # The first match is no cut: the text before it belongs to the first document.
     cuts = [0, *(match.start() for match in re.finditer(document_start, text, re.MULTILINE))][2:]
     lengths = [len(text[start:stop].encode()) for start, stop in zip([0, *cuts], cuts, strict=False)]
     return np.searchsorted(np.cumsum(lengths), np.cumsum(sizes_n) - sizes_n, side="right").astype(np.int32)

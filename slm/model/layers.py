@@ -1,6 +1,6 @@
 """The parts of a block that treat each token by itself: linear maps, norms, feed-forwards.
 
-Legend: B batch, T tokens, D hidden, F feed-forward.
+Legend: B batch, T tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from slm.model.config import ModelConfig
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, which when compiled for one row on a CPU multiplies and sums."""
+    """`F.linear`; when compiled for one row on a CPU, an elementwise product and a sum."""
     if torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == weight.shape[1]:
-        # This reads the weight at memory bandwidth. Libraries' matrix-vector products reach less than half of it
+        # The sum reads the weight at memory bandwidth. Libraries' matrix-vector products reach less than half of that
         # (docs/log.md, 2026-11-22).
         y = (weight * x.view(-1)).sum(-1).view(*x.shape[:-1], -1)
         return y if bias is None else y + bias
@@ -26,7 +26,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that computes by `linear`."""
+    """`nn.Linear` that calls `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x / rms(x) over the last axis, in float32 at least, returned in float32 at least (arXiv:1910.07467)."""
+    """x / rms(x) over the last axis (arXiv:1910.07467), computed and returned in float32, or float64 if x is."""
     x = x if x.dtype == torch.float64 else x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
@@ -53,7 +53,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(RMSNorm):
-    """LayerNorm (arXiv:1607.06450) with float32 statistics, a gain and, if asked, a bias."""
+    """LayerNorm (arXiv:1607.06450) with float32 statistics, a gain and an optional bias."""
 
     def __init__(self, size: int, eps: float, *, bias: bool) -> None:
         super().__init__(size, eps)
@@ -61,8 +61,8 @@ class LayerNorm(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
-        exact = x if x.dtype == torch.float64 else x.float()
-        y = rms_norm(exact - exact.mean(-1, keepdim=True), self.eps) * self.weight
+        precise = x if x.dtype == torch.float64 else x.float()
+        y = rms_norm(precise - precise.mean(-1, keepdim=True), self.eps) * self.weight
         return (y if self.bias is None else y + self.bias).type_as(x)
 
 
@@ -73,7 +73,7 @@ def make_norm(config: ModelConfig) -> nn.Module:
     return LayerNorm(config.hidden_size, config.norm_eps, bias=config.norm_bias)
 
 
-_gelu = partial(F.gelu, approximate="tanh")  # arXiv:1606.08415, section 2, as GPT-2 and Gemma have it
+_gelu = partial(F.gelu, approximate="tanh")  # arXiv:1606.08415, section 2; GPT-2 and Gemma use it
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
     "geglu": _gelu,
@@ -102,5 +102,5 @@ class FeedForward(nn.Module):
 
 
 def scaled(x: Tensor, multiplier: float) -> Tensor:
-    """x times a multiplier of the config; x itself if that is 1."""
+    """x * multiplier; x itself if the multiplier is 1."""
     return x if multiplier == 1.0 else x * multiplier

@@ -1,4 +1,4 @@
-"""The whole analysis of a table: fits, comparison, references, allocation, as plain data for report and figures."""
+"""Analysis of a results table: fits, comparison of families, references and allocation, as plain data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
 
 Say = Callable[[str, int, int], None]
-"""Takes what is being done, the steps that are done, and all steps."""
+"""Reports progress: takes the current work in words, the number of steps done, and the number of all steps."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def analyse(
     say: Say = lambda what, done, total: None,
     verdict_only: bool = False,
 ) -> Analysis:
-    """Fit every law that the table allows, compare the families, and say what follows.
+    """Fit every law that the table allows, compare the families, and state the verdict.
 
-    `controlled` is the result of an audit (None: not audited); it only enters the words of the verdict. Results depend
-    on the table, the settings and `seed` alone. `verdict_only` leaves out what the verdict does not rest on: bands,
+    `controlled` is the result of an audit (None: not audited); it changes only the wording of the verdict. Results
+    depend on the table, the settings and `seed` alone. `verdict_only` leaves out what the verdict does not use: bands,
     predictions, other targets, a second loss, references, allocation. Raises `ValueError` if no law can be fitted to
     any family.
     """
@@ -53,17 +53,17 @@ def analyse(
     tasks, skipped = _plan(table, settings, target, size)
     loss = settings.fit_loss
 
-    def is_primary(task: Task) -> bool:  # the verdict may rest on it
+    def is_primary(task: Task) -> bool:  # whether the verdict may rest on this task
         return task.target == target and task.size in ("", size) and task.loss == loss
 
     tasks = [task for task in tasks if is_primary(task) or not verdict_only]
     steps = len(tasks) + sum(map(is_primary, tasks)) + 1
     entries: list[Entry] = []
     fitted: dict[str, dict[str, Fitted]] = {}
-    for place, task in enumerate(tasks):
-        say(f"fitting {task.law.name} to {task.target}", place, steps)
+    for index, task in enumerate(tasks):
+        say(f"fitting {task.law.name} to {task.target}", index, steps)
         # Each task has its own generator, so that leaving out a law changes no other law's bootstrap.
-        rng = np.random.default_rng([seed, number_of(task.law.name), 0 if is_primary(task) else place])
+        rng = np.random.default_rng([seed, number_of(task.law.name), 0 if is_primary(task) else index])
         families = fit_group(table, task, settings, rng, thorough=is_primary(task) and not verdict_only)
         entries += [result.entry for result in families.values()]
         if is_primary(task):
@@ -75,8 +75,8 @@ def analyse(
     comparison = _overview(table, settings, entries, fitted, law, target, size) | {"weighed": weighed, "laws": {}}
     comparison["primary"]["why"] = why
     comparison["skipped"] = skipped
-    for place, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):
-        say(f"comparing families under {name}", place, steps)
+    for index, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):
+        say(f"comparing families under {name}", index, steps)
         rng = np.random.default_rng([seed, 1000, number_of(name)])
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
@@ -91,11 +91,11 @@ def analyse(
 
 
 def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
-    """Target and N of the verdict."""
-    marks = [name for name in ("tokenizer_fingerprint", "tokenizer", "vocab_size") if name in table.frame]
-    tokenizers = max((table.frame[name].nunique() for name in marks), default=1)
-    auto = "bits_per_byte" if tokenizers > 1 and "bits_per_byte" in table.targets else table.targets[0]
-    target = auto if settings.target == "auto" else settings.target
+    """The target of the verdict, and the column that is its N."""
+    columns = [name for name in ("tokenizer_fingerprint", "tokenizer", "vocab_size") if name in table.frame]
+    num_tokenizers = max((table.frame[name].nunique() for name in columns), default=1)
+    default = "bits_per_byte" if num_tokenizers > 1 and "bits_per_byte" in table.targets else table.targets[0]
+    target = default if settings.target == "auto" else settings.target
     size = table.sizes[0] if settings.size == "auto" else settings.size
     for name, value, allowed in (("target", target, table.targets), ("size", size, table.sizes)):
         if value not in allowed:
@@ -104,7 +104,7 @@ def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
 
 
 def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[list[Task], list[Entry]]:
-    """What to fit, as far as the table has the columns; and the laws that are skipped, with the reason."""
+    """The tasks whose columns the table has, and the laws that are skipped for lack of a column, with the reason."""
     tasks, skipped = [], []
     targets = [target, *(t for t in settings.targets if t in table.targets and t != target)]
     sizes = [size, *(s for s in settings.sizes if s in table.sizes and s != size)]
@@ -128,7 +128,7 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
 
 
 def _check_names(settings: Settings, table: Table, laws: list[Law]) -> None:
-    """Raise `ValueError` for a point to predict or a parameter to test that no law could take."""
+    """Raise `ValueError` if a point to predict has an unknown variable, or no law has all parameters to test."""
     points = [point for point in settings.predict if isinstance(point, Mapping)]
     unknown = [name for point in points for name in point if name not in (*VARIABLES, *table.frame)]
     if unknown:
@@ -148,7 +148,7 @@ def _check_fitted(table: Table, entries: list[Entry]) -> None:
 
 
 def _covariates(fitted: ByLaw) -> list[str]:
-    """Columns, other than N, D and the like, that a fitted formula is about."""
+    """The variables of fitted formulas other than `VARIABLES`: columns of the table."""
     fits = [result for families in fitted.values() for result in families.values() if result.fit is not None]
     return sorted({name for result in fits for name in result.entry["range"]} - set(VARIABLES))
 
@@ -156,11 +156,14 @@ def _covariates(fitted: ByLaw) -> list[str]:
 def _overview(
     table: Table, settings: Settings, entries: list[Entry], fitted: ByLaw, law: str, target: str, size: str
 ) -> Entry:
-    """What was compared, and how the laws and the order of the families compare."""
+    """What was compared, how well each law fits, and which rankings of the families agree."""
     frame, families, loss = table.frame, table.families, settings.fit_loss.name
-    every = rankings(entries, families)
-    keys = ("law", "target", "loss")
-    first = next(r for r in every if [r[k] for k in keys] == [law, target, loss] and r["size"] in (None, size))
+    all_rankings = rankings(entries, families)
+    primary = next(
+        row
+        for row in all_rankings
+        if (row["law"], row["target"], row["loss"]) == (law, target, loss) and row["size"] in (None, size)
+    )
     has_tokens = "tokens" in frame and not frame["tokens"].isna().any()
     return {
         "table": table.name,
@@ -177,19 +180,19 @@ def _overview(
             "loss": loss,
             "level": settings.level,
         },
-        "ranking": survival(every, first, families),
+        "ranking": survival(all_rankings, primary, families),
         "selection": selection(fitted, families),
-        "notes": [*table.notes, *_not_done(settings, entries)],
+        "notes": [*table.notes, *_unmet_requests(settings, entries)],
     }
 
 
-def _not_done(settings: Settings, entries: list[Entry]) -> list[str]:
-    """A sentence on each formula that fits no family, and on given parameters that no fitted law has."""
+def _unmet_requests(settings: Settings, entries: list[Entry]) -> list[str]:
+    """Sentences on formulas that fit no family, and on parameters to test that no fitted law has."""
     sentences = []
     for name in settings.formulas or ():
-        own = [entry for entry in entries if entry["law"] == name]
-        if own and not any(entry["fitted"] for entry in own):
-            sentences.append(f"The formula {name} was {own[0]['notes'][0]}.")
+        own_entries = [entry for entry in entries if entry["law"] == name]
+        if own_entries and not any(entry["fitted"] for entry in own_entries):
+            sentences.append(f"The formula {name} was {own_entries[0]['notes'][0]}.")
     if settings.test and not any(entry.get("test") for entry in entries):
         sentences.append(f"analysis.test was not made: no law that was fitted has all of {', '.join(settings.test)}.")
     return sentences

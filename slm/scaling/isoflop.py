@@ -1,10 +1,10 @@
-"""Approach 2 of Hoffmann et al. 2022: the lowest loss of each compute budget, and power laws through where it lies.
+"""Approach 2 of Hoffmann et al. 2022: power laws through the size with the lowest loss at each compute budget.
 
-Notable: a budget is declared by a column of FLOPs, or it is a group of runs that clear gaps part from all others, so a
-design without budgets gives no exponent. The parabola is fitted about the lowest loss alone: over wide grids it is
+Notable: budgets are values of a column of FLOPs, or groups of runs with clear gaps in FLOPs to all other runs, so a
+design without budgets gives no exponent. The parabola is fitted only near the lowest loss: over wide grids it is
 biased, since the true curve is not symmetric (Czech et al. 2026, arXiv:2603.22339). Budgets whose lowest point lies
-outside their runs are dropped and named. The interval rests on how far the budgets lie from the line, so it counts
-whatever moves a budget's lowest point, not the noise of runs alone.
+outside their runs are dropped and named. The interval comes from the scatter of the lowest points about the line, so it
+includes whatever moves a lowest point and not only the noise of runs.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from scipy import stats
 from slm.scaling.forms import Floats
 
 TOLERANCE = 1.25
-"""Largest over smallest FLOPs of one budget. Published designs hold to 1.1; budgets lie at least 1.5 apart."""
+"""Largest over smallest FLOPs of one budget. Published designs stay within 1.1, with budgets at least 1.5 apart."""
 GAP = np.log(TOLERANCE) / 2
 """Least gap in log FLOPs between budgets; the gap must also be wider than the budget itself."""
 ACCOUNTING = 3.0
-"""A column declares FLOPs if it agrees with `flops` to this factor: exact counts are up to twice 6 N D."""
+"""A column holds FLOPs if it agrees with `flops` to this factor: exact counts are up to twice 6 N D."""
 DECLARED_SPREAD = 2.0
 """Largest over smallest FLOPs of a declared budget: 6 N D of equal exact FLOPs spreads by 1.4 at a context of 16k."""
 WINDOW = 5.0
-"""The parabola goes through sizes up to this factor from the lowest. 5 reproduces the exponents that Beck et al. 2025
-(arXiv:2510.02228) publish to 0.002; narrower windows scatter more, wider ones are more biased."""
+"""The parabola is fitted to sizes within this factor of the lowest point. 5 reproduces the exponents that Beck et al.
+2025 (arXiv:2510.02228) publish to 0.002; narrower windows scatter more, wider ones are more biased."""
 DECLARATIONS = ("isoflop", "budget")
+"""Columns that may hold the FLOPs of the budgets, by preference."""
 MIN_SIZES = 5
 MIN_BUDGETS = 3
 
@@ -42,7 +43,7 @@ class Exponent:
     low: float
     high: float
     se_scatter: float | None = None
-    """Standard error if the scatter of runs within budgets were the only error; None for optima that were given."""
+    """Standard error if the scatter of runs within budgets were the only error; None for `given_optima`."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Budget:
     tokens: float | None
     low: float | None
     high: float | None
-    """Interval of `params` by Fieller's theorem from the scatter of all budgets; None where it is open."""
+    """Interval of `params` by Fieller's theorem, from the scatter within all budgets; None where it is open."""
     reason: str | None
     """Why the budget is not used; None if it is."""
     window: tuple[float, float]
-    """Smallest and largest N that the parabola goes through."""
+    """Smallest and largest N that the parabola is fitted to."""
     centre: float
     """log N at which the parabola is centred."""
     parabola: tuple[float, float, float]
@@ -75,13 +76,13 @@ class IsoFlop:
     """The analysis of one family; `reason` says why there are no exponents."""
 
     grouped_by: str
-    """The column that makes budgets."""
+    """The column whose values define the budgets."""
     ignored: tuple[str, ...]
-    """Columns of that name whose values are not FLOPs."""
+    """Columns of `DECLARATIONS` that the table has, but whose values do not define budgets."""
     budgets: tuple[Budget, ...]
-    """Those of `MIN_SIZES` sizes and more."""
+    """Budgets of at least `MIN_SIZES` sizes."""
     ungrouped: int
-    """Rows that belong to none of them."""
+    """Number of rows in none of `budgets`."""
     params: Exponent | None
     """a in N* ~ C^a."""
     tokens: Exponent | None
@@ -92,45 +93,47 @@ class IsoFlop:
 def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95) -> IsoFlop:
     """Approach 2 on the runs of one family, with parabolas of log target in log N.
 
-    Budgets are the column `isoflop` or `budget` where it holds FLOPs, else groups of equal FLOPs. Runs of one size are
-    averaged. Exponents need `MIN_BUDGETS` budgets of `MIN_SIZES` sizes whose lowest point lies inside their runs.
+    Budgets are the values of the column `isoflop` or `budget` if it holds FLOPs, else groups of nearly equal FLOPs.
+    Runs of one size are averaged. Exponents need `MIN_BUDGETS` budgets of `MIN_SIZES` sizes whose lowest point lies
+    inside their runs.
     """
     column, groups = group_budgets(frame)
     groups = [rows for rows in groups if frame[size].iloc[rows].nunique() >= MIN_SIZES]
     fits = [_fit_parabola(frame.iloc[rows], size, target) for rows in groups]
-    df = sum(len(one.near) - 3 for one in fits)
-    variance = sum(one.sse for one in fits) / df if df else np.nan
-    reach = float(stats.t.ppf(0.5 + level / 2, df)) if df else np.nan
+    df = sum(len(fit.near) - 3 for fit in fits)
+    variance = sum(fit.sse for fit in fits) / df if df else np.nan
+    quantile = float(stats.t.ppf(0.5 + level / 2, df)) if df else np.nan
     budgets = tuple(
-        _budget(one, frame.iloc[rows], size, target, variance * reach**2)
-        for one, rows in zip(fits, groups, strict=True)
+        _budget(fit, frame.iloc[rows], size, target, variance * quantile**2)
+        for fit, rows in zip(fits, groups, strict=True)
     )
-    used = [(one, budget) for one, budget in zip(fits, budgets, strict=True) if budget.reason is None]
+    used = [(fit, budget) for fit, budget in zip(fits, budgets, strict=True) if budget.reason is None]
     ignored = tuple(name for name in DECLARATIONS if name in frame and column == "flops")
     ungrouped = len(frame) - sum(len(rows) for rows in groups)
     if len(used) < MIN_BUDGETS:
-        return IsoFlop(column, ignored, budgets, ungrouped, None, None, _why_none(column, len(budgets), len(used)))
+        reason = _too_few_budgets(column, len(budgets), len(used))
+        return IsoFlop(column, ignored, budgets, ungrouped, None, None, reason)
     log_c = np.log([budget.flops for _, budget in used])
     log_n, log_d = (np.log([getattr(b, name) for _, b in used]) for name in ("params", "tokens"))
-    variances = variance * np.array([one.vertex_variance for one, _ in used])
+    variances = variance * np.array([fit.vertex_variance for fit, _ in used])
     params = exponent(log_c, log_n, level, variances)
-    tokens = exponent(log_c, log_d, level, variances * np.square([one.token_slope for one, _ in used]))
+    tokens = exponent(log_c, log_d, level, variances * np.square([fit.token_slope for fit, _ in used]))
     return IsoFlop(column, ignored, budgets, ungrouped, params, tokens, None)
 
 
 def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, float]) -> float | None:
-    """By how much approach 2 misses the exponent of a `chinchilla` law at just these sizes, without any noise.
+    """Approach 2's exponent on noise-free losses of a `chinchilla` law, less the law's own; None if it gives none.
 
-    A parabola is symmetric and the law's isoFLOP curve is not, so the answer depends on which sizes were run.
+    A parabola is symmetric and the law's isoFLOP curve is not, so the bias depends on which sizes were run.
     """
     N, D = frame[size].to_numpy(float), frame["tokens"].to_numpy(float)
     exact = law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
-    found = isoflop(frame.assign(**{target: exact}), size, target).params
-    return None if found is None else found.value - law["beta"] / (law["alpha"] + law["beta"])
+    estimate = isoflop(frame.assign(**{target: exact}), size, target).params
+    return None if estimate is None else estimate.value - law["beta"] / (law["alpha"] + law["beta"])
 
 
 def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tuple[Exponent, Exponent] | str:
-    """Exponents a and b of a table whose rows are optima, one a budget; or why there are none."""
+    """Exponents a and b of a table whose rows are optima, one for each budget; or the reason why there are none."""
     flops = np.sort(frame["flops"].to_numpy(float))
     if len(flops) < MIN_BUDGETS:
         return f"there are {len(flops)} budgets and {MIN_BUDGETS} are needed"
@@ -144,31 +147,31 @@ def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tupl
 def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | None = None) -> Exponent:
     """The least-squares slope of log y against log C, with a t interval of (budgets - 2) degrees of freedom.
 
-    `variances` are those of log y by scatter within budgets. The interval is at least a quarter as wide as that
-    scatter alone would make it, since three budgets can lie on a line by luck (simulated: 94% to 97% cover).
+    `variances` are those of log y from the scatter within budgets. The interval is at least a quarter as wide as that
+    scatter alone would make it, since three budgets can lie on a line by luck (coverage in simulations: 94% to 97%).
     """
     z, df = log_c - log_c.mean(), len(log_c) - 2
     slope = float(z @ log_y / (z @ z))
     residuals = log_y - log_y.mean() - slope * z
-    half = float(stats.t.ppf(0.5 + level / 2, df) * np.sqrt(residuals @ residuals / df / (z @ z)))
-    scatter = None if variances is None else float(np.sqrt(z**2 @ variances) / (z @ z))
-    half = max(half, stats.norm.ppf(0.5 + level / 2) / 4 * (scatter or 0.0))
-    return Exponent(slope, slope - half, slope + half, scatter)
+    half_width = float(stats.t.ppf(0.5 + level / 2, df) * np.sqrt(residuals @ residuals / df / (z @ z)))
+    se_scatter = None if variances is None else float(np.sqrt(z**2 @ variances) / (z @ z))
+    half_width = max(half_width, stats.norm.ppf(0.5 + level / 2) / 4 * (se_scatter or 0.0))
+    return Exponent(slope, slope - half_width, slope + half_width, se_scatter)
 
 
 def group_budgets(frame: pd.DataFrame) -> tuple[str, list[np.ndarray]]:
-    """The column that makes budgets, and the row positions of each budget, by rising FLOPs."""
+    """The column whose values define the budgets, and the row positions of each budget, by rising FLOPs."""
     flops = frame["flops"].to_numpy(float)
     for name in DECLARATIONS:
-        if name in frame and (declared := _declared(frame[name], flops)) is not None:
+        if name in frame and (declared := _declared_flops(frame[name], flops)) is not None:
             return name, [np.flatnonzero(declared == value) for value in np.unique(declared)]
     order = np.argsort(flops, kind="stable")
     log_c = np.log(flops[order])
     return "flops", [order[start:end] for start, end in _clear_groups(log_c, 0, len(order))]
 
 
-def _declared(column: pd.Series, flops: Floats) -> Floats | None:
-    """The column's numbers if they are FLOPs and make budgets; None for tokens, tokens a parameter and labels of them.
+def _declared_flops(column: pd.Series, flops: Floats) -> Floats | None:
+    """The column's numbers if they are FLOPs that define budgets; None if they are anything else, such as tokens.
 
     A sweep writes its budgets as text such as `flops=1e18`.
     """
@@ -184,25 +187,25 @@ def _declared(column: pd.Series, flops: Floats) -> Floats | None:
 
 def _clear_groups(log_c: Floats, start: int, end: int) -> list[tuple[int, int]]:
     """Ranges of sorted log FLOPs no wider than `TOLERANCE`, with gaps to both neighbours wider than themselves."""
-    wide = log_c[end - 1] - log_c[start]
-    if wide <= np.log(TOLERANCE):
+    width = log_c[end - 1] - log_c[start]
+    if width <= np.log(TOLERANCE):
         below = log_c[start] - log_c[start - 1] if start else np.inf
         above = log_c[end] - log_c[end - 1] if end < len(log_c) else np.inf
-        return [(start, end)] if min(below, above) > max(wide, GAP) else []
+        return [(start, end)] if min(below, above) > max(width, GAP) else []
     cut = start + 1 + int(np.argmax(np.diff(log_c[start:end])))
     return _clear_groups(log_c, start, cut) + _clear_groups(log_c, cut, end)
 
 
-def _why_none(column: str, budgets: int, used: int) -> str:
+def _too_few_budgets(column: str, budgets: int, used: int) -> str:
     if not budgets and column != "flops":
         return f"no value of the column {column} has {MIN_SIZES} sizes"
     if not budgets:
         return (
             f"no {MIN_SIZES} sizes have FLOPs that agree to a factor of {TOLERANCE}, with a clear gap to all other runs"
         )
-    there = f"{budgets} {'budget has' if budgets == 1 else 'budgets have'} {MIN_SIZES} sizes or more"
-    lost = f", and {used} of them {'has' if used == 1 else 'have'} the lowest point inside" if used < budgets else ""
-    return f"{there}{lost}; {MIN_BUDGETS} are needed"
+    large = f"{budgets} {'budget has' if budgets == 1 else 'budgets have'} {MIN_SIZES} sizes or more"
+    inside = f", and {used} of them {'has' if used == 1 else 'have'} the lowest point inside" if used < budgets else ""
+    return f"{large}{inside}; {MIN_BUDGETS} are needed"
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ class _Parabola:
     """A parabola about the lowest log target of one budget, through means over the runs of each size."""
 
     near: Floats
-    """Log sizes that it goes through, rising."""
+    """Log sizes that it is fitted to, rising."""
     inside: tuple[float, float]
     """Smallest and largest log size of the budget."""
     centre: float
@@ -220,9 +223,9 @@ class _Parabola:
     """[3, 3]: covariance of `c` over the variance of a point."""
     sse: float
     log_tokens: float
-    """At `centre`."""
+    """Log D at `centre`."""
     token_slope: float
-    """Of log D in log N."""
+    """Slope of log D in log N."""
 
     @property
     def vertex_variance(self) -> float:
@@ -232,40 +235,40 @@ class _Parabola:
 
 
 def _fit_parabola(rows: pd.DataFrame, size: str, target: str) -> _Parabola:
-    """Fit about the lowest point, then once more about the parabola's own lowest point."""
+    """Fit near the size of lowest loss, then once more near the lowest point of that parabola."""
     logs = [np.log(rows[name].to_numpy(float)) for name in (size, target, "tokens")]
-    # Equal sizes are equal to more digits than these.
+    # Rounding merges only sizes that differ by floating-point error.
     _, group, seeds = np.unique(logs[0].round(9), return_inverse=True, return_counts=True)
     log_n, log_y, log_d = (np.bincount(group, values) / seeds for values in logs)
-    about = log_n[np.argmin(log_y)]
-    for last in (False, True):
-        away = np.abs(log_n - about)
-        near = away <= max(np.log(WINDOW), np.sort(away)[MIN_SIZES - 1]) * (1 + 1e-9)
+    lowest = log_n[np.argmin(log_y)]
+    for is_last in (False, True):
+        distance = np.abs(log_n - lowest)
+        near = distance <= max(np.log(WINDOW), np.sort(distance)[MIN_SIZES - 1]) * (1 + 1e-9)
         centre = float(log_n[near].mean())
         z = log_n[near] - centre
         X = np.stack([np.ones_like(z), z, z**2], axis=1)
         c = np.linalg.lstsq(X, log_y[near], rcond=None)[0]
-        if last or c[2] <= 0:
+        if is_last or c[2] <= 0:
             break
-        about = float(np.clip(centre - c[1] / (2 * c[2]), log_n[0], log_n[-1]))
+        lowest = float(np.clip(centre - c[1] / (2 * c[2]), log_n[0], log_n[-1]))
     sse = float(((log_y[near] - X @ c) ** 2).sum())
     token_slope = float(z @ log_d[near] / (z @ z))  # z sums to zero
     inverse, log_tokens = np.linalg.inv(X.T @ X), float(log_d[near].mean())
     return _Parabola(log_n[near], (log_n[0], log_n[-1]), centre, c, inverse, sse, log_tokens, token_slope)
 
 
-def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, squared_reach: float) -> Budget:
-    """The lowest point, with Fieller's interval: where slope + 2 curvature z is within a number of errors of 0.
+def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, variance_t2: float) -> Budget:
+    """The lowest point, with Fieller's interval: every z at which slope + 2 curvature z does not differ from 0.
 
-    `squared_reach` is the square of that number times the variance of a point.
+    `variance_t2` is the variance of a point times the squared quantile of t.
     """
     value, b, c = fit.c.tolist()
-    V = fit.inverse * squared_reach
+    V = fit.inverse * variance_t2
     z = -b / (2 * c) if c > 0 else None
     is_inside = z is not None and fit.inside[0] < fit.centre + z < fit.inside[1]
-    lost = "its curve has no lowest point" if z is None else "its lowest point lies outside its runs"
+    why_unused = "its curve has no lowest point" if z is None else "its lowest point lies outside its runs"
     low, high = None, None
-    if c**2 > V[2, 2]:  # else no curvature is beyond the scatter, and the interval is open
+    if c**2 > V[2, 2]:  # else the curvature is not significant, and the interval is open
         roots = np.roots([4 * (c**2 - V[2, 2]), 4 * (b * c - V[1, 2]), b**2 - V[1, 1]])
         low, high = np.exp(fit.centre + np.sort(roots.real)).tolist()
     return Budget(
@@ -275,7 +278,7 @@ def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, squared_
         tokens=None if z is None else float(np.exp(fit.log_tokens + fit.token_slope * z)),
         low=low,
         high=high,
-        reason=None if is_inside else lost,
+        reason=None if is_inside else why_unused,
         window=(float(np.exp(fit.near[0])), float(np.exp(fit.near[-1]))),
         centre=fit.centre,
         parabola=(value, b, c),

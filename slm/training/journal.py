@@ -42,7 +42,7 @@ COLUMNS = (
 """Columns of metrics.csv. Those under `time/` differ from run to run; all others are functions of the config."""
 
 HOPELESS_NATS = 1.0
-"""Nats above a uniform guess from which the mean loss of a row counts as hopeless."""
+"""A row counts as hopeless if its mean loss is at least this far above that of a uniform guess, in nats."""
 
 STATUS = {
     "train/loss": "loss {:.3f}",
@@ -51,7 +51,7 @@ STATUS = {
     "time/tokens_per_second": "{:,.0f} tok/s",
     "time/mfu": "MFU {:.0%}",
 }
-"""The newest metrics in words, for the progress."""
+"""How the progress shows the newest metrics."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Journal(L.Callback):
     progress: Progress
     interrupt: Interrupt
     peak_flops_per_second: float
-    """Of one device."""
+    """Measured matmul peak of one device."""
     branched_from: Mapping[str, Any] | None = None
     """`name` of the trunk and `step` at which this run left it; None for a run that started at step 0."""
 
@@ -81,7 +81,7 @@ class Journal(L.Callback):
     train_seconds: float = 0.0
     """Time of training steps, over all resumptions."""
     seconds: float = 0.0
-    """Time from the start of the fit to the checkpoint that this process continued from."""
+    """Time that earlier processes of the run took until the checkpoint that this one continued from."""
     _latest: dict[str, float] = field(default_factory=dict)
     _step: int = 0
     _row_steps: int = 0  # steps since the last row or the start of this process
@@ -98,7 +98,7 @@ class Journal(L.Callback):
         return clocks | {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint: this run's, or the trunk's, which does not hold this run's `branched_from`."""
+        """Restore from a checkpoint of this run, or of its trunk, which does not hold this run's `branched_from`."""
         branched_from = self.branched_from
         for name, value in state_dict.items():
             setattr(self, name, value)
@@ -109,7 +109,7 @@ class Journal(L.Callback):
         return self.seconds + time.perf_counter() - self._started
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clocks, and take the signals back from Lightning."""
+        """Start the clocks, and replace Lightning's signal handlers by ours."""
         self.interrupt.install()
         self.progress.begin(trainer.global_step)
         self._step = trainer.global_step
@@ -136,7 +136,7 @@ class Journal(L.Callback):
         is_due = self._is_checkpoint_due(trainer, bool(row), is_last)
         names = self._names_to_keep(step, row)
         should_stop = self.status != "completed"
-        if self.status != "diverged" and (is_due or should_stop or names):  # a diverged run keeps its last good one
+        if self.status != "diverged" and (is_due or should_stop or names):  # after divergence the last good one stays
             self._save(trainer, pl_module, names)
         trainer.should_stop = should_stop
 
@@ -147,11 +147,11 @@ class Journal(L.Callback):
         self.skipped_steps = int(pl_module.guard.skipped.item())
 
     def outcome(self, steps: int) -> str:
-        """The status of a run that ended at step `steps`: one that skipped most of them has learned little."""
+        """The status of a run that ended at step `steps`; it also diverged if it skipped more than half of them."""
         return "diverged" if self.status == "completed" and self.skipped_steps > steps / 2 else self.status
 
     def _training_metrics(self, module: LanguageModel, trainer: L.Trainer) -> dict[str, float]:
-        """Means and rates since the last row. Only here does the host wait for the device."""
+        """Means and rates since the last row; the host has to wait for the device to read them."""
         loss = _sum_over_ranks(trainer, module.loss_sum) / _sum_over_ranks(trainer, module.loss_count)
         module.loss_sum.zero_()
         module.loss_count.zero_()
@@ -173,7 +173,7 @@ class Journal(L.Callback):
         }
 
     def mfu(self, tokens_per_second: float) -> float:
-        """Model FLOPs utilization: the share of the measured matmul peak of all devices."""
+        """Model FLOPs utilization: FLOPs a second as a share of the measured matmul peak of all devices."""
         peak = self.peak_flops_per_second * self.plan.hardware.world_size
         return tokens_per_second * self.plan.token_flops / peak
 
@@ -186,7 +186,7 @@ class Journal(L.Callback):
             self.status = "diverged"
 
     def _validate(self, module: LanguageModel, is_last: bool) -> dict[str, float]:
-        pause = time.perf_counter()
+        paused_at = time.perf_counter()
         train = self.plan.settings["train"]
         max_tokens = train.get("val_tokens") if is_last else train["eval_tokens"]
         with module.evaluation_weights():
@@ -198,9 +198,9 @@ class Journal(L.Callback):
                 self._step, self._step * self.plan.batch_tokens, train["sample_prompt"], self.sample
             )
         self.val = asdict(result)
-        if not is_last:  # the last one is over other tokens, so the losses do not compare
+        if not is_last:  # the last validation scores other tokens, so its loss does not compare with earlier ones
             self.best_loss = min(self.best_loss, result.loss)
-        self._row_started += time.perf_counter() - pause  # validation is not training time
+        self._row_started += time.perf_counter() - paused_at  # validation is not training time
         return {f"val/{name}": value for name, value in result.figures().items()}
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
@@ -209,38 +209,38 @@ class Journal(L.Callback):
         status = " ".join(text.format(self._latest[name]) for name, text in STATUS.items() if name in self._latest)
         self.progress.update(step, status, log="val/loss" in row)
 
-    def _is_checkpoint_due(self, trainer: L.Trainer, is_row: bool, is_last: bool) -> bool:
-        """Also notes an interruption. Both are the same in all processes, which ask each other only at rows."""
+    def _is_checkpoint_due(self, trainer: L.Trainer, has_row: bool, is_last: bool) -> bool:
+        """Also sets the status of an interrupted run. Processes agree on both, and exchange messages only at rows."""
         settings = self.plan.settings["checkpoint"]
         every, minutes = settings["every_steps"], settings["every_minutes"]
         is_late = minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
         is_interrupted = self.interrupt.received is not None
         if trainer.world_size > 1:
             is_any = partial(trainer.strategy.reduce_boolean_decision, all=False)
-            is_late, is_interrupted = is_row and is_any(is_late), is_row and is_any(is_interrupted)
+            is_late, is_interrupted = has_row and is_any(is_late), has_row and is_any(is_interrupted)
         if is_interrupted and not is_last and self.status == "completed":
             self.status = "interrupted"
         return is_last or is_late or (every is not None and self._step % every == 0)
 
     def _names_to_keep(self, step: int, row: Mapping[str, float]) -> list[str]:
-        """Further file names under which the checkpoint of this step is kept."""
+        """Names, besides `LAST`, under which the checkpoint of this step is kept."""
         settings = self.plan.settings["checkpoint"]
         is_best = settings["keep_best"] and row.get("val/loss") == self.best_loss
         is_kept = step in settings.get("keep_steps", [])
         return [BEST] * is_best + [kept_name(step)] * is_kept
 
     def _save(self, trainer: L.Trainer, module: LanguageModel, names: list[str]) -> None:
-        pause = time.perf_counter()
-        # A checkpoint holds one rank's buffers, so each gets the mean; the next sum over ranks is then the same.
-        for part in (module.loss_sum, module.loss_count):
-            part.copy_(_sum_over_ranks(trainer, part) / trainer.world_size)
+        paused_at = time.perf_counter()
+        # A checkpoint holds the buffers of one rank. With the mean in each, a resumed run sums over ranks to the same.
+        for buffer in (module.loss_sum, module.loss_count):
+            buffer.copy_(_sum_over_ranks(trainer, buffer) / trainer.world_size)
         folder = self.plan.folder.checkpoints
         trainer.save_checkpoint(folder / LAST)
         if is_first_process():
             for name in names:
                 keep_as(folder, name)
         self._saved_at = time.perf_counter()
-        self._row_started += self._saved_at - pause
+        self._row_started += self._saved_at - paused_at
 
 
 def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any]) -> str:

@@ -24,11 +24,11 @@ NUM_ITEMS = {
     "social_iqa": 1954, "hellaswag": 10042, "openbookqa": 500, "winogrande": 1267,
 }
 # fmt: on
-"""Items of the splits that lm-evaluation-harness 0.4 scores for the MobileLLM paper's eight."""
+"""Number of items that lm-evaluation-harness 0.4 scores for each of the MobileLLM paper's eight tasks."""
 
 
 def tasks_section(results: Results) -> Section | None:
-    """Every task of every checkpoint; None where no task was asked for."""
+    """Every task of every checkpoint; None if no checkpoint has tasks."""
     entries = [entry for entry in results.entries if entry.get("tasks")]
     if not entries:
         return None
@@ -51,7 +51,7 @@ def tasks_section(results: Results) -> Section | None:
 
 
 def warnings(entries: list[Entry]) -> list[str]:
-    """Sentences on tasks of which a part was scored, and on tasks that differ between checkpoints."""
+    """Sentences on tasks that were scored in part, and on tasks whose settings differ between checkpoints."""
     by_task: dict[str, list[Entry]] = {}
     for entry in entries:
         for name, result in tasks_of(entry).items():
@@ -90,22 +90,22 @@ def _table(entries: list[Entry]) -> str:
 
 def _row(name: str, entries: list[Entry]) -> list[str]:
     results = [tasks_of(entry).get(name) for entry in entries]
-    facts = [
+    columns = [
         listed(list(dict.fromkeys(str(result[key]) for result in results if result and result.get(key) is not None)))
         for key in ("metric", "n", "num_fewshot")
     ]
     values = [measured(result["value"], result.get("se")) if result else NOTHING for result in results]
-    return [escape_markdown(name), *(escape_markdown(fact) or NOTHING for fact in facts), *values]
+    return [escape_markdown(name), *(escape_markdown(text) or NOTHING for text in columns), *values]
 
 
 def _average_note(entries: list[Entry]) -> str:
     common = common_tasks(entries)
     if len(common) < 2:
         return "There is no average: fewer than two tasks have a value for every checkpoint."
-    others = sorted({name for entry in entries for name in entry["tasks"]} - set(common))
-    without = f", so without {listed([escape_markdown(name) for name in others])}" if others else ""
+    excluded = sorted({name for entry in entries for name in entry["tasks"]} - set(common))
+    exclusion = f", so without {listed([escape_markdown(name) for name in excluded])}" if excluded else ""
     return (
-        f"The average is over the {plural(len(common), 'task')} of which no checkpoint lacks a value{without}. Its "
+        f"The average is over the {plural(len(common), 'task')} of which no checkpoint lacks a value{exclusion}. Its "
         "error, sqrt(sum of squared errors) / tasks, covers the sampling of items within these tasks."
     )
 
