@@ -77,7 +77,7 @@ or
 
 
 def training_config(provenance: Provenance) -> str | None:
-    """The config of the run behind a checkpoint, without the folders of its machine; None if there is no run."""
+    """The config, as YAML, of the run behind a checkpoint, without folders of its machine; None if there is no run."""
     if provenance.run is None:
         return None
     settings = yaml.safe_load((provenance.run / "config.yaml").read_text(encoding="utf-8"))
@@ -87,25 +87,25 @@ def training_config(provenance: Provenance) -> str | None:
 
 def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance, *, loads_in_llama: bool) -> str:
     """Text of README.md, with the front matter that the hub reads."""
-    trained = provenance.result if provenance.run is not None else {}
-    # Only the name of a local folder: its path is of no use on another machine.
+    result = provenance.result if provenance.run is not None else {}
+    # Of a local folder only the name: its path is of no use on another machine.
     name = provenance.checkpoint if provenance.revision else provenance.folder.resolve().name
     commit = f" at commit {provenance.revision}" if provenance.revision else ""
     source = "a training run" if provenance.run is not None else f"`{name}`{commit}"
-    # Without the command that finishes a run, which names folders of one machine.
+    # Without the command that would finish the run: it names folders of one machine.
     notes = [f"- {note.partition('; to finish it')[0].rstrip('.')}." for note in provenance.notes]
     use = _USE_TRANSFORMERS if loads_in_llama else "transformers has no such architecture; slm loads it:\n\n"
     return _CARD.format(
-        name=trained.get("name") or name,
+        name=result.get("name") or name,
         origin="\n".join([f"Exported by slm from {source}; {source_line(provenance)}.", *notes]),
         model=_table(_model_rows(config, tokenizer, provenance)),
-        training=_TRAINING.format(rows=_table(_training_rows(trained))) if trained else "",
+        training=_TRAINING.format(rows=_table(_training_rows(result))) if result else "",
         use=use + _USE_SLM,
     )
 
 
 def source_line(provenance: Provenance) -> str:
-    """What a card says of its source, by which an export of the same weights is recognised."""
+    """The card's words on its source, by which a later export recognises a card of the same weights."""
     return f"fingerprint of the source `{provenance.fingerprint}`"
 
 
@@ -124,13 +124,13 @@ def _training_rows(result: Mapping[str, Any]) -> dict[str, Any]:
     data, val = result.get("data") or {}, result.get("val") or {}
     return {
         **{key: result.get(key) for key in _RESULT_KEYS},
-        "seed": str(result["seed"]) if "seed" in result else None,  # no separators of thousands
+        "seed": str(result["seed"]) if "seed" in result else None,  # as text, for no thousands separators
         "data": f"{data.get('name')} (fingerprint {data.get('fingerprint')})" if data else None,
         **{f"validation {key}": value for key, value in val.items()},
     }
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    """A table of the rows that have a value; whole numbers with separators of thousands."""
+    """A Markdown table of the rows that have a value; integers have thousands separators."""
     shown = {key: f"{value:,}" if isinstance(value, int) else value for key, value in rows.items() if value is not None}
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in shown.items())])

@@ -1,4 +1,4 @@
-"""A split of a corpus as one long array of tokens, kept in memory-mapped shards of bounded size."""
+"""A split of a corpus, kept in shards of bounded size and read as one long array of tokens."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-SHARD_TOKENS = 100_000_000  # 200 MB of uint16: small enough to copy about, large enough that 10B tokens are 100 files
+SHARD_TOKENS = 100_000_000  # 200 MB of uint16: easy to copy, and 10B tokens need only 100 files
 
 
 class TokenStream:
     """Memory-mapped shards seen as one array of `num_tokens` token ids.
 
-    `num_bytes` is the UTF-8 length of the text of the `num_documents` documents, special tokens not counted. Shards
-    are opened at first use and not pickled, so a stream is cheap to send to loader workers.
+    `num_bytes` is the UTF-8 length of the text of all `num_documents` documents, without special tokens. Shards are
+    opened at first use and not pickled, so sending a stream to loader workers is cheap.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """`facts` is the split's entry in the manifest, as `ShardWriter.facts` gives it."""
+        """`facts` is the split's entry in the manifest, as `ShardWriter.facts` returns it."""
         self.num_tokens: int = facts["tokens"]
         self.num_bytes: int = facts["bytes"]
         self.num_documents: int = facts["documents"]
@@ -27,17 +27,16 @@ class TokenStream:
         self._shards: dict[int, np.memmap] = {}
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) as a new array of the stored dtype; raises IndexError outside the stream."""
+        """Tokens [start, stop) as a new array of the stored dtype. Raises IndexError for a range outside the stream."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"[{start}, {stop}) is outside a stream of {self.num_tokens} tokens")
-        numbers = range(
-            int(np.searchsorted(self._starts, start, side="right")) - 1, int(np.searchsorted(self._starts, stop))
-        )
-        parts = [self._shard(i)[max(0, start - self._starts[i]) : stop - self._starts[i]] for i in numbers]
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        end = int(np.searchsorted(self._starts, stop))
+        parts = [self._shard(i)[max(0, start - self._starts[i]) : stop - self._starts[i]] for i in range(first, end)]
         return np.concatenate([np.empty(0, self._dtype), *parts])
 
     def num_windows(self, sequence_length: int) -> int:
-        """How many windows [i*T, i*T + T + 1) fit."""
+        """Number of complete windows [i*T, i*T + T + 1), where T is `sequence_length`."""
         return max(0, (self.num_tokens - 1) // sequence_length)
 
     def _shard(self, number: int) -> np.ndarray:
@@ -58,19 +57,19 @@ class ShardWriter:
         self.shards: list[dict[str, Any]] = []
 
     def write(self, tokens: Iterable[int]) -> None:
-        """Append token ids."""
-        rest = np.fromiter(tokens, dtype=self.dtype)
-        while len(rest):
+        """Append token ids, in a new shard whenever the last is full."""
+        remaining = np.fromiter(tokens, dtype=self.dtype)
+        while len(remaining):
             if not self.shards or self.shards[-1]["tokens"] == self.shard_tokens:
                 self.shards.append({"file": f"{self.split}-{len(self.shards):05d}.bin", "tokens": 0})
             shard = self.shards[-1]
-            part, rest = np.split(rest, [self.shard_tokens - shard["tokens"]])
+            part, remaining = np.split(remaining, [self.shard_tokens - shard["tokens"]])
             with (self.folder / shard["file"]).open("ab") as file:
                 part.tofile(file)
             shard["tokens"] += len(part)
 
     def facts(self, counts: Mapping[str, int]) -> dict[str, Any]:
-        """The split's entry in the manifest; `counts` has its `documents` and `bytes` of text."""
+        """The split's entry in the manifest; `counts` holds its number of `documents` and of `bytes` of text."""
         return {
             "tokens": sum(shard["tokens"] for shard in self.shards),
             "bytes": counts["bytes"],

@@ -23,24 +23,24 @@ SIZE_WORDS = SIZE_LABELS | {
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 MAX_ITEMS = 6
-"""Items of a list that a sentence names."""
+"""Most items of a list that a sentence names."""
 MAX_CHARACTERS = 60
-"""Characters of a value that a sentence quotes."""
+"""Most characters of a value that a sentence quotes."""
 MAX_DECIMALS = 6
 
 
 def is_number(value: Any) -> bool:
-    """Whether there is a number to show."""
+    """Whether a value is a finite number; False for a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def sig(value: Any, digits: int = 4) -> str:
-    """A number to so many significant digits, with an exponent below 1e-4 and from 1e6 up."""
+    """A number to `digits` significant digits, with an exponent if it is below 1e-4 or at least 1e6."""
     if not is_number(value):
         return NOTHING
     if value == 0:
         return "0"
-    power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))  # after rounding: 9.9999 becomes 10.00
     if not -4 <= power < 6:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa}e{int(exponent)}"
@@ -48,7 +48,7 @@ def sig(value: Any, digits: int = 4) -> str:
 
 
 def interval(ends: Sequence[Any] | None, digits: int = 4) -> str:
-    """`[low, high]`; an end that the data leave unbounded is `open`."""
+    """`[low, high]`; an end that is not a finite number is `open`."""
     if not ends or not any(is_number(end) for end in ends):
         return "[open, open]"
     return "[" + ", ".join(sig(end, digits) if is_number(end) else "open" for end in ends) + "]"
@@ -64,7 +64,7 @@ def count(value: Any) -> str:
     if not is_number(value):
         return NOTHING
     for step, letter in _STEPS:
-        if 0.9995 * step <= value < 1e15:
+        if 0.9995 * step <= value < 1e15:  # from 999.5k up, three digits round to 1M
             return f"{value / step:.3g}{letter}"
     return f"{value:.3g}"
 
@@ -82,7 +82,7 @@ def percent(log_ratio: Any, *, sign: bool = False, digits: int = 2) -> str:
 def p_value(p: Any, replicates: int | None = None, *, equals: bool = False) -> str:
     """A p-value, with `=` before a number if `equals`: `= 0.012`, `< 0.001`.
 
-    One from `replicates` simulations cannot fall below 1/(replicates + 1) and is then shown as `≤`.
+    One from `replicates` simulations is at least 1/(replicates + 1), and shown with `≤` at that bound.
     """
     if not is_number(p):
         return NOTHING
@@ -101,8 +101,10 @@ def escape_markdown(text: Any) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
+    """`a, b and c`; empty without names."""
+    if len(names) < 2:
+        return "".join(names)
+    return ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def plural(number: int, thing: str, things: str = "") -> str:
@@ -111,7 +113,7 @@ def plural(number: int, thing: str, things: str = "") -> str:
 
 
 def yes_or_no(value: Any) -> str:
-    """`yes` or `no`; a dash where neither is known."""
+    """`yes` or `no`; a dash for None."""
     return NOTHING if value is None else "yes" if value else "no"
 
 
@@ -128,15 +130,15 @@ def axis_name(variable: str, size: Any) -> str:
 
 
 def shortlist(items: Iterable[Any], most: int = MAX_ITEMS, separator: str = ", ", longest: int = MAX_CHARACTERS) -> str:
-    """The first `most` items and how many more there are: `1, 2, 3 and 37 more`; none is longer than `longest`."""
-    text = [shortened(item, longest) for item in items]
-    if len(text) <= most + 1:
-        return separator.join(text)
-    return f"{separator.join(text[:most])} and {len(text) - most} more"
+    """`1, 2, 3 and 37 more`: the first `most` items, each cut to `longest` characters, and how many more there are."""
+    texts = [shortened(item, longest) for item in items]
+    if len(texts) <= most + 1:
+        return separator.join(texts)
+    return f"{separator.join(texts[:most])} and {len(texts) - most} more"
 
 
 def shortened(value: Any, longest: int = MAX_CHARACTERS) -> str:
-    """The text of a value on one line; a text longer than `longest` loses its middle."""
+    """The text of a value on one line; one with more than `longest` characters loses its middle."""
     text = " ".join(str(value).split())
     if len(text) <= longest:
         return text
@@ -149,7 +151,7 @@ def were(count: int, what: str) -> str:
 
 
 def measured(value: Any, se: Any, digits: int = 4) -> str:
-    """`3.283 ± 0.012`: two digits of the error, and the value to the same place; without an error `digits` digits."""
+    """`3.283 ± 0.012`: the error to two digits, the value to as many decimals; without an error `digits` digits."""
     if not is_number(value):
         return NOTHING
     if not is_number(se) or se <= 0:
@@ -160,12 +162,12 @@ def measured(value: Any, se: Any, digits: int = 4) -> str:
 
 
 def megabytes(size: Any) -> str:
-    """Bytes in units of 10^6."""
+    """Bytes as a number of megabytes (10^6), without the unit."""
     return sig(size / 1e6) if is_number(size) else NOTHING
 
 
 def seconds(value: Any) -> str:
-    """Seconds to three digits."""
+    """`12.3 s`: three digits."""
     return f"{sig(value, 3)} s" if is_number(value) else NOTHING
 
 

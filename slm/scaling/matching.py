@@ -1,6 +1,6 @@
-"""Runs of two families at the same sizes and budgets, as pairs: the purpose of a matched design.
+"""Pairs of points of two families at the same size and budget, which a matched design provides.
 
-If every size has the same tokens (and covariates), a size is one point: the mean over them.
+If every size was run at the same token counts (and covariates), a size is one point: the mean over them.
 
 Axes: n matched sizes.
 """
@@ -17,16 +17,17 @@ from slm.scaling.forms import Floats
 from slm.scaling.tables import Table
 
 SAME_SIZE = 0.10
-"""Sizes closer than this are one size; the losses are then moved to their geometric mean along each family's curve."""
+"""Sizes that differ by at most this share are paired; losses are then moved along each family's curve to the geometric
+mean of the two sizes."""
 SAME_TOKENS = 0.02
-"""Budgets closer than this, in tokens or in tokens a parameter, are one budget."""
+"""Budgets that differ by at most this share, in tokens or in tokens per parameter, are paired."""
 FEWEST = 4
-"""Sizes in common below which nothing is paired: a slope then has fewer than two degrees of freedom."""
+"""Fewest sizes in common that are compared: with fewer, a slope has fewer than two degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Log targets of two families at n sizes that both have, in order of size."""
+    """Log targets of two families at their n common sizes, in order of size."""
 
     a: str
     b: str
@@ -34,13 +35,13 @@ class Matched:
     log_a: Floats
     log_b: Floats
     seeds: float
-    """Mean number of runs of a family behind a value."""
+    """Mean number of runs per family behind a value."""
     noise: float | None
-    """Scatter of a log ratio of two single runs between seeds; None if no size has two."""
+    """Standard deviation between seeds of the log ratio of two single runs; None if no size has two seeds."""
     noise_df: int
-    """Degrees of freedom of that."""
+    """Degrees of freedom of `noise`."""
     farthest: float
-    """Largest distance of two matched sizes, as a share."""
+    """Largest difference between two matched sizes, as a share."""
 
     @property
     def log_ratio(self) -> Floats:
@@ -49,46 +50,46 @@ class Matched:
 
 
 def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequence[str] = ()) -> Matched | str:
-    """The matched points of two families, or why there are too few.
+    """The matched points of two families, or a sentence saying why they cannot be matched.
 
-    Where both families ran a seed at a point, single runs are paired by seed: they saw the same data in the same order.
+    Where both families ran a seed at a point, their runs are paired by seed: they saw the same data in the same order.
     Points must also agree in the columns `covariates`.
     """
     points_a, points_b = (_points(table.of(name).frame, target, size, covariates) for name in (a, b))
     i, j = _nearest(points_a, points_b)
-    sizes = len(set(points_a.log_N[i]))
-    if sizes < FEWEST:
+    num_sizes = len(set(points_a.log_N[i]))
+    if num_sizes < FEWEST:
         most = min(len(set(points.log_N)) for points in (points_a, points_b))
-        return f"{sizes} of {most} sizes agree within {SAME_SIZE:.0%} at the same tokens; {FEWEST} are needed"
+        return f"{num_sizes} of {most} sizes agree within {SAME_SIZE:.0%} at the same tokens; {FEWEST} are needed"
     log_n = np.stack([points_a.log_N[i], points_b.log_N[j]], axis=1)
     middle = log_n.mean(axis=1)
     shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
     columns = np.column_stack([points_a.log_D, np.log(points_a.others)])[i].T
-    rest = [column for column in columns if not np.isnan(column).any() and _varies_by_itself(middle, column)]
-    if not _is_balanced(shapes, rest):
+    others = [column for column in columns if not np.isnan(column).any() and _varies_beyond_size(middle, column)]
+    if not _is_balanced(shapes, others):
         return "tokens or other columns vary at a size, not in the same way at every size"
     runs = [_by_seed(points_a, points_b, *places) for places in zip(i, j, strict=True)]
     counts = np.bincount(shapes)
-    is_curve = len(counts) == len(shapes)
-    means = np.array([[own.mean() for own in pair] for pair in runs])
-    moved = [_moved(log_n[:, k], means[:, k], middle, is_curve, rest) for k in (0, 1)]
+    is_curve = len(counts) == len(shapes)  # one point per size
+    means = np.array([[values.mean() for values in pair] for pair in runs])
+    moved = [_at_sizes(middle, log_n[:, k], means[:, k], is_curve, others) for k in (0, 1)]
     log_N, log_a, log_b = (np.bincount(shapes, column) / counts for column in (middle, *moved))
     seeds = float(np.mean([len(left) for left, _ in runs]) * len(shapes) / len(counts))
     return Matched(a, b, log_N, log_a, log_b, seeds, *_noise(runs), float(np.expm1(np.abs(np.diff(log_n)).max())))
 
 
-def _is_balanced(shapes: np.ndarray, rest: Sequence[Floats]) -> bool:
-    """Whether every shape has the same points of what else varies."""
+def _is_balanced(shapes: np.ndarray, others: Sequence[Floats]) -> bool:
+    """Whether every shape was run at the same combinations of values in the columns `others`."""
     points: dict[int, list[tuple[float, ...]]] = {}
-    for shape, *values in zip(shapes, *(np.round(column, 2) for column in rest), strict=True):
+    for shape, *values in zip(shapes, *(np.round(column, 2) for column in others), strict=True):
         points.setdefault(shape, []).append(tuple(values))
-    own = [sorted(values) for values in points.values()]
-    return not rest or all(values == own[0] for values in own)
+    combinations = [sorted(values) for values in points.values()]
+    return not others or all(values == combinations[0] for values in combinations)
 
 
 @dataclass(frozen=True)
 class _Points:
-    """Every size and budget of a family, in order of size."""
+    """All points (size, budget and covariates) of a family, in order of size."""
 
     log_N: Floats
     log_D: Floats
@@ -114,20 +115,21 @@ def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[st
 
 
 def _nearest(points_a: _Points, points_b: _Points) -> tuple[np.ndarray, np.ndarray]:
-    """Mutually nearest points, by their places, that agree in size and in tokens or tokens a parameter."""
-    size = abs(points_a.log_N[:, None] - points_b.log_N)
-    budget = abs(points_a.log_D[:, None] - points_b.log_D)
-    ratio = abs((points_a.log_D - points_a.log_N)[:, None] - (points_b.log_D - points_b.log_N))
-    is_same = np.isnan(budget) | (np.minimum(budget, ratio) <= np.log1p(SAME_TOKENS))
-    is_same &= (size <= np.log1p(SAME_SIZE)) & (points_a.others[:, None] == points_b.others).all(axis=2)
-    distance = np.where(is_same, size + 1e-3 * np.nan_to_num(budget), np.inf)
+    """Indices into both families of mutually nearest points: size and budget about equal, covariates exactly."""
+    size_gap = abs(points_a.log_N[:, None] - points_b.log_N)
+    budget_gap = abs(points_a.log_D[:, None] - points_b.log_D)
+    ratio_gap = abs((points_a.log_D - points_a.log_N)[:, None] - (points_b.log_D - points_b.log_N))
+    is_same = np.isnan(budget_gap) | (np.minimum(budget_gap, ratio_gap) <= np.log1p(SAME_TOKENS))
+    is_same &= (size_gap <= np.log1p(SAME_SIZE)) & (points_a.others[:, None] == points_b.others).all(axis=2)
+    # Of several points of one size, the nearest in budget.
+    distance = np.where(is_same, size_gap + 1e-3 * np.nan_to_num(budget_gap), np.inf)
     i, j = np.arange(len(distance)), distance.argmin(axis=1)
     is_mutual = is_same[i, j] & (distance.argmin(axis=0)[j] == i)
     return i[is_mutual], j[is_mutual]
 
 
 def _by_seed(points_a: _Points, points_b: _Points, i: int, j: int) -> tuple[Floats, Floats]:
-    """Log targets of the seeds that both have, in points_a order; all of either if they have none in common."""
+    """Log targets at two points: of common seeds, in the order of `points_a`, or of all seeds if none is common."""
     left, right = points_a.runs[i], points_b.runs[j]
     common = left.index.intersection(right.index) if points_a.has_seeds and points_b.has_seeds else []
     if len(common):
@@ -136,9 +138,10 @@ def _by_seed(points_a: _Points, points_b: _Points, i: int, j: int) -> tuple[Floa
 
 
 def _noise(values: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
-    """Standard deviation of a log ratio between seeds of one point, pooled, and its degrees of freedom.
+    """Standard deviation of a log ratio between the seeds of a point, pooled over points, and its degrees of freedom.
 
-    By seed where both families have several, else from the seeds of either, as if both scattered equally.
+    From ratios at points where both families have equally many seeds; if there are none, from the seeds of each family,
+    as if both scattered equally.
     """
     paired = [left - right for left, right in values if len(left) == len(right) > 1]
     unpaired = [side for pair in values for side in pair if len(side) > 1]
@@ -149,18 +152,21 @@ def _noise(values: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
     return None, 0
 
 
-def _varies_by_itself(log_n: Floats, column: Floats) -> bool:
-    """Whether a column is more than a straight line in log N."""
+def _varies_beyond_size(log_n: Floats, column: Floats) -> bool:
+    """Whether a column departs from a straight line in log N, by more than a root mean square of 0.05."""
     design = np.stack([np.ones_like(log_n), log_n], axis=1)
     residuals = column - design @ np.linalg.lstsq(design, column, rcond=None)[0]
     return bool(np.sqrt((residuals**2).mean()) > 0.05)
 
 
-def _moved(log_n: Floats, log_y: Floats, to: Floats, is_curve: bool, rest: Sequence[Floats]) -> Floats:
-    """Log targets at sizes `to`: along the line between neighbouring sizes, or along a plane in N and the rest."""
+def _at_sizes(to: Floats, log_n: Floats, log_y: Floats, is_curve: bool, others: Sequence[Floats]) -> Floats:
+    """Log targets moved from sizes `log_n` to sizes `to`.
+
+    Along the slope between neighbouring sizes if `is_curve`, else along a plane in log N and the columns `others`.
+    """
     if is_curve:
         order = np.argsort(log_n)
         slopes = np.gradient(log_y[order], log_n[order])
         return np.asarray(log_y + slopes[np.argsort(order)] * (to - log_n))
-    slope = np.linalg.lstsq(np.stack([np.ones_like(log_n), log_n, *rest], axis=1), log_y, rcond=None)[0][1]
+    slope = np.linalg.lstsq(np.stack([np.ones_like(log_n), log_n, *others], axis=1), log_y, rcond=None)[0][1]
     return np.asarray(log_y + slope * (to - log_n))

@@ -1,4 +1,4 @@
-"""Published laws, to be drawn over the same N range, with the same N and target, and never beside another quantity."""
+"""Published laws, to be compared only with fits over the same sizes and with the same N and target."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
 
 FAR = 10.0
-"""A law is not read this many times beyond the sizes or tokens that it was fitted to."""
+"""A law is not used for sizes or tokens more than this many times outside the range that it was fitted to."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A published law of loss in nats per token; `size` is the N it was fitted with."""
+    """A published law of loss in nats per token; `size` names the parameters that its authors counted as N."""
 
     name: str
     law: Law
@@ -25,20 +25,20 @@ class Reference:
     size: str
     source: str
     fitted: Mapping[str, tuple[float, float]]
-    """Least and most of each variable among the runs that it was fitted to."""
+    """Smallest and largest value of each variable among the runs that the law was fitted to."""
 
     def outside_range(self, values: Mapping[str, Floats]) -> dict[str, dict[str, Any]]:
-        """Variables with values outside the range of the fit: `table` and `fitted` ranges, and by what `factor`."""
-        found: dict[str, dict[str, Any]] = {}
+        """Variables that leave the fitted range, each with the `table` and `fitted` ranges and by what `factor`."""
+        outside: dict[str, dict[str, Any]] = {}
         for name, (low, high) in self.fitted.items():
             x = np.asarray(values[name], float)
             factor = max(low / float(x.min()), float(x.max()) / high)
             if factor > 1:
-                found[name] = {"table": [float(x.min()), float(x.max())], "fitted": [low, high], "factor": factor}
-        return found
+                outside[name] = {"table": [float(x.min()), float(x.max())], "fitted": [low, high], "factor": factor}
+        return outside
 
     def log_loss(self, values: Mapping[str, Floats]) -> Floats:
-        """log loss at values of the law's variables, arrays of one length."""
+        """Natural log of the loss at `values` of the law's variables, arrays of one length."""
         log_x = np.log(np.stack([np.asarray(values[v], float) for v in self.law.variables], axis=1))
         return self.law.log_value(self.law.coordinates(self.params, np.zeros(log_x.shape[1]))[None], log_x)[0]
 
@@ -73,5 +73,5 @@ REFERENCES = (
 
 
 def local_exponent(log_size: Floats, log_value: Floats) -> float:
-    """-slope of a straight line through log value against log size: what a power law finds in this range."""
+    """Exponent of the power law that best fits this range: minus the slope of log value against log size."""
     return -float(np.polyfit(log_size, log_value, 1)[0])

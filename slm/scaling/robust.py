@@ -1,9 +1,9 @@
-"""Standard errors where rows share a run or a shape: cluster-robust, with the small-sample corrections.
+"""Cluster-robust standard errors, with small-sample corrections, for rows that share a run or a shape.
 
-Rows of one model size deviate from a law together (the shape suits the law better or worse, one learning rate was
-chosen for it), and so do checkpoints and branches of one run. The sandwich estimator with bias-reduced residuals
-("CR2") and Satterthwaite's degrees of freedom is right with few clusters (Bell & McCaffrey 2002; Pustejovsky & Tipton
-2018, arXiv:1601.01981), where a bootstrap of clusters is too wide or too narrow.
+Rows of one shape deviate from a law together, because the shape suits the law better or worse and one learning rate was
+chosen for it. So do checkpoints and branches of one run. The sandwich estimator with bias-reduced residuals ("CR2") and
+Satterthwaite's degrees of freedom is accurate with few clusters (Bell & McCaffrey 2002; Pustejovsky & Tipton 2018,
+arXiv:1601.01981), where a bootstrap of clusters is too wide or too narrow.
 
 Axes: n rows, P coordinates.
 """
@@ -16,13 +16,15 @@ from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 
 SMALLEST_SPARE = 1e-8
-"""A direction of a cluster with less residual freedom than this is fitted exactly and says nothing of scatter."""
+"""Eigenvalue of a cluster's block of I - hat matrix below which the fit passes through the data in that direction, so
+that residuals there say nothing about scatter."""
 
 
 def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
-    """Standard errors of `vector` [P] @ coordinates, the usual one and the robust one, and its degrees of freedom.
+    """The usual and the robust standard error of `vector` [P] @ coordinates, and the degrees of freedom of the latter.
 
-    1 and 1 where all rows are independent; NaN where clusters leave no scatter to estimate an error from.
+    Only their ratio is used, so both are 1 if all rows are independent. All three values are NaN if the clusters leave
+    no scatter from which to estimate an error.
     """
     if fit.sample.is_independent:
         return 1.0, 1.0, float(fit.degrees_of_freedom)
@@ -34,28 +36,29 @@ def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
 
 
 def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vector: Floats) -> tuple[float, float]:
-    """Standard error of `vector` @ coordinates, and its degrees of freedom: 0 where no cluster says anything of it.
+    """Standard error of `vector` [P] @ coordinates, and its degrees of freedom: 0 if no cluster informs it.
 
-    `jacobian` [n, P] is of the fitted values, `clusters` [n] says which rows belong together.
+    `jacobian` [n, P] holds the derivatives of the fitted values; rows with one value in `clusters` [n] belong together.
     """
     bread = np.linalg.pinv(jacobian.T @ jacobian)
-    spare = np.eye(len(jacobian)) - jacobian @ bread @ jacobian.T
+    residual_maker = np.eye(len(jacobian)) - jacobian @ bread @ jacobian.T
     weights = jacobian @ bread @ vector
-    inverse = np.unique(clusters, return_inverse=True)[1]
-    members = [np.flatnonzero(inverse == g) for g in range(int(inverse.max()) + 1)]
-    pulls = np.zeros((len(jacobian), len(members)))
-    square = 0.0
+    cluster_ids = np.unique(clusters, return_inverse=True)[1]
+    members = [np.flatnonzero(cluster_ids == g) for g in range(int(cluster_ids.max()) + 1)]
+    projected = np.zeros((len(jacobian), len(members)))
+    variance = 0.0
     for g, rows in enumerate(members):
-        pull = _half_inverse(spare[np.ix_(rows, rows)]) @ weights[rows]
-        square += float(pull @ residuals[rows]) ** 2
-        pulls[:, g] = spare[:, rows] @ pull
-    spread = pulls.T @ pulls
-    total = float((spread**2).sum())
-    return float(np.sqrt(square)), float(np.trace(spread)) ** 2 / total if total > 0 else 0.0
+        adjusted = _inverse_square_root(residual_maker[np.ix_(rows, rows)]) @ weights[rows]
+        variance += float(adjusted @ residuals[rows]) ** 2
+        projected[:, g] = residual_maker[:, rows] @ adjusted
+    covariance = projected.T @ projected  # of the cluster sums, if errors were independent with variance 1
+    total = float((covariance**2).sum())
+    df = float(np.trace(covariance)) ** 2 / total if total > 0 else 0.0
+    return float(np.sqrt(variance)), df
 
 
-def _half_inverse(block: Floats) -> Floats:
-    """Symmetric inverse square root, without the directions that the fit takes up."""
+def _inverse_square_root(block: Floats) -> Floats:
+    """Symmetric inverse square root, with 0 for directions in which the fit passes through the data."""
     values, vectors = np.linalg.eigh(block)
     scale = np.where(values > SMALLEST_SPARE, 1 / np.sqrt(np.maximum(values, SMALLEST_SPARE)), 0.0)
     return np.asarray((vectors * scale) @ vectors.T)

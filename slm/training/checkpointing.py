@@ -1,8 +1,8 @@
-"""Checkpoints that a run can always continue from: each written under another name, then renamed; the last two kept.
+"""Checkpoints that a run can always continue from: written under a temporary name, then renamed; the last two kept.
 
-DIR/checkpoints/last.ckpt is the newest, previous.ckpt the one before it. On request, best.ckpt is the one of the lowest
-validation loss and step-000500.ckpt the one of step 500. Each holds what Lightning needs to continue bit for bit, and
-is read with `weights_only=True`.
+DIR/checkpoints/last.ckpt is the newest, previous.ckpt the one before it. On request, best.ckpt has the lowest
+validation loss and step-000500.ckpt is from step 500. Each holds what Lightning needs to continue bit for bit, and is
+read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slm.runtime.files import is_intact_zip
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 SCHEMA = 1
-"""Part of every checkpoint: raise it when the contents of a checkpoint change."""
+"""Version stored in every checkpoint: raise it when the contents of a checkpoint change."""
 
 
 class CheckpointError(ValueError):
@@ -28,9 +28,9 @@ class CheckpointError(ValueError):
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write `checkpoint` to `path` completely or not at all, and keep the file that was there as previous.ckpt.
+    """Write `checkpoint` to `path` completely or not at all, and keep the file that it replaces as previous.ckpt.
 
-    Raises `CheckpointError` if the disk does not take it.
+    Raises `CheckpointError` if it cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -53,7 +53,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def keep_as(folder: Path, name: str) -> None:
-    """Keep the newest checkpoint under a second name, as a hard link where the file system has them."""
+    """Keep the newest checkpoint under a second name: a hard link, or a copy if the file system has no links."""
     partial = folder / (name + ".partial")
     partial.unlink(missing_ok=True)
     try:
@@ -64,7 +64,7 @@ def keep_as(folder: Path, name: str) -> None:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The checkpoint to continue from; None in a folder without any. A damaged one is reported and passed over.
+    """The newest intact checkpoint, or None in a folder without checkpoints. Damaged ones are reported and skipped.
 
     Raises `CheckpointError` if every checkpoint is damaged.
     """
@@ -81,7 +81,7 @@ def resumable_checkpoints(folder: Path) -> list[Path]:
 
 
 def first_intact(paths: Iterable[Path]) -> Path | None:
-    """The first checkpoint that is intact; each damaged one before it is reported."""
+    """The first intact checkpoint, or None; each damaged one before it is reported."""
     for path in paths:
         if is_intact_zip(path):
             return path
@@ -95,13 +95,13 @@ def kept_name(step: int) -> str:
 
 
 def kept_steps(folder: Path) -> list[tuple[int, Path]]:
-    """Steps whose checkpoints `checkpoint.keep_steps` has kept, the latest first."""
-    paths = [(path.stem.removeprefix("step-"), path) for path in folder.glob("step-*.ckpt")]
-    return sorted(((int(step), path) for step, path in paths if step.isdigit()), reverse=True)
+    """Step and path of each checkpoint that `checkpoint.keep_steps` has kept, the latest first."""
+    candidates = [(path.stem.removeprefix("step-"), path) for path in folder.glob("step-*.ckpt")]
+    return sorted(((int(step), path) for step, path in candidates if step.isdigit()), reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps done in a checkpoint. Raises `CheckpointError` if another version of slm wrote it."""
+    """Optimizer step at which a checkpoint was written. Raises `CheckpointError` if another version of slm wrote it."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if checkpoint.get("slm_schema") != SCHEMA:
         raise CheckpointError(f"checkpoint {path} was written by another version of slm: continue it with that version")

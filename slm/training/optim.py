@@ -14,7 +14,7 @@ from slm.training.muon import Muon
 from slm.training.parametrization import STANDARD, Rules, kinds_of
 
 GUARD_WINDOW = 50
-"""Steps over which the guard's mean gradient norm is averaged, and before which it skips no large one."""
+"""Steps in the guard's running mean of gradient norms; until it has seen as many, it skips no large norm."""
 
 
 def parameter_groups(
@@ -22,22 +22,22 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups with one learning rate, weight decay and epsilon each: matrices first, then vectors, in the model's order.
 
-    Tensors with two axes or more (embedding and head included) decay, gains and biases do not. With `muon`, hidden
-    matrices are in groups marked `orthogonal`.
+    Weight decay applies to tensors with two axes or more (embedding and head included), not to gains and biases. With
+    `muon`, hidden matrices are in groups marked `orthogonal`.
     """
     kinds = kinds_of(model)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for parameter in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: p.ndim < 2):
         rule, has_decay = rules[kinds[parameter]], parameter.ndim >= 2
-        orthogonal = muon and kinds[parameter] == "hidden"
-        lr_factor = rule.muon_lr if orthogonal else rule.lr
+        is_orthogonal = muon and kinds[parameter] == "hidden"
+        lr_factor = rule.muon_lr if is_orthogonal else rule.lr
         settings = {
             "lr": optim["lr"] * lr_factor,
             "weight_decay": optim["weight_decay"] / lr_factor if has_decay else 0.0,
             "eps": optim["eps"] * rule.eps,
         }
         if muon:
-            settings["orthogonal"] = orthogonal
+            settings["orthogonal"] = is_orthogonal
         group = groups.setdefault((has_decay, *settings.values()), {"params": [], **settings})
         group["params"].append(parameter)
     return list(groups.values())
@@ -58,13 +58,13 @@ OPTIMIZERS: dict[str, Callable[[Decoder, Mapping[str, Any], Rules], torch.optim.
     "adamw": make_adamw,
     "muon": make_muon,
 }
-"""By `optim.name`. Each optimizer must honour `found_inf` (see `skip_if`)."""
+"""Makers of optimizers by `optim.name`. Each optimizer must honour `found_inf` (see `skip_if`)."""
 
 
 class StepGuard(nn.Module):
     """Finds bad steps by their gradient norm, on the device.
 
-    A step is bad if its norm is not finite, or above `skip_factor` times the geometric mean of recent ones. `skipped`
+    A step is bad if its norm is not finite, or above `skip_factor` times the geometric mean of recent norms. `skipped`
     counts all bad steps, `in_a_row` those since the last good one. All state is in buffers, so checkpoints hold it.
     """
 
@@ -81,27 +81,27 @@ class StepGuard(nn.Module):
 
     @torch.no_grad()
     def judge(self, grad_norm: Tensor) -> Tensor:
-        """1.0 if the step should be skipped, else 0.0, as a scalar tensor."""
+        """1.0 if the step is bad and must be skipped, else 0.0, as a scalar tensor; updates the buffers."""
         log_norm = grad_norm.to(self.log_mean.dtype).clamp(min=1e-12).log()
         is_exploding = (self.seen >= GUARD_WINDOW) & (log_norm > self.log_mean + self.log_factor)
-        bad = is_exploding | ~log_norm.isfinite()
+        is_bad = is_exploding | ~log_norm.isfinite()
         weight = 1 / (self.seen + 1).clamp(max=GUARD_WINDOW)
-        self.log_mean.copy_(torch.where(bad, self.log_mean, self.log_mean.lerp(log_norm, weight)))
-        self.seen.add_(~bad)
-        self.skipped.add_(bad)
-        self.in_a_row.copy_(torch.where(bad, self.in_a_row + 1, torch.zeros_like(self.in_a_row)))
-        return bad.float()
+        self.log_mean.copy_(torch.where(is_bad, self.log_mean, self.log_mean.lerp(log_norm, weight)))
+        self.seen.add_(~is_bad)
+        self.skipped.add_(is_bad)
+        self.in_a_row.copy_(torch.where(is_bad, self.in_a_row + 1, torch.zeros_like(self.in_a_row)))
+        return is_bad.float()
 
 
 def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Make the next fused step change neither weights, moments nor step count if the scalar `bad` is 1.
+    """Make the next fused step leave weights, moments and step count as they are if the scalar `bad` is 1.
 
-    The decision stays on the device. `torch.amp.GradScaler` uses the same attribute of fused optimizers.
+    The decision stays on the device. `torch.amp.GradScaler` sets the same attribute of fused optimizers.
     """
     optimizer.found_inf = bad  # type: ignore[attr-defined]
 
 
 def full_grad_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """L2 norm of all gradients, over all shards where they are sharded."""
+    """L2 norm of all gradients; if they are sharded, over all shards."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -45,9 +45,9 @@ class Score:
 
 @torch.no_grad()
 def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
-    """Score the validation stream, or `max_tokens` of it spread evenly, with each process scoring its share.
+    """Score the validation stream, or `max_tokens` tokens spread evenly over it; each process scores its share.
 
-    Blocks run uncompiled, in the precision of training, so that the figure does not depend on compilation.
+    Blocks run uncompiled, in the precision of training, so that the loss does not depend on compilation.
     """
     trainer = module.trainer
     batches = val_batches(
@@ -65,23 +65,25 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
 
 
 def _sums(module: LanguageModel, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> Tensor:
+    """Nats, scored tokens and their bytes in a batch [3], float64."""
     with torch.compiler.set_stance("force_eager"), module.trainer.precision_plugin.forward_context():
         losses = module.decoder.token_losses(inputs, targets, module.documents(inputs))
-    scored = targets != IGNORE
-    sizes = token_bytes[targets.clamp(min=0)] * scored
-    return torch.stack([losses.double().sum(), scored.sum().double(), sizes.sum().double()])
+    is_scored = targets != IGNORE
+    num_bytes = token_bytes[targets.clamp(min=0)] * is_scored
+    return torch.stack([losses.double().sum(), is_scored.sum().double(), num_bytes.sum().double()])
 
 
 def share_batches(
     batches: Iterator[tuple[Tensor, Tensor]], rank: int, world_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every `world_size`-th batch. Ranks left without one in the last round get a batch that is not scored.
+    """The batches of `rank`: every `world_size`-th one.
 
-    All ranks then make the same number of forward passes, which sharded weights need.
+    If the last round has too few batches, the remaining ranks get one in which no target is scored. All ranks then make
+    the same number of forward passes, which sharded weights need.
     """
     for number, (inputs, targets) in enumerate(batches):
         if number % world_size == rank:
             yield inputs, targets
-    left_over = (number + 1) % world_size
-    if left_over and rank >= left_over:
+    num_in_last_round = (number + 1) % world_size
+    if num_in_last_round and rank >= num_in_last_round:
         yield inputs, torch.full_like(targets, IGNORE)

@@ -1,4 +1,4 @@
-"""An analysis directory as the figures and the report read it."""
+"""The files of an analysis directory, read for its figures and its report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from slm.scaling.sample import column_of
 
 @dataclass(frozen=True)
 class Directory:
-    """The files of an analysis directory; `audit`, `settings` and `overlay` are empty if it has no such file."""
+    """The files of an analysis directory; `audit`, `settings` and `overlay` are empty if their file is missing."""
 
     path: Path
     fits: list[Entry]
@@ -27,14 +27,14 @@ class Directory:
 
     @classmethod
     def read(cls, path: Path) -> Directory:
-        """Read the JSON files; fits.json and comparison.json must be there."""
+        """Read the JSON files. Raises `FileNotFoundError` if fits.json or comparison.json is missing."""
         fits, comparison = (json.loads((path / f"{name}.json").read_text()) for name in ("fits", "comparison"))
         optional = [path / f"{name}.json" for name in ("audit", "settings", "overlay")]
         return cls(path, fits, comparison, *(json.loads(p.read_text()) if p.exists() else {} for p in optional))
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """The rows that were analysed."""
+        """The analysed rows, with `family` as text."""
         frame = pd.read_csv(self.path / "results.csv", low_memory=False)
         return frame.assign(family=frame["family"].astype(str))
 
@@ -49,7 +49,7 @@ class Directory:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """Every run of a sweep, before its learning rates were chosen; empty without a sweep."""
+        """Every run of a sweep, at all learning rates; empty without a sweep."""
         return self._optional_table("runs.csv")
 
     def _optional_table(self, name: str) -> pd.DataFrame:
@@ -58,7 +58,7 @@ class Directory:
 
     @cached_property
     def primary(self) -> Entry:
-        """Law, target, size, loss and level of the verdict."""
+        """What the verdict is about: `law`, `target`, `size`, `loss` (the criterion of the fit) and `level`."""
         return dict(self.comparison["primary"])
 
     @cached_property
@@ -76,29 +76,29 @@ class Directory:
 
     @property
     def level(self) -> float:
-        """Coverage of all intervals."""
+        """Coverage of all intervals, as a fraction."""
         return float(self.primary["level"] or 0.95)
 
     @property
     def own(self) -> list[Entry]:
-        """The fits that the verdict is about, one a family."""
+        """The fits that the verdict is based on, one per family."""
         return self.entries(law=self.primary["law"])
 
     @property
     def compared(self) -> Entry | None:
-        """The comparison of families under the law of the verdict; None if there was none."""
+        """The comparison of families under the law of the verdict; None if they were not compared under it."""
         return self.comparison["laws"].get(self.primary["law"])
 
     def entries(self, *, law: str | None = None, target: str | None = None, size: str | None = None) -> list[Entry]:
-        """Fits by the primary loss of one law (None: all); target and N are the primary ones unless given."""
-        main = self.primary
+        """Fits of one law (None: all) by the primary loss, with the primary target and size unless others are given."""
+        primary = self.primary
         return [
             entry
             for entry in self.fits
             if law in (None, entry["law"])
-            and entry["target"] == (target or main["target"])
-            and entry["size"] in (None, "", size or main["size"])
-            and entry["loss"] == main["loss"]
+            and entry["target"] == (target or primary["target"])
+            and entry["size"] in (None, "", size or primary["size"])  # laws without N have no size
+            and entry["loss"] == primary["loss"]
         ]
 
     def column(self, variable: str) -> str:
@@ -106,5 +106,5 @@ class Directory:
         return column_of(variable, str(self.primary["size"]))
 
     def equation(self, law: str) -> str:
-        """A law that was fitted, as people write it."""
+        """The equation of a fitted law, for people to read."""
         return str(next(entry["equation"] for entry in self.fits if entry["law"] == law))

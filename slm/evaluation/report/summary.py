@@ -1,4 +1,4 @@
-"""What a reader must know first: how many checkpoints, which is best in what, and how sure that is."""
+"""The summary of an evaluation: how many checkpoints, which of them is best at what, and how certain that is."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def summary_section(results: Results, fits: Sequence[Entry]) -> Section:
     if unfinished:
         names = listed([f"{name_of(entry)} ({escape_markdown(entry['status'])})" for entry in unfinished])
         lines.append(f"**Not finished**: {names}.")
-    lines += [line for line in (_best(results), _fastest(results), _average(results), _skipped(results)) if line]
+    lines += [line for line in (_best(results), _fastest(results), _average(results), _missing(results)) if line]
     lines += [_law(results, entry) for entry in fits if is_identified(entry, "alpha")]
-    lines += ["**Mind**: see the warnings under Quality before comparing figures."] * bool(warnings(results))
+    if warnings(results):
+        lines.append("**Mind**: see the warnings under Quality before comparing figures.")
     return Section("Summary").add(bullets(lines))
 
 
@@ -66,11 +67,11 @@ def _fastest(results: Results) -> str:
     best = max(rows, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
     rate = sig(best["speed"]["decode_tokens_per_second"])
     lead = "Fastest decode" if len(rows) > 1 else "Decode"
-    slowest = (best["speed"].get("decode_spread") or [math.inf])[0]
+    slow_end = (best["speed"].get("decode_spread") or [math.inf])[0]
     similar = [
         name_of(entry)
         for entry in rows
-        if entry is not best and (entry["speed"].get("decode_spread") or [-math.inf])[-1] >= slowest
+        if entry is not best and (entry["speed"].get("decode_spread") or [-math.inf])[-1] >= slow_end
     ]
     tail = f"; equally fast within the spread of repetitions: {listed(similar)}" if similar else ""
     return f"{lead}: {name_of(best)}, {rate} tokens/s ({escape_markdown(usual.words)}){tail}."
@@ -89,12 +90,13 @@ def _average(results: Results) -> str:
     return f"{lead} of {len(common)} common tasks: {name}, {measured(*best)}{tail}."
 
 
-def _skipped(results: Results) -> str:
-    every = [result for entry in results.entries for result in (entry.get("tasks") or {}).values()]
-    num_missing = sum(not is_number(result.get("value")) for result in every)
+def _missing(results: Results) -> str:
+    task_results = [result for entry in results.entries for result in (entry.get("tasks") or {}).values()]
+    num_missing = sum(not is_number(result.get("value")) for result in task_results)
+    if not num_missing:
+        return ""
     verb = "is" if num_missing == 1 else "are"
-    text = f"{num_missing} of {plural(len(every), 'task result')} {verb} missing; the reasons are under Tasks."
-    return text if num_missing else ""
+    return f"{num_missing} of {plural(len(task_results), 'task result')} {verb} missing; the reasons are under Tasks."
 
 
 def _law(results: Results, entry: Entry) -> str:
