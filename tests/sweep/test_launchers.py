@@ -252,6 +252,7 @@ exec "$@"
 def test_cells_go_to_slurm_as_an_array_with_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All of submitit, on commands that stand in for SLURM's."""
     pytest.importorskip("submitit")
+    monkeypatch.setattr(slurm, "ASK_SECONDS", 0.2)
     there = tmp_path / "cluster"
     there.mkdir()
     squeue = '#!/bin/sh\necho "$@" >{there}/asked; cat {there}/task* 2>/dev/null; true\n'
