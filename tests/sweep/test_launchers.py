@@ -148,9 +148,9 @@ def kill_when_started(folder: Path, machine: OtherMachine, number: signal.Signal
     running = folder / "runs" / "a" / "metrics.csv"
     if job is not None and job.pid and job.is_alive() and running.exists() and not (folder / "killed").exists():
         (folder / "killed").touch()
-        if number == signal.SIGKILL:
-            os.kill(int((folder / "runs" / "a" / "job.pid").read_text().split()[0]), number)
         os.kill(job.pid, number)
+        if number == signal.SIGKILL:  # second, or the job's function might still note how its process ended
+            os.kill(int((folder / "runs" / "a" / "job.pid").read_text().split()[0]), number)
 
 
 @pytest.mark.parametrize("forgotten", [True, False])
