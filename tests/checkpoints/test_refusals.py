@@ -152,10 +152,7 @@ NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
 HARMS = {
     "empty weights": (overwrite("model.safetensors", b""), "model.safetensors is empty: download it again"),
     "lfs weights": (overwrite("model.safetensors", POINTER), "is a git-lfs pointer .* run git lfs pull in"),
-    "lfs tokenizer": (
-        overwrite("tokenizer.json", POINTER),
-        "tokenizer.json is a git-lfs pointer .* run git lfs pull",
-    ),
+    "lfs tokenizer": (overwrite("tokenizer.json", POINTER), "tokenizer.json is a git-lfs pointer .* run git lfs pull"),
     "no header": (overwrite("model.safetensors", b"\x08" + b"\0" * 40), "is not a safetensors file, or is truncated"),
     "bad config": (overwrite("config.json", b"{,}"), r"config\.json is not valid JSON .*restore it"),
     "config of bytes": (overwrite("config.json", b"\xff\xfe"), r"config\.json is not valid JSON"),

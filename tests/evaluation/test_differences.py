@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from slm.evaluation.encode import Stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.protocols import Protocol
 from slm.evaluation.report.differences import Difference, Error, compare, paired_error, verdicts
@@ -19,8 +18,8 @@ from slm.evaluation.report.results import Results
 from slm.evaluation.report.rows import rows, to_csv
 from slm.evaluation.report.scaling import gain_section, gains
 from slm.evaluation.report.summary import summary_section
-from slm.model import Decoder, ModelConfig
 from tests.evaluation.reported import correlated_blocks, entry, score, scored_blocks
+from tests.evaluation.toys import cut_windows, random_decoder, random_stream, window_documents
 from tests.seeds import seeded
 
 NAMES = "abcdefgh"
@@ -40,11 +39,14 @@ def the_score(one: dict[str, Any]) -> dict[str, Any]:
     return of
 
 
+def blocks_of(one: dict[str, Any]) -> list[np.ndarray]:
+    """Nats, bytes and tokens."""
+    return [np.asarray(the_score(one)["blocks"][name]) for name in ("nats", "bytes", "tokens")]
+
+
 def told(found: list[dict[str, Any]]) -> tuple[str, list[list[str]]]:
     """The section on quality, and the cells of its (only) table of differences."""
-    section = quality_section(Results(found))
-    assert section
-    text = section.markdown()
+    text = quality_section(Results(found)).markdown()  # type: ignore[union-attr]
     lines = text.partition("**Differences**")[2].splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     return text, table
@@ -135,13 +137,11 @@ def test_blocks_that_end_elsewhere_are_not_paired_and_a_token_more_at_a_border_i
     near, exact = compare(a, moved, "bits_per_byte").error, compare(a, b, "bits_per_byte").error
     assert near.blocks == 62
     assert near.se == pytest.approx(exact.se, rel=0.02)
-    for change in ("shifted", "merged"):
-        other = copy.deepcopy(b)
-        if change == "shifted":
-            other["blocks"]["bytes"][9] += 2_000
-            other["blocks"]["bytes"][10] -= 2_000
-        else:
-            other["blocks"] = {name: [v[0] + v[1], *v[2:]] for name, v in other["blocks"].items()}
+    shifted = copy.deepcopy(b)
+    shifted["blocks"]["bytes"][9] += 2_000
+    shifted["blocks"]["bytes"][10] -= 2_000
+    merged = b | {"blocks": {name: [v[0] + v[1], *v[2:]] for name, v in b["blocks"].items()}}
+    for other in (shifted, merged):
         found = compare(a, other, "bits_per_byte").error
         assert (found.blocks, found.reason) == (None, "blocks end elsewhere")
         assert found.se == pytest.approx(math.hypot(a["se_bits_per_byte"], b["se_bits_per_byte"]))
@@ -149,12 +149,8 @@ def test_blocks_that_end_elsewhere_are_not_paired_and_a_token_more_at_a_border_i
 
 def test_other_tokens_have_a_paired_difference_in_bits_and_none_in_loss() -> None:
     found = entries(2)
-    finer = scored_blocks(
-        *(np.asarray(the_score(found[1])["blocks"][name]) for name in ("nats", "bytes")),
-        np.asarray(the_score(found[1])["blocks"]["tokens"]) * 5 // 4,
-        segmentation="6" * 16,
-    )
-    found[1]["perplexity_results"] = [finer]
+    nats, num_bytes, tokens = blocks_of(found[1])
+    found[1]["perplexity_results"] = [scored_blocks(nats, num_bytes, tokens * 5 // 4, segmentation="6" * 16)]
     text, (header, _, row) = told(found)
     assert header == ["A", "B", "bits per byte", "error", "beyond 2 se"]
     assert row[3:] == ["paired, 62 blocks", "yes"]
@@ -163,8 +159,7 @@ def test_other_tokens_have_a_paired_difference_in_bits_and_none_in_loss() -> Non
 
 def test_unlike_parts_of_a_text_have_no_difference() -> None:
     found = entries(2)
-    nats, num_bytes, tokens = (np.asarray(the_score(found[1])["blocks"][name]) for name in ("nats", "bytes", "tokens"))
-    found[1]["perplexity_results"] = [scored_blocks(nats[:40], num_bytes[:40], tokens[:40])]
+    found[1]["perplexity_results"] = [scored_blocks(*(values[:40] for values in blocks_of(found[1])))]
     text, table = told(found)
     assert not table
     assert "different parts of the text were scored" in text
@@ -174,9 +169,7 @@ def test_two_measures_have_tables_of_their_own() -> None:
     found = entries(2)
     for one in found:
         one["perplexity_results"].append(score(3.0, data="pydocs"))
-    section = quality_section(Results(found))
-    assert section
-    assert section.markdown().count("**Differences**") == 2
+    assert quality_section(Results(found)).markdown().count("**Differences**") == 2  # type: ignore[union-attr]
 
 
 def test_a_difference_that_stands_out_alone_may_not_among_many() -> None:
@@ -214,37 +207,11 @@ def test_blocks_are_in_no_table() -> None:
 
 def test_two_decoders_scored_on_one_stream_have_the_paired_error_of_their_documents() -> None:
     """By way of JSON; the reference scores each document by itself in float64."""
-    shape = ModelConfig(
-        vocab_size=120,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        init_std=0.25,
-    )
-    rng = np.random.default_rng(seeded())
-    tokens = rng.integers(0, 120, 24 * 64 + 1)
-    document = (np.arange(len(tokens), dtype=np.int32) - 1).clip(0) // 64
-    stream = Stream(
-        name="text",
-        fingerprint="f",
-        tokens=tokens,
-        scored=np.arange(len(tokens)) > 0,
-        token_bytes=rng.integers(1, 6, len(tokens)),
-        document=document,
-        words=None,
-        notes=(),
-    )
-    found, nats = [], []
-    windows = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(tokens, 65)[::64].copy())
-    for seed in (1, 2):
-        torch.manual_seed(seeded(seed))
-        decoder = Decoder(shape).eval()
-        result = perplexity(
-            decoder, stream, Protocol(name="non_overlapping", max_length=64, stride=64), batch_tokens=640
-        )
+    stream = random_stream(24 * 64 + 1, document=window_documents(24))
+    protocol = Protocol(name="non_overlapping", max_length=64, stride=64)
+    found, nats, windows = [], [], cut_windows(stream.tokens)
+    for decoder in map(random_decoder, (1, 2)):
+        result = perplexity(decoder, stream, protocol, batch_tokens=640)
         found.append(json.loads(json.dumps(result, allow_nan=False)))
         with torch.no_grad():
             chances = decoder.double()(windows[:, :-1]).log_softmax(-1)

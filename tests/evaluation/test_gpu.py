@@ -1,44 +1,29 @@
 """What is measured on a GPU against the CPU: pytest -m gpu."""
 
-import numpy as np
+import copy
+
 import pytest
 import torch
 
-from slm.evaluation.encode import Stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.protocols import Protocol
 from slm.evaluation.speed import measure_speed
-from slm.model import Decoder, ModelConfig, generate
+from slm.model import Decoder, generate
 from slm.model.decoding import compiled_logits
-from tests.seeds import seeded
+from tests.evaluation.toys import random_decoder, random_stream
 
 pytestmark = pytest.mark.gpu
-CONFIG = ModelConfig(
-    vocab_size=300, hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, intermediate_size=128, init_std=0.1
-)
+SHAPE = {"vocab_size": 300, "hidden_size": 64, "num_layers": 3, "intermediate_size": 128}
+SHAPE |= {"max_position_embeddings": 2048, "init_std": 0.1}
 
 
 def pair() -> tuple[Decoder, Decoder]:
-    torch.manual_seed(seeded())
-    host = Decoder(CONFIG).eval()
-    device = Decoder(CONFIG).eval()
-    device.load_state_dict(host.state_dict())
-    return host, device.cuda()
+    host = random_decoder(**SHAPE)
+    return host, copy.deepcopy(host).cuda()
 
 
 def test_perplexity_is_that_of_the_cpu() -> None:
-    ids = np.random.default_rng(seeded()).integers(0, 300, 2000)
-    ones = np.ones(2000, dtype=np.int64)
-    stream = Stream(
-        name="t",
-        fingerprint="f",
-        tokens=ids,
-        scored=np.arange(2000) > 0,
-        token_bytes=ones,
-        document=np.zeros(2000, dtype=np.int32),
-        words=None,
-        notes=(),
-    )
+    stream = random_stream(2000, vocab_size=300)
     protocol = Protocol(name="sliding", max_length=128, stride=64)
     host, device = (perplexity(one, stream, protocol, batch_tokens=512) for one in pair())
     assert device["loss"] == pytest.approx(host["loss"], rel=1e-5)

@@ -1,5 +1,6 @@
 """Perplexity against loops over transformers' Llama and sums of float64 logits by hand."""
 
+import copy
 import json
 import math
 from typing import Any
@@ -11,65 +12,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.evaluation import perplexity as module
-from slm.evaluation.encode import Stream
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.protocols import Protocol
-from slm.model import Decoder, ModelConfig
+from slm.model import Decoder
+from tests.evaluation.toys import SHAPE, VOCAB, cut_windows, in_float64, random_decoder, random_stream, window_documents
 from tests.seeds import seeded
-
-VOCAB = 120
-SHAPE = ModelConfig(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    intermediate_size=64,
-    max_position_embeddings=64,
-    init_std=0.25,  # large, so that context matters
-)
 
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    torch.manual_seed(seeded())
-    return Decoder(SHAPE).eval()
+    return random_decoder()
 
 
 @pytest.fixture(scope="module")
 def llama(decoder: Decoder) -> Any:
     """transformers' Llama with the decoder's weights."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
+    names = {
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+    }
+    shape = {names.get(key, key): value for key, value in SHAPE.items()}
+    config = transformers.LlamaConfig(**shape, rms_norm_eps=1e-5, tie_word_embeddings=True)
     model = transformers.LlamaForCausalLM(config).eval()
     missing = model.load_state_dict({f"model.{name}": t for name, t in decoder.state_dict().items()}, strict=False)
     assert missing.missing_keys in ([], ["lm_head.weight"])
     return model
-
-
-def stream_of(length: int, *, seed: int = 0, **changes: Any) -> Stream:
-    rng = np.random.default_rng(seeded(seed))
-    facts = {
-        "name": "text",
-        "fingerprint": "f",
-        "tokens": rng.integers(0, VOCAB, length),
-        "scored": np.arange(length) > 0,
-        "token_bytes": rng.integers(1, 6, length),
-        "document": np.arange(length, dtype=np.int32) // 9,
-        "words": 7,
-        "notes": ("As given.",),
-    }
-    return Stream(**facts | changes)
 
 
 def sliding(max_length: int, stride: int) -> Protocol:
@@ -105,7 +74,7 @@ def usual_loop(llama: Any, tokens: np.ndarray, max_length: int, stride: int) -> 
 def test_sliding_is_the_usual_loop_over_transformers(
     decoder: Decoder, llama: Any, length: int, max_length: int, stride: int
 ) -> None:
-    stream = stream_of(length)
+    stream = random_stream(length)
     result = perplexity(decoder, stream, sliding(max_length, stride), batch_tokens=200)
     loss, count = usual_loop(llama, stream.tokens, max_length, stride)
     assert count == result["tokens"] == length - 1
@@ -117,7 +86,7 @@ def test_sliding_is_the_usual_loop_over_transformers(
 def test_non_overlapping_is_a_loop_over_windows_that_share_one_token(
     decoder: Decoder, llama: Any, length: int, max_length: int
 ) -> None:
-    stream = stream_of(length)
+    stream = random_stream(length)
     nats = 0.0
     for start in range(0, length - 1, max_length):
         window = torch.from_numpy(stream.tokens[start : start + max_length + 1])[None]
@@ -158,9 +127,8 @@ def test_batches_change_nothing_and_what_a_stream_leaves_out_does_not_count(
     """The reference scores each window alone, in float64, from whole logits."""
     scored = np.random.default_rng(seeded(seed)).random(length) < 0.8
     scored[:2] = False, True
-    stream = stream_of(length, seed=seed, scored=scored)
-    exact, nats = Decoder(SHAPE).double(), 0.0
-    exact.load_state_dict(decoder.state_dict())
+    stream = random_stream(length, seed=seed, scored=scored)
+    exact, nats = in_float64(decoder), 0.0
     tokens = torch.from_numpy(stream.tokens)
     for start, stop, first in protocol.windows(length):
         with torch.no_grad():
@@ -173,10 +141,8 @@ def test_batches_change_nothing_and_what_a_stream_leaves_out_does_not_count(
 
 
 def test_figures_are_sums_by_hand_over_float64_logits(decoder: Decoder) -> None:
-    stream = stream_of(40)
-    exact = Decoder(SHAPE).double()
-    exact.load_state_dict(decoder.state_dict())
-    tokens = torch.from_numpy(stream.tokens)
+    stream = random_stream(40)
+    exact, tokens = in_float64(decoder), torch.from_numpy(stream.tokens)
     with torch.no_grad():
         logits = exact(tokens[None, :-1])[0]
     nats = (logits.logsumexp(-1) - logits[torch.arange(39), tokens[1:]]).sum().item()
@@ -191,34 +157,24 @@ def test_figures_are_sums_by_hand_over_float64_logits(decoder: Decoder) -> None:
     assert result["se_method"] == "block bootstrap over 39 blocks of 1 tokens"
 
 
-def test_the_error_over_documents_is_that_of_their_summed_losses(decoder: Decoder) -> None:
-    """The delta method on documents that are scored one by one, each a window of its own."""
-    stream = stream_of(64 * 30 + 1, document=(np.arange(64 * 30 + 1, dtype=np.int32) - 1).clip(0) // 64)
+def test_blocks_are_the_summed_losses_of_documents_and_the_error_is_theirs(decoder: Decoder) -> None:
+    """Documents are scored one by one, each a window of its own; the error is by the delta method."""
+    stream = random_stream(64 * 30 + 1, document=window_documents(30))
     result = perplexity(decoder, stream, non_overlapping(64), batch_tokens=640)
-    windows = np.lib.stride_tricks.sliding_window_view(stream.tokens, 65)[::64]
-    inputs, targets = torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
-    losses = decoder.token_losses(inputs, targets).mean(dim=1).double().numpy()
+    windows, blocks = cut_windows(stream.tokens), result["blocks"]
+    losses = decoder.token_losses(windows[:, :-1], windows[:, 1:]).double().detach()
     assert result["se_method"] == "block bootstrap over 30 documents"
-    assert result["se_loss"] == pytest.approx(losses.std(ddof=1) / math.sqrt(30), rel=0.06)
-
-
-def test_blocks_hold_the_sums_of_each_document_and_give_the_figures_again(decoder: Decoder) -> None:
-    document = (np.arange(64 * 30 + 1, dtype=np.int32) - 1).clip(0) // 64
-    stream = stream_of(64 * 30 + 1, document=document)
-    result = perplexity(decoder, stream, non_overlapping(64), batch_tokens=640)
-    blocks = result["blocks"]
+    assert result["se_loss"] == pytest.approx(losses.mean(dim=1).std().item() / math.sqrt(30), rel=0.06)
     assert blocks["tokens"] == [64] * 30
     assert blocks["bytes"] == stream.token_bytes[1:].reshape(30, 64).sum(axis=1).tolist()
-    windows = np.lib.stride_tricks.sliding_window_view(stream.tokens, 65)[::64]
-    inputs, targets = torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
-    assert blocks["nats"] == pytest.approx(decoder.token_losses(inputs, targets).sum(dim=1).tolist(), rel=1e-6)
+    assert blocks["nats"] == pytest.approx(losses.sum(dim=1).tolist(), rel=1e-6)
     assert sum(blocks["nats"]) / sum(blocks["tokens"]) == pytest.approx(result["loss"], rel=1e-6)
 
 
 def test_many_documents_are_kept_as_at_most_two_hundred_blocks(decoder: Decoder) -> None:
-    result = perplexity(decoder, stream_of(6000), non_overlapping(64), batch_tokens=640)  # documents of 9 tokens
+    result = perplexity(decoder, random_stream(6000), non_overlapping(64), batch_tokens=640)  # documents of 9 tokens
     assert result["se_method"] == "block bootstrap over 667 documents"
-    assert {name: len(values) for name, values in result["blocks"].items()} == {
+    assert {name: len(result["blocks"][name]) for name in result["blocks"]} == {
         "nats": 166,
         "tokens": 166,
         "bytes": 166,
@@ -228,29 +184,25 @@ def test_many_documents_are_kept_as_at_most_two_hundred_blocks(decoder: Decoder)
 
 def test_only_what_is_scored_goes_through_the_head(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-
-    def counted(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        rows.append(len(hidden))
-        return torch.zeros(len(hidden))
-
-    monkeypatch.setattr(module, "token_losses", counted)
-    perplexity(decoder, stream_of(301), sliding(32, 16), batch_tokens=128)
+    monkeypatch.setattr(
+        module, "token_losses", lambda hidden, *_: (rows.append(len(hidden)), torch.zeros(len(hidden)))[1]
+    )
+    perplexity(decoder, random_stream(301), sliding(32, 16), batch_tokens=128)
     assert sum(rows) == 300
 
 
 def test_a_text_shorter_than_a_window_is_scored_and_said_to_be(decoder: Decoder) -> None:
-    result = perplexity(decoder, stream_of(12), sliding(64, 32), batch_tokens=64)
+    result = perplexity(decoder, random_stream(12), sliding(64, 32), batch_tokens=64)
     assert result["tokens"] == 11
     assert result["notes"][0] == "As given."
     assert result["notes"][1].startswith("The text has 12 tokens, no more than one window")
 
 
 def test_a_loss_that_is_not_finite_leaves_the_figures_out(decoder: Decoder) -> None:
-    broken = Decoder(SHAPE)
-    broken.load_state_dict(decoder.state_dict())
+    broken = copy.deepcopy(decoder)
     with torch.no_grad():
         broken.norm.weight.fill_(torch.inf)
-    result = perplexity(broken, stream_of(100), sliding(32, 16), batch_tokens=64)
+    result = perplexity(broken, random_stream(100), sliding(32, 16), batch_tokens=64)
     figures = ("loss", "perplexity", "bits_per_byte", "se_loss", "se_bits_per_byte", "word_perplexity")
     assert {name: result[name] for name in figures} == dict.fromkeys(figures)
     assert result["blocks"] is None
@@ -259,7 +211,7 @@ def test_a_loss_that_is_not_finite_leaves_the_figures_out(decoder: Decoder) -> N
 
 
 def test_a_result_is_plain_json_with_the_keys_of_the_contract(decoder: Decoder) -> None:
-    result = perplexity(decoder, stream_of(100), sliding(32, 16), batch_tokens=64)
+    result = perplexity(decoder, random_stream(100), sliding(32, 16), batch_tokens=64)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     names = (
         "data data_fingerprint segmentation protocol max_length stride loss perplexity bits_per_byte se_loss "
@@ -269,7 +221,7 @@ def test_a_result_is_plain_json_with_the_keys_of_the_contract(decoder: Decoder) 
 
 
 def test_bfloat16_autocast_is_near_and_is_not_float32(decoder: Decoder) -> None:
-    stream = stream_of(200)
+    stream = random_stream(200)
     whole = perplexity(decoder, stream, sliding(64, 32), batch_tokens=256)["loss"]
     half = perplexity(decoder, stream, sliding(64, 32), batch_tokens=256, autocast=torch.bfloat16)["loss"]
     assert half == pytest.approx(whole, rel=0.02)
@@ -294,10 +246,10 @@ def test_protocols_that_mean_nothing_are_refused(settings: tuple[Any, int, int],
 
 def test_windows_longer_than_the_positions_are_refused_before_any_work(decoder: Decoder) -> None:
     with pytest.raises(ValueError, match=r"^max_length=65 of protocol sliding is longer than the 64 positions"):
-        perplexity(decoder, stream_of(12), sliding(65, 32), batch_tokens=64)
+        perplexity(decoder, random_stream(12), sliding(65, 32), batch_tokens=64)
 
 
 def test_a_tokenizer_of_another_model_is_refused_before_any_work(decoder: Decoder) -> None:
     tokens = np.array([1, VOCAB + 3, 2])
     with pytest.raises(ValueError, match=rf"^the tokenizer gave id {VOCAB + 3} for text and .* has {VOCAB} \(vocab"):
-        perplexity(decoder, stream_of(3, tokens=tokens), sliding(32, 16), batch_tokens=64)
+        perplexity(decoder, random_stream(3, tokens=tokens), sliding(32, 16), batch_tokens=64)

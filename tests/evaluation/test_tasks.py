@@ -7,6 +7,7 @@ import math
 import socket
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,8 +22,7 @@ from slm.data.vocabulary import plan_tokenizer
 from slm.evaluation.tasks import MOBILELLM, check_tasks, task_manager
 from slm.evaluation.tasks.local import make_task, read_records
 from slm.evaluation.tasks.run import _entries, run_task
-from slm.model import Decoder, ModelConfig
-from tests.seeds import seeded
+from tests.evaluation.toys import random_decoder
 
 CHOICES = [
     {"query": "The sun is", "choices": ["warm", "cold and far away"], "gold": 0},
@@ -31,11 +31,7 @@ CHOICES = [
 ]
 CONTEXTS = [
     {"context_options": ["The cat", "The stone"], "continuation": "purrs.", "gold": 0},
-    {
-        "context_options": ["He saw the cat and the cat", "He saw the cat and the stone"],
-        "continuation": "sank",
-        "gold": 1,
-    },
+    {"context_options": ["The cat and the cat", "The cat and the stone"], "continuation": "sank", "gold": 1},
 ]
 QUICK = {"limit": None, "num_fewshot": None, "batch_tokens": 512, "autocast": None, "seed": 1}
 
@@ -48,10 +44,7 @@ def write(path: Path, records: list[dict]) -> str:
 @pytest.fixture(scope="module")
 def model() -> tuple:
     tokenizer = plan_tokenizer({"kind": "bytes"}).make(lambda: iter([]))
-    torch.manual_seed(seeded())
-    shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
-    shape |= {"intermediate_size": 48, "max_position_embeddings": 128, "init_std": 0.3}
-    return Decoder(ModelConfig(**shape)).eval(), tokenizer
+    return random_decoder(vocab_size=tokenizer.vocab_size, max_position_embeddings=128), tokenizer
 
 
 @torch.no_grad()
@@ -89,11 +82,10 @@ def test_choices_are_scored_after_the_query_and_one_space(model: tuple, tmp_path
 
 def test_a_continuation_is_scored_after_each_context(model: tuple, tmp_path: Path) -> None:
     results = run_task(*model, "wino", file=write(tmp_path / "w.jsonl", CONTEXTS), **QUICK)
-    right = [
-        best([log_likelihood(model, option, " " + record["continuation"]) for option in record["context_options"]])
-        == record["gold"]
-        for record in CONTEXTS
-    ]
+    right = []
+    for record in CONTEXTS:
+        scores = [log_likelihood(model, option, " " + record["continuation"]) for option in record["context_options"]]
+        right.append(best(scores) == record["gold"])
     assert (results["wino"]["metric"], results["wino"]["also"]) == ("acc", {})
     assert results["wino"]["value"] == pytest.approx(sum(right) / 2)
 
@@ -119,22 +111,15 @@ def test_limit_and_number_of_examples_are_kept(model: tuple, tmp_path: Path) -> 
 def test_a_task_whose_data_cannot_be_had_is_skipped_and_the_others_run(
     model: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    attempts = []
-
-    def unreachable(*args: object, **kwargs: object) -> None:
-        attempts.append(args)
-        raise OSError("no network in this test")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    look_up = Mock(side_effect=OSError("no network in this test"))
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     results = run_task(*model, "piqa", file=None, **QUICK)
     results |= run_task(*model, "mine", file=write(tmp_path / "a.jsonl", CHOICES), **QUICK)
-    assert len(attempts) < 5  # the hub's own clients would go on for minutes
+    assert look_up.call_count < 5  # the hub's own clients would go on for minutes
     assert list(results["piqa"]) == ["error"]
-    assert results["piqa"]["error"].startswith(
-        "the data of piqa are not in the local cache and the hub cannot be reached"
-    )
+    assert "data of piqa are not in the local cache and the hub cannot be reached" in results["piqa"]["error"]
     assert results["mine"]["n"] == 3
     lines = capfd.readouterr().err.splitlines()
     assert [line.split(":")[:2] for line in lines] == [["tasks", " piqa"], ["tasks", " mine"]]
@@ -160,10 +145,8 @@ def test_a_diverged_model_has_an_error_in_place_of_an_accuracy(model: tuple, tmp
 
 
 def test_a_metric_that_is_no_number_is_an_error_and_results_stay_json() -> None:
-    rows = {
-        "a": {"mcc,none": math.nan, "mcc_stderr,none": "N/A", "sample_len": 3},
-        "b": {"acc,none": 0.5, "acc_stderr,none": math.nan, "mcc,none": math.nan, "sample_len": 3},
-    }
+    rows = {"a": {"mcc,none": math.nan, "mcc_stderr,none": "N/A", "sample_len": 3}}
+    rows["b"] = {"acc,none": 0.5, "acc_stderr,none": math.nan, "mcc,none": math.nan, "sample_len": 3}
     found = _entries({"results": rows, "n-shot": {}})
     assert found["a"] == {"error": "mcc of a is nan, not a finite number"}
     assert (found["b"]["value"], found["b"]["se"], found["b"]["also"]) == (0.5, None, {})
@@ -172,10 +155,7 @@ def test_a_metric_that_is_no_number_is_an_error_and_results_stay_json() -> None:
 def test_a_package_that_a_task_lacks_is_named_whether_or_not_there_is_a_network(
     model: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(names: list[str]) -> None:
-        raise ModuleNotFoundError("No module named 'langdetect'")
-
-    monkeypatch.setattr(task_manager(), "load", load)
+    monkeypatch.setattr(task_manager(), "load", Mock(side_effect=ModuleNotFoundError("No module named 'langdetect'")))
     results = run_task(*model, "ifeval", file=None, **QUICK)
     assert results == {"ifeval": {"error": "ModuleNotFoundError: No module named 'langdetect'"}}
 
@@ -251,6 +231,6 @@ def test_a_task_is_read_from_every_kind_of_rows(name: str, tmp_path: Path) -> No
 def test_a_task_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quiz.txt").write_text(json.dumps(CHOICES[0]))
     with pytest.raises(
-        ValueError, match=r"^task_files\.mine: .*quiz\.txt is of an unknown kind; its name must end in one of \.jsonl, "
+        ValueError, match=r"^task_files\.mine: .*quiz\.txt is of an unknown kind; .* end in one of \.jsonl, "
     ):
         check_tasks(["mine"], {"mine": str(tmp_path / "quiz.txt")})

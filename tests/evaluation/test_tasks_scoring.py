@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.evaluation.tasks.scoring import Group, Request, Scorer, make_batches, make_request, plan, share_prefixes
-from slm.model import Decoder, ModelConfig
-from tests.seeds import seeded
+from slm.model import Decoder
+from tests.evaluation.toys import random_decoder
 
 CONTEXT = 24
 ids = st.integers(0, 3)  # few ids, so that prefixes are shared and tokens are sometimes the likeliest
@@ -16,10 +16,7 @@ questions = st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=4))
 
 
 def decoder(**changes) -> Decoder:
-    torch.manual_seed(seeded())
-    shape = {"vocab_size": 7, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
-    shape |= {"intermediate_size": 24, "max_position_embeddings": CONTEXT, "init_std": 0.5} | changes
-    return Decoder(ModelConfig(**shape)).double().eval()
+    return random_decoder(**{"vocab_size": 7, "max_position_embeddings": CONTEXT} | changes).double()
 
 
 MODELS = [
@@ -78,10 +75,16 @@ def test_a_group_saves_tokens_by_the_prefix_that_all_of_it_begins_with(items: li
         assert all(2 * group.prefix >= len(item.inputs) for item in group.requests[1:])
 
 
-def test_the_choices_of_a_question_run_its_context_once() -> None:
+def counting_decoder() -> tuple[Decoder, list[int]]:
+    """A decoder, and the numbers of tokens of each pass through it."""
     model, fed = decoder(), []
     hidden = model.hidden
     model.hidden = lambda tokens_BT, *rest: (fed.append(tokens_BT.numel()), hidden(tokens_BT, *rest))[1]  # type: ignore[method-assign]
+    return model, fed
+
+
+def test_the_choices_of_a_question_run_its_context_once() -> None:
+    model, fed = counting_decoder()
     context = tuple(torch.arange(18).remainder(7).tolist())
     items = [make_request(context, (choice, 1, 2), CONTEXT) for choice in range(4)]
     Scorer(model, batch_tokens=4000)(items)
@@ -89,16 +92,13 @@ def test_the_choices_of_a_question_run_its_context_once() -> None:
 
 
 def test_one_token_continuations_and_repeated_requests_cost_one_pass() -> None:
-    model, fed = decoder(), []
-    hidden = model.hidden
-    model.hidden = lambda tokens_BT, *rest: (fed.append(tokens_BT.numel()), hidden(tokens_BT, *rest))[1]  # type: ignore[method-assign]
+    model, fed = counting_decoder()
     items = [make_request((1, 2, 3, 4, 5), (choice,), CONTEXT) for choice in (0, 1, 0, 1)]
     scores = Scorer(model, batch_tokens=4000)(items)
     assert fed == [5]
     assert scores[:2] == scores[2:]
-    assert [score.log_likelihood for score in scores[:2]] == [
-        pytest.approx(alone(model, item)[0], abs=1e-10) for item in items[:2]
-    ]
+    expected = [alone(model, item)[0] for item in items[:2]]
+    assert [score.log_likelihood for score in scores[:2]] == pytest.approx(expected, abs=1e-10)
 
 
 def test_logits_of_a_context_are_never_made() -> None:

@@ -110,11 +110,7 @@ def test_three_sizes_are_too_few_to_be_paired() -> None:
 
 def test_too_few_shapes_tell_nothing_and_impossible_ones_do_not_count() -> None:
     few = [cell("a", SIZES[0]), cell("a", 0, impossible="too small")]
-    assert power_of(few, seeds=1, assume=ASSUME, **HOW).detectable == {
-        1: None,
-        2: None,
-        3: None,
-    }
+    assert power_of(few, seeds=1, assume=ASSUME, **HOW).detectable == {1: None, 2: None, 3: None}
     assert power_of(few[1:], seeds=1, assume=ASSUME, **HOW) is None
 
 

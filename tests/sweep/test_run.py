@@ -213,8 +213,7 @@ def test_rates_of_which_too_few_completed_are_named(
 
 
 @pytest.mark.parametrize(
-    ("rule", "matched"),
-    [([], False), (["sweep.lr.rule=tuned", "sweep.lr.factors=[0.25,0.5,1,2,4]"], True)],
+    ("rule", "matched"), [([], False), (["sweep.lr.rule=tuned", "sweep.lr.factors=[0.25,0.5,1,2,4]"], True)]
 )
 def test_rates_that_were_given_to_each_family_are_not_matched_unless_tuned(
     rule: list[str], matched: bool, monkeypatch: pytest.MonkeyPatch
@@ -260,10 +259,7 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, monkeypat
         ("drop_worst=8", "drop_worst=8 leaves none of the 8 runs"),
         ("sweep.name=../x", "sweep.name"),
         ("sweep.also=['data=local','data.paths=/nowhere/*.txt']", r"data.paths='/nowhere/\*.txt' matches no file"),
-        (
-            "sweep.evaluation={w: ['data=local','data.paths=no.txt']}",
-            "sweep.evaluation.w: data.paths='no.txt' matches",
-        ),
+        ("sweep.evaluation={w: ['data=local','data.paths=no.txt']}", "sweep.evaluation.w: data.paths='no.txt' matches"),
         ("columns.loss=wiki_loss", "columns.loss=wiki_loss: the runs of a sweep have no column wiki_loss"),
         ("columns.tokens='stepps*batch_tokens'", "the runs of a sweep have no column stepps; did you mean steps"),
         ("best_of=[lr,wd]", "best_of=wd: the runs of a sweep have no column wd"),

@@ -116,10 +116,7 @@ def test_the_config_of_a_run_runs_again_and_gives_the_same_loss(run_train: Run, 
 
 @pytest.mark.parametrize(
     ("model", "parameters"),
-    [
-        ("mobilellm_125m", "124,635,456"),
-        pytest.param("mobilellm_ls_350m", "345,355,200", marks=pytest.mark.slow),
-    ],
+    [("mobilellm_125m", "124,635,456"), pytest.param("mobilellm_ls_350m", "345,355,200", marks=pytest.mark.slow)],
 )
 def test_a_dry_run_prints_the_plan_and_leaves_no_run(
     model: str, parameters: str, cache_dir: Path, tmp_path: Path

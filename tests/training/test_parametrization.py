@@ -9,13 +9,7 @@ from benchmarks.coord_check import shape_at, trained_activations
 from slm.composition.budget import check_parametrization
 from slm.model import Decoder, ModelConfig
 from slm.training.optim import OPTIMIZERS, parameter_groups
-from slm.training.parametrization import (
-    STANDARD,
-    kinds_of,
-    make_rules,
-    scale_initial_weights,
-    with_multipliers,
-)
+from slm.training.parametrization import STANDARD, kinds_of, make_rules, scale_initial_weights, with_multipliers
 from tests.seeds import seeded
 
 BASE = {"base_width": 32, "base_depth": 2, "base_head_dim": 8}
