@@ -19,12 +19,13 @@ from slm.data import Tokenizer
 from slm.evaluation.config import address_of
 from slm.evaluation.ledger import Entry, Ledger
 from slm.evaluation.measure import Measurement, Precision, plan_measurements, resolve_precision, shared_text
+from slm.evaluation.record import record
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
 from slm.model import generate
 from slm.model.counts import num_params
 from slm.runtime.progress import say
-from slm.tracking import check_logger, record_evaluation
+from slm.tracking import check_logger
 
 SKIPPED_TASKS = 3
 """Exit code if everything was measured except tasks whose data was not available."""
@@ -68,7 +69,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         ledger.save()
         files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]))
         if settings["logger"]["wandb"]:
-            _record(folder, ledger.entries, settings, files)
+            record(folder, ledger.entries, settings, files)
     print_report(ledger.entries, folder)
     return SKIPPED_TASKS if any("error" in task for e in ledger.entries for task in e["tasks"].values()) else 0
 
@@ -198,14 +199,3 @@ def _export(settings: Mapping[str, Any]) -> int:
     folder = export(address, settings["export"], revision=revision, unroll_sharing=settings["unroll_sharing"])
     print(f"exported to {folder}")
     return 0
-
-
-def _record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], files: Sequence[Path]) -> None:
-    record_evaluation(
-        folder,
-        entries,
-        name=f"evaluation-{folder.name}",
-        config=settings,
-        files=[folder / "results.json", *files],
-        images=[file for file in files if file.suffix == ".png"],
-    )

@@ -1,6 +1,5 @@
 """Where metrics go: a CSV file always, Weights & Biases and TensorBoard when asked, behind one small interface."""
 
-from slm.tracking.evaluation import record_evaluation
 from slm.tracking.trackers import Tracker, Trackers, check_logger, open_trackers
 from slm.tracking.wandb_run import Rows, known_run_id, record_directory
 
@@ -12,5 +11,4 @@ __all__ = [
     "known_run_id",
     "open_trackers",
     "record_directory",
-    "record_evaluation",
 ]

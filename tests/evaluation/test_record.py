@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from slm.evaluation.record import record
 from slm.evaluation.report.write import write_report
-from slm.tracking import record_evaluation
-from slm.tracking.evaluation import read_rows
 from tests.evaluation.reported import published, tiny
 from tests.tracking.offline import SETTINGS, inspected
 
@@ -16,11 +15,11 @@ ENTRIES = published()[:1] + tiny()[1:2]
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("evaluation")
+    folder = tmp_path_factory.mktemp("evaluation", numbered=False)
     files = write_report(folder, ENTRIES, command="python evaluate.py")
-    images = [path for path in files if path.suffix == ".png"]
+    (folder / "results.json").write_text(json.dumps(ENTRIES))
     config = {"checkpoints": ["a", "b"], "logger": SETTINGS | {"job_type": "evaluate"}}
-    record_evaluation(folder, ENTRIES, name="evaluation-x", config=config, files=files, images=images)
+    record(folder, ENTRIES, config, files)
     return folder
 
 
@@ -28,7 +27,7 @@ def test_the_summary_has_the_figures_of_each_checkpoint_and_none_that_is_missing
     (file,) = recorded.glob("wandb/offline-run-*/run-*.wandb")
     run = inspected(file)
     summary = run["summary"]
-    assert run["name"] == "evaluation-x"
+    assert run["name"] == "evaluation-evaluation"
     assert run["config"] == {"checkpoints": ["a", "b"]}
     assert summary["MobileLLM-125M/perplexity"] == pytest.approx(11.961319)
     assert summary["MobileLLM-125M/decode_tokens_per_second"] == 23.715576
@@ -50,11 +49,3 @@ def test_tables_and_figures_are_logged_and_the_table_is_that_of_the_csv(recorded
     row = dict(zip(written["columns"], written["data"][0], strict=True))
     assert (row["model"], row["params_total"], row["cache"]) == ("MobileLLM-125M", 124_635_456, False)
     assert row["fingerprint"] == "0123456789abcdef"
-
-
-def test_text_that_spells_a_number_stays_text(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    path.write_text("model,fingerprint,loss,tasks/piqa\n007,1234567890123456,1e-3,\n")
-    columns, (row,) = read_rows(path)
-    assert row == ["007", "1234567890123456", 1e-3, None]
-    assert columns[2] == "loss"

@@ -1,0 +1,62 @@
+"""An evaluation as a Weights & Biases run (job_type=evaluate), where checkpoints can be compared across runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slm.evaluation.report.results import Entry, Results
+from slm.evaluation.report.rows import rows
+from slm.tracking import record_directory
+
+SUMMARY = {
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits_per_byte",
+    "tokens_per_second": "decode_tokens_per_second",
+}
+"""Columns of results.csv that go into the summary, and their names there."""
+TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
+
+
+def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Log one run with tables `evaluation` and `tasks`, the figures among `files`, and all files as an artifact.
+
+    `entries` are those of results.json in `folder`; table `evaluation` has the rows of results.csv.
+    """
+    checkpoints, tasks = rows(Results(list(entries))), task_rows(entries)
+    record_directory(
+        folder,
+        kind="evaluation",
+        name=f"evaluation-{folder.name}",
+        config=settings,
+        tables={
+            "evaluation": (list(checkpoints[0]), [list(row.values()) for row in checkpoints]),
+            "tasks": (TASK_COLUMNS, [list(row.values()) for row in tasks]),
+        },
+        images=[file for file in files if file.suffix == ".png"],
+        summary=summarize(checkpoints, tasks),
+        files=[folder / "results.json", *files],
+    )
+
+
+def task_rows(entries: Sequence[Entry]) -> list[Entry]:
+    """One row for each checkpoint and task; a task that could not be evaluated has its `error` instead of a value."""
+    return [
+        {"model": entry["name"], "task": task, **{key: outcome.get(key) for key in TASK_COLUMNS[2:]}}
+        for entry in entries
+        for task, outcome in (entry.get("tasks") or {}).items()
+    ]
+
+
+def summarize(checkpoints: Sequence[Entry], tasks: Sequence[Entry]) -> dict[str, float]:
+    """Finite values under `NAME/perplexity`, `/bits_per_byte`, `/decode_tokens_per_second` and `/task/TASK`."""
+    values = {f"{_key(row['model'])}/{key}": row.get(column) for row in checkpoints for column, key in SUMMARY.items()}
+    values |= {f"{_key(row['model'])}/task/{_key(row['task'])}": row["value"] for row in tasks}
+    return {key: value for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def _key(name: str) -> str:
+    """The name as one part of a summary key, whose parts slashes separate."""
+    return name.replace("/", "_")
