@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -17,8 +17,12 @@ from slm.runtime.files import write_whole
 from slm.runtime.words import count
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    import matplotlib.axes
+    import matplotlib.figure
+
+# As text, because matplotlib is imported only to draw.
+Axes: TypeAlias = "matplotlib.axes.Axes"
+Figure: TypeAlias = "matplotlib.figure.Figure"
 
 # Okabe & Ito 2008, darkest first; yellow is left out (too pale on white).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
@@ -43,6 +47,7 @@ RC: dict[Any, Any] = {
     "ytick.color": INK,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
+    "axes.grid": True,
     "grid.color": "#ECECEC",
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
@@ -94,14 +99,14 @@ def sheet(title: str, width: float, body: float, families: Sequence[str] = ()) -
 
     Returns the figure and how many inches title and marks take.
     """
+    import matplotlib.figure
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     lines = wrapped(title, width)
     above = 0.14 + 0.185 * (lines.count("\n") + 1)
     rows = math.ceil(len(families) / _key_columns(families, width)) if len(families) > 1 else 0
     head = above + (0.08 + KEY_ROW * rows if rows else 0.05)
-    figure = Figure(figsize=(width, head + body))
+    figure = matplotlib.figure.Figure(figsize=(width, head + body))
     FigureCanvasAgg(figure)
     figure.text(0.12 / width, 1 - 0.1 / (head + body), lines, fontsize=11, fontweight="bold", va="top", color=INK)
     _key(figure, families, y=above)
@@ -179,6 +184,12 @@ def tick_label(value: float, *, counts: bool = True) -> str:
     factor = value / 10.0**power
     raised = "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return raised if abs(factor - 1) < 1e-6 else f"{factor:.2g}×{raised}"
+
+
+def draw_law(axis: Axes, x: np.ndarray, y: np.ndarray, is_inside: np.ndarray, colour: str) -> None:
+    """The curve of a law: a line where `is_inside` the data, dashes beyond."""
+    axis.plot(x, y, color=colour, lw=1.2, ls=(0, (4, 2)))
+    axis.plot(x[is_inside], y[is_inside], color=colour, lw=1.7)
 
 
 def plot_runs(axis: Axes, x: Any, y: Any, colour: str, marker: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.paired import difference
@@ -18,7 +17,7 @@ from slm.report.markdown import (
     table,
     table_by_column,
 )
-from slm.report.style import INK, PALETTE, Margins, panels, short, text_beside
+from slm.report.style import INK, PALETTE, Axes, Figure, Margins, panels, short, text_beside
 from slm.runtime.words import (
     LOSS_NAMES,
     NOTHING,
@@ -35,10 +34,6 @@ from slm.runtime.words import (
     with_interval,
 )
 from slm.scaling.describe import Entry, family_name, pair_name
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MODEL_NAMES = {
     "one_law": "one law for all",

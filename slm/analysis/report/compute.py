@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, figure, folded, table_by_column
-from slm.report.style import INK, log_axis, panels, short
+from slm.report.style import INK, Axes, Figure, log_axis, panels, short
 from slm.runtime.words import TARGET_NAMES, TARGET_UNITS, axis_name, count, escape_markdown, is_number, listed, sig
 from slm.scaling.describe import Entry, family_name
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MAX_RATIO_OF_LAWS = 2.0
 """Laws whose answers differ by a larger factor are reported as contradicting each other."""
@@ -155,6 +149,5 @@ def _draw_front(axis: Axes, analysis: Directory, front: Entry, target: str) -> N
     x, y = analysis.results[column].to_numpy(float), analysis.results[target].to_numpy(float)
     log_axis(axis.xaxis, x.min() / 1.2, x.max() * 1.2, counts=column != "flops")
     log_axis(axis.yaxis, y.min() / 1.03, y.max() * 1.03)
-    axis.grid(True)
     names = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
     axis.set_xlabel(names.get(column) or axis_name("N", column))

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, figure
-from slm.report.style import GREY, INK, Margins, log_axis, panels, plot_runs, short
+from slm.report.style import GREY, INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short
 from slm.runtime.words import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
 from slm.scaling.describe import Entry, has_complete_lists, is_identified
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MAX_REFERENCE_RATIO = 2.0
 """A published law that is off by more, as at a budget far from its own, would squeeze the runs into a strip."""
@@ -116,9 +111,7 @@ def _bands(axis: Axes, analysis: Directory, entry: Entry) -> None:
 def _line_and_points(axis: Axes, analysis: Directory, entry: Entry) -> None:
     curve, colour = entry["curve"], analysis.colour(entry["family"])
     x, y = np.array(curve["x"]), np.array(curve["centre"], float)
-    inside = x <= max(entry["points"][curve["variable"]]) * 1.001
-    axis.plot(x[inside], y[inside], color=colour, lw=1.6)
-    axis.plot(x[~inside], y[~inside], color=colour, lw=1.2, ls=(0, (4, 2)))
+    draw_law(axis, x, y, x <= max(entry["points"][curve["variable"]]) * 1.001, colour)
     plot_runs(axis, *_points(analysis, entry), colour, analysis.marker(entry["family"]))
 
 
@@ -195,7 +188,6 @@ def _same_axes(axes: list[Axes], analysis: Directory, entries: list[Entry]) -> N
     heights += [np.asarray(line.get_ydata()) for axis in axes for line in axis.get_lines() if line.get_color() == GREY]
     y = np.concatenate(heights)
     for axis in axes:
-        axis.grid(True)
         log_axis(axis.xaxis, x.min(), x.max(), counts=variable != "C")
         log_axis(axis.yaxis, np.nanmin(y) / 1.04, np.nanmax(y) * 1.04)
         axis.set_xlabel(axis_name(variable, primary["size"]))

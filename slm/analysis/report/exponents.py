@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import VISIBLE_ROWS, Columns, Section, bullets, figure, folded, folded_if_long, table_by_column
-from slm.report.style import GREY, INK, Margins, axes_at, sheet, text_beside
+from slm.report.style import GREY, INK, Axes, Figure, Margins, axes_at, sheet, text_beside
 from slm.runtime.words import (
     SIZE_LABELS,
     TARGET_NAMES,
@@ -37,10 +37,6 @@ from slm.scaling.describe import (
     status,
 )
 from slm.scaling.forms import VARIABLES
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def exponents_section(analysis: Directory) -> Section:
@@ -270,7 +266,7 @@ def _forest(axis: Axes, analysis: Directory, panel: Panel) -> None:
     axis.set_xlim(low, high)
     axis.set_yticks([at for at, _ in ticks], labels=[law for _, law in ticks])
     axis.tick_params(axis="y", length=0)
-    axis.grid(True, axis="x")
+    axis.grid(False, axis="y")
     axis.set_title(panel.title)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import figure, folded_if_long, table, table_by_column
-from slm.report.style import INK, log_axis, panels, short
+from slm.report.style import INK, Axes, Figure, log_axis, panels, short
 from slm.runtime.words import (
     NOTHING,
     TARGET_UNITS,
@@ -22,10 +20,6 @@ from slm.runtime.words import (
     with_interval,
 )
 from slm.scaling.describe import Entry, family_name
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PROFILES = (
     "**IsoFLOP profiles** (approach 2): a parabola about the lowest loss of each budget, and a power law through the "
@@ -129,7 +123,6 @@ def isoflop_figure(analysis: Directory) -> Figure | None:
     drawn, axes = panels(len(rows), title, columns=2, width=4.7, height=3.2)
     for axis, row in zip(axes, rows, strict=True):
         (_optima if given else _profiles)(axis, analysis, row)
-        axis.grid(True)
     return drawn
 
 

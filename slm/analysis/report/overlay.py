@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, bullets, figure, folded, table
-from slm.report.style import INK, Margins, log_axis, panels, plot_runs, short
+from slm.report.style import INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short
 from slm.runtime.words import (
     NOTHING,
     TARGET_NAMES,
@@ -25,10 +24,6 @@ from slm.runtime.words import (
     size_words,
 )
 from slm.scaling.describe import Entry, family_name
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MAX_VISIBLE_MODELS = 4
 
@@ -59,7 +54,6 @@ def overlay_figure(analysis: Directory) -> Figure | None:
     curve = [point for family in families for point in family["curve"]]
     x = [point["N"] for point in curve]
     y = np.array([*values, *(point["value"] for point in curve), *analysis.results[overlay["target"]]], float)
-    axis.grid(True)
     log_axis(axis.xaxis, min(x), max(x))
     log_axis(axis.yaxis, y.min() / 1.06, y.max() * 1.06)
     axis.set_xlabel(axis_name("N", overlay["size"]))
@@ -73,10 +67,8 @@ def _law(axis: Axes, analysis: Directory, family: Entry) -> None:
     colour = analysis.colour(name)
     keys = ("N", "value", "low", "high")
     x, y, low, high = (np.array([point[key] for point in family["curve"]], float) for key in keys)
-    inside = (family["range"][0] <= x) & (x <= family["range"][1])
     axis.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
-    axis.plot(x, y, color=colour, lw=1.1, ls=(0, (4, 2)))
-    axis.plot(x[inside], y[inside], color=colour, lw=1.8)
+    draw_law(axis, x, y, (family["range"][0] <= x) & (x <= family["range"][1]), colour)
     rows = analysis.rows_of(name)
     plot_runs(axis, rows[analysis.overlay["size"]], rows[analysis.overlay["target"]], colour, analysis.marker(name))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from slm.analysis.report import (
     compare,
@@ -24,12 +23,9 @@ from slm.analysis.report import (
 from slm.analysis.report.directory import Directory
 from slm.report.html import page
 from slm.report.markdown import Section
-from slm.report.style import draw
+from slm.report.style import Figure, draw
 from slm.runtime.files import write_whole
 from slm.runtime.words import escape_markdown
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SECTIONS = (
     verdict.verdict_section,

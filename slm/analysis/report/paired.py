@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, bullets, figure, table, table_by_column
-from slm.report.style import INK, PALETTE, log_axis, panels, short
+from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short
 from slm.runtime.words import (
     NOTHING,
     TARGET_NAMES,
@@ -22,9 +21,6 @@ from slm.runtime.words import (
     with_interval,
 )
 from slm.scaling.describe import Entry, has_complete_lists, pair_name
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MAX_PANELS = 12
 
@@ -137,7 +133,6 @@ def ratios_figure(analysis: Directory) -> Figure | None:
         axis.plot(sizes, 100 * np.expm1(np.array(pair["log_ratio"])), "o", color=colour, ms=4, mec="white", mew=0.4)
         axis.axhline(0, color=INK, lw=0.8)
         log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
-        axis.grid(True)
         names = f"{short(pair['a'])} / {short(pair['b'])}"
         axis.set_title(f"{names}, p {p_value(pair['p_adjusted'], equals=True)}", fontsize=8.5)
         axis.set_xlabel(axis_name("N", analysis.primary["size"]))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, figure, folded, table, table_by_column
-from slm.report.style import INK, Margins, log_axis, panels
+from slm.report.style import INK, Figure, Margins, log_axis, panels
 from slm.runtime.words import (
     NOTHING,
     TARGET_NAMES,
@@ -24,9 +24,6 @@ from slm.runtime.words import (
     with_interval,
 )
 from slm.scaling.describe import Entry, family_name, has_complete_lists
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def predictions_section(analysis: Directory) -> Section | None:
@@ -192,7 +189,6 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     bottom, top = max(min(*ends, 0), min(*gains, 0) - reach), min(max(ends), max(gains) + reach)
     axis.set_ylim(bottom - 0.05 * reach, top + 0.05 * reach)
     axis.axhline(0, color=INK, lw=0.8)
-    axis.grid(True)
     axis.set_xlabel(axis_name("N", analysis.primary["size"]))
     axis.set_ylabel(f"{target} at N less {target} at 2N")
     return drawn

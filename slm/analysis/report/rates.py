@@ -5,19 +5,13 @@ Read from tuning.csv and runs.csv, which a sweep with `sweep.lr.rule=tuned` writ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, figure, table_by_column
-from slm.report.style import GREY, INK, PALETTE, log_axis, panels, short
+from slm.report.style import GREY, INK, PALETTE, Axes, Figure, log_axis, panels, short
 from slm.runtime.words import count, percent, sig
 from slm.scaling.describe import family_name
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SHAPE = ["family", "width", "depth", "budget"]
 
@@ -50,7 +44,6 @@ def _panel(axis: Axes, analysis: Directory, optima: pd.DataFrame) -> None:
         axis.axvline(value, color=GREY, lw=0.8, ls=":")
     axis.set_xlabel("optim.lr; dotted: the rate given")
     axis.legend(frameon=False, fontsize=7)
-    axis.grid(True)
 
 
 def _shape(row: pd.Series) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.exponents import not_fitted
 from slm.report.markdown import Columns, Section, figure, folded, folded_if_long, table_by_column
-from slm.report.style import INK, Margins, log_axis, panels, tick_label
+from slm.report.style import INK, Axes, Figure, Margins, log_axis, panels, tick_label
 from slm.runtime.words import (
     LOSS_NAMES,
     NOTHING,
@@ -26,10 +25,6 @@ from slm.runtime.words import (
     yes_or_no,
 )
 from slm.scaling.describe import Entry, family_name, fitted_laws, has_complete_lists
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def selection_section(analysis: Directory) -> Section:
@@ -153,7 +148,6 @@ def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) 
     log_axis(axis.xaxis, min(places) / 1.2, max(places) * 1.2, counts=variable != "C")
     ticks = axis.get_xticks()[:: 1 + (len(axis.get_xticks()) > 3)]
     axis.set_xticks(ticks, labels=[tick_label(at, counts=variable != "C") for at in ticks])
-    axis.grid(True)
     axis.set_xlabel(f"held-out {axis_name(variable, analysis.primary['size'])}", fontsize=8)
 
 

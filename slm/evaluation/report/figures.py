@@ -246,4 +246,4 @@ def _task_panel(
     axis.tick_params(axis="y", length=0)
     axis.locator_params(axis="x", nbins=4)
     axis.margins(x=0.15)
-    axis.grid(True, axis="x")
+    axis.grid(False, axis="y")
