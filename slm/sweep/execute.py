@@ -19,7 +19,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -83,14 +82,13 @@ def execute(
     *,
     retry: Literal["none", "failed"] = "none",
     common: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
     script: Path = TRAIN,
     show: Show = lambda statuses: None,
 ) -> dict[str, Outcome]:
     """Train `cells`, each in `folder`/NAME, on the engine of the `launcher` group; returns the outcome of each.
 
-    A job is `script` with its cell's overrides, the `common` ones (such as logger.group) and this process's
-    environment with `environment` added. `show` is called about once a second with the status of all cells.
+    A job is `script` with its cell's overrides and the `common` ones (such as logger.group). `show` is called about
+    once a second with the status of all cells.
     Only one call at a time may work in a folder. Raises `ValueError`, before any job starts, for an invalid launcher
     setting, and `Interrupted` if a signal ended it.
     """
@@ -101,11 +99,10 @@ def execute(
             name=cell.name,
             folder=folder / cell.name,
             command=(sys.executable, str(script), *passed_on(), *cell.overrides, *common, *places_of(cell, folder)),
-            environment=environment or {},
         )
         for cell in cells
     }
-    with closing(engine), Signals() as signals:
+    with Signals() as signals:
         master = _Master(cells, jobs, engine, tries=launcher["tries"], show=show)
         master.adopt_running_jobs(retry=retry == "failed")
         master.run(signals)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -36,22 +36,17 @@ class Job:
     folder: Path
     """The run directory; absolute."""
     command: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Added to the environment of the process that starts the job."""
 
 
 def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subprocess.Popen[bytes] | None:
-    """Start `job` in a session of its own, so that Ctrl-C reaches only the master; None if it runs already.
-
-    `environment` is that of the job, to which `job.environment` is added.
-    """
+    """Start `job` in a session of its own, so that Ctrl-C reaches only the master; None if it runs already."""
     with held(job) as files:
         if files is None:
             return None
         lock, log = files
         return subprocess.Popen(
             ["sh", "-c", NOTE_AND_BECOME, str(job.folder / PID), str(slot), os.uname().nodename, *job.command],
-            env={**environment, **job.environment},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

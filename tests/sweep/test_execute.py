@@ -24,7 +24,7 @@ from slm.sweep.execute import Interrupted, execute
 from slm.sweep.job import PID, Job, begin, id_and_slot, is_job
 from slm.sweep.ledger import Outcome
 from slm.sweep.recipe import Recipe
-from tests.running import ROOT, make_command, quiet_env
+from tests.running import ROOT, make_command
 from tests.seeds import seeded
 from tests.sweep.celled import LOCAL, STUB, cell, count, history, processes, start_master
 
@@ -230,7 +230,7 @@ def test_cells_are_trained_by_train_py_itself(text_file: Path, cache_dir: Path, 
         for c, changes in zip(cells, ([], [lost, "schedule=constant", "train.tokens=10240"]), strict=True)
     ]
     launcher = LOCAL | {"warm_start": True}
-    outcomes = execute(cells, tmp_path / "runs", launcher, common=("logger.group=sweep",), environment=quiet_env())
+    outcomes = execute(cells, tmp_path / "runs", launcher, common=("logger.group=sweep",))
     assert {name: outcome.status for name, outcome in outcomes.items()} == {
         "it's, a=name": "completed",
         "hopeless": "diverged",

@@ -67,7 +67,8 @@ def test_a_forked_job_has_a_session_and_an_environment_of_its_own(tmp_path: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slm.sweep.execute.SHOW_SECONDS", 0.0)
-        run(tmp_path, [cell("a", "seconds=0.3")], environment={"SLM_WORD": "x"}, show=look)
+        patch.setenv("SLM_WORD", "x")
+        run(tmp_path, [cell("a", "seconds=0.3")], show=look)
     environment = json.loads((tmp_path / "runs" / "a" / "environment.json").read_text())
     assert (environment["OMP_NUM_THREADS"], environment["SLM_WORD"]) == ("1", "x")
     # With what the stand-in locks, and nothing of another job: a lock that it held would outlive that job.
@@ -119,7 +120,7 @@ def test_forked_training_is_the_same_to_the_last_bit(text_file: Path, cache_dir:
     short = ("train.tokens=2560", "train.val_tokens=650")
     command = make_command(text_file, cache_dir, *short)
     cells = [Cell(**{**vars(cell("a", tokens=2560)), "overrides": tuple(command[2:])})]
-    assert execute(cells, tmp_path / "runs", WARM, environment=quiet_env())["a"].status == "completed"
+    assert execute(cells, tmp_path / "runs", WARM)["a"].status == "completed"
     subprocess.run([*command, f"output_dir={tmp_path}/cold"], env=quiet_env(), check=True, capture_output=True)
     assert json.loads((tmp_path / "cold" / "result.json").read_text())["val"]["tokens"] == 640  # whole windows of 32
     tables = [pd.read_csv(folder / "metrics.csv") for folder in (tmp_path / "runs" / "a", tmp_path / "cold")]

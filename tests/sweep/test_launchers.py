@@ -58,8 +58,9 @@ def test_gpus_that_were_hidden_from_us_are_hidden_from_jobs(monkeypatch: pytest.
         assert visible_gpus() == expected
 
 
-def test_a_job_has_the_share_of_its_slot(tmp_path: Path) -> None:
-    execute([cell("a")], tmp_path / "runs", LOCAL | {"threads": 3}, script=STUB, environment={"SLM_WORD": "x"})
+def test_a_job_has_the_share_of_its_slot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLM_WORD", "x")
+    execute([cell("a")], tmp_path / "runs", LOCAL | {"threads": 3}, script=STUB)
     environment = json.loads((tmp_path / "runs" / "a" / "environment.json").read_text())
     assert (environment["OMP_NUM_THREADS"], environment["SLM_WORD"]) == ("3", "x")
 
@@ -185,7 +186,7 @@ def test_a_job_that_is_preempted_saves_and_waits_its_turn_however_long(
             asked.append(time.monotonic())
             if asked[-1] - asked[0] > 2:  # longer than the silence that would be a loss
                 del other_machine.told["0_0"]
-                function = RemoteJob(master_job(tmp_path))
+                function = RemoteJob(master_job(tmp_path), {})
                 process = multiprocessing.get_context("fork").Process(target=function)
                 process.start()
                 other_machine.processes["0_0"] = process
@@ -280,7 +281,7 @@ def test_a_job_near_its_time_limit_saves_and_is_handed_back_to_go_on(tmp_path: P
     """By submitit, which calls `checkpoint` when SLURM signals and queues what that returns."""
     pytest.importorskip("submitit")
     job = master_job(tmp_path)
-    function = RemoteJob(job)
+    function = RemoteJob(job, {})
     with ThreadPoolExecutor(1) as node:
         code = node.submit(function)
         while not (job.folder / "checkpoints" / "last.ckpt").exists():

@@ -103,7 +103,7 @@ def test_a_ray_that_does_not_start_is_said_in_a_sentence(monkeypatch: pytest.Mon
 
     ray.__dict__["init"] = init
     monkeypatch.setitem(sys.modules, "ray", ray)
-    with pytest.raises(ValueError, match=r"launcher\.address=null: Ray is not there .*timed out during startup"):
+    with pytest.raises(ValueError, match=r"launcher\.address=null: Ray does not answer .*timed out during startup"):
         execute([cell("a")], tmp_path / "runs", settings("ray"), script=STUB)
 
 
@@ -118,7 +118,7 @@ def test_ray_itself_trains_cells_and_a_master_that_is_told_to_end_lets_them_save
     while not (tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt").exists():
         if master.poll() is not None:
             said = master.communicate()[1]
-            assert "Ray is not there" in said, said
+            assert "Ray does not answer" in said, said
             pytest.skip("Ray does not start here")
         time.sleep(0.1)
     master.send_signal(signal.SIGTERM)

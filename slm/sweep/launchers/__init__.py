@@ -34,9 +34,6 @@ class Launcher(Protocol):
     def stop(self, *, at_once: bool = False) -> None:
         """Let all jobs save a checkpoint and end, or end them `at_once`. `ended` reports them."""
 
-    def close(self) -> None:
-        """Release the engine's resources. Running jobs go on; no other method is called afterwards."""
-
 
 LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "slurm": Slurm, "ray": Ray}
 
@@ -55,8 +52,6 @@ KINDS: dict[str, dict[str, Kind]] = {
     },
     "ray": {"cpus_per_job": COUNT, "gpus_per_job": NATURAL, "address": or_null(TEXT)},
 }
-
-__all__ = ["LAUNCHERS", "Launcher", "open_launcher"]
 
 
 def open_launcher(settings: Mapping[str, Any], folder: Path, *, jobs: int) -> Launcher:

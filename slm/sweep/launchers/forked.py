@@ -81,4 +81,4 @@ def _become_job(job: Job, environment: Mapping[str, str], slot: int, lock: int, 
     os.setsid()
     (job.folder / PID).write_text(f"{os.getpid()} {slot} {os.uname().nodename}\n")
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # the server ends with its master
-    become_script(job.command[1:], {**environment, **job.environment}, (log, log))
+    become_script(job.command[1:], environment, (log, log))

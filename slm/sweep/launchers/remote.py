@@ -28,17 +28,22 @@ from slm.sweep.job import Job, begin, environment_of_a_job, is_running, send
 
 BEAT, EXIT = "job.beat", "job.exit"
 BEAT_SECONDS = 5.0
+UNLIMITED = 1_000_000
+"""Jobs that an engine with a queue of its own accepts."""
 
 
 class RemoteJob:
-    """A function to run elsewhere, picklable: trains a cell and returns the exit code."""
+    """A picklable function that runs a job on another machine and returns its exit code.
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    `environment` is added to that of the machine.
+    """
+
+    def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
+        self.job, self.environment = job, environment
         self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """Run the job to its end. An end by SIGTERM leaves no exit code, since the scheduler may start it again."""
+        """Run the job to its end. A job ended by SIGTERM leaves no exit code, as the scheduler may start it again."""
         (self.job.folder / EXIT).unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._pass_on)
@@ -55,15 +60,14 @@ class RemoteJob:
         from submitit.helpers import DelayedSubmission
 
         self.save_and_end()
-        return DelayedSubmission(RemoteJob(self.job))
+        return DelayedSubmission(RemoteJob(self.job, self.environment))
 
     def save_and_end(self) -> None:
         """Send SIGTERM, after which train.py saves a checkpoint, and wait for its end."""
         if self.process is not None and self.process.poll() is None:
             send(signal.SIGTERM, self.process.pid)
-            while is_running(
-                self.job.folder
-            ):  # not Popen.wait: in a signal handler its lock may be held by the interrupted code
+            # Not Popen.wait: in a signal handler the interrupted code may hold its lock.
+            while is_running(self.job.folder):
                 time.sleep(0.2)
 
     def _beat_until_the_end(self) -> int:
@@ -71,8 +75,8 @@ class RemoteJob:
         while True:
             (self.job.folder / BEAT).write_text(str(time.time()))
             if self.process is None:
-                self.process = begin(self.job, environment_of_a_job())
-            if self.process is None:  # a job that an earlier master started still runs
+                self.process = begin(self.job, {**environment_of_a_job(), **self.environment})
+            if self.process is None:  # the job of an earlier master still runs
                 time.sleep(BEAT_SECONDS)
                 continue
             with suppress(subprocess.TimeoutExpired):
@@ -84,7 +88,7 @@ class RemoteJob:
 
 
 class Beats:
-    """Tells which run directories have gone silent, by this machine's clock, since clocks of others may differ."""
+    """Tells which run directories are silent, by this machine's clock, since other clocks may differ."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         least = 3 * BEAT_SECONDS / 60

@@ -12,12 +12,11 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from slm.sweep.job import Job
-from slm.sweep.launchers.remote import EXIT, Beats, RemoteJob, exit_code
+from slm.sweep.launchers.remote import EXIT, UNLIMITED, Beats, RemoteJob, exit_code
 
 ID = "job.slurm"
 """File in a run directory with the id of the newest submission."""
@@ -27,33 +26,20 @@ TIMEOUTS = 1_000_000
 """How often a job may reach its time limit and continue: no limit in practice."""
 
 
-class Scheduler(Protocol):
-    """The interface to SLURM."""
-
-    def submit(self, functions: Sequence[RemoteJob]) -> list[str]:
-        """Queue them; returns their ids."""
-
-    def states(self) -> dict[str, str] | None:
-        """Ids and states of jobs that are queued or run; None if the controller does not answer."""
-
-    def cancel(self, ids: Sequence[str]) -> None:
-        """SIGTERM, and SIGKILL after the cluster's KillWait; those that are queued are dropped."""
-
-
 class Slurm:
     """Submits every ready job; `array_parallelism` and the cluster limit how many run at a time."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
         self.environment = {"OMP_NUM_THREADS": str(settings["cpus_per_job"])}
-        if settings["gpus_per_job"] == 0:  # without cgroups a node shows its GPUs to every job
+        if settings["gpus_per_job"] == 0:  # without cgroups a job sees all GPUs of its node
             self.environment["CUDA_VISIBLE_DEVICES"] = ""
         self.beats = Beats(settings)
         self.at_a_time = settings["array_parallelism"]
-        self.scheduler: Scheduler = Submitit(settings, folder)
+        self.scheduler = Submitit(settings, folder)
         self._submitted: dict[str, tuple[Job, str]] = {}
         self._states: dict[str, str] | None = None
-        self._asked = float("-inf")
-        self._stopping = self._leaving = False
+        self._asked_at = float("-inf")
+        self._stopping = self._at_once = False
 
     def width(self) -> int:
         """Jobs of one array that run at a time if the cluster has room."""
@@ -61,13 +47,13 @@ class Slurm:
 
     def free(self) -> int:
         """Unlimited, but 0 while SLURM does not answer."""
-        return 0 if self._states is None else 1_000_000
+        return 0 if self._states is None else UNLIMITED
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
         """Jobs whose newest submission SLURM still has. Raises `ValueError` if it does not answer."""
         self._states = self.scheduler.states()
         if self._states is None:
-            raise ValueError("launcher=slurm: squeue gets no answer from SLURM's controller; start again when it does")
+            raise ValueError("launcher=slurm: squeue gets no answer from SLURM's controller: start again later")
         for job in jobs:
             with suppress(OSError):
                 number = (job.folder / ID).read_text()
@@ -81,20 +67,19 @@ class Slurm:
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / EXIT).unlink(missing_ok=True)
             self.beats.forget(job.folder)
-        there = [replace(job, environment={**self.environment, **job.environment}) for job in jobs]
-        numbers = self.scheduler.submit([RemoteJob(job) for job in there])
+        numbers = self.scheduler.submit([RemoteJob(job, self.environment) for job in jobs])
         for job, number in zip(jobs, numbers, strict=True):
             (job.folder / ID).write_text(number)
             self._submitted[job.name] = job, number
 
     def ended(self) -> dict[str, int | None]:
-        """Jobs with an exit code, and those that SLURM has lost."""
-        if self._leaving:
-            left, self._submitted = self._submitted, {}
-            return dict.fromkeys(left)
-        if time.monotonic() - self._asked < ASK_SECONDS:
+        """Jobs with an exit code, and lost ones."""
+        if self._at_once:
+            remaining, self._submitted = self._submitted, {}
+            return dict.fromkeys(remaining)
+        if time.monotonic() - self._asked_at < ASK_SECONDS:
             return {}
-        self._states, self._asked = self.scheduler.states(), time.monotonic()
+        self._states, self._asked_at = self.scheduler.states(), time.monotonic()
         codes: dict[str, int | None] = {}
         for name, (job, number) in list(self._submitted.items()):
             code = exit_code(job.folder)
@@ -104,13 +89,10 @@ class Slurm:
         return codes
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Cancel all jobs, which lets train.py save; `at_once` does not wait for it, since SLURM has no quicker way."""
-        self._stopping, self._leaving = True, at_once
-        self._asked = float("-inf")
+        """Cancel all jobs, so that train.py saves. `at_once` only stops waiting, since SLURM has no quicker way."""
+        self._stopping, self._at_once = True, at_once
+        self._asked_at = float("-inf")
         self.scheduler.cancel([number for _, number in self._submitted.values()])
-
-    def close(self) -> None:
-        """Nothing is kept."""
 
     def _is_lost(self, job: Job, number: str) -> bool:
         if self._states is None:
@@ -118,7 +100,7 @@ class Slurm:
         state = self._states.get(number)
         if state is None and self._stopping:
             return True
-        if state not in (None, "RUNNING", "COMPLETING"):  # it is queued, however long
+        if state not in (None, "RUNNING", "COMPLETING"):  # queued, for any length of time
             self.beats.forget(job.folder)
             return False
         if not self.beats.is_silent(job.folder):
@@ -136,12 +118,19 @@ class Submitit:
             from submitit import SlurmExecutor
         except ImportError:
             raise ValueError("launcher=slurm needs submitit: pip install 'slm[slurm]'") from None
-        # The name finds jobs of this sweep whose ids a killed master had no time to write.
+        # `squeue` finds jobs by this name, also those whose ids a killed master had no time to write.
         self.name = f"slm-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         try:
             self.executor = SlurmExecutor(folder / ".submitit", max_num_timeout=TIMEOUTS)
         except RuntimeError:
             raise ValueError("launcher=slurm finds no SLURM here (no srun): start it on a login node") from None
+        memory = settings["memory_gb"]
+        optional = {
+            "partition": settings["partition"],
+            "account": settings["account"],
+            "gpus_per_node": settings["gpus_per_job"],
+            "mem": memory and f"{memory}GB",
+        }
         self.executor.update_parameters(
             job_name=self.name,
             time=settings["time_minutes"],
@@ -150,7 +139,7 @@ class Submitit:
             signal_delay_s=settings["signal_seconds"],
             stderr_to_stdout=True,
             additional_parameters={"requeue": True, **(settings["sbatch"] or {})},
-            **{key: value for key, value in _optional(settings).items() if value},
+            **{key: value for key, value in optional.items() if value},
         )
 
     def submit(self, functions: Sequence[RemoteJob]) -> list[str]:
@@ -174,13 +163,3 @@ class Submitit:
         """By `scancel`."""
         if ids:
             subprocess.run(["scancel", *ids], capture_output=True)
-
-
-def _optional(settings: Mapping[str, Any]) -> dict[str, Any]:
-    memory = settings["memory_gb"]
-    return {
-        "partition": settings["partition"],
-        "account": settings["account"],
-        "gpus_per_node": settings["gpus_per_job"],
-        "mem": memory and f"{memory}GB",
-    }
