@@ -81,7 +81,6 @@ def test_the_same_directory_gives_the_same_bytes_and_stale_figures_go(one: Path,
 def test_the_isoflop_figure_shows_the_budgets_and_lowest_points_of_the_comparison(iso: Path) -> None:
     analysis = Directory.read(iso)
     figure = isoflop_figure(analysis)
-    assert figure is not None
     (row,) = read(iso, "comparison")["isoflop"]
     lines = figure.axes[0].get_lines()
     for i, budget in enumerate(row["budgets"]):
@@ -125,7 +124,6 @@ def test_curves_of_families_share_axes_only_where_other_variables_are_held_alike
 def panels_of(folder: Path) -> list[object]:
     with style():
         figure = curves_figure(Directory.read(folder))
-        assert figure is not None
         return figure.axes
 
 
@@ -135,7 +133,6 @@ def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(on
     assert lost
     with style():
         figure = exponents_figure(analysis)
-    assert figure is not None
     shown = [text.get_text() for text in figure.findobj(Text)]
     assert "not identified" in shown
     assert not any(f"{lost[0]['params']['alpha']:.3g}" in text for text in shown)

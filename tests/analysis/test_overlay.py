@@ -36,7 +36,6 @@ def laid(models: str, *overrides: str, frame: pd.DataFrame | None = None) -> dic
     """What overlay.json would hold of `models`, a CSV file's text, over `power` laws of `frame`."""
     Path("models.csv").write_text(models)
     overlay = read_overlay(check_settings(composed("overlay=models.csv", *overrides)))
-    assert overlay is not None
     return laid_over(overlay, table_from_frame(runs() if frame is None else frame), "power", Settings(), 1)
 
 
@@ -49,7 +48,7 @@ def test_a_straight_law_says_what_ordinary_least_squares_says_of_one_more_run() 
     frame = runs().drop_duplicates(["family", "params_total"])
     held = table_from_frame(frame)
     how = {"target": "bits_per_byte", "size": "params_total", "settings": Settings(), "seed": 1}
-    families = lay_over(held, [Model(6e8, 0.9), Model(1e7, 2.0)], "power", **how)  # type: ignore[arg-type]
+    families = lay_over(held, [Model(6e8, 0.9), Model(1e7, 2.0)], "power", **how)
     for family in families:
         rows = frame[frame["family"] == family["family"]]
         fitted = stats.linregress(x := np.log(rows["params_total"]), y := np.log(rows["bits_per_byte"]))
@@ -71,7 +70,7 @@ def test_a_law_in_tokens_too_is_asked_at_the_models_own_and_else_at_the_tables()
     frame = pd.DataFrame({"params_total": N, "tokens": D, "loss": 1.7 + 400 / N**0.34 + 410 / D**0.28})
     models = [Model(1e10, 2.0, 1e12), Model(1e10, 2.0)]
     how = {"target": "loss", "size": "params_total", "settings": Settings(), "seed": 1}
-    (family,) = lay_over(table_from_frame(frame), models, law_to_lay_over("chinchilla"), **how)  # type: ignore[arg-type]
+    (family,) = lay_over(table_from_frame(frame), models, law_to_lay_over("chinchilla"), **how)
     wanted = [1.7 + 400 / 1e10**0.34 + 410 / tokens**0.28 for tokens in (1e12, np.median(D))]
     assert [said["value"] for said in family["models"]] == pytest.approx(wanted, rel=1e-4)
     assert family["held"] == np.median(D)

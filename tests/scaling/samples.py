@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from slm.scaling import Table, get_law, table_from_frame
 from slm.scaling.forms import Floats
 from slm.scaling.sample import Sample
-from slm.scaling.tables import Table, table_from_frame
-from tests.seeds import seeded
+from tests.seeds import generator, seeded
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "scaling"
 
+POWER, FLOOR, CHINCHILLA = (get_law(name) for name in ("power", "power_floor", "chinchilla"))
+HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 TRUE: dict[str, dict[str, float]] = {
     "power": {"A": 20.0, "alpha": 0.1},
     "power_floor": {"E": 1.7, "A": 400.0, "alpha": 0.33},
@@ -48,9 +50,14 @@ def plain_law(name: str, p: Mapping[str, float], x: Mapping[str, Floats]) -> Flo
     raise KeyError(name)
 
 
+def log_law(name: str, params: Mapping[str, float], log_x: Floats) -> Floats:
+    """The log of `plain_law` at rows of log variables [rows, V]."""
+    return np.log(plain_law(name, params, dict(zip(get_law(name).variables, np.exp(log_x.T), strict=True))))
+
+
 def design(variables: tuple[str, ...], rows: int, seed: int = 0) -> Floats:
     """Log variables [rows, V] spread over realistic ranges: a line for one variable, random beyond."""
-    rng = np.random.default_rng(seeded(seed))
+    rng = generator(seed)
     columns = []
     for v, name in enumerate(variables):
         low, high = np.log(RANGES[name])
@@ -65,12 +72,11 @@ def sample(log_y: Floats, log_x: Floats, clusters: Floats | None = None, cells: 
     return Sample(log_y, log_x, rows if clusters is None else clusters, rows if cells is None else cells)
 
 
-def noisy(name: str, variables: tuple[str, ...], rows: int, sigma: float, seed: int = 0) -> Sample:
+def noisy(name: str, rows: int, sigma: float, seed: int = 0) -> Sample:
     """Rows of the law `name` of `TRUE` with Gaussian log noise."""
-    log_x = design(variables, rows, seed)
-    x = {v: np.exp(log_x[:, j]) for j, v in enumerate(variables)}
+    log_x = design(get_law(name).variables, rows, seed)
     noise = sigma * np.random.default_rng([seeded(seed), 1]).standard_normal(rows)
-    return sample(np.log(plain_law(name, TRUE[name], x)) + noise, log_x)
+    return sample(log_law(name, TRUE[name], log_x) + noise, log_x)
 
 
 def runs(
@@ -86,7 +92,7 @@ def runs(
 
     `shared` moves a size of all families together.
     """
-    rng = np.random.default_rng(seeded(seed))
+    rng = generator(seed)
     by_family = sizes if isinstance(sizes, Mapping) else dict.fromkeys(laws, sizes)
     common = shared * np.random.default_rng([seeded(seed), 1]).standard_normal(max(map(len, by_family.values())))
     rows: list[dict[str, Any]] = [

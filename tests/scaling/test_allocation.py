@@ -23,7 +23,7 @@ from slm.scaling.laws import get_law
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table, table_from_frame
-from tests.seeds import seeded
+from tests.seeds import generator
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 
@@ -60,7 +60,6 @@ def test_the_closed_form_is_the_least_loss_of_the_budget(law: dict[str, float], 
     N = np.exp(optimize.brentq(slope, -50, 100, xtol=1e-12))
     assert best.params == pytest.approx(N, rel=1e-6)
     numeric = numeric_optimum(get_law("chinchilla"), law, flops)
-    assert numeric is not None
     assert (numeric.params, numeric.loss) == pytest.approx((N, best.loss), rel=1e-4)
     loss = law["E"] + law["A"] / N ** law["alpha"] + law["B"] / (flops / 6 / N) ** law["beta"]
     assert best.loss == pytest.approx(loss, rel=1e-9)
@@ -71,7 +70,6 @@ def test_the_closed_form_is_the_least_loss_of_the_budget(law: dict[str, float], 
 def test_the_flops_to_reach_a_loss_reach_just_it(law: dict[str, float], log_flops: float) -> None:
     wanted = compute_optimal(law, float(np.exp(log_flops))).loss
     needed = flops_to_reach("chinchilla", law, wanted)
-    assert needed is not None
     assert np.log(needed) == pytest.approx(log_flops, abs=1e-6)
     assert flops_to_reach("chinchilla", law, law["E"]) is None
     assert flops_to_reach("chinchilla", law, law["E"] - 0.1) is None
@@ -119,14 +117,13 @@ def test_the_optimum_of_kaplans_law_is_where_its_slope_along_the_budget_is_zero(
     a = law["alpha_N"] / law["alpha_D"]
     N = (a * law["N_c"] ** a * 1e21 / (law["D_c"] * 7)) ** (1 / (1 + a))
     best = numeric_optimum(get_law("kaplan_joint"), law, 1e21, unit=7)
-    assert best is not None
     assert best.params == pytest.approx(N, rel=1e-5)
     assert best.tokens == pytest.approx(1e21 / 7 / N, rel=1e-5)
 
 
 def grid(unit: float = 6.0, *, noise: float = 0.002, largest: float = 2e9) -> Table:
     """A 6 x 5 grid of N and D under a known law, whose FLOPs are `unit` N D."""
-    rng = np.random.default_rng(seeded(2))
+    rng = generator(2)
     N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, largest, 6), np.geomspace(1e9, 1e11, 5)))
     loss = (1.8 + 480 / N**0.35 + 2000 / D**0.36) * np.exp(noise * rng.standard_normal(len(N)))
     frame = pd.DataFrame({"family": "a", "params_total": N, "tokens": D, "flops": unit * N * D, "loss": loss})
@@ -135,7 +132,7 @@ def grid(unit: float = 6.0, *, noise: float = 0.002, largest: float = 2e9) -> Ta
 
 def fitted(table: Table, *laws: str) -> dict[str, dict[str, Fitted]]:
     """Least-squares fits of the laws to the loss, as `analyse` passes them on."""
-    rng, least = np.random.default_rng(seeded()), Loss(np.inf)
+    rng, least = generator(), Loss(np.inf)
     plain = Settings(bootstrap=0)
     return {
         law: fit_group(table, Task(get_law(law), "loss", "params_total", least), plain, rng, thorough=False)
@@ -194,7 +191,7 @@ def test_a_floor_above_a_loss_that_was_reached_gives_no_optimum() -> None:
 
 
 def references(sizes: np.ndarray, tokens: float = 1e10) -> tuple[list[Entry], list[Entry]]:
-    rng = np.random.default_rng(seeded())
+    rng = generator()
     N = np.repeat(sizes, 2)
     loss = 20 * N**-0.1 * np.exp(0.003 * rng.standard_normal(len(N)))
     frame = pd.DataFrame({"params_total": N, "tokens": tokens, "loss": loss, "seed": np.tile([1, 2], len(sizes))})

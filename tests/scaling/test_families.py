@@ -13,10 +13,8 @@ from slm.scaling.fitting import fit_sample
 from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
 from slm.scaling.sample import Sample
-from tests.scaling.samples import TRUE, design, noisy, plain_law, sample
-from tests.seeds import seeded
-
-POWER, FLOOR, CHINCHILLA = get_law("power"), get_law("power_floor"), get_law("chinchilla")
+from tests.scaling.samples import CHINCHILLA, FLOOR, POWER, TRUE, design, log_law, noisy, sample
+from tests.seeds import generator
 
 
 def families_of(law: Law, samples: dict[str, Sample]) -> Families:
@@ -25,7 +23,7 @@ def families_of(law: Law, samples: dict[str, Sample]) -> Families:
 
 def lines(slopes: list[float], sigma: float, seed: int, rows: int = 6) -> dict[str, Sample]:
     """Families of straight lines, their sizes not the same."""
-    rng = np.random.default_rng(seeded(seed))
+    rng = generator(seed)
     found = {}
     for f, slope in enumerate(slopes):
         x = np.linspace(15 + 0.3 * f, 20 + 0.2 * f, rows + f)
@@ -40,11 +38,15 @@ def ancova(samples: dict[str, Sample]) -> dict[str, float]:
     of = np.repeat(np.arange(len(samples)), [len(s.log_y) for s in samples.values()])
     dummies = np.eye(len(samples))[of]
     designs = {
-        "one_law": np.stack([np.ones_like(x), x], 1),
-        "shared_exponents": np.column_stack([dummies, x]),
-        "separate": np.column_stack([dummies, dummies * x[:, None]]),
+        "one_law": [np.ones_like(x), x],
+        "shared_exponents": [dummies, x],
+        "separate": [dummies, dummies * x[:, None]],
     }
-    return {m: float(((y - X @ np.linalg.lstsq(X, y, rcond=None)[0]) ** 2).sum()) for m, X in designs.items()}
+    squares = {}
+    for model, columns in designs.items():
+        X = np.column_stack(columns)
+        squares[model] = float(((y - X @ np.linalg.lstsq(X, y, rcond=None)[0]) ** 2).sum())
+    return squares
 
 
 @settings(max_examples=10, deadline=None)
@@ -65,7 +67,7 @@ def test_the_statistic_is_n_log_of_the_ratio_and_its_p_that_of_the_exact_f_test(
     families, sse = families_of(POWER, samples), ancova(samples)
     restricted, wider = fit_joint(families, "shared_exponents"), fit_joint(families, "separate")
     B = 1999
-    ratio = likelihood_ratio(families, restricted, wider, B, np.random.default_rng(seeded()))
+    ratio = likelihood_ratio(families, restricted, wider, B, generator())
     n = sum(len(s.log_y) for s in samples.values())
     assert ratio.statistic == pytest.approx(n * np.log(sse["shared_exponents"] / sse["separate"]), rel=1e-5)
     assert ratio.df == 2
@@ -73,9 +75,8 @@ def test_the_statistic_is_n_log_of_the_ratio_and_its_p_that_of_the_exact_f_test(
     f = ((sse["shared_exponents"] - sse["separate"]) / 2) / (sse["separate"] / (n - 6))
     exact = stats.f.sf(f, 2, n - 6)
     assert 0.02 < exact < 0.98
-    assert likelihood_ratio(families, restricted, wider, 0, np.random.default_rng(seeded())).p == pytest.approx(
-        exact, rel=1e-4
-    )
+    uncalibrated = likelihood_ratio(families, restricted, wider, 0, generator())
+    assert uncalibrated.p == pytest.approx(exact, rel=1e-4)
     # Simulated with every family's own scatter, which here is much alike.
     assert ratio.p == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / B) + 0.05)
 
@@ -85,54 +86,45 @@ def test_the_calibrated_test_rejects_equal_exponents_as_often_as_it_says() -> No
     for seed in range(120):
         families = families_of(POWER, lines([0.1, 0.1], 0.02, seed, rows=4))
         shared, separate = fit_joint(families, "shared_exponents"), fit_joint(families, "separate")
-        p.append(likelihood_ratio(families, shared, separate, 99, np.random.default_rng(seeded(seed))))
+        p.append(likelihood_ratio(families, shared, separate, 99, generator(seed)))
     assert stats.kstest([r.p for r in p], "uniform").pvalue > 0.01
     assert np.mean([r.p_chi2 < 0.05 for r in p]) > 0.08  # why it is calibrated: 9 rows are no large sample
 
 
-@pytest.mark.parametrize("law", ["power_floor", "chinchilla"])
-def test_a_wider_model_never_fits_worse(law: str) -> None:
-    chosen = get_law(law)
-    for seed in range(3):
-        samples = {f: noisy(law, chosen.variables, 14, 0.01, seed=10 * seed + i) for i, f in enumerate("abc")}
-        families = families_of(chosen, samples)
-        sse = {model: fit_joint(families, model).sse for model in MODELS}
-        apart = sum(fit_sample(chosen, one).sse for one in samples.values())
-        assert sse["separate"] == pytest.approx(apart, rel=1e-6)
-        order = [sse[model] for model in MODELS]
-        assert all(wider <= narrower * (1 + 1e-6) for narrower, wider in pairwise(order))
+@pytest.mark.parametrize("law", [FLOOR, CHINCHILLA])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wider_model_never_fits_worse(law: Law, seed: int) -> None:
+    samples = {f: noisy(law.name, 14, 0.01, seed=10 * seed + i) for i, f in enumerate("abc")}
+    families = families_of(law, samples)
+    squares = [fit_joint(families, model).sse for model in MODELS]
+    assert squares[MODELS.index("separate")] == pytest.approx(
+        sum(fit_sample(law, s).sse for s in samples.values()), 1e-6
+    )
+    assert all(wider <= narrower * (1 + 1e-6) for narrower, wider in pairwise(squares))
 
 
-def test_parameters_of_nested_models_are_counted() -> None:
-    """Three families: E, A, alpha; then E, 3 A, alpha; then 3 E, 3 A, alpha; then all three times."""
-    counts = {model: sharing(FLOOR, 3, model)[0].shape[1] for model in MODELS}
-    assert counts == {"one_law": 3, "efficiency": 5, "shared_exponents": 7, "separate": 9}
-    counts = {model: sharing(CHINCHILLA, 2, model)[0].shape[1] for model in MODELS}
-    assert counts == {"one_law": 5, "efficiency": 7, "shared_exponents": 8, "separate": 10}
+@pytest.mark.parametrize(("law", "families", "counts"), [(FLOOR, 3, [3, 5, 7, 9]), (CHINCHILLA, 2, [5, 7, 8, 10])])
+def test_parameters_of_nested_models_are_counted(law: Law, families: int, counts: list[int]) -> None:
+    """Three families with a floor: E, A, alpha; then E, 3 A, alpha; then 3 E, 3 A, alpha; then all three times."""
+    models = ("one_law", "efficiency", "shared_exponents", "separate")
+    assert [sharing(law, families, model)[0].shape[1] for model in models] == counts
 
 
 def planted(law: Law, rho: dict[str, float], sigma: float = 0.0, rows: int = 16) -> dict[str, Sample]:
     """A family, and another that uses each variable as if it were rho times as much."""
     log_x = design(law.variables, rows, seed=4)
-    rng = np.random.default_rng(seeded(1))
+    rng = generator(1)
     found = {}
-    for name in ("reference", "better"):
-        times = rho if name == "better" else dict.fromkeys(rho, 1.0)
-        x = {v: np.exp(log_x[:, j]) * times.get(v, 1.0) for j, v in enumerate(law.variables)}
-        y = np.log(plain_law(law.name, TRUE[law.name], x)) + sigma * rng.normal(size=rows)
-        found[name] = sample(y, log_x)
+    shift = np.log([rho.get(v, 1.0) for v in law.variables])
+    for name, moved in (("reference", log_x), ("better", log_x + shift)):
+        found[name] = sample(log_law(law.name, TRUE[law.name], moved) + sigma * rng.normal(size=rows), log_x)
     return found
 
 
-@pytest.mark.parametrize(
-    ("law", "rho"),
-    [
-        ("power", {"N": 1.7}),
-        ("power_floor", {"N": 2.5}),
-        ("chinchilla", {"N": 1.6, "D": 0.7}),
-        ("kaplan_joint", {"N": 1.5, "D": 2.0}),
-    ],
-)
+PLANTED = {"power": {"N": 1.7}, "power_floor": {"N": 2.5}, "chinchilla": {"N": 1.6, "D": 0.7}}
+
+
+@pytest.mark.parametrize(("law", "rho"), [*PLANTED.items(), ("kaplan_joint", {"N": 1.5, "D": 2.0})])
 def test_efficiency_factors_that_were_planted_come_back(law: str, rho: dict[str, float]) -> None:
     families = families_of(get_law(law), planted(get_law(law), rho))
     joint = fit_joint(families, "efficiency")

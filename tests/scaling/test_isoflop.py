@@ -11,7 +11,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.isoflop import Exponent, given_optima, group_budgets, isoflop, isoflop_bias
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
-from tests.seeds import seeded
+from tests.seeds import generator, seeded
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 
@@ -30,8 +30,6 @@ def parabolas(exponent: float, *, sizes: int = 7, budgets: int = 4) -> pd.DataFr
 
 def exponents(frame: pd.DataFrame) -> tuple[Exponent, Exponent]:
     found = isoflop(frame, "N", "loss")
-    assert found.params is not None
-    assert found.tokens is not None
     return found.params, found.tokens
 
 
@@ -91,14 +89,11 @@ def test_intervals_of_both_exponents_cover(budgets: int, sigma: float, shift: fl
 
 
 def test_the_interval_of_a_lowest_point_covers_it() -> None:
-    rng, tables, inside = np.random.default_rng(seeded(7)), 120, 0
+    rng, tables, inside = generator(7), 120, 0
     exact = isoflop(profiles(HOFFMANN, np.geomspace(1e18, 1e20, 3)), "N", "loss").budgets
     for _ in range(tables):
         found = isoflop(noisy(profiles(HOFFMANN, np.geomspace(1e18, 1e20, 3)), 0.004, rng), "N", "loss").budgets
         for one, true in zip(found, exact, strict=True):
-            assert one.low is not None
-            assert one.high is not None
-            assert true.params is not None
             inside += one.low <= true.params <= one.high
     assert 0.92 <= inside / tables / 3 <= 0.98
 
@@ -109,7 +104,6 @@ def test_budgets_whose_lowest_point_is_outside_their_runs_are_dropped_and_the_re
     one_sided = (frame["flops"] > C[0] * 1.01) | (frame["N"] > 1.05e8)
     found = isoflop(frame[one_sided], "N", "loss")
     assert [row.reason for row in found.budgets] == ["its lowest point lies outside its runs", None, None, None]
-    assert found.params is not None
     assert found.params.value == pytest.approx(0.5, abs=1e-6)
     few = isoflop(frame[one_sided & (frame["flops"] < C[3] * 0.99)], "N", "loss")
     assert few.params is None
@@ -129,7 +123,7 @@ def test_too_few_sizes_or_budgets_or_no_lowest_point_give_no_exponent_and_say_wh
 
 def test_runs_spread_over_compute_without_gaps_are_no_budgets() -> None:
     """92 rows over a factor of 9, no neighbours 10% apart: once taken for one budget."""
-    rng = np.random.default_rng(seeded())
+    rng = generator()
     N, C = np.exp(rng.uniform(np.log(1e8), np.log(3e9), 92)), np.geomspace(1.6e19, 1.5e20, 92)
     frame = pd.DataFrame({"N": N, "tokens": C / 6 / N, "flops": C})
     loss = 1.69 + 406.4 / frame["N"] ** 0.34 + 410.7 / frame["tokens"] ** 0.28
@@ -155,7 +149,6 @@ def test_budgets_are_found_from_flops_that_differ_by_a_few_percent() -> None:
     near = frame.assign(flops=frame["flops"] * np.tile(np.linspace(0.97, 1.03, 7), 4)).sample(frac=1, random_state=0)
     found = isoflop(near, "N", "loss")
     assert [row.runs for row in found.budgets] == [7] * 4
-    assert found.params is not None
     assert found.params.value == pytest.approx(0.5, abs=1e-6)
 
 
@@ -163,7 +156,6 @@ def test_seeds_of_one_size_are_one_point() -> None:
     frame = parabolas(0.5)
     pairs = pd.concat([frame.assign(loss=frame["loss"] * factor) for factor in (1.02, 1 / 1.02)])
     found = isoflop(pairs, "N", "loss")
-    assert found.params is not None
     assert found.params.value == pytest.approx(0.5, abs=1e-6)
     assert found.params.high - found.params.low == pytest.approx(0, abs=1e-6)  # the means lie on parabolas
 
@@ -176,13 +168,11 @@ def test_a_column_of_budgets_counts_only_if_it_holds_flops(column: str) -> None:
     for values in (per_param, frame["tokens"].round(-9), "tokens_per_param=" + per_param.astype(str)):
         found = isoflop(frame.assign(**{column: values}), "N", "loss")
         assert (found.grouped_by, found.ignored) == ("flops", (column,))
-        assert found.params is not None
         assert found.params.value == pytest.approx(0.5, abs=1e-6)
     spread = frame["flops"] * np.tile(np.linspace(1.0, 1.7, 7), 4)  # no clear groups by FLOPs
     for values in (frame["flops"], "flops=" + frame["flops"].map("{:g}".format)):
         found = isoflop(frame.assign(**{column: values, "flops": spread}), "N", "loss")
         assert (found.grouped_by, found.ignored) == (column, ())
-        assert found.params is not None
         assert found.params.value == pytest.approx(0.5, abs=1e-6)
 
 
@@ -217,7 +207,7 @@ def test_a_symmetric_law_with_centred_sizes_has_no_bias() -> None:
 
 
 def optima() -> pd.DataFrame:
-    rng = np.random.default_rng(seeded(4))
+    rng = generator(4)
     C = np.geomspace(1e18, 1e21, 6)
     N = 0.1 * C**0.5 * np.exp(0.05 * rng.standard_normal(6))
     return pd.DataFrame({"params_total": N, "tokens": C / 6 / N, "flops": C, "loss": 30 * C**-0.05})

@@ -14,7 +14,7 @@ from slm.scaling.pairs import at_floors
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from tests.scaling.samples import runs
-from tests.seeds import seeded
+from tests.seeds import generator
 
 SIZES = np.round(np.geomspace(2e6, 9e7, 6))
 
@@ -181,7 +181,7 @@ def test_a_fit_at_a_given_floor_is_the_line_of_the_log_above_it() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.98])
 def test_a_fit_at_a_given_floor_is_the_least_squares_of_scipy(share: float) -> None:
-    rng = np.random.default_rng(seeded(3))
+    rng = generator(3)
     y = np.log(1.8 + 90 * SIZES**-0.3) + 0.01 * rng.standard_normal(6)
     x, floor = np.log(SIZES), share * float(np.exp(y.min()))
     found = at_floors(x, y, np.array([floor]))
@@ -200,7 +200,7 @@ def test_budgets_that_vary_at_each_size_are_one_shape() -> None:
     """Six shapes at four budgets; each shape of either family is off by itself. Rows do not count."""
     covers = 0
     for seed in range(40):
-        rng = np.random.default_rng(seeded(seed))
+        rng = generator(seed)
         rows = []
         for family in "ab":
             for N in SIZES:

@@ -6,34 +6,30 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from slm.scaling.fitting import Fit, fit_sample
+from slm.scaling import Fit, Loss, Uncertainty, uncertainty
+from slm.scaling.fitting import fit_sample
 from slm.scaling.forms import Floats
-from slm.scaling.intervals import Uncertainty, uncertainty
-from slm.scaling.laws import Law, get_law
+from slm.scaling.laws import Law
 from slm.scaling.pairs import Curve, Difference, curve, difference, holm, joint_p, welch_df
 from slm.scaling.sample import Sample
-from slm.scaling.solver import Loss
-from tests.scaling.samples import noisy, sample
-from tests.seeds import seeded
+from tests.scaling.samples import CHINCHILLA, FLOOR, POWER, noisy, sample
+from tests.seeds import generator
 
-POWER, FLOOR, CHINCHILLA = get_law("power"), get_law("power_floor"), get_law("chinchilla")
-
-
-def fitted(name: str, law: Law, of: Sample, loss: Loss = Loss()) -> tuple[str, Fit, Uncertainty]:  # noqa: B008
-    found = fit_sample(law, of, loss=loss)
-    return name, found, uncertainty(found, replicates=0, rng=np.random.default_rng(seeded()))
+Fitted = tuple[Fit, Uncertainty]
 
 
-def differ(a: tuple[str, Fit, Uncertainty], b: tuple[str, Fit, Uncertainty], exponent: str = "alpha") -> Difference:
-    one, two = (curve(found, of, exponent, 0.95) for _, found, of in (a, b))
-    assert one is not None
-    assert two is not None
-    return difference(one, two)
+def fitted(law: Law, rows: Sample, loss: Loss = Loss()) -> Fitted:  # noqa: B008
+    found = fit_sample(law, rows, loss=loss)
+    return found, uncertainty(found, replicates=0, rng=generator())
+
+
+def differ(a: Fitted, b: Fitted, exponent: str = "alpha") -> Difference:
+    return difference(*(curve(fit, uncertain, exponent, 0.95) for fit, uncertain in (a, b)))
 
 
 def line(slope: float, rows: int, sigma: float, seed: int) -> Sample:
     x = np.linspace(15, 21, rows)
-    return sample(3 - slope * x + sigma * np.random.default_rng(seeded(seed)).normal(size=rows), x)
+    return sample(3 - slope * x + sigma * generator(seed).normal(size=rows), x)
 
 
 @settings(max_examples=12, deadline=None)
@@ -47,40 +43,30 @@ def test_the_difference_of_two_straight_lines_is_welchs_t_test(
     slopes: tuple[float, float], rows: tuple[int, int], seed: int
 ) -> None:
     a, b = line(slopes[0], rows[0], 0.01, seed), line(slopes[1], rows[1], 0.02, seed + 1000)
-    found = differ(fitted("a", POWER, a), fitted("b", POWER, b))
+    found = differ(fitted(POWER, a), fitted(POWER, b))
     fits = [stats.linregress(of.log_x[:, 0], of.log_y) for of in (a, b)]
-    slope = [-fit.slope for fit in fits]
     squares = np.array([fit.stderr for fit in fits]) ** 2
     error, df = np.sqrt(squares.sum()), squares.sum() ** 2 / (squares**2 / (np.array(rows) - 2)).sum()
-    t = (slope[0] - slope[1]) / error
-    reach = stats.t.ppf(0.975, df) * error
-    assert found.delta == pytest.approx(slope[0] - slope[1], abs=1e-3 * error)
-    assert found.low == pytest.approx(slope[0] - slope[1] - reach, abs=0.01 * error)
-    assert found.high == pytest.approx(slope[0] - slope[1] + reach, abs=0.01 * error)
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(t), df), rel=0.02, abs=1e-5)
-
-
-def mirrored(one: float | None) -> float | None:
-    return None if one is None else -one
+    delta, reach = fits[1].slope - fits[0].slope, stats.t.ppf(0.975, df) * error
+    assert found.delta == pytest.approx(delta, abs=1e-3 * error)
+    assert (found.low, found.high) == pytest.approx((delta - reach, delta + reach), abs=0.01 * error)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(delta / error), df), rel=0.02, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_swapping_the_families_mirrors_the_difference(seed: int) -> None:
     """With a floor, and alpha unevenly known in the two: neither family is the one that is searched along."""
-    a = fitted("a", FLOOR, noisy("power_floor", ("N",), 12, 0.003, seed))
-    b = fitted("b", FLOOR, noisy("power_floor", ("N",), 9, 0.006, seed + 50))
+    a = fitted(FLOOR, noisy("power_floor", 12, 0.003, seed))
+    b = fitted(FLOOR, noisy("power_floor", 9, 0.006, seed + 50))
     one, other = differ(a, b), differ(b, a)
     assert one.delta == -other.delta
-    for end, opposite in ((one.low, mirrored(other.high)), (one.high, mirrored(other.low))):
-        assert end == (None if opposite is None else pytest.approx(opposite, abs=0.01 * abs(opposite) + 1e-4))
+    for end, opposite in ((one.low, other.high), (one.high, other.low)):
+        assert end == (None if opposite is None else pytest.approx(-opposite, abs=0.01 * abs(opposite) + 1e-4))
     assert one.p == pytest.approx(other.p, rel=0.02)
 
 
 def constrained(of: tuple[Sample, Sample], apart: float, start: float) -> float:
-    """Least sum of squares, each family's in units of its own scatter, of two laws with floors and exponents `apart`.
-
-    By scipy from several starts.
-    """
+    """Least squares, by scipy, of two laws with floors and exponents `apart`, each in units of its family's scatter."""
     scatter = [fit_sample(FLOOR, one).sigma for one in of]
 
     def residuals(p: Floats) -> Floats:
@@ -99,42 +85,34 @@ def constrained(of: tuple[Sample, Sample], apart: float, start: float) -> float:
 
 
 def test_an_interval_ends_where_a_constrained_joint_fit_reaches_the_t_quantile() -> None:
-    a, b = noisy("power_floor", ("N",), 20, 0.003, 1), noisy("power_floor", ("N",), 16, 0.003, 2)
-    one, two = fitted("a", FLOOR, a), fitted("b", FLOOR, b)
-    found = differ(one, two)
-    assert found.low is not None
-    assert found.high is not None
-    best = constrained((a, b), found.delta, two[1].params["alpha"])
+    a, b = noisy("power_floor", 20, 0.003, 1), noisy("power_floor", 16, 0.003, 2)
+    one, two = fitted(FLOOR, a), fitted(FLOOR, b)
+    found, alpha = differ(one, two), two[0].params["alpha"]
+    best = constrained((a, b), found.delta, alpha)
     assert best == pytest.approx(17 + 13, rel=1e-6)  # the degrees of freedom: each scatter is the family's own
-    errors = [of.error(fit, "alpha", 0.95) for _, fit, of in (one, two)]
+    errors = [uncertain.error(fit, "alpha", 0.95) for fit, uncertain in (one, two)]
     assert found.df == pytest.approx(welch_df(errors, [17, 13]))
     assert 13 < found.df < 30
-    critical = stats.t.ppf(0.975, found.df)
-    for end in (found.low, found.high):
-        t = np.sqrt(constrained((a, b), end, two[1].params["alpha"]) - best)
-        assert t == pytest.approx(critical, rel=0.01)
-    t_zero = np.sqrt(constrained((a, b), 0.0, two[1].params["alpha"]) - best)
+    t_low, t_high, t_zero = (np.sqrt(constrained((a, b), at, alpha) - best) for at in (found.low, found.high, 0.0))
+    assert (t_low, t_high) == pytest.approx((stats.t.ppf(0.975, found.df),) * 2, rel=0.01)
     assert found.p == pytest.approx(2 * stats.t.sf(t_zero, found.df), rel=0.02)
 
 
-def test_a_law_in_two_variables_is_compared_by_either_exponent() -> None:
-    a, b = (fitted(n, CHINCHILLA, noisy("chinchilla", ("N", "D"), 30, 0.003, s)) for n, s in (("a", 1), ("b", 2)))
-    for exponent in ("alpha", "beta"):
-        found = differ(a, b, exponent)
-        assert found.low is not None
-        assert found.high is not None
-        assert found.low < found.delta < found.high
-        # Errors by the delta method are a first approximation of the same interval.
-        error = np.hypot(a[2].bootstrap_se["delta"][exponent], b[2].bootstrap_se["delta"][exponent])
-        assert found.high - found.low == pytest.approx(2 * stats.t.ppf(0.975, 50) * error, rel=0.3)
+@pytest.mark.parametrize("exponent", ["alpha", "beta"])
+def test_a_law_in_two_variables_is_compared_by_either_exponent(exponent: str) -> None:
+    a, b = (fitted(CHINCHILLA, noisy("chinchilla", 30, 0.003, seed)) for seed in (1, 2))
+    found = differ(a, b, exponent)
+    assert found.low < found.delta < found.high
+    # Errors by the delta method are a first approximation of the same interval.
+    error = np.hypot(*(uncertain.bootstrap_se["delta"][exponent] for _, uncertain in (a, b)))
+    assert found.high - found.low == pytest.approx(2 * stats.t.ppf(0.975, 50) * error, rel=0.3)
 
 
 def test_hubers_fits_are_compared_by_their_bootstrap_errors() -> None:
-    a, b = line(0.1, 20, 0.01, 1), line(0.12, 25, 0.01, 2)
-    one, two = fitted("a", POWER, a, Loss(1e-3)), fitted("b", POWER, b, Loss(1e-3))
+    one, two = fitted(POWER, line(0.1, 20, 0.01, 1), Loss(1e-3)), fitted(POWER, line(0.12, 25, 0.01, 2), Loss(1e-3))
     found = differ(one, two)
     # Each scaled up for its two parameters, as its own interval is.
-    errors = [of.se["alpha"] * np.sqrt(n / (n - 2)) for (_, _, of), n in ((one, len(a.log_y)), (two, len(b.log_y)))]
+    errors = [uncertain.se["alpha"] * np.sqrt(n / (n - 2)) for (_, uncertain), n in ((one, 20), (two, 25))]
     error, df = np.hypot(*errors), welch_df(errors, [18, 23])
     assert found.low == pytest.approx(found.delta - stats.t.ppf(0.975, df) * error, rel=1e-3)
     assert found.p == pytest.approx(2 * stats.t.sf(abs(found.delta) / error, df), rel=1e-2)
@@ -143,8 +121,8 @@ def test_hubers_fits_are_compared_by_their_bootstrap_errors() -> None:
 def test_the_difference_of_an_exponent_without_an_upper_end_has_none_either() -> None:
     """In `a` only the smallest size deviates, so every exponent that is steep enough fits it alike."""
     step = sample(np.array([1.08, 1.004, 0.997, 1.002, 0.998, 1.001]), np.linspace(16, 19, 6))
-    a, b = fitted("a", FLOOR, step), fitted("b", FLOOR, noisy("power_floor", ("N",), 12, 0.003))
-    assert a[2].ci["alpha"][1] is None
+    a, b = fitted(FLOOR, step), fitted(FLOOR, noisy("power_floor", 12, 0.003))
+    assert a[1].ci["alpha"][1] is None
     assert differ(a, b).high is None
 
 
@@ -155,12 +133,12 @@ def straight(estimate: float, error: float, df: float) -> Curve:
 
 def test_the_joint_test_of_two_families_is_welchs_t_and_its_statistic_a_weighted_sum_of_squares() -> None:
     a, b = straight(0.10, 0.004, 5), straight(0.12, 0.006, 9)
-    statistic, p = joint_p([a, b], np.random.default_rng(seeded()))
+    statistic, p = joint_p([a, b], generator())
     assert statistic == pytest.approx(0.02**2 / (0.004**2 + 0.006**2), rel=1e-4)
     welch = 2 * stats.t.sf(np.sqrt(statistic), welch_df([0.004, 0.006], [5, 9]))
     assert p == pytest.approx(welch, abs=4 * np.sqrt(welch / 9999) + 0.003)
     values, weights = np.array([0.10, 0.12, 0.13]), 1 / np.array([0.004, 0.006, 0.01]) ** 2
-    three = joint_p([a, b, straight(0.13, 0.01, 4)], np.random.default_rng(seeded()))[0]
+    three = joint_p([a, b, straight(0.13, 0.01, 4)], generator())[0]
     mean = (weights * values).sum() / weights.sum()
     assert three == pytest.approx((weights * (values - mean) ** 2).sum(), rel=1e-3)
 
@@ -170,7 +148,7 @@ def test_the_joint_test_keeps_its_level_where_a_noisy_family_has_few_sizes(
     scales: tuple[float, ...], df: tuple[int, ...]
 ) -> None:
     """1,000 tables of equal exponents; the pooled F test rejects in more than 10% of the first kind."""
-    rng, low, pooled = np.random.default_rng(seeded(1)), 0, 0
+    rng, low, pooled = generator(1), 0, 0
     sigma, n = np.array(scales), np.array(df)
     for _ in range(1000):
         estimates, squares = sigma * rng.standard_normal(len(n)), sigma**2 * rng.chisquare(n) / n

@@ -8,7 +8,7 @@ from scipy import stats
 
 from slm.scaling.forms import Floats
 from slm.scaling.pooling import pool
-from tests.seeds import seeded
+from tests.seeds import generator
 
 
 def reml(y: Floats, variance: Floats) -> float:
@@ -24,7 +24,6 @@ def test_equal_errors_have_a_closed_form() -> None:
     """REML is then the variance of the estimates less that of the errors, and the mean is the plain mean."""
     y, se = np.array([0.10, 0.14, 0.11, 0.19]), 0.015
     found = pool(y.tolist(), [se] * 4)
-    assert found is not None
     tau2 = y.var(ddof=1) - se**2
     error = np.sqrt(y.var(ddof=1) / 4)
     assert found.mean == pytest.approx(y.mean())
@@ -46,7 +45,6 @@ def test_an_example_worked_by_hand() -> None:
     """y = 0.1, 0.2, 0.3 with errors 0.02, 0.04, 0.05, and tau from a grid of the restricted likelihood."""
     y, se = np.array([0.1, 0.2, 0.3]), np.array([0.02, 0.04, 0.05])
     found = pool(y.tolist(), se.tolist())
-    assert found is not None
     tau = reml(y, se**2)
     assert found.tau == pytest.approx(tau, rel=1e-3)
     # Fixed-effects weights 2500, 625, 400: mean (250 + 125 + 120) / 3525 = 0.140426.
@@ -68,7 +66,6 @@ def test_an_example_worked_by_hand() -> None:
 def test_tau_is_the_most_likely_of_a_grid(y: list[float], errors: list[float]) -> None:
     estimates, variance = np.array(y), np.array(errors[: len(y)]) ** 2
     found = pool(y, errors[: len(y)])
-    assert found is not None
 
     def loss(tau: float) -> float:
         V = variance + tau**2
@@ -83,7 +80,6 @@ def test_tau_is_the_most_likely_of_a_grid(y: list[float], errors: list[float]) -
 
 def test_families_that_agree_are_one_population_without_spread() -> None:
     found = pool([0.2, 0.2, 0.2], [0.01, 0.02, 0.03])
-    assert found is not None
     assert found.tau == 0
     assert found.mean == pytest.approx(0.2)
     assert found.shrunken == pytest.approx((0.2, 0.2, 0.2))
@@ -99,10 +95,9 @@ def test_there_is_nothing_to_pool_of_one_family_or_of_unknown_errors() -> None:
 
 
 def test_the_interval_of_the_mean_covers_it() -> None:
-    rng, inside = np.random.default_rng(seeded()), 0
+    rng, inside = generator(), 0
     for _ in range(400):
         se = rng.uniform(0.01, 0.04, 4)
         found = pool((0.2 + 0.03 * rng.normal(size=4) + se * rng.normal(size=4)).tolist(), se.tolist())
-        assert found is not None
         inside += found.low <= 0.2 <= found.high
     assert 0.92 * 400 <= inside <= 0.99 * 400

@@ -17,7 +17,7 @@ from slm.scaling.power import (
     plan,
 )
 from tests.scaling.samples import TRUE, design, plain_law
-from tests.seeds import seeded
+from tests.seeds import generator
 
 SIZES = np.geomspace(1e6, 1e8, 6)
 LINE = {"A": 20.0, "alpha": 0.1}
@@ -49,7 +49,7 @@ def trained(rng: np.random.Generator, sizes: int, seeds: int, noise: float, misf
 
 def paired_share(of: PairedDesign, difference: float, pairs: int = 1) -> float:
     """How often the t test of the slope of log ratios finds a difference between two simulated families."""
-    rng = np.random.default_rng(seeded())
+    rng = generator()
     x, n = of.log_N, len(of.log_N)
     shared = 0.05 * rng.normal(size=(COUNT, n))  # deviations from a law that both families have
     own = of.misfit / np.sqrt(2)
@@ -60,7 +60,7 @@ def paired_share(of: PairedDesign, difference: float, pairs: int = 1) -> float:
 
 def welch_share(a: Design, b: Design, difference: float, pairs: int = 1) -> float:
     """How often Welch's test tells two simulated families apart, which share nothing."""
-    rng = np.random.default_rng(seeded(1))
+    rng = generator(1)
     found = []
     for one, slope in ((a, 0.0), (b, difference)):
         x = one.log_x[:, 0]
@@ -85,7 +85,6 @@ def test_simulated_pairs_of_families_are_told_apart_as_often_as_a_paired_design_
     of: PairedDesign, pairs: int
 ) -> None:
     detectable = of.detectable(pairs=pairs)
-    assert detectable is not None
     assert paired_share(of, detectable, pairs) == pytest.approx(0.8, abs=TOLERANCE)
     assert paired_share(of, 0.0, pairs) == pytest.approx(0.05 / pairs, abs=TOLERANCE / 2)
 
@@ -101,7 +100,6 @@ def test_simulated_pairs_of_families_are_told_apart_as_often_as_a_paired_design_
 )
 def test_simulated_families_are_told_apart_as_often_as_two_designs_say(a: Design, b: Design, pairs: int) -> None:
     detectable = UnpairedDesigns(a, b).detectable(pairs=pairs)
-    assert detectable is not None
     assert welch_share(a, b, detectable, pairs) == pytest.approx(0.8, abs=2 * TOLERANCE)
     for difference in (0.5 * detectable, 1.5 * detectable):
         share = welch_share(a, b, difference, pairs)
@@ -112,15 +110,15 @@ def test_simulated_families_are_told_apart_as_often_as_two_designs_say(a: Design
 def test_what_is_advised_detects_half_the_difference_in_simulated_families(noise: float) -> None:
     """The advice to train more seeds where sizes deviate as much was promised 80% and came to 24 to 31%."""
     now = paired(noise=noise, misfit=0.004)
-    half = now.detectable() / 2  # type: ignore[operator]
+    half = now.detectable() / 2
     advice = now.advice(half)
-    means = {"seeds": advice.seeds, "sizes": advice.sizes, "stretch": np.log(advice.span) / np.log(100)}  # type: ignore[arg-type]
+    means = {"seeds": advice.seeds, "sizes": advice.sizes, "stretch": np.log(advice.span) / np.log(100)}
     if noise < now.misfit:
         assert means.pop("seeds") is None
         assert paired_share(now.changed(seeds=100), half) < 0.8 - TOLERANCE
         assert "more seeds do not suffice" in advice.text
     for name, value in means.items():
-        better = now.changed(**{name: value})  # type: ignore[arg-type]
+        better = now.changed(**{name: value})
         assert paired_share(better, half) > 0.8 - TOLERANCE
         fewer = now.changed(**{name: value - (1 if name != "stretch" else 0.01 * value)})
         assert fewer.power(half) < 0.8
@@ -128,9 +126,9 @@ def test_what_is_advised_detects_half_the_difference_in_simulated_families(noise
 
 def test_advice_for_families_that_are_not_matched_changes_both_and_seeds_help_only_against_noise() -> None:
     unequal = UnpairedDesigns(line(0.01), line(0.02))
-    assert unequal.advice(unequal.detectable() / 2).seeds == 4  # type: ignore[operator]
+    assert unequal.advice(unequal.detectable() / 2).seeds == 4
     misfitting = UnpairedDesigns(line(0.005, 0.02), line(0.005, 0.02))
-    half = misfitting.detectable() / 2  # type: ignore[operator]
+    half = misfitting.detectable() / 2
     advice = misfitting.advice(half)
     assert advice.seeds is None
     more = misfitting.changed(sizes=advice.sizes)
@@ -150,7 +148,6 @@ def test_what_is_detectable_is_detected_with_just_that_power(
 ) -> None:
     of = paired(noise, seeds=seeds, sizes=np.geomspace(1e6, 3e8, sizes))
     smallest = of.detectable(power=power, pairs=3)
-    assert smallest is not None
     assert of.power(smallest, pairs=3) == pytest.approx(power, abs=1e-5)
     assert of.power(1.5 * smallest, pairs=3) > power
 

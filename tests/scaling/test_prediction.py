@@ -19,7 +19,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import read_table, table_from_frame
 from tests.scaling.samples import TRUE, noisy, plain_law, sample
-from tests.seeds import seeded
+from tests.seeds import generator, seeded
 
 POWER, FLOOR = get_law("power"), get_law("power_floor")
 
@@ -40,7 +40,7 @@ def of_run(found: Fit, at: Floats, **options: Any) -> Band:
 @pytest.mark.parametrize("new", [False, True])
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_the_band_of_a_straight_line_is_the_textbooks(new: bool, level: float) -> None:
-    of = noisy("power", ("N",), 8, 0.02)
+    of = noisy("power", 8, 0.02)
     at = np.array([14.0, 18.0, 25.0])
     found = (of_run if new else lambda *a, **k: band(*a, None, **k))(fit_sample(POWER, of), at[:, None], level=level)
     low, high = textbook(of.log_x[:, 0], of.log_y, at, new=new, level=level)
@@ -57,7 +57,7 @@ def test_the_published_rows_predict_a_model_of_two_billion() -> None:
 
 def test_the_profile_band_of_a_straight_line_would_be_the_textbooks_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of other laws, taken by one whose answer is known."""
-    of = noisy("power", ("N",), 9, 0.02)
+    of = noisy("power", 9, 0.02)
     found, at = fit_sample(POWER, of), np.array([16.0, 18.5, 23.0])
     monkeypatch.setattr(POWER, "is_linear", False)
     ours = band(found, at[:, None], None)
@@ -69,7 +69,7 @@ def test_the_profile_band_of_a_straight_line_would_be_the_textbooks_too(monkeypa
 @pytest.mark.parametrize(("truth", "law"), [("power_floor", "power_floor"), ("power", "power_floor")])
 def test_an_end_of_a_profile_band_is_where_a_constrained_fit_is_as_bad_as_t_allows(truth: str, law: str) -> None:
     """scipy's SLSQP minimises the squares of a law that must pass through the end, with the law written out."""
-    of = noisy(truth, ("N",), 7, 0.004, seed=2)
+    of = noisy(truth, 7, 0.004, seed=2)
     found, at = fit_sample(get_law(law), of), np.log(2e10)
     ours = band(found, np.array([[at]]), None)
     x, ref = of.log_x[:, 0], of.log_x[:, 0].mean()
@@ -96,7 +96,7 @@ def test_an_end_of_a_profile_band_is_where_a_constrained_fit_is_as_bad_as_t_allo
 
 def test_a_profile_band_is_close_to_the_linear_formula_when_noise_is_small() -> None:
     """Gauss-Newton band by hand: t s sqrt(g' (J'J)^-1 g), which a law approaches as its noise goes to 0."""
-    of = noisy("power_floor", ("N",), 20, 0.0005, seed=3)
+    of = noisy("power_floor", 20, 0.0005, seed=3)
     found = fit_sample(FLOOR, of)
     p, ref = found.params, of.log_x[:, 0].mean()
 
@@ -120,7 +120,7 @@ def test_a_prediction_interval_beyond_the_data_covers_new_runs() -> None:
     inside, x, at = 0, np.linspace(np.log(1e7), np.log(3e8), 6), np.log([[3e9]])
     truth = np.log(plain_law("power_floor", TRUE["power_floor"], {"N": np.exp(np.append(x, at[0]))}))
     for seed in range(60):
-        y = truth + 0.005 * np.random.default_rng(seeded(seed)).standard_normal(7)
+        y = truth + 0.005 * generator(seed).standard_normal(7)
         run = of_run(fit_sample(FLOOR, sample(y[:6], x)), at)
         inside += run.low[0] <= y[6] <= run.high[0]
     assert 52 <= inside <= 60
@@ -128,7 +128,7 @@ def test_a_prediction_interval_beyond_the_data_covers_new_runs() -> None:
 
 def test_a_band_of_hubers_loss_needs_its_bootstrap() -> None:
     with pytest.raises(ValueError, match="needs a bootstrap"):
-        band(fit_sample(POWER, noisy("power", ("N",), 9, 0.004), loss=Loss(1e-3)), np.array([[18.0]]), None)
+        band(fit_sample(POWER, noisy("power", 9, 0.004), loss=Loss(1e-3)), np.array([[18.0]]), None)
 
 
 @pytest.mark.parametrize("new", [False, True])
@@ -136,7 +136,7 @@ def test_bands_cover_where_several_rows_come_from_one_run(new: bool) -> None:
     """Twelve runs with four rows each that share nearly all their error, 200 times over."""
     inside = 0
     for seed in range(200):
-        rng = np.random.default_rng(seeded(seed))
+        rng = generator(seed)
         run = np.repeat(np.arange(12), 4)
         x = np.linspace(15, 22, 12)[run]
         y = 3 - 0.1 * x + 0.02 * rng.normal(size=12)[run] + 0.001 * rng.normal(size=48)
@@ -150,7 +150,7 @@ def test_a_new_run_scatters_by_misfit_and_by_all_of_its_own_noise() -> None:
     """Means over three seeds know a third of the seeds' variance: 0.01^2 + 0.02^2 is that of one run."""
     variances = []
     for seed in range(300):
-        rng = np.random.default_rng(seeded(seed))
+        rng = generator(seed)
         cell = np.repeat(np.arange(8), 3)
         x = np.linspace(15, 22, 8)[cell]
         y = 3 - 0.1 * x + 0.01 * rng.normal(size=8)[cell] + 0.02 * rng.normal(size=24)
@@ -160,14 +160,14 @@ def test_a_new_run_scatters_by_misfit_and_by_all_of_its_own_noise() -> None:
 
 
 def test_without_repeated_seeds_a_new_run_scatters_as_the_rows_do() -> None:
-    runs = noisy("power", ("N",), 9, 0.004)
+    runs = noisy("power", 9, 0.004)
     found = fit_sample(POWER, runs)
     assert new_run_sigma(found, runs) == pytest.approx(np.sqrt(((found.residuals) ** 2).sum() / 7))
 
 
 @pytest.mark.parametrize("law", ["power", "power_floor", "chinchilla", "kaplan_joint"])
 def test_the_gain_of_doubling_has_the_derivatives_of_finite_differences(law: str) -> None:
-    of = noisy(law, get_law(law).variables, 9, 0.01)
+    of = noisy(law, 9, 0.01)
     gain = Doubling(get_law(law))
     theta, x = get_law(law).coordinates(TRUE[law], of.refs), of.centred
     value, slope, curvature = gain.derivatives(theta[None], x)
@@ -192,7 +192,7 @@ def test_the_interval_of_a_gain_of_doubling_covers_it() -> None:
     truth = np.array([20 * n**-0.1 * (1 - 2**-0.1) for n in np.exp(x)])
     inside = np.zeros(5)
     for seed in range(150):
-        y = np.log(20.0) - 0.1 * x + 0.03 * np.random.default_rng(seeded(seed)).standard_normal(5)
+        y = np.log(20.0) - 0.1 * x + 0.03 * generator(seed).standard_normal(5)
         ours = doubling(fit_sample(POWER, sample(y, x)), x[:, None], None)
         inside += (ours.low <= truth) & (truth <= ours.high)
     assert (inside >= 135).all()  # 90%: three standard errors below 95%
@@ -200,7 +200,7 @@ def test_the_interval_of_a_gain_of_doubling_covers_it() -> None:
 
 
 def frame(sizes: Floats, noise: float, *, seed: int = 4) -> pd.DataFrame:
-    loss = 20 * sizes**-0.1 * np.exp(noise * np.random.default_rng(seeded(seed)).standard_normal(len(sizes)))
+    loss = 20 * sizes**-0.1 * np.exp(noise * generator(seed).standard_normal(len(sizes)))
     return pd.DataFrame({"family": "a", "params_total": sizes, "tokens": 1e9, "loss": loss})
 
 

@@ -13,7 +13,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.intervals import uncertainty
 from slm.scaling.published import is_published, published_claims
 from slm.scaling.tables import read_table
-from tests.seeds import seeded
+from tests.seeds import generator
 
 TABLE = read_table("mobilellm_published")
 FRAME = TABLE.frame
@@ -133,7 +133,7 @@ def ends(least_floor: float) -> tuple[float | None, float]:
 
 def test_with_a_floor_alpha_is_not_identified() -> None:
     figures, finding = CLAIMS["floor"]["figures"], CLAIMS["floor"]["finding"]
-    result = uncertainty(fit(TABLE, "power_floor"), replicates=0, rng=np.random.default_rng(seeded()))
+    result = uncertainty(fit(TABLE, "power_floor"), replicates=0, rng=generator())
     assert set(result.not_identified) >= {"alpha", "E"}
     assert (figures["low"], figures["high"]) == pytest.approx(result.ci["alpha"], rel=1e-6)
     low, high = ends(0.0)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from slm.scaling.robust import cluster_error
-from tests.seeds import seeded
+from tests.seeds import generator
 
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_the_error_of_a_mean_is_that_of_the_means_of_equally_large_clusters(rows: int) -> None:
     """With one cluster, one value: the textbook's s / sqrt(G) with G - 1 degrees of freedom (Bell & McCaffrey 2002)."""
-    rng = np.random.default_rng(seeded())
+    rng = generator()
     clusters = np.repeat(np.arange(7), rows)
     y = rng.normal(size=7)[clusters] + 0.3 * rng.normal(size=7 * rows)
     error, df = cluster_error(np.ones((len(y), 1)), y - y.mean(), clusters, np.ones(1))
@@ -21,7 +21,7 @@ def test_the_error_of_a_mean_is_that_of_the_means_of_equally_large_clusters(rows
 
 def test_clusters_of_one_row_are_the_heteroscedastic_estimator_hc2() -> None:
     """MacKinnon & White 1985: squared residuals over 1 - leverage."""
-    rng = np.random.default_rng(seeded(1))
+    rng = generator(1)
     X = np.stack([np.ones(12), rng.normal(size=12)], axis=1)
     y = X @ [1.0, 2.0] + rng.normal(size=12) * (1 + np.abs(X[:, 1]))
     bread = np.linalg.inv(X.T @ X)
@@ -34,7 +34,7 @@ def test_clusters_of_one_row_are_the_heteroscedastic_estimator_hc2() -> None:
 
 def test_its_degrees_of_freedom_are_those_of_the_variance_that_is_estimated() -> None:
     """Satterthwaite's: twice the squared mean over the variance of the estimate, by simulation of independent noise."""
-    rng = np.random.default_rng(seeded(2))
+    rng = generator(2)
     clusters = np.repeat(np.arange(6), [2, 3, 4, 5, 2, 6])
     X = np.stack([np.ones(len(clusters)), rng.normal(size=6)[clusters]], axis=1)
     residual_maker = np.eye(len(X)) - X @ np.linalg.pinv(X)

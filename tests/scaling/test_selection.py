@@ -12,7 +12,7 @@ from slm.scaling.laws import get_law
 from slm.scaling.selection import choose_law, rankings, survival, weigh
 from slm.scaling.tables import Table
 from tests.scaling.samples import runs
-from tests.seeds import seeded
+from tests.seeds import generator
 
 FAMILIES = ("a", "b", "c")
 SIZES = np.round(np.geomspace(1.5e7, 1.3e9, 6))
@@ -114,7 +114,7 @@ def test_an_order_under_perplexity_is_told_but_does_not_count() -> None:
 
 def fitted(table: Table, loss: str = "least_squares") -> dict[str, Any]:
     settings = Settings(**(QUICK | {"loss": loss}))
-    rng = np.random.default_rng(seeded())
+    rng = generator()
     return {
         name: fit_group(
             table, Task(get_law(name), "loss", "params_total", settings.fit_loss), settings, rng, thorough=False
@@ -149,7 +149,7 @@ def test_a_law_is_rejected_for_one_with_a_floor_in_one_of_a_hundred_tables_of_it
 @pytest.mark.slow
 def test_seeds_do_not_count_as_evidence_for_a_floor() -> None:
     """Sizes off the power law by as much as seeds scatter: no floor is chosen for what is not there."""
-    rng = np.random.default_rng(seeded())
+    rng = generator()
     chosen = []
     for seed in range(15):
         off = {N: np.exp(0.01 * rng.standard_normal()) for N in SIZES}

@@ -12,18 +12,17 @@ from slm.scaling.laws import LAWS, Law, get_law
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Block, Loss, Optimum, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
-from tests.scaling.samples import TRUE, noisy, plain_law, sample
-from tests.seeds import seeded
+from tests.scaling.samples import FLOOR, TRUE, log_law, noisy, sample
+from tests.seeds import generator
 
 
 def residuals_of(law: Law, of: Sample) -> Callable[[Floats], Floats]:
     """Log residuals as a function of log coefficients and exponents as quoted, by the plain formula."""
-    names = list(law.parameters)
-    x = {v: np.exp(of.log_x[:, j]) for j, v in enumerate(law.variables)}
 
     def residuals(p: Floats) -> Floats:
-        params = {n: float(v) if n in law.exponents else float(np.exp(v)) for n, v in zip(names, p, strict=True)}
-        return np.asarray(np.log(plain_law(law.name, params, x)) - of.log_y)
+        named = zip(law.parameters, p, strict=True)
+        params = {n: float(v) if n in law.exponents else float(np.exp(v)) for n, v in named}
+        return log_law(law.name, params, of.log_x) - of.log_y
 
     return residuals
 
@@ -40,11 +39,11 @@ def huber(r: Floats, delta: float) -> float:
 @pytest.mark.parametrize("name", LAWS)
 def test_least_squares_ends_where_scipys_does(name: str) -> None:
     law = get_law(name)
-    of = noisy(name, law.variables, 40, 0.003)
+    of = noisy(name, 40, 0.003)
     found = fit_sample(law, of)
     residuals = residuals_of(law, of)
     tight = {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15, "x_scale": "jac", "max_nfev": 2000}
-    best = optimize.least_squares(residuals, quoted(law, TRUE[name]), **tight)  # type: ignore[call-overload]
+    best = optimize.least_squares(residuals, quoted(law, TRUE[name]), **tight)
     assert found.certificate.converged
     assert found.certificate.objective == pytest.approx(best.cost, rel=1e-8)
     error = np.sqrt(np.diag(np.linalg.pinv(best.jac.T @ best.jac)) * 2 * best.cost / (40 - len(best.x)))
@@ -54,7 +53,7 @@ def test_least_squares_ends_where_scipys_does(name: str) -> None:
 @pytest.mark.parametrize("name", ["power", "power_floor", "chinchilla", "kaplan_joint"])
 def test_hubers_objective_is_as_low_as_scipys_from_good_starts(name: str) -> None:
     law, delta = get_law(name), 1e-3
-    of = noisy(name, law.variables, 40, 0.004)
+    of = noisy(name, 40, 0.004)
     found = fit_sample(law, of, loss=Loss(delta))
     residuals = residuals_of(law, of)
 
@@ -71,111 +70,88 @@ def test_hubers_objective_is_as_low_as_scipys_from_good_starts(name: str) -> Non
     assert found.certificate.objective * 1e4 <= best * (1 + 1e-8)
 
 
-@pytest.fixture(scope="module")
-def noisy_floor() -> tuple[Law, Sample, tuple[Floats, Floats]]:
-    law = get_law("power_floor")
-    of = noisy("power_floor", law.variables, 14, 0.004)
-    return law, of, coordinate_bounds(law, of)
+ROWS = noisy("power_floor", 14, 0.004)
+BOUNDS = coordinate_bounds(FLOOR, ROWS)
+BLOCKS = [single_block(FLOOR, ROWS)]
 
 
 @pytest.mark.parametrize("loss", [Loss(), Loss(1e-3)], ids=["squares", "huber"])
-def test_a_batch_is_its_replicates_one_by_one(
-    noisy_floor: tuple[Law, Sample, tuple[Floats, Floats]], loss: Loss
-) -> None:
-    law, of, bounds = noisy_floor
-    rng = np.random.default_rng(seeded(3))
-    start = np.repeat(fit_sample(law, of).theta[None], 6, axis=0) + 0.05 * rng.normal(size=(6, 3))
-    log_y = of.log_y + 0.003 * rng.normal(size=(6, 14))
+def test_a_batch_is_its_replicates_one_by_one(loss: Loss) -> None:
+    rng = generator(3)
+    start = np.repeat(fit_sample(FLOOR, ROWS).theta[None], 6, axis=0) + 0.05 * rng.normal(size=(6, 3))
+    log_y = ROWS.log_y + 0.003 * rng.normal(size=(6, 14))
     weights = rng.integers(0, 4, (6, 14)).astype(float)
-    together = minimise([single_block(law, of)], log_y, start, bounds, loss=loss, weights=weights)
+    together = minimise(BLOCKS, log_y, start, BOUNDS, loss=loss, weights=weights)
     for r in range(6):
-        alone = minimise([single_block(law, of)], log_y[r], start[[r]], bounds, loss=loss, weights=weights[[r]])
+        alone = minimise(BLOCKS, log_y[r], start[[r]], BOUNDS, loss=loss, weights=weights[[r]])
         np.testing.assert_allclose(together.phi[r], alone.phi[0], rtol=1e-7, atol=1e-9)
         assert together.objective[r] == pytest.approx(alone.objective[0], rel=1e-10)
         assert together.converged[r] == alone.converged[0]
 
 
-def test_whole_weights_are_repeated_rows(noisy_floor: tuple[Law, Sample, tuple[Floats, Floats]]) -> None:
-    law, of, bounds = noisy_floor
-    weights = np.random.default_rng(seeded(5)).integers(1, 5, 14)
-    weighted = minimise(
-        [single_block(law, of)], of.log_y, grid_starts(law, of), bounds, weights=np.tile(weights, (10, 1))
-    )
+def test_whole_weights_are_repeated_rows() -> None:
+    weights, starts = generator(5).integers(1, 5, 14), grid_starts(FLOOR, ROWS)
+    weighted = minimise(BLOCKS, ROWS.log_y, starts, BOUNDS, weights=np.tile(weights, (10, 1)))
     rows = np.repeat(np.arange(14), weights)
-    block = Block(law, of.centred[rows], np.arange(len(rows)), np.eye(3), np.zeros(3))
-    repeated = minimise([block], of.log_y[rows], grid_starts(law, of), bounds)
+    block = Block(FLOOR, ROWS.centred[rows], np.arange(len(rows)), np.eye(3), np.zeros(3))
+    repeated = minimise([block], ROWS.log_y[rows], starts, BOUNDS)
     assert weighted.objective[weighted.best] == pytest.approx(repeated.objective[repeated.best], rel=1e-9)
     np.testing.assert_allclose(weighted.phi[weighted.best], repeated.phi[repeated.best], rtol=1e-5)
 
 
-def outward_slopes(law: Law, of: Sample, found: Optimum, bounds: tuple[Floats, Floats]) -> list[float]:
+def outward_slopes(of: Sample, found: Optimum, bounds: tuple[Floats, Floats]) -> list[float]:
     """Central differences of the objective, outwards, along each coordinate that ended at a bound."""
     theta, slopes = found.phi[found.best], []
     for j in range(len(theta)):
         side = -1 if theta[j] <= bounds[0][j] else 1 if theta[j] >= bounds[1][j] else 0
         if side:
             moved = theta + 1e-4 * side * np.outer([1, -1], np.eye(len(theta))[j])
-            values = ((of.log_y - law.log_value(moved, of.centred)) ** 2).sum(axis=1)
+            values = ((of.log_y - FLOOR.log_value(moved, of.centred)) ** 2).sum(axis=1)
             slopes.append(float(values[0] - values[1]) / 2e-4)
     return slopes
 
 
 def test_bounds_are_respected_and_the_objective_falls_only_outside_of_one_that_is_active() -> None:
-    law = get_law("power_floor")
     x = np.linspace(16, 22, 10)
-    concave = sample(
-        np.log(8 - 0.3 * x) + 0.002 * np.random.default_rng(seeded()).normal(size=10), x
-    )  # no floor at all
-    bounds = coordinate_bounds(law, concave)
-    found = minimise([single_block(law, concave)], concave.log_y, grid_starts(law, concave), bounds)
-    assert (found.phi >= bounds[0]).all()
-    assert (found.phi <= bounds[1]).all()
-    slopes = outward_slopes(law, concave, found, bounds)
-    assert slopes
-    assert max(slopes) < 0
+    concave = sample(np.log(8 - 0.3 * x) + 0.002 * generator().normal(size=10), x)  # no floor at all
+    blocks, starts = [single_block(FLOOR, concave)], grid_starts(FLOOR, concave)
+    low, high = bounds = coordinate_bounds(FLOOR, concave)
+    found = minimise(blocks, concave.log_y, starts, bounds)
+    assert ((low <= found.phi) & (found.phi <= high)).all()
+    assert max(outward_slopes(concave, found, bounds)) < 0
     narrow = (np.array([-np.inf, -np.inf, 0.5]), np.array([np.inf, np.inf, 0.6]))
-    held = minimise([single_block(law, concave)], concave.log_y, grid_starts(law, concave), narrow)
+    held = minimise(blocks, concave.log_y, starts, narrow)
     assert held.phi[held.best, 2] == 0.5
-    assert outward_slopes(law, concave, held, narrow)[0] < 0
+    assert outward_slopes(concave, held, narrow)[0] < 0
 
 
-def test_a_minimisation_that_was_cut_short_does_not_claim_to_have_converged(
-    noisy_floor: tuple[Law, Sample, tuple[Floats, Floats]],
-) -> None:
-    law, of, bounds = noisy_floor
+def test_a_minimisation_that_was_cut_short_does_not_claim_to_have_converged() -> None:
     far = np.array([[-5.0, 3.0, 2.0]])
-    short = minimise([single_block(law, of)], of.log_y, far, bounds, max_steps=2)
-    long = minimise([single_block(law, of)], of.log_y, far, bounds)
+    short, long = (minimise(BLOCKS, ROWS.log_y, far, BOUNDS, **steps) for steps in ({"max_steps": 2}, {}))
     assert not short.converged[0]
     assert short.objective[0] > 1.01 * long.objective[0]
     assert long.converged[0]
-    wrong = of.log_y.copy()
-    wrong[3] = np.nan
-    assert not minimise([single_block(law, of)], wrong, far, bounds).converged[0]
+    wrong = np.where(np.arange(14) == 3, np.nan, ROWS.log_y)
+    assert not minimise(BLOCKS, wrong, far, BOUNDS).converged[0]
 
 
-def test_a_decrement_is_what_is_left_to_gain(noisy_floor: tuple[Law, Sample, tuple[Floats, Floats]]) -> None:
+def test_a_decrement_is_what_is_left_to_gain() -> None:
     """Newton's decrement near the optimum, against the objective actually lost there."""
-    law, of, bounds = noisy_floor
-    best = fit_sample(law, of)
+    best = fit_sample(FLOOR, ROWS)
     near = best.theta[None] + np.sqrt(np.diag(best.covariance)) * 0.02
-    left = 0.5 * float(((of.log_y - law.log_value(near, of.centred)) ** 2).sum()) - best.certificate.objective
+    left = 0.5 * float(((ROWS.log_y - FLOOR.log_value(near, ROWS.centred)) ** 2).sum()) - best.certificate.objective
     for weight in (1.0, 3.0):
-        of_rows = np.full((1, 14), weight)
-        stopped = minimise([single_block(law, of)], of.log_y, near, bounds, weights=of_rows, max_steps=1)
+        stopped = minimise(BLOCKS, ROWS.log_y, near, BOUNDS, weights=np.full((1, 14), weight), max_steps=1)
         assert stopped.decrement[0] == pytest.approx(weight * left, rel=0.05)
 
 
-def test_a_start_at_a_bound_leaves_it_where_the_objective_falls_inwards(
-    noisy_floor: tuple[Law, Sample, tuple[Floats, Floats]],
-) -> None:
-    law, of, bounds = noisy_floor
-    best = fit_sample(law, of)
-    for j, side in ((0, 0), (2, 0), (2, 1)):
-        start = best.theta[None].copy()
-        start[0, j] = bounds[side][j]
-        found = minimise([single_block(law, of)], of.log_y, start, bounds)
-        assert found.objective[0] == pytest.approx(best.certificate.objective, rel=1e-8)
+@pytest.mark.parametrize(("coordinate", "side"), [(0, 0), (2, 0), (2, 1)])
+def test_a_start_at_a_bound_leaves_it_where_the_objective_falls_inwards(coordinate: int, side: int) -> None:
+    best = fit_sample(FLOOR, ROWS)
+    start = best.theta[None].copy()
+    start[0, coordinate] = BOUNDS[side][coordinate]
+    found = minimise(BLOCKS, ROWS.log_y, start, BOUNDS)
+    assert found.objective[0] == pytest.approx(best.certificate.objective, rel=1e-8)
 
 
 @pytest.mark.parametrize("delta", [1e-3, 0.05, np.inf])

@@ -9,7 +9,7 @@ import pytest
 
 from slm.scaling.tables import table_from_frame
 from slm.scaling.tables.grids import luck
-from tests.seeds import seeded
+from tests.seeds import generator
 
 SIZES = (1.3e7, 3.1e7, 7.2e7, 1.6e8, 4.1e8, 1e9)
 FAMILIES = {"a": 1.0, "b": 1.03}
@@ -89,7 +89,7 @@ def test_the_luck_of_the_best_of_a_few() -> None:
 
 
 def test_the_best_of_a_grid_is_kept_with_all_its_seeds_and_its_luck_is_said() -> None:
-    rng = np.random.default_rng(seeded(3))
+    rng = generator(3)
     twice = pd.concat([rates(0.001, 0.004, 0.016).assign(seed=seed) for seed in (1, 2)], ignore_index=True)
     twice["loss"] *= np.exp(rng.normal(0, 0.002, len(twice)))
     table = table_from_frame(twice, best_of="lr")
@@ -233,6 +233,6 @@ def test_a_target_that_rises_with_size_is_said_first() -> None:
 
 
 def test_losses_that_fall_with_noise_do_not_rise() -> None:
-    rng = np.random.default_rng(seeded(2))
+    rng = generator(2)
     rows = grid(lambda f, N, D: {"tokens": 20 * N, "loss": loss(N, 20 * N) * math.exp(rng.normal(0, 0.02))}, [1.0])
     assert not any("rises with N" in note for note in notes(rows))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.scaling.tables import read_table, table_from_frame
-from tests.seeds import seeded
+from tests.seeds import generator
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "scaling"
 HEAD = "family,N,tokens,loss"
@@ -27,7 +27,7 @@ def written(folder: Path, *rows: str, head: str = HEAD, name: str = "runs.csv") 
 
 def refusal(path: Path, **options: object) -> str:
     with pytest.raises(ValueError, match=r"^\S") as caught:
-        read_table(path, **options)  # type: ignore[arg-type]
+        read_table(path, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -373,7 +373,7 @@ def test_a_loss_of_many_digits_that_two_families_share_is_suspicious() -> None:
 
 def test_losses_that_many_runs_share_by_chance_are_not_suspicious_and_copies_are() -> None:
     """Of losses from 3 to 3.5, written to 4 or to 8 decimals, three were copied in the last table."""
-    losses = np.random.default_rng(seeded(1)).uniform(3.0, 3.5, (2, 300))
+    losses = generator(1).uniform(3.0, 3.5, (2, 300))
     a, b = np.round(losses, 4).tolist()
     assert set(a) & set(b)
     assert not suspicions(a, b)
@@ -440,5 +440,5 @@ def test_lists_in_notes_and_refusals_are_cut() -> None:
     wide = pd.DataFrame({f"column_{i}": [1] for i in range(200)} | {"N": ["x" * 14_000], "loss": [3.0]})
     for options in ({}, {"where": "nope > 1"}, {"columns": {"loss": "nope"}}):
         with pytest.raises(ValueError, match="table") as caught:
-            table_from_frame(wide, **options)  # type: ignore[arg-type]
+            table_from_frame(wide, **options)
         assert len(str(caught.value)) < 300
