@@ -14,7 +14,7 @@ from functools import cache
 from math import isqrt
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from slm.model.mixers import known_mixers
+from slm.model.mixers import MIXERS
 
 LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}
 """Letter of `position_pattern` -> how a layer is told positions."""
@@ -24,7 +24,7 @@ LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}
 class ModelConfig:
     """Shape of a decoder, by default a Llama. Raises `ValueError` naming the field that is wrong.
 
-    The rules of a mixer are checked later, when a count or a decoder first needs the mixer, and so torch.
+    What a mixer from `extensions` refuses by its `Mixer.check` is refused when a count or a decoder first needs it.
     """
 
     vocab_size: int
@@ -179,26 +179,22 @@ class ModelConfig:
 
 
 _NULLABLE = ("num_kv_heads", "head_dim", "attention_multiplier")
-"""Fields that may be None, since they then follow from others."""
 _MAX_COUNT = (1 << 31) - 1
-_MAX_NUMBER = 1 << 63
-_MAX_TENSOR = 1 << 58
-"""Numbers in a tensor; with more, at up to 8 bytes each, torch cannot count the bytes (2**63)."""
+_MAX_TENSOR = 1 << 58  # numbers in a tensor; with more, at up to 8 bytes each, torch cannot count the bytes
 
 
 def check(c: ModelConfig) -> None:
-    """Raise `ValueError` naming the field that is wrong. The mixers' own rules are in their `Mixer.check`."""
+    """Raise `ValueError` naming the field that is wrong."""
     for name, kind in _field_types().items():
         if not (getattr(c, name) is None and name in _NULLABLE):
             _check_field(name, getattr(c, name), kind)
     _check_tensors(c)
     _check_patterns(c)
     _check_heads(c)
+    _check_mixers(c)
     if (c.layer_sharing == "none") != (c.num_repeats == 1):
-        raise ValueError(
-            f"model.layer_sharing={c.layer_sharing} with model.num_repeats={c.num_repeats}: "
-            "none goes with 1 repeat, every other sharing with at least 2"
-        )
+        given = f"model.layer_sharing={c.layer_sharing} with model.num_repeats={c.num_repeats}"
+        raise ValueError(f"{given}: none needs 1 repeat, every other sharing at least 2")
     if c.norm_bias and c.norm == "rmsnorm":
         raise ValueError("model.norm_bias=True with model.norm=rmsnorm: only layernorm has biases")
 
@@ -209,13 +205,11 @@ def _field_types() -> dict[str, Any]:
     return get_type_hints(ModelConfig)
 
 
-def is_count(value: Any, least: int = 1) -> bool:
-    """Whether a value is a whole number of at least `least`."""
+def _is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def divisors(number: int) -> str:
-    """The divisors of a number, for messages: "1, 2, 4"."""
+def _divisors(number: int) -> str:
     small = [k for k in range(1, isqrt(number) + 1) if number % k == 0]
     return ", ".join(str(k) for k in sorted({*small, *(number // k for k in small)}))
 
@@ -223,13 +217,13 @@ def divisors(number: int) -> str:
 def _check_field(name: str, value: Any, kind: Any) -> None:
     given = f"model.{name}={value!r}"
     if kind in (int, int | None):
-        if not is_count(value):
+        if not _is_count(value):
             raise ValueError(f"{given} must be a whole number of at least 1")
         if value > _MAX_COUNT:
             raise ValueError(f"{given} is more than any machine holds: give at most {_MAX_COUNT}")
     elif kind in (float, float | None):
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (is_number and 0 < value < _MAX_NUMBER):
+        if not (is_number and 0 < value < 2**63):
             raise ValueError(f"{given} must be a number above 0, and below 2**63")
     elif kind is bool and not isinstance(value, bool):
         raise ValueError(f"{given} must be true or false")
@@ -238,32 +232,26 @@ def _check_field(name: str, value: Any, kind: Any) -> None:
 
 
 def _check_tensors(c: ModelConfig) -> None:
-    widths = {
-        "vocab_size": c.vocab_size,
-        "intermediate_size": c.intermediate_size,
-        "num_heads": c.num_heads * max(c.head_width, c.state_size),
-        "max_position_embeddings": c.max_position_embeddings,
-    }
+    widths = {name: getattr(c, name) for name in ("vocab_size", "intermediate_size", "max_position_embeddings")}
+    widths["num_heads"] = c.num_heads * max(c.head_width, c.state_size)
     name, width = max(widths.items(), key=lambda item: item[1])
     if width * c.hidden_size > _MAX_TENSOR:
-        raise ValueError(
-            f"model.hidden_size={c.hidden_size} with model.{name}={getattr(c, name)} gives tensors that no machine "
-            "holds: make them smaller"
-        )
+        sizes = f"model.hidden_size={c.hidden_size} with model.{name}={getattr(c, name)}"
+        raise ValueError(f"{sizes} gives tensors that no machine holds: make them smaller")
 
 
 def _check_patterns(c: ModelConfig) -> None:
-    for name, letters in (("mixer_pattern", known_mixers()), ("position_pattern", LAYER_POSITIONS)):
+    mixer_names = {letter: registered.name for letter, registered in MIXERS.items()}
+    for name, letters in (("mixer_pattern", mixer_names), ("position_pattern", LAYER_POSITIONS)):
         pattern = getattr(c, name)
-        if name == "position_pattern" and pattern is None:
-            continue
-        if not isinstance(pattern, str) or not pattern or set(pattern) - set(letters):
+        is_left_out = name == "position_pattern" and pattern is None
+        if not is_left_out and (not isinstance(pattern, str) or not pattern or set(pattern) - set(letters)):
             known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
-            own = ", or those of mixers in extensions=[FILE.py]" if name == "mixer_pattern" else ""
-            raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}{own}")
+            others = ", or those of mixers in extensions=[FILE.py]" if name == "mixer_pattern" else ""
+            raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}{others}")
     given: Any = c.sliding_window
     windows = list(given) if isinstance(given, tuple) else [given]
-    if not windows or not all(is_count(window, 2) for window in windows):
+    if not windows or not all(_is_count(window, 2) for window in windows):
         raise ValueError(
             f"model.sliding_window={windows if isinstance(given, tuple) else repr(given)} must be a whole number of at "
             "least 2 (with 1 a token sees itself only), or a list of such numbers that is tiled over the layers"
@@ -271,10 +259,7 @@ def _check_patterns(c: ModelConfig) -> None:
     tiled = {"mixer_pattern": c.mixer_pattern, "position_pattern": c.position_pattern or "", "sliding_window": windows}
     for name, values in tiled.items():
         if len(values) > c.num_layers:
-            raise ValueError(
-                f"model.{name}={values} is longer than model.num_layers={c.num_layers}: "
-                "its end would never be used, so shorten it"
-            )
+            raise ValueError(f"model.{name}={values} is longer than model.num_layers={c.num_layers}: shorten it")
     if c.position_pattern and c.position == "learned":
         raise ValueError(
             f"model.position_pattern={c.position_pattern} with model.position=learned: a learned table is added "
@@ -284,14 +269,31 @@ def _check_patterns(c: ModelConfig) -> None:
 
 def _check_heads(c: ModelConfig) -> None:
     if c.head_dim is None and c.hidden_size % c.num_heads:
-        raise ValueError(
-            f"model.hidden_size={c.hidden_size} is not divisible by model.num_heads={c.num_heads}: "
-            "change one of them or set model.head_dim"
-        )
+        given = f"model.hidden_size={c.hidden_size} is not divisible by model.num_heads={c.num_heads}"
+        raise ValueError(f"{given}: change one of them or set model.head_dim")
     if c.num_heads % c.kv_heads:
         raise ValueError(
             f"model.num_heads={c.num_heads} is not divisible by model.num_kv_heads={c.kv_heads}: "
-            f"num_kv_heads can be {divisors(c.num_heads)}"
+            f"num_kv_heads can be {_divisors(c.num_heads)}"
         )
     if c.head_width % 2 and "rope" in c.layer_positions:
         raise ValueError(f"model.head_dim={c.head_width} must be even: rotary positions turn pairs of channels")
+
+
+def _check_mixers(c: ModelConfig) -> None:
+    letters = c.mixer_pattern[: c.num_layers]
+    if "P" in letters and c.sparse_block % c.sparse_stride:
+        raise ValueError(
+            f"model.sparse_block={c.sparse_block} is not divisible by model.sparse_stride={c.sparse_stride}: "
+            f"sparse_stride can be {_divisors(c.sparse_block)}"
+        )
+    mixers = [MIXERS[letter] for letter in letters]
+    has_scores, has_qk_norm = any(mixer.has_scores for mixer in mixers), any(mixer.has_qk_norm for mixer in mixers)
+    for name, is_set, is_used, remedy in (
+        ("position", c.position == "alibi", has_scores, "none or learned"),
+        ("position_pattern", c.position_pattern is not None, has_scores, "null"),
+        ("qk_norm", c.qk_norm != "none", has_qk_norm, "none"),
+    ):
+        if is_set and not is_used:
+            given = f"model.{name}={getattr(c, name)} has no effect on any layer of model.mixer_pattern"
+            raise ValueError(f"{given}={c.mixer_pattern}: set it to {remedy}")

@@ -8,7 +8,6 @@ mixer's file. FLOPs are those of matrix products, two a multiply-add; what runs 
 
 from __future__ import annotations
 
-from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -22,33 +21,10 @@ if TYPE_CHECKING:
 def mixers_of(config: ModelConfig) -> dict[str, type[Mixer]]:
     """The mixers of a shape by letter. Raises `ValueError` if a mixer's own rules refuse the shape."""
     pattern = config.mixer_pattern[: config.num_layers]  # not config.mixers: a shape may claim billions of layers
-    mixers = {letter: _load(letter) for letter in pattern}
+    mixers = {letter: MIXERS[letter].load() for letter in pattern}
     for mixer in mixers.values():
         mixer.check(config)
-    _refuse_unused_fields(config, mixers)
     return mixers
-
-
-def _load(letter: str) -> type[Mixer]:
-    mixer = MIXERS[letter]
-    if not isinstance(mixer, str):
-        return mixer
-    module, _, name = mixer.partition(".")
-    built_in: type[Mixer] = getattr(import_module(f"slm.model.mixers.{module}"), name)
-    return built_in
-
-
-def _refuse_unused_fields(config: ModelConfig, mixers: dict[str, type[Mixer]]) -> None:
-    pattern = f"of model.mixer_pattern={config.mixer_pattern}"
-    given = {"position": config.position == "alibi", "position_pattern": config.position_pattern is not None}
-    for name in (name for name, is_set in given.items() if is_set):
-        if not any(mixer.has_scores for mixer in mixers.values()):
-            raise ValueError(
-                f"model.{name}={getattr(config, name)} acts on scores of softmax attention, and no layer {pattern} "
-                "has them: choose model.position=none or learned"
-            )
-    if config.qk_norm != "none" and not any(mixer.has_qk_norm for mixer in mixers.values()):
-        raise ValueError(f"model.qk_norm={config.qk_norm} has no effect on any layer {pattern}: set it to none")
 
 
 def num_params(config: ModelConfig, *, non_embedding: bool = False) -> int:

@@ -1,31 +1,57 @@
 """The mixers by letter of `mixer_pattern`. A mixer is one class in one file; `slm.model.mixers.base` has its contract.
 
-Notable: importing this imports no torch. A built-in mixer is imported when a count or a decoder first needs it.
+Notable: importing this imports no torch, so a wrong shape is refused before torch is imported. The class of a built-in
+mixer is imported when a count or a decoder first needs it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-MIXERS: dict[str, str | type[Any]] = {
-    "F": "softmax.SoftmaxAttention",
-    "S": "sliding.SlidingAttention",
-    "P": "sparse.SparseAttention",
-    "L": "linear.LinearAttention",
-    "G": "ssd.SSD",
+
+@dataclass(frozen=True)
+class RegisteredMixer:
+    """A mixer's class, and which fields of a shape have an effect on it."""
+
+    mixer: str | type[Any]
+    """The class, or module and class of a built-in mixer."""
+    has_scores: bool = False
+    """Whether it has attention scores, on which rotary and ALiBi positions act. Else `position` has no effect on it."""
+    has_qk_norm: bool = False
+    """Whether `qk_norm` has an effect on it."""
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return self.mixer.partition(".")[0] if isinstance(self.mixer, str) else self.mixer.__name__
+
+    def load(self) -> type[Any]:
+        """The class, a subclass of `slm.model.mixers.base.Mixer`."""
+        if not isinstance(self.mixer, str):
+            return self.mixer
+        module, _, name = self.mixer.partition(".")
+        built_in: type[Any] = getattr(import_module(f"{__name__}.{module}"), name)
+        return built_in
+
+
+MIXERS = {
+    "F": RegisteredMixer("softmax.SoftmaxAttention", has_scores=True, has_qk_norm=True),
+    "S": RegisteredMixer("sliding.SlidingAttention", has_scores=True, has_qk_norm=True),
+    "P": RegisteredMixer("sparse.SparseAttention", has_scores=True, has_qk_norm=True),
+    "L": RegisteredMixer("linear.LinearAttention", has_qk_norm=True),
+    "G": RegisteredMixer("ssd.SSD"),
 }
-"""Letter -> class, or module and class of a built-in mixer."""
 
 
-def register_mixer(letter: str, mixer: type[Any]) -> None:
-    """Make `letter` stand for `mixer` in `model.mixer_pattern`. Raises `ValueError` if another mixer has the letter."""
-    taken = MIXERS.get(letter)
+def register_mixer(letter: str, mixer: type[Any], *, has_scores: bool = False, has_qk_norm: bool = False) -> None:
+    """Make `letter` stand for `mixer` in `model.mixer_pattern`. Raises `ValueError` if another mixer has the letter.
+
+    `has_scores` and `has_qk_norm` say whether the fields `position` and `qk_norm` have an effect on it.
+    """
+    taken = MIXERS[letter].mixer if letter in MIXERS else None
     is_again = isinstance(taken, type) and taken.__qualname__ == mixer.__qualname__  # a notebook's cell, run again
     if len(letter) != 1 or not letter.isalpha() or (taken and not is_again):
         raise ValueError(f"register_mixer({letter!r}, {mixer.__name__}): give one letter, none of {', '.join(MIXERS)}")
-    MIXERS[letter] = mixer
-
-
-def known_mixers() -> dict[str, str]:
-    """Letter -> name of each mixer, for messages."""
-    return {k: mixer.partition(".")[0] if isinstance(mixer, str) else mixer.__name__ for k, mixer in MIXERS.items()}
+    MIXERS[letter] = RegisteredMixer(mixer, has_scores, has_qk_norm)

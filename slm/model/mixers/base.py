@@ -61,11 +61,6 @@ class Mixer(nn.Module):
     must be `slm.model.layers.Linear`, which muP and CompleteP scale as matrices of a block.
     """
 
-    has_scores = False
-    """Whether it has attention scores, on which rotary and ALiBi positions act. Else `position` has no effect on it."""
-    has_qk_norm = False
-    """Whether `qk_norm` has an effect on it."""
-
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config = config
@@ -134,11 +129,11 @@ def block_pairs(T: int, block: int) -> float:
 class Projections(Mixer):
     """Grouped-query projections (arXiv:2305.13245) with optional norms and rotation. Tensor names are Llama's."""
 
-    has_qk_norm = True
+    rope = False
+    """Whether queries and keys are rotated."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.rope = self.has_scores and config.layer_positions[layer] == "rope"
         q_size, kv_size = config.num_heads * config.head_width, config.kv_heads * config.head_width
         self.q_proj = Linear(config.hidden_size, q_size, bias=config.attention_bias)
         self.k_proj = Linear(config.hidden_size, kv_size, bias=config.attention_bias)

@@ -169,11 +169,11 @@ class KeysAndValues(Memory):
 class SoftmaxAttention(Projections):
     """Attention to all tokens so far. S and P override `mix`, `pairs`, `num_cached_tokens` and `memory`."""
 
-    has_scores = True
     memory = KeysAndValues
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
+        self.rope = config.layer_positions[layer] == "rope"
         self.slopes = alibi_slopes(config.num_heads) if config.layer_positions[layer] == "alibi" else []
 
     def forward(

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.config import ModelConfig, divisors
+from slm.model.config import ModelConfig
 from slm.model.mixers.base import block_pairs, triangle
 from slm.model.mixers.softmax import KeysAndValues, SoftmaxAttention, alibi_bias, softmax
 from slm.model.positions import starts_in_blocks
@@ -74,15 +74,6 @@ class SparseAttention(SoftmaxAttention):
         columns, begun = past // block * (block // stride), past % block
         scale, slopes = self.config.attention_scale, self.slopes
         return sparse_attention(q_BHTC, k_BKSC, v_BKSC, (block, stride), columns, begun, scale, slopes, starts_BT)
-
-    @classmethod
-    def check(cls, config: ModelConfig) -> None:
-        block, stride = config.sparse_block, config.sparse_stride
-        if block % stride:
-            raise ValueError(
-                f"model.sparse_block={block} is not divisible by model.sparse_stride={stride}: "
-                f"sparse_stride can be {divisors(block)}"
-            )
 
     @classmethod
     def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
