@@ -69,6 +69,11 @@ def count(value: Any) -> str:
     return f"{value:.3g}"
 
 
+def exact_count(value: Any) -> str:
+    """A whole number with all digits: `335,688`."""
+    return f"{value:,}" if is_number(value) else NOTHING
+
+
 def amount(variable: str, value: Any) -> str:
     """A value of a law's variable: FLOPs with an exponent, others as counts."""
     return sig(value, 3) if variable == "C" else count(value)

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ import torch
 
 from slm.evaluation.perplexity import perplexity
 from slm.evaluation.protocols import Protocol
-from slm.evaluation.report.differences import Difference, Error, compare, paired_error, verdicts
-from slm.evaluation.report.quality import quality_section
+from slm.evaluation.report.quality import Difference, Error, compare, paired_error, quality_section, verdicts
 from slm.evaluation.report.results import Results
 from slm.evaluation.report.rows import rows, to_csv
 from slm.evaluation.report.scaling import gain_section, gains
@@ -103,11 +101,11 @@ def test_what_two_independent_errors_hide_a_paired_one_shows_and_the_summary_agr
     assert abs(a["bits_per_byte"] - b["bits_per_byte"]) > 2 * paired_by_hand(a, b, "bytes") / math.log(2)
     text, (_, _, row) = told(found)
     assert row[-1] == "yes"
-    assert "distinguishable" not in summary_section(Results(found), []).markdown()
+    assert "distinguishable" not in summary_section(Results(found)).markdown()
     text, (_, _, row) = told(unpaired)
     assert row[-2] == "independent: no blocks stored"
     assert float(row[2].split(" ± ")[1]) == pytest.approx(independent, rel=0.05)
-    assert "*Independent* errors are two errors added" in text
+    assert "*Independent* errors combine two errors" in text
     assert "is *paired*" not in text
 
 
@@ -118,7 +116,7 @@ def test_results_without_blocks_are_compared_by_two_errors(gap: float, beyond: s
     _, (_, _, row) = told(found)
     assert row[-2:] == ["independent: no blocks stored", beyond]
     said = "; not distinguishable from b by the standard errors of the differences"
-    assert (said in summary_section(Results(found), []).markdown()) is (beyond == "no")
+    assert (said in summary_section(Results(found)).markdown()) is (beyond == "no")
 
 
 def test_one_checkpoint_has_no_differences_and_one_without_errors_is_not_judged() -> None:
@@ -190,11 +188,11 @@ def test_gains_have_paired_errors_and_seeds_of_one_size_are_averaged_block_by_bl
     mean = {"blocks": c["blocks"] | {"nats": np.mean([a["blocks"]["nats"], b["blocks"]["nats"]], axis=0)}}
     assert step.is_paired
     assert step.se == pytest.approx(paired_by_hand(mean, c, "tokens") / np.log2(step.larger / step.smaller), rel=1e-9)
-    assert "Errors are of the differences, paired" in gain_section(Results(found), Path("nowhere")).markdown()  # type: ignore[union-attr]
+    assert "Errors are of the differences, paired" in gain_section(Results(found)).markdown()  # type: ignore[union-attr]
     del c["blocks"]
     (step,) = gains(Results(found))
     assert not step.is_paired
-    text = gain_section(Results(found), Path("nowhere")).markdown()  # type: ignore[union-attr]
+    text = gain_section(Results(found)).markdown()  # type: ignore[union-attr]
     assert "Errors are those of two independent figures" in text
 
 

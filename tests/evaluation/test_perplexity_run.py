@@ -168,7 +168,7 @@ def test_text_that_a_run_was_trained_on_is_scored_with_a_caveat(trained: Path, w
     share = sizes["train"] / (sizes["train"] + sizes["val"])
     assert 0.5 < share < 1.0
     assert entry["perplexity_results"][0]["in_training"] == pytest.approx(share)
-    said = f"**Mind:** {entry['name']} was trained on {100 * share:.3g}% of the bytes of own_words.txt"
+    said = f"**Caution:** {entry['name']} was trained on {100 * share:.3g}% of the bytes of own_words.txt"
     assert said in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
 
 

@@ -146,7 +146,7 @@ def test_different_tokenizers_are_warned_of_and_compared_by_bits_per_byte_alone(
     ]
     results = Results(entries)
     assert (results.target_by(results.primary), results.fit_target) == ("bits_per_byte", "bits_per_byte")
-    quality, summary = quality_section(results), summary_section(results, [])
+    quality, summary = quality_section(results), summary_section(results)
     assert quality
     assert "the tokenizers differ, so losses and perplexities do not compare" in quality.markdown()
     assert "Lowest bits per byte on wikitext2, sliding windows of 1024 tokens every 512: coarse" in summary.markdown()
@@ -179,7 +179,7 @@ def test_gains_between_sizes_have_propagated_errors() -> None:
 
 def test_checkpoints_of_no_stated_family_are_said_to_be_taken_for_one() -> None:
     entries = [entry(name, size, perplexity_results=[score(3.0)]) for name, size in (("small", 10**7), ("big", 10**8))]
-    text = gain_section(Results(entries), Path("nowhere")).markdown()  # type: ignore[union-attr]
+    text = gain_section(Results(entries)).markdown()  # type: ignore[union-attr]
     assert "unnamed: these checkpoints state no family and are taken as a single family" in text
 
 
@@ -211,7 +211,7 @@ def test_gains_say_when_the_larger_model_saw_other_tokens(budgets: tuple[int | N
         entry(f"m-{size}M", size * 10**6, train_tokens=budget, perplexity_results=[score(3.5 - size / 100)])
         for size, budget in zip((10, 20), budgets, strict=True)
     ]
-    text = gain_section(Results(entries), Path("nowhere")).markdown()  # type: ignore[union-attr]
+    text = gain_section(Results(entries)).markdown()  # type: ignore[union-attr]
     assert said in text
     assert ("training tokens" in text) is bool(said)
 
@@ -235,7 +235,7 @@ def test_a_token_more_is_no_other_tokenizer_and_a_part_of_the_text_is_warned_of(
     )
     results = Results([entry(name, 10**7, perplexity_results=[one]) for name, one in (("a", whole), ("b", bare))])
     assert results.same_tokens(results.primary)
-    assert "**Mind:**" not in quality_section(results).markdown()  # type: ignore[union-attr]
+    assert "**Caution:**" not in quality_section(results).markdown()  # type: ignore[union-attr]
     results = Results([entry(name, 10**7, perplexity_results=[one]) for name, one in (("a", whole), ("b", half))])
     assert results.same_tokens(results.primary)
     text = quality_section(results).markdown()  # type: ignore[union-attr]
@@ -258,8 +258,8 @@ def test_speeds_under_other_conditions_are_warned_of(other: dict[str, Any]) -> N
     entries.append(entry("c", 10**7, speed=speed(900, **other)))
     section = speed_section(Results(entries))
     assert section
-    assert "**Mind:** c was measured under other conditions" in section.markdown()
-    assert "Fastest decode: a" in summary_section(Results(entries), []).markdown()
+    assert "**Caution:** c was measured under other conditions" in section.markdown()
+    assert "Fastest decode: a" in summary_section(Results(entries)).markdown()
 
 
 def test_tasks_that_were_limited_are_warned_of() -> None:

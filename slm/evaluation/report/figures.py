@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from slm.evaluation.report.differences import target_error
+from slm.evaluation.report.quality import target_error
 from slm.evaluation.report.results import (
     Entry,
     Results,
@@ -26,10 +25,11 @@ from slm.report.style import (
     GREY,
     INK,
     PALE,
+    Axes,
+    Figure,
     Margins,
     axes_at,
     colours,
-    draw,
     log_axis,
     markers,
     panels,
@@ -40,31 +40,15 @@ from slm.runtime.words import TARGET_UNITS, interval, is_number, plural, sig
 from slm.scaling.allocation import pareto_front
 from slm.scaling.describe import has_complete_lists, is_identified
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 WIDTH_INCHES = 6.8
 DASHES = ("-", "--", ":", "-.")
 TASK_COLUMNS = 3
-
-
-def draw_figures(folder: Path, results: Results, fits: Sequence[Entry]) -> list[Path]:
-    """Draw into `folder`/figures what the results allow; returns the files written."""
-    figures: dict[str, Callable[[], Figure | None]] = {
-        "size": lambda: size(results, fits),
-        "pareto": lambda: pareto(results),
-        "doubling": lambda: doubling(results, fits),
-        "tasks": lambda: tasks(results),
-    }
-    return draw(folder, figures)
 
 
 def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **margins: float) -> tuple[Figure, Axes]:
     """A figure with one panel and a key of `names`."""
     room = Margins(**{"left": 0.8, "right": 0.25, "top": 0.15, "bottom": 0.5} | margins)
     figure, (axis,) = panels(1, title, columns=1, width=WIDTH_INCHES, height=height, margins=room, families=names)
-    axis.grid(True)
     return figure, axis
 
 
@@ -74,19 +58,21 @@ def _mark(axis: Axes, names: Sequence[str], name: str, x: float, y: float, *, ye
                   mew=0.5, capsize=2.5, elinewidth=1.1, ls="", **other)  # fmt: skip
 
 
-def size(results: Results, fits: Sequence[Entry]) -> Figure | None:
+def size_figure(results: Results) -> Figure | None:
     """Loss, or bits per byte where tokenizers differ, against N, with the power law of each family of three sizes."""
     target = results.fit_target
     rows = [(e, score) for e, score in results.scored(results.primary) if is_number(score.get(target))]
-    published = published_points(results) if target == "loss" else []
+    published = published_points(results)
     if len(rows) + len(published) < 2 or not rows or results.primary is None:
         return None
     names = [results.labels[entry["name"]] for entry, _ in rows]
-    title = f"{target.replace('_', ' ').capitalize()} against N on {results.primary.title}{_exponents(fits)}"
+    title = f"{target.replace('_', ' ').capitalize()} against N on {results.primary.title}{_exponents(results.laws)}"
     figure, axis = _one_panel(title, names)
     N = [entry["params_total"] for entry, _ in rows] + [x for x, _ in published]
     y = [score[target] for _, score in rows] + [value for _, value in published]
-    laws = [entry for entry in fits if entry["fitted"] and has_complete_lists(entry.get("curve"), "x", "centre")]
+    laws = [
+        entry for entry in results.laws if entry["fitted"] and has_complete_lists(entry.get("curve"), "x", "centre")
+    ]
     spans = [_law(axis, entry, max(N), DASHES[place % len(DASHES)]) for place, entry in enumerate(laws)]
     if published:
         axis.plot(*zip(*published, strict=True), ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
@@ -132,7 +118,7 @@ def _law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, 
     return float(centre[inside].min()), float(centre[inside].max())
 
 
-def pareto(results: Results) -> Figure | None:
+def pareto_figure(results: Results) -> Figure | None:
     """Quality against decode speed, of speeds measured alike; nothing beats those on the front in both."""
     target, usual = results.target_by(results.primary), usual_conditions(results)
     rows = [
@@ -162,7 +148,7 @@ def pareto(results: Results) -> Figure | None:
     return figure
 
 
-def doubling(results: Results, fits: Sequence[Entry]) -> Figure | None:
+def doubling_figure(results: Results) -> Figure | None:
     """What doubling N gains: between neighbouring sizes with error bars, and by the law with its band."""
     steps = gains(results)
     if not steps:
@@ -174,7 +160,9 @@ def doubling(results: Results, fits: Sequence[Entry]) -> Figure | None:
     rising = sum(step.value > 0 for step in steps)
     title = f"Fall of {target} per doubling of N: {rising} of {plural(len(steps), 'step')} up in size gain"
     figure, axis = _one_panel(title, names, height=3.8, left=1.1, right=0.2)
-    laws = [entry for entry in fits if entry["fitted"] and has_complete_lists(entry.get("doubling"), "x", "gain")]
+    laws = [
+        entry for entry in results.laws if entry["fitted"] and has_complete_lists(entry.get("doubling"), "x", "gain")
+    ]
     for entry in laws:
         curve, colour = entry["doubling"], colours(names)[labels[entry["family"]]]
         x = math.sqrt(2) * np.array(curve["x"], float)  # the middle of each doubling, as steps are drawn
@@ -204,7 +192,7 @@ def _scale_gains(axis: Axes, steps: Sequence[Gain], laws: Sequence[float]) -> No
     axis.axhline(0, color=INK, lw=0.8)
 
 
-def tasks(results: Results) -> Figure | None:
+def tasks_figure(results: Results) -> Figure | None:
     """A panel a task, a row a checkpoint, and the average of the common tasks."""
     entries = [entry for entry in results.entries if tasks_of(entry)]
     if not entries:
@@ -247,3 +235,6 @@ def _task_panel(
     axis.locator_params(axis="x", nbins=4)
     axis.margins(x=0.15)
     axis.grid(False, axis="y")
+
+
+FIGURES = {"size": size_figure, "pareto": pareto_figure, "doubling": doubling_figure, "tasks": tasks_figure}

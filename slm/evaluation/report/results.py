@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from slm.report.style import short
@@ -37,16 +37,10 @@ class Measure(NamedTuple):
     stride: int
 
     @property
-    def windows(self) -> str:
-        """The protocol in words."""
-        if self.protocol == "sliding":
-            return f"sliding windows of {self.max_length} tokens every {self.stride}"
-        return f"{self.protocol.replace('_', '-')} windows of {self.max_length} tokens"
-
-    @property
     def title(self) -> str:
         """Text and protocol in words."""
-        return f"{self.data}, {self.windows}"
+        stride = f" every {self.stride}" if self.protocol == "sliding" else ""
+        return f"{self.data}, {self.protocol.replace('_', '-')} windows of {self.max_length} tokens{stride}"
 
     @property
     def key(self) -> str:
@@ -60,10 +54,9 @@ def is_wikitext2(data: str) -> bool:
     return data == "wiki.test.raw" or re.sub(r"\W|_", "", data.lower()).startswith("wikitext2")
 
 
-def nearly_equal(counts: Iterable[float]) -> bool:
-    """Whether counts differ by no more than the ends of a text can explain: a thousandth."""
-    counts = list(counts)
-    return max(counts) <= 1.001 * min(counts)
+def nearly_equal(counts: Collection[float]) -> bool:
+    """Whether counts differ by no more than the ends of a text can explain: a thousandth. True without counts."""
+    return not counts or max(counts) <= 1.001 * min(counts)
 
 
 def measure_of(score: Entry) -> Measure:
@@ -71,19 +64,21 @@ def measure_of(score: Entry) -> Measure:
     return Measure(*(score[key] for key in ("data", "data_fingerprint", "protocol", "max_length", "stride")))
 
 
-@dataclass(frozen=True)
 class Results:
-    """All entries, in the order given. Names are unique."""
+    """All entries, in the order given, and what the report needs besides. Names are unique."""
 
-    entries: list[Entry]
+    def __init__(self, entries: Sequence[Entry], folder: Path = Path(), laws: Sequence[Entry] = ()) -> None:
+        """`folder` is the evaluation directory; `laws` are the entries of fits.json that `scaling.fits` returns."""
+        self.entries, self.folder, self.laws = [_complete(entry) for entry in entries], folder, laws
 
     @cached_property
     def measures(self) -> list[Measure]:
         """Every measure that any checkpoint has, the primary one first."""
-        counts = Counter(measure_of(score) for entry in self.entries for score in scores(entry) if has_loss(score))
-        every = dict.fromkeys(measure_of(score) for entry in self.entries for score in scores(entry))
+        scores = [score for entry in self.entries for score in entry["perplexity_results"]]
+        counts = Counter(measure_of(score) for score in scores if has_loss(score))
         return sorted(
-            every, key=lambda measure: (-counts[measure], not is_wikitext2(measure.data), measure[2:] != PUBLISHED)
+            dict.fromkeys(map(measure_of, scores)),
+            key=lambda measure: (-counts[measure], not is_wikitext2(measure.data), measure[2:] != PUBLISHED),
         )
 
     @property
@@ -99,8 +94,7 @@ class Results:
 
     def scored(self, measure: Measure | None) -> list[tuple[Entry, Entry]]:
         """Entries with a loss by `measure`, each with its score."""
-        pairs = ((entry, score_by(entry, measure)) for entry in self.entries)
-        return [(entry, score) for entry, score in pairs if score and has_loss(score)]
+        return [(entry, score) for entry in self.entries if has_loss(score := score_by(entry, measure))]
 
     def same_tokens(self, measure: Measure | None) -> bool:
         """Whether all checkpoints cut the text into the same tokens, so that losses per token compare."""
@@ -127,7 +121,13 @@ def unique_labels(names: Sequence[str]) -> list[str]:
 def number(entry: Mapping[str, Any], key: str) -> float | None:
     """A value of an entry; None if it is missing, null or not a number."""
     value = entry.get(key)
-    return value if value is not None and is_number(value) else None
+    return value if is_number(value) else None
+
+
+def _complete(entry: Entry) -> Entry:
+    """The entry with an empty value for each part that is missing or null."""
+    empty: Entry = {"perplexity_results": [], "speed": {}, "tasks": {}, "shape": {}, "notes": [], "status": "completed"}
+    return entry | {name: entry.get(name) or value for name, value in empty.items()}
 
 
 def name_of(entry: Entry) -> str:
@@ -135,14 +135,9 @@ def name_of(entry: Entry) -> str:
     return escape_markdown(entry["name"])
 
 
-def scores(entry: Entry) -> list[Entry]:
-    """The perplexity results of a checkpoint."""
-    return list(entry.get("perplexity_results") or [])
-
-
-def score_by(entry: Entry, measure: Measure | None) -> Entry | None:
-    """The result by one measure."""
-    return next((score for score in scores(entry) if measure_of(score) == measure), None)
+def score_by(entry: Entry, measure: Measure | None) -> Entry:
+    """The result by one measure; empty if there is none."""
+    return next((score for score in entry["perplexity_results"] if measure_of(score) == measure), {})
 
 
 def has_loss(score: Entry) -> bool:
@@ -152,7 +147,7 @@ def has_loss(score: Entry) -> bool:
 
 def tasks_of(entry: Entry) -> dict[str, Entry]:
     """The task results of a checkpoint that have a value, by task."""
-    return {name: result for name, result in (entry.get("tasks") or {}).items() if is_number(result.get("value"))}
+    return {name: result for name, result in entry["tasks"].items() if is_number(result.get("value"))}
 
 
 def family_of(entry: Entry) -> str:
@@ -194,20 +189,11 @@ def differ_significantly(a: tuple[float, float | None], b: tuple[float, float | 
     return None if error is None else abs(a[0] - b[0]) > SIGNIFICANT_ERRORS * error
 
 
-def text_caveats(entry: Entry) -> list[str]:
-    """A sentence for each text of an entry that the checkpoint was trained on, in part or whole."""
-    return _caveats(entry, {score["data"]: score for score in scores(entry)}, "bytes")
-
-
-def task_caveats(entry: Entry) -> list[str]:
-    """The same for its tasks."""
-    return _caveats(entry, entry.get("tasks") or {}, "questions")
-
-
-def _caveats(entry: Entry, results: Mapping[str, Entry], unit: str) -> list[str]:
+def training_caveats(entry: Entry, results: Mapping[str, Entry], unit: str) -> list[str]:
+    """A sentence for each of the `results`, by text or task, on which the checkpoint was trained in part or whole."""
     return [
-        f"{entry['name']} was trained on {100 * share:.3g}% of the {unit} of {name}, so its figures there say little "
-        "about text that it has not seen."
+        f"{name_of(entry)} was trained on {100 * share:.3g}% of the {unit} of {escape_markdown(name)}, so its figures "
+        "there say little about text that it has not seen."
         for name, result in results.items()
         if (share := result.get("in_training"))
     ]

@@ -68,9 +68,8 @@ def to_csv(table: list[Entry]) -> str:
 
 
 def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
-    score = score_by(entry, results.primary) or {}
-    speed, shape = entry.get("speed") or {}, entry.get("shape") or {}
-    peak, status = number(speed, "peak_memory_bytes"), entry.get("status", "completed")
+    score, speed, shape, status = score_by(entry, results.primary), entry["speed"], entry["shape"], entry["status"]
+    peak = number(speed, "peak_memory_bytes")
     published = {
         "model": entry["name"],
         "params_total": entry["params_total"],
@@ -98,7 +97,7 @@ def _others(entry: Entry, results: Results) -> Entry:
     columns: Entry = {}
     endings = suffixes(results)
     for measure in results.measures[1:]:
-        score = score_by(entry, measure) or {}
+        score = score_by(entry, measure)
         columns |= {f"{name}_{endings[measure]}": score.get(name) for name in (*SCORES, "tokens", "bytes")}
     return columns
 
@@ -124,7 +123,7 @@ def _speed(speed: Entry) -> Entry:
 
 def _tasks(entry: Entry, results: Results) -> Entry:
     columns: Entry = {}
-    for name, result in (entry.get("tasks") or {}).items():
+    for name, result in entry["tasks"].items():
         columns[f"tasks/{name}"] = result.get("value")
         columns |= {f"tasks/{name}/{key}": result.get(key) for key in ("se", "n", "metric", "num_fewshot")}
         for metric, other in (result.get("also") or {}).items():

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from slm.evaluation.report.differences import paired_error, target_error
+from slm.evaluation.report.quality import SIGNIFICANCE_TEXT, paired_error, target_error
 from slm.evaluation.report.results import SIGNIFICANT_ERRORS, UNNAMED, Entry, Results, difference_error, family_of
-from slm.report.markdown import Section, bullets, figure, table
+from slm.report.markdown import Columns, Section, bullets, figure, table_by_column
 from slm.runtime.words import TARGET_NAMES, count, escape_markdown, is_number, listed, measured, plural, sig
-from slm.scaling.describe import exponent_text, notes, status
+from slm.scaling.describe import exponent_text, family_name, notes, status
 from slm.scaling.entries import Task, fit_group, plain
 from slm.scaling.laws import get_law
 from slm.scaling.settings import Settings
@@ -30,18 +29,7 @@ FEW_SIZES = 6
 """Sizes below which one power law cannot be told from another law."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """One size of a family: the mean over its checkpoints of that size."""
-
-    size: float
-    value: float
-    se: float | None
-    scores: tuple[Entry, ...]
-
-
-@dataclass(frozen=True)
-class Gain:
+class Gain(NamedTuple):
     """From one size of a family to the next, the target falls by `value` each time that N doubles."""
 
     family: str
@@ -52,40 +40,45 @@ class Gain:
     is_paired: bool
     """Whether the error is that of the difference itself, and not of two independent figures."""
 
+    @property
+    def is_significant(self) -> bool | None:
+        """Whether it is larger than two standard errors; None if there is no error."""
+        return None if self.se is None else abs(self.value) > SIGNIFICANT_ERRORS * self.se
 
-def points(results: Results) -> dict[str, list[Point]]:
-    """Sizes of each family with its figure by the primary measure, smallest first."""
-    target = results.fit_target
-    families: dict[str, dict[float, list[Entry]]] = {}
+
+def scores_by_size(results: Results) -> dict[str, dict[int, list[Entry]]]:
+    """Scores by the primary measure that have the fit's target, by family and then by N, smallest first."""
+    families: dict[str, dict[int, list[Entry]]] = {}
     for entry, score in results.scored(results.primary):
-        if is_number(score.get(target)):
+        if is_number(score.get(results.fit_target)):
             families.setdefault(family_of(entry), {}).setdefault(entry["params_total"], []).append(score)
-    return {family: [_point(size, sizes[size], target) for size in sorted(sizes)] for family, sizes in families.items()}
-
-
-def _point(size: float, scores: list[Entry], target: str) -> Point:
-    errors = [error for score in scores if (error := target_error(score, target)) is not None]
-    # All were scored on the same text, so the error of their mean is no smaller than that of one.
-    error = sum(errors) / len(errors) if len(errors) == len(scores) else None
-    return Point(float(size), sum(score[target] for score in scores) / len(scores), error, tuple(scores))
+    return {family: dict(sorted(sizes.items())) for family, sizes in families.items()}
 
 
 def gains(results: Results) -> list[Gain]:
     """Gain per doubling of N between consecutive sizes of each family, with the errors of the differences."""
     return [
-        _gain(family, a, b, results.fit_target)
-        for family, sizes in points(results).items()
-        for a, b in pairwise(sizes)
-        if b.size >= MIN_STEP * a.size
+        _gain(family, smaller, larger, results.fit_target)
+        for family, sizes in scores_by_size(results).items()
+        for smaller, larger in pairwise(sizes.items())
+        if larger[0] >= MIN_STEP * smaller[0]
     ]
 
 
-def _gain(family: str, a: Point, b: Point, target: str) -> Gain:
-    weighted = [(1 / len(a.scores), score) for score in a.scores] + [(-1 / len(b.scores), score) for score in b.scores]
-    paired, doublings = paired_error(weighted, target), math.log2(b.size / a.size)
-    error = paired.se if paired.blocks else difference_error(a.se, b.se)
+def _gain(family: str, smaller: tuple[int, list[Entry]], larger: tuple[int, list[Entry]], target: str) -> Gain:
+    (a_size, a), (b_size, b) = smaller, larger
+    weighted = [(1 / len(a), score) for score in a] + [(-1 / len(b), score) for score in b]
+    value = sum(weight * score[target] for weight, score in weighted)
+    paired, doublings = paired_error(weighted, target), math.log2(b_size / a_size)
+    error = paired.se if paired.blocks else difference_error(_mean_error(a, target), _mean_error(b, target))
     se = None if error is None else error / doublings
-    return Gain(family, a.size, b.size, (a.value - b.value) / doublings, se, bool(paired.blocks))
+    return Gain(family, a_size, b_size, value / doublings, se, bool(paired.blocks))
+
+
+def _mean_error(scores: Sequence[Entry], target: str) -> float | None:
+    """Error of the mean score: no smaller than that of one score, since all were scored on the same text."""
+    errors = [error for score in scores if (error := target_error(score, target)) is not None]
+    return sum(errors) / len(errors) if len(errors) == len(scores) else None
 
 
 def fits(results: Results) -> list[Entry]:
@@ -93,15 +86,15 @@ def fits(results: Results) -> list[Entry]:
 
     An entry that could not be fitted has `fitted` False and says why in `notes`.
     """
-    return [_fit(family, results) for family, sizes in points(results).items() if len(sizes) >= MIN_SIZES]
+    families = {name: sizes for name, sizes in scores_by_size(results).items() if len(sizes) >= MIN_SIZES}
+    return [_fit(family, sizes, results.fit_target) for family, sizes in families.items()]
 
 
-def _fit(family: str, results: Results) -> Entry:
-    target = results.fit_target
+def _fit(family: str, sizes: dict[int, list[Entry]], target: str) -> Entry:
     frame = pd.DataFrame(
-        {"family": family, "params_total": entry["params_total"], target: score[target]}
-        for entry, score in results.scored(results.primary)
-        if family_of(entry) == family
+        {"family": family, "params_total": size, target: score[target]}
+        for size, scores in sizes.items()
+        for score in scores
     )
     settings = Settings(bootstrap=400)
     task = Task(get_law("power"), target, "params_total", settings.fit_loss)
@@ -113,45 +106,35 @@ def _fit(family: str, results: Results) -> Entry:
     return dict(plain(group[family].entry))
 
 
-def scaling_section(results: Results, fits: Sequence[Entry], folder: Path) -> Section | None:
+def scaling_section(results: Results) -> Section | None:
     """Exponents of families with three sizes or more, and the command for the whole analysis."""
-    if not fits:
+    if not results.laws:
         return None
-    fitted = [entry for entry in fits if entry["fitted"]]
-    sizes = {family: len(family_points) for family, family_points in points(results).items()}
+    fitted = [entry for entry in results.laws if entry["fitted"]]
+    sizes = {family: len(scores) for family, scores in scores_by_size(results).items()}
     limits = []
-    for entry in fits:
-        family, num_sizes = entry["family"], sizes[entry["family"]]
+    for entry in results.laws:
+        num_sizes = sizes[entry["family"]]
         if entry["fitted"] and num_sizes < FEW_SIZES:
             limits.append(
-                f"{escape_markdown(family)}: {plural(num_sizes, 'size')} support at best the slope from smallest to "
+                f"{family_name(entry)}: {plural(num_sizes, 'size')} support at best the slope from smallest to "
                 "largest. They cannot tell a floor from none, nor one law from another, nor what larger models reach."
             )
-        limits += _caveats(family, results)
-    command = shlex.join(["python", "sweep.py", f"runs={folder / 'results.csv'}"])
-    target = TARGET_NAMES[results.fit_target]
+        limits += _caveats(entry["family"], results)
+    columns: Columns = {
+        "family": family_name,
+        "sizes": lambda entry: str(sizes[entry["family"]]),
+        "alpha": lambda entry: exponent_text(entry, "alpha"),
+        "R2": lambda entry: sig(entry["r2"]),
+        "status": status,
+    }
+    failures = [f"{family_name(e)}: {escape_markdown('; '.join(e['notes']))}." for e in results.laws if not e["fitted"]]
+    command = shlex.join(["python", "sweep.py", f"runs={results.folder / 'results.csv'}"])
     return Section("Scaling").add(
-        f"`L = A N^-alpha` of {target}, N being all parameters, with 95% intervals (Student's t over the sizes).",
-        table(
-            ("family", "sizes", "alpha", "R2", "status"),
-            [
-                [
-                    escape_markdown(e["family"]),
-                    str(sizes[e["family"]]),
-                    exponent_text(e, "alpha"),
-                    sig(e["r2"]),
-                    status(e),
-                ]
-                for e in fitted
-            ],
-        ),
-        bullets(
-            [
-                f"{escape_markdown(e['family'])}: {escape_markdown('; '.join(e['notes']))}."
-                for e in fits
-                if not e["fitted"]
-            ]
-        ),
+        f"`L = A N^-alpha` of {TARGET_NAMES[results.fit_target]}, N being all parameters, with 95% intervals "
+        "(Student's t over the sizes).",
+        table_by_column(fitted, columns),
+        bullets(failures),
         bullets(notes(fitted)),
         bullets(limits),
         f"Other laws, other N, intervals of all of them, and the comparison of families:\n\n    {command}",
@@ -174,27 +157,25 @@ def _caveats(family: str, results: Results) -> list[str]:
     return caveats
 
 
-def gain_section(results: Results, folder: Path) -> Section | None:
+def gain_section(results: Results) -> Section | None:
     """What doubling N gains from each size of a family to the next."""
     steps = gains(results)
     if not steps:
         return None
-    target = TARGET_NAMES[results.fit_target]
-    rows = [
-        [
-            *(escape_markdown(step.family), count(step.smaller), count(step.larger), measured(step.value, step.se)),
-            "not known" if step.se is None else "yes" if abs(step.value) > SIGNIFICANT_ERRORS * step.se else "no",
-        ]
-        for step in steps
-    ]
+    target, families = TARGET_NAMES[results.fit_target], dict.fromkeys(step.family for step in steps)
+    columns: Columns = {
+        "family": lambda step: escape_markdown(step.family),
+        "from N": lambda step: count(step.smaller),
+        "to N": lambda step: count(step.larger),
+        f"fall of {target} per doubling of N": lambda step: measured(step.value, step.se),
+        "more than 2 se from 0": lambda step: SIGNIFICANCE_TEXT[step.is_significant],
+    }
     law = f"Line: the law of a family with {MIN_SIZES} sizes or more, and its 95% band."
     return Section("Gain of doubling").add(
         f"Difference of {target} between neighbouring sizes of a family, for each doubling of N. {_error_note(steps)}",
-        table(("family", "from N", "to N", f"fall of {target} per doubling of N", "more than 2 se from 0"), rows),
-        bullets(
-            [line for family in dict.fromkeys(step.family for step in steps) for line in _caveats(family, results)]
-        ),
-        figure(folder, "doubling", f"Bars: 2 standard errors, and the two sizes. {law}"),
+        table_by_column(steps, columns),
+        bullets([line for family in families for line in _caveats(family, results)]),
+        figure(results.folder, "doubling", f"Bars: 2 standard errors, and the two sizes. {law}"),
     )
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any, NamedTuple
 
 from slm.evaluation.report.results import Entry, Results, name_of
-from slm.report.markdown import Section, bullets, table
-from slm.runtime.words import NOTHING, escape_markdown, interval, is_number, listed, megabytes, seconds, sig
+from slm.report.markdown import Columns, Section, bullets, figure, table_by_column
+from slm.runtime.words import (
+    NOTHING,
+    escape_markdown,
+    exact_count,
+    interval,
+    is_number,
+    listed,
+    megabytes,
+    seconds,
+    sig,
+    yes_or_no,
+)
 
-MEMORY_COLUMNS = (
-    ("KV bytes, first token", "kv_bytes_per_token"),
-    ("KV bytes, full context", "kv_cache_bytes"),
-    ("state bytes", "state_bytes"),
+CAPTION = (
+    "Bars: 2 standard errors, and the spread of the speed. Only speeds measured under the same conditions. A "
+    "checkpoint is pale if another is at least as good in both, and better in one."
 )
 
 
@@ -39,10 +50,10 @@ class Conditions(NamedTuple):
 
 def conditions(entry: Entry) -> Conditions | None:
     """The conditions of a checkpoint's speed; None without a speed."""
-    speed = entry.get("speed") or {}
+    speed = entry["speed"]
     if not is_number(speed.get("decode_tokens_per_second")):
         return None
-    return Conditions(*(speed.get(name) for name in Conditions._fields))
+    return Conditions(*map(speed.get, Conditions._fields))
 
 
 def usual_conditions(results: Results) -> Conditions | None:
@@ -53,58 +64,61 @@ def usual_conditions(results: Results) -> Conditions | None:
 
 def speed_section(results: Results) -> Section | None:
     """Load time, prefill, decode and memory of every checkpoint; None where no speed was measured."""
-    entries = [entry for entry in results.entries if entry.get("speed")]
+    entries = [entry for entry in results.entries if entry["speed"]]
     if not entries:
         return None
-    header = ("checkpoint", "load", "prefill tokens/s", "decode tokens/s", "KV cache", "peak MB", "weights MB",
-              *(title for title, _ in MEMORY_COLUMNS), "measured on")  # fmt: skip
-    section = Section("Speed and memory").add(
+    return Section("Speed and memory").add(
         "Medians over repetitions after a warm-up, in brackets their spread; one sequence. Prefill reads a prompt at "
         "once; decode generates one token after the other. Neither includes loading. MB are 10^6 bytes. `512 + 128 "
         "tokens` is a prompt of 512 and 128 generated after it. KV bytes are those of keys and values: for a first "
         "token, and for the longest context, of which windows and sparse patterns keep fewer tokens. State bytes are "
         "those of recurrent mixers, the same after any number of tokens.",
-        *(f"**Mind:** {line}" for line in _warnings(results)),
-        table(header, [_row(entry) for entry in entries]),
+        _caution(results),
+        table_by_column(entries, COLUMNS),
+        bullets(line for entry in entries if (line := sharing_line(entry))),
+        figure(results.folder, "pareto", CAPTION),
     )
-    return section.add(bullets([line for entry in entries if (line := sharing_line(entry))]))
 
 
-def _row(entry: Entry) -> list[str]:
-    speed, measured_on = entry["speed"], conditions(entry)
-    return [
-        name_of(entry),
-        seconds(entry.get("load_seconds")),
-        _rate(speed, "prefill"),
-        _rate(speed, "decode"),
-        {True: "yes", False: "no"}.get(speed.get("cache"), NOTHING),
-        megabytes(speed.get("peak_memory_bytes")),
-        megabytes(speed.get("model_bytes")),
-        *(f"{speed[key]:,}" if is_number(speed.get(key)) else NOTHING for _, key in MEMORY_COLUMNS),
-        escape_markdown(measured_on.words) if measured_on else NOTHING,
-    ]
-
-
-def _rate(speed: Entry, name: str) -> str:
-    value, spread = speed.get(f"{name}_tokens_per_second"), speed.get(f"{name}_spread")
+def _rate(name: str, entry: Entry) -> str:
+    value, spread = (entry["speed"].get(f"{name}_{key}") for key in ("tokens_per_second", "spread"))
     return sig(value) + (f" {interval(spread)}" if spread and is_number(value) else "")
 
 
-def _warnings(results: Results) -> list[str]:
+def _conditions_text(entry: Entry) -> str:
+    measured_on = conditions(entry)
+    return escape_markdown(measured_on.words) if measured_on else NOTHING
+
+
+COLUMNS: Columns = {
+    "checkpoint": name_of,
+    "load": lambda entry: seconds(entry.get("load_seconds")),
+    "prefill tokens/s": partial(_rate, "prefill"),
+    "decode tokens/s": partial(_rate, "decode"),
+    "KV cache": lambda entry: yes_or_no(entry["speed"].get("cache")),
+    "peak MB": lambda entry: megabytes(entry["speed"].get("peak_memory_bytes")),
+    "weights MB": lambda entry: megabytes(entry["speed"].get("model_bytes")),
+    "KV bytes, first token": lambda entry: exact_count(entry["speed"].get("kv_bytes_per_token")),
+    "KV bytes, full context": lambda entry: exact_count(entry["speed"].get("kv_cache_bytes")),
+    "state bytes": lambda entry: exact_count(entry["speed"].get("state_bytes")),
+    "measured on": _conditions_text,
+}
+
+
+def _caution(results: Results) -> str:
     usual = usual_conditions(results)
     others = [name_of(entry) for entry in results.entries if conditions(entry) not in (None, usual)]
     if not others or usual is None:
-        return []
-    return [
-        f"{listed(others)} {'was' if len(others) == 1 else 'were'} measured under other conditions than the rest "
-        f"({escape_markdown(usual.words)}), so those speeds do not compare; see the last column."
-    ]
+        return ""
+    return (
+        f"**Caution:** {listed(others)} {'was' if len(others) == 1 else 'were'} measured under other conditions than "
+        f"the rest ({escape_markdown(usual.words)}), so those speeds do not compare; see the last column."
+    )
 
 
 def sharing_price(entry: Entry) -> dict[str, float]:
     """For prefill and decode: time a token takes, over that of the same tensors with every block used once."""
-    speed = entry.get("speed") or {}
-    without = speed.get("without_sharing") or {}
+    speed, without = entry["speed"], entry["speed"].get("without_sharing") or {}
     keys = {name: f"{name}_tokens_per_second" for name in ("prefill", "decode")}
     return {
         name: without[key] / speed[key]
@@ -118,12 +132,11 @@ def sharing_line(entry: Entry) -> str:
     price = sharing_price(entry)
     if not price:
         return ""
-    repeats = (entry.get("shape") or {}).get("num_repeats")
+    repeats = entry["shape"].get("num_repeats")
     used = f"uses each block {repeats} times" if is_number(repeats) else "uses blocks repeatedly"
     speed = entry["speed"]
     times = []
     for name, ratio in price.items():
         shared, unshared = (sig(rates[f"{name}_tokens_per_second"]) for rates in (speed, speed["without_sharing"]))
         times.append(f"{sig(ratio, 3)} times the time in {name} ({shared} against {unshared} tokens/s)")
-    name = name_of(entry)
-    return f"{name} {used}: against the same tensors without sharing a token takes {listed(times)}."
+    return f"{name_of(entry)} {used}: against the same tensors without sharing a token takes {listed(times)}."

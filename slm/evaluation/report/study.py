@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,15 +22,14 @@ from slm.evaluation.report.results import (
     measure_of,
     name_of,
     number,
-    scores,
 )
-from slm.report.markdown import Section, table
+from slm.report.markdown import Columns, Section, table, table_by_column
 from slm.runtime.words import NOTHING, escape_markdown, interval, is_number, listed, megabytes, sig
 from slm.scaling.fitting import fit
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.prediction import band
-from slm.scaling.published import NAME, published_claims
-from slm.scaling.tables import Table, read_table, table_from_frame
+from slm.scaling.published import published_claims, published_rows
+from slm.scaling.tables import Table, table_from_frame
 
 TEXT_BYTES, TEXT_TOLERANCE = 1_290_590, 0.03
 """Bytes of WikiText-2's raw test file, and the share by which joining its lines in other ways may change them."""
@@ -41,33 +39,35 @@ CONSTANT = 0.1
 """Products are called constant if their maximum exceeds their minimum by at most this share (published ones: 4%)."""
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A published row and an evaluated checkpoint of the same model."""
 
     row: Entry
     entry: Entry
-
-    @property
-    def score(self) -> Entry | None:
-        """The checkpoint's score on all of WikiText-2 by the study's protocol; None if that was not measured."""
-        for score in scores(self.entry):
-            measure = measure_of(score)
-            covers_text = abs((number(score, "bytes") or 0) / TEXT_BYTES - 1) <= TEXT_TOLERANCE
-            if measure[2:] == PUBLISHED and is_wikitext2(measure.data) and has_loss(score) and covers_text:
-                return score
-        return None
+    score: Entry | None
+    """The checkpoint's score on all of WikiText-2 by the study's protocol; None if that was not measured."""
 
     @property
     def decode_speed(self) -> float | None:
         """Tokens decoded per second; None if that was not measured."""
-        return number(self.entry.get("speed") or {}, "decode_tokens_per_second")
+        return number(self.entry["speed"], "decode_tokens_per_second")
 
 
 def study_pairs(results: Results) -> list[Pair]:
     """Every pair of a published row and a checkpoint of the same model, smallest model first."""
-    rows = read_table(NAME).frame.to_dict("records")
-    return [Pair(dict(row), entry) for row in rows for entry in results.entries if _is_same_model(row, entry)]
+    return [
+        Pair(row, entry, next(filter(_is_comparable, entry["perplexity_results"]), None))
+        for row in published_rows()
+        for entry in results.entries
+        if _is_same_model(row, entry)
+    ]
+
+
+def _is_comparable(score: Entry) -> bool:
+    """Whether it is a loss on all of WikiText-2 by the study's protocol."""
+    measure = measure_of(score)
+    covers_text = abs((number(score, "bytes") or 0) / TEXT_BYTES - 1) <= TEXT_TOLERANCE
+    return measure[2:] == PUBLISHED and is_wikitext2(measure.data) and has_loss(score) and covers_text
 
 
 def _is_same_model(row: Entry, entry: Entry) -> bool:
@@ -83,12 +83,11 @@ def _is_same_model(row: Entry, entry: Entry) -> bool:
 
 
 def published_points(results: Results) -> list[tuple[float, float]]:
-    """N and loss of the study's rows; empty if the primary measure is not the study's protocol on its text."""
-    scored = [score for pair in study_pairs(results) if (score := pair.score)]
-    if results.primary not in [measure_of(score) for score in scored]:
+    """N and loss of the study's rows; empty unless loss by the study's protocol on its text is what is fitted."""
+    scored = [pair.score for pair in study_pairs(results) if pair.score]
+    if results.fit_target != "loss" or results.primary not in [measure_of(score) for score in scored]:
         return []
-    frame = read_table(NAME).frame
-    return list(zip(frame["params_total"].tolist(), frame["loss"].tolist(), strict=True))
+    return [(row["params_total"], math.log(row["perplexity"])) for row in published_rows()]
 
 
 def study_section(results: Results) -> Section | None:
@@ -98,49 +97,49 @@ def study_section(results: Results) -> Section | None:
         return None
     header = ("model", "perplexity here", "published", "difference", "decode tokens/s here", "published",
               "peak MB here", "published")  # fmt: skip
-    section = Section("The published study").add(
+    measured = measured_table(pairs)
+    findings = {} if measured is None else measured_findings(measured, pairs)
+    columns: Columns = {
+        "the study's claim": lambda claim: escape_markdown(claim["claim"]),
+        "what the study's own rows say": lambda claim: escape_markdown(claim["finding"]),
+    }
+    if findings:
+        columns = {
+            **columns,
+            "what the rows measured here say": lambda claim: escape_markdown(findings.get(claim["id"], NOTHING)),
+        }
+    return Section("The published study").add(
         "The study measured four models on WikiText-2 (sliding windows of 1024 tokens every 512, float16, one T4, no "
         "KV cache). A difference in perplexity is due to precision, text preparation or a leading BOS, and not to "
         "sampling: the text is the same.",
         table(header, [_row(pair) for pair in pairs]),
+        ""
+        if any(pair.score for pair in pairs)
+        else "Its models were not evaluated here on the whole text by that protocol, so no perplexity is compared.",
+        "" if findings else _why_not_repeated(pairs),
+        table_by_column(published_claims(), columns),
     )
-    if not any(pair.score for pair in pairs):
-        section.add(
-            "Its models were not evaluated here on the whole text by that protocol, so no perplexity is compared."
-        )
-    measured = measured_table(pairs)
-    findings = None if measured is None else measured_findings(measured, pairs)
-    columns, rows = ["the study's claim", "what the study's own rows say"], []
-    for claim in published_claims():
-        rows.append([escape_markdown(claim["claim"]), escape_markdown(claim["finding"])])
-        if findings is not None:
-            rows[-1].append(escape_markdown(findings.get(claim["id"], NOTHING)))
-    if findings is None:
-        section.add(_why_not_repeated(pairs))
-    else:
-        columns.append("what the rows measured here say")
-    return section.add(table(columns, rows))
 
 
 def _row(pair: Pair) -> list[str]:
-    speed = pair.entry.get("speed") or {}
-    perplexity, published = (pair.score or {}).get("perplexity"), pair.row["perplexity"]
-    cache_note = {True: " (KV cache)", False: " (no cache)"}.get(speed.get("cache"), "")  # type: ignore[arg-type]
+    row, speed = pair.row, pair.entry["speed"]
+    perplexity, published = (pair.score or {}).get("perplexity"), row["perplexity"]
+    cache_note = {True: " (KV cache)", False: " (no cache)"}.get(speed.get("cache"), "")
     return [
         name_of(pair.entry),
         sig(perplexity, 5),
         sig(published, 5),
         f"{100 * (perplexity / published - 1):+.2f}%" if is_number(perplexity) else NOTHING,
         NOTHING if pair.decode_speed is None else sig(pair.decode_speed) + cache_note,
-        sig(pair.row["tokens_per_second"]),
-        megabytes(number(speed, "peak_memory_bytes")),
-        sig(pair.row["peak_memory_mb"]),
+        sig(row["tokens_per_second"]),
+        megabytes(speed.get("peak_memory_bytes")),
+        sig(row["peak_memory_mb"]),
     ]
 
 
 def _why_not_repeated(pairs: list[Pair]) -> str:
     scored = [pair.row["name"] for pair in pairs if pair.score]
-    missing = [name for name in read_table(NAME).frame["name"] if name not in scored]
+    missing = [row["name"] for row in published_rows() if row["name"] not in scored]
     reason = "a model was evaluated more than once, or is untrained"
     if missing:
         reason = f"not evaluated on the whole text by that protocol: {listed(missing)}"
@@ -149,9 +148,6 @@ def _why_not_repeated(pairs: list[Pair]) -> str:
 
 def measured_table(pairs: list[Pair]) -> Table | None:
     """The study's four models with measured figures; None unless each was measured exactly once by its protocol."""
-    names = [pair.row["name"] for pair in pairs if pair.score]
-    if len(names) != len(set(names)) or set(names) != set(read_table(NAME).frame["name"]):
-        return None
     rows = [
         {name: pair.row[name] for name in ("family", "depth", "name")}
         | {name: pair.entry[name] for name in ("params_total", "params_non_embedding")}
@@ -159,6 +155,8 @@ def measured_table(pairs: list[Pair]) -> Table | None:
         for pair in pairs
         if pair.score
     ]
+    if [row["name"] for row in rows] != [row["name"] for row in published_rows()]:
+        return None
     try:
         return table_from_frame(pd.DataFrame(rows), name="measured")
     except ValueError:  # the table refuses the losses of untrained weights under a released name
@@ -170,8 +168,7 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
     power = fit(measured, "power", target="perplexity")
     prediction = band(power, np.log([[2e9]]), None).of_run(power.sigma)  # the claim is about 2B parameters
     value, low, high = (float(np.exp(log[0])) for log in (prediction.centre, prediction.low, prediction.high))
-    frame = measured.frame.sort_values("params_total")
-    without_smallest = Table(frame.iloc[1:].reset_index(drop=True), (), "measured")
+    without_smallest = Table(measured.frame.iloc[1:].reset_index(drop=True), (), "measured")
     slope = -fit(without_smallest, "power", target="perplexity").params["alpha"]
     return {
         "fit": f"{sig(power.params['A'])} N^-{sig(power.params['alpha'])}, R2 {sig(power.r2)}.",
@@ -180,8 +177,7 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
         "floor": _floor_finding(measured),
         "smallest": f"Without the 125M model the slope is {slope:.3f}.",
         "prediction": f"The fit gives {value:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}].",
-        "speed": _speed_finding(pairs),
-        "product": _product_finding(pairs),
+        **_speed_findings(pairs),
     }
 
 
@@ -193,9 +189,12 @@ def _slope_finding(measured: Table) -> str:
     low, high = _uncertainty(measured, "power", "perplexity").ci["alpha"]
     if low is None or high is None:
         return "The slope has no interval: all rows lie on one line."
-    outside = [f"-{value}" for value in CLAIMED if not low <= value <= high]
-    inside = [f"-{value}" for value in CLAIMED if low <= value <= high]
-    parts = [f"excludes {listed(outside)}"] * bool(outside) + [f"does not exclude {listed(inside)}"] * bool(inside)
+    inside = {value: low <= value <= high for value in CLAIMED}
+    words = {False: "excludes", True: "does not exclude"}
+    parts = [
+        f"{words[state]} {listed([f'-{value}' for value in CLAIMED if inside[value] == state])}"
+        for state in sorted(set(inside.values()))
+    ]
     return f"The slope's 95% t(2) interval [{-high:.3f}, {-low:.3f}] {' and '.join(parts)}."
 
 
@@ -215,33 +214,23 @@ def _floor_finding(measured: Table) -> str:
     return f"With a floor E free, alpha's interval is {interval(floored.ci['alpha'], 2)}: {state}."
 
 
-def _speeds(pairs: list[Pair]) -> list[tuple[Pair, float]]:
-    """Pairs that have a score, with their decode speeds; empty if one has no speed."""
+def _speed_findings(pairs: list[Pair]) -> dict[str, str]:
+    """What the decode speeds of the scored pairs show on speed, and on perplexity times speed."""
     scored = [pair for pair in pairs if pair.score]
-    speeds = [(pair, speed) for pair in scored if (speed := pair.decode_speed) is not None]
-    return speeds if len(speeds) == len(scored) else []
-
-
-def _speed_finding(pairs: list[Pair]) -> str:
-    speeds = _speeds(pairs)
-    if not speeds:
-        return "Speed was not measured for all four."
-    products = [speed * pair.row["depth"] for pair, speed in speeds]
-    spread = max(products) / min(products) - 1
-    caches = {bool(pair.entry["speed"].get("cache")) for pair, _ in speeds}
+    speeds = np.array([pair.decode_speed or 0 for pair in scored])
+    if not speeds.all():
+        return dict.fromkeys(("speed", "product"), "Speed was not measured for all four.")
+    products = speeds * [pair.row["depth"] for pair in scored]
+    spread = products.max() / products.min() - 1
+    caches = {bool(pair.entry["speed"].get("cache")) for pair in scored}
     cache_note = "" if len(caches) > 1 else f", measured here {'with' if caches == {True} else 'without'} a KV cache"
     if_constant, if_varying = "constant, so depth sets the speed", "not constant, so more than depth sets the speed"
     numbers = ", ".join(f"{product:.0f}" for product in products)
     verdict = if_constant if spread <= CONSTANT else if_varying
-    return f"Tokens/s times layers{cache_note}: {numbers} (they vary by {spread:.0%}): {verdict}."
-
-
-def _product_finding(pairs: list[Pair]) -> str:
-    speeds = _speeds(pairs)
-    if not speeds:
-        return "Speed was not measured for all four."
-    perplexities = [math.exp(pair.score["loss"]) for pair, _ in speeds]  # type: ignore[index]
-    products = [perplexity * speed for perplexity, (_, speed) in zip(perplexities, speeds, strict=True)]
-    largest = int(np.argmax(products))
-    remark = ", the model of the worst perplexity" if largest == int(np.argmax(perplexities)) else ""
-    return f"Its largest value is {speeds[largest][0].row['name']}'s{remark}."
+    losses = np.array([pair.score["loss"] for pair in scored if pair.score])
+    largest = int(np.argmax(np.exp(losses) * speeds))
+    remark = ", the model of the worst perplexity" if largest == int(np.argmax(losses)) else ""
+    return {
+        "speed": f"Tokens/s times layers{cache_note}: {numbers} (they vary by {spread:.0%}): {verdict}.",
+        "product": f"Its largest value is {scored[largest].row['name']}'s{remark}.",
+    }

@@ -12,12 +12,14 @@ from slm.evaluation.report.results import (
     differ_significantly,
     name_of,
     number,
-    task_caveats,
     tasks_of,
+    training_caveats,
 )
-from slm.report.markdown import Section, bullets, table
-from slm.runtime.words import NOTHING, escape_markdown, listed, measured, plural
+from slm.report.markdown import Section, bullets, figure, table
+from slm.runtime.words import NOTHING, escape_markdown, listed, measured, plural, shortlist
 
+MAX_PAIRS = 10
+"""Most pairs of checkpoints that a sentence names."""
 # fmt: off
 NUM_ITEMS = {
     "arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838,
@@ -29,25 +31,26 @@ NUM_ITEMS = {
 
 def tasks_section(results: Results) -> Section | None:
     """Every task of every checkpoint; None if no checkpoint has tasks."""
-    entries = [entry for entry in results.entries if entry.get("tasks")]
+    entries = [entry for entry in results.entries if entry["tasks"]]
     if not entries:
         return None
-    section = Section("Tasks").add(
-        "Values with their standard errors over the items, and how many items there were; higher is better.",
-        *(f"**Mind:** {line}" for line in warnings(entries)),
-        *(f"**Mind:** {escape_markdown(line)}" for entry in entries for line in task_caveats(entry)),
-        _table(entries),
-        _average_note(entries),
-    )
     errors = [
         f"{name_of(entry)}, {escape_markdown(name)}: {escape_markdown(result['error'])}"
         for entry in entries
         for name, result in entry["tasks"].items()
         if result.get("error")
     ]
-    if errors:
-        section.add("Not evaluated:", bullets(errors))
-    return section.add(bullets(_indistinguishable_pairs(entries)))
+    caveats = [line for entry in entries for line in training_caveats(entry, entry["tasks"], "questions")]
+    return Section("Tasks").add(
+        "Values with their standard errors over the items, and how many items there were; higher is better.",
+        *(f"**Caution:** {line}" for line in warnings(entries) + caveats),
+        _table(entries),
+        _average_note(entries),
+        "Not evaluated:" if errors else "",
+        bullets(errors),
+        _indistinguishable_pairs(entries),
+        figure(results.folder, "tasks", "Bars: 2 standard errors."),
+    )
 
 
 def warnings(entries: list[Entry]) -> list[str]:
@@ -63,18 +66,15 @@ def warnings(entries: list[Entry]) -> list[str]:
             partial.append(f"{escape_markdown(name)} ({listed([str(n) for n in sorted(counts)])} of {NUM_ITEMS[name]})")
         if len({(result.get("metric"), result.get("n"), result.get("num_fewshot")) for result in results}) > 1:
             different.append(escape_markdown(name))
-    sentences = []
-    if partial:
-        sentences.append(
-            f"only a part of the items was scored of {listed(partial)}: these values, and averages with them, do not "
-            "compare with published ones."
-        )
-    if different:
-        sentences.append(
-            f"{listed(different)} had other items, examples or metrics for some checkpoints than for others, so the "
-            "values do not compare."
-        )
-    return sentences
+    only_part = (
+        f"only a part of the items was scored of {listed(partial)}: these values, and averages with them, do not "
+        "compare with published ones."
+    )
+    unequal = (
+        f"{listed(different)} had other items, examples or metrics for some checkpoints than for others, so the "
+        "values do not compare."
+    )
+    return [only_part] * bool(partial) + [unequal] * bool(different)
 
 
 def _table(entries: list[Entry]) -> str:
@@ -110,16 +110,16 @@ def _average_note(entries: list[Entry]) -> str:
     )
 
 
-def _indistinguishable_pairs(entries: list[Entry]) -> list[str]:
+def _indistinguishable_pairs(entries: list[Entry]) -> str:
     common = common_tasks(entries)
     if len(common) < 2:
-        return []
+        return ""
     averages = [(name_of(entry), average(entry, common)) for entry in entries if tasks_of(entry)]
     pairs = [f"{a} and {b}" for (a, x), (b, y) in combinations(averages, 2) if differ_significantly(x, y) is False]
     if not pairs:
-        return []
-    shown = "; ".join(pairs[:10]) + (f"; and {plural(len(pairs) - 10, 'more pair')}" if len(pairs) > 10 else "")
-    return [
-        f"Averages within 2 standard errors of each other, and so not distinguishable by these: {shown}. They answered "
-        "the same items, so that a paired comparison item by item would be sharper."
-    ]
+        return ""
+    return (
+        "- Averages within 2 standard errors of each other, and so not distinguishable by these: "
+        f"{shortlist(pairs, MAX_PAIRS, '; ', longest=200)}. They answered the same items, so that a paired comparison "
+        "item by item would be sharper."
+    )

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
 
-from slm.evaluation.report.figures import draw_figures
+from slm.evaluation.report.figures import FIGURES
 from slm.evaluation.report.quality import quality_section
-from slm.evaluation.report.results import Entry, Measure, Results, measure_of, name_of, scores
+from slm.evaluation.report.results import Entry, Measure, Results, measure_of, name_of
 from slm.evaluation.report.rows import rows, to_csv
 from slm.evaluation.report.scaling import fits, gain_section, scaling_section
 from slm.evaluation.report.speed import speed_section
-from slm.evaluation.report.study import published_points, study_section
+from slm.evaluation.report.study import study_section
 from slm.evaluation.report.summary import summary_section
 from slm.evaluation.report.tasks import tasks_section
-from slm.report.markdown import Section, bullets, figure, table
+from slm.report.markdown import Columns, Section, bullets, table_by_column
+from slm.report.style import draw
 from slm.runtime.files import write_whole
 from slm.runtime.words import NOTHING, escape_markdown, listed
 
@@ -29,84 +31,60 @@ PROTOCOL_NOTES = {
 }
 
 
-def write_report(folder: Path, results: list[Entry], *, command: str) -> list[Path]:
+def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> list[Path]:
     """Write results.csv, figures/*.png and .svg, and last report.md into `folder`; returns the files written.
 
-    `results` are entries of results.json (docs/evaluation_results.md), whose parts may be missing. `command` is what
-    was typed. Every file is written whole or not at all.
+    `entries` are those of results.json (docs/evaluation_results.md), whose parts may be missing. `command` is what was
+    typed. Every file is written whole or not at all.
     """
-    all_results = Results(results)
+    results = Results(entries, folder, laws=fits(Results(entries)))
     csv_file, report = folder / "results.csv", folder / "report.md"
-    write_whole(csv_file, to_csv(rows(all_results)))
-    laws = fits(all_results)
-    figures = draw_figures(folder, all_results, laws)
+    write_whole(csv_file, to_csv(rows(results)))
+    figures = draw(folder, {name: partial(make, results) for name, make in FIGURES.items()})
     sections = [
-        summary_section(all_results, laws),
-        quality_section(all_results),
-        speed_section(all_results),
-        tasks_section(all_results),
-        scaling_section(all_results, laws, folder),
-        gain_section(all_results, folder),
-        study_section(all_results),
-        checkpoints_section(all_results),
-        methods_section(all_results, command),
+        summary_section(results),
+        quality_section(results),
+        speed_section(results),
+        tasks_section(results),
+        scaling_section(results),
+        gain_section(results),
+        study_section(results),
+        checkpoints_section(results),
+        methods_section(results, command),
         Section("Files").add(
             "Every number of this report is in, or follows from, results.json beside it; results.csv has them as a "
             "table with a row a checkpoint. docs/evaluation_results.md says what each column and key is."
         ),
     ]
-    captions = _captions(all_results, laws)
-    for section in sections:
-        if section and section.title in captions:
-            section.add(figure(folder, *captions[section.title]))
     write_whole(report, "\n\n".join(["# Evaluation", *(section.markdown() for section in sections if section)]) + "\n")
     return [csv_file, *figures, report]
 
 
-def print_report(results: list[Entry], folder: Path) -> None:
+def print_report(entries: Sequence[Entry], folder: Path) -> None:
     """Print the summary, and the warnings, tables and remarks of each section but pairs; and where the rest is."""
-    all_results = Results(results)
+    results = Results(entries)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(Markdown(summary_section(all_results, []).blocks[0]))
+    console.print(Markdown(summary_section(results).blocks[0]))
     for make_section in (quality_section, speed_section, tasks_section):
-        section = make_section(all_results)
+        section = make_section(results)
         for block in section.blocks[1:] if section else ():
-            if block.startswith(("|", "- ", "**")) and not block.startswith(("| A |", "**Differences")):
+            if block.startswith(("|", "- ", "**")) and not block.startswith("**Differences"):
                 console.print(Markdown(block))
     console.print(f"report: {folder / 'report.md'}", markup=False, soft_wrap=True)
 
 
-def _captions(results: Results, laws: Sequence[Entry]) -> dict[str, tuple[str, str]]:
-    """By the title of a section, its figure and the caption."""
-    bars = "Bars: 2 standard errors."
-    law = " Grey: the power law of each family with three sizes or more, and its 95% band." if laws else ""
-    has_published = results.fit_target == "loss" and published_points(results)
-    diamonds = " Grey diamonds: the published figures, by the same protocol." if has_published else ""
-    pareto = (
-        "Bars: 2 standard errors, and the spread of the speed. Only speeds measured under the same conditions. A "
-        "checkpoint is pale if another is at least as good in both, and better in one."
-    )
-    return {
-        "Quality": ("size", bars + law + diamonds),
-        "Speed and memory": ("pareto", pareto),
-        "Tasks": ("tasks", bars),
-    }
-
-
 def checkpoints_section(results: Results) -> Section:
     """What was loaded, and the notes of loading and measuring."""
-    header = ("checkpoint", "given as", "kind", "revision", "stored", "evaluated in", "device", "fingerprint")
-    keys = ("name", "checkpoint", "kind", "revision", "stored_dtype")
-    rows = []
     names_by_note: dict[str, list[str]] = {}
     for entry in results.entries:
-        cells = [*(entry.get(key) for key in keys), _precision(entry), entry.get("device")]
-        shown = [NOTHING if cell is None else escape_markdown(cell) for cell in cells]
-        rows.append([*shown, f"`{entry.get('fingerprint')}`"])
         for note in dict.fromkeys(_notes(entry)):
             names_by_note.setdefault(note, []).append(name_of(entry))
     notes = bullets([f"{listed(names)}: {escape_markdown(note)}" for note, names in names_by_note.items()])
-    return Section("Checkpoints").add(table(header, rows), notes)
+    return Section("Checkpoints").add(table_by_column(results.entries, CHECKPOINT_COLUMNS), notes)
+
+
+def _text(key: str, entry: Entry) -> str:
+    return NOTHING if entry.get(key) is None else escape_markdown(entry[key])
 
 
 def _precision(entry: Entry) -> str:
@@ -114,15 +92,27 @@ def _precision(entry: Entry) -> str:
     return f"{entry.get('dtype', NOTHING)}" + (f" under {autocast} autocast" if autocast else "")
 
 
+CHECKPOINT_COLUMNS: Columns = {
+    "checkpoint": name_of,
+    "given as": partial(_text, "checkpoint"),
+    "kind": partial(_text, "kind"),
+    "revision": partial(_text, "revision"),
+    "stored": partial(_text, "stored_dtype"),
+    "evaluated in": _precision,
+    "device": partial(_text, "device"),
+    "fingerprint": lambda entry: f"`{entry.get('fingerprint')}`",
+}
+
+
 def _notes(entry: Entry) -> list[str]:
-    """Notes of the checkpoint, and of its scores; the measure is named where a note is not of all of them."""
-    titles: dict[str, list[str]] = {}
-    for score in scores(entry):
+    """Notes of the checkpoint, and of its scores; a note on only some scores names their measures."""
+    scores, titles = entry["perplexity_results"], dict[str, list[str]]()
+    for score in scores:
         for note in score.get("notes") or []:
             titles.setdefault(note, []).append(measure_of(score).title)
-    num_scores = len(scores(entry))
-    score_notes = [note if len(of) == num_scores else f"{listed(of)}: {note}" for note, of in titles.items()]
-    return [*(entry.get("notes") or []), *score_notes]
+    return entry["notes"] + [
+        note if len(measures) == len(scores) else f"{listed(measures)}: {note}" for note, measures in titles.items()
+    ]
 
 
 def methods_section(results: Results, command: str) -> Section:
@@ -137,10 +127,9 @@ def methods_section(results: Results, command: str) -> Section:
         ", ".join(f"{name} {number}" for name, number in (entry.get("versions") or {}).items() if number)
         for entry in results.entries
     )
-    named = [text for text in versions if text]
-    if named:
-        differ = " **They differ.**" if len(named) > 1 else ""
-        lines.append(f"Versions: {escape_markdown('; or '.join(named))}.{differ}")
+    if stated := [text for text in versions if text]:
+        differ = " **They differ.**" if len(stated) > 1 else ""
+        lines.append(f"Versions: {escape_markdown('; or '.join(stated))}.{differ}")
     times = sorted(str(entry["evaluated_at"]) for entry in results.entries if entry.get("evaluated_at"))
     if times:
         lines.append(f"Evaluated {times[0]}" + (f" to {times[-1]}." if times[-1] != times[0] else "."))
@@ -149,13 +138,11 @@ def methods_section(results: Results, command: str) -> Section:
 
 
 def _protocol(measure: Measure, results: Results) -> str:
-    note = PROTOCOL_NOTES.get(measure.protocol)
     methods = _distinct(score.get("se_method") or "" for _, score in results.scored(measure))
+    errors = f" Standard errors: {methods}." if methods else ""
     return (
-        escape_markdown(measure.title)
-        + (f": {note}." if note else ".")
-        + (f" Standard errors: {methods}." if methods else "")
-        + f" Fingerprint of the text: {escape_markdown(measure.fingerprint)}."
+        f"{escape_markdown(measure.title)}: {PROTOCOL_NOTES[measure.protocol]}.{errors} Fingerprint of the text: "
+        f"{escape_markdown(measure.fingerprint)}."
     )
 
 
