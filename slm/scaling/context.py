@@ -17,7 +17,7 @@ from slm.scaling.sample import missing_columns
 from slm.scaling.selection import MAX_RELATIVE_MISFIT, ByLaw
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
-from slm.scaling.tables.columns import complete
+from slm.scaling.tables.columns import is_complete
 
 
 def context(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str, entries: list[Entry]) -> Entry:
@@ -42,7 +42,7 @@ def references_entries(table: Table, size: str, entries: list[Entry]) -> list[En
     for reference in REFERENCES if "loss" in table.targets else []:
         own_size = reference.size if reference.size in table.sizes else size
         for family in _described_by_power(entries):
-            rows += _reference_rows(reference, table.of(family), family, own_size, entries)
+            rows += _reference_rows(reference, table.family(family), family, own_size, entries)
     return rows
 
 
@@ -106,11 +106,11 @@ def isoflop_entries(table: Table, fitted: ByLaw, settings: Settings, target: str
 
     A family without exponents has the `reason`. With `settings.optima` rows are optima already, one a budget.
     """
-    if missing_columns(table, LAWS["power_C"], target, size) or not complete(table.frame, "tokens"):
+    if missing_columns(table, LAWS["power_C"], target, size) or not is_complete(table.frame, "tokens"):
         return []
     rows = []
     for family in table.families:
-        frame = table.of(family).frame
+        frame = table.family(family).frame
         parametric = fitted.get("chinchilla", {}).get(family)
         law = parametric.entry["params"] if parametric and parametric.entry["identified"] else None
         entry: Entry = {"family": family, "given_optima": settings.optima, "bias": None, "parametric": None}
@@ -183,7 +183,7 @@ def allocation_entries(table: Table, fitted: ByLaw, settings: Settings, target: 
         best = min((result.entry["sigma_log"] for result in fits), default=0.0)
         for result in fits:
             if result.entry["sigma_log"] <= MAX_RELATIVE_MISFIT * best:
-                rows.append({"family": family, **_allocation(result, table.of(family).frame, size, settings)})
+                rows.append({"family": family, **_allocation(result, table.family(family).frame, size, settings)})
     return rows
 
 
@@ -233,7 +233,7 @@ def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str,
         return []
     rows: list[Entry] = []
     for family in table.families:
-        frame = table.of(family).frame
+        frame = table.family(family).frame
         reached = frame["flops"][frame["loss"] <= wanted] if "flops" in frame else frame["loss"][:0]
         own: list[Entry] = []
         for law in ("chinchilla", "power_floor_C", "power_C"):

@@ -56,7 +56,7 @@ def fit_group(
     (AICc, BIC, r2, rmse and sigma too) is of these rows. A family whose fit fails is refused with the reason.
     """
     unit: Unit = "run" if settings.unit == "run" else "cell"
-    samples = {f: take_sample(table.of(f), task.law, task.target, task.size, unit=unit) for f in table.families}
+    samples = {f: take_sample(table.family(f), task.law, task.target, task.size, unit=unit) for f in table.families}
     log_x = np.concatenate([sample.log_x for sample in samples.values()])
     task = replace(task, law=task.law.at(log_x))
     middle = np.median(log_x, axis=0) if thorough else None
@@ -83,7 +83,7 @@ def _fit_family(
     middle: Floats | None,
 ) -> Fitted:
     """Fit one family; `middle` is the median of the log variables over all families if the fit is thorough."""
-    own = table.of(family)
+    own = table.family(family)
     fit = fit_sample(task.law, sample, loss=task.loss)
     replicates = 0 if middle is None else settings.bootstrap
     bounds = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, coefficients=middle is not None)

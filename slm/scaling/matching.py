@@ -55,7 +55,7 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     Where both families ran a seed at a point, their runs are paired by seed: they saw the same data in the same order.
     Points must also agree in the columns `covariates`.
     """
-    points_a, points_b = (_points(table.of(name).frame, target, size, covariates) for name in (a, b))
+    points_a, points_b = (_points(table.family(name).frame, target, size, covariates) for name in (a, b))
     i, j = _nearest(points_a, points_b)
     num_sizes = len(set(points_a.log_N[i]))
     if num_sizes < FEWEST:

@@ -107,7 +107,7 @@ def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Coll
     """
     # Imported here, since scipy takes a second that --help need not wait.
     from slm.runtime.words import shortlist
-    from slm.scaling.tables.computed import columns_of
+    from slm.scaling.tables.computed import source_columns
 
     def check(given: str, name: str) -> None:
         if name not in known and not name.startswith(tuple(prefixes)):
@@ -116,7 +116,7 @@ def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Coll
             raise ValueError(f"{given}: the runs of a sweep have no column {name}{meant}")
 
     for canonical, own in config["columns"].items():
-        for name in columns_of(own, known):
+        for name in source_columns(own, known):
             check(f"columns.{canonical}={own}", name)
     for name in config["best_of"] or []:
         if name not in config["columns"]:

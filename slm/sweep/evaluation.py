@@ -96,9 +96,9 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     """
     # Imported here because scipy takes a second, which the refusal of a wrong design should not.
     from slm.runtime.words import shortlist
-    from slm.scaling.tables.computed import columns_of
+    from slm.scaling.tables.computed import source_columns
 
-    named = [name for own in columns.values() for name in columns_of(own, table) if name in table]
+    named = [name for own in columns.values() for name in source_columns(own, table) if name in table]
     texts = {re.sub(f"({'|'.join(SCORES)})$", TEXT, own) for own in named} - {*named}
     if there := sorted(texts & {*table}):
         table = table.assign(eval_fingerprint=table[there].fillna("").astype(str).agg(" ".join, axis=1))

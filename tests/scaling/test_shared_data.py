@@ -72,7 +72,7 @@ def runs() -> dict[int, Table]:
 
 
 def test_separate_exponents_at_16k_have_the_published_likelihood_ratio(runs: dict[int, Table]) -> None:
-    fits = {f: fit(runs[16384].of(f), "chinchilla", size="N") for f in ("llama", "xlstm")}
+    fits = {f: fit(runs[16384].family(f), "chinchilla", size="N") for f in ("llama", "xlstm")}
     families = gather(fits)
     shared, separate = fit_joint(families, "shared_exponents"), fit_joint(families, "separate")
     ratio = likelihood_ratio(families, shared, separate, 99, generator())
@@ -89,11 +89,11 @@ def test_separate_exponents_at_16k_have_the_published_likelihood_ratio(runs: dic
 def test_approach_2_gives_the_published_exponents(
     runs: dict[int, Table], family: str, context: int, exponent: float
 ) -> None:
-    found = isoflop(runs[context].of(family).frame, "N", "loss")
+    found = isoflop(runs[context].family(family).frame, "N", "loss")
     assert found.grouped_by == "isoflop"
     assert found.params.value == pytest.approx(exponent, abs=0.002)
     assert found.params.low < exponent < found.params.high
-    by_gaps = isoflop(runs[context].of(family).frame.drop(columns="isoflop"), "N", "loss")
+    by_gaps = isoflop(runs[context].family(family).frame.drop(columns="isoflop"), "N", "loss")
     assert by_gaps.params.value == pytest.approx(found.params.value)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from slm.scaling.tables import table_from_frame
-from slm.scaling.tables.grids import luck
+from slm.scaling.tables.rows import luck
 from tests.seeds import generator
 
 SIZES = (1.3e7, 3.1e7, 7.2e7, 1.6e8, 4.1e8, 1e9)
@@ -162,7 +162,7 @@ def test_flops_of_one_token_are_refused_with_the_remedy() -> None:
 def test_flops_a_thousand_times_those_of_rows_alike_are_refused() -> None:
     rows = grid(lambda f, N, D: {"flops": 6 * N * D})
     rows.loc[4, "flops"] *= 1000
-    with pytest.raises(ValueError, match=r"row 5, column flops: .* is 6000 N D and that of rows alike 6 N D"):
+    with pytest.raises(ValueError, match=r"row 5, column flops: .* is 6000 N D and that of similar rows 6 N D"):
         table_from_frame(rows)
 
 

@@ -158,7 +158,7 @@ def test_seeds_share_a_cell_and_checkpoints_of_a_run_a_cluster() -> None:
     assert cells[0] == cells[1]
     assert len(set(cells)) == 3
     assert list(table.frame["cluster"]) == ["r1", "r2", "r1", "r4"]
-    assert list(table.of("b").frame["cluster"]) == ["r4"]
+    assert list(table.family("b").frame["cluster"]) == ["r4"]
 
 
 def test_a_size_that_is_empty_throughout_is_as_if_it_were_not_there(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
     assert "run.csv does not exist" in refusal(tmp_path / "run.csv")
     whole = gzip.compress(HEAD.encode() * 100)
     (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
-    assert "cut.csv.gz is cut off or no gzip file" in refusal(tmp_path / "cut.csv.gz")
+    assert "cut.csv.gz is truncated or not a gzip file" in refusal(tmp_path / "cut.csv.gz")
     assert "is a directory" in refusal(tmp_path)
     assert "mobilellm_published" in refusal(tmp_path / "zzz")
 
@@ -386,7 +386,7 @@ def test_losses_that_many_runs_share_by_chance_are_not_suspicious_and_copies_are
 def test_a_family_that_is_not_there_lists_those_that_are() -> None:
     table = table_from_frame(frame(family=["a", "b"], N=[1e7, 2e7], loss=[4.0, 3.5]), name="runs")
     with pytest.raises(ValueError, match="runs has no family 'nope': it has a, b"):
-        table.of("nope")
+        table.family("nope")
 
 
 def test_lines_above_the_header_that_begin_with_a_hash_are_skipped_with_a_note(tmp_path: Path) -> None:

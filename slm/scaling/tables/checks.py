@@ -1,24 +1,44 @@
-"""Refuse what cannot be a table of runs: columns that are missing, and values that are impossible."""
+"""Refuse what cannot be a table of runs, and note units that are suspicious.
+
+Refused are missing columns, impossible values, and units that do not go together. Tables of early checkpoints (losses
+from 9 to 3) and of tiny models are real, so units are judged by what training can do: a value counts as one in a wrong
+unit only if no loss falls that fast with size and tokens.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from slm.runtime.words import shortlist
-from slm.scaling.tables.columns import QUANTITIES, SIZES, TARGETS, Columns, complete
-from slm.scaling.tables.values import is_blank, number, shown
+from slm.scaling.tables.columns import QUANTITIES, SIZES, TARGETS, Columns, first_complete, is_complete
+from slm.scaling.tables.computed import as_operand
+from slm.scaling.tables.values import format_value, is_blank, parse_number
 
 # ln 100,000 = 11.5: a guess among the words of a large vocabulary. Fresh weights lie a little above a guess.
 HIGHEST_LOSS = 11.5
 ABOVE_GUESSING = 0.5
 HIGHEST_BITS_PER_BYTE = 16  # guessing among 256 bytes is 8
-REMEDY = "write a perplexity in a column perplexity, and say true in a column diverged of a run that diverged"
+REMEDY = "write a perplexity in a column perplexity, and mark a run that diverged by true in a column diverged"
+# A table of 260 bytes and a width of 8 has 2,080 parameters.
+FEWEST_PARAMS, ALL_TOO_FEW = 1000, 10_000
+WIDEST_GAP = 300
+# No loss falls faster than N^-0.5 D^-1 (Hoffmann et al. 2022 find N^-0.34 and D^-0.28 above a floor).
+STEEPEST_N, STEEPEST_D = 0.5, 1.0
+# FLOPs over N times tokens are 6 and up to 20 with attention; a few times that where blocks are repeated or N leaves
+# embeddings out, less where experts are idle.
+USUAL_FLOPS, POSSIBLE_FLOPS = (1.0, 60.0), (1e-4, 1e6)
+SIMILAR_FLOPS = 5.0
+PF_DAY = 8.64e19
+# Tokens a parameter: over-trained small models reach 15,000 (SmolLM2 135M), and the first checkpoints are below 1.
+USUAL_TOKENS = (0.1, 1e6)
+_UNITS = "write all in units, as in 1.2e8"
 
 
 def check_columns(raw: pd.DataFrame, columns: Columns) -> None:
-    """Raise if there is no column of a size or none of a target."""
+    """Raise `ValueError` if there is no column of a size or none of a target."""
     for what, names in (("size", SIZES), ("result", TARGETS)):
         if not any(name in raw for name in names):
             raise ValueError(
@@ -28,16 +48,15 @@ def check_columns(raw: pd.DataFrame, columns: Columns) -> None:
 
 
 def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> None:
-    """Raise for the first value that is missing, no number, or impossible. `raw` holds what was written."""
+    """Raise `ValueError` for the first value that is missing, impossible or not a number. `raw` is as written."""
     for name in (name for name in QUANTITIES if name in raw):
         for row, value in raw[name].items():
-            parsed = number(value)
+            parsed = parse_number(value)
             if parsed is None:
-                raise columns.error(row, name, value, "is not a number: write it plainly, as in 124635456 or 1.2e8")
+                raise columns.error(row, name, value, "is not a number: write it as in 124635456 or 1.2e8")
             if math.isinf(parsed) or parsed <= 0:
-                raise columns.error(
-                    row, name, value, "must be a finite number above 0: correct the row or leave it out"
-                )
+                problem = "must be a finite number above 0: correct the row or leave it out"
+                raise columns.error(row, name, value, problem)
     if "family" in frame:
         for row in frame.index[frame["family"].isna()]:
             raise columns.error(row, "family", "nothing", "is there: name the family of the run")
@@ -47,33 +66,32 @@ def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> No
     if "params_total" in frame and "params_non_embedding" in frame:
         for row in frame.index[frame["params_non_embedding"] > frame["params_total"]]:
             total, inner = (float(frame.at[row, name]) for name in ("params_total", "params_non_embedding"))
-            raise columns.error(
-                row, "params_non_embedding", inner, f"is more than params_total={shown(total)}: swap them?"
-            )
+            problem = f"is more than params_total={format_value(total)}: swap them?"
+            raise columns.error(row, "params_non_embedding", inner, problem)
 
 
 def _check_gaps(frame: pd.DataFrame, columns: Columns) -> None:
     """Every row needs one size that all rows have, its tokens if any has them, and a result."""
     sizes = [name for name in SIZES if name in frame]
     results = [name for name in ("loss", "perplexity") if name in frame] or ["bits_per_byte"]
-    needed = [] if any(complete(frame, name) for name in sizes) else [sizes[:1]]
+    needed = [] if any(is_complete(frame, name) for name in sizes) else [sizes[:1]]
     for names in [*needed, *([["tokens"]] if "tokens" in frame else []), results]:
         for row in frame.index[frame[names].isna().all(axis=1)]:
             raise columns.error(row, names[0], "nothing", "is there: fill it in or leave the row out")
 
 
 def _check_results(frame: pd.DataFrame, columns: Columns) -> None:
-    for row, value in frame.get("perplexity", pd.Series(dtype=float)).items():
+    results = {name: frame.get(name, pd.Series(dtype=float)) for name in TARGETS}
+    for row, value in results["perplexity"].items():
         if value <= 1:
             raise columns.error(row, "perplexity", value, "is impossible: a perplexity is above 1; is it a loss?")
-    for row, loss in frame.get("loss", pd.Series(dtype=float)).items():
-        words = number(frame.at[row, "vocab_size"]) if "vocab_size" in frame else None
-        is_known = words is not None and words > 1
-        guess = math.log(words) if words is not None and is_known else math.nan
-        if loss > (guess + ABOVE_GUESSING if is_known else HIGHEST_LOSS):
-            limit = f", where guessing has ln {words:.0f} = {guess:.2f}" if is_known else ""
+    for row, loss in results["loss"].items():
+        words = parse_number(frame.at[row, "vocab_size"]) if "vocab_size" in frame else None
+        guess = math.log(words) if words is not None and words > 1 else None
+        if loss > (HIGHEST_LOSS if guess is None else guess + ABOVE_GUESSING):
+            limit = "" if guess is None else f", where guessing has ln {words:.0f} = {guess:.2f}"
             raise columns.error(row, "loss", loss, f"cannot be nats a token{limit}: {REMEDY}")
-    for row, bits in frame.get("bits_per_byte", pd.Series(dtype=float)).items():
+    for row, bits in results["bits_per_byte"].items():
         if bits > HIGHEST_BITS_PER_BYTE:
             raise columns.error(row, "bits_per_byte", bits, "cannot be bits a byte: guessing among bytes has 8")
 
@@ -86,11 +104,153 @@ def _check_agreement(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -
         loss, perplexity = float(frame.at[row, "loss"]), float(frame.at[row, "perplexity"])
         allowed = 0.01 + _half_a_digit(raw.at[row, "loss"]) + _half_a_digit(raw.at[row, "perplexity"]) / perplexity
         if abs(math.exp(loss) / perplexity - 1) > allowed:
-            problem = f"is not the logarithm of its perplexity {shown(perplexity)} (ln is {math.log(perplexity):.4g})"
-            raise columns.error(row, "loss", loss, f"{problem}: remove the column that is of another evaluation")
+            logarithm = f"its perplexity {format_value(perplexity)} (ln is {math.log(perplexity):.4g})"
+            problem = f"is not the logarithm of {logarithm}: remove the column that is of another evaluation"
+            raise columns.error(row, "loss", loss, problem)
 
 
 def _half_a_digit(written: object) -> float:
     """Half a unit of the last decimal place of a number as written."""
     text = str(written).strip().lower()
     return 0.0 if "e" in text or is_blank(written) else 0.5 * 10.0 ** -len(text.partition(".")[2])
+
+
+def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool, flops_were_given: bool) -> None:
+    """Raise `ValueError` for a column that mixes units, or that has counts in millions or billions."""
+    ratio = _flops_ratio(frame) if flops_were_given and is_complete(frame, "tokens") else None
+    # FLOPs of 6 N D say that N and D are in units, however few.
+    fewest = 0 if ratio is not None and _is_within(ratio.median(), USUAL_FLOPS) else ALL_TOO_FEW
+    for name in (*SIZES, "tokens"):
+        if name in frame and frame[name].notna().any():
+            _check_counts(frame, name, columns, fewest)
+    if loss_was_given:
+        _check_losses(frame, columns)
+    if ratio is not None and len(ratio):
+        _check_flops(frame, ratio, columns)
+
+
+def note_units(frame: pd.DataFrame, columns: Columns, *, flops_were_given: bool) -> list[str]:
+    """Sentences on units that are possible and suspicious: tokens a parameter, and FLOPs beside 6 N D."""
+    if not is_complete(frame, "tokens"):
+        return []
+    notes = []
+    tokens = frame["tokens"] / frame[first_complete(frame, SIZES)]
+    if not _is_within(tokens.median(), USUAL_TOKENS):
+        original = as_operand(columns.original_name("tokens"))
+        remedy = f": if tokens are in other units, such as millions, give columns.tokens='{original}*1e6'"
+        remedy = remedy if tokens.median() < USUAL_TOKENS[0] else ""
+        notes.append(f"Suspicious: runs saw {_range(tokens)} tokens a parameter{remedy}.")
+    if flops_were_given:
+        ratio = _flops_ratio(frame)
+        if not _is_within(ratio.median(), USUAL_FLOPS):
+            notes.append(f"Suspicious: flops are {_range(ratio)} times N D, and 6 N D is usual.")
+        if len(outliers := _unlike_similar_rows(frame, ratio)):
+            rows = shortlist(f"{row} ({_plain(ratio[row])} N D)" for row in outliers.index)
+            notes.append(
+                f"Suspicious: flops of {len(outliers)} rows are a different multiple of N D than those of similar "
+                f"rows, and 6 N D is usual: {rows}."
+            )
+    return notes
+
+
+def _is_within(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
+
+
+def _plain(value: float) -> str:
+    """To three digits, as people write it: 6000, 1e18."""
+    return f"{value:.0f}" if 1000 <= value < 1e6 else f"{value:.3g}".replace("e+", "e")
+
+
+def _range(values: pd.Series) -> str:
+    return " to ".join(dict.fromkeys(_plain(value) for value in (values.min(), values.max())))
+
+
+def _flops_ratio(frame: pd.DataFrame) -> pd.Series:
+    """FLOPs as a multiple of N D."""
+    return (frame["flops"] / frame[first_complete(frame, SIZES)] / frame["tokens"]).dropna()
+
+
+def _unlike_similar_rows(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
+    """Ratio of each row over the median of similar rows (one family and size), where they differ by `SIMILAR_FLOPS`."""
+    similar = frame["family"].astype(str) + np.floor(np.log2(frame[first_complete(frame, SIZES)])).astype(str)
+    times = ratio / ratio.groupby(similar[ratio.index]).transform("median")
+    return times[np.abs(np.log(times)) > math.log(SIMILAR_FLOPS)]
+
+
+def _check_flops(frame: pd.DataFrame, ratio: pd.Series, columns: Columns) -> None:
+    """Refuse FLOPs that are in units other than 1, or that some rows have in units 1,000 times larger or smaller."""
+    flops, tokens = (as_operand(columns.original_name(name)) for name in ("flops", "tokens"))
+    usual, row = float(ratio.median()), ratio.index[0]
+    if not _is_within(usual, POSSIBLE_FLOPS):
+        remedy = "write the FLOPs of the whole training"
+        units = {"in PF-days": PF_DAY} | {f"in units of 1e{power}": 10.0**power for power in range(-24, 25, 3)}
+        for unit, factor in reversed(units.items()):
+            if _is_within(usual * factor, USUAL_FLOPS):
+                remedy = f"if it is {unit}, give columns.flops='{flops}*{_plain(factor)}'"
+        if _is_within((ratio * frame["tokens"]).median(), USUAL_FLOPS):
+            remedy = f"if it is of one token, give columns.flops='{flops}*{tokens}'"
+        problem = f"is {_plain(ratio[row])} N D, where training takes about 6 N D: {remedy}"
+        raise columns.error(row, "flops", float(frame.at[row, "flops"]), problem)
+    for row, times in _unlike_similar_rows(frame, ratio).items():
+        power = round(math.log(times, 1000))
+        if power and abs(math.log(times) - power * math.log(1000)) < math.log(1.3):
+            others = f"that of similar rows {_plain(ratio[row] / times)} N D"
+            problem = f"is {_plain(ratio[row])} N D and {others}: units disagree, so write all as in 1e19"
+            raise columns.error(row, "flops", float(frame.at[row, "flops"]), problem)
+
+
+def _check_counts(frame: pd.DataFrame, name: str, columns: Columns, fewest: float) -> None:
+    """Refuse counts that are all below `fewest`, and any below a gap of 300 times with results like those above it."""
+    counts = frame[name].dropna().sort_values(kind="stable")
+    row, value = counts.index[0], float(counts.iloc[0])
+    if counts.iloc[-1] < fewest:
+        original = as_operand(columns.original_name(name))
+        remedy = f"{_UNITS}, or give columns.{name}='{original}*1e6' of millions or '{original}*1e9' of billions"
+        raise columns.error(row, name, value, f"is too small for {name}, as are all others: {remedy}")
+    ratios = counts.to_numpy()[1:] / counts.to_numpy()[:-1]
+    place = int(ratios.argmax()) + 1 if len(ratios) and ratios.max() >= WIDEST_GAP else 0
+    # The first step of a long run is real, and has a far higher loss.
+    results = frame[first_complete(frame, TARGETS)]
+    usual = 1.5 * float(results[counts.index[place:]].median())
+    mixed = [row for row, value in counts.iloc[:place].items() if value < 1e5 and results[row] < usual]
+    if mixed or (name in SIZES and value < FEWEST_PARAMS):
+        row = mixed[0] if mixed else row
+        larger = f"{format_value(float(counts.iloc[place]))} in row {counts.index[place]}"
+        other = larger if mixed else "a count of parameters"
+        raise columns.error(row, name, frame.at[row, name], f"is in other units than {other}: {_UNITS}")
+
+
+def _check_losses(frame: pd.DataFrame, columns: Columns) -> None:
+    """Refuse perplexities among losses: values that no training explains, with logarithms in line with the rest."""
+    losses = frame["loss"].sort_values(kind="stable")
+    ratios = losses.to_numpy()[1:] / losses.to_numpy()[:-1]
+    if not len(ratios) or ratios.max() < 1.8:
+        return
+    place = int(ratios.argmax()) + 1
+    low, high = losses.iloc[:place], losses.iloc[place:]
+    for row, value in high.items():
+        if not (0.8 * low.min() <= math.log(value) <= 1.25 * low.max() and _is_too_steep(frame, row, low)):
+            continue
+        if len(high) > len(low):
+            perplexities = f"what look like perplexities ({format_value(float(high.iloc[0]))} and more)"
+            problem = f"is a loss among {perplexities}: {REMEDY}"
+            raise columns.error(low.index[0], "loss", float(low.iloc[0]), problem)
+        logarithm = f"its logarithm {math.log(value):.3g} is not, so it looks like a perplexity"
+        problem = f"is far above the rest (up to {format_value(float(low.max()))}), {logarithm}: {REMEDY}"
+        raise columns.error(row, "loss", value, problem)
+
+
+def _is_too_steep(frame: pd.DataFrame, row: int, low: pd.Series) -> bool:
+    """Whether the fall from this row to one of `low` is steeper than size and tokens can explain.
+
+    Families may have tokenizers of their own (bytes: about 1 nat, words: about 3), so they are compared with each
+    other only where a loss is above 6, which is hardly trained.
+    """
+    value, size = float(frame.at[row, "loss"]), first_complete(frame, SIZES)
+    others = frame.loc[low.index]
+    others = others[(others["family"] == frame.at[row, "family"]) | (value > 6)]
+    growth = STEEPEST_N * np.log(others[size] / frame.at[row, size]).clip(lower=0)
+    if "tokens" in frame:
+        growth += STEEPEST_D * np.log(others["tokens"] / frame.at[row, "tokens"]).clip(lower=0)
+    return bool((np.log(value / others["loss"]) > growth).any())

@@ -1,18 +1,18 @@
-"""Names and kinds of the columns of a table of runs: what each is called, and what follows from the others."""
+"""Columns of a table of runs: their canonical names, their types, and those that follow from others."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slm.scaling.tables.computed import computed
-from slm.scaling.tables.values import are_statuses, is_blank, number, shown, truths
+from slm.scaling.tables.computed import compute_column
+from slm.scaling.tables.values import format_value, has_statuses, is_blank, parse_booleans, parse_number
 
 SIZES = ("params_total", "params_non_embedding", "N")
 TARGETS = ("loss", "perplexity", "bits_per_byte")
@@ -26,34 +26,40 @@ CELL = (
     *("data_fingerprint", "tokenizer_fingerprint", "document_masking", "optimizer", "ema_decay"),
 )
 NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
-LIKELY = {"state": "status", "name": "name", "diverged": "diverged"}
-"""Headers that are taken for a name if only one column has them: W&B exports `State` and `Name`."""
+LIKELY_NAMES = {"state": "status", "name": "name", "diverged": "diverged"}
+"""Headers in any case with the name each is taken for, if one column alone has it: W&B exports `State` and `Name`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The name of a table, and its own names of columns that have other names here."""
+    """What messages call a table and its columns."""
 
     table: str
-    own: Mapping[str, str] = field(default_factory=dict)
+    original: Mapping[str, str] = field(default_factory=dict)
+    """Canonical names of columns -> the file's names, where they differ."""
+
+    def original_name(self, column: str) -> str:
+        """The name of a column in the file."""
+        return self.original.get(column, column)
 
     def error(self, row: int, column: str, value: Any, problem: str) -> ValueError:
-        """One sentence on one value: table, row of the file, column, value, what is wrong and what to do."""
-        return ValueError(f"{self.table}, row {row}, column {self.own.get(column, column)}: {shown(value)} {problem}")
+        """An error about one value: table, row of the file, column, value, what is wrong and what to do."""
+        place = f"{self.table}, row {row}, column {self.original_name(column)}"
+        return ValueError(f"{place}: {format_value(value)} {problem}")
 
 
-def typed(raw: pd.DataFrame) -> pd.DataFrame:
-    """Quantities as floats (NaN where there is no number), other columns as numbers or booleans if all values are."""
+def convert_types(raw: pd.DataFrame) -> pd.DataFrame:
+    """Convert quantities to floats (NaN for other values), other columns to numbers or booleans if all values are."""
     columns = {}
     for name in raw.columns:
-        numbers = [number(value) for value in raw[name]]
+        numbers = [parse_number(value) for value in raw[name]]
         if name in QUANTITIES:
             columns[name] = pd.Series([math.nan if n is None else n for n in numbers], raw.index, dtype=float)
         elif name in ("family", "run_id", "trunk") or str(name).endswith("fingerprint"):
-            # Text even where it spells a number: 16 hex digits may, and would lose some of them.
+            # Text even if it spells a number: 16 hex digits may, and would be rounded.
             text = [None if is_blank(value) else str(value).strip() for value in raw[name]]
             columns[name] = pd.Series(text, raw.index, dtype=object)
-        elif None in numbers and (truth := truths(raw[name])) is not None:
+        elif None in numbers and (truth := parse_booleans(raw[name])) is not None:
             columns[name] = truth
         elif None in numbers or all(math.isnan(n) for n in numbers if n is not None):
             columns[name] = raw[name]
@@ -63,40 +69,41 @@ def typed(raw: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=raw.index)
 
 
-def rename(raw: pd.DataFrame, columns: Mapping[str, str], table: str, notes: list[str]) -> tuple[pd.DataFrame, Columns]:
-    """Add the canonical columns beside the table's own; `ValueError` for an own name that is not there.
+def add_canonical_columns(
+    raw: pd.DataFrame, columns: Mapping[str, str], table: str, notes: list[str]
+) -> tuple[pd.DataFrame, Columns]:
+    """Add the canonical columns beside the table's own; `ValueError` if `columns` has a name that the table lacks.
 
-    What is no column may be an expression of columns, whose values are computed. A header that is a name but for case,
-    spaces and hyphens (`Family`) is that name, with a note, if it is not there. A column of the table whose name was
-    given to another is carried as `table_NAME`.
+    `columns` maps canonical names to the table's own names or to expressions of these, whose values are computed. A
+    header that differs from a canonical name only in case, spaces and hyphens (`Family`) is read as that name, with a
+    note, if the table lacks it. A column of the table whose name was given to another is carried as `table_NAME`.
     """
-    own, values = {}, {}
-    for name, there in columns.items():
-        if there not in raw.columns:
-            values[name] = computed(raw, name, there, table)
-            notes.append(f"The column {name} was computed as {shown(there)}.")
-        if name != there:
-            own[name] = there
-    for name, there in ALIASES.items():
-        if there in raw.columns and name not in columns and name not in raw.columns:
-            own[name] = there
-    near = _near_names(raw, columns, table)
-    notes += [f"The column {there} was read as {name}." for name, there in near.items()]
-    own |= near
-    values = {name: values[name] if name in values else raw[there] for name, there in own.items()}
-    kept = {name: f"table_{name}" for name in own if name in raw.columns}
-    for name, new in kept.items():
+    original = {name: source for name, source in columns.items() if name != source}
+    values = {}
+    for name, source in columns.items():
+        if source not in raw.columns:
+            values[name] = compute_column(raw, name, source, table)
+            notes.append(f"The column {name} was computed as {format_value(source)}.")
+    for name, alias in ALIASES.items():
+        if alias in raw.columns and name not in columns and name not in raw.columns:
+            original[name] = alias
+    similar = _similar_headers(raw, columns, table)
+    notes += [f"The column {header} was read as {name}." for name, header in similar.items()]
+    original |= similar
+    values = {name: values[name] if name in values else raw[source] for name, source in original.items()}
+    moved = {name: f"table_{name}" for name in original if name in raw.columns}
+    for name, new in moved.items():
         while new in raw.columns:
             new = f"table_{new}"
-        kept[name] = new
-        notes.append(f"The table's own column {name} is {new} here, because {name} is {shown(own[name])}.")
-    return raw.rename(columns=kept).assign(**values), Columns(table, own)
+        moved[name] = new
+        notes.append(f"The table's own column {name} is {new} here, because {name} is {format_value(original[name])}.")
+    return raw.rename(columns=moved).assign(**values), Columns(table, original)
 
 
-def _near_names(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
-    """Headers that are a name but for case, spaces and hyphens, where nothing else in the table has that name."""
+def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
+    """Canonical names that the table lacks -> its headers that differ from them only in case, spaces and hyphens."""
     names = {name: name for name in NAMES} | {alias: name for name, alias in ALIASES.items()}
-    near: dict[str, str] = {}
+    similar: dict[str, str] = {}
     headers = {
         header: re.sub(r"[\s-]+", "_", header.strip().lstrip("#").strip().lower())
         for header in map(str, raw.columns)
@@ -106,29 +113,27 @@ def _near_names(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> di
         name = names.get(plain)
         if name is None or header == plain or {name, ALIASES.get(name, name)} & {*columns, *raw.columns}:
             continue
-        if name in near:
-            raise ValueError(f"{table} has columns {near[name]} and {header}, both of which mean {name}: rename one")
-        near[name] = header
-    for likely, name in LIKELY.items():
-        similar = [header for header, plain in headers.items() if plain == likely and header != name]
+        if name in similar:
+            raise ValueError(f"{table} has columns {similar[name]} and {header}, both of which mean {name}: rename one")
+        similar[name] = header
+    for likely, name in LIKELY_NAMES.items():
+        candidates = [header for header, plain in headers.items() if plain == likely and header != name]
         # `state` may be that of a recurrent model.
-        if len(similar) == 1 and name not in {*columns, *raw.columns, *near}:
-            near |= {name: similar[0]} if name != "status" or are_statuses(raw[similar[0]]) else {}
-    return near
+        is_clear = len(candidates) == 1 and (name != "status" or has_statuses(raw[candidates[0]]))
+        if is_clear and name not in {*columns, *raw.columns, *similar}:
+            similar[name] = candidates[0]
+    return similar
 
 
-def derive(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Add what follows from the rest: `loss` and `perplexity` from each other, `flops` from N and tokens."""
-    nothing = pd.Series(math.nan, frame.index)
-    for name, other, formula, function in (
-        ("loss", "perplexity", "ln(perplexity)", np.log),
-        ("perplexity", "loss", "exp(loss)", np.exp),
-    ):
+def derive_columns(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Add columns that follow from others: `loss` and `perplexity` from each other, `flops` from N and tokens."""
+    unknown = pd.Series(math.nan, frame.index)
+    for name, other, function, word in (("loss", "perplexity", np.log, "ln"), ("perplexity", "loss", np.exp, "exp")):
         if other in frame:
             if name not in frame:
-                notes.append(f"The column {name} was computed as {formula}.")
-            frame = frame.assign(**{name: frame.get(name, nothing).fillna(function(frame[other]))})
-    size = next(name for name in SIZES if complete(frame, name))
+                notes.append(f"The column {name} was computed as {word}({other}).")
+            frame = frame.assign(**{name: frame.get(name, unknown).fillna(function(frame[other]))})
+    size = first_complete(frame, SIZES)
     if "tokens" not in frame:
         notes.append("The table has no column tokens: the training budget of its runs is unknown.")
     elif "flops" not in frame:
@@ -137,28 +142,39 @@ def derive(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     return frame
 
 
-def complete(frame: pd.DataFrame, name: str) -> bool:
+def is_complete(frame: pd.DataFrame, name: str) -> bool:
     """Whether the table has the column, with a value in every row."""
     return name in frame and not frame[name].isna().any()
 
 
-def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Add `cluster` and `cell` (a number for rows that differ in seed and results alone).
+def first_complete(frame: pd.DataFrame, names: Sequence[str]) -> str:
+    """The first of the columns that has a value in every row; a checked table has such a size and such a target."""
+    return next(name for name in names if is_complete(frame, name))
 
-    A cluster is the run of the row, or the run (`trunk`) that it was branched off.
+
+def run_names(frame: pd.DataFrame, *columns: str) -> pd.Series:
+    """The run of each row: the value in the last of the columns that has one, else a name of the row's own."""
+    names = pd.Series([f"row{row}" for row in frame.index], frame.index, dtype=object)
+    for name in (name for name in columns if name in frame):
+        names = frame[name].where(frame[name].notna(), names)
+    return names
+
+
+def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Add `cluster` and `cell` (one number for rows that differ only in seed and results).
+
+    The cluster is the run of the row, or the run (`trunk`) that it was branched off.
     """
-    cluster = pd.Series([f"row{row}" for row in frame.index], frame.index)
-    for name in (name for name in ("run_id", "trunk") if name in frame):
-        cluster = frame[name].where(frame[name].notna(), cluster)
+    cluster = run_names(frame, "run_id", "trunk")
     shared = frame["family"].groupby(cluster).transform("nunique") > 1
     if shared.any():
-        notes.append("A run_id that stands in several families was taken as a run of each.")
+        notes.append("A run_id that occurs in several families was taken as a run of each.")
         cluster = cluster.where(~shared, frame["family"] + "/" + cluster)
-    return frame.assign(cluster=cluster.astype(object), cell=groups(frame, CELL))
+    return frame.assign(cluster=cluster.astype(object), cell=group_numbers(frame, CELL))
 
 
-def groups(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
-    """A number for each combination of values of those of the columns that are there, from 0 in order of appearance."""
+def group_numbers(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
+    """Number the combinations of values of the columns that the table has, from 0 in order of appearance."""
     numbers = np.zeros(len(frame), dtype=np.int64)
     for name in (name for name in names if name in frame):
         # Text compares values of any kind, lists too, and keeps all digits of a number.

@@ -1,6 +1,6 @@
-"""Arithmetic that people write, computed without `eval`; columns of a table that are computed from others by it.
+"""Arithmetic that users write, parsed without `eval`, and columns computed by it: `columns.N="params - vocab*width"`.
 
-As in `columns.N="params - vocab*width"`. `slm.scaling.formulas` reads laws with the same parser.
+`slm.scaling.formulas` reads laws with the same parser.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from slm.runtime.words import shortened, shortlist
-from slm.scaling.tables.values import number, shown
+from slm.scaling.tables.values import format_value, parse_number
 
 MAX_CHARACTERS = 200
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -27,20 +27,17 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "log": lambda x: np.log(x),
-    "exp": lambda x: np.exp(x),
-    "sqrt": lambda x: np.sqrt(x),
-}
+# numpy's functions would accept a second argument, to write into.
+_FUNCTIONS = {"log": lambda x: np.log(x), "exp": lambda x: np.exp(x), "sqrt": lambda x: np.sqrt(x)}
 _ALLOWED = "names of columns, numbers, + - * / ** and log, exp, sqrt"
 
 
 class NotComputable(ValueError):
-    """What is wrong with an expression, in a few words."""
+    """The message says in a few words what is wrong with an expression."""
 
 
 def parse(text: str, max_characters: int) -> ast.expr:
-    """The syntax tree of an expression; `NotComputable` if it is too long or is no expression."""
+    """The syntax tree of an expression; `NotComputable` if it is too long or cannot be parsed."""
     if len(text) > max_characters:
         raise NotComputable(f"it has more than {max_characters} characters")
     try:
@@ -57,7 +54,7 @@ def evaluate(
 ) -> Any:
     """The value of a tree of numbers, names, + - * / ** and calls of `functions`; `NotComputable` for anything else.
 
-    `value_of` gives the value of a name; each operation is done by `apply(operation, *operands)`.
+    `value_of` gives the value of a name; `apply(operation, *operands)` does each operation.
     """
 
     def compute(node: ast.expr) -> Any:
@@ -76,7 +73,7 @@ def evaluate(
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in functions:
                 try:
                     return apply(functions[name], *map(compute, arguments))
-                except TypeError:  # another number of arguments
+                except TypeError:  # wrong number of arguments
                     pass
         raise NotComputable(f"it has {shortened(ast.unparse(node), 40)}")
 
@@ -84,62 +81,62 @@ def evaluate(
 
 
 def names_in(expression: str) -> list[str]:
-    """The columns that an expression computes with; `NotComputable` if it is no arithmetic of columns and numbers.
+    """The columns that an expression computes with; `NotComputable` if it is not arithmetic of columns and numbers.
 
-    A name that is no identifier stands in backticks, as in pandas: `` `params total` * 1e6 ``.
+    A name that is not an identifier stands in backticks, as in pandas: `` `params total` * 1e6 ``.
     """
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
 
-    def note(name: str) -> Any:
-        found[name] = None
+    def record(name: str) -> Any:
+        names[name] = None
         return np.float64(1)
 
-    _compute(expression, note)
-    if not found:
+    _compute(expression, record)
+    if not names:
         raise NotComputable("it names no column")
-    return list(found)
+    return list(names)
 
 
-def columns_of(own: str, known: Container[str]) -> list[str]:
-    """The columns that `columns.NAME=own` is read from: the one of that name, or those of an expression."""
+def source_columns(source: str, existing: Container[str]) -> list[str]:
+    """The columns that `columns.NAME=source` reads: `source` itself, or those in the expression that it is."""
     try:
-        return [own] if own in known else names_in(own)
+        return [source] if source in existing else names_in(source)
     except NotComputable:
-        return [own]
+        return [source]
 
 
-def operand(own: str) -> str:
-    """A column, or the expression that it was computed by, as it must stand in a longer expression."""
-    if own.isidentifier():
-        return own
+def as_operand(source: str) -> str:
+    """A column, or an expression that computes it, in the form that it needs inside a longer expression."""
+    if source.isidentifier():
+        return source
     try:
-        names_in(own)
+        names_in(source)
     except NotComputable:
-        return f"`{own}`"
-    return f"({own})"
+        return f"`{source}`"
+    return f"({source})"
 
 
-def computed(raw: pd.DataFrame, name: str, expression: str, table: str) -> pd.Series:
-    """The values of an expression, of unconverted rows; a row that holds something else than numbers keeps that.
+def compute_column(raw: pd.DataFrame, name: str, expression: str, table: str) -> pd.Series:
+    """The values of an expression in each row of `raw`. A row with an operand that is not a number keeps that operand.
 
-    Raises `ValueError` of one sentence for what is neither a column nor an expression of columns.
+    Raises a `ValueError` of one sentence if `expression` is neither a column nor arithmetic of columns.
     """
     try:
         needed, why = names_in(expression), ""
     except NotComputable as error:
-        needed, why = [], f", and it is no arithmetic of columns ({error}; there may be {_ALLOWED})"
+        needed, why = [], f", and it is not arithmetic of columns ({error}; it may have {_ALLOWED})"
     missing = [column for column in needed if column not in raw]
     if missing and missing != [expression.strip()]:
         why = f", and no column {shortlist(missing)} to compute it with"
     if missing or why:
         raise ValueError(
-            f"{table} has no column {shown(expression)} (given as columns.{name}){why}: "
+            f"{table} has no column {format_value(expression)} (given as columns.{name}){why}: "
             f"it has {shortlist(raw.columns, 12)}"
         )
-    numbers = {column: [number(value) for value in raw[column]] for column in needed}
+    numbers = {column: [parse_number(value) for value in raw[column]] for column in needed}
     operands = {c: np.array([np.nan if n is None else n for n in values]) for c, values in numbers.items()}
     values = np.broadcast_to(_compute(expression, operands.__getitem__), len(raw)).astype(float)
-    # What has no value where its operands have one (the log of -1) is impossible, which is not the same as missing.
+    # A value that is undefined although its operands are known (the log of -1) is impossible, not missing.
     has_operands = np.all([~np.isnan(values) for values in operands.values()], axis=0)
     result = pd.Series(np.where(has_operands & np.isnan(values), np.inf, values), raw.index, dtype=object)
     for column, written in numbers.items():
@@ -150,12 +147,12 @@ def computed(raw: pd.DataFrame, name: str, expression: str, table: str) -> pd.Se
 
 def _compute(expression: str, value_of: Callable[[str], Any]) -> Any:
     """`evaluate` for an expression whose names may stand in backticks."""
-    names: dict[str, str] = {}
+    identifiers: dict[str, str] = {}
 
-    def stand_in(match: re.Match[str]) -> str:
-        return names.setdefault(match[1], f"column_{len(names)}_")
+    def identifier(match: re.Match[str]) -> str:
+        return identifiers.setdefault(match[1], f"column_{len(identifiers)}_")
 
-    tree = parse(re.sub(r"`([^`]+)`", stand_in, expression.strip()), MAX_CHARACTERS)
-    columns = {short: column for column, short in names.items()}
+    tree = parse(re.sub(r"`([^`]+)`", identifier, expression.strip()), MAX_CHARACTERS)
+    columns = {identifier: column for column, identifier in identifiers.items()}
     with np.errstate(all="ignore"):
         return evaluate(tree, lambda name: value_of(columns.get(name, name)), _FUNCTIONS)

@@ -1,4 +1,4 @@
-"""Files of runs as rows of unconverted values, numbered from 1 as in the file; also the table that slm ships.
+"""Read files of runs as rows of unconverted values, numbered from 1 as in the file; also the table that slm ships.
 
 Text is read by the standard library and not by `pandas.read_csv`, which shifts or drops the fields of a ragged row.
 """
@@ -18,23 +18,23 @@ import pandas as pd
 
 from slm.runtime.words import were
 from slm.scaling import published
-from slm.scaling.tables.values import is_blank, number, shown
+from slm.scaling.tables.values import format_value, is_blank, parse_number
 
 
 def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
-    """Rows of a file or of the shipped table as objects, indexed from 1, and its name; `ValueError` if it is no table.
+    """Rows of a file or of the shipped table as objects, indexed from 1, and its name.
 
-    `notes` gets a sentence on the lines that were skipped.
+    Raises `ValueError` if it cannot be read as a table. Adds to `notes` a sentence on skipped lines.
     """
     if str(source) == published.NAME:
         return _records(published.published_rows(), published.NAME), published.NAME
     path = Path(source)
     if path.is_dir():
         tables = sorted(item.name for item in path.iterdir() if _suffix(item) in _READERS)
-        inside = f"the tables in it are {', '.join(tables[:5])}" if tables else "there is no table in it"
-        raise ValueError(f"{path} is a directory, not a table: {inside}")
+        contents = f"the tables in it are {', '.join(tables[:5])}" if tables else "there is no table in it"
+        raise ValueError(f"{path} is a directory, not a table: {contents}")
     if not path.exists():
-        raise ValueError(f"{path} does not exist: slm ships {published.NAME}")
+        raise ValueError(f"{path} does not exist: give a file of runs, or {published.NAME}, the table that slm ships")
     reader = _READERS.get(_suffix(path))
     if reader is None:
         raise ValueError(f"{path} cannot be read as a table: its name must end in {', '.join(_READERS)} or .csv.gz")
@@ -51,7 +51,7 @@ def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.
 
 
 def _suffix(path: Path) -> str:
-    """The suffix, without that of compressed text: `.csv` of `runs.csv.gz`."""
+    """The suffix in lower case, without the .gz of compressed text: `.csv` for `runs.csv.gz`."""
     inner = Path(path.stem).suffix.lower()
     return inner if path.suffix.lower() == ".gz" and inner != ".parquet" else path.suffix.lower()
 
@@ -59,12 +59,12 @@ def _suffix(path: Path) -> str:
 def _text(path: Path) -> str:
     """The text of a file, decompressed if its name ends in .gz."""
     try:
-        held = path.read_bytes()
-        text = (gzip.decompress(held) if path.suffix.lower() == ".gz" else held).decode("utf-8-sig")
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise ValueError(f"{path} is cut off or no gzip file: copy it again, or decompress it yourself") from None
+        raise ValueError(f"{path} is truncated or not a gzip file: copy it again, or decompress it yourself") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -75,7 +75,7 @@ def _read_delimited(path: Path, delimiter: str, notes: list[str]) -> pd.DataFram
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from None
     if not lines:
-        raise ValueError(f"{path} is empty: it needs a line of column names and a line a run")
+        raise ValueError(f"{path} is empty: it needs a line of column names and a line for each run")
     header = [field.strip() for field in lines[0]]
     _check_header(header, path)
     rows = []
@@ -88,22 +88,24 @@ def _read_delimited(path: Path, delimiter: str, notes: list[str]) -> pd.DataFram
             raise ValueError(f"{path}, row {place} has {counts}: fix that row")
         rows.append(fields)
     frame = from_records(rows, [field or f"(column {place})" for place, field in enumerate(header)])
-    return frame[[column for column, field in zip(frame, header, strict=True) if field]]  # no name: an old row index
+    return frame[
+        [column for column, field in zip(frame, header, strict=True) if field]
+    ]  # a column without a name is a row index
 
 
 def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -> str:
-    """The text from its header on: lines above it that begin with # are skipped, with a note.
+    """The text from its header on. Lines above the header that begin with # are skipped, with a note.
 
-    The last of them is the header itself (`# N,tokens,loss`) if a row comes below it, which has a number.
+    The last of these lines is itself the header (`# N,tokens,loss`) if the line below it has a number, as rows have.
     """
     lines = text.splitlines(keepends=True)
-    above = [place for place, line in enumerate(lines) if line.strip()]
-    first = next((place for place in above if not lines[place].lstrip().startswith("#")), None)
-    if first is None or not above.index(first):
+    written = [place for place, line in enumerate(lines) if line.strip()]
+    first = next((place for place in written if not lines[place].lstrip().startswith("#")), None)
+    if first is None or not written.index(first):
         return text
     fields = [field for line in csv.reader([lines[first]], delimiter=delimiter) for field in line]
-    comments = above[: above.index(first)]
-    if any(number(field) is not None and not is_blank(field) for field in fields):
+    comments = written[: written.index(first)]
+    if any(parse_number(field) is not None and not is_blank(field) for field in fields):
         first = comments.pop()
     if comments:
         notes.append(f"{were(len(comments), 'line')} skipped that began with # above the header of {path}.")
@@ -112,8 +114,8 @@ def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -
 
 def _check_header(header: list[str], path: Path) -> None:
     if len(header) == 1 and any(mark in header[0] for mark in ";|\t"):
-        column = f"has one column, {shown(header[0])!r}"
-        raise ValueError(f"{path} {column}: separate columns by commas (or by tabs, in a .tsv)")
+        column = format_value(header[0])
+        raise ValueError(f"{path} has one column, {column!r}: separate columns by commas (or by tabs, in a .tsv)")
     if not any(header):
         raise ValueError(f"{path} has no column names: its first line must hold them")
     for field in filter(None, header):
@@ -143,7 +145,7 @@ def _read_jsonl(path: Path, notes: list[str]) -> pd.DataFrame:
 def _read_parquet(path: Path, notes: list[str]) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
-    except Exception as error:  # pyarrow's many
+    except Exception as error:  # pyarrow raises many kinds
         raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
     return from_records(frame.itertuples(index=False, name=None), [str(column) for column in frame.columns])
 

@@ -1,4 +1,4 @@
-"""Values of a table as a person wrote them: blank, a number, true or false, the status of a run."""
+"""Values of a table as a person wrote them: blanks, numbers, true or false, statuses of runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slm.runtime.words import shortened
 
 _BLANKS = {"", "nan", "na", "n/a", "null", "none", "-"}
 COMPLETED = frozenset({"completed", "complete", "finished", "done", "success", "successful", "succeeded", "ok", "okay"})
-"""Words for a run that is complete: those of W&B, MLflow, SLURM and of people."""
+"""Words for a complete run, in W&B, MLflow and SLURM and as people write."""
 _NOT_COMPLETED = {
     *("crashed", "failed", "failure", "error", "killed", "running", "pending", "queued", "scheduled", "preempting"),
     *("preempted", "diverged", "interrupted", "cancelled", "canceled", "timeout", "out_of_memory", "oom", "node_fail"),
@@ -20,8 +20,8 @@ _NOT_COMPLETED = {
 }
 
 
-def shown(value: Any) -> str:
-    """A value as a person wrote it, its middle left out if it is long."""
+def format_value(value: Any) -> str:
+    """The text of a value in a message; a long one loses its middle."""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
     return shortened(value)
@@ -34,8 +34,8 @@ def is_blank(value: Any) -> bool:
     return value is None or (not isinstance(value, (list, dict, tuple)) and bool(np.all(pd.isna(value))))
 
 
-def number(value: Any) -> float | None:
-    """The number that a value is or spells (`1e9`, `1_000`), NaN if blank, None if it is none."""
+def parse_number(value: Any) -> float | None:
+    """The number that a value is or spells (`1e9`, `1_000`), NaN if it is blank, None if it is not a number."""
     if is_blank(value):
         return math.nan
     if isinstance(value, (bool, np.bool_, list, dict, tuple)):
@@ -46,16 +46,13 @@ def number(value: Any) -> float | None:
         return None
 
 
-def truths(values: pd.Series) -> pd.Series | None:
-    """A column of true and false, in any case, as booleans (None where blank); None if it holds anything else."""
+def parse_booleans(values: pd.Series) -> pd.Series | None:
+    """The booleans of a column of true and false in any case (None where blank); None if it holds anything else."""
     words = [None if is_blank(value) else str(value).strip().lower() for value in values]
     if not set(words) - {None} or set(words) - {None, "true", "false"}:
         return None
-    return pd.Series(
-        [None if word is None else word == "true" for word in words],
-        values.index,
-        dtype=object if None in words else bool,
-    )
+    booleans = [None if word is None else word == "true" for word in words]
+    return pd.Series(booleans, values.index, dtype=object if None in words else bool)
 
 
 def status_word(value: Any) -> str:
@@ -63,7 +60,7 @@ def status_word(value: Any) -> str:
     return "no status" if is_blank(value) else str(value).strip().lower()
 
 
-def are_statuses(values: pd.Series) -> bool:
-    """Whether most of a column's values are words for what became of a run."""
+def has_statuses(values: pd.Series) -> bool:
+    """Whether most values of a column are statuses of runs, such as `finished`."""
     words = [status_word(value).split()[0].rstrip("+") for value in values if not is_blank(value)]
     return 2 * sum(word in COMPLETED or word in _NOT_COMPLETED for word in words) > len(words)
