@@ -20,8 +20,7 @@ import torch
 
 from slm.checkpoints import load
 from slm.evaluation.encode import encode
-from slm.evaluation.perplexity import perplexity
-from slm.evaluation.protocols import Protocol
+from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.texts import read_text
 
 LOGIT_TOKENS = 1024

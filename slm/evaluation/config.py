@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from slm.data.local import files_to_evaluate
-from slm.evaluation.protocols import BOS_RULES, PROTOCOLS
 from slm.evaluation.tasks import MOBILELLM
 from slm.runtime.address import local_folder
 from slm.runtime.command_line import cache_home, new_folder_path
@@ -31,6 +30,9 @@ from slm.runtime.settings import (
     whole_number,
 )
 from slm.runtime.words import is_number
+
+PROTOCOLS = ("sliding", "non_overlapping")
+BOS_RULES = ("auto", "always", "never")
 
 
 def _integer(least: int) -> Kind:
@@ -54,7 +56,7 @@ KINDS = {
         f"a list of {', '.join(PROTOCOLS)}, or [] for no perplexity",
         lambda value: list_of(one_of(*PROTOCOLS), "", least=0).accepts(value),
     ),
-    "perplexity.sliding.max_length": or_null(_integer(1)),
+    "perplexity.sliding.max_length": or_null(_integer(2)),
     "perplexity.sliding.stride": or_null(_integer(1)),
     "perplexity.non_overlapping.max_length": or_null(_integer(1)),
     "perplexity.max_tokens": or_null(_integer(1)),

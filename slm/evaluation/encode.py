@@ -18,7 +18,6 @@ import numpy as np
 from slm.composition.settings import BEFORE_KEYS
 from slm.data import Tokenizer
 from slm.data.tokenizer import LOSSY_NOTE
-from slm.evaluation.protocols import BOS_RULES
 from slm.evaluation.texts import Text, document_of, run_documents, run_facts
 from slm.runtime.progress import progress
 
@@ -72,12 +71,8 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
 
     `bos` says whether a running text begins with BOS: auto (the tokenizer's own rule), always, or never. Of separate
     documents EOS is scored, as in training (the model must say where a document ends), and BOS is not. Raises
-    ValueError for invalid settings, and when nothing is left to score.
+    ValueError when nothing is left to score.
     """
-    if bos not in BOS_RULES:
-        raise ValueError(f"bos={bos!r} must be one of {', '.join(BOS_RULES)}")
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens={max_tokens} must be at least 1, or null for the whole text")
     words = None
     if text.separate:
         starts = range(0, len(text.documents), DOCUMENTS_PER_CALL)

@@ -17,8 +17,7 @@ import torch
 from slm.checkpoints import Checkpoint, Provenance
 from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.ledger import Entry
-from slm.evaluation.perplexity import perplexity
-from slm.evaluation.protocols import Protocol
+from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.speed import check_compiler, check_room, measure_speed
 from slm.evaluation.tasks.local import answered, files_of_task, read_records
 from slm.evaluation.tasks.run import run_task

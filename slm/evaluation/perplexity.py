@@ -1,15 +1,29 @@
-"""Perplexity of a decoder on a stream of tokens: one entry of `perplexity_results`.
+"""Perplexity of a decoder on a stream of tokens: how the text is cut into windows, and what they score.
 
-Notable: hidden states are computed for all positions, head and loss only for those that a window scores. Losses are
-summed in float64. Rows of a batch do not see each other and attention is causal, so windows that are padded on the
-right to the longest of their batch score as they would alone.
+Both protocols score every token but the first exactly once; they differ in how much context a token has. A window lists
+only the tokens that go *into* the model: the last target is not among them. With L = max_length and S = stride:
 
-Legend: B windows of a batch, T tokens of a window, D hidden, N scored tokens.
+| protocol        | inputs of window i      | scored                            | tokens before a scored one     |
+|-----------------|-------------------------|-----------------------------------|--------------------------------|
+| sliding         | tokens iS .. iS + L - 2 | those that no window before did   | L - S .. L - 1 (i = 0: from 1) |
+| non_overlapping | tokens iL .. iL + L - 1 | tokens iL + 1 .. iL + L           | 1 .. L                         |
+
+`sliding` is the loop of the transformers documentation ("Perplexity of fixed-length models"): a window holds L tokens,
+of which the last is only a target. `non_overlapping` is how our runs are validated, and the disjoint rolling windows of
+the lm-evaluation-harness. The popular loop over chunks of L tokens that shifts labels *inside* a chunk is neither: it
+never scores the first token of a chunk.
+
+Hidden states are computed for all positions, head and loss only for those that a window scores; losses are summed in
+float64. Rows of a batch do not see each other and attention is causal, so windows that are padded on the right to the
+longest of their batch score as they would alone.
+
+Legend: B windows of a batch, T tokens of a window, D hidden, N scored tokens, K blocks of text.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +32,56 @@ from torch import Tensor
 from slm.data.loader import document_numbers
 from slm.evaluation.bootstrap import make_blocks, merge_blocks, ratio_errors
 from slm.evaluation.encode import Stream
-from slm.evaluation.protocols import Protocol, Window
 from slm.model import Decoder
+from slm.model.config import ModelConfig
 from slm.model.loss import token_losses
+
+
+class Window(NamedTuple):
+    """Inputs are tokens [start, stop); scored are the predictions of tokens [first, stop]."""
+
+    start: int
+    stop: int
+    first: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A way to score a text. Raises ValueError if windows of protocol sliding would not overlap."""
+
+    name: Literal["sliding", "non_overlapping"]
+    max_length: int
+    """Tokens of a window."""
+    stride: int
+    """Tokens from the start of a window to the start of the next; `max_length` if windows do not overlap."""
+
+    def __post_init__(self) -> None:
+        if self.name == "sliding" and self.stride >= self.max_length:
+            raise ValueError(
+                f"stride={self.stride} of protocol sliding must be smaller than max_length={self.max_length}: "
+                "at that stride windows do not overlap, which is protocol non_overlapping"
+            )
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise ValueError if a model of this shape has no room for the windows."""
+        if self.max_length > config.max_position_embeddings:
+            raise ValueError(
+                f"max_length={self.max_length} of protocol {self.name} is longer than the "
+                f"{config.max_position_embeddings} positions of the checkpoint (max_position_embeddings): "
+                f"give max_length={config.max_position_embeddings} or less"
+            )
+
+    def windows(self, num_tokens: int) -> list[Window]:
+        """The windows over `num_tokens` tokens, in order: each token but the first is scored in exactly one."""
+        if self.name == "non_overlapping":
+            starts = range(0, num_tokens - 1, self.max_length)
+            return [Window(start, min(start + self.max_length, num_tokens - 1), start + 1) for start in starts]
+        windows, first, start = list[Window](), 1, 0
+        while first < num_tokens:
+            end = min(start + self.max_length, num_tokens)
+            windows.append(Window(start, end - 1, first))
+            first, start = end, start + self.stride
+        return windows
 
 
 def perplexity(
@@ -51,11 +112,10 @@ def perplexity(
     casting = torch.autocast(device.type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
     with torch.inference_mode(), casting:
         for inputs_BT, targets_BT in _batches(stream, windows, max(1, batch_tokens // protocol.max_length)):
-            wanted_BT = targets_BT >= 0
-            if not wanted_BT.any():
-                continue
-            nats[targets_BT[wanted_BT]] = _losses(decoder, stream, inputs_BT, targets_BT, wanted_BT)
-            progress(int(wanted_BT.sum()))
+            is_scored_BT = targets_BT >= 0
+            if is_scored_BT.any():
+                nats[targets_BT[is_scored_BT]] = _losses(decoder, stream, inputs_BT, targets_BT, is_scored_BT)
+                progress(int(is_scored_BT.sum()))
     return _entry(stream, protocol, nats, windows)
 
 
@@ -77,18 +137,17 @@ def _batches(stream: Stream, windows: list[Window], rows: int) -> Iterator[tuple
 
 
 def _losses(
-    decoder: Decoder, stream: Stream, inputs_BT: np.ndarray, targets_BT: np.ndarray, wanted_BT: np.ndarray
+    decoder: Decoder, stream: Stream, inputs_BT: np.ndarray, targets_BT: np.ndarray, is_scored_BT: np.ndarray
 ) -> np.ndarray:
-    """Nats (N,) of the wanted positions."""
+    """Nats (N,) of the scored positions."""
 
     def on_device(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(decoder.embed_tokens.weight.device)
 
-    tokens_BT, documents_BT = on_device(inputs_BT), None
-    if stream.separator is not None:
-        documents_BT = document_numbers(tokens_BT, stream.separator)
-    hidden_ND = decoder.hidden(tokens_BT, documents_BT=documents_BT)[on_device(wanted_BT)]
-    targets_N = on_device(stream.tokens[targets_BT[wanted_BT]])
+    tokens_BT = on_device(inputs_BT)
+    documents_BT = None if stream.separator is None else document_numbers(tokens_BT, stream.separator)
+    hidden_ND = decoder.hidden(tokens_BT, documents_BT=documents_BT)[on_device(is_scored_BT)]
+    targets_N = on_device(stream.tokens[targets_BT[is_scored_BT]])
     return token_losses(hidden_ND, decoder.head_weight, targets_N).double().cpu().numpy()
 
 
@@ -99,7 +158,7 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
     if len(windows) == 1:
         notes.append(
             f"The text has {len(stream.tokens):,} tokens, no more than one window: "
-            "tokens have the context that there is."
+            "tokens have only the context that there is."
         )
     if not math.isfinite(total):
         bad = int((~np.isfinite(nats[scored])).sum())

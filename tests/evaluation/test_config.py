@@ -29,7 +29,7 @@ def test_the_papers_eight_tasks_go_by_one_name_and_files_are_run_without_being_n
         (["checkpoint=a", "device=tpu"], "device=tpu"),
         (["checkpoint=a", "batch_tokens=0"], "batch_tokens=0"),
         (["checkpoint=a", "perplexity.protocols=[slide]"], "perplexity.protocols"),
-        (["checkpoint=a", "perplexity.sliding.max_length=1.5"], "perplexity.sliding.max_length=1.5"),
+        (["checkpoint=a", "perplexity.sliding.max_length=1"], "perplexity.sliding.max_length=1 must be .* at least 2"),
         (["checkpoint=a", "perplexity.max_tokens=0"], "perplexity.max_tokens=0"),
         (["checkpoint=a", "perplexity.bos=always"], "perplexity.bos=always goes with data="),
         (["checkpoint=a", "speed.new_tokens=1"], "speed.new_tokens=1 must be a whole number of at least 2"),

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slm.evaluation.perplexity import perplexity
-from slm.evaluation.protocols import Protocol
+from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.report.quality import Difference, Error, compare, paired_error, quality_section, verdicts
 from slm.evaluation.report.results import Results
 from slm.evaluation.report.rows import rows, to_csv

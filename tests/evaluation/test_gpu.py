@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 
-from slm.evaluation.perplexity import perplexity
-from slm.evaluation.protocols import Protocol
+from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.speed import measure_speed
 from slm.model import Decoder, generate
 from slm.model.decoding import compiled_logits

@@ -176,8 +176,6 @@ def test_scored_bytes_are_those_of_the_text_whatever_the_tokenizer_does_to_it(na
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        (running("abc"), {"bos": "yes"}, r"^bos='yes' must be one of auto, always, never"),
-        (running("abc"), {"max_tokens": 0}, r"^max_tokens=0 must be at least 1"),
         (running("a"), {}, r"^text: a single token is left, with none before it to predict it from; give more text"),
         (running("abc"), {"max_tokens": 1}, r"^text: a single token is left"),
     ],

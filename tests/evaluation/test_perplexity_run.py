@@ -15,8 +15,7 @@ import torch
 from slm.checkpoints import load
 from slm.data import load_tokenizer
 from slm.evaluation.encode import run_stream
-from slm.evaluation.perplexity import perplexity
-from slm.evaluation.protocols import Protocol
+from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.run import evaluate
 from tests.evaluation.asked import small
 from tests.running import make_command, run_script
