@@ -1,15 +1,18 @@
-"""Plans, and finished runs to compare, of small models."""
+"""Small models, their gradients and plans, and finished runs to compare."""
 
 import copy
 import csv
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from slm.model import Decoder, ModelConfig
 from slm.training.plan import Hardware
 from tests.composing import composed
+from tests.seeds import seeded
 
 CPU = Hardware(
     accelerator="cpu",
@@ -21,14 +24,26 @@ CPU = Hardware(
     micro_batch_tokens=8192,
     num_workers=0,
 )
-SHAPE = {"vocab_size": 100, "hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
 CONFIG = composed(
-    "schedule=constant",
-    "schedule.warmup_fraction=0",
-    "model.num_kv_heads=2",
-    "model.max_position_embeddings=2048",
-    *(f"model.{key}={value}" for key, value in SHAPE.items()),
+    *shlex.split("""
+    schedule=constant schedule.warmup_fraction=0 model.vocab_size=100 model.hidden_size=64 model.num_layers=2
+    model.num_heads=2 model.num_kv_heads=2 model.intermediate_size=64 model.max_position_embeddings=2048
+""")
 )
+OPTIM = {"lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.95, "iterations": 5}
+
+
+def random_decoder(seed: int = 0, **changes: Any) -> Decoder:
+    """Of 20 ids, 16 channels and one block, with `changes`."""
+    torch.manual_seed(seeded(seed))
+    shape = {"vocab_size": 20, "hidden_size": 16, "num_layers": 1, "num_heads": 4, "intermediate_size": 24}
+    return Decoder(ModelConfig(**shape | changes))
+
+
+def set_random_gradients(decoder: Decoder, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seeded(seed))
+    for parameter in decoder.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=rng).to(parameter.dtype)
 
 
 def config(**train: Any) -> dict[str, Any]:
@@ -46,6 +61,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [
             {k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file) if row["step"]
         ]
+
+
+def losses(folder: Path, column: str = "train/loss") -> list[float]:
+    return [float(row[column]) for row in rows(folder) if row[column]]
 
 
 def final_state(folder: Path) -> dict[str, Any]:

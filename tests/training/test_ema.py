@@ -2,14 +2,10 @@ import pytest
 import torch
 
 from slm.checkpoints.weights import weights_to_export
-from slm.model import Decoder, ModelConfig
+from slm.model import Decoder
 from slm.training.ema import WeightAverage
 from tests.seeds import seeded
-
-
-def model(seed: int = 0) -> Decoder:
-    torch.manual_seed(seeded(seed))
-    return Decoder(ModelConfig(vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8)).double()
+from tests.training.small import random_decoder
 
 
 def flat(decoder: Decoder) -> torch.Tensor:
@@ -18,7 +14,7 @@ def flat(decoder: Decoder) -> torch.Tensor:
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])
 def test_the_average_is_the_closed_form_over_the_steps_that_counted(decay: float) -> None:
-    decoder = model()
+    decoder = random_decoder().double()
     average = WeightAverage(decoder, decay).double()
     taken = []
     for step in range(12):
@@ -36,7 +32,7 @@ def test_the_average_is_the_closed_form_over_the_steps_that_counted(decay: float
 
 
 def test_weights_and_averages_come_back_to_the_last_bit() -> None:
-    decoder = model()
+    decoder = random_decoder().double()
     average = WeightAverage(decoder, 0.9).double()
     with torch.no_grad():
         for p in decoder.parameters():
@@ -49,7 +45,7 @@ def test_weights_and_averages_come_back_to_the_last_bit() -> None:
 
 
 def test_the_averages_are_exported_where_a_checkpoint_has_them() -> None:
-    decoder, other = model(0), model(1)
+    decoder, other = random_decoder(0).double(), random_decoder(1).double()
     state = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
     assert weights_to_export(state).keys() == decoder.state_dict().keys()
     averages = WeightAverage(other, 0.9).state_dict()

@@ -1,6 +1,5 @@
 """What only a CUDA device can show."""
 
-import csv
 import json
 import subprocess
 from collections.abc import Callable
@@ -8,13 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.small import losses
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.gpu
-
-
-def losses(folder: Path) -> list[float]:
-    with (folder / "metrics.csv").open() as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("optim", [[], ["optim=muon", "optim.ema_decay=0.9"]], ids=["adamw", "muon"])

@@ -1,31 +1,15 @@
 """Muon against an SVD, the equations in float64, torch's own Muon and torch's own AdamW."""
 
-import copy
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from slm.model import Decoder, ModelConfig
 from slm.training.muon import QUINTIC, Muon, orthogonalize
 from slm.training.optim import make_adamw, make_muon
 from tests.seeds import seeded
-
-OPTIM = {"lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.95, "iterations": 5}
-SHAPE = {"vocab_size": 20, "hidden_size": 16, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2}
-
-
-def model(dtype: torch.dtype = torch.float32, **changes: Any) -> Decoder:
-    torch.manual_seed(seeded())
-    return Decoder(ModelConfig(**(SHAPE | {"intermediate_size": 24} | changes))).to(dtype)
-
-
-def set_gradients(decoder: nn.Module, seed: int) -> None:
-    rng = torch.Generator().manual_seed(seeded(seed))
-    for parameter in decoder.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=rng).to(parameter.dtype)
+from tests.training.small import OPTIM, random_decoder, set_random_gradients
 
 
 def quintic(singular_values: Tensor, iterations: int) -> Tensor:
@@ -69,14 +53,16 @@ def test_a_matrix_without_gradient_stays_zero() -> None:
     assert torch.equal(orthogonalize(torch.zeros(1, 4, 6), 5), torch.zeros(1, 4, 6))
 
 
-def test_steps_equal_the_equations_in_float64() -> None:
+@pytest.mark.parametrize("batch_numbers", [1, 2**26])
+def test_steps_equal_the_equations_in_float64(batch_numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Muon on the matrices of blocks, AdamW on embedding (tied head) and gains; a block is used twice."""
-    decoder = model(torch.float64, layer_sharing="immediate", num_repeats=2)
+    monkeypatch.setattr("slm.training.muon.MAX_BATCH_NUMBERS", batch_numbers)  # matrices one by one, or together
+    decoder = random_decoder(num_layers=3, num_kv_heads=2, layer_sharing="immediate", num_repeats=2).double()
     optimizer = make_muon(decoder, OPTIM)
     reference = {name: p.detach().clone() for name, p in decoder.named_parameters()}
     buffers = [{name: torch.zeros_like(p) for name, p in reference.items()} for _ in range(2)]
     for step in range(1, 5):
-        set_gradients(decoder, step)
+        set_random_gradients(decoder, step)
         for name, p in decoder.named_parameters():
             w, first, second = reference[name], buffers[0][name], buffers[1][name]
             if p.ndim == 2:
@@ -115,29 +101,15 @@ def test_matrices_follow_torchs_muon_within_bfloat16() -> None:
 def test_what_is_no_hidden_matrix_follows_torchs_adamw_bit_for_bit() -> None:
     results = []
     for make in (make_adamw, make_muon):
-        decoder = model(tie_embeddings=False, attention_bias=True)
+        decoder = random_decoder(num_layers=3, num_kv_heads=2, tie_embeddings=False, attention_bias=True)
         optimizer = make(decoder, OPTIM)
         for step in range(4):
-            set_gradients(decoder, step)
+            set_random_gradients(decoder, step)
             optimizer.step()
         results.append({n: p for n, p in decoder.named_parameters() if p.ndim < 2 or not n.startswith("layers")})
     assert results[0].keys() == results[1].keys()
     assert {"embed_tokens.weight", "lm_head.weight", "norm.weight"} < results[0].keys()
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
-
-
-def test_a_state_that_is_saved_and_loaded_goes_on_bit_for_bit() -> None:
-    decoders = [model(), model()]
-    optimizers = [make_muon(decoder, OPTIM) for decoder in decoders]
-    for step in range(3):
-        set_gradients(decoders[0], step)
-        optimizers[0].step()
-    decoders[1].load_state_dict(decoders[0].state_dict())
-    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))  # loading shares tensors
-    for decoder, optimizer in zip(decoders, optimizers, strict=True):
-        set_gradients(decoder, 9)
-        optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(*(d.parameters() for d in decoders), strict=True))
 
 
 def test_an_update_has_the_root_mean_square_of_adamws() -> None:
@@ -148,15 +120,3 @@ def test_an_update_has_the_root_mean_square_of_adamws() -> None:
         group = {"params": [p], "lr": 1.0, "weight_decay": 0.0, "eps": 1e-8, "orthogonal": True}
         Muon([group], betas=(0.9, 0.95), momentum=0.95, iterations=5).step()
         assert p.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.15)
-
-
-def test_batches_of_equal_shapes_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    results = []
-    for numbers in (1, 2**26):
-        monkeypatch.setattr("slm.training.muon.MAX_BATCH_NUMBERS", numbers)
-        decoder = model(torch.float64)
-        set_gradients(decoder, 0)
-        make_muon(decoder, OPTIM).step()
-        results.append([p.detach() for p in decoder.parameters()])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.running import TWO_PROCESSES, Script, make_command, run_script, start_two
 from tests.seeds import seeded
-from tests.training.small import assert_same_run, rows
+from tests.training.small import assert_same_run, losses, rows
 
 Command = Callable[..., list[str]]
 
@@ -34,6 +34,14 @@ def wait_for_row(folder: Path, step: int, process: Script) -> None:
             return
         time.sleep(0.005)
     pytest.fail(f"no step {step} in time")
+
+
+def kill_at(command: list[str], folder: Path, step: int) -> None:
+    """Start a run and kill it once it has written a row at or after `step`."""
+    process = Script(command)
+    wait_for_row(folder, step, process)
+    process.kill()
+    process.wait()
 
 
 # Long enough to be hit in the middle; accumulation, so that a kill can fall between the passes of one step.
@@ -61,10 +69,7 @@ def test_run_killed_twice_at_random_steps_matches_uninterrupted_run_bit_for_bit(
     command = long_command(f"output_dir={tmp_path}/run", f"trainer.num_workers={workers}")
     rng = random.Random(seeded(workers))
     for after in sorted(rng.sample(range(20, 240, 5), 2)):
-        process = Script(command)
-        wait_for_row(tmp_path / "run", after, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_at(command, tmp_path / "run", after)
         assert not (tmp_path / "run" / "result.json").exists()
     assert "continuing" in finish(command)
     assert_same_run(tmp_path / "run", uninterrupted)
@@ -73,10 +78,7 @@ def test_run_killed_twice_at_random_steps_matches_uninterrupted_run_bit_for_bit(
 def test_muon_and_averaged_weights_continue_bit_for_bit(long_command: Command, tmp_path: Path) -> None:
     command = partial(long_command, "optim=muon", "optim.ema_decay=0.99", "train.tokens=25600")
     finish(command(f"output_dir={tmp_path}/whole"))
-    process = Script(command(f"output_dir={tmp_path}/run"))
-    wait_for_row(tmp_path / "run", 50, process)
-    process.kill()
-    process.wait()
+    kill_at(command(f"output_dir={tmp_path}/run"), tmp_path / "run", 50)
     assert "continuing" in finish(command(f"output_dir={tmp_path}/run"))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -117,10 +119,7 @@ def test_a_truncated_newest_checkpoint_is_noticed_and_the_one_before_it_used(
     uninterrupted: Path, long_command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = Script(long_command(f"output_dir={folder}"))
-    wait_for_row(folder, 100, process)
-    process.kill()
-    process.wait()
+    kill_at(long_command(f"output_dir={folder}"), folder, 100)
     last = folder / "checkpoints" / "last.ckpt"
     os.truncate(last, last.stat().st_size // 2)
     assert "is damaged" in finish(long_command(f"output_dir={folder}"))
@@ -137,13 +136,9 @@ def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
     """The kill falls after an odd number of steps, so that Lightning's counts of passes cannot agree by accident."""
     common = ["train.tokens=30720", "trainer.accelerator=cpu", "trainer.precision=32-true", "checkpoint.every_steps=1"]
     finish(train_command(*common, f"output_dir={tmp_path}/whole"))
-    process = Script(train_command(*common, f"output_dir={tmp_path}/run"))
-    wait_for_row(tmp_path / "run", 35, process)
-    process.kill()
-    process.wait()
+    kill_at(train_command(*common, f"output_dir={tmp_path}/run"), tmp_path / "run", 35)
     finish(train_command(*common, *change, f"output_dir={tmp_path}/run"))
-    whole, continued = ([float(row["train/loss"]) for row in rows(tmp_path / name)] for name in ("whole", "run"))
-    assert continued == pytest.approx(whole, abs=1e-3)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-3)
 
 
 @pytest.mark.parametrize(("optim", "strategy"), TWO_PROCESSES)
@@ -163,8 +158,7 @@ def test_a_run_of_two_processes_continues_as_if_it_had_not_stopped(
         process.kill()
     assert [process.wait() for process in killed] == [-signal.SIGKILL] * 2
     assert [process.wait(240) for process in start("run")] == [0, 0]
-    whole, continued = ([float(row["train/loss"]) for row in rows(tmp_path / name)] for name in ("whole", "run"))
-    assert continued == pytest.approx(whole, abs=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
 def test_a_completed_run_is_left_alone(train_command: Command, tmp_path: Path) -> None:
