@@ -8,34 +8,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from slm.scaling.allocation import (
-    compute_optimal,
-    cost,
-    flops_to_reach,
-    front_rows,
-    numeric_optimum,
-    pareto_front,
-)
-from slm.scaling.analysis import analyse
+from slm.scaling import Loss, Settings, Table, analyse, get_law, table_from_frame
+from slm.scaling.allocation import compute_optimal, cost, flops_to_reach, front_rows, numeric_optimum, pareto_front
 from slm.scaling.context import allocation_entries, references_entries, target_entries
 from slm.scaling.entries import Entry, Fitted, Task, fit_group
-from slm.scaling.laws import get_law
-from slm.scaling.settings import Settings
-from slm.scaling.solver import Loss
-from slm.scaling.tables import Table, table_from_frame
+from tests.scaling.samples import CHINCHILLA, HOFFMANN, TRUE
 from tests.seeds import generator
 
-HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
-
-laws = st.fixed_dictionaries(
-    {
-        "E": st.floats(0.5, 2.5),
-        "A": st.floats(50, 2000),
-        "B": st.floats(50, 5000),
-        "alpha": st.floats(0.15, 0.6),
-        "beta": st.floats(0.15, 0.6),
-    }
-)
+RANGES = {"E": (0.5, 2.5), "A": (50, 2000), "B": (50, 5000), "alpha": (0.15, 0.6), "beta": (0.15, 0.6)}
+laws = st.fixed_dictionaries({name: st.floats(*ends) for name, ends in RANGES.items()})
 
 
 def test_hoffmanns_constants_at_1e20_flops() -> None:
@@ -59,7 +40,7 @@ def test_the_closed_form_is_the_least_loss_of_the_budget(law: dict[str, float], 
     best = compute_optimal(law, flops)
     N = np.exp(optimize.brentq(slope, -50, 100, xtol=1e-12))
     assert best.params == pytest.approx(N, rel=1e-6)
-    numeric = numeric_optimum(get_law("chinchilla"), law, flops)
+    numeric = numeric_optimum(CHINCHILLA, law, flops)
     assert (numeric.params, numeric.loss) == pytest.approx((N, best.loss), rel=1e-4)
     loss = law["E"] + law["A"] / N ** law["alpha"] + law["B"] / (flops / 6 / N) ** law["beta"]
     assert best.loss == pytest.approx(loss, rel=1e-9)
@@ -68,9 +49,8 @@ def test_the_closed_form_is_the_least_loss_of_the_budget(law: dict[str, float], 
 @hypothesis_settings(max_examples=30, deadline=None)
 @given(law=laws, log_flops=st.floats(39, 58))
 def test_the_flops_to_reach_a_loss_reach_just_it(law: dict[str, float], log_flops: float) -> None:
-    wanted = compute_optimal(law, float(np.exp(log_flops))).loss
-    needed = flops_to_reach("chinchilla", law, wanted)
-    assert np.log(needed) == pytest.approx(log_flops, abs=1e-6)
+    reached = compute_optimal(law, float(np.exp(log_flops))).loss
+    assert np.log(flops_to_reach("chinchilla", law, reached)) == pytest.approx(log_flops, abs=1e-6)
     assert flops_to_reach("chinchilla", law, law["E"]) is None
     assert flops_to_reach("chinchilla", law, law["E"] - 0.1) is None
 
@@ -83,20 +63,14 @@ def test_costs_are_hours_times_a_price() -> None:
     assert cost(3.6e18, flops_per_second=1e12)["price"] is None
 
 
-def beaten(rows: list[tuple[float, ...]], one: tuple[float, ...]) -> bool:
-    return any(
-        all(x <= y for x, y in zip(other, one, strict=True)) and any(x < y for x, y in zip(other, one, strict=True))
-        for other in rows
-    )
+VALUES = st.sampled_from([0.0, 1.0, 2.0, 3.5])
 
 
-@given(
-    st.integers(1, 3).flatmap(
-        lambda width: st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, 2.0, 3.5])] * width), min_size=1, max_size=20)
-    )
-)
+@given(st.integers(1, 3).flatmap(lambda width: st.lists(st.tuples(*[VALUES] * width), min_size=1, max_size=20)))
 def test_a_pareto_front_is_what_no_other_row_beats(rows: list[tuple[float, ...]]) -> None:
-    assert pareto_front(np.array(rows)).tolist() == [not beaten(rows, one) for one in rows]
+    table = np.array(rows)
+    no_worse, better = (table[:, None] <= table).all(axis=2), (table[:, None] < table).any(axis=2)
+    assert pareto_front(table).tolist() == (~(no_worse & better).any(axis=0)).tolist()
 
 
 def test_fronts_of_columns_know_which_way_is_better() -> None:
@@ -113,7 +87,7 @@ def test_the_flops_to_reach_a_loss_under_laws_in_compute_invert_them() -> None:
 
 def test_the_optimum_of_kaplans_law_is_where_its_slope_along_the_budget_is_zero() -> None:
     """(N_c/N)^a + D_c u N / C with a = alpha_N / alpha_D is least at N = (a N_c^a C / (D_c u))^(1/(1+a))."""
-    law = {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.095}
+    law = TRUE["kaplan_joint"]
     a = law["alpha_N"] / law["alpha_D"]
     N = (a * law["N_c"] ** a * 1e21 / (law["D_c"] * 7)) ** (1 / (1 + a))
     best = numeric_optimum(get_law("kaplan_joint"), law, 1e21, unit=7)
@@ -132,23 +106,17 @@ def grid(unit: float = 6.0, *, noise: float = 0.002, largest: float = 2e9) -> Ta
 
 def fitted(table: Table, *laws: str) -> dict[str, dict[str, Fitted]]:
     """Least-squares fits of the laws to the loss, as `analyse` passes them on."""
-    rng, least = generator(), Loss(np.inf)
-    plain = Settings(bootstrap=0)
-    return {
-        law: fit_group(table, Task(get_law(law), "loss", "params_total", least), plain, rng, thorough=False)
-        for law in laws
-    }
+    rng, plain = generator(), Settings(bootstrap=0)
+    tasks = {law: Task(get_law(law), "loss", "params_total", Loss(np.inf)) for law in laws}
+    return {law: fit_group(table, task, plain, rng, thorough=False) for law, task in tasks.items()}
 
 
 def test_the_compute_for_a_loss_is_counted_as_the_table_counts_flops() -> None:
     """Twice the FLOPs a parameter and token, and nothing else: twice the FLOPs for any loss."""
-    found = []
-    for unit in (6.0, 12.0):
-        table = grid(unit)
-        (row,) = target_entries(table, fitted(table, "chinchilla"), Settings(target_loss=2.5), "loss", "params_total")
-        found.append(row)
-    assert found[1]["flops"] == pytest.approx(2 * found[0]["flops"], rel=1e-6)
-    assert found[1]["beyond"] == pytest.approx(found[0]["beyond"], rel=1e-6)
+    settings, tables = Settings(target_loss=2.5), [grid(unit) for unit in (6.0, 12.0)]
+    (once,), (twice,) = (target_entries(t, fitted(t, "chinchilla"), settings, "loss", "params_total") for t in tables)
+    assert twice["flops"] == pytest.approx(2 * once["flops"], rel=1e-6)
+    assert twice["beyond"] == pytest.approx(once["beyond"], rel=1e-6)
 
 
 def test_a_loss_that_no_run_reached_and_laws_that_contradict_each_other_are_marked() -> None:
@@ -180,9 +148,8 @@ def test_a_floor_above_a_loss_that_was_reached_gives_no_optimum() -> None:
     table = grid()
     primary = fitted(table, "chinchilla")
     floor = primary["chinchilla"]["a"].entry["params"]["E"]
-    frame = table.frame.copy()
-    frame.loc[0, "loss"] = 0.9 * floor
-    lower = Table(frame, table.notes, table.name)
+    lower = table.frame["loss"].where(table.frame.index > 0, 0.9 * floor)
+    lower = Table(table.frame.assign(loss=lower), table.notes, table.name)
     (row,) = allocation_entries(lower, primary, Settings(), "loss", "params_total")
     assert row["contradicts"] == [f"its floor is {floor:.4g}, and a run has reached {0.9 * floor:.4g}"]
     assert row["budgets"] == []
@@ -202,13 +169,11 @@ def references(sizes: np.ndarray, tokens: float = 1e10) -> tuple[list[Entry], li
 
 def test_a_reference_is_marked_outside_its_range_and_left_out_far_outside() -> None:
     """Hoffmann et al. trained models from 70M to 16B on 5B to 500B tokens, Kaplan et al. from 768 to 1.5B."""
-    _, near = references(np.geomspace(3.5e7, 7e8, 6))
-    by = {row["reference"]: row for row in near if row["target"] == "loss"}
-    assert by["Hoffmann 2022"]["outside_range"]["N"]["factor"] == pytest.approx(2)
-    assert not by["Hoffmann 2022"]["left_out"]
-    assert by["Kaplan 2020, L(N)"]["outside_range"] == {}
-    _, small = references(np.geomspace(5e4, 5e6, 6))
-    far = {row["reference"]: row for row in small if row["target"] == "loss"}
+    sizes = (np.geomspace(3.5e7, 7e8, 6), np.geomspace(5e4, 5e6, 6))
+    near, far = ({row["reference"]: row for row in references(N)[1] if row["target"] == "loss"} for N in sizes)
+    assert near["Hoffmann 2022"]["outside_range"]["N"]["factor"] == pytest.approx(2)
+    assert not near["Hoffmann 2022"]["left_out"]
+    assert near["Kaplan 2020, L(N)"]["outside_range"] == {}
     assert far["Hoffmann 2022"]["left_out"]
     assert (far["Hoffmann 2022"]["curve"], far["Hoffmann 2022"]["reference_exponent"]) == (None, None)
     assert far["Kaplan 2020, L(N)"]["reference_exponent"] == pytest.approx(0.076)

@@ -5,18 +5,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import optimize
 
-from slm.scaling.analysis import analyse
+from slm.scaling import LAWS, Fit, Loss, Settings, Table, analyse, fit, get_law, table_from_frame, uncertainty
 from slm.scaling.entries import Task, fit_group
 from slm.scaling.families import fit_joint, gather
-from slm.scaling.fitting import Fit, fit
 from slm.scaling.formulas import read_formula
-from slm.scaling.intervals import uncertainty
-from slm.scaling.laws import LAWS, get_law, number_of
-from slm.scaling.settings import Settings
-from slm.scaling.solver import Loss
+from slm.scaling.laws import number_of
 from slm.scaling.symbolic import Formula
-from slm.scaling.tables import Table, table_from_frame
 from tests.seeds import generator
 
 N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(2e8, 2e10, 4)))
@@ -99,18 +95,21 @@ CASES: dict[str, tuple[Any, dict[str, float], Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_truth_is_recovered_without_noise(case: str) -> None:
-    given, true, loss, columns = CASES[case]
-    found = of_formula(given, table(loss, **columns))
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[Fit, dict[str, float]]:
+    """The fit of a formula to exact rows of it, and the parameters of those."""
+    given, true, loss, columns = CASES[request.param]
+    return of_formula(given, table(loss, **columns)), true
+
+
+def test_truth_is_recovered_without_noise(case: tuple[Fit, dict[str, float]]) -> None:
+    found, true = case
     assert found.certificate.converged
     assert found.params == pytest.approx(true, rel=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_derivatives_are_those_of_differences(case: str) -> None:
-    given, true, loss, columns = CASES[case]
-    found = of_formula(given, table(loss, **columns))
+def test_derivatives_are_those_of_differences(case: tuple[Fit, dict[str, float]]) -> None:
+    found, true = case
     law, x = found.law, found.sample.centred
     P, step = len(law.parameters), 1e-5
     theta = law.coordinates(true, found.sample.refs) + 0.01 * RNG.standard_normal((3, P))
@@ -125,17 +124,15 @@ def test_derivatives_are_those_of_differences(case: str) -> None:
     assert np.abs(curvature(weights) - second).max() < 1e-5 * max(np.abs(second).max(), 1e-4)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_coordinates_and_parameters_are_inverse(case: str) -> None:
-    given, true, loss, columns = CASES[case]
-    found = of_formula(given, table(loss, **columns))
-    theta = found.law.coordinates(true, found.sample.refs)
-    back = found.law.canonical(theta[None], found.sample.refs)[0]
-    assert dict(zip(found.law.parameters, back.tolist(), strict=True)) == pytest.approx(true, rel=1e-9)
-    for name in found.law.parameters:
-        vector = found.law.functional(name, found.sample.refs)
-        wanted = true[name] if name in found.law.signed else np.log(true[name])
-        assert float(vector @ theta) == pytest.approx(wanted, rel=1e-9)
+def test_coordinates_and_parameters_are_inverse(case: tuple[Fit, dict[str, float]]) -> None:
+    found, true = case
+    law, refs = found.law, found.sample.refs
+    theta = law.coordinates(true, refs)
+    back = law.canonical(theta[None], refs)[0]
+    assert dict(zip(law.parameters, back.tolist(), strict=True)) == pytest.approx(true, rel=1e-9)
+    for name in law.parameters:
+        expected = true[name] if name in law.signed else np.log(true[name])
+        assert float(law.functional(name, refs) @ theta) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("loss", [Loss(), Loss(1e-3)])
@@ -146,9 +143,8 @@ def test_a_built_in_law_as_a_formula_is_the_same_fit(loss: Loss) -> None:
     assert two.params == pytest.approx(one.params, rel=1e-6)
     assert two.certificate.objective == pytest.approx(one.certificate.objective, rel=1e-9)
     if np.isinf(loss.delta):
-        ends = [uncertainty(of, replicates=0, rng=RNG) for of in (one, two)]
-        for name in one.params:
-            assert ends[1].ci[name] == pytest.approx(ends[0].ci[name], rel=1e-6)
+        ours, built_in = (uncertainty(of, replicates=0, rng=RNG).ci for of in (two, one))
+        assert all(ours[name] == pytest.approx(built_in[name], rel=1e-6) for name in one.params)
 
 
 def test_a_straight_formula_is_linear_regression() -> None:
@@ -178,14 +174,9 @@ def test_intervals_cover_the_truth_of_a_shared_exponent_and_a_covariate() -> Non
 
 def test_cells_are_told_apart_by_covariates() -> None:
     """Seeds of one cell are averaged; rows that differ in a column that only the formula knows are not."""
-    rows = table(
-        1.5 + 300 * np.repeat(N, 2) ** -0.3 * np.repeat(EXPERTS, 2) ** -0.12,
-        N=np.repeat(N, 2),
-        experts=np.repeat(EXPERTS, 2),
-        seed=np.tile([1, 2], 24),
-    )
-    cells = set(zip(N.tolist(), EXPERTS.tolist(), strict=True))
-    assert len(of_formula(CASES["covariate"][0], rows).sample.log_y) == len(cells) == 12
+    sizes, experts = np.repeat(N, 2), np.repeat(EXPERTS, 2)
+    rows = table(1.5 + 300 * sizes**-0.3 * experts**-0.12, N=sizes, experts=experts, seed=np.tile([1, 2], 24))
+    assert len(of_formula(CASES["covariate"][0], rows).sample.log_y) == len({*zip(N, EXPERTS, strict=True)}) == 12
 
 
 def test_what_a_formula_is_made_of() -> None:
@@ -242,7 +233,7 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "words"), REFUSED, ids=[str(number) for number in range(len(REFUSED))])
+@pytest.mark.parametrize(("given", "words"), REFUSED, ids=map(str, range(len(REFUSED))))
 def test_what_cannot_be_a_law_is_refused_in_one_sentence(given: Any, words: str) -> None:
     with pytest.raises(ValueError, match=r"^analysis\.formulas\.mine ") as caught:
         read_formula("mine", given, ["tokens", "family"])
@@ -280,52 +271,33 @@ def test_families_are_compared_under_a_formula() -> None:
     law = get_law("shared_exponent")
     rng = generator()
     of = fit_group(two_families(), Task(law, "loss", "N", Loss()), Settings(bootstrap=0), rng, thorough=False)
-    families = gather({name: one.fit for name, one in of.items() if one.fit})
-    joint = fit_joint(families, "shared_exponents")
+    fits = {name: one.fit for name, one in of.items()}
+    joint = fit_joint(gather(fits), "shared_exponents")
     assert joint.converged
     assert joint.sse == pytest.approx(_shared_by_hand(two_families()), rel=1e-6)
-    apart = fit_joint(families, "separate")
-    assert apart.sse == pytest.approx(sum(one.fit.sse for one in of.values() if one.fit), rel=1e-9)
+    assert fit_joint(gather(fits), "separate").sse == pytest.approx(sum(fit.sse for fit in fits.values()), rel=1e-9)
 
 
 def _shared_by_hand(rows: Table) -> float:
-    """Least squares of both families with one exponent, by variable projection on a fine grid and parabola."""
-    from scipy.optimize import least_squares
-
-    frame = rows.frame
-    parts = [frame[frame["family"] == family] for family in rows.families]
+    """Least squares of both families with one exponent, by scipy."""
+    parts = [rows.of(family).frame for family in rows.families]
 
     def residuals(p: Any) -> Any:
-        return np.concatenate(
-            [
-                np.log(part["loss"])
-                - np.log(
-                    np.exp(p[1 + 3 * f])
-                    + np.exp(p[2 + 3 * f] - p[0] * np.log(part["N"] / 1e8))
-                    + np.exp(p[3 + 3 * f] - p[0] * np.log(part["tokens"] / 2e9))
-                )
-                for f, part in enumerate(parts)
-            ]
-        )
+        found = []
+        for part, (floor, a, b) in zip(parts, np.reshape(p[1:], (2, 3)), strict=True):
+            of_size, of_tokens = (part["N"] / 1e8) ** -p[0], (part["tokens"] / 2e9) ** -p[0]
+            found.append(np.log(part["loss"] / (np.exp(floor) + np.exp(a) * of_size + np.exp(b) * of_tokens)))
+        return np.concatenate(found)
 
     start = [0.33, *(np.log(1.7), np.log(1.5), np.log(0.8)) * 2]
-    return float(2 * least_squares(residuals, start, xtol=1e-15, ftol=1e-15, gtol=1e-15).cost)
+    return float(2 * optimize.least_squares(residuals, start, xtol=1e-15, ftol=1e-15, gtol=1e-15).cost)
 
 
 def test_an_analysis_takes_formulas_for_laws() -> None:
-    settings = Settings.from_dict(
-        {
-            "laws": ["power"],
-            "targets": "loss",
-            "formulas": {"mine": "E + A*N**-a + B*D**-a"},
-            "law": "mine",
-            "bootstrap": 200,
-            "calibration": 50,
-            "predict": [2, {"N": 1e10, "D": 1e10, "C": 1.0}, {"N": 3e8}, {"N": 1e8, "D": 1e9}],
-            "test": {"a": 0.35},
-        }
-    )
-    found = analyse(two_families(), settings)
+    points = [2, {"N": 1e10, "D": 1e10, "C": 1.0}, {"N": 3e8}, {"N": 1e8, "D": 1e9}]
+    values = {"laws": ["power"], "targets": "loss", "bootstrap": 200, "calibration": 50, "predict": points}
+    values |= {"formulas": {"mine": "E + A*N**-a + B*D**-a"}, "law": "mine", "test": {"a": 0.35}}
+    found = analyse(two_families(), Settings.from_dict(values))
     own = {entry["family"]: entry for entry in found.fits if entry["law"] == "mine" and entry["loss"] != "huber"}
     assert found.comparison["primary"]["law"] == "mine"
     assert {pair["exponent"] for pair in found.comparison["laws"]["mine"]["pairs"]} == {"a"}

@@ -5,15 +5,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from slm.scaling import Settings, analyse, table_from_frame
 from slm.scaling.allocation import compute_optimal
-from slm.scaling.analysis import analyse
 from slm.scaling.forms import Floats
 from slm.scaling.isoflop import Exponent, given_optima, group_budgets, isoflop, isoflop_bias
-from slm.scaling.settings import Settings
-from slm.scaling.tables import table_from_frame
+from tests.scaling.samples import HOFFMANN, plain_law
 from tests.seeds import generator, seeded
-
-HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 
 
 def parabolas(exponent: float, *, sizes: int = 7, budgets: int = 4) -> pd.DataFrame:
@@ -48,15 +45,11 @@ def test_planted_exponents_of_size_and_tokens_are_recovered_from_exact_parabolas
 
 def profiles(law: dict[str, float], budgets: Floats, shift: float = 0.0, sizes: int = 9) -> pd.DataFrame:
     """Exact isoFLOP profiles of a `chinchilla` law over a factor of 20 in N, centred at the best N times e^shift."""
-    rows = []
-    for C in budgets:
-        best = compute_optimal(law, C).params
-        for N in best * np.exp(np.linspace(-1.5 + shift, 1.5 + shift, sizes)):
-            rows.append({"N": N, "tokens": C / 6 / N, "flops": C})
-    frame = pd.DataFrame(rows)
-    return frame.assign(
-        loss=law["E"] + law["A"] / frame["N"] ** law["alpha"] + law["B"] / frame["tokens"] ** law["beta"]
-    )
+    C = np.repeat(budgets, sizes)
+    best = np.repeat([compute_optimal(law, flops).params for flops in budgets], sizes)
+    N = best * np.exp(np.tile(np.linspace(-1.5 + shift, 1.5 + shift, sizes), len(budgets)))
+    loss = plain_law("chinchilla", law, {"N": N, "D": C / 6 / N})
+    return pd.DataFrame({"N": N, "tokens": C / 6 / N, "flops": C, "loss": loss})
 
 
 def noisy(frame: pd.DataFrame, sigma: float, rng: np.random.Generator) -> pd.DataFrame:
@@ -84,18 +77,16 @@ def test_intervals_of_both_exponents_cover(budgets: int, sigma: float, shift: fl
         frame = noisy_shifts(HOFFMANN, C, shift, rng) if shift else profiles(HOFFMANN, C)
         found = exponents(noisy(frame, sigma, rng))
         covered += [one.low <= true.value <= one.high for one, true in zip(found, exact, strict=True)]
-    assert (covered >= 0.915 * tables).all()  # a standard error is 1.4 points
-    assert (covered <= 0.985 * tables).all()
+    assert ((0.915 * tables <= covered) & (covered <= 0.985 * tables)).all()  # a standard error is 1.4 points
 
 
 def test_the_interval_of_a_lowest_point_covers_it() -> None:
-    rng, tables, inside = generator(7), 120, 0
-    exact = isoflop(profiles(HOFFMANN, np.geomspace(1e18, 1e20, 3)), "N", "loss").budgets
-    for _ in range(tables):
-        found = isoflop(noisy(profiles(HOFFMANN, np.geomspace(1e18, 1e20, 3)), 0.004, rng), "N", "loss").budgets
-        for one, true in zip(found, exact, strict=True):
-            inside += one.low <= true.params <= one.high
-    assert 0.92 <= inside / tables / 3 <= 0.98
+    rng, frame, inside = generator(7), profiles(HOFFMANN, np.geomspace(1e18, 1e20, 3)), 0
+    exact = isoflop(frame, "N", "loss").budgets
+    for _ in range(120):
+        found = isoflop(noisy(frame, 0.004, rng), "N", "loss").budgets
+        inside += sum(one.low <= true.params <= one.high for one, true in zip(found, exact, strict=True))
+    assert 0.92 <= inside / 120 / 3 <= 0.98
 
 
 def test_budgets_whose_lowest_point_is_outside_their_runs_are_dropped_and_the_rest_decide() -> None:
@@ -114,9 +105,7 @@ def test_too_few_sizes_or_budgets_or_no_lowest_point_give_no_exponent_and_say_wh
     assert isoflop(parabolas(0.5, sizes=4), "N", "loss").reason is not None
     two = isoflop(parabolas(0.5, budgets=2), "N", "loss")
     assert (two.params, two.reason) == (None, "2 budgets have 5 sizes or more; 3 are needed")
-    upside_down = parabolas(0.5)
-    upside_down["loss"] = 10 - upside_down["loss"]
-    found = isoflop(upside_down, "N", "loss")
+    found = isoflop(parabolas(0.5).assign(loss=lambda frame: 10 - frame["loss"]), "N", "loss")
     assert found.params is None
     assert {row.reason for row in found.budgets} == {"its curve has no lowest point"}
 
@@ -125,12 +114,11 @@ def test_runs_spread_over_compute_without_gaps_are_no_budgets() -> None:
     """92 rows over a factor of 9, no neighbours 10% apart: once taken for one budget."""
     rng = generator()
     N, C = np.exp(rng.uniform(np.log(1e8), np.log(3e9), 92)), np.geomspace(1.6e19, 1.5e20, 92)
-    frame = pd.DataFrame({"N": N, "tokens": C / 6 / N, "flops": C})
-    loss = 1.69 + 406.4 / frame["N"] ** 0.34 + 410.7 / frame["tokens"] ** 0.28
-    found = isoflop(frame.assign(loss=loss), "N", "loss")
+    loss = plain_law("chinchilla", HOFFMANN, {"N": N, "D": C / 6 / N})
+    frame = pd.DataFrame({"N": N, "tokens": C / 6 / N, "flops": C, "loss": loss})
+    found = isoflop(frame, "N", "loss")
     assert (found.params, found.budgets, found.ungrouped) == (None, (), 92)
-    fixed_ratio = frame.assign(tokens=20 * frame["N"], flops=120 * frame["N"] ** 2, loss=loss)
-    assert isoflop(fixed_ratio, "N", "loss").params is None
+    assert isoflop(frame.assign(tokens=20 * N, flops=120 * N**2), "N", "loss").params is None  # a fixed ratio
 
 
 def test_a_budget_holds_together_and_stands_apart() -> None:
@@ -165,14 +153,14 @@ def test_a_column_of_budgets_counts_only_if_it_holds_flops(column: str) -> None:
     """Sweeps write tokens, tokens a parameter, or FLOPs as text; exact FLOPs may be twice 6 N D."""
     frame = parabolas(0.5)
     per_param = (frame["tokens"] / frame["N"]).round(-1)
-    for values in (per_param, frame["tokens"].round(-9), "tokens_per_param=" + per_param.astype(str)):
-        found = isoflop(frame.assign(**{column: values}), "N", "loss")
-        assert (found.grouped_by, found.ignored) == ("flops", (column,))
-        assert found.params.value == pytest.approx(0.5, abs=1e-6)
-    spread = frame["flops"] * np.tile(np.linspace(1.0, 1.7, 7), 4)  # no clear groups by FLOPs
-    for values in (frame["flops"], "flops=" + frame["flops"].map("{:g}".format)):
-        found = isoflop(frame.assign(**{column: values, "flops": spread}), "N", "loss")
-        assert (found.grouped_by, found.ignored) == (column, ())
+    tokens = (per_param, frame["tokens"].round(-9), "tokens_per_param=" + per_param.astype(str))
+    cases = [(frame.assign(**{column: values}), "flops", (column,)) for values in tokens]
+    spread = frame.assign(flops=frame["flops"] * np.tile(np.linspace(1.0, 1.7, 7), 4))  # no clear groups by FLOPs
+    flops = (frame["flops"], "flops=" + frame["flops"].map("{:g}".format))
+    cases += [(spread.assign(**{column: values}), column, ()) for values in flops]
+    for rows, grouped_by, ignored in cases:
+        found = isoflop(rows, "N", "loss")
+        assert (found.grouped_by, found.ignored) == (grouped_by, ignored)
         assert found.params.value == pytest.approx(0.5, abs=1e-6)
 
 
@@ -195,8 +183,7 @@ def test_the_bias_of_approach_2_is_its_error_on_exact_data_of_the_law(drift: flo
     """Sizes that drift away from the best ones as budgets grow show how lopsided the curve is."""
     budgets = np.geomspace(1e18, 1e21, 5)
     frame = pd.concat([profiles(HOFFMANN, budgets[[i]], shift=drift * i) for i in range(5)], ignore_index=True)
-    true = HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"])
-    expected = by_polyfit(frame) - true
+    expected = by_polyfit(frame) - HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"])
     assert isoflop_bias(frame.assign(loss=1.0), "N", "loss", HOFFMANN) == pytest.approx(expected, abs=1e-6)
     assert (abs(expected) > 0.002) == (drift > 0)
 

@@ -7,24 +7,28 @@ import pandas as pd
 import pytest
 from scipy import optimize, stats
 
+from slm.scaling import Settings, Table, table_from_frame
 from slm.scaling.forms import Floats
 from slm.scaling.matching import match
 from slm.scaling.paired import compare_pairs
 from slm.scaling.pairs import at_floors
-from slm.scaling.settings import Settings
-from slm.scaling.tables import Table, table_from_frame
 from tests.scaling.samples import runs
 from tests.seeds import generator
 
 SIZES = np.round(np.geomspace(2e6, 9e7, 6))
+COLUMNS = ["family", "params_total", "tokens", "seed", "loss"]
 
 
 def power(A: float, alpha: float) -> Any:
     return lambda N: A * N**-alpha
 
 
+def compared(table: Table) -> dict[str, Any]:
+    return compare_pairs(table, "loss", "params_total", Settings())
+
+
 def pair_of(table: Table) -> dict[str, Any]:
-    return compare_pairs(table, "loss", "params_total", Settings())["pairs"][0]
+    return compared(table)["pairs"][0]
 
 
 def test_the_slope_is_the_t_test_of_a_regression_of_log_ratios() -> None:
@@ -41,16 +45,12 @@ def test_the_slope_is_the_t_test_of_a_regression_of_log_ratios() -> None:
 
 def test_points_on_a_line_by_luck_scatter_as_much_as_seeds_do() -> None:
     """The means of four sizes lie on a line, the two seeds of each do not: t with the seeds' variance and 2 + 4 df."""
-    rows = []
-    for i, N in enumerate(SIZES[:4]):
-        for seed, off in ((0, 0.01), (1, -0.01)):
-            rows.append(
-                {"family": "a", "params_total": N, "tokens": 1e9, "seed": seed, "loss": 20 * N**-0.1 * np.exp(off)}
-            )
-            tiny = 1e-5 * (-1) ** i
-            rows.append(
-                {"family": "b", "params_total": N, "tokens": 1e9, "seed": seed, "loss": 20 * N**-0.1 * np.exp(tiny)}
-            )
+    rows = [
+        {"family": family, "params_total": N, "tokens": 1e9, "seed": seed, "loss": 20 * N**-0.1 * np.exp(off)}
+        for i, N in enumerate(SIZES[:4])
+        for seed, noise in ((0, 0.01), (1, -0.01))
+        for family, off in (("a", noise), ("b", 1e-5 * (-1) ** i))
+    ]
     pair = pair_of(table_from_frame(pd.DataFrame(rows)))
     x = np.log(SIZES[:4])
     seeds = 2 * 0.01**2 / 1 / 2  # variance of a mean of two, 4 degrees of freedom
@@ -84,39 +84,32 @@ def test_sizes_that_are_not_quite_the_same_are_moved_along_the_curve() -> None:
     near = runs({"a": power(20, 0.1)}, SIZES)
     frame = near.frame.assign(family="b", params_total=np.round(SIZES * np.linspace(0.95, 1.05, 6)))
     frame["loss"] = 18 * frame["params_total"] ** -0.12
-    both = pd.concat([near.frame, frame])[["family", "params_total", "tokens", "seed", "loss"]]
-    found = match(table_from_frame(both), "a", "b", "loss", "params_total")
+    found = match(table_from_frame(pd.concat([near.frame, frame])[COLUMNS]), "a", "b", "loss", "params_total")
     assert not isinstance(found, str)
     assert found.farthest == pytest.approx(0.0526, abs=1e-3)
     truth = np.log(20 / 18) + 0.02 * found.log_N
     assert found.log_ratio == pytest.approx(truth, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"params_total": 1.3}, "0 of 6 sizes agree within 10%"),
-        ({"tokens": 2.0}, "0 of 6 sizes"),
-        ({}, "3 of 3 sizes"),
-    ],
-)
-def test_what_is_not_matched_is_said(change: dict[str, float], said: str) -> None:
-    table = runs({"a": power(20, 0.1), "b": power(20, 0.1)}, SIZES)
-    frame = table.frame[["family", "params_total", "tokens", "seed", "loss"]].copy()
-    for column, factor in change.items():
-        frame.loc[frame["family"] == "b", column] *= factor
-    frame = frame if change else frame[(frame["family"] == "a") | frame["params_total"].isin(SIZES[:3])]
-    found = compare_pairs(table_from_frame(frame), "loss", "params_total", Settings())
+NOT_MATCHED = [("params_total", 1.3, "0 of 6 sizes agree within 10%"), ("tokens", 2.0, "0 of 6 sizes")]
+
+
+@pytest.mark.parametrize(("column", "factor", "said"), [*NOT_MATCHED, ("loss", 1.0, "3 of 3 sizes")])
+def test_what_is_not_matched_is_said(column: str, factor: float, said: str) -> None:
+    """The last case: too few sizes in the second family."""
+    frame = runs({"a": power(20, 0.1), "b": power(20, 0.1)}, SIZES).frame[COLUMNS].copy()
+    frame.loc[frame["family"] == "b", column] *= factor
+    few = (frame["family"] == "a") | frame["params_total"].isin(SIZES[:3])
+    found = compared(table_from_frame(frame[few] if factor == 1 else frame))
     assert found["pairs"] == []
     assert said in found["unmatched"][0]["reason"]
 
 
 def test_equal_tokens_a_parameter_are_equal_budgets() -> None:
-    table = runs({"a": power(20, 0.1), "b": power(19, 0.1)}, SIZES, noise=0.005)
-    frame = table.frame[["family", "params_total", "seed", "loss"]].copy()
+    frame = runs({"a": power(20, 0.1), "b": power(19, 0.1)}, SIZES, noise=0.005).frame[COLUMNS].copy()
     frame.loc[frame["family"] == "b", "params_total"] *= 1.04
     frame["tokens"] = 20 * frame["params_total"]
-    assert len(compare_pairs(table_from_frame(frame), "loss", "params_total", Settings())["pairs"]) == 1
+    assert len(compared(table_from_frame(frame))["pairs"]) == 1
 
 
 def test_the_worth_of_a_family_that_is_another_at_other_sizes_is_that_factor() -> None:
@@ -148,13 +141,9 @@ def test_pairs_are_found_as_often_as_the_power_that_is_stated() -> None:
     assert low / 80 == pytest.approx(0.8, abs=0.13)
 
 
-def floored(N: Floats, A: float = 90.0) -> Floats:
-    return 1.8 + A * N**-0.3
-
-
 def test_a_floor_that_explains_a_slope_is_found() -> None:
     """One law with a floor, b worth 1.5 times the parameters: the slope of the ratio is sure, and means nothing."""
-    laws = {"a": lambda N: floored(N), "b": lambda N: floored(1.5 * N)}
+    laws = {"a": lambda N: 1.8 + 90 * N**-0.3, "b": lambda N: 1.8 + 90 * (1.5 * N) ** -0.3}
     said = [pair_of(runs(laws, SIZES, noise=0.002, seed=seed)) for seed in range(30)]
     assert np.mean([pair["p"] < 0.05 for pair in said]) > 0.5
     assert np.sum([pair["p_any_floor"] < 0.05 for pair in said]) <= 4
@@ -169,14 +158,14 @@ def test_a_difference_that_no_floor_explains_stays() -> None:
     assert pair["p_any_floor"] < 0.05
 
 
-def test_a_fit_at_a_given_floor_is_the_line_of_the_log_above_it() -> None:
+@pytest.mark.parametrize("floor", [0.0, 1.0, 1.7])
+def test_a_fit_at_a_given_floor_is_the_line_of_the_log_above_it(floor: float) -> None:
     """Exact rows: L - floor is a power of N, and the local exponent its share of alpha."""
-    for floor in (0.0, 1.0, 1.7):
-        y = np.log(floor + 90 * SIZES**-0.3)
-        found = at_floors(np.log(SIZES), y, np.array([floor]))
-        assert found.alpha[0] == pytest.approx(0.3, rel=1e-8)
-        assert found.squares[0] < 1e-20
-        assert found.local[0] == pytest.approx(0.3 * (1 - floor / np.exp(y)), rel=1e-6)
+    y = np.log(floor + 90 * SIZES**-0.3)
+    found = at_floors(np.log(SIZES), y, np.array([floor]))
+    assert found.alpha[0] == pytest.approx(0.3, rel=1e-8)
+    assert found.squares[0] < 1e-20
+    assert found.local[0] == pytest.approx(0.3 * (1 - floor / np.exp(y)), rel=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.98])

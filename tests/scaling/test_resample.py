@@ -58,12 +58,10 @@ def test_rows_that_move_together_have_the_error_of_their_groups() -> None:
 
 def test_the_cluster_bootstrap_finds_the_scatter_of_repeated_experiments() -> None:
     """Monte Carlo: the spread of the estimate over 400 new data sets, against the mean bootstrap error of 20."""
-    slopes = [clustered(s, shared=0.02, own=0.01).theta[1] for s in range(400)]
-    errors = [
-        bootstrap(clustered(s, shared=0.02, own=0.01), "cluster", 200, generator(s)).theta[:, 1].std(ddof=1)
-        for s in range(20)
-    ]
-    assert np.mean(errors) == pytest.approx(np.std(slopes, ddof=1), rel=0.15)
+    fits = [clustered(seed, shared=0.02, own=0.01) for seed in range(400)]
+    resampled = [bootstrap(fit, "cluster", 200, generator(seed)).theta[:, 1] for seed, fit in enumerate(fits[:20])]
+    slopes = [fit.theta[1] for fit in fits]
+    assert np.mean([slope.std(ddof=1) for slope in resampled]) == pytest.approx(np.std(slopes, ddof=1), rel=0.15)
 
 
 def test_wild_factors_are_shared_within_a_cluster_and_have_mean_0_and_variance_1() -> None:
@@ -90,8 +88,7 @@ def test_the_wild_bootstraps_error_of_few_rows_is_known_exactly(each: int) -> No
 
 
 def test_the_wild_bootstrap_keeps_every_row_and_so_never_fails_on_few_sizes() -> None:
-    of = noisy("power_floor", 5, 0.003)
-    found = fit_sample(FLOOR, of)
+    found = fit_sample(FLOOR, noisy("power_floor", 5, 0.003))
     cluster, wild = (bootstrap(found, kind, 200, generator()) for kind in ("cluster", "wild"))
     # Drawing 5 rows of 5: only draws with 4 or 5 distinct rows hold 3 parameters, (5! + 10 x 5!)/5^5 of 1.
     chance = (120 + 1200) / 3125
@@ -114,13 +111,12 @@ def test_refits_in_chunks_are_refits_in_one_batch(monkeypatch: pytest.MonkeyPatc
     log_y = found.sample.log_y + 0.003 * rng.normal(size=(7, 10))
     weights = rng.integers(1, 3, (7, 10)).astype(float)
     start = np.repeat(found.theta[None], 7, axis=0)
-    whole = refit(found, log_y, weights, start)
+    theta, squares, *_ = whole = refit(found, log_y, weights, start)
     monkeypatch.setattr("slm.scaling.resample.CHUNK", 60)
     for one, other in zip(whole, refit(found, log_y, weights, start), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-8)
-    # and the weighted sum of squares is that of the refitted law
-    fitted = FLOOR.log_value(whole[0], found.sample.centred)
-    np.testing.assert_allclose(whole[1], (weights * (log_y - fitted) ** 2).sum(axis=1), rtol=1e-10)
+    residuals = log_y - FLOOR.log_value(theta, found.sample.centred)
+    np.testing.assert_allclose(squares, (weights * residuals**2).sum(axis=1), rtol=1e-10)
 
 
 def test_a_design_whose_resamples_all_lack_sizes_gives_an_empty_ensemble() -> None:

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from slm.scaling import Settings, table_from_frame
+from slm.scaling import Settings, Table, get_law, table_from_frame
 from slm.scaling.entries import Task, fit_group
-from slm.scaling.laws import get_law
 from slm.scaling.selection import choose_law, rankings, survival, weigh
-from slm.scaling.tables import Table
-from tests.scaling.samples import runs
+from tests.scaling.samples import FLOOR, POWER, runs
 from tests.seeds import generator
 
 FAMILIES = ("a", "b", "c")
@@ -42,12 +40,8 @@ def test_families_are_ranked_from_the_steepest_down() -> None:
 
 
 def test_an_order_that_is_the_same_everywhere_survives() -> None:
-    found = survives(
-        entries("power", FIRST),
-        entries("power_floor", {"a": 0.9, "b": 0.5, "c": 0.4}),
-        entries("power", FIRST, target="bits_per_byte"),
-        entries("power", FIRST, size="params_total"),
-    )
+    others = [entries("power", FIRST, target="bits_per_byte"), entries("power", FIRST, size="params_total")]
+    found = survives(entries("power", FIRST), entries("power_floor", {"a": 0.9, "b": 0.5, "c": 0.4}), *others)
     assert found["survives"] is True
     assert (found["same_order"], found["compared_with"]) == (3, 3)
     assert found["survives_change_of"] == {"law": True, "target": True, "size": True}
@@ -83,23 +77,19 @@ def test_one_family_that_is_not_identified_spoils_the_ranking_of_all() -> None:
 
 def test_misfits_are_compared_within_one_target_only() -> None:
     """Perplexity scatters more than loss does; that does not make its laws untenable."""
-    found = survives(entries("power", FIRST), entries("power", SWAPPED, target="bits_per_byte", sigma_log=0.05))
-    assert found["compared_with"] == 1
+    scattered = entries("power", SWAPPED, target="bits_per_byte", sigma_log=0.05)
+    assert survives(entries("power", FIRST), scattered)["compared_with"] == 1
 
 
 def test_exponents_in_other_variables_are_another_ranking() -> None:
-    found = survives(entries("power", FIRST), entries("power_D", SWAPPED, size=None))
-    assert found["compared_with"] == 0
+    assert survives(entries("power", FIRST), entries("power_D", SWAPPED, size=None))["compared_with"] == 0
 
 
 def test_only_the_choice_that_changed_the_order_is_blamed() -> None:
     """The order turns round with the target, under either law; with the other law alone it holds."""
-    found = survives(
-        entries("power", FIRST),
-        entries("power_floor", FIRST),
-        entries("power", SWAPPED, target="bits_per_byte"),
-        entries("power_floor", SWAPPED, target="bits_per_byte"),
-    )
+    laws = ("power", "power_floor")
+    turned = [entries(law, SWAPPED, target="bits_per_byte") for law in laws]
+    found = survives(*(entries(law, FIRST) for law in laws), *turned)
     assert found["survives_change_of"] == {"law": True, "target": False}
 
 
@@ -113,14 +103,9 @@ def test_an_order_under_perplexity_is_told_but_does_not_count() -> None:
 
 
 def fitted(table: Table, loss: str = "least_squares") -> dict[str, Any]:
-    settings = Settings(**(QUICK | {"loss": loss}))
-    rng = generator()
-    return {
-        name: fit_group(
-            table, Task(get_law(name), "loss", "params_total", settings.fit_loss), settings, rng, thorough=False
-        )
-        for name in ("power", "power_floor")
-    }
+    settings, rng = Settings(**(QUICK | {"loss": loss})), generator()
+    tasks = [Task(law, "loss", "params_total", settings.fit_loss) for law in (POWER, FLOOR)]
+    return {task.law.name: fit_group(table, task, settings, rng, thorough=False) for task in tasks}
 
 
 def test_the_pooled_criterion_is_that_of_one_gaussian_for_all_families() -> None:
@@ -162,9 +147,8 @@ def test_seeds_do_not_count_as_evidence_for_a_floor() -> None:
 def test_hubers_fits_are_chosen_by_hubers_likelihood() -> None:
     """Rows of a floored law with one far outlier: least squares' criterion is about the outlier, Huber's is not."""
     of = runs({"a": lambda N: 1.8 + 90 * N**-0.3}, np.round(np.geomspace(1e6, 1e9, 14)), noise=0.0005)
-    frame = of.frame.copy()
+    frame = of.frame[["family", "params_total", "tokens", "seed", "loss"]].copy()
     frame.loc[3, "loss"] *= 1.2
-    bad = table_from_frame(frame[["family", "params_total", "tokens", "seed", "loss"]])
-    huber = weigh(fitted(bad, "huber"))
+    huber = weigh(fitted(table_from_frame(frame), "huber"))
     assert huber["power"]["aicc_above_best"] > 10
     assert huber["power_floor"]["aicc_above_best"] == 0
