@@ -7,7 +7,7 @@ stated as caveats.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +35,12 @@ WINDOWS = ("max_length", "context_length", "sequence_length")
 
 @dataclass(frozen=True)
 class Overlay:
-    """Rows of an evaluation, one for each checkpoint and measure."""
+    """Rows of an evaluation, one for each checkpoint and measure; `column` is the file's column of bits per byte."""
 
-    frame: pd.DataFrame
-    notes: list[str]
-    source: str
+    table: Table
     column: str
-    """The file's column of bits per byte."""
 
-    def measured(self, target: str) -> str:
+    def file_column(self, target: str) -> str:
         """The file's column whose values are compared."""
         return self.column if target == BITS else target
 
@@ -58,15 +55,14 @@ def read_overlay(config: Mapping[str, Any]) -> Overlay | None:
         _check_columns(rows, str(source), column)
         if column != BITS:
             rows = rows.drop(columns=BITS, errors="ignore").rename(columns={column: BITS})
-        table = table_from_frame(rows, name=str(source))
+        return Overlay(table_from_frame(rows, name=str(source)), column)
     except ValueError as error:  # every message begins with the name of the file
         raise ValueError(f"overlay={error}") from None
-    return Overlay(table.frame, list(table.notes), str(source), column)
 
 
 def _check_columns(rows: pd.DataFrame, source: str, column: str) -> None:
     if column != BITS and column not in rows:
-        names = _joined(name for name in rows if str(name).startswith(BITS))
+        names = ", ".join(str(name) for name in rows if str(name).startswith(BITS)) or "none"
         raise ValueError(
             f"{source} has no column {column}, which overlay_column names: its columns of bits per byte are {names}"
         )
@@ -82,61 +78,63 @@ def check_overlay_of_sweep(config: Mapping[str, Any]) -> None:
     overlay, size = read_overlay(config), config["analysis"]["size"]
     if overlay is not None:
         # The runs' tokenizer fingerprint is not known before training, so it is taken to equal the checkpoints'.
-        target = _target(overlay, TARGETS, values_of(overlay.frame, TOKENIZER[:1]))
+        target = _target(overlay, TARGETS, values_of(overlay.table.frame, TOKENIZER[:1]))
         _usable_rows(overlay, target, SIZES[0] if size == "auto" else size)
 
 
 def check_overlay(overlay: Overlay, table: Table, settings: Settings) -> None:
     """Raise `ValueError` for rows that cannot be compared with those of `table`."""
-    _usable_rows(overlay, _target(overlay, table.targets, values_of(table.frame, TOKENIZER)), _size(table, settings))
+    _usable_rows(overlay, *_target_and_size(overlay, table, settings))
 
 
-def laid_over(overlay: Overlay, table: Table, primary_law: str, settings: Settings, seed: int) -> Entry:
+def overlay_entry(overlay: Overlay, table: Table, primary_law: str, settings: Settings, seed: int) -> Entry:
     """The content of overlay.json: among others `law`, `target`, `size`, `points`, `families`, `caveats`, `notes`.
 
     A point is a checkpoint (`name`, `N`, `value`, `tokens`, `measure`). `families` are the entries of
     `slm.scaling.overlay.lay_over`, whose `models` follow the order of `points`.
     """
-    target, size = _target(overlay, table.targets, values_of(table.frame, TOKENIZER)), _size(table, settings)
+    target, size = _target_and_size(overlay, table, settings)
     frame, notes = _usable_rows(overlay, target, size)
     points = [_point(row, overlay, target, size) for row in frame.to_dict("records")]
     models = [Model(point["N"], point["value"], point["tokens"]) for point in points]
     law = law_to_lay_over(primary_law, settings.formulas, table.frame.columns)
     families = lay_over(table, models, law, target=target, size=size, settings=settings, seed=seed)
+    column = overlay.file_column(target)
     return plain(
         {
-            "source": overlay.source,
-            "column": overlay.measured(target),
+            "source": overlay.table.name,
+            "column": column,
             "law": law,
             "target": target,
             "size": size,
             "level": settings.level,
             "points": points,
             "families": families,
-            "caveats": _caveats(frame, table.frame, points, families, overlay.measured(target)),
-            "notes": [*(note for note in overlay.notes if "left out" in note), *notes],
+            "caveats": _caveats(frame, table.frame, points, families, column),
+            "notes": [*(note for note in overlay.table.notes if "left out" in note), *notes],
         }
     )
 
 
-def overlay_rows(laid: Entry) -> Rows:
-    """Columns and rows for the tracker, one row for each checkpoint and family."""
-    columns = ["model", "N", laid["target"], "measure", "family", "law", "predicted", "low", "high"]
-    columns += ["log_ratio", "times_beyond"]
+def overlay_rows(overlay: Entry) -> Rows:
+    """Columns and rows for the tracker from the content of overlay.json, one row for each checkpoint and family."""
+    prediction = ["log_ratio", "times_beyond"]
+    columns = ["model", "N", overlay["target"], "measure", "family", "law", "predicted", "low", "high", *prediction]
     rows = [
         [
             *(point[key] for key in ("name", "N", "value", "measure")),
-            *(family["family"], laid["law"]),
-            *(model[key] for key in ("value", "low", "high", "log_ratio", "times_beyond")),
+            *(family["family"], overlay["law"]),
+            *(model[key] for key in ("value", "low", "high", *prediction)),
         ]
-        for family in laid["families"]
-        for point, model in zip(laid["points"] if family["models"] else [], family["models"], strict=True)
+        for family in overlay["families"]
+        for point, model in zip(overlay["points"] if family["models"] else [], family["models"], strict=True)
     ]
     return columns, rows
 
 
-def _size(table: Table, settings: Settings) -> str:
-    return table.sizes[0] if settings.size == "auto" else settings.size
+def _target_and_size(overlay: Overlay, table: Table, settings: Settings) -> tuple[str, str]:
+    target = _target(overlay, table.targets, values_of(table.frame, TOKENIZER))
+    return target, table.sizes[0] if settings.size == "auto" else settings.size
 
 
 def _target(overlay: Overlay, targets: Sequence[str], tokenizer: pd.Series | None) -> str:
@@ -144,37 +142,35 @@ def _target(overlay: Overlay, targets: Sequence[str], tokenizer: pd.Series | Non
 
     Raises `ValueError` if neither is possible. `targets` and `tokenizer` (None: unknown) are those of the runs.
     """
-    if BITS in overlay.frame and BITS in targets:
+    frame, source = overlay.table.frame, f"overlay={overlay.table.name}"
+    if BITS in frame and BITS in targets:
         return BITS
-    checkpoints = values_of(overlay.frame, TOKENIZER)
-    is_same = (
-        checkpoints is not None and tokenizer is not None and len({*map(str, checkpoints), *map(str, tokenizer)}) == 1
-    )
-    if is_same and "loss" in overlay.frame and "loss" in targets:
+    tokenizers = [values for values in (values_of(frame, TOKENIZER), tokenizer) if values is not None]
+    is_same = len(tokenizers) == 2 and len({str(name) for names in tokenizers for name in names}) == 1
+    if is_same and "loss" in frame and "loss" in targets:
         return "loss"
-    subject = f"overlay={overlay.source} has" if BITS in targets else "the runs have"
     raise ValueError(
-        f"{subject} no {BITS}, and loss per token does not compare across tokenizers, so overlay={overlay.source} "
-        f"cannot be laid over: add {BITS} (evaluate.py and train.py write it), or the same {TOKENIZER[0]} to both "
-        "tables"
+        f"{f'{source} has' if BITS in targets else 'the runs have'} no {BITS}, and loss per token does not compare "
+        f"across tokenizers, so {source} cannot be overlaid: add {BITS} (evaluate.py and train.py write it), or the "
+        f"same {TOKENIZER[0]} to both tables"
     )
 
 
 def _usable_rows(overlay: Overlay, target: str, size: str) -> tuple[pd.DataFrame, list[str]]:
     """The rows with both a value and N, and a note that names the others. Raises `ValueError` if no row has both."""
-    frame = overlay.frame
+    frame, source = overlay.table.frame, overlay.table.name
     if size not in frame:
-        raise ValueError(f"overlay={overlay.source} has no column {size}, which is the N of this analysis: add it")
+        raise ValueError(f"overlay={source} has no column {size}, which is the N of this analysis: add it")
     is_usable = frame[target].notna() & frame[size].notna()
     if not is_usable.any():
-        raise ValueError(f"overlay={overlay.source} has no row with both {size} and {target}: fill them in")
+        raise ValueError(f"overlay={source} has no row with both {size} and {target}: fill them in")
     left_out = [_name(row) for row in frame[~is_usable].to_dict("records")]
-    return frame[is_usable], [f"Not laid over, without {target} or {size}: {shortlist(left_out)}."] if left_out else []
+    return frame[is_usable], [f"Not overlaid, without {target} or {size}: {shortlist(left_out)}."] if left_out else []
 
 
 def _point(row: Mapping[str, Any], overlay: Overlay, target: str, size: str) -> Entry:
     """The point of a checkpoint; `measure` names the text and protocol of its value, None if the row names none."""
-    if overlay.measured(target) not in (BITS, target):
+    if overlay.file_column(target) not in (BITS, target):
         measure = overlay.column
     else:
         parts = _present_values(row, ("eval_data", "protocol", "max_length"))
@@ -193,18 +189,19 @@ def _present_values(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
 
 
 def _caveats(
-    checkpoints: pd.DataFrame, runs: pd.DataFrame, points: Sequence[Entry], families: Sequence[Entry], measured: str
+    checkpoints: pd.DataFrame, runs: pd.DataFrame, points: Sequence[Entry], families: Sequence[Entry], column: str
 ) -> list[str]:
     """One sentence each on data, tokens, tokenizer, context, recipe and extrapolation.
 
-    `checkpoints` are rows of the overlay, `measured` is its column that is compared.
+    `checkpoints` are rows of the overlay, `column` is its column that is compared.
     """
+    run_tokens = _token_range(runs["tokens"]) if "tokens" in runs else "a number that the table does not state"
     return [
         "Data: nothing says that the checkpoints were trained on the data of these runs, and they were "
-        f"{_texts(checkpoints, runs, measured)}.",
-        f"Tokens: the runs were trained {_run_tokens(runs)}, the checkpoints {_checkpoint_tokens(points)}; a law in N "
+        f"{_texts(checkpoints, runs, column)}.",
+        f"Tokens: the runs were trained on {run_tokens}, the checkpoints {_checkpoint_tokens(points)}; a law in N "
         "alone predicts what a run of that size would reach on the tokens of these runs.",
-        _tokenizers(checkpoints, runs, measured),
+        _tokenizers(checkpoints, runs, column),
         f"Context: windows of {_values_text(checkpoints, WINDOWS)} tokens for the checkpoints and of "
         f"{_values_text(runs, WINDOWS)} for the runs; a longer window lowers the result by itself.",
         "Recipe: optimizer, schedule, learning rate and choice of data are the checkpoints' own, and nothing here "
@@ -213,38 +210,30 @@ def _caveats(
     ]
 
 
-def _joined(names: Iterable[Any]) -> str:
-    return ", ".join(map(str, names)) or "none"
-
-
-def _texts(checkpoints: pd.DataFrame, runs: pd.DataFrame, measured: str) -> str:
-    """What the two were scored on, as the end of the sentence on data."""
+def _texts(checkpoints: pd.DataFrame, runs: pd.DataFrame, column: str) -> str:
+    """The texts on which checkpoints and runs were scored, as the end of the sentence on data."""
     fingerprints = [values_of(frame, ("eval_data_fingerprint",)) for frame in (checkpoints, runs)]
     available = [values for values in fingerprints if values is not None]
-    if measured == BITS and len(available) == 2 and len(set().union(*available)) == 1:
+    if column == BITS and len(available) == 2 and len(set().union(*available)) == 1:
         return f"scored on the same text ({_values_text(checkpoints, TEXTS)})"
     text = "a text that the file does not name"
-    where = _values_text(checkpoints, TEXTS, text) if measured in (BITS, "loss") else measured
+    where = _values_text(checkpoints, TEXTS, text) if column in (BITS, "loss") else column
     return (
         f"scored on {where}, the runs on {_values_text(runs, TEXTS, 'their own validation text')}: results on "
         "different texts differ whatever the model"
     )
 
 
-def _run_tokens(runs: pd.DataFrame) -> str:
-    return f"on {_token_range(runs['tokens'])}" if "tokens" in runs else "on a number that the table does not state"
-
-
 def _checkpoint_tokens(points: Sequence[Entry]) -> str:
     counts = [point["tokens"] for point in points if point["tokens"] is not None]
     names_without = dict.fromkeys(point["name"] for point in points if point["tokens"] is None)
     parts = [f"on {_token_range(counts)}"] if counts else []
-    parts += [f"on a number that the file does not state ({_joined(names_without)})"] if names_without else []
+    parts += [f"on a number that the file does not state ({', '.join(names_without)})"] if names_without else []
     return " and ".join(parts)
 
 
-def _tokenizers(checkpoints: pd.DataFrame, runs: pd.DataFrame, measured: str) -> str:
-    if measured == "loss":
+def _tokenizers(checkpoints: pd.DataFrame, runs: pd.DataFrame, column: str) -> str:
+    if column == "loss":
         return "Tokenizer: the same, according to both tables, so nats per token compare."
     run_sizes, checkpoint_sizes = (_values_text(frame, ("vocab_size",)) for frame in (runs, checkpoints))
     return (
@@ -262,11 +251,11 @@ def _extrapolation(families: Sequence[Entry], count: int) -> str:
     )
 
 
-def _values_text(frame: pd.DataFrame, columns: Sequence[str], otherwise: str = "unknown size") -> str:
+def _values_text(frame: pd.DataFrame, columns: Sequence[str], unknown: str = "unknown size") -> str:
     values = values_of(frame, columns)
     if values is None:
-        return otherwise
-    return _joined(f"{value:,.0f}" if isinstance(value, (int, float)) else value for value in values.unique().tolist())
+        return unknown
+    return ", ".join(f"{v:,.0f}" if isinstance(v, (int, float)) else str(v) for v in values.unique().tolist())
 
 
 def _token_range(values: Any) -> str:

@@ -9,14 +9,13 @@ from typing import Any
 import pandas as pd
 
 from slm.analysis.overlay import overlay_rows
-from slm.scaling.analysis import Analysis
+from slm.analysis.report.directory import Directory
 from slm.tracking import Rows, check_logger, known_run_id, record_directory
-
-Entry = dict[str, Any]
 
 RUN_COLUMNS = ("run_id", "family", "status", "seed", "width", "depth", "lr", "params_total", "params_non_embedding",
                "tokens", "loss", "bits_per_byte")  # fmt: skip
 """Columns of the table of runs that the tracker gets, if the table has them."""
+PAIR_COLUMNS = ("delta", "ci_low", "ci_high", "p", "p_adjusted")
 
 
 def check_logger_of_analysis(logger: Mapping[str, Any]) -> None:
@@ -26,35 +25,30 @@ def check_logger_of_analysis(logger: Mapping[str, Any]) -> None:
         raise ValueError("logger=tensorboard holds no tables: use logger=wandb, or logger=csv for the files alone")
 
 
-def record(folder: Path, analysis: Analysis, laid: Entry | None, name: str, config: Mapping[str, Any]) -> None:
-    """Log tables, figures, summary and the directory itself, if the config asks for a tracker.
-
-    `laid` is what overlay.json holds, if anything was laid over.
-    """
+def record(analysis: Directory, config: Mapping[str, Any]) -> None:
+    """Log tables, figures, summary and the files of an analysis, if the config asks for a tracker."""
     if not config["logger"]["wandb"]:
         return
+    folder = analysis.path
     tables = {
         "exponents": exponents(analysis),
         "comparisons": comparisons(analysis),
         "runs": runs(folder, config["runs"]),
     }
-    if laid:
-        tables["overlay"] = overlay_rows(laid)
+    if analysis.overlay:
+        tables["overlay"] = overlay_rows(analysis.overlay)
+    # `wandb` and `runs` are folders of the tracker and of a sweep's runs.
+    files = [path for path in sorted(folder.rglob("*")) if not {"wandb", "runs"} & {*path.relative_to(folder).parts}]
     record_directory(
         folder,
         kind="analysis",
-        name=f"analysis-{name}",
+        name=f"analysis-{analysis.comparison['table']}",
         config=config,
         tables=tables,
         images=sorted((folder / "figures").glob("*.png")),
         summary=summary(analysis),
-        files=[path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_foreign(path, folder)],
+        files=[path for path in files if path.is_file()],
     )
-
-
-def _is_foreign(path: Path, folder: Path) -> bool:
-    """Whether a file belongs to the runs of a sweep or to the tracker."""
-    return bool({"wandb", "runs"} & {*path.relative_to(folder).parts[:-1]})
 
 
 def runs(folder: Path, source: str | None) -> Rows:
@@ -71,64 +65,48 @@ def runs(folder: Path, source: str | None) -> Rows:
     return [*frame, "wandb_run"], [[*row, wandb_run] for row, wandb_run in zip(rows, ids, strict=True)]
 
 
-def exponents(analysis: Analysis) -> Rows:
-    """One row an exponent of a fit; one that is not identified has no value, so that nobody takes it for one."""
-    columns = ["family", "law", "target", "size", "loss", "exponent", "value", "ci_low", "ci_high", "identified", "r2"]
-    rows = [
-        [
-            *(entry[key] for key in ("family", "law", "target", "size", "loss")),
-            name,
-            *((None, None, None) if lost else (entry["params"][name], *entry["ci95"][name])),
-            not lost,
-            entry["r2"],
-        ]
-        for entry in analysis.fits
-        for name in entry["exponents"]
-        for lost in [name in entry["not_identified"]]
-    ]
-    return columns, rows
+def exponents(analysis: Directory) -> Rows:
+    """One row for each exponent of a fit; an exponent that is not identified has no value, so nobody can quote it."""
+    keys = ["family", "law", "target", "size", "loss"]
+    rows = []
+    for entry in analysis.fits:
+        for name in entry["exponents"]:
+            identified = name not in entry["not_identified"]
+            values = [entry["params"][name], *entry["ci95"][name]] if identified else [None] * 3
+            rows.append([*(entry[key] for key in keys), name, *values, identified, entry["r2"]])
+    return [*keys, "exponent", "value", "ci_low", "ci_high", "identified", "r2"], rows
 
 
-def comparisons(analysis: Analysis) -> Rows:
-    """One row a pair of families and comparison: at the same sizes, or by each law and exponent."""
-    columns = ["law", "a", "b", "exponent", "delta", "ci_low", "ci_high", "p", "p_adjusted", "identified"]
-    rows = [
-        ["same sizes", pair["a"], pair["b"], "local exponent", *(pair[key] for key in columns[4:-1]), True]
+def comparisons(analysis: Directory) -> Rows:
+    """One row for each pair of families and comparison: at the same sizes, or by each law and exponent."""
+    pairs = [
+        {**pair, "law": "same sizes", "exponent": "local exponent", "identified": True}
         for pair in analysis.comparison["paired"]["pairs"]
     ]
-    rows += [
-        [law, *(pair[key] for key in columns[1:])]
-        for law, compared in analysis.comparison["laws"].items()
-        for pair in compared["pairs"]
-    ]
-    return columns, rows
+    pairs += [{**pair, "law": law} for law, by_law in analysis.comparison["laws"].items() for pair in by_law["pairs"]]
+    columns = ["law", "a", "b", "exponent", *PAIR_COLUMNS, "identified"]
+    return columns, [[pair[column] for column in columns] for pair in pairs]
 
 
-def summary(analysis: Analysis) -> Entry:
+def summary(analysis: Directory) -> dict[str, Any]:
     """`exponent/<family>/<law>/<name>` with `.../ci_low`, `.../ci_high`, and `comparison/<a>_vs_<b>/...`.
 
-    Exponents are of the verdict's target and N, and `comparison` of what the verdict rests on. What is
-    not identified is left out: a number there would be taken for one.
+    Exponents are those of the verdict's target and N, comparisons those that the verdict is based on. Exponents that
+    are not identified are left out, so nobody can quote them.
     """
-    primary = analysis.comparison["primary"]
-    values: Entry = {"verdict": analysis.comparison["verdict"]["headline"]}
-    for entry in analysis.fits:
-        is_primary = all(entry[key] == primary[key] for key in ("target", "loss"))
-        if not is_primary or entry["size"] not in (None, primary["size"]):
-            continue
-        key = f"exponent/{_plain(entry['family'])}/{entry['law']}"
+    values: dict[str, Any] = {"verdict": analysis.comparison["verdict"]["headline"]}
+    for entry in analysis.entries():
+        key = f"exponent/{_key_part(entry['family'])}/{entry['law']}"
         for name in entry["exponents"]:
             if name not in entry["not_identified"]:
                 end = "" if name == entry["exponents"][0] else f"{name}_"
-                low, high = entry["ci95"][name]
-                values |= {f"{key}/{name}": entry["params"][name]}
-                values |= {f"{key}/{end}ci_low": low, f"{key}/{end}ci_high": high}
+                values[f"{key}/{name}"] = entry["params"][name]
+                values[f"{key}/{end}ci_low"], values[f"{key}/{end}ci_high"] = entry["ci95"][name]
     for pair in reversed(analysis.comparison["verdict"]["pairs"]):  # the first exponent of a pair is the ranked one
-        key = f"comparison/{_plain(pair['a'])}_vs_{_plain(pair['b'])}"
-        values |= {f"{key}/{what}": pair[what] for what in ("delta", "ci_low", "ci_high", "p_adjusted")}
+        key = f"comparison/{_key_part(pair['a'])}_vs_{_key_part(pair['b'])}"
+        values |= {f"{key}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}
     return values
 
 
-def _plain(family: str) -> str:
-    """A family's name as one part of a key."""
+def _key_part(family: str) -> str:
     return family.replace("/", "_")

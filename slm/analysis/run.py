@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import pandas as pd
 
 from slm.analysis.audit import audit
 from slm.analysis.overlay import FILE as OVERLAY
-from slm.analysis.overlay import check_overlay, check_overlay_of_sweep, laid_over, read_overlay
+from slm.analysis.overlay import check_overlay, check_overlay_of_sweep, overlay_entry, read_overlay
 from slm.analysis.record import check_logger_of_analysis, record
+from slm.analysis.report.directory import Directory
+from slm.analysis.report.page import FIGURES, draw_figures, write_report
+from slm.analysis.report.verdict import print_summary
 from slm.analysis.runs import collect_runs
-from slm.analysis.summary import print_summary
-from slm.runtime.files import write_json, write_whole
+from slm.runtime.files import check_writable, write_json, write_whole
 from slm.runtime.progress import Progress
 from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
@@ -27,16 +28,15 @@ from slm.scaling.tables import Table, read_table, table_from_frame
 
 MARK = "fits.json"
 """The file that marks an analysis directory."""
-CHOICE = ("columns", "where", "best_of", "drop_worst")
+ROW_KEYS = ("columns", "where", "best_of", "drop_worst")
 """The settings that say which rows of a table are analysed."""
-ROWS = ("runs", *CHOICE)
 
 
 def analyse_runs(config: Mapping[str, Any]) -> int:
     """Analyse the table that `conf/sweep.yaml` names into `output_dir`; returns the exit code.
 
-    The directory (DESIGN section 3) holds design.csv, results.csv, settings.json, audit.json, fits.json,
-    comparison.json, overlay.json if anything was laid over, figures/, report.md and report.html. Raises `ValueError`
+    The directory holds design.csv, results.csv, settings.json, audit.json, fits.json,
+    comparison.json, overlay.json if checkpoints are overlaid, figures/, report.md and report.html. Raises `ValueError`
     for invalid settings or rows before anything is written.
     """
     check_analysis(config)
@@ -54,21 +54,21 @@ def check_analysis(config: Mapping[str, Any]) -> None:
 
 
 def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFrame | None = None) -> None:
-    """Analyse a table into `output_dir`, whatever it holds; `design` is what was planned (None: one row a cell)."""
-    settings = Settings.from_dict(config["analysis"])
-    folder = Path(config["output_dir"])
+    """Analyse a table into `output_dir`, replacing an earlier analysis; `design` is the planned design.csv, if any."""
+    settings, folder = Settings.from_dict(config["analysis"]), Path(config["output_dir"])
     overlay = read_overlay(config)
     if overlay:
         check_overlay(overlay, table, settings)
     audited = audit(table.frame)
-    with _made(folder), Progress("reading") as progress:
+    check_writable(folder)
+    with Progress("reading") as progress:
 
-        def say(task: str, done: int, total: int) -> None:
+        def show(task: str, done: int, total: int) -> None:
             progress.update(done, task=task, total=total)
 
-        analysis = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=say)
-        primary_law = analysis.comparison["primary"]["law"]
-        laid = laid_over(overlay, table, primary_law, settings, config["seed"]) if overlay else None
+        analysis = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=show)
+        law = analysis.comparison["primary"]["law"]
+        overlaid = overlay_entry(overlay, table, law, settings, config["seed"]) if overlay else None
         _remove_report(folder)
         command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
         write_whole(folder / "results.csv", table.frame.to_csv(index=False))
@@ -76,18 +76,19 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         write_json(folder / "audit.json", audited)
         write_json(folder / "comparison.json", analysis.comparison)
         write_json(folder / MARK, analysis.fits)
-        if laid:
-            write_json(folder / OVERLAY, laid)
+        if overlaid:
+            write_json(folder / OVERLAY, overlaid)
         write_whole(folder / "design.csv", (_design(table.frame) if design is None else design).to_csv(index=False))
-        say("drawing figures and writing the report", 1, 1)
+        show("drawing figures and writing the report", 1, 1)
         _report(folder)
-        say("recording", 1, 1)
-        record(folder, analysis, laid, table.name, config)
-    print_summary(analysis, audited, laid, folder)
+        show("recording", 1, 1)
+        directory = Directory.read(folder)
+        record(directory, config)
+    print_summary(directory)
 
 
 def _read(config: Mapping[str, Any]) -> Table:
-    how = {key: config[key] for key in CHOICE}
+    how = {key: config[key] for key in ROW_KEYS}
     runs = Path(config["runs"])
     if runs.is_dir():
         return table_from_frame(collect_runs(runs), name=config["name"] or runs.name, **how)
@@ -106,7 +107,7 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"output_dir={folder} holds files other than an analysis: choose another directory")
     try:
         earlier = {"best_of": None, **json.loads((folder / "settings.json").read_text(encoding="utf-8"))}
-        differ = [key for key in ROWS if earlier[key] != config[key]]
+        differ = [key for key in ("runs", *ROW_KEYS) if earlier[key] != config[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"output_dir={folder} holds an analysis of unknown rows: choose another output_dir") from None
     source = earlier["runs"] or "the sweep that was trained in it"
@@ -117,37 +118,13 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"output_dir={folder} holds the analysis of {source}{settings}: choose another output_dir")
 
 
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder that can be written to; folders made for it are removed again if nothing was written."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=folder).close()
-    except OSError as error:
-        _remove_empty(made)
-        raise ValueError(f"output_dir={folder}: {error.strerror or error}; choose another directory") from None
-    try:
-        yield
-    except BaseException:
-        _remove_empty(made)
-        raise
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    with suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
-
-
 def _remove_report(folder: Path) -> None:
     """Remove an earlier report, which must not lie beside new numbers if the analysis is interrupted."""
-    from slm.analysis.report.page import FIGURES
-
     figures = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     for name in ("report.md", "report.html", OVERLAY, *figures):
         (folder / name).unlink(missing_ok=True)
-    _remove_empty([folder / "figures"])
+    with suppress(OSError):
+        (folder / "figures").rmdir()
 
 
 def _design(frame: pd.DataFrame) -> pd.DataFrame:
@@ -158,7 +135,5 @@ def _design(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _report(folder: Path) -> None:
-    from slm.analysis.report.page import draw_figures, write_report
-
     draw_figures(folder)
     write_report(folder)

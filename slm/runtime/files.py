@@ -7,7 +7,9 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 
@@ -23,6 +25,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
     """Write plain values as JSON; numbers that are not finite become null."""
     write_whole(path, json.dumps(_null_nonfinite(value), indent=indent, allow_nan=False) + "\n")
+
+
+def check_writable(output_dir: Path) -> None:
+    """Raise `ValueError` if files cannot be written to a directory. One that does not exist is not left behind."""
+    missing = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        raise ValueError(f"output_dir={output_dir}: {error.strerror or error}; choose another directory") from None
+    finally:
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
 
 
 def is_intact_zip(path: Path) -> bool:

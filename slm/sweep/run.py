@@ -20,10 +20,10 @@ import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 
-from slm.analysis.run import CHOICE, analyse_table, check_analysis
+from slm.analysis.run import ROW_KEYS, analyse_table, check_analysis
 from slm.analysis.runs import COLUMNS
 from slm.runtime.command_line import report
-from slm.runtime.files import write_json, write_whole
+from slm.runtime.files import check_writable, write_json, write_whole
 from slm.runtime.progress import say
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
@@ -130,13 +130,12 @@ def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Lock the directory, which is made if missing. Raises `ValueError` if it is not writable or already locked."""
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
         raise ValueError(f"output_dir={folder} is in use by another sweep.py, which trains or analyses in it") from None
-    except OSError as error:
-        raise ValueError(f"output_dir={folder}: {error.strerror or error}; choose another directory") from None
     with lock:
         yield
 
@@ -244,7 +243,7 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]
         if done["budget"].nunique() == 1 and done.groupby("family")["params_total"].nunique().max() < FEWEST_SIZES:
             print(f"No family has {FEWEST_SIZES} sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
             return
-    choice = {key: sweep.config[key] for key in CHOICE}
+    choice = {key: sweep.config[key] for key in ROW_KEYS}
     table = table_from_frame(done, name=sweep.config["name"], **choice)
     table = Table(table.frame, (*table.notes, *notes), table.name)
     analyse_table(table, {**sweep.config, "logger": sweep.logger}, design=planned)

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from slm.analysis.record import exponents, runs, summary
+from slm.analysis.report.directory import Directory
 from slm.analysis.run import analyse_runs
-from slm.scaling.analysis import Analysis
 from slm.sweep.config import check_settings
 from slm.tracking.wandb_run import artifact_name
 from tests.running import ROOT, run_script
@@ -241,7 +241,7 @@ def test_the_tracker_gets_names_that_it_takes_and_no_value_that_is_not_identifie
     entry |= {"family": "a/b", "params": {"alpha": 0.1, "beta": 9.0}, "not_identified": {"beta": "too few"}}
     entry |= {"ci95": {"alpha": [0.0, 0.2], "beta": [None, None]}}
     primary = {"law": "power", "target": "loss", "size": "N", "loss": "log"}
-    found = Analysis([entry], {"primary": primary, "verdict": {"headline": ".", "pairs": []}, "laws": {}})
+    found = Directory(Path(), [entry], {"primary": primary, "verdict": {"headline": ".", "pairs": []}}, {}, {}, {})
     columns, rows = exponents(found)
     (alpha, beta) = (dict(zip(columns, row, strict=True)) for row in rows)
     assert (alpha["value"], alpha["identified"]) == (0.1, True)

@@ -99,7 +99,7 @@ def test_the_isoflop_figure_shows_the_budgets_and_lowest_points_of_the_compariso
 
 def test_points_of_a_law_in_two_variables_lie_where_the_law_moves_them(iso: Path) -> None:
     analysis = Directory.read(iso)
-    (entry,) = analysis.own
+    (entry,) = analysis.verdict_fits
     x, y = _points(analysis, entry)
     p, D = entry["params"], entry["curve"]["held"]["D"]
     law = p["E"] + p["A"] / x ** p["alpha"] + p["B"] / D ** p["beta"]

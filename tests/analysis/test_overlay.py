@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from slm.analysis.overlay import check_overlay_of_sweep, laid_over, read_overlay
+from slm.analysis.overlay import check_overlay_of_sweep, overlay_entry, read_overlay
 from slm.analysis.run import analyse_runs
 from slm.evaluation.report.write import write_report
 from slm.scaling.overlay import Model, law_to_lay_over, lay_over
@@ -36,7 +36,7 @@ def laid(models: str, *overrides: str, frame: pd.DataFrame | None = None) -> dic
     """What overlay.json would hold of `models`, a CSV file's text, over `power` laws of `frame`."""
     Path("models.csv").write_text(models)
     overlay = read_overlay(check_settings(composed("overlay=models.csv", *overrides)))
-    return laid_over(overlay, table_from_frame(runs() if frame is None else frame), "power", Settings(), 1)
+    return overlay_entry(overlay, table_from_frame(runs() if frame is None else frame), "power", Settings(), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_another_measure_is_laid_over_where_a_checkpoint_has_it() -> None:
     assert [(point["name"], point["value"], point["measure"]) for point in found["points"]] == [
         ("small", 1.6, "bits_per_byte_b")
     ]
-    assert found["notes"] == ["Not laid over, without bits_per_byte or params_total: large."]
+    assert found["notes"] == ["Not overlaid, without bits_per_byte or params_total: large."]
 
 
 def test_what_evaluate_writes_can_be_laid_over(tmp_path: Path) -> None:

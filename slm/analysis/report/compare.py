@@ -49,7 +49,7 @@ MAX_FACTOR_RANGE = 100
 def comparison_section(analysis: Directory) -> Section:
     """Families under the law of the verdict, then the same test under other laws, and the ranking."""
     section = Section("Comparison of families by a law")
-    law = analysis.compared
+    law = analysis.verdict_comparison
     if law is None:
         why = "There is one family" if len(analysis.families) == 1 else "Fewer than two families could be fitted"
         return section.add(f"{why}, so there is nothing to compare.")
@@ -232,7 +232,7 @@ def _unused(rows: Sequence[Entry]) -> str:
 
 def differences_figure(analysis: Directory) -> Figure | None:
     """Pairwise differences of the exponents of the verdict's law."""
-    pairs = (analysis.compared or {}).get("pairs", [])
+    pairs = (analysis.verdict_comparison or {}).get("pairs", [])
     rows = [row for row in pairs if row["identified"] and is_number(row["delta"])]
     if not rows:
         return None

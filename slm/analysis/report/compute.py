@@ -138,7 +138,7 @@ def pareto_figure(analysis: Directory) -> Figure | None:
 def _draw_front(axis: Axes, analysis: Directory, front: Entry, target: str) -> None:
     column = front["against"]
     for family in analysis.families:
-        rows = analysis.rows_of(family)
+        rows = analysis.family_rows(family)
         axis.plot(rows[column], rows[target], ls="", marker=analysis.marker(family), ms=3.5, alpha=0.45,
                   color=analysis.colour(family), mew=0)  # fmt: skip
     on_front = sorted(front["front"], key=lambda row: row[column])

@@ -41,7 +41,7 @@ def curves_figure(analysis: Directory) -> Figure | None:
     """Points and fitted curves: all families in one panel, and each in a panel of its own with its bands."""
     entries = [
         entry
-        for entry in analysis.own
+        for entry in analysis.verdict_fits
         if has_complete_lists(entry.get("curve"), "x", "centre")
         and has_complete_lists(entry.get("points"), "value", "residual")
     ]
@@ -122,7 +122,7 @@ def _points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     if curve.get("held"):
         centre = np.interp(np.log(x), np.log(curve["x"]), np.log(curve["centre"]))
         return x, np.exp(centre + np.array(points["residual"], float))
-    rows = analysis.rows_of(entry["family"])
+    rows = analysis.family_rows(entry["family"])
     columns = [analysis.column(curve["variable"]), entry["target"]]
     if not {*columns} <= {*rows}:
         return x, np.array(points["value"], float)
@@ -197,7 +197,7 @@ def _same_axes(axes: list[Axes], analysis: Directory, entries: list[Entry]) -> N
 
 def residuals_figure(analysis: Directory) -> Figure | None:
     """Log residuals against N, and against what else varies."""
-    entries = [entry for entry in analysis.own if has_complete_lists(entry.get("points"), "value", "residual")]
+    entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:
         return None
     x = {

@@ -38,7 +38,7 @@ class Directory:
         frame = pd.read_csv(self.path / "results.csv", low_memory=False)
         return frame.assign(family=frame["family"].astype(str))
 
-    def rows_of(self, family: str) -> pd.DataFrame:
+    def family_rows(self, family: str) -> pd.DataFrame:
         """The rows of one family."""
         return self.results[self.results["family"] == family]
 
@@ -80,12 +80,12 @@ class Directory:
         return float(self.primary["level"] or 0.95)
 
     @property
-    def own(self) -> list[Entry]:
+    def verdict_fits(self) -> list[Entry]:
         """The fits that the verdict is based on, one per family."""
         return self.entries(law=self.primary["law"])
 
     @property
-    def compared(self) -> Entry | None:
+    def verdict_comparison(self) -> Entry | None:
         """The comparison of families under the law of the verdict; None if they were not compared under it."""
         return self.comparison["laws"].get(self.primary["law"])
 

@@ -46,9 +46,9 @@ def exponents_section(analysis: Directory) -> Section:
         f"Fits of {target}, where N counts {size_words(main['size'])}, with {analysis.level:.0%} intervals. A steeper "
         "law has a larger exponent. An exponent above a floor and one without a floor are different quantities, and so "
         "are exponents in N, D and C: compare only within one law.",
-        fit_table(analysis.own),
-        bullets(notes(analysis.own)),
-        _without_smallest(analysis.own),
+        fit_table(analysis.verdict_fits),
+        bullets(notes(analysis.verdict_fits)),
+        _without_smallest(analysis.verdict_fits),
         _other_fits(
             f"{target}, other laws", [e for e in analysis.entries() if e["law"] != main["law"]], visible=VISIBLE_ROWS
         ),

@@ -69,7 +69,7 @@ def _law(axis: Axes, analysis: Directory, family: Entry) -> None:
     x, y, low, high = (np.array([point[key] for point in family["curve"]], float) for key in keys)
     axis.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     draw_law(axis, x, y, (family["range"][0] <= x) & (x <= family["range"][1]), colour)
-    rows = analysis.rows_of(name)
+    rows = analysis.family_rows(name)
     plot_runs(axis, rows[analysis.overlay["size"]], rows[analysis.overlay["target"]], colour, analysis.marker(name))
 
 
@@ -81,7 +81,7 @@ def overlay_section(analysis: Directory) -> Section | None:
     held = next((family["held"] for family in overlay["families"] if family.get("held")), None)
     at = f" Curves are drawn at D = {amount('D', held)}." if held else ""
     return Section("Models from elsewhere").add(
-        f"`{escape_markdown(overlay['source'])}`, laid over by {TARGET_NAMES[overlay['target']]} (column "
+        f"`{escape_markdown(overlay['source'])}`, compared by {TARGET_NAMES[overlay['target']]} (column "
         f"`{escape_markdown(overlay['column'])}`). Each law is `{overlay['law']}`, where N counts "
         f"{size_words(overlay['size'])}; it predicts what one more run of these families would reach at that size, "
         f"with the {overlay['level']:.0%} interval of one run.",
@@ -110,6 +110,21 @@ def _family(overlay: Entry, family: Entry) -> str:
     content = table(header, rows)
     is_visible = len(overlay["families"]) == 1 or len(rows) <= MAX_VISIBLE_MODELS
     return f"{name}:{doubt}\n\n{content}" if is_visible else folded(f"{name}{doubt}", content)
+
+
+def overlay_lines(analysis: Directory) -> list[str]:
+    """For the terminal: every model beside the law of each family, and what differs."""
+    overlay = analysis.overlay
+    if not overlay:
+        return []
+    lines = [f"Models from elsewhere, by {TARGET_NAMES[overlay['target']]}, and `{overlay['law']}` at their sizes:"]
+    for family in overlay["families"]:
+        if family["refused"]:
+            lines.append(f"  {family['family']}: no law. {family['refused']}.")
+        for point, model in zip(overlay["points"], family["models"] or [], strict=False):
+            name, _, N, _, value, law, off, beyond = _row(point, model)
+            lines.append(f"  {name}, N = {N}: {value}; {family['family']}: {law}, {off} off, {beyond} beyond the runs")
+    return lines + [f"- {sentence}" for sentence in [*overlay["caveats"], *overlay["notes"]]]
 
 
 def _row(point: Entry, model: Entry) -> list[str]:

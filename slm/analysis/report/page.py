@@ -12,7 +12,6 @@ from slm.analysis.report import (
     curves,
     exponents,
     isoflop,
-    methods,
     overlay,
     paired,
     predictions,
@@ -22,10 +21,65 @@ from slm.analysis.report import (
 )
 from slm.analysis.report.directory import Directory
 from slm.report.html import page
-from slm.report.markdown import Section
+from slm.report.markdown import Section, bullets
 from slm.report.style import Figure, draw
 from slm.runtime.files import write_whole
 from slm.runtime.words import escape_markdown
+from slm.scaling.describe import fitted_laws
+
+METHODS = {
+    "Fits": "least squares, or Huber's loss, of log residuals from a grid of starts, with exact gradients. A "
+    "logarithmic residual weighs relative errors equally at all sizes; it assumes the same relative scatter "
+    "everywhere.",
+    "Intervals of laws that are straight in logs": "Student's t, exact if the law and the equal, independent scatter "
+    "are.",
+    "Intervals of other laws": "profile likelihood (Bates & Watts 1988): the values that a t test does not reject "
+    "when all else is refitted. Nearly exact for small curvature; an end that the data leave unbounded is open.",
+    "Cluster bootstrap": "whole runs are drawn, so checkpoints of one run stay together; used for Huber's loss and "
+    "if rows share a run, otherwise as a cross-check. Too narrow with few runs.",
+    "Wild bootstrap": "residuals with random signs and weights (Webb's six points), as a cross-check on the same "
+    "design.",
+    "Bands, predictions, gain of doubling": "t for laws that are straight in logs, profile likelihood for the others; "
+    "a new run adds the scatter of one run. Each assumes its law; the range of all laws that the data do not reject "
+    "does not.",
+    "Not identified": "an exponent whose interval is open, or spans more than a set factor, or that ends at its "
+    "bound, or whose fit has too few sizes. It is never shown as a number.",
+    "Lack of fit": "the F test of deviations from the law against the scatter between seeds. Where it is significant, "
+    "fits use the means over seeds.",
+    "Calibrated p of nested models": "the likelihood ratio is compared with that of data simulated under the "
+    "restricted model (parametric bootstrap), since the chi-square limit is far off with few runs. Its least value is "
+    "one over the number of simulations plus one.",
+    "Pairs": "differences with one variance for both families, adjusted over all pairs by Holm (1979).",
+    "Mixed-effects summary": "REML with the interval of Hartung & Knapp; it treats the families as a sample of "
+    "families.",
+    "Choice of law": "AICc and BIC of least-squares fits by run (Burnham & Anderson 2002), beside the error of "
+    "predicting the largest size, which AICc does not measure.",
+    "IsoFLOP profiles": "approach 2 of Hoffmann et al. 2022. A budget is declared, or it is a group of runs whose "
+    "FLOPs agree and that clear gaps part from all others; the parabola goes through the sizes within a factor of 5 of "
+    "the lowest (wide grids bias it: Czech et al. 2026), and budgets whose lowest point lies outside their runs are "
+    "dropped. Exponents have t intervals over budgets.",
+    "Allocation": "equation 4 of Hoffmann et al. 2022 for `chinchilla`, a numeric minimum for other laws in N and D.",
+}
+
+
+def methods_section(analysis: Directory) -> Section:
+    """Methods with sources and limits, and the sources of the laws."""
+    sources = {entry["law"]: escape_markdown(entry["source"]) for entry in analysis.fits}
+    laws = [f"`{law}`: {analysis.equation(law)}. {sources[law]}" for law in fitted_laws(analysis.fits)]
+    return Section("Methods and their limits").add(
+        bullets([f"**{name}**: {words}" for name, words in METHODS.items()]), "Laws:", bullets(laws)
+    )
+
+
+def reproduce_section(analysis: Directory) -> Section:
+    """The command, and the files that hold all numbers."""
+    command = "\n".join(f"    {line}" for line in analysis.settings.get("command", "").splitlines())
+    return Section("How to reproduce").add(
+        command,
+        "Every number in this report is in fits.json, comparison.json or audit.json beside it; the rows are in "
+        "results.csv." + (" All settings are in settings.json." if analysis.settings else ""),
+    )
+
 
 SECTIONS = (
     verdict.verdict_section,
@@ -45,8 +99,8 @@ SECTIONS = (
     predictions.doubling_section,
     compute.compute_section,
     rates.rates_section,
-    methods.methods_section,
-    methods.reproduce_section,
+    methods_section,
+    reproduce_section,
     selection.certificates_section,
 )
 

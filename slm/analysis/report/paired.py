@@ -142,7 +142,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
 
 def power_section(analysis: Directory) -> Section | None:
     """The differences of exponents that this design could have found."""
-    paired, law = analysis.comparison["paired"], analysis.compared
+    paired, law = analysis.comparison["paired"], analysis.verdict_comparison
     pairs = paired["pairs"]
     if law is None and not pairs:
         return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import Section, figure, folded, table, table_by_column
+from slm.report.markdown import Columns, Section, figure, folded, table, table_by_column
 from slm.report.style import INK, Figure, Margins, log_axis, panels
 from slm.runtime.words import (
     NOTHING,
@@ -25,17 +26,14 @@ from slm.runtime.words import (
 )
 from slm.scaling.describe import Entry, family_name, has_complete_lists
 
+DEPENDENT = "Rows share runs or shapes and are not independent: p is too small."
+
 
 def predictions_section(analysis: Directory) -> Section | None:
     """Results of runs that were not made: the range over the laws that are not rejected, then what each law says."""
     rows = [row for entry in analysis.entries() for row in _predictions(analysis, entry)]
     if not rows:
         return None
-    refused = dict.fromkeys(
-        f"Nothing is predicted at {_point(row['point'])} by {entry['law']}, which needs {listed(row['lacks'])} too."
-        for entry in analysis.entries()
-        for row in entry.get("not_predicted") or []
-    )
     target, ranges = TARGET_NAMES[analysis.primary["target"]], analysis.comparison["envelopes"]
     columns = {
         "family": family_name,
@@ -51,7 +49,7 @@ def predictions_section(analysis: Directory) -> Section | None:
         "These sizes lie beyond the data, and no run here has tested whether a law still holds there. Quote the range "
         "over all laws that the data do not reject: from the lowest to the highest end of their "
         f"{analysis.level:.0%} intervals of one more run. `open` is an end that one of them leaves open.",
-        " ".join(refused),
+        " ".join(_refusals(analysis.entries())),
         table_by_column(ranges, columns)
         if any(row["laws"] for row in ranges)
         else "The data reject every law here that predicts these sizes, so there is no range to quote.",
@@ -59,18 +57,47 @@ def predictions_section(analysis: Directory) -> Section | None:
     )
 
 
+def prediction_lines(analysis: Directory) -> list[str]:
+    """For the terminal: what the verdict's law predicts at the points that the settings state."""
+    lines = []
+    for entry in analysis.verdict_fits:
+        for row in entry.get("predictions") or []:
+            if row["stated"]:
+                factors = beyond(row)
+                where = f"beyond the data by {factors}" if factors else "within the data"
+                predicted = with_interval(row["value"], [row["low"], row["high"]])
+                lines.append(f"{entry['family']} at {_place(entry, row)}: {predicted}, {where}")
+    return lines + _refusals(analysis.verdict_fits)
+
+
 def _predictions(analysis: Directory, entry: Entry) -> list[list[str]]:
     weighed = analysis.comparison["weighed"].get(entry["law"]) or {}
     marks = [] if entry["identified"] else ["not identified"]
     marks += ["**rejected by the data**"] if weighed.get("tenable") is False else []
     law = entry["law"] + (f" ({', '.join(marks)})" if marks else "")
-    rows = []
-    for row in entry.get("predictions") or []:
-        ignored = f" ({listed(row['ignored'])} is not in this law)" if row["ignored"] else ""
-        at = _point({variable: row[variable] for variable in entry["range"] if variable in row}) + ignored
-        ends = interval([row["low"], row["high"]])
-        rows.append([family_name(entry), law, at, beyond(row), sig(row["value"]), ends])
-    return rows
+    return [
+        [
+            *(family_name(entry), law, _place(entry, row), beyond(row) or "within"),
+            *(sig(row["value"]), interval([row["low"], row["high"]])),
+        ]
+        for row in entry.get("predictions") or []
+    ]
+
+
+def _refusals(entries: Sequence[Entry]) -> list[str]:
+    """A sentence for each law and point that lacks a variable of the law."""
+    sentences = dict.fromkeys(
+        f"Nothing is predicted at {_point(row['point'])} by {entry['law']}, which needs {listed(row['lacks'])} too."
+        for entry in entries
+        for row in entry.get("not_predicted") or []
+    )
+    return [*sentences]
+
+
+def _place(entry: Entry, row: Entry) -> str:
+    """The point of a prediction, and which of its variables the law does not have."""
+    ignored = f" ({listed(row['ignored'])} is not in this law)" if row["ignored"] else ""
+    return _point({variable: row[variable] for variable in entry["range"] if variable in row}) + ignored
 
 
 def _point(values: Mapping[str, Any]) -> str:
@@ -78,42 +105,57 @@ def _point(values: Mapping[str, Any]) -> str:
 
 
 def beyond(row: Entry) -> str:
-    """By what factor a prediction lies beyond the rows that its law was fitted to, in each variable."""
-    factors = [
-        f"{variable} {sig(factor, 3)}x"
-        for variable, factor in row["beyond"].items()
-        if is_number(factor) and factor > 1 + 1e-7
-    ]
-    return ", ".join(factors) or "within"
+    """By what factor a prediction lies beyond the fitted rows, in each variable; empty if it lies within them."""
+    factors = ((variable, factor) for variable, factor in row["beyond"].items() if is_number(factor))
+    return ", ".join(f"{variable} {sig(factor, 3)}x" for variable, factor in factors if factor > 1 + 1e-7)
 
 
 def given_section(analysis: Directory) -> Section | None:
     """Published parameters against these rows."""
-    rows = [entry | entry["test"] for entry in analysis.entries() if entry.get("test")]
+    rows = _tests(analysis)
     if not rows:
         return None
-    columns = {
+    columns: Columns = {
         "family": family_name,
-        "law": lambda row: row["law"],
+        "law": itemgetter("law"),
         "likelihood ratio": lambda row: sig(row["statistic"]),
         "degrees of freedom": lambda row: NOTHING if row["refused"] else str(row["df"]),
         "p": lambda row: p_value(row["p"]),
         "by": lambda row: row["refused"] or row["method"],
     }
-    held = ", ".join(f"{name} = {sig(value)}" for name, value in rows[0]["given"].items())
     is_shared = any(row["independent"] is False for row in rows)
     return Section("Given parameters").add(
-        f"The best fit with {held} against the free one: twice the difference of their log likelihoods. Residuals are "
-        "assumed to be normal under least squares, and under Huber's loss to have the density proportional to "
-        "exp(-loss/s), each with its own best scale.",
+        f"The best fit with {_given(rows)} against the free one: twice the difference of their log likelihoods. "
+        "Residuals are assumed to be normal under least squares, and under Huber's loss to have the density "
+        "proportional to exp(-loss/s), each with its own best scale.",
         table_by_column(rows, columns),
-        "Rows share runs or shapes and are not independent: p is too small." if is_shared else "",
+        DEPENDENT if is_shared else "",
     )
+
+
+def given_lines(analysis: Directory) -> list[str]:
+    """For the terminal: given parameters against the free fit of every law that has them."""
+    rows = _tests(analysis)
+    lines = [f"The best fit with {_given(rows)} against the free one:"] if rows else []
+    for row in rows:
+        ratio = f"likelihood ratio {sig(row['statistic'])}, {row['df']} degrees of freedom"
+        outcome = row["refused"] or f"{ratio}, p {p_value(row['p'], equals=True)} ({row['method']})"
+        lines.append(f"  {row['family']}, {row['law']}: {outcome}")
+    return [*lines, DEPENDENT] if any(row["independent"] is False for row in rows) else lines
+
+
+def _tests(analysis: Directory) -> list[Entry]:
+    """The tests of given parameters, each with the keys of its fit."""
+    return [entry | entry["test"] for entry in analysis.entries() if entry.get("test")]
+
+
+def _given(rows: Sequence[Entry]) -> str:
+    return ", ".join(f"{name} = {sig(value)}" for name, value in rows[0]["given"].items())
 
 
 def doubling_section(analysis: Directory) -> Section | None:
     """What doubling N gains."""
-    by_family = {family_name(entry): _doublings(entry) for entry in analysis.own}
+    by_family = {family_name(entry): _doublings(entry) for entry in analysis.verdict_fits}
     every = [row for rows in by_family.values() for row in rows]
     if not every:
         return None
@@ -155,7 +197,7 @@ def _doublings(entry: Entry) -> list[list[str]]:
 
 def doubling_figure(analysis: Directory) -> Figure | None:
     """Gain of doubling N against N, along the law and as measured."""
-    entries = [entry for entry in analysis.own if has_complete_lists(entry.get("doubling"), "x", "gain")]
+    entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("doubling"), "x", "gain")]
     if not entries:
         return None
     target = analysis.primary["target"].replace("_", " ")

@@ -163,7 +163,7 @@ def certificates_section(analysis: Directory) -> Section:
         "family": family_name,
         "law": itemgetter("law"),
         "objective": lambda entry: sig(entry["objective"], 6),
-        "starts": _starts,
+        "starts": starts_text,
         "gradient norm": lambda entry: sig(entry["gradient_norm"], 2),
         "condition number": lambda entry: sig(entry["condition_number"], 3),
         "at bound": lambda entry: ", ".join(entry["at_bound"]) or "none",
@@ -183,6 +183,7 @@ def certificates_section(analysis: Directory) -> Section:
     return section
 
 
-def _starts(entry: Entry) -> str:
+def starts_text(entry: Entry) -> str:
+    """The share of a fit's starts that reached the best objective."""
     share = entry["starts_agreeing"]
     return f"{share:.0%} of {entry['starts']}" if is_number(share) else NOTHING

@@ -1,14 +1,21 @@
-"""Sections that open the report: the verdict, the table, the audit, and the claims of the published study."""
+"""Sections that open the report (verdict, table, audit, published claims), and the summary that the terminal shows."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from operator import itemgetter
 
 from slm.analysis.report.directory import Directory
+from slm.analysis.report.overlay import overlay_lines
+from slm.analysis.report.predictions import given_lines, prediction_lines
+from slm.analysis.report.selection import starts_text
 from slm.report.markdown import Section, bullets, table_by_column
-from slm.runtime.words import LOSS_NAMES, TARGET_NAMES, amount, escape_markdown, listed, plural, size_words
-from slm.scaling.describe import Entry, family_name
+from slm.runtime.words import LOSS_NAMES, TARGET_NAMES, amount, escape_markdown, listed, plural, sig, size_words
+from slm.scaling.describe import Entry, exponent_text, family_name, is_identified, status
+
+MAX_LINE_CHARACTERS = 300
+"""Longer lines of the terminal are broken."""
 
 
 def verdict_section(analysis: Directory) -> Section:
@@ -33,19 +40,17 @@ def analysed_section(analysis: Directory) -> Section:
     """The table, and how the law of the verdict was chosen."""
     main, comparison = analysis.primary, analysis.comparison
     name = comparison["table"]
-    rows, runs, cells = (plural(comparison[f"n_{thing}s"], thing) for thing in ("row", "run", "cell"))
-    families = plural(len(analysis.families), "family", "families")
     residuals = "" if main["loss"] == "linear" else " of log residuals"
     why = f" It is the law of the verdict because {escape_markdown(main['why'])}." if main.get("why") else ""
     skipped = [f"`{row['law']}`: {escape_markdown(row['reason'])}" for row in comparison["skipped"]]
     return Section("What was analysed").add(
         (f"Table `{escape_markdown(name)}`: " if name else "")
-        + f"{rows} of {runs} in {cells} (a cell is a size and budget; its runs differ in seed), of {families}.",
+        + f"{_counts(analysis)}. A cell is a size and budget, and its runs differ in seed.",
         f"The verdict is about **{analysis.equation(main['law'])}** (`{main['law']}`), where L is "
         f"{TARGET_NAMES[main['target']]} and N counts {size_words(main['size'])}, fitted by "
         f"{LOSS_NAMES[main['loss']]}{residuals}.{why}",
         table_by_column(
-            analysis.own,
+            analysis.verdict_fits,
             {
                 "family": family_name,
                 "runs": lambda entry: str(entry["n_runs"]),
@@ -58,6 +63,11 @@ def analysed_section(analysis: Directory) -> Section:
     )
 
 
+def _counts(analysis: Directory) -> str:
+    rows, runs, cells = (plural(analysis.comparison[f"n_{thing}s"], thing) for thing in ("row", "run", "cell"))
+    return f"{rows} of {runs} in {cells}, of {plural(len(analysis.families), 'family', 'families')}"
+
+
 def _range(entry: Entry) -> str:
     return "; ".join(f"{v} from {amount(v, low)} to {amount(v, high)}" for v, (low, high) in entry["range"].items())
 
@@ -67,14 +77,18 @@ def audit_section(analysis: Directory) -> Section:
     section, audit = Section("Matched-budget audit"), analysis.audit
     if not audit:
         return section.add("**NOT AUDITED**: the directory holds no audit.")
-    unknown = [escape_markdown(item["what"]) for item in audit["unknown"]]
     return section.add(
         f"**{_audit_label(analysis)}**",
         *_sentences("Differs:", audit["violations"]),
         *_sentences("Varies within the family:", audit["varies"]),
-        f"Unknown, because the table does not say for every run: {listed(unknown)}." if unknown else "",
+        *map(escape_markdown, _unknown(audit)),
         *_sentences("Matched:", audit["checked"]),
     )
+
+
+def _unknown(audit: Entry) -> list[str]:
+    names = [item["what"] for item in audit["unknown"]]
+    return [f"Unknown, because the table does not say for every run: {listed(names)}."] if names else []
 
 
 def _sentences(heading: str, items: Sequence[Entry]) -> list[str]:
@@ -92,3 +106,48 @@ def published_section(analysis: Directory) -> Section | None:
         "What the study says, and what the same rows say when analysed. Each figure was computed from these rows.",
         table_by_column(shown, columns),
     )
+
+
+def print_summary(analysis: Directory) -> None:
+    """Print what the terminal shows at the end: the rows, the fits, what was asked of them, audit and verdict."""
+    comparison, verdict, is_single = analysis.comparison, analysis.comparison["verdict"], len(analysis.families) == 1
+    claims = "\n".join(f"- {claim['claim']}\n    {claim['finding']}" for claim in comparison["published"] or ())
+    differences = [*(item["sentence"] for item in analysis.audit["violations"]), *_unknown(analysis.audit)]
+    blocks = [
+        f"\n{_counts(analysis)}\n{bullets(comparison['notes'])}",
+        _fit_lines(analysis, is_single),
+        _headed("Predicted, if the law of the verdict still holds there:", bullets(prediction_lines(analysis))),
+        "\n".join(given_lines(analysis)),
+        _headed("The published study, claim by claim:", claims),
+        "" if is_single else f"Matched-budget audit: {_audit_label(analysis)}\n{bullets(differences)}",
+        "\n".join(overlay_lines(analysis)),
+        f"Verdict: {verdict['headline']}\n{bullets(verdict['sentences'])}",
+        f"report: {analysis.path / 'report.html'}",
+    ]
+    for line in "\n\n".join(block.rstrip("\n") for block in blocks if block).split("\n"):
+        print(textwrap.fill(line, MAX_LINE_CHARACTERS, subsequent_indent="    ", break_long_words=False))
+
+
+def _headed(heading: str, content: str) -> str:
+    return f"{heading}\n{content}" if content else ""
+
+
+def _fit_lines(analysis: Directory, is_single: bool) -> str:
+    """The fits of the verdict's law; of a single family those of every law, and `power` of perplexity, often quoted."""
+    shown = analysis.entries() if is_single else analysis.verdict_fits
+    if is_single and analysis.primary["target"] != "perplexity":
+        shown = shown + analysis.entries(law="power", target="perplexity")
+    lines = [f"  {entry['family']}, {entry['target']}, {entry['law']}: {_fit_text(entry)}" for entry in shown]
+    lines.append(f"  and {plural(len(analysis.fits) - len(shown), 'more fit')}, in the report")
+    lines += [f"  {row['law']}: skipped, {row['reason']}" for row in analysis.comparison["skipped"]]
+    return "\n".join(lines)
+
+
+def _fit_text(entry: Entry) -> str:
+    if not entry["fitted"]:
+        return str(entry["notes"][0])
+    errors = {name: f" se {sig(error, 3)}" for name, error in entry["se"].items() if is_identified(entry, name)}
+    values = "; ".join(f"{name} {exponent_text(entry, name)}{errors.get(name, '')}" for name in entry["params"])
+    if not entry["identified"]:
+        return f"{values}; {status(entry).replace('**', '')}"
+    return f"{values} (R2 {sig(entry['r2'])}, objective {sig(entry['objective'], 6)} from {starts_text(entry)} starts)"
