@@ -6,7 +6,7 @@ from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, figure, folded, table_by_column
 from slm.report.style import INK, Axes, Figure, log_axis, panels, short
-from slm.runtime.words import TARGET_NAMES, TARGET_UNITS, axis_name, count, escape_markdown, is_number, listed, sig
+from slm.runtime.words import TARGET_NAMES, axis_name, count, escape_markdown, is_number, listed, sig
 from slm.scaling.describe import Entry, family_name
 
 MAX_RATIO_OF_LAWS = 2.0
@@ -131,7 +131,7 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     )
     for axis, front in zip(axes, fronts, strict=True):
         _draw_front(axis, analysis, front, analysis.primary["target"])
-    axes[0].set_ylabel(TARGET_UNITS[analysis.primary["target"]])
+    axes[0].set_ylabel(analysis.target_label)
     return drawn
 
 

@@ -75,7 +75,7 @@ def curves_figure(analysis: Directory) -> Figure | None:
 
 
 def _title(analysis: Directory, entries: list[Entry], same_held: bool) -> str:
-    target, first = analysis.primary["target"].replace("_", " ").capitalize(), entries[0]
+    target, first = analysis.target_name.capitalize(), entries[0]
     variable, held = first["curve"]["variable"], _held(first)
     if len(entries) > 1:
         answer = analysis.comparison["verdict"].get("distinguishable")
@@ -227,7 +227,7 @@ def residuals_figure(analysis: Directory) -> Figure | None:
             axis.plot(points[variable], 100 * np.array(points["residual"], float), ls="", ms=4, alpha=0.8,
                       marker=analysis.marker(family), color=analysis.colour(family))  # fmt: skip
         log_axis(axis.xaxis, values.min() / 1.15, values.max() * 1.15, counts=variable != "C")
-        axis.set_xlabel(axis_name(variable, analysis.primary["size"]))
+        axis.set_xlabel(analysis.axis_name(variable))
     axes[0].set_ylabel("measured above law (%)")
     if sigmas:
         text = "grey: ±2 sigma" + ("" if single else " (the largest)")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from slm.report.style import colours, markers
+from slm.runtime.words import TARGET_NAMES, TARGET_UNITS, axis_name
 from slm.scaling.describe import Entry
-from slm.scaling.sample import column_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,20 @@ class Directory:
         """What the verdict is about: `law`, `target`, `size`, `loss` (the criterion of the fit) and `level`."""
         return dict(self.comparison["primary"])
 
+    @property
+    def target_name(self) -> str:
+        """The target of the verdict in words: `bits per byte`."""
+        return TARGET_NAMES[self.primary["target"]]
+
+    @property
+    def target_label(self) -> str:
+        """The target of the verdict with its unit, for an axis."""
+        return TARGET_UNITS[self.primary["target"]]
+
+    def axis_name(self, variable: str) -> str:
+        """A law's variable as the label of an axis."""
+        return axis_name(variable, self.primary["size"])
+
     @cached_property
     def families(self) -> list[str]:
         """All families, in the order of the table."""
@@ -100,10 +114,6 @@ class Directory:
             and entry["size"] in (None, "", size or primary["size"])  # laws without N have no size
             and entry["loss"] == primary["loss"]
         ]
-
-    def column(self, variable: str) -> str:
-        """The column of results.csv that holds a law's variable."""
-        return column_of(variable, str(self.primary["size"]))
 
     def equation(self, law: str) -> str:
         """The equation of a fitted law, for people to read."""

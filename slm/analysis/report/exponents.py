@@ -41,7 +41,7 @@ from slm.scaling.forms import VARIABLES
 
 def exponents_section(analysis: Directory) -> Section:
     """The fits of the verdict first, then other laws, other N, and other targets."""
-    main, target = analysis.primary, TARGET_NAMES[analysis.primary["target"]]
+    main, target = analysis.primary, analysis.target_name
     section = Section("Exponents").add(
         f"Fits of {target}, where N counts {size_words(main['size'])}, with {analysis.level:.0%} intervals. A steeper "
         "law has a larger exponent. An exponent above a floor and one without a floor are different quantities, and so "
@@ -108,7 +108,7 @@ def _perplexity(analysis: Directory) -> list[str]:
     entries, law = analysis.entries(target="perplexity"), analysis.primary["law"]
     warning = (
         "**Perplexity**: these are exponents of perplexity, the exponential of loss. They are not comparable with the "
-        f"exponents of {TARGET_NAMES[analysis.primary['target']]} above, nor with published exponents of loss; the "
+        f"exponents of {analysis.target_name} above, nor with published exponents of loss; the "
         "references below are converted over the same N range."
     )
     own, others = ([entry for entry in entries if (entry["law"] == law) == is_own] for is_own in (True, False))

@@ -7,18 +7,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import figure, folded_if_long, table, table_by_column
 from slm.report.style import INK, Axes, Figure, log_axis, panels, short
-from slm.runtime.words import (
-    NOTHING,
-    TARGET_UNITS,
-    axis_name,
-    count,
-    escape_markdown,
-    interval,
-    is_number,
-    listed,
-    sig,
-    with_interval,
-)
+from slm.runtime.words import NOTHING, count, escape_markdown, interval, is_number, listed, sig, with_interval
 from slm.scaling.describe import Entry, family_name
 
 PROFILES = (
@@ -145,8 +134,8 @@ def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
     x, y = (np.concatenate([budget["points"][name] for budget in budgets]) for name in ("params", "value"))
     log_axis(axis.xaxis, x.min() / 1.1, x.max() * 1.15)
     log_axis(axis.yaxis, y.min() / 1.02, y.max() * 1.02)
-    axis.set_xlabel(axis_name("N", analysis.primary["size"]))
-    axis.set_ylabel(TARGET_UNITS[analysis.primary["target"]])
+    axis.set_xlabel(analysis.axis_name("N"))
+    axis.set_ylabel(analysis.target_label)
     bias = f"; approach 2's own bias here {row['bias']:+.3f}" if is_number(row["bias"]) else "; its bias is unknown"
     axis.set_title(f"{short(row['family'])}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)
 
@@ -162,10 +151,7 @@ def _optima(axis: Axes, analysis: Directory, row: Entry) -> None:
     """N and D of each row against its FLOPs."""
     flops, params, tokens = (np.array([b[name] for b in row["budgets"]]) for name in ("flops", "params", "tokens"))
     log_c = np.log(flops) - np.log(flops).mean()
-    for name, values, slope, mark in (
-        ("N", params, row["exponent"], "o"),
-        ("D", tokens, row["tokens_exponent"], "s"),
-    ):
+    for name, values, slope, mark in (("N", params, row["exponent"], "o"), ("D", tokens, row["tokens_exponent"], "s")):
         axis.plot(flops, values, ls="", marker=mark, ms=4, color=analysis.colour(row["family"]),
                   label=f"{name} ~ C^{sig(slope, 3)}")  # fmt: skip
         axis.plot(flops, np.exp(np.log(values).mean() + slope * log_c), color=INK, lw=1)

@@ -9,17 +9,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, bullets, figure, table, table_by_column
 from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short
-from slm.runtime.words import (
-    NOTHING,
-    TARGET_NAMES,
-    axis_name,
-    escape_markdown,
-    is_number,
-    p_value,
-    percent,
-    sig,
-    with_interval,
-)
+from slm.runtime.words import NOTHING, escape_markdown, is_number, p_value, percent, sig, with_interval
 from slm.scaling.describe import Entry, has_complete_lists, pair_name
 
 MAX_PANELS = 12
@@ -45,7 +35,7 @@ def paired_section(analysis: Directory) -> Section | None:
         _slopes(pairs),
         _above_floor(pairs),
         figure(analysis.path, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
-        _levels(pairs, TARGET_NAMES[analysis.primary["target"]]),
+        _levels(pairs, analysis.target_name),
         "Not paired:" if unmatched else "",
         bullets(unmatched),
     )
@@ -116,7 +106,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
     pairs = [pair for pair in pairs if has_complete_lists(pair["band"], "centre", "low", "high")]
     if not pairs:
         return None
-    level, target = 1 - analysis.level, analysis.primary["target"].replace("_", " ")
+    level, target = 1 - analysis.level, analysis.target_name
     significant = sum(pair["p_adjusted"] < level for pair in pairs)
     title = f"Ratio of {target} at the same sizes: the slope of "
     title += f"{significant or 'none'} of {len(pairs)} stands out from zero after Holm's adjustment"
@@ -135,7 +125,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
         log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
         names = f"{short(pair['a'])} / {short(pair['b'])}"
         axis.set_title(f"{names}, p {p_value(pair['p_adjusted'], equals=True)}", fontsize=8.5)
-        axis.set_xlabel(axis_name("N", analysis.primary["size"]))
+        axis.set_xlabel(analysis.axis_name("N"))
     axes[0].set_ylabel(f"{target} above the other's (%)")
     return drawn
 

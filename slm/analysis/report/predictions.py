@@ -11,19 +11,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, figure, folded, table, table_by_column
 from slm.report.style import INK, Figure, Margins, log_axis, panels
-from slm.runtime.words import (
-    NOTHING,
-    TARGET_NAMES,
-    amount,
-    axis_name,
-    count,
-    interval,
-    is_number,
-    listed,
-    p_value,
-    sig,
-    with_interval,
-)
+from slm.runtime.words import NOTHING, amount, count, interval, is_number, listed, p_value, sig, with_interval
 from slm.scaling.describe import Entry, family_name, has_complete_lists
 
 DEPENDENT = "Rows share runs or shapes and are not independent: p is too small."
@@ -34,7 +22,7 @@ def predictions_section(analysis: Directory) -> Section | None:
     rows = [row for entry in analysis.entries() for row in _predictions(analysis, entry)]
     if not rows:
         return None
-    target, ranges = TARGET_NAMES[analysis.primary["target"]], analysis.comparison["envelopes"]
+    target, ranges = analysis.target_name, analysis.comparison["envelopes"]
     columns = {
         "family": family_name,
         "at": lambda row: _point(row["at"]),
@@ -161,7 +149,7 @@ def doubling_section(analysis: Directory) -> Section | None:
         return None
     ends = [row for rows in by_family.values() for row in (rows if len(rows) < 2 else (rows[0], rows[-1]))]
     without = [name for name, rows in by_family.items() if not rows]
-    target = TARGET_NAMES[analysis.primary["target"]]
+    target = analysis.target_name
     header = ("family", "from N", f"{target} gained by doubling N", "measured between sizes", "twice N is")
     return Section("Gain of doubling").add(
         f"The {target} at N less that at 2N along the law, with its {analysis.level:.0%} interval. The gain falls with "
@@ -200,7 +188,7 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("doubling"), "x", "gain")]
     if not entries:
         return None
-    target = analysis.primary["target"].replace("_", " ")
+    target = analysis.target_name
     gains = [gain for entry in entries for gain in entry["doubling"]["gain"]]
     fall = f"{target} falls by {sig(min(gains), 2)} to {sig(max(gains), 2)}, less at larger N"
     drawn, (axis,) = panels(
@@ -231,6 +219,6 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     bottom, top = max(min(*ends, 0), min(*gains, 0) - reach), min(max(ends), max(gains) + reach)
     axis.set_ylim(bottom - 0.05 * reach, top + 0.05 * reach)
     axis.axhline(0, color=INK, lw=0.8)
-    axis.set_xlabel(axis_name("N", analysis.primary["size"]))
+    axis.set_xlabel(analysis.axis_name("N"))
     axis.set_ylabel(f"{target} at N less {target} at 2N")
     return drawn

@@ -15,7 +15,6 @@ from slm.runtime.words import (
     LOSS_NAMES,
     NOTHING,
     TARGET_NAMES,
-    axis_name,
     is_number,
     p_value,
     percent,
@@ -148,7 +147,7 @@ def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) 
     log_axis(axis.xaxis, min(places) / 1.2, max(places) * 1.2, counts=variable != "C")
     ticks = axis.get_xticks()[:: 1 + (len(axis.get_xticks()) > 3)]
     axis.set_xticks(ticks, labels=[tick_label(at, counts=variable != "C") for at in ticks])
-    axis.set_xlabel(f"held-out {axis_name(variable, analysis.primary['size'])}", fontsize=8)
+    axis.set_xlabel(f"held-out {analysis.axis_name(variable)}", fontsize=8)
 
 
 def certificates_section(analysis: Directory) -> Section:
