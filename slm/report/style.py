@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,9 +30,13 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY, PALE, INK = "#8C8C8C", "#D9D9D9", "#222222"
 DPI = 160
-LONGEST_NAME = 24
-KEY_ROW = 0.19
-"""Inches of a row of the legend of families: 9 points, and half as much between rows."""
+MAX_NAME_CHARACTERS = 24
+CHARACTERS_PER_INCH = 10.6
+"""Of a figure's title."""
+LEGEND_ROW_INCHES = 0.19
+"""A row of the legend of families: 9 points, and half as much between rows."""
+TICK_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(1, 10, 0.5), np.arange(1, 10, 0.1))
+"""Ticks within a decade, of which the first that gives three ticks is taken."""
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -57,13 +62,11 @@ RC: dict[Any, Any] = {
 }
 
 
-@contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """A context in which figures have this style."""
     import matplotlib
 
-    with matplotlib.rc_context(RC):
-        yield
+    return matplotlib.rc_context(RC)
 
 
 def colours(families: Sequence[str]) -> dict[str, str]:
@@ -86,30 +89,31 @@ class Margins:
     top: float = 0.3
 
 
-def short(family: str) -> str:
+def short_name(family: str) -> str:
     """A family's name for a legend or label: the middle of a long one is left out."""
-    if len(family) <= LONGEST_NAME:
+    if len(family) <= MAX_NAME_CHARACTERS:
         return family
-    end = (LONGEST_NAME - 1) // 2
-    return f"{family[: LONGEST_NAME - 1 - end]}…{family[-end:]}"
+    end = (MAX_NAME_CHARACTERS - 1) // 2
+    return f"{family[: MAX_NAME_CHARACTERS - 1 - end]}…{family[-end:]}"
 
 
-def sheet(title: str, width: float, body: float, families: Sequence[str] = ()) -> tuple[Figure, float]:
-    """A blank figure with a title, the marks of `families` if there are several, and `body` inches below them.
+def blank_figure(title: str, width: float, body: float, families: Sequence[str] = ()) -> tuple[Figure, float]:
+    """A blank figure with a title, a legend of `families` if there are several, and `body` inches below them.
 
-    Returns the figure and how many inches title and marks take.
+    Returns the figure and how many inches title and legend take.
     """
     import matplotlib.figure
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    lines = wrapped(title, width)
+    lines = textwrap.fill(title, int(width * CHARACTERS_PER_INCH))
     above = 0.14 + 0.185 * (lines.count("\n") + 1)
-    rows = math.ceil(len(families) / _key_columns(families, width)) if len(families) > 1 else 0
-    head = above + (0.08 + KEY_ROW * rows if rows else 0.05)
+    columns = _legend_columns(families, width) if len(families) > 1 else 0
+    head = above + (0.08 + LEGEND_ROW_INCHES * math.ceil(len(families) / columns) if columns else 0.05)
     figure = matplotlib.figure.Figure(figsize=(width, head + body))
     FigureCanvasAgg(figure)
     figure.text(0.12 / width, 1 - 0.1 / (head + body), lines, fontsize=11, fontweight="bold", va="top", color=INK)
-    _key(figure, families, y=above)
+    if columns:
+        _legend(figure, families, columns, y=above)
     return figure, head
 
 
@@ -131,20 +135,13 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of panels, `width` by `height` inches each with their margins."""
     columns, margins = min(columns, number), margins or Margins()
-    figure, head = sheet(title, max(5.2, columns * width), math.ceil(number / columns) * height, families)
+    figure, head = blank_figure(title, max(5.2, columns * width), math.ceil(number / columns) * height, families)
     inner = width - margins.left - margins.right, height - margins.top - margins.bottom
     axes = []
     for place in range(number):
         row, column = divmod(place, columns)
         axes.append(axes_at(figure, column * width + margins.left, head + row * height + margins.top, *inner))
     return figure, axes
-
-
-def wrapped(title: str, inches: float) -> str:
-    """A title in lines that fit a width."""
-    import textwrap
-
-    return "\n".join(textwrap.wrap(title, int(inches * 10.6)))
 
 
 def log_axis(axis: Any, low: float, high: float, *, counts: bool = True) -> None:
@@ -159,14 +156,7 @@ def log_axis(axis: Any, low: float, high: float, *, counts: bool = True) -> None
 def _ticks(low: float, high: float) -> list[float]:
     """Three to seven round numbers in a range, spaced as evenly in the logarithm as round numbers allow."""
     decades = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in (
-        (1,),
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 5, 7),
-        tuple(np.arange(1, 10, 0.5)),
-        tuple(np.arange(1, 10, 0.1)),
-    ):
+    for steps in TICK_STEPS:
         ticks = [float(f"{s * 10.0**d:.6g}") for d in decades for s in steps]
         ticks = [t for t in ticks if low <= t <= high]
         if len(ticks) >= 3:
@@ -197,24 +187,22 @@ def plot_runs(axis: Axes, x: Any, y: Any, colour: str, marker: str) -> None:
     axis.plot(x, y, ls="", marker=marker, ms=3.6, mfc=colour, mec="white", mew=0.4)
 
 
-def text_beside(axis: Axes, y: float, text: str, *, x: float = 1.01, size: float = 7, **style: Any) -> None:
+def text_beside(axis: Axes, y: float, text: str, *, x: float = 1.01, size: float = 7, **text_style: Any) -> None:
     """A text right of the axes at the height `y` of the data."""
-    axis.text(x, y, text, va="center", fontsize=size, transform=axis.get_yaxis_transform(), **style)
+    axis.text(x, y, text, va="center", fontsize=size, transform=axis.get_yaxis_transform(), **text_style)
 
 
-def _key(figure: Figure, names: Sequence[str], *, y: float) -> None:
-    """The legend of families in as few rows as possible, `y` inches below the top."""
+def _legend(figure: Figure, names: Sequence[str], columns: int, *, y: float) -> None:
+    """The legend of families, `y` inches below the top."""
     from matplotlib.lines import Line2D
 
-    if len(names) < 2:
-        return
     colour, mark = colours(names), markers(names)
-    handles = [Line2D([], [], color=colour[n], marker=mark[n], ls="", ms=5, label=short(n)) for n in names]
+    handles = [Line2D([], [], color=colour[n], marker=mark[n], ls="", ms=5, label=short_name(n)) for n in names]
     figure.legend(
         handles=handles,
         loc="upper left",
         bbox_to_anchor=(0.0, 1 - y / figure.get_figheight()),
-        ncols=_key_columns(names, figure.get_figwidth()),
+        ncols=columns,
         frameon=False,
         handletextpad=0.1,
         columnspacing=1.2,
@@ -222,26 +210,24 @@ def _key(figure: Figure, names: Sequence[str], *, y: float) -> None:
     )
 
 
-def _key_columns(names: Sequence[str], width: float) -> int:
+def _legend_columns(names: Sequence[str], width: float) -> int:
     """Columns of the legend that fit `width` inches."""
-    widest = 0.36 + 0.085 * max(map(len, map(short, names)))
+    widest = 0.36 + 0.085 * max(map(len, map(short_name, names)))
     return min(len(names), max(1, int(width // widest)))
 
 
 def draw(folder: Path, figures: Mapping[str, Callable[[], Figure | None]]) -> list[Path]:
-    """Draw each figure into `folder`/figures as PNG and SVG; returns the files written.
+    """Draw each figure into `folder`/figures as PNG and SVG, replacing earlier ones; returns the files written.
 
-    A function that has no data returns None; the figure of that name from an earlier report is removed.
+    A function that has no data returns None, and no figure is drawn.
     """
     written: list[Path] = []
     for name, make_figure in figures.items():
-        with style():
-            figure = make_figure()
-            if figure is not None:
-                written += save(figure, folder / "figures", name)
-                continue
         for kind in ("png", "svg"):
             (folder / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
+        with style():
+            if figure := make_figure():
+                written += save(figure, folder / "figures", name)
     return written
 
 

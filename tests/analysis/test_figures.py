@@ -208,12 +208,12 @@ def test_importing_figures_and_report_loads_no_matplotlib_and_drawing_no_pyplot(
 
 
 def test_a_long_name_is_shortened_in_its_middle_and_marks_get_the_rows_that_they_need() -> None:
-    from slm.report.style import panels, short
+    from slm.report.style import panels, short_name
 
-    assert short("deep_thin") == "deep_thin"
+    assert short_name("deep_thin") == "deep_thin"
     long = [f"transformer_with_everything_{i}" for i in range(12)]
-    assert len({short(name) for name in long}) == 12
-    assert {len(short(name)) for name in long} == {24}
+    assert len({short_name(name) for name in long}) == 12
+    assert {len(short_name(name)) for name in long} == {24}
     with style():
         figure, axes = panels(1, "Title", columns=1, families=long)
     legend = figure.legends[0].get_window_extent()

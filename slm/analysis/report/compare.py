@@ -17,7 +17,7 @@ from slm.report.markdown import (
     table,
     table_by_column,
 )
-from slm.report.style import INK, PALETTE, Axes, Figure, Margins, panels, short, text_beside
+from slm.report.style import INK, PALETTE, Axes, Figure, Margins, panels, short_name, text_beside
 from slm.runtime.words import (
     LOSS_NAMES,
     NOTHING,
@@ -240,14 +240,10 @@ def differences_figure(analysis: Directory) -> Figure | None:
     level = 1 - analysis.level
     significant = sum(_is_significant(row, level) for row in rows)
     left = max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows))
-    drawn, axes = panels(
-        len(groups),
-        f"Differences of exponents: {significant or 'none'} of {len(rows)} stand out from zero after Holm's adjustment",
-        columns=1,
-        width=4.8 + left,
-        height=0.8 + 0.3 * max(map(len, groups.values())),
-        margins=Margins(left=left, right=1.2),
-    )
+    title = f"Differences of exponents: {significant or 'none'} of {len(rows)} differ from zero after Holm's adjustment"
+    height = 0.8 + 0.3 * max(map(len, groups.values()))
+    margins = Margins(left=left, right=1.2)
+    drawn, axes = panels(len(groups), title, columns=1, width=4.8 + left, height=height, margins=margins)
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
         _differences(axis, group, level)
         axis.set_xlabel(f"difference in {name}")
@@ -275,4 +271,4 @@ def _is_significant(row: Entry, level: float) -> bool:
 
 
 def _label(row: Entry) -> str:
-    return f"{short(row['a'])} - {short(row['b'])}"
+    return f"{short_name(row['a'])} - {short_name(row['b'])}"

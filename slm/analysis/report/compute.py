@@ -5,7 +5,7 @@ from __future__ import annotations
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, figure, folded, table_by_column
-from slm.report.style import INK, Axes, Figure, log_axis, panels, short
+from slm.report.style import INK, Axes, Figure, log_axis, panels, short_name
 from slm.runtime.words import TARGET_NAMES, axis_name, count, escape_markdown, is_number, listed, sig
 from slm.scaling.describe import Entry, family_name
 
@@ -121,7 +121,7 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     ]
     if not fronts:
         return None
-    names = list(dict.fromkeys(short(row["family"]) for front in fronts for row in front["front"]))
+    names = list(dict.fromkeys(short_name(row["family"]) for front in fronts for row in front["front"]))
     has_all = len(names) == len(analysis.families)
     verb = "has" if len(names) == 1 else "have"
     families = "every family has runs" if has_all else f"only {listed(names)} {verb} runs"

@@ -9,9 +9,10 @@ from scipy import stats
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, figure
-from slm.report.style import GREY, INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short
+from slm.report.style import GREY, INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short_name
 from slm.runtime.words import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
 from slm.scaling.describe import Entry, has_complete_lists, is_identified
+from slm.scaling.sample import column_of
 
 MAX_REFERENCE_RATIO = 2.0
 """A published law that is off by more, as at a budget far from its own, would squeeze the runs into a strip."""
@@ -50,13 +51,10 @@ def curves_figure(analysis: Directory) -> Figure | None:
     several = len(entries) > 1
     same_held = len({_held(entry) for entry in entries}) == 1
     together = several and same_held  # one panel holds all families only if their curves are at the same D
+    width, height = (3.15, 2.7) if several else (6.8, 4.2)
+    title = _title(analysis, entries, same_held)
     drawn, axes = panels(
-        len(entries) + together,
-        _title(analysis, entries, same_held),
-        columns=3,
-        width=3.15 if several else 6.8,
-        height=2.7 if several else 4.2,
-        families=analysis.families if several else (),
+        len(entries) + together, title, columns=3, width=width, height=height, families=analysis.families
     )
     for axis, entry in zip(axes[together:], entries, strict=True):
         _bands(axis, analysis, entry)
@@ -64,7 +62,7 @@ def curves_figure(analysis: Directory) -> Figure | None:
         _references(axis, analysis, entry)
         _floor(axis, analysis, entry)
         if several:
-            name = short(entry["family"]) + ("" if together else f" at {_held(entry)}")
+            name = short_name(entry["family"]) + ("" if together else f" at {_held(entry)}")
             axis.set_title(name, color=analysis.colour(entry["family"]), fontweight="bold")
     if together:
         axes[0].set_title("all families")
@@ -85,7 +83,7 @@ def _title(analysis: Directory, entries: list[Entry], same_held: bool) -> str:
         name = first["exponents"][0]
         fitted = f" = {sig(first['params'][name])} {interval(first['ci95'][name])}"
         outcome = fitted if is_identified(first, name) else " not identified"
-        title = f"{target} of {short(first['family'])} against {variable}: {name}{outcome}"
+        title = f"{target} of {short_name(first['family'])} against {variable}: {name}{outcome}"
     title += f", under {_equation(analysis)}"
     at = held if same_held else "values that differ by family, so compare slopes only"
     return title + (f" (points moved along the law to {at})" if held else "")
@@ -123,7 +121,7 @@ def _points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
         centre = np.interp(np.log(x), np.log(curve["x"]), np.log(curve["centre"]))
         return x, np.exp(centre + np.array(points["residual"], float))
     rows = analysis.family_rows(entry["family"])
-    columns = [analysis.column(curve["variable"]), entry["target"]]
+    columns = [column_of(curve["variable"], analysis.primary["size"]), entry["target"]]
     if not {*columns} <= {*rows}:
         return x, np.array(points["value"], float)
     return rows[columns[0]].to_numpy(float), rows[columns[1]].to_numpy(float)
@@ -209,14 +207,9 @@ def residuals_figure(analysis: Directory) -> Figure | None:
     largest = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
     single = len(entries) == 1
     size = percent(largest["rmse_log"])
-    spread = size if single else f"at most {size}, largest for {short(largest['family'])}"
-    drawn, axes = panels(
-        len(x),
-        f"Residuals of {_equation(analysis)}: root mean square {spread}",
-        columns=2,
-        width=6.2 if len(x) == 1 else 4.7,
-        families=analysis.families,
-    )
+    spread = size if single else f"at most {size}, largest for {short_name(largest['family'])}"
+    title = f"Residuals of {_equation(analysis)}: root mean square {spread}"
+    drawn, axes = panels(len(x), title, columns=2, width=6.2 if len(x) == 1 else 4.7, families=analysis.families)
     sigmas = [entry["sigma_log"] for entry in entries if is_number(entry["sigma_log"])]
     for axis, (variable, values) in zip(axes, x.items(), strict=True):
         if sigmas:
@@ -251,14 +244,8 @@ def profiles_figure(analysis: Directory) -> Figure | None:
     lost = sum(not is_identified(entry, name) for entry, name in profiles)
     outcome = f"{lost} of {len(profiles)} do not identify theirs" if lost else "every one is bounded on both sides"
     columns = min(4, len(profiles))
-    drawn, axes = panels(
-        len(profiles),
-        f"Profile likelihoods of exponents, {number}: {outcome}",
-        columns=columns,
-        width=2.35,
-        height=2.4,
-        margins=Margins(left=0.5, right=0.15, top=0.45),
-    )
+    title, margins = f"Profile likelihoods of exponents, {number}: {outcome}", Margins(left=0.5, right=0.15, top=0.45)
+    drawn, axes = panels(len(profiles), title, columns=columns, width=2.35, height=2.4, margins=margins)
     for axis, (entry, name) in zip(axes, profiles, strict=True):
         _profile(axis, analysis, entry, name)
     for axis in axes[::columns]:
@@ -287,5 +274,5 @@ def _profile(axis: Axes, analysis: Directory, entry: Entry, name: str) -> None:
     axis.set_xlim(max(values.min(), centre - reach), min(values.max(), centre + reach))
     axis.locator_params(axis="x", nbins=5)
     outcome = f" {interval(entry['ci95'][name], 3)}" if identified else ": NOT IDENTIFIED"
-    axis.set_title(f"{short(entry['family'])}, {entry['law']}\n{name}{outcome}", fontsize=7.5)
+    axis.set_title(f"{short_name(entry['family'])}, {entry['law']}\n{name}{outcome}", fontsize=7.5)
     axis.set_xlabel(f"{name} (exponent in {entry['variable_of'][name]})")

@@ -10,7 +10,7 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import VISIBLE_ROWS, Columns, Section, bullets, figure, folded, folded_if_long, table_by_column
-from slm.report.style import GREY, INK, Axes, Figure, Margins, axes_at, sheet, text_beside
+from slm.report.style import GREY, INK, Axes, Figure, Margins, axes_at, blank_figure, text_beside
 from slm.runtime.words import (
     SIZE_LABELS,
     TARGET_NAMES,
@@ -208,7 +208,7 @@ def exponents_figure(analysis: Directory) -> Figure | None:
         places.append((column * width + around.left, heights[column] + around.top))
         heights[column] += around.top + around.bottom + panel.height
     title = f"{title}. Compare within a law and a panel only"
-    drawn, head = sheet(title, width * len(heights), max(heights), analysis.families)
+    drawn, head = blank_figure(title, width * len(heights), max(heights), analysis.families)
     for panel, (left, top) in zip(panels, places, strict=True):
         across = width - around.left - around.right
         _forest(axes_at(drawn, left, head + top, across, panel.height), analysis, panel)

@@ -6,7 +6,7 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import figure, folded_if_long, table, table_by_column
-from slm.report.style import INK, Axes, Figure, log_axis, panels, short
+from slm.report.style import INK, Axes, Figure, log_axis, panels, short_name
 from slm.runtime.words import NOTHING, count, escape_markdown, interval, is_number, listed, sig, with_interval
 from slm.scaling.describe import Entry, family_name
 
@@ -105,7 +105,8 @@ def isoflop_figure(analysis: Directory) -> Figure | None:
     if not rows:
         return None
     exponents = "; ".join(
-        f"{short(row['family'])} {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)}" for row in rows
+        f"{short_name(row['family'])} {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)}"
+        for row in rows
     )
     given = rows[0]["given_optima"]
     title = f"{'Given optima' if given else 'IsoFLOP profiles'}: best N grows as C^a, a = {exponents}"
@@ -137,7 +138,7 @@ def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
     axis.set_xlabel(analysis.axis_name("N"))
     axis.set_ylabel(analysis.target_label)
     bias = f"; approach 2's own bias here {row['bias']:+.3f}" if is_number(row["bias"]) else "; its bias is unknown"
-    axis.set_title(f"{short(row['family'])}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)
+    axis.set_title(f"{short_name(row['family'])}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)
 
 
 def _parabola(budget: Entry, params: np.ndarray) -> np.ndarray:
@@ -161,4 +162,4 @@ def _optima(axis: Axes, analysis: Directory, row: Entry) -> None:
     axis.set_xlabel("C (training FLOPs)")
     axis.set_ylabel("optimal parameters and tokens")
     axis.legend(fontsize=8)
-    axis.set_title(short(row["family"]), fontsize=8.5)
+    axis.set_title(short_name(row["family"]), fontsize=8.5)

@@ -8,7 +8,7 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, bullets, figure, folded, table
-from slm.report.style import INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short
+from slm.report.style import INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short_name
 from slm.runtime.words import (
     NOTHING,
     TARGET_NAMES,
@@ -34,22 +34,15 @@ def overlay_figure(analysis: Directory) -> Figure | None:
     families = [family for family in overlay.get("families", []) if family["curve"]]
     if not families:
         return None
-    models = plural(len(overlay["points"]), "model")
-    drawn, (axis,) = panels(
-        1,
-        f"{models} from elsewhere beside the laws of these runs: not a controlled comparison",
-        columns=1,
-        width=7.6,
-        height=4.4,
-        margins=Margins(left=0.75, right=0.25, top=0.15),
-        families=analysis.families,
-    )
+    models, margins = plural(len(overlay["points"]), "model"), Margins(left=0.75, right=0.25, top=0.15)
+    title = f"{models} from elsewhere beside the laws of these runs: not a controlled comparison"
+    drawn, (axis,) = panels(1, title, columns=1, width=7.6, height=4.4, margins=margins, families=analysis.families)
     for family in families:
         _law(axis, analysis, family)
     sizes, values = ([point[key] for point in overlay["points"]] for key in ("N", "value"))
     axis.plot(sizes, values, ls="", marker="*", ms=10, mfc="white", mec=INK, mew=1.1, zorder=4)
     for point in overlay["points"]:
-        axis.annotate(short(point["name"]), (point["N"], point["value"]), (-7, 5), textcoords="offset points",
+        axis.annotate(short_name(point["name"]), (point["N"], point["value"]), (-7, 5), textcoords="offset points",
                       ha="right", fontsize=7.5, color=INK, zorder=4)  # fmt: skip
     curve = [point for family in families for point in family["curve"]]
     x = [point["N"] for point in curve]

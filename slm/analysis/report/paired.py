@@ -8,7 +8,7 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, bullets, figure, table, table_by_column
-from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short
+from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short_name
 from slm.runtime.words import NOTHING, escape_markdown, is_number, p_value, percent, sig, with_interval
 from slm.scaling.describe import Entry, has_complete_lists, pair_name
 
@@ -123,7 +123,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
         axis.plot(sizes, 100 * np.expm1(np.array(pair["log_ratio"])), "o", color=colour, ms=4, mec="white", mew=0.4)
         axis.axhline(0, color=INK, lw=0.8)
         log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
-        names = f"{short(pair['a'])} / {short(pair['b'])}"
+        names = f"{short_name(pair['a'])} / {short_name(pair['b'])}"
         axis.set_title(f"{names}, p {p_value(pair['p_adjusted'], equals=True)}", fontsize=8.5)
         axis.set_xlabel(analysis.axis_name("N"))
     axes[0].set_ylabel(f"{target} above the other's (%)")

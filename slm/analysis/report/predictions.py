@@ -191,15 +191,9 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     target = analysis.target_name
     gains = [gain for entry in entries for gain in entry["doubling"]["gain"]]
     fall = f"{target} falls by {sig(min(gains), 2)} to {sig(max(gains), 2)}, less at larger N"
-    drawn, (axis,) = panels(
-        1,
-        f"Gain of doubling N: {fall if min(gains) > 0 else f'fall of {target} along the law'}",
-        columns=1,
-        width=6.4,
-        height=3.6,
-        margins=Margins(left=1.05, top=0.15),
-        families=analysis.families,
-    )
+    title = f"Gain of doubling N: {fall if min(gains) > 0 else f'fall of {target} along the law'}"
+    margins = Margins(left=1.05, top=0.15)
+    drawn, (axis,) = panels(1, title, columns=1, width=6.4, height=3.6, margins=margins, families=analysis.families)
     ends, sizes = list(gains), []
     for entry in entries:
         colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])

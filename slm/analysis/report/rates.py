@@ -9,7 +9,7 @@ import pandas as pd
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, figure, table_by_column
-from slm.report.style import GREY, INK, PALETTE, Axes, Figure, log_axis, panels, short
+from slm.report.style import GREY, INK, PALETTE, Axes, Figure, log_axis, panels, short_name
 from slm.runtime.words import count, percent, sig
 from slm.scaling.describe import family_name
 
@@ -27,7 +27,7 @@ def rates_figure(analysis: Directory) -> Figure | None:
     drawn, axes = panels(len(families), title, columns=3, width=3.7 if several else 6.0)
     for axis, family in zip(axes, families, strict=True):
         _panel(axis, analysis, tuning[tuning["family"] == family])
-        axis.set_title(short(family) + ("" if several else f", {shapes} shapes"))
+        axis.set_title(short_name(family) + ("" if several else f", {shapes} shapes"))
     axes[0].set_ylabel("loss (nats/token)")
     return drawn
 

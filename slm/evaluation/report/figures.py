@@ -29,12 +29,12 @@ from slm.report.style import (
     Figure,
     Margins,
     axes_at,
+    blank_figure,
     colours,
     log_axis,
     markers,
     panels,
-    sheet,
-    short,
+    short_name,
 )
 from slm.runtime.words import TARGET_UNITS, interval, is_number, plural, sig
 from slm.scaling.allocation import pareto_front
@@ -91,7 +91,7 @@ def size_figure(results: Results) -> Figure | None:
 def _exponents(fits: Sequence[Entry]) -> str:
     """The exponents of one or two identified laws, for the title."""
     words = [
-        f"{short(entry['family'])} alpha = {sig(entry['params']['alpha'])} {interval(entry['ci95']['alpha'], 3)}"
+        f"{short_name(entry['family'])} alpha = {sig(entry['params']['alpha'])} {interval(entry['ci95']['alpha'], 3)}"
         for entry in fits
         if is_identified(entry, "alpha")
     ]
@@ -109,7 +109,7 @@ def _law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, 
     """Draw a family's law and its band over its sizes; returns the lowest and highest value of the law."""
     x, centre = np.array(entry["curve"]["x"]), np.array(entry["curve"]["centre"], float)
     inside = x <= largest * 1.3
-    label = f"law of {short(entry['family'])}"
+    label = f"law of {short_name(entry['family'])}"
     axis.plot(x[inside], centre[inside], color=GREY, lw=1.4, ls=dashes, zorder=1.5, label=label)
     if has_complete_lists(entry["curve"], "low", "high"):
         low, high = (np.array(entry["curve"][end], float)[inside] for end in ("low", "high"))
@@ -144,7 +144,7 @@ def pareto_figure(results: Results) -> Figure | None:
     log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25)
     log_axis(axis.yaxis, min(lows) / 1.02, max(highs) * 1.02, counts=False)
     axis.set_xlabel(f"decode, tokens per second: more is better\n({usual.words})")
-    axis.set_ylabel(f"{TARGET_UNITS[target]}, {short(results.primary.data)}: less is better")
+    axis.set_ylabel(f"{TARGET_UNITS[target]}, {short_name(results.primary.data)}: less is better")
     return figure
 
 
@@ -209,7 +209,9 @@ def tasks_figure(results: Results) -> Figure | None:
     height = max(0.19 * len(names) + 0.1, 0.35)
     width = left + TASK_COLUMNS * inner + (TASK_COLUMNS - 1) * 0.2 + 0.2
     body = math.ceil(len(values) / TASK_COLUMNS) * (height + gap) + 0.1
-    figure, head = sheet(f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}", width, body)
+    figure, head = blank_figure(
+        f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}", width, body
+    )
     for place, (title, by_name) in enumerate(values.items()):
         row, column = divmod(place, TASK_COLUMNS)
         axis = axes_at(figure, left + column * (inner + 0.2), head + 0.25 + row * (height + gap), inner, height)
@@ -228,7 +230,7 @@ def _task_panel(
         bars = None if value[1] is None else 2 * value[1]
         axis.errorbar(value[0], y, xerr=bars, marker=markers(names)[name], color=colours(names)[name], ms=5, capsize=2,
                       elinewidth=1.1, ls="")  # fmt: skip
-    axis.set_title(short(title), fontsize=8.5)
+    axis.set_title(short_name(title), fontsize=8.5)
     axis.set_yticks(range(len(names)), labels=names if has_names else [""] * len(names))
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)

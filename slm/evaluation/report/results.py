@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slm.report.style import short
+from slm.report.style import short_name
 from slm.runtime.words import escape_markdown, is_number
 
 Entry = dict[str, Any]
@@ -114,7 +114,7 @@ class Results:
 def unique_labels(names: Sequence[str]) -> list[str]:
     """Names short enough for a figure: their last parts if those differ, numbered where shortening makes them equal."""
     lasts = [name.rstrip("/").rpartition("/")[2] for name in names]
-    shorts = [short(name) for name in (lasts if len(set(lasts)) == len(names) else names)]
+    shorts = [short_name(name) for name in (lasts if len(set(lasts)) == len(names) else names)]
     return [name if shorts.count(name) == 1 else f"{name[:19]} #{place}" for place, name in enumerate(shorts, start=1)]
 
 
