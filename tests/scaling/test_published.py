@@ -2,17 +2,16 @@
 
 import math
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from slm.scaling.fitting import fit
+from slm.scaling import fit, read_table, uncertainty
 from slm.scaling.forms import Floats
-from slm.scaling.intervals import uncertainty
 from slm.scaling.published import is_published, published_claims
-from slm.scaling.tables import read_table
 from tests.seeds import generator
 
 TABLE = read_table("mobilellm_published")
@@ -53,15 +52,9 @@ def expected(key: str) -> dict[str, Any]:
             excludes = {exponent: not low <= -float(exponent) <= high for exponent in ("0.076", "0.089")}
             return {"slope_low": low, "slope_high": high, "df": 2, "excludes": excludes}
         case "loss":
-            (alpha, highest, lowest, _), inner = line(N, LOSS), -line(INNER, LOSS)[0]
-            return {
-                "alpha": -alpha,
-                "low": -lowest,
-                "high": -highest,
-                "times_kaplan": -alpha / 0.076,
-                "alpha_non_embedding": inner,
-                "times_kaplan_non_embedding": inner / 0.076,
-            }
+            (slope, low, high, _), inner = line(N, LOSS), -line(INNER, LOSS)[0]
+            total = {"alpha": -slope, "low": -high, "high": -low, "times_kaplan": -slope / 0.076}
+            return total | {"alpha_non_embedding": inner, "times_kaplan_non_embedding": inner / 0.076}
         case "references":  # Kaplan et al. 2020, equation 1.1; Hoffmann et al. 2022, approach 3
             return {
                 "kaplan_as_perplexity": line(INNER, np.exp((8.8e13 / INNER) ** 0.076))[0],
@@ -110,22 +103,16 @@ def profile_of_loss(alpha: float, *, least_floor: float) -> float:
 
     slope, floor = np.polyfit(power, LOSS, 1)
     starts = [[max(floor, least_floor + 1e-3), abs(slope)], [max(0.5, least_floor), 1.5], [0.01, 2.1]]
-    bounds = ([least_floor, 0], [np.inf, np.inf])
-    fits = [
-        optimize.least_squares(residuals, s, bounds=bounds, x_scale=[1, 1], xtol=1e-15, ftol=1e-15, gtol=1e-15)
-        for s in starts
-    ]
-    return 2 * min(float(one.cost) for one in fits)
+    tight = {"bounds": ([least_floor, 0], [np.inf, np.inf]), "xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15}
+    return 2 * min(float(optimize.least_squares(residuals, start, **tight).cost) for start in starts)
 
 
 def ends(least_floor: float) -> tuple[float | None, float]:
-    best = optimize.minimize_scalar(
-        lambda a: profile_of_loss(a, least_floor=least_floor), bounds=(0.05, 1.0), method="bounded"
-    )
-    threshold = best.fun * (1 + stats.f.ppf(0.95, 1, 1))
+    profile = partial(profile_of_loss, least_floor=least_floor)
+    best = optimize.minimize_scalar(profile, bounds=(0.05, 1.0), method="bounded")
 
     def above(alpha: float) -> float:
-        return profile_of_loss(alpha, least_floor=least_floor) - threshold
+        return profile(alpha) - best.fun * (1 + stats.f.ppf(0.95, 1, 1))
 
     low = optimize.brentq(above, 1e-3, best.x, xtol=1e-6) if above(1e-3) > 0 else None
     return low, float(optimize.brentq(above, best.x, 3.0, xtol=1e-6))

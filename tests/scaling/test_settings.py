@@ -1,6 +1,5 @@
 """Settings that are wrong are answered with one sentence that names the key."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,10 @@ WRONG = [
     ("power", 0.3, "0.3 must be at least 0.5"),
     ("delta", 0, "0 must be a number above 0"),
     ("delta", "1e-3", "1e-3 must be a number above 0"),
+    ("delta", -0.5, "-0.5 must be a number above 0"),
+    ("delta", None, "must be a number above 0"),
+    ("laws", None, "must be a list"),
+    ("targets", 3, "must be a list"),
     ("target_loss", -2.0, "-2.0 must be a number above 0"),
     ("flops_per_second", float("nan"), "nan must be a number above 0"),
     ("price_per_hour", 0.0, "0.0 must be a number above 0"),
@@ -58,22 +61,15 @@ def test_a_wrong_value_is_one_sentence_that_names_its_key(key: str, value: Any, 
     assert words in said
 
 
-@pytest.mark.parametrize(("key", "value"), [("laws", None), ("targets", 3), ("delta", None)])
-def test_a_value_of_no_sensible_kind_is_one_sentence_too(key: str, value: Any) -> None:
-    assert key in sentence({key: value})
-
-
-@pytest.mark.parametrize(
-    ("key", "near"),
-    [
-        ("bootstraps", "bootstrap"),
-        ("target_los", "target_loss"),
-        ("targt", "target"),
-        ("pric_per_hour", "price_per_hour"),
-    ],
-)
-def test_an_unknown_key_is_answered_with_the_nearest(key: str, near: str) -> None:
-    assert sentence({key: 1}) == f"analysis.{key} is not a setting; did you mean {near}?"
+def test_an_unknown_key_is_answered_with_the_nearest() -> None:
+    mistyped = {
+        "bootstraps": "bootstrap",
+        "target_los": "target_loss",
+        "targt": "target",
+        "pric_per_hour": "price_per_hour",
+    }
+    for key, near in mistyped.items():
+        assert sentence({key: 1}) == f"analysis.{key} is not a setting; did you mean {near}?"
     assert sentence({"zzz": 1}) == "analysis.zzz is not a setting"
 
 
@@ -102,10 +98,6 @@ def test_the_other_loss_is_the_one_that_is_not_asked_for() -> None:
     assert squares.fit_loss.delta == huber.other_loss.delta == np.inf
     assert squares.other_loss.delta == 1e-3
     assert huber.fit_loss.delta == 0.02
-
-
-def test_the_message_for_a_number_repeats_what_was_given() -> None:
-    assert re.fullmatch(r"analysis\.delta=-0\.5 must be a number above 0", sentence({"delta": -0.5}))
 
 
 def test_the_config_file_holds_the_defaults_of_the_library() -> None:
