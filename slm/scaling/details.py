@@ -12,7 +12,7 @@ from scipy.interpolate import PchipInterpolator
 from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import MAX_FAILED, Uncertainty
-from slm.scaling.likelihood import given_entry
+from slm.scaling.likelihood import parameter_test
 from slm.scaling.prediction import band, band_kind, doubling
 from slm.scaling.resample import Ensemble, bootstrap
 from slm.scaling.sample import Sample
@@ -60,7 +60,7 @@ def details(
             for name, profile in bounds.profiles.items()
             if name in fit.law.exponents
         },
-        "test": given_entry(fit, settings.test),
+        "test": parameter_test(fit, settings.test),
         "extrapolation": _extrapolation(fit, settings, rng),
         "without_smallest": _without_smallest(fit),
     }

@@ -28,7 +28,7 @@ from slm.scaling.likelihood import Criteria, information_criteria
 from slm.scaling.robust import cluster_error
 from slm.scaling.sample import Sample
 from slm.scaling.solver import FINE, Block, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts, off_plateau
+from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms
 
 REFIT_STEPS = 60
 """Enough for all refits but those along a flat valley, where the objective no longer changes."""
@@ -175,7 +175,7 @@ def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta:
     which gives the same and is much quicker.
     """
     low, high = _bounds(families, matrices)
-    theta = off_plateau(families.law, families.pooled, theta)
+    theta = raise_small_terms(families.law, families.pooled, theta)
     grid = _starts(families, matrices)
     grid = grid[:0] if families.law.is_linear else grid[:: max(1, len(grid) // GRID_REFITS)]
     total = np.zeros(len(log_y))

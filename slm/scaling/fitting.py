@@ -1,4 +1,4 @@
-"""Fit one law to one sample, and certify it: what was reached, from how many starts, and whether it means anything."""
+"""Fit one law to one sample, with a certificate of the search: how many starts agree, and how well it converged."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from scipy import stats
 from slm.scaling.forms import Floats, Law
 from slm.scaling.laws import get_law
 from slm.scaling.sample import HasFrame, Sample, Unit, take_sample
-from slm.scaling.solver import FINE, Block, Loss, Optimum, minimise
+from slm.scaling.solver import FINE, Block, Loss, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
 
 ROUNDING = 1e-9
-"""A scatter of log targets below this is that of numbers as they are written, not of runs."""
+"""A scatter of log targets below this comes from rounding, not from runs."""
 AGREEMENT = 1e-6
-"""Two starts agree if their objectives differ by less than this, relatively."""
+"""Two starts agree if the relative difference of their objectives is below this."""
 BOUND_MARGIN = 1e-6
 """A coordinate ended at a bound if it is this close to it."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a fit's numbers rest on."""
+    """How reliable the optimum of a fit is."""
 
     objective: float
     """Sum of losses of the log residuals."""
@@ -31,28 +31,28 @@ class Certificate:
     starts_agreeing: float
     """Share of starts that reach the objective."""
     gradient_norm: float
-    """Of the objective at the optimum, in units of the data (0 is exact)."""
+    """Gradient norm of the objective at the optimum, scaled to the data (0 is exact)."""
     condition_number: float
-    """Of the curvature, after scaling its diagonal to 1."""
+    """Condition number of the curvature, after scaling its diagonal to 1."""
     converged: bool
     at_bound: tuple[str, ...]
-    """Parameters that ended at a bound, so that their value is the bound's."""
+    """Parameters that ended at a bound of the search."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A law fitted to a sample by `loss`. Estimates are valid for the range of the sample."""
+    """A law fitted to a sample by `loss`, valid over the range of the sample."""
 
     law: Law
     sample: Sample
     loss: Loss
     theta: Floats
-    """[P], coordinates (see `slm.scaling.forms.Law`)."""
+    """Coordinates [P] (see `slm.scaling.forms.Law`)."""
     certificate: Certificate
 
     @property
     def params(self) -> dict[str, float]:
-        """The parameters as quoted."""
+        """The parameters as papers quote them."""
         quoted = self.law.canonical(self.theta[None], self.sample.refs)[0]
         return dict(zip(self.law.parameters, quoted.tolist(), strict=True))
 
@@ -79,7 +79,7 @@ class Fit:
 
     @property
     def is_exact(self) -> bool:
-        """Whether all rows lie on the law to rounding, so that there is no scatter to infer anything from."""
+        """Whether all rows lie on the law to rounding, so that there is no scatter for an interval."""
         return bool(np.sqrt(self.sse / len(self.sample.log_y)) < ROUNDING)
 
     @property
@@ -102,8 +102,8 @@ class Fit:
     def covariance(self) -> Floats:
         """sigma^2 times the inverse curvature of the squared loss [P, P]: exact for linear laws, else the delta method.
 
-        Coordinates at a bound have none (NaN). Where the curvature is not positive, as it may be away from the least
-        squares, its first-order part stands in.
+        It is NaN for coordinates at a bound. If the curvature is not positive, as it may be away from the least-squares
+        optimum, its first-order part is used instead.
         """
         free = np.ix_(self.is_free, self.is_free)
         _, jacobian, curvature = self.law.derivatives(self.theta[None], self.sample.centred)
@@ -121,25 +121,35 @@ class Fit:
 
 
 def single_block(law: Law, sample: Sample) -> Block:
-    """All rows, all coordinates free."""
+    """A block of all rows with all coordinates free."""
     P = len(law.parameters)
     return Block(law, sample.centred, np.arange(len(sample.log_y)), np.eye(P), np.zeros(P))
 
 
-def held_block(law: Law, sample: Sample, vectors: Floats, values: Floats) -> tuple[Block, np.ndarray]:
-    """All rows, with `vectors` [H, P] @ theta held at `values` [H] or [R, H]; and which coordinates are left free."""
-    held = np.argmax(np.abs(vectors) > 0.5, axis=1)  # a coefficient's own coordinate, or the exponent's
+def minimise_held(
+    fit: Fit, vectors: Floats, values: Floats, starts: Floats, *, tolerance: float, max_steps: int = 200
+) -> tuple[Floats, Floats]:
+    """Refit from starts [R, P] with `vectors` [H, P] @ theta held at `values` [H] or [R, H].
+
+    Returns coordinates [R, P] and objectives [R].
+    """
+    held = np.argmax(np.abs(vectors) > 0.5, axis=1)  # the coordinate of each coefficient or exponent
     free = np.setdiff1d(np.arange(vectors.shape[1]), held)
     inverse = np.linalg.inv(vectors[:, held])
     matrix = np.eye(vectors.shape[1])[:, free]
     matrix[held] = -inverse @ vectors[:, free]
     offset = np.zeros((*values.shape[:-1], vectors.shape[1]))
     offset[..., held] = values @ inverse.T
-    return Block(law, sample.centred, np.arange(len(sample.log_y)), matrix, offset), free
+    block = replace(single_block(fit.law, fit.sample), matrix=matrix, offset=offset)
+    low, high = (bound[free] for bound in coordinate_bounds(fit.law, fit.sample))
+    optimum = minimise(
+        [block], fit.sample.log_y, starts[:, free], (low, high), loss=fit.loss, tolerance=tolerance, max_steps=max_steps
+    )
+    return offset + optimum.phi @ matrix.T, optimum.objective
 
 
 def refusal(law: Law, sample: Sample) -> str | None:
-    """Why the law cannot be fitted to the sample at all, in words; None if it can."""
+    """Why the law cannot be fitted to the sample, in words; None if it can."""
     P = len(law.parameters)
     for name, values in zip(law.variables, sample.log_x.T, strict=True):
         if np.ptp(values) < 1e-9:
@@ -150,41 +160,33 @@ def refusal(law: Law, sample: Sample) -> str | None:
         )
     design = np.column_stack([np.ones(len(sample.log_x)), sample.centred / sample.centred.std(axis=0)])
     if len(law.variables) > 1 and np.linalg.svd(design, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(design)):
-        return f"not fitted: {' and '.join(law.variables)} change in step, so their effects cannot be told apart"
+        return f"not fitted: {' and '.join(law.variables)} change together, so their effects cannot be separated"
     return None
 
 
 def fit_sample(law: Law, sample: Sample, *, loss: Loss = Loss()) -> Fit:  # noqa: B008 (frozen)
-    """Minimise the loss of the log residuals from every start of a grid. `ValueError` where `refusal` has a reason."""
+    """Minimise the loss of the log residuals from every start of a grid. `ValueError` if `refusal` gives a reason."""
     if reason := refusal(law, sample):
         raise ValueError(f"{law.name} {reason}")
     low, high = coordinate_bounds(law, sample)
     starts, block = grid_starts(law, sample), single_block(law, sample)
     optimum = minimise([block], sample.log_y, starts, (low, high), loss=loss, tolerance=FINE)
-    theta = optimum.phi[optimum.best]
-    stuck = (theta <= low + BOUND_MARGIN) | (theta >= high - BOUND_MARGIN)
-    at_bound = tuple(name for name, at in zip(law.parameters, stuck, strict=True) if at)
-    fitted = Fit(law, sample, loss, theta, _certificate(optimum, at_bound))
-    return replace(fitted, certificate=replace(fitted.certificate, condition_number=_condition_number(fitted)))
-
-
-def _certificate(optimum: Optimum, at_bound: tuple[str, ...]) -> Certificate:
-    best = optimum.best
-    objective = float(optimum.objective[best])
-    agreeing = optimum.objective <= objective * (1 + AGREEMENT) + 1e-20
-    return Certificate(
+    best, theta, objective = optimum.best, optimum.phi[optimum.best], float(optimum.objective.min())
+    is_at_bound = (theta <= low + BOUND_MARGIN) | (theta >= high - BOUND_MARGIN)
+    certificate = Certificate(
         objective=objective,
-        starts=len(agreeing),
-        starts_agreeing=float(agreeing.mean()),
+        starts=len(starts),
+        starts_agreeing=float((optimum.objective <= objective * (1 + AGREEMENT) + 1e-20).mean()),
         gradient_norm=float(optimum.gradient_norm[best]),
-        condition_number=np.nan,
+        condition_number=_condition_number(law.derivatives(theta[None], sample.centred)[1][0][~is_at_bound]),
         converged=bool(optimum.converged[best]),
-        at_bound=at_bound,
+        at_bound=tuple(name for name, at in zip(law.parameters, is_at_bound, strict=True) if at),
     )
+    return Fit(law, sample, loss, theta, certificate)
 
 
-def _condition_number(fitted: Fit) -> float:
-    jacobian = fitted.jacobian.T[fitted.is_free]
+def _condition_number(jacobian: Floats) -> float:
+    """Condition number of the squared loss in the free coordinates; `jacobian` [free, I] has the derivatives."""
     length = np.linalg.norm(jacobian, axis=1, keepdims=True)
     if not (len(jacobian) and np.isfinite(length).all() and (length > 0).all()):
         return np.inf
@@ -201,11 +203,10 @@ def fit(
     loss: Loss = Loss(),  # noqa: B008
     unit: Unit = "cell",
 ) -> Fit:
-    """Fit `law` to all rows of a results table: `fit(read_table("runs.csv"), "chinchilla").params`.
+    """Fit `law` to all rows of a table: `fit(read_table("runs.csv"), "chinchilla").params`.
 
-    `target` is loss (nats per token), bits_per_byte or perplexity; `size` says which column is N; `unit="run"` fits
-    single runs instead of the means over seeds. Raises `ValueError` for missing columns, or a table that cannot hold
-    the law.
+    `target` is loss (nats per token), bits_per_byte or perplexity; `size` is the column of N; `unit="run"` fits single
+    runs instead of the means over seeds. Raises `ValueError` for missing columns or too few sizes.
     """
     law = get_law(law, columns=table.frame.columns) if isinstance(law, str) else law
     sample = take_sample(table, law, target, size, unit=unit)
@@ -225,9 +226,9 @@ class LackOfFit:
 
 
 def lack_of_fit(fitted: Fit, runs: Sample) -> LackOfFit | None:
-    """Whether cells deviate from the law by more than seeds deviate from each other; None without repeated cells.
+    """Test whether cells deviate from the law by more than seeds deviate from each other; None without repeated cells.
 
-    `fitted` is fitted to the cells' means or to single runs, `runs` are the single runs.
+    `fitted` was fitted to the means of cells or to single runs; `runs` are the single runs.
     """
     means, inverse, pure_squares = runs.by_cell()
     pure_df, df = len(inverse) - len(means), len(means) - len(fitted.theta)

@@ -1,7 +1,8 @@
-"""Standard errors and intervals of one fit, by the method that suits it, and what the data do not identify."""
+"""Standard errors and intervals of the parameters of one fit, and which parameters the data identify."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,35 +10,44 @@ from scipy import stats
 
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
-from slm.scaling.identification import Interval, reasons_not_identified, remarks
 from slm.scaling.profiles import Profile, profile
 from slm.scaling.resample import Ensemble, Kind, bootstrap
+from slm.scaling.starts import coordinate_bounds
 
-RESAMPLED: tuple[Kind, ...] = ("cluster", "wild")
+Interval = tuple[float | None, float | None]
+"""The ends of an interval; an end of None is open."""
+MAX_SPAN = 10.0
+"""An exponent is not identified if the ratio of its interval's ends is larger than this."""
+MIN_DEGREES = 3
+"""With fewer degrees of freedom, no exponent of a nonlinear law is identified. With 2, and a floor in the law, the few
+intervals that pass `MAX_SPAN` are narrow by chance: only 60% of them contain the true exponent."""
+BOOTSTRAPS: tuple[Kind, ...] = ("cluster", "wild")
 MAX_FAILED = 0.5
-"""Share of bootstrap samples above which, if they fail, what the others say is withheld."""
+"""A bootstrap is not used if more than this share of its samples could not be refitted."""
+MIN_REFITS = 20
+"""A bootstrap is not used if it has fewer refits."""
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Of the quoted parameters. An end of None is open: the data set no bound on that side."""
+    """Standard errors and intervals of the quoted parameters. An end of None is open: the data set no bound there."""
 
     method: str
-    """Of the intervals: ols_t, profile_t, cluster_t or cluster_bootstrap."""
+    """Method of the intervals: ols_t, profile_t, cluster_t or cluster_bootstrap."""
     se: dict[str, float]
     se_method: str
-    """ols, cluster_bootstrap, or delta if no bootstrap was requested."""
+    """Method of `se`: ols, cluster_bootstrap, or delta if no bootstrap was requested."""
     ci: dict[str, Interval]
     profiles: dict[str, Profile]
     ensembles: dict[str, Ensemble]
     not_identified: dict[str, str]
-    """Parameters that the data do not identify, and why."""
+    """Parameters that the data do not identify -> the reason."""
     notes: tuple[str, ...]
     bootstrap_se: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Standard errors by each method that was used: cluster, wild, delta."""
+    """Method (cluster, wild, delta) -> standard errors."""
 
     def error(self, fit: Fit, name: str, level: float) -> float:
-        """Half the interval of exponent `name` over its t quantile: a standard error that agrees with the interval."""
+        """The standard error of exponent `name` that agrees with its interval: half of it over the quantile of t."""
         low, high = self.ci[name]
         df = self.degrees_of_freedom(fit, name)
         if low is None or high is None or df < 1:
@@ -45,7 +55,7 @@ class Uncertainty:
         return float((high - low) / 2 / stats.t.ppf(0.5 + level / 2, df))
 
     def degrees_of_freedom(self, fit: Fit, name: str) -> float:
-        """Of the t distribution behind the interval of exponent `name`."""
+        """Degrees of freedom of the t distribution behind the interval of exponent `name`."""
         if name in self.profiles:
             return self.profiles[name].df
         return len(np.unique(fit.sample.clusters)) - len(fit.theta)
@@ -56,21 +66,21 @@ def uncertainty(
 ) -> Uncertainty:
     """Intervals of all parameters of a fit.
 
-    Linear laws by least squares: Student's t, exact. Other laws by least squares: profile likelihood. Either is widened
-    if rows share runs or shapes, by the cluster-robust standard error (`slm.scaling.robust`). Huber's loss: t intervals
-    on standard errors of the cluster bootstrap, scaled up for the parameters fitted.
-    `replicates` = 0 leaves out bootstraps that are only a cross-check. Without `coefficients`, those have the intervals
-    of the delta method, in logs: every further result rests on exponents and floor alone.
+    Least squares: Student's t for linear laws, which is exact, and profile likelihood for others. Both are widened by
+    the cluster-robust standard error (`slm.scaling.robust`) if rows share runs or shapes. Other losses: t intervals
+    from standard errors of the cluster bootstrap, scaled up for the number of parameters.
+    `replicates` = 0 leaves out bootstraps that are only a cross-check. Without `coefficients`, the intervals of
+    coefficients come from the delta method in logs: all other results depend only on exponents and floor.
     """
     names = list(fit.law.parameters)
     if fit.is_exact:
-        lost, nan = reasons_not_identified(fit, {}), dict.fromkeys(names, np.nan)
-        notes = tuple(dict.fromkeys(lost.values()))
-        return Uncertainty("none", nan, "none", dict.fromkeys(names, (None, None)), {}, {}, lost, notes)
+        reasons, nan = _reasons_not_identified(fit, {}), dict.fromkeys(names, np.nan)
+        ci: dict[str, Interval] = dict.fromkeys(names, (None, None))
+        return Uncertainty("none", nan, "none", ci, {}, {}, reasons, tuple(dict.fromkeys(reasons.values())))
     is_least_squares = fit.loss.name == "least_squares"
     ensembles: dict[str, Ensemble] = {}
     if fit.degrees_of_freedom >= 1 and (replicates or not is_least_squares):
-        ensembles = {kind: bootstrap(fit, kind, replicates or 200, rng) for kind in RESAMPLED}
+        ensembles = {kind: bootstrap(fit, kind, replicates or 200, rng) for kind in BOOTSTRAPS}
     profiles: dict[str, Profile] = {}
     method = "cluster_bootstrap"
     ci = _bootstrap_intervals(fit, ensembles.get("cluster"), level)
@@ -78,19 +88,17 @@ def uncertainty(
         method = "ols_t" if fit.law.is_linear else "profile_t"
         method = method if fit.sample.is_independent else "cluster_t"
         profiles = _profiles(fit, level, coefficients)
-        # The bootstrap's intervals stay for what has no profile, such as a ratio of coordinates.
+        # Parameters without a profile, such as a ratio of coordinates, keep the interval of the bootstrap.
         ci |= {name: _profile_interval(fit, own) for name, own in profiles.items()}
-    se_by_method = {kind: _spread(fit, drawn) for kind, drawn in ensembles.items()} | {"delta": _delta(fit)}
+    se_by_method = {kind: _bootstrap_errors(fit, ensemble) for kind, ensemble in ensembles.items()}
+    se_by_method["delta"] = _delta_errors(fit)
     se_method = "ols" if method == "ols_t" else "cluster_bootstrap" if ensembles else "delta"
     se = se_by_method["cluster" if se_method == "cluster_bootstrap" else "delta"]
-    lost = reasons_not_identified(fit, ci)
-    failed = [
-        f"{drawn.failed:.0%} of the {kind} bootstrap samples could not be refitted and are left out"
-        for kind, drawn in ensembles.items()
-        if drawn.failed > 0.02 and kind in se_method
-    ]
-    notes = (*dict.fromkeys(lost.values()), *remarks(fit, ci), *failed)
-    return Uncertainty(method, se, se_method, ci, profiles, ensembles, lost, notes, se_by_method)
+    reasons = _reasons_not_identified(fit, ci)
+    notes = [*dict.fromkeys(reasons.values()), *_remarks(fit, ci)]
+    if se_method == "cluster_bootstrap" and (share := ensembles["cluster"].failed) > 0.02:
+        notes.append(f"{share:.0%} of the cluster bootstrap samples could not be refitted and are left out")
+    return Uncertainty(method, se, se_method, ci, profiles, ensembles, reasons, tuple(notes), se_by_method)
 
 
 def _profiles(fit: Fit, level: float, coefficients: bool) -> dict[str, Profile]:
@@ -98,23 +106,24 @@ def _profiles(fit: Fit, level: float, coefficients: bool) -> dict[str, Profile]:
     floor = [] if fit.law.floor is None else [names[fit.law.floor]]
     exact = names if coefficients else [*fit.law.exponents, *floor]
     profiles = {name: profile(fit, name, level=level, straight=name not in exact) for name in names}
-    return {name: own for name, own in profiles.items() if own is not None}
+    return {name: result for name, result in profiles.items() if result is not None}
 
 
-def _profile_interval(fit: Fit, own: Profile) -> Interval:
-    if own.name in fit.law.signed:
-        return own.low, own.high
+def _profile_interval(fit: Fit, profile: Profile) -> Interval:
+    """The interval of the quoted parameter: the profile of a coefficient is over its logarithm."""
+    if profile.name in fit.law.signed:
+        return profile.low, profile.high
     with np.errstate(over="ignore"):
-        low, high = (None if end is None else float(np.exp(end)) for end in (own.low, own.high))
+        low, high = (None if end is None else float(np.exp(end)) for end in (profile.low, profile.high))
     return low, high
 
 
-def _delta(fit: Fit) -> dict[str, float]:
-    """Delta-method standard errors of the quoted parameters; NaN if there are none."""
+def _delta_errors(fit: Fit) -> dict[str, float]:
+    """Standard errors of the quoted parameters by the delta method; NaN for parameters at a bound."""
     step = 1e-6
     P = len(fit.theta)
     moved = fit.law.canonical(fit.theta + step * np.r_[np.eye(P), -np.eye(P)], fit.sample.refs)
-    with np.errstate(invalid="ignore", over="ignore"):  # a coefficient at N = 1 may be beyond all floats
+    with np.errstate(invalid="ignore", over="ignore"):  # a coefficient, the value at N = 1, may overflow
         slope = ((moved[:P] - moved[P:]) / (2 * step)).T
         covariance = fit.covariance
         errors = np.sqrt(np.diag(slope @ np.nan_to_num(covariance, nan=0.0) @ slope.T))
@@ -123,11 +132,11 @@ def _delta(fit: Fit) -> dict[str, float]:
 
 
 def _is_usable(ensemble: Ensemble) -> bool:
-    return len(ensemble.theta) >= 20 and ensemble.failed <= MAX_FAILED
+    return len(ensemble.theta) >= MIN_REFITS and ensemble.failed <= MAX_FAILED
 
 
-def _spread(fit: Fit, ensemble: Ensemble) -> dict[str, float]:
-    """Standard deviation of each quoted parameter over the refits; NaN if most could not be made."""
+def _bootstrap_errors(fit: Fit, ensemble: Ensemble) -> dict[str, float]:
+    """Standard deviation of each quoted parameter over the refits; NaN if too many refits failed."""
     if not _is_usable(ensemble):
         return dict.fromkeys(fit.law.parameters, np.nan)
     quoted = fit.law.canonical(ensemble.theta, fit.sample.refs)
@@ -136,7 +145,7 @@ def _spread(fit: Fit, ensemble: Ensemble) -> dict[str, float]:
 
 
 def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> dict[str, Interval]:
-    """estimate +- t se on the scale of the exponent or of the logarithm of the coefficient."""
+    """Estimates plus and minus t standard errors, on the scale of exponents and of logarithms of coefficients."""
     names = list(fit.law.parameters)
     groups = len(np.unique(fit.sample.clusters))
     df = groups - len(names)
@@ -154,3 +163,85 @@ def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> d
     with np.errstate(over="ignore"):
         low, high = (np.where(is_signed, end, np.exp(end)).tolist() for end in (centre - reach, centre + reach))
     return dict(zip(names, zip(low, high, strict=True), strict=True))
+
+
+def _reasons_not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
+    """Parameters that are not identified -> the reason in words, judged by certificate and intervals of the fit."""
+    law, certificate = fit.law, fit.certificate
+    names = list(law.parameters)
+    if not certificate.converged:
+        return dict.fromkeys(names, "the fit did not converge")
+    if fit.is_exact:
+        return dict.fromkeys(names, "all runs lie on the law to rounding: no scatter to put intervals on")
+    too_few = _too_few_sizes(fit)
+    reasons = {name: too_few or _reason_against_exponent(fit, name, ci[name]) for name in law.exponents}
+    floor = None if law.floor is None else names[law.floor]
+    for name in names:
+        is_at_bound = name in certificate.at_bound
+        if name == floor and is_at_bound:
+            reasons[name] = f"the floor {name} ended at 0: the law without a floor fits as well"
+        elif name == floor:
+            reasons[name] = f"a floor {name} of 0 is not excluded" if too_few or ci[name][0] is None else None
+        elif name not in law.exponents and name not in law.powers:
+            open_end = f"the interval of {name} is open" if None in ci[name] else None
+            reasons[name] = too_few or (f"{name} ended at its bound" if is_at_bound else open_end)
+    for name, powers in law.powers.items():
+        exponents = [exponent for _, exponent in powers]
+        if name in certificate.at_bound:
+            reasons[name] = f"{name} ended at its bound"
+            # The term of this coefficient is nearly absent, so an exponent that is in no other term is not identified.
+            for exponent in exponents:
+                if not _has_other_term(fit, name, exponent):
+                    reasons[exponent] = reasons[exponent] or reasons[name]
+        else:
+            # A coefficient is identified only if its exponents are.
+            reasons[name] = next((reason for exponent in reversed(exponents) if (reason := reasons[exponent])), None)
+    return {name: reason for name in names if (reason := reasons[name])}
+
+
+def _remarks(fit: Fit, ci: Mapping[str, Interval]) -> list[str]:
+    """Remarks on exponents that are below 0 or whose interval includes 0."""
+    notes = []
+    for name in (name for name in fit.law.exponents if _may_be_negative(fit, name)):
+        low, high = ci[name]
+        if low is not None and high is not None and low <= 0 <= high:
+            notes.append(f"the interval of {name} includes 0")
+        elif high is not None and high < 0:
+            notes.append(f"{name} is below 0: the target rises with {fit.law.variable_of[name]}")
+    return notes
+
+
+def _may_be_negative(fit: Fit, exponent: str) -> bool:
+    """Whether the bounds of the fit allow this exponent to be below 0."""
+    return bool(coordinate_bounds(fit.law, fit.sample)[0][fit.law.parameters.index(exponent)] < 0)
+
+
+def _has_other_term(fit: Fit, coefficient: str, exponent: str) -> bool:
+    """Whether the exponent is also in the term of another coefficient that did not end at its bound."""
+    return any(
+        exponent in dict(powers).values() and name != coefficient and name not in fit.certificate.at_bound
+        for name, powers in fit.law.powers.items()
+    )
+
+
+def _too_few_sizes(fit: Fit) -> str | None:
+    """A reason if the sample has too few sizes or values for the law; None if it has enough."""
+    num_parameters, num_sizes = len(fit.theta), fit.sample.points
+    if num_sizes >= num_parameters + 2 and (fit.law.is_linear or fit.degrees_of_freedom >= MIN_DEGREES):
+        return None
+    return (
+        f"{num_sizes} distinct sizes and {len(fit.sample.log_y)} values for {num_parameters} parameters are too few: "
+        "no exponent is identified"
+    )
+
+
+def _reason_against_exponent(fit: Fit, name: str, interval: Interval) -> str | None:
+    """Why this exponent is not identified, in words; None if it is."""
+    low, high = interval
+    if name in fit.certificate.at_bound:
+        return f"{name} ended at its bound"
+    if low is None or high is None:
+        return f"the interval of {name} is open"
+    if not _may_be_negative(fit, name) and (low <= 0 or high / low > MAX_SPAN):
+        return f"the interval of {name} spans a factor of more than {MAX_SPAN:g}"
+    return None

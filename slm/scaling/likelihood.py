@@ -1,4 +1,4 @@
-"""Likelihoods of fits: information criteria, and the test of given parameters, such as published ones."""
+"""Likelihoods of fits: information criteria, and a test of given parameters, such as published ones."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-from slm.scaling.fitting import Fit, held_block
+from slm.scaling.fitting import Fit, minimise_held
 from slm.scaling.forms import Floats
-from slm.scaling.solver import FINE, Loss, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts
+from slm.scaling.solver import FINE, Loss
+from slm.scaling.starts import grid_starts
 
 Entry = dict[str, Any]
 
@@ -62,7 +62,7 @@ def deviance(fits: Sequence[Fit]) -> float:
     sums, counts = np.bincount(groups, residuals), np.bincount(groups)
 
     def gaussian_deviance(rho: float) -> float:
-        """With correlation rho within clusters. A cluster of m rows has eigenvalues 1 - rho and 1 + (m - 1) rho."""
+        """Deviance with correlation rho in clusters: one of m rows has eigenvalues 1 - rho and 1 + (m - 1) rho."""
         largest = 1 + (counts - 1) * rho
         within = (residuals**2).sum() - (sums**2 / counts).sum()
         variance = (within / (1 - rho) + (sums**2 / counts / largest).sum()) / n
@@ -90,14 +90,14 @@ def huber_deviance(residuals: Floats, loss: Loss) -> float:
     return float(optimize.minimize_scalar(deviance_at, bracket=(guess - 1, guess + 1)).fun)
 
 
-def given_entry(fit: Fit, given: Mapping[str, float]) -> Entry | None:
+def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
     """A likelihood-ratio test of the parameters `given` against the free fit; None if the law lacks one of them.
 
-    `params` are those of the held fit, the best one with the parameters `given`. `statistic` is twice the log
+    `params` are those of the best fit with the parameters `given`, the held fit. `statistic` is twice the log
     likelihood of the free fit less twice that of the held fit, each with its own best scale. Least squares:
-    n log(SSE_held / SSE_free), with p from an F test, which is exact for laws that are linear in logs and as close as
-    profile intervals for others. Huber's loss: see `huber_deviance`, with p from chi-squared. p is too small where rows
-    are not `independent`. `refused` says why there is no test.
+    n log(SSE_held / SSE_free), with p from an F test, which is exact for laws that are linear in logs and as accurate
+    as profile intervals for others. Huber's loss: see `huber_deviance`, with p from chi-squared. If rows are not
+    `independent`, p is too small. `refused` is the reason if there is no test.
     """
     if not given or not set(given) <= set(fit.law.parameters):
         return None
@@ -107,7 +107,7 @@ def given_entry(fit: Fit, given: Mapping[str, float]) -> Entry | None:
         return head | {"refused": "there is no scatter to test against"}
     theta = _held_coordinates(fit, given)
     if theta is None:
-        return head | {"refused": "some of these can only be held with all other parameters: give all of them"}
+        return head | {"refused": "some of these can be held only together with all other parameters: give all of them"}
     held = Fit(fit.law, fit.sample, fit.loss, theta, fit.certificate)
     loss, log_y = fit.loss, fit.sample.log_y
     if np.isinf(loss.delta):
@@ -137,8 +137,6 @@ def _held_coordinates(fit: Fit, given: Mapping[str, float]) -> Floats | None:
     if any(vector is None for vector in vectors):
         return None
     values = np.array([value if name in law.signed else np.log(value) for name, value in given.items()])
-    block, free = held_block(law, sample, np.array(vectors), values)
-    low, high = coordinate_bounds(law, sample)
-    starts = np.concatenate([fit.theta[None], grid_starts(law, sample)])[:, free]
-    optimum = minimise([block], sample.log_y, starts, (low[free], high[free]), loss=fit.loss, tolerance=FINE)
-    return np.asarray(block.offset + block.matrix @ optimum.phi[optimum.best])
+    starts = np.concatenate([fit.theta[None], grid_starts(law, sample)])
+    theta, objective = minimise_held(fit, np.array(vectors), values, starts, tolerance=FINE)
+    return np.asarray(theta[objective.argmin()])

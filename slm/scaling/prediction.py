@@ -22,7 +22,7 @@ from slm.scaling.resample import Ensemble, Kind
 from slm.scaling.robust import standard_errors
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Block, Curve, minimise
-from slm.scaling.starts import coordinate_bounds, grid_starts, off_plateau
+from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms
 
 MAX_SEARCHES = 12
 """Corrections of an interval's end."""
@@ -227,7 +227,7 @@ class _Pull:
         law, sample = self.fit.law, self.fit.sample
         moved = self.fit.theta + self.move[point] * (value - self.centre[point])[:, None]
         last = self.last[which]
-        near = np.where(np.isnan(last), off_plateau(law, sample, moved), last)
+        near = np.where(np.isnan(last), raise_small_terms(law, sample, moved), last)
         cost = self.grid_sse[:, None] + weight * (self.grid_values[:, point] - value) ** 2
         starts = [near, self.grid[cost.argmin(axis=0)]]
         if law.floor is not None:

@@ -1,9 +1,9 @@
 """Cluster-robust standard errors, with small-sample corrections, for rows that share a run or a shape.
 
-Rows of one shape deviate from a law together, because the shape suits the law better or worse and one learning rate was
-chosen for it. So do checkpoints and branches of one run. The sandwich estimator with bias-reduced residuals ("CR2") and
-Satterthwaite's degrees of freedom is accurate with few clusters (Bell & McCaffrey 2002; Pustejovsky & Tipton 2018,
-arXiv:1601.01981), where a bootstrap of clusters is too wide or too narrow.
+Rows of one shape deviate from a law together: they share the shape and the learning rate that was chosen for it. So do
+checkpoints and branches of one run. The sandwich estimator with bias-reduced residuals ("CR2") and Satterthwaite's
+degrees of freedom is accurate with few clusters (Bell & McCaffrey 2002; Pustejovsky & Tipton 2018, arXiv:1601.01981);
+a bootstrap of clusters is not.
 
 Axes: n rows, P coordinates.
 """
@@ -15,16 +15,16 @@ import numpy as np
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 
-SMALLEST_SPARE = 1e-8
-"""Eigenvalue of a cluster's block of I - hat matrix below which the fit passes through the data in that direction, so
-that residuals there say nothing about scatter."""
+MIN_EIGENVALUE = 1e-8
+"""Where an eigenvalue of a cluster's block of I - hat matrix is smaller, the fit passes through the data in that
+direction, and residuals say nothing about scatter."""
 
 
 def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
-    """The usual and the robust standard error of `vector` [P] @ coordinates, and the degrees of freedom of the latter.
+    """The usual and the robust standard error of `vector` [P] @ coordinates, and degrees of freedom of the robust one.
 
-    Only their ratio is used, so both are 1 if all rows are independent. All three values are NaN if the clusters leave
-    no scatter from which to estimate an error.
+    Only the ratio of the errors is used, so both are 1 if all rows are independent. All three are NaN if the clusters
+    leave no scatter from which to estimate an error.
     """
     if fit.sample.is_independent:
         return 1.0, 1.0, float(fit.degrees_of_freedom)
@@ -38,7 +38,7 @@ def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
 def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vector: Floats) -> tuple[float, float]:
     """Standard error of `vector` [P] @ coordinates, and its degrees of freedom: 0 if no cluster informs it.
 
-    `jacobian` [n, P] holds the derivatives of the fitted values; rows with one value in `clusters` [n] belong together.
+    `jacobian` [n, P] has the derivatives of the fitted values; rows with equal `clusters` [n] are one cluster.
     """
     bread = np.linalg.pinv(jacobian.T @ jacobian)
     residual_maker = np.eye(len(jacobian)) - jacobian @ bread @ jacobian.T
@@ -60,5 +60,5 @@ def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vec
 def _inverse_square_root(block: Floats) -> Floats:
     """Symmetric inverse square root, with 0 for directions in which the fit passes through the data."""
     values, vectors = np.linalg.eigh(block)
-    scale = np.where(values > SMALLEST_SPARE, 1 / np.sqrt(np.maximum(values, SMALLEST_SPARE)), 0.0)
+    scale = np.where(values > MIN_EIGENVALUE, 1 / np.sqrt(np.maximum(values, MIN_EIGENVALUE)), 0.0)
     return np.asarray((vectors * scale) @ vectors.T)

@@ -1,12 +1,12 @@
 """Minimise a robust or squared loss of log residuals for many data sets at once, by a damped Newton method.
 
 Notable: R replicates (starts, bootstrap samples, points of a profile) share the data matrix and differ in targets,
-weights, starts or fixed offsets, so a thousand bootstrap fits are a few dozen array operations. The full Hessian is
-used, not Gauss-Newton's: convergence is quadratic, and a gradient norm means something. Negative curvature is reversed
-and damped (Levenberg 1944; Dauphin et al. 2014, arXiv:1406.2572), bounds are handled by an active set.
+weights, starts or fixed offsets, so a thousand bootstrap fits are a few dozen array operations. The Hessian is the full
+one, not Gauss-Newton's, so convergence is quadratic. Negative curvature is reversed and damped (Levenberg 1944; Dauphin
+et al. 2014, arXiv:1406.2572); an active set handles the bounds.
 
-Families are blocks: block f has coordinates theta_f = offset_f + M_f phi, so "exponents shared, coefficients not" is a
-choice of matrices, and so is a profile that fixes one linear function of the coordinates.
+Families are blocks: block f has coordinates theta_f = offset_f + M_f phi. A choice of matrices lets families share
+exponents but not coefficients, or fixes one linear function of the coordinates, as in a profile.
 
 Axes: R replicates, I rows, Q free parameters phi, P coordinates of a block.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from slm.scaling.forms import Curvature, Floats, gram, moment
 
 FINE = 1e-13
-"""Tolerance of fits that are quoted: parameters within a millionth of their standard error."""
+"""Tolerance of fits whose parameters are quoted: these are then within a millionth of their standard error."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Loss:
 
     @property
     def name(self) -> str:
-        """As settings and files have it."""
+        """The name in settings and files."""
         return "linear" if self.linear else "least_squares" if np.isinf(self.delta) else "huber"
 
     def residuals(self, r: Floats, log_y: Floats) -> Floats:
-        """What is squared, of log residuals r: these, or y - L."""
+        """The residuals that are squared: log residuals `r`, or y - L for the linear loss."""
         return np.asarray(-np.exp(log_y) * np.expm1(-r)) if self.linear else r
 
     def weight(self, log_y: Floats) -> Floats:
-        """What the loss of each residual is multiplied by."""
+        """The weight of each row: y^2 for the linear loss, so that residuals are those of the target itself."""
         return np.exp(2 * log_y) if self.linear else np.ones_like(log_y)
 
     def value(self, r: Floats) -> Floats:
@@ -78,13 +78,13 @@ class Loss:
 
 
 class Curve(Protocol):
-    """What the solver needs of a law, or of another function of its coordinates. See `slm.scaling.laws.Law`."""
+    """A law, or another function of its coordinates. See `slm.scaling.forms.Law`."""
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
-        """What rows are compared with [R, I]."""
+        """The values [R, I] that rows are compared with."""
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        """The same [R, I], its gradient [R, P, I], and weights [R, I] -> their weighted sum of Hessians [R, P, P]."""
+        """The values [R, I], their gradient [R, P, I], and weights [R, I] -> the weighted sum of their Hessians."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Optimum:
-    """What a minimisation ended with, a row a replicate."""
+    """The result of a minimisation; each array has one row a replicate."""
 
     phi: Floats
     objective: Floats
@@ -117,7 +117,7 @@ class Optimum:
 
     @property
     def best(self) -> int:
-        """The replicate of the lowest objective."""
+        """The replicate with the lowest objective."""
         return int(np.argmin(self.objective))
 
 
@@ -134,15 +134,13 @@ def minimise(
 ) -> Optimum:
     """Minimise sum_i w_i loss(log_y_i - log L_i) from `start` [R, Q] within `bounds` ([Q], [Q]).
 
-    `log_y` and `weights` are [I] or [R, I]. A small delta is reached by continuation from a large one. A replicate has
-    converged when Newton's decrement is below `tolerance` of its objective.
+    `log_y` is [I] or [R, I], `weights` [R, I]. A small delta is reached by continuation from a large one. A replicate
+    has converged when Newton's decrement is below `tolerance` times its objective.
     """
-    delta = loss.delta
-    larger: list[float] = []
-    while delta < 0.03:
-        delta *= 4
-        larger.append(delta)
-    for delta in reversed(larger):
+    larger = [loss.delta]
+    while larger[-1] < 0.03:
+        larger.append(4 * larger[-1])
+    for delta in reversed(larger[1:]):
         start = _newton(_Problem(blocks, log_y, *bounds, Loss(delta), weights), start, 30, 1e-3).phi
     return _newton(_Problem(blocks, log_y, *bounds, loss, weights), start, max_steps, tolerance)
 
@@ -182,7 +180,7 @@ class _Problem:
             state.gradient[:] -= moment(jacobian, slope) @ M
             state.hessian[:] += M.T @ (gram(jacobian, w * self.loss.second(r)) - curvature(slope)) @ M
             state.spread[:] += moment(jacobian**2, w * self.loss.scale(r)) @ M**2
-        state.value[~np.isfinite(state.value)] = np.inf  # a formula that is not above 0
+        state.value[~np.isfinite(state.value)] = np.inf  # where a formula is not above 0
         return state
 
 
@@ -190,33 +188,33 @@ def _newton(problem: _Problem, start: Floats, max_steps: int, tolerance: float) 
     low, high = problem.low, problem.high
     R = len(start)
     phi, objective = np.clip(start, low, high), np.zeros(R)
-    decrement, norm, done = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
+    decrement, norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
     chosen = np.arange(R)
-    # Rounding of log_y alone makes objectives below this differ.
+    # Objectives below this consist of the rounding errors of log_y.
     rounding = 1e-26 * max(1, problem.log_y.shape[-1])
     with np.errstate(all="ignore"):
         state = problem.at(phi.copy(), chosen)
         damping = np.full(R, 1e-3)
         for _ in range(max_steps):
             free = ~(((state.phi <= low) & (state.gradient > 0)) | ((state.phi >= high) & (state.gradient < 0)))
-            step, left, slope = _step(state, damping, free)
-            possible = np.isfinite(state.value)
-            finished = possible & (left <= tolerance * state.value + rounding)
+            step, decrement[chosen], norm[chosen] = _step(state, damping, free)
             phi[chosen], objective[chosen] = state.phi, state.value
-            # Where no step helps any more, rounding is what is left, however small a tolerance was asked for.
-            stuck = (damping >= 1e12) & (left <= 1e-9 * state.value)
-            decrement[chosen], norm[chosen], done[chosen] = left, slope, finished | stuck
-            going = possible & ~finished & (damping < 1e12)
-            if not going.any():
+            is_possible, left = np.isfinite(state.value), decrement[chosen]
+            is_finished = is_possible & (left <= tolerance * state.value + rounding)
+            # Where no step helps any more, only rounding errors are left, even if `tolerance` is smaller.
+            is_stuck = (damping >= 1e12) & (left <= 1e-9 * state.value)
+            converged[chosen] = is_finished | is_stuck
+            active = is_possible & ~is_finished & (damping < 1e12)
+            if not active.any():
                 break
-            chosen, damping, step = chosen[going], damping[going], step[going]
-            state = _State(*(part[going] for part in state))
+            chosen, damping, step = chosen[active], damping[active], step[active]
+            state = _State(*(part[active] for part in state))
             trial = problem.at(np.clip(state.phi + step, low, high), chosen)
             better = trial.value < state.value
             damping = np.where(better, damping / 5, damping * 4)
             for part, new in zip(state, trial, strict=True):
                 part[better] = new[better]
-    return Optimum(phi, objective, decrement, norm, done)
+    return Optimum(phi, objective, decrement, norm, converged)
 
 
 def _step(state: _State, damping: Floats, free: np.ndarray) -> tuple[Floats, Floats, Floats]:

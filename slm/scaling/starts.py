@@ -1,7 +1,7 @@
-"""Starts and bounds for the search of a fit, by variable projection over a grid of exponents.
+"""Starts and bounds of the search for a fit, by variable projection over a grid of exponents.
 
-Given its exponents, a law is linear in its coefficients. At every point of the grid the best coefficients are those of
-non-negative least squares on relative residuals, which are log residuals to first order (Golub & Pereyra 1973).
+Given its exponents, a law is linear in its coefficients. At every point of the grid, the coefficients come from
+non-negative least squares on relative residuals, which equal log residuals to first order (Golub & Pereyra 1973).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from slm.scaling.forms import Floats, Law
 from slm.scaling.sample import Sample
 
-SMALLEST_SHARE = 1e-5
-"""A term below this share of the smallest target at the centre of the data counts as absent."""
-STARTING_SHARE = 0.03
+MIN_TERM_SHARE = 1e-5
+"""A term below this share of the smallest target, at the centre of the data, counts as absent."""
+MIN_STARTING_SHARE = 0.03
 """Least share of a term at the start of a search."""
 
 
@@ -26,34 +26,31 @@ def grid_starts(law: Law, sample: Sample) -> Floats:
     low, high = coordinate_bounds(law, sample)
     with np.errstate(divide="ignore"):
         log_coefficients = np.log(_non_negative(basis, target))
-    return off_plateau(law, sample, np.clip(law.join(log_coefficients, exponents), low, high))
+    return raise_small_terms(law, sample, np.clip(law.join(log_coefficients, exponents), low, high))
 
 
-def off_plateau(law: Law, sample: Sample, theta: Floats) -> Floats:
-    """The same starts with small terms raised: a term's gradient is its share of the loss, so a tiny one is stuck."""
-    terms = law.coefficients
-    if terms < 2:
-        return theta
-    raised = theta.copy()
-    raised[..., :terms] = np.maximum(theta[..., :terms], sample.log_y.min() + np.log(STARTING_SHARE))
+def raise_small_terms(law: Law, sample: Sample, theta: Floats) -> Floats:
+    """The starts with small terms raised: the gradient of a term is its share of the loss, so a tiny one is stuck."""
+    K, raised = law.coefficients, theta.copy()
+    if K > 1:
+        raised[..., :K] = np.maximum(theta[..., :K], sample.log_y.min() + np.log(MIN_STARTING_SHARE))
     return raised
 
 
 def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
-    """Lower and upper bounds [P] of the coordinates, so wide that the data do not determine an estimate at a bound."""
+    """Lower and upper bounds [P] of the coordinates, so wide that an estimate at a bound is not identified."""
     P = len(law.parameters)
     if law.is_linear:  # a straight line in logs needs no bound, and may slope either way
         return np.full(P, -np.inf), np.full(P, np.inf)
     low, high, _ = law.shape(sample.log_y)
-    num_others = P - len(low)
-    smallest, largest = sample.log_y.min() + np.log(SMALLEST_SHARE), sample.log_y.max() + 5.0
+    lowest, highest = sample.log_y.min() + np.log(MIN_TERM_SHARE), sample.log_y.max() + 5.0
     if not law.coefficients:  # joint forms: log terms are not in units of the target
-        smallest, largest = -60.0, 60.0
-    return np.append(np.full(num_others, smallest), low), np.append(np.full(num_others, largest), high)
+        lowest, highest = -60.0, 60.0
+    return np.append(np.full(P - len(low), lowest), low), np.append(np.full(P - len(high), highest), high)
 
 
 def _non_negative(basis: Floats, target: Floats) -> Floats:
-    """Least-squares solutions [R, K] >= 0 of basis [R, I, K] and target [R, I]: every subset of columns, as K <= 4."""
+    """Least-squares solutions [R, K] >= 0 of basis [R, I, K] and target [R, I], by trying all subsets of columns."""
     R, _, K = basis.shape
     gram = np.matmul(basis.transpose(0, 2, 1), basis)
     moment = np.einsum("rik,ri->rk", basis, target)

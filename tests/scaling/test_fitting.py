@@ -113,7 +113,7 @@ LINE = np.linspace(16, 20, 8)
         ("power", [[16.0, 18.0]], "2 distinct sizes for 2 parameters"),
         ("power_floor", [[16.0, 17.0, 17.0, 18.0, 18.0]], "3 distinct sizes for 3 parameters"),
         ("chinchilla", [LINE, [21.0] * 8], "D has one value in all rows"),
-        ("chinchilla", [LINE, 3 + LINE], "N and D change in step, so their effects cannot be told apart"),
+        ("chinchilla", [LINE, 3 + LINE], "N and D change together, so their effects cannot be separated"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_in_words(law: str, columns: list, words: str) -> None:
