@@ -55,6 +55,10 @@ def log_law(name: str, params: Mapping[str, float], log_x: Floats) -> Floats:
     return np.log(plain_law(name, params, dict(zip(get_law(name).variables, np.exp(log_x.T), strict=True))))
 
 
+def power_law(A: float, alpha: float, floor: float = 0.0) -> Callable[[Any], Any]:
+    return lambda N: floor + A * N**-alpha
+
+
 def design(variables: tuple[str, ...], rows: int, seed: int = 0) -> Floats:
     """Log variables [rows, V] spread over realistic ranges: a line for one variable, random beyond."""
     rng = generator(seed)

@@ -7,19 +7,12 @@ import pytest
 
 from slm.scaling.tables import table_from_frame
 
-ROWS = pd.DataFrame(
-    {
-        "params": [3e7, 1e8],
-        "vocab": ["32000", "32_000"],
-        "width": [256, 512],
-        "val loss": [3.5, 3.0],
-        "bits": [5.0, 4.5],
-    }
-)
+ROWS = pd.DataFrame({"params": [3e7, 1e8], "vocab": ["32000", "32_000"], "width": [256, 512], "val loss": [3.5, 3.0]})
 
 
 def test_a_size_is_computed_as_it_says() -> None:
-    table = table_from_frame(ROWS, columns={"N": "params - vocab*width", "loss": "bits * log(2)"})
+    rows = ROWS.assign(bits=[5.0, 4.5])
+    table = table_from_frame(rows, columns={"N": "params - vocab*width", "loss": "bits * log(2)"})
     assert list(table.frame["N"]) == [3e7 - 32000 * 256, 1e8 - 32000 * 512]
     assert list(table.frame["loss"]) == pytest.approx([5 * math.log(2), 4.5 * math.log(2)], rel=1e-15)
     assert "The column N was computed as params - vocab*width." in table.notes

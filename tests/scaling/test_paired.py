@@ -12,15 +12,11 @@ from slm.scaling.forms import Floats
 from slm.scaling.matching import match
 from slm.scaling.paired import compare_pairs
 from slm.scaling.pairs import at_floors
-from tests.scaling.samples import runs
+from tests.scaling.samples import power_law, runs
 from tests.seeds import generator
 
 SIZES = np.round(np.geomspace(2e6, 9e7, 6))
 COLUMNS = ["family", "params_total", "tokens", "seed", "loss"]
-
-
-def power(A: float, alpha: float) -> Any:
-    return lambda N: A * N**-alpha
 
 
 def compared(table: Table) -> dict[str, Any]:
@@ -32,7 +28,7 @@ def pair_of(table: Table) -> dict[str, Any]:
 
 
 def test_the_slope_is_the_t_test_of_a_regression_of_log_ratios() -> None:
-    table = runs({"a": power(20, 0.1), "b": power(19, 0.11)}, SIZES, noise=0.01, shared=0.05, seeds=2)
+    table = runs({"a": power_law(20, 0.1), "b": power_law(19, 0.11)}, SIZES, noise=0.01, shared=0.05, seeds=2)
     pair = pair_of(table)
     means = table.frame.assign(y=np.log(table.frame["loss"])).groupby(["family", "params_total"])["y"].mean()
     line = stats.linregress(np.log(SIZES), means["a"].to_numpy() - means["b"].to_numpy())
@@ -62,7 +58,7 @@ def test_points_on_a_line_by_luck_scatter_as_much_as_seeds_do() -> None:
 
 def test_what_sizes_share_cancels() -> None:
     """Deviations of the sizes from any law change nothing in the comparison, whatever they do to a fit."""
-    laws = {"a": power(20, 0.1), "b": power(19, 0.12)}
+    laws = {"a": power_law(20, 0.1), "b": power_law(19, 0.12)}
     plain, moved = (pair_of(runs(laws, SIZES, noise=0.01, shared=shared)) for shared in (0.0, 0.2))
     for key in ("delta", "ci_low", "ci_high", "p", "level_log_ratio"):
         assert moved[key] == pytest.approx(plain[key])
@@ -70,7 +66,7 @@ def test_what_sizes_share_cancels() -> None:
 
 def test_runs_are_paired_by_seed_where_both_have_it() -> None:
     """A seed that only one family has, far off, takes no part."""
-    table = runs({"a": power(20, 0.1), "b": power(20, 0.1)}, SIZES, noise=0.01, seeds=2)
+    table = runs({"a": power_law(20, 0.1), "b": power_law(20, 0.1)}, SIZES, noise=0.01, seeds=2)
     outlier = table.frame[(table.frame["family"] == "a") & (table.frame["seed"] == 1)].assign(seed=7)
     outlier = outlier.assign(loss=outlier["loss"] * np.linspace(1, 2, 6), perplexity=np.nan)
     more = table_from_frame(pd.concat([table.frame, outlier]).drop(columns=["perplexity", "cluster", "cell", "flops"]))
@@ -81,7 +77,7 @@ def test_runs_are_paired_by_seed_where_both_have_it() -> None:
 
 
 def test_sizes_that_are_not_quite_the_same_are_moved_along_the_curve() -> None:
-    near = runs({"a": power(20, 0.1)}, SIZES)
+    near = runs({"a": power_law(20, 0.1)}, SIZES)
     frame = near.frame.assign(family="b", params_total=np.round(SIZES * np.linspace(0.95, 1.05, 6)))
     frame["loss"] = 18 * frame["params_total"] ** -0.12
     found = match(table_from_frame(pd.concat([near.frame, frame])[COLUMNS]), "a", "b", "loss", "params_total")
@@ -97,7 +93,7 @@ NOT_MATCHED = [("params_total", 1.3, "0 of 6 sizes agree within 10%"), ("tokens"
 @pytest.mark.parametrize(("column", "factor", "said"), [*NOT_MATCHED, ("loss", 1.0, "3 of 3 sizes")])
 def test_what_is_not_matched_is_said(column: str, factor: float, said: str) -> None:
     """The last case: too few sizes in the second family."""
-    frame = runs({"a": power(20, 0.1), "b": power(20, 0.1)}, SIZES).frame[COLUMNS].copy()
+    frame = runs({"a": power_law(20, 0.1), "b": power_law(20, 0.1)}, SIZES).frame[COLUMNS].copy()
     frame.loc[frame["family"] == "b", column] *= factor
     few = (frame["family"] == "a") | frame["params_total"].isin(SIZES[:3])
     found = compared(table_from_frame(frame[few] if factor == 1 else frame))
@@ -106,7 +102,7 @@ def test_what_is_not_matched_is_said(column: str, factor: float, said: str) -> N
 
 
 def test_equal_tokens_a_parameter_are_equal_budgets() -> None:
-    frame = runs({"a": power(20, 0.1), "b": power(19, 0.1)}, SIZES, noise=0.005).frame[COLUMNS].copy()
+    frame = runs({"a": power_law(20, 0.1), "b": power_law(19, 0.1)}, SIZES, noise=0.005).frame[COLUMNS].copy()
     frame.loc[frame["family"] == "b", "params_total"] *= 1.04
     frame["tokens"] = 20 * frame["params_total"]
     assert len(compared(table_from_frame(frame))["pairs"]) == 1
@@ -114,14 +110,15 @@ def test_equal_tokens_a_parameter_are_equal_budgets() -> None:
 
 def test_the_worth_of_a_family_that_is_another_at_other_sizes_is_that_factor() -> None:
     """b is a at 1.7 times the parameters, at every size."""
-    pair = pair_of(runs({"a": power(20, 0.1), "b": lambda N: 20 * (1.7 * N) ** -0.1}, SIZES, noise=1e-5, shared=1e-4))
+    laws = {"a": power_law(20, 0.1), "b": power_law(20 * 1.7**-0.1, 0.1)}
+    pair = pair_of(runs(laws, SIZES, noise=1e-5, shared=1e-4))
     for one in (pair["worth"], *pair["worth_by_size"]):
         assert one["factor"] == pytest.approx(1 / 1.7, rel=2e-2)
         assert one["low"] < 1 / 1.7 < one["high"]
 
 
 def test_levels_slopes_and_worth_are_what_they_say_in_nineteen_of_twenty_tables() -> None:
-    laws = {"a": power(20, 0.1), "b": lambda N: 20 * (1.3 * N) ** -0.1}
+    laws = {"a": power_law(20, 0.1), "b": power_law(20 * 1.3**-0.1, 0.1)}
     covers = {"delta": 0, "worth": 0}
     for seed in range(80):
         pair = pair_of(runs(laws, SIZES, noise=0.01, shared=0.01, seed=seed))
@@ -136,14 +133,14 @@ def test_pairs_are_found_as_often_as_the_power_that_is_stated() -> None:
     critical = stats.t.ppf(0.975, 4)
     shift = next(s for s in np.arange(0, 10, 0.01) if stats.nct.sf(critical, 4, s) > 0.8)
     difference = shift * 0.004 * np.sqrt(2) / spread
-    laws = {"a": power(20, 0.1 + difference), "b": power(20, 0.1)}
+    laws = {"a": power_law(20, 0.1 + difference), "b": power_law(20, 0.1)}
     low = sum(pair_of(runs(laws, SIZES, noise=0.004, shared=0.03, seed=seed))["p"] < 0.05 for seed in range(80))
     assert low / 80 == pytest.approx(0.8, abs=0.13)
 
 
 def test_a_floor_that_explains_a_slope_is_found() -> None:
     """One law with a floor, b worth 1.5 times the parameters: the slope of the ratio is sure, and means nothing."""
-    laws = {"a": lambda N: 1.8 + 90 * N**-0.3, "b": lambda N: 1.8 + 90 * (1.5 * N) ** -0.3}
+    laws = {"a": power_law(90, 0.3, floor=1.8), "b": power_law(90 * 1.5**-0.3, 0.3, floor=1.8)}
     said = [pair_of(runs(laws, SIZES, noise=0.002, seed=seed)) for seed in range(30)]
     assert np.mean([pair["p"] < 0.05 for pair in said]) > 0.5
     assert np.sum([pair["p_any_floor"] < 0.05 for pair in said]) <= 4
@@ -152,7 +149,7 @@ def test_a_floor_that_explains_a_slope_is_found() -> None:
 def test_a_difference_that_no_floor_explains_stays() -> None:
     """Levels equal in the middle, exponents not: a constant factor on N is 1, whatever the floor."""
     middle = float(np.exp(np.log(SIZES).mean()))
-    laws = {"a": power(20, 0.1), "b": power(20 * middle**0.02, 0.12)}
+    laws = {"a": power_law(20, 0.1), "b": power_law(20 * middle**0.02, 0.12)}
     pair = pair_of(runs(laws, SIZES, noise=0.002, shared=0.01))
     assert pair["p"] < 0.01
     assert pair["p_any_floor"] < 0.05

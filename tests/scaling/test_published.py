@@ -12,6 +12,7 @@ from scipy import optimize, stats
 from slm.scaling import fit, read_table, uncertainty
 from slm.scaling.forms import Floats
 from slm.scaling.published import is_published, published_claims
+from slm.scaling.reference import REFERENCES, local_exponent
 from tests.seeds import generator
 
 TABLE = read_table("mobilellm_published")
@@ -21,6 +22,7 @@ N, INNER, DEPTH, SPEED = (
 )
 PERPLEXITY = np.array([11.961319, 8.976614, 7.984185, 7.171037])
 LOSS = np.log(PERPLEXITY)
+KAPLAN, HOFFMANN, BESIROGLU = REFERENCES
 CLAIMS = {claim["id"]: claim for claim in published_claims()}
 
 
@@ -137,3 +139,24 @@ def test_only_the_published_rows_are_taken_for_the_study() -> None:
     assert not is_published(FRAME.iloc[:3])
     for column in ("depth", "tokens", "params_non_embedding"):
         assert not is_published(FRAME.drop(columns=column))
+
+
+def test_references_have_the_constants_of_their_papers() -> None:
+    N, D = np.array([1e8, 7e10]), np.array([2e9, 1.4e12])
+    np.testing.assert_allclose(np.exp(KAPLAN.log_loss({"N": N})), (8.8e13 / N) ** 0.076, rtol=1e-9)
+    hoffmann = 1.69 + 406.4 / N**0.34 + 410.7 / D**0.28
+    np.testing.assert_allclose(np.exp(HOFFMANN.log_loss({"N": N, "D": D})), hoffmann, rtol=1e-9)
+    besiroglu = 1.8172 + 482.01 / N**0.3478 + 2085.43 / D**0.3658
+    np.testing.assert_allclose(np.exp(BESIROGLU.log_loss({"N": N, "D": D})), besiroglu, rtol=1e-9)
+    assert [r.size for r in REFERENCES] == ["params_non_embedding", "params_total", "params_total"]
+
+
+def test_read_as_perplexity_over_mobilellms_sizes_they_have_the_slopes_of_facts() -> None:
+    kaplan = np.exp(KAPLAN.log_loss({"N": INNER}))
+    hoffmann = np.exp(HOFFMANN.log_loss({"N": N, "D": np.full(4, 1e12)}))
+    assert local_exponent(np.log(INNER), kaplan) == pytest.approx(0.198, abs=5e-4)
+    assert local_exponent(np.log(N), hoffmann) == pytest.approx(0.177, abs=5e-4)
+
+
+def test_the_local_exponent_of_a_power_law_is_its_exponent() -> None:
+    assert local_exponent(np.log(N), KAPLAN.log_loss({"N": N})) == pytest.approx(0.076, rel=1e-9)

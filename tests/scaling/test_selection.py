@@ -1,15 +1,17 @@
-"""Which law is chosen for simulated tables, and whether an order of families survives, from entries written by hand."""
+"""Which law is chosen and what the verdict says of simulated tables, and whether an order of families survives."""
 
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from slm.scaling import Settings, Table, get_law, table_from_frame
+from slm.scaling import Settings, Table, analyse, get_law, table_from_frame
 from slm.scaling.entries import Task, fit_group
+from slm.scaling.fitting import fit_sample
 from slm.scaling.selection import choose_law, rankings, survival, weigh
-from tests.scaling.samples import FLOOR, POWER, runs
+from tests.scaling.samples import FLOOR, POWER, power_law, runs
 from tests.seeds import generator
 
 FAMILIES = ("a", "b", "c")
@@ -109,7 +111,7 @@ def fitted(table: Table, loss: str = "least_squares") -> dict[str, Any]:
 
 
 def test_the_pooled_criterion_is_that_of_one_gaussian_for_all_families() -> None:
-    of = fitted(runs({"a": lambda N: 20 * N**-0.1, "b": lambda N: 19 * N**-0.1}, SIZES, noise=0.004))
+    of = fitted(runs({"a": power_law(20, 0.1), "b": power_law(19, 0.1)}, SIZES, noise=0.004))
     sse = sum(one.fit.sse for one in of["power"].values())
     n, k = 12, 5
     aicc = n * (np.log(2 * np.pi * sse / n) + 1) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
@@ -120,13 +122,13 @@ def test_a_law_is_rejected_for_one_with_a_floor_in_one_of_a_hundred_tables_of_it
     """F of six sizes in one family, by hand; and as often as its level says."""
     rejected = 0
     for seed in range(6):
-        of = fitted(runs({"a": lambda N: 20 * N**-0.1}, SIZES, noise=0.004, seed=seed))
+        of = fitted(runs({"a": power_law(20, 0.1)}, SIZES, noise=0.004, seed=seed))
         one, two = (of[law]["a"].fit.sse for law in ("power", "power_floor"))
         p = stats.f.sf((one / two - 1) * 3, 1, 3)
         assert weigh(of)["power"]["tenable"] == (p >= 0.01)
         rejected += p < 0.01
     assert rejected <= 1
-    bent = weigh(fitted(runs({"a": lambda N: 1.8 + 90 * N**-0.3}, SIZES, noise=0.001)))
+    bent = weigh(fitted(runs({"a": power_law(90, 0.3, floor=1.8)}, SIZES, noise=0.001)))
     assert not bent["power"]["tenable"]
     assert "an F test against power_floor" in bent["power"]["why"]
 
@@ -146,9 +148,124 @@ def test_seeds_do_not_count_as_evidence_for_a_floor() -> None:
 
 def test_hubers_fits_are_chosen_by_hubers_likelihood() -> None:
     """Rows of a floored law with one far outlier: least squares' criterion is about the outlier, Huber's is not."""
-    of = runs({"a": lambda N: 1.8 + 90 * N**-0.3}, np.round(np.geomspace(1e6, 1e9, 14)), noise=0.0005)
+    of = runs({"a": power_law(90, 0.3, floor=1.8)}, np.round(np.geomspace(1e6, 1e9, 14)), noise=0.0005)
     frame = of.frame[["family", "params_total", "tokens", "seed", "loss"]].copy()
     frame.loc[3, "loss"] *= 1.2
     huber = weigh(fitted(table_from_frame(frame), "huber"))
     assert huber["power"]["aicc_above_best"] > 10
     assert huber["power_floor"]["aicc_above_best"] == 0
+
+
+def comparison(of: Table, **settings: Any) -> dict[str, Any]:
+    return analyse(of, Settings(**(QUICK | settings)), verdict_only=True).comparison
+
+
+CROSSING = {"dense": power_law(17.3, 0.127, floor=1.0), "routed": power_law(28.6, 0.19, floor=1.49)}
+MIDDLE = float(np.exp(np.log(SIZES).mean()))
+
+
+def test_where_the_runs_reject_straight_lines_the_floored_law_says_who_scales_faster() -> None:
+    """Without a floor dense looks steeper, above floors of their own, as is the truth, routed is."""
+    found = comparison(runs(CROSSING, SIZES, noise=0.0007))
+    (pair,) = found["paired"]["pairs"]
+    assert pair["delta"] > 0
+    assert pair["p"] < 0.05
+    assert pair["above_floor"] is None  # the two do not share a floor
+    assert not found["weighed"]["power"]["tenable"]
+    (said,) = found["verdict"]["pairs"]
+    assert said["differs"]
+    assert said["ci_low"] < 0.127 - 0.19 < said["ci_high"]
+    assert any(s.startswith("alpha of routed is larger than that of dense") for s in found["verdict"]["sentences"])
+
+
+def test_where_the_runs_reject_no_law_and_they_contradict_each_other_it_depends() -> None:
+    """The same at more noise, where straight lines are not rejected."""
+    found = comparison(runs(CROSSING, SIZES, noise=0.004, seed=3))
+    assert found["weighed"]["power"]["tenable"]
+    assert found["weighed"]["power_floor"]["tenable"]
+    assert found["paired"]["pairs"][0]["p"] < 0.05
+    assert found["verdict"]["distinguishable"] is None
+    assert "depends on the law" in found["verdict"]["headline"]
+    assert any("explains this too" in sentence for sentence in found["verdict"]["sentences"])
+
+
+def test_above_a_floor_that_families_share_a_constant_factor_on_n_is_no_difference_and_another_exponent_is() -> None:
+    """Over these sizes all slopes differ; of the exponents only that of c does."""
+    laws = {name: power_law(A, 0.3, floor=1.8) for name, A in (("a", 90), ("b", 90 * 1.6**-0.3))}
+    found = comparison(runs(laws | {"c": power_law(90 * MIDDLE**0.1, 0.4, floor=1.8)}, SIZES, noise=0.001))
+    pairs = {(pair["a"], pair["b"]): pair for pair in found["paired"]["pairs"]}
+    said = {(pair["a"], pair["b"]): pair for pair in found["verdict"]["pairs"]}
+    assert pairs["a", "b"]["p"] < 0.01
+    assert [said[names]["differs"] for names in (("a", "b"), ("a", "c"), ("b", "c"))] == [False, True, True]
+    for names, truth in ((("a", "b"), 0.0), (("a", "c"), -0.1), (("b", "c"), -0.1)):
+        assert said[names]["ci_low"] < truth < said[names]["ci_high"]
+        assert said[names]["ci_high"] - said[names]["ci_low"] < 0.1
+
+
+def test_a_difference_under_every_law_is_said_and_of_equal_families_none_is() -> None:
+    laws = {"a": power_law(20, 0.1), "b": power_law(20 * MIDDLE**0.03, 0.13)}
+    steep = comparison(runs(laws, SIZES, noise=0.003))["verdict"]
+    assert steep["distinguishable"] is True
+    assert any(s.startswith("The loss of b falls faster with N than that of a") for s in steep["sentences"])
+    equal = comparison(runs({"a": power_law(20, 0.1), "b": power_law(19, 0.1)}, SIZES, noise=0.003))["verdict"]
+    assert equal["distinguishable"] is False
+    assert any(s.startswith("At the middle size b reaches a loss 5") for s in equal["sentences"])
+    assert not any("falls faster" in s or "steeper" in s for s in equal["sentences"])
+
+
+@pytest.mark.slow
+def test_ranges_that_differ_are_compared_where_they_agree() -> None:
+    """One law with a floor, the sizes of b four times as large: power laws of the whole ranges differ."""
+    law, small, said = power_law(90, 0.3, floor=1.8), np.round(np.geomspace(2e6, 6e7, 8)), 0
+    apart = {"a": small, "b": np.round(small * 4.5)}
+    slopes = [np.polyfit(np.log(N), np.log(law(N)), 1)[0] for N in apart.values()]
+    assert abs(slopes[0] - slopes[1]) > 0.01  # what the whole ranges would say
+    for seed in range(12):
+        found = comparison(runs({"a": law, "b": law}, apart, noise=0.003, seed=seed), law="power")
+        said += found["verdict"]["distinguishable"] is True
+        low, high = found["laws"]["power"]["common_range"]["range"]
+        assert apart["b"].min() * 0.9 < low < high < apart["a"].max() * 1.1
+    assert said <= 2
+
+
+def test_a_law_that_one_family_cannot_hold_is_left_to_the_others_and_said() -> None:
+    laws = {name: power_law(90, 0.3, floor=1.8) for name in "abc"}
+    found = comparison(runs(laws, {"a": SIZES, "b": SIZES, "c": SIZES[[0, 2, 4]]}, noise=0.001))
+    assert found["primary"]["law"] == "power_floor"
+    assert list(found["weighed"]["power_floor"]["refused"]) == ["c"]
+    assert any("power_floor cannot be fitted to c" in s for s in found["verdict"]["sentences"])
+
+
+def test_one_family_under_a_floored_law_is_told_alone() -> None:
+    said = comparison(runs({"a": power_law(90, 0.3, floor=1.8)}, SIZES, noise=0.001))["verdict"]
+    assert "A comparison of families needs at least two" in said["headline"]
+    assert "E + A N^-alpha" in said["headline"]
+
+
+def test_rows_that_lie_on_a_law_get_that_law() -> None:
+    laws = {"a": power_law(90, 0.3, floor=1.8), "b": power_law(80, 0.28, floor=1.7)}
+    said = comparison(runs(laws, SIZES))["verdict"]
+    assert "a alpha = 0.3; b alpha = 0.28" in said["headline"]
+    assert "E + A N^-alpha" in said["headline"]
+    assert said["distinguishable"] is None
+
+
+def test_a_target_that_rises_with_size_is_analysed() -> None:
+    rows = [{"family": "a", "params_total": N, "tokens": D, "loss": 0.2 + 0.05 * np.log10(N) + 0.02 * np.log10(D)}
+            for N in SIZES for D in (2e9, 8e9)]  # fmt: skip
+    settings = Settings(bootstrap=50, calibration=50, laws=("power", "chinchilla"))
+    found = analyse(table_from_frame(pd.DataFrame(rows)), settings)
+    assert any(entry["fitted"] for entry in found.fits)
+
+
+def test_a_fit_that_breaks_down_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(law: Any, *rest: Any, **more: Any) -> Any:
+        if law.name == "power_floor":
+            raise np.linalg.LinAlgError("SVD did not converge")
+        return fit_sample(law, *rest, **more)
+
+    monkeypatch.setattr("slm.scaling.entries.fit_sample", breaks)
+    found = analyse(runs({"a": power_law(20, 0.1)}, SIZES, noise=0.003), Settings(**QUICK), verdict_only=True)
+    (lost,) = [entry for entry in found.fits if not entry["fitted"]]
+    assert "SVD did not converge" in lost["notes"][0]
+    assert found.comparison["primary"]["law"] == "power"
