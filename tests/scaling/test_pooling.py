@@ -69,7 +69,7 @@ def test_tau_is_the_most_likely_of_a_grid(families: list[tuple[float, float]]) -
     assert loss(found.tau) <= loss(reml(estimates, variance)) + 1e-6
     assert found.low < found.mean < found.high
     assert found.next_low <= found.mean <= found.next_high
-    assert (np.abs(found.shrunken - found.mean) <= np.abs(estimates - found.mean) + 1e-12).all()
+    assert (np.abs(np.subtract(found.shrunken, found.mean)) <= np.abs(estimates - found.mean) + 1e-12).all()
 
 
 def test_families_that_agree_are_one_population_without_spread() -> None:
