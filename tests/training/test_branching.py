@@ -51,6 +51,12 @@ def trunk(tmp_path_factory: pytest.TempPathFactory, train_here: Train) -> Path:
     return folder
 
 
+@pytest.fixture
+def trunk_copy(trunk: Path, tmp_path: Path) -> Path:
+    """The trunk, to be changed."""
+    return Path(shutil.copytree(trunk, tmp_path / "trunk"))
+
+
 @pytest.fixture(scope="module")
 def from_scratch(tmp_path_factory: pytest.TempPathFactory, train_here: Train) -> Path:
     folder = tmp_path_factory.mktemp("scratch") / "run"
@@ -79,10 +85,14 @@ def test_a_branch_and_a_branch_of_that_equal_the_runs_from_scratch_bit_for_bit(
 
 @pytest.mark.parametrize("ending", ["crash", "signal"])
 def test_a_branch_that_is_interrupted_goes_on_also_without_its_trunk(
-    ending: str, trunk: Path, from_scratch: Path, train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ending: str,
+    trunk_copy: Path,
+    from_scratch: Path,
+    train_here: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shutil.copytree(trunk, tmp_path / "trunk")
-    command = (tmp_path / "run", SHORT, f"branch_from={tmp_path}/trunk/checkpoints/step-000017.ckpt")
+    command = (tmp_path / "run", SHORT, f"branch_from={trunk_copy}/checkpoints/step-000017.ckpt")
     write = Journal._write
 
     def end_at_25(journal: Journal, step: int, *rest: Any) -> None:
@@ -99,7 +109,7 @@ def test_a_branch_that_is_interrupted_goes_on_also_without_its_trunk(
                 train_here(*command)
         else:
             assert train_here(*command)["status"] == "interrupted"
-    shutil.rmtree(tmp_path / "trunk")
+    shutil.rmtree(trunk_copy)
     train_here(*command)
     assert_same_run(tmp_path / "run", from_scratch)
     assert result_of(tmp_path / "run")["branched_from"] == {"name": "trunk", "step": 17}
@@ -142,12 +152,11 @@ def test_kept_checkpoints_are_those_of_the_steps_named(trunk: Path) -> None:
         assert torch.load(trunk / "checkpoints" / name, weights_only=True)["global_step"] == int(name[5:11])
 
 
-def test_a_damaged_kept_checkpoint_is_passed_over_for_an_earlier_one(
-    trunk: Path, train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_kept_checkpoint_is_skipped_for_an_earlier_one(
+    trunk_copy: Path, train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(trunk, tmp_path / "trunk")
-    (tmp_path / "trunk" / "checkpoints" / "step-000023.ckpt").write_bytes(b"PK")
-    train_here(tmp_path / "run", SHORT, f"branch_from={tmp_path}/trunk", "dry_run=true")
+    (trunk_copy / "checkpoints" / "step-000023.ckpt").write_bytes(b"PK")
+    train_here(tmp_path / "run", SHORT, f"branch_from={trunk_copy}", "dry_run=true")
     output = capsys.readouterr().out
     assert "step-000023.ckpt is damaged" in output
     assert "branching    from step 17 of trunk" in output
@@ -179,19 +188,17 @@ def test_what_would_not_be_the_same_run_is_refused(case: str, trunk: Path, train
     assert not (tmp_path / "run").exists()
 
 
-def test_the_last_step_of_a_run_is_none_to_branch_from(trunk: Path, train_here: Train, tmp_path: Path) -> None:
+def test_a_run_cannot_branch_from_the_last_step_of_another(trunk_copy: Path, train_here: Train, tmp_path: Path) -> None:
     """Its row is of the whole validation set, whatever the schedule."""
-    shutil.copytree(trunk, tmp_path / "trunk")
-    config = tmp_path / "trunk" / "config.yaml"
+    config = trunk_copy / "config.yaml"
     config.write_text(config.read_text().replace("name: wsd", "name: constant"))
-    changes = ["schedule.name=constant", f"branch_from={tmp_path}/trunk/checkpoints/last.ckpt"]
+    changes = ["schedule.name=constant", f"branch_from={trunk_copy}/checkpoints/last.ckpt"]
     with pytest.raises(ValueError, match=r"is at step 40, .* same for 39 steps only"):
         train_here(tmp_path / "run", "train.tokens=20480", *changes)
 
 
-def test_a_trunk_on_another_text_is_refused(trunk: Path, train_here: Train, tmp_path: Path) -> None:
-    shutil.copytree(trunk, tmp_path / "trunk")
-    (tmp_path / "trunk" / "corpus.json").write_text(json.dumps({"data": "aaaa", "tokenizer": "bbbb"}))
+def test_a_trunk_on_another_text_is_refused(trunk_copy: Path, train_here: Train, tmp_path: Path) -> None:
+    (trunk_copy / "corpus.json").write_text(json.dumps({"data": "aaaa", "tokenizer": "bbbb"}))
     with pytest.raises(ValueError, match=r"another corpus \(data is aaaa there"):
-        train_here(tmp_path / "run", SHORT, f"branch_from={tmp_path}/trunk")
+        train_here(tmp_path / "run", SHORT, f"branch_from={trunk_copy}")
     assert not (tmp_path / "run").exists()

@@ -34,16 +34,12 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
-def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture) -> None:
     save(tmp_path, 1, 2)
-    content = bytearray((tmp_path / LAST).read_bytes())
-    if damage == "truncate":
-        content = content[: len(content) // 2]
-    elif damage == "flip":
-        content[len(content) // 2] ^= 1
-    else:
-        content = bytearray()
-    (tmp_path / LAST).write_bytes(content)
+    content = (tmp_path / LAST).read_bytes()
+    half, rest = content[: len(content) // 2], content[len(content) // 2 :]
+    damaged = {"truncate": half, "flip": half + bytes([rest[0] ^ 1]) + rest[1:], "empty": b""}
+    (tmp_path / LAST).write_bytes(damaged[damage])
     assert newest_intact(tmp_path) == tmp_path / PREVIOUS
     assert "damaged" in capsys.readouterr().out
 

@@ -1,9 +1,9 @@
 """What a person at the prompt meets: plans, several runs at once, and their own mistakes."""
 
-import csv
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,67 +26,51 @@ import train
 from slm.checkpoints import load
 from slm.composition.settings import PRECISIONS
 from slm.data import prepare
+from slm.training.checkpointing import newest_intact
 from tests.running import ROOT, make_command, quiet_env, refusal, run_script
+from tests.training.small import rows
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Result = Callable[..., dict[str, Any]]
 
-RESULT_KEYS = {
-    "schema",
-    "status",
-    "name",
-    "family",
-    "seed",
-    "shape",
-    "params_total",
-    "params_non_embedding",
-    "flops_per_token_6n",
-    "flops_per_token_exact",
-    "train_tokens",
-    "steps",
-    "batch_tokens",
-    "sequence_length",
-    "document_masking",
-    "peak_lr",
-    "parametrization",
-    "schedule",
-    "data",
-    "tokenizer",
-    "val",
-    "train_loss_final",
-    "tokens_per_second",
-    "mfu",
-    "peak_memory_bytes",
-    "wall_seconds",
-    "device",
-    "precision",
-    "versions",
-    "git_commit",
-}
+RESULT_KEYS = shlex.split("""
+    schema status name family seed shape params_total params_non_embedding flops_per_token_6n flops_per_token_exact
+    train_tokens steps batch_tokens sequence_length document_masking peak_lr parametrization schedule data tokenizer val
+    train_loss_final tokens_per_second mfu peak_memory_bytes wall_seconds device precision versions git_commit
+""")
+
+
+@pytest.fixture
+def result_of(run_train: Run, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Trains to the end in `tmp_path / "run"` and returns what result.json says."""
+
+    def run(*changes: str) -> dict[str, Any]:
+        done = run_train("output_dir=run", *changes)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads((tmp_path / "run" / "result.json").read_text())
+
+    return run
 
 
 def test_a_finished_run_directory_holds_what_the_design_promises(run_train: Run, tmp_path: Path) -> None:
     done = run_train("output_dir=run", "train.tokens=30720")
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "run"
-    result = json.loads((folder / "result.json").read_text())
-    assert result.keys() >= RESULT_KEYS
+    assert "validation" in done.stdout, done.stdout + done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result.keys() >= {*RESULT_KEYS}
     assert result["status"] == "completed"
     assert result["train_tokens"] == 30720
     # Bytes as tokens: a token is a byte but for the marks between documents, which are scored and have none.
     assert 0 <= result["val"]["tokens"] - result["val"]["bytes"] < 200
     assert result["val"]["loss"] < 5.0  # guessing is ln 260 = 5.56
-    weights = load_file(folder / "model" / "model.safetensors")
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert sum(tensor.numel() for tensor in weights.values()) == result["params_total"]
-    assert "validation" in done.stdout
 
 
 def test_a_run_carries_its_parametrization_and_its_averaged_weights_into_its_model(
-    run_train: Run, tmp_path: Path
+    result_of: Result, tmp_path: Path
 ) -> None:
     base = ["parametrization=completep", "parametrization.base_width=16", "parametrization.base_depth=1"]
-    done = run_train("output_dir=run", "optim=muon", "optim.ema_decay=0.9", *base, "parametrization.base_head_dim=16")
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    result = result_of("optim=muon", "optim.ema_decay=0.9", *base, "parametrization.base_head_dim=16")
     assert (result["parametrization"], result["optimizer"], result["ema_decay"]) == ("completep", "muon", 0.9)
     assert result["base_shape"] == {"base_width": 16, "base_depth": 1, "base_head_dim": 16}
     checkpoint = load(tmp_path / "run")
@@ -97,21 +82,11 @@ def test_a_run_carries_its_parametrization_and_its_averaged_weights_into_its_mod
         assert not torch.equal(tensor, state["decoder." + name])
 
 
-def test_the_config_of_a_run_runs_again_and_gives_the_same_loss(run_train: Run, tmp_path: Path) -> None:
-    assert run_train("output_dir=first").returncode == 0
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "-cp",
-        str(tmp_path / "first"),
-        "-cn",
-        "config",
-        "output_dir=again",
-    ]
-    again = run_script(command, cwd=tmp_path)
-    assert again.returncode == 0, again.stdout + again.stderr
-    losses = [json.loads((tmp_path / f / "result.json").read_text())["val"]["loss"] for f in ("first", "again")]
-    assert losses[0] == losses[1]
+def test_the_config_of_a_run_runs_again_and_gives_the_same_loss(result_of: Result, tmp_path: Path) -> None:
+    first = result_of()
+    command = [sys.executable, str(ROOT / "train.py"), "-cp", str(tmp_path / "run"), "-cn", "config"]
+    run_script([*command, "output_dir=again"], cwd=tmp_path).check_returncode()
+    assert json.loads((tmp_path / "again" / "result.json").read_text())["val"]["loss"] == first["val"]["loss"]
 
 
 @pytest.mark.parametrize(
@@ -153,11 +128,7 @@ BAD_INPUT = {
     "KV heads": (["model.num_heads=7", "model.num_kv_heads=3", "model.head_dim=8"], ["num_kv_heads=3"], False),
     "no such file": (["data.paths=nothing/*.txt"], ["data.paths", "nothing/*.txt"], False),
     "no such file, dry run": (["data.paths=nothing.txt", "dry_run=true"], ["data.paths", "nothing.txt"], False),
-    "no such tokenizer": (
-        ["tokenizer=file", "tokenizer.path=/none", "dry_run=plan"],
-        ["tokenizer.path='/none'"],
-        False,
-    ),
+    "no such tokenizer": (["tokenizer=file", "tokenizer.path=/none"], ["tokenizer.path='/none'"], False),
     "budget below a step": (["train.tokens=100"], ["train.tokens=100", "train.batch_tokens=256"], False),
     "a suffix": (["train.tokens=1M"], ["train.tokens=1M must be a number above 0; write 1_000_000"], False),
     "text too short": (["data.paths=short.txt"], ["data=local", "give more"], True),
@@ -205,9 +176,7 @@ def test_what_needs_no_torch_to_be_refused_imports_none(
 ) -> None:
     cases = [changes for changes, _, needs_torch in BAD_INPUT.values() if not needs_torch]
     commands = [make_command(text_file, cache_dir, "output_dir=run", *changes)[2:] for changes in cases]
-    code = (
-        f"import sys; from tests.running import refusal; list(map(refusal, {commands})); print('torch' in sys.modules)"
-    )
+    code = f"import sys; from tests.running import refusal; [*map(refusal, {commands})]; print('torch' in sys.modules)"
     environment = quiet_env() | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr
@@ -234,8 +203,8 @@ def test_a_quick_plan_measures_nothing_and_says_so(train_command: Callable[..., 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_runs_directory_is_not_written_over(run_train: Run, tmp_path: Path) -> None:
-    assert run_train("output_dir=run").returncode == 0
+def test_another_runs_directory_is_not_written_over(run_train: Run, result_of: Result, tmp_path: Path) -> None:
+    result_of()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     done = run_train("output_dir=run", "optim.lr=0.5")
     assert done.returncode == 1
@@ -246,7 +215,7 @@ def test_another_runs_directory_is_not_written_over(run_train: Run, tmp_path: Pa
 def test_other_text_under_the_same_paths_is_not_trained_on(run_train: Run, text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(text_file.read_text())
     same = ["output_dir=run", "data.paths=text.txt"]
-    assert run_train(*same).returncode == 0
+    run_train(*same).check_returncode()
     (tmp_path / "run" / "result.json").unlink()  # as if it had been killed just before
     (tmp_path / "text.txt").write_text(text_file.read_text().upper())
     done = run_train(*same)
@@ -255,19 +224,17 @@ def test_other_text_under_the_same_paths_is_not_trained_on(run_train: Run, text_
 
 
 def test_the_reported_loss_and_bits_per_byte_equal_those_of_the_exported_model_in_transformers(
-    run_train: Run, text_file: Path, cache_dir: Path, tmp_path: Path
+    result_of: Result, text_file: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
     """Window by window in float32, with bytes counted from the text: nothing of slm.training is used."""
-    assert run_train("output_dir=run", "trainer.precision=32-true").returncode == 0
-    val = json.loads((tmp_path / "run" / "result.json").read_text())["val"]
+    val = result_of("trainer.precision=32-true")["val"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32)
     data, tokenizer = (
         OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / file))
         for file in ("data/local.yaml", "tokenizer/bytes.yaml")
     )
     corpus = prepare(data | {"paths": str(text_file)}, tokenizer, cache_dir=cache_dir)
-    tokens = torch.from_numpy(corpus.val.read(0, corpus.val.num_tokens).astype("int64"))
-    nats = 0.0
+    tokens, nats = torch.from_numpy(corpus.val.read(0, corpus.val.num_tokens).astype("int64")), 0.0
     with torch.no_grad():
         for start in range(0, len(tokens) - 1, 32):
             window = tokens[start : start + 33]
@@ -281,17 +248,14 @@ def test_the_reported_loss_and_bits_per_byte_equal_those_of_the_exported_model_i
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_precision_trains(precision: str, run_train: Run, tmp_path: Path) -> None:
-    done = run_train("output_dir=run", f"trainer.precision={precision}", "train.tokens=5120")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["val"]["loss"] < 5.6
+def test_every_precision_trains(precision: str, result_of: Result) -> None:
+    assert result_of(f"trainer.precision={precision}", "train.tokens=5120")["val"]["loss"] < 5.6
 
 
-def test_the_best_checkpoint_is_kept_at_a_validation_that_is_no_checkpoint_step(run_train: Run, tmp_path: Path) -> None:
-    assert run_train("output_dir=run", "checkpoint.keep_best=true", "checkpoint.every_steps=null").returncode == 0
+def test_the_best_checkpoint_is_kept_at_a_validation_without_a_checkpoint(result_of: Result, tmp_path: Path) -> None:
+    result_of("checkpoint.keep_best=true", "checkpoint.every_steps=null")
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
-    with (tmp_path / "run" / "metrics.csv").open() as file:
-        losses = {int(row["step"]): float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]}
+    losses = {int(row["step"]): float(row["val/loss"]) for row in rows(tmp_path / "run") if row["val/loss"]}
     subset = {step: loss for step, loss in losses.items() if step < max(losses)}
     assert best["global_step"] == min(subset, key=subset.get)
 
@@ -333,8 +297,6 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run_train: Run, tmp_path: Pa
         assert done.returncode == 1, done.stdout + done.stderr
         assert "could not be written" in done.stderr
         assert "Traceback" not in done.stderr
-        from slm.training.checkpointing import newest_intact
-
         assert newest_intact(disk / "run" / "checkpoints") is not None
         assert not list((disk / "run" / "checkpoints").glob("*.partial"))
     finally:

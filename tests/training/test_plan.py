@@ -15,12 +15,7 @@ from tests.composing import composed
 from tests.training.small import CPU, config
 
 
-@given(
-    sequences=st.integers(1, 64),
-    devices=st.integers(1, 4),
-    length=st.integers(1, 64),
-    micro_tokens=st.integers(1, 5000),
-)
+@given(st.integers(1, 64), st.integers(1, 4), st.integers(1, 64), st.integers(1, 5000))
 def test_passes_of_all_devices_add_up_to_the_batch(
     sequences: int, devices: int, length: int, micro_tokens: int
 ) -> None:

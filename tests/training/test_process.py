@@ -19,6 +19,7 @@ from tests.composing import composed
 from tests.running import make_command
 
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "1", "SLURM_NNODES": "1"}
+TWO_TASKS = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "there"}
 LEFT_OVER = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "3", "MASTER_ADDR": "there"}
 
@@ -35,7 +36,7 @@ LEFT_OVER = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "3"
         (LEFT_OVER | {RUN_DIR: "run"}, 1, 0, "lightning"),
         (SRUN | {"SLURM_NTASKS": "1"}, 1, 0, "lightning"),
         (SRUN | {"SLURM_NTASKS": "1"}, 2, 0, "lightning"),  # one task that has two GPUs
-        (SRUN | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, 2, 1, "slurm"),
+        (SRUN | TWO_TASKS, 2, 1, "slurm"),
         (SRUN | {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, 1, 0, "lightning"),  # a shell with room for two
         (TORCHRUN, 2, 1, "torchrun"),
         (TORCHRUN | {"WORLD_SIZE": "1"}, 1, 0, "lightning"),
@@ -59,17 +60,13 @@ def test_tasks_of_two_nodes_are_one_world() -> None:
         ({"SLURM_NTASKS": "2"}, 1, 1, "SLURM_NTASKS=2 does not go with trainer.devices=1"),
         (SRUN | {"SLURM_NTASKS": "4"}, 2, 1, "SLURM_NTASKS=4 does not go with trainer.devices=2"),
         (SRUN | {"SLURM_NTASKS": "2"}, 2, 1, "an environment without SLURM_NTASKS_PER_NODE does not go with"),
+        (TWO_TASKS, 2, 1, "SLURM_NTASKS=2 without SLURM_PROCID: start train.py with srun"),
+        (SRUN | TWO_TASKS, 1, 2, "SLURM_NTASKS_PER_NODE=2 does not go with"),
         (
-            {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"},
-            *(2, 1, "SLURM_NTASKS=2 without SLURM_PROCID: start train.py with srun"),
-        ),
-        (
-            SRUN | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"},
-            *(1, 2, "SLURM_NTASKS_PER_NODE=2 does not go with"),
-        ),
-        (
-            SRUN | {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "2"},
-            *(1, 1, "SLURM_STEP_NUM_TASKS=2 does not go with trainer.devices=1"),
+            SRUN | TWO_TASKS | {"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "2"},
+            1,
+            1,
+            "SLURM_STEP_NUM_TASKS=2 does",
         ),
         (TORCHRUN, 1, 1, "WORLD_SIZE=2 does not go with trainer.devices=1"),
         (TORCHRUN, 4, 1, "WORLD_SIZE=2 does not go with trainer.devices=4"),

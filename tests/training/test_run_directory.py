@@ -23,25 +23,11 @@ def test_the_same_run_and_other_logging_may_continue_it(tmp_path: Path) -> None:
         pass
 
 
-def test_another_learning_rate_may_not(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 there, 0\.2 here"):
-        begun(tmp_path / "run").check(CONFIG | {"optim": {"lr": 0.2}})
-
-
 def test_a_run_from_before_documents_could_be_masked_goes_on_without_masking_them(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     folder.check(CONFIG | {"train": {"document_masking": False}})
     with pytest.raises(ValueError, match=r"train\.document_masking is False there, True here"):
         folder.check(CONFIG | {"train": {"document_masking": True}})
-
-
-def test_another_text_may_not(tmp_path: Path) -> None:
-    folder = begun(tmp_path / "run")
-    with (
-        pytest.raises(ValueError, match="data is aaaa there, cccc here"),
-        folder.claimed(CONFIG, CORPUS | {"data": "cccc"}),
-    ):
-        pass
 
 
 def test_two_processes_may_not_train_in_it_at_once(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,8 +32,6 @@ def test_cosine_equals_its_closed_form() -> None:
 
 
 def test_cosine_without_warm_up_equals_torchs() -> None:
-    import torch
-
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.1)
     for step in range(50):
@@ -41,7 +40,8 @@ def test_cosine_without_warm_up_equals_torchs() -> None:
         theirs.step()
 
 
-def test_wsd_holds_the_peak_and_falls_in_a_line_over_the_last_fifth() -> None:
+def test_linear_falls_in_a_line_and_wsd_over_the_last_fifth_alone() -> None:
+    assert lr_factor(550, 1000, LINEAR) == pytest.approx(0.5)
     assert [lr_factor(step, 1000, WSD) for step in (101, 500, 800)] == [1, 1, 1]
     assert lr_factor(900, 1000, WSD) == pytest.approx(0.5)
     assert lr_factor(999, 1000, WSD) == pytest.approx(1 / 200)
@@ -70,10 +70,6 @@ def test_a_warm_up_in_steps_is_the_same_share_of_the_run_in_other_words() -> Non
     for schedule in (COSINE, LINEAR, WSD, CONSTANT):
         in_steps = schedule | {"warmup_fraction": 0.5, "warmup_steps": 100}
         assert steps_in_common(schedule, 1000, in_steps, 1000) == 1000
-
-
-def test_linear_falls_in_a_line() -> None:
-    assert lr_factor(550, 1000, LINEAR) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,8 @@ def test_bits_per_byte_are_over_the_bytes_of_the_text_and_not_over_those_of_its_
     held_out = "\n\n".join(text_file.read_text().split("\n\n")[:40]) + " river 語 ." * 300
     (tmp_path / "val.txt").write_text(held_out)
     paths = {"paths": str(text_file), "val_paths": str(tmp_path / "val.txt"), "max_document_bytes": None}
-    corpus = prepare(
-        plain("data/local.yaml") | paths,
-        plain("tokenizer/file.yaml") | {"path": str(save(name, tmp_path / name))},
-        cache_dir=tmp_path,
-    )
+    tokenizer = plain("tokenizer/file.yaml") | {"path": str(save(name, tmp_path / name))}
+    corpus = prepare(plain("data/local.yaml") | paths, tokenizer, cache_dir=tmp_path)
     of = score(Guesser(), corpus)
     assert of.bytes == len(held_out.encode())
     assert of.bits_per_byte == pytest.approx((corpus.val.num_tokens - 1) / len(held_out.encode()))
