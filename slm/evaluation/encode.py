@@ -1,15 +1,14 @@
 """A text as one checkpoint's tokenizer sees it: tokens, which of them are scored, and the bytes each stands for.
 
-Notable: each token has its share of the bytes of the text, so bits per byte is exact for any part of it; if a tokenizer
-does not give the text back, a note says so. A running text begins with BOS if the tokenizer's own rule says so, and
-then all of it is scored; else its first token is context only. Separate documents are framed as in training.
+Notable: each token has its share of the bytes of the text, so bits per byte is exact for any part of it; if decoding
+does not return the text, a note says so. A running text begins with BOS if the tokenizer's own rule says so, and then
+all of it is scored; else its first token is context only. Separate documents are framed as in training.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -73,45 +72,32 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
     documents EOS is scored, as in training (the model must say where a document ends), and BOS is not. Raises
     ValueError when nothing is left to score.
     """
-    words = None
     if text.separate:
         starts = range(0, len(text.documents), DOCUMENTS_PER_CALL)
         groups = (list(text.documents[start : start + DOCUMENTS_PER_CALL]) for start in starts)
         with _progress(sum(map(len, text.documents))) as advance:
-            tokens, sizes, document, notes = _frame(groups, tokenizer, max_tokens, advance)
-        notes.append("Documents stand between the tokenizer's begin and end tokens, and predictions of the end count.")
+            stream = _frame(text.name, text.fingerprint, groups, tokenizer, max_tokens, advance)
+        notes = ["Documents stand between the tokenizer's begin and end tokens, and predictions of the end count."]
         if bos != "auto":
             notes.append(f"bos={bos} is for one running text and changes nothing here.")
+        if tokenizer.has_own_bos:  # text never gives that id
+            stream = replace(stream, scored=stream.scored & (stream.tokens != tokenizer.bos_id))
     else:
-        tokens, sizes, document, notes, words = _encode_running_text(text, tokenizer, bos, max_tokens)
-    scored = np.arange(len(tokens)) > 0
-    if text.separate and tokenizer.has_own_bos:
-        scored &= tokens != tokenizer.bos_id  # text never gives that id
-    if not scored.any():
+        stream, notes = _encode_running_text(text, tokenizer, bos, max_tokens), []
+    if not stream.num_scored:
         raise ValueError(
             f"{text.name}: a single token is left, with none before it to predict it from; "
             "give more text, or more max_tokens"
         )
-    return Stream(
-        name=text.name,
-        fingerprint=text.fingerprint,
-        tokens=tokens,
-        scored=scored,
-        token_bytes=sizes,
-        document=document,
-        words=words,
-        notes=(*text.notes, *notes),
-    )
+    return replace(stream, notes=(*text.notes, *stream.notes, *notes))
 
 
-def run_stream(
-    run: Path, tokenizer: Tokenizer, *, cache_dir: Path | None = None, max_tokens: int | None = None
-) -> Stream:
+def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: int | None = None) -> Stream:
     """The validation stream of a run directory of ours, token for token and masked as the run was validated on it.
 
     `tokenizer` is the one that the run saved. The text is looked for in `cache_dir` and in the run's own cache, else
-    made again from its source in `cache_dir` (by default the run's). `max_tokens` keeps only its first tokens, framing
-    included. Raises ValueError if the documents or the tokenizer are no longer those of the run.
+    made again from its source in `cache_dir`. `max_tokens` keeps only its first tokens, framing included. Raises
+    ValueError if the documents or the tokenizer are no longer those of the run.
     """
     config, fingerprints = run_facts(run)
     if fingerprints["tokenizer"] != tokenizer.fingerprint:
@@ -119,32 +105,19 @@ def run_stream(
             f"{run}: the tokenizer given has fingerprint {tokenizer.fingerprint} and the run was trained with "
             f"{fingerprints['tokenizer']}; use the tokenizer in {run / 'model'}"
         )
-    folder = Path(os.path.expanduser(config["cache_dir"])) if cache_dir is None else cache_dir
     try:
-        groups = run_documents(config, fingerprints["data"], folder)
+        groups = run_documents(config, fingerprints["data"], cache_dir)
     except ValueError as error:
-        raise ValueError(f"the validation text of {run} cannot be had again: {error}") from error
-    tokens, sizes, document, notes = _frame(groups, tokenizer, max_tokens)
-    masked = config["train"].get("document_masking", BEFORE_KEYS["train.document_masking"])
-    if masked:
-        notes.insert(0, "No token sees another document than its own, as in training.")
-    return Stream(
-        name=config["data"]["name"],
-        fingerprint=fingerprints["data"],
-        tokens=tokens,
-        scored=np.arange(len(tokens)) > 0,
-        token_bytes=sizes,
-        document=document,
-        words=None,
-        notes=("This is the validation text of the run, framed and counted as in training.", *notes),
-        separator=tokenizer.separator_id if masked else None,
-    )
+        raise ValueError(f"the validation text of {run} is no longer available: {error}") from error
+    stream = _frame(config["data"]["name"], fingerprints["data"], groups, tokenizer, max_tokens)
+    notes = ["This is the validation text of the run, framed and counted as in training."]
+    is_masked = config["train"].get("document_masking", BEFORE_KEYS["train.document_masking"])
+    if is_masked:
+        notes.append("No token sees another document than its own, as in training.")
+    return replace(stream, notes=(*notes, *stream.notes), separator=tokenizer.separator_id if is_masked else None)
 
 
-def _encode_running_text(
-    text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], int | None]:
-    """Tokens, the bytes of text and the document's number of each, notes, and words of the scored part."""
+def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None) -> Stream:
     (content,) = text.documents
     with _progress(len(content)):
         encoded = tokenizer.encode(content)
@@ -162,19 +135,29 @@ def _encode_running_text(
         tokens, sizes, document = np.r_[begin, tokens], np.r_[0, sizes], np.r_[document[:1], document]
     else:
         notes.append("The text does not begin with BOS, so its first token is context and not scored.")
-    return tokens, sizes, document, notes, len(scored_text.split()) if is_lossless else None
+    return Stream(
+        name=text.name,
+        fingerprint=text.fingerprint,
+        tokens=tokens,
+        scored=np.arange(len(tokens)) > 0,
+        token_bytes=sizes,
+        document=document,
+        words=len(scored_text.split()) if is_lossless else None,
+        notes=tuple(notes),
+    )
 
 
 def _frame(
+    name: str,
+    fingerprint: str,
     groups: Iterable[list[str]],
     tokenizer: Tokenizer,
     max_tokens: int | None,
     advance: Callable[[float], None] = lambda megabytes: None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+) -> Stream:
     """Documents between begin and end tokens, one after the other, up to `max_tokens` tokens.
 
-    Returns the tokens, the bytes of text and the document's number of each, and notes. What opens the stream belongs to
-    the first document.
+    What opens the stream belongs to the first document.
     """
     opening = np.asarray(tokenizer.opening, dtype=np.int64)
     tokens, sizes, lengths, is_lossless = [opening], [0 * opening], [], True
@@ -197,7 +180,16 @@ def _frame(
     notes = [] if is_lossless else [LOSSY_NOTE]
     if max_tokens is not None and len(document) > max_tokens:
         notes.append(_cut_note(max_tokens))
-    return np.concatenate(tokens)[:max_tokens], np.concatenate(sizes)[:max_tokens], document[:max_tokens], notes
+    return Stream(
+        name=name,
+        fingerprint=fingerprint,
+        tokens=np.concatenate(tokens)[:max_tokens],
+        scored=np.arange(len(document[:max_tokens])) > 0,
+        token_bytes=np.concatenate(sizes)[:max_tokens],
+        document=document[:max_tokens],
+        words=None,
+        notes=tuple(notes),
+    )
 
 
 def _cut_note(max_tokens: int | None) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slm.evaluation.report.results import Entry, Results
 from slm.evaluation.report.rows import rows
+from slm.runtime.words import is_number
 from slm.tracking import record_directory
 
 SUMMARY = {
@@ -23,9 +23,16 @@ TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "e
 def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], files: Sequence[Path]) -> None:
     """Log one run with tables `evaluation` and `tasks`, the figures among `files`, and all files as an artifact.
 
-    `entries` are those of results.json in `folder`; table `evaluation` has the rows of results.csv.
+    `entries` are those of results.json in `folder`; table `evaluation` has the rows of results.csv. A task that could
+    not be evaluated has its `error` instead of a value.
     """
-    checkpoints, tasks = rows(Results(list(entries))), task_rows(entries)
+    results = Results(entries)
+    checkpoints = rows(results)
+    tasks = [
+        {"model": e["name"], "task": task, **result} for e in results.entries for task, result in e["tasks"].items()
+    ]
+    values = {f"{_key(row['model'])}/{key}": row.get(column) for row in checkpoints for column, key in SUMMARY.items()}
+    values |= {f"{_key(row['model'])}/task/{_key(row['task'])}": row.get("value") for row in tasks}
     record_directory(
         folder,
         kind="evaluation",
@@ -33,28 +40,12 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
         config=settings,
         tables={
             "evaluation": (list(checkpoints[0]), [list(row.values()) for row in checkpoints]),
-            "tasks": (TASK_COLUMNS, [list(row.values()) for row in tasks]),
+            "tasks": (TASK_COLUMNS, [[row.get(column) for column in TASK_COLUMNS] for row in tasks]),
         },
         images=[file for file in files if file.suffix == ".png"],
-        summary=summarize(checkpoints, tasks),
+        summary={key: value for key, value in values.items() if is_number(value)},
         files=[folder / "results.json", *files],
     )
-
-
-def task_rows(entries: Sequence[Entry]) -> list[Entry]:
-    """One row for each checkpoint and task; a task that could not be evaluated has its `error` instead of a value."""
-    return [
-        {"model": entry["name"], "task": task, **{key: outcome.get(key) for key in TASK_COLUMNS[2:]}}
-        for entry in entries
-        for task, outcome in (entry.get("tasks") or {}).items()
-    ]
-
-
-def summarize(checkpoints: Sequence[Entry], tasks: Sequence[Entry]) -> dict[str, float]:
-    """Finite values under `NAME/perplexity`, `/bits_per_byte`, `/decode_tokens_per_second` and `/task/TASK`."""
-    values = {f"{_key(row['model'])}/{key}": row.get(column) for row in checkpoints for column, key in SUMMARY.items()}
-    values |= {f"{_key(row['model'])}/task/{_key(row['task'])}": row["value"] for row in tasks}
-    return {key: value for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)}
 
 
 def _key(name: str) -> str:

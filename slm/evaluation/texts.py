@@ -70,7 +70,7 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
     try:
         re.compile(start or "")
     except re.error as error:
-        raise ValueError(f"document_start={start!r} is no regular expression: {error}") from None
+        raise ValueError(f"document_start={start!r} is not a regular expression: {error}") from None
     notes: list[str] = []
     if data["source"] == "local":
         files, note = local.files_to_evaluate(data)
@@ -79,9 +79,9 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
             name = files[0].name if len(files) == 1 else f"{len(files)} files"
         documents = tuple(local.texts_to_evaluate(data))
         separate = len(files) > 1 or suffix_of(files[0]) in ROW_SUFFIXES
-    elif data["source"] == "hub" and _evaluation_split(data):
+    elif data["source"] == "hub" and (split := data.get("test_split") or data["val_split"]):
         separate = data["document_start"] is None
-        documents = _rows(data, cache_dir)
+        documents = _rows(data, split, cache_dir)
         if not separate:
             documents = ("\n\n".join(documents),)
     else:
@@ -100,25 +100,19 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
     )
 
 
-def _evaluation_split(data: Mapping[str, Any]) -> str | None:
-    # `get`, because the config.yaml of an older run has no test_split.
-    return data.get("test_split") or data["val_split"]
-
-
-def _rows(data: Mapping[str, Any], cache_dir: Path) -> tuple[str, ...]:
+def _rows(data: Mapping[str, Any], split: str, cache_dir: Path) -> tuple[str, ...]:
     """Rows of the split; if rows are documents, up to the limits of the data set."""
-    split = _evaluation_split(data)
     options = {name: data[name] for name in ("path", "subset", "revision", "text_column", "document_start")}
     limits = {name: data[name] for name in ("max_documents", "max_bytes") if data["document_start"] is None}
     folder = cache_dir / "evaluation" / f"{data['name']}-{digest([options, limits, split])}"
 
     def build(folder: Path) -> dict[str, Any]:
         hub.require_network(f"data={data['name']} must download {data['path']}")
-        rows = hub.rows(data, str(split))
-        return write_split(folder, str(split), hub.bounded(rows, limits.get("max_documents"), limits.get("max_bytes")))
+        rows = hub.rows(data, split)
+        return write_split(folder, split, hub.bounded(rows, limits.get("max_documents"), limits.get("max_bytes")))
 
     cached(folder, build, what=f"the {split} split of {data['name']}")
-    return tuple(chain.from_iterable(read_documents(folder, str(split))))
+    return tuple(chain.from_iterable(read_documents(folder, split)))
 
 
 def run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
@@ -126,12 +120,8 @@ def run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
     import yaml
 
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        if (run / "corpus.json").exists():
-            return config, json.loads((run / "corpus.json").read_text())
-        result = json.loads((run / "result.json").read_text())
-        return config, {name: result[name]["fingerprint"] for name in ("data", "tokenizer")}
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        return yaml.safe_load((run / "config.yaml").read_text()), json.loads((run / "corpus.json").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{run} is not a run directory whose config.yaml and corpus.json can be read ({type(error).__name__}); "
             "give the output_dir of a run of train.py"

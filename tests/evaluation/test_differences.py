@@ -14,7 +14,7 @@ from slm.evaluation.report.quality import Difference, Error, compare, paired_err
 from slm.evaluation.report.results import Results
 from slm.evaluation.report.rows import rows, to_csv
 from slm.evaluation.report.scaling import gain_section, gains
-from slm.evaluation.report.summary import summary_section
+from slm.evaluation.report.write import summary_section
 from tests.evaluation.reported import correlated_blocks, entry, score, scored_blocks
 from tests.evaluation.toys import cut_windows, random_decoder, random_stream, window_documents
 from tests.seeds import seeded

@@ -23,9 +23,8 @@ from slm.evaluation.report.results import (
 from slm.evaluation.report.rows import rows, to_csv
 from slm.evaluation.report.scaling import fits, gain_section, gains
 from slm.evaluation.report.speed import sharing_price, speed_section
-from slm.evaluation.report.summary import summary_section
 from slm.evaluation.report.tasks import tasks_section
-from slm.evaluation.report.write import checkpoints_section, print_report, write_report
+from slm.evaluation.report.write import checkpoints_section, print_report, summary_section, write_report
 from slm.runtime.words import measured
 from slm.scaling import fit, read_table
 from tests.evaluation.reported import correlated_blocks, entry, published, score, scored_blocks, speed, task, tiny

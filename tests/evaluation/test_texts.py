@@ -103,7 +103,7 @@ def test_a_file_without_text_is_refused_in_one_sentence(tmp_path: Path, content:
         (config("local", paths="no/such.txt"), None, r"^data\.paths='no/such\.txt' matches no file"),
         (config("local", paths=__file__), None, r"^data\.paths: .*test_texts\.py is of an unknown kind"),
         (config("local", source="ftp"), None, r"^data\.source='ftp' is not one of"),
-        (config("local", paths="x"), "(", r"^document_start='\(' is no regular expression"),
+        (config("local", paths="x"), "(", r"^document_start='\(' is not a regular expression"),
     ],
 )
 def test_settings_that_name_no_text_are_refused(

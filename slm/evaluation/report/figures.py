@@ -28,8 +28,6 @@ from slm.report.style import (
     Axes,
     Figure,
     Margins,
-    axes_at,
-    blank_figure,
     colours,
     log_axis,
     markers,
@@ -42,7 +40,7 @@ from slm.scaling.describe import has_complete_lists, is_identified
 
 WIDTH_INCHES = 6.8
 DASHES = ("-", "--", ":", "-.")
-TASK_COLUMNS = 3
+TASK_COLUMNS = 2
 
 
 def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **margins: float) -> tuple[Figure, Axes]:
@@ -52,10 +50,14 @@ def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **margins:
     return figure, axis
 
 
-def _mark(axis: Axes, names: Sequence[str], name: str, x: float, y: float, *, yerr: Any = None, **other: Any) -> None:
-    bars = None if yerr is None else 2 * yerr
-    axis.errorbar(x, y, yerr=bars, marker=markers(names)[name], ms=5.5, color=colours(names)[name], mec="white",
-                  mew=0.5, capsize=2.5, elinewidth=1.1, ls="", **other)  # fmt: skip
+def _mark(axis: Axes, names: Sequence[str], name: str, x: float, y: float, **bars: Any) -> None:
+    axis.errorbar(x, y, marker=markers(names)[name], ms=5.5, color=colours(names)[name], mec="white", mew=0.5,
+                  capsize=2.5, elinewidth=1.1, ls="", **bars)  # fmt: skip
+
+
+def _bar(se: float | None) -> float | None:
+    """Half the length of an error bar."""
+    return None if se is None else 2 * se
 
 
 def size_figure(results: Results) -> Figure | None:
@@ -70,14 +72,12 @@ def size_figure(results: Results) -> Figure | None:
     figure, axis = _one_panel(title, names)
     N = [entry["params_total"] for entry, _ in rows] + [x for x, _ in published]
     y = [score[target] for _, score in rows] + [value for _, value in published]
-    laws = [
-        entry for entry in results.laws if entry["fitted"] and has_complete_lists(entry.get("curve"), "x", "centre")
-    ]
+    laws = [entry for entry in results.laws if has_complete_lists(entry.get("curve"), "x", "centre")]
     spans = [_law(axis, entry, max(N), DASHES[place % len(DASHES)]) for place, entry in enumerate(laws)]
     if published:
         axis.plot(*zip(*published, strict=True), ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
     for name, (entry, score) in zip(names, rows, strict=True):
-        _mark(axis, names, name, entry["params_total"], score[target], yerr=target_error(score, target))
+        _mark(axis, names, name, entry["params_total"], score[target], yerr=_bar(target_error(score, target)))
     if published or len(laws) > 1:
         axis.legend(loc="lower left", frameon=False, fontsize=8)
     lows, highs = zip(*[_ends(score, target) for _, score in rows], *spans, (min(y), max(y)), strict=True)
@@ -137,7 +137,7 @@ def pareto_figure(results: Results) -> Figure | None:
     axis.plot(*zip(*front, strict=True), color=INK, lw=1, alpha=0.7, zorder=1.5)
     for name, (entry, speed, score), on in zip(names, rows, on_front, strict=True):
         low, high = entry["speed"].get("decode_spread") or (speed, speed)
-        xerr, yerr = [[max(speed - low, 0)], [max(high - speed, 0)]], target_error(score, target)
+        xerr, yerr = [[max(speed - low, 0)], [max(high - speed, 0)]], _bar(target_error(score, target))
         _mark(axis, names, name, speed, score[target], yerr=yerr, xerr=xerr, alpha=1.0 if on else 0.35)
     speeds = [speed for _, speed, _ in rows]
     lows, highs = zip(*(_ends(score, target) for _, _, score in rows), strict=True)
@@ -160,9 +160,7 @@ def doubling_figure(results: Results) -> Figure | None:
     rising = sum(step.value > 0 for step in steps)
     title = f"Fall of {target} per doubling of N: {rising} of {plural(len(steps), 'step')} up in size gain"
     figure, axis = _one_panel(title, names, height=3.8, left=1.1, right=0.2)
-    laws = [
-        entry for entry in results.laws if entry["fitted"] and has_complete_lists(entry.get("doubling"), "x", "gain")
-    ]
+    laws = [entry for entry in results.laws if has_complete_lists(entry.get("doubling"), "x", "gain")]
     for entry in laws:
         curve, colour = entry["doubling"], colours(names)[labels[entry["family"]]]
         x = math.sqrt(2) * np.array(curve["x"], float)  # the middle of each doubling, as steps are drawn
@@ -172,7 +170,7 @@ def doubling_figure(results: Results) -> Figure | None:
     for step in steps:
         middle = math.sqrt(step.smaller * step.larger)
         xerr = [[middle - step.smaller], [step.larger - middle]]
-        _mark(axis, names, labels[step.family], middle, step.value, yerr=step.se, xerr=xerr)
+        _mark(axis, names, labels[step.family], middle, step.value, yerr=_bar(step.se), xerr=xerr)
     log_axis(axis.xaxis, min(s.smaller for s in steps) / 1.15, max(s.larger for s in steps) * 1.15)
     _scale_gains(axis, steps, [gain for entry in laws for gain in entry["doubling"]["gain"]])
     axis.set_xlabel("N (all parameters); each bar spans the two sizes compared")
@@ -205,33 +203,29 @@ def tasks_figure(results: Results) -> Figure | None:
     if len(common) > 1:
         values[f"average of {len(common)}"] = {entry["name"]: average(entry, common) for entry in entries}
     names = [results.labels[entry["name"]] for entry in entries]
-    left, inner, gap = 0.25 + 0.075 * max(map(len, names)), 1.75, 0.62
-    height = max(0.19 * len(names) + 0.1, 0.35)
-    width = left + TASK_COLUMNS * inner + (TASK_COLUMNS - 1) * 0.2 + 0.2
-    body = math.ceil(len(values) / TASK_COLUMNS) * (height + gap) + 0.1
-    figure, head = blank_figure(
-        f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}", width, body
+    left = 0.25 + 0.075 * max(map(len, names))
+    figure, axes = panels(
+        len(values),
+        f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}",
+        columns=TASK_COLUMNS,
+        width=left + 2.0,
+        height=0.8 + 0.19 * len(names),
+        margins=Margins(left=left, top=0.25, bottom=0.37),
     )
-    for place, (title, by_name) in enumerate(values.items()):
-        row, column = divmod(place, TASK_COLUMNS)
-        axis = axes_at(figure, left + column * (inner + 0.2), head + 0.25 + row * (height + gap), inner, height)
-        _task_panel(axis, title, names, [by_name.get(entry["name"]) for entry in entries], has_names=column == 0)
+    for axis, (title, by_name) in zip(axes, values.items(), strict=True):
+        _task_panel(axis, title, names, [by_name.get(entry["name"]) for entry in entries])
     return figure
 
 
-def _task_panel(
-    axis: Axes, title: str, names: list[str], values: list[tuple[float, float | None] | None], *, has_names: bool
-) -> None:
+def _task_panel(axis: Axes, title: str, names: list[str], values: list[tuple[float, float | None] | None]) -> None:
     for y, (name, value) in enumerate(zip(names, values, strict=True)):
         if value is None:
             axis.text(0.5, y, "not evaluated", transform=axis.get_yaxis_transform(), fontsize=7, color=GREY,
                       ha="center", va="center", style="italic")  # fmt: skip
-            continue
-        bars = None if value[1] is None else 2 * value[1]
-        axis.errorbar(value[0], y, xerr=bars, marker=markers(names)[name], color=colours(names)[name], ms=5, capsize=2,
-                      elinewidth=1.1, ls="")  # fmt: skip
+        else:
+            _mark(axis, names, name, value[0], y, xerr=_bar(value[1]))
     axis.set_title(short_name(title), fontsize=8.5)
-    axis.set_yticks(range(len(names)), labels=names if has_names else [""] * len(names))
+    axis.set_yticks(range(len(names)), labels=names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     axis.locator_params(axis="x", nbins=4)

@@ -12,7 +12,6 @@ import io
 
 from slm.evaluation.report.results import (
     Entry,
-    Measure,
     Results,
     average,
     common_tasks,
@@ -70,15 +69,13 @@ def to_csv(table: list[Entry]) -> str:
 def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
     score, speed, shape, status = score_by(entry, results.primary), entry["speed"], entry["shape"], entry["status"]
     peak = number(speed, "peak_memory_bytes")
-    published = {
+    return {
         "model": entry["name"],
         "params_total": entry["params_total"],
         "perplexity": score.get("perplexity"),
         "tokens_per_second": speed.get("decode_tokens_per_second"),
         "peak_memory_mb": None if peak is None else peak / 1e6,
         "seconds": entry.get("wall_seconds"),
-    }
-    table = {
         "family": family_of(entry),
         "params_non_embedding": entry.get("params_non_embedding"),
         "width": shape.get("hidden_size"),
@@ -86,29 +83,23 @@ def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
         "vocab_size": shape.get("vocab_size"),
         "status": "no loss" if status == "completed" and not has_loss(score) else status,
         "tokens" if has_budgets else "train_tokens": entry.get("train_tokens"),
+        **{column: score.get(key) for column, key in SCORE_COLUMNS.items()},
+        **_other_scores(entry, results),
+        **_speed(speed),
+        **_tasks(entry, results),
+        **{name: entry.get(name) for name in IDENTITY},
     }
-    scores = {column: score.get(key) for column, key in SCORE_COLUMNS.items()}
-    identity = {name: entry.get(name) for name in IDENTITY}
-    return published | table | scores | _others(entry, results) | _speed(speed) | _tasks(entry, results) | identity
 
 
-def _others(entry: Entry, results: Results) -> Entry:
-    """Results by further measures, in columns that end in the measure."""
+def _other_scores(entry: Entry, results: Results) -> Entry:
+    """Results by further measures, in columns that end in text and protocol, with a fingerprint if two are equal."""
     columns: Entry = {}
-    endings = suffixes(results)
-    for measure in results.measures[1:]:
-        score = score_by(entry, measure)
-        columns |= {f"{name}_{endings[measure]}": score.get(name) for name in (*SCORES, "tokens", "bytes")}
-    return columns
-
-
-def suffixes(results: Results) -> dict[Measure, str]:
-    """Unique endings of columns: text and protocol, and the fingerprint where two texts have one name."""
     keys = [measure.key for measure in results.measures]
-    return {
-        measure: key if keys.count(key) == 1 else f"{key}_{measure.fingerprint[:8]}"
-        for measure, key in zip(results.measures, keys, strict=True)
-    }
+    for measure in results.measures[1:]:
+        ending = measure.key if keys.count(measure.key) == 1 else f"{measure.key}_{measure.fingerprint[:8]}"
+        score = score_by(entry, measure)
+        columns |= {f"{name}_{ending}": score.get(name) for name in (*SCORES, "tokens", "bytes")}
+    return columns
 
 
 def _speed(speed: Entry) -> Entry:
