@@ -1,14 +1,23 @@
-"""A cell: one training run of a sweep, and what decides it."""
+"""A cell is one training run of a sweep. A trunk is a cell whose first steps other cells, its branches, do not repeat.
+
+Under `wsd`, runs with shorter token budgets equal the longest one until their own decay. The longest run is the trunk.
+A branch equals, bit for bit, the run of its budget from step 0 (docs/training.md), so its key and name stay the same;
+only the run that trains its first steps differs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from slm.analysis.runs import row_of_run, table_of_runs
+from slm.sweep.ledger import outcome_of, progress_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,46 +27,120 @@ class Cell:
     name: str
     """Folder of the run under DIR/runs: readable, ends with the first 8 characters of `key`."""
     key: str
-    """sha256 (hex) of the canonical JSON of what decides the run: model, data, tokenizer, optim, parametrization,
-    schedule, train and seed of the resolved config."""
-    overrides: tuple[str, ...]
-    """Of train.py, complete but for output_dir, logger grouping and launcher matters."""
+    """sha256 (hex) of the canonical JSON of the settings that determine the run: model, data, tokenizer, optim,
+    parametrization, schedule, train and seed of the resolved config."""
+    overrides: tuple[str, ...] = ()
+    """All overrides of train.py, except output_dir, the group of the logger, and those of the launcher."""
     family: str
-    width: int
-    depth: int
-    seed: int
-    tokens: int
-    lr: float
+    width: int = 0
+    depth: int = 0
+    seed: int = 0
+    tokens: int = 0
+    lr: float = 0.0
     lr_factor: float = 1.0
-    """What `lr` is times the rate that the design gives."""
-    params_total: int
-    params_non_embedding: int
-    flops: float
+    """`lr` divided by the learning rate that the design gives."""
+    params_total: int = 0
+    params_non_embedding: int = 0
+    flops: float = 0.0
     """Exact training FLOPs of the run, counted from step 0."""
     budget: str | None = None
     """Label of the token budget."""
     impossible: str | None = None
-    """Why this cell cannot be trained: the sentence of the rule that refused it. Such a cell has no run, and counts
+    """Why this cell cannot be trained: the message of the rule that refused it. Such a cell has no run, and counts
     of zero."""
     after: str | None = None
     """Name of the trunk of a branch: a cell that must have ended before, completed or at least past `branch_step`."""
     branch_step: int = 0
-    """Step of the trunk `after` at which the run begins; 0 for a run of its own."""
+    """Step of the trunk `after` at which the run begins; 0 for a run from step 0."""
     shared_tokens: int = 0
-    """Of `tokens`, those before `branch_step`, on which the trunk is trained and this run is not."""
+    """Those of `tokens` before `branch_step`, on which only the trunk is trained."""
 
     @property
     def flops_trained(self) -> float:
-        """Of `flops`, those of the run's own steps."""
+        """Those of `flops` that this run itself computes."""
         return self.flops * (1 - self.shared_tokens / self.tokens) if self.shared_tokens else self.flops
 
 
 def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str], str]) -> pd.DataFrame:
-    """One row (`slm.analysis.runs`) for each cell that has a result, with its `budget` and the rule of its rate.
+    """One row (`slm.analysis.runs`) for each cell that has a result, with its `budget`, `lr_rule` and `trunk`.
 
-    `trunk` is the planned one, also of a run that was trained from step 0 in the end: to the last bit it is the same.
+    `trunk` is the planned one, even if the run was trained from step 0 in the end: both give the same bits.
     """
-    paths = ((cell, directory / cell.name / "result.json") for cell in cells)
-    done = [(cell, path) for cell, path in paths if path.exists()]
-    own = {cell.name: {"budget": cell.budget, "lr_rule": lr_rule(cell.family), "trunk": cell.after} for cell, _ in done}
-    return table_of_runs([row_of_run(path, directory) | own[cell.name] for cell, path in done])
+    rows = []
+    for cell in cells:
+        path = directory / cell.name / "result.json"
+        if path.exists():
+            planned = {"budget": cell.budget, "lr_rule": lr_rule(cell.family), "trunk": cell.after}
+            rows.append(row_of_run(path, directory) | planned)
+    return table_of_runs(rows)
+
+
+def check_trunk(schedule: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a schedule of train.py under which runs of different budgets have no steps in common."""
+    if schedule["name"] != "wsd":
+        raise ValueError(
+            f"sweep.budget.trunk=true needs schedule=wsd, and schedule={schedule['name']} differs between budgets from "
+            "the first step on: add schedule=wsd to sweep.also, or set sweep.budget.trunk=false"
+        )
+    if schedule["warmup_steps"] is None:
+        raise ValueError(
+            "sweep.budget.trunk=true needs a warm-up independent of the budget, and schedule.warmup_steps=null: "
+            "add schedule.warmup_steps=20, say, to sweep.also"
+        )
+    if schedule["decay_fraction"] >= 1:
+        raise ValueError(
+            f"sweep.budget.trunk=true needs steps before the decay, and schedule.decay_fraction="
+            f"{schedule['decay_fraction']} leaves none: choose one below 1, such as 0.2"
+        )
+
+
+def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cell]:
+    """The cells of one shape; for each learning rate and seed, the shorter ones become branches of the longest.
+
+    `settings` is the resolved config of the shape. A branch leaves its trunk at the last step before its own decay, and
+    that step is added to the trunk's `checkpoint.keep_steps`. A run that decays from its first step is not a branch.
+    """
+    groups: dict[tuple[float, int], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        if cell.impossible is None:
+            groups[cell.lr, cell.seed].append(cell)
+    batch, decay = settings["train"]["batch_tokens"], settings["schedule"]["decay_fraction"]
+    changed: dict[str, Cell] = {}
+    for group in groups.values():
+        trunk = max(group, key=lambda cell: cell.tokens)
+        keep_steps = set(settings["checkpoint"]["keep_steps"])
+        for cell in (cell for cell in group if cell.tokens < trunk.tokens):
+            step = math.floor((1 - decay) * (cell.tokens // batch))
+            if step:
+                changed[cell.name] = replace(cell, after=trunk.name, branch_step=step, shared_tokens=step * batch)
+                keep_steps.add(step)
+        if keep_steps:
+            override = f"checkpoint.keep_steps=[{','.join(map(str, sorted(keep_steps)))}]"
+            changed[trunk.name] = replace(trunk, overrides=(*trunk.overrides, override))
+    return [changed.get(cell.name, cell) for cell in cells]
+
+
+def without_lost_steps(cells: Sequence[Cell], runs: Path) -> list[Cell]:
+    """The cells; a branch trains from step 0 if its trunk passed the branch step without keeping a checkpoint.
+
+    This happens when the trunk had passed that step before the budget was added. `runs` holds the run directories.
+    """
+    return [
+        replace(cell, branch_step=0, shared_tokens=0) if cell.branch_step and _has_lost_step(cell, runs) else cell
+        for cell in cells
+    ]
+
+
+def has_branch_checkpoint(branch: Cell, runs: Path) -> bool:
+    """Whether the trunk has kept the checkpoint from which `branch` starts."""
+    checkpoint = runs / str(branch.after) / "checkpoints" / f"step-{branch.branch_step:06d}.ckpt"
+    return branch.branch_step > 0 and checkpoint.exists()
+
+
+def _has_lost_step(branch: Cell, runs: Path) -> bool:
+    """Whether the trunk of an unfinished branch has passed the branch step without keeping a checkpoint."""
+    if outcome_of(runs / branch.name).status == "completed" or has_branch_checkpoint(branch, runs):
+        return False
+    trunk = runs / str(branch.after)
+    progress = progress_of(trunk)
+    return outcome_of(trunk).status == "completed" or (progress is not None and progress.tokens > branch.shared_tokens)

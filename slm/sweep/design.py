@@ -121,7 +121,7 @@ class Design:
     """One of `BUDGETS`."""
     budgets: tuple[float, ...]
     trunk: bool
-    """Whether the budgets of a shape, learning rate and seed branch off the longest run (`trunks.py`)."""
+    """Whether the budgets of a shape, learning rate and seed branch off the longest run (`cells.py`)."""
     lr: Mapping[str, Any]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]

@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from slm.runtime.command_line import in_quotes
-from slm.sweep.cells import Cell
+from slm.sweep.cells import Cell, has_branch_checkpoint
 from slm.sweep.job import Job
 from slm.sweep.launchers import Launcher, open_launcher
 from slm.sweep.ledger import (
@@ -39,7 +39,6 @@ from slm.sweep.ledger import (
     record_failure,
 )
 from slm.sweep.recipe import passed_on
-from slm.sweep.trunks import trunk_kept_step
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -195,7 +194,7 @@ class _Master:
         if cell.after is None:
             return True
         trunk, runs = self.final.get(cell.after), self.jobs[cell.name].folder.parent
-        return trunk is not None and (trunk.status == "completed" or trunk_kept_step(cell, runs))
+        return trunk is not None and (trunk.status == "completed" or has_branch_checkpoint(cell, runs))
 
     def _open(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.name not in self.final and cell.name not in self.running]

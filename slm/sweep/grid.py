@@ -7,9 +7,10 @@ reason, for all its rates and seeds. Two requests that give the same shape (two 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ from slm.composition.settings import check_settings
 from slm.model.counts import flops_per_token, num_params
 from slm.runtime.command_line import one_sentence
 from slm.runtime.words import plural
-from slm.sweep.cells import Cell
+from slm.sweep.cells import Cell, check_trunk, share_trunks
 from slm.sweep.design import Design
 from slm.sweep.recipe import Recipe, digest, key_of
 from slm.sweep.shapes import Solved, solve
-from slm.sweep.trunks import check_trunk, share_trunks
 
 REFUSALS = (ValueError, OmegaConfBaseException)
 
@@ -38,7 +38,7 @@ class ShapeRequest:
     label: str
     find: Callable[[], Solved]
     target: float | None = None
-    """The N that is asked; None if width and depth are given."""
+    """The N asked for; None if width and depth are given."""
 
 
 @dataclass
@@ -47,53 +47,54 @@ class Plan:
 
     cache_dir: Path
     """cache_dir of train.py, with the corpora and the speeds measured on this machine."""
-    configs: list[DictConfig] = field(default_factory=list)
+    configs: list[DictConfig]
     """Config of train.py for each family, before a shape is chosen."""
-    cells: list[Cell] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    cells: list[Cell]
+    notes: list[str]
     """Sentences for the reader of the plan."""
 
 
 def make_plan(design: Design) -> Plan:
     """All cells of a design. Raises `ValueError`, or Hydra's errors, if no cell can be trained."""
     recipes = [Recipe(family, design.common_overrides) for family in design.families]
-    result = Plan(Path(os.path.expanduser(recipes[0].config.cache_dir)))
-    result.configs = [recipe.config for recipe in recipes]
-    keys: set[str] = set()
-    repeats, missed = 0, []
+    by_key: dict[str, Cell] = {}
+    missed: list[str] = []
+    requested = 0
     for recipe in recipes:
-        _check_budget_is_ours(recipe)
+        _check_budget_is_free(recipe)
         if design.trunk:
             check_trunk(recipe.config.schedule)
         for request in _shape_requests(design, recipe):
             cells = _cells_of(design, recipe, request)
             missed += _missed(cells[0], request, design.grid)
+            requested += len(cells)
             for cell in cells:
-                repeats += cell.key in keys
-                if cell.key not in keys:
-                    result.cells.append(cell)
-                keys.add(cell.key)
-    if all(cell.impossible for cell in result.cells):
-        raise ValueError(f"no cell of sweep={design.name} can be trained: {result.cells[0].impossible}")
+                by_key.setdefault(cell.key, cell)
+    cells = list(by_key.values())
+    if all(cell.impossible for cell in cells):
+        raise ValueError(f"no cell of sweep={design.name} can be trained: {cells[0].impossible}")
+    notes = []
     if missed:
-        result.notes.append(f"No shape meets its target to {100 * design.grid['tolerance']:g}%: {'; '.join(missed)}.")
-    if repeats:
-        result.notes.append(
-            f"{plural(repeats, 'cell has', 'cells have')} the same settings as another and will not be trained twice."
-        )
-    return result
+        notes.append(f"No shape meets its target to {100 * design.grid['tolerance']:g}%: {'; '.join(missed)}.")
+    if repeats := requested - len(cells):
+        count = plural(repeats, "cell has", "cells have")
+        notes.append(f"{count} the same settings as another and will not be trained twice.")
+    cache_dir = Path(os.path.expanduser(recipes[0].config.cache_dir))
+    return Plan(cache_dir, [recipe.config for recipe in recipes], cells, notes)
 
 
 def _missed(cell: Cell, request: ShapeRequest, grid: Mapping[str, Any]) -> list[str]:
-    """A sentence if N misses its target by more than the tolerance, so that families match less well there."""
+    """A clause if N misses its target by more than the tolerance, so that families match less well there."""
     if request.target is None or cell.impossible:
         return []
-    off = getattr(cell, grid["size"]) / request.target - 1
-    where = f"{cell.family} {cell.width}x{cell.depth} is {100 * abs(off):.2g}% {'above' if off > 0 else 'below'}"
-    return [f"{where} {request.target:g}"] if abs(off) > grid["tolerance"] else []
+    error = getattr(cell, grid["size"]) / request.target - 1
+    if abs(error) <= grid["tolerance"]:
+        return []
+    side = "above" if error > 0 else "below"
+    return [f"{cell.family} {cell.width}x{cell.depth} is {100 * abs(error):.2g}% {side} {request.target:g}"]
 
 
-def _check_budget_is_ours(recipe: Recipe) -> None:
+def _check_budget_is_free(recipe: Recipe) -> None:
     for key in ("tokens_per_param", "flops"):
         if recipe.config.train[key] is not None:
             raise ValueError(
@@ -104,29 +105,21 @@ def _check_budget_is_ours(recipe: Recipe) -> None:
 
 def _shape_requests(design: Design, recipe: Recipe) -> Iterator[ShapeRequest]:
     grid = design.grid
-    if grid["sizes"] is None:
-        for width, depth in _pairs(grid):
-            yield ShapeRequest(f"{width}x{depth}", partial(_by_rule, recipe, width, depth))
-        return
-    for size in grid["sizes"]:
+    for size in grid["sizes"] or []:
         for aspect in grid["aspects"] or [recipe.own_aspect]:
             find = partial(solve, recipe, size, aspect, grid["size"], grid["tolerance"])
             yield ShapeRequest(f"{size:g}-aspect{aspect:g}", find, size)
+    pairs = [shape.split("x") for shape in grid["shapes"] or []]
+    pairs += [[width, depth] for width in grid["widths"] or [] for depth in grid["depths"]]
+    for width, depth in (map(int, pair) for pair in pairs):
+        yield ShapeRequest(f"{width}x{depth}", partial(_shape_by_rule, recipe, width, depth))
 
 
-def _pairs(grid: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """The widths and depths that the design lists."""
-    if grid["shapes"] is None:
-        return [(int(width), int(depth)) for width in grid["widths"] for depth in grid["depths"]]
-    split = [shape.split("x") for shape in grid["shapes"]]
-    return [(int(width), int(depth)) for width, depth in split]
-
-
-def _by_rule(recipe: Recipe, width: int, depth: int) -> Solved:
+def _shape_by_rule(recipe: Recipe, width: int, depth: int) -> Solved:
     return Solved(width, depth, recipe.shape(width, depth), None, 0.0)
 
 
-def _cells_of(design: Design, recipe: Recipe, request: ShapeRequest) -> Sequence[Cell]:
+def _cells_of(design: Design, recipe: Recipe, request: ShapeRequest) -> list[Cell]:
     try:
         shape = request.find()
     except REFUSALS as error:
@@ -149,27 +142,15 @@ def _cells_in(
         except ValueError as error:
             yield _impossible(recipe, request, label, error)
             continue
-        value = design.lr_value(recipe.family) or settings["optim"]["lr"]
-        for factor in design.lr_factors:
-            lr = float(f"{value * factor:.6g}")
-            for seed in design.seeds:
-                cell = _cell(recipe, shape, settings, label, steps=steps, lr=lr, seed=seed)
-                yield replace(cell, lr_factor=factor)
+        for factor, seed in product(design.lr_factors, design.seeds):
+            lr = float(f"{factor * (design.lr_value(recipe.family) or settings['optim']['lr']):.6g}")
+            cell = _cell(recipe, shape, settings, tokens=steps * settings["train"]["batch_tokens"], lr=lr, seed=seed)
+            yield replace(cell, budget=label, lr_factor=factor)
 
 
-def _cell(
-    recipe: Recipe, shape: Solved, settings: Mapping[str, Any], budget: str, *, steps: int, lr: float, seed: int
-) -> Cell:
-    train = settings["train"]
-    tokens = steps * train["batch_tokens"]
-    key = key_of(
-        {
-            **settings,
-            "train": {**train, "tokens": tokens},
-            "optim": {**settings["optim"], "lr": lr},
-            "seed": seed,
-        }
-    )
+def _cell(recipe: Recipe, shape: Solved, settings: Mapping[str, Any], *, tokens: int, lr: float, seed: int) -> Cell:
+    train = {**settings["train"], "tokens": tokens}
+    key = key_of({**settings, "train": train, "optim": {**settings["optim"], "lr": lr}, "seed": seed})
     name = f"{recipe.family}_{shape.width}x{shape.depth}-seed{seed}-{key[:8]}"
     changes = {**_changes(shape), "train.tokens": tokens, "optim.lr": lr, "seed": seed, "name": name}
     return Cell(
@@ -185,30 +166,16 @@ def _cell(
         params_total=num_params(shape.model),
         params_non_embedding=num_params(shape.model, non_embedding=True),
         flops=tokens * flops_per_token(shape.model, train["sequence_length"]),
-        budget=budget,
     )
 
 
 def _changes(shape: Solved) -> dict[str, Any]:
-    own = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
-    return {"width": shape.width, "depth": shape.depth, **own}
+    """The settings of train.py that give `shape`."""
+    ffn = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
+    return {"width": shape.width, "depth": shape.depth, **ffn}
 
 
 def _impossible(recipe: Recipe, request: ShapeRequest, budget: str | None, error: Exception) -> Cell:
     key = digest([recipe.overrides, request.label, budget])
-    return Cell(
-        name=f"{recipe.family}_{request.label}-{key[:8]}",
-        key=key,
-        overrides=(),
-        family=recipe.family,
-        width=0,
-        depth=0,
-        seed=0,
-        tokens=0,
-        lr=0.0,
-        params_total=0,
-        params_non_embedding=0,
-        flops=0.0,
-        budget=budget,
-        impossible=one_sentence(error),
-    )
+    name = f"{recipe.family}_{request.label}-{key[:8]}"
+    return Cell(name=name, key=key, family=recipe.family, budget=budget, impossible=one_sentence(error))

@@ -27,7 +27,7 @@ from slm.runtime.files import check_writable, write_json, write_whole
 from slm.runtime.progress import say
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
-from slm.sweep.cells import Cell, collect_cells
+from slm.sweep.cells import Cell, collect_cells, without_lost_steps
 from slm.sweep.config import check_rows
 from slm.sweep.design import Design, check_design
 from slm.sweep.evaluation import EVALUATE, evaluation_cells, with_evaluations, without_unmeasured
@@ -36,7 +36,6 @@ from slm.sweep.grid import Plan, make_plan
 from slm.sweep.launchers import open_launcher
 from slm.sweep.plan import print_plan
 from slm.sweep.recipe import check_texts, check_tokenizer, composed, digest
-from slm.sweep.trunks import without_lost_steps
 from slm.sweep.tuning import tune
 
 if TYPE_CHECKING:

@@ -12,12 +12,11 @@ from omegaconf import OmegaConf
 
 from slm.composition.schedules import check_schedule, steps_in_common
 from slm.scaling.tables import table_from_frame
-from slm.sweep.cells import collect_cells
+from slm.sweep.cells import collect_cells, share_trunks, without_lost_steps
 from slm.sweep.config import check_settings
 from slm.sweep.execute import places_of
 from slm.sweep.forecast import Speeds, disk_bytes, power_of
 from slm.sweep.run import run_sweep
-from slm.sweep.trunks import share_trunks, without_lost_steps
 from slm.training.run import train
 from slm.training.setup import checked_settings, set_up
 from tests.composing import composed as composed_train
