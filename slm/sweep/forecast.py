@@ -1,4 +1,4 @@
-"""What a design will cost and what it can show, before anything is trained.
+"""What a design costs and which differences it can detect, before anything is trained.
 
 Durations are computed from the speeds of finished runs on this machine (`speeds.json` in the cache directory, written
 at the end of a sweep), or else from `sweep.assume.flops_per_second`. They cover training only.
@@ -23,8 +23,8 @@ from slm.scaling.power import Design as Fitted
 from slm.sweep.cells import Cell
 
 SPEEDS = "speeds.json"
-FEWEST_STEPS = 50
-"""Steps of a run from which its speed is kept."""
+MIN_STEPS = 50
+"""The speed of a run with fewer steps is not kept."""
 BYTES_PER_PARAMETER = 28
 """Disk of a finished run: two checkpoints of weights and Adam's two moments, and the exported model, all float32."""
 BYTES_KEPT = 12
@@ -52,41 +52,41 @@ class Speeds:
         """Training time of a cell at the speed of the measured shape (of its family if possible) nearest in FLOPs."""
         if cell.impossible:
             return 0.0
-        own = {name: speed for name, speed in self.measured.items() if name.rpartition("_")[0] == cell.family}
-        known = list((own or self.measured).values())
-        wanted = math.log(cell.flops / cell.tokens)
-        rate = min(known, key=lambda speed: abs(math.log(speed[0]) - wanted))[1] if known else self.assumed
+        same_family = [speed for name, speed in self.measured.items() if name.rpartition("_")[0] == cell.family]
+        speeds = same_family or list(self.measured.values())
+        log_flops = math.log(cell.flops / cell.tokens)
+        rate = min(speeds, key=lambda speed: abs(math.log(speed[0]) - log_flops))[1] if speeds else self.assumed
         return cell.flops_trained / rate
 
 
 def read_speeds(cache_dir: Path, assumed: float) -> Speeds:
-    """The speeds that `remember_speeds` has written."""
+    """The speeds that `remember_speeds` has written; none if the file cannot be read."""
     try:
-        known = {name: (float(a), float(b)) for name, (a, b) in json.loads((cache_dir / SPEEDS).read_text()).items()}
+        speeds = {name: (float(a), float(b)) for name, (a, b) in json.loads((cache_dir / SPEEDS).read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        known = {}
-    return Speeds({name: speed for name, speed in known.items() if min(speed) > 0}, assumed)
+        speeds = {}
+    return Speeds({name: speed for name, speed in speeds.items() if min(speed) > 0}, assumed)
 
 
 def remember_speeds(cache_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Keep the speeds of finished runs (rows of runs.csv) for the next plan."""
-    known = dict(read_speeds(cache_dir, 1.0).measured)
+    speeds = dict(read_speeds(cache_dir, 1.0).measured)
     for row in rows:
-        if row["tokens_per_second"] and row["steps"] >= FEWEST_STEPS:
-            each = row["flops"] / row["tokens"]
-            known[f"{row['family']}_{row['width']}x{row['depth']}"] = (each, each * row["tokens_per_second"])
-    write_json(cache_dir / SPEEDS, known)
+        if row["tokens_per_second"] and row["steps"] >= MIN_STEPS:
+            flops = row["flops"] / row["tokens"]
+            speeds[f"{row['family']}_{row['width']}x{row['depth']}"] = (flops, flops * row["tokens_per_second"])
+    write_json(cache_dir / SPEEDS, speeds)
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:
-    """Disk that all runs take when they are done."""
-    kept = sum(cell.params_total for cell in cells if cell.branch_step)
-    return BYTES_PER_PARAMETER * sum(cell.params_total for cell in cells) + BYTES_KEPT * kept
+    """Disk space of all runs when they are done."""
+    branches = sum(cell.params_total for cell in cells if cell.branch_step)
+    return BYTES_PER_PARAMETER * sum(cell.params_total for cell in cells) + BYTES_KEPT * branches
 
 
 @dataclass(frozen=True)
 class Power:
-    """The power of a design, for the pair of families that it distinguishes worst."""
+    """The power of a design, for the pair of families whose difference is hardest to detect."""
 
     exponent: str
     pairs: int
@@ -96,7 +96,7 @@ class Power:
     size_mismatch: float | None
     """Largest relative difference of N between matched sizes of the paired test; None for the unpaired test."""
     advice: Advice | None
-    """Changes of the design that would detect half of today's smallest difference."""
+    """Changes of the design that would detect half of its smallest detectable difference."""
 
 
 def power_of(
@@ -118,39 +118,39 @@ def power_of(
     pairs = list(combinations(families, 2)) or [(name, name) for name in families]
     matched = [_matched(*({getattr(cell, size) for cell in families[name]} for name in pair)) for pair in pairs]
     is_paired = assume["law"] == "power" and all(matched)
-    designs = {name: _assumed(own, size, assume, seeds) for name, own in families.items()}
-    compared: list[Comparison] = [
-        _paired(both, families[a], assume, seeds) if is_paired else UnpairedDesigns(designs[a], designs[b])
-        for (a, b), both in zip(pairs, matched, strict=True)
+    designs = {name: _family_design(family, size, assume, seeds) for name, family in families.items()}
+    comparisons: list[Comparison] = [
+        _paired(sizes, families[a], assume, seeds) if is_paired else UnpairedDesigns(designs[a], designs[b])
+        for (a, b), sizes in zip(pairs, matched, strict=True)
     ]
-    asked: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
+    test: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
 
     def smallest(comparison: Comparison, seeds: int) -> float:
-        difference = comparison.changed(seeds=seeds).detectable(**asked)
+        difference = comparison.changed(seeds=seeds).detectable(**test)
         return math.inf if difference is None else difference
 
-    detectable = {n: max(smallest(c, n) for c in compared) for n in range(seeds, seeds + assume["more_seeds"] + 1)}
+    detectable = {n: max(smallest(c, n) for c in comparisons) for n in range(seeds, seeds + assume["more_seeds"] + 1)}
     now = detectable[seeds]
-    worst = max(compared, key=lambda comparison: smallest(comparison, seeds))
+    worst = max(comparisons, key=lambda comparison: smallest(comparison, seeds))
     return Power(
         exponent=next(iter(designs.values())).law.exponents[0],
         pairs=len(pairs),
         detectable={n: value if math.isfinite(value) else None for n, value in detectable.items()},
-        size_mismatch=max(max(a / b, b / a) - 1 for both in matched for a, b in both) if is_paired else None,
-        advice=worst.advice(now / 2, **asked) if 0 < now < math.inf else None,
+        size_mismatch=max(max(a / b, b / a) - 1 for sizes in matched for a, b in sizes) if is_paired else None,
+        advice=worst.advice(now / 2, **test) if 0 < now < math.inf else None,
     )
 
 
 def _matched(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
     """Pairs of sizes as the analysis matches them (`slm.scaling.matching`); none if they are too few for its test."""
-    both = [(one, min(b, key=lambda other: abs(math.log(one / other)))) for one in sorted(a)]
-    near = [
-        (one, other)
-        for one, other in both
-        if one == min(a, key=lambda mine: abs(math.log(mine / other)))
-        and abs(math.log(one / other)) <= math.log1p(SAME_SIZE)
+    a, b = sorted(a), sorted(b)
+    gap = abs(np.log(a)[:, None] - np.log(b))
+    pairs = [
+        (a[i], b[j])
+        for i, j in enumerate(gap.argmin(axis=1))
+        if gap[:, j].argmin() == i and gap[i, j] <= math.log1p(SAME_SIZE)
     ]
-    return near if len(near) >= FEWEST else []
+    return pairs if len(pairs) >= FEWEST else []
 
 
 def _paired(
@@ -163,7 +163,7 @@ def _paired(
     return PairedDesign(log_N, noise, assume["misfit"], seeds)
 
 
-def _assumed(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], seeds: int) -> Fitted:
+def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], seeds: int) -> Fitted:
     """The design of one family, with a row for each shape and budget.
 
     The budgets of a shape share its misfit, and branches of a trunk its noise too, so an exponent in N is as uncertain

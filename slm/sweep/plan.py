@@ -10,56 +10,47 @@ from rich.console import Console
 from rich.table import Table
 
 from slm.runtime.words import plural
+from slm.scaling.settings import Settings
 from slm.sweep.cells import Cell
 from slm.sweep.design import Design
-from slm.sweep.forecast import Power, Speeds, disk_bytes
+from slm.sweep.forecast import Speeds, disk_bytes, power_of, read_speeds
+from slm.sweep.grid import Plan
 
 WIDTH = 110
-"""Least width of the table, so that no number is cut; on a narrower terminal its lines wrap."""
+"""Smallest width of the table, so that no number is truncated; on a narrower terminal its lines wrap."""
 
 
-def print_plan(
-    design: Design,
-    cells: Sequence[Cell],
-    notes: Sequence[str],
-    *,
-    folder: Path,
-    slots: int,
-    speeds: Speeds,
-    power: Power | None,
-    chance: float,
-) -> None:
-    """Print the plan of a sweep into `folder` on an engine of `slots` jobs at a time.
+def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, slots: int) -> None:
+    """Print the plan of a sweep into `folder` on an engine that runs `slots` jobs at a time.
 
-    `chance` is the probability with which the detectable difference is found.
+    Raises `ValueError` for an invalid assumption of the design.
     """
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
-    possible = [cell for cell in cells if not cell.impossible]
-    each = {cell.name: speeds.seconds(cell) for cell in possible}
-    seconds = sum(each.values())
-    longest = max((each[cell.name] + each.get(cell.after or "", 0.0) for cell in possible), default=0.0)
-    console.print(f"sweep {design.name}: {len(possible)} runs, in {folder}", soft_wrap=True)
-    console.print(_cells(cells, speeds))
+    possible = [cell for cell in plan.cells if not cell.impossible]
+    speeds = read_speeds(plan.cache_dir, design.assume["flops_per_second"])
+    times = {cell.name: speeds.seconds(cell) for cell in possible}
+    seconds = sum(times.values())
+    longest = max((times[cell.name] + times.get(cell.after or "", 0.0) for cell in possible), default=0.0)
     flops = sum(cell.flops_trained for cell in possible)
-    console.print(
-        f"cost         {flops:.3g} FLOPs, about {_minutes(seconds)} of training in all; {slots} at a time, about "
-        f"{_minutes(max(longest, seconds / slots))}; {disk_bytes(cells) / 1e9:.2g} GB of disk",
-        soft_wrap=True,
-    )
-    console.print(f"             {speeds.source}", soft_wrap=True)
+    power = _power(design, plan, analysis, seconds / len(design.seeds))
     for line in [
+        f"sweep {design.name}: {len(possible)} runs, in {folder}",
+        _cells(plan.cells, speeds),
+        f"cost         {flops:.3g} FLOPs, about {_minutes(seconds)} of training in all; {slots} at a time, about "
+        f"{_minutes(max(longest, seconds / slots))}; {disk_bytes(possible) / 1e9:.2g} GB of disk",
+        f"             {speeds.source}",
         *_trunks(possible),
         *_evaluations(design, len(possible)),
-        *_power(design, power, chance, seconds / len(design.seeds)),
-        *_impossible(cells),
-        *notes,
+        *power,
+        *(f"impossible   {cell.name}: {cell.impossible}" for cell in plan.cells if cell.impossible),
+        *plan.notes,
     ]:
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=isinstance(line, str))
 
 
 def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
-    """One row for the runs that differ only in seed and learning rate."""
+    """A table with one row for the runs that differ only in seed and learning rate."""
     table = Table("family", "shape", "N", "non-embedding", "tokens", "FLOPs", "peak lr", "runs", "min", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
@@ -103,11 +94,13 @@ def _evaluations(design: Design, runs: int) -> list[str]:
     return [*lines, "             by evaluate.py after training, not included in the cost"] if lines else []
 
 
-def _power(design: Design, power: Power | None, chance: float, seconds_a_seed: float) -> list[str]:
+def _power(design: Design, plan: Plan, analysis: Settings, seconds_per_seed: float) -> list[str]:
+    size = "params_total" if analysis.size == "auto" else analysis.size
+    assume, num_seeds = design.assume, len(design.seeds)
+    power = power_of(plan.cells, size=size, seeds=num_seeds, assume=assume, power=analysis.power, level=analysis.level)
     if power is None:
         return []
-    assume = design.assume
-    now = power.detectable[len(design.seeds)]
+    now = power.detectable[num_seeds]
     if now is None:
         return [f"power        none: too few shapes a family for {power.exponent} under `{assume['law']}`"]
     if power.size_mismatch is None:
@@ -117,23 +110,19 @@ def _power(design: Design, power: Power | None, chance: float, seconds_a_seed: f
         test = f"with families paired by size, N matched to {power.size_mismatch:.1%}"
         scatter = f"the log ratio of two families by {assume['misfit']:.2g} about a straight line"
     lines = [
-        f"power        a difference of {now:.2g} in {power.exponent} between two families is found in {chance:.0%} of "
-        f"cases ({plural(power.pairs, 'pair')} tested),",
+        f"power        a difference of {now:.2g} in {power.exponent} between two families is found in "
+        f"{analysis.power:.0%} of cases ({plural(power.pairs, 'pair')} tested),",
         f"             {test},",
         f"             if a run scatters by {assume['sigma']:.2g} in log loss between seeds,",
         f"             and {scatter} (sweep.assume)",
     ]
     for seeds, detectable in list(power.detectable.items())[1:]:
-        more = _minutes(seconds_a_seed * (seeds - len(design.seeds)))
+        more = _minutes(seconds_per_seed * (seeds - num_seeds))
         lines.append(f"             with {seeds} seeds {detectable:.2g}, for {more} more of training")
     if power.advice is not None:
         advice = power.advice.text.replace("; ", ";\n             ")
         lines.append(f"             half of it, {now / 2:.2g}, takes {advice}")
     return lines
-
-
-def _impossible(cells: Sequence[Cell]) -> list[str]:
-    return [f"impossible   {cell.name}: {cell.impossible}" for cell in cells if cell.impossible]
 
 
 def _minutes(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """A sweep from its design to its analysis: cells, jobs, table, report.
 
-The directory is that of an analysis, with `runs/` (a run directory a cell), `cells.json` (what was planned),
-`sweep.yaml` (the config) and `runs.csv` (every run that has a result). It is named by a hash of the cells, so the same
-command goes on where it was stopped; a design that adds cells to those of a directory may be given that `output_dir`.
+The directory is that of an analysis, with `runs/` (one run directory per cell), `cells.json` (the planned cells),
+`sweep.yaml` (the config) and `runs.csv` (every run that has a result). Its name has a hash of the cells, so the same
+command continues a stopped sweep. A design that adds cells to those of a directory may be given that `output_dir`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from slm.analysis.runs import COLUMNS
 from slm.runtime.command_line import report
 from slm.runtime.files import check_writable, write_json, write_whole
 from slm.runtime.progress import say
+from slm.runtime.words import plural, shortlist
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from slm.sweep.cells import Cell, collect_cells, without_lost_steps
 from slm.sweep.config import check_rows
 from slm.sweep.design import Design, check_design
 from slm.sweep.evaluation import EVALUATE, evaluation_cells, with_evaluations, without_unmeasured
-from slm.sweep.forecast import power_of, read_speeds, remember_speeds
+from slm.sweep.forecast import remember_speeds
 from slm.sweep.grid import Plan, make_plan
 from slm.sweep.launchers import open_launcher
 from slm.sweep.plan import print_plan
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
     from slm.sweep.ledger import Outcome
 
 CELLS, LOCK = "cells.json", ".lock"
-FEWEST_SIZES = 3
-"""A law in N has two parameters or more, and estimating its scatter takes one more size."""
+MIN_SIZES = 3
+"""A law in N has at least two parameters, and estimating its scatter takes one more size."""
 INCOMPLETE = 2
-"""Exit code where a cell failed, diverged or is impossible."""
+"""Exit code if a cell failed, diverged or is impossible."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,16 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     settings, and `Interrupted` if a signal ended the sweep.
     """
     sweep = _checked(config)
+    jobs = sum(cell.impossible is None for cell in sweep.plan.cells)
+    launcher = open_launcher(config["launcher"], sweep.runs, jobs=jobs)  # before a folder is made, since it may raise
     if config["dry_run"]:
-        _print_plan(sweep)
+        analysis, slots = Settings.from_dict(sweep.config["analysis"]), min(jobs, launcher.width())
+        print_plan(sweep.design, sweep.plan, analysis, folder=sweep.folder, slots=slots)
         return 0
-    open_launcher(config["launcher"], sweep.runs, jobs=len(sweep.plan.cells))  # refuses before a folder is made
     with _locked(sweep.folder):
-        outcomes = _train(sweep)
-        measured = _evaluate(sweep, outcomes)
-        return _report(sweep, outcomes, measured)
+        trained = _train(sweep)
+        evaluated = _evaluate(sweep, trained)
+        return _report(sweep, trained, evaluated)
 
 
 def _checked(config: Mapping[str, Any]) -> Sweep:
@@ -114,15 +117,15 @@ def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
     try:
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         if all(name == LOCK or (name.startswith(CELLS) and name.endswith(".partial")) for name in names):
-            return  # new, or left by a sweep that was killed at its start
+            return  # new, or of a sweep that was killed at its start
         before = json.loads((folder / CELLS).read_text(encoding="utf-8"))
-        lost = [cell["name"] for cell in before if cell["key"] not in {cell.key for cell in cells}]
+        missing = [cell["name"] for cell in before if cell["key"] not in {cell.key for cell in cells}]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"output_dir={folder} holds files that are not a sweep's: choose another output_dir") from None
-    if lost:
+    if missing:
         raise ValueError(
-            f"output_dir={folder} holds another design, with cells that this one lacks ({', '.join(lost[:3])}"
-            f"{', ...' if len(lost) > 3 else ''}): choose another output_dir, or give that design"
+            f"output_dir={folder} holds another design, with cells that this one lacks ({shortlist(missing, 3)}): "
+            "choose another output_dir, or give that design"
         )
 
 
@@ -134,31 +137,11 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"output_dir={folder} is in use by another sweep.py, which trains or analyses in it") from None
+        raise ValueError(
+            f"output_dir={folder} is in use by another sweep.py: wait for its end, or choose another output_dir"
+        ) from None
     with lock:
         yield
-
-
-def _print_plan(sweep: Sweep) -> None:
-    analysis, design, cells = Settings.from_dict(sweep.config["analysis"]), sweep.design, sweep.plan.cells
-    jobs = sum(cell.impossible is None for cell in cells)
-    print_plan(
-        design,
-        cells,
-        sweep.plan.notes,
-        folder=sweep.folder,
-        slots=min(jobs, open_launcher(sweep.config["launcher"], sweep.runs, jobs=jobs).width()),
-        speeds=read_speeds(sweep.plan.cache_dir, design.assume["flops_per_second"]),
-        power=power_of(
-            cells,
-            size="params_total" if analysis.size == "auto" else analysis.size,
-            seeds=len(design.seeds),
-            assume=design.assume,
-            power=analysis.power,
-            level=analysis.level,
-        ),
-        chance=analysis.power,
-    )
 
 
 def _train(sweep: Sweep) -> Mapping[str, Outcome]:
@@ -171,13 +154,13 @@ def _train(sweep: Sweep) -> Mapping[str, Outcome]:
     return _execute(sweep, sweep.plan.cells, common=common)
 
 
-def _evaluate(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
-    """Measure every completed run that is not measured yet; returns the outcome of each evaluation."""
-    done = [cell for cell in sweep.plan.cells if outcomes[cell.name].status == "completed"]
+def _evaluate(sweep: Sweep, trained: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
+    """Evaluate every completed run that is not evaluated yet; returns the outcome of each evaluation."""
+    done = [cell for cell in sweep.plan.cells if trained[cell.name].status == "completed"]
     cells = evaluation_cells(done, sweep.design.evaluations, sweep.runs, sweep.plan.cache_dir)
     if not cells:
         return {}
-    say(f"evaluating {len(done)} runs on {', '.join(sweep.design.evaluations)}")
+    say(f"evaluating {plural(len(done), 'run')} on {', '.join(sweep.design.evaluations)}")
     return _execute(sweep, cells, script=EVALUATE)
 
 
@@ -190,30 +173,30 @@ def _execute(sweep: Sweep, cells: Sequence[Cell], **options: Any) -> Mapping[str
         return execute(cells, sweep.runs, launcher, retry=retry, show=board.show, **options)
 
 
-def _report(sweep: Sweep, outcomes: Mapping[str, Outcome], measured: Mapping[str, Outcome]) -> int:
+def _report(sweep: Sweep, trained: Mapping[str, Outcome], evaluated: Mapping[str, Outcome]) -> int:
     """Analyse the completed runs and list those without a result; returns the exit code."""
-    incomplete = [lines for lines in (_incomplete(outcomes, "cells"), _incomplete(measured, "evaluations")) if lines]
+    incomplete = [lines for lines in (_incomplete(trained, "cells"), _incomplete(evaluated, "evaluations")) if lines]
     try:
-        _analyse(sweep, outcomes, [f"{line}." for lines in incomplete for line in lines])
+        _analyse(sweep, trained, [f"{line}." for lines in incomplete for line in lines])
     except ValueError as error:
         if not incomplete:
             raise
         report(error)
-    for lines in incomplete:
-        print(f"\n{lines[0]}:", *lines[1:], sep="\n- ", file=sys.stderr)
-    if any(outcome.status in ("failed", "diverged") for outcome in [*outcomes.values(), *measured.values()]):
-        say("retry=failed tries the failed and diverged ones again.")
+    for heading, *lines in incomplete:
+        print(f"\n{heading}:", *lines, sep="\n- ", file=sys.stderr)
+    if any(outcome.status in ("failed", "diverged") for outcome in [*trained.values(), *evaluated.values()]):
+        say("retry=failed tries failed and diverged ones again.")
     return INCOMPLETE if incomplete else 0
 
 
-def _incomplete(outcomes: Mapping[str, Outcome], what: str) -> list[str]:
+def _incomplete(outcomes: Mapping[str, Outcome], things: str) -> list[str]:
     """A heading with the number of those that did not complete, and a line for each; empty if all completed."""
     lines = []
     for name, outcome in outcomes.items():
         if outcome.status != "completed":
             why = str(outcome.why)
             lines.append(f"{name}: {why if why.startswith(outcome.status) else f'{outcome.status}, {why}'}")
-    return [f"{len(lines)} of {len(outcomes)} {what} have no result", *lines] if lines else []
+    return [f"{len(lines)} of {len(outcomes)} {things} have no result", *lines] if lines else []
 
 
 def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]) -> None:
@@ -221,7 +204,8 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]
     trained = collect_cells(sweep.runs, cells, design.lr_rule)
     runs = with_evaluations(trained, design.evaluations, sweep.runs)
     write_whole(folder / "runs.csv", runs.to_csv(index=False))
-    planned = pd.DataFrame([_planned(cell, outcomes[cell.name]) for cell in cells])
+    planned = pd.DataFrame([dataclasses.asdict(cell) | dataclasses.asdict(outcomes[cell.name]) for cell in cells])
+    planned = planned.drop(columns=["overrides", "impossible"])
     write_whole(folder / "design.csv", planned.to_csv(index=False))
     done = runs[runs["status"] == "completed"] if len(runs) else runs
     if done.empty:
@@ -239,16 +223,10 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]
         done, notes = tuned.best, [*notes, *tuned.notes]
         if done.empty:
             raise ValueError(f"no shape has a best learning rate: {' '.join(tuned.notes)}")
-        if done["budget"].nunique() == 1 and done.groupby("family")["params_total"].nunique().max() < FEWEST_SIZES:
-            print(f"No family has {FEWEST_SIZES} sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
+        if done["budget"].nunique() == 1 and done.groupby("family")["params_total"].nunique().max() < MIN_SIZES:
+            print(f"No family has {MIN_SIZES} sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
             return
     choice = {key: sweep.config[key] for key in ROW_KEYS}
     table = table_from_frame(done, name=sweep.config["name"], **choice)
     table = Table(table.frame, (*table.notes, *notes), table.name)
     analyse_table(table, {**sweep.config, "logger": sweep.logger}, design=planned)
-
-
-def _planned(cell: Cell, outcome: Outcome) -> dict[str, Any]:
-    """A row of design.csv."""
-    facts = dataclasses.asdict(cell)
-    return {key: facts[key] for key in facts if key not in ("overrides", "impossible")} | dataclasses.asdict(outcome)
