@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy import optimize
 
 from slm.scaling.forms import Floats
@@ -15,7 +14,7 @@ from slm.scaling.laws import Law
 
 @dataclass(frozen=True)
 class Allocation:
-    """The best N and D for a budget."""
+    """The best N (`params`) and D (`tokens`) for a budget."""
 
     flops: float
     params: float
@@ -49,32 +48,31 @@ def numeric_optimum(law: Law, params: Mapping[str, float], flops: float, *, unit
     best = int(np.argmin(log_loss(grid)))
     if best in (0, len(grid) - 1):
         return None
-    found = optimize.minimize_scalar(
-        lambda log_n: float(log_loss(np.array([log_n]))[0]),
-        bounds=(grid[best - 1], grid[best + 1]),
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    return Allocation(flops, float(np.exp(found.x)), float(np.exp(log_nd - found.x)), float(np.exp(found.fun)))
+    bounds = grid[best - 1], grid[best + 1]
+    options = {"xatol": 1e-10}
+    lowest = optimize.minimize_scalar(lambda x: log_loss(np.array([x]))[0], bounds=bounds, options=options)
+    return Allocation(flops, *np.exp([lowest.x, log_nd - lowest.x, lowest.fun]).tolist())
 
 
 def flops_to_reach(law: str, params: Mapping[str, float], loss: float, *, unit: float = 6.0) -> float | None:
-    """Least compute at which `chinchilla` (optimally allocated), `power_C` or `power_floor_C` reaches `loss`.
+    """Fewest FLOPs at which `chinchilla` (optimally allocated), `power_C` or `power_floor_C` reaches `loss`.
 
-    None at or below the floor. At the optimum both terms of `chinchilla` are C^-(alpha beta/(alpha+beta)), so one
-    evaluation gives the constant; `unit` is the table's FLOPs a parameter and token.
+    None at or below the floor. At the optimum both terms of `chinchilla` are proportional to
+    C^-(alpha beta/(alpha+beta)), so one evaluation gives the constant; `unit` is as in `compute_optimal`.
     """
     above = loss - params.get("E", 0.0)
     if above <= 0:
         return None
     if law != "chinchilla":
         return float((params["A"] / above) ** (1 / params["alpha"]))
-    at = compute_optimal(params, 1e20, unit=unit)
-    return float(1e20 * ((at.loss - params["E"]) / above) ** (1 / params["alpha"] + 1 / params["beta"]))
+    loss_at_1e20 = compute_optimal(params, 1e20, unit=unit).loss
+    return float(1e20 * ((loss_at_1e20 - params["E"]) / above) ** (1 / params["alpha"] + 1 / params["beta"]))
 
 
-def cost(flops: float, *, flops_per_second: float, price_per_hour: float | None = None) -> dict[str, float | None]:
-    """`device_hours` at an achieved speed (peak x MFU), and their `price` in the currency of `price_per_hour`."""
+def cost(flops: float, flops_per_second: float | None, price_per_hour: float | None) -> dict[str, float | None]:
+    """`device_hours` at an achieved speed (peak x MFU), and their `price`; empty if the speed is unknown."""
+    if flops_per_second is None:
+        return {}
     hours = flops / flops_per_second / 3600
     return {"device_hours": hours, "price": None if price_per_hour is None else hours * price_per_hour}
 
@@ -83,8 +81,3 @@ def pareto_front(smaller_is_better: Floats) -> np.ndarray:
     """Which rows of [rows, criteria] no other row beats in all criteria: boolean [rows]."""
     mine, other = smaller_is_better[None], smaller_is_better[:, None]
     return np.asarray(~((other <= mine).all(axis=2) & (other < mine).any(axis=2)).any(axis=0))
-
-
-def front_rows(frame: pd.DataFrame, criteria: Sequence[tuple[str, int]]) -> pd.DataFrame:
-    """Rows on the Pareto front of columns, each with 1 (smaller is better) or -1 (larger is better)."""
-    return frame[pareto_front(np.stack([sign * frame[name].to_numpy(float) for name, sign in criteria], axis=1))]

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pandas as pd
 
-from slm.scaling.allocation import Allocation, compute_optimal, cost, flops_to_reach, front_rows, numeric_optimum
+from slm.scaling.allocation import Allocation, compute_optimal, cost, flops_to_reach, numeric_optimum, pareto_front
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.isoflop import Exponent, given_optima, isoflop, isoflop_bias
 from slm.scaling.laws import LAWS
 from slm.scaling.published import is_published, published_claims
 from slm.scaling.reference import FAR, REFERENCES, Reference, local_exponent
-from slm.scaling.sample import missing_columns
+from slm.scaling.sample import column_of, missing_columns
 from slm.scaling.selection import MAX_RELATIVE_MISFIT, ByLaw
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
@@ -35,50 +35,44 @@ def context(table: Table, fitted: ByLaw, settings: Settings, target: str, size: 
 def references_entries(table: Table, size: str, entries: list[Entry]) -> list[Entry]:
     """Published laws as local exponents over this table's sizes, each with the N it was fitted with, beside `power`.
 
-    Only for families that `power` describes: where tokens vary against N, a local exponent in N means nothing. A law is
-    `left_out` if the table reaches `FAR` times beyond the runs it was fitted to.
+    Only for families that `power` describes: where tokens vary with N, a local exponent in N means nothing. A law is
+    `left_out` if the table reaches more than `FAR` times beyond the runs that the law was fitted to.
     """
     rows: list[Entry] = []
     for reference in REFERENCES if "loss" in table.targets else []:
-        own_size = reference.size if reference.size in table.sizes else size
+        reference_size = reference.size if reference.size in table.sizes else size
         for family in _described_by_power(entries):
-            rows += _reference_rows(reference, table.family(family), family, own_size, entries)
+            rows += _reference_rows(reference, table.family(family), family, reference_size, entries)
     return rows
 
 
-def _described_by_power(entries: list[Entry]) -> list[str]:
+def _described_by_power(entries: list[Entry]) -> dict[str, None]:
     """Families in which `power` misses the loss by at most `MAX_RELATIVE_MISFIT` times what the best law does."""
-    misfit: dict[str, dict[str, float]] = {}
-    for entry in entries:
-        if entry["target"] == "loss" and entry["loss"] == "least_squares" and entry["identified"]:
-            own = misfit.setdefault(entry["family"], {})
-            own[entry["law"]] = min(entry["sigma_log"], own.get(entry["law"], np.inf))
-    return [
-        family for family, own in misfit.items() if own.get("power", np.inf) <= MAX_RELATIVE_MISFIT * min(own.values())
-    ]
+    fits = [e for e in entries if e["target"] == "loss" and e["loss"] == "least_squares" and e["identified"]]
+    least: dict[str, float] = {}
+    for fit in fits:
+        least[fit["family"]] = min(fit["sigma_log"], least.get(fit["family"], math.inf))
+    is_described = [f["law"] == "power" and f["sigma_log"] <= MAX_RELATIVE_MISFIT * least[f["family"]] for f in fits]
+    return dict.fromkeys(fit["family"] for fit, described in zip(fits, is_described, strict=True) if described)
 
 
 def _reference_rows(reference: Reference, table: Table, family: str, size: str, entries: list[Entry]) -> list[Entry]:
     """One row a target; none if the table lacks tokens that the law needs, or three sizes, or the fit of `power`."""
-    values = {"N": table.frame[size].to_numpy(float)}
-    if "D" in reference.law.variables:
-        values["D"] = table.frame.get("tokens", pd.Series(np.nan, table.frame.index)).to_numpy(float)
-    N = values["N"]
-    if len(np.unique(N)) < 3 or np.isnan(list(values.values())).any():
+    if table.frame[size].nunique() < 3 or missing_columns(table, reference.law, "loss", size):
         return []
-    outside = reference.outside_range(values)
+    values = {v: table.frame[column_of(v, size)].to_numpy(float) for v in reference.law.variables}
+    N, log_loss, outside = values["N"], reference.log_loss(values), reference.outside_range(values)
     is_left_out = any(variable["factor"] > FAR for variable in outside.values())
-    log_loss = reference.log_loss(values)
     rows = []
     for target, log_values in (("loss", log_loss), ("perplexity", np.exp(log_loss))):
-        # The fit that stands in fits.json, so that one exponent has one interval.
-        wanted = {"family": family, "target": target, "size": size, "law": "power", "loss": "least_squares"}
-        power = next((e for e in entries if e["fitted"] and all(e[k] == v for k, v in wanted.items())), None)
+        # The fit that is in fits.json, so that one exponent has one interval.
+        keys = {"family": family, "target": target, "size": size, "law": "power", "loss": "least_squares"}
+        power = next((e for e in entries if e["fitted"] and all(e[k] == v for k, v in keys.items())), None)
         if power is None:
             continue
         expected = None if is_left_out else local_exponent(np.log(N), log_values)
-        found, (low, high) = power["params"]["alpha"], power["ci95"]["alpha"]
-        is_open = expected is None or low is None or high is None
+        exponent, (low, high) = power["params"]["alpha"], power["ci95"]["alpha"]
+        has_interval = low is not None and high is not None
         rows.append(
             {
                 "reference": reference.name,
@@ -91,14 +85,20 @@ def _reference_rows(reference: Reference, table: Table, family: str, size: str, 
                 "left_out": is_left_out,
                 "curve": None if is_left_out else {"N": np.sort(N), "value": np.exp(log_values[np.argsort(N)])},
                 "reference_exponent": expected,
-                "exponent": found,
+                "exponent": exponent,
                 "ci_low": low,
                 "ci_high": high,
-                "ratio": None if expected is None else found / expected,
-                "inside": None if is_open else low <= expected <= high,
+                "ratio": None if expected is None else exponent / expected,
+                "inside": low <= expected <= high if has_interval and expected is not None else None,
             }
         )
     return rows
+
+
+def _identified(fitted: ByLaw, law: str, family: str) -> Entry | None:
+    """The entry of a fit; None if the law was not fitted or its exponents are not identified."""
+    result = fitted.get(law, {}).get(family)
+    return result.entry if result and result.entry["identified"] else None
 
 
 def isoflop_entries(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str) -> list[Entry]:
@@ -111,16 +111,16 @@ def isoflop_entries(table: Table, fitted: ByLaw, settings: Settings, target: str
     rows = []
     for family in table.families:
         frame = table.family(family).frame
-        parametric = fitted.get("chinchilla", {}).get(family)
-        law = parametric.entry["params"] if parametric and parametric.entry["identified"] else None
         entry: Entry = {"family": family, "given_optima": settings.optima, "bias": None, "parametric": None}
         if settings.optima:
             entry |= _given_optima(frame, size, settings.level)
         else:
             entry |= _profiles(frame, size, target, settings.level)
-            entry["bias"] = law and entry["exponent"] and isoflop_bias(frame, size, target, law)
-        if law:
+        if parametric := _identified(fitted, "chinchilla", family):
+            law = parametric["params"]
             entry["parametric"] = law["beta"] / (law["alpha"] + law["beta"])
+            if entry["exponent"] and not settings.optima:
+                entry["bias"] = isoflop_bias(frame, size, target, law)
             for budget in entry["budgets"]:
                 best = compute_optimal(law, budget["flops"], unit=_flops_unit(frame, size))
                 ratio = best.params / budget["params"] if budget["params"] else None
@@ -138,35 +138,26 @@ def _profiles(frame: pd.DataFrame, size: str, target: str, level: float) -> Entr
         "ungrouped": profiles.ungrouped,
         "dropped": sum(budget.reason is not None for budget in profiles.budgets),
         "budgets": [vars(budget) for budget in profiles.budgets],
-        **_exponent("", profiles.params),
-        **_exponent("tokens_", profiles.tokens),
-    }
+    } | _exponents(profiles.params, profiles.tokens)
 
 
 def _given_optima(frame: pd.DataFrame, size: str, level: float) -> Entry:
     exponents = given_optima(frame, size, level=level)
-    reason = exponents if isinstance(exponents, str) else None
-    params, tokens = (None, None) if isinstance(exponents, str) else exponents
+    is_reason = isinstance(exponents, str)
     columns = frame.sort_values("flops")[["flops", size, "tokens"]].set_axis(["flops", "params", "tokens"], axis=1)
-    return {
-        "grouped_by": "rows",
-        "ignored": [],
-        "reason": reason,
-        "ungrouped": 0,
-        "dropped": 0,
-        "budgets": [row | {"reason": None} for row in columns.to_dict("records")],
-        **_exponent("", params),
-        **_exponent("tokens_", tokens),
-    }
+    budgets = [row | {"reason": None} for row in columns.to_dict("records")]
+    entry: Entry = {"grouped_by": "rows", "ignored": [], "reason": exponents if is_reason else None, "ungrouped": 0}
+    return entry | {"dropped": 0, "budgets": budgets} | _exponents(*((None, None) if is_reason else exponents))
 
 
-def _exponent(prefix: str, exponent: Exponent | None) -> Entry:
+def _exponents(params: Exponent | None, tokens: Exponent | None) -> Entry:
     names = {"exponent": "value", "low": "low", "high": "high", "se_scatter": "se_scatter"}
-    return {f"{prefix}{key}": getattr(exponent, name, None) for key, name in names.items()}
+    both = {"": params, "tokens_": tokens}
+    return {p + key: getattr(exponent, name, None) for p, exponent in both.items() for key, name in names.items()}
 
 
 def _flops_unit(frame: pd.DataFrame, size: str) -> float:
-    """FLOPs a parameter and token as this table counts them; 6 is Kaplan's rule."""
+    """FLOPs per parameter and token as this table counts them; 6 is Kaplan's rule."""
     return float((frame["flops"] / (frame[size] * frame["tokens"])).median())
 
 
@@ -180,10 +171,9 @@ def allocation_entries(table: Table, fitted: ByLaw, settings: Settings, target: 
     for family in table.families if target == "loss" else []:
         fits = [families[family] for families in fitted.values() if family in families]
         fits = [result for result in fits if result.entry["identified"] and set(result.entry["range"]) == {"N", "D"}]
-        best = min((result.entry["sigma_log"] for result in fits), default=0.0)
-        for result in fits:
-            if result.entry["sigma_log"] <= MAX_RELATIVE_MISFIT * best:
-                rows.append({"family": family, **_allocation(result, table.family(family).frame, size, settings)})
+        largest_sigma = MAX_RELATIVE_MISFIT * min((result.entry["sigma_log"] for result in fits), default=0.0)
+        fits = [result for result in fits if result.entry["sigma_log"] <= largest_sigma]
+        rows += [{"family": family} | _allocation(result, table.family(family).frame, size, settings) for result in fits]
     return rows
 
 
@@ -205,7 +195,7 @@ def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settin
         best = []
     elif best and best[0].loss > lowest * math.exp(3 * entry["sigma_log"]):
         contradicts.append(
-            f"its least loss at {largest:.3g} FLOPs is {best[0].loss:.4g}, and a run has reached {lowest:.4g} with no "
+            f"its lowest loss at {largest:.3g} FLOPs is {best[0].loss:.4g}, and a run has reached {lowest:.4g} with no "
             "more"
         )
     reached = {"flops": largest, "params": float(frame[size].max()), "tokens": float(frame["tokens"].max())}
@@ -213,7 +203,8 @@ def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settin
     for optimum in best:
         ratios = {name: getattr(optimum, name) / value for name, value in reached.items()}
         beyond = {name: ratio for name, ratio in ratios.items() if ratio > 1 + 1e-9}
-        budgets.append(vars(optimum) | {"beyond": beyond} | _costs(optimum.flops, settings))
+        costs = cost(optimum.flops, settings.flops_per_second, settings.price_per_hour)
+        budgets.append(vars(optimum) | {"beyond": beyond} | costs)
     return {
         "law": entry["law"],
         "flops_per_parameter_and_token": unit,
@@ -224,40 +215,33 @@ def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settin
 
 
 def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str) -> list[Entry]:
-    """Least FLOPs at which each family reaches `settings.target_loss`, by every identified law that can say.
+    """Fewest FLOPs at which each family reaches `settings.target_loss`, by every identified law that can say.
 
-    `reached_with` is the least FLOPs of a run that did, None if none has; `beyond` is the law's over the largest run's.
+    `reached_with` is the fewest FLOPs of a run that did, None if none has; `beyond` is the law's over the largest
+    run's; `laws_apart` the largest of the laws' FLOPs over the smallest.
     """
-    wanted = settings.target_loss
-    if wanted is None or target != "loss":
+    loss = settings.target_loss
+    if loss is None or target != "loss":
         return []
     rows: list[Entry] = []
     for family in table.families:
         frame = table.family(family).frame
-        reached = frame["flops"][frame["loss"] <= wanted] if "flops" in frame else frame["loss"][:0]
-        own: list[Entry] = []
+        has_reached = frame["loss"] <= loss
+        flops_by_law: dict[str, float | None] = {}
         for law in ("chinchilla", "power_floor_C", "power_C"):
-            result = fitted.get(law, {}).get(family)
-            if result is None or not result.entry["identified"]:
-                continue
-            unit = _flops_unit(frame, size) if law == "chinchilla" else 6.0
-            flops = flops_to_reach(law, result.entry["params"], wanted, unit=unit)
-            row: Entry = {"family": family, "law": law, "loss": wanted, "flops": flops, "beyond": None}
-            row["reached_with"] = float(reached.min()) if len(reached) else None
+            if entry := _identified(fitted, law, family):
+                unit = _flops_unit(frame, size) if law == "chinchilla" else 6.0
+                flops_by_law[law] = flops_to_reach(law, entry["params"], loss, unit=unit)
+        reachable = [flops for flops in flops_by_law.values() if flops]
+        for law, flops in flops_by_law.items():
+            row = {"family": family, "law": law, "loss": loss, "flops": flops, "beyond": None}
+            row["reached_with"] = float(frame["flops"][has_reached].min()) if has_reached.any() else None
             row["lowest_loss"] = float(frame["loss"].min())
             if flops:
-                row |= {"beyond": flops / float(frame["flops"].max())} | _costs(flops, settings)
-            own.append(row)
-        flops_by_law = [row["flops"] for row in own if row["flops"]]
-        spread = max(flops_by_law) / min(flops_by_law) if len(flops_by_law) > 1 else None
-        rows += [row | {"laws_apart": spread} for row in own]
+                row["beyond"] = flops / float(frame["flops"].max())
+                row |= cost(flops, settings.flops_per_second, settings.price_per_hour)
+            rows.append(row | {"laws_apart": max(reachable) / min(reachable) if len(reachable) > 1 else None})
     return rows
-
-
-def _costs(flops: float, settings: Settings) -> Entry:
-    if settings.flops_per_second is None:
-        return {}
-    return cost(flops, flops_per_second=settings.flops_per_second, price_per_hour=settings.price_per_hour)
 
 
 def pareto_entries(table: Table, target: str, size: str) -> list[Entry]:
@@ -265,7 +249,8 @@ def pareto_entries(table: Table, target: str, size: str) -> list[Entry]:
     fronts, frame = [], table.frame
     for column, sign in ((size, 1), ("flops", 1), ("tokens_per_second", -1)):
         if column in frame and not frame[column].isna().any() and frame[column].nunique() > 1:
-            front = front_rows(frame, [(target, 1), (column, sign)]).sort_values(column)
+            is_best = pareto_front(frame[[target, column]].to_numpy(float) * (1, sign))
+            front = frame[is_best].sort_values(column)
             names = [name for name in ("family", "name", "run_id", column, target) if name in front]
             fronts.append({"against": column, "front": front[names].to_dict("records")})
     return fronts

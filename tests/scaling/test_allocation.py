@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from slm.scaling import Loss, Settings, Table, analyse, get_law, table_from_frame
-from slm.scaling.allocation import compute_optimal, cost, flops_to_reach, front_rows, numeric_optimum, pareto_front
-from slm.scaling.context import allocation_entries, references_entries, target_entries
+from slm.scaling.allocation import compute_optimal, cost, flops_to_reach, numeric_optimum, pareto_front
+from slm.scaling.context import allocation_entries, pareto_entries, references_entries, target_entries
 from slm.scaling.entries import Entry, Fitted, Task, fit_group
 from tests.scaling.samples import CHINCHILLA, HOFFMANN, TRUE
 from tests.seeds import generator
@@ -57,10 +57,11 @@ def test_the_flops_to_reach_a_loss_reach_just_it(law: dict[str, float], log_flop
 
 def test_costs_are_hours_times_a_price() -> None:
     """An A100 at 40% of 312 TFLOP/s does 3.6e18 / 312e12 / 0.4 s of work in 8.01 hours."""
-    found = cost(3.6e18, flops_per_second=0.4 * 312e12, price_per_hour=2.0)
-    assert found["device_hours"] == pytest.approx(3.6e18 / (0.4 * 312e12) / 3600)
-    assert found["price"] == pytest.approx(2 * found["device_hours"])
-    assert cost(3.6e18, flops_per_second=1e12)["price"] is None
+    costs = cost(3.6e18, 0.4 * 312e12, 2.0)
+    assert costs["device_hours"] == pytest.approx(3.6e18 / (0.4 * 312e12) / 3600)
+    assert costs["price"] == pytest.approx(2 * costs["device_hours"])  # type: ignore[operator]
+    assert cost(3.6e18, 1e12, None)["price"] is None
+    assert cost(3.6e18, None, None) == {}
 
 
 VALUES = st.sampled_from([0.0, 1.0, 2.0, 3.5])
@@ -74,8 +75,16 @@ def test_a_pareto_front_is_what_no_other_row_beats(rows: list[tuple[float, ...]]
 
 
 def test_fronts_of_columns_know_which_way_is_better() -> None:
-    frame = pd.DataFrame({"loss": [3.0, 2.5, 2.5, 2.0], "speed": [9.0, 7.0, 8.0, 1.0], "N": [1, 2, 3, 4]})
-    assert front_rows(frame, [("loss", 1), ("speed", -1)])["N"].tolist() == [1, 3, 4]
+    columns = {
+        "loss": [3.0, 2.5, 2.5, 2.0],
+        "tokens_per_second": [9.0, 7.0, 8.0, 1.0],
+        "params_total": [4e6, 2e6, 3e6, 5e6],
+    }
+    table = table_from_frame(pd.DataFrame(columns | {"family": "one", "tokens": 1e9}))
+    fronts = {front["against"]: front["front"] for front in pareto_entries(table, "loss", "params_total")}
+    assert [row["loss"] for row in fronts["tokens_per_second"]] == [2.0, 2.5, 3.0]
+    assert [row["tokens_per_second"] for row in fronts["tokens_per_second"]] == [1.0, 8.0, 9.0]
+    assert [row["params_total"] for row in fronts["params_total"]] == [2e6, 5e6]
 
 
 def test_the_flops_to_reach_a_loss_under_laws_in_compute_invert_them() -> None:
