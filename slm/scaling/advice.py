@@ -6,11 +6,14 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-MOST_SEEDS = 100
-MOST_SIZES = 1000
-WIDEST_SPAN = 1e6
+if TYPE_CHECKING:
+    from slm.scaling.power import Design, PairedDesign
+
+MAX_SEEDS = 100
+MAX_SIZES = 1000
+MAX_SPAN = 1_000_000
 """The largest designs that are considered; the span is largest size / smallest."""
 
 
@@ -20,11 +23,11 @@ class Advice:
 
     difference: float
     seeds: int | None
-    """Seeds a size, at most `MOST_SEEDS`; None also if the noise is unknown."""
+    """Seeds a size, at most `MAX_SEEDS`; None also if the noise is unknown."""
     sizes: int | None
-    """Sizes, evenly spaced in the present span, at most `MOST_SIZES`."""
+    """Sizes, evenly spaced in the present span, at most `MAX_SIZES`."""
     span: float | None
-    """Largest size / smallest, with as many sizes as now, at most `WIDEST_SPAN`."""
+    """Largest size / smallest, with as many sizes as now, at most `MAX_SPAN`."""
     seeds_now: int
     sizes_now: int
     span_now: float
@@ -41,18 +44,20 @@ class Advice:
             changes.append(f"{self.sizes} sizes in the same span instead of {self.sizes_now}")
         if self.span is not None:
             changes.append(f"sizes over a factor of {_rounded(self.span)} instead of {_rounded(self.span_now)}")
-        beyond = (
-            f"more than {MOST_SIZES:,} sizes in the same span, or sizes over a factor of more than {WIDEST_SPAN:,.0f}"
-        )
-        text = ", or ".join(changes) or beyond
-        if self.seeds is None and self.noise is None:
+        if not changes:
+            changes = [
+                f"more than {MAX_SIZES:,} sizes in the same span",
+                f"sizes over a factor of more than {MAX_SPAN:,}",
+            ]
+        text = ", or ".join(changes)
+        if self.seeds is not None:
+            return text
+        if self.noise is None:
             return f"{text}; whether more seeds would help is unknown, because no size has more than one"
-        if self.seeds is None:
-            return (
-                f"{text}; more seeds do not suffice, because sizes deviate from a smooth law by {self.misfit:.2g} in "
-                f"log loss whatever the number of seeds (runs of one size differ by {self.noise:.2g})"
-            )
-        return text
+        return (
+            f"{text}; more seeds do not suffice, because sizes deviate from a smooth law by {self.misfit:.2g} in "
+            f"log loss whatever the number of seeds (runs of one size differ by {self.noise:.2g})"
+        )
 
     def entry(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -64,31 +69,22 @@ def _rounded(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def advise(
-    suffices: Callable[..., bool],
-    difference: float,
-    *,
-    seeds: int,
-    sizes: int,
-    log_span: float,
-    noise: float | None,
-    misfit: float,
-) -> Advice:
+def advise(suffices: Callable[..., bool], difference: float, now: PairedDesign | Design, log_span: float) -> Advice:
     """Search for each least change such that `suffices(seeds=)`, `suffices(sizes=)`, or `suffices(stretch=)` holds.
 
-    `stretch` is a factor on `log_span`. The other arguments describe the present design.
+    `stretch` is a factor on `log_span`, the log of largest size / smallest of the present design `now`.
     """
     stretch = _least_stretch(lambda factor: suffices(stretch=factor), log_span)
     return Advice(
         difference=difference,
-        seeds=_least(lambda n: suffices(seeds=n), seeds, MOST_SEEDS) if noise else None,
-        sizes=_least(lambda n: suffices(sizes=n), sizes, MOST_SIZES) if log_span > 0 else None,
+        seeds=_least(lambda n: suffices(seeds=n), now.seeds, MAX_SEEDS) if now.noise else None,
+        sizes=_least(lambda n: suffices(sizes=n), now.sizes, MAX_SIZES) if log_span > 0 else None,
         span=None if stretch is None else math.exp(stretch * log_span),
-        seeds_now=seeds,
-        sizes_now=sizes,
+        seeds_now=now.seeds,
+        sizes_now=now.sizes,
         span_now=math.exp(log_span),
-        noise=noise,
-        misfit=misfit,
+        noise=now.noise,
+        misfit=now.misfit,
     )
 
 
@@ -100,8 +96,8 @@ def _least(suffices: Callable[[int], bool], low: int, high: int) -> int | None:
 
 
 def _least_stretch(suffices: Callable[[float], bool], log_span: float) -> float | None:
-    """The least factor on a log span that suffices, to 0.1%; None if that to `WIDEST_SPAN` does not."""
-    low, high = 1.0, math.log(WIDEST_SPAN) / log_span if log_span > 0 else 0.0
+    """The least factor on a log span that suffices, to 0.1%; None if that to `MAX_SPAN` does not."""
+    low, high = 1.0, math.log(MAX_SPAN) / log_span if log_span > 0 else 0.0
     if high <= 1 or not suffices(high):
         return None
     while high > low * 1.001:

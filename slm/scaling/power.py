@@ -1,4 +1,4 @@
-"""What a design can tell: the smallest difference of exponents it detects, and what would detect a smaller one.
+"""The power of a design: the smallest difference of exponents it detects, and what would detect a smaller one.
 
 Notable: two things scatter. Runs of one size differ between seeds (noise), which more seeds average out; and the mean
 of a size deviates from every smooth law (misfit), which more seeds do not change. In small models the misfit is larger
@@ -27,7 +27,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
 def _power(difference: float, errors: Sequence[float], dfs: Sequence[int], level: float) -> float:
-    """Chance that a two-sided t test at `level` finds `difference`; 0 if the design cannot test at all.
+    """Probability that a two-sided t test at `level` detects `difference`; 0 if the design cannot test at all.
 
     One error is that of the difference (Student's t), two are those of the two exponents (Welch's t).
     """
@@ -56,16 +56,16 @@ def _chi_squared_nodes(df: int) -> Floats:
 
 
 def _power_of_welch(shift: float, errors: Sequence[float], dfs: Sequence[int], level: float) -> float:
-    """Mean chance to exceed the critical value, over the errors that two families may be seen to have.
+    """Mean probability of exceeding the critical value, over the errors that may be estimated for two families.
 
-    A noncentral t with the degrees of freedom of the true errors promises 80% and gives 77.6% at twice four, because
-    the estimated errors have fewer.
+    A noncentral t with the degrees of freedom of the true errors promises 80% and gives 77.6% for two families with
+    four degrees of freedom each, because the estimated errors have fewer.
     """
     a, b = np.meshgrid(*(e**2 * _chi_squared_nodes(n) / n for e, n in zip(errors, dfs, strict=True)), indexing="ij")
     df = (a + b) ** 2 / (a**2 / dfs[0] + b**2 / dfs[1])
     critical = stats.t.ppf(1 - level / 2, df) * np.sqrt(a + b) / math.hypot(*errors)
-    chance = stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift)
-    return float(_WEIGHTS @ chance @ _WEIGHTS / 4)
+    power = stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift)
+    return float(_WEIGHTS @ power @ _WEIGHTS / 4)
 
 
 class Comparison(ABC):
@@ -76,8 +76,8 @@ class Comparison(ABC):
         """Standard errors and degrees of freedom: one each for the difference, or one for each exponent."""
 
     @abstractmethod
-    def _now(self) -> dict[str, Any]:
-        """`seeds`, `sizes`, `log_span`, `noise` and `misfit` that advice starts from."""
+    def _worse_design(self) -> PairedDesign | Design:
+        """The design that is improved to detect a smaller difference."""
 
     @abstractmethod
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> Self:
@@ -88,11 +88,11 @@ class Comparison(ABC):
         return math.hypot(*self._test()[0])
 
     def power(self, difference: float, *, level: float = 0.05, pairs: int = 1) -> float:
-        """Chance to tell exponents `difference` apart, two-sided at `level` / `pairs` (Bonferroni)."""
+        """Probability of detecting `difference`, two-sided at `level` / `pairs` (Bonferroni)."""
         return _power(difference, *self._test(), level / pairs)
 
     def detectable(self, *, power: float = 0.8, level: float = 0.05, pairs: int = 1) -> float | None:
-        """Smallest difference of exponents found with chance `power`; None if the design cannot test at all."""
+        """Smallest difference of exponents detected with probability `power`; None if the design cannot test at all."""
         errors, dfs = self._test()
         error = math.hypot(*errors)
         if not _is_testable(error, dfs) or error == 0:
@@ -107,12 +107,14 @@ class Comparison(ABC):
         return float(optimize.brentq(excess, 0, highest) * error)
 
     def advice(self, difference: float, *, power: float = 0.8, level: float = 0.05, pairs: int = 1) -> Advice:
-        """What would detect `difference` with chance `power`."""
+        """What would detect `difference` with probability `power`."""
 
         def suffices(**change: Any) -> bool:
             return self.changed(**change).power(difference, level=level, pairs=pairs) >= power
 
-        return advise(suffices, difference, **self._now())
+        now = self._worse_design()
+        log_span = float(np.ptp(now.log_N if isinstance(now, PairedDesign) else now.log_x[:, 0]))
+        return advise(suffices, difference, now, log_span)
 
 
 @dataclass(frozen=True)
@@ -135,20 +137,22 @@ class PairedDesign(Comparison):
     unit: float = 1.0
     """Difference of exponents per slope of the log ratio: more than 1 above a floor."""
 
-    def _test(self) -> tuple[Sequence[float], Sequence[int]]:
-        deviations = np.asarray(self.log_N, float) - np.mean(self.log_N)
-        root = float(np.sqrt((deviations**2).sum()))
-        scatter = float(np.hypot(self.misfit, (self.noise or 0.0) * np.sqrt(2 / self.seeds)))
-        return (self.unit * scatter / root if root > 0 else np.inf,), (len(deviations) - 2,)
+    @property
+    def sizes(self) -> int:
+        """Number of sizes."""
+        return len(self.log_N)
 
-    def _now(self) -> dict[str, Any]:
-        log_N = self.log_N
-        return _start(self, sizes=len(log_N), log_span=float(np.ptp(log_N)))
+    def _test(self) -> tuple[Sequence[float], Sequence[int]]:
+        root = float(np.sqrt(((self.log_N - np.mean(self.log_N)) ** 2).sum()))
+        scatter = float(np.hypot(self.misfit, (self.noise or 0.0) * np.sqrt(2 / self.seeds)))
+        return (self.unit * scatter / root if root > 0 else np.inf,), (self.sizes - 2,)
+
+    def _worse_design(self) -> PairedDesign:
+        return self
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> PairedDesign:
         """With other seeds a size, as many sizes evenly spaced in the same span, or a span `stretch` times as wide."""
-        log_N = _respaced(np.asarray(self.log_N, float)[:, None], sizes, stretch)[:, 0]
-        return replace(self, log_N=log_N, seeds=seeds or self.seeds)
+        return replace(self, log_N=_respaced(self.log_N[:, None], sizes, stretch)[:, 0], seeds=seeds or self.seeds)
 
 
 @dataclass(frozen=True)
@@ -208,31 +212,20 @@ class Design:
 
 @dataclass(frozen=True)
 class UnpairedDesigns(Comparison):
-    """Two families that share nothing, compared by Welch's test, each with the error of its own scatter."""
+    """Two families that share nothing: Welch's test of the law's first exponent, each with its own scatter."""
 
     a: Design
     b: Design
-    exponent: str | None = None
-    """The law's first unless named."""
 
     def _test(self) -> tuple[Sequence[float], Sequence[int]]:
-        return tuple(d.error(self.exponent) for d in (self.a, self.b)), (
-            self.a.degrees_of_freedom,
-            self.b.degrees_of_freedom,
-        )
+        return (self.a.error(), self.b.error()), (self.a.degrees_of_freedom, self.b.degrees_of_freedom)
 
-    def _now(self) -> dict[str, Any]:
-        worse = max(self.a, self.b, key=lambda design: design.error(self.exponent))
-        return _start(worse, sizes=worse.sizes, log_span=float(np.ptp(worse.log_x[:, 0])))
+    def _worse_design(self) -> Design:
+        return max(self.a, self.b, key=Design.error)
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> UnpairedDesigns:
         """Both families changed in the same way."""
-        a, b = (design.changed(seeds=seeds, sizes=sizes, stretch=stretch) for design in (self.a, self.b))
-        return replace(self, a=a, b=b)
-
-
-def _start(design: PairedDesign | Design, **sizes: float) -> dict[str, Any]:
-    return {"seeds": design.seeds, "noise": design.noise, "misfit": design.misfit, **sizes}
+        return UnpairedDesigns(*(d.changed(seeds=seeds, sizes=sizes, stretch=stretch) for d in (self.a, self.b)))
 
 
 def plan(
@@ -254,11 +247,10 @@ def plan(
         missing = [name for name in names if name not in given]
         if missing:
             raise ValueError(f"a design for {law} needs {kind} {', '.join(names)}; missing: {', '.join(missing)}")
-    if len({len(sizes[v]) for v in chosen.variables}) > 1:
-        raise ValueError("all sizes of a design need the same number of cells")
-    x = np.stack([np.asarray(sizes[v], float) for v in chosen.variables], axis=1)
-    if not len(x):
-        raise ValueError("a design needs at least one cell: its sizes are empty")
+    counts = {len(sizes[variable]) for variable in chosen.variables}
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError("all sizes of a design must have the same number of cells, and at least one cell")
+    x = np.stack([np.asarray(sizes[variable], float) for variable in chosen.variables], axis=1)
     impossible = x[~(np.isfinite(x) & (x > 0))]
     if len(impossible):
         raise ValueError(f"all sizes of a design must be finite numbers above 0, and {impossible[0]:g} is among them")
