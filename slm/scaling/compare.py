@@ -37,8 +37,9 @@ def compare_law(
     fits = _comparable(fitted)
     if len(fits) < 2:
         return None
-    fits, common = _over_common_range(fits, settings)
-    law, curves = _law(fits), _curves(fits, settings.level)
+    law = next(iter(fits.values()))[0].law
+    fits, common = _over_common_range(fits, law, settings)
+    curves = _curves(fits, law, settings.level)
     joint_tests = _joint_tests(curves, rng)
     entry: Entry = {
         "law": law.name,
@@ -48,7 +49,7 @@ def compare_law(
         "independent": all(fit.sample.is_independent for fit, _ in fits.values()),
         "joint": joint_tests,
         "p": min((test["p_adjusted"] for test in joint_tests.values()), default=None),
-        "pairs": _pairs(fits, curves, settings.level),
+        "pairs": _pairs(fits, law, curves, settings.level),
     }
     if not thorough:
         return entry
@@ -59,9 +60,9 @@ def compare_law(
     return entry | {
         "models": _model_rows(law, models),
         "tests": _ratios(families, models, settings.calibration, rng) if entry["independent"] else [],
-        "efficiency": [vars(row) for row in efficiency_factors(families, models["efficiency"], level=settings.level)],
+        "efficiency": efficiency_factors(families, models["efficiency"], level=settings.level),
         "pooled": {name: _pooled(fits, name, settings.level, joint_tests) for name in law.exponents},
-        "power": _power(fits, fitted, settings),
+        "power": _power(fits, law, fitted, settings),
     }
 
 
@@ -76,36 +77,29 @@ def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
     return identified if len(identified) > 1 else fits
 
 
-def _law(fits: Fits) -> Law:
-    return next(iter(fits.values()))[0].law
-
-
-def _over_common_range(fits: Fits, settings: Settings) -> tuple[Fits, Entry | None]:
+def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, Entry | None]:
     """Fits to the sizes in the range that all families share, for laws that are straight lines in logs.
 
     The slope of a straight line through a curve depends on the range of sizes: families of one law with a floor whose
     sizes differ by a factor of 4 have power laws with different exponents. Nothing changes if the ranges agree, if the
-    law has a floor, or if too few sizes are left (`range` is then None).
+    law is not a straight line, or if too few sizes are left (`range` is then None).
     """
-    if not all(fit.law.is_linear for fit, _ in fits.values()):
-        return fits, None
-    ends = [(fit.sample.log_x[:, 0].min(), fit.sample.log_x[:, 0].max()) for fit, _ in fits.values()]
-    slack = np.log1p(SAME_SIZE)
-    low, high = max(end[0] for end in ends) - slack, min(end[1] for end in ends) + slack
-    if all(abs(end[0] - low - slack) <= slack and abs(end[1] - high + slack) <= slack for end in ends):
+    log_sizes = {name: fit.sample.log_x[:, 0] for name, (fit, _) in fits.items()}
+    lows, highs = np.array([(x.min(), x.max()) for x in log_sizes.values()]).T
+    low, high, slack = lows.max(), highs.min(), np.log1p(SAME_SIZE)
+    if not law.is_linear or max(low - lows.min(), highs.max() - high) <= slack:
         return fits, None
     refits: Fits = {}
     for name, (fit, _) in fits.items():
-        x = fit.sample.log_x[:, 0]
-        kept = fit.sample.subset((x >= low) & (x <= high))
-        if len(kept.log_y) < 4 or refusal(fit.law, kept):
+        kept = fit.sample.subset((log_sizes[name] >= low - slack) & (log_sizes[name] <= high + slack))
+        if len(kept.log_y) < 4 or refusal(law, kept):
             return fits, {"range": None}
-        refit = fit_sample(fit.law, kept, loss=fit.loss)
+        refit = fit_sample(law, kept, loss=fit.loss)
         refits[name] = refit, uncertainty(refit, replicates=0, rng=np.random.default_rng(0), level=settings.level)
-    return refits, {"range": [float(np.exp(low + slack)), float(np.exp(high - slack))]}
+    return refits, {"range": np.exp([low, high]).tolist()}
 
 
-def _curves(fits: Fits, level: float) -> dict[str, dict[str, Curve]]:
+def _curves(fits: Fits, law: Law, level: float) -> dict[str, dict[str, Curve]]:
     """The curve of every exponent, for the families that identify it: exponent -> family -> curve."""
     return {
         exponent: {
@@ -113,37 +107,35 @@ def _curves(fits: Fits, level: float) -> dict[str, dict[str, Curve]]:
             for name, (fit, bounds) in fits.items()
             if exponent not in bounds.not_identified and (t_curve := curve(fit, bounds, exponent, level))
         }
-        for exponent in _law(fits).exponents
+        for exponent in law.exponents
     }
 
 
 def _joint_tests(curves: Mapping[str, Mapping[str, Curve]], rng: np.random.Generator) -> dict[str, Entry]:
     """One test of all families for each exponent that at least two identify; adjusted over the exponents."""
     tests: dict[str, Entry] = {}
-    for exponent, own in curves.items():
-        if len(own) > 1:
-            statistic, p = joint_p(list(own.values()), rng)
-            tests[exponent] = {"families": list(own), "statistic": statistic, "p": p}
+    for exponent, by_family in curves.items():
+        if len(by_family) > 1:
+            statistic, p = joint_p(list(by_family.values()), rng)
+            tests[exponent] = {"families": list(by_family), "statistic": statistic, "p": p}
     for test, adjusted in zip(tests.values(), holm([test["p"] for test in tests.values()]), strict=True):
         test["p_adjusted"] = adjusted
     return tests
 
 
-def _pairs(fits: Fits, curves: Mapping[str, Mapping[str, Curve]], level: float) -> list[Entry]:
-    """Every pair's difference of each exponent; Holm's adjustment runs over all of them."""
-    law = _law(fits)
+def _pairs(fits: Fits, law: Law, curves: Mapping[str, Mapping[str, Curve]], level: float) -> list[Entry]:
+    """Every pair's difference of each exponent; p-values are adjusted over all of them (Holm)."""
     rows = []
-    for exponent, own in curves.items():
+    for exponent, by_family in curves.items():
         for a, b in combinations(fits, 2):
             fit_a, fit_b = fits[a][0], fits[b][0]
-            row: Entry = {"a": a, "b": b, "exponent": exponent, "identified": a in own and b in own}
+            row: Entry = {"a": a, "b": b, "exponent": exponent, "identified": a in by_family and b in by_family}
             row |= {"variable": law.variable_of[exponent], "straight": law.is_linear}
             row["delta"] = fit_a.params[exponent] - fit_b.params[exponent]
             row |= dict.fromkeys(("ci_low", "ci_high", "p", "df", "p_any_floor"))
             if row["identified"]:
-                test = difference(own[a], own[b], level=level)
-                row |= {"ci_low": test.low, "ci_high": test.high, "p": test.p, "df": test.df}
-                row["p_any_floor"] = any_floor_p(fit_a, fit_b, test, level)
+                test = difference(by_family[a], by_family[b], level=level)
+                row |= test._asdict() | {"p_any_floor": any_floor_p(fit_a, fit_b, test, level)}
             rows.append(row)
     adjust(rows)
     return rows
@@ -178,11 +170,11 @@ def _ratios(
     separate = models["separate"]
     if separate.rows <= len(separate.phi) or not (families.law.is_linear or calibration):
         return []
-    same = models["efficiency"] is models["shared_exponents"]
-    tests = [(name, "separate") for name in MODELS[:-1] if not (same and name == "efficiency")]
-    tests.append(("one_law", "shared_exponents" if same else "efficiency"))
+    has_floor = families.law.floor is not None
+    tests = [(name, "separate") for name in MODELS[:-1] if has_floor or name != "efficiency"]
+    tests.append(("one_law", "efficiency" if has_floor else "shared_exponents"))
     return [
-        vars(likelihood_ratio(families, models[restricted], models[wider], calibration, rng))
+        likelihood_ratio(families, models[restricted], models[wider], calibration, rng)
         | {"restricted": restricted, "wider": wider}
         for restricted, wider in tests
     ]
@@ -190,29 +182,28 @@ def _ratios(
 
 def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry]) -> Entry | None:
     identified = {name: pair for name, pair in fits.items() if exponent not in pair[1].not_identified}
-    if len(identified) < MIN_POOLED or exponent not in tests:
-        return None
+    estimates = [fit.params[exponent] for fit, _ in identified.values()]
     errors = [bounds.error(fit, exponent, level) for fit, bounds in identified.values()]
-    summary = pool([fit.params[exponent] for fit, _ in identified.values()], errors, level=level)
-    if summary is None:
+    pooled = pool(estimates, errors, level=level) if len(identified) >= MIN_POOLED and exponent in tests else None
+    if pooled is None:
         return None
-    shrunken = dict(zip(identified, summary.shrunken, strict=True))
-    return vars(summary) | {"q_p": tests[exponent]["p"], "families": list(identified), "shrunken": shrunken}
+    shrunken = dict(zip(identified, pooled.shrunken, strict=True))
+    return vars(pooled) | {"q_p": tests[exponent]["p"], "families": list(identified), "shrunken": shrunken}
 
 
-def _power(fits: Fits, fitted: Mapping[str, Fitted], settings: Settings) -> Entry:
+def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Settings) -> Entry:
     """The smallest difference of the first exponent that each pair detects with its own designs and scatter.
 
     `detectable` is the largest over the pairs; `advice` says what would show half of that, for that pair.
     """
-    exponent, level = _law(fits).exponents[0], 1 - settings.level
+    exponent, level = law.exponents[0], 1 - settings.level
     designs = {
         name: _design(fit, bounds, fitted[name].entry, settings.level)
         for name, (fit, bounds) in fits.items()
         if exponent not in bounds.not_identified
     }
     pairs = {(a, b): UnpairedDesigns(designs[a], designs[b]) for a, b in combinations(designs, 2)}
-    tests = len(_law(fits).exponents) * len(fitted) * (len(fitted) - 1) // 2  # what p-values are adjusted over
+    tests = len(law.exponents) * len(fitted) * (len(fitted) - 1) // 2  # over which p-values are adjusted
     options: Entry = {"power": settings.power, "level": level, "pairs": tests}
     detectable = {names: pair.detectable(**options) for names, pair in pairs.items()}
     is_complete = len(designs) == len(fits) and None not in detectable.values()

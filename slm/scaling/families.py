@@ -1,9 +1,9 @@
 """Do families share a law? Nested models of all families at once, and likelihood ratios with calibrated p-values.
 
-    one_law            every coordinate shared
-    efficiency         exponents and floor shared; each family uses N and D as if they were rho_N N and rho_D D
-    shared_exponents   exponents shared, coefficients (and floor) each family's own
-    separate           everything its own
+    one_law            all coordinates are shared
+    efficiency         exponents and floor are shared; each family uses N and D as if they were rho_N N and rho_D D
+    shared_exponents   exponents are shared; each family has its own coefficients (and floor)
+    separate           nothing is shared
 
 Fits are least squares of log residuals. With few runs the chi-squared approximation rejects too often, and so does F
 if families differ in scatter, so each ratio is compared with its distribution under the restricted model, simulated
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -56,7 +57,7 @@ class Families:
 
     @property
     def family(self) -> np.ndarray:
-        """Which family each row is of [n]."""
+        """The family of each row [n]."""
         return np.repeat(np.arange(len(self.names)), [len(sample.log_y) for sample in self.samples])
 
     def blocks(self, matrices: Sequence[Floats]) -> list[Block]:
@@ -89,38 +90,18 @@ class JointFit:
         return information_criteria(deviance, self.rows, len(self.phi) + 1)
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Likelihood ratio of a restricted model against a wider one.
-
-    `p` is calibrated by simulation, or for linear laws without `replicates` from the F test, which is exact if
-    families scatter equally; `p_chi2` is the approximation.
-    """
-
-    statistic: float
-    df: int
-    p: float
-    p_chi2: float
-    replicates: int
-
-
 def gather(fits: Mapping[str, Fit]) -> Families:
     """Families of separately fitted samples of one law."""
-    law = next(iter(fits.values())).law
-    sigmas = np.array([fit.sigma for fit in fits.values()])
-    return Families(law, tuple(fits), tuple(fit.sample for fit in fits.values()), sigmas)
+    samples, sigmas = tuple(fit.sample for fit in fits.values()), np.array([fit.sigma for fit in fits.values()])
+    return Families(next(iter(fits.values())).law, tuple(fits), samples, sigmas)
 
 
 def sharing(law: Law, families: int, model: str) -> tuple[Floats, ...]:
     """Matrices [P, Q] from the free parameters of a model of `MODELS` to each family's coordinates."""
     names = list(law.parameters)
     floor = [] if law.floor is None else [names[law.floor]]
-    shared = {
-        "one_law": names,
-        "efficiency": [*law.exponents, *floor],
-        "shared_exponents": law.exponents,
-        "separate": [],
-    }[model]
+    shared_by_model = dict(zip(MODELS, (names, [*law.exponents, *floor], law.exponents, []), strict=True))
+    shared = shared_by_model[model]
     # A column for each free parameter: which coordinate it is, and of which family (None: of all).
     columns = [(j, f) for j, name in enumerate(names) for f in ([None] if name in shared else range(families))]
     units = np.eye(len(names))[:, [j for j, _ in columns]]
@@ -129,32 +110,26 @@ def sharing(law: Law, families: int, model: str) -> tuple[Floats, ...]:
 
 def fit_joint(families: Families, model: str) -> JointFit:
     """Fit a nested model from a grid of starts by least squares."""
-    matrices = sharing(families.law, len(families.names), model)
-    log_y = families.pooled.log_y
-    bounds = _bounds(families, matrices)
-    optimum = minimise(families.blocks(matrices), log_y, _starts(families, matrices), bounds, tolerance=FINE)
-    best = optimum.best
-    return JointFit(
-        matrices,
-        optimum.phi[best],
-        np.stack([M @ optimum.phi[best] for M in matrices]),
-        2 * float(optimum.objective[best]),
-        len(log_y),
-        float((optimum.objective <= optimum.objective[best] * (1 + 1e-6)).mean()),
-        bool(optimum.converged[best]),
-    )
+    matrices, log_y = sharing(families.law, len(families.names), model), families.pooled.log_y
+    starts, bounds = _starts(families, matrices), _bounds(families, matrices)
+    optimum = minimise(families.blocks(matrices), log_y, starts, bounds, tolerance=FINE)
+    phi, objective = optimum.phi[optimum.best], float(optimum.objective[optimum.best])
+    theta = np.stack([M @ phi for M in matrices])
+    agreeing = float((optimum.objective <= objective * (1 + 1e-6)).mean())
+    return JointFit(matrices, phi, theta, 2 * objective, len(log_y), agreeing, bool(optimum.converged[optimum.best]))
 
 
 def likelihood_ratio(
     families: Families, restricted: JointFit, wider: JointFit, replicates: int, rng: np.random.Generator
-) -> Ratio:
-    """Test `restricted` against `wider`: n log(SSE_r / SSE_w), calibrated by data simulated under `restricted`.
+) -> dict[str, float]:
+    """Test `restricted` against `wider` by n log(SSE_r / SSE_w): `statistic`, `df`, `p`, `p_chi2` and `replicates`.
 
-    Simulated data are fitted from several starts, as the observed are: from one start, the wider model often stops
-    short of its optimum, and the test rejects too often.
+    `p` is calibrated by data simulated under `restricted`. They are fitted from several starts, as the observed data
+    are: from one start, the wider model often stops short of its optimum, and the test rejects too often. For linear
+    laws without `replicates`, `p` is that of the F test, which is exact if families scatter equally. `p_chi2` is the
+    approximation.
     """
-    n = restricted.rows
-    df = len(wider.phi) - len(restricted.phi)
+    n, df = restricted.rows, len(wider.phi) - len(restricted.phi)
     statistic = max(0.0, n * float(np.log(restricted.sse / wider.sse)))
     if families.law.is_linear and not replicates:  # the ratio is a function of F
         spare = n - len(wider.phi)
@@ -165,32 +140,32 @@ def likelihood_ratio(
         sse_r, sse_w = (_refit(families, m.matrices, log_y, restricted.theta) for m in (restricted, wider))
         simulated = n * np.log(np.maximum(sse_r, sse_w) / sse_w)
         p = (1 + int((simulated >= statistic * (1 - 1e-9)).sum())) / (replicates + 1)
-    return Ratio(statistic, df, p, float(stats.chi2.sf(statistic, df)), replicates)
+    p_chi2 = float(stats.chi2.sf(statistic, df))
+    return {"statistic": statistic, "df": df, "p": p, "p_chi2": p_chi2, "replicates": replicates}
 
 
 def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta: Floats) -> Floats:
     """Least sums of squares [B] of targets [B, I], from the coordinates [F, P] under which they were simulated.
 
     Laws that are not linear are also started from some of the grid. Families that share nothing are fitted one by one,
-    which gives the same and is much quicker.
+    which gives the same result and is much faster.
     """
     low, high = _bounds(families, matrices)
     theta = raise_small_terms(families.law, families.pooled, theta)
     grid = _starts(families, matrices)
     grid = grid[:0] if families.law.is_linear else grid[:: max(1, len(grid) // GRID_REFITS)]
-    total = np.zeros(len(log_y))
-    used = np.stack([matrix.any(axis=0) for matrix in matrices])
-    blocks = families.blocks(matrices)
-    share_nothing = (used.sum(axis=0) == 1).all()
-    for group in ([f] for f in range(len(blocks))) if share_nothing else [list(range(len(blocks)))]:
-        columns = used[group].any(axis=0)
-        own = [replace(blocks[f], matrix=blocks[f].matrix[:, columns]) for f in group]
-        warm = np.linalg.pinv(np.vstack([block.matrix for block in own])) @ theta[group].ravel()
+    total, blocks = np.zeros(len(log_y)), families.blocks(matrices)
+    is_used = np.stack([matrix.any(axis=0) for matrix in matrices])  # [F, Q]
+    share_nothing = (is_used.sum(axis=0) == 1).all()
+    for group in np.arange(len(blocks)).reshape(-1, 1 if share_nothing else len(blocks)):
+        columns = is_used[group].any(axis=0)
+        group_blocks = [replace(blocks[f], matrix=blocks[f].matrix[:, columns]) for f in group]
+        warm = np.linalg.pinv(np.vstack([block.matrix for block in group_blocks])) @ theta[group].ravel()
         bounds = low[columns], high[columns]
         objectives = []
         for start in (warm, *grid[:, columns]):
             starts = np.repeat(start[None], len(log_y), axis=0)
-            optimum = minimise(own, log_y, starts, bounds, tolerance=1e-6, max_steps=REFIT_STEPS)
+            optimum = minimise(group_blocks, log_y, starts, bounds, tolerance=1e-6, max_steps=REFIT_STEPS)
             objectives.append(optimum.objective)
         total += 2 * np.min(objectives, axis=0)
     return total
@@ -209,24 +184,13 @@ def _bounds(families: Families, matrices: Sequence[Floats]) -> tuple[Floats, Flo
     return low[coordinate], high[coordinate]
 
 
-@dataclass(frozen=True)
-class Factor:
-    """How many times the reference family's N (or D) a family is worth, with its interval."""
-
-    family: str
-    reference: str
-    variable: str
-    factor: float
-    low: float
-    high: float
-
-
-def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.95) -> list[Factor]:
+def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.95) -> list[dict[str, Any]]:
     """rho_N and rho_D of every family against the first, under the `efficiency` model.
 
-    L = E + A / (rho N)^alpha has coefficient A rho^-alpha, so log rho is the difference of log coefficients over the
-    exponent. The interval is Student's t with the error that follows from every family's own scatter (Satterthwaite's
-    degrees of freedom), or with the cluster-robust error if rows share runs or shapes.
+    A row has the `factor` on `variable` by which `family` differs from the `reference`, and its interval, `low` to
+    `high`. L = E + A / (rho N)^alpha has coefficient A rho^-alpha, so log rho is the difference of log coefficients
+    over the exponent. The interval is Student's t with the error that follows from every family's own scatter
+    (Satterthwaite's degrees of freedom), or with the cluster-robust error if rows share runs or shapes.
     """
     law, names = families.law, list(families.law.parameters)
     if min(len(sample.log_y) for sample in families.samples) <= len(names):
@@ -243,8 +207,9 @@ def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.
             error, df = _error(families, joint, slope)
             reach = stats.t.ppf(0.5 + level / 2, df) * error
             with np.errstate(over="ignore"):
-                ends = np.exp([log_rho, log_rho - reach, log_rho + reach])
-            factors.append(Factor(families.names[f], families.names[0], variable, *map(float, ends)))
+                values = np.exp([log_rho, log_rho - reach, log_rho + reach]).tolist()
+            row = {"family": families.names[f], "reference": families.names[0], "variable": variable}
+            factors.append(row | dict(zip(("factor", "low", "high"), values, strict=True)))
     return factors
 
 

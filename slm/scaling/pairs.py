@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -59,13 +59,12 @@ def curve(fit: Fit, bounds: Uncertainty, exponent: str, level: float) -> Curve |
     return Curve(values, root, df, estimate, error, low is None, high is None)
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """exponent(a) - exponent(b). An end of None is open."""
 
     delta: float
-    low: float | None
-    high: float | None
+    ci_low: float | None
+    ci_high: float | None
     p: float
     df: float
 

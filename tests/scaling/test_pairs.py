@@ -49,7 +49,7 @@ def test_the_difference_of_two_straight_lines_is_welchs_t_test(
     error, df = np.sqrt(squares.sum()), squares.sum() ** 2 / (squares**2 / (np.array(rows) - 2)).sum()
     delta, reach = fits[1].slope - fits[0].slope, stats.t.ppf(0.975, df) * error
     assert found.delta == pytest.approx(delta, abs=1e-3 * error)
-    assert (found.low, found.high) == pytest.approx((delta - reach, delta + reach), abs=0.01 * error)
+    assert (found.ci_low, found.ci_high) == pytest.approx((delta - reach, delta + reach), abs=0.01 * error)
     assert found.p == pytest.approx(2 * stats.t.sf(abs(delta / error), df), rel=0.02, abs=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_swapping_the_families_mirrors_the_difference(seed: int) -> None:
     b = fitted(FLOOR, noisy("power_floor", 9, 0.006, seed + 50))
     one, other = differ(a, b), differ(b, a)
     assert one.delta == -other.delta
-    for end, opposite in ((one.low, other.high), (one.high, other.low)):
+    for end, opposite in ((one.ci_low, other.ci_high), (one.ci_high, other.ci_low)):
         assert end == (None if opposite is None else pytest.approx(-opposite, abs=0.01 * abs(opposite) + 1e-4))
     assert one.p == pytest.approx(other.p, rel=0.02)
 
@@ -93,7 +93,7 @@ def test_an_interval_ends_where_a_constrained_joint_fit_reaches_the_t_quantile()
     errors = [uncertain.error(fit, "alpha", 0.95) for fit, uncertain in (one, two)]
     assert found.df == pytest.approx(welch_df(errors, [17, 13]))
     assert 13 < found.df < 30
-    t_low, t_high, t_zero = (np.sqrt(constrained((a, b), at, alpha) - best) for at in (found.low, found.high, 0.0))
+    t_low, t_high, t_zero = (np.sqrt(constrained((a, b), at, alpha) - best) for at in (found.ci_low, found.ci_high, 0.0))
     assert (t_low, t_high) == pytest.approx((stats.t.ppf(0.975, found.df),) * 2, rel=0.01)
     assert found.p == pytest.approx(2 * stats.t.sf(t_zero, found.df), rel=0.02)
 
@@ -102,10 +102,10 @@ def test_an_interval_ends_where_a_constrained_joint_fit_reaches_the_t_quantile()
 def test_a_law_in_two_variables_is_compared_by_either_exponent(exponent: str) -> None:
     a, b = (fitted(CHINCHILLA, noisy("chinchilla", 30, 0.003, seed)) for seed in (1, 2))
     found = differ(a, b, exponent)
-    assert found.low < found.delta < found.high
+    assert found.ci_low < found.delta < found.ci_high
     # Errors by the delta method are a first approximation of the same interval.
     error = np.hypot(*(uncertain.bootstrap_se["delta"][exponent] for _, uncertain in (a, b)))
-    assert found.high - found.low == pytest.approx(2 * stats.t.ppf(0.975, 50) * error, rel=0.3)
+    assert found.ci_high - found.ci_low == pytest.approx(2 * stats.t.ppf(0.975, 50) * error, rel=0.3)
 
 
 def test_hubers_fits_are_compared_by_their_bootstrap_errors() -> None:
@@ -114,7 +114,7 @@ def test_hubers_fits_are_compared_by_their_bootstrap_errors() -> None:
     # Each scaled up for its two parameters, as its own interval is.
     errors = [uncertain.se["alpha"] * np.sqrt(n / (n - 2)) for (_, uncertain), n in ((one, 20), (two, 25))]
     error, df = np.hypot(*errors), welch_df(errors, [18, 23])
-    assert found.low == pytest.approx(found.delta - stats.t.ppf(0.975, df) * error, rel=1e-3)
+    assert found.ci_low == pytest.approx(found.delta - stats.t.ppf(0.975, df) * error, rel=1e-3)
     assert found.p == pytest.approx(2 * stats.t.sf(abs(found.delta) / error, df), rel=1e-2)
 
 
@@ -123,7 +123,7 @@ def test_the_difference_of_an_exponent_without_an_upper_end_has_none_either() ->
     step = sample(np.array([1.08, 1.004, 0.997, 1.002, 0.998, 1.001]), np.linspace(16, 19, 6))
     a, b = fitted(FLOOR, step), fitted(FLOOR, noisy("power_floor", 12, 0.003))
     assert a[1].ci["alpha"][1] is None
-    assert differ(a, b).high is None
+    assert differ(a, b).ci_high is None
 
 
 def straight(estimate: float, error: float, df: float) -> Curve:
