@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -23,7 +23,7 @@ _SHARE = Kind("at least 0.5 and below 1", lambda value: BELOW_ONE.accepts(value)
 _PREDICTIONS = Kind(
     "multiples of the largest N, above 0, or points such as {N: 1.3e10, D: 5e12}",
     lambda value: (
-        isinstance(value, list) and all(POSITIVE.accepts(one) or _is_point(one, POSITIVE.accepts) for one in value)
+        isinstance(value, list) and all(POSITIVE.accepts(item) or _is_point(item, POSITIVE.accepts) for item in value)
     ),
 )
 _PARAMETERS = Kind(
@@ -35,86 +35,49 @@ _PARAMETERS = Kind(
 def _is_point(value: Any, accepts: Callable[[Any], bool]) -> bool:
     """Whether it gives one or more names values that are accepted."""
     is_mapping = isinstance(value, Mapping) and bool(value)
-    return is_mapping and all(isinstance(name, str) and accepts(one) for name, one in value.items())
+    return is_mapping and all(isinstance(name, str) and accepts(number) for name, number in value.items())
 
 
-def _some_of(names: Sequence[str]) -> Kind:
+def _some_of(*names: str) -> Kind:
     return list_of(one_of(*names), f"some of {', '.join(names)}, or all")
+
+
+def _setting(default: Any, kind: Kind | None = None) -> Any:
+    """A field with the kind of its values; None if the kind depends on another setting."""
+    return dataclasses.field(default_factory=lambda: default, metadata={"kind": kind})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One analysis. Raises `ValueError` naming the key that is wrong."""
+    """One analysis; conf/analysis/full.yaml describes each setting. Raises `ValueError` naming a key that is wrong."""
 
-    laws: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(LAWS))
-    """Laws to fit."""
-    formulas: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Further laws to fit, each a formula of the target by its name: see `slm.scaling.formulas`."""
-    targets: tuple[str, ...] = TARGETS
-    """Quantities to fit, as far as the table has them."""
-    sizes: tuple[str, ...] = SIZES
-    """Definitions of N to fit with, as far as the table has them."""
-    law: str = "auto"
-    """The law that the verdict is about; auto is the law in N of the lowest AICc, pooled over the families."""
-    target: str = "auto"
-    """The target that the verdict is about; auto is bits_per_byte where tokenizers differ, else loss."""
-    size: str = "auto"
-    """The N that the verdict is about; auto is the first that the table has."""
-    loss: str = "least_squares"
-    """Loss of log residuals; the other one is fitted too, as a check of the ranking."""
-    residuals: str = "log"
-    """Residuals that are squared: log, of the logarithm of the target, or linear, of the target itself."""
-    delta: float = 1e-3
-    """Where Huber's loss turns from square to linear."""
-    unit: str = "auto"
-    """What is fitted: auto and cell are the means over seeds of each cell, run is single runs."""
-    bootstrap: int = 1000
-    """Bootstrap samples."""
-    calibration: int = 999
-    """Simulated data sets behind the p-value of a likelihood ratio."""
-    level: float = 0.95
-    """Coverage of intervals."""
-    power: float = 0.8
-    """Chance with which the detectable difference is detected."""
-    predict: tuple[float | Mapping[str, float], ...] = (2.0, 10.0)
-    """What to predict: multiples of the largest N, and points that give each variable of a law its value."""
-    test: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Parameters to test, some or all, under every law that has them."""
-    target_loss: float | None = None
-    """A loss to compute the least FLOPs for."""
-    optima: bool = False
-    """Whether rows are optima already, one a budget: approach 2 then takes their N and D as they are."""
-    flops_per_second: float | None = None
-    """Achieved speed of a device, for costs."""
-    price_per_hour: float | None = None
-    """Price of that device."""
+    laws: tuple[str, ...] = _setting(tuple(LAWS))
+    formulas: Mapping[str, Any] = _setting({})
+    targets: tuple[str, ...] = _setting(TARGETS, _some_of(*TARGETS))
+    sizes: tuple[str, ...] = _setting(SIZES, _some_of(*SIZES))
+    law: str = _setting("auto")
+    target: str = _setting("auto", one_of("auto", *TARGETS))
+    size: str = _setting("auto", one_of("auto", *SIZES))
+    loss: str = _setting("least_squares", one_of("least_squares", "huber"))
+    residuals: str = _setting("log", one_of("log", "linear"))
+    delta: float = _setting(1e-3, POSITIVE)
+    unit: str = _setting("auto", one_of("auto", "run", "cell"))
+    bootstrap: int = _setting(1000, _REPLICATES)
+    calibration: int = _setting(999, _REPLICATES)
+    level: float = _setting(0.95, _SHARE)
+    power: float = _setting(0.8, _SHARE)
+    predict: tuple[float | Mapping[str, float], ...] = _setting((2.0, 10.0), _PREDICTIONS)
+    test: Mapping[str, float] = _setting({}, _PARAMETERS)
+    target_loss: float | None = _setting(None, or_null(POSITIVE))
+    optima: bool = _setting(False, SWITCH)
+    flops_per_second: float | None = _setting(None, or_null(POSITIVE))
+    price_per_hour: float | None = _setting(None, or_null(POSITIVE))
 
     def __post_init__(self) -> None:
         self._check_formulas()
         laws = (*LAWS, *FORMULAS, *self.formulas)
-        kinds: dict[str, Kind] = {
-            "laws": _some_of(laws),
-            "targets": _some_of(TARGETS),
-            "sizes": _some_of(SIZES),
-            "law": one_of("auto", *laws),
-            "target": one_of("auto", *TARGETS),
-            "size": one_of("auto", *SIZES),
-            "loss": one_of("least_squares", "huber"),
-            "residuals": one_of("log", "linear"),
-            "delta": POSITIVE,
-            "unit": one_of("auto", "run", "cell"),
-            "bootstrap": _REPLICATES,
-            "calibration": _REPLICATES,
-            "level": _SHARE,
-            "power": _SHARE,
-            "predict": _PREDICTIONS,
-            "test": _PARAMETERS,
-            "target_loss": or_null(POSITIVE),
-            "optima": SWITCH,
-            "flops_per_second": or_null(POSITIVE),
-            "price_per_hour": or_null(POSITIVE),
-        }
-        for key, kind in kinds.items():
+        kinds = {field.name: field.metadata["kind"] for field in dataclasses.fields(self) if field.metadata["kind"]}
+        for key, kind in {"laws": _some_of(*laws), "law": one_of("auto", *laws), **kinds}.items():
             value = getattr(self, key)
             check_kind(f"analysis.{key}", [*value] if isinstance(value, tuple) else value, kind)
         if self.residuals == "linear" and self.loss != "least_squares":
@@ -128,21 +91,19 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
         """Settings of a plain mapping, whose lists may be one value or all. An unknown key is a `ValueError`."""
         names = [field.name for field in dataclasses.fields(cls)]
-        everything = {"laws": tuple(LAWS), "targets": TARGETS, "sizes": SIZES}
-        filled = {}
+        lists = ("laws", "targets", "sizes")
+        given = {}
         for key, value in values.items():
             if key not in names:
                 near = get_close_matches(key, names, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"analysis.{key} is not a setting{hint}")
-            if key in ("formulas", "test") and value is None:
-                continue
-            if value == "all" and key in everything:
-                value = everything[key]
-            if key in ("predict", *everything):
+            if (key in lists and value == "all") or (key in ("formulas", "test") and value is None):
+                continue  # the default
+            if key in ("predict", *lists):
                 value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-            filled[key] = value
-        return cls(**filled)
+            given[key] = value
+        return cls(**given)
 
     def _check_formulas(self) -> None:
         if not isinstance(self.formulas, Mapping):
