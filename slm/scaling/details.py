@@ -1,4 +1,4 @@
-"""What is computed only for the fits that a report is about: curves, predictions, gain of doubling, extrapolation."""
+"""What is computed only for the fits that the verdict may rest on: curves, predictions, doubling, extrapolation."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ def details(
     `middle` [V] is where log variables other than the first are held, the same for all families; `run_sigma` is the
     scatter of one further run.
     """
-    columns = zip(fit.law.variables, fit.sample.log_x.T, strict=True)
-    points = {v: np.exp(x).tolist() for v, x in columns} | {"value": np.exp(fit.sample.log_y).tolist()}
-    points["residual"] = fit.residuals.tolist()
+    columns = np.exp([*fit.sample.log_x.T, fit.sample.log_y]).tolist()
+    points = dict(zip((*fit.law.variables, "value"), columns, strict=True)) | {"residual": fit.residuals.tolist()}
     if fit.is_exact:
         return {"points": points}
     ensemble = ensemble_of(fit, bounds, settings, rng)
@@ -71,8 +70,8 @@ def ensemble_of(fit: Fit, bounds: Uncertainty, settings: Settings, rng: np.rando
     kind = band_kind(fit)
     if kind is None or fit.degrees_of_freedom < 1:
         return None
-    drawn = bounds.ensembles.get(kind) or bootstrap(fit, kind, max(settings.bootstrap, MIN_REFITS * 2), rng)
-    return drawn if len(drawn.theta) >= MIN_REFITS and drawn.failed <= MAX_FAILED else None
+    ensemble = bounds.ensembles.get(kind) or bootstrap(fit, kind, max(settings.bootstrap, MIN_REFITS * 2), rng)
+    return ensemble if len(ensemble.theta) >= MIN_REFITS and ensemble.failed <= MAX_FAILED else None
 
 
 def _along_first(middle: Floats, first: Floats) -> Floats:
@@ -85,17 +84,16 @@ def _along_first(middle: Floats, first: Floats) -> Floats:
 def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, middle: Floats, run_sigma: float) -> Entry:
     """The law along its first variable, its band and the prediction band, a little beyond the data."""
     x = fit.sample.log_x[:, 0]
-    start, stop = x.min() - 0.3, x.max() + 1.2
-    log_x = _along_first(middle, np.linspace(start, stop, CURVE_POINTS))
-    nodes = _along_first(middle, np.linspace(start, stop, BAND_POINTS))
+    ends = x.min() - 0.3, x.max() + 1.2
+    log_x, nodes = (_along_first(middle, np.linspace(*ends, count)) for count in (CURVE_POINTS, BAND_POINTS))
     columns = {"centre": fit.log_value(log_x)}
     law = band(fit, nodes, ensemble, level=settings.level)
     for prefix, limits in (("", law), ("run_", law.of_run(run_sigma))):
         for name, end in (("low", limits.low), ("high", limits.high)):
-            reach = np.full(CURVE_POINTS, np.nan)  # unknown everywhere if it is unknown at some node
-            if np.isfinite(end - limits.centre).all():
-                reach = PchipInterpolator(nodes[:, 0], end - limits.centre)(log_x[:, 0])
-            columns[prefix + name] = columns["centre"] + reach
+            reach = end - limits.centre
+            is_known = np.isfinite(reach).all()  # at every node
+            reach_x = PchipInterpolator(nodes[:, 0], reach)(log_x[:, 0]) if is_known else np.full(CURVE_POINTS, np.nan)
+            columns[prefix + name] = columns["centre"] + reach_x
     return {
         "variable": fit.law.variables[0],
         "held": dict(zip(fit.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True)),
@@ -108,23 +106,21 @@ def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, middle
     """The result of one more run at multiples of the largest size, others at their medians, and at given points.
 
     `stated` marks a given point, `beyond` says by what factor each variable is beyond the rows of the fit (1 within),
-    `ignored` what a point gives that is no variable of the law; `not_predicted` has the points that lack a variable.
+    `ignored` names what a point gives that is not a variable of the law; `not_predicted` has the points that lack one.
     """
-    variables, log_x_IV = fit.law.variables, fit.sample.log_x
+    variables, low, high = fit.law.variables, fit.sample.log_x.min(axis=0), fit.sample.log_x.max(axis=0)
     factors = [factor for factor in settings.predict if not isinstance(factor, Mapping)]
-    points = [point for point in settings.predict if isinstance(point, Mapping)]
-    lacking = [[v for v in variables if v not in point] for point in points]
-    usable = [point for point, lacks in zip(points, lacking, strict=True) if not lacks]
+    points = [dict(point) for point in settings.predict if isinstance(point, Mapping)]
+    usable = [point for point in points if {*variables} <= {*point}]
     given = np.log([[point[v] for v in variables] for point in usable]).reshape(-1, len(variables))
-    multiples = _along_first(middle, log_x_IV[:, 0].max() + np.log(np.array(factors, float)))
-    log_x = np.concatenate([multiples, given])
+    log_x = np.concatenate([_along_first(middle, high[0] + np.log(np.array(factors, float))), given])
     rows = predictions_at(fit, log_x, ensemble, run_sigma, settings.level) if len(log_x) else []
-    beyond = np.exp(np.maximum(0, np.maximum(log_x - log_x_IV.max(axis=0), log_x_IV.min(axis=0) - log_x)))
+    beyond = np.exp(np.maximum(0, np.maximum(log_x - high, low - log_x))).tolist()
     for row, ratios, point in zip(rows, beyond, [{}] * len(factors) + usable, strict=True):
-        row["beyond"] = dict(zip(variables, ratios.tolist(), strict=True))
+        row["beyond"] = dict(zip(variables, ratios, strict=True))
         row |= {"stated": bool(point), "ignored": [name for name in point if name not in variables]}
-    left_out = [{"point": dict(p), "lacks": lacks} for p, lacks in zip(points, lacking, strict=True) if lacks]
-    return {"predictions": rows, "not_predicted": left_out}
+    lacking = [{"point": point, "lacks": [v for v in variables if v not in point]} for point in points]
+    return {"predictions": rows, "not_predicted": [entry for entry in lacking if entry["lacks"]]}
 
 
 def predictions_at(fit: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:
@@ -135,10 +131,11 @@ def predictions_at(fit: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma
 
 
 def _doubling(fit: Fit, ensemble: Ensemble | None, settings: Settings, middle: Floats) -> Entry:
-    """What doubling N gains along the law, from each size of the data, and what was measured.
+    """What doubling N gains along the law, from each size of the data, and what the runs gained.
 
     `beyond` marks sizes whose double lies beyond the data, so that the gain is an extrapolation. `measured` is the
-    difference between two sizes of a ratio near 2, in proportion; None without, and for laws of several variables.
+    difference between the runs of this size and of one about twice as large, scaled to a factor of 2. It is None if
+    there is no such size, and for laws of several variables.
     """
     x = _distinct(fit.sample.log_x[:, 0])
     chosen = x[np.unique(np.linspace(0, len(x) - 1, MAX_DOUBLING_SIZES).round().astype(int))]
@@ -149,18 +146,18 @@ def _doubling(fit: Fit, ensemble: Ensemble | None, settings: Settings, middle: F
         "low": gain.low.tolist(),
         "high": gain.high.tolist(),
         "beyond": (chosen + np.log(2) > x.max() + 0.01).tolist(),
-        "measured": [_measured(fit.sample, x, at) if len(middle) == 1 else None for at in chosen],
+        "measured": [_measured_gain(fit.sample, x, size) if len(middle) == 1 else None for size in chosen],
     }
 
 
-def _measured(sample: Sample, x: Floats, at: float) -> float | None:
-    steps = x - at
-    other = int(np.abs(steps - np.log(2)).argmin())
-    if abs(steps[other] - np.log(2)) > np.log(NEAR_TWO):
+def _measured_gain(sample: Sample, log_sizes: Floats, log_size: float) -> float | None:
+    log_ratios = log_sizes - log_size
+    double = abs(log_ratios - np.log(2)).argmin()
+    if abs(log_ratios[double] - np.log(2)) > np.log(NEAR_TWO):
         return None
-    is_size = (abs(sample.log_x[:, 0] - size) < SAME_LOG_SIZE for size in (at, x[other]))
-    small, large = (np.exp(sample.log_y[rows].mean()) for rows in is_size)
-    return float((small - large) * np.log(2) / steps[other])
+    rows = (abs(sample.log_x[:, 0] - size) < SAME_LOG_SIZE for size in (log_size, log_sizes[double]))
+    small, large = (np.exp(sample.log_y[is_size].mean()) for is_size in rows)
+    return float((small - large) * np.log(2) / log_ratios[double])
 
 
 def _distinct(x: Floats) -> Floats:
@@ -175,16 +172,15 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
     The size is the law's first variable, and whole runs are held out. The entry is about the largest size alone;
     `steps` has every size held out. None if too few sizes remain, or they lie on the law.
     """
-    law, sample = fit.law, fit.sample
-    first, sizes = sample.log_x[:, 0], _distinct(sample.log_x[:, 0])
+    sample, first, sizes = fit.sample, fit.sample.log_x[:, 0], _distinct(fit.sample.log_x[:, 0])
     steps: list[Entry] = []
     entry: Entry = {}
     for count in range(1, min(MAX_HELD_OUT, len(sizes) - 1) + 1):
         is_held_out = first > sizes[-count] - SAME_LOG_SIZE
         kept = sample.subset(~np.isin(sample.clusters, sample.clusters[is_held_out]))
-        if not len(kept.log_y) or refusal(law, kept):
+        if not len(kept.log_y) or refusal(fit.law, kept):
             break
-        smaller = fit_sample(law, kept, loss=fit.loss)
+        smaller = fit_sample(fit.law, kept, loss=fit.loss)
         kind = band_kind(smaller)
         if smaller.is_exact or (kind and steps):  # a bootstrap for the largest size alone
             break
@@ -193,7 +189,7 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
             break
         steps += _steps(smaller, sample.subset(is_held_out), sizes, ensemble, settings.level)
         entry = entry or {
-            "variable": law.variables[0],
+            "variable": fit.law.variables[0],
             **{key: steps[0][key] for key in ("held_out", "error_log", "rms_error_log", "n_inside")},
             "n_rows_predicted": steps[0]["n_rows"],
             "n_rows_fitted": len(kept.log_y),
@@ -232,7 +228,7 @@ def _steps(smaller: Fit, held_out: Sample, sizes: Floats, ensemble: Ensemble | N
 
 
 def _without_smallest(fit: Fit) -> Entry | None:
-    """Exponents without the smallest size: a straight line whose slope moves is no straight line."""
+    """Exponents without the smallest size: they change if the law does not bend as the data do."""
     first = fit.sample.log_x[:, 0]
     kept = fit.sample.subset(first > first.min() + SAME_LOG_SIZE)
     if not len(kept.log_y) or refusal(fit.law, kept):

@@ -65,7 +65,7 @@ def fit_group(
         reason = refusal(task.law, sample)
         if reason is None:
             try:
-                fitted[family] = _fit_family(table, family, task, sample, settings, rng, middle)
+                fitted[family] = _fit_family(table.family(family), task, sample, settings, rng, middle)
             except (np.linalg.LinAlgError, FloatingPointError) as error:
                 reason = f"not fitted: the computation broke down ({error})"
         if reason is not None:
@@ -74,26 +74,18 @@ def fit_group(
 
 
 def _fit_family(
-    table: Table,
-    family: str,
-    task: Task,
-    sample: Sample,
-    settings: Settings,
-    rng: np.random.Generator,
-    middle: Floats | None,
+    table: Table, task: Task, sample: Sample, settings: Settings, rng: np.random.Generator, middle: Floats | None
 ) -> Fitted:
-    """Fit one family; `middle` is the median of the log variables over all families if the fit is thorough."""
-    own = table.family(family)
+    """Fit the family of `table`; `middle` is the median of the log variables of all families if the fit is thorough."""
     fit = fit_sample(task.law, sample, loss=task.loss)
     replicates = 0 if middle is None else settings.bootstrap
     bounds = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, coefficients=middle is not None)
-    runs = take_sample(own, task.law, task.target, task.size, unit="run")
-    test = lack_of_fit(fit, runs)
-    run_sigma = new_run_sigma(fit, runs)
-    entry = _identity(family, task, sample) | _numbers(task.target, fit, bounds)
+    runs = take_sample(table, task.law, task.target, task.size, unit="run")
+    test, run_sigma = lack_of_fit(fit, runs), new_run_sigma(fit, runs)
+    entry = _identity(table.families[0], task, sample) | _numbers(task.target, fit, bounds)
     entry |= {
         "unit": "run" if settings.unit == "run" else "cell",
-        "n_runs": len(np.unique(own.frame["cluster"])),
+        "n_runs": len(np.unique(table.frame["cluster"])),
         "n_rows": len(runs.log_y),
         "lack_of_fit": test and vars(test),
         "run_sigma_log": run_sigma,
@@ -116,10 +108,9 @@ def _fit_family(
 
 def _refused(law: Law, reason: str) -> Entry:
     names = list(law.parameters)
-    nothing = dict.fromkeys(names)
     return dict.fromkeys(UNKNOWN.split()) | {
-        "params": nothing,
-        "se": nothing,
+        "params": dict.fromkeys(names),
+        "se": dict.fromkeys(names),
         "ci95": {name: [None, None] for name in names},
         "covariance_method": "none",
         "se_method": "none",
@@ -158,8 +149,7 @@ def _identity(family: str, task: Task, sample: Sample) -> Entry:
 
 
 def _numbers(target: str, fit: Fit, bounds: Uncertainty) -> Entry:
-    score = criteria([fit])
-    certificate = fit.certificate
+    score, certificate = criteria([fit]), fit.certificate
     notes = list(bounds.notes)
     if certificate.starts_agreeing < 0.5:
         notes.append(f"only {certificate.starts_agreeing:.0%} of the starts reach the best objective")

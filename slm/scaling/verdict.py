@@ -30,11 +30,10 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
     keys = ("law", "target", "loss")
     fits = [e for e in entries if all(e[k] == primary[k] for k in keys) and e["size"] in (None, primary["size"])]
     case = Case(comparison, fits)
-    is_exact = comparison["weighed"].get(case.law_name, {}).get("exact", False)
     sentences: list[str] = []
     pairs: list[Entry] = []
     answer = None
-    if is_exact:
+    if comparison["weighed"].get(case.law_name, {}).get("exact"):
         headline = _headline_without_scatter(case)
     elif len(comparison["families"]) == 1:
         headline = _headline_for_one_family(case)
@@ -52,34 +51,26 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
 def _compared_pairs(case: Case) -> list[Entry]:
     """Pairs of families, each by the best comparison there is, with `differs` and an objection `against` that answer.
 
-    `is_ranked` says whether the families are also ranked by the exponent that is compared.
-    The p-values are adjusted over all these pairs. They are also written into `case.comparison`, because the report
-    shows its tables.
+    `is_ranked` says whether the families are also ranked by the exponent that is compared. The p-values are adjusted
+    over all these pairs. They are also written into each `source` in `case.comparison`, whose tables the report shows.
     """
     matched, law_rows = case.comparison["paired"], case.law.get("pairs", [])
     ranking_exponent = law_rows[0]["exponent"] if law_rows else ""
     pairs: list[Entry] = []
-    sources: list[Entry] = []
     for row in matched["pairs"] if case.comparison["primary"]["in_N"] else []:
-        common = {"a": row["a"], "b": row["b"], "variable": "N", "paired": True, "above": bool(row["above_floor"])}
-        if row["above_floor"]:
-            sources.append(row["above_floor"])
-            common |= {"exponent": ranking_exponent or "the exponent of N", "straight": False, "p_any_floor": None}
-        elif not matched["curved"]:
-            sources.append(row)
-            common |= {"exponent": "local exponent", "straight": True}
-        else:
-            continue
-        pairs.append(sources[-1] | common)
+        is_above, source = bool(row["above_floor"]), row["above_floor"] or row
+        if is_above or not matched["curved"]:
+            exponent = (ranking_exponent or "the exponent of N") if is_above else "local exponent"
+            pair = {"a": row["a"], "b": row["b"], "variable": "N", "exponent": exponent, "straight": not is_above}
+            pairs.append({"p_any_floor": None, **source, **pair, "paired": True, "above": is_above, "source": source})
     pairs_at_same_sizes = family_pairs(pairs)
     for row in law_rows:
         is_compared = (row["a"], row["b"]) in pairs_at_same_sizes and row["exponent"] == ranking_exponent
         if row["p"] is not None and not is_compared:
-            sources.append(row)
-            pairs.append({**row, "paired": False, "above": False})
+            pairs.append({**row, "paired": False, "above": False, "source": row})
     adjust(pairs)
-    for pair, source in zip(pairs, sources, strict=True):
-        source |= {key: pair[key] for key in ("p_adjusted", "p_any_floor_adjusted")}
+    for pair in pairs:
+        pair["source"] |= {key: pair[key] for key in ("p_adjusted", "p_any_floor_adjusted")}
     for pair in pairs:
         pair["against"] = _objection(case, pair)
         pair["differs"] = None if pair["against"] else case.is_significant(pair["p_adjusted"])
@@ -99,7 +90,7 @@ def _objection(case: Case, pair: Entry) -> str:
         if not pair["paired"] and name == case.law_name:
             continue
         differs, is_opposite = case.is_significant(row["p_adjusted"]), row["delta"] * pair["delta"] < 0
-        # A test of the pair above a floor is sharper than the test under a law, so the latter need not be significant.
+        # A test of the pair above a floor has more power than one under a law, so the latter need not be significant.
         is_sharper = pair["above"] or (pair["straight"] and any_floor is not None)
         if is_significant and not is_opposite and (differs or is_sharper):
             is_confirmed = True
@@ -131,9 +122,7 @@ def _identified_row(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
 
 def _contradiction(case: Case, pair: Entry, law: str, row: Entry) -> str:
     """A sentence with the result of this pair, the other result under `law`, and what would decide between them."""
-    condition = f"Under {case.law_name}"
-    if pair["paired"]:
-        condition = "Above a floor that both share" if pair["above"] else "Over these sizes"
+    condition = _condition(case, [pair]).capitalize() if pair["paired"] else f"Under {case.law_name}"
     result = f"{pair['a']} and {pair['b']} do not differ significantly"
     other_result = "they do not differ significantly"
     if case.is_significant(pair["p_adjusted"]):
@@ -169,17 +158,12 @@ def _headline(case: Case, pairs: Sequence[Entry]) -> tuple[str, bool | None]:
     p = min(pair["p_adjusted"] for pair in pairs)
     test = f"smallest of {len(pairs)} Holm-adjusted p-values: {p:.2g}" if len(pairs) > 1 else f"t test, p = {p:.2g}"
     differing = [pair for pair in pairs if pair["differs"]]
+    condition = _condition(case, differing or pairs)
     if differing:
-        return f"The families differ in how they scale {_condition(case, differing)} ({test}).", True
+        return f"The families differ in how they scale {condition} ({test}).", True
     if any(pair["differs"] is None for pair in pairs):
-        return (
-            f"Whether the families differ in how they scale depends on the law ({test} {_condition(case, pairs)}).",
-            None,
-        )
-    return (
-        f"The families' exponents are not distinguishable with this design {_condition(case, pairs)} ({test}).",
-        False,
-    )
+        return f"Whether the families differ in how they scale depends on the law ({test} {condition}).", None
+    return f"The families' exponents are not distinguishable with this design {condition} ({test}).", False
 
 
 def _condition(case: Case, pairs: Sequence[Entry]) -> str:
@@ -197,12 +181,13 @@ def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
     sentences = []
     for pair in differing:
         steeper, flatter = _steeper_first(pair)
-        value = f"by {_difference(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
-        if pair["paired"] and not pair["above"]:
-            sentences.append(f"The {case.target} of {steeper} falls faster with N than that of {flatter}, {value}.")
-        else:
-            exponent = f"Above a floor that both share, {pair['exponent']}" if pair["above"] else pair["exponent"]
-            sentences.append(f"{exponent} of {steeper} is larger than that of {flatter}, {value}.")
+        comparison = f"{pair['exponent']} of {steeper} is larger than"
+        if pair["above"]:
+            comparison = f"Above a floor that they share, {comparison}"
+        elif pair["paired"]:
+            comparison = f"The {case.target} of {steeper} falls faster with N than"
+        value = f"{_difference(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
+        sentences.append(f"{comparison} that of {flatter}, by {value}.")
     sentences += [pair["against"] for pair in pairs if pair["against"]]
     sentences += _explained_by_floor(case, pairs)
     sentences += [_agreement(case, pair) for pair in differing if pair["is_ranked"]]
@@ -230,20 +215,14 @@ def _agreement(case: Case, pair: Entry) -> str:
     if row is None or not row["of"]:
         return ""
     steeper, flatter = _steeper_first(pair)
-    agreeing, fits = row["same"], row["of"]
-    if row["steeper"] != steeper:
-        agreeing = fits - agreeing
-    return f"{steeper} is steeper than {flatter} in {agreeing} of {fits} fits with other laws, N or targets."
+    agreeing = row["same"] if row["steeper"] == steeper else row["of"] - row["same"]
+    return f"{steeper} is steeper than {flatter} in {agreeing} of {row['of']} fits with other laws, N or targets."
 
 
 def _headline_without_scatter(case: Case) -> str:
     """The headline where all rows lie on the law, so that nothing can be tested."""
-    values = [
-        f"{fit['family']} {name} = {fit['params'][name]:.6g}"
-        for fit in case.fits
-        if fit["fitted"]
-        for name in fit["exponents"]
-    ]
+    fits = [fit for fit in case.fits if fit["fitted"]]
+    values = [f"{fit['family']} {name} = {fit['params'][name]:.6g}" for fit in fits for name in fit["exponents"]]
     return (
         f"All rows lie on {case.equation} to rounding: {shortlist(values, separator='; ')}. Without scatter there are "
         "no intervals and no tests."
