@@ -173,7 +173,9 @@ def allocation_entries(table: Table, fitted: ByLaw, settings: Settings, target: 
         fits = [result for result in fits if result.entry["identified"] and set(result.entry["range"]) == {"N", "D"}]
         largest_sigma = MAX_RELATIVE_MISFIT * min((result.entry["sigma_log"] for result in fits), default=0.0)
         fits = [result for result in fits if result.entry["sigma_log"] <= largest_sigma]
-        rows += [{"family": family} | _allocation(result, table.family(family).frame, size, settings) for result in fits]
+        rows += [
+            {"family": family} | _allocation(result, table.family(family).frame, size, settings) for result in fits
+        ]
     return rows
 
 

@@ -93,7 +93,9 @@ def test_an_interval_ends_where_a_constrained_joint_fit_reaches_the_t_quantile()
     errors = [uncertain.error(fit, "alpha", 0.95) for fit, uncertain in (one, two)]
     assert found.df == pytest.approx(welch_df(errors, [17, 13]))
     assert 13 < found.df < 30
-    t_low, t_high, t_zero = (np.sqrt(constrained((a, b), at, alpha) - best) for at in (found.ci_low, found.ci_high, 0.0))
+    t_low, t_high, t_zero = (
+        np.sqrt(constrained((a, b), at, alpha) - best) for at in (found.ci_low, found.ci_high, 0.0)
+    )
     assert (t_low, t_high) == pytest.approx((stats.t.ppf(0.975, found.df),) * 2, rel=0.01)
     assert found.p == pytest.approx(2 * stats.t.sf(t_zero, found.df), rel=0.02)
 
