@@ -52,9 +52,11 @@ class Findings:
         """Whether there is only one family, so nothing to compare; `audit` then lists what differs within it."""
         return bool(self.frame["family"].nunique() == 1)
 
-    def add_violation(self, what: str, families: dict[str, list[Any]], sentence: str) -> None:
-        """Note that something differs."""
-        self.violations.append({"what": what, "families": families, "sentence": sentence})
+    def add_violation(self, what: str, values: pd.Series, sentence: str) -> None:
+        """Note that `values` differ; the values of each family are added to a sentence that ends with a colon."""
+        families = by_family(self.frame, values)
+        ending = f" {_lists(families)}." if sentence.endswith(":") else ""
+        self.violations.append({"what": what, "families": families, "sentence": sentence + ending})
 
     def add_unknown(self, what: str) -> None:
         """Note that the table does not state something of every run."""
@@ -75,11 +77,10 @@ class Findings:
 
         `{where}` in `differ` becomes ` at the same size` if families have the same values, but at other sizes.
         """
-        lists = by_family(self.frame, values)
         if has_same_levels(self.frame, groups):
             return self.add_match(what, same)
-        where = " at the same size" if _are_equal(lists) else ""
-        return self.add_violation(what, lists, f"{differ.format(where=where)}: {_lists(lists)}.")
+        where = " at the same size" if _are_equal(by_family(self.frame, values)) else ""
+        return self.add_violation(what, values, f"{differ.format(where=where)}:")
 
 
 def audit(frame: pd.DataFrame) -> dict[str, Any]:
@@ -115,20 +116,18 @@ def _check_tokens(frame: pd.DataFrame, findings: Findings) -> None:
         return findings.add_unknown("tokens")
     if findings.is_single("tokens"):
         return None
-    rules = [("the same token budgets", frame["tokens"], 0.005)]
+    tokens = frame["tokens"]
+    rules = [("the same token budgets", tokens, 0.005)]
+    rules += [(f"the same tokens per parameter ({size})", tokens / frame[size], 0.02) for size in sizes_of(frame)]
+    budgets = {"budget": "", "isoflop": "compute ", "flops": "compute "}
     rules += [
-        (f"the same tokens per parameter ({size})", frame["tokens"] / frame[size], 0.02) for size in sizes_of(frame)
+        (f"the same {kind}budgets ({name})", frame[name], 0.05) for name, kind in budgets.items() if name in frame
     ]
-    for name, what in (("budget", ""), ("isoflop", "compute "), ("flops", "compute ")):
-        if name in frame:
-            rules.append((f"the same {what}budgets ({name})", frame[name], 0.05))
     for rule, values, tolerance in rules:
         if has_same_levels(frame, levels(values, tolerance)):
             return findings.add_match("tokens", f"Families have {rule}, to {tolerance:.1%}.")
     sentence = "Families differ in training tokens, in tokens per parameter and in compute"
-    return findings.add_violation(
-        "tokens", by_family(frame, frame["tokens"]), f"{sentence}: {_ranges(frame, 'tokens')}."
-    )
+    return findings.add_violation("tokens", frame["tokens"], f"{sentence}: {_ranges(frame, 'tokens')}.")
 
 
 def _check_tokenizer(frame: pd.DataFrame, findings: Findings) -> None:
@@ -150,7 +149,7 @@ def _check_one_value(
     elif values.nunique() == 1:
         findings.add_match(what, f"All runs have the same {what} ({values.name} {values.iloc[0]}).")
     else:
-        findings.add_violation(what, by_family(frame, values), f"{differ} ({values.name} differs){remedy}.")
+        findings.add_violation(what, values, f"{differ} ({values.name} differs){remedy}.")
 
 
 def _check_settings(frame: pd.DataFrame, findings: Findings) -> None:
@@ -168,10 +167,8 @@ def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     at_end = values_of(frame, ("lr_at_end",))
     if at_end is not None and at_end.any():
         # A family whose best rate lies beyond the rates tried may have higher losses for that reason alone.
-        at_end = at_end.astype(bool)
-        sizes = by_family(frame[at_end], frame.loc[at_end, size_of(frame)])
-        sentence = "The best learning rate is at an end of those tried, so a better one is likely, at these sizes"
-        return findings.add_violation(what, sizes, f"{sentence}: {_lists(sizes)}.")
+        sentence = "The best learning rate is at an end of those tried, so a better one is likely, at these sizes:"
+        return findings.add_violation(what, frame.loc[at_end.astype(bool), size_of(frame)], sentence)
     rule, rates = (values_of(frame, (name,)) for name in ("lr_rule", "lr"))
     parametrization = values_of(frame, ("parametrization",))
     if rule is None and rates is None and parametrization is not None and set(parametrization) != {"standard"}:
@@ -186,9 +183,7 @@ def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
         same = "Families have the same learning rates at the same size."
         differ = "Learning rates differ between families at the same size, so they are not controlled"
         return findings.compare(what, rates, levels(rates, 1e-6), same, differ)
-    rules = by_family(frame, rule)
-    sentence = f"Families differ in the rule for the learning rate: {_lists(rules)}."
-    return findings.add_violation(what, rules, sentence)
+    return findings.add_violation(what, rule, "Families differ in the rule for the learning rate:")
 
 
 def _check_rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
@@ -196,7 +191,7 @@ def _check_rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
     tried = values_of(frame, RATES_TRIED)
     if tried is None or findings.is_single("rates tried"):
         return
-    numbers = _lists({"each": sorted(set(tried.tolist()))}).removeprefix("each ")
+    numbers = shortlist(map(_text, sorted(set(tried.tolist()))), MAX_VALUES)
     same = f"Families were given the same number of learning rates ({numbers})."
     differ = "Families were given different numbers of learning rates{where}, and the best of more is lower"
     findings.compare("rates tried", tried, levels(tried, 0), same, differ)
@@ -212,22 +207,21 @@ def _check_seeds(frame: pd.DataFrame, findings: Findings) -> None:
     if _are_equal(seeds):
         number = len(next(iter(seeds.values())))
         return findings.add_match("seeds", f"Families have the same seeds ({number} of them).")
-    return findings.add_violation("seeds", seeds, f"Families differ in seeds: {_lists(seeds)}.")
+    return findings.add_violation("seeds", values, "Families differ in seeds:")
 
 
 def _check_sizes(frame: pd.DataFrame, findings: Findings) -> None:
     size = size_of(frame)
     if has_same_sizes(frame, size):
         return findings.add_match("sizes", f"Families have the same sizes ({size}), to 10%.")
-    sizes = by_family(frame, frame[size])
     sentence = f"Families do not have the same sizes, to 10%: {_ranges(frame, size)}."
-    findings.add_violation("sizes", sizes, sentence)
+    findings.add_violation("sizes", frame[size], sentence)
     ends = frame.groupby("family")[size].agg(["min", "max"])
     if (ends.max() / ends.min() > 1 + SAME_SIZE).any():
         low, high = ends["min"].max(), ends["max"].min()
         common = f"{low:.3g} to {high:.3g}" if low < high else "which does not exist"
         sentence = f"Ranges of {size} differ between families: exponents compare only over the common range, {common}."
-        findings.add_violation("ranges", sizes, sentence)
+        findings.add_violation("ranges", frame[size], sentence)
     return None
 
 
