@@ -55,9 +55,11 @@ def folded(summary: str, content: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>" if content else ""
 
 
-def folded_if_long(summary: str, content: str, rows: int, visible: int = VISIBLE_ROWS) -> str:
-    """The same only if `content` has more than `visible` rows."""
-    return folded(summary, content) if rows > visible else content
+def folded_if_long(heading: str, content: str, rows: int, visible: int = VISIBLE_ROWS) -> str:
+    """Content below its heading, folded if it has more than `visible` rows; empty without content."""
+    if rows > visible:
+        return folded(f"{heading} ({rows} rows)", content)
+    return f"**{heading}**\n\n{content}" if content else ""
 
 
 def bullets(lines: Iterable[str]) -> str:

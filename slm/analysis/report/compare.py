@@ -6,17 +6,7 @@ from collections.abc import Sequence
 
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.paired import difference
-from slm.report.markdown import (
-    VISIBLE_ROWS,
-    Columns,
-    Section,
-    bullets,
-    figure,
-    folded,
-    folded_if_long,
-    table,
-    table_by_column,
-)
+from slm.report.markdown import VISIBLE_ROWS, Columns, Section, bullets, folded, folded_if_long, table, table_by_column
 from slm.report.style import INK, PALETTE, Axes, Figure, Margins, panels, short_name, text_beside
 from slm.runtime.words import (
     LOSS_NAMES,
@@ -60,7 +50,7 @@ def comparison_section(analysis: Directory) -> Section:
         + (f" Left out, not fitted or not identified: {left_out}." if left_out else ""),
         _joint(law),
         _pairs(law),
-        figure(analysis.path, "differences", "Differences of exponents between families, each by its own fit."),
+        analysis.figure("differences", "Differences of exponents between families, each by its own fit."),
         _models(law),
         _models_explained(law),
         bullets(_efficiency(law, analysis.level)),
@@ -207,7 +197,7 @@ def _ranking(analysis: Directory) -> list[str]:
         f"The same order in {ranking['same_order']} of {ranking['compared_with']} other fits in the same variable. "
         + _survival(ranking["survives_change_of"]),
         table_by_column(ranking["pairs"], pairs),
-        folded_if_long(f"All {len(usable)} rankings", content, len(usable), VISIBLE_ROWS // 2),
+        folded_if_long("All rankings", content, len(usable), VISIBLE_ROWS // 2),
     ]
 
 

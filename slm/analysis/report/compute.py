@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
-from slm.report.markdown import Columns, Section, figure, folded, table_by_column
+from slm.report.markdown import Columns, Section, folded, table_by_column
 from slm.report.style import INK, Axes, Figure, log_axis, panels, short_name
-from slm.runtime.words import TARGET_NAMES, axis_name, count, escape_markdown, is_number, listed, sig
+from slm.runtime.words import axis_name, count, escape_markdown, is_number, listed, sig
 from slm.scaling.describe import Entry, family_name
 
 MAX_RATIO_OF_LAWS = 2.0
 """Laws whose answers differ by a larger factor are reported as contradicting each other."""
+NOT_SIZES = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
+"""What fronts are drawn against besides N."""
 PRICES: Columns = {
     "device hours": lambda row: sig(row.get("device_hours"), 3),
     "price": lambda row: sig(row.get("price"), 3),
@@ -29,7 +31,7 @@ def compute_section(analysis: Directory) -> Section | None:
         caption = "Large marks: the front. Neighbours within the scatter between seeds do not differ."
         section.add(
             "**Pareto fronts.** A run is on a front if no other run beats it in both.",
-            figure(analysis.path, "pareto", caption),
+            analysis.figure("pareto", caption),
             folded("Runs on the fronts", "\n\n".join(_front_table(analysis, front) for front in fronts)),
         )
     return section if section.blocks else None
@@ -103,13 +105,16 @@ def _remark(row: Entry) -> str:
 
 def _front_table(analysis: Directory, front: Entry) -> str:
     target, column = analysis.primary["target"], front["against"]
-    label = {"flops": "C (FLOPs)", "tokens_per_second": "tokens per second"}.get(column) or axis_name("N", column)
     columns: Columns = {
         "run": lambda row: escape_markdown(row["family"] + (f", {row['name']}" if row.get("name") else "")),
-        label: lambda row: sig(row[column], 3) if column in ("flops", "tokens_per_second") else count(row[column]),
-        TARGET_NAMES[target]: lambda row: sig(row[target]),
+        _label(column): lambda row: sig(row[column], 3) if column in NOT_SIZES else count(row[column]),
+        analysis.target_name: lambda row: sig(row[target]),
     }
     return table_by_column(front["front"], columns)
+
+
+def _label(column: str) -> str:
+    return NOT_SIZES.get(column) or axis_name("N", column)
 
 
 def pareto_figure(analysis: Directory) -> Figure | None:
@@ -149,5 +154,4 @@ def _draw_front(axis: Axes, analysis: Directory, front: Entry, target: str) -> N
     x, y = analysis.results[column].to_numpy(float), analysis.results[target].to_numpy(float)
     log_axis(axis.xaxis, x.min() / 1.2, x.max() * 1.2, counts=column != "flops")
     log_axis(axis.yaxis, y.min() / 1.03, y.max() * 1.03)
-    names = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
-    axis.set_xlabel(names.get(column) or axis_name("N", column))
+    axis.set_xlabel(_label(column))

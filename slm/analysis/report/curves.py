@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import Section, figure
+from slm.report.markdown import Section
 from slm.report.style import GREY, INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short_name
 from slm.runtime.words import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
 from slm.scaling.describe import Entry, has_complete_lists, is_identified
@@ -21,16 +21,14 @@ MAX_REFERENCE_RATIO = 2.0
 def curves_section(analysis: Directory) -> Section:
     """The figures of the fits."""
     return Section("Curves and residuals").add(
-        figure(
-            analysis.path,
+        analysis.figure(
             "curves",
             "Marks: runs. Line: the law, dashed beyond the data. Dark band: interval of the law; light band: interval "
             "of one more run. Dotted: the floor, where it is identified. Grey dashes: published laws with the same "
             "target and the same N.",
         ),
-        figure(analysis.path, "residuals", "A pattern here that families share is something the law leaves out."),
-        figure(
-            analysis.path,
+        analysis.figure("residuals", "A pattern here that families share is something the law leaves out."),
+        analysis.figure(
             "profiles",
             "How much worse the best fit gets when the exponent is held elsewhere: the interval is where |t| stays "
             "under the dotted line.",
@@ -145,20 +143,22 @@ def _references(axis: Axes, analysis: Directory, entry: Entry) -> None:
             continue
         axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
         ends.append((float(y[-1]), row["reference"] + (" (outside its range)" if row["outside_range"] else "")))
+    if not ends:
+        return
     ends.sort(reverse=True)
-    above = bool(ends) and ends[0][0] > fitted  # names stand on that side of the references where the curve is not
-    wide = axis.get_position().width * axis.get_figure().get_figwidth() > 4  # type: ignore[union-attr]
-    for place, (_, name) in enumerate(ends):
-        axis.annotate(
-            name,
-            (largest if wide else 0.99, ends[0][0] if above else ends[-1][0]),
-            (8 if wide else 0, 8 + 9 * (len(ends) - 1 - place) if above else -12 - 9 * place),
-            xycoords=("data" if wide else "axes fraction", "data"),
-            textcoords="offset points",
-            ha="left" if wide else "right",
-            fontsize=7,
-            color="#666666",
-        )
+    is_above = ends[0][0] > fitted  # names stand on that side of the references where the curve is not
+    is_wide = axis.get_position().width * axis.get_figure().get_figwidth() > 4  # type: ignore[union-attr]
+    axis.annotate(
+        "\n".join(name for _, name in ends),
+        (largest if is_wide else 0.99, ends[0 if is_above else -1][0]),
+        (8 if is_wide else 0, 6 if is_above else -6),
+        xycoords=("data" if is_wide else "axes fraction", "data"),
+        textcoords="offset points",
+        ha="left" if is_wide else "right",
+        va="bottom" if is_above else "top",
+        fontsize=7,
+        color="#666666",
+    )
 
 
 def _floor_value(entry: Entry) -> float | None:

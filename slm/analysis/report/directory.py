@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from slm.report.markdown import figure
 from slm.report.style import colours, markers
 from slm.runtime.words import TARGET_NAMES, TARGET_UNITS, axis_name
 from slm.scaling.describe import Entry
@@ -42,17 +43,8 @@ class Directory:
         """The rows of one family."""
         return self.results[self.results["family"] == family]
 
-    @cached_property
-    def tuning(self) -> pd.DataFrame:
-        """The best learning rate of each shape; empty if none was tuned."""
-        return self._optional_table("tuning.csv")
-
-    @cached_property
-    def runs(self) -> pd.DataFrame:
-        """Every run of a sweep, at all learning rates; empty without a sweep."""
-        return self._optional_table("runs.csv")
-
-    def _optional_table(self, name: str) -> pd.DataFrame:
+    def sweep_table(self, name: str) -> pd.DataFrame:
+        """A table that only a sweep writes, such as tuning.csv; empty without it."""
         path = self.path / name
         return pd.read_csv(path, low_memory=False) if path.exists() else pd.DataFrame()
 
@@ -118,3 +110,7 @@ class Directory:
     def equation(self, law: str) -> str:
         """The equation of a fitted law, for people to read."""
         return str(next(entry["equation"] for entry in self.fits if entry["law"] == law))
+
+    def figure(self, name: str, caption: str) -> str:
+        """A figure of the report with its caption, as Markdown; empty if it was not drawn."""
+        return figure(self.path, name, caption)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import VISIBLE_ROWS, Columns, Section, bullets, figure, folded, folded_if_long, table_by_column
+from slm.report.markdown import VISIBLE_ROWS, Columns, Section, bullets, folded_if_long, table_by_column
 from slm.report.style import GREY, INK, Axes, Figure, Margins, axes_at, blank_figure, text_beside
 from slm.runtime.words import (
     SIZE_LABELS,
@@ -42,6 +42,7 @@ from slm.scaling.forms import VARIABLES
 def exponents_section(analysis: Directory) -> Section:
     """The fits of the verdict first, then other laws, other N, and other targets."""
     main, target = analysis.primary, analysis.target_name
+    other_laws = [entry for entry in analysis.entries() if entry["law"] != main["law"]]
     section = Section("Exponents").add(
         f"Fits of {target}, where N counts {size_words(main['size'])}, with {analysis.level:.0%} intervals. A steeper "
         "law has a larger exponent. An exponent above a floor and one without a floor are different quantities, and so "
@@ -49,23 +50,21 @@ def exponents_section(analysis: Directory) -> Section:
         fit_table(analysis.verdict_fits),
         bullets(notes(analysis.verdict_fits)),
         _without_smallest(analysis.verdict_fits),
-        _other_fits(
-            f"{target}, other laws", [e for e in analysis.entries() if e["law"] != main["law"]], visible=VISIBLE_ROWS
-        ),
+        _other_fits("Exponents by other laws", other_laws, visible=VISIBLE_ROWS),
     )
     for size in dict.fromkeys(e["size"] for e in analysis.fits if e["size"] and e["size"] != main["size"]):
         rows = [entry for entry in analysis.entries(size=size) if entry["size"] == size]
-        section.add(_other_fits(f"{target}, where N counts {size_words(size)}", rows))
+        section.add(_other_fits(f"Exponents where N counts {size_words(size)}", rows))
     for other in dict.fromkeys(e["target"] for e in analysis.fits if e["target"] != main["target"]):
         if other == "perplexity":
             section.add(*_perplexity(analysis))
         else:
-            section.add(_other_fits(TARGET_NAMES[other], analysis.entries(target=other)))
+            section.add(_other_fits(f"Exponents of {TARGET_NAMES[other]}", analysis.entries(target=other)))
     caption = (
         "Exponents with their intervals. Grey and hollow: the data do not identify it. Diamonds: published laws, "
         "read as a straight line over this table's sizes."
     )
-    return section.add(figure(analysis.path, "exponents", caption))
+    return section.add(analysis.figure("exponents", caption))
 
 
 def fit_table(entries: Sequence[Entry]) -> str:
@@ -97,11 +96,9 @@ def not_fitted(entries: Sequence[Entry]) -> str:
     )
 
 
-def _other_fits(summary: str, entries: Sequence[Entry], visible: int = VISIBLE_ROWS // 2) -> str:
+def _other_fits(heading: str, entries: Sequence[Entry], visible: int = VISIBLE_ROWS // 2) -> str:
     content = "\n\n".join(filter(None, (fit_table(entries), bullets(notes(entries)))))
-    if sum(entry["fitted"] for entry in entries) > visible:
-        return folded(f"{summary} ({len(entries)} fits)", content)
-    return f"{summary[0].upper()}{summary[1:]}:\n\n{content}" if content else ""
+    return folded_if_long(heading, content, sum(entry["fitted"] for entry in entries), visible)
 
 
 def _perplexity(analysis: Directory) -> list[str]:
@@ -112,7 +109,7 @@ def _perplexity(analysis: Directory) -> list[str]:
         "references below are converted over the same N range."
     )
     own, others = ([entry for entry in entries if (entry["law"] == law) == is_own] for is_own in (True, False))
-    return [warning, fit_table(own), _other_fits("perplexity, other laws", others)]
+    return [warning, fit_table(own), _other_fits("Exponents of perplexity by other laws", others)]
 
 
 def _without_smallest(entries: Sequence[Entry]) -> str:
@@ -148,12 +145,9 @@ def references_section(analysis: Directory) -> Section | None:
     for target in dict.fromkeys(row["target"] for row in used):
         of_target = [row for row in used if row["target"] == target]
         label = TARGET_NAMES[target] + (" (not comparable with loss)" if target == "perplexity" else "")
-        content, visible = table_by_column(of_target, columns), VISIBLE_ROWS
-        if target != analysis.primary["target"]:
-            visible //= 2
-        if len(of_target) <= visible:
-            section.add(f"**Exponents of {label}**")
-        section.add(folded_if_long(f"Exponents of {label} ({len(of_target)} rows)", content, len(of_target), visible))
+        visible = VISIBLE_ROWS if target == analysis.primary["target"] else VISIBLE_ROWS // 2
+        content = table_by_column(of_target, columns)
+        section.add(folded_if_long(f"Exponents of {label}", content, len(of_target), visible))
     if not all(row["same_size_definition"] for row in used):
         section.add("† The reference is not known to count N in this way.")
     outside = [row for row in used if row["outside_range"]]

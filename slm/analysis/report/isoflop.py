@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import figure, folded_if_long, table, table_by_column
+from slm.report.markdown import folded_if_long, table, table_by_column
 from slm.report.style import INK, Axes, Figure, log_axis, panels, short_name
 from slm.runtime.words import NOTHING, count, escape_markdown, interval, is_number, listed, sig, with_interval
 from slm.scaling.describe import Entry, family_name
@@ -49,7 +49,7 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
         f"The values of the column {listed(ignored)} are not FLOPs, so they make no budgets." if ignored else "",
     ]
     if given:
-        return [*blocks, figure(analysis.path, "isoflop", "The given optima and the power laws through them.")]
+        return [*blocks, analysis.figure("isoflop", "The given optima and the power laws through them.")]
     budgets = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
     if budgets:
         header = ("family", "C (FLOPs)", "best N by approach 2", "best D", "best N by `chinchilla`", "ratio", "remarks")
@@ -57,7 +57,7 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
         blocks += [
             _disagreement(rows),
             folded_if_long(summary, table(header, budgets), len(budgets)),
-            figure(analysis.path, "isoflop", CAPTION),
+            analysis.figure("isoflop", CAPTION),
         ]
     return blocks
 

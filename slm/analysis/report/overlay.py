@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import Section, bullets, figure, folded, table
+from slm.report.markdown import Section, bullets, folded, table
 from slm.report.style import INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short_name
 from slm.runtime.words import (
     NOTHING,
@@ -80,8 +80,7 @@ def overlay_section(analysis: Directory) -> Section | None:
         f"with the {overlay['level']:.0%} interval of one run.",
         "**This is no controlled comparison.** What differs:",
         bullets(map(escape_markdown, overlay["caveats"])),
-        figure(
-            analysis.path,
+        analysis.figure(
             "overlay",
             "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs; band: interval of "
             f"one more run.{at}",

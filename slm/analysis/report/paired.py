@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import Section, bullets, figure, table, table_by_column
+from slm.report.markdown import Section, bullets, table, table_by_column
 from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short_name
 from slm.runtime.words import NOTHING, escape_markdown, is_number, p_value, percent, sig, with_interval
 from slm.scaling.describe import Entry, has_complete_lists, pair_name
@@ -34,7 +34,7 @@ def paired_section(analysis: Directory) -> Section | None:
         "reject, and differ by a constant factor on N. p-values are adjusted over the pairs (Holm).",
         _slopes(pairs),
         _above_floor(pairs),
-        figure(analysis.path, "ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
+        analysis.figure("ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
         _levels(pairs, analysis.target_name),
         "Not paired:" if unmatched else "",
         bullets(unmatched),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import Columns, Section, figure, folded, table, table_by_column
+from slm.report.markdown import Columns, Section, folded, table, table_by_column
 from slm.report.style import INK, Figure, Margins, log_axis, panels
 from slm.runtime.words import NOTHING, amount, count, interval, is_number, listed, p_value, sig, with_interval
 from slm.scaling.describe import Entry, family_name, has_complete_lists
@@ -158,8 +158,7 @@ def doubling_section(analysis: Directory) -> Section | None:
         table(header, ends),
         folded("From every size", table(header, every)) if len(every) > len(ends) else "",
         f"None is given for {listed(without)}, where the fit has no band." if without else "",
-        figure(
-            analysis.path,
+        analysis.figure(
             "doubling",
             "Gain of doubling N from each size that was run, with its band. Hollow: twice the size lies beyond the "
             "data. Crosses: measured, where two sizes are about a factor of two apart.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import Columns, Section, figure, table_by_column
+from slm.report.markdown import Columns, Section, table_by_column
 from slm.report.style import GREY, INK, PALETTE, Axes, Figure, log_axis, panels, short_name
 from slm.runtime.words import count, percent, sig
 from slm.scaling.describe import family_name
@@ -18,7 +18,7 @@ SHAPE = ["family", "width", "depth", "budget"]
 
 def rates_figure(analysis: Directory) -> Figure | None:
     """Loss against learning rate: a panel a family and a line a shape, with the optima and the given rate."""
-    tuning = analysis.tuning
+    tuning, runs = map(analysis.sweep_table, ("tuning.csv", "runs.csv"))
     if tuning.empty:
         return None
     families = list(dict.fromkeys(tuning["family"]))
@@ -26,20 +26,19 @@ def rates_figure(analysis: Directory) -> Figure | None:
     title = f"Loss against learning rate, {len(tuning)} shapes: crosses are fitted optima"
     drawn, axes = panels(len(families), title, columns=3, width=3.7 if several else 6.0)
     for axis, family in zip(axes, families, strict=True):
-        _panel(axis, analysis, tuning[tuning["family"] == family])
+        _panel(axis, runs[runs["family"] == family], tuning[tuning["family"] == family])
         axis.set_title(short_name(family) + ("" if several else f", {shapes} shapes"))
     axes[0].set_ylabel("loss (nats/token)")
     return drawn
 
 
-def _panel(axis: Axes, analysis: Directory, optima: pd.DataFrame) -> None:
-    runs = analysis.runs
+def _panel(axis: Axes, runs: pd.DataFrame, optima: pd.DataFrame) -> None:
+    """The runs and optima of one family."""
     for place, (_, best) in enumerate(optima.sort_values("params_total").iterrows()):
         means = runs[(runs[SHAPE] == best[SHAPE]).all(axis=1)].groupby("lr")["loss"].mean()
         axis.plot(means.index, means, "o-", color=PALETTE[place % len(PALETTE)], ms=4, lw=1.4, label=_shape(best))
         axis.plot(best["lr"], best["loss"], "x", color=INK, ms=6, mew=1.5)
-    tried = runs["lr"][runs["family"] == optima["family"].iloc[0]]
-    log_axis(axis.xaxis, tried.min() / 1.15, tried.max() * 1.15, counts=False)
+    log_axis(axis.xaxis, runs["lr"].min() / 1.15, runs["lr"].max() * 1.15, counts=False)
     for value in optima["lr_value"].dropna().unique():
         axis.axvline(value, color=GREY, lw=0.8, ls=":")
     axis.set_xlabel("optim.lr; dotted: the rate given")
@@ -52,7 +51,8 @@ def _shape(row: pd.Series) -> str:
 
 def rates_section(analysis: Directory) -> Section | None:
     """The optimum of each shape, and what the given rate loses against the best that was tried."""
-    if analysis.tuning.empty:
+    tuning = analysis.sweep_table("tuning.csv")
+    if tuning.empty:
         return None
     columns: Columns = {
         "family": family_name,
@@ -68,6 +68,6 @@ def rates_section(analysis: Directory) -> Section | None:
         "that noise cannot tell from the best. The analysed row has the loss there, plus the average by which the "
         "bottom of noisy losses is too low. The last column compares runs that were trained: the loss at the given "
         "rate above the lowest of those tried.",
-        table_by_column((row for _, row in analysis.tuning.iterrows()), columns),
-        figure(analysis.path, "rates", "Means over seeds. Where the bottom is flat, the rate hardly matters."),
+        table_by_column((row for _, row in tuning.iterrows()), columns),
+        analysis.figure("rates", "Means over seeds. Where the bottom is flat, the rate hardly matters."),
     )

@@ -9,20 +9,9 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.exponents import not_fitted
-from slm.report.markdown import Columns, Section, figure, folded, folded_if_long, table_by_column
+from slm.report.markdown import Columns, Section, folded, folded_if_long, table, table_by_column
 from slm.report.style import INK, Axes, Figure, Margins, log_axis, panels, tick_label
-from slm.runtime.words import (
-    LOSS_NAMES,
-    NOTHING,
-    TARGET_NAMES,
-    is_number,
-    p_value,
-    percent,
-    plural,
-    sig,
-    size_words,
-    yes_or_no,
-)
+from slm.runtime.words import LOSS_NAMES, NOTHING, TARGET_NAMES, is_number, p_value, percent, sig, size_words, yes_or_no
 from slm.scaling.describe import Entry, family_name, fitted_laws, has_complete_lists
 
 
@@ -47,8 +36,7 @@ def selection_section(analysis: Directory) -> Section:
         "them: the next size, the one after it, and the third.",
         _laws(analysis, rows),
         folded_if_long("AICc, BIC and errors of every law and family", by_family, len(rows)),
-        figure(
-            analysis.path,
+        analysis.figure(
             "extrapolation",
             "Each of the largest sizes predicted from all smaller ones, by law and family: the error, and the "
             "prediction interval less what was measured. An interval that leaves out zero missed (hollow).",
@@ -58,37 +46,32 @@ def selection_section(analysis: Directory) -> Section:
 
 def _laws(analysis: Directory, rows: Sequence[Entry]) -> str:
     """One row a law, over all families."""
+    header = ("law", "identified in", "rmse, worst family", "extrapolation error, worst family",
+              "lack of fit, least p", "inside, next size", "second next", "third next")  # fmt: skip
+    by_law = {law: [row for row in rows if row["law"] == law] for law in fitted_laws(analysis.fits)}
+    return table(header, [_law_row(analysis, law, law_rows) for law, law_rows in by_law.items() if law_rows])
 
-    def of_law(law: str, key: str) -> list[float]:
-        return [row[key] for row in rows if row["law"] == law and is_number(row[key])]
 
-    def identified_in(flags: list[bool]) -> str:
-        return f"{sum(flags)} of {len(flags)}"
-
-    def lack_of_fit(law: str) -> float | None:
-        tests = [entry.get("lack_of_fit") or {} for entry in analysis.entries(law=law)]
-        return min((test["p"] for test in tests if is_number(test.get("p"))), default=None)
-
-    def inside(law: str, sizes_ahead: int) -> str:
-        steps = [s for e in analysis.entries(law=law) for s in _steps(e) if s["sizes_ahead"] == sizes_ahead]
-        counts = (sum(step[key] for step in steps) for key in ("n_inside", "n_rows"))
-        return "{} of {}".format(*counts) if steps else NOTHING
-
-    columns: Columns = {
-        "law": lambda law: f"**{law}** (the verdict's)" if law == analysis.primary["law"] else law,
-        "identified in": lambda law: identified_in([row["identified"] for row in rows if row["law"] == law]),
-        "rmse, worst family": lambda law: percent(max(of_law(law, "rmse_log"), default=None)),
-        "extrapolation error, worst family": lambda law: percent(
-            max(of_law(law, "extrapolation_error_log"), key=abs, default=None), sign=True
-        ),
-        "lack of fit, least p": lambda law: p_value(lack_of_fit(law)),
-        "inside, next size": lambda law: inside(law, 1),
-        "second next": lambda law: inside(law, 2),
-        "third next": lambda law: inside(law, 3),
-    }
-    return table_by_column(
-        [law for law in fitted_laws(analysis.fits) if any(row["law"] == law for row in rows)], columns
+def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
+    entries = analysis.entries(law=law)
+    rmses, errors = (
+        [row[key] for row in rows if is_number(row[key])] for key in ("rmse_log", "extrapolation_error_log")
     )
+    tests = [entry.get("lack_of_fit") or {} for entry in entries]
+    steps = [[s for e in entries for s in _steps(e) if s["sizes_ahead"] == ahead] for ahead in (1, 2, 3)]
+    return [
+        f"**{law}** (the verdict's)" if law == analysis.primary["law"] else law,
+        f"{sum(row['identified'] for row in rows)} of {len(rows)}",
+        percent(max(rmses, default=None)),
+        percent(max(errors, key=abs, default=None), sign=True),
+        p_value(min((test["p"] for test in tests if is_number(test.get("p"))), default=None)),
+        *(_inside(ahead) if ahead else NOTHING for ahead in steps),
+    ]
+
+
+def _inside(steps: Sequence[Entry]) -> str:
+    """How many of the held-out rows lie in their intervals."""
+    return "{} of {}".format(*(sum(step[key] for step in steps) for key in ("n_inside", "n_rows")))
 
 
 def _steps(entry: Entry) -> list[Entry]:
@@ -109,9 +92,8 @@ def extrapolation_figure(analysis: Directory) -> Figure | None:
         return None
     laws = fitted_laws(entries)
     steps = [step for entry in entries for step in _next_sizes(entry)]
-    inside, results = (sum(step[key] for step in steps) for key in ("n_inside", "n_rows"))
-    title = f"Next size predicted from all smaller ones: {inside} of {plural(results, 'result')} in the "
-    title += f"{analysis.level:.0%} interval"
+    interval = f"{analysis.level:.0%} interval"
+    title = f"Next size predicted from all smaller ones: {_inside(steps)} results in the {interval}"
     drawn, axes = panels(
         len(laws), title, columns=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=analysis.families
     )
