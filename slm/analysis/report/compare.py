@@ -79,17 +79,15 @@ def _pairs(law: Entry) -> str:
     def is_compared(row: Entry) -> bool:
         return bool(row["identified"]) and is_number(row["delta"])
 
-    return table_by_column(
-        law["pairs"],
-        {
-            "pair": pair_name,
-            "exponent": lambda row: row["exponent"],
-            "difference": lambda row: difference(row) if is_compared(row) else "not identified",
-            "p": lambda row: p_value(row["p"]) if is_compared(row) else NOTHING,
-            "Holm-adjusted p": lambda row: p_value(row["p_adjusted"]) if is_compared(row) else NOTHING,
-            "the same, any floor": lambda row: p_value(row["p_any_floor_adjusted"]) if is_compared(row) else NOTHING,
-        },
-    )
+    columns: Columns = {
+        "pair": pair_name,
+        "exponent": lambda row: row["exponent"],
+        "difference": lambda row: difference(row) if is_compared(row) else "not identified",
+        "p": lambda row: p_value(row["p"]) if is_compared(row) else NOTHING,
+        "Holm-adjusted p": lambda row: p_value(row["p_adjusted"]) if is_compared(row) else NOTHING,
+        "the same, any floor": lambda row: p_value(row["p_any_floor_adjusted"]) if is_compared(row) else NOTHING,
+    }
+    return table_by_column(law["pairs"], columns)
 
 
 def _models(law: Entry) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import Section, bullets, table, table_by_column
+from slm.report.markdown import Columns, Section, bullets, table, table_by_column
 from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short_name
 from slm.runtime.words import NOTHING, escape_markdown, is_number, p_value, percent, sig, with_interval
 from slm.scaling.describe import Entry, has_complete_lists, pair_name
@@ -47,33 +47,29 @@ def difference(row: Entry) -> str:
 
 
 def _slopes(pairs: Sequence[Entry]) -> str:
-    return table_by_column(
-        pairs,
-        {
-            "pair": pair_name,
-            "sizes": lambda pair: str(len(pair["sizes"])),
-            "difference of exponents": difference,
-            "p": lambda pair: p_value(pair["p_adjusted"]),
-            "p, any floor": lambda pair: p_value(pair["p_any_floor_adjusted"]),
-            "scatter of a ratio": lambda pair: percent(pair["spread"]),
-            "would be found": lambda pair: sig(pair["detectable"], 3),
-        },
-    )
+    columns: Columns = {
+        "pair": pair_name,
+        "sizes": lambda pair: str(len(pair["sizes"])),
+        "difference of exponents": difference,
+        "p": lambda pair: p_value(pair["p_adjusted"]),
+        "p, any floor": lambda pair: p_value(pair["p_any_floor_adjusted"]),
+        "scatter of a ratio": lambda pair: percent(pair["spread"]),
+        "detectable difference": lambda pair: sig(pair["detectable"], 3),
+    }
+    return table_by_column(pairs, columns)
 
 
 def _above_floor(pairs: Sequence[Entry]) -> str:
     """Differences of exponents above a shared floor, if the runs reject straight lines."""
     rows = [{**pair, **pair["above_floor"]} for pair in pairs if pair.get("above_floor")]
-    content = table_by_column(
-        rows,
-        {
-            "pair": pair_name,
-            "floor of both": lambda row: sig(row["floor"], 4),
-            "difference of exponents above it": difference,
-            "p, any floor": lambda row: p_value(row["p_adjusted"]),
-            "would be found": lambda row: sig(row["detectable"], 3),
-        },
-    )
+    columns: Columns = {
+        "pair": pair_name,
+        "floor of both": lambda row: sig(row["floor"], 4),
+        "difference of exponents above it": difference,
+        "p, any floor": lambda row: p_value(row["p_adjusted"]),
+        "detectable difference": lambda row: sig(row["detectable"], 3),
+    }
+    content = table_by_column(rows, columns)
     words = (
         "The runs reject straight lines, so exponents are compared above a floor that both families of a pair share. "
         "Interval and p hold for every floor that they do not reject."
@@ -87,17 +83,15 @@ def _levels(pairs: Sequence[Entry], target: str) -> str:
     def worth(factor: Entry) -> str:
         return with_interval(factor["factor"], [factor["low"], factor["high"]], 3)
 
-    return table_by_column(
-        pairs,
-        {
-            "pair": lambda pair: pair_name(pair).replace(" - ", " / "),
-            f"{target} above": lambda pair: percent(pair["level_above"], sign=True),
-            "p": lambda pair: p_value(pair["level_p_adjusted"]),
-            "worth, times the parameters": lambda pair: worth(pair["worth"]),
-            "at the smallest size": lambda pair: worth(pair["worth_by_size"][0]),
-            "at the largest size": lambda pair: worth(pair["worth_by_size"][-1]),
-        },
-    )
+    columns: Columns = {
+        "pair": lambda pair: pair_name(pair).replace(" - ", " / "),
+        f"{target} above": lambda pair: percent(pair["level_above"], sign=True),
+        "p": lambda pair: p_value(pair["level_p_adjusted"]),
+        "worth, times the parameters": lambda pair: worth(pair["worth"]),
+        "at the smallest size": lambda pair: worth(pair["worth_by_size"][0]),
+        "at the largest size": lambda pair: worth(pair["worth_by_size"][-1]),
+    }
+    return table_by_column(pairs, columns)
 
 
 def ratios_figure(analysis: Directory) -> Figure | None:
@@ -146,12 +140,12 @@ def power_section(analysis: Directory) -> Section | None:
         )
     above_floor = [{**row, **row["above_floor"]} for row in pairs if row.get("above_floor")]
     ways = {"at the same sizes": pairs, "above a shared floor": above_floor, "by the law": by_law}
-    rows = [[pair_name(row), way, sig(row["detectable"], 3)] for way, found in ways.items() for row in found]
+    rows = [[pair_name(row), way, sig(row["detectable"], 3)] for way, compared in ways.items() for row in compared]
     chance = f"{paired['power']:.0%}" if is_number(paired["power"]) else NOTHING
     advice = paired["advice"] if pairs else power.get("advice")
     return section.add(
         f"The difference of exponents that each comparison finds with a probability of {chance}, at the scatter of "
         "that pair, adjusted over the pairs. If no difference was found, a smaller one may still exist.",
-        table(("pair", "compared", "would be found"), rows),
+        table(("pair", "compared", "detectable difference"), rows),
         f"To find {sig(advice['difference'], 3)} takes {advice['text']}." if advice else "",
     )

@@ -10,7 +10,7 @@ from slm.analysis.report.directory import Directory
 from slm.analysis.report.overlay import overlay_lines
 from slm.analysis.report.predictions import given_lines, prediction_lines
 from slm.analysis.report.selection import starts_text
-from slm.report.markdown import Section, bullets, table_by_column
+from slm.report.markdown import Columns, Section, bullets, table_by_column
 from slm.runtime.words import LOSS_NAMES, TARGET_NAMES, amount, escape_markdown, listed, plural, sig, size_words
 from slm.scaling.describe import Entry, exponent_text, family_name, is_identified, status
 
@@ -43,21 +43,19 @@ def analysed_section(analysis: Directory) -> Section:
     residuals = "" if main["loss"] == "linear" else " of log residuals"
     why = f" It is the law of the verdict because {escape_markdown(main['why'])}." if main.get("why") else ""
     skipped = [f"`{row['law']}`: {escape_markdown(row['reason'])}" for row in comparison["skipped"]]
+    columns: Columns = {
+        "family": family_name,
+        "runs": lambda entry: str(entry["n_runs"]),
+        "cells": lambda entry: str(entry["n_cells"]),
+        "range": _range,
+    }
     return Section("What was analysed").add(
         (f"Table `{escape_markdown(name)}`: " if name else "")
         + f"{_counts(analysis)}. A cell is a size and budget, and its runs differ in seed.",
         f"The verdict is about **{analysis.equation(main['law'])}** (`{main['law']}`), where L is "
         f"{TARGET_NAMES[main['target']]} and N counts {size_words(main['size'])}, fitted by "
         f"{LOSS_NAMES[main['loss']]}{residuals}.{why}",
-        table_by_column(
-            analysis.verdict_fits,
-            {
-                "family": family_name,
-                "runs": lambda entry: str(entry["n_runs"]),
-                "cells": lambda entry: str(entry["n_cells"]),
-                "range": _range,
-            },
-        ),
+        table_by_column(analysis.verdict_fits, columns),
         bullets(map(escape_markdown, comparison["notes"])),
         f"Not fitted: {'; '.join(skipped)}." if skipped else "",
     )
