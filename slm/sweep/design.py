@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from slm.composition.budget import BUDGETS
 from slm.composition.keys import did_you_mean, dotted_keys, unknown_keys
@@ -17,6 +20,7 @@ from slm.runtime.settings import (
     POSITIVE,
     SEED,
     SWITCH,
+    TEXT,
     TEXTS,
     Kind,
     as_typed,
@@ -26,15 +30,13 @@ from slm.runtime.settings import (
     or_null,
 )
 from slm.sweep.evaluation import Evaluations, check_evaluations, is_evaluations
-from slm.sweep.shapes import WIDEST_TOLERANCE
+from slm.sweep.shapes import MAX_TOLERANCE
 
-SIZES = ("params_total", "params_non_embedding")
-RULES = ("fixed", "transferred", "tuned")
 BASE_SHAPE = ("base_width", "base_depth", "base_head_dim")
 GRIDS = ({"widths", "depths"}, {"shapes"}, {"sizes"})
-"""Keys that together say which shapes are trained."""
-FEWEST_RATES = 3
-"""A parabola has three parameters."""
+"""Alternative sets of keys, each of which determines the shapes."""
+MIN_RATES = 3
+"""Fewest learning rates of a shape that are tuned: a parabola has three parameters."""
 DECIDED = {
     "width": "sweep.grid",
     "depth": "sweep.grid",
@@ -50,7 +52,7 @@ DECIDED = {
     "dry_run": "dry_run",
     "branch_from": "sweep.budget",
 }
-"""Keys of train.py that a design sets, and the design's key for each."""
+"""Key of train.py that a design sets -> the design's key for it."""
 
 
 def _one_or_several(kind: Kind) -> Kind:
@@ -60,40 +62,36 @@ def _one_or_several(kind: Kind) -> Kind:
     return Kind(f"{kind.words}, or a list of them", fits)
 
 
-def _is_shape(value: Any) -> bool:
-    width, x, depth = value.partition("x") if isinstance(value, str) else ("", "", "")
-    return bool(x) and all(part.isdecimal() and int(part) > 0 for part in (width, depth))
-
-
-def _is_tolerance(value: Any) -> bool:
-    return POSITIVE.accepts(value) and value <= WIDEST_TOLERANCE
-
-
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(number, (int, float)) for number in value.values())
-
-
-def _is_rate(value: Any) -> bool:
-    return all(map(POSITIVE.accepts, value.values() if isinstance(value, Mapping) else [value]))
-
-
+NAME_OF_FOLDER = Kind(
+    "the name of a folder, without /", lambda value: NAME.accepts(value) and Path(value).name == value
+)
+SHAPE = Kind("WIDTHxDEPTH", lambda value: TEXT.accepts(value) and bool(re.fullmatch(r"0*[1-9]\d*x0*[1-9]\d*", value)))
+TOLERANCE = Kind(
+    f"a number above 0 and at most {MAX_TOLERANCE}", lambda value: POSITIVE.accepts(value) and value <= MAX_TOLERANCE
+)
+RATE = Kind(
+    "a number above 0, or one for each family, as in {mobilellm: 0.008}",
+    lambda value: all(map(POSITIVE.accepts, value.values() if isinstance(value, Mapping) else [value])),
+)
+PARAMS = Kind(
+    "a mapping of numbers, as in {A: 20, alpha: 0.1}",
+    lambda value: isinstance(value, Mapping) and all(isinstance(item, (int, float)) for item in value.values()),
+)
 KINDS: dict[str, Kind] = {
-    "sweep.name": Kind(
-        "the name of a folder, without /", lambda value: NAME.accepts(value) and Path(value).name == value
-    ),
+    "sweep.name": NAME_OF_FOLDER,
     "sweep.families": list_of(NAME, "families, such as [mobilellm,ssd]"),
     "sweep.grid.widths": or_null(list_of(COUNT, "whole numbers of at least 1")),
     "sweep.grid.depths": or_null(list_of(COUNT, "whole numbers of at least 1")),
-    "sweep.grid.shapes": or_null(list_of(Kind("WIDTHxDEPTH", _is_shape), "WIDTHxDEPTH, such as [128x8,192x12]")),
+    "sweep.grid.shapes": or_null(list_of(SHAPE, "WIDTHxDEPTH, such as [128x8,192x12]")),
     "sweep.grid.sizes": or_null(list_of(POSITIVE, "numbers above 0")),
     "sweep.grid.aspects": or_null(list_of(POSITIVE, "numbers above 0")),
-    "sweep.grid.size": one_of(*SIZES),
-    "sweep.grid.tolerance": Kind(f"a number above 0 and at most {WIDEST_TOLERANCE}", _is_tolerance),
+    "sweep.grid.size": one_of("params_total", "params_non_embedding"),
+    "sweep.grid.tolerance": TOLERANCE,
     **{f"sweep.budget.{name}": or_null(_one_or_several(POSITIVE)) for name in BUDGETS},
     "sweep.budget.trunk": SWITCH,
-    "sweep.lr.rule": one_of(*RULES),
-    "sweep.lr.value": or_null(Kind("a number above 0, or one for each family, as in {mobilellm: 0.008}", _is_rate)),
-    "sweep.lr.factors": or_null(list_of(POSITIVE, f"{FEWEST_RATES} or more numbers above 0", least=FEWEST_RATES)),
+    "sweep.lr.rule": one_of("fixed", "transferred", "tuned"),
+    "sweep.lr.value": or_null(RATE),
+    "sweep.lr.factors": or_null(list_of(POSITIVE, f"{MIN_RATES} or more numbers above 0", least=MIN_RATES)),
     "sweep.lr.parametrization": or_null(NAME),
     **{f"sweep.lr.{name}": or_null(COUNT) for name in BASE_SHAPE},
     "sweep.seeds": list_of(SEED, "whole numbers from 0 on"),
@@ -104,7 +102,7 @@ KINDS: dict[str, Kind] = {
     "sweep.assume.misfit": NOT_NEGATIVE,
     "sweep.assume.own_misfit": NOT_NEGATIVE,
     "sweep.assume.law": NAME,
-    "sweep.assume.params": Kind("a mapping of numbers, as in {A: 20, alpha: 0.1}", _is_numbers),
+    "sweep.assume.params": PARAMS,
     "sweep.assume.flops_per_second": POSITIVE,
     "sweep.assume.more_seeds": NATURAL,
 }
@@ -121,7 +119,7 @@ class Design:
     """One of `BUDGETS`."""
     budgets: tuple[float, ...]
     trunk: bool
-    """Whether the budgets of a shape, learning rate and seed branch off the longest run (`cells.py`)."""
+    """Whether the runs of one shape, learning rate and seed branch off that with the longest budget (`cells.py`)."""
     lr: Mapping[str, Any]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
@@ -137,12 +135,15 @@ class Design:
         return (*self.overrides, *(() if chosen is None else (f"parametrization={chosen}", *base)))
 
     def lr_rule(self, family: str) -> str:
-        """How learning rates of a family follow from shapes, in words; equal rules have equal words."""
-        rule, value, how = self.lr["rule"], self.lr_value(family), self.lr["parametrization"]
-        own = isinstance(self.lr["value"], Mapping)
-        at = "" if value is None else " about each family's own rate" if own and rule == "tuned" else f" {value:g}"
-        tried = f" over {len(self.lr['factors'])} rates" if rule == "tuned" else ""
-        return f"{rule}{at}{tried}" + ("" if how is None else f" by {how}")
+        """How the learning rates of a family depend on the shape, in words; equal rules have equal words."""
+        rule, value, parametrization = self.lr["rule"], self.lr_value(family), self.lr["parametrization"]
+        words = rule
+        if value is not None:
+            is_per_family = isinstance(self.lr["value"], Mapping)
+            words += " about each family's own rate" if is_per_family and rule == "tuned" else f" {value:g}"
+        if rule == "tuned":
+            words += f" over {len(self.lr['factors'])} rates"
+        return words if parametrization is None else f"{words} by {parametrization}"
 
     def lr_value(self, family: str) -> float | None:
         """The learning rate given for a family; None for that of conf/optim."""
@@ -162,8 +163,9 @@ def check_design(sweep: Any) -> Design:
     _check_grid(sweep["grid"])
     given = [name for name in BUDGETS if sweep["budget"][name] is not None]
     if len(given) != 1:
-        problem = "none of its keys is set" if not given else f"{' and '.join(given)} are set"
-        raise ValueError(f"sweep.budget must be one of {', '.join(BUDGETS)}, and {problem}: set all but one to null")
+        raise ValueError(
+            f"sweep.budget must be one of {', '.join(BUDGETS)}, and {_are_set(given)}: set all but one to null"
+        )
     _check_lr(sweep["lr"], sweep["families"])
     for key in ("families", "seeds"):
         _check_distinct(f"sweep.{key}", sweep[key])
@@ -195,13 +197,10 @@ def check_design(sweep: Any) -> Design:
 
 def _check_keys(sweep: Any) -> None:
     # Hydra accepts any key in a file of conf/sweep, so a misspelt one would be ignored silently.
-    tree: dict[str, Any] = {}
-    for path in KINDS:
-        place = tree
-        *groups, name = path.split(".")
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[name] = None
+    tree: Any = OmegaConf.create()
+    for key in KINDS:
+        OmegaConf.update(tree, key, None)
+    tree = OmegaConf.to_container(tree)
     if isinstance(sweep, Mapping):
         for key in unknown_keys({"sweep": sweep}, tree):
             raise ValueError(f"{key} is not a key of a sweep{did_you_mean(key, dotted_keys(tree))}")
@@ -210,12 +209,9 @@ def _check_keys(sweep: Any) -> None:
 def _check_grid(grid: Mapping[str, Any]) -> None:
     given = {key for keys in GRIDS for key in keys if grid[key] is not None}
     if given not in GRIDS:
-        problem = "none of them is set" if not given else f"{' and '.join(sorted(given))} are set"
-        if len(given) == 1:
-            problem = f"only {next(iter(given))} is set"
         raise ValueError(
-            f"sweep.grid must be widths and depths, or shapes, or sizes, and {problem}: set the others to null, "
-            "as in sweep.grid.sizes=null"
+            f"sweep.grid must be widths and depths, or shapes, or sizes, and {_are_set(sorted(given))}: set the others "
+            "to null, as in sweep.grid.sizes=null"
         )
     if grid["aspects"] is not None and grid["sizes"] is None:
         raise ValueError(f"sweep.grid.aspects={grid['aspects']} goes with sweep.grid.sizes alone: set it to null")
@@ -223,24 +219,31 @@ def _check_grid(grid: Mapping[str, Any]) -> None:
         _check_distinct(f"sweep.grid.{key}", grid[key] or [])
 
 
+def _are_set(keys: Collection[str]) -> str:
+    if len(keys) > 1:
+        return f"{' and '.join(keys)} are set"
+    return f"only {next(iter(keys))} is set" if keys else "none of them is set"
+
+
 def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
     rule, parametrization = lr["rule"], lr["parametrization"]
-    if rule == "transferred" and parametrization in (None, "standard"):
+    has_transfer = parametrization not in (None, "standard")
+    if rule == "transferred" and not has_transfer:
         raise ValueError(
-            f"sweep.lr.rule=transferred needs a parametrization that carries rates, and sweep.lr.parametrization="
-            f"{as_typed(parametrization)}: choose mup or completep"
+            f"sweep.lr.rule=transferred needs a parametrization that transfers rates, and sweep.lr.parametrization="
+            f"{as_typed(parametrization)} does not: choose mup or completep"
         )
     if rule == "tuned" and lr["factors"] is None:
         raise ValueError("sweep.lr.rule=tuned needs sweep.lr.factors of lr.value to try, such as [0.25,0.5,1,2,4]")
     if rule != "tuned" and lr["factors"] is not None:
         raise ValueError(f"sweep.lr.factors={lr['factors']} goes with sweep.lr.rule=tuned, which is {rule}")
-    if rule == "fixed" and parametrization not in (None, "standard"):
+    if rule == "fixed" and has_transfer:
         raise ValueError(
-            f"sweep.lr.parametrization={parametrization} carries rates over sizes: use it with "
+            f"sweep.lr.parametrization={parametrization} transfers rates between sizes: use it with "
             "sweep.lr.rule=transferred or tuned"
         )
     for key in BASE_SHAPE:
-        if lr[key] is not None and parametrization in (None, "standard"):
+        if lr[key] is not None and not has_transfer:
             raise ValueError(f"sweep.lr.{key}={lr[key]} goes with sweep.lr.parametrization=mup or completep")
     _check_distinct("sweep.lr.factors", lr["factors"] or [])
     if isinstance(lr["value"], Mapping) and set(lr["value"]) != set(families):
@@ -255,13 +258,11 @@ def _check_overrides(where: str, overrides: list[str]) -> None:
         key, equals, _ = item.partition("=")
         if not equals and not item.startswith("~"):
             raise ValueError(f"{where} has {item!r}: an override of train.py is KEY=VALUE")
-        own = DECIDED.get(key.lstrip("+~"))
-        if key.lstrip("+~").partition(".")[0] == "logger":
-            raise ValueError(
-                f"{where} has {item}, but runs are logged as their sweep is: give {item} to sweep.py itself"
-            )
-        if own is not None:
-            raise ValueError(f"{where} has {item}, which the design sets: set {own} instead")
+        key = key.lstrip("+~")
+        if key.partition(".")[0] == "logger":
+            raise ValueError(f"{where} has {item}, but runs have the logger of their sweep: give {item} to sweep.py")
+        if key in DECIDED:
+            raise ValueError(f"{where} has {item}, which the design sets: set {DECIDED[key]} instead")
 
 
 def _check_distinct(key: str, values: list[Any]) -> None:

@@ -1,8 +1,8 @@
-"""What became of a cell, as its run directory tells, and whether a job that ended without a result is started again.
+"""The outcome of a cell, read from its run directory, and whether a job without a result is started again.
 
 `result.json`, which train.py writes last and atomically, counts first; then `failure.json`, which the master writes for
-a job that ended without one. A file that is cut short counts as absent: the cell is then trained again, which costs
-nothing if the run is complete. The folder of an evaluation is judged by its results.json instead.
+a job that ended without a result. A truncated file counts as absent: the cell is then trained again, which costs
+nothing if the run is complete. The outcome of an evaluation is read from its results.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Status = Literal["completed", "diverged", "failed", "interrupted", "impossible",
 
 FAILURE = "failure.json"
 LOG_LINES = 20
-"""Last lines of a job's log that its failure record keeps."""
+"""Number of lines at the end of a job's log that its failure record keeps."""
 TAIL_BYTES = 8192
 """Bytes read from the end of a metrics.csv: about fifty rows."""
 MAX_OOM_KILLS = 2
@@ -36,15 +36,16 @@ MAX_OOM_KILLS = 2
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell, and the reason in a sentence if it has no result."""
+    """The status of a cell."""
 
     status: Status
     why: str | None = None
+    """The reason if it has no result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """How far a run is, by the newest row of its metrics.csv."""
+    """The progress of a run, by the newest rows of its metrics.csv."""
 
     tokens: int
     loss: float | None
@@ -53,7 +54,7 @@ class RunProgress:
 
 
 class Tries:
-    """Counts the starts of the run in `folder` by one master; the count begins anew with every new checkpoint."""
+    """Counts the starts of the run in `folder` by one master, since its newest checkpoint."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
@@ -67,10 +68,10 @@ class Tries:
         self._checkpoint, self._kernel_kills = _checkpoint_time(self.folder), kernel_kills()
 
     def why_failed(self, code: int | None) -> str | None:
-        """Why a job that ended with exit `code` has failed for good; None if it is started again.
+        """Why a job that ended with exit `code` is not started again; None if it is.
 
-        `code` is negative for a signal and None if unknown. A job that exits by itself has failed at once, since its
-        settings are as wrong at the next start. A job that was killed goes on from its checkpoint.
+        `code` is negative for a signal and None if unknown. A job that exits by itself has failed, since the next start
+        would have the same settings. A job that was killed continues from its checkpoint.
         """
         if code is not None and 0 <= code <= 128:
             return f"exit code {code}: {_error_in(log_tail(self.folder))}"
@@ -83,7 +84,7 @@ class Tries:
 
 
 def how_it_ended(code: int | None) -> str:
-    """How a job without a result ended, by its exit code, in words."""
+    """How a job with this exit code ended, in words."""
     if code is None:
         return "ended without a result"
     number = -code if code < 0 else code - 128
@@ -93,7 +94,7 @@ def how_it_ended(code: int | None) -> str:
 
 
 def kernel_kills() -> int | None:
-    """Processes that this machine's kernel has killed for lack of memory since it booted; None if it does not tell."""
+    """Number of processes that this machine's kernel has killed for lack of memory since boot; None if unknown."""
     with suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -102,7 +103,7 @@ def kernel_kills() -> int | None:
 
 
 def outcome_of(folder: Path) -> Outcome:
-    """What became of the job in `folder`, by its files; a run that goes on counts as interrupted."""
+    """The outcome of the job in `folder`; one that still runs counts as interrupted."""
     result, failure = _read(folder / "result.json"), _read(folder / FAILURE)
     if result.get("status") == "completed" or evaluation_of(folder):
         return Outcome("completed")
@@ -121,7 +122,7 @@ def outcome_of(folder: Path) -> Outcome:
 
 
 def evaluation_of(folder: Path) -> dict[str, Any]:
-    """The one entry of the results.json in `folder`; empty unless everything that was asked was measured."""
+    """The only entry of the results.json in `folder`; empty unless everything was measured."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         (entry,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         if entry["status"] == "completed" and not any("error" in task for task in entry["tasks"].values()):
@@ -130,7 +131,7 @@ def evaluation_of(folder: Path) -> dict[str, Any]:
 
 
 def record_failure(folder: Path, *, why: str, exit_code: int | None, starts: int) -> None:
-    """Write that the run in `folder` failed; `exit_code` is negative for a signal and None if unknown."""
+    """Write `failure.json` into `folder`; `exit_code` is negative for a signal and None if unknown."""
     failure = {
         "why": why,
         "exit_code": exit_code,
@@ -150,9 +151,9 @@ def log_tail(folder: Path) -> list[str]:
 
 
 def make_ready_to_retry(folder: Path) -> None:
-    """Let a failed run go on from its checkpoint and a diverged one start anew; nothing is deleted.
+    """Let a failed run continue from its checkpoint and a diverged one start from step 0; nothing is deleted.
 
-    A failure record is numbered. The folder of a diverged run is renamed NAME-1.retried, and its result
+    A failure record gets a number. The folder of a diverged run is renamed NAME-1.retried, and its result
     diverged.json, which no table of runs reads.
     """
     if _read(folder / "result.json").get("status") == "diverged":
@@ -163,26 +164,24 @@ def make_ready_to_retry(folder: Path) -> None:
 
 
 def progress_of(folder: Path) -> RunProgress | None:
-    """How far the run in `folder` is; None before its first row."""
+    """The progress of the run in `folder`; None before its first row of metrics."""
     try:
         latest = _latest_values(folder / "metrics.csv")
-        speed, loss = latest.get("time/tokens_per_second"), latest.get("train/loss")
-        return RunProgress(
-            tokens=int(latest["tokens"]),
-            loss=float(loss) if loss else None,
-            tokens_per_second=float(speed) if speed else None,
+        loss, speed = (
+            float(latest[key]) if key in latest else None for key in ("train/loss", "time/tokens_per_second")
         )
+        return RunProgress(tokens=int(latest["tokens"]), loss=loss, tokens_per_second=speed)
     except (OSError, ValueError, KeyError):
         return None
 
 
 def _latest_values(table: Path) -> dict[str, str]:
-    """The newest value of each column, by the complete lines at the end of a CSV file."""
+    """The newest value of each column among the complete lines at the end of a CSV file."""
     with table.open("rb") as file:
         header = file.readline()
         start = max(len(header), table.stat().st_size - TAIL_BYTES)
         file.seek(start)
-        lines = file.read().decode().split("\n")[start > len(header) : -1]  # the first and last line may be cut
+        lines = file.read().decode().split("\n")[start > len(header) : -1]  # the first and last line may be truncated
     return {key: value for row in csv.DictReader([header.decode(), *lines]) for key, value in row.items() if value}
 
 
@@ -195,7 +194,7 @@ def _numbered(path: Path) -> Path:
 
 
 def _error_in(log: Sequence[str]) -> str:
-    """The error that a job ended with, or else its last line."""
+    """The last error in a job's log, or else its last line."""
     errors = [line.removeprefix("error: ") for line in log if line.startswith("error: ")]
     return [*(log or ["its log is empty"]), *errors][-1]
 

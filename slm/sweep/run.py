@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -32,15 +32,15 @@ from slm.sweep.cells import Cell, collect_cells, without_lost_steps
 from slm.sweep.config import check_rows
 from slm.sweep.design import Design, check_design
 from slm.sweep.evaluation import EVALUATE, evaluation_cells, with_evaluations, without_unmeasured
+from slm.sweep.execute import execute
 from slm.sweep.forecast import remember_speeds
 from slm.sweep.grid import Plan, make_plan
 from slm.sweep.launchers import open_launcher
+from slm.sweep.ledger import Outcome
+from slm.sweep.live import Board
 from slm.sweep.plan import print_plan
 from slm.sweep.recipe import check_texts, check_tokenizer, composed, digest
 from slm.sweep.tuning import tune
-
-if TYPE_CHECKING:
-    from slm.sweep.ledger import Outcome
 
 CELLS, LOCK = "cells.json", ".lock"
 MIN_SIZES = 3
@@ -165,9 +165,6 @@ def _evaluate(sweep: Sweep, trained: Mapping[str, Outcome]) -> Mapping[str, Outc
 
 
 def _execute(sweep: Sweep, cells: Sequence[Cell], **options: Any) -> Mapping[str, Outcome]:
-    from slm.sweep.execute import execute
-    from slm.sweep.live import Board
-
     launcher, retry = sweep.config["launcher"], sweep.config["retry"]
     with Board() as board:
         return execute(cells, sweep.runs, launcher, retry=retry, show=board.show, **options)

@@ -1,9 +1,9 @@
 """Width and depth for a given number of parameters, by a family's own rule.
 
 Widths are multiples of a head and depths of the mixer pattern, so few shapes of a small model come near a target size
-and aspect. The feed-forward width then makes up the difference: it may be up to a quarter wider or narrower than the
-family's rule says, in steps of 8 channels, or of fewer if the tolerance needs it. Of all shapes that meet the target
-the one with the smallest sum of |ln| of aspect / wanted aspect, feed-forward / rule and N / target is taken.
+and aspect. The feed-forward width then makes up the difference: it may be up to a quarter wider or narrower than by the
+family's rule, in steps of 8 channels, or of fewer if the tolerance needs it. Of all shapes that meet the target, the
+chosen one has the smallest sum of |ln(aspect / target aspect)|, |ln(feed-forward / rule)| and |ln(N / target)|.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from slm.model.counts import num_params
 
 Size = Literal["params_total", "params_non_embedding"]
 
-WIDEST_TOLERANCE = 0.02
+MAX_TOLERANCE = 0.02
 """Relative error of N that is accepted if no shape meets the tolerance asked for."""
 ASPECT_SLACK = 2.0
-"""Factor by which hidden_size / num_layers may miss the wanted aspect."""
+"""Factor by which hidden_size / num_layers may miss the target aspect."""
 FFN_SLACK = 0.25
+"""Relative difference by which the feed-forward width may miss the family's rule."""
 FFN_UNITS = (8, 4, 2, 1)
 """Matrix products are fastest at multiples of 8, but 8 channels are 2% of the parameters of a 200k model."""
 
@@ -61,57 +62,49 @@ def count(model: ModelConfig, size: Size) -> int:
     return num_params(model, non_embedding=size == "params_non_embedding")
 
 
-def solve(rule: Rule, target: float, aspect: float, size: Size, tolerance: float = WIDEST_TOLERANCE) -> Solved:
+def solve(rule: Rule, target: float, aspect: float, size: Size, tolerance: float = MAX_TOLERANCE) -> Solved:
     """The shape with `target` parameters (within `tolerance` or else 2%) and hidden_size / num_layers nearest `aspect`.
 
     Raises `ValueError` with the nearest possible N if no shape has both N and an aspect within a factor of 2.
     """
-    for allowed in dict.fromkeys((tolerance, WIDEST_TOLERANCE)):
-        found = [
+    for allowed in dict.fromkeys((tolerance, MAX_TOLERANCE)):
+        shapes = [
             shape
             for width in _widths(rule, target, aspect, size)
             for depth in _best_depths(rule, width, target, size)
             if depth in _depths(rule, width, aspect)
             and (shape := _fitted(rule, width, depth, target, aspect, size, allowed))
         ]
-        if found:
-            return min(found, key=lambda shape: shape.misfit)
+        if shapes:
+            return min(shapes, key=lambda shape: shape.misfit)
     near = " or ".join(f"{n:,}" for n in _near(rule, target, aspect, size))
     raise ValueError(
-        f"no shape has {target:,.0f} parameters ({size}) within {WIDEST_TOLERANCE:.0%}: the nearest have {near}"
+        f"no shape has {target:,.0f} parameters ({size}) within {MAX_TOLERANCE:.0%}: the nearest have {near}"
     )
 
 
 def _fitted(
     rule: Rule, width: int, depth: int, target: float, aspect: float, size: Size, tolerance: float
 ) -> Solved | None:
+    """The shape of this width and depth whose feed-forward meets the target; None if there is none."""
     by_rule = rule.shape(width, depth)
-    usual = by_rule.intermediate_size
-    model = next(
-        (
-            model
-            for model in (by_rule, *_with_other_ffn(by_rule, target, size))
-            if abs(count(model, size) / target - 1) <= tolerance
-            and abs(model.intermediate_size / usual - 1) <= FFN_SLACK
-        ),
-        None,
-    )
-    if model is None:
-        return None
-    inner = model.intermediate_size
-    ratios = (width / depth / aspect, inner / usual, count(model, size) / target)
-    misfit = sum(abs(math.log(ratio)) for ratio in ratios)
-    return Solved(width, depth, model, None if inner == usual else inner, misfit)
+    for model in (by_rule, *_with_other_ffn(by_rule, target, size)):
+        ffn, usual = model.intermediate_size, by_rule.intermediate_size
+        ratios = (width / depth / aspect, ffn / usual, count(model, size) / target)
+        if abs(ratios[1] - 1) <= FFN_SLACK and abs(ratios[2] - 1) <= tolerance:
+            misfit = sum(abs(math.log(ratio)) for ratio in ratios)
+            return Solved(width, depth, model, None if ffn == usual else ffn, misfit)
+    return None
 
 
 def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[ModelConfig]:
     """The shape with the feed-forward that brings N nearest to the target, in coarse steps first."""
     usual, now = model.intermediate_size, count(model, size)
-    a_channel = count(dataclasses.replace(model, intermediate_size=usual + 1), size) - now
+    per_channel = count(dataclasses.replace(model, intermediate_size=usual + 1), size) - now
     for step in FFN_UNITS:
-        inner = usual + round((target - now) / a_channel / step) * step
-        if inner > 0:
-            yield dataclasses.replace(model, intermediate_size=inner)
+        ffn = usual + round((target - now) / per_channel / step) * step
+        if ffn > 0:
+            yield dataclasses.replace(model, intermediate_size=ffn)
 
 
 def _widths(rule: Rule, target: float, aspect: float, size: Size) -> Iterator[int]:
@@ -147,7 +140,7 @@ def _depths(rule: Rule, width: int, aspect: float) -> range:
 def _best_depths(rule: Rule, width: int, target: float, size: Size) -> set[int]:
     """The two depths around the one that meets the target with the rule's feed-forward; N is linear in depth.
 
-    No other depth is better: what one more block gains in aspect is lost, and more, in the feed-forward.
+    No other depth is better: one more block loses more in the feed-forward than it gains in aspect.
     """
     step = rule.depth_step
     one, two = (count(rule.shape(width, n * step), size) for n in (1, 2))

@@ -9,24 +9,25 @@ to means over seeds, so that all seeds of a shape have one rate. A minimum at an
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from slm.sweep.design import FEWEST_RATES
+from slm.sweep.design import MIN_RATES
 
 SHAPE = ["family", "params_total", "width", "depth", "budget"]
 """Columns that identify a shape and its budget."""
 
-WORTH_SAYING = 5e-4
-"""A fitted loss that differs from the lowest measured one by more than this share is reported with the difference."""
-NEAR = 5.0
+MIN_DIFFERENCE = 5e-4
+"""Relative difference between the fitted loss and the lowest measured one from which it is reported."""
+NEAR_ERRORS = 5.0
 """The parabola is fitted to rates whose loss is at most this many standard errors above the lowest. With fewer the fit
 loses precision, with more the losses depart from a parabola (docs/sweep.md)."""
-CLEAR = 2.0
-"""Slope at an end of the grid, in standard errors, above which the fall of losses towards that end is not noise."""
+CLEAR_ERRORS = 2.0
+"""Slope at an end of the grid, in standard errors, above which the losses fall towards that end by more than noise."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Tuned:
 
     @property
     def lines(self) -> list[str]:
-        """One line per shape for a terminal: its optimum, and how much worse the loss is at the design's rate."""
+        """One line per shape for a terminal: its optimum, and how much higher the loss is at the design's rate."""
         lines = []
         for best in self.optima.itertuples():
             at_end = ", at an end of the grid" if best.at_end else ""
             shape = f"{best.family} {best.width}x{best.depth}"
             line = f"{shape}: best learning rate {best.lr:.3g}{at_end}, loss {best.loss:.4f}"
             excess = best.loss / best.loss_lowest - 1
-            if abs(excess) > WORTH_SAYING:
+            if abs(excess) > MIN_DIFFERENCE:
                 side = "above" if excess > 0 else "below"
                 line += f" by a parabola through {best.lr_fitted} rates, {abs(excess):.2%} {side} the lowest measured"
             if not math.isnan(best.excess_at_value):
@@ -71,9 +72,9 @@ class Optimum:
     losses: Mapping[int, float]
     """Seed -> loss."""
     at_end: bool
-    fitted: int
+    num_fitted: int
     """Number of rates in the parabola."""
-    raised: float
+    correction: float
     """Bias added to the parabola's minimum."""
 
 
@@ -83,47 +84,40 @@ def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
     `values` maps families to the design's rates. A shape with fewer than three rates that all its seeds completed is
     left out and named in a note.
     """
-    best: list[pd.DataFrame] = []
-    optima: list[dict[str, object]] = []
-    notes: list[str] = []
-    tables = {
-        shape: (rows, rows.pivot_table(index="lr", columns="seed", values="loss").dropna().sort_index())
+    shapes = [
+        (shape, rows, rows.pivot_table(index="lr", columns="seed", values="loss").dropna().sort_index())
         for shape, rows in runs.groupby(SHAPE, sort=False)
-    }
-    tunable = {shape: losses for shape, (_, losses) in tables.items() if len(losses) >= FEWEST_RATES}
-    families = dict.fromkeys(str(shape[0]) for shape in tunable)
-    noise = {name: noise_of([losses for shape, losses in tunable.items() if shape[0] == name]) for name in families}
-    for shape, (rows, losses) in tables.items():
-        name = "{0} {2}x{3} ({4})".format(*shape)
-        if shape not in tunable:
+    ]
+    tables: dict[str, list[pd.DataFrame]] = defaultdict(list)
+    for shape, _, losses in shapes:
+        if len(losses) >= MIN_RATES:
+            tables[shape[0]].append(losses)
+    noise = {family: pooled_noise(losses) for family, losses in tables.items()}
+    best, optima, notes = [], [], []
+    for shape, rows, losses in shapes:
+        family, name = shape[0], "{0} {2}x{3} ({4})".format(*shape)
+        if len(losses) < MIN_RATES:
             notes.append(f"{name} is left out: a parabola needs 3 completed learning rates, and it has {len(losses)}.")
             continue
-        best_rate = optimum(losses, noise[str(shape[0])] or 0.0)
-        if best_rate.at_end:
+        found = optimum(losses, noise[family] or 0.0)
+        if found.at_end:
             notes.append(
-                f"{name}: its best learning rate {best_rate.lr:g} is at an end of its grid, so a better one is likely."
+                f"{name}: its best learning rate {found.lr:g} is at an end of its grid, so a better one is likely."
             )
-        optima.append(
-            dict(zip(SHAPE, shape, strict=True))
-            | {"lr": best_rate.lr, "loss": float(np.mean(list(best_rate.losses.values())))}
-            | {"lr_low": losses.index[0], "lr_high": losses.index[-1], "lr_tried": len(losses)}
-            | {"lr_fitted": best_rate.fitted, "at_end": best_rate.at_end, "raised": best_rate.raised}
-            | _measured_losses(losses.mean(axis=1), values.get(str(shape[0]), math.nan))
-        )
-        best.append(
-            _rows_at(rows, best_rate.lr, best_rate.losses).assign(lr_at_end=best_rate.at_end, lr_tried=len(losses))
-        )
+        row = _optimum_row(found, losses, values.get(family, math.nan))
+        optima.append(dict(zip(SHAPE, shape, strict=True)) | row)
+        best.append(_rows_at(rows, found).assign(lr_at_end=found.at_end, lr_tried=len(losses)))
     notes += [
-        f"{name}: three rates and one seed do not show the noise of losses, so those at its optima are too low by an "
+        f"{family}: three rates and one seed do not show the noise of losses, so those at its optima are too low by an "
         "unknown share of it: give four rates or two seeds."
-        for name, scatter in noise.items()
+        for family, scatter in noise.items()
         if scatter is None
     ]
     frame = pd.concat(best, ignore_index=True) if best else runs.iloc[:0]
     return Tuned(frame, pd.DataFrame(optima), tuple(notes))
 
 
-def noise_of(shapes: Sequence[pd.DataFrame]) -> float | None:
+def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
     """Relative standard deviation of one run's loss, pooled over the shapes of a family; None if it is unknown.
 
     With several seeds it is the residual after rate and seed effects (a seed that shifts the losses of all rates moves
@@ -137,7 +131,7 @@ def noise_of(shapes: Sequence[pd.DataFrame]) -> float | None:
             table = table[max(best - 2, 0) : best + 3]
             residuals = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
             df += (table.shape[0] - 1) * (table.shape[1] - 1)
-        elif len(table) > FEWEST_RATES:
+        elif len(table) > MIN_RATES:
             y = table[:, 0]
             is_lower_rate_better = 0 < best < len(y) - 1 and y[best - 1] < y[best + 1]
             first = int(np.clip(best - 1 - is_lower_rate_better, 0, len(y) - 4))
@@ -171,30 +165,26 @@ def optimum(losses: pd.DataFrame, noise: float) -> Optimum:
     covariance = sigma**2 * np.linalg.inv(powers.T @ powers)
     slope = np.array([0.0, 1.0, 2 * x_best])  # slope @ (a, b, c) is the parabola's slope at x_best
     variance = float(slope @ covariance @ slope)
-    falls_clearly = abs(b + 2 * c * x_best) > CLEAR * math.sqrt(variance)
-    raised = 0.0 if falls_clearly or not sigma else variance / (4 * max(c, math.sqrt(covariance[2, 2])))
-    seed_losses = np.array([1.0, x_best, x_best**2]) @ fits + raised
+    falls_clearly = abs(b + 2 * c * x_best) > CLEAR_ERRORS * math.sqrt(variance)
+    correction = 0.0 if falls_clearly or not sigma else variance / (4 * max(c, math.sqrt(covariance[2, 2])))
+    seed_losses = np.array([1.0, x_best, x_best**2]) @ fits + correction
     return Optimum(
         lr=float(f"{math.exp(centre + x_best):.6g}"),
         losses={int(seed): float(loss) for seed, loss in zip(losses, seed_losses, strict=True)},
         at_end=(x_best == x[0] and first == 0) or (x_best == x[-1] and end == len(means)),
-        fitted=end - first,
-        raised=raised,
+        num_fitted=end - first,
+        correction=correction,
     )
 
 
 def _rates_near_best(means: np.ndarray, sigma: float) -> tuple[int, int]:
     """Range [first, end) of adjacent rates around the best whose losses are near the lowest; at least three rates."""
     best = int(means.argmin())
-    is_near = means <= means[best] + NEAR * sigma
-    first, end = best, best + 1
-    while first > 0 and is_near[first - 1]:
-        first -= 1
-    while end < len(means) and is_near[end]:
-        end += 1
+    far = np.flatnonzero(means > means[best] + NEAR_ERRORS * sigma)
+    first, end = max(far[far < best], default=-1) + 1, min(far[far > best], default=len(means))
     first, end = min(first, max(best - 1, 0)), max(end, min(best + 2, len(means)))
-    if end - first < FEWEST_RATES:  # the best is the first or the last
-        first, end = (0, FEWEST_RATES) if first == 0 else (end - FEWEST_RATES, end)
+    if end - first < MIN_RATES:  # the best is the first or the last
+        first, end = (0, MIN_RATES) if first == 0 else (end - MIN_RATES, end)
     return first, end
 
 
@@ -205,20 +195,24 @@ def _lowest_point(b: float, c: float, x: np.ndarray) -> float:
     return float(min((x[0], x[-1]), key=lambda end: b * end + c * end**2))
 
 
-def _measured_losses(means: pd.Series, value: float) -> dict[str, float]:
-    """Losses measured at the best tried rate and at the design's rate `value`; `means` are losses by rate."""
+def _optimum_row(optimum: Optimum, losses: pd.DataFrame, value: float) -> dict[str, float]:
+    """A row of `Tuned.optima` without the shape, for measured `losses` [rates, seeds] and the design's rate `value`."""
+    means = losses.mean(axis=1)
     lowest, at_value = float(means.min()), float(means.get(value, math.nan))
-    excess = at_value / lowest - 1
-    return {"loss_lowest": lowest, "lr_value": value, "loss_at_value": at_value, "excess_at_value": excess}
+    best = {"lr": optimum.lr, "loss": float(np.mean(list(optimum.losses.values())))}
+    tried = {"lr_low": losses.index[0], "lr_high": losses.index[-1], "lr_tried": len(losses)}
+    fit = {"lr_fitted": optimum.num_fitted, "at_end": optimum.at_end, "raised": optimum.correction}
+    measured = {"loss_lowest": lowest, "lr_value": value, "loss_at_value": at_value}
+    return best | tried | fit | measured | {"excess_at_value": at_value / lowest - 1}
 
 
-def _rows_at(rows: pd.DataFrame, lr: float, losses: Mapping[int, float]) -> pd.DataFrame:
-    """One row per seed: the run whose rate is nearest to `lr`, with its losses replaced by those at `lr`."""
-    nearest = (np.log(rows["lr"]) - math.log(lr)).abs()
-    kept = rows.loc[nearest.groupby(rows["seed"]).idxmin()].copy()
-    loss = kept["seed"].map(losses)
+def _rows_at(rows: pd.DataFrame, optimum: Optimum) -> pd.DataFrame:
+    """One row per seed: the run whose rate is nearest to the optimum, with its losses replaced by those there."""
+    distance = (np.log(rows["lr"]) - math.log(optimum.lr)).abs()
+    kept = rows.loc[distance.groupby(rows["seed"]).idxmin()].copy()
+    loss = kept["seed"].map(optimum.losses)
     kept["bits_per_byte"] *= loss / kept["loss"]
     kept["perplexity"] = np.exp(loss)
-    if "trunk" in kept:  # budgets of one trunk may differ in their best rate, but their runs stay one cluster
+    if "trunk" in kept:  # the best rate may differ between budgets of a trunk, but their runs stay one cluster
         kept["trunk"] = [f"{row.family}_{row.width}x{row.depth}-seed{row.seed}-tuned" for row in kept.itertuples()]
-    return kept.assign(loss=loss, lr=lr, run_id=kept["run_id"] + "-tuned")
+    return kept.assign(loss=loss, lr=optimum.lr, run_id=kept["run_id"] + "-tuned")

@@ -12,7 +12,7 @@ from slm.composition.resolvers import register
 from slm.model.config import ModelConfig
 from slm.model.families import ffn, kv_heads
 from slm.sweep.recipe import Recipe
-from slm.sweep.shapes import FFN_SLACK, WIDEST_TOLERANCE, Solved, count, solve
+from slm.sweep.shapes import FFN_SLACK, MAX_TOLERANCE, Solved, count, solve
 
 register()
 SIZES = st.sampled_from(["params_total", "params_non_embedding"])
@@ -63,7 +63,7 @@ def test_a_target_is_met_to_two_percent_by_the_rule_or_near_it(exponent: float, 
 
 
 def _check(
-    rule: Plain | Recipe, found: Solved, target: float, aspect: float, size: str, tolerance: float = WIDEST_TOLERANCE
+    rule: Plain | Recipe, found: Solved, target: float, aspect: float, size: str, tolerance: float = MAX_TOLERANCE
 ) -> None:
     by_rule = rule.shape(found.width, found.depth)
     assert (found.width % rule.width_step, found.depth % rule.depth_step) == (0, 0)
@@ -86,7 +86,7 @@ def test_no_shape_that_the_rule_has_departs_less(exponent: float, aspect: float,
         for width in range(16, 640, 16)
         for depth in range(2, int(2 * width / aspect) + 1, 2)
         if width / depth <= 2 * aspect
-        and abs(count(shape := rule.shape(width, depth), size) / target - 1) <= WIDEST_TOLERANCE
+        and abs(count(shape := rule.shape(width, depth), size) / target - 1) <= MAX_TOLERANCE
     ]
     try:
         found = solve(rule, target, aspect, size)
@@ -97,7 +97,7 @@ def test_no_shape_that_the_rule_has_departs_less(exponent: float, aspect: float,
         departure(found.model, rule.shape(found.width, found.depth).intermediate_size, target, aspect, size)
     )
     # Depths beside the two about the target are not searched: 2% of N is at most 2% of the aspect.
-    assert found.misfit <= min(exact, default=math.inf) + 2 * WIDEST_TOLERANCE
+    assert found.misfit <= min(exact, default=math.inf) + 2 * MAX_TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["mobilellm", "mobilellm_ls", "llama_wide", "gpt2", "ssd", "hybrid"])
@@ -127,7 +127,7 @@ def test_a_tolerance_that_no_shape_meets_gives_one_of_two_percent() -> None:
     target = round(1.015 * count(rule.shape(64, 4), "params_total"))
     found = solve(rule, target, 16, "params_total", 1e-6)
     assert abs(count(found.model, "params_total") / target - 1) > 1e-6
-    assert count(found.model, "params_total") == pytest.approx(target, rel=WIDEST_TOLERANCE)
+    assert count(found.model, "params_total") == pytest.approx(target, rel=MAX_TOLERANCE)
 
 
 def test_the_size_of_a_published_model_gives_its_shape() -> None:
