@@ -1,37 +1,30 @@
 """Small analysis directories for the tests of figures and report, with names that are hard on them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slm.scaling.analysis import analyse
-from slm.scaling.settings import Settings
-from slm.scaling.tables import Table, table_from_frame
+from slm.analysis.report.page import draw_figures, write_report
+from slm.scaling import Settings, Table, analyse, table_from_frame
+from tests.scaling.samples import power_law, runs
 from tests.seeds import generator
 
-AUDIT: dict[str, Any] = {
-    "controlled": False,
-    "violations": [{"what": "seeds", "families": {}, "sentence": "Families differ in seeds: a 1; b 2."}],
-    "unknown": [{"what": "schedule", "sentence": "The table does not state the schedule of every run."}],
-    "checked": [],
-    "varies": [],
-}
+WILD = "<b>wide|$x$</b>"
+VIOLATION = {"what": "seeds", "families": {}, "sentence": "Families differ in seeds: a 1; b 2."}
+UNKNOWN = {"what": "schedule", "sentence": "The table does not state the schedule of every run."}
+AUDIT = {"controlled": False, "violations": [VIOLATION], "unknown": [UNKNOWN], "checked": [], "varies": []}
 
 
 def two_families() -> Table:
     """Two families of seven sizes and two seeds with a floor; one has a name that is hard on Markdown and HTML."""
-    rng = generator(3)
-    rows = []
-    for family, alpha in (("deep_thin", 0.34), ("<b>wide|$x$</b>", 0.30)):
-        for N in np.geomspace(4e6, 4e8, 7):
-            for seed in (1, 2):
-                loss = (1.8 + 300 * N**-alpha) * np.exp(0.004 * rng.standard_normal())
-                row = {"family": family, "params_total": N, "tokens": 1e9, "seed": seed, "loss": loss}
-                rows.append(row | {"tokens_per_second": 1e12 / N})
-    return table_from_frame(pd.DataFrame(rows), name="two")
+    laws = {"deep_thin": power_law(300, 0.34, floor=1.8), WILD: power_law(300, 0.30, floor=1.8)}
+    frame = runs(laws, np.geomspace(4e6, 4e8, 7), noise=0.004, seeds=2, seed=3).frame
+    frame = frame[["family", "params_total", "tokens", "seed", "loss"]]
+    return table_from_frame(frame.assign(tokens_per_second=1e12 / frame["params_total"]), name="two")
 
 
 def one_family() -> Table:
@@ -44,15 +37,11 @@ def one_family() -> Table:
 
 def isoflop_runs() -> Table:
     """One family at three budgets of six sizes, under a law in N and D."""
-    rows = []
-    rng = generator(5)
-    for flops in (1e18, 1e19, 1e20):
-        best = 0.1 * np.sqrt(flops)
-        for N in np.geomspace(best / 4, best * 4, 6):
-            D = flops / 6 / N
-            loss = (1.8 + 480 / N**0.35 + 2000 / D**0.36) * np.exp(0.001 * rng.standard_normal())
-            rows.append({"family": "iso", "params_total": N, "tokens": D, "loss": loss, "budget": flops})
-    return table_from_frame(pd.DataFrame(rows), name="iso")
+    C = np.repeat([1e18, 1e19, 1e20], 6)
+    N = 0.1 * np.sqrt(C) * np.tile(np.geomspace(1 / 4, 4, 6), 3)
+    loss = (1.8 + 480 / N**0.35 + 2000 / (C / 6 / N) ** 0.36) * np.exp(0.001 * generator(5).standard_normal(18))
+    columns = {"family": "iso", "params_total": N, "tokens": C / 6 / N, "loss": loss, "budget": C}
+    return table_from_frame(pd.DataFrame(columns), name="iso")
 
 
 def analysed(folder: Path, table: Table, **settings: Any) -> Path:
@@ -66,6 +55,21 @@ def analysed(folder: Path, table: Table, **settings: Any) -> Path:
     write(folder, "settings", {"command": command, "name": table.name, "analysis": {"law": "auto"}})
     table.frame.to_csv(folder / "results.csv", index=False)
     return folder
+
+
+def reported(folder: Path) -> Path:
+    draw_figures(folder)
+    write_report(folder)
+    return folder
+
+
+def changed(folder: Path, copy: Path, **contents: Any) -> Path:
+    """A copy of an analysis directory with other contents of some of its files, and the report of those."""
+    shutil.copytree(folder, copy)
+    for name, content in contents.items():
+        write(copy, name, content)
+    write_report(copy)
+    return copy
 
 
 def write(folder: Path, name: str, content: Any) -> None:

@@ -1,119 +1,74 @@
 """The report says what the JSON says and nothing else, is whole in itself, and is a function of the directory."""
 
 import base64
-import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from slm.analysis.report.page import draw_figures, write_report
+from slm.analysis.report.page import write_report
 from slm.report.markdown import table
 from slm.runtime.words import count, escape_markdown, interval, p_value, sig
 from slm.scaling.describe import notes
-from tests.analysis.analysed import (
-    AUDIT,
-    analysed,
-    isoflop_runs,
-    one_family,
-    read,
-    two_families,
-    without_numbers,
-    write,
-)
-
-WILD = "<b>wide|$x$</b>"
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return reported(analysed(tmp_path_factory.mktemp("two"), two_families(), laws=("power", "power_floor")))
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return reported(analysed(tmp_path_factory.mktemp("one"), one_family(), laws=("power", "power_floor", "chinchilla")))
-
-
-@pytest.fixture(scope="module")
-def iso(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings: dict[str, Any] = {"laws": ("power", "chinchilla"), "law": "chinchilla", "flops_per_second": 1e14}
-    return reported(analysed(tmp_path_factory.mktemp("iso"), isoflop_runs(), target_loss=2.2, **settings))
-
-
-def reported(folder: Path) -> Path:
-    draw_figures(folder)
-    write_report(folder)
-    return folder
+from tests.analysis.analysed import AUDIT, WILD, analysed, changed, one_family, read, reported, without_numbers, write
 
 
 def markdown(folder: Path) -> str:
     return (folder / "report.md").read_text()
 
 
-def numbers_in(value: Any) -> Iterator[float]:
+def leaves(value: Any) -> Iterator[Any]:
+    """The keys, texts and numbers of what a JSON file holds."""
     if isinstance(value, dict):
-        for one in value.values():
-            yield from numbers_in(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from numbers_in(one)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            yield from leaves(item)
+    else:
         yield value
 
 
-def strings_in(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        yield from value
-        for one in value.values():
-            yield from strings_in(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from strings_in(one)
-    elif isinstance(value, str):
-        yield value
-
-
-@pytest.mark.parametrize("which", ["two", "one", "iso"])
-def test_every_number_in_tables_and_verdict_is_one_of_the_json(which: str, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(which)
-    content = [read(folder, name) for name in ("fits", "comparison", "audit", "settings")]
-    held = np.array(sorted(set(numbers_in(content))))
-    told = {s for s in strings_in(content) if any(c.isdigit() for c in s)}
-    said = sorted(told | {escape_markdown(one) for one in told}, key=len, reverse=True)
+def test_every_number_in_tables_and_verdict_is_one_of_the_json(each: Path) -> None:
+    content = [*leaves([read(each, name) for name in ("fits", "comparison", "audit", "settings")])]
+    held = np.array([leaf for leaf in content if isinstance(leaf, (int, float)) and not isinstance(leaf, bool)])
+    told = {leaf for leaf in content if isinstance(leaf, str) and any(map(str.isdigit, leaf))}
+    said = sorted(told | {escape_markdown(text) for text in told}, key=len, reverse=True)
     verbatim = re.compile("|".join(map(re.escape, said)))
-    verdict, _, rest = markdown(folder).partition("## What was analysed")
+    verdict, _, rest = markdown(each).partition("## What was analysed")
     lines = [*verdict.splitlines(), *(line for line in rest.splitlines() if line.startswith("| "))]
     assert len(lines) > 20
     for line in lines:
-        line = verbatim.sub("", line)
-        line = re.sub(r"\d+%? of \d+|95% interval", "", line)
+        line = re.sub(r"\d+%? of \d+|95% interval", "", verbatim.sub("", line))
         for token in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?[%kMBT]?", line):
             assert shows(token, held), f"{token} in {line}"
 
 
 def shows(token: str, held: np.ndarray) -> bool:
     """Whether a printed number is one of those held: as it is, in percent, or in millions."""
-    scale = {"%": 100, "k": 1e-3, "M": 1e-6, "B": 1e-9, "T": 1e-12}.get(token[-1])
+    scale = {"%": 100, "k": 1e-3, "M": 1e-6, "B": 1e-9, "T": 1e-12}.get(token[-1], 1)
     digits, _, power = token.rstrip("%kMBT").partition("e")
     places = len(digits.partition(".")[2])
     unit = 10.0 ** (int(power or 0) - places)
     printed = float(token.rstrip("%kMBT"))
-    near = 0.5001 * unit + 1e-9 * abs(printed)
-    return any(bool((np.abs(printed - held * s) <= near).any()) for s in [scale or 1])
+    return bool((np.abs(printed - held * scale) <= 0.5001 * unit + 1e-9 * abs(printed)).any())
+
+
+def power_fit(folder: Path, target: str) -> dict[str, Any]:
+    """The fit of the power law by least squares to the first family."""
+    fits = [entry for entry in read(folder, "fits") if (entry["law"], entry["loss"]) == ("power", "least_squares")]
+    return next(entry for entry in fits if entry["target"] == target)
 
 
 def test_the_printed_exponent_is_the_fit_and_its_interval(one: Path) -> None:
-    (entry,) = [
-        e for e in read(one, "fits") if (e["law"], e["target"], e["loss"]) == ("power", "loss", "least_squares")
-    ]
+    entry = power_fit(one, "loss")
     low, high = entry["ci95"]["alpha"]
     assert f"{entry['params']['alpha']:.4f} [{low:#.4g}, {high:#.4g}]" in markdown(one)
 
@@ -123,9 +78,7 @@ def test_a_parameter_that_is_not_identified_is_never_a_number(one: Path) -> None
     lost = [entry for entry in read(one, "fits") if entry["fitted"] and not entry["identified"]]
     assert lost
     for entry in lost:
-        for name in entry["not_identified"]:
-            if name in ("A", "B"):  # coefficients are not in the report at all
-                continue
+        for name in set(entry["not_identified"]) - {"A", "B"}:  # coefficients are not in the report at all
             for digits in (3, 4):
                 assert not re.search(rf"(?<![\d.]){re.escape(sig(entry['params'][name], digits))}(?!\d)", text), name
     assert "**NOT IDENTIFIED**" in text
@@ -136,11 +89,9 @@ def test_perplexity_exponents_are_labelled_in_text_and_table(two: Path) -> None:
     text = markdown(two)
     assert "**Perplexity**: these are exponents of perplexity" in text
     before, _, after = text.partition("**Perplexity**")
-    (alpha, *_) = [
-        e["params"]["alpha"] for e in read(two, "fits") if e["law"] == "power" and e["target"] == "perplexity"
-    ]
-    assert sig(alpha) not in before
-    assert sig(alpha) in after
+    alpha = sig(power_fit(two, "perplexity")["params"]["alpha"])
+    assert alpha not in before
+    assert alpha in after
 
 
 class Page(HTMLParser):
@@ -161,10 +112,8 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("which", ["two", "one", "iso"])
-def test_html_is_self_contained_and_holds_every_figure(which: str, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(which)
-    raw = (folder / "report.html").read_text()
+def test_html_is_self_contained_and_holds_every_figure(each: Path) -> None:
+    raw = (each / "report.html").read_text()
     page = Page(raw)
     assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
     style = raw[raw.index("<style>") : raw.index("</style>")]
@@ -174,11 +123,11 @@ def test_html_is_self_contained_and_holds_every_figure(which: str, request: pyte
         assert not name.startswith("on")
         if name in ("src", "srcset", "href"):
             assert value.startswith("data:image/" if tag == "img" else "#"), value[:40]
-    figures = sorted((folder / "figures").glob("*.svg"))
+    figures = sorted((each / "figures").glob("*.svg"))
     assert page.tags.count("img") == len(figures) >= 7
     for path in figures:
         assert base64.b64encode(path.read_bytes()).decode() in raw
-        assert f"(figures/{path.stem}.png)" in markdown(folder)
+        assert f"(figures/{path.stem}.png)" in markdown(each)
 
 
 def test_contents_link_to_every_heading(two: Path) -> None:
@@ -187,6 +136,7 @@ def test_contents_link_to_every_heading(two: Path) -> None:
     anchors = [value for tag, name, value in page.attributes if (tag, name) == ("h2", "id")]
     assert links == anchors
     assert anchors[0] == "verdict"
+    assert markdown(two).startswith("# Scaling analysis of two\n")
 
 
 def test_text_of_the_table_is_shown_as_it_is_and_breaks_neither_html_nor_tables(two: Path) -> None:
@@ -194,24 +144,17 @@ def test_text_of_the_table_is_shown_as_it_is_and_breaks_neither_html_nor_tables(
     assert "b" not in page.tags
     assert WILD in page.text
     assert "python sweep.py runs=two.csv 'where=a < b'" in page.text
-    width = None
-    for line in markdown(two).splitlines():
-        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("| ") else None
-        assert cells is None or width is None or cells == width
-        width = cells
+    lines = markdown(two).splitlines()
+    cells = [len(re.findall(r"(?<!\\)\|", line)) if line.startswith("| ") else 0 for line in lines]
+    assert all(width == next_width for width, next_width in pairwise(cells) if width and next_width)
 
 
 def test_the_report_is_a_function_of_the_directory(two: Path, tmp_path: Path) -> None:
-    shutil.copytree(two, tmp_path / "elsewhere")
-    for name in ("report.md", "report.html"):
-        (tmp_path / "elsewhere" / name).unlink()
-    folder = str(tmp_path / "elsewhere")
-    code = (
-        f"from pathlib import Path; from slm.analysis.report.page import write_report; write_report(Path({folder!r}))"
-    )
+    folder = shutil.copytree(two, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("report.*"))
+    code = f"from pathlib import Path; from slm.analysis.report import page; page.write_report(Path({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True)
     for name in ("report.md", "report.html"):
-        assert (tmp_path / "elsewhere" / name).read_bytes() == (two / name).read_bytes()
+        assert (folder / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_one_family_has_no_comparison_and_no_power(one: Path) -> None:
@@ -242,14 +185,11 @@ def test_optima_beyond_the_runs_and_laws_that_contradict_them_are_told(iso: Path
     first |= {"reason": "its lowest point lies outside its runs"}
     found["budgets"][1] |= {"parametric_params": 2 * found["budgets"][1]["high"]}
     row |= {"contradicts": ["its floor is 3, and a run has reached 2.5"], "budgets": []}
-    shutil.copytree(iso, tmp_path / "d")
-    write(tmp_path / "d", "comparison", comparison)
-    write_report(tmp_path / "d")
-    changed = markdown(tmp_path / "d")
-    assert "dropped: its lowest point lies outside its runs" in changed
-    assert "the `chinchilla` fit disagree** at 1 of 2 budgets" in changed
-    assert "`chinchilla` contradicts the runs of iso: its floor is 3, and a run has reached 2.5. Its optima" in changed
-    assert sig(beyond["params"], 3) + "x the largest)" not in changed
+    text = markdown(changed(iso, tmp_path / "d", comparison=comparison))
+    assert "dropped: its lowest point lies outside its runs" in text
+    assert "the `chinchilla` fit disagree** at 1 of 2 budgets" in text
+    assert "`chinchilla` contradicts the runs of iso: its floor is 3, and a run has reached 2.5. Its optima" in text
+    assert sig(beyond["params"], 3) + "x the largest)" not in text
 
 
 def test_given_optima_and_designs_without_budgets_are_told(one: Path, tmp_path: Path) -> None:
@@ -268,20 +208,14 @@ def test_a_reference_far_from_its_runs_is_left_out_with_both_ranges(one: Path, t
             row |= {"outside_range": far, "left_out": True, "reference_exponent": None, "curve": None, "ratio": None}
         if row["reference"] == "Besiroglu 2024":
             row |= {"outside_range": far}
-    shutil.copytree(one, tmp_path / "d")
-    write(tmp_path / "d", "comparison", comparison)
-    draw_figures(tmp_path / "d")
-    write_report(tmp_path / "d")
-    text = markdown(tmp_path / "d")
+    text = markdown(reported(changed(one, tmp_path / "d", comparison=comparison)))
     assert "| Hoffmann 2022 |" not in text
     assert "| Besiroglu 2024 ‡ |" in text
     assert "Left out, because the runs are far outside: Hoffmann 2022 (N from 70M to 16B): only has 50k to 5M." in text
 
 
-@pytest.mark.parametrize("which", ["two", "one", "iso"])
-def test_what_could_not_be_computed_is_a_dash(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    folder = request.getfixturevalue(which)
-    fits, comparison = without_numbers(read(folder, "fits")), without_numbers(read(folder, "comparison"))
+def test_what_could_not_be_computed_is_a_dash(each: Path, tmp_path: Path) -> None:
+    fits, comparison = without_numbers(read(each, "fits")), without_numbers(read(each, "comparison"))
     for entry in fits:
         entry["identified"] = False
         entry["range"] = {name: [1.0, 2.0] for name in entry["range"]}
@@ -297,19 +231,16 @@ def test_what_could_not_be_computed_is_a_dash(which: str, request: pytest.Fixtur
 def test_a_controlled_comparison_says_so_and_each_violation_is_named(two: Path, tmp_path: Path) -> None:
     assert "**NOT CONTROLLED**" in markdown(two)
     assert "Families differ in seeds: a 1; b 2." in markdown(two)
-    shutil.copytree(two, tmp_path / "d")
-    write(tmp_path / "d", "audit", AUDIT | {"controlled": True, "violations": [], "unknown": []})
-    write_report(tmp_path / "d")
-    assert "**CONTROLLED**" in markdown(tmp_path / "d")
-    assert "NOT CONTROLLED" not in markdown(tmp_path / "d").partition("## What was analysed")[2]
+    audit = AUDIT | {"controlled": True, "violations": [], "unknown": []}
+    text = markdown(changed(two, tmp_path / "d", audit=audit))
+    assert "**CONTROLLED**" in text
+    assert "NOT CONTROLLED" not in text.partition("## What was analysed")[2]
 
 
 def test_published_claims_stand_beside_their_findings(one: Path, tmp_path: Path) -> None:
-    shutil.copytree(one, tmp_path / "d")
     claims = [{"claim": "a | b", "figures": {}, "finding": "It is 0.1105 [0.094, 0.127]."}]
-    write(tmp_path / "d", "comparison", read(one, "comparison") | {"published": claims})
-    write_report(tmp_path / "d")
-    assert "| a \\| b | It is 0.1105 [0.094, 0.127]. |" in markdown(tmp_path / "d")
+    text = markdown(changed(one, tmp_path / "d", comparison=read(one, "comparison") | {"published": claims}))
+    assert "| a \\| b | It is 0.1105 [0.094, 0.127]. |" in text
 
 
 @pytest.mark.parametrize(
@@ -331,20 +262,7 @@ def test_small_things_are_worded_as_people_read_them() -> None:
 
 
 def test_remarks_that_differ_in_one_number_are_made_once() -> None:
-    entries = [
-        {
-            "family": family,
-            "law": "power",
-            "fitted": True,
-            "reasons": {},
-            "identified": True,
-            "notes": [f"lack of fit, p = {p}"],
-        }
-        for family, p in (("a", "0.02"), ("b", "3.8e-09"))
-    ]
+    same = {"law": "power", "fitted": True, "reasons": {}, "identified": True}
+    p_values = {"a": "0.02", "b": "3.8e-09"}
+    entries = [same | {"family": family, "notes": [f"lack of fit, p = {p}"]} for family, p in p_values.items()]
     assert notes(entries) == ["power (a, b): lack of fit, p = 3.8e-09 to 0.02."]
-
-
-def test_reports_are_plain_json_in_and_utf8_out(two: Path) -> None:
-    json.loads((two / "fits.json").read_text())
-    assert (two / "report.md").read_bytes().decode("utf-8").startswith("# Scaling analysis of two\n")
