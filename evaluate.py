@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
-        hint = f": the same command with output_dir={config.output_dir} goes on where it stopped"
+        hint = f": the same command with output_dir={config.output_dir} continues where it stopped"
         print(f"\ninterrupted{hint if config.prompt is None and config.export is None else ''}", file=sys.stderr)
         exit_codes.append(130)
     except MISTAKES as error:

@@ -22,6 +22,7 @@ from slm.runtime.settings import (
     NOT_NEGATIVE,
     SWITCH,
     TEXT,
+    TEXTS,
     Kind,
     check_kinds,
     list_of,
@@ -53,8 +54,7 @@ KINDS = {
     "dtype": one_of("auto", "float32", "bfloat16", "float16", "float64"),
     "batch_tokens": _integer(1),
     "perplexity.protocols": Kind(
-        f"a list of {', '.join(PROTOCOLS)}, or [] for no perplexity",
-        lambda value: list_of(one_of(*PROTOCOLS), "", least=0).accepts(value),
+        f"a list of {', '.join(PROTOCOLS)}, or [] for no perplexity", list_of(one_of(*PROTOCOLS), "", least=0).accepts
     ),
     "perplexity.sliding.max_length": or_null(_integer(2)),
     "perplexity.sliding.stride": or_null(_integer(1)),
@@ -70,7 +70,7 @@ KINDS = {
     "speed.compile": AUTO_SWITCH,
     "tasks": Kind(
         "mobilellm, the name of a task, or a list of names",
-        lambda value: value is None or TEXT.accepts(value) or list_of(TEXT, "", least=0).accepts(value),
+        lambda value: value is None or TEXT.accepts(value) or TEXTS.accepts(value),
     ),
     "task_files": Kind(
         "a mapping of names to files, as in 'task_files={piqa: piqa.jsonl}'",
@@ -96,7 +96,7 @@ def register() -> None:
 
 
 def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with `checkpoints` a list, `tasks` a list of names and `task_files` a dict.
+    """Return the settings with `checkpoints` a list, `tasks` a list of names, `task_files` a dict, without `~`.
 
     Raises `ValueError` for the first setting that is wrong.
     """
@@ -106,6 +106,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {
         **config,
         "output_dir": str(folder),
+        "cache_dir": os.path.expanduser(config["cache_dir"]),
         "checkpoints": _checkpoints(config),
         "task_files": task_files,
         "tasks": _task_names(config["tasks"], task_files),
@@ -113,18 +114,18 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["prompt"] is not None and config["export"] is not None:
         raise ValueError("prompt and export are two things to do: give one of them")
     if config["unroll_sharing"] and config["export"] is None:
-        raise ValueError("unroll_sharing=true goes with export=FOLDER")
+        raise ValueError("unroll_sharing=true needs export=FOLDER")
     perplexity = config["perplexity"]
     for key, default in (("bos", "auto"), ("document_start", None)):
         if config.get("data") is None and perplexity[key] != default:
             raise ValueError(
-                f"perplexity.{key}={perplexity[key]} goes with data=...: a run's own validation text is framed as it "
-                "was in training"
+                f"perplexity.{key}={perplexity[key]} needs data=...: a run's own validation text is framed as it was "
+                "in training"
             )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
-    measured = perplexity["protocols"] or config["speed"]["enabled"] or settings["tasks"]
-    if not measured and config["prompt"] is None and config["export"] is None:
+    has_measurement = perplexity["protocols"] or config["speed"]["enabled"] or settings["tasks"]
+    if not has_measurement and config["prompt"] is None and config["export"] is None:
         raise ValueError("nothing is left to measure: perplexity.protocols is [], speed.enabled false, tasks null")
     return settings
 

@@ -17,7 +17,7 @@ import numpy as np
 from slm.composition.settings import BEFORE_KEYS
 from slm.data import Tokenizer
 from slm.data.tokenizer import LOSSY_NOTE
-from slm.evaluation.texts import Text, document_of, run_documents, run_facts
+from slm.evaluation.texts import Text, document_of, read_run, run_documents
 from slm.runtime.progress import progress
 
 DOCUMENTS_PER_CALL = 1024
@@ -99,7 +99,7 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: 
     made again from its source in `cache_dir`. `max_tokens` keeps only its first tokens, framing included. Raises
     ValueError if the documents or the tokenizer are no longer those of the run.
     """
-    config, fingerprints = run_facts(run)
+    config, fingerprints = read_run(run)
     if fingerprints["tokenizer"] != tokenizer.fingerprint:
         raise ValueError(
             f"{run}: the tokenizer given has fingerprint {tokenizer.fingerprint} and the run was trained with "

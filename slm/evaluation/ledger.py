@@ -22,8 +22,8 @@ Entry = dict[str, Any]
 
 IDENTITY = ("data", "device", "dtype", "seed", "perplexity", "speed", "task_limit", "task_shots")
 """Settings that must be the same for a directory to be continued; checkpoints and tasks may be added."""
-SAME_FACTS = ("revision", "fingerprint", "dtype", "autocast", "device")
-"""Facts that must be the same for the figures of an entry to stand, whatever the checkpoint is called."""
+SAME_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device")
+"""Fields that must be the same for the figures of an entry to be kept, whatever the checkpoint is called."""
 SETTINGS_FILE = "evaluation.yaml"
 CONTENTS = ("results.json", "results.csv", "report.md", "figures", "config.yaml", "checkpoints", "model", "config.json")
 """Files of evaluations, runs, analyses and models: a folder with one of these and no `SETTINGS_FILE` is another's."""
@@ -53,23 +53,23 @@ class Ledger:
         except Timeout:
             raise ValueError(f"output_dir={self.folder} is in use by another process that evaluates there") from None
 
-    def entry(self, facts: Mapping[str, Any]) -> Entry:
-        """The entry of a checkpoint with what was measured of it before; a new one holds only the `facts`."""
+    def entry(self, identity: Mapping[str, Any]) -> Entry:
+        """The entry of a checkpoint with what was measured of it before; a new one holds only its `identity`."""
         for entry in self.entries:
-            if all(entry.get(key) == facts[key] for key in SAME_FACTS):
-                entry["checkpoint"] = facts["checkpoint"]
-                if entry["versions"] != facts["versions"]:
+            if all(entry.get(key) == identity[key] for key in SAME_FIELDS):
+                entry["checkpoint"] = identity["checkpoint"]
+                if entry["versions"] != identity["versions"]:
                     before, now = (
                         ", ".join(f"{package} {number}" for package, number in versions.items())
-                        for versions in (entry["versions"], facts["versions"])
+                        for versions in (entry["versions"], identity["versions"])
                     )
                     entry["continued"] = f"Begun with {before}, continued with {now}."
                 return entry
-        # An entry of the same checkpoint with other content is out of date: a run that went on training, or figures of
-        # a machine with another precision.
-        self.entries = [entry for entry in self.entries if entry["checkpoint"] != facts["checkpoint"]]
+        # An entry of the same checkpoint with other content is out of date: the run was trained further, or the figures
+        # are of a machine with another precision.
+        self.entries = [entry for entry in self.entries if entry["checkpoint"] != identity["checkpoint"]]
         blank: Entry = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
-        self.entries.append({**facts, **blank})
+        self.entries.append({**identity, **blank})
         return self.entries[-1]
 
     def save(self) -> None:

@@ -6,7 +6,6 @@ Notable: everything that can be refused is refused when measurements are planned
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +78,7 @@ def shared_text(settings: Mapping[str, Any]) -> Text | None:
     if settings.get("data") is None or not perplexity_settings["protocols"]:
         return None
     start = perplexity_settings["document_start"]
-    return read_text(settings["data"], document_start=start, cache_dir=_cache_dir(settings))
+    return read_text(settings["data"], document_start=start, cache_dir=Path(settings["cache_dir"]))
 
 
 def plan_measurements(
@@ -124,19 +123,19 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
             autocast=precision.autocast,
             seed=settings["seed"],
         )
-        facts: Entry = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": None}
-        training = training_documents(provenance.run, _cache_dir(settings)) if file else None
+        training = training_documents(provenance.run, Path(settings["cache_dir"])) if file else None
+        share = None
         if training is not None:
-            questions = [answered(record) for record in read_records(name, file)]
-            facts["in_training"] = training.share_of_questions(questions)
-        # A group of the harness gives tasks of other names, and one that failed an error under its own.
+            share = training.share_of_questions([answered(record) for record in read_records(name, file)])
+        origin = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": share}
+        # A group of the harness gives tasks of other names; if it failed, the error is under the group's name.
         others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
-        entry["tasks"] = others | {task: {**result, **facts} for task, result in results.items()}
+        entry["tasks"] = others | {task: {**result, **origin} for task, result in results.items()}
 
     def is_in(entry: Entry) -> bool:
-        done = [task for task in entry["tasks"].values() if task["asked_as"] == name]
-        # What failed is tried again.
-        return bool(done) and all("error" not in task and task["file_fingerprint"] == fingerprint for task in done)
+        results = [task for task in entry["tasks"].values() if task["asked_as"] == name]
+        # A failed task is tried again.
+        return bool(results) and all("error" not in r and r["file_fingerprint"] == fingerprint for r in results)
 
     return Measurement(is_in, take)
 
@@ -170,7 +169,7 @@ def _perplexity(protocol: Protocol, settings: Mapping[str, Any], run: Path | Non
         entry["perplexity_results"] = [*others, score]
 
     def has_windows(score: Entry) -> bool:
-        return windows.items() <= {key: score[key] for key in windows}.items()
+        return windows.items() <= score.items()
 
     def is_in(entry: Entry) -> bool:
         fingerprints = [score["data_fingerprint"] for score in entry["perplexity_results"] if has_windows(score)]
@@ -182,9 +181,9 @@ def _perplexity(protocol: Protocol, settings: Mapping[str, Any], run: Path | Non
 def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | None, text: Text | None) -> Stream:
     """The shared text, or else the run's own validation text, as the checkpoint's tokenizer sees it."""
     bos, max_tokens = settings["perplexity"]["bos"], settings["perplexity"]["max_tokens"]
-    cache_dir = _cache_dir(settings)
+    cache_dir = Path(settings["cache_dir"])
     if text is None:
-        assert run is not None  # _perplexities refuses it
+        assert run is not None  # else _perplexities has raised
         return run_stream(run, checkpoint.tokenizer, cache_dir=cache_dir, max_tokens=max_tokens)
     training = training_documents(run, cache_dir)
     share = None if training is None else training.share_of_bytes(text.documents)
@@ -194,7 +193,7 @@ def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | Non
 def _protocol(
     name: Literal["sliding", "non_overlapping"], settings: Mapping[str, Any], provenance: Provenance
 ) -> Protocol:
-    """A length left open fits the context, and is no longer than what a run was trained on; a stride is half of it."""
+    """A length of null fits the context, and the length that a run was trained on; a stride of null is half of it."""
     default = 1024 if name == "sliding" else 2048
     trained = provenance.result.get("sequence_length") or default
     max_length = settings[name]["max_length"] or min(default, provenance.config.max_position_embeddings, trained)
@@ -202,7 +201,3 @@ def _protocol(
     protocol = Protocol(name=name, max_length=max_length, stride=stride)
     protocol.check(provenance.config)
     return protocol
-
-
-def _cache_dir(settings: Mapping[str, Any]) -> Path:
-    return Path(os.path.expanduser(settings["cache_dir"]))

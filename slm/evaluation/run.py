@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from slm.checkpoints import Provenance, check, export, load
+from slm.checkpoints import Checkpoint, Provenance, check, export, load
 from slm.checkpoints.weights import dtype_name
 from slm.data import Tokenizer
 from slm.evaluation.config import address_of
@@ -54,7 +54,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     _refuse_same_weights(checkpoints)
     text = shared_text(settings)  # after the checks, because building the text can take long
     plans = []
-    for name, provenance in checkpoints.items():  # all of them are planned before any weights are read
+    for name, provenance in checkpoints.items():  # all are planned before any weights are read
         precision = resolve_precision(settings, provenance)
         plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
     for note in text.notes if text else ():
@@ -63,7 +63,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         say(f"results go to {folder}")
         for number, (name, provenance, precision, measurements) in enumerate(plans, start=1):
             say(f"[{number}/{len(plans)}] {name}")
-            entry = ledger.entry(_facts(name, provenance, precision))
+            entry = ledger.entry(_identity(name, provenance, precision))
             _measure(entry, measurements, provenance, precision, ledger)
         ledger.arrange(settings["checkpoints"])
         ledger.save()
@@ -77,6 +77,12 @@ def evaluate(settings: Mapping[str, Any]) -> int:
 def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
     address, revision = address_of(checkpoint, settings)
     return check(address, revision=revision)
+
+
+def _load(provenance: Provenance, precision: Precision) -> Checkpoint:
+    """Load a checked checkpoint; of a hub repository, the revision that was checked."""
+    place = provenance.checkpoint if provenance.revision is None else provenance.folder
+    return load(place, dtype=precision.dtype, device=precision.device)
 
 
 def _refuse_same_weights(checkpoints: Mapping[str, Provenance]) -> None:
@@ -97,11 +103,7 @@ def _measure(
         say("  measured already")
         return
     start = time.perf_counter()
-    checkpoint = load(
-        provenance.checkpoint if provenance.revision is None else provenance.folder,
-        dtype=precision.dtype,
-        device=precision.device,
-    )
+    checkpoint = _load(provenance, precision)
     if checkpoint.provenance.fingerprint != provenance.fingerprint:
         raise ValueError(f"checkpoint={entry['checkpoint']} changed while it was evaluated: give the command again")
     config = checkpoint.decoder.config
@@ -120,7 +122,7 @@ def _measure(
     ledger.save()
 
 
-def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
+def _identity(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
     """The fields of an entry that need no measurement."""
     return {
         "schema": SCHEMA,
@@ -141,9 +143,8 @@ def _facts(checkpoint: str, provenance: Provenance, precision: Precision) -> Ent
 
 def _sample(settings: Mapping[str, Any]) -> int:
     """Print the prompt and, as it is generated, its continuation; then the speed on stderr. Returns exit code 0."""
-    address, revision = address_of(settings["checkpoints"][0], settings)
-    precision = resolve_precision(settings, check(address, revision=revision))
-    decoder, tokenizer, _ = load(address, revision=revision, dtype=precision.dtype, device=precision.device)
+    provenance = _check(settings["checkpoints"][0], settings)
+    decoder, tokenizer, _ = _load(provenance, resolve_precision(settings, provenance))
     prompt, seed, options = settings["prompt"], settings["seed"], settings["generation"]
     ids, context = prompt_ids(tokenizer, prompt), decoder.config.max_position_embeddings
     if len(ids) >= context:
@@ -169,7 +170,7 @@ def _sample(settings: Mapping[str, Any]) -> int:
         tokens_1T = torch.tensor([[*ids, *new_ids][-context:]], device=decoder.head_weight.device)
         with torch.inference_mode():
             if not decoder.hidden(tokens_1T)[:, -1].isfinite().all():
-                raise ValueError(f"checkpoint={address} gives logits that are not finite: it diverged")
+                raise ValueError(f"checkpoint={provenance.checkpoint} gives logits that are not finite: it diverged")
     say(f"{len(new_ids)} tokens in {seconds:.1f} s, seed {seed}{ending}")
     return 0
 

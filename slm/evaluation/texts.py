@@ -115,8 +115,8 @@ def _rows(data: Mapping[str, Any], split: str, cache_dir: Path) -> tuple[str, ..
     return tuple(chain.from_iterable(read_documents(folder, split)))
 
 
-def run_facts(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """The resolved config of a run, and the fingerprints of its training data and tokenizer."""
+def read_run(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The resolved config of a run, and its corpus.json: fingerprints of data and tokenizer."""
     import yaml
 
     try:
@@ -185,7 +185,7 @@ def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments |
     """The training documents of a run; None without a run, or if no cache still has its documents."""
     if run is None:
         return None
-    config, fingerprints = run_facts(run)
+    config, fingerprints = read_run(run)
     folder = cached_documents(config, fingerprints["data"], cache_dir)
     hashes = None if folder is None else training_hashes(folder)
     return None if hashes is None else TrainingDocuments(hashes, config["data"].get("max_document_bytes"))

@@ -9,31 +9,11 @@ from typing import Any
 import numpy as np
 
 from slm.evaluation.report.quality import target_error
-from slm.evaluation.report.results import (
-    Entry,
-    Results,
-    average,
-    common_tasks,
-    number,
-    tasks_of,
-    unique_labels,
-)
+from slm.evaluation.report.results import Entry, Results, average, common_tasks, number, tasks_of, unique_labels
 from slm.evaluation.report.scaling import Gain, gains
 from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.evaluation.report.study import published_points
-from slm.report.style import (
-    GREY,
-    INK,
-    PALE,
-    Axes,
-    Figure,
-    Margins,
-    colours,
-    log_axis,
-    markers,
-    panels,
-    short_name,
-)
+from slm.report.style import GREY, INK, PALE, Axes, Figure, Margins, colours, log_axis, markers, panels, short_name
 from slm.runtime.words import TARGET_UNITS, interval, is_number, plural, sig
 from slm.scaling.allocation import pareto_front
 from slm.scaling.describe import has_complete_lists, is_identified

@@ -181,14 +181,6 @@ class Difference(NamedTuple):
         return measured(self.value, self.error.se, 2)
 
 
-class Pair(NamedTuple):
-    """Two checkpoints by one measure: differences in bits per byte, and in loss where both have the same tokens."""
-
-    first: Entry
-    second: Entry
-    differences: dict[str, Difference]
-
-
 def target_error(score: Entry, target: str) -> float | None:
     """Standard error of loss or bits per byte."""
     return number(score, f"se_{target}")
@@ -229,41 +221,39 @@ def ranked(results: Results, measure: Measure | None) -> list[tuple[Entry, Entry
     return sorted(results.scored(measure), key=lambda row: float(row[1][target]))
 
 
-def _compared_pairs(rows: Sequence[tuple[Entry, Entry]]) -> list[Pair]:
-    """All pairs of few checkpoints, neighbours in rank of many, better first; none if other parts were scored."""
-    pairs = combinations(rows, 2) if len(rows) <= MAX_ALL_PAIRS else pairwise(rows)
-    return [
-        Pair(a, b, _differences(a_score, b_score))
-        for (a, a_score), (b, b_score) in pairs
-        if nearly_equal([size for score in (a_score, b_score) if (size := number(score, "bytes"))])
-    ]
-
-
 def _differences(a: Entry, b: Entry) -> dict[str, Difference]:
-    targets = ["bits_per_byte", *(["loss"] if a.get("segmentation") == b.get("segmentation") else [])]
+    """In bits per byte, and in loss if both have the same tokens."""
+    targets = ["bits_per_byte", "loss"] if a.get("segmentation") == b.get("segmentation") else ["bits_per_byte"]
     return {name: compare(a, b, name) for name in targets if is_number(a.get(name)) and is_number(b.get(name))}
 
 
 def _differences_table(results: Results, measure: Measure) -> str:
-    """A line and a table; empty if fewer than two checkpoints compare."""
-    rows, target = ranked(results, measure), results.target_by(measure)
-    pairs = _compared_pairs(rows)
+    """All pairs of few checkpoints, neighbours in rank of many, better first; empty if no two compare."""
+    ranking, target = ranked(results, measure), results.target_by(measure)
+    pairs = [
+        (name_of(a), name_of(b), _differences(a_score, b_score))
+        for (a, a_score), (b, b_score) in (
+            combinations(ranking, 2) if len(ranking) <= MAX_ALL_PAIRS else pairwise(ranking)
+        )
+        if nearly_equal([size for score in (a_score, b_score) if (size := number(score, "bytes"))])
+    ]
     if not pairs:
         return ""
     line = "**Differences**, A - B: below zero, A is better."
-    if len(rows) > MAX_ALL_PAIRS:
+    if len(ranking) > MAX_ALL_PAIRS:
         line += " Neighbours in rank only."
-    targets = [name for name in dict.fromkeys([target, "loss"]) if any(name in pair.differences for pair in pairs)]
-    words = verdicts([pair.differences[target] for pair in pairs])
-    cells = [
+    targets = [target, "loss"] if target != "loss" and any("loss" in row for *_, row in pairs) else [target]
+    significance = verdicts([differences[target] for *_, differences in pairs])
+    rows = [
         [
-            *(name_of(pair.first), name_of(pair.second)),
-            *(pair.differences[name].text if name in pair.differences else NOTHING for name in targets),
-            *(_error_kind(pair.differences[target].error), verdict),
+            *names,
+            *(differences[name].text if name in differences else NOTHING for name in targets),
+            _error_kind(differences[target].error),
+            verdict,
         ]
-        for pair, verdict in zip(pairs, words, strict=True)
+        for (*names, differences), verdict in zip(pairs, significance, strict=True)
     ]
-    return f"{line}\n\n{table(['A', 'B', *(TARGET_NAMES[n] for n in targets), 'error', 'beyond 2 se'], cells)}"
+    return f"{line}\n\n{table(['A', 'B', *(TARGET_NAMES[name] for name in targets), 'error', 'beyond 2 se'], rows)}"
 
 
 def _error_kind(error: Error) -> str:

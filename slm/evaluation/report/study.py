@@ -13,16 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from slm.evaluation.report.results import (
-    PUBLISHED,
-    Entry,
-    Results,
-    has_loss,
-    is_wikitext2,
-    measure_of,
-    name_of,
-    number,
-)
+from slm.evaluation.report.results import PUBLISHED, Entry, Results, has_loss, is_wikitext2, measure_of, name_of, number
 from slm.report.markdown import Columns, Section, table, table_by_column
 from slm.runtime.words import NOTHING, escape_markdown, interval, is_number, listed, megabytes, sig
 from slm.scaling.fitting import fit

@@ -47,8 +47,8 @@ class DecoderLM(TemplateLM):
         self._device = self._scorer.device
         self._seed = seed
         self._progress = progress
-        self.num_cut = 0
-        """Requests that were longer than the model's context, and lost their beginning."""
+        self.num_truncated = 0
+        """Requests that were longer than the model's context and were truncated on the left."""
         self._begin = [self.prefix_token_id] if tokenizer.adds_bos else []
 
     @property
@@ -79,7 +79,7 @@ class DecoderLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         # A context of spaces alone is left without tokens (they go to the continuation): treated as an empty one.
         begin = [self.prefix_token_id]
-        self.num_cut += sum(len(context) + len(new) > self.max_length + 1 for _, context, new in requests)
+        self.num_truncated += sum(len(context) + len(new) > self.max_length + 1 for _, context, new in requests)
         items = [make_request(context or begin, continuation, self.max_length) for _, context, continuation in requests]
         scores = self._scorer(items, lambda done: self._progress("requests", done, len(items)))
         return [(score.log_likelihood, score.is_greedy) for score in scores]
@@ -87,9 +87,9 @@ class DecoderLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of each whole text, every token scored once, in windows of the model's context."""
         windows = [self._windows(instance.args[0]) for instance in requests]
-        every = [window for own in windows for window in own]
-        scores = iter(self._scorer(every, lambda done: self._progress("windows", done, len(every))))
-        return [sum(next(scores).log_likelihood for _ in own) for own in windows]
+        flat = [window for request in windows for window in request]
+        scores = iter(self._scorer(flat, lambda done: self._progress("windows", done, len(flat))))
+        return [sum(next(scores).log_likelihood for _ in request) for request in windows]
 
     def _windows(self, text: str) -> list[Request]:
         windows = get_rolling_token_windows(

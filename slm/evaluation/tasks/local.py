@@ -78,7 +78,7 @@ def _keys(separator: str) -> str:
 def _record(record: Any, where: str) -> dict[str, Any]:
     form = next((key for key in FORMS if isinstance(record, Mapping) and key in record), None)
     if form is None or (missing := [key for key in FORMS[form] if key not in record]):
-        lacking = f"lacks {', '.join(missing)}" if form else "is no question"
+        lacking = f"lacks {', '.join(missing)}" if form else "is not a question"
         raise ValueError(f"{where} {lacking}: it must have the keys {_keys(' or ')}")
     for key in FORMS[form][:2]:
         check_kind(f"{where}: {key}", record[key], OPTIONS if key == form else NAME)

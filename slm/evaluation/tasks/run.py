@@ -67,10 +67,10 @@ def run_task(
     notes = []
     if file is not None:
         notes.append(f"Questions and their wording are those of {file}, not of a harness task named {name}.")
-    if model.num_cut:
+    if model.num_truncated:
         notes.append(
-            f"{model.num_cut:,} requests were longer than the model's context of {model.max_length:,} tokens and "
-            "lost their beginning."
+            f"{model.num_truncated:,} requests were longer than the model's context of {model.max_length:,} tokens and "
+            "were truncated on the left."
         )
     for task, result in results.items():
         if notes:

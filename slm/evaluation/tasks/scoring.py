@@ -180,9 +180,8 @@ class Scorer:
                 f"{dtype_name(states_ND.dtype)} overflows and dtype=float32 would not"
             )
         sizes = [len(item.targets) for item in items]
-        sums = [part.sum().item() for part in log_likelihood.double().split(sizes)]
-        hits = [bool(part.all()) for part in greedy.split(sizes)]
-        return {item: Score(total, hit) for item, total, hit in zip(items, sums, hits, strict=True)}
+        parts = zip(items, log_likelihood.double().split(sizes), greedy.split(sizes), strict=True)
+        return {item: Score(values.sum().item(), bool(hits.all())) for item, values, hits in parts}
 
     def _forward(self, groups: list[Group], items: list[Request], L: int) -> tuple[Tensor, list[list[int]]]:
         """Hidden states (tokens of all passes, D), and for each request the rows there that predict its targets."""
