@@ -123,7 +123,7 @@ def pareto_figure(results: Results) -> Figure | None:
     lows, highs = zip(*(_ends(score, target) for _, _, score in rows), strict=True)
     log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25)
     log_axis(axis.yaxis, min(lows) / 1.02, max(highs) * 1.02, counts=False)
-    axis.set_xlabel(f"decode, tokens per second: more is better\n({usual.words})")
+    axis.set_xlabel(f"decode, tokens per second: more is better\n({usual})")
     axis.set_ylabel(f"{TARGET_UNITS[target]}, {short_name(results.primary.data)}: less is better")
     return figure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from typing import Any, NamedTuple
 
 from slm.evaluation.report.results import Entry, Results, name_of
 from slm.report.markdown import Columns, Section, bullets, figure, table_by_column
@@ -27,36 +26,19 @@ CAPTION = (
 )
 
 
-class Conditions(NamedTuple):
-    """What must be equal for two speeds to compare."""
-
-    device: Any
-    device_name: Any
-    dtype: Any
-    threads: Any
-    compiled: Any
-    cache: Any
-    prompt_tokens: Any
-    new_tokens: Any
-
-    @property
-    def words(self) -> str:
-        """In words."""
-        threads = f" ({self.threads} threads)" if self.threads and str(self.device).startswith("cpu") else ""
-        processor = self.device_name or f"{self.device}{threads}"  # the name of a CPU has its threads in it
-        cache = ("KV cache" if self.cache else "no KV cache") + (", compiled" if self.compiled else "")
-        return f"{processor}, {self.dtype}, {cache}, {self.prompt_tokens} + {self.new_tokens} tokens"
-
-
-def conditions(entry: Entry) -> Conditions | None:
-    """The conditions of a checkpoint's speed; None without a speed."""
+def conditions(entry: Entry) -> str | None:
+    """The conditions of a checkpoint's speed in words: speeds compare if these are equal. None without a speed."""
     speed = entry["speed"]
     if not is_number(speed.get("decode_tokens_per_second")):
         return None
-    return Conditions(*map(speed.get, Conditions._fields))
+    device, dtype, prompt, new = (speed.get(key) for key in ("device", "dtype", "prompt_tokens", "new_tokens"))
+    threads = f" ({speed['threads']} threads)" if speed.get("threads") and device == "cpu" else ""
+    processor = speed.get("device_name") or f"{device}{threads}"  # the name of a CPU has its threads in it
+    cache = ("KV cache" if speed.get("cache") else "no KV cache") + (", compiled" if speed.get("compiled") else "")
+    return f"{processor}, {dtype}, {cache}, {prompt} + {new} tokens"
 
 
-def usual_conditions(results: Results) -> Conditions | None:
+def usual_conditions(results: Results) -> str | None:
     """The conditions of most checkpoints; a tie goes to the first."""
     counts = Counter(shared for entry in results.entries if (shared := conditions(entry)))
     return counts.most_common(1)[0][0] if counts else None
@@ -75,7 +57,7 @@ def speed_section(results: Results) -> Section | None:
         "those of recurrent mixers, the same after any number of tokens.",
         _caution(results),
         table_by_column(entries, COLUMNS),
-        bullets(line for entry in entries if (line := sharing_line(entry))),
+        bullets(filter(None, map(_sharing_line, entries))),
         figure(results.folder, "pareto", CAPTION),
     )
 
@@ -83,11 +65,6 @@ def speed_section(results: Results) -> Section | None:
 def _rate(name: str, entry: Entry) -> str:
     value, spread = (entry["speed"].get(f"{name}_{key}") for key in ("tokens_per_second", "spread"))
     return sig(value) + (f" {interval(spread)}" if spread and is_number(value) else "")
-
-
-def _conditions_text(entry: Entry) -> str:
-    measured_on = conditions(entry)
-    return escape_markdown(measured_on.words) if measured_on else NOTHING
 
 
 COLUMNS: Columns = {
@@ -101,7 +78,7 @@ COLUMNS: Columns = {
     "KV bytes, first token": lambda entry: exact_count(entry["speed"].get("kv_bytes_per_token")),
     "KV bytes, full context": lambda entry: exact_count(entry["speed"].get("kv_cache_bytes")),
     "state bytes": lambda entry: exact_count(entry["speed"].get("state_bytes")),
-    "measured on": _conditions_text,
+    "measured on": lambda entry: escape_markdown(conditions(entry) or NOTHING),
 }
 
 
@@ -112,31 +89,29 @@ def _caution(results: Results) -> str:
         return ""
     return (
         f"**Caution:** {listed(others)} {'was' if len(others) == 1 else 'were'} measured under other conditions than "
-        f"the rest ({escape_markdown(usual.words)}), so those speeds do not compare; see the last column."
+        f"the rest ({escape_markdown(usual)}), so those speeds do not compare; see the last column."
     )
 
 
 def sharing_price(entry: Entry) -> dict[str, float]:
     """For prefill and decode: time a token takes, over that of the same tensors with every block used once."""
-    speed, without = entry["speed"], entry["speed"].get("without_sharing") or {}
-    keys = {name: f"{name}_tokens_per_second" for name in ("prefill", "decode")}
+    rates, unshared = entry["speed"], entry["speed"].get("without_sharing") or {}
     return {
-        name: without[key] / speed[key]
-        for name, key in keys.items()
-        if is_number(without.get(key)) and is_number(speed.get(key)) and speed[key] > 0
+        name: unshared[key] / rates[key]
+        for name, key in (("prefill", "prefill_tokens_per_second"), ("decode", "decode_tokens_per_second"))
+        if is_number(unshared.get(key)) and is_number(rates.get(key))
     }
 
 
-def sharing_line(entry: Entry) -> str:
+def _sharing_line(entry: Entry) -> str:
     """The latency price of block sharing in words; empty for a model that shares none."""
-    price = sharing_price(entry)
-    if not price:
-        return ""
     repeats = entry["shape"].get("num_repeats")
     used = f"uses each block {repeats} times" if is_number(repeats) else "uses blocks repeatedly"
-    speed = entry["speed"]
     times = []
-    for name, ratio in price.items():
-        shared, unshared = (sig(rates[f"{name}_tokens_per_second"]) for rates in (speed, speed["without_sharing"]))
+    for name, ratio in sharing_price(entry).items():
+        both = (entry["speed"], entry["speed"]["without_sharing"])
+        shared, unshared = (sig(rates[f"{name}_tokens_per_second"]) for rates in both)
         times.append(f"{sig(ratio, 3)} times the time in {name} ({shared} against {unshared} tokens/s)")
+    if not times:
+        return ""
     return f"{name_of(entry)} {used}: against the same tensors without sharing a token takes {listed(times)}."

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from slm.evaluation.report.results import PUBLISHED, Entry, Results, has_loss, is_wikitext2, measure_of, name_of, number
-from slm.report.markdown import Columns, Section, table, table_by_column
+from slm.report.markdown import Section, table, table_by_column
 from slm.runtime.words import NOTHING, escape_markdown, interval, is_number, listed, megabytes, sig
-from slm.scaling.fitting import fit
+from slm.scaling.fitting import Fit, fit
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.prediction import band
 from slm.scaling.published import published_claims, published_rows
@@ -90,15 +91,12 @@ def study_section(results: Results) -> Section | None:
               "peak MB here", "published")  # fmt: skip
     measured = measured_table(pairs)
     findings = {} if measured is None else measured_findings(measured, pairs)
-    columns: Columns = {
+    columns: dict[str, Callable[[Entry], str]] = {
         "the study's claim": lambda claim: escape_markdown(claim["claim"]),
         "what the study's own rows say": lambda claim: escape_markdown(claim["finding"]),
     }
     if findings:
-        columns = {
-            **columns,
-            "what the rows measured here say": lambda claim: escape_markdown(findings.get(claim["id"], NOTHING)),
-        }
+        columns["what the rows measured here say"] = lambda claim: escape_markdown(findings.get(claim["id"], NOTHING))
     return Section("The published study").add(
         "The study measured four models on WikiText-2 (sliding windows of 1024 tokens every 512, float16, one T4, no "
         "KV cache). A difference in perplexity is due to precision, text preparation or a leading BOS, and not to "
@@ -156,53 +154,42 @@ def measured_table(pairs: list[Pair]) -> Table | None:
 
 def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
     """For each claim's id, what the rows measured here show."""
-    power = fit(measured, "power", target="perplexity")
-    prediction = band(power, np.log([[2e9]]), None).of_run(power.sigma)  # the claim is about 2B parameters
-    value, low, high = (float(np.exp(log[0])) for log in (prediction.centre, prediction.low, prediction.high))
+    power, of_loss = fit(measured, "power", target="perplexity"), fit(measured, "power")
+    alpha_N = fit(measured, "power", size="params_non_embedding").params["alpha"]
     without_smallest = Table(measured.frame.iloc[1:].reset_index(drop=True), (), "measured")
     slope = -fit(without_smallest, "power", target="perplexity").params["alpha"]
+    prediction = band(power, np.log([[2e9]]), None).of_run(power.sigma)  # the claim is about 2B parameters
+    value, low, high = (float(np.exp(log[0])) for log in (prediction.centre, prediction.low, prediction.high))
+    floored = _uncertainty(fit(measured, "power_floor"))
+    state = "not identified" if "alpha" in floored.not_identified else "identified"
+    alpha = of_loss.params["alpha"]
     return {
         "fit": f"{sig(power.params['A'])} N^-{sig(power.params['alpha'])}, R2 {sig(power.r2)}.",
-        "slope": _slope_finding(measured),
-        "loss": _loss_finding(measured),
-        "floor": _floor_finding(measured),
+        "slope": _slope_finding(power),
+        "loss": f"Of loss: {alpha:.4f} {interval(_uncertainty(of_loss).ci['alpha'], 3)}, {alpha / KAPLAN:.2f} times "
+        f"Kaplan's; {alpha_N / KAPLAN:.2f} times with non-embedding N.",
+        "floor": f"With a floor E free, alpha's interval is {interval(floored.ci['alpha'], 2)}: {state}.",
         "smallest": f"Without the 125M model the slope is {slope:.3f}.",
         "prediction": f"The fit gives {value:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}].",
         **_speed_findings(pairs),
     }
 
 
-def _uncertainty(measured: Table, law: str, target: str = "loss") -> Uncertainty:
-    return uncertainty(fit(measured, law, target=target), replicates=0, rng=np.random.default_rng(0))
+def _uncertainty(law: Fit) -> Uncertainty:
+    return uncertainty(law, replicates=0, rng=np.random.default_rng(0))
 
 
-def _slope_finding(measured: Table) -> str:
-    low, high = _uncertainty(measured, "power", "perplexity").ci["alpha"]
+def _slope_finding(power: Fit) -> str:
+    low, high = _uncertainty(power).ci["alpha"]
     if low is None or high is None:
         return "The slope has no interval: all rows lie on one line."
-    inside = {value: low <= value <= high for value in CLAIMED}
-    words = {False: "excludes", True: "does not exclude"}
+    inside = {f"-{value}": low <= value <= high for value in CLAIMED}
     parts = [
-        f"{words[state]} {listed([f'-{value}' for value in CLAIMED if inside[value] == state])}"
-        for state in sorted(set(inside.values()))
+        f"{words} {listed([value for value in inside if inside[value] == state])}"
+        for state, words in ((False, "excludes"), (True, "does not exclude"))
+        if state in inside.values()
     ]
     return f"The slope's 95% t(2) interval [{-high:.3f}, {-low:.3f}] {' and '.join(parts)}."
-
-
-def _loss_finding(measured: Table) -> str:
-    alpha = fit(measured, "power").params["alpha"]
-    alpha_non_embedding = fit(measured, "power", size="params_non_embedding").params["alpha"]
-    confidence: Any = _uncertainty(measured, "power").ci["alpha"]
-    return (
-        f"Of loss: {alpha:.4f} {interval(confidence, 3)}, {alpha / KAPLAN:.2f} times Kaplan's; "
-        f"{alpha_non_embedding / KAPLAN:.2f} times with non-embedding N."
-    )
-
-
-def _floor_finding(measured: Table) -> str:
-    floored = _uncertainty(measured, "power_floor")
-    state = "not identified" if "alpha" in floored.not_identified else "identified"
-    return f"With a floor E free, alpha's interval is {interval(floored.ci['alpha'], 2)}: {state}."
 
 
 def _speed_findings(pairs: list[Pair]) -> dict[str, str]:

@@ -118,9 +118,9 @@ def _not_distinguishable(names: list[str], how: str) -> str:
 
 def _fastest(results: Results) -> str:
     usual = usual_conditions(results)
-    rows = [entry for entry in results.entries if usual is not None and conditions(entry) == usual]
-    if not rows or usual is None:
+    if usual is None:
         return ""
+    rows = [entry for entry in results.entries if conditions(entry) == usual]
     best = max(rows, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
     rate = sig(best["speed"]["decode_tokens_per_second"])
     slow_end = (best["speed"].get("decode_spread") or [math.inf])[0]
@@ -131,7 +131,7 @@ def _fastest(results: Results) -> str:
     ]
     tail = _not_distinguishable(similar, "the spread of repetitions")
     lead = "Fastest decode" if len(rows) > 1 else "Decode"
-    return f"{lead}: {name_of(best)}, {rate} tokens/s ({escape_markdown(usual.words)}){tail}."
+    return f"{lead}: {name_of(best)}, {rate} tokens/s ({escape_markdown(usual)}){tail}."
 
 
 def _highest_average(results: Results) -> str:
