@@ -1,15 +1,13 @@
 """Folders that are built once and then only read.
 
-A folder is built under a temporary name, synced and renamed, so that a name in the cache is always a finished build;
-a lock file lets one process build while the others wait; the next build removes what a killed one left behind.
-`manifest.json` records size and SHA-256 of every file: a folder that does not match it is rebuilt, never used.
+A folder is built as NAME.partial, synced and renamed, so that a name in the cache is always a finished build. A lock
+file lets one process build while the others wait. The next build continues what a killed one left (`slm.data.parts`).
+`manifest.json` records size and SHA-256 of every file: a folder that does not match it is built again, never used.
 """
 
-import glob
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,10 +16,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from slm.data.parts import RECORDS, seal, sealed_files, sha256, sync
 from slm.runtime.files import write_json
 from slm.runtime.progress import say
 
-SCHEMA = "slm.data/2"  # part of every key: change it when the layout or the meaning of a cached file changes
+SCHEMA = "slm.data/3"  # part of every key: change it when the layout or the meaning of a cached file changes
 MAX_CHECKED_BYTES = 256 << 20  # up to here checksums cost well under a second; above, SLM_VERIFY=1 asks for them
 
 
@@ -32,7 +31,10 @@ def digest(value: Any) -> str:
 
 
 def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: str) -> dict[str, Any]:
-    """The manifest of `folder`, built now by `build(temporary folder)`, which returns facts for it, or before.
+    """The manifest of `folder`, built before or now by `build(folder.partial)`, which returns facts for it.
+
+    A `ValueError` of `build` says that the data cannot be used, and removes `folder.partial`. After any other error,
+    Ctrl-C or a kill it stays, and the next call continues it.
 
     `what` names the thing in messages.
     """
@@ -50,24 +52,24 @@ def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: st
 
 
 def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):  # of a killed build: we hold the lock
-        shutil.rmtree(leftover, ignore_errors=True)
-    # Not by tempfile, whose folders only their owner may read: a cache may be shared.
-    temporary = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
-    temporary.mkdir()
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir(exist_ok=True)
     try:
-        facts = dict(build(temporary))
-        files = {str(p.relative_to(temporary)): _sealed(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
-        manifest = temporary / "manifest.json"
-        write_json(manifest, {"schema": SCHEMA, **facts, "files": files})
-        _sync(manifest)
-        if folder.exists():  # damaged
-            folder.rename(temporary.with_name(temporary.name + "-old"))
-        temporary.rename(folder)
-        _sync(folder.parent)
-        shutil.rmtree(temporary.with_name(temporary.name + "-old"), ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        facts = dict(build(partial))
+    except ValueError:
+        shutil.rmtree(partial)
+        raise
+    sealed, records = sealed_files(partial), partial / RECORDS
+    paths = [path for path in sorted(partial.rglob("*")) if path.is_file() and path.parent != records]
+    files = {
+        str(name): sealed.get(str(name)) or seal(partial / name) for name in (p.relative_to(partial) for p in paths)
+    }
+    write_json(partial / "manifest.json", {"schema": SCHEMA, **facts, "files": files})
+    sync(partial / "manifest.json")
+    shutil.rmtree(folder, ignore_errors=True)  # if it is damaged
+    partial.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(folder / RECORDS, ignore_errors=True)
     return facts
 
 
@@ -93,24 +95,6 @@ def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != file["bytes"]:
             return f"{name} does not have its {file['bytes']} bytes"
-        if checks_sums and _sha256(path) != file["sha256"]:
+        if checks_sums and sha256(path) != file["sha256"]:
             return f"{name} does not have its checksum"
     return None
-
-
-def _sealed(path: Path) -> dict[str, Any]:
-    _sync(path)
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,8 +4,9 @@ The cache has two folders for a corpus: one of its documents, split and independ
 tokens made from them, with the tokenizer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,20 @@ from typing import Any
 import numpy as np
 
 from slm.data.cache import cached, digest
-from slm.data.documents import SPLITS, left_out_notes, read_documents, source_of, write_documents
-from slm.data.stream import ShardWriter, TokenStream
+from slm.data.documents import (
+    SPLITS,
+    document_files,
+    left_out_notes,
+    read_documents,
+    read_file,
+    source_of,
+    text_bytes,
+    write_documents,
+)
+from slm.data.parts import Part, build_parts
+from slm.data.stream import ShardWriter, TokenStream, split_facts
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import Plan, is_on_hub, load_tokenizer, plan_tokenizer
-from slm.runtime.progress import progress
 
 _TOKENS_SCHEMA = 2  # part of the key of token folders: raise it when what their manifests hold changes
 
@@ -91,13 +101,10 @@ def _val_bytes(tokenizer: Tokenizer, split: Mapping[str, Any], token_bytes: int)
 
 def prepare_documents(data: Mapping[str, Any], *, cache_dir: Path) -> tuple[Path, dict[str, Any]]:
     """The folder with the documents of conf/data/NAME.yaml, which `read_documents` takes, and its manifest."""
-    source, name = source_of(data), data["name"]
+    name = data["name"]
     folder = cache_dir / "documents" / f"{name}-{digest(_documents_key(data))}"
 
-    def build(folder: Path) -> dict[str, Any]:
-        return write_documents(folder, source.documents(data), data["val_fraction"], name=name, size=source.size(data))
-
-    return folder, cached(folder, build, what=f"the documents of {name}")
+    return folder, cached(folder, lambda folder: write_documents(folder, data), what=f"the documents of {name}")
 
 
 def _documents_key(data: Mapping[str, Any]) -> list[Any]:
@@ -110,26 +117,47 @@ def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: 
 
     `facts` is the manifest of the folder `documents`.
     """
-    tokenizer = plan.make(lambda: read_documents(documents, "train"))
-    tokenizer.save(folder / "tokenizer")
-    writers = {split: ShardWriter(folder, split, tokenizer.vocab_size) for split in SPLITS}
-    size = sum(counts["bytes"] for counts in facts["splits"].values())
-    val_token_bytes, keeps_text = 0, True
-    with progress("data: encoding", size / 1e6, "MB") as advance:
-        for split, writer in writers.items():
-            writer.write(tokenizer.opening)
-            for texts in read_documents(documents, split):
-                encoded = tokenizer.encode_batch(texts)
-                writer.write(chain.from_iterable(map(tokenizer.framed, encoded)))
-                if split == "val":
-                    val_token_bytes += sum(int(tokenizer.token_bytes[ids].sum()) for ids in encoded)
-                    keeps_text = keeps_text and all(map(tokenizer.keeps, texts, encoded))
-                advance(sum(len(text.encode()) for text in texts) / 1e6)
+    saved = folder / "tokenizer"
+    if not saved.exists():  # else of a killed build
+        plan.make(lambda: read_documents(documents, "train")).save(folder / "tokenizer.new")
+        (folder / "tokenizer.new").rename(saved)
+    tokenizer = load_tokenizer(saved, name=plan.name)
+    files = [(split, path) for split in SPLITS for path in document_files(documents, split)]
+    is_first = {path: number == 0 or files[number - 1][0] != split for number, (split, path) in enumerate(files)}
+    parts = [Part((split, str(path), is_first[path]), text_bytes(path)) for split, path in files]
+    results = build_parts(folder, "tokens", encode_file, parts, task="data: encoding")
+    shards = {split: [s for part in results if part["split"] == split for s in part["shards"]] for split in SPLITS}
+    splits = facts["splits"]
     return {
         "fingerprint": facts["fingerprint"],
         "left_out": facts["left_out"],
         "tokenizer": {name: getattr(tokenizer, name) for name in ("name", "fingerprint", "vocab_size")},
-        "val_token_bytes": val_token_bytes,
-        "keeps_text": keeps_text,
-        "splits": {split: writer.facts(facts["splits"][split]) for split, writer in writers.items()},
+        "val_token_bytes": sum(part["token_bytes"] for part in results),
+        "keeps_text": all(part["keeps_text"] for part in results),
+        "splits": {split: split_facts(shards[split], tokenizer.vocab_size, splits[split]) for split in SPLITS},
     }
+
+
+def encode_file(
+    folder: Path, number: int, split: str, documents: str, is_first: bool, advance: Callable[[float], None]
+) -> dict[str, Any]:
+    """Encode one Parquet file of a split into shards; `parts.Work`. The first file of a split opens the stream."""
+    tokenizer = _tokenizer_of(str(folder / "tokenizer"))
+    writer = ShardWriter(folder, f"{split}-{number:05d}", tokenizer.vocab_size)
+    writer.write(tokenizer.opening if is_first else [])
+    token_bytes, keeps_text = 0, True
+    for texts in read_file(Path(documents)):
+        encoded = tokenizer.encode_batch(texts)
+        writer.write(chain.from_iterable(map(tokenizer.framed, encoded)))
+        if split == "val":
+            token_bytes += sum(int(tokenizer.token_bytes[ids].sum()) for ids in encoded)
+            keeps_text = keeps_text and all(map(tokenizer.keeps, texts, encoded))
+        advance(sum(len(text.encode()) for text in texts) / 1e6)
+    files = [shard["file"] for shard in writer.shards]
+    written = {"split": split, "shards": writer.shards, "files": files}
+    return {**written, "token_bytes": token_bytes, "keeps_text": keeps_text}
+
+
+@lru_cache(maxsize=1)
+def _tokenizer_of(folder: str) -> Tokenizer:
+    return load_tokenizer(Path(folder))

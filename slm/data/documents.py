@@ -1,17 +1,24 @@
-"""Documents of a source, split and kept as Parquet, so that another tokenizer does not read the source again."""
+"""Documents of a source, split and kept as Parquet, so that another tokenizer does not read the source again.
+
+Notable: parts of a source are read in parallel (`slm.data.parts`), and neither memory nor open files grow with the
+corpus.
+"""
+
+from __future__ import annotations
 
 import hashlib
+import json
+import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm.runtime.progress import progress
+from slm.data.parts import Part, build_parts
 
 Document = tuple[str, str | None]
 """A text and its split: "train", "val", or None where the hash of the text decides."""
@@ -22,8 +29,9 @@ LEFT_OUT = {
     "without_text": "without text (blank, null or missing)",
 }
 """Why documents are left out: key in manifests -> words."""
-_HASHES_FILE = "train.hashes"
 _GROUP_BYTES = 4 << 20  # text of one row group, and of one call of the tokenizer: keeps all cores busy, fits memory
+_FILE_GROUPS = 1024  # row groups of a file, about 4 GB of text; pyarrow refuses files with more than a million
+_CHAIN_MODULUS, _CHAIN_BASE = 2**521 - 1, 3**300
 
 
 class Source(NamedTuple):
@@ -33,9 +41,12 @@ class Source(NamedTuple):
     """A JSON-like value that changes whenever the documents would; raises ValueError for wrong options. Must be quick:
     every run asks for it."""
     documents: Callable[[Mapping[str, Any]], Iterator[Document]]
-    """The documents in a fixed order, validation documents first where the source gives the splits."""
-    size: Callable[[Mapping[str, Any]], int | None] = lambda data: None
-    """About how many bytes of text there are, for the progress display; None where unknown."""
+    """The documents of a part in a fixed order, validation documents first where the source gives the splits."""
+    parts: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = lambda data: [data]
+    """The config once for each part that can be read independently, with what says which part it is. Parts with
+    `split="val"` hold validation documents alone, and come first. By default there is one part."""
+    size: Callable[[Mapping[str, Any]], int | None] = lambda part: None
+    """About how many bytes of text a part has; None where unknown."""
     notes: Callable[[Mapping[str, Any]], list[str]] = lambda data: []
     """Sentences on what the options mean here."""
 
@@ -64,59 +75,147 @@ def source_of(data: Mapping[str, Any]) -> Source:
     return Source(**{field: getattr(module, field) for field in Source._fields if hasattr(module, field)})
 
 
-def write_documents(
-    folder: Path, source: Iterable[Document], val_fraction: float | None, *, name: str, size: int | None = None
-) -> dict[str, Any]:
-    """Write train.parquet and val.parquet, and the hashes of the training documents.
+def write_documents(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the documents of conf/data/NAME.yaml as Parquet, and the hashes of the training documents.
 
-    `size` is about how many bytes of text will come, for the progress display. Returns the fingerprint, the documents
-    and bytes of each split, and how many documents were left out (`LEFT_OUT`). The fingerprint is SHA-256 over
-    (split, text) in order; where the source gives the splits, all of training comes first. Raises ValueError when a
-    split would be empty.
+    Parts of the source are written in parallel; validation parts come first, since training documents that are in the
+    validation set are left out. Returns the fingerprint of both splits, the documents and bytes of each, and how many
+    documents were left out (`LEFT_OUT`). Raises ValueError when a split would be empty.
     """
-    fingerprint, hashes, left_out = hashlib.sha256(), array("Q"), dict.fromkeys(LEFT_OUT, 0)
-    counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
-    documents = iter(source)
-    first = next(documents, None)
-    source_splits = first is not None and first[1] is not None
-    kept = _kept(chain([first] if first else [], documents), left_out)
+    source, task = source_of(data), f"data: documents of {data['name']}"
+    parts, in_process = source.parts(data), isinstance(SOURCES[data["source"]], Source)  # others import only slm
+    num_first = sum(part.get("split") == "val" for part in parts)
+
+    def build(start: int, stop: int | None, threshold: float | None, val_hashes: list[str]) -> list[dict[str, Any]]:
+        todo = [Part((dict(part), threshold, val_hashes), source.size(part)) for part in parts[start:stop]]
+        if not todo:
+            return []
+        return build_parts(folder, "documents", write_part, todo, task=task, start=start, in_process=in_process)
+
+    first = build(0, num_first, data["val_fraction"], [])
+    results = first + build(num_first, None, data["val_fraction"], [part["hashes"]["val"] for part in first])
+    smallest = min((part["smallest"] for part in results), default=1.0)
+    num_documents = sum(counts["documents"] for part in results for counts in part["splits"].values())
+    if smallest < 1.0 and num_documents > 1 and not any(part["splits"]["val"]["documents"] for part in results):
+        results = build(0, None, math.nextafter(smallest, 1.0), [])  # the smallest position is validation
+    counts = {
+        split: {name: sum(part["splits"][split][name] for part in results) for name in ("documents", "bytes")}
+        for split in SPLITS
+    }
+    left_out = {reason: sum(part["left_out"][reason] for part in results) for reason in LEFT_OUT}
+    _require_text(counts, left_out, data["name"])
+    chains = [_joined_chain(part["splits"][split]["chain"] for part in results)[0] for split in SPLITS]
+    fingerprint = hashlib.sha256(json.dumps(chains).encode()).hexdigest()[:16]
+    return {"fingerprint": fingerprint, "splits": counts, "left_out": left_out}
+
+
+def write_part(
+    folder: Path,
+    number: int,
+    part: Mapping[str, Any],
+    threshold: float | None,
+    val_hashes: list[str],
+    advance: Callable[[float], None],
+) -> dict[str, Any]:
+    """Write the documents of one part of a source; `parts.Work`.
+
+    A text whose source gives no split is validation if its `_position` is below `threshold`. `val_hashes` are files
+    with the hashes of validation documents in other parts.
+    """
+    known = {value for name in val_hashes for value in np.fromfile(folder / name, dtype="<u8").tolist()}
+    left_out, smallest = dict.fromkeys(LEFT_OUT, 0), 1.0
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(_parquet_writer(folder / f"{split}.parquet")) for split in SPLITS}
-        advance = stack.enter_context(progress(f"data: documents of {name}", size and size / 1e6, "MB"))
-        for text, split in split_documents(kept, val_fraction):
-            num_bytes = len(text.encode())
-            if split == "train":
-                hashes.append(text_hash(text))
-            if split == "train" or not source_splits:
-                fingerprint.update(_fingerprinted(split, text))
-            writers[split](text, num_bytes)
-            counts[split]["documents"] += 1
-            counts[split]["bytes"] += num_bytes
-            advance(num_bytes / 1e6)
-    _require_text(counts, left_out, name)
-    for text in chain.from_iterable(read_documents(folder, "val")) if source_splits else ():
-        fingerprint.update(_fingerprinted("val", text))
-    np.asarray(hashes, dtype="<u8").tofile(folder / _HASHES_FILE)
-    return {"fingerprint": fingerprint.hexdigest()[:16], "splits": counts, "left_out": left_out}
+        splits = {split: stack.enter_context(_Split(folder, split, number)) for split in SPLITS}
+        for text, given in source_of(part).documents(part):
+            encoded = text.encode()
+            advance(len(encoded) / 1e6)
+            if not text.strip():
+                left_out["without_text"] += 1
+                continue
+            digest, hash_ = hashlib.sha256(encoded).digest(), text_hash(text)
+            if given is None:
+                smallest = min(smallest, _position(digest))
+                given = "val" if _position(digest) < _checked(threshold) else "train"
+            elif given == "val":
+                known.add(hash_)
+            elif hash_ in known:
+                left_out["also_in_validation"] += 1
+                continue
+            splits[given].add(text, len(encoded), digest, hash_)
+    written = {name: split.facts() for name, split in splits.items()}
+    hashes = {name: split.write_hashes() for name, split in splits.items()}
+    files = [name for split in splits.values() for name in split.files] + list(hashes.values())
+    return {"splits": written, "left_out": left_out, "smallest": smallest, "hashes": hashes, "files": files}
 
 
-def _fingerprinted(split: str, text: str) -> bytes:
-    encoded = text.encode()
-    return f"{split} {len(encoded)}\n".encode() + encoded
+class _Split:
+    """The documents of one split in one part: Parquet files of bounded size, hashes, and the chain of the digests."""
+
+    def __init__(self, folder: Path, split: str, number: int = 0) -> None:
+        self.folder, self.prefix = folder, f"{split}-{number:05d}"
+        for stale in folder.glob(f"{self.prefix}-*"):  # of a killed build, or written with another threshold
+            stale.unlink()
+        self.files: list[str] = []
+        self.counts = {"documents": 0, "bytes": 0}
+        self.chain = (0, 1)
+        self.hashes = array("Q")
+        self.texts: list[str] = []
+        self.group_bytes = self.file_groups = 0
+        self.writer: Any = None
+
+    def __enter__(self) -> _Split:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        if self.writer is not None:
+            self.writer.close()
+
+    def add(self, text: str, num_bytes: int, digest: bytes, hash_: int) -> None:
+        """Add a document; `digest` is the SHA-256 of the text, `hash_` its `text_hash`."""
+        self.chain = _joined_chain([self.chain, (int.from_bytes(digest, "big"), _CHAIN_BASE)])
+        self.hashes.append(hash_)
+        self.texts.append(text)
+        self.group_bytes += num_bytes
+        self.counts["documents"] += 1
+        self.counts["bytes"] += num_bytes
+        if self.group_bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        if not self.texts:
+            return
+        schema = pa.schema([("text", pa.large_string())])
+        if self.writer is None:
+            self.files.append(f"{self.prefix}-{len(self.files):03d}.parquet")
+            self.writer = parquet.ParquetWriter(self.folder / self.files[-1], schema, compression="zstd")
+        self.writer.write_table(pa.Table.from_pydict({"text": self.texts}, schema=schema))
+        self.texts, self.group_bytes, self.file_groups = [], 0, self.file_groups + 1
+        if self.file_groups == _FILE_GROUPS:
+            self.writer.close()
+            self.writer, self.file_groups = None, 0
+
+    def facts(self) -> dict[str, Any]:
+        """Documents and bytes, and the chain of the digests."""
+        return {**self.counts, "chain": self.chain}
+
+    def write_hashes(self) -> str:
+        """Write the `text_hash` of every document; returns the name of the file."""
+        name = f"{self.prefix}.hashes"
+        np.asarray(self.hashes, dtype="<u8").tofile(self.folder / name)
+        return name
 
 
-def _kept(source: Iterable[Document], left_out: dict[str, int]) -> Iterator[Document]:
-    """Documents with text, less training documents that are in the validation split before them; counts the others."""
-    val_hashes = set[int]()
-    for text, split in source:
-        if not text.strip():
-            left_out["without_text"] += 1
-        elif split == "train" and text_hash(text) in val_hashes:
-            left_out["also_in_validation"] += 1
-        else:
-            if split == "val":
-                val_hashes.add(text_hash(text))
-            yield text, split
+def _joined_chain(chains: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The chain of documents in a row. A chain is a polynomial in `_CHAIN_BASE`, its coefficients the SHA-256 of the
+    texts, with the power of the base for its length; so it does not depend on how documents are divided into parts."""
+    value, power = 0, 1
+    for added, added_power in chains:
+        value, power = (value * added_power + added) % _CHAIN_MODULUS, power * added_power % _CHAIN_MODULUS
+    return value, power
 
 
 def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
@@ -128,48 +227,47 @@ def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
     ]
 
 
-def training_hashes(folder: Path) -> np.ndarray | None:
-    """`text_hash` of every training document of a folder, uint64; None in a folder from before these were kept."""
-    file = folder / _HASHES_FILE
-    return np.fromfile(file, dtype="<u8") if file.exists() else None
+def training_hashes(folder: Path) -> Iterator[np.ndarray]:
+    """`text_hash` of every training document of a folder, uint64, in arrays of one part each."""
+    for file in sorted(folder.glob("train-*.hashes")):
+        yield np.fromfile(file, dtype="<u8")
+
+
+def document_files(folder: Path, split: str) -> list[Path]:
+    """The Parquet files of a split, in order."""
+    return sorted(folder.glob(f"{split}-*.parquet"))
 
 
 def read_documents(folder: Path, split: str) -> Iterator[list[str]]:
     """The texts of a split in order, in lists of about 4 MB."""
+    for file in document_files(folder, split):
+        yield from read_file(file)
+
+
+def read_file(path: Path) -> Iterator[list[str]]:
+    """The texts of one Parquet file in order, in lists of about 4 MB."""
     from pyarrow import parquet
 
-    with parquet.ParquetFile(folder / f"{split}.parquet") as file:
+    with parquet.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group).column("text").to_pylist()
 
 
+def text_bytes(path: Path) -> int:
+    """About how many bytes of text a Parquet file has."""
+    from pyarrow import parquet
+
+    file = parquet.read_metadata(path)
+    return sum(file.row_group(group).column(0).total_uncompressed_size for group in range(file.num_row_groups))
+
+
 def write_split(folder: Path, split: str, texts: Iterable[str]) -> dict[str, Any]:
     """Write all texts, blank ones too, as one split; returns its documents and bytes."""
-    sizes = []
-    with _parquet_writer(folder / f"{split}.parquet") as add:
+    with _Split(folder, split) as written:
         for text in texts:
-            sizes.append(len(text.encode()))
-            add(text, sizes[-1])
-    return {"documents": len(sizes), "bytes": sum(sizes)}
-
-
-def split_documents(source: Iterable[Document], val_fraction: float | None) -> Iterator[tuple[str, str]]:
-    """(text, split) of every document, in order.
-
-    Where the source gives no split, the hash of the text decides and not its position, so that documents that are
-    added, dropped or moved do not move others. If no hash is below `val_fraction`, the smallest one is validation.
-    """
-    waiting: list[tuple[str, str]] = []  # before the first validation document: any of these may have to be it
-    has_validation = False
-    for text, given in source:
-        split = given or ("val" if text_position(text) < _checked(val_fraction) else "train")
-        waiting.append((text, split))
-        has_validation = has_validation or given is not None or split == "val"
-        if has_validation:
-            yield from waiting
-            waiting.clear()
-    smallest = min((text_position(text) for text, _ in waiting), default=0.0) if len(waiting) > 1 else None
-    yield from ((text, "val" if text_position(text) == smallest else split) for text, split in waiting)
+            encoded = text.encode()
+            written.add(text, len(encoded), hashlib.sha256(encoded).digest(), text_hash(text))
+    return written.counts
 
 
 def text_hash(text: str) -> int:
@@ -177,9 +275,13 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.strip().encode()).digest()[:8], "big")
 
 
-def text_position(text: str) -> float:
-    """The hash of a text as a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / (1 << 48)
+def _position(digest: bytes) -> float:
+    """The SHA-256 of a text as a number in [0, 1).
+
+    It decides the split, and not the document's position, so that documents that are added, dropped or moved do not
+    move others.
+    """
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 
 def _checked(val_fraction: float | None) -> float:
@@ -204,30 +306,3 @@ def _require_text(counts: Mapping[str, Mapping[str, int]], left_out: Mapping[str
     else:
         return
     raise ValueError(f"data={name}: {problem}")
-
-
-@contextmanager
-def _parquet_writer(path: Path) -> Iterator[Callable[[str, int], None]]:
-    """Gives a function that adds a text and its bytes to a file of one column `text`, in groups of bounded size."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    schema, texts, group_bytes = pa.schema([("text", pa.large_string())]), list[str](), 0
-    with parquet.ParquetWriter(path, schema, compression="zstd") as file:
-
-        def add(text: str, num_bytes: int) -> None:
-            nonlocal group_bytes
-            texts.append(text)
-            group_bytes += num_bytes
-            if group_bytes >= _GROUP_BYTES:
-                flush()
-
-        def flush() -> None:
-            nonlocal group_bytes
-            file.write_table(pa.Table.from_pydict({"text": texts}, schema=schema))
-            texts.clear()
-            group_bytes = 0
-
-        yield add
-        if texts:
-            flush()

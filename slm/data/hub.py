@@ -8,6 +8,7 @@ from slm.data.documents import Document
 from slm.data.readers import clean, first_line, text_of
 
 _TIMEOUT_SECONDS = 5.0  # to the first answer of the hub; its own clients retry for minutes
+_MAX_PARTS = 1024
 _OPTIONS = ("path", "subset", "revision", "val_split", "text_column", "document_start", "max_documents", "max_bytes")
 
 
@@ -19,24 +20,33 @@ def key(data: Mapping[str, Any]) -> Any:
     return {name: data[name] for name in _OPTIONS}
 
 
-def size(data: Mapping[str, Any]) -> int | None:
+def size(part: Mapping[str, Any]) -> int | None:
     """The limit on bytes, if there is one."""
-    limit: int | None = data["max_bytes"]
+    limit: int | None = part["max_bytes"]
     return limit
 
 
-def documents(data: Mapping[str, Any]) -> Iterator[Document]:
-    """Documents in the order of the data set, its validation split first; `max_documents`, `max_bytes` bound each.
+def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Runs of the data set's files, in order, those of its validation split first, each with `table` and `shard`.
 
+    A split is one part if `document_start`, `max_documents` or `max_bytes` is given, since these count from its begin.
     Raises ValueError at once when the hub cannot be reached.
     """
     require_network(f"data={data['name']} must download {data['path']}")
-    splits = ["train"] if data["val_split"] is None else [data["val_split"], "train"]
-    for split in splits:
-        texts = joined(rows(data, split), data["document_start"])
-        given = None if len(splits) == 1 else "train" if split == "train" else "val"
-        for text in bounded(texts, data["max_documents"], data["max_bytes"]):
-            yield text, given
+    is_one = any(data[name] is not None for name in ("document_start", "max_documents", "max_bytes"))
+    parts = []
+    for table in ["train"] if data["val_split"] is None else [data["val_split"], "train"]:
+        split = None if data["val_split"] is None else "train" if table == "train" else "val"
+        num_shards = 1 if is_one else min(_MAX_PARTS, _table(data, table).num_shards)
+        parts += [{**data, "table": table, "split": split, "shard": [i, num_shards]} for i in range(num_shards)]
+    return parts
+
+
+def documents(part: Mapping[str, Any]) -> Iterator[Document]:
+    """Documents of one of `parts` in the order of the data set; `max_documents` and `max_bytes` bound each split."""
+    texts = joined(rows(part, part["table"], *part["shard"]), part["document_start"])
+    for text in bounded(texts, part["max_documents"], part["max_bytes"]):
+        yield text, part["split"]
 
 
 def require_network(purpose: str) -> None:
@@ -76,22 +86,31 @@ def bounded(texts: Iterable[str], max_documents: int | None, max_bytes: int | No
             return
 
 
-def rows(data: Mapping[str, Any], split: str) -> Iterator[str]:
-    """The text column of a split, row by row as `readers.clean` gives it, "" for null.
+def rows(data: Mapping[str, Any], split: str, index: int = 0, num_shards: int = 1) -> Iterator[str]:
+    """The text column of a split, or of one of `num_shards` runs of its files, row by row as `readers.clean` gives it.
+
+    It is "" for null.
 
     Raises ValueError for an unknown data set, subset, split or column, and for rows that hold no text or cannot be
     read.
     """
-    from datasets import load_dataset
-
     path, column = data["path"], data["text_column"]
-    try:
-        table = load_dataset(path, data["subset"], split=split, revision=data["revision"], streaming=True)
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"data.path={path!r} cannot be read from the hub: {first_line(error)}") from None
+    table = _table(data, split)
+    if num_shards > 1:
+        table = table.shard(num_shards=num_shards, index=index)
     if table.column_names is not None and column not in table.column_names:
         raise ValueError(f"data.text_column={column!r} is not in {path}, which has {', '.join(table.column_names)}")
     return _texts(table, column, path)
+
+
+def _table(data: Mapping[str, Any], split: str) -> Any:
+    from datasets import load_dataset
+
+    path = data["path"]
+    try:
+        return load_dataset(path, data["subset"], split=split, revision=data["revision"], streaming=True)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"data.path={path!r} cannot be read from the hub: {first_line(error)}") from None
 
 
 def _texts(table: Iterable[Mapping[str, Any]], column: str, path: str) -> Iterator[str]:

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from slm.data.stream import TokenStream
 
 IGNORED = -100  # the default ignore_index of torch's cross-entropy
+MAX_SORTED_WINDOWS = 1 << 22  # a sorted shuffle of more takes over 64 MB and 0.5 s in each process
+_FEISTEL_ROUNDS = 6
 
 
 def window_ids(seed: int, step: int, batch_size: int, num_windows: int) -> np.ndarray:
@@ -29,12 +31,46 @@ def window_ids(seed: int, step: int, batch_size: int, num_windows: int) -> np.nd
     ids = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        ids[here] = _shuffle(seed, int(epoch), num_windows)[places[here]]
+        ids[here] = _shuffled(seed, int(epoch), num_windows, places[here])
     return ids
 
 
+def _shuffled(seed: int, epoch: int, num_windows: int, places: np.ndarray) -> np.ndarray:
+    """The entries at `places` of a permutation of range(num_windows), which seed and epoch decide."""
+    if num_windows <= MAX_SORTED_WINDOWS:
+        return _sorted_shuffle(seed, epoch, num_windows)[places]
+    return _feistel_shuffle(seed, epoch, num_windows, places)
+
+
+def _feistel_shuffle(seed: int, epoch: int, num_windows: int, places: np.ndarray) -> np.ndarray:
+    """Entries of a permutation that is never held in memory: a Feistel network (Luby and Rackoff 1988) over 2k bits.
+
+    2k bits are the fewest that hold num_windows. A result outside the range is put through the network again until it
+    is inside (cycle walking, Black and Rogaway 2002), on average less than four times.
+    """
+    bits = np.uint64(((num_windows - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << int(bits)) - 1)
+    keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(_FEISTEL_ROUNDS)
+    ids = places.astype(np.uint64)
+    outside = np.ones(len(ids), dtype=bool)
+    while outside.any():
+        left, right = ids[outside] >> bits, ids[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        ids[outside] = (left << bits) | right
+        outside = ids >= num_windows
+    return ids.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al. 2014): every bit of x changes about half of the bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 @lru_cache(maxsize=2)  # a batch at the border of two epochs needs both
-def _shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
+def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
     """A permutation of range(num_windows).
 
     It sorts the raw output of a bit generator, a stream that numpy promises never to change; numpy makes no such

@@ -6,7 +6,7 @@ that is not hidden. A file that is named or matched must be of a known kind and 
 
 import glob
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from slm.data.documents import Document
 from slm.data.readers import SUFFIXES, read_texts, suffix_of
 
 _MIN_DOCUMENT_BYTES = 256  # smallest max_document_bytes: below it, most of a stream would be separators
+
+_MIN_PART_BYTES, _MAX_PARTS = 16 << 20, 1024
 
 
 class Files(NamedTuple):
@@ -43,9 +45,25 @@ def _identity(path: Path) -> tuple[str, int, int]:
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
 
-def size(data: Mapping[str, Any]) -> int:
-    """Bytes of the files as they are on disk."""
-    return sum(path.stat().st_size for name in ("paths", "val_paths") for path in _files(data, name).paths)
+def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Groups of files in order, validation files first, each with `files`, `option` and `split`."""
+    files = {name: _files(data, name).paths for name in ("val_paths", "paths")}
+    sizes = {path: path.stat().st_size for paths in files.values() for path in paths}
+    least = max(_MIN_PART_BYTES, sum(sizes.values()) // _MAX_PARTS)
+    found: list[dict[str, Any]] = []
+    for name, split in (("val_paths", "val"), ("paths", "train" if data["val_paths"] else None)):
+        group: list[str] = []
+        for path in files[name]:
+            group.append(str(path))
+            if sum(sizes[Path(p)] for p in group) >= least or path == files[name][-1]:
+                found.append({**data, "option": name, "split": split, "files": group})
+                group = []
+    return found
+
+
+def size(part: Mapping[str, Any]) -> int:
+    """Bytes of the files of a part as they are on disk."""
+    return sum(Path(file).stat().st_size for file in part["files"])
 
 
 def notes(data: Mapping[str, Any]) -> list[str]:
@@ -53,12 +71,10 @@ def notes(data: Mapping[str, Any]) -> list[str]:
     return [note for name in ("paths", "val_paths") if (note := _files(data, name).note)]
 
 
-def documents(data: Mapping[str, Any]) -> Iterator[Document]:
-    """Documents with their splits in the order of files and rows, validation documents (`data.val_paths`) first."""
-    train_split = "train" if data["val_paths"] else None
-    for name, split in (("val_paths", "val"), ("paths", train_split)):
-        for text in _texts(data, name, data["max_document_bytes"]):
-            yield text, split
+def documents(part: Mapping[str, Any]) -> Iterator[Document]:
+    """The documents of one of `parts` in the order of files and rows, with their split."""
+    for text in _texts(map(Path, part["files"]), part, part["option"], part["max_document_bytes"]):
+        yield text, part["split"]
 
 
 def files_to_evaluate(data: Mapping[str, Any]) -> Files:
@@ -68,11 +84,12 @@ def files_to_evaluate(data: Mapping[str, Any]) -> Files:
 
 def texts_to_evaluate(data: Mapping[str, Any]) -> Iterator[str]:
     """The documents of `files_to_evaluate`, however long."""
-    return _texts(data, "val_paths" if data["val_paths"] else "paths", None)
+    name = "val_paths" if data["val_paths"] else "paths"
+    return _texts(_files(data, name).paths, data, name, None)
 
 
-def _texts(data: Mapping[str, Any], name: str, limit: int | None) -> Iterator[str]:
-    for path in _files(data, name).paths:
+def _texts(paths: Iterable[Path], data: Mapping[str, Any], name: str, limit: int | None) -> Iterator[str]:
+    for path in paths:
         yield from read_texts(path, key=f"data.{name}", column=data["text_column"], limit=limit)
 
 

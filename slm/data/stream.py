@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 
 SHARD_TOKENS = 100_000_000  # 200 MB of uint16: easy to copy, and 10B tokens need only 100 files
+MAX_OPEN_SHARDS = 256  # each takes a file descriptor, of which a process often may have 1,024
 
 
 class TokenStream:
     """Memory-mapped shards seen as one array of `num_tokens` token ids.
 
     `num_bytes` is the UTF-8 length of the text of all `num_documents` documents, without special tokens. Shards are
-    opened at first use and not pickled, so sending a stream to loader workers is cheap.
+    opened at first use, at most `MAX_OPEN_SHARDS` at once, and not pickled, so sending a stream to loader workers is
+    cheap.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """`facts` is the split's entry in the manifest, as `ShardWriter.facts` returns it."""
+        """`facts` is the split's entry in the manifest, as `split_facts` returns it."""
         self.num_tokens: int = facts["tokens"]
         self.num_bytes: int = facts["bytes"]
         self.num_documents: int = facts["documents"]
@@ -40,20 +42,24 @@ class TokenStream:
         return max(0, (self.num_tokens - 1) // sequence_length)
 
     def _shard(self, number: int) -> np.ndarray:
-        if number not in self._shards:
-            self._shards[number] = np.memmap(self._paths[number], dtype=self._dtype, mode="r")
-        return self._shards[number]
+        shard = self._shards.pop(number, None)
+        if shard is None:
+            if len(self._shards) >= MAX_OPEN_SHARDS:
+                del self._shards[next(iter(self._shards))]  # the one that has not been read for longest
+            shard = np.memmap(self._paths[number], dtype=self._dtype, mode="r")
+        self._shards[number] = shard
+        return shard
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}
 
 
 class ShardWriter:
-    """Appends tokens to `{split}-00000.bin`, `{split}-00001.bin`, ... of at most `shard_tokens` tokens each."""
+    """Writes tokens to `{name}-000.bin`, `{name}-001.bin`, ... of at most `shard_tokens` tokens each."""
 
-    def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
-        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    def __init__(self, folder: Path, name: str, vocab_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
+        self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
+        self.dtype = token_dtype(vocab_size)
         self.shards: list[dict[str, Any]] = []
 
     def write(self, tokens: Iterable[int]) -> None:
@@ -61,19 +67,26 @@ class ShardWriter:
         remaining = np.fromiter(tokens, dtype=self.dtype)
         while len(remaining):
             if not self.shards or self.shards[-1]["tokens"] == self.shard_tokens:
-                self.shards.append({"file": f"{self.split}-{len(self.shards):05d}.bin", "tokens": 0})
+                self.shards.append({"file": f"{self.name}-{len(self.shards):03d}.bin", "tokens": 0})
+                (self.folder / self.shards[-1]["file"]).unlink(missing_ok=True)  # of a killed build
             shard = self.shards[-1]
             part, remaining = np.split(remaining, [self.shard_tokens - shard["tokens"]])
             with (self.folder / shard["file"]).open("ab") as file:
                 part.tofile(file)
             shard["tokens"] += len(part)
 
-    def facts(self, counts: Mapping[str, int]) -> dict[str, Any]:
-        """The split's entry in the manifest; `counts` holds its number of `documents` and of `bytes` of text."""
-        return {
-            "tokens": sum(shard["tokens"] for shard in self.shards),
-            "bytes": counts["bytes"],
-            "documents": counts["documents"],
-            "dtype": self.dtype.str,
-            "shards": self.shards,
-        }
+
+def split_facts(shards: list[dict[str, Any]], vocab_size: int, counts: Mapping[str, int]) -> dict[str, Any]:
+    """A split's entry in the manifest; `counts` holds its number of `documents` and of `bytes` of text."""
+    return {
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "bytes": counts["bytes"],
+        "documents": counts["documents"],
+        "dtype": token_dtype(vocab_size).str,
+        "shards": shards,
+    }
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The integers in which token ids are stored."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")

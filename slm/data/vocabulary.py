@@ -37,6 +37,7 @@ Texts = Callable[[], Iterator[list[str]]]
 class Plan:
     """A tokenizer to be made: `key` identifies it before it exists, `make` takes the training texts."""
 
+    name: str
     key: Any
     make: Callable[[Texts], Tokenizer]
 
@@ -50,10 +51,11 @@ def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
     if kind == "bpe":
         return _plan_bpe(config["vocab_size"], config["train_bytes"])
     if kind == "bytes":
-        return Plan(key=["bytes", 1], make=lambda texts: byte_tokenizer())
+        return Plan(name="bytes", key=["bytes", 1], make=lambda texts: byte_tokenizer())
     if kind == "file":
         made = _released(config)
-        return Plan(key=["file", made.fingerprint, made.bos_id, made.eos_id], make=lambda texts: made)
+        key = ["file", made.fingerprint, made.bos_id, made.eos_id]
+        return Plan(name=made.name, key=key, make=lambda texts: made)
     raise ValueError(f"tokenizer.kind={kind!r} is not one of bpe, bytes, file")
 
 
@@ -65,6 +67,7 @@ def _plan_bpe(vocab_size: int, train_bytes: int | None) -> Plan:
     if train_bytes is not None and train_bytes < 1:
         raise ValueError(f"tokenizer.train_bytes={train_bytes} must be positive, or null for all of the text")
     return Plan(
+        name=f"bpe-{vocab_size}",
         key=["bpe", vocab_size, train_bytes, _SPLIT, tokenizers.__version__],
         make=lambda texts: _train_bpe(texts(), vocab_size, train_bytes),
     )

@@ -160,9 +160,9 @@ def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) 
 
 @dataclass(frozen=True)
 class TrainingDocuments:
-    """`text_hash` of all training documents of a run, and the size in bytes at which long documents were cut."""
+    """`text_hash` of all training documents of a run, by part, and the size in bytes at which long ones were cut."""
 
-    hashes: np.ndarray
+    hashes: Sequence[np.ndarray]
     max_bytes: int | None
 
     def share_of_bytes(self, texts: Iterable[str]) -> float:
@@ -178,7 +178,8 @@ class TrainingDocuments:
         return float(np.logical_or.reduceat(is_contained, starts).mean())
 
     def _contain(self, texts: Sequence[str]) -> np.ndarray:
-        return np.isin(np.array([text_hash(text) for text in texts], dtype=np.uint64), self.hashes)
+        hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
+        return np.logical_or.reduce([np.isin(hashes, part) for part in self.hashes])
 
 
 def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments | None:
@@ -187,8 +188,8 @@ def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments |
         return None
     config, fingerprints = read_run(run)
     folder = cached_documents(config, fingerprints["data"], cache_dir)
-    hashes = None if folder is None else training_hashes(folder)
-    return None if hashes is None else TrainingDocuments(hashes, config["data"].get("max_document_bytes"))
+    hashes = [] if folder is None else list(training_hashes(folder))
+    return None if not hashes else TrainingDocuments(hashes, config["data"].get("max_document_bytes"))
 
 
 def document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from slm.data.stream import ShardWriter, TokenStream
+from slm.data.stream import ShardWriter, TokenStream, split_facts
 from tests.seeds import seeded
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,6 @@ def stream_of(tmp_path: Path) -> Callable[..., TokenStream]:
         folder.mkdir()
         writer = ShardWriter(folder, "train", vocab_size, shard_tokens)
         writer.write(tokens)
-        return TokenStream(folder, writer.facts({"documents": 1, "bytes": len(tokens)}))
+        return TokenStream(folder, split_facts(writer.shards, vocab_size, {"documents": 1, "bytes": len(tokens)}))
 
     return make

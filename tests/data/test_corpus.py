@@ -1,3 +1,4 @@
+import hashlib
 import json
 import signal
 
@@ -6,8 +7,7 @@ import pytest
 
 from slm.data import load_tokenizer, prepare
 from slm.data.corpus import prepare_documents
-from slm.data.documents import split_documents
-from slm.data.local import documents as local_documents
+from slm.data.local import documents, parts
 from tests.data.foreign import FOREIGN, KEEP_TEXT, byte_level, save, save_as
 
 PREPARE = """
@@ -39,7 +39,11 @@ def tokens_of(stream):
 
 
 def texts_of(data, split):
-    return [text for text, side in split_documents(local_documents(data), data["val_fraction"]) if side == split]
+    def split_of(text):
+        position = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+        return "val" if position < data["val_fraction"] else "train"
+
+    return [text for part in parts(data) for text, _ in documents(part) if split_of(text) == split]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -111,7 +115,7 @@ def test_a_second_vocabulary_does_not_read_the_source_again(data, bpe, byte, boo
 @pytest.mark.parametrize("kind", ["tokens", "documents"])
 def test_a_corrupt_file_is_noticed_and_built_again(data, bpe, byte, tmp_path, kind):
     first = tokens_of(prepare(data, bpe, cache_dir=tmp_path).train)
-    pattern = "tokens/*/train-00000.bin" if kind == "tokens" else "documents/*/train.parquet"
+    pattern = "tokens/*/train-00000-000.bin" if kind == "tokens" else "documents/*/train-00000-000.parquet"
     (file,) = tmp_path.glob(pattern)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -125,8 +129,8 @@ def test_a_build_killed_before_its_end_is_not_used_and_the_next_one_succeeds(pyt
     arguments = (json.dumps(data), json.dumps(bpe), tmp_path)
     kill = """
 import os, signal
-from slm.data.stream import ShardWriter
-ShardWriter.facts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from slm.data import corpus
+corpus.split_facts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
     process = python(kill + PREPARE, *arguments)
     process.communicate(timeout=100)
@@ -135,7 +139,7 @@ ShardWriter.facts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     answer, errors = python(PREPARE, *arguments).communicate(timeout=100)
     untouched = prepare(data, bpe, cache_dir=tmp_path / "other")
     assert answer == f"{untouched.fingerprint} {untouched.tokenizer.fingerprint} {untouched.train.num_tokens}\n", errors
-    assert not list(tmp_path.glob("tokens/*.tmp-*"))
+    assert not list(tmp_path.glob("tokens/*.partial"))
 
 
 def test_two_processes_at_once_give_one_good_cache(python, data, bpe, tmp_path):
@@ -190,7 +194,7 @@ def test_what_was_read_and_left_out_is_said_whether_the_corpus_is_built_or_opene
 def test_a_name_that_would_be_a_glob_is_built_and_cleaned_up_under_its_own(data, byte, tmp_path):
     named = {**data, "name": "[2024] notes"}
     folder, _ = prepare_documents(named, cache_dir=tmp_path)
-    (folder.parent / f"{folder.name}.tmp-killed").mkdir()
+    (folder.parent / f"{folder.name}.partial").mkdir()
     (folder / "manifest.json").unlink()
     with pytest.warns(UserWarning, match="is built again"):
         prepare_documents(named, cache_dir=tmp_path)

@@ -1,16 +1,20 @@
 import hashlib
 import random
+import tempfile
+from itertools import chain
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slm.data import documents as module
 from slm.data.documents import (
+    SOURCES,
+    Source,
     left_out_notes,
     read_documents,
-    split_documents,
     text_hash,
-    text_position,
     training_hashes,
     write_documents,
 )
@@ -19,71 +23,81 @@ from tests.seeds import seeded
 TEXTS = st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=40, unique=True)
 
 
-def undecided(texts):
-    return [(text, None) for text in texts]
+@pytest.fixture(autouse=True, scope="module")
+def listed():
+    """A source of documents that the config lists, in parts of `part_size` documents."""
+
+    def parts(data):
+        rows, size = data["documents"], data["part_size"]
+        return [{**data, "documents": rows[start : start + size]} for start in range(0, max(1, len(rows)), size)]
+
+    SOURCES["listed"] = Source(key=lambda data: None, documents=lambda part: iter(part["documents"]), parts=parts)
+    yield
+    del SOURCES["listed"]
 
 
-@given(texts=TEXTS, fraction=st.floats(0.01, 0.99), seed=st.integers())
-def test_the_split_does_not_change_when_documents_are_reordered(texts, fraction, seed):
-    shuffled = random.Random(seeded(seed)).sample(texts, len(texts))
-    assert dict(split_documents(undecided(texts), fraction)) == dict(split_documents(undecided(shuffled), fraction))
+def write(folder, documents, fraction, part_size=1000):
+    """Write documents, or texts whose split is not given; returns the manifest's facts."""
+    rows = [(row, None) if isinstance(row, str) else row for row in documents]
+    data = {"name": "mine", "source": "listed", "val_fraction": fraction, "documents": rows, "part_size": part_size}
+    return write_documents(folder, data)
 
 
-@given(texts=TEXTS, fraction=st.floats(0.01, 0.99))
-def test_the_split_is_that_of_the_sha256_and_else_of_the_smallest(texts, fraction):
-    def position(text):
-        return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+def read(folder, split):
+    return list(chain.from_iterable(read_documents(folder, split)))
 
+
+def split_texts(texts, fraction, part_size=1000):
+    """(training texts, validation texts, facts), as they are read back."""
+    with tempfile.TemporaryDirectory() as folder:
+        facts = write(Path(folder), texts, fraction, part_size)
+        return read(Path(folder), "train"), read(Path(folder), "val"), facts
+
+
+def position(text):
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+
+
+@given(texts=TEXTS, fraction=st.floats(0.01, 0.9), part_size=st.integers(5, 50))
+@settings(deadline=None, max_examples=20)
+def test_the_split_is_that_of_the_sha256_and_else_of_the_smallest(texts, fraction, part_size):
     chosen = {text for text in texts if position(text) < fraction} or {min(texts, key=position)}
-    split = list(split_documents(undecided(texts), fraction))
-    assert [text for text, _ in split] == texts
-    assert {text for text, side in split if side == "val"} == chosen
+    if len(chosen) == len(texts):
+        return
+    train, val, facts = split_texts(texts, fraction, part_size)
+    assert train == [text for text in texts if text not in chosen]
+    assert val == [text for text in texts if text in chosen]
+    for split, read_back in (("train", train), ("val", val)):
+        assert facts["splits"][split] == {"documents": len(read_back), "bytes": len("".join(read_back).encode())}
 
 
-def test_about_the_asked_share_is_validation():
-    split = split_documents(undecided(map(str, range(20_000))), 0.05)
-    share = sum(side == "val" for _, side in split) / 20_000
-    assert share == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / 20_000) ** 0.5)
+def test_about_the_asked_share_is_validation_and_a_removed_document_moves_no_other():
+    texts = [str(i) for i in range(20_000)]
+    train, val, _ = split_texts(texts, 0.05)
+    assert len(val) / 20_000 == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / 20_000) ** 0.5)
+    assert split_texts(texts[100:], 0.05)[:2] == ([t for t in train if int(t) > 99], [t for t in val if int(t) > 99])
 
 
-def test_a_document_that_is_removed_moves_no_other():
-    texts = [str(i) for i in range(500)]
-    before = dict(split_documents(undecided(texts), 0.1))
-    after = dict(split_documents(undecided(texts[100:]), 0.1))
-    assert after == {text: before[text] for text in texts[100:]}
+def test_the_fingerprint_is_that_of_the_texts_in_order_however_they_are_divided(paragraphs):
+    facts = [split_texts(paragraphs, 0.1, part_size)[2] for part_size in (1000, 300, 70, 29)]
+    assert facts[1:] == facts[:-1]
+    others = [paragraphs[1:], paragraphs[:-1], paragraphs[::-1], [paragraphs[0] + " ", *paragraphs[1:]]]
+    prints = [facts[0]["fingerprint"], *(split_texts(other, 0.1)[2]["fingerprint"] for other in others)]
+    assert len(set(prints)) == 5
+    given = [(text, "val" if position(text) < 0.1 else "train") for text in paragraphs]
+    given.sort(key=lambda row: row[1], reverse=True)
+    assert split_texts(given, None)[2] == facts[0]
 
 
-def test_a_split_that_the_source_gives_is_used():
-    documents = [("a", "train"), ("b", "val"), ("c", "train")]
-    assert list(split_documents(documents, None)) == [("a", "train"), ("b", "val"), ("c", "train")]
-
-
-def test_a_source_that_gives_splits_is_not_held_in_memory():
-    def endless():
-        while True:
-            yield ("text", "train")
-
-    assert next(split_documents(endless(), None)) == ("text", "train")
-
-
-def test_positions_are_uniform():
-    positions = sorted(text_position(str(i)) for i in range(5_000))
-    distance = max(abs(position - (i + 0.5) / 5_000) for i, position in enumerate(positions))
-    assert distance < 1.95 / 5_000**0.5  # Kolmogorov-Smirnov at p = 0.001
-
-
-def test_documents_are_read_back_as_written_with_their_fingerprint(tmp_path, paragraphs):
-    facts = write_documents(tmp_path, undecided(paragraphs), 0.1, name="x")
-    fingerprint = hashlib.sha256()
-    for text, split in split_documents(undecided(paragraphs), 0.1):
-        fingerprint.update(f"{split} {len(text.encode())}\n{text}".encode())
-    assert facts["fingerprint"] == fingerprint.hexdigest()[:16]
-    for split in ("train", "val"):
-        texts = [text for batch in read_documents(tmp_path, split) for text in batch]
-        assert texts == [text for text, side in split_documents(undecided(paragraphs), 0.1) if side == split]
-        assert facts["splits"][split] == {"documents": len(texts), "bytes": len("".join(texts).encode())}
-    trained = [text for text, side in split_documents(undecided(paragraphs), 0.1) if side == "train"]
-    assert training_hashes(tmp_path).tolist() == [text_hash(text) for text in trained]
+def test_many_files_and_groups_are_read_back_in_order(tmp_path, paragraphs, monkeypatch):
+    monkeypatch.setattr(module, "_GROUP_BYTES", 3000)
+    monkeypatch.setattr(module, "_FILE_GROUPS", 2)
+    write(tmp_path, paragraphs, 0.1)
+    assert read(tmp_path, "train") == [text for text in paragraphs if position(text) >= 0.1]
+    files = list(tmp_path.glob("train-*.parquet"))
+    assert len(files) == -(-sum(len(text.encode()) for text in read(tmp_path, "train")) // 6000)
+    trained = [text_hash(text) for text in read(tmp_path, "train")]
+    assert list(chain.from_iterable(part.tolist() for part in training_hashes(tmp_path))) == trained
 
 
 def test_training_documents_that_are_in_the_given_validation_set_are_dropped_and_counted(tmp_path):
@@ -96,35 +110,44 @@ def test_training_documents_that_are_in_the_given_validation_set_are_dropped_and
         ("also held", "train"),
         ("also held, and more", "train"),
     ]
-    facts = write_documents(tmp_path, source, None, name="x")
-    assert next(read_documents(tmp_path, "train")) == ["own", "also held, and more"]
-    assert next(read_documents(tmp_path, "val")) == ["held", " also held\n"]
+    facts = write(tmp_path, source, None)
+    assert read(tmp_path, "train") == ["own", "also held, and more"]
+    assert read(tmp_path, "val") == ["held", " also held\n"]
     assert facts["left_out"] == {"also_in_validation": 2, "without_text": 1}
     assert left_out_notes(facts["left_out"]) == [
         "left out 2 documents for training that are also in the validation set",
         "left out 1 document without text (blank, null or missing)",
     ]
-    entries = "train 3\nowntrain 19\nalso held, and moreval 4\nheldval 11\n also held\n"  # training first
-    assert facts["fingerprint"] == hashlib.sha256(entries.encode()).hexdigest()[:16]
 
 
 def test_training_on_nothing_but_the_validation_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^data=mine: all 1 training documents are also in the validation set; give"):
-        write_documents(tmp_path, [("held", "val"), ("held", "train")], None, name="mine")
+        write(tmp_path, [("held", "val"), ("held", "train")], None)
 
 
 @pytest.mark.parametrize("texts", [[], ["", " \n\t"]])
 def test_no_text_is_an_error(tmp_path, texts):
     with pytest.raises(ValueError, match=r"^data=mine: the documents hold no text; .*data\.paths"):
-        write_documents(tmp_path, undecided(texts), 0.1, name="mine")
+        write(tmp_path, texts, 0.1)
 
 
 def test_a_single_document_leaves_no_validation(tmp_path):
     with pytest.raises(ValueError, match=r"^data=mine: there are 1 training and 0 validation documents"):
-        write_documents(tmp_path, undecided(["one"]), 0.01, name="mine")
+        write(tmp_path, ["one"], 0.01)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, None])
-def test_a_fraction_outside_0_to_1_is_an_error(fraction):
+def test_a_fraction_outside_0_to_1_is_an_error(fraction, tmp_path):
     with pytest.raises(ValueError, match=r"^data\.val_fraction=.* must be between 0 and 1"):
-        list(split_documents(undecided(["a", "b"]), fraction))
+        write(tmp_path, ["a", "b"], fraction)
+
+
+def test_positions_are_uniform():
+    positions = sorted(module._position(hashlib.sha256(str(i).encode()).digest()) for i in range(5_000))
+    distance = max(abs(position - (i + 0.5) / 5_000) for i, position in enumerate(positions))
+    assert distance < 1.95 / 5_000**0.5  # Kolmogorov-Smirnov at p = 0.001
+
+
+def test_the_split_does_not_change_when_documents_are_reordered(paragraphs):
+    shuffled = random.Random(seeded()).sample(paragraphs, len(paragraphs))
+    assert set(split_texts(paragraphs, 0.1)[1]) == set(split_texts(shuffled, 0.1)[1])

@@ -84,8 +84,12 @@ def data_set(tmp_path, config, monkeypatch):
     return config("data", "tinystories", path=str(folder))
 
 
+def documents(data):
+    return [document for part in hub.parts(data) for document in hub.documents(part)]
+
+
 def test_a_data_set_is_streamed_with_its_own_validation_split(data_set):
-    assert list(hub.documents(data_set)) == [
+    assert documents(data_set) == [
         ("four", "val"),
         ("five", "val"),
         ("one", "train"),
@@ -95,20 +99,28 @@ def test_a_data_set_is_streamed_with_its_own_validation_split(data_set):
 
 
 def test_without_a_validation_split_the_hash_decides(data_set):
-    documents = hub.documents({**data_set, "val_split": None, "max_documents": 2})
-    assert list(documents) == [("one", None), ("two", None)]
+    assert documents({**data_set, "val_split": None, "max_documents": 2}) == [("one", None), ("two", None)]
+
+
+def test_files_of_a_data_set_are_parts_unless_a_limit_counts_over_them(data_set, tmp_path):
+    for number in range(5):
+        (tmp_path / "set" / f"train-{number}.jsonl").write_text(f'{{"text": "file {number}"}}\n')
+    (tmp_path / "set" / "train.jsonl").unlink()
+    alone = {**data_set, "val_split": None}
+    assert [list(hub.documents(part)) for part in hub.parts(alone)] == [[(f"file {i}", None)] for i in range(5)]
+    assert [len(hub.parts({**alone, name: 9})) for name in ("max_documents", "max_bytes")] == [1, 1]
 
 
 def test_a_column_that_is_not_there_is_named(data_set):
     with pytest.raises(ValueError, match=r"^data\.text_column='story' is not in .* which has text"):
-        list(hub.documents({**data_set, "text_column": "story"}))
+        documents({**data_set, "text_column": "story"})
 
 
 def test_rows_of_a_data_set_are_read_as_those_of_files_are(data_set, tmp_path):
     rows = [{"text": "\ufeffone\r\n"}, {"text": None}, {"text": "two"}]
     (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     alone = {**data_set, "val_split": None}
-    assert [text for text, _ in hub.documents(alone)] == ["one\n", "", "two"]
+    assert [text for text, _ in documents(alone)] == ["one\n", "", "two"]
 
 
 def test_rows_that_hold_no_text_are_one_sentence(data_set, tmp_path):
@@ -117,20 +129,20 @@ def test_rows_that_hold_no_text_are_one_sentence(data_set, tmp_path):
     with pytest.raises(
         ValueError, match=r"^data\.path=.* cannot be read: row 1 has a value of type list in 'text', which must be text"
     ):
-        list(hub.documents(data_set))
+        documents(data_set)
 
 
 def test_a_damaged_file_of_a_data_set_is_one_sentence(data_set, tmp_path):
     with (tmp_path / "set" / "train.jsonl").open("a") as file:
         file.write('{"text": ')
     with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read: ") as caught:
-        list(hub.documents(data_set))
+        documents(data_set)
     assert "\n" not in str(caught.value)
 
 
 def test_a_split_that_is_not_there_is_named(data_set):
     with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read from the hub: .*dev"):
-        list(hub.documents({**data_set, "val_split": "dev"}))
+        documents({**data_set, "val_split": "dev"})
 
 
 @pytest.mark.parametrize("name", ["max_documents", "max_bytes"])

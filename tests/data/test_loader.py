@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import models
 
 from slm.data import Tokenizer, train_loader, val_batches, window_ids
-from slm.data.loader import document_numbers
+from slm.data.loader import MAX_SORTED_WINDOWS, _feistel_shuffle, document_numbers
 from tests.seeds import seeded
 
 FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
@@ -53,6 +53,36 @@ def test_a_step_is_the_same_whatever_was_asked_before():
     for step in (900, 3, 100):
         window_ids(5, step, 10, 33)
     assert window_ids(5, 7, 10, 33).tolist() == fresh
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 5), num_windows=st.integers(1, 3000))
+@settings(deadline=None, max_examples=50)
+def test_the_order_of_a_large_corpus_sees_each_window_once_without_being_sorted(seed, epoch, num_windows):
+    ids = _feistel_shuffle(seed, epoch, num_windows, np.arange(num_windows))
+    assert sorted(ids.tolist()) == list(range(num_windows))
+
+
+def test_the_order_of_a_large_corpus_is_as_random_as_a_sorted_one():
+    """Chi-square of (place, window) and of neighbours, each in 20 x 20 boxes, at p = 0.0001: below 531."""
+    n = MAX_SORTED_WINDOWS + 12_345
+    ids = window_ids(seeded(), 0, 400_000, n)
+    assert len(set(ids.tolist())) == 400_000
+    pairs = [(np.arange(400_000) * 20 // 400_000, ids * 20 // n), (ids[:-1] * 20 // n, ids[1:] * 20 // n)]
+    for rows, columns in pairs:
+        counts = np.bincount(rows * 20 + columns, minlength=400)
+        expected = len(rows) / 400
+        assert ((counts - expected) ** 2 / expected).sum() < 531
+
+
+def test_a_step_of_a_trillion_tokens_takes_no_memory():
+    num_windows = 10**12 // 2048
+    last_step = num_windows // 512 - 1
+    window_ids(0, 0, 512, num_windows)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ids = window_ids(0, last_step, 512, num_windows)
+    assert ids.min() >= 0
+    assert ids.max() < num_windows
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # kB; a permutation has 3.9 GB
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def texts(data):
-    return [text for text, _ in local.documents(data)]
+    return [text for part in local.parts(data) for text, _ in local.documents(part)]
 
 
 def test_files_of_all_kinds_are_read_in_the_order_of_their_names(folder, config):
@@ -40,7 +40,8 @@ def test_the_text_column_is_configurable(folder, config):
 
 
 def test_validation_files_are_the_validation_split(folder, config):
-    documents = local.documents(config("data", "local", paths="b.txt", val_paths="sub/*"))
+    data = config("data", "local", paths="b.txt", val_paths="sub/*")
+    documents = (document for part in local.parts(data) for document in local.documents(part))
     assert list(documents) == [
         ("# mark\n\ndown", "val"),
         ("plain\ntext é", "train"),

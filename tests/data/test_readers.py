@@ -159,4 +159,5 @@ def test_a_lone_surrogate_in_json_does_not_stop_the_build(tmp_path):
 def test_training_and_evaluation_read_the_same_texts(tmp_path, config):
     for suffix in SUFFIXES:
         data = config("data", "local", paths=str(write(tmp_path / f"a{suffix}", ["\ufeffone\r\n"])))
-        assert [text for text, _ in local.documents(data)] == list(local.texts_to_evaluate(data)) == ["one\n"]
+        (part,) = local.parts(data)
+        assert [text for text, _ in local.documents(part)] == list(local.texts_to_evaluate(data)) == ["one\n"]

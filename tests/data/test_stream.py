@@ -28,12 +28,12 @@ def test_a_vocabulary_beyond_65536_is_stored_in_32_bits(stream_of):
 
 
 def test_writing_in_parts_gives_the_same_stream(tmp_path, stream_of):
-    from slm.data.stream import ShardWriter, TokenStream
+    from slm.data.stream import ShardWriter, TokenStream, split_facts
 
     writer = ShardWriter(tmp_path, "val", vocab_size=300, shard_tokens=7)
     for part in ([1, 2, 3], [], range(4, 20), [20]):
         writer.write(part)
-    stream = TokenStream(tmp_path, writer.facts({"documents": 3, "bytes": 99}))
+    stream = TokenStream(tmp_path, split_facts(writer.shards, 300, {"documents": 3, "bytes": 99}))
     assert stream.read(0, stream.num_tokens).tolist() == list(range(1, 21))
     assert (stream.num_documents, stream.num_bytes) == (3, 99)
 

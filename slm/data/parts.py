@@ -1,0 +1,197 @@
+"""Work in parts: each part is done once, by one of several processes, even if the build is killed in between.
+
+A finished part leaves `parts/STAGE-00007.json` in the folder that is being built, with what the part's function
+returned, and the size and SHA-256 of every file that it wrote. A part with such a record is not done again.
+
+Notable: the processes run this module and get their work through pipes. Those of `multiprocessing` would import the
+user's main script, which fails in a script without a `__main__` guard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple
+
+from slm.runtime.files import write_json
+from slm.runtime.progress import progress
+
+RECORDS = "parts"
+"""Folder of the records of finished parts."""
+MAX_PROCESSES = 32
+MIN_PARALLEL_BYTES = 32 << 20
+"""Fewer bytes are done in this process: starting others takes about a second."""
+
+_DIED = (
+    "a process that builds the corpus ended with status {}, as it does if the machine lacks memory: start again with "
+    "fewer cores (taskset); what is built already is kept"
+)
+
+Work = Callable[..., dict[str, Any]]
+"""`work(folder, number, *arguments, advance)` writes files into `folder`, lists their names as `files` in what it
+returns, and calls `advance` with the megabytes done. It is a function of a module, and returns values for JSON."""
+
+
+class Part(NamedTuple):
+    """The arguments of one part's work, as JSON has them, and about how many bytes it has."""
+
+    arguments: tuple[Any, ...]
+    num_bytes: int | None
+
+
+def build_parts(
+    folder: Path, stage: str, work: Work, parts: Sequence[Part], *, task: str, start: int = 0, in_process: bool = False
+) -> list[dict[str, Any]]:
+    """What `work` returns for each part, now or before the build was killed.
+
+    The parts have the numbers from `start` on. `task` names the work on the progress display. `in_process` does all
+    parts in this process, as for few bytes.
+    """
+    results: dict[int, dict[str, Any]] = {}
+    numbered = dict(enumerate(parts, start))
+    for number, part in numbered.items():
+        with suppress(OSError, ValueError):
+            record = json.loads(_record(folder, stage, number).read_text())
+            if record["arguments"] == json.loads(json.dumps(part.arguments)):
+                results[number] = record["result"]
+    sizes = [part.num_bytes for part in parts]
+    total = None if None in sizes else sum(filter(None, sizes))
+    todo = [(number, part.arguments) for number, part in numbered.items() if number not in results]
+    num_processes = min(len(todo), num_cores(), MAX_PROCESSES)
+    with progress(task, total and total / 1e6, "MB") as advance:
+        advance(sum(numbered[number].num_bytes or 0 for number in results) / 1e6)
+        if in_process or num_processes <= 1 or (total is not None and total < MIN_PARALLEL_BYTES):
+            for number, arguments in todo:
+                results[number] = _do_part(folder, stage, work, number, arguments, advance)
+        else:
+            for number, result in _in_processes((folder, stage, work), todo, num_processes):
+                results[number] = result
+                advance((numbered[number].num_bytes or 0) / 1e6)
+    return [results[number] for number in numbered]
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sealed_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """`seal` of all files that finished parts wrote, by name."""
+    records = [json.loads(path.read_text()) for path in sorted((folder / RECORDS).glob("*.json"))]
+    return {name: sealed for record in records for name, sealed in record["sealed"].items()}
+
+
+def seal(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, which is on the disk when this returns."""
+    sync(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Return when a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _record(folder: Path, stage: str, number: int) -> Path:
+    return folder / RECORDS / f"{stage}-{number:05d}.json"
+
+
+def _do_part(
+    folder: Path, stage: str, work: Work, number: int, arguments: tuple[Any, ...], advance: Callable[[float], None]
+) -> dict[str, Any]:
+    result = work(folder, number, *arguments, advance)
+    sealed = {name: seal(folder / name) for name in result["files"]}
+    write_json(_record(folder, stage, number), {"arguments": arguments, "result": result, "sealed": sealed})
+    return result
+
+
+def _in_processes(
+    call: tuple[Path, str, Work], todo: list[tuple[int, tuple[Any, ...]]], num_processes: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, result) of each part, in the order in which they are finished."""
+    waiting, answers = SimpleQueue[Any](), SimpleQueue[Any]()
+    for part in todo:
+        waiting.put(part)
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "slm.data.parts"]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        for _ in range(num_processes)
+    ]
+
+    def feed(process: Any) -> None:
+        with suppress(Empty):
+            while True:
+                number, arguments = waiting.get_nowait()
+                try:
+                    pickle.dump((*call, number, arguments), process.stdin)
+                    process.stdin.flush()
+                    answers.put((number, *pickle.load(process.stdout)))
+                except (EOFError, OSError):
+                    answers.put((number, None, ChildProcessError(_DIED.format(process.wait()))))
+
+    try:
+        for process in processes:
+            Thread(target=feed, args=(process,), daemon=True).start()
+        for _ in todo:
+            number, result, error = answers.get()
+            if error is not None:
+                raise error
+            yield number, result
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _serve() -> None:
+    """Do the parts that come through standard input, until it is closed, which also happens if the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent ends this one
+    calls = SimpleQueue[Any]()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not be among the answers
+
+    def read() -> None:
+        while True:
+            try:
+                calls.put(pickle.load(sys.stdin.buffer))
+            except EOFError:
+                os._exit(0)  # at once, in the middle of a part: another build may do that part now
+
+    Thread(target=read, daemon=True).start()
+    while True:
+        folder, stage, work, number, arguments = calls.get()
+        answer: tuple[Any, Exception | None]
+        try:
+            answer = _do_part(folder, stage, work, number, arguments, lambda megabytes: None), None
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                error.add_note(traceback.format_exc())
+            answer = None, error
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,112 @@
+"""A corpus is built in parts, by several processes, and a killed build is continued."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slm.data import local, parts, prepare
+from slm.data.documents import write_documents
+from slm.data.parts import Part, build_parts
+from slm.data.stream import TokenStream, split_facts
+from tests.seeds import seeded
+
+BUILD = """
+import json, sys
+from pathlib import Path
+from slm.data import local, parts, prepare
+parts.MIN_PARALLEL_BYTES, local._MIN_PART_BYTES, parts.num_cores = 0, 1, lambda: 2
+prepare(json.loads(sys.argv[1]), json.loads(sys.argv[2]), cache_dir=Path(sys.argv[3]))
+"""
+
+
+@pytest.fixture
+def data(config, tmp_path):
+    """Twenty files of about 0.6 MB."""
+    rng = random.Random(seeded())
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 9))) for _ in range(2000)]
+    for number in range(20):
+        (tmp_path / f"file-{number:02d}.txt").write_text(" ".join(rng.choices(words, k=100_000)))
+    return config("data", "local", paths=str(tmp_path / "file-*.txt"), max_document_bytes=5000)
+
+
+def files_of(cache):
+    return {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+
+
+def test_a_build_that_is_killed_builds_only_what_is_missing_and_ends_equal(config, data, tmp_path, python, monkeypatch):
+    tokenizer = config("tokenizer", "bpe", vocab_size=300, train_bytes=100_000)
+    arguments = json.dumps(data), json.dumps(tokenizer)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    done = dict[str, int]()
+    for stage, least in (("documents", 3), ("tokens", 3)):
+        process = python(BUILD, *arguments, killed)
+        while len(records := list(killed.glob(f"{stage}/*.partial/parts/{stage}-*.json"))) < least:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not list(killed.glob(f"{stage}/*/manifest.json"))
+        done |= {str(record): record.stat().st_mtime_ns for record in records}
+    process = python(BUILD, *arguments, killed)
+    while process.poll() is None:
+        for record in list(done):
+            if os.path.exists(record):
+                assert os.stat(record).st_mtime_ns == done[record]  # not built again
+        time.sleep(0.05)
+    assert process.returncode == 0, process.communicate()
+    monkeypatch.setattr(local, "_MIN_PART_BYTES", 1)
+    prepare(data, tokenizer, cache_dir=whole)  # in this process, without a kill
+    assert files_of(killed) == files_of(whole)
+
+
+def test_processes_end_with_the_build_and_their_error_is_that_of_the_reader(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MIN_PARALLEL_BYTES", 0)
+    monkeypatch.setattr(parts, "num_cores", lambda: 2)
+    monkeypatch.setattr(local, "_MIN_PART_BYTES", 1)
+    started = []
+    popen = parts.subprocess.Popen
+    monkeypatch.setattr(parts.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    (tmp_path / "file-05.txt").write_bytes(b"\xff\xfe\xfa" * 1000)
+    with pytest.raises(ValueError, match=r"^data\.paths: .*file-05\.txt"):
+        write_documents(tmp_path, data)
+    assert len(started) == 2
+    assert all(process.returncode is not None for process in started)
+
+
+def die(folder, number, advance):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_one_sentence_and_keeps_what_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "num_cores", lambda: 2)
+    with pytest.raises(OSError, match=r"ended with status -9, as it does if the machine lacks memory"):
+        build_parts(tmp_path, "x", die, [Part((), None)] * 3, task="dying")
+
+
+def test_memory_and_descriptors_do_not_grow_with_the_number_of_shards(tmp_path):
+    """A stream of 5 TB of text in 12,500 files, which are sparse."""
+    shards = [{"file": f"train-{i:05d}-000.bin", "tokens": 100_000_000} for i in range(12_500)]
+    for shard in shards:
+        with open(tmp_path / shard["file"], "wb") as file:
+            file.truncate(2 * shard["tokens"])
+    last = np.memmap(tmp_path / shards[-1]["file"], dtype="<u2", mode="r+")
+    last[-5:] = [1, 2, 3, 4, 5]
+    facts = json.dumps(split_facts(shards, 32_000, {"documents": 10**9, "bytes": 5 * 10**12}))
+    start = time.perf_counter()
+    stream = TokenStream(tmp_path, json.loads(facts))
+    assert stream.read(stream.num_tokens - 3, stream.num_tokens).tolist() == [3, 4, 5]
+    assert time.perf_counter() - start < 1
+    for i in range(0, 12_500, 25):
+        stream.read(i * 100_000_000, i * 100_000_000 + 10)
+    open_files = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    ]
+    assert 0 < sum(Path(name).parent == tmp_path for name in open_files) <= 256
