@@ -1,5 +1,7 @@
 """Which windows a step trains on, the batches made of them, and which document each token belongs to."""
 
+import resource
+
 import numpy as np
 import pytest
 import tokenizers

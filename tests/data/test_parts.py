@@ -13,7 +13,7 @@ import pytest
 from slm.data import local, parts, prepare
 from slm.data.documents import write_documents
 from slm.data.parts import Part, build_parts
-from slm.data.stream import TokenStream, split_facts
+from slm.data.stream import MAX_OPEN_SHARDS, TokenStream, split_facts
 from tests.seeds import seeded
 
 BUILD = """
@@ -97,6 +97,7 @@ def test_memory_and_descriptors_do_not_grow_with_the_number_of_shards(tmp_path):
             file.truncate(2 * shard["tokens"])
     last = np.memmap(tmp_path / shards[-1]["file"], dtype="<u2", mode="r+")
     last[-5:] = [1, 2, 3, 4, 5]
+    del last
     facts = json.dumps(split_facts(shards, 32_000, {"documents": 10**9, "bytes": 5 * 10**12}))
     start = time.perf_counter()
     stream = TokenStream(tmp_path, json.loads(facts))
@@ -104,9 +105,5 @@ def test_memory_and_descriptors_do_not_grow_with_the_number_of_shards(tmp_path):
     assert time.perf_counter() - start < 1
     for i in range(0, 12_500, 25):
         stream.read(i * 100_000_000, i * 100_000_000 + 10)
-    open_files = [
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")
-        if os.path.exists(f"/proc/self/fd/{fd}")
-    ]
-    assert 0 < sum(Path(name).parent == tmp_path for name in open_files) <= 256
+    descriptors = [descriptor for descriptor in Path("/proc/self/fd").iterdir() if descriptor.exists()]
+    assert 0 < sum(descriptor.readlink().parent == tmp_path for descriptor in descriptors) <= MAX_OPEN_SHARDS
