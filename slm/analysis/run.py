@@ -66,7 +66,7 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         def show(task: str, done: int, total: int) -> None:
             progress.update(done, task=task, total=total)
 
-        analysis = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], say=show)
+        analysis = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], progress=show)
         law = analysis.comparison["primary"]["law"]
         overlaid = overlay_entry(overlay, table, law, settings, config["seed"]) if overlay else None
         _remove_report(folder)

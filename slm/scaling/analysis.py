@@ -10,18 +10,27 @@ import numpy as np
 from slm.scaling.compare import compare_law
 from slm.scaling.context import context
 from slm.scaling.entries import Entry, Fitted, Task, fit_group, plain
-from slm.scaling.envelope import envelopes
 from slm.scaling.forms import VARIABLES
 from slm.scaling.laws import Law, get_law, number_of
 from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
-from slm.scaling.selection import ByLaw, choose_law, curved, is_in_size, rankings, selection, survival, weigh
+from slm.scaling.selection import (
+    ByLaw,
+    assess_laws,
+    choose_law,
+    envelopes,
+    is_curved,
+    is_in_size,
+    rankings,
+    selection,
+    survival,
+)
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
 
-Say = Callable[[str, int, int], None]
-"""Reports progress: takes the current work in words, the number of steps done, and the number of all steps."""
+ReportProgress = Callable[[str, int, int], None]
+"""Called before each step with its name, the number of steps done, and the number of all steps."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,13 @@ def analyse(
     *,
     controlled: bool | None = None,
     seed: int = 1,
-    say: Say = lambda what, done, total: None,
+    progress: ReportProgress = lambda step, done, total: None,
     verdict_only: bool = False,
 ) -> Analysis:
     """Fit every law that the table allows, compare the families, and state the verdict.
 
     `controlled` is the result of an audit (None: not audited); it changes only the wording of the verdict. Results
-    depend on the table, the settings and `seed` alone. `verdict_only` leaves out what the verdict does not use: bands,
+    depend only on the table, the settings and `seed`. `verdict_only` leaves out what the verdict does not use: bands,
     predictions, other targets, a second loss, references, allocation. Raises `ValueError` if no law can be fitted to
     any family.
     """
@@ -61,29 +70,31 @@ def analyse(
     entries: list[Entry] = []
     fitted: dict[str, dict[str, Fitted]] = {}
     for index, task in enumerate(tasks):
-        say(f"fitting {task.law.name} to {task.target}", index, steps)
-        # Each task has its own generator, so that leaving out a law changes no other law's bootstrap.
+        progress(f"fitting {task.law.name} to {task.target}", index, steps)
+        # Each task has its own generator, so that leaving out a law does not change the bootstraps of others.
         rng = np.random.default_rng([seed, number_of(task.law.name), 0 if is_primary(task) else index])
         families = fit_group(table, task, settings, rng, thorough=is_primary(task) and not verdict_only)
         entries += [result.entry for result in families.values()]
         if is_primary(task):
             fitted[task.law.name] = families
-    _check_fitted(table, entries)
+    if not any(entry["fitted"] for entry in entries):
+        reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
+        raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
 
-    weighed = weigh(fitted)
-    law, why = choose_law(fitted, weighed, settings.law)
-    comparison = _overview(table, settings, entries, fitted, law, target, size) | {"weighed": weighed, "laws": {}}
+    assessed = assess_laws(fitted)
+    law, why = choose_law(fitted, assessed, settings.law)
+    comparison = _overview(table, settings, entries, fitted, law, target, size)
+    comparison |= {"weighed": assessed, "laws": {}, "skipped": skipped}
     comparison["primary"]["why"] = why
-    comparison["skipped"] = skipped
     for index, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):
-        say(f"comparing families under {name}", index, steps)
+        progress(f"comparing families under {name}", index, steps)
         rng = np.random.default_rng([seed, 1000, number_of(name)])
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
-    comparison["envelopes"] = envelopes(fitted, weighed, law)
-    is_curved = curved(fitted, weighed, law)
-    comparison["paired"] = compare_pairs(table, target, size, settings, _covariates(fitted), curved=is_curved)
-    say("references and allocation", steps - 1, steps)
+    comparison["envelopes"] = envelopes(fitted, assessed, law)
+    curved, covariates = is_curved(fitted, assessed, law), _covariates(fitted)
+    comparison["paired"] = compare_pairs(table, target, size, settings, covariates, curved=curved)
+    progress("references and allocation", steps - 1, steps)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
     comparison["verdict"] = verdict(comparison, entries, controlled)
@@ -104,7 +115,7 @@ def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
 
 
 def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[list[Task], list[Entry]]:
-    """The tasks whose columns the table has, and the laws that are skipped for lack of a column, with the reason."""
+    """The tasks whose columns the table has, and the laws that are skipped for lack of a column, with reasons."""
     tasks, skipped = [], []
     targets = [target, *(t for t in settings.targets if t in table.targets and t != target)]
     sizes = [size, *(s for s in settings.sizes if s in table.sizes and s != size)]
@@ -141,12 +152,6 @@ def _check_names(settings: Settings, table: Table, laws: list[Law]) -> None:
         )
 
 
-def _check_fitted(table: Table, entries: list[Entry]) -> None:
-    if not any(entry["fitted"] for entry in entries):
-        reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
-        raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
-
-
 def _covariates(fitted: ByLaw) -> list[str]:
     """The variables of fitted formulas other than `VARIABLES`: columns of the table."""
     fits = [result for families in fitted.values() for result in families.values() if result.fit is not None]
@@ -156,7 +161,7 @@ def _covariates(fitted: ByLaw) -> list[str]:
 def _overview(
     table: Table, settings: Settings, entries: list[Entry], fitted: ByLaw, law: str, target: str, size: str
 ) -> Entry:
-    """What was compared, how well each law fits, and which rankings of the families agree."""
+    """The keys of comparison.json on what was compared, how well each law fits, and which rankings agree."""
     frame, families, loss = table.frame, table.families, settings.fit_loss.name
     all_rankings = rankings(entries, families)
     primary = next(
@@ -172,14 +177,8 @@ def _overview(
         "n_rows": len(frame),
         "n_runs": frame["cluster"].nunique(),
         "n_cells": frame["cell"].nunique(),
-        "primary": {
-            "law": law,
-            "in_N": is_in_size(fitted[law]),
-            "target": target,
-            "size": size,
-            "loss": loss,
-            "level": settings.level,
-        },
+        "primary": {"law": law, "in_N": is_in_size(fitted[law]), "target": target, "size": size}
+        | {"loss": loss, "level": settings.level},
         "ranking": survival(all_rankings, primary, families),
         "selection": selection(fitted, families),
         "notes": [*table.notes, *_unmet_requests(settings, entries)],
@@ -187,12 +186,12 @@ def _overview(
 
 
 def _unmet_requests(settings: Settings, entries: list[Entry]) -> list[str]:
-    """Sentences on formulas that fit no family, and on parameters to test that no fitted law has."""
+    """Sentences on formulas that fit no family, and on a test of parameters that no fitted law has."""
     sentences = []
     for name in settings.formulas or ():
-        own_entries = [entry for entry in entries if entry["law"] == name]
-        if own_entries and not any(entry["fitted"] for entry in own_entries):
-            sentences.append(f"The formula {name} was {own_entries[0]['notes'][0]}.")
+        of_formula = [entry for entry in entries if entry["law"] == name]
+        if of_formula and not any(entry["fitted"] for entry in of_formula):
+            sentences.append(f"The formula {name} was {of_formula[0]['notes'][0]}.")
     if settings.test and not any(entry.get("test") for entry in entries):
         sentences.append(f"analysis.test was not made: no law that was fitted has all of {', '.join(settings.test)}.")
     return sentences

@@ -12,7 +12,7 @@ from slm.scaling.entries import Entry, Fitted
 from slm.scaling.isoflop import Exponent, given_optima, isoflop, isoflop_bias
 from slm.scaling.laws import LAWS
 from slm.scaling.published import is_published, published_claims
-from slm.scaling.reference import FAR, REFERENCES, Reference, local_exponent
+from slm.scaling.reference import MAX_EXTRAPOLATION, REFERENCES, Reference, local_exponent
 from slm.scaling.sample import column_of, missing_columns
 from slm.scaling.selection import MAX_RELATIVE_MISFIT, ByLaw
 from slm.scaling.settings import Settings
@@ -36,7 +36,7 @@ def references_entries(table: Table, size: str, entries: list[Entry]) -> list[En
     """Published laws as local exponents over this table's sizes, each with the N it was fitted with, beside `power`.
 
     Only for families that `power` describes: where tokens vary with N, a local exponent in N means nothing. A law is
-    `left_out` if the table reaches more than `FAR` times beyond the runs that the law was fitted to.
+    `left_out` if the table reaches more than `MAX_EXTRAPOLATION` times beyond the runs that the law was fitted to.
     """
     rows: list[Entry] = []
     for reference in REFERENCES if "loss" in table.targets else []:
@@ -62,7 +62,7 @@ def _reference_rows(reference: Reference, table: Table, family: str, size: str, 
         return []
     values = {v: table.frame[column_of(v, size)].to_numpy(float) for v in reference.law.variables}
     N, log_loss, outside = values["N"], reference.log_loss(values), reference.outside_range(values)
-    is_left_out = any(variable["factor"] > FAR for variable in outside.values())
+    is_left_out = any(variable["factor"] > MAX_EXTRAPOLATION for variable in outside.values())
     rows = []
     for target, log_values in (("loss", log_loss), ("perplexity", np.exp(log_loss))):
         # The fit that is in fits.json, so that one exponent has one interval.

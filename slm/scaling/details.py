@@ -13,7 +13,7 @@ from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import MAX_FAILED, Uncertainty
 from slm.scaling.likelihood import parameter_test
-from slm.scaling.prediction import band, band_kind, doubling
+from slm.scaling.prediction import Doubling, band, band_kind
 from slm.scaling.resample import Ensemble, bootstrap
 from slm.scaling.sample import Sample
 from slm.scaling.settings import Settings
@@ -88,7 +88,7 @@ def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, middle: Floa
     log_x, nodes = (_along_first(middle, np.linspace(*ends, count)) for count in (CURVE_POINTS, BAND_POINTS))
     columns = {"centre": fit.log_value(log_x)}
     law = band(fit, nodes, ensemble, level=settings.level)
-    for prefix, limits in (("", law), ("run_", law.of_run(run_sigma))):
+    for prefix, limits in (("", law), ("run_", law.for_run(run_sigma))):
         for name, end in (("low", limits.low), ("high", limits.high)):
             reach = end - limits.centre
             is_known = np.isfinite(reach).all()  # at every node
@@ -125,7 +125,7 @@ def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, middle
 
 def predictions_at(fit: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:
     """Predicted result of one more run at each row of log variables [M, V], with its prediction interval."""
-    run = band(fit, log_x, ensemble, level=level).of_run(run_sigma)
+    run = band(fit, log_x, ensemble, level=level).for_run(run_sigma)
     columns = np.exp(np.column_stack([log_x, run.centre, run.low, run.high])).tolist()
     return [dict(zip((*fit.law.variables, "value", "low", "high"), row, strict=True)) for row in columns]
 
@@ -139,7 +139,8 @@ def _doubling(fit: Fit, ensemble: Ensemble | None, settings: Settings, middle: F
     """
     x = _distinct(fit.sample.log_x[:, 0])
     chosen = x[np.unique(np.linspace(0, len(x) - 1, MAX_DOUBLING_SIZES).round().astype(int))]
-    gain = doubling(fit, _along_first(middle, chosen), ensemble, level=settings.level)
+    log_x, gain_law = _along_first(middle, chosen), Doubling(fit.law)
+    gain = band(fit, log_x, ensemble, level=settings.level, curve=gain_law)
     return {
         "x": np.exp(chosen).tolist(),
         "gain": gain.centre.tolist(),
@@ -203,7 +204,7 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
 def _steps(smaller: Fit, held_out: Sample, sizes: Floats, ensemble: Ensemble | None, level: float) -> list[Entry]:
     """One entry for each size held out: predictions less measured results, in logs, with intervals of one row."""
     points, inverse = np.unique(held_out.log_x, axis=0, return_inverse=True)
-    run = band(smaller, points, ensemble, level=level).of_run(smaller.sigma)
+    run = band(smaller, points, ensemble, level=level).for_run(smaller.sigma)
     errors, lows, highs = (end[inverse.reshape(-1)] - held_out.log_y for end in (run.centre, run.low, run.high))
     largest = smaller.sample.log_x[:, 0].max()
     steps = []

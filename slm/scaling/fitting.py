@@ -9,9 +9,10 @@ from scipy import stats
 
 from slm.scaling.forms import Floats, Law
 from slm.scaling.laws import get_law
-from slm.scaling.sample import HasFrame, Sample, Unit, take_sample
+from slm.scaling.sample import Sample, Unit, take_sample
 from slm.scaling.solver import FINE, Block, Loss, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
+from slm.scaling.tables import Table
 
 ROUNDING = 1e-9
 """A scatter of log targets below this comes from rounding, not from runs."""
@@ -195,7 +196,7 @@ def _condition_number(jacobian: Floats) -> float:
 
 
 def fit(
-    table: HasFrame,
+    table: Table,
     law: str | Law,
     *,
     target: str = "loss",

@@ -1,13 +1,13 @@
-"""What the fits need of a law, and the form that most laws have: a sum of powers.
+"""The interface of a law, and the form that most laws have: a sum of powers.
 
 A sum of powers is, in logs and about the centre of the data,
 
     log L = logsumexp_k(log c_k - e_k (log x_k - log ref_k))
 
-which is smooth and everywhere positive, with a softmax for its gradient and a closed curvature.
+which is smooth, with a softmax as gradient and a closed form of the Hessian.
 
 Axes: R parameter vectors fitted at once, I rows of data, P coordinates, K coefficients, V variables. I comes last where
-it can: sums over the data are then over neighbours in memory, which is several times faster than over K or P.
+possible: sums over the data then run over contiguous memory, which is several times faster.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ GRIDS = {
     2: (0.05, 0.12, 0.22, 0.35, 0.55, 0.8, 1.2, 1.8),
     3: (0.1, 0.3, 0.6, 1.2),
 }
-"""Number of exponents -> the values of each that searches start from."""
+"""Number of exponents -> the values of each at which searches start."""
 EXPONENT_BOUNDS = (1e-3, 5.0)
-"""Of the estimates of laws that are no straight line in logs."""
+"""Bounds of exponents, except for laws that are straight lines in logs."""
 
 
 class Law(ABC):
-    """A function log L of log variables, of coordinates in which it is well-behaved.
+    """A function log L of log variables, in coordinates in which it is well-behaved.
 
-    `theta` holds the coordinates: the logs of K coefficients first, each *centred* (what its term is at the centre of
-    the data), then the rest, exponents last.
+    `theta` has the coordinates: first the logs of K coefficients, each *centred* (the log of its term at the centre of
+    the data), then other parameters, and last the exponents.
     """
 
     name: str
     """Key in `slm.scaling.laws.LAWS`."""
     equation: str
-    """As people write it."""
+    """The formula as text."""
     source: str
     """Paper and equation."""
     variables: tuple[str, ...]
-    """The columns of the data it needs, of `VARIABLES`, or a formula's own."""
+    """Names of `VARIABLES`, and in a formula also columns of the table."""
     parameters: tuple[str, ...]
     """Quoted parameters, in the order of the coordinates."""
     exponents: tuple[str, ...]
@@ -65,48 +65,48 @@ class Law(ABC):
     is_linear: bool
     """Whether log L is linear in the coordinates, so that fits and t intervals are exact."""
     coefficients: int
-    """K, the number of coordinates that are logs of coefficients; 0 if the law has none by which it is linear."""
+    """K, the number of coordinates that are logs of coefficients; 0 if the law is not linear in any."""
     powers: Mapping[str, tuple[tuple[str, str], ...]]
     """Coefficient -> (variable, exponent) of each power that it multiplies."""
     variable_of: Mapping[str, str]
     """Exponent -> its variable or variables, in words."""
     signed: frozenset[str]
-    """Parameters that are their own coordinate; the others are above 0 and enter as logarithms."""
+    """Parameters that are their own coordinate; the others are above 0, and their coordinates are logarithms."""
     absolute = False
-    """Whether the law takes log variables as they are, not centred (`refs` are then 0)."""
+    """Whether the law takes log variables that are not centred (`refs` are then 0)."""
 
     def at(self, log_x: Floats) -> Law:
-        """The same law made ready for a table with log variables [I, V]; itself if it needs no preparation."""
+        """The law prepared for a table with log variables [I, V]; itself if it needs no preparation."""
         return self
 
     def shape(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
-        """Bounds ([S], [S]) and starts [R, S] of the S coordinates that are no coefficients: here exponents alone."""
+        """Bounds ([S], [S]) and starts [R, S] of the S coordinates that are not coefficients: by default exponents."""
         count = len(self.exponents)
         low, high = (np.full(count, end) for end in EXPONENT_BOUNDS)
         return low, high, np.array(list(product(GRIDS[count], repeat=count)))
 
     @abstractmethod
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
-        """log L [R, I] of coordinates [R, P] at centred log variables [I, V]."""
+        """log L [R, I] for coordinates [R, P] at centred log variables [I, V]."""
 
     @abstractmethod
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        """log L [R, I], its gradient [R, P, I], and weights [R, I] -> their weighted sum of Hessians [R, P, P]."""
+        """log L [R, I], its gradient [R, P, I], and weights [R, I] -> the weighted sum of Hessians [R, P, P]."""
 
     @abstractmethod
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        """Given exponents [R, .], the law is linear: basis [R, I, K] and target [R, I], both relative to the data."""
+        """The linear problem given exponents [R, .]: basis [R, I, K] and target [R, I], both relative to the data."""
 
     def log_slopes(self, refs: Floats) -> Floats:
-        """Derivatives [K, P - K] of the quoted coefficients' logs by the rest; `refs` [V] is the centre of the data."""
+        """Derivatives [K, P - K] of logs of quoted coefficients by other coordinates; data centred at `refs`."""
         return np.zeros((self.coefficients, len(self.parameters) - self.coefficients))
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
-        """Coordinates [R, P] of the logs of what `basis` was multiplied by [R, K] and exponents [R, .]."""
+        """Coordinates [R, P] from the logs of the factors of `basis` [R, K] and exponents [R, .]."""
         return np.concatenate([log_coefficients, exponents], axis=1)
 
     def canonical(self, theta: Floats, refs: Floats) -> Floats:
-        """Quoted parameters [R, P] of coordinates [R, P]; `refs` [V] is where log variables were centred."""
+        """Quoted parameters [R, P] of coordinates [R, P] with log variables centred at `refs` [V]."""
         quoted, K = theta.copy(), self.coefficients
         quoted[:, :K] += theta[:, K:] @ self.log_slopes(refs).T
         with np.errstate(over="ignore"):
@@ -126,9 +126,9 @@ class Law(ABC):
         return moved
 
     def functional(self, name: str, refs: Floats) -> Floats | None:
-        """The vector [P] whose product with the coordinates is exponent `name`, or log of coefficient `name`.
+        """The vector [P] whose product with the coordinates is exponent `name`, or the log of coefficient `name`.
 
-        None where that is no linear function of the coordinates.
+        None if that is not a linear function of the coordinates.
         """
         place, K = self.parameters.index(name), self.coefficients
         vector = np.eye(len(self.parameters))[place]

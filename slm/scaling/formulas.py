@@ -1,7 +1,7 @@
-"""Laws that people write: formulas of the loss, read without `eval`.
+"""Laws that users write: formulas of the loss, parsed without `eval`.
 
 A name in a formula is a variable of `VARIABLES`, a column of the table, or else a parameter. Parameters are above 0
-unless declared `real`.
+unless they are declared `real`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _FUNCTIONS = {"exp": sp.exp, "log": sp.log, "sqrt": sp.sqrt, "min": _smallest, "
 
 @dataclass(frozen=True)
 class _Written:
-    """A formula as a person wrote it, read but not yet set against a table."""
+    """A formula of a user, parsed without knowing the columns of a table."""
 
     text: str
     expression: sp.Expr
     names: tuple[str, ...]
-    """In order of appearance."""
+    """Variables and parameters in order of appearance."""
     exponents: tuple[str, ...]
     real: tuple[str, ...]
     floor: str | None
@@ -49,7 +49,7 @@ class _Written:
 
 
 def check_formula(name: str, given: Any) -> None:
-    """Refuse an entry of `analysis.formulas` that cannot be a law of any table: `ValueError` as `read_formula`."""
+    """Raise the `ValueError` of `read_formula` for an entry of `analysis.formulas` that fits no table."""
     try:
         _read(given)
     except NotComputable as error:
@@ -59,10 +59,10 @@ def check_formula(name: str, given: Any) -> None:
 def read_formula(name: str, given: Any, columns: Iterable[str]) -> Formula:
     """The law of one entry of `analysis.formulas`: a formula, or a mapping of `formula`, `exponents`, `real`, `floor`.
 
-    `columns` are the table's. Raises a `ValueError` of one sentence for what cannot be a law.
+    `columns` are those of the table. Raises a `ValueError` of one sentence for an entry that cannot be a law.
     """
     try:
-        return _law(name, _read(given), {*VARIABLES, *columns})
+        return _formula(name, _read(given), {*VARIABLES, *columns})
     except NotComputable as error:
         raise ValueError(f"analysis.formulas.{name} {error}") from None
 
@@ -91,9 +91,8 @@ def _read(given: Any) -> _Written:
     except (NotComputable, RecursionError) as error:
         hint = "it nests too deeply" if isinstance(error, RecursionError) else error
         hint = "it has ^: a power is written **" if "^" in text else hint
-        raise NotComputable(
-            f"is no formula: {hint} (only numbers, names, + - * / ** and {', '.join(_FUNCTIONS)} may be in it)"
-        ) from None
+        allowed = f"only numbers, names, + - * / ** and {', '.join(_FUNCTIONS)} are allowed"
+        raise NotComputable(f"is not a formula: {hint} ({allowed})") from None
     except (ArithmeticError, TypeError, ValueError):
         expression = sp.nan
     if expression.has(sp.oo, -sp.oo, sp.zoo, sp.nan, sp.I):
@@ -104,8 +103,8 @@ def _read(given: Any) -> _Written:
 
 
 def _apply(operation: Callable[..., Any], *operands: Any) -> Any:
-    """Numbers are combined as floats: sympy's exact arithmetic of 9**9**9**9 would never end."""
-    result = operation(*(float(one) if isinstance(one, float) else one for one in operands))
+    """Combine numbers as floats: sympy's exact arithmetic of 9**9**9**9 would never end."""
+    result = operation(*(float(operand) if isinstance(operand, float) else operand for operand in operands))
     return float(result) if getattr(result, "is_Number", False) else result
 
 
@@ -126,9 +125,9 @@ def _check_names(
             raise NotComputable(f"has {name}, which is called {near[0]}: write {near[0]}, or declare it as a parameter")
     for name in TARGETS:
         if name in written.names:
-            raise NotComputable(f"has {name} in it, and is itself what {name} is")
+            raise NotComputable(f"has {name} in it, which laws predict: leave it out")
     for name in sorted(declared - {*parameters}):
-        raise NotComputable(f"declares {name}, which is no parameter of it")
+        raise NotComputable(f"declares {name}, which is not one of its parameters")
     if not variables:
         raise NotComputable("has no variable: it must have one of N, D, C, w, d or a column of the table")
     if not parameters:
@@ -141,53 +140,45 @@ def _check_names(
             raise NotComputable(f"does not depend on {name}, which cancels")
 
 
-def _law(name: str, written: _Written, column_names: set[str]) -> Formula:
-    """Sort names into variables and coefficients, other parameters and exponents."""
+def _formula(law_name: str, written: _Written, column_names: set[str]) -> Formula:
+    """The law, with names sorted into variables, coefficients, other parameters and exponents."""
     expression = written.expression
-    named = [one for one in written.names if one in column_names]
-    variables = (*(v for v in VARIABLES if v in named), *(one for one in named if one not in VARIABLES))
-    parameters = [one for one in written.names if one not in column_names]
+    columns = [name for name in written.names if name in column_names]
+    variables = (*(v for v in VARIABLES if v in columns), *(v for v in columns if v not in VARIABLES))
+    parameters = [name for name in written.names if name not in column_names]
     _check_names(written, column_names, variables, parameters)
     bases = bases_of_exponents(expression, variables)
 
     def rank(exponent: str) -> tuple[int, int]:
-        """Exponents of N first, and one of several variables behind those of the first of them."""
+        """Order exponents by the first variable in the base, then by the number of variables there."""
         return min(variables.index(v) for v in bases[exponent]), len(bases[exponent])
 
-    exponents = written.exponents or tuple(sorted((one for one in written.names if one in bases), key=rank))
+    exponents = written.exponents or tuple(sorted((name for name in written.names if name in bases), key=rank))
     if not exponents:
-        raise NotComputable(
-            "has no exponent, by which families are compared: name one as {formula: ..., exponents: [a]}"
-        )
-    others = [one for one in parameters if one not in exponents]
-    slopes = {one.name: sp.diff(expression, one) for one in expression.free_symbols}
-    coefficients: list[str] = []
-    for one in others:
-        products = [
-            sp.diff(slopes[one], symbol) for symbol in expression.free_symbols if symbol.name in (one, *coefficients)
-        ]
-        if one not in written.real and all(map(vanishes, products)):
-            coefficients.append(one)
-    alone = [one for one in coefficients if slopes[one] == 1]
-    floor = written.floor or (alone[0] if alone else None)
-    if floor is not None and floor not in alone:
-        raise NotComputable(f"has the floor {floor}, which must be a parameter above 0 that is added alone")
-    coefficients.sort(key=lambda one: one != floor)
+        hint = "name one as {formula: ..., exponents: [a]}"
+        raise NotComputable(f"has no exponent, by which families are compared: {hint}")
+    others = [name for name in parameters if name not in exponents]
+    slopes = {symbol.name: sp.diff(expression, symbol) for symbol in expression.free_symbols}
+    coefficients: list[str] = []  # the expression is linear in all of them together
+    for name in (name for name in others if name not in written.real):
+        symbols = [symbol for symbol in expression.free_symbols if symbol.name in (name, *coefficients)]
+        if all(vanishes(sp.diff(slopes[name], symbol)) for symbol in symbols):
+            coefficients.append(name)
+    added = [name for name in coefficients if slopes[name] == 1]
+    floor = written.floor or (added[0] if added else None)
+    if floor is not None and floor not in added:
+        raise NotComputable(f"has the floor {floor}, which must be a parameter above 0 that is a term of its own")
+    coefficients.sort(key=lambda name: name != floor)
     return Formula(
-        name=name,
-        equation=f"L = {_shown(written.text)}",
+        name=law_name,
+        equation="L = " + " ".join(written.text.replace("**", "^").replace("*", " ").split()),
         source=written.source,
         expression=expression,
         variables=variables,
-        parameters=(*coefficients, *(one for one in others if one not in coefficients), *exponents),
+        parameters=(*coefficients, *(name for name in others if name not in coefficients), *exponents),
         coefficients=len(coefficients),
         exponents=exponents,
         signed=frozenset((*exponents, *written.real)),
         floor=0 if floor else None,
         centre=(0.0,) * len(variables),
     )
-
-
-def _shown(text: str) -> str:
-    """A formula as it is set in text."""
-    return " ".join(text.replace("**", "^").replace("*", " ").split())

@@ -1,8 +1,8 @@
-"""The registry of laws, and Kaplan's joint law, which is no sum of powers.
+"""The registry of laws, and Kaplan's joint law, which is not a sum of powers.
 
-Laws are fitted in coordinates in which they are well-behaved: coefficients enter as logarithms and centred at the
-geometric mean of the data. A of A N^-alpha is the value at N = 1, ten decades away from any data, so it would hardly
-be separable from alpha. `Law.canonical` turns coordinates into the parameters that people quote.
+Laws are fitted in coordinates in which they are well-behaved: coefficients as logarithms, centred at the geometric mean
+of the data. A of A N^-alpha is the value at N = 1, ten decades away from any data, so it would hardly be separable from
+alpha. `Law.canonical` converts coordinates to the parameters that papers quote.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from slm.scaling.forms import Curvature, Floats, Law, SumOfPowers, Term, gram, l
 class KaplanJoint(Law):
     """L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D.
 
-    N_c parameters with unlimited data, or D_c tokens at unlimited size, have loss 1.
+    The loss is 1 at N_c parameters with unlimited data, and at D_c tokens with unlimited size.
     Coordinates: n = alpha_N log(N_c/ref_N), d = log(D_c/ref_D), alpha_N, alpha_D.
     """
 
@@ -89,7 +89,7 @@ class KaplanJoint(Law):
         return moved
 
     def functional(self, name: str, refs: Floats) -> Floats | None:
-        """N_c is a ratio of coordinates, D_c one of them plus a constant."""
+        """None for N_c, a ratio of coordinates, and for D_c, a coordinate plus a constant."""
         return np.eye(4)[self.parameters.index(name)] if name in self.exponents else None
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
@@ -105,14 +105,13 @@ class KaplanJoint(Law):
 
 
 def _power_laws(suffix: str, variable: str) -> tuple[SumOfPowers, SumOfPowers]:
-    """Power laws in one variable, without a floor and with the floor E at an unlimited value of it."""
-    power = Term("A", variable, "alpha")
-    kaplan, henighan = "Kaplan et al. 2020 (arXiv:2001.08361), section 1.2", "Henighan et al. 2020 (arXiv:2010.14701)"
+    """Power laws in one variable, without and with the floor E."""
+    power, equation = Term("A", variable, "alpha"), f"A {variable}^-alpha"
+    kaplan = "Kaplan et al. 2020 (arXiv:2001.08361), section 1.2"
+    henighan = "Henighan et al. 2020 (arXiv:2010.14701), equation 1.1"
     return (
-        SumOfPowers(f"power{suffix}", f"L = A {variable}^-alpha", kaplan, power),
-        SumOfPowers(
-            f"power_floor{suffix}", f"L = E + A {variable}^-alpha", f"{henighan}, equation 1.1", Term("E"), power
-        ),
+        SumOfPowers(f"power{suffix}", f"L = {equation}", kaplan, power),
+        SumOfPowers(f"power_floor{suffix}", f"L = E + {equation}", henighan, Term("E"), power),
     )
 
 
@@ -122,7 +121,7 @@ LAWS: dict[str, Law] = {
         *_power_laws("", "N"),
         *_power_laws("_D", "D"),
         *_power_laws("_C", "C"),
-        # E is the loss of an unlimited model on unlimited data, A and B what finite N and D add to it at 1.
+        # E is the loss with unlimited N and D.
         SumOfPowers(
             "chinchilla",
             "L = E + A/N^alpha + B/D^beta",
@@ -146,28 +145,31 @@ FORMULAS = {
         "source": "Gadre et al. 2024 (arXiv:2403.08540), equation 3",
     }
 }
-"""Laws that are shorter as formulas (`slm.scaling.formulas`): fitted where they are named."""
+"""Laws given as formulas (`slm.scaling.formulas`), fitted only if they are requested by name."""
 
 
 def register_law(law: Law) -> None:
-    """Let analyses fit `law` by its name. Raises `ValueError` for the name of a law of slm."""
+    """Register a law, so that analyses can fit it by its name. Raises `ValueError` for the name of a law of slm."""
     if law.name in (*_BUILT_IN, *FORMULAS, "auto", "all"):
         raise ValueError(f"register_law: {law.name} is the name of a law of slm: give another one")
     LAWS[law.name] = law
 
 
 def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> Law:
-    """The law `name` of `LAWS`, `FORMULAS` or `formulas` about `columns`; a `ValueError` lists the names there are."""
+    """The law `name` of `LAWS`, `FORMULAS`, or the user's `formulas` for a table with `columns`.
+
+    The `ValueError` for an unknown name lists the existing ones.
+    """
     if name in LAWS:
         return LAWS[name]
-    own = FORMULAS | dict(formulas or {})
-    if name not in own:
-        raise ValueError(f"law {name!r} must be one of {', '.join((*LAWS, *own))}")
+    all_formulas = FORMULAS | dict(formulas or {})
+    if name not in all_formulas:
+        raise ValueError(f"law {name!r} must be one of {', '.join((*LAWS, *all_formulas))}")
     from slm.scaling.formulas import read_formula  # sympy is slow to import, and seldom needed
 
-    return read_formula(name, own[name], columns)
+    return read_formula(name, all_formulas[name], columns)
 
 
 def number_of(name: str) -> int:
-    """A number that only this law has, to seed its random generators with."""
+    """A number of this law alone, to seed its random generators."""
     return _BUILT_IN.index(name) if name in _BUILT_IN else 1000 + crc32(name.encode())

@@ -1,8 +1,8 @@
-"""A mixed-effects summary: families as draws from a population of families, each exponent measured with error.
+"""A mixed-effects summary: families are draws from a population, and each exponent is measured with error.
 
-alpha_f = mu + u_f + e_f, u_f ~ N(0, tau^2), e_f ~ N(0, se_f^2). tau^2 by restricted maximum likelihood, mu with the
-interval of Hartung & Knapp (2001), which is right for few families. Whether tau = 0 is left to the joint test of all
-families: Cochran's Q takes the errors for known, and rejects in 15 to 23% of cases where they are estimated.
+alpha_f = mu + u_f + e_f, u_f ~ N(0, tau^2), e_f ~ N(0, se_f^2). tau^2 is estimated by restricted maximum likelihood; mu
+has the interval of Hartung & Knapp (2001), which is accurate for few families. Whether tau = 0 is left to the joint
+test of all families: Cochran's Q assumes known errors, and rejects in 15 to 23% of cases if they are estimated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from slm.scaling.forms import Floats
 
 @dataclass(frozen=True)
 class Pooled:
-    """`mean` of the population of families and its interval; `tau`, the spread between families; shrunken estimates."""
+    """`mean` of the population with interval; `tau`, the standard deviation between families; shrunken estimates."""
 
     mean: float
     low: float
@@ -29,12 +29,12 @@ class Pooled:
     q: float
     next_low: float
     next_high: float
-    """Prediction interval for the exponent of a family that was not trained."""
+    """Prediction interval of the exponent of one more family."""
     shrunken: tuple[float, ...]
 
 
 def pool(estimates: Sequence[float], errors: Sequence[float], *, level: float = 0.95) -> Pooled | None:
-    """Pool exponents of at least two families with standard errors; None if there are fewer."""
+    """Pool the exponents of families with their standard errors; None for fewer than two, or if an error is unknown."""
     y, variance = np.asarray(estimates, float), np.asarray(errors, float) ** 2
     k = len(y)
     if k < 2 or not (np.isfinite(variance).all() and (variance > 0).all()):
@@ -43,23 +43,15 @@ def pool(estimates: Sequence[float], errors: Sequence[float], *, level: float = 
     w = 1 / (variance + tau2)
     mean = float(w @ y / w.sum())
     error = float(np.sqrt(max(1.0, w @ (y - mean) ** 2 / (k - 1)) / w.sum()))
-    reach = float(stats.t.ppf(0.5 + level / 2, k - 1))
+    reach = float(stats.t.ppf(0.5 + level / 2, k - 1)) * error
     ahead = float(stats.t.ppf(0.5 + level / 2, max(k - 2, 1)) * np.sqrt(tau2 + error**2))
     shrunken = mean + tau2 / (tau2 + variance) * (y - mean)
-    return Pooled(
-        mean,
-        mean - reach * error,
-        mean + reach * error,
-        float(np.sqrt(tau2)),
-        _tau_high(y, variance, level),
-        _cochran(y, variance, 0.0),
-        mean - ahead,
-        mean + ahead,
-        tuple(shrunken.tolist()),
-    )
+    tau, tau_high, q = float(np.sqrt(tau2)), _tau_high(y, variance, level), _cochran_q(y, variance, 0.0)
+    interval, prediction = (mean - reach, mean + reach), (mean - ahead, mean + ahead)
+    return Pooled(mean, *interval, tau, tau_high, q, *prediction, tuple(shrunken.tolist()))
 
 
-def _cochran(y: Floats, variance: Floats, tau2: float) -> float:
+def _cochran_q(y: Floats, variance: Floats, tau2: float) -> float:
     w = 1 / (variance + tau2)
     return float(w @ (y - w @ y / w.sum()) ** 2)
 
@@ -67,9 +59,9 @@ def _cochran(y: Floats, variance: Floats, tau2: float) -> float:
 def _reml(y: Floats, variance: Floats) -> float:
     def loss(tau2: float) -> float:
         total = variance + tau2
-        return float(0.5 * (np.log(total).sum() + np.log((1 / total).sum()) + _cochran(y, variance, tau2)))
+        return float(0.5 * (np.log(total).sum() + np.log((1 / total).sum()) + _cochran_q(y, variance, tau2)))
 
-    # The likelihood may have two peaks if errors differ much: search everywhere, then closely at the best place.
+    # The likelihood may have two peaks if errors differ much, so a grid comes before the local search.
     highest = 4 * float(np.var(y)) + float(variance.max())
     grid = [0.0, *(highest * np.geomspace(1e-8, 1, 200)).tolist()]
     best = int(np.argmin([loss(tau2) for tau2 in grid]))
@@ -81,9 +73,9 @@ def _reml(y: Floats, variance: Floats) -> float:
 def _tau_high(y: Floats, variance: Floats, level: float) -> float:
     """The tau at which Q would be as low as observed with probability 1 - level."""
     target = float(stats.chi2.ppf(1 - level, len(y) - 1))
-    if _cochran(y, variance, 0.0) <= target:
+    if _cochran_q(y, variance, 0.0) <= target:
         return 0.0
     high = float(np.var(y) + variance.max())
-    while _cochran(y, variance, high) > target:
+    while _cochran_q(y, variance, high) > target:
         high *= 4
-    return float(np.sqrt(optimize.brentq(lambda tau2: _cochran(y, variance, tau2) - target, 0, high)))
+    return float(np.sqrt(optimize.brentq(lambda tau2: _cochran_q(y, variance, tau2) - target, 0, high)))

@@ -1,52 +1,52 @@
-"""Intervals of what a law says beside its parameters: its value, the result of one more run, the gain of doubling N.
+"""Intervals of predictions of a law: its value, the result of one more run, the gain of doubling N.
 
-Notable: a law that is no straight line gets profile-likelihood intervals here as its parameters do. An artificial
+Notable: predictions of a law that is not a straight line in logs get profile-likelihood intervals. An artificial
 observation pulls the law to another value at the point; the interval ends where the fit of the real rows has become
-worse by t^2 s^2. In simulations (docs/scaling.md) this covers 95 to 97% also where the data hardly identify a floor,
-where a studentised bootstrap covers 92 to 95%.
+worse by t^2 s^2. In simulations (docs/scaling.md) this covers 95 to 97% even if the data hardly identify a floor; a
+studentised bootstrap covers 92 to 95%.
 
-Axes: M asked points, I rows, R replicates, P coordinates, V variables.
+Axes: M points, I rows, R replicates, P coordinates, V variables.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
-from slm.scaling.fitting import Fit
+from slm.scaling.fitting import Fit, single_block
 from slm.scaling.forms import Curvature, Floats, gram
 from slm.scaling.laws import Law
 from slm.scaling.resample import Ensemble, Kind
 from slm.scaling.robust import standard_errors
 from slm.scaling.sample import Sample
-from slm.scaling.solver import Block, Curve, minimise
+from slm.scaling.solver import Curve, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms
 
-MAX_SEARCHES = 12
-"""Corrections of an interval's end."""
-CLOSE = 5e-3
-"""An end is accepted when t there is right to this share."""
-PULL = 0.3
-"""Standard error of the artificial observation, in standard errors of the law there. A smaller one makes a valley of
-the squares that is too narrow for quick minimisation, a larger one finds no end where a profile flattens."""
-LEAST_ERROR = 0.01
-"""Least standard error of a law, in those of a row, that a search starts with: coordinates at a bound have none."""
+MAX_CORRECTIONS = 12
+"""Most corrections of an end of an interval."""
+T_TOLERANCE = 5e-3
+"""An end is accepted if the relative error of t there is below this."""
+PULL_ERROR = 0.3
+"""Standard error of the artificial observation over that of the law. If it is smaller, the squares have a valley too
+narrow for quick minimisation; if it is larger, no end is found where a profile flattens."""
+MIN_ERROR = 0.01
+"""Least standard error of a law at the start of a search, over that of a row: coordinates at a bound have none."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """A quantity at each asked point [M]: estimate and interval. NaN is an end that the data do not set."""
+    """A quantity at each point [M]: estimate and interval. An end is NaN if the data set no bound there."""
 
     centre: Floats
     low: Floats
     high: Floats
     t: Floats
-    """Quantile of Student's t that each interval goes by."""
+    """The quantile of Student's t of each interval."""
 
-    def of_run(self, sigma: float) -> Band:
-        """Where log L is the quantity: the interval of one run's result that scatters by `sigma` about the law."""
+    def for_run(self, sigma: float) -> Band:
+        """From a band of log L: the interval for the result of one run that scatters by `sigma` about the law."""
         reach = self.t * sigma
         low, high = np.hypot(self.centre - self.low, reach), np.hypot(self.high - self.centre, reach)
         return Band(self.centre, self.centre - low, self.centre + high, self.t)
@@ -54,7 +54,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Doubling:
-    """L(N) - L(2 N), with other variables held: what doubling N gains. N is the law's first variable."""
+    """The gain of doubling N, the first variable of the law: L(N) - L(2 N) with other variables held."""
 
     law: Law
 
@@ -62,63 +62,55 @@ class Doubling:
         return x_IV + np.log(2) * (np.arange(x_IV.shape[1]) == 0)
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
-        """The gain itself (it may be negative, so not its logarithm) [R, I]."""
+        """The gain [R, I]; not its logarithm, since it may be negative."""
         near, far = self.law.log_value(theta, x_IV), self.law.log_value(theta, self._doubled(x_IV))
         return np.asarray(np.exp(near) - np.exp(far))
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        """The gain [R, I], its gradient [R, P, I] and its curvature. See `Law`."""
+        """The gain [R, I], its gradient [R, P, I] and its curvature: see `Curve`."""
         near, near_slope, near_curvature = self.law.derivatives(theta, x_IV)
         far, far_slope, far_curvature = self.law.derivatives(theta, self._doubled(x_IV))
         near, far = np.exp(near), np.exp(far)
 
         def curvature(weights: Floats) -> Floats:
             a, b = weights * near, weights * far
-            smaller = near_curvature(a) + gram(near_slope, a)
-            return np.asarray(smaller - far_curvature(b) - gram(far_slope, b))
+            return near_curvature(a) + gram(near_slope, a) - far_curvature(b) - gram(far_slope, b)
 
         return near - far, near[:, None] * near_slope - far[:, None] * far_slope, curvature
 
 
-def band(fit: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: float = 0.95) -> Band:
-    """Interval of log L, as the law has it, at log variables [M, V]. See `Band.of_run` for the result of a run.
-
-    Linear laws, least squares: Student's t, exact. Other laws: profile likelihood. Either is widened where rows share
-    runs or shapes, by the cluster-robust standard error (`slm.scaling.robust`). Huber's loss: t on the spread of the
-    cluster bootstrap; `ensemble` is then `bootstrap(fit, band_kind(fit), ...)`, and `ValueError` is raised without.
-    """
-    return _band(fit, fit.law, log_x, ensemble, level)
-
-
-def doubling(fit: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: float = 0.95) -> Band:
-    """Interval of L(N) - L(2 N) along the law at log variables [M, V], by profile likelihood or bootstrap as `band`."""
-    return _band(fit, Doubling(fit.law), log_x, ensemble, level)
-
-
 def band_kind(fit: Fit) -> Kind | None:
-    """Which bootstrap a band of this fit rests on; None if it needs none."""
+    """The bootstrap that a band of this fit needs, if any."""
     return None if np.isinf(fit.loss.delta) else "cluster"
 
 
 def new_run_sigma(fit: Fit, runs: Sample) -> float:
-    """Standard deviation of one further run about the law, where `fit` may be fitted to means over seeds.
+    """Standard deviation of one more run about the law, if `fit` may have been fitted to means over seeds.
 
-    A mean over k seeds scatters by misfit^2 + pure^2 / k, a run by misfit^2 + pure^2, where `pure` is the scatter
-    between seeds of one cell, pooled over the cells of `runs`. Without repeated seeds it is the fit's own scatter.
+    A mean over k seeds has the variance misfit^2 + pure^2 / k, a run has misfit^2 + pure^2, where `pure` is the scatter
+    between seeds of one cell, pooled over the cells of `runs`. Without repeated seeds it is the scatter of the fit.
     """
     means, inverse, squares = runs.by_cell()
-    spare = len(inverse) - len(means)
-    if len(fit.sample.log_y) != len(means) or spare < 1:
+    pure_df = len(inverse) - len(means)
+    if len(fit.sample.log_y) != len(means) or pure_df < 1:
         return fit.sigma
-    return float(np.sqrt(fit.sigma**2 + squares / spare * (1 - (1 / np.bincount(inverse)).mean())))
+    return float(np.sqrt(fit.sigma**2 + squares / pure_df * (1 - (1 / np.bincount(inverse)).mean())))
 
 
-def _band(fit: Fit, curve: Curve, log_x: Floats, ensemble: Ensemble | None, level: float) -> Band:
-    x = log_x - fit.sample.refs
+def band(
+    fit: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: float = 0.95, curve: Curve | None = None
+) -> Band:
+    """Interval of `curve`, by default log L, at log variables [M, V]. `Band.for_run` has that of a run's result.
+
+    Least squares: Student's t for linear laws, which is exact, and profile likelihood for others. Both are widened by
+    the cluster-robust standard error (`slm.scaling.robust`) if rows share runs or shapes. Huber's loss: t intervals
+    from the spread of the cluster bootstrap; without `ensemble` (see `band_kind`) that is a `ValueError`.
+    """
+    x, curve = log_x - fit.sample.refs, curve or fit.law
     centre = curve.log_value(fit.theta[None], x)[0]
     if fit.degrees_of_freedom < 1:
-        nothing = np.full_like(centre, np.nan)
-        return Band(centre, nothing, nothing, nothing)
+        unknown = np.full_like(centre, np.nan)
+        return Band(centre, unknown, unknown, unknown)
     if band_kind(fit) is not None:
         if ensemble is None:
             raise ValueError("the band of this fit needs a bootstrap: see band_kind")
@@ -138,58 +130,57 @@ def _band(fit: Fit, curve: Curve, log_x: Floats, ensemble: Ensemble | None, leve
 
 
 def _variance(fit: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
-    """Delta-method variance of the curve [M]; how the coordinates move with its value [M, P], times that variance."""
+    """Delta-method variance of the curve [M], and its covariance with the coordinates [M, P]."""
     gradient = curve.derivatives(fit.theta[None], x)[1][0]
     move = np.nan_to_num(fit.covariance, nan=0.0) @ gradient
     return np.asarray((gradient * move).sum(axis=0)), move.T
 
 
 def _profiled(fit: Fit, curve: Curve, x: Floats, critical: Floats) -> tuple[Floats, Floats]:
-    """How far `curve` at centred points [M, V] can go down and up until |t| is `critical` [M].
+    """Distances by which `curve` at centred points [M, V] can go down and up until |t| is `critical` [M].
 
-    Newton's method on |t| as a function of the distance, for all ends at once. Where the artificial observation leaves
-    the curve is the best fit for that value of it, and the slope of t there follows from the observation's residual. An
-    end that is not reached is NaN.
+    Newton's method on |t| as a function of the distance, for all ends at once. Each refit with an artificial
+    observation is the best fit for the value that the curve reaches, and the slope of t there follows from the residual
+    of the observation. An end that is not reached is NaN.
     """
     M = len(x)
-    variance, move = _variance(fit, curve, x)
-    variance = np.maximum(variance, (LEAST_ERROR * fit.sigma) ** 2)
-    pull = _Pull(fit, curve, x, PULL**2 * variance, move / variance[:, None])
+    variance, covariance = _variance(fit, curve, x)
+    variance = np.maximum(variance, (MIN_ERROR * fit.sigma) ** 2)
+    pull = _Pull(fit, curve, x, PULL_ERROR**2 * variance, covariance / variance[:, None])
     point, side = np.tile(np.arange(M), 2), np.repeat([-1.0, 1.0], M)
-    observed = critical[point] * np.sqrt(variance)[point] * (1 + PULL**2)
-    inside, outside = np.zeros(2 * M), np.full(2 * M, np.inf)
-    end = np.full(2 * M, np.nan)
-    going = np.flatnonzero(np.isfinite(observed))
-    for _ in range(MAX_SEARCHES):
-        if not len(going):
+    offset = critical[point] * np.sqrt(variance)[point] * (1 + PULL_ERROR**2)
+    inside, outside, end = np.zeros(2 * M), np.full(2 * M, np.inf), np.full(2 * M, np.nan)
+    active = np.flatnonzero(np.isfinite(offset))
+    for _ in range(MAX_CORRECTIONS):
+        if not len(active):
             break
-        at, wanted = observed[going], critical[point[going]]
-        reached, t, slope = pull(going, point[going], side[going] * at)
-        inside[going] = np.where(t < wanted, np.maximum(inside[going], at), inside[going])
-        outside[going] = np.where(t >= wanted, np.minimum(outside[going], at), outside[going])
-        end[going] = np.where(t >= wanted * (1 - CLOSE), reached, np.nan)
-        far = abs(t - wanted) > CLOSE * wanted
+        at, target = offset[active], critical[point[active]]
+        reached, t, slope = pull(active, point[active], side[active] * at)
+        inside[active] = np.where(t < target, np.maximum(inside[active], at), inside[active])
+        outside[active] = np.where(t >= target, np.minimum(outside[active], at), outside[active])
+        end[active] = np.where(t >= target * (1 - T_TOLERANCE), reached, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
-            step = at * (1 + (wanted - t) / slope / reached)
-        is_bracketed = np.isfinite(outside[going])
-        bisected = np.where(is_bracketed, (inside[going] + np.where(is_bracketed, outside[going], 0)) / 2, 2 * at)
-        good = (step > inside[going]) & (step < outside[going]) & (step < 4 * at)
-        observed[going] = np.where(good, step, bisected)
-        going = going[far]
+            step = at * (1 + (target - t) / slope / reached)
+        is_bracketed = np.isfinite(outside[active])
+        bisected = np.where(is_bracketed, (inside[active] + np.where(is_bracketed, outside[active], 0)) / 2, 2 * at)
+        is_valid = (step > inside[active]) & (step < outside[active]) & (step < 4 * at)
+        offset[active] = np.where(is_valid, step, bisected)
+        active = active[abs(t - target) > T_TOLERANCE * target]
     return end[:M], end[M:]
 
 
 class _Pull:
-    """Refits in which artificial observations pull a curve to other values at its points, each from the last refit."""
+    """Refits in which an artificial observation of `variance` [M] pulls a curve to another value at one of its points.
 
-    def __init__(self, fit: Fit, curve: Curve, x: Floats, variance: Floats, move: Floats) -> None:
+    `slope` [M, P] has the derivatives of the best coordinates by the value of the curve. Each refit starts at the last.
+    """
+
+    def __init__(self, fit: Fit, curve: Curve, x: Floats, variance: Floats, slope: Floats) -> None:
         sample, law = fit.sample, fit.law
         n, P = len(sample.log_y), len(fit.theta)
-        self.fit, self.curve, self.x, self.variance, self.move = fit, curve, x, variance, move
-        self.blocks = [
-            Block(law, sample.centred, np.arange(n), np.eye(P), np.zeros(P)),
-            Block(curve, x, np.arange(n, n + len(x)), np.eye(P), np.zeros(P)),
-        ]
+        self.fit, self.curve, self.x, self.variance, self.slope = fit, curve, x, variance, slope
+        rows = single_block(law, sample)
+        self.blocks = [rows, replace(rows, law=curve, x_IV=x, rows=np.arange(n, n + len(x)))]
         self.bounds = coordinate_bounds(law, sample)
         self.centre = curve.log_value(fit.theta[None], x)[0]
         self.grid = grid_starts(law, sample)
@@ -198,9 +189,9 @@ class _Pull:
         self.last = np.full((2 * len(x), P), np.nan)
 
     def __call__(self, which: np.ndarray, point: np.ndarray, offset: Floats) -> tuple[Floats, Floats, Floats]:
-        """Observe values that lie `offset` [R] from the estimate at `point` [R].
+        """Refit with observations at distances `offset` [R] from the estimate at `point` [R], for the ends `which` [R].
 
-        Returns how far the curve follows [R], |t| of that [R], and the slope of |t| in how far it follows [R].
+        Returns the distance that the curve reaches, |t| there, and the slope of |t| by that distance, each [R].
         """
         fit, n, R = self.fit, len(self.fit.sample.log_y), len(which)
         value, replicate = self.centre[point] + offset, np.arange(len(which))
@@ -223,9 +214,9 @@ class _Pull:
         return abs(reached - self.centre[point]), t, abs(residual) / self.variance[point] / np.maximum(t, 1e-9)
 
     def _starts(self, which: np.ndarray, point: np.ndarray, value: Floats, weight: Floats) -> Floats:
-        """Starts [S R, P]: the last refit, or the estimate moved linearly; the best of the grid; no floor at all."""
+        """Starts [S R, P]: the last refit, or else the estimate moved linearly; the best of the grid; no floor."""
         law, sample = self.fit.law, self.fit.sample
-        moved = self.fit.theta + self.move[point] * (value - self.centre[point])[:, None]
+        moved = self.fit.theta + self.slope[point] * (value - self.centre[point])[:, None]
         last = self.last[which]
         near = np.where(np.isnan(last), raise_small_terms(law, sample, moved), last)
         cost = self.grid_sse[:, None] + weight * (self.grid_values[:, point] - value) ** 2

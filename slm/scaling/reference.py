@@ -11,13 +11,13 @@ import numpy as np
 from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
 
-FAR = 10.0
-"""A law is not used for sizes or tokens more than this many times outside the range that it was fitted to."""
+MAX_EXTRAPOLATION = 10.0
+"""A law is not used if sizes or tokens exceed its fitted range by more than this factor."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A published law of loss in nats per token; `size` names the parameters that its authors counted as N."""
+    """A published law of the loss in nats per token; `size` is the column that counts N as its authors did."""
 
     name: str
     law: Law
@@ -28,7 +28,7 @@ class Reference:
     """Smallest and largest value of each variable among the runs that the law was fitted to."""
 
     def outside_range(self, values: Mapping[str, Floats]) -> dict[str, dict[str, Any]]:
-        """Variables that leave the fitted range, each with the `table` and `fitted` ranges and by what `factor`."""
+        """Variables that exceed the fitted range, each with ranges `table` and `fitted` and the largest `factor`."""
         outside: dict[str, dict[str, Any]] = {}
         for name, (low, high) in self.fitted.items():
             x = np.asarray(values[name], float)
@@ -38,7 +38,7 @@ class Reference:
         return outside
 
     def log_loss(self, values: Mapping[str, Floats]) -> Floats:
-        """Natural log of the loss at `values` of the law's variables, arrays of one length."""
+        """Natural log of the loss at `values` of the law's variables, arrays of equal length."""
         log_x = np.log(np.stack([np.asarray(values[v], float) for v in self.law.variables], axis=1))
         return self.law.log_value(self.law.coordinates(self.params, np.zeros(log_x.shape[1]))[None], log_x)[0]
 

@@ -1,11 +1,11 @@
 """A law made of a sympy expression, with derivatives by sympy. `slm.scaling.formulas` reads it from text.
 
-Coordinates are the logarithms of parameters, but for exponents and `real` ones, which are their own coordinates.
-Coefficients, by which the law is linear, are *centred*: the logarithm of what they add at the centre of the table, so
-that they hardly depend on the exponents (the log of A of A N^-a is ten decades away from any data).
+Coordinates are the logarithms of parameters; exponents and `real` parameters are their own coordinates. Coefficients,
+in which the law is linear, are *centred*: the logarithm of their term at the centre of the table, so that they hardly
+depend on the exponents (A of A N^-a is the value at N = 1, ten decades away from any data).
 
-Notable: a formula may look different in other units (max(N, 1e6)), so it takes variables as they are
-(`Law.absolute`) and remembers the centre of the table instead, which all families share.
+Notable: a formula may change its form with the units (max(N, 1e6)), so log variables are not centred (`Law.absolute`).
+Instead it has the centre of the table, which all families share.
 
 Axes as in `slm.scaling.forms`.
 """
@@ -23,16 +23,16 @@ from sympy.core.relational import Relational
 
 from slm.scaling.forms import EXPONENT_BOUNDS, GRIDS, Curvature, Floats, Law, gram
 
-REACH = 25.0
-"""How far, in log, a parameter that is neither coefficient nor exponent may end from the scale of the data."""
+MAX_LOG_DISTANCE = 25.0
+"""Largest log ratio of a parameter that is neither coefficient nor exponent to its scale in the data."""
 SCATTERED_STARTS = 400
-"""Starts where a grid would have too many."""
+"""Number of starts if a grid would have too many."""
 TYPICAL_EXPONENT = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formula(Law):
-    """A law by its formula. Made by `slm.scaling.formulas.read_formula`."""
+    """A law given by a formula; `slm.scaling.formulas.read_formula` makes it."""
 
     name: str
     equation: str
@@ -46,7 +46,7 @@ class Formula(Law):
     signed: frozenset[str]
     floor: int | None
     centre: tuple[float, ...]
-    """Means of the log variables of the table; 0 until `at` sets them."""
+    """Means [V] of the log variables of the table; 0 until `at` sets them."""
 
     absolute = True
 
@@ -60,7 +60,7 @@ class Formula(Law):
 
     @cached_property
     def _in_coordinates(self) -> tuple[sp.Expr, tuple[sp.Symbol, ...], tuple[sp.Symbol, ...]]:
-        """The expression in log variables and logs of parameters: powers and coefficients become one exponential."""
+        """The expression, with logs of parameters and log variables as its symbols; also these symbols."""
         q = sp.symbols(f"q:{len(self.parameters)}", real=True)
         x = sp.symbols(f"x:{len(self.variables)}", real=True)
         new = {s: sp.exp(c) if logged else c for s, c, logged in zip(self._symbols, q, self._is_logged, strict=True)}
@@ -95,7 +95,7 @@ class Formula(Law):
         }
 
     def _values(self, scales: Iterable[float]) -> dict[sp.Symbol, float]:
-        """Variables at the centre of the table, exponents at a typical value, other parameters at `scales`."""
+        """Values of symbols: variables at the centre of the table, exponents typical, other parameters at `scales`."""
         values = {positive(v): float(np.exp(c)) for v, c in zip(self.variables, self.centre, strict=True)}
         return values | {
             symbol: TYPICAL_EXPONENT if symbol.name in self.exponents else scale
@@ -104,7 +104,7 @@ class Formula(Law):
 
     @cached_property
     def _scales(self) -> list[float]:
-        """The size that each parameter has in the units of what it is added to or divided by."""
+        """A typical size of each parameter, from the terms that it is added to, compared with or divided by."""
         values = self._values([1.0] * len(self._symbols))
         return [_scale(self.expression, symbol, values, self.variables) for symbol in self._symbols]
 
@@ -124,7 +124,7 @@ class Formula(Law):
 
     @cached_property
     def _map(self) -> Floats:
-        """[P, P], from coordinates to logs of coefficients and to the rest, which stays."""
+        """The matrix [P, P] from coordinates to logs of coefficients and to the other coordinates, unchanged."""
         matrix = np.eye(len(self.parameters))
         matrix[: self.coefficients, self.coefficients :] = self._log_slopes
         return matrix
@@ -133,7 +133,7 @@ class Formula(Law):
         return [*(theta @ self._map.T).T[:, :, None], *x_IV.T[:, None, :]]
 
     def _first(self, theta: Floats, x_IV: Floats) -> list[Floats]:
-        """L and its derivatives by parameters in logs, each [R, I]."""
+        """L and its derivatives by the coordinates of `_in_coordinates`, each [R, I]."""
         with np.errstate(all="ignore"):
             parts = _compiled(*self._in_coordinates)[0](*self._arguments(theta, x_IV))
         return [np.broadcast_to(np.asarray(part, float), (len(theta), len(x_IV))) for part in parts]
@@ -174,7 +174,7 @@ class Formula(Law):
         return np.array(lows), np.array(highs), np.stack([rng.permutation(values) for values in starts], axis=1)
 
     def _span(self, symbol: sp.Symbol, log_y: Floats) -> tuple[float, float, Floats]:
-        """Bounds of a coordinate that is no coefficient, and starts spread evenly over its plausible values."""
+        """Bounds of a coordinate that is not a coefficient, and starts spread evenly over its plausible values."""
         share = (np.arange(SCATTERED_STARTS) + 0.5) / SCATTERED_STARTS
         if symbol.name in self.exponents:
             if not symbol.is_positive:
@@ -185,11 +185,11 @@ class Formula(Law):
             size = max(scale, float(np.exp(log_y.mean())))
             return -1e4 * size, 1e4 * size, 4 * size * (share - 0.5)
         middle = float(np.log(scale))
-        return middle - REACH, middle + REACH, middle + 12 * (share - 0.5)
+        return middle - MAX_LOG_DISTANCE, middle + MAX_LOG_DISTANCE, middle + 12 * (share - 0.5)
 
 
 def positive(name: str) -> sp.Symbol:
-    """The symbol of a variable, or of a parameter that is above 0."""
+    """The symbol of a variable, or of a parameter above 0."""
     return sp.Symbol(name, positive=True)
 
 
@@ -197,8 +197,11 @@ def positive(name: str) -> sp.Symbol:
 def _compiled(
     expression: sp.Expr, q: tuple[sp.Symbol, ...], x: tuple[sp.Symbol, ...]
 ) -> tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, int]]]:
-    """Functions of coordinates q and log variables x: L with gradient, and the entries of the Hessian, listed."""
-    first = [sp.diff(expression, one) for one in q]
+    """Functions of coordinates q and log variables x: L with its gradient, and nonzero entries of the Hessian.
+
+    Also the indices of these entries.
+    """
+    first = [sp.diff(expression, symbol) for symbol in q]
     second = {(i, j): sp.diff(first[i], q[j]) for i in range(len(q)) for j in range(i + 1)}
     second = {pair: part for pair, part in second.items() if part != 0}
     gradient, hessian = (
@@ -208,14 +211,14 @@ def _compiled(
 
 
 def vanishes(expression: sp.Expr) -> bool:
-    """Whether it is 0 everywhere, judged at two points: to expand it could take for ever."""
+    """Whether the expression is 0 everywhere, judged at two points, since expanding it could take forever."""
     symbols = sorted(expression.free_symbols, key=lambda symbol: symbol.name)
     points = ({symbol: start + 0.1 * j for j, symbol in enumerate(symbols)} for start in (0.37, 0.73))
     return expression == 0 or all(abs(complex(expression.subs(point).evalf())) < 1e-9 for point in points)
 
 
 def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[str, set[str]]:
-    """Parameters that stand in the exponent of a power of variables, with the variables in its base."""
+    """Parameters in the exponent of a power of variables -> the variables in its base."""
     bases: dict[str, set[str]] = {}
     for power in expression.atoms(sp.Pow):
         if names := {symbol.name for symbol in power.base.free_symbols} & {*variables}:
@@ -227,19 +230,19 @@ def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[st
 def _scale(
     expression: sp.Expr, symbol: sp.Symbol, values: Mapping[sp.Symbol, float], variables: Sequence[str]
 ) -> float:
-    """|parameter| at which it is as large as the variables that it is added to, compared with or divided by."""
+    """|parameter| at which it equals the terms of variables that it is added to, compared with or divided by."""
     scale = 1.0
     for node in sp.preorder_traversal(expression):
         if isinstance(node, Relational):
             node = node.lhs - node.rhs
         if not isinstance(node, (sp.Add, sp.Mul)):
             continue
-        rest, own = node.as_independent(symbol, as_Add=isinstance(node, sp.Add))
-        power = own.as_coeff_exponent(symbol)[1]
+        rest, term = node.as_independent(symbol, as_Add=isinstance(node, sp.Add))
+        power = term.as_coeff_exponent(symbol)[1]
         if not power.is_Number or power == 0 or not {s.name for s in rest.free_symbols} & {*variables}:
             continue
         size = abs(complex(rest.subs(values).evalf()))
         if size > 0:
-            found = (size if isinstance(node, sp.Add) else 1 / size) ** (1 / float(power))
-            scale = float(found) if 0 < found < 1e200 else scale
+            solution = (size if isinstance(node, sp.Add) else 1 / size) ** (1 / float(power))
+            scale = float(solution) if 0 < solution < 1e200 else scale
     return scale

@@ -209,7 +209,7 @@ REFUSED: list[tuple[Any, str]] = [
     ("E + A*N**-'a'", "only numbers"),
     ("E + A*sin(N)**-a", "it has sin(N) (only numbers, names, + - * / ** and exp, log, sqrt, min, max"),
     ("E + A*N^-a", "a power is written **"),
-    ("E + A*N**", "is no formula"),
+    ("E + A*N**", "is not a formula"),
     ("E + A*n**-a", "has n, which is called N"),
     ("E + A*N**-a*Tokens**-b", "has Tokens, which is called tokens"),
     ("1.7 + 400*N**-0.3", "no parameters"),
@@ -223,11 +223,11 @@ REFUSED: list[tuple[Any, str]] = [
     ("E + A*N**-a + log(0)", "not finite"),
     ("loss + A*N**-a", "has loss in it"),
     ("E + " + "A*" * 300 + "N**-a", "more than 500 characters"),
-    ("(" * 240 + "N" + ")" * 240, "is no formula"),
+    ("(" * 240 + "N" + ")" * 240, "is not a formula"),
     ("", "must be text"),
     (3, "must be text"),
     ({"formula": "E + A*N**-a", "exponent": "a"}, "has the key exponent"),
-    ({"formula": "E + A*N**-a", "exponents": ["b"]}, "declares b, which is no parameter"),
+    ({"formula": "E + A*N**-a", "exponents": ["b"]}, "declares b, which is not one of its parameters"),
     ({"formula": "E + A*N**-a", "real": 3}, "must have a list of parameters as real"),
     ({"formula": "E*N**-a", "floor": "E"}, "has the floor E"),
 ]
@@ -280,7 +280,7 @@ def test_families_are_compared_under_a_formula() -> None:
 
 def _shared_by_hand(rows: Table) -> float:
     """Least squares of both families with one exponent, by scipy."""
-    parts = [rows.of(family).frame for family in rows.families]
+    parts = [rows.family(family).frame for family in rows.families]
 
     def residuals(p: Any) -> Any:
         found = []

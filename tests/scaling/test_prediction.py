@@ -9,11 +9,10 @@ from scipy import optimize, stats
 
 from slm.scaling import Fit, Loss, Settings, analyse, get_law, read_table, table_from_frame
 from slm.scaling.entries import Fitted
-from slm.scaling.envelope import envelopes
 from slm.scaling.fitting import fit_sample
 from slm.scaling.forms import Floats
-from slm.scaling.prediction import Band, Doubling, band, doubling, new_run_sigma
-from slm.scaling.selection import weigh
+from slm.scaling.prediction import Band, Doubling, band, new_run_sigma
+from slm.scaling.selection import assess_laws, envelopes
 from tests.scaling.samples import FLOOR, POWER, TRUE, log_law, noisy, plain_law, sample
 from tests.seeds import generator, seeded
 
@@ -28,7 +27,7 @@ def textbook(x: Floats, y: Floats, at: Floats, *, new: bool, level: float = 0.95
 
 
 def of_run(found: Fit, at: Floats, **options: Any) -> Band:
-    return band(found, at, None, **options).of_run(found.sigma)
+    return band(found, at, None, **options).for_run(found.sigma)
 
 
 @pytest.mark.parametrize("new", [False, True])
@@ -37,7 +36,7 @@ def test_the_band_of_a_straight_line_is_the_textbooks(new: bool, level: float) -
     rows, at = noisy("power", 8, 0.02), np.array([14.0, 18.0, 25.0])
     fit = fit_sample(POWER, rows)
     found = band(fit, at[:, None], None, level=level)
-    found = found.of_run(fit.sigma) if new else found
+    found = found.for_run(fit.sigma) if new else found
     expected = textbook(rows.log_x[:, 0], rows.log_y, at, new=new, level=level)
     np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-5)
 
@@ -178,7 +177,7 @@ def test_the_interval_of_a_gain_of_doubling_covers_it() -> None:
     inside = np.zeros(5)
     for seed in range(150):
         y = np.log(20.0) - 0.1 * x + 0.03 * generator(seed).standard_normal(5)
-        ours = doubling(fit_sample(POWER, sample(y, x)), x[:, None], None)
+        ours = band(fit_sample(POWER, sample(y, x)), x[:, None], None, curve=Doubling(POWER))
         inside += (ours.low <= truth) & (truth <= ours.high)
     assert (inside >= 135).all()  # 90%: three standard errors below 95%
     assert (inside <= 149).all()
@@ -284,7 +283,7 @@ def test_the_envelope_covers_new_runs_far_beyond_the_data_where_a_rejected_law_d
             fitted[law.name] = {"a": Fitted(stub(low, high, N=np.exp(at)).entry, found)}
             if law is POWER:
                 inside["power"] += low <= np.exp(y[6]) <= high
-        (row,) = envelopes(fitted, weigh(fitted), "power")
+        (row,) = envelopes(fitted, assess_laws(fitted), "power")
         assert row["laws"]
         inside["envelope"] += row["low"] <= np.exp(y[6]) <= row["high"]
     assert inside["envelope"] >= 17  # 93% of 20, less one standard error and a half

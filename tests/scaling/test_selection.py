@@ -10,7 +10,7 @@ from scipy import stats
 from slm.scaling import Settings, Table, analyse, get_law, table_from_frame
 from slm.scaling.entries import Task, fit_group
 from slm.scaling.fitting import fit_sample
-from slm.scaling.selection import choose_law, rankings, survival, weigh
+from slm.scaling.selection import assess_laws, choose_law, rankings, survival
 from tests.scaling.samples import FLOOR, POWER, power_law, runs
 from tests.seeds import generator
 
@@ -115,7 +115,7 @@ def test_the_pooled_criterion_is_that_of_one_gaussian_for_all_families() -> None
     sse = sum(one.fit.sse for one in of["power"].values())
     n, k = 12, 5
     aicc = n * (np.log(2 * np.pi * sse / n) + 1) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
-    assert weigh(of)["power"]["aicc"] == pytest.approx(aicc)
+    assert assess_laws(of)["power"]["aicc"] == pytest.approx(aicc)
 
 
 def test_a_law_is_rejected_for_one_with_a_floor_in_one_of_a_hundred_tables_of_its_own() -> None:
@@ -125,10 +125,10 @@ def test_a_law_is_rejected_for_one_with_a_floor_in_one_of_a_hundred_tables_of_it
         of = fitted(runs({"a": power_law(20, 0.1)}, SIZES, noise=0.004, seed=seed))
         one, two = (of[law]["a"].fit.sse for law in ("power", "power_floor"))
         p = stats.f.sf((one / two - 1) * 3, 1, 3)
-        assert weigh(of)["power"]["tenable"] == (p >= 0.01)
+        assert assess_laws(of)["power"]["tenable"] == (p >= 0.01)
         rejected += p < 0.01
     assert rejected <= 1
-    bent = weigh(fitted(runs({"a": power_law(90, 0.3, floor=1.8)}, SIZES, noise=0.001)))
+    bent = assess_laws(fitted(runs({"a": power_law(90, 0.3, floor=1.8)}, SIZES, noise=0.001)))
     assert not bent["power"]["tenable"]
     assert "an F test against power_floor" in bent["power"]["why"]
 
@@ -142,7 +142,7 @@ def test_seeds_do_not_count_as_evidence_for_a_floor() -> None:
         off = {N: np.exp(0.01 * rng.standard_normal()) for N in SIZES}
         laws = dict.fromkeys("ab", lambda N, off=off: 20 * N**-0.1 * off[N])
         of = runs(laws, SIZES, noise=0.01, seed=seed, seeds=5)
-        chosen.append(choose_law(groups := fitted(of), weigh(groups), "auto")[0])
+        chosen.append(choose_law(groups := fitted(of), assess_laws(groups), "auto")[0])
     assert chosen.count("power_floor") <= 2
 
 
@@ -151,7 +151,7 @@ def test_hubers_fits_are_chosen_by_hubers_likelihood() -> None:
     of = runs({"a": power_law(90, 0.3, floor=1.8)}, np.round(np.geomspace(1e6, 1e9, 14)), noise=0.0005)
     frame = of.frame[["family", "params_total", "tokens", "seed", "loss"]].copy()
     frame.loc[3, "loss"] *= 1.2
-    huber = weigh(fitted(table_from_frame(frame), "huber"))
+    huber = assess_laws(fitted(table_from_frame(frame), "huber"))
     assert huber["power"]["aicc_above_best"] > 10
     assert huber["power_floor"]["aicc_above_best"] == 0
 

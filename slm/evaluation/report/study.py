@@ -158,7 +158,7 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
     alpha_N = fit(measured, "power", size="params_non_embedding").params["alpha"]
     without_smallest = Table(measured.frame.iloc[1:].reset_index(drop=True), (), "measured")
     slope = -fit(without_smallest, "power", target="perplexity").params["alpha"]
-    prediction = band(power, np.log([[2e9]]), None).of_run(power.sigma)  # the claim is about 2B parameters
+    prediction = band(power, np.log([[2e9]]), None).for_run(power.sigma)  # the claim is about 2B parameters
     value, low, high = (float(np.exp(log[0])) for log in (prediction.centre, prediction.low, prediction.high))
     floored = _uncertainty(fit(measured, "power_floor"))
     state = "not identified" if "alpha" in floored.not_identified else "identified"
