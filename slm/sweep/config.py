@@ -1,4 +1,4 @@
-"""The check of what a person gave to sweep.py, except the design (`design.py`) and the launcher."""
+"""The check of the settings of sweep.py, except the design (`design.py`) and the launcher (`launchers/`)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ from slm.runtime.settings import (
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
 SWEEP_GROUPS = ("sweep", "launcher")
-"""Groups unused when only analysing."""
-
-
+"""Groups without effect on an analysis of `runs`."""
 KINDS: dict[str, Kind] = {
     **{key: or_null(NAME) for key in ("runs", "output_dir", "overlay", "overlay_column")},
     "dry_run": SWITCH,
@@ -56,12 +54,10 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     check_kinds(config, KINDS)
     for name, expression in config["columns"].items():
         check_kind(f"columns.{name}", expression, COLUMN)
-    runs, overlay_column, best_of = config["runs"], config["overlay_column"], config["best_of"]
-    sweep_only = [
-        f"{key}={as_typed(config[key])}"
-        for key, usual in (("dry_run", False), ("retry", "none"))
-        if config[key] != usual
-    ]
+    runs, output_dir = config["runs"], config["output_dir"]
+    overlay_column, best_of = config["overlay_column"], config["best_of"]
+    defaults = {"dry_run": False, "retry": "none"}
+    sweep_only = [f"{key}={as_typed(config[key])}" for key in defaults if config[key] != defaults[key]]
     sweep_only += [item for item in overrides if re.split(r"[.=@]", item.lstrip("+~"))[0] in SWEEP_GROUPS]
     if runs is not None and sweep_only:
         raise ValueError(f"{sweep_only[0]} is for training a sweep, and runs={runs} is trained already: leave one out")
@@ -69,28 +65,18 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
         raise ValueError(f"overlay_column={overlay_column} needs overlay=results.csv: give both, or leave it out")
     if runs is not None:
         _check_exists(runs)
-    if config["output_dir"] is not None:
-        _check_is_folder(config["output_dir"])
+    if output_dir is not None and os.path.isfile(output_dir):
+        raise ValueError(f"output_dir={output_dir} is a file: give the name of a directory")
     return {
         **config,
-        "columns": {str(name): own for name, own in config["columns"].items() if own is not None},
+        "columns": {str(name): column for name, column in config["columns"].items() if column is not None},
         "best_of": [best_of] if isinstance(best_of, str) else best_of,
-        "output_dir": new_folder_path("analysis") if config["output_dir"] is None and runs else config["output_dir"],
+        "output_dir": new_folder_path("analysis") if output_dir is None and runs else output_dir,
     }
 
 
-def _check_is_folder(output_dir: str) -> None:
-    folder = Path(output_dir)
-    try:
-        is_file = folder.exists() and not folder.is_dir()
-    except OSError as error:  # such as a name that is too long
-        raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None
-    if is_file:
-        raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
-
-
 def _check_exists(runs: str) -> None:
-    # Checked here as well as where tables are read, since that first loads pandas and scipy, which takes seconds.
+    # Reading tables checks this too, but loads pandas and scipy first, which takes seconds.
     if runs == SHIPPED_TABLE or os.path.exists(runs):
         return
     folder = Path(runs).parent
@@ -101,11 +87,11 @@ def _check_exists(runs: str) -> None:
 
 
 def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Collection[str]) -> None:
-    """Raise `ValueError` if `where` or `columns` name what the table of a sweep will not have.
+    """Raise `ValueError` if `where`, `best_of` or `columns` name a column that the table of a sweep will not have.
 
-    It will have the columns `known`, and any that begin with one of `prefixes`.
+    It will have the columns `known`, and columns that begin with one of `prefixes`.
     """
-    # Imported here, since scipy takes a second that --help need not wait.
+    # Imported here, since importing scipy takes a second, for which --help need not wait.
     from slm.runtime.words import shortlist
     from slm.scaling.tables.computed import source_columns
 
@@ -115,9 +101,9 @@ def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Coll
             meant = f"; did you mean {near[0]}?" if near else f"; they have {shortlist(known, 12)}"
             raise ValueError(f"{given}: the runs of a sweep have no column {name}{meant}")
 
-    for canonical, own in config["columns"].items():
-        for name in source_columns(own, known):
-            check(f"columns.{canonical}={own}", name)
+    for canonical, expression in config["columns"].items():
+        for name in source_columns(expression, known):
+            check(f"columns.{canonical}={expression}", name)
     for name in config["best_of"] or []:
         if name not in config["columns"]:
             check(f"best_of={name}", name)

@@ -1,7 +1,7 @@
-"""Evaluation sets of a design: evaluate.py on every completed run, and its results as further columns of the table.
+"""Evaluations of a design: evaluate.py on every completed run, and its results as further columns of the table.
 
-Evaluations are jobs of their own, after all training, on the same engine and by the same rules: a finished one is never
-repeated, and one that fails is recorded and stops nothing. Their folder is RUN/evaluation/NAME-HASH, with a hash of
+Evaluations are separate jobs, after all training, on the same engine and by the same rules: a completed one is never
+repeated, and a failed one is recorded and stops nothing. Their folder is RUN/evaluation/NAME-HASH, with a hash of
 their overrides, so that changed overrides make another evaluation.
 """
 
@@ -26,10 +26,11 @@ Evaluations = Mapping[str, Sequence[str]]
 
 EVALUATE = Path(__file__).parents[2] / "evaluate.py"
 USUAL = ("logger=csv", "speed.enabled=false", "perplexity.protocols=[non_overlapping]")
-"""Defaults: no run of its own in the tracker, no speed measured beside other jobs, losses as train.py computes them."""
+"""Defaults: no separate run in the tracker, no speed measured beside other jobs, losses as train.py computes them."""
 DECIDED = ("checkpoint", "checkpoints", "revision", "output_dir", "cache_dir", "prompt", "export", "logger")
 SCORES = ("loss", "perplexity", "bits_per_byte")
 TEXT = "eval_data_fingerprint"
+"""Ending of the column that identifies the text of an evaluation."""
 
 
 def is_evaluations(value: Any) -> bool:
@@ -71,7 +72,7 @@ def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs: Path
 
 
 def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) -> pd.DataFrame:
-    """The table of runs with the columns of each evaluation NAME, empty for runs that have none.
+    """The table of runs with the columns of each evaluation NAME, empty for runs without it.
 
     `NAME_loss`, `NAME_perplexity`, `NAME_bits_per_byte` and `NAME_eval_data_fingerprint` of the first protocol,
     `NAME_PROTOCOL_loss` and so on of further ones, `NAME_TASK` and `NAME_TASK_se` of tasks.
@@ -90,11 +91,11 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
 
 
 def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
-    """The runs that have a value in every analysed column (`columns`), and a sentence on the others.
+    """The runs that have a value in every column that `columns` uses, and a sentence that names the others.
 
     If those columns are an evaluation's, `eval_fingerprint` identifies its text for the audit.
     """
-    # Imported here because scipy takes a second, which the refusal of a wrong design should not.
+    # Imported here, since importing scipy takes a second, for which an error in the design need not wait.
     from slm.runtime.words import shortlist
     from slm.scaling.tables.computed import source_columns
 
@@ -114,10 +115,10 @@ def _folder(run: Path, name: str, overrides: Sequence[str]) -> Path:
 
 def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for place, score in enumerate(entry.get("perplexity_results", [])):
-        prefix = f"{name}_{score['protocol']}" if place else name
+    for number, score in enumerate(entry.get("perplexity_results", [])):
+        prefix = f"{name}_{score['protocol']}" if number else name
         row |= {f"{prefix}_{key}": score[key] for key in SCORES}
         row |= {f"{prefix}_{TEXT}": score["data_fingerprint"]}
-    for task, one in entry.get("tasks", {}).items():
-        row |= {f"{name}_{task}": one["value"], f"{name}_{task}_se": one["se"]}
+    for task, score in entry.get("tasks", {}).items():
+        row |= {f"{name}_{task}": score["value"], f"{name}_{task}_se": score["se"]}
     return row

@@ -1,21 +1,20 @@
 """The master of a sweep: starts the cells that are not done, longest first, until each has an outcome.
 
-Its whole state is in the run directories (`ledger.py`), so it can be killed and started again at any time:
+All state is in the run directories (`ledger.py`), so the master can be killed and started again at any time:
 
-- A finished cell is never started again, nor a failed or diverged one unless `retry="failed"` asks for it.
-- Jobs that outlived an earlier master are adopted: waited for, and stopped with the others.
-- A job that is killed is started again and goes on from its checkpoint. After `tries` deaths without a new checkpoint
+- A completed cell is never started again; a failed or diverged one only with `retry="failed"`.
+- Running jobs of an earlier master are adopted: waited for, and stopped with the others.
+- A job that is killed is started again and continues from its checkpoint. After `tries` deaths without a new checkpoint
   the cell has failed (after two if the kernel killed it for lack of memory). A job that exits by itself without a
   result has failed at once.
-- A cell that fails or diverges stops only the branches for which it has not kept a checkpoint to begin at.
-- SIGINT or SIGTERM lets the jobs save and end, and `Interrupted` says how to go on; a second SIGINT ends them at once.
+- A trunk that fails or diverges stops only those of its branches for which it has kept no checkpoint.
+- On SIGINT or SIGTERM the jobs save and end, and `Interrupted` says how to continue; a second SIGINT ends them at once.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from slm.runtime.command_line import in_quotes
+from slm.runtime.progress import say
 from slm.sweep.cells import Cell, has_branch_checkpoint
 from slm.sweep.job import Job
 from slm.sweep.launchers import Launcher, open_launcher
@@ -49,14 +49,14 @@ FINAL = ("completed", "diverged", "failed")
 
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
-    """A cell at the moment."""
+    """The current status of a cell."""
 
     cell: Cell
     running: bool
     outcome: Outcome
-    """The final one, or what the run directory says so far."""
+    """The final outcome, or that of the run directory so far."""
     progress: RunProgress | None = None
-    """Of a running cell."""
+    """Progress of a running cell."""
 
 
 Show = Callable[[Sequence[CellStatus]], None]
@@ -112,9 +112,7 @@ def execute(
 
 
 class Signals:
-    """While entered, counts SIGINT and SIGTERM instead of letting them end the process."""
-
-    NUMBERS = (signal.SIGINT, signal.SIGTERM)
+    """While entered, SIGINT and SIGTERM are noted and do not end the process."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -122,8 +120,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self.NUMBERS}
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -159,7 +156,7 @@ class _Master:
         self.running.update(self.engine.adopt(self.jobs[cell.name] for cell in self._open()))
 
     def run(self, signals: Signals) -> None:
-        """Start and settle until nothing runs and nothing can be started."""
+        """Start jobs and record their ends until nothing runs and nothing can be started."""
         shown, stopping, at_once = 0.0, False, False
         try:
             while True:
@@ -181,16 +178,16 @@ class _Master:
             raise
 
     def outcome(self, cell: Cell) -> Outcome:
-        """The final outcome, or what the run directory says; for a branch that cannot begin, its trunk's outcome."""
+        """The final outcome, or that of the run directory; a branch without its checkpoint names its trunk's status."""
         if cell.name in self.final:
             return self.final[cell.name]
         trunk = self.final.get(cell.after or "")
-        if trunk is not None and not self._can_begin(cell):
-            return Outcome("not_started", f"it begins at a checkpoint of {cell.after}, which is {trunk.status}")
+        if trunk is not None and not self._can_start(cell):
+            return Outcome("not_started", f"it starts from a checkpoint of {cell.after}, which is {trunk.status}")
         return outcome_of(self.jobs[cell.name].folder)
 
-    def _can_begin(self, cell: Cell) -> bool:
-        """Whether the trunk of a branch has ended, and has kept the checkpoint that the branch begins at."""
+    def _can_start(self, cell: Cell) -> bool:
+        """Whether the trunk of a branch has ended and has kept the checkpoint from which the branch starts."""
         if cell.after is None:
             return True
         trunk, runs = self.final.get(cell.after), self.jobs[cell.name].folder.parent
@@ -200,7 +197,7 @@ class _Master:
         return [cell for cell in self.cells if cell.name not in self.final and cell.name not in self.running]
 
     def _start_ready(self) -> None:
-        ready = [cell for cell in self._open() if self._can_begin(cell)]
+        ready = [cell for cell in self._open() if self._can_start(cell)]
         ready.sort(key=lambda cell: -self.lengths[cell.name])
         chosen = [cell.name for cell in ready[: self.engine.free()]]
         for name in chosen:
@@ -210,8 +207,8 @@ class _Master:
             self.running.update(chosen)
 
     def _stop(self, *, at_once: bool) -> None:
-        how = "ending" if at_once else "saving a checkpoint and stopping (Ctrl-C again ends them at once)"
-        print(f"\n{len(self.running)} running: {how}", file=sys.stderr, flush=True)
+        action = "ending" if at_once else "saving a checkpoint and ending (Ctrl-C again ends them at once)"
+        say(f"\n{len(self.running)} running: {action}")
         self.engine.stop(at_once=at_once)
 
     def _settle(self, name: str, code: int | None, *, stopping: bool) -> None:
@@ -224,7 +221,7 @@ class _Master:
             record_failure(folder, why=why, exit_code=code, starts=self.tries[name].count)
             self.final[name] = Outcome("failed", why)
         elif not stopping:
-            print(f"{name}: {how_it_ended(code)}, and is started again", file=sys.stderr, flush=True)
+            say(f"{name}: {how_it_ended(code)}, and is started again")
 
     def _status(self, cell: Cell) -> CellStatus:
         running = cell.name in self.running
@@ -242,8 +239,8 @@ def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def places_of(cell: Cell, folder: Path) -> list[str]:
-    """Overrides with the paths of the run and of its trunk, quoted for Hydra."""
-    places = {"output_dir": folder / cell.name}
+    """Overrides with the paths of the run and of its trunk."""
+    places = [f"output_dir={in_quotes(folder / cell.name)}"]
     if cell.after is not None and cell.branch_step:
-        places["branch_from"] = folder / cell.after
-    return [f"{key}={in_quotes(path)}" for key, path in places.items()]
+        places.append(f"branch_from={in_quotes(folder / cell.after)}")
+    return places

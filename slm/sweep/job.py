@@ -1,8 +1,8 @@
-"""A job: train.py in a run directory, which holds a lock as long as the process lives.
+"""A job: a process of train.py in a run directory, which holds a lock as long as it lives.
 
-`job.lock` is taken before the process starts and handed to it, so the kernel frees it when the job ends, even if the
-master ended before. A master that is killed and started again therefore sees which jobs still run, and can start none
-twice. `job.pid` holds the process id, the slot and the machine, `job.log` the output of all starts.
+The master takes `job.lock` and the process inherits it, so the kernel frees the lock when the job ends, even if the
+master ended before. A master that is killed and started again therefore sees which jobs still run, and starts none
+twice. `job.pid` holds the process id, the slot and the machine; `job.log` the output of all starts.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ TRAINS = ".lock"
 """The file that train.py locks while it trains in a directory."""
 
 NOT_FOR_THE_JOB = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
-"""Variables that srun, MPI and torchrun set for their processes. A job is a run of its own and must not see them."""
+"""Prefixes of variables that srun, MPI and torchrun set for their processes, which a job must not inherit."""
 
-# The job writes its id itself before it becomes train.py, so that it has one even if its master is killed meanwhile.
+# The job itself writes its id before it becomes train.py, so that the file exists even if the master is killed.
 NOTE_AND_BECOME = 'echo "$$ $1 $2" >"$0"; shift 2; exec "$@"'
 
 
@@ -56,19 +56,19 @@ def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subproc
 
 
 def environment_of_a_job() -> dict[str, str]:
-    """The environment of this process without the variables of a launcher of several processes."""
+    """The environment of this process without `NOT_FOR_THE_JOB`."""
     return {name: value for name, value in os.environ.items() if not name.startswith(NOT_FOR_THE_JOB)}
 
 
 @contextmanager
 def held(job: Job) -> Iterator[tuple[IO[bytes], IO[bytes]] | None]:
-    """The taken lock of `job` and its log, both to be handed to its process; None if it runs already."""
+    """The acquired lock of `job` and its log, both for its process to inherit; None if the job runs already."""
     job.folder.mkdir(parents=True, exist_ok=True)
     lock = None if _is_taken(job.folder / TRAINS) else _take(job.folder / LOCK)
     if lock is None:
         yield None
         return
-    (job.folder / PID).unlink(missing_ok=True)  # the id of an earlier job may belong to another process by now
+    (job.folder / PID).unlink(missing_ok=True)  # the id of an earlier job may be another process's now
     with lock, (job.folder / LOG).open("ab") as log:
         yield lock, log
 
@@ -84,9 +84,9 @@ def is_running(folder: Path) -> bool:
 
 
 def id_and_slot(folder: Path) -> tuple[int, int] | None:
-    """Process id and slot of the job that runs in `folder` on this machine; None without one, or if it just starts.
+    """Process id and slot of the job that runs in `folder` on this machine; None without one, or while it starts.
 
-    On a shared file system a job of another machine holds its lock too, but its id means nothing here.
+    On a shared file system a job of another machine holds the lock too, but its id has no meaning here.
     """
     with suppress(OSError, ValueError):
         if not is_job(folder):
@@ -105,8 +105,7 @@ def send(number: signal.Signals, process_id: int, *, everyone: bool = False) -> 
 def _is_taken(path: Path) -> bool:
     if not path.exists():
         return False
-    lock = _take(path)
-    if lock is not None:
+    if lock := _take(path):
         lock.close()
     return lock is None
 

@@ -1,7 +1,7 @@
 """The status of a sweep: on a terminal a table that stays in place, elsewhere a line for each change.
 
-The time left is that of the FLOPs left at the rate at which the running cells train, and no less than that of the
-slowest of them. Small cells reach fewer FLOP/s than large ones, so the end takes a little longer than is said.
+The time left is the remaining FLOPs divided by the rate of the running cells, and at least the time left of the
+slowest of them. Small cells reach fewer FLOP/s than large ones, so the end takes a little longer than estimated.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from slm.runtime.words import duration
 from slm.sweep.execute import CellStatus
 
 ORDER = ("completed", "running", "waiting", "failed", "diverged", "impossible", "not_started")
-ENDS = ("completed", "diverged", "failed", "impossible")
+FINAL = ("completed", "diverged", "failed", "impossible")
 
 
 class Board:
-    """Shows the status of all cells; a context manager, which leaves the last table on the terminal."""
+    """Shows the status of all cells; a context manager that leaves the last table on the terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False)
         self.printed: dict[str, str] | None = None
-        """Name of a cell -> the last word printed of it."""
+        """Name of a cell -> its last printed status."""
 
     def __enter__(self) -> Board:
         if self.console.is_terminal:
@@ -41,12 +41,12 @@ class Board:
         self.live.stop()
 
     def show(self, statuses: Sequence[CellStatus]) -> None:
-        """Bring the table up to date, or print what has changed since the last call."""
+        """Update the table, or print the changes since the last call."""
         if self.console.is_terminal:
             self.live.update(Group(Text(_summary(statuses)), _table(statuses)), refresh=True)
             return
         words = {status.cell.name: _word(status) for status in statuses}
-        if self.printed is None:  # cells that an earlier command completed are no news
+        if self.printed is None:  # cells completed by an earlier command are only counted
             self.printed = {name: word for name, word in words.items() if word == "completed"}
             if self.printed:
                 say(f"{len(self.printed)} of {len(statuses)} completed before")
@@ -59,20 +59,21 @@ class Board:
 
 
 def _word(status: CellStatus) -> str:
-    """`running`, the outcome, or `waiting`; a branch whose trunk went wrong is `not_started`."""
+    """`running`, the outcome, or `waiting`; a branch without its trunk's checkpoint is `not_started`."""
     if status.running:
         return "running"
-    never = status.outcome.status == "not_started" and status.outcome.why
-    return status.outcome.status if never or status.outcome.status in ENDS else "waiting"
+    outcome = status.outcome
+    is_final = outcome.status in FINAL or (outcome.status == "not_started" and outcome.why)
+    return outcome.status if is_final else "waiting"
 
 
 def _table(statuses: Sequence[CellStatus]) -> Table:
-    """The running cells and those that went wrong."""
+    """The running cells and those without a result."""
     table = Table("cell", "status", "tokens", "loss", "tokens/s", "left", box=None)
     for status in statuses:
         if status.running:
             table.add_row(status.cell.name, "running", *_figures(status))
-        elif _word(status) in ("failed", "diverged", "impossible", "not_started"):
+        elif _word(status) not in ("completed", "waiting"):
             table.add_row(status.cell.name, f"{_word(status)}: {status.outcome.why}")
     return table
 
@@ -104,19 +105,19 @@ def _seconds_left(status: CellStatus) -> float | None:
 
 
 def _all_seconds_left(statuses: Sequence[CellStatus]) -> float | None:
-    """None until a running cell has a speed; cells without one yet are taken to be as fast as those that have one."""
-    rates, seconds, silent, waiting = [], [], [], 0.0
+    """None until a running cell has a speed; cells without one are assumed to be as fast as those that have one."""
+    rates, seconds, starting, waiting = [], [], [], 0.0
     for status in statuses:
-        left, cell = _seconds_left(status) if status.running else None, status.cell
+        left, cell = _seconds_left(status), status.cell
         if left is not None and status.progress is not None:
             rates.append((status.progress.tokens_per_second or 0.0) * cell.flops / cell.tokens)
             seconds.append(left)
         elif status.running:
-            silent.append(cell.flops_trained)
+            starting.append(cell.flops_trained)
         elif _word(status) == "waiting":
             waiting += cell.flops_trained
     if not rates:
         return None
     rate = sum(rates) / len(rates)
-    flops = sum(map(math.prod, zip(rates, seconds, strict=True))) + sum(silent) + waiting
-    return max(*seconds, max(silent, default=0.0) / rate, flops / (rate * (len(rates) + len(silent))))
+    flops = sum(map(math.prod, zip(rates, seconds, strict=True))) + sum(starting) + waiting
+    return max(*seconds, max(starting, default=0.0) / rate, flops / (rate * (len(rates) + len(starting))))

@@ -39,22 +39,22 @@ class Recipe:
         self.family = family
         self.overrides = (f"family={family}", *overrides)
         self.config = composed("train", self.overrides)
-        self.config.update(name=family, output_dir="runs")  # of no cell yet, and resolvers of a script would say
+        self.config.update(name=family, output_dir="runs")  # placeholders: train.py's resolvers would make a path
         self.own_aspect = float(self.config.width / self.config.depth)
         self.shapes: dict[tuple[int, int], ModelConfig] = {}
 
     @property
     def width_step(self) -> int:
-        """The width of a head, of which a width is a multiple."""
+        """The width of a head; widths are multiples of it."""
         return int(self.config.model.head_dim)
 
     @property
     def depth_step(self) -> int:
-        """The length of the mixer pattern, which a depth holds a whole number of times."""
+        """The length of the mixer pattern; depths are multiples of it."""
         return len(self.config.model.mixer_pattern)
 
     def shape(self, width: int, depth: int) -> ModelConfig:
-        """The shape by the family's rule; where there is none, its sentence as a `ValueError` or an OmegaConf error."""
+        """The shape by the family's rule. Raises `ValueError` or an OmegaConf error if the rule refuses it."""
         if (width, depth) not in self.shapes:
             self.config.width, self.config.depth = width, depth
             model = model_config(OmegaConf.to_container(self.config.model, resolve=True))  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ class Recipe:
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
-    """sha256 (hex) of what decides the run of a resolved config, whatever the order of its keys.
+    """sha256 (hex) of the settings that determine a run, whatever the order of their keys.
 
     A key added later enters the hash only if it changes what older runs did. Precision is hashed as requested, because
     `auto` depends on the machine.
@@ -91,14 +91,14 @@ def digest(values: Any) -> str:
 
 
 def check_texts(config: DictConfig, where: str) -> None:
-    """Raise `ValueError` for a path or glob of a config, which `where` asks for, that is no text to read."""
+    """Raise `ValueError` for a path or glob in `data` that matches no text; `where` is the setting that named it."""
     for key in ("paths", "val_paths"):
         if given := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
             text_files(given if isinstance(given, str) else list(given), f"{where}: data.{key}")
 
 
 def check_tokenizer(config: DictConfig, where: str) -> None:
-    """Raise `ValueError` for a tokenizer of the config, which `where` asks for, that is no path here nor a hub id."""
+    """Raise `ValueError` for a tokenizer that is neither a local path nor a hub id; `where` is its setting."""
     if OmegaConf.select(config, "tokenizer.kind") == "file":
         tokenizer: Any = OmegaConf.to_container(config.tokenizer)
         try:
@@ -111,7 +111,7 @@ def check_tokenizer(config: DictConfig, where: str) -> None:
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     """`conf/NAME.yaml` under `overrides`, not resolved.
 
-    Raises `ValueError` for keys that NAME.py does not read, and Hydra's errors for choices that there are not.
+    Raises `ValueError` for keys that NAME.py does not read, and Hydra's errors for choices that do not exist.
     """
     with _hydra(), explain_unknown_keys(name):
         config = compose(name, overrides=[*passed_on(), *overrides])
@@ -120,7 +120,7 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def passed_on() -> list[str]:
-    """Overrides by which a script finds what this one was given: `extensions`, --config-dir and hydra.searchpath."""
+    """Overrides that give a job the extensions and config folders of this process (--config-dir, hydra.searchpath)."""
     names = [in_quotes(Path(name)) for name in loaded_extensions()]
     extensions = [f"extensions=[{','.join(names)}]"] if names else []
     if not HydraConfig.initialized():
@@ -134,7 +134,7 @@ def passed_on() -> list[str]:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra with this conf/: that of a script which runs under it, else one for the moment."""
+    """Hydra with this conf/: initialized already if a script runs under it, else initialized within the context."""
     if GlobalHydra.instance().is_initialized():
         yield
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,7 +116,7 @@ def _checked(config: Mapping[str, Any]) -> Sweep:
 def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
     """Raise `ValueError` unless the folder is empty or holds a sweep of a subset of these cells."""
     try:
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        names = os.listdir(folder) if os.path.isdir(folder) else []
         if all(name == LOCK or (name.startswith(CELLS) and name.endswith(".partial")) for name in names):
             return  # new, or of a sweep that was killed at its start
         before = json.loads((folder / CELLS).read_text(encoding="utf-8"))

@@ -86,8 +86,8 @@ def test_a_cell_that_goes_wrong_stops_none_but_branches_whose_step_it_has_not_ke
     assert outcomes["impossible"].why == "width=3 must be even"
     assert outcomes["failing"].why == "exit code 1: nonsense=1 must be sense"
     assert outcomes["dying"].why == "killed by SIGKILL 2 times with no new checkpoint"
-    assert outcomes["branch"].why == "it begins at a checkpoint of failing, which is failed"
-    assert outcomes["late"].why == "it begins at a checkpoint of diverging, which is diverged"
+    assert outcomes["branch"].why == "it starts from a checkpoint of failing, which is failed"
+    assert outcomes["late"].why == "it starts from a checkpoint of diverging, which is diverged"
     assert [count(tmp_path, "start", name) for name in ("failing", "dying", "silent")] == [1, 2, 1]
     failure = json.loads((tmp_path / "runs" / "dying" / "failure.json").read_text())
     assert (failure["exit_code"], failure["signal"], failure["starts"]) == (-9, 9, 2)
