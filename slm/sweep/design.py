@@ -38,11 +38,8 @@ GRIDS = ({"widths", "depths"}, {"shapes"}, {"sizes"})
 MIN_RATES = 3
 """Fewest learning rates of a shape that are tuned: a parabola has three parameters."""
 DECIDED = {
-    "width": "sweep.grid",
-    "depth": "sweep.grid",
-    "train.tokens": "sweep.budget",
-    "train.tokens_per_param": "sweep.budget",
-    "train.flops": "sweep.budget",
+    **dict.fromkeys(("width", "depth"), "sweep.grid"),
+    **dict.fromkeys(("train.tokens", "train.tokens_per_param", "train.flops", "branch_from"), "sweep.budget"),
     "optim.lr": "sweep.lr",
     "parametrization": "sweep.lr.parametrization",
     "seed": "sweep.seeds",
@@ -50,7 +47,6 @@ DECIDED = {
     "name": "sweep.name",
     "output_dir": "output_dir",
     "dry_run": "dry_run",
-    "branch_from": "sweep.budget",
 }
 """Key of train.py that a design sets -> the design's key for it."""
 

@@ -65,14 +65,6 @@ Show = Callable[[Sequence[CellStatus]], None]
 class Interrupted(KeyboardInterrupt):
     """A signal ended the sweep; the message says how to continue it."""
 
-    def __init__(self, number: int, outcomes: Mapping[str, Outcome], folder: Path) -> None:
-        done = sum(outcome.status == "completed" for outcome in outcomes.values())
-        super().__init__(
-            f"interrupted with {done} of {len(outcomes)} cells completed: "
-            f"the same command with output_dir={folder.parent} continues"
-        )
-        self.number, self.outcomes = number, outcomes
-
 
 def execute(
     cells: Sequence[Cell],
@@ -107,7 +99,11 @@ def execute(
         master.run(signals)
     outcomes = {cell.name: master.outcome(cell) for cell in cells}
     if signals.received is not None:
-        raise Interrupted(signals.received, outcomes, folder)
+        done = sum(outcome.status == "completed" for outcome in outcomes.values())
+        raise Interrupted(
+            f"interrupted with {done} of {len(outcomes)} cells completed: "
+            f"the same command with output_dir={folder.parent} continues"
+        )
     return outcomes
 
 

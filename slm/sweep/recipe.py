@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Recipe:
         self.family = family
         self.overrides = (f"family={family}", *overrides)
         self.config = composed("train", self.overrides)
-        self.config.update(name=family, output_dir="runs")  # placeholders: train.py's resolvers would make a path
+        self.config.update(name=family, output_dir="runs")  # placeholders: resolvers use the choices of a script
         self.own_aspect = float(self.config.width / self.config.depth)
         self.shapes: dict[tuple[int, int], ModelConfig] = {}
 
@@ -90,15 +90,14 @@ def digest(values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_texts(config: DictConfig, where: str) -> None:
-    """Raise `ValueError` for a path or glob in `data` that matches no text; `where` is the setting that named it."""
+def check_inputs(config: DictConfig, where: str) -> None:
+    """Raise `ValueError` for texts that do not exist, or a tokenizer that is neither a local path nor a hub id.
+
+    `where` is the setting of the sweep that the config comes from.
+    """
     for key in ("paths", "val_paths"):
         if given := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
             text_files(given if isinstance(given, str) else list(given), f"{where}: data.{key}")
-
-
-def check_tokenizer(config: DictConfig, where: str) -> None:
-    """Raise `ValueError` for a tokenizer that is neither a local path nor a hub id; `where` is its setting."""
     if OmegaConf.select(config, "tokenizer.kind") == "file":
         tokenizer: Any = OmegaConf.to_container(config.tokenizer)
         try:
@@ -113,7 +112,9 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
     Raises `ValueError` for keys that NAME.py does not read, and Hydra's errors for choices that do not exist.
     """
-    with _hydra(), explain_unknown_keys(name):
+    is_initialized = GlobalHydra.instance().is_initialized()  # by the script, with the same conf/
+    hydra = nullcontext() if is_initialized else initialize_config_dir(str(CONF), version_base="1.3")
+    with hydra, explain_unknown_keys(name):
         config = compose(name, overrides=[*passed_on(), *overrides])
     check_keys(OmegaConf.to_container(config), name, overrides)  # type: ignore[arg-type]
     return config
@@ -130,13 +131,3 @@ def passed_on() -> list[str]:
     folders = [Path(path).resolve() for path in dict.fromkeys(own)]
     searchpath = [f"hydra.searchpath=[{','.join(map(in_quotes, folders))}]"] if folders else []
     return [*searchpath, *extensions]
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    """Hydra with this conf/: initialized already if a script runs under it, else initialized within the context."""
-    if GlobalHydra.instance().is_initialized():
-        yield
-        return
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield

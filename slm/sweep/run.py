@@ -40,7 +40,7 @@ from slm.sweep.launchers import open_launcher
 from slm.sweep.ledger import Outcome
 from slm.sweep.live import Board
 from slm.sweep.plan import print_plan
-from slm.sweep.recipe import check_texts, check_tokenizer, composed, digest
+from slm.sweep.recipe import check_inputs, composed, digest
 from slm.sweep.tuning import tune
 
 CELLS, LOCK = "cells.json", ".lock"
@@ -106,10 +106,9 @@ def _checked(config: Mapping[str, Any]) -> Sweep:
     _check_folder(folder, plan.cells)
     plan.cells = without_lost_steps(plan.cells, folder / "runs")
     for family in plan.configs:
-        check_texts(family, "sweep.overrides")
-        check_tokenizer(family, "sweep.overrides")
+        check_inputs(family, "sweep.overrides")
     for name, overrides in design.evaluations.items():
-        check_texts(composed("evaluate", overrides), f"sweep.evaluation.{name}")
+        check_inputs(composed("evaluate", overrides), f"sweep.evaluation.{name}")
     return Sweep(design, plan, folder, config)
 
 

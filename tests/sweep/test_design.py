@@ -21,7 +21,7 @@ from slm.model.counts import num_params
 from slm.sweep.cells import Cell
 from slm.sweep.design import check_design
 from slm.sweep.grid import make_plan
-from slm.sweep.recipe import Recipe, check_texts, digest, key_of
+from slm.sweep.recipe import Recipe, check_inputs, digest, key_of
 from slm.training.plan import make_plan as make_train_plan
 from tests import composing
 from tests.composing import choices
@@ -285,9 +285,9 @@ def test_an_experiment_that_sets_a_budget_of_its_own_is_refused() -> None:
 
 def test_a_text_whose_name_would_be_a_glob_is_there(tmp_path: Path) -> None:
     (tmp_path / "book[1].txt").write_text("text")
-    check_texts(
+    check_inputs(
         OmegaConf.create({"data": {"paths": [str(tmp_path / "book[1].txt"), str(tmp_path)]}}), "sweep.overrides"
     )
     (tmp_path / "book.csv").write_text("text")
     with pytest.raises(ValueError, match=r"^sweep\.overrides: data\.val_paths: .*book\.csv is of an unknown kind"):
-        check_texts(OmegaConf.create({"data": {"val_paths": str(tmp_path / "*.csv")}}), "sweep.overrides")
+        check_inputs(OmegaConf.create({"data": {"val_paths": str(tmp_path / "*.csv")}}), "sweep.overrides")

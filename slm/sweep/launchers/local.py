@@ -4,29 +4,43 @@ A slot does not pin its job to cores: the system schedules single threads well, 
 with other processes. All slots have the same number of threads, which depends on the machine and the sweep alone:
 rounding depends on the number of threads, and a sweep that is started again must give the same bits.
 
-Without GPUs and with one thread a job, `warm_start` forks jobs from a process that has imported what they need.
+Without GPUs and with one thread per job, `warm_start` forks jobs from the fork server of `multiprocessing`. Importing
+torch and Lightning takes seconds of a core, longer than a small job may train. The server imports them once, without
+starting a thread or a torch operation, because neither survives a fork. Apart from the imports, a forked job is the
+same as `python SCRIPT ...`. If the server is killed, its jobs continue, like those of an earlier master.
 """
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from slm.sweep.job import Job, begin, environment_of_a_job, id_and_slot, is_job, is_running, send
-from slm.sweep.launchers.forked import SERVER_LOST, begin_forked
+from slm.sweep.job import PID, Job, begin, environment_of_a_job, held, id_and_slot, is_job, is_running, send
+
+MODULES = ["slm.training.run"]
+"""Imports of the fork server: most of those of train.py. Not wandb, whose import makes a folder that the first job to
+end would delete."""
+SERVER_LOST = 255
+"""Exit code that `multiprocessing` reports for a process whose server was killed; its own code is unknown."""
 
 
 @dataclass
 class Running:
-    """A job that was started here, or by an earlier master (then without a process of ours)."""
+    """A running job; `process` is None if an earlier master started it."""
 
     folder: Path
     slot: int
@@ -135,3 +149,59 @@ def visible_gpus() -> list[str]:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
     return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+
+
+class Descriptor:
+    """An open file's descriptor. Unpickled in a forked process, it is the number of the descriptor there."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(DupFd(self.number)).detach, (DupFd(self.number),)
+
+
+def start_server(environment: Mapping[str, str]) -> None:
+    """Start the fork server unless it runs. OpenMP reads `environment` once, when torch is imported."""
+    multiprocessing.set_forkserver_preload(MODULES)
+    with patch.dict(os.environ, environment, clear=True):
+        forkserver.ensure_running()
+
+
+def begin_forked(job: Job, environment: Mapping[str, str], *, slot: int) -> ForkServerProcess | None:
+    """Start `job` as `slm.sweep.job.begin` does; None if it runs already or the server is lost."""
+    with held(job) as files:
+        if files is None:
+            return None
+        descriptors = [Descriptor(file.fileno()) for file in files]
+        try:
+            start_server(environment)
+            process = multiprocessing.get_context("forkserver").Process(
+                target=_become_job, args=(job, environment, slot, *descriptors)
+            )
+            process.start()
+        except (EOFError, OSError):
+            return None
+        return process
+
+
+def become_script(arguments: Sequence[str], environment: Mapping[str, str], outputs: Sequence[int]) -> None:
+    """Turn this forked process into `python ARGUMENTS`, with standard output and error in the files `outputs`."""
+    for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), *outputs)):
+        os.dup2(source, target)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = list(arguments)
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # `multiprocessing` does not call them
+
+
+def _become_job(job: Job, environment: Mapping[str, str], slot: int, lock: int, log: int) -> None:
+    """Become the script of `job`; `lock` stays open until this process ends."""
+    os.setsid()
+    (job.folder / PID).write_text(f"{os.getpid()} {slot} {os.uname().nodename}\n")
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # the server ends with its master
+    become_script(job.command[1:], environment, (log, log))

@@ -98,16 +98,14 @@ class Beats:
         self._seen: dict[Path, tuple[str, float]] = {}
 
     def is_silent(self, folder: Path) -> bool:
-        """Whether the beat of `folder` has not changed for too long, counted from the first call at the earliest."""
+        """Whether the beat of `folder` has been the same for too long since the first call."""
         beat, now = _read(folder / BEAT), time.monotonic()
-        before, since = self._seen.get(folder, ("", now))
-        if folder not in self._seen or beat != before:
-            since = now
-        self._seen[folder] = beat, since
-        return now - since > self.seconds
+        if folder not in self._seen or self._seen[folder][0] != beat:
+            self._seen[folder] = beat, now
+        return now - self._seen[folder][1] > self.seconds
 
     def forget(self, folder: Path) -> None:
-        """Count the silence of a job that starts or queues again from the next call of `is_silent`."""
+        """Start counting anew, for a job that starts or queues again."""
         self._seen.pop(folder, None)
 
 
