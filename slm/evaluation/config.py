@@ -37,7 +37,7 @@ BOS_RULES = ("auto", "always", "never")
 
 
 def _integer(least: int) -> Kind:
-    """A whole number that YAML reads as one: counts of tokens index arrays, which 1e3 cannot."""
+    """A whole number that is not written as a float (1e3), because counts of tokens index arrays."""
     kind = whole_number(least)
     return Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
 
@@ -112,7 +112,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "tasks": _task_names(config["tasks"], task_files),
     }
     if config["prompt"] is not None and config["export"] is not None:
-        raise ValueError("prompt and export are two things to do: give one of them")
+        raise ValueError("prompt and export cannot be combined: give one of them")
     if config["unroll_sharing"] and config["export"] is None:
         raise ValueError("unroll_sharing=true needs export=FOLDER")
     perplexity = config["perplexity"]

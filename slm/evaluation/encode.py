@@ -1,4 +1,4 @@
-"""A text as one checkpoint's tokenizer sees it: tokens, which of them are scored, and the bytes each stands for.
+"""A text as one checkpoint's tokenizer cuts it: tokens, which of them are scored, and how many bytes each covers.
 
 Notable: each token has its share of the bytes of the text, so bits per byte is exact for any part of it; if decoding
 does not return the text, a note says so. A running text begins with BOS if the tokenizer's own rule says so, and then
@@ -38,7 +38,7 @@ class Stream:
     scored: np.ndarray
     """(n,) bool: whether the prediction of a token counts; never of the first."""
     token_bytes: np.ndarray
-    """(n,) int64: UTF-8 bytes of the text that a token stands for; 0 for BOS and EOS."""
+    """(n,) int64: UTF-8 bytes of the text that a token covers; 0 for BOS and EOS."""
     document: np.ndarray
     """(n,) int32: number of the document that a token is in."""
     words: int | None
@@ -77,9 +77,9 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
         groups = (list(text.documents[start : start + DOCUMENTS_PER_CALL]) for start in starts)
         with _progress(sum(map(len, text.documents))) as advance:
             stream = _frame(text.name, text.fingerprint, groups, tokenizer, max_tokens, advance)
-        notes = ["Documents stand between the tokenizer's begin and end tokens, and predictions of the end count."]
+        notes = ["Documents are framed by the tokenizer's begin and end tokens; predictions of end tokens are scored."]
         if bos != "auto":
-            notes.append(f"bos={bos} is for one running text and changes nothing here.")
+            notes.append(f"bos={bos} has no effect on separate documents.")
         if tokenizer.has_own_bos:  # text never gives that id
             stream = replace(stream, scored=stream.scored & (stream.tokens != tokenizer.bos_id))
     else:
@@ -113,7 +113,7 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: 
     notes = ["This is the validation text of the run, framed and counted as in training."]
     is_masked = config["train"].get("document_masking", BEFORE_KEYS["train.document_masking"])
     if is_masked:
-        notes.append("No token sees another document than its own, as in training.")
+        notes.append("Tokens see only their own document, as in training.")
     return replace(stream, notes=(*notes, *stream.notes), separator=tokenizer.separator_id if is_masked else None)
 
 

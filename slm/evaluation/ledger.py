@@ -1,7 +1,7 @@
 """`results.json`: what has been measured so far, saved after every measurement, so that nothing is measured twice.
 
 Notable: a directory belongs to one set of settings, and an entry to one content of a checkpoint (its fingerprint).
-Other settings are refused, and other content is measured anew; they never mix.
+Other settings are refused, and other content is measured again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAME_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device")
 """Fields that must be the same for the figures of an entry to be kept, whatever the checkpoint is called."""
 SETTINGS_FILE = "evaluation.yaml"
 CONTENTS = ("results.json", "results.csv", "report.md", "figures", "config.yaml", "checkpoints", "model", "config.json")
-"""Files of evaluations, runs, analyses and models: a folder with one of these and no `SETTINGS_FILE` is another's."""
+"""Files of evaluations, runs, analyses and models: a folder with one of these and no `SETTINGS_FILE` is not ours."""
 GENERIC = ("model", "checkpoints")
 """Folder names that do not identify a checkpoint."""
 
@@ -102,7 +102,8 @@ class Ledger:
             raise ValueError(
                 f"output_dir={self.folder} holds results or settings that cannot be read: choose another output_dir"
             ) from None
-        changed = [key for key in IDENTITY if before.get(key) != _as_yaml(self.settings.get(key))]
+        now = yaml.safe_load(yaml.safe_dump(self.settings))  # as YAML reads it back
+        changed = [key for key in IDENTITY if before.get(key) != now.get(key)]
         if changed:
             raise ValueError(
                 f"output_dir={self.folder} holds an evaluation with other settings of {', '.join(changed)}: choose "
@@ -119,8 +120,3 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(checkpoints)
-
-
-def _as_yaml(value: Any) -> Any:
-    """A value as YAML reads it back."""
-    return yaml.safe_load(yaml.safe_dump(value))

@@ -17,7 +17,7 @@ from slm.checkpoints import Checkpoint, Provenance
 from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.ledger import Entry
 from slm.evaluation.perplexity import Protocol, perplexity
-from slm.evaluation.speed import check_compiler, check_room, measure_speed
+from slm.evaluation.speed import check_speed, measure_speed
 from slm.evaluation.tasks.local import answered, files_of_task, read_records
 from slm.evaluation.tasks.run import run_task
 from slm.evaluation.texts import Text, read_text, training_documents
@@ -95,8 +95,7 @@ def _speed(settings: Mapping[str, Any], provenance: Provenance, device: str) -> 
     room = provenance.config.max_position_embeddings
     prompt_tokens = settings["prompt_tokens"] or max(1, min(512, room - settings["new_tokens"]))
     settings = {**settings, "prompt_tokens": prompt_tokens}
-    check_room(settings, room)
-    check_compiler(settings["compile"], device)
+    check_speed(settings, room, device)
 
     def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         with progress("evaluation: speed", 100, "%") as advance:

@@ -104,7 +104,7 @@ def perplexity(
     if largest_id >= num_ids:
         raise ValueError(
             f"the tokenizer gave id {largest_id} for {stream.name} and the checkpoint's vocabulary has {num_ids} "
-            "(vocab_size): tokenizer and weights are not of one model"
+            "(vocab_size): tokenizer and weights belong to different models"
         )
     windows = protocol.windows(len(stream.tokens))
     nats = np.zeros(len(stream.tokens))
@@ -157,8 +157,7 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
     notes = list(stream.notes)
     if len(windows) == 1:
         notes.append(
-            f"The text has {len(stream.tokens):,} tokens, no more than one window: "
-            "tokens have only the context that there is."
+            f"The text has {len(stream.tokens):,} tokens and fits into one window, so the first have little context."
         )
     if not math.isfinite(total):
         bad = int((~np.isfinite(nats[scored])).sum())

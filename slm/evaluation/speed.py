@@ -1,7 +1,7 @@
 """Prefill and decoding speed of one sequence, and memory: what a phone's user waits for, measured one model at a time.
 
 Notable: repetitions alternate between a model with block sharing and the same tensors without, so that other load on
-the machine affects both alike. Loading is not included. Results are medians, with the slowest and fastest beside them.
+the machine affects both equally. Loading is not included. Results are medians with the slowest and fastest repetition.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from slm.model.decoding import NextLogits, compiled_logits, eager_logits
 from slm.runtime.machine import can_compile, device_name, peak_memory_bytes, reset_peak_memory, resident_bytes
 
 MAX_SECONDS = 120.0
-"""After this time no further repetition begins: without a cache, one can take minutes."""
+"""No repetition begins later than this: without a cache, a repetition can take minutes."""
 
 Entry = dict[str, Any]
 
@@ -38,11 +38,9 @@ def measure_speed(
 
     Tokens/s are those of a batch of one sequence. Memory is the weights and the most that was held besides while
     measuring, without what the process held before: Python, torch, the compiler. `progress` is called with shares of
-    the work done. Raises `ValueError` if the tokens do not fit into the model's context.
+    the work done.
     """
     config, weight = decoder.config, decoder.head_weight
-    context = config.max_position_embeddings
-    check_room(settings, context)
     timed = _Timed(decoder, settings)
     unshared = None if config.layer_sharing == "none" else _Timed(without_sharing(decoder), settings)
     variants = [timed, unshared] if unshared else [timed]
@@ -71,24 +69,20 @@ def measure_speed(
         "peak_memory_bytes": model_bytes + peak_memory_bytes() - bytes_before,
         "model_bytes": model_bytes,
         "kv_bytes_per_token": kv_cache_bytes(config, 1, bytes_per_value=weight.element_size()),
-        "kv_cache_bytes": kv_cache_bytes(config, context, bytes_per_value=weight.element_size()),
+        "kv_cache_bytes": kv_cache_bytes(config, config.max_position_embeddings, bytes_per_value=weight.element_size()),
         "state_bytes": state_bytes(config, bytes_per_value=max(4, weight.element_size())),
     }
 
 
-def check_compiler(setting: bool | str, device: str) -> None:
-    """Raise `ValueError` if compilation is asked for where there is no compiler."""
-    if setting is True and not can_compile(device):
-        raise ValueError("speed.compile=true needs a C++ compiler (g++ or clang++), and none is on PATH")
-
-
-def check_room(settings: Mapping[str, Any], room: int) -> None:
-    """Raise `ValueError` if the tokens do not fit into `room` positions."""
+def check_speed(settings: Mapping[str, Any], room: int, device: str) -> None:
+    """Raise `ValueError` if the tokens do not fit into `room` positions, or if a compiler is required and missing."""
     if settings["prompt_tokens"] + settings["new_tokens"] > room:
         raise ValueError(
             f"speed.prompt_tokens={settings['prompt_tokens']} and speed.new_tokens={settings['new_tokens']} do not fit "
             f"into the {room} positions of the checkpoint: give fewer"
         )
+    if settings["compile"] is True and not can_compile(device):
+        raise ValueError("speed.compile=true needs a C++ compiler (g++ or clang++), and none is on PATH")
 
 
 def without_sharing(decoder: Decoder) -> Decoder:

@@ -44,7 +44,7 @@ class Text:
     documents: tuple[str, ...]
     """One running text, or separate documents; none is blank."""
     separate: bool
-    """Whether each document is to stand between begin and end tokens; false for one running text."""
+    """Whether each document is framed by begin and end tokens; false for one running text."""
     document_start: str | None = None
     """Pattern of the lines that begin a document inside a running text; only the standard error uses it."""
     notes: tuple[str, ...] = ()
@@ -87,13 +87,13 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
     else:
         folder, _ = prepare_documents(data, cache_dir=cache_dir)
         documents = tuple(chain.from_iterable(read_documents(folder, "val")))
-    kept = tuple(document for document in documents if document.strip())
-    if not kept:
-        raise ValueError(f"data={data['name']}: {name} holds no text to score; give one that is not empty")
-    notes += left_out_notes({"without_text": len(documents) - len(kept)})
+    nonblank = tuple(document for document in documents if document.strip())
+    if not nonblank:
+        raise ValueError(f"data={data['name']}: {name} has no text to score: give one that is not empty")
+    notes += left_out_notes({"without_text": len(documents) - len(nonblank)})
     return Text(
         name=name,
-        documents=kept,
+        documents=nonblank,
         separate=separate,
         document_start=None if separate else start,
         notes=tuple(f"{note}." for note in notes),
@@ -148,10 +148,10 @@ def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) 
     cached_folder = cached_documents(config, fingerprint, cache_dir)
     if cached_folder is not None:
         return read_documents(cached_folder, "val")
-    folder, facts = prepare_documents(data, cache_dir=cache_dir)
-    if facts["fingerprint"] != fingerprint:
+    folder, manifest = prepare_documents(data, cache_dir=cache_dir)
+    if manifest["fingerprint"] != fingerprint:
         raise ValueError(
-            f"data={data['name']} is no longer the text of the run: its fingerprint is {facts['fingerprint']} now "
+            f"data={data['name']} is no longer the text of the run: its fingerprint is {manifest['fingerprint']} now "
             f"and was {fingerprint}; restore the files, package versions or cache_dir that the run was trained with, "
             "or evaluate on another text"
         )
@@ -199,7 +199,7 @@ def document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> n
     """
     if document_start is None:
         return np.zeros(len(sizes_n), dtype=np.int32)
-    # The first match is no cut: the text before it belongs to the first document.
+    # The first match begins no new document: the text before it belongs to the first document.
     cuts = [0, *(match.start() for match in re.finditer(document_start, text, re.MULTILINE))][2:]
     lengths = [len(text[start:stop].encode()) for start, stop in zip([0, *cuts], cuts, strict=False)]
     return np.searchsorted(np.cumsum(lengths), np.cumsum(sizes_n) - sizes_n, side="right").astype(np.int32)

@@ -23,7 +23,7 @@ def test_the_papers_eight_tasks_go_by_one_name_and_files_are_run_without_being_n
         (["checkpoints=[]"], "checkpoints"),
         (["checkpoints=[a,b,a]"], "names a more than once"),
         (["checkpoints=[a,b]", "prompt=x"], "take one checkpoint"),
-        (["checkpoint=a", "prompt=x", "export=b"], "two things to do"),
+        (["checkpoint=a", "prompt=x", "export=b"], "prompt and export cannot be combined"),
         (["checkpoint=5"], "checkpoint=5"),
         (["checkpoint=a", "dtype=int8"], "dtype=int8 must be one of auto, float32"),
         (["checkpoint=a", "device=tpu"], "device=tpu"),

@@ -194,7 +194,7 @@ def test_a_text_shorter_than_a_window_is_scored_and_said_to_be(decoder: Decoder)
     result = perplexity(decoder, random_stream(12), sliding(64, 32), batch_tokens=64)
     assert result["tokens"] == 11
     assert result["notes"][0] == "As given."
-    assert result["notes"][1].startswith("The text has 12 tokens, no more than one window")
+    assert result["notes"][1].startswith("The text has 12 tokens and fits into one window")
 
 
 def test_a_loss_that_is_not_finite_leaves_the_figures_out(decoder: Decoder) -> None:

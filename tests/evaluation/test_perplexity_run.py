@@ -91,7 +91,7 @@ def test_a_run_that_masked_documents_from_each_other_is_scored_with_the_mask(mas
         for one in (stream, replace(stream, separator=None))
     )
     assert result["document_masking"] is True
-    assert "No token sees another document than its own, as in training." in stream.notes
+    assert "Tokens see only their own document, as in training." in stream.notes
     assert again == pytest.approx(result["val"]["loss"], rel=1e-6)
     assert unmasked != pytest.approx(result["val"]["loss"], rel=1e-3)
 

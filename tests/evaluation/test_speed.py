@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slm.evaluation import speed
-from slm.evaluation.speed import measure_speed, without_sharing
+from slm.evaluation.speed import check_speed, measure_speed, without_sharing
 from slm.model import Decoder, KVCache
 from tests.evaluation.toys import VOCAB, random_decoder
 
@@ -85,4 +85,4 @@ def test_decoding_without_a_cache_goes_through_the_whole_sequence_each_time(monk
 
 def test_more_tokens_than_the_context_holds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"prompt_tokens=30 and speed\.new_tokens=10 do not fit into the 39 pos"):
-        measure_speed(random_decoder(max_position_embeddings=39), SETTINGS)
+        check_speed(SETTINGS, 39, "cpu")

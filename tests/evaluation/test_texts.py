@@ -86,7 +86,7 @@ def test_fingerprints_tell_documents_from_their_sum(tmp_path: Path) -> None:
     [
         (b"caf\xe9", r"^data\.paths: .*text\.txt is not UTF-8 .*byte 0xe9 at offset 3"),
         (b"", r"^data\.paths: .*text\.txt is empty \(0 bytes\); write it again, or leave it out$"),
-        (b" \n\t\n", r"^data=local: text\.txt holds no text to score"),
+        (b" \n\t\n", r"^data=local: text\.txt has no text to score"),
     ],
 )
 def test_a_file_without_text_is_refused_in_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:

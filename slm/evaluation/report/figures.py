@@ -24,7 +24,7 @@ TASK_COLUMNS = 2
 
 
 def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **margins: float) -> tuple[Figure, Axes]:
-    """A figure with one panel and a key of `names`."""
+    """A figure with one panel and a legend of `names`."""
     room = Margins(**{"left": 0.8, "right": 0.25, "top": 0.15, "bottom": 0.5} | margins)
     figure, (axis,) = panels(1, title, columns=1, width=WIDTH_INCHES, height=height, margins=room, families=names)
     return figure, axis
@@ -99,7 +99,7 @@ def _law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, 
 
 
 def pareto_figure(results: Results) -> Figure | None:
-    """Quality against decode speed, of speeds measured alike; nothing beats those on the front in both."""
+    """Quality against decode speed, of speeds measured under the same conditions; nothing beats the front in both."""
     target, usual = results.target_by(results.primary), usual_conditions(results)
     rows = [
         (entry, entry["speed"]["decode_tokens_per_second"], score)

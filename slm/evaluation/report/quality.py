@@ -17,11 +17,11 @@ from scipy import stats
 
 from slm.evaluation.bootstrap import influence_error, influences
 from slm.evaluation.report.results import (
-    SIGNIFICANT_ERRORS,
     Entry,
     Measure,
     Results,
     difference_error,
+    is_significant,
     name_of,
     nearly_equal,
     number,
@@ -165,7 +165,7 @@ class Difference(NamedTuple):
     @property
     def is_significant(self) -> bool | None:
         """Whether it is larger than two standard errors; None if there is no error."""
-        return None if self.error.se is None else abs(self.value) > SIGNIFICANT_ERRORS * self.error.se
+        return is_significant(self.value, self.error.se)
 
     @property
     def p(self) -> float | None:

@@ -183,10 +183,14 @@ def difference_error(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else math.hypot(a, b)
 
 
+def is_significant(difference: float, se: float | None) -> bool | None:
+    """Whether a difference is larger than two of its standard errors; None if the error is not known."""
+    return None if se is None else abs(difference) > SIGNIFICANT_ERRORS * se
+
+
 def differ_significantly(a: tuple[float, float | None], b: tuple[float, float | None]) -> bool | None:
-    """Whether two figures differ by more than two standard errors of their difference; None if these are unknown."""
-    error = difference_error(a[1], b[1])
-    return None if error is None else abs(a[0] - b[0]) > SIGNIFICANT_ERRORS * error
+    """Whether two independent figures, each with its error, differ significantly."""
+    return is_significant(a[0] - b[0], difference_error(a[1], b[1]))
 
 
 def training_caveats(entry: Entry, results: Mapping[str, Entry], unit: str) -> list[str]:

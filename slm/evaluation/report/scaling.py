@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from slm.evaluation.report.quality import SIGNIFICANCE_TEXT, paired_error, target_error
-from slm.evaluation.report.results import SIGNIFICANT_ERRORS, UNNAMED, Entry, Results, difference_error, family_of
+from slm.evaluation.report.results import UNNAMED, Entry, Results, difference_error, family_of, is_significant
 from slm.report.markdown import Columns, Section, bullets, figure, table_by_column
 from slm.runtime.words import TARGET_NAMES, count, escape_markdown, is_number, listed, measured, plural, sig
 from slm.scaling.describe import exponent_text, family_name, notes, status
@@ -39,11 +39,6 @@ class Gain(NamedTuple):
     se: float | None
     is_paired: bool
     """Whether the error is that of the difference itself, and not of two independent figures."""
-
-    @property
-    def is_significant(self) -> bool | None:
-        """Whether it is larger than two standard errors; None if there is no error."""
-        return None if self.se is None else abs(self.value) > SIGNIFICANT_ERRORS * self.se
 
 
 def scores_by_size(results: Results) -> dict[str, dict[int, list[Entry]]]:
@@ -143,18 +138,15 @@ def scaling_section(results: Results) -> Section | None:
 
 def _caveats(family: str, results: Results) -> list[str]:
     """Why a difference within a family may not be due to N alone."""
-    name = escape_markdown(family)
-    caveats = []
-    if family == UNNAMED:
-        caveats.append(
-            f"{name}: these checkpoints state no family and are taken as a single family; if they are not, ignore this."
-        )
     budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
-    if budgets == {None}:
-        caveats.append(f"{name}: training tokens are not known, so this holds for these models as trained.")
-    elif len(budgets) > 1:
-        caveats.append(f"{name}: training tokens differ or are partly unknown, so this mixes N with tokens.")
-    return caveats
+    caveats = {
+        "these checkpoints state no family and are taken as a single family; if they are not, ignore this": (
+            family == UNNAMED
+        ),
+        "training tokens are not known, so this holds for these models as trained": budgets == {None},
+        "training tokens differ or are partly unknown, so this mixes N with tokens": len(budgets) > 1,
+    }
+    return [f"{escape_markdown(family)}: {words}." for words, applies in caveats.items() if applies]
 
 
 def gain_section(results: Results) -> Section | None:
@@ -168,7 +160,7 @@ def gain_section(results: Results) -> Section | None:
         "from N": lambda step: count(step.smaller),
         "to N": lambda step: count(step.larger),
         f"fall of {target} per doubling of N": lambda step: measured(step.value, step.se),
-        "more than 2 se from 0": lambda step: SIGNIFICANCE_TEXT[step.is_significant],
+        "more than 2 se from 0": lambda step: SIGNIFICANCE_TEXT[is_significant(step.value, step.se)],
     }
     law = f"Line: the law of a family with {MIN_SIZES} sizes or more, and its 95% band."
     return Section("Gain of doubling").add(
@@ -188,7 +180,7 @@ def _error_note(steps: Sequence[Gain]) -> str:
     ]
     if not independent:
         return "Errors are of the differences, paired by blocks of the text."
-    are_some_paired = len(independent) < len(steps)
-    which = f"Errors of {listed(independent)}" if are_some_paired else "Errors"
-    rest = " The others are paired by blocks of the text." if are_some_paired else ""
+    which, rest = "Errors", ""
+    if len(independent) < len(steps):
+        which, rest = f"Errors of {listed(independent)}", " The others are paired by blocks of the text."
     return f"{which} are those of two independent figures, too large where both err on the same parts.{rest}"

@@ -18,6 +18,8 @@ from slm.evaluation.report.results import (
 from slm.report.markdown import Section, bullets, figure, table
 from slm.runtime.words import NOTHING, escape_markdown, listed, measured, plural, shortlist
 
+Averages = dict[str, tuple[float, float | None]]
+"""By checkpoint, the mean over the common tasks and its standard error."""
 MAX_PAIRS = 10
 """Most pairs of checkpoints that a sentence names."""
 # fmt: off
@@ -41,14 +43,17 @@ def tasks_section(results: Results) -> Section | None:
         if result.get("error")
     ]
     caveats = [line for entry in entries for line in training_caveats(entry, entry["tasks"], "questions")]
+    common = common_tasks(entries)
+    with_tasks = [entry for entry in entries if tasks_of(entry)] if len(common) > 1 else []
+    averages = {name_of(entry): average(entry, common) for entry in with_tasks}
     return Section("Tasks").add(
         "Values with their standard errors over the items, and how many items there were; higher is better.",
         *(f"**Caution:** {line}" for line in warnings(entries) + caveats),
-        _table(entries),
-        _average_note(entries),
+        _table(entries, common, averages),
+        _average_note(entries, common),
         "Not evaluated:" if errors else "",
         bullets(errors),
-        _indistinguishable_pairs(entries),
+        _indistinguishable_pairs(averages),
         figure(results.folder, "tasks", "Bars: 2 standard errors."),
     )
 
@@ -66,7 +71,7 @@ def warnings(entries: list[Entry]) -> list[str]:
             partial.append(f"{escape_markdown(name)} ({listed([str(n) for n in sorted(counts)])} of {NUM_ITEMS[name]})")
         if len({(result.get("metric"), result.get("n"), result.get("num_fewshot")) for result in results}) > 1:
             different.append(escape_markdown(name))
-    only_part = (
+    partly_scored = (
         f"only a part of the items was scored of {listed(partial)}: these values, and averages with them, do not "
         "compare with published ones."
     )
@@ -74,32 +79,30 @@ def warnings(entries: list[Entry]) -> list[str]:
         f"{listed(different)} had other items, examples or metrics for some checkpoints than for others, so the "
         "values do not compare."
     )
-    return [only_part] * bool(partial) + [unequal] * bool(different)
+    return [partly_scored] * bool(partial) + [unequal] * bool(different)
 
 
-def _table(entries: list[Entry]) -> str:
+def _table(entries: list[Entry], common: list[str], averages: Averages) -> str:
     names = list(dict.fromkeys(name for entry in entries for name in entry["tasks"]))
-    common = common_tasks(entries)
-    header = ["task", "metric", "items", "shots", *(name_of(entry) for entry in entries)]
+    checkpoints = [name_of(entry) for entry in entries]
     rows = [_row(name, entries) for name in names]
-    if len(common) > 1:
-        averages = [measured(*average(entry, common)) if tasks_of(entry) else NOTHING for entry in entries]
-        rows.append([f"**average of {len(common)}**", NOTHING, NOTHING, NOTHING, *averages])
-    return table(header, rows)
+    if averages:
+        values = [measured(*averages[name]) if name in averages else NOTHING for name in checkpoints]
+        rows.append([f"**average of {len(common)}**", NOTHING, NOTHING, NOTHING, *values])
+    return table(["task", "metric", "items", "shots", *checkpoints], rows)
 
 
 def _row(name: str, entries: list[Entry]) -> list[str]:
     results = [tasks_of(entry).get(name) for entry in entries]
-    columns = [
+    settings = [
         listed(list(dict.fromkeys(str(result[key]) for result in results if result and result.get(key) is not None)))
         for key in ("metric", "n", "num_fewshot")
     ]
     values = [measured(result["value"], result.get("se")) if result else NOTHING for result in results]
-    return [escape_markdown(name), *(escape_markdown(text) or NOTHING for text in columns), *values]
+    return [escape_markdown(name), *(escape_markdown(text) or NOTHING for text in settings), *values]
 
 
-def _average_note(entries: list[Entry]) -> str:
-    common = common_tasks(entries)
+def _average_note(entries: list[Entry], common: list[str]) -> str:
     if len(common) < 2:
         return "There is no average: fewer than two tasks have a value for every checkpoint."
     excluded = sorted({name for entry in entries for name in entry["tasks"]} - set(common))
@@ -110,16 +113,12 @@ def _average_note(entries: list[Entry]) -> str:
     )
 
 
-def _indistinguishable_pairs(entries: list[Entry]) -> str:
-    common = common_tasks(entries)
-    if len(common) < 2:
-        return ""
-    averages = [(name_of(entry), average(entry, common)) for entry in entries if tasks_of(entry)]
-    pairs = [f"{a} and {b}" for (a, x), (b, y) in combinations(averages, 2) if differ_significantly(x, y) is False]
-    if not pairs:
-        return ""
-    return (
-        "- Averages within 2 standard errors of each other, and so not distinguishable by these: "
-        f"{shortlist(pairs, MAX_PAIRS, '; ', longest=200)}. They answered the same items, so that a paired comparison "
-        "item by item would be sharper."
+def _indistinguishable_pairs(averages: Averages) -> str:
+    combined = combinations(averages.items(), 2)
+    pairs = [f"{a} and {b}" for (a, x), (b, y) in combined if differ_significantly(x, y) is False]
+    text = shortlist(pairs, MAX_PAIRS, "; ", longest=200)
+    words = (
+        f"- Averages within 2 standard errors of each other, and so not distinguishable by these: {text}. They "
+        "answered the same items, so that a paired comparison item by item would be sharper."
     )
+    return words if pairs else ""

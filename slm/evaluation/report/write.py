@@ -38,7 +38,7 @@ from slm.scaling.describe import exponent_text, family_name, is_identified
 PROTOCOL_NOTES = {
     "sliding": "every token is scored once, in the first window that reaches it, with the tokens of that window before "
     "it as context",
-    "non_overlapping": "the text is cut into windows side by side, and the first tokens of each have little context",
+    "non_overlapping": "the text is cut into adjacent windows, and the first tokens of each have little context",
 }
 
 

@@ -1,9 +1,9 @@
 """Log-likelihoods of many (context, continuation) pairs, each token computed as seldom as possible.
 
-Notable: requests that begin alike (the choices of a question, WinoGrande's two readings of a sentence, a fixed few-shot
-preamble) run their common tokens once and continue from copies of the cache; requests with equal inputs (one-token
-continuations) need no second pass at all. Only rows that predict a continuation token reach the head, in chunks, so
-(batch x T x V) logits never exist.
+Notable: requests with a common beginning (the choices of a question, WinoGrande's two readings of a sentence, a fixed
+few-shot preamble) run their common tokens once and continue from copies of the cache; requests with equal inputs
+(one-token continuations) need no second pass at all. Only rows that predict a continuation token reach the head, in
+chunks, so (batch x T x V) logits never exist.
 
 Legend: G groups of requests that share a prefix, R requests, L tokens of a prefix, T tokens after it, D hidden,
 N scored rows, V vocabulary.
@@ -77,7 +77,7 @@ def plan(requests: Sequence[Request], batch_tokens: int, pass_tokens: int) -> li
 
 
 def share_prefixes(requests: Sequence[Request]) -> list[Group]:
-    """Group requests that begin alike: in sorted order, each joins the group before it or begins one.
+    """Group requests with a common beginning: in sorted order, each joins the group before it or begins one.
 
     It joins if `MIN_SHARED` of its inputs are in the prefix that is then common, and the group saves no less than
     before. The best partition, by dynamic programming, computes 3% fewer tokens (docs/log.md, 2026-11-28).
@@ -106,13 +106,13 @@ def make_batches(groups: Sequence[Group], batch_tokens: int, pass_tokens: int) -
     batches: list[list[Group]] = []
     rows = longest = unpadded = 0
     for part in parts:
-        count, length, own = len(part.requests), _longest(part), _cost([part], 0)
-        rows, longest, unpadded = rows + count, max(longest, length), unpadded + own
+        count, length, cost = len(part.requests), _longest(part), _cost([part], 0)
+        rows, longest, unpadded = rows + count, max(longest, length), unpadded + cost
         padded = (len(batches[-1]) + 1) * part.prefix + rows * (longest - part.prefix) if batches else 0
         is_full = rows * longest > batch_tokens or padded - unpadded > pass_tokens * (1 + bool(part.prefix))
         if is_full or not batches:
             batches.append([])
-            rows, longest, unpadded = count, length, own
+            rows, longest, unpadded = count, length, cost
         batches[-1].append(part)
     return [[part._replace(prefix=batch[-1].prefix) for part in batch] for batch in batches]
 
@@ -169,8 +169,8 @@ class Scorer:
             pairs: dict[tuple[int, int], int] = {}  # scored once: (row, target), which requests may have in common
             place = [
                 pairs.setdefault(pair, len(pairs))
-                for item, own in zip(items, rows, strict=True)
-                for pair in zip(own, item.targets, strict=True)
+                for item, item_rows in zip(items, rows, strict=True)
+                for pair in zip(item_rows, item.targets, strict=True)
             ]
             row_N, target_N = torch.tensor(list(pairs), device=self.device).T
             log_likelihood, greedy = (scored.cpu()[place] for scored in self._head(states_ND[row_N], target_N))
