@@ -84,7 +84,11 @@ def load_task(name: str, file: str | None) -> Any:
     if file is not None:
         return {"tasks": {name: make_task(name, read_records(name, file))}}
     try:
-        with _offline():
+        # As under HF_HUB_OFFLINE=1, which both packages read only when they are imported.
+        with (
+            patch("datasets.config.HF_HUB_OFFLINE", True),
+            patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+        ):
             return task_manager().load([name])
     except ImportError:  # the task needs a package that is not installed
         raise
@@ -119,39 +123,31 @@ def evaluate_task(
 def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for name, row in (report.get("groups") or report["results"]).items():
-        values, errors = _metrics(row)
-        if not values:
+        metrics = _metrics(row)
+        if not metrics:
             continue
-        metric = next((metric for metric in MAIN_METRICS if metric in values), next(iter(values)))
-        if not math.isfinite(values[metric]):
-            entries[name] = {"error": f"{metric} of {name} is {values[metric]}, not a finite number"}
+        main = next((metric for metric in MAIN_METRICS if metric in metrics), next(iter(metrics)))
+        finite = {metric: result for metric, result in metrics.items() if math.isfinite(result["value"])}
+        if main not in finite:
+            entries[name] = {"error": f"{main} of {name} is {metrics[main]['value']}, not a finite number"}
             continue
-        entries[name] = {
-            "metric": metric,
-            "value": values[metric],
-            "se": errors[metric],
-            "n": row["sample_len"],
-            "num_fewshot": report["n-shot"].get(name, 0),
-            "also": {
-                key: {"value": value, "se": errors[key]}
-                for key, value in values.items()
-                if key != metric and math.isfinite(value)
-            },
-        }
+        fields = {"metric": main, **finite.pop(main), "n": row["sample_len"]}
+        entries[name] = {**fields, "num_fewshot": report["n-shot"].get(name, 0), "also": finite}
     return entries
 
 
-def _metrics(row: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float | None]]:
-    """Values and standard errors by metric; if a task has several filters, labels name them ("exact_match,strict")."""
+def _metrics(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`value` and `se` by metric; if a task has several filters, labels name them ("exact_match,strict")."""
     keys = [tuple(key.split(",", 1)) for key in row if "," in key and not key.split(",")[0].endswith("_stderr")]
     has_one_filter = len({filter_name for _, filter_name in keys}) == 1
-    values, errors = {}, {}
+    metrics = {}
     for metric, filter_name in keys:
-        label = metric if has_one_filter else f"{metric},{filter_name}"
-        error: Any = row.get(f"{metric}_stderr,{filter_name}")
-        values[label] = float(row[f"{metric},{filter_name}"])
-        errors[label] = float(error) if is_number(error) else None
-    return values, errors
+        error = row.get(f"{metric}_stderr,{filter_name}")
+        metrics[metric if has_one_filter else f"{metric},{filter_name}"] = {
+            "value": float(row[f"{metric},{filter_name}"]),
+            "se": float(error) if error is not None and is_number(error) else None,
+        }
+    return metrics
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -173,16 +169,3 @@ def quiet() -> Iterator[TextIO]:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with contextlib.redirect_stderr(io.StringIO()):
         yield stderr
-
-
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """Patch `datasets` and `huggingface_hub` as if under HF_HUB_OFFLINE=1, which they read only when imported."""
-    import datasets
-    import huggingface_hub.constants
-
-    with (
-        patch.object(datasets.config, "HF_HUB_OFFLINE", True),
-        patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
-    ):
-        yield
