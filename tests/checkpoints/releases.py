@@ -13,27 +13,17 @@ from slm.checkpoints import check, load
 from slm.data.vocabulary import byte_tokenizer
 from tests.seeds import seeded
 
-SHAPE = {
-    "vocab_size": 260,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "initializer_range": 0.12,
-    "tie_word_embeddings": True,
-    "eos_token_id": 256,
-    "bos_token_id": 256,
-}
+SHAPE = {"vocab_size": 260, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64}
+SHAPE |= {"rms_norm_eps": 1e-5, "initializer_range": 0.12}
+LLAMA = SHAPE | {"tie_word_embeddings": True, "eos_token_id": 256, "bos_token_id": 256}
 IDS = torch.randint(0, 257, (2, 33), generator=torch.Generator().manual_seed(seeded(1)))
 
 
 def llama(**changes) -> LlamaForCausalLM:
     """Random, float32; biases and norm gains too, which transformers starts at 0 and 1."""
     torch.manual_seed(seeded())
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE | changes)).eval()
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA | changes)).eval()
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data = 1 + 0.3 * torch.randn_like(parameter)
@@ -58,31 +48,33 @@ def change_config(folder: Path, *gone: str, **changes) -> None:
     file.write_text(json.dumps(values | changes))
 
 
-def mobilellm(folder: Path, model: LlamaForCausalLM, *, share_embedding: bool, head: Tensor | None, sharing: bool):
+def mobilellm(
+    folder: Path,
+    model: LlamaForCausalLM,
+    *,
+    share_embedding: bool = True,
+    head: Tensor | None = None,
+    sharing: bool = False,
+) -> Path:
     """As facebook/MobileLLM-* is on the hub: its config keys, float16 pytorch_model.bin, nothing else of weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
+    config = SHAPE | {
         "_name_or_path": "MobileLLM",
+        "model_type": "mobilellm",
         "architectures": ["MobileLLMForCausalLM"],
-        "auto_map": {"AutoModelForCausalLM": "modeling_mobilellm.MobileLLMForCausalLM"},
+    }
+    config |= {"auto_map": {"AutoModelForCausalLM": "modeling_mobilellm.MobileLLMForCausalLM"}}
+    config |= {"torch_dtype": "float16", "transformers_version": "4.41.2", "use_cache": False, "pretraining_tp": 1}
+    config |= {
         "attention_bias": False,
+        "mlp_bias": False,
         "attention_dropout": 0.0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
         "head_dim": 8,
         "hidden_act": "silu",
-        "layer_sharing": sharing,
-        "mlp_bias": False,
-        "model_type": "mobilellm",
-        "pretraining_tp": 1,
-        "rope_scaling": None,
-        "rope_theta": 10000.0,
-        "share_embedding": share_embedding,
-        "torch_dtype": "float16",
-        "transformers_version": "4.41.2",
-        "use_cache": False,
-    } | {key: SHAPE[key] for key in SHAPE if key not in ("tie_word_embeddings", "eos_token_id", "bos_token_id")}
-    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    }
+    config |= {"rope_scaling": None, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2}
+    config |= {"layer_sharing": sharing, "share_embedding": share_embedding, "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
     state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     if head is not None:
         state["lm_head.weight"] = head.half()

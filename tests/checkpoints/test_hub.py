@@ -8,14 +8,7 @@ import httpx
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors
 
 from slm.checkpoints import check, export, load
 from tests.checkpoints.releases import IDS, difference, halved, llama, mobilellm, refusal, save, under_the_heads_name
@@ -40,7 +33,7 @@ class Hub:
         if self.fails:
             raise self.fails
         if not (self.files / name).exists():
-            raise RemoteEntryNotFoundError(f"no {name}", response=answer(404))
+            raise errors.RemoteEntryNotFoundError(f"no {name}", response=answer(404))
         place = self.repository / "snapshots" / COMMIT / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.files / name, place)
@@ -109,7 +102,7 @@ def test_only_what_is_read_is_fetched_and_no_code_and_safetensors_rather_than_a_
 
 
 def test_a_mobilellm_repository_is_fetched_with_its_pickle(hub: Hub) -> None:
-    mobilellm(hub.files, llama(), share_embedding=True, head=None, sharing=False)
+    mobilellm(hub.files, llama())
     load(REPO)
     assert hub.asked == ["config.json", "tokenizer_config.json", "tokenizer.json", "pytorch_model.bin"]
 
@@ -118,7 +111,7 @@ def test_a_second_format_is_fetched_where_the_first_cannot_be_used_and_not_other
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = halved(llama())
-    mobilellm(hub.files, model, share_embedding=True, head=None, sharing=False)
+    mobilellm(hub.files, model)
     under_the_heads_name(hub.files)
     assert load(REPO).provenance.notes == ()
     assert "pytorch_model.bin" not in hub.asked
@@ -146,7 +139,7 @@ def test_a_download_that_was_cut_short_is_completed(hub: Hub, monkeypatch: pytes
 
 
 def test_a_gated_repository_says_where_to_accept_its_licence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.fails = GatedRepoError("401 Client Error. Cannot access gated repo", response=answer(401))
+    hub.fails = errors.GatedRepoError("401 Client Error. Cannot access gated repo", response=answer(401))
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     assert refusal(REPO).endswith(
         f"is gated: accept its licence at https://huggingface.co/{REPO} and run `hf auth login` or set HF_TOKEN"
@@ -158,14 +151,14 @@ def test_a_gated_repository_says_where_to_accept_its_licence(hub: Hub, monkeypat
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (RepositoryNotFoundError("404", response=answer(404)), "nor a repository of the hub that you may read"),
+        (errors.RepositoryNotFoundError("404", response=answer(404)), "nor a repository of the hub that you may read"),
+        (errors.RevisionNotFoundError("404", response=answer(404)), "revision=v9 is not a branch, tag or commit of"),
         (
-            RevisionNotFoundError("404", response=answer(404)),
-            "revision=v9 is not a branch, tag or commit of https://hugg",
+            errors.RemoteEntryNotFoundError("404", response=answer(404)),
+            "has no config.json on the hub, so it is not a model",
         ),
-        (RemoteEntryNotFoundError("404", response=answer(404)), "has no config.json on the hub, so it is not a model"),
-        (HfHubHTTPError("500", response=answer(500)), "cannot be fetched from https"),
-        (LocalEntryNotFoundError("no connection"), "the hub stopped answering; give the same command again"),
+        (errors.HfHubHTTPError("500", response=answer(500)), "cannot be fetched from https"),
+        (errors.LocalEntryNotFoundError("no connection"), "the hub stopped answering; give the same command again"),
         (httpx.ConnectError("reset"), r"the hub stopped answering; give the same command again \(ConnectError\)"),
     ],
 )

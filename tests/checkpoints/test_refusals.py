@@ -133,14 +133,12 @@ def misnamed_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
 
 
-def outward_index(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+def index_of(file: str) -> Callable[[Path], object]:
+    def harm(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
 
-
-def nameless_index(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": ""}}))
+    return harm
 
 
 def as_folder(file: Path) -> None:
@@ -163,7 +161,10 @@ HARMS = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer; give a tokenizer.json, a tokeni"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights: give model.safetensors or"),
     "absent shard": (misnamed_index, "names model-00002-of-00002.safetensors, but 1 of its 2 files do not exist"),
-    "shard elsewhere": (outward_index, r"names '\.\./\.\./secret\.safetensors', which is not a file beside it"),
+    "shard elsewhere": (
+        index_of("../../secret.safetensors"),
+        r"names '\.\./\.\./secret\.safetensors', which is not a file beside it",
+    ),
     "missing": (rewrite_tensors(lambda s: s.pop(UP)), r"1 missing \(layers\.1\.mlp\.up_proj\.weight\)"),
     "unexpected": (rewrite_tensors(lambda s: s.update(x=torch.ones(1))), r"1 unexpected \(x\)"),
     "misshaped": (
@@ -187,7 +188,7 @@ HARMS = {
     "a tensor without values": (as_pickle({"a": torch.ones(2, device="meta")}), "tensors by name, but 'a' is not one"),
     "an endless name": (rewrite_tensors(lambda s: s.update({"x" * 3000: torch.ones(1)})), r"unexpected \(\.\.\.\)"),
     "a folder": (lambda f: as_folder(f / "model.safetensors"), r"model.safetensors cannot be read \(Is a directory\)"),
-    "an index of the folder": (nameless_index, "names '', which is not a file beside it"),
+    "an index of the folder": (index_of(""), "names '', which is not a file beside it"),
     "a number in a pickle": (as_pickle({"epoch": 3}), "must hold tensors by name, but 'epoch' is not one"),
 }
 
@@ -204,10 +205,7 @@ OWN = {"vocab_size": 260, "hidden_size": 48, "num_layers": 2, "num_heads": 6, "i
 CONFIGS = {
     "gemma2": ({"model_type": "gemma2"}, "has model_type 'gemma2', but must have one of llama, mob"),
     "none": ({"model_type": None}, "has no model_type, but must"),
-    "missing": (
-        {"hidden_size": None, "vocab_size": None},
-        "vocab_size and hidden_size missing, which a llama model must",
-    ),
+    "missing": ({"hidden_size": None, "vocab_size": None}, "vocab_size and hidden_size missing, which a llama"),
     "heads": ({"num_key_value_heads": 4}, "num_heads=6 is not divisible by num_kv_heads=4"),
     "endless": ({"hidden_size": 10**30}, "hidden_size=10{30} is more than any machine holds: give at most 2147483647"),
     "too wide": (
@@ -270,9 +268,8 @@ def test_code_in_the_folder_is_not_imported(folder: Path, monkeypatch: pytest.Mo
 @pytest.mark.timeout(20)
 def test_heads_by_the_billion_are_refused_at_once_with_what_fits(folder: Path) -> None:
     change_config(folder, hidden_size=32, num_attention_heads=2**31 - 4, num_key_value_heads=7, head_dim=2)
-    assert "num_heads=2147483644 is not divisible by num_kv_heads=7: num_kv_heads can be 1, 2, 4, 233" in refusal(
-        folder
-    )
+    said = refusal(folder)
+    assert "num_heads=2147483644 is not divisible by num_kv_heads=7: num_kv_heads can be 1, 2, 4, 233" in said
 
 
 @pytest.mark.timeout(20)

@@ -14,21 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slm.checkpoints import check, export, load
 from slm.training.ema import WeightAverage
 from tests.checkpoints.releases import IDS, refusal
-from tests.running import make_command, run_script
+from tests.running import ROOT, make_command, run_script
 
 
 @pytest.fixture(scope="session")
 def trained(text_file: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained") / "run"
-    command = make_command(
-        text_file,
-        cache_dir,
-        "train.tokens=4096",
-        f"output_dir={run}",
-        "model.layer_sharing=immediate",
-        "model.num_repeats=2",
-    )
-    run_script(command).check_returncode()
+    changes = ["train.tokens=4096", f"output_dir={run}", "model.layer_sharing=immediate", "model.num_repeats=2"]
+    run_script(make_command(text_file, cache_dir, *changes)).check_returncode()
     return run
 
 
@@ -77,9 +70,7 @@ def test_the_command_that_an_unfinished_run_gives_finishes_it(run: Path) -> None
     (run / "result.json").unlink()
     shutil.rmtree(run / "model")
     command = check(run).notes[0].split("to finish it: ")[1].rstrip(".")
-    root = Path(__file__).parents[2]
-    words = command.replace("python", sys.executable, 1).split()
-    run_script(words, cwd=root).check_returncode()
+    run_script(command.replace("python", sys.executable, 1).split(), cwd=ROOT).check_returncode()
     assert check(run).result["status"] == "completed"
 
 
