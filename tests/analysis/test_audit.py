@@ -56,19 +56,13 @@ def test_different_tokenizers_point_to_bits_per_byte() -> None:
     assert "compare bits_per_byte" in audit(frame)["violations"][0]["sentence"]
 
 
-@pytest.mark.parametrize(
-    ("columns", "named"),
-    [
-        (["tokens"], "tokens"),
-        (["data_fingerprint"], "data"),
-        (["tokenizer_fingerprint"], "tokenizer"),
-        (["val_bytes"], "evaluation set"),
-        (["schedule"], "schedule"),
-        (["lr"], "learning rate rule"),
-    ],
-)
-def test_what_the_table_does_not_say_is_not_taken_as_matched(columns: list[str], named: str) -> None:
-    found = audit(runs().drop(columns=columns))
+NEEDED = {"tokens": "tokens", "data_fingerprint": "data", "tokenizer_fingerprint": "tokenizer", "schedule": "schedule"}
+NEEDED |= {"val_bytes": "evaluation set", "lr": "learning rate rule"}
+
+
+@pytest.mark.parametrize(("column", "named"), NEEDED.items())
+def test_what_the_table_does_not_say_is_not_taken_as_matched(column: str, named: str) -> None:
+    found = audit(runs().drop(columns=column))
     assert not found["controlled"]
     assert what(found, "unknown") == [named]
     assert "does not state" in found["unknown"][0]["sentence"]
@@ -89,12 +83,11 @@ def test_what_few_tables_have_is_not_missed_in_others() -> None:
 
 def test_tokens_are_matched_by_budget_by_ratio_or_by_compute() -> None:
     frame = runs()
-    ratio = audit(frame.assign(tokens=20.1 * frame["params_total"] * np.where(wide(frame), 1.01, 1)))
-    compute = audit(frame.assign(tokens=1e15 / frame["params_total"], flops=6e15 * np.where(wide(frame), 1.02, 1)))
-    assert ratio["controlled"]
-    assert compute["controlled"]
-    assert "tokens per parameter" in ratio["checked"][0]["sentence"]
-    assert "compute" in compute["checked"][0]["sentence"]
+    ratio = frame.assign(tokens=20.1 * frame["params_total"] * np.where(wide(frame), 1.01, 1))
+    compute = frame.assign(tokens=1e15 / frame["params_total"], flops=6e15 * np.where(wide(frame), 1.02, 1))
+    for table, words in ((ratio, "tokens per parameter"), (compute, "compute")):
+        assert audit(table)["controlled"]
+        assert words in audit(table)["checked"][0]["sentence"]
 
 
 def test_ranges_of_sizes_that_differ_are_named_beside_the_sizes() -> None:
@@ -102,10 +95,8 @@ def test_ranges_of_sizes_that_differ_are_named_beside_the_sizes() -> None:
     longer.loc[wide(longer) & (longer["params_total"] > 9e6), "params_total"] = 4e7
     found = {item["what"]: item["sentence"] for item in audit(longer)["violations"]}
     assert "sizes" in found
-    assert found["ranges"] == (
-        "Ranges of params_total differ between families: exponents compare only over the common range, "
-        "1.03e+06 to 1e+07."
-    )
+    assert found["ranges"].startswith("Ranges of params_total differ between families: exponents compare only over")
+    assert found["ranges"].endswith("over the common range, 1.03e+06 to 1e+07.")
     apart = runs()
     apart.loc[wide(apart), "params_total"] *= 100
     found = {item["what"]: item["sentence"] for item in audit(apart)["violations"]}
@@ -133,18 +124,15 @@ def test_a_family_that_was_given_more_learning_rates_is_named(column: str) -> No
 
 
 def test_the_same_budgets_at_other_sizes_are_not_matched() -> None:
-    frame = runs()
     budgets = [1e8, 1e8, 2e8, 2e8, 4e8, 4e8]
-    found = audit(frame.assign(tokens=budgets + budgets[::-1]))
-    assert what(found, "violations") == ["tokens"]
+    assert what(audit(runs(tokens=budgets + budgets[::-1])), "violations") == ["tokens"]
 
 
 @pytest.mark.parametrize("column", ["schedule", "sequence_length", "batch_tokens", "precision", "optimizer"])
 def test_the_same_settings_at_other_sizes_are_not_matched(column: str) -> None:
-    frame = runs()
     mixed = ["a", "a", "a", "a", "b", "b"]
-    assert audit(frame.assign(**{column: mixed + mixed}))["controlled"]
-    (found,) = audit(frame.assign(**{column: mixed + mixed[::-1]}))["violations"]
+    assert audit(runs(**{column: mixed + mixed}))["controlled"]
+    (found,) = audit(runs(**{column: mixed + mixed[::-1]}))["violations"]
     assert "at the same size" in found["sentence"]
 
 

@@ -14,11 +14,8 @@ def test_every_run_is_a_row_whatever_became_of_it(tmp_path: Path) -> None:
     write(tmp_path / "nested" / "1", result(seed=2, status="diverged", val=None))
     write(tmp_path / "2", result(status="interrupted"))
     runs = collect_runs(tmp_path)
-    assert dict(zip(runs["run_id"], runs["status"], strict=True)) == {
-        "0": "completed",
-        "2": "interrupted",
-        "nested/1": "diverged",
-    }
+    statuses = {"0": "completed", "2": "interrupted", "nested/1": "diverged"}
+    assert dict(zip(runs["run_id"], runs["status"], strict=True)) == statuses
     assert runs["loss"].notna().tolist() == [True, False, False]  # a partial validation compares with nothing
     table = table_from_frame(runs)
     assert len(table.frame) == 1
@@ -76,15 +73,10 @@ def test_a_setting_of_the_schedule_that_is_not_set_is_as_if_there_were_none(tmp_
     assert collect_runs(tmp_path)["schedule"].item() == "cosine(final_fraction=0.1, warmup_fraction=0.05)"
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("{", "not JSON"),
-        ("[]", "must hold the result of a run"),
-        ({"status": "completed"}, "has no family"),
-        (result(shape=None), "other fields"),
-    ],
-)
+UNREADABLE = {"{": "not JSON", "[]": "must hold the result of a run", '{"status": "completed"}': "has no family"}
+
+
+@pytest.mark.parametrize(("content", "said"), [*UNREADABLE.items(), (result(shape=None), "other fields")])
 def test_a_result_that_cannot_be_read_is_named(content: object, said: str, tmp_path: Path) -> None:
     write(tmp_path / "0", content)
     with pytest.raises(ValueError, match=said) as caught:
