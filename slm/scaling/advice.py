@@ -19,15 +19,16 @@ MAX_SPAN = 1_000_000
 
 @dataclass(frozen=True)
 class Advice:
-    """What would detect a difference: the least change of seeds, sizes or span alone. None if it does not suffice."""
+    """What would detect a difference: the least change of seeds, sizes or span alone. None if it does not suffice.
+
+    `seeds` are those of each size (None also if the noise is unknown), `sizes` are evenly spaced in the present span,
+    and `span` is largest size / smallest with as many sizes as now.
+    """
 
     difference: float
     seeds: int | None
-    """Seeds a size, at most `MAX_SEEDS`; None also if the noise is unknown."""
     sizes: int | None
-    """Sizes, evenly spaced in the present span, at most `MAX_SIZES`."""
     span: float | None
-    """Largest size / smallest, with as many sizes as now, at most `MAX_SPAN`."""
     seeds_now: int
     sizes_now: int
     span_now: float

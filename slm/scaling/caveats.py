@@ -10,37 +10,24 @@ from typing import Any
 from slm.runtime.words import MAX_ITEMS, count, listed, plural, shortlist
 
 Entry = dict[str, Any]
-MOST_LEVELS = 3
-"""Most pairs whose difference of level is put into words."""
+MAX_LEVEL_SENTENCES = 3
+"""Most pairs whose difference of level gets a sentence."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A comparison, with what every sentence about it needs."""
+    """A comparison, with what the sentences about it need."""
 
     comparison: Entry
     fits: list[Entry]
     """Entries of the law of the verdict, one a family."""
-
-    @property
-    def law_name(self) -> str:
-        """Key of the law of the verdict."""
-        return str(self.comparison["primary"]["law"])
-
-    @property
-    def law(self) -> Entry:
-        """The comparison under that law; empty if there is none."""
-        return self.comparison["laws"].get(self.law_name) or {}
-
-    @property
-    def target(self) -> str:
-        """The target in words."""
-        return str(self.comparison["primary"]["target"]).replace("_", " ")
-
-    @property
-    def equation(self) -> str:
-        """The law in words."""
-        return f"{self.fits[0]['equation']} of {self.target}"
+    law_name: str
+    law: Entry
+    """The comparison under that law; empty if there is none."""
+    target: str
+    """In words."""
+    equation: str
+    """The law in words."""
 
     def is_significant(self, p: float) -> bool:
         """Whether p is below the level of the analysis."""
@@ -48,7 +35,7 @@ class Case:
 
 
 def list_briefly(names: Iterable[str]) -> str:
-    """`a, b and c`, or of many names `a, b, c and 9 more`."""
+    """`a, b and c`; if there are many, `a, b, c and 9 more`."""
     names = list(names)
     return shortlist(names) if len(names) > MAX_ITEMS + 1 else listed(names)
 
@@ -59,14 +46,14 @@ def family_pairs(pairs: Iterable[Entry]) -> set[tuple[str, str]]:
 
 
 def levels(case: Case) -> list[str]:
-    """Who reaches the lower target at equal size, and how much that is worth."""
-    rows = [row for row in case.comparison["paired"]["pairs"] if case.is_significant(row["level_p_adjusted"])]
-    rows.sort(key=lambda row: -abs(row["level_log_ratio"]))
-    sentences = [_level(case, row) for row in rows[:MOST_LEVELS]]
-    more = len(rows) - MOST_LEVELS
-    if more > 0:
-        sentences.append(f"{plural(more, 'more pair')} {'differs' if more == 1 else 'differ'} in level.")
-    if case.comparison["paired"]["pairs"]:
+    """Which family of each pair reaches the lower target at equal size, and how much that is worth."""
+    if pairs := case.comparison["paired"]["pairs"]:
+        rows = [row for row in pairs if case.is_significant(row["level_p_adjusted"])]
+        rows.sort(key=lambda row: -abs(row["level_log_ratio"]))
+        sentences = [_level(case, row) for row in rows[:MAX_LEVEL_SENTENCES]]
+        more = len(rows) - MAX_LEVEL_SENTENCES
+        if more > 0:
+            sentences.append(f"{plural(more, 'more pair')} {'differs' if more == 1 else 'differ'} in level.")
         return sentences or [f"No two families differ significantly in {case.target} at the middle size."]
     tests = [t for t in case.law.get("tests", []) if t["restricted"] == "one_law" and t["wider"] != "separate"]
     if not tests or not tests[0]["replicates"]:
@@ -112,24 +99,19 @@ def detectable(case: Case) -> list[str]:
 def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
     """Pairs without any comparison, families outside the law of the verdict, and ranges that differ."""
     sentences = []
-    left = [row for row in case.comparison["paired"]["unmatched"] if (row["a"], row["b"]) not in family_pairs(pairs)]
-    if left and pairs:
-        names = [f"{row['a']} and {row['b']} ({row['reason']})" for row in left]
+    unmatched = case.comparison["paired"]["unmatched"]
+    unmatched = [row for row in unmatched if (row["a"], row["b"]) not in family_pairs(pairs)]
+    if unmatched and pairs:
+        names = [f"{row['a']} and {row['b']} ({row['reason']})" for row in unmatched]
         sentences.append(f"Not compared: {shortlist(names, most=3, separator='; ', longest=150)}.")
-    families = [fit["family"] for fit in case.fits if not fit["identified"]]
-    if families:
-        lost = "exponent of {} is" if len(families) == 1 else "exponents of {} are"
-        lost = lost.format(list_briefly(families))
-        sentences.append(f"Under {case.law_name} the {lost} not identified, so this law does not compare them.")
-    common = case.law.get("common_range")
-    if common and common["range"]:
-        low, high = map(count, common["range"])
-        sentences.append(f"The families' sizes span different ranges; exponents are compared from {low} to {high}.")
-    elif common:
-        sentences.append(
-            "The families' sizes span different ranges with too few sizes in common, and the exponent of a law without "
-            "a floor depends on the range."
-        )
+    if families := [fit["family"] for fit in case.fits if not fit["identified"]]:
+        exponents = f"{'exponent' if len(families) == 1 else 'exponents'} of {list_briefly(families)}"
+        sentences.append(f"{case.law_name} compares families without the {exponents}, which the runs do not identify.")
+    if common := case.law.get("common_range"):
+        effect = "with too few sizes in common, and the exponent of a law without a floor depends on the range"
+        if common["range"]:
+            effect = "so exponents are compared from {} to {}".format(*map(count, common["range"]))
+        sentences.append(f"The families' sizes span different ranges, {effect}.")
     return sentences
 
 

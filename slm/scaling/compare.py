@@ -68,11 +68,8 @@ def compare_law(
 
 def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
     """The families whose exponents are identified; if those are fewer than two, all that were fitted with scatter."""
-    fits = {
-        name: (result.fit, result.uncertainty)
-        for name, result in fitted.items()
-        if result.fit is not None and result.uncertainty and not result.fit.is_exact
-    }
+    results = ((name, result.fit, result.uncertainty) for name, result in fitted.items())
+    fits = {name: (fit, bounds) for name, fit, bounds in results if fit and bounds and not fit.is_exact}
     identified = {name: pair for name, pair in fits.items() if fitted[name].entry["identified"]}
     return identified if len(identified) > 1 else fits
 
@@ -144,23 +141,17 @@ def _pairs(fits: Fits, law: Law, curves: Mapping[str, Mapping[str, Curve]], leve
 def _model_rows(law: Law, models: Mapping[str, JointFit]) -> list[Entry]:
     criteria = {name: fit.criteria() for name, fit in models.items()}
     best = min((score.aicc for score in criteria.values() if np.isfinite(score.aicc)), default=np.nan)
-    names = list(law.parameters)
-    return [
-        {
-            "model": name,
-            "parameters": len(fit.phi),
-            "sse": fit.sse,
-            "aicc": criteria[name].aicc,
-            "aicc_above_best": criteria[name].aicc - best,
-            "bic": criteria[name].bic,
-            "converged": fit.converged,
-            "starts_agreeing": fit.starts_agreeing,
-            "shared_exponents": None
-            if name == "separate"
-            else {exponent: float(fit.theta[0][names.index(exponent)]) for exponent in law.exponents},
-        }
-        for name, fit in models.items()
-    ]
+    rows = []
+    for name, fit in models.items():
+        aicc, bic, *_ = criteria[name]
+        row: Entry = {"model": name, "parameters": len(fit.phi), "sse": fit.sse}
+        row |= {"aicc": aicc, "aicc_above_best": aicc - best, "bic": bic}
+        row |= {"converged": fit.converged, "starts_agreeing": fit.starts_agreeing}
+        theta = dict(zip(law.parameters, fit.theta[0].tolist(), strict=True))
+        rows.append(
+            row | {"shared_exponents": {key: theta[key] for key in law.exponents if name != "separate"} or None}
+        )
+    return rows
 
 
 def _ratios(
@@ -230,9 +221,5 @@ def _design(fit: Fit, bounds: Uncertainty, entry: Entry, level: float) -> Design
     # Rows that share runs or shapes: scale the scatter up to the cluster-robust error of the exponent.
     robust, usual = bounds.error(fit, fit.law.exponents[0], level), design.error()
     factor = robust / usual if np.isfinite(robust) and 0 < usual < np.inf else 1.0
-    return replace(
-        design,
-        noise=None if noise is None else noise * factor,
-        misfit=misfit * factor,
-        groups=len(np.unique(fit.sample.clusters)),
-    )
+    groups = len(np.unique(fit.sample.clusters))
+    return replace(design, noise=None if noise is None else noise * factor, misfit=misfit * factor, groups=groups)

@@ -20,9 +20,7 @@ def is_identified(entry: Entry, name: str) -> bool:
 
 def has_complete_lists(entry: Entry | None, *names: str) -> bool:
     """Whether there is an entry that has, under each of these names, a list in which no number is missing."""
-    if entry is None:
-        return False
-    return all(entry.get(name) and None not in entry[name] for name in names)
+    return entry is not None and all(entry.get(name) and None not in entry[name] for name in names)
 
 
 def fitted_laws(entries: Sequence[Entry]) -> list[str]:
@@ -63,7 +61,7 @@ def floor_text(entry: Entry) -> str:
 
 
 def status(entry: Entry) -> str:
-    """`not fitted`, `identified` (with other parameters that are not), or `NOT IDENTIFIED` with the first reason."""
+    """`not fitted`, `identified` (and which other parameters are not), or `NOT IDENTIFIED` with the first reason."""
     if not entry["fitted"]:
         return "not fitted"
     if entry["identified"]:

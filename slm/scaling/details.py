@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -12,13 +11,12 @@ from scipy.interpolate import PchipInterpolator
 from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import MAX_FAILED, Uncertainty
-from slm.scaling.likelihood import parameter_test
+from slm.scaling.likelihood import Entry, parameter_test
 from slm.scaling.prediction import Doubling, band, band_kind
 from slm.scaling.resample import Ensemble, bootstrap
 from slm.scaling.sample import Sample
 from slm.scaling.settings import Settings
 
-Entry = dict[str, Any]
 CURVE_POINTS = 60
 BAND_POINTS = 12
 """Points of a curve at which its band is computed; between them it is interpolated."""

@@ -14,14 +14,13 @@ from slm.scaling.fitting import Fit, fit_sample, lack_of_fit, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.laws import Law
-from slm.scaling.likelihood import criteria
+from slm.scaling.likelihood import Entry, criteria
 from slm.scaling.prediction import new_run_sigma
 from slm.scaling.sample import Sample, Unit, take_sample
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
 
-Entry = dict[str, Any]
 SUSPICIOUS_RATIO = 1.5
 """A bootstrap's standard error that is larger than the likelihood's by this factor gets a note."""
 UNKNOWN = "objective r2 rmse_log sigma_log aicc bic starts_agreeing gradient_norm condition_number"

@@ -21,13 +21,18 @@ SAME_SIZE = 0.10
 mean of the two sizes."""
 SAME_TOKENS = 0.02
 """Budgets that differ by at most this share, in tokens or in tokens per parameter, are paired."""
-FEWEST = 4
+MIN_SIZES = 4
 """Fewest sizes in common that are compared: with fewer, a slope has fewer than two degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Log targets of two families at their n common sizes, in order of size."""
+    """Log targets of two families at their n common sizes, in order of size.
+
+    A value is the mean over `seeds` runs on average. `noise` is the standard deviation between seeds of the log ratio
+    of two single runs, with `noise_df` degrees of freedom; None if no size has two seeds. `farthest` is the largest
+    relative difference between two matched sizes.
+    """
 
     a: str
     b: str
@@ -35,13 +40,9 @@ class Matched:
     log_a: Floats
     log_b: Floats
     seeds: float
-    """Mean number of runs per family behind a value."""
     noise: float | None
-    """Standard deviation between seeds of the log ratio of two single runs; None if no size has two seeds."""
     noise_df: int
-    """Degrees of freedom of `noise`."""
     farthest: float
-    """Largest difference between two matched sizes, as a share."""
 
     @property
     def log_ratio(self) -> Floats:
@@ -58,16 +59,16 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     points_a, points_b = (_points(table.family(name).frame, target, size, covariates) for name in (a, b))
     i, j = _nearest(points_a, points_b)
     num_sizes = len(set(points_a.log_N[i]))
-    if num_sizes < FEWEST:
+    if num_sizes < MIN_SIZES:
         most = min(len(set(points.log_N)) for points in (points_a, points_b))
-        return f"{num_sizes} of {most} sizes agree within {SAME_SIZE:.0%} at the same tokens; {FEWEST} are needed"
+        return f"{num_sizes} of {most} sizes agree within {SAME_SIZE:.0%} at the same tokens; {MIN_SIZES} are needed"
     log_n = np.stack([points_a.log_N[i], points_b.log_N[j]], axis=1)
     middle = log_n.mean(axis=1)
     shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
     columns = np.column_stack([points_a.log_D, np.log(points_a.others)])[i].T
     others = [column for column in columns if not np.isnan(column).any() and _varies_beyond_size(middle, column)]
     if not _is_balanced(shapes, others):
-        return "tokens or other columns vary at a size, not in the same way at every size"
+        return "tokens or other columns vary at a size, but not in the same way at every size"
     runs = [_by_seed(points_a, points_b, *places) for places in zip(i, j, strict=True)]
     counts = np.bincount(shapes)
     is_curve = len(counts) == len(shapes)  # one point per size
@@ -83,20 +84,20 @@ def _is_balanced(shapes: np.ndarray, others: Sequence[Floats]) -> bool:
     points: dict[int, list[tuple[float, ...]]] = {}
     for shape, *values in zip(shapes, *(np.round(column, 2) for column in others), strict=True):
         points.setdefault(shape, []).append(tuple(values))
-    combinations = [sorted(values) for values in points.values()]
-    return not others or all(values == combinations[0] for values in combinations)
+    return not others or len({tuple(sorted(values)) for values in points.values()}) == 1
 
 
 @dataclass(frozen=True)
 class _Points:
-    """All points (size, budget and covariates) of a family, in order of size."""
+    """All points of a family, in order of size: log size, log budget, and covariates `others` [points, covariates].
+
+    `runs` has the log targets of each point by seed, or by row number if seeds are unknown.
+    """
 
     log_N: Floats
     log_D: Floats
     others: Floats
-    """Values of the covariates [points, covariates], above 0."""
     runs: list[pd.Series]
-    """Log targets of each point by seed, or by row number if seeds are unknown."""
     has_seeds: bool
 
 
@@ -107,11 +108,11 @@ def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[st
     rows["seed"] = frame["seed"] if has_seeds else np.arange(len(frame))
     others = [f"other {name}" for name in covariates]
     rows[others] = frame[list(covariates)]
-    groups = list(rows.groupby(["N", "D", *others], dropna=False))
-    keys = np.array([key for key, _ in groups], float).reshape(-1, 2 + len(others))
-    log_N, log_D = np.log(keys[:, :2]).T
-    runs = [group.groupby("seed")["log_y"].mean() for _, group in groups]
-    return _Points(log_N, log_D, keys[:, 2:], runs, has_seeds)
+    keys, groups = zip(*rows.groupby(["N", "D", *others], dropna=False), strict=True)
+    values = np.array(keys, float)
+    log_N, log_D = np.log(values[:, :2]).T
+    runs = [group.groupby("seed")["log_y"].mean() for group in groups]
+    return _Points(log_N, log_D, values[:, 2:], runs, has_seeds)
 
 
 def _nearest(points_a: _Points, points_b: _Points) -> tuple[np.ndarray, np.ndarray]:
@@ -154,8 +155,7 @@ def _noise(values: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
 
 def _varies_beyond_size(log_n: Floats, column: Floats) -> bool:
     """Whether a column departs from a straight line in log N, by more than a root mean square of 0.05."""
-    design = np.stack([np.ones_like(log_n), log_n], axis=1)
-    residuals = column - design @ np.linalg.lstsq(design, column, rcond=None)[0]
+    residuals = column - np.polyval(np.polyfit(log_n, column, 1), log_n)
     return bool(np.sqrt((residuals**2).mean()) > 0.05)
 
 

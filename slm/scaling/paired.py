@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from slm.scaling.entries import Entry
 from slm.scaling.forms import Floats
 from slm.scaling.matching import Matched, match
 from slm.scaling.pairs import FLOOR_SHARES, adjust, at_floors, floors_not_rejected, holm
@@ -27,7 +27,6 @@ from slm.scaling.power import PairedDesign
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
-Entry = dict[str, Any]
 OWN_FLOORS_LEVEL = 0.01
 """Level, over all pairs, of the F test that a pair shares no floor: above different floors, exponents differ too."""
 BAND_POINTS = 40
@@ -48,19 +47,20 @@ class Line:
         A few points may lie on a line by chance; no mean over seeds scatters less than seeds do. Both are then pooled.
         In simulations the level of the test is then 2.9 to 6.3%, whatever the points' own deviation.
         """
-        own = float(self.residuals @ self.residuals) / self.df
-        if variance <= own:
+        observed = float(self.residuals @ self.residuals) / self.df
+        if variance <= observed:
             return self
-        pooled = (self.df * own + df * variance) / (self.df + df)
-        return replace(self, errors=self.errors * np.sqrt(pooled / own), df=self.df + df)
+        pooled = (self.df * observed + df * variance) / (self.df + df)
+        return replace(self, errors=self.errors * np.sqrt(pooled / observed), df=self.df + df)
 
     def p(self, place: int) -> float:
         """Two-sided p of a coefficient being 0."""
         return float(2 * stats.t.sf(abs(self.coefficients[place]) / self.errors[place], self.df))
 
-    def reach(self, level: float) -> float:
-        """Half the interval of the slope."""
-        return float(stats.t.ppf(0.5 + level / 2, self.df) * self.errors[1])
+    def difference(self, level: float) -> Entry:
+        """Minus the slope, which is the difference of two exponents, with its interval."""
+        slope, reach = float(self.coefficients[1]), float(stats.t.ppf(0.5 + level / 2, self.df) * self.errors[1])
+        return {"delta": -slope, "ci_low": -(slope + reach), "ci_high": -(slope - reach)}
 
 
 def regress(values: Floats, x: Floats, weights: Floats | None = None) -> Line:
@@ -109,7 +109,7 @@ def compare_pairs(
     }
 
 
-def _add_detectable(pairs: Sequence[Entry], curved: bool, options: dict[str, Any]) -> Entry | None:
+def _add_detectable(pairs: Sequence[Entry], curved: bool, options: Entry) -> Entry | None:
     """Add `detectable` to every pair, and say what would detect half of the largest that a verdict rests on."""
     compared: list[tuple[float, PairedDesign]] = []
     for pair in pairs:
@@ -130,16 +130,15 @@ def _add_detectable(pairs: Sequence[Entry], curved: bool, options: dict[str, Any
 def _pair(matched: Matched, level: float, floor_level: float, curved: bool) -> Entry | str:
     """One entry of `pairs`, or why there is none."""
     x = matched.log_N - matched.log_N.mean()
-    noise = 0.0 if matched.noise is None else matched.noise / np.sqrt(matched.seeds)
+    noise = (matched.noise or 0.0) / np.sqrt(matched.seeds)
     line, mean = (regress(values, x) for values in (matched.log_ratio, (matched.log_a + matched.log_b) / 2))
     spread = float(np.sqrt((line.residuals**2).sum() / line.df))
     line = line.with_noise(noise**2, matched.noise_df)
     if not np.isfinite(line.p(1)):
         return "the rows leave no scatter to test a slope by"
-    intercept, slope = map(float, line.coefficients)
+    intercept = float(line.coefficients[0])
     floors = _floors(matched, x, level)
-    local = min(floors, key=lambda floor: floor.squares).local
-    by_size = [_worth(line, mean, shift, share, level) for shift, share in zip(x, local, strict=True)]
+    places = zip(np.exp(matched.log_N).tolist(), x, min(floors, key=lambda floor: floor.squares).local, strict=True)
     return {
         "a": matched.a,
         "b": matched.b,
@@ -147,9 +146,7 @@ def _pair(matched: Matched, level: float, floor_level: float, curved: bool) -> E
         "farthest": matched.farthest,
         "seeds": matched.seeds,
         "log_ratio": matched.log_ratio,
-        "delta": -slope,
-        "ci_low": -(slope + line.reach(level)),
-        "ci_high": -(slope - line.reach(level)),
+        **line.difference(level),
         "p": line.p(1),
         "df": line.df,
         "noise": None if matched.noise is None else matched.noise / np.sqrt(2),
@@ -161,7 +158,7 @@ def _pair(matched: Matched, level: float, floor_level: float, curved: bool) -> E
         "level_above": float(np.expm1(intercept)),
         "level_p": line.p(0),
         "worth": _worth(line, mean, 0.0, 1.0, level),
-        "worth_by_size": [{"N": float(np.exp(N)), **worth} for N, worth in zip(matched.log_N, by_size, strict=True)],
+        "worth_by_size": [{"N": N} | _worth(line, mean, shift, share, level) for N, shift, share in places],
         "band": _band(line, x, matched, level),
     }
 
@@ -199,13 +196,15 @@ def _band(line: Line, x: Floats, matched: Matched, level: float) -> Entry:
 
 @dataclass(frozen=True)
 class _Floor:
-    """A floor that is not rejected, the slope of the log ratio above it, and how well it fits."""
+    """A floor that is not rejected, the slope of the log ratio above it, and the sum of squares of its fit.
+
+    `local` [n] is the mean local exponent of both families at each size, over its mean.
+    """
 
     height: float
     line: Line
     squares: float
     local: Floats
-    """Mean local exponent of both families at each size, over its mean [n]."""
 
 
 def _floors(matched: Matched, x: Floats, level: float) -> list[_Floor]:
@@ -224,15 +223,15 @@ def _floors(matched: Matched, x: Floats, level: float) -> list[_Floor]:
         share = sum(height / (height + a.floors[g]) for height in above) / 2
         local = (a.local[g] + b.local[g]) / 2
         line = regress(np.log(above[0] / above[1]), x, share**2)
-        line = line.with_noise(0.0 if matched.noise is None else matched.noise**2 / matched.seeds, matched.noise_df)
+        line = line.with_noise((matched.noise or 0.0) ** 2 / matched.seeds, matched.noise_df)
         floors.append(_Floor(float(a.floors[g]), line, float(squares[g]), local / local.mean()))
     return floors
 
 
 def _largest_p(lines: Sequence[Line]) -> float:
     """The largest p of these slopes, 1 if their signs differ."""
-    same = len({np.sign(line.coefficients[1]) for line in lines}) == 1
-    return max(line.p(1) for line in lines) if same else 1.0
+    have_one_sign = len({np.sign(line.coefficients[1]) for line in lines}) == 1
+    return max(line.p(1) for line in lines) if have_one_sign else 1.0
 
 
 def _above_floor(matched: Matched, floors: Sequence[_Floor], level: float, floor_level: float) -> Entry | None:
@@ -240,22 +239,15 @@ def _above_floor(matched: Matched, floors: Sequence[_Floor], level: float, floor
 
     None if an F test at `floor_level` rejects that they share one.
     """
-    own = [
+    separate_squares = sum(
         at_floors(matched.log_N, log_y, FLOOR_SHARES * float(np.exp(log_y.min()))).squares.min()
         for log_y in (matched.log_a, matched.log_b)
-    ]
-    best, spare = min(floors, key=lambda floor: floor.squares), 2 * len(matched.log_N) - 6
-    if spare < 1 or stats.f.sf((best.squares / sum(own) - 1) * spare, 1, spare) < floor_level:
-        return None
-    low, high = (
-        pick(-floor.line.coefficients[1] + sign * floor.line.reach(level) for floor in floors)
-        for pick, sign in ((min, -1), (max, 1))
     )
-    return {
-        "floor": best.height,
-        "delta": -float(best.line.coefficients[1]),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "error": float((high - low) / 2 / stats.t.ppf(0.5 + level / 2, best.line.df)),
-        "p": _largest_p([floor.line for floor in floors]),
-    }
+    best, df = min(floors, key=lambda floor: floor.squares), 2 * len(matched.log_N) - 6
+    if df < 1 or stats.f.sf((best.squares / separate_squares - 1) * df, 1, df) < floor_level:
+        return None
+    ends = [floor.line.difference(level) for floor in floors]
+    low, high = min(row["ci_low"] for row in ends), max(row["ci_high"] for row in ends)
+    entry = {"floor": best.height} | best.line.difference(level) | {"ci_low": low, "ci_high": high}
+    entry["error"] = float((high - low) / 2 / stats.t.ppf(0.5 + level / 2, best.line.df))
+    return entry | {"p": _largest_p([floor.line for floor in floors])}

@@ -33,17 +33,18 @@ FLOOR_STEPS = 40
 
 @dataclass(frozen=True)
 class Curve:
-    """t of one family's exponent at `values`, with `df` degrees of freedom, 0 at the estimate."""
+    """t (`root`) of one family's exponent at `values`, with `df` degrees of freedom, 0 at the `estimate`.
+
+    The standard `error` agrees with the interval. An end is open if the data set no bound on that side.
+    """
 
     values: Floats
     root: Floats
     df: float
     estimate: float
     error: float
-    """Standard error that agrees with the interval."""
     open_low: bool
     open_high: bool
-    """Whether the data set no bound on that side."""
 
 
 def curve(fit: Fit, bounds: Uncertainty, exponent: str, level: float) -> Curve | None:
@@ -131,10 +132,8 @@ def _end(a: Curve, b: Curve, delta: float, side: int, critical: float) -> float 
     """Where t of the difference passes `critical`, by bisection; None if it does not within the curves."""
     reach = np.ptp(a.values) + np.ptp(b.values)
     inner, step = delta, max(1e-4, 0.01 * abs(delta))
-    outer = delta + side * step
-    while _t_of_difference(a, b, outer) < critical:
+    while _t_of_difference(a, b, outer := delta + side * step) < critical:
         inner, step = outer, 2 * step
-        outer = delta + side * step
         if step > reach:
             return None
     for _ in range(50):
@@ -146,16 +145,17 @@ def _end(a: Curve, b: Curve, delta: float, side: int, critical: float) -> float 
 
 @dataclass(frozen=True)
 class AtFloors:
-    """Least squares of log L, L = floor + A N^-alpha, with each of G floors given."""
+    """Least squares of log L, L = floor + A N^-alpha, with each of G floors given.
+
+    `errors` are the standard errors of alpha, `squares` the sums of squared log residuals, and `local` the exponent
+    -dlog L / dlog N = alpha (1 - floor / L) at each row [G, n].
+    """
 
     floors: Floats
     alpha: Floats
     errors: Floats
-    """Standard errors of alpha."""
     squares: Floats
-    """Sums of squared log residuals."""
     local: Floats
-    """-dlog L / dlog N at each row [G, n]: alpha (1 - floor / L)."""
 
 
 def at_floors(log_n: Floats, log_y: Floats, floors: Floats) -> AtFloors:
@@ -201,13 +201,13 @@ def floors_not_rejected(squares: Floats, spare: int, level: float) -> np.ndarray
 
 
 def any_floor_p(a: Fit, b: Fit, test: Difference, level: float) -> float | None:
-    """Largest p of equal exponents under any floor, the same for both, that the two families' runs do not reject.
+    """Largest p of equal exponents under any shared floor that the runs of both families do not reject.
 
-    1 if one of them changes the sign of the difference. None for a law that is not a straight line in N, and if rows
-    that belong together are not of one size.
+    1 if a floor changes the sign of the difference. None for a law that is not a straight line in N, and if a cluster
+    of rows has several sizes.
     """
-    points = [_one_a_cluster(fit) for fit in (a, b) if fit.law.is_linear and fit.law.variables == ("N",)]
-    rows = [point for point in points if point is not None]
+    means = [_cluster_means(fit) for fit in (a, b) if fit.law.is_linear and fit.law.variables == ("N",)]
+    rows = [row for row in means if row is not None]
     df = [len(log_y) - 2 for _, log_y in rows]
     if len(rows) < 2 or min(df) < 1:
         return None
@@ -215,17 +215,16 @@ def any_floor_p(a: Fit, b: Fit, test: Difference, level: float) -> float | None:
     fit_a, fit_b = (at_floors(log_n, log_y, FLOOR_SHARES * lowest) for log_n, log_y in rows)
     worst = test.p
     for g in np.flatnonzero(floors_not_rejected(fit_a.squares + fit_b.squares, sum(df) - 1, level)):
-        delta = float(fit_a.alpha[g] - fit_b.alpha[g])
+        delta, errors = float(fit_a.alpha[g] - fit_b.alpha[g]), [float(fit_a.errors[g]), float(fit_b.errors[g])]
         if delta * test.delta < 0:
             return 1.0
-        errors = [float(fit_a.errors[g]), float(fit_b.errors[g])]
         error = math.hypot(*errors)
         t = abs(delta) / error if error > 0 else math.inf
         worst = max(worst, float(2 * stats.t.sf(t, welch_df(errors, df))))
     return worst
 
 
-def _one_a_cluster(fit: Fit) -> tuple[Floats, Floats] | None:
+def _cluster_means(fit: Fit) -> tuple[Floats, Floats] | None:
     """Log N and mean log target of each cluster of rows; None if a cluster spans sizes."""
     sample, groups = fit.sample, np.unique(fit.sample.clusters, return_inverse=True)[1]
     counts = np.bincount(groups)
@@ -244,10 +243,10 @@ def adjust(pairs: Sequence[dict[str, Any]]) -> None:
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjustment (1979): bounds the chance of any false rejection. None stays None, uncounted."""
-    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    ranked = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, (p, place) in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - rank) * p))
+    for rank, (p, place) in enumerate(ranked):
+        highest = max(highest, min(1.0, (len(ranked) - rank) * p))
         adjusted[place] = highest
     return adjusted

@@ -29,7 +29,9 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
     primary = comparison["primary"]
     keys = ("law", "target", "loss")
     fits = [e for e in entries if all(e[k] == primary[k] for k in keys) and e["size"] in (None, primary["size"])]
-    case = Case(comparison, fits)
+    law_name, target = primary["law"], primary["target"].replace("_", " ")
+    equation = f"{fits[0]['equation']} of {target}"
+    case = Case(comparison, fits, law_name, comparison["laws"].get(law_name, {}), target, equation)
     sentences: list[str] = []
     pairs: list[Entry] = []
     answer = None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from slm.runtime.files import write_json
-from slm.scaling.matching import FEWEST, SAME_SIZE
+from slm.scaling.matching import MIN_SIZES, SAME_SIZE
 from slm.scaling.power import Advice, Comparison, PairedDesign, UnpairedDesigns, plan
 from slm.scaling.power import Design as Fitted
 from slm.sweep.cells import Cell
@@ -150,7 +150,7 @@ def _matched(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
         for i, j in enumerate(gap.argmin(axis=1))
         if gap[:, j].argmin() == i and gap[i, j] <= math.log1p(SAME_SIZE)
     ]
-    return pairs if len(pairs) >= FEWEST else []
+    return pairs if len(pairs) >= MIN_SIZES else []
 
 
 def _paired(
