@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from slm.scaling.clusters import Ensemble, bootstrap
 from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import MAX_FAILED, Uncertainty
 from slm.scaling.likelihood import Entry, parameter_test
 from slm.scaling.prediction import Doubling, band, band_kind
-from slm.scaling.resample import Ensemble, bootstrap
 from slm.scaling.sample import Sample
 from slm.scaling.settings import Settings
 

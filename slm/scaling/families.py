@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from slm.scaling.clusters import cluster_error
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 from slm.scaling.laws import Law
 from slm.scaling.likelihood import Criteria, information_criteria
-from slm.scaling.robust import cluster_error
 from slm.scaling.sample import Sample
 from slm.scaling.solver import FINE, Block, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms

@@ -16,7 +16,7 @@ import sympy as sp
 from slm.scaling.forms import VARIABLES
 from slm.scaling.symbolic import Formula, bases_of_exponents, positive, vanishes
 from slm.scaling.tables.columns import TARGETS
-from slm.scaling.tables.computed import NotComputable, evaluate, parse
+from slm.scaling.tables.values import NotComputable, evaluate, parse
 
 MAX_PARAMETERS = 9
 MAX_CHARACTERS = 500

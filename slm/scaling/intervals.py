@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
+from slm.scaling.clusters import Ensemble, Kind, bootstrap
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 from slm.scaling.profiles import Profile, profile
-from slm.scaling.resample import Ensemble, Kind, bootstrap
 from slm.scaling.starts import coordinate_bounds
 
 Interval = tuple[float | None, float | None]
@@ -67,7 +67,7 @@ def uncertainty(
     """Intervals of all parameters of a fit.
 
     Least squares: Student's t for linear laws, which is exact, and profile likelihood for others. Both are widened by
-    the cluster-robust standard error (`slm.scaling.robust`) if rows share runs or shapes. Other losses: t intervals
+    the cluster-robust standard error (`slm.scaling.clusters`) if rows share runs or shapes. Other losses: t intervals
     from standard errors of the cluster bootstrap, scaled up for the number of parameters.
     `replicates` = 0 leaves out bootstraps that are only a cross-check. Without `coefficients`, the intervals of
     coefficients come from the delta method in logs: all other results depend only on exponents and floor.

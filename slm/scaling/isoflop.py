@@ -1,10 +1,10 @@
 """Approach 2 of Hoffmann et al. 2022: power laws through the size with the lowest loss at each compute budget.
 
 Notable: budgets are values of a column of FLOPs, or groups of runs with clear gaps in FLOPs to all other runs, so a
-design without budgets gives no exponent. The parabola is fitted only near the lowest loss: over wide grids it is
-biased, since the true curve is not symmetric (Czech et al. 2026, arXiv:2603.22339). Budgets whose lowest point lies
-outside their runs are dropped and named. The interval comes from the scatter of the lowest points about the line, so it
-includes whatever moves a lowest point and not only the noise of runs.
+design without budgets has no exponent. The parabola is fitted only near the lowest loss: over wide grids it is biased,
+since the true curve is not symmetric (Czech et al. 2026, arXiv:2603.22339). Budgets whose lowest point lies outside
+their runs are dropped with a reason. The interval of an exponent comes from the scatter of the lowest points about the
+line, so it includes all that moves a lowest point, not only the noise of runs.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from scipy import stats
 
 from slm.scaling.forms import Floats
 
-TOLERANCE = 1.25
+MAX_SPREAD = 1.25
 """Largest over smallest FLOPs of one budget. Published designs stay within 1.1, with budgets at least 1.5 apart."""
-GAP = np.log(TOLERANCE) / 2
+MIN_GAP = np.log(MAX_SPREAD) / 2
 """Least gap in log FLOPs between budgets; the gap must also be wider than the budget itself."""
-ACCOUNTING = 3.0
-"""A column holds FLOPs if it agrees with `flops` to this factor: exact counts are up to twice 6 N D."""
-DECLARED_SPREAD = 2.0
+MAX_FLOPS_RATIO = 3.0
+"""A column has FLOPs if it agrees with `flops` to this factor: exact counts are up to twice 6 N D."""
+MAX_DECLARED_SPREAD = 2.0
 """Largest over smallest FLOPs of a declared budget: 6 N D of equal exact FLOPs spreads by 1.4 at a context of 16k."""
 WINDOW = 5.0
 """The parabola is fitted to sizes within this factor of the lowest point. 5 reproduces the exponents that Beck et al.
 2025 (arXiv:2510.02228) publish to 0.002; narrower windows scatter more, wider ones are more biased."""
 DECLARATIONS = ("isoflop", "budget")
-"""Columns that may hold the FLOPs of the budgets, by preference."""
+"""Columns that may have the FLOPs of the budgets, the preferred one first."""
 MIN_SIZES = 5
 MIN_BUDGETS = 3
 
@@ -43,7 +43,7 @@ class Exponent:
     low: float
     high: float
     se_scatter: float | None = None
-    """Standard error if the scatter of runs within budgets were the only error; None for `given_optima`."""
+    """Standard error from the scatter of runs within budgets alone; None for `given_optima`."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Budget:
     tokens: float | None
     low: float | None
     high: float | None
-    """Interval of `params` by Fieller's theorem, from the scatter within all budgets; None where it is open."""
+    """Interval of `params` by Fieller's theorem, from the scatter within all budgets; an end of None is open."""
     reason: str | None
-    """Why the budget is not used; None if it is."""
+    """Why the budget is not used; None if it is used."""
     window: tuple[float, float]
-    """Smallest and largest N that the parabola is fitted to."""
+    """Smallest and largest N to which the parabola is fitted."""
     centre: float
-    """log N at which the parabola is centred."""
+    """Log N at which the parabola is centred."""
     parabola: tuple[float, float, float]
     """Log target at `centre`, slope, and curvature: c0 + c1 z + c2 z^2 with z = log N - centre."""
     points: Mapping[str, list[float]]
@@ -73,12 +73,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The analysis of one family; `reason` says why there are no exponents."""
+    """The analysis of one family; without exponents it has a `reason`."""
 
     grouped_by: str
     """The column whose values define the budgets."""
     ignored: tuple[str, ...]
-    """Columns of `DECLARATIONS` that the table has, but whose values do not define budgets."""
+    """Columns of `DECLARATIONS` in the table whose values do not define budgets."""
     budgets: tuple[Budget, ...]
     """Budgets of at least `MIN_SIZES` sizes."""
     ungrouped: int
@@ -93,9 +93,9 @@ class IsoFlop:
 def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95) -> IsoFlop:
     """Approach 2 on the runs of one family, with parabolas of log target in log N.
 
-    Budgets are the values of the column `isoflop` or `budget` if it holds FLOPs, else groups of nearly equal FLOPs.
-    Runs of one size are averaged. Exponents need `MIN_BUDGETS` budgets of `MIN_SIZES` sizes whose lowest point lies
-    inside their runs.
+    Budgets are the values of the column `isoflop` or `budget` if it has FLOPs, else groups of nearly equal FLOPs. Runs
+    of one size are averaged. Exponents need `MIN_BUDGETS` budgets of `MIN_SIZES` sizes with the lowest point inside
+    their runs.
     """
     column, groups = group_budgets(frame)
     groups = [rows for rows in groups if frame[size].iloc[rows].nunique() >= MIN_SIZES]
@@ -103,28 +103,27 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
     df = sum(len(fit.near) - 3 for fit in fits)
     variance = sum(fit.sse for fit in fits) / df if df else np.nan
     quantile = float(stats.t.ppf(0.5 + level / 2, df)) if df else np.nan
-    budgets = tuple(
-        _budget(fit, frame.iloc[rows], size, target, variance * quantile**2)
+    pairs = [
+        (fit, _budget(fit, frame.iloc[rows], size, target, variance * quantile**2))
         for fit, rows in zip(fits, groups, strict=True)
-    )
-    used = [(fit, budget) for fit, budget in zip(fits, budgets, strict=True) if budget.reason is None]
+    ]
+    used = [(fit, budget) for fit, budget in pairs if budget.reason is None]
     ignored = tuple(name for name in DECLARATIONS if name in frame and column == "flops")
     ungrouped = len(frame) - sum(len(rows) for rows in groups)
-    if len(used) < MIN_BUDGETS:
-        reason = _too_few_budgets(column, len(budgets), len(used))
-        return IsoFlop(column, ignored, budgets, ungrouped, None, None, reason)
-    log_c = np.log([budget.flops for _, budget in used])
-    log_n, log_d = (np.log([getattr(b, name) for _, b in used]) for name in ("params", "tokens"))
-    variances = variance * np.array([fit.vertex_variance for fit, _ in used])
-    params = exponent(log_c, log_n, level, variances)
-    tokens = exponent(log_c, log_d, level, variances * np.square([fit.token_slope for fit, _ in used]))
-    return IsoFlop(column, ignored, budgets, ungrouped, params, tokens, None)
+    params, tokens, reason = None, None, _too_few_budgets(column, len(pairs), len(used))
+    if reason is None:
+        log_c = np.log([budget.flops for _, budget in used])
+        log_n, log_d = (np.log([getattr(b, name) for _, b in used]) for name in ("params", "tokens"))
+        variances = variance * np.array([fit.vertex_variance for fit, _ in used])
+        params = exponent(log_c, log_n, level, variances)
+        tokens = exponent(log_c, log_d, level, variances * np.square([fit.token_slope for fit, _ in used]))
+    return IsoFlop(column, ignored, tuple(budget for _, budget in pairs), ungrouped, params, tokens, reason)
 
 
 def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, float]) -> float | None:
-    """Approach 2's exponent on noise-free losses of a `chinchilla` law, less the law's own; None if it gives none.
+    """Approach 2's exponent on noise-free losses of a `chinchilla` law, minus the law's own; None if there is none.
 
-    A parabola is symmetric and the law's isoFLOP curve is not, so the bias depends on which sizes were run.
+    A parabola is symmetric and the isoFLOP curve of the law is not, so the bias depends on the sizes of the runs.
     """
     N, D = frame[size].to_numpy(float), frame["tokens"].to_numpy(float)
     exact = law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
@@ -133,12 +132,12 @@ def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, 
 
 
 def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tuple[Exponent, Exponent] | str:
-    """Exponents a and b of a table whose rows are optima, one for each budget; or the reason why there are none."""
+    """Exponents a and b of a table whose rows are optima, one for each budget; or the reason if there are none."""
     flops = np.sort(frame["flops"].to_numpy(float))
     if len(flops) < MIN_BUDGETS:
         return f"there are {len(flops)} budgets and {MIN_BUDGETS} are needed"
-    if (flops[1:] / flops[:-1]).min() < np.exp(GAP):
-        return "several rows have one budget, and analysis.optima=true takes each row for the optimum of its own"
+    if (flops[1:] / flops[:-1]).min() < np.exp(MIN_GAP):
+        return "several rows have one budget, and analysis.optima=true needs one row for each budget"
     log_c = np.log(frame["flops"].to_numpy(float))
     a, b = (exponent(log_c, np.log(frame[name].to_numpy(float)), level) for name in (size, "tokens"))
     return a, b
@@ -171,38 +170,39 @@ def group_budgets(frame: pd.DataFrame) -> tuple[str, list[np.ndarray]]:
 
 
 def _declared_flops(column: pd.Series, flops: Floats) -> Floats | None:
-    """The column's numbers if they are FLOPs that define budgets; None if they are anything else, such as tokens.
+    """The column's numbers if they are FLOPs that define budgets; None for other values, such as tokens.
 
-    A sweep writes its budgets as text such as `flops=1e18`.
+    A sweep writes its budgets as text, such as `flops=1e18`.
     """
     text = column.astype(str).str.removeprefix("flops=")
     values = pd.to_numeric(text, errors="coerce").to_numpy(float)
     if not np.isfinite(values).all() or (values <= 0).any():
         return None
-    if np.abs(np.log(flops / values)).max() > np.log(ACCOUNTING):
+    if np.abs(np.log(flops / values)).max() > np.log(MAX_FLOPS_RATIO):
         return None
     groups = [flops[values == value] for value in np.unique(values)]
-    return values if all(group.max() <= DECLARED_SPREAD * group.min() for group in groups) else None
+    return values if all(group.max() <= MAX_DECLARED_SPREAD * group.min() for group in groups) else None
 
 
 def _clear_groups(log_c: Floats, start: int, end: int) -> list[tuple[int, int]]:
-    """Ranges of sorted log FLOPs no wider than `TOLERANCE`, with gaps to both neighbours wider than themselves."""
+    """Ranges of sorted log FLOPs no wider than `MAX_SPREAD`, with wider gaps to both neighbours."""
     width = log_c[end - 1] - log_c[start]
-    if width <= np.log(TOLERANCE):
+    if width <= np.log(MAX_SPREAD):
         below = log_c[start] - log_c[start - 1] if start else np.inf
         above = log_c[end] - log_c[end - 1] if end < len(log_c) else np.inf
-        return [(start, end)] if min(below, above) > max(width, GAP) else []
+        return [(start, end)] if min(below, above) > max(width, MIN_GAP) else []
     cut = start + 1 + int(np.argmax(np.diff(log_c[start:end])))
     return _clear_groups(log_c, start, cut) + _clear_groups(log_c, cut, end)
 
 
-def _too_few_budgets(column: str, budgets: int, used: int) -> str:
+def _too_few_budgets(column: str, budgets: int, used: int) -> str | None:
+    """The reason if fewer than `MIN_BUDGETS` budgets can be used; None if there are enough."""
+    if used >= MIN_BUDGETS:
+        return None
     if not budgets and column != "flops":
         return f"no value of the column {column} has {MIN_SIZES} sizes"
     if not budgets:
-        return (
-            f"no {MIN_SIZES} sizes have FLOPs that agree to a factor of {TOLERANCE}, with a clear gap to all other runs"
-        )
+        return f"no {MIN_SIZES} sizes have FLOPs within a factor of {MAX_SPREAD} and a clear gap to all other runs"
     large = f"{budgets} {'budget has' if budgets == 1 else 'budgets have'} {MIN_SIZES} sizes or more"
     inside = f", and {used} of them {'has' if used == 1 else 'have'} the lowest point inside" if used < budgets else ""
     return f"{large}{inside}; {MIN_BUDGETS} are needed"
@@ -213,14 +213,14 @@ class _Parabola:
     """A parabola about the lowest log target of one budget, through means over the runs of each size."""
 
     near: Floats
-    """Log sizes that it is fitted to, rising."""
+    """Rising log sizes to which it is fitted."""
     inside: tuple[float, float]
     """Smallest and largest log size of the budget."""
     centre: float
     c: Floats
-    """[3]: value, slope and curvature at `centre`."""
+    """Value, slope and curvature [3] at `centre`."""
     inverse: Floats
-    """[3, 3]: covariance of `c` over the variance of a point."""
+    """Covariance [3, 3] of `c` over the variance of a point."""
     sse: float
     log_tokens: float
     """Log D at `centre`."""
@@ -235,7 +235,7 @@ class _Parabola:
 
 
 def _fit_parabola(rows: pd.DataFrame, size: str, target: str) -> _Parabola:
-    """Fit near the size of lowest loss, then once more near the lowest point of that parabola."""
+    """The parabola near the lowest point of a first parabola, which is fitted near the size of lowest loss."""
     logs = [np.log(rows[name].to_numpy(float)) for name in (size, target, "tokens")]
     # Rounding merges only sizes that differ by floating-point error.
     _, group, seeds = np.unique(logs[0].round(9), return_inverse=True, return_counts=True)
@@ -258,7 +258,7 @@ def _fit_parabola(rows: pd.DataFrame, size: str, target: str) -> _Parabola:
 
 
 def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, variance_t2: float) -> Budget:
-    """The lowest point, with Fieller's interval: every z at which slope + 2 curvature z does not differ from 0.
+    """The lowest point, with Fieller's interval: all z at which slope + 2 curvature z does not differ from 0.
 
     `variance_t2` is the variance of a point times the squared quantile of t.
     """

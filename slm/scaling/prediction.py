@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+from slm.scaling.clusters import Ensemble, Kind, standard_errors
 from slm.scaling.fitting import Fit, single_block
 from slm.scaling.forms import Curvature, Floats, gram
 from slm.scaling.laws import Law
-from slm.scaling.resample import Ensemble, Kind
-from slm.scaling.robust import standard_errors
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Curve, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms
@@ -103,7 +102,7 @@ def band(
     """Interval of `curve`, by default log L, at log variables [M, V]. `Band.for_run` has that of a run's result.
 
     Least squares: Student's t for linear laws, which is exact, and profile likelihood for others. Both are widened by
-    the cluster-robust standard error (`slm.scaling.robust`) if rows share runs or shapes. Huber's loss: t intervals
+    the cluster-robust standard error (`slm.scaling.clusters`) if rows share runs or shapes. Huber's loss: t intervals
     from the spread of the cluster bootstrap; without `ensemble` (see `band_kind`) that is a `ValueError`.
     """
     x, curve = log_x - fit.sample.refs, curve or fit.law

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from slm.scaling.clusters import standard_errors
 from slm.scaling.fitting import Fit, minimise_held
 from slm.scaling.forms import Floats
-from slm.scaling.robust import standard_errors
 from slm.scaling.starts import coordinate_bounds, grid_starts
 
 DISTANCES = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
@@ -56,9 +56,10 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, straight: bool = False)
     if np.isnan(df):
         return None
     estimate = float(vector @ fit.theta)
-    limits = _limits(fit, vector, name)
-    step = _step(fit, vector, limits) / min(usual / robust, 1.0)
-    grid = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, DISTANCES], *limits))
+    low, high = _limits(fit, vector, name)
+    variance = float(vector @ np.nan_to_num(fit.covariance, nan=0.0) @ vector)
+    step = min(np.sqrt(variance) if variance > 0 else 0.25, (high - low) / 20) / min(usual / robust, 1.0)
+    grid = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, DISTANCES], low, high))
 
     def roots(values: Floats) -> Floats:
         return usual / robust * _roots(fit, vector, estimate, values, straight=straight or fit.law.is_linear)
@@ -73,8 +74,8 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, straight: bool = False)
         values, root = np.append(values, added), np.append(root, roots(added))
     order = np.argsort(values)
     values, root = values[order], root[order]
-    low, high = _crossing(values, root, -critical), _crossing(values, root, critical)
-    return Profile(name, estimate, values, root, df, low, high)
+    ends = _crossing(values, root, -critical), _crossing(values, root, critical)
+    return Profile(name, estimate, values, root, df, *ends)
 
 
 def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:
@@ -84,14 +85,6 @@ def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:
     rest = float(vector @ fit.theta - fit.theta[index])
     margin = 100 if rest else 0
     return low + min(rest, 0) - margin, high + max(rest, 0) + margin
-
-
-def _step(fit: Fit, vector: Floats, limits: tuple[float, float]) -> float:
-    """One standard error, or 0.25 where there is none; at most a twentieth of the range of `limits`."""
-    with np.errstate(invalid="ignore"):
-        error = np.sqrt(vector @ np.nan_to_num(fit.covariance, nan=0.0) @ vector)
-    largest = float(limits[1] - limits[0]) / 20
-    return min(float(error), largest) if error > 0 else min(largest, 0.25)
 
 
 def _roots(fit: Fit, vector: Floats, estimate: float, values: Floats, *, straight: bool) -> Floats:

@@ -109,25 +109,19 @@ class Formula(Law):
         return [_scale(self.expression, symbol, values, self.variables) for symbol in self._symbols]
 
     @cached_property
-    def _log_slopes(self) -> Floats:
-        values, slopes = self._values(self._scales), np.zeros((self.coefficients, len(self.parameters)))
+    def _map(self) -> Floats:
+        """The matrix [P, P] from coordinates to logs of coefficients and to the other coordinates, unchanged."""
+        values, matrix = self._values(self._scales), np.eye(len(self.parameters))
         for k, coefficient in enumerate(self._symbols[: self.coefficients]):
             log_term = sp.log(sp.diff(self.expression, coefficient))
             for j, symbol in enumerate(self._symbols):
                 if symbol.name in self.exponents:
                     slope = sp.diff(log_term, symbol).subs(values).evalf()
-                    slopes[k, j] = -float(slope) if slope.is_real and slope.is_finite else 0.0
-        return slopes[:, self.coefficients :]
+                    matrix[k, j] = -float(slope) if slope.is_real and slope.is_finite else 0.0
+        return matrix
 
     def log_slopes(self, refs: Floats) -> Floats:
-        return self._log_slopes
-
-    @cached_property
-    def _map(self) -> Floats:
-        """The matrix [P, P] from coordinates to logs of coefficients and to the other coordinates, unchanged."""
-        matrix = np.eye(len(self.parameters))
-        matrix[: self.coefficients, self.coefficients :] = self._log_slopes
-        return matrix
+        return self._map[: self.coefficients, self.coefficients :]
 
     def _arguments(self, theta: Floats, x_IV: Floats) -> list[Floats]:
         return [*(theta @ self._map.T).T[:, :, None], *x_IV.T[:, None, :]]

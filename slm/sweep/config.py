@@ -93,7 +93,7 @@ def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Coll
     """
     # Imported here, since importing scipy takes a second, for which --help need not wait.
     from slm.runtime.words import shortlist
-    from slm.scaling.tables.computed import source_columns
+    from slm.scaling.tables.values import source_columns
 
     def check(given: str, name: str) -> None:
         if name not in known and not name.startswith(tuple(prefixes)):

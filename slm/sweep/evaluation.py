@@ -97,7 +97,7 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     """
     # Imported here, since importing scipy takes a second, for which an error in the design need not wait.
     from slm.runtime.words import shortlist
-    from slm.scaling.tables.computed import source_columns
+    from slm.scaling.tables.values import source_columns
 
     named = [name for own in columns.values() for name in source_columns(own, table) if name in table]
     texts = {re.sub(f"({'|'.join(SCORES)})$", TEXT, own) for own in named} - {*named}

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from slm.scaling import Fit, Loss, Uncertainty, read_table, uncertainty
+from slm.scaling.clusters import cluster_error
 from slm.scaling.fitting import fit_sample
-from slm.scaling.robust import cluster_error
 from tests.scaling.samples import FLOOR, POWER, noisy, sample
 from tests.seeds import generator
 

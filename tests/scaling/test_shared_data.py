@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from slm.scaling import Fit, Loss, Table, fit, read_table, uncertainty
+from slm.scaling.clusters import bootstrap
 from slm.scaling.families import fit_joint, gather, likelihood_ratio
 from slm.scaling.forms import Floats
 from slm.scaling.isoflop import isoflop
-from slm.scaling.resample import bootstrap
 from tests.scaling.samples import SHARED, plain_law
 from tests.seeds import generator
 

@@ -14,8 +14,7 @@ import pandas as pd
 
 from slm.runtime.words import shortlist
 from slm.scaling.tables.columns import QUANTITIES, SIZES, TARGETS, Columns, first_complete, is_complete
-from slm.scaling.tables.computed import as_operand
-from slm.scaling.tables.values import format_value, is_blank, parse_number
+from slm.scaling.tables.values import as_operand, format_value, is_blank, parse_number
 
 # ln 100,000 = 11.5: a guess among the words of a large vocabulary. Fresh weights lie a little above a guess.
 HIGHEST_LOSS = 11.5

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slm.scaling.tables.computed import compute_column
-from slm.scaling.tables.values import format_value, has_statuses, is_blank, parse_booleans, parse_number
+from slm.scaling.tables.values import compute_column, format_value, has_statuses, is_blank, parse_booleans, parse_number
 
 SIZES = ("params_total", "params_non_embedding", "N")
 TARGETS = ("loss", "perplexity", "bits_per_byte")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from slm.scaling.clusters import _cluster_weights, _wild_factors, bootstrap, refit
 from slm.scaling.fitting import Fit, fit_sample
 from slm.scaling.laws import get_law
-from slm.scaling.resample import _cluster_weights, _wild_factors, bootstrap, refit
 from tests.scaling.samples import FLOOR, POWER, noisy, sample
 from tests.seeds import generator
 
@@ -103,7 +103,7 @@ def test_refits_in_chunks_are_refits_in_one_batch(monkeypatch: pytest.MonkeyPatc
     weights = rng.integers(1, 3, (7, 10)).astype(float)
     start = np.repeat(found.theta[None], 7, axis=0)
     whole = refit(found, log_y, weights, start)
-    monkeypatch.setattr("slm.scaling.resample.MAX_BATCH_NUMBERS", 60)
+    monkeypatch.setattr("slm.scaling.clusters.MAX_BATCH_NUMBERS", 60)
     for one, other in zip(whole, refit(found, log_y, weights, start), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-8)
 
