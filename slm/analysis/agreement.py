@@ -25,15 +25,15 @@ def values_of(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series | None:
 def by_family(frame: pd.DataFrame, values: pd.Series) -> dict[str, list[Any]]:
     """The different values of each family, sorted, as plain Python values; of many numbers, their range."""
 
-    def order(value: Any) -> tuple[bool, Any]:
+    def sort_key(value: Any) -> tuple[bool, Any]:
         return (False, value) if isinstance(value, (int, float)) else (True, str(value))
 
     lists = {}
     for family, rows in values.groupby(frame["family"], sort=False):
-        own = sorted(set(rows.tolist()), key=order)
-        if len(own) > MAX_VALUES and isinstance(own[-1], (int, float)):
-            own = [f"{len(own)} values from {own[0]:.6g} to {own[-1]:.6g}"]
-        lists[str(family)] = own
+        distinct = sorted(set(rows.tolist()), key=sort_key)
+        if len(distinct) > MAX_VALUES and isinstance(distinct[-1], (int, float)):
+            distinct = [f"{len(distinct)} values from {distinct[0]:.6g} to {distinct[-1]:.6g}"]
+        lists[str(family)] = distinct
     return lists
 
 

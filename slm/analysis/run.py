@@ -88,11 +88,11 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
 
 
 def _read(config: Mapping[str, Any]) -> Table:
-    how = {key: config[key] for key in ROW_KEYS}
+    options = {key: config[key] for key in ROW_KEYS}
     runs = Path(config["runs"])
     if runs.is_dir():
-        return table_from_frame(collect_runs(runs), name=config["name"] or runs.name, **how)
-    table = read_table(config["runs"], **how)
+        return table_from_frame(collect_runs(runs), name=config["name"] or runs.name, **options)
+    table = read_table(config["runs"], **options)
     return Table(table.frame, table.notes, config["name"]) if config["name"] else table
 
 
@@ -107,14 +107,14 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"output_dir={folder} holds files other than an analysis: choose another directory")
     try:
         earlier = {"best_of": None, **json.loads((folder / "settings.json").read_text(encoding="utf-8"))}
-        differ = [key for key in ("runs", *ROW_KEYS) if earlier[key] != config[key]]
+        differing = [key for key in ("runs", *ROW_KEYS) if earlier[key] != config[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"output_dir={folder} holds an analysis of unknown rows: choose another output_dir") from None
     source = earlier["runs"] or "the sweep that was trained in it"
-    if "runs" in differ and earlier["runs"] and Path(earlier["runs"]).resolve() == Path(config["runs"]).resolve():
-        differ.remove("runs")
-    if differ:
-        settings = "".join(f", {key}={earlier[key]}" for key in differ if key != "runs")
+    if "runs" in differing and earlier["runs"] and Path(earlier["runs"]).resolve() == Path(config["runs"]).resolve():
+        differing.remove("runs")
+    if differing:
+        settings = "".join(f", {key}={earlier[key]}" for key in differing if key != "runs")
         raise ValueError(f"output_dir={folder} holds the analysis of {source}{settings}: choose another output_dir")
 
 
@@ -129,9 +129,9 @@ def _remove_report(folder: Path) -> None:
 
 def _design(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a cell, with the number of its runs."""
-    about = [c for c in frame if frame.groupby("cell")[c].nunique(dropna=False).max() == 1 and c != "cluster"]
+    columns = [c for c in frame if frame.groupby("cell")[c].nunique(dropna=False).max() == 1 and c != "cluster"]
     cells = frame.groupby("cell")
-    return cells[about].first().assign(runs=cells.size()).drop(columns="cell", errors="ignore").reset_index()
+    return cells[columns].first().assign(runs=cells.size()).drop(columns="cell", errors="ignore").reset_index()
 
 
 def _report(folder: Path) -> None:

@@ -211,7 +211,8 @@ def test_a_reference_far_from_its_runs_is_left_out_with_both_ranges(one: Path, t
     text = markdown(reported(changed(one, tmp_path / "d", comparison=comparison)))
     assert "| Hoffmann 2022 |" not in text
     assert "| Besiroglu 2024 ‡ |" in text
-    assert "Left out, because the runs are far outside: Hoffmann 2022 (N from 70M to 16B): only has 50k to 5M." in text
+    left_out = "Left out, because the runs are far outside the fitted range: "
+    assert f"{left_out}Hoffmann 2022 (N from 70M to 16B): only has 50k to 5M." in text
 
 
 def test_what_could_not_be_computed_is_a_dash(each: Path, tmp_path: Path) -> None:

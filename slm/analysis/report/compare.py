@@ -178,7 +178,7 @@ def _ranking(analysis: Directory) -> list[str]:
     pairs = {
         "steeper": lambda pair: escape_markdown(pair["steeper"]),
         "flatter": lambda pair: escape_markdown(pair["flatter"]),
-        "also in": lambda pair: f"{pair['same']} of {pair['of']}",
+        "same order in": lambda pair: f"{pair['same']} of {pair['of']}",
     }
     orders = {
         "law": lambda row: f"`{row['law']}`",
@@ -231,11 +231,11 @@ def differences_figure(analysis: Directory) -> Figure | None:
     title = f"Differences of exponents: {significant or 'none'} of {len(rows)} differ from zero after Holm's adjustment"
     height = 0.8 + 0.3 * max(map(len, groups.values()))
     margins = Margins(left=left, right=1.2)
-    drawn, axes = panels(len(groups), title, columns=1, width=4.8 + left, height=height, margins=margins)
+    figure, axes = panels(len(groups), title, columns=1, width=4.8 + left, height=height, margins=margins)
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
         _differences(axis, group, level)
         axis.set_xlabel(f"difference in {name}")
-    return drawn
+    return figure
 
 
 def _differences(axis: Axes, rows: list[Entry], level: float) -> None:

@@ -12,7 +12,7 @@ from slm.scaling.describe import Entry, family_name
 MAX_RATIO_OF_LAWS = 2.0
 """Laws whose answers differ by a larger factor are reported as contradicting each other."""
 NOT_SIZES = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
-"""What fronts are drawn against besides N."""
+"""What fronts are figure against besides N."""
 PRICES: Columns = {
     "device hours": lambda row: sig(row.get("device_hours"), 3),
     "price": lambda row: sig(row.get("price"), 3),
@@ -30,7 +30,7 @@ def compute_section(analysis: Directory) -> Section | None:
     if fronts:
         caption = "Large marks: the front. Neighbours within the scatter between seeds do not differ."
         section.add(
-            "**Pareto fronts.** A run is on a front if no other run beats it in both.",
+            "**Pareto fronts.** A run is on a front if no other run is better in both quantities.",
             analysis.figure("pareto", caption),
             folded("Runs on the fronts", "\n\n".join(_front_table(analysis, front) for front in fronts)),
         )
@@ -65,7 +65,7 @@ def _allocation(rows: list[Entry]) -> list[str]:
     return [
         "**Compute-optimal allocation** by the identified laws in N and D, at the largest budget of each family and "
         f"beyond, with C = {listed(list(factors.values()))} N D as the table counts FLOPs ({listed(list(factors))}). "
-        "These are point estimates. A factor says how many times the family's largest run that is: there the law is "
+        "These are point estimates. A factor in parentheses is relative to the family's largest run: there the law is "
         "extrapolated.",
         table_by_column(optima, columns),
         *contradictions,
@@ -79,13 +79,12 @@ def _least_compute(rows: list[Entry]) -> list[str]:
     sentences = [
         f"**Least compute for a loss of {sig(rows[0]['loss'])}**, as point estimates of the laws that are identified."
     ]
-    for family, row in {family_name(row): row for row in rows if row["reached_with"] is None}.items():
-        lowest = sig(row["lowest_loss"])
-        sentences.append(f"No run of {family} has reached it; the lowest is {lowest}. The numbers below extrapolate.")
-    for family, row in {family_name(row): row for row in rows if is_number(row["laws_apart"])}.items():
-        if row["laws_apart"] > MAX_RATIO_OF_LAWS:
-            ratio = sig(row["laws_apart"], 3)
-            sentences.append(f"The laws contradict each other for {family}: their answers differ {ratio}-fold.")
+    for family, row in {family_name(row): row for row in rows}.items():
+        if row["reached_with"] is None:
+            lowest = sig(row["lowest_loss"])
+            sentences.append(f"No run of {family} has reached it; the lowest is {lowest}: these laws extrapolate.")
+        if is_number(ratio := row["laws_apart"]) and ratio > MAX_RATIO_OF_LAWS:
+            sentences.append(f"The laws contradict each other for {family}: their answers differ {sig(ratio, 3)}-fold.")
     columns: Columns = {
         "family": family_name,
         "law": lambda row: f"`{row['law']}`",
@@ -131,13 +130,13 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     verb = "has" if len(names) == 1 else "have"
     families = "every family has runs" if has_all else f"only {listed(names)} {verb} runs"
     title = f"{families} on them" if len(analysis.families) > 1 else "what no other run beats in both"
-    drawn, axes = panels(
+    figure, axes = panels(
         len(fronts), f"Pareto fronts: {title}", columns=3, width=3.15, height=2.7, families=analysis.families
     )
     for axis, front in zip(axes, fronts, strict=True):
         _draw_front(axis, analysis, front, analysis.primary["target"])
     axes[0].set_ylabel(analysis.target_label)
-    return drawn
+    return figure
 
 
 def _draw_front(axis: Axes, analysis: Directory, front: Entry, target: str) -> None:

@@ -27,11 +27,10 @@ def curves_section(analysis: Directory) -> Section:
             "of one more run. Dotted: the floor, where it is identified. Grey dashes: published laws with the same "
             "target and the same N.",
         ),
-        analysis.figure("residuals", "A pattern here that families share is something the law leaves out."),
+        analysis.figure("residuals", "A pattern that families share is an effect that the law leaves out."),
         analysis.figure(
             "profiles",
-            "How much worse the best fit gets when the exponent is held elsewhere: the interval is where |t| stays "
-            "under the dotted line.",
+            "|t| of the exponent at each value, all else refitted: the interval is where |t| is below the dotted line.",
         ),
     )
 
@@ -46,31 +45,31 @@ def curves_figure(analysis: Directory) -> Figure | None:
     ]
     if not entries:
         return None
-    several = len(entries) > 1
-    same_held = len({_held(entry) for entry in entries}) == 1
-    together = several and same_held  # one panel holds all families only if their curves are at the same D
-    width, height = (3.15, 2.7) if several else (6.8, 4.2)
-    title = _title(analysis, entries, same_held)
-    drawn, axes = panels(
-        len(entries) + together, title, columns=3, width=width, height=height, families=analysis.families
+    has_several = len(entries) > 1
+    has_same_held = len({_held(entry) for entry in entries}) == 1
+    has_shared_panel = has_several and has_same_held  # all families share a panel only if their curves are at one D
+    width, height = (3.15, 2.7) if has_several else (6.8, 4.2)
+    title = _title(analysis, entries, has_same_held)
+    figure, axes = panels(
+        len(entries) + has_shared_panel, title, columns=3, width=width, height=height, families=analysis.families
     )
-    for axis, entry in zip(axes[together:], entries, strict=True):
+    for axis, entry in zip(axes[has_shared_panel:], entries, strict=True):
         _bands(axis, analysis, entry)
         _line_and_points(axis, analysis, entry)
         _references(axis, analysis, entry)
         _floor(axis, analysis, entry)
-        if several:
-            name = short_name(entry["family"]) + ("" if together else f" at {_held(entry)}")
+        if has_several:
+            name = short_name(entry["family"]) + ("" if has_shared_panel else f" at {_held(entry)}")
             axis.set_title(name, color=analysis.colour(entry["family"]), fontweight="bold")
-    if together:
+    if has_shared_panel:
         axes[0].set_title("all families")
         for entry in entries:
             _line_and_points(axes[0], analysis, entry)
     _same_axes(axes, analysis, entries)
-    return drawn
+    return figure
 
 
-def _title(analysis: Directory, entries: list[Entry], same_held: bool) -> str:
+def _title(analysis: Directory, entries: list[Entry], has_same_held: bool) -> str:
     target, first = analysis.target_name.capitalize(), entries[0]
     variable, held = first["curve"]["variable"], _held(first)
     if len(entries) > 1:
@@ -83,7 +82,7 @@ def _title(analysis: Directory, entries: list[Entry], same_held: bool) -> str:
         outcome = fitted if is_identified(first, name) else " not identified"
         title = f"{target} of {short_name(first['family'])} against {variable}: {name}{outcome}"
     title += f", under {_equation(analysis)}"
-    at = held if same_held else "values that differ by family, so compare slopes only"
+    at = held if has_same_held else "values that differ by family, so compare slopes only"
     return title + (f" (points moved along the law to {at})" if held else "")
 
 
@@ -205,11 +204,11 @@ def residuals_figure(analysis: Directory) -> Figure | None:
     }
     x = {variable: values for variable, values in x.items() if values.max() > values.min() * 1.001}
     largest = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
-    single = len(entries) == 1
-    size = percent(largest["rmse_log"])
-    spread = size if single else f"at most {size}, largest for {short_name(largest['family'])}"
+    is_single, spread = len(entries) == 1, percent(largest["rmse_log"])
+    if not is_single:
+        spread = f"at most {spread}, largest for {short_name(largest['family'])}"
     title = f"Residuals of {_equation(analysis)}: root mean square {spread}"
-    drawn, axes = panels(len(x), title, columns=2, width=6.2 if len(x) == 1 else 4.7, families=analysis.families)
+    figure, axes = panels(len(x), title, columns=2, width=6.2 if len(x) == 1 else 4.7, families=analysis.families)
     sigmas = [entry["sigma_log"] for entry in entries if is_number(entry["sigma_log"])]
     for axis, (variable, values) in zip(axes, x.items(), strict=True):
         if sigmas:
@@ -223,9 +222,9 @@ def residuals_figure(analysis: Directory) -> Figure | None:
         axis.set_xlabel(analysis.axis_name(variable))
     axes[0].set_ylabel("measured above law (%)")
     if sigmas:
-        text = "grey: ±2 sigma" + ("" if single else " (the largest)")
+        text = "grey: ±2 sigma" + ("" if is_single else " (the largest)")
         axes[-1].text(1, 1.01, text, ha="right", fontsize=7.5, color="#666666", transform=axes[-1].transAxes)
-    return drawn
+    return figure
 
 
 def profiles_figure(analysis: Directory) -> Figure | None:
@@ -240,17 +239,19 @@ def profiles_figure(analysis: Directory) -> Figure | None:
     ]
     if not profiles:
         return None
-    number = plural(len({entry["family"] for entry, _ in profiles}), "family", "families")
-    lost = sum(not is_identified(entry, name) for entry, name in profiles)
-    outcome = f"{lost} of {len(profiles)} do not identify theirs" if lost else "every one is bounded on both sides"
+    families = plural(len({entry["family"] for entry, _ in profiles}), "family", "families")
+    num_unidentified = sum(not is_identified(entry, name) for entry, name in profiles)
+    outcome = "every interval is bounded"
+    if num_unidentified:
+        outcome = f"{num_unidentified} of {len(profiles)} are not identified"
     columns = min(4, len(profiles))
-    title, margins = f"Profile likelihoods of exponents, {number}: {outcome}", Margins(left=0.5, right=0.15, top=0.45)
-    drawn, axes = panels(len(profiles), title, columns=columns, width=2.35, height=2.4, margins=margins)
+    title, margins = f"Profile likelihoods of exponents, {families}: {outcome}", Margins(left=0.5, right=0.15, top=0.45)
+    figure, axes = panels(len(profiles), title, columns=columns, width=2.35, height=2.4, margins=margins)
     for axis, (entry, name) in zip(axes, profiles, strict=True):
         _profile(axis, analysis, entry, name)
     for axis in axes[::columns]:
         axis.set_ylabel("|t|")
-    return drawn
+    return figure
 
 
 def _profile(axis: Axes, analysis: Directory, entry: Entry, name: str) -> None:

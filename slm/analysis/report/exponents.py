@@ -102,14 +102,15 @@ def _other_fits(heading: str, entries: Sequence[Entry], visible: int = VISIBLE_R
 
 
 def _perplexity(analysis: Directory) -> list[str]:
-    entries, law = analysis.entries(target="perplexity"), analysis.primary["law"]
+    law = analysis.primary["law"]
+    others = [entry for entry in analysis.entries(target="perplexity") if entry["law"] != law]
     warning = (
         "**Perplexity**: these are exponents of perplexity, the exponential of loss. They are not comparable with the "
         f"exponents of {analysis.target_name} above, nor with published exponents of loss; the "
         "references below are converted over the same N range."
     )
-    own, others = ([entry for entry in entries if (entry["law"] == law) == is_own] for is_own in (True, False))
-    return [warning, fit_table(own), _other_fits("Exponents of perplexity by other laws", others)]
+    verdict_fits = analysis.entries(law=law, target="perplexity")
+    return [warning, fit_table(verdict_fits), _other_fits("Exponents of perplexity by other laws", others)]
 
 
 def _without_smallest(entries: Sequence[Entry]) -> str:
@@ -132,7 +133,7 @@ def references_section(analysis: Directory) -> Section | None:
         "straight line through them: that is the exponent that `power` would find if these models followed it. "
         "Compare only slopes; the level depends on the text and the tokenizer."
     )
-    used = [row for row in rows if not row["left_out"]]
+    used, left_out = ([row for row in rows if row["left_out"] == is_left_out] for is_left_out in (False, True))
     columns = {
         "reference": lambda row: escape_markdown(row["reference"]) + (" ‡" if row["outside_range"] else ""),
         "family": family_name,
@@ -154,7 +155,7 @@ def references_section(analysis: Directory) -> Section | None:
     sources = dict.fromkeys(f"{row['reference']}: {row['source']}" for row in rows)
     return section.add(
         _outside(outside, "‡ Read outside the range it was fitted to"),
-        _outside([row for row in rows if row["left_out"]], "Left out, because the runs are far outside"),
+        _outside(left_out, "Left out, because the runs are far outside the fitted range"),
         f"Sources: {escape_markdown('; '.join(sources))}.",
     )
 
@@ -192,21 +193,21 @@ def exponents_figure(analysis: Directory) -> Figure | None:
     if not panels:
         return None
     rows = [row for panel in panels for row in panel.rows]
-    lost = sum(not is_identified(entry, name) for entry, name in rows)
-    title = "Exponents by law and variable" + (f": {lost} of {len(rows)} are not identified" if lost else "")
-    around = Margins(left=0.95 if len(analysis.families) > 1 else 1.45, right=1.4, bottom=0.4, top=0.35)
+    num_unidentified = sum(not is_identified(entry, name) for entry, name in rows)
+    unidentified = f": {num_unidentified} of {len(rows)} are not identified" if num_unidentified else ""
+    title = f"Exponents by law and variable{unidentified}. Compare within a law and a panel only"
+    margins = Margins(left=0.95 if len(analysis.families) > 1 else 1.45, right=1.4, bottom=0.4, top=0.35)
     width, heights = 6.0, [0.0] * min(2, len(panels))
-    places = []
+    corners = []
     for panel in panels:
         column = heights.index(min(heights))
-        places.append((column * width + around.left, heights[column] + around.top))
-        heights[column] += around.top + around.bottom + panel.height
-    title = f"{title}. Compare within a law and a panel only"
-    drawn, head = blank_figure(title, width * len(heights), max(heights), analysis.families)
-    for panel, (left, top) in zip(panels, places, strict=True):
-        across = width - around.left - around.right
-        _forest(axes_at(drawn, left, head + top, across, panel.height), analysis, panel)
-    return drawn
+        corners.append((column * width + margins.left, heights[column] + margins.top))
+        heights[column] += margins.top + margins.bottom + panel.height
+    figure, head = blank_figure(title, width * len(heights), max(heights), analysis.families)
+    inner_width = width - margins.left - margins.right
+    for panel, (left, top) in zip(panels, corners, strict=True):
+        _forest(axes_at(figure, left, head + top, inner_width, panel.height), analysis, panel)
+    return figure
 
 
 def _panels(analysis: Directory) -> list[Panel]:

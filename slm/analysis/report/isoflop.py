@@ -7,7 +7,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import folded_if_long, table, table_by_column
 from slm.report.style import INK, Axes, Figure, log_axis, panels, short_name
-from slm.runtime.words import NOTHING, count, escape_markdown, interval, is_number, listed, sig, with_interval
+from slm.runtime.words import NOTHING, count, is_number, listed, sig, with_interval
 from slm.scaling.describe import Entry, family_name
 
 PROFILES = (
@@ -32,7 +32,7 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
     """Exponents of the best N and D in compute, and the best N of each budget."""
     rows = analysis.comparison["isoflop"]
     exponents = [row for row in rows if is_number(row["exponent"])]
-    given = any(row["given_optima"] for row in rows)
+    are_given = any(row["given_optima"] for row in rows)
     ignored = list(dict.fromkeys(name for row in rows for name in row["ignored"]))
     columns = {
         "family": family_name,
@@ -43,31 +43,31 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
         "bias": lambda row: sig(row["bias"], 2),
         "a by `chinchilla`": lambda row: sig(row["parametric"], 3),
     }
-    blocks = [GIVEN if given else PROFILES, table_by_column(exponents, columns)] if exponents else []
+    blocks = [GIVEN if are_given else PROFILES, table_by_column(exponents, columns)] if exponents else []
     blocks += [
-        _without_exponent([row for row in rows if row["reason"]], given),
+        _without_exponent([row for row in rows if row["reason"]], are_given),
         f"The values of the column {listed(ignored)} are not FLOPs, so they make no budgets." if ignored else "",
     ]
-    if given:
+    if are_given:
         return [*blocks, analysis.figure("isoflop", "The given optima and the power laws through them.")]
     budgets = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
     if budgets:
         header = ("family", "C (FLOPs)", "best N by approach 2", "best D", "best N by `chinchilla`", "ratio", "remarks")
-        summary = "Best N of each budget, by approach 2 and by `chinchilla`"
+        heading = "Best N of each budget, by approach 2 and by `chinchilla`"
         blocks += [
             _disagreement(rows),
-            folded_if_long(summary, table(header, budgets), len(budgets)),
+            folded_if_long(heading, table(header, budgets), len(budgets)),
             analysis.figure("isoflop", CAPTION),
         ]
     return blocks
 
 
-def _without_exponent(rows: list[Entry], given: bool) -> str:
-    """One sentence a reason."""
+def _without_exponent(rows: list[Entry], are_given: bool) -> str:
+    """One sentence for each reason why families have no exponent."""
     families: dict[str, list[str]] = {}
     for row in rows:
         families.setdefault(row["reason"], []).append(family_name(row))
-    what = "exponents through the given optima" if given else "isoFLOP exponents (approach 2)"
+    what = "exponents through the given optima" if are_given else "isoFLOP exponents (approach 2)"
     return "\n\n".join(f"No {what} for {listed(names)}: {reason}." for reason, names in families.items())
 
 
@@ -83,17 +83,13 @@ def _budget_row(row: Entry, budget: Entry) -> list[str]:
 
 def _disagreement(rows: list[Entry]) -> str:
     """Where the optimum of the parametric law lies outside the interval of the lowest point."""
-    is_outside: list[tuple[str, bool]] = []
-    for row in rows:
-        for budget in row["budgets"]:
-            best, low, high = (budget.get(name) for name in ("parametric_params", "low", "high"))
-            if budget["reason"] is None and all(map(is_number, (best, low, high))):
-                is_outside.append((row["family"], not low <= best <= high))
-    outside = [escape_markdown(family) for family, outside in is_outside if outside]
+    budgets = [(family_name(row), b) for row in rows for b in row["budgets"] if b["reason"] is None]
+    budgets = [(f, b) for f, b in budgets if all(is_number(b.get(k)) for k in ("parametric_params", "low", "high"))]
+    outside = [family for family, b in budgets if not b["low"] <= b["parametric_params"] <= b["high"]]
     if not outside:
         return ""
     return (
-        f"**Approach 2 and the `chinchilla` fit disagree** at {len(outside)} of {len(is_outside)} budgets: the law's "
+        f"**Approach 2 and the `chinchilla` fit disagree** at {len(outside)} of {len(budgets)} budgets: the law's "
         f"best N lies outside the interval of the lowest point ({listed(list(dict.fromkeys(outside)))}). Either may be "
         "wrong: the parabola is biased, and the law may not hold."
     )
@@ -104,16 +100,14 @@ def isoflop_figure(analysis: Directory) -> Figure | None:
     rows = [row for row in analysis.comparison["isoflop"] if is_number(row["exponent"])]
     if not rows:
         return None
-    exponents = "; ".join(
-        f"{short_name(row['family'])} {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)}"
-        for row in rows
-    )
-    given = rows[0]["given_optima"]
-    title = f"{'Given optima' if given else 'IsoFLOP profiles'}: best N grows as C^a, a = {exponents}"
-    drawn, axes = panels(len(rows), title, columns=2, width=4.7, height=3.2)
+    exponents = [with_interval(row["exponent"], [row["low"], row["high"]], 3) for row in rows]
+    named = "; ".join(f"{short_name(row['family'])} {a}" for row, a in zip(rows, exponents, strict=True))
+    are_given = rows[0]["given_optima"]
+    title = f"{'Given optima' if are_given else 'IsoFLOP profiles'}: best N grows as C^a, a = {named}"
+    figure, axes = panels(len(rows), title, columns=2, width=4.7, height=3.2)
     for axis, row in zip(axes, rows, strict=True):
-        (_optima if given else _profiles)(axis, analysis, row)
-    return drawn
+        (_optima if are_given else _profiles)(axis, analysis, row)
+    return figure
 
 
 def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
@@ -137,7 +131,7 @@ def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
     log_axis(axis.yaxis, y.min() / 1.02, y.max() * 1.02)
     axis.set_xlabel(analysis.axis_name("N"))
     axis.set_ylabel(analysis.target_label)
-    bias = f"; approach 2's own bias here {row['bias']:+.3f}" if is_number(row["bias"]) else "; its bias is unknown"
+    bias = f"; bias of approach 2 here {row['bias']:+.3f}" if is_number(row["bias"]) else "; its bias is unknown"
     axis.set_title(f"{short_name(row['family'])}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)
 
 

@@ -36,7 +36,7 @@ def overlay_figure(analysis: Directory) -> Figure | None:
         return None
     models, margins = plural(len(overlay["points"]), "model"), Margins(left=0.75, right=0.25, top=0.15)
     title = f"{models} from elsewhere beside the laws of these runs: not a controlled comparison"
-    drawn, (axis,) = panels(1, title, columns=1, width=7.6, height=4.4, margins=margins, families=analysis.families)
+    figure, (axis,) = panels(1, title, columns=1, width=7.6, height=4.4, margins=margins, families=analysis.families)
     for family in families:
         _law(axis, analysis, family)
     sizes, values = ([point[key] for point in overlay["points"]] for key in ("N", "value"))
@@ -51,7 +51,7 @@ def overlay_figure(analysis: Directory) -> Figure | None:
     log_axis(axis.yaxis, y.min() / 1.06, y.max() * 1.06)
     axis.set_xlabel(axis_name("N", overlay["size"]))
     axis.set_ylabel(TARGET_UNITS[overlay["target"]])
-    return drawn
+    return figure
 
 
 def _law(axis: Axes, analysis: Directory, family: Entry) -> None:
@@ -72,13 +72,13 @@ def overlay_section(analysis: Directory) -> Section | None:
     if not overlay:
         return None
     held = next((family["held"] for family in overlay["families"] if family.get("held")), None)
-    at = f" Curves are drawn at D = {amount('D', held)}." if held else ""
+    at = f" Curves are figure at D = {amount('D', held)}." if held else ""
     return Section("Models from elsewhere").add(
         f"`{escape_markdown(overlay['source'])}`, compared by {TARGET_NAMES[overlay['target']]} (column "
         f"`{escape_markdown(overlay['column'])}`). Each law is `{overlay['law']}`, where N counts "
         f"{size_words(overlay['size'])}; it predicts what one more run of these families would reach at that size, "
         f"with the {overlay['level']:.0%} interval of one run.",
-        "**This is no controlled comparison.** What differs:",
+        "**This is not a controlled comparison.** What differs:",
         bullets(map(escape_markdown, overlay["caveats"])),
         analysis.figure(
             "overlay",

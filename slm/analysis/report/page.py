@@ -35,7 +35,7 @@ METHODS = {
     "are.",
     "Intervals of other laws": "profile likelihood (Bates & Watts 1988): the values that a t test does not reject "
     "when all else is refitted. Nearly exact for small curvature; an end that the data leave unbounded is open.",
-    "Cluster bootstrap": "whole runs are drawn, so checkpoints of one run stay together; used for Huber's loss and "
+    "Cluster bootstrap": "whole runs are figure, so checkpoints of one run stay together; used for Huber's loss and "
     "if rows share a run, otherwise as a cross-check. Too narrow with few runs.",
     "Wild bootstrap": "residuals with random signs and weights (Webb's six points), as a cross-check on the same "
     "design.",
@@ -55,7 +55,7 @@ METHODS = {
     "Choice of law": "AICc and BIC of least-squares fits by run (Burnham & Anderson 2002), beside the error of "
     "predicting the largest size, which AICc does not measure.",
     "IsoFLOP profiles": "approach 2 of Hoffmann et al. 2022. A budget is declared, or it is a group of runs whose "
-    "FLOPs agree and that clear gaps part from all others; the parabola goes through the sizes within a factor of 5 of "
+    "FLOPs agree, separated from all others by clear gaps; the parabola goes through the sizes within a factor of 5 of "
     "the lowest (wide grids bias it: Czech et al. 2026), and budgets whose lowest point lies outside their runs are "
     "dropped. Exponents have t intervals over budgets.",
     "Allocation": "equation 4 of Hoffmann et al. 2022 for `chinchilla`, a numeric minimum for other laws in N and D.",

@@ -107,7 +107,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
     if len(pairs) > MAX_PANELS:
         title += f"; the {MAX_PANELS} with the smallest p"
         pairs = sorted(pairs, key=lambda pair: pair["p"])[:MAX_PANELS]
-    drawn, axes = panels(len(pairs), title, columns=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
+    figure, axes = panels(len(pairs), title, columns=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
     for axis, pair in zip(axes, pairs, strict=True):
         colour = PALETTE[1] if pair["p_adjusted"] < level else PALETTE[0]
         band, sizes = pair["band"], pair["sizes"]
@@ -121,7 +121,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
         axis.set_title(f"{names}, p {p_value(pair['p_adjusted'], equals=True)}", fontsize=8.5)
         axis.set_xlabel(analysis.axis_name("N"))
     axes[0].set_ylabel(f"{target} above the other's (%)")
-    return drawn
+    return figure
 
 
 def power_section(analysis: Directory) -> Section | None:

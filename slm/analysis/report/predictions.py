@@ -144,11 +144,11 @@ def _given(rows: Sequence[Entry]) -> str:
 def doubling_section(analysis: Directory) -> Section | None:
     """What doubling N gains."""
     by_family = {family_name(entry): _doublings(entry) for entry in analysis.verdict_fits}
-    every = [row for rows in by_family.values() for row in rows]
-    if not every:
+    all_rows = [row for rows in by_family.values() for row in rows]
+    if not all_rows:
         return None
     ends = [row for rows in by_family.values() for row in (rows if len(rows) < 2 else (rows[0], rows[-1]))]
-    without = [name for name, rows in by_family.items() if not rows]
+    names_without = [name for name, rows in by_family.items() if not rows]
     target = analysis.target_name
     header = ("family", "from N", f"{target} gained by doubling N", "measured between sizes", "twice N is")
     return Section("Gain of doubling").add(
@@ -156,8 +156,8 @@ def doubling_section(analysis: Directory) -> Section | None:
         "size by the same rule everywhere, so no size is a knee or a sweet spot; where to stop depends on what a "
         "parameter costs.",
         table(header, ends),
-        folded("From every size", table(header, every)) if len(every) > len(ends) else "",
-        f"None is given for {listed(without)}, where the fit has no band." if without else "",
+        folded("From every size", table(header, all_rows)) if len(all_rows) > len(ends) else "",
+        f"No gain is given for {listed(names_without)}, whose fit has no band." if names_without else "",
         analysis.figure(
             "doubling",
             "Gain of doubling N from each size that was run, with its band. Hollow: twice the size lies beyond the "
@@ -192,7 +192,7 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     fall = f"{target} falls by {sig(min(gains), 2)} to {sig(max(gains), 2)}, less at larger N"
     title = f"Gain of doubling N: {fall if min(gains) > 0 else f'fall of {target} along the law'}"
     margins = Margins(left=1.05, top=0.15)
-    drawn, (axis,) = panels(1, title, columns=1, width=6.4, height=3.6, margins=margins, families=analysis.families)
+    figure, (axis,) = panels(1, title, columns=1, width=6.4, height=3.6, margins=margins, families=analysis.families)
     ends, sizes = list(gains), []
     for entry in entries:
         colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
@@ -201,8 +201,8 @@ def doubling_figure(analysis: Directory) -> Figure | None:
         is_beyond = np.array(entry["doubling"]["beyond"], bool)
         axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         axis.plot(x, gain, color=colour, lw=1.6)
-        for fill, chosen in ((colour, ~is_beyond), ("white", is_beyond)):
-            axis.plot(x[chosen], gain[chosen], ls="", marker=marker, ms=5, mec=colour, mfc=fill, mew=1.2)
+        for fill, is_chosen in ((colour, ~is_beyond), ("white", is_beyond)):
+            axis.plot(x[is_chosen], gain[is_chosen], ls="", marker=marker, ms=5, mec=colour, mfc=fill, mew=1.2)
         axis.plot(x, measured, ls="", marker="x", ms=5, color=colour)
         ends += [end for end in (*low, *high, *measured) if np.isfinite(end)]
         sizes += [*x]
@@ -214,4 +214,4 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     axis.axhline(0, color=INK, lw=0.8)
     axis.set_xlabel(analysis.axis_name("N"))
     axis.set_ylabel(f"{target} at N less {target} at 2N")
-    return drawn
+    return figure

@@ -24,12 +24,12 @@ def rates_figure(analysis: Directory) -> Figure | None:
     families = list(dict.fromkeys(tuning["family"]))
     several, shapes = len(families) > 1, len(tuning.drop_duplicates(["width", "depth"]))
     title = f"Loss against learning rate, {len(tuning)} shapes: crosses are fitted optima"
-    drawn, axes = panels(len(families), title, columns=3, width=3.7 if several else 6.0)
+    figure, axes = panels(len(families), title, columns=3, width=3.7 if several else 6.0)
     for axis, family in zip(axes, families, strict=True):
         _panel(axis, runs[runs["family"] == family], tuning[tuning["family"] == family])
         axis.set_title(short_name(family) + ("" if several else f", {shapes} shapes"))
     axes[0].set_ylabel("loss (nats/token)")
-    return drawn
+    return figure
 
 
 def _panel(axis: Axes, runs: pd.DataFrame, optima: pd.DataFrame) -> None:

@@ -39,7 +39,7 @@ def selection_section(analysis: Directory) -> Section:
         analysis.figure(
             "extrapolation",
             "Each of the largest sizes predicted from all smaller ones, by law and family: the error, and the "
-            "prediction interval less what was measured. An interval that leaves out zero missed (hollow).",
+            "prediction interval less the measured value. Hollow: the interval does not contain that value.",
         ),
     )
 
@@ -94,7 +94,7 @@ def extrapolation_figure(analysis: Directory) -> Figure | None:
     steps = [step for entry in entries for step in _next_sizes(entry)]
     interval = f"{analysis.level:.0%} interval"
     title = f"Next size predicted from all smaller ones: {_inside(steps)} results in the {interval}"
-    drawn, axes = panels(
+    figure, axes = panels(
         len(laws), title, columns=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=analysis.families
     )
     for axis, law in zip(axes, laws, strict=True):
@@ -102,7 +102,7 @@ def extrapolation_figure(analysis: Directory) -> Figure | None:
         axis.set_title(law)
     for axis in axes[::3]:
         axis.set_ylabel("predicted above measured (%)")
-    return drawn
+    return figure
 
 
 def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) -> None:
