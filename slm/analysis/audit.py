@@ -92,9 +92,9 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
     """
     findings = Findings(frame)
     _check_tokens(frame, findings)
-    _check_one_value(frame, findings, "data", DATA, "Runs were not trained on the same data")
+    _check_one_value(findings, "data", DATA, "Runs were not trained on the same data")
     _check_tokenizer(frame, findings)
-    _check_one_value(frame, findings, "evaluation set", EVALUATION, "Runs were not evaluated on the same text")
+    _check_one_value(findings, "evaluation set", EVALUATION, "Runs were not evaluated on the same text")
     _check_settings(frame, findings)
     _check_learning_rate(frame, findings)
     _check_rates_tried(frame, findings)
@@ -119,10 +119,8 @@ def _check_tokens(frame: pd.DataFrame, findings: Findings) -> None:
     tokens = frame["tokens"]
     rules = [("the same token budgets", tokens, 0.005)]
     rules += [(f"the same tokens per parameter ({size})", tokens / frame[size], 0.02) for size in sizes_of(frame)]
-    budgets = {"budget": "", "isoflop": "compute ", "flops": "compute "}
-    rules += [
-        (f"the same {kind}budgets ({name})", frame[name], 0.05) for name, kind in budgets.items() if name in frame
-    ]
+    kinds = {"budget": "", "isoflop": "compute ", "flops": "compute "}
+    rules += [(f"the same {kind}budgets ({name})", frame[name], 0.05) for name, kind in kinds.items() if name in frame]
     for rule, values, tolerance in rules:
         if has_same_levels(frame, levels(values, tolerance)):
             return findings.add_match("tokens", f"Families have {rule}, to {tolerance:.1%}.")
@@ -134,16 +132,13 @@ def _check_tokenizer(frame: pd.DataFrame, findings: Findings) -> None:
     if values_of(frame, TOKENIZER) is None and frame.get("vocab_size", pd.Series(dtype=float)).nunique() == 1:
         return findings.add_unknown("tokenizer")  # vocabularies of equal size may still differ
     remedy = "; loss per token does not compare across tokenizers, so compare bits_per_byte"
-    return _check_one_value(
-        frame, findings, "tokenizer", (*TOKENIZER, "vocab_size"), "Runs have different tokenizers", remedy
-    )
+    differ = "Runs have different tokenizers"
+    return _check_one_value(findings, "tokenizer", (*TOKENIZER, "vocab_size"), differ, remedy)
 
 
-def _check_one_value(
-    frame: pd.DataFrame, findings: Findings, what: str, columns: Sequence[str], differ: str, remedy: str = ""
-) -> None:
+def _check_one_value(findings: Findings, what: str, columns: Sequence[str], differ: str, remedy: str = "") -> None:
     """Note whether all runs, also of one family, have one value in the first of `columns` that is complete."""
-    values = values_of(frame, columns)
+    values = values_of(findings.frame, columns)
     if values is None:
         findings.add_unknown(what)
     elif values.nunique() == 1:

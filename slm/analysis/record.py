@@ -30,11 +30,8 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
     if not config["logger"]["wandb"]:
         return
     folder = analysis.path
-    tables = {
-        "exponents": exponents(analysis),
-        "comparisons": comparisons(analysis),
-        "runs": runs(folder, config["runs"]),
-    }
+    tables = {"exponents": exponents(analysis), "comparisons": comparisons(analysis)}
+    tables["runs"] = runs(folder, config["runs"])
     if analysis.overlay:
         tables["overlay"] = overlay_rows(analysis.overlay)
     # `wandb` and `runs` are folders of the tracker and of a sweep's runs.

@@ -118,9 +118,7 @@ def _models_explained(law: Entry) -> str:
     if levels is None:
         return words
     p = p_value(levels["p"], levels["replicates"], equals=True)
-    return (
-        f"{words} One law for all against a constant factor on size by family: LR {sig(levels['statistic'], 3)}, p {p}."
-    )
+    return f"{words} One law for all against a factor on size by family: LR {sig(levels['statistic'], 3)}, p {p}."
 
 
 def _efficiency(law: Entry, level: float) -> list[str]:
@@ -200,11 +198,12 @@ def _ranking(analysis: Directory) -> list[str]:
 
 
 def _survival(changes: dict[str, bool]) -> str:
-    names = {"law": "law", "target": "target", "size": "N", "loss": "what the fit minimises"}
-    kept, lost = (listed([names[key] for key, same in changes.items() if same == held]) for held in (True, False))
-    sentences = [f"It survives a change of {kept}." if kept else ""]
-    sentences += [f"It does **not** survive a change of {lost}." if lost else ""]
-    return " ".join(filter(None, sentences))
+    labels = {"law": "law", "target": "target", "size": "N", "loss": "what the fit minimises"}
+    kept, lost = (
+        listed([labels[key] for key, same in changes.items() if same == is_kept]) for is_kept in (True, False)
+    )
+    sentences = (f"It survives a change of {kept}.", f"It does **not** survive a change of {lost}.")
+    return " ".join(sentence for sentence, names in zip(sentences, (kept, lost), strict=True) if names)
 
 
 def _unused(rows: Sequence[Entry]) -> str:

@@ -76,9 +76,7 @@ def _least_compute(rows: list[Entry]) -> list[str]:
     """Sentences and a table on the least FLOPs to a loss, one row for each family and law."""
     if not rows:
         return []
-    sentences = [
-        f"**Least compute for a loss of {sig(rows[0]['loss'])}**, as point estimates of the laws that are identified."
-    ]
+    sentences = [f"**Least compute for a loss of {sig(rows[0]['loss'])}**: point estimates of the identified laws."]
     for family, row in {family_name(row): row for row in rows}.items():
         if row["reached_with"] is None:
             lowest = sig(row["lowest_loss"])
@@ -126,13 +124,9 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     if not fronts:
         return None
     names = list(dict.fromkeys(short_name(row["family"]) for front in fronts for row in front["front"]))
-    has_all = len(names) == len(analysis.families)
-    verb = "has" if len(names) == 1 else "have"
-    families = "every family has runs" if has_all else f"only {listed(names)} {verb} runs"
-    title = f"{families} on them" if len(analysis.families) > 1 else "what no other run beats in both"
-    figure, axes = panels(
-        len(fronts), f"Pareto fronts: {title}", columns=3, width=3.15, height=2.7, families=analysis.families
-    )
+    owner = "every family" if len(names) == len(analysis.families) > 1 else listed(names)
+    title = f"Pareto fronts: runs of {owner} that no other run beats in both quantities"
+    figure, axes = panels(len(fronts), title, columns=3, width=3.15, height=2.7, families=analysis.families)
     for axis, front in zip(axes, fronts, strict=True):
         _draw_front(axis, analysis, front, analysis.primary["target"])
     axes[0].set_ylabel(analysis.target_label)

@@ -276,13 +276,18 @@ def _limits(panel: Panel) -> tuple[float, float]:
     return low - 0.03 * high, 1.06 * high
 
 
-def _forest_row(
-    axis: Axes, analysis: Directory, entry: Entry, name: str, y: float, limits: tuple[float, float]
-) -> None:
+def _forest_row(axis: Axes, analysis: Directory, entry: Entry, name: str, y: float, limits: Sequence[float]) -> None:
     family, identified = entry["family"], is_identified(entry, name)
     colour, marker = analysis.colour(family) if identified else GREY, analysis.marker(family)
     low, high = (end if is_number(end) else limit for end, limit in zip(entry["ci95"][name], limits, strict=True))
-    axis.plot(np.clip([low, high], *limits), [y, y], color=colour, lw=1.5, ls="-" if identified else ":", clip_on=False)
+    axis.plot(
+        np.clip([low, high], limits[0], limits[1]),
+        [y, y],
+        color=colour,
+        lw=1.5,
+        ls="-" if identified else ":",
+        clip_on=False,
+    )
     for is_beyond, limit, arrow in ((low <= limits[0], limits[0], "<"), (high >= limits[1], limits[1], ">")):
         if is_beyond:
             axis.plot(limit, y, marker=arrow, color=colour, ms=4, clip_on=False)

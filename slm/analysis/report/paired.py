@@ -9,7 +9,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, bullets, table, table_by_column
 from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short_name
-from slm.runtime.words import NOTHING, escape_markdown, is_number, p_value, percent, sig, with_interval
+from slm.runtime.words import NOTHING, is_number, p_value, percent, sig, with_interval
 from slm.scaling.describe import Entry, has_complete_lists, pair_name
 
 MAX_PANELS = 12
@@ -23,9 +23,7 @@ def paired_section(analysis: Directory) -> Section | None:
         return None
     farthest = max((pair["farthest"] for pair in pairs if is_number(pair["farthest"])), default=0.0)
     moved = f", moved to one size where they differ by up to {farthest:.1%}" if farthest > 1e-3 else ""
-    unmatched = [
-        f"{escape_markdown(row['a'])} and {escape_markdown(row['b'])}: {row['reason']}" for row in paired["unmatched"]
-    ]
+    unmatched = [f"{pair_name(row)}: {row['reason']}" for row in paired["unmatched"]]
     return Section("Families at the same sizes").add(
         "What two families share at a size, such as its deviation from any smooth law, cancels in the ratio of their "
         f"losses. Each pair is compared at the sizes that both have{moved}. The slope of the log ratio against log N "

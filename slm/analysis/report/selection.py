@@ -54,9 +54,8 @@ def _laws(analysis: Directory, rows: Sequence[Entry]) -> str:
 
 def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
     entries = analysis.entries(law=law)
-    rmses, errors = (
-        [row[key] for row in rows if is_number(row[key])] for key in ("rmse_log", "extrapolation_error_log")
-    )
+    rmses = [row["rmse_log"] for row in rows if is_number(row["rmse_log"])]
+    errors = [row["extrapolation_error_log"] for row in rows if is_number(row["extrapolation_error_log"])]
     tests = [entry.get("lack_of_fit") or {} for entry in entries]
     steps = [[s for e in entries for s in _steps(e) if s["sizes_ahead"] == ahead] for ahead in (1, 2, 3)]
     return [
