@@ -17,7 +17,6 @@ from slm.runtime.words import (
     amount,
     axis_name,
     escape_markdown,
-    interval,
     is_number,
     listed,
     percent,
@@ -149,11 +148,11 @@ def references_section(analysis: Directory) -> Section | None:
         visible = VISIBLE_ROWS if target == analysis.primary["target"] else VISIBLE_ROWS // 2
         content = table_by_column(of_target, columns)
         section.add(folded_if_long(f"Exponents of {label}", content, len(of_target), visible))
-    if not all(row["same_size_definition"] for row in used):
-        section.add("† The reference is not known to count N in this way.")
+    is_marked = any(not row["same_size_definition"] for row in used)
     outside = [row for row in used if row["outside_range"]]
     sources = dict.fromkeys(f"{row['reference']}: {row['source']}" for row in rows)
     return section.add(
+        "† The reference is not known to count N in this way." if is_marked else "",
         _outside(outside, "‡ Read outside the range it was fitted to"),
         _outside(left_out, "Left out, because the runs are far outside the fitted range"),
         f"Sources: {escape_markdown('; '.join(sources))}.",
@@ -165,13 +164,14 @@ def _outside(rows: Sequence[Entry], heading: str) -> str:
     families: dict[str, list[str]] = {}
     for row in rows:
         for variable, spans in row["outside_range"].items():
-            fitted, here = (
-                " to ".join(dict.fromkeys(amount(variable, end) for end in spans[name])) for name in ("fitted", "table")
-            )
-            reference = f"{row['reference']} ({variable} from {fitted})"
-            families.setdefault(reference, []).append(f"{family_name(row)} has {here}")
+            reference = f"{row['reference']} ({variable} from {_span(variable, spans['fitted'])})"
+            families.setdefault(reference, []).append(f"{family_name(row)} has {_span(variable, spans['table'])}")
     parts = [f"{reference}: {listed(list(dict.fromkeys(names)))}" for reference, names in families.items()]
     return f"{heading}: {'; '.join(parts)}." if parts else ""
+
+
+def _span(variable: str, ends: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(amount(variable, end) for end in ends))
 
 
 class Panel(NamedTuple):
@@ -294,7 +294,7 @@ def _forest_row(axis: Axes, analysis: Directory, entry: Entry, name: str, y: flo
     value = entry["params"].get(name)
     if identified:
         axis.plot(value, y, marker=marker, color=colour, ms=5, zorder=3)
-        text_beside(axis, y, f"{sig(value, 3)} {interval(entry['ci95'][name], 3)}", color=INK)
+        text_beside(axis, y, with_interval(value, entry["ci95"][name], 3), color=INK)
         return
     if is_number(value) and limits[0] < value < limits[1]:
         axis.plot(value, y, marker=marker, mec=colour, mfc="white", ms=4.5, zorder=3)
