@@ -12,7 +12,7 @@ from slm.scaling.describe import Entry, family_name
 MAX_RATIO_OF_LAWS = 2.0
 """Laws whose answers differ by a larger factor are reported as contradicting each other."""
 NOT_SIZES = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
-"""What fronts are figure against besides N."""
+"""Quantities other than N for which a front is shown."""
 PRICES: Columns = {
     "device hours": lambda row: sig(row.get("device_hours"), 3),
     "price": lambda row: sig(row.get("price"), 3),

@@ -112,5 +112,5 @@ class Directory:
         return str(next(entry["equation"] for entry in self.fits if entry["law"] == law))
 
     def figure(self, name: str, caption: str) -> str:
-        """A figure of the report with its caption, as Markdown; empty if it was not figure."""
+        """A figure of the report with its caption, as Markdown; empty if it was not drawn."""
         return figure(self.path, name, caption)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import VISIBLE_ROWS, Columns, Section, bullets, folded_if_long, table_by_column
+from slm.analysis.report.selection import fit_table
+from slm.report.markdown import VISIBLE_ROWS, Section, bullets, folded_if_long, table_by_column
 from slm.report.style import GREY, INK, Axes, Figure, Margins, axes_at, blank_figure, text_beside
 from slm.runtime.words import (
     SIZE_LABELS,
@@ -19,22 +19,12 @@ from slm.runtime.words import (
     escape_markdown,
     is_number,
     listed,
-    percent,
     sig,
     size_words,
     with_interval,
     yes_or_no,
 )
-from slm.scaling.describe import (
-    Entry,
-    exponents_text,
-    family_name,
-    fitted_laws,
-    floor_text,
-    is_identified,
-    notes,
-    status,
-)
+from slm.scaling.describe import Entry, family_name, fitted_laws, is_identified, notes
 from slm.scaling.forms import VARIABLES
 
 
@@ -64,35 +54,6 @@ def exponents_section(analysis: Directory) -> Section:
         "read as a straight line over this table's sizes."
     )
     return section.add(analysis.figure("exponents", caption))
-
-
-def fit_table(entries: Sequence[Entry]) -> str:
-    """Fits, one a row, and what could not be fitted below."""
-    columns: Columns = {
-        "family": family_name,
-        "law": itemgetter("law"),
-        "exponent": exponents_text,
-        "floor": floor_text,
-        "R2": lambda entry: sig(entry["r2"]),
-        "rmse": lambda entry: percent(entry["rmse_log"]),
-        "AICc": lambda entry: sig(entry["aicc"]),
-        "status": status,
-    }
-    parts = [table_by_column([entry for entry in entries if entry["fitted"]], columns), not_fitted(entries)]
-    return "\n\n".join(filter(None, parts))
-
-
-def not_fitted(entries: Sequence[Entry]) -> str:
-    """Fits that were refused, by reason."""
-    reasons: dict[str, list[str]] = {}
-    for entry in entries:
-        if not entry["fitted"]:
-            reason = "; ".join(entry["notes"]).removeprefix("not fitted: ")
-            reasons.setdefault(reason, []).append(f"{entry['law']} ({entry['family']})")
-    return "\n\n".join(
-        f"Not fitted: {escape_markdown(', '.join(fits))}: {escape_markdown(reason)}."
-        for reason, fits in reasons.items()
-    )
 
 
 def _other_fits(heading: str, entries: Sequence[Entry], visible: int = VISIBLE_ROWS // 2) -> str:

@@ -72,7 +72,7 @@ def overlay_section(analysis: Directory) -> Section | None:
     if not overlay:
         return None
     held = next((family["held"] for family in overlay["families"] if family.get("held")), None)
-    at = f" Curves are figure at D = {amount('D', held)}." if held else ""
+    at = f" Curves are drawn at D = {amount('D', held)}." if held else ""
     return Section("Models from elsewhere").add(
         f"`{escape_markdown(overlay['source'])}`, compared by {TARGET_NAMES[overlay['target']]} (column "
         f"`{escape_markdown(overlay['column'])}`). Each law is `{overlay['law']}`, where N counts "

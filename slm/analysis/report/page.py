@@ -35,7 +35,7 @@ METHODS = {
     "are.",
     "Intervals of other laws": "profile likelihood (Bates & Watts 1988): the values that a t test does not reject "
     "when all else is refitted. Nearly exact for small curvature; an end that the data leave unbounded is open.",
-    "Cluster bootstrap": "whole runs are figure, so checkpoints of one run stay together; used for Huber's loss and "
+    "Cluster bootstrap": "whole runs are drawn, so checkpoints of one run stay together; used for Huber's loss and "
     "if rows share a run, otherwise as a cross-check. Too narrow with few runs.",
     "Wild bootstrap": "residuals with random signs and weights (Webb's six points), as a cross-check on the same "
     "design.",

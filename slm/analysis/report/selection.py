@@ -1,4 +1,4 @@
-"""Sections that judge the laws and the fits: choice of law, extrapolation with its figure, certificates."""
+"""Tables of fits, and sections that judge laws and fits: choice of law, extrapolation with its figure, certificates."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from operator import itemgetter
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.analysis.report.exponents import not_fitted
 from slm.report.markdown import Columns, Section, folded, folded_if_long, table, table_by_column
 from slm.report.style import INK, Axes, Figure, Margins, log_axis, panels, tick_label
-from slm.runtime.words import LOSS_NAMES, NOTHING, TARGET_NAMES, is_number, p_value, percent, sig, size_words, yes_or_no
-from slm.scaling.describe import Entry, family_name, fitted_laws, has_complete_lists
+from slm.runtime.words import (
+    LOSS_NAMES,
+    NOTHING,
+    TARGET_NAMES,
+    escape_markdown,
+    is_number,
+    p_value,
+    percent,
+    sig,
+    size_words,
+    yes_or_no,
+)
+from slm.scaling.describe import Entry, exponents_text, family_name, fitted_laws, floor_text, has_complete_lists, status
 
 
 def selection_section(analysis: Directory) -> Section:
@@ -129,6 +139,35 @@ def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) 
     ticks = axis.get_xticks()[:: 1 + (len(axis.get_xticks()) > 3)]
     axis.set_xticks(ticks, labels=[tick_label(at, counts=variable != "C") for at in ticks])
     axis.set_xlabel(f"held-out {analysis.axis_name(variable)}", fontsize=8)
+
+
+def fit_table(entries: Sequence[Entry]) -> str:
+    """Fits, one a row, and what could not be fitted below."""
+    columns: Columns = {
+        "family": family_name,
+        "law": itemgetter("law"),
+        "exponent": exponents_text,
+        "floor": floor_text,
+        "R2": lambda entry: sig(entry["r2"]),
+        "rmse": lambda entry: percent(entry["rmse_log"]),
+        "AICc": lambda entry: sig(entry["aicc"]),
+        "status": status,
+    }
+    parts = [table_by_column([entry for entry in entries if entry["fitted"]], columns), not_fitted(entries)]
+    return "\n\n".join(filter(None, parts))
+
+
+def not_fitted(entries: Sequence[Entry]) -> str:
+    """Fits that were refused, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for entry in entries:
+        if not entry["fitted"]:
+            reason = "; ".join(entry["notes"]).removeprefix("not fitted: ")
+            reasons.setdefault(reason, []).append(f"{entry['law']} ({entry['family']})")
+    return "\n\n".join(
+        f"Not fitted: {escape_markdown(', '.join(fits))}: {escape_markdown(reason)}."
+        for reason, fits in reasons.items()
+    )
 
 
 def certificates_section(analysis: Directory) -> Section:
