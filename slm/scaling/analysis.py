@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,38 +67,55 @@ def analyse(
 
     tasks = [task for task in tasks if is_primary(task) or not verdict_only]
     steps = len(tasks) + sum(map(is_primary, tasks)) + 1
-    entries: list[Entry] = []
-    fitted: dict[str, dict[str, Fitted]] = {}
-    for index, task in enumerate(tasks):
-        progress(f"fitting {task.law.name} to {task.target}", index, steps)
-        # Each task has its own generator, so that leaving out a law does not change the bootstraps of others.
-        rng = np.random.default_rng([seed, number_of(task.law.name), 0 if is_primary(task) else index])
-        families = fit_group(table, task, settings, rng, thorough=is_primary(task) and not verdict_only)
-        entries += [result.entry for result in families.values()]
-        if is_primary(task):
-            fitted[task.law.name] = families
-    if not any(entry["fitted"] for entry in entries):
-        reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
-        raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
 
+    def show(step: str, done: int) -> None:
+        progress(step, done, steps)
+
+    entries, fitted = _fit(table, tasks, is_primary, settings, seed, not verdict_only, show)
     assessed = assess_laws(fitted)
     law, why = choose_law(fitted, assessed, settings.law)
     comparison = _overview(table, settings, entries, fitted, law, target, size)
     comparison |= {"weighed": assessed, "laws": {}, "skipped": skipped}
     comparison["primary"]["why"] = why
     for index, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):
-        progress(f"comparing families under {name}", index, steps)
+        show(f"comparing families under {name}", index)
         rng = np.random.default_rng([seed, 1000, number_of(name)])
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
     comparison["envelopes"] = envelopes(fitted, assessed, law)
     curved, covariates = is_curved(fitted, assessed, law), _covariates(fitted)
     comparison["paired"] = compare_pairs(table, target, size, settings, covariates, curved=curved)
-    progress("references and allocation", steps - 1, steps)
+    show("references and allocation", steps - 1)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
     comparison["verdict"] = verdict(comparison, entries, controlled)
     return Analysis(plain(entries), plain(comparison))
+
+
+def _fit(
+    table: Table,
+    tasks: Sequence[Task],
+    is_primary: Callable[[Task], bool],
+    settings: Settings,
+    seed: int,
+    is_thorough: bool,
+    progress: Callable[[str, int], None],
+) -> tuple[list[Entry], dict[str, dict[str, Fitted]]]:
+    """The entries of all fits, and by law the fits that the verdict may rest on. Raises `ValueError` if all failed."""
+    entries: list[Entry] = []
+    fitted: dict[str, dict[str, Fitted]] = {}
+    for index, task in enumerate(tasks):
+        progress(f"fitting {task.law.name} to {task.target}", index)
+        # Each task has its own generator, so that leaving out a law does not change the bootstraps of others.
+        rng = np.random.default_rng([seed, number_of(task.law.name), 0 if is_primary(task) else index])
+        families = fit_group(table, task, settings, rng, thorough=is_primary(task) and is_thorough)
+        entries += [result.entry for result in families.values()]
+        if is_primary(task):
+            fitted[task.law.name] = families
+    if not any(entry["fitted"] for entry in entries):
+        reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
+        raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
+    return entries, fitted
 
 
 def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
