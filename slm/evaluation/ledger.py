@@ -14,9 +14,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from slm.runtime.files import write_whole
+from slm.runtime.files import locked, write_whole
 
 Entry = dict[str, Any]
 
@@ -43,15 +42,11 @@ class Ledger:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the directory, with its settings in it. Raises `ValueError` if another process evaluates there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / ".lock").acquire(timeout=0):
-                self.entries = self._read()  # another process may have ended since
-                settings = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
-                write_whole(self.folder / SETTINGS_FILE, settings)
-                yield
-        except Timeout:
-            raise ValueError(f"output_dir={self.folder} is in use by another process that evaluates there") from None
+        with locked(self.folder, "process that evaluates there"):
+            self.entries = self._read()  # another process may have ended since
+            settings = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
+            write_whole(self.folder / SETTINGS_FILE, settings)
+            yield
 
     def entry(self, identity: Mapping[str, Any]) -> Entry:
         """The entry of a checkpoint with what was measured of it before; a new one holds only its `identity`."""

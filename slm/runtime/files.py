@@ -6,11 +6,14 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+
+LOCK = ".lock"
+"""The file in an output directory that a process locks while it writes there."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -39,6 +42,23 @@ def check_writable(output_dir: Path) -> None:
         with suppress(OSError):
             for path in missing:
                 path.rmdir()
+
+
+@contextmanager
+def locked(folder: Path, user: str) -> Iterator[None]:
+    """Make an output directory and hold its lock. Raises `ValueError` if another process, a `user`, holds it."""
+    from filelock import FileLock, Timeout
+
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"output_dir={folder} is in use by another {user}: wait for its end, or choose another output_dir"
+        ) from None
+    with lock:
+        yield
 
 
 def is_intact_zip(path: Path) -> bool:

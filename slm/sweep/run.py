@@ -11,20 +11,18 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
-from filelock import FileLock, Timeout
 
 from slm.analysis.run import ROW_KEYS, analyse_table, check_analysis
 from slm.analysis.runs import COLUMNS
 from slm.runtime.command_line import report
-from slm.runtime.files import check_writable, write_json, write_whole
+from slm.runtime.files import LOCK, locked, write_json, write_whole
 from slm.runtime.progress import say
 from slm.runtime.words import plural, shortlist
 from slm.scaling.settings import Settings
@@ -43,7 +41,7 @@ from slm.sweep.plan import print_plan
 from slm.sweep.recipe import check_inputs, composed, digest
 from slm.sweep.tuning import tune
 
-CELLS, LOCK = "cells.json", ".lock"
+CELLS = "cells.json"
 MIN_SIZES = 3
 """A law in N has at least two parameters, and estimating its scatter takes one more size."""
 INCOMPLETE = 2
@@ -84,7 +82,7 @@ def run_sweep(config: Mapping[str, Any]) -> int:
         analysis, slots = Settings.from_dict(sweep.config["analysis"]), min(jobs, launcher.width())
         print_plan(sweep.design, sweep.plan, analysis, folder=sweep.folder, slots=slots)
         return 0
-    with _locked(sweep.folder):
+    with locked(sweep.folder, "sweep.py"):
         trained = _train(sweep)
         evaluated = _evaluate(sweep, trained)
         return _report(sweep, trained, evaluated)
@@ -127,21 +125,6 @@ def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
             f"output_dir={folder} holds another design, with cells that this one lacks ({shortlist(missing, 3)}): "
             "choose another output_dir, or give that design"
         )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the directory, which is made if missing. Raises `ValueError` if it is not writable or already locked."""
-    check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / LOCK).acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"output_dir={folder} is in use by another sweep.py: wait for its end, or choose another output_dir"
-        ) from None
-    with lock:
-        yield
 
 
 def _train(sweep: Sweep) -> Mapping[str, Outcome]:

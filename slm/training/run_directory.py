@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from slm.composition.budget import IDENTITY
 from slm.composition.settings import BEFORE_KEYS
-from slm.runtime.files import write_json, write_whole
+from slm.runtime.files import locked, write_json, write_whole
 
 FINGERPRINTS = ("data", "tokenizer")
 """Keys of `corpus.json` that identify the corpus."""
@@ -74,17 +73,13 @@ class RunDirectory:
 
         Raises `ValueError` if another process trains in it, or if it was begun on another corpus.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path / ".lock").acquire(timeout=0):
-                if (self.path / "config.yaml").exists():
-                    self._refuse_if_different(differences(self.corpus(), corpus, FINGERPRINTS))
-                else:
-                    write_whole(self.path / "config.yaml", OmegaConf.to_yaml(_runnable(config)))
-                write_json(self.path / "corpus.json", corpus, indent=2)
-                yield
-        except Timeout as error:
-            raise ValueError(f"output_dir={self.path} is in use by another process that trains in it") from error
+        with locked(self.path, "process that trains in it"):
+            if (self.path / "config.yaml").exists():
+                self._refuse_if_different(differences(self.corpus(), corpus, FINGERPRINTS))
+            else:
+                write_whole(self.path / "config.yaml", OmegaConf.to_yaml(_runnable(config)))
+            write_json(self.path / "corpus.json", corpus, indent=2)
+            yield
 
     def _refuse_if_different(self, differences: Iterator[str]) -> None:
         if different := list(differences):
