@@ -67,7 +67,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def swept(monkeypatch: pytest.MonkeyPatch, jobs: Jobs, *overrides: str) -> int:
-    monkeypatch.setattr("slm.sweep.execute.execute", jobs)
+    monkeypatch.setattr("slm.sweep.run.execute", jobs)
     return run_sweep(check_settings(composed(*QUICK, *overrides)))
 
 
