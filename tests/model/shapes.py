@@ -4,23 +4,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from slm.model import Decoder, ModelConfig
+from slm.model import Decoder, KVCache, ModelConfig
+from slm.model.decoding import compiled_logits
 from tests.seeds import seeded
 
 SHARINGS = ["none", "immediate", "repeat_all_over", "reverse"]
 
 
 def small(**changes) -> ModelConfig:
-    values = {
-        "vocab_size": 101,
-        "hidden_size": 48,
-        "num_layers": 3,
-        "num_heads": 6,
-        "num_kv_heads": 2,
-        "intermediate_size": 96,
-        "init_std": 0.2,
-    }
-    return ModelConfig(**(values | changes))
+    values = {"vocab_size": 101, "hidden_size": 48, "num_layers": 3, "num_heads": 6, "num_kv_heads": 2}
+    return ModelConfig(**(values | {"intermediate_size": 96, "init_std": 0.2} | changes))
 
 
 def shared(sharing: str, **changes) -> ModelConfig:
@@ -91,6 +84,35 @@ MIXED = {
 }
 
 EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+def assert_causal(config: ModelConfig, length: int, at: int) -> None:
+    """The token at `at` changes its own logits and none before."""
+    decoder, tokens = randomized(config, torch.float64), tokens_of(config, length)
+    changed = tokens.clone()
+    changed[:, at] = (changed[:, at] + 1) % config.vocab_size
+    with torch.no_grad():
+        before, after = decoder(tokens), decoder(changed)
+    assert torch.equal(before[:, :at], after[:, :at])
+    assert not torch.equal(before[:, at], after[:, at])
+
+
+def assert_decodes_in_pieces(config: ModelConfig) -> None:
+    decoder, tokens = randomized(config, torch.float64), tokens_of(config, 29)
+    cache = KVCache(config, batch_size=2, max_length=29, dtype=torch.float64)
+    with torch.no_grad():
+        pieces = [decoder(piece, cache) for piece in tokens.split([7, 1, 1, 9, 1, 4, 2, 4], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), **EXACT)
+
+
+def logits_by_steps(decoder: Decoder, tokens_1T: Tensor, prompt: int = 1) -> Tensor:
+    """Logits (T - prompt + 1, V) of the last token of the prompt and of each after it, one token at a time."""
+    dtype = decoder.embed_tokens.weight.dtype
+    cache = KVCache(decoder.config, batch_size=1, max_length=tokens_1T.shape[1], dtype=dtype)
+    next_logits = compiled_logits(decoder)
+    with torch.inference_mode():
+        pieces = [tokens_1T[:, :prompt], *tokens_1T[:, prompt:].split(1, dim=1)]
+        return torch.stack([next_logits(piece, cache) for piece in pieces])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

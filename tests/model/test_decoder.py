@@ -3,29 +3,31 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 
-from slm.model import Decoder, KVCache, ModelConfig
+from slm.model import Decoder, ModelConfig
 from slm.model.positions import rotary_table, rotate
-from tests.model.shapes import SHARINGS, randomized, shape_in_transformers, shared, small, tokens_of
+from tests.model.shapes import (
+    SHARINGS,
+    assert_causal,
+    assert_decodes_in_pieces,
+    randomized,
+    shape_in_transformers,
+    shared,
+    small,
+    tokens_of,
+)
 from tests.seeds import seeded
 
 
 def reference(decoder: Decoder, kind: type = LlamaForCausalLM) -> torch.nn.Module:
     """The same function in transformers, shared blocks unrolled into copies."""
     config = decoder.config
-    options = {
-        **shape_in_transformers(config),
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": config.attention_bias,
-    }
-    if kind is LlamaForCausalLM:
-        model = kind(LlamaConfig(**options, mlp_bias=config.mlp_bias))
-    else:
-        model = kind(Qwen3Config(**options))
+    options = shape_in_transformers(config) | {"max_position_embeddings": config.max_position_embeddings}
+    options |= {"rms_norm_eps": config.norm_eps, "attention_bias": config.attention_bias}
+    options |= {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+    options |= {"mlp_bias": config.mlp_bias} if kind is LlamaForCausalLM else {}
+    model = kind(kind.config_class(**options, tie_word_embeddings=config.tie_embeddings))
     state = {}
     for name, tensor in decoder.state_dict().items():
         head, _, rest = name.partition(".")
@@ -41,43 +43,35 @@ def reference(decoder: Decoder, kind: type = LlamaForCausalLM) -> torch.nn.Modul
     return model.eval()
 
 
+def assert_logits_equal(config: ModelConfig, kind: type = LlamaForCausalLM, length: int = 40, batch: int = 2) -> None:
+    decoder, tokens = randomized(config), tokens_of(config, length, batch)
+    with torch.no_grad():
+        assert (decoder(tokens) - reference(decoder, kind)(tokens).logits).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_logits_equal_transformers_llama(tied: bool, kv_heads: int) -> None:
-    decoder = randomized(small(tie_embeddings=tied, num_kv_heads=kv_heads))
-    tokens = tokens_of(decoder.config, 40)
-    with torch.no_grad():
-        assert (decoder(tokens) - reference(decoder)(tokens).logits).abs().max() < 1e-4
+    assert_logits_equal(small(tie_embeddings=tied, num_kv_heads=kv_heads))
 
 
 def test_logits_of_the_125m_shape_equal_transformers_llama() -> None:
-    config = ModelConfig(
-        vocab_size=32000,
-        hidden_size=576,
-        num_layers=30,
-        num_heads=9,
-        num_kv_heads=3,
-        intermediate_size=1536,
-        rope_theta=1e5,
-    )
-    decoder = randomized(config)
-    tokens = tokens_of(config, 600, batch=1)  # past the length at which the attention kernel changes on a CPU
-    with torch.no_grad():
-        assert (decoder(tokens) - reference(decoder)(tokens).logits).abs().max() < 1e-4
+    """At a length past that at which the attention kernel changes on a CPU."""
+    shape = {"hidden_size": 576, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3, "intermediate_size": 1536}
+    assert_logits_equal(ModelConfig(vocab_size=32000, rope_theta=1e5, **shape), length=600, batch=1)
 
 
 def test_biases_equal_transformers_llama() -> None:
-    decoder = randomized(small(attention_bias=True, mlp_bias=True))
-    tokens = tokens_of(decoder.config, 40)
-    with torch.no_grad():
-        assert (decoder(tokens) - reference(decoder)(tokens).logits).abs().max() < 1e-4
+    assert_logits_equal(small(attention_bias=True, mlp_bias=True))
 
 
 def test_learned_qk_norm_equals_transformers_qwen3() -> None:
-    decoder = randomized(small(qk_norm="learned", tie_embeddings=False))
-    tokens = tokens_of(decoder.config, 40)
-    with torch.no_grad():
-        assert (decoder(tokens) - reference(decoder, Qwen3ForCausalLM)(tokens).logits).abs().max() < 1e-4
+    assert_logits_equal(small(qk_norm="learned", tie_embeddings=False), Qwen3ForCausalLM)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_shared_blocks_compute_what_unrolled_copies_compute(sharing: str) -> None:
+    assert_logits_equal(shared(sharing))
 
 
 def test_weightless_qk_norm_is_learned_qk_norm_with_gains_of_one() -> None:
@@ -88,14 +82,6 @@ def test_weightless_qk_norm_is_learned_qk_norm_with_gains_of_one() -> None:
     tokens = tokens_of(weightless.config, 20)
     with torch.no_grad():
         torch.testing.assert_close(weightless(tokens), learned(tokens))
-
-
-@pytest.mark.parametrize("sharing", SHARINGS)
-def test_shared_blocks_compute_what_unrolled_copies_compute(sharing: str) -> None:
-    decoder = randomized(shared(sharing))
-    tokens = tokens_of(decoder.config, 40)
-    with torch.no_grad():
-        assert (decoder(tokens) - reference(decoder)(tokens).logits).abs().max() < 1e-4
 
 
 def test_interleaved_rotation_is_multiplication_of_complex_numbers() -> None:
@@ -115,10 +101,8 @@ def test_attention_scores_depend_on_relative_positions_only(style: str) -> None:
     q, k = torch.randn(2, 1, 1, 1, config.head_width, dtype=torch.float64).unbind()
 
     def score(query_at: int, key_at: int) -> Tensor:
-        return (
-            rotate(q, *rotary_table(config, query_at, 1, q), style)
-            * rotate(k, *rotary_table(config, key_at, 1, k), style)
-        ).sum()
+        turned = (rotate(x, *rotary_table(config, at, 1, x), style) for x, at in ((q, query_at), (k, key_at)))
+        return torch.mul(*turned).sum()
 
     torch.testing.assert_close(score(9, 4), score(1009, 1004), rtol=0, atol=1e-10)
 
@@ -126,25 +110,13 @@ def test_attention_scores_depend_on_relative_positions_only(style: str) -> None:
 @pytest.mark.parametrize("length", [30, 520])  # on both sides of the length at which the attention kernel changes
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_no_logit_sees_a_later_token(sharing: str, length: int) -> None:
-    decoder = randomized(shared(sharing), torch.float64)
-    tokens = tokens_of(decoder.config, length)
-    changed = tokens.clone()
-    changed[:, length // 2] = (changed[:, length // 2] + 1) % decoder.config.vocab_size
-    with torch.no_grad():
-        before, after = decoder(tokens), decoder(changed)
-    assert torch.equal(before[:, : length // 2], after[:, : length // 2])
-    assert not torch.equal(before[:, length // 2 :], after[:, length // 2 :])
+    assert_causal(shared(sharing), length, at=length // 2)
 
 
 @pytest.mark.parametrize("qk_norm", ["none", "learned"])
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_cached_decoding_equals_the_full_forward_pass(sharing: str, qk_norm: str) -> None:
-    decoder = randomized(shared(sharing, qk_norm=qk_norm), torch.float64)
-    tokens = tokens_of(decoder.config, 23)
-    cache = KVCache(decoder.config, batch_size=2, max_length=23, dtype=torch.float64)
-    with torch.no_grad():
-        pieces = [decoder(piece, cache) for piece in tokens.split([7, 1, 1, 9, 1, 4], dim=1)]
-        torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), rtol=0, atol=1e-10)
+    assert_decodes_in_pieces(shared(sharing, qk_norm=qk_norm))
 
 
 def test_tokens_beyond_the_context_are_refused() -> None:

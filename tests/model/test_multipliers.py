@@ -5,16 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model import Decoder, KVCache
-from slm.model.decoding import compiled_logits
-from tests.model.shapes import randomized, shared, small, tokens_of
+from slm.model import Decoder
+from tests.model.shapes import logits_by_steps, randomized, shared, small, tokens_of
 
-MULTIPLIERS = {
-    "embedding_multiplier": 3.0,
-    "residual_multiplier": 0.4,
-    "attention_multiplier": 0.05,
-    "logits_multiplier": 0.25,
-}
+MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.05}
+MULTIPLIERS |= {"logits_multiplier": 0.25}
 
 
 def by_hand(decoder: Decoder, tokens_BT: Tensor) -> Tensor:
@@ -72,11 +67,9 @@ def test_the_gradient_of_the_loss_scales_with_the_logits_multiplier() -> None:
 
 def test_decoding_by_steps_applies_them_too() -> None:
     decoder, tokens = randomized(small(**MULTIPLIERS), torch.float64), tokens_of(small(), 9, batch=1)
-    cache = KVCache(decoder.config, batch_size=1, max_length=9, dtype=torch.float64)
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-        next_logits = compiled_logits(decoder)
-        found = [next_logits(piece, cache) for piece in tokens.split([3, 1, 1, 1, 1, 1, 1], dim=1)]
-        torch.testing.assert_close(torch.stack(found), decoder(tokens)[0, 2:], rtol=0, atol=1e-11)
+        found = logits_by_steps(decoder, tokens, prompt=3)
+        torch.testing.assert_close(found, decoder(tokens)[0, 2:], rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", MULTIPLIERS)

@@ -3,16 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from transformers import CohereForCausalLM, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, MistralForCausalLM
 
 from slm.model import Decoder, ModelConfig
 from slm.model.counts import num_params
@@ -29,6 +20,13 @@ def loaded(model: torch.nn.Module, state: dict[str, Tensor]) -> torch.nn.Module:
     return model.eval()
 
 
+def equivalent(kind: type, config: ModelConfig, state: dict[str, Tensor], **options) -> torch.nn.Module:
+    """A model of transformers of our shape, with these tensors, which computes attention as it is written."""
+    reference = kind.config_class(**shape_in_transformers(config), **options)
+    reference._attn_implementation = "eager"
+    return loaded(kind(reference), state)
+
+
 def farthest(decoder: Decoder, theirs: torch.nn.Module, length: int = 40) -> float:
     tokens = tokens_of(decoder.config, length)
     with torch.no_grad():
@@ -36,26 +34,13 @@ def farthest(decoder: Decoder, theirs: torch.nn.Module, length: int = 40) -> flo
 
 
 def test_layernorm_gelu_learned_positions_and_biases_equal_transformers_gpt2() -> None:
-    config = small(
-        num_kv_heads=6,
-        norm="layernorm",
-        norm_bias=True,
-        mlp="gelu",
-        position="learned",
-        attention_bias=True,
-        mlp_bias=True,
-        max_position_embeddings=64,
-        init_std=0.1,
-    )
+    biases = {"norm_bias": True, "attention_bias": True, "mlp_bias": True}
+    options = {"norm": "layernorm", "mlp": "gelu", "position": "learned", "max_position_embeddings": 64}
+    config = small(num_kv_heads=6, init_std=0.1, **biases, **options)
     decoder = randomized(config)
     w, state = decoder.state_dict(), {}
-    names = {
-        "input_layernorm": "ln_1",
-        "post_attention_layernorm": "ln_2",
-        "self_attn.o_proj": "attn.c_proj",
-        "mlp.up_proj": "mlp.c_fc",
-        "mlp.down_proj": "mlp.c_proj",
-    }
+    names = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2", "self_attn.o_proj": "attn.c_proj"}
+    names |= {"mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"}
     for i in range(config.num_layers):
         for kind in ("weight", "bias"):
             for ours, theirs in names.items():
@@ -72,15 +57,9 @@ def test_layernorm_gelu_learned_positions_and_biases_equal_transformers_gpt2() -
 
 
 def test_norms_on_both_sides_geglu_windows_and_multipliers_equal_transformers_gemma2() -> None:
-    config = small(
-        mixer_pattern="SF",
-        sliding_window=7,
-        norm_position="both",
-        mlp="geglu",
-        embedding_multiplier=48**0.5,
-        attention_multiplier=23**-0.5,
-        init_std=0.1,
-    )
+    multipliers = {"embedding_multiplier": 48**0.5, "attention_multiplier": 23**-0.5}
+    options = {"mixer_pattern": "SF", "sliding_window": 7, "norm_position": "both", "mlp": "geglu"}
+    config = small(init_std=0.1, **options, **multipliers)
     decoder, state = randomized(config), {}
     norms = {
         "attention_output_norm": "post_attention_layernorm",
@@ -92,33 +71,21 @@ def test_norms_on_both_sides_geglu_windows_and_multipliers_equal_transformers_ge
         if module.endswith("norm"):
             tensor = tensor - 1  # Gemma's gains count from 1
         state[".".join(["model", *head, norms.get(module, module), kind])] = tensor
-    reference = Gemma2Config(
-        **shape_in_transformers(config),
-        rms_norm_eps=config.norm_eps,
-        query_pre_attn_scalar=23,
-        sliding_window=7,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        final_logit_softcapping=None,
-        attn_logit_softcapping=None,
-    )
-    reference._attn_implementation = "eager"
-    assert farthest(decoder, loaded(Gemma2ForCausalLM(reference), state)) < 1e-4
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    uncapped = {"final_logit_softcapping": None, "attn_logit_softcapping": None}
+    options = {"query_pre_attn_scalar": 23, "sliding_window": 7, "layer_types": layers}
+    theirs = equivalent(Gemma2ForCausalLM, config, state, rms_norm_eps=config.norm_eps, **options, **uncapped)
+    assert farthest(decoder, theirs) < 1e-4
 
 
 def test_parallel_blocks_without_norm_biases_equal_transformers_cohere() -> None:
-    config = small(
-        parallel_block=True, norm="layernorm", rope_style="interleaved", logits_multiplier=0.25, init_std=0.1
-    )
+    options = {"parallel_block": True, "norm": "layernorm", "rope_style": "interleaved", "logits_multiplier": 0.25}
+    config = small(init_std=0.1, **options)
     decoder = randomized(config)
     state = {f"model.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    reference = CohereConfig(
-        **shape_in_transformers(config),
-        layer_norm_eps=config.norm_eps,
-        logit_scale=0.25,
-        pad_token_id=0,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-    )
-    assert farthest(decoder, loaded(CohereForCausalLM(reference), state)) < 1e-5
+    options = {"layer_norm_eps": config.norm_eps, "logit_scale": 0.25, "pad_token_id": 0}
+    options |= {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+    assert farthest(decoder, equivalent(CohereForCausalLM, config, state, **options)) < 1e-5
 
 
 @pytest.mark.parametrize("window", [2, 9, 40, 100])
@@ -126,14 +93,8 @@ def test_a_sliding_window_equals_transformers_mistral(window: int) -> None:
     config = small(mixer_pattern="S", sliding_window=window, init_std=0.1)
     decoder = randomized(config)
     state = {f"model.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    reference = MistralConfig(
-        **shape_in_transformers(config),
-        rms_norm_eps=config.norm_eps,
-        sliding_window=window,
-        tie_word_embeddings=True,
-    )
-    reference._attn_implementation = "eager"
-    assert farthest(decoder, loaded(MistralForCausalLM(reference), state), length=70) < 1e-5
+    options = {"rms_norm_eps": config.norm_eps, "sliding_window": window, "tie_word_embeddings": True}
+    assert farthest(decoder, equivalent(MistralForCausalLM, config, state, **options), length=70) < 1e-5
 
 
 def test_post_norm_normalizes_what_is_added_and_not_what_is_read() -> None:

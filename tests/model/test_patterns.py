@@ -7,8 +7,19 @@ import torch
 
 from slm.model import Decoder, KVCache, ModelConfig, generate
 from slm.model.counts import kv_cache_bytes, state_bytes
-from slm.model.decoding import compiled_logits
-from tests.model.shapes import MIXED, SIZES, randomized, shape, small, tokens_of
+from tests.model.shapes import (
+    EXACT,
+    MIXED,
+    SIZES,
+    assert_causal,
+    assert_decodes_in_pieces,
+    logits_by_steps,
+    randomized,
+    shape,
+    shared,
+    small,
+    tokens_of,
+)
 
 
 @pytest.fixture
@@ -24,58 +35,60 @@ every_shape = pytest.mark.parametrize("config", MIXED.values(), ids=list(MIXED))
 @every_shape
 @pytest.mark.parametrize("at", [0, 12, 22])
 def test_no_logit_sees_a_later_token(config: ModelConfig, at: int) -> None:
-    decoder, tokens = randomized(config, torch.float64), tokens_of(config, 23)
-    changed = tokens.clone()
-    changed[:, at] = (changed[:, at] + 1) % config.vocab_size
-    with torch.no_grad():
-        before, after = decoder(tokens), decoder(changed)
-    assert torch.equal(before[:, :at], after[:, :at])
-    assert not torch.equal(before[:, at], after[:, at])
+    assert_causal(config, 23, at)
 
 
 @pytest.mark.parametrize("pattern", ["S", "P", "L", "G"])
 def test_no_logit_sees_a_later_token_at_the_default_sizes(pattern: str) -> None:
-    decoder = randomized(small(mixer_pattern=pattern), torch.float64)
-    tokens = tokens_of(decoder.config, 520, batch=1)
-    changed = tokens.clone()
-    changed[:, 300] = (changed[:, 300] + 1) % decoder.config.vocab_size
-    with torch.no_grad():
-        before, after = decoder(tokens), decoder(changed)
-    assert torch.equal(before[:, :300], after[:, :300])
-    assert not torch.equal(before[:, 300:], after[:, 300:])
+    assert_causal(small(mixer_pattern=pattern), 520, at=300)
 
 
 @every_shape
 def test_decoding_in_pieces_equals_the_full_forward_pass(config: ModelConfig) -> None:
-    decoder, tokens = randomized(config, torch.float64), tokens_of(config, 29)
-    cache = KVCache(config, batch_size=2, max_length=29, dtype=torch.float64)
-    with torch.no_grad():
-        pieces = [decoder(piece, cache) for piece in tokens.split([7, 1, 1, 9, 1, 4, 2, 4], dim=1)]
-        torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), rtol=0, atol=1e-9)
+    assert_decodes_in_pieces(config)
 
 
-@every_shape
+PLAIN = {
+    "no sharing of keys": small(num_kv_heads=6),
+    "interleaved": small(num_kv_heads=1, rope_style="interleaved"),
+    "biases": small(qk_norm="learned", attention_bias=True, mlp_bias=True),
+    "untied": small(qk_norm="weightless", head_dim=10, tie_embeddings=False),
+    "immediate": shared("immediate"),
+    "reverse": shared("reverse"),
+}
+
+
+@pytest.mark.parametrize("config", [*MIXED.values(), *PLAIN.values()], ids=[*MIXED, *PLAIN])
 @pytest.mark.parametrize("prompt", [1, 8])
 def test_decoding_by_steps_equals_the_full_forward_pass(config: ModelConfig, prompt: int) -> None:
     decoder, tokens = randomized(config, torch.float64), tokens_of(config, 21, batch=1)
-    cache = KVCache(config, batch_size=1, max_length=21, dtype=torch.float64)
-    next_logits = compiled_logits(decoder)
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-        pieces = [tokens[:, :prompt], *tokens[:, prompt:].split(1, dim=1)]
-        found = torch.stack([next_logits(piece, cache) for piece in pieces])
-        torch.testing.assert_close(found, decoder(tokens)[0, prompt - 1 :], rtol=0, atol=1e-9)
+        found = logits_by_steps(decoder, tokens, prompt)
+        torch.testing.assert_close(found, decoder(tokens)[0, prompt - 1 :], **EXACT)
 
 
-def test_the_compiled_step_of_a_mixed_decoder_is_the_same_function(few_compilations: None) -> None:
-    config = small(**(SIZES | {"num_layers": 6, "mixer_pattern": "FSPLGS", "sliding_window": [9, 5]}))
+@pytest.mark.parametrize(
+    ("config", "graphs"),
+    [
+        (small(**(SIZES | {"num_layers": 6, "mixer_pattern": "FSPLGS", "sliding_window": [9, 5]})), 8),
+        (shared("repeat_all_over", attention_bias=True), 2),  # a block's step and the head
+    ],
+)
+def test_the_compiled_step_is_the_same_function_and_is_not_compiled_again_for_each_token(
+    config: ModelConfig, graphs: int, few_compilations: None
+) -> None:
     decoder, tokens = randomized(config, torch.float64), tokens_of(config, 21, batch=1)
-    cache = KVCache(config, batch_size=1, max_length=21, dtype=torch.float64)
-    next_logits = compiled_logits(decoder)
+    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     with torch.inference_mode():
-        found = torch.stack([next_logits(piece, cache) for piece in tokens.split(1, dim=1)])
-        torch.testing.assert_close(found, decoder(tokens)[0], rtol=0, atol=1e-9)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8  # not one a token
+        torch.testing.assert_close(logits_by_steps(decoder, tokens), decoder(tokens)[0], **EXACT)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= graphs
+
+
+def test_decoding_past_the_end_of_the_context_is_refused() -> None:
+    decoder = randomized(small(max_position_embeddings=5), torch.float64)
+    with pytest.raises(ValueError, match="6 tokens do not fit"), torch.compiler.set_stance("force_eager"):
+        logits_by_steps(decoder, tokens_of(decoder.config, 7, batch=1), prompt=4)
 
 
 @pytest.mark.parametrize("config", [shape("SPF"), shape("LG"), MIXED["two windows"]], ids=["SPF", "LG", "windows"])
@@ -107,12 +120,9 @@ def test_training_in_bfloat16_stays_near_float32_and_reaches_every_parameter(pat
 def test_decoding_in_half_precision_stays_near_float32(pattern: str, dtype: torch.dtype) -> None:
     config = shape(pattern, init_std=0.1)
     decoder, tokens = randomized(config), tokens_of(config, 23, batch=1)
-    cache = KVCache(config, batch_size=1, max_length=23, dtype=dtype)
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
         expected = decoder(tokens)[0, 8:].log_softmax(-1)
-        next_logits = compiled_logits(decoder.to(dtype))
-        pieces = [tokens[:, :9], *tokens[:, 9:].split(1, dim=1)]
-        found = torch.stack([next_logits(piece, cache) for piece in pieces]).float().log_softmax(-1)
+        found = logits_by_steps(decoder.to(dtype), tokens, prompt=9).float().log_softmax(-1)
     assert (found - expected).abs().max() < (0.2 if dtype == torch.bfloat16 else 0.02)
 
 
@@ -154,7 +164,7 @@ def test_a_cache_goes_on_from_rows_of_another(config: ModelConfig) -> None:
         decoder(tokens[:, :13], narrow)
         wide.select(narrow, rows)
         found = decoder(tokens[rows, 13:], wide)
-        torch.testing.assert_close(found, decoder(tokens[rows])[:, 13:], rtol=0, atol=1e-9)
+        torch.testing.assert_close(found, decoder(tokens[rows])[:, 13:], **EXACT)
 
 
 @pytest.mark.parametrize("pattern", ["S", "P", "L", "G"])
