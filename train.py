@@ -6,11 +6,10 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from slm.composition.keys import explain_unknown_keys
-from slm.composition.resolvers import register
+from slm.composition.resolvers import in_multirun, register
 from slm.runtime.command_line import MISTAKES, report, run_script
 
 exit_codes: list[int] = []
@@ -22,9 +21,7 @@ def main(config: DictConfig) -> None:
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: the same command and output_dir go on from the newest checkpoint, if any", file=sys.stderr
-        )
+        print("\ninterrupted: the same command and output_dir continue from the newest checkpoint", file=sys.stderr)
         exit_codes.append(130)
     except MISTAKES as error:
         exit_codes.append(report(error))
@@ -35,27 +32,23 @@ def main(config: DictConfig) -> None:
 
 
 def runs_in_another_process() -> bool:
-    """Whether a launcher of Hydra's (joblib, ...) started this run of a multirun in another process.
+    """Whether one of Hydra's launchers (joblib, ...) started this run of a multirun in another process.
 
-    That process reports an error to the first one, and nothing else.
+    That process can report an error to the first one, but nothing else.
     """
-    hydra_config = HydraConfig.get() if HydraConfig.initialized() else None
-    if hydra_config is None or hydra_config.mode != RunMode.MULTIRUN:
-        return False
-    return not hydra_config.launcher["_target_"].endswith(".BasicLauncher")
+    return in_multirun() and not HydraConfig.get().launcher["_target_"].endswith(".BasicLauncher")
 
 
 def run(config: DictConfig) -> int:
     """Train one config; returns the exit code."""
     from slm.training.setup import checked_settings, set_up
 
-    hydra_config = HydraConfig.get()
-    is_multirun = hydra_config.mode == RunMode.MULTIRUN
-    if is_multirun and any(item.startswith("output_dir=") for item in hydra_config.overrides.task):
+    overrides, is_multirun = HydraConfig.get().overrides.task, in_multirun()
+    if is_multirun and any(item.startswith("output_dir=") for item in overrides):
         raise ValueError(
             f"output_dir={config.output_dir} would be shared by all runs of -m: set hydra.sweep.dir instead"
         )
-    settings = checked_settings(config, hydra_config.overrides.task)
+    settings = checked_settings(config, overrides)
     if not is_multirun:
         # Lightning starts further processes from Hydra's own files, which a single run does not write here. Without
         # Hydra's state it repeats this command line instead.
@@ -70,7 +63,7 @@ def run(config: DictConfig) -> int:
 
 
 def start() -> None:
-    """Start Hydra; a key that does not exist is refused in words of slm's own."""
+    """Start Hydra; for a key that does not exist, print our own message instead of Hydra's."""
     with explain_unknown_keys("train"):
         main()
 

@@ -14,15 +14,15 @@ import torch
 from slm.model import Decoder, ModelConfig
 from slm.runtime.machine import native_bfloat16
 from slm.training.optim import make_adamw, make_muon
-from slm.training.parametrization import kinds_of
+from slm.training.parametrization import parameter_kinds
 
 TINY = {"vocab_size": 4096, "hidden_size": 128, "num_layers": 8, "num_heads": 4, "num_kv_heads": 2}
 OPTIM = {"lr": 1e-6, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.95, "iterations": 5}
 
 
 def torchs_muon(decoder: Decoder) -> Callable[[], None]:
-    hidden = [p for p, kind in kinds_of(decoder).items() if kind == "hidden"]
-    rest = [p for p, kind in kinds_of(decoder).items() if kind != "hidden"]
+    hidden = [p for p, kind in parameter_kinds(decoder).items() if kind == "hidden"]
+    rest = [p for p, kind in parameter_kinds(decoder).items() if kind != "hidden"]
     pair = (torch.optim.Muon(hidden, lr=1e-6, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(rest, fused=True))
     return lambda: [optimizer.step() for optimizer in pair]  # type: ignore[func-returns-value]
 

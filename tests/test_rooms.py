@@ -20,7 +20,7 @@ ALLOWED = {
     "checkpoints": {"model", "data", "runtime"},
     "training": {"model", "data", "composition", "checkpoints", "tracking", "runtime"},
     "analysis": {"scaling", "report", "tracking", "runtime"},
-    "evaluation": {*("model", "data", "composition", "checkpoints", "scaling", "report", "tracking", "runtime")},
+    "evaluation": {*("model", "data", "checkpoints", "scaling", "report", "tracking", "runtime")},
     "sweep": {"analysis", "composition", "data", "scaling", "tracking", "model.config", "model.counts", "runtime"},
 }
 COMPOSITION = ("resolvers", "settings", "budget", "schedules", "keys")

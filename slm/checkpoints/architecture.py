@@ -1,8 +1,8 @@
-"""`config.json` of a released model -> `ModelConfig`, or one sentence that says why it is not a decoder of ours.
+"""`config.json` of a released model -> `ModelConfig`, or one sentence that says why it is not supported.
 
-An absent key means what transformers takes it to mean, so that a released model computes the same here. Whatever would
-change the function and has no counterpart here (scaled rotary positions, windows, quantisation) is refused by name and
-never ignored. Code in the folder is not looked at.
+An absent key has the default of transformers, so that a released model computes the same here. Whatever would change
+the function and is not implemented here (scaled rotary positions, windows, quantisation) is refused by name and never
+ignored. Code in the folder is not read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from slm.model.config import ModelConfig
 
 MODEL_TYPES = ("llama", "mobilellm", "slm")
-"""`model_type`s that are read: SmolLM2, TinyLlama and others are `llama`, `slm` is an export of ours."""
+"""Supported values of `model_type`: SmolLM2, TinyLlama and others are `llama`; `slm` is an export of ours."""
 
 LLAMA_KEYS = {
     "vocab_size": "vocab_size",
@@ -32,7 +32,7 @@ LLAMA_KEYS = {
     "init_std": "initializer_range",
 }
 """Field of `ModelConfig` -> key of a Llama's config.json; `rope_theta` and `tie_embeddings` have several keys."""
-# Where the key is absent: what transformers' LlamaConfig takes. The others are required.
+# Those of transformers' LlamaConfig. Keys that are not listed are required.
 _DEFAULTS: dict[str, Any] = {
     "num_kv_heads": None,
     "head_dim": None,
@@ -45,7 +45,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `ValueError` if there is no such file, or anything else in it."""
+    """The object in a JSON file. Raises `ValueError` if the file is missing or holds anything else."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -58,28 +58,28 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_config(file: Path) -> ModelConfig:
-    """The shape in a `config.json`: all of it from our own exports, else as Llama or MobileLLM name things.
+    """The shape in a `config.json`, from the key `slm` of our own exports or from the keys of Llama and MobileLLM.
 
-    `tie_embeddings` is what the file says by either of its keys; whether a separate head exists is for the weights to
-    say. Raises `ValueError` naming the key that is not supported.
+    `tie_embeddings` is true if either of the file's keys says so, but the weights decide whether there is a separate
+    head. Raises `ValueError`, which names the key that is not supported.
     """
     values = read_json(file)
-    model_type, own = values.get("model_type"), values.get("slm")
+    model_type, fields = values.get("model_type"), values.get("slm")
     if model_type not in MODEL_TYPES:
         given = "has no model_type" if model_type is None else f"has model_type {model_type!r}"
         raise ValueError(f"{file} {given}, but must have one of {', '.join(MODEL_TYPES)}")
     try:
-        if own is not None and not isinstance(own, Mapping):
-            raise ValueError(f"slm={own!r} must be an object, the fields of ModelConfig")
+        if fields is not None and not isinstance(fields, Mapping):
+            raise ValueError(f"slm={fields!r} must be an object, the fields of ModelConfig")
         if model_type == "slm":
-            if own is None:
+            if fields is None:
                 raise ValueError("model_type slm needs the shape under the key slm, which is absent")
-            return ModelConfig.from_dict(own)
+            return ModelConfig.from_dict(fields)
         _refuse_unsupported(values)
-        config = _llama_config(values, sharing=model_type == "mobilellm")
-        if own is None:
+        config = _llama_config(values, may_share_blocks=model_type == "mobilellm")
+        if fields is None:
             return config
-        ours = ModelConfig.from_dict(own)
+        ours = ModelConfig.from_dict(fields)
         for name, value in config.to_dict().items():  # another program may have changed the Llama keys of an export
             if getattr(ours, name) != value:
                 raise ValueError(
@@ -91,13 +91,13 @@ def read_config(file: Path) -> ModelConfig:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _llama_config(values: Mapping[str, Any], *, sharing: bool) -> ModelConfig:
+def _llama_config(values: Mapping[str, Any], *, may_share_blocks: bool) -> ModelConfig:
     fields = {name: values[key] for name, key in LLAMA_KEYS.items() if values.get(key) is not None}
     missing = [key for name, key in LLAMA_KEYS.items() if name not in fields and name not in _DEFAULTS]
     if missing:
-        raise ValueError(f"{' and '.join(missing)} missing, which a {values['model_type']} model must state")
+        raise ValueError(f"{' and '.join(missing)} must be set in the config of a {values['model_type']} model")
     fields = _DEFAULTS | fields
-    if sharing and values.get("layer_sharing"):
+    if may_share_blocks and values.get("layer_sharing"):
         fields |= {"layer_sharing": "immediate", "num_repeats": 2}
     # The hub's MobileLLM configs tie by share_embedding while tie_word_embeddings is false.
     tied = bool(values.get("tie_word_embeddings")) or bool(values.get("share_embedding"))
@@ -108,7 +108,7 @@ def _llama_config(values: Mapping[str, Any], *, sharing: bool) -> ModelConfig:
 
 
 def _rope_theta(values: Mapping[str, Any]) -> float:
-    """Base of the rotation, from where transformers 5 writes it or from where releases before it did."""
+    """Base of the rotation, from where transformers 5 writes it or from where earlier versions did."""
     theta = values.get("rope_theta")
     for key in ("rope_scaling", "rope_parameters"):
         rope = {} if values.get(key) is None else values[key]

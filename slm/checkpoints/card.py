@@ -1,4 +1,4 @@
-"""The model card of an export: what a stranger needs to know before using the weights."""
+"""The model card of an export: what somebody else needs to know before using the weights."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ tags: [slm]
 ## Limits
 
 A small language model: it continues text, does not know what is true, and repeats what its training text holds, \
-biases included. What was measured above, if anything, says nothing about any other text or task.
+biases included. Measurements above, if any, say nothing about other texts or tasks.
 
 ## Licence
 
-Not stated. That of the weights is for whoever trained them to say, and may depend on the training text; set `license` \
-at the top of this file before publishing.
+Not stated. Whoever trained the weights chooses their licence, which may depend on the training text. Set `license` at \
+the top of this file before publishing.
 """
 _RESULT_KEYS = (
     *("status", "train_tokens", "steps", "batch_tokens", "sequence_length", "peak_lr", "seed", "precision", "device"),
@@ -88,24 +88,24 @@ def training_config(provenance: Provenance) -> str | None:
 def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance, *, loads_in_llama: bool) -> str:
     """Text of README.md, with the front matter that the hub reads."""
     result = provenance.result if provenance.run is not None else {}
-    # Of a local folder only the name: its path is of no use on another machine.
+    # For a local folder, only its name, because its path means nothing on another machine.
     name = provenance.checkpoint if provenance.revision else provenance.folder.resolve().name
     commit = f" at commit {provenance.revision}" if provenance.revision else ""
     source = "a training run" if provenance.run is not None else f"`{name}`{commit}"
-    # Without the command that would finish the run: it names folders of one machine.
+    # Without the command that would finish the run, because it names folders of one machine.
     notes = [f"- {note.partition('; to finish it')[0].rstrip('.')}." for note in provenance.notes]
     use = _USE_TRANSFORMERS if loads_in_llama else "transformers has no such architecture; slm loads it:\n\n"
     return _CARD.format(
         name=result.get("name") or name,
-        origin="\n".join([f"Exported by slm from {source}; {source_line(provenance)}.", *notes]),
+        origin="\n".join([f"Exported by slm from {source}; {source_statement(provenance)}.", *notes]),
         model=_table(_model_rows(config, tokenizer, provenance)),
         training=_TRAINING.format(rows=_table(_training_rows(result))) if result else "",
         use=use + _USE_SLM,
     )
 
 
-def source_line(provenance: Provenance) -> str:
-    """The card's words on its source, by which a later export recognises a card of the same weights."""
+def source_statement(provenance: Provenance) -> str:
+    """The card's statement of its source, by which a later export recognises a card of the same weights."""
     return f"fingerprint of the source `{provenance.fingerprint}`"
 
 

@@ -1,12 +1,14 @@
 """Write a decoder as a folder that slm can always load, and transformers too if it has the architecture.
 
 Our tensor names are Llama's without the prefix `model.`, so only names are converted. The config holds our own
-`ModelConfig` under the key `slm`, so nothing is lost for which transformers has no key. Training writes its model with
-`export_model`, as it is; `export` also rewrites interleaved rotation as Llama's and, if asked, copies shared blocks.
+`ModelConfig` under the key `slm`, because transformers has no keys for some of its fields. Training writes its model
+unchanged, with `export_model`; `export` also rewrites interleaved rotation as Llama's rotation by halves and, if asked,
+copies shared blocks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import secrets
@@ -20,8 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slm.checkpoints.architecture import LLAMA_KEYS
-from slm.checkpoints.card import model_card, source_line, training_config
-from slm.checkpoints.llama import as_llama, non_llama_fields, unrolled
+from slm.checkpoints.card import model_card, source_statement, training_config
 from slm.checkpoints.load import check, load
 from slm.checkpoints.place import Provenance
 from slm.checkpoints.weights import dtype_name
@@ -32,6 +33,9 @@ _EXPORTED_FILES = frozenset(
     ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
 )
 """All files that an export can have. A folder that holds any other file is not an export, and is not replaced."""
+_LLAMA_FIELDS = {*LLAMA_KEYS, "rope_theta", "tie_embeddings"}
+_REWRITTEN_FIELDS = {"layer_sharing", "num_repeats", "rope_style"}
+"""Fields that Llama lacks, but that a decoder can be rewritten to do without."""
 
 
 def export(
@@ -50,21 +54,20 @@ def export(
     same weights and, with `unroll_sharing`, for a shape that Llama does not have.
     """
     source = check(checkpoint, revision=revision)
-    target = _checked_target(source, folder, unroll_sharing)
+    target = _export_folder(source, folder, unroll_sharing)
     dtype = getattr(torch, source.stored_dtype)
     decoder, tokenizer, provenance = load(checkpoint, revision=source.revision, dtype=dtype)
     config, tensors = as_llama(decoder.config, decoder.state_dict())
     if unroll_sharing:
-        config, tensors = unrolled(config, tensors)
+        config, tensors = unroll(config, tensors)
     texts = {"README.md": model_card(config, tokenizer, provenance, loads_in_llama=not non_llama_fields(config))}
-    settings = training_config(provenance)
-    if settings:
+    if settings := training_config(provenance):
         texts["training.yaml"] = settings
     export_model(target, config, tensors, tokenizer, texts=texts)
     return target
 
 
-def _checked_target(source: Provenance, folder: str | Path | None, unroll_sharing: bool) -> Path:
+def _export_folder(source: Provenance, folder: str | Path | None, unroll_sharing: bool) -> Path:
     """The folder to write to, which is new, empty, or an export of the same weights."""
     if folder is not None:
         target = Path(os.path.expanduser(folder))
@@ -75,13 +78,12 @@ def _checked_target(source: Provenance, folder: str | Path | None, unroll_sharin
     if target.resolve() == source.folder.resolve():
         raise ValueError(f"export={target} is the checkpoint itself: choose another folder")
     if target.is_dir() and any(target.iterdir()):
-        other_files = sorted({path.name for path in target.iterdir()} - _EXPORTED_FILES)
-        if other_files:
+        if other_files := sorted({path.name for path in target.iterdir()} - _EXPORTED_FILES):
             raise ValueError(
-                f"export={target} holds {other_files[0]}, which is no part of an export: choose another folder"
+                f"export={target} holds {other_files[0]}, which is not part of an export: choose another folder"
             )
         card = target / "README.md"
-        if not card.exists() or source_line(source) not in card.read_text(encoding="utf-8", errors="replace"):
+        if not card.exists() or source_statement(source) not in card.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"export={target} holds another model: choose another folder, or remove this one")
     elif target.exists() and not target.is_dir():
         raise ValueError(f"export={target} is a file: choose a folder")
@@ -93,8 +95,8 @@ def hf_config(
 ) -> dict[str, Any]:
     """The values of `config.json`.
 
-    The model type is `llama` if Llama computes exactly this decoder, `mobilellm` if its only departure from Llama is
-    that each block is used twice in a row, and otherwise `slm`.
+    The model type is `llama` if Llama computes exactly this decoder, `mobilellm` if it differs from Llama only in that
+    each block is used twice in a row, and otherwise `slm`.
     """
     values = {key: getattr(config, name) for name, key in LLAMA_KEYS.items()}
     values |= {
@@ -150,3 +152,54 @@ def export_model(
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def non_llama_fields(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the fields that Llama in transformers lacks and that differ from their defaults."""
+    return tuple(
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in _LLAMA_FIELDS and getattr(config, field.name) != field.default
+    )
+
+
+def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and tensors of the decoder that computes the same with rotation by halves instead of interleaved rotation.
+
+    Both rotations turn pairs of channels by the same angles, and scores are sums over channels, so only the rows of the
+    query and key projections are reordered. A decoder that would still not be a Llama is returned unchanged: it may
+    have learned gains of queries and keys, or an SSD's convolution over them, which would have to be reordered too.
+    """
+    if config.rope_style == "half" or not _REWRITTEN_FIELDS.issuperset(non_llama_fields(config)):
+        return config, dict(tensors)
+    reordered = {
+        name: _evens_then_odds(tensor, config.head_width) if ".q_proj." in name or ".k_proj." in name else tensor
+        for name, tensor in tensors.items()
+    }
+    return dataclasses.replace(config, rope_style="half"), reordered
+
+
+def _evens_then_odds(rows: Tensor, head_width: int) -> Tensor:
+    """The rows of each head in the order 0, 2, 4, ..., 1, 3, 5, ...; for weights (rows, D) and biases (rows,)."""
+    pairs = rows.unflatten(0, (-1, head_width // 2, 2))
+    return pairs.transpose(1, 2).flatten(0, 2)
+
+
+def unroll(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and tensors of the decoder that computes the same without sharing: each use of a block becomes a block.
+
+    Raises `ValueError` if the decoder has anything else that Llama lacks. `as_llama` rewrites the rotation.
+    """
+    name = next((name for name in non_llama_fields(config) if name not in _REWRITTEN_FIELDS), None)
+    if name is not None:
+        raise ValueError(
+            f"unroll_sharing=true writes a plain Llama, which has no model.{name}={getattr(config, name)}: export "
+            "without unroll_sharing and load the folder with slm"
+        )
+    unshared = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
+    for use, block in enumerate(config.block_uses):
+        prefix = f"layers.{block}."
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                unshared[f"layers.{use}.{name.removeprefix(prefix)}"] = tensor.clone()
+    return dataclasses.replace(config, num_layers=len(config.block_uses), layer_sharing="none", num_repeats=1), unshared

@@ -1,7 +1,7 @@
 """Fetch a model repository of the Hugging Face hub: config, tokenizer and weights, pinned to one commit.
 
-Only files of data are fetched, by name, and never code; weights in a second format only where the first cannot be used.
-The token is the one that `hf auth login` or HF_TOKEN left. What was fetched before is used without asking the network.
+Only data files are fetched, by name, never code; weights in a second format only if the first cannot be used. The token
+is that of `hf auth login` or HF_TOKEN. A complete copy in the cache is used without network.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from slm.data.vocabulary import TOKENIZER_FILES
 def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
     """Folder and commit of a repository, fetched unless the cache has all of its files.
 
-    `revision` is a branch, tag or commit; None is the main branch, as it was when it was fetched first. Raises
-    `ValueError` that says what to do for a repository that is gated, absent or out of reach.
+    `revision` is a branch, tag or commit; None is the main branch, as it was when it was first fetched. Raises
+    `ValueError`, which says what to do, if the repository is gated, absent or cannot be reached.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -49,7 +49,7 @@ def fetch_other_weights(repository: str, commit: str) -> bool:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether the cache has all files that are read: an interrupted download leaves some."""
+    """Whether the cache has all files that are read; after an interrupted download it has only some."""
     first = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if first is None or not any((folder / name).exists() for name in TOKENIZER_FILES):
         return False
@@ -57,30 +57,29 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _shards(file: Path) -> list[str]:
-    """Names of the files that an index of weights names; [] for the weights themselves."""
-    return (
-        sorted(set(map(str, dict(read_json(file).get("weight_map") or {}).values()))) if file.suffix == ".json" else []
-    )
+    """The files in an index of weights; [] if `file` holds weights itself."""
+    places = read_json(file).get("weight_map") or {} if file.suffix == ".json" else {}
+    return sorted({str(name) for name in dict(places).values()})
 
 
 def _download(repository: str, revision: str | None, *, every_format: bool = False) -> tuple[Path, str]:
     from huggingface_hub import HfApi, errors, get_token, hf_hub_download
 
-    page, asked = f"https://huggingface.co/{repository}", f"checkpoint={repository!r}"
+    page, given = f"https://huggingface.co/{repository}", f"checkpoint={repository!r}"
     account = "with the account of the token in use" if get_token() else "and run `hf auth login` or set HF_TOKEN"
     sentences: dict[type[Exception], str] = {  # subclasses first
-        errors.GatedRepoError: f"{asked} is gated: accept its licence at {page} {account}",
+        errors.GatedRepoError: f"{given} is gated: accept its licence at {page} {account}",
         errors.RevisionNotFoundError: f"revision={revision} is not a branch, tag or commit of {page}",
-        errors.RepositoryNotFoundError: f"{asked} is neither a folder here nor a repository of the hub that you may "
+        errors.RepositoryNotFoundError: f"{given} is neither a folder here nor a repository of the hub that you may "
         "read (for a private one, run `hf auth login` or set HF_TOKEN)",
-        errors.LocalEntryNotFoundError: f"{asked}: the hub stopped answering; give the same command again",
-        errors.EntryNotFoundError: f"{asked} has no config.json on the hub, so it is not a model",
-        errors.HfHubHTTPError: f"{asked} cannot be fetched from {page}",
+        errors.LocalEntryNotFoundError: f"{given}: the hub stopped answering; give the same command again",
+        errors.EntryNotFoundError: f"{given} has no config.json on the hub, so it is not a model",
+        errors.HfHubHTTPError: f"{given} cannot be fetched from {page}",
     }
     try:
         folder = Path(hf_hub_download(repository, "config.json", revision=revision)).parent
         names = HfApi().list_repo_files(repository, revision=folder.name)
-        for name in _wanted(repository, names, every_format=every_format):
+        for name in _files_to_fetch(repository, names, every_format=every_format):
             file = Path(hf_hub_download(repository, name, revision=folder.name))
             for shard in _shards(file) if name in WEIGHT_FILES else ():
                 hf_hub_download(repository, shard, revision=folder.name)
@@ -94,8 +93,8 @@ def _download(repository: str, revision: str | None, *, every_format: bool = Fal
         raise ValueError(f"{sentences[errors.LocalEntryNotFoundError]} ({type(error).__name__})") from None
 
 
-def _wanted(repository: str, names: Collection[str], *, every_format: bool) -> list[str]:
-    """The files to fetch, weights last, so that what can be refused is refused before the long download."""
+def _files_to_fetch(repository: str, names: Collection[str], *, every_format: bool) -> list[str]:
+    """The files to fetch, with the weights last, so that other errors come before the long download."""
     tokenizers, weights = ([name for name in files if name in names] for files in (TOKENIZER_FILES, WEIGHT_FILES))
     for present, accepted in ((tokenizers, TOKENIZER_FILES), (weights, WEIGHT_FILES)):
         if not present:

@@ -1,8 +1,8 @@
-"""`load` and `check`: any checkpoint that we can compute -> decoder, tokenizer, provenance.
+"""`load` and `check`: any supported checkpoint -> decoder, tokenizer, provenance.
 
-The decoder is built without storage (meta device), and each tensor is copied out of its mapped file, converted and put
-in place on its own. Names and shapes are compared before the first tensor is read. Whether the head is the embedding is
-settled by the tensors, not by what the config says alone.
+The decoder is built without storage (meta device). Then one tensor at a time is copied from its mapped file and
+converted. Names and shapes are compared before the first tensor is read. The tensors, not the config alone, decide
+whether the head is tied to the embedding.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import torch
 from torch import Tensor
 
 from slm.checkpoints.place import Parts, Place, Provenance, find_place, open_parts
-from slm.checkpoints.weights import HEAD, TABLE, Weights, dtype_name, empty_decoder, first_names
+from slm.checkpoints.weights import HEAD, TABLE, Weights, dtype_name, empty_decoder
 from slm.data import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
+from slm.runtime.words import shortlist
 
-_MAX_UNUSED_SHARE = 0.05  # of the embedding's rows; with more that no token has, a note says so
-# 1 MB a file: any training step changes almost every weight, so almost every sample.
+_MAX_UNUSED_SHARE = 0.05  # of the embedding's rows that no token uses; above it, a note says so
+# 1 MB a file are enough, because a training step changes almost every weight and so almost every sample.
 _NUM_SAMPLES, _SAMPLE_BYTES = 512, 2048
 
 
 class Checkpoint(NamedTuple):
-    """A loaded checkpoint: the decoder in eval mode and without gradients, its tokenizer, where they came from."""
+    """A loaded checkpoint: the decoder in eval mode without gradients, its tokenizer, and where they came from."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -44,11 +45,11 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Checkpoint:
-    """Load a run directory of ours, an export of it, a folder of a release, or a hub id.
+    """Load a run directory of ours, its export, the folder of a release, or a hub repository.
 
     The decoder is in eval mode on `device` with parameters of `dtype` that require no gradient. `revision` is a branch,
-    tag or commit of a hub repository. No code that comes with a checkpoint is ever run. Raises `ValueError`, one
-    sentence, for whatever cannot be loaded.
+    tag or commit of a hub repository. Code in a checkpoint is never run. Raises `ValueError`, with a message of one
+    sentence, if the checkpoint cannot be loaded.
     """
     place = find_place(path_or_repo, revision)
     parts = _checked_parts(place)
@@ -57,21 +58,21 @@ def load(
     tensors, not_finite = {}, []
     for name in decoder.state_dict():
         stored = parts.weights.tensors[name]
-        # A copy even on the same device and of the same dtype: the file may change or be deleted.
+        # Copied even if device and dtype stay the same, because the file may change or be deleted.
         tensors[name] = stored.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
         if not _all_finite(tensors[name]):
             not_finite.append(name)
     decoder.load_state_dict(tensors, assign=True)
     if not_finite:
-        notes = (*notes, f"{first_names(not_finite)} hold values that are not finite, so losses will not be either.")
+        notes = (*notes, f"{shortlist(not_finite, most=3)} hold values that are not finite, so no loss will be.")
     return Checkpoint(decoder.eval().requires_grad_(False), parts.tokenizer, _provenance(place, parts, config, notes))
 
 
 def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenance:
-    """Refuse whatever can be refused before the weights are read; a hub repository is fetched for it.
+    """Check a checkpoint without reading its weights; a hub repository is downloaded first.
 
-    Notes that need the weights (whether a stored head equals the embedding, values that are not finite) come with
-    `load`. Raises `ValueError` as `load` does.
+    Notes that need the weights (a stored head that equals the embedding, values that are not finite) come with `load`.
+    Raises `ValueError` as `load` does.
     """
     place = find_place(path_or_repo, revision)
     parts = _checked_parts(place)
@@ -90,12 +91,12 @@ def _checked_parts(place: Place) -> Parts:
 
 
 def _settle_head(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The config with the head that the tensors have; notes where that is not what the config says."""
+    """The config with the head that the tensors have, and notes if the config says something else."""
     if HEAD not in weights.tensors:
         return config, ()
     equal = torch.equal(weights.tensors[HEAD], weights.tensors[TABLE])
     if config.tie_embeddings and equal:
-        return config, ("The config ties the head, and the stored head equals the embedding: tied.",)
+        return config, ("The config ties the head, and the stored head equals the embedding: it is used tied.",)
     if config.tie_embeddings:
         return dataclasses.replace(config, tie_embeddings=False), (
             "The config ties the head, but the stored head differs from the embedding: it is used untied, and "
@@ -107,7 +108,7 @@ def _settle_head(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, tu
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # A sum is one fast pass without a copy, and is not finite if a summand is not; it may also have overflowed.
+    # A sum is one fast pass without a copy. It is not finite if a summand is not, or if it overflows.
     return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
 
 
@@ -130,7 +131,7 @@ def _provenance(place: Place, parts: Parts, config: ModelConfig, notes: tuple[st
 
 
 def _fingerprint(parts: Parts) -> str:
-    """SHA-256, shortened, of the parts and of the files' sizes and samples; paths and times do not matter."""
+    """Shortened SHA-256 of the parts and of the files' sizes and samples, independent of paths and times."""
     tokenizer = parts.tokenizer
     facts = {
         "config": parts.config.to_dict(),
@@ -140,12 +141,12 @@ def _fingerprint(parts: Parts) -> str:
         "tokenizer": [tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos],
     }
     total = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    for digest in sorted(map(_sampled, parts.weights.files)):  # sorted: shards may be named and ordered in any way
+    for digest in sorted(map(_hash_samples, parts.weights.files)):  # sorted: shards may be named and ordered in any way
         total.update(digest)
     return total.hexdigest()[:16]
 
 
-def _sampled(file: Path) -> bytes:
+def _hash_samples(file: Path) -> bytes:
     size = file.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as handle:

@@ -1,8 +1,7 @@
-"""What a user's `checkpoint=...` refers to: a run of ours, its export, a folder of a release, or a hub repository."""
+"""Find and open what `checkpoint=...` names: a run of ours, its export, a folder of a release, or a hub repository."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,45 +16,46 @@ from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
 from slm.data import Tokenizer, load_tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.address import local_folder
-from slm.runtime.files import is_intact_zip
+from slm.runtime.files import is_intact_zip, read_json_object
 
-_CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # of a run directory, the newest first
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""The newest checkpoint of a run directory, and the one before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a checkpoint lies."""
+    """Where a checkpoint is."""
 
     checkpoint: str
     """As the user gave it."""
     kind: str
     """"run", "export" (a `model/` folder of ours) or "hf"."""
     folder: Path
-    """Holds config.json and the weights; of a run that is not completed, its checkpoints."""
+    """The folder with config.json and the weights; for a run without an export, its checkpoints."""
     revision: str | None = None
     """Commit of a hub repository; None for local files."""
     run: Path | None = None
-    """The run directory, when it is one of ours: its config.yaml and result.json are there."""
+    """The run directory, which has config.yaml and result.json; None if the weights are not from a run of ours."""
     result: Mapping[str, Any] = field(default_factory=dict)
-    """result.json of that run, {} otherwise."""
+    """The contents of that run's result.json; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(Place):
-    """Where the weights of a checkpoint came from, and a cheap name for its content."""
+    """Where the weights of a checkpoint came from, and what identifies them."""
 
     config: ModelConfig
     """Shape of the decoder."""
     stored_dtype: str
-    """Of the files, such as "float16"; where they mix, that of most bytes."""
+    """The dtype in the files, such as "float16"; if there are several, that of most bytes."""
     fingerprint: str
-    """Identifies weights, config and tokenizer: of big files it reads sizes, headers and samples, not every byte."""
+    """Identifies weights, config and tokenizer. Of big files, it depends on the size and on samples of the bytes."""
     notes: tuple[str, ...]
-    """What a reader of results must know, full sentences."""
+    """What a reader of results must know, in full sentences."""
 
 
 class Parts(NamedTuple):
-    """What a checkpoint is made of, none of its weights read yet."""
+    """What a checkpoint consists of, before any weights are read."""
 
     config: ModelConfig
     weights: Weights
@@ -64,23 +64,26 @@ class Parts(NamedTuple):
 
 
 def find_place(path_or_repo: str | Path, revision: str | None) -> Place:
-    """The place that is meant; a hub repository is fetched. Raises `ValueError` for what is neither."""
+    """Where the checkpoint is; a hub repository is downloaded first. Raises `ValueError` if there is none."""
     given = str(path_or_repo)
     path = local_folder(given, revision)
     if path is None:
         folder, commit = fetch(given, revision)
         return Place(checkpoint=given, kind=_kind(folder), folder=folder, revision=commit)
+    run: Path | None = path
     if _is_run(path):
-        exported = path / "model"
+        exported, kind = path / "model", "run"
         folder = exported if (exported / "config.json").exists() else path / "checkpoints"
-        return Place(checkpoint=given, kind="run", folder=folder, run=path, result=_result(path))
-    if not (path / "config.json").exists():
+    elif (path / "config.json").exists():
+        run = path.parent if path.name == "model" and _is_run(path.parent) else None
+        folder, kind = path, _kind(path)
+    else:
         content = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         raise ValueError(
-            f"checkpoint={given} has neither config.json (a model) nor config.yaml (a run of ours), but {content}"
+            f"checkpoint={given} must have config.json (a model) or config.yaml (a run of ours), but has {content}"
         )
-    run = path.parent if path.name == "model" and _is_run(path.parent) else None
-    return Place(checkpoint=given, kind=_kind(path), folder=path, run=run, result=_result(run) if run else {})
+    result = read_json_object(run / "result.json") if run else {}
+    return Place(checkpoint=given, kind=kind, folder=folder, run=run, result=result)
 
 
 def _is_run(path: Path) -> bool:
@@ -91,17 +94,10 @@ def _kind(folder: Path) -> str:
     return "export" if "slm" in read_json(folder / "config.json") else "hf"
 
 
-def _result(run: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((run / "result.json").read_text()))
-    except (OSError, ValueError, TypeError):  # not written yet, or damaged
-        return {}
-
-
 def open_parts(place: Place) -> Parts:
-    """Open what lies at a place. Raises `ValueError` for anything in it that cannot be used."""
+    """Open the parts of a checkpoint. Raises `ValueError` if one of them cannot be used."""
     if place.run is not None and place.folder == place.run / "checkpoints":
-        return _unfinished(place, place.run)
+        return _open_unfinished_run(place, place.run)
     config = read_config(place.folder / "config.json")
     name = place.checkpoint if place.revision else None
     tokenizer = load_tokenizer(place.folder, name=name, asked_by="checkpoint")
@@ -118,13 +114,15 @@ def open_parts(place: Place) -> Parts:
     return Parts(config, weights, tokenizer, notes)
 
 
-def _unfinished(place: Place, run: Path) -> Parts:
-    """A run without export: the weights of its newest sound checkpoint, with the tokenizer that its cache holds."""
+def _open_unfinished_run(place: Place, run: Path) -> Parts:
+    """A run without export: the weights of its newest intact checkpoint, and the tokenizer in its cache."""
     status = place.result.get("status", "not finished")
     command = f"python train.py -cp {run.resolve()} -cn config output_dir={run.resolve()}"
-    file = next((place.folder / name for name in _CHECKPOINTS if is_intact_zip(place.folder / name)), None)
+    file = next((place.folder / name for name in (LAST, PREVIOUS) if is_intact_zip(place.folder / name)), None)
     if file is None:
-        raise ValueError(f"checkpoint={place.checkpoint} is a run ({status}) without a checkpoint yet: {command}")
+        raise ValueError(
+            f"checkpoint={place.checkpoint} is a run ({status}) without an intact checkpoint; to finish it: {command}"
+        )
     settings = _settings(run / "config.yaml")
     tokenizer = _cached_tokenizer(settings, read_json(run / "corpus.json"))
     if tokenizer is None:
@@ -148,7 +146,7 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _cached_tokenizer(settings: Mapping[str, Any], corpus: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer with the fingerprint that the run recorded, from the cache folder that the run used."""
+    """The tokenizer that the run recorded by its fingerprint, from the cache folder of the run."""
     for folder in Path(os.path.expanduser(settings.get("cache_dir", ""))).glob("tokens/*/tokenizer"):
         tokenizer = load_tokenizer(folder, asked_by="cache_dir")
         if tokenizer.fingerprint == corpus.get("tokenizer"):

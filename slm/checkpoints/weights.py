@@ -1,8 +1,8 @@
 """Tensors of a checkpoint folder, by name, matched with the config of their decoder.
 
 Files are mapped, so a tensor is read from disk when it is copied; until loading ends, its mapped pages count as memory
-of the process beside the copy. Pickles are read by `torch.load(weights_only=True, mmap=True)`, which makes tensors and
-nothing else, and refuses the rest unexecuted.
+of the process beside the copy. Pickles are read by `torch.load(weights_only=True, mmap=True)`, which accepts tensors
+only and refuses anything else without executing it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +23,11 @@ from slm.checkpoints.architecture import read_json
 from slm.data.vocabulary import LFS_POINTER
 from slm.model import Decoder
 from slm.model.config import ModelConfig
+from slm.runtime.words import shortlist
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
-"""What weights are read from: the first that exists and can be used."""
+"""Files of weights, in the order of preference: the first that exists and can be used is read."""
 HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -42,20 +42,20 @@ class Weights(NamedTuple):
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Such as "float16"."""
+    """The name of a dtype, such as "float16"."""
     return str(dtype).removeprefix("torch.")
 
 
 def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str, ...]]:
-    """The weights of the decoder of `config` in a folder, from the first of `WEIGHT_FILES` that can be used.
+    """The weights of a decoder in a folder, from the first of `WEIGHT_FILES` that can be used, and notes on the others.
 
-    Also returns notes on those that cannot. Raises `ValueError`, of all files in one sentence, when none can be used:
-    damaged, absent, more than tensors, or those of another decoder.
+    Raises `ValueError` if no file can be used: all are absent, damaged, hold more than tensors, or are of another
+    decoder.
     """
     problems: list[str] = []
     for file in [folder / name for name in WEIGHT_FILES if (folder / name).exists()]:
         try:
-            weights = match_weights(_opened(file), config, folder)
+            weights = match_weights(_open_tensors(file), config, folder)
         except ValueError as error:
             problems.append(str(error))
         else:
@@ -63,7 +63,7 @@ def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str,
     raise ValueError("; and ".join(problems) or f"{folder} has no weights: give {' or '.join(WEIGHT_FILES)}")
 
 
-def _opened(first: Path) -> Weights:
+def _open_tensors(first: Path) -> Weights:
     """The tensors of a file, or of the shards that an index names."""
     files = _shards(first) if first.suffix == ".json" else [first]
     tensors = {name.removeprefix("model."): tensor for file in files for name, tensor in open_file(file).items()}
@@ -72,15 +72,15 @@ def _opened(first: Path) -> Weights:
 
 
 def open_run_checkpoint(file: Path, config: ModelConfig) -> Weights:
-    """The decoder in a checkpoint of one of our runs, as it would be exported."""
+    """The weights in a checkpoint of one of our runs, as they would be exported."""
     state = _load_pickle(file).get("state_dict")
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} is not a checkpoint of a run: it has no state_dict")
-    return match_weights(Weights(_checked(file, weights_to_export(state)), [file]), config, file.parent)
+    return match_weights(Weights(_check_tensors(file, weights_to_export(state)), [file]), config, file.parent)
 
 
 def weights_to_export(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoder's weights in a `state_dict` of training: their averages where it keeps them, as validation does."""
+    """The decoder's weights in the `state_dict` of a training checkpoint, or their averages if it has them."""
     names = [name.removeprefix(_DECODER) for name in state if name.startswith(_DECODER)]
     return {name: state.get(_AVERAGES + buffer_of(name), state[_DECODER + name]) for name in names}
 
@@ -97,14 +97,13 @@ def empty_decoder(config: ModelConfig) -> Decoder:
 
 
 def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weights:
-    """The weights, if they are the tensors of the decoder in its shapes; raises `ValueError` otherwise.
+    """The weights, under the decoder's names. Raises `ValueError` unless they are its tensors, in its shapes.
 
-    A head may be stored beside a tied table. A table that is stored under the head's name alone is returned under its
-    own name.
+    A head may be stored beside a tied embedding. A tied embedding may be stored under the head's name only.
     """
     stored = dict(weights.tensors)
     place = weights.files[0] if len(weights.files) == 1 else folder
-    if config.num_layers > len(stored):  # before a decoder of so many is made
+    if config.num_layers > len(stored):  # checked before a decoder with so many layers is built
         raise ValueError(
             f"{place}: config.json says {config.num_layers:,} layers, but there are only {len(stored):,} tensors"
         )
@@ -119,23 +118,17 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
     accepted = shapes | {HEAD: shapes[TABLE]}
     groups = {
         "missing": [name for name in shapes if name not in stored],
-        "unexpected": [name for name in stored if name not in accepted],
+        "unexpected": [name if name.isprintable() else repr(name) for name in stored if name not in accepted],
         "mis-shaped": [
             f"{name} is {list(stored[name].shape)} and not {list(shape)}"
             for name, shape in accepted.items()
             if name in stored and stored[name].shape != shape
         ],
     }
-    problems = [f"{len(names)} {problem} ({first_names(names)})" for problem, names in groups.items() if names]
+    problems = [f"{len(names)} {kind} ({shortlist(names, most=3)})" for kind, names in groups.items() if names]
     if problems:
         raise ValueError(f"{place}: the tensors are not those of its config: {'; '.join(problems)}")
     return Weights(stored, weights.files)
-
-
-def first_names(names: list[str]) -> str:
-    """The first three names, each shortened, and how many more there are."""
-    shown = [shorten(name if name.isprintable() else repr(name), 80, placeholder="...") for name in names[:3]]
-    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def open_file(file: Path) -> dict[str, Tensor]:
@@ -148,20 +141,18 @@ def open_file(file: Path) -> dict[str, Tensor]:
     if not start:
         raise ValueError(f"{file} is empty: download it again")
     if start == LFS_POINTER:
-        raise ValueError(f"{file} is a git-lfs pointer and not the weights: run git lfs pull in {file.parent}")
-    return _checked(file, _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file))
+        raise ValueError(f"{file} is a git-lfs pointer, not the weights: run git lfs pull in {file.parent}")
+    return _check_tensors(file, _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file))
 
 
 def _shards(index: Path) -> list[Path]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index} has no weight_map, which says what file each tensor is in: restore it")
+        raise ValueError(f"{index} has no weight_map, which names the file of each tensor: restore it")
     names = sorted({str(name) for name in places.values()})
-    outside = [name for name in names if not name or Path(name).name != name]
-    if outside:
+    if outside := [name for name in names if not name or Path(name).name != name]:
         raise ValueError(f"{index} names {outside[0]!r}, which is not a file beside it")
-    absent = [name for name in names if not (index.parent / name).exists()]
-    if absent:
+    if absent := [name for name in names if not (index.parent / name).exists()]:
         raise ValueError(f"{index} names {absent[0]}, but {len(absent)} of its {len(names)} files do not exist")
     return [index.parent / name for name in names]
 
@@ -197,7 +188,7 @@ def _load_pickle(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _checked(file: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+def _check_tensors(file: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_sparse:
             raise ValueError(f"{file} must hold tensors by name, but {str(name)!r} is not one")

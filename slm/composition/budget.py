@@ -1,4 +1,4 @@
-"""The shape, the steps and the identity of a run, from its config alone. A user's arithmetic mistakes end here."""
+"""The shape, the steps and the identity of a run, from its config alone, which is refused if settings do not fit."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 from slm.composition.schedules import check_schedule
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, num_params
+from slm.runtime.settings import COUNT, as_typed
 
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
-"""Groups that decide a run. Devices, logging and how often to save may change while it is continued."""
+"""Groups that determine a run's numbers. Devices, logging and checkpoint intervals may change when it is continued."""
 LATER_KEYS = {"train": ("val_tokens",)}
-"""Keys of those groups that were added after runs were named by a hash of their settings."""
+"""Keys of those groups that were added after cells of sweeps were named by a hash of their settings."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
-"""Keys that say how long a run is, one of them at a time."""
+"""Keys of the group `train` that set the budget; a run uses one of them."""
 BASE_SHAPE = {
     "standard": (),
     "mup": ("base_width", "base_head_dim"),
     "completep": ("base_width", "base_head_dim", "base_depth"),
 }
-"""By `parametrization.name`: the keys of the base shape that it needs."""
+"""`parametrization.name` -> the keys of its base shape."""
 
 
 def shape_and_steps(config: Mapping[str, Any], *, devices: int = 1) -> tuple[ModelConfig, int]:
@@ -31,7 +32,7 @@ def shape_and_steps(config: Mapping[str, Any], *, devices: int = 1) -> tuple[Mod
     check_parametrization(config["parametrization"])
     model = model_config(config["model"])
     check_family(config, model)
-    steps = steps_of(config["train"], model, devices=devices)
+    steps = count_steps(config["train"], model, devices=devices)
     check_schedule(config["schedule"], steps)
     kept = config["checkpoint"].get("keep_steps", [])
     if late := [step for step in kept if step > steps]:
@@ -45,7 +46,7 @@ def model_config(model: Mapping[str, Any]) -> ModelConfig:
 
 
 def check_family(config: Mapping[str, Any], model: ModelConfig) -> None:
-    """Raise `ValueError` for a `width` or `depth` without a family: only the rule of a family reads them."""
+    """Raise `ValueError` if `width` or `depth` is not that of the shape: without a family they have no effect."""
     for key, field in (("width", "hidden_size"), ("depth", "num_layers")):
         given, actual = config.get(key), getattr(model, field)
         if given is not None and given != actual:
@@ -62,10 +63,9 @@ def check_parametrization(parametrization: Mapping[str, Any]) -> None:
         raise ValueError(f"parametrization.name={name} must be one of {', '.join(BASE_SHAPE)}")
     for key in BASE_SHAPE[name]:
         value = parametrization.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            given = "null" if value is None else value
+        if not COUNT.accepts(value):
             raise ValueError(
-                f"parametrization.{key}={given} must be a whole number of at least 1 for parametrization={name}: "
+                f"parametrization.{key}={as_typed(value)} must be {COUNT.words} for parametrization={name}: "
                 "that of the shape at which optim.lr was tuned"
             )
     for key in sorted(parametrization.keys() - {"name", *BASE_SHAPE[name]}):
@@ -75,8 +75,8 @@ def check_parametrization(parametrization: Mapping[str, Any]) -> None:
         )
 
 
-def steps_of(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 1) -> int:
-    """Optimizer steps that the budget of a `train` config pays for. Raises `ValueError` if the sizes do not fit."""
+def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 1) -> int:
+    """Optimizer steps within the budget of a `train` config. Raises `ValueError` if the sizes do not fit together."""
     length = int(train["sequence_length"])
     if length > model.max_position_embeddings:
         raise ValueError(
@@ -93,7 +93,7 @@ def steps_of(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 1) 
         )
     given = [key for key in BUDGETS[1:] if train[key] is not None]
     if len(given) == 2:
-        raise ValueError("train.tokens_per_param and train.flops are both set: a run has one budget")
+        raise ValueError("train.tokens_per_param and train.flops are both set: set one of them to null")
     key = given[0] if given else "tokens"
     tokens = train[key]
     if key == "tokens_per_param":

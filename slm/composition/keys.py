@@ -1,8 +1,8 @@
 """Refuse keys that a script does not read: those neither in its conf/SCRIPT.yaml nor in the choices of its groups.
 
-For a misspelt key Hydra recommends a `+`, which adds a key that nothing reads. So the keys of the composed config are
-checked, which include those that a user's own file has added. The keys of a group depend on its choice:
-`optim.momentum` belongs to muon, and adamw would ignore it.
+For a misspelt key Hydra recommends a `+`, which adds a key that nothing reads. So all keys of the composed config are
+checked, including those that a user's own file adds. The keys of a group depend on its choice: `optim.momentum` belongs
+to muon, and adamw would ignore it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ CHOICE_KEYS = {
 }
 """Group -> its key whose value names the choice, such as `optim.name`."""
 UNCHECKED_GROUPS = {"sweep": ("columns", "sweep", "analysis")}
-"""Script -> groups whose keys are not checked here: they are the user's own, or checked where they are read."""
+"""Script -> groups whose keys the user chooses, or that are checked where they are read."""
 MIN_SIMILARITY = 0.6
-"""The lowest ratio of `SequenceMatcher` at which a key is suggested; the default of difflib."""
+"""The lowest ratio of `SequenceMatcher` at which a key is suggested: difflib's default."""
 
 Tree = Mapping[str, Any]
-"""Keys in nested groups. A group is a mapping that is not empty; any other value stands for a key."""
+"""Keys in nested groups. A mapping that is not empty is a group; any other value marks a key."""
 
 
 def check_keys(config: Mapping[str, Any], script: str, overrides: Iterable[str] = ()) -> None:
@@ -50,12 +50,12 @@ def check_keys(config: Mapping[str, Any], script: str, overrides: Iterable[str] 
     allowed = {**_keys_read_by(script, config), **dict.fromkeys(UNCHECKED_GROUPS.get(script, ()))}
     for key in unknown_keys(config, allowed):
         added = (override.lstrip("+") for override in overrides if override.startswith("+"))
-        quoted = next((override for override in added if _sets(override, key)), key)
+        quoted = next((override for override in added if _sets_key(override, key)), key)
         raise ValueError(_refusal(key, quoted, script, config))
 
 
 def unknown_keys(config: Mapping[str, Any], allowed: Tree, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of `config` that are not in `allowed`. Below an allowed key that is not a group, any are."""
+    """Dotted keys of `config` that are not in `allowed`. Below an allowed key that is not a group, all are allowed."""
     for key, value in config.items():
         if key not in allowed:
             yield f"{prefix}{key}"
@@ -68,7 +68,7 @@ def did_you_mean(key: str, candidates: Iterable[str]) -> str:
 
     def similarity(other: str) -> float:
         last_parts = SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
-        # The factor decides between two equally similar names: the one in the same group wins.
+        # The factor makes a name in the same group win over an equally similar name in another.
         return max(SequenceMatcher(None, key, other).ratio(), 0.9 * last_parts)
 
     nearest = max(candidates, key=similarity, default="")
@@ -117,7 +117,7 @@ def _refusal(key: str, quoted: str, script: str, config: Mapping[str, Any] = Map
     return f"{key} is not a setting of {script}.py{hint}"
 
 
-def _sets(override: str, key: str) -> bool:
+def _sets_key(override: str, key: str) -> bool:
     """Whether an override sets `key`, its group, or a key below it."""
     name = override.partition("=")[0].partition("@")[0]
     return name == key or key.startswith(f"{name}.") or name.startswith(f"{key}.")

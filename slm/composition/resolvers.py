@@ -1,4 +1,4 @@
-"""What `conf/train.yaml` needs of Python: the model's defaults, the families' rules and the names of runs."""
+"""What `conf/train.yaml` needs from Python: the model's defaults, the rules of families and the names of runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from slm.model.families import RULES
 from slm.runtime.command_line import cache_home, new_folder_path
 
 SET_BY_MODEL_GROUP = ("max_position_embeddings",)
-"""Fields with a default that a family leaves to the `model` group, as it does the vocabulary, which has none."""
+"""Fields with a default that a family leaves to the `model` group. The vocabulary, without a default, is left too."""
 
 
 def register() -> None:
@@ -28,7 +28,7 @@ def register() -> None:
     options = {
         name: value for name, value in defaults.items() if value is not MISSING and name not in SET_BY_MODEL_GROUP
     }
-    # In no group: in `family` it would be listed as one of the families.
+    # Outside the group `family`, where `--help` would list it as a family.
     store.store(name="family_options", node={"model": options}, package="_global_")
     for name, rule in RULES.items():
         OmegaConf.register_new_resolver(name, rule, replace=True)
@@ -56,15 +56,16 @@ def _run_dir(width: int | None, depth: int | None) -> str:
     """
     if "SLM_RUN_DIR" in os.environ:
         return os.environ["SLM_RUN_DIR"]
-    if _in_multirun():
+    if in_multirun():
         return str(HydraConfig.get().runtime.output_dir)
     return new_folder_path(_model_name(width, depth))
 
 
 def _run_group() -> str | None:
     """The name of the multirun's folder; None for a single run."""
-    return Path(HydraConfig.get().sweep.dir).name if _in_multirun() else None
+    return Path(HydraConfig.get().sweep.dir).name if in_multirun() else None
 
 
-def _in_multirun() -> bool:
+def in_multirun() -> bool:
+    """Whether this process runs a job of a multirun (Hydra's `-m`)."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

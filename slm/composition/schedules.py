@@ -1,7 +1,7 @@
 """Learning rates over a run, as pure functions of the step.
 
-Every schedule is a linear warm-up to the peak followed by one of the shapes below, which maps progress through the rest
-of the run (0 to 1) to a share of the peak.
+Every schedule is a linear warm-up to the peak followed by one of the shapes below. A shape maps progress through the
+steps after the warm-up (0 to 1) to a share of the peak.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHAPES: dict[str, Callable[[float, Mapping[str, Any]], float]] = {
     "wsd": _wsd,
 }
 
-ROUNDING = 1e-9
+SHARE_TOLERANCE = 1e-9
 """Tolerance on the sum of two shares, so that a warm-up and a decay that fill the run exactly are accepted."""
 
 
@@ -47,7 +47,7 @@ def check_schedule(schedule: Mapping[str, Any], total_steps: int) -> None:
     warmup = _with_warmup_fraction(schedule, total_steps)["warmup_fraction"]
     if warmup >= 1:
         raise ValueError(f"schedule.{key}={schedule[key]} leaves no step after the warm-up of a {total_steps}-step run")
-    if schedule["name"] == "wsd" and not 0 < schedule["decay_fraction"] <= 1 - warmup + ROUNDING:
+    if schedule["name"] == "wsd" and not 0 < schedule["decay_fraction"] <= 1 - warmup + SHARE_TOLERANCE:
         raise ValueError(
             f"schedule.decay_fraction={schedule['decay_fraction']} must be above 0 and leave room for "
             f"schedule.{key}={schedule[key]} in a run of {total_steps} steps"
@@ -64,8 +64,8 @@ def lr_factor(step: int, total_steps: int, schedule: Mapping[str, Any]) -> float
     return SHAPES[schedule["name"]](progress, schedule)
 
 
-def steps_in_common(first: Mapping[str, Any], first_steps: int, second: Mapping[str, Any], second_steps: int) -> int:
-    """Number of steps, from the first on, at which runs under two schedules have exactly the same share of the peak."""
+def count_common_steps(first: Mapping[str, Any], first_steps: int, second: Mapping[str, Any], second_steps: int) -> int:
+    """Number of first steps in which runs under two schedules have exactly the same share of the peak."""
     shorter = min(first_steps, second_steps)
     for step in range(shorter):
         if lr_factor(step, first_steps, first) != lr_factor(step, second_steps, second):
@@ -74,6 +74,6 @@ def steps_in_common(first: Mapping[str, Any], first_steps: int, second: Mapping[
 
 
 def _with_warmup_fraction(schedule: Mapping[str, Any], total_steps: int) -> Mapping[str, Any]:
-    """The schedule with its warm-up as a share of the run, also where `warmup_steps` gives it."""
+    """The schedule with its warm-up as a share of the run, also if `warmup_steps` is set."""
     steps = schedule.get("warmup_steps")
     return schedule if steps is None else {**schedule, "warmup_fraction": steps / total_steps}

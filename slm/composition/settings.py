@@ -1,4 +1,4 @@
-"""Kinds of the values in a config: one table, checked before anything else looks at them."""
+"""The kind of each value in a train config, in one table. It is checked before any value is used."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from slm.runtime import settings as kinds
 from slm.runtime.extensions import EXTENSIONS
 
-DRY_RUN = kinds.Kind("true, false or plan", lambda value: isinstance(value, bool) or value == "plan")
-
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "bf16-mixed", "32-true", "64-true")
 
@@ -18,7 +16,7 @@ KINDS: dict[str, kinds.Kind] = {
     "seed": kinds.SEED,
     "output_dir": kinds.NAME,
     "cache_dir": kinds.NAME,
-    "dry_run": DRY_RUN,
+    "dry_run": kinds.Kind("true, false or plan", lambda value: isinstance(value, bool) or value == "plan"),
     "train.tokens": kinds.POSITIVE,
     "train.tokens_per_param": kinds.or_null(kinds.POSITIVE),
     "train.flops": kinds.or_null(kinds.POSITIVE),
@@ -45,9 +43,7 @@ KINDS: dict[str, kinds.Kind] = {
     "schedule.name": kinds.NAME,
     "schedule.warmup_fraction": kinds.SHARE,
     "trainer.accelerator": kinds.one_of("auto", "cpu", "cuda", "gpu"),
-    "trainer.devices": kinds.Kind(
-        "auto or a whole number of at least 1", lambda value: value == "auto" or kinds.COUNT.accepts(value)
-    ),
+    "trainer.devices": kinds.AUTO_COUNT,
     "trainer.num_nodes": kinds.COUNT,
     "trainer.strategy": kinds.one_of("auto", "ddp", "fsdp"),
     "trainer.precision": kinds.one_of(*PRECISIONS),
@@ -85,11 +81,10 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
 }
 """Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
 
+LEGACY_VALUES: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
+"""Keys that were added later -> the value with which a run does what runs without the key did."""
 
-BEFORE_KEYS: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
-"""Keys that were added later, with the value under which a run does what runs did before."""
-
-NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
     "optim": {"muon": ("momentum", "iterations")},
     "schedule": {
         "cosine": ("final_fraction",),
@@ -97,14 +92,14 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
         "wsd": ("final_fraction", "decay_fraction"),
     },
 }
-"""By the name of a group's choice: the optional keys that it needs."""
+"""Group -> name of its choice -> the optional keys that this choice needs."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` for the first value that is missing or of a wrong kind in a train config."""
     kinds.check_kinds(settings, KINDS, OPTIONAL_KINDS)
-    for group, choices in NEEDED.items():
+    for group, choices in REQUIRED_KEYS.items():
         name = settings[group]["name"]
         for key in choices.get(name, ()):
             if key not in settings[group]:
-                raise ValueError(f"{group}.name={name} without {group}.{key}: choose {group}={name}, which sets it")
+                raise ValueError(f"{group}.name={name} needs {group}.{key}: choose {group}={name}, which sets it")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from slm.composition.settings import BEFORE_KEYS
 from slm.data import Tokenizer
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.evaluation.texts import Text, document_of, read_run, run_documents
@@ -111,7 +110,7 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: 
         raise ValueError(f"the validation text of {run} is no longer available: {error}") from error
     stream = _frame(config["data"]["name"], fingerprints["data"], groups, tokenizer, max_tokens)
     notes = ["This is the validation text of the run, framed and counted as in training."]
-    is_masked = config["train"].get("document_masking", BEFORE_KEYS["train.document_masking"])
+    is_masked = config["train"].get("document_masking")  # older runs lack the key
     if is_masked:
         notes.append("Tokens see only their own document, as in training.")
     return replace(stream, notes=(*notes, *stream.notes), separator=tokenizer.separator_id if is_masked else None)

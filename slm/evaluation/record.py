@@ -11,12 +11,8 @@ from slm.evaluation.report.rows import rows
 from slm.runtime.words import is_number
 from slm.tracking import record_directory
 
-SUMMARY = {
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits_per_byte",
-    "tokens_per_second": "decode_tokens_per_second",
-}
-"""Columns of results.csv that go into the summary, and their names there."""
+SUMMARY = ("perplexity", "bits_per_byte", "decode_tokens_per_second")
+"""Columns of results.csv that go into the summary."""
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
 
 
@@ -31,7 +27,7 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
     tasks = [
         {"model": e["name"], "task": task, **result} for e in results.entries for task, result in e["tasks"].items()
     ]
-    values = {f"{_key(row['model'])}/{key}": row.get(column) for row in checkpoints for column, key in SUMMARY.items()}
+    values = {f"{_key(row['model'])}/{column}": row.get(column) for row in checkpoints for column in SUMMARY}
     values |= {f"{_key(row['model'])}/task/{_key(row['task'])}": row.get("value") for row in tasks}
     record_directory(
         folder,

@@ -61,6 +61,15 @@ def locked(folder: Path, user: str) -> Iterator[None]:
         yield
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if the file is missing, damaged or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def is_intact_zip(path: Path) -> bool:
     """Whether all members of a zip archive, such as a torch checkpoint, match their checksums; false if unreadable."""
     try:

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from slm.composition.budget import check_parametrization, steps_of
+from slm.composition.budget import check_parametrization, count_steps
 from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
 from slm.model.counts import flops_per_token, num_params
@@ -137,7 +137,7 @@ def _cells_in(
     for budget in design.budgets:
         label = f"{design.budget}={budget:g}"
         try:
-            steps = steps_of({**settings["train"], design.budget: budget}, shape.model)
+            steps = count_steps({**settings["train"], design.budget: budget}, shape.model)
             check_schedule(settings["schedule"], steps)
         except ValueError as error:
             yield _impossible(recipe, request, label, error)

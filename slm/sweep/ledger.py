@@ -13,14 +13,14 @@ import math
 import os
 import signal
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from slm.runtime.files import write_json
+from slm.runtime.files import read_json_object, write_json
 from slm.sweep.job import LOG
 
 Status = Literal["completed", "diverged", "failed", "interrupted", "impossible", "not_started"]
@@ -104,7 +104,7 @@ def kernel_kills() -> int | None:
 
 def outcome_of(folder: Path) -> Outcome:
     """The outcome of the job in `folder`; one that still runs counts as interrupted."""
-    result, failure = _read(folder / "result.json"), _read(folder / FAILURE)
+    result, failure = read_json_object(folder / "result.json"), read_json_object(folder / FAILURE)
     if result.get("status") == "completed" or evaluation_of(folder):
         return Outcome("completed")
     steps = f"step {result.get('steps')} of {result.get('planned_steps')}"
@@ -156,7 +156,7 @@ def make_ready_to_retry(folder: Path) -> None:
     A failure record gets a number. The folder of a diverged run is renamed NAME-1.retried, and its result
     diverged.json, which no table of runs reads.
     """
-    if _read(folder / "result.json").get("status") == "diverged":
+    if read_json_object(folder / "result.json").get("status") == "diverged":
         os.replace(folder / "result.json", folder / "diverged.json")
         os.replace(folder, _numbered(folder.with_name(folder.name + ".retried")))
     elif (folder / FAILURE).exists():
@@ -204,12 +204,3 @@ def _checkpoint_time(folder: Path) -> int:
     with suppress(OSError):
         return (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     return 0
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """A JSON object; empty if the file is missing or cut short."""
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-    return {}

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.budget import IDENTITY, LATER_KEYS, check_family, model_config
 from slm.composition.keys import CONF, check_keys, explain_unknown_keys
-from slm.composition.settings import BEFORE_KEYS
+from slm.composition.settings import LEGACY_VALUES
 from slm.data.local import text_files
 from slm.data.vocabulary import is_on_hub, plan_tokenizer
 from slm.model.config import ModelConfig
@@ -78,7 +78,7 @@ def key_of(settings: Mapping[str, Any]) -> str:
     """
     decisive = {group: settings[group] for group in IDENTITY}
     for group, later in LATER_KEYS.items():
-        asked = {key for key in later if decisive[group].get(key) != BEFORE_KEYS[f"{group}.{key}"]}
+        asked = {key for key in later if decisive[group].get(key) != LEGACY_VALUES[f"{group}.{key}"]}
         decisive[group] = {key: value for key, value in decisive[group].items() if key not in later or key in asked}
     precision = settings["trainer"]["precision"]
     return digest(decisive if precision == "auto" else {**decisive, "precision": precision})

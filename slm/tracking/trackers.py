@@ -14,14 +14,14 @@ from slm.tracking.wandb_run import check_wandb, start_run
 
 
 class Tracker:
-    """Writes metrics to one place. Every row holds `tokens`, the axis on which runs are compared."""
+    """Writes metrics to one place. Every row has `tokens`, the axis on which runs are compared."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the row of an optimizer step."""
         raise NotImplementedError
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Record a generated text, before the row of its step. A tracker of numbers alone ignores it."""
+        """Record a generated text, before the row of its step. A tracker that takes only numbers ignores it."""
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
         """Record the final figures and close."""
@@ -31,7 +31,7 @@ class CsvTracker(Tracker):
     """Appends rows with fixed columns; an empty cell was not measured at that step."""
 
     def __init__(self, path: Path, columns: Sequence[str], *, resume_step: int = 0) -> None:
-        """Open `path` and drop the rows after `resume_step`, which the run is about to write again.
+        """Open `path` and drop the rows after `resume_step`, which the run will write again.
 
         Raises `ValueError` if `path` is not a table of metrics.
         """
@@ -62,8 +62,8 @@ def _read_rows_until(path: Path, step: int) -> list[dict[str, str]]:
 class WandbTracker(Tracker):
     """One W&B run, whose `_step` is the optimizer's and whose axis is `tokens`.
 
-    A resumed run continues it; offline it writes another folder under the same id. Each row states its step, so a sync
-    of both folders puts every row in its place, and rows that were written twice hold the same values.
+    A continued run has the same id; offline it writes another folder. Each row has its step, so a sync of both folders
+    puts every row in its place, and rows that were written twice have the same values.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ class WandbTracker(Tracker):
             self.run.define_metric(metric, step_metric="tokens", summary="min")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record one row, committed at once, so that a run killed before its next row loses none."""
+        """Record one row, committed at once, so that a killed run loses no row."""
         self.run.log({"step": step, **metrics}, step=step, commit=True)
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
@@ -114,28 +114,6 @@ class TensorBoardTracker(Tracker):
         self.writer.close()
 
 
-class Trackers(Tracker):
-    """Passes everything on to several trackers."""
-
-    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
-        self.trackers = trackers
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record one row everywhere."""
-        for tracker in self.trackers:
-            tracker.log(step, metrics)
-
-    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Record a generated text everywhere."""
-        for tracker in self.trackers:
-            tracker.log_sample(step, tokens, prompt, text)
-
-    def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
-        """Close all."""
-        for tracker in self.trackers:
-            tracker.finish(summary, succeeded=succeeded)
-
-
 def check_logger(settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` for `logger` settings that cannot work here. Opens and writes nothing."""
     if settings["wandb"]:
@@ -144,16 +122,17 @@ def check_logger(settings: Mapping[str, Any]) -> None:
         raise ValueError("logger=tensorboard needs tensorboard: pip install 'slm[tensorboard]'")
 
 
-def open_trackers(folder: Path, config: Mapping[str, Any], *, columns: Sequence[str], resume_step: int = 0) -> Trackers:
+def open_trackers(
+    folder: Path, config: Mapping[str, Any], *, columns: Sequence[str], resume_step: int = 0
+) -> list[Tracker]:
     """Open the trackers that the `logger` group of a run's `config` asks for, in the run directory `folder`.
 
-    `columns` are those of metrics.csv. Raises `ValueError` for settings that `check_logger` refuses.
+    `columns` are those of metrics.csv. `check_logger` must have accepted the settings.
     """
     settings = config["logger"]
-    check_logger(settings)
     trackers: list[Tracker] = [CsvTracker(folder / "metrics.csv", columns, resume_step=resume_step)]
     if settings["wandb"]:
         trackers.append(WandbTracker(folder, config))
     if settings["tensorboard"]:
         trackers.append(TensorBoardTracker(folder, resume_step=resume_step))
-    return Trackers(trackers)
+    return trackers

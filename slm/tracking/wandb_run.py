@@ -17,20 +17,16 @@ from slm.runtime.files import write_whole
 RUN_ID = Path("wandb", "run_id")
 """The file that holds the id, in a run directory."""
 MAX_ARTIFACT_NAME = 128
-"""Most characters that W&B takes."""
+"""Most characters that W&B accepts."""
 
 Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
-"""Names of columns, and rows."""
+"""A table: names of columns, and rows."""
 
 
 def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> Any:
-    """Start or continue the W&B run of `folder`; `settings` is the `logger` config group.
-
-    Raises `ValueError` for settings that `check_wandb` refuses.
-    """
+    """Start or continue the W&B run of `folder`; `settings` is a `logger` group that `check_logger` accepts."""
     import wandb
 
-    check_wandb(settings)
     mode = settings["mode"]
     return wandb.init(
         mode=mode,
@@ -62,7 +58,7 @@ def record_directory(
 ) -> None:
     """Log one run with `tables`, `images` (under figures/), `summary`, and `files` of `folder` as an artifact.
 
-    `kind` is the artifact's type. Raises `ValueError` for a `logger` group in `config` that `check_logger` refuses.
+    `kind` is the artifact's type. `check_logger` must have accepted the `logger` group of `config`.
     """
     import wandb
 
@@ -88,23 +84,20 @@ def record_directory(
 
 
 def artifact_name(name: str, run_id: str) -> str:
-    """`name`-`run_id` in the characters that W&B takes: letters, digits, `-`, `_` and `.`."""
+    """`name`-`run_id` in the characters that W&B accepts: letters, digits, `-`, `_` and `.`."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[: MAX_ARTIFACT_NAME - 1 - len(run_id)] + f"-{run_id}"
 
 
 def check_wandb(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for an invalid mode, or for `online` without an API key: slm never asks for one."""
+    """Raise `ValueError` for an invalid mode, or for `online` without an API key, because slm never asks for one."""
     mode = settings["mode"]
     if mode not in ("offline", "online", "disabled"):
         raise ValueError(f"logger.mode={mode} must be offline, online or disabled")
-    if mode == "online" and not _has_api_key():
-        raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
+    if mode == "online":
+        import wandb
 
-
-def _has_api_key() -> bool:
-    import wandb
-
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+        if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+            raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
 
 
 def known_run_id(folder: Path) -> str | None:
@@ -115,7 +108,6 @@ def known_run_id(folder: Path) -> str | None:
 
 def _run_id(folder: Path) -> str:
     """The id of this run directory, written before anything is logged under it."""
-    path = folder / RUN_ID
-    if not path.exists():
-        write_whole(path, secrets.token_hex(4))
-    return path.read_text().strip()
+    if not (folder / RUN_ID).exists():
+        write_whole(folder / RUN_ID, secrets.token_hex(4))
+    return (folder / RUN_ID).read_text().strip()

@@ -1,1 +1,1 @@
-"""One run: config -> corpus -> model -> fit -> run directory. `train` is the whole of it."""
+"""One training run: from a config to a finished run directory. Start reading at `setup.py`, then `run.py`."""

@@ -1,34 +1,53 @@
 """Start a run at a checkpoint of another run, its trunk, which is the same run up to there.
 
-A branch writes, to the last bit, what the same run writes from step 0 on. So its trunk may differ only in budget and
-schedule, and the learning rates of both must be equal at every step before the checkpoint: they are computed and
-compared, whatever the schedules are called.
+A branch writes, to the last bit, what the same run started at step 0 writes. So its trunk may differ only in budget
+and schedule, and the learning rates of both must be equal at every step before the checkpoint. They are computed and
+compared, because equal rates can come from schedules with different names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slm.composition.budget import BUDGETS, IDENTITY, shape_and_steps
-from slm.composition.schedules import steps_in_common
-from slm.runtime.files import write_whole
-from slm.training.checkpointing import first_intact, kept_steps, resumable_checkpoints, step_of
-from slm.training.plan import Branch, Plan
+from slm.composition.schedules import count_common_steps
+from slm.training.checkpointing import checkpoint_step, first_intact, resumable_checkpoints, step_checkpoints
 from slm.training.run_directory import RunDirectory, differences
 
 MAY_DIFFER = ("schedule.", *(f"train.{key}" for key in BUDGETS))
+"""How the keys begin in which a branch may differ from its trunk."""
 
 
-def find_branch(plan: Plan) -> Branch | None:
-    """The checkpoint that `branch_from` names: a file, or the newest kept one of a run directory that fits.
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A checkpoint of another run, the trunk, at which a run starts."""
 
-    None if `branch_from` is null or the run has checkpoints of its own. Raises `ValueError` unless the trunk is the run
-    of this plan up to there; `check_trunk_corpus` compares the corpora.
+    checkpoint: Path
+    step: int
+    """Optimizer steps done in it."""
+    trunk: RunDirectory
+    trunk_name: str
+
+    def check_corpus(self, fingerprints: Mapping[str, str]) -> None:
+        """Raise `ValueError` if the trunk was trained on a text or tokenizer with other `fingerprints`."""
+        if different := list(differences(self.trunk.corpus(), fingerprints, tuple(fingerprints))):
+            raise ValueError(
+                f"branch_from={self.trunk.path} was trained on another corpus ({'; '.join(different)}): "
+                "branch from a run on this one, or set branch_from=null to start at step 0"
+            )
+
+
+def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Branch | None:
+    """The branch of a run of `steps` steps: `branch_from` names a checkpoint, or a run directory.
+
+    Of a run directory, the latest checkpoint in `checkpoint.keep_steps` that this run would also have written is taken.
+    None if `branch_from` is null or the run has checkpoints of its own. Raises `ValueError` if the trunk is a different
+    run before the checkpoint; `Branch.check_corpus` compares the corpora.
     """
-    settings = plan.settings
-    if settings.get("branch_from") is None or resumable_checkpoints(plan.folder.checkpoints):
+    if settings.get("branch_from") is None or resumable_checkpoints(RunDirectory(settings["output_dir"]).checkpoints):
         return None
     path = Path(settings["branch_from"]).absolute()
     trunk = RunDirectory(path if path.is_dir() else path.parent.parent)
@@ -37,28 +56,27 @@ def find_branch(plan: Plan) -> Branch | None:
         raise ValueError(
             f"branch_from={path} must be a run directory with its config.yaml and metrics.csv, or a checkpoint in one"
         )
-    different = [text for text in differences(config, settings, IDENTITY) if not text.startswith(MAY_DIFFER)]
-    if different:
+    if different := [text for text in differences(config, settings, IDENTITY) if not text.startswith(MAY_DIFFER)]:
         raise ValueError(
             f"branch_from={path} is a run with other settings ({'; '.join(different[:3])}): "
             "a branch may differ from its trunk only in budget and schedule"
         )
-    limit = _steps_in_common(config, plan)
-    files = [file for step, file in kept_steps(trunk.checkpoints) if step <= limit] if path.is_dir() else [path]
+    limit = _count_shared_steps(config, settings, steps, devices)
+    files = [file for step, file in step_checkpoints(trunk.checkpoints) if step <= limit] if path.is_dir() else [path]
     checkpoint = first_intact(files)
-    step = step_of(checkpoint) if checkpoint else None
+    step = checkpoint_step(checkpoint) if checkpoint else None
     if checkpoint is None or step is None or step > limit:
         raise ValueError(_refusal(path, limit, step))
     return Branch(checkpoint=checkpoint, step=step, trunk=trunk, trunk_name=config["name"])
 
 
-def _steps_in_common(trunk: Mapping[str, Any], plan: Plan) -> int:
+def _count_shared_steps(trunk: Mapping[str, Any], settings: Mapping[str, Any], steps: int, devices: int) -> int:
     """Steps after which both runs are in the same state. The last step of either differs: it scores more tokens."""
-    train = plan.settings["train"] | {key: trunk["train"].get(key) for key in BUDGETS}
-    config = {**plan.settings, "train": train, "schedule": trunk["schedule"], "checkpoint": {}}
-    _, steps = shape_and_steps(config, devices=plan.hardware.world_size)
-    same_rates = steps_in_common(trunk["schedule"], steps, plan.settings["schedule"], plan.steps)
-    return min(same_rates, steps - 1, plan.steps - 1)
+    train = settings["train"] | {key: trunk["train"].get(key) for key in BUDGETS}
+    trunk_settings = {**settings, "train": train, "schedule": trunk["schedule"], "checkpoint": {}}
+    _, trunk_steps = shape_and_steps(trunk_settings, devices=devices)
+    equal_rates = count_common_steps(trunk["schedule"], trunk_steps, settings["schedule"], steps)
+    return min(equal_rates, trunk_steps - 1, steps - 1)
 
 
 def _refusal(path: Path, limit: int, step: int | None) -> str:
@@ -69,21 +87,6 @@ def _refusal(path: Path, limit: int, step: int | None) -> str:
         )
     problem = "has no intact checkpoint for this run" if step is None else f"is at step {step}"
     return (
-        f"branch_from={path} {problem}, and the two runs are the same for {limit} steps only: "
+        f"branch_from={path} {problem}, and only the first {limit} steps of the two runs are the same: "
         f"branch from a step of at most {limit} (checkpoint.keep_steps=[{limit}] in the run branched from keeps it)"
     )
-
-
-def check_trunk_corpus(branch: Branch, fingerprints: Mapping[str, str]) -> None:
-    """Raise `ValueError` if the trunk was trained on a text or tokenizer with other `fingerprints`."""
-    different = list(differences(branch.trunk.corpus(), fingerprints, tuple(fingerprints)))
-    if different:
-        raise ValueError(
-            f"branch_from={branch.trunk.path} was trained on another corpus ({'; '.join(different)}): "
-            "branch from a run on this one, or set branch_from=null to start at step 0"
-        )
-
-
-def copy_metrics(branch: Branch, folder: RunDirectory) -> None:
-    """Copy the trunk's rows to `folder`. When the tracker opens them, it drops those after the branch's step."""
-    write_whole(folder.metrics, branch.trunk.metrics.read_bytes())

@@ -1,8 +1,8 @@
-"""Checkpoints that a run can always continue from: written under a temporary name, then renamed; the last two kept.
+"""Checkpoints of a run. Each is written under a temporary name and then renamed, and the last two are kept.
 
 DIR/checkpoints/last.ckpt is the newest, previous.ckpt the one before it. On request, best.ckpt has the lowest
-validation loss and step-000500.ckpt is from step 500. Each holds what Lightning needs to continue bit for bit, and is
-read with `weights_only=True`.
+validation loss and step-000500.ckpt is from step 500. A run continues from a checkpoint bit for bit. Files are read
+with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
+from slm.checkpoints.place import LAST, PREVIOUS
 from slm.runtime.files import is_intact_zip
 
-LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+BEST = "best.ckpt"
 
 SCHEMA = 1
-"""Version stored in every checkpoint: raise it when the contents of a checkpoint change."""
+"""Version stored in every checkpoint; to be raised when the contents of a checkpoint change."""
 
 
 class CheckpointError(ValueError):
@@ -28,9 +29,9 @@ class CheckpointError(ValueError):
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write `checkpoint` to `path` completely or not at all, and keep the file that it replaces as previous.ckpt.
+    """Write `checkpoint` to `path` completely or not at all, and rename the file that was there to previous.ckpt.
 
-    Raises `CheckpointError` if it cannot be written.
+    Raises `CheckpointError` if the checkpoint cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -48,12 +49,12 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         reason = reason or f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free on that disk"
         raise CheckpointError(
             f"checkpoint {path} could not be written ({reason}); the last good one is kept: "
-            "make room and give the same command with the same output_dir to continue from it"
+            "free space on that disk and give the same command and output_dir to continue from it"
         ) from error
 
 
-def keep_as(folder: Path, name: str) -> None:
-    """Keep the newest checkpoint under a second name: a hard link, or a copy if the file system has no links."""
+def link_last(folder: Path, name: str) -> None:
+    """Give the newest checkpoint a second name: by a hard link, or by a copy if the file system has no links."""
     partial = folder / (name + ".partial")
     partial.unlink(missing_ok=True)
     try:
@@ -85,22 +86,22 @@ def first_intact(paths: Iterable[Path]) -> Path | None:
     for path in paths:
         if is_intact_zip(path):
             return path
-        print(f"checkpoint {path} is damaged and is passed over", flush=True)
+        print(f"checkpoint {path} is damaged and is skipped", flush=True)
     return None
 
 
-def kept_name(step: int) -> str:
-    """File name of the kept checkpoint of `step`."""
+def step_checkpoint_name(step: int) -> str:
+    """File name of a checkpoint in `checkpoint.keep_steps`."""
     return f"step-{step:06d}.ckpt"
 
 
-def kept_steps(folder: Path) -> list[tuple[int, Path]]:
+def step_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Step and path of each checkpoint that `checkpoint.keep_steps` has kept, the latest first."""
     candidates = [(path.stem.removeprefix("step-"), path) for path in folder.glob("step-*.ckpt")]
     return sorted(((int(step), path) for step, path in candidates if step.isdigit()), reverse=True)
 
 
-def step_of(path: Path) -> int:
+def checkpoint_step(path: Path) -> int:
     """Optimizer step at which a checkpoint was written. Raises `CheckpointError` if another version of slm wrote it."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if checkpoint.get("slm_schema") != SCHEMA:

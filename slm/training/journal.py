@@ -1,14 +1,14 @@
-"""What a run writes while it trains: a row of metrics every few steps, validations, samples, checkpoints.
+"""Everything that a run writes while it trains: rows of metrics, validations, samples, checkpoints.
 
-One callback, because the order matters: at each step the row is complete before the checkpoint is written, so a run
-that is killed at any moment and continued writes the same rows again. Between rows, nothing waits for the device.
+It is one callback because the order matters: at each step the row is complete before the checkpoint is written, so a
+run that is killed at any moment and continued writes the same rows. Between rows, the host never waits for the device.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -19,12 +19,11 @@ from torch import Tensor
 from slm.data import Corpus
 from slm.model.decoding import generate
 from slm.runtime.progress import Progress
-from slm.tracking import Trackers
-from slm.training.checkpointing import BEST, LAST, keep_as, kept_name
-from slm.training.module import LanguageModel
+from slm.tracking import Tracker
+from slm.training.checkpointing import BEST, LAST, link_last, step_checkpoint_name
+from slm.training.module import LanguageModel, score
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, is_first_process
-from slm.training.validation import score
 
 COLUMNS = (
     "tokens",
@@ -42,7 +41,7 @@ COLUMNS = (
 """Columns of metrics.csv. Those under `time/` differ from run to run; all others are functions of the config."""
 
 HOPELESS_NATS = 1.0
-"""A row counts as hopeless if its mean loss is at least this far above that of a uniform guess, in nats."""
+"""A row counts as hopeless if its mean loss exceeds that of a uniform guess by at least this much, in nats."""
 
 STATUS = {
     "train/loss": "loss {:.3f}",
@@ -51,16 +50,16 @@ STATUS = {
     "time/tokens_per_second": "{:,.0f} tok/s",
     "time/mfu": "MFU {:.0%}",
 }
-"""How the progress shows the newest metrics."""
+"""Metric -> its format in the progress line."""
 
 
 @dataclass
 class Journal(L.Callback):
-    """Logs, validates, samples and saves at the steps the config names; ends a run that is interrupted or diverges."""
+    """Logs, validates, samples and saves at the configured steps, and ends a run that is interrupted or diverges."""
 
     plan: Plan
     corpus: Corpus
-    trackers: Trackers
+    trackers: Sequence[Tracker]
     """Empty in all processes but the first."""
     progress: Progress
     interrupt: Interrupt
@@ -79,9 +78,9 @@ class Journal(L.Callback):
     skipped_steps: int = 0
     best_loss: float = float("inf")
     train_seconds: float = 0.0
-    """Time of training steps, over all resumptions."""
+    """Time of training steps, over all processes of the run."""
     seconds: float = 0.0
-    """Time that earlier processes of the run took until the checkpoint that this one continued from."""
+    """Time of earlier processes of the run, up to the checkpoint from which this one continued."""
     _latest: dict[str, float] = field(default_factory=dict)
     _step: int = 0
     _row_steps: int = 0  # steps since the last row or the start of this process
@@ -91,21 +90,21 @@ class Journal(L.Callback):
     _saved_at: float = field(default_factory=time.perf_counter)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next checkpoint keeps."""
+        """What checkpoints store of this journal."""
         names = ("val", "train_loss", "skipped_steps", "sample", "best_loss", "branched_from", "_hopeless_rows")
         train_seconds = self.train_seconds + time.perf_counter() - self._row_started
         clocks = {"seconds": self.total_seconds(), "train_seconds": train_seconds}
         return clocks | {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore from a checkpoint of this run, or of its trunk, which does not hold this run's `branched_from`."""
+        """Restore from a checkpoint of this run or of its trunk, which does not have this run's `branched_from`."""
         branched_from = self.branched_from
         for name, value in state_dict.items():
             setattr(self, name, value)
         self.branched_from = branched_from or self.branched_from
 
     def total_seconds(self) -> float:
-        """Seconds since the start of the fit, over all resumptions."""
+        """Seconds since training began, over all processes of the run."""
         return self.seconds + time.perf_counter() - self._started
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -136,7 +135,7 @@ class Journal(L.Callback):
         is_due = self._is_checkpoint_due(trainer, bool(row), is_last)
         names = self._names_to_keep(step, row)
         should_stop = self.status != "completed"
-        if self.status != "diverged" and (is_due or should_stop or names):  # after divergence the last good one stays
+        if self.status != "diverged" and (is_due or should_stop or names):  # a diverged run keeps its last good one
             self._save(trainer, pl_module, names)
         trainer.should_stop = should_stop
 
@@ -147,11 +146,11 @@ class Journal(L.Callback):
         self.skipped_steps = int(pl_module.guard.skipped.item())
 
     def outcome(self, steps: int) -> str:
-        """The status of a run that ended at step `steps`; it also diverged if it skipped more than half of them."""
+        """The status of a run that ended after `steps` steps; if more than half were skipped, it has diverged."""
         return "diverged" if self.status == "completed" and self.skipped_steps > steps / 2 else self.status
 
     def _training_metrics(self, module: LanguageModel, trainer: L.Trainer) -> dict[str, float]:
-        """Means and rates since the last row; the host has to wait for the device to read them."""
+        """Means and rates since the last row. Reading them makes the host wait for the device."""
         loss = _sum_over_ranks(trainer, module.loss_sum) / _sum_over_ranks(trainer, module.loss_count)
         module.loss_sum.zero_()
         module.loss_count.zero_()
@@ -194,9 +193,8 @@ class Journal(L.Callback):
             if is_first_process():
                 self.sample = sample_text(module, self.corpus, train)
         if self.sample and is_first_process():
-            self.trackers.log_sample(
-                self._step, self._step * self.plan.batch_tokens, train["sample_prompt"], self.sample
-            )
+            for tracker in self.trackers:
+                tracker.log_sample(self._step, self._step * self.plan.batch_tokens, train["sample_prompt"], self.sample)
         self.val = asdict(result)
         if not is_last:  # the last validation scores other tokens, so its loss does not compare with earlier ones
             self.best_loss = min(self.best_loss, result.loss)
@@ -204,13 +202,14 @@ class Journal(L.Callback):
         return {f"val/{name}": value for name, value in result.figures().items()}
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
-        self.trackers.log(step, {"tokens": step * self.plan.batch_tokens, **row})
+        for tracker in self.trackers:
+            tracker.log(step, {"tokens": step * self.plan.batch_tokens, **row})
         self._latest |= row
         status = " ".join(text.format(self._latest[name]) for name, text in STATUS.items() if name in self._latest)
         self.progress.update(step, status, log="val/loss" in row)
 
     def _is_checkpoint_due(self, trainer: L.Trainer, has_row: bool, is_last: bool) -> bool:
-        """Also sets the status of an interrupted run. Processes agree on both, and exchange messages only at rows."""
+        """Also sets the status of an interrupted run. Several processes agree on both, but communicate only at rows."""
         settings = self.plan.settings["checkpoint"]
         every, minutes = settings["every_steps"], settings["every_minutes"]
         is_late = minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
@@ -227,18 +226,18 @@ class Journal(L.Callback):
         settings = self.plan.settings["checkpoint"]
         is_best = settings["keep_best"] and row.get("val/loss") == self.best_loss
         is_kept = step in settings.get("keep_steps", [])
-        return [BEST] * is_best + [kept_name(step)] * is_kept
+        return [BEST] * is_best + [step_checkpoint_name(step)] * is_kept
 
     def _save(self, trainer: L.Trainer, module: LanguageModel, names: list[str]) -> None:
         paused_at = time.perf_counter()
-        # A checkpoint holds the buffers of one rank. With the mean in each, a resumed run sums over ranks to the same.
+        # A checkpoint holds the buffers of one rank. If each has the mean, a continued run sums over ranks to the same.
         for buffer in (module.loss_sum, module.loss_count):
             buffer.copy_(_sum_over_ranks(trainer, buffer) / trainer.world_size)
         folder = self.plan.folder.checkpoints
         trainer.save_checkpoint(folder / LAST)
         if is_first_process():
             for name in names:
-                keep_as(folder, name)
+                link_last(folder, name)
         self._saved_at = time.perf_counter()
         self._row_started += self._saved_at - paused_at
 

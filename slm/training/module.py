@@ -1,8 +1,15 @@
-"""The Lightning module: the decoder, its optimizer, and one step of training."""
+"""The Lightning module: the decoder, its optimizer, one step of training, and the loss on the validation stream.
+
+Lightning's validation loop is not used: when a run is killed between a validation and the next checkpoint, that loop
+repeats or skips validations, and then metrics.csv differs from that of an uninterrupted run.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,16 +19,17 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from slm.composition.schedules import lr_factor
+from slm.data import Corpus, val_batches
 from slm.data.loader import document_numbers
 from slm.model.decoder import Decoder
-from slm.training.ema import WeightAverage
-from slm.training.optim import OPTIMIZERS, StepGuard, full_grad_norm, skip_if
+from slm.model.loss import IGNORE
+from slm.training.optim import OPTIMIZERS, StepGuard, WeightAverage, full_grad_norm, skip_if
 from slm.training.parametrization import scale_initial_weights
 from slm.training.plan import Plan
 
 
 class LanguageModel(L.LightningModule):
-    """A decoder in training. Buffers on the device collect the numbers that are logged.
+    """A decoder in training. Buffers on the device collect the metrics.
 
     `separator` is the token that begins each document, or None if documents are not masked from each other.
     """
@@ -72,7 +80,7 @@ class LanguageModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Set the learning rate of the next step: a branch's checkpoint holds that of the trunk's schedule."""
+        """Set the learning rate of the next step, because a branch's checkpoint holds that of the trunk's schedule."""
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         factor = lr_factor(self.trainer.global_step, self.plan.steps, self.schedule)
         for group, peak in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
@@ -97,7 +105,7 @@ class LanguageModel(L.LightningModule):
         norm = full_grad_norm(parameters)
         self.grad_norm.copy_(norm)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim["clip_norm"], norm)
-        skip_if(optimizer, self.guard.judge(norm))
+        skip_if(optimizer, self.guard.check_step(norm))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, then update the average of the weights if there is one."""
@@ -106,7 +114,7 @@ class LanguageModel(L.LightningModule):
             self.average.update(self.decoder, skipped=self.guard.in_a_row > 0)
 
     def evaluation_weights(self) -> AbstractContextManager[None]:
-        """A context in which the decoder has the weights to validate and export: the average if there is one."""
+        """A context in which the decoder has the weights to be validated and exported: the average if there is one."""
         return nullcontext() if self.average is None else self.average.applied(self.decoder)
 
     def learning_rate(self, step: int) -> float:
@@ -114,9 +122,69 @@ class LanguageModel(L.LightningModule):
         return self.optim["lr"] * lr_factor(step - 1, self.plan.steps, self.schedule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set Lightning's count of forward passes from the steps: passes per step depend on the devices."""
+        """Set Lightning's count of forward passes, because the passes of a step depend on the number of devices."""
         passes = checkpoint["global_step"] * self.plan.accumulation
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             # The journal saves in on_train_batch_end, before Lightning counts the last pass as completed.
             counts.update(ready=passes, started=passes, processed=passes, completed=passes - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Loss of a model on a text."""
+
+    loss: float
+    """Nats per token."""
+    tokens: int
+    bytes: int
+    """UTF-8 bytes of the text that was scored."""
+
+    def figures(self) -> dict[str, float]:
+        """The loss in nats per token, in bits per byte of text (comparable across tokenizers), and as a perplexity."""
+        bits_per_byte = self.loss * self.tokens / self.bytes / math.log(2) if self.bytes else math.nan
+        perplexity = math.exp(min(self.loss, 700.0))  # exp(710) overflows
+        return {"loss": self.loss, "bits_per_byte": bits_per_byte, "perplexity": perplexity}
+
+
+@torch.no_grad()
+def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
+    """Score each token but the first of the validation stream once, or `max_tokens` tokens spread evenly over it.
+
+    Each process scores its share. Blocks run uncompiled, in the precision of training, so that the loss does not depend
+    on compilation.
+    """
+    trainer = module.trainer
+    batches = val_batches(
+        corpus.val,
+        sequence_length=module.plan.sequence_length,
+        batch_size=module.plan.micro_batch_size,
+        max_tokens=max_tokens,
+    )
+    token_bytes = torch.as_tensor(corpus.val_bytes, device=module.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=module.device)  # nats, tokens, bytes
+    for inputs, targets in share_batches(batches, trainer.global_rank, trainer.world_size):
+        inputs, targets = inputs.to(module.device), targets.to(module.device)
+        with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
+            losses = module.decoder.token_losses(inputs, targets, module.documents(inputs))
+        is_scored = targets != IGNORE
+        num_bytes = token_bytes[targets.clamp(min=0)] * is_scored
+        sums += torch.stack([losses.double().sum(), is_scored.sum().double(), num_bytes.sum().double()])
+    nats, tokens, num_bytes = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+    return Score(loss=nats / tokens, tokens=int(tokens), bytes=round(num_bytes))
+
+
+def share_batches(
+    batches: Iterator[tuple[Tensor, Tensor]], rank: int, world_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `rank`: every `world_size`-th one.
+
+    If the last round has too few batches, the remaining ranks get one in which no target is scored. All ranks then make
+    the same number of forward passes, which sharded weights need.
+    """
+    for number, (inputs, targets) in enumerate(batches):
+        if number % world_size == rank:
+            yield inputs, targets
+    num_in_last_round = (number + 1) % world_size
+    if num_in_last_round and rank >= num_in_last_round:
+        yield inputs, torch.full_like(targets, IGNORE)

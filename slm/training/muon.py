@@ -26,11 +26,11 @@ from slm.runtime.machine import native_bfloat16
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of x -> a x + b x^3 + c x^5 (Jordan et al. 2024). Five iterations take singular values from 0.002 to 1 into
-[0.68, 1.21]; a polynomial that converges to 1 would need more iterations for the small ones."""
+[0.68, 1.21]; a polynomial that converges to 1 would need more iterations for small singular values."""
 ADAMW_RMS = 0.2
-"""Root mean square of an AdamW update at rate 1, seen in practice (arXiv:2502.16982, section 2.2)."""
+"""Typical root mean square of an AdamW update at learning rate 1 (arXiv:2502.16982, section 2.2)."""
 MAX_BATCH_NUMBERS = 2**26
-"""Most numbers in one batched product, which bounds the memory of the iterations."""
+"""Most elements in one batched product; bounds the memory of the iterations."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Step all groups. The closure, if any, computes gradients and sets `found_inf`."""
+        """Update all groups. The closure, if any, computes gradients and sets `found_inf`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

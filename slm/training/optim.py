@@ -1,20 +1,23 @@
-"""AdamW and Muon over parameter groups, gradient clipping, and a guard that skips bad steps without a host sync."""
+"""An optimizer step: parameter groups, AdamW or Muon, a guard that skips bad steps, and the average of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from slm.checkpoints.weights import buffer_of
 from slm.model.decoder import Decoder
-from slm.training.muon import Muon
-from slm.training.parametrization import STANDARD, Rules, kinds_of
+from slm.training.muon import Muon, local_part
+from slm.training.parametrization import STANDARD, Rules, parameter_kinds
 
 GUARD_WINDOW = 50
-"""Steps in the guard's running mean of gradient norms; until it has seen as many, it skips no large norm."""
+"""Steps in the guard's running mean of gradient norms. Before that many good steps, no norm counts as too large."""
 
 
 def parameter_groups(
@@ -25,7 +28,7 @@ def parameter_groups(
     Weight decay applies to tensors with two axes or more (embedding and head included), not to gains and biases. With
     `muon`, hidden matrices are in groups marked `orthogonal`.
     """
-    kinds = kinds_of(model)
+    kinds = parameter_kinds(model)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for parameter in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: p.ndim < 2):
         rule, has_decay = rules[kinds[parameter]], parameter.ndim >= 2
@@ -58,11 +61,11 @@ OPTIMIZERS: dict[str, Callable[[Decoder, Mapping[str, Any], Rules], torch.optim.
     "adamw": make_adamw,
     "muon": make_muon,
 }
-"""Makers of optimizers by `optim.name`. Each optimizer must honour `found_inf` (see `skip_if`)."""
+"""`optim.name` -> a function that makes the optimizer, which must honour `found_inf` (see `skip_if`)."""
 
 
 class StepGuard(nn.Module):
-    """Finds bad steps by their gradient norm, on the device.
+    """Detects bad steps by their gradient norm, on the device.
 
     A step is bad if its norm is not finite, or above `skip_factor` times the geometric mean of recent norms. `skipped`
     counts all bad steps, `in_a_row` those since the last good one. All state is in buffers, so checkpoints hold it.
@@ -80,8 +83,8 @@ class StepGuard(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.float32))
 
     @torch.no_grad()
-    def judge(self, grad_norm: Tensor) -> Tensor:
-        """1.0 if the step is bad and must be skipped, else 0.0, as a scalar tensor; updates the buffers."""
+    def check_step(self, grad_norm: Tensor) -> Tensor:
+        """Update the buffers, and return 1.0 if the step is bad and must be skipped, else 0.0, as a scalar tensor."""
         log_norm = grad_norm.to(self.log_mean.dtype).clamp(min=1e-12).log()
         is_exploding = (self.seen >= GUARD_WINDOW) & (log_norm > self.log_mean + self.log_factor)
         is_bad = is_exploding | ~log_norm.isfinite()
@@ -105,3 +108,55 @@ def full_grad_norm(parameters: list[nn.Parameter]) -> Tensor:
     """L2 norm of all gradients; if they are sharded, over all shards."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+class WeightAverage(nn.Module):
+    """Exponential moving average of the weights, which is validated and exported in their place.
+
+    After t steps: (1 - decay) / (1 - decay^t) x sum over steps i of decay^(t - i) x weights after step i. This is
+    Adam's correction for a short history (arXiv:1412.6980, section 3), so the initial weights have no part in it.
+    Skipped steps do not count. The averages are buffers, so checkpoints hold them (`slm.checkpoints.weights` has their
+    names). Nothing waits for the device, and shards are not gathered.
+    """
+
+    count: Tensor
+
+    def __init__(self, decoder: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("count", torch.zeros(()))  # steps averaged
+        for name, parameter in decoder.named_parameters():
+            self.register_buffer(buffer_of(name), parameter.detach().clone())
+
+    @torch.no_grad()
+    def update(self, decoder: nn.Module, skipped: Tensor) -> None:
+        """Add the weights after a step, unless the step was `skipped` (a boolean scalar on the device)."""
+        self.count.add_(~skipped)
+        share = (1 - self.decay) / -torch.expm1(self.count.clamp(min=1) * math.log(self.decay)) * ~skipped
+        averages = self._averages(decoder)
+        steps = torch._foreach_sub([local_part(p) for p in decoder.parameters()], averages)
+        torch._foreach_mul_(steps, share.to(steps[0].dtype))
+        torch._foreach_add_(averages, steps)
+
+    @contextmanager
+    def applied(self, decoder: nn.Module) -> Iterator[None]:
+        """A context in which the decoder's weights are the averages."""
+        self._exchange(decoder)
+        try:
+            yield
+        finally:
+            self._exchange(decoder)
+
+    @torch.no_grad()
+    def _exchange(self, decoder: nn.Module) -> None:
+        for module in decoder.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # gathered weights are copies of the shards, which change here
+        for parameter, average in zip(decoder.parameters(), self._averages(decoder), strict=True):
+            weight = local_part(parameter)
+            held = weight.clone()
+            weight.copy_(average)
+            average.copy_(held)
+
+    def _averages(self, decoder: nn.Module) -> list[Tensor]:
+        return [local_part(self.get_buffer(buffer_of(name))) for name, _ in decoder.named_parameters()]

@@ -1,30 +1,32 @@
-"""Parametrizations: how initial weights, learning rates and multipliers follow from a shape.
+"""Parametrizations: how initial weights, learning rates and multipliers depend on the shape.
 
-Settings tuned at a base shape then hold at other sizes. At the base shape all parametrizations are the same to the last
-bit. With m = hidden_size / base_width, d = uses of blocks / base_depth and c = head_dim / base_head_dim:
+Hyperparameters tuned at a base shape then transfer to other shapes. At the base shape all parametrizations agree to the
+last bit. With m = hidden_size / base_width, d = uses of blocks / base_depth, C = head_dim and c = C / base_head_dim,
+the values of the config are multiplied by:
 
-|                                        | standard   | mup        | completep  |
-|----------------------------------------|------------|------------|------------|
-| initial std of hidden matrices         | 1          | m^-1/2     | m^-1/2     |
-| AdamW's learning rate of them          | 1          | m^-1       | m^-1       |
-| Muon's learning rate of them           | 1          | m^-1/2     | m^-1/2     |
-| weight decay of them                   | 1          | 1 / lr's   | 1 / lr's   |
-| epsilon, blocks                        | 1          | m^-1       | (m d)^-1   |
-| epsilon, embedding, head, final norm   | 1          | m^-1       | m^-1       |
-| std, lr, weight decay of all others    | 1          | 1          | 1          |
-| logits times                           | 1          | m^-1       | m^-1       |
-| each branch of a block times           | 1          | 1          | d^-1       |
-| attention scores times                 | C^-1/2     | C^-1/2 c^-1/2 | C^-1/2 c^-1/2 |
+|                                        | standard | mup           | completep     |
+|----------------------------------------|----------|---------------|---------------|
+| hidden matrices: initial std           | 1        | m^-1/2        | m^-1/2        |
+| hidden matrices: AdamW's learning rate | 1        | m^-1          | m^-1          |
+| hidden matrices: Muon's learning rate  | 1        | m^-1/2        | m^-1/2        |
+| hidden matrices: weight decay          | 1        | 1 / factor of the learning rate | same |
+| other parameters: these values         | 1        | 1             | 1             |
+| epsilon in blocks                      | 1        | m^-1          | (m d)^-1      |
+| epsilon elsewhere                      | 1        | m^-1          | m^-1          |
+| logits                                 | 1        | m^-1          | m^-1          |
+| output of each residual branch         | 1        | 1             | d^-1          |
+| attention scores                       | C^-1/2   | C^-1/2 c^-1/2 | C^-1/2 c^-1/2 |
 
-Sources. mup: Tensor Programs V (arXiv:2203.03466), table 8, with its 1/C attention; in the form of arXiv:2505.01618,
-table 1, where learning rate times weight decay stays as at the base (arXiv:2405.13698) and epsilon follows the size of
-gradients. completep: arXiv:2505.01618, table 1 at alpha = 1, where learning rates do not depend on depth. Muon: an
-update must have a spectral norm in proportion to sqrt(rows / columns) (arXiv:2310.17813, condition 1); that of
-`slm.training.muon` is 0.2 lr sqrt(max(rows, columns)), so lr falls as m^-1/2.
+Sources. mup: Tensor Programs V (arXiv:2203.03466), table 8, with its 1/C attention, in the form of arXiv:2505.01618,
+table 1: learning rate times weight decay does not change with the shape (arXiv:2405.13698), and epsilon scales as the
+gradients do. completep: arXiv:2505.01618, table 1 at alpha = 1, where learning rates do not depend on depth. Muon: the
+spectral norm of an update must be proportional to sqrt(rows / columns) (arXiv:2310.17813, condition 1). That of
+`slm.training.muon` is 0.2 lr sqrt(max(rows, columns)), so lr must fall as m^-1/2.
 
-Notable: "hidden" are the weights of linear maps inside blocks, whose number of inputs is taken to grow with the width;
-gains, biases, decay rates and convolutions over time have a fixed number of inputs and are "vectors". A tied table
-keeps the embedding's rule, and the logits' multiplier scales it as a head. Each use of a shared block counts.
+Notable: hidden matrices are the weights of linear maps inside blocks; their number of inputs is assumed to grow with
+the width. Gains, biases, decay rates and convolutions over time have a fixed number of inputs and are called vectors. A
+tied embedding follows the rule of embeddings; as a head it is scaled by the multiplier of logits. The depth counts each
+use of a shared block.
 """
 
 from __future__ import annotations
@@ -42,20 +44,19 @@ from slm.model.config import ModelConfig
 from slm.model.decoder import Decoder
 
 Kind = Literal["outer", "hidden", "vector"]
-"""outer: embedding, head and final norm; hidden: matrices of linear maps in blocks; vector: all else in blocks."""
+"""outer: embedding, head and final norm; hidden: weights of linear maps in blocks; vector: all others in blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Factors on the config's values, for one kind of parameter."""
+    """Factors by which the config's values are multiplied, for one kind of parameter."""
 
     init_std: float = 1.0
     lr: float = 1.0
-    """On AdamW's learning rate; weight decay is divided by it."""
+    """Of AdamW. Weight decay is divided by this factor."""
     muon_lr: float = 1.0
-    """The same for Muon."""
+    """Of Muon. Weight decay is divided by this factor."""
     eps: float = 1.0
-    """On AdamW's epsilon."""
 
 
 Rules = Mapping[Kind, Rule]
@@ -64,7 +65,7 @@ STANDARD: Rules = {"outer": Rule(), "hidden": Rule(), "vector": Rule()}
 
 
 def _ratios(parametrization: Mapping[str, Any], shape: ModelConfig) -> tuple[float, float, float]:
-    """m, d, c of the table; 1 where a parametrization ignores the size."""
+    """m, d and c of the table; 1 for each size on which the parametrization does not depend."""
     sizes = {"base_width": shape.hidden_size, "base_depth": len(shape.block_uses), "base_head_dim": shape.head_width}
     used = BASE_SHAPE[parametrization["name"]]
     m, d, c = (size / parametrization[key] if key in used else 1.0 for key, size in sizes.items())
@@ -82,7 +83,7 @@ def make_rules(parametrization: Mapping[str, Any], shape: ModelConfig) -> Rules:
 
 
 def with_multipliers(parametrization: Mapping[str, Any], shape: ModelConfig) -> ModelConfig:
-    """`shape` with its multipliers times the table's."""
+    """`shape` with its multipliers multiplied by those of the table."""
     m, d, c = _ratios(parametrization, shape)
     scores = shape.attention_multiplier
     if c != 1:
@@ -95,7 +96,7 @@ def with_multipliers(parametrization: Mapping[str, Any], shape: ModelConfig) -> 
     )
 
 
-def kinds_of(decoder: Decoder) -> dict[Tensor, Kind]:
+def parameter_kinds(decoder: Decoder) -> dict[Tensor, Kind]:
     """The kind of each parameter."""
     kinds: dict[Tensor, Kind] = dict.fromkeys(decoder.parameters(), "outer")
     kinds.update(dict.fromkeys(decoder.layers.parameters(), "vector"))
@@ -105,7 +106,7 @@ def kinds_of(decoder: Decoder) -> dict[Tensor, Kind]:
 
 @torch.no_grad()
 def scale_initial_weights(decoder: Decoder, rules: Rules) -> None:
-    """Scale standard initial weights to the table's stds: the same draws under every parametrization."""
-    for parameter, kind in kinds_of(decoder).items():
+    """Scale initial weights by the table's factors. The random draws are the same under every parametrization."""
+    for parameter, kind in parameter_kinds(decoder).items():
         if rules[kind].init_std != 1:
             parameter.mul_(rules[kind].init_std)

@@ -1,4 +1,4 @@
-"""The plan of one run on this machine: devices, shape, steps and batches, decided before anything is built."""
+"""The plan of one run on this machine: devices, shape, steps and batches, decided before the model is built."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 
 from slm.composition.budget import shape_and_steps
-from slm.composition.settings import BEFORE_KEYS
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, num_params, state_bytes
 from slm.runtime.machine import can_compile, device_name, native_bfloat16
+from slm.training.branching import Branch, find_branch
 from slm.training.parametrization import Rules, make_rules, with_multipliers
 from slm.training.run_directory import RunDirectory
 
@@ -24,7 +24,7 @@ MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The `trainer` group with every `auto` decided."""
+    """The `trainer` group, in which every `auto` is replaced by a choice for this machine."""
 
     accelerator: Literal["cpu", "cuda"]
     devices: int
@@ -43,7 +43,7 @@ class Hardware:
 
     @property
     def matmul_dtype(self) -> torch.dtype:
-        """Dtype of the matmuls."""
+        """The dtype of matmuls under `precision`."""
         return {"32-true": torch.float32, "64-true": torch.float64}.get(self.precision, torch.bfloat16)
 
     @property
@@ -53,7 +53,7 @@ class Hardware:
 
 
 def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
-    """Decide every `auto` of the `trainer` group. Raises `ValueError` for devices that this machine lacks."""
+    """Replace every `auto` of the `trainer` group. Raises `ValueError` for devices that this machine lacks."""
     accelerator = _accelerator(trainer["accelerator"])
     devices = _devices(trainer["devices"], accelerator)
     has_several = devices * trainer["num_nodes"] > 1
@@ -90,17 +90,6 @@ def _devices(requested: Any, accelerator: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branch:
-    """A checkpoint of another run, the trunk, at which this run starts."""
-
-    checkpoint: Path
-    step: int
-    """Optimizer steps done in it."""
-    trunk: RunDirectory
-    trunk_name: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A run whose config is valid and fits this machine."""
 
@@ -117,7 +106,7 @@ class Plan:
     """Sequences of one optimizer step, over all devices."""
     micro_batch_size: int
     """Sequences of one forward pass on one device."""
-    branch: Branch | None = None
+    branch: Branch | None
     """None for a run that starts at step 0 or at a checkpoint of its own."""
 
     @property
@@ -133,7 +122,7 @@ class Plan:
     @property
     def document_masking(self) -> bool:
         """Whether tokens attend only to tokens of their own document."""
-        return self.settings["train"].get("document_masking", BEFORE_KEYS["train.document_masking"])
+        return bool(self.settings["train"].get("document_masking"))  # older runs lack the key
 
     @property
     def batch_tokens(self) -> int:
@@ -167,7 +156,10 @@ class Plan:
 
 
 def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
-    """The plan of a config that `check_settings` accepts. Raises `ValueError` for settings that do not fit together."""
+    """The plan of a config that `check_settings` accepts. Raises `ValueError` for settings that do not fit together.
+
+    A `branch_from` that this run cannot start from is refused too.
+    """
     shape, steps = shape_and_steps(settings, devices=hardware.world_size)
     model = with_multipliers(settings["parametrization"], shape)
     length = int(settings["train"]["sequence_length"])
@@ -181,6 +173,7 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
         steps=steps,
         batch_size=sequences * hardware.world_size,
         micro_batch_size=next(n for n in range(min(sequences, fitting), 0, -1) if sequences % n == 0),
+        branch=find_branch(settings, steps=steps, devices=hardware.world_size),
     )
 
 
@@ -217,20 +210,16 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def _cache_sizes(model: ModelConfig) -> str:
-    """Both ends of what a cache holds: windows stop growing, states never grow."""
+    """Size of a cache after one token and at the full context; keys and values grow until then, states do not."""
     context = model.max_position_embeddings
-    first, full, state = (
-        kv_cache_bytes(model, 1),
-        kv_cache_bytes(model, context),
-        state_bytes(model),
-    )
+    first, full, state = kv_cache_bytes(model, 1), kv_cache_bytes(model, context), state_bytes(model)
     keys = f"{first:,} bytes of keys and values after 1 token, {full:,} after {context:,} (bf16)"
     parts = [keys] * (first > 0) + [f"{state:,} bytes of state, constant (float32)"] * (state > 0)
     return " and ".join(parts)
 
 
 def _matrix_lr(plan: Plan) -> str:
-    """What the parametrization makes of the learning rate of hidden matrices."""
+    """The parametrization's factor on the learning rate of hidden matrices, in words."""
     name, hidden = plan.settings["parametrization"]["name"], plan.rules["hidden"]
     factor = hidden.muon_lr if plan.settings["optim"]["name"] == "muon" else hidden.lr
     return "" if name == "standard" else f" at the base shape of {name}, times {factor:.3g} for matrices of blocks"

@@ -1,10 +1,10 @@
 """This process among those of its run: its rank, and the signals that end the run. Imports no torch.
 
-Notable: Lightning believes RANK, LOCAL_RANK and SLURM_PROCID wherever it finds them. A shell that some distributed job
-started keeps them, and a run that takes itself for the second process writes nothing. Here a rank counts only if the
-number of processes is the run's own and torchrun, srun or our own first process (through Lightning) started them. All
-other such variables are removed from the environment before Lightning looks. A run whose other processes were never
-started is refused, since Lightning would wait for them forever.
+Notable: Lightning trusts RANK, LOCAL_RANK and SLURM_PROCID even if they are left over from another job. A run that
+takes itself for the second process writes nothing. So a rank counts here only if the number of processes is that of the
+run, and torchrun, srun or our own first process (through Lightning) started them. All other such variables are removed
+from the environment before Lightning reads it. A run whose other processes were never started is refused, because
+Lightning would wait for them forever.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 RUN_DIR = "SLM_RUN_DIR"
 """The run directory, in the environment of the processes that Lightning starts from our first one."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Variables that a process of a distributed job hands on to whatever it starts."""
+"""Variables that processes of a distributed job pass on to whatever they start."""
 INTERACTIVE_JOBS = ("bash", "interactive")
-"""Names of SLURM jobs that Lightning takes for a shell, whose tasks are not the run's."""
+"""Names of SLURM jobs that Lightning takes for a shell: the tasks of the job are not the processes of the run."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -36,7 +36,7 @@ class World:
     rank: int
     """The number of this process, from 0."""
     foreign_variables: tuple[str, ...] = ()
-    """Variables of the environment that another job left behind."""
+    """Environment variables that another job left behind."""
 
 
 def find_world(environment: Mapping[str, str], *, devices: int, num_nodes: int) -> World:
@@ -45,17 +45,17 @@ def find_world(environment: Mapping[str, str], *, devices: int, num_nodes: int) 
     Raises `ValueError` if the environment states another number of processes. A run of one process has rank 0, whatever
     the environment states.
     """
-    size, asked = devices * num_nodes, f"trainer.devices={devices} and trainer.num_nodes={num_nodes}"
+    size, requested = devices * num_nodes, f"trainer.devices={devices} and trainer.num_nodes={num_nodes}"
     if "TORCHELASTIC_RUN_ID" in environment:
         advice = "set trainer.devices to torchrun's --nproc-per-node, or start without torchrun"
-        _check(environment, "WORLD_SIZE", size, f"{asked}: {advice}")
+        _check(environment, "WORLD_SIZE", size, f"{requested}: {advice}")
         if size > 1:
             return World("torchrun", int(environment["RANK"]))
     tasks = "SLURM_STEP_NUM_TASKS" if environment.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS else "SLURM_NTASKS"
     if environment.get(tasks, "1") != "1":
         advice = "start a task for each device (srun --ntasks-per-node), or a single task (srun --ntasks=1)"
         for name, number in ((tasks, size), ("SLURM_NTASKS_PER_NODE", devices), ("SLURM_NNODES", num_nodes)):
-            _check(environment, name, number, f"{asked}: {advice}")
+            _check(environment, name, number, f"{requested}: {advice}")
         if "SLURM_PROCID" not in environment:
             raise ValueError(f"{tasks}={size} without SLURM_PROCID: start train.py with srun, which starts all {size}")
         return World("slurm", int(environment["SLURM_PROCID"]))
@@ -67,13 +67,13 @@ def find_world(environment: Mapping[str, str], *, devices: int, num_nodes: int) 
     return World("lightning", 0, tuple(name for name in RANK_VARIABLES if name in environment))
 
 
-def _check(environment: Mapping[str, str], name: str, number: int, asked: str) -> None:
+def _check(environment: Mapping[str, str], name: str, number: int, requested: str) -> None:
     if environment.get(name) != str(number):
         given = f"{name}={environment[name]}" if name in environment else f"an environment without {name}"
-        raise ValueError(f"{given} does not go with {asked}")
+        raise ValueError(f"{given} does not match {requested}")
 
 
-def enter(world: World) -> None:
+def set_rank(world: World) -> None:
     """Set the rank of this process for slm and for Lightning."""
     for name in world.foreign_variables:
         del os.environ[name]
@@ -81,7 +81,7 @@ def enter(world: World) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes. Valid after `enter`."""
+    """Whether this process is the one that prints and writes. Valid after `set_rank`."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
@@ -92,9 +92,9 @@ def say(*lines: str) -> None:
 
 
 class Interrupt:
-    """Within, the first SIGINT or SIGTERM is noted in `received`, and a second SIGINT raises `KeyboardInterrupt`.
+    """A context that notes the first SIGINT or SIGTERM in `received`; a second SIGINT raises `KeyboardInterrupt`.
 
-    The run then ends after the next optimizer step, with a checkpoint, instead of in the middle of one.
+    So the run can end after the next optimizer step, with a checkpoint, instead of in the middle of a step.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Interrupt:
         return self
 
     def install(self) -> None:
-        """Handle the signals here (again): Lightning replaces our SIGTERM handler by one that saves nothing."""
+        """Handle the signals here. Called again after Lightning installs a SIGTERM handler that saves nothing."""
         for number in SIGNALS:
             signal.signal(number, self._note)
 

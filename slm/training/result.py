@@ -1,4 +1,4 @@
-"""`result.json`, which states all about a finished run (DESIGN, section 3), and the last lines that a run prints."""
+"""The contents of `result.json`, which describes a finished run, and the last lines that a run prints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from slm.model.counts import flops_per_token, num_params
 from slm.runtime.machine import peak_memory_bytes
 from slm.runtime.words import duration
 from slm.training.journal import Journal
+from slm.training.module import Score
 from slm.training.plan import Plan
-from slm.training.validation import Score
 
 SCHEMA = 1
 
@@ -26,7 +26,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
 
     Losses are nats per token, `flops_*` training FLOPs per token. `val` is the validation on `train.val_tokens` (null:
     on all of the set) if the run completed, else the newest one. `signal` is the number of the signal that the run
-    received, if any. A branch counts from the start of its trunk; only `tokens_trained` counts its own steps alone.
+    received, if any. A branch counts from the start of its trunk, except that `tokens_trained` counts its own steps.
     """
     tokens = step * plan.batch_tokens
     rate = tokens / journal.train_seconds if journal.train_seconds else None
@@ -39,7 +39,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "family": plan.settings["model"].get("family"),
         "seed": plan.settings["seed"],
         "shape": plan.model.to_dict(),
-        **size_facts(plan),
+        **parameter_counts(plan),
         "flops_per_token_6n": flops_per_token(plan.model, plan.sequence_length, convention="6n"),
         "flops_per_token_exact": plan.token_flops,
         "train_tokens": tokens,
@@ -51,8 +51,8 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "batch_tokens": plan.batch_tokens,
         "sequence_length": plan.sequence_length,
         "document_masking": plan.document_masking,
-        **_recipe_facts(plan.settings),
-        **_corpus_facts(corpus),
+        **_recipe(plan.settings),
+        **_corpus_summary(corpus),
         "val": val and {**val.figures(), "tokens": val.tokens, "bytes": val.bytes},
         "train_loss_final": journal.train_loss,
         "tokens_per_second": rate,
@@ -66,12 +66,12 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
     }
 
 
-def size_facts(plan: Plan) -> dict[str, int]:
-    """Both counts of parameters, N."""
+def parameter_counts(plan: Plan) -> dict[str, int]:
+    """N, with and without the embeddings."""
     return {"params_total": num_params(plan.model), "params_non_embedding": num_params(plan.model, non_embedding=True)}
 
 
-def _recipe_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     optim, parametrization = settings["optim"], settings["parametrization"]
     return {
         "peak_lr": optim["lr"],
@@ -83,29 +83,21 @@ def _recipe_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _corpus_facts(corpus: Corpus) -> dict[str, Any]:
-    tokenizer = corpus.tokenizer
-    return {
-        "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
-        "tokenizer": {
-            "name": tokenizer.name,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "keeps_text": corpus.keeps_text,
-        },
-    }
+def _corpus_summary(corpus: Corpus) -> dict[str, Any]:
+    names = ("name", "fingerprint", "vocab_size")
+    tokenizer = {name: getattr(corpus.tokenizer, name) for name in names} | {"keeps_text": corpus.keeps_text}
+    return {"data": {"name": corpus.name, "fingerprint": corpus.fingerprint}, "tokenizer": tokenizer}
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers of a run."""
+    """Versions of the packages on which a run's numbers depend."""
     names = ("slm", "torch", "lightning", "tokenizers", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def git_commit() -> str | None:
     """Commit of the source tree, marked `-dirty` if it has changes; None outside a checkout."""
-    here = str(Path(__file__).parent)
-    command = ["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -113,7 +105,7 @@ def git_commit() -> str | None:
 
 
 def ending_lines(result: Mapping[str, Any], folder: Path, sample: str) -> list[str]:
-    """The end of the run in words; `sample` is a generated text, empty for none."""
+    """The outcome of the run in words; `sample` is a generated text, or empty."""
     lines = [f"{result['status']} after {duration(result['wall_seconds'])}: {folder}"]
     if val := result["val"]:
         lines.append(

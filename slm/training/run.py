@@ -1,4 +1,4 @@
-"""`train`: one run, from its plan to a finished run directory."""
+"""Train one run: from its plan to a finished run directory."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
 from slm.data import Corpus, prepare
 from slm.data.tokenizer import LOSSY_NOTE
+from slm.runtime.files import write_whole
 from slm.runtime.machine import reset_peak_memory
 from slm.runtime.progress import Progress
-from slm.tracking import Trackers, open_trackers
-from slm.training.branching import check_trunk_corpus, copy_metrics
-from slm.training.checkpointing import LAST, newest_intact, step_of
+from slm.tracking import Tracker, open_trackers
+from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
 from slm.training.journal import COLUMNS, Journal
 from slm.training.module import LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, is_first_process, say
-from slm.training.result import ending_lines, make_result, size_facts
+from slm.training.result import ending_lines, make_result, parameter_counts
 from slm.training.speed import measure_run
-from slm.training.trainer import TokenData, make_trainer
+from slm.training.trainer import Batches, make_trainer
 
 
 def train(plan: Plan) -> dict[str, Any]:
-    """Train as planned by `set_up`. Returns the contents of `result.json`, or nothing for a dry run.
+    """Train as planned by `set_up`. Returns the contents of `result.json`, or {} after a dry run.
 
-    An `output_dir` that holds the same run is continued from its newest intact checkpoint, or left as it is if the run
-    is completed. Raises `ValueError`, before any work, for mistakes of a user.
+    If `output_dir` holds the same run, it is continued from its newest intact checkpoint; a completed run is left
+    unchanged. Raises `ValueError` for a corpus, or a state of the run directory, with which the run cannot start.
     """
     torch._dynamo.reset()  # an earlier run in this process must not use up the compiler's limits
     reset_peak_memory()
@@ -43,16 +43,16 @@ def train(plan: Plan) -> dict[str, Any]:
         measure_run(plan, LanguageModel(plan).decoder, start_step=plan.branch.step if plan.branch else 0)
         return {}
     earlier = plan.folder.result()
-    if earlier and earlier["status"] == "completed":
+    if earlier.get("status") == "completed":
         say(f"completed already: {plan.folder.path}; choose another output_dir to train again")
         return earlier
     corpus = prepare(plan.settings["data"], plan.settings["tokenizer"], cache_dir=plan.cache_dir)
     check_corpus(plan, corpus)
     fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
     if plan.branch is not None:
-        check_trunk_corpus(plan.branch, fingerprints)
-    claim = plan.folder.claimed(plan.settings, {**fingerprints, "left_out": corpus.left_out})
-    with _out_of_memory_explained(plan), claim if is_first_process() else nullcontext():
+        plan.branch.check_corpus(fingerprints)
+    lock = plan.folder.lock(plan.settings, {**fingerprints, "left_out": corpus.left_out})
+    with _explain_out_of_memory(plan), lock if is_first_process() else nullcontext():
         result = _fit(plan, corpus)
     if dist.is_initialized():
         dist.barrier()  # Lightning kills the first process, still writing, if another one ends before it
@@ -63,9 +63,9 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
     module = LanguageModel(plan, corpus.tokenizer.separator_id if plan.document_masking else None)
     peak = measure_run(plan, module.decoder, start_step)
-    trackers = Trackers()
+    trackers: list[Tracker] = []
     if is_first_process():
-        config = {**plan.settings, **size_facts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
+        config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
         trackers = open_trackers(plan.folder.path, config, columns=COLUMNS, resume_step=start_step)
     progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
     result: dict[str, Any] = {}
@@ -74,8 +74,8 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
             journal = Journal(plan, corpus, trackers, progress, interrupt, peak, branched_from)
             trainer = make_trainer(plan, callbacks=[journal])
             try:
-                data = TokenData(plan, corpus, start_step)
-                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+                batches = Batches(plan, corpus, start_step, rank=trainer.global_rank)
+                trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as error:  # Lightning turns a second Ctrl-C into it
                 raise KeyboardInterrupt from error
         progress.end()
@@ -88,26 +88,28 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
             say(*ending_lines(result, plan.folder.path, sample))
     finally:
         progress.end()
-        trackers.finish(result, succeeded=bool(result) and result["status"] != "diverged")
+        for tracker in trackers:
+            tracker.finish(result, succeeded=bool(result) and result["status"] != "diverged")
     return result
 
 
 def _find_start(plan: Plan) -> tuple[Path | None, int, dict[str, Any] | None]:
-    """The checkpoint to start from, if any, its step, and `branched_from` if the run starts at its trunk's."""
+    """The checkpoint to start from, if any; its step; and `branched_from` if it is the trunk's."""
     checkpoint = newest_intact(plan.folder.checkpoints)
     if checkpoint is not None:
-        step = step_of(checkpoint)
+        step = checkpoint_step(checkpoint)
         say(f"continuing   from step {step} of {plan.steps} ({checkpoint})")
         return checkpoint, step, None
     if plan.branch is None:
         return None, 0, None
     if is_first_process():
-        copy_metrics(plan.branch, plan.folder)
+        # The run begins with the trunk's rows. The tracker drops those after the branch's step.
+        write_whole(plan.folder.metrics, plan.branch.trunk.metrics.read_bytes())
     return plan.branch.checkpoint, plan.branch.step, {"name": plan.branch.trunk_name, "step": plan.branch.step}
 
 
 def _export(plan: Plan, corpus: Corpus) -> None:
-    """Write `model/` from the last checkpoint, which holds all parts of sharded weights."""
+    """Write `model/` from the last checkpoint, because a process may hold only a shard of the weights."""
     checkpoint = torch.load(plan.folder.checkpoints / LAST, map_location="cpu", weights_only=True, mmap=True)
     export_model(plan.folder.model, plan.model, weights_to_export(checkpoint["state_dict"]), corpus.tokenizer)
 
@@ -139,8 +141,8 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
 
 
 @contextmanager
-def _out_of_memory_explained(plan: Plan) -> Iterator[None]:
-    """Within, running out of memory raises a `ValueError` that says what to change."""
+def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
+    """A context in which running out of memory raises a `ValueError` that says what to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -155,14 +157,9 @@ def _out_of_memory_explained(plan: Plan) -> Iterator[None]:
 
 
 def exit_code(result: Mapping[str, Any]) -> int:
-    """0 completed, 2 diverged, 128 + the signal that interrupted the run.
+    """0 for a completed run, 2 for a diverged one, 128 + the signal for an interrupted one.
 
-    Always 0 in processes that Lightning started: it kills the first one, still writing, if another one fails.
+    Always 0 in all processes but the first: Lightning kills the first one, still writing, if another one fails.
     """
-    if not is_first_process():
-        return 0
-    if result.get("status") == "diverged":
-        return 2
-    if result.get("status") == "interrupted":
-        return 128 + result["signal"]
-    return 0
+    status = result.get("status") if is_first_process() else "completed"
+    return 2 if status == "diverged" else 128 + result["signal"] if status == "interrupted" else 0

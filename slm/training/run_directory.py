@@ -12,17 +12,15 @@ import yaml
 from omegaconf import OmegaConf
 
 from slm.composition.budget import IDENTITY
-from slm.composition.settings import BEFORE_KEYS
-from slm.runtime.files import locked, write_json, write_whole
+from slm.composition.settings import LEGACY_VALUES
+from slm.runtime.files import locked, read_json_object, write_json, write_whole
 
-FINGERPRINTS = ("data", "tokenizer")
-"""Keys of `corpus.json` that identify the corpus."""
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
-"""Names that a run writes besides config.yaml. A directory with one of these and no config.yaml is not a run's."""
+"""What a run writes besides config.yaml. A directory with one of these but without config.yaml is refused."""
 
 
 class RunDirectory:
-    """Paths and files of one run (DESIGN, section 3)."""
+    """Paths and files of one run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -30,15 +28,12 @@ class RunDirectory:
         self.model = self.path / "model"
         self.metrics = self.path / "metrics.csv"
 
-    def result(self) -> dict[str, Any] | None:
-        """The contents of `result.json`; None if it is missing or damaged."""
-        try:
-            return json.loads((self.path / "result.json").read_text())
-        except (OSError, ValueError):
-            return None
+    def result(self) -> dict[str, Any]:
+        """The contents of `result.json`; empty if it is missing or damaged."""
+        return read_json_object(self.path / "result.json")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`; numbers that are not finite become null, since JSON has no other word for them."""
+        """Write `result.json`; numbers that are not finite become null, because JSON has none."""
         write_json(self.path / "result.json", result, indent=2)
 
     def settings(self) -> dict[str, Any] | None:
@@ -63,19 +58,19 @@ class RunDirectory:
             self._refuse_if_different(differences(before, config, IDENTITY))
         elif foreign := [name for name in CONTENTS if (self.path / name).exists()]:
             raise ValueError(
-                f"output_dir={self.path} holds {foreign[0]} but no config.yaml, so it is not known to be this "
-                "run's: choose another output_dir"
+                f"output_dir={self.path} holds {foreign[0]} but no config.yaml, so it may belong to another run: "
+                "choose another output_dir"
             )
 
     @contextmanager
-    def claimed(self, config: Mapping[str, Any], corpus: Mapping[str, Any]) -> Iterator[None]:
-        """Within, the directory is locked, and holds `config.yaml` and `corpus.json` (what is trained on).
+    def lock(self, config: Mapping[str, Any], corpus: Mapping[str, Any]) -> Iterator[None]:
+        """A context in which the directory is locked; `config.yaml` and `corpus.json` are written first.
 
-        Raises `ValueError` if another process trains in it, or if it was begun on another corpus.
+        Raises `ValueError` if another process trains in it, or if its run was started on another corpus.
         """
         with locked(self.path, "process that trains in it"):
             if (self.path / "config.yaml").exists():
-                self._refuse_if_different(differences(self.corpus(), corpus, FINGERPRINTS))
+                self._refuse_if_different(differences(self.corpus(), corpus, ("data", "tokenizer")))
             else:
                 write_whole(self.path / "config.yaml", OmegaConf.to_yaml(_runnable(config)))
             write_json(self.path / "corpus.json", corpus, indent=2)
@@ -90,7 +85,7 @@ class RunDirectory:
 
 
 def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what Hydra needs to run it again: `python train.py -cp DIR -cn config output_dir=NEW`."""
+    """The config with what Hydra needs for `python train.py -cp DIR -cn config output_dir=NEW`."""
     return {
         "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
         **config,
@@ -99,8 +94,8 @@ def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], groups: tuple[str, ...]) -> Iterator[str]:
-    """A clause for each dotted key in `groups` whose values differ; it begins with the key."""
-    before, after = BEFORE_KEYS | dict(_flat(old)), BEFORE_KEYS | dict(_flat(new))
+    """A clause, which begins with the key, for each dotted key in `groups` whose values differ."""
+    before, after = LEGACY_VALUES | dict(_flat(old)), LEGACY_VALUES | dict(_flat(new))
     for key in sorted(before.keys() | after.keys()):
         if key.split(".")[0] in groups and before.get(key) != after.get(key):
             yield f"{key} is {before.get(key)} there, {after.get(key)} here"

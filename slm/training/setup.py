@@ -1,12 +1,10 @@
 """From a composed config to the plan of a run. Wrong settings are refused here, before anything is written.
 
-`checked_settings` imports no torch, so that a mistake is reported within a second; `set_up` imports torch, but not
-Lightning.
+Torch is imported by `set_up` only, so that `checked_settings` reports a mistake within a second.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from slm.data.corpus import check_sources
 from slm.runtime.extensions import load_extensions
 from slm.runtime.settings import plain_settings
 from slm.tracking import check_logger
-from slm.training.process import enter, find_world, say
+from slm.training.process import find_world, say, set_rank
 from slm.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -28,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The values of a composed `conf/train.yaml` as plain dicts and lists, after all checks that need no hardware.
+    """The values of a composed `conf/train.yaml` as plain dicts and lists.
 
-    `overrides` are those of the command line, which messages quote. Raises `ValueError` for what would be wrong on any
-    machine: keys that nothing reads, values of a wrong kind, shapes and budgets that do not fit, texts and tokenizers
-    that are missing, and an output directory that belongs to another run.
+    `overrides` are those of the command line, which messages quote. Raises `ValueError` for what is wrong on any
+    machine: keys that nothing reads, values of a wrong kind, shapes and budgets that do not fit together, missing texts
+    and tokenizers, and an output directory of another run.
     """
     settings = plain_settings(config)
     check_keys(settings, "train", overrides)
@@ -46,12 +44,11 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
 
 
 def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
-    """The plan of a run on this machine, which is also printed. `settings` come from `checked_settings`.
+    """Make and print the plan of a run on this machine. `settings` come from `checked_settings`.
 
-    Raises `ValueError` for what this machine, or the environment in which the run was started, cannot do, and for a run
-    of a multirun (Hydra's -m) on more than one device.
+    Raises `ValueError` for devices that this machine lacks, for an environment that states another number of processes,
+    and for a multirun (Hydra's -m) on more than one device.
     """
-    from slm.training.branching import find_branch
     from slm.training.plan import make_plan, plan_lines, resolve_hardware
 
     hardware = resolve_hardware(settings["trainer"])
@@ -60,9 +57,8 @@ def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
             f"trainer.devices={hardware.devices} with -m: every device would repeat the whole multirun; use one "
             "device, or start the runs one by one"
         )
-    enter(find_world(os.environ, devices=hardware.devices, num_nodes=hardware.num_nodes))
+    set_rank(find_world(os.environ, devices=hardware.devices, num_nodes=hardware.num_nodes))
     plan = make_plan(settings, hardware)
-    plan = dataclasses.replace(plan, branch=find_branch(plan))
     say(*plan_lines(plan))
     if settings["dry_run"] == "plan":
         say("dry run      nothing was measured or written (dry_run=true also measures speed and duration)")

@@ -1,43 +1,38 @@
-"""The speed of this model here, measured before the run, and the matmul peak that MFU is a share of."""
+"""Measurements before a run: the speed of the model on this machine, and the matmul peak that MFU is a share of."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from slm.model.decoder import Decoder
-from slm.runtime.files import write_json
+from slm.runtime.files import read_json_object, write_json
 from slm.runtime.machine import peak_memory_bytes
 from slm.runtime.words import duration
 from slm.training.plan import Hardware, Plan
 from slm.training.process import is_first_process, say
 
 MIN_PASSES = 300
-"""Passes from which an uncompiled run is measured, which takes three. A compiled run always is, so that its clock
-starts after compilation."""
+"""Fewest passes of an uncompiled run that is measured; measuring takes three passes. A compiled run is always measured,
+so that its clock starts after compilation."""
 MAX_FIRST_PASS_SECONDS = 120.0
-"""A longer first pass counts as the measurement, although it includes compilation: two more would take too long."""
+"""Above this, the first pass is the measurement, although it includes compilation: two more would take too long."""
 LONG_RUN_SECONDS = 3600
 PEAK_SECONDS, MAX_PRODUCT_SECONDS = 0.5, 1.0
 """How long each size of matmul is measured, and how long a single product of the next size may take."""
-# Dense bfloat16 FLOP/s of NVIDIA's data sheets, used only if measuring fails.
-DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
 
 
 def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> float:
     """Print speed and duration of the run from `start_step` on; returns the matmul peak of a device in FLOP/s."""
     hardware = plan.hardware
-    peak, source = matmul_peak(hardware, plan.cache_dir)
+    peak = matmul_peak(hardware, plan.cache_dir)
     passes = (plan.steps - start_step) * plan.accumulation
-    is_wanted = plan.settings["dry_run"] or hardware.compile or passes >= MIN_PASSES
-    if not (is_wanted and is_first_process()):
+    should_measure = plan.settings["dry_run"] or hardware.compile or passes >= MIN_PASSES
+    if not (should_measure and is_first_process()):
         return peak
     say("speed        measuring ...")
     speed, memory = measure_speed(decoder, plan)
@@ -46,21 +41,21 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> float:
     seconds = (plan.steps - start_step) * plan.batch_tokens / (speed * devices)
     say(
         f"speed        {speed * devices:,.0f} tokens/s measured here, MFU {speed * plan.token_flops / peak:.0%} of "
-        f"{peak * devices / 1e9:,.0f} GFLOP/s ({source}), {memory / 1e9:.2f} GB of memory held",
+        f"{peak * devices / 1e9:,.0f} GFLOP/s, {memory / 1e9:.2f} GB of memory held",
         f"duration     about {duration(seconds)} of training",
     )
     if seconds > LONG_RUN_SECONDS:
         say(
             "             that is over an hour: Ctrl-C saves a checkpoint, and the same command with output_dir "
-            f"continues; train.tokens={plan.batch_tokens * 20} would be a short try"
+            f"continues; train.tokens={plan.batch_tokens * 20} would be a short trial"
         )
     return peak
 
 
 def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int]:
-    """(tokens/s, bytes of memory held) of forward and backward passes on one device, on random tokens.
+    """Tokens per second of forward and backward passes on one device, on random tokens, and the bytes of memory held.
 
-    Leaves weights, gradients and random state as they were; blocks may be compiled afterwards.
+    Leaves weights, gradients and random state unchanged. Blocks that are to be compiled are compiled afterwards.
     """
     hardware = plan.hardware
     device = torch.device(hardware.accelerator)
@@ -70,49 +65,37 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int]:
     tokens = torch.randint(plan.model.vocab_size, shape, generator=rng).to(device)
     # Without autocast's cache, as Lightning trains: with it, blocks would be compiled again for the first step.
     autocast = partial(torch.autocast, device.type, hardware.matmul_dtype, cache_enabled=False)
-    precision: Callable[[], AbstractContextManager[None]] = (
-        autocast if hardware.precision.endswith("-mixed") else nullcontext
-    )
+    precision = autocast if hardware.precision.endswith("-mixed") else nullcontext
     # Masked as in training, so that blocks are compiled once; where documents begin does not change the time.
     documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
-    seconds = _time_pass(decoder, tokens, documents, precision)
+
+    def time_pass() -> float:
+        start = time.perf_counter()
+        with precision():
+            loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents)
+        loss.backward()
+        _synchronize(device.type)
+        return time.perf_counter() - start
+
+    seconds = time_pass()
     if seconds < MAX_FIRST_PASS_SECONDS:
-        seconds = min(_time_pass(decoder, tokens, documents, precision) for _ in range(2))
+        seconds = min(time_pass(), time_pass())
     decoder.zero_grad(set_to_none=True)
     return plan.micro_batch_size * plan.sequence_length / seconds, peak_memory_bytes()
 
 
-def _time_pass(
-    decoder: Decoder, tokens: Tensor, documents: Tensor | None, precision: Callable[[], AbstractContextManager[None]]
-) -> float:
-    start = time.perf_counter()
-    with precision():
-        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents)
-    loss.backward()
-    _synchronize(tokens.device.type)
-    return time.perf_counter() - start
+def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:
+    """FLOP/s of large square matmuls in the run's dtype on one device.
 
-
-def matmul_peak(hardware: Hardware, cache_dir: Path) -> tuple[float, str]:
-    """FLOP/s of large square matmuls in the run's dtype on one device, and the source of the figure.
-
-    Kept in `cache_dir`/peaks.json under the device, dtype, number of threads and torch version.
+    Kept in `cache_dir`/peaks.json under the device (of a CPU with the number of threads), dtype and torch version.
     """
-    device = hardware.device_name
-    key = f"{device} {hardware.matmul_dtype} torch {torch.__version__}"
+    key = f"{hardware.device_name} {hardware.matmul_dtype} torch {torch.__version__}"
     path = cache_dir / "peaks.json"
-    try:
-        peaks = json.loads(path.read_text())
-    except (OSError, ValueError):  # missing or damaged
-        peaks = {}
+    peaks = read_json_object(path)
     if key not in peaks:
-        try:
-            peaks[key] = measure_matmul(hardware.accelerator, hardware.matmul_dtype)
-        except RuntimeError:
-            listed = [flops for name, flops in DATASHEET.items() if name in device]
-            return (listed[0], "datasheet") if listed else (float("nan"), "unknown")
+        peaks[key] = measure_matmul(hardware.accelerator, hardware.matmul_dtype)
         write_json(path, peaks, indent=2)
-    return peaks[key], "measured"
+    return peaks[key]
 
 
 def measure_matmul(device: str, dtype: torch.dtype) -> float:

@@ -1,13 +1,12 @@
-"""The Lightning side of a run: its trainer, its loader and the state that Lightning leaves out of a checkpoint.
+"""The Lightning side of a run: its trainer, its batches and the state that Lightning leaves out of a checkpoint.
 
-Lightning runs the loop. The journal logs, saves and shows progress instead of Lightning.
+Lightning runs the loop. `journal.py` logs, saves and shows progress instead of Lightning.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import random
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from lightning.fabric.plugins import ClusterEnvironment, TorchCheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from slm.data import Corpus, train_loader
 from slm.training.checkpointing import write_checkpoint
@@ -87,61 +85,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RandomState(L.Callback):
-    """Keeps the global random states in the checkpoint, which Lightning does not."""
+    """Keeps torch's random states in checkpoints, which Lightning does not; only a user's own mixer may need them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """States of torch (all devices) and of `random`, as tensors and plain values."""
-        version, internal, gauss = random.getstate()
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all(),
-            "python": [version, list(internal), gauss],
-        }
+        """The states on the CPU and on all GPUs."""
+        return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them; those of the GPUs only if their number is the same."""
+        """Restore the states; those of GPUs only if the number of GPUs is the same."""
         torch.set_rng_state(state_dict["torch"])
         if len(state_dict["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state_dict["cuda"])
-        version, internal, gauss = state_dict["python"]
-        random.setstate((version, tuple(internal), gauss))
 
 
-class TokenData(L.LightningDataModule):
-    """This process's share of each step's batch, from `start_step` on: the step of the checkpoint, or 0."""
+class Batches:
+    """Micro-batches (micro_batch_size, sequence_length + 1) of token ids: this process's share of each step.
 
-    def __init__(self, plan: Plan, corpus: Corpus, start_step: int) -> None:
-        super().__init__()
-        self.plan, self.corpus, self.start_step = plan, corpus, start_step
+    They begin at `start_step`, but the length is that of the whole run, since Lightning counts batches from the start
+    of the run, also in a continued one. Without a length it would fetch one batch ahead, and a continued run would lose
+    that batch.
+    """
 
-    def train_dataloader(self) -> RemainingBatches:
-        """Batches (micro_batch_size, sequence_length + 1) of token ids."""
-        assert self.trainer is not None
-        plan = self.plan
-        loader = train_loader(
-            self.corpus.train,
+    def __init__(self, plan: Plan, corpus: Corpus, start_step: int, *, rank: int) -> None:
+        self.length = plan.steps * plan.accumulation
+        self.loader = train_loader(
+            corpus.train,
             sequence_length=plan.sequence_length,
             batch_size=plan.batch_size,
             seed=plan.settings["seed"],
-            start_step=self.start_step,
+            start_step=start_step,
             num_steps=plan.steps,
             micro_batch_size=plan.micro_batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=rank,
+            world_size=plan.hardware.world_size,
             num_workers=plan.hardware.num_workers,
         )
-        return RemainingBatches(loader, plan.steps * plan.accumulation)
-
-
-class RemainingBatches:
-    """The micro-batches that are left to train on, with the length of the whole run.
-
-    Lightning counts batches from the start of the run, also in a continued one, so it needs that length. Without a
-    length it would fetch one batch ahead, and a continued run would lose that batch.
-    """
-
-    def __init__(self, loader: DataLoader[Tensor], length: int) -> None:
-        self.loader, self.length = loader, length
 
     def __len__(self) -> int:
         return self.length

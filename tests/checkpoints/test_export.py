@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import check, export, export_model, hf_config, load
-from slm.checkpoints.llama import non_llama_fields
+from slm.checkpoints.export import non_llama_fields
 from slm.data.vocabulary import byte_tokenizer
 from slm.model import Decoder, ModelConfig
 from tests.checkpoints.releases import change_config, halved, llama, mobilellm, save
@@ -160,7 +160,7 @@ def test_an_export_does_not_replace_a_folder_that_is_not_an_export(tmp_path: Pat
     (tmp_path / "thesis" / "draft.tex").write_text("years of work")
     (tmp_path / "file").write_text("x")
     for target, sentence in [
-        (tmp_path / "thesis", "holds draft.tex, which is no part of an export: choose another folder"),
+        (tmp_path / "thesis", "holds draft.tex, which is not part of an export: choose another folder"),
         (tmp_path / "file", "is a file: choose a folder"),
         (source, "is the checkpoint itself"),
         (None, "which is not a run directory, needs a folder to write to"),
@@ -170,7 +170,7 @@ def test_an_export_does_not_replace_a_folder_that_is_not_an_export(tmp_path: Pat
     other = save(llama(num_hidden_layers=1), tmp_path / "other")
     for release in (other, export(other, tmp_path / "exported")):
         before = (release / "model.safetensors").read_bytes()
-        with pytest.raises(ValueError, match=r"holds another model|holds generation_config\.json, which is no part"):
+        with pytest.raises(ValueError, match=r"holds another model|holds generation_config\.json, which is not part"):
             export(source, release)
         assert (release / "model.safetensors").read_bytes() == before
     export(other, tmp_path / "exported")  # the same model again

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import check, export, load
-from slm.training.ema import WeightAverage
+from slm.training.optim import WeightAverage
 from tests.checkpoints.releases import IDS, refusal
 from tests.running import ROOT, make_command, run_script
 
@@ -80,9 +80,12 @@ def test_a_run_without_checkpoint_or_tokenizer_says_how_to_finish_it(run: Path) 
     (run / "config.yaml").write_text(config.replace("cache_dir: ", "cache_dir: /absent"))
     assert "whose tokenizer is no longer in cache_dir=/absent" in refusal(run)
     shutil.rmtree(run / "checkpoints")
-    assert f"without a checkpoint yet: python train.py -cp {run} -cn config output_dir={run}" in refusal(run)
+    assert (
+        f"without an intact checkpoint; to finish it: python train.py -cp {run} -cn config output_dir={run}"
+        in refusal(run)
+    )
     (run / "corpus.json").rename(run / "elsewhere.json")
-    assert "without a checkpoint yet" in refusal(run)
+    assert "without an intact checkpoint" in refusal(run)
     (run / "elsewhere.json").rename(run / "corpus.json")
     (run / "config.yaml").write_text("[")
     (run / "checkpoints").mkdir()

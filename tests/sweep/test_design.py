@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from slm.composition.budget import steps_of
+from slm.composition.budget import count_steps
 from slm.composition.settings import check_settings
 from slm.model.counts import num_params
 from slm.sweep.cells import Cell
@@ -114,7 +114,7 @@ def test_budgets_come_to_the_steps_that_train_would_take(budget: str) -> None:
     (cell,) = cells_of(*SMALL, "sweep.budget.tokens=null", f"sweep.budget.{key}={value}")
     train = train_config(cell)["train"] | {key: float(value)}
     model = make_train_plan(train_config(cell), CPU).model
-    assert cell.tokens == steps_of(train, model) * train["batch_tokens"]
+    assert cell.tokens == count_steps(train, model) * train["batch_tokens"]
     assert cell.budget == f"{key}={float(value):g}"
 
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from slm.composition.schedules import check_schedule, steps_in_common
+from slm.composition.schedules import check_schedule, count_common_steps
 from slm.scaling.tables import table_from_frame
 from slm.sweep.cells import collect_cells, share_trunks, without_lost_steps
 from slm.sweep.config import check_settings
@@ -64,7 +64,7 @@ def test_a_branch_leaves_before_the_learning_rates_part(steps: list[int], decay:
     except ValueError:
         assume(False)
     for branch in share_trunks([cell(str(count), steps=count) for count in steps], config):
-        common = steps_in_common(schedule, max(steps), schedule, int(branch.name))
+        common = count_common_steps(schedule, max(steps), schedule, int(branch.name))
         assert branch.branch_step <= common
         if branch.after is None:
             assert int(branch.name) == max(steps) or (1 - decay) * int(branch.name) < 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slm.tracking import open_trackers, record_directory
+from slm.tracking import check_logger, open_trackers, record_directory
 from slm.tracking.wandb_run import start_run
 from tests.tracking.offline import SETTINGS, Server, history, inspected, records
 
@@ -30,9 +30,12 @@ def track(folder: Path, *, resume_step: int = 0, samples: bool = True, **setting
     )
     for step, loss in ((resume_step + 1, 3.0), (resume_step + 2, 2.0), (resume_step + 3, 2.5)):
         if samples and step == resume_step + 3:
-            trackers.log_sample(step, 100 * step, "Once", " upon a time")
-        trackers.log(step, {"tokens": step * 100, "val/loss": loss, "val/bits_per_byte": loss / 2})
-    trackers.finish({"params_total": 123}, succeeded=True)
+            for tracker in trackers:
+                tracker.log_sample(step, 100 * step, "Once", " upon a time")
+        for tracker in trackers:
+            tracker.log(step, {"tokens": step * 100, "val/loss": loss, "val/bits_per_byte": loss / 2})
+    for tracker in trackers:
+        tracker.finish({"params_total": 123}, succeeded=True)
 
 
 def files(folder: Path) -> list[Path]:
@@ -117,12 +120,12 @@ def test_online_without_an_api_key_is_refused_and_asks_nothing(tmp_path: Path, m
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"logger\.mode=online needs an API key"):
-        track(tmp_path / "run", mode="online")
+        check_logger(SETTINGS | {"wandb": True, "mode": "online"})
 
 
-def test_a_mode_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+def test_a_mode_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match=r"logger\.mode=on must be offline, online or disabled"):
-        track(tmp_path / "run", mode="on")
+        check_logger(SETTINGS | {"wandb": True, "mode": "on"})
 
 
 def test_a_run_lies_where_it_was_asked_for_also_after_a_change_of_directory(

@@ -170,10 +170,10 @@ REFUSED = {
     "another seed": (["seed=2"], r"\(seed is 1 there, 2 here\)"),
     "other rows": (["train.log_every=2"], r"train\.log_every is 5 there, 2 here"),
     "another warm-up": (["schedule.warmup_steps=4"], r"shares no step .* same schedule\.warmup_steps"),
-    "decay before what was kept": (["schedule.decay_fraction=0.87"], r"same for 4 steps only: .*keep_steps=\[4\]"),
-    "a checkpoint of the decay": (["{}/checkpoints/step-000026.ckpt"], "is at step 26, .* same for 25 steps only"),
-    "a budget that ends before": (["train.tokens=1792", "schedule.decay_fraction=0.01"], "same for 6 steps only"),
-    "its own decay": (["{}/checkpoints/last.ckpt", "train.tokens=20480"], "is at step 40, .* same for 33 steps only"),
+    "decay before what was kept": (["schedule.decay_fraction=0.87"], r"the first 4 steps .*keep_steps=\[4\]"),
+    "a checkpoint of the decay": (["{}/checkpoints/step-000026.ckpt"], "is at step 26, and only the first 25 steps"),
+    "a budget that ends before": (["train.tokens=1792", "schedule.decay_fraction=0.01"], "only the first 6 steps of"),
+    "its own decay": (["{}/checkpoints/last.ckpt", "train.tokens=20480"], "is at step 40, and only the first 33 steps"),
     "another file": (["{}/config.yaml"], "must be a run directory"),
 }
 
@@ -193,7 +193,7 @@ def test_a_run_cannot_branch_from_the_last_step_of_another(trunk_copy: Path, tra
     config = trunk_copy / "config.yaml"
     config.write_text(config.read_text().replace("name: wsd", "name: constant"))
     changes = ["schedule.name=constant", f"branch_from={trunk_copy}/checkpoints/last.ckpt"]
-    with pytest.raises(ValueError, match=r"is at step 40, .* same for 39 steps only"):
+    with pytest.raises(ValueError, match=r"is at step 40, and only the first 39 steps"):
         train_here(tmp_path / "run", "train.tokens=20480", *changes)
 
 

@@ -3,7 +3,7 @@ import torch
 
 from slm.checkpoints.weights import weights_to_export
 from slm.model import Decoder
-from slm.training.ema import WeightAverage
+from slm.training.optim import WeightAverage
 from tests.seeds import seeded
 from tests.training.small import random_decoder
 

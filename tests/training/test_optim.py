@@ -50,7 +50,7 @@ def test_a_skipped_step_leaves_no_trace(name: str) -> None:
 
 def test_norms_that_are_not_finite_are_bad_from_the_first_step() -> None:
     guard = StepGuard(skip_factor=10)
-    verdicts = [guard.judge(torch.tensor(norm)).item() for norm in (1.0, math.nan, math.inf, 1.0)]
+    verdicts = [guard.check_step(torch.tensor(norm)).item() for norm in (1.0, math.nan, math.inf, 1.0)]
     assert verdicts == [0, 1, 1, 0]
     assert guard.skipped.item() == 2
     assert guard.in_a_row.item() == 0
@@ -59,23 +59,23 @@ def test_norms_that_are_not_finite_are_bad_from_the_first_step() -> None:
 def test_a_norm_far_above_the_recent_mean_is_bad_and_does_not_move_the_mean() -> None:
     guard = StepGuard(skip_factor=10)
     for _ in range(GUARD_WINDOW):
-        assert guard.judge(torch.tensor(2.0)) == 0
-    assert guard.judge(torch.tensor(19.0)) == 0
+        assert guard.check_step(torch.tensor(2.0)) == 0
+    assert guard.check_step(torch.tensor(19.0)) == 0
     mean = guard.log_mean.item()
-    assert [guard.judge(torch.tensor(30.0)).item() for _ in range(3)] == [1, 1, 1]
+    assert [guard.check_step(torch.tensor(30.0)).item() for _ in range(3)] == [1, 1, 1]
     assert guard.log_mean.item() == mean
     assert guard.in_a_row.item() == 3
 
 
 def test_a_guard_at_its_start_watches_large_norms_without_skipping() -> None:
     guard = StepGuard(skip_factor=10)
-    assert [guard.judge(torch.tensor(norm)).item() for norm in (0.1, 100.0, 0.0, 5.0)] == [0, 0, 0, 0]
+    assert [guard.check_step(torch.tensor(norm)).item() for norm in (0.1, 100.0, 0.0, 5.0)] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_guard_judges_in_the_precision_of_its_module(dtype: torch.dtype) -> None:
     guard = StepGuard(skip_factor=10).to(dtype)
-    assert [guard.judge(torch.tensor(norm)).item() for norm in (1.0, math.nan)] == [0, 1]
+    assert [guard.check_step(torch.tensor(norm)).item() for norm in (1.0, math.nan)] == [0, 1]
 
 
 def test_the_gradient_norm_is_that_of_all_gradients_together() -> None:

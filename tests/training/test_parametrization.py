@@ -9,7 +9,7 @@ from benchmarks.coord_check import shape_at, trained_activations
 from slm.composition.budget import check_parametrization
 from slm.model import Decoder, ModelConfig
 from slm.training.optim import OPTIMIZERS, parameter_groups
-from slm.training.parametrization import STANDARD, kinds_of, make_rules, scale_initial_weights, with_multipliers
+from slm.training.parametrization import STANDARD, make_rules, parameter_kinds, scale_initial_weights, with_multipliers
 from tests.seeds import seeded
 from tests.training.small import OPTIM
 
@@ -129,7 +129,7 @@ def test_initial_weights_are_the_standard_draws_with_fan_in_stds(name: str) -> N
 
 def test_every_parameter_is_of_one_kind() -> None:
     decoder = Decoder(shape(attention_bias=True, qk_norm="learned", tie_embeddings=False))
-    kinds = {name: kinds_of(decoder)[parameter] for name, parameter in decoder.named_parameters()}
+    kinds = {name: parameter_kinds(decoder)[parameter] for name, parameter in decoder.named_parameters()}
     by_kind = {kind: {name for name in kinds if kinds[name] == kind} for kind in kinds.values()}
     assert by_kind["outer"] == {"embed_tokens.weight", "norm.weight", "lm_head.weight"}
     assert by_kind["hidden"] == {name for name in kinds if name.endswith("_proj.weight")}

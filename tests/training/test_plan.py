@@ -39,7 +39,7 @@ def test_the_three_budgets_mean_the_same_thing() -> None:
     [
         ({"tokens": 511}, ["train.tokens=511", "511 tokens", "train.batch_tokens=512"]),
         ({"tokens_per_param": 1e-3}, ["train.tokens_per_param=0.001", "fewer than one step"]),
-        ({"tokens_per_param": 1, "flops": 1e9}, ["tokens_per_param", "flops", "one budget"]),
+        ({"tokens_per_param": 1, "flops": 1e9}, ["tokens_per_param", "flops", "set one of them to null"]),
         ({"batch_tokens": 500}, ["train.batch_tokens=500", "480 or 512"]),
         ({"sequence_length": 4096}, ["train.sequence_length=4096", "max_position_embeddings=2048"]),
     ],

@@ -11,7 +11,7 @@ CORPUS = {"data": "aaaa", "tokenizer": "bbbb"}
 
 
 def begun(path: Path) -> RunDirectory:
-    with RunDirectory(path).claimed(CONFIG, CORPUS):
+    with RunDirectory(path).lock(CONFIG, CORPUS):
         pass
     return RunDirectory(path)
 
@@ -19,7 +19,7 @@ def begun(path: Path) -> RunDirectory:
 def test_the_same_run_and_other_logging_may_continue_it(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     folder.check(CONFIG | {"logger": {"tags": ["new"]}})
-    with folder.claimed(CONFIG, CORPUS):
+    with folder.lock(CONFIG, CORPUS):
         pass
 
 
@@ -32,7 +32,7 @@ def test_a_run_from_before_documents_could_be_masked_goes_on_without_masking_the
 
 def test_two_processes_may_not_train_in_it_at_once(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
-    with folder.claimed(CONFIG, CORPUS), pytest.raises(ValueError, match="in use"), folder.claimed(CONFIG, CORPUS):
+    with folder.lock(CONFIG, CORPUS), pytest.raises(ValueError, match="in use"), folder.lock(CONFIG, CORPUS):
         pass
 
 
@@ -48,7 +48,7 @@ def test_a_folder_with_somebody_elses_files_of_our_names_is_refused(tmp_path: Pa
 def test_a_broken_config_is_named_and_a_broken_result_counts_as_none(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     (folder.path / "result.json").write_text("{")
-    assert folder.result() is None
+    assert folder.result() == {}
     (folder.path / "config.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"config\.yaml cannot be read"):
         folder.check(CONFIG)
@@ -63,6 +63,6 @@ def test_results_are_json_even_where_numbers_are_not_finite(tmp_path: Path) -> N
 
 def test_what_was_left_out_is_kept_in_corpus_json_and_does_not_say_which_corpus_it_is(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")  # from before it was counted
-    with folder.claimed(CONFIG, CORPUS | {"left_out": {"also_in_validation": 3}}):
+    with folder.lock(CONFIG, CORPUS | {"left_out": {"also_in_validation": 3}}):
         pass
     assert json.loads((folder.path / "corpus.json").read_text())["left_out"] == {"also_in_validation": 3}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.composition.schedules import check_schedule, lr_factor, steps_in_common
+from slm.composition.schedules import check_schedule, count_common_steps, lr_factor
 
 COSINE = {"name": "cosine", "warmup_fraction": 0.1, "final_fraction": 0.1}
 LINEAR = {"name": "linear", "warmup_fraction": 0.1, "final_fraction": 0.0}
@@ -59,7 +59,7 @@ def test_budgets_under_one_warm_up_have_the_same_rates_up_to_the_shorter_ones_de
     schedule = WSD | {"warmup_steps": warmup, "decay_fraction": decay}
     short, long = sorted(totals)
     decay_starts = short * (1 - decay)
-    shared = steps_in_common(schedule, short, schedule, long)
+    shared = count_common_steps(schedule, short, schedule, long)
     assert decay_starts - 1e-9 <= shared <= decay_starts + 2
     for step in range(int(decay_starts)):
         expected = (step + 1) / (warmup + 1) if step < warmup else 1.0
@@ -69,7 +69,7 @@ def test_budgets_under_one_warm_up_have_the_same_rates_up_to_the_shorter_ones_de
 def test_a_warm_up_in_steps_is_the_same_share_of_the_run_in_other_words() -> None:
     for schedule in (COSINE, LINEAR, WSD, CONSTANT):
         in_steps = schedule | {"warmup_fraction": 0.5, "warmup_steps": 100}
-        assert steps_in_common(schedule, 1000, in_steps, 1000) == 1000
+        assert count_common_steps(schedule, 1000, in_steps, 1000) == 1000
 
 
 @pytest.mark.parametrize(

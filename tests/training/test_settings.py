@@ -76,9 +76,9 @@ def test_of_other_values_no_number_is_guessed(value: Any) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["optim.name=muon"], "optim.name=muon without optim.momentum: choose optim=muon, which sets it"),
-        (["schedule.name=wsd"], "schedule.name=wsd without schedule.decay_fraction: choose schedule=wsd, which"),
-        (["schedule=constant", "schedule.name=linear"], "schedule.name=linear without schedule.final_fraction: choose"),
+        (["optim.name=muon"], "optim.name=muon needs optim.momentum: choose optim=muon, which sets it"),
+        (["schedule.name=wsd"], "schedule.name=wsd needs schedule.decay_fraction: choose schedule=wsd, which"),
+        (["schedule=constant", "schedule.name=linear"], "schedule.name=linear needs schedule.final_fraction: choose"),
         (["~optim.eps"], "optim.eps is missing: it must be a number above 0"),
         (["optim.name=[muon]"], "optim.name=['muon'] must be one of adamw, muon"),
     ],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from slm.data import prepare
-from slm.training.validation import Score, score, share_batches
+from slm.training.module import Score, score, share_batches
 from tests.data.foreign import FOREIGN, save
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -28,9 +28,9 @@ def test_ranks_score_every_batch_once_in_the_same_number_of_passes(batches: int,
 
 def test_bits_per_byte_is_the_length_of_an_ideal_code_over_the_length_of_the_text() -> None:
     """8 tokens at a chance of 1/16 each take 32 bits; over 16 bytes that is 2."""
-    score = Score(loss=math.log(16), tokens=8, bytes=16)
-    assert score.bits_per_byte == pytest.approx(2)
-    assert score.perplexity == pytest.approx(16)
+    figures = Score(loss=math.log(16), tokens=8, bytes=16).figures()
+    assert figures["bits_per_byte"] == pytest.approx(2)
+    assert figures["perplexity"] == pytest.approx(16)
 
 
 def plain(file: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def test_bits_per_byte_are_over_the_bytes_of_the_text_and_not_over_those_of_its_
     corpus = prepare(plain("data/local.yaml") | paths, tokenizer, cache_dir=tmp_path)
     of = score(Guesser(), corpus)
     assert of.bytes == len(held_out.encode())
-    assert of.bits_per_byte == pytest.approx((corpus.val.num_tokens - 1) / len(held_out.encode()))
+    assert of.figures()["bits_per_byte"] == pytest.approx((corpus.val.num_tokens - 1) / len(held_out.encode()))
     part = score(Guesser(), corpus, max_tokens=of.tokens // 4)
     assert part.tokens == pytest.approx(of.tokens / 4, rel=0.1)
-    assert part.bits_per_byte == pytest.approx(of.bits_per_byte, rel=0.1)
+    assert part.figures()["bits_per_byte"] == pytest.approx(of.figures()["bits_per_byte"], rel=0.1)
