@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from slm.data.corpus import prepare_documents
-from slm.evaluation.report.results import task_caveats, text_caveats
+from slm.evaluation.report.results import training_caveats
 from slm.evaluation.texts import training_documents
 
 ROOT = Path(__file__).parents[2]
@@ -58,8 +58,12 @@ def test_nothing_is_claimed_where_nothing_is_training(tmp_path: Path) -> None:
 
 
 def test_the_caveats_name_checkpoint_and_text() -> None:
-    scores = [{"data": "held.txt", "in_training": 0.25}] * 2 + [{"data": "wiki", "in_training": 0.0}, {"data": "old"}]
-    entry = {"name": "mine", "perplexity_results": scores, "tasks": {"quiz": {"in_training": 1.0}, "piqa": {}}}
+    texts = {"held.txt": {"in_training": 0.25}, "wiki": {"in_training": 0.0}, "old": {}}
+    tasks = {"quiz": {"in_training": 1.0}, "piqa": {}}
     ending = "so its figures there say little about text that it has not seen."
-    assert text_caveats(entry) == [f"mine was trained on 25% of the bytes of held.txt, {ending}"]
-    assert task_caveats(entry) == [f"mine was trained on 100% of the questions of quiz, {ending}"]
+    assert training_caveats({"name": "mine"}, texts, "bytes") == [
+        f"mine was trained on 25% of the bytes of held.txt, {ending}"
+    ]
+    assert training_caveats({"name": "mine"}, tasks, "questions") == [
+        f"mine was trained on 100% of the questions of quiz, {ending}"
+    ]
