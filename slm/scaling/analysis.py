@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slm.scaling import selection
 from slm.scaling.compare import compare_law
 from slm.scaling.context import context
 from slm.scaling.entries import Entry, Fitted, Task, fit_group, plain
@@ -14,17 +15,6 @@ from slm.scaling.forms import VARIABLES
 from slm.scaling.laws import Law, get_law, number_of
 from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
-from slm.scaling.selection import (
-    ByLaw,
-    assess_laws,
-    choose_law,
-    envelopes,
-    is_curved,
-    is_in_size,
-    rankings,
-    selection,
-    survival,
-)
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
@@ -72,8 +62,8 @@ def analyse(
         progress(step, done, steps)
 
     entries, fitted = _fit(table, tasks, is_primary, settings, seed, not verdict_only, show)
-    assessed = assess_laws(fitted)
-    law, why = choose_law(fitted, assessed, settings.law)
+    assessed = selection.assess_laws(fitted)
+    law, why = selection.choose_law(fitted, assessed, settings.law)
     comparison = _overview(table, settings, entries, fitted, law, target, size)
     comparison |= {"weighed": assessed, "laws": {}, "skipped": skipped}
     comparison["primary"]["why"] = why
@@ -82,8 +72,8 @@ def analyse(
         rng = np.random.default_rng([seed, 1000, number_of(name)])
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
-    comparison["envelopes"] = envelopes(fitted, assessed, law)
-    curved, covariates = is_curved(fitted, assessed, law), _covariates(fitted)
+    comparison["envelopes"] = selection.envelopes(fitted, assessed, law)
+    curved, covariates = selection.is_curved(fitted, assessed, law), _covariates(fitted)
     comparison["paired"] = compare_pairs(table, target, size, settings, covariates, curved=curved)
     show("references and allocation", steps - 1)
     if not verdict_only:
@@ -169,18 +159,18 @@ def _check_names(settings: Settings, table: Table, laws: list[Law]) -> None:
         )
 
 
-def _covariates(fitted: ByLaw) -> list[str]:
+def _covariates(fitted: selection.ByLaw) -> list[str]:
     """The variables of fitted formulas other than `VARIABLES`: columns of the table."""
     fits = [result for families in fitted.values() for result in families.values() if result.fit is not None]
     return sorted({name for result in fits for name in result.entry["range"]} - set(VARIABLES))
 
 
 def _overview(
-    table: Table, settings: Settings, entries: list[Entry], fitted: ByLaw, law: str, target: str, size: str
+    table: Table, settings: Settings, entries: list[Entry], fitted: selection.ByLaw, law: str, target: str, size: str
 ) -> Entry:
     """The keys of comparison.json on what was compared, how well each law fits, and which rankings agree."""
     frame, families, loss = table.frame, table.families, settings.fit_loss.name
-    all_rankings = rankings(entries, families)
+    all_rankings = selection.rankings(entries, families)
     primary = next(
         row
         for row in all_rankings
@@ -194,10 +184,10 @@ def _overview(
         "n_rows": len(frame),
         "n_runs": frame["cluster"].nunique(),
         "n_cells": frame["cell"].nunique(),
-        "primary": {"law": law, "in_N": is_in_size(fitted[law]), "target": target, "size": size}
+        "primary": {"law": law, "in_N": selection.is_in_size(fitted[law]), "target": target, "size": size}
         | {"loss": loss, "level": settings.level},
-        "ranking": survival(all_rankings, primary, families),
-        "selection": selection(fitted, families),
+        "ranking": selection.survival(all_rankings, primary, families),
+        "selection": selection.rows_by_law(fitted, families),
         "notes": [*table.notes, *_unmet_requests(settings, entries)],
     }
 

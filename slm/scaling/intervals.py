@@ -87,9 +87,12 @@ def uncertainty(
     if is_least_squares:
         method = "ols_t" if fit.law.is_linear else "profile_t"
         method = method if fit.sample.is_independent else "cluster_t"
-        profiles = _profiles(fit, level, coefficients)
+        floor = [] if fit.law.floor is None else [names[fit.law.floor]]
+        exact = names if coefficients else [*fit.law.exponents, *floor]
+        all_profiles = {name: profile(fit, name, level=level, straight=name not in exact) for name in names}
+        profiles = {name: result for name, result in all_profiles.items() if result is not None}
         # Parameters without a profile, such as a ratio of coordinates, keep the interval of the bootstrap.
-        ci |= {name: _profile_interval(fit, own) for name, own in profiles.items()}
+        ci |= {name: _profile_interval(fit, result) for name, result in profiles.items()}
     se_by_method = {kind: _bootstrap_errors(fit, ensemble) for kind, ensemble in ensembles.items()}
     se_by_method["delta"] = _delta_errors(fit)
     se_method = "ols" if method == "ols_t" else "cluster_bootstrap" if ensembles else "delta"
@@ -99,14 +102,6 @@ def uncertainty(
     if se_method == "cluster_bootstrap" and (share := ensembles["cluster"].failed) > 0.02:
         notes.append(f"{share:.0%} of the cluster bootstrap samples could not be refitted and are left out")
     return Uncertainty(method, se, se_method, ci, profiles, ensembles, reasons, tuple(notes), se_by_method)
-
-
-def _profiles(fit: Fit, level: float, coefficients: bool) -> dict[str, Profile]:
-    names = list(fit.law.parameters)
-    floor = [] if fit.law.floor is None else [names[fit.law.floor]]
-    exact = names if coefficients else [*fit.law.exponents, *floor]
-    profiles = {name: profile(fit, name, level=level, straight=name not in exact) for name in names}
-    return {name: result for name, result in profiles.items() if result is not None}
 
 
 def _profile_interval(fit: Fit, profile: Profile) -> Interval:

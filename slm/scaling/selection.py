@@ -140,7 +140,7 @@ def choose_law(fitted: ByLaw, assessed: Mapping[str, Entry], requested: str) -> 
     return next(iter([*usable, *fitted])), "it is the first that could be fitted"
 
 
-def selection(fitted: ByLaw, families: Sequence[str]) -> list[Entry]:
+def rows_by_law(fitted: ByLaw, families: Sequence[str]) -> list[Entry]:
     """One row for each law and family: AICc, BIC and extrapolation error."""
     rows: list[Entry] = []
     for law, family in product(fitted, families):

@@ -21,6 +21,7 @@ import numpy as np
 
 from slm.scaling.forms import Curvature, Floats, gram, moment
 
+_Bounds = tuple[Floats, Floats]
 FINE = 1e-13
 """Tolerance of fits whose parameters are quoted: these are then within a millionth of their standard error."""
 
@@ -125,7 +126,7 @@ def minimise(
     blocks: Sequence[Block],
     log_y: Floats,
     start: Floats,
-    bounds: tuple[Floats, Floats],
+    bounds: _Bounds,
     *,
     loss: Loss = Loss(),
     weights: Floats | None = None,
@@ -141,8 +142,8 @@ def minimise(
     while larger[-1] < 0.03:
         larger.append(4 * larger[-1])
     for delta in reversed(larger[1:]):
-        start = _newton(_Problem(blocks, log_y, *bounds, Loss(delta), weights), start, 30, 1e-3).phi
-    return _newton(_Problem(blocks, log_y, *bounds, loss, weights), start, max_steps, tolerance)
+        start = _newton(_Problem(blocks, log_y, Loss(delta), weights), start, bounds, 30, 1e-3).phi
+    return _newton(_Problem(blocks, log_y, loss, weights), start, bounds, max_steps, tolerance)
 
 
 class _State(NamedTuple):
@@ -155,12 +156,9 @@ class _State(NamedTuple):
     spread: Floats
 
 
-@dataclass(frozen=True)
-class _Problem:
+class _Problem(NamedTuple):
     blocks: Sequence[Block]
     log_y: Floats
-    low: Floats
-    high: Floats
     loss: Loss
     weights: Floats | None
 
@@ -184,9 +182,8 @@ class _Problem:
         return state
 
 
-def _newton(problem: _Problem, start: Floats, max_steps: int, tolerance: float) -> Optimum:
-    low, high = problem.low, problem.high
-    R = len(start)
+def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, tolerance: float) -> Optimum:
+    (low, high), R = bounds, len(start)
     phi, objective = np.clip(start, low, high), np.zeros(R)
     decrement, norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
     chosen = np.arange(R)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from slm.scaling.tables import table_from_frame
-from slm.scaling.tables.rows import luck
+from slm.scaling.tables.filters import luck
 from tests.seeds import generator
 
 SIZES = (1.3e7, 3.1e7, 7.2e7, 1.6e8, 4.1e8, 1e9)

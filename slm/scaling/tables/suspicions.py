@@ -7,7 +7,7 @@ import pandas as pd
 
 from slm.runtime.words import shortlist
 from slm.scaling.tables.columns import CELL, SIZES, Columns, first_complete, group_numbers, is_complete
-from slm.scaling.tables.rows import TUNED_SETTINGS, columns_held_fixed, luck, ranking_target
+from slm.scaling.tables.filters import TUNED_SETTINGS, columns_held_fixed, luck, ranking_target
 from slm.scaling.tables.values import format_value
 
 MAX_PAIRED_CELLS = 1000

@@ -19,26 +19,9 @@ from typing import TypedDict, Unpack
 import pandas as pd
 
 from slm.runtime.words import shortlist
-from slm.scaling.tables.checks import check_columns, check_units, check_values, note_units
-from slm.scaling.tables.columns import (
-    SIZES,
-    TARGETS,
-    add_canonical_columns,
-    add_clusters_and_cells,
-    convert_types,
-    derive_columns,
-    is_complete,
-)
+from slm.scaling.tables import checks, columns, filters, suspicions
+from slm.scaling.tables.columns import SIZES, TARGETS, is_complete
 from slm.scaling.tables.files import from_records, read_rows
-from slm.scaling.tables.rows import (
-    drop_duplicates,
-    drop_worst_rows,
-    keep_best,
-    keep_completed,
-    rows_not_diverged,
-    select_rows,
-)
-from slm.scaling.tables.suspicions import note_checkpoints, note_grids, note_repeats, note_rising
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,32 +95,32 @@ def table_from_frame(frame: pd.DataFrame, *, name: str = "table", **options: Unp
 def _table(rows: pd.DataFrame, source: str, name: str, notes: list[str], **options: Unpack[Options]) -> Table:
     if rows.empty:
         raise ValueError(f"{source} has no rows: it needs one for each run")
-    raw, names = add_canonical_columns(rows, options.get("columns") or {}, source, notes)
-    check_columns(raw, names)
-    raw = select_rows(raw, options.get("where"), names, notes)
+    raw, names = columns.add_canonical_columns(rows, options.get("columns") or {}, source, notes)
+    checks.check_columns(raw, names)
+    raw = filters.select_rows(raw, options.get("where"), names, notes)
     raw = raw.drop(columns=sorted(set(names.original.values()) - set(names.original)), errors="ignore")
-    raw = drop_duplicates(keep_completed(raw, names, notes), notes)
-    frame = convert_types(raw)
-    kept = rows_not_diverged(raw, frame, names, notes)
+    raw = filters.drop_duplicates(filters.keep_completed(raw, names, notes), notes)
+    frame = columns.convert_types(raw)
+    kept = filters.rows_not_diverged(raw, frame, names, notes)
     raw, frame = raw.loc[kept], frame.loc[kept]
-    check_values(raw, frame, names)
+    checks.check_values(raw, frame, names)
     if "family" not in frame:
         frame.insert(0, "family", "all")
         notes.append("The table has no column family: all rows are one family.")
     if "N" in frame and any(is_complete(frame, size) for size in SIZES[:2]):
         frame = frame.drop(columns="N")
         notes.append("The column N was left out: the table says which parameters its other columns of size count.")
-    frame = derive_columns(frame, notes)
+    frame = columns.derive_columns(frame, notes)
     settings = options.get("best_of") or []
-    frame = keep_best(frame, [settings] if isinstance(settings, str) else settings, names, notes)
-    frame = drop_worst_rows(frame, options.get("drop_worst", 0), notes)
-    check_units(frame, names, loss_was_given="loss" in raw, flops_were_given="flops" in raw)
-    frame = add_clusters_and_cells(frame, notes)
-    suspicions = [
-        *note_rising(frame),
-        *note_checkpoints(frame, names),
-        *note_units(frame, names, flops_were_given="flops" in raw),
-        *note_grids(frame, names),
-        *note_repeats(frame, next(name for name in TARGETS if name in raw)),
+    frame = filters.keep_best(frame, [settings] if isinstance(settings, str) else settings, names, notes)
+    frame = filters.drop_worst_rows(frame, options.get("drop_worst", 0), notes)
+    checks.check_units(frame, names, loss_was_given="loss" in raw, flops_were_given="flops" in raw)
+    frame = columns.add_clusters_and_cells(frame, notes)
+    suspicious = [
+        *suspicions.note_rising(frame),
+        *suspicions.note_checkpoints(frame, names),
+        *checks.note_units(frame, names, flops_were_given="flops" in raw),
+        *suspicions.note_grids(frame, names),
+        *suspicions.note_repeats(frame, next(name for name in TARGETS if name in raw)),
     ]
-    return Table(frame.reset_index(drop=True), (*suspicions, *notes), name)
+    return Table(frame.reset_index(drop=True), (*suspicious, *notes), name)
