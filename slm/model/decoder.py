@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slm.model.config import ModelConfig
 from slm.model.counts import mixers_of
 from slm.model.layers import FeedForward, make_norm, scaled
-from slm.model.loss import cross_entropy, token_losses
+from slm.model.loss import ChunkLoss, chunk_loss, cross_entropy, token_losses
 from slm.model.mixers.base import Memory, Mixer
 from slm.model.positions import Rotary, document_starts, rotary_table
 
@@ -108,6 +108,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.chunk_loss: ChunkLoss = chunk_loss
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -194,7 +195,7 @@ class Decoder(nn.Module):
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats a token; targets of -100 are not scored."""
         hidden_BTD = self.hidden(tokens_BT, documents_BT=documents_BT)
-        return cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten())
+        return cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten(), self.chunk_loss)
 
     def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats of each token, (B, T), without gradient; 0 where the target is -100."""
@@ -202,10 +203,11 @@ class Decoder(nn.Module):
         return token_losses(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten()).view_as(targets_BT)
 
     def compile_blocks(self) -> None:
-        """Compile each block in place. Blocks of one kind share one compilation, and parameter names stay."""
+        """Compile each block and the loss in place. Blocks of one kind share one compilation, and names stay."""
         raise_recompile_limit(self.config)
         for block in self.layers:
             block.compile(dynamic=False)
+        self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
 
 
 def raise_recompile_limit(config: ModelConfig) -> None:

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slm.model import Decoder, ModelConfig
 from slm.model import loss as loss_module
-from slm.model.loss import IGNORE, cross_entropy, token_losses
+from slm.model.loss import IGNORE, chunk_loss, cross_entropy, token_losses
 from tests.seeds import seeded
 
 
@@ -51,6 +51,21 @@ def test_loss_under_autocast_is_within_the_matmuls_precision_of_float64(dtype: t
     assert abs(mine.item() - reference.item()) < tolerance
     for low, exact in ((low_hidden.grad, hidden.grad), (low_weight.grad, weight.grad)):
         assert (low.double() - exact).norm() / exact.norm() < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_compiled_loss_equals_the_uncompiled_one(dtype: torch.dtype) -> None:
+    hidden, weight, targets = problem(1100, 300, ignored=20)  # two full chunks and the rest of one
+    results = []
+    for of_chunk in (chunk_loss, torch.compile(chunk_loss, dynamic=False)):
+        hidden.grad = weight.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = cross_entropy(hidden, weight, targets, of_chunk)
+        loss.backward()
+        results.append((loss.detach(), hidden.grad, weight.grad))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-2
+    for plain, compiled in zip(*results, strict=True):
+        assert (compiled - plain).norm() <= tolerance * plain.norm()
 
 
 def test_token_losses_equal_cross_entropy_without_reduction() -> None:
