@@ -3,6 +3,7 @@ import inspect
 import json
 import re
 import sys
+from collections import Counter
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -44,20 +45,15 @@ def test_docstrings_come_in_source_order_under_what_they_document():
         ("", "What the module is for, said in one full sentence of words."),
         ("guarded(a, b)", "This function is defined under a condition, and yet documented."),
         ("class Thing", "A thing that has a method, which is documented in its turn."),
-        (
-            "Thing.act(how)",
-            "Acts on the thing:\n\n    indented as the author wrote it, with trailing space.",
-        ),
+        ("Thing.act(how)", "Acts on the thing:\n\n    indented as the author wrote it, with trailing space."),
     ]
 
 
 def test_long_literals_are_text_in_a_reference_module_only():
     prose = "Returns the sum of all elements in the input tensor, along the dimension that is given. " * 3
     source = f'"""The module itself has this docstring, and it comes once."""\nadd_docstr(f, """{prose}""", "short")\n'
-    assert [text for _, text in module_parts(source, "torch._torch_docs")] == [
-        ast.get_docstring(ast.parse(source)),
-        prose.strip(),
-    ]
+    expected = [ast.get_docstring(ast.parse(source)), prose.strip()]
+    assert [text for _, text in module_parts(source, "torch._torch_docs")] == expected
     assert len(module_parts(source, "torch.functional")) == 1
 
 
@@ -116,9 +112,8 @@ def test_documents_are_the_same_each_time_and_in_one_order(documents):
     assert len(set(modules)) == len(modules)
     first_of_package = modules.index("rich")
     assert modules[:first_of_package] == sorted(modules[:first_of_package])
-    assert [module.split(".")[0] for module in modules[first_of_package:]] == sorted(
-        (module.split(".")[0] for module in modules[first_of_package:]), reverse=True
-    )  # rich, then filelock: as they were asked for
+    packages = [module.split(".")[0] for module in modules[first_of_package:]]
+    assert packages == sorted(packages, reverse=True)  # rich, then filelock: as they were asked for
 
 
 def test_documents_name_no_path_of_this_machine_and_no_tests(documents):
@@ -129,10 +124,7 @@ def test_documents_name_no_path_of_this_machine_and_no_tests(documents):
 
 
 def test_no_long_paragraph_comes_often(documents):
-    seen: dict[str, int] = {}
-    for text in documents:
-        for paragraph in {p.strip() for p in text.split("\n\n") if len(p) > 400}:
-            seen[paragraph] = seen.get(paragraph, 0) + 1
+    seen = Counter(p for text in documents for p in {p.strip() for p in text.split("\n\n") if len(p) > 400})
     assert len(seen) > 200
     assert max(seen.values()) <= 2
 

@@ -41,11 +41,8 @@ def test_the_text_column_is_configurable(folder, config):
 
 def test_validation_files_are_the_validation_split(folder, config):
     data = config("data", "local", paths="b.txt", val_paths="sub/*")
-    documents = (document for part in local.parts(data) for document in local.documents(part))
-    assert list(documents) == [
-        ("# mark\n\ndown", "val"),
-        ("plain\ntext é", "train"),
-    ]
+    documents = [document for part in local.parts(data) for document in local.documents(part)]
+    assert documents == [("# mark\n\ndown", "val"), ("plain\ntext é", "train")]
 
 
 def test_the_key_follows_contents_and_options(folder, config):
@@ -96,9 +93,8 @@ def test_a_folder_is_every_file_under_it_that_can_be_read_and_says_how_many(tree
     files, note = text_files("[2024] notes", "data.paths")
     assert [str(file) for file in files] == ["[2024] notes/a.TXT", "[2024] notes/sub/b.md"]
     assert note.startswith("data.paths: 2 files; 2 more in folders left out, which are empty or end in none of .txt")
-    with pytest.raises(
-        ValueError, match=r"the folder \[2024\] notes has no file that can be read; give one with \.json"
-    ):
+    refusal = r"the folder \[2024\] notes has no file that can be read; give one with \.json"
+    with pytest.raises(ValueError, match=refusal):
         text_files("[2024] notes", "task_files.x", suffixes=ROW_SUFFIXES)
 
 
@@ -129,12 +125,9 @@ def test_a_file_is_read_once_however_often_it_is_named(tree):
         ([], r"^data\.paths is not set; give"),
         (
             "[2024] notes/scan.pdf",
-            r"^data\.paths: \[2024\] notes/scan\.pdf is of an unknown kind; its name must end in one of \.txt, ",
+            r"^data\.paths: .*/scan\.pdf is of an unknown kind; its name must end in one of \.txt, ",
         ),
-        (
-            "*notes/*.md",
-            r"^data\.paths: \[2024\] notes/empty\.md is empty \(0 bytes\); write it again, or leave it out$",
-        ),
+        ("*notes/*.md", r"^data\.paths: .*/empty\.md is empty \(0 bytes\); write it again, or leave it out$"),
     ],
 )
 def test_paths_without_text_are_refused_in_one_sentence(tree, given, message):

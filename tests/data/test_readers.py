@@ -97,10 +97,10 @@ def test_a_text_of_bytes_is_read_and_of_any_type_of_strings(tmp_path):
     assert read(tmp_path / "a.parquet") == ["one", "", "zwei ü"]
 
 
-@pytest.mark.parametrize(
-    ("column", "held"),
-    [(["one"], "list"), ({"a": "b"}, "dict"), (3, "int"), (0.5, "float"), (b"caf\xe9", "")],
-)
+NOT_TEXT = [(["one"], "list"), ({"a": "b"}, "dict"), (3, "int"), (0.5, "float"), (b"caf\xe9", "")]
+
+
+@pytest.mark.parametrize(("column", "held"), NOT_TEXT)
 def test_a_column_that_is_not_text_is_named_with_the_file(tmp_path, column, held):
     parquet.write_table(pa.table({"text": [column]}), tmp_path / "a.parquet")
     said = rf"has a value of type {held} in 'text', which must be text" if held else "is not UTF-8 in 'text'"

@@ -40,22 +40,15 @@ WORDS = "the|th|e|cat| |  |     |\n|\t|a|aa|ab|ba|=|==|---|1|12|x|ng|語|漢|字
 PIECES = st.sampled_from(WORDS.split("|"))
 TEXT = st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join), st.sampled_from(HARD))
 KINDS = {
-    "llama": {"byte_fallback": True, "remove_extra_whitespaces": False, "split_digits": True},
-    "no dummy prefix": {"byte_fallback": True, "remove_extra_whitespaces": False, "add_dummy_prefix": False},
-    "extra spaces removed": {"byte_fallback": True, "remove_extra_whitespaces": True},
-    "unknown characters": {
-        "byte_fallback": False,
-        "remove_extra_whitespaces": False,
-        "vocab_size": 250,
-        "character_coverage": 0.98,
-    },
-    "pieces across words": {"byte_fallback": True, "remove_extra_whitespaces": False, "split_by_whitespace": False},
-    "runs of spaces": {
-        "byte_fallback": True,
-        "remove_extra_whitespaces": False,
-        "allow_whitespace_only_pieces": True,
-    },
+    "llama": {"split_digits": True},
+    "no dummy prefix": {"add_dummy_prefix": False},
+    "extra spaces removed": {"remove_extra_whitespaces": True},
+    "unknown characters": {"byte_fallback": False, "vocab_size": 250, "character_coverage": 0.98},
+    "pieces across words": {"split_by_whitespace": False},
+    "runs of spaces": {"allow_whitespace_only_pieces": True},
 }
+LIKE_LLAMA = {"byte_fallback": True, "remove_extra_whitespaces": False}
+"""The options of all `KINDS` that do not say otherwise."""
 
 
 def trained(folder, **options):
@@ -74,10 +67,7 @@ def trained(folder, **options):
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory):
     """(their processor, our tokenizer)"""
-    options = (
-        {"vocab_size": 250} | KINDS[request.param] if request.param == "unknown characters" else KINDS[request.param]
-    )
-    theirs, folder = trained(tmp_path_factory.mktemp("sentencepiece"), **options)
+    theirs, folder = trained(tmp_path_factory.mktemp("sentencepiece"), **LIKE_LLAMA | KINDS[request.param])
     return theirs, load_tokenizer(folder)
 
 
@@ -99,7 +89,7 @@ def test_text_comes_back_as_sentencepiece_gives_it_back(pair, text):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("llama"), **KINDS["llama"], control_symbols=["<pad>"])
+    return trained(tmp_path_factory.mktemp("llama"), **LIKE_LLAMA, **KINDS["llama"], control_symbols=["<pad>"])
 
 
 @settings(deadline=None, max_examples=100)
@@ -116,20 +106,23 @@ def test_a_model_has_llamas_begin_and_end(llama):
     assert ours.vocab_size == theirs.get_piece_size()
 
 
-def test_the_config_beside_a_model_says_whether_a_text_begins_with_the_begin_token(llama, tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes((llama[1] / "tokenizer.model").read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, "eos_token": "<pad>"}))
-    ours = load_tokenizer(tmp_path)
+def with_config(llama, folder, **config):
+    """The model of `llama` loaded with a tokenizer_config.json beside it."""
+    (folder / "tokenizer.model").write_bytes((llama[1] / "tokenizer.model").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return load_tokenizer(folder)
+
+
+def test_the_config_beside_a_model_names_the_end_token(llama, tmp_path):
+    ours = with_config(llama, tmp_path, add_bos_token=False, eos_token="<pad>")
     assert not ours.adds_bos
     assert ours.decode([ours.eos_id]) == ""
     assert llama[0].id_to_piece(ours.eos_id) == "<pad>"
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
-def test_transformers_loads_a_saved_tokenizer_and_begins_texts_the_same_way(llama, tmp_path, adds_bos):
-    (tmp_path / "tokenizer.model").write_bytes((llama[1] / "tokenizer.model").read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": adds_bos}))
-    ours = load_tokenizer(tmp_path)
+def test_transformers_loads_a_saved_tokenizer_and_begins_texts_as_the_config_says(llama, tmp_path, adds_bos):
+    ours = with_config(llama, tmp_path, add_bos_token=adds_bos)
     ours.save(tmp_path / "saved")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
     for text in HARD:
@@ -140,7 +133,8 @@ def test_transformers_loads_a_saved_tokenizer_and_begins_texts_the_same_way(llam
 
 
 def test_text_never_makes_a_control_or_a_user_defined_symbol(tmp_path):
-    theirs, _ = trained(tmp_path, **KINDS["llama"], control_symbols=["<pad>"], user_defined_symbols=["<|im_start|>"])
+    symbols = {"control_symbols": ["<pad>"], "user_defined_symbols": ["<|im_start|>"]}
+    theirs, _ = trained(tmp_path, **LIKE_LLAMA, **KINDS["llama"], **symbols)
     ours = load_tokenizer(tmp_path)
     ids = ours.encode("<s>a</s><pad><|im_start|>user <unk>")
     assert not {theirs.piece_to_id(piece) for piece in ("<s>", "</s>", "<pad>", "<|im_start|>", "<unk>")} & set(ids)
