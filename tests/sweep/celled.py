@@ -11,21 +11,18 @@ from slm.sweep.cells import Cell
 from tests.running import ROOT
 
 STUB = Path(__file__).with_name("stub_train.py")
-LOCAL: dict[str, Any] = {
-    "name": "local",
-    "slots": 2,
-    "gpus_per_job": 0,
-    "threads": 1,
-    "memory_gb": 1,
-    "warm_start": False,
-    "tries": 2,
-}
+LOCAL: dict[str, Any] = {"name": "local", "slots": 2, "gpus_per_job": 0, "threads": 1, "memory_gb": 1, "tries": 2}
+LOCAL |= {"warm_start": False}
 
 
 def cell(name: str, *overrides: str, flops: float = 1e6, steps: int = 3, **changes: Any) -> Cell:
     fixed = {"key": name, "family": "f", "width": 32, "depth": 2, "seed": 1, "lr": 1e-3, "tokens": steps * 100}
     counts = {"params_total": 10, "params_non_embedding": 5, "flops": flops}
     return Cell(name=name, overrides=(f"steps={steps}", *overrides), **{**fixed, **counts, **changes})
+
+
+WRONG = {"diverging": "diverge", "failing": "fail", "dying": "die", "silent": "silent"}
+"""Cells that end badly, and what their stand-ins do."""
 
 
 def history(folder: Path) -> list[tuple[str, str]]:

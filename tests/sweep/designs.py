@@ -36,33 +36,26 @@ def settings(name: str, **changes: object) -> dict:
 
 def result(**changes: object) -> dict:
     """What train.py writes (DESIGN, section 3)."""
-    return {
-        "schema": 1,
-        "status": "completed",
-        "name": "tiny-seed1",
-        "family": "deep",
-        "seed": 1,
+    made = {"schema": 1, "status": "completed", "name": "tiny-seed1", "family": "deep", "seed": 1}
+    made |= {
         "shape": {"hidden_size": 128, "num_layers": 8},
         "params_total": 2_099_328,
         "params_non_embedding": 1_575_040,
-        "flops_per_token_6n": 12_595_968.0,
-        "flops_per_token_exact": 14_161_920.0,
-        "train_tokens": 1_000_000,
+    }
+    made |= {"flops_per_token_6n": 12_595_968.0, "flops_per_token_exact": 14_161_920.0, "train_tokens": 1_000_000}
+    made |= {
         "steps": 244,
         "batch_tokens": 4096,
         "sequence_length": 256,
         "peak_lr": 0.004,
         "parametrization": "standard",
-        "schedule": {"warmup_fraction": 0.05, "name": "cosine", "final_fraction": 0.1},
-        "data": {"name": "pydocs", "fingerprint": "1234567890123456"},
-        "tokenizer": {"name": "bpe-4096", "fingerprint": "9d93fda1d2739ddc", "vocab_size": 4096},
-        "val": {"loss": 4.0, "bits_per_byte": 1.8, "perplexity": math.exp(4.0), "tokens": 279_268, "bytes": 927_208},
-        "tokens_per_second": 22_249.2,
-        "peak_memory_bytes": 981_307_392,
-        "wall_seconds": 23.8,
-        "device": "AMD EPYC (2 threads)",
-        "precision": "bf16-mixed",
-    } | changes
+    }
+    made |= {"schedule": {"warmup_fraction": 0.05, "name": "cosine", "final_fraction": 0.1}}
+    made |= {"data": {"name": "pydocs", "fingerprint": "1234567890123456"}}
+    made |= {"tokenizer": {"name": "bpe-4096", "fingerprint": "9d93fda1d2739ddc", "vocab_size": 4096}}
+    val = {"loss": 4.0, "bits_per_byte": 1.8, "perplexity": math.exp(4.0), "tokens": 279_268, "bytes": 927_208}
+    made |= {"val": val, "tokens_per_second": 22_249.2, "peak_memory_bytes": 981_307_392, "wall_seconds": 23.8}
+    return made | {"device": "AMD EPYC (2 threads)", "precision": "bf16-mixed"} | changes
 
 
 def write(folder: Path, content: object) -> None:
@@ -121,8 +114,8 @@ def runs(**changes: object) -> pd.DataFrame:
         "val_bytes": 1000,
         "precision": "bf16",
     }
-    more = {"schedule": "cosine()", "sequence_length": 256, "batch_tokens": 4096}
-    return pd.DataFrame(rows).assign(**same | more).assign(**changes)  # type: ignore[arg-type]
+    same |= {"schedule": "cosine()", "sequence_length": 256, "batch_tokens": 4096}
+    return pd.DataFrame(rows).assign(**same | changes)  # type: ignore[arg-type]
 
 
 def what(found: dict, kind: str) -> list[str]:

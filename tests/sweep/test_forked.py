@@ -2,10 +2,9 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +14,7 @@ from slm.sweep.cells import Cell
 from slm.sweep.execute import execute
 from slm.sweep.ledger import Outcome
 from tests.running import make_command, quiet_env
-from tests.seeds import seeded
-from tests.sweep.celled import LOCAL, STUB, cell, count, history, processes, start_master
+from tests.sweep.celled import LOCAL, STUB, WRONG, cell, count, history, processes
 
 WARM = LOCAL | {"warm_start": True}
 
@@ -41,15 +39,8 @@ def job_of(folder: Path, name: str) -> int:
 
 
 def test_forked_jobs_end_as_others_do(tmp_path: Path) -> None:
-    cells = [
-        cell("good"),
-        cell("diverging", "do=diverge"),
-        cell("failing", "do=fail"),
-        cell("dying", "do=die"),
-        cell("dying-once", "do=die_once"),
-        cell("silent", "do=silent"),
-        cell("cut-off", "do=cut_off"),
-    ]
+    ends = WRONG | {"good": "train", "dying-once": "die_once", "cut-off": "cut_off"}
+    cells = [cell(name, f"do={what}") for name, what in ends.items()]
     cold = execute(cells, tmp_path / "cold" / "runs", LOCAL, script=STUB)
     assert run(tmp_path / "warm", cells) == cold
     assert (cold["cut-off"].status, "exit code 1" in str(cold["cut-off"].why)) == ("failed", True)
@@ -96,30 +87,9 @@ def test_jobs_outlive_their_server_and_the_next_start_without_one(tmp_path: Path
     assert [count(tmp_path, "start", name) for name in "abcd"] == [1, 1, 1, 1]
 
 
-def test_a_master_that_is_killed_leaves_jobs_to_the_next_and_no_server(tmp_path: Path) -> None:
-    rng = random.Random(seeded())
-    for kill in range(4):
-        master = start_master(tmp_path, warm_start=True)
-        before, deadline = len(history(tmp_path)), time.monotonic() + 60
-        while kill < 3 and master.poll() is None and len(history(tmp_path)) == before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if kill < 3:
-            time.sleep(rng.uniform(0, 0.3))
-            master.kill()
-        assert master.wait(60) == (0 if kill == 3 else master.returncode)
-    events = history(tmp_path)
-    assert not [event for event in events if event[0] == "twice"]
-    assert sorted(name for what, name in events if what == "completed") == [f"c{number}" for number in range(5)]
-    deadline = time.monotonic() + 10
-    while [number for number, line, _ in processes() if "forkserver" in line and str(tmp_path) in line]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_forked_training_is_the_same_to_the_last_bit(text_file: Path, cache_dir: Path, tmp_path: Path) -> None:
-    short = ("train.tokens=2560", "train.val_tokens=650")
-    command = make_command(text_file, cache_dir, *short)
-    cells = [Cell(**{**vars(cell("a", tokens=2560)), "overrides": tuple(command[2:])})]
+    command = make_command(text_file, cache_dir, "train.tokens=2560", "train.val_tokens=650")
+    cells = [replace(cell("a", tokens=2560), overrides=tuple(command[2:]))]
     assert execute(cells, tmp_path / "runs", WARM)["a"].status == "completed"
     subprocess.run([*command, f"output_dir={tmp_path}/cold"], env=quiet_env(), check=True, capture_output=True)
     assert json.loads((tmp_path / "cold" / "result.json").read_text())["val"]["tokens"] == 640  # whole windows of 32

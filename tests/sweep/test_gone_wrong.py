@@ -27,9 +27,7 @@ RESIDENT = 900e6
 """Between the 0.5 GB of a cell that completes and the 0.9 GB of the weights alone of the shape that is killed."""
 HOPELESS = [
     "sweep.lr={rule: fixed, parametrization: null, value: {llama_wide: 0.004, ssd: 1e6}}",
-    f"sweep.grid.shapes=[32x2,64x2,96x2,40x2,{REFUSED},{KILLED}]",
-    "launcher.slots=2",
-    "launcher.tries=2",
+    *(f"sweep.grid.shapes=[32x2,64x2,96x2,40x2,{REFUSED},{KILLED}]", "launcher.slots=2", "launcher.tries=2"),
 ]
 
 
@@ -93,18 +91,15 @@ def test_what_goes_wrong_is_named_and_tried_again_only_if_asked(
         assert row["name"] in report
         lines = [line for line in said.splitlines() if line.startswith(f"- {row['name']}: {row['status']}")]
         assert any(line.endswith(row["why"]) for line in lines)
-    assert {row["run_id"] for row in csv.DictReader((folder / "results.csv").open())} == {
-        row["name"] for row in rows.values() if row["status"] == "completed"
-    }
+    completed = {row["name"] for row in rows.values() if row["status"] == "completed"}
+    assert {row["run_id"] for row in csv.DictReader((folder / "results.csv").open())} == completed
 
     logs = {run.name: (run / "job.log").read_bytes() for run in (folder / "runs").iterdir() if run.is_dir()}
     assert swept(folder, command, log) == 2
     assert logs == {name: (folder / "runs" / name / "job.log").read_bytes() for name in logs}
     assert design(folder) == rows
     assert swept(folder, [*command, "retry=failed"], log) == 2
-    assert {key: row["status"] for key, row in design(folder).items()} == {
-        key: row["status"] for key, row in rows.items()
-    }
+    assert {key: row["status"] for key, row in design(folder).items()} == {key: rows[key]["status"] for key in rows}
     for row in rows.values():
         run = folder / "runs" / row["name"]
         if row["status"] == "completed":

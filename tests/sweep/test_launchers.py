@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,10 +114,12 @@ class OtherMachine:
     def submit(self, functions: Sequence[RemoteJob]) -> list[str]:
         numbers = [f"{len(self.processes)}_{n}" for n in range(len(functions))]
         for number, function in zip(numbers, functions, strict=True):
-            process = multiprocessing.get_context("fork").Process(target=function)
-            process.start()
-            self.processes[number] = process
+            self.start(number, function)
         return numbers
+
+    def start(self, number: str, function: RemoteJob) -> None:
+        self.processes[number] = multiprocessing.get_context("fork").Process(target=function)
+        self.processes[number].start()
 
     def states(self) -> dict[str, str] | None:
         alive = {number: "RUNNING" for number, process in self.processes.items() if process.is_alive()}
@@ -143,7 +146,7 @@ def other_machine(monkeypatch: pytest.MonkeyPatch) -> OtherMachine:
 QUICK = settings("slurm", silence_minutes=0.02)
 
 
-def kill_when_started(folder: Path, machine: OtherMachine, number: signal.Signals) -> None:
+def kill_when_started(folder: Path, machine: OtherMachine, number: signal.Signals, standings: object) -> None:
     """What `show` is given: signals the first job function, once, and its job with it if that is SIGKILL."""
     job = machine.processes.get("0_0")
     running = folder / "runs" / "a" / "metrics.csv"
@@ -162,13 +165,8 @@ def test_a_job_that_slurm_loses_is_noticed_by_its_silence(
     if not forgotten:
         other_machine.told["0_0"] = "RUNNING"
     cells = [cell("a", "seconds=0.1", steps=6), cell("b", "do=fail")]
-    outcomes = execute(
-        cells,
-        tmp_path / "runs",
-        QUICK,
-        script=STUB,
-        show=lambda s: kill_when_started(tmp_path, other_machine, signal.SIGKILL),
-    )
+    kill = partial(kill_when_started, tmp_path, other_machine, signal.SIGKILL)
+    outcomes = execute(cells, tmp_path / "runs", QUICK, script=STUB, show=kill)
     assert (outcomes["a"].status, outcomes["b"].status) == ("completed", "failed")
     assert count(tmp_path, "start", "a") == 2
     assert ("0_0" in other_machine.cancelled) != forgotten
@@ -180,16 +178,13 @@ def test_a_job_that_is_preempted_saves_and_waits_its_turn_however_long(
     asked = []
 
     def show(standings: object) -> None:
-        kill_when_started(tmp_path, other_machine, signal.SIGTERM)
+        kill_when_started(tmp_path, other_machine, signal.SIGTERM, standings)
         if (tmp_path / "killed").exists() and not other_machine.processes["0_0"].is_alive():
             other_machine.told["0_0"] = "PENDING"
             asked.append(time.monotonic())
             if asked[-1] - asked[0] > 2:  # longer than the silence that would be a loss
                 del other_machine.told["0_0"]
-                function = RemoteJob(master_job(tmp_path), {})
-                process = multiprocessing.get_context("fork").Process(target=function)
-                process.start()
-                other_machine.processes["0_0"] = process
+                other_machine.start("0_0", RemoteJob(master_job(tmp_path), {}))
 
     outcomes = execute([cell("a", "seconds=0.1", steps=9)], tmp_path / "runs", QUICK, script=STUB, show=show)
     assert outcomes["a"].status == "completed"

@@ -40,13 +40,10 @@ def test_without_a_terminal_each_change_is_a_line(capsys: pytest.CaptureFixture[
 
 
 def test_of_a_sweep_that_goes_on_what_was_completed_before_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    before = [ended("a", "completed"), ended("b", "completed"), ended("c", "failed", "why")]
     with Board() as board:
-        board.show(
-            [ended("a", "completed"), ended("b", "completed"), ended("c", "failed", "why"), running("d", 1, None)]
-        )
-        board.show(
-            [ended("a", "completed"), ended("b", "completed"), ended("c", "failed", "why"), ended("d", "completed")]
-        )
+        board.show([*before, running("d", 1, None)])
+        board.show([*before, ended("d", "completed")])
     assert capsys.readouterr().err.splitlines() == [
         "2 of 4 completed before",
         "c: failed (why); 2 completed, 1 running, 1 failed",

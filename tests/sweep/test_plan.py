@@ -12,7 +12,7 @@ from scipy import stats
 
 from slm.sweep.cells import Cell
 from slm.sweep.config import check_settings
-from slm.sweep.forecast import Speeds, power_of, read_speeds, remember_speeds
+from slm.sweep.forecast import Power, Speeds, power_of, read_speeds, remember_speeds
 from slm.sweep.run import run_sweep
 from tests.seeds import seeded
 from tests.sweep.designs import SMALL, composed
@@ -22,20 +22,11 @@ ASSUME |= {"more_seeds": 2}
 
 
 def cell(family: str, params: int, **changes: object) -> Cell:
+    name = f"{family}-{params}"
     made = Cell(
-        name=f"{family}-{params}",
-        key=f"{family}-{params}",
-        overrides=(),
-        family=family,
-        width=64,
-        depth=4,
-        seed=1,
-        tokens=1000,
-        lr=0.01,
-        params_total=params,
-        params_non_embedding=params,
-        flops=6000.0 * params,
-    )
+        name=name, key=name, overrides=(), family=family, width=64, depth=4, seed=1, tokens=1000, lr=0.01,
+        params_total=params, params_non_embedding=params, flops=6000.0 * params,
+    )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -43,7 +34,11 @@ SIZES = [200_000, 600_000, 1_600_000, 4_000_000]
 TWO_FAMILIES = [cell(family, params) for family in "ab" for params in SIZES]
 
 
-HOW: dict = {"size": "params_total", "power": 0.8, "level": 0.95}
+def power(cells: list[Cell], seeds: int, assume: dict = ASSUME) -> Power:
+    """The power of families whose size is the total of their parameters."""
+    found = power_of(cells, seeds=seeds, assume=assume, size="params_total", power=0.8, level=0.95)
+    assert found is not None
+    return found
 
 
 def slope_and_error(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +50,7 @@ def slope_and_error(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def test_families_of_the_same_sizes_are_told_apart_by_their_ratio_as_often_as_is_said() -> None:
     """By simulation: sizes deviate from a law by 5% in all families alike, and by 0.6% in the ratio of two."""
-    found = power_of(TWO_FAMILIES, seeds=2, assume=ASSUME, **HOW)
-    assert found is not None
+    found = power(TWO_FAMILIES, seeds=2)
     assert found.size_mismatch == 0
     rng = np.random.default_rng(seeded())
     shape = (20_000, len(SIZES))
@@ -73,8 +67,7 @@ def test_families_of_other_sizes_are_compared_each_about_its_own_law() -> None:
     """By simulation of Welch's test: each size deviates from its family's law by 2%, whatever the seeds."""
     sizes = {"a": SIZES, "b": [int(1.3 * size) for size in SIZES]}
     cells = [cell(family, params) for family in "ab" for params in sizes[family]]
-    found = power_of(cells, seeds=2, assume=ASSUME, **HOW)
-    assert found is not None
+    found = power(cells, seeds=2)
     assert found.size_mismatch is None
     rng = np.random.default_rng(seeded())
     slopes, errors = [], []
@@ -92,10 +85,8 @@ def test_families_of_other_sizes_are_compared_each_about_its_own_law() -> None:
 
 def test_sizes_that_one_family_lacks_are_left_out_of_its_pairs_and_the_worst_pair_counts() -> None:
     five = [cell(family, params) for family in "ab" for params in (*SIZES, 9_000_000)]
-    found = power_of([*five, *(cell("c", params) for params in SIZES)], seeds=1, assume=ASSUME, **HOW)
-    alone = power_of(TWO_FAMILIES, seeds=1, assume=ASSUME, **HOW)
-    assert found is not None
-    assert alone is not None
+    found = power([*five, *(cell("c", params) for params in SIZES)], seeds=1)
+    alone = power(TWO_FAMILIES, seeds=1)
     assert (found.size_mismatch, found.pairs, alone.pairs) == (0, 3, 1)
     assert found.detectable[1] > alone.detectable[1]  # the same four sizes, of three pairs
     assert found.advice is not None
@@ -103,21 +94,19 @@ def test_sizes_that_one_family_lacks_are_left_out_of_its_pairs_and_the_worst_pai
 
 
 def test_three_sizes_are_too_few_to_be_paired() -> None:
-    found = power_of([one for one in TWO_FAMILIES if one.params_total < SIZES[3]], seeds=1, assume=ASSUME, **HOW)
-    assert found is not None
-    assert found.size_mismatch is None
+    assert power([one for one in TWO_FAMILIES if one.params_total < SIZES[3]], seeds=1).size_mismatch is None
 
 
 def test_too_few_shapes_tell_nothing_and_impossible_ones_do_not_count() -> None:
     few = [cell("a", SIZES[0]), cell("a", 0, impossible="too small")]
-    assert power_of(few, seeds=1, assume=ASSUME, **HOW).detectable == {1: None, 2: None, 3: None}
-    assert power_of(few[1:], seeds=1, assume=ASSUME, **HOW) is None
+    assert power(few, seeds=1).detectable == {1: None, 2: None, 3: None}
+    assert power_of(few[1:], seeds=1, assume=ASSUME, size="params_total", power=0.8, level=0.95) is None
 
 
 @pytest.mark.parametrize("changes", [{"law": "cubic"}, {"params": {"A": 20}}])
 def test_an_assumption_that_is_none_is_named(changes: dict) -> None:
     with pytest.raises(ValueError, match=r"sweep\.assume\.law"):
-        power_of(TWO_FAMILIES, seeds=1, assume=ASSUME | changes, **HOW)
+        power(TWO_FAMILIES, seeds=1, assume=ASSUME | changes)
 
 
 def test_durations_go_by_the_nearest_shape_of_the_family_that_was_trained_here(tmp_path: Path) -> None:
@@ -180,15 +169,11 @@ def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_not
     assert run_sweep(check_settings(config)) == 0
     said = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    assert "sweep quick: 6 runs, in sweeps/quick-" in said
-    assert "mobilellm  128x4  1,311,872" in said
-    assert "impossible   mobilellm_100x4-" in said
-    assert "width=100 is not a multiple of model.head_dim=32" in said
-    assert "3 at a time" in said
-    assert "evaluation   wiki, 6 runs (data=wikitext2)" in said
-    assert "at an assumed 1e+10 FLOP/s a job" in said
-    assert "with 3 seeds" in said
-    assert "in alpha between two families is found in 80% of cases (1 pair tested)" in said
-    assert "with families compared unpaired" in said  # they have three sizes
-    assert "half of it, " in said
-    assert "more seeds do not suffice" in said
+    for text in (
+        *("sweep quick: 6 runs, in sweeps/quick-", "mobilellm  128x4  1,311,872", "impossible   mobilellm_100x4-"),
+        *("width=100 is not a multiple of model.head_dim=32", "3 at a time", "at an assumed 1e+10 FLOP/s a job"),
+        *("evaluation   wiki, 6 runs (data=wikitext2)", "with 3 seeds", "half of it, ", "more seeds do not suffice"),
+        "in alpha between two families is found in 80% of cases (1 pair tested)",
+        "with families compared unpaired",  # they have three sizes
+    ):
+        assert text in said

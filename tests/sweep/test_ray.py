@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -97,11 +98,7 @@ print(*(outcome.status for outcome in outcomes.values()))
 
 def test_a_ray_that_does_not_start_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ray = ray_on_threads()
-
-    def init(**settings: object) -> None:
-        raise Exception("The current node timed out\nduring startup.")
-
-    ray.__dict__["init"] = init
+    ray.__dict__["init"] = Mock(side_effect=Exception("The current node timed out\nduring startup."))
     monkeypatch.setitem(sys.modules, "ray", ray)
     with pytest.raises(ValueError, match=r"launcher\.address=null: Ray does not answer .*timed out during startup"):
         execute([cell("a")], tmp_path / "runs", settings("ray"), script=STUB)

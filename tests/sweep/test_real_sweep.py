@@ -5,6 +5,7 @@ evaluation but for one, whose evaluation fails for want of weights.
 """
 
 import json
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,18 @@ from slm.sweep.run import run_sweep
 from tests.sweep.designs import composed, result_of, write
 from tests.tracking.offline import offline_run
 
-TINY = (
-    *(
-        "data=local",
-        "data.paths=text.txt",
-        "data.max_document_bytes=500",
-        "tokenizer=bytes",
-        "model.vocab_size=260",
-        "model.head_dim=16",
-    ),
-    *("train.sequence_length=32", "train.batch_tokens=256", "train.eval_tokens=512", "train.sample_tokens=4"),
-    *("trainer=cpu", "trainer.compile=false", "checkpoint.every_steps=null", "cache_dir=cache"),
-)
+TINY = shlex.split("""
+    data=local data.paths=text.txt data.max_document_bytes=500 tokenizer=bytes model.vocab_size=260 model.head_dim=16
+    train.sequence_length=32 train.batch_tokens=256 train.eval_tokens=512 train.sample_tokens=4
+    trainer=cpu trainer.compile=false checkpoint.every_steps=null cache_dir=cache
+""")
 SWEEP = (
-    *("output_dir=here", "analysis=quick", "analysis.laws=[power]", "analysis.calibration=99", "logger=wandb"),
-    *("logger.mode=offline", "logger.tags=[mine]", "launcher.slots=2", "launcher.threads=1"),
-    *("sweep.families=[mobilellm,llama_wide]", "sweep.grid.sizes=null", "sweep.budget.tokens=10240"),
-    *("sweep.grid.shapes=[32x2,48x2,64x2,96x2,128x2]", f"sweep.overrides={json.dumps(TINY)}"),
+    *shlex.split("""
+        output_dir=here analysis=quick analysis.laws=[power] analysis.calibration=99 logger=wandb logger.mode=offline
+        logger.tags=[mine] launcher.slots=2 launcher.threads=1 sweep.families=[mobilellm,llama_wide]
+        sweep.grid.sizes=null sweep.budget.tokens=10240 sweep.grid.shapes=[32x2,48x2,64x2,96x2,128x2]
+    """),
+    f"sweep.overrides={json.dumps(TINY)}",
     "sweep.evaluation={held_out: ['data=local', 'data.paths=other.txt', 'batch_tokens=512']}",
 )
 SCORE = {"protocol": "non_overlapping", "data_fingerprint": "f" * 16, "perplexity": 20.0}
@@ -81,6 +77,10 @@ def _swept(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
+def rows_of(table: dict[str, Any]) -> list[dict[str, Any]]:
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
 def trained() -> list[Cell]:
     return [cell for cell in cells() if cell.width == 32]
 
@@ -109,8 +109,7 @@ def test_the_config_of_a_run_is_that_of_its_cell_and_the_analysis_has_the_design
 
 
 def test_the_analysis_links_to_its_runs_by_their_ids() -> None:
-    table = offline_run(Path("here"))["tables"]["runs"]
-    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    rows = rows_of(offline_run(Path("here"))["tables"]["runs"])
     known = {row["run_id"]: row["wandb_run"] for row in rows if row["wandb_run"]}
     assert len(rows) == 10
     assert known == {cell.name: offline_run(Path("here/runs", cell.name))["id"] for cell in trained()}
@@ -119,21 +118,17 @@ def test_the_analysis_links_to_its_runs_by_their_ids() -> None:
 def test_exponents_and_comparisons_are_those_of_the_directory() -> None:
     analysis = offline_run(Path("here"))
     fits, comparison = (json.loads(Path(f"here/{name}.json").read_text()) for name in ("fits", "comparison"))
-    table = analysis["tables"]["exponents"]
-    written = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    written = rows_of(analysis["tables"]["exponents"])
     assert len(written) == len(fits)
     for row, entry in zip(written, fits, strict=True):
-        assert [row[key] for key in ("family", "target", "size")] == [
-            entry[key] for key in ("family", "target", "size")
-        ]
+        assert all(row[key] == entry[key] for key in ("family", "target", "size"))
         known = "alpha" not in entry["not_identified"]
         assert (row["value"], row["identified"]) == (entry["params"]["alpha"] if known else None, known)
         if known:
             assert [row["ci_low"], row["ci_high"]] == entry["ci95"]["alpha"]
     table = analysis["tables"]["comparisons"]
     (pair,) = comparison["laws"]["power"]["pairs"]
-    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    assert {"law": "power"} | {key: pair[key] for key in table["columns"] if key != "law"} in rows
+    assert {"law": "power"} | {key: pair[key] for key in table["columns"] if key != "law"} in rows_of(table)
     assert analysis["summary"]["verdict"] == comparison["verdict"]["headline"]
     delta = analysis["summary"].get("comparison/mobilellm_vs_llama_wide/delta")
     first = next(iter(comparison["verdict"]["pairs"]), {"delta": None})

@@ -19,18 +19,15 @@ from slm.sweep.run import run_sweep
 from tests.sweep.designs import composed, result_of, write
 
 QUICK = (
-    "analysis=quick",
-    "analysis.laws=[power]",
-    "analysis.calibration=99",
-    "logger=csv",
+    *("analysis=quick", "analysis.laws=[power]", "analysis.calibration=99", "logger=csv"),
     "sweep.overrides=['model.vocab_size=1024','model.head_dim=16','train.batch_tokens=2048','cache_dir=cache']",
 )
-FEW = (
-    "output_dir=here",
-    "sweep.families=[mobilellm,ssd]",
-    "sweep.grid.sizes=null",
-    "sweep.grid.shapes=[32x2,64x4,96x6,128x8]",
-)
+TWO = ("output_dir=here", "sweep.families=[mobilellm,ssd]")
+FEW = (*TWO, "sweep.grid.sizes=null", "sweep.grid.shapes=[32x2,64x4,96x6,128x8]")
+TUNED = ("sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
+
+
+Sweep = Callable[..., int]
 
 
 class Jobs:
@@ -66,14 +63,25 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slm.analysis.run._report", lambda folder: None)
 
 
-def swept(monkeypatch: pytest.MonkeyPatch, jobs: Jobs, *overrides: str) -> int:
-    monkeypatch.setattr("slm.sweep.run.execute", jobs)
-    return run_sweep(check_settings(composed(*QUICK, *overrides)))
+@pytest.fixture
+def sweep(monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """Run a sweep whose cells are trained by `jobs`; returns the exit code."""
+
+    def run(jobs: Jobs, *overrides: str) -> int:
+        monkeypatch.setattr("slm.sweep.run.execute", jobs)
+        return run_sweep(check_settings(composed(*QUICK, *overrides)))
+
+    return run
 
 
-def test_a_sweep_ends_in_an_audited_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+def tables(folder: str) -> dict[Path, bytes]:
+    """The files of a sweep's directory but settings.json."""
+    return {path: path.read_bytes() for path in Path(folder).glob("*.*") if path.name != "settings.json"}
+
+
+def test_a_sweep_ends_in_an_audited_comparison(sweep: Sweep) -> None:
     jobs = Jobs()
-    assert swept(monkeypatch, jobs, "sweep.seeds=[1,2]", "logger.tags=[mine]") == 0
+    assert sweep(jobs, "sweep.seeds=[1,2]", "logger.tags=[mine]") == 0
     (folder,) = Path("sweeps").iterdir()
     assert folder.name.startswith("quick-")
     grouped = {'logger.tags=["quick", "mine"]', 'logger.job_type="train"', f'logger.group="{folder.name}"'}
@@ -96,62 +104,61 @@ def test_a_sweep_ends_in_an_audited_comparison(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_same_command_goes_on_and_more_seeds_may_be_added_but_not_taken_away(
-    monkeypatch: pytest.MonkeyPatch,
+    sweep: Sweep,
 ) -> None:
     jobs = Jobs()
-    assert swept(monkeypatch, jobs, *FEW) == 0
-    before = {path: path.read_bytes() for path in Path("here").glob("*.*") if path.name != "settings.json"}
-    assert swept(monkeypatch, jobs, *FEW) == 0
-    assert before == {path: path.read_bytes() for path in before}
+    assert sweep(jobs, *FEW) == 0
+    before = tables("here")
+    assert sweep(jobs, *FEW) == 0
+    assert tables("here") == before
     assert len(jobs.started) == 8
-    assert swept(monkeypatch, jobs, *FEW, "sweep.seeds=[1,2]") == 0
+    assert sweep(jobs, *FEW, "sweep.seeds=[1,2]") == 0
     assert (len(jobs.started), len(set(jobs.started))) == (16, 16)
     with pytest.raises(ValueError, match=r"output_dir=here holds another design, with cells .*mobilellm_32x2-seed2-"):
-        swept(monkeypatch, jobs, *FEW)
+        sweep(jobs, *FEW)
     Path("thesis").mkdir()
     Path("thesis/thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="output_dir=thesis holds files that are not a sweep's"):
-        swept(monkeypatch, jobs, *FEW, "output_dir=thesis")
+        sweep(jobs, *FEW, "output_dir=thesis")
     assert [path.name for path in Path("thesis").iterdir()] == ["thesis.tex"]
 
 
 def test_two_sweeps_in_one_directory_are_refused_and_the_second_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+    sweep: Sweep,
 ) -> None:
     class Meanwhile(Jobs):
         def __call__(self, *given: Any, **named: Any) -> dict[str, Outcome]:
-            before = {path: path.read_bytes() for path in Path("here").glob("*.*")}
+            before = tables("here")
             with pytest.raises(ValueError, match=r"output_dir=here is in use by another sweep\.py"):
                 run_sweep(check_settings(composed(*QUICK, *FEW, "sweep.seeds=[1,2]")))
-            assert before == {path: path.read_bytes() for path in Path("here").glob("*.*")}
+            assert tables("here") == before
             return super().__call__(*given, **named)
 
-    jobs = Meanwhile()
-    assert swept(monkeypatch, jobs, *FEW) == 0
-    assert swept(monkeypatch, Jobs(), *FEW) == 0
+    assert sweep(Meanwhile(), *FEW) == 0
+    assert sweep(Jobs(), *FEW) == 0
 
 
 @pytest.mark.parametrize("left", [".lock", "cells.json.7.partial"])
-def test_a_sweep_that_was_killed_as_it_began_is_begun_again(left: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_was_killed_as_it_began_is_begun_again(left: str, sweep: Sweep) -> None:
     Path("here").mkdir()
     Path("here", left).write_text("[")
-    assert swept(monkeypatch, Jobs(), *FEW) == 0
+    assert sweep(Jobs(), *FEW) == 0
 
 
 @pytest.mark.parametrize("folder", ["/proc/none", "file/below"])
-def test_a_directory_that_cannot_be_written_to_is_refused_by_name(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_written_to_is_refused_by_name(folder: str, sweep: Sweep) -> None:
     Path("file").touch()
     with pytest.raises(ValueError, match=f"output_dir={folder}: (No such file|Not a directory).*choose another"):
-        swept(monkeypatch, Jobs(), *FEW, f"output_dir={folder}")
+        sweep(Jobs(), *FEW, f"output_dir={folder}")
 
 
 def test_what_failed_diverged_or_is_impossible_is_named_and_the_rest_is_analysed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = {"mobilellm_64x3": "failed", "llama_wide_96x1": "diverged"}
     jobs = Jobs(lambda cell: broken.get(f"{cell.family}_{cell.width}x{cell.depth}"))
     sizes = "sweep.grid.sizes=[1e4,2e5,6e5,1e6,1.6e6,4e6]"
-    assert swept(monkeypatch, jobs, "output_dir=here", sizes) == 2
+    assert sweep(jobs, "output_dir=here", sizes) == 2
     said = capsys.readouterr().err
     assert "5 of 18 cells have no result:" in said
     assert "failed, exit code 1: out of memory" in said
@@ -164,11 +171,11 @@ def test_what_failed_diverged_or_is_impossible_is_named_and_the_rest_is_analysed
     assert len(pd.read_csv("here/runs.csv")) == 14
 
 
-def test_an_overlay_may_be_added_to_a_finished_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert swept(monkeypatch, Jobs(), *FEW) == 0
+def test_an_overlay_may_be_added_to_a_finished_sweep(sweep: Sweep) -> None:
+    assert sweep(Jobs(), *FEW) == 0
     Path("models.csv").write_text("model,params_total,bits_per_byte\nlarge,6e8,0.9\n")
     jobs = Jobs()
-    assert swept(monkeypatch, jobs, *FEW, "overlay=models.csv") == 0
+    assert sweep(jobs, *FEW, "overlay=models.csv") == 0
     assert jobs.started == []
     laid = json.loads(Path("here/overlay.json").read_text())
     assert [family["family"] for family in laid["families"]] == ["mobilellm", "ssd"]
@@ -176,9 +183,9 @@ def test_an_overlay_may_be_added_to_a_finished_sweep(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("how", ["diverged", "failed"])
 def test_a_sweep_of_which_nothing_completed_ends_with_exit_code_2(
-    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    how: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert swept(monkeypatch, Jobs(lambda cell: how), *FEW, "sweep.evaluation={wiki: ['data=wikitext2']}") == 2
+    assert sweep(Jobs(lambda cell: how), *FEW, "sweep.evaluation={wiki: ['data=wikitext2']}") == 2
     said = capsys.readouterr().err
     assert "no cell of sweep=quick completed" in said
     assert "8 of 8 cells have no result:" in said
@@ -186,46 +193,39 @@ def test_a_sweep_of_which_nothing_completed_ends_with_exit_code_2(
     assert "loss" in pd.read_csv("here/runs.csv")
 
 
-def test_the_verdict_is_about_the_size_that_families_were_matched_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = ("output_dir=here", "sweep.families=[mobilellm,ssd]", "sweep.grid.sizes=[1.2e5,3e5,1e6,3e6]")
-    assert swept(monkeypatch, Jobs(), *sizes, "sweep.grid.size=params_non_embedding") == 0
+def test_the_verdict_is_about_the_size_that_families_were_matched_in(sweep: Sweep) -> None:
+    sizes = ("sweep.grid.sizes=[1.2e5,3e5,1e6,3e6]", "sweep.grid.size=params_non_embedding")
+    assert sweep(Jobs(), *TWO, *sizes) == 0
     assert json.loads(Path("here/comparison.json").read_text())["primary"]["size"] == "params_non_embedding"
 
 
 @pytest.mark.parametrize("shapes", [["64x4"], ["64x4", "96x6"]])
 def test_rates_tuned_at_few_sizes_are_the_result_where_there_is_no_law_to_fit(
-    shapes: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shapes: list[str], sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = (f"sweep.grid.shapes=[{','.join(shapes)}]", "sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
-    assert swept(monkeypatch, Jobs(), *FEW, *one) == 0
+    assert sweep(Jobs(), *FEW, *TUNED, f"sweep.grid.shapes=[{','.join(shapes)}]") == 0
     assert len(pd.read_csv("here/tuning.csv")) == 2 * len(shapes)
     assert "No family has 3 sizes" in capsys.readouterr().out
     assert not Path("here/fits.json").exists()
 
 
-def test_rates_of_which_too_few_completed_are_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tuned = ("sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
-    assert swept(monkeypatch, Jobs(lambda cell: "diverged" if cell.lr > 0.005 else None), *FEW, *tuned) == 2
+def test_rates_of_which_too_few_completed_are_named(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(Jobs(lambda cell: "diverged" if cell.lr > 0.005 else None), *FEW, *TUNED) == 2
     said = capsys.readouterr().err
     assert "no shape has a best learning rate: mobilellm 32x2 (tokens=400000) is left out: a parabola needs 3" in said
 
 
-@pytest.mark.parametrize(
-    ("rule", "matched"), [([], False), (["sweep.lr.rule=tuned", "sweep.lr.factors=[0.25,0.5,1,2,4]"], True)]
-)
+@pytest.mark.parametrize(("rule", "matched"), [((), False), ((*TUNED, "sweep.lr.factors=[0.25,0.5,1,2,4]"), True)])
 def test_rates_that_were_given_to_each_family_are_not_matched_unless_tuned(
-    rule: list[str], matched: bool, monkeypatch: pytest.MonkeyPatch
+    rule: tuple[str, ...], matched: bool, sweep: Sweep
 ) -> None:
-    assert swept(monkeypatch, Jobs(), *FEW, "sweep.lr.value={mobilellm: 0.004, ssd: 0.005}", *rule) == 0
+    assert sweep(Jobs(), *FEW, "sweep.lr.value={mobilellm: 0.004, ssd: 0.005}", *rule) == 0
     violations = json.loads(Path("here/audit.json").read_text())["violations"]
     assert ("learning rate rule" in [item["what"] for item in violations]) == (not matched)
 
 
-def test_tuned_rates_are_interpolated_before_the_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = ("sweep.lr.rule=tuned", "sweep.lr.factors=[0.25,0.5,1,2,4]", "sweep.seeds=[1,2,3]")
-    assert swept(monkeypatch, Jobs(), *FEW, *tuned) == 0
+def test_tuned_rates_are_interpolated_before_the_analysis(sweep: Sweep) -> None:
+    assert sweep(Jobs(), *FEW, *TUNED, "sweep.lr.factors=[0.25,0.5,1,2,4]", "sweep.seeds=[1,2,3]") == 0
     results, optima = pd.read_csv("here/results.csv"), pd.read_csv("here/tuning.csv")
     assert (len(pd.read_csv("here/runs.csv")), len(results), len(optima)) == (120, 24, 8)
     # Losses bend by 0.02 x loss in log lr and scatter by 0.002 of it, so the optimum is known to about 20%.
@@ -235,12 +235,12 @@ def test_tuned_rates_are_interpolated_before_the_analysis(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("rule", ["fixed", "tuned"])
-def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, sweep: Sweep) -> None:
     """Of four shapes, two families and two seeds, whether or not optima of rates lie between."""
     lr = {"fixed": ["sweep.lr.parametrization=null"], "tuned": ["sweep.lr.factors=[0.25,1,4]"]}[rule]
     off_trunk = ["sweep.budget.tokens=[200000,400000]", "sweep.budget.trunk=true", "sweep.seeds=[1,2]"]
     wsd = QUICK[-1].replace("]", ",'schedule=wsd','schedule.warmup_steps=5']")
-    assert swept(monkeypatch, Jobs(), *FEW, f"sweep.lr.rule={rule}", *lr, *off_trunk, wsd) == 0
+    assert sweep(Jobs(), *FEW, f"sweep.lr.rule={rule}", *lr, *off_trunk, wsd) == 0
     results = pd.read_csv("here/results.csv")
     of_run = ["family", "width", "depth", "seed"]
     assert (len(results), results["cluster"].nunique(), len(results.drop_duplicates(of_run))) == (32, 16, 16)
@@ -265,14 +265,12 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, monkeypat
         ("best_of=[lr,wd]", "best_of=wd: the runs of a sweep have no column wd"),
     ],
 )
-def test_settings_that_are_wrong_are_refused_before_anything_is_written(
-    override: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_that_are_wrong_are_refused_before_anything_is_written(override: str, said: str, sweep: Sweep) -> None:
     with pytest.raises(ValueError, match=said):
-        swept(monkeypatch, Jobs(), *FEW, override)
+        sweep(Jobs(), *FEW, override)
     assert not Path("here").exists()
 
 
-def test_rows_may_be_chosen_by_any_column_that_the_table_will_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    swept(monkeypatch, Jobs(), *FEW, "where='abs(loss) > 0 and `depth` >= 1 and budget != 1'")
+def test_rows_may_be_chosen_by_any_column_that_the_table_will_have(sweep: Sweep) -> None:
+    sweep(Jobs(), *FEW, "where='abs(loss) > 0 and `depth` >= 1 and budget != 1'")
     assert set(COLUMNS) - {"trunk", "lr_at_end", "lr_tried"} == set(pd.read_csv("here/runs.csv"))

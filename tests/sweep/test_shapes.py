@@ -25,15 +25,9 @@ class Plain:
 
     @cache  # noqa: B019
     def shape(self, width: int, depth: int) -> ModelConfig:
-        heads = width // 16
-        return ModelConfig(
-            vocab_size=512,
-            hidden_size=width,
-            num_layers=depth,
-            num_heads=heads,
-            num_kv_heads=kv_heads(heads, 3),
-            intermediate_size=ffn(width, "8/3"),
-        )
+        heads = {"num_heads": width // 16, "num_kv_heads": kv_heads(width // 16, 3)}
+        sizes = {"vocab_size": 512, "hidden_size": width, "num_layers": depth, "intermediate_size": ffn(width, "8/3")}
+        return ModelConfig(**heads, **sizes)
 
 
 @cache
@@ -42,12 +36,8 @@ def recipe(family: str) -> Recipe:
 
 
 def departure(shape: ModelConfig, usual: int, target: float, aspect: float, size: str) -> float:
-    ratios = (
-        shape.hidden_size / shape.num_layers / aspect,
-        shape.intermediate_size / usual,
-        count(shape, size) / target,
-    )
-    return sum(abs(math.log(ratio)) for ratio in ratios)
+    aspects = shape.hidden_size / shape.num_layers / aspect
+    return sum(abs(math.log(x)) for x in (aspects, shape.intermediate_size / usual, count(shape, size) / target))
 
 
 @settings(max_examples=40, deadline=None)

@@ -144,15 +144,15 @@ def test_a_branch_has_the_loss_of_the_run_from_step_0_and_the_cluster_of_its_tru
 ) -> None:
     """In this process: three of train.py take three times as long to start as to train."""
     common = [item for item in make_command(text_file, cache_dir)[2:] if not item.startswith("train.tokens=")]
+    common += ["schedule=wsd", "schedule.warmup_steps=3"]
     cells = [
         replace(cell(name, tokens=tokens, flops=1.0), overrides=(f"train.tokens={tokens}", f"name={name}"))
         for name, tokens in {"long": 10240, "short": 5120}.items()
     ]
     schedule = wsd(warmup_steps=3) | {"train": {"batch_tokens": 256}}
     cells = [*share_trunks(cells, schedule), replace(cells[1], name="alone")]
-    wsd_too = ("schedule=wsd", "schedule.warmup_steps=3")
     for one in cells:
-        config = composed_train(*common, *wsd_too, *one.overrides, *places_of(one, tmp_path))
+        config = composed_train(*common, *one.overrides, *places_of(one, tmp_path))
         train(set_up(checked_settings(OmegaConf.create(config))))
     results = {one.name: json.loads((tmp_path / one.name / "result.json").read_text()) for one in cells}
     assert results["short"]["val"] == results["alone"]["val"]
