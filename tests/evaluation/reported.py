@@ -21,27 +21,16 @@ def score(loss: float | None, *, data: str = "wikitext2", bits: float | None = N
     """One perplexity result; bits per byte follow from the loss and the counts."""
     tokens = other.get("tokens", TOKENS)
     ratio = tokens / BYTES / math.log(2)
-    made = {
-        "data": data,
-        "data_fingerprint": "f" * 16,
-        "segmentation": f"{tokens:016}",
-        "protocol": "sliding",
-        "max_length": 1024,
-        "stride": 512,
-        "loss": loss,
-        "perplexity": None if loss is None else math.exp(loss),
-        "bits_per_byte": bits if bits is not None or loss is None else loss * ratio,
-        "se_loss": None if loss is None else 0.012,
-        "se_bits_per_byte": None if loss is None else 0.012 * ratio,
-        "se_method": "block bootstrap over 62 documents",
-        "tokens": TOKENS,
-        "bytes": BYTES,
-        "words": 241_859,
-        "word_perplexity": None if loss is None else math.exp(loss * tokens / 241_859),
-        "windows": 655,
-        "notes": [],
-    }
-    return made | other
+    figures = {"loss": loss, "perplexity": None, "bits_per_byte": bits, "se_loss": None, "se_bits_per_byte": None}
+    figures |= {"word_perplexity": None}
+    if loss is not None:
+        figures |= {"perplexity": math.exp(loss), "bits_per_byte": loss * ratio if bits is None else bits}
+        figures |= {"se_loss": 0.012, "se_bits_per_byte": 0.012 * ratio}
+        figures |= {"word_perplexity": math.exp(loss * tokens / 241_859)}
+    text = {"data": data, "data_fingerprint": "f" * 16, "segmentation": f"{tokens:016}", "notes": []}
+    protocol = {"protocol": "sliding", "max_length": 1024, "stride": 512, "windows": 655}
+    counts = {"tokens": TOKENS, "bytes": BYTES, "words": 241_859, "se_method": "block bootstrap over 62 documents"}
+    return text | protocol | figures | counts | other
 
 
 def scored_blocks(nats: np.ndarray, num_bytes: np.ndarray, tokens: np.ndarray, **other: Any) -> dict[str, Any]:
@@ -65,55 +54,24 @@ def correlated_blocks(rng: np.random.Generator, checkpoints: int, K: int = 62) -
 
 def speed(decode: float, peak_mb: float = 700.0, **other: Any) -> dict[str, Any]:
     """One measurement of speed."""
-    made = {
-        "prefill_tokens_per_second": decode * 30,
-        "decode_tokens_per_second": decode,
-        "cache": False,
-        "compiled": False,
-        "dtype": "float16",
-        "device": "cuda",
-        "device_name": "Tesla T4",
-        "threads": 2,
-        "prompt_tokens": 512,
-        "new_tokens": 128,
-        "repetitions": 5,
-        "prefill_spread": [decode * 29, decode * 31],
-        "decode_spread": [decode * 0.98, decode * 1.02],
-        "peak_memory_bytes": round(peak_mb * 1e6),
-        "model_bytes": 249_270_912,
-        "kv_bytes_per_token": 23_040,
-        "kv_cache_bytes": 47_185_920,
-        "state_bytes": 98_304,
-        "without_sharing": None,
-    }
-    return made | other
+    rates = {"prefill_tokens_per_second": decode * 30, "prefill_spread": [decode * 29, decode * 31]}
+    rates |= {"decode_tokens_per_second": decode, "decode_spread": [decode * 0.98, decode * 1.02]}
+    how = {"cache": False, "compiled": False, "dtype": "float16", "device": "cuda", "device_name": "Tesla T4"}
+    how |= {"threads": 2, "prompt_tokens": 512, "new_tokens": 128, "repetitions": 5, "without_sharing": None}
+    sizes = {"peak_memory_bytes": round(peak_mb * 1e6), "model_bytes": 249_270_912, "state_bytes": 98_304}
+    sizes |= {"kv_bytes_per_token": 23_040, "kv_cache_bytes": 47_185_920}
+    return rates | how | sizes | other
 
 
 def entry(name: str, params: int, **other: Any) -> dict[str, Any]:
     """One checkpoint without measurements."""
-    made = {
-        "schema": 1,
-        "checkpoint": f"checkpoints/{name}",
-        "name": name,
-        "kind": "hf",
-        "revision": None,
-        "fingerprint": "0123456789abcdef",
-        "family": None,
-        "params_total": params,
-        "params_non_embedding": int(params * 0.9),
-        "shape": {"vocab_size": 32000, "hidden_size": 576, "num_layers": 30, "layer_sharing": "none", "num_repeats": 1},
-        "stored_dtype": "float16",
-        "dtype": "float32",
-        "autocast": None,
-        "device": "cpu",
-        "notes": [],
-        "load_seconds": 1.25,
-        "wall_seconds": 60.5,
-        "evaluated_at": "2026-11-22T06:00:00Z",
-        "versions": {"torch": "2.13.0", "slm": "0.1.0"},
-        "status": "completed",
-    }
-    return made | other
+    shape = {"vocab_size": 32000, "hidden_size": 576, "num_layers": 30, "layer_sharing": "none", "num_repeats": 1}
+    model = {"checkpoint": f"checkpoints/{name}", "name": name, "kind": "hf", "revision": None, "family": None}
+    model |= {"params_total": params, "params_non_embedding": int(params * 0.9), "shape": shape}
+    model |= {"fingerprint": "0123456789abcdef", "stored_dtype": "float16"}
+    how = {"schema": 1, "status": "completed", "dtype": "float32", "autocast": None, "device": "cpu", "notes": []}
+    how |= {"load_seconds": 1.25, "wall_seconds": 60.5, "evaluated_at": "2026-11-22T06:00:00Z"}
+    return model | how | {"versions": {"torch": "2.13.0", "slm": "0.1.0"}} | other
 
 
 def published() -> list[dict[str, Any]]:
@@ -121,17 +79,10 @@ def published() -> list[dict[str, Any]]:
     made = []
     for size, (params, perplexity, decode, peak, seconds, layers, width, inner) in MOBILELLM.items():
         shape = {"vocab_size": 32000, "hidden_size": width, "num_layers": layers}
-        of = {"checkpoint": f"facebook/MobileLLM-{size}", "shape": shape, "params_non_embedding": inner}
-        made.append(
-            entry(
-                f"MobileLLM-{size}",
-                params,
-                **of,
-                wall_seconds=seconds,
-                perplexity_results=[score(math.log(perplexity), perplexity=perplexity)],
-                speed=speed(decode, peak),
-            )
-        )
+        facts = {"checkpoint": f"facebook/MobileLLM-{size}", "shape": shape, "params_non_embedding": inner}
+        facts |= {"wall_seconds": seconds, "speed": speed(decode, peak)}
+        facts["perplexity_results"] = [score(math.log(perplexity), perplexity=perplexity)]
+        made.append(entry(f"MobileLLM-{size}", params, **facts))
     return made
 
 

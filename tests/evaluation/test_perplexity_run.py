@@ -56,24 +56,22 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="session")
-def result(trained: Path) -> dict[str, Any]:
-    return json.loads((trained / "result.json").read_text())
+def result_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())
+
+
+def score(run: Path, batch_tokens: int = 8192, **changes: Any) -> dict[str, Any]:
+    """The loss of a run on its own text, with the windows and the precision of its validation."""
+    decoder, tokenizer, _ = load(run)
+    protocol = Protocol(name="non_overlapping", max_length=LENGTH, stride=LENGTH)
+    autocast = {"bf16-mixed": torch.bfloat16, "32-true": None}[result_of(run)["precision"]]
+    stream = replace(own_stream(run, tokenizer), **changes)
+    return perplexity(decoder, stream, protocol, batch_tokens=batch_tokens, autocast=autocast)
 
 
 @pytest.mark.parametrize("batch_tokens", [256, 8192, LENGTH])
-def test_a_runs_own_loss_and_bits_per_byte_come_out_again(
-    trained: Path, result: dict[str, Any], batch_tokens: int
-) -> None:
-    decoder, tokenizer, _ = load(trained)
-    stream = own_stream(trained, tokenizer)
-    again = perplexity(
-        decoder,
-        stream,
-        Protocol(name="non_overlapping", max_length=LENGTH, stride=LENGTH),
-        batch_tokens=batch_tokens,
-        autocast={"bf16-mixed": torch.bfloat16, "32-true": None}[result["precision"]],
-    )
+def test_a_runs_own_loss_and_bits_per_byte_come_out_again(trained: Path, batch_tokens: int) -> None:
+    again, result = score(trained, batch_tokens), result_of(trained)
     val = result["val"]
     assert (again["tokens"], again["bytes"]) == (val["tokens"], val["bytes"])
     assert again["loss"] == pytest.approx(val["loss"], rel=1e-6)
@@ -82,18 +80,11 @@ def test_a_runs_own_loss_and_bits_per_byte_come_out_again(
 
 
 def test_a_run_that_masked_documents_from_each_other_is_scored_with_the_mask(masked: Path) -> None:
-    (decoder, tokenizer, _), result = load(masked), json.loads((masked / "result.json").read_text())
-    stream = own_stream(masked, tokenizer)
-    protocol = Protocol(name="non_overlapping", max_length=LENGTH, stride=LENGTH)
-    autocast = {"bf16-mixed": torch.bfloat16, "32-true": None}[result["precision"]]
-    again, unmasked = (
-        perplexity(decoder, one, protocol, batch_tokens=8192, autocast=autocast)["loss"]
-        for one in (stream, replace(stream, separator=None))
-    )
+    again, unmasked, result = score(masked), score(masked, separator=None), result_of(masked)
     assert result["document_masking"] is True
-    assert "Tokens see only their own document, as in training." in stream.notes
-    assert again == pytest.approx(result["val"]["loss"], rel=1e-6)
-    assert unmasked != pytest.approx(result["val"]["loss"], rel=1e-3)
+    assert "Tokens see only their own document, as in training." in again["notes"]
+    assert again["loss"] == pytest.approx(result["val"]["loss"], rel=1e-6)
+    assert unmasked["loss"] != pytest.approx(result["val"]["loss"], rel=1e-3)
 
 
 def test_a_run_from_before_documents_could_be_masked_is_scored_without_a_mask(trained: Path, tmp_path: Path) -> None:
@@ -157,10 +148,10 @@ def test_a_text_that_has_changed_since_is_refused(trained: Path, words: Path, tm
 
 def test_another_tokenizer_is_refused(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained / "model", tmp_path / "other")
-    file = folder / "tokenizer.json"
-    file.write_text(file.read_text().replace("<|endoftext|>", "<|end|>"))
+    for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        file.write_text(file.read_text().replace("<|endoftext|>", "<|end|>"))
     with pytest.raises(ValueError, match=r"the tokenizer given has fingerprint .* use the tokenizer in .*model"):
-        own_stream(trained, load_tokenizer(_renamed(folder)))
+        own_stream(trained, load_tokenizer(folder))
 
 
 def test_text_that_a_run_was_trained_on_is_scored_with_a_caveat(trained: Path, words: Path, tmp_path: Path) -> None:
@@ -174,12 +165,6 @@ def test_text_that_a_run_was_trained_on_is_scored_with_a_caveat(trained: Path, w
     assert entry["perplexity_results"][0]["in_training"] == pytest.approx(share)
     said = f"**Caution:** {entry['name']} was trained on {100 * share:.3g}% of the bytes of own_words.txt"
     assert said in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
-
-
-def _renamed(folder: Path) -> Path:
-    config = folder / "tokenizer_config.json"
-    config.write_text(config.read_text().replace("<|endoftext|>", "<|end|>"))
-    return folder
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, trained: Path) -> None:

@@ -5,6 +5,8 @@ import csv
 import io
 import math
 import random
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,15 @@ def cells(text: str, heading: str) -> list[dict[str, str]]:
     return [dict(zip(table[0], row, strict=True)) for row in table[2:]]
 
 
+def scored(**results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Checkpoints of one size, by name, with one result of perplexity each."""
+    return [entry(name, 10**7, perplexity_results=[result]) for name, result in results.items()]
+
+
+def markdown(section: Callable[..., Any], entries: list[dict[str, Any]]) -> str:
+    return section(Results(entries)).markdown()
+
+
 def close(shown: str, value: float) -> bool:
     """Whether a printed number is the value to the digits printed."""
     digits = shown.split(" ")[0]
@@ -103,10 +114,8 @@ def test_the_csv_has_the_published_columns_first_and_is_a_table_of_runs(folder: 
     with (folder / "results.csv").open() as file:
         read = list(csv.DictReader(file))
     assert list(read[0])[:6] == PUBLISHED_COLUMNS
-    first = read[0]
-    assert [float(first[name]) for name in PUBLISHED_COLUMNS[1:]] == [
-        *(124_635_456, 11.961319, 23.715576, 701.737984, 85.886318)
-    ]
+    figures = [float(read[0][name]) for name in PUBLISHED_COLUMNS[1:]]
+    assert figures == [124_635_456, 11.961319, 23.715576, 701.737984, 85.886318]
     table = read_table(folder / "results.csv")
     assert table.families == ["MobileLLM", "deep thin", "deep thin shared"]
     assert any("no loss (row" in note for note in table.notes)
@@ -115,34 +124,26 @@ def test_the_csv_has_the_published_columns_first_and_is_a_table_of_runs(folder: 
 
 
 def test_training_tokens_make_the_csv_a_table_with_budgets_only_where_all_are_known(tmp_path: Path) -> None:
-    for entries, there in ((tiny(), True), (tiny() + published(), False)):
+    for entries, tokens in ((tiny(), {20_000_000}), (tiny() + published(), set())):
         path = tmp_path / "results.csv"
         path.write_text(to_csv(rows(Results(entries))))
-        frame = read_table(path).frame
-        assert ("tokens" in frame) is there
-        if there:
-            assert set(frame["tokens"]) == {20_000_000}
+        assert set(read_table(path).frame.get("tokens", [])) == tokens
 
 
 def test_a_second_measure_has_columns_of_its_own_and_two_texts_of_one_name_stay_differ_significantly() -> None:
     other = score(3.0) | {"data_fingerprint": "0" * 16}
-    entries = [entry("a", 10**7, perplexity_results=[score(3.5)]), entry("b", 10**7, perplexity_results=[other])]
+    entries = scored(a=score(3.5), b=other)
     made = rows(Results(entries))
     assert made[0]["loss"] == 3.5
     assert (made[0]["status"], made[1]["status"]) == ("completed", "no loss")
     assert made[1]["loss_wikitext2_sliding_1024_512_00000000"] == 3.0
-    section = quality_section(Results(entries))
-    assert section
-    assert "2 different texts are called wikitext2" in section.markdown()
+    assert "2 different texts are called wikitext2" in markdown(quality_section, entries)
     assert rows(Results(tiny()))[0]["loss_pydocs_non_overlapping_256"] == pytest.approx(3.9)
 
 
 def test_different_tokenizers_are_warned_of_and_compared_by_bits_per_byte_alone() -> None:
     # More tokens of the same text: a lower loss for the same bits.
-    entries = [
-        entry("coarse", 10**7, perplexity_results=[score(3.0)]),
-        entry("fine", 10**7, perplexity_results=[score(2.8, tokens=500_000)]),
-    ]
+    entries = scored(coarse=score(3.0), fine=score(2.8, tokens=500_000))
     results = Results(entries)
     assert (results.target_by(results.primary), results.fit_target) == ("bits_per_byte", "bits_per_byte")
     quality, summary = quality_section(results), summary_section(results)
@@ -161,10 +162,8 @@ def test_errors_of_averages_and_differences_are_those_of_many_simulated_evaluati
     assert se == pytest.approx(drawn.std(), rel=0.02)
     assert difference_error(0.3, 0.4) == pytest.approx(0.5)
     assert difference_error(0.3, None) is None
-    assert (differ_significantly((1.0, 0.3), (2.01, 0.4)), differ_significantly((1.0, 0.3), (1.99, 0.4))) == (
-        True,
-        False,
-    )
+    assert differ_significantly((1.0, 0.3), (2.01, 0.4))
+    assert differ_significantly((1.0, 0.3), (1.99, 0.4)) is False
     assert differ_significantly((1.0, None), (9.0, 0.1)) is None
 
 
@@ -227,15 +226,12 @@ def test_three_sizes_draw_a_law_and_identify_no_exponent(tmp_path: Path) -> None
 
 
 def test_a_token_more_is_no_other_tokenizer_and_a_part_of_the_text_is_warned_of() -> None:
-    whole, bare, half = (
-        score(3.0),
-        score(3.1, tokens=335_687, bytes=1_290_587, segmentation=SEGMENTATION),
-        score(3.2, tokens=167_844, bytes=645_295, segmentation=SEGMENTATION),
-    )
-    results = Results([entry(name, 10**7, perplexity_results=[one]) for name, one in (("a", whole), ("b", bare))])
+    bare = score(3.1, tokens=335_687, bytes=1_290_587, segmentation=SEGMENTATION)
+    half = score(3.2, tokens=167_844, bytes=645_295, segmentation=SEGMENTATION)
+    results = Results(scored(a=score(3.0), b=bare))
     assert results.same_tokens(results.primary)
     assert "**Caution:**" not in quality_section(results).markdown()  # type: ignore[union-attr]
-    results = Results([entry(name, 10**7, perplexity_results=[one]) for name, one in (("a", whole), ("b", half))])
+    results = Results(scored(a=score(3.0), b=half))
     assert results.same_tokens(results.primary)
     text = quality_section(results).markdown()  # type: ignore[union-attr]
     assert "different parts of the text were scored (645,295 and 1,290,590 bytes)" in text
@@ -244,10 +240,9 @@ def test_a_token_more_is_no_other_tokenizer_and_a_part_of_the_text_is_warned_of(
 def test_the_price_of_sharing_is_the_ratio_of_times() -> None:
     shared = tiny()[3]
     assert sharing_price(shared) == pytest.approx({"prefill": 9000 / (320 * 30), "decode": 480 / 320})
-    section = speed_section(Results(tiny()))
-    assert section
-    assert "uses each block 2 times" in section.markdown()
-    assert "1.50 times the time in decode (320.0 against 480.0 tokens/s)" in section.markdown()
+    text = markdown(speed_section, tiny())
+    assert "uses each block 2 times" in text
+    assert "1.50 times the time in decode (320.0 against 480.0 tokens/s)" in text
     assert sharing_price(tiny()[0]) == {}
 
 
@@ -262,9 +257,8 @@ def test_speeds_under_other_conditions_are_warned_of(other: dict[str, Any]) -> N
 
 
 def test_tasks_that_were_limited_are_warned_of() -> None:
-    section = tasks_section(Results([entry("a", 10**7, tasks={"piqa": task(0.5, 200), "arc_easy": task(0.5, 2376)})]))
-    assert section
-    assert "only a part of the items was scored of piqa (200 of 1838)" in section.markdown()
+    text = markdown(tasks_section, [entry("a", 10**7, tasks={"piqa": task(0.5, 200), "arc_easy": task(0.5, 2376)})])
+    assert "only a part of the items was scored of piqa (200 of 1838)" in text
 
 
 @pytest.mark.parametrize(
@@ -308,11 +302,9 @@ def test_labels_of_figures_are_short_and_unique() -> None:
 def test_the_files_named_are_there_whole_and_an_old_figure_is_removed(tmp_path: Path) -> None:
     with_tasks = write_report(tmp_path, tiny(), command=COMMAND)
     assert all(path.is_file() for path in with_tasks)
-    assert {path.name for path in with_tasks if path.suffix == ".png"} == {
-        *("size.png", "pareto.png", "doubling.png", "tasks.png")
-    }
-    text = (tmp_path / "report.md").read_text()
-    assert all(f"](figures/{name}.png)" in text for name in ("size", "pareto", "doubling", "tasks"))
+    names, text = {"size.png", "pareto.png", "doubling.png", "tasks.png"}, (tmp_path / "report.md").read_text()
+    assert {path.name for path in with_tasks if path.suffix == ".png"} == names
+    assert all(f"](figures/{name})" in text for name in names)
     written = write_report(tmp_path, [entry("bare", 10**6)], command=COMMAND)
     assert {path.name for path in written} == {"results.csv", "report.md"}
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["report.md", "results.csv"]
@@ -338,22 +330,10 @@ def test_the_terminal_shows_the_figures_and_what_was_not_evaluated(capsys: pytes
     assert shown.endswith("report: out/report.md")
 
 
-STATED = {
-    *(
-        "schema",
-        "name",
-        "checkpoint",
-        "kind",
-        "fingerprint",
-        "params_total",
-        "stored_dtype",
-        "dtype",
-        "device",
-        "status",
-    ),
-    *("data", "data_fingerprint", "protocol", "max_length", "stride", "cache", "prompt_tokens", "new_tokens"),
-    *("arc_easy", "piqa", "boolq"),
-}
+STATED = shlex.split("""
+    schema name checkpoint kind fingerprint params_total stored_dtype dtype device status data data_fingerprint protocol
+    max_length stride cache prompt_tokens new_tokens arc_easy piqa boolq
+""")
 """What every entry states; all else may be missing or null."""
 
 
@@ -375,9 +355,7 @@ def pruned(value: Any, rng: random.Random) -> Any:
 def in_blocks() -> list[dict[str, Any]]:
     """Three checkpoints whose results have blocks."""
     nats, *sizes = correlated_blocks(np.random.default_rng(seeded()), 3)
-    return [
-        entry(f"kept-{place}", 10**7, perplexity_results=[scored_blocks(one, *sizes)]) for place, one in enumerate(nats)
-    ]
+    return scored(**{f"kept-{place}": scored_blocks(one, *sizes) for place, one in enumerate(nats)})
 
 
 @pytest.mark.parametrize("seed", range(8))

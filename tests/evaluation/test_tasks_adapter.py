@@ -52,9 +52,8 @@ def save(folder: Path, *, begins: bool) -> None:
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
+    special = {"special_tokens": ["<s>", "</s>"], "initial_alphabet": alphabet}
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False, **special)
     inner.train_from_iterator(CORPUS * 3, trainer)
     if begins:
         inner.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
@@ -84,9 +83,8 @@ def same_likelihoods(pair: Pair, arguments: list[tuple[str, str]]) -> None:
 @settings(max_examples=25, deadline=None)
 def test_log_likelihoods_are_those_of_the_hf_model(pair: Pair, found: list[tuple[str, list[str]]]) -> None:
     # A context of spaces alone stops the hf model.
-    arguments = [
-        (context, choice) for context, choices in found if context.strip() or not context for choice in choices
-    ]
+    usable = [(context, choices) for context, choices in found if context.strip() or not context]
+    arguments = [(context, choice) for context, choices in usable for choice in choices]
     fits = [pair.ours.tok_encode(choice, add_special_tokens=False) for _, choice in arguments]
     # Spaces at the end of a context go to the continuation, so it may grow; the hf model stops at its context.
     same_likelihoods(pair, [own for own, ids in zip(arguments, fits, strict=True) if len(ids) < CONTEXT - 30])
@@ -123,9 +121,8 @@ def test_greedy_continuations_are_told_from_others(pair: Pair) -> None:
 
 
 def test_rolling_log_likelihoods_are_those_of_the_hf_model(pair: Pair) -> None:
-    requests = asked(
-        "loglikelihood_rolling", [("the sun",), ("the sun is warmer than naïve 日本 " * 12,), ("",), ("x",)]
-    )
+    texts = ["the sun", "the sun is warmer than naïve 日本 " * 12, "", "x"]
+    requests = asked("loglikelihood_rolling", [(text,) for text in texts])
     expected = pair.hf.loglikelihood_rolling(requests, disable_tqdm=True)
     assert pair.ours.loglikelihood_rolling(requests) == pytest.approx(expected, rel=1e-5, abs=1e-4)
 

@@ -144,10 +144,9 @@ class Cluster:
 
     def _configure(self) -> None:
         host, ports = socket.gethostname().split(".")[0], _free_ports(3 + len(NODES))
-        nodes = [
-            NODE.format(name=name, host=host, port=port, cpus=CPUS) for name, port in zip(NODES, ports[3:], strict=True)
-        ]
-        facts = {"there": self.folder, "host": host, "ports": ports, "kill_wait": KILL_WAIT, "nodes": "\n".join(nodes)}
+        names = zip(NODES, ports[3:], strict=True)
+        nodes = "\n".join(NODE.format(name=name, host=host, port=port, cpus=CPUS) for name, port in names)
+        facts = {"there": self.folder, "host": host, "ports": ports, "kill_wait": KILL_WAIT, "nodes": nodes}
         keeper = ACCOUNTED.format(**facts)
         facts["accounting"] = "AccountingStorageType=accounting_storage/" + (keeper if self.accounting else "none")
         (self.folder / "slurm.conf").write_text(SLURM_CONF.format(**facts))

@@ -126,13 +126,5 @@ class Server:
         self._http.server_close()
 
 
-SETTINGS = {
-    "wandb": True,
-    "tensorboard": False,
-    "mode": "offline",
-    "project": "slm-test",
-    "entity": None,
-    "group": "a-group",
-    "tags": ["x", "y"],
-    "job_type": "train",
-}
+SETTINGS = {"wandb": True, "tensorboard": False, "mode": "offline", "project": "slm-test", "entity": None}
+SETTINGS |= {"group": "a-group", "tags": ["x", "y"], "job_type": "train"}

@@ -81,38 +81,22 @@ def test_each_row_of_both_parts_of_a_continued_run_is_at_its_optimizer_step(tmp_
 
 def test_a_sync_of_both_parts_gives_the_server_one_run_in_the_order_of_its_steps(tmp_path: Path) -> None:
     for resume_step in (0, 3):
-        track(
-            tmp_path / "run", resume_step=resume_step, samples=False
-        )  # a table is an artifact, with a protocol of its own
+        # Without samples: a table is an artifact, with a protocol of its own.
+        track(tmp_path / "run", resume_step=resume_step, samples=False)
     with Server() as server:
-        environment = {
-            "HOME": str(tmp_path),
-            "WANDB_BASE_URL": server.url,
-            "WANDB_API_KEY": 40 * "a",
-            "WANDB_MODE": "online",
-        }
-        command = [
-            str(Path(sys.executable).with_name("wandb")),
-            "sync",
-            *(str(file.parent) for file in files(tmp_path / "run")),
-        ]
+        environment = {"HOME": str(tmp_path), "WANDB_MODE": "online"}
+        environment |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": 40 * "a"}
+        folders = [file.parent for file in files(tmp_path / "run")]
+        command = [Path(sys.executable).with_name("wandb"), "sync", *folders]
         subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, timeout=60)
     assert [(row["_step"], row["tokens"]) for row in server.rows.values()] == [(n, 100 * n) for n in range(1, 7)]
 
 
 def test_a_directory_that_is_recorded_again_continues_the_step(tmp_path: Path) -> None:
+    contents: dict[str, Any] = {"tables": {"t": (["a"], [[1]])}, "images": [], "summary": {}, "files": []}
     for _ in range(3):
         await_next_second()
-        record_directory(
-            tmp_path,
-            kind="evaluation",
-            name="n",
-            config={"logger": SETTINGS},
-            tables={"t": (["a"], [[1]])},
-            images=[],
-            summary={},
-            files=[],
-        )
+        record_directory(tmp_path, kind="evaluation", name="n", config={"logger": SETTINGS}, **contents)
     assert [row["_step"] for file in files(tmp_path) for row in history(file)] == [0, 1, 2]
 
 
