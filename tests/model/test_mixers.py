@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from slm.model import Decoder
 from slm.model.mixers import linear, ssd
 from slm.model.mixers.linear import EPSILON, feature
 from slm.model.mixers.sliding import sliding_attention
@@ -43,19 +44,12 @@ def test_sliding_attention_does_not_depend_on_the_size_of_its_blocks(block: int,
     torch.testing.assert_close(matmul_attention(q, k, v, 0.5, [], 130), expected, **EXACT)
 
 
-@given(
-    heads=heads,
-    T=st.integers(1, 40),
-    past=st.integers(0, 30),
-    stride=st.integers(1, 5),
-    per_block=st.integers(1, 4),
-    alibi=st.booleans(),
-)
+@given(heads, st.integers(1, 40), st.integers(0, 30), st.integers(1, 5), st.integers(1, 4), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_sparse_attention_is_softmax_over_the_block_and_the_columns(
-    heads, T: int, past: int, stride: int, per_block: int, alibi: bool
+    heads, T: int, past: int, stride: int, blocks: int, alibi: bool
 ) -> None:
-    (K, G), block = heads, stride * per_block
+    (K, G), block = heads, stride * blocks
     S, first = T + past, past // block * block
     q, k, v = normal(2, K * G, T, 6), normal(2, K, S, 6, seed=1), normal(2, K, S, 6, seed=2)
     slopes = alibi_slopes(K * G) if alibi else []
@@ -82,9 +76,7 @@ def test_alibi_slopes_are_those_of_the_paper() -> None:
 
 @given(heads=heads, T=st.integers(1, 40), chunk=st.integers(1, 50), cut=st.integers(0, 40))
 @settings(max_examples=60, deadline=None)
-def test_linear_attention_in_chunks_is_the_quadratic_and_the_recurrent_form(
-    heads, T: int, chunk: int, cut: int
-) -> None:
+def test_linear_attention_in_chunks_is_the_quadratic_and_the_recurrent_form(heads, T, chunk, cut) -> None:
     (K, G), C, cut = heads, 5, min(cut, T)
     q, k = feature(normal(2, K * G, T, C)), feature(normal(2, K, T, C, seed=1))
     v = normal(2, K, T, C, seed=2)
@@ -128,17 +120,9 @@ def test_linear_attention_and_its_gradient_are_finite_for_queries_of_any_size(si
     assert y.abs().max() <= v.abs().max() * (1 + 1e-4)
 
 
-@given(
-    heads=heads,
-    T=st.integers(1, 40),
-    chunk=st.integers(1, 50),
-    cut=st.integers(0, 40),
-    rate=st.sampled_from([0.01, 1, 30]),
-)
+@given(heads, st.integers(1, 40), st.integers(1, 50), st.integers(0, 40), st.sampled_from([0.01, 1, 30]))
 @settings(max_examples=60, deadline=None)
-def test_ssd_in_chunks_is_the_quadratic_and_the_recurrent_form(
-    heads, T: int, chunk: int, cut: int, rate: float
-) -> None:
+def test_ssd_in_chunks_is_the_quadratic_and_the_recurrent_form(heads, T, chunk, cut, rate) -> None:
     (K, R), N, C, cut = heads, 5, 3, min(cut, T)
     q, k, v = normal(2, T, K, N), normal(2, T, K, N, seed=1), normal(2, T, K, R, C, seed=2)
     log_decay = -rate * normal(2, T, K, R, seed=3).abs()
@@ -169,34 +153,14 @@ def test_an_ssd_mixer_is_mamba2_as_transformers_computes_it() -> None:
 
     config = small(mixer_pattern="G", num_heads=6, num_kv_heads=2, head_dim=16, state_size=8, chunk_size=8)
     ours = randomized(config, torch.float32).layers[0].self_attn
-    theirs = Mamba2Mixer(
-        Mamba2Config(
-            num_heads=6,
-            head_dim=16,
-            hidden_size=48,
-            expand=2,
-            state_size=8,
-            n_groups=2,
-            conv_kernel=4,
-            chunk_size=8,
-            use_bias=False,
-            layer_norm_epsilon=config.norm_eps,
-        ),
-        layer_idx=0,
-    )
-    w = ours.state_dict()
-    rows = torch.cat([w[f"{name}_proj.weight"] for name in ("g", "v", "k", "q", "dt")])
-    state = {
-        "in_proj.weight": rows,
-        "conv1d.weight": w["conv_weight"],
-        "conv1d.bias": w["conv_bias"],
-        "dt_bias": w["dt_bias"],
-        "A_log": w["A_log"],
-        "D": w["D"],
-        "norm.weight": w["norm_weight"],
-        "out_proj.weight": w["o_proj.weight"],
-    }
-    theirs.load_state_dict(state)
+    sizes = {"num_heads": 6, "head_dim": 16, "hidden_size": 48, "expand": 2, "state_size": 8, "n_groups": 2}
+    sizes |= {"conv_kernel": 4, "chunk_size": 8}
+    reference = Mamba2Config(**sizes, use_bias=False, layer_norm_epsilon=config.norm_eps)
+    theirs, w = Mamba2Mixer(reference, layer_idx=0), ours.state_dict()
+    state = {"in_proj.weight": torch.cat([w[f"{name}_proj.weight"] for name in ("g", "v", "k", "q", "dt")])}
+    state |= {f"conv1d.{kind}": w[f"conv_{kind}"] for kind in ("weight", "bias")}
+    state |= {name: w[name] for name in ("dt_bias", "A_log", "D")}
+    theirs.load_state_dict(state | {"norm.weight": w["norm_weight"], "out_proj.weight": w["o_proj.weight"]})
     x = torch.randn(2, 21, 48)
     with torch.no_grad():
         torch.testing.assert_close(ours(x, None), theirs(x), rtol=1e-4, atol=1e-4)
@@ -204,8 +168,6 @@ def test_an_ssd_mixer_is_mamba2_as_transformers_computes_it() -> None:
 
 def test_initial_decays_are_in_the_range_of_the_paper() -> None:
     torch.manual_seed(seeded())
-    from slm.model import Decoder
-
     mixer = Decoder(small(mixer_pattern="G", num_layers=1, num_heads=96, head_dim=2)).layers[0].self_attn
     dt = torch.nn.functional.softplus(mixer.dt_bias)
     assert 0.001 <= dt.min() < 0.002 < 0.05 < dt.max() <= 0.1

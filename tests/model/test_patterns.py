@@ -105,11 +105,15 @@ def test_compiled_blocks_keep_values(config: ModelConfig, few_compilations: None
 
 
 @pytest.mark.parametrize("pattern", ["F", "S", "P", "L", "G"])
-def test_training_in_bfloat16_stays_near_float32_and_reaches_every_parameter(pattern: str) -> None:
+@pytest.mark.parametrize("with_documents", [False, True])
+def test_training_in_bfloat16_stays_near_float32_and_reaches_every_parameter(
+    pattern: str, with_documents: bool
+) -> None:
     decoder, tokens = randomized(shape(pattern, init_std=0.05)), tokens_of(small(), 24)
-    exact = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+    documents_BT = (torch.arange(23) // 10).expand(2, 23) if with_documents else None
+    exact = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents_BT)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:])
+        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents_BT)
     loss.backward()
     assert loss.item() == pytest.approx(exact.item(), rel=0.02)
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in decoder.parameters())
