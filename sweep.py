@@ -49,9 +49,11 @@ def run(config: DictConfig) -> int:
 
 
 def start() -> None:
-    """Hand over to Hydra, unless it was asked for what it would take in a way that nobody means."""
+    """Run `main` with Hydra. Raises `ValueError` for Hydra's --multirun, which has no meaning here."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
-        raise ValueError("sweep.py has no -m: it runs one sweep or analyses one table; start it once for each")
+        raise ValueError(
+            "sweep.py has no -m: it runs one sweep or analyses one table; start it once for each sweep or table"
+        )
     with explain_unknown_keys("sweep"):
         main()
 

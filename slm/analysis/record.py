@@ -93,17 +93,13 @@ def summary(analysis: Directory) -> dict[str, Any]:
     """
     values: dict[str, Any] = {"verdict": analysis.comparison["verdict"]["headline"]}
     for entry in analysis.entries():
-        key = f"exponent/{_key_part(entry['family'])}/{entry['law']}"
+        key = f"exponent/{entry['family'].replace('/', '_')}/{entry['law']}"
         for name in entry["exponents"]:
             if name not in entry["not_identified"]:
                 end = "" if name == entry["exponents"][0] else f"{name}_"
                 values[f"{key}/{name}"] = entry["params"][name]
                 values[f"{key}/{end}ci_low"], values[f"{key}/{end}ci_high"] = entry["ci95"][name]
     for pair in reversed(analysis.comparison["verdict"]["pairs"]):  # the first exponent of a pair is the ranked one
-        key = f"comparison/{_key_part(pair['a'])}_vs_{_key_part(pair['b'])}"
-        values |= {f"{key}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}
+        a, b = (pair[side].replace("/", "_") for side in ("a", "b"))
+        values |= {f"comparison/{a}_vs_{b}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}
     return values
-
-
-def _key_part(family: str) -> str:
-    return family.replace("/", "_")

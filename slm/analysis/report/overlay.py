@@ -17,11 +17,11 @@ from slm.runtime.words import (
     axis_name,
     count,
     escape_markdown,
-    interval,
     is_number,
     plural,
     sig,
     size_words,
+    with_interval,
 )
 from slm.scaling.describe import Entry, family_name
 
@@ -121,14 +121,13 @@ def overlay_lines(analysis: Directory) -> list[str]:
 
 def _row(point: Entry, model: Entry) -> list[str]:
     inside = {True: " (inside)", False: " (outside)"}.get(model["inside"], "")
-    ends = f" {interval([model['low'], model['high']])}" if is_number(model["low"]) else ""
     return [
         escape_markdown(point["name"]),
         escape_markdown(point["measure"] or NOTHING),
         count(point["N"]),
         count(point["tokens"]) if is_number(point["tokens"]) else "unknown",
         sig(point["value"]),
-        sig(model["value"]) + ends,
+        with_interval(model["value"], [model["low"], model["high"]]),
         f"{100 * math.expm1(model['log_ratio']):+.1f}%{inside}",
         f"{model['times_beyond']:.3g} times" if model["times_beyond"] > 1 else "within",
     ]

@@ -54,8 +54,9 @@ def prediction_lines(analysis: Directory) -> list[str]:
                 factors = beyond(row)
                 where = f"beyond the data by {factors}" if factors else "within the data"
                 predicted = with_interval(row["value"], [row["low"], row["high"]])
-                lines.append(f"{entry['family']} at {_place(entry, row)}: {predicted}, {where}")
-    return lines + _refusals(analysis.verdict_fits)
+                lines.append(f"- {entry['family']} at {_place(entry, row)}: {predicted}, {where}")
+    lines += [f"- {sentence}" for sentence in _refusals(analysis.verdict_fits)]
+    return ["Predicted, if the law of the verdict still holds there:", *lines] if lines else []
 
 
 def _predictions(analysis: Directory, entry: Entry) -> list[list[str]]:
@@ -74,12 +75,9 @@ def _predictions(analysis: Directory, entry: Entry) -> list[list[str]]:
 
 def _refusals(entries: Sequence[Entry]) -> list[str]:
     """A sentence for each law and point that lacks a variable of the law."""
-    sentences = dict.fromkeys(
-        f"Nothing is predicted at {_point(row['point'])} by {entry['law']}, which needs {listed(row['lacks'])} too."
-        for entry in entries
-        for row in entry.get("not_predicted") or []
-    )
-    return [*sentences]
+    left_out = [(entry["law"], row) for entry in entries for row in entry.get("not_predicted") or []]
+    points = {(law, _point(row["point"])): listed(row["lacks"]) for law, row in left_out}
+    return [f"Nothing is predicted at {at} by {law}, which needs {lacks} too." for (law, at), lacks in points.items()]
 
 
 def _place(entry: Entry, row: Entry) -> str:

@@ -114,9 +114,9 @@ def print_summary(analysis: Directory) -> None:
     blocks = [
         f"\n{_counts(analysis)}\n{bullets(comparison['notes'])}",
         _fit_lines(analysis, is_single),
-        _headed("Predicted, if the law of the verdict still holds there:", bullets(prediction_lines(analysis))),
+        "\n".join(prediction_lines(analysis)),
         "\n".join(given_lines(analysis)),
-        _headed("The published study, claim by claim:", claims),
+        f"The published study, claim by claim:\n{claims}" if claims else "",
         "" if is_single else f"Matched-budget audit: {_audit_label(analysis)}\n{bullets(differences)}",
         "\n".join(overlay_lines(analysis)),
         f"Verdict: {verdict['headline']}\n{bullets(verdict['sentences'])}",
@@ -124,10 +124,6 @@ def print_summary(analysis: Directory) -> None:
     ]
     for line in "\n\n".join(block.rstrip("\n") for block in blocks if block).split("\n"):
         print(textwrap.fill(line, MAX_LINE_CHARACTERS, subsequent_indent="    ", break_long_words=False))
-
-
-def _headed(heading: str, content: str) -> str:
-    return f"{heading}\n{content}" if content else ""
 
 
 def _fit_lines(analysis: Directory, is_single: bool) -> str:
