@@ -26,6 +26,7 @@ from slm.runtime.words import (
 from slm.scaling.describe import Entry, family_name
 
 MAX_VISIBLE_MODELS = 4
+WITHIN = "within"
 
 
 def overlay_figure(analysis: Directory) -> Figure | None:
@@ -115,7 +116,8 @@ def overlay_lines(analysis: Directory) -> list[str]:
             lines.append(f"  {family['family']}: no law. {family['refused']}.")
         for point, model in zip(overlay["points"], family["models"] or [], strict=False):
             name, _, N, _, value, law, off, beyond = _row(point, model)
-            lines.append(f"  {name}, N = {N}: {value}; {family['family']}: {law}, {off} off, {beyond} beyond the runs")
+            where = f"{beyond} the runs" if beyond == WITHIN else f"{beyond} beyond the runs"
+            lines.append(f"  {name}, N = {N}: {value}; {family['family']}: {law}, off by {off}, {where}")
     return lines + [f"- {sentence}" for sentence in [*overlay["caveats"], *overlay["notes"]]]
 
 
@@ -129,5 +131,5 @@ def _row(point: Entry, model: Entry) -> list[str]:
         sig(point["value"]),
         with_interval(model["value"], [model["low"], model["high"]]),
         f"{100 * math.expm1(model['log_ratio']):+.1f}%{inside}",
-        f"{model['times_beyond']:.3g} times" if model["times_beyond"] > 1 else "within",
+        f"{model['times_beyond']:.3g} times" if model["times_beyond"] > 1 else WITHIN,
     ]

@@ -124,7 +124,7 @@ def given_lines(analysis: Directory) -> list[str]:
     rows = _tests(analysis)
     lines = [f"The best fit with {_given(rows)} against the free one:"] if rows else []
     for row in rows:
-        ratio = f"likelihood ratio {sig(row['statistic'])}, {row['df']} degrees of freedom"
+        ratio = f"likelihood ratio {sig(row['statistic'])}, df = {row['df']}"
         outcome = row["refused"] or f"{ratio}, p {p_value(row['p'], equals=True)} ({row['method']})"
         lines.append(f"  {row['family']}, {row['law']}: {outcome}")
     return [*lines, DEPENDENT] if any(row["independent"] is False for row in rows) else lines
