@@ -6,10 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from slm.scaling.power import Design, PairedDesign
+from typing import Any
 
 MAX_SEEDS = 100
 MAX_SIZES = 1000
@@ -70,10 +67,11 @@ def _rounded(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def advise(suffices: Callable[..., bool], difference: float, now: PairedDesign | Design, log_span: float) -> Advice:
+def advise(suffices: Callable[..., bool], difference: float, now: Any, log_span: float) -> Advice:
     """Search for each least change such that `suffices(seeds=)`, `suffices(sizes=)`, or `suffices(stretch=)` holds.
 
-    `stretch` is a factor on `log_span`, the log of largest size / smallest of the present design `now`.
+    `stretch` is a factor on `log_span`, the log of largest size / smallest of the present design `now` (a `Design` of
+    `slm.scaling.power`, which imports this module).
     """
     stretch = _least_stretch(lambda factor: suffices(stretch=factor), log_span)
     return Advice(

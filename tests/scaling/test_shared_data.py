@@ -91,7 +91,7 @@ def test_runs_that_are_not_known_to_share_budgets_give_no_isoflop_exponent() -> 
     """FLOPs read off the colours of a figure: 92 rows over a factor of 9 were once one budget, and a came to 2.2."""
     found = isoflop(read_table(EPOCH).frame, "N", "loss")
     assert found.params is None
-    assert found.reason.startswith("no 5 sizes have FLOPs that agree")
+    assert found.reason.startswith("no 5 sizes have FLOPs within a factor of")
 
 
 def test_the_interval_of_hoffmanns_own_beta_excludes_his(besiroglu: Fit) -> None:
