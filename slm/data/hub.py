@@ -33,13 +33,13 @@ def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises ValueError at once when the hub cannot be reached.
     """
     require_network(f"data={data['name']} must download {data['path']}")
-    is_one = any(data[name] is not None for name in ("document_start", "max_documents", "max_bytes"))
-    parts = []
+    is_undivided = any(data[name] is not None for name in ("document_start", "max_documents", "max_bytes"))
+    tables: list[dict[str, Any]] = []
     for table in ["train"] if data["val_split"] is None else [data["val_split"], "train"]:
         split = None if data["val_split"] is None else "train" if table == "train" else "val"
-        num_shards = 1 if is_one else min(_MAX_PARTS, _table(data, table).num_shards)
-        parts += [{**data, "table": table, "split": split, "shard": [i, num_shards]} for i in range(num_shards)]
-    return parts
+        num_shards = 1 if is_undivided else min(_MAX_PARTS, _table(data, table).num_shards)
+        tables += [{**data, "table": table, "split": split, "shard": [i, num_shards]} for i in range(num_shards)]
+    return tables
 
 
 def documents(part: Mapping[str, Any]) -> Iterator[Document]:

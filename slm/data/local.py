@@ -50,15 +50,15 @@ def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     files = {name: _files(data, name).paths for name in ("val_paths", "paths")}
     sizes = {path: path.stat().st_size for paths in files.values() for path in paths}
     least = max(_MIN_PART_BYTES, sum(sizes.values()) // _MAX_PARTS)
-    found: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
     for name, split in (("val_paths", "val"), ("paths", "train" if data["val_paths"] else None)):
         group: list[str] = []
         for path in files[name]:
             group.append(str(path))
             if sum(sizes[Path(p)] for p in group) >= least or path == files[name][-1]:
-                found.append({**data, "option": name, "split": split, "files": group})
+                groups.append({**data, "option": name, "split": split, "files": group})
                 group = []
-    return found
+    return groups
 
 
 def size(part: Mapping[str, Any]) -> int:

@@ -1,0 +1,100 @@
+"""Rate, memory and open files of building a corpus, and what they mean for a trillion tokens.
+
+    python benchmarks/corpus_build.py [--megabytes 10 200] [--processes 1 2]
+
+Builds corpora of generated text in files of 1 MB, first the smaller, then the larger, with each number of processes in
+turn, each in a process of its own and in a fresh cache. The tokenizer is BPE with 4096 entries, trained on 2 MB.
+
+Prints for each build the text per second of both stages, the largest resident memory of one process, and the most open
+files of all processes together; then the hours for a trillion tokens at 4 bytes a token and this rate per process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+BUILD = """
+import json, sys, time
+from pathlib import Path
+from slm.data import local, parts
+from slm.data.corpus import prepare, prepare_documents
+data, tokenizer, cache, processes = map(json.loads, sys.argv[1:])
+local._MIN_PART_BYTES, parts.MIN_PARALLEL_BYTES, parts.MAX_PROCESSES = 4 << 20, 0, processes
+start = time.perf_counter()
+prepare_documents(data, cache_dir=Path(cache))
+documents = time.perf_counter()
+corpus = prepare(data, tokenizer, cache_dir=Path(cache))
+splits = corpus.train, corpus.val
+sizes = sum(split.num_tokens for split in splits), sum(split.num_bytes for split in splits)
+print(json.dumps([documents - start, time.perf_counter() - documents, *sizes]))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 200])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    options = parser.parse_args()
+    print(f"{'MB':>6} {'processes':>9} {'documents':>12} {'tokens':>12} {'peak memory':>12} {'open files':>10}")
+    with tempfile.TemporaryDirectory() as folder:
+        for megabytes in options.megabytes:
+            write_text(Path(folder) / "text", megabytes)
+            for processes in options.processes:
+                cache = f"{folder}/cache-{megabytes}-{processes}"
+                (documents, tokens, num_tokens, num_bytes), memory, files = build(f"{folder}/text", cache, processes)
+                rates = num_bytes / 1e6 / documents, num_bytes / 1e6 / tokens
+                print(
+                    f"{megabytes:>6} {processes:>9} {rates[0]:>7.1f} MB/s {rates[1]:>7.1f} MB/s "
+                    f"{memory / 1e6:>9.0f} MB {files:>10}",
+                    flush=True,
+                )
+    hours = 4e12 / num_bytes * (documents + tokens) * processes / 3600
+    print(f"{num_bytes / num_tokens:.2f} bytes a token in this text")
+    print(
+        f"a trillion tokens of 4 bytes: {hours:,.0f} hours of one process, {hours / 32:,.0f} with 32 that scale alike"
+    )
+
+
+def write_text(folder: Path, megabytes: int) -> None:
+    """Files of 1 MB, as many as are not there yet."""
+    folder.mkdir(exist_ok=True)
+    for number in range(megabytes):
+        file = folder / f"{number:05d}.txt"
+        if not file.exists():
+            rng = random.Random(number)
+            words = [f"{rng.choice('bcdfgklmnprst')}{rng.choice('aeiou')}{rng.randrange(99)}" for _ in range(5000)]
+            file.write_text("\n\n".join(" ".join(rng.choices(words, k=200)) for _ in range(1_000_000 // 1000)))
+
+
+def build(text: str, cache: str, processes: int) -> tuple[tuple[float, float, int, int], int, int]:
+    """(seconds of both stages, tokens, bytes), peak resident bytes of one process, and open files of all."""
+    data = {"name": "text", "source": "local", "paths": text, "val_paths": None, "text_column": "text"}
+    data |= {"max_document_bytes": 10_000, "val_fraction": 0.01}
+    tokenizer = {"kind": "bpe", "vocab_size": 4096, "train_bytes": 2_000_000}
+    arguments = [json.dumps(value) for value in (data, tokenizer, cache, processes)]
+    command = [sys.executable, "-c", BUILD, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    memory = files = 0
+    while process.poll() is None:
+        with suppress(OSError):  # a process that has just ended
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            family = [Path(f"/proc/{pid}") for pid in (process.pid, *children)]
+            memory = max(memory, *(int((one / "statm").read_text().split()[1]) * PAGE_BYTES for one in family))
+            files = max(files, sum(len(list((one / "fd").iterdir())) for one in family))
+        time.sleep(0.05)
+    answer, _ = process.communicate()
+    return json.loads(answer), memory, files
+
+
+if __name__ == "__main__":
+    main()
