@@ -101,16 +101,9 @@ def test_many_files_and_groups_are_read_back_in_order(tmp_path, paragraphs, monk
 
 
 def test_training_documents_that_are_in_the_given_validation_set_are_dropped_and_counted(tmp_path):
-    source = [
-        ("held", "val"),
-        (" also held\n", "val"),
-        ("own", "train"),
-        ("held\n\n", "train"),
-        (" ", "train"),
-        ("also held", "train"),
-        ("also held, and more", "train"),
-    ]
-    facts = write(tmp_path, source, None)
+    train = ["own", "held\n\n", " ", "also held", "also held, and more"]
+    held = [("held", "val"), (" also held\n", "val")]
+    facts = write(tmp_path, [*held, *((text, "train") for text in train)], None)
     assert read(tmp_path, "train") == ["own", "also held, and more"]
     assert read(tmp_path, "val") == ["held", " also held\n"]
     assert facts["left_out"] == {"also_in_validation": 2, "without_text": 1}

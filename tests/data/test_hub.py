@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from slm.data import hub
+from slm.data import hub, prepare
 from slm.data.hub import bounded, joined
 
 UNREACHABLE = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nothing listens
@@ -31,33 +31,18 @@ def test_no_network_is_said_within_seconds(python, tmp_path, config, choice):
 
 def test_no_network_for_a_tokenizer_is_said_before_the_documents_are_read(python, tmp_path, config, book):
     data, tokenizer = config("data", "local", paths=str(book)), config("tokenizer", "file", path="some/model")
-    process = python(
-        PREPARE, json.dumps(data), json.dumps(tokenizer), tmp_path / "cache", HF_HOME=str(tmp_path), **UNREACHABLE
-    )
-    message, errors = process.communicate(timeout=60)
-    assert message.startswith(
-        "tokenizer.path='some/model' does not exist locally and must be downloaded from the hub"
-    ), errors
+    arguments = (json.dumps(data), json.dumps(tokenizer), tmp_path / "cache")
+    message, errors = python(PREPARE, *arguments, HF_HOME=str(tmp_path), **UNREACHABLE).communicate(timeout=60)
+    said = "tokenizer.path='some/model' does not exist locally and must be downloaded from the hub"
+    assert message.startswith(said), errors
     assert not (tmp_path / "cache").exists()
 
 
 def test_articles_of_wikitext_are_put_together_from_its_lines(config):
-    rows = [
-        "",
-        " = Valkyria = \n",
-        "",
-        " First . \n",
-        " = = Story = = \n",
-        " More . \n",
-        " = Tower = \n",
-        " Other . \n",
-    ]
-    start = config("data", "wikitext2")["document_start"]
-    assert list(joined(rows, start)) == [
-        "",
-        " = Valkyria = \n First . \n = = Story = = \n More . \n",
-        " = Tower = \n Other . \n",
-    ]
+    first = [" = Valkyria = \n", "", " First . \n", " = = Story = = \n", " More . \n"]
+    second = [" = Tower = \n", " Other . \n"]
+    rows, start = ["", *first, *second], config("data", "wikitext2")["document_start"]
+    assert list(joined(rows, start)) == ["", "".join(first), "".join(second)]
     assert list(joined(rows, None)) == rows
 
 
@@ -89,13 +74,8 @@ def documents(data):
 
 
 def test_a_data_set_is_streamed_with_its_own_validation_split(data_set):
-    assert documents(data_set) == [
-        ("four", "val"),
-        ("five", "val"),
-        ("one", "train"),
-        ("two", "train"),
-        ("three", "train"),
-    ]
+    split = {"four": "val", "five": "val", "one": "train", "two": "train", "three": "train"}
+    assert documents(data_set) == [*split.items()]
 
 
 def test_without_a_validation_split_the_hash_decides(data_set):
@@ -126,9 +106,8 @@ def test_rows_of_a_data_set_are_read_as_those_of_files_are(data_set, tmp_path):
 def test_rows_that_hold_no_text_are_one_sentence(data_set, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / "set" / f"{split}.jsonl").write_text('{"text": ["one"]}\n')
-    with pytest.raises(
-        ValueError, match=r"^data\.path=.* cannot be read: row 1 has a value of type list in 'text', which must be text"
-    ):
+    refusal = r"^data\.path=.* cannot be read: row 1 has a value of type list in 'text', which must be text"
+    with pytest.raises(ValueError, match=refusal):
         documents(data_set)
 
 
@@ -149,3 +128,19 @@ def test_a_split_that_is_not_there_is_named(data_set):
 def test_limits_must_be_positive(config, name):
     with pytest.raises(ValueError, match=rf"^data\.{name}=0 must be positive"):
         hub.key(config("data", "fineweb_edu", **{name: 0}))
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize("name", ["wikitext2", "wikitext103", "tinystories", "fineweb_edu"])
+def test_a_data_set_of_the_real_hub_becomes_a_corpus(name, config, tmp_path):
+    corpus = prepare(config("data", name, max_bytes=300_000), config("tokenizer", "bytes"), cache_dir=tmp_path)
+    assert 0 < corpus.train.num_bytes <= 400_000
+    assert corpus.val.num_bytes > 0
+
+
+@pytest.mark.hub
+def test_a_tokenizer_of_the_real_hub_is_fetched(config, tmp_path):
+    (tmp_path / "text.txt").write_text("Once upon a time.\n\n" * 2000)
+    data = config("data", "local", paths=str(tmp_path / "text.txt"), max_document_bytes=1000)
+    corpus = prepare(data, config("tokenizer", "file", path="HuggingFaceTB/SmolLM2-135M"), cache_dir=tmp_path)
+    assert corpus.tokenizer.vocab_size == 49152

@@ -92,9 +92,13 @@ def stream(stream_of):
     return stream_of(torch.randint(0, 60_000, (1003,), generator=torch.Generator().manual_seed(seeded())).tolist(), 100)
 
 
+def batches(stream, **changes):
+    return list(train_loader(stream, **COMMON | changes))
+
+
 def test_batches_are_the_windows_of_the_order(stream):
     tokens = stream.read(0, stream.num_tokens).tolist()
-    for step, batch in enumerate(train_loader(stream, **COMMON)):
+    for step, batch in enumerate(batches(stream)):
         ids = window_ids(3, step, 12, (1003 - 1) // 8)
         assert batch.dtype == torch.int64
         assert batch.tolist() == [tokens[i * 8 : i * 8 + 9] for i in ids]
@@ -102,53 +106,50 @@ def test_batches_are_the_windows_of_the_order(stream):
 
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 4), (1, 1), (2, 3), (3, 4), (4, 3), (12, 1)])
 def test_ranks_and_micro_batches_add_up_to_the_same_global_batch(stream, world_size, micro_batch_size):
-    whole = list(train_loader(stream, **COMMON))
     split = {"micro_batch_size": micro_batch_size, "world_size": world_size}
-    ranks = [list(train_loader(stream, **{**COMMON, **split}, rank=rank)) for rank in range(world_size)]
+    ranks = [batches(stream, **split, rank=rank) for rank in range(world_size)]
     per_step = 12 // (world_size * micro_batch_size)
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(batches(stream)):
         shares = [micro for rank in ranks for micro in rank[step * per_step : (step + 1) * per_step]]
         assert torch.equal(torch.cat(shares), batch)
 
 
 def test_workers_do_not_change_the_batches(stream):
-    alone = list(train_loader(stream, **COMMON, num_workers=0))
-    helped = list(train_loader(stream, **COMMON, num_workers=2))
-    assert len(alone) == len(helped) == 9
-    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+    alone, helped = (torch.stack(batches(stream, num_workers=number)) for number in (0, 2))
+    assert len(alone) == 9
+    assert torch.equal(alone, helped)
 
 
 @pytest.mark.parametrize("start_step", [1, 4, 8, 9])
 def test_starting_later_gives_exactly_the_tail(stream, start_step):
-    options = {**COMMON, "micro_batch_size": 4}
-    whole = list(train_loader(stream, **options))
-    tail = list(train_loader(stream, **{**options, "start_step": start_step}))
+    whole, tail = (batches(stream, micro_batch_size=4, start_step=step) for step in (0, start_step))
     assert len(tail) == 3 * (9 - start_step)
     assert all(torch.equal(a, b) for a, b in zip(whole[3 * start_step :], tail, strict=True))
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"start_step": 5}, {"micro_batch_size": 2}, {"num_workers": 2}, {"world_size": 3}]
-)
+CHANGES = [{}, {"start_step": 5}, {"micro_batch_size": 2}, {"num_workers": 2}, {"world_size": 3}]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
 def test_length_is_what_is_yielded(stream, changes):
     loader = train_loader(stream, **{**COMMON, "micro_batch_size": 4, **changes})
-    assert len(loader) == sum(1 for _ in loader)
+    assert len(loader) == len(list(loader))
 
 
 def test_iterating_leaves_the_global_random_state_alone(stream):
     before = torch.get_rng_state()
-    list(train_loader(stream, **COMMON))
+    batches(stream)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_batch_that_does_not_divide_is_refused(stream):
     with pytest.raises(ValueError, match=r"12 sequences must be a multiple of .* = 2 \* 4"):
-        train_loader(stream, **{**COMMON, "micro_batch_size": 4, "world_size": 2})
+        batches(stream, micro_batch_size=4, world_size=2)
 
 
 def test_a_stream_shorter_than_a_window_is_refused(stream_of):
     with pytest.raises(ValueError, match=r"8 tokens.*train\.sequence_length=8 needs 9"):
-        train_loader(stream_of(range(8)), **COMMON)
+        batches(stream_of(range(8)))
 
 
 @FIXTURE
