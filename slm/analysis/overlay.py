@@ -17,7 +17,7 @@ from slm.analysis.agreement import values_of
 from slm.analysis.audit import TOKENIZER
 from slm.runtime.words import shortlist
 from slm.scaling.entries import plain
-from slm.scaling.overlay import Model, law_to_lay_over, lay_over
+from slm.scaling.overlay import Model, overlay_law, overlay_models
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from slm.scaling.tables.columns import SIZES, TARGETS
@@ -91,14 +91,14 @@ def overlay_entry(overlay: Overlay, table: Table, primary_law: str, settings: Se
     """The content of overlay.json: among others `law`, `target`, `size`, `points`, `families`, `caveats`, `notes`.
 
     A point is a checkpoint (`name`, `N`, `value`, `tokens`, `measure`). `families` are the entries of
-    `slm.scaling.overlay.lay_over`, whose `models` follow the order of `points`.
+    `slm.scaling.overlay.overlay_models`, whose `models` follow the order of `points`.
     """
     target, size = _target_and_size(overlay, table, settings)
     frame, notes = _usable_rows(overlay, target, size)
     points = [_point(row, overlay, target, size) for row in frame.to_dict("records")]
     models = [Model(point["N"], point["value"], point["tokens"]) for point in points]
-    law = law_to_lay_over(primary_law, settings.formulas, table.frame.columns)
-    families = lay_over(table, models, law, target=target, size=size, settings=settings, seed=seed)
+    law = overlay_law(primary_law, settings.formulas, table.frame.columns)
+    families = overlay_models(table, models, law, target=target, size=size, settings=settings, seed=seed)
     column = overlay.file_column(target)
     return plain(
         {

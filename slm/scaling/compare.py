@@ -98,14 +98,12 @@ def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, 
 
 def _curves(fits: Fits, law: Law, level: float) -> dict[str, dict[str, Curve]]:
     """The curve of every exponent, for the families that identify it: exponent -> family -> curve."""
-    return {
-        exponent: {
-            name: t_curve
-            for name, (fit, bounds) in fits.items()
-            if exponent not in bounds.not_identified and (t_curve := curve(fit, bounds, exponent, level))
-        }
-        for exponent in law.exponents
-    }
+    curves: dict[str, dict[str, Curve]] = {}
+    for exponent in law.exponents:
+        identified = {name: pair for name, pair in fits.items() if exponent not in pair[1].not_identified}
+        by_family = {name: curve(fit, bounds, exponent, level) for name, (fit, bounds) in identified.items()}
+        curves[exponent] = {name: t_curve for name, t_curve in by_family.items() if t_curve}
+    return curves
 
 
 def _joint_tests(curves: Mapping[str, Mapping[str, Curve]], rng: np.random.Generator) -> dict[str, Entry]:

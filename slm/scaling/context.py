@@ -72,26 +72,13 @@ def _reference_rows(reference: Reference, table: Table, family: str, size: str, 
             continue
         expected = None if is_left_out else local_exponent(np.log(N), log_values)
         exponent, (low, high) = power["params"]["alpha"], power["ci95"]["alpha"]
-        has_interval = low is not None and high is not None
-        rows.append(
-            {
-                "reference": reference.name,
-                "source": reference.source,
-                "family": family,
-                "target": target,
-                "size": size,
-                "same_size_definition": size == reference.size,
-                "outside_range": outside,
-                "left_out": is_left_out,
-                "curve": None if is_left_out else {"N": np.sort(N), "value": np.exp(log_values[np.argsort(N)])},
-                "reference_exponent": expected,
-                "exponent": exponent,
-                "ci_low": low,
-                "ci_high": high,
-                "ratio": None if expected is None else exponent / expected,
-                "inside": low <= expected <= high if has_interval and expected is not None else None,
-            }
-        )
+        curve = None if is_left_out else {"N": np.sort(N), "value": np.exp(log_values[np.argsort(N)])}
+        is_inside = None if None in (expected, low, high) else low <= expected <= high
+        row: Entry = {"reference": reference.name, "source": reference.source, "family": family, "target": target}
+        row |= {"size": size, "same_size_definition": size == reference.size}
+        row |= {"outside_range": outside, "left_out": is_left_out}
+        row |= {"curve": curve, "reference_exponent": expected, "exponent": exponent, "ci_low": low, "ci_high": high}
+        rows.append(row | {"ratio": None if expected is None else exponent / expected, "inside": is_inside})
     return rows
 
 

@@ -209,20 +209,11 @@ def _steps(smaller: Fit, held_out: Sample, sizes: Floats, ensemble: Ensemble | N
     for size in _distinct(held_out.log_x[:, 0]):
         rows = abs(held_out.log_x[:, 0] - size) < SAME_LOG_SIZE
         error, low, high = errors[rows], lows[rows], highs[rows]
-        steps.append(
-            {
-                "held_out": float(np.exp(size)),
-                "largest_fitted": float(np.exp(largest)),
-                "sizes_ahead": int(((sizes > largest + SAME_LOG_SIZE) & (sizes < size + SAME_LOG_SIZE)).sum()),
-                "error_log": float(error.mean()),
-                "rms_error_log": float(np.sqrt((error**2).mean())),
-                "n_rows": len(error),
-                "n_inside": int(((low <= 0) & (high >= 0)).sum()),
-                "errors_log": error.tolist(),
-                "low_log": low.tolist(),
-                "high_log": high.tolist(),
-            }
-        )
+        ahead = int(((sizes > largest + SAME_LOG_SIZE) & (sizes < size + SAME_LOG_SIZE)).sum())
+        step = {"held_out": float(np.exp(size)), "largest_fitted": float(np.exp(largest)), "sizes_ahead": ahead}
+        step |= {"error_log": float(error.mean()), "rms_error_log": float(np.sqrt((error**2).mean()))}
+        step |= {"n_rows": len(error), "n_inside": int(((low <= 0) & (high >= 0)).sum())}
+        steps.append(step | {"errors_log": error.tolist(), "low_log": low.tolist(), "high_log": high.tolist()})
     return steps
 
 

@@ -107,44 +107,24 @@ def _fit_family(
 
 def _refused(law: Law, reason: str) -> Entry:
     names = list(law.parameters)
-    return dict.fromkeys(UNKNOWN.split()) | {
-        "params": dict.fromkeys(names),
-        "se": dict.fromkeys(names),
-        "ci95": {name: [None, None] for name in names},
-        "covariance_method": "none",
-        "se_method": "none",
-        "converged": False,
-        "starts": 0,
-        "at_bound": [],
-        "identified": False,
-        "not_identified": names,
-        "reasons": dict.fromkeys(names, reason),
-        "fitted": False,
-        "notes": [reason],
-    }
+    entry: Entry = dict.fromkeys(UNKNOWN.split())
+    entry |= {"params": dict.fromkeys(names), "se": dict.fromkeys(names), "ci95": {n: [None, None] for n in names}}
+    entry |= {"covariance_method": "none", "se_method": "none", "converged": False, "starts": 0, "at_bound": []}
+    entry |= {"identified": False, "not_identified": names, "reasons": dict.fromkeys(names, reason)}
+    return entry | {"fitted": False, "notes": [reason]}
 
 
 def _identity(family: str, task: Task, sample: Sample) -> Entry:
     law, loss = task.law, task.loss
+    floor = None if law.floor is None else list(law.parameters)[law.floor]
     columns = zip(law.variables, sample.log_x.T, strict=True)
-    return {
-        "family": family,
-        "law": law.name,
-        "equation": law.equation,
-        "source": law.source,
-        "variables": list(law.variables),
-        "target": task.target,
-        "size": task.size or None,
-        "loss": loss.name,
-        "delta": None if np.isinf(loss.delta) else loss.delta,
-        "exponents": list(law.exponents),
-        "variable_of": dict(law.variable_of),
-        "floor": None if law.floor is None else list(law.parameters)[law.floor],
-        "range": {v: [float(np.exp(x.min())), float(np.exp(x.max()))] for v, x in columns},
-        "n_rows": len(sample.log_y),
-        "n_runs": len(np.unique(sample.clusters)),
-        "n_cells": len(np.unique(sample.cells)),
-    }
+    entry: Entry = {"family": family, "law": law.name, "equation": law.equation, "source": law.source}
+    entry |= {"variables": list(law.variables), "target": task.target, "size": task.size or None}
+    entry |= {"loss": loss.name, "delta": None if np.isinf(loss.delta) else loss.delta}
+    entry |= {"exponents": list(law.exponents), "variable_of": dict(law.variable_of), "floor": floor}
+    entry["range"] = {v: [float(np.exp(x.min())), float(np.exp(x.max()))] for v, x in columns}
+    n_runs, n_cells = len(np.unique(sample.clusters)), len(np.unique(sample.cells))
+    return entry | {"n_rows": len(sample.log_y), "n_runs": n_runs, "n_cells": n_cells}
 
 
 def _numbers(target: str, fit: Fit, bounds: Uncertainty) -> Entry:
@@ -155,25 +135,14 @@ def _numbers(target: str, fit: Fit, bounds: Uncertainty) -> Entry:
     notes += _disagreement(fit, bounds)
     if target == "perplexity":
         notes.append("an exponent of perplexity, which is not comparable with exponents of loss")
-    return vars(certificate) | {
-        "params": fit.params,
-        "se": bounds.se,
-        "ci95": {name: list(ends) for name, ends in bounds.ci.items()},
-        "covariance_method": bounds.method,
-        "se_method": bounds.se_method,
-        "se_by_method": bounds.bootstrap_se,
-        "r2": fit.r2,
-        "rmse_log": math.sqrt(fit.sse / len(fit.residuals)),
-        "sigma_log": fit.sigma,
-        "degrees_of_freedom": fit.degrees_of_freedom,
-        "aicc": score.aicc,
-        "bic": score.bic,
-        "identified": certificate.converged and not set(bounds.not_identified) & set(fit.law.exponents),
-        "not_identified": list(bounds.not_identified),
-        "reasons": bounds.not_identified,
-        "fitted": True,
-        "notes": notes,
-    }
+    entry = {**vars(certificate), "params": fit.params, "se": bounds.se}
+    entry["ci95"] = {name: list(ends) for name, ends in bounds.ci.items()}
+    entry |= {"covariance_method": bounds.method, "se_method": bounds.se_method, "se_by_method": bounds.bootstrap_se}
+    entry |= {"r2": fit.r2, "rmse_log": math.sqrt(fit.sse / len(fit.residuals)), "sigma_log": fit.sigma}
+    entry |= {"degrees_of_freedom": fit.degrees_of_freedom, "aicc": score.aicc, "bic": score.bic}
+    is_identified = certificate.converged and not set(bounds.not_identified) & set(fit.law.exponents)
+    entry |= {"identified": is_identified, "not_identified": list(bounds.not_identified)}
+    return entry | {"reasons": bounds.not_identified, "fitted": True, "notes": notes}
 
 
 def _disagreement(fit: Fit, bounds: Uncertainty) -> list[str]:

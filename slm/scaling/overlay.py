@@ -1,7 +1,7 @@
-"""Models from elsewhere over the laws of a table: what each family's law says of one more run of their size.
+"""Models from elsewhere beside the laws of a table: what each family's law predicts for one more run of their size.
 
-Notable: only laws in N, or in N and D, apply to a model of which nothing else is known, and only for a quantity that
-was measured on the model; so laws are fitted anew here, in the same way as for the verdict.
+Notable: of such a model only N, perhaps D, and one result are known. So laws in N, or in N and D, are fitted anew here
+to that quantity, in the same way as for the verdict.
 
 Axes: M models or points of a curve, V variables.
 """
@@ -22,8 +22,8 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
 PLAIN_LAW = "power"
-"""The law that is laid over if the verdict's law is not in N alone, or in N and D."""
-BEYOND_CURVES = 1.15
+"""The law of an overlay if the verdict's law is not in N alone, or in N and D."""
+CURVE_MARGIN = 1.15
 """How far curves extend beyond the outermost point, as a factor of N."""
 
 
@@ -36,22 +36,22 @@ class Model:
     tokens: float | None = None
 
 
-def law_to_lay_over(verdicts: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> str:
+def overlay_law(verdict_law: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> str:
     """The verdict's law if it is in N, or in N and D, else `PLAIN_LAW`."""
-    variables = get_law(verdicts, formulas, columns).variables
-    return verdicts if variables in (("N",), ("N", "D")) else PLAIN_LAW
+    variables = get_law(verdict_law, formulas, columns).variables
+    return verdict_law if variables in (("N",), ("N", "D")) else PLAIN_LAW
 
 
-def lay_over(
+def overlay_models(
     table: Table, models: Sequence[Model], law: str, *, target: str, size: str, settings: Settings, seed: int
 ) -> list[Entry]:
     """One entry a family: `family`, `range` of N, `identified`, `refused`, `held`, `curve` and `models`.
 
-    `models` has for each model, in their order, what the law says of one more run of its size (`value`, and the ends
-    `low` and `high` of a prediction interval, None if there is none), `log_ratio` of the model to that, whether it is
-    `inside` the interval, and `times_beyond`, the factor by which N is beyond the family's data (1 within). A law in N
-    and D is taken at the model's own tokens; if they are unknown, and for the curve, at the table's median (`held`).
-    `refused` says why there is no law, and then the rest is empty.
+    `models` has for each model, in order, what the law predicts for one more run of its size (`value`, and the ends
+    `low` and `high` of a prediction interval, None if there is none), the `log_ratio` of the model's result to that,
+    whether the result is `inside` the interval, and `times_beyond`, the factor by which N is beyond the family's data
+    (1 within). A law in N and D is evaluated at the model's tokens; for the curve, and if they are unknown, at the
+    table's median (`held`). `refused` says why there is no law; `models` and `curve` are then empty.
     """
     rng = np.random.default_rng([seed, 3000, number_of(law)])
     task = Task(get_law(law, settings.formulas, table.frame.columns), target, size, settings.fit_loss)
@@ -70,7 +70,7 @@ def _family(
     has_interval = not fit.is_exact and (ensemble is not None or band_kind(fit) is None)
 
     def predicted(points: Sequence[Model]) -> list[Entry]:
-        """`N`, `value`, `low` and `high` of one more run; no ends if the fit has no scatter to tell them by."""
+        """`N`, `value`, `low` and `high` of one more run; the ends are None if the fit has no scatter."""
         values = [[p.N] if held is None else [p.N, p.tokens or held] for p in points]
         log_x_MV = np.log(np.array(values, float))
         if has_interval:
@@ -79,19 +79,19 @@ def _family(
         return [{"N": N, "value": value, "low": None, "high": None} for N, value in columns]
 
     sizes = [*span, *(model.N for model in models)]
-    grid = np.geomspace(min(sizes) / BEYOND_CURVES, max(sizes) * BEYOND_CURVES, CURVE_POINTS)
+    grid = np.geomspace(min(sizes) / CURVE_MARGIN, max(sizes) * CURVE_MARGIN, CURVE_POINTS)
     return {
         "family": family,
         "range": span,
         "refused": None,
         "identified": result.entry["identified"],
         "held": held,
-        "models": [_beside(model, law, span) for model, law in zip(models, predicted(models), strict=True)],
+        "models": [_model_entry(model, law, span) for model, law in zip(models, predicted(models), strict=True)],
         "curve": predicted([Model(N, 1.0) for N in grid]),
     }
 
 
-def _beside(model: Model, law: Entry, span: Sequence[float]) -> Entry:
+def _model_entry(model: Model, law: Entry, span: Sequence[float]) -> Entry:
     has_ends = law["low"] is not None and np.isfinite([law["low"], law["high"]]).all()
     return {
         **{key: law[key] for key in ("value", "low", "high")},

@@ -13,7 +13,7 @@ from slm.analysis.overlay import check_overlay_of_sweep, overlay_entry, read_ove
 from slm.analysis.run import analyse_runs
 from slm.evaluation.report.write import write_report
 from slm.scaling import Settings, table_from_frame
-from slm.scaling.overlay import Model, law_to_lay_over, lay_over
+from slm.scaling.overlay import Model, overlay_law, overlay_models
 from slm.sweep.config import check_settings
 from slm.sweep.run import run_sweep
 from tests.evaluation.reported import published, tiny
@@ -48,7 +48,7 @@ def test_a_straight_law_says_what_ordinary_least_squares_says_of_one_more_run() 
     held = table_from_frame(frame)
     how = {"target": "bits_per_byte", "size": "params_total", "settings": Settings(), "seed": 1}
     models = [Model(6e8, 0.9), Model(1e7, 2.0)]
-    for family in lay_over(held, models, "power", **how):
+    for family in overlay_models(held, models, "power", **how):
         rows = frame[frame["family"] == family["family"]]
         fitted = stats.linregress(x := np.log(rows["params_total"]), y := np.log(rows["bits_per_byte"]))
         sigma = np.sqrt(((y - fitted.intercept - fitted.slope * x) ** 2).sum() / (len(x) - 2))
@@ -68,7 +68,7 @@ def test_a_law_in_tokens_too_is_asked_at_the_models_own_and_else_at_the_tables()
     frame = pd.DataFrame({"params_total": N, "tokens": D, "loss": 1.7 + 400 / N**0.34 + 410 / D**0.28})
     models = [Model(1e10, 2.0, 1e12), Model(1e10, 2.0)]
     how = {"target": "loss", "size": "params_total", "settings": Settings(), "seed": 1}
-    (family,) = lay_over(table_from_frame(frame), models, law_to_lay_over("chinchilla"), **how)
+    (family,) = overlay_models(table_from_frame(frame), models, overlay_law("chinchilla"), **how)
     wanted = [1.7 + 400 / 1e10**0.34 + 410 / tokens**0.28 for tokens in (1e12, np.median(D))]
     assert [said["value"] for said in family["models"]] == pytest.approx(wanted, rel=1e-4)
     assert family["held"] == np.median(D)
@@ -76,7 +76,7 @@ def test_a_law_in_tokens_too_is_asked_at_the_models_own_and_else_at_the_tables()
 
 def test_a_law_that_asks_for_more_than_size_and_tokens_is_replaced() -> None:
     laws = ("power_floor", "width_depth", "power_C")
-    assert [law_to_lay_over(law) for law in laws] == ["power_floor", "power", "power"]
+    assert [overlay_law(law) for law in laws] == ["power_floor", "power", "power"]
 
 
 def test_an_overlay_is_in_the_report_with_everything_that_differs_and_goes_with_it(
