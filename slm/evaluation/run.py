@@ -19,17 +19,22 @@ from slm.data import Tokenizer
 from slm.evaluation.config import address_of
 from slm.evaluation.ledger import Entry, Ledger
 from slm.evaluation.measure import Measurement, Precision, plan_measurements, resolve_precision, shared_text
-from slm.evaluation.record import record
+from slm.evaluation.report.results import Results
+from slm.evaluation.report.rows import rows
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
 from slm.model import generate
 from slm.model.counts import num_params
 from slm.runtime.progress import say
-from slm.tracking import check_logger
+from slm.runtime.words import is_number
+from slm.tracking import check_logger, record_directory
 
 SKIPPED_TASKS = 3
 """Exit code if everything was measured except tasks whose data was not available."""
 SCHEMA = 1
+SUMMARY = ("perplexity", "bits_per_byte", "decode_tokens_per_second")
+"""Columns of results.csv that go into the summary of a W&B run."""
+TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
 REPLACEMENT = "\ufffd"
 """What an incomplete character decodes to."""
 
@@ -139,6 +144,35 @@ def _identity(checkpoint: str, provenance: Provenance, precision: Precision) -> 
         "device": precision.device,
         "versions": {package: version(package) for package in ("slm", "torch")},
     }
+
+
+def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Log one W&B run with tables `evaluation` and `tasks`, the figures among `files`, and all files as an artifact.
+
+    `entries` are those of results.json in `folder`; table `evaluation` has the rows of results.csv. A task that could
+    not be evaluated has its `error` instead of a value.
+    """
+    results = Results(entries)
+    checkpoints = rows(results)
+    tasks = [{"model": e["name"], "task": name, **task} for e in results.entries for name, task in e["tasks"].items()]
+    values: dict[Sequence[str], Any]
+    values = {(row["model"], column): row.get(column) for row in checkpoints for column in SUMMARY}
+    values |= {(row["model"], "task", row["task"]): row.get("value") for row in tasks}
+    # Slashes separate the parts of a key.
+    numbers = {"/".join(s.replace("/", "_") for s in parts): v for parts, v in values.items() if is_number(v)}
+    record_directory(
+        folder,
+        kind="evaluation",
+        name=f"evaluation-{folder.name}",
+        config=settings,
+        tables={
+            "evaluation": (list(checkpoints[0]), [list(row.values()) for row in checkpoints]),
+            "tasks": (TASK_COLUMNS, [[row.get(column) for column in TASK_COLUMNS] for row in tasks]),
+        },
+        images=[file for file in files if file.suffix == ".png"],
+        summary=numbers,
+        files=[folder / "results.json", *files],
+    )
 
 
 def _sample(settings: Mapping[str, Any]) -> int:

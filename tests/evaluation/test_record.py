@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slm.evaluation.record import record
 from slm.evaluation.report.write import write_report
+from slm.evaluation.run import record
 from tests.evaluation.reported import published, tiny
 from tests.tracking.offline import SETTINGS, inspected
 

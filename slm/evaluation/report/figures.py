@@ -14,9 +14,9 @@ from slm.evaluation.report.scaling import Gain, gains
 from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.evaluation.report.study import published_points
 from slm.report.style import GREY, INK, PALE, Axes, Figure, Margins, colours, log_axis, markers, panels, short_name
-from slm.runtime.words import TARGET_UNITS, interval, is_number, plural, sig
+from slm.runtime.words import TARGET_UNITS, is_number, plural
 from slm.scaling.allocation import pareto_front
-from slm.scaling.describe import has_complete_lists, is_identified
+from slm.scaling.describe import exponent_text, has_complete_lists, is_identified
 
 WIDTH_INCHES = 6.8
 DASHES = ("-", "--", ":", "-.")
@@ -70,11 +70,8 @@ def size_figure(results: Results) -> Figure | None:
 
 def _exponents(fits: Sequence[Entry]) -> str:
     """The exponents of one or two identified laws, for the title."""
-    words = [
-        f"{short_name(entry['family'])} alpha = {sig(entry['params']['alpha'])} {interval(entry['ci95']['alpha'], 3)}"
-        for entry in fits
-        if is_identified(entry, "alpha")
-    ]
+    identified = [entry for entry in fits if is_identified(entry, "alpha")]
+    words = [f"{short_name(entry['family'])} alpha = {exponent_text(entry, 'alpha')}" for entry in identified]
     return ": " + "; ".join(words) if 0 < len(words) <= 2 else ""
 
 
