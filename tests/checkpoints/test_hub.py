@@ -107,9 +107,7 @@ def test_a_mobilellm_repository_is_fetched_with_its_pickle(hub: Hub) -> None:
     assert hub.asked == ["config.json", "tokenizer_config.json", "tokenizer.json", "pytorch_model.bin"]
 
 
-def test_a_second_format_is_fetched_where_the_first_cannot_be_used_and_not_otherwise(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_format_is_fetched_only_where_the_first_is_unusable(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     model = halved(llama())
     mobilellm(hub.files, model)
     under_the_heads_name(hub.files)
@@ -170,7 +168,7 @@ def test_an_answer_of_the_hub_becomes_one_sentence(hub: Hub, error: Exception, s
 
 
 @pytest.mark.parametrize(
-    ("name", "accepted"), [("model.safetensors", "pytorch_model"), ("tokenizer.json", "tokenizer.m")]
+    ("name", "accepted"), [("model.safetensors", "pytorch_model"), ("tokenizer.json", "tokenizer")]
 )
 def test_a_repository_without_weights_or_tokenizer_is_refused_before_a_long_download(hub: Hub, name, accepted) -> None:
     save(llama(), hub.files)

@@ -95,7 +95,7 @@ def test_a_stored_head_that_differs_from_the_embedding_is_used_and_noted(tmp_pat
 @pytest.mark.parametrize(
     ("tied", "note"), [(True, "equals the embedding: it is used tied"), (False, "params_total counts both")]
 )
-def test_a_stored_head_that_equals_the_embedding_is_tied_if_the_config_says_so_and_noted(
+def test_a_stored_head_equal_to_the_embedding_is_tied_as_configured_and_noted(
     tied: bool, note: str, tmp_path: Path
 ) -> None:
     model = halved(llama())

@@ -70,7 +70,7 @@ def usual_loop(llama: Any, tokens: np.ndarray, max_length: int, stride: int) -> 
     ("length", "max_length", "stride"),
     [(301, 32, 16), (300, 64, 1), (97, 64, 63), (128, 32, 24), (32, 32, 16), (9, 64, 32), (2, 2, 1)],
 )
-def test_sliding_is_the_usual_loop_over_transformers(
+def test_sliding_is_the_usual_transformers_loop(
     decoder: Decoder, llama: Any, length: int, max_length: int, stride: int
 ) -> None:
     stream = random_stream(length)
@@ -105,9 +105,7 @@ def protocols(draw: st.DrawFn, longest: int = 64) -> Protocol:
 
 
 @given(protocol=protocols(), length=st.one_of(st.integers(2, 400), st.integers(1, 9).map(lambda n: n * 32)))
-def test_every_token_but_the_first_is_scored_once_with_the_context_that_the_protocol_says(
-    protocol: Protocol, length: int
-) -> None:
+def test_every_token_but_the_first_is_scored_once_with_the_protocols_context(protocol: Protocol, length: int) -> None:
     windows = protocol.windows(length)
     scored = [(token, token - start) for start, stop, first in windows for token in range(first, stop + 1)]
     assert [token for token, _ in scored] == list(range(1, length))
@@ -183,9 +181,7 @@ def test_many_documents_are_kept_as_at_most_two_hundred_blocks(decoder: Decoder)
 
 def test_only_what_is_scored_goes_through_the_head(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    monkeypatch.setattr(
-        module, "token_losses", lambda hidden, *_: (rows.append(len(hidden)), torch.zeros(len(hidden)))[1]
-    )
+    monkeypatch.setattr(module, "token_losses", lambda x, *_: (rows.append(len(x)), torch.zeros(len(x)))[1])
     perplexity(decoder, random_stream(301), sliding(32, 16), batch_tokens=128)
     assert sum(rows) == 300
 

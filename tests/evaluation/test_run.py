@@ -39,9 +39,8 @@ def run(releases: list[Path], text: Path, tmp_path: Path) -> Run:
     """Evaluate on the text in `folder`: the first release, unless another checkpoint is named."""
 
     def run_in(*overrides: str, folder: Path = tmp_path) -> int:
-        return evaluate(
-            small(folder, text, *(() if "checkpoint" in str(overrides) else (one(releases[0]),)), *overrides)
-        )
+        first = () if "checkpoint" in str(overrides) else (one(releases[0]),)
+        return evaluate(small(folder, text, *first, *overrides))
 
     return run_in
 
@@ -145,7 +144,7 @@ def test_a_release_without_a_text_says_which_there_are(releases: list[Path], tmp
         evaluate(settings)
 
 
-def test_windows_longer_than_the_context_are_refused_before_anything_is_loaded(
+def test_windows_longer_than_the_context_are_refused_before_loading(
     run: Run, releases: list[Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="max_length=65 of protocol sliding is longer than the 64 positions"):
@@ -163,7 +162,7 @@ def test_a_task_that_fails_is_in_the_table_and_the_exit_code_and_is_tried_again(
     assert results(tmp_path)[0]["tasks"]["lost"]["value"] == 0.5
 
 
-def test_a_text_that_changed_is_scored_again_and_its_old_figures_go(
+def test_a_changed_text_is_scored_again_without_its_old_figures(
     releases: list[Path], tmp_path: Path, taken: list[str]
 ) -> None:
     text = tmp_path / "t.txt"
@@ -185,7 +184,7 @@ def test_a_task_file_that_changed_is_asked_again(run: Run, tmp_path: Path) -> No
         assert results(tmp_path)[0]["tasks"]["quiz"]["n"] == count
 
 
-def test_a_group_of_tasks_that_failed_once_leaves_no_error_behind(
+def test_a_group_of_tasks_that_failed_once_leaves_no_error(
     run: Run, tmp_path: Path, answers: list[dict[str, Any]]
 ) -> None:
     answers += [{"group": {"error": "no network."}}, {"one": GOOD, "two": GOOD}]

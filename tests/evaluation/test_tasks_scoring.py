@@ -51,9 +51,7 @@ def test_scores_are_those_of_one_pass_for_each_request(found: list, batch_tokens
 
 @given(questions, st.integers(0, 50))
 @settings(max_examples=60, deadline=None)
-def test_every_batch_holds_each_request_once_and_only_prefixes_that_its_groups_have(
-    found: list, pass_tokens: int
-) -> None:
+def test_batches_hold_each_request_once_and_only_prefixes_of_their_groups(found: list, pass_tokens: int) -> None:
     items = sorted(set(asked(found)))
     made = plan(items, 60, pass_tokens)
     assert sorted(item for batch in made for group in batch for item in group.requests) == items

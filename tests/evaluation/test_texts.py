@@ -105,7 +105,7 @@ def test_a_file_without_text_is_refused_in_one_sentence(tmp_path: Path, content:
         (config("local", paths="x"), "(", r"^document_start='\(' is not a regular expression"),
     ],
 )
-def test_settings_that_name_no_text_are_refused(
+def test_settings_without_a_text_are_refused(
     tmp_path: Path, data: dict[str, Any], start: str | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -64,9 +64,7 @@ def design(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
     return {(row["family"], row["name"].removeprefix(row["family"] + "_").partition("-")[0]): row for row in rows}
 
 
-def test_what_goes_wrong_is_named_and_tried_again_only_if_asked(
-    text_file: Path, cache_dir: Path, tmp_path: Path
-) -> None:
+def test_failures_are_named_and_retried_only_if_asked(text_file: Path, cache_dir: Path, tmp_path: Path) -> None:
     folder, log = tmp_path / "sweep", tmp_path / "log"
     command = sweep_command(folder, text_file, cache_dir, *HOPELESS)
     assert swept(folder, command, log) == 2, log.read_text()

@@ -38,9 +38,8 @@ class Sweep:
         self.master: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        self.master = subprocess.Popen(
-            self.command, env=quiet_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        output: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.master = subprocess.Popen(self.command, env=quiet_env(), **output)
 
     def end(self) -> None:
         """Wait for it, and for no complaint."""
@@ -60,9 +59,8 @@ class Sweep:
 
     def saved(self) -> dict[str, int]:
         """When each run saved its newest checkpoint."""
-        return {
-            path.parents[1].name: path.stat().st_mtime_ns for path in self.folder.glob("runs/*/checkpoints/last.ckpt")
-        }
+        files = self.folder.glob("runs/*/checkpoints/last.ckpt")
+        return {file.parents[1].name: file.stat().st_mtime_ns for file in files}
 
     def has_saved(self, before: dict[str, int]) -> bool:
         """Whether a run has a newer checkpoint than it had."""

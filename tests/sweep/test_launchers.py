@@ -88,9 +88,7 @@ def test_settings_that_cannot_be_followed_are_named(asked: dict, said: str, tmp_
 
 
 @pytest.mark.parametrize(("name", "module"), [("slurm", "submitit"), ("ray", "ray")])
-def test_an_extra_that_is_missing_is_named(
-    name: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_extra_is_named(name: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=rf"launcher={name} needs .*: pip install 'slm\[{name}\]'"):
         open_launcher(settings(name), tmp_path / "runs", jobs=1)
@@ -158,7 +156,7 @@ def kill_when_started(folder: Path, machine: OtherMachine, number: signal.Signal
 
 
 @pytest.mark.parametrize("forgotten", [True, False])
-def test_a_job_that_slurm_loses_is_noticed_by_its_silence(
+def test_a_job_that_slurm_loses_is_missed_by_its_silence(
     forgotten: bool, other_machine: OtherMachine, tmp_path: Path
 ) -> None:
     """Whether the scheduler forgets the job or says for ever that it runs."""
@@ -172,9 +170,7 @@ def test_a_job_that_slurm_loses_is_noticed_by_its_silence(
     assert ("0_0" in other_machine.cancelled) != forgotten
 
 
-def test_a_job_that_is_preempted_saves_and_waits_its_turn_however_long(
-    other_machine: OtherMachine, tmp_path: Path
-) -> None:
+def test_a_preempted_job_saves_and_waits_its_turn_however_long(other_machine: OtherMachine, tmp_path: Path) -> None:
     asked = []
 
     def show(standings: object) -> None:

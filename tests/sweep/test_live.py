@@ -17,9 +17,8 @@ def waiting(name: str, flops: float = 100.0) -> CellStatus:
 
 def running(name: str, tokens: int, rate: float | None, flops: float = 100.0) -> CellStatus:
     progress = RunProgress(tokens=tokens, loss=3.25, tokens_per_second=rate)
-    return CellStatus(
-        cell=cell(name, flops=flops, tokens=100), running=True, outcome=Outcome("interrupted"), progress=progress
-    )
+    outcome, planned = Outcome("interrupted"), cell(name, flops=flops, tokens=100)
+    return CellStatus(cell=planned, running=True, outcome=outcome, progress=progress)
 
 
 def ended(name: str, status: str, why: str | None = None) -> CellStatus:

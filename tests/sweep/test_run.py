@@ -182,7 +182,7 @@ def test_an_overlay_may_be_added_to_a_finished_sweep(sweep: Sweep) -> None:
 
 
 @pytest.mark.parametrize("how", ["diverged", "failed"])
-def test_a_sweep_of_which_nothing_completed_ends_with_exit_code_2(
+def test_a_sweep_without_a_result_ends_with_exit_code_2(
     how: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(Jobs(lambda cell: how), *FEW, "sweep.evaluation={wiki: ['data=wikitext2']}") == 2
@@ -216,7 +216,7 @@ def test_rates_of_which_too_few_completed_are_named(sweep: Sweep, capsys: pytest
 
 
 @pytest.mark.parametrize(("rule", "matched"), [((), False), ((*TUNED, "sweep.lr.factors=[0.25,0.5,1,2,4]"), True)])
-def test_rates_that_were_given_to_each_family_are_not_matched_unless_tuned(
+def test_rates_given_to_each_family_are_matched_only_if_tuned(
     rule: tuple[str, ...], matched: bool, sweep: Sweep
 ) -> None:
     assert sweep(Jobs(), *FEW, "sweep.lr.value={mobilellm: 0.004, ssd: 0.005}", *rule) == 0

@@ -112,9 +112,7 @@ def test_a_mode_that_does_not_exist_is_refused() -> None:
         check_logger(SETTINGS | {"wandb": True, "mode": "on"})
 
 
-def test_a_run_lies_where_it_was_asked_for_also_after_a_change_of_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_lies_where_it_was_asked_for_after_a_chdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """W&B's service, which writes the files, stays where the first run of a process started it."""
     for place in ("a", "b"):
         (tmp_path / place / "run").mkdir(parents=True)

@@ -58,9 +58,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
     if not (folder / "metrics.csv").exists():
         return []
     with (folder / "metrics.csv").open() as file:
-        return [
-            {k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file) if row["step"]
-        ]
+        table = [row for row in csv.DictReader(file) if row["step"]]
+    return [{name: row[name] for name in row if not name.startswith("time/")} for row in table]
 
 
 def losses(folder: Path, column: str = "train/loss") -> list[float]:

@@ -66,9 +66,7 @@ def test_a_finished_run_directory_holds_what_the_design_promises(run_train: Run,
     assert sum(tensor.numel() for tensor in weights.values()) == result["params_total"]
 
 
-def test_a_run_carries_its_parametrization_and_its_averaged_weights_into_its_model(
-    result_of: Result, tmp_path: Path
-) -> None:
+def test_a_model_has_the_parametrization_and_averaged_weights_of_its_run(result_of: Result, tmp_path: Path) -> None:
     base = ["parametrization=completep", "parametrization.base_width=16", "parametrization.base_depth=1"]
     result = result_of("optim=muon", "optim.ema_decay=0.9", *base, "parametrization.base_head_dim=16")
     assert (result["parametrization"], result["optimizer"], result["ema_decay"]) == ("completep", "muon", 0.9)
@@ -93,7 +91,7 @@ def test_the_config_of_a_run_runs_again_and_gives_the_same_loss(result_of: Resul
     ("model", "parameters"),
     [("mobilellm_125m", "124,635,456"), pytest.param("mobilellm_ls_350m", "345,355,200", marks=pytest.mark.slow)],
 )
-def test_a_dry_run_prints_the_plan_and_leaves_no_run(
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
     model: str, parameters: str, cache_dir: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(ROOT / "train.py"), f"model={model}", "dry_run=true", "trainer.compile=false"]
@@ -111,9 +109,7 @@ def test_a_run_that_takes_over_an_hour_says_so(run_train: Run) -> None:
 
 
 @pytest.mark.parametrize(("lr", "tokens"), [("1e4", 102400), ("1e38", 10240)])
-def test_a_learning_rate_that_is_far_too_high_ends_as_diverged(
-    lr: str, tokens: int, run_train: Run, tmp_path: Path
-) -> None:
+def test_a_learning_rate_far_too_high_ends_as_diverged(lr: str, tokens: int, run_train: Run, tmp_path: Path) -> None:
     done = run_train("output_dir=run", f"train.tokens={tokens}", f"optim.lr={lr}", "schedule=constant")
     assert done.returncode == 2, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
@@ -171,9 +167,7 @@ def test_bad_input_is_one_sentence(case: str, text_file: Path, cache_dir: Path, 
     assert (folder_of_texts / "empty.txt").read_text() == ""
 
 
-def test_what_needs_no_torch_to_be_refused_imports_none(
-    text_file: Path, cache_dir: Path, folder_of_texts: Path
-) -> None:
+def test_a_refusal_that_needs_no_torch_imports_none(text_file: Path, cache_dir: Path, folder_of_texts: Path) -> None:
     cases = [changes for changes, _, needs_torch in BAD_INPUT.values() if not needs_torch]
     commands = [make_command(text_file, cache_dir, "output_dir=run", *changes)[2:] for changes in cases]
     code = f"import sys; from tests.running import refusal; [*map(refusal, {commands})]; print('torch' in sys.modules)"

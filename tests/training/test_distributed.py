@@ -17,7 +17,7 @@ def run(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("optim", "strategy"), TWO_PROCESSES)
-def test_two_processes_follow_the_loss_curve_of_one(
+def test_two_processes_train_as_one_does(
     optim: list[str], strategy: str, train_command: Command, tmp_path: Path
 ) -> None:
     same = ["trainer.precision=32-true", "train.tokens=20480", "model.layer_sharing=immediate", "model.num_repeats=2"]

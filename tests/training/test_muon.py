@@ -81,9 +81,8 @@ def test_steps_equal_the_equations_in_float64(batch_numbers: int, monkeypatch: p
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 and later have it")
 def test_matrices_follow_torchs_muon_within_bfloat16() -> None:
-    ours, theirs = (
-        torch.randn(24, 16, generator=torch.Generator().manual_seed(seeded(3))).requires_grad_() for _ in range(2)
-    )
+    ours = torch.randn(24, 16, generator=torch.Generator().manual_seed(seeded(3))).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
     group = {"params": [ours], "lr": 0.01, "weight_decay": 0.1, "eps": 1e-8, "orthogonal": True}
     optimizers = (
         Muon([group], betas=(0.9, 0.95), momentum=0.95, iterations=5),

@@ -16,7 +16,7 @@ from tests.training.small import CPU, config
 
 
 @given(st.integers(1, 64), st.integers(1, 4), st.integers(1, 64), st.integers(1, 5000))
-def test_passes_of_all_devices_add_up_to_the_batch(
+def test_the_passes_of_devices_add_up_to_the_batch(
     sequences: int, devices: int, length: int, micro_tokens: int
 ) -> None:
     tokens = sequences * devices * length

@@ -18,6 +18,7 @@ from slm.training.setup import checked_settings, set_up
 from tests.composing import composed
 from tests.running import make_command
 
+Train = Callable[..., dict[str, Any]]
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "1", "SLURM_NNODES": "1"}
 TWO_TASKS = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "there"}
@@ -80,9 +81,7 @@ def test_a_world_that_would_never_form_is_refused(environment: dict, devices: in
 
 
 @pytest.fixture
-def train_here(
-    text_file: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., dict[str, Any]]:
+def train_here(text_file: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, *changes: str) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def train_here(
 
 
 def test_a_run_is_the_same_whatever_others_left_in_the_environment_and_in_the_working_directory(
-    train_here: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lightning takes a rank from variables when it is imported, and under SLURM begins at `hpc_ckpt_*.ckpt`."""
     threads = torch.get_num_threads()

@@ -102,9 +102,7 @@ def test_run_ended_by_a_signal_saves_says_how_to_continue_and_matches_afterwards
     assert_same_run(folder, uninterrupted)
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_its_result_only_writes_the_result(
-    train_command: Command, tmp_path: Path
-) -> None:
+def test_a_run_killed_before_its_result_only_writes_the_result(train_command: Command, tmp_path: Path) -> None:
     command = train_command(f"output_dir={tmp_path}/run")
     finish(command)
     before, expected = rows(tmp_path / "run"), json.loads((tmp_path / "run" / "result.json").read_text())

@@ -53,7 +53,7 @@ def test_values_that_cannot_work_are_refused_by_name(setting: str, defaults: dic
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("train.tokens", 1e6), ("train.batch_tokens", 4096.0), ("data.paths", ["a"])]
+    ("key", "value"), [("train.tokens", 1e6), ("train.batch_tokens", 512.0), ("data.paths", ["a"])]
 )
 def test_numbers_may_be_written_as_people_write_them(key: str, value: Any, defaults: dict[str, Any]) -> None:
     check_settings(with_value(defaults, key, value))
