@@ -1,5 +1,6 @@
 """A small text and a way to run train.py on it, as a user would."""
 
+import json
 import os
 import random
 import subprocess
@@ -79,5 +80,17 @@ def run_train(
 
     def run(*changes: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         return run_script(train_command(*changes), cwd=tmp_path, timeout=timeout)
+
+    return run
+
+
+@pytest.fixture
+def result_of(run_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> Callable[..., dict]:
+    """Run train.py to its end in `tmp_path / folder`; returns what its result.json says."""
+
+    def run(*changes: str, folder: str = "run", timeout: float = 120) -> dict:
+        done = run_train(f"output_dir={folder}", *changes, timeout=timeout)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads((tmp_path / folder / "result.json").read_text())
 
     return run

@@ -40,18 +40,6 @@ RESULT_KEYS = shlex.split("""
 """)
 
 
-@pytest.fixture
-def result_of(run_train: Run, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Trains to the end in `tmp_path / "run"` and returns what result.json says."""
-
-    def run(*changes: str) -> dict[str, Any]:
-        done = run_train("output_dir=run", *changes)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads((tmp_path / "run" / "result.json").read_text())
-
-    return run
-
-
 def test_a_finished_run_directory_holds_what_the_design_promises(run_train: Run, tmp_path: Path) -> None:
     done = run_train("output_dir=run", "train.tokens=30720")
     assert "validation" in done.stdout, done.stdout + done.stderr
