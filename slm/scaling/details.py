@@ -45,9 +45,8 @@ def details(
     if fit.is_exact:
         return {"points": points}
     ensemble = ensemble_of(fit, bounds, settings, rng)
-    has_bands = ensemble is not None or band_kind(fit) is None
     entry: Entry = {"points": points, "curve": None, "predictions": [], "doubling": None}
-    if has_bands:
+    if ensemble is not None or band_kind(fit) is None:
         entry["curve"] = _curve(fit, ensemble, settings, middle, run_sigma)
         entry |= _predictions(fit, ensemble, settings, middle, run_sigma)
         entry["doubling"] = _doubling(fit, ensemble, settings, middle) if fit.law.variables[0] == "N" else None

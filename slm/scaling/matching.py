@@ -154,7 +154,7 @@ def _noise(values: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
 
 
 def _varies_beyond_size(log_n: Floats, column: Floats) -> bool:
-    """Whether a column departs from a straight line in log N, by more than a root mean square of 0.05."""
+    """Whether a column departs from a straight line in log N by a root mean square of more than 0.05."""
     residuals = column - np.polyval(np.polyfit(log_n, column, 1), log_n)
     return bool(np.sqrt((residuals**2).mean()) > 0.05)
 

@@ -93,8 +93,7 @@ class Comparison(ABC):
 
     def detectable(self, *, power: float = 0.8, level: float = 0.05, pairs: int = 1) -> float | None:
         """Smallest difference of exponents detected with probability `power`; None if the design cannot test at all."""
-        errors, dfs = self._test()
-        error = math.hypot(*errors)
+        (errors, dfs), error = self._test(), self.error()
         if not _is_testable(error, dfs) or error == 0:
             return 0.0 if _is_testable(error, dfs) else None
 
