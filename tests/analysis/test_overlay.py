@@ -79,9 +79,8 @@ def test_a_law_that_asks_for_more_than_size_and_tokens_is_replaced() -> None:
     assert [overlay_law(law) for law in laws] == ["power_floor", "power", "power"]
 
 
-def test_an_overlay_is_in_the_report_with_everything_that_differs_and_goes_with_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_overlay_is_in_the_report_with_all_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is gone after an analysis without it."""
     runs().to_csv("runs.csv", index=False)
     Path("models.csv").write_text(MODELS)
     asked = ("runs=runs.csv", "output_dir=out", *QUICK, "analysis.laws=[power]", "analysis.law=power")

@@ -74,9 +74,8 @@ def test_decoding_by_steps_equals_the_full_forward_pass(config: ModelConfig, pro
         (shared("repeat_all_over", attention_bias=True), 2),  # a block's step and the head
     ],
 )
-def test_the_compiled_step_is_the_same_function_and_is_not_compiled_again_for_each_token(
-    config: ModelConfig, graphs: int, few_compilations: None
-) -> None:
+@pytest.mark.usefixtures("few_compilations")
+def test_the_compiled_step_is_the_same_function_compiled_once_for_all_tokens(config: ModelConfig, graphs: int) -> None:
     decoder, tokens = randomized(config, torch.float64), tokens_of(config, 21, batch=1)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -105,12 +104,10 @@ def test_compiled_blocks_keep_values(config: ModelConfig, few_compilations: None
 
 
 @pytest.mark.parametrize("pattern", ["F", "S", "P", "L", "G"])
-@pytest.mark.parametrize("with_documents", [False, True])
-def test_training_in_bfloat16_stays_near_float32_and_reaches_every_parameter(
-    pattern: str, with_documents: bool
-) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_training_in_bfloat16_stays_near_float32_and_reaches_every_parameter(pattern: str, packed: bool) -> None:
     decoder, tokens = randomized(shape(pattern, init_std=0.05)), tokens_of(small(), 24)
-    documents_BT = (torch.arange(23) // 10).expand(2, 23) if with_documents else None
+    documents_BT = (torch.arange(23) // 10).expand(2, 23) if packed else None
     exact = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents_BT)
     with torch.autocast("cpu", torch.bfloat16):
         loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents_BT)

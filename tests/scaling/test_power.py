@@ -131,9 +131,7 @@ def test_advice_for_families_that_are_not_matched_changes_both_and_seeds_help_on
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(3, 8), st.integers(1, 5), st.floats(1e-3, 0.1), st.sampled_from([0.5, 0.8, 0.95]))
-def test_what_is_detectable_is_detected_with_just_that_power(
-    sizes: int, seeds: int, noise: float, power: float
-) -> None:
+def test_what_is_detectable_is_detected_with_that_power(sizes: int, seeds: int, noise: float, power: float) -> None:
     of = paired(noise, seeds=seeds, sizes=np.geomspace(1e6, 3e8, sizes))
     smallest = of.detectable(power=power, pairs=3)
     assert of.power(smallest, pairs=3) == pytest.approx(power, abs=1e-5)

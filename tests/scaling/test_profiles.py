@@ -20,11 +20,7 @@ from tests.seeds import generator
 
 @settings(max_examples=15, deadline=None)
 @given(
-    rows=st.integers(4, 20),
-    slope=st.floats(-0.3, 0.3),
-    sigma=st.floats(1e-3, 0.1),
-    level=st.sampled_from([0.8, 0.95, 0.99]),
-    seed=st.integers(0, 1000),
+    st.integers(4, 20), st.floats(-0.3, 0.3), st.floats(1e-3, 0.1), st.sampled_from([0.8, 0.95, 0.99]), st.integers(0)
 )
 def test_the_interval_of_a_linear_law_is_students(
     rows: int, slope: float, sigma: float, level: float, seed: int
@@ -81,9 +77,7 @@ def brute_force(of: Sample, name: str, held: str, start: dict[str, float]) -> Ca
         ("chinchilla", "A", 25, 0.003),
     ],
 )
-def test_an_interval_ends_where_brute_force_reaches_the_quantile(
-    name: str, parameter: str, rows: int, sigma: float
-) -> None:
+def test_intervals_end_where_brute_force_has_the_quantile(name: str, parameter: str, rows: int, sigma: float) -> None:
     of = noisy(name, rows, sigma, seed=1)
     found = fit_sample(get_law(name), of)
     one, t = profile(found, parameter), brute_force(of, name, parameter, found.params)

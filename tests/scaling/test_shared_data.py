@@ -76,9 +76,7 @@ def test_separate_exponents_at_16k_have_the_published_likelihood_ratio(runs: dic
     ("family", "context", "exponent"),
     [("llama", 2048, 0.554), ("llama", 8192, 0.577), ("llama", 16384, 0.569), ("xlstm", 16384, 0.566)],
 )
-def test_approach_2_gives_the_published_exponents(
-    runs: dict[int, Table], family: str, context: int, exponent: float
-) -> None:
+def test_approach_2_gives_published_exponents(runs: dict, family: str, context: int, exponent: float) -> None:
     found = isoflop(runs[context].family(family).frame, "N", "loss")
     assert found.grouped_by == "isoflop"
     assert found.params.value == pytest.approx(exponent, abs=0.002)

@@ -168,9 +168,7 @@ def test_hubers_loss_its_slope_and_its_curvature(delta: float) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(columns=st.integers(1, 4), rows=st.integers(5, 12), seed=st.integers(0, 10_000), lift=st.floats(-1, 2))
-def test_subsets_of_columns_are_lawson_and_hansons_least_squares(
-    columns: int, rows: int, seed: int, lift: float
-) -> None:
+def test_non_negative_least_squares_are_lawson_and_hansons(columns: int, rows: int, seed: int, lift: float) -> None:
     rng = generator(seed)
     basis, target = rng.normal(size=(3, rows, columns)) + lift, rng.normal(size=(3, rows)) + 1
     ours = _non_negative(basis, target)

@@ -361,9 +361,7 @@ def test_a_family_that_is_not_there_lists_those_that_are() -> None:
         table.family("nope")
 
 
-def test_lines_above_the_header_that_begin_with_a_hash_are_skipped_with_a_note_and_a_header_is_not(
-    tmp_path: Path,
-) -> None:
+def test_lines_above_the_header_that_begin_with_a_hash_are_skipped_and_a_header_is_not(tmp_path: Path) -> None:
     table = read_table(written(tmp_path, HEAD, *ROWS, head='# by me, "today\n\n# loss,of,the,test set'))
     assert any("2 lines were skipped" in note for note in table.notes)
     headed = read_table(written(tmp_path, *ROWS, head="# " + HEAD))
