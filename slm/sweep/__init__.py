@@ -1,4 +1,4 @@
-"""Many runs: collecting their results, auditing that they compare like with like, shapes of a wanted size.
+"""Sweeps: designing a grid of runs, training and evaluating them as jobs, and handing their table to the analysis.
 
-Training code is never imported here, and importing any module of it imports no torch.
+No module of it imports training code or torch.
 """

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm.runtime.command_line import in_quotes
+from slm.runtime.settings import TEXT, TEXTS
 from slm.sweep.cells import Cell
 from slm.sweep.ledger import evaluation_of
 from slm.sweep.recipe import composed, digest
@@ -29,17 +30,14 @@ USUAL = ("logger=csv", "speed.enabled=false", "perplexity.protocols=[non_overlap
 """Defaults: no separate run in the tracker, no speed measured beside other jobs, losses as train.py computes them."""
 DECIDED = ("checkpoint", "checkpoints", "revision", "output_dir", "cache_dir", "prompt", "export", "logger")
 SCORES = ("loss", "perplexity", "bits_per_byte")
-TEXT = "eval_data_fingerprint"
+FINGERPRINT = "eval_data_fingerprint"
 """Ending of the column that identifies the text of an evaluation."""
 
 
 def is_evaluations(value: Any) -> bool:
     """Whether it maps names that may start a column name to lists of overrides."""
     return isinstance(value, Mapping) and all(
-        isinstance(name, str)
-        and re.fullmatch(r"[A-Za-z]\w*", name)
-        and isinstance(items, list)
-        and all(isinstance(item, str) for item in items)
+        TEXT.accepts(name) and re.fullmatch(r"[A-Za-z]\w*", name) and TEXTS.accepts(items)
         for name, items in value.items()
     )
 
@@ -99,8 +97,8 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
-    named = [name for own in columns.values() for name in source_columns(own, table) if name in table]
-    texts = {re.sub(f"({'|'.join(SCORES)})$", TEXT, own) for own in named} - {*named}
+    named = [name for column in columns.values() for name in source_columns(column, table) if name in table]
+    texts = {re.sub(f"({'|'.join(SCORES)})$", FINGERPRINT, name) for name in named} - {*named}
     if there := sorted(texts & {*table}):
         table = table.assign(eval_fingerprint=table[there].fillna("").astype(str).agg(" ".join, axis=1))
     lost = table[named].isna().any(axis=1)
@@ -118,7 +116,7 @@ def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     for number, score in enumerate(entry.get("perplexity_results", [])):
         prefix = f"{name}_{score['protocol']}" if number else name
         row |= {f"{prefix}_{key}": score[key] for key in SCORES}
-        row |= {f"{prefix}_{TEXT}": score["data_fingerprint"]}
+        row |= {f"{prefix}_{FINGERPRINT}": score["data_fingerprint"]}
     for task, score in entry.get("tasks", {}).items():
         row |= {f"{name}_{task}": score["value"], f"{name}_{task}_se": score["se"]}
     return row

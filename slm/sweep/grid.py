@@ -1,7 +1,8 @@
 """From a design to its cells: each family in each shape, with each budget, learning rate and seed.
 
 A shape that a family's rule refuses, or a budget too short for the schedule, becomes one impossible cell with the
-reason, for all its rates and seeds. Two requests that give the same shape (two aspects at a small size) are one cell.
+reason, instead of a cell for each rate and seed. Two requests that give the same shape (two aspects at a small size)
+are one cell.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from slm.sweep.cells import Cell, check_trunk, share_trunks
 from slm.sweep.design import Design
 from slm.sweep.recipe import Recipe, digest, key_of
 from slm.sweep.shapes import Solved, solve
-
-REFUSALS = (ValueError, OmegaConfBaseException)
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _shape_by_rule(recipe: Recipe, width: int, depth: int) -> Solved:
 def _cells_of(design: Design, recipe: Recipe, request: ShapeRequest) -> list[Cell]:
     try:
         shape = request.find()
-    except REFUSALS as error:
+    except (ValueError, OmegaConfBaseException) as error:
         return [_impossible(recipe, request, None, error)]
     settings = recipe.settings(_changes(shape))
     check_settings(settings)

@@ -12,10 +12,11 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from slm.model.config import ModelConfig
 from slm.model.counts import num_params
+from slm.sweep.recipe import Recipe
 
 Size = Literal["params_total", "params_non_embedding"]
 
@@ -27,21 +28,6 @@ FFN_SLACK = 0.25
 """Relative difference by which the feed-forward width may miss the family's rule."""
 FFN_UNITS = (8, 4, 2, 1)
 """Matrix products are fastest at multiples of 8, but 8 channels are 2% of the parameters of a 200k model."""
-
-
-class Rule(Protocol):
-    """A family's rule from width and depth to a shape."""
-
-    @property
-    def width_step(self) -> int:
-        """Widths are multiples of it."""
-
-    @property
-    def depth_step(self) -> int:
-        """Depths are multiples of it."""
-
-    def shape(self, width: int, depth: int) -> ModelConfig:
-        """The shape."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +48,7 @@ def count(model: ModelConfig, size: Size) -> int:
     return num_params(model, non_embedding=size == "params_non_embedding")
 
 
-def solve(rule: Rule, target: float, aspect: float, size: Size, tolerance: float = MAX_TOLERANCE) -> Solved:
+def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: float = MAX_TOLERANCE) -> Solved:
     """The shape with `target` parameters (within `tolerance` or else 2%) and hidden_size / num_layers nearest `aspect`.
 
     Raises `ValueError` with the nearest possible N if no shape has both N and an aspect within a factor of 2.
@@ -70,24 +56,24 @@ def solve(rule: Rule, target: float, aspect: float, size: Size, tolerance: float
     for allowed in dict.fromkeys((tolerance, MAX_TOLERANCE)):
         shapes = [
             shape
-            for width in _widths(rule, target, aspect, size)
-            for depth in _best_depths(rule, width, target, size)
-            if depth in _depths(rule, width, aspect)
-            and (shape := _fitted(rule, width, depth, target, aspect, size, allowed))
+            for width in _widths(recipe, target, aspect, size)
+            for depth in _best_depths(recipe, width, target, size)
+            if depth in _depths(recipe, width, aspect)
+            and (shape := _fitted(recipe, width, depth, target, aspect, size, allowed))
         ]
         if shapes:
             return min(shapes, key=lambda shape: shape.misfit)
-    near = " or ".join(f"{n:,}" for n in _near(rule, target, aspect, size))
+    near = " or ".join(f"{n:,}" for n in _near(recipe, target, aspect, size))
     raise ValueError(
         f"no shape has {target:,.0f} parameters ({size}) within {MAX_TOLERANCE:.0%}: the nearest have {near}"
     )
 
 
 def _fitted(
-    rule: Rule, width: int, depth: int, target: float, aspect: float, size: Size, tolerance: float
+    recipe: Recipe, width: int, depth: int, target: float, aspect: float, size: Size, tolerance: float
 ) -> Solved | None:
     """The shape of this width and depth whose feed-forward meets the target; None if there is none."""
-    by_rule = rule.shape(width, depth)
+    by_rule = recipe.shape(width, depth)
     for model in (by_rule, *_with_other_ffn(by_rule, target, size)):
         ffn, usual = model.intermediate_size, by_rule.intermediate_size
         ratios = (width / depth / aspect, ffn / usual, count(model, size) / target)
@@ -107,56 +93,56 @@ def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[M
             yield dataclasses.replace(model, intermediate_size=ffn)
 
 
-def _widths(rule: Rule, target: float, aspect: float, size: Size) -> Iterator[int]:
+def _widths(recipe: Recipe, target: float, aspect: float, size: Size) -> Iterator[int]:
     """Widths for which some allowed depth may meet the target; N grows with both."""
     least, most = target / (1 + FFN_SLACK), target / (1 - FFN_SLACK)
     low, high = 0, 1
-    while not _reaches(rule, high, least, aspect, size):
+    while not _reaches(recipe, high, least, aspect, size):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _reaches(rule, middle, least, aspect, size) else (middle, high)
-    while not (depths := _depths(rule, high * rule.width_step, aspect)) or (
-        count(rule.shape(high * rule.width_step, depths[0]), size) <= most
+        low, high = (low, middle) if _reaches(recipe, middle, least, aspect, size) else (middle, high)
+    while not (depths := _depths(recipe, high * recipe.width_step, aspect)) or (
+        count(recipe.shape(high * recipe.width_step, depths[0]), size) <= most
     ):
-        yield high * rule.width_step
+        yield high * recipe.width_step
         high += 1
 
 
-def _reaches(rule: Rule, index: int, target: float, aspect: float, size: Size) -> bool:
+def _reaches(recipe: Recipe, index: int, target: float, aspect: float, size: Size) -> bool:
     """Whether the deepest allowed shape of a width has `target` parameters or more."""
-    width = index * rule.width_step
-    depths = _depths(rule, width, aspect)
-    return bool(depths) and count(rule.shape(width, depths[-1]), size) >= target
+    width = index * recipe.width_step
+    depths = _depths(recipe, width, aspect)
+    return bool(depths) and count(recipe.shape(width, depths[-1]), size) >= target
 
 
-def _depths(rule: Rule, width: int, aspect: float) -> range:
+def _depths(recipe: Recipe, width: int, aspect: float) -> range:
     """Depths that keep the aspect of a width within `ASPECT_SLACK`."""
-    step, middle = rule.depth_step, width / aspect
+    step, middle = recipe.depth_step, width / aspect
     first = max(1, math.ceil(middle / ASPECT_SLACK / step))
     return range(first * step, math.floor(middle * ASPECT_SLACK / step) * step + 1, step)
 
 
-def _best_depths(rule: Rule, width: int, target: float, size: Size) -> set[int]:
+def _best_depths(recipe: Recipe, width: int, target: float, size: Size) -> set[int]:
     """The two depths around the one that meets the target with the rule's feed-forward; N is linear in depth.
 
     No other depth is better: one more block loses more in the feed-forward than it gains in aspect.
     """
-    step = rule.depth_step
-    one, two = (count(rule.shape(width, n * step), size) for n in (1, 2))
+    step = recipe.depth_step
+    one, two = (count(recipe.shape(width, n * step), size) for n in (1, 2))
     blocks = 1 + (target - one) / (two - one)
     return {n * step for n in (math.floor(blocks), math.ceil(blocks)) if n >= 1}
 
 
-def _near(rule: Rule, target: float, aspect: float, size: Size) -> list[int]:
+def _near(recipe: Recipe, target: float, aspect: float, size: Size) -> list[int]:
     """The nearest N below and above the target among the shapes nearest to the aspect."""
     below: list[int] = []
     index = 1
     while True:
-        width = index * rule.width_step
-        if depths := _depths(rule, width, aspect):
+        width = index * recipe.width_step
+        if depths := _depths(recipe, width, aspect):
             depth = min(depths, key=lambda depth: abs(math.log(width / depth / aspect)))
-            n = count(rule.shape(width, depth), size)
+            n = count(recipe.shape(width, depth), size)
             if n > target:
                 return [*below[-1:], n]
             below.append(n)
