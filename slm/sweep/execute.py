@@ -79,9 +79,8 @@ def execute(
     """Train `cells`, each in `folder`/NAME, on the engine of the `launcher` group; returns the outcome of each.
 
     A job is `script` with its cell's overrides and the `common` ones (such as logger.group). `show` is called about
-    once a second with the status of all cells.
-    Only one call at a time may work in a folder. Raises `ValueError`, before any job starts, for an invalid launcher
-    setting, and `Interrupted` if a signal ended it.
+    once a second with the status of all cells. Only one call at a time may work in a folder. Raises `ValueError`,
+    before any job starts, for an invalid launcher setting, and `Interrupted` if a signal ended it.
     """
     folder = folder.resolve()
     engine = open_launcher(launcher, folder, jobs=sum(cell.impossible is None for cell in cells))
@@ -98,7 +97,7 @@ def execute(
         master.adopt_running_jobs(retry=retry == "failed")
         master.run(signals)
     outcomes = {cell.name: master.outcome(cell) for cell in cells}
-    if signals.received is not None:
+    if signals.received:
         done = sum(outcome.status == "completed" for outcome in outcomes.values())
         raise Interrupted(
             f"interrupted with {done} of {len(outcomes)} cells completed: "
@@ -111,8 +110,7 @@ class Signals:
     """While entered, SIGINT and SIGTERM are noted and do not end the process."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
-        self.at_once = False
+        self.received = self.at_once = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -124,8 +122,8 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.at_once = self.received is not None and number == signal.SIGINT
-        self.received = self.received or number
+        self.at_once = self.received and number == signal.SIGINT
+        self.received = True
 
 
 class _Master:
@@ -158,7 +156,7 @@ class _Master:
             while True:
                 for name, code in self.engine.ended().items():
                     self._settle(name, code, stopping=stopping)
-                if signals.received is not None and (not stopping or signals.at_once > at_once):
+                if signals.received and (not stopping or signals.at_once > at_once):
                     stopping, at_once = True, signals.at_once
                     self._stop(at_once=at_once)
                 if not stopping:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from slm.runtime.files import LOCK as TRAINING_LOCK
+
 LOCK, PID, LOG = "job.lock", "job.pid", "job.log"
-TRAINS = ".lock"
-"""The file that train.py locks while it trains in a directory."""
 
 NOT_FOR_THE_JOB = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
 """Prefixes of variables that srun, MPI and torchrun set for their processes, which a job must not inherit."""
@@ -64,7 +64,7 @@ def environment_of_a_job() -> dict[str, str]:
 def held(job: Job) -> Iterator[tuple[IO[bytes], IO[bytes]] | None]:
     """The acquired lock of `job` and its log, both for its process to inherit; None if the job runs already."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    lock = None if _is_taken(job.folder / TRAINS) else _take(job.folder / LOCK)
+    lock = None if _is_taken(job.folder / TRAINING_LOCK) else _take(job.folder / LOCK)
     if lock is None:
         yield None
         return
@@ -80,7 +80,7 @@ def is_job(folder: Path) -> bool:
 
 def is_running(folder: Path) -> bool:
     """Whether a job, or a train.py started by hand, runs in `folder`."""
-    return is_job(folder) or _is_taken(folder / TRAINS)
+    return is_job(folder) or _is_taken(folder / TRAINING_LOCK)
 
 
 def id_and_slot(folder: Path) -> tuple[int, int] | None:
