@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from slm.analysis.runs import row_of_run, table_of_runs
-from slm.sweep.ledger import outcome_of, progress_of
+from slm.sweep.ledger import read_outcome, read_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +139,9 @@ def has_branch_checkpoint(branch: Cell, runs: Path) -> bool:
 
 def _has_lost_step(branch: Cell, runs: Path) -> bool:
     """Whether the trunk of an unfinished branch has passed the branch step without keeping a checkpoint."""
-    if outcome_of(runs / branch.name).status == "completed" or has_branch_checkpoint(branch, runs):
+    if read_outcome(runs / branch.name).status == "completed" or has_branch_checkpoint(branch, runs):
         return False
     trunk = runs / str(branch.after)
-    progress = progress_of(trunk)
-    return outcome_of(trunk).status == "completed" or (progress is not None and progress.tokens > branch.shared_tokens)
+    progress = read_progress(trunk)
+    tokens = progress.tokens if progress else 0
+    return read_outcome(trunk).status == "completed" or tokens > branch.shared_tokens

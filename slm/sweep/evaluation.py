@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from slm.runtime.command_line import in_quotes
 from slm.runtime.settings import TEXT, TEXTS
 from slm.sweep.cells import Cell
-from slm.sweep.ledger import evaluation_of
+from slm.sweep.ledger import read_evaluation
 from slm.sweep.recipe import composed, digest
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
         {
             key: value
             for name, overrides in evaluations.items()
-            for key, value in _columns(name, evaluation_of(_folder(runs / str(run_id), name, overrides))).items()
+            for key, value in _columns(name, read_evaluation(_folder(runs / str(run_id), name, overrides))).items()
         }
         for run_id in table["run_id"]
     ]

@@ -34,8 +34,8 @@ from slm.sweep.ledger import (
     Tries,
     how_it_ended,
     make_ready_to_retry,
-    outcome_of,
-    progress_of,
+    read_outcome,
+    read_progress,
     record_failure,
 )
 from slm.sweep.recipe import passed_on
@@ -84,11 +84,12 @@ def execute(
     """
     folder = folder.resolve()
     engine = open_launcher(launcher, folder, jobs=sum(cell.impossible is None for cell in cells))
+    command = (sys.executable, str(script), *passed_on())
     jobs = {
         cell.name: Job(
             name=cell.name,
             folder=folder / cell.name,
-            command=(sys.executable, str(script), *passed_on(), *cell.overrides, *common, *places_of(cell, folder)),
+            command=(*command, *cell.overrides, *common, *run_paths(cell, folder)),
         )
         for cell in cells
     }
@@ -142,7 +143,7 @@ class _Master:
             if cell.impossible is not None:
                 self.final[cell.name] = Outcome("impossible", cell.impossible)
                 continue
-            outcome = outcome_of(self.jobs[cell.name].folder)
+            outcome = read_outcome(self.jobs[cell.name].folder)
             if retry and outcome.status in ("failed", "diverged"):
                 make_ready_to_retry(self.jobs[cell.name].folder)
             elif outcome.status in FINAL:
@@ -178,7 +179,7 @@ class _Master:
         trunk = self.final.get(cell.after or "")
         if trunk is not None and not self._can_start(cell):
             return Outcome("not_started", f"it starts from a checkpoint of {cell.after}, which is {trunk.status}")
-        return outcome_of(self.jobs[cell.name].folder)
+        return read_outcome(self.jobs[cell.name].folder)
 
     def _can_start(self, cell: Cell) -> bool:
         """Whether the trunk of a branch has ended and has kept the checkpoint from which the branch starts."""
@@ -208,7 +209,7 @@ class _Master:
     def _settle(self, name: str, code: int | None, *, stopping: bool) -> None:
         self.running.discard(name)
         folder = self.jobs[name].folder
-        outcome = outcome_of(folder)
+        outcome = read_outcome(folder)
         if outcome.status in FINAL:
             self.final[name] = outcome
         elif not stopping and (why := self.tries[name].why_failed(code)):
@@ -219,7 +220,7 @@ class _Master:
 
     def _status(self, cell: Cell) -> CellStatus:
         running = cell.name in self.running
-        progress = progress_of(self.jobs[cell.name].folder) if running else None
+        progress = read_progress(self.jobs[cell.name].folder) if running else None
         return CellStatus(cell=cell, running=running, outcome=self.outcome(cell), progress=progress)
 
 
@@ -232,7 +233,7 @@ def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
     return {cell.name: cell.flops_trained + max(branches[cell.name], default=0.0) for cell in cells}
 
 
-def places_of(cell: Cell, folder: Path) -> list[str]:
+def run_paths(cell: Cell, folder: Path) -> list[str]:
     """Overrides with the paths of the run and of its trunk."""
     places = [f"output_dir={in_quotes(folder / cell.name)}"]
     if cell.after is not None and cell.branch_step:

@@ -99,7 +99,7 @@ class Power:
     """Changes of the design that would detect half of its smallest detectable difference."""
 
 
-def power_of(
+def find_power(
     cells: Sequence[Cell], *, size: str, seeds: int, assume: Mapping[str, Any], power: float, level: float
 ) -> Power | None:
     """The smallest difference of exponents between two families, with the seeds of the design and with more.

@@ -26,7 +26,7 @@ from slm.runtime.command_line import one_sentence
 from slm.runtime.words import plural
 from slm.sweep.cells import Cell, check_trunk, share_trunks
 from slm.sweep.design import Design
-from slm.sweep.recipe import Recipe, digest, key_of
+from slm.sweep.recipe import Recipe, digest, run_key
 from slm.sweep.shapes import Solved, solve
 
 
@@ -64,7 +64,7 @@ def make_plan(design: Design) -> Plan:
         if design.trunk:
             check_trunk(recipe.config.schedule)
         for request in _shape_requests(design, recipe):
-            cells = _cells_of(design, recipe, request)
+            cells = _shape_cells(design, recipe, request)
             missed += _missed(cells[0], request, design.grid)
             requested += len(cells)
             for cell in cells:
@@ -118,7 +118,7 @@ def _shape_by_rule(recipe: Recipe, width: int, depth: int) -> Solved:
     return Solved(width, depth, recipe.shape(width, depth), None, 0.0)
 
 
-def _cells_of(design: Design, recipe: Recipe, request: ShapeRequest) -> list[Cell]:
+def _shape_cells(design: Design, recipe: Recipe, request: ShapeRequest) -> list[Cell]:
     try:
         shape = request.find()
     except (ValueError, OmegaConfBaseException) as error:
@@ -149,7 +149,7 @@ def _cells_in(
 
 def _cell(recipe: Recipe, shape: Solved, settings: Mapping[str, Any], *, tokens: int, lr: float, seed: int) -> Cell:
     train = {**settings["train"], "tokens": tokens}
-    key = key_of({**settings, "train": train, "optim": {**settings["optim"], "lr": lr}, "seed": seed})
+    key = run_key({**settings, "train": train, "optim": {**settings["optim"], "lr": lr}, "seed": seed})
     name = f"{recipe.family}_{shape.width}x{shape.depth}-seed{seed}-{key[:8]}"
     changes = {**_changes(shape), "train.tokens": tokens, "optim.lr": lr, "seed": seed, "name": name}
     return Cell(

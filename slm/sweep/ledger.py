@@ -102,10 +102,10 @@ def kernel_kills() -> int | None:
     return None
 
 
-def outcome_of(folder: Path) -> Outcome:
+def read_outcome(folder: Path) -> Outcome:
     """The outcome of the job in `folder`; one that still runs counts as interrupted."""
     result, failure = read_json_object(folder / "result.json"), read_json_object(folder / FAILURE)
-    if result.get("status") == "completed" or evaluation_of(folder):
+    if result.get("status") == "completed" or read_evaluation(folder):
         return Outcome("completed")
     steps = f"step {result.get('steps')} of {result.get('planned_steps')}"
     if result.get("status") == "diverged":
@@ -121,7 +121,7 @@ def outcome_of(folder: Path) -> Outcome:
     return Outcome("not_started")
 
 
-def evaluation_of(folder: Path) -> dict[str, Any]:
+def read_evaluation(folder: Path) -> dict[str, Any]:
     """The only entry of the results.json in `folder`; empty unless everything was measured."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         (entry,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def make_ready_to_retry(folder: Path) -> None:
         os.replace(folder / FAILURE, _numbered(folder / FAILURE))
 
 
-def progress_of(folder: Path) -> RunProgress | None:
+def read_progress(folder: Path) -> RunProgress | None:
     """The progress of the run in `folder`; None before its first row of metrics."""
     try:
         latest = _latest_values(folder / "metrics.csv")

@@ -13,7 +13,7 @@ from slm.runtime.words import plural
 from slm.scaling.settings import Settings
 from slm.sweep.cells import Cell
 from slm.sweep.design import Design
-from slm.sweep.forecast import Speeds, disk_bytes, power_of, read_speeds
+from slm.sweep.forecast import Speeds, disk_bytes, find_power, read_speeds
 from slm.sweep.grid import Plan
 
 WIDTH = 110
@@ -97,7 +97,9 @@ def _evaluations(design: Design, runs: int) -> list[str]:
 def _power(design: Design, plan: Plan, analysis: Settings, seconds_per_seed: float) -> list[str]:
     size = "params_total" if analysis.size == "auto" else analysis.size
     assume, num_seeds = design.assume, len(design.seeds)
-    power = power_of(plan.cells, size=size, seeds=num_seeds, assume=assume, power=analysis.power, level=analysis.level)
+    power = find_power(
+        plan.cells, size=size, seeds=num_seeds, assume=assume, power=analysis.power, level=analysis.level
+    )
     if power is None:
         return []
     now = power.detectable[num_seeds]

@@ -70,7 +70,7 @@ class Recipe:
         return plain_settings(config)
 
 
-def key_of(settings: Mapping[str, Any]) -> str:
+def run_key(settings: Mapping[str, Any]) -> str:
     """sha256 (hex) of the settings that determine a run, whatever the order of their keys.
 
     A key added later enters the hash only if it changes what older runs did. Precision is hashed as requested, because

@@ -99,14 +99,14 @@ def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
         if len(losses) < MIN_RATES:
             notes.append(f"{name} is left out: a parabola needs 3 completed learning rates, and it has {len(losses)}.")
             continue
-        found = optimum(losses, noise[family] or 0.0)
-        if found.at_end:
+        optimum = find_optimum(losses, noise[family] or 0.0)
+        if optimum.at_end:
             notes.append(
-                f"{name}: its best learning rate {found.lr:g} is at an end of its grid, so a better one is likely."
+                f"{name}: its best learning rate {optimum.lr:g} is at an end of its grid, so a better one is likely."
             )
-        row = _optimum_row(found, losses, values.get(family, math.nan))
+        row = _optimum_row(optimum, losses, values.get(family, math.nan))
         optima.append(dict(zip(SHAPE, shape, strict=True)) | row)
-        best.append(_rows_at(rows, found).assign(lr_at_end=found.at_end, lr_tried=len(losses)))
+        best.append(_rows_at(rows, optimum).assign(lr_at_end=optimum.at_end, lr_tried=len(losses)))
     notes += [
         f"{family}: three rates and one seed do not show the noise of losses, so those at its optima are too low by an "
         "unknown share of it: give four rates or two seeds."
@@ -145,7 +145,7 @@ def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
     return math.sqrt(sum_of_squares / df) if df else None
 
 
-def optimum(losses: pd.DataFrame, noise: float) -> Optimum:
+def find_optimum(losses: pd.DataFrame, noise: float) -> Optimum:
     """The best rate for `losses` [rates, seeds] whose relative standard deviation is `noise`.
 
     On average the minimum of a fitted parabola a + b x + c x^2 is too low by Var(slope there) / (4 c), with c at least

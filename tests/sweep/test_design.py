@@ -21,7 +21,7 @@ from slm.model.counts import num_params
 from slm.sweep.cells import Cell
 from slm.sweep.design import check_design
 from slm.sweep.grid import make_plan
-from slm.sweep.recipe import Recipe, check_inputs, digest, key_of
+from slm.sweep.recipe import Recipe, check_inputs, digest, run_key
 from slm.training.plan import make_plan as make_train_plan
 from tests import composing
 from tests.composing import choices
@@ -56,7 +56,7 @@ def test_a_shipped_sweep_can_be_trained_as_planned(sweep: str) -> None:
         config = train_config(cell)
         check_settings(config)
         plan = make_train_plan(config, CPU)
-        assert key_of(config) == cell.key
+        assert run_key(config) == cell.key
         assert cell.name == config["name"] == f"{cell.family}_{cell.width}x{cell.depth}-seed{cell.seed}-{cell.key[:8]}"
         assert plan.train_tokens == cell.tokens
         assert plan.train_tokens * plan.token_flops == pytest.approx(cell.flops, rel=1e-12)
@@ -208,8 +208,8 @@ def test_what_decides_a_run_decides_its_hash_and_nothing_else_does() -> None:
 def test_a_key_that_came_later_leaves_the_hash_of_runs_that_do_not_use_it() -> None:
     config = Recipe("mobilellm", ()).settings({})
     before = {**config, "train": {key: value for key, value in config["train"].items() if key != "val_tokens"}}
-    assert key_of(config) == key_of(before)
-    assert key_of({**config, "train": {**config["train"], "val_tokens": 640}}) != key_of(before)
+    assert run_key(config) == run_key(before)
+    assert run_key({**config, "train": {**config["train"], "val_tokens": 640}}) != run_key(before)
 
 
 def test_designs_and_shapes_are_checked_without_torch() -> None:

@@ -185,7 +185,7 @@ def test_a_signal_in_the_same_process_lets_the_running_job_save(tmp_path: Path) 
 
     with pytest.raises(Interrupted, match="interrupted with 0 of 2 cells completed"):
         run(tmp_path, [cell("long", "seconds=0.1", steps=600, flops=9.0), cell("b", after="long")], show=interrupt)
-    outcomes = [ledger.outcome_of(tmp_path / "runs" / name).status for name in ("long", "b")]
+    outcomes = [ledger.read_outcome(tmp_path / "runs" / name).status for name in ("long", "b")]
     assert outcomes == ["interrupted", "not_started"]
 
 

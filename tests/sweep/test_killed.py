@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from slm.sweep.job import id_and_slot
-from slm.sweep.ledger import outcome_of
+from slm.sweep.ledger import read_outcome
 from slm.training.journal import COLUMNS
 from tests.running import quiet_env
 from tests.seeds import seeded
@@ -68,7 +68,7 @@ class Sweep:
 
     def finished(self) -> dict[str, tuple[int, bytes]]:
         """When each finished cell wrote its result, and the result."""
-        runs = [run for run in self.folder.glob("runs/*") if outcome_of(run).status == "completed"]
+        runs = [run for run in self.folder.glob("runs/*") if read_outcome(run).status == "completed"]
         files = [run / "result.json" for run in runs]
         return {file.parent.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slm.sweep.ledger import Outcome, RunProgress, make_ready_to_retry, outcome_of, progress_of, record_failure
+from slm.sweep.ledger import Outcome, RunProgress, make_ready_to_retry, read_outcome, read_progress, record_failure
 from slm.tracking.trackers import CsvTracker
 
 
@@ -16,21 +16,21 @@ def write_result(folder: Path, **fields: object) -> None:
 @pytest.mark.parametrize("content", ["", "{", '{"status": "comp', "[]", "null", "\x00\x01", '{"status": "odd"}'])
 def test_a_result_that_is_cut_short_or_garbage_counts_as_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(content)
-    assert outcome_of(tmp_path).status == "not_started"
+    assert read_outcome(tmp_path).status == "not_started"
     (tmp_path / "config.yaml").touch()
-    assert outcome_of(tmp_path).status == "interrupted"
+    assert read_outcome(tmp_path).status == "interrupted"
 
 
 def test_a_result_counts_before_a_failure_and_a_failure_before_an_interruption(tmp_path: Path) -> None:
-    assert outcome_of(tmp_path / "nowhere") == Outcome("not_started")
+    assert read_outcome(tmp_path / "nowhere") == Outcome("not_started")
     write_result(tmp_path, status="interrupted")
-    assert outcome_of(tmp_path) == Outcome("interrupted", "interrupted at step 7 of 9")
+    assert read_outcome(tmp_path) == Outcome("interrupted", "interrupted at step 7 of 9")
     record_failure(tmp_path, why="lost", exit_code=None, starts=3)
-    assert outcome_of(tmp_path) == Outcome("failed", "lost")
+    assert read_outcome(tmp_path) == Outcome("failed", "lost")
     write_result(tmp_path, status="diverged", train_loss_final=None)
-    assert outcome_of(tmp_path).why == "diverged at step 7 of 9, with a training loss of no finite number"
+    assert read_outcome(tmp_path).why == "diverged at step 7 of 9, with a training loss of no finite number"
     write_result(tmp_path, status="completed")
-    assert outcome_of(tmp_path) == Outcome("completed")
+    assert read_outcome(tmp_path) == Outcome("completed")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_result_counts_before_a_failure_and_a_failure_before_an_interruption(t
 )
 def test_an_evaluation_is_done_when_all_that_was_asked_is_measured(entries: object, done: bool, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(entries))
-    assert outcome_of(tmp_path).status == ("completed" if done else "not_started")
+    assert read_outcome(tmp_path).status == ("completed" if done else "not_started")
 
 
 def test_a_failure_keeps_the_end_of_the_log(tmp_path: Path) -> None:
@@ -62,20 +62,20 @@ def test_each_retry_keeps_the_record_of_the_one_before(tmp_path: Path) -> None:
         make_ready_to_retry(tmp_path)
     kept = [json.loads((tmp_path / f"failure-{number}.json").read_text())["why"] for number in (1, 2)]
     assert kept == ["first", "second"]
-    assert outcome_of(tmp_path).status == "not_started"
+    assert read_outcome(tmp_path).status == "not_started"
 
 
 def test_progress_is_that_of_the_newest_whole_row(tmp_path: Path) -> None:
     """Written as train.py does, with rows enough that the table is longer than what is read of it."""
-    assert progress_of(tmp_path) is None
+    assert read_progress(tmp_path) is None
     tracker = CsvTracker(tmp_path / "metrics.csv", ("tokens", "train/loss", "val/loss", "time/tokens_per_second"))
-    assert progress_of(tmp_path) is None
+    assert read_progress(tmp_path) is None
     tracker.log(1, {"tokens": 256, "val/loss": 5.5})
-    assert progress_of(tmp_path) == RunProgress(tokens=256, loss=None, tokens_per_second=None)
+    assert read_progress(tmp_path) == RunProgress(tokens=256, loss=None, tokens_per_second=None)
     for step in range(2, 2000):
         tracker.log(step, {"tokens": step * 256, "train/loss": 5 - step / 1000, "time/tokens_per_second": 1e4 + step})
     tracker.log(2000, {"tokens": 2000 * 256, "val/loss": 3.0})
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("2001,5122")  # the kill fell here
     expected = RunProgress(tokens=2000 * 256, loss=5 - 1.999, tokens_per_second=1e4 + 1999)
-    assert progress_of(tmp_path) == expected
+    assert read_progress(tmp_path) == expected

@@ -53,7 +53,7 @@ def cells() -> list[Cell]:
     return make_plan(design()).cells
 
 
-def evaluation_of(cell: Cell) -> Path:
+def read_evaluation(cell: Cell) -> Path:
     (job,) = evaluation_cells([cell], design().evaluations, Path("here/runs"), Path("cache"))
     return Path("here/runs", job.name, "results.json")
 
@@ -68,10 +68,10 @@ def _swept(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for cell in (cell for cell in cells() if cell.width > 32):
             write(Path("here/runs", cell.name), result_of(cell))
             if cell.width < 128 or cell.family == "mobilellm":
-                evaluation_of(cell).parent.mkdir(parents=True)
+                read_evaluation(cell).parent.mkdir(parents=True)
                 entry = {"status": "completed", "tasks": {}, "perplexity_results": [SCORE | {"loss": 3.0}]}
                 entry["perplexity_results"][0]["bits_per_byte"] = 100 / cell.width  # type: ignore[index]
-                evaluation_of(cell).write_text(json.dumps([entry]))
+                read_evaluation(cell).write_text(json.dumps([entry]))
         Path("here/cells.json").write_text("[]")
         assert run_sweep(settings()) == 2
         yield
@@ -138,7 +138,7 @@ def test_exponents_and_comparisons_are_those_of_the_directory() -> None:
 def test_every_run_has_the_results_of_its_evaluation_in_the_table() -> None:
     runs = pd.read_csv("here/runs.csv").set_index("run_id")
     for cell in trained():
-        (entry,) = json.loads(evaluation_of(cell).read_text())
+        (entry,) = json.loads(read_evaluation(cell).read_text())
         (score,) = entry["perplexity_results"]
         assert runs.at[cell.name, "held_out_bits_per_byte"] == pytest.approx(score["bits_per_byte"], rel=1e-12)
         assert runs.at[cell.name, "held_out_eval_data_fingerprint"] == score["data_fingerprint"]

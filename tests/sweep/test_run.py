@@ -14,7 +14,7 @@ import yaml
 from slm.analysis.runs import COLUMNS
 from slm.sweep.cells import Cell
 from slm.sweep.config import check_settings
-from slm.sweep.ledger import Outcome, outcome_of
+from slm.sweep.ledger import Outcome, read_outcome
 from slm.sweep.run import run_sweep
 from tests.sweep.designs import composed, result_of, write
 
@@ -46,14 +46,14 @@ class Jobs:
             if cell.impossible:
                 outcomes[cell.name] = Outcome("impossible", cell.impossible)
                 continue
-            if outcome_of(run).status != "completed":
+            if read_outcome(run).status != "completed":
                 self.started.append(cell.name)
                 how = self.breaks(cell)
                 if how == "failed":
                     outcomes[cell.name] = Outcome("failed", "exit code 1: out of memory")
                     continue
                 write(run, result_of(cell, **({"status": how, "val": None} if how else {})))
-            outcomes[cell.name] = outcome_of(run)
+            outcomes[cell.name] = read_outcome(run)
         return outcomes
 
 

@@ -14,8 +14,8 @@ from slm.composition.schedules import check_schedule, count_common_steps
 from slm.scaling.tables import table_from_frame
 from slm.sweep.cells import collect_cells, share_trunks, without_lost_steps
 from slm.sweep.config import check_settings
-from slm.sweep.execute import places_of
-from slm.sweep.forecast import Speeds, disk_bytes, power_of
+from slm.sweep.execute import run_paths
+from slm.sweep.forecast import Speeds, disk_bytes, find_power
 from slm.sweep.run import run_sweep
 from slm.training.run import train
 from slm.training.setup import checked_settings, set_up
@@ -109,7 +109,7 @@ def test_budgets_of_a_shape_share_its_misfit_and_branches_of_a_trunk_their_noise
     def detectable(misfit: float, *budgets: str) -> float:
         scatter = {"misfit": misfit, "own_misfit": misfit}
         how: dict = {"size": "params_total", "seeds": 1, "assume": assume | scatter, "power": 0.8, "level": 0.95}
-        found = power_of(cells_of(*BRANCHED, *wide, *budgets), **how)
+        found = find_power(cells_of(*BRANCHED, *wide, *budgets), **how)
         assert found is not None
         return found.detectable[1]
 
@@ -152,7 +152,7 @@ def test_a_branch_has_the_loss_of_the_run_from_step_0_and_the_cluster_of_its_tru
     schedule = wsd(warmup_steps=3) | {"train": {"batch_tokens": 256}}
     cells = [*share_trunks(cells, schedule), replace(cells[1], name="alone")]
     for one in cells:
-        config = composed_train(*common, *one.overrides, *places_of(one, tmp_path))
+        config = composed_train(*common, *one.overrides, *run_paths(one, tmp_path))
         train(set_up(checked_settings(OmegaConf.create(config))))
     results = {one.name: json.loads((tmp_path / one.name / "result.json").read_text()) for one in cells}
     assert results["short"]["val"] == results["alone"]["val"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.sweep.tuning import optimum, pooled_noise, tune
+from slm.sweep.tuning import find_optimum, pooled_noise, tune
 from tests.seeds import seeded
 
 RATES = [0.001, 0.002, 0.004, 0.008, 0.016]
@@ -55,7 +55,7 @@ def simulated(noise: float, bend: float, factors: int, seeds: int, *, skew: floa
         seen = pooled_noise(shapes)
         assert seen is not None
         for shape in shapes:
-            found = optimum(shape, seen)
+            found = find_optimum(shape, seen)
             fitted = float(np.mean(list(found.losses.values())))
             rows.append({"lowest": shape.mean(axis=1).min(), "loss": fitted, "fitted": found.num_fitted})
     return pd.DataFrame(rows)
