@@ -80,29 +80,29 @@ def _check_exists(runs: str) -> None:
     if runs == SHIPPED_TABLE or os.path.exists(runs):
         return
     folder = Path(runs).parent
-    there = [item.name for item in folder.iterdir()] if folder.is_dir() else []
-    near = get_close_matches(Path(runs).name, [*there, SHIPPED_TABLE], n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}" if near else f"slm ships {SHIPPED_TABLE}"
+    files = [item.name for item in folder.iterdir()] if folder.is_dir() else []
+    similar = get_close_matches(Path(runs).name, [*files, SHIPPED_TABLE], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(similar)}" if similar else f"slm ships {SHIPPED_TABLE}"
     raise ValueError(f"runs={runs} does not exist: {hint}")
 
 
-def check_rows(config: Mapping[str, Any], known: Collection[str], prefixes: Collection[str]) -> None:
+def check_rows(config: Mapping[str, Any], columns: Collection[str], prefixes: Collection[str]) -> None:
     """Raise `ValueError` if `where`, `best_of` or `columns` name a column that the table of a sweep will not have.
 
-    It will have the columns `known`, and columns that begin with one of `prefixes`.
+    It will have `columns`, and columns that begin with one of `prefixes`.
     """
     # Imported here, since importing scipy takes a second, for which --help need not wait.
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
     def check(given: str, name: str) -> None:
-        if name not in known and not name.startswith(tuple(prefixes)):
-            near = get_close_matches(name, known, n=1)
-            meant = f"; did you mean {near[0]}?" if near else f"; they have {shortlist(known, 12)}"
-            raise ValueError(f"{given}: the runs of a sweep have no column {name}{meant}")
+        if name not in columns and not name.startswith(tuple(prefixes)):
+            similar = get_close_matches(name, columns, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else f"they have {shortlist(columns, 12)}"
+            raise ValueError(f"{given}: the runs of a sweep have no column {name}; {hint}")
 
     for canonical, expression in config["columns"].items():
-        for name in source_columns(expression, known):
+        for name in source_columns(expression, columns):
             check(f"columns.{canonical}={expression}", name)
     for name in config["best_of"] or []:
         if name not in config["columns"]:

@@ -38,7 +38,7 @@ from slm.sweep.ledger import (
     read_progress,
     record_failure,
 )
-from slm.sweep.recipe import passed_on
+from slm.sweep.recipe import inherited_overrides
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -84,7 +84,7 @@ def execute(
     """
     folder = folder.resolve()
     engine = open_launcher(launcher, folder, jobs=sum(cell.impossible is None for cell in cells))
-    command = (sys.executable, str(script), *passed_on())
+    command = (sys.executable, str(script), *inherited_overrides())
     jobs = {
         cell.name: Job(
             name=cell.name,

@@ -78,8 +78,8 @@ def run_key(settings: Mapping[str, Any]) -> str:
     """
     decisive = {group: settings[group] for group in IDENTITY}
     for group, later in LATER_KEYS.items():
-        asked = {key for key in later if decisive[group].get(key) != LEGACY_VALUES[f"{group}.{key}"]}
-        decisive[group] = {key: value for key, value in decisive[group].items() if key not in later or key in asked}
+        used = {key for key in later if decisive[group].get(key) != LEGACY_VALUES[f"{group}.{key}"]}
+        decisive[group] = {key: value for key, value in decisive[group].items() if key not in later or key in used}
     precision = settings["trainer"]["precision"]
     return digest(decisive if precision == "auto" else {**decisive, "precision": precision})
 
@@ -115,19 +115,19 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     is_initialized = GlobalHydra.instance().is_initialized()  # by the script, with the same conf/
     hydra = nullcontext() if is_initialized else initialize_config_dir(str(CONF), version_base="1.3")
     with hydra, explain_unknown_keys(name):
-        config = compose(name, overrides=[*passed_on(), *overrides])
+        config = compose(name, overrides=[*inherited_overrides(), *overrides])
     check_keys(OmegaConf.to_container(config), name, overrides)  # type: ignore[arg-type]
     return config
 
 
-def passed_on() -> list[str]:
+def inherited_overrides() -> list[str]:
     """Overrides that give a job the extensions and config folders of this process (--config-dir, hydra.searchpath)."""
     names = [in_quotes(Path(name)) for name in loaded_extensions()]
     extensions = [f"extensions=[{','.join(names)}]"] if names else []
     if not HydraConfig.initialized():
         return extensions
     sources = HydraConfig.get().runtime.config_sources
-    own = [source.path for source in sources if source.schema == "file" and source.provider not in ("main", "hydra")]
-    folders = [Path(path).resolve() for path in dict.fromkeys(own)]
+    paths = [source.path for source in sources if source.schema == "file" and source.provider not in ("main", "hydra")]
+    folders = [Path(path).resolve() for path in dict.fromkeys(paths)]
     searchpath = [f"hydra.searchpath=[{','.join(map(in_quotes, folders))}]"] if folders else []
     return [*searchpath, *extensions]

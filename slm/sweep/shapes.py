@@ -63,9 +63,9 @@ def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: f
         ]
         if shapes:
             return min(shapes, key=lambda shape: shape.misfit)
-    near = " or ".join(f"{n:,}" for n in _near(recipe, target, aspect, size))
+    nearest = " or ".join(f"{n:,}" for n in _nearest_sizes(recipe, target, aspect, size))
     raise ValueError(
-        f"no shape has {target:,.0f} parameters ({size}) within {MAX_TOLERANCE:.0%}: the nearest have {near}"
+        f"no shape has {target:,.0f} parameters ({size}) within {MAX_TOLERANCE:.0%}: the nearest have {nearest}"
     )
 
 
@@ -129,12 +129,12 @@ def _best_depths(recipe: Recipe, width: int, target: float, size: Size) -> set[i
     No other depth is better: one more block loses more in the feed-forward than it gains in aspect.
     """
     step = recipe.depth_step
-    one, two = (count(recipe.shape(width, n * step), size) for n in (1, 2))
-    blocks = 1 + (target - one) / (two - one)
+    n_1, n_2 = (count(recipe.shape(width, n * step), size) for n in (1, 2))
+    blocks = 1 + (target - n_1) / (n_2 - n_1)
     return {n * step for n in (math.floor(blocks), math.ceil(blocks)) if n >= 1}
 
 
-def _near(recipe: Recipe, target: float, aspect: float, size: Size) -> list[int]:
+def _nearest_sizes(recipe: Recipe, target: float, aspect: float, size: Size) -> list[int]:
     """The nearest N below and above the target among the shapes nearest to the aspect."""
     below: list[int] = []
     index = 1

@@ -1,11 +1,11 @@
 """Jobs on other machines: the function that an engine runs there, and how the master notices its end.
 
-The engine's own state is not enough: a job that SLURM loses stays pending or running there forever. So the job function
-writes `job.beat` every few seconds, and a job that is not queued and whose beat has not changed for
-`launcher.silence_minutes` is lost. The function writes its exit code to `job.exit`.
+The state that SLURM reports is not enough, since it may show a lost job as running forever. So the job function writes
+`job.beat` every few seconds, and a job that is not queued and whose beat has not changed for `launcher.silence_minutes`
+is lost. The function writes its exit code to `job.exit`.
 
-Starting a cell twice is harmless, so a master that is killed while it submits loses nothing: the second job waits for
-the lock of the first (`slm/sweep/job.py`), and then finds the run completed or continues it.
+Starting a cell twice is harmless: the second job waits for the lock of the first (`slm/sweep/job.py`), and then finds
+the run completed or continues it. So a master may be killed while it submits.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Beats:
         return now - self._seen[folder][1] > self.seconds
 
     def forget(self, folder: Path) -> None:
-        """Start counting anew, for a job that starts or queues again."""
+        """Restart the count, for a job that starts or queues again."""
         self._seen.pop(folder, None)
 
 

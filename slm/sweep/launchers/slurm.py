@@ -156,8 +156,8 @@ class Submitit:
     def states(self) -> dict[str, str] | None:
         """By `squeue`; None if the controller does not answer."""
         command = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i %T"]
-        asked = subprocess.run(command, capture_output=True, text=True)
-        return dict(line.split() for line in asked.stdout.splitlines()) if asked.returncode == 0 else None
+        result = subprocess.run(command, capture_output=True, text=True)
+        return dict(line.split() for line in result.stdout.splitlines()) if result.returncode == 0 else None
 
     def cancel(self, ids: Sequence[str]) -> None:
         """By `scancel`."""
