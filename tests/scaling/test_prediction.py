@@ -230,7 +230,13 @@ def test_held_out_sizes_are_predicted_with_the_textbooks_intervals() -> None:
 
 def stub(low: float, high: float, *, fitted: bool = True, **at: float) -> Fitted:
     rows = [{**at, "value": (low + high) / 2, "low": low, "high": high}] if fitted else []
-    entry = {"range": {v: [1, 2] for v in at}, "fitted": fitted, "converged": fitted, "predictions": rows}
+    entry = {
+        "variables": list(at),
+        "range": {v: [1, 2] for v in at},
+        "fitted": fitted,
+        "converged": fitted,
+        "predictions": rows,
+    }
     return Fitted(entry | {"notes": ["not fitted"]})
 
 
