@@ -230,14 +230,8 @@ def test_held_out_sizes_are_predicted_with_the_textbooks_intervals() -> None:
 
 def stub(low: float, high: float, *, fitted: bool = True, **at: float) -> Fitted:
     rows = [{**at, "value": (low + high) / 2, "low": low, "high": high}] if fitted else []
-    entry = {
-        "variables": list(at),
-        "range": {v: [1, 2] for v in at},
-        "fitted": fitted,
-        "converged": fitted,
-        "predictions": rows,
-    }
-    return Fitted(entry | {"notes": ["not fitted"]})
+    entry = {"fitted": fitted, "converged": fitted, "predictions": rows, "notes": ["not fitted"]}
+    return Fitted(entry | {"variables": list(at), "range": {v: [1, 2] for v in at}})
 
 
 WEIGHED = {"power": {"tenable": False, "why": "AIC 20 above the best"}}
