@@ -137,7 +137,7 @@ def test_a_law_of_ones_own_recovers_the_parameters_that_made_the_table(tmp_path:
             r"ValueError: register_mixer\('F', Mine\): give one letter, none of F, S, P, L, G$",
         ),
         (
-            "from slm.data.documents import register_source\nregister_source('hub', None)",
+            "from slm.data.sources import register_source\nregister_source('hub', None)",
             r"register_source\('hub'\): give another name than those of slm, pydocs, local, hub$",
         ),
     ],

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slm.data.documents import Document, Source, register_source
+from slm.data.sources import Document, Source, register_source
 
 
 def key(data: Mapping[str, Any]) -> Any:

@@ -20,11 +20,11 @@ from slm.data.documents import (
     left_out_notes,
     read_documents,
     read_file,
-    source_of,
     text_bytes,
     write_documents,
 )
 from slm.data.parts import Part, build_parts
+from slm.data.sources import source_of
 from slm.data.stream import ShardWriter, TokenStream, split_facts
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import Plan, is_on_hub, load_tokenizer, plan_tokenizer

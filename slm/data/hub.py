@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from slm.data.documents import Document
 from slm.data.readers import clean, first_line, text_of
+from slm.data.sources import Document
 
 _TIMEOUT_SECONDS = 5.0  # to the first answer of the hub; its own clients retry for minutes
 _MAX_PARTS = 1024

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slm.data.documents import Document
 from slm.data.readers import SUFFIXES, read_texts, suffix_of
+from slm.data.sources import Document
 
 _MIN_DOCUMENT_BYTES = 256  # smallest max_document_bytes: below it, most of a stream would be separators
 

@@ -32,8 +32,9 @@ import numpy as np
 from slm.data import hub, local
 from slm.data.cache import cached, digest
 from slm.data.corpus import prepare_documents
-from slm.data.documents import left_out_notes, read_documents, source_of, text_hash, training_hashes, write_split
+from slm.data.documents import left_out_notes, read_documents, text_hash, training_hashes, write_split
 from slm.data.readers import ROW_SUFFIXES, pieces, suffix_of
+from slm.data.sources import source_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,11 +37,15 @@ def check_writable(output_dir: Path) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=output_dir).close()
     except OSError as error:
-        raise ValueError(f"output_dir={output_dir}: {error.strerror or error}; choose another directory") from None
+        raise _not_writable(output_dir, error) from None
     finally:
         with suppress(OSError):
             for path in missing:
                 path.rmdir()
+
+
+def _not_writable(output_dir: Path, error: OSError) -> ValueError:
+    return ValueError(f"output_dir={output_dir}: {error.strerror or error}; choose another directory")
 
 
 @contextmanager
@@ -49,14 +53,15 @@ def locked(folder: Path, user: str) -> Iterator[None]:
     """Make an output directory and hold its lock. Raises `ValueError` if another process, a `user`, holds it."""
     from filelock import FileLock, Timeout
 
-    check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
         raise ValueError(
             f"output_dir={folder} is in use by another {user}: wait for its end, or choose another output_dir"
         ) from None
+    except OSError as error:
+        raise _not_writable(folder, error) from None
     with lock:
         yield
 

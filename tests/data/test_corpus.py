@@ -211,7 +211,7 @@ def test_a_source_that_a_config_names_is_never_imported(byte, tmp_path, monkeypa
 
 
 def test_every_source_and_tokenizer_of_conf_has_the_keys_that_its_code_reads(config):
-    from slm.data.documents import source_of
+    from slm.data.sources import source_of
 
     for choice in ("pydocs", "wikitext2", "wikitext103", "tinystories", "fineweb_edu"):
         data = config("data", choice)

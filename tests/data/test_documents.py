@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.data import documents as module
-from slm.data.documents import (
-    SOURCES,
-    Source,
-    left_out_notes,
-    read_documents,
-    text_hash,
-    training_hashes,
-    write_documents,
-)
+from slm.data.documents import left_out_notes, read_documents, text_hash, training_hashes, write_documents
+from slm.data.sources import SOURCES, Source
 from tests.seeds import seeded
 
 TEXTS = st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=40, unique=True)
