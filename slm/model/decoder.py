@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from slm.model.config import ModelConfig
 from slm.model.counts import mixers_of
 from slm.model.layers import FeedForward, make_norm, scaled
-from slm.model.loss import ChunkLoss, chunk_loss, cross_entropy, token_losses
+from slm.model.loss import ChunkLoss, chunk_loss, compute_dtype, cross_entropy, token_losses
 from slm.model.mixers.base import Memory, Mixer
-from slm.model.positions import Rotary, document_starts, rotary_table
+from slm.model.mixers.softmax import FLEX_HEAD_DIMS, has_fused_kernels
+from slm.model.positions import FLEX_BLOCK, Rotary, document_block_mask, document_starts, rotary_table
 
 COMPILATIONS_PER_KIND = 8
 """Torch's own limit for one function: with and without gradients, for other lengths."""
@@ -45,9 +46,9 @@ class Block(nn.Module):
         self.mlp_output_norm = make_norm(config) if after else nn.Identity()
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary | None, memory: Memory | None = None, starts_BT: Tensor | None = None
+        self, x_BTD: Tensor, rotary: Rotary | None, memory: Memory | None = None, starts_BT: Any = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """(B, T, D) -> (B, T, D). The arguments are those of `Mixer.forward`."""
         normed_BTD = self.input_layernorm(x_BTD)
         return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, starts_BT))
 
@@ -109,6 +110,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.chunk_loss: ChunkLoss = chunk_loss
+        self.is_compiled = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -157,11 +159,26 @@ class Decoder(nn.Module):
         self.require_room(length, cache)
         starts_BT = None if documents_BT is None else document_starts(documents_BT)
         x_BTD, rotary = self.embed(tokens_BT, start, starts_BT)
+        block_mask = None
+        if starts_BT is not None and self._takes_flex_attention(x_BTD):
+            block_mask = document_block_mask(starts_BT)  # one for all blocks
         for use, block in enumerate(self.config.block_uses):
-            x_BTD = self.layers[block](x_BTD, rotary, cache.memories[use] if cache else None, starts_BT)
+            layer: Any = self.layers[block]
+            documents = block_mask if block_mask is not None and layer.self_attn.takes_block_mask else starts_BT
+            x_BTD = layer(x_BTD, rotary, cache.memories[use] if cache else None, documents)
         if cache is not None:
             cache.length += length
         return self.finish(x_BTD)
+
+    def _takes_flex_attention(self, x_BTD: Tensor) -> bool:
+        """Whether full attention masks documents by FlexAttention, which is fused only where blocks run compiled.
+
+        Passes without gradients do not take it, because validation runs blocks uncompiled.
+        """
+        is_fused = (
+            self.is_compiled and torch.is_grad_enabled() and has_fused_kernels(x_BTD.device, compute_dtype(x_BTD))
+        )
+        return is_fused and x_BTD.shape[1] % FLEX_BLOCK == 0 and self.config.head_width in FLEX_HEAD_DIMS
 
     def embed(self, tokens_BT: Tensor, start: int, starts_BT: Tensor | None = None) -> tuple[Tensor, Rotary | None]:
         """The input (B, T, D) of the first block, for tokens from position `start` on, and the rotations there."""
@@ -208,6 +225,7 @@ class Decoder(nn.Module):
         for block in self.layers:
             block.compile(dynamic=False)
         self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
+        self.is_compiled = True
 
 
 def raise_recompile_limit(config: ModelConfig) -> None:

@@ -29,7 +29,8 @@ def _chunks(hidden_ND: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, hidden_ND.shape[0], size))
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype of matmuls of `hidden`, which under autocast is not its own."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
@@ -90,13 +91,13 @@ def cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, of_ch
     Targets equal to `IGNORE` are not scored. Under autocast the matmuls run in its dtype. `of_chunk` is `chunk_loss`,
     compiled or not.
     """
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, _compute_dtype(hidden_ND), of_chunk)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, compute_dtype(hidden_ND), of_chunk)
 
 
 @torch.no_grad()
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Cross-entropy in nats of each token, (N,), float32 or better; zero where the target is `IGNORE`. No gradient."""
-    dtype = _compute_dtype(hidden_ND)
+    dtype = compute_dtype(hidden_ND)
     x, w = hidden_ND.to(dtype), weight_VD.to(dtype)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     losses = []

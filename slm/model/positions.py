@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from slm.model.config import ModelConfig
 
@@ -20,6 +21,36 @@ Rotary = tuple[Tensor, Tensor]
 def document_starts(documents_BT: Tensor) -> Tensor:
     """(B, T): the position at which each token's document starts. Document numbers must not decrease along T."""
     return torch.searchsorted(documents_BT.contiguous(), documents_BT.contiguous())
+
+
+FLEX_BLOCK = 128
+"""Queries, and keys, of a block of FlexAttention's mask; the default of torch."""
+
+
+def document_block_mask(starts_BT: Tensor) -> BlockMask:
+    """FlexAttention's mask of a query that sees the keys from its document's start up to its own.
+
+    T must be a multiple of `FLEX_BLOCK`. Torch's `create_block_mask` evaluates all B T T pairs; here each block follows
+    from its first and last start, since starts do not decrease.
+    """
+    T = starts_BT.shape[1]
+    starts_BNc = starts_BT.unflatten(1, (-1, FLEX_BLOCK))
+    lowest_BN1, highest_BN1 = starts_BNc[..., :1], starts_BNc[..., -1:]
+    begin_N = torch.arange(0, T, FLEX_BLOCK, device=starts_BT.device)
+    full_BNN = (begin_N < begin_N[:, None]) & (begin_N >= highest_BN1)
+    touched_BNN = (begin_N <= begin_N[:, None]) & (begin_N + FLEX_BLOCK > lowest_BN1)
+
+    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= starts_BT[b, query])
+
+    partial, full = (_numbered(blocks_BNN[:, None]) for blocks_BNN in (touched_BNN & ~full_BNN, full_BNN))
+    return BlockMask.from_kv_blocks(*partial, *full, FLEX_BLOCK, sees, (T, T))
+
+
+def _numbered(blocks_B1NN: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of true blocks in each row, and the blocks in the order in which FlexAttention visits them."""
+    order = blocks_B1NN.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks_B1NN.sum(-1, dtype=torch.int32), order.int()
 
 
 def starts_in_blocks(starts_BT: Tensor, N: int, c: int) -> Tensor:

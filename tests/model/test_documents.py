@@ -43,9 +43,9 @@ def path(request: pytest.FixtureRequest):
 
 
 @st.composite
-def packed(draw, most: int = 30) -> Tensor:
+def packed(draw, most: int = 30, least: int = 1) -> Tensor:
     """Numbers of documents, (2, T); those of both rows differ, and skip some."""
-    T = draw(st.integers(1, most))
+    T = draw(st.integers(least, most))
     rows = [draw(st.lists(st.sampled_from([0, 0, 0, 1, 3]), min_size=T, max_size=T)) for _ in range(2)]
     return torch.tensor(rows).cumsum(1)
 

@@ -61,6 +61,9 @@ class Mixer(nn.Module):
     must be `slm.model.layers.Linear`, which muP and CompleteP scale as matrices of a block.
     """
 
+    takes_block_mask = False
+    """Whether `forward` takes a `slm.model.positions.document_block_mask` in place of `starts_BT`."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config = config

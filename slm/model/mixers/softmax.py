@@ -1,7 +1,7 @@
 """F: causal softmax attention to all tokens so far (arXiv:1706.03762), with grouped queries.
 
 Notable: K = H is multi-head and K = 1 multi-query attention. Positions are rotations (`rope`), linear biases of the
-scores (`alibi`), or none.
+scores (`alibi`), or none. On a GPU, grouped queries never reach torch's math kernel, which keeps all B H T T scores.
 
 Legend: B batch, T new tokens, S all tokens seen (cached and new), H query heads, K key/value heads, G = H/K queries per
 key, C head_dim.
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from slm.model.config import ModelConfig
 from slm.model.mixers.base import Memory, Projections, triangle
@@ -24,6 +25,9 @@ from slm.model.positions import Rotary, alibi_slopes
 # SDPA's flash kernel loses more time in its backward pass than it gains by saving memory (docs/log.md, 2026-11-21).
 CPU_MATMUL_ATTENTION_MAX_TOKENS = 2048
 CPU_QUERY_BLOCK = 128
+
+FLEX_HEAD_DIMS = range(16, 129)
+"""Of FlexAttention's kernel, which refuses fewer channels; with more, its tiles do not fit into every GPU."""
 
 
 def softmax(scores: Tensor, like: Tensor) -> Tensor:
@@ -35,27 +39,61 @@ def _float32_or_wider(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+@torch.compiler.assume_constant_result
+def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's 16-bit kernels for grouped queries (flash attention, FlexAttention) run: from Ampere on."""
+    is_16_bit = dtype in (torch.bfloat16, torch.float16)
+    return is_16_bit and device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 8
+
+
 def causal_attention(
-    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float], starts_BT: Tensor | None = None
+    q_BHTC: Tensor,
+    k_BKSC: Tensor,
+    v_BKSC: Tensor,
+    scale: float,
+    slopes: list[float],
+    starts_BT: Tensor | BlockMask | None = None,
 ) -> Tensor:
     """softmax(scale q k^T - slope distance) v, (B, H, T, C), where query t sees keys 0 .. S - T + t.
 
     `slopes` has one number per query head, or is empty for scores without bias. `starts_BT`, only for T = S, has the
-    first key that each query sees.
+    first key that each query sees; or it is the `document_block_mask` of that, which excludes slopes.
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
+    if isinstance(starts_BT, BlockMask):
+        mixed: Any = flex_attention(q_BHTC, k_BKSC, v_BKSC, block_mask=starts_BT, scale=scale, enable_gqa=True)
+        return mixed
     if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
         return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
-    gqa = q_BHTC.shape[1] != k_BKSC.shape[1]
     if T == S and not slopes and starts_BT is None:
-        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, is_causal=True, scale=scale, enable_gqa=gqa)
+        return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, is_causal=True)
     mask = None if T == 1 else _visible(T, S, q_BHTC.device)
     if mask is not None and starts_BT is not None:
         mask = mask & _in_document(starts_BT, 0, S)
     if slopes:
         bias = alibi_bias(slopes, 1, _distances(T, S, q_BHTC))[0].type_as(q_BHTC)
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, scale=scale, enable_gqa=gqa)
+    return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, attn_mask=mask)
+
+
+def _sdpa(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    """Torch's attention. Where no fused kernel takes grouped queries, each query head has a copy of its keys."""
+    G = q_BHTC.shape[1] // k_BKSC.shape[1]
+    if G > 1 and not _takes_groups(q_BHTC, attn_mask):
+        k_BKSC, v_BKSC, G = k_BKSC.repeat_interleave(G, dim=1), v_BKSC.repeat_interleave(G, dim=1), 1
+    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask, enable_gqa=G > 1, **options)
+
+
+def _takes_groups(q_BHTC: Tensor, attn_mask: Tensor | None) -> bool:
+    """Whether torch has a fused kernel for grouped queries.
+
+    On a GPU that is flash attention, which takes no mask, no float32 and at most 256 channels. Without one, torch
+    silently takes the math kernel, which keeps all scores for the backward pass: 2.4 GB a block in float32 for 16 x
+    2,048 tokens and 9 heads.
+    """
+    if q_BHTC.device.type == "cpu":
+        return True
+    return attn_mask is None and q_BHTC.shape[3] <= 256 and has_fused_kernels(q_BHTC.device, q_BHTC.dtype)
 
 
 def alibi_bias(slopes: list[float], kv_heads: int, distance: Tensor) -> Tensor:
@@ -175,10 +213,9 @@ class SoftmaxAttention(Projections):
         super().__init__(config, layer)
         self.rope = config.layer_positions[layer] == "rope"
         self.slopes = alibi_slopes(config.num_heads) if config.layer_positions[layer] == "alibi" else []
+        self.takes_block_mask = type(self) is SoftmaxAttention and not self.slopes  # not subclasses with other patterns
 
-    def forward(
-        self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Any = None) -> Tensor:
         q, k, v = self.project(x_BTD, rotary)
         past = 0
         if memory:
@@ -187,7 +224,7 @@ class SoftmaxAttention(Projections):
         mixed = self.mix(q, k, v, past, starts_BT)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
-    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
+    def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Any = None) -> Tensor:
         """Attention's output (B, H, T, C) for T queries that come after `past` tokens."""
         return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes, starts_BT)
 
