@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -66,14 +67,17 @@ def main() -> None:
 
 
 def write_text(folder: Path, megabytes: int) -> None:
-    """Files of 1 MB, as many as are not there yet."""
+    """Files of 1 MB, as many as are not there yet, of 20,000 words whose frequencies follow Zipf's law."""
     folder.mkdir(exist_ok=True)
+    letters = random.Random(0)
+    words = ["".join(letters.choices("etaoinshrdlcumwfgypbvk", k=letters.randint(2, 10))) for _ in range(20_000)]
+    weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
     for number in range(megabytes):
         file = folder / f"{number:05d}.txt"
         if not file.exists():
             rng = random.Random(number)
-            words = [f"{rng.choice('bcdfgklmnprst')}{rng.choice('aeiou')}{rng.randrange(99)}" for _ in range(5000)]
-            file.write_text("\n\n".join(" ".join(rng.choices(words, k=200)) for _ in range(1_000_000 // 1000)))
+            documents = (" ".join(rng.choices(words, cum_weights=weights, k=500)) for _ in range(1_000_000 // 3500))
+            file.write_text("\n\n".join(documents))
 
 
 def build(text: str, cache: str, processes: int) -> tuple[tuple[float, float, int, int], int, int]:
