@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import torch
 
-from slm.sweep.launchers import local
+from slm.sweep.launchers import forked
 from tests.running import make_command, run_script
 from tests.seeds import SEED, seeded
 from tests.slurm.cluster import why_impossible
@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several of these share the cores
 
 
 # What the scripts import: once for all that the tests run of them.
-local.MODULES = ["slm.training.run", "slm.evaluation.run", "slm.sweep.run"]
+forked.MODULES = ["slm.training.run", "slm.evaluation.run", "slm.sweep.run"]
 
 hypothesis.settings.register_profile("seeded", derandomize=SEED == 0)
 hypothesis.settings.load_profile("seeded")

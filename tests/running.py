@@ -21,7 +21,7 @@ import train
 from slm.composition.keys import explain_unknown_keys
 from slm.composition.resolvers import register
 from slm.runtime.command_line import MISTAKES, one_sentence
-from slm.sweep.launchers.local import Descriptor, become_script, start_server
+from slm.sweep.launchers.forked import Descriptor, become_script, start_server
 
 ROOT = Path(__file__).parents[1]
 

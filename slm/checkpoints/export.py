@@ -28,6 +28,7 @@ from slm.checkpoints.place import Provenance
 from slm.checkpoints.weights import dtype_name
 from slm.data import Tokenizer
 from slm.model.config import ModelConfig
+from slm.runtime.files import replace
 
 _EXPORTED_FILES = frozenset(
     ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
@@ -149,7 +150,7 @@ def export_model(
         tokenizer.save(partial)
         if folder.exists():
             shutil.rmtree(folder)
-        os.replace(partial, folder)
+        replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -137,7 +137,7 @@ def _open_unfinished_run(place: Place, run: Path) -> Parts:
 
 def _settings(file: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(file.read_text())
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         if isinstance(settings["model"], dict):
             return settings
     except (yaml.YAMLError, KeyError, TypeError):

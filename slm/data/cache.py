@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from slm.data.parts import RECORDS, seal, sealed_files, sha256, sync
-from slm.runtime.files import write_json
+from slm.data.parts import RECORDS, seal, sealed_files, sha256
+from slm.runtime.files import replace, sync, write_json
 from slm.runtime.progress import say
 
 SCHEMA = "slm.data/3"  # part of every key: change it when the layout or the meaning of a cached file changes
@@ -62,12 +62,12 @@ def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
     sealed, records = sealed_files(partial), partial / RECORDS
     paths = [path for path in sorted(partial.rglob("*")) if path.is_file() and path.parent != records]
     files = {
-        str(name): sealed.get(str(name)) or seal(partial / name) for name in (p.relative_to(partial) for p in paths)
+        name: sealed.get(name) or seal(partial / name) for name in (p.relative_to(partial).as_posix() for p in paths)
     }
     write_json(partial / "manifest.json", {"schema": SCHEMA, **facts, "files": files})
     sync(partial / "manifest.json")
     shutil.rmtree(folder, ignore_errors=True)  # if it is damaged
-    partial.rename(folder)
+    replace(partial, folder)
     sync(folder.parent)
     shutil.rmtree(folder / RECORDS, ignore_errors=True)
     return facts
@@ -78,7 +78,7 @@ def _open(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         damage = _damage(folder, manifest["files"])
     except (OSError, ValueError, KeyError) as error:
         damage = f"its manifest cannot be read ({error})"

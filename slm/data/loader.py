@@ -4,6 +4,7 @@ Axes: B sequences, T tokens of a sequence. A window is a sequence with its targe
 [i*T, i*T + T + 1) of a stream, so neighbours share one token, and each token but the first is a target once.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -141,8 +142,15 @@ def train_loader(
         batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else making an iterator draws from the global generator, and a resume does not
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which may reach all processes of a run, to the main one, which saves and ends them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def val_batches(

@@ -24,8 +24,9 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple
 
-from slm.runtime.files import write_json
+from slm.runtime.files import sync, write_json
 from slm.runtime.progress import progress
+from slm.runtime.system import num_cores
 
 RECORDS = "parts"
 """Folder of the records of finished parts."""
@@ -62,7 +63,7 @@ def build_parts(
     numbered = dict(enumerate(parts, start))
     for number, part in numbered.items():
         with suppress(OSError, ValueError):
-            record = json.loads(_record(folder, stage, number).read_text())
+            record = json.loads(_record(folder, stage, number).read_text(encoding="utf-8"))
             if record["arguments"] == json.loads(json.dumps(part.arguments)):
                 results[number] = record["result"]
     sizes = [part.num_bytes for part in parts]
@@ -81,14 +82,9 @@ def build_parts(
     return [results[number] for number in numbered]
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def sealed_files(folder: Path) -> dict[str, dict[str, Any]]:
     """`seal` of all files that finished parts wrote, by name."""
-    records = [json.loads(path.read_text()) for path in sorted((folder / RECORDS).glob("*.json"))]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / RECORDS).glob("*.json"))]
     return {name: sealed for record in records for name, sealed in record["sealed"].items()}
 
 
@@ -102,15 +98,6 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Return when a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _record(folder: Path, stage: str, number: int) -> Path:

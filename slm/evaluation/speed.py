@@ -22,7 +22,14 @@ from slm.checkpoints.weights import dtype_name
 from slm.model import Decoder, KVCache
 from slm.model.counts import kv_cache_bytes, state_bytes
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
-from slm.runtime.machine import can_compile, device_name, peak_memory_bytes, reset_peak_memory, resident_bytes
+from slm.runtime.machine import (
+    can_compile,
+    device_name,
+    peak_memory_bytes,
+    reset_peak_memory,
+    resident_bytes,
+    synchronize,
+)
 
 MAX_SECONDS = 120.0
 """No repetition begins later than this: without a cache, a repetition can take minutes."""
@@ -37,8 +44,8 @@ def measure_speed(
     """The `speed` entry of results.json; `settings` is `speed` of conf/evaluate.yaml.
 
     Tokens/s are those of a batch of one sequence. Memory is the weights and the most that was held besides while
-    measuring, without what the process held before: Python, torch, the compiler. `progress` is called with shares of
-    the work done.
+    measuring, without what the process held before (Python, torch, the compiler), or None if the system does not tell.
+    `progress` is called with shares of the work done.
     """
     config, weight = decoder.config, decoder.head_weight
     timed = _Timed(decoder, settings)
@@ -53,6 +60,8 @@ def measure_speed(
             bytes_before = _reset_memory()
         elif time.perf_counter() - start > MAX_SECONDS:
             break
+    peak = peak_memory_bytes()
+    held = None if peak is None or bytes_before is None else peak - bytes_before
     model_bytes = sum(parameter.nbytes for parameter in decoder.parameters())
     return {
         **timed.medians(),
@@ -66,7 +75,7 @@ def measure_speed(
         "prompt_tokens": settings["prompt_tokens"],
         "new_tokens": settings["new_tokens"],
         "repetitions": len(timed.seconds),
-        "peak_memory_bytes": model_bytes + peak_memory_bytes() - bytes_before,
+        "peak_memory_bytes": None if held is None else model_bytes + held,
         "model_bytes": model_bytes,
         "kv_bytes_per_token": kv_cache_bytes(config, 1, bytes_per_value=weight.element_size()),
         "kv_cache_bytes": kv_cache_bytes(config, config.max_position_embeddings, bytes_per_value=weight.element_size()),
@@ -138,13 +147,12 @@ class _Timed:
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(device.type)
     return time.perf_counter()
 
 
-def _reset_memory() -> int:
-    """Return free memory to the system and reset the peak; returns the bytes held now, weights included."""
+def _reset_memory() -> int | None:
+    """Return free memory to the system and reset the peak; returns the bytes held now, weights included, if known."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

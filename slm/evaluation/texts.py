@@ -121,7 +121,8 @@ def read_run(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
     import yaml
 
     try:
-        return yaml.safe_load((run / "config.yaml").read_text()), json.loads((run / "corpus.json").read_text())
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        return config, json.loads((run / "corpus.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{run} is not a run directory whose config.yaml and corpus.json can be read ({type(error).__name__}); "
@@ -134,7 +135,7 @@ def cached_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Pat
     for cache in (cache_dir, Path(os.path.expanduser(config["cache_dir"]))):
         for manifest in sorted((cache / "documents").glob(f"{glob.escape(config['data']['name'])}-*/manifest.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged manifest: the folder is built again
-                if json.loads(manifest.read_text())["fingerprint"] == fingerprint:
+                if json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
                     return manifest.parent
     return None
 

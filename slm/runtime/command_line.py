@@ -5,6 +5,7 @@ Imports no torch. HYDRA_FULL_ERROR=1 or SLM_TRACEBACKS=1 shows where an error ca
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import sys
@@ -23,6 +24,9 @@ MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 
 def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
     """Run a Hydra `main`, which appends to `exit_codes`, and exit with the first code that is not 0."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows may lack most characters of a sample
+            stream.reconfigure(errors="replace")
     # With HYDRA_FULL_ERROR=1 Hydra raises its errors instead of printing them over many lines. The user's own value is
     # kept in SLM_TRACEBACKS, which the processes that Lightning starts inherit.
     os.environ.setdefault("SLM_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,13 +17,44 @@ LOCK = ".lock"
 """The file in an output directory that a process locks while it writes there."""
 
 
+REPLACE_SECONDS = 5.0 if os.name == "nt" else 0.0
+"""How long `replace` tries. Windows refuses as long as another process, such as a virus scanner, has the file open."""
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file or folder; a file that is at `target` is replaced."""
+    deadline = time.monotonic() + REPLACE_SECONDS
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
+
+
+def sync(path: Path) -> None:
+    """Return when a file or folder is on the disk. A folder is left to the system if that is Windows."""
+    try:
+        # Windows syncs only what is open for writing, and opens no folder.
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write the file at `path`, replacing an older one, and make its folder; text is UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # One temporary name per process, because two may write the same file of a shared cache at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, path)
+    replace(partial, path)
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:

@@ -62,7 +62,10 @@ class Speeds:
 def read_speeds(cache_dir: Path, assumed: float) -> Speeds:
     """The speeds that `remember_speeds` has written; none if the file cannot be read."""
     try:
-        speeds = {name: (float(a), float(b)) for name, (a, b) in json.loads((cache_dir / SPEEDS).read_text()).items()}
+        speeds = {
+            name: (float(a), float(b))
+            for name, (a, b) in json.loads((cache_dir / SPEEDS).read_text(encoding="utf-8")).items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         speeds = {}
     return Speeds({name: speed for name, speed in speeds.items() if min(speed) > 0}, assumed)

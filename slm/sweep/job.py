@@ -3,21 +3,29 @@
 The master takes `job.lock` and the process inherits it, so the kernel frees the lock when the job ends, even if the
 master ended before. A master that is killed and started again therefore sees which jobs still run, and starts none
 twice. `job.pid` holds the process id, the slot and the machine; `job.log` the output of all starts.
+
+A process inherits no lock on Windows. There the lock of train.py itself counts, which it takes some seconds after its
+start: a master that is killed and started again within these may start a second process, which then ends with an error.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
+import platform
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from slm.runtime.files import LOCK as TRAINING_LOCK
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK, PID, LOG = "job.lock", "job.pid", "job.log"
 
@@ -44,14 +52,18 @@ def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subproc
         if files is None:
             return None
         lock, log = files
+        usual: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        if fcntl is None:
+            group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+            process = subprocess.Popen(job.command, stdout=log, creationflags=group, **usual)
+            (job.folder / PID).write_text(f"{process.pid} {slot} {platform.node()}\n", encoding="utf-8")
+            return process
         return subprocess.Popen(
-            ["sh", "-c", NOTE_AND_BECOME, str(job.folder / PID), str(slot), os.uname().nodename, *job.command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
+            ["sh", "-c", NOTE_AND_BECOME, str(job.folder / PID), str(slot), platform.node(), *job.command],
             stdout=log,
-            stderr=subprocess.STDOUT,
             pass_fds=[lock.fileno()],
             start_new_session=True,
+            **usual,
         )
 
 
@@ -75,7 +87,7 @@ def held(job: Job) -> Iterator[tuple[IO[bytes], IO[bytes]] | None]:
 
 def is_job(folder: Path) -> bool:
     """Whether a job runs in `folder`."""
-    return _is_taken(folder / LOCK)
+    return _is_taken(folder / (LOCK if fcntl else TRAINING_LOCK))
 
 
 def is_running(folder: Path) -> bool:
@@ -91,19 +103,32 @@ def id_and_slot(folder: Path) -> tuple[int, int] | None:
     with suppress(OSError, ValueError):
         if not is_job(folder):
             return None
-        number, slot, machine = (folder / PID).read_text().split()
-        return (int(number), int(slot)) if machine == os.uname().nodename else None
+        number, slot, machine = (folder / PID).read_text(encoding="utf-8").split()
+        return (int(number), int(slot)) if machine == platform.node() else None
     return None
 
 
-def send(number: signal.Signals, process_id: int, *, everyone: bool = False) -> None:
-    """Signal a job if it still runs, or `everyone` in its session (data-parallel ranks, loader workers)."""
-    with suppress(ProcessLookupError, PermissionError):
-        (os.killpg if everyone else os.kill)(process_id, number)
+def stop(process_id: int, *, at_once: bool = False) -> None:
+    """Let a job save and end, if it still runs; or kill its session `at_once` (data-parallel ranks, loader workers)."""
+    with suppress(OSError):  # it has ended
+        if not hasattr(os, "killpg"):  # Windows, where SIGTERM kills a process, and Ctrl-Break reaches its group
+            os.kill(process_id, signal.SIGTERM if at_once else getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+        elif at_once:
+            os.killpg(process_id, signal.SIGKILL)
+        else:
+            os.kill(process_id, signal.SIGTERM)
 
 
 def _is_taken(path: Path) -> bool:
     if not path.exists():
+        return False
+    if fcntl is None:
+        from filelock import FileLock, Timeout
+
+        try:
+            FileLock(path).acquire(timeout=0).lock.release()
+        except Timeout:
+            return True
         return False
     if lock := _take(path):
         lock.close()
@@ -111,7 +136,10 @@ def _is_taken(path: Path) -> bool:
 
 
 def _take(path: Path) -> IO[bytes] | None:
+    """The open file, and locked where a process inherits that; None if another process has locked it."""
     lock = path.open("ab")
+    if fcntl is None:
+        return lock
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import signal
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from slm.runtime.files import read_json_object, write_json
+from slm.runtime.files import read_json_object, replace, write_json
 from slm.sweep.job import LOG
 
 Status = Literal["completed", "diverged", "failed", "interrupted", "impossible", "not_started"]
@@ -30,6 +29,8 @@ LOG_LINES = 20
 """Number of lines at the end of a job's log that its failure record keeps."""
 TAIL_BYTES = 8192
 """Bytes read from the end of a metrics.csv: about fifty rows."""
+KILLED = -9
+"""Exit code of a process that SIGKILL ended; Windows does not have that name."""
 MAX_OOM_KILLS = 2
 """Kills by the kernel without a new checkpoint after which a cell has failed."""
 
@@ -77,7 +78,7 @@ class Tries:
             return f"exit code {code}: {_error_in(log_tail(self.folder))}"
         if _checkpoint_time(self.folder) != self._checkpoint:
             self.count = self.oom_kills = 0
-        self.oom_kills += code == -signal.SIGKILL and (kernel_kills() or 0) > (self._kernel_kills or 0)
+        self.oom_kills += code == KILLED and (kernel_kills() or 0) > (self._kernel_kills or 0)
         if self.oom_kills >= MAX_OOM_KILLS:
             return f"out of memory: killed by the kernel {self.oom_kills} times with no new checkpoint"
         return f"{how_it_ended(code)} {self.count} times with no new checkpoint" if self.count >= self.limit else None
@@ -96,7 +97,7 @@ def how_it_ended(code: int | None) -> str:
 def kernel_kills() -> int | None:
     """Number of processes that this machine's kernel has killed for lack of memory since boot; None if unknown."""
     with suppress(OSError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
+        for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return None
@@ -145,7 +146,7 @@ def record_failure(folder: Path, *, why: str, exit_code: int | None, starts: int
 
 def log_tail(folder: Path) -> list[str]:
     """The last lines of the job's log that are not blank."""
-    with suppress(OSError), (folder / LOG).open(errors="replace") as log:
+    with suppress(OSError), (folder / LOG).open(encoding="utf-8", errors="replace") as log:
         return list(deque((line.rstrip() for line in log if line.strip()), LOG_LINES))
     return []
 
@@ -157,10 +158,10 @@ def make_ready_to_retry(folder: Path) -> None:
     diverged.json, which no table of runs reads.
     """
     if read_json_object(folder / "result.json").get("status") == "diverged":
-        os.replace(folder / "result.json", folder / "diverged.json")
-        os.replace(folder, _numbered(folder.with_name(folder.name + ".retried")))
+        replace(folder / "result.json", folder / "diverged.json")
+        replace(folder, _numbered(folder.with_name(folder.name + ".retried")))
     elif (folder / FAILURE).exists():
-        os.replace(folder / FAILURE, _numbered(folder / FAILURE))
+        replace(folder / FAILURE, _numbered(folder / FAILURE))
 
 
 def read_progress(folder: Path) -> RunProgress | None:

@@ -45,13 +45,13 @@ class CsvTracker(Tracker):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row, exact to the last bit. Raises `ValueError` for a metric without a column."""
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writerow({"step": step, **{name: repr(value) for name, value in metrics.items()}})
 
 
 def _read_rows_until(path: Path, step: int) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         complete_lines = [line for line in file if line.endswith("\n")]  # a killed run may have written half a line
     rows = list(csv.DictReader(complete_lines))
     if not all((row.get("step") or "").isdigit() for row in rows):

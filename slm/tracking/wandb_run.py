@@ -103,11 +103,11 @@ def check_wandb(settings: Mapping[str, Any]) -> None:
 def known_run_id(folder: Path) -> str | None:
     """The id under which the run directory `folder` is logged; None if it never was."""
     path = folder / RUN_ID
-    return path.read_text().strip() if path.exists() else None
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def _run_id(folder: Path) -> str:
     """The id of this run directory, written before anything is logged under it."""
     if not (folder / RUN_ID).exists():
         write_whole(folder / RUN_ID, secrets.token_hex(4))
-    return (folder / RUN_ID).read_text().strip()
+    return (folder / RUN_ID).read_text(encoding="utf-8").strip()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from slm.checkpoints.place import LAST, PREVIOUS
-from slm.runtime.files import is_intact_zip
+from slm.runtime.files import is_intact_zip, replace
 
 BEST = "best.ckpt"
 
@@ -41,8 +41,8 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
-            os.replace(path, path.with_name(PREVIOUS))
-        os.replace(partial, path)
+            replace(path, path.with_name(PREVIOUS))
+        replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
         partial.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else None
@@ -61,7 +61,7 @@ def link_last(folder: Path, name: str) -> None:
         os.link(folder / LAST, partial)
     except OSError:
         shutil.copyfile(folder / LAST, partial)
-    os.replace(partial, folder / name)
+    replace(partial, folder / name)
 
 
 def newest_intact(folder: Path) -> Path | None:

@@ -24,7 +24,8 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE",
 """Variables that processes of a distributed job pass on to whatever they start."""
 INTERACTIVE_JOBS = ("bash", "interactive")
 """Names of SLURM jobs that Lightning takes for a shell: the tasks of the job are not the processes of the run."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+"""Signals that end a run. SIGBREAK is Windows' only, where a sweep cannot send SIGTERM (`slm.sweep.job.stop`)."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class RunDirectory:
     def corpus(self) -> dict[str, Any]:
         """Fingerprints of the corpus and counts of what was left out of it; empty if not written yet."""
         file = self.path / "corpus.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise `ValueError` if this cannot be the directory of `config`: a file, or another run's directory."""

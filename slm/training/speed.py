@@ -11,7 +11,7 @@ import torch
 
 from slm.model.decoder import Decoder
 from slm.runtime.files import read_json_object, write_json
-from slm.runtime.machine import peak_memory_bytes
+from slm.runtime.machine import peak_memory_bytes, synchronize
 from slm.runtime.words import duration
 from slm.training.plan import Hardware, Plan
 from slm.training.process import is_first_process, say
@@ -39,9 +39,10 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> float:
     # GPUs add up; processes on one CPU share its cores.
     devices = hardware.world_size if hardware.accelerator == "cuda" else 1
     seconds = (plan.steps - start_step) * plan.batch_tokens / (speed * devices)
+    held = f", {memory / 1e9:.2f} GB of memory held" if memory else ""
     say(
         f"speed        {speed * devices:,.0f} tokens/s measured here, MFU {speed * plan.token_flops / peak:.0%} of "
-        f"{peak * devices / 1e9:,.0f} GFLOP/s, {memory / 1e9:.2f} GB of memory held",
+        f"{peak * devices / 1e9:,.0f} GFLOP/s{held}",
         f"duration     about {duration(seconds)} of training",
     )
     if seconds > LONG_RUN_SECONDS:
@@ -52,10 +53,11 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> float:
     return peak
 
 
-def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int]:
+def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     """Tokens per second of forward and backward passes on one device, on random tokens, and the bytes of memory held.
 
-    Leaves weights, gradients and random state unchanged. Blocks that are to be compiled are compiled afterwards.
+    The bytes are None if the system does not tell. Leaves weights, gradients and random state unchanged. Blocks that
+    are to be compiled are compiled afterwards.
     """
     hardware = plan.hardware
     device = torch.device(hardware.accelerator)
@@ -74,7 +76,7 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int]:
         with precision():
             loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents)
         loss.backward()
-        _synchronize(device.type)
+        synchronize(device.type)
         return time.perf_counter() - start
 
     seconds = time_pass()
@@ -101,7 +103,7 @@ def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:
 def measure_matmul(device: str, dtype: torch.dtype) -> float:
     """Best FLOP/s over a few square sizes, each measured for half a second, or for one product if that takes longer."""
     best = 0.0
-    for size in (4096, 8192) if device == "cuda" else (512, 1024, 2048):
+    for size in (512, 1024, 2048) if device == "cpu" else (4096, 8192):
         # Where the dtype is emulated, a larger size would take minutes and give the same figure.
         if 2 * size**3 > MAX_PRODUCT_SECONDS * best > 0:
             break
@@ -115,16 +117,11 @@ def _matmul_rate(size: int, device: str, dtype: torch.dtype) -> float:
     best, stop = 0.0, time.perf_counter() + PEAK_SECONDS
     products = 1  # the first product may load libraries, but on a slow machine it is the only one
     while best == 0.0 or time.perf_counter() < stop:
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         for _ in range(products):
             torch.mm(a, b, out=out)
-        _synchronize(device)
+        synchronize(device)
         best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
         products = 4
     return best
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

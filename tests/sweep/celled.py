@@ -48,10 +48,10 @@ MASTER = """
 import sys
 from pathlib import Path
 from slm.sweep.execute import Interrupted, execute
-from slm.sweep.launchers import local
+from slm.sweep.launchers import forked
 from tests.sweep.celled import LOCAL, STUB, cell
 
-local.MODULES = [sys.argv[1]]  # to find the server by; one that cannot be imported is passed over
+forked.MODULES = [sys.argv[1]]  # to find the server by; one that cannot be imported is passed over
 cells = [cell(f"c{i}", "seconds=0.1", "save_every=2", steps=4 + i, flops=i) for i in range(5)]
 launcher = LOCAL | {"tries": 9, "warm_start": sys.argv[2] == "True"}
 try:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -29,9 +30,13 @@ class Directory:
     @classmethod
     def read(cls, path: Path) -> Directory:
         """Read the JSON files. Raises `FileNotFoundError` if fits.json or comparison.json is missing."""
-        fits, comparison = (json.loads((path / f"{name}.json").read_text()) for name in ("fits", "comparison"))
+
+        def load(file: Path) -> Any:
+            return json.loads(file.read_text(encoding="utf-8"))
+
+        fits, comparison = (load(path / f"{name}.json") for name in ("fits", "comparison"))
         optional = [path / f"{name}.json" for name in ("audit", "settings", "overlay")]
-        return cls(path, fits, comparison, *(json.loads(p.read_text()) if p.exists() else {} for p in optional))
+        return cls(path, fits, comparison, *(load(file) if file.exists() else {} for file in optional))
 
     @cached_property
     def results(self) -> pd.DataFrame:

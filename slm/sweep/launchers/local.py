@@ -4,36 +4,25 @@ A slot does not pin its job to cores: the system schedules single threads well, 
 with other processes. All slots have the same number of threads, which depends on the machine and the sweep alone:
 rounding depends on the number of threads, and a sweep that is started again must give the same bits.
 
-Without GPUs and with one thread per job, `warm_start` forks jobs from the fork server of `multiprocessing`. Importing
-torch and Lightning takes seconds of a core, longer than a small job may train. The server imports them once, without
-starting a thread or a torch operation, because neither survives a fork. Apart from the imports, a forked job is the
-same as `python SCRIPT ...`. If the server is killed, its jobs continue, like those of an earlier master.
+On Linux, without GPUs and with one thread per job, `warm_start` forks jobs from a process with their imports done
+(`forked.py`).
 """
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
-import runpy
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
-from multiprocessing.reduction import DupFd
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-from slm.sweep.job import PID, Job, begin, environment_of_a_job, held, id_and_slot, is_job, is_running, send
+from slm.runtime.system import machine_memory, num_cores
+from slm.sweep.job import Job, begin, environment_of_a_job, id_and_slot, is_job, is_running, stop
 
-MODULES = ["slm.training.run"]
-"""Imports of the fork server: most of those of train.py. Not wandb, whose import makes a folder that the first job to
-end would delete."""
 SERVER_LOST = 255
 """Exit code that `multiprocessing` reports for a process whose server was killed; its own code is unknown."""
 
@@ -44,7 +33,7 @@ class Running:
 
     folder: Path
     slot: int
-    process: subprocess.Popen[bytes] | ForkServerProcess | None
+    process: subprocess.Popen[bytes] | BaseProcess | None
 
 
 class Local:
@@ -54,8 +43,9 @@ class Local:
         gpus = visible_gpus()
         self.environments = slot_environments(settings, jobs=jobs, gpus=gpus)
         has_one_thread = self.environments[0]["OMP_NUM_THREADS"] == "1"
-        # Neither threads nor the state of a GPU's driver survive a fork.
-        self._warm = settings["warm_start"] and has_one_thread and not gpus and sys.platform == "linux"
+        # Neither threads, nor the state of a GPU's driver, nor the libraries of macOS survive a fork.
+        can_fork = hasattr(os, "fork") and sys.platform != "darwin"
+        self._warm = settings["warm_start"] and has_one_thread and not gpus and can_fork
         self._running: dict[str, Running] = {}
         self._stopping = False
 
@@ -80,8 +70,8 @@ class Local:
             taken = {running.slot for running in self._running.values()}
             slot = next(number for number in range(len(self.environments)) if number not in taken)
             environment = {**environment_of_a_job(), **self.environments[slot]}
-            forked = begin_forked(job, environment, slot=slot) if self._warm else None
-            self._running[job.name] = Running(job.folder, slot, forked or begin(job, environment, slot=slot))
+            process = self._begin_forked(job, environment, slot) or begin(job, environment, slot=slot)
+            self._running[job.name] = Running(job.folder, slot, process)
 
     def ended(self) -> dict[str, int | None]:
         """The exit code of an adopted job, which is not a child of this process, is unknown."""
@@ -97,35 +87,43 @@ class Local:
             codes[name] = code
             del self._running[name]
             if code is None or code < 0:  # the ranks and workers of a killed process would keep the GPU
-                _signal(running, signal.SIGKILL, everyone=True)
+                _stop(running, at_once=True)
         return codes
 
     def stop(self, *, at_once: bool = False) -> None:
         """SIGTERM, upon which train.py saves a checkpoint; or SIGKILL to all its processes."""
         self._stopping = True
         for running in self._running.values():
-            _signal(running, signal.SIGKILL if at_once else signal.SIGTERM, everyone=at_once)
+            _stop(running, at_once=at_once)
+
+    def _begin_forked(self, job: Job, environment: Mapping[str, str], slot: int) -> BaseProcess | None:
+        if not self._warm:
+            return None
+        from slm.sweep.launchers.forked import begin_forked  # which Windows cannot import
+
+        return begin_forked(job, environment, slot=slot)
 
 
-def _exit_code(process: subprocess.Popen[bytes] | ForkServerProcess | None) -> int | None:
-    if isinstance(process, ForkServerProcess):
+def _exit_code(process: subprocess.Popen[bytes] | BaseProcess | None) -> int | None:
+    if isinstance(process, BaseProcess):
         return process.exitcode
     return process.poll() if process else None
 
 
-def _signal(running: Running, number: signal.Signals, *, everyone: bool) -> None:
+def _stop(running: Running, *, at_once: bool) -> None:
     process_id = running.process.pid if running.process else (id_and_slot(running.folder) or (None,))[0]
     if process_id:
-        send(number, process_id, everyone=everyone)
+        stop(process_id, at_once=at_once)
 
 
 def slot_environments(settings: Mapping[str, Any], *, jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     """Variables that each slot adds to the environment of its job, on a machine with `gpus`, for `jobs` runs."""
-    cores, per_job = len(os.sched_getaffinity(0)), settings["gpus_per_job"] if gpus else 0
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    cores, per_job = num_cores(), settings["gpus_per_job"] if gpus else 0
+    memory = machine_memory()
+    fitting = cores if memory is None else int(memory / 1e9 / settings["memory_gb"])
     if per_job > len(gpus):
         raise ValueError(f"launcher.gpus_per_job={per_job} is more than the {len(gpus)} GPUs here")
-    room = len(gpus) // per_job if per_job else min(cores, int(memory_gb / settings["memory_gb"]))
+    room = len(gpus) // per_job if per_job else min(cores, fitting)
     slots = max(1, min(room, jobs)) if settings["slots"] == "auto" else settings["slots"]
     if per_job and slots > room:
         raise ValueError(
@@ -149,59 +147,3 @@ def visible_gpus() -> list[str]:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
     return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
-
-
-class Descriptor:
-    """An open file's descriptor. Unpickled in a forked process, it is the number of the descriptor there."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(DupFd(self.number)).detach, (DupFd(self.number),)
-
-
-def start_server(environment: Mapping[str, str]) -> None:
-    """Start the fork server unless it runs. OpenMP reads `environment` once, when torch is imported."""
-    multiprocessing.set_forkserver_preload(MODULES)
-    with patch.dict(os.environ, environment, clear=True):
-        forkserver.ensure_running()
-
-
-def begin_forked(job: Job, environment: Mapping[str, str], *, slot: int) -> ForkServerProcess | None:
-    """Start `job` as `slm.sweep.job.begin` does; None if it runs already or the server is lost."""
-    with held(job) as files:
-        if files is None:
-            return None
-        descriptors = [Descriptor(file.fileno()) for file in files]
-        try:
-            start_server(environment)
-            process = multiprocessing.get_context("forkserver").Process(
-                target=_become_job, args=(job, environment, slot, *descriptors)
-            )
-            process.start()
-        except (EOFError, OSError):
-            return None
-        return process
-
-
-def become_script(arguments: Sequence[str], environment: Mapping[str, str], outputs: Sequence[int]) -> None:
-    """Turn this forked process into `python ARGUMENTS`, with standard output and error in the files `outputs`."""
-    for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), *outputs)):
-        os.dup2(source, target)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = list(arguments)
-    sys.path.insert(0, str(Path(arguments[0]).parent))
-    try:
-        runpy.run_path(arguments[0], run_name="__main__")
-    finally:
-        atexit._run_exitfuncs()  # `multiprocessing` does not call them
-
-
-def _become_job(job: Job, environment: Mapping[str, str], slot: int, lock: int, log: int) -> None:
-    """Become the script of `job`; `lock` stays open until this process ends."""
-    os.setsid()
-    (job.folder / PID).write_text(f"{os.getpid()} {slot} {os.uname().nodename}\n")
-    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # the server ends with its master
-    become_script(job.command[1:], environment, (log, log))

@@ -6,13 +6,13 @@ master starts waits for that lock (`remote.py`).
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm.sweep.job import Job, id_and_slot, send
+from slm.runtime.system import num_cores
+from slm.sweep.job import Job, id_and_slot, stop
 from slm.sweep.launchers.local import visible_gpus
 from slm.sweep.launchers.remote import UNLIMITED, RemoteJob
 
@@ -36,7 +36,7 @@ class Ray:
         """By the cores and GPUs of this machine; unlimited on a cluster."""
         if self.address is not None:
             return UNLIMITED
-        available = {"num_cpus": len(os.sched_getaffinity(0)), "num_gpus": len(visible_gpus())}
+        available = {"num_cpus": num_cores(), "num_gpus": len(visible_gpus())}
         return max(1, min(available[kind] // each for kind, each in self.resources.items() if each))
 
     def free(self) -> int:
@@ -67,7 +67,7 @@ class Ray:
         """Interrupt the tasks, so that train.py saves; or kill their workers and the jobs on this machine."""
         for job, task in self._running.values():
             if at_once and (process := id_and_slot(job.folder)):
-                send(signal.SIGKILL, process[0], everyone=True)
+                stop(process[0], at_once=True)
             self.ray.cancel(task, force=at_once)
 
     def _connect(self) -> None:

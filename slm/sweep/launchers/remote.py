@@ -24,7 +24,7 @@ from typing import Any
 from slm.runtime.files import write_json
 from slm.runtime.settings import Kind, check_kind
 from slm.runtime.words import is_number
-from slm.sweep.job import Job, begin, environment_of_a_job, is_running, send
+from slm.sweep.job import Job, begin, environment_of_a_job, is_running, stop
 
 BEAT, EXIT = "job.beat", "job.exit"
 BEAT_SECONDS = 5.0
@@ -65,7 +65,7 @@ class RemoteJob:
     def save_and_end(self) -> None:
         """Send SIGTERM, after which train.py saves a checkpoint, and wait for its end."""
         if self.process is not None and self.process.poll() is None:
-            send(signal.SIGTERM, self.process.pid)
+            stop(self.process.pid)
             # Not Popen.wait: in a signal handler the interrupted code may hold its lock.
             while is_running(self.job.folder):
                 time.sleep(0.2)
@@ -73,7 +73,7 @@ class RemoteJob:
     def _beat_until_the_end(self) -> int:
         self.job.folder.mkdir(parents=True, exist_ok=True)
         while True:
-            (self.job.folder / BEAT).write_text(str(time.time()))
+            (self.job.folder / BEAT).write_text(str(time.time()), encoding="utf-8")
             if self.process is None:
                 self.process = begin(self.job, {**environment_of_a_job(), **self.environment})
             if self.process is None:  # the job of an earlier master still runs
@@ -84,7 +84,7 @@ class RemoteJob:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if self.process is not None:
-            send(signal.SIGTERM, self.process.pid)
+            stop(self.process.pid)
 
 
 class Beats:
@@ -118,5 +118,5 @@ def exit_code(folder: Path) -> int | None:
 
 def _read(path: Path) -> str:
     with suppress(OSError):
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     return ""

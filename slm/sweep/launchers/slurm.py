@@ -56,7 +56,7 @@ class Slurm:
             raise ValueError("launcher=slurm: squeue gets no answer from SLURM's controller: start again later")
         for job in jobs:
             with suppress(OSError):
-                number = (job.folder / ID).read_text()
+                number = (job.folder / ID).read_text(encoding="utf-8")
                 if number in self._states:
                     self._submitted[job.name] = job, number
         return list(self._submitted)
@@ -69,7 +69,7 @@ class Slurm:
             self.beats.forget(job.folder)
         numbers = self.scheduler.submit([RemoteJob(job, self.environment) for job in jobs])
         for job, number in zip(jobs, numbers, strict=True):
-            (job.folder / ID).write_text(number)
+            (job.folder / ID).write_text(number, encoding="utf-8")
             self._submitted[job.name] = job, number
 
     def ended(self) -> dict[str, int | None]:

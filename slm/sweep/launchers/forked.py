@@ -1,0 +1,83 @@
+"""Jobs forked from the fork server of `multiprocessing`, which has made their imports; for Linux without GPUs.
+
+Importing torch and Lightning takes seconds of a core, longer than a small job may train. The server imports them once,
+without starting a thread or a torch operation, because neither survives a fork. Apart from the imports, a forked job is
+the same as `python SCRIPT ...`. If the server is killed, its jobs continue, like those of an earlier master.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import platform
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from unittest.mock import patch
+
+from slm.sweep.job import PID, Job, held
+
+MODULES = ["slm.training.run"]
+"""Imports of the fork server: most of those of train.py. Not wandb, whose import makes a folder that the first job to
+end would delete."""
+
+
+class Descriptor:
+    """An open file's descriptor. Unpickled in a forked process, it is the number of the descriptor there."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(DupFd(self.number)).detach, (DupFd(self.number),)
+
+
+def start_server(environment: Mapping[str, str]) -> None:
+    """Start the fork server unless it runs. OpenMP reads `environment` once, when torch is imported."""
+    multiprocessing.set_forkserver_preload(MODULES)
+    with patch.dict(os.environ, environment, clear=True):
+        forkserver.ensure_running()
+
+
+def begin_forked(job: Job, environment: Mapping[str, str], *, slot: int) -> ForkServerProcess | None:
+    """Start `job` as `slm.sweep.job.begin` does; None if it runs already or the server is lost."""
+    with held(job) as files:
+        if files is None:
+            return None
+        descriptors = [Descriptor(file.fileno()) for file in files]
+        try:
+            start_server(environment)
+            process = multiprocessing.get_context("forkserver").Process(
+                target=_become_job, args=(job, environment, slot, *descriptors)
+            )
+            process.start()
+        except (EOFError, OSError):
+            return None
+        return process
+
+
+def become_script(arguments: Sequence[str], environment: Mapping[str, str], outputs: Sequence[int]) -> None:
+    """Turn this forked process into `python ARGUMENTS`, with standard output and error in the files `outputs`."""
+    for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), *outputs)):
+        os.dup2(source, target)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = list(arguments)
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # `multiprocessing` does not call them
+
+
+def _become_job(job: Job, environment: Mapping[str, str], slot: int, lock: int, log: int) -> None:
+    """Become the script of `job`; `lock` stays open until this process ends."""
+    os.setsid()
+    (job.folder / PID).write_text(f"{os.getpid()} {slot} {platform.node()}\n", encoding="utf-8")
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # the server ends with its master
+    become_script(job.command[1:], environment, (log, log))
