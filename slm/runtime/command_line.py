@@ -20,6 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 """Exceptions that report a mistake of the user; all others are bugs and keep their traceback."""
+GPU_MEMORY_SHARE = "SLM_GPU_MEMORY_SHARE"
+"""Environment variable: the fraction of a GPU's memory that a job may allocate. sweep.py sets it for jobs that share
+one (`slm/sweep/launchers/gpus.py`)."""
 
 
 def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import torch
 
+from slm.runtime.command_line import GPU_MEMORY_SHARE
 from slm.runtime.system import peak_rss, processor_name, reset_peak_rss, rss
 
 
@@ -42,6 +44,12 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
     elif device == "mps":
         torch.mps.synchronize()
+
+
+def limit_gpu_memory() -> None:
+    """Keep to the share of the GPU's memory that the environment states, if other jobs of a sweep use the same GPU."""
+    if (share := os.environ.get(GPU_MEMORY_SHARE)) and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(float(share))
 
 
 def reset_peak_memory() -> None:

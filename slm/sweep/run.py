@@ -24,6 +24,7 @@ from slm.analysis.runs import COLUMNS
 from slm.runtime.command_line import report
 from slm.runtime.files import LOCK, locked, write_json, write_whole
 from slm.runtime.progress import say
+from slm.runtime.settings import plain_settings
 from slm.runtime.words import plural, shortlist
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
@@ -34,7 +35,10 @@ from slm.sweep.evaluation import EVALUATE, evaluation_cells, with_evaluations, w
 from slm.sweep.execute import execute
 from slm.sweep.forecast import remember_speeds
 from slm.sweep.grid import Plan, make_plan
+from slm.sweep.job import environment_of_a_job
 from slm.sweep.launchers import open_launcher
+from slm.sweep.launchers.gpus import Together, measure_together, visible_gpus, with_jobs_per_gpu
+from slm.sweep.launchers.local import slot_environments
 from slm.sweep.ledger import Outcome
 from slm.sweep.live import Board
 from slm.sweep.plan import print_plan
@@ -134,7 +138,23 @@ def _train(sweep: Sweep) -> Mapping[str, Outcome]:
     logger = {**sweep.logger, "job_type": "train", "tags": tags}
     # JSON's quotes and null are Hydra's too.
     common = [f"logger.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in logger.items()]
-    return _execute(sweep, sweep.plan.cells, common=common)
+    return _execute(sweep, sweep.plan.cells, launcher=_shared_gpus(sweep), common=common)
+
+
+def _shared_gpus(sweep: Sweep) -> dict[str, Any]:
+    """The launcher group with the number of jobs that share a GPU, measured with the cell of the most FLOPs a token."""
+    launcher, gpus = sweep.config["launcher"], visible_gpus()
+    possible = [cell for cell in sweep.plan.cells if cell.impossible is None]
+    largest = max(possible, key=lambda cell: cell.flops / cell.tokens)
+
+    def measure(jobs: int) -> Together | None:
+        config = composed("train", largest.overrides)
+        config.update(name=largest.name, output_dir="runs")  # placeholders: resolvers use the choices of a script
+        asked = {**launcher, "jobs_per_gpu": jobs, "slots": jobs * len(gpus)}
+        environment = slot_environments(asked, jobs=jobs * len(gpus), gpus=gpus)[0]
+        return measure_together(plain_settings(config), {**environment_of_a_job(), **environment}, jobs)
+
+    return with_jobs_per_gpu(launcher, sweep.runs, name=largest.name, jobs=len(possible), measure=measure)
 
 
 def _evaluate(sweep: Sweep, trained: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
@@ -144,13 +164,15 @@ def _evaluate(sweep: Sweep, trained: Mapping[str, Outcome]) -> Mapping[str, Outc
     if not cells:
         return {}
     say(f"evaluating {plural(len(done), 'run')} on {', '.join(sweep.design.evaluations)}")
-    return _execute(sweep, cells, script=EVALUATE)
+    # Without a measurement of their memory, and since speeds must not be measured on a shared GPU, `auto` is one a GPU.
+    return _execute(sweep, cells, launcher=sweep.config["launcher"], script=EVALUATE)
 
 
-def _execute(sweep: Sweep, cells: Sequence[Cell], **options: Any) -> Mapping[str, Outcome]:
-    launcher, retry = sweep.config["launcher"], sweep.config["retry"]
+def _execute(
+    sweep: Sweep, cells: Sequence[Cell], *, launcher: Mapping[str, Any], **options: Any
+) -> Mapping[str, Outcome]:
     with Board() as board:
-        return execute(cells, sweep.runs, launcher, retry=retry, show=board.show, **options)
+        return execute(cells, sweep.runs, launcher, retry=sweep.config["retry"], show=board.show, **options)
 
 
 def _report(sweep: Sweep, trained: Mapping[str, Outcome], evaluated: Mapping[str, Outcome]) -> int:

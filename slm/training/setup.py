@@ -49,8 +49,10 @@ def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
     Raises `ValueError` for devices that this machine lacks, for an environment that states another number of processes,
     and for a multirun (Hydra's -m) on more than one device.
     """
+    from slm.runtime.machine import limit_gpu_memory
     from slm.training.plan import make_plan, plan_lines, resolve_hardware
 
+    limit_gpu_memory()
     hardware = resolve_hardware(settings["trainer"])
     if is_multirun and hardware.world_size > 1:
         raise ValueError(

@@ -12,7 +12,7 @@ from tests.running import ROOT
 
 STUB = Path(__file__).with_name("stub_train.py")
 LOCAL: dict[str, Any] = {"name": "local", "slots": 2, "gpus_per_job": 0, "threads": 1, "memory_gb": 1, "tries": 2}
-LOCAL |= {"warm_start": False}
+LOCAL |= {"warm_start": False, "jobs_per_gpu": "auto"}
 
 
 def cell(name: str, *overrides: str, flops: float = 1e6, steps: int = 3, **changes: Any) -> Cell:

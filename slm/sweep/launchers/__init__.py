@@ -42,6 +42,7 @@ KINDS: dict[str, dict[str, Kind]] = {
         "slots": AUTO_COUNT,
         "threads": AUTO_COUNT,
         "gpus_per_job": NATURAL,
+        "jobs_per_gpu": AUTO_COUNT,
         "memory_gb": POSITIVE,
         "warm_start": SWITCH,
     },

@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine, each in a slot: its GPUs or its share of the cores.
+"""Jobs as processes of this machine, each in a slot: its GPUs, its share of a GPU, or its share of the cores.
 
 A slot does not pin its job to cores: the system schedules single threads well, and a pinned job would share its core
 with other processes. All slots have the same number of threads, which depends on the machine and the sweep alone:
@@ -11,7 +11,6 @@ On Linux, without GPUs and with one thread per job, `warm_start` forks jobs from
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +19,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from slm.runtime.command_line import GPU_MEMORY_SHARE
 from slm.runtime.system import machine_memory, num_cores
 from slm.sweep.job import Job, begin, environment_of_a_job, id_and_slot, is_job, is_running, stop
+from slm.sweep.launchers.gpus import gpu_memory, memory_share, visible_gpus
 
 SERVER_LOST = 255
 """Exit code that `multiprocessing` reports for a process whose server was killed; its own code is unknown."""
@@ -117,33 +118,33 @@ def _stop(running: Running, *, at_once: bool) -> None:
 
 
 def slot_environments(settings: Mapping[str, Any], *, jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """Variables that each slot adds to the environment of its job, on a machine with `gpus`, for `jobs` runs."""
+    """Variables that each slot adds to the environment of its job, on a machine with `gpus`, for `jobs` runs.
+
+    With `jobs_per_gpu` above 1, slots take the GPUs in turn, and each has its share of a GPU's memory; `auto` is 1 here
+    (`gpus.with_jobs_per_gpu` replaces it before training). Raises `ValueError` for more than the machine has.
+    """
     cores, per_job = num_cores(), settings["gpus_per_job"] if gpus else 0
+    sharing = settings["jobs_per_gpu"] if gpus and settings["jobs_per_gpu"] != "auto" else 1
     memory = machine_memory()
     fitting = cores if memory is None else int(memory / 1e9 / settings["memory_gb"])
     if per_job > len(gpus):
         raise ValueError(f"launcher.gpus_per_job={per_job} is more than the {len(gpus)} GPUs here")
-    room = len(gpus) // per_job if per_job else min(cores, fitting)
+    if sharing > 1 and per_job != 1:
+        raise ValueError(f"launcher.jobs_per_gpu={sharing} needs launcher.gpus_per_job=1, not {per_job}")
+    groups = len(gpus) // per_job if per_job else 0
+    room = groups * sharing if groups else min(cores, fitting)
     slots = max(1, min(room, jobs)) if settings["slots"] == "auto" else settings["slots"]
     if per_job and slots > room:
+        shared = f" and launcher.jobs_per_gpu={sharing}" if sharing > 1 else ""
         raise ValueError(
-            f"launcher.slots={slots} with launcher.gpus_per_job={per_job} needs more than {len(gpus)} GPUs"
+            f"launcher.slots={slots} with launcher.gpus_per_job={per_job}{shared} needs more than {len(gpus)} GPUs"
         )
     threads = max(1, cores // slots) if settings["threads"] == "auto" else settings["threads"]
-    return [
-        # Without the second variable every job's compiler would start a worker for each core.
-        {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
-        | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot * per_job : (slot + 1) * per_job])} if gpus else {})
-        for slot in range(slots)
-    ]
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that a job may use, without torch."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
-    return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+    # Without the second variable every job's compiler would start a worker for each core.
+    environment = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+    if sharing > 1:
+        environment[GPU_MEMORY_SHARE] = f"{min(memory_share(sharing, gpu_memory(name)) for name in gpus):.4f}"
+    if not gpus:
+        return [environment] * slots
+    names = [",".join(gpus[group * per_job : (group + 1) * per_job]) for group in range(groups or 1)]
+    return [environment | {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} for slot in range(slots)]

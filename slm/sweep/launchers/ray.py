@@ -13,7 +13,7 @@ from typing import Any
 
 from slm.runtime.system import num_cores
 from slm.sweep.job import Job, id_and_slot, stop
-from slm.sweep.launchers.local import visible_gpus
+from slm.sweep.launchers.gpus import visible_gpus
 from slm.sweep.launchers.remote import UNLIMITED, RemoteJob
 
 
