@@ -255,7 +255,10 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, sweep: Sw
         ("logger=tensorboard", "logger"),
         ("where='losss < 5'", "the runs of a sweep have no column losss; did you mean loss"),
         ("where='loss <'", "where=loss < must be a condition"),
-        ("sweep.also=['logger.mode=online']", "runs are logged as their sweep is: give logger.mode=online to sweep.py"),
+        (
+            "sweep.also=['logger.mode=online']",
+            "runs have the logger of their sweep: give logger.mode=online to sweep.py",
+        ),
         ("drop_worst=8", "drop_worst=8 leaves none of the 8 runs"),
         ("sweep.name=../x", "sweep.name"),
         ("sweep.also=['data=local','data.paths=/nowhere/*.txt']", r"data.paths='/nowhere/\*.txt' matches no file"),
