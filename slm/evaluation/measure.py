@@ -21,7 +21,7 @@ from slm.evaluation.speed import check_speed, measure_speed
 from slm.evaluation.tasks.local import answered, files_of_task, read_records
 from slm.evaluation.tasks.run import run_task
 from slm.evaluation.texts import Text, read_text, training_documents
-from slm.runtime.machine import native_bfloat16
+from slm.runtime.machine import native_bfloat16, unusable_gpu
 from slm.runtime.progress import progress
 
 TRAINING_DTYPES = {
@@ -59,7 +59,8 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
     """
     device = settings["device"]
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no CUDA device here; device=cpu runs anywhere")
+        why = f" ({found})" if (found := unusable_gpu()) else ""
+        raise ValueError(f"device=cuda, but torch sees no CUDA device here; device=cpu runs anywhere{why}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if settings["dtype"] != "auto":

@@ -25,6 +25,7 @@ from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
 from slm.model import generate
 from slm.model.counts import num_params
+from slm.runtime.machine import unusable_gpu
 from slm.runtime.progress import say
 from slm.runtime.words import is_number
 from slm.tracking import check_logger, record_directory
@@ -64,6 +65,8 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
     for note in text.notes if text else ():
         say(note)
+    if settings["device"] == "auto" and (why := unusable_gpu()):
+        say(f"WARNING: this evaluation is on the CPU, but {why}")
     with ledger.claimed():
         say(f"results go to {folder}")
         for number, (name, provenance, precision, measurements) in enumerate(plans, start=1):

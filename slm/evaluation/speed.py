@@ -29,6 +29,7 @@ from slm.runtime.machine import (
     reset_peak_memory,
     resident_bytes,
     synchronize,
+    why_not_compiled,
 )
 
 MAX_SECONDS = 120.0
@@ -90,8 +91,8 @@ def check_speed(settings: Mapping[str, Any], room: int, device: str) -> None:
             f"speed.prompt_tokens={settings['prompt_tokens']} and speed.new_tokens={settings['new_tokens']} do not fit "
             f"into the {room} positions of the checkpoint: give fewer"
         )
-    if settings["compile"] is True and not can_compile(device):
-        raise ValueError("speed.compile=true needs a C++ compiler (g++ or clang++), and none is on PATH")
+    if settings["compile"] is True and (missing := why_not_compiled(device)):
+        raise ValueError(f"speed.compile=true, but {missing}; with speed.compile=auto the step is not compiled")
 
 
 def without_sharing(decoder: Decoder) -> Decoder:

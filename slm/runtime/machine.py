@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import sysconfig
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 from slm.runtime.command_line import GPU_MEMORY_SHARE
 from slm.runtime.system import peak_rss, processor_name, reset_peak_rss, rss
+
+DEVICES = Path("/dev")
 
 
 def native_bfloat16(device: str) -> bool:
@@ -23,12 +32,60 @@ def native_bfloat16(device: str) -> bool:
 
 
 def can_compile(device: str) -> bool:
-    """Whether torch.compile works: on a CPU it needs a C++ compiler, on a CUDA GPU it brings its own.
+    """Whether torch.compile works on this machine."""
+    return why_not_compiled(device) is None
 
-    False for `mps`, for which torch's compiler is a prototype.
+
+@cache
+def why_not_compiled(device: str) -> str | None:
+    """What torch.compile lacks on this machine, as a clause; None if it works.
+
+    Kernels of a CPU need a C++ compiler. Those of a GPU need Triton, which loads them by a module in C. Both include
+    Python's headers.
     """
-    names = ("g++", "clang++", "c++", "cl")  # cl: on Windows
-    return device == "cuda" or (device == "cpu" and any(shutil.which(name) for name in names))
+    if device == "mps":
+        return "torch's compiler is a prototype on MPS"
+    if device == "cuda":
+        if find_spec("triton") is None:
+            return "Triton is not installed"
+        gpu = torch.cuda.get_device_properties(0)
+        if torch.version.hip is None and gpu.major < 7:
+            return f"Triton needs a GPU of compute capability 7.0, and this one has {gpu.major}.{gpu.minor}"
+        language, variable, names = "C", "CC", ["gcc", "clang"]  # the names that Triton and torch look for
+    else:
+        language, variable = "C++", "CXX"
+        names = [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
+    if given := os.environ.get(variable):
+        names = [given]
+    if not any(map(shutil.which, names)):
+        return f"there is no {language} compiler ({' or '.join(names)}) on PATH"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists() and sys.platform != "darwin":
+        return "Python.h is missing (the package python3-dev of Debian has it)"
+    return None
+
+
+def unusable_gpu() -> str | None:
+    """That this machine has an NVIDIA GPU which torch cannot use, and why, as a clause; None if that is not so.
+
+    A GPU that CUDA_VISIBLE_DEVICES hides does not count.
+    """
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if torch.cuda.is_available() or is_hidden or not (any(DEVICES.glob("nvidia[0-9]*")) or _nvidia_smi_lists_gpus()):
+        return None
+    why = "torch.cuda.is_available() is false"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).strip()  # torch's own words about an old driver, none, or a build without CUDA
+    return f"this machine has an NVIDIA GPU that torch cannot use: {why}"
+
+
+def _nvidia_smi_lists_gpus() -> bool:
+    """As in WSL, where a GPU has no file of its own. The program alone proves nothing: images of clusters have it."""
+    with suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
+        return listed.stdout.startswith("GPU ")
+    return False
 
 
 def device_name(device: str) -> str:

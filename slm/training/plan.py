@@ -13,7 +13,7 @@ import torch
 from slm.composition.budget import shape_and_steps
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, num_params, state_bytes
-from slm.runtime.machine import can_compile, device_name, native_bfloat16
+from slm.runtime.machine import device_name, native_bfloat16, unusable_gpu, why_not_compiled
 from slm.training.branching import Branch, find_branch
 from slm.training.parametrization import Rules, make_rules, with_multipliers
 from slm.training.run_directory import RunDirectory
@@ -66,7 +66,7 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
         num_nodes=int(trainer["num_nodes"]),
         strategy="single" if not has_several else "fsdp" if trainer["strategy"] == "fsdp" else "ddp",
         precision=precision,
-        compile=can_compile(accelerator) if trainer["compile"] == "auto" else bool(trainer["compile"]),
+        compile=_compiles(trainer["compile"], accelerator),
         micro_batch_tokens=int(trainer["micro_batch_tokens"] or MICRO_BATCH_TOKENS[accelerator]),
         num_workers=int(trainer["num_workers"]),
     )
@@ -76,8 +76,16 @@ def _accelerator(requested: str) -> Literal["cpu", "cuda"]:
     if requested in ("cuda", "gpu") and not torch.cuda.is_available():
         raise ValueError(
             f"trainer.accelerator={requested}, but torch sees no CUDA device here; trainer=cpu runs anywhere"
+            + (f" ({why})" if (why := unusable_gpu()) else "")
         )
     return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _compiles(requested: Any, accelerator: str) -> bool:
+    missing = why_not_compiled(accelerator)
+    if requested is True and missing:
+        raise ValueError(f"trainer.compile=true, but {missing}; with trainer.compile=auto the run is not compiled")
+    return missing is None if requested == "auto" else bool(requested)
 
 
 def _devices(requested: Any, accelerator: str) -> int:
@@ -199,14 +207,23 @@ def plan_lines(plan: Plan) -> list[str]:
         f"decoding     cache per sequence: {_cache_sizes(model)}",
         f"optimizer    {settings['optim']['name']}, peak lr {settings['optim']['lr']}{_matrix_lr(plan)}, "
         f"{settings['schedule']['name']}",
-        f"hardware     {where}, {hardware.precision}, {'compiled' if hardware.compile else 'not compiled'}, "
-        f"{hardware.device_name}",
+        f"hardware     {where}, {hardware.precision}, {_compilation(plan)}, {hardware.device_name}",
     ]
+    if hardware.accelerator == "cpu" and settings["trainer"]["accelerator"] == "auto" and (why := unusable_gpu()):
+        lines.append(f"WARNING      the run is on the CPU, but {why}")
     if plan.branch is not None:
         lines.append(
             f"branching    from step {plan.branch.step} of {plan.branch.trunk_name} ({plan.branch.checkpoint})"
         )
     return lines
+
+
+def _compilation(plan: Plan) -> str:
+    """Whether the run is compiled, and why `auto` decided against it, in words."""
+    if plan.hardware.compile:
+        return "compiled"
+    is_choice = plan.settings["trainer"]["compile"] is False
+    return "not compiled" if is_choice else f"not compiled because {why_not_compiled(plan.hardware.accelerator)}"
 
 
 def _cache_sizes(model: ModelConfig) -> str:
