@@ -1,4 +1,4 @@
-"""An analysis as a run of its own (job_type=analysis) in the tracker, where its exponents can be compared."""
+"""Log an analysis to the tracker as its own run (job_type=analysis), where exponents of analyses can be compared."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ RUN_COLUMNS = ("run_id", "family", "status", "seed", "width", "depth", "lr", "pa
 PAIR_COLUMNS = ("delta", "ci_low", "ci_high", "p", "p_adjusted")
 
 
-def check_logger_of_analysis(logger: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for `logger` settings that cannot hold an analysis."""
+def check_analysis_logger(logger: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for invalid `logger` settings, or a logger that cannot store tables."""
     check_logger(logger)
     if logger["tensorboard"]:
-        raise ValueError("logger=tensorboard holds no tables: use logger=wandb, or logger=csv for the files alone")
+        raise ValueError("logger=tensorboard cannot store tables: use logger=wandb, or logger=csv for files only")
 
 
 def record(analysis: Directory, config: Mapping[str, Any]) -> None:
@@ -30,11 +30,11 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
     if not config["logger"]["wandb"]:
         return
     folder = analysis.path
-    tables = {"exponents": exponents(analysis), "comparisons": comparisons(analysis)}
-    tables["runs"] = runs(folder, config["runs"])
+    tables = {"exponents": exponent_rows(analysis), "comparisons": comparison_rows(analysis)}
+    tables["runs"] = run_rows(folder, config["runs"])
     if analysis.overlay:
         tables["overlay"] = overlay_rows(analysis.overlay)
-    # `wandb` and `runs` are folders of the tracker and of a sweep's runs.
+    # Leave out the folders of the tracker (`wandb`) and of a sweep's runs (`runs`).
     files = [path for path in sorted(folder.rglob("*")) if not {"wandb", "runs"} & {*path.relative_to(folder).parts}]
     record_directory(
         folder,
@@ -48,21 +48,21 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
     )
 
 
-def runs(folder: Path, source: str | None) -> Rows:
-    """One row a run, with the id (`wandb_run`) under which the tracker has it, if it does.
+def run_rows(folder: Path, source: str | None) -> Rows:
+    """One row per run, with its id in the tracker as `wandb_run` (None if it was not tracked).
 
     `source` is the table or directory of runs; None for a sweep that was trained in `folder`.
     """
     frame = pd.read_csv(folder / ("results.csv" if source else "runs.csv"), dtype={"run_id": str})
     frame = frame[[name for name in RUN_COLUMNS if name in frame]]
-    where = Path(source) if source else folder / "runs"
+    runs_folder = Path(source) if source else folder / "runs"
     names = frame["run_id"] if "run_id" in frame else [None] * len(frame)
-    ids = [known_run_id(where / name) if isinstance(name, str) else None for name in names]
+    ids = [known_run_id(runs_folder / name) if isinstance(name, str) else None for name in names]
     rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
     return [*frame, "wandb_run"], [[*row, wandb_run] for row, wandb_run in zip(rows, ids, strict=True)]
 
 
-def exponents(analysis: Directory) -> Rows:
+def exponent_rows(analysis: Directory) -> Rows:
     """One row for each exponent of a fit; an exponent that is not identified has no value, so nobody can quote it."""
     keys = ["family", "law", "target", "size", "loss"]
     rows = []
@@ -74,8 +74,8 @@ def exponents(analysis: Directory) -> Rows:
     return [*keys, "exponent", "value", "ci_low", "ci_high", "identified", "r2"], rows
 
 
-def comparisons(analysis: Directory) -> Rows:
-    """One row for each pair of families and comparison: at the same sizes, or by each law and exponent."""
+def comparison_rows(analysis: Directory) -> Rows:
+    """One row for each pair of families compared at the same sizes, and for each by an exponent of a law."""
     pairs = [
         {**pair, "law": "same sizes", "exponent": "local exponent", "identified": True}
         for pair in analysis.comparison["paired"]["pairs"]
@@ -88,18 +88,19 @@ def comparisons(analysis: Directory) -> Rows:
 def summary(analysis: Directory) -> dict[str, Any]:
     """`exponent/<family>/<law>/<name>` with `.../ci_low`, `.../ci_high`, and `comparison/<a>_vs_<b>/...`.
 
-    Exponents are those of the verdict's target and N, comparisons those that the verdict is based on. Exponents that
-    are not identified are left out, so nobody can quote them.
+    It has the exponents of the verdict's target and N, and the comparisons that the verdict is based on. Exponents
+    that are not identified are left out, so nobody can quote them.
     """
     values: dict[str, Any] = {"verdict": analysis.comparison["verdict"]["headline"]}
     for entry in analysis.entries():
         key = f"exponent/{entry['family'].replace('/', '_')}/{entry['law']}"
         for name in entry["exponents"]:
             if name not in entry["not_identified"]:
-                end = "" if name == entry["exponents"][0] else f"{name}_"
+                prefix = "" if name == entry["exponents"][0] else f"{name}_"
                 values[f"{key}/{name}"] = entry["params"][name]
-                values[f"{key}/{end}ci_low"], values[f"{key}/{end}ci_high"] = entry["ci95"][name]
-    for pair in reversed(analysis.comparison["verdict"]["pairs"]):  # the first exponent of a pair is the ranked one
+                values[f"{key}/{prefix}ci_low"], values[f"{key}/{prefix}ci_high"] = entry["ci95"][name]
+    # A pair has a row per exponent. Reversed, so that its first row, of the ranked exponent, overwrites the others.
+    for pair in reversed(analysis.comparison["verdict"]["pairs"]):
         a, b = (pair[side].replace("/", "_") for side in ("a", "b"))
         values |= {f"comparison/{a}_vs_{b}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}
     return values

@@ -15,7 +15,7 @@ import pandas as pd
 from slm.analysis.audit import audit
 from slm.analysis.overlay import FILE as OVERLAY
 from slm.analysis.overlay import check_overlay, check_overlay_of_sweep, overlay_entry, read_overlay
-from slm.analysis.record import check_logger_of_analysis, record
+from slm.analysis.record import check_analysis_logger, record
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.page import FIGURES, draw_figures, write_report
 from slm.analysis.report.verdict import print_summary
@@ -48,7 +48,7 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
 def check_analysis(config: Mapping[str, Any]) -> None:
     """Raise `ValueError` for invalid settings of the analysis, of the overlay or of the logger."""
     Settings.from_dict(config["analysis"])
-    check_logger_of_analysis(config["logger"])
+    check_analysis_logger(config["logger"])
     if config["runs"] is None:
         check_overlay_of_sweep(config)
 

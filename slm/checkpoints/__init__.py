@@ -2,6 +2,6 @@
 
 from slm.checkpoints.export import export, export_model, hf_config
 from slm.checkpoints.load import Checkpoint, check, load
-from slm.checkpoints.place import Provenance
+from slm.checkpoints.location import Provenance
 
 __all__ = ["Checkpoint", "Provenance", "check", "export", "export_model", "hf_config", "load"]

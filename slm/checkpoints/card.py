@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from slm.checkpoints.place import Provenance
+from slm.checkpoints.location import Provenance
 from slm.data import Tokenizer
 from slm.model.config import ModelConfig
 from slm.model.counts import num_params

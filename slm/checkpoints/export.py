@@ -24,7 +24,7 @@ from torch import Tensor
 from slm.checkpoints.architecture import LLAMA_KEYS
 from slm.checkpoints.card import model_card, source_statement, training_config
 from slm.checkpoints.load import check, load
-from slm.checkpoints.place import Provenance
+from slm.checkpoints.location import Provenance
 from slm.checkpoints.weights import dtype_name
 from slm.data import Tokenizer
 from slm.model.config import ModelConfig

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from slm.checkpoints.place import Parts, Place, Provenance, find_place, open_parts
+from slm.checkpoints.location import Location, Parts, Provenance, find_location, open_parts
 from slm.checkpoints.weights import HEAD, TABLE, Weights, dtype_name, empty_decoder
 from slm.data import Tokenizer
 from slm.model import Decoder
@@ -45,14 +45,14 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Checkpoint:
-    """Load a run directory of ours, its export, the folder of a release, or a hub repository.
+    """Load a run directory of ours, its export, the folder of a released model, or a hub repository.
 
     The decoder is in eval mode on `device` with parameters of `dtype` that require no gradient. `revision` is a branch,
     tag or commit of a hub repository. Code in a checkpoint is never run. Raises `ValueError`, with a message of one
     sentence, if the checkpoint cannot be loaded.
     """
-    place = find_place(path_or_repo, revision)
-    parts = _checked_parts(place)
+    location = find_location(path_or_repo, revision)
+    parts = _checked_parts(location)
     config, notes = _settle_head(parts.config, parts.weights)
     decoder = empty_decoder(config)
     tensors, not_finite = {}, []
@@ -65,7 +65,9 @@ def load(
     decoder.load_state_dict(tensors, assign=True)
     if not_finite:
         notes = (*notes, f"{shortlist(not_finite, most=3)} hold values that are not finite, so no loss will be.")
-    return Checkpoint(decoder.eval().requires_grad_(False), parts.tokenizer, _provenance(place, parts, config, notes))
+    return Checkpoint(
+        decoder.eval().requires_grad_(False), parts.tokenizer, _provenance(location, parts, config, notes)
+    )
 
 
 def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenance:
@@ -74,18 +76,18 @@ def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenanc
     Notes that need the weights (a stored head that equals the embedding, values that are not finite) come with `load`.
     Raises `ValueError` as `load` does.
     """
-    place = find_place(path_or_repo, revision)
-    parts = _checked_parts(place)
-    return _provenance(place, parts, parts.config, ())
+    location = find_location(path_or_repo, revision)
+    parts = _checked_parts(location)
+    return _provenance(location, parts, parts.config, ())
 
 
-def _checked_parts(place: Place) -> Parts:
-    parts = open_parts(place)
+def _checked_parts(location: Location) -> Parts:
+    parts = open_parts(location)
     ids, rows = parts.tokenizer.vocab_size, parts.config.vocab_size
     if ids > rows:
         raise ValueError(
-            f"checkpoint={place.checkpoint}: the tokenizer has {ids:,} ids and the embedding {rows:,} rows, so they do "
-            "not belong together: give the folder the tokenizer that the model was trained with"
+            f"checkpoint={location.checkpoint}: the tokenizer has {ids:,} ids and the embedding {rows:,} rows, so they "
+            "do not belong together: give the folder the tokenizer that the model was trained with"
         )
     return parts
 
@@ -112,7 +114,7 @@ def _all_finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
 
 
-def _provenance(place: Place, parts: Parts, config: ModelConfig, notes: tuple[str, ...]) -> Provenance:
+def _provenance(location: Location, parts: Parts, config: ModelConfig, notes: tuple[str, ...]) -> Provenance:
     dtype_bytes = Counter[str]()
     for tensor in parts.weights.tensors.values():
         dtype_bytes[dtype_name(tensor.dtype)] += tensor.nbytes
@@ -122,7 +124,7 @@ def _provenance(place: Place, parts: Parts, config: ModelConfig, notes: tuple[st
     is_sparse = rows - ids > _MAX_UNUSED_SHARE * rows
     unused = (f"The tokenizer uses {ids:,} of the embedding's {rows:,} rows.",) if is_sparse else ()
     return Provenance(
-        **vars(place),
+        **vars(location),
         config=config,
         stored_dtype=dtype_bytes.most_common(1)[0][0],
         fingerprint=_fingerprint(parts),

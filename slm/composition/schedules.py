@@ -1,7 +1,7 @@
 """Learning rates over a run, as pure functions of the step.
 
-Every schedule is a linear warm-up to the peak followed by one of the shapes below. A shape maps progress through the
-steps after the warm-up (0 to 1) to a share of the peak.
+Every schedule is a linear warm-up to the peak, followed by one of the shapes below. A shape is a function of the
+progress since the warm-up (from 0 to 1); its value is a fraction of the peak.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def _linear(progress: float, schedule: Mapping[str, Any]) -> float:
 
 
 def _wsd(progress: float, schedule: Mapping[str, Any]) -> float:
-    """The peak, then a line down over the last `decay_fraction` of the run (arXiv:2404.06395; linear: 2405.18392)."""
-    # decay_fraction is a share of the whole run, progress a share of the steps after the warm-up.
+    """Constant, then linear over the last `decay_fraction` (WSD: arXiv:2404.06395; linear decay: arXiv:2405.18392)."""
+    # decay_fraction is a fraction of the whole run; progress is a fraction of the steps after the warm-up.
     decay = schedule["decay_fraction"] / (1 - schedule["warmup_fraction"])
     return 1 - (1 - schedule["final_fraction"]) * max(0.0, (progress - (1 - decay)) / decay)
 
@@ -35,8 +35,8 @@ SHAPES: dict[str, Callable[[float, Mapping[str, Any]], float]] = {
     "wsd": _wsd,
 }
 
-SHARE_TOLERANCE = 1e-9
-"""Tolerance on the sum of two shares, so that a warm-up and a decay that fill the run exactly are accepted."""
+FRACTION_TOLERANCE = 1e-9
+"""Tolerance on the sum of two fractions, so that a warm-up and a decay that fill the run exactly are accepted."""
 
 
 def check_schedule(schedule: Mapping[str, Any], total_steps: int) -> None:
@@ -47,7 +47,7 @@ def check_schedule(schedule: Mapping[str, Any], total_steps: int) -> None:
     warmup = _with_warmup_fraction(schedule, total_steps)["warmup_fraction"]
     if warmup >= 1:
         raise ValueError(f"schedule.{key}={schedule[key]} leaves no step after the warm-up of a {total_steps}-step run")
-    if schedule["name"] == "wsd" and not 0 < schedule["decay_fraction"] <= 1 - warmup + SHARE_TOLERANCE:
+    if schedule["name"] == "wsd" and not 0 < schedule["decay_fraction"] <= 1 - warmup + FRACTION_TOLERANCE:
         raise ValueError(
             f"schedule.decay_fraction={schedule['decay_fraction']} must be above 0 and leave room for "
             f"schedule.{key}={schedule[key]} in a run of {total_steps} steps"
@@ -55,7 +55,7 @@ def check_schedule(schedule: Mapping[str, Any], total_steps: int) -> None:
 
 
 def lr_factor(step: int, total_steps: int, schedule: Mapping[str, Any]) -> float:
-    """Share of the peak learning rate at optimizer step `step` (from 0) of `total_steps`."""
+    """Fraction of the peak learning rate at optimizer step `step` (from 0) of `total_steps`."""
     schedule = _with_warmup_fraction(schedule, total_steps)
     warmup = round(schedule["warmup_fraction"] * total_steps)
     if step < warmup:
@@ -65,7 +65,7 @@ def lr_factor(step: int, total_steps: int, schedule: Mapping[str, Any]) -> float
 
 
 def count_common_steps(first: Mapping[str, Any], first_steps: int, second: Mapping[str, Any], second_steps: int) -> int:
-    """Number of first steps in which runs under two schedules have exactly the same share of the peak."""
+    """Number of steps before two schedules first give a different fraction of the peak."""
     shorter = min(first_steps, second_steps)
     for step in range(shorter):
         if lr_factor(step, first_steps, first) != lr_factor(step, second_steps, second):
@@ -74,6 +74,6 @@ def count_common_steps(first: Mapping[str, Any], first_steps: int, second: Mappi
 
 
 def _with_warmup_fraction(schedule: Mapping[str, Any], total_steps: int) -> Mapping[str, Any]:
-    """The schedule with its warm-up as a share of the run, also if `warmup_steps` is set."""
+    """The schedule, with `warmup_steps` (if set) converted to `warmup_fraction`."""
     steps = schedule.get("warmup_steps")
     return schedule if steps is None else {**schedule, "warmup_fraction": steps / total_steps}

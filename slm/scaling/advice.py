@@ -16,10 +16,11 @@ MAX_SPAN = 1_000_000
 
 @dataclass(frozen=True)
 class Advice:
-    """What would detect a difference: the least change of seeds, sizes or span alone. None if it does not suffice.
+    """What would detect `difference`: enough seeds, enough sizes or a wide enough span, the other two as they are.
 
-    `seeds` are those of each size (None also if the noise is unknown), `sizes` are evenly spaced in the present span,
-    and `span` is largest size / smallest with as many sizes as now.
+    `seeds` is the least number of runs per size, `sizes` the least number of sizes in the same span, and `span` the
+    least ratio of largest size / smallest with as many sizes. Each is None if its maximum does not suffice, and `seeds`
+    also if the noise is unknown.
     """
 
     difference: float
@@ -34,7 +35,7 @@ class Advice:
 
     @property
     def text(self) -> str:
-        """The changes in words, and why more seeds are not among them."""
+        """The changes in words. If more seeds are not among them, it says why."""
         changes = []
         if self.seeds is not None:
             changes.append(f"{self.seeds} seeds a size instead of {self.seeds_now}")
@@ -58,7 +59,7 @@ class Advice:
         )
 
     def entry(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """The fields and the text, for a JSON file."""
         return {**vars(self), "text": self.text}
 
 
@@ -67,23 +68,23 @@ def _rounded(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def advise(suffices: Callable[..., bool], difference: float, now: Any, log_span: float) -> Advice:
-    """Search for each least change such that `suffices(seeds=)`, `suffices(sizes=)`, or `suffices(stretch=)` holds.
+def advise(suffices: Callable[..., bool], difference: float, design: Any, log_span: float) -> Advice:
+    """Find the least change of `design` (of `slm.scaling.power`, which imports this module) that suffices.
 
-    `stretch` is a factor on `log_span`, the log of largest size / smallest of the present design `now` (a `Design` of
-    `slm.scaling.power`, which imports this module).
+    `suffices` takes `seeds`, `sizes` or `stretch`, a factor on `log_span`: the log of the design's largest size /
+    smallest.
     """
     stretch = _least_stretch(lambda factor: suffices(stretch=factor), log_span)
     return Advice(
         difference=difference,
-        seeds=_least(lambda n: suffices(seeds=n), now.seeds, MAX_SEEDS) if now.noise else None,
-        sizes=_least(lambda n: suffices(sizes=n), now.sizes, MAX_SIZES) if log_span > 0 else None,
+        seeds=_least(lambda n: suffices(seeds=n), design.seeds, MAX_SEEDS) if design.noise else None,
+        sizes=_least(lambda n: suffices(sizes=n), design.sizes, MAX_SIZES) if log_span > 0 else None,
         span=None if stretch is None else math.exp(stretch * log_span),
-        seeds_now=now.seeds,
-        sizes_now=now.sizes,
+        seeds_now=design.seeds,
+        sizes_now=design.sizes,
         span_now=math.exp(log_span),
-        noise=now.noise,
-        misfit=now.misfit,
+        noise=design.noise,
+        misfit=design.misfit,
     )
 
 
@@ -95,7 +96,7 @@ def _least(suffices: Callable[[int], bool], low: int, high: int) -> int | None:
 
 
 def _least_stretch(suffices: Callable[[float], bool], log_span: float) -> float | None:
-    """The least factor on a log span that suffices, to 0.1%; None if that to `MAX_SPAN` does not."""
+    """The least factor on the log span that suffices, to 0.1%; None if a span of `MAX_SPAN` does not suffice."""
     low, high = 1.0, math.log(MAX_SPAN) / log_span if log_span > 0 else 0.0
     if high <= 1 or not suffices(high):
         return None

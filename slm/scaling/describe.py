@@ -19,7 +19,7 @@ def is_identified(entry: Entry, name: str) -> bool:
 
 
 def has_complete_lists(entry: Entry | None, *names: str) -> bool:
-    """Whether there is an entry that has, under each of these names, a list in which no number is missing."""
+    """Whether `entry` has, under each of `names`, a list that is not empty and has no None."""
     return entry is not None and all(entry.get(name) and None not in entry[name] for name in names)
 
 
@@ -50,13 +50,13 @@ def exponent_text(entry: Entry, name: str, digits: int = 4) -> str:
 
 
 def exponents_text(entry: Entry) -> str:
-    """Every exponent of a fit with its variable, one a line of a table cell."""
+    """Every exponent of a fit with its variable, one per line of a table cell."""
     variables = entry["variable_of"]
     return "<br>".join(f"{name} (in {variables[name]}): {exponent_text(entry, name)}" for name in entry["exponents"])
 
 
 def floor_text(entry: Entry) -> str:
-    """The floor of a fit in the form of `exponent_text`, or that its law has none."""
+    """The floor of a fit, as by `exponent_text`; `none in the law` if the law has no floor."""
     return "none in the law" if entry["floor"] is None else exponent_text(entry, entry["floor"])
 
 
@@ -100,10 +100,10 @@ def _laws_and_families(entries: Sequence[Entry]) -> str:
 
 
 def _merged_note(notes: Sequence[str]) -> str:
-    """One note with the range of the number that differs, or all notes in a row if they have several numbers."""
+    """The first note with its number replaced by the range over all notes; all notes if they have several numbers."""
     notes = list(dict.fromkeys(notes))
     numbers = [_NUMBER.findall(note) for note in notes]
-    if len(notes) == 1 or any(len(in_note) != 1 for in_note in numbers):
+    if len(notes) == 1 or any(len(matches) != 1 for matches in numbers):
         return escape_markdown("; ".join(notes))
     ordered = sorted((number for (number,) in numbers), key=lambda number: float(number.rstrip("%")))
     return escape_markdown(_NUMBER.sub(f"{ordered[0]} to {ordered[-1]}", notes[0], count=1))

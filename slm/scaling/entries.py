@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from slm.scaling.details import details
+from slm.scaling.details import compute_details
 from slm.scaling.fitting import Fit, fit_sample, lack_of_fit, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty, uncertainty
@@ -58,13 +58,13 @@ def fit_group(
     samples = {f: take_sample(table.family(f), task.law, task.target, task.size, unit=unit) for f in table.families}
     log_x = np.concatenate([sample.log_x for sample in samples.values()])
     task = replace(task, law=task.law.at(log_x))
-    middle = np.median(log_x, axis=0) if thorough else None
+    medians = np.median(log_x, axis=0) if thorough else None
     fitted = {}
     for family, sample in samples.items():
         reason = refusal(task.law, sample)
         if reason is None:
             try:
-                fitted[family] = _fit_family(table.family(family), task, sample, settings, rng, middle)
+                fitted[family] = _fit_family(table.family(family), task, sample, settings, rng, medians)
             except (np.linalg.LinAlgError, FloatingPointError) as error:
                 reason = f"not fitted: the computation broke down ({error})"
         if reason is not None:
@@ -73,12 +73,12 @@ def fit_group(
 
 
 def _fit_family(
-    table: Table, task: Task, sample: Sample, settings: Settings, rng: np.random.Generator, middle: Floats | None
+    table: Table, task: Task, sample: Sample, settings: Settings, rng: np.random.Generator, medians: Floats | None
 ) -> Fitted:
-    """Fit the family of `table`; `middle` is the median of the log variables of all families if the fit is thorough."""
+    """Fit the family of `table`; `medians` are those of all families' log variables if the fit is thorough."""
     fit = fit_sample(task.law, sample, loss=task.loss)
-    replicates = 0 if middle is None else settings.bootstrap
-    bounds = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, coefficients=middle is not None)
+    replicates = 0 if medians is None else settings.bootstrap
+    bounds = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, coefficients=medians is not None)
     runs = take_sample(table, task.law, task.target, task.size, unit="run")
     test, run_sigma = lack_of_fit(fit, runs), new_run_sigma(fit, runs)
     entry = _identity(table.families[0], task, sample) | _numbers(task.target, fit, bounds)
@@ -100,8 +100,8 @@ def _fit_family(
         )
     if task.law.variables == ("C",) and "tokens" in table.frame and table.frame["tokens"].nunique(dropna=False) == 1:
         entry["notes"].append("all runs saw the same tokens, so that C is N by another name")
-    if middle is not None:
-        entry |= details(fit, bounds, settings, rng, middle, run_sigma)
+    if medians is not None:
+        entry |= compute_details(fit, bounds, settings, rng, medians, run_sigma)
     return Fitted(entry, fit, bounds)
 
 

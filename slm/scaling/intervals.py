@@ -89,7 +89,7 @@ def uncertainty(
         method = method if fit.sample.is_independent else "cluster_t"
         floor = [] if fit.law.floor is None else [names[fit.law.floor]]
         exact = names if coefficients else [*fit.law.exponents, *floor]
-        all_profiles = {name: profile(fit, name, level=level, straight=name not in exact) for name in names}
+        all_profiles = {name: profile(fit, name, level=level, delta_method=name not in exact) for name in names}
         profiles = {name: result for name, result in all_profiles.items() if result is not None}
         # Parameters without a profile, such as a ratio of coordinates, keep the interval of the bootstrap.
         ci |= {name: _profile_interval(fit, result) for name, result in profiles.items()}

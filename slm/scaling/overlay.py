@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from slm.scaling.details import CURVE_POINTS, ensemble_of, predictions_at
+from slm.scaling.details import CURVE_POINTS, band_ensemble, predictions_at
 from slm.scaling.entries import Entry, Fitted, Task, fit_group
 from slm.scaling.laws import get_law, number_of
 from slm.scaling.prediction import band_kind
@@ -66,7 +66,7 @@ def _family(
     if fit is None or result.uncertainty is None:
         return {"family": family, "range": span, "refused": result.entry["notes"][0], "models": [], "curve": []}
     held = float(table.frame["tokens"].median()) if "D" in fit.law.variables else None
-    ensemble = ensemble_of(fit, result.uncertainty, settings, rng)
+    ensemble = band_ensemble(fit, result.uncertainty, settings, rng)
     has_interval = not fit.is_exact and (ensemble is not None or band_kind(fit) is None)
 
     def predicted(points: Sequence[Model]) -> list[Entry]:

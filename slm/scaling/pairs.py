@@ -33,13 +33,13 @@ FLOOR_STEPS = 40
 
 @dataclass(frozen=True)
 class Curve:
-    """t (`root`) of one family's exponent at `values`, with `df` degrees of freedom, 0 at the `estimate`.
+    """`t` of one family's exponent at `values`, with `df` degrees of freedom, 0 at the `estimate`.
 
     The standard `error` agrees with the interval. An end is open if the data set no bound on that side.
     """
 
     values: Floats
-    root: Floats
+    t: Floats
     df: float
     estimate: float
     error: float
@@ -53,11 +53,11 @@ def curve(fit: Fit, bounds: Uncertainty, exponent: str, level: float) -> Curve |
     df, (low, high) = bounds.degrees_of_freedom(fit, exponent), bounds.ci[exponent]
     if df < 1 or not (np.isfinite(error) and error > 0):
         return None
-    root = np.linspace(-200, 200, 401)
-    values = estimate + error * root
+    t = np.linspace(-200, 200, 401)
+    values = estimate + error * t
     if (profile := bounds.profiles.get(exponent)) is not None:
-        values, root = profile.values, profile.root
-    return Curve(values, root, df, estimate, error, low is None, high is None)
+        values, t = profile.values, profile.t
+    return Curve(values, t, df, estimate, error, low is None, high is None)
 
 
 class Difference(NamedTuple):
@@ -100,7 +100,7 @@ def joint_p(curves: Sequence[Curve], rng: np.random.Generator) -> tuple[float, f
     """
     estimates, errors, dfs = (np.array([getattr(c, name) for c in curves]) for name in ("estimate", "error", "df"))
     common = np.linspace(estimates.min(), estimates.max(), 401)
-    statistic = float(np.sum([np.interp(common, c.values, c.root) ** 2 for c in curves], axis=0).min())
+    statistic = float(np.sum([np.interp(common, c.values, c.t) ** 2 for c in curves], axis=0).min())
     shape = (SIMULATIONS, len(curves))
     drawn = errors * rng.standard_normal(shape)
     weights = 1 / (errors**2 * rng.chisquare(dfs, shape) / dfs)
@@ -120,7 +120,7 @@ def _t_of_difference(a: Curve, b: Curve, delta: float) -> float:
     knots = knots[(knots >= low) & (knots <= high)]
     if not len(knots):
         return float("inf")
-    t_a, t_b = np.interp(knots + delta, a.values, a.root), np.interp(knots, b.values, b.root)
+    t_a, t_b = np.interp(knots + delta, a.values, a.t), np.interp(knots, b.values, b.t)
     rise_a, rise_b = np.diff(t_a), np.diff(t_b)
     steepness = np.maximum(rise_a**2 + rise_b**2, np.finfo(float).tiny)
     share = np.clip(-(t_a[:-1] * rise_a + t_b[:-1] * rise_b) / steepness, 0, 1)

@@ -111,9 +111,9 @@ class Comparison(ABC):
         def suffices(**change: Any) -> bool:
             return self.changed(**change).power(difference, level=level, pairs=pairs) >= power
 
-        now = self._worse_design()
-        log_span = float(np.ptp(now.log_N if isinstance(now, PairedDesign) else now.log_x[:, 0]))
-        return advise(suffices, difference, now, log_span)
+        design = self._worse_design()
+        log_span = float(np.ptp(design.log_N if isinstance(design, PairedDesign) else design.log_x[:, 0]))
+        return advise(suffices, difference, design, log_span)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Profile likelihood: how much worse the best fit becomes if one parameter is held at another value.
 
-The root t(v) = sign(v - v_hat) sqrt((SSE(v) - SSE_min) / s^2) follows Student's t with n - P degrees of freedom exactly
-for linear laws, and closely for others in any parametrisation (Bates & Watts 1988, section 6.1). The interval is where
-|t| is below its quantile. If |t| never reaches the quantile on one side, the data do not bound the parameter there.
+The signed root t(v) = sign(v - v_hat) sqrt((SSE(v) - SSE_min) / s^2) follows Student's t with n - P degrees of freedom:
+exactly for linear laws, approximately for others, and whatever the parametrisation (Bates & Watts 1988, section 6.1).
+The interval is where |t| is below the quantile of Student's t. If |t| never reaches that quantile on one side, the data
+do not bound the parameter there.
 """
 
 from __future__ import annotations
@@ -20,34 +21,35 @@ from slm.scaling.starts import coordinate_bounds, grid_starts
 DISTANCES = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
 """Distances from the estimate, in standard errors, at which a profile is computed first."""
 MAX_STEPS = 60
-"""Most steps of a minimisation. A longer search follows a flat valley, where the objective no longer changes."""
+"""Maximum steps of a minimisation. A longer search follows a flat valley, where the objective no longer changes."""
 MAX_REFINEMENTS = 5
-"""How often the bracket around an end of the interval is divided into seven, at most."""
-MAX_BRACKET = 0.05
-"""Difference of t over the bracket of an end below which linear interpolation is accurate."""
+"""How many times, at most, the bracket around an end of the interval is replaced by one a seventh as wide."""
+MAX_T_STEP = 0.05
+"""An end is interpolated linearly once t changes by less than this across its bracket."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """t (`root`), with `df` degrees of freedom, at rising `values` of an exponent or of the log of a coefficient.
+    """The profile of an exponent or of the log of a coefficient: `t`, with `df` degrees of freedom, at rising `values`.
 
-    `low` and `high` are the ends of the interval; an end of None is open.
+    `low` and `high` are the ends of the interval, or None if it is unbounded on that side.
     """
 
     name: str
     estimate: float
     values: Floats
-    root: Floats
+    t: Floats
     df: float
     low: float | None
     high: float | None
 
 
-def profile(fit: Fit, name: str, *, level: float = 0.95, straight: bool = False) -> Profile | None:
-    """Profile of parameter `name` of a least-squares fit; None if it is not linear in the coordinates or has no error.
+def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = False) -> Profile | None:
+    """Profile of parameter `name` of a least-squares fit.
 
-    If rows share runs or shapes, t is divided by the ratio of the cluster-robust to the usual standard error and has
-    the degrees of freedom of the robust one. `straight` makes no refits: t is linear, as in the delta method.
+    None if the parameter is not linear in the coordinates, or the fit has no residual error. If rows share runs or
+    shapes, t is multiplied by the usual standard error / the cluster-robust one, and has the degrees of freedom of the
+    robust one. With `delta_method`, t is linear in the value, and nothing is refitted.
     """
     vector = fit.law.functional(name, fit.sample.refs)
     if vector is None or fit.degrees_of_freedom < 1 or not fit.sigma > 0:
@@ -58,40 +60,43 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, straight: bool = False)
     estimate = float(vector @ fit.theta)
     low, high = _limits(fit, vector, name)
     variance = float(vector @ np.nan_to_num(fit.covariance, nan=0.0) @ vector)
+    # If the robust error is larger, |t| grows more slowly, so the grid must reach further.
     step = min(np.sqrt(variance) if variance > 0 else 0.25, (high - low) / 20) / min(usual / robust, 1.0)
     grid = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, DISTANCES], low, high))
 
-    def roots(values: Floats) -> Floats:
-        return usual / robust * _roots(fit, vector, estimate, values, straight=straight or fit.law.is_linear)
+    def t_at(values: Floats) -> Floats:
+        is_linear = delta_method or fit.law.is_linear
+        return usual / robust * _signed_roots(fit, vector, estimate, values, is_linear=is_linear)
 
     grid = grid[grid != estimate]
-    values, root = np.append(grid, estimate), np.append(roots(grid), 0.0)
+    values, t = np.append(grid, estimate), np.append(t_at(grid), 0.0)
     critical = float(stats.t.ppf(0.5 + level / 2, df))
     for _ in range(MAX_REFINEMENTS):
-        added = np.concatenate([_between(values, root, side * critical) for side in (-1, 1)])
+        added = np.concatenate([_divide_bracket(values, t, side * critical) for side in (-1, 1)])
         if not len(added):
             break
-        values, root = np.append(values, added), np.append(root, roots(added))
+        values, t = np.append(values, added), np.append(t, t_at(added))
     order = np.argsort(values)
-    values, root = values[order], root[order]
-    ends = _crossing(values, root, -critical), _crossing(values, root, critical)
-    return Profile(name, estimate, values, root, df, *ends)
+    values, t = values[order], t[order]
+    return Profile(name, estimate, values, t, df, _crossing(values, t, -critical), _crossing(values, t, critical))
 
 
 def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:
     """Smallest and largest value at which the profile is computed."""
     index = fit.law.parameters.index(name)
     low, high = (float(bounds[index]) for bounds in coordinate_bounds(fit.law, fit.sample))
-    rest = float(vector @ fit.theta - fit.theta[index])
-    margin = 100 if rest else 0
-    return low + min(rest, 0) - margin, high + max(rest, 0) + margin
+    # The log of a coefficient is its centred coordinate plus each exponent (at most 5) times a log reference size
+    # (about 20). The margin of 100 allows for the change of that sum along the profile.
+    exponent_part = float(vector @ fit.theta - fit.theta[index])
+    margin = 100 if exponent_part else 0
+    return low + min(exponent_part, 0) - margin, high + max(exponent_part, 0) + margin
 
 
-def _roots(fit: Fit, vector: Floats, estimate: float, values: Floats, *, straight: bool) -> Floats:
-    """t at `values`, each from a fit of all other parameters unless `straight`."""
+def _signed_roots(fit: Fit, vector: Floats, estimate: float, values: Floats, *, is_linear: bool) -> Floats:
+    """t at `values`, each from a fit of all other parameters unless t `is_linear`."""
     covariance = np.nan_to_num(fit.covariance, nan=0.0)
     variance = float(vector @ covariance @ vector)
-    if straight and variance > 0:
+    if is_linear and variance > 0:
         return np.asarray((values - estimate) / np.sqrt(variance))
     near = np.repeat(fit.theta[None], len(values), axis=0)
     if variance > 0:
@@ -105,31 +110,31 @@ def _roots(fit: Fit, vector: Floats, estimate: float, values: Floats, *, straigh
     return np.sign(values - estimate) * np.sqrt(excess) / fit.sigma
 
 
-def _between(values: Floats, root: Floats, target: float) -> Floats:
-    """Values that divide the bracket in which the root crosses `target` into seven; none if it is narrow enough."""
-    bracket = _bracket(values, root, target)
-    if bracket is None or abs(np.diff(root[bracket])[0]) < MAX_BRACKET:
+def _divide_bracket(values: Floats, t: Floats, target: float) -> Floats:
+    """Six values inside the bracket in which t crosses `target`; none if the bracket is narrow enough."""
+    bracket = _bracket(values, t, target)
+    if bracket is None or abs(np.diff(t[bracket])[0]) < MAX_T_STEP:
         return np.empty(0)
     inner, outer = values[bracket]
     return np.linspace(inner, outer, 8)[1:-1]
 
 
-def _bracket(values: Floats, root: Floats, target: float) -> list[int] | None:
-    """Indices of the two neighbouring values between which |root| last passes |target|, going out from the estimate.
+def _bracket(values: Floats, t: Floats, target: float) -> list[int] | None:
+    """Indices of the two neighbouring values between which |t| last passes |target|, going out from the estimate.
 
     None if it never does. The last crossing, not the first: if a profile has two valleys, the interval spans both.
     """
     side = np.sign(target)
-    estimate = values[np.argmin(np.abs(root))]
+    estimate = values[np.argmin(np.abs(t))]
     outward = [int(i) for i in np.argsort(side * values) if side * (values[i] - estimate) >= 0]
-    last_inside = [place for place, i in enumerate(outward) if side * root[i] < abs(target)][-1]
+    last_inside = [place for place, i in enumerate(outward) if side * t[i] < abs(target)][-1]
     return outward[last_inside : last_inside + 2] if last_inside + 1 < len(outward) else None
 
 
-def _crossing(values: Floats, root: Floats, target: float) -> float | None:
-    """The value where the root last passes `target`, by linear interpolation; None if it never does."""
-    bracket = _bracket(values, root, target)
+def _crossing(values: Floats, t: Floats, target: float) -> float | None:
+    """The value where t last passes `target`, by linear interpolation; None if it never does."""
+    bracket = _bracket(values, t, target)
     if bracket is None:
         return None
-    (inner, outer), (at_inner, at_outer) = values[bracket], root[bracket]
-    return float(inner + (target - at_inner) / (at_outer - at_inner) * (outer - inner))
+    (inner, outer), (t_inner, t_outer) = values[bracket], t[bracket]
+    return float(inner + (target - t_inner) / (t_outer - t_inner) * (outer - inner))

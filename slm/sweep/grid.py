@@ -27,7 +27,7 @@ from slm.runtime.words import plural
 from slm.sweep.cells import Cell, check_trunk, share_trunks
 from slm.sweep.design import Design
 from slm.sweep.recipe import Recipe, digest, run_key
-from slm.sweep.shapes import Solved, solve
+from slm.sweep.shapes import SolvedShape, solve
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class ShapeRequest:
     """A shape that a design asks of a family."""
 
     label: str
-    find: Callable[[], Solved]
+    solve: Callable[[], SolvedShape]
     target: float | None = None
-    """The N asked for; None if width and depth are given."""
+    """The requested N; None if width and depth are given."""
 
 
 @dataclass
@@ -57,15 +57,15 @@ def make_plan(design: Design) -> Plan:
     """All cells of a design. Raises `ValueError`, or Hydra's errors, if no cell can be trained."""
     recipes = [Recipe(family, design.common_overrides) for family in design.families]
     by_key: dict[str, Cell] = {}
-    missed: list[str] = []
+    misses: list[str] = []
     requested = 0
     for recipe in recipes:
-        _check_budget_is_free(recipe)
+        _check_no_other_budget(recipe)
         if design.trunk:
             check_trunk(recipe.config.schedule)
         for request in _shape_requests(design, recipe):
-            cells = _shape_cells(design, recipe, request)
-            missed += _missed(cells[0], request, design.grid)
+            cells = _cells_of_request(design, recipe, request)
+            misses += _describe_miss(cells[0], request, design.grid)
             requested += len(cells)
             for cell in cells:
                 by_key.setdefault(cell.key, cell)
@@ -73,8 +73,9 @@ def make_plan(design: Design) -> Plan:
     if all(cell.impossible for cell in cells):
         raise ValueError(f"no cell of sweep={design.name} can be trained: {cells[0].impossible}")
     notes = []
-    if missed:
-        notes.append(f"No shape meets its target to {100 * design.grid['tolerance']:g}%: {'; '.join(missed)}.")
+    if misses:
+        tolerance = f"{100 * design.grid['tolerance']:g}%"
+        notes.append(f"Shapes that miss their target N by more than {tolerance}: {'; '.join(misses)}.")
     if repeats := requested - len(cells):
         count = plural(repeats, "cell has", "cells have")
         notes.append(f"{count} the same settings as another and will not be trained twice.")
@@ -82,8 +83,8 @@ def make_plan(design: Design) -> Plan:
     return Plan(cache_dir, [recipe.config for recipe in recipes], cells, notes)
 
 
-def _missed(cell: Cell, request: ShapeRequest, grid: Mapping[str, Any]) -> list[str]:
-    """A clause if N misses its target by more than the tolerance, so that families match less well there."""
+def _describe_miss(cell: Cell, request: ShapeRequest, grid: Mapping[str, Any]) -> list[str]:
+    """A clause that says by how much N misses its target, if by more than the tolerance."""
     if request.target is None or cell.impossible:
         return []
     error = getattr(cell, grid["size"]) / request.target - 1
@@ -93,46 +94,48 @@ def _missed(cell: Cell, request: ShapeRequest, grid: Mapping[str, Any]) -> list[
     return [f"{cell.family} {cell.width}x{cell.depth} is {100 * abs(error):.2g}% {side} {request.target:g}"]
 
 
-def _check_budget_is_free(recipe: Recipe) -> None:
+def _check_no_other_budget(recipe: Recipe) -> None:
     for key in ("tokens_per_param", "flops"):
         if recipe.config.train[key] is not None:
             raise ValueError(
-                f"sweep.overrides set train.{key}={recipe.config.train[key]} (an experiment may): add "
-                f"train.{key}=null, since sweep.budget decides"
+                f"train.{key}={recipe.config.train[key]} is set by sweep.overrides or an experiment in them, but "
+                f"sweep.budget must set the budget: add train.{key}=null to sweep.overrides"
             )
 
 
 def _shape_requests(design: Design, recipe: Recipe) -> Iterator[ShapeRequest]:
     grid = design.grid
     for size in grid["sizes"] or []:
-        for aspect in grid["aspects"] or [recipe.own_aspect]:
-            find = partial(solve, recipe, size, aspect, grid["size"], grid["tolerance"])
-            yield ShapeRequest(f"{size:g}-aspect{aspect:g}", find, size)
+        for aspect in grid["aspects"] or [recipe.default_aspect]:
+            solve_shape = partial(solve, recipe, size, aspect, grid["size"], grid["tolerance"])
+            yield ShapeRequest(f"{size:g}-aspect{aspect:g}", solve_shape, size)
     pairs = [shape.split("x") for shape in grid["shapes"] or []]
     pairs += [[width, depth] for width in grid["widths"] or [] for depth in grid["depths"]]
     for width, depth in (map(int, pair) for pair in pairs):
         yield ShapeRequest(f"{width}x{depth}", partial(_shape_by_rule, recipe, width, depth))
 
 
-def _shape_by_rule(recipe: Recipe, width: int, depth: int) -> Solved:
-    return Solved(width, depth, recipe.shape(width, depth), None, 0.0)
+def _shape_by_rule(recipe: Recipe, width: int, depth: int) -> SolvedShape:
+    return SolvedShape(width, depth, recipe.shape(width, depth), intermediate_size=None, misfit=0.0)
 
 
-def _shape_cells(design: Design, recipe: Recipe, request: ShapeRequest) -> list[Cell]:
+def _cells_of_request(design: Design, recipe: Recipe, request: ShapeRequest) -> list[Cell]:
+    """The cells of one shape, or an impossible cell if there is no such shape."""
     try:
-        shape = request.find()
+        shape = request.solve()
     except (ValueError, OmegaConfBaseException) as error:
         return [_impossible(recipe, request, None, error)]
     settings = recipe.settings(_changes(shape))
     check_settings(settings)
     check_parametrization(settings["parametrization"])
-    cells = list(_cells_in(design, recipe, request, shape, settings))
+    cells = list(_cells_of_shape(design, recipe, request, shape, settings))
     return share_trunks(cells, settings) if design.trunk else cells
 
 
-def _cells_in(
-    design: Design, recipe: Recipe, request: ShapeRequest, shape: Solved, settings: Mapping[str, Any]
+def _cells_of_shape(
+    design: Design, recipe: Recipe, request: ShapeRequest, shape: SolvedShape, settings: Mapping[str, Any]
 ) -> Iterator[Cell]:
+    """A cell for each budget, rate and seed, or an impossible cell for a budget that is too short."""
     for budget in design.budgets:
         label = f"{design.budget}={budget:g}"
         try:
@@ -142,12 +145,17 @@ def _cells_in(
             yield _impossible(recipe, request, label, error)
             continue
         for factor, seed in product(design.lr_factors, design.seeds):
+            # Rounded, so that factors which give the same rate (3 * 0.1 and 0.3) give the same key.
             lr = float(f"{factor * (design.lr_value(recipe.family) or settings['optim']['lr']):.6g}")
-            cell = _cell(recipe, shape, settings, tokens=steps * settings["train"]["batch_tokens"], lr=lr, seed=seed)
+            cell = _make_cell(
+                recipe, shape, settings, tokens=steps * settings["train"]["batch_tokens"], lr=lr, seed=seed
+            )
             yield replace(cell, budget=label, lr_factor=factor)
 
 
-def _cell(recipe: Recipe, shape: Solved, settings: Mapping[str, Any], *, tokens: int, lr: float, seed: int) -> Cell:
+def _make_cell(
+    recipe: Recipe, shape: SolvedShape, settings: Mapping[str, Any], *, tokens: int, lr: float, seed: int
+) -> Cell:
     train = {**settings["train"], "tokens": tokens}
     key = run_key({**settings, "train": train, "optim": {**settings["optim"], "lr": lr}, "seed": seed})
     name = f"{recipe.family}_{shape.width}x{shape.depth}-seed{seed}-{key[:8]}"
@@ -168,7 +176,7 @@ def _cell(recipe: Recipe, shape: Solved, settings: Mapping[str, Any], *, tokens:
     )
 
 
-def _changes(shape: Solved) -> dict[str, Any]:
+def _changes(shape: SolvedShape) -> dict[str, Any]:
     """The settings of train.py that give `shape`."""
     ffn = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
     return {"width": shape.width, "depth": shape.depth, **ffn}

@@ -30,7 +30,7 @@ from slm.runtime.settings import plain_settings
 
 
 class Recipe:
-    """The train config of a family; `own_aspect` is hidden_size / num_layers at the width and depth of conf/family.
+    """The train config of a family; `default_aspect` is hidden_size / num_layers at the width and depth of conf/family.
 
     Raises `ValueError`, or Hydra's errors, for overrides that train.py does not know.
     """
@@ -40,7 +40,7 @@ class Recipe:
         self.overrides = (f"family={family}", *overrides)
         self.config = composed("train", self.overrides)
         self.config.update(name=family, output_dir="runs")  # placeholders: resolvers use the choices of a script
-        self.own_aspect = float(self.config.width / self.config.depth)
+        self.default_aspect = float(self.config.width / self.config.depth)
         self.shapes: dict[tuple[int, int], ModelConfig] = {}
 
     @property

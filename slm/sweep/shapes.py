@@ -31,7 +31,7 @@ FFN_UNITS = (8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
-class Solved:
+class SolvedShape:
     """A shape that meets a target."""
 
     width: int
@@ -48,7 +48,7 @@ def count(model: ModelConfig, size: Size) -> int:
     return num_params(model, non_embedding=size == "params_non_embedding")
 
 
-def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: float = MAX_TOLERANCE) -> Solved:
+def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: float = MAX_TOLERANCE) -> SolvedShape:
     """The shape with `target` parameters (within `tolerance` or else 2%) and hidden_size / num_layers nearest `aspect`.
 
     Raises `ValueError` with the nearest possible N if no shape has both N and an aspect within a factor of 2.
@@ -71,7 +71,7 @@ def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: f
 
 def _fitted(
     recipe: Recipe, width: int, depth: int, target: float, aspect: float, size: Size, tolerance: float
-) -> Solved | None:
+) -> SolvedShape | None:
     """The shape of this width and depth whose feed-forward meets the target; None if there is none."""
     by_rule = recipe.shape(width, depth)
     for model in (by_rule, *_with_other_ffn(by_rule, target, size)):
@@ -79,7 +79,7 @@ def _fitted(
         ratios = (width / depth / aspect, ffn / usual, count(model, size) / target)
         if abs(ratios[1] - 1) <= FFN_SLACK and abs(ratios[2] - 1) <= tolerance:
             misfit = sum(abs(math.log(ratio)) for ratio in ratios)
-            return Solved(width, depth, model, None if ffn == usual else ffn, misfit)
+            return SolvedShape(width, depth, model, None if ffn == usual else ffn, misfit)
     return None
 
 

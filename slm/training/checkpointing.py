@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from slm.checkpoints.place import LAST, PREVIOUS
+from slm.checkpoints.location import LAST, PREVIOUS
 from slm.runtime.files import is_intact_zip, replace
 
 BEST = "best.ckpt"

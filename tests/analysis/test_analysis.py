@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from slm.analysis.record import exponents, runs, summary
+from slm.analysis.record import exponent_rows, run_rows, summary
 from slm.analysis.report.directory import Directory
 from slm.analysis.run import analyse_runs
 from slm.sweep.config import check_settings
@@ -230,7 +230,7 @@ def test_the_tracker_gets_names_that_it_takes_and_no_value_that_is_not_identifie
     entry |= {"ci95": {"alpha": [0.0, 0.2], "beta": [None, None]}}
     primary = {"law": "power", "target": "loss", "size": "N", "loss": "log"}
     found = Directory(Path(), [entry], {"primary": primary, "verdict": {"headline": ".", "pairs": []}}, {}, {}, {})
-    columns, rows = exponents(found)
+    columns, rows = exponent_rows(found)
     (alpha, beta) = (dict(zip(columns, row, strict=True)) for row in rows)
     assert (alpha["value"], alpha["identified"]) == (0.1, True)
     assert [beta[key] for key in ("value", "ci_low", "ci_high", "identified")] == [None, None, None, False]
@@ -268,6 +268,6 @@ def test_no_line_of_the_summary_is_long(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_rows_without_a_run_id_are_recorded_without_a_run(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("run_id,family,loss\na,f,3.5\n,f,3.4\n")
-    columns, rows = runs(tmp_path, "table.csv")
+    columns, rows = run_rows(tmp_path, "table.csv")
     assert [dict(zip(columns, row, strict=True)).get("run_id") for row in rows] == ["a", None]
     assert [row[-1] for row in rows] == [None, None]

@@ -249,7 +249,7 @@ def test_a_config_that_is_no_decoder_of_ours_is_refused_by_name(folder: Path, na
 
 def test_a_place_without_a_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert refusal(tmp_path / "empty").endswith("(a run of ours), but has nothing")
+    assert refusal(tmp_path / "empty").endswith("(a run of train.py), but has nothing")
     assert "is a file: give the run directory" in refusal(folder / "config.json")
     assert "does not exist: give a run directory" in refusal(tmp_path / "absent")
     assert "does not exist: give a run directory" in refusal("./no/such")

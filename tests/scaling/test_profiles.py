@@ -35,7 +35,7 @@ def test_the_interval_of_a_linear_law_is_students(
         one = profile(found, name, level=level)
         ends = (estimate - reach * error, estimate + reach * error)
         assert (one.low, one.high) == pytest.approx(ends, abs=1e-4 * error)
-        np.testing.assert_allclose(one.root, (one.values - estimate) / error, atol=2e-4)
+        np.testing.assert_allclose(one.t, (one.values - estimate) / error, atol=2e-4)
 
 
 def brute_force(of: Sample, name: str, held: str, start: dict[str, float]) -> Callable[[float], float]:

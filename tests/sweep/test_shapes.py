@@ -12,7 +12,7 @@ from slm.composition.resolvers import register
 from slm.model.config import ModelConfig
 from slm.model.families import ffn, kv_heads
 from slm.sweep.recipe import Recipe
-from slm.sweep.shapes import FFN_SLACK, MAX_TOLERANCE, Solved, count, solve
+from slm.sweep.shapes import FFN_SLACK, MAX_TOLERANCE, SolvedShape, count, solve
 
 register()
 SIZES = st.sampled_from(["params_total", "params_non_embedding"])
@@ -53,7 +53,7 @@ def test_a_target_is_met_to_two_percent_by_the_rule_or_near_it(exponent: float, 
 
 
 def _check(
-    rule: Plain | Recipe, found: Solved, target: float, aspect: float, size: str, tolerance: float = MAX_TOLERANCE
+    rule: Plain | Recipe, found: SolvedShape, target: float, aspect: float, size: str, tolerance: float = MAX_TOLERANCE
 ) -> None:
     by_rule = rule.shape(found.width, found.depth)
     assert (found.width % rule.width_step, found.depth % rule.depth_step) == (0, 0)
@@ -94,16 +94,18 @@ def test_no_shape_that_the_rule_has_departs_less(exponent: float, aspect: float,
 def test_families_are_solved_by_their_own_rules(family: str) -> None:
     rule = recipe(family)
     for target in (1.6e6, 8e6):
-        _check(rule, solve(rule, target, rule.own_aspect, "params_total"), target, rule.own_aspect, "params_total")
+        _check(
+            rule, solve(rule, target, rule.default_aspect, "params_total"), target, rule.default_aspect, "params_total"
+        )
 
 
 @pytest.mark.parametrize("family", ["mobilellm", "llama_wide", "ssd"])
 def test_families_are_matched_to_half_a_percent_even_where_8_channels_are_more(family: str) -> None:
     rule = recipe(family)
     for target in (3e5, 4.6e5, 1.25e6, 3.4e6):
-        found = solve(rule, target, rule.own_aspect, "params_total", 0.005)
+        found = solve(rule, target, rule.default_aspect, "params_total", 0.005)
         assert count(found.model, "params_total") == pytest.approx(target, rel=0.005)
-        _check(rule, found, target, rule.own_aspect, "params_total", 0.005)
+        _check(rule, found, target, rule.default_aspect, "params_total", 0.005)
 
 
 def test_a_tolerance_that_no_shape_meets_gives_one_of_two_percent() -> None:

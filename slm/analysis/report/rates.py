@@ -1,6 +1,6 @@
-"""Learning rates that were tuned: the losses of each shape's runs, and what the given rate loses against the best.
+"""Report of tuned learning rates: losses of each shape, its optimum, and the excess loss at the design's rate.
 
-Read from tuning.csv and runs.csv, which a sweep with `sweep.lr.rule=tuned` writes.
+It reads tuning.csv and runs.csv, which a sweep with `sweep.lr.rule=tuned` writes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SHAPE = ["family", "width", "depth", "budget"]
 
 
 def rates_figure(analysis: Directory) -> Figure | None:
-    """Loss against learning rate: a panel a family and a line a shape, with the optima and the given rate."""
+    """Loss against learning rate: one panel per family, one line per shape, with the optima and the design's rate."""
     tuning, runs = map(analysis.sweep_table, ("tuning.csv", "runs.csv"))
     if tuning.empty:
         return None
@@ -34,14 +34,14 @@ def rates_figure(analysis: Directory) -> Figure | None:
 
 def _panel(axis: Axes, runs: pd.DataFrame, optima: pd.DataFrame) -> None:
     """The runs and optima of one family."""
-    for place, (_, best) in enumerate(optima.sort_values("params_total").iterrows()):
+    for index, (_, best) in enumerate(optima.sort_values("params_total").iterrows()):
         means = runs[(runs[SHAPE] == best[SHAPE]).all(axis=1)].groupby("lr")["loss"].mean()
-        axis.plot(means.index, means, "o-", color=PALETTE[place % len(PALETTE)], ms=4, lw=1.4, label=_shape(best))
+        axis.plot(means.index, means, "o-", color=PALETTE[index % len(PALETTE)], ms=4, lw=1.4, label=_shape(best))
         axis.plot(best["lr"], best["loss"], "x", color=INK, ms=6, mew=1.5)
     log_axis(axis.xaxis, runs["lr"].min() / 1.15, runs["lr"].max() * 1.15, counts=False)
     for value in optima["lr_value"].dropna().unique():
         axis.axvline(value, color=GREY, lw=0.8, ls=":")
-    axis.set_xlabel("optim.lr; dotted: the rate given")
+    axis.set_xlabel("optim.lr (dotted: the design's rate)")
     axis.legend(frameon=False, fontsize=7)
 
 
@@ -50,7 +50,7 @@ def _shape(row: pd.Series) -> str:
 
 
 def rates_section(analysis: Directory) -> Section | None:
-    """The optimum of each shape, and what the given rate loses against the best that was tried."""
+    """The optimum of each shape, and the excess loss at the design's rate over the best rate tried."""
     tuning = analysis.sweep_table("tuning.csv")
     if tuning.empty:
         return None
@@ -60,14 +60,14 @@ def rates_section(analysis: Directory) -> Section | None:
         "N": lambda row: count(row["params_total"]),
         "optimum": lambda row: sig(row["lr"], 3) + (" (end of the grid)" if row["at_end"] else ""),
         "loss there": lambda row: sig(row["loss"], 4),
-        "rate given": lambda row: sig(row["lr_value"], 3),
-        "its excess": lambda row: percent(row["excess_at_value"]),
+        "design's rate": lambda row: sig(row["lr_value"], 3),
+        "excess loss at the design's rate": lambda row: percent(row["excess_at_value"]),
     }
     return Section("Learning rates").add(
-        "Each shape was trained at several learning rates. Its optimum is the bottom of a parabola through the rates "
-        "that noise cannot tell from the best. The analysed row has the loss there, plus the average by which the "
-        "bottom of noisy losses is too low. The last column compares runs that were trained: the loss at the given "
-        "rate above the lowest of those tried.",
+        "Each shape was trained at several learning rates. Its optimum is the minimum of a parabola, fitted to the "
+        "rates whose losses noise cannot distinguish from the lowest. The minimum of noisy losses is too low on "
+        "average, so the loss there includes a correction; the analysis uses this loss. The last column compares "
+        "trained runs: how far the loss at the design's rate (`sweep.lr.value`) is above the lowest one.",
         table_by_column((row for _, row in tuning.iterrows()), columns),
         analysis.figure("rates", "Means over seeds. Where the bottom is flat, the rate hardly matters."),
     )

@@ -1,4 +1,4 @@
-"""Find and open what `checkpoint=...` names: a run of ours, its export, a folder of a release, or a hub repository."""
+"""Find and open what `checkpoint=...` names: a run of ours, its export, the folder of a released model, or a hub id."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Location:
     """Where a checkpoint is."""
 
     checkpoint: str
     """As the user gave it."""
     kind: str
-    """"run", "export" (a `model/` folder of ours) or "hf"."""
+    """One of "run", "export" (a `model/` folder of ours) or "hf"."""
     folder: Path
     """The folder with config.json and the weights; for a run without an export, its checkpoints."""
     revision: str | None = None
@@ -41,15 +41,15 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance(Place):
+class Provenance(Location):
     """Where the weights of a checkpoint came from, and what identifies them."""
 
     config: ModelConfig
     """Shape of the decoder."""
     stored_dtype: str
-    """The dtype in the files, such as "float16"; if there are several, that of most bytes."""
+    """The dtype in the files, such as "float16"; if there are several, the one with the most bytes."""
     fingerprint: str
-    """Identifies weights, config and tokenizer. Of big files, it depends on the size and on samples of the bytes."""
+    """Identifies weights, config and tokenizer. Of a big file, only the size and sampled bytes are hashed."""
     notes: tuple[str, ...]
     """What a reader of results must know, in full sentences."""
 
@@ -63,13 +63,13 @@ class Parts(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find_place(path_or_repo: str | Path, revision: str | None) -> Place:
-    """Where the checkpoint is; a hub repository is downloaded first. Raises `ValueError` if there is none."""
+def find_location(path_or_repo: str | Path, revision: str | None) -> Location:
+    """Where the checkpoint is; a hub repository is downloaded first. Raises `ValueError` for anything else."""
     given = str(path_or_repo)
     path = local_folder(given, revision)
     if path is None:
         folder, commit = fetch(given, revision)
-        return Place(checkpoint=given, kind=_kind(folder), folder=folder, revision=commit)
+        return Location(checkpoint=given, kind=_kind(folder), folder=folder, revision=commit)
     run: Path | None = path
     if _is_run(path):
         exported, kind = path / "model", "run"
@@ -80,10 +80,10 @@ def find_place(path_or_repo: str | Path, revision: str | None) -> Place:
     else:
         content = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         raise ValueError(
-            f"checkpoint={given} must have config.json (a model) or config.yaml (a run of ours), but has {content}"
+            f"checkpoint={given} must have config.json (a model) or config.yaml (a run of train.py), but has {content}"
         )
     result = read_json_object(run / "result.json") if run else {}
-    return Place(checkpoint=given, kind=kind, folder=folder, run=run, result=result)
+    return Location(checkpoint=given, kind=kind, folder=folder, run=run, result=result)
 
 
 def _is_run(path: Path) -> bool:
@@ -94,40 +94,41 @@ def _kind(folder: Path) -> str:
     return "export" if "slm" in read_json(folder / "config.json") else "hf"
 
 
-def open_parts(place: Place) -> Parts:
+def open_parts(location: Location) -> Parts:
     """Open the parts of a checkpoint. Raises `ValueError` if one of them cannot be used."""
-    if place.run is not None and place.folder == place.run / "checkpoints":
-        return _open_unfinished_run(place, place.run)
-    config = read_config(place.folder / "config.json")
-    name = place.checkpoint if place.revision else None
-    tokenizer = load_tokenizer(place.folder, name=name, asked_by="checkpoint")
+    if location.run is not None and location.folder == location.run / "checkpoints":
+        return _open_unfinished_run(location, location.run)
+    config = read_config(location.folder / "config.json")
+    name = location.checkpoint if location.revision else None
+    tokenizer = load_tokenizer(location.folder, name=name, asked_by="checkpoint")
     try:
-        weights, notes = open_weights(place.folder, config)
+        weights, notes = open_weights(location.folder, config)
     except ValueError:
-        # Another format of a hub repository is only fetched if the first cannot be used.
-        if place.revision is None or not fetch_other_weights(place.checkpoint, place.revision):
+        # Weights in another format are downloaded only if those in the first cannot be used.
+        if location.revision is None or not fetch_other_weights(location.checkpoint, location.revision):
             raise
-        weights, notes = open_weights(place.folder, config)
-    status = place.result.get("status")
-    if place.kind == "run" and status != "completed":
-        notes = (f"The run has an export, but its result.json says {status}.", *notes)
+        weights, notes = open_weights(location.folder, config)
+    status = location.result.get("status")
+    if location.kind == "run" and status != "completed":
+        notes = (f"The run has an export, but its status in result.json is {status}.", *notes)
     return Parts(config, weights, tokenizer, notes)
 
 
-def _open_unfinished_run(place: Place, run: Path) -> Parts:
+def _open_unfinished_run(location: Location, run: Path) -> Parts:
     """A run without export: the weights of its newest intact checkpoint, and the tokenizer in its cache."""
-    status = place.result.get("status", "not finished")
+    status = location.result.get("status", "not finished")
     command = f"python train.py -cp {run.resolve()} -cn config output_dir={run.resolve()}"
-    file = next((place.folder / name for name in (LAST, PREVIOUS) if is_intact_zip(place.folder / name)), None)
+    file = next((location.folder / name for name in (LAST, PREVIOUS) if is_intact_zip(location.folder / name)), None)
     if file is None:
         raise ValueError(
-            f"checkpoint={place.checkpoint} is a run ({status}) without an intact checkpoint; to finish it: {command}"
+            f"checkpoint={location.checkpoint} is a run ({status}) without an intact checkpoint; "
+            f"to finish it: {command}"
         )
     settings = _settings(run / "config.yaml")
     tokenizer = _cached_tokenizer(settings, read_json(run / "corpus.json"))
     if tokenizer is None:
         raise ValueError(
-            f"checkpoint={place.checkpoint} is a run ({status}) whose tokenizer is no longer in "
+            f"checkpoint={location.checkpoint} is a run ({status}) whose tokenizer is no longer in "
             f"cache_dir={settings.get('cache_dir')}: finish it with {command}"
         )
     config = ModelConfig.from_dict({key: value for key, value in settings["model"].items() if key != "family"})
@@ -146,7 +147,7 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _cached_tokenizer(settings: Mapping[str, Any], corpus: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer that the run recorded by its fingerprint, from the cache folder of the run."""
+    """The tokenizer in the run's cache folder that has the fingerprint in `corpus`; None if it is no longer there."""
     for folder in Path(os.path.expanduser(settings.get("cache_dir", ""))).glob("tokens/*/tokenizer"):
         tokenizer = load_tokenizer(folder, asked_by="cache_dir")
         if tokenizer.fingerprint == corpus.get("tokenizer"):
