@@ -251,7 +251,7 @@ def _lists(lists: dict[str, list[Any]]) -> str:
     """A few values of a few families, for a sentence; a violation's `families` has all."""
     most = max(2, MAX_VALUES // len(lists))
     texts = (f"{shortened(name, 30)} {shortlist(map(_text, values), most)}" for name, values in lists.items())
-    return shortlist(texts, MAX_FAMILIES, "; ", longest=200)
+    return shortlist(texts, MAX_FAMILIES, "; ", max_characters=200)
 
 
 def _text(value: Any) -> str:

@@ -20,7 +20,7 @@ from slm.analysis.report.directory import Directory
 from slm.analysis.report.page import FIGURES, draw_figures, write_report
 from slm.analysis.report.verdict import print_summary
 from slm.analysis.runs import collect_runs
-from slm.runtime.files import check_writable, write_json, write_whole
+from slm.runtime.files import check_writable, write_atomically, write_json
 from slm.runtime.progress import Progress
 from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
@@ -71,14 +71,16 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         overlaid = overlay_entry(overlay, table, law, settings, config["seed"]) if overlay else None
         _remove_report(folder)
         command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-        write_whole(folder / "results.csv", table.frame.to_csv(index=False))
+        write_atomically(folder / "results.csv", table.frame.to_csv(index=False))
         write_json(folder / "settings.json", {"command": command, **config})
         write_json(folder / "audit.json", audited)
         write_json(folder / "comparison.json", analysis.comparison)
         write_json(folder / MARK, analysis.fits)
         if overlaid:
             write_json(folder / OVERLAY, overlaid)
-        write_whole(folder / "design.csv", (_design(table.frame) if design is None else design).to_csv(index=False))
+        write_atomically(
+            folder / "design.csv", (_design(table.frame) if design is None else design).to_csv(index=False)
+        )
         show("drawing figures and writing the report", 1, 1)
         _report(folder)
         show("recording", 1, 1)

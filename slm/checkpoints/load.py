@@ -64,7 +64,7 @@ def load(
             not_finite.append(name)
     decoder.load_state_dict(tensors, assign=True)
     if not_finite:
-        notes = (*notes, f"{shortlist(not_finite, most=3)} hold values that are not finite, so no loss will be.")
+        notes = (*notes, f"{shortlist(not_finite, max_items=3)} hold values that are not finite, so no loss will be.")
     return Checkpoint(
         decoder.eval().requires_grad_(False), parts.tokenizer, _provenance(location, parts, config, notes)
     )

@@ -125,7 +125,7 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
             if name in stored and stored[name].shape != shape
         ],
     }
-    problems = [f"{len(names)} {kind} ({shortlist(names, most=3)})" for kind, names in groups.items() if names]
+    problems = [f"{len(names)} {kind} ({shortlist(names, max_items=3)})" for kind, names in groups.items() if names]
     if problems:
         raise ValueError(f"{place}: the tensors are not those of its config: {'; '.join(problems)}")
     return Weights(stored, weights.files)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slm.runtime.files import write_json, write_whole
+from slm.runtime.files import write_atomically, write_json
 
 # Encoding uses all cores, and a process forked afterwards (a loader worker) must not use their dead threads. Setting
 # the variable here and in the child does so without the library's warning at every fork.
@@ -158,7 +158,7 @@ class Tokenizer:
         """Write tokenizer.json and a tokenizer_config.json from which `transformers.AutoTokenizer` loads it."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config |= {name: token for name, token in self._special_tokens.items() if token is not None}
-        write_whole(folder / "tokenizer.json", self._content)
+        write_atomically(folder / "tokenizer.json", self._content)
         write_json(folder / CONFIGS[0], config)
 
 

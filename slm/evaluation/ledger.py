@@ -15,18 +15,27 @@ from typing import Any
 
 import yaml
 
-from slm.runtime.files import locked, write_whole
+from slm.runtime.files import locked, write_atomically
 
 Entry = dict[str, Any]
 
-IDENTITY = ("data", "device", "dtype", "seed", "perplexity", "speed", "task_limit", "task_shots")
+FIXED_SETTINGS = ("data", "device", "dtype", "seed", "perplexity", "speed", "task_limit", "task_shots")
 """Settings that must be the same for a directory to be continued; checkpoints and tasks may be added."""
-SAME_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device")
-"""Fields that must be the same for the figures of an entry to be kept, whatever the checkpoint is called."""
+IDENTITY_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device")
+"""Fields that must be the same for the results of an entry to be kept, whatever the name of the checkpoint."""
 SETTINGS_FILE = "evaluation.yaml"
-CONTENTS = ("results.json", "results.csv", "report.md", "figures", "config.yaml", "checkpoints", "model", "config.json")
+FOREIGN_FILES = (
+    "results.json",
+    "results.csv",
+    "report.md",
+    "figures",
+    "config.yaml",
+    "checkpoints",
+    "model",
+    "config.json",
+)
 """Files of evaluations, runs, analyses and models: a folder with one of these and no `SETTINGS_FILE` is not ours."""
-GENERIC = ("model", "checkpoints")
+GENERIC_NAMES = ("model", "checkpoints")
 """Folder names that do not identify a checkpoint."""
 
 
@@ -36,53 +45,53 @@ class Ledger:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Raises `ValueError` if the directory holds an evaluation with other settings, or files of something else."""
         self.folder, self.file = folder, folder / "results.json"
-        self.settings = {key: settings[key] for key in (*IDENTITY, "checkpoints", "revision") if key in settings}
+        self.settings = {key: settings[key] for key in (*FIXED_SETTINGS, "checkpoints", "revision") if key in settings}
         self.entries = self._read()
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the directory, with its settings in it. Raises `ValueError` if another process evaluates there."""
+        """Lock the directory and write its settings. Raises `ValueError` if another process evaluates there."""
         with locked(self.folder, "process that evaluates there"):
             self.entries = self._read()  # another process may have ended since
             settings = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
-            write_whole(self.folder / SETTINGS_FILE, settings)
+            write_atomically(self.folder / SETTINGS_FILE, settings)
             yield
 
-    def entry(self, identity: Mapping[str, Any]) -> Entry:
-        """The entry of a checkpoint with what was measured of it before; a new one holds only its `identity`."""
+    def find_or_add(self, checkpoint: Entry) -> Entry:
+        """The entry that has results of this checkpoint; if there is none, `checkpoint` without results is added."""
         for entry in self.entries:
-            if all(entry.get(key) == identity[key] for key in SAME_FIELDS):
-                entry["checkpoint"] = identity["checkpoint"]
-                if entry["versions"] != identity["versions"]:
+            if all(entry.get(key) == checkpoint[key] for key in IDENTITY_FIELDS):
+                entry["checkpoint"] = checkpoint["checkpoint"]
+                if entry["versions"] != checkpoint["versions"]:
                     before, now = (
                         ", ".join(f"{package} {number}" for package, number in versions.items())
-                        for versions in (entry["versions"], identity["versions"])
+                        for versions in (entry["versions"], checkpoint["versions"])
                     )
                     entry["continued"] = f"Begun with {before}, continued with {now}."
                 return entry
         # An entry of the same checkpoint with other content is out of date: the run was trained further, or the figures
         # are of a machine with another precision.
-        self.entries = [entry for entry in self.entries if entry["checkpoint"] != identity["checkpoint"]]
+        self.entries = [entry for entry in self.entries if entry["checkpoint"] != checkpoint["checkpoint"]]
         blank: Entry = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
-        self.entries.append({**identity, **blank})
+        self.entries.append({**checkpoint, **blank})
         return self.entries[-1]
 
     def save(self) -> None:
         """Write `results.json` whole or not at all."""
         text = json.dumps(self.entries, indent=2, ensure_ascii=False, allow_nan=False)
         lists_on_one_line = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
-        write_whole(self.file, lists_on_one_line + "\n")
+        write_atomically(self.file, lists_on_one_line + "\n")
 
     def arrange(self, checkpoints: Sequence[str]) -> None:
         """Put the entries of `checkpoints` in that order, then those of earlier commands, and give all unique names."""
-        places = {name: place for place, name in enumerate(checkpoints)}
-        self.entries.sort(key=lambda entry: places.get(entry["checkpoint"], len(places)))
+        order = {name: index for index, name in enumerate(checkpoints)}
+        self.entries.sort(key=lambda entry: order.get(entry["checkpoint"], len(order)))
         for entry, name in zip(self.entries, short_names([e["checkpoint"] for e in self.entries]), strict=True):
             entry["name"] = name
 
     def _read(self) -> list[Entry]:
         if not (self.folder / SETTINGS_FILE).exists():
-            foreign = [name for name in CONTENTS if (self.folder / name).exists()]
+            foreign = [name for name in FOREIGN_FILES if (self.folder / name).exists()]
             if foreign:
                 raise ValueError(
                     f"output_dir={self.folder} holds {foreign[0]} and is not an evaluation: choose another output_dir"
@@ -91,14 +100,14 @@ class Ledger:
         try:
             before = yaml.safe_load((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
             entries = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
-            if not all("fingerprint" in entry["versions"] | entry for entry in entries):
+            if not all("fingerprint" in entry and isinstance(entry["versions"], dict) for entry in entries):
                 raise TypeError
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
             raise ValueError(
                 f"output_dir={self.folder} holds results or settings that cannot be read: choose another output_dir"
             ) from None
         now = yaml.safe_load(yaml.safe_dump(self.settings))  # as YAML reads it back
-        changed = [key for key in IDENTITY if before.get(key) != now.get(key)]
+        changed = [key for key in FIXED_SETTINGS if before.get(key) != now.get(key)]
         if changed:
             raise ValueError(
                 f"output_dir={self.folder} holds an evaluation with other settings of {', '.join(changed)}: choose "
@@ -111,7 +120,8 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
     """The shortest ends of paths (or hub ids) that are unique; never only the name of a run's export folder."""
     parts = [[part for part in PurePath(name).parts if part not in ("/", ".", "..")] or [name] for name in checkpoints]
     for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(path[-max(count, 2 if path[-1] in GENERIC else 1) :]) for path in parts]
+        counts = [max(count, 2) if path[-1] in GENERIC_NAMES else count for path in parts]
+        names = ["/".join(path[-number:]) for path, number in zip(parts, counts, strict=True)]
         if len(set(names)) == len(names):
             return names
     return list(checkpoints)

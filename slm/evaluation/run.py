@@ -71,7 +71,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         say(f"results go to {folder}")
         for number, (name, provenance, precision, measurements) in enumerate(plans, start=1):
             say(f"[{number}/{len(plans)}] {name}")
-            entry = ledger.entry(_identity(name, provenance, precision))
+            entry = ledger.find_or_add(_describe(name, provenance, precision))
             _measure(entry, measurements, provenance, precision, ledger)
         ledger.arrange(settings["checkpoints"])
         ledger.save()
@@ -130,7 +130,7 @@ def _measure(
     ledger.save()
 
 
-def _identity(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
+def _describe(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
     """The fields of an entry that need no measurement."""
     return {
         "schema": SCHEMA,

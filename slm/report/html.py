@@ -59,7 +59,7 @@ _INTERVAL = re.compile(r"(?:(?<=\d)( ))?\[(-?[\w.-]+), (-?[\w.-]+)\]")  # lines 
 _KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
-def page(title: str, markdown: str, folder: Path) -> str:
+def html_page(title: str, markdown: str, folder: Path) -> str:
     """The HTML file; figures are read from `folder`, and an SVG is preferred to the PNG of the same name."""
     parser = _parser(folder)
     tokens = parser.parse(markdown)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slm.runtime.words import NOTHING
+from slm.runtime.words import NO_VALUE
 
 Columns = Mapping[str, Callable[[Any], str]]
 """The header of each column, and what its cell shows of a row."""
@@ -47,7 +47,7 @@ def table_by_column(rows: Iterable[Any], columns: Columns) -> str:
 
 
 def _numeric(cell: str) -> bool:
-    return cell == NOTHING or cell[:1].isdigit() or (cell[:1] in "-+<≤" and cell[1:].lstrip()[:1].isdigit())
+    return cell == NO_VALUE or cell[:1].isdigit() or (cell[:1] in "-+<≤" and cell[1:].lstrip()[:1].isdigit())
 
 
 def folded(summary: str, content: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from slm.runtime.files import write_whole
+from slm.runtime.files import write_atomically
 from slm.runtime.words import count
 
 if TYPE_CHECKING:
@@ -239,6 +239,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
             figure.savefig(buffer, format=kind, facecolor="white", **options)
-        write_whole(folder / f"{name}.{kind}", buffer.getvalue())
+        write_atomically(folder / f"{name}.{kind}", buffer.getvalue())
         paths.append(folder / f"{name}.{kind}")
     return paths

@@ -48,7 +48,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write the file at `path`, replacing an older one, and make its folder; text is UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # One temporary name per process, because two may write the same file of a shared cache at once.
@@ -59,7 +59,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
     """Write plain values as JSON; numbers that are not finite become null."""
-    write_whole(path, json.dumps(_null_nonfinite(value), indent=indent, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(_null_nonfinite(value), indent=indent, allow_nan=False) + "\n")
 
 
 def check_writable(output_dir: Path) -> None:

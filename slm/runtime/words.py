@@ -7,21 +7,21 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-NOTHING = "–"
+NO_VALUE = "–"
 TARGET_NAMES = {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 TARGET_UNITS = {"loss": "loss (nats per token)", "perplexity": "perplexity per token", "bits_per_byte": "bits per byte"}
 LOSS_NAMES = {"least_squares": "least squares", "huber": "Huber's loss", "linear": "least squares of the target itself"}
-SIZE_LABELS = {
+SIZE_IN_LABELS = {
     "params_total": "all parameters",
     "params_non_embedding": "without embeddings",
     "N": "as the table counts it",
 }
-SIZE_WORDS = SIZE_LABELS | {
+SIZE_IN_SENTENCES = SIZE_IN_LABELS | {
     "params_non_embedding": "parameters without embeddings",
     "N": "parameters as the table counts them",
 }
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
-_STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+_SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 MAX_ITEMS = 6
 """Most items of a list that a sentence names."""
 MAX_CHARACTERS = 60
@@ -34,10 +34,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
-def sig(value: Any, digits: int = 4) -> str:
+def format_number(value: Any, digits: int = 4) -> str:
     """A number to `digits` significant digits, with an exponent if it is below 1e-4 or at least 1e6."""
     if not is_number(value):
-        return NOTHING
+        return NO_VALUE
     if value == 0:
         return "0"
     power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))  # after rounding: 9.9999 becomes 10.00
@@ -51,19 +51,19 @@ def interval(ends: Sequence[Any] | None, digits: int = 4) -> str:
     """`[low, high]`; an end that is not a finite number is `open`."""
     if not ends or not any(is_number(end) for end in ends):
         return "[open, open]"
-    return "[" + ", ".join(sig(end, digits) if is_number(end) else "open" for end in ends) + "]"
+    return "[" + ", ".join(format_number(end, digits) if is_number(end) else "open" for end in ends) + "]"
 
 
 def with_interval(value: Any, ends: Sequence[Any] | None, digits: int = 4) -> str:
     """`value [low, high]`."""
-    return f"{sig(value, digits)} {interval(ends, digits)}" if is_number(value) else NOTHING
+    return f"{format_number(value, digits)} {interval(ends, digits)}" if is_number(value) else NO_VALUE
 
 
 def count(value: Any) -> str:
     """A number of parameters or tokens: `125M`, `1.01B`."""
     if not is_number(value):
-        return NOTHING
-    for step, letter in _STEPS:
+        return NO_VALUE
+    for step, letter in _SUFFIXES:
         if 0.9995 * step <= value < 1e15:  # from 999.5k up, three digits round to 1M
             return f"{value / step:.3g}{letter}"
     return f"{value:.3g}"
@@ -71,29 +71,29 @@ def count(value: Any) -> str:
 
 def exact_count(value: Any) -> str:
     """A whole number with all digits: `335,688`."""
-    return f"{value:,}" if is_number(value) else NOTHING
+    return f"{value:,}" if is_number(value) else NO_VALUE
 
 
 def amount(variable: str, value: Any) -> str:
     """A value of a law's variable: FLOPs with an exponent, others as counts."""
-    return sig(value, 3) if variable == "C" else count(value)
+    return format_number(value, 3) if variable == "C" else count(value)
 
 
 def percent(log_ratio: Any, *, sign: bool = False, digits: int = 2) -> str:
     """A log ratio times 100, with a percent sign."""
-    return NOTHING if not is_number(log_ratio) else f"{100 * log_ratio:{'+' if sign else ''}.{digits}f}%"
+    return NO_VALUE if not is_number(log_ratio) else f"{100 * log_ratio:{'+' if sign else ''}.{digits}f}%"
 
 
 def p_value(p: Any, replicates: int | None = None, *, equals: bool = False) -> str:
-    """A p-value, with `=` before a number if `equals`: `= 0.012`, `< 0.001`.
+    """A p-value: `0.012` (`= 0.012` if `equals`), or `< 0.001`.
 
-    One from `replicates` simulations is at least 1/(replicates + 1), and shown with `≤` at that bound.
+    A p-value of `replicates` simulations is at least 1/(replicates + 1), and is shown with `≤` at that bound.
     """
     if not is_number(p):
-        return NOTHING
+        return NO_VALUE
     least = 1 / (replicates + 1) if replicates else 0.001
     if replicates and p <= least * 1.000001:
-        return f"≤ {sig(least, 1)}"
+        return f"≤ {format_number(least, 1)}"
     return "< 0.001" if p < 0.001 else f"{'= ' if equals else ''}{p:.3f}"
 
 
@@ -105,7 +105,7 @@ def escape_markdown(text: Any) -> str:
     return words.replace("](", "]\\(").replace("![", "!\\[")
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """`a, b and c`; empty without names."""
     if len(names) < 2:
         return "".join(names)
@@ -119,48 +119,50 @@ def plural(number: int, thing: str, things: str = "") -> str:
 
 def yes_or_no(value: Any) -> str:
     """`yes` or `no`; a dash for None."""
-    return NOTHING if value is None else "yes" if value else "no"
+    return NO_VALUE if value is None else "yes" if value else "no"
 
 
 def size_words(size: Any) -> str:
     """What N counts: `all parameters`."""
-    return SIZE_WORDS.get(str(size), "parameters")
+    return SIZE_IN_SENTENCES.get(str(size), "parameters")
 
 
 def axis_name(variable: str, size: Any) -> str:
     """A law's variable as the label of an axis; `size` is the column that N was read from."""
     if variable == "N":
-        return f"N ({SIZE_LABELS[size]})" if size in SIZE_LABELS else "N"
+        return f"N ({SIZE_IN_LABELS[size]})" if size in SIZE_IN_LABELS else "N"
     return VARIABLE_NAMES.get(variable, variable)
 
 
-def shortlist(items: Iterable[Any], most: int = MAX_ITEMS, separator: str = ", ", longest: int = MAX_CHARACTERS) -> str:
-    """`1, 2, 3 and 37 more`: the first `most` items, each cut to `longest` characters, and how many more there are."""
-    texts = [shortened(item, longest) for item in items]
-    if len(texts) <= most + 1:
+def shortlist(
+    items: Iterable[Any], max_items: int = MAX_ITEMS, separator: str = ", ", max_characters: int = MAX_CHARACTERS
+) -> str:
+    """`1, 2, 3 and 37 more`: the first `max_items`, each cut to `max_characters`, and how many more there are."""
+    texts = [shortened(item, max_characters) for item in items]
+    if len(texts) <= max_items + 1:
         return separator.join(texts)
-    return f"{separator.join(texts[:most])} and {len(texts) - most} more"
+    return f"{separator.join(texts[:max_items])} and {len(texts) - max_items} more"
 
 
-def shortened(value: Any, longest: int = MAX_CHARACTERS) -> str:
-    """The text of a value on one line; one with more than `longest` characters loses its middle."""
+def shortened(value: Any, max_characters: int = MAX_CHARACTERS) -> str:
+    """The text of a value on one line; if it has more than `max_characters`, its middle is replaced by `...`."""
     text = " ".join(str(value).split())
-    if len(text) <= longest:
+    if len(text) <= max_characters:
         return text
-    return f"{text[: longest * 2 // 3]}...{text[-(longest // 3 - 3) :]}"
+    return f"{text[: max_characters * 2 // 3]}...{text[-(max_characters // 3 - 3) :]}"
 
 
-def were(count: int, what: str) -> str:
+def count_with_was(count: int, what: str) -> str:
     """`1 row was` or `3 rows were`."""
     return f"{count} {what} was" if count == 1 else f"{count} {what}s were"
 
 
-def measured(value: Any, se: Any, digits: int = 4) -> str:
-    """`3.283 ± 0.012`: the error to two digits, the value to as many decimals; without an error `digits` digits."""
+def with_error(value: Any, se: Any, digits: int = 4) -> str:
+    """`3.283 ± 0.012`: the error to two digits, the value to as many decimals; `3.283` if there is no error."""
     if not is_number(value):
-        return NOTHING
+        return NO_VALUE
     if not is_number(se) or se <= 0:
-        return sig(value, digits)
+        return format_number(value, digits)
     power = math.floor(math.log10(float(f"{se:.1e}")))
     places = min(MAX_DECIMALS, max(0, 1 - power))
     return f"{value:.{places}f} ± {se:.{places}f}"
@@ -168,12 +170,12 @@ def measured(value: Any, se: Any, digits: int = 4) -> str:
 
 def megabytes(size: Any) -> str:
     """Bytes as a number of megabytes (10^6), without the unit."""
-    return sig(size / 1e6) if is_number(size) else NOTHING
+    return format_number(size / 1e6) if is_number(size) else NO_VALUE
 
 
 def seconds(value: Any) -> str:
     """`12.3 s`: three digits."""
-    return f"{sig(value, 3)} s" if is_number(value) else NOTHING
+    return f"{format_number(value, 3)} s" if is_number(value) else NO_VALUE
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm.runtime.words import MAX_ITEMS, count, listed, plural, shortlist
+from slm.runtime.words import MAX_ITEMS, count, join_names, plural, shortlist
 
 Entry = dict[str, Any]
 MAX_LEVEL_SENTENCES = 3
@@ -37,7 +37,7 @@ class Case:
 def list_briefly(names: Iterable[str]) -> str:
     """`a, b and c`; if there are many, `a, b, c and 9 more`."""
     names = list(names)
-    return shortlist(names) if len(names) > MAX_ITEMS + 1 else listed(names)
+    return shortlist(names) if len(names) > MAX_ITEMS + 1 else join_names(names)
 
 
 def family_pairs(pairs: Iterable[Entry]) -> set[tuple[str, str]]:
@@ -103,7 +103,7 @@ def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
     unmatched = [row for row in unmatched if (row["a"], row["b"]) not in family_pairs(pairs)]
     if unmatched and pairs:
         names = [f"{row['a']} and {row['b']} ({row['reason']})" for row in unmatched]
-        sentences.append(f"Not compared: {shortlist(names, most=3, separator='; ', longest=150)}.")
+        sentences.append(f"Not compared: {shortlist(names, max_items=3, separator='; ', max_characters=150)}.")
     if families := [fit["family"] for fit in case.fits if not fit["identified"]]:
         exponents = f"{'exponent' if len(families) == 1 else 'exponents'} of {list_briefly(families)}"
         sentences.append(f"{case.law_name} compares families without the {exponents}, which the runs do not identify.")

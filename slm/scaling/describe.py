@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm.runtime.words import NOTHING, escape_markdown, interval, is_number, with_interval
+from slm.runtime.words import NO_VALUE, escape_markdown, interval, is_number, with_interval
 from slm.scaling.laws import LAWS
 
 Entry = dict[str, Any]
@@ -42,7 +42,7 @@ def pair_name(row: Entry) -> str:
 def exponent_text(entry: Entry, name: str, digits: int = 4) -> str:
     """`value [low, high]` of an exponent; `not identified [low, high]` if the data do not identify it."""
     if not entry["fitted"]:
-        return NOTHING
+        return NO_VALUE
     ends = entry["ci95"].get(name)
     if not is_identified(entry, name):
         return f"not identified {interval(ends, 3)}" if ends and any(map(is_number, ends)) else "not identified"

@@ -28,7 +28,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.laws import Law
 from slm.scaling.likelihood import Criteria, information_criteria
 from slm.scaling.sample import Sample
-from slm.scaling.solver import FINE, Block, minimise
+from slm.scaling.solver import FINE_TOLERANCE, Block, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms
 
 REFIT_STEPS = 60
@@ -112,7 +112,7 @@ def fit_joint(families: Families, model: str) -> JointFit:
     """Fit a nested model from a grid of starts by least squares."""
     matrices, log_y = sharing(families.law, len(families.names), model), families.pooled.log_y
     starts, bounds = _starts(families, matrices), _bounds(families, matrices)
-    optimum = minimise(families.blocks(matrices), log_y, starts, bounds, tolerance=FINE)
+    optimum = minimise(families.blocks(matrices), log_y, starts, bounds, tolerance=FINE_TOLERANCE)
     phi, objective = optimum.phi[optimum.best], float(optimum.objective[optimum.best])
     theta = np.stack([M @ phi for M in matrices])
     agreeing = float((optimum.objective <= objective * (1 + 1e-6)).mean())

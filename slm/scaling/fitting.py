@@ -10,7 +10,7 @@ from scipy import stats
 from slm.scaling.forms import Floats, Law
 from slm.scaling.laws import get_law
 from slm.scaling.sample import Sample, Unit, take_sample
-from slm.scaling.solver import FINE, Block, Loss, minimise
+from slm.scaling.solver import FINE_TOLERANCE, Block, Loss, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
 from slm.scaling.tables import Table
 
@@ -171,7 +171,7 @@ def fit_sample(law: Law, sample: Sample, *, loss: Loss = Loss()) -> Fit:  # noqa
         raise ValueError(f"{law.name} {reason}")
     low, high = coordinate_bounds(law, sample)
     starts, block = grid_starts(law, sample), single_block(law, sample)
-    optimum = minimise([block], sample.log_y, starts, (low, high), loss=loss, tolerance=FINE)
+    optimum = minimise([block], sample.log_y, starts, (low, high), loss=loss, tolerance=FINE_TOLERANCE)
     best, theta, objective = optimum.best, optimum.phi[optimum.best], float(optimum.objective.min())
     is_at_bound = (theta <= low + BOUND_MARGIN) | (theta >= high - BOUND_MARGIN)
     certificate = Certificate(

@@ -10,7 +10,7 @@ from scipy import optimize, stats
 
 from slm.scaling.fitting import Fit, minimise_held
 from slm.scaling.forms import Floats
-from slm.scaling.solver import FINE, Loss
+from slm.scaling.solver import FINE_TOLERANCE, Loss
 from slm.scaling.starts import grid_starts
 
 Entry = dict[str, Any]
@@ -138,5 +138,5 @@ def _held_coordinates(fit: Fit, given: Mapping[str, float]) -> Floats | None:
         return None
     values = np.array([value if name in law.signed else np.log(value) for name, value in given.items()])
     starts = np.concatenate([fit.theta[None], grid_starts(law, sample)])
-    theta, objective = minimise_held(fit, np.array(vectors), values, starts, tolerance=FINE)
+    theta, objective = minimise_held(fit, np.array(vectors), values, starts, tolerance=FINE_TOLERANCE)
     return np.asarray(theta[objective.argmin()])

@@ -22,8 +22,8 @@ import numpy as np
 from slm.scaling.forms import Curvature, Floats, gram, moment
 
 _Bounds = tuple[Floats, Floats]
-FINE = 1e-13
-"""Tolerance of fits whose parameters are quoted: these are then within a millionth of their standard error."""
+FINE_TOLERANCE = 1e-13
+"""Tolerance of fits whose parameters are quoted: they are then accurate to a millionth of their standard error."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,20 @@ class Loss:
         size = np.abs(r)
         return np.where(size <= self.delta, 0.5 * r * r, self.delta * (size - 0.5 * self.delta))
 
-    def slope(self, r: Floats) -> Floats:
-        """First derivative."""
+    def first_derivative(self, r: Floats) -> Floats:
+        """Derivative of `value`."""
         if self.linear:
             return np.asarray(-np.exp(-r) * np.expm1(-r))
         return np.clip(r, -self.delta, self.delta)
 
-    def second(self, r: Floats) -> Floats:
-        """Second derivative."""
+    def second_derivative(self, r: Floats) -> Floats:
+        """Second derivative of `value`."""
         if self.linear:
             return np.asarray(np.exp(-r) * (2 * np.exp(-r) - 1))
         return (np.abs(r) <= self.delta).astype(np.float64)
 
     def scale(self, r: Floats) -> Floats:
-        """slope / r: the weights of iteratively reweighted least squares, which set the scale of damping."""
+        """first_derivative / r: the weights of iteratively reweighted least squares, which set the scale of damping."""
         if self.linear:
             return np.exp(-2 * r)
         return np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
@@ -85,7 +85,7 @@ class Curve(Protocol):
         """The values [R, I] that rows are compared with."""
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        """The values [R, I], their gradient [R, P, I], and weights [R, I] -> the weighted sum of their Hessians."""
+        """The values [R, I], their gradient [R, P, I], and weighted sums of Hessians as a function of weights."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The result of a minimisation; each array has one row a replicate."""
+    """The result of a minimisation; each array has one row per replicate."""
 
     phi: Floats
     objective: Floats
@@ -135,25 +135,28 @@ def minimise(
 ) -> Optimum:
     """Minimise sum_i w_i loss(log_y_i - log L_i) from `start` [R, Q] within `bounds` ([Q], [Q]).
 
-    `log_y` is [I] or [R, I], `weights` [R, I]. A small delta is reached by continuation from a large one. A replicate
-    has converged when Newton's decrement is below `tolerance` times its objective.
+    `log_y` is [I] or [R, I], `weights` [R, I]. A replicate has converged when Newton's decrement is below `tolerance`
+    times its objective.
     """
-    larger = [loss.delta]
-    while larger[-1] < 0.03:
-        larger.append(4 * larger[-1])
-    for delta in reversed(larger[1:]):
-        start = _newton(_Problem(blocks, log_y, Loss(delta), weights), start, bounds, 30, 1e-3).phi
+    # Beyond delta the second derivative is 0, so with a small delta Newton's method must start near the minimum. Rough
+    # minimisations with larger deltas lead there (continuation).
+    deltas = [loss.delta]
+    while deltas[-1] < 0.03:
+        deltas.append(4 * deltas[-1])
+    for delta in reversed(deltas[1:]):
+        problem = _Problem(blocks, log_y, Loss(delta), weights)
+        start = _newton(problem, start, bounds, max_steps=30, tolerance=1e-3).phi
     return _newton(_Problem(blocks, log_y, loss, weights), start, bounds, max_steps, tolerance)
 
 
 class _State(NamedTuple):
-    """Points [R, Q], with objective [R], gradient, Hessian [R, Q, Q] and scale of damping there."""
+    """Points [R, Q], with objective [R], gradient, Hessian [R, Q, Q] and scale of damping [R, Q] there."""
 
     phi: Floats
     value: Floats
     gradient: Floats
     hessian: Floats
-    spread: Floats
+    damping_scale: Floats
 
 
 class _Problem(NamedTuple):
@@ -173,12 +176,12 @@ class _Problem(NamedTuple):
             w: Floats = np.broadcast_to(self.loss.weight(y), r.shape)
             if self.weights is not None:
                 w = w * self.weights[np.ix_(chosen, block.rows)]
-            slope = w * self.loss.slope(r)
+            slope = w * self.loss.first_derivative(r)
             state.value[:] += (w * self.loss.value(r)).sum(1)
             state.gradient[:] -= moment(jacobian, slope) @ M
-            state.hessian[:] += M.T @ (gram(jacobian, w * self.loss.second(r)) - curvature(slope)) @ M
-            state.spread[:] += moment(jacobian**2, w * self.loss.scale(r)) @ M**2
-        state.value[~np.isfinite(state.value)] = np.inf  # where a formula is not above 0
+            state.hessian[:] += M.T @ (gram(jacobian, w * self.loss.second_derivative(r)) - curvature(slope)) @ M
+            state.damping_scale[:] += moment(jacobian**2, w * self.loss.scale(r)) @ M**2
+        state.value[~np.isfinite(state.value)] = np.inf  # a law by formula that is not above 0 has no log
         return state
 
 
@@ -196,10 +199,10 @@ def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, t
             free = ~(((state.phi <= low) & (state.gradient > 0)) | ((state.phi >= high) & (state.gradient < 0)))
             step, decrement[chosen], norm[chosen] = _step(state, damping, free)
             phi[chosen], objective[chosen] = state.phi, state.value
-            is_possible, left = np.isfinite(state.value), decrement[chosen]
-            is_finished = is_possible & (left <= tolerance * state.value + rounding)
-            # Where no step helps any more, only rounding errors are left, even if `tolerance` is smaller.
-            is_stuck = (damping >= 1e12) & (left <= 1e-9 * state.value)
+            is_possible, decrement_now = np.isfinite(state.value), decrement[chosen]
+            is_finished = is_possible & (decrement_now <= tolerance * state.value + rounding)
+            # If no step helps any more, only rounding errors are left, even if `tolerance` is not reached.
+            is_stuck = (damping >= 1e12) & (decrement_now <= 1e-9 * state.value)
             converged[chosen] = is_finished | is_stuck
             active = is_possible & ~is_finished & (damping < 1e12)
             if not active.any():
@@ -216,15 +219,16 @@ def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, t
 
 def _step(state: _State, damping: Floats, free: np.ndarray) -> tuple[Floats, Floats, Floats]:
     """Damped Newton step [R, Q], the decrement of an undamped one [R], and the scaled gradient norm [R]."""
-    unit = np.sqrt(np.maximum(state.spread, 1e-16 * state.spread.max(axis=1, keepdims=True) + 1e-300))
+    scale = state.damping_scale
+    unit = np.sqrt(np.maximum(scale, 1e-16 * scale.max(axis=1, keepdims=True) + 1e-300))
     gradient = np.where(free, state.gradient / unit, 0.0)
-    both = free[:, :, None] & free[:, None, :]
-    hessian = np.where(both, state.hessian / (unit[:, :, None] * unit[:, None, :]), 0.0)
+    free_pairs = free[:, :, None] & free[:, None, :]
+    hessian = np.where(free_pairs, state.hessian / (unit[:, :, None] * unit[:, None, :]), 0.0)
     hessian += np.where(free, 0.0, 1.0)[:, :, None] * np.eye(free.shape[1])
     hessian = np.nan_to_num(hessian)
     values, vectors = np.linalg.eigh(hessian)
-    along = np.einsum("rqk,rq->rk", vectors, np.nan_to_num(gradient))
-    size = np.maximum(np.abs(values), 1e-10)
-    step = -np.einsum("rqk,rk->rq", vectors, along / (size + damping[:, None])) / unit
-    decrement = 0.5 * (along**2 / size).sum(axis=1)
+    projected = np.einsum("rqk,rq->rk", vectors, np.nan_to_num(gradient))
+    curvatures = np.maximum(np.abs(values), 1e-10)  # a negative curvature is reversed
+    step = -np.einsum("rqk,rk->rq", vectors, projected / (curvatures + damping[:, None])) / unit
+    decrement = 0.5 * (projected**2 / curvatures).sum(axis=1)
     return step, decrement, np.abs(gradient).max(axis=1) / np.sqrt(2 * state.value + 1e-300)

@@ -205,8 +205,8 @@ def _explained_by_floor(case: Case, pairs: Sequence[Entry]) -> list[str]:
         return []
     comparisons = ["for {} than for {}".format(*_steeper_first(row)) for row in rows]
     return [
-        f"Over these sizes the {case.target} falls faster {shortlist(comparisons, most=3)}; one law with a floor and a "
-        "constant factor on N explains that."
+        f"Over these sizes the {case.target} falls faster {shortlist(comparisons, max_items=3)}; one law with a floor "
+        "and a constant factor on N explains that."
     ]
 
 

@@ -62,7 +62,9 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     if runs is not None and sweep_only:
         raise ValueError(f"{sweep_only[0]} is for training a sweep, and runs={runs} is trained already: leave one out")
     if overlay_column is not None and config["overlay"] is None:
-        raise ValueError(f"overlay_column={overlay_column} needs overlay=results.csv: give both, or leave it out")
+        raise ValueError(
+            f"overlay_column={overlay_column} needs overlay=results.csv: give both, or leave overlay_column out"
+        )
     if runs is not None:
         _check_exists(runs)
     if output_dir is not None and os.path.isfile(output_dir):
@@ -86,7 +88,7 @@ def _check_exists(runs: str) -> None:
     raise ValueError(f"runs={runs} does not exist: {hint}")
 
 
-def check_rows(config: Mapping[str, Any], columns: Collection[str], prefixes: Collection[str]) -> None:
+def check_column_names(config: Mapping[str, Any], columns: Collection[str], prefixes: Collection[str]) -> None:
     """Raise `ValueError` if `where`, `best_of` or `columns` name a column that the table of a sweep will not have.
 
     It will have `columns`, and columns that begin with one of `prefixes`.
@@ -109,7 +111,7 @@ def check_rows(config: Mapping[str, Any], columns: Collection[str], prefixes: Co
             check(f"best_of={name}", name)
     where = config["where"] or "True"
     try:
-        parsed = ast.parse(where.strip().replace("`", ""), mode="eval")
+        parsed = ast.parse(where.strip().replace("`", ""), mode="eval")  # pandas allows `name` for a column
     except SyntaxError as error:
         raise ValueError(f"where={where} must be a condition such as tokens > 1e9 ({error.msg})") from None
     functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}

@@ -22,14 +22,14 @@ import yaml
 from slm.analysis.run import ROW_KEYS, analyse_table, check_analysis
 from slm.analysis.runs import COLUMNS
 from slm.runtime.command_line import report
-from slm.runtime.files import LOCK, locked, write_json, write_whole
+from slm.runtime.files import LOCK, locked, write_atomically, write_json
 from slm.runtime.progress import say
 from slm.runtime.settings import plain_settings
 from slm.runtime.words import plural, shortlist
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from slm.sweep.cells import Cell, collect_cells, without_lost_steps
-from slm.sweep.config import check_rows
+from slm.sweep.config import check_column_names
 from slm.sweep.design import Design, check_design
 from slm.sweep.evaluation import EVALUATE, evaluation_cells, with_evaluations, without_unmeasured
 from slm.sweep.execute import execute
@@ -95,7 +95,7 @@ def run_sweep(config: Mapping[str, Any]) -> int:
 def _checked(config: Mapping[str, Any]) -> Sweep:
     design = check_design(config["sweep"])
     check_analysis(config)
-    check_rows(config, COLUMNS, prefixes=[f"{name}_" for name in design.evaluations])
+    check_column_names(config, COLUMNS, prefixes=[f"{name}_" for name in design.evaluations])
     plan = make_plan(design)
     key = digest(sorted(cell.key for cell in plan.cells))[:8]
     folder = Path(config["output_dir"] or f"sweeps/{design.name}-{key}")
@@ -133,7 +133,7 @@ def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
 
 def _train(sweep: Sweep) -> Mapping[str, Outcome]:
     write_json(sweep.folder / CELLS, [dataclasses.asdict(cell) for cell in sweep.plan.cells])
-    write_whole(sweep.folder / "sweep.yaml", yaml.safe_dump(dict(sweep.config), sort_keys=False))
+    write_atomically(sweep.folder / "sweep.yaml", yaml.safe_dump(dict(sweep.config), sort_keys=False))
     tags = list(dict.fromkeys([sweep.design.name, *sweep.config["logger"]["tags"]]))
     logger = {**sweep.logger, "job_type": "train", "tags": tags}
     # JSON's quotes and null are Hydra's too.
@@ -205,10 +205,10 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]
     design, cells, folder = sweep.design, sweep.plan.cells, sweep.folder
     trained = collect_cells(sweep.runs, cells, design.lr_rule)
     runs = with_evaluations(trained, design.evaluations, sweep.runs)
-    write_whole(folder / "runs.csv", runs.to_csv(index=False))
+    write_atomically(folder / "runs.csv", runs.to_csv(index=False))
     planned = pd.DataFrame([dataclasses.asdict(cell) | dataclasses.asdict(outcomes[cell.name]) for cell in cells])
     planned = planned.drop(columns=["overrides", "impossible"])
-    write_whole(folder / "design.csv", planned.to_csv(index=False))
+    write_atomically(folder / "design.csv", planned.to_csv(index=False))
     done = runs[runs["status"] == "completed"] if len(runs) else runs
     if done.empty:
         raise ValueError(f"no cell of sweep={design.name} completed, so there is nothing to analyse")
@@ -220,7 +220,7 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]
     notes = [*notes, *left_out]
     if is_tuned:
         tuned = tune(done, {cell.family: cell.lr for cell in cells if cell.lr_factor == 1 and not cell.impossible})
-        write_whole(folder / "tuning.csv", tuned.optima.to_csv(index=False))
+        write_atomically(folder / "tuning.csv", tuned.optima.to_csv(index=False))
         print("", *tuned.lines, sep="\n")
         done, notes = tuned.best, [*notes, *tuned.notes]
         if done.empty:

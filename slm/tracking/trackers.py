@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from slm.runtime.files import write_whole
+from slm.runtime.files import write_atomically
 from slm.tracking.wandb_run import check_wandb, start_run
 
 
@@ -21,7 +21,7 @@ class Tracker:
         raise NotImplementedError
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Record a generated text, before the row of its step. A tracker that takes only numbers ignores it."""
+        """Record a generated text; called before `log` of its step. A tracker that takes only numbers ignores it."""
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
         """Record the final figures and close."""
@@ -41,7 +41,7 @@ class CsvTracker(Tracker):
         writer = csv.DictWriter(table, self.columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)
-        write_whole(path, table.getvalue())
+        write_atomically(path, table.getvalue())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row, exact to the last bit. Raises `ValueError` for a metric without a column."""

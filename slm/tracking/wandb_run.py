@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm.runtime.files import write_whole
+from slm.runtime.files import write_atomically
 
 RUN_ID = Path("wandb", "run_id")
 """The file that holds the id, in a run directory."""
@@ -109,5 +109,5 @@ def known_run_id(folder: Path) -> str | None:
 def _run_id(folder: Path) -> str:
     """The id of this run directory, written before anything is logged under it."""
     if not (folder / RUN_ID).exists():
-        write_whole(folder / RUN_ID, secrets.token_hex(4))
+        write_atomically(folder / RUN_ID, secrets.token_hex(4))
     return (folder / RUN_ID).read_text(encoding="utf-8").strip()

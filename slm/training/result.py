@@ -24,9 +24,10 @@ SCHEMA = 1
 def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, signal: int | None) -> dict[str, Any]:
     """The contents of result.json for a run that stopped at optimizer step `step`.
 
-    Losses are nats per token, `flops_*` training FLOPs per token. `val` is the validation on `train.val_tokens` (null:
-    on all of the set) if the run completed, else the newest one. `signal` is the number of the signal that the run
-    received, if any. A branch counts from the start of its trunk, except that `tokens_trained` counts its own steps.
+    Losses are nats per token, `flops_*` training FLOPs per token. If the run completed, `val` is its final validation
+    on `train.val_tokens` tokens (null: the whole set); otherwise it is the newest validation. `signal` is the number of
+    the signal that the run received, if any. Steps and tokens of a branch include those of its trunk up to the branch;
+    only `tokens_trained` does not.
     """
     tokens = step * plan.batch_tokens
     rate = tokens / journal.train_seconds if journal.train_seconds else None

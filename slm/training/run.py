@@ -15,7 +15,7 @@ from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
 from slm.data import Corpus, prepare
 from slm.data.tokenizer import LOSSY_NOTE
-from slm.runtime.files import write_whole
+from slm.runtime.files import write_atomically
 from slm.runtime.machine import reset_peak_memory
 from slm.runtime.progress import Progress
 from slm.tracking import Tracker, open_trackers
@@ -104,7 +104,7 @@ def _find_start(plan: Plan) -> tuple[Path | None, int, dict[str, Any] | None]:
         return None, 0, None
     if is_first_process():
         # The run begins with the trunk's rows. The tracker drops those after the branch's step.
-        write_whole(plan.folder.metrics, plan.branch.trunk.metrics.read_bytes())
+        write_atomically(plan.folder.metrics, plan.branch.trunk.metrics.read_bytes())
     return plan.branch.checkpoint, plan.branch.step, {"name": plan.branch.trunk_name, "step": plan.branch.step}
 
 

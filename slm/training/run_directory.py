@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from slm.composition.budget import IDENTITY
 from slm.composition.settings import LEGACY_VALUES
-from slm.runtime.files import locked, read_json_object, write_json, write_whole
+from slm.runtime.files import locked, read_json_object, write_atomically, write_json
 
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
 """What a run writes besides config.yaml. A directory with one of these but without config.yaml is refused."""
@@ -72,7 +72,7 @@ class RunDirectory:
             if (self.path / "config.yaml").exists():
                 self._refuse_if_different(differences(self.corpus(), corpus, ("data", "tokenizer")))
             else:
-                write_whole(self.path / "config.yaml", OmegaConf.to_yaml(_runnable(config)))
+                write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(_runnable(config)))
             write_json(self.path / "corpus.json", corpus, indent=2)
             yield
 

@@ -16,7 +16,7 @@ import pytest
 
 from slm.analysis.report.page import write_report
 from slm.report.markdown import table
-from slm.runtime.words import count, escape_markdown, interval, p_value, sig
+from slm.runtime.words import count, escape_markdown, format_number, interval, p_value
 from slm.scaling.describe import notes
 from tests.analysis.analysed import AUDIT, WILD, analysed, changed, one_family, read, reported, without_numbers, write
 
@@ -80,7 +80,9 @@ def test_a_parameter_that_is_not_identified_is_never_a_number(one: Path) -> None
     for entry in lost:
         for name in set(entry["not_identified"]) - {"A", "B"}:  # coefficients are not in the report at all
             for digits in (3, 4):
-                assert not re.search(rf"(?<![\d.]){re.escape(sig(entry['params'][name], digits))}(?!\d)", text), name
+                assert not re.search(
+                    rf"(?<![\d.]){re.escape(format_number(entry['params'][name], digits))}(?!\d)", text
+                ), name
     assert "**NOT IDENTIFIED**" in text
     assert "chinchilla (only): D has one value in all rows" in text
 
@@ -89,7 +91,7 @@ def test_perplexity_exponents_are_labelled_in_text_and_table(two: Path) -> None:
     text = markdown(two)
     assert "**Perplexity**: these are exponents of perplexity" in text
     before, _, after = text.partition("**Perplexity**")
-    alpha = sig(power_fit(two, "perplexity")["params"]["alpha"])
+    alpha = format_number(power_fit(two, "perplexity")["params"]["alpha"])
     assert alpha not in before
     assert alpha in after
 
@@ -166,8 +168,10 @@ def test_one_family_has_no_comparison_and_no_power(one: Path) -> None:
 def test_compute_is_reported_with_cost_and_target(iso: Path) -> None:
     text = markdown(iso)
     row = next(row for row in read(iso, "comparison")["target"] if row["law"] == "chinchilla")
-    assert f"**Least compute for a loss of {sig(2.2)}**" in text
-    assert f"| `chinchilla` | {sig(row['flops'], 3)} | {sig(row['flops'] / 1e14 / 3600, 3)} |" in text
+    assert f"**Least compute for a loss of {format_number(2.2)}**" in text
+    assert (
+        f"| `chinchilla` | {format_number(row['flops'], 3)} | {format_number(row['flops'] / 1e14 / 3600, 3)} |" in text
+    )
     assert "**IsoFLOP profiles**" in text
 
 
@@ -176,12 +180,12 @@ def test_optima_beyond_the_runs_and_laws_that_contradict_them_are_told(iso: Path
     (row,) = [row for row in comparison["allocation"] if row["law"] == "chinchilla"]
     beyond = row["budgets"][2]["beyond"]
     text = markdown(iso)
-    assert f"({sig(beyond['params'], 3)}x the largest)" in text
+    assert f"({format_number(beyond['params'], 3)}x the largest)" in text
     assert "No run of iso has reached it; the lowest is" in text
     (found,) = comparison["isoflop"]
     first = found["budgets"][0]
     assert f"| {count(first['params'])} [{count(first['low'])}, {count(first['high'])}] |" in text
-    assert f"| {count(first['parametric_params'])} | {sig(first['ratio'], 3)} |" in text
+    assert f"| {count(first['parametric_params'])} | {format_number(first['ratio'], 3)} |" in text
     first |= {"reason": "its lowest point lies outside its runs"}
     found["budgets"][1] |= {"parametric_params": 2 * found["budgets"][1]["high"]}
     row |= {"contradicts": ["its floor is 3, and a run has reached 2.5"], "budgets": []}
@@ -189,14 +193,17 @@ def test_optima_beyond_the_runs_and_laws_that_contradict_them_are_told(iso: Path
     assert "dropped: its lowest point lies outside its runs" in text
     assert "the `chinchilla` fit disagree** at 1 of 2 budgets" in text
     assert "`chinchilla` contradicts the runs of iso: its floor is 3, and a run has reached 2.5. Its optima" in text
-    assert sig(beyond["params"], 3) + "x the largest)" not in text
+    assert format_number(beyond["params"], 3) + "x the largest)" not in text
 
 
 def test_given_optima_and_designs_without_budgets_are_told(one: Path, tmp_path: Path) -> None:
     assert "No isoFLOP exponents (approach 2) for only: no 5 sizes have FLOPs within a factor of" in markdown(one)
     given = reported(analysed(tmp_path / "given", one_family(), laws=("power",), optima=True))
     (row,) = read(given, "comparison")["isoflop"]
-    assert f"| only | 5 of 5 | {sig(row['exponent'], 3)} {interval([row['low'], row['high']], 3)} |" in markdown(given)
+    assert (
+        f"| only | 5 of 5 | {format_number(row['exponent'], 3)} {interval([row['low'], row['high']], 3)} |"
+        in markdown(given)
+    )
     assert (given / "figures" / "isoflop.png").exists()
 
 
@@ -251,7 +258,7 @@ def test_published_claims_stand_beside_their_findings(one: Path, tmp_path: Path)
      (9.9999, 3, "10.0")],
 )  # fmt: skip
 def test_numbers_have_the_digits_that_were_asked_for(value: float | None, digits: int, text: str) -> None:
-    assert sig(value, digits) == text
+    assert format_number(value, digits) == text
 
 
 def test_small_things_are_worded_as_people_read_them() -> None:

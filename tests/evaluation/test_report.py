@@ -23,11 +23,11 @@ from slm.evaluation.report.results import (
     unique_labels,
 )
 from slm.evaluation.report.rows import rows, to_csv
-from slm.evaluation.report.scaling import fits, gain_section, gains
+from slm.evaluation.report.scaling import fit_laws, gain_section, gains
 from slm.evaluation.report.speed import sharing_price, speed_section
 from slm.evaluation.report.tasks import tasks_section
 from slm.evaluation.report.write import checkpoints_section, print_report, summary_section, write_report
-from slm.runtime.words import measured
+from slm.runtime.words import with_error
 from slm.scaling import fit, read_table
 from tests.evaluation.reported import correlated_blocks, entry, published, score, scored_blocks, speed, task, tiny
 from tests.seeds import seeded
@@ -215,7 +215,7 @@ def test_gains_say_when_the_larger_model_saw_other_tokens(budgets: tuple[int | N
 
 
 def test_three_sizes_draw_a_law_and_identify_no_exponent(tmp_path: Path) -> None:
-    (found,) = fits(Results(tiny()))
+    (found,) = fit_laws(Results(tiny()))
     assert (found["family"], found["fitted"], found["identified"]) == ("deep thin", True, False)
     write_report(tmp_path, tiny(), command=COMMAND)
     text = (tmp_path / "report.md").read_text()
@@ -274,7 +274,7 @@ def test_tasks_that_were_limited_are_warned_of() -> None:
     ],
 )
 def test_a_number_has_the_digits_that_its_error_carries(value: Any, se: Any, shown: str) -> None:
-    assert measured(value, se) == shown
+    assert with_error(value, se) == shown
 
 
 @pytest.mark.parametrize(

@@ -161,9 +161,15 @@ def test_hubers_loss_its_slope_and_its_curvature(delta: float) -> None:
     loss, r = Loss(delta), np.array([-0.2, -1e-2, -5e-4, 3e-4, 2e-3, 0.4])
     step = 1e-7
     assert loss.value(r).sum() == pytest.approx(huber(r, delta) if np.isfinite(delta) else (r**2).sum() / 2)
-    np.testing.assert_allclose(loss.slope(r), (loss.value(r + step) - loss.value(r - step)) / (2 * step), rtol=1e-4)
-    np.testing.assert_allclose(loss.second(r), (loss.slope(r + step) - loss.slope(r - step)) / (2 * step), atol=1e-6)
-    np.testing.assert_allclose(loss.scale(r) * r, loss.slope(r), rtol=1e-12)
+    np.testing.assert_allclose(
+        loss.first_derivative(r), (loss.value(r + step) - loss.value(r - step)) / (2 * step), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        loss.second_derivative(r),
+        (loss.first_derivative(r + step) - loss.first_derivative(r - step)) / (2 * step),
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(loss.scale(r) * r, loss.first_derivative(r), rtol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)

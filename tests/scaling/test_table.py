@@ -197,7 +197,7 @@ def test_rows_keep_their_number_and_columns_their_own_name_in_messages(tmp_path:
 def test_a_loss_above_that_of_guessing_is_refused_and_that_of_fresh_weights_is_not() -> None:
     rows = frame(N=[1e8, 2e8], tokens=[1e9, 1e9], loss=[5.6, 5.4], vocab_size=[260, 260])
     assert len(table_from_frame(rows).frame) == 2  # ln 260 = 5.56
-    with pytest.raises(ValueError, match=r"guessing has ln 260 = 5\.56"):
+    with pytest.raises(ValueError, match=r"uniform guess has ln 260 = 5\.56"):
         table_from_frame(rows.assign(loss=[6.5, 5.4]))
 
 

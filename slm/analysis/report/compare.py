@@ -10,16 +10,16 @@ from slm.report.markdown import VISIBLE_ROWS, Columns, Section, bullets, folded,
 from slm.report.style import INK, PALETTE, Axes, Figure, Margins, panels, short_name, text_beside
 from slm.runtime.words import (
     LOSS_NAMES,
-    NOTHING,
+    NO_VALUE,
     TARGET_NAMES,
     count,
     escape_markdown,
+    format_number,
     interval,
     is_number,
-    listed,
+    join_names,
     p_value,
     plural,
-    sig,
     size_words,
     with_interval,
 )
@@ -44,7 +44,7 @@ def comparison_section(analysis: Directory) -> Section:
         why = "There is one family" if len(analysis.families) == 1 else "Fewer than two families could be fitted"
         return section.add(f"{why}, so there is nothing to compare.")
     others = [other for name, other in analysis.comparison["laws"].items() if name != law["law"]]
-    left_out = escape_markdown(listed(law["left_out"] or []))
+    left_out = escape_markdown(join_names(law["left_out"] or []))
     return section.add(
         f"Under {analysis.equation(law['law'])} (`{law['law']}`)."
         + (f" Left out, not fitted or not identified: {left_out}." if left_out else ""),
@@ -83,9 +83,9 @@ def _pairs(law: Entry) -> str:
         "pair": pair_name,
         "exponent": lambda row: row["exponent"],
         "difference": lambda row: difference(row) if is_compared(row) else "not identified",
-        "p": lambda row: p_value(row["p"]) if is_compared(row) else NOTHING,
-        "Holm-adjusted p": lambda row: p_value(row["p_adjusted"]) if is_compared(row) else NOTHING,
-        "the same, any floor": lambda row: p_value(row["p_any_floor_adjusted"]) if is_compared(row) else NOTHING,
+        "p": lambda row: p_value(row["p"]) if is_compared(row) else NO_VALUE,
+        "Holm-adjusted p": lambda row: p_value(row["p_adjusted"]) if is_compared(row) else NO_VALUE,
+        "the same, any floor": lambda row: p_value(row["p_any_floor_adjusted"]) if is_compared(row) else NO_VALUE,
     }
     return table_by_column(law["pairs"], columns)
 
@@ -96,12 +96,12 @@ def _models(law: Entry) -> str:
     columns: Columns = {
         "model": lambda row: MODEL_NAMES[row["model"]] + ("" if row["converged"] else " (did not converge)"),
         "parameters": lambda row: str(row["parameters"]),
-        "AICc": lambda row: sig(row["aicc"]),
-        "AICc above best": lambda row: sig(row["aicc_above_best"], 3),
-        "LR": lambda row: sig(row.get("statistic"), 3),
-        "df": lambda row: str(row.get("df", NOTHING)),
+        "AICc": lambda row: format_number(row["aicc"]),
+        "AICc above best": lambda row: format_number(row["aicc_above_best"], 3),
+        "LR": lambda row: format_number(row.get("statistic"), 3),
+        "df": lambda row: str(row.get("df", NO_VALUE)),
         "p calibrated": lambda row: p_value(row.get("p"), row.get("replicates")),
-        "simulations": lambda row: str(row.get("replicates") or NOTHING),
+        "simulations": lambda row: str(row.get("replicates") or NO_VALUE),
         "p chi2": lambda row: p_value(row.get("p_chi2")),
     }
     return table_by_column([tests.get(model["model"], {}) | model for model in law["models"]], columns)
@@ -118,7 +118,8 @@ def _models_explained(law: Entry) -> str:
     if levels is None:
         return words
     p = p_value(levels["p"], levels["replicates"], equals=True)
-    return f"{words} One law for all against a factor on size by family: LR {sig(levels['statistic'], 3)}, p {p}."
+    ratio = format_number(levels["statistic"], 3)
+    return f"{words} One law for all against a factor on size by family: LR {ratio}, p {p}."
 
 
 def _efficiency(law: Entry, level: float) -> list[str]:
@@ -158,7 +159,7 @@ def _pooled(analysis: Directory, law: Entry) -> str:
 
 def _other_laws(laws: Sequence[Entry]) -> str:
     rows = [
-        [f"`{law['law']}`", name, escape_markdown(listed(test["families"])), p_value(test["p"])]
+        [f"`{law['law']}`", name, escape_markdown(join_names(test["families"])), p_value(test["p"])]
         for law in laws
         for name, test in law["joint"].items()
     ]
@@ -181,7 +182,7 @@ def _ranking(analysis: Directory) -> list[str]:
     orders = {
         "law": lambda row: f"`{row['law']}`",
         "target": lambda row: TARGET_NAMES[row["target"]],
-        "N": lambda row: size_words(row["size"]) if row["size"] else NOTHING,
+        "N": lambda row: size_words(row["size"]) if row["size"] else NO_VALUE,
         "fitted by": lambda row: LOSS_NAMES[row["loss"]],
         "order": lambda row: escape_markdown(" > ".join(row["order"])),
     }
@@ -200,7 +201,7 @@ def _ranking(analysis: Directory) -> list[str]:
 def _survival(changes: dict[str, bool]) -> str:
     labels = {"law": "law", "target": "target", "size": "N", "loss": "what the fit minimises"}
     kept, lost = (
-        listed([labels[key] for key, same in changes.items() if same == is_kept]) for is_kept in (True, False)
+        join_names([labels[key] for key, same in changes.items() if same == is_kept]) for is_kept in (True, False)
     )
     sentences = (f"It survives a change of {kept}.", f"It does **not** survive a change of {lost}.")
     return " ".join(sentence for sentence, names in zip(sentences, (kept, lost), strict=True) if names)

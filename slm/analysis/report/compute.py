@@ -6,7 +6,7 @@ from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, folded, table_by_column
 from slm.report.style import INK, Axes, Figure, log_axis, panels, short_name
-from slm.runtime.words import axis_name, count, escape_markdown, is_number, listed, sig
+from slm.runtime.words import axis_name, count, escape_markdown, format_number, is_number, join_names
 from slm.scaling.describe import Entry, family_name
 
 MAX_RATIO_OF_LAWS = 2.0
@@ -14,8 +14,8 @@ MAX_RATIO_OF_LAWS = 2.0
 NOT_SIZES = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
 """Quantities other than N for which a front is shown."""
 PRICES: Columns = {
-    "device hours": lambda row: sig(row.get("device_hours"), 3),
-    "price": lambda row: sig(row.get("price"), 3),
+    "device hours": lambda row: format_number(row.get("device_hours"), 3),
+    "price": lambda row: format_number(row.get("price"), 3),
 }
 
 
@@ -49,24 +49,26 @@ def _allocation(rows: list[Entry]) -> list[str]:
         return contradictions
 
     def with_factor(name: str, value: str, row: Entry) -> str:
-        return value + (f" ({sig(row['beyond'][name], 3)}x the largest)" if name in row["beyond"] else "")
+        return value + (f" ({format_number(row['beyond'][name], 3)}x the largest)" if name in row["beyond"] else "")
 
     columns: Columns = {
         "family": family_name,
         "law": lambda row: f"`{row['law']}`",
-        "C (FLOPs)": lambda row: with_factor("flops", sig(row["flops"], 3), row),
+        "C (FLOPs)": lambda row: with_factor("flops", format_number(row["flops"], 3), row),
         "best N": lambda row: with_factor("params", count(row["params"]), row),
         "best D": lambda row: with_factor("tokens", count(row["tokens"]), row),
-        "loss": lambda row: sig(row["loss"]),
+        "loss": lambda row: format_number(row["loss"]),
     }
     if any("device_hours" in row for row in optima):
         columns = {**columns, **PRICES}
-    factors = {family_name(row): sig(row["flops_per_parameter_and_token"], 3) for row in rows if row["budgets"]}
+    factors = {
+        family_name(row): format_number(row["flops_per_parameter_and_token"], 3) for row in rows if row["budgets"]
+    }
     return [
         "**Compute-optimal allocation** by the identified laws in N and D, at the largest budget of each family and "
-        f"beyond, with C = {listed(list(factors.values()))} N D as the table counts FLOPs ({listed(list(factors))}). "
-        "These are point estimates. A factor in parentheses is relative to the family's largest run: there the law is "
-        "extrapolated.",
+        f"beyond, with C = {join_names(list(factors.values()))} N D as the table counts FLOPs "
+        f"({join_names(list(factors))}). These are point estimates. A factor in parentheses is relative to the "
+        "family's largest run: there the law is extrapolated.",
         table_by_column(optima, columns),
         *contradictions,
     ]
@@ -76,17 +78,23 @@ def _least_compute(rows: list[Entry]) -> list[str]:
     """Sentences and a table on the least FLOPs to a loss, one row for each family and law."""
     if not rows:
         return []
-    sentences = [f"**Least compute for a loss of {sig(rows[0]['loss'])}**: point estimates of the identified laws."]
+    sentences = [
+        f"**Least compute for a loss of {format_number(rows[0]['loss'])}**: point estimates of the identified laws."
+    ]
     for family, row in {family_name(row): row for row in rows}.items():
         if row["reached_with"] is None:
-            lowest = sig(row["lowest_loss"])
+            lowest = format_number(row["lowest_loss"])
             sentences.append(f"No run of {family} has reached it; the lowest is {lowest}: these laws extrapolate.")
         if is_number(ratio := row["laws_apart"]) and ratio > MAX_RATIO_OF_LAWS:
-            sentences.append(f"The laws contradict each other for {family}: their answers differ {sig(ratio, 3)}-fold.")
+            sentences.append(
+                f"The laws contradict each other for {family}: their answers differ {format_number(ratio, 3)}-fold."
+            )
     columns: Columns = {
         "family": family_name,
         "law": lambda row: f"`{row['law']}`",
-        "C (FLOPs)": lambda row: sig(row["flops"], 3) if is_number(row["flops"]) else "never: it lies under the floor",
+        "C (FLOPs)": lambda row: (
+            format_number(row["flops"], 3) if is_number(row["flops"]) else "never: it lies under the floor"
+        ),
         **PRICES,
         "remarks": _remark,
     }
@@ -96,16 +104,18 @@ def _least_compute(rows: list[Entry]) -> list[str]:
 def _remark(row: Entry) -> str:
     if is_number(row["reached_with"]):
         contradicted = "" if is_number(row["flops"]) else "contradicted: "
-        return f"{contradicted}a run reached it with {sig(row['reached_with'], 3)}"
-    return f"{sig(row['beyond'], 3)}x the largest run" if is_number(row["beyond"]) and row["beyond"] > 1 else ""
+        return f"{contradicted}a run reached it with {format_number(row['reached_with'], 3)}"
+    return (
+        f"{format_number(row['beyond'], 3)}x the largest run" if is_number(row["beyond"]) and row["beyond"] > 1 else ""
+    )
 
 
 def _front_table(analysis: Directory, front: Entry) -> str:
     target, column = analysis.primary["target"], front["against"]
     columns: Columns = {
         "run": lambda row: escape_markdown(row["family"] + (f", {row['name']}" if row.get("name") else "")),
-        _label(column): lambda row: sig(row[column], 3) if column in NOT_SIZES else count(row[column]),
-        analysis.target_name: lambda row: sig(row[target]),
+        _label(column): lambda row: format_number(row[column], 3) if column in NOT_SIZES else count(row[column]),
+        analysis.target_name: lambda row: format_number(row[target]),
     }
     return table_by_column(front["front"], columns)
 
@@ -124,7 +134,7 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     if not fronts:
         return None
     names = list(dict.fromkeys(short_name(row["family"]) for front in fronts for row in front["front"]))
-    owner = "every family" if len(names) == len(analysis.families) > 1 else listed(names)
+    owner = "every family" if len(names) == len(analysis.families) > 1 else join_names(names)
     title = f"Pareto fronts: runs of {owner} that no other run beats in both quantities"
     figure, axes = panels(len(fronts), title, columns=3, width=3.15, height=2.7, families=analysis.families)
     for axis, front in zip(axes, fronts, strict=True):

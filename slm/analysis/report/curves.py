@@ -10,7 +10,7 @@ from scipy import stats
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section
 from slm.report.style import GREY, INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short_name
-from slm.runtime.words import TARGET_UNITS, amount, axis_name, interval, is_number, percent, plural, sig
+from slm.runtime.words import TARGET_UNITS, amount, axis_name, format_number, interval, is_number, percent, plural
 from slm.scaling.describe import Entry, has_complete_lists, is_identified
 from slm.scaling.sample import column_of
 
@@ -78,7 +78,7 @@ def _title(analysis: Directory, entries: list[Entry], has_same_held: bool) -> st
         title = f"{target} against {variable}{words.get(answer, '')}"
     else:
         name = first["exponents"][0]
-        fitted = f" = {sig(first['params'][name])} {interval(first['ci95'][name])}"
+        fitted = f" = {format_number(first['params'][name])} {interval(first['ci95'][name])}"
         outcome = fitted if is_identified(first, name) else " not identified"
         title = f"{target} of {short_name(first['family'])} against {variable}: {name}{outcome}"
     title += f", under {_equation(analysis)}"
@@ -170,7 +170,7 @@ def _floor(axis: Axes, analysis: Directory, entry: Entry) -> None:
     if floor is None:
         return
     axis.axhline(floor, color=analysis.colour(entry["family"]), lw=1, ls=":")
-    text = f"floor {name} = {sig(floor)} {interval(entry['ci95'][name])}"
+    text = f"floor {name} = {format_number(floor)} {interval(entry['ci95'][name])}"
     axis.annotate(text, (0.02, floor), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                   fontsize=7.5)  # fmt: skip
 

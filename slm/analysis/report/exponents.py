@@ -12,14 +12,14 @@ from slm.analysis.report.selection import fit_table
 from slm.report.markdown import VISIBLE_ROWS, Section, bullets, folded_if_long, table_by_column
 from slm.report.style import GREY, INK, Axes, Figure, Margins, axes_at, blank_figure, text_beside
 from slm.runtime.words import (
-    SIZE_LABELS,
+    SIZE_IN_LABELS,
     TARGET_NAMES,
     amount,
     axis_name,
     escape_markdown,
+    format_number,
     is_number,
-    listed,
-    sig,
+    join_names,
     size_words,
     with_interval,
     yes_or_no,
@@ -79,7 +79,9 @@ def _without_smallest(entries: Sequence[Entry]) -> str:
     for entry in entries:
         refit = (entry.get("without_smallest") or {}).get(name)
         if is_number(refit) and is_identified(entry, name) and entry["floor"] is None:
-            changes.append(f"{family_name(entry)} {sig(refit)} (instead of {sig(entry['params'][name])})")
+            changes.append(
+                f"{family_name(entry)} {format_number(refit)} (instead of {format_number(entry['params'][name])})"
+            )
     return f"Without the smallest size {name} would be: {', '.join(changes)}." if changes else ""
 
 
@@ -97,10 +99,10 @@ def references_section(analysis: Directory) -> Section | None:
     columns = {
         "reference": lambda row: escape_markdown(row["reference"]) + (" ‡" if row["outside_range"] else ""),
         "family": family_name,
-        "N": lambda row: SIZE_LABELS.get(row["size"], "") + ("" if row["same_size_definition"] else " †"),
+        "N": lambda row: SIZE_IN_LABELS.get(row["size"], "") + ("" if row["same_size_definition"] else " †"),
         "`power` here": lambda row: with_interval(row["exponent"], [row["ci_low"], row["ci_high"]]),
-        "reference's exponent": lambda row: sig(row["reference_exponent"]),
-        "ratio": lambda row: sig(row["ratio"], 3),
+        "reference's exponent": lambda row: format_number(row["reference_exponent"]),
+        "ratio": lambda row: format_number(row["ratio"], 3),
         "inside the interval": lambda row: yes_or_no(row["inside"]),
     }
     for target in dict.fromkeys(row["target"] for row in used):
@@ -127,7 +129,7 @@ def _outside(rows: Sequence[Entry], heading: str) -> str:
         for variable, spans in row["outside_range"].items():
             reference = f"{row['reference']} ({variable} from {_span(variable, spans['fitted'])})"
             families.setdefault(reference, []).append(f"{family_name(row)} has {_span(variable, spans['table'])}")
-    parts = [f"{reference}: {listed(list(dict.fromkeys(names)))}" for reference, names in families.items()]
+    parts = [f"{reference}: {join_names(list(dict.fromkeys(names)))}" for reference, names in families.items()]
     return f"{heading}: {'; '.join(parts)}." if parts else ""
 
 
@@ -215,7 +217,7 @@ def _forest(axis: Axes, analysis: Directory, panel: Panel) -> None:
             y += 1
         for reference, value in panel.references if law == "power" else ():
             axis.plot(value, y, ls="", marker="d", color=GREY, ms=4.5)
-            text_beside(axis, y, f"{reference}: {sig(value, 3)}", color="#666666")
+            text_beside(axis, y, f"{reference}: {format_number(value, 3)}", color="#666666")
             y += 1
         y += 0.8
     axis.set_ylim(y - 0.3, -0.8)

@@ -7,7 +7,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import folded_if_long, table, table_by_column
 from slm.report.style import INK, Axes, Figure, log_axis, panels, short_name
-from slm.runtime.words import NOTHING, count, is_number, listed, sig, with_interval
+from slm.runtime.words import NO_VALUE, count, format_number, is_number, join_names, with_interval
 from slm.scaling.describe import Entry, family_name
 
 PROFILES = (
@@ -39,14 +39,14 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
         "budgets": lambda row: f"{sum(b['reason'] is None for b in row['budgets'])} of {len(row['budgets'])}",
         "a in N ~ C^a": lambda row: with_interval(row["exponent"], [row["low"], row["high"]], 3),
         "b in D ~ C^b": lambda row: with_interval(row["tokens_exponent"], [row["tokens_low"], row["tokens_high"]], 3),
-        "error by scatter": lambda row: sig(row["se_scatter"], 2),
-        "bias": lambda row: sig(row["bias"], 2),
-        "a by `chinchilla`": lambda row: sig(row["parametric"], 3),
+        "error by scatter": lambda row: format_number(row["se_scatter"], 2),
+        "bias": lambda row: format_number(row["bias"], 2),
+        "a by `chinchilla`": lambda row: format_number(row["parametric"], 3),
     }
     blocks = [GIVEN if are_given else PROFILES, table_by_column(exponents, columns)] if exponents else []
     blocks += [
         _without_exponent([row for row in rows if row["reason"]], are_given),
-        f"The values of the column {listed(ignored)} are not FLOPs, so they make no budgets." if ignored else "",
+        f"The values of the column {join_names(ignored)} are not FLOPs, so they make no budgets." if ignored else "",
     ]
     if are_given:
         return [*blocks, analysis.figure("isoflop", "The given optima and the power laws through them.")]
@@ -68,17 +68,17 @@ def _without_exponent(rows: list[Entry], are_given: bool) -> str:
     for row in rows:
         families.setdefault(row["reason"], []).append(family_name(row))
     what = "exponents through the given optima" if are_given else "isoFLOP exponents (approach 2)"
-    return "\n\n".join(f"No {what} for {listed(names)}: {reason}." for reason, names in families.items())
+    return "\n\n".join(f"No {what} for {join_names(names)}: {reason}." for reason, names in families.items())
 
 
 def _budget_row(row: Entry, budget: Entry) -> list[str]:
-    head = [family_name(row), sig(budget["flops"], 3)]
+    head = [family_name(row), format_number(budget["flops"], 3)]
     parametric = count(budget.get("parametric_params"))
     if budget["reason"] is not None:
-        return [*head, NOTHING, NOTHING, parametric, NOTHING, f"dropped: {budget['reason']}"]
+        return [*head, NO_VALUE, NO_VALUE, parametric, NO_VALUE, f"dropped: {budget['reason']}"]
     ends = [count(end) if is_number(end) else "open" for end in (budget["low"], budget["high"])]
     best = f"{count(budget['params'])} [{', '.join(ends)}]"
-    return [*head, best, count(budget["tokens"]), parametric, sig(budget.get("ratio"), 3), ""]
+    return [*head, best, count(budget["tokens"]), parametric, format_number(budget.get("ratio"), 3), ""]
 
 
 def _disagreement(rows: list[Entry]) -> str:
@@ -90,8 +90,8 @@ def _disagreement(rows: list[Entry]) -> str:
         return ""
     return (
         f"**Approach 2 and the `chinchilla` fit disagree** at {len(outside)} of {len(budgets)} budgets: the law's "
-        f"best N lies outside the interval of the lowest point ({listed(list(dict.fromkeys(outside)))}). Either may be "
-        "wrong: the parabola is biased, and the law may not hold."
+        f"best N lies outside the interval of the lowest point ({join_names(list(dict.fromkeys(outside)))}). Either "
+        "may be wrong: the parabola is biased, and the law may not hold."
     )
 
 
@@ -124,15 +124,15 @@ def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
             axis.plot(budget["params"], lowest, marker="*", ms=10, color=colour, mec=INK, mew=0.7)
         else:
             axis.plot(sizes[curve.argmin()], curve.min(), marker="x", ms=6, color=INK, mew=1.2)
-        axis.annotate(f"{sig(budget['flops'], 2)} FLOPs", (sizes[-1], curve[-1]), (-2, 6), textcoords="offset points",
-                      ha="right", fontsize=7.5, color=INK)  # fmt: skip
+        axis.annotate(f"{format_number(budget['flops'], 2)} FLOPs", (sizes[-1], curve[-1]), (-2, 6),
+                      textcoords="offset points", ha="right", fontsize=7.5, color=INK)  # fmt: skip
     x, y = (np.concatenate([budget["points"][name] for budget in budgets]) for name in ("params", "value"))
     log_axis(axis.xaxis, x.min() / 1.1, x.max() * 1.15)
     log_axis(axis.yaxis, y.min() / 1.02, y.max() * 1.02)
     axis.set_xlabel(analysis.axis_name("N"))
     axis.set_ylabel(analysis.target_label)
     bias = f"; bias of approach 2 here {row['bias']:+.3f}" if is_number(row["bias"]) else "; its bias is unknown"
-    axis.set_title(f"{short_name(row['family'])}: a = {sig(row['exponent'], 3)}{bias}", fontsize=8.5)
+    axis.set_title(f"{short_name(row['family'])}: a = {format_number(row['exponent'], 3)}{bias}", fontsize=8.5)
 
 
 def _parabola(budget: Entry, params: np.ndarray) -> np.ndarray:
@@ -148,7 +148,7 @@ def _optima(axis: Axes, analysis: Directory, row: Entry) -> None:
     log_c = np.log(flops) - np.log(flops).mean()
     for name, values, slope, mark in (("N", params, row["exponent"], "o"), ("D", tokens, row["tokens_exponent"], "s")):
         axis.plot(flops, values, ls="", marker=mark, ms=4, color=analysis.colour(row["family"]),
-                  label=f"{name} ~ C^{sig(slope, 3)}")  # fmt: skip
+                  label=f"{name} ~ C^{format_number(slope, 3)}")  # fmt: skip
         axis.plot(flops, np.exp(np.log(values).mean() + slope * log_c), color=INK, lw=1)
     both = np.concatenate([params, tokens])
     log_axis(axis.xaxis, flops.min() / 1.3, flops.max() * 1.3, counts=False)

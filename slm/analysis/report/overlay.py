@@ -10,16 +10,16 @@ from slm.analysis.report.directory import Directory
 from slm.report.markdown import Section, bullets, folded, table
 from slm.report.style import INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short_name
 from slm.runtime.words import (
-    NOTHING,
+    NO_VALUE,
     TARGET_NAMES,
     TARGET_UNITS,
     amount,
     axis_name,
     count,
     escape_markdown,
+    format_number,
     is_number,
     plural,
-    sig,
     size_words,
     with_interval,
 )
@@ -125,10 +125,10 @@ def _row(point: Entry, model: Entry) -> list[str]:
     inside = {True: " (inside)", False: " (outside)"}.get(model["inside"], "")
     return [
         escape_markdown(point["name"]),
-        escape_markdown(point["measure"] or NOTHING),
+        escape_markdown(point["measure"] or NO_VALUE),
         count(point["N"]),
         count(point["tokens"]) if is_number(point["tokens"]) else "unknown",
-        sig(point["value"]),
+        format_number(point["value"]),
         with_interval(model["value"], [model["low"], model["high"]]),
         f"{100 * math.expm1(model['log_ratio']):+.1f}%{inside}",
         f"{model['times_beyond']:.3g} times" if model["times_beyond"] > 1 else WITHIN,

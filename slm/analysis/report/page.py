@@ -1,4 +1,4 @@
-"""The report of an analysis directory: report.md for any reader of text, report.html with its figures inside."""
+"""Write the report of an analysis directory: report.md, and report.html with embedded figures."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from slm.analysis.report import (
     verdict,
 )
 from slm.analysis.report.directory import Directory
-from slm.report.html import page
+from slm.report.html import html_page
 from slm.report.markdown import Section, bullets
 from slm.report.style import Figure, draw
-from slm.runtime.files import write_whole
+from slm.runtime.files import write_atomically
 from slm.runtime.words import escape_markdown
 from slm.scaling.describe import fitted_laws
 
@@ -31,33 +31,34 @@ METHODS = {
     "Fits": "least squares, or Huber's loss, of log residuals from a grid of starts, with exact gradients. A "
     "logarithmic residual weighs relative errors equally at all sizes; it assumes the same relative scatter "
     "everywhere.",
-    "Intervals of laws that are straight in logs": "Student's t, exact if the law and the equal, independent scatter "
-    "are.",
+    "Intervals of laws that are straight in logs": "Student's t. Exact if the law holds and the scatter about it is "
+    "normal, independent and equal at all sizes.",
     "Intervals of other laws": "profile likelihood (Bates & Watts 1988): the values that a t test does not reject "
-    "when all else is refitted. Nearly exact for small curvature; an end that the data leave unbounded is open.",
+    "when all other parameters are refitted. Nearly exact for small curvature. An end is open if the data do not bound "
+    "it.",
     "Cluster bootstrap": "whole runs are drawn, so checkpoints of one run stay together; used for Huber's loss and "
     "if rows share a run, otherwise as a cross-check. Too narrow with few runs.",
-    "Wild bootstrap": "residuals with random signs and weights (Webb's six points), as a cross-check on the same "
-    "design.",
+    "Wild bootstrap": "residuals with random signs and weights (Webb's six points) at the same sizes, as a "
+    "cross-check.",
     "Bands, predictions, gain of doubling": "t for laws that are straight in logs, profile likelihood for the others; "
-    "a new run adds the scatter of one run. Each assumes its law; the range of all laws that the data do not reject "
-    "does not.",
-    "Not identified": "an exponent whose interval is open, or spans more than a set factor, or that ends at its "
-    "bound, or whose fit has too few sizes. It is never shown as a number.",
+    "an interval for a new run includes the scatter of one run. Each assumes that its law is true; only the range over "
+    "all laws that the data do not reject does not.",
+    "Not identified": "said of an exponent if its interval is open or spans more than a set factor, if its estimate is "
+    "at a bound, or if the fit has too few sizes. Such an exponent is never shown as a number.",
     "Lack of fit": "the F test of deviations from the law against the scatter between seeds. Where it is significant, "
     "fits use the means over seeds.",
     "Calibrated p of nested models": "the likelihood ratio is compared with that of data simulated under the "
-    "restricted model (parametric bootstrap), since the chi-square limit is far off with few runs. Its least value is "
-    "one over the number of simulations plus one.",
+    "restricted model (parametric bootstrap), since the chi-square limit is far off with few runs. The smallest "
+    "possible p is 1 / (number of simulations + 1).",
     "Pairs": "differences with one variance for both families, adjusted over all pairs by Holm (1979).",
-    "Mixed-effects summary": "REML with the interval of Hartung & Knapp; it treats the families as a sample of "
-    "families.",
+    "Mixed-effects summary": "REML with the interval of Hartung & Knapp; it treats the families as a random sample "
+    "of all families.",
     "Choice of law": "AICc and BIC of least-squares fits by run (Burnham & Anderson 2002), beside the error of "
     "predicting the largest size, which AICc does not measure.",
-    "IsoFLOP profiles": "approach 2 of Hoffmann et al. 2022. A budget is declared, or it is a group of runs whose "
-    "FLOPs agree, separated from all others by clear gaps; the parabola goes through the sizes within a factor of 5 of "
-    "the lowest (wide grids bias it: Czech et al. 2026), and budgets whose lowest point lies outside their runs are "
-    "dropped. Exponents have t intervals over budgets.",
+    "IsoFLOP profiles": "approach 2 of Hoffmann et al. 2022. Budgets are given, or they are groups of runs with equal "
+    "FLOPs and clear gaps between groups. The parabola of a budget goes through the sizes within a factor of 5 of the "
+    "best (wide grids bias it: Czech et al. 2026); a budget whose minimum lies outside its runs is dropped. Exponents "
+    "have t intervals over budgets.",
     "Allocation": "equation 4 of Hoffmann et al. 2022 for `chinchilla`, a numeric minimum for other laws in N and D.",
 }
 
@@ -106,14 +107,14 @@ SECTIONS = (
 
 
 def write_report(directory: Path) -> None:
-    """Write report.md and report.html from the files in `directory`, and nothing else."""
+    """Write report.md and report.html from the files in `directory` alone."""
     analysis = Directory.read(directory)
     name = analysis.comparison["table"]
     title = "Scaling analysis" + (f" of {name}" if name else "")
     sections = [section for make in SECTIONS if (section := make(analysis)) and section.blocks]
     text = "\n\n".join([f"# {escape_markdown(title)}", *map(Section.markdown, sections)]) + "\n"
-    write_whole(directory / "report.md", text)
-    write_whole(directory / "report.html", page(title, text, directory))
+    write_atomically(directory / "report.md", text)
+    write_atomically(directory / "report.html", html_page(title, text, directory))
 
 
 FIGURES: dict[str, Callable[[Directory], Figure | None]] = {

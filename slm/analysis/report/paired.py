@@ -9,7 +9,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, bullets, table, table_by_column
 from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short_name
-from slm.runtime.words import NOTHING, is_number, p_value, percent, sig, with_interval
+from slm.runtime.words import NO_VALUE, format_number, is_number, p_value, percent, with_interval
 from slm.scaling.describe import Entry, has_complete_lists, pair_name
 
 MAX_PANELS = 12
@@ -52,7 +52,7 @@ def _slopes(pairs: Sequence[Entry]) -> str:
         "p": lambda pair: p_value(pair["p_adjusted"]),
         "p, any floor": lambda pair: p_value(pair["p_any_floor_adjusted"]),
         "scatter of a ratio": lambda pair: percent(pair["spread"]),
-        "detectable difference": lambda pair: sig(pair["detectable"], 3),
+        "detectable difference": lambda pair: format_number(pair["detectable"], 3),
     }
     return table_by_column(pairs, columns)
 
@@ -62,10 +62,10 @@ def _above_floor(pairs: Sequence[Entry]) -> str:
     rows = [{**pair, **pair["above_floor"]} for pair in pairs if pair.get("above_floor")]
     columns: Columns = {
         "pair": pair_name,
-        "floor of both": lambda row: sig(row["floor"], 4),
+        "floor of both": lambda row: format_number(row["floor"], 4),
         "difference of exponents above it": difference,
         "p, any floor": lambda row: p_value(row["p_adjusted"]),
-        "detectable difference": lambda row: sig(row["detectable"], 3),
+        "detectable difference": lambda row: format_number(row["detectable"], 3),
     }
     content = table_by_column(rows, columns)
     words = (
@@ -138,12 +138,14 @@ def power_section(analysis: Directory) -> Section | None:
         )
     above_floor = [{**row, **row["above_floor"]} for row in pairs if row.get("above_floor")]
     ways = {"at the same sizes": pairs, "above a shared floor": above_floor, "by the law": by_law}
-    rows = [[pair_name(row), way, sig(row["detectable"], 3)] for way, compared in ways.items() for row in compared]
-    chance = f"{paired['power']:.0%}" if is_number(paired["power"]) else NOTHING
+    rows = [
+        [pair_name(row), way, format_number(row["detectable"], 3)] for way, compared in ways.items() for row in compared
+    ]
+    chance = f"{paired['power']:.0%}" if is_number(paired["power"]) else NO_VALUE
     advice = paired["advice"] if pairs else power.get("advice")
     return section.add(
         f"The difference of exponents that each comparison finds with a probability of {chance}, at the scatter of "
         "that pair, adjusted over the pairs. If no difference was found, a smaller one may still exist.",
         table(("pair", "compared", "detectable difference"), rows),
-        f"To find {sig(advice['difference'], 3)} takes {advice['text']}." if advice else "",
+        f"To find {format_number(advice['difference'], 3)} takes {advice['text']}." if advice else "",
     )

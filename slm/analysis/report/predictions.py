@@ -11,7 +11,17 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, folded, table, table_by_column
 from slm.report.style import INK, Figure, Margins, log_axis, panels
-from slm.runtime.words import NOTHING, amount, count, interval, is_number, listed, p_value, sig, with_interval
+from slm.runtime.words import (
+    NO_VALUE,
+    amount,
+    count,
+    format_number,
+    interval,
+    is_number,
+    join_names,
+    p_value,
+    with_interval,
+)
 from slm.scaling.describe import Entry, family_name, has_complete_lists
 
 DEPENDENT = "Rows share runs or shapes and are not independent: p is too small."
@@ -29,7 +39,7 @@ def predictions_section(analysis: Directory) -> Section | None:
         f"{target} of one run, range": lambda row: (
             interval([row["low"], row["high"]]) if row["laws"] else "none: every law is rejected"
         ),
-        "laws not rejected": lambda row: ", ".join(row["laws"]) or NOTHING,
+        "laws not rejected": lambda row: ", ".join(row["laws"]) or NO_VALUE,
     }
     interval_name = f"{analysis.level:.0%} interval of one run, under this law"
     header = ("family", "law", "at", "beyond the data by", f"predicted {target}", interval_name)
@@ -67,7 +77,7 @@ def _predictions(analysis: Directory, entry: Entry) -> list[list[str]]:
     return [
         [
             *(family_name(entry), law, _place(entry, row), beyond(row) or "within"),
-            *(sig(row["value"]), interval([row["low"], row["high"]])),
+            *(format_number(row["value"]), interval([row["low"], row["high"]])),
         ]
         for row in entry.get("predictions") or []
     ]
@@ -76,13 +86,13 @@ def _predictions(analysis: Directory, entry: Entry) -> list[list[str]]:
 def _refusals(entries: Sequence[Entry]) -> list[str]:
     """A sentence for each law and point that lacks a variable of the law."""
     left_out = [(entry["law"], row) for entry in entries for row in entry.get("not_predicted") or []]
-    points = {(law, _point(row["point"])): listed(row["lacks"]) for law, row in left_out}
+    points = {(law, _point(row["point"])): join_names(row["lacks"]) for law, row in left_out}
     return [f"Nothing is predicted at {at} by {law}, which needs {lacks} too." for (law, at), lacks in points.items()]
 
 
 def _place(entry: Entry, row: Entry) -> str:
     """The point of a prediction, and which of its variables the law does not have."""
-    ignored = f" ({listed(row['ignored'])} is not in this law)" if row["ignored"] else ""
+    ignored = f" ({join_names(row['ignored'])} is not in this law)" if row["ignored"] else ""
     return _point({variable: row[variable] for variable in entry["range"] if variable in row}) + ignored
 
 
@@ -93,7 +103,7 @@ def _point(values: Mapping[str, Any]) -> str:
 def beyond(row: Entry) -> str:
     """By what factor a prediction lies beyond the fitted rows, in each variable; empty if it lies within them."""
     factors = ((variable, factor) for variable, factor in row["beyond"].items() if is_number(factor))
-    return ", ".join(f"{variable} {sig(factor, 3)}x" for variable, factor in factors if factor > 1 + 1e-7)
+    return ", ".join(f"{variable} {format_number(factor, 3)}x" for variable, factor in factors if factor > 1 + 1e-7)
 
 
 def given_section(analysis: Directory) -> Section | None:
@@ -104,8 +114,8 @@ def given_section(analysis: Directory) -> Section | None:
     columns: Columns = {
         "family": family_name,
         "law": itemgetter("law"),
-        "likelihood ratio": lambda row: sig(row["statistic"]),
-        "degrees of freedom": lambda row: NOTHING if row["refused"] else str(row["df"]),
+        "likelihood ratio": lambda row: format_number(row["statistic"]),
+        "degrees of freedom": lambda row: NO_VALUE if row["refused"] else str(row["df"]),
         "p": lambda row: p_value(row["p"]),
         "by": lambda row: row["refused"] or row["method"],
     }
@@ -124,7 +134,7 @@ def given_lines(analysis: Directory) -> list[str]:
     rows = _tests(analysis)
     lines = [f"The best fit with {_given(rows)} against the free one:"] if rows else []
     for row in rows:
-        ratio = f"likelihood ratio {sig(row['statistic'])}, df = {row['df']}"
+        ratio = f"likelihood ratio {format_number(row['statistic'])}, df = {row['df']}"
         outcome = row["refused"] or f"{ratio}, p {p_value(row['p'], equals=True)} ({row['method']})"
         lines.append(f"  {row['family']}, {row['law']}: {outcome}")
     return [*lines, DEPENDENT] if any(row["independent"] is False for row in rows) else lines
@@ -136,7 +146,7 @@ def _tests(analysis: Directory) -> list[Entry]:
 
 
 def _given(rows: Sequence[Entry]) -> str:
-    return ", ".join(f"{name} = {sig(value)}" for name, value in rows[0]["given"].items())
+    return ", ".join(f"{name} = {format_number(value)}" for name, value in rows[0]["given"].items())
 
 
 def doubling_section(analysis: Directory) -> Section | None:
@@ -155,7 +165,7 @@ def doubling_section(analysis: Directory) -> Section | None:
         "parameter costs.",
         table(header, ends),
         folded("From every size", table(header, all_rows)) if len(all_rows) > len(ends) else "",
-        f"No gain is given for {listed(names_without)}, whose fit has no band." if names_without else "",
+        f"No gain is given for {join_names(names_without)}, whose fit has no band." if names_without else "",
         analysis.figure(
             "doubling",
             "Gain of doubling N from each size that was run, with its band. Hollow: twice the size lies beyond the "
@@ -172,7 +182,7 @@ def _doublings(entry: Entry) -> list[list[str]]:
             family_name(entry),
             count(x),
             with_interval(gain, [low, high], 3),
-            sig(measured, 3),
+            format_number(measured, 3),
             "beyond the data" if is_beyond else "within the data",
         ]
         for x, gain, low, high, measured, is_beyond in zip(*columns, strict=True)
@@ -187,7 +197,7 @@ def doubling_figure(analysis: Directory) -> Figure | None:
         return None
     target = analysis.target_name
     gains = [gain for entry in entries for gain in entry["doubling"]["gain"]]
-    fall = f"{target} falls by {sig(min(gains), 2)} to {sig(max(gains), 2)}, less at larger N"
+    fall = f"{target} falls by {format_number(min(gains), 2)} to {format_number(max(gains), 2)}, less at larger N"
     title = f"Gain of doubling N: {fall if min(gains) > 0 else f'fall of {target} along the law'}"
     margins = Margins(left=1.05, top=0.15)
     figure, (axis,) = panels(1, title, columns=1, width=6.4, height=3.6, margins=margins, families=analysis.families)

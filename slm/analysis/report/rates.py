@@ -10,7 +10,7 @@ import pandas as pd
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, table_by_column
 from slm.report.style import GREY, INK, PALETTE, Axes, Figure, log_axis, panels, short_name
-from slm.runtime.words import count, percent, sig
+from slm.runtime.words import count, format_number, percent
 from slm.scaling.describe import family_name
 
 SHAPE = ["family", "width", "depth", "budget"]
@@ -58,9 +58,9 @@ def rates_section(analysis: Directory) -> Section | None:
         "family": family_name,
         "shape": _shape,
         "N": lambda row: count(row["params_total"]),
-        "optimum": lambda row: sig(row["lr"], 3) + (" (end of the grid)" if row["at_end"] else ""),
-        "loss there": lambda row: sig(row["loss"], 4),
-        "design's rate": lambda row: sig(row["lr_value"], 3),
+        "optimum": lambda row: format_number(row["lr"], 3) + (" (end of the grid)" if row["at_end"] else ""),
+        "loss there": lambda row: format_number(row["loss"], 4),
+        "design's rate": lambda row: format_number(row["lr_value"], 3),
         "excess loss at the design's rate": lambda row: percent(row["excess_at_value"]),
     }
     return Section("Learning rates").add(

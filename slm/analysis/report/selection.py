@@ -12,13 +12,13 @@ from slm.report.markdown import Columns, Section, folded, folded_if_long, table,
 from slm.report.style import INK, Axes, Figure, Margins, log_axis, panels, tick_label
 from slm.runtime.words import (
     LOSS_NAMES,
-    NOTHING,
+    NO_VALUE,
     TARGET_NAMES,
     escape_markdown,
+    format_number,
     is_number,
     p_value,
     percent,
-    sig,
     size_words,
     yes_or_no,
 )
@@ -31,8 +31,8 @@ def selection_section(analysis: Directory) -> Section:
     columns: Columns = {
         "law": itemgetter("law"),
         "family": family_name,
-        "AICc": lambda row: sig(row["aicc"], 5),
-        "BIC": lambda row: sig(row["bic"], 5),
+        "AICc": lambda row: format_number(row["aicc"], 5),
+        "BIC": lambda row: format_number(row["bic"], 5),
         "rmse": lambda row: percent(row["rmse_log"]),
         "extrapolation error": lambda row: percent(row["extrapolation_error_log"], sign=True),
         "inside its interval": lambda row: yes_or_no(row["extrapolation_inside"]),
@@ -74,7 +74,7 @@ def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
         percent(max(rmses, default=None)),
         percent(max(errors, key=abs, default=None), sign=True),
         p_value(min((test["p"] for test in tests if is_number(test.get("p"))), default=None)),
-        *(_inside(ahead) if ahead else NOTHING for ahead in steps),
+        *(_inside(ahead) if ahead else NO_VALUE for ahead in steps),
     ]
 
 
@@ -148,9 +148,9 @@ def fit_table(entries: Sequence[Entry]) -> str:
         "law": itemgetter("law"),
         "exponent": exponents_text,
         "floor": floor_text,
-        "R2": lambda entry: sig(entry["r2"]),
+        "R2": lambda entry: format_number(entry["r2"]),
         "rmse": lambda entry: percent(entry["rmse_log"]),
-        "AICc": lambda entry: sig(entry["aicc"]),
+        "AICc": lambda entry: format_number(entry["aicc"]),
         "status": status,
     }
     parts = [table_by_column([entry for entry in entries if entry["fitted"]], columns), not_fitted(entries)]
@@ -181,10 +181,10 @@ def certificates_section(analysis: Directory) -> Section:
     columns: Columns = {
         "family": family_name,
         "law": itemgetter("law"),
-        "objective": lambda entry: sig(entry["objective"], 6),
+        "objective": lambda entry: format_number(entry["objective"], 6),
         "starts": starts_text,
-        "gradient norm": lambda entry: sig(entry["gradient_norm"], 2),
-        "condition number": lambda entry: sig(entry["condition_number"], 3),
+        "gradient norm": lambda entry: format_number(entry["gradient_norm"], 2),
+        "condition number": lambda entry: format_number(entry["condition_number"], 3),
         "at bound": lambda entry: ", ".join(entry["at_bound"]) or "none",
         "converged": lambda entry: "yes" if entry["converged"] else "**NO**",
         "identified": lambda entry: "yes" if entry["identified"] else f"no: {', '.join(entry['not_identified'])}",
@@ -205,4 +205,4 @@ def certificates_section(analysis: Directory) -> Section:
 def starts_text(entry: Entry) -> str:
     """The share of a fit's starts that reached the best objective."""
     share = entry["starts_agreeing"]
-    return f"{share:.0%} of {entry['starts']}" if is_number(share) else NOTHING
+    return f"{share:.0%} of {entry['starts']}" if is_number(share) else NO_VALUE

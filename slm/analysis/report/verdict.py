@@ -11,7 +11,16 @@ from slm.analysis.report.overlay import overlay_lines
 from slm.analysis.report.predictions import given_lines, prediction_lines
 from slm.analysis.report.selection import starts_text
 from slm.report.markdown import Columns, Section, bullets, table_by_column
-from slm.runtime.words import LOSS_NAMES, TARGET_NAMES, amount, escape_markdown, listed, plural, sig, size_words
+from slm.runtime.words import (
+    LOSS_NAMES,
+    TARGET_NAMES,
+    amount,
+    escape_markdown,
+    format_number,
+    join_names,
+    plural,
+    size_words,
+)
 from slm.scaling.describe import Entry, exponent_text, family_name, is_identified, status
 
 MAX_LINE_CHARACTERS = 300
@@ -86,7 +95,7 @@ def audit_section(analysis: Directory) -> Section:
 
 def _unknown(audit: Entry) -> list[str]:
     names = [item["what"] for item in audit["unknown"]]
-    return [f"Unknown, because the table does not say for every run: {listed(names)}."] if names else []
+    return [f"Unknown, because the table does not say for every run: {join_names(names)}."] if names else []
 
 
 def _sentences(heading: str, items: Sequence[Entry]) -> list[str]:
@@ -140,8 +149,11 @@ def _fit_lines(analysis: Directory, is_single: bool) -> str:
 def _fit_text(entry: Entry) -> str:
     if not entry["fitted"]:
         return str(entry["notes"][0])
-    errors = {name: f" se {sig(error, 3)}" for name, error in entry["se"].items() if is_identified(entry, name)}
+    errors = {
+        name: f" se {format_number(error, 3)}" for name, error in entry["se"].items() if is_identified(entry, name)
+    }
     values = "; ".join(f"{name} {exponent_text(entry, name)}{errors.get(name, '')}" for name in entry["params"])
     if not entry["identified"]:
         return f"{values}; {status(entry).replace('**', '')}"
-    return f"{values} (R2 {sig(entry['r2'])}, objective {sig(entry['objective'], 6)} from {starts_text(entry)} starts)"
+    r2, objective = format_number(entry["r2"]), format_number(entry["objective"], 6)
+    return f"{values} (R2 {r2}, objective {objective} from {starts_text(entry)} starts)"

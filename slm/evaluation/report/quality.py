@@ -30,16 +30,16 @@ from slm.evaluation.report.results import (
 from slm.evaluation.report.study import published_points
 from slm.report.markdown import Columns, Section, figure, table, table_by_column
 from slm.runtime.words import (
-    NOTHING,
+    NO_VALUE,
     TARGET_NAMES,
     count,
     escape_markdown,
     exact_count,
+    format_number,
     is_number,
-    listed,
-    measured,
+    join_names,
     plural,
-    sig,
+    with_error,
 )
 from slm.scaling.pairs import holm
 
@@ -92,7 +92,7 @@ def quality_section(results: Results) -> Section | None:
         section.add(
             f"**{escape_markdown(measure.title)}**",
             table_by_column([entry | score for entry, score in scored], COLUMNS),
-            f"No figure by this measure: {listed(missing)}." if missing else "",
+            f"No figure by this measure: {join_names(missing)}." if missing else "",
             differences[-1],
         )
     words = "".join(differences)
@@ -109,16 +109,16 @@ def quality_section(results: Results) -> Section | None:
 def _perplexity(score: Entry) -> str:
     perplexity, error = number(score, "perplexity"), number(score, "se_loss")
     # d exp(loss) = exp(loss) d loss
-    return measured(perplexity, None if perplexity is None or error is None else perplexity * error)
+    return with_error(perplexity, None if perplexity is None or error is None else perplexity * error)
 
 
 COLUMNS: Columns = {
     "checkpoint": name_of,
     "N": lambda score: count(score["params_total"]),
-    "**bits per byte**": lambda score: measured(score.get("bits_per_byte"), score.get("se_bits_per_byte")),
+    "**bits per byte**": lambda score: with_error(score.get("bits_per_byte"), score.get("se_bits_per_byte")),
     "perplexity": _perplexity,
-    "loss (nats per token)": lambda score: measured(score["loss"], score.get("se_loss")),
-    "per word": lambda score: sig(score.get("word_perplexity")),
+    "loss (nats per token)": lambda score: with_error(score["loss"], score.get("se_loss")),
+    "per word": lambda score: format_number(score.get("word_perplexity")),
     "tokens": lambda score: exact_count(score.get("tokens")),
     "bytes": lambda score: exact_count(score.get("bytes")),
 }
@@ -138,11 +138,11 @@ def warnings(results: Results) -> list[str]:
             )
         sizes = {size for _, score in results.scored(measure) if (size := number(score, "bytes"))}
         if not nearly_equal(sizes):
-            shown = listed([exact_count(size) for size in sorted(sizes)])
+            shown = join_names([exact_count(size) for size in sorted(sizes)])
             sentences.append(f"on {title} different parts of the text were scored ({shown} bytes).")
     return sentences + [
         f"{plural(len(prints), 'different text')} are called {escape_markdown(data)} (fingerprints "
-        f"{listed(sorted(prints))}): their figures are in separate tables and do not compare."
+        f"{join_names(sorted(prints))}): their figures are in separate tables and do not compare."
         for data, prints in texts.items()
         if len(prints) > 1
     ]
@@ -178,7 +178,7 @@ class Difference(NamedTuple):
     @property
     def text(self) -> str:
         """Value and error for a table."""
-        return measured(self.value, self.error.se, 2)
+        return with_error(self.value, self.error.se, 2)
 
 
 def target_error(score: Entry, target: str) -> float | None:
@@ -247,7 +247,7 @@ def _differences_table(results: Results, measure: Measure) -> str:
     rows = [
         [
             *names,
-            *(differences[name].text if name in differences else NOTHING for name in targets),
+            *(differences[name].text if name in differences else NO_VALUE for name in targets),
             _error_kind(differences[target].error),
             verdict,
         ]
@@ -259,7 +259,7 @@ def _differences_table(results: Results, measure: Measure) -> str:
 def _error_kind(error: Error) -> str:
     if error.blocks:
         return f"paired, {error.blocks} blocks"
-    return NOTHING if error.se is None else f"independent: {error.reason}"
+    return NO_VALUE if error.se is None else f"independent: {error.reason}"
 
 
 def verdicts(differences: Sequence[Difference]) -> list[str]:

@@ -14,7 +14,16 @@ import pandas as pd
 from slm.evaluation.report.quality import SIGNIFICANCE_TEXT, paired_error, target_error
 from slm.evaluation.report.results import UNNAMED, Entry, Results, difference_error, family_of, is_significant
 from slm.report.markdown import Columns, Section, bullets, figure, table_by_column
-from slm.runtime.words import TARGET_NAMES, count, escape_markdown, is_number, listed, measured, plural, sig
+from slm.runtime.words import (
+    TARGET_NAMES,
+    count,
+    escape_markdown,
+    format_number,
+    is_number,
+    join_names,
+    plural,
+    with_error,
+)
 from slm.scaling.describe import exponent_text, family_name, notes, status
 from slm.scaling.entries import Task, fit_group, plain
 from slm.scaling.laws import get_law
@@ -76,7 +85,7 @@ def _mean_error(scores: Sequence[Entry], target: str) -> float | None:
     return sum(errors) / len(errors) if len(errors) == len(scores) else None
 
 
-def fits(results: Results) -> list[Entry]:
+def fit_laws(results: Results) -> list[Entry]:
     """`power` in params_total for each family with three sizes or more, as entries of fits.json.
 
     An entry that could not be fitted has `fitted` False and says why in `notes`.
@@ -120,7 +129,7 @@ def scaling_section(results: Results) -> Section | None:
         "family": family_name,
         "sizes": lambda entry: str(sizes[entry["family"]]),
         "alpha": lambda entry: exponent_text(entry, "alpha"),
-        "R2": lambda entry: sig(entry["r2"]),
+        "R2": lambda entry: format_number(entry["r2"]),
         "status": status,
     }
     failures = [f"{family_name(e)}: {escape_markdown('; '.join(e['notes']))}." for e in results.laws if not e["fitted"]]
@@ -159,7 +168,7 @@ def gain_section(results: Results) -> Section | None:
         "family": lambda step: escape_markdown(step.family),
         "from N": lambda step: count(step.smaller),
         "to N": lambda step: count(step.larger),
-        f"fall of {target} per doubling of N": lambda step: measured(step.value, step.se),
+        f"fall of {target} per doubling of N": lambda step: with_error(step.value, step.se),
         "more than 2 se from 0": lambda step: SIGNIFICANCE_TEXT[is_significant(step.value, step.se)],
     }
     law = f"Line: the law of a family with {MIN_SIZES} sizes or more, and its 95% band."
@@ -182,5 +191,5 @@ def _error_note(steps: Sequence[Gain]) -> str:
         return "Errors are of the differences, paired by blocks of the text."
     which, rest = "Errors", ""
     if len(independent) < len(steps):
-        which, rest = f"Errors of {listed(independent)}", " The others are paired by blocks of the text."
+        which, rest = f"Errors of {join_names(independent)}", " The others are paired by blocks of the text."
     return f"{which} are those of two independent figures, too large where both err on the same parts.{rest}"

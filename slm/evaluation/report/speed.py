@@ -8,15 +8,15 @@ from functools import partial
 from slm.evaluation.report.results import Entry, Results, name_of
 from slm.report.markdown import Columns, Section, bullets, figure, table_by_column
 from slm.runtime.words import (
-    NOTHING,
+    NO_VALUE,
     escape_markdown,
     exact_count,
+    format_number,
     interval,
     is_number,
-    listed,
+    join_names,
     megabytes,
     seconds,
-    sig,
     yes_or_no,
 )
 
@@ -64,7 +64,7 @@ def speed_section(results: Results) -> Section | None:
 
 def _rate(name: str, entry: Entry) -> str:
     value, spread = (entry["speed"].get(f"{name}_{key}") for key in ("tokens_per_second", "spread"))
-    return sig(value) + (f" {interval(spread)}" if spread and is_number(value) else "")
+    return format_number(value) + (f" {interval(spread)}" if spread and is_number(value) else "")
 
 
 COLUMNS: Columns = {
@@ -78,7 +78,7 @@ COLUMNS: Columns = {
     "KV bytes, first token": lambda entry: exact_count(entry["speed"].get("kv_bytes_per_token")),
     "KV bytes, full context": lambda entry: exact_count(entry["speed"].get("kv_cache_bytes")),
     "state bytes": lambda entry: exact_count(entry["speed"].get("state_bytes")),
-    "measured on": lambda entry: escape_markdown(conditions(entry) or NOTHING),
+    "measured on": lambda entry: escape_markdown(conditions(entry) or NO_VALUE),
 }
 
 
@@ -88,8 +88,8 @@ def _caution(results: Results) -> str:
     if not others or usual is None:
         return ""
     return (
-        f"**Caution:** {listed(others)} {'was' if len(others) == 1 else 'were'} measured under other conditions than "
-        f"the rest ({escape_markdown(usual)}), so those speeds do not compare; see the last column."
+        f"**Caution:** {join_names(others)} {'was' if len(others) == 1 else 'were'} measured under other conditions "
+        f"than the rest ({escape_markdown(usual)}), so those speeds do not compare; see the last column."
     )
 
 
@@ -110,8 +110,8 @@ def _sharing_line(entry: Entry) -> str:
     times = []
     for name, ratio in sharing_price(entry).items():
         both = (entry["speed"], entry["speed"]["without_sharing"])
-        shared, unshared = (sig(rates[f"{name}_tokens_per_second"]) for rates in both)
-        times.append(f"{sig(ratio, 3)} times the time in {name} ({shared} against {unshared} tokens/s)")
+        shared, unshared = (format_number(rates[f"{name}_tokens_per_second"]) for rates in both)
+        times.append(f"{format_number(ratio, 3)} times the time in {name} ({shared} against {unshared} tokens/s)")
     if not times:
         return ""
-    return f"{name_of(entry)} {used}: against the same tensors without sharing a token takes {listed(times)}."
+    return f"{name_of(entry)} {used}: against the same tensors without sharing a token takes {join_names(times)}."

@@ -16,7 +16,7 @@ import pandas as pd
 
 from slm.evaluation.report.results import PUBLISHED, Entry, Results, has_loss, is_wikitext2, measure_of, name_of, number
 from slm.report.markdown import Section, table, table_by_column
-from slm.runtime.words import NOTHING, escape_markdown, interval, is_number, listed, megabytes, sig
+from slm.runtime.words import NO_VALUE, escape_markdown, format_number, interval, is_number, join_names, megabytes
 from slm.scaling.fitting import Fit, fit
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.prediction import band
@@ -96,7 +96,7 @@ def study_section(results: Results) -> Section | None:
         "what the study's own rows say": lambda claim: escape_markdown(claim["finding"]),
     }
     if findings:
-        columns["what the rows measured here say"] = lambda claim: escape_markdown(findings.get(claim["id"], NOTHING))
+        columns["what the rows measured here say"] = lambda claim: escape_markdown(findings.get(claim["id"], NO_VALUE))
     return Section("The published study").add(
         "The study measured four models on WikiText-2 (sliding windows of 1024 tokens every 512, float16, one T4, no "
         "KV cache). A difference in perplexity is due to precision, text preparation or a leading BOS, and not to "
@@ -116,13 +116,13 @@ def _row(pair: Pair) -> list[str]:
     cache_note = {True: " (KV cache)", False: " (no cache)"}.get(speed.get("cache"), "")
     return [
         name_of(pair.entry),
-        sig(perplexity, 5),
-        sig(published, 5),
-        f"{100 * (perplexity / published - 1):+.2f}%" if is_number(perplexity) else NOTHING,
-        NOTHING if pair.decode_speed is None else sig(pair.decode_speed) + cache_note,
-        sig(row["tokens_per_second"]),
+        format_number(perplexity, 5),
+        format_number(published, 5),
+        f"{100 * (perplexity / published - 1):+.2f}%" if is_number(perplexity) else NO_VALUE,
+        NO_VALUE if pair.decode_speed is None else format_number(pair.decode_speed) + cache_note,
+        format_number(row["tokens_per_second"]),
         megabytes(speed.get("peak_memory_bytes")),
-        sig(row["peak_memory_mb"]),
+        format_number(row["peak_memory_mb"]),
     ]
 
 
@@ -131,7 +131,7 @@ def _why_not_repeated(pairs: list[Pair]) -> str:
     missing = [row["name"] for row in published_rows() if row["name"] not in scored]
     reason = "a model was evaluated more than once, or is untrained"
     if missing:
-        reason = f"not evaluated on the whole text by that protocol: {listed(missing)}"
+        reason = f"not evaluated on the whole text by that protocol: {join_names(missing)}"
     return f"The study's fit is not repeated on figures measured here; {reason}."
 
 
@@ -164,7 +164,7 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
     state = "not identified" if "alpha" in floored.not_identified else "identified"
     alpha = of_loss.params["alpha"]
     return {
-        "fit": f"{sig(power.params['A'])} N^-{sig(power.params['alpha'])}, R2 {sig(power.r2)}.",
+        "fit": "{} N^-{}, R2 {}.".format(*map(format_number, (power.params["A"], power.params["alpha"], power.r2))),
         "slope": _slope_finding(power),
         "loss": f"Of loss: {alpha:.4f} {interval(_uncertainty(of_loss).ci['alpha'], 3)}, {alpha / KAPLAN:.2f} times "
         f"Kaplan's; {alpha_N / KAPLAN:.2f} times with non-embedding N.",
@@ -185,7 +185,7 @@ def _slope_finding(power: Fit) -> str:
         return "The slope has no interval: all rows lie on one line."
     inside = {f"-{value}": low <= value <= high for value in CLAIMED}
     parts = [
-        f"{words} {listed([value for value in inside if inside[value] == state])}"
+        f"{words} {join_names([value for value in inside if inside[value] == state])}"
         for state, words in ((False, "excludes"), (True, "does not exclude"))
         if state in inside.values()
     ]

@@ -16,7 +16,7 @@ from slm.evaluation.report.results import (
     training_caveats,
 )
 from slm.report.markdown import Section, bullets, figure, table
-from slm.runtime.words import NOTHING, escape_markdown, listed, measured, plural, shortlist
+from slm.runtime.words import NO_VALUE, escape_markdown, join_names, plural, shortlist, with_error
 
 Averages = dict[str, tuple[float, float | None]]
 """By checkpoint, the mean over the common tasks and its standard error."""
@@ -68,15 +68,17 @@ def warnings(entries: list[Entry]) -> list[str]:
     for name, results in by_task.items():
         counts = {int(n) for result in results if (n := number(result, "n")) is not None}
         if name in NUM_ITEMS and counts and min(counts) < NUM_ITEMS[name]:
-            partial.append(f"{escape_markdown(name)} ({listed([str(n) for n in sorted(counts)])} of {NUM_ITEMS[name]})")
+            partial.append(
+                f"{escape_markdown(name)} ({join_names([str(n) for n in sorted(counts)])} of {NUM_ITEMS[name]})"
+            )
         if len({(result.get("metric"), result.get("n"), result.get("num_fewshot")) for result in results}) > 1:
             different.append(escape_markdown(name))
     partly_scored = (
-        f"only a part of the items was scored of {listed(partial)}: these values, and averages with them, do not "
+        f"only a part of the items was scored of {join_names(partial)}: these values, and averages with them, do not "
         "compare with published ones."
     )
     unequal = (
-        f"{listed(different)} had other items, examples or metrics for some checkpoints than for others, so the "
+        f"{join_names(different)} had other items, examples or metrics for some checkpoints than for others, so the "
         "values do not compare."
     )
     return [partly_scored] * bool(partial) + [unequal] * bool(different)
@@ -87,26 +89,28 @@ def _table(entries: list[Entry], common: list[str], averages: Averages) -> str:
     checkpoints = [name_of(entry) for entry in entries]
     rows = [_row(name, entries) for name in names]
     if averages:
-        values = [measured(*averages[name]) if name in averages else NOTHING for name in checkpoints]
-        rows.append([f"**average of {len(common)}**", NOTHING, NOTHING, NOTHING, *values])
+        values = [with_error(*averages[name]) if name in averages else NO_VALUE for name in checkpoints]
+        rows.append([f"**average of {len(common)}**", NO_VALUE, NO_VALUE, NO_VALUE, *values])
     return table(["task", "metric", "items", "shots", *checkpoints], rows)
 
 
 def _row(name: str, entries: list[Entry]) -> list[str]:
     results = [tasks_of(entry).get(name) for entry in entries]
     settings = [
-        listed(list(dict.fromkeys(str(result[key]) for result in results if result and result.get(key) is not None)))
+        join_names(
+            list(dict.fromkeys(str(result[key]) for result in results if result and result.get(key) is not None))
+        )
         for key in ("metric", "n", "num_fewshot")
     ]
-    values = [measured(result["value"], result.get("se")) if result else NOTHING for result in results]
-    return [escape_markdown(name), *(escape_markdown(text) or NOTHING for text in settings), *values]
+    values = [with_error(result["value"], result.get("se")) if result else NO_VALUE for result in results]
+    return [escape_markdown(name), *(escape_markdown(text) or NO_VALUE for text in settings), *values]
 
 
 def _average_note(entries: list[Entry], common: list[str]) -> str:
     if len(common) < 2:
         return "There is no average: fewer than two tasks have a value for every checkpoint."
     excluded = sorted({name for entry in entries for name in entry["tasks"]} - set(common))
-    exclusion = f", so without {listed([escape_markdown(name) for name in excluded])}" if excluded else ""
+    exclusion = f", so without {join_names([escape_markdown(name) for name in excluded])}" if excluded else ""
     return (
         f"The average is over the {plural(len(common), 'task')} of which no checkpoint lacks a value{exclusion}. Its "
         "error, sqrt(sum of squared errors) / tasks, covers the sampling of items within these tasks."
@@ -116,7 +120,7 @@ def _average_note(entries: list[Entry], common: list[str]) -> str:
 def _indistinguishable_pairs(averages: Averages) -> str:
     combined = combinations(averages.items(), 2)
     pairs = [f"{a} and {b}" for (a, x), (b, y) in combined if differ_significantly(x, y) is False]
-    text = shortlist(pairs, MAX_PAIRS, "; ", longest=200)
+    text = shortlist(pairs, MAX_PAIRS, "; ", max_characters=200)
     words = (
         f"- Averages within 2 standard errors of each other, and so not distinguishable by these: {text}. They "
         "answered the same items, so that a paired comparison item by item would be sharper."

@@ -1,4 +1,4 @@
-"""results.csv, report.md and figures/ of an evaluation directory, from the entries of results.json and nothing else."""
+"""Write results.csv, report.md and figures/ of an evaluation directory from the entries of results.json alone."""
 
 from __future__ import annotations
 
@@ -25,14 +25,23 @@ from slm.evaluation.report.results import (
     tasks_of,
 )
 from slm.evaluation.report.rows import rows, to_csv
-from slm.evaluation.report.scaling import fits, gain_section, scaling_section
+from slm.evaluation.report.scaling import fit_laws, gain_section, scaling_section
 from slm.evaluation.report.speed import conditions, speed_section, usual_conditions
 from slm.evaluation.report.study import study_section
 from slm.evaluation.report.tasks import tasks_section
 from slm.report.markdown import Columns, Section, bullets, table_by_column
 from slm.report.style import draw
-from slm.runtime.files import write_whole
-from slm.runtime.words import NOTHING, TARGET_NAMES, escape_markdown, is_number, listed, measured, plural, sig
+from slm.runtime.files import write_atomically
+from slm.runtime.words import (
+    NO_VALUE,
+    TARGET_NAMES,
+    escape_markdown,
+    format_number,
+    is_number,
+    join_names,
+    plural,
+    with_error,
+)
 from slm.scaling.describe import exponent_text, family_name, is_identified
 
 PROTOCOL_NOTES = {
@@ -48,9 +57,9 @@ def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> lis
     `entries` are those of results.json (docs/evaluation_results.md), whose parts may be missing. `command` is what was
     typed. Every file is written whole or not at all.
     """
-    results = Results(entries, folder, laws=fits(Results(entries)))
+    results = Results(entries, folder, laws=fit_laws(Results(entries)))
     csv_file, report = folder / "results.csv", folder / "report.md"
-    write_whole(csv_file, to_csv(rows(results)))
+    write_atomically(csv_file, to_csv(rows(results)))
     figures = draw(folder, {name: partial(make, results) for name, make in FIGURES.items()})
     sections = [
         summary_section(results),
@@ -63,22 +72,25 @@ def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> lis
         checkpoints_section(results),
         methods_section(results, command),
         Section("Files").add(
-            "Every number of this report is in, or follows from, results.json beside it; results.csv has them as a "
-            "table with a row a checkpoint. docs/evaluation_results.md says what each column and key is."
+            "Every number of this report is in results.json or computed from it. results.csv has the same numbers as a "
+            "table with one row per checkpoint. docs/evaluation_results.md says what each column and key is."
         ),
     ]
-    write_whole(report, "\n\n".join(["# Evaluation", *(section.markdown() for section in sections if section)]) + "\n")
+    write_atomically(
+        report, "\n\n".join(["# Evaluation", *(section.markdown() for section in sections if section)]) + "\n"
+    )
     return [csv_file, *figures, report]
 
 
 def print_report(entries: Sequence[Entry], folder: Path) -> None:
-    """Print the summary, and the warnings, tables and remarks of each section but pairs; and where the rest is."""
+    """Print the summary, the tables and warnings of quality, speed and tasks, and the path of the whole report."""
     results = Results(entries)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(Markdown(summary_section(results).blocks[0]))
     for make_section in (quality_section, speed_section, tasks_section):
         section = make_section(results)
         for block in section.blocks[1:] if section else ():
+            # Tables, lists and bold remarks, but no figures, long explanations or tables of differences.
             if block.startswith(("|", "- ", "**")) and not block.startswith("**Differences"):
                 console.print(Markdown(block))
     console.print(f"report: {folder / 'report.md'}", markup=False, soft_wrap=True)
@@ -89,12 +101,12 @@ def summary_section(results: Results) -> Section:
     unfinished = [entry for entry in results.entries if entry["status"] != "completed"]
     lines = [f"{plural(len(results.entries) - len(unfinished), 'checkpoint')} evaluated."]
     if unfinished:
-        names = listed([f"{name_of(entry)} ({escape_markdown(entry['status'])})" for entry in unfinished])
+        names = join_names([f"{name_of(entry)} ({escape_markdown(entry['status'])})" for entry in unfinished])
         lines.append(f"**Not finished**: {names}.")
     lines += filter(None, (_best(results), _fastest(results), _highest_average(results), _missing(results)))
     lines += [_exponent(results, entry) for entry in results.laws if is_identified(entry, "alpha")]
     if warnings(results):
-        lines.append("**Caution**: see the warnings under Quality before comparing figures.")
+        lines.append("**Caution**: see the warnings under Quality before comparing numbers.")
     return Section("Summary").add(bullets(lines))
 
 
@@ -104,7 +116,7 @@ def _best(results: Results) -> str:
         return ""
     (entry, best), target = rows[0], results.target_by(results.primary)
     name, measure, target_name = name_of(entry), escape_markdown(results.primary.title), TARGET_NAMES[target]
-    value = measured(best[target], target_error(best, target))
+    value = with_error(best[target], target_error(best, target))
     if len(rows) == 1:
         return f"{name} has {value} {target_name} on {measure}."
     similar = [name_of(e) for e, score in rows[1:] if compare(best, score, target).is_significant is False]
@@ -113,7 +125,7 @@ def _best(results: Results) -> str:
 
 
 def _not_distinguishable(names: list[str], how: str) -> str:
-    return f"; not distinguishable from {listed(names)} by {how}" if names else ""
+    return f"; not distinguishable from {join_names(names)} by {how}" if names else ""
 
 
 def _fastest(results: Results) -> str:
@@ -122,12 +134,13 @@ def _fastest(results: Results) -> str:
         return ""
     rows = [entry for entry in results.entries if conditions(entry) == usual]
     best = max(rows, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
-    rate = sig(best["speed"]["decode_tokens_per_second"])
-    slow_end = (best["speed"].get("decode_spread") or [math.inf])[0]
+    rate = format_number(best["speed"]["decode_tokens_per_second"])
+    # Spreads [slowest, fastest] that overlap that of the fastest; without a spread, nothing overlaps.
+    slowest_of_best = (best["speed"].get("decode_spread") or [math.inf])[0]
     similar = [
         name_of(entry)
         for entry in rows
-        if entry is not best and (entry["speed"].get("decode_spread") or [-math.inf])[-1] >= slow_end
+        if entry is not best and (entry["speed"].get("decode_spread") or [-math.inf])[-1] >= slowest_of_best
     ]
     tail = _not_distinguishable(similar, "the spread of repetitions")
     lead = "Fastest decode" if len(rows) > 1 else "Decode"
@@ -144,7 +157,7 @@ def _highest_average(results: Results) -> str:
     similar = [other for other, value in averages if other != name and differ_significantly(value, best) is False]
     tail = _not_distinguishable(similar, "these standard errors")
     lead = "Highest average" if len(entries) > 1 else "Average"
-    return f"{lead} of {len(common)} common tasks: {name}, {measured(*best)}{tail}."
+    return f"{lead} of {len(common)} common tasks: {name}, {with_error(*best)}{tail}."
 
 
 def _missing(results: Results) -> str:
@@ -168,17 +181,17 @@ def checkpoints_section(results: Results) -> Section:
     for entry in results.entries:
         for note in dict.fromkeys(_notes(entry)):
             names_by_note.setdefault(note, []).append(name_of(entry))
-    notes = bullets([f"{listed(names)}: {escape_markdown(note)}" for note, names in names_by_note.items()])
+    notes = bullets([f"{join_names(names)}: {escape_markdown(note)}" for note, names in names_by_note.items()])
     return Section("Checkpoints").add(table_by_column(results.entries, CHECKPOINT_COLUMNS), notes)
 
 
 def _text(key: str, entry: Entry) -> str:
-    return NOTHING if entry.get(key) is None else escape_markdown(entry[key])
+    return NO_VALUE if entry.get(key) is None else escape_markdown(entry[key])
 
 
 def _precision(entry: Entry) -> str:
     autocast = entry.get("autocast")
-    return f"{entry.get('dtype', NOTHING)}" + (f" under {autocast} autocast" if autocast else "")
+    return f"{entry.get('dtype', NO_VALUE)}" + (f" under {autocast} autocast" if autocast else "")
 
 
 CHECKPOINT_COLUMNS: Columns = {
@@ -200,7 +213,7 @@ def _notes(entry: Entry) -> list[str]:
         for note in score.get("notes") or []:
             titles.setdefault(note, []).append(measure_of(score).title)
     return entry["notes"] + [
-        note if len(measures) == len(scores) else f"{listed(measures)}: {note}" for note, measures in titles.items()
+        note if len(measures) == len(scores) else f"{join_names(measures)}: {note}" for note, measures in titles.items()
     ]
 
 
@@ -208,8 +221,8 @@ def methods_section(results: Results, command: str) -> Section:
     """Protocols, errors, precision, versions, the command."""
     lines = [_protocol(measure, results) for measure in results.measures]
     lines.append(
-        "Loss is in nats per token, perplexity its exponential, bits per byte the summed loss over ln 2 and the bytes "
-        "of the text scored. ± is one standard error; that of perplexity is perplexity times that of the loss."
+        "Loss is in nats per token, and perplexity is its exponential. Bits per byte is the summed loss / (ln 2 times "
+        "the bytes of the scored text). ± is one standard error; that of perplexity is perplexity times that of loss."
     )
     lines.append(f"Arithmetic: {_distinct(map(_precision, results.entries))}.")
     versions = dict.fromkeys(
@@ -236,4 +249,4 @@ def _protocol(measure: Measure, results: Results) -> str:
 
 
 def _distinct(values: Iterable[str]) -> str:
-    return listed([escape_markdown(value) for value in dict.fromkeys(values) if value])
+    return join_names([escape_markdown(value) for value in dict.fromkeys(values) if value])

@@ -1,8 +1,8 @@
 """Refuse what cannot be a table of runs, and note units that are suspicious.
 
-Refused are missing columns, impossible values, and units that do not go together. Tables of early checkpoints (losses
-from 9 to 3) and of tiny models are real, so units are judged by what training can do: a value counts as one in a wrong
-unit only if no loss falls that fast with size and tokens.
+Refused are missing columns, impossible values, and units that do not go together. Losses of early checkpoints (9 to 3)
+and sizes of tiny models are real, so a unit is called wrong only if no training can explain the value: for example, if
+the loss would fall faster with size and tokens than any loss does.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ from slm.runtime.words import shortlist
 from slm.scaling.tables.columns import QUANTITIES, SIZES, TARGETS, Columns, first_complete, is_complete
 from slm.scaling.tables.values import as_operand, format_value, is_blank, parse_number
 
-# ln 100,000 = 11.5: a guess among the words of a large vocabulary. Fresh weights lie a little above a guess.
-HIGHEST_LOSS = 11.5
-ABOVE_GUESSING = 0.5
-HIGHEST_BITS_PER_BYTE = 16  # guessing among 256 bytes is 8
-REMEDY = "write a perplexity in a column perplexity, and mark a run that diverged by true in a column diverged"
-# A table of 260 bytes and a width of 8 has 2,080 parameters.
-FEWEST_PARAMS, ALL_TOO_FEW = 1000, 10_000
-WIDEST_GAP = 300
+# ln 100,000 = 11.5 is the loss of a uniform guess over a large vocabulary. Untrained models are slightly worse.
+MAX_LOSS = 11.5
+MAX_ABOVE_GUESS = 0.5
+MAX_BITS_PER_BYTE = 16  # a uniform guess among 256 bytes has 8
+REMEDY = "put perplexities in a column named perplexity, and mark diverged runs with true in a column named diverged"
+# An embedding of 260 bytes with a width of 8 has 2,080 parameters.
+MIN_PARAMS, MIN_LARGEST_COUNT = 1000, 10_000
+MAX_COUNT_RATIO = 300
+"""A larger ratio between neighbouring counts separates units, unless the smaller count has a much higher loss."""
+MIN_LOSS_RATIO = 1.8
+"""A smaller ratio between neighbouring losses does not separate losses from perplexities (docs/tables.md)."""
 # No loss falls faster than N^-0.5 D^-1 (Hoffmann et al. 2022 find N^-0.34 and D^-0.28 above a floor).
 STEEPEST_N, STEEPEST_D = 0.5, 1.0
-# FLOPs over N times tokens are 6 and up to 20 with attention; a few times that where blocks are repeated or N leaves
-# embeddings out, less where experts are idle.
+# FLOPs / (N D) is 6, and up to 20 with attention. It is several times that if blocks are repeated or N is without
+# embeddings, and less if experts are idle.
 USUAL_FLOPS, POSSIBLE_FLOPS = (1.0, 60.0), (1e-4, 1e6)
 SIMILAR_FLOPS = 5.0
 PF_DAY = 8.64e19
-# Tokens a parameter: over-trained small models reach 15,000 (SmolLM2 135M), and the first checkpoints are below 1.
-USUAL_TOKENS = (0.1, 1e6)
+# Over-trained small models reach 15,000 (SmolLM2 135M), and first checkpoints are below 1.
+USUAL_TOKENS_PER_PARAM = (0.1, 1e6)
 _UNITS = "write all in units, as in 1.2e8"
 
 
@@ -58,7 +61,7 @@ def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> No
                 raise columns.error(row, name, value, problem)
     if "family" in frame:
         for row in frame.index[frame["family"].isna()]:
-            raise columns.error(row, "family", "nothing", "is there: name the family of the run")
+            raise columns.error(row, "family", "the cell", "is empty: name the family of the run")
     _check_gaps(frame, columns)
     _check_results(frame, columns)
     _check_agreement(raw, frame, columns)
@@ -76,7 +79,7 @@ def _check_gaps(frame: pd.DataFrame, columns: Columns) -> None:
     needed = [] if any(is_complete(frame, name) for name in sizes) else [sizes[:1]]
     for names in [*needed, *([["tokens"]] if "tokens" in frame else []), results]:
         for row in frame.index[frame[names].isna().all(axis=1)]:
-            raise columns.error(row, names[0], "nothing", "is there: fill it in or leave the row out")
+            raise columns.error(row, names[0], "the cell", "is empty: fill it in or leave the row out")
 
 
 def _check_results(frame: pd.DataFrame, columns: Columns) -> None:
@@ -85,18 +88,19 @@ def _check_results(frame: pd.DataFrame, columns: Columns) -> None:
         if value <= 1:
             raise columns.error(row, "perplexity", value, "is impossible: a perplexity is above 1; is it a loss?")
     for row, loss in results["loss"].items():
-        words = parse_number(frame.at[row, "vocab_size"]) if "vocab_size" in frame else None
-        guess = math.log(words) if words is not None and words > 1 else None
-        if loss > (HIGHEST_LOSS if guess is None else guess + ABOVE_GUESSING):
-            limit = "" if guess is None else f", where guessing has ln {words:.0f} = {guess:.2f}"
-            raise columns.error(row, "loss", loss, f"cannot be nats a token{limit}: {REMEDY}")
+        vocab_size = parse_number(frame.at[row, "vocab_size"]) if "vocab_size" in frame else None
+        guess = math.log(vocab_size) if vocab_size is not None and vocab_size > 1 else None
+        if loss > (MAX_LOSS if guess is None else guess + MAX_ABOVE_GUESS):
+            limit = "" if guess is None else f" (a uniform guess has ln {vocab_size:.0f} = {guess:.2f})"
+            raise columns.error(row, "loss", loss, f"cannot be nats per token{limit}: {REMEDY}")
     for row, bits in results["bits_per_byte"].items():
-        if bits > HIGHEST_BITS_PER_BYTE:
-            raise columns.error(row, "bits_per_byte", bits, "cannot be bits a byte: guessing among bytes has 8")
+        if bits > MAX_BITS_PER_BYTE:
+            problem = "cannot be bits per byte: a uniform guess among 256 bytes has 8"
+            raise columns.error(row, "bits_per_byte", bits, problem)
 
 
 def _check_agreement(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> None:
-    """`loss` and `perplexity` are of one evaluation: equal to 1%, and to the digits that were written."""
+    """`perplexity` must be exp(`loss`), to 1% and the rounding of the digits as written."""
     if "loss" not in frame or "perplexity" not in frame:
         return
     for row in frame.index[frame["loss"].notna() & frame["perplexity"].notna()]:
@@ -117,11 +121,11 @@ def _half_a_digit(written: object) -> float:
 def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool, flops_were_given: bool) -> None:
     """Raise `ValueError` for a column that mixes units, or that has counts in millions or billions."""
     ratio = _flops_ratio(frame) if flops_were_given and is_complete(frame, "tokens") else None
-    # FLOPs of 6 N D say that N and D are in units, however few.
-    fewest = 0 if ratio is not None and _is_within(ratio.median(), USUAL_FLOPS) else ALL_TOO_FEW
+    # If FLOPs are about 6 N D, then N and D are in units, however small they are.
+    min_largest = 0 if ratio is not None and _is_within(ratio.median(), USUAL_FLOPS) else MIN_LARGEST_COUNT
     for name in (*SIZES, "tokens"):
         if name in frame and frame[name].notna().any():
-            _check_counts(frame, name, columns, fewest)
+            _check_counts(frame, name, columns, min_largest)
     if loss_was_given:
         _check_losses(frame, columns)
     if ratio is not None and len(ratio):
@@ -129,16 +133,16 @@ def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool, 
 
 
 def note_units(frame: pd.DataFrame, columns: Columns, *, flops_were_given: bool) -> list[str]:
-    """Sentences on units that are possible and suspicious: tokens a parameter, and FLOPs beside 6 N D."""
+    """Sentences on possible but suspicious units: unusual numbers of tokens per parameter, FLOPs far from 6 N D."""
     if not is_complete(frame, "tokens"):
         return []
     notes = []
     tokens = frame["tokens"] / frame[first_complete(frame, SIZES)]
-    if not _is_within(tokens.median(), USUAL_TOKENS):
+    if not _is_within(tokens.median(), USUAL_TOKENS_PER_PARAM):
         original = as_operand(columns.original_name("tokens"))
         remedy = f": if tokens are in other units, such as millions, give columns.tokens='{original}*1e6'"
-        remedy = remedy if tokens.median() < USUAL_TOKENS[0] else ""
-        notes.append(f"Suspicious: runs saw {_range(tokens)} tokens a parameter{remedy}.")
+        remedy = remedy if tokens.median() < USUAL_TOKENS_PER_PARAM[0] else ""
+        notes.append(f"Suspicious: runs saw {_range(tokens)} tokens per parameter{remedy}.")
     if flops_were_given:
         ratio = _flops_ratio(frame)
         if not _is_within(ratio.median(), USUAL_FLOPS):
@@ -171,14 +175,14 @@ def _flops_ratio(frame: pd.DataFrame) -> pd.Series:
 
 
 def _unlike_similar_rows(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
-    """Ratio of each row over the median of similar rows (one family and size), where they differ by `SIMILAR_FLOPS`."""
+    """Ratio of a row / the median of similar rows (family and size), if not within `SIMILAR_FLOPS` of it."""
     similar = frame["family"].astype(str) + np.floor(np.log2(frame[first_complete(frame, SIZES)])).astype(str)
     times = ratio / ratio.groupby(similar[ratio.index]).transform("median")
     return times[np.abs(np.log(times)) > math.log(SIMILAR_FLOPS)]
 
 
 def _check_flops(frame: pd.DataFrame, ratio: pd.Series, columns: Columns) -> None:
-    """Refuse FLOPs that are in units other than 1, or that some rows have in units 1,000 times larger or smaller."""
+    """Refuse FLOPs that are in other units in all rows, or in some rows by a power of 1,000."""
     flops, tokens = (as_operand(columns.original_name(name)) for name in ("flops", "tokens"))
     usual, row = float(ratio.median()), ratio.index[0]
     if not _is_within(usual, POSSIBLE_FLOPS):
@@ -199,36 +203,38 @@ def _check_flops(frame: pd.DataFrame, ratio: pd.Series, columns: Columns) -> Non
             raise columns.error(row, "flops", float(frame.at[row, "flops"]), problem)
 
 
-def _check_counts(frame: pd.DataFrame, name: str, columns: Columns, fewest: float) -> None:
-    """Refuse counts that are all below `fewest`, and any below a gap of 300 times with results like those above it."""
+def _check_counts(frame: pd.DataFrame, name: str, columns: Columns, min_largest: float) -> None:
+    """Refuse counts that are all below `min_largest`, and any below a gap with results like those above the gap."""
     counts = frame[name].dropna().sort_values(kind="stable")
     row, value = counts.index[0], float(counts.iloc[0])
-    if counts.iloc[-1] < fewest:
+    if counts.iloc[-1] < min_largest:
         original = as_operand(columns.original_name(name))
         remedy = f"{_UNITS}, or give columns.{name}='{original}*1e6' of millions or '{original}*1e9' of billions"
         raise columns.error(row, name, value, f"is too small for {name}, as are all others: {remedy}")
     ratios = counts.to_numpy()[1:] / counts.to_numpy()[:-1]
-    place = int(ratios.argmax()) + 1 if len(ratios) and ratios.max() >= WIDEST_GAP else 0
+    num_below = int(ratios.argmax()) + 1 if len(ratios) and ratios.max() >= MAX_COUNT_RATIO else 0  # the gap
     # The first step of a long run is real, and has a far higher loss.
     results = frame[first_complete(frame, TARGETS)]
-    usual = 1.5 * float(results[counts.index[place:]].median())
-    mixed = [row for row, value in counts.iloc[:place].items() if value < 1e5 and results[row] < usual]
-    if mixed or (name in SIZES and value < FEWEST_PARAMS):
-        row = mixed[0] if mixed else row
-        larger = f"{format_value(float(counts.iloc[place]))} in row {counts.index[place]}"
-        other = larger if mixed else "a count of parameters"
-        raise columns.error(row, name, frame.at[row, name], f"is in other units than {other}: {_UNITS}")
+    max_result = 1.5 * float(results[counts.index[num_below:]].median())
+    mixed = [row for row, value in counts.iloc[:num_below].items() if value < 1e5 and results[row] < max_result]
+    if mixed:
+        larger = f"{format_value(float(counts.iloc[num_below]))} in row {counts.index[num_below]}"
+        problem = f"is in other units than {larger}: {_UNITS}"
+        raise columns.error(mixed[0], name, frame.at[mixed[0], name], problem)
+    if name in SIZES and value < MIN_PARAMS:
+        raise columns.error(row, name, value, f"is too small for a number of parameters: {_UNITS}")
 
 
 def _check_losses(frame: pd.DataFrame, columns: Columns) -> None:
     """Refuse perplexities among losses: values that no training explains, with logarithms in line with the rest."""
     losses = frame["loss"].sort_values(kind="stable")
     ratios = losses.to_numpy()[1:] / losses.to_numpy()[:-1]
-    if not len(ratios) or ratios.max() < 1.8:
+    if not len(ratios) or ratios.max() < MIN_LOSS_RATIO:
         return
-    place = int(ratios.argmax()) + 1
-    low, high = losses.iloc[:place], losses.iloc[place:]
+    num_low = int(ratios.argmax()) + 1
+    low, high = losses.iloc[:num_low], losses.iloc[num_low:]
     for row, value in high.items():
+        # The logarithm of a perplexity is among the losses, or near them.
         if not (0.8 * low.min() <= math.log(value) <= 1.25 * low.max() and _is_too_steep(frame, row, low)):
             continue
         if len(high) > len(low):
@@ -243,8 +249,8 @@ def _check_losses(frame: pd.DataFrame, columns: Columns) -> None:
 def _is_too_steep(frame: pd.DataFrame, row: int, low: pd.Series) -> bool:
     """Whether the fall from this row to one of `low` is steeper than size and tokens can explain.
 
-    Families may have tokenizers of their own (bytes: about 1 nat, words: about 3), so they are compared with each
-    other only where a loss is above 6, which is hardly trained.
+    Losses of different tokenizers differ (bytes: about 1 nat, words: about 3), so a row is compared with other
+    families only if its loss is above 6, as of a barely trained model.
     """
     value, size = float(frame.at[row, "loss"]), first_complete(frame, SIZES)
     others = frame.loc[low.index]

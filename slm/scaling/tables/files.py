@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from slm.runtime.words import were
+from slm.runtime.words import count_with_was
 from slm.scaling import published
 from slm.scaling.tables.values import format_value, is_blank, parse_number
 
@@ -108,7 +108,7 @@ def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -
     if any(parse_number(field) is not None and not is_blank(field) for field in fields):
         first = comments.pop()
     if comments:
-        notes.append(f"{were(len(comments), 'line')} skipped that began with # above the header of {path}.")
+        notes.append(f"{count_with_was(len(comments), 'line')} skipped that began with # above the header of {path}.")
     return "".join(lines[first:])
 
 

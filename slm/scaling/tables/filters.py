@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import integrate, stats
 
-from slm.runtime.words import shortened, shortlist, were
+from slm.runtime.words import count_with_was, shortened, shortlist
 from slm.scaling.tables.columns import (
     CELL,
     SIZES,
@@ -76,7 +76,8 @@ def keep_completed(raw: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.
             f"{len(rows)} {shortened(word, 30)} (row{'s'[: len(rows) > 1]} {shortlist(rows.index)})"
             for word, rows in out.groupby(out, sort=False)
         ]
-        notes.append(f"{were(len(out), 'row')} left out whose run did not complete: {shortlist(words, 3, longest=90)}.")
+        reasons = shortlist(words, 3, max_characters=90)
+        notes.append(f"{count_with_was(len(out), 'row')} left out whose run did not complete: {reasons}.")
     others = sorted(set(status) - set(out) - {"completed"})
     if others:
         notes.append(f"The status {' and '.join(others)} was taken for completed.")
@@ -88,7 +89,9 @@ def drop_duplicates(raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     again = group_numbers(raw, list(raw.columns)).duplicated()
     if again.any():
         which = shortlist(raw.index[again])
-        notes.append(f"{were(int(again.sum()), 'row')} left out as exact duplicates of rows above them: {which}.")
+        notes.append(
+            f"{count_with_was(int(again.sum()), 'row')} left out as exact duplicates of rows above them: {which}."
+        )
     return raw[~again]
 
 
@@ -112,7 +115,7 @@ def rows_not_diverged(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns, 
         raise ValueError(f"{columns.table} has no run that did not diverge: {why}")
     if out.any():
         which = shortlist(f"{row} ({format_value(result[row])})" for row in out.index[out])
-        notes.append(f"{were(int(out.sum()), 'row')} left out as diverged: {which} ({why}).")
+        notes.append(f"{count_with_was(int(out.sum()), 'row')} left out as diverged: {which} ({why}).")
     return frame.index[~out]
 
 
