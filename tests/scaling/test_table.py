@@ -163,7 +163,7 @@ def test_a_size_with_gaps_is_carried_but_not_offered() -> None:
 BAD_ROWS = {
     "no number": ("a,125M,1e9,3.1", ["row 4", "column N", "125M", "not a number"]),
     "thousands": ('a,"125,000,000",1e9,3.1', ["row 4", "column N", "125,000,000"]),
-    "missing loss": ("a,1e8,1e9,", ["row 4", "column loss", "nothing"]),
+    "missing loss": ("a,1e8,1e9,", ["row 4", "column loss", "the cell is empty"]),
     "NaN loss": ("a,1e8,1e9,nan", ["row 4", "column loss"]),
     "infinite loss": ("a,1e8,1e9,inf", ["row 4", "column loss", "inf"]),
     "negative loss": ("a,1e8,1e9,-3.1", ["row 4", "column loss", "-3.1", "above 0"]),
