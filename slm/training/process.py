@@ -1,10 +1,10 @@
-"""This process among those of its run: its rank, and the signals that end the run. Imports no torch.
+"""The rank of this process in its run, and the signals that end the run. Imports no torch.
 
 Notable: Lightning trusts RANK, LOCAL_RANK and SLURM_PROCID even if they are left over from another job. A run that
-takes itself for the second process writes nothing. So a rank counts here only if the number of processes is that of the
-run, and torchrun, srun or our own first process (through Lightning) started them. All other such variables are removed
-from the environment before Lightning reads it. A run whose other processes were never started is refused, because
-Lightning would wait for them forever.
+takes itself for the second process writes nothing. So a rank is accepted only if the environment states as many
+processes as the run has, and torchrun, srun or (through Lightning) our own first process started them. All other such
+variables are removed from the environment before Lightning reads it. A run whose other processes were never started is
+refused, because Lightning would wait for them forever.
 """
 
 from __future__ import annotations
@@ -124,6 +124,6 @@ class Interrupt:
             raise KeyboardInterrupt
         self.received = number
         print(
-            f"\n{signal.Signals(number).name}: saving a checkpoint and stopping (Ctrl-C again stops at once, without)",
+            f"\n{signal.Signals(number).name}: saving a checkpoint and stopping (Ctrl-C again: stop without saving)",
             flush=True,
         )
