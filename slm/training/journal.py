@@ -108,8 +108,7 @@ class Journal(L.Callback):
         return self.seconds + time.perf_counter() - self._started
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clocks, and replace Lightning's signal handlers by ours."""
-        self.interrupt.install()
+        """Start the clocks."""
         self.progress.begin(trainer.global_step)
         self._step = trainer.global_step
         self._started = self._row_started = self._saved_at = time.perf_counter()

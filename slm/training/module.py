@@ -6,6 +6,7 @@ repeats or skips validations, and then metrics.csv differs from that of an unint
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -17,12 +18,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from slm.composition.schedules import lr_factor
 from slm.data import Corpus, val_batches
 from slm.data.loader import document_numbers
 from slm.model.decoder import Decoder
 from slm.model.loss import IGNORE
+from slm.model.mixers.base import Mixer
 from slm.training.optim import OPTIMIZERS, StepGuard, WeightAverage, full_grad_norm, skip_if
 from slm.training.parametrization import scale_initial_weights
 from slm.training.plan import Plan
@@ -42,6 +45,7 @@ class LanguageModel(L.LightningModule):
         super().__init__()
         self.plan, self.optim, self.schedule = plan, plan.settings["optim"], plan.settings["schedule"]
         self.separator = separator
+        self.reduces = True
         with torch.random.fork_rng():
             torch.manual_seed(plan.settings["seed"])
             self.decoder = Decoder(plan.model)
@@ -58,15 +62,36 @@ class LanguageModel(L.LightningModule):
         """Under FSDP, shard each block and then the rest."""
         if self.device_mesh is None or hasattr(self.decoder, "unshard"):
             return
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
         mesh = self.device_mesh["data_parallel"]
-        for block in self.decoder.layers:
-            fully_shard(block, mesh=mesh)
+        for number, block in enumerate(self.decoder.layers):
+            fully_shard(block, mesh=mesh, mp_policy=_gathering(block, self.plan.hardware.precision))
+            if (uses := self.decoder.config.block_uses.count(number)) > 1:
+                self._reduce_after_all_uses(block, uses)
         fully_shard(self.decoder, mesh=mesh)
         for method in ("loss", "token_losses"):
             register_fsdp_forward_method(self.decoder, method)
         self.average = self._new_average()  # anew, so that it is sharded like the weights
+
+    def reduce_gradients(self, reduces: bool) -> None:
+        """Under FSDP, whether the next backward pass reduces the gradients, or adds them up on each device."""
+        self.reduces = reduces
+        decoder: Any = self.decoder
+        decoder.set_requires_gradient_sync(reduces)
+
+    def _reduce_after_all_uses(self, block: Any, uses: int) -> None:
+        """Under FSDP, reduce a shared block's gradients once a pass: after the last of its `uses` backward passes."""
+        backward_passes = itertools.count(1)
+
+        def before_backward(grad: Tensor) -> None:
+            is_last = next(backward_passes) % uses == 0
+            block.set_requires_gradient_sync(is_last and self.reduces)
+
+        @torch.compiler.disable
+        def after_forward(block: Any, args: Any, output: Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(before_backward)
+
+        block.register_forward_hook(after_forward)
 
     def _new_average(self) -> WeightAverage | None:
         decay = self.optim["ema_decay"]
@@ -128,6 +153,19 @@ class LanguageModel(L.LightningModule):
         for counts in (progress["total"], progress["current"]):
             # The journal saves in on_train_batch_end, before Lightning counts the last pass as completed.
             counts.update(ready=passes, started=passes, processed=passes, completed=passes - 1)
+
+
+def _gathering(block: Any, precision: str) -> MixedPrecisionPolicy:
+    """FSDP's policy for a block: its matmuls run in bfloat16 under autocast, so its weights are gathered in it.
+
+    Gradients are reduced in float32, and inputs, the residual stream, stay in it. A mixer with parameters of its own is
+    gathered as it is, since autocast leaves those, such as SSD's decay rates, in float32. So are embedding and head,
+    because the residual stream has the embedding's dtype.
+    """
+    has_special = type(block.self_attn).init_special is not Mixer.init_special
+    if precision != "bf16-mixed" or has_special:
+        return MixedPrecisionPolicy(cast_forward_inputs=False)
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,9 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE",
 """Variables that processes of a distributed job pass on to whatever they start."""
 INTERACTIVE_JOBS = ("bash", "interactive")
 """Names of SLURM jobs that Lightning takes for a shell: the tasks of the job are not the processes of the run."""
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
-"""Signals that end a run. SIGBREAK is Windows' only, where a sweep cannot send SIGTERM (`slm.sweep.job.stop`)."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name))
+"""Signals that end a run. SLURM announces a time limit by SIGUSR1 in many scripts, so it counts as SIGTERM. SIGBREAK is
+Windows' only, where a sweep cannot send SIGTERM (`slm.sweep.job.stop`)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def say(*lines: str) -> None:
 
 
 class Interrupt:
-    """A context that notes the first SIGINT or SIGTERM in `received`; a second SIGINT raises `KeyboardInterrupt`.
+    """A context that notes the first of `SIGNALS` in `received`; a second SIGINT raises `KeyboardInterrupt`.
 
     So the run can end after the next optimizer step, with a checkpoint, instead of in the middle of a step.
     """
@@ -104,14 +105,8 @@ class Interrupt:
         self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        self._handlers_before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.install()
+        self._handlers_before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
-
-    def install(self) -> None:
-        """Handle the signals here. Called again after Lightning installs a SIGTERM handler that saves nothing."""
-        for number in SIGNALS:
-            signal.signal(number, self._note)
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers_before.items():
@@ -122,8 +117,9 @@ class Interrupt:
             return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        name = signal.Signals(number).name
+        self.received = signal.SIGTERM if name == "SIGUSR1" else number
         print(
-            f"\n{signal.Signals(number).name}: saving a checkpoint and stopping (Ctrl-C again: stop without saving)",
+            f"\n{name}: saving a checkpoint and stopping (Ctrl-C again: stop without saving)",
             flush=True,
         )

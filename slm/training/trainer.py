@@ -9,6 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from slm.data import Corpus, train_loader
 from slm.training.checkpointing import write_checkpoint
+from slm.training.module import LanguageModel
 from slm.training.plan import Hardware, Plan
 from slm.training.process import RUN_DIR, find_world
 
@@ -35,7 +37,8 @@ def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
     hardware = plan.hardware
     if hardware.world_size > 1:
         os.environ[RUN_DIR] = str(plan.folder.path)  # for the processes that Lightning starts from this one
-    return L.Trainer(
+        torch._dynamo.config.optimize_ddp = False  # it would cut each block's graph again, where DDP's buckets end
+    trainer = L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
@@ -55,6 +58,11 @@ def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
+    # Signals are noted by `process.Interrupt`. Lightning would broadcast the arrival of SIGTERM before each pass, and
+    # make the host wait for it.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _strategy(hardware: Hardware) -> Strategy | str:
@@ -62,10 +70,24 @@ def _strategy(hardware: Hardware) -> Strategy | str:
         # Buffers are each process's own sums; a broadcast would replace them by the first process's.
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     if hardware.strategy == "fsdp":
-        return ModelParallelStrategy(
+        return ShardedStrategy(
             data_parallel_size=hardware.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     return "auto"
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 that reduces gradients once a step; Lightning's own would reduce them in each pass."""
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """A context, entered for each pass but the last of a step, in which gradients are added up on each device."""
+        assert isinstance(self.lightning_module, LanguageModel)
+        self.lightning_module.reduce_gradients(False)
+        try:
+            yield
+        finally:
+            self.lightning_module.reduce_gradients(True)
 
 
 def _cluster_environment(hardware: Hardware) -> ClusterEnvironment:
