@@ -16,6 +16,8 @@ LATER_KEYS = {"train": ("val_tokens",)}
 """Keys of those groups that were added after cells of sweeps were named by a hash of their settings."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys of the group `train` that set the budget; a run uses one of them."""
+MAX_PADDING = 0.05
+"""Empty sequences that may be added to a step which its devices cannot share evenly, as a share of its sequences."""
 BASE_SHAPE = {
     "standard": (),
     "mup": ("base_width", "base_head_dim"),
@@ -84,13 +86,7 @@ def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 
             f"{model.max_position_embeddings}: raise the latter or train on shorter sequences"
         )
     batch_tokens = int(train["batch_tokens"])
-    unit = length * devices
-    if batch_tokens % unit:
-        near = [n for n in (batch_tokens // unit * unit, (batch_tokens // unit + 1) * unit) if n]
-        raise ValueError(
-            f"train.batch_tokens={batch_tokens} is not a multiple of train.sequence_length={length} x "
-            f"{devices} device(s): try {' or '.join(map(str, near))}"
-        )
+    _check_batch(batch_tokens, length, devices)
     given = [key for key in BUDGETS[1:] if train[key] is not None]
     if len(given) == 2:
         raise ValueError("train.tokens_per_param and train.flops are both set: set one of them to null")
@@ -107,3 +103,20 @@ def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 
             f"train.batch_tokens={batch_tokens}: raise the budget or lower train.batch_tokens"
         )
     return tokens // batch_tokens
+
+
+def _check_batch(batch_tokens: int, length: int, devices: int) -> None:
+    unit = length * devices
+    near = " or ".join(str(n) for n in (batch_tokens // unit * unit, (batch_tokens // unit + 1) * unit) if n)
+    if batch_tokens % length:
+        raise ValueError(
+            f"train.batch_tokens={batch_tokens} is not a multiple of train.sequence_length={length} x "
+            f"{devices} device(s): try {near}"
+        )
+    sequences = batch_tokens // length
+    if (padding := -sequences % devices) >= MAX_PADDING * sequences:
+        raise ValueError(
+            f"train.batch_tokens={batch_tokens} is {sequences} sequences of train.sequence_length={length}, of which "
+            f"{devices} devices cannot take equal shares without {padding} empty ones ({padding / sequences:.0%}; "
+            f"below {MAX_PADDING:.0%} they are added): try {near}"
+        )

@@ -4,6 +4,7 @@ Axes: B sequences, T tokens of a sequence. A window is a sequence with its targe
 [i*T, i*T + T + 1) of a stream, so neighbours share one token, and each token but the first is a target once.
 """
 
+import math
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _MicroBatches(Dataset[Tensor]):
-    """The micro-batches of one rank, numbered through `steps`; `rows` is the rank's slice of a step's batch."""
+    """The micro-batches of one rank, numbered through `steps`; `rows` is the rank's part of a step's batch."""
 
     stream: TokenStream
     sequence_length: int
@@ -92,17 +93,24 @@ class _MicroBatches(Dataset[Tensor]):
     steps: range
     rows: range
     micro_batch_size: int
+    passes: int
 
     def __len__(self) -> int:
-        return len(self.steps) * (len(self.rows) // self.micro_batch_size)
+        return len(self.steps) * self.passes
 
     def __getitem__(self, index: int) -> Tensor:
-        step, part = divmod(index, len(self.rows) // self.micro_batch_size)
-        first = self.rows.start + part * self.micro_batch_size
+        step, number = divmod(index, self.passes)
+        rows = _part(self.rows, number, self.passes)
         ids = window_ids(self.seed, self.steps[step], self.batch_size, self.stream.num_windows(self.sequence_length))
-        starts = ids[first : first + self.micro_batch_size] * self.sequence_length
-        windows = [self.stream.read(start, start + self.sequence_length + 1) for start in starts.tolist()]
-        return torch.from_numpy(np.stack(windows).astype(np.int64))
+        batch = np.full((self.micro_batch_size, self.sequence_length + 1), IGNORED, dtype=np.int64)
+        for row, start in enumerate((ids[rows.start : rows.stop] * self.sequence_length).tolist()):
+            batch[row] = self.stream.read(start, start + self.sequence_length + 1)
+        return torch.from_numpy(batch)
+
+
+def _part(rows: range, number: int, parts: int) -> range:
+    """One of `parts` contiguous parts of `rows`, which differ in length by one at most."""
+    return rows[len(rows) * number // parts : len(rows) * (number + 1) // parts]
 
 
 def train_loader(
@@ -120,25 +128,21 @@ def train_loader(
 ) -> DataLoader[Tensor]:
     """Micro-batches of the steps [start_step, num_steps): int64, shape (micro_batch_size, sequence_length + 1).
 
-    `batch_size` counts the sequences of a step over all ranks; rank r takes its r-th contiguous slice, as
-    batch_size / (world_size * micro_batch_size) micro-batches. `len` is the number of micro-batches.
+    `batch_size` counts the sequences of a step over all ranks. Rank r takes the r-th contiguous part, in as many
+    micro-batches as the largest part needs. Parts, and micro-batches of a part, differ in size by one at most; empty
+    rows of -100 make all micro-batches equal in shape. `len` is the number of micro-batches.
 
-    Raises ValueError when the batch does not divide so, or the stream is shorter than one window.
+    Raises ValueError if the stream is shorter than one window.
     """
-    if batch_size % (world_size * micro_batch_size):
-        raise ValueError(
-            f"train.batch_tokens: a step of {batch_size} sequences must be a multiple of "
-            f"world_size * micro_batch_size = {world_size} * {micro_batch_size}"
-        )
     if stream.num_windows(sequence_length) == 0:
         raise ValueError(
             f"data: the training text has {stream.num_tokens} tokens, but one window of "
             f"train.sequence_length={sequence_length} needs {sequence_length + 1}; add text or shorten the sequence"
         )
-    rank_size = batch_size // world_size
-    steps, rows = range(start_step, num_steps), range(rank * rank_size, (rank + 1) * rank_size)
+    steps, rows = range(start_step, num_steps), _part(range(batch_size), rank, world_size)
+    passes = passes_of_a_step(batch_size, world_size, micro_batch_size)
     return DataLoader(
-        _MicroBatches(stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size),
+        _MicroBatches(stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, passes),
         batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
@@ -147,10 +151,16 @@ def train_loader(
     )
 
 
+def passes_of_a_step(batch_size: int, world_size: int, micro_batch_size: int) -> int:
+    """Micro-batches that each rank needs for its part of `batch_size` sequences."""
+    return math.ceil(math.ceil(batch_size / world_size) / micro_batch_size)
+
+
 def _ignore_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which may reach all processes of a run, to the main one, which saves and ends them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Leave signals that may reach all processes of a run to the main one, which saves and ends them."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def val_batches(

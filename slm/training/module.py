@@ -112,9 +112,17 @@ class LanguageModel(L.LightningModule):
             group["lr"] = peak * factor
 
     def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
-        """Mean loss of a micro-batch (B, T + 1); every token but the first of each sequence is predicted."""
-        inputs_BT = tokens_BT[:, :-1]
-        loss = self.decoder.loss(inputs_BT, tokens_BT[:, 1:], self.documents(inputs_BT))
+        """Mean loss of a micro-batch (B, T + 1); every token but the first of each sequence is predicted.
+
+        In a padded step it is weighted so that the mean over passes and devices is that over the batch's sequences.
+        """
+        inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        if self.plan.padding:
+            inputs_BT = inputs_BT.clamp(min=0)
+        loss = self.decoder.loss(inputs_BT, targets_BT, self.documents(inputs_BT))
+        if self.plan.padding:
+            mean_sequences = self.plan.batch_size / (self.plan.accumulation * self.plan.hardware.world_size)
+            loss = loss * (targets_BT[:, 0] != IGNORE).sum() / mean_sequences
         finite = loss.detach().isfinite()
         self.loss_sum += torch.where(finite, loss.detach(), 0.0) / self.plan.accumulation
         self.loss_count += finite / self.plan.accumulation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from slm.composition.budget import shape_and_steps
+from slm.data.loader import passes_of_a_step
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, num_params, state_bytes
 from slm.runtime.machine import device_name, native_bfloat16, unusable_gpu, why_not_compiled
@@ -120,7 +122,12 @@ class Plan:
     @property
     def accumulation(self) -> int:
         """Forward passes of one device in one optimizer step."""
-        return self.batch_size // (self.micro_batch_size * self.hardware.world_size)
+        return passes_of_a_step(self.batch_size, self.hardware.world_size, self.micro_batch_size)
+
+    @property
+    def padding(self) -> int:
+        """Empty sequences of one optimizer step, where passes of one size do not divide the batch."""
+        return self.accumulation * self.micro_batch_size * self.hardware.world_size - self.batch_size
 
     @property
     def sequence_length(self) -> int:
@@ -171,7 +178,7 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
     shape, steps = shape_and_steps(settings, devices=hardware.world_size)
     model = with_multipliers(settings["parametrization"], shape)
     length = int(settings["train"]["sequence_length"])
-    sequences = int(settings["train"]["batch_tokens"]) // (length * hardware.world_size)  # of a step, on one device
+    sequences = int(settings["train"]["batch_tokens"]) // length
     fitting = max(1, hardware.micro_batch_tokens // length)
     return Plan(
         settings=settings,
@@ -179,10 +186,21 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
         model=model,
         rules=make_rules(settings["parametrization"], model),
         steps=steps,
-        batch_size=sequences * hardware.world_size,
-        micro_batch_size=next(n for n in range(min(sequences, fitting), 0, -1) if sequences % n == 0),
+        batch_size=sequences,
+        micro_batch_size=choose_micro_batch_size(sequences, hardware.world_size, fitting),
         branch=find_branch(settings, steps=steps, devices=hardware.world_size),
     )
+
+
+def choose_micro_batch_size(sequences: int, devices: int, fitting: int) -> int:
+    """Sequences of a pass, at most `fitting`, for a step of `sequences` that `devices` share.
+
+    Of the sizes at least half as large as fits, the largest that needs the fewest empty sequences: a share of 43
+    sequences, of which 16 fit, is 4 passes of 11 (its only other divisor is 1).
+    """
+    share = math.ceil(sequences / devices)
+    largest = min(share, fitting)
+    return min(range(largest, (largest - 1) // 2, -1), key=lambda size: math.ceil(share / size) * size)
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -190,6 +208,7 @@ def plan_lines(plan: Plan) -> list[str]:
     settings, model, hardware, length = plan.settings, plan.model, plan.hardware, plan.sequence_length
     is_shared = len(model.block_uses) > model.num_layers
     shared = f", each used {model.num_repeats} times ({model.layer_sharing})" if is_shared else ""
+    padded = f", {plan.padding} of them empty in all" if plan.padding else ""
     masked = ", documents masked from each other" if plan.document_masking else ""
     where = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
     lines = [
@@ -200,7 +219,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"parameters   {num_params(model):,} total, {num_params(model, non_embedding=True):,} non-embedding",
         f"tokens       {plan.train_tokens:,} ({plan.train_tokens / num_params(model):.2f} per parameter) in "
         f"{plan.steps:,} steps of {plan.batch_tokens:,} ({plan.accumulation} x {plan.micro_batch_size} sequences of "
-        f"{length} per device{masked})",
+        f"{length} per device{padded}{masked})",
         f"FLOPs        {plan.token_flops:.3e} per token exact, {flops_per_token(model, length, convention='6n'):.3e} "
         f"as 6N; {plan.train_tokens * plan.token_flops:.3e} in all",
         f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations",

@@ -38,7 +38,8 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> float:
     speed, memory = measure_speed(decoder, plan)
     # GPUs add up; processes on one CPU share its cores.
     devices = hardware.world_size if hardware.accelerator == "cuda" else 1
-    seconds = (plan.steps - start_step) * plan.batch_tokens / (speed * devices)
+    padded_tokens = (plan.batch_size + plan.padding) * plan.sequence_length
+    seconds = (plan.steps - start_step) * padded_tokens / (speed * devices)
     held = f", {memory / 1e9:.2f} GB of memory held" if memory else ""
     say(
         f"speed        {speed * devices:,.0f} tokens/s measured here, MFU {speed * plan.token_flops / peak:.0%} of "

@@ -3,13 +3,20 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from slm.data import train_loader
+from slm.training.module import LanguageModel
+from slm.training.plan import make_plan
 from tests.running import MUON, TWO_PROCESSES
-from tests.training.small import losses
+from tests.seeds import seeded
+from tests.training.small import CPU, config, losses
 
 Result = Callable[..., dict[str, Any]]
 
@@ -62,6 +69,31 @@ def test_two_processes_train_as_one_does_and_reduce_gradients_once_a_step(
         assert sum(reductions.values()) == {"ddp": 1, "fsdp": 3}[strategy]
         assert sum(count for (name, _), count in found.items() if name == "broadcast_") < steps
     assert (tmp_path / "two" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("devices", [3, 11])
+def test_devices_with_unequal_shares_have_the_loss_and_the_gradient_of_the_whole_batch(devices: int) -> None:
+    """Which is computed in one pass, without the plan. The mean over devices is what DDP and FSDP reduce to."""
+    settings = config(batch_tokens=64 * 32, sequence_length=32, tokens=64 * 32)
+    plan = make_plan(settings, replace(CPU, devices=devices, micro_batch_tokens=5 * 32))
+    assert plan.padding > 0
+    module = LanguageModel(plan)
+    batch = torch.randint(100, (64, 33), generator=torch.Generator().manual_seed(seeded()))
+    stream = SimpleNamespace(num_windows=lambda length: 64, read=lambda start, stop: batch[start // 32].numpy())
+    same = {"sequence_length": 32, "batch_size": 64, "seed": 1, "start_step": 0, "num_steps": 1}
+    for rank in range(devices):
+        ours = {"micro_batch_size": plan.micro_batch_size, "rank": rank, "world_size": devices}
+        passes = list(train_loader(stream, **same, **ours))
+        assert len(passes) == plan.accumulation
+        for number, micro_batch in enumerate(passes):
+            (module.training_step(micro_batch, number) / (plan.accumulation * devices)).backward()
+    found = torch.nn.utils.parameters_to_vector(p.grad for p in module.parameters())
+    module.zero_grad()
+    loss = module.decoder.loss(batch[:, :-1], batch[:, 1:])
+    loss.backward()
+    expected = torch.nn.utils.parameters_to_vector(p.grad for p in module.parameters())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert module.loss_sum / module.loss_count == pytest.approx(loss.item(), abs=1e-5)
 
 
 @pytest.mark.gpu

@@ -15,15 +15,40 @@ from tests.composing import composed
 from tests.training.small import CPU, config
 
 
-@given(st.integers(1, 64), st.integers(1, 4), st.integers(1, 64), st.integers(1, 5000))
-def test_the_passes_of_devices_add_up_to_the_batch(
+@given(st.integers(1, 600), st.integers(1, 24), st.integers(1, 64), st.integers(1, 5000))
+def test_the_passes_of_devices_add_up_to_the_batch_or_a_little_more(
     sequences: int, devices: int, length: int, micro_tokens: int
 ) -> None:
-    tokens = sequences * devices * length
+    tokens = sequences * length
     settings = config(batch_tokens=tokens, sequence_length=length, tokens=tokens)
-    plan = make_plan(settings, replace(CPU, devices=devices, micro_batch_tokens=micro_tokens))
-    assert plan.micro_batch_size * plan.accumulation * devices * length == plan.batch_tokens == tokens
-    assert plan.micro_batch_size == 1 or plan.micro_batch_size * length <= micro_tokens
+    hardware = replace(CPU, devices=devices, micro_batch_tokens=micro_tokens)
+    if -sequences % devices >= 0.05 * sequences:
+        with pytest.raises(ValueError, match=r"devices cannot take equal shares|is not a multiple"):
+            make_plan(settings, hardware)
+        return
+    plan = make_plan(settings, hardware)
+    assert plan.batch_tokens == tokens
+    share, fitting = -(-sequences // devices), max(1, micro_tokens // length)
+    assert plan.micro_batch_size * plan.accumulation * devices == sequences + plan.padding
+    assert min(share, fitting) / 2 <= plan.micro_batch_size <= fitting
+    assert plan.padding < devices * (plan.accumulation + 1)
+    if sequences % devices == 0 and any(share % size == 0 for size in range(-(-min(share, fitting) // 2), fitting + 1)):
+        assert plan.padding == 0
+
+
+@pytest.mark.parametrize(
+    ("devices", "passes", "size", "padding"),
+    [(1, 16, 16, 0), (3, 8, 11, 8), (5, 4, 13, 4), (6, 4, 11, 8), (7, 3, 13, 17), (8, 2, 16, 0), (24, 1, 11, 8)],
+)
+def test_devices_that_do_not_divide_a_batch_take_few_large_passes(
+    devices: int, passes: int, size: int, padding: int
+) -> None:
+    """Of 256 sequences, of which 16 fit. Divisors of the shares would be passes of one sequence or two."""
+    settings = config(batch_tokens=256 * 32, sequence_length=32, tokens=256 * 32)
+    plan = make_plan(settings, replace(CPU, devices=devices, micro_batch_tokens=16 * 32))
+    assert (plan.accumulation, plan.micro_batch_size, plan.padding) == (passes, size, padding)
+    (line,) = [line for line in plan_lines(plan) if line.startswith("tokens ")]
+    assert (f"{padding} of them empty" in line) == bool(padding)
 
 
 def test_the_three_budgets_mean_the_same_thing() -> None:
