@@ -77,14 +77,16 @@ def process_bytes(accelerator: str) -> int:
     return torch.cuda.max_memory_reserved() if accelerator == "cuda" else peak_memory_bytes() or 0
 
 
-def training_step(plan: Plan) -> Callable[[], Tensor]:
+def training_step(plan: Plan, module: LanguageModel | None = None) -> Callable[[], Tensor]:
     """A function that takes one optimizer step of the run, on random tokens and without Lightning.
 
-    It returns the loss of the last micro-batch, on the device, and does not wait for the device.
+    It returns the loss of the last micro-batch, on the device, and does not wait for the device. `module` is a model of
+    the plan's shape, if one exists already; it is then moved to the device.
     """
     hardware, device = plan.hardware, torch.device(plan.hardware.accelerator)
     # Token 0 begins a document, about every thousandth token of a large vocabulary.
-    module = LanguageModel(plan, separator=0 if plan.document_masking else None).to(device)
+    module = (module or LanguageModel(plan, separator=0 if plan.document_masking else None)).to(device)
+    module.plan = plan
     optimizer: Any = module.configure_optimizers()["optimizer"]
     shape = (plan.micro_batch_size, plan.sequence_length + 1)
     rng = torch.Generator().manual_seed(0)

@@ -1,0 +1,69 @@
+"""benchmarks/device_check.py: one check costs no other, and host syncs are counted where they are. The GPU is faked."""
+
+import importlib
+import subprocess
+import warnings
+from types import ModuleType
+
+import pytest
+import torch
+
+from slm.training.module import LanguageModel
+from tests.running import ROOT
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("device_check")
+
+
+def test_a_check_that_does_not_end_is_ended_and_named(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen] = []
+
+    class Kept(subprocess.Popen):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)  # type: ignore[call-overload]
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Kept)
+    monkeypatch.setitem(check.CHECKS, "attention", ("kernels", 0.1))
+    line = check.run_check("attention", "smallest", 100.0)
+    assert (line["check"], line["size"]) == ("attention", "smallest")
+    assert line["error"].startswith("not done after 0 s")
+    assert started[0].returncode == -9
+    assert check.run_check("mixers", "gpu", 3.0) == {"check": "mixers", "size": "gpu", "skipped": "no time left"}
+
+
+def test_every_check_exists(check: ModuleType) -> None:
+    for name, (module, limit) in check.CHECKS.items():
+        assert callable(getattr(importlib.import_module(f"device_checks.{module}"), name))
+        assert 0 < limit < check.SECONDS["gpu"]
+
+
+def test_host_syncs_are_counted_in_steps_5_to_10_with_their_place(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes, passes = [], 0
+
+    def training_step(module: object, tokens: object, index: int) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        if passes % 2 == 0:  # once a step of two passes
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+        return torch.zeros(())
+
+    programs = importlib.import_module("device_checks.programs")
+    monkeypatch.setattr(LanguageModel, "training_step", training_step)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    counter = programs._SyncCounter(passes_a_step=2)
+    with counter, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(24):
+            LanguageModel.training_step(None, None, 0)  # type: ignore[arg-type]
+    assert modes == ["warn", "default"]
+    assert len(counter.places) == 5
+    assert set(counter.places) == {counter.places[0]}
+    assert counter.places[0].startswith("tests/test_device_check.py:")
