@@ -1,5 +1,7 @@
 """What the scripts' configs are, composed as Hydra does for the scripts."""
 
+from typing import Any
+
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -24,6 +26,11 @@ def composed(*overrides: str, script: str = "train") -> dict:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose(script, overrides=list(overrides))
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def choice(group: str, name: str, /, **changes: Any) -> dict[str, Any]:
+    """conf/GROUP/NAME.yaml with changes."""
+    return OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")) | changes
 
 
 def choices(group: str) -> list[str]:

@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import subprocess
@@ -7,24 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from slm.data.stream import ShardWriter, TokenStream, split_facts
+from tests.composing import choice
+from tests.running import ROOT
 from tests.seeds import seeded
 
-ROOT = Path(__file__).parents[2]
 WORDS = ["the", "a", "model", "learns", "word", "after", "short,", "data;", "17", "3.5", "café", "naïve", "語", "(yes)"]
+PREPARE = """
+import json, sys
+from pathlib import Path
+from slm.data import prepare
+try:
+    corpus = prepare(json.loads(sys.argv[1]), json.loads(sys.argv[2]), cache_dir=Path(sys.argv[3]))
+    print(corpus.fingerprint, corpus.tokenizer.fingerprint, corpus.train.num_tokens)
+except ValueError as error:
+    print(error)
+"""
 
 
 @pytest.fixture
 def config() -> Callable[..., dict[str, Any]]:
-    """The real defaults of conf/GROUP/CHOICE.yaml, with changes."""
-
-    def load(group: str, choice: str, **changes: Any) -> dict[str, Any]:
-        loaded = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{choice}.yaml"))
-        return {**loaded, **changes}
-
-    return load
+    return choice
 
 
 @pytest.fixture
@@ -39,6 +44,18 @@ def python() -> Callable[..., subprocess.Popen[str]]:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    return start
+
+
+@pytest.fixture
+def preparing(python: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `prepare` in another process, between other lines; it prints fingerprints or what it refuses."""
+
+    def start(
+        data: dict, tokenizer: dict, cache: Path, before: str = "", after: str = "", **environment: str
+    ) -> subprocess.Popen[str]:
+        return python(before + PREPARE + after, json.dumps(data), json.dumps(tokenizer), cache, **environment)
 
     return start
 

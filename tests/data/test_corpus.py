@@ -5,17 +5,19 @@ import signal
 import numpy as np
 import pytest
 
+from slm.data import corpus as module
 from slm.data import load_tokenizer, prepare
 from slm.data.corpus import prepare_documents
 from slm.data.local import documents, parts
+from slm.data.sources import source_of
+from slm.data.vocabulary import plan_tokenizer
 from tests.data.foreign import FOREIGN, KEEP_TEXT, byte_level, save, save_as
 
-PREPARE = """
-import json, sys
-from pathlib import Path
-from slm.data import prepare
-corpus = prepare(json.loads(sys.argv[1]), json.loads(sys.argv[2]), cache_dir=Path(sys.argv[3]))
-print(corpus.fingerprint, corpus.tokenizer.fingerprint, corpus.train.num_tokens)
+TRAIN = """
+from slm.data import train_loader
+corpus.tokenizer.encode_batch(["a b", "c d"])
+options = dict(sequence_length=16, batch_size=4, micro_batch_size=4, seed=0, start_step=0, num_steps=3, num_workers=2)
+print(len(list(train_loader(corpus.train, **options))))
 """
 
 
@@ -95,16 +97,12 @@ def test_the_fingerprint_is_that_of_the_text_and_not_of_the_tokenizer(data, bpe,
 
 
 def test_the_tokenizer_never_sees_validation_text(data, bpe, tmp_path):
-    from slm.data.vocabulary import plan_tokenizer
-
     corpus = prepare(data, bpe, cache_dir=tmp_path)
     alone = plan_tokenizer(bpe).make(lambda: iter([texts_of(data, "train")]))
     assert corpus.tokenizer.fingerprint == alone.fingerprint
 
 
 def test_a_second_vocabulary_does_not_read_the_source_again(data, bpe, byte, book, tmp_path, monkeypatch):
-    from slm.data import corpus as module
-
     first = prepare(data, bpe, cache_dir=tmp_path)
     monkeypatch.setattr(module, "write_documents", None)
     assert prepare(data, byte, cache_dir=tmp_path).fingerprint == first.fingerprint
@@ -125,26 +123,21 @@ def test_a_corrupt_file_is_noticed_and_built_again(data, bpe, byte, tmp_path, ki
     assert tokens_of(prepare(data, bpe, cache_dir=tmp_path).train) == first
 
 
-def test_a_build_killed_before_its_end_is_not_used_and_the_next_one_succeeds(python, data, bpe, tmp_path):
-    arguments = (json.dumps(data), json.dumps(bpe), tmp_path)
-    kill = """
-import os, signal
-from slm.data import corpus
-corpus.split_facts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-"""
-    process = python(kill + PREPARE, *arguments)
+def test_a_build_killed_before_its_end_is_not_used_and_the_next_one_succeeds(preparing, data, bpe, tmp_path):
+    kill = "import os; from slm.data import corpus; corpus.split_facts = lambda *_: os.kill(os.getpid(), 9)"
+    process = preparing(data, bpe, tmp_path, before=kill)
     process.communicate(timeout=100)
     assert process.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.glob("tokens/*/train-*.bin")]  # it was nearly done
-    answer, errors = python(PREPARE, *arguments).communicate(timeout=100)
+    answer, errors = preparing(data, bpe, tmp_path).communicate(timeout=100)
     untouched = prepare(data, bpe, cache_dir=tmp_path / "other")
     assert answer == f"{untouched.fingerprint} {untouched.tokenizer.fingerprint} {untouched.train.num_tokens}\n", errors
     assert not list(tmp_path.glob("tokens/*.partial"))
 
 
-def test_two_processes_at_once_give_one_good_cache(python, data, bpe, tmp_path):
-    arguments = (json.dumps(data), json.dumps(bpe), tmp_path)
-    answers = [process.communicate(timeout=100) for process in [python(PREPARE, *arguments) for _ in range(2)]]
+def test_two_processes_at_once_give_one_good_cache(preparing, data, bpe, tmp_path):
+    running = [preparing(data, bpe, tmp_path) for _ in range(2)]
+    answers = [process.communicate(timeout=100) for process in running]
     corpus = prepare(data, bpe, cache_dir=tmp_path)
     expected = f"{corpus.fingerprint} {corpus.tokenizer.fingerprint} {corpus.train.num_tokens}\n"
     assert [answer for answer, _ in answers] == [expected] * 2, answers
@@ -211,8 +204,6 @@ def test_a_source_that_a_config_names_is_never_imported(byte, tmp_path, monkeypa
 
 
 def test_every_source_and_tokenizer_of_conf_has_the_keys_that_its_code_reads(config):
-    from slm.data.sources import source_of
-
     for choice in ("pydocs", "wikitext2", "wikitext103", "tinystories", "fineweb_edu"):
         data = config("data", choice)
         assert data["name"] == choice
@@ -224,18 +215,7 @@ def test_importing_the_room_is_cheap(python):
     assert python(script).communicate(timeout=60)[0] == "set()\n"
 
 
-FORK = """
-import json, sys
-from pathlib import Path
-from slm.data import prepare, train_loader
-corpus = prepare(json.loads(sys.argv[1]), json.loads(sys.argv[2]), cache_dir=Path(sys.argv[3]))
-corpus.tokenizer.encode_batch(["a b", "c d"])
-options = dict(sequence_length=16, batch_size=4, micro_batch_size=4, seed=0, start_step=0, num_steps=3, num_workers=2)
-print(len(list(train_loader(corpus.train, **options))))
-"""
-
-
-def test_loader_workers_start_quietly_after_tokenizing(python, data, bpe, tmp_path):
-    answer, errors = python(FORK, json.dumps(data), json.dumps(bpe), tmp_path).communicate(timeout=100)
-    assert answer == "3\n", errors
+def test_loader_workers_start_quietly_after_tokenizing(preparing, data, bpe, tmp_path):
+    answer, errors = preparing(data, bpe, tmp_path, after=TRAIN).communicate(timeout=100)
+    assert answer.endswith("\n3\n"), errors
     assert [line for line in errors.splitlines() if not line.startswith("data: ")] == []

@@ -1,4 +1,5 @@
 import ast
+import importlib.metadata
 import inspect
 import json
 import re
@@ -6,36 +7,31 @@ import sys
 from collections import Counter
 from dataclasses import is_dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
+import numpy
 import pytest
 
 from slm.data import docstrings
 from slm.data.docstrings import is_new, is_prose, module_parts, parse_in_worker
 
 MODULE = '''"""What the module is for, said in one full sentence of words."""
-
 import sys
-
 if sys.version_info:
     def guarded(a, *, b=1):
         """This function is defined under a condition, and yet documented."""
-
 class Thing:
     """A thing that has a method, which is documented in its turn."""
-
     async def act(self, how):
         """
         Acts on the thing:
 
             indented as the author wrote it, with trailing space.@
         """
-
     def quiet(self):
         pass
-
 def terse():
     """Too short."""
-
 TABLE = """not a docstring, and not a reference module, however long it is made """
 '''.replace("@", "  ")
 
@@ -73,8 +69,7 @@ def test_prose_is_told_from_tables_and_grammars(text, prose):
 
 @pytest.fixture(scope="module")
 def documents():
-    data = {"packages": ["rich", "filelock"]}
-    return [text for text, _ in docstrings.documents(data)]
+    return [text for text, _ in docstrings.documents({"packages": ["rich", "filelock"]})]
 
 
 def find(documents, module):
@@ -83,16 +78,10 @@ def find(documents, module):
 
 
 def test_documents_hold_what_python_itself_says_the_documentation_is(documents):
-    import argparse
-    import textwrap
-
-    import filelock._api
-    import rich.panel
-
-    for module in (argparse, textwrap, rich.panel, filelock._api):
-        text = find(documents, module.__name__)
-        own = [value for value in vars(module).values() if inspect.isroutine(value) or inspect.isclass(value)]
-        own = [value for value in own if value.__module__ == module.__name__ and not is_dataclass(value)]
+    for name in ("argparse", "textwrap", "rich.panel", "filelock._api"):
+        text, members = find(documents, name), vars(importlib.import_module(name)).values()
+        own = [value for value in members if inspect.isroutine(value) or inspect.isclass(value)]
+        own = [value for value in own if value.__module__ == name and not is_dataclass(value)]
         described = [inspect.cleandoc(value.__doc__) for value in own if len(value.__doc__ or "") > 200]
         assert described
         for doc in described:
@@ -100,8 +89,6 @@ def test_documents_hold_what_python_itself_says_the_documentation_is(documents):
 
 
 def test_the_reference_of_the_language_is_there(documents):
-    from pydoc_data.topics import topics
-
     text = find(documents, "pydoc_data.topics")
     assert "".join(topics["lambda"].split()) in "".join(text.split())
 
@@ -142,10 +129,6 @@ def test_copies_and_near_copies_are_dropped_and_new_text_is_kept():
 
 
 def test_the_key_names_versions_and_is_quick_to_make(config):
-    import importlib.metadata
-
-    import numpy
-
     key = docstrings.key(config("data", "pydocs"))
     assert key["packages"]["numpy"] == numpy.__version__ == importlib.metadata.version("numpy")
     assert key["python"] == ".".join(map(str, sys.version_info[:3]))

@@ -7,32 +7,22 @@ from slm.data import hub, prepare
 from slm.data.hub import bounded, joined
 
 UNREACHABLE = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nothing listens
-PREPARE = """
-import json, sys
-from pathlib import Path
-from slm.data import prepare
-try:
-    prepare(json.loads(sys.argv[1]), json.loads(sys.argv[2]), cache_dir=Path(sys.argv[3]))
-except ValueError as error:
-    print(error)
-"""
 
 
 @pytest.mark.parametrize("choice", ["fineweb_edu", "tinystories", "wikitext2", "wikitext103"])
-def test_no_network_is_said_within_seconds(python, tmp_path, config, choice):
-    data, tokenizer = config("data", choice), config("tokenizer", "bytes")
-    start = time.monotonic()
-    process = python(PREPARE, json.dumps(data), json.dumps(tokenizer), tmp_path, **UNREACHABLE)
+def test_no_network_is_said_within_seconds(preparing, tmp_path, config, choice):
+    data, start = config("data", choice), time.monotonic()
+    process = preparing(data, config("tokenizer", "bytes"), tmp_path, **UNREACHABLE)
     message, errors = process.communicate(timeout=60)
     assert time.monotonic() - start < 15
     assert message.startswith(f"data={choice} must download {data['path']}, but http://127.0.0.1:9 cannot be reached")
     assert message.count("\n") == 1, errors
 
 
-def test_no_network_for_a_tokenizer_is_said_before_the_documents_are_read(python, tmp_path, config, book):
+def test_no_network_for_a_tokenizer_is_said_before_the_documents_are_read(preparing, tmp_path, config, book):
     data, tokenizer = config("data", "local", paths=str(book)), config("tokenizer", "file", path="some/model")
-    arguments = (json.dumps(data), json.dumps(tokenizer), tmp_path / "cache")
-    message, errors = python(PREPARE, *arguments, HF_HOME=str(tmp_path), **UNREACHABLE).communicate(timeout=60)
+    process = preparing(data, tokenizer, tmp_path / "cache", HF_HOME=str(tmp_path), **UNREACHABLE)
+    message, errors = process.communicate(timeout=60)
     said = "tokenizer.path='some/model' does not exist locally and must be downloaded from the hub"
     assert message.startswith(said), errors
     assert not (tmp_path / "cache").exists()
@@ -91,9 +81,11 @@ def test_files_of_a_data_set_are_parts_unless_a_limit_counts_over_them(data_set,
     assert [len(hub.parts({**alone, name: 9})) for name in ("max_documents", "max_bytes")] == [1, 1]
 
 
-def test_a_column_that_is_not_there_is_named(data_set):
+def test_a_column_or_a_split_that_is_not_there_is_named(data_set):
     with pytest.raises(ValueError, match=r"^data\.text_column='story' is not in .* which has text"):
         documents({**data_set, "text_column": "story"})
+    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read from the hub: .*dev"):
+        documents({**data_set, "val_split": "dev"})
 
 
 def test_rows_of_a_data_set_are_read_as_those_of_files_are(data_set, tmp_path):
@@ -103,25 +95,16 @@ def test_rows_of_a_data_set_are_read_as_those_of_files_are(data_set, tmp_path):
     assert [text for text, _ in documents(alone)] == ["one\n", "", "two"]
 
 
-def test_rows_that_hold_no_text_are_one_sentence(data_set, tmp_path):
+LISTS = ('{"text": ["one"]}\n', "row 1 has a value of type list in 'text', which must be text")
+
+
+@pytest.mark.parametrize(("content", "said"), [LISTS, ('{"text": "one"}\n{"text": ', "")])
+def test_rows_without_text_and_damaged_files_are_one_sentence(data_set, tmp_path, content, said):
     for split in ("train", "validation"):
-        (tmp_path / "set" / f"{split}.jsonl").write_text('{"text": ["one"]}\n')
-    refusal = r"^data\.path=.* cannot be read: row 1 has a value of type list in 'text', which must be text"
-    with pytest.raises(ValueError, match=refusal):
-        documents(data_set)
-
-
-def test_a_damaged_file_of_a_data_set_is_one_sentence(data_set, tmp_path):
-    with (tmp_path / "set" / "train.jsonl").open("a") as file:
-        file.write('{"text": ')
-    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read: ") as caught:
+        (tmp_path / "set" / f"{split}.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=rf"^data\.path=.* cannot be read: {said}") as caught:
         documents(data_set)
     assert "\n" not in str(caught.value)
-
-
-def test_a_split_that_is_not_there_is_named(data_set):
-    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read from the hub: .*dev"):
-        documents({**data_set, "val_split": "dev"})
 
 
 @pytest.mark.parametrize("name", ["max_documents", "max_bytes"])

@@ -18,6 +18,7 @@ from tests.seeds import seeded
 FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 COMMON = {"sequence_length": 8, "batch_size": 12, "seed": 3, "start_step": 0, "num_steps": 9, "micro_batch_size": 12}
 SEEDS = st.integers(0, 2**32)
+CHANGES = [{}, {"start_step": 5}, {"micro_batch_size": 2}, {"num_workers": 2}, {"world_size": 3}]
 CONTENT = tokenizers.Tokenizer(models.WordLevel({str(i): i for i in range(10)}, unk_token="0")).to_str()
 
 
@@ -131,9 +132,6 @@ def test_starting_later_gives_exactly_the_tail(stream, start_step):
     assert all(torch.equal(a, b) for a, b in zip(whole[3 * start_step :], tail, strict=True))
 
 
-CHANGES = [{}, {"start_step": 5}, {"micro_batch_size": 2}, {"num_workers": 2}, {"world_size": 3}]
-
-
 @pytest.mark.parametrize("changes", CHANGES)
 def test_length_is_what_is_yielded(stream, changes):
     loader = train_loader(stream, **{**COMMON, "micro_batch_size": 4, **changes})
@@ -184,15 +182,11 @@ def test_all_validation_batches_have_one_shape(stream_of):
 
 
 @pytest.mark.parametrize("bos", ["1", "2", None])
-@given(
-    documents=st.lists(st.lists(st.integers(3, 9), min_size=1, max_size=6), min_size=1, max_size=6), at=st.integers(0)
-)
-def test_a_window_numbers_the_documents_of_its_stream_in_order_with_the_mark_before_a_text_in_its_document(
-    bos: str | None, documents: list[list[int]], at: int
-) -> None:
+@given(texts=st.lists(st.lists(st.integers(3, 9), min_size=1, max_size=6), min_size=1, max_size=6), at=st.integers(0))
+def test_a_window_numbers_its_documents_in_order_with_the_mark_before_a_text_in_its_document(bos, texts, at):
     tokenizer = Tokenizer("digits", CONTENT, bos=bos, eos="2")
     stream, owner = list(tokenizer.opening), [0] * len(tokenizer.opening)
-    for number, ids in enumerate(documents):
+    for number, ids in enumerate(texts):
         frame = tokenizer.framed(ids)
         stream += frame
         owner += [number] * len(frame)

@@ -16,13 +16,8 @@ from slm.data.parts import Part, build_parts
 from slm.data.stream import MAX_OPEN_SHARDS, TokenStream, split_facts
 from tests.seeds import seeded
 
-BUILD = """
-import json, sys
-from pathlib import Path
-from slm.data import local, parts, prepare
-parts.MIN_PARALLEL_BYTES, local._MIN_PART_BYTES, parts.num_cores = 0, 1, lambda: 2
-prepare(json.loads(sys.argv[1]), json.loads(sys.argv[2]), cache_dir=Path(sys.argv[3]))
-"""
+IN_PARTS = """from slm.data import local, parts
+parts.MIN_PARALLEL_BYTES, local._MIN_PART_BYTES, parts.num_cores = 0, 1, lambda: 2"""
 
 
 @pytest.fixture
@@ -39,21 +34,20 @@ def files_of(cache):
     return {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
 
 
-def test_a_build_that_is_killed_builds_only_what_is_missing_and_ends_equal(config, data, tmp_path, python, monkeypatch):
+def test_a_killed_build_builds_only_what_is_missing_and_ends_equal(config, data, tmp_path, preparing, monkeypatch):
     tokenizer = config("tokenizer", "bpe", vocab_size=300, train_bytes=100_000)
-    arguments = json.dumps(data), json.dumps(tokenizer)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     done = dict[str, int]()
-    for stage, least in (("documents", 3), ("tokens", 3)):
-        process = python(BUILD, *arguments, killed)
-        while len(records := list(killed.glob(f"{stage}/*.partial/parts/{stage}-*.json"))) < least:
+    for stage in ("documents", "tokens"):
+        process = preparing(data, tokenizer, killed, before=IN_PARTS)
+        while len(records := list(killed.glob(f"{stage}/*.partial/parts/{stage}-*.json"))) < 3:
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not list(killed.glob(f"{stage}/*/manifest.json"))
         done |= {str(record): record.stat().st_mtime_ns for record in records}
-    process = python(BUILD, *arguments, killed)
+    process = preparing(data, tokenizer, killed, before=IN_PARTS)
     while process.poll() is None:
         for record in list(done):
             if os.path.exists(record):

@@ -151,10 +151,7 @@ def test_a_folder_with_both_files_is_read_by_its_tokenizer_json(llama, tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"model_type": "unigram", "vocab_size": 150},
-            "of type unigram and not BPE, .* give the folder a tokenizer.json",
-        ),
+        ({"model_type": "unigram", "vocab_size": 150}, "of type unigram and not BPE, .* give the folder a tokenizer"),
         ({"normalization_rule_name": "nmt_nfkc"}, r"normalises text by a table \(nmt_nfkc\), which cannot"),
         ({"treat_whitespace_as_suffix": True}, "does not mark the space before a word"),
         ({"user_defined_symbols": ["\n\n"]}, r"has the user-defined symbol '\\n\\n'"),

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slm.data.stream import ShardWriter, TokenStream, split_facts
+
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(data=st.data())
@@ -28,8 +30,6 @@ def test_a_vocabulary_beyond_65536_is_stored_in_32_bits(stream_of):
 
 
 def test_writing_in_parts_gives_the_same_stream(tmp_path, stream_of):
-    from slm.data.stream import ShardWriter, TokenStream, split_facts
-
     writer = ShardWriter(tmp_path, "val", vocab_size=300, shard_tokens=7)
     for part in ([1, 2, 3], [], range(4, 20), [20]):
         writer.write(part)

@@ -4,12 +4,12 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from slm.data import load_tokenizer
 from slm.data.vocabulary import plan_tokenizer
-from tests.data.foreign import FOREIGN, KEEP_TEXT, save, save_as
+from tests.data.foreign import FOREIGN, KEEP_TEXT, llama_like, save, save_as
 
 HARD = ["", " ", "  a\n\n\tb  ", "naïve 語 🙂", "x<|endoftext|>y", "\x00\x7f", "1234567 3.5", "don't", "e\u0301"]
 TEXT = st.one_of(st.text(), st.sampled_from(HARD))
@@ -17,11 +17,9 @@ TEXT = st.one_of(st.text(), st.sampled_from(HARD))
 
 @pytest.fixture(scope="module", params=["bpe", "bytes"])
 def ours(request):
-    config, texts = (
-        {"vocab_size": 400, "train_bytes": None},
-        ["the cat naïve sat on the mat 語 " * 50, "def f(x):\n    x"],
-    )
-    return plan_tokenizer({"kind": request.param, **config}).make(lambda: iter([texts]))
+    config = {"kind": request.param, "vocab_size": 400, "train_bytes": None}
+    texts = ["the cat naïve sat on the mat 語 " * 50, "def f(x):\n    x"]
+    return plan_tokenizer(config).make(lambda: iter([texts]))
 
 
 @settings(deadline=None)
@@ -112,13 +110,7 @@ def test_the_fingerprint_is_that_of_the_content_and_not_of_its_layout(ours, tmp_
 
 @pytest.fixture
 def llama_style(tmp_path):
-    """SentencePiece's conventions: U+2581 for a space, one before the text, bytes for what is not in the vocabulary."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "é", "▁a", "x"]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    model = models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    inner = tokenizers.Tokenizer(model)
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    inner = llama_like(["▁", "a", "é", "▁a", "x"], [("▁", "a")])
     bos = {"content": "<s>", "lstrip": False}
     return load_tokenizer(save_as(inner, tmp_path, "<unk>", "<s>", "</s>", bos_token=bos, eos_token="</s>"))
 

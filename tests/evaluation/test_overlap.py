@@ -5,19 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from slm.data.corpus import prepare_documents
 from slm.evaluation.report.results import training_caveats
 from slm.evaluation.texts import training_documents
-
-ROOT = Path(__file__).parents[2]
+from tests.composing import choice
 
 
 def run_on(folder: Path, **changes: Any) -> Path:
     """What there is of a run on local text: its config, its corpus.json, the documents in its cache."""
-    data: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "data" / "local.yaml"))
-    data |= {"name": "[my] text", **changes}
+    data = choice("data", "local", name="[my] text", **changes)
     _, facts = prepare_documents(data, cache_dir=folder / "cache")
     (folder / "run").mkdir()
     (folder / "run" / "config.yaml").write_text(json.dumps({"data": data, "cache_dir": str(folder / "cache")}))
@@ -61,9 +58,6 @@ def test_the_caveats_name_checkpoint_and_text() -> None:
     texts = {"held.txt": {"in_training": 0.25}, "wiki": {"in_training": 0.0}, "old": {}}
     tasks = {"quiz": {"in_training": 1.0}, "piqa": {}}
     ending = "so its figures there say little about text that it has not seen."
-    assert training_caveats({"name": "mine"}, texts, "bytes") == [
-        f"mine was trained on 25% of the bytes of held.txt, {ending}"
-    ]
-    assert training_caveats({"name": "mine"}, tasks, "questions") == [
-        f"mine was trained on 100% of the questions of quiz, {ending}"
-    ]
+    told = [training_caveats({"name": "mine"}, *each) for each in ((texts, "bytes"), (tasks, "questions"))]
+    shares = ("25% of the bytes of held.txt", "100% of the questions of quiz")
+    assert told == [[f"mine was trained on {share}, {ending}"] for share in shares]

@@ -2,25 +2,20 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
 from slm.data import hub
 from slm.evaluation.texts import cached_documents, read_text
 from slm.runtime.address import local_folder
+from tests.composing import choice
 
-ROOT = Path(__file__).parents[2]
+config = partial(choice, "data")
 ARTICLES = " = Valkyria = \n", " First . \n", "", " = = Story = = \n", " = Tower = \n", " Other . \n"
-
-
-def config(choice: str, **changes: Any) -> dict[str, Any]:
-    """conf/data/CHOICE.yaml with changes."""
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "data" / f"{choice}.yaml"))
-    return {**loaded, **changes}
 
 
 def local(*paths: Path, **changes: Any) -> dict[str, Any]:
@@ -105,9 +100,7 @@ def test_a_file_without_text_is_refused_in_one_sentence(tmp_path: Path, content:
         (config("local", paths="x"), "(", r"^document_start='\(' is not a regular expression"),
     ],
 )
-def test_settings_without_a_text_are_refused(
-    tmp_path: Path, data: dict[str, Any], start: str | None, message: str
-) -> None:
+def test_settings_without_a_text_are_refused(tmp_path: Path, data: dict, start: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_text(data, document_start=start, cache_dir=tmp_path)
 
