@@ -7,10 +7,10 @@ from slm.composition.settings import check_settings
 from slm.model.counts import num_params
 from slm.training.plan import make_plan
 from tests.composing import PUBLISHED, choices, composed
-from tests.running import ROOT
 from tests.training.small import CPU
 
-CONF = ROOT / "conf"
+GROUPS = ["model", "family", "data", "tokenizer", "optim", "parametrization", "schedule"]
+GROUPS += ["trainer", "logger", "experiment"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -37,25 +37,7 @@ def test_every_preset_is_checked_above_or_tiny() -> None:
     assert set(choices("model")) == set(PUBLISHED) | {"tiny", "tiny_ls"}
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [
-        f"{group}={name}"
-        for group in (
-            "model",
-            "family",
-            "data",
-            "tokenizer",
-            "optim",
-            "parametrization",
-            "schedule",
-            "trainer",
-            "logger",
-            "experiment",
-        )
-        for name in choices(group)
-    ],
-)
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in choices(group)])
 def test_every_choice_composes_into_a_plan(choice: str) -> None:
     needed = ["data.paths=x.txt"] if choice == "data=local" else []
     needed += ["tokenizer.path=x"] if choice == "tokenizer=file" else []

@@ -19,10 +19,8 @@ def test_a_log_of_long_work_says_how_long_is_left(capsys, monkeypatch):
     with progress("encoding", 40.0, "MB") as advance:
         for _ in range(3):
             advance(10)
-    assert capsys.readouterr().err.splitlines()[1:-1] == [
-        "encoding 10/40 MB  1:30 min left",
-        "encoding 30/40 MB  20 s left",
-    ]
+    said = capsys.readouterr().err.splitlines()[1:-1]
+    assert said == ["encoding 10/40 MB  1:30 min left", "encoding 30/40 MB  20 s left"]
 
 
 def test_a_continued_task_counts_the_time_left_from_where_it_began(capsys, monkeypatch):
