@@ -59,6 +59,14 @@ def power_law(A: float, alpha: float, floor: float = 0.0) -> Callable[[Any], Any
     return lambda N: floor + A * N**-alpha
 
 
+def slope_and_error(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Of a regression on x of each row of y, with n - 2 degrees of freedom."""
+    z = x - x.mean()
+    slope = y @ z / (z @ z)
+    rest = y - y.mean(axis=1, keepdims=True) - slope[:, None] * z
+    return slope, np.sqrt((rest**2).sum(axis=1) / (len(x) - 2) / (z @ z))
+
+
 def design(variables: tuple[str, ...], rows: int, seed: int = 0) -> Floats:
     """Log variables [rows, V] spread over realistic ranges: a line for one variable, random beyond."""
     rng = generator(seed)
@@ -74,6 +82,13 @@ def sample(log_y: Floats, log_x: Floats, clusters: Floats | None = None, cells: 
     rows = np.arange(len(log_y))
     log_x = log_x[:, None] if log_x.ndim == 1 else log_x
     return Sample(log_y, log_x, rows if clusters is None else clusters, rows if cells is None else cells)
+
+
+def grouped(rng: np.random.Generator, groups: int, each: int, shared: float, own: float) -> tuple[Floats, ...]:
+    """(log y, log x, group) of a line of slope -0.1: a group is at one size and has an error that its rows share."""
+    group = np.repeat(np.arange(groups), each)
+    x = np.linspace(15, 22, groups)[group]
+    return 3 - 0.1 * x + shared * rng.normal(size=groups)[group] + own * rng.normal(size=len(x)), x, group
 
 
 def noisy(name: str, rows: int, sigma: float, seed: int = 0) -> Sample:

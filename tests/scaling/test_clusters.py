@@ -6,17 +6,12 @@ import pytest
 from slm.scaling.clusters import _cluster_weights, _wild_factors, bootstrap, refit
 from slm.scaling.fitting import Fit, fit_sample
 from slm.scaling.laws import get_law
-from tests.scaling.samples import FLOOR, POWER, noisy, sample
+from tests.scaling.samples import FLOOR, POWER, grouped, noisy, sample
 from tests.seeds import generator
 
 
 def clustered(seed: int, *, shared: float, own: float, groups: int = 30, each: int = 4) -> Fit:
-    """Rows in groups at one size; a group has one error in common, and its rows their own."""
-    rng = generator(seed)
-    group = np.repeat(np.arange(groups), each)
-    x = np.linspace(15, 22, groups)[group]
-    y = 3 - 0.1 * x + shared * rng.normal(size=groups)[group] + own * rng.normal(size=len(x))
-    return fit_sample(POWER, sample(y, x, group))
+    return fit_sample(POWER, sample(*grouped(generator(seed), groups, each, shared, own)))
 
 
 def ols_error(found: Fit) -> float:

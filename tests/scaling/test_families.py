@@ -16,6 +16,8 @@ from slm.scaling.sample import Sample
 from tests.scaling.samples import CHINCHILLA, FLOOR, POWER, TRUE, design, log_law, noisy, sample
 from tests.seeds import generator
 
+PLANTED = {"power": {"N": 1.7}, "power_floor": {"N": 2.5}, "chinchilla": {"N": 1.6, "D": 0.7}}
+
 
 def families_of(law: Law, samples: dict[str, Sample]) -> Families:
     return gather({name: fit_sample(law, one) for name, one in samples.items()})
@@ -37,11 +39,8 @@ def ancova(samples: dict[str, Sample]) -> dict[str, float]:
     y = np.concatenate([s.log_y for s in samples.values()])
     of = np.repeat(np.arange(len(samples)), [len(s.log_y) for s in samples.values()])
     dummies = np.eye(len(samples))[of]
-    designs = {
-        "one_law": [np.ones_like(x), x],
-        "shared_exponents": [dummies, x],
-        "separate": [dummies, dummies * x[:, None]],
-    }
+    designs = {"one_law": [np.ones_like(x), x], "shared_exponents": [dummies, x]}
+    designs |= {"separate": [dummies, dummies * x[:, None]]}
     squares = {}
     for model, columns in designs.items():
         X = np.column_stack(columns)
@@ -50,9 +49,7 @@ def ancova(samples: dict[str, Sample]) -> dict[str, float]:
 
 
 @settings(max_examples=10, deadline=None)
-@given(
-    slopes=st.lists(st.floats(0.02, 0.3), min_size=2, max_size=4), sigma=st.floats(1e-3, 0.1), seed=st.integers(0, 999)
-)
+@given(st.lists(st.floats(0.02, 0.3), min_size=2, max_size=4), st.floats(1e-3, 0.1), st.integers(0, 999))
 def test_models_of_straight_lines_are_analysis_of_covariance(slopes: list[float], sigma: float, seed: int) -> None:
     samples = lines(slopes, sigma, seed)
     families = families_of(POWER, samples)
@@ -97,9 +94,8 @@ def test_a_wider_model_never_fits_worse(law: Law, seed: int) -> None:
     samples = {f: noisy(law.name, 14, 0.01, seed=10 * seed + i) for i, f in enumerate("abc")}
     families = families_of(law, samples)
     squares = [fit_joint(families, model).sse for model in MODELS]
-    assert squares[MODELS.index("separate")] == pytest.approx(
-        sum(fit_sample(law, s).sse for s in samples.values()), 1e-6
-    )
+    alone = sum(fit_sample(law, one).sse for one in samples.values())
+    assert squares[MODELS.index("separate")] == pytest.approx(alone, 1e-6)
     assert all(wider <= narrower * (1 + 1e-6) for narrower, wider in pairwise(squares))
 
 
@@ -119,9 +115,6 @@ def planted(law: Law, rho: dict[str, float], sigma: float = 0.0, rows: int = 16)
     for name, moved in (("reference", log_x), ("better", log_x + shift)):
         found[name] = sample(log_law(law.name, TRUE[law.name], moved) + sigma * rng.normal(size=rows), log_x)
     return found
-
-
-PLANTED = {"power": {"N": 1.7}, "power_floor": {"N": 2.5}, "chinchilla": {"N": 1.6, "D": 0.7}}
 
 
 @pytest.mark.parametrize(("law", "rho"), [*PLANTED.items(), ("kaplan_joint", {"N": 1.5, "D": 2.0})])

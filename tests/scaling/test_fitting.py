@@ -12,8 +12,10 @@ from slm.scaling.fitting import fit_sample, refusal
 from slm.scaling.likelihood import criteria
 from slm.scaling.sample import Sample
 from slm.scaling.starts import coordinate_bounds
-from tests.scaling.samples import CHINCHILLA, FLOOR, POWER, TRUE, design, log_law, noisy, plain_law, sample
+from tests.scaling.samples import CHINCHILLA, FLOOR, POWER, TRUE, design, grouped, log_law, noisy, plain_law, sample
 from tests.seeds import generator
+
+LINE = np.linspace(16, 20, 8)
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -70,10 +72,7 @@ def test_hubers_criteria_are_those_of_the_density_that_its_loss_is_the_logarithm
 
 def test_rows_of_one_cluster_count_by_their_correlation() -> None:
     """Against the multivariate normal likelihood with the same correlation within clusters, maximised over a grid."""
-    rng = generator()
-    runs = np.repeat(np.arange(8), 3)
-    x = np.linspace(16, 21, 24)
-    y = 3 - 0.1 * x + 0.02 * rng.normal(size=8)[runs] + 0.01 * rng.normal(size=24)
+    y, x, runs = grouped(generator(), groups=8, each=3, shared=0.02, own=0.01)
     found = fit_sample(POWER, sample(y, x, runs))
     same = runs[:, None] == runs[None, :]
     best = np.inf
@@ -103,9 +102,6 @@ def test_the_covariance_is_sigma_squared_times_the_inverse_of_a_hessian_by_diffe
     np.testing.assert_allclose(np.diag(found.covariance), np.diag(expected), rtol=1e-3)
 
 
-LINE = np.linspace(16, 20, 8)
-
-
 @pytest.mark.parametrize(
     ("law", "columns", "words"),
     [
@@ -125,13 +121,10 @@ def test_what_cannot_be_fitted_is_refused_in_words(law: str, columns: list, word
     assert refusal(CHINCHILLA, noisy("chinchilla", 12, 0.01)) is None
 
 
-def replicated(seed: int = 2, cells: int = 6, seeds: int = 3, wobble: float = 0.0) -> Sample:
-    """Seeds of several sizes; `wobble` moves a whole size off the law."""
-    rng = generator(seed)
-    cell = np.repeat(np.arange(cells), seeds)
-    x = np.linspace(16, 21, cells)[cell]
-    y = 3 - 0.1 * x + wobble * rng.normal(size=cells)[cell] + 0.01 * rng.normal(size=len(x))
-    return sample(y, x, np.arange(len(x)), cell)
+def replicated(seed: int = 2, wobble: float = 0.0) -> Sample:
+    """Three seeds of each of six sizes; `wobble` moves a whole size off the law."""
+    y, x, cell = grouped(generator(seed), groups=6, each=3, shared=wobble, own=0.01)
+    return sample(y, x, None, cell)
 
 
 def test_lack_of_fit_is_the_f_test_of_the_textbook() -> None:
@@ -172,7 +165,7 @@ def run_table(of: Sample) -> Table:
 def test_fitting_by_cell_is_fitting_the_means_of_the_seeds() -> None:
     of = replicated()
     means = [of.log_y[of.cells == c].mean() for c in range(6)]
-    line = stats.linregress(np.linspace(16, 21, 6), means)
+    line = stats.linregress(np.linspace(15, 22, 6), means)
     found = fit(run_table(of), "power", size="N", unit="cell")
     assert found.params["alpha"] == pytest.approx(-line.slope, rel=1e-9)
     assert found.degrees_of_freedom == 4

@@ -7,7 +7,7 @@ from scipy import stats
 from slm.scaling import Fit, Loss, Uncertainty, read_table, uncertainty
 from slm.scaling.clusters import cluster_error
 from slm.scaling.fitting import fit_sample
-from tests.scaling.samples import FLOOR, POWER, noisy, sample
+from tests.scaling.samples import FLOOR, POWER, grouped, noisy, sample
 from tests.seeds import generator
 
 
@@ -48,10 +48,7 @@ def test_the_published_rows_have_the_intervals_of_facts() -> None:
 
 def test_rows_of_one_run_with_all_error_shared_have_the_interval_of_the_runs_means() -> None:
     """Thirty runs with two rows each: a regression on the thirty means, to the small-sample corrections."""
-    rng = generator(1)
-    run = np.repeat(np.arange(30), 2)
-    x = np.linspace(15, 22, 30)[run]
-    y = 3 - 0.1 * x + 0.02 * rng.normal(size=30)[run]
+    y, x, run = grouped(generator(1), groups=30, each=2, shared=0.02, own=0.0)
     line = stats.linregress(x[::2], y[::2])
     reach = stats.t.ppf(0.975, 28) * line.stderr
     ci = of(fit_sample(POWER, sample(y, x, run))).ci["alpha"]
@@ -60,9 +57,7 @@ def test_rows_of_one_run_with_all_error_shared_have_the_interval_of_the_runs_mea
 
 def test_hubers_bootstrap_interval_is_scaled_up_for_the_parameters() -> None:
     """Six runs, two parameters: t with 4 degrees of freedom, and sqrt(6 / 4) for what the residuals lack."""
-    rng = generator(2)
-    run = np.repeat(np.arange(6), 2)
-    of_runs = sample(1.2 - 0.1 * run + 0.02 * rng.normal(size=6)[run], np.linspace(15, 22, 6)[run], run)
+    of_runs = sample(*grouped(generator(2), groups=6, each=2, shared=0.02, own=0.0))
     found = of(fit_sample(POWER, of_runs, loss=Loss(1e-3)), replicates=300)
     low, high = found.ci["alpha"]
     assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 4) * np.sqrt(6 / 4) * found.se["alpha"], rel=1e-6)
@@ -72,11 +67,8 @@ def test_hubers_bootstrap_interval_is_scaled_up_for_the_parameters() -> None:
 def test_intervals_of_rows_that_share_shapes_cover_the_truth(shapes: int, rows: int, own: float) -> None:
     """Monte Carlo of 300 data sets; Student's t, which takes rows for independent, covers 60 to 85% of these."""
     inside = plain = 0
-    shape = np.repeat(np.arange(shapes), rows)
-    x = np.linspace(15, 22, shapes)[shape]
     for seed in range(300):
-        rng = generator(seed)
-        y = 3 - 0.1 * x + 0.02 * rng.normal(size=shapes)[shape] + own * rng.normal(size=len(x))
+        y, x, shape = grouped(generator(seed), shapes, rows, 0.02, own)
         low, high = of(fit_sample(POWER, sample(y, x, shape))).ci["alpha"]
         inside += low <= 0.1 <= high
         line = stats.linregress(x, y)
@@ -168,10 +160,8 @@ def test_its_degrees_of_freedom_are_those_of_the_variance_that_is_estimated() ->
     rng = generator(2)
     clusters = np.repeat(np.arange(6), [2, 3, 4, 5, 2, 6])
     X = np.stack([np.ones(len(clusters)), rng.normal(size=6)[clusters]], axis=1)
-    residual_maker = np.eye(len(X)) - X @ np.linalg.pinv(X)
-    found = [
-        cluster_error(X, residual_maker @ rng.normal(size=len(X)), clusters, np.array([0.0, 1.0])) for _ in range(4000)
-    ]
+    maker = np.eye(len(X)) - X @ np.linalg.pinv(X)  # of residuals
+    found = [cluster_error(X, maker @ rng.normal(size=len(X)), clusters, np.array([0.0, 1.0])) for _ in range(4000)]
     squares = np.array([error**2 for error, _ in found])
     assert found[0][1] == pytest.approx(2 * squares.mean() ** 2 / squares.var(), rel=0.1)
     truth = np.linalg.inv(X.T @ X)[1, 1]

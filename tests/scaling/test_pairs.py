@@ -33,15 +33,9 @@ def line(slope: float, rows: int, sigma: float, seed: int) -> Sample:
 
 
 @settings(max_examples=12, deadline=None)
-@given(
-    slopes=st.tuples(st.floats(0.05, 0.2), st.floats(0.05, 0.2)),
-    rows=st.tuples(st.integers(4, 12), st.integers(4, 12)),
-    seed=st.integers(0, 999),
-)
+@given(st.tuples(*[st.floats(0.05, 0.2)] * 2), st.tuples(*[st.integers(4, 12)] * 2), st.integers(0, 999))
 @example(slopes=(0.125, 0.15625), rows=(4, 4), seed=923)  # far out on the more exact one
-def test_the_difference_of_two_straight_lines_is_welchs_t_test(
-    slopes: tuple[float, float], rows: tuple[int, int], seed: int
-) -> None:
+def test_two_lines_are_compared_by_welchs_t_test(slopes: tuple[float, float], rows: tuple[int, int], seed: int) -> None:
     a, b = line(slopes[0], rows[0], 0.01, seed), line(slopes[1], rows[1], 0.02, seed + 1000)
     found = differ(fitted(POWER, a), fitted(POWER, b))
     fits = [stats.linregress(of.log_x[:, 0], of.log_y) for of in (a, b)]
@@ -93,9 +87,7 @@ def test_an_interval_ends_where_a_constrained_joint_fit_reaches_the_t_quantile()
     errors = [uncertain.error(fit, "alpha", 0.95) for fit, uncertain in (one, two)]
     assert found.df == pytest.approx(welch_df(errors, [17, 13]))
     assert 13 < found.df < 30
-    t_low, t_high, t_zero = (
-        np.sqrt(constrained((a, b), at, alpha) - best) for at in (found.ci_low, found.ci_high, 0.0)
-    )
+    t_low, t_high, t_zero = (np.sqrt(constrained((a, b), at, alpha) - best) for at in (found.ci_low, found.ci_high, 0))
     assert (t_low, t_high) == pytest.approx((stats.t.ppf(0.975, found.df),) * 2, rel=0.01)
     assert found.p == pytest.approx(2 * stats.t.sf(t_zero, found.df), rel=0.02)
 

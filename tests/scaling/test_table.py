@@ -16,6 +16,11 @@ from tests.seeds import generator
 
 HEAD = "family,N,tokens,loss"
 ROWS = ["a,1e7,1e9,3.9", "a,3e7,1e9,3.5", "a,1e8,1e9,3.1"]
+FOUR_SIZES = {"N": [124635456, 345355200, 603188352, 1005461760], "tokens": [1e12] * 4}
+TEXTS = st.sampled_from(["", "nan", "a", "1e8", "2.5", "-1", "1_000", "completed", "1e999", "0x10"])
+LISTS = st.lists(st.integers(), max_size=2)
+VALUES = st.one_of(TEXTS, st.floats(), st.integers(-10, 10**20), st.booleans(), st.none(), LISTS)
+HEADERS = "family N D C loss ppl bpb status params_total vocab_size run_id x lr State diverged step run seed"
 
 
 def written(folder: Path, *rows: str, head: str = HEAD, name: str = "runs.csv") -> Path:
@@ -137,10 +142,8 @@ def test_exact_duplicates_count_once_and_repeated_results_are_suspicious(tmp_pat
 
 
 def test_seeds_share_a_cell_and_checkpoints_of_a_run_a_cluster() -> None:
-    rows = frame(
-        family=[*"aaab"], N=[1e7] * 4, tokens=[1e9, 1e9, 2e9, 1e9], loss=[3.9, 3.91, 3.8, 3.7], seed=[1, 2, 1, 1]
-    )
-    rows = rows.assign(run_id=["r1", "r2", "r1", "r4"], tokens_per_second=[10, 11, 12, 13])
+    rows = frame(family=[*"aaab"], N=[1e7] * 4, tokens=[1e9, 1e9, 2e9, 1e9], loss=[3.9, 3.91, 3.8, 3.7])
+    rows = rows.assign(seed=[1, 2, 1, 1], run_id=["r1", "r2", "r1", "r4"], tokens_per_second=[10, 11, 12, 13])
     table = table_from_frame(rows)
     cells = list(table.frame["cell"])
     assert cells[0] == cells[1]
@@ -206,9 +209,6 @@ def test_loss_and_perplexity_of_different_evaluations_are_refused() -> None:
     with pytest.raises(ValueError, match=r"row 2, column loss: 2\.9 is not the logarithm of its perplexity 19\.5"):
         table_from_frame(rows)
     assert len(table_from_frame(rows.assign(perplexity=[20.09, 18.6])).frame) == 2  # e^2.9 = 18.17, written as 2.9
-
-
-FOUR_SIZES = {"N": [124635456, 345355200, 603188352, 1005461760], "tokens": [1e12] * 4}
 
 
 @pytest.mark.parametrize(
@@ -285,20 +285,8 @@ def test_the_tables_of_other_studies_are_read() -> None:
     assert xlstm.families == ["llama", "xlstm"]
 
 
-VALUES = st.one_of(
-    st.sampled_from(["", "nan", "a", "1e8", "2.5", "-1", "1_000", "completed", "1e999", "0x10"]),
-    st.floats(),
-    st.integers(-10, 10**20),
-    st.booleans(),
-    st.none(),
-    st.lists(st.integers(), max_size=2),
-)
-HEADERS = "family N D C loss ppl bpb status params_total vocab_size run_id x lr State diverged step run seed"
-NAMES = st.sampled_from(HEADERS.split())
-
-
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.dictionaries(NAMES, VALUES), max_size=4))
+@given(st.lists(st.dictionaries(st.sampled_from(HEADERS.split()), VALUES), max_size=4))
 def test_whatever_is_given_is_read_or_refused_in_one_sentence(rows: list[dict]) -> None:
     try:
         table = table_from_frame(pd.DataFrame(rows, dtype=object))
