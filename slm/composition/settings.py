@@ -62,6 +62,7 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "train.document_masking": kinds.SWITCH,
     "train.val_tokens": kinds.or_null(kinds.COUNT),
     "checkpoint.keep_steps": kinds.COUNTS,
+    "trainer.activation_checkpointing": kinds.AUTO_SWITCH,
     "schedule.warmup_steps": kinds.or_null(kinds.NATURAL),
     "branch_from": kinds.or_null(kinds.NAME),
     "optim.momentum": kinds.BELOW_ONE,

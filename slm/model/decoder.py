@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from slm.model.config import ModelConfig
 from slm.model.counts import mixers_of
@@ -111,6 +112,8 @@ class Decoder(nn.Module):
         self.config = config
         self.chunk_loss: ChunkLoss = chunk_loss
         self.is_compiled = False
+        self.activation_checkpointing = False
+        """Whether training keeps only the inputs of blocks, and computes a block again for its gradients."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -165,7 +168,11 @@ class Decoder(nn.Module):
         for use, block in enumerate(self.config.block_uses):
             layer: Any = self.layers[block]
             documents = block_mask if block_mask is not None and layer.self_attn.takes_block_mask else starts_BT
-            x_BTD = layer(x_BTD, rotary, cache.memories[use] if cache else None, documents)
+            inputs = x_BTD, rotary, cache.memories[use] if cache else None, documents
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_BTD = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                x_BTD = layer(*inputs)
         if cache is not None:
             cache.length += length
         return self.finish(x_BTD)

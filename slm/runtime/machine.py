@@ -109,6 +109,20 @@ def limit_gpu_memory() -> None:
         torch.cuda.set_per_process_memory_fraction(float(share))
 
 
+def available_bytes(device: str, *, alone: bool) -> int | None:
+    """Memory of a CUDA device that a run may use; None for other devices.
+
+    A run that is `alone` may use what is free now. Processes of one run must agree on how they divide a step, so they
+    count what such a GPU has in all. Jobs that share a GPU have shares of it.
+    """
+    if device != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info()
+    cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # of an earlier model in this process
+    share = int(total * float(os.environ.get(GPU_MEMORY_SHARE) or 1))
+    return min(free + cached, share) if alone else share
+
+
 def reset_peak_memory() -> None:
     """Reset the peak if the system allows it, since one process may train or measure several models."""
     if torch.cuda.is_available():

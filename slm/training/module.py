@@ -49,6 +49,7 @@ class LanguageModel(L.LightningModule):
         with torch.random.fork_rng():
             torch.manual_seed(plan.settings["seed"])
             self.decoder = Decoder(plan.model)
+        self.decoder.activation_checkpointing = plan.passes.activation_checkpointing
         scale_initial_weights(self.decoder, plan.rules)
         self.guard = StepGuard(self.optim["skip_factor"])
         self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last log row

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +15,11 @@ from slm.composition.budget import shape_and_steps
 from slm.data.loader import passes_of_a_step
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, num_params, state_bytes
-from slm.runtime.machine import device_name, native_bfloat16, unusable_gpu, why_not_compiled
+from slm.runtime.machine import available_bytes, device_name, native_bfloat16, unusable_gpu, why_not_compiled
+from slm.training import memory
 from slm.training.branching import Branch, find_branch
 from slm.training.parametrization import Rules, make_rules, with_multipliers
 from slm.training.run_directory import RunDirectory
-
-MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
-"""Tokens of one forward pass where `trainer.micro_batch_tokens` is null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,9 @@ class Hardware:
     strategy: Literal["single", "ddp", "fsdp"]
     precision: str
     compile: bool
-    micro_batch_tokens: int
+    micro_batch_tokens: int | None
+    """Most tokens of one forward pass of a device; None for what fits it."""
+    activation_checkpointing: bool | Literal["auto"]
     num_workers: int
 
     @property
@@ -47,6 +47,11 @@ class Hardware:
     def matmul_dtype(self) -> torch.dtype:
         """The dtype of matmuls under `precision`."""
         return {"32-true": torch.float32, "64-true": torch.float64}.get(self.precision, torch.bfloat16)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The dtype of matmuls if it is not that of the weights, else None."""
+        return self.matmul_dtype if self.precision.endswith("-mixed") else None
 
     @property
     def device_name(self) -> str:
@@ -69,7 +74,8 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
         strategy="single" if not has_several else "fsdp" if trainer["strategy"] == "fsdp" else "ddp",
         precision=precision,
         compile=_compiles(trainer["compile"], accelerator),
-        micro_batch_tokens=int(trainer["micro_batch_tokens"] or MICRO_BATCH_TOKENS[accelerator]),
+        micro_batch_tokens=trainer["micro_batch_tokens"] and int(trainer["micro_batch_tokens"]),
+        activation_checkpointing=trainer.get("activation_checkpointing", False),  # older runs lack the key
         num_workers=int(trainer["num_workers"]),
     )
 
@@ -114,10 +120,14 @@ class Plan:
     """Optimizer steps."""
     batch_size: int
     """Sequences of one optimizer step, over all devices."""
-    micro_batch_size: int
-    """Sequences of one forward pass on one device."""
+    passes: memory.Passes
     branch: Branch | None
     """None for a run that starts at step 0 or at a checkpoint of its own."""
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences of one forward pass on one device."""
+        return self.passes.size
 
     @property
     def accumulation(self) -> int:
@@ -156,8 +166,8 @@ class Plan:
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients, Adam's two moments (Muon has one) and the average, if one is kept, all float32."""
-        return (16 if self.settings["optim"]["ema_decay"] is None else 20) * num_params(self.model)
+        """Memory of weights, gradients and optimizer, not sharded."""
+        return memory.optimizer_state_bytes(self.model, self.settings["optim"]["ema_decay"] is not None)
 
     @property
     def folder(self) -> RunDirectory:
@@ -179,7 +189,6 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
     model = with_multipliers(settings["parametrization"], shape)
     length = int(settings["train"]["sequence_length"])
     sequences = int(settings["train"]["batch_tokens"]) // length
-    fitting = max(1, hardware.micro_batch_tokens // length)
     return Plan(
         settings=settings,
         hardware=hardware,
@@ -187,20 +196,52 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
         rules=make_rules(settings["parametrization"], model),
         steps=steps,
         batch_size=sequences,
-        micro_batch_size=choose_micro_batch_size(sequences, hardware.world_size, fitting),
+        passes=_choose_passes(settings, hardware, model, sequences),
         branch=find_branch(settings, steps=steps, devices=hardware.world_size),
     )
 
 
-def choose_micro_batch_size(sequences: int, devices: int, fitting: int) -> int:
-    """Sequences of a pass, at most `fitting`, for a step of `sequences` that `devices` share.
+def _choose_passes(
+    settings: Mapping[str, Any], hardware: Hardware, model: ModelConfig, sequences: int
+) -> memory.Passes:
+    """The passes of a device, where all devices take `sequences` in a step."""
+    length, device = int(settings["train"]["sequence_length"]), hardware.accelerator
+    available = available_bytes(device, alone=hardware.world_size == 1)
+    shards = hardware.world_size if hardware.strategy == "fsdp" else 1
+    held = memory.optimizer_state_bytes(model, settings["optim"]["ema_decay"] is not None, shards=shards)
+    estimate = partial(
+        memory.activation_bytes,
+        model,
+        length=length,
+        device=device,
+        dtype=torch.float64 if hardware.precision == "64-true" else torch.float32,
+        autocast=hardware.autocast_dtype,
+        document_masking=bool(settings["train"].get("document_masking")),
+    )
+    return memory.choose_passes(
+        sequences,
+        hardware.world_size,
+        length,
+        max_tokens=hardware.micro_batch_tokens,
+        default_tokens=memory.DEFAULT_TOKENS[device],
+        activation_checkpointing=hardware.activation_checkpointing,
+        room=None if available is None else memory.USABLE_SHARE * available - held,
+        estimate=cache(estimate),
+    )
 
-    Of the sizes at least half as large as fits, the largest that needs the fewest empty sequences: a share of 43
-    sequences, of which 16 fit, is 4 passes of 11 (its only other divisor is 1).
-    """
-    share = math.ceil(sequences / devices)
-    largest = min(share, fitting)
-    return min(range(largest, (largest - 1) // 2, -1), key=lambda size: math.ceil(share / size) * size)
+
+def with_smaller_passes(plan: Plan) -> Plan | None:
+    """The plan with less in memory at a time, after its passes did not fit; None if its settings allow no less."""
+    hardware = plan.hardware
+    passes = memory.smaller_passes(
+        plan.passes,
+        plan.batch_size,
+        plan.sequence_length,
+        is_size_given=hardware.micro_batch_tokens is not None,
+        may_checkpoint=hardware.activation_checkpointing == "auto",
+    )
+    # Several processes would have to agree on it.
+    return None if passes is None or hardware.world_size > 1 else replace(plan, passes=passes)
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -211,6 +252,7 @@ def plan_lines(plan: Plan) -> list[str]:
     padded = f", {plan.padding} of them empty in all" if plan.padding else ""
     masked = ", documents masked from each other" if plan.document_masking else ""
     where = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
+    activations = "before" if plan.passes.bytes is None else f"at most about {plan.passes.bytes / 1e9:.2f} GB for"
     lines = [
         f"run          {settings['name']}, seed {settings['seed']}, in {settings['output_dir']}",
         f"model        {settings['model']['family']}: {model.num_layers} blocks{shared} x {model.hidden_size} wide, "
@@ -218,11 +260,11 @@ def plan_lines(plan: Plan) -> list[str]:
         f"vocabulary {model.vocab_size:,}",
         f"parameters   {num_params(model):,} total, {num_params(model, non_embedding=True):,} non-embedding",
         f"tokens       {plan.train_tokens:,} ({plan.train_tokens / num_params(model):.2f} per parameter) in "
-        f"{plan.steps:,} steps of {plan.batch_tokens:,} ({plan.accumulation} x {plan.micro_batch_size} sequences of "
-        f"{length} per device{padded}{masked})",
+        f"{plan.steps:,} steps of {plan.batch_tokens:,} ({plan.accumulation} x {plan.passes.text(length)}"
+        f"{padded}{masked})",
         f"FLOPs        {plan.token_flops:.3e} per token exact, {flops_per_token(model, length, convention='6n'):.3e} "
         f"as 6N; {plan.train_tokens * plan.token_flops:.3e} in all",
-        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, before activations",
+        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, {activations} activations",
         f"decoding     cache per sequence: {_cache_sizes(model)}",
         f"optimizer    {settings['optim']['name']}, peak lr {settings['optim']['lr']}{_matrix_lr(plan)}, "
         f"{settings['schedule']['name']}",

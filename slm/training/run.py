@@ -40,7 +40,8 @@ def train(plan: Plan) -> dict[str, Any]:
     if plan.hardware.accelerator == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, if the run's precision is float32
     if plan.settings["dry_run"]:
-        measure_run(plan, LanguageModel(plan).decoder, start_step=plan.branch.step if plan.branch else 0)
+        with _explain_out_of_memory(plan):
+            measure_run(plan, LanguageModel(plan).decoder, start_step=plan.branch.step if plan.branch else 0)
         return {}
     earlier = plan.folder.result()
     if earlier.get("status") == "completed":
@@ -62,7 +63,8 @@ def train(plan: Plan) -> dict[str, Any]:
 def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
     module = LanguageModel(plan, corpus.tokenizer.separator_id if plan.document_masking else None)
-    peak = measure_run(plan, module.decoder, start_step)
+    plan, peak = measure_run(plan, module.decoder, start_step)
+    module.plan = plan
     trackers: list[Tracker] = []
     if is_first_process():
         config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
@@ -150,9 +152,9 @@ def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
         raise ValueError(
-            f"out of memory with trainer.micro_batch_tokens={plan.hardware.micro_batch_tokens}: lower it (a step then "
-            "takes more passes, and learns the same), or train a smaller model (weights, gradients and optimizer of "
-            f"this one take {plan.state_bytes / 1e9:.2g} GB)"
+            f"out of memory with trainer.micro_batch_tokens={plan.micro_batch_size * plan.sequence_length}: lower it "
+            "(a step then takes more passes, and learns the same), set trainer.activation_checkpointing=true, or train "
+            f"a smaller model (weights, gradients and optimizer of this one take {plan.state_bytes / 1e9:.2g} GB)"
         ) from error
 
 

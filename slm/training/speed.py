@@ -13,7 +13,7 @@ from slm.model.decoder import Decoder
 from slm.runtime.files import read_json_object, write_json
 from slm.runtime.machine import peak_memory_bytes, synchronize
 from slm.runtime.words import duration
-from slm.training.plan import Hardware, Plan
+from slm.training.plan import Hardware, Plan, with_smaller_passes
 from slm.training.process import is_first_process, say
 
 MIN_PASSES = 300
@@ -26,16 +26,20 @@ PEAK_SECONDS, MAX_PRODUCT_SECONDS = 0.5, 1.0
 """How long each size of matmul is measured, and how long a single product of the next size may take."""
 
 
-def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> float:
-    """Print speed and duration of the run from `start_step` on; returns the matmul peak of a device in FLOP/s."""
+def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> tuple[Plan, float]:
+    """Print speed and duration of the run from `start_step` on.
+
+    Returns the plan, with smaller passes if its own did not fit the device, and the matmul peak of a device in FLOP/s.
+    """
     hardware = plan.hardware
     peak = matmul_peak(hardware, plan.cache_dir)
     passes = (plan.steps - start_step) * plan.accumulation
     should_measure = plan.settings["dry_run"] or hardware.compile or passes >= MIN_PASSES
-    if not (should_measure and is_first_process()):
-        return peak
+    is_tested = hardware.accelerator == "cuda"  # a GPU's memory was only estimated
+    if not ((should_measure or is_tested) and is_first_process()):
+        return plan, peak
     say("speed        measuring ...")
-    speed, memory = measure_speed(decoder, plan)
+    plan, (speed, memory) = _measure_fitting(decoder, plan)
     # GPUs add up; processes on one CPU share its cores.
     devices = hardware.world_size if hardware.accelerator == "cuda" else 1
     padded_tokens = (plan.batch_size + plan.padding) * plan.sequence_length
@@ -51,14 +55,31 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> float:
             "             that is over an hour: Ctrl-C saves a checkpoint, and the same command with output_dir "
             f"continues; train.tokens={plan.batch_tokens * 20} would be a short trial"
         )
-    return peak
+    return plan, peak
+
+
+def _measure_fitting(decoder: Decoder, plan: Plan) -> tuple[Plan, tuple[float, int | None]]:
+    """`measure_speed`, with smaller passes as long as the device has too little memory; and the plan of them."""
+    while True:
+        try:
+            return plan, measure_speed(decoder, plan)
+        except torch.OutOfMemoryError:
+            smaller = with_smaller_passes(plan)
+            if smaller is None:
+                raise
+        plan = smaller
+        decoder.activation_checkpointing = plan.passes.activation_checkpointing
+        decoder.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        say(f"memory       out of memory: trying {plan.passes.text(plan.sequence_length)}")
 
 
 def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     """Tokens per second of forward and backward passes on one device, on random tokens, and the bytes of memory held.
 
-    The bytes are None if the system does not tell. Leaves weights, gradients and random state unchanged. Blocks that
-    are to be compiled are compiled afterwards.
+    On a GPU the optimizer's memory is held meanwhile. The bytes are None if the system does not tell. Leaves weights,
+    gradients and random state unchanged. Blocks that are to be compiled are compiled afterwards. Raises
+    `torch.OutOfMemoryError` if the device has too little memory.
     """
     hardware = plan.hardware
     device = torch.device(hardware.accelerator)
@@ -72,6 +93,9 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     # Masked as in training, so that blocks are compiled once; where documents begin does not change the time.
     documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
 
+    moments = plan.state_bytes - sum(2 * p.nbytes for p in decoder.parameters()) if device.type == "cuda" else 0
+    optimizer = torch.empty(max(moments, 0), dtype=torch.uint8, device=device)
+
     def time_pass() -> float:
         start = time.perf_counter()
         with precision():
@@ -83,6 +107,7 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     seconds = time_pass()
     if seconds < MAX_FIRST_PASS_SECONDS:
         seconds = min(time_pass(), time_pass())
+    del optimizer
     decoder.zero_grad(set_to_none=True)
     return plan.micro_batch_size * plan.sequence_length / seconds, peak_memory_bytes()
 

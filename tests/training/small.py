@@ -21,7 +21,8 @@ CPU = Hardware(
     strategy="single",
     precision="32-true",
     compile=False,
-    micro_batch_tokens=8192,
+    micro_batch_tokens=None,
+    activation_checkpointing="auto",
     num_workers=0,
 )
 CONFIG = composed(
