@@ -187,14 +187,20 @@ class Decoder(nn.Module):
         )
         return is_fused and x_BTD.shape[1] % FLEX_BLOCK == 0 and self.config.head_width in FLEX_HEAD_DIMS
 
-    def embed(self, tokens_BT: Tensor, start: int, starts_BT: Tensor | None = None) -> tuple[Tensor, Rotary | None]:
-        """The input (B, T, D) of the first block, for tokens from position `start` on, and the rotations there."""
+    def embed(
+        self, tokens_BT: Tensor, start: int | Tensor, starts_BT: Tensor | None = None
+    ) -> tuple[Tensor, Rotary | None]:
+        """The input (B, T, D) of the first block, for tokens from position `start` on, and the rotations there.
+
+        `start` may be a scalar on the device.
+        """
         x_BTD = self.embed_tokens(tokens_BT)
         if self.config.position == "learned":
-            if starts_BT is None:
+            if starts_BT is None and isinstance(start, int):
                 x_BTD = x_BTD + self.embed_positions.weight[start : start + tokens_BT.shape[1]]
             else:
-                x_BTD = x_BTD + self.embed_positions(torch.arange(tokens_BT.shape[1], device=x_BTD.device) - starts_BT)
+                before = -start if starts_BT is None else starts_BT
+                x_BTD = x_BTD + self.embed_positions(torch.arange(tokens_BT.shape[1], device=x_BTD.device) - before)
         rotary = None
         if "rope" in self.config.layer_positions:
             rotary = rotary_table(self.config, start, tokens_BT.shape[1], x_BTD)

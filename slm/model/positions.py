@@ -80,13 +80,13 @@ def documents_in_chunks(starts_BT: Tensor, n: int, c: int) -> ChunkDocuments:
     return ChunkDocuments(before_Bncc, reads_Bnc, positions_nc >= starts_Bnc[..., -1:], reads_Bnc[..., -1])
 
 
-def rotary_table(config: ModelConfig, start: int, length: int, like: Tensor) -> Rotary:
-    """Cosines and sines (T, C/2) of positions `start` .. `start + length - 1`.
+def rotary_table(config: ModelConfig, start: int | Tensor, length: int, like: Tensor) -> Rotary:
+    """Cosines and sines (T, C/2) of positions `start` .. `start + length - 1`; `start` may be a scalar on the device.
 
     Computed for each forward pass, since `module.to(bfloat16)` would round a buffer of them.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    positions = torch.arange(start, start + length, device=like.device, dtype=dtype)
+    positions = torch.arange(length, device=like.device, dtype=dtype) + start
     channels = torch.arange(0, config.head_width, 2, device=like.device, dtype=dtype)
     angles = positions[:, None] * config.rope_theta ** (-channels / config.head_width)
     return angles.cos(), angles.sin()

@@ -34,6 +34,20 @@ class Memory:
         """Begin as `source`, a memory of the same mixer with no more room, in which row r is its row `rows[r]`."""
         raise NotImplementedError
 
+    def past_at(self, length: Tensor) -> tuple[Tensor, ...]:
+        """`past` for a CUDA graph: in shapes that never change, and without Python's numbers, which a graph freezes.
+
+        `length` is the number of tokens so far, on the device. Without this method there is no graph.
+        """
+        raise NotImplementedError
+
+    def append_at(self, new: Sequence[Tensor], length: Tensor) -> None:
+        """`append` for a CUDA graph, without counting the token: that is `count`."""
+        raise NotImplementedError
+
+    def count(self) -> None:
+        """Take note of one token that `append_at` added."""
+
 
 class State(Memory):
     """Tensors (B, ...) of a recurrence, in float32 at least."""
@@ -51,6 +65,12 @@ class State(Memory):
 
     def select(self, source: Any, rows: Tensor) -> None:
         self.append([tensor[rows] for tensor in source.tensors])
+
+    def past_at(self, length: Tensor) -> tuple[Tensor, ...]:
+        return self.past()
+
+    def append_at(self, new: Sequence[Tensor], length: Tensor) -> None:
+        self.append(new)
 
 
 class Mixer(nn.Module):
@@ -82,7 +102,8 @@ class Mixer(nn.Module):
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
         """`forward` of one token, then what `Memory.append` must keep of it. `past` is what `Memory.past` returned.
 
-        It is compiled, so it must not write into `past`.
+        It is compiled, so it must not write into `past`. On a GPU it becomes part of a CUDA graph, and `past` is what
+        `Memory.past_at` returned: it must not wait for the device, as `.item()` would.
         """
         raise NotImplementedError
 

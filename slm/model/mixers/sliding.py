@@ -43,9 +43,8 @@ class WindowRing(KeysAndValues):
     def num_kept(self) -> int:
         return min(self.length, self._size)
 
-    @property
-    def next_place(self) -> int:
-        return self.length % self._size
+    def place_at(self, length: Any) -> Any:
+        return length % self._size
 
     def distances(self) -> Tensor:
         return (self.length - 1 - torch.arange(self.num_kept, device=self.store.device)) % self._size + 1

@@ -175,7 +175,7 @@ class KeysAndValues(Memory):
 
     def append(self, new: Sequence[Tensor]) -> None:
         # (B, K, 1, C) each
-        self.store[:, :, :, self.next_place] = torch.stack(tuple(new)).squeeze(-2)
+        self.store[:, :, :, self.place_at(self.length)] = torch.stack(tuple(new)).squeeze(-2)
         self.length += 1
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,15 +189,29 @@ class KeysAndValues(Memory):
         self.length = source.length
         self.store[:, :, :, : self.num_kept] = source.store[:, :, :, : self.num_kept].index_select(1, rows)
 
+    def past_at(self, length: Tensor) -> tuple[Tensor, ...]:
+        """All places of the store (B, K, R, C), and which of them hold a token, (R,)."""
+        is_kept_R = torch.arange(self.store.shape[3], device=self.store.device) < self.end_at(length)
+        return self.store[0], self.store[1], is_kept_R
+
+    def append_at(self, new: Sequence[Tensor], length: Tensor) -> None:
+        self.store.index_copy_(3, self.place_at(length).view(1), torch.stack(tuple(new)).to(self.store.dtype))
+
+    def count(self) -> None:
+        self.length += 1
+
+    def end_at(self, length: Any) -> Any:
+        """After `length` tokens, an int or a tensor, places below this hold one, if they exist."""
+        return length
+
+    def place_at(self, length: Any) -> Any:
+        """Index in the store at which token number `length`, an int or a tensor, goes."""
+        return self.end_at(length)
+
     @property
     def num_kept(self) -> int:
         """Number of tokens kept, at the front of the store."""
-        return self.length
-
-    @property
-    def next_place(self) -> int:
-        """Index in the store at which the next token goes."""
-        return self.num_kept
+        return int(self.end_at(self.length))
 
     def distances(self) -> Tensor:
         """(S,) distances in tokens from each kept token to the next token."""
@@ -230,14 +244,16 @@ class SoftmaxAttention(Projections):
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BH1C, k_BK1C, v_BK1C = self.project(x_B1D, rotary)
-        past_k_BKSC, past_v_BKSC, *distance_S = past
+        past_k_BKSC, past_v_BKSC, *rest = past  # distances (S,) if there are slopes; in a CUDA graph, what is kept (S,)
         q_BKGC = q_BH1C.view(len(q_BH1C), k_BK1C.shape[1], -1, q_BH1C.shape[3]) * self.config.attention_scale
         # Sums of products compile into loops over the cache where it lies; the token's own key and value are added
         # separately, so that no cache is copied.
         sum_dtype = _float32_or_wider(q_BH1C)
         past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=sum_dtype)
         if self.slopes:
-            past_BKGS = past_BKGS + alibi_bias(self.slopes, self.config.kv_heads, distance_S[0])
+            past_BKGS = past_BKGS + alibi_bias(self.slopes, self.config.kv_heads, rest[0])
+        elif rest and rest[0].dtype == torch.bool:
+            past_BKGS = past_BKGS.masked_fill(~rest[0], -torch.inf)
         own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=sum_dtype)
         highest = torch.maximum(past_BKGS.amax(-1, keepdim=True), own_BKG1)
         past_BKGS, own_BKG1 = (past_BKGS - highest).exp(), (own_BKG1 - highest).exp()

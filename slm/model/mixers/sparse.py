@@ -15,6 +15,7 @@ M columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,31 +30,39 @@ from slm.model.positions import starts_in_blocks
 class ColumnsAndBlock(KeysAndValues):
     """The columns of the blocks gone by, and right behind them the current block, which shrinks to its columns."""
 
-    @property
-    def num_columns(self) -> int:
-        """Columns of the blocks gone by."""
-        return self.length // self.config.sparse_block * (self.config.sparse_block // self.config.sparse_stride)
+    def columns_at(self, length: Any) -> Any:
+        """Columns of the blocks gone by after `length` tokens, an int or a tensor."""
+        return length // self.config.sparse_block * (self.config.sparse_block // self.config.sparse_stride)
 
-    @property
-    def num_kept(self) -> int:
-        return self.num_columns + self.length % self.config.sparse_block
+    def end_at(self, length: Any) -> Any:
+        return self.columns_at(length) + length % self.config.sparse_block
 
     def distances(self) -> Tensor:
         stride, begun = self.config.sparse_stride, self.length % self.config.sparse_block
-        columns = (torch.arange(self.num_columns, device=self.store.device) + 1) * stride - 1
+        columns = (torch.arange(self.columns_at(self.length), device=self.store.device) + 1) * stride - 1
         block = torch.arange(self.length - begun, self.length, device=self.store.device)
         return self.length - torch.cat([columns, block])
 
     def append(self, new: Sequence[Tensor]) -> None:
-        block, stride, columns = self.config.sparse_block, self.config.sparse_stride, self.num_columns
+        block, stride, columns = self.config.sparse_block, self.config.sparse_stride, self.columns_at(self.length)
         super().append(new)
         if self.length % block == 0:
             ended = self.store[:, :, :, columns : columns + block]
             ended[:, :, :, : block // stride] = ended[:, :, :, stride - 1 :: stride].clone()
 
+    def append_at(self, new: Sequence[Tensor], length: Tensor) -> None:
+        block, stride = self.config.sparse_block, self.config.sparse_stride
+        super().append_at(new, length)
+        # A graph has no branches: unless the block ends here, its first places are copied onto themselves.
+        i = torch.arange(block // stride, device=self.store.device)
+        first = self.columns_at(length)
+        to = (first + i).clamp(max=self.store.shape[3] - 1)
+        source = torch.where((length + 1) % block == 0, first + (i + 1) * stride - 1, to)
+        self.store.index_copy_(3, to, self.store.index_select(3, source))
+
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         # Columns, current block and the new ones, in that order.
-        block, stride, columns = self.config.sparse_block, self.config.sparse_stride, self.num_columns
+        block, stride, columns = self.config.sparse_block, self.config.sparse_stride, self.columns_at(self.length)
         new_2BKTC = torch.stack((k_BKTC, v_BKTC))
         all_2BKSC = torch.cat([self.store[:, :, :, : self.num_kept], new_2BKTC], dim=3)
         start, self.length = self.length, self.length + k_BKTC.shape[2]
