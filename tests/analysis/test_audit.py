@@ -8,7 +8,17 @@ import pytest
 
 from slm.analysis.audit import audit
 from slm.scaling.tables import read_table
+from slm.sweep.evaluation import without_unmeasured
 from tests.sweep.designs import runs, what
+
+NAMED = {"tokens": "tokens", "data_fingerprint": "data", "tokenizer_fingerprint": "tokenizer", "schedule": "schedule"}
+NAMED |= {"val_bytes": "evaluation set", "lr": "learning rate rule"}
+NEEDED = tuple(NAMED)
+"""Columns without which a comparison is not called controlled."""
+NAMED |= {"sequence_length": "sequence length", "batch_tokens": "batch", "precision": "precision", "seed": "seeds"}
+NAMED |= {"document_masking": "document masking", "optimizer": "optimizer", "ema_decay": "averaging of weights"}
+OTHER = {"tokens": 2e8, "val_bytes": 999, "sequence_length": 512, "batch_tokens": 8192, "document_masking": True}
+OTHER |= {"ema_decay": 0.999, "lr": 1e-4, "seed": 3}
 
 
 def wide(frame: pd.DataFrame) -> pd.Series:
@@ -22,49 +32,38 @@ def test_families_that_differ_in_nothing_else_are_controlled() -> None:
     assert len(found["checked"]) == 11
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "named"),
-    [
-        ("tokens", 2e8, "tokens"),
-        ("data_fingerprint", "other", "data"),
-        ("tokenizer_fingerprint", "other", "tokenizer"),
-        ("val_bytes", 999, "evaluation set"),
-        ("schedule", "wsd()", "schedule"),
-        ("sequence_length", 512, "sequence length"),
-        ("batch_tokens", 8192, "batch"),
-        ("precision", "32-true", "precision"),
-        ("document_masking", True, "document masking"),
-        ("optimizer", "muon", "optimizer"),
-        ("ema_decay", 0.999, "averaging of weights"),
-        ("lr", 1e-4, "learning rate rule"),
-        ("seed", 3, "seeds"),
-    ],
-)
-def test_each_difference_between_families_is_named(column: str, value: object, named: str) -> None:
+@pytest.mark.parametrize("column", NAMED)
+def test_each_difference_between_families_is_named(column: str) -> None:
     frame = runs(document_masking=False, optimizer="adamw", ema_decay=0.0)
+    value = OTHER.get(column, "other")
     frame[column] = [value if other else mine for other, mine in zip(wide(frame), frame[column], strict=True)]
     found = audit(frame)
     assert not found["controlled"]
-    assert what(found, "violations") == [named]
+    assert what(found, "violations") == [NAMED[column]]
     assert set(found["violations"][0]["families"]) == {"deep", "wide"}
     assert found["violations"][0]["sentence"].endswith(".")
+    assert ("compare bits_per_byte" in found["violations"][0]["sentence"]) == (column == "tokenizer_fingerprint")
     json.dumps(found, allow_nan=False)
 
 
-def test_different_tokenizers_point_to_bits_per_byte() -> None:
-    frame = runs(tokenizer_fingerprint=["a"] * 6 + ["b"] * 6)
-    assert "compare bits_per_byte" in audit(frame)["violations"][0]["sentence"]
+def test_the_audit_goes_by_the_text_of_the_measure_that_is_analysed() -> None:
+    def audited(columns: dict[str, str], **changes: object) -> dict:
+        frame = runs(wiki_bits_per_byte=1.5, wiki_eval_data_fingerprint="w", books_eval_data_fingerprint="b")
+        frame = frame.assign(run_id=[f"run{row}" for row in frame.index], **changes)
+        return audit(without_unmeasured(frame, columns)[0])
+
+    by_wiki, texts = {"bits_per_byte": "wiki_bits_per_byte"}, ["w"] * 6 + ["v"] * 6
+    assert audited(by_wiki)["controlled"]
+    assert audited({}, wiki_eval_data_fingerprint=texts)["controlled"]
+    assert audited(by_wiki, books_eval_data_fingerprint=texts)["controlled"]
+    assert what(audited(by_wiki, wiki_eval_data_fingerprint=texts), "violations") == ["evaluation set"]
 
 
-NEEDED = {"tokens": "tokens", "data_fingerprint": "data", "tokenizer_fingerprint": "tokenizer", "schedule": "schedule"}
-NEEDED |= {"val_bytes": "evaluation set", "lr": "learning rate rule"}
-
-
-@pytest.mark.parametrize(("column", "named"), NEEDED.items())
-def test_what_the_table_does_not_say_is_not_taken_as_matched(column: str, named: str) -> None:
+@pytest.mark.parametrize("column", NEEDED)
+def test_what_the_table_does_not_say_is_not_taken_as_matched(column: str) -> None:
     found = audit(runs().drop(columns=column))
     assert not found["controlled"]
-    assert what(found, "unknown") == [named]
+    assert what(found, "unknown") == [NAMED[column]]
     assert "does not state" in found["unknown"][0]["sentence"]
 
 
@@ -116,9 +115,8 @@ def test_a_family_that_was_given_more_learning_rates_is_named(column: str) -> No
     more[column] = np.where(wide(more), 9, 5)
     (violation,) = audit(more)["violations"]
     assert violation["families"] == {"deep": [5], "wide": [9]}
-    assert violation["sentence"] == (
-        "Families were given different numbers of learning rates, and the best of more is lower: deep 5; wide 9."
-    )
+    said = "Families were given different numbers of learning rates, and the best of more is lower: deep 5; wide 9."
+    assert violation["sentence"] == said
     more[column] = np.where(wide(more) == (more["params_total"] > 5e6), 9, 5)  # as many in all, not at each size
     assert what(audit(more), "violations") == ["rates tried"]
 

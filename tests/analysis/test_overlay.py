@@ -102,9 +102,8 @@ def test_an_overlay_is_in_the_report_with_all_that_differs(monkeypatch: pytest.M
 
 def test_another_measure_is_laid_over_where_a_checkpoint_has_it() -> None:
     found = laid(MODELS, "overlay_column=bits_per_byte_b")
-    assert [(point["name"], point["value"], point["measure"]) for point in found["points"]] == [
-        ("small", 1.6, "bits_per_byte_b")
-    ]
+    (point,) = found["points"]
+    assert (point["name"], point["value"], point["measure"]) == ("small", 1.6, "bits_per_byte_b")
     assert found["notes"] == ["Not overlaid, without bits_per_byte or params_total: large."]
 
 
@@ -136,9 +135,7 @@ def test_nats_a_token_are_laid_over_only_within_one_tokenizer() -> None:
         ("model,params_total,loss\na,1e9,2.0\n", "seed=1", "overlay=.* has no bits_per_byte"),
     ],
 )
-def test_a_file_that_cannot_be_laid_over_is_one_sentence_before_anything_is_trained(
-    models: str, override: str, said: str
-) -> None:
+def test_a_file_that_cannot_be_laid_over_is_one_sentence_before_training(models: str, override: str, said: str) -> None:
     Path("models.csv").write_text(models)
     runs().assign(params_non_embedding=1e6).to_csv("runs.csv", index=False)
     for source in ("runs=runs.csv", "runs=null"):
@@ -155,8 +152,3 @@ def test_nats_a_token_may_be_laid_over_runs_to_come_if_the_file_names_a_tokenize
     Path("models.csv").write_text("model,params_total,loss,tokenizer\na,1e9,2.0,llama\n")  # theirs is a fingerprint
     with pytest.raises(ValueError, match="has no bits_per_byte"):
         check_overlay_of_sweep(check_settings(composed("overlay=models.csv")))
-
-
-def test_a_column_without_an_overlay_is_refused() -> None:
-    with pytest.raises(ValueError, match="overlay_column=x needs overlay"):
-        check_settings(composed("overlay_column=x"))

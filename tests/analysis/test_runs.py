@@ -8,6 +8,8 @@ from slm.analysis.runs import collect_runs
 from slm.scaling.tables import table_from_frame
 from tests.sweep.designs import result, write
 
+UNREADABLE = {"{": "not JSON", "[]": "must hold the result of a run", '{"status": "completed"}': "has no family"}
+
 
 def test_every_run_is_a_row_whatever_became_of_it(tmp_path: Path) -> None:
     write(tmp_path / "0", result())
@@ -47,23 +49,10 @@ def test_runs_of_another_optimizer_or_average_are_another_cell(tmp_path: Path) -
 def test_a_row_has_the_figures_of_its_result(tmp_path: Path) -> None:
     write(tmp_path / "run", result())
     row = table_from_frame(collect_runs(tmp_path / "run")).frame.iloc[0]
-    expected = {
-        "run_id": "run",
-        "cluster": "run",
-        "family": "deep",
-        "params_total": 2_099_328,
-        "tokens": 1_000_000,
-        "flops": 14_161_920.0 * 1_000_000,
-        "flops_6n": 6 * 2_099_328 * 1_000_000,
-        "width": 128,
-        "depth": 8,
-        "lr": 0.004,
-        "schedule": "cosine(final_fraction=0.1, warmup_fraction=0.05)",
-        "data_fingerprint": "1234567890123456",
-        "loss": 4.0,
-        "bits_per_byte": 1.8,
-        "val_bytes": 927_208,
-    }
+    expected = {"run_id": "run", "cluster": "run", "family": "deep", "params_total": 2_099_328, "tokens": 1_000_000}
+    expected |= {"flops": 14_161_920.0 * 1_000_000, "flops_6n": 6 * 2_099_328 * 1_000_000, "width": 128, "depth": 8}
+    expected |= {"lr": 0.004, "schedule": "cosine(final_fraction=0.1, warmup_fraction=0.05)", "loss": 4.0}
+    expected |= {"data_fingerprint": "1234567890123456", "bits_per_byte": 1.8, "val_bytes": 927_208}
     assert {name: row[name] for name in expected} == expected
 
 
@@ -71,9 +60,6 @@ def test_a_setting_of_the_schedule_that_is_not_set_is_as_if_there_were_none(tmp_
     """Runs from before there was a `warmup_steps` are matched with those after."""
     write(tmp_path / "run", result(schedule=result()["schedule"] | {"warmup_steps": None}))
     assert collect_runs(tmp_path)["schedule"].item() == "cosine(final_fraction=0.1, warmup_fraction=0.05)"
-
-
-UNREADABLE = {"{": "not JSON", "[]": "must hold the result of a run", '{"status": "completed"}': "has no family"}
 
 
 @pytest.mark.parametrize(("content", "said"), [*UNREADABLE.items(), (result(shape=None), "other fields")])

@@ -11,7 +11,7 @@ from scipy import stats
 
 from slm.scaling.forms import Floats, Law
 from slm.scaling.power import Design, PairedDesign, UnpairedDesigns, plan
-from tests.scaling.samples import CHINCHILLA, FLOOR, TRUE, design, log_law
+from tests.scaling.samples import CHINCHILLA, FLOOR, TRUE, design, log_law, slope_and_error
 from tests.seeds import generator
 
 SIZES = np.geomspace(1e6, 1e8, 6)
@@ -19,6 +19,7 @@ LINE = {"A": 20.0, "alpha": 0.1}
 COUNT = 20_000
 TOLERANCE = 0.01
 """Of a simulated share: three and a half binomial errors at 80% of 20,000."""
+JOINT = {"law": "chinchilla", "params": TRUE["chinchilla"]}
 
 
 def line(sigma: float = 0.01, misfit: float = 0.0, seeds: int = 1, sizes: Floats = SIZES) -> Design:
@@ -27,14 +28,6 @@ def line(sigma: float = 0.01, misfit: float = 0.0, seeds: int = 1, sizes: Floats
 
 def paired(noise: float = 0.005, misfit: float = 0.004, seeds: int = 1, sizes: Floats = SIZES) -> PairedDesign:
     return PairedDesign(np.log(sizes), noise, misfit, seeds)
-
-
-def slope_and_error(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Of a regression on x of each row of y, with n - 2 degrees of freedom."""
-    z = x - x.mean()
-    slope = y @ z / (z @ z)
-    rest = y - y.mean(axis=1, keepdims=True) - slope[:, None] * z
-    return slope, np.sqrt((rest**2).sum(axis=1) / (len(x) - 2) / (z @ z))
 
 
 def trained(rng: np.random.Generator, sizes: int, seeds: int, noise: float, misfit: Floats | float) -> Floats:
@@ -186,9 +179,6 @@ def test_a_design_that_identifies_nothing_detects_nothing() -> None:
     assert at_one_size.advice(0.01).sizes is None
     assert paired(sizes=SIZES[:2]).detectable() is None
     assert paired(noise=0.0, misfit=0.0).detectable() == 0
-
-
-JOINT = {"law": "chinchilla", "params": TRUE["chinchilla"]}
 
 
 @pytest.mark.filterwarnings("error")

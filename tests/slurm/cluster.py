@@ -161,12 +161,8 @@ class Cluster:
         data = self.folder / "mariadb"
         install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root"]
         subprocess.run(install, check=True, capture_output=True)
-        own = [
-            f"--datadir={data}",
-            f"--socket={data}/socket",
-            f"--pid-file={data}/pid",
-            f"--port={self._database_port}",
-        ]
+        places = {"datadir": data, "socket": data / "socket", "pid-file": data / "pid", "port": self._database_port}
+        own = [f"--{name}={value}" for name, value in places.items()]
         trusting = ["--skip-grant-tables", "--bind-address=127.0.0.1", "--user=root"]
         self._start("mariadbd", "--no-defaults", *own, *trusting)
         self._wait((data / "pid").exists)

@@ -17,6 +17,7 @@ import pytest
 
 from tests.running import make_command, quiet_env
 from tests.slurm.cluster import Cluster, why_impossible
+from tests.sweep.celled import job_process
 from tests.sweep.small import sweep_command
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -88,17 +89,13 @@ def slurm_id(run: Path) -> str:
     return (run / "job.slurm").read_text()
 
 
-def process_of(run: Path) -> int:
-    return int((run / "job.pid").read_text().split()[0])
-
-
 def test_six_cells_end_with_six_results_whatever_befalls_their_jobs(
     cluster: Cluster, folder: Path, text_file: Path, cache_dir: Path
 ) -> None:
     """One is killed, one preempted, one cancelled, and for a while the controller is away; each goes on."""
     sweep = Sweep(cluster, folder / "sweep", text_file, cache_dir, "launcher.array_parallelism=2")
     killed = sweep.next_to_save()
-    os.kill(process_of(killed), signal.SIGKILL)
+    os.kill(job_process(killed), signal.SIGKILL)
     preempted = sweep.next_to_save(killed)
     queued_as = slurm_id(preempted)
     cluster.ask("scontrol", "requeue", queued_as)

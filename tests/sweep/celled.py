@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,14 @@ from tests.running import ROOT
 STUB = Path(__file__).with_name("stub_train.py")
 LOCAL: dict[str, Any] = {"name": "local", "slots": 2, "gpus_per_job": 0, "threads": 1, "memory_gb": 1, "tries": 2}
 LOCAL |= {"warm_start": False, "jobs_per_gpu": "auto"}
+WRONG = {"diverging": "diverge", "failing": "fail", "dying": "die", "silent": "silent"}
+"""Cells that end badly, and what their stand-ins do."""
 
 
 def cell(name: str, *overrides: str, flops: float = 1e6, steps: int = 3, **changes: Any) -> Cell:
     fixed = {"key": name, "family": "f", "width": 32, "depth": 2, "seed": 1, "lr": 1e-3, "tokens": steps * 100}
     counts = {"params_total": 10, "params_non_embedding": 5, "flops": flops}
     return Cell(name=name, overrides=(f"steps={steps}", *overrides), **{**fixed, **counts, **changes})
-
-
-WRONG = {"diverging": "diverge", "failing": "fail", "dying": "die", "silent": "silent"}
-"""Cells that end badly, and what their stand-ins do."""
 
 
 def history(folder: Path) -> list[tuple[str, str]]:
@@ -33,6 +32,18 @@ def history(folder: Path) -> list[tuple[str, str]]:
 
 def count(folder: Path, what: str, name: str) -> int:
     return history(folder).count((what, name))
+
+
+def job_process(run: Path) -> int:
+    """Id of the process that trains in `run`."""
+    return int((run / "job.pid").read_text().split()[0])
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def processes() -> Iterator[tuple[int, str, int]]:

@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
 from slm.sweep.cells import Cell
 from slm.sweep.design import check_design
 from slm.sweep.grid import make_plan
 from tests import composing
-from tests.running import ROOT
 from tests.seeds import seeded
 
 composed = partial(composing.composed, script="sweep")
+settings = partial(composing.choice, "launcher")
+SIZES = [1e6, 3e6, 1e7]
+SLOPES = {"mobilellm": 0.10, "llama_wide": 0.10, "ssd": 0.15}
+QUICK = ("analysis=quick", "analysis.laws=[power,power_floor]", "analysis.calibration=99", "logger=csv")
 SMALL = shlex.split("""
     sweep.families=[mobilellm] sweep.grid.sizes=null sweep.grid.widths=[64] sweep.grid.depths=[4]
     sweep.budget.tokens=10000 sweep.overrides=[]
@@ -29,27 +31,13 @@ def cells_of(*overrides: str) -> list[Cell]:
     return make_plan(check_design(composed(*overrides)["sweep"])).cells
 
 
-def settings(name: str, **changes: object) -> dict:
-    file = OmegaConf.load(ROOT / "conf" / "launcher" / f"{name}.yaml")
-    return OmegaConf.to_container(file) | changes  # type: ignore[return-value,operator]
-
-
 def result(**changes: object) -> dict:
     """What train.py writes (DESIGN, section 3)."""
     made = {"schema": 1, "status": "completed", "name": "tiny-seed1", "family": "deep", "seed": 1}
-    made |= {
-        "shape": {"hidden_size": 128, "num_layers": 8},
-        "params_total": 2_099_328,
-        "params_non_embedding": 1_575_040,
-    }
+    made |= {"shape": {"hidden_size": 128, "num_layers": 8}, "params_total": 2_099_328}
+    made |= {"params_non_embedding": 1_575_040, "parametrization": "standard", "peak_lr": 0.004}
     made |= {"flops_per_token_6n": 12_595_968.0, "flops_per_token_exact": 14_161_920.0, "train_tokens": 1_000_000}
-    made |= {
-        "steps": 244,
-        "batch_tokens": 4096,
-        "sequence_length": 256,
-        "peak_lr": 0.004,
-        "parametrization": "standard",
-    }
+    made |= {"steps": 244, "batch_tokens": 4096, "sequence_length": 256}
     made |= {"schedule": {"warmup_fraction": 0.05, "name": "cosine", "final_fraction": 0.1}}
     made |= {"data": {"name": "pydocs", "fingerprint": "1234567890123456"}}
     made |= {"tokenizer": {"name": "bpe-4096", "fingerprint": "9d93fda1d2739ddc", "vocab_size": 4096}}
@@ -61,9 +49,6 @@ def result(**changes: object) -> dict:
 def write(folder: Path, content: object) -> None:
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(content if isinstance(content, str) else json.dumps(content))
-
-
-SLOPES = {"mobilellm": 0.10, "llama_wide": 0.10, "ssd": 0.15}
 
 
 def result_of(cell: Cell, **changes: Any) -> dict:
@@ -80,9 +65,6 @@ def result_of(cell: Cell, **changes: Any) -> dict:
     return result(**facts | changes)
 
 
-QUICK = ("analysis=quick", "analysis.laws=[power,power_floor]", "analysis.calibration=99", "logger=csv")
-
-
 def table(families: dict[str, float], sizes: int = 6, seeds: int = 2, **columns: Any) -> pd.DataFrame:
     """Runs of families that follow L = 20 N^-alpha, with a scatter of 0.5%."""
     rng = np.random.default_rng(seeded(5))
@@ -96,9 +78,6 @@ def table(families: dict[str, float], sizes: int = 6, seeds: int = 2, **columns:
     return pd.DataFrame(rows).assign(**columns)
 
 
-SIZES = [1e6, 3e6, 1e7]
-
-
 def runs(**changes: object) -> pd.DataFrame:
     """Two families, three sizes a little apart, two seeds; everything else is the same."""
     rows = [
@@ -107,14 +86,8 @@ def runs(**changes: object) -> pd.DataFrame:
         for size in SIZES
         for s in (1, 2)
     ]
-    same = {
-        "tokens": 1e8,
-        "data_fingerprint": "d",
-        "tokenizer_fingerprint": "t",
-        "val_bytes": 1000,
-        "precision": "bf16",
-    }
-    same |= {"schedule": "cosine()", "sequence_length": 256, "batch_tokens": 4096}
+    same = {"tokens": 1e8, "data_fingerprint": "d", "tokenizer_fingerprint": "t", "val_bytes": 1000}
+    same |= {"precision": "bf16", "schedule": "cosine()", "sequence_length": 256, "batch_tokens": 4096}
     return pd.DataFrame(rows).assign(**same | changes)  # type: ignore[arg-type]
 
 

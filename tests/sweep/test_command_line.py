@@ -49,6 +49,7 @@ def test_a_query_arrives_as_it_was_written() -> None:
         (["runs=mobilellm_published", f"output_dir={ROOT}/README.md"], "is a file"),
         ([f"runs={ROOT}/README.mdx"], "README.mdx does not exist: did you mean README.md$"),
         (["runs=zzz"], "zzz does not exist: slm ships mobilellm_published"),
+        (["overlay_column=x"], "overlay_column=x needs overlay"),
     ],
 )
 def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> None:
@@ -108,9 +109,7 @@ def test_a_reader_who_stops_reading_is_told_nothing() -> None:
 
 
 @pytest.mark.parametrize("said", ["", "interrupted with 1 of 2 cells completed"])
-def test_an_interrupt_says_how_to_go_on_and_is_no_success(
-    said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupt_exits_130(said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: object) -> int:
         raise KeyboardInterrupt(*[said] * bool(said))
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from slm.sweep.ledger import Outcome
 from slm.sweep.recipe import Recipe
 from tests.running import ROOT, make_command
 from tests.seeds import seeded
-from tests.sweep.celled import LOCAL, STUB, WRONG, cell, count, history, processes, start_master
+from tests.sweep.celled import LOCAL, STUB, WRONG, cell, count, history, processes, start_master, wait_until
 
 
 def run(folder: Path, cells: list[Cell], **changes: object) -> dict[str, Outcome]:
@@ -36,13 +35,6 @@ def run(folder: Path, cells: list[Cell], **changes: object) -> dict[str, Outcome
 
 def statuses(outcomes: dict[str, Outcome]) -> dict[str, str]:
     return {name: outcome.status for name, outcome in outcomes.items()}
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def all_starts(folder: Path) -> list[str]:

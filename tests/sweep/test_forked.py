@@ -14,7 +14,7 @@ from slm.sweep.cells import Cell
 from slm.sweep.execute import execute
 from slm.sweep.ledger import Outcome
 from tests.running import make_command, quiet_env
-from tests.sweep.celled import LOCAL, STUB, WRONG, cell, count, history, processes
+from tests.sweep.celled import LOCAL, STUB, WRONG, cell, count, history, job_process, processes
 
 WARM = LOCAL | {"warm_start": True}
 
@@ -34,10 +34,6 @@ def open_files(number: int) -> set[str]:
     return {target for target in targets if target.startswith("/")}
 
 
-def job_of(folder: Path, name: str) -> int:
-    return int((folder / "runs" / name / "job.pid").read_text().split()[0])
-
-
 def test_forked_jobs_end_as_others_do(tmp_path: Path) -> None:
     ends = WRONG | {"good": "train", "dying-once": "die_once", "cut-off": "cut_off"}
     cells = [cell(name, f"do={what}") for name, what in ends.items()]
@@ -53,7 +49,7 @@ def test_a_forked_job_has_a_session_and_an_environment_of_its_own(tmp_path: Path
 
     def look(standings: object) -> None:
         if (tmp_path / "runs" / "a" / "metrics.csv").exists() and not told:
-            number = job_of(tmp_path, "a")
+            number = job_process(tmp_path / "runs" / "a")
             told.update(session=os.getsid(number) == number, files=open_files(number) - {"/dev/null"})
 
     with pytest.MonkeyPatch.context() as patch:
@@ -76,13 +72,8 @@ def test_jobs_outlive_their_server_and_the_next_start_without_one(tmp_path: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slm.sweep.execute.SHOW_SECONDS", 0.0)
-        cells = [
-            cell("a", "seconds=0.2", flops=9.0),
-            cell("b", "seconds=0.2", flops=8.0),
-            cell("c"),
-            cell("d", "do=fail"),
-        ]
-        outcomes = run(tmp_path, cells, show=kill)
+        slow = [cell(name, "seconds=0.2", flops=flops) for name, flops in (("a", 9.0), ("b", 8.0))]
+        outcomes = run(tmp_path, [*slow, cell("c"), cell("d", "do=fail")], show=kill)
     assert [outcome.status for outcome in outcomes.values()] == ["completed", "completed", "completed", "failed"]
     assert [count(tmp_path, "start", name) for name in "abcd"] == [1, 1, 1, 1]
 

@@ -22,10 +22,11 @@ from slm.sweep.launchers import open_launcher, remote, slurm
 from slm.sweep.launchers.local import slot_environments, visible_gpus
 from slm.sweep.launchers.remote import RemoteJob
 from tests.running import ROOT
-from tests.sweep.celled import LOCAL, STUB, cell, count, history
+from tests.sweep.celled import LOCAL, STUB, cell, count, history, job_process, wait_until
 from tests.sweep.designs import composed, settings
 
 SETTINGS = settings("local", memory_gb=1e-6)
+QUICK = settings("slurm", silence_minutes=0.02)
 
 
 @given(cores=st.integers(1, 64), gpus=st.integers(0, 8), per_job=st.integers(0, 8), jobs=st.integers(1, 40))
@@ -141,9 +142,6 @@ def other_machine(monkeypatch: pytest.MonkeyPatch) -> OtherMachine:
     return machine
 
 
-QUICK = settings("slurm", silence_minutes=0.02)
-
-
 def kill_when_started(folder: Path, machine: OtherMachine, number: signal.Signals, standings: object) -> None:
     """What `show` is given: signals the first job function, once, and its job with it if that is SIGKILL."""
     job = machine.processes.get("0_0")
@@ -152,13 +150,11 @@ def kill_when_started(folder: Path, machine: OtherMachine, number: signal.Signal
         (folder / "killed").touch()
         os.kill(job.pid, number)
         if number == signal.SIGKILL:  # second, or the job's function might still note how its process ended
-            os.kill(int((folder / "runs" / "a" / "job.pid").read_text().split()[0]), number)
+            os.kill(job_process(folder / "runs" / "a"), number)
 
 
 @pytest.mark.parametrize("forgotten", [True, False])
-def test_a_job_that_slurm_loses_is_missed_by_its_silence(
-    forgotten: bool, other_machine: OtherMachine, tmp_path: Path
-) -> None:
+def test_a_job_that_slurm_loses_is_missed_by_silence(forgotten: bool, other_machine: OtherMachine, tmp_path: Path):
     """Whether the scheduler forgets the job or says for ever that it runs."""
     if not forgotten:
         other_machine.told["0_0"] = "RUNNING"
@@ -275,8 +271,7 @@ def test_a_job_near_its_time_limit_saves_and_is_handed_back_to_go_on(tmp_path: P
     function = RemoteJob(job, {})
     with ThreadPoolExecutor(1) as node:
         code = node.submit(function)
-        while not (job.folder / "checkpoints" / "last.ckpt").exists():
-            time.sleep(0.01)
+        wait_until((job.folder / "checkpoints" / "last.ckpt").exists)
         again = function.checkpoint()
         assert code.result() == 128 + signal.SIGTERM
     assert remote.exit_code(job.folder) is None  # or the master would take it for failed

@@ -14,11 +14,13 @@ from slm.sweep.cells import Cell
 from slm.sweep.config import check_settings
 from slm.sweep.forecast import Power, Speeds, find_power, read_speeds, remember_speeds
 from slm.sweep.run import run_sweep
+from tests.scaling.samples import slope_and_error
 from tests.seeds import seeded
 from tests.sweep.designs import SMALL, composed
 
 ASSUME = {"law": "power", "params": {"A": 20, "alpha": 0.1}, "sigma": 0.01, "misfit": 0.006, "own_misfit": 0.02}
 ASSUME |= {"more_seeds": 2}
+SIZES = [200_000, 600_000, 1_600_000, 4_000_000]
 
 
 def cell(family: str, params: int, **changes: object) -> Cell:
@@ -30,7 +32,6 @@ def cell(family: str, params: int, **changes: object) -> Cell:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-SIZES = [200_000, 600_000, 1_600_000, 4_000_000]
 TWO_FAMILIES = [cell(family, params) for family in "ab" for params in SIZES]
 
 
@@ -39,13 +40,6 @@ def power(cells: list[Cell], seeds: int, assume: dict = ASSUME) -> Power:
     found = find_power(cells, seeds=seeds, assume=assume, size="params_total", power=0.8, level=0.95)
     assert found is not None
     return found
-
-
-def slope_and_error(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    z = x - x.mean()
-    slope = y @ z / (z @ z)
-    rest = y - y.mean(-1, keepdims=True) - slope[:, None] * z
-    return slope, np.sqrt((rest**2).sum(-1) / (len(x) - 2) / (z @ z))
 
 
 def test_families_of_the_same_sizes_are_told_apart_by_their_ratio_as_often_as_is_said() -> None:

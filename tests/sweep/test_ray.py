@@ -18,8 +18,24 @@ from slm.sweep.execute import execute
 from slm.sweep.job import Job, id_and_slot
 from slm.sweep.launchers import open_launcher, remote
 from tests.running import ROOT
-from tests.sweep.celled import STUB, cell, count, history
+from tests.sweep.celled import STUB, cell, count, history, wait_until
 from tests.sweep.designs import settings
+
+RAY_MASTER = """
+import subprocess
+import sys
+from pathlib import Path
+from slm.sweep.execute import Interrupted, execute
+from tests.sweep.celled import STUB, cell
+from tests.sweep.designs import settings
+
+cells = [cell("a", "seconds=0.2", steps=20), cell("b", "do=die_once"), cell("c", "do=fail")]
+try:
+    outcomes = execute(cells, Path(sys.argv[1]) / "runs", settings("ray"), script=STUB)
+except Interrupted as error:
+    sys.exit(str(error))
+print(*(outcome.status for outcome in outcomes.values()))
+"""
 
 
 class Cancelled(Exception):
@@ -71,29 +87,11 @@ def test_jobs_that_ray_started_here_end_at_once_when_told_to(monkeypatch: pytest
     job = Job(name="a", folder=tmp_path / "a", command=("sleep", "60"))
     engine = open_launcher(settings("ray"), tmp_path, jobs=1)
     engine.start([job])
-    while id_and_slot(job.folder) is None:
-        time.sleep(0.01)
+    wait_until(lambda: id_and_slot(job.folder) is not None)
     engine.stop(at_once=True)
     while not (ended := engine.ended()):
         time.sleep(0.01)
     assert ended == {"a": -signal.SIGKILL}
-
-
-RAY_MASTER = """
-import subprocess
-import sys
-from pathlib import Path
-from slm.sweep.execute import Interrupted, execute
-from tests.sweep.celled import STUB, cell
-from tests.sweep.designs import settings
-
-cells = [cell("a", "seconds=0.2", steps=20), cell("b", "do=die_once"), cell("c", "do=fail")]
-try:
-    outcomes = execute(cells, Path(sys.argv[1]) / "runs", settings("ray"), script=STUB)
-except Interrupted as error:
-    sys.exit(str(error))
-print(*(outcome.status for outcome in outcomes.values()))
-"""
 
 
 def test_a_ray_that_does_not_start_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

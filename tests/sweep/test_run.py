@@ -25,8 +25,6 @@ QUICK = (
 TWO = ("output_dir=here", "sweep.families=[mobilellm,ssd]")
 FEW = (*TWO, "sweep.grid.sizes=null", "sweep.grid.shapes=[32x2,64x4,96x6,128x8]")
 TUNED = ("sweep.lr.rule=tuned", "sweep.lr.factors=[0.5,1,2]")
-
-
 Sweep = Callable[..., int]
 
 
@@ -103,9 +101,7 @@ def test_a_sweep_ends_in_an_audited_comparison(sweep: Sweep) -> None:
     assert Path("cache/speeds.json").exists()
 
 
-def test_the_same_command_goes_on_and_more_seeds_may_be_added_but_not_taken_away(
-    sweep: Sweep,
-) -> None:
+def test_the_same_command_goes_on_and_more_seeds_may_be_added_but_not_taken_away(sweep: Sweep) -> None:
     jobs = Jobs()
     assert sweep(jobs, *FEW) == 0
     before = tables("here")
@@ -123,9 +119,7 @@ def test_the_same_command_goes_on_and_more_seeds_may_be_added_but_not_taken_away
     assert [path.name for path in Path("thesis").iterdir()] == ["thesis.tex"]
 
 
-def test_two_sweeps_in_one_directory_are_refused_and_the_second_changes_nothing(
-    sweep: Sweep,
-) -> None:
+def test_two_sweeps_in_one_directory_are_refused_and_the_second_changes_nothing(sweep: Sweep) -> None:
     class Meanwhile(Jobs):
         def __call__(self, *given: Any, **named: Any) -> dict[str, Outcome]:
             before = tables("here")
@@ -152,9 +146,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused_by_name(folder: str, s
         sweep(Jobs(), *FEW, f"output_dir={folder}")
 
 
-def test_what_failed_diverged_or_is_impossible_is_named_and_the_rest_is_analysed(
-    sweep: Sweep, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_failed_is_named_and_the_rest_is_analysed(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     broken = {"mobilellm_64x3": "failed", "llama_wide_96x1": "diverged"}
     jobs = Jobs(lambda cell: broken.get(f"{cell.family}_{cell.width}x{cell.depth}"))
     sizes = "sweep.grid.sizes=[1e4,2e5,6e5,1e6,1.6e6,4e6]"
@@ -182,9 +174,7 @@ def test_an_overlay_may_be_added_to_a_finished_sweep(sweep: Sweep) -> None:
 
 
 @pytest.mark.parametrize("how", ["diverged", "failed"])
-def test_a_sweep_without_a_result_ends_with_exit_code_2(
-    how: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_without_a_result_ends_with_code_2(how: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(Jobs(lambda cell: how), *FEW, "sweep.evaluation={wiki: ['data=wikitext2']}") == 2
     said = capsys.readouterr().err
     assert "no cell of sweep=quick completed" in said
@@ -216,9 +206,7 @@ def test_rates_of_which_too_few_completed_are_named(sweep: Sweep, capsys: pytest
 
 
 @pytest.mark.parametrize(("rule", "matched"), [((), False), ((*TUNED, "sweep.lr.factors=[0.25,0.5,1,2,4]"), True)])
-def test_rates_given_to_each_family_are_matched_only_if_tuned(
-    rule: tuple[str, ...], matched: bool, sweep: Sweep
-) -> None:
+def test_rates_of_each_family_are_matched_only_if_tuned(rule: tuple[str, ...], matched: bool, sweep: Sweep) -> None:
     assert sweep(Jobs(), *FEW, "sweep.lr.value={mobilellm: 0.004, ssd: 0.005}", *rule) == 0
     violations = json.loads(Path("here/audit.json").read_text())["violations"]
     assert ("learning rate rule" in [item["what"] for item in violations]) == (not matched)

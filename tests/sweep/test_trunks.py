@@ -50,11 +50,7 @@ def test_the_longest_budget_is_the_trunk_of_the_others_and_keys_do_not_change() 
 
 
 @settings(max_examples=40)
-@given(
-    steps=st.lists(st.integers(1, 500), min_size=2, max_size=4, unique=True),
-    decay=st.floats(0.01, 0.99),
-    warmup=st.integers(0, 20),
-)
+@given(st.lists(st.integers(1, 500), min_size=2, max_size=4, unique=True), st.floats(0.01, 0.99), st.integers(0, 20))
 def test_a_branch_leaves_before_the_learning_rates_part(steps: list[int], decay: float, warmup: int) -> None:
     config = wsd(decay_fraction=decay, warmup_steps=warmup)
     schedule = config["schedule"]
@@ -139,9 +135,7 @@ def test_a_trunk_that_was_interrupted_past_a_step_that_it_did_not_keep_has_lost_
         assert without_lost_steps(cells, tmp_path)[0].branch_step == branch_step
 
 
-def test_a_branch_has_the_loss_of_the_run_from_step_0_and_the_cluster_of_its_trunk(
-    text_file: Path, cache_dir: Path, tmp_path: Path
-) -> None:
+def test_a_branch_has_the_loss_of_a_run_from_step_0(text_file: Path, cache_dir: Path, tmp_path: Path) -> None:
     """In this process: three of train.py take three times as long to start as to train."""
     common = [item for item in make_command(text_file, cache_dir)[2:] if not item.startswith("train.tokens=")]
     common += ["schedule=wsd", "schedule.warmup_steps=3"]
