@@ -21,8 +21,7 @@ from device_checks.common import (
 from slm.runtime.machine import can_compile, device_name, native_bfloat16, synchronize
 from slm.training.module import LanguageModel
 from slm.training.plan import Plan
-from slm.training.speed import measure_matmul
-from slm.training.together import training_step
+from slm.training.speed import measure_matmul, training_step
 
 Found = dict[str, Any]
 STEPS = {"gpu": 8, "cpu": 3, "smallest": 2}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from slm.model.decoder import Decoder
 from slm.runtime.files import read_json_object, write_json
 from slm.runtime.machine import peak_memory_bytes, synchronize
 from slm.runtime.words import duration
+from slm.training.module import LanguageModel
 from slm.training.plan import Hardware, Plan, with_smaller_passes
 from slm.training.process import is_first_process, say
 
@@ -110,6 +114,43 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     del optimizer
     decoder.zero_grad(set_to_none=True)
     return plan.micro_batch_size * plan.sequence_length / seconds, peak_memory_bytes()
+
+
+def training_step(plan: Plan, module: LanguageModel | None = None) -> Callable[[], Tensor]:
+    """A function that takes one optimizer step of the run, on random tokens and without Lightning.
+
+    It returns the loss of the last micro-batch, on the device, and does not wait for the device. `module` is a model of
+    the plan's shape, if one exists already; it is then moved to the device.
+    """
+    hardware, device = plan.hardware, torch.device(plan.hardware.accelerator)
+    # Token 0 begins a document, about every thousandth token of a large vocabulary.
+    module = (module or LanguageModel(plan, separator=0 if plan.document_masking else None)).to(device)
+    module.plan = plan
+    optimizer: Any = module.configure_optimizers()["optimizer"]
+    shape = (plan.micro_batch_size, plan.sequence_length + 1)
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(min(1000, plan.model.vocab_size), shape, generator=rng).to(device)
+    autocast = partial(torch.autocast, device.type, hardware.matmul_dtype, cache_enabled=False)
+    precision = autocast if hardware.precision.endswith("-mixed") else nullcontext
+
+    def take_step() -> Tensor:
+        for _ in range(plan.accumulation):
+            with precision():
+                loss = module.training_step(tokens, 0)
+            (loss / plan.accumulation).backward()
+        module.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        if module.average is not None:
+            module.average.update(module.decoder, skipped=module.guard.in_a_row > 0)
+        return loss.detach()
+
+    return take_step
+
+
+def process_bytes(accelerator: str) -> int:
+    """Memory that this process holds: what torch has reserved on a GPU, else what is resident, or 0 if unknown."""
+    return torch.cuda.max_memory_reserved() if accelerator == "cuda" else peak_memory_bytes() or 0
 
 
 def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:

@@ -11,20 +11,12 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
-from functools import partial
 from threading import Barrier
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from slm.runtime.extensions import load_extensions
-from slm.runtime.machine import limit_gpu_memory, peak_memory_bytes, synchronize
-from slm.training.module import LanguageModel
-from slm.training.plan import Plan, make_plan, resolve_hardware
 
 WARM_UP_STEPS = 3
 SECONDS = 3.0
@@ -53,6 +45,11 @@ def _keep(barrier: Barrier) -> None:
 def _measure(settings: Mapping[str, Any]) -> tuple[float, int]:
     """Tokens per second of this process while all run, and its memory."""
     try:
+        # Imported here, since the process that starts the others need not wait for torch.
+        from slm.runtime.machine import limit_gpu_memory, synchronize
+        from slm.training.plan import make_plan, resolve_hardware
+        from slm.training.speed import process_bytes, training_step
+
         load_extensions(settings)
         limit_gpu_memory()
         plan = make_plan(settings, resolve_hardware(settings["trainer"]))
@@ -70,43 +67,6 @@ def _measure(settings: Mapping[str, Any]) -> tuple[float, int]:
         synchronize(plan.hardware.accelerator)
         steps += 1
     return steps * plan.batch_tokens / seconds, process_bytes(plan.hardware.accelerator)
-
-
-def process_bytes(accelerator: str) -> int:
-    """Memory that this process holds: what torch has reserved on a GPU, else what is resident, or 0 if unknown."""
-    return torch.cuda.max_memory_reserved() if accelerator == "cuda" else peak_memory_bytes() or 0
-
-
-def training_step(plan: Plan, module: LanguageModel | None = None) -> Callable[[], Tensor]:
-    """A function that takes one optimizer step of the run, on random tokens and without Lightning.
-
-    It returns the loss of the last micro-batch, on the device, and does not wait for the device. `module` is a model of
-    the plan's shape, if one exists already; it is then moved to the device.
-    """
-    hardware, device = plan.hardware, torch.device(plan.hardware.accelerator)
-    # Token 0 begins a document, about every thousandth token of a large vocabulary.
-    module = (module or LanguageModel(plan, separator=0 if plan.document_masking else None)).to(device)
-    module.plan = plan
-    optimizer: Any = module.configure_optimizers()["optimizer"]
-    shape = (plan.micro_batch_size, plan.sequence_length + 1)
-    rng = torch.Generator().manual_seed(0)
-    tokens = torch.randint(min(1000, plan.model.vocab_size), shape, generator=rng).to(device)
-    autocast = partial(torch.autocast, device.type, hardware.matmul_dtype, cache_enabled=False)
-    precision = autocast if hardware.precision.endswith("-mixed") else nullcontext
-
-    def take_step() -> Tensor:
-        for _ in range(plan.accumulation):
-            with precision():
-                loss = module.training_step(tokens, 0)
-            (loss / plan.accumulation).backward()
-        module.on_before_optimizer_step(optimizer)
-        optimizer.step()
-        optimizer.zero_grad()
-        if module.average is not None:
-            module.average.update(module.decoder, skipped=module.guard.in_a_row > 0)
-        return loss.detach()
-
-    return take_step
 
 
 if __name__ == "__main__":

@@ -154,8 +154,9 @@ def measure_together(settings: Mapping[str, Any], environment: Mapping[str, str]
             timeout=PROBE_SECONDS,
         )
     except subprocess.TimeoutExpired:
+        say(f"  {jobs} at a time: not measured within {PROBE_SECONDS} s")
         return None
     if done.returncode != 0:
-        say("  " + (done.stderr.strip().splitlines() or ["the measurement ended without a word"])[-1])
+        say(f"  {jobs} at a time: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")
         return None
     return Together(jobs=jobs, **json.loads(done.stdout.splitlines()[-1]))
