@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,7 @@ class Script:
     Importing takes longer than most of what the tests run. A test about importing, or starting, uses `subprocess`.
     """
 
-    def __init__(
-        self, command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, command: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
         self.args = list(command)
         self._outputs = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (open while the script writes)
         descriptors = [Descriptor(file.fileno()) for file in self._outputs]

@@ -21,6 +21,7 @@ from tests.tracking.offline import inspected
 
 CONTRACT = """family law target size params se ci95 covariance_method n_runs n_rows objective r2 rmse_log aicc bic
 converged starts_agreeing at_bound condition_number identified notes"""
+ONE = table({"a": 0.1})
 
 
 @pytest.fixture(autouse=True)
@@ -125,9 +126,6 @@ def changed(row: int, column: str, value: float) -> pd.DataFrame:
     return frame
 
 
-ONE = table({"a": 0.1})
-
-
 @pytest.mark.parametrize(
     ("frame", "overrides", "said"),
     [
@@ -190,7 +188,7 @@ def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["/proc/foo", "/dev/null/x", "x" * 300])
-def test_a_directory_that_cannot_be_made_is_refused_before_the_analysis(
+def test_an_impossible_directory_is_refused_at_once(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slm.analysis.run.analyse", lambda *_, **__: pytest.fail("analysed"))

@@ -80,10 +80,8 @@ def test_a_run_without_checkpoint_or_tokenizer_says_how_to_finish_it(run: Path) 
     (run / "config.yaml").write_text(config.replace("cache_dir: ", "cache_dir: /absent"))
     assert "whose tokenizer is no longer in cache_dir=/absent" in refusal(run)
     shutil.rmtree(run / "checkpoints")
-    assert (
-        f"without an intact checkpoint; to finish it: python train.py -cp {run} -cn config output_dir={run}"
-        in refusal(run)
-    )
+    command = f"python train.py -cp {run} -cn config output_dir={run}"
+    assert f"without an intact checkpoint; to finish it: {command}" in refusal(run)
     (run / "corpus.json").rename(run / "elsewhere.json")
     assert "without an intact checkpoint" in refusal(run)
     (run / "elsewhere.json").rename(run / "corpus.json")

@@ -16,6 +16,7 @@ from tests.scaling.samples import CHINCHILLA, HOFFMANN, TRUE
 from tests.seeds import generator
 
 RANGES = {"E": (0.5, 2.5), "A": (50, 2000), "B": (50, 5000), "alpha": (0.15, 0.6), "beta": (0.15, 0.6)}
+VALUES = st.sampled_from([0.0, 1.0, 2.0, 3.5])
 laws = st.fixed_dictionaries({name: st.floats(*ends) for name, ends in RANGES.items()})
 
 
@@ -64,9 +65,6 @@ def test_costs_are_hours_times_a_price() -> None:
     assert cost(3.6e18, None, None) == {}
 
 
-VALUES = st.sampled_from([0.0, 1.0, 2.0, 3.5])
-
-
 @given(st.integers(1, 3).flatmap(lambda width: st.lists(st.tuples(*[VALUES] * width), min_size=1, max_size=20)))
 def test_a_pareto_front_is_what_no_other_row_beats(rows: list[tuple[float, ...]]) -> None:
     table = np.array(rows)
@@ -75,11 +73,8 @@ def test_a_pareto_front_is_what_no_other_row_beats(rows: list[tuple[float, ...]]
 
 
 def test_fronts_of_columns_know_which_way_is_better() -> None:
-    columns = {
-        "loss": [3.0, 2.5, 2.5, 2.0],
-        "tokens_per_second": [9.0, 7.0, 8.0, 1.0],
-        "params_total": [4e6, 2e6, 3e6, 5e6],
-    }
+    columns = {"loss": [3.0, 2.5, 2.5, 2.0], "params_total": [4e6, 2e6, 3e6, 5e6]}
+    columns |= {"tokens_per_second": [9.0, 7.0, 8.0, 1.0]}
     table = table_from_frame(pd.DataFrame(columns | {"family": "one", "tokens": 1e9}))
     fronts = {front["against"]: front["front"] for front in pareto_entries(table, "loss", "params_total")}
     assert [row["loss"] for row in fronts["tokens_per_second"]] == [2.0, 2.5, 3.0]

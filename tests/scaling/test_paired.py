@@ -17,6 +17,7 @@ from tests.seeds import generator
 
 SIZES = np.round(np.geomspace(2e6, 9e7, 6))
 COLUMNS = ["family", "params_total", "tokens", "seed", "loss"]
+NOT_MATCHED = [("params_total", 1.3, "0 of 6 sizes agree within 10%"), ("tokens", 2.0, "0 of 6 sizes")]
 
 
 def compared(table: Table) -> dict[str, Any]:
@@ -85,9 +86,6 @@ def test_sizes_that_are_not_quite_the_same_are_moved_along_the_curve() -> None:
     assert found.farthest == pytest.approx(0.0526, abs=1e-3)
     truth = np.log(20 / 18) + 0.02 * found.log_N
     assert found.log_ratio == pytest.approx(truth, abs=1e-6)
-
-
-NOT_MATCHED = [("params_total", 1.3, "0 of 6 sizes agree within 10%"), ("tokens", 2.0, "0 of 6 sizes")]
 
 
 @pytest.mark.parametrize(("column", "factor", "said"), [*NOT_MATCHED, ("loss", 1.0, "3 of 3 sizes")])

@@ -13,8 +13,11 @@ from slm.scaling.fitting import fit_sample
 from slm.scaling.forms import Floats
 from slm.scaling.prediction import Band, Doubling, band, new_run_sigma
 from slm.scaling.selection import assess_laws, envelopes
-from tests.scaling.samples import FLOOR, POWER, TRUE, log_law, noisy, plain_law, sample
+from tests.scaling.samples import FLOOR, POWER, TRUE, grouped, log_law, noisy, plain_law, sample
 from tests.seeds import generator, seeded
+
+WEIGHED = {"power": {"tenable": False, "why": "AIC 20 above the best"}}
+WEIGHED |= {law: {"tenable": True, "why": ""} for law in ("power_floor", "chinchilla")}
 
 
 def textbook(x: Floats, y: Floats, at: Floats, *, new: bool, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -123,11 +126,8 @@ def test_bands_cover_where_several_rows_come_from_one_run(new: bool) -> None:
     """Twelve runs with four rows each that share nearly all their error, 200 times over."""
     inside = 0
     for seed in range(200):
-        rng = generator(seed)
-        run = np.repeat(np.arange(12), 4)
-        x = np.linspace(15, 22, 12)[run]
-        y = 3 - 0.1 * x + 0.02 * rng.normal(size=12)[run] + 0.001 * rng.normal(size=48)
-        found, at = fit_sample(POWER, sample(y, x, run)), np.array([[25.0]])
+        rng, at = generator(seed), np.array([[25.0]])
+        found = fit_sample(POWER, sample(*grouped(rng, groups=12, each=4, shared=0.02, own=0.001)))
         ours = of_run(found, at) if new else band(found, at, None)
         inside += ours.low[0] <= 0.5 + new * 0.02 * rng.normal() <= ours.high[0]
     assert 181 <= inside <= 199
@@ -137,10 +137,7 @@ def test_a_new_run_scatters_by_misfit_and_by_all_of_its_own_noise() -> None:
     """Means over three seeds know a third of the seeds' variance: 0.01^2 + 0.02^2 is that of one run."""
     variances = []
     for seed in range(300):
-        rng = generator(seed)
-        cell = np.repeat(np.arange(8), 3)
-        x = np.linspace(15, 22, 8)[cell]
-        y = 3 - 0.1 * x + 0.01 * rng.normal(size=8)[cell] + 0.02 * rng.normal(size=24)
+        y, x, cell = grouped(generator(seed), groups=8, each=3, shared=0.01, own=0.02)
         runs = sample(y, x, None, cell)
         variances.append(new_run_sigma(fit_sample(POWER, runs.cell_means()), runs) ** 2)
     assert np.mean(variances) == pytest.approx(5e-4, rel=0.06)
@@ -232,10 +229,6 @@ def stub(low: float, high: float, *, fitted: bool = True, **at: float) -> Fitted
     rows = [{**at, "value": (low + high) / 2, "low": low, "high": high}] if fitted else []
     entry = {"fitted": fitted, "converged": fitted, "predictions": rows, "notes": ["not fitted"]}
     return Fitted(entry | {"variables": list(at), "range": {v: [1, 2] for v in at}})
-
-
-WEIGHED = {"power": {"tenable": False, "why": "AIC 20 above the best"}}
-WEIGHED |= {law: {"tenable": True, "why": ""} for law in ("power_floor", "chinchilla")}
 
 
 def test_an_envelope_is_the_union_of_the_tenable_laws_intervals_at_the_point() -> None:

@@ -22,9 +22,7 @@ from tests.seeds import generator
 @given(
     st.integers(4, 20), st.floats(-0.3, 0.3), st.floats(1e-3, 0.1), st.sampled_from([0.8, 0.95, 0.99]), st.integers(0)
 )
-def test_the_interval_of_a_linear_law_is_students(
-    rows: int, slope: float, sigma: float, level: float, seed: int
-) -> None:
+def test_intervals_of_a_linear_law_are_students(rows: int, slope: float, sigma: float, level: float, seed: int) -> None:
     rng = generator(seed)
     x = np.linspace(15, 21, rows)
     y = 3 - slope * x + sigma * rng.normal(size=rows)

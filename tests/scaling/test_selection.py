@@ -15,7 +15,10 @@ from tests.scaling.samples import FLOOR, POWER, power_law, runs
 from tests.seeds import generator
 
 FAMILIES = ("a", "b", "c")
+FIRST, SWAPPED = {"a": 0.3, "b": 0.2, "c": 0.1}, {"a": 0.2, "b": 0.3, "c": 0.1}
+CROSSING = {"dense": power_law(17.3, 0.127, floor=1.0), "routed": power_law(28.6, 0.19, floor=1.49)}
 SIZES = np.round(np.geomspace(1.5e7, 1.3e9, 6))
+MIDDLE = float(np.exp(np.log(SIZES).mean()))
 QUICK: dict[str, Any] = {"laws": ("power", "power_floor"), "targets": ("loss",), "bootstrap": 0, "calibration": 0}
 
 
@@ -24,10 +27,6 @@ def entries(law: str, alphas: dict[str, float], **changes: Any) -> list[dict[str
     common = {"law": law, "target": "loss", "size": "N", "loss": "least_squares", "sigma_log": 0.01, "identified": True}
     common |= {"exponents": ["alpha"], "variables": list(get_law(law).variables)} | changes
     return [common | {"family": name, "params": {"alpha": value}} for name, value in alphas.items()]
-
-
-FIRST = {"a": 0.3, "b": 0.2, "c": 0.1}
-SWAPPED = {"a": 0.2, "b": 0.3, "c": 0.1}
 
 
 def survives(*groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -51,9 +50,8 @@ def test_an_order_that_is_the_same_everywhere_survives() -> None:
 
 
 def test_an_order_that_another_law_turns_round_does_not() -> None:
-    found = survives(
-        entries("power", FIRST), entries("power_floor", SWAPPED), entries("power", FIRST, target="bits_per_byte")
-    )
+    bits = entries("power", FIRST, target="bits_per_byte")
+    found = survives(entries("power", FIRST), entries("power_floor", SWAPPED), bits)
     assert found["survives"] is False
     assert found["primary_order"] == ["a", "b", "c"]
     assert found["survives_change_of"] == {"law": False, "target": True}
@@ -97,9 +95,8 @@ def test_only_the_choice_that_changed_the_order_is_blamed() -> None:
 
 def test_an_order_under_perplexity_is_told_but_does_not_count() -> None:
     """Its exponent is that of loss times the loss, so a family of high loss looks steep."""
-    found = survives(
-        entries("power", FIRST), entries("power_floor", FIRST), entries("power", SWAPPED, target="perplexity")
-    )
+    perplexity = entries("power", SWAPPED, target="perplexity")
+    found = survives(entries("power", FIRST), entries("power_floor", FIRST), perplexity)
     assert found["survives"] is True
     assert found["perplexity_order"] == sorted(SWAPPED, key=lambda name: -SWAPPED[name])
 
@@ -158,10 +155,6 @@ def test_hubers_fits_are_chosen_by_hubers_likelihood() -> None:
 
 def comparison(of: Table, **settings: Any) -> dict[str, Any]:
     return analyse(of, Settings(**(QUICK | settings)), verdict_only=True).comparison
-
-
-CROSSING = {"dense": power_law(17.3, 0.127, floor=1.0), "routed": power_law(28.6, 0.19, floor=1.49)}
-MIDDLE = float(np.exp(np.log(SIZES).mean()))
 
 
 def test_where_the_runs_reject_straight_lines_the_floored_law_says_who_scales_faster() -> None:

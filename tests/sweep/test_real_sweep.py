@@ -146,9 +146,7 @@ def test_every_run_has_the_results_of_its_evaluation_in_the_table() -> None:
     assert runs["held_out_loss"].isna().sum() == 1
 
 
-def test_a_failed_evaluation_is_named_and_its_run_analysed_without_it(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_failed_evaluation_is_named_and_its_run_analysed_without_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Started once more, nothing is trained or measured again, on another column either."""
     logs = {path: path.stat().st_mtime_ns for path in Path("here/runs").rglob("job.log")}
     assert len(logs) == 5  # two runs, their evaluations, and the one that fails

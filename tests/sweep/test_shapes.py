@@ -83,9 +83,8 @@ def test_no_shape_that_the_rule_has_departs_less(exponent: float, aspect: float,
     except ValueError:
         assert not exact
         return
-    assert found.misfit == pytest.approx(
-        departure(found.model, rule.shape(found.width, found.depth).intermediate_size, target, aspect, size)
-    )
+    usual = rule.shape(found.width, found.depth).intermediate_size
+    assert found.misfit == pytest.approx(departure(found.model, usual, target, aspect, size))
     # Depths beside the two about the target are not searched: 2% of N is at most 2% of the aspect.
     assert found.misfit <= min(exact, default=math.inf) + 2 * MAX_TOLERANCE
 

@@ -38,8 +38,11 @@ def records(file: Path) -> Iterator[Any]:
 
 def history(file: Path) -> list[dict[str, Any]]:
     """The rows of a `.wandb` file, in order."""
-    rows = [record.history.item for record in records(file) if record.WhichOneof("record_type") == "history"]
-    return [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row} for row in rows]
+    return [values(record.history.item) for record in records(file) if record.WhichOneof("record_type") == "history"]
+
+
+def values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def offline_run(folder: Path) -> dict[str, Any]:
@@ -54,9 +57,7 @@ def offline_run(folder: Path) -> dict[str, Any]:
             found |= {"tags": list(run.tags)}
             found["config"] |= {item.key: json.loads(item.value_json) for item in run.config.update}
         elif kind == "summary":
-            found["summary"] |= {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update
-            }
+            found["summary"] |= values(record.summary.update)
     tables = file.parent.glob("files/media/table/*.table.json")
     return found | {"tables": {path.name.partition("_")[0]: json.loads(path.read_text()) for path in tables}}
 
