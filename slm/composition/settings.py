@@ -42,7 +42,7 @@ KINDS: dict[str, kinds.Kind] = {
     "parametrization.name": kinds.NAME,
     "schedule.name": kinds.NAME,
     "schedule.warmup_fraction": kinds.SHARE,
-    "trainer.accelerator": kinds.one_of("auto", "cpu", "cuda", "gpu"),
+    "trainer.accelerator": kinds.one_of("auto", "cpu", "cuda", "gpu", "mps"),
     "trainer.devices": kinds.AUTO_COUNT,
     "trainer.num_nodes": kinds.COUNT,
     "trainer.strategy": kinds.one_of("auto", "ddp", "fsdp"),

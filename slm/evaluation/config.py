@@ -50,7 +50,7 @@ KINDS = {
     "cache_dir": Kind("a folder", NAME.accepts),
     # numpy's global generator, which the harness draws few-shot examples with, takes 32 bits.
     "seed": Kind("a whole number from 0 to 2^32 - 1", lambda value: _integer(0).accepts(value) and value < 2**32),
-    "device": one_of("auto", "cpu", "cuda"),
+    "device": one_of("auto", "cpu", "cuda", "mps"),
     "dtype": one_of("auto", "float32", "bfloat16", "float16", "float64"),
     "batch_tokens": _integer(1),
     "perplexity.protocols": Kind(

@@ -21,7 +21,7 @@ from slm.evaluation.speed import check_speed, measure_speed
 from slm.evaluation.tasks.local import answered, files_of_task, read_records
 from slm.evaluation.tasks.run import run_task
 from slm.evaluation.texts import Text, read_text, training_documents
-from slm.runtime.machine import native_bfloat16, unusable_gpu
+from slm.runtime.machine import has_mps, native_bfloat16, unusable_gpu
 from slm.runtime.progress import progress
 
 TRAINING_DTYPES = {
@@ -61,14 +61,18 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
     if device == "cuda" and not torch.cuda.is_available():
         why = f" ({found})" if (found := unusable_gpu()) else ""
         raise ValueError(f"device=cuda, but torch sees no CUDA device here; device=cpu runs anywhere{why}")
+    if device == "mps" and not has_mps():
+        raise ValueError("device=mps, but torch sees no GPU of Apple here; device=cpu runs anywhere")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if settings["dtype"] != "auto":
-        return Precision(device=device, dtype=getattr(torch, settings["dtype"]), autocast=None)
     trained = str(provenance.result.get("precision"))
     dtype, autocast = TRAINING_DTYPES.get(trained, (torch.float32, None))
+    if settings["dtype"] != "auto":
+        dtype, autocast = getattr(torch, settings["dtype"]), None
+    if dtype == torch.float64 and device == "mps":
+        raise ValueError("device=mps has no float64: give dtype=float32, or device=cpu")
     if autocast is not None and not native_bfloat16(device):
-        note = f"The run was validated in {trained}, which is emulated here and takes hours: this is float32."
+        note = f"The run was validated in {trained}, for which this device has no fast matmuls: this is float32."
         return Precision(device=device, dtype=dtype, autocast=None, notes=(note,))
     return Precision(device=device, dtype=dtype, autocast=autocast)
 

@@ -148,7 +148,7 @@ def _losses(
     documents_BT = None if stream.separator is None else document_numbers(tokens_BT, stream.separator)
     hidden_ND = decoder.hidden(tokens_BT, documents_BT=documents_BT)[on_device(is_scored_BT)]
     targets_N = on_device(stream.tokens[targets_BT[is_scored_BT]])
-    return token_losses(hidden_ND, decoder.head_weight, targets_N).double().cpu().numpy()
+    return token_losses(hidden_ND, decoder.head_weight, targets_N).cpu().double().numpy()
 
 
 def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[Window]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -83,9 +84,19 @@ def unusable_gpu() -> str | None:
 def _nvidia_smi_lists_gpus() -> bool:
     """As in WSL, where a GPU has no file of its own. The program alone proves nothing: images of clusters have it."""
     with suppress(OSError, subprocess.SubprocessError):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=10, check=False)
         return listed.stdout.startswith("GPU ")
     return False
+
+
+def has_mps() -> bool:
+    """Whether torch can use the GPU of a Mac, which Lightning does on chips of Apple only."""
+    return torch.backends.mps.is_available() and platform.processor() in ("arm", "arm64")
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU if it is Apple's GPU, which lacks float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def device_name(device: str) -> str:
@@ -152,4 +163,4 @@ def peak_memory_bytes() -> int | None:
 
 def _mps_bytes() -> int:
     """Bytes allocated by torch on Apple's GPU."""
-    return torch.mps.current_allocated_memory() if torch.backends.mps.is_available() else 0
+    return torch.mps.current_allocated_memory() if has_mps() else 0

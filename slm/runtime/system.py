@@ -30,7 +30,7 @@ def processor_name() -> str:
             return names[0]
     if sys.platform == "darwin":
         with suppress(OSError):
-            asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+            asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, encoding="utf-8")
             if asked.stdout.strip():
                 return asked.stdout.strip()
     return platform.processor() or platform.machine() or "CPU"

@@ -25,7 +25,7 @@ from slm.model.config import ModelConfig
 from slm.model.counts import num_params
 from slm.model.decoder import Decoder
 
-DEFAULT_TOKENS = {"cpu": 8192, "cuda": 32768}
+DEFAULT_TOKENS = {"cpu": 8192, "cuda": 32768, "mps": 8192}
 """Most tokens of one forward pass where `trainer.micro_batch_tokens` is null. More do not make matmuls faster."""
 USABLE_SHARE = 0.9
 """Of the available memory; the rest is for the allocator's fragments and for libraries."""

@@ -26,6 +26,7 @@ from slm.data.loader import document_numbers
 from slm.model.decoder import Decoder
 from slm.model.loss import IGNORE
 from slm.model.mixers.base import Mixer
+from slm.runtime.machine import float64_device
 from slm.training.optim import OPTIMIZERS, StepGuard, WeightAverage, full_grad_norm, skip_if
 from slm.training.parametrization import scale_initial_weights
 from slm.training.plan import Plan
@@ -208,12 +209,14 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
         batch_size=module.plan.micro_batch_size,
         max_tokens=max_tokens,
     )
-    token_bytes = torch.as_tensor(corpus.val_bytes, device=module.device)
-    sums = torch.zeros(3, dtype=torch.float64, device=module.device)  # nats, tokens, bytes
+    place = float64_device(module.device)
+    token_bytes = torch.as_tensor(corpus.val_bytes, device=place)
+    sums = torch.zeros(3, dtype=torch.float64, device=place)  # nats, tokens, bytes
     for inputs, targets in share_batches(batches, trainer.global_rank, trainer.world_size):
         inputs, targets = inputs.to(module.device), targets.to(module.device)
         with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
             losses = module.decoder.token_losses(inputs, targets, module.documents(inputs))
+        losses, targets = losses.to(place), targets.to(place)
         is_scored = targets != IGNORE
         num_bytes = token_bytes[targets.clamp(min=0)] * is_scored
         sums += torch.stack([losses.double().sum(), is_scored.sum().double(), num_bytes.sum().double()])

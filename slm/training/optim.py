@@ -19,6 +19,9 @@ from slm.training.parametrization import STANDARD, Rules, parameter_kinds
 GUARD_WINDOW = 50
 """Steps in the guard's running mean of gradient norms. Before that many good steps, no norm counts as too large."""
 
+IGNORES_FOUND_INF = ("mps",)
+"""Devices on which fused AdamW may take a step that `found_inf` forbids (pytorch/pytorch#186360, of June 2026)."""
+
 
 def parameter_groups(
     model: Decoder, optim: Mapping[str, Any], rules: Rules, *, muon: bool = False
@@ -99,8 +102,13 @@ class StepGuard(nn.Module):
 def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     """Make the next fused step leave weights, moments and step count as they are if the scalar `bad` is 1.
 
-    The decision stays on the device. `torch.amp.GradScaler` sets the same attribute of fused optimizers.
+    The decision stays on the device. `torch.amp.GradScaler` sets the same attribute of fused optimizers. For
+    `IGNORES_FOUND_INF` the host waits for it, and takes the gradients away: a parameter without one takes no step.
     """
+    if bad.device.type in IGNORES_FOUND_INF:
+        if bad.item():
+            optimizer.zero_grad(set_to_none=True)
+        return
     optimizer.found_inf = bad  # type: ignore[attr-defined]
 
 

@@ -15,7 +15,7 @@ from slm.composition.budget import shape_and_steps
 from slm.data.loader import passes_of_a_step
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, num_params, state_bytes
-from slm.runtime.machine import available_bytes, device_name, native_bfloat16, unusable_gpu, why_not_compiled
+from slm.runtime.machine import available_bytes, device_name, has_mps, native_bfloat16, unusable_gpu, why_not_compiled
 from slm.training import memory
 from slm.training.branching import Branch, find_branch
 from slm.training.parametrization import Rules, make_rules, with_multipliers
@@ -26,7 +26,7 @@ from slm.training.run_directory import RunDirectory
 class Hardware:
     """The `trainer` group, in which every `auto` is replaced by a choice for this machine."""
 
-    accelerator: Literal["cpu", "cuda"]
+    accelerator: Literal["cpu", "cuda", "mps"]
     devices: int
     """Processes on this node, one for each device."""
     num_nodes: int
@@ -67,6 +67,8 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
     precision = trainer["precision"]
     if precision == "auto":
         precision = "bf16-mixed" if native_bfloat16(accelerator) else "32-true"
+    if accelerator == "mps" and precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(f"trainer.precision={precision} is not for accelerator=mps: give 32-true or bf16-mixed")
     return Hardware(
         accelerator=accelerator,
         devices=devices,
@@ -80,7 +82,11 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
     )
 
 
-def _accelerator(requested: str) -> Literal["cpu", "cuda"]:
+def _accelerator(requested: str) -> Literal["cpu", "cuda", "mps"]:
+    if requested == "mps":
+        if not has_mps():
+            raise ValueError("trainer.accelerator=mps, but torch sees no GPU of Apple here; trainer=cpu runs anywhere")
+        return "mps"
     if requested in ("cuda", "gpu") and not torch.cuda.is_available():
         raise ValueError(
             f"trainer.accelerator={requested}, but torch sees no CUDA device here; trainer=cpu runs anywhere"
@@ -97,7 +103,7 @@ def _compiles(requested: Any, accelerator: str) -> bool:
 
 
 def _devices(requested: Any, accelerator: str) -> int:
-    present = torch.cuda.device_count() if accelerator == "cuda" else None
+    present = torch.cuda.device_count() if accelerator == "cuda" else 1 if accelerator == "mps" else None
     if requested == "auto":
         return present or 1  # on a CPU one process, which uses all cores
     if present is not None and requested > present:

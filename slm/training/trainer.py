@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 
 from slm.data import Corpus, train_loader
+from slm.runtime.machine import has_mps
 from slm.training.checkpointing import write_checkpoint
 from slm.training.module import LanguageModel
 from slm.training.plan import Hardware, Plan
@@ -111,13 +112,16 @@ class RandomState(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The states on the CPU and on all GPUs."""
-        return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        mps = {"mps": torch.mps.get_rng_state()} if has_mps() else {}
+        return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), **mps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the states; those of GPUs only if the number of GPUs is the same."""
         torch.set_rng_state(state_dict["torch"])
         if len(state_dict["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state_dict["cuda"])
+        if "mps" in state_dict and has_mps():
+            torch.mps.set_rng_state(state_dict["mps"])
 
 
 class Batches:

@@ -60,7 +60,7 @@ def visible_gpus() -> list[str]:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
     if not shutil.which("nvidia-smi"):
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=60).stdout
     return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
@@ -68,7 +68,7 @@ def gpu_memory(name: str) -> tuple[int, int] | None:
     """Total and free bytes of a GPU; None if nvidia-smi does not know it."""
     query = ["nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits", "-i", name]
     with suppress(OSError, ValueError, subprocess.SubprocessError):
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+        answer = subprocess.run(query, capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
         total, free = (int(value) * 2**20 for value in answer.split(","))
         return total, free
     return None
@@ -150,7 +150,7 @@ def measure_together(settings: Mapping[str, Any], environment: Mapping[str, str]
             input=json.dumps(settings),
             env={**environment, "PYTHONPATH": path},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=PROBE_SECONDS,
         )
     except subprocess.TimeoutExpired:

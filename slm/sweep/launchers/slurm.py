@@ -156,7 +156,7 @@ class Submitit:
     def states(self) -> dict[str, str] | None:
         """By `squeue`; None if the controller does not answer."""
         command = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i %T"]
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8")
         return dict(line.split() for line in result.stdout.splitlines()) if result.returncode == 0 else None
 
     def cancel(self, ids: Sequence[str]) -> None:
