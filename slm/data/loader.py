@@ -157,7 +157,7 @@ def passes_of_a_step(batch_size: int, world_size: int, micro_batch_size: int) ->
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave signals that may reach all processes of a run to the main one, which saves and ends them."""
+    """Leave signals that may reach all processes of a run to the main one, which saves and ends its workers."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
