@@ -34,7 +34,7 @@ CHECKS = {
     "host_syncs": ("programs", 70),
     "masking": ("training", 70),
     "transformers_125m": ("training", 80),
-    "micro_batch_1b": ("training", 80),
+    "micro_batch_1b": ("training", 100),
     "decoding": ("kernels", 70),
     "resume": ("programs", 90),
     "sweep": ("programs", 120),

@@ -128,29 +128,44 @@ def transformers_125m(size: str) -> Found:
 
 
 def micro_batch_1b(size: str) -> Found:
-    """The largest micro-batch at which a step of MobileLLM-1B runs, by doubling, and that which a run would choose."""
-    length = plan_of(size, "1b").sequence_length
-    found: Found = {"chosen": plan_of(size, "1b").micro_batch_size, "sequence_length": length}
-    module = None
-    for rows in (2, 4, 8, 16, 32) if size == "gpu" else (1, 2):
-        tokens = rows * length
-        plan = plan_of(size, "1b", f"train.batch_tokens={tokens}", f"trainer.micro_batch_tokens={tokens}")
-        module = module or LanguageModel(plan)
-        try:
-            if size == "gpu":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            take_step = training_step(plan, module)
-            ms = milliseconds(take_step, plan.hardware.accelerator, 1)
-            found[f"{rows} sequences"] = {
-                "tokens_per_second": round(plan.batch_tokens / ms * 1e3),
-                "peak_gb": peak_gb(),
-            }
-            found["largest"] = rows
-        except torch.OutOfMemoryError:
-            found[f"{rows} sequences"] = "out of memory"
-            break
+    """The largest micro-batch at which a step of MobileLLM-1B runs, by doubling, and that which a run would choose.
+
+    First without, then with activation checkpointing. It ends by itself before its time limit does.
+    """
+    chosen, start = plan_of(size, "1b"), time.perf_counter()
+    checkpointing = chosen.passes.activation_checkpointing
+    found: Found = {"sequence_length": chosen.sequence_length}
+    found["chosen"] = {"sequences": chosen.micro_batch_size, "activation_checkpointing": checkpointing}
+    module = LanguageModel(chosen)
+    for name, is_on in (("plain", False), ("checkpointing", True)):
+        found[name] = {}
+        for rows in (4, 8, 16, 32) if size == "gpu" else (1, 2):
+            if time.perf_counter() - start > MICRO_BATCH_SECONDS[size]:
+                return found
+            reset()
+            entry = _one_pass(size, rows, module, activation_checkpointing=is_on)
+            found[name][f"{rows} sequences"] = entry
+            if entry == OUT_OF_MEMORY:
+                break
+            found[name]["largest"] = rows
     return found
+
+
+OUT_OF_MEMORY = "out of memory"
+MICRO_BATCH_SECONDS = {"gpu": 60, "cpu": 300, "smallest": 300}
+
+
+def _one_pass(size: str, rows: int, module: LanguageModel, *, activation_checkpointing: bool) -> Found | str:
+    length = module.plan.sequence_length
+    asked = [f"{key}={rows * length}" for key in ("train.batch_tokens", "trainer.micro_batch_tokens")]
+    plan = plan_of(size, "1b", *asked, f"trainer.activation_checkpointing={str(activation_checkpointing).lower()}")
+    module.decoder.activation_checkpointing = activation_checkpointing
+    module.zero_grad(set_to_none=True)
+    try:
+        ms = milliseconds(training_step(plan, module), plan.hardware.accelerator, 1)
+    except torch.OutOfMemoryError:
+        return OUT_OF_MEMORY
+    return {"tokens_per_second": round(plan.batch_tokens / ms * 1e3), "peak_gb": peak_gb()}
 
 
 def repeatable(size: str) -> Found:
