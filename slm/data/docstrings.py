@@ -108,8 +108,10 @@ def _module_name(path: str) -> str:
 
 
 def _parsed(files: list[tuple[str, str]]) -> Iterator[tuple[str, list[Part]]]:
+    from slm.runtime.system import num_cores  # here, since a worker, which runs this file, cannot import slm
+
     chunks = [files[i : i + _FILES_PER_WORKER] for i in range(0, len(files), _FILES_PER_WORKER)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         for modules in pool.map(parse_in_worker, chunks):
             yield from modules
 

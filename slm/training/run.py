@@ -28,6 +28,9 @@ from slm.training.result import ending_lines, make_result, parameter_counts
 from slm.training.speed import measure_run
 from slm.training.trainer import Batches, make_trainer
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+"""Words of torch's plain RuntimeErrors: on a CPU, on a CPU under Windows, on MPS."""
+
 
 def train(plan: Plan) -> dict[str, Any]:
     """Train as planned by `set_up`. Returns the contents of `result.json`, or {} after a dry run.
@@ -148,8 +151,8 @@ def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # On a CPU torch raises a plain RuntimeError.
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+        is_other = not isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if is_other and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         raise ValueError(
             f"out of memory with trainer.micro_batch_tokens={plan.micro_batch_size * plan.sequence_length}: lower it "

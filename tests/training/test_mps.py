@@ -20,7 +20,7 @@ from slm.model import generate
 from slm.model.mixers import sliding, softmax
 from slm.runtime.machine import has_mps
 from slm.training import module as module_file
-from slm.training import optim, plan
+from slm.training import optim, plan, run
 from slm.training.module import LanguageModel, score
 from slm.training.optim import OPTIMIZERS, skip_if
 from slm.training.parametrization import STANDARD
@@ -174,6 +174,20 @@ def test_a_step_that_the_host_skips_is_as_if_the_device_had_skipped_it(
             assert changed != is_bad
     for key, value in ours.state_dict().items():
         assert torch.equal(value, other.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "MPS backend out of memory (MPS allocated: 18.10 GB, other allocations: 5.96 MB, max allowed: 18.13 GB)",
+        "[enforce fail at alloc_cpu.cpp:116] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
+    ],
+)
+def test_out_of_memory_on_other_systems_says_what_to_change(words: str) -> None:
+    planned = make_plan(composed("model=tiny", *SHORT), CPU)
+    said = r"^out of memory with trainer\.micro_batch_tokens=64: lower it"
+    with pytest.raises(ValueError, match=said), run._explain_out_of_memory(planned):
+        raise RuntimeError(words)
 
 
 @pytest.mark.skipif(not has_mps(), reason="needs the GPU of an Apple chip")
