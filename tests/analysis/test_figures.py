@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from slm.analysis.report.curves import _points, curves_figure
@@ -15,7 +16,7 @@ from slm.analysis.report.directory import Directory
 from slm.analysis.report.exponents import exponents_figure
 from slm.analysis.report.isoflop import isoflop_figure
 from slm.analysis.report.page import FIGURES, draw_figures, write_report
-from slm.report.style import colours, log_axis, markers, style, tick_label
+from slm.report.style import colours, log_axis, markers, panels, save, short_name, style, tick_label
 from tests.analysis.analysed import changed, read, without_numbers, write
 from tests.scaling.samples import plain_law
 
@@ -38,9 +39,8 @@ def test_tuned_rates_are_drawn_and_told(two: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(two, tmp_path / "tuned")
     shapes = pd.DataFrame({"family": "a", "width": [64, 128], "depth": [4, 8], "budget": "tokens=1"})
     rates = pd.DataFrame({"lr": [0.002, 0.004, 0.008]})
-    shapes.merge(rates, how="cross").assign(loss=lambda t: 3 + 0.1 * np.log(t["lr"] / 0.004) ** 2).to_csv(
-        folder / "runs.csv", index=False
-    )
+    runs = shapes.merge(rates, how="cross").assign(loss=lambda t: 3 + 0.1 * np.log(t["lr"] / 0.004) ** 2)
+    runs.to_csv(folder / "runs.csv", index=False)
     found = {"params_total": [10**5, 10**6], "lr": 0.004, "loss": 3.0, "at_end": [False, True]}
     found |= {"lr_value": [0.008, 0.003], "excess_at_value": [0.016, None]}
     shapes.assign(**found).to_csv(folder / "tuning.csv", index=False)
@@ -95,9 +95,9 @@ def test_curves_of_families_share_axes_only_where_other_variables_are_held_alike
     fits = read(two, "fits")
     for place, entry in enumerate(entry for entry in fits if entry.get("curve")):
         entry["curve"]["held"] = {"D": 1e9 * (1 + place)}
-    for folder, panels in ((two, 3), (changed(two, tmp_path / "d", fits=fits), 2)):
+    for folder, number in ((two, 3), (changed(two, tmp_path / "d", fits=fits), 2)):
         with style():
-            assert len(curves_figure(Directory.read(folder)).axes) == panels
+            assert len(curves_figure(Directory.read(folder)).axes) == number
 
 
 def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(one: Path) -> None:
@@ -154,8 +154,6 @@ def test_ticks_read_as_people_write(value: float, label: str) -> None:
 
 @pytest.mark.parametrize("span", [1.001, 1.3, 3.0, 1e3, 1e9])
 def test_a_log_axis_of_any_span_has_a_few_ticks_inside_it(span: float) -> None:
-    from matplotlib.figure import Figure
-
     axis = Figure().add_subplot().xaxis
     log_axis(axis, 2.37, 2.37 * span)
     ticks = np.array(axis.get_ticklocs()) / 2.37
@@ -173,8 +171,6 @@ def test_importing_figures_and_report_loads_no_matplotlib_and_drawing_no_pyplot(
 
 
 def test_a_long_name_is_shortened_in_its_middle_and_marks_get_the_rows_that_they_need() -> None:
-    from slm.report.style import panels, short_name
-
     assert short_name("deep_thin") == "deep_thin"
     long = [f"transformer_with_everything_{i}" for i in range(12)]
     assert len({short_name(name) for name in long}) == 12
@@ -188,7 +184,5 @@ def test_a_long_name_is_shortened_in_its_middle_and_marks_get_the_rows_that_they
 
 @pytest.mark.filterwarnings("error")
 def test_a_name_that_the_font_cannot_write_is_drawn_without_warnings(tmp_path: Path) -> None:
-    from slm.report.style import panels, save
-
     with style():
         save(panels(1, "模型", columns=1)[0], tmp_path, "figure")

@@ -30,15 +30,11 @@ def llama(**changes) -> LlamaForCausalLM:
     return model
 
 
-def save_tokenizer(folder: Path) -> None:
-    byte_tokenizer().save(folder)
-
-
 def save(model: LlamaForCausalLM, folder: Path, **options) -> Path:
     """As transformers saves a release."""
     logging.disable_progress_bar()
     model.save_pretrained(folder, **options)
-    save_tokenizer(folder)
+    byte_tokenizer().save(folder)
     return folder
 
 
@@ -49,41 +45,27 @@ def change_config(folder: Path, *gone: str, **changes) -> None:
 
 
 def mobilellm(
-    folder: Path,
-    model: LlamaForCausalLM,
-    *,
-    share_embedding: bool = True,
-    head: Tensor | None = None,
-    sharing: bool = False,
+    folder: Path, model: LlamaForCausalLM, *, tied: bool = True, head: Tensor | None = None, sharing: bool = False
 ) -> Path:
     """As facebook/MobileLLM-* is on the hub: its config keys, float16 pytorch_model.bin, nothing else of weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = SHAPE | {
-        "_name_or_path": "MobileLLM",
-        "model_type": "mobilellm",
-        "architectures": ["MobileLLMForCausalLM"],
-    }
+    config = SHAPE | {"model_type": "mobilellm", "architectures": ["MobileLLMForCausalLM"], "use_cache": False}
     config |= {"auto_map": {"AutoModelForCausalLM": "modeling_mobilellm.MobileLLMForCausalLM"}}
-    config |= {"torch_dtype": "float16", "transformers_version": "4.41.2", "use_cache": False, "pretraining_tp": 1}
-    config |= {
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "head_dim": 8,
-        "hidden_act": "silu",
-    }
-    config |= {"rope_scaling": None, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2}
-    config |= {"layer_sharing": sharing, "share_embedding": share_embedding, "tie_word_embeddings": False}
+    config |= {"_name_or_path": "MobileLLM", "torch_dtype": "float16", "transformers_version": "4.41.2"}
+    config |= {"attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "head_dim": 8}
+    config |= {"hidden_act": "silu", "pretraining_tp": 1, "bos_token_id": 1, "eos_token_id": 2}
+    config |= {"rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False}
+    config |= {"layer_sharing": sharing, "share_embedding": tied}
     (folder / "config.json").write_text(json.dumps(config))
     state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     if head is not None:
         state["lm_head.weight"] = head.half()
     torch.save(state, folder / "pytorch_model.bin")
-    save_tokenizer(folder)
+    byte_tokenizer().save(folder)
     return folder
 
 
-def under_the_heads_name(folder: Path) -> None:
+def store_as_head(folder: Path) -> None:
     """Store the table as the conversions of MobileLLM do: in safetensors, and as lm_head.weight alone."""
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     state["lm_head.weight"] = state.pop("model.embed_tokens.weight")

@@ -15,6 +15,10 @@ from tests.seeds import seeded
 
 SHAPE = {"vocab_size": 260, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
 SHAPE |= {"intermediate_size": 64, "init_std": 0.2, "rope_theta": 12345.0}
+SHARINGS = [("none", 1), ("immediate", 2), ("immediate", 3), ("repeat_all_over", 2), ("reverse", 2), ("reverse", 3)]
+TEXT = torch.randint(0, 257, (2, 40), generator=torch.Generator().manual_seed(seeded(3)))
+LACKED = {"mixer_pattern": "S", "sliding_window": [64, 128], "mlp": "geglu", "norm": "layernorm", "position": "none"}
+LACKED |= {"parallel_block": True, "residual_multiplier": 0.5, "attention_multiplier": 0.1}
 
 
 def exported(folder: Path, **changes) -> Decoder:
@@ -102,10 +106,6 @@ def test_an_export_replaces_the_one_before_it_and_leaves_nothing_else(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-SHARINGS = [("none", 1), ("immediate", 2), ("immediate", 3), ("repeat_all_over", 2), ("reverse", 2), ("reverse", 3)]
-TEXT = torch.randint(0, 257, (2, 40), generator=torch.Generator().manual_seed(seeded(3)))
-
-
 @pytest.mark.parametrize(("sharing", "repeats"), SHARINGS)
 @pytest.mark.parametrize("style", ["half", "interleaved"])
 def test_every_sharing_comes_back_from_its_export_and_unrolls_to_a_llama(sharing, repeats, style, tmp_path) -> None:
@@ -176,10 +176,6 @@ def test_an_export_does_not_replace_a_folder_that_is_not_an_export(tmp_path: Pat
     export(other, tmp_path / "exported")  # the same model again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "file", "other", "source", "thesis"]
     assert (tmp_path / "thesis" / "draft.tex").read_text() == "years of work"
-
-
-LACKED = {"mixer_pattern": "S", "sliding_window": [64, 128], "mlp": "geglu", "norm": "layernorm", "position": "none"}
-LACKED |= {"parallel_block": True, "residual_multiplier": 0.5, "attention_multiplier": 0.1}
 
 
 @pytest.mark.parametrize("field", LACKED)

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import errors
 
 from slm.checkpoints import check, export, load
-from tests.checkpoints.releases import IDS, difference, halved, llama, mobilellm, refusal, save, under_the_heads_name
+from tests.checkpoints.releases import IDS, difference, halved, llama, mobilellm, refusal, save, store_as_head
 
 REPO, COMMIT = "someone/Tiny-Llama", "0123456789abcdef0123456789abcdef01234567"
 
@@ -110,7 +110,7 @@ def test_a_mobilellm_repository_is_fetched_with_its_pickle(hub: Hub) -> None:
 def test_a_second_format_is_fetched_only_where_the_first_is_unusable(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     model = halved(llama())
     mobilellm(hub.files, model)
-    under_the_heads_name(hub.files)
+    store_as_head(hub.files)
     assert load(REPO).provenance.notes == ()
     assert "pytorch_model.bin" not in hub.asked
     shutil.rmtree(hub.repository)
@@ -139,9 +139,8 @@ def test_a_download_that_was_cut_short_is_completed(hub: Hub, monkeypatch: pytes
 def test_a_gated_repository_says_where_to_accept_its_licence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.fails = errors.GatedRepoError("401 Client Error. Cannot access gated repo", response=answer(401))
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    assert refusal(REPO).endswith(
-        f"is gated: accept its licence at https://huggingface.co/{REPO} and run `hf auth login` or set HF_TOKEN"
-    )
+    remedy = f"accept its licence at https://huggingface.co/{REPO} and run `hf auth login` or set HF_TOKEN"
+    assert refusal(REPO).endswith(f"is gated: {remedy}")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
     assert refusal(REPO).endswith("with the account of the token in use")
 
@@ -151,10 +150,7 @@ def test_a_gated_repository_says_where_to_accept_its_licence(hub: Hub, monkeypat
     [
         (errors.RepositoryNotFoundError("404", response=answer(404)), "nor a repository of the hub that you may read"),
         (errors.RevisionNotFoundError("404", response=answer(404)), "revision=v9 is not a branch, tag or commit of"),
-        (
-            errors.RemoteEntryNotFoundError("404", response=answer(404)),
-            "has no config.json on the hub, so it is not a model",
-        ),
+        (errors.RemoteEntryNotFoundError("404", response=answer(404)), "has no config.json on the hub, so it is not a"),
         (errors.HfHubHTTPError("500", response=answer(500)), "cannot be fetched from https"),
         (errors.LocalEntryNotFoundError("no connection"), "the hub stopped answering; give the same command again"),
         (httpx.ConnectError("reset"), r"the hub stopped answering; give the same command again \(ConnectError\)"),
@@ -167,13 +163,12 @@ def test_an_answer_of_the_hub_becomes_one_sentence(hub: Hub, error: Exception, s
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "accepted"), [("model.safetensors", "pytorch_model"), ("tokenizer.json", "tokenizer")]
-)
-def test_a_repository_without_weights_or_tokenizer_is_refused_before_a_long_download(hub: Hub, name, accepted) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_repository_without_weights_or_tokenizer_is_refused_before_a_long_download(hub: Hub, name: str) -> None:
     save(llama(), hub.files)
     (hub.files / name).unlink()
-    assert f"has none of {name}, {accepted}" in refusal(REPO).replace("model.safetensors.index.json, ", "")
+    other = {"model.safetensors": "pytorch_model", "tokenizer.json": "tokenizer"}[name]
+    assert f"has none of {name}, {other}" in refusal(REPO).replace("model.safetensors.index.json, ", "")
     assert set(hub.asked) == {"config.json"}
 
 

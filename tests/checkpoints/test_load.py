@@ -10,17 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from slm.checkpoints import check, load
 from slm.model.counts import num_params
-from tests.checkpoints.releases import (
-    IDS,
-    change_config,
-    difference,
-    halved,
-    llama,
-    mobilellm,
-    save,
-    save_tokenizer,
-    under_the_heads_name,
-)
+from tests.checkpoints.releases import IDS, change_config, difference, halved, llama, mobilellm, save, store_as_head
+
+UNUSABLE = {
+    "cut short": lambda file: file.write_bytes(file.read_bytes()[:-9]),
+    "a pointer": lambda file: file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+    "of another model": lambda file: save_file({"model.norm.weight": torch.ones(3)}, file),
+    "an index of nothing": lambda file: file.rename(file.with_name("model.safetensors.index.json")),
+}
 
 
 @pytest.mark.parametrize(
@@ -92,22 +89,18 @@ def test_a_stored_head_that_differs_from_the_embedding_is_used_and_noted(tmp_pat
     assert num_params(checkpoint.decoder.config) == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("tied", "note"), [(True, "equals the embedding: it is used tied"), (False, "params_total counts both")]
-)
-def test_a_stored_head_equal_to_the_embedding_is_tied_as_configured_and_noted(
-    tied: bool, note: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("tied", "note"), [(True, "the embedding: it is used tied"), (False, "total counts both")])
+def test_a_stored_head_equal_to_the_embedding_is_tied_as_configured(tied: bool, note: str, tmp_path: Path) -> None:
     model = halved(llama())
     head = model.model.embed_tokens.weight.detach().clone()
-    checkpoint = load(mobilellm(tmp_path, model, share_embedding=tied, head=head))
+    checkpoint = load(mobilellm(tmp_path, model, tied=tied, head=head))
     assert difference(checkpoint.decoder, model) < 1e-5
     assert checkpoint.decoder.config.tie_embeddings == tied
     assert note in checkpoint.provenance.notes[0]
 
 
 def test_an_untied_config_without_a_head_is_refused(tmp_path: Path) -> None:
-    folder = mobilellm(tmp_path, llama(), share_embedding=False)
+    folder = mobilellm(tmp_path, llama(), tied=False)
     with pytest.raises(ValueError, match=r"head is not tied .*share_embedding.* no lm_head\.weight"):
         check(folder)
 
@@ -115,8 +108,8 @@ def test_an_untied_config_without_a_head_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied_by", ["share_embedding", "tie_word_embeddings"])
 def test_a_tied_table_may_be_stored_under_the_heads_name(tied_by: str, tmp_path: Path) -> None:
     model = halved(llama())
-    folder = mobilellm(tmp_path, model, share_embedding=False)
-    under_the_heads_name(folder)
+    folder = mobilellm(tmp_path, model, tied=False)
+    store_as_head(folder)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors: .* 1 missing \(embed_tokens\.weight\)$"):
         check(folder)
@@ -125,14 +118,6 @@ def test_a_tied_table_may_be_stored_under_the_heads_name(tied_by: str, tmp_path:
     assert difference(checkpoint.decoder, model) < 1e-5
     assert num_params(checkpoint.decoder.config) == sum(p.numel() for p in model.parameters())
     assert checkpoint.provenance.notes == ()
-
-
-UNUSABLE = {
-    "cut short": lambda file: file.write_bytes(file.read_bytes()[:-9]),
-    "a pointer": lambda file: file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
-    "of another model": lambda file: save_file({"model.norm.weight": torch.ones(3)}, file),
-    "an index of nothing": lambda file: file.rename(file.with_name("model.safetensors.index.json")),
-}
 
 
 @pytest.mark.parametrize("how", UNUSABLE)
@@ -253,6 +238,5 @@ def test_an_export_whose_two_descriptions_disagree_is_refused(tmp_path: Path) ->
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path: Path) -> None:
     save(llama(vocab_size=250), tmp_path)
-    save_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="the tokenizer has 257 ids and the embedding 250 rows"):
         check(tmp_path)

@@ -105,21 +105,12 @@ def tiny() -> list[dict[str, Any]]:
             "piqa": task(0.55 + 0.01 * place, 1838, metric="acc"),
             "boolq": {"error": "boolq needs data that is not here: set task_files.boolq"} if place == 1 else task(0.5),
         }
-        made.append(
-            entry(
-                name,
-                int(params),
-                kind="run",
-                family="deep thin" + (" shared" if shared else ""),
-                shape=shape | {"layer_sharing": "immediate" if shared else "none"},
-                train_tokens=20_000_000,
-                notes=["Evaluated under bfloat16 autocast, as it was trained."] if place == 0 else [],
-                perplexity_results=[
-                    score(loss, tokens=400_000),
-                    score(loss and loss - 0.2, data="pydocs", protocol="non_overlapping", max_length=256, stride=256),
-                ],
-                speed=speed(500.0 - 60 * place, **ON_CPU, without_sharing=apart),
-                tasks=tasks if place < 4 else {"piqa": {"error": "boom"}},
-            )
-        )
+        shape |= {"layer_sharing": "immediate" if shared else "none"}
+        facts = {"kind": "run", "family": "deep thin" + " shared" * shared, "shape": shape, "train_tokens": 20_000_000}
+        facts |= {"tasks": tasks if place < 4 else {"piqa": {"error": "boom"}}}
+        facts |= {"speed": speed(500.0 - 60 * place, **ON_CPU, without_sharing=apart)}
+        other = {"data": "pydocs", "protocol": "non_overlapping", "max_length": 256, "stride": 256}
+        facts["perplexity_results"] = [score(loss, tokens=400_000), score(loss and loss - 0.2, **other)]
+        notes = ["Evaluated under bfloat16 autocast, as it was trained."] if place == 0 else []
+        made.append(entry(name, int(params), notes=notes, **facts))
     return made

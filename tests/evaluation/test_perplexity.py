@@ -27,12 +27,8 @@ def decoder() -> Decoder:
 def llama(decoder: Decoder) -> Any:
     """transformers' Llama with the decoder's weights."""
     transformers = pytest.importorskip("transformers")
-    names = {
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "num_kv_heads": "num_key_value_heads",
-    }
-    shape = {names.get(key, key): value for key, value in SHAPE.items()}
+    hf = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads"}
+    shape = {hf.get(key, key): value for key, value in SHAPE.items()}
     config = transformers.LlamaConfig(**shape, rms_norm_eps=1e-5, tie_word_embeddings=True)
     model = transformers.LlamaForCausalLM(config).eval()
     missing = model.load_state_dict({f"model.{name}": t for name, t in decoder.state_dict().items()}, strict=False)
@@ -70,9 +66,7 @@ def usual_loop(llama: Any, tokens: np.ndarray, max_length: int, stride: int) -> 
     ("length", "max_length", "stride"),
     [(301, 32, 16), (300, 64, 1), (97, 64, 63), (128, 32, 24), (32, 32, 16), (9, 64, 32), (2, 2, 1)],
 )
-def test_sliding_is_the_usual_transformers_loop(
-    decoder: Decoder, llama: Any, length: int, max_length: int, stride: int
-) -> None:
+def test_sliding_is_the_usual_loop(decoder: Decoder, llama: Any, length: int, max_length: int, stride: int) -> None:
     stream = random_stream(length)
     result = perplexity(decoder, stream, sliding(max_length, stride), batch_tokens=200)
     loss, count = usual_loop(llama, stream.tokens, max_length, stride)
@@ -82,9 +76,7 @@ def test_sliding_is_the_usual_transformers_loop(
 
 
 @pytest.mark.parametrize(("length", "max_length"), [(129, 32), (130, 32), (100, 64), (20, 64)])
-def test_non_overlapping_is_a_loop_over_windows_that_share_one_token(
-    decoder: Decoder, llama: Any, length: int, max_length: int
-) -> None:
+def test_non_overlapping_windows_share_one_token(decoder: Decoder, llama: Any, length: int, max_length: int) -> None:
     stream = random_stream(length)
     nats = 0.0
     for start in range(0, length - 1, max_length):
@@ -171,11 +163,7 @@ def test_blocks_are_the_summed_losses_of_documents_and_the_error_is_theirs(decod
 def test_many_documents_are_kept_as_at_most_two_hundred_blocks(decoder: Decoder) -> None:
     result = perplexity(decoder, random_stream(6000), non_overlapping(64), batch_tokens=640)  # documents of 9 tokens
     assert result["se_method"] == "block bootstrap over 667 documents"
-    assert {name: len(result["blocks"][name]) for name in result["blocks"]} == {
-        "nats": 166,
-        "tokens": 166,
-        "bytes": 166,
-    }
+    assert {name: len(v) for name, v in result["blocks"].items()} == {"nats": 166, "tokens": 166, "bytes": 166}
     assert (sum(result["blocks"]["tokens"]), sum(result["blocks"]["bytes"])) == (result["tokens"], result["bytes"])
 
 

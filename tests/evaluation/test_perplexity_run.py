@@ -107,18 +107,14 @@ def away(path: Path) -> Iterator[None]:
         elsewhere.rename(path)
 
 
-def test_the_text_is_found_in_the_runs_cache_when_its_file_is_gone_and_asked_for_when_both_are(
-    trained: Path, words: Path, tmp_path: Path
-) -> None:
+def test_the_text_is_found_in_the_runs_cache_when_its_file_is_gone(trained: Path, words: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(trained / "model")
     before = own_stream(trained, tokenizer).tokens.tolist()
     with away(words):
         assert own_stream(trained, tokenizer).tokens.tolist() == before
         assert run_stream(trained, tokenizer, cache_dir=tmp_path).tokens.tolist() == before
-        with (
-            away(trained.parent / "cache"),
-            pytest.raises(ValueError, match=r"^the validation text of .* is no longer available: .* no file"),
-        ):
+        gone = r"^the validation text of .* is no longer available: .* no file"
+        with away(trained.parent / "cache"), pytest.raises(ValueError, match=gone):
             run_stream(trained, tokenizer, cache_dir=tmp_path)
     with away(trained.parent / "cache"):
         assert run_stream(trained, tokenizer, cache_dir=tmp_path).tokens.tolist() == before
@@ -137,10 +133,8 @@ def test_a_text_that_has_changed_since_is_refused(trained: Path, words: Path, tm
     content = words.read_text()
     words.write_text(content.replace(".", "!", 1))
     try:
-        with (
-            away(trained.parent / "cache"),
-            pytest.raises(ValueError, match=r"data=local is no longer the text of the run: its fingerprint is"),
-        ):
+        changed = "data=local is no longer the text of the run: its fingerprint is"
+        with away(trained.parent / "cache"), pytest.raises(ValueError, match=changed):
             run_stream(trained, tokenizer, cache_dir=tmp_path)
     finally:
         words.write_text(content)

@@ -110,9 +110,7 @@ def test_an_interrupted_evaluation_continues_and_equals_an_uninterrupted_one(
     assert all(entry["status"] == "completed" for entry in results(tmp_path / "parts"))
 
 
-def test_a_checkpoint_is_added_to_an_evaluation_and_only_it_is_measured(
-    run: Run, releases: list[Path], tmp_path: Path, taken: list[str]
-) -> None:
+def test_only_an_added_checkpoint_is_measured(run: Run, releases: list[Path], tmp_path: Path, taken: list[str]) -> None:
     run(one(releases[1]))
     taken.clear()
     run(several(releases[:2]))
@@ -144,17 +142,13 @@ def test_a_release_without_a_text_says_which_there_are(releases: list[Path], tmp
         evaluate(settings)
 
 
-def test_windows_longer_than_the_context_are_refused_before_loading(
-    run: Run, releases: list[Path], tmp_path: Path
-) -> None:
+def test_windows_beyond_the_context_are_refused_before_loading(run: Run, releases: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_length=65 of protocol sliding is longer than the 64 positions"):
         run(several(releases), "perplexity.sliding.max_length=65")
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_a_task_that_fails_is_in_the_table_and_the_exit_code_and_is_tried_again(
-    run: Run, tmp_path: Path, answers: list[dict[str, Any]]
-) -> None:
+def test_a_task_that_fails_is_named_and_tried_again(run: Run, tmp_path: Path, answers: list[dict[str, Any]]) -> None:
     answers += [{"lost": {"error": "its data set cannot be had."}}, {"lost": GOOD}]
     assert run("tasks=lost", "speed.enabled=false") == SKIPPED_TASKS
     assert "its data set cannot be had." in (tmp_path / "out" / "report.md").read_text()
@@ -162,9 +156,7 @@ def test_a_task_that_fails_is_in_the_table_and_the_exit_code_and_is_tried_again(
     assert results(tmp_path)[0]["tasks"]["lost"]["value"] == 0.5
 
 
-def test_a_changed_text_is_scored_again_without_its_old_figures(
-    releases: list[Path], tmp_path: Path, taken: list[str]
-) -> None:
+def test_a_changed_text_loses_its_old_figures(releases: list[Path], tmp_path: Path, taken: list[str]) -> None:
     text = tmp_path / "t.txt"
     for words in ("One text. " * 40, "Another text, which is another. " * 20):
         text.write_text(words)
@@ -184,9 +176,7 @@ def test_a_task_file_that_changed_is_asked_again(run: Run, tmp_path: Path) -> No
         assert results(tmp_path)[0]["tasks"]["quiz"]["n"] == count
 
 
-def test_a_group_of_tasks_that_failed_once_leaves_no_error(
-    run: Run, tmp_path: Path, answers: list[dict[str, Any]]
-) -> None:
+def test_a_group_of_tasks_that_failed_once_leaves_no_error(run: Run, tmp_path: Path, answers: list[dict]) -> None:
     answers += [{"group": {"error": "no network."}}, {"one": GOOD, "two": GOOD}]
     asked = ("tasks=group", "speed.enabled=false", "perplexity.protocols=[]")
     assert [run(*asked) for _ in range(3)] == [SKIPPED_TASKS, 0, 0]
@@ -223,9 +213,7 @@ def test_one_model_under_two_names_is_refused_and_under_another_name_not_measure
     assert [entry["name"] for entry in results(tmp_path)] == ["link"]
 
 
-def test_tasks_may_be_added_to_an_evaluation_and_only_they_are_run(
-    run: Run, tmp_path: Path, taken: list[str], answers: list[dict[str, Any]]
-) -> None:
+def test_only_added_tasks_are_run(run: Run, tmp_path: Path, taken: list[str], answers: list[dict[str, Any]]) -> None:
     answers += [{"one": GOOD}, {"two": GOOD}]
     for tasks in ("tasks=null", "tasks=one", "tasks=[one,two]"):
         assert run(tasks) == 0

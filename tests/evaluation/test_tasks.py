@@ -183,10 +183,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("{", "line 2 is not JSON"),
         ("null", "line 2 is not a question"),
-        (
-            "[1]",
-            "line 2 is not a question: it must have the keys query/choices/gold or context_options/",
-        ),
+        ("[1]", "line 2 is not a question: it must have the keys query/choices/gold or context_options/"),
         ('{"query": "a", "gold": 0}', "line 2 is not a question"),
         ('{"query": "a", "choices": ["b", "c"]}', "line 2 lacks gold"),
         ('{"query": "a", "choices": ["b"], "gold": 0}', "line 2: choices=.* at least two texts"),
