@@ -93,10 +93,10 @@ def test_memory_and_descriptors_do_not_grow_with_the_number_of_shards(tmp_path):
     last[-5:] = [1, 2, 3, 4, 5]
     del last
     facts = json.dumps(split_facts(shards, 32_000, {"documents": 10**9, "bytes": 5 * 10**12}))
-    start = time.perf_counter()
+    start = time.process_time()
     stream = TokenStream(tmp_path, json.loads(facts))
     assert stream.read(stream.num_tokens - 3, stream.num_tokens).tolist() == [3, 4, 5]
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     for i in range(0, 12_500, 25):
         stream.read(i * 100_000_000, i * 100_000_000 + 10)
     descriptors = [descriptor for descriptor in Path("/proc/self/fd").iterdir() if descriptor.exists()]
