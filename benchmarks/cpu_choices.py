@@ -21,7 +21,7 @@ from train_throughput import composed, ours, preset_config, step_of
 
 from slm.model import loss
 from slm.model.mixers import softmax
-from slm.training.plan import resolve_hardware
+from slm.training.hardware import resolve_hardware
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from train_throughput import CONF, composed, preset_config
 from slm.composition.budget import model_config
 from slm.model import Decoder, ModelConfig
 from slm.model.counts import flops_per_token
-from slm.training.plan import Hardware, resolve_hardware
+from slm.training.hardware import Hardware, resolve_hardware
 
 
 def main() -> None:

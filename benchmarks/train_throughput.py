@@ -30,8 +30,8 @@ from slm.composition.budget import model_config
 from slm.composition.resolvers import register
 from slm.model import Decoder, ModelConfig
 from slm.model.counts import flops_per_token, num_params
+from slm.training.hardware import Hardware, resolve_hardware
 from slm.training.optim import full_grad_norm, make_adamw
-from slm.training.plan import Hardware, resolve_hardware
 from slm.training.speed import measure_matmul
 
 CONF = Path(__file__).parents[1] / "conf"

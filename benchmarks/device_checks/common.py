@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from slm.composition.resolvers import register
 from slm.runtime.machine import synchronize
-from slm.training.plan import Plan, make_plan, resolve_hardware
+from slm.training.hardware import resolve_hardware
+from slm.training.plan import Plan, make_plan
 
 ROOT = Path(__file__).parents[2]
 PRESETS = {"125m": "mobilellm_125m", "350m": "mobilellm_350m", "1b": "mobilellm_1b", "ls": "mobilellm_ls_125m"}

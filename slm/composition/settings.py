@@ -9,7 +9,7 @@ from slm.runtime import settings as kinds
 from slm.runtime.extensions import EXTENSIONS
 
 OPTIMIZERS = ("adamw", "muon")
-PRECISIONS = ("auto", "bf16-mixed", "32-true", "64-true")
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true")
 
 KINDS: dict[str, kinds.Kind] = {
     "name": kinds.NAME,

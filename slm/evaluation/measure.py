@@ -26,6 +26,7 @@ from slm.runtime.progress import progress
 
 TRAINING_DTYPES = {
     "bf16-mixed": (torch.float32, torch.bfloat16),
+    "16-mixed": (torch.float32, torch.float16),
     "32-true": (torch.float32, None),
     "64-true": (torch.float64, None),
 }
@@ -71,7 +72,8 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
         dtype, autocast = getattr(torch, settings["dtype"]), None
     if dtype == torch.float64 and device == "mps":
         raise ValueError("device=mps has no float64: give dtype=float32, or device=cpu")
-    if autocast is not None and not native_bfloat16(device):
+    is_native = native_bfloat16(device) if autocast == torch.bfloat16 else device == "cuda"
+    if autocast is not None and not is_native:
         note = f"The run was validated in {trained}, for which this device has no fast matmuls: this is float32."
         return Precision(device=device, dtype=dtype, autocast=None, notes=(note,))
     return Precision(device=device, dtype=dtype, autocast=autocast)

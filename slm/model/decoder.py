@@ -222,10 +222,16 @@ class Decoder(nn.Module):
         """Logits (B, T, V)."""
         return F.linear(self.hidden(tokens_BT, cache, documents_BT), self.head_weight)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy in nats a token; targets of -100 are not scored."""
-        hidden_BTD = self.hidden(tokens_BT, documents_BT=documents_BT)
-        return cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten(), self.chunk_loss)
+    def loss(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy in nats a token; targets of -100 are not scored. `grad_scale` multiplies its gradients."""
+        hidden_ND = self.hidden(tokens_BT, documents_BT=documents_BT).flatten(0, 1)
+        return cross_entropy(hidden_ND, self.head_weight, targets_BT.flatten(), self.chunk_loss, grad_scale)
 
     def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats of each token, (B, T), without gradient; 0 where the target is -100."""

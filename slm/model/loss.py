@@ -62,16 +62,23 @@ ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Ten
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, of_chunk: ChunkLoss
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        dtype: torch.dtype,
+        of_chunk: ChunkLoss,
+        grad_scale: Tensor | None,
     ) -> Tensor:
         x, w = hidden_ND.to(dtype), weight_VD.to(dtype)
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         total = x.new_zeros((), dtype=exact)
         scored = (targets_N != IGNORE).sum().clamp(min=1)
+        divisor = scored if grad_scale is None else scored / grad_scale  # of the gradients
         grad_x = torch.empty_like(x)
         grad_w = torch.zeros_like(w, dtype=exact)
         for chunk in _chunks(x):
-            loss, grad_x[chunk], grad_w_chunk = of_chunk(x[chunk], w, targets_N[chunk], scored)
+            loss, grad_x[chunk], grad_w_chunk = of_chunk(x[chunk], w, targets_N[chunk], divisor)
             total += loss
             grad_w += grad_w_chunk
         ctx.save_for_backward(grad_x, grad_w)
@@ -79,19 +86,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total / scored
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (grad_x, grad_w), (hidden_dtype, weight_dtype) = ctx.saved_tensors, ctx.dtypes
         grad_hidden = (grad_x.to(hidden_dtype) * grads[0]).to(hidden_dtype)
-        return grad_hidden, (grad_w * grads[0]).to(weight_dtype), None, None, None
+        return grad_hidden, (grad_w * grads[0]).to(weight_dtype), None, None, None, None
 
 
-def cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, of_chunk: ChunkLoss = chunk_loss) -> Tensor:
+def cross_entropy(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    of_chunk: ChunkLoss = chunk_loss,
+    grad_scale: Tensor | None = None,
+) -> Tensor:
     """Mean cross-entropy in nats a scored token of `hidden @ weight.T` against `targets`; a scalar, float32 or better.
 
     Targets equal to `IGNORE` are not scored. Under autocast the matmuls run in its dtype. `of_chunk` is `chunk_loss`,
-    compiled or not.
+    compiled or not. `grad_scale`, a scalar, multiplies all gradients but not the loss: gradients are computed here in
+    the dtype of the matmuls, so a factor on the loss would come too late for what float16 has rounded to zero.
     """
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, compute_dtype(hidden_ND), of_chunk)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, compute_dtype(hidden_ND), of_chunk, grad_scale)
 
 
 @torch.no_grad()

@@ -32,6 +32,11 @@ def native_bfloat16(device: str) -> bool:
     return device == "cpu" and asked is not None and bool(asked())
 
 
+def fast_float16(device: str) -> bool:
+    """Whether the device multiplies float16 faster than float32 and accumulates in float32: tensor cores, from V100."""
+    return device == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
+
+
 def can_compile(device: str) -> bool:
     """Whether torch.compile works on this machine."""
     return why_not_compiled(device) is None

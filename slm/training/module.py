@@ -27,7 +27,7 @@ from slm.model.decoder import Decoder
 from slm.model.loss import IGNORE
 from slm.model.mixers.base import Mixer
 from slm.runtime.machine import float64_device
-from slm.training.optim import OPTIMIZERS, StepGuard, WeightAverage, full_grad_norm, skip_if
+from slm.training.optim import OPTIMIZERS, LossScale, StepGuard, WeightAverage, full_grad_norm, skip_if
 from slm.training.parametrization import scale_initial_weights
 from slm.training.plan import Plan
 
@@ -53,6 +53,7 @@ class LanguageModel(L.LightningModule):
         self.decoder.activation_checkpointing = plan.passes.activation_checkpointing
         scale_initial_weights(self.decoder, plan.rules)
         self.guard = StepGuard(self.optim["skip_factor"])
+        self.loss_scale = LossScale() if plan.hardware.precision == "16-mixed" else None
         self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last log row
         self.register_buffer("loss_count", torch.zeros(()))  # optimizer steps in that sum
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
@@ -121,7 +122,8 @@ class LanguageModel(L.LightningModule):
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         if self.plan.padding:
             inputs_BT = inputs_BT.clamp(min=0)
-        loss = self.decoder.loss(inputs_BT, targets_BT, self.documents(inputs_BT))
+        scale = self.loss_scale.factor if self.loss_scale else None
+        loss = self.decoder.loss(inputs_BT, targets_BT, self.documents(inputs_BT), scale)
         if self.plan.padding:
             mean_sequences = self.plan.batch_size / (self.plan.accumulation * self.plan.hardware.world_size)
             loss = loss * (targets_BT[:, 0] != IGNORE).sum() / mean_sequences
@@ -137,7 +139,11 @@ class LanguageModel(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, and let the guard decide on the device whether the step is skipped."""
         parameters: list[nn.Parameter] = list(self.decoder.parameters())
+        if self.loss_scale:
+            self.loss_scale.unscale(parameters)
         norm = full_grad_norm(parameters)
+        if self.loss_scale:
+            self.loss_scale.update(norm)
         self.grad_norm.copy_(norm)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim["clip_norm"], norm)
         skip_if(optimizer, self.guard.check_step(norm))

@@ -19,6 +19,8 @@ from slm.training.parametrization import STANDARD, Rules, parameter_kinds
 GUARD_WINDOW = 50
 """Steps in the guard's running mean of gradient norms. Before that many good steps, no norm counts as too large."""
 
+LOSS_SCALE_PATIENCE = 2000
+"""Good steps in a row after which the loss scale is doubled: torch's default."""
 IGNORES_FOUND_INF = ("mps",)
 """Devices on which fused AdamW may take a step that `found_inf` forbids (pytorch/pytorch#186360, of June 2026)."""
 
@@ -97,6 +99,37 @@ class StepGuard(nn.Module):
         self.skipped.add_(is_bad)
         self.in_a_row.copy_(torch.where(is_bad, self.in_a_row + 1, torch.zeros_like(self.in_a_row)))
         return is_bad.float()
+
+
+class LossScale(nn.Module):
+    """A factor on the gradients of float16, whose smallest normal number is 6e-5, while they are computed.
+
+    It is halved after a step whose gradients overflow, which is skipped, and doubled after 2,000 good steps in a row
+    (arXiv:1710.03740), as `torch.amp.GradScaler` does. That one waits for the device with optimizers that are not
+    fused, and takes the place of `skip_if` with those that are. All state is in buffers, so checkpoints hold it.
+    """
+
+    factor: Tensor
+    good_steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(65536.0))
+        self.register_buffer("good_steps", torch.zeros(()))
+
+    @torch.no_grad()
+    def unscale(self, parameters: list[nn.Parameter]) -> None:
+        """Divide the gradients by the factor."""
+        torch._foreach_mul_([local_part(p.grad) for p in parameters if p.grad is not None], 1 / self.factor)
+
+    @torch.no_grad()
+    def update(self, grad_norm: Tensor) -> None:
+        """Choose the factor of the next step, given the gradient norm of this one."""
+        is_good = grad_norm.isfinite()
+        self.good_steps.add_(1).mul_(is_good)
+        grows = self.good_steps >= LOSS_SCALE_PATIENCE
+        self.factor.mul_(torch.where(is_good, torch.where(grows, 2.0, 1.0), 0.5))
+        self.good_steps.mul_(~grows)
 
 
 def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:

@@ -50,7 +50,8 @@ def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
     and for a multirun (Hydra's -m) on more than one device.
     """
     from slm.runtime.machine import limit_gpu_memory
-    from slm.training.plan import make_plan, plan_lines, resolve_hardware
+    from slm.training.hardware import resolve_hardware
+    from slm.training.plan import make_plan, plan_lines
 
     limit_gpu_memory()
     hardware = resolve_hardware(settings["trainer"])

@@ -16,8 +16,9 @@ from slm.model.decoder import Decoder
 from slm.runtime.files import read_json_object, write_json
 from slm.runtime.machine import peak_memory_bytes, synchronize
 from slm.runtime.words import duration
+from slm.training.hardware import Hardware
 from slm.training.module import LanguageModel
-from slm.training.plan import Hardware, Plan, with_smaller_passes
+from slm.training.plan import Plan, with_smaller_passes
 from slm.training.process import is_first_process, say
 
 MIN_PASSES = 300
@@ -96,14 +97,14 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     precision = autocast if hardware.precision.endswith("-mixed") else nullcontext
     # Masked as in training, so that blocks are compiled once; where documents begin does not change the time.
     documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
-
+    scale = torch.ones((), device=device) if hardware.precision == "16-mixed" else None
     moments = plan.state_bytes - sum(2 * p.nbytes for p in decoder.parameters()) if device.type == "cuda" else 0
     optimizer = torch.empty(max(moments, 0), dtype=torch.uint8, device=device)
 
     def time_pass() -> float:
         start = time.perf_counter()
         with precision():
-            loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents)
+            loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents, scale)
         loss.backward()
         synchronize(device.type)
         return time.perf_counter() - start

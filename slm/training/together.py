@@ -47,7 +47,8 @@ def _measure(settings: Mapping[str, Any]) -> tuple[float, int]:
     try:
         # Imported here, since the process that starts the others need not wait for torch.
         from slm.runtime.machine import limit_gpu_memory, synchronize
-        from slm.training.plan import make_plan, resolve_hardware
+        from slm.training.hardware import resolve_hardware
+        from slm.training.plan import make_plan
         from slm.training.speed import process_bytes, training_step
 
         load_extensions(settings)

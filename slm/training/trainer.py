@@ -17,14 +17,16 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import ClusterEnvironment, TorchCheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 
 from slm.data import Corpus, train_loader
 from slm.runtime.machine import has_mps
 from slm.training.checkpointing import write_checkpoint
+from slm.training.hardware import Hardware
 from slm.training.module import LanguageModel
-from slm.training.plan import Hardware, Plan
+from slm.training.plan import Plan
 from slm.training.process import RUN_DIR, find_world
 
 
@@ -44,12 +46,12 @@ def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
         strategy=_strategy(hardware),
-        precision=hardware.precision,  # type: ignore[arg-type]
+        precision=None if hardware.precision == "16-mixed" else hardware.precision,  # type: ignore[arg-type]
         max_steps=plan.steps,
         max_epochs=-1,
         accumulate_grad_batches=plan.accumulation,
         callbacks=[*callbacks, RandomState()],
-        plugins=[AtomicCheckpointIO(), _cluster_environment(hardware)],
+        plugins=[AtomicCheckpointIO(), _cluster_environment(hardware), *_precision(hardware)],
         # Under SLURM, Lightning starts from any hpc_ckpt_*.ckpt in this folder, by default the working directory.
         default_root_dir=plan.folder.path,
         logger=False,
@@ -64,6 +66,15 @@ def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def _precision(hardware: Hardware) -> list[MixedPrecision]:
+    """For float16, Lightning's autocast without its scaler: `LanguageModel` has its own."""
+    if hardware.precision != "16-mixed":
+        return []
+    plugin = MixedPrecision("16-mixed", hardware.accelerator)
+    plugin.scaler = None
+    return [plugin]
 
 
 def _strategy(hardware: Hardware) -> Strategy | str:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from slm.runtime import machine
-from slm.training.plan import make_plan, plan_lines, resolve_hardware
+from slm.training.hardware import resolve_hardware
+from slm.training.plan import make_plan, plan_lines
 from tests.training.small import config
 
 AUTO = {"accelerator": "auto", "devices": "auto", "num_nodes": 1, "strategy": "auto", "precision": "32-true"}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from slm.model import Decoder, ModelConfig
-from slm.training.plan import Hardware
+from slm.training.hardware import Hardware
 from tests.composing import composed
 from tests.seeds import seeded
 

@@ -19,12 +19,13 @@ from slm.evaluation import measure
 from slm.model import generate
 from slm.model.mixers import sliding, softmax
 from slm.runtime.machine import has_mps
+from slm.training import hardware, optim, run
 from slm.training import module as module_file
-from slm.training import optim, plan, run
+from slm.training.hardware import resolve_hardware
 from slm.training.module import LanguageModel, score
 from slm.training.optim import OPTIMIZERS, skip_if
 from slm.training.parametrization import STANDARD
-from slm.training.plan import make_plan, resolve_hardware
+from slm.training.plan import make_plan
 from tests.composing import composed
 from tests.training.small import CONFIG, CPU, OPTIM, losses, random_decoder, set_random_gradients
 
@@ -38,7 +39,7 @@ def trainer(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "has_mps", lambda: True)
+    monkeypatch.setattr(hardware, "has_mps", lambda: True)
     monkeypatch.setattr(measure, "has_mps", lambda: True)
 
 

@@ -40,7 +40,7 @@ REFUSED = shlex.split("""
     checkpoint.every_steps=0 checkpoint.every_minutes=-1 checkpoint.keep_best=maybe checkpoint.keep_steps=5
     checkpoint.keep_steps=[0] schedule.warmup_steps=-1 logger.tags=abc data.val_fraction=2 data.paths=5
     optim=null optim.name=lion optim.lr=0 optim.lr=.inf optim.betas=0.9 optim.betas=[0.9,1.0] optim.skip_factor=0.5
-    trainer.precision=16-mixed trainer.strategy=dpp trainer.accelerator=tpu trainer.devices=0 trainer.devices=all
+    trainer.precision=16-true trainer.strategy=dpp trainer.accelerator=tpu trainer.devices=0 trainer.devices=all
     trainer.num_nodes=0 trainer.compile=maybe trainer.micro_batch_tokens=-5 trainer.num_workers=abc
     trainer.activation_checkpointing=some
 """)

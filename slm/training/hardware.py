@@ -1,0 +1,108 @@
+"""The devices and the precision of a run: the `trainer` group of its config on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from slm.runtime.machine import device_name, fast_float16, has_mps, native_bfloat16, unusable_gpu, why_not_compiled
+
+MATMUL_DTYPES = {
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+    "32-true": torch.float32,
+    "64-true": torch.float64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The `trainer` group, in which every `auto` is replaced by a choice for this machine."""
+
+    accelerator: Literal["cpu", "cuda", "mps"]
+    devices: int
+    """Processes on this node, one for each device."""
+    num_nodes: int
+    strategy: Literal["single", "ddp", "fsdp"]
+    precision: str
+    compile: bool
+    micro_batch_tokens: int | None
+    """Most tokens of one forward pass of a device; None for what fits it."""
+    activation_checkpointing: bool | Literal["auto"]
+    num_workers: int
+
+    @property
+    def world_size(self) -> int:
+        """Processes on all nodes."""
+        return self.devices * self.num_nodes
+
+    @property
+    def matmul_dtype(self) -> torch.dtype:
+        """The dtype of matmuls under `precision`."""
+        return MATMUL_DTYPES[self.precision]
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The dtype of matmuls if it is not that of the weights, else None."""
+        return self.matmul_dtype if self.precision.endswith("-mixed") else None
+
+    @property
+    def device_name(self) -> str:
+        """Name of the processor."""
+        return device_name(self.accelerator)
+
+
+def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
+    """Replace every `auto` of the `trainer` group. Raises `ValueError` for devices that this machine lacks."""
+    accelerator = _accelerator(trainer["accelerator"])
+    devices = _devices(trainer["devices"], accelerator)
+    has_several = devices * trainer["num_nodes"] > 1
+    precision = trainer["precision"]
+    if precision == "auto":
+        is_half = fast_float16(accelerator)
+        precision = "bf16-mixed" if native_bfloat16(accelerator) else "16-mixed" if is_half else "32-true"
+    if accelerator == "mps" and precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(f"trainer.precision={precision} is not for accelerator=mps: give 32-true or bf16-mixed")
+    return Hardware(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=int(trainer["num_nodes"]),
+        strategy="single" if not has_several else "fsdp" if trainer["strategy"] == "fsdp" else "ddp",
+        precision=precision,
+        compile=_compiles(trainer["compile"], accelerator),
+        micro_batch_tokens=trainer["micro_batch_tokens"] and int(trainer["micro_batch_tokens"]),
+        activation_checkpointing=trainer.get("activation_checkpointing", False),  # older runs lack the key
+        num_workers=int(trainer["num_workers"]),
+    )
+
+
+def _accelerator(requested: str) -> Literal["cpu", "cuda", "mps"]:
+    if requested == "mps":
+        if not has_mps():
+            raise ValueError("trainer.accelerator=mps, but torch sees no GPU of Apple here; trainer=cpu runs anywhere")
+        return "mps"
+    if requested in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer.accelerator={requested}, but torch sees no CUDA device here; trainer=cpu runs anywhere"
+            + (f" ({why})" if (why := unusable_gpu()) else "")
+        )
+    return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _compiles(requested: Any, accelerator: str) -> bool:
+    missing = why_not_compiled(accelerator)
+    if requested is True and missing:
+        raise ValueError(f"trainer.compile=true, but {missing}; with trainer.compile=auto the run is not compiled")
+    return missing is None if requested == "auto" else bool(requested)
+
+
+def _devices(requested: Any, accelerator: str) -> int:
+    present = torch.cuda.device_count() if accelerator == "cuda" else 1 if accelerator == "mps" else None
+    if requested == "auto":
+        return present or 1  # on a CPU one process, which uses all cores
+    if present is not None and requested > present:
+        raise ValueError(f"trainer.devices={requested} must be auto or between 1 and {present}, the GPUs here")
+    return int(requested)
