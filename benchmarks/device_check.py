@@ -37,7 +37,7 @@ CHECKS = {
     "micro_batch_1b": ("training", 100),
     "decoding": ("kernels", 70),
     "resume": ("programs", 90),
-    "sweep": ("programs", 120),
+    "sweep": ("programs", 150),
     "mixers": ("kernels", 80),
     "repeatable": ("training", 60),
     "gpu_tests": ("programs", 120),

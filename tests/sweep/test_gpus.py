@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from slm.runtime import machine
 from slm.runtime.command_line import GPU_MEMORY_SHARE
+from slm.sweep import run
+from slm.sweep.config import check_settings
 from slm.sweep.execute import execute
 from slm.sweep.launchers import gpus
 from slm.sweep.launchers.gpus import PROCESS_BYTES, USABLE, Together, choose_jobs, with_jobs_per_gpu
 from slm.sweep.launchers.local import slot_environments
 from tests.composing import composed
+from tests.sweep import designs
 from tests.sweep.celled import LOCAL, STUB, cell
-from tests.sweep.designs import settings
+from tests.sweep.designs import SMALL, settings
 
 CARD = 80 * 2**30
 NVIDIA_SMI = """#!/bin/sh
@@ -161,6 +164,26 @@ def test_a_job_allocates_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(GPU_MEMORY_SHARE, "0.2425")
     machine.limit_gpu_memory()
     assert limits == [0.2425]
+
+
+def test_the_largest_cell_is_measured_as_its_jobs_would_run(
+    two_gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple] = []
+
+    def measure(config: dict, environment: dict, jobs: int) -> Together:
+        shape = (config["model"]["hidden_size"], config["model"]["num_layers"])
+        asked.append((jobs, shape, environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]))
+        assert (GPU_MEMORY_SHARE in environment) == (jobs > 1)
+        return saturating(2)(jobs)
+
+    monkeypatch.setattr(run, "measure_together", measure)
+    monkeypatch.chdir(tmp_path)
+    shapes = ("sweep.grid.widths=[64,128]", "sweep.grid.depths=[2,4,6]", "output_dir=here", "logger=csv")
+    launcher = run._shared_gpus(run._checked(check_settings(designs.composed(*SMALL, *shapes))))
+    assert launcher["jobs_per_gpu"] == 2
+    # Six cells on two GPUs of 16 cores: three on a GPU at most, each with its share of the cores.
+    assert asked == [(1, (128, 6), "0", "8"), (2, (128, 6), "0", "4"), (3, (128, 6), "0", "2")]
 
 
 TINY = ("model.num_layers=1", "train.sequence_length=32", "train.batch_tokens=256", "trainer.compile=false")
