@@ -1,7 +1,9 @@
 """Which windows a step trains on, the batches made of them, and which document each token belongs to."""
 
 import math
+import os
 import resource
+import signal
 
 import numpy as np
 import pytest
@@ -123,6 +125,15 @@ def test_workers_do_not_change_the_batches(stream):
     alone, helped = (torch.stack(batches(stream, num_workers=number)) for number in (0, 2))
     assert len(alone) == 9
     assert torch.equal(alone, helped)
+
+
+def test_a_worker_leaves_signals_to_the_main_process(stream):
+    loader = train_loader(stream, **COMMON, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(batches._workers[0].pid, number)
+    assert len(list(batches)) == len(loader) - 1
 
 
 @pytest.mark.parametrize("start_step", [1, 4, 8, 9])
