@@ -55,6 +55,7 @@ COUNT = whole_number(1)
 COUNTS = list_of(COUNT, "whole numbers of at least 1", least=0)
 NATURAL = whole_number(0)
 AUTO_COUNT = Kind(f"auto, or {COUNT.words}", lambda value: value == "auto" or COUNT.accepts(value))
+AUTO_NATURAL = Kind(f"auto, or {NATURAL.words}", lambda value: value == "auto" or NATURAL.accepts(value))
 SEED = Kind(
     "a whole number from 0 to 2^63 - 1",
     lambda value: isinstance(value, int) and NATURAL.accepts(value) and value < 2**63,

@@ -1,7 +1,7 @@
 """A cell is one training run of a sweep. A trunk is a cell whose first steps other cells, its branches, do not repeat.
 
 Under `wsd`, runs with shorter token budgets equal the longest one until their own decay. The longest run is the trunk.
-A branch equals, bit for bit, the run of its budget from step 0 (docs/training.md), so its key and name stay the same;
+A branch equals, bit for bit on one CPU, the run of its budget from step 0 (docs/training.md), so its key and name stay the same;
 only the run that trains its first steps differs.
 """
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from slm.runtime.machine import device_name, fast_float16, has_mps, native_bfloat16, unusable_gpu, why_not_compiled
+from slm.runtime.system import num_cores
 
 MATMUL_DTYPES = {
     "bf16-mixed": torch.bfloat16,
@@ -32,6 +33,8 @@ class Hardware:
     micro_batch_tokens: int | None
     """Most tokens of one forward pass of a device; None for what fits it."""
     activation_checkpointing: bool | Literal["auto"]
+    deterministic: bool
+    """Whether only operations that give the same bits each time are allowed."""
     num_workers: int
 
     @property
@@ -75,7 +78,8 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
         compile=_compiles(trainer["compile"], accelerator),
         micro_batch_tokens=trainer["micro_batch_tokens"] and int(trainer["micro_batch_tokens"]),
         activation_checkpointing=trainer.get("activation_checkpointing", False),  # older runs lack the key
-        num_workers=int(trainer["num_workers"]),
+        deterministic=trainer.get("deterministic", False),
+        num_workers=_num_workers(trainer["num_workers"], accelerator, devices),
     )
 
 
@@ -97,6 +101,12 @@ def _compiles(requested: Any, accelerator: str) -> bool:
     if requested is True and missing:
         raise ValueError(f"trainer.compile=true, but {missing}; with trainer.compile=auto the run is not compiled")
     return missing is None if requested == "auto" else bool(requested)
+
+
+def _num_workers(requested: Any, accelerator: str, devices: int) -> int:
+    if requested != "auto":
+        return int(requested)
+    return min(4, max(2, num_cores() // devices - 1)) if accelerator == "cuda" else 0
 
 
 def _devices(requested: Any, accelerator: str) -> int:

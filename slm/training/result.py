@@ -17,6 +17,7 @@ from slm.runtime.words import duration
 from slm.training.journal import Journal
 from slm.training.module import Score
 from slm.training.plan import Plan
+from slm.training.speed import datasheet_peak
 
 SCHEMA = 1
 
@@ -31,6 +32,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
     """
     tokens = step * plan.batch_tokens
     rate = tokens / journal.train_seconds if journal.train_seconds else None
+    datasheet = datasheet_peak(plan.hardware)
     val = Score(**journal.val) if journal.val else None
     return {
         "schema": SCHEMA,
@@ -58,6 +60,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "train_loss_final": journal.train_loss,
         "tokens_per_second": rate,
         "mfu": rate and journal.mfu(rate),
+        "mfu_datasheet": rate and datasheet and rate * plan.token_flops / (datasheet * plan.hardware.world_size),
         "peak_memory_bytes": peak_memory_bytes(),
         "wall_seconds": journal.total_seconds(),
         "device": plan.hardware.device_name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -38,6 +39,9 @@ def train(plan: Plan) -> dict[str, Any]:
     If `output_dir` holds the same run, it is continued from its newest intact checkpoint; a completed run is left
     unchanged. Raises `ValueError` for a corpus, or a state of the run directory, with which the run cannot start.
     """
+    if plan.hardware.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first product
+    torch.use_deterministic_algorithms(plan.hardware.deterministic)
     torch._dynamo.reset()  # an earlier run in this process must not use up the compiler's limits
     reset_peak_memory()
     if plan.hardware.accelerator == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,6 +31,40 @@ LONG_RUN_SECONDS = 3600
 PEAK_SECONDS, MAX_PRODUCT_SECONDS = 0.5, 1.0
 """How long each size of matmul is measured, and how long a single product of the next size may take."""
 
+DATASHEET_TFLOPS = {
+    "B200": 2250.0,
+    "H200 NVL": 835.5,
+    "H200": 989.4,
+    "H100 PCIe": 756.5,
+    "H100 NVL": 835.5,
+    "H100": 989.4,
+    "A100": 311.9,
+    "L40S": 362.1,
+    "L4": 121.0,
+    "A10": 125.0,
+    "A6000": 154.8,
+    "RTX 3090": 71.0,
+    "RTX 4090": 165.2,
+    "RTX 5090": 209.5,
+    "V100-PCIE": 112.0,
+    "V100": 125.0,
+    "T4": 65.0,
+}
+"""Words of a GPU's name -> its 16-bit matmul peak by NVIDIA's data sheets: dense, summed in float32, in TFLOP/s. Of two
+entries that match, the first counts; H100 and V100 alone are those on SXM boards."""
+
+
+def datasheet_peak(hardware: Hardware) -> float | None:
+    """FLOP/s of a device by its data sheet; None for matmuls that are not of 16 bits, and for devices not in the table.
+
+    A name with another suffix, such as A10G or RTX 3090 Ti, is another GPU.
+    """
+    if hardware.accelerator != "cuda" or hardware.matmul_dtype.itemsize != 2:
+        return None
+    matches = (re.search(rf"\b{name}(?!\w)(?! Ti| D\b| Laptop)", hardware.device_name) for name in DATASHEET_TFLOPS)
+    found = (tflops for match, tflops in zip(matches, DATASHEET_TFLOPS.values(), strict=True) if match)
+    return next((1e12 * tflops for tflops in found), None)
+
 
 def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> tuple[Plan, float]:
     """Print speed and duration of the run from `start_step` on.
@@ -49,10 +84,12 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> tuple[Plan, fl
     devices = hardware.world_size if hardware.accelerator == "cuda" else 1
     padded_tokens = (plan.batch_size + plan.padding) * plan.sequence_length
     seconds = (plan.steps - start_step) * padded_tokens / (speed * devices)
+    datasheet = datasheet_peak(hardware)
+    stated = f" ({speed * plan.token_flops / datasheet:.0%} of its data sheet's)" if datasheet else ""
     held = f", {memory / 1e9:.2f} GB of memory held" if memory else ""
     say(
         f"speed        {speed * devices:,.0f} tokens/s measured here, MFU {speed * plan.token_flops / peak:.0%} of "
-        f"{peak * devices / 1e9:,.0f} GFLOP/s{held}",
+        f"{peak * devices / 1e9:,.0f} GFLOP/s{stated}{held}",
         f"duration     about {duration(seconds)} of training",
     )
     if seconds > LONG_RUN_SECONDS:

@@ -23,6 +23,7 @@ CPU = Hardware(
     compile=False,
     micro_batch_tokens=None,
     activation_checkpointing="auto",
+    deterministic=False,
     num_workers=0,
 )
 CONFIG = composed(

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from slm.data import train_loader
+from slm.training import run
 from slm.training.module import LanguageModel
 from slm.training.plan import make_plan
 from tests.running import MUON, TWO_PROCESSES
 from tests.seeds import seeded
-from tests.training.small import CPU, config, losses
+from tests.training.small import CPU, assert_same_run, config, losses
 
 Result = Callable[..., dict[str, Any]]
 
@@ -111,3 +112,19 @@ def test_compiled_bfloat16_on_a_gpu_learns_and_reports_its_memory(result_of: Res
     assert result["precision"] == "bf16-mixed"
     assert result["val"]["loss"] < 5.0
     assert result["peak_memory_bytes"] > result["params_total"] * 16
+
+
+@pytest.mark.parametrize("trainer", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_two_deterministic_runs_are_equal_to_the_bit(trainer: str, result_of: Result, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        more = ["trainer.deterministic=true", "trainer.micro_batch_tokens=128", "train.tokens=5120"]
+        result_of(*more, f"trainer={trainer}", folder=name, timeout=280)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_deterministic_forbids_other_operations_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "measure_run", lambda *_, **__: None)
+    for is_on in (True, False):
+        plan = make_plan(config() | {"dry_run": True}, replace(CPU, deterministic=is_on))
+        run.train(plan)
+        assert torch.are_deterministic_algorithms_enabled() == is_on

@@ -42,7 +42,7 @@ REFUSED = shlex.split("""
     optim=null optim.name=lion optim.lr=0 optim.lr=.inf optim.betas=0.9 optim.betas=[0.9,1.0] optim.skip_factor=0.5
     trainer.precision=16-true trainer.strategy=dpp trainer.accelerator=tpu trainer.devices=0 trainer.devices=all
     trainer.num_nodes=0 trainer.compile=maybe trainer.micro_batch_tokens=-5 trainer.num_workers=abc
-    trainer.activation_checkpointing=some
+    trainer.activation_checkpointing=some trainer.num_workers=-1 trainer.deterministic=auto
 """)
 
 

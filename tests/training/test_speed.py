@@ -1,12 +1,15 @@
-"""The matmul peak is a share's denominator: never zero, however slow the machine."""
+"""The matmul peak is a share's denominator: never zero, however slow the machine; a data sheet has another."""
 
 import itertools
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from slm.training import speed
+from slm.training import hardware, speed
+from tests.composing import composed
+from tests.training.small import CPU
 
 
 def test_peak_of_a_machine_too_slow_for_the_time_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +27,50 @@ def test_a_machine_that_emulates_the_type_is_not_asked_for_large_products(monkey
     monkeypatch.setattr(speed, "_matmul_rate", lambda size, *_: (asked.append(size), 1e11)[1])
     speed.measure_matmul("cpu", torch.float32)
     assert asked == [512, 1024, 2048]
+
+
+BOARDS = {
+    "NVIDIA H100 80GB HBM3": 989.4,
+    "NVIDIA H100 PCIe": 756.5,
+    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA H200": 989.4,
+    "NVIDIA B200": 2250.0,
+    "NVIDIA A100-SXM4-80GB": 311.9,
+    "NVIDIA A100-PCIE-40GB": 311.9,
+    "NVIDIA L40S": 362.1,
+    "NVIDIA A10": 125.0,
+    "NVIDIA A10G": None,
+    "NVIDIA RTX A6000": 154.8,
+    "NVIDIA RTX 6000 Ada Generation": None,
+    "NVIDIA GeForce RTX 3090": 71.0,
+    "NVIDIA GeForce RTX 3090 Ti": None,
+    "NVIDIA GeForce RTX 4090": 165.2,
+    "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+    "NVIDIA GeForce RTX 5090": 209.5,
+    "Tesla V100-SXM2-16GB": 125.0,
+    "Tesla V100-PCIE-32GB": 112.0,
+    "Tesla V100S-PCIE-32GB": None,
+    "Tesla T4": 65.0,
+    "NVIDIA GH200 480GB": None,
+}
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_data_sheets_tell_boards_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "device_name", lambda _: name)
+    stated = BOARDS[name]
+    gpu = replace(CPU, accelerator="cuda", precision="16-mixed")
+    assert speed.datasheet_peak(gpu) == (stated and pytest.approx(1e12 * stated))
+    assert speed.datasheet_peak(replace(gpu, precision="32-true")) is None
+    assert speed.datasheet_peak(CPU) is None
+
+
+def test_a_gpu_has_two_to_four_loader_processes_and_a_cpu_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = composed()["trainer"]
+    assert hardware.resolve_hardware(trainer | {"accelerator": "cpu"}).num_workers == 0
+    found = []
+    for cores in (1, 4, 64):
+        monkeypatch.setattr(hardware, "num_cores", lambda cores=cores: cores)
+        found.append(hardware._num_workers("auto", "cuda", 1))
+    assert found == [2, 3, 4]
+    assert hardware._num_workers(0, "cuda", 1) == 0
