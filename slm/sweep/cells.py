@@ -1,8 +1,8 @@
 """A cell is one training run of a sweep. A trunk is a cell whose first steps other cells, its branches, do not repeat.
 
 Under `wsd`, runs with shorter token budgets equal the longest one until their own decay. The longest run is the trunk.
-A branch equals, bit for bit on one CPU, the run of its budget from step 0 (docs/training.md), so its key and name stay the same;
-only the run that trains its first steps differs.
+A branch equals the run of its budget from step 0, bit for bit on one CPU (docs/training.md), so its key and name stay
+the same; only the run that trains its first steps differs.
 """
 
 from __future__ import annotations

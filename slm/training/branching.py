@@ -1,8 +1,8 @@
 """Start a run at a checkpoint of another run, its trunk, which is the same run up to there.
 
-A branch writes, to the last bit on one CPU, what the same run started at step 0 writes. So its trunk may differ only in budget
-and schedule, and the learning rates of both must be equal at every step before the checkpoint. They are computed and
-compared, because equal rates can come from schedules with different names.
+A branch writes what the same run started at step 0 writes, to the last bit on one CPU. So its trunk may differ only in
+budget and schedule, and the learning rates of both must be equal at every step before the checkpoint. They are computed
+and compared, because equal rates can come from schedules with different names.
 """
 
 from __future__ import annotations
