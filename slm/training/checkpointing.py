@@ -1,8 +1,8 @@
 """Checkpoints of a run. Each is written under a temporary name and then renamed, and the last two are kept.
 
 DIR/checkpoints/last.ckpt is the newest, previous.ckpt the one before it. On request, best.ckpt has the lowest
-validation loss and step-000500.ckpt is from step 500. A run continues from a checkpoint bit for bit on one CPU. Files are
-read with `weights_only=True`.
+validation loss and step-000500.ckpt is from step 500. A run continues from a checkpoint bit for bit on one CPU. Files
+are read with `weights_only=True`.
 """
 
 from __future__ import annotations
