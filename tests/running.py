@@ -101,10 +101,20 @@ def _become(arguments: list[str], env: dict[str, str], cwd: Path, *outputs: int)
 
 def start_two(command: Sequence[str]) -> list[Script]:
     """The processes of a run of two, as torchrun starts them."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    world = quiet_env() | place | {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}
+    world = quiet_env() | _free_address() | {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}
     return [Script(command, env=world | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+
+
+def start_two_tasks(command: Sequence[str]) -> list[Script]:
+    """The processes of a run of two, as srun starts them on one node."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
+    world = quiet_env() | _free_address() | job | {"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
+    return [Script(command, env=world | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"]
+
+
+def _free_address() -> dict[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
 def run_script(command: Sequence[str], *, timeout: float = 120, **how: Any) -> subprocess.CompletedProcess[str]:

@@ -10,10 +10,10 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from slm.data import Corpus
@@ -23,7 +23,8 @@ from slm.tracking import Tracker
 from slm.training.checkpointing import BEST, LAST, link_last, step_checkpoint_name
 from slm.training.module import LanguageModel, score
 from slm.training.plan import Plan
-from slm.training.process import Interrupt, is_first_process
+from slm.training.process import Interrupt, Stop, is_first_process
+from slm.training.trainer import Votes
 
 COLUMNS = (
     "tokens",
@@ -69,6 +70,8 @@ class Journal(L.Callback):
     """`name` of the trunk and `step` at which this run left it; None for a run that started at step 0."""
 
     status: str = "completed"
+    signal: int | None = None
+    """The signal that ended an interrupted run, whichever of its processes received it."""
     val: dict[str, Any] | None = None
     """The newest validation: the fields of `Score`."""
     train_loss: float | None = None
@@ -85,6 +88,8 @@ class Journal(L.Callback):
     _step: int = 0
     _row_steps: int = 0  # steps since the last row or the start of this process
     _hopeless_rows: int = 0
+    _votes: Votes = field(default_factory=Votes)
+    _is_late: bool = False
     _started: float = field(default_factory=time.perf_counter)
     _row_started: float = field(default_factory=time.perf_counter)
     _saved_at: float = field(default_factory=time.perf_counter)
@@ -118,7 +123,11 @@ class Journal(L.Callback):
     ) -> None:
         """After an optimizer step: the row if one is due, then the checkpoint if one is due."""
         assert isinstance(pl_module, LanguageModel)
+        self.interrupt.can_stop = False
         if trainer.global_step == self._step:  # still accumulating
+            self._vote(trainer)
+            if self.status == "interrupted":
+                self._give_up_step(trainer, pl_module)
             return
         self._step = step = trainer.global_step
         self._row_steps += 1
@@ -131,12 +140,37 @@ class Journal(L.Callback):
             row |= self._validate(pl_module, is_last)
         if row:
             self._write(step, row)
-        is_due = self._is_checkpoint_due(trainer, bool(row), is_last)
+        self._vote(trainer)
+        every = self.plan.settings["checkpoint"]["every_steps"]
+        is_due = is_last or self._is_late or (every is not None and step % every == 0)
         names = self._names_to_keep(step, row)
         should_stop = self.status != "completed"
         if self.status != "diverged" and (is_due or should_stop or names):  # a diverged run keeps its last good one
             self._save(trainer, pl_module, names)
         trainer.should_stop = should_stop
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """From here to the optimizer step, a signal may end the run at once; not one process of several, though."""
+        self.interrupt.can_stop = trainer.world_size == 1
+        if self.interrupt.can_stop and self.interrupt.received is not None:
+            raise Stop
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """From here on, the step is finished first."""
+        self.interrupt.can_stop = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save the run if a signal ended it in the middle of a pass."""
+        self.interrupt.can_stop = False
+        if isinstance(exception, Stop):
+            assert isinstance(pl_module, LanguageModel)
+            self.status, self.signal = "interrupted", self.interrupt.received
+            self._give_up_step(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock of training steps."""
@@ -207,18 +241,20 @@ class Journal(L.Callback):
         status = " ".join(text.format(self._latest[name]) for name, text in STATUS.items() if name in self._latest)
         self.progress.update(step, status, log="val/loss" in row)
 
-    def _is_checkpoint_due(self, trainer: L.Trainer, has_row: bool, is_last: bool) -> bool:
-        """Also sets the status of an interrupted run. Several processes agree on both, but communicate only at rows."""
-        settings = self.plan.settings["checkpoint"]
-        every, minutes = settings["every_steps"], settings["every_minutes"]
+    def _vote(self, trainer: L.Trainer) -> None:
+        """Set the status of an interrupted run, and whether a checkpoint is late, alike in all processes."""
+        minutes = self.plan.settings["checkpoint"]["every_minutes"]
         is_late = minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
-        is_interrupted = self.interrupt.received is not None
-        if trainer.world_size > 1:
-            is_any = partial(trainer.strategy.reduce_boolean_decision, all=False)
-            is_late, is_interrupted = has_row and is_any(is_late), has_row and is_any(is_interrupted)
-        if is_interrupted and not is_last and self.status == "completed":
-            self.status = "interrupted"
-        return is_last or is_late or (every is not None and self._step % every == 0)
+        signal, is_late = self._votes.take(trainer, self.interrupt.received or 0, is_late)
+        self._is_late |= is_late
+        if signal and self._step < self.plan.steps and self.status == "completed":
+            self.status, self.signal = "interrupted", signal
+
+    def _give_up_step(self, trainer: L.Trainer, module: LanguageModel) -> None:
+        """End the run between or within the passes of a step, with a checkpoint from before that step."""
+        if self._step > 0:
+            self._save(trainer, module, [])
+        trainer.should_stop = True
 
     def _names_to_keep(self, step: int, row: Mapping[str, float]) -> list[str]:
         """Names, besides `LAST`, under which the checkpoint of this step is kept."""
@@ -237,7 +273,7 @@ class Journal(L.Callback):
         if is_first_process():
             for name in names:
                 link_last(folder, name)
-        self._saved_at = time.perf_counter()
+        self._saved_at, self._is_late = time.perf_counter(), False
         self._row_started += self._saved_at - paused_at
 
 

@@ -40,6 +40,8 @@ class LanguageModel(L.LightningModule):
 
     loss_sum: Tensor
     loss_count: Tensor
+    step_loss: Tensor
+    step_count: Tensor
     grad_norm: Tensor
 
     def __init__(self, plan: Plan, separator: int | None = None) -> None:
@@ -56,6 +58,8 @@ class LanguageModel(L.LightningModule):
         self.loss_scale = LossScale() if plan.hardware.precision == "16-mixed" else None
         self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last log row
         self.register_buffer("loss_count", torch.zeros(()))  # optimizer steps in that sum
+        for name in ("step_loss", "step_count"):  # the same of the passes of an unfinished step
+            self.register_buffer(name, torch.zeros(()), persistent=False)
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
         self.average = self._new_average()
         if plan.hardware.compile:
@@ -128,8 +132,8 @@ class LanguageModel(L.LightningModule):
             mean_sequences = self.plan.batch_size / (self.plan.accumulation * self.plan.hardware.world_size)
             loss = loss * (targets_BT[:, 0] != IGNORE).sum() / mean_sequences
         finite = loss.detach().isfinite()
-        self.loss_sum += torch.where(finite, loss.detach(), 0.0) / self.plan.accumulation
-        self.loss_count += finite / self.plan.accumulation
+        self.step_loss += torch.where(finite, loss.detach(), 0.0) / self.plan.accumulation
+        self.step_count += finite / self.plan.accumulation
         return loss
 
     def documents(self, tokens_BT: Tensor) -> Tensor | None:
@@ -138,6 +142,9 @@ class LanguageModel(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, and let the guard decide on the device whether the step is skipped."""
+        for total, of_step in ((self.loss_sum, self.step_loss), (self.loss_count, self.step_count)):
+            total += of_step
+            of_step.zero_()
         parameters: list[nn.Parameter] = list(self.decoder.parameters())
         if self.loss_scale:
             self.loss_scale.unscale(parameters)

@@ -93,14 +93,20 @@ def say(*lines: str) -> None:
         print(*lines, sep="\n", flush=True)
 
 
+class Stop(BaseException):
+    """Raised by `Interrupt` in the middle of a pass, which is then given up."""
+
+
 class Interrupt:
     """A context that notes the first of `SIGNALS` in `received`; a second SIGINT raises `KeyboardInterrupt`.
 
-    So the run can end after the next optimizer step, with a checkpoint, instead of in the middle of a step.
+    So the run can end after the next pass, with a checkpoint of the last optimizer step. While `can_stop` is true, the
+    signal raises `Stop`.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.can_stop = False
         self._process = os.getpid()
         self._handlers_before: dict[int, Any] = {}
 
@@ -123,3 +129,5 @@ class Interrupt:
             f"\n{name}: saving a checkpoint and stopping (Ctrl-C again: stop without saving)",
             flush=True,
         )
+        if self.can_stop:
+            raise Stop

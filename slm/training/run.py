@@ -24,7 +24,7 @@ from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
 from slm.training.journal import COLUMNS, Journal
 from slm.training.module import LanguageModel
 from slm.training.plan import Plan
-from slm.training.process import Interrupt, is_first_process, say
+from slm.training.process import Interrupt, Stop, is_first_process, say
 from slm.training.result import ending_lines, make_result, parameter_counts
 from slm.training.speed import measure_run
 from slm.training.trainer import Batches, make_trainer
@@ -85,10 +85,12 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
             try:
                 batches = Batches(plan, corpus, start_step, rank=trainer.global_rank)
                 trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+            except Stop:
+                pass  # the journal has saved
             except SystemExit as error:  # Lightning turns a second Ctrl-C into it
                 raise KeyboardInterrupt from error
         progress.end()
-        result = make_result(plan, corpus, journal, step=trainer.global_step, signal=interrupt.received)
+        result = make_result(plan, corpus, journal, step=trainer.global_step, signal=journal.signal)
         if is_first_process():
             if result["status"] == "completed":
                 _export(plan, corpus)

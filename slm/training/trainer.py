@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ from slm.training.hardware import Hardware
 from slm.training.module import LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import RUN_DIR, find_world
+
+VOTE_SECONDS = 1.0
+"""A vote makes the host wait for the device, so processes do not vote after every short pass."""
 
 
 def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
@@ -110,6 +114,31 @@ def _cluster_environment(hardware: Hardware) -> ClusterEnvironment:
     return TorchElasticEnvironment() if world.launcher == "torchrun" else LightningEnvironment()
 
 
+class Votes:
+    """Lets the processes of a run agree, at the same pass, that it was interrupted or that its checkpoint is late."""
+
+    def __init__(self) -> None:
+        self._every = self._left = 1  # passes
+        self._voted_at = time.perf_counter()
+
+    def take(self, trainer: L.Trainer, signal: int, is_late: bool) -> tuple[int, bool]:
+        """The signal that any process has received, or 0, and whether any of them is late; called after each pass.
+
+        Several processes vote about every `VOTE_SECONDS`. Between votes, the answer is (0, False).
+        """
+        if trainer.world_size == 1:
+            return signal, is_late
+        self._left -= 1
+        if self._left > 0:
+            return 0, False
+        now = time.perf_counter()
+        ballot = torch.tensor([signal, is_late, now - self._voted_at], device=trainer.strategy.root_device)
+        any_signal, any_late, seconds = trainer.strategy.reduce(ballot, reduce_op="max").tolist()
+        self._every = self._left = max(1, min(2 * self._every, int(self._every * VOTE_SECONDS / seconds)))
+        self._voted_at = now
+        return int(any_signal), bool(any_late)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Makes Lightning write checkpoints with `write_checkpoint`."""
 
@@ -121,8 +150,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RandomState(L.Callback):
     """Keeps torch's random states in checkpoints, which Lightning does not; only a user's own mixer may need them."""
 
+    def __init__(self) -> None:
+        self._before_step: dict[str, Any] | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the states at the beginning of a step, because a step that is given up is repeated."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._before_step = self._states()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """From here on, the step is finished."""
+        self._before_step = None
+
     def state_dict(self) -> dict[str, Any]:
-        """The states on the CPU and on all GPUs."""
+        """The states on the CPU and on all GPUs after the last finished step."""
+        return self._before_step or self._states()
+
+    def _states(self) -> dict[str, Any]:
         mps = {"mps": torch.mps.get_rng_state()} if has_mps() else {}
         return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), **mps}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import TWO_PROCESSES, Script, make_command, run_script, start_two
+from tests.running import TWO_PROCESSES, Script, make_command, run_script, start_two, start_two_tasks
 from tests.seeds import seeded
 from tests.training.small import assert_same_run, losses, rows
 
@@ -100,6 +101,74 @@ def test_run_ended_by_a_signal_saves_says_how_to_continue_and_matches_afterwards
     assert (folder / "checkpoints" / "last.ckpt").exists()
     finish(long_command(f"output_dir={folder}"))
     assert_same_run(folder, uninterrupted)
+
+
+SLOW_PASSES = """
+import time
+from pathlib import Path
+from slm.training.module import LanguageModel
+
+def slow(module, tokens, number, step=LanguageModel.training_step):
+    done = module.trainer.global_step
+    if number % module.plan.accumulation:  # not the first pass of a step
+        if done >= {signalled_after}:
+            Path(module.trainer.default_root_dir, "slow").touch()
+        if done >= {slow_after}:
+            time.sleep({seconds})
+    return step(module, tokens, number)
+
+LanguageModel.training_step = slow
+"""
+"""An extension after which passes take `seconds`; the file `slow` says when to send a signal."""
+
+
+def signal_in_slow_step(processes: list[Script], folder: Path, number: int) -> float:
+    """Send the signal to the last process when passes are slow; the seconds until all have ended."""
+    deadline = time.monotonic() + 120
+    while not (folder / "slow").exists():
+        assert time.monotonic() < deadline, processes[0].printed()
+        assert processes[0].poll() is None, processes[0].printed()
+        time.sleep(0.01)
+    sent = time.monotonic()
+    processes[-1].send_signal(number)
+    for process in processes:
+        process.wait(100)
+    return time.monotonic() - sent
+
+
+def test_a_signal_is_answered_in_the_middle_of_a_pass_and_the_step_is_repeated(
+    uninterrupted: Path, long_command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_PASSES.format(seconds=90, slow_after=5, signalled_after=5))
+    command = long_command(f"output_dir={tmp_path}/run", "checkpoint.every_steps=null")
+    process = Script([*command, f"extensions=[{tmp_path}/slow.py]"])
+    assert signal_in_slow_step([process], tmp_path / "run", signal.SIGUSR1) < 45
+    assert process.poll() == 128 + signal.SIGTERM, process.printed()
+    assert "SIGUSR1: saving" in process.printed()[0]
+    assert "from step 5 of" in finish(command)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_slurms_warning_to_one_of_two_processes_ends_both_in_the_middle_of_a_step(
+    strategy: str, train_command: Command, tmp_path: Path
+) -> None:
+    """A step takes 6 seconds, a row 100 steps, and the processes vote after each pass."""
+    (tmp_path / "slow.py").write_text(SLOW_PASSES.format(seconds=1.5, slow_after=0, signalled_after=2))
+    same = ["train.tokens=3072", "trainer.precision=32-true", "trainer.micro_batch_tokens=32"]
+    two = [*same, f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", f"output_dir={tmp_path}/run"]
+    slow = ["train.log_every=100", "train.eval_every=100", f"extensions=[{tmp_path}/slow.py]"]
+    finish(train_command(*same, f"output_dir={tmp_path}/one"))
+    started = start_two_tasks(train_command(*two, *slow))
+    assert signal_in_slow_step(started, tmp_path / "run", signal.SIGUSR1) < 30
+    assert [process.poll() for process in started] == [128 + signal.SIGTERM, 0], started[0].printed()
+    assert not list(tmp_path.rglob("hpc_ckpt_*"))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["signal"]) == ("interrupted", signal.SIGTERM)
+    again = start_two_tasks(train_command(*two, *slow[:2]))
+    assert [process.wait(240) for process in again] == [0, 0], again[0].printed()
+    assert re.search("from step [23] of 12 ", again[0].printed()[0])
+    assert losses(tmp_path / "run", "val/loss")[-1] == pytest.approx(losses(tmp_path / "one", "val/loss")[-1], abs=1e-5)
 
 
 def test_a_run_killed_before_its_result_only_writes_the_result(train_command: Command, tmp_path: Path) -> None:
