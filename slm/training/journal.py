@@ -65,7 +65,7 @@ class Journal(L.Callback):
     progress: Progress
     interrupt: Interrupt
     peak_flops_per_second: float
-    """Measured matmul peak of one device."""
+    """Measured matmul peak of one device; of several, the mean."""
     branched_from: Mapping[str, Any] | None = None
     """`name` of the trunk and `step` at which this run left it; None for a run that started at step 0."""
 

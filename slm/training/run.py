@@ -26,7 +26,7 @@ from slm.training.module import LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process, say
 from slm.training.result import ending_lines, make_result, parameter_counts
-from slm.training.speed import measure_run
+from slm.training.speed import RankSpeeds, measure_run
 from slm.training.trainer import Batches, make_trainer
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
@@ -47,8 +47,9 @@ def train(plan: Plan) -> dict[str, Any]:
     if plan.hardware.accelerator == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, if the run's precision is float32
     if plan.settings["dry_run"]:
-        with _explain_out_of_memory(plan):
-            measure_run(plan, LanguageModel(plan).decoder, start_step=plan.branch.step if plan.branch else 0)
+        if is_first_process():
+            with _explain_out_of_memory(plan):
+                measure_run(plan, LanguageModel(plan).decoder, start_step=plan.branch.step if plan.branch else 0)
         return {}
     earlier = plan.folder.result()
     if earlier.get("status") == "completed":
@@ -70,8 +71,10 @@ def train(plan: Plan) -> dict[str, Any]:
 def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
     module = LanguageModel(plan, corpus.tokenizer.separator_id if plan.document_masking else None)
-    plan, peak = measure_run(plan, module.decoder, start_step)
-    module.plan = plan
+    peak = 0.0  # of several processes: measured once all of them have started
+    if plan.hardware.world_size == 1:
+        plan, peak = measure_run(plan, module.decoder, start_step)
+        module.plan = plan
     trackers: list[Tracker] = []
     if is_first_process():
         config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
@@ -81,7 +84,8 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     try:
         with Interrupt() as interrupt:
             journal = Journal(plan, corpus, trackers, progress, interrupt, peak, branched_from)
-            trainer = make_trainer(plan, callbacks=[journal])
+            speeds = [RankSpeeds(journal, start_step)] if plan.hardware.world_size > 1 else []
+            trainer = make_trainer(plan, callbacks=[journal, *speeds])
             try:
                 batches = Batches(plan, corpus, start_step, rank=trainer.global_rank)
                 trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)

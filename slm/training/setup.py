@@ -49,18 +49,23 @@ def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
     Raises `ValueError` for devices that this machine lacks, for an environment that states another number of processes,
     and for a multirun (Hydra's -m) on more than one device.
     """
+    import torch
+
     from slm.runtime.machine import limit_gpu_memory
     from slm.training.hardware import resolve_hardware
     from slm.training.plan import make_plan, plan_lines
 
-    limit_gpu_memory()
     hardware = resolve_hardware(settings["trainer"])
     if is_multirun and hardware.world_size > 1:
         raise ValueError(
             f"trainer.devices={hardware.devices} with -m: every device would repeat the whole multirun; use one "
             "device, or start the runs one by one"
         )
-    set_rank(find_world(os.environ, devices=hardware.devices, num_nodes=hardware.num_nodes))
+    world = find_world(os.environ, devices=hardware.devices, num_nodes=hardware.num_nodes)
+    set_rank(world)
+    if hardware.accelerator == "cuda":
+        torch.cuda.set_device(world.rank % hardware.devices)  # each process looks at its own GPU, not at the first
+    limit_gpu_memory()
     plan = make_plan(settings, hardware)
     say(*plan_lines(plan))
     if settings["dry_run"] == "plan":

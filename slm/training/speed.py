@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from slm.model.decoder import Decoder
@@ -18,6 +20,7 @@ from slm.runtime.files import read_json_object, write_json
 from slm.runtime.machine import peak_memory_bytes, synchronize
 from slm.runtime.words import duration
 from slm.training.hardware import Hardware
+from slm.training.journal import Journal
 from slm.training.module import LanguageModel
 from slm.training.plan import Plan, with_smaller_passes
 from slm.training.process import is_first_process, say
@@ -66,22 +69,28 @@ def datasheet_peak(hardware: Hardware) -> float | None:
     return next((1e12 * tflops for tflops in found), None)
 
 
-def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> tuple[Plan, float]:
+def measure_run(plan: Plan, decoder: Decoder, start_step: int, strategy: Strategy | None = None) -> tuple[Plan, float]:
     """Print speed and duration of the run from `start_step` on.
 
     Returns the plan, with smaller passes if its own did not fit the device, and the matmul peak of a device in FLOP/s.
+    With the `strategy` of several processes, each measures its own device: the peak is their mean, and the slowest
+    device sets the speed.
     """
     hardware = plan.hardware
-    peak = matmul_peak(hardware, plan.cache_dir)
+    peak = matmul_peak(hardware, plan.cache_dir) if strategy is None else _mean_peak(plan, strategy)
     passes = (plan.steps - start_step) * plan.accumulation
     should_measure = plan.settings["dry_run"] or hardware.compile or passes >= MIN_PASSES
     is_tested = hardware.accelerator == "cuda"  # a GPU's memory was only estimated
-    if not ((should_measure or is_tested) and is_first_process()):
+    if not (should_measure or is_tested):
         return plan, peak
     say("speed        measuring ...")
     plan, (speed, memory) = _measure_fitting(decoder, plan)
-    # GPUs add up; processes on one CPU share its cores.
-    devices = hardware.world_size if hardware.accelerator == "cuda" else 1
+    # GPUs add up. Processes on one CPU share its cores, so one that is measured alone has the speed of all.
+    devices = hardware.world_size if hardware.accelerator == "cuda" or strategy is not None else 1
+    if strategy is not None:
+        largest = torch.tensor([-speed, memory or 0], dtype=torch.float64, device=strategy.root_device)
+        minus_speed, memory = strategy.reduce(largest, reduce_op="max").tolist()
+        speed = -minus_speed
     padded_tokens = (plan.batch_size + plan.padding) * plan.sequence_length
     seconds = (plan.steps - start_step) * padded_tokens / (speed * devices)
     datasheet = datasheet_peak(hardware)
@@ -98,6 +107,32 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int) -> tuple[Plan, fl
             f"continues; train.tokens={plan.batch_tokens * 20} would be a short trial"
         )
     return plan, peak
+
+
+class RankSpeeds(L.Callback):
+    """Measures a run of several processes as soon as they exist and hold their parts of the model."""
+
+    def __init__(self, journal: Journal, start_step: int) -> None:
+        self.journal, self.start_step = journal, start_step
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print speed and duration, and set the journal's peak."""
+        assert isinstance(pl_module, LanguageModel)
+        plan, strategy = self.journal.plan, trainer.strategy
+        _, self.journal.peak_flops_per_second = measure_run(plan, pl_module.decoder, self.start_step, strategy)
+
+
+def _mean_peak(plan: Plan, strategy: Strategy) -> float:
+    """The mean of the peaks of all processes' devices. One of the processes that share a CPU measures it alone."""
+    waits = plan.hardware.accelerator == "cpu" and not is_first_process()
+    if waits:
+        strategy.barrier()
+    peak = matmul_peak(plan.hardware, plan.cache_dir)
+    if plan.hardware.accelerator == "cpu" and not waits:
+        strategy.barrier()
+    return strategy.reduce(
+        torch.tensor(peak, dtype=torch.float64, device=strategy.root_device), reduce_op="mean"
+    ).item()
 
 
 def _measure_fitting(decoder: Decoder, plan: Plan) -> tuple[Plan, tuple[float, int | None]]:
@@ -136,6 +171,7 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
     scale = torch.ones((), device=device) if hardware.precision == "16-mixed" else None
     moments = plan.state_bytes - sum(2 * p.nbytes for p in decoder.parameters()) if device.type == "cuda" else 0
+    moments //= hardware.world_size if hardware.strategy == "fsdp" else 1
     optimizer = torch.empty(max(moments, 0), dtype=torch.uint8, device=device)
 
     def time_pass() -> float:

@@ -1,8 +1,11 @@
 """The matmul peak is a share's denominator: never zero, however slow the machine; a data sheet has another."""
 
 import itertools
+import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,3 +77,35 @@ def test_a_gpu_has_two_to_four_loader_processes_and_a_cpu_none(monkeypatch: pyte
         found.append(hardware._num_workers("auto", "cuda", 1))
     assert found == [2, 3, 4]
     assert hardware._num_workers(0, "cuda", 1) == 0
+
+
+UNEQUAL_DEVICES = """
+import os
+from slm.training import speed
+
+rank = int(os.environ.get("LOCAL_RANK", 0))
+
+def measure(decoder, plan, measure_speed=speed.measure_speed):
+    is_sharded = all(hasattr(parameter, "full_tensor") for parameter in decoder.parameters())
+    assert is_sharded == (plan.hardware.strategy == "fsdp")
+    assert measure_speed(decoder, plan)[0] > 0
+    assert all(parameter.grad is None for parameter in decoder.parameters())
+    return (100.0, 50.0)[rank], (10**9, 2 * 10**9)[rank]
+
+speed.MIN_PASSES = 0
+speed.matmul_peak = lambda *_: (1e9, 3e9)[rank]
+speed.measure_speed = measure
+"""
+"""An extension by which the second process has a device of half the speed."""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_each_process_measures_its_part_of_the_model_and_the_slowest_sets_the_speed(
+    strategy: str, run_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "unequal.py").write_text(UNEQUAL_DEVICES)
+    two = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "train.tokens=1280"]
+    done = run_train(*two, f"extensions=[{tmp_path}/unequal.py]", "train.val_tokens=512", timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "100 tokens/s measured here" in done.stdout
+    assert "of 4 GFLOP/s, 2.00 GB of memory held" in done.stdout
