@@ -94,7 +94,7 @@ def test_devices_with_unequal_shares_have_the_loss_and_the_gradient_of_the_whole
     loss.backward()
     expected = torch.nn.utils.parameters_to_vector(p.grad for p in module.parameters())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
-    assert module.loss_sum / module.loss_count == pytest.approx(loss.item(), abs=1e-5)
+    assert module.step_loss / module.step_count == pytest.approx(loss.item(), abs=1e-5)
 
 
 @pytest.mark.gpu
