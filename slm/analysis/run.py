@@ -26,8 +26,8 @@ from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
 
-MARK = "fits.json"
-"""The file that marks an analysis directory."""
+FITS_FILE = "fits.json"
+"""A folder with this file is an analysis directory."""
 ROW_KEYS = ("columns", "where", "best_of", "drop_worst")
 """The settings that say which rows of a table are analysed."""
 
@@ -75,7 +75,7 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         write_json(folder / "settings.json", {"command": command, **config})
         write_json(folder / "audit.json", audited)
         write_json(folder / "comparison.json", analysis.comparison)
-        write_json(folder / MARK, analysis.fits)
+        write_json(folder / FITS_FILE, analysis.fits)
         if overlaid:
             write_json(folder / OVERLAY, overlaid)
         write_atomically(
@@ -83,7 +83,7 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         )
         show("drawing figures and writing the report", 1, 1)
         _report(folder)
-        show("recording", 1, 1)
+        show("logging the analysis", 1, 1)
         directory = Directory.read(folder)
         record(directory, config)
     print_summary(directory)
@@ -105,7 +105,7 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
             return
     except OSError as error:
         raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None
-    if not (folder / MARK).exists():
+    if not (folder / FITS_FILE).exists():
         raise ValueError(f"output_dir={folder} holds files other than an analysis: choose another directory")
     try:
         earlier = {"best_of": None, **json.loads((folder / "settings.json").read_text(encoding="utf-8"))}
@@ -130,7 +130,7 @@ def _remove_report(folder: Path) -> None:
 
 
 def _design(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, with the number of its runs."""
+    """One row a cell, with the number of its runs and the columns that are constant within every cell."""
     columns = [c for c in frame if frame.groupby("cell")[c].nunique(dropna=False).max() == 1 and c != "cluster"]
     cells = frame.groupby("cell")
     return cells[columns].first().assign(runs=cells.size()).drop(columns="cell", errors="ignore").reset_index()

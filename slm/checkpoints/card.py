@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from slm.checkpoints.location import Provenance
+from slm.checkpoints.location import TO_FINISH, Provenance
 from slm.data import Tokenizer
 from slm.model.config import ModelConfig
 from slm.model.counts import num_params
@@ -31,8 +31,8 @@ tags: [slm]
 
 ## Limits
 
-A small language model: it continues text, does not know what is true, and repeats what its training text holds, \
-biases included. Measurements above, if any, say nothing about other texts or tasks.
+A small language model: it continues text, does not know what is true, and may repeat its training text, including \
+its biases. Measurements above, if any, say nothing about other texts or tasks.
 
 ## Licence
 
@@ -50,7 +50,7 @@ _TRAINING = """\
 
 Losses are in nats per token; bits per byte are over the UTF-8 bytes of the validation text.
 
-`training.yaml` is the whole config. In a checkout of slm, this trains it again:
+`training.yaml` is the complete config. To train the model again, give this command in a checkout of slm:
 
 ```
 python train.py -cp "$(realpath FOLDER)" -cn training output_dir=NEW
@@ -77,7 +77,7 @@ or
 
 
 def training_config(provenance: Provenance) -> str | None:
-    """The config, as YAML, of the run behind a checkpoint, without folders of its machine; None if there is no run."""
+    """The config, as YAML, of the run that wrote a checkpoint, without the paths of its machine; None without a run."""
     if provenance.run is None:
         return None
     settings = yaml.safe_load((provenance.run / "config.yaml").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance
     commit = f" at commit {provenance.revision}" if provenance.revision else ""
     source = "a training run" if provenance.run is not None else f"`{name}`{commit}"
     # Without the command that would finish the run, because it names folders of one machine.
-    notes = [f"- {note.partition('; to finish it')[0].rstrip('.')}." for note in provenance.notes]
+    notes = [f"- {note.partition(TO_FINISH)[0].rstrip('.')}." for note in provenance.notes]
     use = _USE_TRANSFORMERS if loads_in_llama else "transformers has no such architecture; slm loads it:\n\n"
     return _CARD.format(
         name=result.get("name") or name,
@@ -124,7 +124,8 @@ def _training_rows(result: Mapping[str, Any]) -> dict[str, Any]:
     data, val = result.get("data") or {}, result.get("val") or {}
     return {
         **{key: result.get(key) for key in _RESULT_KEYS},
-        "seed": str(result["seed"]) if "seed" in result else None,  # as text, for no thousands separators
+        # As text, because `_table` would add thousands separators.
+        "seed": str(result["seed"]) if "seed" in result else None,
         "data": f"{data.get('name')} (fingerprint {data.get('fingerprint')})" if data else None,
         **{f"validation {key}": value for key, value in val.items()},
     }

@@ -1,8 +1,8 @@
 """`load` and `check`: any supported checkpoint -> decoder, tokenizer, provenance.
 
-The decoder is built without storage (meta device). Then one tensor at a time is copied from its mapped file and
-converted. Names and shapes are compared before the first tensor is read. The tensors, not the config alone, decide
-whether the head is tied to the embedding.
+The decoder is built without storage (meta device). Then one tensor at a time is copied from its memory-mapped
+file and converted. Names and shapes are compared before the first tensor is read. The tensors, not the config alone,
+decide whether the head is tied to the embedding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from slm.model.config import ModelConfig
 from slm.runtime.words import shortlist
 
 _MAX_UNUSED_SHARE = 0.05  # of the embedding's rows that no token uses; above it, a note says so
-# 1 MB a file are enough, because a training step changes almost every weight and so almost every sample.
+# 1 MB a file is enough to tell checkpoints apart: a training step changes almost every weight, so almost every sample.
 _NUM_SAMPLES, _SAMPLE_BYTES = 512, 2048
 
 
@@ -64,7 +64,7 @@ def load(
             not_finite.append(name)
     decoder.load_state_dict(tensors, assign=True)
     if not_finite:
-        notes = (*notes, f"{shortlist(not_finite, max_items=3)} hold values that are not finite, so no loss will be.")
+        notes = (*notes, f"{shortlist(not_finite, max_items=3)} hold NaN or infinite values, so no loss is finite.")
     return Checkpoint(
         decoder.eval().requires_grad_(False), parts.tokenizer, _provenance(location, parts, config, notes)
     )
@@ -98,14 +98,14 @@ def _settle_head(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, tu
         return config, ()
     equal = torch.equal(weights.tensors[HEAD], weights.tensors[TABLE])
     if config.tie_embeddings and equal:
-        return config, ("The config ties the head, and the stored head equals the embedding: it is used tied.",)
+        return config, ("The config ties the head, and the stored head equals the embedding: the head is tied.",)
     if config.tie_embeddings:
         return dataclasses.replace(config, tie_embeddings=False), (
-            "The config ties the head, but the stored head differs from the embedding: it is used untied, and "
+            "The config ties the head, but the stored head differs from the embedding: the head is untied, and "
             "params_total counts both.",
         )
     if equal:
-        return config, ("The untied head equals the embedding; params_total counts both, as the config says.",)
+        return config, ("The config unties the head, but it equals the embedding: params_total counts both.",)
     return config, ()
 
 
@@ -135,14 +135,14 @@ def _provenance(location: Location, parts: Parts, config: ModelConfig, notes: tu
 def _fingerprint(parts: Parts) -> str:
     """Shortened SHA-256 of the parts and of the files' sizes and samples, independent of paths and times."""
     tokenizer = parts.tokenizer
-    facts = {
+    contents = {
         "config": parts.config.to_dict(),
         "tensors": {
             name: [tuple(tensor.shape), dtype_name(tensor.dtype)] for name, tensor in parts.weights.tensors.items()
         },
         "tokenizer": [tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos],
     }
-    total = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    total = hashlib.sha256(json.dumps(contents, sort_keys=True, default=str).encode())
     for digest in sorted(map(_hash_samples, parts.weights.files)):  # sorted: shards may be named and ordered in any way
         total.update(digest)
     return total.hexdigest()[:16]

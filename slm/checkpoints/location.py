@@ -20,6 +20,8 @@ from slm.runtime.files import is_intact_zip, read_json_object
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint of a run directory, and the one before it."""
+TO_FINISH = "; to finish it: "
+"""Precedes the command that finishes a run in a message. Model cards cut the message here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +123,7 @@ def _open_unfinished_run(location: Location, run: Path) -> Parts:
     file = next((location.folder / name for name in (LAST, PREVIOUS) if is_intact_zip(location.folder / name)), None)
     if file is None:
         raise ValueError(
-            f"checkpoint={location.checkpoint} is a run ({status}) without an intact checkpoint; "
-            f"to finish it: {command}"
+            f"checkpoint={location.checkpoint} is a run ({status}) without an intact checkpoint{TO_FINISH}{command}"
         )
     settings = _settings(run / "config.yaml")
     tokenizer = _cached_tokenizer(settings, read_json(run / "corpus.json"))
@@ -132,7 +133,7 @@ def _open_unfinished_run(location: Location, run: Path) -> Parts:
             f"cache_dir={settings.get('cache_dir')}: finish it with {command}"
         )
     config = ModelConfig.from_dict({key: value for key, value in settings["model"].items() if key != "family"})
-    note = f"The run is {status}: these are the weights of {file.name}, its newest checkpoint; to finish it: {command}."
+    note = f"The run is {status}: these are the weights of {file.name}, its newest checkpoint{TO_FINISH}{command}."
     return Parts(config, open_run_checkpoint(file, config), tokenizer, (note,))
 
 

@@ -1,4 +1,4 @@
-"""The shape, the steps and the identity of a run, from its config alone, which is refused if settings do not fit."""
+"""The shape, the steps and the identity of a run, from its config alone; settings that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slm.runtime.settings import COUNT, as_typed
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
 """Groups that determine a run's numbers. Devices, logging and checkpoint intervals may change when it is continued."""
 LATER_KEYS = {"train": ("val_tokens",)}
-"""Keys of those groups that were added after cells of sweeps were named by a hash of their settings."""
+"""Keys added to those groups later: the hashes that name the cells of older sweeps do not include them."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys of the group `train` that set the budget; a run uses one of them."""
 MAX_PADDING = 0.05
@@ -48,7 +48,7 @@ def model_config(model: Mapping[str, Any]) -> ModelConfig:
 
 
 def check_family(config: Mapping[str, Any], model: ModelConfig) -> None:
-    """Raise `ValueError` if `width` or `depth` is not that of the shape: without a family they have no effect."""
+    """Raise `ValueError` if `width` or `depth` contradicts the shape; only a family derives its shape from them."""
     for key, field in (("width", "hidden_size"), ("depth", "num_layers")):
         given, actual = config.get(key), getattr(model, field)
         if given is not None and given != actual:
@@ -116,7 +116,7 @@ def _check_batch(batch_tokens: int, length: int, devices: int) -> None:
     sequences = batch_tokens // length
     if (padding := -sequences % devices) >= MAX_PADDING * sequences:
         raise ValueError(
-            f"train.batch_tokens={batch_tokens} is {sequences} sequences of train.sequence_length={length}, of which "
-            f"{devices} devices cannot take equal shares without {padding} empty ones ({padding / sequences:.0%}; "
-            f"below {MAX_PADDING:.0%} they are added): try {near}"
+            f"train.batch_tokens={batch_tokens} is {sequences} sequences of train.sequence_length={length}. For equal "
+            f"shares, {devices} devices need {padding} empty sequences more ({padding / sequences:.0%}, which must be "
+            f"below {MAX_PADDING:.0%}): try {near}"
         )

@@ -25,8 +25,8 @@ LEFT_OUT = {
     "also_in_validation": "for training that are also in the validation set",
     "without_text": "without text (blank, null or missing)",
 }
-"""Why documents are left out: key in manifests -> words."""
-_GROUP_BYTES = 4 << 20  # text of one row group, and of one call of the tokenizer: keeps all cores busy, fits memory
+"""Reason in manifests why documents are left out -> the words that follow "left out 2 documents" in a message."""
+_GROUP_BYTES = 4 << 20  # text in a row group, which is tokenized in one call: keeps all cores busy, fits in memory
 _FILE_GROUPS = 1024  # row groups of a file, about 4 GB of text; pyarrow refuses files with more than a million
 _CHAIN_MODULUS, _CHAIN_BASE = 2**521 - 1, 3**300
 
@@ -39,8 +39,9 @@ def write_documents(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     documents were left out (`LEFT_OUT`). Raises ValueError when a split would be empty.
     """
     source, task = source_of(data), f"data: documents of {data['name']}"
-    parts, in_process = source.parts(data), isinstance(SOURCES[data["source"]], Source)  # others import only slm
-    num_first = sum(part.get("split") == "val" for part in parts)
+    parts = source.parts(data)
+    in_process = isinstance(SOURCES[data["source"]], Source)  # registered by the user; workers import only slm
+    num_val_parts = sum(part.get("split") == "val" for part in parts)
 
     def build(start: int, stop: int | None, threshold: float | None, val_hashes: list[str]) -> list[dict[str, Any]]:
         todo = [Part((dict(part), threshold, val_hashes), source.size(part)) for part in parts[start:stop]]
@@ -48,19 +49,21 @@ def write_documents(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
             return []
         return build_parts(folder, "documents", write_part, todo, task=task, start=start, in_process=in_process)
 
-    first = build(0, num_first, data["val_fraction"], [])
-    results = first + build(num_first, None, data["val_fraction"], [part["hashes"]["val"] for part in first])
+    val_results = build(0, num_val_parts, data["val_fraction"], [])
+    val_hashes = [part["hashes"]["val"] for part in val_results]
+    results = val_results + build(num_val_parts, None, data["val_fraction"], val_hashes)
     smallest = min((part["smallest"] for part in results), default=1.0)
     num_documents = sum(counts["documents"] for part in results for counts in part["splits"].values())
     if smallest < 1.0 and num_documents > 1 and not any(part["splits"]["val"]["documents"] for part in results):
-        results = build(0, None, math.nextafter(smallest, 1.0), [])  # the smallest position is validation
+        # No hash was below the threshold: build again with the document of the smallest hash as validation.
+        results = build(0, None, math.nextafter(smallest, 1.0), [])
     counts = {
         split: {name: sum(part["splits"][split][name] for part in results) for name in ("documents", "bytes")}
         for split in SPLITS
     }
     left_out = {reason: sum(part["left_out"][reason] for part in results) for reason in LEFT_OUT}
     _require_text(counts, left_out, data["name"])
-    chains = [_joined_chain(part["splits"][split]["chain"] for part in results)[0] for split in SPLITS]
+    chains = [_join_chains(part["splits"][split]["chain"] for part in results)[0] for split in SPLITS]
     fingerprint = hashlib.sha256(json.dumps(chains).encode()).hexdigest()[:16]
     return {"fingerprint": fingerprint, "splits": counts, "left_out": left_out}
 
@@ -75,41 +78,41 @@ def write_part(
 ) -> dict[str, Any]:
     """Write the documents of one part of a source; `parts.Work`.
 
-    A text whose source gives no split is validation if its `_position` is below `threshold`. `val_hashes` are files
-    with the hashes of validation documents in other parts.
+    A text whose source gives no split goes to validation if its `_unit_hash` is below `threshold`. `val_hashes` names
+    the files with the hashes of validation documents in other parts.
     """
-    known = {value for name in val_hashes for value in np.fromfile(folder / name, dtype="<u8").tolist()}
+    hashes_in_val = {value for name in val_hashes for value in np.fromfile(folder / name, dtype="<u8").tolist()}
     left_out, smallest = dict.fromkeys(LEFT_OUT, 0), 1.0
     with ExitStack() as stack:
-        splits = {split: stack.enter_context(_Split(folder, split, number)) for split in SPLITS}
-        for text, given in source_of(part).documents(part):
+        writers = {split: stack.enter_context(_SplitWriter(folder, split, number)) for split in SPLITS}
+        for text, split in source_of(part).documents(part):
             encoded = text.encode()
             advance(len(encoded) / 1e6)
             if not text.strip():
                 left_out["without_text"] += 1
                 continue
             digest, hash_ = hashlib.sha256(encoded).digest(), text_hash(text)
-            if given is None:
-                smallest = min(smallest, _position(digest))
-                given = "val" if _position(digest) < _checked(threshold) else "train"
-            elif given == "val":
-                known.add(hash_)
-            elif hash_ in known:
+            if split is None:
+                smallest = min(smallest, _unit_hash(digest))
+                split = "val" if _unit_hash(digest) < _require_fraction(threshold) else "train"
+            elif split == "val":
+                hashes_in_val.add(hash_)
+            elif hash_ in hashes_in_val:
                 left_out["also_in_validation"] += 1
                 continue
-            splits[given].add(text, len(encoded), digest, hash_)
-    written = {name: split.facts() for name, split in splits.items()}
-    hashes = {name: split.write_hashes() for name, split in splits.items()}
-    files = [name for split in splits.values() for name in split.files] + list(hashes.values())
-    return {"splits": written, "left_out": left_out, "smallest": smallest, "hashes": hashes, "files": files}
+            writers[split].add(text, len(encoded), digest, hash_)
+    summaries = {name: writer.summary() for name, writer in writers.items()}
+    hashes = {name: writer.write_hashes() for name, writer in writers.items()}
+    files = [name for writer in writers.values() for name in writer.files] + list(hashes.values())
+    return {"splits": summaries, "left_out": left_out, "smallest": smallest, "hashes": hashes, "files": files}
 
 
-class _Split:
-    """The documents of one split in one part: Parquet files of bounded size, hashes, and the chain of the digests."""
+class _SplitWriter:
+    """Writes the documents of one split in one part to Parquet files of bounded size, with their hashes and chain."""
 
     def __init__(self, folder: Path, split: str, number: int = 0) -> None:
         self.folder, self.prefix = folder, f"{split}-{number:05d}"
-        for stale in folder.glob(f"{self.prefix}-*"):  # of a killed build, or written with another threshold
+        for stale in folder.glob(f"{self.prefix}-*"):  # left by a killed build or by another threshold
             stale.unlink()
         self.files: list[str] = []
         self.counts = {"documents": 0, "bytes": 0}
@@ -119,7 +122,7 @@ class _Split:
         self.group_bytes = self.file_groups = 0
         self.writer: Any = None
 
-    def __enter__(self) -> _Split:
+    def __enter__(self) -> _SplitWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -129,7 +132,7 @@ class _Split:
 
     def add(self, text: str, num_bytes: int, digest: bytes, hash_: int) -> None:
         """Add a document; `digest` is the SHA-256 of the text, `hash_` its `text_hash`."""
-        self.chain = _joined_chain([self.chain, (int.from_bytes(digest, "big"), _CHAIN_BASE)])
+        self.chain = _join_chains([self.chain, (int.from_bytes(digest, "big"), _CHAIN_BASE)])
         self.hashes.append(hash_)
         self.texts.append(text)
         self.group_bytes += num_bytes
@@ -154,8 +157,8 @@ class _Split:
             self.writer.close()
             self.writer, self.file_groups = None, 0
 
-    def facts(self) -> dict[str, Any]:
-        """Documents and bytes, and the chain of the digests."""
+    def summary(self) -> dict[str, Any]:
+        """Number of documents and bytes, and the chain of the documents (`_join_chains`)."""
         return {**self.counts, "chain": self.chain}
 
     def write_hashes(self) -> str:
@@ -165,9 +168,12 @@ class _Split:
         return name
 
 
-def _joined_chain(chains: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """The chain of documents in a row. A chain is a polynomial in `_CHAIN_BASE`, its coefficients the SHA-256 of the
-    texts, with the power of the base for its length; so it does not depend on how documents are divided into parts."""
+def _join_chains(chains: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The chain of consecutive documents: a rolling hash and `_CHAIN_BASE` to the power of their number.
+
+    The hash is a polynomial in the base, and its coefficients are the SHA-256 of the texts. So it depends on the order
+    of the documents, but not on how they are divided into parts.
+    """
     value, power = 0, 1
     for added, added_power in chains:
         value, power = (value * added_power + added) % _CHAIN_MODULUS, power * added_power % _CHAIN_MODULUS
@@ -219,11 +225,11 @@ def text_bytes(path: Path) -> int:
 
 def write_split(folder: Path, split: str, texts: Iterable[str]) -> dict[str, Any]:
     """Write all texts, blank ones too, as one split; returns its documents and bytes."""
-    with _Split(folder, split) as written:
+    with _SplitWriter(folder, split) as writer:
         for text in texts:
             encoded = text.encode()
-            written.add(text, len(encoded), hashlib.sha256(encoded).digest(), text_hash(text))
-    return written.counts
+            writer.add(text, len(encoded), hashlib.sha256(encoded).digest(), text_hash(text))
+    return writer.counts
 
 
 def text_hash(text: str) -> int:
@@ -231,16 +237,15 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.strip().encode()).digest()[:8], "big")
 
 
-def _position(digest: bytes) -> float:
+def _unit_hash(digest: bytes) -> float:
     """The SHA-256 of a text as a number in [0, 1).
 
-    It decides the split, and not the document's position, so that documents that are added, dropped or moved do not
-    move others.
+    This number decides the split. So adding, removing or reordering documents does not move others between splits.
     """
     return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 
-def _checked(val_fraction: float | None) -> float:
+def _require_fraction(val_fraction: float | None) -> float:
     if val_fraction is None or not 0 < val_fraction < 1:
         raise ValueError(
             f"data.val_fraction={val_fraction} must be between 0 and 1, because the source has no validation split"

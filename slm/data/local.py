@@ -1,7 +1,7 @@
 """Source `local`: the user's files, of the kinds in `readers.SUFFIXES`, mixed at will.
 
-A path that exists is that file or folder; any other path is a glob. A folder stands for every readable file under it
-that is not hidden. A file that is named or matched must be of a known kind and not empty.
+A path names an existing file or folder; if there is none, it is a glob. A folder stands for every readable file under
+it that is not hidden. A file that is named or matched must be of a known kind and not empty.
 """
 
 import glob
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from slm.data.readers import SUFFIXES, read_texts, suffix_of
 from slm.data.sources import Document
 
-_MIN_DOCUMENT_BYTES = 256  # smallest max_document_bytes: below it, most of a stream would be separators
+_MIN_DOCUMENT_BYTES = 256  # smallest max_document_bytes: a lower limit would separate every few words
 
 _MIN_PART_BYTES, _MAX_PARTS = 16 << 20, 1024
 
 
 class Files(NamedTuple):
-    """Files sorted by name, without duplicates, and a sentence with their number, "" if the options tell it."""
+    """Files sorted by name, without duplicates, and a sentence with their number; "" if the options name one file."""
 
     paths: list[Path]
     note: str
@@ -49,13 +49,13 @@ def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Groups of files in order, validation files first, each with `files`, `option` and `split`."""
     files = {name: _files(data, name).paths for name in ("val_paths", "paths")}
     sizes = {path: path.stat().st_size for paths in files.values() for path in paths}
-    least = max(_MIN_PART_BYTES, sum(sizes.values()) // _MAX_PARTS)
+    min_bytes = max(_MIN_PART_BYTES, sum(sizes.values()) // _MAX_PARTS)
     groups: list[dict[str, Any]] = []
     for name, split in (("val_paths", "val"), ("paths", "train" if data["val_paths"] else None)):
         group: list[str] = []
         for path in files[name]:
             group.append(str(path))
-            if sum(sizes[Path(p)] for p in group) >= least or path == files[name][-1]:
+            if sum(sizes[Path(p)] for p in group) >= min_bytes or path == files[name][-1]:
                 groups.append({**data, "option": name, "split": split, "files": group})
                 group = []
     return groups
@@ -67,7 +67,7 @@ def size(part: Mapping[str, Any]) -> int:
 
 
 def notes(data: Mapping[str, Any]) -> list[str]:
-    """Sentences on how many files are read, where the options do not tell."""
+    """Sentences on how many files are read; none for an option that names one file."""
     return [note for name in ("paths", "val_paths") if (note := _files(data, name).note)]
 
 
@@ -100,14 +100,14 @@ def _files(data: Mapping[str, Any], name: str) -> Files:
 
 
 def text_files(given: str | list[str] | None, key: str, *, suffixes: Collection[str] = SUFFIXES) -> Files:
-    """Files with one of `suffixes` for the paths, folders and globs `given`, which config key `key` holds.
+    """The files with one of `suffixes` that `given` stands for: a path, folder or glob, or a list of them.
 
-    Raises ValueError for a path or glob that matches no file, for a folder without a readable file, and for a file of
-    another kind or of 0 bytes.
+    `key` is the config key to name in messages. Raises ValueError for a path or glob that matches no file, for a folder
+    without a readable file, and for a file of another kind or of 0 bytes.
     """
     if not given or given == "???":
         raise ValueError(f"{key} is not set; give a file, a folder, a glob such as 'text/**/*.txt', or a list of them")
-    accepted, num_left_out = ", ".join(suffixes), 0
+    accepted, num_skipped = ", ".join(suffixes), 0
     files: dict[Path, Path] = {}  # resolved -> as named
     patterns = [given] if isinstance(given, str) else given
     for path in [path for pattern in patterns for path in _matches(pattern, key)]:
@@ -116,7 +116,7 @@ def text_files(given: str | list[str] | None, key: str, *, suffixes: Collection[
             usable = [file for file in present if suffix_of(file) in suffixes and file.stat().st_size]
             if not usable:
                 raise ValueError(f"{key}: the folder {path} has no file that can be read; give one with {accepted}")
-            num_left_out += len(present) - len(usable)
+            num_skipped += len(present) - len(usable)
         elif suffix_of(path) not in suffixes:
             raise ValueError(f"{key}: {path} is of an unknown kind; its name must end in one of {accepted}")
         elif not path.stat().st_size:
@@ -125,9 +125,9 @@ def text_files(given: str | list[str] | None, key: str, *, suffixes: Collection[
             usable = [path]
         for file in usable:
             files.setdefault(file.resolve(), file)
-    note = f"{key}: {len(files):,} file{'s' * (len(files) > 1)}" if len(files) > 1 or num_left_out else ""
-    if num_left_out:
-        note += f"; {num_left_out:,} more in folders left out, which are empty or end in none of {accepted}"
+    note = f"{key}: {len(files):,} file{'s' * (len(files) > 1)}" if len(files) > 1 or num_skipped else ""
+    if num_skipped:
+        note += f"; skipped {num_skipped:,} more in folders, which are empty or do not end in {accepted}"
     return Files(sorted(files.values()), note)
 
 

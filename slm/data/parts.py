@@ -1,10 +1,10 @@
 """Work in parts: each part is done once, by one of several processes, even if the build is killed in between.
 
-A finished part leaves `parts/STAGE-00007.json` in the folder that is being built, with what the part's function
-returned, and the size and SHA-256 of every file that it wrote. A part with such a record is not done again.
+A finished part leaves a record, `parts/STAGE-00007.json` in the folder that is being built. The record holds what the
+part's function returned, and the size and SHA-256 of every file that it wrote. A part with a record is not done again.
 
-Notable: the processes run this module and get their work through pipes. Those of `multiprocessing` would import the
-user's main script, which fails in a script without a `__main__` guard.
+Notable: worker processes run this module and receive their work through pipes. Workers of `multiprocessing` would
+import the user's main script, which fails if the script has no `__main__` guard.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ RECORDS = "parts"
 """Folder of the records of finished parts."""
 MAX_PROCESSES = 32
 MIN_PARALLEL_BYTES = 32 << 20
-"""Fewer bytes are done in this process: starting others takes about a second."""
+"""Fewer bytes are processed without workers, because starting those takes about a second."""
 
-_DIED = (
-    "a process that builds the corpus ended with status {}, as it does if the machine lacks memory: start again with "
-    "fewer cores (taskset); what is built already is kept"
+_WORKER_DIED = (
+    "a worker process that builds the corpus exited with status {}, probably for lack of memory: try again "
+    "on fewer cores (taskset); finished parts are kept"
 )
 
 Work = Callable[..., dict[str, Any]]
-"""`work(folder, number, *arguments, advance)` writes files into `folder`, lists their names as `files` in what it
-returns, and calls `advance` with the megabytes done. It is a function of a module, and returns values for JSON."""
+"""`work(folder, number, *arguments, advance)` writes files into `folder` and calls `advance` with the megabytes done.
+
+It returns a dict for JSON, in which `files` lists the names of the files. Workers must be able to import it."""
 
 
 class Part(NamedTuple):
-    """The arguments of one part's work, as JSON has them, and about how many bytes it has."""
+    """The arguments of one part, which JSON can represent, and its approximate size."""
 
     arguments: tuple[Any, ...]
     num_bytes: int | None
@@ -54,10 +55,10 @@ class Part(NamedTuple):
 def build_parts(
     folder: Path, stage: str, work: Work, parts: Sequence[Part], *, task: str, start: int = 0, in_process: bool = False
 ) -> list[dict[str, Any]]:
-    """What `work` returns for each part, now or before the build was killed.
+    """Do all parts that have no record yet; returns the results of all parts, in order.
 
-    The parts have the numbers from `start` on. `task` names the work on the progress display. `in_process` does all
-    parts in this process, as for few bytes.
+    The parts are numbered from `start`. `task` names the work on the progress display. With `in_process`, no worker
+    processes are started.
     """
     results: dict[int, dict[str, Any]] = {}
     numbered = dict(enumerate(parts, start))
@@ -83,13 +84,13 @@ def build_parts(
 
 
 def sealed_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """`seal` of all files that finished parts wrote, by name."""
+    """File name -> size and SHA-256, for all files that finished parts wrote."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / RECORDS).glob("*.json"))]
     return {name: sealed for record in records for name, sealed in record["sealed"].items()}
 
 
 def seal(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, which is on the disk when this returns."""
+    """Flush a file to the disk; returns its size and SHA-256."""
     sync(path)
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
@@ -136,7 +137,7 @@ def _in_processes(
                     process.stdin.flush()
                     answers.put((number, *pickle.load(process.stdout)))
                 except (EOFError, OSError):
-                    answers.put((number, None, ChildProcessError(_DIED.format(process.wait()))))
+                    answers.put((number, None, ChildProcessError(_WORKER_DIED.format(process.wait()))))
 
     try:
         for process in processes:

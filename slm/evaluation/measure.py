@@ -1,4 +1,4 @@
-"""What is measured of a checkpoint, and in which precision: perplexity by a protocol, speed, a task.
+"""Plan the measurements of a checkpoint (perplexity by protocol, speed, tasks) and choose their precision.
 
 Notable: everything that can be refused is refused when measurements are planned, before any checkpoint is loaded.
 """
@@ -30,7 +30,7 @@ TRAINING_DTYPES = {
     "32-true": (torch.float32, None),
     "64-true": (torch.float64, None),
 }
-"""By the `precision` of a run: dtype of weights, and of matmuls where it differs."""
+"""`precision` of a run -> dtype of its weights, and of its matmuls (None: that of the weights)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +40,17 @@ class Precision:
     device: str
     dtype: torch.dtype
     autocast: torch.dtype | None
-    """Dtype of matmuls where it is not that of the weights."""
+    """Dtype of matmuls; None: that of the weights."""
     notes: tuple[str, ...] = ()
     """Sentences that a reader of the figures must know."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One thing to measure: whether an entry has it, and how to add it."""
+    """One thing to measure: whether an entry has the result, and the function that measures and adds it."""
 
     is_in: Callable[[Entry], bool]
-    take: Callable[[Entry, Checkpoint, Precision], None]
+    measure: Callable[[Entry, Checkpoint, Precision], None]
 
 
 def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Precision:
@@ -74,7 +74,7 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
         raise ValueError("device=mps has no float64: give dtype=float32, or device=cpu")
     is_native = native_bfloat16(device) if autocast == torch.bfloat16 else device == "cuda"
     if autocast is not None and not is_native:
-        note = f"The run was validated in {trained}, for which this device has no fast matmuls: this is float32."
+        note = f"The run was validated in {trained}, but this device has no fast matmuls for it: float32 is used."
         return Precision(device=device, dtype=dtype, autocast=None, notes=(note,))
     return Precision(device=device, dtype=dtype, autocast=autocast)
 
@@ -104,11 +104,11 @@ def _speed(settings: Mapping[str, Any], provenance: Provenance, device: str) -> 
     settings = {**settings, "prompt_tokens": prompt_tokens}
     check_speed(settings, room, device)
 
-    def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
+    def measure(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         with progress("evaluation: speed", 100, "%") as advance:
             entry["speed"] = measure_speed(checkpoint.decoder, settings, progress=lambda share: advance(100 * share))
 
-    return Measurement(lambda entry: entry["speed"] is not None, take)
+    return Measurement(lambda entry: entry["speed"] is not None, measure)
 
 
 def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Measurement:
@@ -117,7 +117,7 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
         content = b"".join(path.read_bytes() for path in files_of_task(name, file))
         fingerprint = hashlib.sha256(content).hexdigest()[:16]
 
-    def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
+    def measure(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         results = run_task(
             checkpoint.decoder,
             checkpoint.tokenizer,
@@ -134,7 +134,7 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
         if training is not None:
             share = training.share_of_questions([answered(record) for record in read_records(name, file)])
         origin = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": share}
-        # A group of the harness gives tasks of other names; if it failed, the error is under the group's name.
+        # A group of the harness has results under the names of its tasks; if it failed, an error under its own name.
         others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
         entry["tasks"] = others | {task: {**result, **origin} for task, result in results.items()}
 
@@ -143,7 +143,7 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
         # A failed task is tried again.
         return bool(results) and all("error" not in r and r["file_fingerprint"] == fingerprint for r in results)
 
-    return Measurement(is_in, take)
+    return Measurement(is_in, measure)
 
 
 def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Text | None) -> list[Measurement]:
@@ -160,7 +160,7 @@ def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Tex
 def _perplexity(protocol: Protocol, settings: Mapping[str, Any], run: Path | None, text: Text | None) -> Measurement:
     windows = {"protocol": protocol.name, "max_length": protocol.max_length, "stride": protocol.stride}
 
-    def take(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
+    def measure(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         stream = _stream(checkpoint, settings, run, text)
         with progress(f"evaluation: perplexity, {protocol.name}", stream.num_scored, "tokens") as advance:
             score = perplexity(
@@ -181,7 +181,7 @@ def _perplexity(protocol: Protocol, settings: Mapping[str, Any], run: Path | Non
         fingerprints = [score["data_fingerprint"] for score in entry["perplexity_results"] if has_windows(score)]
         return bool(fingerprints) and (text is None or text.fingerprint in fingerprints)
 
-    return Measurement(is_in, take)
+    return Measurement(is_in, measure)
 
 
 def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | None, text: Text | None) -> Stream:
@@ -199,7 +199,7 @@ def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | Non
 def _protocol(
     name: Literal["sliding", "non_overlapping"], settings: Mapping[str, Any], provenance: Provenance
 ) -> Protocol:
-    """A length of null fits the context, and the length that a run was trained on; a stride of null is half of it."""
+    """The protocol; a `max_length` of null exceeds neither the context nor the length of training sequences."""
     default = 1024 if name == "sliding" else 2048
     trained = provenance.result.get("sequence_length") or default
     max_length = settings[name]["max_length"] or min(default, provenance.config.max_position_embeddings, trained)

@@ -122,7 +122,7 @@ def _measure(
     entry["notes"] = [*checkpoint.provenance.notes, *precision.notes, *filter(None, [entry.get("continued")])]
     for measurement in missing:
         start = time.perf_counter()
-        measurement.take(entry, checkpoint, precision)
+        measurement.measure(entry, checkpoint, precision)
         entry["wall_seconds"] += time.perf_counter() - start
         entry["evaluated_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         ledger.save()

@@ -1,6 +1,7 @@
-"""Families under one law: one test of all, pairs, nested models, levels, and the smallest detectable difference.
+"""Compare families under one law: joint test, pairs, nested models, pooling, and the smallest detectable difference.
 
-`laws` of comparison.json. The comparison at equal sizes, which needs no law, is in `slm.scaling.paired`.
+The result is an entry of `laws` in comparison.json. The comparison at equal sizes, which needs no law, is in
+`slm.scaling.paired`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def compare_law(
 ) -> Entry | None:
     """The families under one law; None with fewer than two families fitted.
 
-    Unless `thorough`, only one test of all families and the pairs: no nested models, factors, pooling and power.
+    Unless `thorough`, the entry has only the joint test of all families and the pairs.
     """
     fits = _comparable(fitted)
     if len(fits) < 2:
@@ -55,11 +56,11 @@ def compare_law(
         return entry
     families = gather({name: fit for name, (fit, _) in fits.items()})
     models = {name: fit_joint(families, name) for name in MODELS}
-    if law.floor is None:  # then the two are one model
+    if law.floor is None:  # without a floor, the two are the same model
         models["shared_exponents"] = models["efficiency"]
     return entry | {
         "models": _model_rows(law, models),
-        "tests": _ratios(families, models, settings.calibration, rng) if entry["independent"] else [],
+        "tests": _likelihood_ratios(families, models, settings.calibration, rng) if entry["independent"] else [],
         "efficiency": efficiency_factors(families, models["efficiency"], level=settings.level),
         "pooled": {name: _pooled(fits, name, settings.level, joint_tests) for name in law.exponents},
         "power": _power(fits, law, fitted, settings),
@@ -77,9 +78,9 @@ def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
 def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, Entry | None]:
     """Fits to the sizes in the range that all families share, for laws that are straight lines in logs.
 
-    The slope of a straight line through a curve depends on the range of sizes: families of one law with a floor whose
-    sizes differ by a factor of 4 have power laws with different exponents. Nothing changes if the ranges agree, if the
-    law is not a straight line, or if too few sizes are left (`range` is then None).
+    The slope of a straight line through a curve depends on the range of sizes: of two families that follow the same law
+    with a floor, one with sizes 4 times as large has another slope. The fits stay as they are if the ranges agree, if
+    the law is not a straight line, or if too few sizes are left (`range` is then None).
     """
     log_sizes = {name: fit.sample.log_x[:, 0] for name, (fit, _) in fits.items()}
     lows, highs = np.array([(x.min(), x.max()) for x in log_sizes.values()]).T
@@ -97,7 +98,7 @@ def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, 
 
 
 def _curves(fits: Fits, law: Law, level: float) -> dict[str, dict[str, Curve]]:
-    """The curve of every exponent, for the families that identify it: exponent -> family -> curve."""
+    """Exponent -> family -> curve of t, for the families whose data identify the exponent."""
     curves: dict[str, dict[str, Curve]] = {}
     for exponent in law.exponents:
         identified = {name: pair for name, pair in fits.items() if exponent not in pair[1].not_identified}
@@ -152,10 +153,10 @@ def _model_rows(law: Law, models: Mapping[str, JointFit]) -> list[Entry]:
     return rows
 
 
-def _ratios(
+def _likelihood_ratios(
     families: Families, models: Mapping[str, JointFit], calibration: int, rng: np.random.Generator
 ) -> list[Entry]:
-    """Each model against separate laws, and one law for all against a constant factor on size (and data)."""
+    """Tests of each model against separate laws, and of one law for all against constant factors on size (and data)."""
     separate = models["separate"]
     if separate.rows <= len(separate.phi) or not (families.law.is_linear or calibration):
         return []
@@ -183,7 +184,7 @@ def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry])
 def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Settings) -> Entry:
     """The smallest difference of the first exponent that each pair detects with its own designs and scatter.
 
-    `detectable` is the largest over the pairs; `advice` says what would show half of that, for that pair.
+    `detectable` is the largest over the pairs; `advice` is how that pair would detect half of it.
     """
     exponent, level = law.exponents[0], 1 - settings.level
     designs = {
@@ -208,7 +209,7 @@ def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Setting
 
 
 def _design(fit: Fit, bounds: Uncertainty, entry: Entry, level: float) -> Design:
-    """A family's cells, with the scatter between seeds separate from that of its sizes about the law."""
+    """A family's design, with the scatter between seeds separate from the misfit of its sizes to the law."""
     test = entry["lack_of_fit"]
     seeds = max(1, round(entry["n_rows"] / entry["n_cells"])) if entry["unit"] == "cell" else 1
     noise = test["pure_sigma"] if test else None

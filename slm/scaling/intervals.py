@@ -19,8 +19,8 @@ Interval = tuple[float | None, float | None]
 MAX_SPAN = 10.0
 """An exponent is not identified if the ratio of its interval's ends is larger than this."""
 MIN_DEGREES = 3
-"""With fewer degrees of freedom, no exponent of a nonlinear law is identified. With 2, and a floor in the law, the few
-intervals that pass `MAX_SPAN` are narrow by chance: only 60% of them contain the true exponent."""
+"""With fewer degrees of freedom, no exponent of a nonlinear law is identified. For laws with a floor and 2 degrees of
+freedom, the few intervals within `MAX_SPAN` are narrow by chance: only 60% of them contain the true exponent."""
 BOOTSTRAPS: tuple[Kind, ...] = ("cluster", "wild")
 MAX_FAILED = 0.5
 """A bootstrap is not used if more than this share of its samples could not be refitted."""
@@ -30,7 +30,7 @@ MIN_REFITS = 20
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Standard errors and intervals of the quoted parameters. An end of None is open: the data set no bound there."""
+    """Standard errors and intervals of the quoted parameters. An end of None is open: the data give no bound."""
 
     method: str
     """Method of the intervals: ols_t, profile_t, cluster_t or cluster_bootstrap."""
@@ -47,7 +47,7 @@ class Uncertainty:
     """Method (cluster, wild, delta) -> standard errors."""
 
     def error(self, fit: Fit, name: str, level: float) -> float:
-        """The standard error of exponent `name` that agrees with its interval: half of it over the quantile of t."""
+        """Standard error of exponent `name` that agrees with its interval: half the width over the quantile of t."""
         low, high = self.ci[name]
         df = self.degrees_of_freedom(fit, name)
         if low is None or high is None or df < 1:
@@ -140,7 +140,7 @@ def _bootstrap_errors(fit: Fit, ensemble: Ensemble) -> dict[str, float]:
 
 
 def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> dict[str, Interval]:
-    """Estimates plus and minus t standard errors, on the scale of exponents and of logarithms of coefficients."""
+    """Estimate ± quantile of t × standard error; on a log scale for coefficients, which are positive."""
     names = list(fit.law.parameters)
     groups = len(np.unique(fit.sample.clusters))
     df = groups - len(names)
@@ -154,9 +154,11 @@ def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> d
             return np.where(is_signed, quoted, np.log(quoted))
 
     centre, draws = scaled(fit.theta[None])[0], scaled(ensemble.theta)
-    reach = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(groups / df) * draws.std(axis=0, ddof=1)
+    half_width = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(groups / df) * draws.std(axis=0, ddof=1)
     with np.errstate(over="ignore"):
-        low, high = (np.where(is_signed, end, np.exp(end)).tolist() for end in (centre - reach, centre + reach))
+        low, high = (
+            np.where(is_signed, end, np.exp(end)).tolist() for end in (centre - half_width, centre + half_width)
+        )
     return dict(zip(names, zip(low, high, strict=True), strict=True))
 
 

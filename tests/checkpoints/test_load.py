@@ -89,7 +89,7 @@ def test_a_stored_head_that_differs_from_the_embedding_is_used_and_noted(tmp_pat
     assert num_params(checkpoint.decoder.config) == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("tied", "note"), [(True, "the embedding: it is used tied"), (False, "total counts both")])
+@pytest.mark.parametrize(("tied", "note"), [(True, "the embedding: the head is tied"), (False, "total counts both")])
 def test_a_stored_head_equal_to_the_embedding_is_tied_as_configured(tied: bool, note: str, tmp_path: Path) -> None:
     model = halved(llama())
     head = model.model.embed_tokens.weight.detach().clone()
@@ -194,7 +194,7 @@ def test_values_that_are_not_finite_and_mixed_precisions_are_noted(tmp_path: Pat
     save_file(state, tmp_path / "model.safetensors")
     notes = load(tmp_path).provenance.notes
     assert any("different precisions: float16, float32" in note for note in notes)
-    assert any("layers.1.mlp.up_proj.weight hold values that are not finite" in note for note in notes)
+    assert any("layers.1.mlp.up_proj.weight hold NaN or infinite values" in note for note in notes)
 
 
 def test_an_embedding_of_which_much_is_unused_is_noted(tmp_path: Path) -> None:

@@ -116,6 +116,6 @@ def test_what_cannot_be_split_is_refused(tmp_path, documents, fraction, message)
 
 
 def test_positions_are_uniform():
-    positions = sorted(module._position(hashlib.sha256(str(i).encode()).digest()) for i in range(5_000))
+    positions = sorted(module._unit_hash(hashlib.sha256(str(i).encode()).digest()) for i in range(5_000))
     distance = max(abs(position - (i + 0.5) / 5_000) for i, position in enumerate(positions))
     assert distance < 1.95 / 5_000**0.5  # Kolmogorov-Smirnov at p = 0.001

@@ -59,7 +59,7 @@ def test_a_folder_is_its_files_and_says_how_many(tmp_path: Path) -> None:
         (tmp_path / "[2024] notes" / name).write_text(name)
     text = read_text(local(tmp_path / "[2024] notes"), cache_dir=tmp_path)
     assert (text.documents, text.separate, text.name) == (("a.txt", "b.md"), True, "2 files")
-    assert text.notes[0].startswith("data.paths: 2 files; 1 more in folders left out")
+    assert text.notes[0].startswith("data.paths: 2 files; skipped 1 more in folders")
 
 
 def test_validation_files_of_ones_own_are_what_is_evaluated(tmp_path: Path) -> None:
