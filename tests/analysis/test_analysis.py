@@ -67,9 +67,10 @@ def test_a_folder_of_run_directories_is_analysed_as_a_table_of_them_is(tmp_path:
         val = result()["val"] | {"loss": row["loss"], "perplexity": np.exp(row["loss"])}
         write(tmp_path / "multirun" / str(number), result(**facts, val=val))
     write(tmp_path / "multirun" / "0", result(status="diverged", val=None))
-    config = composed(f"runs={tmp_path}/multirun", f"output_dir={tmp_path}/runs", *QUICK, "analysis.law=power")
+    power = "analysis.law=power", "analysis.laws=[power]"
+    config = composed(f"runs={tmp_path}/multirun", f"output_dir={tmp_path}/runs", *QUICK, *power)
     assert analyse_runs(check_settings(config)) == 0
-    analysed(frame, tmp_path, "analysis.law=power")
+    analysed(frame, tmp_path, *power)
     fits = [fits_of(tmp_path / folder, law="power", target="loss") for folder in ("runs", "analysis")]
     of_runs, of_table = ({(e["family"], e["loss"]): e["params"]["alpha"] for e in each} for each in fits)
     assert of_runs == pytest.approx(of_table, rel=1e-9)
@@ -177,7 +178,7 @@ def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:
     frame = table({"a": 0.1, "b": 0.14})
     frame.to_csv(tmp_path / "runs.csv", index=False)
     command = [sys.executable, str(ROOT / "sweep.py"), f"runs={tmp_path}/runs.csv", f"output_dir={tmp_path}/out"]
-    run_script([*command, *QUICK[:3]], cwd=tmp_path).check_returncode()
+    run_script([*command, *QUICK[:3], "analysis.laws=[power]"], cwd=tmp_path).check_returncode()
     (file,) = (tmp_path / "out/wandb").glob("offline-run-*/run-*.wandb")
     told = inspected(file)["summary"]
     (power,) = fits_of(tmp_path / "out", family="a", law="power", target="loss", loss="least_squares")

@@ -149,7 +149,7 @@ def test_a_signal_is_answered_in_the_middle_of_a_pass_and_the_step_is_repeated(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_slurms_warning_to_one_of_two_processes_ends_both_in_the_middle_of_a_step(
     strategy: str, train_command: Command, tmp_path: Path
 ) -> None:

@@ -99,7 +99,7 @@ speed.measure_speed = measure
 """An extension by which the second process has a device of half the speed."""
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_each_process_measures_its_part_of_the_model_and_the_slowest_sets_the_speed(
     strategy: str, run_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
