@@ -14,6 +14,7 @@ declare -A smallest=(
     [corpus_build]="--megabytes 1 2 --processes 2"
     [cpu_choices]="smallest"
     [decode_throughput]="--layers 1 --prompt-tokens 8 --new-tokens 4 --rounds 1"
+    [device_check]="--smallest --only machine step_125m loss_by_chunk decoding mixers"
     [fuzz]="--count 5"
     [mixer_throughput]="G --lengths 64 --tokens 64 --repetitions 1"
     [optimizer_share]="1"
