@@ -241,6 +241,8 @@ class Decoder(nn.Module):
     def compile_blocks(self) -> None:
         """Compile each block and the loss in place. Blocks of one kind share one compilation, and names stay."""
         raise_recompile_limit(self.config)
+        # Marked here and not by a decorator, which would import the compiler (1.4 s) wherever parameters are counted.
+        torch.compiler.assume_constant_result(has_fused_kernels)
         for block in self.layers:
             block.compile(dynamic=False)
         self.chunk_loss = torch.compile(chunk_loss, dynamic=False)

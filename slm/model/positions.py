@@ -6,13 +6,15 @@ Legend: B batch, T tokens, H query heads, C head_dim, N blocks or n chunks of c 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 from slm.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, each (T, C/2)."""
@@ -33,6 +35,8 @@ def document_block_mask(starts_BT: Tensor) -> BlockMask:
     T must be a multiple of `FLEX_BLOCK`. Torch's `create_block_mask` evaluates all B T T pairs; here each block follows
     from its first and last start, since starts do not decrease.
     """
+    from torch.nn.attention.flex_attention import BlockMask  # here, because it imports the compiler: 1.4 s
+
     T = starts_BT.shape[1]
     starts_BNc = starts_BT.unflatten(1, (-1, FLEX_BLOCK))
     lowest_BN1, highest_BN1 = starts_BNc[..., :1], starts_BNc[..., -1:]

@@ -68,6 +68,12 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
     )
 
 
+def test_counting_parameters_does_not_import_the_compiler() -> None:
+    """It takes as long to import as torch, and a plan of a sweep counts parameters."""
+    code = "import sys, slm.model.decoder; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 @given(config=shapes())
 @settings(max_examples=60, deadline=None)
 def test_analytic_parameter_counts_equal_those_of_the_module(config: ModelConfig) -> None:

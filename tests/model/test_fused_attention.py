@@ -63,7 +63,7 @@ def test_flex_attention_has_the_loss_and_gradients_of_the_other_masks(pattern: s
     tokens_BT = tokens_of(decoder.config, 256)
     expected = gradients(decoder, tokens_BT, documents_of(tokens_BT))
     request.getfixturevalue("flex")
-    with patch.object(softmax, "flex_attention", wraps=flex_attention) as calls:
+    with patch("torch.nn.attention.flex_attention.flex_attention", wraps=flex_attention) as calls:
         found = gradients(decoder, tokens_BT, documents_of(tokens_BT))
     assert calls.call_count == pattern.count("F")
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -75,7 +75,7 @@ def test_all_blocks_share_one_block_mask_a_pass_which_other_patterns_and_linear_
     for block in decoder.layers:
         block.self_attn.register_forward_pre_hook(lambda module, args: seen.append(args[3]))
     tokens_BT = tokens_of(decoder.config, 128)
-    with patch.object(softmax, "flex_attention", side_effect=lambda q, *args, **kwargs: q):
+    with patch("torch.nn.attention.flex_attention.flex_attention", side_effect=lambda q, *args, **kwargs: q):
         decoder.loss(tokens_BT, tokens_BT, documents_of(tokens_BT))
     assert [isinstance(one, BlockMask) for one in seen] == [True, True, *[False] * 5]
     assert seen[0] is seen[1]

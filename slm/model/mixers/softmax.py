@@ -10,16 +10,18 @@ key, C head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from slm.model.config import ModelConfig
 from slm.model.mixers.base import Memory, Projections, triangle
 from slm.model.positions import Rotary, alibi_slopes
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 # Up to this many tokens, attention on a CPU is matmuls around a softmax, in blocks of at least CPU_QUERY_BLOCK queries:
 # SDPA's flash kernel loses more time in its backward pass than it gains by saving memory (docs/log.md, 2026-11-21).
@@ -39,7 +41,6 @@ def _float32_or_wider(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.compiler.assume_constant_result
 def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's 16-bit kernels for grouped queries (flash attention, FlexAttention) run: from Ampere on."""
     is_16_bit = dtype in (torch.bfloat16, torch.float16)
@@ -60,7 +61,9 @@ def causal_attention(
     first key that each query sees; or it is the `document_block_mask` of that, which excludes slopes.
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
-    if isinstance(starts_BT, BlockMask):
+    if starts_BT is not None and not isinstance(starts_BT, Tensor):
+        from torch.nn.attention.flex_attention import flex_attention  # here, because it imports the compiler: 1.4 s
+
         mixed: Any = flex_attention(q_BHTC, k_BKSC, v_BKSC, block_mask=starts_BT, scale=scale, enable_gqa=True)
         return mixed
     if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
