@@ -38,6 +38,7 @@ def run_as_on_windows(command: list[str], folder: Path) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_of_one_slot_trains_and_evaluates_to_the_end_as_on_windows(
     text_file: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
