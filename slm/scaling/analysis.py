@@ -12,7 +12,7 @@ from slm.scaling.compare import compare_law
 from slm.scaling.context import context
 from slm.scaling.entries import Entry, Fitted, Task, fit_group, plain
 from slm.scaling.forms import VARIABLES
-from slm.scaling.laws import Law, get_law, number_of
+from slm.scaling.laws import Law, get_law, seed_of_law
 from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
 from slm.scaling.settings import Settings
@@ -69,7 +69,7 @@ def analyse(
     comparison["primary"]["why"] = why
     for index, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):
         show(f"comparing families under {name}", index)
-        rng = np.random.default_rng([seed, 1000, number_of(name)])
+        rng = np.random.default_rng([seed, 1000, seed_of_law(name)])
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
     comparison["envelopes"] = selection.envelopes(fitted, assessed, law)
@@ -97,7 +97,7 @@ def _fit(
     for index, task in enumerate(tasks):
         progress(f"fitting {task.law.name} to {task.target}", index)
         # Each task has its own generator, so that leaving out a law does not change the bootstraps of others.
-        rng = np.random.default_rng([seed, number_of(task.law.name), 0 if is_primary(task) else index])
+        rng = np.random.default_rng([seed, seed_of_law(task.law.name), 0 if is_primary(task) else index])
         families = fit_group(table, task, settings, rng, thorough=is_primary(task) and is_thorough)
         entries += [result.entry for result in families.values()]
         if is_primary(task):

@@ -57,7 +57,7 @@ def fit_group(
     unit: Unit = "run" if settings.unit == "run" else "cell"
     samples = {f: take_sample(table.family(f), task.law, task.target, task.size, unit=unit) for f in table.families}
     log_x = np.concatenate([sample.log_x for sample in samples.values()])
-    task = replace(task, law=task.law.at(log_x))
+    task = replace(task, law=task.law.prepared_for(log_x))
     medians = np.median(log_x, axis=0) if thorough else None
     fitted = {}
     for family, sample in samples.items():

@@ -53,7 +53,7 @@ class Families:
         """All rows as one sample, family after family."""
         log_y, log_x = (np.concatenate([getattr(s, name) for s in self.samples]) for name in ("log_y", "log_x"))
         rows = np.arange(len(log_y))
-        return Sample(log_y, log_x, rows, rows, self.law.absolute)
+        return Sample(log_y, log_x, rows, rows, self.law.is_uncentred)
 
     @property
     def family(self) -> np.ndarray:

@@ -211,7 +211,7 @@ def fit(
     """
     law = get_law(law, columns=table.frame.columns) if isinstance(law, str) else law
     sample = take_sample(table, law, target, size, unit=unit)
-    return fit_sample(law.at(sample.log_x), sample, loss=loss)
+    return fit_sample(law.prepared_for(sample.log_x), sample, loss=loss)
 
 
 @dataclass(frozen=True)

@@ -64,22 +64,22 @@ class Law(ABC):
     """Coordinate of log E, if the law has a floor."""
     is_linear: bool
     """Whether log L is linear in the coordinates, so that fits and t intervals are exact."""
-    coefficients: int
+    num_coefficients: int
     """K, the number of coordinates that are logs of coefficients; 0 if the law is not linear in any."""
     powers: Mapping[str, tuple[tuple[str, str], ...]]
     """Coefficient -> (variable, exponent) of each power that it multiplies."""
     variable_of: Mapping[str, str]
     """Exponent -> its variable or variables, in words."""
-    signed: frozenset[str]
+    not_logged: frozenset[str]
     """Parameters that are their own coordinate; the others are above 0, and their coordinates are logarithms."""
-    absolute = False
+    is_uncentred = False
     """Whether the law takes log variables that are not centred (`refs` are then 0)."""
 
-    def at(self, log_x: Floats) -> Law:
+    def prepared_for(self, log_x: Floats) -> Law:
         """The law prepared for a table with log variables [I, V]; itself if it needs no preparation."""
         return self
 
-    def shape(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
+    def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
         """Bounds ([S], [S]) and starts [R, S] of the S coordinates that are not coefficients: by default exponents."""
         count = len(self.exponents)
         low, high = (np.full(count, end) for end in EXPONENT_BOUNDS)
@@ -99,7 +99,7 @@ class Law(ABC):
 
     def log_slopes(self, refs: Floats) -> Floats:
         """Derivatives [K, P - K] of logs of quoted coefficients by other coordinates; data centred at `refs`."""
-        return np.zeros((self.coefficients, len(self.parameters) - self.coefficients))
+        return np.zeros((self.num_coefficients, len(self.parameters) - self.num_coefficients))
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
         """Coordinates [R, P] from the logs of the factors of `basis` [R, K] and exponents [R, .]."""
@@ -107,7 +107,7 @@ class Law(ABC):
 
     def canonical(self, theta: Floats, refs: Floats) -> Floats:
         """Quoted parameters [R, P] of coordinates [R, P] with log variables centred at `refs` [V]."""
-        quoted, K = theta.copy(), self.coefficients
+        quoted, K = theta.copy(), self.num_coefficients
         quoted[:, :K] += theta[:, K:] @ self.log_slopes(refs).T
         with np.errstate(over="ignore"):
             return np.where(self._is_logged, np.exp(np.where(self._is_logged, quoted, 0.0)), quoted)
@@ -116,21 +116,21 @@ class Law(ABC):
         """Coordinates [P] of quoted parameters: the inverse of `canonical`."""
         theta = np.array([params[name] for name in self.parameters], float)
         theta[self._is_logged] = np.log(theta[self._is_logged])
-        theta[: self.coefficients] -= self.log_slopes(refs) @ theta[self.coefficients :]
+        theta[: self.num_coefficients] -= self.log_slopes(refs) @ theta[self.num_coefficients :]
         return theta
 
     def recentred(self, theta: Floats, old: Floats, new: Floats) -> Floats:
         """Coordinates [R, P] of the same curves with log variables centred at `new` instead of `old`, both [V]."""
-        moved, K = theta.copy(), self.coefficients
+        moved, K = theta.copy(), self.num_coefficients
         moved[:, :K] += theta[:, K:] @ (self.log_slopes(old) - self.log_slopes(new)).T
         return moved
 
-    def functional(self, name: str, refs: Floats) -> Floats | None:
+    def projection(self, name: str, refs: Floats) -> Floats | None:
         """The vector [P] whose product with the coordinates is exponent `name`, or the log of coefficient `name`.
 
         None if that is not a linear function of the coordinates.
         """
-        place, K = self.parameters.index(name), self.coefficients
+        place, K = self.parameters.index(name), self.num_coefficients
         vector = np.eye(len(self.parameters))[place]
         if place < K:
             vector[K:] = self.log_slopes(refs)[place]
@@ -138,7 +138,7 @@ class Law(ABC):
 
     @cached_property
     def _is_logged(self) -> np.ndarray:
-        return np.array([name not in self.signed for name in self.parameters])
+        return np.array([name not in self.not_logged for name in self.parameters])
 
 
 class Term(NamedTuple):
@@ -158,8 +158,8 @@ class SumOfPowers(Law):
         self.variables = tuple(term.variable for term in powers)
         self.exponents = tuple(term.exponent for term in powers)
         self.parameters = (*(term.coefficient for term in terms), *self.exponents)
-        self.signed = frozenset(self.exponents)
-        self.coefficients = len(terms)
+        self.not_logged = frozenset(self.exponents)
+        self.num_coefficients = len(terms)
         self.floor = next((k for k, term in enumerate(terms) if not term.variable), None)
         self.is_linear = len(terms) == 1
         self.powers = {term.coefficient: ((term.variable, term.exponent),) for term in powers}
@@ -168,7 +168,7 @@ class SumOfPowers(Law):
         self._powers = [k for k, term in enumerate(terms) if term.variable]
 
     def _log_terms(self, theta: Floats, x_IV: Floats) -> Floats:
-        K = self.coefficients
+        K = self.num_coefficients
         z_KRI = np.repeat(theta.T[:K, :, None], len(x_IV), axis=2)
         for v, k in enumerate(self._powers):
             z_KRI[k] -= theta[:, [K + v]] * x_IV[:, v]
@@ -178,7 +178,7 @@ class SumOfPowers(Law):
         return log_sum(self._log_terms(theta, x_IV))[0]
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        K, powers = self.coefficients, self._powers
+        K, powers = self.num_coefficients, self._powers
         value, share_KRI = log_sum(self._log_terms(theta, x_IV))
         gradient = np.empty((len(theta), theta.shape[1], len(x_IV)))
         gradient[:, :K] = share_KRI.transpose(1, 0, 2)
@@ -198,12 +198,12 @@ class SumOfPowers(Law):
         return value, gradient, curvature
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        theta = np.concatenate([np.zeros((len(exponents), self.coefficients)), exponents], axis=1)
+        theta = np.concatenate([np.zeros((len(exponents), self.num_coefficients)), exponents], axis=1)
         terms = np.exp(self._log_terms(theta, x_IV) - log_y)
         return terms.transpose(1, 2, 0), np.ones((len(exponents), len(log_y)))
 
     def log_slopes(self, refs: Floats) -> Floats:
-        slopes = np.zeros((self.coefficients, len(refs)))
+        slopes = np.zeros((self.num_coefficients, len(refs)))
         slopes[self._powers, range(len(refs))] = refs
         return slopes
 

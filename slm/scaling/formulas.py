@@ -176,9 +176,9 @@ def _formula(law_name: str, written: _Written, column_names: set[str]) -> Formul
         expression=expression,
         variables=variables,
         parameters=(*coefficients, *(name for name in others if name not in coefficients), *exponents),
-        coefficients=len(coefficients),
+        num_coefficients=len(coefficients),
         exponents=exponents,
-        signed=frozenset((*exponents, *written.real)),
+        not_logged=frozenset((*exponents, *written.real)),
         floor=0 if floor else None,
         centre=(0.0,) * len(variables),
     )

@@ -106,7 +106,7 @@ def uncertainty(
 
 def _profile_interval(fit: Fit, profile: Profile) -> Interval:
     """The interval of the quoted parameter: the profile of a coefficient is over its logarithm."""
-    if profile.name in fit.law.signed:
+    if profile.name in fit.law.not_logged:
         return profile.low, profile.high
     with np.errstate(over="ignore"):
         low, high = (None if end is None else float(np.exp(end)) for end in (profile.low, profile.high))
@@ -146,7 +146,7 @@ def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> d
     df = groups - len(names)
     if ensemble is None or not _is_usable(ensemble) or df < 1:
         return dict.fromkeys(names, (None, None))
-    is_signed = np.array([name in fit.law.signed for name in names])
+    is_signed = np.array([name in fit.law.not_logged for name in names])
 
     def scaled(theta: Floats) -> Floats:
         quoted = fit.law.canonical(theta, fit.sample.refs)

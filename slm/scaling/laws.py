@@ -28,10 +28,10 @@ class KaplanJoint(Law):
     source = "Kaplan et al. 2020 (arXiv:2001.08361), equation 1.5"
     variables = ("N", "D")
     is_linear = False
-    coefficients = 0
+    num_coefficients = 0
     parameters = ("N_c", "D_c", "alpha_N", "alpha_D")
     exponents = ("alpha_N", "alpha_D")
-    signed = frozenset(exponents)
+    not_logged = frozenset(exponents)
     floor = None
     powers = {"N_c": (("N", "alpha_N"),), "D_c": (("D", "alpha_D"),)}  # noqa: RUF012
     variable_of = {"alpha_N": "N", "alpha_D": "D"}  # noqa: RUF012
@@ -88,7 +88,7 @@ class KaplanJoint(Law):
         moved[:, 1] += old[1] - new[1]
         return moved
 
-    def functional(self, name: str, refs: Floats) -> Floats | None:
+    def projection(self, name: str, refs: Floats) -> Floats | None:
         """None for N_c, a ratio of coordinates, and for D_c, a coordinate plus a constant."""
         return np.eye(4)[self.parameters.index(name)] if name in self.exponents else None
 
@@ -170,6 +170,6 @@ def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Itera
     return read_formula(name, all_formulas[name], columns)
 
 
-def number_of(name: str) -> int:
+def seed_of_law(name: str) -> int:
     """A number of this law alone, to seed its random generators."""
     return _BUILT_IN.index(name) if name in _BUILT_IN else 1000 + crc32(name.encode())

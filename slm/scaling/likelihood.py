@@ -133,10 +133,10 @@ def _held_coordinates(fit: Fit, given: Mapping[str, float]) -> Floats | None:
     law, sample = fit.law, fit.sample
     if set(given) == set(law.parameters):
         return law.coordinates(given, sample.refs)
-    vectors = [law.functional(name, sample.refs) for name in given]
+    vectors = [law.projection(name, sample.refs) for name in given]
     if any(vector is None for vector in vectors):
         return None
-    values = np.array([value if name in law.signed else np.log(value) for name, value in given.items()])
+    values = np.array([value if name in law.not_logged else np.log(value) for name, value in given.items()])
     starts = np.concatenate([fit.theta[None], grid_starts(law, sample)])
     theta, objective = minimise_held(fit, np.array(vectors), values, starts, tolerance=FINE_TOLERANCE)
     return np.asarray(theta[objective.argmin()])

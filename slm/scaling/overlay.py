@@ -16,7 +16,7 @@ import numpy as np
 
 from slm.scaling.details import CURVE_POINTS, band_ensemble, predictions_at
 from slm.scaling.entries import Entry, Fitted, Task, fit_group
-from slm.scaling.laws import get_law, number_of
+from slm.scaling.laws import get_law, seed_of_law
 from slm.scaling.prediction import band_kind
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
@@ -53,7 +53,7 @@ def overlay_models(
     (1 within). A law in N and D is evaluated at the model's tokens; for the curve, and if they are unknown, at the
     table's median (`held`). `refused` says why there is no law; `models` and `curve` are then empty.
     """
-    rng = np.random.default_rng([seed, 3000, number_of(law)])
+    rng = np.random.default_rng([seed, 3000, seed_of_law(law)])
     task = Task(get_law(law, settings.formulas, table.frame.columns), target, size, settings.fit_loss)
     fitted = fit_group(table, task, settings, rng, thorough=False)
     return [_family(result, models, table, settings, rng) for result in fitted.values()]

@@ -187,7 +187,7 @@ class Design:
 
     def error(self, exponent: str | None = None) -> float:
         """Standard error of the exponent (the law's first unless named); infinite if not identified."""
-        refs = np.zeros(self.log_x.shape[1]) if self.law.absolute else self.log_x.mean(axis=0)
+        refs = np.zeros(self.log_x.shape[1]) if self.law.is_uncentred else self.log_x.mean(axis=0)
         theta = self.law.coordinates(self.params, refs)
         jacobian = self.law.derivatives(theta[None], self.log_x - refs)[1][0].T
         place = list(self.law.parameters).index(exponent or self.law.exponents[0])

@@ -51,7 +51,7 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = Fa
     shapes, t is multiplied by the usual standard error / the cluster-robust one, and has the degrees of freedom of the
     robust one. With `delta_method`, t is linear in the value, and nothing is refitted.
     """
-    vector = fit.law.functional(name, fit.sample.refs)
+    vector = fit.law.projection(name, fit.sample.refs)
     if vector is None or fit.degrees_of_freedom < 1 or not fit.sigma > 0:
         return None
     usual, robust, df = standard_errors(fit, vector)

@@ -30,13 +30,13 @@ class Sample:
     """Integers [I]; rows of one cluster share a run or a shape, so they are not independent."""
     cells: np.ndarray
     """Integers [I]; rows of one cell differ only in the seed."""
-    absolute: bool = False
-    """Whether log variables are not centred: see `Law.absolute`."""
+    is_uncentred: bool = False
+    """Whether log variables are not centred: see `Law.is_uncentred`."""
 
     @property
     def refs(self) -> Floats:
-        """The centre of the data [V]: means of the log variables, 0 if `absolute`."""
-        return np.zeros(self.log_x.shape[1]) if self.absolute else self.log_x.mean(axis=0)
+        """The centre of the data [V]: means of the log variables, 0 if `is_uncentred`."""
+        return np.zeros(self.log_x.shape[1]) if self.is_uncentred else self.log_x.mean(axis=0)
 
     @property
     def centred(self) -> Floats:
@@ -55,7 +55,7 @@ class Sample:
 
     def subset(self, rows: np.ndarray) -> Sample:
         """Some of the rows."""
-        return Sample(self.log_y[rows], self.log_x[rows], self.clusters[rows], self.cells[rows], self.absolute)
+        return Sample(self.log_y[rows], self.log_x[rows], self.clusters[rows], self.cells[rows], self.is_uncentred)
 
     def by_cell(self) -> tuple[Floats, np.ndarray, float]:
         """The mean log target of each cell, the index of each row's cell, and the sum of squares within cells."""
@@ -120,5 +120,5 @@ def take_sample(table: Table, law: Law, target: str, size: str, *, unit: Unit = 
     clusters = np.unique(frame["cluster"].astype(str), return_inverse=True)[1]
     if coarser := [*([cells] if unit == "cell" else []), *([shapes] if shapes.any() else [])]:
         clusters = connected_groups(clusters, *coarser)
-    sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, cells, law.absolute)
+    sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, cells, law.is_uncentred)
     return sample.cell_means() if unit == "cell" else sample

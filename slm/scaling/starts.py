@@ -21,7 +21,7 @@ MIN_STARTING_SHARE = 0.03
 
 def grid_starts(law: Law, sample: Sample) -> Floats:
     """Starts [R, P], one for each combination of exponents in the grid."""
-    exponents = law.shape(sample.log_y)[2]
+    exponents = law.bounds_and_starts(sample.log_y)[2]
     basis, target = law.basis(exponents, sample.centred, sample.log_y)
     low, high = coordinate_bounds(law, sample)
     with np.errstate(divide="ignore"):
@@ -31,7 +31,7 @@ def grid_starts(law: Law, sample: Sample) -> Floats:
 
 def raise_small_terms(law: Law, sample: Sample, theta: Floats) -> Floats:
     """The starts with small terms raised: the gradient of a term is its share of the loss, so a tiny one is stuck."""
-    K, raised = law.coefficients, theta.copy()
+    K, raised = law.num_coefficients, theta.copy()
     if K > 1:
         raised[..., :K] = np.maximum(theta[..., :K], sample.log_y.min() + np.log(MIN_STARTING_SHARE))
     return raised
@@ -42,9 +42,9 @@ def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
     P = len(law.parameters)
     if law.is_linear:  # a straight line in logs needs no bound, and may slope either way
         return np.full(P, -np.inf), np.full(P, np.inf)
-    low, high, _ = law.shape(sample.log_y)
+    low, high, _ = law.bounds_and_starts(sample.log_y)
     lowest, highest = sample.log_y.min() + np.log(MIN_TERM_SHARE), sample.log_y.max() + 5.0
-    if not law.coefficients:  # joint forms: log terms are not in units of the target
+    if not law.num_coefficients:  # joint forms: log terms are not in units of the target
         lowest, highest = -60.0, 60.0
     return np.append(np.full(P - len(low), lowest), low), np.append(np.full(P - len(high), highest), high)
 

@@ -4,8 +4,8 @@ Coordinates are the logarithms of parameters; exponents and `real` parameters ar
 in which the law is linear, are *centred*: the logarithm of their term at the centre of the table, so that they hardly
 depend on the exponents (A of A N^-a is the value at N = 1, ten decades away from any data).
 
-Notable: a formula may change its form with the units (max(N, 1e6)), so log variables are not centred (`Law.absolute`).
-Instead it has the centre of the table, which all families share.
+Notable: a formula may change its form with the units (max(N, 1e6)), so its log variables are not centred
+(`Law.is_uncentred`). The formula instead has the centre of the table, which all families share.
 
 Axes as in `slm.scaling.forms`.
 """
@@ -41,16 +41,16 @@ class Formula(Law):
     variables: tuple[str, ...]
     parameters: tuple[str, ...]
     """Coefficients, then other parameters, then exponents."""
-    coefficients: int
+    num_coefficients: int
     exponents: tuple[str, ...]
-    signed: frozenset[str]
+    not_logged: frozenset[str]
     floor: int | None
     centre: tuple[float, ...]
-    """Means [V] of the log variables of the table; 0 until `at` sets them."""
+    """Means [V] of the log variables of the table; 0 until `prepared_for` sets them."""
 
-    absolute = True
+    is_uncentred = True
 
-    def at(self, log_x: Floats) -> Formula:
+    def prepared_for(self, log_x: Floats) -> Formula:
         return replace(self, centre=tuple(log_x.mean(axis=0).tolist()))
 
     @cached_property
@@ -75,7 +75,7 @@ class Formula(Law):
     @cached_property
     def powers(self) -> Mapping[str, tuple[tuple[str, str], ...]]:  # type: ignore[override]
         powers = {}
-        for symbol in self._symbols[: self.coefficients]:
+        for symbol in self._symbols[: self.num_coefficients]:
             term = sp.powsimp(sp.diff(self.expression, symbol), force=True).as_powers_dict()
             pairs = []
             for base, power in term.items():
@@ -112,7 +112,7 @@ class Formula(Law):
     def _map(self) -> Floats:
         """The matrix [P, P] from coordinates to logs of coefficients and to the other coordinates, unchanged."""
         values, matrix = self._values(self._scales), np.eye(len(self.parameters))
-        for k, coefficient in enumerate(self._symbols[: self.coefficients]):
+        for k, coefficient in enumerate(self._symbols[: self.num_coefficients]):
             log_term = sp.log(sp.diff(self.expression, coefficient))
             for j, symbol in enumerate(self._symbols):
                 if symbol.name in self.exponents:
@@ -121,7 +121,7 @@ class Formula(Law):
         return matrix
 
     def log_slopes(self, refs: Floats) -> Floats:
-        return self._map[: self.coefficients, self.coefficients :]
+        return self._map[: self.num_coefficients, self.num_coefficients :]
 
     def _arguments(self, theta: Floats, x_IV: Floats) -> list[Floats]:
         return [*(theta @ self._map.T).T[:, :, None], *x_IV.T[:, None, :]]
@@ -154,15 +154,15 @@ class Formula(Law):
             return np.log(value), np.matmul(self._map.T, slope), curvature
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        theta = np.concatenate([np.zeros((len(exponents), self.coefficients)), exponents], axis=1)
+        theta = np.concatenate([np.zeros((len(exponents), self.num_coefficients)), exponents], axis=1)
         value, *first = (part / np.exp(log_y) for part in self._first(theta, x_IV))
-        basis = np.stack([*first[: self.coefficients], np.zeros_like(value)], axis=2)[:, :, :-1]
+        basis = np.stack([*first[: self.num_coefficients], np.zeros_like(value)], axis=2)[:, :, :-1]
         return np.nan_to_num(basis), np.nan_to_num(1 - (value - basis.sum(axis=2)))
 
-    def shape(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
-        symbols = self._symbols[self.coefficients :]
+    def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
+        symbols = self._symbols[self.num_coefficients :]
         if all(s.name in self.exponents and s.is_positive for s in symbols) and len(symbols) in GRIDS:
-            return super().shape(log_y)
+            return super().bounds_and_starts(log_y)
         lows, highs, starts = zip(*(self._span(symbol, log_y) for symbol in symbols), strict=True)
         rng = np.random.default_rng(0)
         return np.array(lows), np.array(highs), np.stack([rng.permutation(values) for values in starts], axis=1)
@@ -175,7 +175,7 @@ class Formula(Law):
                 return -EXPONENT_BOUNDS[1], EXPONENT_BOUNDS[1], 3 * share - 1.5
             return *EXPONENT_BOUNDS, np.exp(np.log(0.03) + share * np.log(2.0 / 0.03))
         scale = self._scales[self._symbols.index(symbol)]
-        if symbol.name in self.signed:
+        if symbol.name in self.not_logged:
             size = max(scale, float(np.exp(log_y.mean())))
             return -1e4 * size, 1e4 * size, 4 * size * (share - 0.5)
         middle = float(np.log(scale))

@@ -11,7 +11,7 @@ from slm.scaling import LAWS, Fit, Loss, Settings, Table, analyse, fit, get_law,
 from slm.scaling.entries import Task, fit_group
 from slm.scaling.families import fit_joint, gather
 from slm.scaling.formulas import read_formula
-from slm.scaling.laws import number_of
+from slm.scaling.laws import seed_of_law
 from slm.scaling.symbolic import Formula
 from tests.seeds import generator
 
@@ -105,8 +105,8 @@ def test_coordinates_and_parameters_are_inverse(case: tuple[Fit, dict[str, float
     back = law.canonical(theta[None], refs)[0]
     assert dict(zip(law.parameters, back.tolist(), strict=True)) == pytest.approx(true, rel=1e-9)
     for name in law.parameters:
-        expected = true[name] if name in law.signed else np.log(true[name])
-        assert float(law.functional(name, refs) @ theta) == pytest.approx(expected, rel=1e-9)
+        expected = true[name] if name in law.not_logged else np.log(true[name])
+        assert float(law.projection(name, refs) @ theta) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("loss", [Loss(), Loss(1e-3)])
@@ -171,8 +171,8 @@ def test_what_a_formula_is_made_of() -> None:
 
 def test_built_in_laws_keep_their_numbers() -> None:
     """They seed bootstraps, so that results of earlier analyses stay what they were."""
-    assert [number_of(name) for name in LAWS] == list(range(9))
-    assert len({number_of(name) for name in (*LAWS, "shared_exponent", "mine", "yours")}) == 12
+    assert [seed_of_law(name) for name in LAWS] == list(range(9))
+    assert len({seed_of_law(name) for name in (*LAWS, "shared_exponent", "mine", "yours")}) == 12
 
 
 REFUSED: list[tuple[Any, str]] = [

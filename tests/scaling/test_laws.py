@@ -64,7 +64,7 @@ def test_a_functional_gives_the_exponent_or_the_log_of_the_coefficient(name: str
     refs = np.arange(1.0, 1 + len(law.variables)) * 7
     theta = law.coordinates(params, refs)
     for key, value in params.items():
-        vector = law.functional(key, refs)
+        vector = law.projection(key, refs)
         if name == "kaplan_joint" and key not in law.exponents:
             assert vector is None  # log N_c = n / alpha_N + ref is no linear function, log D_c one plus a constant
             continue
