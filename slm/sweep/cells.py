@@ -48,7 +48,7 @@ class Cell:
     impossible: str | None = None
     """Why this cell cannot be trained: the message of the rule that refused it. Such a cell has no run, and counts
     of zero."""
-    after: str | None = None
+    trunk: str | None = None
     """Name of the trunk of a branch: a cell that must have ended before, completed or at least past `branch_step`."""
     branch_step: int = 0
     """Step of the trunk `after` at which the run begins; 0 for a run from step 0."""
@@ -70,7 +70,7 @@ def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str
     for cell in cells:
         path = directory / cell.name / "result.json"
         if path.exists():
-            planned = {"budget": cell.budget, "lr_rule": lr_rule(cell.family), "trunk": cell.after}
+            planned = {"budget": cell.budget, "lr_rule": lr_rule(cell.family), "trunk": cell.trunk}
             rows.append(row_of_run(path, directory) | planned)
     return table_of_runs(rows)
 
@@ -112,7 +112,7 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
         for cell in (cell for cell in group if cell.tokens < trunk.tokens):
             step = math.floor((1 - decay) * (cell.tokens // batch))
             if step:
-                changed[cell.name] = replace(cell, after=trunk.name, branch_step=step, shared_tokens=step * batch)
+                changed[cell.name] = replace(cell, trunk=trunk.name, branch_step=step, shared_tokens=step * batch)
                 keep_steps.add(step)
         if keep_steps:
             override = f"checkpoint.keep_steps=[{','.join(map(str, sorted(keep_steps)))}]"
@@ -120,28 +120,28 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
     return [changed.get(cell.name, cell) for cell in cells]
 
 
-def without_lost_steps(cells: Sequence[Cell], runs: Path) -> list[Cell]:
+def reset_missed_branches(cells: Sequence[Cell], runs: Path) -> list[Cell]:
     """The cells; a branch trains from step 0 if its trunk passed the branch step without keeping a checkpoint.
 
     This happens when the trunk had passed that step before the budget was added. `runs` holds the run directories.
     """
     return [
-        replace(cell, branch_step=0, shared_tokens=0) if cell.branch_step and _has_lost_step(cell, runs) else cell
+        replace(cell, branch_step=0, shared_tokens=0) if cell.branch_step and _missed_branch_step(cell, runs) else cell
         for cell in cells
     ]
 
 
 def has_branch_checkpoint(branch: Cell, runs: Path) -> bool:
     """Whether the trunk has kept the checkpoint from which `branch` starts."""
-    checkpoint = runs / str(branch.after) / "checkpoints" / f"step-{branch.branch_step:06d}.ckpt"
+    checkpoint = runs / str(branch.trunk) / "checkpoints" / f"step-{branch.branch_step:06d}.ckpt"
     return branch.branch_step > 0 and checkpoint.exists()
 
 
-def _has_lost_step(branch: Cell, runs: Path) -> bool:
+def _missed_branch_step(branch: Cell, runs: Path) -> bool:
     """Whether the trunk of an unfinished branch has passed the branch step without keeping a checkpoint."""
     if read_outcome(runs / branch.name).status == "completed" or has_branch_checkpoint(branch, runs):
         return False
-    trunk = runs / str(branch.after)
+    trunk = runs / str(branch.trunk)
     progress = read_progress(trunk)
     tokens = progress.tokens if progress else 0
     return read_outcome(trunk).status == "completed" or tokens > branch.shared_tokens

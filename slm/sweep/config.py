@@ -1,4 +1,4 @@
-"""The check of the settings of sweep.py, except the design (`design.py`) and the launcher (`launchers/`)."""
+"""Check the settings of sweep.py, except the design (`design.py`) and the launcher (`launchers/`)."""
 
 from __future__ import annotations
 
@@ -10,61 +10,49 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from slm.runtime import settings as kinds
 from slm.runtime.command_line import new_folder_path
-from slm.runtime.settings import (
-    NAME,
-    NATURAL,
-    SWITCH,
-    TEXT,
-    TEXTS,
-    Kind,
-    as_typed,
-    check_kind,
-    check_kinds,
-    one_of,
-    or_null,
-)
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
 SWEEP_GROUPS = ("sweep", "launcher")
 """Groups without effect on an analysis of `runs`."""
-KINDS: dict[str, Kind] = {
-    **{key: or_null(NAME) for key in ("runs", "output_dir", "overlay", "overlay_column")},
-    "dry_run": SWITCH,
-    "retry": one_of("none", "failed"),
-    "where": or_null(TEXT),
-    "name": or_null(TEXT),
-    "drop_worst": NATURAL,
-    "seed": NATURAL,
-    "best_of": Kind(
+KINDS: dict[str, kinds.Kind] = {
+    **{key: kinds.or_null(kinds.NAME) for key in ("runs", "output_dir", "overlay", "overlay_column")},
+    "dry_run": kinds.SWITCH,
+    "retry": kinds.one_of("none", "failed"),
+    "where": kinds.or_null(kinds.TEXT),
+    "name": kinds.or_null(kinds.TEXT),
+    "drop_worst": kinds.NATURAL,
+    "seed": kinds.NATURAL,
+    "best_of": kinds.Kind(
         "a column or a list of columns, such as lr or [lr,weight_decay], or null",
-        lambda value: value is None or TEXT.accepts(value) or TEXTS.accepts(value),
+        lambda value: value is None or kinds.TEXT.accepts(value) or kinds.TEXTS.accepts(value),
     ),
-    "columns": Kind("a mapping, as in columns.loss=val_loss", lambda value: isinstance(value, Mapping)),
+    "columns": kinds.Kind("a mapping, as in columns.loss=val_loss", lambda value: isinstance(value, Mapping)),
 }
-COLUMN = or_null(Kind("the name of a column of the table, or arithmetic of its columns", TEXT.accepts))
+COLUMN = kinds.or_null(kinds.Kind("a column of the table, or arithmetic of its columns", kinds.TEXT.accepts))
 
 
 def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The checked settings, with `columns` that are null left out and `best_of` a list or null.
+    """Returns the checked settings, without `columns` that are null, and with `best_of` as a list or null.
 
-    `overrides` are those of the command line. `runs` is None for a sweep that is to be trained; an analysis of `runs`
-    gets a new folder unless one is given. Raises `ValueError` naming the first key that is wrong.
+    `overrides` come from the command line. If `runs` is null, a sweep is trained. If it is set, its table is analysed,
+    in a new folder unless `output_dir` is set. Raises `ValueError` naming the first key that is wrong.
     """
-    check_kinds(config, KINDS)
+    kinds.check_kinds(config, KINDS)
     for name, expression in config["columns"].items():
-        check_kind(f"columns.{name}", expression, COLUMN)
-    runs, output_dir = config["runs"], config["output_dir"]
-    overlay_column, best_of = config["overlay_column"], config["best_of"]
+        kinds.check_kind(f"columns.{name}", expression, COLUMN)
+    runs, output_dir, best_of = config["runs"], config["output_dir"], config["best_of"]
     defaults = {"dry_run": False, "retry": "none"}
-    sweep_only = [f"{key}={as_typed(config[key])}" for key in defaults if config[key] != defaults[key]]
+    sweep_only = [f"{key}={kinds.as_typed(config[key])}" for key in defaults if config[key] != defaults[key]]
     sweep_only += [item for item in overrides if re.split(r"[.=@]", item.lstrip("+~"))[0] in SWEEP_GROUPS]
     if runs is not None and sweep_only:
-        raise ValueError(f"{sweep_only[0]} is for training a sweep, and runs={runs} is trained already: leave one out")
-    if overlay_column is not None and config["overlay"] is None:
         raise ValueError(
-            f"overlay_column={overlay_column} needs overlay=results.csv: give both, or leave overlay_column out"
+            f"{sweep_only[0]} is for training a sweep, but runs={runs} is a table of trained runs: leave one out"
         )
+    if config["overlay_column"] is not None and config["overlay"] is None:
+        column = config["overlay_column"]
+        raise ValueError(f"overlay_column={column} needs overlay=results.csv: give both, or leave overlay_column out")
     if runs is not None:
         _check_exists(runs)
     if output_dir is not None and os.path.isfile(output_dir):
@@ -78,7 +66,7 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
 
 
 def _check_exists(runs: str) -> None:
-    # Reading tables checks this too, but loads pandas and scipy first, which takes seconds.
+    # The code that reads tables checks this too, but it loads pandas and scipy first, which takes seconds.
     if runs == SHIPPED_TABLE or os.path.exists(runs):
         return
     folder = Path(runs).parent
@@ -91,17 +79,17 @@ def _check_exists(runs: str) -> None:
 def check_column_names(config: Mapping[str, Any], columns: Collection[str], prefixes: Collection[str]) -> None:
     """Raise `ValueError` if `where`, `best_of` or `columns` name a column that the table of a sweep will not have.
 
-    It will have `columns`, and columns that begin with one of `prefixes`.
+    The table will have `columns`, and columns that begin with one of `prefixes`.
     """
-    # Imported here, since importing scipy takes a second, for which --help need not wait.
+    # Imported here, because importing scipy takes a second, and --help should not wait for it.
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
-    def check(given: str, name: str) -> None:
+    def check(setting: str, name: str) -> None:
         if name not in columns and not name.startswith(tuple(prefixes)):
             similar = get_close_matches(name, columns, n=1)
             hint = f"did you mean {similar[0]}?" if similar else f"they have {shortlist(columns, 12)}"
-            raise ValueError(f"{given}: the runs of a sweep have no column {name}; {hint}")
+            raise ValueError(f"{setting}: the runs of a sweep have no column {name}; {hint}")
 
     for canonical, expression in config["columns"].items():
         for name in source_columns(expression, columns):
@@ -111,7 +99,7 @@ def check_column_names(config: Mapping[str, Any], columns: Collection[str], pref
             check(f"best_of={name}", name)
     where = config["where"] or "True"
     try:
-        parsed = ast.parse(where.strip().replace("`", ""), mode="eval")  # pandas allows `name` for a column
+        parsed = ast.parse(where.strip().replace("`", ""), mode="eval")  # pandas allows backticks around a column name
     except SyntaxError as error:
         raise ValueError(f"where={where} must be a condition such as tokens > 1e9 ({error.msg})") from None
     functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}

@@ -1,4 +1,4 @@
-"""What a sweep compares: the `sweep` config group, checked. `conf/sweep/quick.yaml` says what each key means."""
+"""Check the config group `sweep`, the design of a sweep. `conf/sweep/quick.yaml` says what each key means."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from slm.sweep.shapes import MAX_TOLERANCE
 
 BASE_SHAPE = ("base_width", "base_depth", "base_head_dim")
 GRIDS = ({"widths", "depths"}, {"shapes"}, {"sizes"})
-"""Alternative sets of keys, each of which determines the shapes."""
+"""A grid must set exactly the keys of one of these sets."""
 MIN_RATES = 3
-"""Fewest learning rates of a shape that are tuned: a parabola has three parameters."""
-DECIDED = {
+"""Fewest learning rates between which the best is interpolated: a parabola has three parameters."""
+SET_BY_DESIGN = {
     **dict.fromkeys(("width", "depth"), "sweep.grid"),
     **dict.fromkeys(("train.tokens", "train.tokens_per_param", "train.flops", "branch_from"), "sweep.budget"),
     "optim.lr": "sweep.lr",
@@ -48,14 +48,15 @@ DECIDED = {
     "output_dir": "output_dir",
     "dry_run": "dry_run",
 }
-"""Key of train.py that a design sets -> the design's key for it."""
+"""Key of train.py that a design sets -> key of the design that sets it."""
 
 
 def _one_or_several(kind: Kind) -> Kind:
-    def fits(value: Any) -> bool:
-        return bool(value) and all(map(kind.accepts, value)) if isinstance(value, list) else kind.accepts(value)
+    def accepts(value: Any) -> bool:
+        values = value if isinstance(value, list) else [value]
+        return bool(values) and all(map(kind.accepts, values))
 
-    return Kind(f"{kind.words}, or a list of them", fits)
+    return Kind(f"{kind.words}, or a list of them", accepts)
 
 
 NAME_OF_FOLDER = Kind(
@@ -66,7 +67,7 @@ TOLERANCE = Kind(
     f"a number above 0 and at most {MAX_TOLERANCE}", lambda value: POSITIVE.accepts(value) and value <= MAX_TOLERANCE
 )
 RATE = Kind(
-    "a number above 0, or one for each family, as in {mobilellm: 0.008}",
+    "a number above 0, or a mapping from family to number, as in {mobilellm: 0.008}",
     lambda value: all(map(POSITIVE.accepts, value.values() if isinstance(value, Mapping) else [value])),
 )
 PARAMS = Kind(
@@ -76,11 +77,9 @@ PARAMS = Kind(
 KINDS: dict[str, Kind] = {
     "sweep.name": NAME_OF_FOLDER,
     "sweep.families": list_of(NAME, "families, such as [mobilellm,ssd]"),
-    "sweep.grid.widths": or_null(list_of(COUNT, "whole numbers of at least 1")),
-    "sweep.grid.depths": or_null(list_of(COUNT, "whole numbers of at least 1")),
+    **{f"sweep.grid.{key}": or_null(list_of(COUNT, "whole numbers of at least 1")) for key in ("widths", "depths")},
     "sweep.grid.shapes": or_null(list_of(SHAPE, "WIDTHxDEPTH, such as [128x8,192x12]")),
-    "sweep.grid.sizes": or_null(list_of(POSITIVE, "numbers above 0")),
-    "sweep.grid.aspects": or_null(list_of(POSITIVE, "numbers above 0")),
+    **{f"sweep.grid.{key}": or_null(list_of(POSITIVE, "numbers above 0")) for key in ("sizes", "aspects")},
     "sweep.grid.size": one_of("params_total", "params_non_embedding"),
     "sweep.grid.tolerance": TOLERANCE,
     **{f"sweep.budget.{name}": or_null(_one_or_several(POSITIVE)) for name in BUDGETS},
@@ -115,7 +114,7 @@ class Design:
     """One of `BUDGETS`."""
     budgets: tuple[float, ...]
     trunk: bool
-    """Whether the runs of one shape, learning rate and seed branch off that with the longest budget (`cells.py`)."""
+    """Whether the runs of one shape, learning rate and seed branch off the longest of them (`cells.py`)."""
     lr: Mapping[str, Any]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
@@ -125,14 +124,17 @@ class Design:
 
     @property
     def common_overrides(self) -> tuple[str, ...]:
-        """Overrides of train.py for all cells: the given ones and the parametrization of the learning rate's rule."""
-        chosen = self.lr["parametrization"]
+        """Overrides of train.py for all cells: those of the design, and the parametrization."""
+        name = self.lr["parametrization"]
+        if name is None:
+            return self.overrides
         base = (f"parametrization.{key}={self.lr[key]}" for key in BASE_SHAPE if self.lr[key] is not None)
-        return (*self.overrides, *(() if chosen is None else (f"parametrization={chosen}", *base)))
+        return (*self.overrides, f"parametrization={name}", *base)
 
     def lr_rule(self, family: str) -> str:
-        """How the learning rates of a family depend on the shape, in words; equal rules have equal words."""
-        rule, value, parametrization = self.lr["rule"], self.lr_value(family), self.lr["parametrization"]
+        """Describe how the learning rates of a family depend on the shape; equal rules have equal descriptions."""
+        rule, parametrization = self.lr["rule"], self.lr["parametrization"]
+        value = self.lr_value(family)
         words = rule
         if value is not None:
             is_per_family = isinstance(self.lr["value"], Mapping)
@@ -142,13 +144,13 @@ class Design:
         return words if parametrization is None else f"{words} by {parametrization}"
 
     def lr_value(self, family: str) -> float | None:
-        """The learning rate given for a family; None for that of conf/optim."""
+        """The learning rate that the design sets for a family; None to use the one in conf/optim."""
         value = self.lr["value"]
         return value[family] if isinstance(value, Mapping) else value
 
     @property
     def lr_factors(self) -> tuple[float, ...]:
-        """Learning rates of a shape, as factors of `lr.value`."""
+        """The learning rates to try for each shape, as multiples of `lr.value`."""
         return tuple(sorted(self.lr["factors"])) if self.lr["rule"] == "tuned" else (1.0,)
 
 
@@ -159,8 +161,9 @@ def check_design(sweep: Any) -> Design:
     _check_grid(sweep["grid"])
     given = [name for name in BUDGETS if sweep["budget"][name] is not None]
     if len(given) != 1:
+        keys = ", ".join(BUDGETS)
         raise ValueError(
-            f"sweep.budget must be one of {', '.join(BUDGETS)}, and {_are_set(given)}: set all but one to null"
+            f"sweep.budget must set exactly one of {keys}, but {_describe_set_keys(given)}: set the others to null"
         )
     _check_lr(sweep["lr"], sweep["families"])
     for key in ("families", "seeds"):
@@ -173,8 +176,8 @@ def check_design(sweep: Any) -> Design:
     budgets = tuple(budgets) if isinstance(budgets, list) else (budgets,)
     if sweep["budget"]["trunk"] and len(budgets) == 1:
         raise ValueError(
-            f"sweep.budget.trunk=true needs several budgets to branch off, and sweep.budget.{given[0]} is "
-            f"{budgets[0]:g} alone: give a list, such as [{budgets[0] / 2:g},{budgets[0]:g}], or set it to false"
+            f"sweep.budget.trunk=true needs several budgets, but sweep.budget.{given[0]} has only {budgets[0]:g}: "
+            f"give a list, such as [{budgets[0] / 2:g},{budgets[0]:g}], or set sweep.budget.trunk=false"
         )
     return Design(
         name=sweep["name"],
@@ -192,7 +195,7 @@ def check_design(sweep: Any) -> Design:
 
 
 def _check_keys(sweep: Any) -> None:
-    # Hydra accepts any key in a file of conf/sweep, so a misspelt one would be ignored silently.
+    # Hydra accepts any key in a file of conf/sweep, so a misspelt key would be ignored silently.
     tree: Any = OmegaConf.create()
     for key in KINDS:
         OmegaConf.update(tree, key, None)
@@ -206,16 +209,16 @@ def _check_grid(grid: Mapping[str, Any]) -> None:
     given = {key for keys in GRIDS for key in keys if grid[key] is not None}
     if given not in GRIDS:
         raise ValueError(
-            f"sweep.grid must be widths and depths, or shapes, or sizes, and {_are_set(sorted(given))}: set the others "
-            "to null, as in sweep.grid.sizes=null"
+            f"sweep.grid must set widths and depths, or shapes, or sizes, but {_describe_set_keys(sorted(given))}: "
+            "set the others to null, as in sweep.grid.sizes=null"
         )
     if grid["aspects"] is not None and grid["sizes"] is None:
-        raise ValueError(f"sweep.grid.aspects={grid['aspects']} goes with sweep.grid.sizes alone: set it to null")
+        raise ValueError(f"sweep.grid.aspects={grid['aspects']} needs sweep.grid.sizes: set aspects to null")
     for key in sorted({*given, "aspects"}):
         _check_distinct(f"sweep.grid.{key}", grid[key] or [])
 
 
-def _are_set(keys: Collection[str]) -> str:
+def _describe_set_keys(keys: Collection[str]) -> str:
     if len(keys) > 1:
         return f"{' and '.join(keys)} are set"
     return f"only {next(iter(keys))} is set" if keys else "none of them is set"
@@ -227,12 +230,12 @@ def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
     if rule == "transferred" and not has_transfer:
         raise ValueError(
             f"sweep.lr.rule=transferred needs a parametrization that transfers rates, and sweep.lr.parametrization="
-            f"{as_typed(parametrization)} does not: choose mup or completep"
+            f"{as_typed(parametrization)} does not transfer them: choose mup or completep"
         )
     if rule == "tuned" and lr["factors"] is None:
-        raise ValueError("sweep.lr.rule=tuned needs sweep.lr.factors of lr.value to try, such as [0.25,0.5,1,2,4]")
+        raise ValueError("sweep.lr.rule=tuned needs sweep.lr.factors to multiply rates by, such as [0.25,0.5,1,2,4]")
     if rule != "tuned" and lr["factors"] is not None:
-        raise ValueError(f"sweep.lr.factors={lr['factors']} goes with sweep.lr.rule=tuned, which is {rule}")
+        raise ValueError(f"sweep.lr.factors={lr['factors']} needs sweep.lr.rule=tuned, but the rule is {rule}")
     if rule == "fixed" and has_transfer:
         raise ValueError(
             f"sweep.lr.parametrization={parametrization} transfers rates between sizes: use it with "
@@ -240,12 +243,12 @@ def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
         )
     for key in BASE_SHAPE:
         if lr[key] is not None and not has_transfer:
-            raise ValueError(f"sweep.lr.{key}={lr[key]} goes with sweep.lr.parametrization=mup or completep")
+            raise ValueError(f"sweep.lr.{key}={lr[key]} needs sweep.lr.parametrization=mup or completep")
     _check_distinct("sweep.lr.factors", lr["factors"] or [])
     if isinstance(lr["value"], Mapping) and set(lr["value"]) != set(families):
         raise ValueError(
-            f"sweep.lr.value has rates for {', '.join(lr['value'])}, and sweep.families are {', '.join(families)}: "
-            "give each of them one, or a single number"
+            f"sweep.lr.value has rates for {', '.join(lr['value'])}, but sweep.families are {', '.join(families)}: "
+            "give one rate for each family, or a single number"
         )
 
 
@@ -253,15 +256,15 @@ def _check_overrides(where: str, overrides: list[str]) -> None:
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals and not item.startswith("~"):
-            raise ValueError(f"{where} has {item!r}: an override of train.py is KEY=VALUE")
+            raise ValueError(f"{where} has {item!r}: an override of train.py has the form KEY=VALUE")
         key = key.lstrip("+~")
         if key.partition(".")[0] == "logger":
-            raise ValueError(f"{where} has {item}, but runs have the logger of their sweep: give {item} to sweep.py")
-        if key in DECIDED:
-            raise ValueError(f"{where} has {item}, which the design sets: set {DECIDED[key]} instead")
+            raise ValueError(f"{where} has {item}, but all runs use the logger of sweep.py: give {item} to sweep.py")
+        if key in SET_BY_DESIGN:
+            raise ValueError(f"{where} has {item}, which the design sets: set {SET_BY_DESIGN[key]} instead")
 
 
 def _check_distinct(key: str, values: list[Any]) -> None:
-    twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
-    if twice is not None:
-        raise ValueError(f"{key} names {twice} more than once")
+    repeated = next((value for value in values if values.count(value) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{key} has {repeated} more than once")

@@ -60,7 +60,7 @@ def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs: Path
             cell,
             name=str(_folder(Path(cell.name), name, overrides)),
             overrides=(f"checkpoint={in_quotes(runs.resolve() / cell.name)}", *shared, *overrides),
-            after=None,
+            trunk=None,
             branch_step=0,
             shared_tokens=0,
         )

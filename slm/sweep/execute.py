@@ -5,10 +5,10 @@ All state is in the run directories (`ledger.py`), so the master can be killed a
 - A completed cell is never started again; a failed or diverged one only with `retry="failed"`.
 - Running jobs of an earlier master are adopted: waited for, and stopped with the others.
 - A job that is killed is started again and continues from its checkpoint. After `tries` deaths without a new checkpoint
-  the cell has failed (after two if the kernel killed it for lack of memory). A job that exits by itself without a
-  result has failed at once.
-- A trunk that fails or diverges stops only those of its branches for which it has kept no checkpoint.
-- On SIGINT or SIGTERM the jobs save and end, and `Interrupted` says how to continue; a second SIGINT ends them at once.
+  the cell has failed (after two if the kernel killed it for lack of memory).
+- If a job exits by itself without a result, its cell has failed and is not tried again.
+- If a trunk fails or diverges, a branch is still trained if the trunk has kept the checkpoint that the branch needs.
+- On SIGINT or SIGTERM the jobs save and end, and `Interrupted` says how to continue; a second SIGINT kills them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class CellStatus:
     cell: Cell
     running: bool
     outcome: Outcome
-    """The final outcome, or that of the run directory so far."""
+    """The final outcome, or the outcome that the run directory has so far."""
     progress: RunProgress | None = None
     """Progress of a running cell."""
 
@@ -76,11 +76,11 @@ def execute(
     script: Path = TRAIN,
     show: Show = lambda statuses: None,
 ) -> dict[str, Outcome]:
-    """Train `cells`, each in `folder`/NAME, on the engine of the `launcher` group; returns the outcome of each.
+    """Run one job per cell in `folder`/NAME, with the `launcher` settings; returns the outcome by cell name.
 
-    A job is `script` with its cell's overrides and the `common` ones (such as logger.group). `show` is called about
-    once a second with the status of all cells. Only one call at a time may work in a folder. Raises `ValueError`,
-    before any job starts, for an invalid launcher setting, and `Interrupted` if a signal ended it.
+    A job runs `script` with the overrides of its cell and the `common` overrides (such as logger.group). `show` is
+    called about once a second with the status of all cells. Only one call at a time may work in a folder. Raises
+    `ValueError`, before any job starts, for an invalid launcher setting, and `Interrupted` if a signal ended the call.
     """
     folder = folder.resolve()
     engine = open_launcher(launcher, folder, jobs=sum(cell.impossible is None for cell in cells))
@@ -111,19 +111,19 @@ class Signals:
     """While entered, SIGINT and SIGTERM are noted and do not end the process."""
 
     def __init__(self) -> None:
-        self.received = self.at_once = False
-        self._before: dict[int, Any] = {}
+        self.received = self.force = False
+        self._old_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._old_handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.at_once = self.received and number == signal.SIGINT
+        self.force = self.received and number == signal.SIGINT
         self.received = True
 
 
@@ -148,22 +148,23 @@ class _Master:
                 make_ready_to_retry(self.jobs[cell.name].folder)
             elif outcome.status in FINAL:
                 self.final[cell.name] = outcome
-        self.running.update(self.engine.adopt(self.jobs[cell.name] for cell in self._open()))
+        self.running.update(self.engine.adopt(self.jobs[cell.name] for cell in self._waiting_cells()))
 
     def run(self, signals: Signals) -> None:
         """Start jobs and record their ends until nothing runs and nothing can be started."""
-        shown, stopping, at_once = 0.0, False, False
+        shown_at = 0.0
+        stopping = forced = False
         try:
             while True:
                 for name, code in self.engine.ended().items():
                     self._settle(name, code, stopping=stopping)
-                if signals.received and (not stopping or signals.at_once > at_once):
-                    stopping, at_once = True, signals.at_once
-                    self._stop(at_once=at_once)
+                if (signals.received and not stopping) or (signals.force and not forced):
+                    stopping, forced = True, signals.force
+                    self._stop(force=forced)
                 if not stopping:
                     self._start_ready()
-                if not self.running or time.monotonic() - shown > SHOW_SECONDS:
-                    shown = time.monotonic()
+                if not self.running or time.monotonic() - shown_at > SHOW_SECONDS:
+                    shown_at = time.monotonic()
                     self.show([self._status(cell) for cell in self.cells])
                 if not self.running:
                     return
@@ -173,26 +174,30 @@ class _Master:
             raise
 
     def outcome(self, cell: Cell) -> Outcome:
-        """The final outcome, or that of the run directory; a branch without its checkpoint names its trunk's status."""
+        """The final outcome of a cell, or the one in its run directory so far.
+
+        If a branch cannot start for lack of a checkpoint, the outcome states the status of its trunk.
+        """
         if cell.name in self.final:
             return self.final[cell.name]
-        trunk = self.final.get(cell.after or "")
+        trunk = self.final.get(cell.trunk or "")
         if trunk is not None and not self._can_start(cell):
-            return Outcome("not_started", f"it starts from a checkpoint of {cell.after}, which is {trunk.status}")
+            return Outcome("not_started", f"it needs a checkpoint of {cell.trunk}, whose status is {trunk.status}")
         return read_outcome(self.jobs[cell.name].folder)
 
     def _can_start(self, cell: Cell) -> bool:
         """Whether the trunk of a branch has ended and has kept the checkpoint from which the branch starts."""
-        if cell.after is None:
+        if cell.trunk is None:
             return True
-        trunk, runs = self.final.get(cell.after), self.jobs[cell.name].folder.parent
+        trunk = self.final.get(cell.trunk)
+        runs = self.jobs[cell.name].folder.parent
         return trunk is not None and (trunk.status == "completed" or has_branch_checkpoint(cell, runs))
 
-    def _open(self) -> list[Cell]:
+    def _waiting_cells(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.name not in self.final and cell.name not in self.running]
 
     def _start_ready(self) -> None:
-        ready = [cell for cell in self._open() if self._can_start(cell)]
+        ready = [cell for cell in self._waiting_cells() if self._can_start(cell)]
         ready.sort(key=lambda cell: -self.lengths[cell.name])
         chosen = [cell.name for cell in ready[: self.engine.free()]]
         for name in chosen:
@@ -201,10 +206,10 @@ class _Master:
             self.engine.start([self.jobs[name] for name in chosen])
             self.running.update(chosen)
 
-    def _stop(self, *, at_once: bool) -> None:
-        action = "ending" if at_once else "saving a checkpoint and ending (Ctrl-C again ends them at once)"
+    def _stop(self, *, force: bool) -> None:
+        action = "killing them" if force else "they save a checkpoint and end (Ctrl-C again kills them)"
         say(f"\n{len(self.running)} running: {action}")
-        self.engine.stop(at_once=at_once)
+        self.engine.stop(force=force)
 
     def _settle(self, name: str, code: int | None, *, stopping: bool) -> None:
         self.running.discard(name)
@@ -216,7 +221,7 @@ class _Master:
             record_failure(folder, why=why, exit_code=code, starts=self.tries[name].count)
             self.final[name] = Outcome("failed", why)
         elif not stopping:
-            say(f"{name}: {how_it_ended(code)}, and is started again")
+            say(f"{name}: {how_it_ended(code)}; it will be started again")
 
     def _status(self, cell: Cell) -> CellStatus:
         running = cell.name in self.running
@@ -225,17 +230,17 @@ class _Master:
 
 
 def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
-    """FLOPs of each cell plus those of its longest branch, so that a trunk starts before cells of its own length."""
-    branches: dict[str, list[float]] = defaultdict(list)
+    """FLOPs of each cell plus FLOPs of its longest branch, so that a trunk starts before other cells of its length."""
+    branch_flops: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
-        if cell.after is not None:
-            branches[cell.after].append(cell.flops_trained)
-    return {cell.name: cell.flops_trained + max(branches[cell.name], default=0.0) for cell in cells}
+        if cell.trunk is not None:
+            branch_flops[cell.trunk].append(cell.flops_trained)
+    return {cell.name: cell.flops_trained + max(branch_flops[cell.name], default=0.0) for cell in cells}
 
 
 def run_paths(cell: Cell, folder: Path) -> list[str]:
-    """Overrides with the paths of the run and of its trunk."""
-    places = [f"output_dir={in_quotes(folder / cell.name)}"]
-    if cell.after is not None and cell.branch_step:
-        places.append(f"branch_from={in_quotes(folder / cell.after)}")
-    return places
+    """Overrides of train.py with the paths of the run and of its trunk."""
+    overrides = [f"output_dir={in_quotes(folder / cell.name)}"]
+    if cell.trunk is not None and cell.branch_step:
+        overrides.append(f"branch_from={in_quotes(folder / cell.trunk)}")
+    return overrides

@@ -162,7 +162,7 @@ def _paired(
     # Several budgets of a size are averaged: branches of a trunk share its noise, and all share the size's misfit.
     log_N = np.log([math.sqrt(a * b) for a, b in matched])
     budgets = len({cell.budget for cell in cells})
-    noise = assume["sigma"] / (1 if any(cell.after for cell in cells) else math.sqrt(budgets))
+    noise = assume["sigma"] / (1 if any(cell.trunk for cell in cells) else math.sqrt(budgets))
     return PairedDesign(log_N, noise, assume["misfit"], seeds)
 
 
@@ -176,7 +176,7 @@ def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], 
     points = dict.fromkeys(tuple(getattr(cell, name) for name in variables.values()) for cell in cells)
     sizes = dict(zip(variables, zip(*points, strict=True), strict=True))
     shared = math.sqrt(len(points) / len({(cell.width, cell.depth, cell.params_total) for cell in cells}))
-    noise = assume["sigma"] * (shared if any(cell.after for cell in cells) else 1)
+    noise = assume["sigma"] * (shared if any(cell.trunk for cell in cells) else 1)
     try:
         law, params = assume["law"], assume["params"]
         planned = plan(sizes, law=law, params=params, sigma=noise, misfit=assume["own_misfit"] * shared, seeds=seeds)

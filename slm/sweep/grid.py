@@ -1,8 +1,8 @@
-"""From a design to its cells: each family in each shape, with each budget, learning rate and seed.
+"""Turn a design into its cells: each family in each shape, with each budget, learning rate and seed.
 
-A shape that a family's rule refuses, or a budget too short for the schedule, becomes one impossible cell with the
-reason, instead of a cell for each rate and seed. Two requests that give the same shape (two aspects at a small size)
-are one cell.
+If a family's rule refuses a shape, or a budget is too short for the schedule, there is one impossible cell with the
+reason, instead of a cell for each rate and seed. If two requests give the same shape (such as two aspects at a small
+size), they share their cells.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from slm.sweep.shapes import SolvedShape, solve
 
 @dataclass(frozen=True)
 class ShapeRequest:
-    """A shape that a design asks of a family."""
+    """A shape that a design requests from a family."""
 
     label: str
     solve: Callable[[], SolvedShape]
@@ -42,19 +42,19 @@ class ShapeRequest:
 
 @dataclass
 class Plan:
-    """The cells of a design, with what is known about them before training."""
+    """The cells of a design, and what their planning needs or found out."""
 
     cache_dir: Path
     """cache_dir of train.py, with the corpora and the speeds measured on this machine."""
     configs: list[DictConfig]
-    """Config of train.py for each family, before a shape is chosen."""
+    """One config of train.py for each family, before a shape is chosen."""
     cells: list[Cell]
     notes: list[str]
-    """Sentences for the reader of the plan."""
+    """Sentences that are printed below the plan."""
 
 
 def make_plan(design: Design) -> Plan:
-    """All cells of a design. Raises `ValueError`, or Hydra's errors, if no cell can be trained."""
+    """Plan all cells of a design. Raises `ValueError`, or Hydra's errors, if no cell can be trained."""
     recipes = [Recipe(family, design.common_overrides) for family in design.families]
     by_key: dict[str, Cell] = {}
     misses: list[str] = []
@@ -78,13 +78,13 @@ def make_plan(design: Design) -> Plan:
         notes.append(f"Shapes that miss their target N by more than {tolerance}: {'; '.join(misses)}.")
     if repeats := requested - len(cells):
         count = plural(repeats, "cell has", "cells have")
-        notes.append(f"{count} the same settings as another and will not be trained twice.")
+        notes.append(f"{count} the same settings as another cell and will not be trained twice.")
     cache_dir = Path(os.path.expanduser(recipes[0].config.cache_dir))
     return Plan(cache_dir, [recipe.config for recipe in recipes], cells, notes)
 
 
 def _describe_miss(cell: Cell, request: ShapeRequest, grid: Mapping[str, Any]) -> list[str]:
-    """A clause that says by how much N misses its target, if by more than the tolerance."""
+    """One clause that says by how much N misses its target; empty if N is within the tolerance."""
     if request.target is None or cell.impossible:
         return []
     error = getattr(cell, grid["size"]) / request.target - 1
@@ -98,8 +98,8 @@ def _check_no_other_budget(recipe: Recipe) -> None:
     for key in ("tokens_per_param", "flops"):
         if recipe.config.train[key] is not None:
             raise ValueError(
-                f"train.{key}={recipe.config.train[key]} is set by sweep.overrides or an experiment in them, but "
-                f"sweep.budget must set the budget: add train.{key}=null to sweep.overrides"
+                f"train.{key}={recipe.config.train[key]} is set by sweep.overrides, or by an experiment in it, but the "
+                f"budget must come from sweep.budget: add train.{key}=null to sweep.overrides"
             )
 
 
@@ -110,8 +110,9 @@ def _shape_requests(design: Design, recipe: Recipe) -> Iterator[ShapeRequest]:
             solve_shape = partial(solve, recipe, size, aspect, grid["size"], grid["tolerance"])
             yield ShapeRequest(f"{size:g}-aspect{aspect:g}", solve_shape, size)
     pairs = [shape.split("x") for shape in grid["shapes"] or []]
-    pairs += [[width, depth] for width in grid["widths"] or [] for depth in grid["depths"]]
-    for width, depth in (map(int, pair) for pair in pairs):
+    pairs += product(grid["widths"] or [], grid["depths"] or [])
+    for pair in pairs:
+        width, depth = map(int, pair)
         yield ShapeRequest(f"{width}x{depth}", partial(_shape_by_rule, recipe, width, depth))
 
 
@@ -120,7 +121,7 @@ def _shape_by_rule(recipe: Recipe, width: int, depth: int) -> SolvedShape:
 
 
 def _cells_of_request(design: Design, recipe: Recipe, request: ShapeRequest) -> list[Cell]:
-    """The cells of one shape, or an impossible cell if there is no such shape."""
+    """The cells of one shape, or one impossible cell if the family has no such shape."""
     try:
         shape = request.solve()
     except (ValueError, OmegaConfBaseException) as error:
@@ -135,7 +136,7 @@ def _cells_of_request(design: Design, recipe: Recipe, request: ShapeRequest) -> 
 def _cells_of_shape(
     design: Design, recipe: Recipe, request: ShapeRequest, shape: SolvedShape, settings: Mapping[str, Any]
 ) -> Iterator[Cell]:
-    """A cell for each budget, rate and seed, or an impossible cell for a budget that is too short."""
+    """One cell for each budget, rate and seed; one impossible cell for a budget that is too short."""
     for budget in design.budgets:
         label = f"{design.budget}={budget:g}"
         try:
@@ -145,11 +146,10 @@ def _cells_of_shape(
             yield _impossible(recipe, request, label, error)
             continue
         for factor, seed in product(design.lr_factors, design.seeds):
-            # Rounded, so that factors which give the same rate (3 * 0.1 and 0.3) give the same key.
-            lr = float(f"{factor * (design.lr_value(recipe.family) or settings['optim']['lr']):.6g}")
-            cell = _make_cell(
-                recipe, shape, settings, tokens=steps * settings["train"]["batch_tokens"], lr=lr, seed=seed
-            )
+            base_lr = design.lr_value(recipe.family) or settings["optim"]["lr"]
+            lr = float(f"{factor * base_lr:.6g}")  # rounded, so that equal rates (3 * 0.1 and 0.3) have equal keys
+            tokens = steps * settings["train"]["batch_tokens"]
+            cell = _make_cell(recipe, shape, settings, tokens=tokens, lr=lr, seed=seed)
             yield replace(cell, budget=label, lr_factor=factor)
 
 
@@ -177,7 +177,7 @@ def _make_cell(
 
 
 def _changes(shape: SolvedShape) -> dict[str, Any]:
-    """The settings of train.py that give `shape`."""
+    """The settings of train.py that select `shape`."""
     ffn = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
     return {"width": shape.width, "depth": shape.depth, **ffn}
 

@@ -108,12 +108,12 @@ def id_and_slot(folder: Path) -> tuple[int, int] | None:
     return None
 
 
-def stop(process_id: int, *, at_once: bool = False) -> None:
-    """Let a job save and end, if it still runs; or kill its session `at_once` (data-parallel ranks, loader workers)."""
+def stop(process_id: int, *, force: bool = False) -> None:
+    """Let a job save and end, if it still runs; or kill its session `force` (data-parallel ranks, loader workers)."""
     with suppress(OSError):  # it has ended
         if not hasattr(os, "killpg"):  # Windows, where SIGTERM kills a process, and Ctrl-Break reaches its group
-            os.kill(process_id, signal.SIGTERM if at_once else getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
-        elif at_once:
+            os.kill(process_id, signal.SIGTERM if force else getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+        elif force:
             os.killpg(process_id, signal.SIGKILL)
         else:
             os.kill(process_id, signal.SIGTERM)

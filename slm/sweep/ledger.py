@@ -1,8 +1,9 @@
-"""The outcome of a cell, read from its run directory, and whether a job without a result is started again.
+"""Read the outcome of a cell from its run directory, and decide whether a job without a result is started again.
 
-`result.json`, which train.py writes last and atomically, counts first; then `failure.json`, which the master writes for
-a job that ended without a result. A truncated file counts as absent: the cell is then trained again, which costs
-nothing if the run is complete. The outcome of an evaluation is read from its results.json.
+The outcome is read from `result.json`, which train.py writes last and atomically; if there is none, from
+`failure.json`, which the master writes for a job that ended without a result. A truncated file counts as absent: the
+cell is then trained again, which costs nothing if the run is complete. The outcome of an evaluation is read from its
+results.json.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TAIL_BYTES = 8192
 KILLED = -9
 """Exit code of a process that SIGKILL ended; Windows does not have that name."""
 MAX_OOM_KILLS = 2
-"""Kills by the kernel without a new checkpoint after which a cell has failed."""
+"""A cell fails after this many kills by the kernel without a new checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ class Outcome:
 
     status: Status
     why: str | None = None
-    """The reason if it has no result."""
+    """The reason if the cell has no result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """The progress of a run, by the newest rows of its metrics.csv."""
+    """The progress of a run according to the newest rows of its metrics.csv."""
 
     tokens: int
     loss: float | None
@@ -55,7 +56,7 @@ class RunProgress:
 
 
 class Tries:
-    """Counts the starts of the run in `folder` by one master, since its newest checkpoint."""
+    """Counts how often one master has started the run in `folder` since its newest checkpoint."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
@@ -69,7 +70,7 @@ class Tries:
         self._checkpoint, self._kernel_kills = _checkpoint_time(self.folder), kernel_kills()
 
     def why_failed(self, code: int | None) -> str | None:
-        """Why a job that ended with exit `code` is not started again; None if it is.
+        """Returns why a job that ended with exit `code` is not started again; None if it is started again.
 
         `code` is negative for a signal and None if unknown. A job that exits by itself has failed, since the next start
         would have the same settings. A job that was killed continues from its checkpoint.
@@ -78,14 +79,17 @@ class Tries:
             return f"exit code {code}: {_error_in(log_tail(self.folder))}"
         if _checkpoint_time(self.folder) != self._checkpoint:
             self.count = self.oom_kills = 0
-        self.oom_kills += code == KILLED and (kernel_kills() or 0) > (self._kernel_kills or 0)
+        if code == KILLED and (kernel_kills() or 0) > (self._kernel_kills or 0):
+            self.oom_kills += 1
         if self.oom_kills >= MAX_OOM_KILLS:
             return f"out of memory: killed by the kernel {self.oom_kills} times with no new checkpoint"
-        return f"{how_it_ended(code)} {self.count} times with no new checkpoint" if self.count >= self.limit else None
+        if self.count >= self.limit:
+            return f"{how_it_ended(code)} {self.count} times with no new checkpoint"
+        return None
 
 
 def how_it_ended(code: int | None) -> str:
-    """How a job with this exit code ended, in words."""
+    """Describe how a job with this exit code ended."""
     if code is None:
         return "ended without a result"
     number = -code if code < 0 else code - 128
@@ -104,15 +108,17 @@ def kernel_kills() -> int | None:
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """The outcome of the job in `folder`; one that still runs counts as interrupted."""
+    """The outcome of the job in `folder`; a job that still runs counts as interrupted."""
     result, failure = read_json_object(folder / "result.json"), read_json_object(folder / FAILURE)
     if result.get("status") == "completed" or read_evaluation(folder):
         return Outcome("completed")
     steps = f"step {result.get('steps')} of {result.get('planned_steps')}"
     if result.get("status") == "diverged":
         loss = result.get("train_loss_final")
-        value = f"{loss:.3g}" if isinstance(loss, float) and math.isfinite(loss) else "no finite number"
-        return Outcome("diverged", f"diverged at {steps}, with a training loss of {value}")
+        value = (
+            f"a training loss of {loss:.3g}" if isinstance(loss, float) and math.isfinite(loss) else "no finite loss"
+        )
+        return Outcome("diverged", f"diverged at {steps}, with {value}")
     if failure:
         return Outcome("failed", str(failure.get("why")))
     if result.get("status") == "interrupted":
@@ -123,7 +129,7 @@ def read_outcome(folder: Path) -> Outcome:
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """The only entry of the results.json in `folder`; empty unless everything was measured."""
+    """The only entry of the results.json in `folder`; empty unless the evaluation is complete and without errors."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         (entry,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         if entry["status"] == "completed" and not any("error" in task for task in entry["tasks"].values()):
@@ -145,17 +151,17 @@ def record_failure(folder: Path, *, why: str, exit_code: int | None, starts: int
 
 
 def log_tail(folder: Path) -> list[str]:
-    """The last lines of the job's log that are not blank."""
+    """The last lines of the job's log, without blank ones."""
     with suppress(OSError), (folder / LOG).open(encoding="utf-8", errors="replace") as log:
         return list(deque((line.rstrip() for line in log if line.strip()), LOG_LINES))
     return []
 
 
 def make_ready_to_retry(folder: Path) -> None:
-    """Let a failed run continue from its checkpoint and a diverged one start from step 0; nothing is deleted.
+    """Let a failed run continue from its checkpoint and a diverged run start from step 0; nothing is deleted.
 
-    A failure record gets a number. The folder of a diverged run is renamed NAME-1.retried, and its result
-    diverged.json, which no table of runs reads.
+    A failure record is renamed failure-1.json. The folder of a diverged run is renamed NAME-1.retried, and its
+    result.json diverged.json, which no table of runs reads.
     """
     if read_json_object(folder / "result.json").get("status") == "diverged":
         replace(folder / "result.json", folder / "diverged.json")
@@ -168,10 +174,13 @@ def read_progress(folder: Path) -> RunProgress | None:
     """The progress of the run in `folder`; None before its first row of metrics."""
     try:
         latest = _latest_values(folder / "metrics.csv")
-        loss, speed = (
-            float(latest[key]) if key in latest else None for key in ("train/loss", "time/tokens_per_second")
+        loss = latest.get("train/loss")
+        speed = latest.get("time/tokens_per_second")
+        return RunProgress(
+            tokens=int(latest["tokens"]),
+            loss=float(loss) if loss else None,
+            tokens_per_second=float(speed) if speed else None,
         )
-        return RunProgress(tokens=int(latest["tokens"]), loss=loss, tokens_per_second=speed)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -182,12 +191,14 @@ def _latest_values(table: Path) -> dict[str, str]:
         header = file.readline()
         start = max(len(header), table.stat().st_size - TAIL_BYTES)
         file.seek(start)
-        lines = file.read().decode().split("\n")[start > len(header) : -1]  # the first and last line may be truncated
+        lines = file.read().decode().split("\n")[:-1]  # a run that still writes may have truncated the last line
+        if start > len(header):  # the first line is truncated
+            lines = lines[1:]
     return {key: value for row in csv.DictReader([header.decode(), *lines]) for key, value in row.items() if value}
 
 
 def _numbered(path: Path) -> Path:
-    """`path` with the first free number after its stem."""
+    """`path` with a number after its stem, the first for which no file exists."""
     number = 1
     while (candidate := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
         number += 1
@@ -197,7 +208,8 @@ def _numbered(path: Path) -> Path:
 def _error_in(log: Sequence[str]) -> str:
     """The last error in a job's log, or else its last line."""
     errors = [line.removeprefix("error: ") for line in log if line.startswith("error: ")]
-    return [*(log or ["its log is empty"]), *errors][-1]
+    lines = errors or log or ["its log is empty"]
+    return lines[-1]
 
 
 def _checkpoint_time(folder: Path) -> int:

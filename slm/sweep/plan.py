@@ -31,7 +31,7 @@ def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, 
     speeds = read_speeds(plan.cache_dir, design.assume["flops_per_second"])
     times = {cell.name: speeds.seconds(cell) for cell in possible}
     seconds = sum(times.values())
-    longest = max((times[cell.name] + times.get(cell.after or "", 0.0) for cell in possible), default=0.0)
+    longest = max((times[cell.name] + times.get(cell.trunk or "", 0.0) for cell in possible), default=0.0)
     flops = sum(cell.flops_trained for cell in possible)
     power = _power(design, plan, analysis, seconds / len(design.seeds))
     for line in [
@@ -78,7 +78,7 @@ def _trunks(cells: Sequence[Cell]) -> list[str]:
     branches = [cell for cell in cells if cell.branch_step]
     if not branches:
         return []
-    trunks = {cell.after for cell in branches}
+    trunks = {cell.trunk for cell in branches}
     saved = sum(cell.flops - cell.flops_trained for cell in branches)
     return [
         f"trunks       {len(trunks)}, each with its branches one independent run; {len(branches)} runs begin where "

@@ -1,9 +1,10 @@
-"""The best learning rate of each shape, interpolated between the tried rates, and an unbiased loss there.
+"""Find the best learning rate of each shape between the tried rates, and an unbiased estimate of the loss there.
 
-The lowest of several noisy losses underestimates the loss, more so with more rates and with a flatter optimum. Families
-that differ in either would therefore seem to differ in loss. So a parabola in log lr is fitted by least squares through
-all rates that noise cannot distinguish from the best, and the average bias of its minimum is added back. It is fitted
-to means over seeds, so that all seeds of a shape have one rate. A minimum at an end of the grid is reported as such.
+The lowest of several noisy losses is lower than the true loss. The difference grows with the number of rates and with
+the flatness of the optimum, so families that differ in either would seem to differ in loss. Therefore a parabola in
+log lr is fitted by least squares through all rates that noise cannot distinguish from the best, and the average bias of
+its minimum is added back. The parabola is fitted to means over seeds, so that all seeds of a shape have the same best
+rate. A minimum at an end of the grid is reported as such.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ SHAPE = ["family", "params_total", "width", "depth", "budget"]
 """Columns that identify a shape and its budget."""
 
 MIN_DIFFERENCE = 5e-4
-"""Relative difference between the fitted loss and the lowest measured one from which it is reported."""
+"""A difference between the fitted and the lowest measured loss is reported if it is larger than this, relatively."""
 NEAR_ERRORS = 5.0
-"""The parabola is fitted to rates whose loss is at most this many standard errors above the lowest. With fewer the fit
-loses precision, with more the losses depart from a parabola (docs/sweep.md)."""
+"""The parabola is fitted to rates whose loss is at most this many standard errors above the lowest. A smaller limit
+loses precision; with a larger limit the losses depart from a parabola (docs/sweep.md)."""
 CLEAR_ERRORS = 2.0
-"""Slope at an end of the grid, in standard errors, above which the losses fall towards that end by more than noise."""
+"""Slope, in standard errors, above which the losses clearly still fall towards an end of the fitted rates."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,16 @@ class Tuned:
     """The best rates of a sweep."""
 
     best: pd.DataFrame
-    """One row per shape and seed, as if trained at the optimum, with the losses fitted there. `lr_at_end` is true if
-    the best rate was at an end of the grid; `lr_tried` counts the rates."""
+    """One row per shape and seed, with the learning rate of the optimum and the losses fitted there. `lr_at_end` is
+    true if the best rate was at an end of the grid; `lr_tried` is the number of rates."""
     optima: pd.DataFrame
     """One row per shape: `lr` (the optimum), `loss` there, `lr_low` and `lr_high` (the range tried), `lr_tried` (number
     of rates), `lr_fitted` (number in the parabola), `at_end`, `raised` (bias added to the parabola's minimum). Measured
     means over seeds: `loss_lowest`, `lr_value` (the design's rate), `loss_at_value`, `excess_at_value` (relative to
     the lowest); the last two are NaN if that rate was not tried."""
     notes: tuple[str, ...]
-    """A sentence for each shape that has its best rate at an end of the grid or too few runs, and for each family whose
-    noise is unknown."""
+    """A sentence for each shape whose best rate is at an end of the grid or which has too few runs, and for each family
+    whose noise is unknown."""
 
     @property
     def lines(self) -> list[str]:
@@ -57,9 +58,9 @@ class Tuned:
             excess = best.loss / best.loss_lowest - 1
             if abs(excess) > MIN_DIFFERENCE:
                 side = "above" if excess > 0 else "below"
-                line += f" by a parabola through {best.lr_fitted} rates, {abs(excess):.2%} {side} the lowest measured"
+                line += f" (parabola through {best.lr_fitted} rates; {abs(excess):.2%} {side} the lowest measured loss)"
             if not math.isnan(best.excess_at_value):
-                line += f"; the design's rate {best.lr_value:g} is {best.excess_at_value:.2%} above the best tried"
+                line += f"; at the design's rate {best.lr_value:g} {best.excess_at_value:.2%} above the lowest measured"
             lines.append(line)
         return lines
 
@@ -79,65 +80,69 @@ class Optimum:
 
 
 def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
-    """Find the best `lr` of each shape in `runs`: completed runs with `loss`, `perplexity` and `bits_per_byte`.
+    """Find the best `lr` of each shape in `runs`, the completed runs with `loss`, `perplexity` and `bits_per_byte`.
 
-    `values` maps families to the design's rates. A shape with fewer than three rates that all its seeds completed is
-    left out and named in a note.
+    `values` maps each family to its learning rate in the design. A rate counts if all seeds of the shape completed it.
+    A shape with fewer than three such rates is left out and named in a note.
     """
     shapes = [
         (shape, rows, rows.pivot_table(index="lr", columns="seed", values="loss").dropna().sort_index())
         for shape, rows in runs.groupby(SHAPE, sort=False)
     ]
-    tables: dict[str, list[pd.DataFrame]] = defaultdict(list)
+    losses_of_family: dict[str, list[pd.DataFrame]] = defaultdict(list)
     for shape, _, losses in shapes:
         if len(losses) >= MIN_RATES:
-            tables[shape[0]].append(losses)
-    noise = {family: pooled_noise(losses) for family, losses in tables.items()}
+            losses_of_family[shape[0]].append(losses)
+    noise = {family: pooled_noise(tables) for family, tables in losses_of_family.items()}
     best, optima, notes = [], [], []
     for shape, rows, losses in shapes:
-        family, name = shape[0], "{0} {2}x{3} ({4})".format(*shape)
+        family, _, width, depth, budget = shape
+        name = f"{family} {width}x{depth} ({budget})"
         if len(losses) < MIN_RATES:
-            notes.append(f"{name} is left out: a parabola needs 3 completed learning rates, and it has {len(losses)}.")
+            notes.append(f"{name} is left out: a parabola needs 3 completed learning rates, but it has {len(losses)}.")
             continue
         optimum = find_optimum(losses, noise[family] or 0.0)
         if optimum.at_end:
             notes.append(
-                f"{name}: its best learning rate {optimum.lr:g} is at an end of its grid, so a better one is likely."
+                f"{name}: the best learning rate {optimum.lr:g} is at an end of the grid; try rates beyond it."
             )
         row = _optimum_row(optimum, losses, values.get(family, math.nan))
         optima.append(dict(zip(SHAPE, shape, strict=True)) | row)
         best.append(_rows_at(rows, optimum).assign(lr_at_end=optimum.at_end, lr_tried=len(losses)))
     notes += [
-        f"{family}: three rates and one seed do not show the noise of losses, so those at its optima are too low by an "
-        "unknown share of it: give four rates or two seeds."
-        for family, scatter in noise.items()
-        if scatter is None
+        f"{family}: the noise of its losses cannot be estimated from three rates and one seed, so the losses at its "
+        "optima are too low by an unknown amount: give four rates or two seeds."
+        for family, deviation in noise.items()
+        if deviation is None
     ]
     frame = pd.concat(best, ignore_index=True) if best else runs.iloc[:0]
     return Tuned(frame, pd.DataFrame(optima), tuple(notes))
 
 
 def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
-    """Relative standard deviation of one run's loss, pooled over the shapes of a family; None if it is unknown.
+    """Relative standard deviation of one run's loss, pooled over the `shapes` of a family; None if it is unknown.
 
-    With several seeds it is the residual after rate and seed effects (a seed that shifts the losses of all rates moves
-    no optimum). With one seed it is the residual of a parabola through the four rates around the best.
+    `shapes` are tables of losses [rates, seeds]. With several seeds, the noise is the residual after rate and seed
+    effects (a seed that shifts the losses of all rates moves no optimum). With one seed, it is the residual of a
+    parabola through the four rates around the best.
     """
-    sum_of_squares, df = 0.0, 0
+    sum_of_squares = 0.0
+    df = 0
     for losses in shapes:
         table = losses.to_numpy(float) / losses.to_numpy(float).min()  # [rates, seeds]
         best = int(table.mean(axis=1).argmin())
         if table.shape[1] > 1:
-            table = table[max(best - 2, 0) : best + 3]
-            residuals = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-            df += (table.shape[0] - 1) * (table.shape[1] - 1)
+            near = table[max(best - 2, 0) : best + 3]
+            residuals = near - near.mean(axis=0) - near.mean(axis=1, keepdims=True) + near.mean()
+            df += (near.shape[0] - 1) * (near.shape[1] - 1)
         elif len(table) > MIN_RATES:
             y = table[:, 0]
             is_lower_rate_better = 0 < best < len(y) - 1 and y[best - 1] < y[best + 1]
             first = int(np.clip(best - 1 - is_lower_rate_better, 0, len(y) - 4))
             x = np.log(losses.index.to_numpy(float)[first : first + 4])
+            x -= x.mean()
             y = y[first : first + 4]
-            residuals = y - np.polyval(np.polyfit(x - x.mean(), y, 2), x - x.mean())
+            residuals = y - np.polyval(np.polyfit(x, y, 2), x)
             df += 1
         else:
             continue
@@ -146,13 +151,14 @@ def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
 
 
 def find_optimum(losses: pd.DataFrame, noise: float) -> Optimum:
-    """The best rate for `losses` [rates, seeds] whose relative standard deviation is `noise`.
+    """Find the best rate for `losses` [rates, seeds], each with the relative standard deviation `noise`.
 
-    On average the minimum of a fitted parabola a + b x + c x^2 is too low by Var(slope there) / (4 c), with c at least
-    its standard error. In simulated sweeps, adding this reduces a bias of 0.1% to 1.1% of the loss to 0.05% or less
-    (docs/sweep.md).
+    On average the minimum of a fitted parabola a + b x + c x^2 is too low by V / (4 c), where V is the variance of the
+    slope at the minimum. This bias is added back; if c is below its standard error, the standard error replaces c. In
+    simulated sweeps, this reduces a bias of 0.1% to 1.1% of the loss to 0.05% or less (docs/sweep.md).
     """
-    x, table = np.log(losses.index.to_numpy(float)), losses.to_numpy(float)
+    x = np.log(losses.index.to_numpy(float))
+    table = losses.to_numpy(float)
     means = table.mean(axis=1)
     sigma = noise * means.min() / math.sqrt(table.shape[1])
     first, end = _rates_near_best(means, sigma)
@@ -163,10 +169,11 @@ def find_optimum(losses: pd.DataFrame, noise: float) -> Optimum:
     _, b, c = fits.mean(axis=1)
     x_best = _lowest_point(b, c, x)
     covariance = sigma**2 * np.linalg.inv(powers.T @ powers)
-    slope = np.array([0.0, 1.0, 2 * x_best])  # slope @ (a, b, c) is the parabola's slope at x_best
-    variance = float(slope @ covariance @ slope)
+    gradient = np.array([0.0, 1.0, 2 * x_best])  # gradient @ (a, b, c) is the parabola's slope at x_best
+    variance = float(gradient @ covariance @ gradient)
     falls_clearly = abs(b + 2 * c * x_best) > CLEAR_ERRORS * math.sqrt(variance)
-    correction = 0.0 if falls_clearly or not sigma else variance / (4 * max(c, math.sqrt(covariance[2, 2])))
+    c_error = math.sqrt(covariance[2, 2])
+    correction = 0.0 if falls_clearly or not sigma else variance / (4 * max(c, c_error))
     seed_losses = np.array([1.0, x_best, x_best**2]) @ fits + correction
     return Optimum(
         lr=float(f"{math.exp(centre + x_best):.6g}"),
@@ -181,10 +188,13 @@ def _rates_near_best(means: np.ndarray, sigma: float) -> tuple[int, int]:
     """Range [first, end) of adjacent rates around the best whose losses are near the lowest; at least three rates."""
     best = int(means.argmin())
     far = np.flatnonzero(means > means[best] + NEAR_ERRORS * sigma)
-    first, end = max(far[far < best], default=-1) + 1, min(far[far > best], default=len(means))
-    first, end = min(first, max(best - 1, 0)), max(end, min(best + 2, len(means)))
-    if end - first < MIN_RATES:  # the best is the first or the last
-        first, end = (0, MIN_RATES) if first == 0 else (end - MIN_RATES, end)
+    first = max(far[far < best], default=-1) + 1
+    end = min(far[far > best], default=len(means))
+    # Always include both neighbours of the best, and three rates even if the best is the first or the last.
+    first = min(first, max(best - 1, 0))
+    end = max(end, min(best + 2, len(means)))
+    if end - first < MIN_RATES:
+        return (0, MIN_RATES) if first == 0 else (end - MIN_RATES, end)
     return first, end
 
 
@@ -198,7 +208,8 @@ def _lowest_point(b: float, c: float, x: np.ndarray) -> float:
 def _optimum_row(optimum: Optimum, losses: pd.DataFrame, value: float) -> dict[str, float]:
     """A row of `Tuned.optima` without the shape, for measured `losses` [rates, seeds] and the design's rate `value`."""
     means = losses.mean(axis=1)
-    lowest, at_value = float(means.min()), float(means.get(value, math.nan))
+    lowest = float(means.min())
+    at_value = float(means.get(value, math.nan))
     best = {"lr": optimum.lr, "loss": float(np.mean(list(optimum.losses.values())))}
     tried = {"lr_low": losses.index[0], "lr_high": losses.index[-1], "lr_tried": len(losses)}
     fit = {"lr_fitted": optimum.num_fitted, "at_end": optimum.at_end, "raised": optimum.correction}
@@ -207,12 +218,12 @@ def _optimum_row(optimum: Optimum, losses: pd.DataFrame, value: float) -> dict[s
 
 
 def _rows_at(rows: pd.DataFrame, optimum: Optimum) -> pd.DataFrame:
-    """One row per seed: the run whose rate is nearest to the optimum, with its losses replaced by those there."""
+    """One row per seed: the run whose rate is nearest to the optimum, with the losses of the optimum."""
     distance = (np.log(rows["lr"]) - math.log(optimum.lr)).abs()
     kept = rows.loc[distance.groupby(rows["seed"]).idxmin()].copy()
     loss = kept["seed"].map(optimum.losses)
     kept["bits_per_byte"] *= loss / kept["loss"]
     kept["perplexity"] = np.exp(loss)
-    if "trunk" in kept:  # the best rate may differ between budgets of a trunk, but their runs stay one cluster
+    if "trunk" in kept:  # one cluster per trunk, even if the best rate differs between its budgets
         kept["trunk"] = [f"{row.family}_{row.width}x{row.depth}-seed{row.seed}-tuned" for row in kept.itertuples()]
     return kept.assign(loss=loss, lr=optimum.lr, run_id=kept["run_id"] + "-tuned")

@@ -101,16 +101,14 @@ def test_a_file_that_another_process_has_open_is_replaced_once_it_is_closed(
     assert (tmp_path / "file").read_text() == "newer"
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-def test_without_sessions_a_job_gets_a_signal_that_the_system_has(
-    at_once: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_without_sessions_a_job_gets_a_signal_that_the_system_has(force: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = []
     monkeypatch.delattr(os, "killpg")
     monkeypatch.setattr(os, "kill", lambda process, number: sent.append((process, number)))
     monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
-    job.stop(7, at_once=at_once)
-    assert sent == [(7, signal.SIGTERM if at_once else 1)]
+    job.stop(7, force=force)
+    assert sent == [(7, signal.SIGTERM if force else 1)]
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_shapes_that_come_out_alike_are_trained_once() -> None:
     alike = ["sweep.grid.sizes=[6e5]", "sweep.grid.aspects=[19,19.2]", "sweep.families=[mobilellm]"]
     plan = make_plan(check_design(composed(*alike)["sweep"]))
     assert len(plan.cells) == 1
-    assert plan.notes == ["1 cell has the same settings as another and will not be trained twice."]
+    assert plan.notes == ["1 cell has the same settings as another cell and will not be trained twice."]
 
 
 def test_a_feed_forward_that_departs_from_the_rule_is_in_the_overrides() -> None:
@@ -229,31 +229,31 @@ def test_designs_and_shapes_are_checked_without_torch() -> None:
     [
         (["sweep.families=[]"], r"sweep.families=\[\] must be a list of families"),
         (["sweep.families=[mamba]"], "Could not find 'family/mamba'"),
-        (["sweep.families=[ssd,ssd]"], "sweep.families names ssd more than once"),
+        (["sweep.families=[ssd,ssd]"], "sweep.families has ssd more than once"),
         (["sweep.grid.widths=[64]"], "sizes and widths are set: set the others to null"),
         (["sweep.grid.sizes=null"], "none of them is set"),
         (["sweep.grid.sizes=null", "sweep.grid.widths=[64]"], "only widths is set"),
         (["sweep.grid.sizes=null", "sweep.grid.shapes=[64]"], "sweep.grid.shapes=.* must be a list of WIDTHxDEPTH"),
-        ([*SMALL, "sweep.grid.aspects=[16]"], "sweep.grid.aspects=.* goes with sweep.grid.sizes alone"),
+        ([*SMALL, "sweep.grid.aspects=[16]"], "sweep.grid.aspects=.* needs sweep.grid.sizes"),
         (["sweep.grid.size=N"], "sweep.grid.size=N must be one of params_total, params_non_embedding"),
         (["sweep.grid.sizes=[1e6,-1]"], "sweep.grid.sizes=.* must be a list of numbers above 0"),
-        (["sweep.budget.flops=1e12"], "sweep.budget must be one of .* tokens and flops are set"),
+        (["sweep.budget.flops=1e12"], "sweep.budget must set exactly one of .* tokens and flops are set"),
         (["sweep.budget.tokens=null"], "none of them is set"),
         (["sweep.budget.tokens=[]"], r"sweep.budget.tokens=\[\] must be a number above 0, or a list of them"),
         (["sweep.lr.rule=best"], "sweep.lr.rule=best must be one of fixed, transferred, tuned"),
         (["sweep.lr.parametrization=null"], "sweep.lr.rule=transferred needs a parametrization"),
         (["sweep.lr.rule=fixed"], "sweep.lr.parametrization=completep transfers rates"),
-        (["sweep.lr.value={mobilellm:0.01}"], "sweep.lr.value has rates for mobilellm, and sweep.families are mob.*"),
-        (["sweep.lr.value={ssd:-1}"], "sweep.lr.value=.* must be a number above 0, or one for each family"),
+        (["sweep.lr.value={mobilellm:0.01}"], "sweep.lr.value has rates for mobilellm, but sweep.families are mob.*"),
+        (["sweep.lr.value={ssd:-1}"], "sweep.lr.value=.* must be a number above 0, or a mapping from family"),
         (["sweep.lr.rule=tuned"], "sweep.lr.rule=tuned needs sweep.lr.factors"),
         (["sweep.lr.rule=tuned", "sweep.lr.factors=[1,2]"], "3 or more numbers above 0"),
-        (["sweep.lr.factors=[1,2,4]"], "goes with sweep.lr.rule=tuned, which is transferred"),
+        (["sweep.lr.factors=[1,2,4]"], "needs sweep.lr.rule=tuned, but the rule is transferred"),
         (["sweep.lr.rule=fixed", "sweep.lr.parametrization=null", "sweep.lr.base_width=64"], "sweep.lr.base_width=64"),
-        (["sweep.seeds=[1,1]"], "sweep.seeds names 1 more than once"),
+        (["sweep.seeds=[1,1]"], "sweep.seeds has 1 more than once"),
         (["sweep.seeds=3"], "sweep.seeds=3 must be a list of whole numbers"),
         (["sweep.overrides=['seed=2']"], "sweep.overrides has seed=2, which the design sets: set sweep.seeds"),
         (["sweep.overrides=['train.tokens=2']"], "set sweep.budget instead"),
-        (["sweep.overrides=['train']"], "sweep.overrides has 'train': an override of train.py is KEY=VALUE"),
+        (["sweep.overrides=['train']"], "sweep.overrides has 'train': an override of train.py has the form KEY=VALUE"),
         (["sweep.also=['seed=2']"], "sweep.also has seed=2, which the design sets: set sweep.seeds"),
         (["sweep.overrides=['train.tockens=2']"], "tockens"),
         (["sweep.overrides=['train.log_every=0']"], "train.log_every=0 must be a whole number of at least 1"),

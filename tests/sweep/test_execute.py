@@ -56,10 +56,10 @@ def test_a_cell_that_goes_wrong_stops_none_but_branches_whose_step_it_has_not_ke
         cell("good"),
         *(cell(name, f"do={what}") for name, what in WRONG.items()),
         cell("impossible", impossible="width=3 must be even"),
-        cell("branch", after="failing"),
-        cell("twig", after="good"),
-        cell("early", after="diverging", branch_step=1),
-        cell("late", after="diverging", branch_step=2),
+        cell("branch", trunk="failing"),
+        cell("twig", trunk="good"),
+        cell("early", trunk="diverging", branch_step=1),
+        cell("late", trunk="diverging", branch_step=2),
     ]
     kept = tmp_path / "runs" / "diverging" / "checkpoints" / "step-000001.ckpt"
     kept.parent.mkdir(parents=True)
@@ -72,8 +72,8 @@ def test_a_cell_that_goes_wrong_stops_none_but_branches_whose_step_it_has_not_ke
     assert outcomes["impossible"].why == "width=3 must be even"
     assert outcomes["failing"].why == "exit code 1: nonsense=1 must be sense"
     assert outcomes["dying"].why == "killed by SIGKILL 2 times with no new checkpoint"
-    assert outcomes["branch"].why == "it starts from a checkpoint of failing, which is failed"
-    assert outcomes["late"].why == "it starts from a checkpoint of diverging, which is diverged"
+    assert outcomes["branch"].why == "it needs a checkpoint of failing, whose status is failed"
+    assert outcomes["late"].why == "it needs a checkpoint of diverging, whose status is diverged"
     assert [count(tmp_path, "start", name) for name in ("failing", "dying", "silent")] == [1, 2, 1]
     failure = json.loads((tmp_path / "runs" / "dying" / "failure.json").read_text())
     assert (failure["exit_code"], failure["signal"], failure["starts"]) == (-9, 9, 2)
@@ -97,7 +97,7 @@ def test_retry_runs_failed_and_diverged_cells_again_and_keeps_what_was_there(tmp
 def test_a_killed_job_continues_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, [cell("a", "do=die_once")])["a"].status == "completed"
     assert (tmp_path / "history").read_text().splitlines() == ["start a 0", "start a 2", "completed a 3"]
-    assert capsys.readouterr().err == "a: killed by SIGKILL, and is started again\n"
+    assert capsys.readouterr().err == "a: killed by SIGKILL; it will be started again\n"
 
 
 def test_deaths_that_each_leave_a_new_checkpoint_are_not_counted_against_a_job(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_deaths_that_each_leave_a_new_checkpoint_are_not_counted_against_a_job(t
 
 def test_the_longest_goes_first_and_a_trunk_counts_its_longest_branch(tmp_path: Path) -> None:
     cells = [cell("small", flops=1.0), cell("large", flops=5.0)]
-    cells += [cell("branch", flops=4.0, after="trunk"), cell("trunk", flops=2.0)]
+    cells += [cell("branch", flops=4.0, trunk="trunk"), cell("trunk", flops=2.0)]
     execute(cells, tmp_path / "runs", LOCAL | {"slots": 1}, script=STUB)
     assert all_starts(tmp_path) == ["trunk", "large", "branch", "small"]
 
@@ -176,7 +176,7 @@ def test_a_signal_in_the_same_process_lets_the_running_job_save(tmp_path: Path) 
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="interrupted with 0 of 2 cells completed"):
-        run(tmp_path, [cell("long", "seconds=0.1", steps=600, flops=9.0), cell("b", after="long")], show=interrupt)
+        run(tmp_path, [cell("long", "seconds=0.1", steps=600, flops=9.0), cell("b", trunk="long")], show=interrupt)
     outcomes = [ledger.read_outcome(tmp_path / "runs" / name).status for name in ("long", "b")]
     assert outcomes == ["interrupted", "not_started"]
 

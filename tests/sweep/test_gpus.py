@@ -15,7 +15,7 @@ from slm.sweep import run
 from slm.sweep.config import check_settings
 from slm.sweep.execute import execute
 from slm.sweep.launchers import gpus
-from slm.sweep.launchers.gpus import PROCESS_BYTES, USABLE, Together, choose_jobs, with_jobs_per_gpu
+from slm.sweep.launchers.gpus import PROCESS_BYTES, USABLE, SharedGpuMeasurement, choose_jobs, with_jobs_per_gpu
 from slm.sweep.launchers.local import slot_environments
 from tests.composing import composed
 from tests.sweep import designs
@@ -48,11 +48,11 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., N
     return fake
 
 
-def saturating(most: float, memory: int = 10**9) -> Callable[[int], Together]:
+def saturating(most: float, memory: int = 10**9) -> Callable[[int], SharedGpuMeasurement]:
     """A model that reaches 1,000 tokens/s alone, on a GPU that reaches `most` times that in all."""
 
-    def measure(jobs: int) -> Together:
-        return Together(jobs=jobs, tokens_per_second=1000 * min(jobs, most), memory_bytes=memory)
+    def measure(jobs: int) -> SharedGpuMeasurement:
+        return SharedGpuMeasurement(jobs=jobs, tokens_per_second=1000 * min(jobs, most), memory_bytes=memory)
 
     return measure
 
@@ -66,7 +66,7 @@ def test_more_jobs_share_a_gpu_as_long_as_they_add_speed(most: float, expected: 
 def test_never_more_jobs_than_memory_allows(memory: int, free: int, most: int) -> None:
     tried = []
 
-    def measure(jobs: int) -> Together:
+    def measure(jobs: int) -> SharedGpuMeasurement:
         tried.append(jobs)
         return saturating(1e9, memory)(jobs)
 
@@ -78,7 +78,7 @@ def test_never_more_jobs_than_memory_allows(memory: int, free: int, most: int) -
 
 
 def test_jobs_that_do_not_run_together_are_not_started_together() -> None:
-    def measure(jobs: int) -> Together | None:
+    def measure(jobs: int) -> SharedGpuMeasurement | None:
         return saturating(100)(jobs) if jobs < 4 else None
 
     assert choose_jobs(measure, most=8, free_bytes=CARD)[0] == 2
@@ -113,7 +113,7 @@ def test_more_than_the_gpus_have_is_refused(two_gpus: Callable[..., None], asked
 def test_a_sweep_measures_once_and_keeps_the_number(two_gpus: Callable[..., None], tmp_path: Path) -> None:
     asked, tried = settings("local"), []
 
-    def measure(jobs: int) -> Together:
+    def measure(jobs: int) -> SharedGpuMeasurement:
         tried.append(jobs)
         return saturating(3, 3 * 10**9)(jobs)
 
@@ -171,16 +171,16 @@ def test_the_largest_cell_is_measured_as_its_jobs_would_run(
 ) -> None:
     asked: list[tuple] = []
 
-    def measure(config: dict, environment: dict, jobs: int) -> Together:
+    def measure(config: dict, environment: dict, jobs: int) -> SharedGpuMeasurement:
         shape = (config["model"]["hidden_size"], config["model"]["num_layers"])
         asked.append((jobs, shape, environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]))
         assert (GPU_MEMORY_SHARE in environment) == (jobs > 1)
         return saturating(2)(jobs)
 
-    monkeypatch.setattr(run, "measure_together", measure)
+    monkeypatch.setattr(run, "measure_shared_gpu", measure)
     monkeypatch.chdir(tmp_path)
     shapes = ("sweep.grid.widths=[64,128]", "sweep.grid.depths=[2,4,6]", "output_dir=here", "logger=csv")
-    launcher = run._shared_gpus(run._checked(check_settings(designs.composed(*SMALL, *shapes))))
+    launcher = run._launcher_settings(run._checked(check_settings(designs.composed(*SMALL, *shapes))))
     assert launcher["jobs_per_gpu"] == 2
     # Six cells on two GPUs of 16 cores: three on a GPU at most, each with its share of the cores.
     assert asked == [(1, (128, 6), "0", "8"), (2, (128, 6), "0", "4"), (3, (128, 6), "0", "2")]
@@ -193,7 +193,7 @@ TINY = ("model.num_layers=1", "train.sequence_length=32", "train.batch_tokens=25
 def test_processes_that_train_together_report_their_total_speed() -> None:
     """On the CPU. Slow, because each process imports torch."""
     plan = composed(*TINY, "trainer=cpu", "output_dir=runs", "name=a")
-    found = gpus.measure_together(plan, {**os.environ, "OMP_NUM_THREADS": "1"}, 2)
+    found = gpus.measure_shared_gpu(plan, {**os.environ, "OMP_NUM_THREADS": "1"}, 2)
     assert found is not None
     assert found.jobs == 2
     assert found.tokens_per_second > 500

@@ -217,7 +217,7 @@ def test_a_second_interrupt_does_not_wait_for_slurm(other_machine: OtherMachine,
     other_machine.cancel = lambda ids: None  # type: ignore[method-assign]
     engine.stop()
     assert engine.ended() == {}
-    engine.stop(at_once=True)
+    engine.stop(force=True)
     assert engine.ended() == {"a": None}
 
 

@@ -28,7 +28,7 @@ def test_a_result_counts_before_a_failure_and_a_failure_before_an_interruption(t
     record_failure(tmp_path, why="lost", exit_code=None, starts=3)
     assert read_outcome(tmp_path) == Outcome("failed", "lost")
     write_result(tmp_path, status="diverged", train_loss_final=None)
-    assert read_outcome(tmp_path).why == "diverged at step 7 of 9, with a training loss of no finite number"
+    assert read_outcome(tmp_path).why == "diverged at step 7 of 9, with no finite loss"
     write_result(tmp_path, status="completed")
     assert read_outcome(tmp_path) == Outcome("completed")
 

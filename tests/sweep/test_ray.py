@@ -70,7 +70,7 @@ def ray_on_threads() -> ModuleType:
 def test_cells_go_to_ray_as_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ray = ray_on_threads()
     monkeypatch.setitem(sys.modules, "ray", ray)
-    cells = [cell("a", "do=die_once"), cell("b", "do=fail"), cell("c", after="a")]
+    cells = [cell("a", "do=die_once"), cell("b", "do=fail"), cell("c", trunk="a")]
     outcomes = execute(cells, tmp_path / "runs", settings("ray", cpus_per_job=3, gpus_per_job=1), script=STUB)
     assert ray.__dict__["resources"] == {"num_cpus": 3, "num_gpus": 1, "max_retries": 0}
     assert [outcome.status for outcome in outcomes.values()] == ["completed", "failed", "completed"]
@@ -88,7 +88,7 @@ def test_jobs_that_ray_started_here_end_at_once_when_told_to(monkeypatch: pytest
     engine = open_launcher(settings("ray"), tmp_path, jobs=1)
     engine.start([job])
     wait_until(lambda: id_and_slot(job.folder) is not None)
-    engine.stop(at_once=True)
+    engine.stop(force=True)
     while not (ended := engine.ended()):
         time.sleep(0.01)
     assert ended == {"a": -signal.SIGKILL}

@@ -110,7 +110,7 @@ def test_the_same_command_goes_on_and_more_seeds_may_be_added_but_not_taken_away
     assert len(jobs.started) == 8
     assert sweep(jobs, *FEW, "sweep.seeds=[1,2]") == 0
     assert (len(jobs.started), len(set(jobs.started))) == (16, 16)
-    with pytest.raises(ValueError, match=r"output_dir=here holds another design, with cells .*mobilellm_32x2-seed2-"):
+    with pytest.raises(ValueError, match=r"output_dir=here holds a sweep with cells .*mobilellm_32x2-seed2-"):
         sweep(jobs, *FEW)
     Path("thesis").mkdir()
     Path("thesis/thesis.tex").write_text("years of work")
@@ -245,9 +245,9 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, sweep: Sw
         ("where='loss <'", "where=loss < must be a condition"),
         (
             "sweep.also=['logger.mode=online']",
-            "runs have the logger of their sweep: give logger.mode=online to sweep.py",
+            "all runs use the logger of sweep.py: give logger.mode=online to sweep.py",
         ),
-        ("drop_worst=8", "drop_worst=8 leaves none of the 8 runs"),
+        ("drop_worst=8", "drop_worst=8 drops all 8 runs"),
         ("sweep.name=../x", "sweep.name"),
         ("sweep.also=['data=local','data.paths=/nowhere/*.txt']", r"data.paths='/nowhere/\*.txt' matches no file"),
         ("sweep.evaluation={w: ['data=local','data.paths=no.txt']}", "sweep.evaluation.w: data.paths='no.txt' matches"),

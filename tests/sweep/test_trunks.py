@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from slm.composition.schedules import check_schedule, count_common_steps
 from slm.scaling.tables import table_from_frame
-from slm.sweep.cells import collect_cells, share_trunks, without_lost_steps
+from slm.sweep.cells import collect_cells, reset_missed_branches, share_trunks
 from slm.sweep.config import check_settings
 from slm.sweep.execute import run_paths
 from slm.sweep.forecast import Speeds, disk_bytes, find_power
@@ -38,13 +38,13 @@ def test_the_longest_budget_is_the_trunk_of_the_others_and_keys_do_not_change() 
     alone = cells_of(*BRANCHED, *several, "sweep.budget.trunk=false")
     cells = {cell.name: cell for cell in cells_of(*BRANCHED, *several)}
     assert [cell.key for cell in cells.values()] == [cell.key for cell in alone]
-    trunks = [cell for cell in cells.values() if cell.after is None]
+    trunks = [cell for cell in cells.values() if cell.trunk is None]
     assert len(trunks) == 6
     for trunk in trunks:
         assert (trunk.tokens, trunk.flops_trained) == (40960, trunk.flops)
         assert trunk.overrides[-1] == "checkpoint.keep_steps=[8,16]"
-    for branch in (each for each in cells.values() if each.after):
-        assert (cells[branch.after].lr, cells[branch.after].seed) == (branch.lr, branch.seed)
+    for branch in (each for each in cells.values() if each.trunk):
+        assert (cells[branch.trunk].lr, cells[branch.trunk].seed) == (branch.lr, branch.seed)
         assert (branch.branch_step, branch.shared_tokens) == (branch.tokens // 1024 * 8 // 10, branch.tokens * 8 // 10)
         assert branch.flops_trained == pytest.approx(branch.flops / 5)
 
@@ -62,7 +62,7 @@ def test_a_branch_leaves_before_the_learning_rates_part(steps: list[int], decay:
     for branch in share_trunks([cell(str(count), steps=count) for count in steps], config):
         common = count_common_steps(schedule, max(steps), schedule, int(branch.name))
         assert branch.branch_step <= common
-        if branch.after is None:
+        if branch.trunk is None:
             assert int(branch.name) == max(steps) or (1 - decay) * int(branch.name) < 1
         else:
             assert branch.branch_step >= common - 1  # nothing is trained twice but for a step
@@ -118,13 +118,13 @@ def test_budgets_of_a_shape_share_its_misfit_and_branches_of_a_trunk_their_noise
 
 def test_a_budget_added_to_a_finished_trunk_that_kept_no_step_for_it_is_trained_from_step_0(tmp_path: Path) -> None:
     cells = share_trunks([cell("short", steps=10), cell("long", steps=20)], wsd())
-    assert without_lost_steps(cells, tmp_path) == cells
+    assert reset_missed_branches(cells, tmp_path) == cells
     write(tmp_path / "long", {"status": "completed"})
-    short, _ = without_lost_steps(cells, tmp_path)
-    assert (short.branch_step, short.flops_trained, short.after) == (0, short.flops, "long")
+    short, _ = reset_missed_branches(cells, tmp_path)
+    assert (short.branch_step, short.flops_trained, short.trunk) == (0, short.flops, "long")
     (tmp_path / "long" / "checkpoints").mkdir()
     (tmp_path / "long" / "checkpoints" / "step-000008.ckpt").touch()
-    assert without_lost_steps(cells, tmp_path) == cells
+    assert reset_missed_branches(cells, tmp_path) == cells
 
 
 def test_a_trunk_that_was_interrupted_past_a_step_that_it_did_not_keep_has_lost_it(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_trunk_that_was_interrupted_past_a_step_that_it_did_not_keep_has_lost_
     write(tmp_path / "long", {"status": "interrupted"})
     for step, branch_step in ((8, 8), (9, 0)):
         (tmp_path / "long" / "metrics.csv").write_text(f"step,tokens\n{step},{step * 100}\n")
-        assert without_lost_steps(cells, tmp_path)[0].branch_step == branch_step
+        assert reset_missed_branches(cells, tmp_path)[0].branch_step == branch_step
 
 
 def test_a_branch_has_the_loss_of_a_run_from_step_0(text_file: Path, cache_dir: Path, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ class Launcher(Protocol):
     def ended(self) -> dict[str, int | None]:
         """Jobs that ended since the last call: name and exit code (negative for a signal, None if unknown)."""
 
-    def stop(self, *, at_once: bool = False) -> None:
-        """Let all jobs save a checkpoint and end, or end them `at_once`. `ended` reports them."""
+    def stop(self, *, force: bool = False) -> None:
+        """Let all jobs save a checkpoint and end, or end them `force`. `ended` reports them."""
 
 
 LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "slurm": Slurm, "ray": Ray}

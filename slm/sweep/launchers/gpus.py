@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Together:
+class SharedGpuMeasurement:
     """What `jobs` processes that train one model on one GPU at the same time reach."""
 
     jobs: int
@@ -49,7 +49,7 @@ class Together:
     """GPU memory that torch holds in one of them."""
 
 
-Measure = Callable[[int], Together | None]
+Measure = Callable[[int], SharedGpuMeasurement | None]
 """Measures that many jobs on one GPU; None if they do not run, for example for lack of memory."""
 
 
@@ -93,9 +93,9 @@ def _most_jobs(total_bytes: int) -> int:
     return int(total_bytes / 2 / PROCESS_BYTES)
 
 
-def choose_jobs(measure: Measure, *, most: int, free_bytes: int) -> tuple[int, list[Together]]:
+def choose_jobs(measure: Measure, *, most: int, free_bytes: int) -> tuple[int, list[SharedGpuMeasurement]]:
     """How many jobs share a GPU, at most `most` and as `free_bytes` allow, and the measurements."""
-    found: list[Together] = []
+    found: list[SharedGpuMeasurement] = []
     jobs = 1
     while (together := measure(jobs)) is not None:
         found.append(together)
@@ -141,7 +141,9 @@ def with_jobs_per_gpu(
     return {**launcher, "jobs_per_gpu": kept["jobs_per_gpu"]}
 
 
-def measure_together(settings: Mapping[str, Any], environment: Mapping[str, str], jobs: int) -> Together | None:
+def measure_shared_gpu(
+    settings: Mapping[str, Any], environment: Mapping[str, str], jobs: int
+) -> SharedGpuMeasurement | None:
     """`jobs` processes that train by the config `settings` in that `environment`, on the GPUs visible in it."""
     path = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     try:
@@ -159,4 +161,4 @@ def measure_together(settings: Mapping[str, Any], environment: Mapping[str, str]
     if done.returncode != 0:
         say(f"  {jobs} at a time: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")
         return None
-    return Together(jobs=jobs, **json.loads(done.stdout.splitlines()[-1]))
+    return SharedGpuMeasurement(jobs=jobs, **json.loads(done.stdout.splitlines()[-1]))

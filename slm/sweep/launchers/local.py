@@ -88,14 +88,14 @@ class Local:
             codes[name] = code
             del self._running[name]
             if code is None or code < 0:  # the ranks and workers of a killed process would keep the GPU
-                _stop(running, at_once=True)
+                _stop(running, force=True)
         return codes
 
-    def stop(self, *, at_once: bool = False) -> None:
+    def stop(self, *, force: bool = False) -> None:
         """SIGTERM, upon which train.py saves a checkpoint; or SIGKILL to all its processes."""
         self._stopping = True
         for running in self._running.values():
-            _stop(running, at_once=at_once)
+            _stop(running, force=force)
 
     def _begin_forked(self, job: Job, environment: Mapping[str, str], slot: int) -> BaseProcess | None:
         if not self._warm:
@@ -111,10 +111,10 @@ def _exit_code(process: subprocess.Popen[bytes] | BaseProcess | None) -> int | N
     return process.poll() if process else None
 
 
-def _stop(running: Running, *, at_once: bool) -> None:
+def _stop(running: Running, *, force: bool) -> None:
     process_id = running.process.pid if running.process else (id_and_slot(running.folder) or (None,))[0]
     if process_id:
-        stop(process_id, at_once=at_once)
+        stop(process_id, force=force)
 
 
 def slot_environments(settings: Mapping[str, Any], *, jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:

@@ -63,12 +63,12 @@ class Ray:
             del self._running[name]
         return codes
 
-    def stop(self, *, at_once: bool = False) -> None:
+    def stop(self, *, force: bool = False) -> None:
         """Interrupt the tasks, so that train.py saves; or kill their workers and the jobs on this machine."""
         for job, task in self._running.values():
-            if at_once and (process := id_and_slot(job.folder)):
-                stop(process[0], at_once=True)
-            self.ray.cancel(task, force=at_once)
+            if force and (process := id_and_slot(job.folder)):
+                stop(process[0], force=True)
+            self.ray.cancel(task, force=force)
 
     def _connect(self) -> None:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

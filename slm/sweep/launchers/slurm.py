@@ -39,7 +39,7 @@ class Slurm:
         self._submitted: dict[str, tuple[Job, str]] = {}
         self._states: dict[str, str] | None = None
         self._asked_at = float("-inf")
-        self._stopping = self._at_once = False
+        self._stopping = self._force = False
 
     def width(self) -> int:
         """Jobs of one array that run at a time if the cluster has room."""
@@ -74,7 +74,7 @@ class Slurm:
 
     def ended(self) -> dict[str, int | None]:
         """Jobs with an exit code, and lost ones."""
-        if self._at_once:
+        if self._force:
             remaining, self._submitted = self._submitted, {}
             return dict.fromkeys(remaining)
         if time.monotonic() - self._asked_at < ASK_SECONDS:
@@ -88,9 +88,9 @@ class Slurm:
                 del self._submitted[name]
         return codes
 
-    def stop(self, *, at_once: bool = False) -> None:
-        """Cancel all jobs, so that train.py saves. `at_once` only stops waiting, since SLURM has no quicker way."""
-        self._stopping, self._at_once = True, at_once
+    def stop(self, *, force: bool = False) -> None:
+        """Cancel all jobs, so that train.py saves. `force` only stops waiting, since SLURM has no quicker way."""
+        self._stopping, self._force = True, force
         self._asked_at = float("-inf")
         self.scheduler.cancel([number for _, number in self._submitted.values()])
 
