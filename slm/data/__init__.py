@@ -1,8 +1,8 @@
 """Text source -> documents -> tokenizer -> memory-mapped token shards -> batches.
 
-`prepare` builds (once, then opens) a `Corpus`; `train_loader` and `val_batches` turn its streams into tensors. What a
-step trains on is a pure function of (seed, step, data): `window_ids`. Importing this package is cheap: torch,
-tokenizers and pyarrow are loaded at first use.
+`prepare` builds a `Corpus` the first time and then opens it; `train_loader` and `val_batches` turn its streams into
+tensors. The batch of a step is a pure function of (seed, step, data): `window_ids`. Importing this package is cheap,
+because torch, tokenizers and pyarrow are imported at first use.
 """
 
 from importlib import import_module

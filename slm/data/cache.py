@@ -1,8 +1,9 @@
 """Folders that are built once and then only read.
 
-A folder is built as NAME.partial, synced and renamed, so that a name in the cache is always a finished build. A lock
-file lets one process build while the others wait. The next build continues what a killed one left (`slm.data.parts`).
-`manifest.json` records size and SHA-256 of every file: a folder that does not match it is built again, never used.
+A folder is built as NAME.partial, synced and renamed, so that a folder without this suffix is always complete. A lock
+file lets one process build while the others wait. After a build is killed, the next one continues it
+(`slm.data.parts`). `manifest.json` records the size and SHA-256 of every file; a folder that does not match its
+manifest is never used but built again.
 """
 
 import hashlib
@@ -21,33 +22,32 @@ from slm.runtime.files import replace, sync, write_json
 from slm.runtime.progress import say
 
 SCHEMA = "slm.data/3"  # part of every key: change it when the layout or the meaning of a cached file changes
-MAX_CHECKED_BYTES = 256 << 20  # up to here checksums cost well under a second; above, SLM_VERIFY=1 asks for them
+MAX_CHECKED_BYTES = 256 << 20  # checksums of smaller folders take well under a second; SLM_VERIFY=1 checks all
 
 
 def digest(value: Any) -> str:
-    """Short hex name of a JSON-like value."""
+    """Return a short hex name for a JSON-like value."""
     text = json.dumps([SCHEMA, value], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: str) -> dict[str, Any]:
-    """The manifest of `folder`, built before or now by `build(folder.partial)`, which returns facts for it.
+    """Return the manifest of `folder`, after building it unless an earlier call did.
 
-    A `ValueError` of `build` says that the data cannot be used, and removes `folder.partial`. After any other error,
-    Ctrl-C or a kill it stays, and the next call continues it.
-
-    `what` names the thing in messages.
+    `build(partial_folder)` writes the files and returns the facts for the manifest. If it raises `ValueError`, the data
+    cannot be used and the partial folder is removed. After any other error, Ctrl-C or a kill, the partial folder stays
+    for the next call. Messages call the contents of the folder `what`.
     """
     if (manifest := _open(folder)) is not None:
         return manifest
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
-        held = lock.acquire(timeout=0)
+        acquired = lock.acquire(timeout=0)
     except Timeout:
         say(f"data: waiting for another process that builds {what}")
-        held = lock.acquire()
-    with held:
+        acquired = lock.acquire()
+    with acquired:
         return _open(folder) or _build(folder, build)
 
 
@@ -59,14 +59,13 @@ def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
     except ValueError:
         shutil.rmtree(partial)
         raise
-    sealed, records = sealed_files(partial), partial / RECORDS
-    paths = [path for path in sorted(partial.rglob("*")) if path.is_file() and path.parent != records]
-    files = {
-        name: sealed.get(name) or seal(partial / name) for name in (p.relative_to(partial).as_posix() for p in paths)
-    }
+    sealed = sealed_files(partial)
+    paths = [path for path in sorted(partial.rglob("*")) if path.is_file() and path.parent != partial / RECORDS]
+    names = [path.relative_to(partial).as_posix() for path in paths]
+    files = {name: sealed.get(name) or seal(partial / name) for name in names}
     write_json(partial / "manifest.json", {"schema": SCHEMA, **facts, "files": files})
     sync(partial / "manifest.json")
-    shutil.rmtree(folder, ignore_errors=True)  # if it is damaged
+    shutil.rmtree(folder, ignore_errors=True)  # an older folder, if any, is damaged
     replace(partial, folder)
     sync(folder.parent)
     shutil.rmtree(folder / RECORDS, ignore_errors=True)
@@ -74,7 +73,7 @@ def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
 
 
 def _open(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished and sound folder; None if it must be built, with a warning if it is damaged."""
+    """Return the manifest of an intact folder; None if the folder is missing or, after a warning, if it is damaged."""
     if not folder.is_dir():
         return None
     try:
@@ -89,12 +88,12 @@ def _open(folder: Path) -> dict[str, Any] | None:
 
 
 def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    total = sum(file["bytes"] for file in files.values())
-    checks_sums = total <= MAX_CHECKED_BYTES or os.environ.get("SLM_VERIFY") == "1"
+    total_bytes = sum(file["bytes"] for file in files.values())
+    check_sha256 = total_bytes <= MAX_CHECKED_BYTES or os.environ.get("SLM_VERIFY") == "1"
     for name, file in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != file["bytes"]:
             return f"{name} does not have its {file['bytes']} bytes"
-        if checks_sums and sha256(path) != file["sha256"]:
+        if check_sha256 and sha256(path) != file["sha256"]:
             return f"{name} does not have its checksum"
     return None

@@ -1,7 +1,7 @@
-"""`prepare` opens the corpus that the configs of data and tokenizer describe, and builds it if it is not in the cache.
+"""`prepare` opens the corpus that a data config and a tokenizer config describe, and builds it if it is not cached.
 
-The cache has two folders for a corpus: one of its documents, split and independent of the tokenizer, and one of the
-tokens made from them, with the tokenizer.
+Each corpus has two folders in the cache. The first holds the documents of both splits, which are independent of the
+tokenizer. The second holds their tokens and the tokenizer.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from slm.data.stream import ShardWriter, TokenStream, split_facts
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import Plan, is_on_hub, load_tokenizer, plan_tokenizer
 
-_TOKENS_SCHEMA = 2  # part of the key of token folders: raise it when what their manifests hold changes
+_TOKENS_SCHEMA = 2  # part of the key of token folders: increase it when their manifests get other contents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class Corpus:
     train: TokenStream
     val: TokenStream
     val_bytes: np.ndarray
-    """(vocab_size,) float64: bytes of validation text that a token of each id counts for; their sum is the text's."""
+    """(vocab_size,) float64: bytes that one token of each id counts for. Summed over the validation tokens, they give
+    the bytes of the validation text."""
     keeps_text: bool
     """Whether the validation text can be decoded from its tokens."""
     tokenizer: Tokenizer
@@ -53,17 +54,18 @@ class Corpus:
 
 
 def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir: Path) -> Corpus:
-    """Open the corpus of conf/data/NAME.yaml under conf/tokenizer/NAME.yaml (plain dicts); build what is missing.
+    """Open the corpus that a data config and a tokenizer config (plain dicts) describe; build what is missing.
 
-    Safe to call from several processes at once: one builds, the others wait. Raises ValueError, which names the config
-    key, for options from which no corpus can be built.
+    Safe to call from several processes at once: one builds, the others wait. If no corpus can be built from the
+    options, raises ValueError that names the config key.
     """
-    plan, name = plan_tokenizer(tokenizer), data["name"]
+    plan = plan_tokenizer(tokenizer)
+    name = data["name"]
     folder = cache_dir / "tokens" / f"{name}-{digest([_TOKENS_SCHEMA, _documents_key(data), plan.key])}"
 
-    def build(folder: Path) -> dict[str, Any]:
-        documents, facts = prepare_documents(data, cache_dir=cache_dir)
-        return write_tokens(folder, documents, facts, plan)
+    def build(partial_folder: Path) -> dict[str, Any]:
+        documents, document_facts = prepare_documents(data, cache_dir=cache_dir)
+        return write_tokens(partial_folder, documents, document_facts, plan)
 
     facts = cached(folder, build, what=f"the tokens of {name}")
     built_tokenizer = load_tokenizer(folder / "tokenizer", name=facts["tokenizer"]["name"])
@@ -88,10 +90,10 @@ def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None
 
 
 def _val_bytes(tokenizer: Tokenizer, split: Mapping[str, Any], token_bytes: int) -> np.ndarray:
-    """`Corpus.val_bytes`: the bytes of each id by itself, scaled so that all tokens together have those of the text.
+    """Return `Corpus.val_bytes`: the byte length of each id, scaled to sum to the bytes of the validation text.
 
-    `split` is the validation split in the manifest, and `token_bytes` the sum over its tokens before scaling. If that
-    is 0, all ids count for the same number of bytes.
+    `split` is the manifest's entry for the validation split, and `token_bytes` the sum over its tokens before scaling.
+    If `token_bytes` is 0, all ids count for the same number of bytes.
     """
     if token_bytes:
         return tokenizer.token_bytes * (split["bytes"] / token_bytes)
@@ -100,52 +102,56 @@ def _val_bytes(tokenizer: Tokenizer, split: Mapping[str, Any], token_bytes: int)
 
 
 def prepare_documents(data: Mapping[str, Any], *, cache_dir: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder with the documents of conf/data/NAME.yaml, which `read_documents` takes, and its manifest."""
+    """Return the documents folder of a data config, built if missing, and the manifest of the folder."""
     name = data["name"]
     folder = cache_dir / "documents" / f"{name}-{digest(_documents_key(data))}"
-
-    return folder, cached(folder, lambda folder: write_documents(folder, data), what=f"the documents of {name}")
+    return folder, cached(folder, lambda partial: write_documents(partial, data), what=f"the documents of {name}")
 
 
 def _documents_key(data: Mapping[str, Any]) -> list[Any]:
-    """What the documents and their split depend on."""
+    """Return all that the documents and their split depend on."""
     return [source_of(data).key(data), data["val_fraction"]]
 
 
-def write_tokens(folder: Path, documents: Path, facts: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Make the tokenizer and encode both splits into shards; returns what the manifest of the token folder holds.
+def write_tokens(folder: Path, documents: Path, document_facts: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Make the tokenizer and encode both splits into shards; returns the manifest of the token folder.
 
-    `facts` is the manifest of the folder `documents`.
+    `document_facts` is the manifest of the folder `documents`.
     """
-    saved = folder / "tokenizer"
-    if not saved.exists():  # else of a killed build
+    tokenizer_folder = folder / "tokenizer"
+    if not tokenizer_folder.exists():  # otherwise a build that was killed has made the tokenizer
         plan.make(lambda: read_documents(documents, "train")).save(folder / "tokenizer.new")
-        (folder / "tokenizer.new").rename(saved)
-    tokenizer = load_tokenizer(saved, name=plan.name)
-    files = [(split, path) for split in SPLITS for path in document_files(documents, split)]
-    is_first = {path: number == 0 or files[number - 1][0] != split for number, (split, path) in enumerate(files)}
-    parts = [Part((split, str(path), is_first[path]), text_bytes(path)) for split, path in files]
+        (folder / "tokenizer.new").rename(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder, name=plan.name)
+    parts = []
+    for split in SPLITS:
+        for index, path in enumerate(document_files(documents, split)):
+            parts.append(Part((split, str(path), index == 0), text_bytes(path)))
     results = build_parts(folder, "tokens", encode_file, parts, task="data: encoding")
-    shards = {split: [s for part in results if part["split"] == split for s in part["shards"]] for split in SPLITS}
-    splits = facts["splits"]
+    splits = {}
+    for split, counts in document_facts["splits"].items():
+        shards = [shard for result in results if result["split"] == split for shard in result["shards"]]
+        splits[split] = split_facts(shards, tokenizer.vocab_size, counts)
     return {
-        "fingerprint": facts["fingerprint"],
-        "left_out": facts["left_out"],
+        "fingerprint": document_facts["fingerprint"],
+        "left_out": document_facts["left_out"],
         "tokenizer": {name: getattr(tokenizer, name) for name in ("name", "fingerprint", "vocab_size")},
-        "val_token_bytes": sum(part["token_bytes"] for part in results),
-        "keeps_text": all(part["keeps_text"] for part in results),
-        "splits": {split: split_facts(shards[split], tokenizer.vocab_size, splits[split]) for split in SPLITS},
+        "val_token_bytes": sum(result["token_bytes"] for result in results),
+        "keeps_text": all(result["keeps_text"] for result in results),
+        "splits": splits,
     }
 
 
 def encode_file(
-    folder: Path, number: int, split: str, documents: str, is_first: bool, advance: Callable[[float], None]
+    folder: Path, number: int, split: str, documents: str, opens_stream: bool, advance: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Encode one Parquet file of a split into shards; `parts.Work`. The first file of a split opens the stream."""
-    tokenizer = _tokenizer_of(str(folder / "tokenizer"))
+    """Encode the Parquet file `documents` of a split into shards. `build_parts` calls this function."""
+    tokenizer = _cached_tokenizer(str(folder / "tokenizer"))
     writer = ShardWriter(folder, f"{split}-{number:05d}", tokenizer.vocab_size)
-    writer.write(tokenizer.opening if is_first else [])
-    token_bytes, keeps_text = 0, True
+    if opens_stream:
+        writer.write(tokenizer.opening)
+    token_bytes = 0
+    keeps_text = True
     for texts in read_file(Path(documents)):
         encoded = tokenizer.encode_batch(texts)
         writer.write(chain.from_iterable(map(tokenizer.framed, encoded)))
@@ -154,10 +160,10 @@ def encode_file(
             keeps_text = keeps_text and all(map(tokenizer.keeps, texts, encoded))
         advance(sum(len(text.encode()) for text in texts) / 1e6)
     files = [shard["file"] for shard in writer.shards]
-    written = {"split": split, "shards": writer.shards, "files": files}
-    return {**written, "token_bytes": token_bytes, "keeps_text": keeps_text}
+    facts = {"split": split, "token_bytes": token_bytes, "keeps_text": keeps_text}
+    return {**facts, "shards": writer.shards, "files": files}
 
 
 @lru_cache(maxsize=1)
-def _tokenizer_of(folder: str) -> Tokenizer:
+def _cached_tokenizer(folder: str) -> Tokenizer:
     return load_tokenizer(Path(folder))

@@ -1,10 +1,10 @@
-"""Source `pydocs`: the documentation that is installed wherever slm is.
+"""Source `pydocs`: docstrings of installed Python packages, so that a first run needs no download.
 
-Docstrings and reference prose of the Python standard library and of slm's own dependencies, one document per module,
-parsed without importing the modules. For given versions of Python and the packages the text is the same everywhere.
+The text is docstrings and reference prose of the Python standard library and of slm's own dependencies, one document
+per module. Modules are parsed, not imported. The same versions of Python and the packages give the same text.
 
-Imports the standard library alone, because worker processes run this file as a script: a multiprocessing pool would
-import the caller's `__main__` in every worker, and torch with it.
+This file imports only the standard library, because worker processes run it as a script. A multiprocessing pool would
+import the caller's `__main__`, and thereby torch, in every worker.
 """
 
 import ast
@@ -23,32 +23,32 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-VERSION = 1  # part of the key: change it when other text would come out of the same files
+VERSION = 1  # part of the key: change it when the same files would give different text
 
 Part = tuple[str, str]
-"""Heading and text of one docstring."""
+"""The heading and the text of one docstring."""
 
-# Tests and examples document nothing; vendored copies and lib2to3's fixtures repeat what is elsewhere.
-_SKIPPED_FOLDERS = {
-    *("test", "tests", "_test", "_tests", "_examples", "idle_test", "lib2to3", "turtledemo", "ensurepip"),
-    *("vendor", "vendored", "_vendor", "_vendored", "third_party", "extern", "site-packages", "dist-packages"),
-}
+# Tests and examples document nothing; copies of other packages and lib2to3's fixtures repeat other files.
+_TESTS = {"test", "tests", "_test", "_tests", "_examples", "idle_test", "lib2to3", "turtledemo", "ensurepip"}
+_COPIES = {"vendor", "vendored", "_vendor", "_vendored", "third_party", "extern", "site-packages", "dist-packages"}
+_SKIPPED_FOLDERS = _TESTS | _COPIES
 # Modules that hold the reference of compiled functions as string literals: torch/_torch_docs.py, pydoc_data/topics.py,
 # numpy/_core/_add_newdocs.py, scipy/special/_add_newdocs.py, pandas/core/shared_docs.py ...
 _REFERENCE_MODULE = re.compile(r"(^|[._])(add_newdocs|docs|docstrings|topics)($|_)")
-_PLACEHOLDER_LINE = re.compile(r"^[ \t]*[{%][\w()]+[}s]?[ \t]*\n?", re.MULTILINE)  # "{input}", "%(example)s"
+# A line such as "{input}" or "%(example)s", into which another text would be put.
+_PLACEHOLDER_LINE = re.compile(r"^[ \t]*[{%][\w()]+[}s]?[ \t]*\n?", re.MULTILINE)
 _DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _MIN_DOCUMENT_BYTES = 300  # shorter documents are the one-line summary of an internal module
-_MIN_PART_CHARACTERS = 48  # shorter docstrings repeat the name of what they document
+_MIN_PART_CHARACTERS = 48  # shorter docstrings only repeat the name of a function or class
 _MIN_LITERAL_CHARACTERS = 200  # shorter literals in a reference module are names and error messages
 _MIN_LINE_CHARACTERS = 12  # shorter lines ("Returns", "-------") are in every docstring
-_MIN_WORD_SHARE = 0.2  # of the characters; English prose has 0.8, an example session 0.3
-_MAX_REPEATED_SHARE = 0.7  # of the characters in lines seen before; above, a docstring is a near-copy of earlier ones
+_MIN_WORD_SHARE = 0.2  # share of the characters that are in words; 0.8 in English prose, 0.3 in an example session
+_MAX_REPEATED_SHARE = 0.7  # share of the characters in lines seen before; a docstring with more is a near-copy
 _FILES_PER_WORKER = 48  # about half a second of work
 
 
 def key(data: Mapping[str, Any]) -> Any:
-    """Versions of Python and of the packages; raises ValueError for a package that is not installed."""
+    """Return the versions of Python and of the packages; raises ValueError if a package is not installed."""
     versions = {}
     for package in data["packages"]:
         try:
@@ -61,26 +61,33 @@ def key(data: Mapping[str, Any]) -> Any:
 
 
 def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
-    """(text, None) of each module: the standard library, then `data.packages` as listed, each sorted by module name."""
-    files = [*_standard_library(), *(file for package in data["packages"] for file in _package(package))]
+    """Yield (text, None) for each module: first the standard library, then `data.packages` in the order of the list."""
+    files = _standard_library_files()
+    for package in data["packages"]:
+        files += _package_files(package)
     seen_lines = set[bytes]()
-    for module, parts in _parsed(files):
-        new = [f"{heading}\n\n{text}".lstrip() for heading, text in parts if is_new(text, seen_lines)]
-        document = "\n\n".join([module, *new]) + "\n"
+    for module, parts in _parse(files):
+        new_parts = [f"{heading}\n\n{text}".lstrip() for heading, text in parts if is_new(text, seen_lines)]
+        document = "\n\n".join([module, *new_parts]) + "\n"
         if len(document.encode()) >= _MIN_DOCUMENT_BYTES:
             yield document, None
 
 
 def is_new(text: str, seen_lines: set[bytes]) -> bool:
-    """Whether most lines of a docstring are new; generated and inherited ones repeat earlier lines. Adds its lines."""
+    """Whether most lines of a docstring are not in `seen_lines`, to which they are added.
+
+    Generated and inherited docstrings repeat lines of earlier ones.
+    """
     lines = [line for line in map(str.strip, text.split("\n")) if len(line) >= _MIN_LINE_CHARACTERS] or [text]
-    digests = [hashlib.blake2b(re.sub(r"\d+", "0", line.lower()).encode(), digest_size=12).digest() for line in lines]
+    normalised = [re.sub(r"\d+", "0", line.lower()) for line in lines]
+    digests = [hashlib.blake2b(line.encode(), digest_size=12).digest() for line in normalised]
     repeated = sum(len(line) for line, digest in zip(lines, digests, strict=True) if digest in seen_lines)
     seen_lines.update(digests)
     return repeated <= _MAX_REPEATED_SHARE * sum(map(len, lines))
 
 
-def _standard_library() -> list[tuple[str, str]]:
+def _standard_library_files() -> list[tuple[str, str]]:
+    """Return (module name, path) of each module, sorted."""
     root = sysconfig.get_path("stdlib")
     modules = []
     for folder, subfolders, names in os.walk(root):
@@ -92,7 +99,7 @@ def _standard_library() -> list[tuple[str, str]]:
     return sorted(modules)
 
 
-def _package(package: str) -> list[tuple[str, str]]:
+def _package_files(package: str) -> list[tuple[str, str]]:
     files = importlib.metadata.files(package)
     if files is None:
         raise ValueError(f"data.packages: {package} was installed without a list of its files (RECORD); use pip")
@@ -107,8 +114,8 @@ def _module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def _parsed(files: list[tuple[str, str]]) -> Iterator[tuple[str, list[Part]]]:
-    from slm.runtime.system import num_cores  # here, since a worker, which runs this file, cannot import slm
+def _parse(files: list[tuple[str, str]]) -> Iterator[tuple[str, list[Part]]]:
+    from slm.runtime.system import num_cores  # not at the top, because workers run this file and cannot import slm
 
     chunks = [files[i : i + _FILES_PER_WORKER] for i in range(0, len(files), _FILES_PER_WORKER)]
     with ThreadPoolExecutor(num_cores()) as pool:
@@ -117,7 +124,7 @@ def _parsed(files: list[tuple[str, str]]) -> Iterator[tuple[str, list[Part]]]:
 
 
 def parse_in_worker(files: list[tuple[str, str]]) -> list[tuple[str, list[Part]]]:
-    """[module, parts] of each (module, path), parsed by `main` in a bare interpreter; others are absent."""
+    """Return [module, parts] for each (module, path) that `main` can parse, in an interpreter of its own."""
     command = [sys.executable, "-I", "-S", __file__]
     worker = subprocess.run(command, input=json.dumps(files), stdout=subprocess.PIPE, encoding="utf-8", check=True)
     modules: list[tuple[str, list[Part]]] = json.loads(worker.stdout)
@@ -125,7 +132,7 @@ def parse_in_worker(files: list[tuple[str, str]]) -> list[tuple[str, list[Part]]
 
 
 def main() -> None:
-    """Read a JSON list of [module, path] on stdin; print the JSON of [module, parts] of those that parse."""
+    """Read [[module, path], ...] as JSON from stdin; print [[module, parts], ...] of those that can be parsed."""
     modules = []
     for module, path in json.load(sys.stdin):
         try:
@@ -138,9 +145,10 @@ def main() -> None:
 
 
 def module_parts(source: str, module: str) -> list[Part]:
-    """Docstrings of the module, its classes and functions in source order; the long literals of a reference module.
+    """Return the docstrings of a module, its classes and functions in source order.
 
-    Raises SyntaxError or ValueError for a source that this version of Python does not parse.
+    For a reference module, its long string literals follow. Raises SyntaxError or ValueError for a source that this
+    version of Python cannot parse.
     """
     with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's docstrings
         tree = ast.parse(source)
@@ -152,9 +160,9 @@ def module_parts(source: str, module: str) -> list[Part]:
 
 
 def is_prose(text: str) -> bool:
-    """Whether a good part of the characters is words, which is false for grammars, tables and encoded data.
+    """Whether enough characters are in words: false for grammars, tables and encoded data.
 
-    Of the docstrings of torch, numpy, scipy, pandas and matplotlib, 99.9% of the characters pass.
+    In torch, numpy, scipy, pandas and matplotlib, 99.9% of the characters are in docstrings that pass.
     """
     words = sum(map(len, re.findall(r"(?<![^\s(\[`'\"*:])[A-Za-z][a-z']*(?=[\s.,:;)\]`'\"*?!]|$)", text)))
     return words / len(re.sub(r"\s+", "", text)) > _MIN_WORD_SHARE

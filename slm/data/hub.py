@@ -1,4 +1,4 @@
-"""Source `hub`: a text data set of the Hugging Face hub, streamed through `datasets`."""
+"""Source `hub`: a text data set of the Hugging Face hub, streamed by `datasets`."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,13 +7,13 @@ from typing import Any
 from slm.data.readers import clean, first_line, text_of
 from slm.data.sources import Document
 
-_TIMEOUT_SECONDS = 5.0  # to the first answer of the hub; its own clients retry for minutes
+_TIMEOUT_SECONDS = 5.0  # for the first answer of the hub, because its own clients retry for minutes
 _MAX_PARTS = 1024
 _OPTIONS = ("path", "subset", "revision", "val_split", "text_column", "document_start", "max_documents", "max_bytes")
 
 
 def key(data: Mapping[str, Any]) -> Any:
-    """The options alone, so that what is cached stays usable without network."""
+    """Return the options and nothing from the network, so that a cached corpus can be used offline."""
     for name in ("max_documents", "max_bytes"):
         if data[name] is not None and data[name] < 1:
             raise ValueError(f"data.{name}={data[name]} must be positive, or null for no limit")
@@ -21,36 +21,39 @@ def key(data: Mapping[str, Any]) -> Any:
 
 
 def size(part: Mapping[str, Any]) -> int | None:
-    """The limit on bytes, if there is one."""
+    """Return the limit on bytes, if there is one."""
     limit: int | None = part["max_bytes"]
     return limit
 
 
 def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Runs of the data set's files, in order, those of its validation split first, each with `table` and `shard`.
+    """Return a copy of the config per shard of the data set, validation first, with `table`, `split` and `shard`.
 
-    A split is one part if `document_start`, `max_documents` or `max_bytes` is given, since these count from its begin.
-    Raises ValueError at once when the hub cannot be reached.
+    A split is one shard if `document_start`, `max_documents` or `max_bytes` is given, because these count from its
+    first row. Raises ValueError without delay if the hub cannot be reached.
     """
     require_network(f"data={data['name']} must download {data['path']}")
     is_undivided = any(data[name] is not None for name in ("document_start", "max_documents", "max_bytes"))
-    tables: list[dict[str, Any]] = []
-    for table in ["train"] if data["val_split"] is None else [data["val_split"], "train"]:
-        split = None if data["val_split"] is None else "train" if table == "train" else "val"
+    split_by_table: dict[str, str | None] = {"train": None}
+    if data["val_split"] is not None:
+        split_by_table = {data["val_split"]: "val", "train": "train"}
+    shards: list[dict[str, Any]] = []
+    for table, split in split_by_table.items():
         num_shards = 1 if is_undivided else min(_MAX_PARTS, _table(data, table).num_shards)
-        tables += [{**data, "table": table, "split": split, "shard": [i, num_shards]} for i in range(num_shards)]
-    return tables
+        shards += [{**data, "table": table, "split": split, "shard": [i, num_shards]} for i in range(num_shards)]
+    return shards
 
 
 def documents(part: Mapping[str, Any]) -> Iterator[Document]:
-    """Documents of one of `parts` in the order of the data set; `max_documents` and `max_bytes` bound each split."""
-    texts = joined(rows(part, part["table"], *part["shard"]), part["document_start"])
+    """Yield the documents of one of `parts` in order; `max_documents` and `max_bytes` limit each split."""
+    index, num_shards = part["shard"]
+    texts = joined(rows(part, part["table"], index, num_shards), part["document_start"])
     for text in bounded(texts, part["max_documents"], part["max_bytes"]):
         yield text, part["split"]
 
 
 def require_network(purpose: str) -> None:
-    """Raise ValueError within seconds when the hub does not answer, so that no client retries for minutes."""
+    """Raise ValueError within seconds if the hub does not answer; its own clients would retry for minutes."""
     from huggingface_hub import constants, get_session
 
     try:
@@ -63,7 +66,7 @@ def require_network(purpose: str) -> None:
 
 
 def joined(rows: Iterable[str], start: str | None) -> Iterator[str]:
-    """Rows as documents; with `start`, a document is the run of rows up to the next one that matches the pattern."""
+    """Yield the rows as documents. With the pattern `start`, join each row that matches with the rows that follow."""
     if start is None:
         yield from rows
         return
@@ -77,7 +80,7 @@ def joined(rows: Iterable[str], start: str | None) -> Iterator[str]:
 
 
 def bounded(texts: Iterable[str], max_documents: int | None, max_bytes: int | None) -> Iterator[str]:
-    """The first texts, up to whichever limit comes first; the text that reaches `max_bytes` is not cut."""
+    """Yield texts until one of the limits is reached; the text that reaches `max_bytes` is not cut."""
     num_bytes = 0
     for number, text in enumerate(texts, start=1):
         yield text
@@ -87,14 +90,13 @@ def bounded(texts: Iterable[str], max_documents: int | None, max_bytes: int | No
 
 
 def rows(data: Mapping[str, Any], split: str, index: int = 0, num_shards: int = 1) -> Iterator[str]:
-    """The text column of a split, or of one of `num_shards` runs of its files, row by row as `readers.clean` gives it.
+    """Yield the text column of a split, or of one of `num_shards` shards of the split, cleaned by `readers.clean`.
 
-    It is "" for null.
-
-    Raises ValueError for an unknown data set, subset, split or column, and for rows that hold no text or cannot be
-    read.
+    A null becomes "". Raises ValueError for an unknown data set, subset, split or column, and for rows that hold no
+    text or cannot be read.
     """
-    path, column = data["path"], data["text_column"]
+    path = data["path"]
+    column = data["text_column"]
     table = _table(data, split)
     if num_shards > 1:
         table = table.shard(num_shards=num_shards, index=index)
@@ -117,5 +119,5 @@ def _texts(table: Iterable[Mapping[str, Any]], column: str, path: str) -> Iterat
     try:
         for number, row in enumerate(table, start=1):
             yield "".join(clean([text_of(row.get(column), column, f"row {number}")]))
-    except Exception as error:  # the class depends on the files of the data set and on who fetches them
+    except Exception as error:  # the class depends on the file type and on the library that downloads the files
         raise ValueError(f"data.path={path!r} cannot be read: {first_line(error)}") from None

@@ -1,7 +1,7 @@
-"""Token streams as batches of tensors, in an order that is a pure function of (seed, step).
+"""Turn token streams into batches of tensors, in an order that is a pure function of (seed, step).
 
-Axes: B sequences, T tokens of a sequence. A window is a sequence with its targets: window i is tokens
-[i*T, i*T + T + 1) of a stream, so neighbours share one token, and each token but the first is a target once.
+Axes: B sequences, T tokens per sequence. A window is a sequence with its targets: window i holds the tokens
+[i*T, i*T + T + 1) of a stream. So neighbouring windows share one token, and each token but the first is a target once.
 """
 
 import math
@@ -18,65 +18,64 @@ from torch.utils.data import DataLoader, Dataset
 from slm.data.stream import TokenStream
 
 IGNORED = -100  # the default ignore_index of torch's cross-entropy
-MAX_SORTED_WINDOWS = 1 << 22  # a sorted shuffle of more takes over 64 MB and 0.5 s in each process
+MAX_SORTED_WINDOWS = 1 << 22  # with more, `_sorted_shuffle` takes over 64 MB and 0.5 s in each process
 _FEISTEL_ROUNDS = 6
 
 
 def window_ids(seed: int, step: int, batch_size: int, num_windows: int) -> np.ndarray:
-    """Windows of the global batch of `step`: int64, shape (batch_size,), values in [0, num_windows).
+    """Return the windows in the global batch of `step`: int64, shape (batch_size,), values in [0, num_windows).
 
-    Samples are numbered through the run; sample i is entry i % num_windows of the shuffle of epoch i // num_windows,
-    so every epoch sees each window once and has an order of its own, and a batch may span epochs.
+    Samples are numbered through the run. Sample i is entry i % num_windows of the permutation for epoch
+    i // num_windows. So each epoch has every window once, in an order of its own, and a batch may span epochs.
     """
     samples = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
-    epochs, places = samples // num_windows, samples % num_windows
+    epochs, positions = samples // num_windows, samples % num_windows
     ids = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        ids[here] = _shuffled(seed, int(epoch), num_windows, places[here])
+        in_epoch = epochs == epoch
+        ids[in_epoch] = _permuted(seed, int(epoch), num_windows, positions[in_epoch])
     return ids
 
 
-def _shuffled(seed: int, epoch: int, num_windows: int, places: np.ndarray) -> np.ndarray:
-    """The entries at `places` of a permutation of range(num_windows), which seed and epoch decide."""
+def _permuted(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
+    """Return the entries at `positions` of a permutation of range(num_windows) that seed and epoch determine."""
     if num_windows <= MAX_SORTED_WINDOWS:
-        return _sorted_shuffle(seed, epoch, num_windows)[places]
-    return _feistel_shuffle(seed, epoch, num_windows, places)
+        return _sorted_shuffle(seed, epoch, num_windows)[positions]
+    return _feistel_shuffle(seed, epoch, num_windows, positions)
 
 
-def _feistel_shuffle(seed: int, epoch: int, num_windows: int, places: np.ndarray) -> np.ndarray:
-    """Entries of a permutation that is never held in memory: a Feistel network (Luby and Rackoff 1988) over 2k bits.
+def _feistel_shuffle(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
+    """Return entries of a permutation that is never held in memory, with a Feistel network (Luby and Rackoff 1988).
 
-    2k bits are the fewest that hold num_windows. A result outside the range is put through the network again until it
-    is inside (cycle walking, Black and Rogaway 2002), on average less than four times.
+    The network permutes numbers of 2k bits, for the smallest k with 4^k >= num_windows. A result outside the range goes
+    through the network again until it is inside (cycle walking, Black and Rogaway 2002), on average under four times.
     """
-    bits = np.uint64(((num_windows - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << int(bits)) - 1)
+    half_bits = np.uint64(((num_windows - 1).bit_length() + 1) // 2)
+    half_mask = np.uint64((1 << int(half_bits)) - 1)
     keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(_FEISTEL_ROUNDS)
-    ids = places.astype(np.uint64)
+    ids = positions.astype(np.uint64)
     outside = np.ones(len(ids), dtype=bool)
     while outside.any():
-        left, right = ids[outside] >> bits, ids[outside] & mask
+        left, right = ids[outside] >> half_bits, ids[outside] & half_mask
         for key in keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
-        ids[outside] = (left << bits) | right
+            left, right = right, left ^ (_mix(right ^ key) & half_mask)
+        ids[outside] = (left << half_bits) | right
         outside = ids >= num_windows
     return ids.astype(np.int64)
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele et al. 2014): every bit of x changes about half of the bits."""
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Apply the finaliser of SplitMix64 (Steele et al. 2014): a changed bit of x changes about half of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-@lru_cache(maxsize=2)  # a batch at the border of two epochs needs both
+@lru_cache(maxsize=2)  # a batch may span two epochs
 def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
-    """A permutation of range(num_windows).
+    """Return a permutation of range(num_windows) that sorts the raw output of a bit generator.
 
-    It sorts the raw output of a bit generator, a stream that numpy promises never to change; numpy makes no such
-    promise for `Generator.permutation` (NEP 19).
+    numpy promises that the raw output never changes. It makes no such promise for `Generator.permutation` (NEP 19).
     """
     raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)
     return np.argsort(raw, kind="stable")
@@ -84,7 +83,7 @@ def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _MicroBatches(Dataset[Tensor]):
-    """The micro-batches of one rank, numbered through `steps`; `rows` is the rank's part of a step's batch."""
+    """The micro-batches of one rank in `steps`; `rows` are the rank's rows of the global batch of every step."""
 
     stream: TokenStream
     sequence_length: int
@@ -94,22 +93,25 @@ class _MicroBatches(Dataset[Tensor]):
     rows: range
     micro_batch_size: int
     passes: int
+    """Micro-batches per step."""
 
     def __len__(self) -> int:
         return len(self.steps) * self.passes
 
     def __getitem__(self, index: int) -> Tensor:
-        step, number = divmod(index, self.passes)
+        step_index, number = divmod(index, self.passes)
         rows = _part(self.rows, number, self.passes)
-        ids = window_ids(self.seed, self.steps[step], self.batch_size, self.stream.num_windows(self.sequence_length))
+        num_windows = self.stream.num_windows(self.sequence_length)
+        batch_ids = window_ids(self.seed, self.steps[step_index], self.batch_size, num_windows)
         batch = np.full((self.micro_batch_size, self.sequence_length + 1), IGNORED, dtype=np.int64)
-        for row, start in enumerate((ids[rows.start : rows.stop] * self.sequence_length).tolist()):
+        for row, window in enumerate(batch_ids[rows.start : rows.stop].tolist()):
+            start = window * self.sequence_length
             batch[row] = self.stream.read(start, start + self.sequence_length + 1)
         return torch.from_numpy(batch)
 
 
 def _part(rows: range, number: int, parts: int) -> range:
-    """One of `parts` contiguous parts of `rows`, which differ in length by one at most."""
+    """Return one of `parts` contiguous parts of `rows`, whose lengths differ by at most one."""
     return rows[len(rows) * number // parts : len(rows) * (number + 1) // parts]
 
 
@@ -126,20 +128,20 @@ def train_loader(
     world_size: int = 1,
     num_workers: int = 0,
 ) -> DataLoader[Tensor]:
-    """Micro-batches of the steps [start_step, num_steps): int64, shape (micro_batch_size, sequence_length + 1).
+    """Return a loader of the micro-batches of one rank: int64, shape (micro_batch_size, sequence_length + 1).
 
-    `batch_size` counts the sequences of a step over all ranks. Rank r takes the r-th contiguous part, in as many
-    micro-batches as the largest part needs. Parts, and micro-batches of a part, differ in size by one at most; empty
-    rows of -100 make all micro-batches equal in shape. `len` is the number of micro-batches.
-
-    Raises ValueError if the stream is shorter than one window.
+    It has the steps [start_step, num_steps), and its `len` is the number of micro-batches. `batch_size` counts the
+    sequences of a step over all ranks. Rank r takes the r-th contiguous part, in as many micro-batches as the largest
+    part needs. The sizes of parts, and of the micro-batches of a part, differ by at most one; rows of -100 fill up the
+    smaller micro-batches. Raises ValueError if the stream is shorter than one window.
     """
     if stream.num_windows(sequence_length) == 0:
         raise ValueError(
             f"data: the training text has {stream.num_tokens} tokens, but one window of "
             f"train.sequence_length={sequence_length} needs {sequence_length + 1}; add text or shorten the sequence"
         )
-    steps, rows = range(start_step, num_steps), _part(range(batch_size), rank, world_size)
+    steps = range(start_step, num_steps)
+    rows = _part(range(batch_size), rank, world_size)
     passes = passes_of_a_step(batch_size, world_size, micro_batch_size)
     return DataLoader(
         _MicroBatches(stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, passes),
@@ -147,17 +149,18 @@ def train_loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_signals,
-        generator=torch.Generator(),  # else making an iterator draws from the global generator, and a resume does not
+        # Without a generator of its own, each new iterator draws from the global one, and a resumed run would differ.
+        generator=torch.Generator(),
     )
 
 
 def passes_of_a_step(batch_size: int, world_size: int, micro_batch_size: int) -> int:
-    """Micro-batches that each rank needs for its part of `batch_size` sequences."""
+    """Return how many micro-batches each rank needs for its part of `batch_size` sequences."""
     return math.ceil(math.ceil(batch_size / world_size) / micro_batch_size)
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave signals that may reach all processes of a run to the main one, which saves and ends its workers."""
+    """Ignore signals in a worker: the main process, which they also reach, saves and then ends its workers."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -166,26 +169,30 @@ def _ignore_signals(worker: int) -> None:
 def val_batches(
     stream: TokenStream, *, sequence_length: int, batch_size: int, max_tokens: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(inputs, targets), each int64 of shape (B, T): every token of the stream but the first is a target once.
+    """Yield (inputs, targets), each int64 of shape (B, T): every token of the stream but the first is a target once.
 
-    `max_tokens` keeps max_tokens // T windows (at least one), spread evenly, because neighbours are of one document and
-    the first ones would speak for few. The last window and the last batch are padded, with targets -100, so all batches
-    have one shape.
+    `max_tokens` keeps max_tokens // T windows (at least one). They are spread evenly over the stream, because the first
+    windows would come from few documents. The last window and the last batch are padded with targets -100, so that all
+    batches have the same shape.
     """
-    windows = -(-(stream.num_tokens - 1) // sequence_length)
-    kept = windows if max_tokens is None else min(windows, max(1, max_tokens // sequence_length))
-    chosen = (np.arange(kept) * windows // kept).tolist()
-    rows = min(batch_size, kept)
-    for first in range(0, kept, rows):
+    num_windows = math.ceil((stream.num_tokens - 1) / sequence_length)
+    num_kept = num_windows if max_tokens is None else min(num_windows, max(1, max_tokens // sequence_length))
+    kept_windows = (np.arange(num_kept) * num_windows // num_kept).tolist()
+    rows = min(batch_size, num_kept)
+    for first in range(0, num_kept, rows):
         inputs = np.zeros((rows, sequence_length), dtype=np.int64)
         targets = np.full((rows, sequence_length), IGNORED, dtype=np.int64)
-        for row, window in enumerate(chosen[first : first + rows]):
+        for row, window in enumerate(kept_windows[first : first + rows]):
             start = window * sequence_length
             tokens = stream.read(start, min(start + sequence_length + 1, stream.num_tokens))
-            inputs[row, : len(tokens) - 1], targets[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+            inputs[row, : len(tokens) - 1] = tokens[:-1]
+            targets[row, : len(tokens) - 1] = tokens[1:]
         yield torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 def document_numbers(tokens_BT: Tensor, separator: int) -> Tensor:
-    """Number (B, T) of the document of each token, where documents begin with `separator`; 0 is the first's rest."""
+    """Return (B, T) numbers of the document that each token belongs to, where documents begin with `separator`.
+
+    Tokens before the first separator, the end of an earlier document, have the number 0.
+    """
     return (tokens_BT == separator).cumsum(1)

@@ -1,4 +1,4 @@
-"""Work in parts: each part is done once, by one of several processes, even if the build is killed in between.
+"""Build a folder in parts: each part is done once, by one of several processes, even if the build is interrupted.
 
 A finished part leaves a record, `parts/STAGE-00007.json` in the folder that is being built. The record holds what the
 part's function returned, and the size and SHA-256 of every file that it wrote. A part with a record is not done again.
@@ -29,10 +29,10 @@ from slm.runtime.progress import progress
 from slm.runtime.system import num_cores
 
 RECORDS = "parts"
-"""Folder of the records of finished parts."""
+"""Name of the subfolder with the records of finished parts."""
 MAX_PROCESSES = 32
 MIN_PARALLEL_BYTES = 32 << 20
-"""Fewer bytes are processed without workers, because starting those takes about a second."""
+"""Fewer bytes are processed without workers, because it takes about a second to start workers."""
 
 _WORKER_DIED = (
     "a worker process that builds the corpus exited with status {}, probably for lack of memory: try again "
@@ -42,7 +42,8 @@ _WORKER_DIED = (
 Work = Callable[..., dict[str, Any]]
 """`work(folder, number, *arguments, advance)` writes files into `folder` and calls `advance` with the megabytes done.
 
-It returns a dict for JSON, in which `files` lists the names of the files. Workers must be able to import it."""
+It returns a dict that JSON can hold, with the names of the files under "files". Workers must be able to import `work`.
+"""
 
 
 class Part(NamedTuple):
@@ -57,34 +58,36 @@ def build_parts(
 ) -> list[dict[str, Any]]:
     """Do all parts that have no record yet; returns the results of all parts, in order.
 
-    The parts are numbered from `start`. `task` names the work on the progress display. With `in_process`, no worker
-    processes are started.
+    The parts are numbered from `start`. `stage` begins the names of their records, and `task` names the work on the
+    progress display. With `in_process`, no worker processes are started.
     """
     results: dict[int, dict[str, Any]] = {}
-    numbered = dict(enumerate(parts, start))
-    for number, part in numbered.items():
+    part_by_number = dict(enumerate(parts, start))
+    for number, part in part_by_number.items():
         with suppress(OSError, ValueError):
-            record = json.loads(_record(folder, stage, number).read_text(encoding="utf-8"))
+            record = json.loads(_record_path(folder, stage, number).read_text(encoding="utf-8"))
             if record["arguments"] == json.loads(json.dumps(part.arguments)):
                 results[number] = record["result"]
-    sizes = [part.num_bytes for part in parts]
-    total = None if None in sizes else sum(filter(None, sizes))
-    todo = [(number, part.arguments) for number, part in numbered.items() if number not in results]
+    megabytes = {number: (part.num_bytes or 0) / 1e6 for number, part in part_by_number.items()}
+    is_size_known = all(part.num_bytes is not None for part in parts)
+    total = sum(megabytes.values()) if is_size_known else None
+    todo = [(number, part.arguments) for number, part in part_by_number.items() if number not in results]
     num_processes = min(len(todo), num_cores(), MAX_PROCESSES)
-    with progress(task, total and total / 1e6, "MB") as advance:
-        advance(sum(numbered[number].num_bytes or 0 for number in results) / 1e6)
-        if in_process or num_processes <= 1 or (total is not None and total < MIN_PARALLEL_BYTES):
+    is_small = total is not None and total < MIN_PARALLEL_BYTES / 1e6
+    with progress(task, total, "MB") as advance:
+        advance(sum(megabytes[number] for number in results))
+        if in_process or num_processes <= 1 or is_small:
             for number, arguments in todo:
                 results[number] = _do_part(folder, stage, work, number, arguments, advance)
         else:
-            for number, result in _in_processes((folder, stage, work), todo, num_processes):
+            for number, result in _do_in_workers((folder, stage, work), todo, num_processes):
                 results[number] = result
-                advance((numbered[number].num_bytes or 0) / 1e6)
-    return [results[number] for number in numbered]
+                advance(megabytes[number])
+    return [results[number] for number in part_by_number]
 
 
 def sealed_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """File name -> size and SHA-256, for all files that finished parts wrote."""
+    """Return the size and SHA-256 of every file that finished parts wrote, by file name."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / RECORDS).glob("*.json"))]
     return {name: sealed for record in records for name, sealed in record["sealed"].items()}
 
@@ -96,12 +99,12 @@ def seal(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _record(folder: Path, stage: str, number: int) -> Path:
+def _record_path(folder: Path, stage: str, number: int) -> Path:
     return folder / RECORDS / f"{stage}-{number:05d}.json"
 
 
@@ -110,15 +113,16 @@ def _do_part(
 ) -> dict[str, Any]:
     result = work(folder, number, *arguments, advance)
     sealed = {name: seal(folder / name) for name in result["files"]}
-    write_json(_record(folder, stage, number), {"arguments": arguments, "result": result, "sealed": sealed})
+    write_json(_record_path(folder, stage, number), {"arguments": arguments, "result": result, "sealed": sealed})
     return result
 
 
-def _in_processes(
+def _do_in_workers(
     call: tuple[Path, str, Work], todo: list[tuple[int, tuple[Any, ...]]], num_processes: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, result) of each part, in the order in which they are finished."""
-    waiting, answers = SimpleQueue[Any](), SimpleQueue[Any]()
+    """Yield (number, result) of each part as soon as it is finished. `call` is the folder, the stage and the work."""
+    waiting = SimpleQueue[Any]()
+    answers = SimpleQueue[Any]()
     for part in todo:
         waiting.put(part)
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
@@ -154,18 +158,18 @@ def _in_processes(
 
 
 def _serve() -> None:
-    """Do the parts that come through standard input, until it is closed, which also happens if the parent is killed."""
+    """Do the parts that arrive on standard input. It is closed when the parent ends or is killed; then exit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent ends this one
     calls = SimpleQueue[Any]()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not be among the answers
+    os.dup2(2, 1)  # so that what a library prints goes to stderr and not among the answers
 
     def read() -> None:
         while True:
             try:
                 calls.put(pickle.load(sys.stdin.buffer))
             except EOFError:
-                os._exit(0)  # at once, in the middle of a part: another build may do that part now
+                os._exit(0)  # even in the middle of a part, because another build may now do the same part
 
     Thread(target=read, daemon=True).start()
     while True:

@@ -1,8 +1,8 @@
-"""A SentencePiece `tokenizer.model` (Llama's, MobileLLM's) as a tokenizer of the `tokenizers` library, id for id.
+"""Convert a SentencePiece `tokenizer.model` (Llama's, MobileLLM's) to the `tokenizers` library, with the same ids.
 
-Merges are recovered from the pieces: any two pieces whose concatenation is a piece merge, best score first, which is
-the rule SentencePiece itself encodes by. Models that cannot be converted exactly (unigram models, normalisation tables,
-symbols other than markup) are refused in one sentence and never approximated. Needs the extra `[hub]`.
+Merges follow from the pieces: two pieces merge if their concatenation is a piece, best score first. SentencePiece
+itself encodes by this rule. Models that cannot be converted exactly (unigram models, normalisation tables,
+user-defined symbols other than markup) are refused and never approximated. Needs the extra `[hub]`.
 """
 
 from collections.abc import Mapping
@@ -22,25 +22,23 @@ _MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "character"}
 
 
 def convert(file: Path, name: str, config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer in a `tokenizer.model`; `config` is what a tokenizer_config.json beside it says.
+    """Return the tokenizer in a `tokenizer.model`; `config` has the settings of a tokenizer_config.json beside it.
 
-    Llama's rules hold where the config says nothing: `bos_token` and `eos_token` are the model's own, and a text
-    begins with the former. Raises ValueError for a model that cannot be converted exactly.
+    Missing settings are as in Llama: the model's own begin and end tokens, and a begin token before each text. Raises
+    ValueError for a model that cannot be converted exactly.
     """
-    model = _parsed(file)
+    model = _parse(file)
     problem = _problem(model)
     if problem:
         raise ValueError(f"{file} {problem}, which cannot be reproduced exactly here: give the folder a tokenizer.json")
-    bos, eos = (
-        config.get(f"{role}_token") or _control_piece(model, getattr(model.trainer_spec, f"{role}_id"))
-        for role in ("bos", "eos")
-    )
+    bos = config.get("bos_token") or _control_piece(model, model.trainer_spec.bos_id)
+    eos = config.get("eos_token") or _control_piece(model, model.trainer_spec.eos_id)
     if eos is None:
         raise ValueError(f"{file} has no end token: name eos_token in tokenizer_config.json beside it")
-    return Tokenizer(name, _tokenizer(model).to_str(), bos=bos, eos=eos, adds_bos=config.get("add_bos_token", True))
+    return Tokenizer(name, _convert_bpe(model).to_str(), bos=bos, eos=eos, adds_bos=config.get("add_bos_token", True))
 
 
-def _parsed(file: Path) -> Any:
+def _parse(file: Path) -> Any:
     try:
         # Imported by name because neither package has types.
         protobuf = import_module("google.protobuf.message")
@@ -60,10 +58,11 @@ def _parsed(file: Path) -> Any:
 
 
 def _problem(model: Any) -> str | None:
-    """Why a model cannot be converted exactly, or None."""
-    kind, normalizer = _MODEL_TYPES.get(model.trainer_spec.model_type, "unknown"), model.normalizer_spec
-    if kind != "BPE":
-        return f"is a SentencePiece model of type {kind} and not BPE"
+    """Return why a model cannot be converted exactly, or None."""
+    model_type = _MODEL_TYPES.get(model.trainer_spec.model_type, "unknown")
+    normalizer = model.normalizer_spec
+    if model_type != "BPE":
+        return f"is a SentencePiece model of type {model_type} and not BPE"
     if normalizer.precompiled_charsmap:
         return f"normalises text by a table ({normalizer.name or 'unnamed'})"
     if model.trainer_spec.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
@@ -71,8 +70,8 @@ def _problem(model: Any) -> str | None:
     for piece in model.pieces:
         if piece.type == _UNUSED:
             return "has pieces that are marked unused"
-        # SentencePiece makes user-defined symbols out of text. For markup we do not; white space or words would be
-        # encoded differently.
+        # SentencePiece turns text that equals a user-defined symbol into this symbol, and slm never does. For markup
+        # this is intended, but a symbol of white space or words would change how ordinary text is encoded.
         is_markup = len(piece.piece) > 2 and piece.piece[0] + piece.piece[-1] in ("<>", "[]")
         if piece.type == _USER_DEFINED and not is_markup:
             return f"has the user-defined symbol {piece.piece!r}"
@@ -85,15 +84,16 @@ def _control_piece(model: Any, number: int) -> str | None:
     return None
 
 
-def _tokenizer(model: Any) -> tokenizers.Tokenizer:
+def _convert_bpe(model: Any) -> tokenizers.Tokenizer:
     pieces = list(model.pieces)
     ids = {piece.piece: number for number, piece in enumerate(pieces)}
     scores = {piece.piece: piece.score for piece in pieces if piece.type == _NORMAL}
-    merges = [  # all pairs of pieces that make a piece, best score first, then lowest id
-        (piece[:cut], piece[cut:])
-        for piece in sorted(scores, key=lambda piece: (-scores[piece], ids[piece]))
-        for cut in range(1, len(piece))
-        if piece[:cut] in scores and piece[cut:] in scores
+    by_rank = sorted(scores, key=lambda text: (-scores[text], ids[text]))  # best score first, then lowest id
+    merges = [
+        (text[:cut], text[cut:])
+        for text in by_rank
+        for cut in range(1, len(text))
+        if text[:cut] in scores and text[cut:] in scores
     ]
     inner = tokenizers.Tokenizer(
         models.BPE(
@@ -112,16 +112,18 @@ def _tokenizer(model: Any) -> tokenizers.Tokenizer:
 
 def _add_whitespace_rules(inner: tokenizers.Tokenizer, spec: Any, scores: Mapping[str, float]) -> None:
     """Set the normaliser, pre-tokenizer and decoder for the model's handling of spaces."""
-    before: list[Any] = []
-    after: list[Any] = [normalizers.Replace(" ", _SPACE)]
+    steps: list[Any] = []
     if spec.remove_extra_whitespaces:
-        before += [normalizers.Replace(tokenizers.Regex(regex), to) for regex, to in ((r"\A +", ""), (" +", " "))]
-        # Last, since here a U+2581 of the text itself counts as a space.
-        after.append(normalizers.Replace(tokenizers.Regex(rf"{_SPACE}+\z"), ""))
-    prefix = [normalizers.Prepend(_SPACE)] if spec.add_dummy_prefix else []
-    inner.normalizer = normalizers.Sequence([*before, *prefix, *after])
+        steps.append(normalizers.Replace(tokenizers.Regex(r"\A +"), ""))
+        steps.append(normalizers.Replace(tokenizers.Regex(" +"), " "))
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(_SPACE))
+    steps.append(normalizers.Replace(" ", _SPACE))
+    if spec.remove_extra_whitespaces:  # spaces at the end, including any U+2581 of the text itself
+        steps.append(normalizers.Replace(tokenizers.Regex(rf"{_SPACE}+\z"), ""))
+    inner.normalizer = normalizers.Sequence(steps)
     if _SPACE in scores and not any(_SPACE in piece.lstrip(_SPACE) for piece in scores):
-        # No piece crosses the beginning of a word, so words may be encoded, and cached, separately.
+        # Every piece lies within one word, so words can be encoded, and cached, separately.
         words = tokenizers.Regex(f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+")
         inner.pre_tokenizer = pre_tokenizers.Split(words, behavior="isolated")
     strip = [decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else []

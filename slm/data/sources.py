@@ -1,4 +1,4 @@
-"""The contract of a data source, and the sources by the value of `data.source`."""
+"""The functions that a data source must have, and the list of sources for `data.source`."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ Document = tuple[str, str | None]
 
 
 class Source(NamedTuple):
-    """The functions of a source's module; each takes the plain dict of conf/data/NAME.yaml."""
+    """The functions of a data source. `key`, `parts` and `notes` take a data config as a plain dict."""
 
     key: Callable[[Mapping[str, Any]], Any]
-    """A JSON-like value that changes whenever the documents would; raises ValueError for wrong options. Must be quick:
-    every run asks for it."""
+    """Returns a JSON-like value that changes whenever the documents would change; raises ValueError for wrong options.
+    Must be quick, because every run calls it."""
     documents: Callable[[Mapping[str, Any]], Iterator[Document]]
-    """The documents of a part in a fixed order, validation documents first where the source gives the splits."""
+    """Yields the documents of a part in a fixed order. If the source has its own splits, validation documents are
+    first."""
     parts: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = lambda data: [data]
-    """The config once for each part that can be read independently, with what says which part it is. Parts with
-    `split="val"` hold validation documents alone, and come first. By default there is one part."""
+    """Returns a copy of the config for each part that can be read independently, with keys that identify the part.
+    Parts with `split="val"` hold only validation documents, and come first. By default there is one part."""
     size: Callable[[Mapping[str, Any]], int | None] = lambda part: None
-    """About how many bytes of text a part has; None where unknown."""
+    """Returns the approximate bytes of text in a part; None if unknown."""
     notes: Callable[[Mapping[str, Any]], list[str]] = lambda data: []
-    """Sentences on what the options mean here."""
+    """Returns sentences on what was read, such as the number of files."""
 
 
 SOURCES: dict[str, str | Source] = {"pydocs": "slm.data.docstrings", "local": "slm.data.local", "hub": "slm.data.hub"}
-"""Value of `data.source` -> its `Source`, or the module of slm that has the fields of one."""
+"""The source for each value of `data.source`: a `Source`, or a module of slm with functions of the same names."""
 
 
 def register_source(name: str, source: Source) -> None:
-    """Make `data.source=NAME` stand for a source. Raises ValueError for the name of a built-in one."""
+    """Make a source available as `data.source=NAME`. Raises ValueError if a built-in source has the name."""
     if isinstance(SOURCES.get(name), str):
         raise ValueError(f"register_source({name!r}): give another name than those of slm, {', '.join(SOURCES)}")
     SOURCES[name] = source
 
 
 def source_of(data: Mapping[str, Any]) -> Source:
-    """The source that `data.source` names; raises ValueError if there is none. Imports only modules of slm."""
+    """Return the source that `data.source` names; raises ValueError if there is none."""
     source = SOURCES.get(str(data["source"]))
     if source is None:
         raise ValueError(
@@ -47,5 +48,5 @@ def source_of(data: Mapping[str, Any]) -> Source:
         )
     if isinstance(source, Source):
         return source
-    module = import_module(source)  # when it is used, because these modules import this one
+    module = import_module(source)  # not at the top, because these modules import this one
     return Source(**{field: getattr(module, field) for field in Source._fields if hasattr(module, field)})

@@ -1,4 +1,4 @@
-"""A split of a corpus, kept in shards of bounded size and read as one long array of tokens."""
+"""Read a split of a corpus, stored in shards of bounded size, as one long array of tokens."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,51 +7,58 @@ from typing import Any
 import numpy as np
 
 SHARD_TOKENS = 100_000_000  # 200 MB of uint16: easy to copy, and 10B tokens need only 100 files
-MAX_OPEN_SHARDS = 256  # each takes a file descriptor, of which a process often may have 1,024
+MAX_OPEN_SHARDS = 256  # each takes a file descriptor, and many systems allow a process only 1,024
 
 
 class TokenStream:
-    """Memory-mapped shards seen as one array of `num_tokens` token ids.
+    """One array of `num_tokens` token ids, in memory-mapped shards.
 
     `num_bytes` is the UTF-8 length of the text of all `num_documents` documents, without special tokens. Shards are
-    opened at first use, at most `MAX_OPEN_SHARDS` at once, and not pickled, so sending a stream to loader workers is
-    cheap.
+    opened at first use, at most `MAX_OPEN_SHARDS` at a time. They are not pickled, so a stream can be sent to loader
+    workers at little cost.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """`facts` is the split's entry in the manifest, as `split_facts` returns it."""
+        """Open the stream of a split; `facts` is the split's entry in the manifest of `folder` (`split_facts`)."""
         self.num_tokens: int = facts["tokens"]
         self.num_bytes: int = facts["bytes"]
         self.num_documents: int = facts["documents"]
         self._dtype = np.dtype(facts["dtype"])
         self._paths = [folder / shard["file"] for shard in facts["shards"]]
         self._starts = np.cumsum([0] + [shard["tokens"] for shard in facts["shards"]])
-        self._shards: dict[int, np.memmap] = {}
+        self._open_shards: dict[int, np.memmap] = {}
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) as a new array of the stored dtype. Raises IndexError for a range outside the stream."""
+        """Return tokens [start, stop) in a new array of the stored dtype.
+
+        Raises IndexError for a range outside the stream.
+        """
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"[{start}, {stop}) is outside a stream of {self.num_tokens} tokens")
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        end = int(np.searchsorted(self._starts, stop))
-        parts = [self._shard(i)[max(0, start - self._starts[i]) : stop - self._starts[i]] for i in range(first, end)]
-        return np.concatenate([np.empty(0, self._dtype), *parts])
+        first_shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        end_shard = int(np.searchsorted(self._starts, stop))
+        parts = [np.empty(0, self._dtype)]
+        for number in range(first_shard, end_shard):
+            shard_start = self._starts[number]
+            parts.append(self._shard(number)[max(0, start - shard_start) : stop - shard_start])
+        return np.concatenate(parts)
 
     def num_windows(self, sequence_length: int) -> int:
-        """Number of complete windows [i*T, i*T + T + 1), where T is `sequence_length`."""
+        """Return the number of complete windows [i*T, i*T + T + 1), where T is `sequence_length`."""
         return max(0, (self.num_tokens - 1) // sequence_length)
 
     def _shard(self, number: int) -> np.ndarray:
-        shard = self._shards.pop(number, None)
+        shard = self._open_shards.pop(number, None)
         if shard is None:
-            if len(self._shards) >= MAX_OPEN_SHARDS:
-                del self._shards[next(iter(self._shards))]  # the one that has not been read for longest
+            if len(self._open_shards) >= MAX_OPEN_SHARDS:
+                least_recently_read = next(iter(self._open_shards))
+                del self._open_shards[least_recently_read]
             shard = np.memmap(self._paths[number], dtype=self._dtype, mode="r")
-        self._shards[number] = shard
+        self._open_shards[number] = shard
         return shard
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}
+        return {**self.__dict__, "_open_shards": {}}
 
 
 class ShardWriter:
@@ -63,12 +70,12 @@ class ShardWriter:
         self.shards: list[dict[str, Any]] = []
 
     def write(self, tokens: Iterable[int]) -> None:
-        """Append token ids, in a new shard whenever the last is full."""
+        """Append token ids; a new shard begins whenever the last one is full."""
         remaining = np.fromiter(tokens, dtype=self.dtype)
         while len(remaining):
             if not self.shards or self.shards[-1]["tokens"] == self.shard_tokens:
                 self.shards.append({"file": f"{self.name}-{len(self.shards):03d}.bin", "tokens": 0})
-                (self.folder / self.shards[-1]["file"]).unlink(missing_ok=True)  # of a killed build
+                (self.folder / self.shards[-1]["file"]).unlink(missing_ok=True)  # left by a build that was killed
             shard = self.shards[-1]
             part, remaining = np.split(remaining, [self.shard_tokens - shard["tokens"]])
             with (self.folder / shard["file"]).open("ab") as file:
@@ -77,7 +84,7 @@ class ShardWriter:
 
 
 def split_facts(shards: list[dict[str, Any]], vocab_size: int, counts: Mapping[str, int]) -> dict[str, Any]:
-    """A split's entry in the manifest; `counts` holds its number of `documents` and of `bytes` of text."""
+    """Return the manifest's entry for a split; `counts` holds the number of `documents` and `bytes` of text."""
     return {
         "tokens": sum(shard["tokens"] for shard in shards),
         "bytes": counts["bytes"],
@@ -88,5 +95,5 @@ def split_facts(shards: list[dict[str, Any]], vocab_size: int, counts: Mapping[s
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The integers in which token ids are stored."""
+    """Return the integer type in which token ids are stored."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")

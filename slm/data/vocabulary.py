@@ -1,4 +1,4 @@
-"""The tokenizer that `tokenizer.kind` asks for: byte-level BPE to train, plain bytes, or a released one to load."""
+"""Make the tokenizer that `tokenizer.kind` names: train byte-level BPE, use plain bytes, or load a released one."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from slm.data.tokenizer import CONFIGS, Tokenizer
 from slm.runtime.progress import progress
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-"""What a tokenizer is read from, the first that exists."""
+"""Files with a tokenizer. If a folder has both, the first is read."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 END = "<|endoftext|>"
-# End tokens, most usual first, for a tokenizer.json without a config that names its own.
-_USUAL_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
-_ACCEPTED = "a tokenizer.json, a tokenizer.model, or a folder with one"
+# End tokens, most common first, for a tokenizer.json without a config that names its end token.
+_COMMON_END_TOKENS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
+_ACCEPTED = "a tokenizer.json, a tokenizer.model, or a folder with one of these files"
 _NUM_BYTES = 256
-# How text is cut before merges, after tiktoken's cl100k (GPT-4) less the English contractions: a word with the one
-# character before it, at most three digits, punctuation with the line end after it, runs of line ends, other white
-# space. Measured on pydocs at 4096: 3.34 bytes per token; GPT-2's split (each class with the space before it) gives
-# 3.19.
+# BPE merges nothing across the pieces into which this pattern cuts text: a word with the one character before it, at
+# most three digits, punctuation with the line end after it, runs of line ends, other white space. It is the pattern of
+# tiktoken's cl100k (GPT-4) without English contractions. On pydocs with 4,096 tokens it gives 3.34 bytes per token;
+# GPT-2's pattern, where a piece of any class includes the space before it, gives 3.19.
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -35,7 +35,7 @@ Texts = Callable[[], Iterator[list[str]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A tokenizer to be made: `key` identifies it before it exists, `make` takes the training texts."""
+    """How to make a tokenizer: `key` identifies it before it is made, and `make` takes the training texts."""
 
     name: str
     key: Any
@@ -43,9 +43,9 @@ class Plan:
 
 
 def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
-    """The plan of `conf/tokenizer/NAME.yaml`; released tokenizers are fetched here, before any other work.
+    """Return the plan for a tokenizer config. A released tokenizer is downloaded here, before any other work.
 
-    Raises ValueError for options that make no tokenizer.
+    Raises ValueError for options from which no tokenizer can be made.
     """
     kind = config["kind"]
     if kind == "bpe":
@@ -53,16 +53,16 @@ def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
     if kind == "bytes":
         return Plan(name="bytes", key=["bytes", 1], make=lambda texts: byte_tokenizer())
     if kind == "file":
-        made = _released(config)
-        key = ["file", made.fingerprint, made.bos_id, made.eos_id]
-        return Plan(name=made.name, key=key, make=lambda texts: made)
+        released = _load_released(config)
+        key = ["file", released.fingerprint, released.bos_id, released.eos_id]
+        return Plan(name=released.name, key=key, make=lambda texts: released)
     raise ValueError(f"tokenizer.kind={kind!r} is not one of bpe, bytes, file")
 
 
 def _plan_bpe(vocab_size: int, train_bytes: int | None) -> Plan:
     if vocab_size < _NUM_BYTES + 1:
         raise ValueError(
-            f"tokenizer.vocab_size={vocab_size} must be at least {_NUM_BYTES + 1}: the bytes and the end of text"
+            f"tokenizer.vocab_size={vocab_size} must be at least {_NUM_BYTES + 1}: 256 bytes and the end token"
         )
     if train_bytes is not None and train_bytes < 1:
         raise ValueError(f"tokenizer.train_bytes={train_bytes} must be positive, or null for all of the text")
@@ -88,30 +88,30 @@ def _train_bpe(texts: Iterator[list[str]], vocab_size: int, train_bytes: int | N
         show_progress=False,
     )
     with progress(f"data: training BPE of {vocab_size}", None, "MB") as advance:
-        inner.train_from_iterator(_first_bytes(texts, train_bytes, advance), trainer)
+        inner.train_from_iterator(_first_batches(texts, train_bytes, advance), trainer)
     return Tokenizer(f"bpe-{vocab_size}", inner.to_str(), eos=END)
 
 
-def _first_bytes(
-    texts: Iterator[list[str]], limit: int | None, advance: Callable[[float], None]
+def _first_batches(
+    batches: Iterator[list[str]], max_bytes: int | None, advance: Callable[[float], None]
 ) -> Iterator[list[str]]:
     num_bytes = 0
-    for batch in texts:
+    for batch in batches:
         yield batch
-        size = sum(len(text.encode()) for text in batch)
-        num_bytes += size
-        advance(size / 1e6)
-        if limit is not None and num_bytes >= limit:
+        batch_bytes = sum(len(text.encode()) for text in batch)
+        num_bytes += batch_bytes
+        advance(batch_bytes / 1e6)
+        if max_bytes is not None and num_bytes >= max_bytes:
             return
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Id b is byte b, id 256 the end of text: BPE without merges."""
-    # The character that byte-level vocabularies write for each byte: itself if printable, else from U+0100 on.
+    """Return the tokenizer in which id b is byte b and id 256 ends a text: BPE without merges."""
+    # Byte-level vocabularies write a printable byte as its own character, and the others as U+0100, U+0101, ...
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(_NUM_BYTES) if byte not in printable]
-    characters = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    inner = tokenizers.Tokenizer(models.BPE(vocab=characters, merges=[]))
+    ids = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    inner = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([END])
@@ -119,23 +119,23 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def is_on_hub(config: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer is a repository of the hub, which `plan_tokenizer` fetches."""
+    """Whether the config names a repository of the hub, which `plan_tokenizer` must download."""
     path = str(config.get("path"))
     is_hub_id = bool(_HUB_ID.fullmatch(path)) and not path.endswith((".json", ".model"))
     return config["kind"] == "file" and is_hub_id and not Path(path).exists()
 
 
-def _released(config: Mapping[str, Any]) -> Tokenizer:
+def _load_released(config: Mapping[str, Any]) -> Tokenizer:
     path = str(config["path"])
     if path == "???":
         raise ValueError(f"tokenizer.path is not set; give {_ACCEPTED}, or a hub id")
     if is_on_hub(config):
-        return load_tokenizer(_fetched(path, config["revision"]), name=path)
+        return load_tokenizer(_fetch(path, config["revision"]), name=path)
     return load_tokenizer(os.path.expanduser(path))
 
 
-def _fetched(repository: str, revision: str | None) -> Path:
-    """Folder of the tokenizer's files; what was fetched before is used without asking the network."""
+def _fetch(repository: str, revision: str | None) -> Path:
+    """Download the tokenizer's files, unless an earlier call did; returns their folder."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -145,7 +145,7 @@ def _fetched(repository: str, revision: str | None) -> Path:
         except EntryNotFoundError:
             continue
     require_network(f"tokenizer.path={repository!r} does not exist locally and must be downloaded from the hub")
-    for name in (*CONFIGS, *TOKENIZER_FILES):  # the tokenizer last: when it is in the cache, so are the others
+    for name in (*CONFIGS, *TOKENIZER_FILES):  # the tokenizer last: if the cache has it, it has the configs too
         try:
             file = Path(hf_hub_download(repository, name, revision=revision))
         except EntryNotFoundError:
@@ -158,15 +158,16 @@ def _fetched(repository: str, revision: str | None) -> Path:
         if name in TOKENIZER_FILES:
             return file.parent
     raise ValueError(
-        f"tokenizer.path={repository!r} has no {' or '.join(TOKENIZER_FILES)} on the hub; give a repository with one"
+        f"tokenizer.path={repository!r} has no {' or '.join(TOKENIZER_FILES)} on the hub; give another repository"
     )
 
 
 def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str = "tokenizer.path") -> Tokenizer:
-    """Load a tokenizer.json or tokenizer.model (SentencePiece), or the folder of one; of both, tokenizer.json.
+    """Load a tokenizer.json, a tokenizer.model (SentencePiece), or the first of both that a folder has.
 
-    The config beside it names the begin and end tokens and says whether a text begins with the former. Raises
-    ValueError, beginning with `asked_by`, when there is none, or when nothing says which token ends a text.
+    The config in the same folder names the begin and end tokens and says whether a text begins with the begin token.
+    Raises ValueError if there is no tokenizer, or if nothing says which token ends a text; `asked_by` is the config key
+    that the message names.
     """
     path = Path(path)
     file = path
@@ -176,27 +177,27 @@ def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str =
         problem = "has no tokenizer" if path.is_dir() else "does not exist"
         raise ValueError(f"{asked_by}={str(path)!r} {problem}; give {_ACCEPTED}")
     try:
-        return _loaded(file, name or file.resolve().parent.name)
+        return _load_file(file, name or file.resolve().parent.name)
     except ValueError as error:
         raise ValueError(f"{asked_by}: {error}") from None
 
 
-def _loaded(file: Path, name: str) -> Tokenizer:
+def _load_file(file: Path, name: str) -> Tokenizer:
     if file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
         raise ValueError(f"{file} is a git-lfs pointer and not the file itself: run git lfs pull there")
-    config = _config_beside(file.parent)
+    config = _read_configs(file.parent)
     if file.suffix == ".model":
         from slm.data.sentencepiece_model import convert
 
         return convert(file, name, config)
     try:
         content = file.read_text(encoding="utf-8")
-        added = [token["content"] for token in json.loads(content)["added_tokens"]]
+        added_tokens = [token["content"] for token in json.loads(content)["added_tokens"]]
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not UTF-8 text; give a tokenizer.json") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file} is not a tokenizer.json of the tokenizers library") from None
-    eos = config.get("eos_token") or next((token for token in _USUAL_ENDS if token in added), None)
+    eos = config.get("eos_token") or next((token for token in _COMMON_END_TOKENS if token in added_tokens), None)
     if eos is None:
         raise ValueError(f"nothing in {file.parent} says which token ends a text; name eos_token in {CONFIGS[0]}")
     try:
@@ -207,8 +208,8 @@ def _loaded(file: Path, name: str) -> Tokenizer:
         raise ValueError(f"{file} cannot be read by the tokenizers library ({error})") from None
 
 
-def _config_beside(folder: Path) -> dict[str, Any]:
-    """`bos_token` and `eos_token` as text and `add_bos_token` as a bool, as far as a config in `folder` has them."""
+def _read_configs(folder: Path) -> dict[str, Any]:
+    """Return `bos_token` and `eos_token` as text and `add_bos_token` as a bool, each only if a config states it."""
     values: dict[str, Any] = {}
     for file in (folder / name for name in CONFIGS if (folder / name).is_file()):
         try:

@@ -92,7 +92,7 @@ def test_a_file_that_exists_is_that_file_whatever_a_glob_would_match(tree, name)
 def test_a_folder_is_every_file_under_it_that_can_be_read_and_says_how_many(tree):
     files, note = text_files("[2024] notes", "data.paths")
     assert [str(file) for file in files] == ["[2024] notes/a.TXT", "[2024] notes/sub/b.md"]
-    assert note.startswith("data.paths: 2 files; skipped 2 more in folders, which are empty or do not end in .txt")
+    assert note.startswith("data.paths: 2 files; skipped 2 more in folders (empty, or not ending in .txt")
     refusal = r"the folder \[2024\] notes has no file that can be read; give one with \.json"
     with pytest.raises(ValueError, match=refusal):
         text_files("[2024] notes", "task_files.x", suffixes=ROW_SUFFIXES)
