@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from slm.scaling.tables import table_from_frame
-from slm.scaling.tables.filters import luck
+from slm.scaling.tables.filters import expected_luck
 from tests.seeds import generator
 
 SIZES = (1.3e7, 3.1e7, 7.2e7, 1.6e8, 4.1e8, 1e9)
@@ -78,7 +78,9 @@ def test_a_grid_of_rates_offers_the_best_of_each() -> None:
 
 def test_the_luck_of_the_best_of_a_few() -> None:
     """Harter 1961, table 1."""
-    assert [luck(k) for k in (1, 2, 3, 5, 10)] == pytest.approx([0, 0.56419, 0.84628, 1.16296, 1.53875], abs=1e-3)
+    assert [expected_luck(k) for k in (1, 2, 3, 5, 10)] == pytest.approx(
+        [0, 0.56419, 0.84628, 1.16296, 1.53875], abs=1e-3
+    )
 
 
 def test_the_best_of_a_grid_is_kept_with_all_its_seeds_and_its_luck_is_said() -> None:
@@ -136,7 +138,7 @@ def test_flops_in_other_units_are_refused_with_the_remedy(unit: str) -> None:
 
 
 def test_flops_of_one_token_are_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"if it is of one token, give columns\.flops='flops\*tokens'"):
+    with pytest.raises(ValueError, match=r"if it is per token, give columns\.flops='flops\*tokens'"):
         table_from_frame(grid(lambda f, N, D: {"flops": 6 * N}))
 
 

@@ -107,7 +107,7 @@ def test_only_the_rows_of_the_query_are_kept_and_checked(tmp_path: Path) -> None
     path = written(tmp_path, *ROWS, "b,oops,1e9,-3")
     table = read_table(path, where='family == "a" and tokens > 1')
     assert len(table.frame) == 3
-    assert "Of 4 rows, the 3 where" in table.notes[0]
+    assert "3 of 4 rows were kept: those where" in table.notes[0]
 
 
 @pytest.mark.parametrize("where", ["tokens >", "nothing > 3", "tokens > 1e99", "tokens + 1", "family = 'a'"])
@@ -129,7 +129,7 @@ def test_runs_that_did_not_complete_are_left_out_before_their_numbers_are_looked
     path = written(tmp_path, rows[0], "a,2e7,1e9,,diverged", *rows[1:], "a,,,,interrupted", head=HEAD + ",status")
     table = read_table(path)
     assert len(table.frame) == 3
-    said = "2 rows were left out whose run did not complete: 1 diverged (row 2), 1 interrupted (row 5)."
+    said = "2 rows were left out because the run did not complete: 1 diverged (row 2), 1 interrupted (row 5)."
     assert table.notes[0] == said
 
 

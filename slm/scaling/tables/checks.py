@@ -1,8 +1,8 @@
-"""Refuse what cannot be a table of runs, and note units that are suspicious.
+"""Refuse tables that cannot hold training runs, and note units that are suspicious.
 
-Refused are missing columns, impossible values, and units that do not go together. Losses of early checkpoints (9 to 3)
-and sizes of tiny models are real, so a unit is called wrong only if no training can explain the value: for example, if
-the loss would fall faster with size and tokens than any loss does.
+Missing columns, impossible values and contradictory units are errors. High losses of early checkpoints (9 to 3) and
+tiny models are real, so a unit is called wrong only if no training can explain the value: for example, if the loss
+would fall faster with size and tokens than any loss does.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ MAX_LOSS = 11.5
 MAX_ABOVE_GUESS = 0.5
 MAX_BITS_PER_BYTE = 16  # a uniform guess among 256 bytes has 8
 REMEDY = "put perplexities in a column named perplexity, and mark diverged runs with true in a column named diverged"
-# An embedding of 260 bytes with a width of 8 has 2,080 parameters.
-MIN_PARAMS, MIN_LARGEST_COUNT = 1000, 10_000
+MIN_PARAMS = 1000  # an embedding of 260 bytes with a width of 8 has 2,080 parameters
+MIN_LARGEST_COUNT = 10_000
 MAX_COUNT_RATIO = 300
-"""A larger ratio between neighbouring counts separates units, unless the smaller count has a much higher loss."""
+"""Neighbouring counts with a larger ratio are in different units, unless the smaller count has a much higher loss."""
 MIN_LOSS_RATIO = 1.8
-"""A smaller ratio between neighbouring losses does not separate losses from perplexities (docs/tables.md)."""
+"""Neighbouring losses with a smaller ratio are not a loss and a perplexity (docs/tables.md)."""
 # No loss falls faster than N^-0.5 D^-1 (Hoffmann et al. 2022 find N^-0.34 and D^-0.28 above a floor).
 STEEPEST_N, STEEPEST_D = 0.5, 1.0
-# FLOPs / (N D) is 6, and up to 20 with attention. It is several times that if blocks are repeated or N is without
-# embeddings, and less if experts are idle.
+# FLOPs / (N D) is 6, and up to 20 with attention. It is several times higher if blocks are repeated or N excludes
+# embeddings, and lower if only some experts are active.
 USUAL_FLOPS, POSSIBLE_FLOPS = (1.0, 60.0), (1e-4, 1e6)
-SIMILAR_FLOPS = 5.0
+MAX_FLOPS_DEVIATION = 5.0
+"""Largest factor between FLOPs / (N D) of a row and the median of similar rows that is not noted."""
 PF_DAY = 8.64e19
 # Over-trained small models reach 15,000 (SmolLM2 135M), and first checkpoints are below 1.
 USUAL_TOKENS_PER_PARAM = (0.1, 1e6)
-_UNITS = "write all in units, as in 1.2e8"
+_IN_FULL = "write all values in full, as in 1.2e8"
 
 
 def check_columns(raw: pd.DataFrame, columns: Columns) -> None:
-    """Raise `ValueError` if there is no column of a size or none of a target."""
+    """Raise `ValueError` if the table has no column with sizes, or none with results."""
     for what, names in (("size", SIZES), ("result", TARGETS)):
         if not any(name in raw for name in names):
             raise ValueError(
@@ -50,15 +51,19 @@ def check_columns(raw: pd.DataFrame, columns: Columns) -> None:
 
 
 def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> None:
-    """Raise `ValueError` for the first value that is missing, impossible or not a number. `raw` is as written."""
+    """Raise `ValueError` for the first value that is missing, impossible or not a number.
+
+    `raw` has the values as the file writes them, `frame` the converted values.
+    """
     for name in (name for name in QUANTITIES if name in raw):
         for row, value in raw[name].items():
             parsed = parse_number(value)
             if parsed is None:
                 raise columns.error(row, name, value, "is not a number: write it as in 124635456 or 1.2e8")
             if math.isinf(parsed) or parsed <= 0:
-                problem = "must be a finite number above 0: correct the row or leave it out"
-                raise columns.error(row, name, value, problem)
+                raise columns.error(
+                    row, name, value, "must be a finite number above 0: correct the row or leave it out"
+                )
     if "family" in frame:
         for row in frame.index[frame["family"].isna()]:
             raise columns.error(row, "family", "the cell", "is empty: name the family of the run")
@@ -67,17 +72,21 @@ def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> No
     _check_agreement(raw, frame, columns)
     if "params_total" in frame and "params_non_embedding" in frame:
         for row in frame.index[frame["params_non_embedding"] > frame["params_total"]]:
-            total, inner = (float(frame.at[row, name]) for name in ("params_total", "params_non_embedding"))
+            total, inner = float(frame.at[row, "params_total"]), float(frame.at[row, "params_non_embedding"])
             problem = f"is more than params_total={format_value(total)}: swap them?"
             raise columns.error(row, "params_non_embedding", inner, problem)
 
 
 def _check_gaps(frame: pd.DataFrame, columns: Columns) -> None:
-    """Every row needs one size that all rows have, its tokens if any has them, and a result."""
+    """Every row needs a result, its tokens if the table has this column, and a size that all other rows have too."""
     sizes = [name for name in SIZES if name in frame]
     results = [name for name in ("loss", "perplexity") if name in frame] or ["bits_per_byte"]
-    needed = [] if any(is_complete(frame, name) for name in sizes) else [sizes[:1]]
-    for names in [*needed, *([["tokens"]] if "tokens" in frame else []), results]:
+    required = [results]
+    if "tokens" in frame:
+        required.insert(0, ["tokens"])
+    if not any(is_complete(frame, name) for name in sizes):
+        required.insert(0, sizes[:1])
+    for names in required:  # a row must have a value in one of them
         for row in frame.index[frame[names].isna().all(axis=1)]:
             raise columns.error(row, names[0], "the cell", "is empty: fill it in or leave the row out")
 
@@ -95,33 +104,32 @@ def _check_results(frame: pd.DataFrame, columns: Columns) -> None:
             raise columns.error(row, "loss", loss, f"cannot be nats per token{limit}: {REMEDY}")
     for row, bits in results["bits_per_byte"].items():
         if bits > MAX_BITS_PER_BYTE:
-            problem = "cannot be bits per byte: a uniform guess among 256 bytes has 8"
-            raise columns.error(row, "bits_per_byte", bits, problem)
+            raise columns.error(row, "bits_per_byte", bits, "cannot be bits per byte: a uniform guess of a byte has 8")
 
 
 def _check_agreement(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> None:
-    """`perplexity` must be exp(`loss`), to 1% and the rounding of the digits as written."""
+    """`perplexity` must equal exp(`loss`), to within 1% and the rounding of both numbers in the file."""
     if "loss" not in frame or "perplexity" not in frame:
         return
     for row in frame.index[frame["loss"].notna() & frame["perplexity"].notna()]:
         loss, perplexity = float(frame.at[row, "loss"]), float(frame.at[row, "perplexity"])
-        allowed = 0.01 + _half_a_digit(raw.at[row, "loss"]) + _half_a_digit(raw.at[row, "perplexity"]) / perplexity
+        allowed = 0.01 + _rounding_error(raw.at[row, "loss"]) + _rounding_error(raw.at[row, "perplexity"]) / perplexity
         if abs(math.exp(loss) / perplexity - 1) > allowed:
-            logarithm = f"its perplexity {format_value(perplexity)} (ln is {math.log(perplexity):.4g})"
-            problem = f"is not the logarithm of {logarithm}: remove the column that is of another evaluation"
+            expected = f"its perplexity {format_value(perplexity)} (ln is {math.log(perplexity):.4g})"
+            problem = f"is not the logarithm of {expected}: remove the column that comes from another evaluation"
             raise columns.error(row, "loss", loss, problem)
 
 
-def _half_a_digit(written: object) -> float:
-    """Half a unit of the last decimal place of a number as written."""
+def _rounding_error(written: object) -> float:
+    """Half a unit of the last decimal place of a number as the file writes it; 0 for scientific notation."""
     text = str(written).strip().lower()
     return 0.0 if "e" in text or is_blank(written) else 0.5 * 10.0 ** -len(text.partition(".")[2])
 
 
 def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool, flops_were_given: bool) -> None:
-    """Raise `ValueError` for a column that mixes units, or that has counts in millions or billions."""
+    """Raise `ValueError` for a column that mixes units, or whose counts are in millions or billions."""
     ratio = _flops_ratio(frame) if flops_were_given and is_complete(frame, "tokens") else None
-    # If FLOPs are about 6 N D, then N and D are in units, however small they are.
+    # If FLOPs are about 6 N D, then N and D are plain counts, however small they are.
     min_largest = 0 if ratio is not None and _is_within(ratio.median(), USUAL_FLOPS) else MIN_LARGEST_COUNT
     for name in (*SIZES, "tokens"):
         if name in frame and frame[name].notna().any():
@@ -137,21 +145,21 @@ def note_units(frame: pd.DataFrame, columns: Columns, *, flops_were_given: bool)
     if not is_complete(frame, "tokens"):
         return []
     notes = []
-    tokens = frame["tokens"] / frame[first_complete(frame, SIZES)]
-    if not _is_within(tokens.median(), USUAL_TOKENS_PER_PARAM):
+    tokens_per_param = frame["tokens"] / frame[first_complete(frame, SIZES)]
+    if not _is_within(tokens_per_param.median(), USUAL_TOKENS_PER_PARAM):
         original = as_operand(columns.original_name("tokens"))
         remedy = f": if tokens are in other units, such as millions, give columns.tokens='{original}*1e6'"
-        remedy = remedy if tokens.median() < USUAL_TOKENS_PER_PARAM[0] else ""
-        notes.append(f"Suspicious: runs saw {_range(tokens)} tokens per parameter{remedy}.")
+        remedy = remedy if tokens_per_param.median() < USUAL_TOKENS_PER_PARAM[0] else ""
+        notes.append(f"Suspicious: runs saw {_range(tokens_per_param)} tokens per parameter{remedy}.")
     if flops_were_given:
         ratio = _flops_ratio(frame)
         if not _is_within(ratio.median(), USUAL_FLOPS):
             notes.append(f"Suspicious: flops are {_range(ratio)} times N D, and 6 N D is usual.")
-        if len(outliers := _unlike_similar_rows(frame, ratio)):
-            rows = shortlist(f"{row} ({_plain(ratio[row])} N D)" for row in outliers.index)
+        if len(outliers := _flops_outliers(frame, ratio)):
+            rows = shortlist(f"{row} ({_three_digits(ratio[row])} N D)" for row in outliers.index)
             notes.append(
-                f"Suspicious: flops of {len(outliers)} rows are a different multiple of N D than those of similar "
-                f"rows, and 6 N D is usual: {rows}."
+                f"Suspicious: in {len(outliers)} rows, flops are a different multiple of N D than in similar rows, and "
+                f"6 N D is usual: {rows}."
             )
     return notes
 
@@ -160,13 +168,14 @@ def _is_within(value: float, limits: tuple[float, float]) -> bool:
     return limits[0] <= value <= limits[1]
 
 
-def _plain(value: float) -> str:
-    """To three digits, as people write it: 6000, 1e18."""
+def _three_digits(value: float) -> str:
+    """The number as people write it: 6000, 1e18."""
     return f"{value:.0f}" if 1000 <= value < 1e6 else f"{value:.3g}".replace("e+", "e")
 
 
 def _range(values: pd.Series) -> str:
-    return " to ".join(dict.fromkeys(_plain(value) for value in (values.min(), values.max())))
+    low, high = _three_digits(values.min()), _three_digits(values.max())
+    return low if low == high else f"{low} to {high}"
 
 
 def _flops_ratio(frame: pd.DataFrame) -> pd.Series:
@@ -174,59 +183,61 @@ def _flops_ratio(frame: pd.DataFrame) -> pd.Series:
     return (frame["flops"] / frame[first_complete(frame, SIZES)] / frame["tokens"]).dropna()
 
 
-def _unlike_similar_rows(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
-    """Ratio of a row / the median of similar rows (family and size), if not within `SIMILAR_FLOPS` of it."""
-    similar = frame["family"].astype(str) + np.floor(np.log2(frame[first_complete(frame, SIZES)])).astype(str)
-    times = ratio / ratio.groupby(similar[ratio.index]).transform("median")
-    return times[np.abs(np.log(times)) > math.log(SIMILAR_FLOPS)]
+def _flops_outliers(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
+    """Rows whose ratio differs from the median of similar rows (in family and size), as multiples of this median."""
+    octave = np.floor(np.log2(frame[first_complete(frame, SIZES)]))
+    similar = frame["family"].astype(str) + octave.astype(str)
+    multiples = ratio / ratio.groupby(similar[ratio.index]).transform("median")
+    return multiples[np.abs(np.log(multiples)) > math.log(MAX_FLOPS_DEVIATION)]
 
 
 def _check_flops(frame: pd.DataFrame, ratio: pd.Series, columns: Columns) -> None:
     """Refuse FLOPs that are in other units in all rows, or in some rows by a power of 1,000."""
     flops, tokens = (as_operand(columns.original_name(name)) for name in ("flops", "tokens"))
-    usual, row = float(ratio.median()), ratio.index[0]
-    if not _is_within(usual, POSSIBLE_FLOPS):
+    median, row = float(ratio.median()), ratio.index[0]
+    if not _is_within(median, POSSIBLE_FLOPS):
         remedy = "write the FLOPs of the whole training"
         units = {"in PF-days": PF_DAY} | {f"in units of 1e{power}": 10.0**power for power in range(-24, 25, 3)}
         for unit, factor in reversed(units.items()):
-            if _is_within(usual * factor, USUAL_FLOPS):
-                remedy = f"if it is {unit}, give columns.flops='{flops}*{_plain(factor)}'"
+            if _is_within(median * factor, USUAL_FLOPS):
+                remedy = f"if it is {unit}, give columns.flops='{flops}*{_three_digits(factor)}'"
         if _is_within((ratio * frame["tokens"]).median(), USUAL_FLOPS):
-            remedy = f"if it is of one token, give columns.flops='{flops}*{tokens}'"
-        problem = f"is {_plain(ratio[row])} N D, where training takes about 6 N D: {remedy}"
+            remedy = f"if it is per token, give columns.flops='{flops}*{tokens}'"
+        problem = f"is {_three_digits(ratio[row])} N D, where training takes about 6 N D: {remedy}"
         raise columns.error(row, "flops", float(frame.at[row, "flops"]), problem)
-    for row, times in _unlike_similar_rows(frame, ratio).items():
-        power = round(math.log(times, 1000))
-        if power and abs(math.log(times) - power * math.log(1000)) < math.log(1.3):
-            others = f"that of similar rows {_plain(ratio[row] / times)} N D"
-            problem = f"is {_plain(ratio[row])} N D and {others}: units disagree, so write all as in 1e19"
+    for row, multiple in _flops_outliers(frame, ratio).items():
+        power = round(math.log(multiple, 1000))
+        if power and abs(math.log(multiple) - power * math.log(1000)) < math.log(1.3):
+            others = f"that of similar rows {_three_digits(ratio[row] / multiple)} N D"
+            problem = f"is {_three_digits(ratio[row])} N D and {others}: units differ, so write all as in 1e19"
             raise columns.error(row, "flops", float(frame.at[row, "flops"]), problem)
 
 
 def _check_counts(frame: pd.DataFrame, name: str, columns: Columns, min_largest: float) -> None:
-    """Refuse counts that are all below `min_largest`, and any below a gap with results like those above the gap."""
+    """Refuse counts that are all below `min_largest`, and counts below a gap if their results are not much higher."""
     counts = frame[name].dropna().sort_values(kind="stable")
     row, value = counts.index[0], float(counts.iloc[0])
     if counts.iloc[-1] < min_largest:
         original = as_operand(columns.original_name(name))
-        remedy = f"{_UNITS}, or give columns.{name}='{original}*1e6' of millions or '{original}*1e9' of billions"
+        remedy = f"{_IN_FULL}, or give columns.{name}='{original}*1e6' for millions or '{original}*1e9' for billions"
         raise columns.error(row, name, value, f"is too small for {name}, as are all others: {remedy}")
     ratios = counts.to_numpy()[1:] / counts.to_numpy()[:-1]
-    num_below = int(ratios.argmax()) + 1 if len(ratios) and ratios.max() >= MAX_COUNT_RATIO else 0  # the gap
+    has_gap = len(ratios) > 0 and ratios.max() >= MAX_COUNT_RATIO
+    num_below = int(ratios.argmax()) + 1 if has_gap else 0
     # The first step of a long run is real, and has a far higher loss.
     results = frame[first_complete(frame, TARGETS)]
     max_result = 1.5 * float(results[counts.index[num_below:]].median())
     mixed = [row for row, value in counts.iloc[:num_below].items() if value < 1e5 and results[row] < max_result]
     if mixed:
         larger = f"{format_value(float(counts.iloc[num_below]))} in row {counts.index[num_below]}"
-        problem = f"is in other units than {larger}: {_UNITS}"
+        problem = f"is in other units than {larger}: {_IN_FULL}"
         raise columns.error(mixed[0], name, frame.at[mixed[0], name], problem)
     if name in SIZES and value < MIN_PARAMS:
-        raise columns.error(row, name, value, f"is too small for a number of parameters: {_UNITS}")
+        raise columns.error(row, name, value, f"is too small for a number of parameters: {_IN_FULL}")
 
 
 def _check_losses(frame: pd.DataFrame, columns: Columns) -> None:
-    """Refuse perplexities among losses: values that no training explains, with logarithms in line with the rest."""
+    """Refuse perplexities among losses: values that no training explains, but whose logarithms fit the other rows."""
     losses = frame["loss"].sort_values(kind="stable")
     ratios = losses.to_numpy()[1:] / losses.to_numpy()[:-1]
     if not len(ratios) or ratios.max() < MIN_LOSS_RATIO:
@@ -234,23 +245,22 @@ def _check_losses(frame: pd.DataFrame, columns: Columns) -> None:
     num_low = int(ratios.argmax()) + 1
     low, high = losses.iloc[:num_low], losses.iloc[num_low:]
     for row, value in high.items():
-        # The logarithm of a perplexity is among the losses, or near them.
-        if not (0.8 * low.min() <= math.log(value) <= 1.25 * low.max() and _is_too_steep(frame, row, low)):
+        is_log_near_low = 0.8 * low.min() <= math.log(value) <= 1.25 * low.max()
+        if not (is_log_near_low and _is_too_steep(frame, row, low)):
             continue
         if len(high) > len(low):
-            perplexities = f"what look like perplexities ({format_value(float(high.iloc[0]))} and more)"
-            problem = f"is a loss among {perplexities}: {REMEDY}"
-            raise columns.error(low.index[0], "loss", float(low.iloc[0]), problem)
-        logarithm = f"its logarithm {math.log(value):.3g} is not, so it looks like a perplexity"
+            perplexities = f"values that look like perplexities ({format_value(float(high.iloc[0]))} and more)"
+            raise columns.error(low.index[0], "loss", float(low.iloc[0]), f"is a loss among {perplexities}: {REMEDY}")
+        logarithm = f"but its logarithm {math.log(value):.3g} is not, so it looks like a perplexity"
         problem = f"is far above the rest (up to {format_value(float(low.max()))}), {logarithm}: {REMEDY}"
         raise columns.error(row, "loss", value, problem)
 
 
 def _is_too_steep(frame: pd.DataFrame, row: int, low: pd.Series) -> bool:
-    """Whether the fall from this row to one of `low` is steeper than size and tokens can explain.
+    """Whether size and tokens cannot explain the fall of the loss from this row to one of the losses `low`.
 
     Losses of different tokenizers differ (bytes: about 1 nat, words: about 3), so a row is compared with other
-    families only if its loss is above 6, as of a barely trained model.
+    families only if its loss is above 6, like that of a barely trained model.
     """
     value, size = float(frame.at[row, "loss"]), first_complete(frame, SIZES)
     others = frame.loc[low.index]

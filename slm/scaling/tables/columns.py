@@ -1,4 +1,4 @@
-"""Columns of a table of runs: their canonical names, their types, and those that follow from others."""
+"""Name the columns of a table of runs, convert their types, and compute columns that follow from others."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ TARGETS = ("loss", "perplexity", "bits_per_byte")
 QUANTITIES = (*SIZES, "tokens", *TARGETS, "flops", "width", "depth", "lr")
 """Columns that hold numbers above 0."""
 ALIASES = {"tokens": "D", "flops": "C", "perplexity": "ppl", "bits_per_byte": "bpb"}
-# Rows that agree in all of these that the table has are one cell: they differ in seed and in what was measured.
+"""Canonical name -> another header that is read as this name."""
 CELL = (
-    *("family", *SIZES, "tokens", "width", "depth", "lr", "budget", "isoflop", "vocab_size", "steps", "schedule"),
-    *("context_length", "sequence_length", "batch_tokens", "batch_seqs", "batch_size", "parametrization", "precision"),
-    *("data_fingerprint", "tokenizer_fingerprint", "document_masking", "optimizer", "ema_decay"),
-)
+    "family", *SIZES, "tokens", "width", "depth", "lr", "budget", "isoflop", "vocab_size", "steps", "schedule",
+    "context_length", "sequence_length", "batch_tokens", "batch_seqs", "batch_size", "parametrization", "precision",
+    "data_fingerprint", "tokenizer_fingerprint", "document_masking", "optimizer", "ema_decay",
+)  # fmt: skip
+"""Rows that agree in these columns, where the table has them, are one cell: they differ only in seed and results."""
 NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
 LIKELY_NAMES = {"state": "status", "name": "name", "diverged": "diverged"}
-"""Headers in any case with the name each is taken for, if one column alone has it: W&B exports `State` and `Name`."""
+"""Header in lower case -> the name as which it is read if it occurs once: W&B exports `State` and `Name`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What messages call a table and its columns."""
+    """The names of a table and of its columns, for messages."""
 
     table: str
     original: Mapping[str, str] = field(default_factory=dict)
-    """Canonical names of columns -> the file's names, where they differ."""
+    """Canonical name of a column -> its name in the file, where they differ."""
 
     def original_name(self, column: str) -> str:
         """The name of a column in the file."""
         return self.original.get(column, column)
 
     def error(self, row: int, column: str, value: Any, problem: str) -> ValueError:
-        """An error about one value: table, row of the file, column, value, what is wrong and what to do."""
+        """An error about one value; `problem` says what is wrong with it and what to do."""
         place = f"{self.table}, row {row}, column {self.original_name(column)}"
         return ValueError(f"{place}: {format_value(value)} {problem}")
 
@@ -55,11 +56,11 @@ def convert_types(raw: pd.DataFrame) -> pd.DataFrame:
         if name in QUANTITIES:
             columns[name] = pd.Series([math.nan if n is None else n for n in numbers], raw.index, dtype=float)
         elif name in ("family", "run_id", "trunk") or str(name).endswith("fingerprint"):
-            # Text even if it spells a number: 16 hex digits may, and would be rounded.
+            # Text even if it looks like a number, as 16 hex digits may: a float would be rounded.
             text = [None if is_blank(value) else str(value).strip() for value in raw[name]]
             columns[name] = pd.Series(text, raw.index, dtype=object)
-        elif None in numbers and (truth := parse_booleans(raw[name])) is not None:
-            columns[name] = truth
+        elif None in numbers and (booleans := parse_booleans(raw[name])) is not None:
+            columns[name] = booleans
         elif None in numbers or all(math.isnan(n) for n in numbers if n is not None):
             columns[name] = raw[name]
         else:
@@ -71,17 +72,17 @@ def convert_types(raw: pd.DataFrame) -> pd.DataFrame:
 def add_canonical_columns(
     raw: pd.DataFrame, columns: Mapping[str, str], table: str, notes: list[str]
 ) -> tuple[pd.DataFrame, Columns]:
-    """Add the canonical columns beside the table's own; `ValueError` if `columns` has a name that the table lacks.
+    """Add canonical columns to the table; `ValueError` if `columns` needs a column that the table lacks.
 
-    `columns` maps canonical names to the table's own names or to expressions of these, whose values are computed. A
-    header that differs from a canonical name only in case, spaces and hyphens (`Family`) is read as that name, with a
-    note, if the table lacks it. A column of the table whose name was given to another is carried as `table_NAME`.
+    `columns` maps canonical names to the table's own names or to expressions of these, which are computed. A header
+    that differs from a canonical name only in case, spaces and hyphens (`Family`) is read as that name, with a note, if
+    the table lacks it. If `columns` uses a name that the table has too, the table's own column becomes `table_NAME`.
     """
     original = {name: source for name, source in columns.items() if name != source}
-    values = {}
+    computed = {}
     for name, source in columns.items():
         if source not in raw.columns:
-            values[name] = compute_column(raw, name, source, table)
+            computed[name] = compute_column(raw, name, source, table)
             notes.append(f"The column {name} was computed as {format_value(source)}.")
     for name, alias in ALIASES.items():
         if alias in raw.columns and name not in columns and name not in raw.columns:
@@ -89,18 +90,20 @@ def add_canonical_columns(
     similar = _similar_headers(raw, columns, table)
     notes += [f"The column {header} was read as {name}." for name, header in similar.items()]
     original |= similar
-    values = {name: values[name] if name in values else raw[source] for name, source in original.items()}
-    moved = {name: f"table_{name}" for name in original if name in raw.columns}
-    for name, new in moved.items():
+    values = {name: computed[name] if name in computed else raw[source] for name, source in original.items()}
+    renamed = {}
+    for name in (name for name in original if name in raw.columns):
+        new = f"table_{name}"
         while new in raw.columns:
             new = f"table_{new}"
-        moved[name] = new
+        renamed[name] = new
         notes.append(f"The table's own column {name} is {new} here, because {name} is {format_value(original[name])}.")
-    return raw.rename(columns=moved).assign(**values), Columns(table, original)
+    return raw.rename(columns=renamed).assign(**values), Columns(table, original)
 
 
 def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
-    """Canonical names that the table lacks -> its headers that differ from them only in case, spaces and hyphens."""
+    """Canonical name that the table lacks -> the header that differs from it only in case, spaces and hyphens."""
+    existing = {*columns, *raw.columns}
     names = {name: name for name in NAMES} | {alias: name for name, alias in ALIASES.items()}
     similar: dict[str, str] = {}
     headers = {
@@ -108,18 +111,18 @@ def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) 
         for header in map(str, raw.columns)
         if header not in columns.values()
     }
-    for header, plain in headers.items():
-        name = names.get(plain)
-        if name is None or header == plain or {name, ALIASES.get(name, name)} & {*columns, *raw.columns}:
+    for header, normalised in headers.items():
+        name = names.get(normalised)
+        if name is None or header == normalised or name in existing or ALIASES.get(name) in existing:
             continue
         if name in similar:
             raise ValueError(f"{table} has columns {similar[name]} and {header}, both of which mean {name}: rename one")
         similar[name] = header
     for likely, name in LIKELY_NAMES.items():
-        candidates = [header for header, plain in headers.items() if plain == likely and header != name]
-        # `state` may be that of a recurrent model.
+        candidates = [header for header, normalised in headers.items() if normalised == likely and header != name]
+        # A column `state` may also describe the state of a recurrent model.
         is_clear = len(candidates) == 1 and (name != "status" or has_statuses(raw[candidates[0]]))
-        if is_clear and name not in {*columns, *raw.columns, *similar}:
+        if is_clear and name not in existing and name not in similar:
             similar[name] = candidates[0]
     return similar
 
@@ -147,12 +150,12 @@ def is_complete(frame: pd.DataFrame, name: str) -> bool:
 
 
 def first_complete(frame: pd.DataFrame, names: Sequence[str]) -> str:
-    """The first of the columns that has a value in every row; a checked table has such a size and such a target."""
+    """The first of the columns `names` with a value in every row; among sizes and targets, a checked table has one."""
     return next(name for name in names if is_complete(frame, name))
 
 
 def run_names(frame: pd.DataFrame, *columns: str) -> pd.Series:
-    """The run of each row: the value in the last of the columns that has one, else a name of the row's own."""
+    """The run of each row: its value in the last of `columns` in which it has one, else a name unique to the row."""
     names = pd.Series([f"row{row}" for row in frame.index], frame.index, dtype=object)
     for name in (name for name in columns if name in frame):
         names = frame[name].where(frame[name].notna(), names)
@@ -162,18 +165,18 @@ def run_names(frame: pd.DataFrame, *columns: str) -> pd.Series:
 def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Add `cluster` and `cell` (one number for rows that differ only in seed and results).
 
-    The cluster is the run of the row, or the run (`trunk`) that it was branched off.
+    The cluster is the run of the row, or the run (`trunk`) from which that run was branched.
     """
     cluster = run_names(frame, "run_id", "trunk")
-    shared = frame["family"].groupby(cluster).transform("nunique") > 1
-    if shared.any():
-        notes.append("A run_id that occurs in several families was taken as a run of each.")
-        cluster = cluster.where(~shared, frame["family"] + "/" + cluster)
+    is_shared = frame["family"].groupby(cluster).transform("nunique") > 1
+    if is_shared.any():
+        notes.append("A run_id that occurs in several families was taken as a separate run in each.")
+        cluster = cluster.where(~is_shared, frame["family"] + "/" + cluster)
     return frame.assign(cluster=cluster.astype(object), cell=group_numbers(frame, CELL))
 
 
 def group_numbers(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
-    """Number the combinations of values of the columns that the table has, from 0 in order of appearance."""
+    """Number the combinations of values in the columns `names` (if they exist), from 0 in order of appearance."""
     numbers = np.zeros(len(frame), dtype=np.int64)
     for name in (name for name in names if name in frame):
         # Text compares values of any kind, lists too, and keeps all digits of a number.

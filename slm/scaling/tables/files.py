@@ -1,4 +1,4 @@
-"""Read files of runs as rows of unconverted values, numbered from 1 as in the file; also the table that slm ships.
+"""Read a file of runs, or the table that slm ships, as rows of unconverted values, numbered from 1 as in the file.
 
 Text is read by the standard library and not by `pandas.read_csv`, which shifts or drops the fields of a ragged row.
 """
@@ -22,12 +22,12 @@ from slm.scaling.tables.values import format_value, is_blank, parse_number
 
 
 def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
-    """Rows of a file or of the shipped table as objects, indexed from 1, and its name.
+    """Return the rows of a file or of the shipped table, unconverted and indexed from 1, and the name of the table.
 
-    Raises `ValueError` if it cannot be read as a table. Adds to `notes` a sentence on skipped lines.
+    Raises `ValueError` if the file cannot be read as a table. Adds a sentence on skipped lines to `notes`.
     """
     if str(source) == published.NAME:
-        return _records(published.published_rows(), published.NAME), published.NAME
+        return _from_dicts(published.published_rows(), published.NAME), published.NAME
     path = Path(source)
     if path.is_dir():
         tables = sorted(item.name for item in path.iterdir() if _suffix(item) in _READERS)
@@ -38,11 +38,12 @@ def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
     reader = _READERS.get(_suffix(path))
     if reader is None:
         raise ValueError(f"{path} cannot be read as a table: its name must end in {', '.join(_READERS)} or .csv.gz")
-    return reader(path, notes), Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+    name = Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+    return reader(path, notes), name
 
 
 def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Rows of unconverted values, indexed from 1."""
+    """Make a frame of unconverted values, with rows indexed from 1."""
     rows = [list(row) for row in values]
     index = range(1, len(rows) + 1)
     # dtype=object keeps each value as it was written, so that messages can quote it.
@@ -56,7 +57,7 @@ def _suffix(path: Path) -> str:
     return inner if path.suffix.lower() == ".gz" and inner != ".parquet" else path.suffix.lower()
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """The text of a file, decompressed if its name ends in .gz."""
     try:
         content = path.read_bytes()
@@ -70,46 +71,45 @@ def _text(path: Path) -> str:
 
 def _read_delimited(path: Path, delimiter: str, notes: list[str]) -> pd.DataFrame:
     try:
-        text = _without_comments(_text(path), delimiter, path, notes)
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if any(f.strip() for f in line)]
+        text = _without_comments(_read_text(path), delimiter, path, notes)
+        lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from None
+    lines = [line for line in lines if any(field.strip() for field in line)]
     if not lines:
         raise ValueError(f"{path} is empty: it needs a line of column names and a line for each run")
     header = [field.strip() for field in lines[0]]
     _check_header(header, path)
     rows = []
-    for place, line in enumerate(lines[1:], start=1):
+    for number, line in enumerate(lines[1:], start=1):
         fields = [field.strip() or None for field in line]
         while len(fields) > len(header) and fields[-1] is None:
             fields.pop()
         if len(fields) != len(header):
-            counts = f"{len(fields)} fields and the header has {len(header)}"
-            raise ValueError(f"{path}, row {place} has {counts}: fix that row")
+            counts = f"{len(fields)} fields, but the header has {len(header)}"
+            raise ValueError(f"{path}, row {number} has {counts}: fix that row")
         rows.append(fields)
-    frame = from_records(rows, [field or f"(column {place})" for place, field in enumerate(header)])
-    return frame[
-        [column for column, field in zip(frame, header, strict=True) if field]
-    ]  # a column without a name is a row index
+    frame = from_records(rows, [field or f"(column {i})" for i, field in enumerate(header)])
+    has_name = [bool(field) for field in header]  # a column without a name is a row index
+    return frame.loc[:, has_name]
 
 
 def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -> str:
-    """The text from its header on. Lines above the header that begin with # are skipped, with a note.
+    """The text from the header on. Lines above the header that begin with # are skipped, with a note.
 
-    The last of these lines is itself the header (`# N,tokens,loss`) if the line below it has a number, as rows have.
+    The last of these lines is the header (`# N,tokens,loss`) if the line below has a number, as rows of values have.
     """
     lines = text.splitlines(keepends=True)
-    written = [place for place, line in enumerate(lines) if line.strip()]
-    first = next((place for place in written if not lines[place].lstrip().startswith("#")), None)
-    if first is None or not written.index(first):
+    not_blank = [i for i, line in enumerate(lines) if line.strip()]
+    num_comments = next((n for n, i in enumerate(not_blank) if not lines[i].lstrip().startswith("#")), 0)
+    if not num_comments:
         return text
-    fields = [field for line in csv.reader([lines[first]], delimiter=delimiter) for field in line]
-    comments = written[: written.index(first)]
+    (fields,) = csv.reader([lines[not_blank[num_comments]]], delimiter=delimiter)
     if any(parse_number(field) is not None and not is_blank(field) for field in fields):
-        first = comments.pop()
-    if comments:
-        notes.append(f"{count_with_was(len(comments), 'line')} skipped that began with # above the header of {path}.")
-    return "".join(lines[first:])
+        num_comments -= 1
+    if num_comments:
+        notes.append(f"{count_with_was(num_comments, 'line')} skipped above the header of {path}: comments with #.")
+    return "".join(lines[not_blank[num_comments] :])
 
 
 def _check_header(header: list[str], path: Path) -> None:
@@ -123,23 +123,24 @@ def _check_header(header: list[str], path: Path) -> None:
             raise ValueError(f"{path} has the column {field} {header.count(field)} times: rename or remove one")
 
 
-def _records(items: Any, name: object) -> pd.DataFrame:
+def _from_dicts(items: Any, name: object) -> pd.DataFrame:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError(f'{name} must hold a list of rows, each like {{"family": "a", "N": 1e8, "loss": 3.1}}')
     columns = list(dict.fromkeys(str(key) for item in items for key in item))
     return from_records(([item.get(column) for column in columns] for item in items), columns)
 
 
-def _json(text: str, place: object) -> Any:
+def _parse_json(text: str, name: object) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: {error}") from None
+        raise ValueError(f"{name} is not JSON: {error}") from None
 
 
 def _read_jsonl(path: Path, notes: list[str]) -> pd.DataFrame:
-    lines = enumerate(_text(path).split("\n"), start=1)
-    return _records([_json(line, f"{path}, line {place}") for place, line in lines if line.strip()], path)
+    lines = enumerate(_read_text(path).split("\n"), start=1)
+    items = [_parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    return _from_dicts(items, path)
 
 
 def _read_parquet(path: Path, notes: list[str]) -> pd.DataFrame:
@@ -153,7 +154,7 @@ def _read_parquet(path: Path, notes: list[str]) -> pd.DataFrame:
 _READERS: dict[str, Callable[[Path, list[str]], pd.DataFrame]] = {
     ".csv": lambda path, notes: _read_delimited(path, ",", notes),
     ".tsv": lambda path, notes: _read_delimited(path, "\t", notes),
-    ".json": lambda path, notes: _records(_json(_text(path), path), path),
+    ".json": lambda path, notes: _from_dicts(_parse_json(_read_text(path), path), path),
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }

@@ -1,4 +1,4 @@
-"""A table of runs, read from a file or a frame, checked, in canonical columns. Every fit starts from one.
+"""Read a table of runs from a file or a frame, check it, and name its columns. Every fit starts from such a table.
 
 >>> from slm.scaling.tables import read_table
 >>> table = read_table("mobilellm_published")
@@ -28,9 +28,8 @@ from slm.scaling.tables.files import from_records, read_rows
 class Table:
     """Runs in canonical columns.
 
-    `loss` is in nats a token; `params_*`, `N` and `tokens` are counts; `flops` are those of the whole training.
-    `cluster` names the run of the row, or the run that it was branched off; rows of one `cell` differ only in seed and
-    results.
+    `loss` is in nats per token; `params_*`, `N` and `tokens` are counts; `flops` count the whole training. `cluster`
+    names the run of the row, or the run from which it was branched. Rows of one `cell` differ only in seed and results.
     """
 
     frame: pd.DataFrame
@@ -38,7 +37,7 @@ class Table:
     notes: tuple[str, ...]
     """Sentences on what was left out, computed or found suspicious."""
     name: str
-    """The stem of its file."""
+    """The name of the file without suffix."""
 
     @property
     def families(self) -> list[str]:
@@ -47,16 +46,16 @@ class Table:
 
     @property
     def sizes(self) -> list[str]:
-        """Those of `params_total`, `params_non_embedding` and `N` that every row has."""
+        """The columns among `params_total`, `params_non_embedding` and `N` with a value in every row."""
         return [name for name in SIZES if is_complete(self.frame, name)]
 
     @property
     def targets(self) -> list[str]:
-        """Those of `loss`, `perplexity` and `bits_per_byte` that every row has."""
+        """The columns among `loss`, `perplexity` and `bits_per_byte` with a value in every row."""
         return [name for name in TARGETS if is_complete(self.frame, name)]
 
     def family(self, name: str) -> Table:
-        """The rows of one family. For an unknown one, the message of the `ValueError` lists the families."""
+        """The rows of one family. The `ValueError` for an unknown name lists the families."""
         if name not in self.families:
             raise ValueError(f"{self.name} has no family {name!r}: it has {shortlist(self.families, 12)}")
         rows = self.frame[self.frame["family"] == name].reset_index(drop=True)
@@ -64,41 +63,42 @@ class Table:
 
 
 class Options(TypedDict, total=False):
-    """Which rows and columns of a table are read."""
+    """Options for reading a table."""
 
     columns: Mapping[str, str] | None
-    """Canonical names -> the table's own names, or arithmetic of these."""
+    """Canonical name of a column -> its name in the table, or arithmetic of such names."""
     where: str | None
-    """A pandas query of rows to keep."""
+    """A pandas query that is true for rows to keep."""
     best_of: str | Sequence[str] | None
-    """Columns of settings (`lr`); of rows that differ only in these, the best are kept."""
+    """Columns of tuned settings (`lr`): of rows that differ only in these columns, the best are kept."""
     drop_worst: int
-    """How many rows of the highest loss are left out."""
+    """The number of rows left out because they have the highest loss."""
 
 
 def read_table(source: str | Path, **options: Unpack[Options]) -> Table:
     """Read a .csv, .tsv, .json, .jsonl (these also with .gz) or .parquet file, or the table that slm ships.
 
-    Raises a `ValueError` of one sentence if it is not a table of runs.
+    Raises a `ValueError` of one sentence if the source is not a table of runs.
     """
     notes: list[str] = []
     rows, name = read_rows(source, notes)
-    return _table(rows, str(source), name, notes, **options)
+    return _checked_table(rows, str(source), name, notes, **options)
 
 
 def table_from_frame(frame: pd.DataFrame, *, name: str = "table", **options: Unpack[Options]) -> Table:
-    """`read_table` for rows in memory. Messages number them from 1."""
+    """Like `read_table`, for rows in memory. Messages number the rows from 1."""
     rows = from_records(frame.itertuples(index=False, name=None), [str(column) for column in frame.columns])
-    return _table(rows, name, name, [], **options)
+    return _checked_table(rows, name, name, [], **options)
 
 
-def _table(rows: pd.DataFrame, source: str, name: str, notes: list[str], **options: Unpack[Options]) -> Table:
+def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str], **options: Unpack[Options]) -> Table:
     if rows.empty:
         raise ValueError(f"{source} has no rows: it needs one for each run")
     raw, names = columns.add_canonical_columns(rows, options.get("columns") or {}, source, notes)
     checks.check_columns(raw, names)
     raw = filters.select_rows(raw, options.get("where"), names, notes)
-    raw = raw.drop(columns=sorted(set(names.original.values()) - set(names.original)), errors="ignore")
+    copied = set(names.original.values()) - set(names.original)  # also present under their canonical names
+    raw = raw.drop(columns=sorted(copied), errors="ignore")
     raw = filters.drop_duplicates(filters.keep_completed(raw, names, notes), notes)
     frame = columns.convert_types(raw)
     kept = filters.rows_not_diverged(raw, frame, names, notes)
@@ -109,18 +109,19 @@ def _table(rows: pd.DataFrame, source: str, name: str, notes: list[str], **optio
         notes.append("The table has no column family: all rows are one family.")
     if "N" in frame and any(is_complete(frame, size) for size in SIZES[:2]):
         frame = frame.drop(columns="N")
-        notes.append("The column N was left out: the table says which parameters its other columns of size count.")
+        notes.append("The column N was left out, because other columns of size say which parameters they count.")
     frame = columns.derive_columns(frame, notes)
     settings = options.get("best_of") or []
     frame = filters.keep_best(frame, [settings] if isinstance(settings, str) else settings, names, notes)
     frame = filters.drop_worst_rows(frame, options.get("drop_worst", 0), notes)
     checks.check_units(frame, names, loss_was_given="loss" in raw, flops_were_given="flops" in raw)
     frame = columns.add_clusters_and_cells(frame, notes)
+    given_target = next(name for name in TARGETS if name in raw)
     suspicious = [
-        *suspicions.note_rising(frame),
+        *suspicions.note_rising_results(frame),
         *suspicions.note_checkpoints(frame, names),
         *checks.note_units(frame, names, flops_were_given="flops" in raw),
-        *suspicions.note_grids(frame, names),
-        *suspicions.note_repeats(frame, next(name for name in TARGETS if name in raw)),
+        *suspicions.note_untuned_settings(frame, names),
+        *suspicions.note_repeated_results(frame, given_target),
     ]
     return Table(frame.reset_index(drop=True), (*suspicious, *notes), name)

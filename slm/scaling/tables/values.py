@@ -1,6 +1,6 @@
-"""Values as users write them: numbers, true or false, statuses of runs, and arithmetic of columns.
+"""Parse values as users write them: numbers, booleans, statuses of runs, and arithmetic of columns.
 
-Arithmetic (`columns.N="params - vocab*width"`) is parsed without `eval`, and `slm.scaling.formulas` reads laws by the
+Arithmetic (`columns.N="params - vocab*width"`) is parsed without `eval`. `slm.scaling.formulas` reads laws with the
 same parser.
 """
 
@@ -20,12 +20,12 @@ from slm.runtime.words import shortened, shortlist
 
 _BLANKS = {"", "nan", "na", "n/a", "null", "none", "-"}
 COMPLETED = frozenset({"completed", "complete", "finished", "done", "success", "successful", "succeeded", "ok", "okay"})
-"""Words for a complete run, in W&B, MLflow and SLURM and as people write."""
+"""Words for a complete run in W&B, MLflow, SLURM and tables written by hand."""
 _NOT_COMPLETED = {
-    *("crashed", "failed", "failure", "error", "killed", "running", "pending", "queued", "scheduled", "preempting"),
-    *("preempted", "diverged", "interrupted", "cancelled", "canceled", "timeout", "out_of_memory", "oom", "node_fail"),
-    *("stopped", "aborted", "suspended", "terminated"),
-}
+    "crashed", "failed", "failure", "error", "killed", "running", "pending", "queued", "scheduled", "preempting",
+    "preempted", "diverged", "interrupted", "cancelled", "canceled", "timeout", "out_of_memory", "oom", "node_fail",
+    "stopped", "aborted", "suspended", "terminated",
+}  # fmt: skip
 MAX_CHARACTERS = 200
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -36,13 +36,13 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-# numpy's functions would accept a second argument, to write into.
+# Lambdas, because the functions of numpy accept a second argument, into which they write.
 _FUNCTIONS = {"log": lambda x: np.log(x), "exp": lambda x: np.exp(x), "sqrt": lambda x: np.sqrt(x)}
 _ALLOWED = "names of columns, numbers, + - * / ** and log, exp, sqrt"
 
 
 def format_value(value: Any) -> str:
-    """The text of a value in a message; a long one loses its middle."""
+    """The text of a value for a message; a long text is shortened in the middle."""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
     return shortened(value)
@@ -56,7 +56,7 @@ def is_blank(value: Any) -> bool:
 
 
 def parse_number(value: Any) -> float | None:
-    """The number that a value is or spells (`1e9`, `1_000`), NaN if it is blank, None if it is not a number."""
+    """Convert a value or its text (`1e9`, `1_000`) to a float: NaN if it is blank, None if it is not a number."""
     if is_blank(value):
         return math.nan
     if isinstance(value, (bool, np.bool_, list, dict, tuple)):
@@ -68,7 +68,7 @@ def parse_number(value: Any) -> float | None:
 
 
 def parse_booleans(values: pd.Series) -> pd.Series | None:
-    """The booleans of a column of true and false in any case (None where blank); None if it holds anything else."""
+    """Convert a column of true and false in any case to booleans (None where blank); None if it has other values."""
     words = [None if is_blank(value) else str(value).strip().lower() for value in values]
     if not set(words) - {None} or set(words) - {None, "true", "false"}:
         return None
@@ -77,7 +77,7 @@ def parse_booleans(values: pd.Series) -> pd.Series | None:
 
 
 def status_word(value: Any) -> str:
-    """A status in lower case; `no status` where it is blank."""
+    """The status in lower case; `no status` if it is blank."""
     return "no status" if is_blank(value) else str(value).strip().lower()
 
 
@@ -88,7 +88,7 @@ def has_statuses(values: pd.Series) -> bool:
 
 
 class NotComputable(ValueError):
-    """The message says in a few words what is wrong with an expression."""
+    """Raised for an expression that cannot be computed; the message says in a few words why."""
 
 
 def parse(text: str, max_characters: int) -> ast.expr:
@@ -109,7 +109,7 @@ def evaluate(
 ) -> Any:
     """The value of a tree of numbers, names, + - * / ** and calls of `functions`; `NotComputable` for anything else.
 
-    `value_of` gives the value of a name; `apply(operation, *operands)` does each operation.
+    `value_of` returns the value of a name; `apply(operation, *operands)` performs each operation.
     """
 
     def compute(node: ast.expr) -> Any:
@@ -138,7 +138,7 @@ def evaluate(
 def names_in(expression: str) -> list[str]:
     """The columns that an expression computes with; `NotComputable` if it is not arithmetic of columns and numbers.
 
-    A name that is not an identifier stands in backticks, as in pandas: `` `params total` * 1e6 ``.
+    A name that is not an identifier must be in backticks, as in pandas: `` `params total` * 1e6 ``.
     """
     names: dict[str, None] = {}
 
@@ -153,7 +153,7 @@ def names_in(expression: str) -> list[str]:
 
 
 def source_columns(source: str, existing: Container[str]) -> list[str]:
-    """The columns that `columns.NAME=source` reads: `source` itself, or those in the expression that it is."""
+    """The columns that `columns.NAME=source` reads: `source` itself if it is a column, else those in the expression."""
     try:
         return [source] if source in existing else names_in(source)
     except NotComputable:
@@ -161,7 +161,7 @@ def source_columns(source: str, existing: Container[str]) -> list[str]:
 
 
 def as_operand(source: str) -> str:
-    """A column, or an expression that computes it, in the form that it needs inside a longer expression."""
+    """Quote a column, or parenthesise an expression, so that it can be an operand of a longer expression."""
     if source.isidentifier():
         return source
     try:
@@ -172,42 +172,43 @@ def as_operand(source: str) -> str:
 
 
 def compute_column(raw: pd.DataFrame, name: str, expression: str, table: str) -> pd.Series:
-    """The values of an expression in each row of `raw`. A row with an operand that is not a number keeps that operand.
+    """Compute an expression in each row of `raw`. The result is the operand itself in rows where it is not a number.
 
     Raises a `ValueError` of one sentence if `expression` is neither a column nor arithmetic of columns.
     """
     try:
-        needed, why = names_in(expression), ""
+        needed, reason = names_in(expression), ""
     except NotComputable as error:
-        needed, why = [], f", and it is not arithmetic of columns ({error}; it may have {_ALLOWED})"
+        needed, reason = [], f", and it is not arithmetic of columns ({error}; it may have {_ALLOWED})"
     missing = [column for column in needed if column not in raw]
     if missing and missing != [expression.strip()]:
-        why = f", and no column {shortlist(missing)} to compute it with"
-    if missing or why:
+        reason = f", and no column {shortlist(missing)} to compute it with"
+    if missing or reason:
         raise ValueError(
-            f"{table} has no column {format_value(expression)} (given as columns.{name}){why}: "
+            f"{table} has no column {format_value(expression)} (given as columns.{name}){reason}: "
             f"it has {shortlist(raw.columns, 12)}"
         )
     numbers = {column: [parse_number(value) for value in raw[column]] for column in needed}
-    operands = {c: np.array([np.nan if n is None else n for n in values]) for c, values in numbers.items()}
+    operands = {column: np.array(parsed, dtype=float) for column, parsed in numbers.items()}  # None becomes NaN
     values = np.broadcast_to(_compute(expression, operands.__getitem__), len(raw)).astype(float)
     # A value that is undefined although its operands are known (the log of -1) is impossible, not missing.
-    has_operands = np.all([~np.isnan(values) for values in operands.values()], axis=0)
+    has_operands = np.all([~np.isnan(operand) for operand in operands.values()], axis=0)
     result = pd.Series(np.where(has_operands & np.isnan(values), np.inf, values), raw.index, dtype=object)
-    for column, written in numbers.items():
-        for place in (place for place, value in enumerate(written) if value is None):
-            result.iloc[place] = raw[column].iloc[place]
+    for column, parsed in numbers.items():
+        for place, number in enumerate(parsed):
+            if number is None:
+                result.iloc[place] = raw[column].iloc[place]
     return result
 
 
 def _compute(expression: str, value_of: Callable[[str], Any]) -> Any:
-    """`evaluate` for an expression whose names may stand in backticks."""
+    """`evaluate` for an expression with names that may be in backticks."""
     identifiers: dict[str, str] = {}
 
     def identifier(match: re.Match[str]) -> str:
         return identifiers.setdefault(match[1], f"column_{len(identifiers)}_")
 
     tree = parse(re.sub(r"`([^`]+)`", identifier, expression.strip()), MAX_CHARACTERS)
-    columns = {identifier: column for column, identifier in identifiers.items()}
+    column_of = {identifier: column for column, identifier in identifiers.items()}
     with np.errstate(all="ignore"):
-        return evaluate(tree, lambda name: value_of(columns.get(name, name)), _FUNCTIONS)
+        return evaluate(tree, lambda name: value_of(column_of.get(name, name)), _FUNCTIONS)
