@@ -116,10 +116,23 @@ class RankSpeeds(L.Callback):
         self.journal, self.start_step = journal, start_step
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print speed and duration, and set the journal's peak."""
+        """Print speed and duration, and set the journal's peak. Raises `ValueError` if processes have other passes."""
         assert isinstance(pl_module, LanguageModel)
         plan, strategy = self.journal.plan, trainer.strategy
+        _check_equal_passes(plan, strategy)
         _, self.journal.peak_flops_per_second = measure_run(plan, pl_module.decoder, self.start_step, strategy)
+
+
+def _check_equal_passes(plan: Plan, strategy: Strategy) -> None:
+    """Refuse passes that differ between processes, which would wait for each other forever."""
+    size, is_on = plan.micro_batch_size, int(plan.passes.activation_checkpointing)
+    values = torch.tensor([size, -size, is_on, -is_on], device=strategy.root_device)
+    most, minus_least, *checkpointing = strategy.reduce(values, reduce_op="max").tolist()
+    if most + minus_least or sum(checkpointing):
+        raise ValueError(
+            f"the processes chose passes of {-minus_least} to {most} sequences for devices with different memory: give "
+            f"trainer.micro_batch_tokens={-minus_least * plan.sequence_length} and trainer.activation_checkpointing"
+        )
 
 
 def _mean_peak(plan: Plan, strategy: Strategy) -> float:

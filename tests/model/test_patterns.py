@@ -22,12 +22,12 @@ from tests.model.shapes import (
 )
 
 
-@pytest.fixture
-def few_compilations() -> Iterator[None]:
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def few_compilations(request: pytest.FixtureRequest) -> Iterator[None]:
     """The compiler gives up as early as it would with many more kinds of blocks."""
     with (
         torch._dynamo.config.patch(recompile_limit=1),
-        torch.compiler.set_stance("default", force_backend="aot_eager"),  # inductor's code: test_decoder.py
+        torch.compiler.set_stance("default", force_backend=request.param),
     ):
         yield
 

@@ -109,3 +109,30 @@ def test_each_process_measures_its_part_of_the_model_and_the_slowest_sets_the_sp
     assert done.returncode == 0, done.stdout + done.stderr
     assert "100 tokens/s measured here" in done.stdout
     assert "of 4 GFLOP/s, 2.00 GB of memory held" in done.stdout
+
+
+UNEQUAL_PASSES = """
+import os
+from dataclasses import replace
+from slm.training import plan
+
+def choose(*args, choose_passes=plan._choose_passes):
+    passes = choose_passes(*args)
+    return replace(passes, size=passes.size // 2) if os.environ.get("LOCAL_RANK") == "1" else passes
+
+plan._choose_passes = choose
+"""
+"""An extension by which the second process has a device of half the memory."""
+
+
+def test_processes_that_chose_different_passes_are_refused_before_they_wait_for_each_other(
+    run_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "unequal.py").write_text(UNEQUAL_PASSES)
+    done = run_train(
+        "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"extensions=[{tmp_path}/unequal.py]"
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "chose passes of 2 to 4 sequences" in done.stderr
+    assert "trainer.micro_batch_tokens=64 " in done.stderr
