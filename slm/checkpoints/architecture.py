@@ -1,8 +1,8 @@
-"""`config.json` of a released model -> `ModelConfig`, or one sentence that says why it is not supported.
+"""Read the `config.json` of a released model as a `ModelConfig`, or say in one sentence why it is not supported.
 
-An absent key has the default of transformers, so that a released model computes the same here. Whatever would change
-the function and is not implemented here (scaled rotary positions, windows, quantisation) is refused by name and never
-ignored. Code in the folder is not read.
+Absent keys have the defaults of transformers, so that a released model computes the same function here. Features that
+would change the function and are not implemented here (scaled rotary positions, windows, quantisation) are refused by
+name and never ignored. Code in the folder is not read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LLAMA_KEYS = {
     "init_std": "initializer_range",
 }
 """Field of `ModelConfig` -> key of a Llama's config.json; `rope_theta` and `tie_embeddings` have several keys."""
-# Those of transformers' LlamaConfig. Keys that are not listed are required.
+# Defaults of transformers' LlamaConfig. Fields of `LLAMA_KEYS` that are not listed here are required.
 _DEFAULTS: dict[str, Any] = {
     "num_kv_heads": None,
     "head_dim": None,
@@ -45,7 +45,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `ValueError` if the file is missing or holds anything else."""
+    """Return the object in a JSON file. Raises `ValueError` if the file is missing or holds anything else."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -58,10 +58,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_config(file: Path) -> ModelConfig:
-    """The shape in a `config.json`, from the key `slm` of our own exports or from the keys of Llama and MobileLLM.
+    """Read the shape in a `config.json`, from the key `slm` of our own exports or the keys of Llama and MobileLLM.
 
-    `tie_embeddings` is true if either of the file's keys says so, but the weights decide whether there is a separate
-    head. Raises `ValueError`, which names the key that is not supported.
+    `tie_embeddings` is true if the file says so, but the weights decide whether there is a separate head. Raises
+    `ValueError` with the name of the key that is not supported.
     """
     values = read_json(file)
     model_type, fields = values.get("model_type"), values.get("slm")
@@ -79,14 +79,14 @@ def read_config(file: Path) -> ModelConfig:
         config = _llama_config(values, may_share_blocks=model_type == "mobilellm")
         if fields is None:
             return config
-        ours = ModelConfig.from_dict(fields)
+        slm_config = ModelConfig.from_dict(fields)
         for name, value in config.to_dict().items():  # another program may have changed the Llama keys of an export
-            if getattr(ours, name) != value:
+            if getattr(slm_config, name) != value:
                 raise ValueError(
-                    f"slm.{name}={getattr(ours, name)} contradicts the Llama keys, which say {value}: "
-                    "remove the key slm if they are right"
+                    f"slm.{name}={getattr(slm_config, name)} contradicts the Llama keys, which say {value}: "
+                    "remove the key slm if the Llama keys are right"
                 )
-        return ours
+        return slm_config
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -99,7 +99,7 @@ def _llama_config(values: Mapping[str, Any], *, may_share_blocks: bool) -> Model
     fields = _DEFAULTS | fields
     if may_share_blocks and values.get("layer_sharing"):
         fields |= {"layer_sharing": "immediate", "num_repeats": 2}
-    # The hub's MobileLLM configs tie by share_embedding while tie_word_embeddings is false.
+    # The hub's MobileLLM configs tie the head by share_embedding, although tie_word_embeddings is false.
     tied = bool(values.get("tie_word_embeddings")) or bool(values.get("share_embedding"))
     try:
         return ModelConfig(**fields, rope_theta=_rope_theta(values), tie_embeddings=tied)
@@ -108,7 +108,7 @@ def _llama_config(values: Mapping[str, Any], *, may_share_blocks: bool) -> Model
 
 
 def _rope_theta(values: Mapping[str, Any]) -> float:
-    """Base of the rotation, from where transformers 5 writes it or from where earlier versions did."""
+    """Return the base of the rotation; transformers 5 writes it to rope_parameters, earlier versions to rope_theta."""
     theta = values.get("rope_theta")
     for key in ("rope_scaling", "rope_parameters"):
         rope = {} if values.get(key) is None else values[key]
@@ -118,7 +118,7 @@ def _rope_theta(values: Mapping[str, Any]) -> float:
         if kind == "default" and any(isinstance(value, Mapping) for value in rope.values()):
             kind = "one for each kind of layer"
         if kind != "default":
-            raise ValueError(f"{key} asks for rotary positions of type {kind!r}, but only 'default' is computed here")
+            raise ValueError(f"{key} asks for rotary positions of type {kind!r}, but only 'default' is supported")
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError(f"{key}.partial_rotary_factor={rope['partial_rotary_factor']} must be 1 or absent")
         theta = rope.get("rope_theta", theta)
@@ -134,16 +134,14 @@ def _refuse_unsupported(values: Mapping[str, Any]) -> None:
             "give the release in float16, bfloat16 or float32"
         )
     layers = values.get("layer_types") or []
+    is_full = isinstance(layers, list) and layers.count("full_attention") == len(layers)
     has_window = values.get("sliding_window") is not None and values.get("use_sliding_window", True)
-    supported = {
+    checks = {  # key -> accepted value, whether it is given
         "hidden_act": ("'silu'", values.get("hidden_act", "silu") in ("silu", "swish")),
         "sliding_window": ("null", not has_window),
-        "layer_types": (
-            "'full_attention' for all",
-            isinstance(layers, list) and layers.count("full_attention") == len(layers),
-        ),
+        "layer_types": ("'full_attention' for all", is_full),
         "partial_rotary_factor": ("1.0", values.get("partial_rotary_factor", 1.0) == 1.0),
     }
-    for key, (accepted, is_supported) in supported.items():
+    for key, (accepted, is_supported) in checks.items():
         if not is_supported:
             raise ValueError(f"{key}={values[key]!r:.80} is not supported: it must be {accepted}")

@@ -1,4 +1,4 @@
-"""The model card of an export: what somebody else needs to know before using the weights."""
+"""The model card of an export, with what other people need to know before they use the weights."""
 
 from __future__ import annotations
 
@@ -39,10 +39,8 @@ its biases. Measurements above, if any, say nothing about other texts or tasks.
 Not stated. Whoever trained the weights chooses their licence, which may depend on the training text. Set `license` at \
 the top of this file before publishing.
 """
-_RESULT_KEYS = (
-    *("status", "train_tokens", "steps", "batch_tokens", "sequence_length", "peak_lr", "seed", "precision", "device"),
-    "git_commit",
-)
+_BUDGET_KEYS = ("train_tokens", "steps", "batch_tokens", "sequence_length")
+_RESULT_KEYS = ("status", *_BUDGET_KEYS, "peak_lr", "seed", "precision", "device", "git_commit")
 _TRAINING = """\
 ## Training
 
@@ -77,7 +75,7 @@ or
 
 
 def training_config(provenance: Provenance) -> str | None:
-    """The config, as YAML, of the run that wrote a checkpoint, without the paths of its machine; None without a run."""
+    """Return the config of the run as YAML, without paths of its machine; None if the checkpoint is not from a run."""
     if provenance.run is None:
         return None
     settings = yaml.safe_load((provenance.run / "config.yaml").read_text(encoding="utf-8"))
@@ -86,13 +84,13 @@ def training_config(provenance: Provenance) -> str | None:
 
 
 def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance, *, loads_in_llama: bool) -> str:
-    """Text of README.md, with the front matter that the hub reads."""
+    """Return the text of README.md, with the front matter that the hub reads."""
     result = provenance.result if provenance.run is not None else {}
-    # For a local folder, only its name, because its path means nothing on another machine.
+    # A local folder is stated without its path, which means nothing on another machine.
     name = provenance.checkpoint if provenance.revision else provenance.folder.resolve().name
     commit = f" at commit {provenance.revision}" if provenance.revision else ""
     source = "a training run" if provenance.run is not None else f"`{name}`{commit}"
-    # Without the command that would finish the run, because it names folders of one machine.
+    # The command that would finish the run is left out of notes, because it names folders of this machine.
     notes = [f"- {note.partition(TO_FINISH)[0].rstrip('.')}." for note in provenance.notes]
     use = _USE_TRANSFORMERS if loads_in_llama else "transformers has no such architecture; slm loads it:\n\n"
     return _CARD.format(
@@ -105,17 +103,17 @@ def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance
 
 
 def source_statement(provenance: Provenance) -> str:
-    """The card's statement of its source, by which a later export recognises a card of the same weights."""
+    """Return the clause by which a later export recognises the card of the same weights."""
     return f"fingerprint of the source `{provenance.fingerprint}`"
 
 
 def _model_rows(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance) -> dict[str, Any]:
-    rule = "puts its begin token before a text" if tokenizer.adds_bos else "puts nothing before a text"
+    bos_text = "puts its begin token before a text" if tokenizer.adds_bos else "puts nothing before a text"
     return {
         "parameters": num_params(config),
         "without embeddings": num_params(config, non_embedding=True),
         "stored as": provenance.stored_dtype,
-        "tokenizer": f"{tokenizer.name}, {tokenizer.vocab_size:,} ids, {rule}",
+        "tokenizer": f"{tokenizer.name}, {tokenizer.vocab_size:,} ids, {bos_text}",
         **{key: str(value) for key, value in config.to_dict().items() if key != "init_std"},
     }
 
@@ -132,6 +130,9 @@ def _training_rows(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    """A Markdown table of the rows that have a value; integers have thousands separators."""
-    shown = {key: f"{value:,}" if isinstance(value, int) else value for key, value in rows.items() if value is not None}
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in shown.items())])
+    """Format the rows that have a value as a Markdown table, with thousands separators in integers."""
+    lines = ["| | |", "|---|---|"]
+    for key, value in rows.items():
+        if value is not None:
+            lines.append(f"| {key} | {value:,} |" if isinstance(value, int) else f"| {key} | {value} |")
+    return "\n".join(lines)

@@ -1,9 +1,9 @@
-"""Write a decoder as a folder that slm can always load, and transformers too if it has the architecture.
+"""Write a decoder as a folder that slm can load, and that transformers can load too if it has the architecture.
 
 Our tensor names are Llama's without the prefix `model.`, so only names are converted. The config holds our own
-`ModelConfig` under the key `slm`, because transformers has no keys for some of its fields. Training writes its model
-unchanged, with `export_model`; `export` also rewrites interleaved rotation as Llama's rotation by halves and, if asked,
-copies shared blocks.
+`ModelConfig` under the key `slm`, because transformers has no keys for some of its fields. `export_model` writes a
+decoder unchanged, as at the end of training. `export` also rewrites interleaved rotation as Llama's rotation by halves
+and, with `unroll_sharing`, copies shared blocks.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from slm.runtime.files import replace
 _EXPORTED_FILES = frozenset(
     ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
 )
-"""All files that an export can have. A folder that holds any other file is not an export, and is not replaced."""
+"""All files that an export can have. A folder that holds any other file is not replaced."""
 _LLAMA_FIELDS = {*LLAMA_KEYS, "rope_theta", "tie_embeddings"}
 _REWRITTEN_FIELDS = {"layer_sharing", "num_repeats", "rope_style"}
-"""Fields that Llama lacks, but that a decoder can be rewritten to do without."""
+"""Fields that Llama lacks, but that can be removed by rewriting the weights."""
 
 
 def export(
@@ -46,13 +46,13 @@ def export(
     revision: str | None = None,
     unroll_sharing: bool = False,
 ) -> Path:
-    """Write a checkpoint that `load` accepts as a folder for transformers, with a model card; returns the folder.
+    """Write a checkpoint that `load` accepts as a folder for transformers, with a model card. Returns the folder.
 
     All weights are written in the precision in which most of them are stored. `revision` is a branch, tag or commit of
-    a hub repository. A decoder with shared blocks is written for our own loader or, with `unroll_sharing`, as the plain
-    Llama that computes the same, with one copy of a block for each of its uses. By default, `folder` is `export` (or
-    `export-unrolled`) in the run directory. Raises `ValueError` for a folder that holds anything but an export of the
-    same weights and, with `unroll_sharing`, for a shape that Llama does not have.
+    a hub repository. A decoder with shared blocks is written for our own loader or, with `unroll_sharing`, as a plain
+    Llama that computes the same function and has a copy of the block for each use. By default, `folder` is `export` (or
+    `export-unrolled`) in the run directory. Raises `ValueError` if the folder holds anything but an export of the same
+    weights, and if `unroll_sharing` is given for a shape that Llama does not have.
     """
     source = check(checkpoint, revision=revision)
     target = _export_folder(source, folder, unroll_sharing)
@@ -69,7 +69,7 @@ def export(
 
 
 def _export_folder(source: Provenance, folder: str | Path | None, unroll_sharing: bool) -> Path:
-    """The folder to write to, which is new, empty, or an export of the same weights."""
+    """Return the folder to write to. Raises `ValueError` unless it is new, empty, or an export of the same weights."""
     if folder is not None:
         target = Path(os.path.expanduser(folder))
     elif source.run is not None:
@@ -94,9 +94,9 @@ def _export_folder(source: Provenance, folder: str | Path | None, unroll_sharing
 def hf_config(
     config: ModelConfig, *, bos_id: int | None, eos_id: int, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """The values of `config.json`.
+    """Return the contents of `config.json`.
 
-    The model type is `llama` if Llama computes exactly this decoder, `mobilellm` if it differs from Llama only in that
+    The model type is `llama` if transformers' Llama is exactly this decoder, `mobilellm` if the only difference is that
     each block is used twice in a row, and otherwise `slm`.
     """
     values = {key: getattr(config, name) for name, key in LLAMA_KEYS.items()}
@@ -112,11 +112,11 @@ def hf_config(
         "dtype": dtype_name(dtype),
         "slm": config.to_dict(),
     }
-    departures = set(non_llama_fields(config))
+    differences = set(non_llama_fields(config))
     uses_blocks_twice = config.layer_sharing == "immediate" and config.num_repeats == 2
-    if not departures:
+    if not differences:
         values |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    elif uses_blocks_twice and departures == {"layer_sharing", "num_repeats"}:
+    elif uses_blocks_twice and differences == {"layer_sharing", "num_repeats"}:
         values |= {"model_type": "mobilellm", "share_embedding": config.tie_embeddings, "layer_sharing": True}
     return values
 
@@ -131,21 +131,22 @@ def export_model(
 ) -> None:
     """Write config.json, model.safetensors, the tokenizer, and `texts` (file name -> content) into `folder`.
 
-    The folder is replaced as a whole, and left as it was if anything fails.
+    An existing folder is replaced as a whole, or left unchanged if anything fails.
     """
     partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
         dtype = state_dict["embed_tokens.weight"].dtype
         values = hf_config(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, dtype=dtype)
-        for name, text in {"config.json": json.dumps(values, indent=2) + "\n", **(texts or {})}.items():
+        all_texts = {"config.json": json.dumps(values, indent=2) + "\n", **(texts or {})}
+        for name, text in all_texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         tensors = {
             name if name.startswith("lm_head.") else f"model.{name}": tensor.detach().cpu().contiguous()
             for name, tensor in state_dict.items()
         }
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        # safetensors lets only the owner read its file.
+        # safetensors makes a file that only its owner can read.
         shutil.copymode(partial / "config.json", partial / "model.safetensors")
         tokenizer.save(partial)
         if folder.exists():
@@ -156,20 +157,17 @@ def export_model(
 
 
 def non_llama_fields(config: ModelConfig) -> tuple[str, ...]:
-    """Names of the fields that Llama in transformers lacks and that differ from their defaults."""
-    return tuple(
-        field.name
-        for field in dataclasses.fields(config)
-        if field.name not in _LLAMA_FIELDS and getattr(config, field.name) != field.default
-    )
+    """Return the names of the fields that transformers' Llama lacks and whose values are not the defaults."""
+    other_fields = (field for field in dataclasses.fields(config) if field.name not in _LLAMA_FIELDS)
+    return tuple(field.name for field in other_fields if getattr(config, field.name) != field.default)
 
 
 def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Config and tensors of the decoder that computes the same with rotation by halves instead of interleaved rotation.
+    """Rewrite interleaved rotation as rotation by halves; returns the config and tensors of an equivalent decoder.
 
     Both rotations turn pairs of channels by the same angles, and scores are sums over channels, so only the rows of the
-    query and key projections are reordered. A decoder that would still not be a Llama is returned unchanged: it may
-    have learned gains of queries and keys, or an SSD's convolution over them, which would have to be reordered too.
+    query and key projections are reordered. A decoder that would still not be a Llama is returned unchanged, because
+    its gains of queries and keys, or an SSD's convolution over them, would have to be reordered too.
     """
     if config.rope_style == "half" or not _REWRITTEN_FIELDS.issuperset(non_llama_fields(config)):
         return config, dict(tensors)
@@ -181,18 +179,18 @@ def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelC
 
 
 def _evens_then_odds(rows: Tensor, head_width: int) -> Tensor:
-    """The rows of each head in the order 0, 2, 4, ..., 1, 3, 5, ...; for weights (rows, D) and biases (rows,)."""
+    """Put the rows of each head in the order 0, 2, 4, ..., 1, 3, 5, ...; for weights (rows, D) and biases (rows,)."""
     pairs = rows.unflatten(0, (-1, head_width // 2, 2))
     return pairs.transpose(1, 2).flatten(0, 2)
 
 
 def unroll(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Config and tensors of the decoder that computes the same without sharing: each use of a block becomes a block.
+    """Make each use of a shared block a block of its own; returns the config and tensors of an equivalent decoder.
 
-    Raises `ValueError` if the decoder has anything else that Llama lacks. `as_llama` rewrites the rotation.
+    Raises `ValueError` if the decoder has anything else that Llama lacks, except the rotation (see `as_llama`).
     """
-    name = next((name for name in non_llama_fields(config) if name not in _REWRITTEN_FIELDS), None)
-    if name is not None:
+    if unsupported := [name for name in non_llama_fields(config) if name not in _REWRITTEN_FIELDS]:
+        name = unsupported[0]
         raise ValueError(
             f"unroll_sharing=true writes a plain Llama, which has no model.{name}={getattr(config, name)}: export "
             "without unroll_sharing and load the folder with slm"

@@ -1,7 +1,7 @@
 """Fetch a model repository of the Hugging Face hub: config, tokenizer and weights, pinned to one commit.
 
-Only data files are fetched, by name, never code; weights in a second format only if the first cannot be used. The token
-is that of `hf auth login` or HF_TOKEN. A complete copy in the cache is used without network.
+Only data files are fetched, never code. Weights in a second format are fetched only if the first cannot be used. The
+token comes from `hf auth login` or HF_TOKEN. If the cache has a complete copy, the network is not used.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from slm.data.vocabulary import TOKENIZER_FILES
 
 
 def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
-    """Folder and commit of a repository, fetched unless the cache has all of its files.
+    """Return the folder and commit of a repository, which is fetched unless the cache has all of its files.
 
-    `revision` is a branch, tag or commit; None is the main branch, as it was when it was first fetched. Raises
-    `ValueError`, which says what to do, if the repository is gated, absent or cannot be reached.
+    `revision` is a branch, tag or commit; None means the main branch as it was when first fetched. Raises `ValueError`
+    with advice if the repository is gated, absent or cannot be reached.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -36,10 +36,7 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
 
 
 def fetch_other_weights(repository: str, commit: str) -> bool:
-    """Fetch the weights of a commit in every format it has; returns False if the hub cannot be reached.
-
-    Raises `ValueError` as `fetch` does for a hub that answers with an error.
-    """
+    """Fetch a commit's weights in all formats. Returns False without connection; raises `ValueError` like `fetch`."""
     try:
         require_network("")
     except ValueError:
@@ -49,7 +46,7 @@ def fetch_other_weights(repository: str, commit: str) -> bool:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether the cache has all files that are read; after an interrupted download it has only some."""
+    """Return whether the cache has all files that are read. After an interrupted download, it has only some."""
     first = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if first is None or not any((folder / name).exists() for name in TOKENIZER_FILES):
         return False
@@ -57,9 +54,9 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _shards(file: Path) -> list[str]:
-    """The files in an index of weights; [] if `file` holds weights itself."""
-    places = read_json(file).get("weight_map") or {} if file.suffix == ".json" else {}
-    return sorted({str(name) for name in dict(places).values()})
+    """Return the files in an index of weights; [] if `file` holds weights itself."""
+    file_of_tensor = dict(read_json(file).get("weight_map") or {}) if file.suffix == ".json" else {}
+    return sorted({str(name) for name in file_of_tensor.values()})
 
 
 def _download(repository: str, revision: str | None, *, every_format: bool = False) -> tuple[Path, str]:
@@ -71,7 +68,7 @@ def _download(repository: str, revision: str | None, *, every_format: bool = Fal
         errors.GatedRepoError: f"{given} is gated: accept its licence at {page} {account}",
         errors.RevisionNotFoundError: f"revision={revision} is not a branch, tag or commit of {page}",
         errors.RepositoryNotFoundError: f"{given} is neither a folder here nor a repository of the hub that you may "
-        "read (for a private one, run `hf auth login` or set HF_TOKEN)",
+        "read (for a private repository, run `hf auth login` or set HF_TOKEN)",
         errors.LocalEntryNotFoundError: f"{given}: the hub stopped answering; give the same command again",
         errors.EntryNotFoundError: f"{given} has no config.json on the hub, so it is not a model",
         errors.HfHubHTTPError: f"{given} cannot be fetched from {page}",
@@ -81,21 +78,23 @@ def _download(repository: str, revision: str | None, *, every_format: bool = Fal
         names = HfApi().list_repo_files(repository, revision=folder.name)
         for name in _files_to_fetch(repository, names, every_format=every_format):
             file = Path(hf_hub_download(repository, name, revision=folder.name))
-            for shard in _shards(file) if name in WEIGHT_FILES else ():
+            shards = _shards(file) if name in WEIGHT_FILES else []
+            for shard in shards:
                 hf_hub_download(repository, shard, revision=folder.name)
         return folder, folder.name
     except tuple(sentences) as error:
         sentence = next(sentence for kind, sentence in sentences.items() if isinstance(error, kind))
         raise ValueError(sentence) from None
-    except (ValueError, OSError):  # what the files hold; a full disk
+    except (ValueError, OSError):  # invalid contents of a file, or a full disk
         raise
     except Exception as error:  # the class depends on the HTTP client of the installed huggingface_hub
         raise ValueError(f"{sentences[errors.LocalEntryNotFoundError]} ({type(error).__name__})") from None
 
 
 def _files_to_fetch(repository: str, names: Collection[str], *, every_format: bool) -> list[str]:
-    """The files to fetch, with the weights last, so that other errors come before the long download."""
-    tokenizers, weights = ([name for name in files if name in names] for files in (TOKENIZER_FILES, WEIGHT_FILES))
+    """Return the files to fetch. The weights come last, so that other errors come before the long download."""
+    tokenizers = [name for name in TOKENIZER_FILES if name in names]
+    weights = [name for name in WEIGHT_FILES if name in names]
     for present, accepted in ((tokenizers, TOKENIZER_FILES), (weights, WEIGHT_FILES)):
         if not present:
             raise ValueError(f"checkpoint={repository!r} has none of {', '.join(accepted)} on the hub")

@@ -1,8 +1,8 @@
-"""`load` and `check`: any supported checkpoint -> decoder, tokenizer, provenance.
+"""Load or check any supported checkpoint: its decoder, its tokenizer and its provenance.
 
-The decoder is built without storage (meta device). Then one tensor at a time is copied from its memory-mapped
-file and converted. Names and shapes are compared before the first tensor is read. The tensors, not the config alone,
-decide whether the head is tied to the embedding.
+The decoder is built without storage (meta device). Then one tensor at a time is copied from its memory-mapped file and
+converted. Names and shapes are compared before the first tensor is read. The tensors, not the config alone, decide
+whether the head is tied to the embedding.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from slm.checkpoints.location import Location, Parts, Provenance, find_location, open_parts
-from slm.checkpoints.weights import HEAD, TABLE, Weights, dtype_name, empty_decoder
+from slm.checkpoints.weights import EMBEDDING, HEAD, Weights, dtype_name, empty_decoder
 from slm.data import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
 from slm.runtime.words import shortlist
 
-_MAX_UNUSED_SHARE = 0.05  # of the embedding's rows that no token uses; above it, a note says so
-# 1 MB a file is enough to tell checkpoints apart: a training step changes almost every weight, so almost every sample.
+_MAX_UNUSED_SHARE = 0.05  # if more of the embedding's rows have no token, a note says so
+# 1 MB per file is enough to tell checkpoints apart: a training step changes almost all weights, so almost all samples.
 _NUM_SAMPLES, _SAMPLE_BYTES = 512, 2048
 
 
@@ -55,7 +55,8 @@ def load(
     parts = _checked_parts(location)
     config, notes = _settle_head(parts.config, parts.weights)
     decoder = empty_decoder(config)
-    tensors, not_finite = {}, []
+    tensors: dict[str, Tensor] = {}
+    not_finite: list[str] = []
     for name in decoder.state_dict():
         stored = parts.weights.tensors[name]
         # Copied even if device and dtype stay the same, because the file may change or be deleted.
@@ -65,9 +66,8 @@ def load(
     decoder.load_state_dict(tensors, assign=True)
     if not_finite:
         notes = (*notes, f"{shortlist(not_finite, max_items=3)} hold NaN or infinite values, so no loss is finite.")
-    return Checkpoint(
-        decoder.eval().requires_grad_(False), parts.tokenizer, _provenance(location, parts, config, notes)
-    )
+    provenance = _provenance(location, parts, config, notes)
+    return Checkpoint(decoder.eval().requires_grad_(False), parts.tokenizer, provenance)
 
 
 def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenance:
@@ -93,10 +93,10 @@ def _checked_parts(location: Location) -> Parts:
 
 
 def _settle_head(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The config with the head that the tensors have, and notes if the config says something else."""
+    """Return the config, corrected to the head that is stored, and a note if config and stored head disagree."""
     if HEAD not in weights.tensors:
         return config, ()
-    equal = torch.equal(weights.tensors[HEAD], weights.tensors[TABLE])
+    equal = torch.equal(weights.tensors[HEAD], weights.tensors[EMBEDDING])
     if config.tie_embeddings and equal:
         return config, ("The config ties the head, and the stored head equals the embedding: the head is tied.",)
     if config.tie_embeddings:
@@ -110,7 +110,7 @@ def _settle_head(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, tu
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # A sum is one fast pass without a copy. It is not finite if a summand is not, or if it overflows.
+    # The sum is fast and needs no copy. If it is finite, all elements are; if not, it may only have overflowed.
     return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
 
 
@@ -118,22 +118,23 @@ def _provenance(location: Location, parts: Parts, config: ModelConfig, notes: tu
     dtype_bytes = Counter[str]()
     for tensor in parts.weights.tensors.values():
         dtype_bytes[dtype_name(tensor.dtype)] += tensor.nbytes
-    is_mixed = len(dtype_bytes) > 1
-    mixed = (f"The tensors are stored in different precisions: {', '.join(sorted(dtype_bytes))}.",) if is_mixed else ()
+    all_notes = list(parts.notes)
+    if len(dtype_bytes) > 1:
+        all_notes.append(f"The tensors are stored in different precisions: {', '.join(sorted(dtype_bytes))}.")
     ids, rows = parts.tokenizer.vocab_size, parts.config.vocab_size
-    is_sparse = rows - ids > _MAX_UNUSED_SHARE * rows
-    unused = (f"The tokenizer uses {ids:,} of the embedding's {rows:,} rows.",) if is_sparse else ()
+    if rows - ids > _MAX_UNUSED_SHARE * rows:
+        all_notes.append(f"The tokenizer uses {ids:,} of the embedding's {rows:,} rows.")
     return Provenance(
         **vars(location),
         config=config,
         stored_dtype=dtype_bytes.most_common(1)[0][0],
         fingerprint=_fingerprint(parts),
-        notes=(*parts.notes, *mixed, *unused, *notes),
+        notes=(*all_notes, *notes),
     )
 
 
 def _fingerprint(parts: Parts) -> str:
-    """Shortened SHA-256 of the parts and of the files' sizes and samples, independent of paths and times."""
+    """Return a shortened SHA-256 of the parts and of the files' sizes and samples, but not of paths and times."""
     tokenizer = parts.tokenizer
     contents = {
         "config": parts.config.to_dict(),

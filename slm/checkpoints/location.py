@@ -29,7 +29,7 @@ class Location:
     """Where a checkpoint is."""
 
     checkpoint: str
-    """As the user gave it."""
+    """The path or hub id that the user gave."""
     kind: str
     """One of "run", "export" (a `model/` folder of ours) or "hf"."""
     folder: Path
@@ -39,7 +39,7 @@ class Location:
     run: Path | None = None
     """The run directory, which has config.yaml and result.json; None if the weights are not from a run of ours."""
     result: Mapping[str, Any] = field(default_factory=dict)
-    """The contents of that run's result.json; empty if there is none."""
+    """The contents of the run's result.json; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class Provenance(Location):
     config: ModelConfig
     """Shape of the decoder."""
     stored_dtype: str
-    """The dtype in the files, such as "float16"; if there are several, the one with the most bytes."""
+    """The dtype in which most bytes are stored, such as "float16"."""
     fingerprint: str
-    """Identifies weights, config and tokenizer. Of a big file, only the size and sampled bytes are hashed."""
+    """Identifies weights, config and tokenizer. For big files, only size and sampled bytes are hashed."""
     notes: tuple[str, ...]
-    """What a reader of results must know, in full sentences."""
+    """Full sentences that a reader of results must know."""
 
 
 class Parts(NamedTuple):
@@ -66,7 +66,7 @@ class Parts(NamedTuple):
 
 
 def find_location(path_or_repo: str | Path, revision: str | None) -> Location:
-    """Where the checkpoint is; a hub repository is downloaded first. Raises `ValueError` for anything else."""
+    """Find the checkpoint, and download it from the hub if it is not local. Raises `ValueError` if there is none."""
     given = str(path_or_repo)
     path = local_folder(given, revision)
     if path is None:
@@ -74,7 +74,8 @@ def find_location(path_or_repo: str | Path, revision: str | None) -> Location:
         return Location(checkpoint=given, kind=_kind(folder), folder=folder, revision=commit)
     run: Path | None = path
     if _is_run(path):
-        exported, kind = path / "model", "run"
+        kind = "run"
+        exported = path / "model"
         folder = exported if (exported / "config.json").exists() else path / "checkpoints"
     elif (path / "config.json").exists():
         run = path.parent if path.name == "model" and _is_run(path.parent) else None
@@ -106,7 +107,7 @@ def open_parts(location: Location) -> Parts:
     try:
         weights, notes = open_weights(location.folder, config)
     except ValueError:
-        # Weights in another format are downloaded only if those in the first cannot be used.
+        # Weights in another format are downloaded only if the first format cannot be used.
         if location.revision is None or not fetch_other_weights(location.checkpoint, location.revision):
             raise
         weights, notes = open_weights(location.folder, config)
@@ -117,10 +118,11 @@ def open_parts(location: Location) -> Parts:
 
 
 def _open_unfinished_run(location: Location, run: Path) -> Parts:
-    """A run without export: the weights of its newest intact checkpoint, and the tokenizer in its cache."""
+    """Open the newest intact checkpoint of a run without export, and the tokenizer in the run's cache."""
     status = location.result.get("status", "not finished")
     command = f"python train.py -cp {run.resolve()} -cn config output_dir={run.resolve()}"
-    file = next((location.folder / name for name in (LAST, PREVIOUS) if is_intact_zip(location.folder / name)), None)
+    candidates = (location.folder / LAST, location.folder / PREVIOUS)
+    file = next(filter(is_intact_zip, candidates), None)
     if file is None:
         raise ValueError(
             f"checkpoint={location.checkpoint} is a run ({status}) without an intact checkpoint{TO_FINISH}{command}"
@@ -148,7 +150,7 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _cached_tokenizer(settings: Mapping[str, Any], corpus: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer in the run's cache folder that has the fingerprint in `corpus`; None if it is no longer there."""
+    """Return the tokenizer in the run's cache folder with the fingerprint in `corpus`; None if it is not there."""
     for folder in Path(os.path.expanduser(settings.get("cache_dir", ""))).glob("tokens/*/tokenizer"):
         tokenizer = load_tokenizer(folder, asked_by="cache_dir")
         if tokenizer.fingerprint == corpus.get("tokenizer"):

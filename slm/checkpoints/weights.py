@@ -1,8 +1,8 @@
-"""Tensors of a checkpoint folder, by name, matched with the config of their decoder.
+"""Read the tensors of a checkpoint folder and match their names and shapes with the config of the decoder.
 
-Files are mapped, so a tensor is read from disk when it is copied; until loading ends, its mapped pages count as memory
-of the process beside the copy. Pickles are read by `torch.load(weights_only=True, mmap=True)`, which accepts tensors
-only and refuses anything else without executing it.
+Files are memory-mapped, so a tensor is read from disk when it is copied. Until loading ends, the process uses memory
+for both the mapped pages and the copies. Pickles are read by `torch.load(weights_only=True, mmap=True)`, which accepts
+only tensors and refuses anything else without executing it.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from slm.runtime.words import shortlist
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
-"""Files of weights, in the order of preference: the first that exists and can be used is read."""
-HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
+"""Names of weight files. The first of them that exists and can be used is read."""
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_DECODER, _AVERAGES = "decoder.", "average."  # modules of training, and so prefixes of names in its checkpoints
+# The submodules of `LanguageModel`, with whose names the keys of a training checkpoint's state_dict begin.
+_DECODER, _AVERAGES = "decoder.", "average."
 
 
 class Weights(NamedTuple):
-    """Tensors by our own names (Llama's without `model.`), mapped from the files that hold them."""
+    """Tensors under our own names (Llama's without `model.`), and the files from which they are memory-mapped."""
 
     tensors: Mapping[str, Tensor]
     files: list[Path]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype, such as "float16"."""
+    """Return the name of a dtype, such as "float16"."""
     return str(dtype).removeprefix("torch.")
 
 
 def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str, ...]]:
-    """The weights of a decoder in a folder, from the first of `WEIGHT_FILES` that can be used, and notes on the others.
+    """Open the first of `WEIGHT_FILES` in the folder that can be used; returns it with a note for each one before it.
 
-    Raises `ValueError` if no file can be used: all are absent, damaged, hold more than tensors, or are of another
+    Raises `ValueError` if no file can be used: each is absent, damaged, holds more than tensors, or belongs to another
     decoder.
     """
     problems: list[str] = []
@@ -59,64 +60,69 @@ def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str,
         except ValueError as error:
             problems.append(str(error))
         else:
-            return weights, tuple(f"{file.name} was read, since another cannot be: {problem}." for problem in problems)
+            start = f"{file.name} was read because a preferred file cannot be used"
+            return weights, tuple(f"{start}: {problem}." for problem in problems)
     raise ValueError("; and ".join(problems) or f"{folder} has no weights: give {' or '.join(WEIGHT_FILES)}")
 
 
 def _open_tensors(first: Path) -> Weights:
-    """The tensors of a file, or of the shards that an index names."""
+    """Open the tensors of a file, or of the shards that an index names."""
     files = _shards(first) if first.suffix == ".json" else [first]
-    tensors = {name.removeprefix("model."): tensor for file in files for name, tensor in open_file(file).items()}
-    # Old releases carry the table of rotary frequencies, which follows from the config.
-    return Weights({name: tensor for name, tensor in tensors.items() if ".rotary_emb." not in f".{name}"}, files)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        for name, tensor in open_file(file).items():
+            if "rotary_emb" not in name.split("."):  # frequencies in old releases, which the config determines
+                tensors[name.removeprefix("model.")] = tensor
+    return Weights(tensors, files)
 
 
 def open_run_checkpoint(file: Path, config: ModelConfig) -> Weights:
-    """The weights in a checkpoint of one of our runs, as they would be exported."""
+    """Open the weights in a checkpoint of one of our runs, as they would be exported."""
     state = _load_pickle(file).get("state_dict")
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} is not a checkpoint of a run: it has no state_dict")
-    return match_weights(Weights(_check_tensors(file, weights_to_export(state)), [file]), config, file.parent)
+    tensors = _check_tensors(file, weights_to_export(state))
+    return match_weights(Weights(tensors, [file]), config, file.parent)
 
 
 def weights_to_export(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoder's weights in the `state_dict` of a training checkpoint, or their averages if it has them."""
+    """Return the decoder's weights in a training checkpoint's `state_dict`, or their averages if it has averages."""
     names = [name.removeprefix(_DECODER) for name in state if name.startswith(_DECODER)]
-    return {name: state.get(_AVERAGES + buffer_of(name), state[_DECODER + name]) for name in names}
+    return {name: state.get(_AVERAGES + average_name(name), state[_DECODER + name]) for name in names}
 
 
-def buffer_of(name: str) -> str:
-    """Name of the buffer that averages the parameter `name`; torch allows no dot in it."""
+def average_name(name: str) -> str:
+    """Return the name of the buffer that averages the parameter `name`; torch does not allow dots in it."""
     return name.replace(".", "/")
 
 
 def empty_decoder(config: ModelConfig) -> Decoder:
-    """A decoder without storage."""
+    """Build a decoder without storage."""
     with torch.device("meta"):
         return Decoder(config)
 
 
 def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weights:
-    """The weights, under the decoder's names. Raises `ValueError` unless they are its tensors, in its shapes.
+    """Return the weights under the decoder's names. Raises `ValueError` if names or shapes are not the decoder's.
 
-    A head may be stored beside a tied embedding. A tied embedding may be stored under the head's name only.
+    If the embedding is tied, a head may be stored too, or the embedding under the head's name only.
     """
     stored = dict(weights.tensors)
-    place = weights.files[0] if len(weights.files) == 1 else folder
+    source = weights.files[0] if len(weights.files) == 1 else folder
     if config.num_layers > len(stored):  # checked before a decoder with so many layers is built
         raise ValueError(
-            f"{place}: config.json says {config.num_layers:,} layers, but there are only {len(stored):,} tensors"
+            f"{source}: config.json says {config.num_layers:,} layers, but there are only {len(stored):,} tensors"
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_decoder(config).state_dict().items()}
-    if config.tie_embeddings and HEAD in stored and TABLE not in stored:
-        stored[TABLE] = stored.pop(HEAD)
+    if config.tie_embeddings and HEAD in stored and EMBEDDING not in stored:
+        stored[EMBEDDING] = stored.pop(HEAD)
     if HEAD in shapes and HEAD not in stored:
         raise ValueError(
-            f"{place}: the config says that the head is not tied (neither tie_word_embeddings nor "
+            f"{source}: the config says that the head is not tied (neither tie_word_embeddings nor "
             f"share_embedding is true), but the weights have no {HEAD}"
         )
-    accepted = shapes | {HEAD: shapes[TABLE]}
-    groups = {
+    accepted = shapes | {HEAD: shapes[EMBEDDING]}
+    wrong_names = {
         "missing": [name for name in shapes if name not in stored],
         "unexpected": [name if name.isprintable() else repr(name) for name in stored if name not in accepted],
         "mis-shaped": [
@@ -125,14 +131,16 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
             if name in stored and stored[name].shape != shape
         ],
     }
-    problems = [f"{len(names)} {kind} ({shortlist(names, max_items=3)})" for kind, names in groups.items() if names]
+    problems = [
+        f"{len(names)} {kind} ({shortlist(names, max_items=3)})" for kind, names in wrong_names.items() if names
+    ]
     if problems:
-        raise ValueError(f"{place}: the tensors are not those of its config: {'; '.join(problems)}")
+        raise ValueError(f"{source}: the tensors do not match the config: {'; '.join(problems)}")
     return Weights(stored, weights.files)
 
 
 def open_file(file: Path) -> dict[str, Tensor]:
-    """Tensors of one file, by their names in the file."""
+    """Open the tensors of one file under their names in the file."""
     try:
         with file.open("rb") as handle:
             start = handle.read(len(LFS_POINTER))
@@ -142,16 +150,17 @@ def open_file(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is empty: download it again")
     if start == LFS_POINTER:
         raise ValueError(f"{file} is a git-lfs pointer, not the weights: run git lfs pull in {file.parent}")
-    return _check_tensors(file, _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file))
+    content = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    return _check_tensors(file, content)
 
 
 def _shards(index: Path) -> list[Path]:
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    file_of_tensor = read_json(index).get("weight_map")
+    if not isinstance(file_of_tensor, dict) or not file_of_tensor:
         raise ValueError(f"{index} has no weight_map, which names the file of each tensor: restore it")
-    names = sorted({str(name) for name in places.values()})
+    names = sorted({str(name) for name in file_of_tensor.values()})
     if outside := [name for name in names if not name or Path(name).name != name]:
-        raise ValueError(f"{index} names {outside[0]!r}, which is not a file beside it")
+        raise ValueError(f"{index} names {outside[0]!r}, which is not a file in the same folder")
     if absent := [name for name in names if not (index.parent / name).exists()]:
         raise ValueError(f"{index} names {absent[0]}, but {len(absent)} of its {len(names)} files do not exist")
     return [index.parent / name for name in names]
@@ -162,6 +171,7 @@ def _load_safetensors(file: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="pt") as content:
             return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
+        # For example, "header too small" in "Error while deserializing header: header too small".
         reason = str(error).rpartition("header: ")[2].partition(", expected")[0]
         raise ValueError(
             f"{file} is not a safetensors file, or is truncated or damaged ({reason}): download it again"
@@ -170,31 +180,29 @@ def _load_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _load_pickle(file: Path) -> dict[str, Any]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about the protocol of a pickle that is then refused
+        with warnings.catch_warnings(action="ignore"):  # torch warns of pickle protocols that it then refuses
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        called = re.search(r"GLOBAL (\S+)", str(error))
-        if called is None:
+        function = re.search(r"GLOBAL (\S+)", str(error))
+        if function is None:
             raise ValueError(f"{file} is not a file of tensors, or is damaged: download it again") from None
         raise ValueError(
-            f"{file} is refused and was not executed: it is a pickle that would run {called[1]}, but weights must be "
-            "tensors only; use a release in safetensors"
+            f"{file} is refused and was not executed: it is a pickle that would run {function[1]}, but may hold only "
+            "tensors: use a release in safetensors"
         ) from None
-    except Exception as error:  # a damaged file raises anything, an AssertionError too
+    except Exception as error:  # a damaged file may raise anything, even an AssertionError
         reason = str(error).partition("\n")[0].partition(": ")[0]
         raise ValueError(f"{file} is truncated or damaged ({reason}): download it again") from None
     if not isinstance(content, Mapping):
-        raise ValueError(f"{file} holds a {type(content).__name__}, but must hold tensors by name")
+        raise ValueError(f"{file} holds a {type(content).__name__}, but must map names to tensors")
     return dict(content)
 
 
 def _check_tensors(file: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_sparse:
-            raise ValueError(f"{file} must hold tensors by name, but {str(name)!r} is not one")
+            raise ValueError(f"{file} must map names to dense tensors, but has the entry {str(name)!r}")
         if tensor.dtype not in _DTYPES:
-            raise ValueError(
-                f"{file}: {name} is stored as {dtype_name(tensor.dtype)}, but must be one of "
-                f"{', '.join(map(dtype_name, _DTYPES))}"
-            )
+            accepted = ", ".join(map(dtype_name, _DTYPES))
+            raise ValueError(f"{file}: {name} is stored as {dtype_name(tensor.dtype)}, but must be one of {accepted}")
     return {name: tensor.detach() for name, tensor in content.items()}

@@ -129,7 +129,7 @@ def test_where_one_format_is_unusable_the_other_is_read_and_a_note_says_so(how: 
     checkpoint = load(tmp_path)
     assert difference(checkpoint.decoder, model) < 1e-5
     (note,) = checkpoint.provenance.notes
-    assert re.match(r"pytorch_model.bin was read, since another cannot be: .*model.safetensors", note)
+    assert re.match(r"pytorch_model.bin was read because a preferred file cannot be used: .*model.safetensors", note)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"model\.safetensors.*; and .*pytorch_model\.bin is empty: download it"):
         check(tmp_path)

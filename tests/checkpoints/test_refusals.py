@@ -165,7 +165,7 @@ HARMS = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer; give a tokenizer.json, a tokeni"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights: give model.safetensors or"),
     "absent shard": (misnamed_index, "names model-00002-of-00002.safetensors, but 1 of its 2 files do not exist"),
-    "shard elsewhere": (index_of("../../secret"), r"names '\.\./\.\./secret', which is not a file beside it"),
+    "shard elsewhere": (index_of("../../secret"), r"names '\.\./\.\./secret', which is not a file in the same folder"),
     "missing": (rewrite_tensors(lambda s: s.pop(UP)), r"1 missing \(layers\.1\.mlp\.up_proj\.weight\)"),
     "unexpected": (rewrite_tensors(lambda s: s.update(x=torch.ones(1))), r"1 unexpected \(x\)"),
     "misshaped": (store(torch.ones(7)), r"1 mis-shaped \(norm\.weight is \[7\] and not \[48\]\)"),
@@ -175,13 +175,13 @@ HARMS = {
     ),
     "integers": (store(BYTES), "model.norm.weight is stored as int8, but must be one of float64, float32"),
     "integers in a pickle": (as_pickle({"a": BYTES}), "a is stored as int8, but must be one of"),
-    "a list in a pickle": (as_pickle([torch.ones(2)]), "holds a list, but must hold tensors by name"),
-    "numbered tensors": (as_pickle({3: torch.ones(2)}), "must hold tensors by name, but '3' is not one"),
-    "a tensor without values": (as_pickle({"a": torch.ones(2, device="meta")}), "tensors by name, but 'a' is not one"),
+    "a list in a pickle": (as_pickle([torch.ones(2)]), "holds a list, but must map names to tensors"),
+    "numbered tensors": (as_pickle({3: torch.ones(2)}), "must map names to dense tensors, but has the entry '3'"),
+    "a tensor without values": (as_pickle({"a": torch.ones(2, device="meta")}), "dense tensors, but has the entry 'a'"),
     "an endless name": (rewrite_tensors(lambda s: s.update({"x" * 3000: torch.ones(1)})), r"unexpected \(x+\.\.\.x+\)"),
     "a folder": (lambda f: as_folder(f / "model.safetensors"), r"model.safetensors cannot be read \(Is a directory\)"),
-    "an index of the folder": (index_of(""), "names '', which is not a file beside it"),
-    "a number in a pickle": (as_pickle({"epoch": 3}), "must hold tensors by name, but 'epoch' is not one"),
+    "an index of the folder": (index_of(""), "names '', which is not a file in the same folder"),
+    "a number in a pickle": (as_pickle({"epoch": 3}), "must map names to dense tensors, but has the entry 'epoch'"),
 }
 
 
