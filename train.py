@@ -25,17 +25,14 @@ def main(config: DictConfig) -> None:
         exit_codes.append(130)
     except MISTAKES as error:
         exit_codes.append(report(error))
-    if exit_codes[-1] > 128:  # a signal ends all of a multirun
+    if exit_codes[-1] > 128:  # a signal ends the whole multirun
         sys.exit(exit_codes[-1])
-    if exit_codes[-1] and runs_in_another_process():  # whose list of exit codes the first process does not see
+    if exit_codes[-1] and runs_in_another_process():  # the first process has no access to `exit_codes` of this one
         raise ValueError(f"a run of this multirun ended with exit code {exit_codes[-1]}: {config.output_dir}")
 
 
 def runs_in_another_process() -> bool:
-    """Whether one of Hydra's launchers (joblib, ...) started this run of a multirun in another process.
-
-    That process can report an error to the first one, but nothing else.
-    """
+    """Return whether one of Hydra's launchers (joblib, ...) started this run of a multirun in another process."""
     return in_multirun() and not HydraConfig.get().launcher["_target_"].endswith(".BasicLauncher")
 
 
@@ -50,8 +47,8 @@ def run(config: DictConfig) -> int:
         )
     settings = checked_settings(config, overrides)
     if not is_multirun:
-        # Lightning starts further processes from Hydra's own files, which a single run does not write here. Without
-        # Hydra's state it repeats this command line instead.
+        # Lightning would start further processes from Hydra's own files, which a single run does not write here.
+        # Without Hydra's state, Lightning repeats this command line instead.
         HydraConfig.instance().cfg = None
     plan = set_up(settings, is_multirun=is_multirun)
     if settings["dry_run"] == "plan":

@@ -1,8 +1,8 @@
-"""Start a run at a checkpoint of another run, its trunk, which is the same run up to there.
+"""Start a run (the branch) at a checkpoint of another run (its trunk) that is identical up to that checkpoint.
 
 A branch writes what the same run started at step 0 writes, to the last bit on one CPU. So its trunk may differ only in
-budget and schedule, and the learning rates of both must be equal at every step before the checkpoint. They are computed
-and compared, because equal rates can come from schedules with different names.
+budget and schedule, and both must have the same learning rate at every step before the checkpoint. The learning rates
+are computed and compared, because schedules with different names can agree.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from slm.training.checkpointing import checkpoint_step, first_intact, resumable_
 from slm.training.run_directory import RunDirectory, differences
 
 MAY_DIFFER = ("schedule.", *(f"train.{key}" for key in BUDGETS))
-"""How the keys begin in which a branch may differ from its trunk."""
+"""Prefixes of the keys in which a branch may differ from its trunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """A checkpoint of another run, the trunk, at which a run starts."""
+    """The checkpoint of another run, the trunk, at which a run starts."""
 
     checkpoint: Path
     step: int
-    """Optimizer steps done in it."""
+    """Optimizer steps done at the checkpoint."""
     trunk: RunDirectory
     trunk_name: str
 
@@ -41,11 +41,11 @@ class Branch:
 
 
 def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Branch | None:
-    """The branch of a run of `steps` steps: `branch_from` names a checkpoint, or a run directory.
+    """Find the checkpoint at which a run of `steps` steps starts; `branch_from` names it or the trunk's run directory.
 
-    Of a run directory, the latest checkpoint in `checkpoint.keep_steps` that this run would also have written is taken.
-    None if `branch_from` is null or the run has checkpoints of its own. Raises `ValueError` if the trunk is a different
-    run before the checkpoint; `Branch.check_corpus` compares the corpora.
+    In a run directory, this is the latest checkpoint of `checkpoint.keep_steps` that this run would also have written.
+    Returns None if `branch_from` is null or the run has checkpoints of its own. Raises `ValueError` if the trunk is a
+    different run before the checkpoint; `Branch.check_corpus` compares the corpora.
     """
     if settings.get("branch_from") is None or resumable_checkpoints(RunDirectory(settings["output_dir"]).checkpoints):
         return None
@@ -62,8 +62,8 @@ def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Bra
             "a branch may differ from its trunk only in budget and schedule"
         )
     limit = _count_shared_steps(config, settings, steps, devices)
-    files = [file for step, file in step_checkpoints(trunk.checkpoints) if step <= limit] if path.is_dir() else [path]
-    checkpoint = first_intact(files)
+    shared_checkpoints = (file for step, file in step_checkpoints(trunk.checkpoints) if step <= limit)
+    checkpoint = first_intact(shared_checkpoints if path.is_dir() else [path])
     step = checkpoint_step(checkpoint) if checkpoint else None
     if checkpoint is None or step is None or step > limit:
         raise ValueError(_refusal(path, limit, step))
@@ -71,7 +71,7 @@ def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Bra
 
 
 def _count_shared_steps(trunk: Mapping[str, Any], settings: Mapping[str, Any], steps: int, devices: int) -> int:
-    """Steps after which both runs are in the same state. The last step of either differs: it scores more tokens."""
+    """Count the steps that the runs share. The last step of a run is never shared, because it scores more tokens."""
     train = settings["train"] | {key: trunk["train"].get(key) for key in BUDGETS}
     trunk_settings = {**settings, "train": train, "schedule": trunk["schedule"], "checkpoint": {}}
     _, trunk_steps = shape_and_steps(trunk_settings, devices=devices)
@@ -88,5 +88,5 @@ def _refusal(path: Path, limit: int, step: int | None) -> str:
     problem = "has no intact checkpoint for this run" if step is None else f"is at step {step}"
     return (
         f"branch_from={path} {problem}, and only the first {limit} steps of the two runs are the same: "
-        f"branch from a step of at most {limit} (checkpoint.keep_steps=[{limit}] in the run branched from keeps it)"
+        f"branch from a step of at most {limit} (the trunk keeps it with checkpoint.keep_steps=[{limit}])"
     )

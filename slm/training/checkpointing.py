@@ -1,8 +1,8 @@
 """Checkpoints of a run. Each is written under a temporary name and then renamed, and the last two are kept.
 
-DIR/checkpoints/last.ckpt is the newest, previous.ckpt the one before it. On request, best.ckpt has the lowest
-validation loss and step-000500.ckpt is from step 500. A run continues from a checkpoint bit for bit on one CPU. Files
-are read with `weights_only=True`.
+DIR/checkpoints/last.ckpt is the newest checkpoint, previous.ckpt the checkpoint before it. On request, best.ckpt has
+the lowest validation loss and step-000500.ckpt is from step 500. On one CPU, a run that continues from a checkpoint is
+bit for bit the same as without the interruption. Files are read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from slm.checkpoints.location import LAST, PREVIOUS
 from slm.runtime.files import is_intact_zip, replace
 
 BEST = "best.ckpt"
-
 SCHEMA = 1
-"""Version stored in every checkpoint; to be raised when the contents of a checkpoint change."""
+"""Version stored in every checkpoint. Increase it when the contents of checkpoints change."""
 
 
 class CheckpointError(ValueError):
@@ -43,13 +42,12 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         if path.exists():
             replace(path, path.with_name(PREVIOUS))
         replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch reports a short write as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         partial.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else None
-        reason = reason or f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free on that disk"
+        reason = getattr(error, "strerror", None) or f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free there"
         raise CheckpointError(
-            f"checkpoint {path} could not be written ({reason}); the last good one is kept: "
-            "free space on that disk and give the same command and output_dir to continue from it"
+            f"checkpoint {path} could not be written ({reason}): free space on that disk, and give the "
+            "same command and output_dir to continue from the last good checkpoint, which is kept"
         ) from error
 
 
@@ -65,10 +63,7 @@ def link_last(folder: Path, name: str) -> None:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest intact checkpoint, or None in a folder without checkpoints. Damaged ones are reported and skipped.
-
-    Raises `CheckpointError` if every checkpoint is damaged.
-    """
+    """Return the newest intact checkpoint, or None without checkpoints. Raises `CheckpointError` if all are damaged."""
     paths = resumable_checkpoints(folder)
     newest = first_intact(paths)
     if paths and newest is None:
@@ -77,12 +72,12 @@ def newest_intact(folder: Path) -> Path | None:
 
 
 def resumable_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints, intact or damaged, that a run in `folder` would continue from, the newest first."""
+    """Return the checkpoints, newest first, from which a run in `folder` would continue. They may be damaged."""
     return [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
 
 
 def first_intact(paths: Iterable[Path]) -> Path | None:
-    """The first intact checkpoint, or None; each damaged one before it is reported."""
+    """Return the first intact checkpoint, or None. Reports each damaged checkpoint before it."""
     for path in paths:
         if is_intact_zip(path):
             return path
@@ -91,18 +86,18 @@ def first_intact(paths: Iterable[Path]) -> Path | None:
 
 
 def step_checkpoint_name(step: int) -> str:
-    """File name of a checkpoint in `checkpoint.keep_steps`."""
+    """Return the file name of a checkpoint in `checkpoint.keep_steps`."""
     return f"step-{step:06d}.ckpt"
 
 
 def step_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Step and path of each checkpoint that `checkpoint.keep_steps` has kept, the latest first."""
+    """Return step and path of each checkpoint that `checkpoint.keep_steps` has kept, the latest step first."""
     candidates = [(path.stem.removeprefix("step-"), path) for path in folder.glob("step-*.ckpt")]
     return sorted(((int(step), path) for step, path in candidates if step.isdigit()), reverse=True)
 
 
 def checkpoint_step(path: Path) -> int:
-    """Optimizer step at which a checkpoint was written. Raises `CheckpointError` if another version of slm wrote it."""
+    """Return the optimizer step of a checkpoint. Raises `CheckpointError` if another version of slm wrote it."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if checkpoint.get("slm_schema") != SCHEMA:
         raise CheckpointError(f"checkpoint {path} was written by another version of slm: continue it with that version")

@@ -31,7 +31,7 @@ class Hardware:
     precision: str
     compile: bool
     micro_batch_tokens: int | None
-    """Most tokens of one forward pass of a device; None for what fits it."""
+    """Most tokens of one forward pass of a device; None for as many as fit."""
     activation_checkpointing: bool | Literal["auto"]
     deterministic: bool
     """Whether only operations that give the same bits each time are allowed."""
@@ -44,12 +44,12 @@ class Hardware:
 
     @property
     def matmul_dtype(self) -> torch.dtype:
-        """The dtype of matmuls under `precision`."""
+        """The dtype of matmuls."""
         return MATMUL_DTYPES[self.precision]
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """The dtype of matmuls if it is not that of the weights, else None."""
+        """The dtype of matmuls if the weights have another dtype, else None."""
         return self.matmul_dtype if self.precision.endswith("-mixed") else None
 
     @property
@@ -62,18 +62,18 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
     """Replace every `auto` of the `trainer` group. Raises `ValueError` for devices that this machine lacks."""
     accelerator = _accelerator(trainer["accelerator"])
     devices = _devices(trainer["devices"], accelerator)
-    has_several = devices * trainer["num_nodes"] > 1
+    strategy: Literal["single", "ddp", "fsdp"] = "fsdp" if trainer["strategy"] == "fsdp" else "ddp"
     precision = trainer["precision"]
     if precision == "auto":
-        is_half = fast_float16(accelerator)
-        precision = "bf16-mixed" if native_bfloat16(accelerator) else "16-mixed" if is_half else "32-true"
+        without_bfloat16 = "16-mixed" if fast_float16(accelerator) else "32-true"
+        precision = "bf16-mixed" if native_bfloat16(accelerator) else without_bfloat16
     if accelerator == "mps" and precision not in ("32-true", "bf16-mixed"):
         raise ValueError(f"trainer.precision={precision} is not for accelerator=mps: give 32-true or bf16-mixed")
     return Hardware(
         accelerator=accelerator,
         devices=devices,
         num_nodes=int(trainer["num_nodes"]),
-        strategy="single" if not has_several else "fsdp" if trainer["strategy"] == "fsdp" else "ddp",
+        strategy=strategy if devices * trainer["num_nodes"] > 1 else "single",
         precision=precision,
         compile=_compiles(trainer["compile"], accelerator),
         micro_batch_tokens=trainer["micro_batch_tokens"] and int(trainer["micro_batch_tokens"]),
@@ -97,10 +97,10 @@ def _accelerator(requested: str) -> Literal["cpu", "cuda", "mps"]:
 
 
 def _compiles(requested: Any, accelerator: str) -> bool:
-    missing = why_not_compiled(accelerator)
-    if requested is True and missing:
-        raise ValueError(f"trainer.compile=true, but {missing}; with trainer.compile=auto the run is not compiled")
-    return missing is None if requested == "auto" else bool(requested)
+    obstacle = why_not_compiled(accelerator)
+    if requested is True and obstacle:
+        raise ValueError(f"trainer.compile=true, but {obstacle}; with trainer.compile=auto the run is not compiled")
+    return obstacle is None if requested == "auto" else bool(requested)
 
 
 def _num_workers(requested: Any, accelerator: str, devices: int) -> int:
@@ -110,9 +110,11 @@ def _num_workers(requested: Any, accelerator: str, devices: int) -> int:
 
 
 def _devices(requested: Any, accelerator: str) -> int:
-    present = torch.cuda.device_count() if accelerator == "cuda" else 1 if accelerator == "mps" else None
+    if accelerator == "cpu":
+        return 1 if requested == "auto" else int(requested)  # one process uses all cores
+    num_gpus = torch.cuda.device_count() if accelerator == "cuda" else 1
     if requested == "auto":
-        return present or 1  # on a CPU one process, which uses all cores
-    if present is not None and requested > present:
-        raise ValueError(f"trainer.devices={requested} must be auto or between 1 and {present}, the GPUs here")
+        return num_gpus
+    if requested > num_gpus:
+        raise ValueError(f"trainer.devices={requested} must be auto or between 1 and {num_gpus}, the number of GPUs")
     return int(requested)

@@ -1,7 +1,7 @@
 """Everything that a run writes while it trains: rows of metrics, validations, samples, checkpoints.
 
-It is one callback because the order matters: at each step the row is complete before the checkpoint is written, so a
-run that is killed at any moment and continued writes the same rows. Between rows, the host never waits for the device.
+All of it is one callback because the order matters: each step writes its row before its checkpoint, so a run that is
+killed at any moment and continued writes the same rows. Between rows, the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ COLUMNS = (
     "time/mfu",
     "time/seconds",
 )
-"""Columns of metrics.csv. Those under `time/` differ from run to run; all others are functions of the config."""
+"""Columns of metrics.csv. Columns under `time/` differ from run to run; all others depend only on the config."""
 
 HOPELESS_NATS = 1.0
-"""A row counts as hopeless if its mean loss exceeds that of a uniform guess by at least this much, in nats."""
+"""A row counts as hopeless if its mean loss is at least this many nats above the loss of a uniform guess."""
 
-STATUS = {
+PROGRESS_FORMATS = {
     "train/loss": "loss {:.3f}",
     "val/loss": "val {:.3f}",
     "val/bits_per_byte": "({:.3f} bits/byte)",
     "time/tokens_per_second": "{:,.0f} tok/s",
     "time/mfu": "MFU {:.0%}",
 }
-"""Metric -> its format in the progress line."""
+"""Metric -> how the progress line shows it."""
 
 
 @dataclass
@@ -61,17 +61,17 @@ class Journal(L.Callback):
     plan: Plan
     corpus: Corpus
     trackers: Sequence[Tracker]
-    """Empty in all processes but the first."""
+    """Empty except in the first process."""
     progress: Progress
     interrupt: Interrupt
     peak_flops_per_second: float
-    """Measured matmul peak of one device; of several, the mean."""
+    """Measured matmul peak of one device; the mean over the devices if there are several."""
     branched_from: Mapping[str, Any] | None = None
     """`name` of the trunk and `step` at which this run left it; None for a run that started at step 0."""
 
     status: str = "completed"
     signal: int | None = None
-    """The signal that ended an interrupted run, whichever of its processes received it."""
+    """The signal that interrupted the run, received by any of its processes."""
     val: dict[str, Any] | None = None
     """The newest validation: the fields of `Score`."""
     train_loss: float | None = None
@@ -81,35 +81,34 @@ class Journal(L.Callback):
     skipped_steps: int = 0
     best_loss: float = float("inf")
     train_seconds: float = 0.0
-    """Time of training steps, over all processes of the run."""
+    """Time spent in training steps since step 0, including the time before the run was interrupted and continued."""
     seconds: float = 0.0
-    """Time of earlier processes of the run, up to the checkpoint from which this one continued."""
-    _latest: dict[str, float] = field(default_factory=dict)
+    """Time from step 0 to the checkpoint from which this process continued the run."""
+    _latest: dict[str, float] = field(default_factory=dict)  # newest value of each metric
     _step: int = 0
     _row_steps: int = 0  # steps since the last row or the start of this process
     _hopeless_rows: int = 0
     _votes: Votes = field(default_factory=Votes)
-    _is_late: bool = False
+    _is_late: bool = False  # a checkpoint is due by `every_minutes`
     _started: float = field(default_factory=time.perf_counter)
     _row_started: float = field(default_factory=time.perf_counter)
     _saved_at: float = field(default_factory=time.perf_counter)
 
     def state_dict(self) -> dict[str, Any]:
-        """What checkpoints store of this journal."""
+        """Return what a checkpoint stores of this journal."""
         names = ("val", "train_loss", "skipped_steps", "sample", "best_loss", "branched_from", "_hopeless_rows")
         train_seconds = self.train_seconds + time.perf_counter() - self._row_started
-        clocks = {"seconds": self.total_seconds(), "train_seconds": train_seconds}
-        return clocks | {name: getattr(self, name) for name in names}
+        times = {"seconds": self.total_seconds(), "train_seconds": train_seconds}
+        return times | {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore from a checkpoint of this run or of its trunk, which does not have this run's `branched_from`."""
-        branched_from = self.branched_from
+        """Restore from a checkpoint of this run or of its trunk, but keep this run's `branched_from` if it has one."""
         for name, value in state_dict.items():
-            setattr(self, name, value)
-        self.branched_from = branched_from or self.branched_from
+            if name != "branched_from" or self.branched_from is None:
+                setattr(self, name, value)
 
     def total_seconds(self) -> float:
-        """Seconds since training began, over all processes of the run."""
+        """Return the time from step 0 until now, without the time for which the run was interrupted."""
         return self.seconds + time.perf_counter() - self._started
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -121,17 +120,18 @@ class Journal(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an optimizer step: the row if one is due, then the checkpoint if one is due."""
+        """After an optimizer step, write the row if it is due, then the checkpoint if it is due."""
         assert isinstance(pl_module, LanguageModel)
         self.interrupt.can_stop = False
-        if trainer.global_step == self._step:  # still accumulating
+        if trainer.global_step == self._step:  # still accumulating gradients
             self._vote(trainer)
             if self.status == "interrupted":
                 self._give_up_step(trainer, pl_module)
             return
         self._step = step = trainer.global_step
         self._row_steps += 1
-        train, is_last = self.plan.settings["train"], step == self.plan.steps
+        train = self.plan.settings["train"]
+        is_last = step == self.plan.steps
         row: dict[str, float] = {}
         if step % train["log_every"] == 0 or is_last:
             row |= self._training_metrics(pl_module, trainer)
@@ -141,18 +141,19 @@ class Journal(L.Callback):
         if row:
             self._write(step, row)
         self._vote(trainer)
-        every = self.plan.settings["checkpoint"]["every_steps"]
-        is_due = is_last or self._is_late or (every is not None and step % every == 0)
-        names = self._names_to_keep(step, row)
+        interval = self.plan.settings["checkpoint"]["every_steps"]
+        is_due = is_last or self._is_late or (interval is not None and step % interval == 0)
+        extra_names = self._extra_names(step, row)
         should_stop = self.status != "completed"
-        if self.status != "diverged" and (is_due or should_stop or names):  # a diverged run keeps its last good one
-            self._save(trainer, pl_module, names)
+        # A diverged run keeps its earlier checkpoints.
+        if self.status != "diverged" and (is_due or should_stop or extra_names):
+            self._save(trainer, pl_module, extra_names)
         trainer.should_stop = should_stop
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """From here to the optimizer step, a signal may end the run at once; not one process of several, though."""
+        """Let a signal stop the run in the middle of a pass, unless the run has several processes, which must agree."""
         self.interrupt.can_stop = trainer.world_size == 1
         if self.interrupt.can_stop and self.interrupt.received is not None:
             raise Stop
@@ -160,7 +161,7 @@ class Journal(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """From here on, the step is finished first."""
+        """From here on, a signal stops the run only after the optimizer step."""
         self.interrupt.can_stop = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -179,11 +180,11 @@ class Journal(L.Callback):
         self.skipped_steps = int(pl_module.guard.skipped.item())
 
     def outcome(self, steps: int) -> str:
-        """The status of a run that ended after `steps` steps; if more than half were skipped, it has diverged."""
+        """Return the status of a run that ended after `steps` steps. If more than half were skipped, it diverged."""
         return "diverged" if self.status == "completed" and self.skipped_steps > steps / 2 else self.status
 
     def _training_metrics(self, module: LanguageModel, trainer: L.Trainer) -> dict[str, float]:
-        """Means and rates since the last row. Reading them makes the host wait for the device."""
+        """Return means and rates since the last row. Reading them makes the host wait for the device."""
         loss = _sum_over_ranks(trainer, module.loss_sum) / _sum_over_ranks(trainer, module.loss_count)
         module.loss_sum.zero_()
         module.loss_count.zero_()
@@ -192,26 +193,26 @@ class Journal(L.Callback):
         now = time.perf_counter()
         elapsed = now - self._row_started
         self.train_seconds += elapsed
-        rate = self._row_steps * self.plan.batch_tokens / elapsed
+        tokens_per_second = self._row_steps * self.plan.batch_tokens / elapsed
         self._row_started, self._row_steps = now, 0
         return {
             "train/loss": self.train_loss,
             "train/grad_norm": module.grad_norm.item(),
             "train/lr": module.learning_rate(self._step),
             "train/skipped_steps": float(self.skipped_steps),
-            "time/tokens_per_second": rate,
-            "time/mfu": self.mfu(rate),
+            "time/tokens_per_second": tokens_per_second,
+            "time/mfu": self.mfu(tokens_per_second),
             "time/seconds": self.total_seconds(),
         }
 
     def mfu(self, tokens_per_second: float) -> float:
-        """Model FLOPs utilization: FLOPs a second as a share of the measured matmul peak of all devices."""
+        """Return the model FLOPs utilization: FLOP/s as a share of the measured matmul peak of all devices."""
         peak = self.peak_flops_per_second * self.plan.hardware.world_size
         return tokens_per_second * self.plan.token_flops / peak
 
     def _check_divergence(self, module: LanguageModel, loss: float) -> None:
         """Mark the run as diverged after a streak of skipped steps, or of rows far worse than guessing."""
-        is_hopeless = not loss < math.log(self.plan.model.vocab_size) + HOPELESS_NATS  # also where the loss is NaN
+        is_hopeless = not loss < math.log(self.plan.model.vocab_size) + HOPELESS_NATS  # `not <` is also true for NaN
         self._hopeless_rows = self._hopeless_rows + 1 if is_hopeless else 0
         hopeless_steps = self._hopeless_rows * self.plan.settings["train"]["log_every"]
         if max(hopeless_steps, module.guard.in_a_row.item()) >= self.plan.settings["optim"]["max_skipped_in_a_row"]:
@@ -220,29 +221,29 @@ class Journal(L.Callback):
     def _validate(self, module: LanguageModel, is_last: bool) -> dict[str, float]:
         paused_at = time.perf_counter()
         train = self.plan.settings["train"]
-        max_tokens = train.get("val_tokens") if is_last else train["eval_tokens"]
+        max_tokens = train.get("val_tokens") if is_last else train["eval_tokens"]  # None: all tokens
         with module.evaluation_weights():
-            result = score(module, self.corpus, max_tokens=max_tokens and int(max_tokens))
+            val = score(module, self.corpus, max_tokens=None if max_tokens is None else int(max_tokens))
             if is_first_process():
                 self.sample = sample_text(module, self.corpus, train)
-        if self.sample and is_first_process():
+        if self.sample:
             for tracker in self.trackers:
                 tracker.log_sample(self._step, self._step * self.plan.batch_tokens, train["sample_prompt"], self.sample)
-        self.val = asdict(result)
-        if not is_last:  # the last validation scores other tokens, so its loss does not compare with earlier ones
-            self.best_loss = min(self.best_loss, result.loss)
+        self.val = asdict(val)
+        if not is_last:  # the last validation scores other tokens, so its loss is not comparable with earlier losses
+            self.best_loss = min(self.best_loss, val.loss)
         self._row_started += time.perf_counter() - paused_at  # validation is not training time
-        return {f"val/{name}": value for name, value in result.figures().items()}
+        return {f"val/{name}": value for name, value in val.metrics().items()}
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(step, {"tokens": step * self.plan.batch_tokens, **row})
         self._latest |= row
-        status = " ".join(text.format(self._latest[name]) for name, text in STATUS.items() if name in self._latest)
-        self.progress.update(step, status, log="val/loss" in row)
+        texts = [text.format(self._latest[name]) for name, text in PROGRESS_FORMATS.items() if name in self._latest]
+        self.progress.update(step, " ".join(texts), log="val/loss" in row)
 
     def _vote(self, trainer: L.Trainer) -> None:
-        """Set the status of an interrupted run, and whether a checkpoint is late, alike in all processes."""
+        """Agree with all processes on whether the run is interrupted and whether a checkpoint is late."""
         minutes = self.plan.settings["checkpoint"]["every_minutes"]
         is_late = minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
         signal, is_late = self._votes.take(trainer, self.interrupt.received or 0, is_late)
@@ -251,42 +252,43 @@ class Journal(L.Callback):
             self.status, self.signal = "interrupted", signal
 
     def _give_up_step(self, trainer: L.Trainer, module: LanguageModel) -> None:
-        """End the run between or within the passes of a step, with a checkpoint from before that step."""
+        """Discard an unfinished step: save the state after the step before it, and end the run."""
         if self._step > 0:
             self._save(trainer, module, [])
         trainer.should_stop = True
 
-    def _names_to_keep(self, step: int, row: Mapping[str, float]) -> list[str]:
-        """Names, besides `LAST`, under which the checkpoint of this step is kept."""
+    def _extra_names(self, step: int, row: Mapping[str, float]) -> list[str]:
+        """Return the file names, besides `LAST`, under which the checkpoint of this step is kept."""
         settings = self.plan.settings["checkpoint"]
-        is_best = settings["keep_best"] and row.get("val/loss") == self.best_loss
-        is_kept = step in settings.get("keep_steps", [])
-        return [BEST] * is_best + [step_checkpoint_name(step)] * is_kept
+        names = [step_checkpoint_name(step)] if step in settings.get("keep_steps", []) else []
+        if settings["keep_best"] and row.get("val/loss") == self.best_loss:
+            names.append(BEST)
+        return names
 
-    def _save(self, trainer: L.Trainer, module: LanguageModel, names: list[str]) -> None:
+    def _save(self, trainer: L.Trainer, module: LanguageModel, extra_names: list[str]) -> None:
         paused_at = time.perf_counter()
-        # A checkpoint holds the buffers of one rank. If each has the mean, a continued run sums over ranks to the same.
+        # A checkpoint holds one rank's buffers. A continued run loads these means in all ranks: their sum is the same.
         for buffer in (module.loss_sum, module.loss_count):
             buffer.copy_(_sum_over_ranks(trainer, buffer) / trainer.world_size)
         folder = self.plan.folder.checkpoints
         trainer.save_checkpoint(folder / LAST)
         if is_first_process():
-            for name in names:
+            for name in extra_names:
                 link_last(folder, name)
         self._saved_at, self._is_late = time.perf_counter(), False
-        self._row_started += self._saved_at - paused_at
+        self._row_started += self._saved_at - paused_at  # saving is not training time
 
 
 def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any]) -> str:
-    """A continuation of `train.sample_prompt`; empty if weights are sharded or `train.sample_tokens` is 0."""
+    """Generate a continuation of `train.sample_prompt`; empty if weights are sharded or `train.sample_tokens` is 0."""
     is_sharded = any(hasattr(p, "full_tensor") for p in module.decoder.parameters())
     if is_sharded or not train["sample_tokens"]:
         return ""
     tokenizer = corpus.tokenizer
-    start = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    start_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     ids = generate(
         module.decoder,
-        [start, *tokenizer.encode(train["sample_prompt"])],
+        [start_id, *tokenizer.encode(train["sample_prompt"])],
         max_new_tokens=train["sample_tokens"],
         stop_id=tokenizer.eos_id,
         num_ids=tokenizer.vocab_size,

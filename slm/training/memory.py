@@ -1,8 +1,8 @@
 """The memory of a forward and backward pass, and the largest pass that a device has room for.
 
 Notable: the estimate runs the model's own code on tensors without data, on the run's device, and adds up the bytes of
-all that are alive at a time. It is taken eagerly. Compiled blocks keep less, so for them it is an upper bound. A pass
-that turns out not to fit is halved by `speed.py` before the run begins.
+all tensors that are alive at the same time. The code is not compiled. Compiled blocks keep less, so for them the
+estimate is an upper bound. If a pass turns out not to fit, `speed.py` halves it before the run begins.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from slm.model.counts import num_params
 from slm.model.decoder import Decoder
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 32768, "mps": 8192}
-"""Most tokens of one forward pass where `trainer.micro_batch_tokens` is null. More do not make matmuls faster."""
+"""Most tokens per forward pass if `trainer.micro_batch_tokens` is null. More tokens do not make matmuls faster."""
 USABLE_SHARE = 0.9
-"""Of the available memory; the rest is for the allocator's fragments and for libraries."""
+"""Share of the available memory that is used. The rest is for the allocator's fragments and for libraries."""
 MIN_TOKENS = 4096
-"""Fewer tokens than this in a pass slow a GPU down by more than the third that computing activations again costs: an
-estimate, from the number of 128 x 128 tiles of a matmul that an H100 has processors for."""
+"""A pass of fewer tokens slows a GPU down by more than the third that computing activations again costs. This is an
+estimate from the number of 128 x 128 tiles of a matmul that an H100 computes at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +43,16 @@ class Passes:
     activation_checkpointing: bool
     """Whether activations are computed again in the backward pass."""
     bytes: int | None = None
-    """Memory of activations by the estimate; None without one."""
+    """Estimated memory of activations; None if it was not estimated."""
 
     def text(self, length: int) -> str:
-        """The passes of sequences of `length` tokens, in words."""
+        """Describe passes of sequences that have `length` tokens."""
         switch = "on" if self.activation_checkpointing else "off"
         return f"{self.size} sequences of {length} per device, activation checkpointing {switch}"
 
 
 class LiveBytes(TorchDispatchMode):
-    """A context that counts the bytes of the tensors made in it: `now` and at their `peak`."""
+    """A context that counts the bytes of the tensors made in it: those alive `now`, and the `peak` so far."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,10 +92,10 @@ def activation_bytes(
     autocast: torch.dtype | None,
     document_masking: bool,
 ) -> int:
-    """Peak memory of a forward and backward pass of `size` sequences, besides weights and gradients.
+    """Return the peak memory of a forward and backward pass of `size` sequences, without weights and gradients.
 
-    `dtype` is that of the weights; `autocast` that of matmuls, if it is another. Nothing is computed, so the device
-    needs no memory; a GPU must be there, though, because its kernels are asked for the shapes of their results.
+    The weights have `dtype`, and matmuls run in `autocast` if it is given. Nothing is computed, so the device needs no
+    memory, but a GPU must be present, because its kernels are asked for the shapes of their results.
     """
     context = partial(torch.autocast, device, autocast, cache_enabled=False) if autocast else nullcontext
     with torch.device("meta"):
@@ -106,7 +106,7 @@ def activation_bytes(
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     weight = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
-                    weight.grad = torch.empty_like(weight)  # as in all passes of a step but the first
+                    weight.grad = torch.empty_like(weight)  # as in all passes of a step except the first
                     module._parameters[name] = weight
         tokens = torch.zeros(size, length, dtype=torch.int64, device=device)
         with LiveBytes() as live:
@@ -117,15 +117,16 @@ def activation_bytes(
 
 
 def optimizer_state_bytes(model: ModelConfig, has_average: bool, *, shards: int = 1) -> int:
-    """Memory of a device for weights, gradients, Adam's two moments (Muon has one) and the average, all float32.
+    """Return the bytes per device of weights, gradients, Adam's two moments (Muon has one) and average, all float32.
 
-    If FSDP shards them, also for the weights and gradients that it gathers: the embedding's, and two blocks'.
+    With more than one FSDP shard, this includes the gathered weights and gradients of the embedding and of two blocks.
     """
     total = (20 if has_average else 16) * num_params(model)
     if shards == 1:
         return total
-    blocks = num_params(model, non_embedding=True)
-    return total // shards + 8 * (num_params(model) - blocks + 2 * blocks // model.num_layers)
+    block_params = num_params(model, non_embedding=True)
+    embedding_params = num_params(model) - block_params
+    return total // shards + 8 * (embedding_params + 2 * block_params // model.num_layers)
 
 
 def choose_passes(
@@ -139,19 +140,19 @@ def choose_passes(
     room: float | None,
     estimate: Callable[[bool, int], int],
 ) -> Passes:
-    """The passes in which each of `devices` takes its share of the `sequences` of a step, each of `length` tokens.
+    """Choose passes for a step of `sequences`, each of `length` tokens, that `devices` share.
 
-    They have at most `max_tokens` tokens (`trainer.micro_batch_tokens`). If that is None, at most `default_tokens`, and
-    as many as fit into `room` bytes. `estimate` has the bytes of activations by checkpointing and size. `auto`
-    checkpointing is on if otherwise not even `max_tokens`, or `MIN_TOKENS`, would fit. If `room` is None, nothing is
-    estimated and `auto` is off.
+    A pass has at most `max_tokens` tokens (`trainer.micro_batch_tokens`) or, if that is None, at most `default_tokens`
+    and no more than fit into `room` bytes. `estimate` returns the bytes of activations for a choice of checkpointing
+    and a size. "auto" turns checkpointing on if without it `max_tokens` (or, if that is None, `MIN_TOKENS`) would not
+    fit. If `room` is None, nothing is estimated and "auto" means off.
     """
     largest = choose_micro_batch_size(sequences, devices, max(1, (max_tokens or default_tokens) // length))
     if room is None:
         return Passes(size=largest, activation_checkpointing=activation_checkpointing is True)
     sufficient = largest if max_tokens else min(largest, max(1, MIN_TOKENS // length))
-    fitting, is_on = 0, False
-    for is_on in (False, True) if activation_checkpointing == "auto" else (activation_checkpointing,):
+    choices = (False, True) if activation_checkpointing == "auto" else (activation_checkpointing,)
+    for is_on in choices:
         fitting = _largest_fitting(largest, room, partial(estimate, is_on))
         if fitting >= sufficient:
             break
@@ -162,31 +163,32 @@ def choose_passes(
 def smaller_passes(
     passes: Passes, sequences: int, length: int, *, is_size_given: bool, may_checkpoint: bool
 ) -> Passes | None:
-    """What one device tries after passes did not fit: half the size, or checkpointing if that is below `MIN_TOKENS`.
-
-    None if neither is allowed.
-    """
-    size = 0 if is_size_given or passes.size == 1 else choose_micro_batch_size(sequences, 1, passes.size // 2)
+    """Return half the size or, if that is below `MIN_TOKENS`, checkpointing; None if neither is allowed."""
+    may_halve = not is_size_given and passes.size > 1
+    size = choose_micro_batch_size(sequences, 1, passes.size // 2) if may_halve else 0
     if may_checkpoint and not passes.activation_checkpointing and size * length < MIN_TOKENS:
         return Passes(size=passes.size, activation_checkpointing=True)
-    return replace(passes, size=size, bytes=None) if size else None
+    return replace(passes, size=size, bytes=None) if may_halve else None
 
 
 def choose_micro_batch_size(sequences: int, devices: int, fitting: int) -> int:
-    """Sequences of a pass, at most `fitting`, for a step of `sequences` that `devices` share.
+    """Return how many sequences a pass has, at most `fitting`, if `devices` share a step of `sequences`.
 
-    Of the sizes at least half as large as fits, the largest that needs the fewest empty sequences: a share of 43
-    sequences, of which 16 fit, is 4 passes of 11 (its only other divisor is 1).
+    This is the size, between half the largest and the largest, that needs the fewest empty sequences. For example, if a
+    device's share is 43 sequences and 16 fit, it takes 4 passes of 11, because 43 is prime.
     """
     share = math.ceil(sequences / devices)
     largest = min(share, fitting)
-    return min(range(largest, (largest - 1) // 2, -1), key=lambda size: math.ceil(share / size) * size)
+    sizes = range(largest, (largest - 1) // 2, -1)
+    return min(sizes, key=lambda size: math.ceil(share / size) * size)
 
 
 def _largest_fitting(largest: int, room: float, estimate: Callable[[int], int]) -> int:
-    """The largest size up to `largest` that fits, or 0. Memory is linear in the size, up to the loss's chunks."""
-    most = estimate(largest)
-    if most <= room:
+    """Return the largest size up to `largest` that fits, or 0. Memory is linear in the size (but for loss chunks)."""
+    bytes_of_largest = estimate(largest)
+    if bytes_of_largest <= room:
         return largest
-    least = estimate(1)
-    return 1 + int((room - least) * (largest - 1) / (most - least)) if least <= room else 0
+    bytes_of_one = estimate(1)
+    if bytes_of_one > room:
+        return 0
+    return 1 + int((room - bytes_of_one) * (largest - 1) / (bytes_of_largest - bytes_of_one))

@@ -1,7 +1,7 @@
 """The Lightning module: the decoder, its optimizer, one step of training, and the loss on the validation stream.
 
 Lightning's validation loop is not used: when a run is killed between a validation and the next checkpoint, that loop
-repeats or skips validations, and then metrics.csv differs from that of an uninterrupted run.
+repeats or skips validations, and metrics.csv then differs from an uninterrupted run's. Axes: B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LanguageModel(L.LightningModule):
         super().__init__()
         self.plan, self.optim, self.schedule = plan, plan.settings["optim"], plan.settings["schedule"]
         self.separator = separator
-        self.reduces = True
+        self.syncs_gradients = True
         with torch.random.fork_rng():
             torch.manual_seed(plan.settings["seed"])
             self.decoder = Decoder(plan.model)
@@ -56,9 +56,9 @@ class LanguageModel(L.LightningModule):
         scale_initial_weights(self.decoder, plan.rules)
         self.guard = StepGuard(self.optim["skip_factor"])
         self.loss_scale = LossScale() if plan.hardware.precision == "16-mixed" else None
-        self.register_buffer("loss_sum", torch.zeros(()))  # of this process's finite losses since the last log row
+        self.register_buffer("loss_sum", torch.zeros(()))  # finite losses of this process's steps since the last row
         self.register_buffer("loss_count", torch.zeros(()))  # optimizer steps in that sum
-        for name in ("step_loss", "step_count"):  # the same of the passes of an unfinished step
+        for name in ("step_loss", "step_count"):  # the same for the passes of the unfinished step
             self.register_buffer(name, torch.zeros(()), persistent=False)
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
         self.average = self._new_average()
@@ -71,27 +71,27 @@ class LanguageModel(L.LightningModule):
             return
         mesh = self.device_mesh["data_parallel"]
         for number, block in enumerate(self.decoder.layers):
-            fully_shard(block, mesh=mesh, mp_policy=_gathering(block, self.plan.hardware.precision))
+            fully_shard(block, mesh=mesh, mp_policy=_gather_policy(block, self.plan.hardware.precision))
             if (uses := self.decoder.config.block_uses.count(number)) > 1:
                 self._reduce_after_all_uses(block, uses)
         fully_shard(self.decoder, mesh=mesh)
         for method in ("loss", "token_losses"):
             register_fsdp_forward_method(self.decoder, method)
-        self.average = self._new_average()  # anew, so that it is sharded like the weights
+        self.average = self._new_average()  # again, so that the averages are sharded like the weights
 
-    def reduce_gradients(self, reduces: bool) -> None:
-        """Under FSDP, whether the next backward pass reduces the gradients, or adds them up on each device."""
-        self.reduces = reduces
+    def set_gradient_sync(self, enabled: bool) -> None:
+        """Under FSDP, make backward passes reduce the gradients over all devices, or add them up on each device."""
+        self.syncs_gradients = enabled
         decoder: Any = self.decoder
-        decoder.set_requires_gradient_sync(reduces)
+        decoder.set_requires_gradient_sync(enabled)
 
     def _reduce_after_all_uses(self, block: Any, uses: int) -> None:
-        """Under FSDP, reduce a shared block's gradients once a pass: after the last of its `uses` backward passes."""
-        backward_passes = itertools.count(1)
+        """Under FSDP, reduce a shared block's gradients once per pass of the model: in the last of the block's uses."""
+        use_numbers = itertools.count(1)
 
         def before_backward(grad: Tensor) -> None:
-            is_last = next(backward_passes) % uses == 0
-            block.set_requires_gradient_sync(is_last and self.reduces)
+            is_last = next(use_numbers) % uses == 0
+            block.set_requires_gradient_sync(is_last and self.syncs_gradients)
 
         @torch.compiler.disable
         def after_forward(block: Any, args: Any, output: Tensor) -> None:
@@ -105,23 +105,24 @@ class LanguageModel(L.LightningModule):
         return None if decay is None else WeightAverage(self.decoder, decay)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer and its schedule, which advances at every optimizer step."""
+        """Return the optimizer and its schedule, which advances at every optimizer step."""
         optimizer = OPTIMIZERS[self.optim["name"]](self.decoder, self.optim, self.plan.rules)
         factor = partial(lr_factor, total_steps=self.plan.steps, schedule=self.schedule)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Set the learning rate of the next step, because a branch's checkpoint holds that of the trunk's schedule."""
+        """Set the learning rate of the next step, because a branch's checkpoint holds the trunk's learning rate."""
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         factor = lr_factor(self.trainer.global_step, self.plan.steps, self.schedule)
         for group, peak in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = peak * factor
 
     def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
-        """Mean loss of a micro-batch (B, T + 1); every token but the first of each sequence is predicted.
+        """Return the mean loss of a micro-batch (B, T + 1), in which each token predicts the next one.
 
-        In a padded step it is weighted so that the mean over passes and devices is that over the batch's sequences.
+        In a padded step, the loss is weighted by the micro-batch's share of sequences that are not empty. The mean over
+        passes and devices is then the mean over the sequences of the batch.
         """
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         if self.plan.padding:
@@ -129,22 +130,22 @@ class LanguageModel(L.LightningModule):
         scale = self.loss_scale.factor if self.loss_scale else None
         loss = self.decoder.loss(inputs_BT, targets_BT, self.documents(inputs_BT), scale)
         if self.plan.padding:
-            mean_sequences = self.plan.batch_size / (self.plan.accumulation * self.plan.hardware.world_size)
-            loss = loss * (targets_BT[:, 0] != IGNORE).sum() / mean_sequences
+            sequences_per_pass = self.plan.batch_size / (self.plan.accumulation * self.plan.hardware.world_size)
+            loss = loss * (targets_BT[:, 0] != IGNORE).sum() / sequences_per_pass
         finite = loss.detach().isfinite()
         self.step_loss += torch.where(finite, loss.detach(), 0.0) / self.plan.accumulation
         self.step_count += finite / self.plan.accumulation
         return loss
 
     def documents(self, tokens_BT: Tensor) -> Tensor | None:
-        """The number of each token's document (B, T); None if documents are not masked from each other."""
+        """Return the number of each token's document (B, T); None if documents are not masked from each other."""
         return None if self.separator is None else document_numbers(tokens_BT, self.separator)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, and let the guard decide on the device whether the step is skipped."""
-        for total, of_step in ((self.loss_sum, self.step_loss), (self.loss_count, self.step_count)):
-            total += of_step
-            of_step.zero_()
+        for total, step_value in ((self.loss_sum, self.step_loss), (self.loss_count, self.step_count)):
+            total += step_value
+            step_value.zero_()
         parameters: list[nn.Parameter] = list(self.decoder.parameters())
         if self.loss_scale:
             self.loss_scale.unscale(parameters)
@@ -162,11 +163,11 @@ class LanguageModel(L.LightningModule):
             self.average.update(self.decoder, skipped=self.guard.in_a_row > 0)
 
     def evaluation_weights(self) -> AbstractContextManager[None]:
-        """A context in which the decoder has the weights to be validated and exported: the average if there is one."""
+        """Return a context in which the decoder has the weights to validate and export: the average if there is one."""
         return nullcontext() if self.average is None else self.average.applied(self.decoder)
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate at optimizer step `step`, counted from 1, before the parametrization's factors."""
+        """Return the learning rate of optimizer step `step`, counted from 1, before the parametrization's factors."""
         return self.optim["lr"] * lr_factor(step - 1, self.plan.steps, self.schedule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -178,12 +179,12 @@ class LanguageModel(L.LightningModule):
             counts.update(ready=passes, started=passes, processed=passes, completed=passes - 1)
 
 
-def _gathering(block: Any, precision: str) -> MixedPrecisionPolicy:
-    """FSDP's policy for a block: its matmuls run in bfloat16 under autocast, so its weights are gathered in it.
+def _gather_policy(block: Any, precision: str) -> MixedPrecisionPolicy:
+    """Return FSDP's policy for a block: weights are gathered in bfloat16 if autocast runs the block's matmuls in it.
 
-    Gradients are reduced in float32, and inputs, the residual stream, stay in it. A mixer with parameters of its own is
-    gathered as it is, since autocast leaves those, such as SSD's decay rates, in float32. So are embedding and head,
-    because the residual stream has the embedding's dtype.
+    Gradients are reduced in float32, and the block's inputs, the residual stream, stay in float32. A block whose mixer
+    has special parameters, such as SSD's decay rates, is gathered in float32, because autocast does not convert them.
+    Embedding and head are gathered in float32 too, because the residual stream has the embedding's dtype.
     """
     has_special = type(block.self_attn).init_special is not Mixer.init_special
     if precision != "bf16-mixed" or has_special:
@@ -201,8 +202,8 @@ class Score:
     bytes: int
     """UTF-8 bytes of the text that was scored."""
 
-    def figures(self) -> dict[str, float]:
-        """The loss in nats per token, in bits per byte of text (comparable across tokenizers), and as a perplexity."""
+    def metrics(self) -> dict[str, float]:
+        """Return the loss in nats per token, in bits per byte (comparable across tokenizers), and as a perplexity."""
         bits_per_byte = self.loss * self.tokens / self.bytes / math.log(2) if self.bytes else math.nan
         perplexity = math.exp(min(self.loss, 700.0))  # exp(710) overflows
         return {"loss": self.loss, "bits_per_byte": bits_per_byte, "perplexity": perplexity}
@@ -210,7 +211,7 @@ class Score:
 
 @torch.no_grad()
 def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
-    """Score each token but the first of the validation stream once, or `max_tokens` tokens spread evenly over it.
+    """Score every token of the validation stream except the first, or `max_tokens` tokens spread evenly over it.
 
     Each process scores its share. Blocks run uncompiled, in the precision of training, so that the loss does not depend
     on compilation.
@@ -222,14 +223,14 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
         batch_size=module.plan.micro_batch_size,
         max_tokens=max_tokens,
     )
-    place = float64_device(module.device)
-    token_bytes = torch.as_tensor(corpus.val_bytes, device=place)
-    sums = torch.zeros(3, dtype=torch.float64, device=place)  # nats, tokens, bytes
+    sum_device = float64_device(module.device)
+    token_bytes = torch.as_tensor(corpus.val_bytes, device=sum_device)
+    sums = torch.zeros(3, dtype=torch.float64, device=sum_device)  # nats, tokens, bytes
     for inputs, targets in share_batches(batches, trainer.global_rank, trainer.world_size):
         inputs, targets = inputs.to(module.device), targets.to(module.device)
         with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
             losses = module.decoder.token_losses(inputs, targets, module.documents(inputs))
-        losses, targets = losses.to(place), targets.to(place)
+        losses, targets = losses.to(sum_device), targets.to(sum_device)
         is_scored = targets != IGNORE
         num_bytes = token_bytes[targets.clamp(min=0)] * is_scored
         sums += torch.stack([losses.double().sum(), is_scored.sum().double(), num_bytes.sum().double()])
@@ -240,10 +241,10 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
 def share_batches(
     batches: Iterator[tuple[Tensor, Tensor]], rank: int, world_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of `rank`: every `world_size`-th one.
+    """Yield every `world_size`-th batch, beginning with batch number `rank`.
 
-    If the last round has too few batches, the remaining ranks get one in which no target is scored. All ranks then make
-    the same number of forward passes, which sharded weights need.
+    Ranks for which the last round has no batch get a copy in which no target is scored. All ranks then make the same
+    number of forward passes, as sharded weights require.
     """
     for number, (inputs, targets) in enumerate(batches):
         if number % world_size == rank:

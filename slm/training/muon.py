@@ -5,9 +5,9 @@ with all singular values brought near 1, by five Newton-Schulz iterations of a q
 scaled as in arXiv:2502.16982, eq. 4, by 0.2 sqrt(max(rows, columns)), which gives it the root mean square of an AdamW
 update, so that one learning rate and one weight decay serve both rules.
 
-Notable: equal shapes are orthogonalized in one batched product; a bad step (`found_inf`) is undone on the device;
-sharded matrices (DTensor) are gathered for their iterations and each process keeps its own part. `torch.optim.Muon`
-(torch 2.9 and later) does none of these; the tests compare with it. The AdamW step is torch's.
+Notable: matrices of one shape are orthogonalized in one batched product. A bad step (`found_inf`) is undone on the
+device. Sharded matrices (DTensor) are gathered for the iterations, and each process keeps its own part of the result.
+`torch.optim.Muon` (torch 2.9 and later) does none of these; the tests compare with it. The AdamW step is torch's.
 
 Legend: N matrices of one shape, R rows, C columns.
 """
@@ -25,18 +25,17 @@ from torch.optim.adamw import adamw
 from slm.runtime.machine import native_bfloat16
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""a, b, c of x -> a x + b x^3 + c x^5 (Jordan et al. 2024). Five iterations take singular values from 0.002 to 1 into
-[0.68, 1.21]; a polynomial that converges to 1 would need more iterations for small singular values."""
+"""a, b, c in x -> a x + b x^3 + c x^5 (Jordan et al. 2024). Five iterations take singular values from 0.002 to 1 into
+[0.68, 1.21]. A polynomial that converges to 1 would need more iterations for small singular values."""
 ADAMW_RMS = 0.2
 """Typical root mean square of an AdamW update at learning rate 1 (arXiv:2502.16982, section 2.2)."""
 MAX_BATCH_NUMBERS = 2**26
-"""Most elements in one batched product; bounds the memory of the iterations."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Most elements in one batched product, to limit the memory of the iterations."""
 
 
 @torch.no_grad()
 def orthogonalize(x_NRC: Tensor, iterations: int) -> Tensor:
-    """U S V^T -> U S' V^T with S' near 1, for each of N matrices, in the precision of the machine's fast matmuls."""
+    """Replace each matrix U S V^T by U S' V^T with S' near 1, in the precision of the machine's fast matmuls."""
     is_tall = x_NRC.shape[1] > x_NRC.shape[2]
     x = x_NRC.mT if is_tall else x_NRC  # the Gram matrix of the shorter side is the smaller one
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # makes every singular value at most 1
@@ -45,12 +44,13 @@ def orthogonalize(x_NRC: Tensor, iterations: int) -> Tensor:
     a, b, c = QUINTIC
     for _ in range(iterations):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a X + (b G + c G^2) X
     return (x.mT if is_tall else x).to(x_NRC.dtype)
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups marked `orthogonal` take Muon's step, the others AdamW's; both decay weights by lr x weight_decay.
+    """Groups marked `orthogonal` take Muon's step, other groups AdamW's; both decay weights by lr x weight_decay.
 
     Each group has `lr`, `weight_decay`, `eps` (AdamW's) and `orthogonal`. Orthogonal groups hold matrices only.
     """
@@ -89,7 +89,7 @@ class Muon(torch.optim.Optimizer):
                 self._step_batch(group, matrices[start : start + size])
 
     def _step_batch(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
-        """Jordan's update with decoupled decay: W <- (1 - lr wd) W - lr 0.2 sqrt(max(R, C)) orthogonalize(momentum)."""
+        """Update with decoupled decay: W <- (1 - lr wd) W - lr 0.2 sqrt(max(R, C)) orthogonalize(momentum)."""
         momenta = [self._advance_momentum(p, group["momentum"]) for p in matrices]
         updates_NRC = orthogonalize(torch.stack(momenta), group["iterations"])
         step_size = group["lr"] * ADAMW_RMS * max(matrices[0].shape) ** 0.5
@@ -116,18 +116,17 @@ class Muon(torch.optim.Optimizer):
         for p in group["params"]:
             if not self.state[p]:
                 step = torch.zeros((), dtype=torch.float32, device=p.device)
-                moments = {name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in MOMENTS}
-                self.state[p] = {"step": step, **moments}
+                exp_avg, exp_avg_sq = (torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2))
+                self.state[p] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
         states = [self.state[p] for p in group["params"]]
-        first, second, steps = ([state[name] for state in states] for name in (*MOMENTS, "step"))
         beta1, beta2 = group["betas"]
         adamw(
             group["params"],
             [p.grad for p in group["params"]],
-            first,
-            second,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
             [],
-            steps,
+            [state["step"] for state in states],
             fused=True,
             found_inf=self.found_inf,
             amsgrad=False,
@@ -141,12 +140,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def local_part(x: Tensor) -> Tensor:
-    """This process's part of `x` if `x` is sharded. Writing to it writes to `x`."""
+    """Return this process's part of `x` if `x` is sharded, else `x`. Writing to the part writes to `x`."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def _gather_like(part: Tensor, reference: Tensor) -> Tensor:
-    """The full matrix, from the parts of all processes, which are sharded as `reference` is."""
+    """Return the full matrix from the parts of all processes, which are sharded like `reference`."""
     if not isinstance(reference, DTensor):
         return part
     mesh, placements = reference.device_mesh, reference.placements
@@ -154,7 +153,7 @@ def _gather_like(part: Tensor, reference: Tensor) -> Tensor:
 
 
 def _shard_like(matrix: Tensor, reference: Tensor) -> Tensor:
-    """This process's part of a matrix that all processes hold, sharded as `reference` is. Nothing is communicated."""
+    """Shard a matrix that all processes hold like `reference`. Returns this process's part; communicates nothing."""
     if not isinstance(reference, DTensor):
         return matrix
     mesh = reference.device_mesh

@@ -11,32 +11,33 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from slm.checkpoints.weights import buffer_of
+from slm.checkpoints.weights import average_name
 from slm.model.decoder import Decoder
 from slm.training.muon import Muon, local_part
 from slm.training.parametrization import STANDARD, Rules, parameter_kinds
 
 GUARD_WINDOW = 50
-"""Steps in the guard's running mean of gradient norms. Before that many good steps, no norm counts as too large."""
-
+"""Steps in the guard's running mean of gradient norms. Until it has that many good steps, no norm is too large."""
 LOSS_SCALE_PATIENCE = 2000
 """Good steps in a row after which the loss scale is doubled: torch's default."""
 IGNORES_FOUND_INF = ("mps",)
-"""Devices on which fused AdamW may take a step that `found_inf` forbids (pytorch/pytorch#186360, of June 2026)."""
+"""Devices on which fused AdamW may take a step that `found_inf` forbids (pytorch/pytorch#186360, June 2026)."""
 
 
 def parameter_groups(
     model: Decoder, optim: Mapping[str, Any], rules: Rules, *, muon: bool = False
 ) -> list[dict[str, Any]]:
-    """Groups with one learning rate, weight decay and epsilon each: matrices first, then vectors, in the model's order.
+    """Group the parameters by learning rate, weight decay and epsilon: matrices first, then vectors, in model order.
 
     Weight decay applies to tensors with two axes or more (embedding and head included), not to gains and biases. With
     `muon`, hidden matrices are in groups marked `orthogonal`.
     """
     kinds = parameter_kinds(model)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for parameter in sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: p.ndim < 2):
-        rule, has_decay = rules[kinds[parameter]], parameter.ndim >= 2
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in sorted(trainable, key=lambda p: p.ndim < 2):
+        rule = rules[kinds[parameter]]
+        has_decay = parameter.ndim >= 2
         is_orthogonal = muon and kinds[parameter] == "hidden"
         lr_factor = rule.muon_lr if is_orthogonal else rule.lr
         settings = {
@@ -52,12 +53,12 @@ def parameter_groups(
 
 
 def make_adamw(model: Decoder, optim: Mapping[str, Any], rules: Rules = STANDARD) -> torch.optim.Optimizer:
-    """Fused AdamW."""
+    """Make a fused AdamW."""
     return torch.optim.AdamW(parameter_groups(model, optim, rules), betas=tuple(optim["betas"]), fused=True)
 
 
 def make_muon(model: Decoder, optim: Mapping[str, Any], rules: Rules = STANDARD) -> torch.optim.Optimizer:
-    """Muon for hidden matrices, fused AdamW for the rest."""
+    """Make an optimizer that uses Muon for hidden matrices and fused AdamW for the rest."""
     groups = parameter_groups(model, optim, rules, muon=True)
     return Muon(groups, betas=tuple(optim["betas"]), momentum=optim["momentum"], iterations=optim["iterations"])
 
@@ -66,7 +67,7 @@ OPTIMIZERS: dict[str, Callable[[Decoder, Mapping[str, Any], Rules], torch.optim.
     "adamw": make_adamw,
     "muon": make_muon,
 }
-"""`optim.name` -> a function that makes the optimizer, which must honour `found_inf` (see `skip_if`)."""
+"""`optim.name` -> a function that makes the optimizer. The optimizer must honour `found_inf` (see `skip_if`)."""
 
 
 class StepGuard(nn.Module):
@@ -89,7 +90,7 @@ class StepGuard(nn.Module):
 
     @torch.no_grad()
     def check_step(self, grad_norm: Tensor) -> Tensor:
-        """Update the buffers, and return 1.0 if the step is bad and must be skipped, else 0.0, as a scalar tensor."""
+        """Update the buffers. Returns a scalar tensor: 1.0 if the step is bad and must be skipped, else 0.0."""
         log_norm = grad_norm.to(self.log_mean.dtype).clamp(min=1e-12).log()
         is_exploding = (self.seen >= GUARD_WINDOW) & (log_norm > self.log_mean + self.log_factor)
         is_bad = is_exploding | ~log_norm.isfinite()
@@ -102,11 +103,11 @@ class StepGuard(nn.Module):
 
 
 class LossScale(nn.Module):
-    """A factor on the gradients of float16, whose smallest normal number is 6e-5, while they are computed.
+    """A factor on the loss that keeps float16 gradients, whose smallest normal number is 6e-5, from underflowing.
 
     It is halved after a step whose gradients overflow, which is skipped, and doubled after 2,000 good steps in a row
-    (arXiv:1710.03740), as `torch.amp.GradScaler` does. That one waits for the device with optimizers that are not
-    fused, and takes the place of `skip_if` with those that are. All state is in buffers, so checkpoints hold it.
+    (arXiv:1710.03740), as in `torch.amp.GradScaler`. `GradScaler` itself would overrule `skip_if` in fused optimizers,
+    and wait for the device in others. All state is in buffers, so checkpoints hold it.
     """
 
     factor: Tensor
@@ -124,7 +125,7 @@ class LossScale(nn.Module):
 
     @torch.no_grad()
     def update(self, grad_norm: Tensor) -> None:
-        """Choose the factor of the next step, given the gradient norm of this one."""
+        """Choose the factor for the next step from the gradient norm of this step."""
         is_good = grad_norm.isfinite()
         self.good_steps.add_(1).mul_(is_good)
         grows = self.good_steps >= LOSS_SCALE_PATIENCE
@@ -132,32 +133,32 @@ class LossScale(nn.Module):
         self.good_steps.mul_(~grows)
 
 
-def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Make the next fused step leave weights, moments and step count as they are if the scalar `bad` is 1.
+def skip_if(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
+    """Make the next fused step leave weights, moments and step count unchanged if the scalar `is_bad` is 1.
 
-    The decision stays on the device. `torch.amp.GradScaler` sets the same attribute of fused optimizers. For
-    `IGNORES_FOUND_INF` the host waits for it, and takes the gradients away: a parameter without one takes no step.
+    The host does not wait for the value: fused optimizers read the attribute `found_inf` on the device. On devices in
+    `IGNORES_FOUND_INF` the host does wait, and removes the gradients: a parameter without a gradient takes no step.
     """
-    if bad.device.type in IGNORES_FOUND_INF:
-        if bad.item():
+    if is_bad.device.type in IGNORES_FOUND_INF:
+        if is_bad.item():
             optimizer.zero_grad(set_to_none=True)
         return
-    optimizer.found_inf = bad  # type: ignore[attr-defined]
+    optimizer.found_inf = is_bad  # type: ignore[attr-defined]
 
 
 def full_grad_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """L2 norm of all gradients; if they are sharded, over all shards."""
+    """Return the L2 norm of all gradients; if they are sharded, over all shards."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 class WeightAverage(nn.Module):
-    """Exponential moving average of the weights, which is validated and exported in their place.
+    """Exponential moving average of the weights, which is validated and exported instead of them.
 
     After t steps: (1 - decay) / (1 - decay^t) x sum over steps i of decay^(t - i) x weights after step i. This is
     Adam's correction for a short history (arXiv:1412.6980, section 3), so the initial weights have no part in it.
-    Skipped steps do not count. The averages are buffers, so checkpoints hold them (`slm.checkpoints.weights` has their
-    names). Nothing waits for the device, and shards are not gathered.
+    Skipped steps do not count. The averages are buffers (named by `average_name`), so checkpoints hold them. The host
+    does not wait for the device, and shards are not gathered.
     """
 
     count: Tensor
@@ -167,21 +168,22 @@ class WeightAverage(nn.Module):
         self.decay = decay
         self.register_buffer("count", torch.zeros(()))  # steps averaged
         for name, parameter in decoder.named_parameters():
-            self.register_buffer(buffer_of(name), parameter.detach().clone())
+            self.register_buffer(average_name(name), parameter.detach().clone())
 
     @torch.no_grad()
     def update(self, decoder: nn.Module, skipped: Tensor) -> None:
         """Add the weights after a step, unless the step was `skipped` (a boolean scalar on the device)."""
         self.count.add_(~skipped)
+        # The weight of this step, (1 - decay) / (1 - decay^t); 0 if it was skipped.
         share = (1 - self.decay) / -torch.expm1(self.count.clamp(min=1) * math.log(self.decay)) * ~skipped
         averages = self._averages(decoder)
-        steps = torch._foreach_sub([local_part(p) for p in decoder.parameters()], averages)
-        torch._foreach_mul_(steps, share.to(steps[0].dtype))
-        torch._foreach_add_(averages, steps)
+        changes = torch._foreach_sub([local_part(p) for p in decoder.parameters()], averages)
+        torch._foreach_mul_(changes, share.to(changes[0].dtype))
+        torch._foreach_add_(averages, changes)
 
     @contextmanager
     def applied(self, decoder: nn.Module) -> Iterator[None]:
-        """A context in which the decoder's weights are the averages."""
+        """Exchange the decoder's weights for the averages in this context."""
         self._exchange(decoder)
         try:
             yield
@@ -195,9 +197,9 @@ class WeightAverage(nn.Module):
                 module.reshard()  # gathered weights are copies of the shards, which change here
         for parameter, average in zip(decoder.parameters(), self._averages(decoder), strict=True):
             weight = local_part(parameter)
-            held = weight.clone()
+            previous = weight.clone()
             weight.copy_(average)
-            average.copy_(held)
+            average.copy_(previous)
 
     def _averages(self, decoder: nn.Module) -> list[Tensor]:
-        return [local_part(self.get_buffer(buffer_of(name))) for name, _ in decoder.named_parameters()]
+        return [local_part(self.get_buffer(average_name(name))) for name, _ in decoder.named_parameters()]

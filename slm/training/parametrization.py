@@ -20,8 +20,8 @@ the values of the config are multiplied by:
 Sources. mup: Tensor Programs V (arXiv:2203.03466), table 8, with its 1/C attention, in the form of arXiv:2505.01618,
 table 1: learning rate times weight decay does not change with the shape (arXiv:2405.13698), and epsilon scales as the
 gradients do. completep: arXiv:2505.01618, table 1 at alpha = 1, where learning rates do not depend on depth. Muon: the
-spectral norm of an update must be proportional to sqrt(rows / columns) (arXiv:2310.17813, condition 1). That of
-`slm.training.muon` is 0.2 lr sqrt(max(rows, columns)), so lr must fall as m^-1/2.
+spectral norm of an update must be proportional to sqrt(rows / columns) (arXiv:2310.17813, condition 1). An update by
+`slm.training.muon` has the norm 0.2 lr sqrt(max(rows, columns)), so lr must be proportional to m^-1/2.
 
 Notable: hidden matrices are the weights of linear maps inside blocks; their number of inputs is assumed to grow with
 the width. Gains, biases, decay rates and convolutions over time have a fixed number of inputs and are called vectors. A
@@ -53,9 +53,9 @@ class Rule:
 
     init_std: float = 1.0
     lr: float = 1.0
-    """Of AdamW. Weight decay is divided by this factor."""
+    """For the learning rate of AdamW. Its weight decay is divided by this factor."""
     muon_lr: float = 1.0
-    """Of Muon. Weight decay is divided by this factor."""
+    """For the learning rate of Muon. Its weight decay is divided by this factor."""
     eps: float = 1.0
 
 
@@ -65,15 +65,15 @@ STANDARD: Rules = {"outer": Rule(), "hidden": Rule(), "vector": Rule()}
 
 
 def _ratios(parametrization: Mapping[str, Any], shape: ModelConfig) -> tuple[float, float, float]:
-    """m, d and c of the table; 1 for each size on which the parametrization does not depend."""
+    """Return m, d and c of the table; a ratio on which the parametrization does not depend is 1."""
     sizes = {"base_width": shape.hidden_size, "base_depth": len(shape.block_uses), "base_head_dim": shape.head_width}
-    used = BASE_SHAPE[parametrization["name"]]
-    m, d, c = (size / parametrization[key] if key in used else 1.0 for key, size in sizes.items())
+    used_keys = BASE_SHAPE[parametrization["name"]]
+    m, d, c = (size / parametrization[key] if key in used_keys else 1.0 for key, size in sizes.items())
     return m, d, c
 
 
 def make_rules(parametrization: Mapping[str, Any], shape: ModelConfig) -> Rules:
-    """The table's factors for a decoder of this shape."""
+    """Return the table's factors for a decoder of this shape."""
     m, d, _ = _ratios(parametrization, shape)
     return {
         "outer": Rule(eps=1 / m),
@@ -83,10 +83,10 @@ def make_rules(parametrization: Mapping[str, Any], shape: ModelConfig) -> Rules:
 
 
 def with_multipliers(parametrization: Mapping[str, Any], shape: ModelConfig) -> ModelConfig:
-    """`shape` with its multipliers multiplied by those of the table."""
+    """Return `shape` with its multipliers multiplied by the table's factors."""
     m, d, c = _ratios(parametrization, shape)
     scores = shape.attention_multiplier
-    if c != 1:
+    if c != 1:  # without a multiplier of its own, the shape has C^-1/2
         scores = (shape.head_width / c) ** -0.5 / c if scores is None else scores / c
     return dataclasses.replace(
         shape,
@@ -97,7 +97,7 @@ def with_multipliers(parametrization: Mapping[str, Any], shape: ModelConfig) -> 
 
 
 def parameter_kinds(decoder: Decoder) -> dict[Tensor, Kind]:
-    """The kind of each parameter."""
+    """Return the kind of each parameter."""
     kinds: dict[Tensor, Kind] = dict.fromkeys(decoder.parameters(), "outer")
     kinds.update(dict.fromkeys(decoder.layers.parameters(), "vector"))
     kinds.update({module.weight: "hidden" for module in decoder.layers.modules() if isinstance(module, nn.Linear)})

@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def padding(self) -> int:
-        """Empty sequences of one optimizer step, where passes of one size do not divide the batch."""
+        """Empty sequences of one optimizer step, added if passes of equal size do not divide the batch."""
         return self.accumulation * self.micro_batch_size * self.hardware.world_size - self.batch_size
 
     @property
@@ -79,12 +79,12 @@ class Plan:
 
     @property
     def token_flops(self) -> float:
-        """Exact training FLOPs for each token."""
+        """Exact training FLOPs per token."""
         return flops_per_token(self.model, self.sequence_length)
 
     @property
     def state_bytes(self) -> int:
-        """Memory of weights, gradients and optimizer, not sharded."""
+        """Memory of weights, gradients and optimizer before any sharding."""
         return memory.optimizer_state_bytes(self.model, self.settings["optim"]["ema_decay"] is not None)
 
     @property
@@ -94,14 +94,14 @@ class Plan:
 
     @property
     def cache_dir(self) -> Path:
-        """Where corpora, tokenizers and measured peaks are kept."""
+        """The folder for corpora, tokenizers and measured matmul peaks."""
         return Path(os.path.expanduser(self.settings["cache_dir"]))
 
 
 def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
-    """The plan of a config that `check_settings` accepts. Raises `ValueError` for settings that do not fit together.
+    """Make the plan of a config that `check_settings` accepts.
 
-    A `branch_from` that this run cannot start from is refused too.
+    Raises `ValueError` for settings that do not fit together, and if the run cannot start from `branch_from`.
     """
     shape, steps = shape_and_steps(settings, devices=hardware.world_size)
     model = with_multipliers(settings["parametrization"], shape)
@@ -122,11 +122,11 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
 def _choose_passes(
     settings: Mapping[str, Any], hardware: Hardware, model: ModelConfig, sequences: int
 ) -> memory.Passes:
-    """The passes of a device, where all devices take `sequences` in a step."""
+    """Choose the passes of each device, if a step has `sequences` sequences over all devices."""
     length, device = int(settings["train"]["sequence_length"]), hardware.accelerator
     available = available_bytes(device, alone=hardware.world_size == 1)
     shards = hardware.world_size if hardware.strategy == "fsdp" else 1
-    held = memory.optimizer_state_bytes(model, settings["optim"]["ema_decay"] is not None, shards=shards)
+    held_bytes = memory.optimizer_state_bytes(model, settings["optim"]["ema_decay"] is not None, shards=shards)
     estimate = partial(
         memory.activation_bytes,
         model,
@@ -143,13 +143,13 @@ def _choose_passes(
         max_tokens=hardware.micro_batch_tokens,
         default_tokens=memory.DEFAULT_TOKENS[device],
         activation_checkpointing=hardware.activation_checkpointing,
-        room=None if available is None else memory.USABLE_SHARE * available - held,
+        room=None if available is None else memory.USABLE_SHARE * available - held_bytes,
         estimate=cache(estimate),
     )
 
 
 def with_smaller_passes(plan: Plan) -> Plan | None:
-    """The plan with less in memory at a time, after its passes did not fit; None if its settings allow no less."""
+    """Return the plan with passes that need less memory; None if its settings do not allow smaller passes."""
     hardware = plan.hardware
     passes = memory.smaller_passes(
         plan.passes,
@@ -158,64 +158,67 @@ def with_smaller_passes(plan: Plan) -> Plan | None:
         is_size_given=hardware.micro_batch_tokens is not None,
         may_checkpoint=hardware.activation_checkpointing == "auto",
     )
-    # Several processes would have to agree on it.
+    # Several processes would have to agree on the new passes.
     return None if passes is None or hardware.world_size > 1 else replace(plan, passes=passes)
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """The plan in words, as it is printed before a run."""
+    """Return the lines that describe the plan before a run."""
     settings, model, hardware, length = plan.settings, plan.model, plan.hardware, plan.sequence_length
     is_shared = len(model.block_uses) > model.num_layers
-    shared = f", each used {model.num_repeats} times ({model.layer_sharing})" if is_shared else ""
-    padded = f", {plan.padding} of them empty in all" if plan.padding else ""
-    masked = ", documents masked from each other" if plan.document_masking else ""
-    where = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
-    activations = "before" if plan.passes.bytes is None else f"at most about {plan.passes.bytes / 1e9:.2f} GB for"
+    sharing_text = f", each used {model.num_repeats} times ({model.layer_sharing})" if is_shared else ""
+    padding_text = f", {plan.padding} empty sequences per step" if plan.padding else ""
+    masking_text = ", documents masked from each other" if plan.document_masking else ""
+    devices = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
+    estimate = plan.passes.bytes
+    activation_text = "not counting" if estimate is None else f"at most about {estimate / 1e9:.2f} GB for"
     lines = [
         f"run          {settings['name']}, seed {settings['seed']}, in {settings['output_dir']}",
-        f"model        {settings['model']['family']}: {model.num_layers} blocks{shared} x {model.hidden_size} wide, "
-        f"{model.num_heads} heads ({model.kv_heads} KV) of {model.head_width}, FFN {model.intermediate_size}, "
+        f"model        {settings['model']['family']}: {model.num_layers} blocks{sharing_text} x {model.hidden_size} "
+        f"wide, {model.num_heads} heads ({model.kv_heads} KV) of {model.head_width}, FFN {model.intermediate_size}, "
         f"vocabulary {model.vocab_size:,}",
         f"parameters   {num_params(model):,} total, {num_params(model, non_embedding=True):,} non-embedding",
         f"tokens       {plan.train_tokens:,} ({plan.train_tokens / num_params(model):.2f} per parameter) in "
         f"{plan.steps:,} steps of {plan.batch_tokens:,} ({plan.accumulation} x {plan.passes.text(length)}"
-        f"{padded}{masked})",
-        f"FLOPs        {plan.token_flops:.3e} per token exact, {flops_per_token(model, length, convention='6n'):.3e} "
-        f"as 6N; {plan.train_tokens * plan.token_flops:.3e} in all",
-        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, {activations} activations",
+        f"{padding_text}{masking_text})",
+        f"FLOPs        {plan.token_flops:.3e} per token exactly, {flops_per_token(model, length, convention='6n'):.3e} "
+        f"by 6N; {plan.train_tokens * plan.token_flops:.3e} in total",
+        f"memory       {plan.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer, "
+        f"{activation_text} activations",
         f"decoding     cache per sequence: {_cache_sizes(model)}",
         f"optimizer    {settings['optim']['name']}, peak lr {settings['optim']['lr']}{_matrix_lr(plan)}, "
         f"{settings['schedule']['name']}",
-        f"hardware     {where}, {hardware.precision}, {_compilation(plan)}, {hardware.device_name}",
+        f"hardware     {devices}, {hardware.precision}, {_compilation(plan)}, {hardware.device_name}",
     ]
     if hardware.accelerator == "cpu" and settings["trainer"]["accelerator"] == "auto" and (why := unusable_gpu()):
         lines.append(f"WARNING      the run is on the CPU, but {why}")
-    if plan.branch is not None:
-        lines.append(
-            f"branching    from step {plan.branch.step} of {plan.branch.trunk_name} ({plan.branch.checkpoint})"
-        )
+    if branch := plan.branch:
+        lines.append(f"branching    from step {branch.step} of {branch.trunk_name} ({branch.checkpoint})")
     return lines
 
 
 def _compilation(plan: Plan) -> str:
-    """Whether the run is compiled, and why `auto` decided against it, in words."""
+    """Say whether the run is compiled and, if `auto` decided against it, why."""
     if plan.hardware.compile:
         return "compiled"
-    is_choice = plan.settings["trainer"]["compile"] is False
-    return "not compiled" if is_choice else f"not compiled because {why_not_compiled(plan.hardware.accelerator)}"
+    is_chosen = plan.settings["trainer"]["compile"] is False
+    return "not compiled" if is_chosen else f"not compiled because {why_not_compiled(plan.hardware.accelerator)}"
 
 
 def _cache_sizes(model: ModelConfig) -> str:
-    """Size of a cache after one token and at the full context; keys and values grow until then, states do not."""
+    """Say how large the cache of a sequence is: keys and values grow with the context, states do not."""
+    parts: list[str] = []
     context = model.max_position_embeddings
-    first, full, state = kv_cache_bytes(model, 1), kv_cache_bytes(model, context), state_bytes(model)
-    keys = f"{first:,} bytes of keys and values after 1 token, {full:,} after {context:,} (bf16)"
-    parts = [keys] * (first > 0) + [f"{state:,} bytes of state, constant (float32)"] * (state > 0)
+    if first := kv_cache_bytes(model, 1):
+        full = kv_cache_bytes(model, context)
+        parts.append(f"{first:,} bytes of keys and values after 1 token, {full:,} after {context:,} (bf16)")
+    if state := state_bytes(model):
+        parts.append(f"{state:,} bytes of state, constant (float32)")
     return " and ".join(parts)
 
 
 def _matrix_lr(plan: Plan) -> str:
-    """The parametrization's factor on the learning rate of hidden matrices, in words."""
+    """Say by which factor the parametrization changes the learning rate of hidden matrices."""
     name, hidden = plan.settings["parametrization"]["name"], plan.rules["hidden"]
     factor = hidden.muon_lr if plan.settings["optim"]["name"] == "muon" else hidden.lr
     return "" if name == "standard" else f" at the base shape of {name}, times {factor:.3g} for matrices of blocks"

@@ -1,10 +1,10 @@
 """The rank of this process in its run, and the signals that end the run. Imports no torch.
 
-Notable: Lightning trusts RANK, LOCAL_RANK and SLURM_PROCID even if they are left over from another job. A run that
-takes itself for the second process writes nothing. So a rank is accepted only if the environment states as many
-processes as the run has, and torchrun, srun or (through Lightning) our own first process started them. All other such
-variables are removed from the environment before Lightning reads it. A run whose other processes were never started is
-refused, because Lightning would wait for them forever.
+Notable: Lightning trusts RANK, LOCAL_RANK and SLURM_PROCID even if they are left over from another job. A process that
+takes itself for the second one writes nothing. So a rank is accepted only if the environment states as many processes
+as the run has, and torchrun, srun or (through Lightning) our own first process started them. Otherwise these variables
+are removed before Lightning reads them. A run whose other processes were never started is refused, because Lightning
+would wait for them forever.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, Literal
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 RUN_DIR = "SLM_RUN_DIR"
-"""The run directory, in the environment of the processes that Lightning starts from our first one."""
+"""Environment variable with the run directory, set for the processes that Lightning starts from our first process."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that processes of a distributed job pass on to whatever they start."""
 INTERACTIVE_JOBS = ("bash", "interactive")
-"""Names of SLURM jobs that Lightning takes for a shell: the tasks of the job are not the processes of the run."""
+"""Names of SLURM jobs that Lightning takes for a shell, whose tasks are not the processes of the run."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name))
-"""Signals that end a run. SLURM announces a time limit by SIGUSR1 in many scripts, so it counts as SIGTERM. SIGBREAK is
-Windows' only, where a sweep cannot send SIGTERM (`slm.sweep.job.stop`)."""
+"""Signals that end a run. Many SLURM scripts announce the time limit by SIGUSR1, so it counts as SIGTERM. SIGBREAK
+exists only on Windows, where a sweep cannot send SIGTERM (`slm.sweep.job.stop`)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class World:
     """The processes of a run."""
 
     launcher: Literal["torchrun", "slurm", "lightning"]
-    """What starts them."""
+    """What starts the processes."""
     rank: int
     """The number of this process, from 0."""
     foreign_variables: tuple[str, ...] = ()
@@ -42,12 +42,13 @@ class World:
 
 
 def find_world(environment: Mapping[str, str], *, devices: int, num_nodes: int) -> World:
-    """The processes of a run on `num_nodes` nodes with `devices` processes each.
+    """Return launcher and rank of this process in a run on `num_nodes` nodes with `devices` processes each.
 
-    Raises `ValueError` if the environment states another number of processes. A run of one process has rank 0, whatever
-    the environment states.
+    The process of a run with a single process has rank 0, whatever the environment states. Raises `ValueError` if the
+    environment states another number of processes.
     """
-    size, requested = devices * num_nodes, f"trainer.devices={devices} and trainer.num_nodes={num_nodes}"
+    size = devices * num_nodes
+    requested = f"trainer.devices={devices} and trainer.num_nodes={num_nodes}"
     if "TORCHELASTIC_RUN_ID" in environment:
         advice = "set trainer.devices to torchrun's --nproc-per-node, or start without torchrun"
         _check(environment, "WORLD_SIZE", size, f"{requested}: {advice}")
@@ -79,29 +80,29 @@ def set_rank(world: World) -> None:
     """Set the rank of this process for slm and for Lightning."""
     for name in world.foreign_variables:
         del os.environ[name]
-    rank_zero_only.rank = world.rank  # type: ignore[attr-defined]  # Lightning sets it only where it is not set yet
+    rank_zero_only.rank = world.rank  # type: ignore[attr-defined]  # Lightning keeps a rank that is set
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes. Valid after `set_rank`."""
+    """Return whether this process prints and writes. Valid after `set_rank`."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def say(*lines: str) -> None:
-    """Print lines in the first process alone."""
+    """Print lines, but only in the first process."""
     if is_first_process():
         print(*lines, sep="\n", flush=True)
 
 
 class Stop(BaseException):
-    """Raised by `Interrupt` in the middle of a pass, which is then given up."""
+    """Raised by `Interrupt` in the middle of a pass, which is then discarded."""
 
 
 class Interrupt:
     """A context that notes the first of `SIGNALS` in `received`; a second SIGINT raises `KeyboardInterrupt`.
 
-    So the run can end after the next pass, with a checkpoint of the last optimizer step. While `can_stop` is true, the
-    signal raises `Stop`.
+    The run can then end after the current pass, with a checkpoint of the last optimizer step. While `can_stop` is true,
+    a signal raises `Stop` to end the pass too.
     """
 
     def __init__(self) -> None:
@@ -119,15 +120,12 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker of the loader, forked with our handlers
+        if os.getpid() != self._process:  # this is a worker of the loader, which inherited our handlers
             return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         name = signal.Signals(number).name
         self.received = signal.SIGTERM if name == "SIGUSR1" else number
-        print(
-            f"\n{name}: saving a checkpoint and stopping (Ctrl-C again: stop without saving)",
-            flush=True,
-        )
+        print(f"\n{name}: saving a checkpoint and stopping (Ctrl-C again: stop without saving)", flush=True)
         if self.can_stop:
             raise Stop

@@ -23,17 +23,20 @@ SCHEMA = 1
 
 
 def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, signal: int | None) -> dict[str, Any]:
-    """The contents of result.json for a run that stopped at optimizer step `step`.
+    """Return the contents of result.json for a run that stopped at optimizer step `step`.
 
     Losses are nats per token, `flops_*` training FLOPs per token. If the run completed, `val` is its final validation
     on `train.val_tokens` tokens (null: the whole set); otherwise it is the newest validation. `signal` is the number of
-    the signal that the run received, if any. Steps and tokens of a branch include those of its trunk up to the branch;
-    only `tokens_trained` does not.
+    the signal that the run received, if any. In a branch, steps and tokens (except `tokens_trained`) include the steps
+    of its trunk up to the branch.
     """
     tokens = step * plan.batch_tokens
-    rate = tokens / journal.train_seconds if journal.train_seconds else None
-    datasheet = datasheet_peak(plan.hardware)
+    branch_tokens = journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0
+    tokens_per_second = tokens / journal.train_seconds if journal.train_seconds else None
+    device_peak = datasheet_peak(plan.hardware)
+    datasheet = device_peak and device_peak * plan.hardware.world_size
     val = Score(**journal.val) if journal.val else None
+    optim, parametrization = plan.settings["optim"], plan.settings["parametrization"]
     return {
         "schema": SCHEMA,
         "status": journal.outcome(step),
@@ -46,7 +49,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "flops_per_token_6n": flops_per_token(plan.model, plan.sequence_length, convention="6n"),
         "flops_per_token_exact": plan.token_flops,
         "train_tokens": tokens,
-        "tokens_trained": tokens - (journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0),
+        "tokens_trained": tokens - branch_tokens,
         "branched_from": journal.branched_from,
         "steps": step,
         "planned_steps": plan.steps,
@@ -54,13 +57,24 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "batch_tokens": plan.batch_tokens,
         "sequence_length": plan.sequence_length,
         "document_masking": plan.document_masking,
-        **_recipe(plan.settings),
-        **_corpus_summary(corpus),
-        "val": val and {**val.figures(), "tokens": val.tokens, "bytes": val.bytes},
+        "peak_lr": optim["lr"],
+        "parametrization": parametrization["name"],
+        "base_shape": {key: value for key, value in parametrization.items() if key != "name"},
+        "optimizer": optim["name"],
+        "ema_decay": optim["ema_decay"],
+        "schedule": plan.settings["schedule"],
+        "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
+        "tokenizer": {
+            "name": corpus.tokenizer.name,
+            "fingerprint": corpus.tokenizer.fingerprint,
+            "vocab_size": corpus.tokenizer.vocab_size,
+            "keeps_text": corpus.keeps_text,
+        },
+        "val": val and {**val.metrics(), "tokens": val.tokens, "bytes": val.bytes},
         "train_loss_final": journal.train_loss,
-        "tokens_per_second": rate,
-        "mfu": rate and journal.mfu(rate),
-        "mfu_datasheet": rate and datasheet and rate * plan.token_flops / (datasheet * plan.hardware.world_size),
+        "tokens_per_second": tokens_per_second,
+        "mfu": tokens_per_second and journal.mfu(tokens_per_second),
+        "mfu_datasheet": tokens_per_second and datasheet and tokens_per_second * plan.token_flops / datasheet,
         "peak_memory_bytes": peak_memory_bytes(),
         "wall_seconds": journal.total_seconds(),
         "device": plan.hardware.device_name,
@@ -71,36 +85,18 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
 
 
 def parameter_counts(plan: Plan) -> dict[str, int]:
-    """N, with and without the embeddings."""
+    """Return N with and without the embeddings."""
     return {"params_total": num_params(plan.model), "params_non_embedding": num_params(plan.model, non_embedding=True)}
 
 
-def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
-    optim, parametrization = settings["optim"], settings["parametrization"]
-    return {
-        "peak_lr": optim["lr"],
-        "parametrization": parametrization["name"],
-        "base_shape": {key: value for key, value in parametrization.items() if key != "name"},
-        "optimizer": optim["name"],
-        "ema_decay": optim["ema_decay"],
-        "schedule": settings["schedule"],
-    }
-
-
-def _corpus_summary(corpus: Corpus) -> dict[str, Any]:
-    names = ("name", "fingerprint", "vocab_size")
-    tokenizer = {name: getattr(corpus.tokenizer, name) for name in names} | {"keeps_text": corpus.keeps_text}
-    return {"data": {"name": corpus.name, "fingerprint": corpus.fingerprint}, "tokenizer": tokenizer}
-
-
 def versions() -> dict[str, str]:
-    """Versions of the packages on which a run's numbers depend."""
+    """Return the versions of the packages on which a run's numbers depend."""
     names = ("slm", "torch", "lightning", "tokenizers", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree, marked `-dirty` if it has changes; None outside a checkout."""
+    """Return the commit of the source tree, marked `-dirty` if it has changes; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=10).stdout.strip()
@@ -109,7 +105,7 @@ def git_commit() -> str | None:
 
 
 def ending_lines(result: Mapping[str, Any], folder: Path, sample: str) -> list[str]:
-    """The outcome of the run in words; `sample` is a generated text, or empty."""
+    """Return the lines that tell the outcome of the run; `sample` is a generated text, or empty."""
     lines = [f"{result['status']} after {duration(result['wall_seconds'])}: {folder}"]
     if val := result["val"]:
         lines.append(

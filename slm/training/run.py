@@ -30,7 +30,7 @@ from slm.training.speed import RankSpeeds, measure_run
 from slm.training.trainer import Batches, make_trainer
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
-"""Words of torch's plain RuntimeErrors: on a CPU, on a CPU under Windows, on MPS."""
+"""What torch's plain RuntimeErrors say without memory: on a CPU, on a CPU under Windows, on MPS."""
 
 
 def train(plan: Plan) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def train(plan: Plan) -> dict[str, Any]:
     unchanged. Raises `ValueError` for a corpus, or a state of the run directory, with which the run cannot start.
     """
     if plan.hardware.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it before its first product
     torch.use_deterministic_algorithms(plan.hardware.deterministic)
     torch._dynamo.reset()  # an earlier run in this process must not use up the compiler's limits
     reset_peak_memory()
@@ -48,8 +48,9 @@ def train(plan: Plan) -> dict[str, Any]:
         torch.set_float32_matmul_precision("high")  # TF32, if the run's precision is float32
     if plan.settings["dry_run"]:
         if is_first_process():
+            start_step = plan.branch.step if plan.branch else 0
             with _explain_out_of_memory(plan):
-                measure_run(plan, LanguageModel(plan).decoder, start_step=plan.branch.step if plan.branch else 0)
+                measure_run(plan, LanguageModel(plan).decoder, start_step)
         return {}
     earlier = plan.folder.result()
     if earlier.get("status") == "completed":
@@ -64,14 +65,14 @@ def train(plan: Plan) -> dict[str, Any]:
     with _explain_out_of_memory(plan), lock if is_first_process() else nullcontext():
         result = _fit(plan, corpus)
     if dist.is_initialized():
-        dist.barrier()  # Lightning kills the first process, still writing, if another one ends before it
+        dist.barrier()  # Lightning kills the first process, which is still writing, if another one ends
     return result
 
 
 def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
     module = LanguageModel(plan, corpus.tokenizer.separator_id if plan.document_masking else None)
-    peak = 0.0  # of several processes: measured once all of them have started
+    peak = 0.0  # of several processes: `RankSpeeds` measures it after all have started
     if plan.hardware.world_size == 1:
         plan, peak = measure_run(plan, module.decoder, start_step)
         module.plan = plan
@@ -84,14 +85,14 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     try:
         with Interrupt() as interrupt:
             journal = Journal(plan, corpus, trackers, progress, interrupt, peak, branched_from)
-            speeds = [RankSpeeds(journal, start_step)] if plan.hardware.world_size > 1 else []
-            trainer = make_trainer(plan, callbacks=[journal, *speeds])
+            rank_speeds = [RankSpeeds(journal, start_step)] if plan.hardware.world_size > 1 else []
+            trainer = make_trainer(plan, callbacks=[journal, *rank_speeds])
             try:
                 batches = Batches(plan, corpus, start_step, rank=trainer.global_rank)
                 trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
             except Stop:
-                pass  # the journal has saved
-            except SystemExit as error:  # Lightning turns a second Ctrl-C into it
+                pass  # the journal has saved a checkpoint
+            except SystemExit as error:  # raised by Lightning at a second Ctrl-C
                 raise KeyboardInterrupt from error
         progress.end()
         result = make_result(plan, corpus, journal, step=trainer.global_step, signal=journal.signal)
@@ -109,7 +110,7 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
 
 
 def _find_start(plan: Plan) -> tuple[Path | None, int, dict[str, Any] | None]:
-    """The checkpoint to start from, if any; its step; and `branched_from` if it is the trunk's."""
+    """Return the checkpoint to start from, or None; its step; and `branched_from` if the checkpoint is the trunk's."""
     checkpoint = newest_intact(plan.folder.checkpoints)
     if checkpoint is not None:
         step = checkpoint_step(checkpoint)
@@ -118,7 +119,7 @@ def _find_start(plan: Plan) -> tuple[Path | None, int, dict[str, Any] | None]:
     if plan.branch is None:
         return None, 0, None
     if is_first_process():
-        # The run begins with the trunk's rows. The tracker drops those after the branch's step.
+        # The run begins with the trunk's rows. The tracker drops the rows after the branch's step.
         write_atomically(plan.folder.metrics, plan.branch.trunk.metrics.read_bytes())
     return plan.branch.checkpoint, plan.branch.step, {"name": plan.branch.trunk_name, "step": plan.branch.step}
 
@@ -131,11 +132,11 @@ def _export(plan: Plan, corpus: Corpus) -> None:
 
 def check_corpus(plan: Plan, corpus: Corpus) -> None:
     """Print the size of the corpus. Raises `ValueError` if it is too small, or has more ids than the model."""
-    used, vocab_size = corpus.tokenizer.vocab_size, plan.model.vocab_size
-    if used > vocab_size:
+    num_ids, vocab_size = corpus.tokenizer.vocab_size, plan.model.vocab_size
+    if num_ids > vocab_size:
         raise ValueError(
-            f"model.vocab_size={vocab_size} is smaller than the tokenizer's {used} "
-            f"ids: set model.vocab_size={used} or more"
+            f"model.vocab_size={vocab_size} is smaller than the tokenizer's {num_ids} "
+            f"ids: set model.vocab_size={num_ids} or more"
         )
     windows = corpus.train.num_windows(plan.sequence_length)
     if windows == 0 or corpus.val.num_tokens < 2:
@@ -144,11 +145,11 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
             f"too few for one sequence of train.sequence_length={plan.sequence_length}: give more text"
         )
     epochs = plan.steps * plan.batch_size / windows
-    repeated = f", so each token is seen {epochs:.1f} times" if epochs > 1.5 else ""
-    padded = f" of the model's {vocab_size:,}" if used < vocab_size else ""
+    epochs_text = f", so each token is seen {epochs:.1f} times" if epochs > 1.5 else ""
+    vocab_text = f" of the model's {vocab_size:,}" if num_ids < vocab_size else ""
     say(
-        f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{repeated}; "
-        f"{corpus.val.num_tokens:,} for validation; {used:,} ids{padded}",
+        f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{epochs_text}; "
+        f"{corpus.val.num_tokens:,} for validation; {num_ids:,} ids{vocab_text}",
         *(f"             {note}" for note in corpus.notes),
     )
     if not corpus.keeps_text:
@@ -157,7 +158,7 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
 
 @contextmanager
 def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
-    """A context in which running out of memory raises a `ValueError` that says what to change."""
+    """If memory runs out in this context, raise a `ValueError` that says what to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -166,7 +167,7 @@ def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
             raise
         raise ValueError(
             f"out of memory with trainer.micro_batch_tokens={plan.micro_batch_size * plan.sequence_length}: lower it "
-            "(a step then takes more passes, and learns the same), set trainer.activation_checkpointing=true, or train "
+            "(a step then takes more passes, to the same result), set trainer.activation_checkpointing=true, or train "
             f"a smaller model (weights, gradients and optimizer of this one take {plan.state_bytes / 1e9:.2g} GB)"
         ) from error
 
@@ -174,7 +175,9 @@ def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
 def exit_code(result: Mapping[str, Any]) -> int:
     """0 for a completed run, 2 for a diverged one, 128 + the signal for an interrupted one.
 
-    Always 0 in all processes but the first: Lightning kills the first one, still writing, if another one fails.
+    In all processes but the first it is 0: Lightning kills the first process, still writing, if another one fails.
     """
     status = result.get("status") if is_first_process() else "completed"
-    return 2 if status == "diverged" else 128 + result["signal"] if status == "interrupted" else 0
+    if status == "interrupted":
+        return 128 + result["signal"]
+    return 2 if status == "diverged" else 0

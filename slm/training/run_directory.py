@@ -16,7 +16,7 @@ from slm.composition.settings import LEGACY_VALUES
 from slm.runtime.files import locked, read_json_object, write_atomically, write_json
 
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
-"""What a run writes besides config.yaml. A directory with one of these but without config.yaml is refused."""
+"""What a run writes besides config.yaml. A directory that has any of it, but no config.yaml, is refused."""
 
 
 class RunDirectory:
@@ -29,7 +29,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.csv"
 
     def result(self) -> dict[str, Any]:
-        """The contents of `result.json`; empty if it is missing or damaged."""
+        """Return the contents of `result.json`; empty if it is missing or damaged."""
         return read_json_object(self.path / "result.json")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ class RunDirectory:
         write_json(self.path / "result.json", result, indent=2)
 
     def settings(self) -> dict[str, Any] | None:
-        """The contents of `config.yaml`; None if there is none. Raises `ValueError` if it cannot be read."""
+        """Return the contents of `config.yaml`; None if it does not exist. Raises `ValueError` if it is unreadable."""
         file = self.path / "config.yaml"
         try:
             return OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else None  # type: ignore[return-value]
@@ -45,12 +45,12 @@ class RunDirectory:
             raise ValueError(f"{file} cannot be read: restore it, or choose another directory") from error
 
     def corpus(self) -> dict[str, Any]:
-        """Fingerprints of the corpus and counts of what was left out of it; empty if not written yet."""
+        """Return the corpus's fingerprints and counts of what was left out of it; empty if not written yet."""
         file = self.path / "corpus.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raise `ValueError` if this cannot be the directory of `config`: a file, or another run's directory."""
+        """Raise `ValueError` if the path is a file, or if the directory belongs to another run than `config`."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir={self.path} is a file; it must be a folder, or not exist yet")
         before = self.settings()
@@ -64,9 +64,9 @@ class RunDirectory:
 
     @contextmanager
     def lock(self, config: Mapping[str, Any], corpus: Mapping[str, Any]) -> Iterator[None]:
-        """A context in which the directory is locked; `config.yaml` and `corpus.json` are written first.
+        """Lock the directory in this context, and write `config.yaml` and `corpus.json` first.
 
-        Raises `ValueError` if another process trains in it, or if its run was started on another corpus.
+        Raises `ValueError` if another process trains in the directory, or if its run began with another corpus.
         """
         with locked(self.path, "process that trains in it"):
             if (self.path / "config.yaml").exists():
@@ -85,7 +85,7 @@ class RunDirectory:
 
 
 def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what Hydra needs for `python train.py -cp DIR -cn config output_dir=NEW`."""
+    """Return the config with what Hydra needs for `python train.py -cp DIR -cn config output_dir=NEW`."""
     return {
         "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
         **config,
@@ -94,7 +94,7 @@ def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], groups: tuple[str, ...]) -> Iterator[str]:
-    """A clause, which begins with the key, for each dotted key in `groups` whose values differ."""
+    """Yield a clause that begins with the key for each dotted key in `groups` whose values differ."""
     before, after = LEGACY_VALUES | dict(_flat(old)), LEGACY_VALUES | dict(_flat(new))
     for key in sorted(before.keys() | after.keys()):
         if key.split(".")[0] in groups and before.get(key) != after.get(key):

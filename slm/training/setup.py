@@ -1,6 +1,6 @@
-"""From a composed config to the plan of a run. Wrong settings are refused here, before anything is written.
+"""Turn a composed config into the plan of a run. Wrong settings are refused here, before anything is written.
 
-Torch is imported by `set_up` only, so that `checked_settings` reports a mistake within a second.
+Only `set_up` imports torch, so that `checked_settings` reports a mistake within a second.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The values of a composed `conf/train.yaml` as plain dicts and lists.
+    """Check the values of a composed `conf/train.yaml`, and return them as plain dicts and lists.
 
-    `overrides` are those of the command line, which messages quote. Raises `ValueError` for what is wrong on any
-    machine: keys that nothing reads, values of a wrong kind, shapes and budgets that do not fit together, missing texts
-    and tokenizers, and an output directory of another run.
+    `overrides` are the arguments of the command line, which messages quote. Raises `ValueError` for what is wrong on
+    any machine: keys that nothing reads, values of a wrong kind, shapes and budgets that do not fit together, missing
+    texts and tokenizers, and an output directory of another run.
     """
     settings = plain_settings(config)
     check_keys(settings, "train", overrides)
@@ -46,8 +46,8 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
 def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
     """Make and print the plan of a run on this machine. `settings` come from `checked_settings`.
 
-    Raises `ValueError` for devices that this machine lacks, for an environment that states another number of processes,
-    and for a multirun (Hydra's -m) on more than one device.
+    Raises `ValueError` for devices that this machine lacks, for an environment that states another number of processes
+    than the settings, and for a multirun (Hydra's -m) on more than one device.
     """
     import torch
 
@@ -64,7 +64,7 @@ def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
     world = find_world(os.environ, devices=hardware.devices, num_nodes=hardware.num_nodes)
     set_rank(world)
     if hardware.accelerator == "cuda":
-        torch.cuda.set_device(world.rank % hardware.devices)  # each process looks at its own GPU, not at the first
+        torch.cuda.set_device(world.rank % hardware.devices)  # each process uses its own GPU, not the first one
     limit_gpu_memory()
     plan = make_plan(settings, hardware)
     say(*plan_lines(plan))

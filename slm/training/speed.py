@@ -1,4 +1,4 @@
-"""Measurements before a run: the speed of the model on this machine, and the matmul peak that MFU is a share of."""
+"""Measurements before a run: the speed of the model on this machine, and the matmul peak for computing MFU."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ from slm.training.plan import Plan, with_smaller_passes
 from slm.training.process import is_first_process, say
 
 MIN_PASSES = 300
-"""Fewest passes of an uncompiled run that is measured; measuring takes three passes. A compiled run is always measured,
-so that its clock starts after compilation."""
+"""An uncompiled run with fewer passes is not measured, because measuring takes three passes. A compiled run is always
+measured, so that its clock starts after compilation."""
 MAX_FIRST_PASS_SECONDS = 120.0
-"""Above this, the first pass is the measurement, although it includes compilation: two more would take too long."""
+"""If the first pass takes longer, it is the only one, although its time includes compilation."""
 LONG_RUN_SECONDS = 3600
-PEAK_SECONDS, MAX_PRODUCT_SECONDS = 0.5, 1.0
-"""How long each size of matmul is measured, and how long a single product of the next size may take."""
+PEAK_SECONDS = 0.5
+"""How long the matmuls of one size are measured."""
+MAX_PRODUCT_SECONDS = 1.0
+"""A size is not measured if a single product would take longer than this."""
 
 DATASHEET_TFLOPS = {
     "B200": 2250.0,
@@ -53,58 +55,56 @@ DATASHEET_TFLOPS = {
     "V100": 125.0,
     "T4": 65.0,
 }
-"""Words of a GPU's name -> its 16-bit matmul peak by NVIDIA's data sheets: dense, summed in float32, in TFLOP/s. Of two
-entries that match, the first counts; H100 and V100 alone are those on SXM boards."""
+"""Part of a GPU's name -> its dense 16-bit matmul peak with float32 accumulation in TFLOP/s, from NVIDIA's data sheets.
+The first entry that matches counts. "H100" and "V100" without a suffix are the GPUs on SXM boards."""
 
 
 def datasheet_peak(hardware: Hardware) -> float | None:
-    """FLOP/s of a device by its data sheet; None for matmuls that are not of 16 bits, and for devices not in the table.
-
-    A name with another suffix, such as A10G or RTX 3090 Ti, is another GPU.
-    """
+    """Return the peak FLOP/s of a GPU from its data sheet; None if it is not in the table or matmuls are not 16-bit."""
     if hardware.accelerator != "cuda" or hardware.matmul_dtype.itemsize != 2:
         return None
-    matches = (re.search(rf"\b{name}(?!\w)(?! Ti| D\b| Laptop)", hardware.device_name) for name in DATASHEET_TFLOPS)
-    found = (tflops for match, tflops in zip(matches, DATASHEET_TFLOPS.values(), strict=True) if match)
-    return next((1e12 * tflops for tflops in found), None)
+    for name, tflops in DATASHEET_TFLOPS.items():  # another suffix, as in A10G or RTX 3090 Ti, is another GPU
+        if re.search(rf"\b{name}(?!\w)(?! Ti| D\b| Laptop)", hardware.device_name):
+            return 1e12 * tflops
+    return None
 
 
 def measure_run(plan: Plan, decoder: Decoder, start_step: int, strategy: Strategy | None = None) -> tuple[Plan, float]:
-    """Print speed and duration of the run from `start_step` on.
+    """Print the speed of the run and how long it will take from `start_step` on.
 
-    Returns the plan, with smaller passes if its own did not fit the device, and the matmul peak of a device in FLOP/s.
-    With the `strategy` of several processes, each measures its own device: the peak is their mean, and the slowest
-    device sets the speed.
+    Returns the plan, with smaller passes if the planned passes did not fit the device, and the matmul peak of one
+    device in FLOP/s. If `strategy` is given, all processes of the run call this, and each measures its own device. The
+    peak is then the mean over the devices, and the slowest device sets the speed.
     """
     hardware = plan.hardware
     peak = matmul_peak(hardware, plan.cache_dir) if strategy is None else _mean_peak(plan, strategy)
     passes = (plan.steps - start_step) * plan.accumulation
     should_measure = plan.settings["dry_run"] or hardware.compile or passes >= MIN_PASSES
-    is_tested = hardware.accelerator == "cuda"  # a GPU's memory was only estimated
-    if not (should_measure or is_tested):
+    should_test_memory = hardware.accelerator == "cuda"  # so far, the memory of a pass is only an estimate
+    if not (should_measure or should_test_memory):
         return plan, peak
     say("speed        measuring ...")
     plan, (speed, memory) = _measure_fitting(decoder, plan)
-    # GPUs add up. Processes on one CPU share its cores, so one that is measured alone has the speed of all.
+    # The speeds of GPUs add up. Processes on one CPU share its cores, so one process alone is as fast as all together.
     devices = hardware.world_size if hardware.accelerator == "cuda" or strategy is not None else 1
     if strategy is not None:
-        largest = torch.tensor([-speed, memory or 0], dtype=torch.float64, device=strategy.root_device)
-        minus_speed, memory = strategy.reduce(largest, reduce_op="max").tolist()
-        speed = -minus_speed
+        values = torch.tensor([-speed, memory or 0], dtype=torch.float64, device=strategy.root_device)
+        negative_speed, memory = strategy.reduce(values, reduce_op="max").tolist()
+        speed = -negative_speed
     padded_tokens = (plan.batch_size + plan.padding) * plan.sequence_length
     seconds = (plan.steps - start_step) * padded_tokens / (speed * devices)
     datasheet = datasheet_peak(hardware)
-    stated = f" ({speed * plan.token_flops / datasheet:.0%} of its data sheet's)" if datasheet else ""
-    held = f", {memory / 1e9:.2f} GB of memory held" if memory else ""
+    share_text = f" ({speed * plan.token_flops / datasheet:.0%} of the data sheet peak)" if datasheet else ""
+    memory_text = f", {memory / 1e9:.2f} GB of memory held" if memory else ""
     say(
         f"speed        {speed * devices:,.0f} tokens/s measured here, MFU {speed * plan.token_flops / peak:.0%} of "
-        f"{peak * devices / 1e9:,.0f} GFLOP/s{stated}{held}",
+        f"{peak * devices / 1e9:,.0f} GFLOP/s{share_text}{memory_text}",
         f"duration     about {duration(seconds)} of training",
     )
     if seconds > LONG_RUN_SECONDS:
         say(
             "             that is over an hour: Ctrl-C saves a checkpoint, and the same command with output_dir "
-            f"continues; train.tokens={plan.batch_tokens * 20} would be a short trial"
+            f"continues from it; train.tokens={plan.batch_tokens * 20} would be a short trial"
         )
     return plan, peak
 
@@ -136,20 +136,19 @@ def _check_equal_passes(plan: Plan, strategy: Strategy) -> None:
 
 
 def _mean_peak(plan: Plan, strategy: Strategy) -> float:
-    """The mean of the peaks of all processes' devices. One of the processes that share a CPU measures it alone."""
-    waits = plan.hardware.accelerator == "cpu" and not is_first_process()
-    if waits:
+    """Return the mean peak over all devices. Processes that share a CPU wait for the first one to measure it alone."""
+    is_shared = plan.hardware.accelerator == "cpu"
+    if is_shared and not is_first_process():
         strategy.barrier()
     peak = matmul_peak(plan.hardware, plan.cache_dir)
-    if plan.hardware.accelerator == "cpu" and not waits:
+    if is_shared and is_first_process():
         strategy.barrier()
-    return strategy.reduce(
-        torch.tensor(peak, dtype=torch.float64, device=strategy.root_device), reduce_op="mean"
-    ).item()
+    own_peak = torch.tensor(peak, dtype=torch.float64, device=strategy.root_device)
+    return strategy.reduce(own_peak, reduce_op="mean").item()
 
 
 def _measure_fitting(decoder: Decoder, plan: Plan) -> tuple[Plan, tuple[float, int | None]]:
-    """`measure_speed`, with smaller passes as long as the device has too little memory; and the plan of them."""
+    """Call `measure_speed` with ever smaller passes until they fit. Returns the plan that fits, and the result."""
     while True:
         try:
             return plan, measure_speed(decoder, plan)
@@ -165,11 +164,11 @@ def _measure_fitting(decoder: Decoder, plan: Plan) -> tuple[Plan, tuple[float, i
 
 
 def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
-    """Tokens per second of forward and backward passes on one device, on random tokens, and the bytes of memory held.
+    """Measure forward and backward passes on random tokens; returns tokens per second of one device and peak memory.
 
-    On a GPU the optimizer's memory is held meanwhile. The bytes are None if the system does not tell. Leaves weights,
-    gradients and random state unchanged. Blocks that are to be compiled are compiled afterwards. Raises
-    `torch.OutOfMemoryError` if the device has too little memory.
+    Memory is in bytes, or None if the system does not report it. On a GPU it includes the optimizer's. Compiles the
+    blocks if the run does. Leaves weights, gradients and random state unchanged. Raises `torch.OutOfMemoryError` if the
+    device has too little memory.
     """
     hardware = plan.hardware
     device = torch.device(hardware.accelerator)
@@ -177,15 +176,15 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     rng = torch.Generator().manual_seed(0)
     shape = (plan.micro_batch_size, plan.sequence_length + 1)
     tokens = torch.randint(plan.model.vocab_size, shape, generator=rng).to(device)
-    # Without autocast's cache, as Lightning trains: with it, blocks would be compiled again for the first step.
+    # Without autocast's cache, as in Lightning: with the cache, blocks would be compiled again for the first step.
     autocast = partial(torch.autocast, device.type, hardware.matmul_dtype, cache_enabled=False)
     precision = autocast if hardware.precision.endswith("-mixed") else nullcontext
-    # Masked as in training, so that blocks are compiled once; where documents begin does not change the time.
+    # Masked as in training, so that blocks are compiled only once. The time does not depend on where documents begin.
     documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
     scale = torch.ones((), device=device) if hardware.precision == "16-mixed" else None
-    moments = plan.state_bytes - sum(2 * p.nbytes for p in decoder.parameters()) if device.type == "cuda" else 0
-    moments //= hardware.world_size if hardware.strategy == "fsdp" else 1
-    optimizer = torch.empty(max(moments, 0), dtype=torch.uint8, device=device)
+    moment_bytes = plan.state_bytes - sum(2 * p.nbytes for p in decoder.parameters()) if device.type == "cuda" else 0
+    moment_bytes //= hardware.world_size if hardware.strategy == "fsdp" else 1
+    optimizer_memory = torch.empty(max(moment_bytes, 0), dtype=torch.uint8, device=device)
 
     def time_pass() -> float:
         start = time.perf_counter()
@@ -198,19 +197,19 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     seconds = time_pass()
     if seconds < MAX_FIRST_PASS_SECONDS:
         seconds = min(time_pass(), time_pass())
-    del optimizer
+    del optimizer_memory
     decoder.zero_grad(set_to_none=True)
     return plan.micro_batch_size * plan.sequence_length / seconds, peak_memory_bytes()
 
 
 def training_step(plan: Plan, module: LanguageModel | None = None) -> Callable[[], Tensor]:
-    """A function that takes one optimizer step of the run, on random tokens and without Lightning.
+    """Return a function that takes one optimizer step of the run, on random tokens and without Lightning.
 
-    It returns the loss of the last micro-batch, on the device, and does not wait for the device. `module` is a model of
-    the plan's shape, if one exists already; it is then moved to the device.
+    That function returns the loss of the last micro-batch, on the device, and does not wait for the device. If a model
+    of the plan's shape exists already, give it as `module`; it is moved to the device.
     """
     hardware, device = plan.hardware, torch.device(plan.hardware.accelerator)
-    # Token 0 begins a document, about every thousandth token of a large vocabulary.
+    # Token 0 begins a document. With a large vocabulary, about every thousandth of the tokens below is 0.
     module = (module or LanguageModel(plan, separator=0 if plan.document_masking else None)).to(device)
     module.plan = plan
     optimizer: Any = module.configure_optimizers()["optimizer"]
@@ -236,15 +235,13 @@ def training_step(plan: Plan, module: LanguageModel | None = None) -> Callable[[
 
 
 def process_bytes(accelerator: str) -> int:
-    """Memory that this process holds: what torch has reserved on a GPU, else what is resident, or 0 if unknown."""
+    """Return the peak memory of this process: what torch reserved on a GPU, else resident memory; 0 if unknown."""
     return torch.cuda.max_memory_reserved() if accelerator == "cuda" else peak_memory_bytes() or 0
 
 
 def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:
-    """FLOP/s of large square matmuls in the run's dtype on one device.
-
-    Kept in `cache_dir`/peaks.json under the device (of a CPU with the number of threads), dtype and torch version.
-    """
+    """Return the FLOP/s of large square matmuls on one device, measured once and kept in `cache_dir`/peaks.json."""
+    # The name of a CPU includes its number of threads.
     key = f"{hardware.device_name} {hardware.matmul_dtype} torch {torch.__version__}"
     path = cache_dir / "peaks.json"
     peaks = read_json_object(path)
@@ -255,11 +252,11 @@ def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:
 
 
 def measure_matmul(device: str, dtype: torch.dtype) -> float:
-    """Best FLOP/s over a few square sizes, each measured for half a second, or for one product if that takes longer."""
+    """Return the best FLOP/s over a few square sizes, each measured for `PEAK_SECONDS` or at least one product."""
     best = 0.0
     for size in (512, 1024, 2048) if device == "cpu" else (4096, 8192):
-        # Where the dtype is emulated, a larger size would take minutes and give the same figure.
-        if 2 * size**3 > MAX_PRODUCT_SECONDS * best > 0:
+        # If the dtype is emulated, a larger size would take minutes and give the same rate.
+        if best > 0 and 2 * size**3 / best > MAX_PRODUCT_SECONDS:
             break
         best = max(best, _matmul_rate(size, device, dtype))
     return best
@@ -268,8 +265,9 @@ def measure_matmul(device: str, dtype: torch.dtype) -> float:
 def _matmul_rate(size: int, device: str, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    best, stop = 0.0, time.perf_counter() + PEAK_SECONDS
-    products = 1  # the first product may load libraries, but on a slow machine it is the only one
+    best = 0.0
+    stop = time.perf_counter() + PEAK_SECONDS
+    products = 1  # the first time, in case one product takes longer than `PEAK_SECONDS`
     while best == 0.0 or time.perf_counter() < stop:
         synchronize(device)
         start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""How fast several processes together train one model: `python -m slm.training.together PROCESSES < config.json`.
+"""Measure the speed of several processes on one device: `python -m slm.training.together PROCESSES < config.json`.
 
 Standard input is the resolved config of train.py as JSON. The last line of the output is a JSON object with
-`tokens_per_second`, the sum over all processes, and `memory_bytes` of one of them. All measure during the same seconds,
-on random tokens. sweep.py thus chooses `launcher.jobs_per_gpu`.
+`tokens_per_second`, the sum over all processes, and `memory_bytes`, the most that a process holds. All processes train
+on random tokens during the same seconds. sweep.py chooses `launcher.jobs_per_gpu` by these numbers.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _barrier: Barrier
 
 
 def main() -> None:
-    """Run the processes and print what they reached."""
+    """Run the processes, and print their speed and memory."""
     processes, settings = int(sys.argv[1]), json.load(sys.stdin)
     context = multiprocessing.get_context("spawn")  # a CUDA context does not survive a fork
     barrier = context.Barrier(processes)
-    with ProcessPoolExecutor(processes, context, initializer=_keep, initargs=(barrier,)) as pool:
-        found = list(pool.map(_measure, [settings] * processes))
-    rates, memory = zip(*found, strict=True)
-    print(json.dumps({"tokens_per_second": sum(rates), "memory_bytes": max(memory)}))
+    with ProcessPoolExecutor(processes, context, initializer=_set_barrier, initargs=(barrier,)) as pool:
+        measurements = list(pool.map(_measure, [settings] * processes))
+    speeds, memory_bytes = zip(*measurements, strict=True)
+    print(json.dumps({"tokens_per_second": sum(speeds), "memory_bytes": max(memory_bytes)}))
 
 
-def _keep(barrier: Barrier) -> None:
+def _set_barrier(barrier: Barrier) -> None:
     global _barrier
     _barrier = barrier
 
 
 def _measure(settings: Mapping[str, Any]) -> tuple[float, int]:
-    """Tokens per second of this process while all run, and its memory."""
+    """Return the tokens per second of this process while all of them run, and its memory in bytes."""
     try:
-        # Imported here, since the process that starts the others need not wait for torch.
+        # Imported here, because the process that starts the others does not need torch.
         from slm.runtime.machine import limit_gpu_memory, synchronize
         from slm.training.hardware import resolve_hardware
         from slm.training.plan import make_plan

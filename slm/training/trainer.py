@@ -31,20 +31,20 @@ from slm.training.plan import Plan
 from slm.training.process import RUN_DIR, find_world
 
 VOTE_SECONDS = 1.0
-"""A vote makes the host wait for the device, so processes do not vote after every short pass."""
+"""Time between votes. A vote makes the host wait for the device, so processes do not vote after every short pass."""
 
 
 def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
-    """A trainer that takes `plan.steps` optimizer steps and prints nothing."""
+    """Return a trainer that takes `plan.steps` optimizer steps and prints nothing."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # it starts at the right step
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours starts at the right step
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
     hardware = plan.hardware
     if hardware.world_size > 1:
         os.environ[RUN_DIR] = str(plan.folder.path)  # for the processes that Lightning starts from this one
-        torch._dynamo.config.optimize_ddp = False  # it would cut each block's graph again, where DDP's buckets end
+        torch._dynamo.config.optimize_ddp = False  # it would also cut each block's graph where DDP's buckets end
     trainer = L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -55,8 +55,8 @@ def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
         max_epochs=-1,
         accumulate_grad_batches=plan.accumulation,
         callbacks=[*callbacks, RandomState()],
-        plugins=[AtomicCheckpointIO(), _cluster_environment(hardware), *_precision(hardware)],
-        # Under SLURM, Lightning starts from any hpc_ckpt_*.ckpt in this folder, by default the working directory.
+        plugins=[AtomicCheckpointIO(), _cluster_environment(hardware), *_precision_plugins(hardware)],
+        # Under SLURM, Lightning resumes from any hpc_ckpt_*.ckpt in this folder, by default the working directory.
         default_root_dir=plan.folder.path,
         logger=False,
         enable_checkpointing=False,
@@ -65,15 +65,15 @@ def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
-    # Signals are noted by `process.Interrupt`. Lightning would broadcast the arrival of SIGTERM before each pass, and
-    # make the host wait for it.
+    # `process.Interrupt` handles signals. Lightning would broadcast before each pass whether SIGTERM has arrived, and
+    # make the host wait for the answer.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
-def _precision(hardware: Hardware) -> list[MixedPrecision]:
-    """For float16, Lightning's autocast without its scaler: `LanguageModel` has its own."""
+def _precision_plugins(hardware: Hardware) -> list[MixedPrecision]:
+    """For float16, return Lightning's autocast without its loss scaler, because `LanguageModel` has its own."""
     if hardware.precision != "16-mixed":
         return []
     plugin = MixedPrecision("16-mixed", hardware.accelerator)
@@ -83,7 +83,7 @@ def _precision(hardware: Hardware) -> list[MixedPrecision]:
 
 def _strategy(hardware: Hardware) -> Strategy | str:
     if hardware.strategy == "ddp":
-        # Buffers are each process's own sums; a broadcast would replace them by the first process's.
+        # Each process has its own sums in buffers. A broadcast would replace them by the sums of the first process.
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     if hardware.strategy == "fsdp":
         return ShardedStrategy(
@@ -93,21 +93,21 @@ def _strategy(hardware: Hardware) -> Strategy | str:
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 that reduces gradients once a step; Lightning's own would reduce them in each pass."""
+    """FSDP2 with one reduction of gradients per step, where Lightning's strategy would reduce them in every pass."""
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """A context, entered for each pass but the last of a step, in which gradients are added up on each device."""
+        """Add gradients up on each device in this context, which Lightning enters for all passes but a step's last."""
         assert isinstance(self.lightning_module, LanguageModel)
-        self.lightning_module.reduce_gradients(False)
+        self.lightning_module.set_gradient_sync(False)
         try:
             yield
         finally:
-            self.lightning_module.reduce_gradients(True)
+            self.lightning_module.set_gradient_sync(True)
 
 
 def _cluster_environment(hardware: Hardware) -> ClusterEnvironment:
-    """Stated, since Lightning would infer SLURM or torchrun from leftover variables alone."""
+    """Return the environment explicitly, because Lightning would infer SLURM or torchrun from leftover variables."""
     world = find_world(os.environ, devices=hardware.devices, num_nodes=hardware.num_nodes)
     if world.launcher == "slurm":
         return SLURMEnvironment(auto_requeue=False)  # requeueing saves a checkpoint that only Lightning finds
@@ -115,26 +115,27 @@ def _cluster_environment(hardware: Hardware) -> ClusterEnvironment:
 
 
 class Votes:
-    """Lets the processes of a run agree, at the same pass, that it was interrupted or that its checkpoint is late."""
+    """Lets the processes of a run agree, after the same pass, that it was interrupted or that a checkpoint is late."""
 
     def __init__(self) -> None:
-        self._every = self._left = 1  # passes
+        self._interval = self._passes_left = 1  # passes between two votes, and until the next vote
         self._voted_at = time.perf_counter()
 
     def take(self, trainer: L.Trainer, signal: int, is_late: bool) -> tuple[int, bool]:
-        """The signal that any process has received, or 0, and whether any of them is late; called after each pass.
+        """Return the signal that any process has received, or 0, and whether a checkpoint is late in any of them.
 
-        Several processes vote about every `VOTE_SECONDS`. Between votes, the answer is (0, False).
+        Must be called after each pass. Several processes vote about every `VOTE_SECONDS`, and otherwise get (0, False).
         """
         if trainer.world_size == 1:
             return signal, is_late
-        self._left -= 1
-        if self._left > 0:
+        self._passes_left -= 1
+        if self._passes_left > 0:
             return 0, False
         now = time.perf_counter()
         ballot = torch.tensor([signal, is_late, now - self._voted_at], device=trainer.strategy.root_device)
         any_signal, any_late, seconds = trainer.strategy.reduce(ballot, reduce_op="max").tolist()
-        self._every = self._left = max(1, min(2 * self._every, int(self._every * VOTE_SECONDS / seconds)))
+        wanted_interval = int(self._interval * VOTE_SECONDS / seconds)
+        self._interval = self._passes_left = max(1, min(2 * self._interval, wanted_interval))
         self._voted_at = now
         return int(any_signal), bool(any_late)
 
@@ -148,7 +149,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RandomState(L.Callback):
-    """Keeps torch's random states in checkpoints, which Lightning does not; only a user's own mixer may need them."""
+    """Stores torch's random states in checkpoints, as Lightning does not. Only a user's own mixer may need them."""
 
     def __init__(self) -> None:
         self._before_step: dict[str, Any] | None = None
@@ -156,18 +157,18 @@ class RandomState(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the states at the beginning of a step, because a step that is given up is repeated."""
+        """Note the states at the beginning of a step, because a continued run repeats an unfinished step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._before_step = self._states()
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """From here on, the step is finished."""
+        """Forget the noted states, because this step will not be repeated."""
         self._before_step = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states on the CPU and on all GPUs after the last finished step."""
+        """Return the states on the CPU and on all GPUs after the last finished step."""
         return self._before_step or self._states()
 
     def _states(self) -> dict[str, Any]:
@@ -186,9 +187,8 @@ class RandomState(L.Callback):
 class Batches:
     """Micro-batches (micro_batch_size, sequence_length + 1) of token ids: this process's share of each step.
 
-    They begin at `start_step`, but the length is that of the whole run, since Lightning counts batches from the start
-    of the run, also in a continued one. Without a length it would fetch one batch ahead, and a continued run would lose
-    that batch.
+    They begin at `start_step`, but the length counts the batches of the whole run, as Lightning does in a continued run
+    too. Without a length, Lightning would fetch one batch ahead, and a continued run would lose that batch.
     """
 
     def __init__(self, plan: Plan, corpus: Corpus, start_step: int, *, rank: int) -> None:

@@ -28,7 +28,7 @@ def test_ranks_score_every_batch_once_in_the_same_number_of_passes(batches: int,
 
 def test_bits_per_byte_is_the_length_of_an_ideal_code_over_the_length_of_the_text() -> None:
     """8 tokens at a chance of 1/16 each take 32 bits; over 16 bytes that is 2."""
-    figures = Score(loss=math.log(16), tokens=8, bytes=16).figures()
+    figures = Score(loss=math.log(16), tokens=8, bytes=16).metrics()
     assert figures["bits_per_byte"] == pytest.approx(2)
     assert figures["perplexity"] == pytest.approx(16)
 
@@ -70,7 +70,7 @@ def test_bits_per_byte_are_over_the_bytes_of_the_text_and_not_over_those_of_its_
     corpus = prepare(plain("data/local.yaml") | paths, tokenizer, cache_dir=tmp_path)
     of = score(Guesser(), corpus)
     assert of.bytes == len(held_out.encode())
-    assert of.figures()["bits_per_byte"] == pytest.approx((corpus.val.num_tokens - 1) / len(held_out.encode()))
+    assert of.metrics()["bits_per_byte"] == pytest.approx((corpus.val.num_tokens - 1) / len(held_out.encode()))
     part = score(Guesser(), corpus, max_tokens=of.tokens // 4)
     assert part.tokens == pytest.approx(of.tokens / 4, rel=0.1)
-    assert part.figures()["bits_per_byte"] == pytest.approx(of.figures()["bits_per_byte"], rel=0.1)
+    assert part.metrics()["bits_per_byte"] == pytest.approx(of.metrics()["bits_per_byte"], rel=0.1)
