@@ -1,1 +1,1 @@
-"""The kit of every report: Markdown, HTML and the style of figures."""
+"""Tools for all reports: Markdown, HTML and the style of figures."""

@@ -1,4 +1,4 @@
-"""A report in Markdown as one HTML file that needs nothing else: styles and figures are inside, and no script."""
+"""Turn a report in Markdown into one HTML file that contains its styles and figures, and no script."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ p > em:only-child { color: var(--quiet); font-size: .9rem; }
 }
 @media print { nav { display: none; } body { display: block; } }
 """
-_INTERVAL = re.compile(r"(?:(?<=\d)( ))?\[(-?[\w.-]+), (-?[\w.-]+)\]")  # lines must not break inside
-_KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
+_INTERVAL = re.compile(r"(?:(?<=\d)( ))?\[(-?[\w.-]+), (-?[\w.-]+)\]")  # "1.2 [1, 3]", where no line may break
+_MIME_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def html_page(title: str, markdown: str, folder: Path) -> str:
-    """The HTML file; figures are read from `folder`, and an SVG is preferred to the PNG of the same name."""
+    """Return the HTML file; figures are read from `folder`, where an SVG is preferred to the PNG of the same name."""
     parser = _parser(folder)
     tokens = parser.parse(markdown)
-    contents = _anchors(tokens)
+    headings = _add_anchors(tokens)
     body = parser.renderer.render(tokens, parser.options, {})
-    body = _INTERVAL.sub(lambda m: f"{'&nbsp;' if m[1] else ''}[{m[2]},&nbsp;{m[3]}]", body)
-    links = "\n".join(f'<li><a href="#{anchor}">{html.escape(text)}</a></li>' for anchor, text in contents)
+    body = _INTERVAL.sub(lambda match: match[0].replace(" ", "&nbsp;"), body)
+    links = "\n".join(f'<li><a href="#{anchor}">{html.escape(text)}</a></li>' for anchor, text in headings)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -78,11 +78,11 @@ def html_page(title: str, markdown: str, folder: Path) -> str:
 def _parser(folder: Path) -> Any:
     from markdown_it import MarkdownIt
 
-    def image(_self: Any, tokens: Sequence[Any], place: int, _options: Any, _env: Any) -> str:
-        path = folder / str(tokens[place].attrs["src"])
-        return f'<span class="figure"><img alt="{html.escape(tokens[place].content)}" src="{_embedded(path)}"></span>'
+    def image(_self: Any, tokens: Sequence[Any], index: int, _options: Any, _env: Any) -> str:
+        path = folder / str(tokens[index].attrs["src"])
+        return f'<span class="figure"><img alt="{html.escape(tokens[index].content)}" src="{_data_uri(path)}"></span>'
 
-    # Raw HTML passes for <details>; text from a table of runs is escaped where the Markdown is written.
+    # HTML is not escaped here, because reports contain <details>. Text of users is escaped when Markdown is written.
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     parser.add_render_rule("image", image)
     parser.add_render_rule("table_open", lambda *_: '<div class="scroll" tabindex="0"><table>\n')
@@ -90,19 +90,19 @@ def _parser(folder: Path) -> Any:
     return parser
 
 
-def _embedded(path: Path) -> str:
-    """A data URI, because the ids of several inline SVGs would clash in one page."""
+def _data_uri(path: Path) -> str:
+    """Return an image as a data URI. Inline SVGs would not do, because their ids would clash in one page."""
     path = next(candidate for candidate in (path.with_suffix(".svg"), path) if candidate.exists())
-    return f"data:{_KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:{_MIME_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _anchors(tokens: Sequence[Any]) -> list[tuple[str, str]]:
-    """Give every second-level heading an id; returns the ids with the headings."""
-    anchors = []
-    for place, token in enumerate(tokens):
+def _add_anchors(tokens: Sequence[Any]) -> list[tuple[str, str]]:
+    """Give every second-level heading an id; returns each id with the text of its heading."""
+    headings = []
+    for index, token in enumerate(tokens):
         if token.type == "heading_open" and token.tag == "h2":
-            text = tokens[place + 1].content
+            text = tokens[index + 1].content
             anchor = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
             token.attrSet("id", anchor)
-            anchors.append((anchor, text))
-    return anchors
+            headings.append((anchor, text))
+    return headings

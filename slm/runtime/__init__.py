@@ -1,1 +1,1 @@
-"""What every program needs: command line, machine, files, settings, progress, words."""
+"""Helpers that every program needs: command line, machine, files, settings, progress, words."""

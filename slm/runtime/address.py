@@ -1,4 +1,4 @@
-"""Whether a `checkpoint=...` is a local folder or a repository of the hub. Imports no torch, so errors come quickly."""
+"""Decide whether `checkpoint=...` is a local folder or a repository of the hub. Imports no torch, to fail quickly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def local_folder(given: str, revision: str | None) -> Path | None:
-    """The local folder, or None for a hub id. Raises `ValueError` for what is neither."""
+    """Return the local folder, or None for a hub id. Raises `ValueError` for anything else."""
     path = Path(os.path.expanduser(given))
     if path.is_dir():
         if revision is not None:

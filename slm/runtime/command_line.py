@@ -1,4 +1,4 @@
-"""What the scripts share: a user's mistake ends in one sentence and exit code 1; every run has a folder of its own.
+"""What the scripts share: a user's mistake becomes one sentence and exit code 1; every run gets its own folder.
 
 Imports no torch. HYDRA_FULL_ERROR=1 or SLM_TRACEBACKS=1 shows where an error came from.
 """
@@ -21,17 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 """Exceptions that report a mistake of the user; all others are bugs and keep their traceback."""
 GPU_MEMORY_SHARE = "SLM_GPU_MEMORY_SHARE"
-"""Environment variable: the fraction of a GPU's memory that a job may allocate. sweep.py sets it for jobs that share
-one (`slm/sweep/launchers/gpus.py`)."""
+"""Environment variable with the fraction of a GPU's memory that a job may allocate. sweep.py sets it for jobs that
+share a GPU (`slm/sweep/launchers/gpus.py`)."""
 
 
 def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
     """Run a Hydra `main`, which appends to `exit_codes`, and exit with the first code that is not 0."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows may lack most characters of a sample
+        if isinstance(stream, io.TextIOWrapper):  # the encoding of a pipe on Windows may lack characters of a sample
             stream.reconfigure(errors="replace")
-    # With HYDRA_FULL_ERROR=1 Hydra raises its errors instead of printing them over many lines. The user's own value is
-    # kept in SLM_TRACEBACKS, which the processes that Lightning starts inherit.
+    # With HYDRA_FULL_ERROR=1 Hydra raises its errors instead of printing them over many lines. SLM_TRACEBACKS keeps the
+    # user's value of HYDRA_FULL_ERROR, also for the processes that Lightning starts, which inherit both.
     os.environ.setdefault("SLM_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -58,8 +58,8 @@ def _was_interrupted(error: BaseException | None) -> bool:
 def report(error: Exception) -> int:
     """Print a user's mistake in one sentence; returns the exit code of the script.
 
-    If the reader of the output has closed the pipe (`| head`), nothing is printed and the exit code is 141, that of a
-    program ended by SIGPIPE. With SLM_TRACEBACKS=1 the error is raised again.
+    If the reader of the output has closed the pipe (`| head`), nothing is printed and the exit code is 141, as for a
+    program that SIGPIPE ends. With SLM_TRACEBACKS=1 the error is raised again.
     """
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
@@ -71,11 +71,11 @@ def report(error: Exception) -> int:
 
 
 def one_sentence(error: Exception) -> str:
-    """The message of an error on one line; of a long message of Hydra, only what was wrong and the possible options."""
+    """Return the message of an error on one line. Long messages of Hydra are cut to the mistake and the options."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
-    endings = ("Config search path", "Key '", "full_key", "See https", "object_type")
-    beginning = takewhile(lambda line: not line.startswith(endings), lines)
-    sentences = [line.removeprefix("ValueError raised while resolving interpolation: ") for line in beginning if line]
+    first_details = ("Config search path", "Key '", "full_key", "See https", "object_type")
+    main_lines = takewhile(lambda line: not line.startswith(first_details), lines)
+    sentences = [line.removeprefix("ValueError raised while resolving interpolation: ") for line in main_lines if line]
     for index, line in enumerate(sentences):
         if line.startswith("Available options"):  # Hydra lists them on the lines that follow
             sentences[index:] = [f"{line} {', '.join(sentences[index + 1 :])}"]
@@ -86,18 +86,18 @@ def one_sentence(error: Exception) -> str:
 
 
 def new_folder_path(kind: str) -> str:
-    """The path of a folder under `outputs/` that does not exist yet, named by the time and the `kind` of run."""
+    """Return the path of a new folder under `outputs/`, named by the time and the `kind` of run."""
     now = datetime.now()
     # The random suffix separates two runs that start within one second.
     return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}-{kind}-{secrets.token_hex(2)}"
 
 
 def cache_home() -> str:
-    """The path of slm's folder among the user's caches (XDG base directory specification)."""
+    """Return the path of slm's folder among the user's caches (XDG base directory specification)."""
     return str(Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "slm")
 
 
 def in_quotes(path: Path) -> str:
-    """The path in single quotes, as the value of a Hydra override."""
+    """Return the path in single quotes, as the value of a Hydra override."""
     escaped = str(path).replace("'", "\\'")
     return f"'{escaped}'"

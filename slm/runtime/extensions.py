@@ -1,4 +1,4 @@
-"""A user's own mixers, laws and data sources: the modules named in `extensions`, imported before the config is checked.
+"""Import the modules named in `extensions` before the config is checked: a user's mixers, laws and data sources.
 
 Such a module calls `register_mixer`, `register_law` or `register_source`; docs/extending.md shows how.
 """
@@ -19,13 +19,13 @@ _loaded: list[str] = []
 
 
 def load_extensions(config: Mapping[str, Any]) -> list[str]:
-    """Import each of `config["extensions"]`, once a process; returns them with absolute paths of files.
+    """Import each module in `config["extensions"]` once per process; returns the names, with absolute file paths.
 
-    Raises `ValueError` for one that cannot be imported.
+    Raises `ValueError` for a module that cannot be imported.
     """
-    named = config.get("extensions", [])
-    check_kind("extensions", named, EXTENSIONS)
-    names = [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in named]
+    given = config.get("extensions", [])
+    check_kind("extensions", given, EXTENSIONS)
+    names = [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in given]
     for name in names:
         if name not in _loaded:
             try:
@@ -37,7 +37,7 @@ def load_extensions(config: Mapping[str, Any]) -> list[str]:
 
 
 def loaded_extensions() -> list[str]:
-    """What `load_extensions` has imported in this process."""
+    """Return the names of the modules that `load_extensions` has imported in this process."""
     return list(_loaded)
 
 
@@ -49,5 +49,5 @@ def _import(name: str) -> None:
     spec = spec_from_file_location(module_name, name)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules[module_name] = module_from_spec(spec)  # dataclasses look their module up there
+    module = sys.modules[module_name] = module_from_spec(spec)  # dataclasses look up their module in sys.modules
     spec.loader.exec_module(module)

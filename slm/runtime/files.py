@@ -1,4 +1,4 @@
-"""Atomic writes: a file gets a temporary name first and is then renamed, so a killed process leaves no partial file."""
+"""Write files under a temporary name and rename them, so that a killed process leaves no partial file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from typing import Any
 
 LOCK = ".lock"
 """The file in an output directory that a process locks while it writes there."""
-
-
 REPLACE_SECONDS = 5.0 if os.name == "nt" else 0.0
-"""How long `replace` tries. Windows refuses as long as another process, such as a virus scanner, has the file open."""
+"""How long `replace` tries. Windows refuses while another process, such as a virus scanner, has the file open."""
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename a file or folder; a file that is at `target` is replaced."""
+    """Rename a file or folder; an existing file at `target` is replaced."""
     deadline = time.monotonic() + REPLACE_SECONDS
     while True:
         try:
@@ -34,9 +32,9 @@ def replace(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when a file or folder is on the disk. A folder is left to the system if that is Windows."""
+    """Return when a file or folder is on the disk. Does nothing for folders on Windows."""
     try:
-        # Windows syncs only what is open for writing, and opens no folder.
+        # Windows syncs only files that are open for writing, and cannot open a folder.
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:
         if path.is_dir():
@@ -49,21 +47,21 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write the file at `path`, replacing an older one, and make its folder; text is UTF-8."""
+    """Write the file at `path`, replacing an older file, and make its folder. Text is written as UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One temporary name per process, because two may write the same file of a shared cache at once.
+    # One temporary name per process, because two processes may write the same file of a shared cache at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     replace(partial, path)
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
-    """Write plain values as JSON; numbers that are not finite become null."""
+    """Write values as JSON; numbers that are not finite become null."""
     write_atomically(path, json.dumps(_null_nonfinite(value), indent=indent, allow_nan=False) + "\n")
 
 
 def check_writable(output_dir: Path) -> None:
-    """Raise `ValueError` if files cannot be written to a directory. One that does not exist is not left behind."""
+    """Raise `ValueError` if files cannot be written to a directory. A directory made for the check is removed."""
     missing = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -90,7 +88,7 @@ def locked(folder: Path, user: str) -> Iterator[None]:
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"output_dir={folder} is in use by another {user}: wait for its end, or choose another output_dir"
+            f"output_dir={folder} is in use by another {user}: wait until it ends, or choose another output_dir"
         ) from None
     except OSError as error:
         raise _not_writable(folder, error) from None
@@ -99,7 +97,7 @@ def locked(folder: Path, user: str) -> Iterator[None]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if the file is missing, damaged or holds anything else."""
+    """Return the object in a JSON file; empty if the file is missing or damaged, or holds another value."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -108,7 +106,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def is_intact_zip(path: Path) -> bool:
-    """Whether all members of a zip archive, such as a torch checkpoint, match their checksums; false if unreadable."""
+    """Whether a zip archive, such as a torch checkpoint, can be read and all its members match their checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

@@ -1,4 +1,4 @@
-"""The processor, precision, compiler and memory of this machine. Imports torch."""
+"""What this machine can do: precision, compiler, GPU and memory. Imports torch."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ DEVICES = Path("/dev")
 def native_bfloat16(device: str) -> bool:
     """Whether the device has bfloat16 matmul instructions. Emulation is 20 to 50 times slower than float32.
 
-    False for `mps`: the oldest chips emulate it, and none was measured.
+    Always false for `mps`, because the oldest chips emulate bfloat16 and no chip was measured.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # absent where torch is built without oneDNN
-    return device == "cpu" and asked is not None and bool(asked())
+    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # absent in a torch without oneDNN
+    return device == "cpu" and is_supported is not None and bool(is_supported())
 
 
 def fast_float16(device: str) -> bool:
-    """Whether the device multiplies float16 faster than float32 and accumulates in float32: tensor cores, from V100."""
+    """Whether the device has tensor cores (V100 and later): fast float16 products, accumulated in float32."""
     return device == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
 
 
@@ -44,9 +44,9 @@ def can_compile(device: str) -> bool:
 
 @cache
 def why_not_compiled(device: str) -> str | None:
-    """What torch.compile lacks on this machine, as a clause; None if it works.
+    """Return a clause that says what torch.compile lacks on this machine; None if it works.
 
-    Kernels of a CPU need a C++ compiler. Those of a GPU need Triton, which loads them by a module in C. Both include
+    CPU kernels need a C++ compiler. GPU kernels need Triton, which compiles a module in C to load them. Both need
     Python's headers.
     """
     if device == "mps":
@@ -57,21 +57,21 @@ def why_not_compiled(device: str) -> str | None:
         gpu = torch.cuda.get_device_properties(0)
         if torch.version.hip is None and gpu.major < 7:
             return f"Triton needs a GPU of compute capability 7.0, and this one has {gpu.major}.{gpu.minor}"
-        language, variable, names = "C", "CC", ["gcc", "clang"]  # the names that Triton and torch look for
+        language, variable, compilers = "C", "CC", ["gcc", "clang"]  # the names that Triton and torch look for
     else:
         language, variable = "C++", "CXX"
-        names = [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
+        compilers = [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
     if given := os.environ.get(variable):
-        names = [given]
-    if not any(map(shutil.which, names)):
-        return f"there is no {language} compiler ({' or '.join(names)}) on PATH"
+        compilers = [given]
+    if not any(map(shutil.which, compilers)):
+        return f"there is no {language} compiler ({' or '.join(compilers)}) on PATH"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists() and sys.platform != "darwin":
         return "Python.h is missing (the package python3-dev of Debian has it)"
     return None
 
 
 def unusable_gpu() -> str | None:
-    """That this machine has an NVIDIA GPU which torch cannot use, and why, as a clause; None if that is not so.
+    """Return a clause that says why torch cannot use an NVIDIA GPU of this machine; None if there is no such GPU.
 
     A GPU that CUDA_VISIBLE_DEVICES hides does not count.
     """
@@ -82,12 +82,12 @@ def unusable_gpu() -> str | None:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        why = str(error).strip()  # torch's own words about an old driver, none, or a build without CUDA
+        why = str(error).strip()  # torch says that the driver is old or missing, or that it was built without CUDA
     return f"this machine has an NVIDIA GPU that torch cannot use: {why}"
 
 
 def _nvidia_smi_lists_gpus() -> bool:
-    """As in WSL, where a GPU has no file of its own. The program alone proves nothing: images of clusters have it."""
+    """Whether nvidia-smi finds a GPU, which has no device file in WSL. The program may be present without a GPU."""
     with suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=10, check=False)
         return listed.stdout.startswith("GPU ")
@@ -95,24 +95,25 @@ def _nvidia_smi_lists_gpus() -> bool:
 
 
 def has_mps() -> bool:
-    """Whether torch can use the GPU of a Mac, which Lightning does on chips of Apple only."""
+    """Whether torch can use the GPU of a Mac. Lightning uses it only on Apple's own chips."""
     return torch.backends.mps.is_available() and platform.processor() in ("arm", "arm64")
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU if it is Apple's GPU, which lacks float64."""
+    """Return the CPU for Apple's GPU, which lacks float64, and any other device itself."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def device_name(device: str) -> str:
-    """Name of the processor; of a CPU with the number of threads."""
+    """Return the name of the processor; for a CPU, with the number of threads."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{processor_name()} ({'GPU' if device == 'mps' else f'{torch.get_num_threads()} threads'})"
+    kind = "GPU" if device == "mps" else f"{torch.get_num_threads()} threads"
+    return f"{processor_name()} ({kind})"
 
 
 def synchronize(device: str) -> None:
-    """Return when the device has done all work that was given to it."""
+    """Wait until the device has done all its work."""
     if device == "cuda":
         torch.cuda.synchronize()
     elif device == "mps":
@@ -120,46 +121,43 @@ def synchronize(device: str) -> None:
 
 
 def limit_gpu_memory() -> None:
-    """Keep to the share of the GPU's memory that the environment states, if other jobs of a sweep use the same GPU."""
+    """Limit this process to its share of the GPU's memory if a sweep runs several jobs on the GPU."""
     if (share := os.environ.get(GPU_MEMORY_SHARE)) and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(float(share))
 
 
 def available_bytes(device: str, *, alone: bool) -> int | None:
-    """Memory of a CUDA device that a run may use; None for other devices.
+    """Return the memory of a CUDA device that a run may use; None for other devices.
 
-    A run that is `alone` may use what is free now. Processes of one run must agree on how they divide a step, so they
-    count what such a GPU has in all. Jobs that share a GPU have shares of it.
+    A run of one process (`alone`) may use the memory that is free now. Several processes of a run must divide a step in
+    the same way, so they count all memory of the GPU. In both cases the limit is the share of a job (GPU_MEMORY_SHARE).
     """
     if device != "cuda":
         return None
     free, total = torch.cuda.mem_get_info()
-    cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # of an earlier model in this process
+    cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # from an earlier model in this process
     share = int(total * float(os.environ.get(GPU_MEMORY_SHARE) or 1))
     return min(free + cached, share) if alone else share
 
 
 def reset_peak_memory() -> None:
-    """Reset the peak if the system allows it, since one process may train or measure several models."""
+    """Reset the peak if the system allows it, because one process may train or measure several models."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     reset_peak_rss()
 
 
 def resident_bytes() -> int | None:
-    """Memory in use by this process: allocated by torch on the GPU if it uses one, else resident in RAM.
-
-    None if the system does not tell.
-    """
+    """Return the memory that torch uses on the GPU, or, if it uses no GPU, what this process uses in RAM (or None)."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.memory_allocated()
     return _mps_bytes() or rss()
 
 
 def peak_memory_bytes() -> int | None:
-    """Peak memory of this process since the reset: on the GPU if it uses one, else resident in RAM.
+    """Return the peak of `resident_bytes` since the last reset.
 
-    None if it is not known, as on Windows and for `mps`, of which torch tells only the memory in use.
+    None if unknown, as on Windows, and for `mps`, where torch reports no peak.
     """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
@@ -167,5 +165,5 @@ def peak_memory_bytes() -> int | None:
 
 
 def _mps_bytes() -> int:
-    """Bytes allocated by torch on Apple's GPU."""
+    """Return the bytes that torch has allocated on Apple's GPU; 0 without such a GPU."""
     return torch.mps.current_allocated_memory() if has_mps() else 0

@@ -1,4 +1,4 @@
-"""One progress for every program: a bar with the time left on a terminal, a line now and then in a log."""
+"""The progress display of every program: a bar with the time left on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 LOG_SECONDS = 10.0
-"""Least time between two lines of a log."""
+"""Shortest time between two lines in a log."""
 
 
 def say(message: str) -> None:
@@ -23,7 +23,7 @@ def say(message: str) -> None:
 
 
 class Progress:
-    """How far a task is, of `total` units (None: not known). A context manager, which leaves the terminal as it was."""
+    """Shows how many of the `total` units of a task are done (None: unknown). Its context restores the terminal."""
 
     def __init__(
         self,
@@ -35,10 +35,12 @@ class Progress:
         file: TextIO | None = None,
         shown: bool = True,
     ) -> None:
-        self.task, self.total, self.unit, self.start, self.done = task, total, unit, start, start
-        self.file, self.shown = file or sys.stderr, shown
+        self.task, self.total, self.unit = task, total, unit
+        self.start = self.done = start
+        self.shown = shown
+        self.file = file or sys.stderr
         self.bar = _bar(self.file) if shown and self.file.isatty() else None
-        self.row: Any = None
+        self.bar_task: Any = None
 
     def __enter__(self) -> Progress:
         self.begin(self.start)
@@ -50,9 +52,9 @@ class Progress:
     def begin(self, start: float) -> None:
         """Start the clock and the bar, with `start` units done already."""
         self.start = self.done = start
-        self.began = self.logged = time.monotonic()
+        self.start_time = self.last_log_time = time.monotonic()
         if self.bar:
-            self.row = self.bar.add_task(self.task, total=self.total, completed=int(start), amount="")
+            self.bar_task = self.bar.add_task(self.task, total=self.total, completed=int(start), amount="")
             self.bar.start()
 
     def end(self) -> None:
@@ -61,22 +63,24 @@ class Progress:
             self.bar.stop()
 
     def advance(self, amount: float) -> None:
-        """Add to what is done."""
+        """Add `amount` to the units that are done."""
         self.update(self.done + amount)
 
     def update(
         self, done: float, status: str = "", *, task: str | None = None, total: float | None = None, log: bool = False
     ) -> None:
-        """Show that `done` units are done, with a `status` in words; `log` prints a line whatever the time."""
+        """Show that `done` units are done, with a `status` in words. With `log`, print a line in any case."""
         if not self.shown:
             return
-        self.done, self.task, self.total = done, task or self.task, total or self.total
+        self.done = done
+        self.task = task or self.task
+        self.total = total or self.total
         now = time.monotonic()
         if self.bar:
-            amount = " ".join(filter(None, (self._amount(), status)))
-            self.bar.update(self.row, description=self.task, total=self.total, completed=done, amount=amount)
-        if log or (self.bar is None and now - self.logged >= LOG_SECONDS):
-            self.logged = now
+            amount = f"{self._amount()} {status}".strip()
+            self.bar.update(self.bar_task, description=self.task, total=self.total, completed=done, amount=amount)
+        if log or (self.bar is None and now - self.last_log_time >= LOG_SECONDS):
+            self.last_log_time = now
             line = "  ".join(filter(None, (f"{self.task} {self._amount()}", status, self._time_left(now))))
             if self.bar:
                 self.bar.console.print(line, highlight=False)
@@ -84,24 +88,25 @@ class Progress:
                 print(line, file=self.file, flush=True)
 
     def _amount(self) -> str:
-        of = f"/{self.total:,.0f}" if self.total else ""
-        return f"{self.done:,.0f}{of} {self.unit}".rstrip()
+        out_of_total = f"/{self.total:,.0f}" if self.total else ""
+        return f"{self.done:,.0f}{out_of_total} {self.unit}".rstrip()
 
     def _time_left(self, now: float) -> str:
         if not self.total or self.done <= self.start:
             return ""
-        return f"{duration((now - self.began) * (self.total - self.done) / (self.done - self.start))} left"
+        seconds_per_unit = (now - self.start_time) / (self.done - self.start)
+        return f"{duration(seconds_per_unit * (self.total - self.done))} left"
 
 
 @contextmanager
 def progress(task: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-    """Gives a function that adds to the amount done; a log has the task's begin and its end in any case."""
-    with Progress(task, total, unit) as shown:
-        if shown.bar is None:
+    """Yield a function that adds to the amount done. A log gets a line at the start and the end of the task."""
+    with Progress(task, total, unit) as display:
+        if display.bar is None:
             say(f"{task} ...")
-        yield shown.advance
-        if shown.bar is None:
-            say(f"{task}: {shown.done:,.0f} {unit} in {time.monotonic() - shown.began:.1f} s")
+        yield display.advance
+        if display.bar is None:
+            say(f"{task}: {display.done:,.0f} {unit} in {time.monotonic() - display.start_time:.1f} s")
 
 
 def _bar(file: TextIO) -> Bar:

@@ -1,4 +1,4 @@
-"""Kinds of the values in a config: one way to check settings, whichever program reads them."""
+"""The kinds of values that settings may have, and the checks of settings that all programs share."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from slm.runtime.words import is_number
 
 
 class Kind(NamedTuple):
-    """What a value must be: in words that follow "must be", and as a predicate."""
+    """What a value must be: `words` follow "must be" in a message, and `accepts` tests a value."""
 
     words: str
     accepts: Callable[[Any], bool]
 
 
 def or_null(kind: Kind) -> Kind:
-    """That kind, or null."""
+    """Return the kind that accepts null and whatever `kind` accepts."""
     return Kind(f"{kind.words}, or null", lambda value: value is None or kind.accepts(value))
 
 
 def one_of(*allowed: str) -> Kind:
-    """One of some words."""
+    """Return the kind that accepts only the `allowed` words."""
     return Kind(f"one of {', '.join(allowed)}", lambda value: isinstance(value, str) and value in allowed)
 
 
 def list_of(kind: Kind, what: str, *, least: int = 1) -> Kind:
-    """A list of `least` or more values of a kind; `what` names them in the plural."""
+    """Return the kind for lists of at least `least` values of a kind; `what` names the values in the plural."""
     return Kind(
         f"a list of {what}",
         lambda value: isinstance(value, list) and len(value) >= least and all(map(kind.accepts, value)),
@@ -38,7 +38,7 @@ def list_of(kind: Kind, what: str, *, least: int = 1) -> Kind:
 
 
 def whole_number(least: int) -> Kind:
-    """A whole number from `least` on; 1e6 is one."""
+    """Return the kind for whole numbers of at least `least`; 1e6 counts as a whole number."""
     return Kind(
         f"a whole number of at least {least}",
         lambda value: is_number(value) and value == int(value) and value >= least,
@@ -76,7 +76,7 @@ SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional: Mapping[str, Kind] = {}) -> None:
     """Raise `ValueError` for the first value that is missing or not of its kind; `optional` keys may be absent.
 
-    Keys are dotted paths. The message names the key, the value and what is accepted.
+    Keys are dotted paths, such as `optimizer.lr`.
     """
     for key, kind in {**kinds, **optional}.items():
         *groups, name = key.split(".")
@@ -101,21 +101,28 @@ def check_kind(key: str, value: Any, kind: Kind) -> None:
 
 
 def as_typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    """Return a value as a user types it on the command line."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def written_out(value: Any) -> str:
-    """`; write 1_000_000` for `1M`, which is refused: 2k tokens may mean 2,000 or 2,048."""
+    """Return `; write 1_000_000` for `1M`. Suffixes are refused, because 2k tokens may mean 2,000 or 2,048."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMBGT])", value) if isinstance(value, str) else None
-    return f"; write {round(float(match[1]) * SUFFIXES[match[2].upper()]):_}" if match else ""
+    if match is None:
+        return ""
+    number, suffix = match.groups()
+    return f"; write {round(float(number) * SUFFIXES[suffix.upper()]):_}"
 
 
 def plain_settings(config: DictConfig) -> dict[str, Any]:
-    """The config as plain values. Raises `ValueError` for a value that is missing or refers to nothing."""
+    """Return the config as plain values. Raises `ValueError` if a value is missing or cannot be resolved."""
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         message = str(error).splitlines()[0]
-        raise ValueError(f"{key} must be set: {key}=VALUE" if "Missing mandatory" in message else message) from error
+        if "Missing mandatory" in message:
+            message = f"{key} must be set: {key}=VALUE"
+        raise ValueError(message) from error

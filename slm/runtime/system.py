@@ -1,4 +1,4 @@
-"""What Linux, macOS and Windows tell about a machine in different ways: cores, memory, processor. Imports no torch."""
+"""Ask Linux, macOS or Windows for the cores, memory and processor of the machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from pathlib import Path
 
 
 def num_cores() -> int:
-    """Cores that this process may use; macOS and Windows tell only how many there are."""
+    """Return the number of cores that this process may use; on macOS and Windows, the number of all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_memory() -> int | None:
-    """Bytes of RAM of this machine; None if the system does not tell, as Windows does not."""
+    """Return the bytes of RAM of this machine; None if unknown, as on Windows."""
     with suppress(AttributeError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return None
 
 
 def processor_name() -> str:
-    """Name of the CPU; on Linux of the first one."""
+    """Return the name of the CPU; on Linux, of the first CPU."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         if names := [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]:
             return names[0]
     if sys.platform == "darwin":
         with suppress(OSError):
-            asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, encoding="utf-8")
-            if asked.stdout.strip():
-                return asked.stdout.strip()
+            brand = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, encoding="utf-8")
+            if name := brand.stdout.strip():
+                return name
     return platform.processor() or platform.machine() or "CPU"
 
 
 def reset_peak_rss() -> None:
-    """Reset the peak of `peak_rss`, which only Linux can."""
+    """Reset the peak that `peak_rss` returns. Does nothing except on Linux."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM = VmRSS
 
 
 def rss() -> int | None:
-    """Bytes of this process that are resident in RAM: on macOS the peak so far; None if unknown, as on Windows."""
+    """Return the bytes of this process that are resident in RAM; on macOS their peak so far, on Windows None."""
     return _status_bytes("VmRSS") or peak_rss()
 
 
 def peak_rss() -> int | None:
-    """Peak of `rss` since the reset; None if the system does not tell, as Windows does not."""
+    """Return the peak of the resident bytes since the last reset; None if unknown, as on Windows."""
     if peak := _status_bytes("VmHWM"):
         return peak
     with suppress(ImportError):
@@ -60,7 +60,7 @@ def peak_rss() -> int | None:
 
 
 def _status_bytes(key: str) -> int:
-    """A value of Linux's /proc/self/status in bytes; 0 on other systems."""
+    """Return a value of Linux's /proc/self/status in bytes; 0 on other systems."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{key}:"):

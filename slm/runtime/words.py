@@ -1,4 +1,4 @@
-"""Numbers and names as people read them. A number that could not be computed is a dash, never `None` or `nan`."""
+"""Write numbers and names for people. A number that could not be computed becomes a dash, never `None` or `nan`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SIZE_IN_SENTENCES = SIZE_IN_LABELS | {
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 MAX_ITEMS = 6
-"""Most items of a list that a sentence names."""
+"""A sentence names at most this many items of a list."""
 MAX_CHARACTERS = 60
-"""Most characters of a value that a sentence quotes."""
+"""A sentence quotes at most this many characters of a value."""
 MAX_DECIMALS = 6
 
 
@@ -35,7 +35,7 @@ def is_number(value: Any) -> bool:
 
 
 def format_number(value: Any, digits: int = 4) -> str:
-    """A number to `digits` significant digits, with an exponent if it is below 1e-4 or at least 1e6."""
+    """Write a number to `digits` significant digits, with an exponent if it is below 1e-4 or at least 1e6."""
     if not is_number(value):
         return NO_VALUE
     if value == 0:
@@ -48,19 +48,18 @@ def format_number(value: Any, digits: int = 4) -> str:
 
 
 def interval(ends: Sequence[Any] | None, digits: int = 4) -> str:
-    """`[low, high]`; an end that is not a finite number is `open`."""
-    if not ends or not any(is_number(end) for end in ends):
-        return "[open, open]"
-    return "[" + ", ".join(format_number(end, digits) if is_number(end) else "open" for end in ends) + "]"
+    """Write `[low, high]`; an end that is not a finite number is `open`."""
+    texts = [format_number(end, digits) if is_number(end) else "open" for end in ends or (None, None)]
+    return f"[{', '.join(texts)}]"
 
 
 def with_interval(value: Any, ends: Sequence[Any] | None, digits: int = 4) -> str:
-    """`value [low, high]`."""
+    """Write `value [low, high]`."""
     return f"{format_number(value, digits)} {interval(ends, digits)}" if is_number(value) else NO_VALUE
 
 
 def count(value: Any) -> str:
-    """A number of parameters or tokens: `125M`, `1.01B`."""
+    """Write a number of parameters or tokens: `125M`, `1.01B`."""
     if not is_number(value):
         return NO_VALUE
     for step, letter in _SUFFIXES:
@@ -70,65 +69,72 @@ def count(value: Any) -> str:
 
 
 def exact_count(value: Any) -> str:
-    """A whole number with all digits: `335,688`."""
+    """Write a whole number with all digits: `335,688`."""
     return f"{value:,}" if is_number(value) else NO_VALUE
 
 
 def amount(variable: str, value: Any) -> str:
-    """A value of a law's variable: FLOPs with an exponent, others as counts."""
+    """Write a value of a law's variable: FLOPs with an exponent, others as counts."""
     return format_number(value, 3) if variable == "C" else count(value)
 
 
 def percent(log_ratio: Any, *, sign: bool = False, digits: int = 2) -> str:
-    """A log ratio times 100, with a percent sign."""
-    return NO_VALUE if not is_number(log_ratio) else f"{100 * log_ratio:{'+' if sign else ''}.{digits}f}%"
+    """Write a log ratio times 100, with a percent sign; with `sign`, also a plus sign."""
+    if not is_number(log_ratio):
+        return NO_VALUE
+    return f"{100 * log_ratio:+.{digits}f}%" if sign else f"{100 * log_ratio:.{digits}f}%"
 
 
 def p_value(p: Any, replicates: int | None = None, *, equals: bool = False) -> str:
-    """A p-value: `0.012` (`= 0.012` if `equals`), or `< 0.001`.
+    """Write a p-value: `0.012` (`= 0.012` if `equals`), or `< 0.001`.
 
     A p-value of `replicates` simulations is at least 1/(replicates + 1), and is shown with `≤` at that bound.
     """
     if not is_number(p):
         return NO_VALUE
-    least = 1 / (replicates + 1) if replicates else 0.001
-    if replicates and p <= least * 1.000001:
-        return f"≤ {format_number(least, 1)}"
-    return "< 0.001" if p < 0.001 else f"{'= ' if equals else ''}{p:.3f}"
+    if replicates:
+        smallest = 1 / (replicates + 1)
+        if p <= smallest * 1.000001:
+            return f"≤ {format_number(smallest, 1)}"
+    if p < 0.001:
+        return "< 0.001"
+    return f"= {p:.3f}" if equals else f"{p:.3f}"
 
 
 def escape_markdown(text: Any) -> str:
-    """Text from a user as Markdown that shows exactly that text, on one line."""
-    words = " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    """Return Markdown that shows a user's text literally, on one line."""
+    escaped = " ".join(str(text).split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for mark in "|*`$":
-        words = words.replace(mark, "\\" + mark)
-    return words.replace("](", "]\\(").replace("![", "!\\[")
+        escaped = escaped.replace(mark, "\\" + mark)
+    return escaped.replace("](", "]\\(").replace("![", "!\\[")
 
 
 def join_names(names: Sequence[str]) -> str:
-    """`a, b and c`; empty without names."""
+    """Write `a, b and c`; empty without names."""
     if len(names) < 2:
         return "".join(names)
     return ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def plural(number: int, thing: str, things: str = "") -> str:
-    """`1 family`, `2 families`."""
+    """Write `1 family` or `2 families`; without `things`, the plural of `thing` ends in s."""
     return f"{number} {thing if number == 1 else things or thing + 's'}"
 
 
 def yes_or_no(value: Any) -> str:
-    """`yes` or `no`; a dash for None."""
-    return NO_VALUE if value is None else "yes" if value else "no"
+    """Write `yes` or `no`; a dash for None."""
+    if value is None:
+        return NO_VALUE
+    return "yes" if value else "no"
 
 
 def size_words(size: Any) -> str:
-    """What N counts: `all parameters`."""
+    """Say what N counts, such as `all parameters`; `size` is the column from which N was read."""
     return SIZE_IN_SENTENCES.get(str(size), "parameters")
 
 
 def axis_name(variable: str, size: Any) -> str:
-    """A law's variable as the label of an axis; `size` is the column that N was read from."""
+    """Return the axis label for a law's variable; `size` is the column from which N was read."""
     if variable == "N":
         return f"N ({SIZE_IN_LABELS[size]})" if size in SIZE_IN_LABELS else "N"
     return VARIABLE_NAMES.get(variable, variable)
@@ -137,7 +143,7 @@ def axis_name(variable: str, size: Any) -> str:
 def shortlist(
     items: Iterable[Any], max_items: int = MAX_ITEMS, separator: str = ", ", max_characters: int = MAX_CHARACTERS
 ) -> str:
-    """`1, 2, 3 and 37 more`: the first `max_items`, each cut to `max_characters`, and how many more there are."""
+    """Write `1, 2, 3 and 37 more`: the first `max_items`, each cut to `max_characters`, and how many are left."""
     texts = [shortened(item, max_characters) for item in items]
     if len(texts) <= max_items + 1:
         return separator.join(texts)
@@ -145,20 +151,22 @@ def shortlist(
 
 
 def shortened(value: Any, max_characters: int = MAX_CHARACTERS) -> str:
-    """The text of a value on one line; if it has more than `max_characters`, its middle is replaced by `...`."""
+    """Write a value on one line; if it has more than `max_characters`, `...` replaces its middle."""
     text = " ".join(str(value).split())
     if len(text) <= max_characters:
         return text
-    return f"{text[: max_characters * 2 // 3]}...{text[-(max_characters // 3 - 3) :]}"
+    num_start = max_characters * 2 // 3
+    num_end = max_characters // 3 - 3
+    return f"{text[:num_start]}...{text[-num_end:]}"
 
 
 def count_with_was(count: int, what: str) -> str:
-    """`1 row was` or `3 rows were`."""
+    """Write `1 row was` or `3 rows were`."""
     return f"{count} {what} was" if count == 1 else f"{count} {what}s were"
 
 
 def with_error(value: Any, se: Any, digits: int = 4) -> str:
-    """`3.283 ± 0.012`: the error to two digits, the value to as many decimals; `3.283` if there is no error."""
+    """Write `3.283 ± 0.012`: the error to two digits, the value to as many decimals. Without an error: `3.283`."""
     if not is_number(value):
         return NO_VALUE
     if not is_number(se) or se <= 0:
@@ -169,17 +177,17 @@ def with_error(value: Any, se: Any, digits: int = 4) -> str:
 
 
 def megabytes(size: Any) -> str:
-    """Bytes as a number of megabytes (10^6), without the unit."""
+    """Write a number of bytes in megabytes (10^6), without the unit."""
     return format_number(size / 1e6) if is_number(size) else NO_VALUE
 
 
 def seconds(value: Any) -> str:
-    """`12.3 s`: three digits."""
+    """Write seconds to three digits: `12.3 s`."""
     return f"{format_number(value, 3)} s" if is_number(value) else NO_VALUE
 
 
 def duration(seconds: float) -> str:
-    """A duration: `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
+    """Write a duration: `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
