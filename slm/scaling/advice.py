@@ -1,4 +1,4 @@
-"""What would detect a smaller difference of exponents: more seeds, more sizes, or a wider span."""
+"""Advice on how to detect a smaller difference of exponents: more seeds, more sizes, or a wider span."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 MAX_SEEDS = 100
 MAX_SIZES = 1000
 MAX_SPAN = 1_000_000
-"""The largest designs that are considered; the span is largest size / smallest."""
+"""The largest designs that are considered; a span is the ratio of the largest to the smallest size."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What would detect `difference`: enough seeds, enough sizes or a wide enough span, the other two as they are.
+    """Three ways to detect `difference`: change only the seeds, only the number of sizes, or only the span of sizes.
 
     `seeds` is the least number of runs per size, `sizes` the least number of sizes in the same span, and `span` the
-    least ratio of largest size / smallest with as many sizes. Each is None if its maximum does not suffice, and `seeds`
-    also if the noise is unknown.
+    least span with the same number of sizes. Each is None if its maximum is too little (`seeds` if `noise` is None).
     """
 
     difference: float
@@ -35,44 +34,40 @@ class Advice:
 
     @property
     def text(self) -> str:
-        """The changes in words. If more seeds are not among them, it says why."""
+        """The possible changes in words, and the reason if more seeds are not among them."""
         changes = []
         if self.seeds is not None:
-            changes.append(f"{self.seeds} seeds a size instead of {self.seeds_now}")
+            changes.append(f"{self.seeds} seeds per size instead of {self.seeds_now}")
         if self.sizes is not None:
             changes.append(f"{self.sizes} sizes in the same span instead of {self.sizes_now}")
         if self.span is not None:
             changes.append(f"sizes over a factor of {_rounded(self.span)} instead of {_rounded(self.span_now)}")
         if not changes:
-            changes = [
-                f"more than {MAX_SIZES:,} sizes in the same span",
-                f"sizes over a factor of more than {MAX_SPAN:,}",
-            ]
+            changes = [f"more than {MAX_SIZES:,} sizes in the same span", f"sizes over a factor above {MAX_SPAN:,}"]
         text = ", or ".join(changes)
         if self.seeds is not None:
             return text
         if self.noise is None:
-            return f"{text}; whether more seeds would help is unknown, because no size has more than one"
+            return f"{text}; whether more seeds would help is unknown, because no size has more than one seed"
         return (
-            f"{text}; more seeds do not suffice, because sizes deviate from a smooth law by {self.misfit:.2g} in "
-            f"log loss whatever the number of seeds (runs of one size differ by {self.noise:.2g})"
+            f"{text}; more seeds do not suffice, because even the mean over many seeds deviates from a smooth law "
+            f"by {self.misfit:.2g} in log loss (the seeds of one size differ by {self.noise:.2g})"
         )
 
     def entry(self) -> dict[str, Any]:
-        """The fields and the text, for a JSON file."""
+        """Return the fields and the text, for a JSON file."""
         return {**vars(self), "text": self.text}
 
 
 def _rounded(value: float) -> str:
-    """Three significant digits as people write them: 2,000 and not 2e+03."""
+    """Write three significant digits as people do: 2,000 and not 2e+03."""
     return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def advise(suffices: Callable[..., bool], difference: float, design: Any, log_span: float) -> Advice:
-    """Find the least change of `design` (of `slm.scaling.power`, which imports this module) that suffices.
+    """Find the least changes of `design` that suffice; the classes of designs are in `slm.scaling.power`.
 
-    `suffices` takes `seeds`, `sizes` or `stretch`, a factor on `log_span`: the log of the design's largest size /
-    smallest.
+    `suffices` takes `seeds`, `sizes` or `stretch`, a factor on `log_span`; `log_span` is the log of the design's span.
     """
     stretch = _least_stretch(lambda factor: suffices(stretch=factor), log_span)
     return Advice(
@@ -89,14 +84,14 @@ def advise(suffices: Callable[..., bool], difference: float, design: Any, log_sp
 
 
 def _least(suffices: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The least whole number from `low` to `high` that suffices; None if `high` does not."""
+    """Return the least whole number from `low` to `high` that suffices; None if `high` does not suffice."""
     if low > high or not suffices(high):
         return None
     return low + bisect_left(range(low, high), True, key=suffices)
 
 
 def _least_stretch(suffices: Callable[[float], bool], log_span: float) -> float | None:
-    """The least factor on the log span that suffices, to 0.1%; None if a span of `MAX_SPAN` does not suffice."""
+    """Return the least factor on the log span that suffices, to 0.1%; None if the span `MAX_SPAN` does not suffice."""
     low, high = 1.0, math.log(MAX_SPAN) / log_span if log_span > 0 else 0.0
     if high <= 1 or not suffices(high):
         return None

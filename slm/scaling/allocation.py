@@ -1,4 +1,4 @@
-"""How to spend compute: compute-optimal sizes, compute to reach a loss, Pareto fronts, cost."""
+"""Spend compute well: compute-optimal sizes, compute to reach a loss, Pareto fronts, cost."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Allocation:
 def compute_optimal(law: Mapping[str, float], flops: float, *, unit: float = 6.0) -> Allocation:
     """Minimise L = E + A/N^alpha + B/D^beta over N D = C/`unit` (Hoffmann et al. 2022, equation 4).
 
-    N* = G (C/unit)^(beta/(alpha+beta)), D* = (C/unit)^(alpha/(alpha+beta)) / G with G = (alpha A / (beta
-    B))^(1/(alpha+beta)); C = 6 N D is Kaplan's rule, and a table may count otherwise.
+    N* = G (C/unit)^(beta/(alpha+beta)) and D* = (C/unit)^(alpha/(alpha+beta)) / G, where
+    G = (alpha A / (beta B))^(1/(alpha+beta)). The default `unit` is Kaplan's rule C = 6 N D; a table may differ.
     """
     E, A, B, alpha, beta = (law[name] for name in ("E", "A", "B", "alpha", "beta"))
     G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
@@ -36,7 +36,7 @@ def compute_optimal(law: Mapping[str, float], flops: float, *, unit: float = 6.0
 
 
 def numeric_optimum(law: Law, params: Mapping[str, float], flops: float, *, unit: float = 6.0) -> Allocation | None:
-    """Minimise any law in N and D over N D = C/`unit`; None if the loss falls all the way to N = 1 or D = 1."""
+    """Minimise any law in N and D over N D = C/`unit`; None if the loss is least at an end, N = 1 or D = 1."""
     log_nd = np.log(flops / unit)
     theta = law.coordinates(params, np.zeros(2))[None]
 
@@ -49,28 +49,28 @@ def numeric_optimum(law: Law, params: Mapping[str, float], flops: float, *, unit
     if best in (0, len(grid) - 1):
         return None
     bounds = grid[best - 1], grid[best + 1]
-    options = {"xatol": 1e-10}
-    lowest = optimize.minimize_scalar(lambda x: log_loss(np.array([x]))[0], bounds=bounds, options=options)
-    return Allocation(flops, *np.exp([lowest.x, log_nd - lowest.x, lowest.fun]).tolist())
+    lowest = optimize.minimize_scalar(lambda x: log_loss(np.array([x]))[0], bounds=bounds, options={"xatol": 1e-10})
+    N, D, loss = np.exp([lowest.x, log_nd - lowest.x, lowest.fun]).tolist()
+    return Allocation(flops, N, D, loss)
 
 
 def flops_to_reach(law: str, params: Mapping[str, float], loss: float, *, unit: float = 6.0) -> float | None:
-    """Fewest FLOPs at which `chinchilla` (optimally allocated), `power_C` or `power_floor_C` reaches `loss`.
+    """Return the fewest FLOPs at which `chinchilla` (optimally allocated), `power_C` or `power_floor_C` reaches `loss`.
 
-    None at or below the floor. At the optimum both terms of `chinchilla` are proportional to
+    Returns None if `loss` is not above the floor. At the optimum both terms of `chinchilla` are proportional to
     C^-(alpha beta/(alpha+beta)), so one evaluation gives the constant; `unit` is as in `compute_optimal`.
     """
-    above = loss - params.get("E", 0.0)
-    if above <= 0:
+    above_floor = loss - params.get("E", 0.0)
+    if above_floor <= 0:
         return None
     if law != "chinchilla":
-        return float((params["A"] / above) ** (1 / params["alpha"]))
-    loss_at_1e20 = compute_optimal(params, 1e20, unit=unit).loss
-    return float(1e20 * ((loss_at_1e20 - params["E"]) / above) ** (1 / params["alpha"] + 1 / params["beta"]))
+        return float((params["A"] / above_floor) ** (1 / params["alpha"]))
+    above_floor_at_1e20 = compute_optimal(params, 1e20, unit=unit).loss - params["E"]
+    return float(1e20 * (above_floor_at_1e20 / above_floor) ** (1 / params["alpha"] + 1 / params["beta"]))
 
 
 def cost(flops: float, flops_per_second: float | None, price_per_hour: float | None) -> dict[str, float | None]:
-    """`device_hours` at an achieved speed (peak x MFU), and their `price`; empty if the speed is unknown."""
+    """Return `device_hours` at an achieved speed (peak x MFU), and their `price`; empty if the speed is unknown."""
     if flops_per_second is None:
         return {}
     hours = flops / flops_per_second / 3600
@@ -78,6 +78,7 @@ def cost(flops: float, flops_per_second: float | None, price_per_hour: float | N
 
 
 def pareto_front(smaller_is_better: Floats) -> np.ndarray:
-    """Which rows of [rows, criteria] no other row beats in all criteria: boolean [rows]."""
-    mine, other = smaller_is_better[None], smaller_is_better[:, None]
-    return np.asarray(~((other <= mine).all(axis=2) & (other < mine).any(axis=2)).any(axis=0))
+    """Return which rows of [rows, criteria] are not dominated by another row: boolean [rows]."""
+    row, other = smaller_is_better[None], smaller_is_better[:, None]
+    dominates = (other <= row).all(axis=2) & (other < row).any(axis=2)  # [other, row]
+    return np.asarray(~dominates.any(axis=0))

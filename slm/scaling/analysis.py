@@ -1,4 +1,4 @@
-"""Analysis of a results table: fits, comparison of families, references and allocation, as plain data."""
+"""Analyse a results table: fits, comparison of families, references and allocation, as the contents of JSON files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
 
-ReportProgress = Callable[[str, int, int], None]
-"""Called before each step with its name, the number of steps done, and the number of all steps."""
-
 
 @dataclass(frozen=True)
 class Analysis:
@@ -37,45 +34,40 @@ def analyse(
     *,
     controlled: bool | None = None,
     seed: int = 1,
-    progress: ReportProgress = lambda step, done, total: None,
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
     verdict_only: bool = False,
 ) -> Analysis:
     """Fit every law that the table allows, compare the families, and state the verdict.
 
-    `controlled` is the result of an audit (None: not audited); it changes only the wording of the verdict. Results
+    `controlled` is the result of an audit (None: not audited); it changes only the wording of the verdict. All numbers
     depend only on the table, the settings and `seed`. `verdict_only` leaves out what the verdict does not use: bands,
-    predictions, other targets, a second loss, references, allocation. Raises `ValueError` if no law can be fitted to
-    any family.
+    predictions, other targets, a second loss, references, allocation. `progress` is called before each step with its
+    name and the numbers of steps done and of all steps. Raises `ValueError` if no law can be fitted to any family.
     """
     settings = settings or Settings()
     target, size = _target_and_size(table, settings)
     tasks, skipped = _plan(table, settings, target, size)
-    loss = settings.fit_loss
-
-    def is_primary(task: Task) -> bool:  # whether the verdict may rest on this task
-        return task.target == target and task.size in ("", size) and task.loss == loss
-
-    tasks = [task for task in tasks if is_primary(task) or not verdict_only]
-    steps = len(tasks) + sum(map(is_primary, tasks)) + 1
-
-    def show(step: str, done: int) -> None:
-        progress(step, done, steps)
-
-    entries, fitted = _fit(table, tasks, is_primary, settings, seed, not verdict_only, show)
+    tasks = [task for task in tasks if task.is_primary or not verdict_only]
+    n_steps = len(tasks) + sum(task.is_primary for task in tasks) + 1
+    entries, fitted = _fit(
+        table, tasks, settings, seed, not verdict_only, lambda step, done: progress(step, done, n_steps)
+    )
     assessed = selection.assess_laws(fitted)
     law, why = selection.choose_law(fitted, assessed, settings.law)
     comparison = _overview(table, settings, entries, fitted, law, target, size)
     comparison |= {"weighed": assessed, "laws": {}, "skipped": skipped}
     comparison["primary"]["why"] = why
     for index, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):
-        show(f"comparing families under {name}", index)
+        progress(f"comparing families under {name}", index, n_steps)
         rng = np.random.default_rng([seed, 1000, seed_of_law(name)])
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
     comparison["envelopes"] = selection.envelopes(fitted, assessed, law)
-    curved, covariates = selection.is_curved(fitted, assessed, law), _covariates(fitted)
+    fits = [result.fit for families in fitted.values() for result in families.values() if result.fit is not None]
+    covariates = sorted({name for fit in fits for name in fit.law.variables} - set(VARIABLES))  # columns of the table
+    curved = selection.is_curved(fitted, assessed, law)
     comparison["paired"] = compare_pairs(table, target, size, settings, covariates, curved=curved)
-    show("references and allocation", steps - 1)
+    progress("references and allocation", n_steps - 1, n_steps)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
     comparison["verdict"] = verdict(comparison, entries, controlled)
@@ -83,24 +75,18 @@ def analyse(
 
 
 def _fit(
-    table: Table,
-    tasks: Sequence[Task],
-    is_primary: Callable[[Task], bool],
-    settings: Settings,
-    seed: int,
-    is_thorough: bool,
-    progress: Callable[[str, int], None],
+    table: Table, tasks: Sequence[Task], settings: Settings, seed: int, thorough: bool, show: Callable[[str, int], None]
 ) -> tuple[list[Entry], dict[str, dict[str, Fitted]]]:
-    """The entries of all fits, and by law the fits that the verdict may rest on. Raises `ValueError` if all failed."""
+    """Return the entries of all fits, and law -> family -> primary fit. Raises `ValueError` if all fits failed."""
     entries: list[Entry] = []
     fitted: dict[str, dict[str, Fitted]] = {}
     for index, task in enumerate(tasks):
-        progress(f"fitting {task.law.name} to {task.target}", index)
-        # Each task has its own generator, so that leaving out a law does not change the bootstraps of others.
-        rng = np.random.default_rng([seed, seed_of_law(task.law.name), 0 if is_primary(task) else index])
-        families = fit_group(table, task, settings, rng, thorough=is_primary(task) and is_thorough)
+        show(f"fitting {task.law.name} to {task.target}", index)
+        # Each task has its own generator, so that leaving out a law does not change the bootstraps of other laws.
+        rng = np.random.default_rng([seed, seed_of_law(task.law.name), 0 if task.is_primary else index])
+        families = fit_group(table, task, settings, rng, thorough=task.is_primary and thorough)
         entries += [result.entry for result in families.values()]
-        if is_primary(task):
+        if task.is_primary:
             fitted[task.law.name] = families
     if not any(entry["fitted"] for entry in entries):
         reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
@@ -109,7 +95,7 @@ def _fit(
 
 
 def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
-    """The target of the verdict, and the column that is its N."""
+    """Return the verdict's target, and the column that is N in the verdict."""
     columns = [name for name in ("tokenizer_fingerprint", "tokenizer", "vocab_size") if name in table.frame]
     num_tokenizers = max((table.frame[name].nunique() for name in columns), default=1)
     default = "bits_per_byte" if num_tokenizers > 1 and "bits_per_byte" in table.targets else table.targets[0]
@@ -122,11 +108,13 @@ def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
 
 
 def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[list[Task], list[Entry]]:
-    """The tasks whose columns the table has, and the laws that are skipped for lack of a column, with reasons."""
-    tasks, skipped = [], []
+    """Return the tasks whose columns the table has, and the laws skipped for lack of a column, with reasons."""
+    tasks: list[Task] = []
+    skipped: list[Entry] = []
     targets = [target, *(t for t in settings.targets if t in table.targets and t != target)]
     sizes = [size, *(s for s in settings.sizes if s in table.sizes and s != size)]
-    for name in settings.every_law:
+    requested = () if settings.law == "auto" else (settings.law,)
+    for name in dict.fromkeys((*settings.laws, *settings.formulas, *requested)):
         law = get_law(name, settings.formulas, table.frame.columns)
         missing = missing_columns(table, law, target, size)
         if missing:
@@ -138,8 +126,9 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
             continue
         for t in targets:
             for s in sizes if "N" in law.variables else [""]:
-                tasks.append(Task(law, t, s, settings.fit_loss))
-                if t == target and s in ("", size):
+                is_primary = t == target and s in ("", size)
+                tasks.append(Task(law, t, s, settings.fit_loss, is_primary))
+                if is_primary:
                     tasks.append(Task(law, t, s, settings.other_loss))
     _check_names(settings, table, [task.law for task in tasks])
     return tasks, skipped
@@ -147,35 +136,27 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
 
 def _check_names(settings: Settings, table: Table, laws: list[Law]) -> None:
     """Raise `ValueError` if a point to predict has an unknown variable, or no law has all parameters to test."""
-    points = [point for point in settings.predict if isinstance(point, Mapping)]
-    unknown = [name for point in points for name in point if name not in (*VARIABLES, *table.frame)]
-    if unknown:
-        names = ", ".join(VARIABLES)
-        raise ValueError(f"analysis.predict has {unknown[0]}, which must be {names} or a column of the table")
+    names = [name for point in settings.predict if isinstance(point, Mapping) for name in point]
+    for name in names:
+        if name not in (*VARIABLES, *table.frame):
+            raise ValueError(
+                f"analysis.predict has {name}, which must be {', '.join(VARIABLES)} or a column of the table"
+            )
     if settings.test and not any(set(settings.test) <= set(law.parameters) for law in laws):
         raise ValueError(
-            f"analysis.test has {', '.join(settings.test)}, and no law that is fitted has all of these parameters: "
+            f"analysis.test has {', '.join(settings.test)}, and no fitted law has all of these parameters: "
             + "; ".join(dict.fromkeys(f"{law.name} has {', '.join(law.parameters)}" for law in laws))
         )
-
-
-def _covariates(fitted: selection.ByLaw) -> list[str]:
-    """The variables of fitted formulas other than `VARIABLES`: columns of the table."""
-    fits = [result for families in fitted.values() for result in families.values() if result.fit is not None]
-    return sorted({name for result in fits for name in result.entry["range"]} - set(VARIABLES))
 
 
 def _overview(
     table: Table, settings: Settings, entries: list[Entry], fitted: selection.ByLaw, law: str, target: str, size: str
 ) -> Entry:
-    """The keys of comparison.json on what was compared, how well each law fits, and which rankings agree."""
+    """Return the keys of comparison.json on what was compared, how well each law fits, and which rankings agree."""
     frame, families, loss = table.frame, table.families, settings.fit_loss.name
-    all_rankings = selection.rankings(entries, families)
-    primary = next(
-        row
-        for row in all_rankings
-        if (row["law"], row["target"], row["loss"]) == (law, target, loss) and row["size"] in (None, size)
-    )
+    rankings = selection.rankings(entries, families)
+    choices = {"law": (law,), "target": (target,), "loss": (loss,), "size": (None, size)}
+    primary = next(row for row in rankings if all(row[key] in allowed for key, allowed in choices.items()))
     has_tokens = "tokens" in frame and not frame["tokens"].isna().any()
     return {
         "table": table.name,
@@ -186,19 +167,19 @@ def _overview(
         "n_cells": frame["cell"].nunique(),
         "primary": {"law": law, "in_N": selection.is_in_size(fitted[law]), "target": target, "size": size}
         | {"loss": loss, "level": settings.level},
-        "ranking": selection.survival(all_rankings, primary, families),
+        "ranking": selection.survival(rankings, primary, families),
         "selection": selection.rows_by_law(fitted, families),
         "notes": [*table.notes, *_unmet_requests(settings, entries)],
     }
 
 
 def _unmet_requests(settings: Settings, entries: list[Entry]) -> list[str]:
-    """Sentences on formulas that fit no family, and on a test of parameters that no fitted law has."""
+    """Return sentences on formulas that fit no family, and on a test of parameters that no fitted law has."""
     sentences = []
     for name in settings.formulas or ():
-        of_formula = [entry for entry in entries if entry["law"] == name]
-        if of_formula and not any(entry["fitted"] for entry in of_formula):
-            sentences.append(f"The formula {name} was {of_formula[0]['notes'][0]}.")
+        formula_entries = [entry for entry in entries if entry["law"] == name]
+        if formula_entries and not any(entry["fitted"] for entry in formula_entries):
+            sentences.append(f"The formula {name} was {formula_entries[0]['notes'][0]}.")
     if settings.test and not any(entry.get("test") for entry in entries):
-        sentences.append(f"analysis.test was not made: no law that was fitted has all of {', '.join(settings.test)}.")
+        sentences.append(f"analysis.test was not computed: no fitted law has all of {', '.join(settings.test)}.")
     return sentences

@@ -1,11 +1,9 @@
 """Errors of fits whose rows share runs or shapes: cluster-robust standard errors, and bootstraps.
 
-Rows of one shape deviate from a law together: they share the shape and the learning rate that was chosen for it. So do
-checkpoints and branches of one run. The sandwich estimator with bias-reduced residuals ("CR2") and Satterthwaite's
-degrees of freedom is accurate with few clusters (Bell & McCaffrey 2002; Pustejovsky & Tipton 2018, arXiv:1601.01981);
-a bootstrap of clusters is not.
-
-Bootstrap samples are refitted in one batch, warm-started at the estimate.
+The residuals of rows of one shape are correlated, because the rows share the shape and the learning rate chosen for it.
+So are the residuals of checkpoints and branches of one run. The sandwich estimator with bias-reduced residuals ("CR2")
+and Satterthwaite's degrees of freedom is accurate with few clusters (Bell & McCaffrey 2002; Pustejovsky & Tipton 2018,
+arXiv:1601.01981); a bootstrap of clusters is not. Bootstrap samples are refitted in batches, starting at the estimate.
 
 Axes: I rows, B replicates, P coordinates.
 """
@@ -26,14 +24,14 @@ Kind = Literal["cluster", "wild"]
 MAX_BATCH_NUMBERS = 4_000_000
 """Most numbers in one array of a batch (replicates x rows x parameters), to bound memory."""
 WEBB_WEIGHTS = np.sqrt([0.5, 1.0, 1.5])
-"""Used with both signs. With few clusters, weights of -1 and 1 give too few distinct samples (Webb 2023)."""
+"""Used with both signs if clusters are few: weights of -1 and 1 would give too few distinct samples (Webb 2023)."""
 MIN_EIGENVALUE = 1e-8
-"""Where an eigenvalue of a cluster's block of I - hat matrix is smaller, the fit passes through the data in that
-direction, and residuals say nothing about scatter."""
+"""If an eigenvalue of a cluster's block of (identity - hat matrix) is smaller than this, the fit passes through the
+data in the direction of the eigenvector, and the residuals do not show the scatter there."""
 
 
 def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
-    """The usual and the robust standard error of `vector` [P] @ coordinates, and degrees of freedom of the robust one.
+    """Return the usual standard error of `vector` [P] @ coordinates, the robust error, and the robust error's df.
 
     Only the ratio of the errors is used, so both are 1 if all rows are independent. All three are NaN if the clusters
     leave no scatter from which to estimate an error.
@@ -48,7 +46,7 @@ def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
 
 
 def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vector: Floats) -> tuple[float, float]:
-    """Standard error of `vector` [P] @ coordinates, and its degrees of freedom: 0 if no cluster informs it.
+    """Return the robust standard error of `vector` [P] @ coordinates, and its degrees of freedom (0: not estimable).
 
     `jacobian` [I, P] has the derivatives of the fitted values; rows with equal `clusters` [I] are one cluster.
     """
@@ -70,7 +68,7 @@ def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vec
 
 
 def _inverse_square_root(block: Floats) -> Floats:
-    """Symmetric inverse square root, with 0 for directions in which the fit passes through the data."""
+    """Return the symmetric inverse square root, with 0 for directions in which the fit passes through the data."""
     values, vectors = np.linalg.eigh(block)
     scale = np.where(values > MIN_EIGENVALUE, 1 / np.sqrt(np.maximum(values, MIN_EIGENVALUE)), 0.0)
     return np.asarray((vectors * scale) @ vectors.T)
@@ -87,8 +85,8 @@ class Ensemble:
 def bootstrap(fit: Fit, kind: Kind, replicates: int, rng: np.random.Generator) -> Ensemble:
     """Refit `replicates` resampled data sets.
 
-    cluster: clusters drawn with replacement (Field & Welsh 2007). wild: residuals kept in place, times random signs
-    and sizes that a cluster shares (Wu 1986; Cameron, Gelbach & Miller 2008), after scaling up by sqrt(n / (n - P)).
+    `kind="cluster"` draws whole clusters with replacement (Field & Welsh 2007). `kind="wild"` multiplies each residual
+    by sqrt(n / (n - P)) and a random factor per cluster (Wu 1986; Cameron, Gelbach & Miller 2008).
     """
     sample = fit.sample
     start = np.repeat(fit.theta[None], replicates, axis=0)
@@ -107,29 +105,30 @@ def bootstrap(fit: Fit, kind: Kind, replicates: int, rng: np.random.Generator) -
 
 
 def refit(fit: Fit, log_y: Floats, weights: Floats | None, start: Floats) -> tuple[Floats, np.ndarray]:
-    """Coordinates [B, P] of refits, and whether each converged [B], in batches of bounded memory."""
+    """Return the coordinates [B, P] of refits, and whether each converged [B], in batches of bounded memory."""
     bounds = coordinate_bounds(fit.law, fit.sample)
     start = raise_small_terms(fit.law, fit.sample, start)
     block = single_block(fit.law, fit.sample)
-    size = max(1, MAX_BATCH_NUMBERS // (len(block.rows) * len(fit.theta)))
+    batch_size = max(1, MAX_BATCH_NUMBERS // (len(block.rows) * len(fit.theta)))
     optima = []
-    for first in range(0, len(start), size):
-        part = slice(first, first + size)
-        y = log_y if log_y.ndim == 1 else log_y[part]
-        w = None if weights is None else weights[part]
-        optima.append(minimise([block], y, start[part], bounds, loss=fit.loss, weights=w))
-    return np.concatenate([optimum.phi for optimum in optima]), np.concatenate([o.converged for o in optima])
+    for first in range(0, len(start), batch_size):
+        batch = slice(first, first + batch_size)
+        y = log_y if log_y.ndim == 1 else log_y[batch]
+        w = None if weights is None else weights[batch]
+        optima.append(minimise([block], y, start[batch], bounds, loss=fit.loss, weights=w))
+    theta = np.concatenate([optimum.phi for optimum in optima])
+    return theta, np.concatenate([optimum.converged for optimum in optima])
 
 
 def _cluster_weights(clusters: np.ndarray, replicates: int, rng: np.random.Generator) -> Floats:
-    """How often each row is drawn [B, I] if whole clusters are drawn."""
+    """Return how often each row is drawn [B, I] if whole clusters are drawn."""
     names, inverse = np.unique(clusters, return_inverse=True)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
     return drawn[:, inverse].astype(float)
 
 
 def _distinct_points(weights: Floats, log_x: Floats) -> np.ndarray:
-    """Number [B] of distinct points in the space of variables that each replicate has."""
+    """Count the distinct points in the space of variables in each replicate [B]."""
     points, inverse = np.unique(log_x, axis=0, return_inverse=True)
     is_at_point = inverse.reshape(-1, 1) == np.arange(len(points))
     return np.asarray((weights @ is_at_point > 0).sum(axis=1))
@@ -137,5 +136,5 @@ def _distinct_points(weights: Floats, log_x: Floats) -> np.ndarray:
 
 def _wild_factors(clusters: np.ndarray, replicates: int, rng: np.random.Generator) -> Floats:
     names, inverse = np.unique(clusters, return_inverse=True)
-    points = np.r_[-WEBB_WEIGHTS, WEBB_WEIGHTS] if len(names) < 12 else np.array([-1.0, 1.0])
-    return rng.choice(points, size=(replicates, len(names)))[:, inverse]
+    factors = np.r_[-WEBB_WEIGHTS, WEBB_WEIGHTS] if len(names) < 12 else np.array([-1.0, 1.0])
+    return rng.choice(factors, size=(replicates, len(names)))[:, inverse]

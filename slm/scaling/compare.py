@@ -1,7 +1,6 @@
 """Compare families under one law: joint test, pairs, nested models, pooling, and the smallest detectable difference.
 
-The result is an entry of `laws` in comparison.json. The comparison at equal sizes, which needs no law, is in
-`slm.scaling.paired`.
+The result is an entry of `laws` in comparison.json. `slm.scaling.paired` compares at equal sizes, without a law.
 """
 
 from __future__ import annotations
@@ -23,15 +22,14 @@ from slm.scaling.pooling import pool
 from slm.scaling.power import Design, UnpairedDesigns
 from slm.scaling.settings import Settings
 
-MIN_POOLED = 3
-"""Fewest families from which a population of families is estimated."""
+MIN_FAMILIES_TO_POOL = 3
 Fits = dict[str, tuple[Fit, Uncertainty]]
 
 
 def compare_law(
     fitted: Mapping[str, Fitted], settings: Settings, rng: np.random.Generator, *, thorough: bool = True
 ) -> Entry | None:
-    """The families under one law; None with fewer than two families fitted.
+    """Compare the families under one law; None if fewer than two were fitted.
 
     Unless `thorough`, the entry has only the joint test of all families and the pairs.
     """
@@ -39,14 +37,14 @@ def compare_law(
     if len(fits) < 2:
         return None
     law = next(iter(fits.values()))[0].law
-    fits, common = _over_common_range(fits, law, settings)
+    fits, common_range = _over_common_range(fits, law, settings)
     curves = _curves(fits, law, settings.level)
     joint_tests = _joint_tests(curves, rng)
     entry: Entry = {
         "law": law.name,
         "families": list(fits),
         "left_out": [name for name in fitted if name not in fits],
-        "common_range": common,
+        "common_range": common_range,
         "independent": all(fit.sample.is_independent for fit, _ in fits.values()),
         "joint": joint_tests,
         "p": min((test["p_adjusted"] for test in joint_tests.values()), default=None),
@@ -56,7 +54,7 @@ def compare_law(
         return entry
     families = gather({name: fit for name, (fit, _) in fits.items()})
     models = {name: fit_joint(families, name) for name in MODELS}
-    if law.floor is None:  # without a floor, the two are the same model
+    if law.floor is None:  # without a floor, the two models are the same
         models["shared_exponents"] = models["efficiency"]
     return entry | {
         "models": _model_rows(law, models),
@@ -68,7 +66,7 @@ def compare_law(
 
 
 def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
-    """The families whose exponents are identified; if those are fewer than two, all that were fitted with scatter."""
+    """Select the families whose exponents are identified; if there are fewer than two, all fits that have scatter."""
     results = ((name, result.fit, result.uncertainty) for name, result in fitted.items())
     fits = {name: (fit, bounds) for name, fit, bounds in results if fit and bounds and not fit.is_exact}
     identified = {name: pair for name, pair in fits.items() if fitted[name].entry["identified"]}
@@ -76,16 +74,17 @@ def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
 
 
 def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, Entry | None]:
-    """Fits to the sizes in the range that all families share, for laws that are straight lines in logs.
+    """Refit laws that are straight lines in logs to the range of sizes that all families share.
 
-    The slope of a straight line through a curve depends on the range of sizes: of two families that follow the same law
-    with a floor, one with sizes 4 times as large has another slope. The fits stay as they are if the ranges agree, if
-    the law is not a straight line, or if too few sizes are left (`range` is then None).
+    The slope of a straight line through a curve depends on the range of sizes: two families that follow the same law
+    with a floor have different slopes if one of them has larger sizes. The fits stay as they are if the ranges agree,
+    if the law is not a straight line, or if too few sizes are left (`range` is then None).
     """
     log_sizes = {name: fit.sample.log_x[:, 0] for name, (fit, _) in fits.items()}
     lows, highs = np.array([(x.min(), x.max()) for x in log_sizes.values()]).T
     low, high, slack = lows.max(), highs.min(), np.log1p(SAME_SIZE)
-    if not law.is_linear or max(low - lows.min(), highs.max() - high) <= slack:
+    have_same_range = max(low - lows.min(), highs.max() - high) <= slack
+    if not law.is_linear or have_same_range:
         return fits, None
     refits: Fits = {}
     for name, (fit, _) in fits.items():
@@ -98,17 +97,21 @@ def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, 
 
 
 def _curves(fits: Fits, law: Law, level: float) -> dict[str, dict[str, Curve]]:
-    """Exponent -> family -> curve of t, for the families whose data identify the exponent."""
-    curves: dict[str, dict[str, Curve]] = {}
-    for exponent in law.exponents:
-        identified = {name: pair for name, pair in fits.items() if exponent not in pair[1].not_identified}
-        by_family = {name: curve(fit, bounds, exponent, level) for name, (fit, bounds) in identified.items()}
-        curves[exponent] = {name: t_curve for name, t_curve in by_family.items() if t_curve}
+    """Return exponent -> family -> curve of t, for the families whose data identify the exponent."""
+    curves: dict[str, dict[str, Curve]] = {exponent: {} for exponent in law.exponents}
+    for exponent, by_family in curves.items():
+        for name, (fit, bounds) in _identified(fits, exponent).items():
+            if t_curve := curve(fit, bounds, exponent, level):
+                by_family[name] = t_curve
     return curves
 
 
+def _identified(fits: Fits, exponent: str) -> Fits:
+    return {name: (fit, bounds) for name, (fit, bounds) in fits.items() if exponent not in bounds.not_identified}
+
+
 def _joint_tests(curves: Mapping[str, Mapping[str, Curve]], rng: np.random.Generator) -> dict[str, Entry]:
-    """One test of all families for each exponent that at least two identify; adjusted over the exponents."""
+    """Test all families together, for each exponent that at least two identify; p is adjusted over the exponents."""
     tests: dict[str, Entry] = {}
     for exponent, by_family in curves.items():
         if len(by_family) > 1:
@@ -120,7 +123,7 @@ def _joint_tests(curves: Mapping[str, Mapping[str, Curve]], rng: np.random.Gener
 
 
 def _pairs(fits: Fits, law: Law, curves: Mapping[str, Mapping[str, Curve]], level: float) -> list[Entry]:
-    """Every pair's difference of each exponent; p-values are adjusted over all of them (Holm)."""
+    """Compare every pair of families by each exponent; p-values are adjusted over all pairs and exponents (Holm)."""
     rows = []
     for exponent, by_family in curves.items():
         for a, b in combinations(fits, 2):
@@ -142,39 +145,41 @@ def _model_rows(law: Law, models: Mapping[str, JointFit]) -> list[Entry]:
     best = min((score.aicc for score in criteria.values() if np.isfinite(score.aicc)), default=np.nan)
     rows = []
     for name, fit in models.items():
-        aicc, bic, *_ = criteria[name]
+        aicc = criteria[name].aicc
         row: Entry = {"model": name, "parameters": len(fit.phi), "sse": fit.sse}
-        row |= {"aicc": aicc, "aicc_above_best": aicc - best, "bic": bic}
+        row |= {"aicc": aicc, "aicc_above_best": aicc - best, "bic": criteria[name].bic}
         row |= {"converged": fit.converged, "starts_agreeing": fit.starts_agreeing}
         theta = dict(zip(law.parameters, fit.theta[0].tolist(), strict=True))
-        rows.append(
-            row | {"shared_exponents": {key: theta[key] for key in law.exponents if name != "separate"} or None}
-        )
+        shared = None if name == "separate" else {exponent: theta[exponent] for exponent in law.exponents}
+        rows.append(row | {"shared_exponents": shared})
     return rows
 
 
 def _likelihood_ratios(
     families: Families, models: Mapping[str, JointFit], calibration: int, rng: np.random.Generator
 ) -> list[Entry]:
-    """Tests of each model against separate laws, and of one law for all against constant factors on size (and data)."""
+    """Test each model against separate laws, and one law for all against constant factors on size (and data)."""
     separate = models["separate"]
     if separate.rows <= len(separate.phi) or not (families.law.is_linear or calibration):
         return []
     has_floor = families.law.floor is not None
     tests = [(name, "separate") for name in MODELS[:-1] if has_floor or name != "efficiency"]
     tests.append(("one_law", "efficiency" if has_floor else "shared_exponents"))
-    return [
-        likelihood_ratio(families, models[restricted], models[wider], calibration, rng)
-        | {"restricted": restricted, "wider": wider}
-        for restricted, wider in tests
-    ]
+    rows = []
+    for restricted, wider in tests:
+        row = likelihood_ratio(families, models[restricted], models[wider], calibration, rng)
+        rows.append(row | {"restricted": restricted, "wider": wider})
+    return rows
 
 
 def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry]) -> Entry | None:
-    identified = {name: pair for name, pair in fits.items() if exponent not in pair[1].not_identified}
+    """Pool the exponent over the families that identify it; None if there are too few."""
+    identified = _identified(fits, exponent)
+    if len(identified) < MIN_FAMILIES_TO_POOL or exponent not in tests:
+        return None
     estimates = [fit.params[exponent] for fit, _ in identified.values()]
     errors = [bounds.error(fit, exponent, level) for fit, bounds in identified.values()]
-    pooled = pool(estimates, errors, level=level) if len(identified) >= MIN_POOLED and exponent in tests else None
+    pooled = pool(estimates, errors, level=level)
     if pooled is None:
         return None
     shrunken = dict(zip(identified, pooled.shrunken, strict=True))
@@ -182,19 +187,18 @@ def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry])
 
 
 def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Settings) -> Entry:
-    """The smallest difference of the first exponent that each pair detects with its own designs and scatter.
+    """Compute the smallest difference of the first exponent that each pair detects with its own designs and scatter.
 
-    `detectable` is the largest over the pairs; `advice` is how that pair would detect half of it.
+    `detectable` is the largest over the pairs. `advice` says how the pair with this difference would detect half of it.
     """
-    exponent, level = law.exponents[0], 1 - settings.level
+    exponent = law.exponents[0]
     designs = {
         name: _design(fit, bounds, fitted[name].entry, settings.level)
-        for name, (fit, bounds) in fits.items()
-        if exponent not in bounds.not_identified
+        for name, (fit, bounds) in _identified(fits, exponent).items()
     }
     pairs = {(a, b): UnpairedDesigns(designs[a], designs[b]) for a, b in combinations(designs, 2)}
-    tests = len(law.exponents) * len(fitted) * (len(fitted) - 1) // 2  # over which p-values are adjusted
-    options: Entry = {"power": settings.power, "level": level, "pairs": tests}
+    n_tests = len(law.exponents) * len(fitted) * (len(fitted) - 1) // 2  # p-values are adjusted over all of them
+    options: Entry = {"power": settings.power, "level": 1 - settings.level, "pairs": n_tests}
     detectable = {names: pair.detectable(**options) for names, pair in pairs.items()}
     is_complete = len(designs) == len(fits) and None not in detectable.values()
     worst = max(pairs, key=lambda names: detectable[names] or 0.0) if is_complete else None
@@ -209,7 +213,7 @@ def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Setting
 
 
 def _design(fit: Fit, bounds: Uncertainty, entry: Entry, level: float) -> Design:
-    """A family's design, with the scatter between seeds separate from the misfit of its sizes to the law."""
+    """Return a family's design, with the scatter between seeds separate from the misfit of its sizes to the law."""
     test = entry["lack_of_fit"]
     seeds = max(1, round(entry["n_rows"] / entry["n_cells"])) if entry["unit"] == "cell" else 1
     noise = test["pure_sigma"] if test else None
@@ -217,7 +221,7 @@ def _design(fit: Fit, bounds: Uncertainty, entry: Entry, level: float) -> Design
     design = Design(fit.law, fit.sample.log_x, fit.params, noise, misfit, seeds)
     if fit.sample.is_independent:
         return design
-    # Rows that share runs or shapes: scale the scatter up to the cluster-robust error of the exponent.
+    # Rows share runs or shapes, so scale the scatter up to the cluster-robust error of the exponent.
     robust, usual = bounds.error(fit, fit.law.exponents[0], level), design.error()
     factor = robust / usual if np.isfinite(robust) and 0 < usual < np.inf else 1.0
     groups = len(np.unique(fit.sample.clusters))

@@ -1,4 +1,4 @@
-"""Turn entries of fits.json, and rows of comparison.json, into the words that tables and reports show."""
+"""Turn entries of fits.json and rows of comparison.json into the words of tables and reports."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?%?")
 
 
 def is_identified(entry: Entry, name: str) -> bool:
-    """Whether the fit has a value of this parameter and the data identify it, so that it may be shown."""
+    """Whether the fit has a value of parameter `name`, and the data identify the parameter."""
     return bool(entry["fitted"]) and name not in entry["not_identified"] and entry["params"].get(name) is not None
 
 
 def has_complete_lists(entry: Entry | None, *names: str) -> bool:
-    """Whether `entry` has, under each of `names`, a list that is not empty and has no None."""
+    """Whether each of the keys `names` of `entry` has a list that is not empty and has no None."""
     return entry is not None and all(entry.get(name) and None not in entry[name] for name in names)
 
 
 def fitted_laws(entries: Sequence[Entry]) -> list[str]:
-    """Names of the laws in these entries, each once: first those of `LAWS` in its order, then the user's formulas."""
+    """Return the names of the laws in these entries: first laws of `LAWS` in its order, then the user's formulas."""
     laws = dict.fromkeys(entry["law"] for entry in entries)
     return [*(law for law in LAWS if law in laws), *(law for law in laws if law not in LAWS)]
 
 
 def family_name(row: Mapping[str, Any]) -> str:
-    """The name of the row's family, escaped for Markdown."""
+    """Return the name of the row's family, escaped for Markdown."""
     return escape_markdown(row["family"])
 
 
 def pair_name(row: Entry) -> str:
-    """The names of the row's two families, `a - b`, escaped for Markdown."""
+    """Return the names of the row's two families, `a - b`, escaped for Markdown."""
     return f"{escape_markdown(row['a'])} - {escape_markdown(row['b'])}"
 
 
 def exponent_text(entry: Entry, name: str, digits: int = 4) -> str:
-    """`value [low, high]` of an exponent; `not identified [low, high]` if the data do not identify it."""
+    """Return `value [low, high]` of an exponent; `not identified [low, high]` if the data do not identify it."""
     if not entry["fitted"]:
         return NO_VALUE
     ends = entry["ci95"].get(name)
@@ -50,18 +50,18 @@ def exponent_text(entry: Entry, name: str, digits: int = 4) -> str:
 
 
 def exponents_text(entry: Entry) -> str:
-    """Every exponent of a fit with its variable, one per line of a table cell."""
+    """List the exponents of a fit with their variables, one per line of a table cell."""
     variables = entry["variable_of"]
     return "<br>".join(f"{name} (in {variables[name]}): {exponent_text(entry, name)}" for name in entry["exponents"])
 
 
 def floor_text(entry: Entry) -> str:
-    """The floor of a fit, as by `exponent_text`; `none in the law` if the law has no floor."""
-    return "none in the law" if entry["floor"] is None else exponent_text(entry, entry["floor"])
+    """Return the floor of a fit as `exponent_text` writes it; `the law has none` if the law has no floor."""
+    return "the law has none" if entry["floor"] is None else exponent_text(entry, entry["floor"])
 
 
 def status(entry: Entry) -> str:
-    """`not fitted`, `identified` (and which other parameters are not), or `NOT IDENTIFIED` with the first reason."""
+    """Return `not fitted`, `identified` (but not some other parameters), or `NOT IDENTIFIED` with the first reason."""
     if not entry["fitted"]:
         return "not fitted"
     if entry["identified"]:
@@ -72,7 +72,7 @@ def status(entry: Entry) -> str:
 
 
 def notes(entries: Sequence[Entry]) -> list[str]:
-    """One sentence for each note of the fits, with the laws and families that have it.
+    """Write one sentence for each note of the fits, with the laws and families that have the note.
 
     Notes that differ only in one number become one sentence. Two kinds of note are left out: the reasons that
     `status` gives, and the warning on exponents of perplexity, which reports show once for all fits.
@@ -89,7 +89,7 @@ def notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _laws_and_families(entries: Sequence[Entry]) -> str:
-    """`law, law (family, family); law (family)`: laws with the same families stand together."""
+    """Return `law, law (family, family); law (family)`, with laws grouped that have the same families."""
     families_by_law: dict[str, list[str]] = {}
     for entry in entries:
         families_by_law.setdefault(entry["law"], []).append(entry["family"])
@@ -100,7 +100,7 @@ def _laws_and_families(entries: Sequence[Entry]) -> str:
 
 
 def _merged_note(notes: Sequence[str]) -> str:
-    """The first note with its number replaced by the range over all notes; all notes if they have several numbers."""
+    """Merge notes that differ in one number into one note with the range; join all notes if they have several."""
     notes = list(dict.fromkeys(notes))
     numbers = [_NUMBER.findall(note) for note in notes]
     if len(notes) == 1 or any(len(matches) != 1 for matches in numbers):

@@ -13,40 +13,39 @@ from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import MAX_FAILED, Uncertainty
 from slm.scaling.likelihood import Entry, parameter_test
-from slm.scaling.prediction import Doubling, band, band_kind
+from slm.scaling.prediction import Doubling, band, needed_bootstrap
 from slm.scaling.sample import Sample
 from slm.scaling.settings import Settings
 
 CURVE_POINTS = 60
 BAND_POINTS = 12
-"""Points of a curve at which its band is computed; between them it is interpolated."""
+"""Points of a curve at which its band is computed; between them the band is interpolated."""
 MIN_REFITS = 100
 """Fewest refits for which a band is drawn."""
 MAX_HELD_OUT = 3
-"""Most sizes that are held out at once."""
 MAX_DOUBLING_SIZES = 24
-"""Most sizes for which the gain of doubling is computed."""
 DOUBLING_TOLERANCE = 1.1
-"""Two sizes are a measured doubling if their ratio is within this factor of 2."""
+"""Two sizes count as a doubling if their ratio is between 2 / 1.1 and 2 * 1.1."""
 SAME_LOG_SIZE = 1e-6
-"""Log sizes that differ by less than this are one size."""
+"""Log sizes that differ by less than this count as the same size."""
 
 
 def compute_details(
     fit: Fit, uncertainty: Uncertainty, settings: Settings, rng: np.random.Generator, medians: Floats, run_sigma: float
 ) -> Entry:
-    """Keys of an entry: profiles, points, curve, predictions, doubling, test, extrapolation, without_smallest.
+    """Return keys of an entry: profiles, points, curve, predictions, doubling, test, extrapolation, without_smallest.
 
-    `medians` [V] are those of the log variables in the whole table: a curve varies the first variable and holds the
-    others there, for all families alike. `run_sigma` is the scatter of one further run in log loss.
+    A curve varies the first variable and holds the others at `medians`, the medians of the log variables [variables] in
+    the whole table, for all families. `run_sigma` is the scatter of one further run in log loss.
     """
-    columns = np.exp([*fit.sample.log_x.T, fit.sample.log_y]).tolist()
-    points = dict(zip((*fit.law.variables, "value"), columns, strict=True)) | {"residual": fit.residuals.tolist()}
+    points = dict(zip(fit.law.variables, np.exp(fit.sample.log_x.T).tolist(), strict=True))
+    points |= {"value": np.exp(fit.sample.log_y).tolist(), "residual": fit.residuals.tolist()}
     if fit.is_exact:
         return {"points": points}
     ensemble = band_ensemble(fit, uncertainty, settings, rng)
     entry: Entry = {"points": points, "curve": None, "predictions": [], "doubling": None}
-    if ensemble is not None or band_kind(fit) is None:  # a band can be computed
+    can_draw_band = needed_bootstrap(fit) is None or ensemble is not None  # no refits are needed, or enough succeeded
+    if can_draw_band:
         entry["curve"] = _curve(fit, ensemble, settings, medians, run_sigma)
         entry |= _predictions(fit, ensemble, settings, medians, run_sigma)
         entry["doubling"] = _doubling(fit, ensemble, settings, medians) if fit.law.variables[0] == "N" else None
@@ -63,8 +62,8 @@ def compute_details(
 
 
 def band_ensemble(fit: Fit, uncertainty: Uncertainty, settings: Settings, rng: np.random.Generator) -> Ensemble | None:
-    """The bootstrap refits that bands need; None if they need none (`band_kind`), or if too many refits failed."""
-    kind = band_kind(fit)
+    """Return the bootstrap refits for bands of this fit; None if bands need no refits, or too many refits failed."""
+    kind = needed_bootstrap(fit)
     if kind is None or fit.degrees_of_freedom < 1:
         return None
     ensemble = uncertainty.ensembles.get(kind) or bootstrap(fit, kind, max(settings.bootstrap, MIN_REFITS * 2), rng)
@@ -72,25 +71,26 @@ def band_ensemble(fit: Fit, uncertainty: Uncertainty, settings: Settings, rng: n
 
 
 def _vary_first(medians: Floats, first: Floats) -> Floats:
-    """Log variables [M, V]: the first takes the log values `first`, the others stay at their medians."""
+    """Return log variables [points, variables]: the first column is `first`, the other columns are `medians`."""
     log_x = np.repeat(medians[None], len(first), axis=0)
     log_x[:, 0] = first
     return log_x
 
 
 def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats, run_sigma: float) -> Entry:
-    """The law along its first variable, its band and the prediction band, a little beyond the data."""
-    x = fit.sample.log_x[:, 0]
-    ends = x.min() - 0.3, x.max() + 1.2
-    log_x, nodes = (_vary_first(medians, np.linspace(*ends, count)) for count in (CURVE_POINTS, BAND_POINTS))
+    """Evaluate the law, its band and its prediction band along the first variable, a little beyond the data."""
+    log_sizes = fit.sample.log_x[:, 0]
+    start, end = log_sizes.min() - 0.3, log_sizes.max() + 1.2
+    log_x = _vary_first(medians, np.linspace(start, end, CURVE_POINTS))
+    nodes = _vary_first(medians, np.linspace(start, end, BAND_POINTS))
     columns = {"centre": fit.log_value(log_x)}
-    law = band(fit, nodes, ensemble, level=settings.level)
-    for prefix, limits in (("", law), ("run_", law.for_run(run_sigma))):
+    law_band = band(fit, nodes, ensemble, level=settings.level)
+    for prefix, limits in (("", law_band), ("run_", law_band.for_run(run_sigma))):
         for name, limit in (("low", limits.low), ("high", limits.high)):
             offset = limit - limits.centre
-            has_limit = np.isfinite(offset).all()  # at every node
-            offset_x = PchipInterpolator(nodes[:, 0], offset)(log_x[:, 0]) if has_limit else np.nan
-            columns[prefix + name] = columns["centre"] + offset_x
+            has_all_limits = np.isfinite(offset).all()
+            curve_offset = PchipInterpolator(nodes[:, 0], offset)(log_x[:, 0]) if has_all_limits else np.nan
+            columns[prefix + name] = columns["centre"] + curve_offset
     return {
         "variable": fit.law.variables[0],
         "held": dict(zip(fit.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True)),
@@ -102,66 +102,72 @@ def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Flo
 def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats, run_sigma: float) -> Entry:
     """Predict one more run at multiples of the largest size (other variables at their medians), and at given points.
 
-    In each row, `beyond` is the factor by which each variable is outside the fitted rows (1 inside), `stated` is true
-    for a given point, and `ignored` names its keys that are not variables of the law. `not_predicted` has the given
-    points that lack a variable of the law.
+    In each row, `beyond` has the factor by which each variable is outside the fitted rows (1 if it is inside). `stated`
+    is true if the point is a given one. `ignored` has the keys of a given point that are not variables of the law.
+    `not_predicted` has the given points that lack a variable of the law.
     """
-    variables, low, high = fit.law.variables, fit.sample.log_x.min(axis=0), fit.sample.log_x.max(axis=0)
-    factors = [factor for factor in settings.predict if not isinstance(factor, Mapping)]
-    points = [dict(point) for point in settings.predict if isinstance(point, Mapping)]
-    usable = [point for point in points if {*variables} <= {*point}]
-    given = np.log([[point[v] for v in variables] for point in usable]).reshape(-1, len(variables))
-    log_x = np.concatenate([_vary_first(medians, high[0] + np.log(np.array(factors, float))), given])
+    variables = fit.law.variables
+    low, high = fit.sample.log_x.min(axis=0), fit.sample.log_x.max(axis=0)
+    factors = [item for item in settings.predict if not isinstance(item, Mapping)]
+    points = [dict(item) for item in settings.predict if isinstance(item, Mapping)]
+    complete = [point for point in points if {*variables} <= {*point}]
+    log_given = np.log([[point[v] for v in variables] for point in complete]).reshape(-1, len(variables))
+    log_multiples = _vary_first(medians, high[0] + np.log(np.array(factors, float)))
+    log_x = np.concatenate([log_multiples, log_given])
     rows = predictions_at(fit, log_x, ensemble, run_sigma, settings.level) if len(log_x) else []
     beyond = np.exp(np.maximum(0, np.maximum(log_x - high, low - log_x))).tolist()
-    for row, ratios, point in zip(rows, beyond, [{}] * len(factors) + usable, strict=True):
+    point_of_row = [{}] * len(factors) + complete  # {} for a multiple of the largest size
+    for row, ratios, point in zip(rows, beyond, point_of_row, strict=True):
         row["beyond"] = dict(zip(variables, ratios, strict=True))
         row |= {"stated": bool(point), "ignored": [name for name in point if name not in variables]}
-    lacks = [[variable for variable in variables if variable not in point] for point in points]
-    not_predicted = [{"point": point, "lacks": names} for point, names in zip(points, lacks, strict=True) if names]
+    not_predicted = []
+    for point in points:
+        if lacks := [variable for variable in variables if variable not in point]:
+            not_predicted.append({"point": point, "lacks": lacks})
     return {"predictions": rows, "not_predicted": not_predicted}
 
 
 def predictions_at(fit: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:
-    """Predicted result of one more run at each row of log variables [M, V], with its prediction interval."""
-    run = band(fit, log_x, ensemble, level=level).for_run(run_sigma)
-    columns = np.exp(np.column_stack([log_x, run.centre, run.low, run.high])).tolist()
-    return [dict(zip((*fit.law.variables, "value", "low", "high"), row, strict=True)) for row in columns]
+    """Predict the result of one more run at log variables [points, variables], with a prediction interval."""
+    interval = band(fit, log_x, ensemble, level=level).for_run(run_sigma)
+    rows = np.exp(np.column_stack([log_x, interval.centre, interval.low, interval.high])).tolist()
+    return [dict(zip((*fit.law.variables, "value", "low", "high"), row, strict=True)) for row in rows]
 
 
 def _doubling(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats) -> Entry:
-    """The decrease in loss from doubling N at each size of the data: by the law, and as measured.
+    """Compute the decrease in loss from doubling N at each size of the data: by the law, and as measured.
 
-    `beyond` marks sizes whose double lies beyond the data, so that the gain is an extrapolation. `measured` is the
-    difference between the runs of this size and of one about twice as large, scaled to a factor of 2. It is None if
-    there is no such size, and for laws of several variables.
+    `beyond` marks sizes whose double lies beyond the data: there the law's gain is an extrapolation. `measured` is the
+    decrease from the mean loss at this size to the mean loss at a size about twice as large, scaled to a factor of 2.
+    `measured` is None if no size is about twice as large, and for laws of several variables.
     """
-    x = _distinct(fit.sample.log_x[:, 0])
-    chosen = x[np.unique(np.linspace(0, len(x) - 1, MAX_DOUBLING_SIZES).round().astype(int))]
-    log_x, gain_law = _vary_first(medians, chosen), Doubling(fit.law)
-    gain = band(fit, log_x, ensemble, level=settings.level, curve=gain_law)
+    log_size = fit.sample.log_x[:, 0]
+    sizes = _distinct(log_size)
+    losses = np.exp([fit.sample.log_y[abs(log_size - size) < SAME_LOG_SIZE].mean() for size in sizes])
+    indices = np.unique(np.linspace(0, len(sizes) - 1, MAX_DOUBLING_SIZES).round().astype(int))
+    chosen = sizes[indices]
+    gain = band(fit, _vary_first(medians, chosen), ensemble, level=settings.level, curve=Doubling(fit.law))
+    has_one_variable = len(fit.law.variables) == 1
     return {
         "x": np.exp(chosen).tolist(),
         "gain": gain.centre.tolist(),
         "low": gain.low.tolist(),
         "high": gain.high.tolist(),
-        "beyond": (chosen + np.log(2) > x.max() + 0.01).tolist(),
-        "measured": [_measured_gain(fit.sample, x, size) if len(fit.law.variables) == 1 else None for size in chosen],
+        "beyond": (chosen + np.log(2) > sizes.max() + 0.01).tolist(),
+        "measured": [_measured_gain(sizes, losses, index) if has_one_variable else None for index in indices],
     }
 
 
-def _measured_gain(sample: Sample, log_sizes: Floats, log_size: float) -> float | None:
-    log_ratios = log_sizes - log_size
-    double = abs(log_ratios - np.log(2)).argmin()
-    if abs(log_ratios[double] - np.log(2)) > np.log(DOUBLING_TOLERANCE):
+def _measured_gain(log_sizes: Floats, losses: Floats, index: int) -> float | None:
+    log_ratios = log_sizes - log_sizes[index]
+    index_of_double = abs(log_ratios - np.log(2)).argmin()
+    if abs(log_ratios[index_of_double] - np.log(2)) > np.log(DOUBLING_TOLERANCE):
         return None
-    rows = (abs(sample.log_x[:, 0] - size) < SAME_LOG_SIZE for size in (log_size, log_sizes[double]))
-    small, large = (np.exp(sample.log_y[is_size].mean()) for is_size in rows)
-    return float((small - large) * np.log(2) / log_ratios[double])
+    return float((losses[index] - losses[index_of_double]) * np.log(2) / log_ratios[index_of_double])
 
 
 def _distinct(x: Floats) -> Floats:
-    """Log sizes that differ by more than rounding, the smallest first."""
+    """Return the distinct log sizes, the smallest first; differences by rounding do not count."""
     x = np.sort(x)
     return x[np.append(True, np.diff(x) > SAME_LOG_SIZE)]
 
@@ -169,48 +175,54 @@ def _distinct(x: Floats) -> Floats:
 def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> Entry | None:
     """Fit the runs of smaller sizes and predict the larger ones, with the largest held out, the two largest, and so on.
 
-    The size is the law's first variable, and whole runs are held out. The entry is about the largest size alone;
-    `steps` has every size held out. None if too few sizes remain, or the fit to them is exact.
+    The size is the law's first variable. All rows of a run are held out together. `steps` has one item for each fit and
+    each predicted size; other keys are about the first fit. Returns None if too few sizes remain or that fit is exact.
     """
-    sample, first, sizes = fit.sample, fit.sample.log_x[:, 0], _distinct(fit.sample.log_x[:, 0])
+    sample, log_size = fit.sample, fit.sample.log_x[:, 0]
+    sizes = _distinct(log_size)
+    fits: list[Fit] = []
     steps: list[Entry] = []
-    entry: Entry = {}
     for count in range(1, min(MAX_HELD_OUT, len(sizes) - 1) + 1):
-        is_held_out = first > sizes[-count] - SAME_LOG_SIZE
+        is_held_out = log_size > sizes[-count] - SAME_LOG_SIZE
         kept = sample.subset(~np.isin(sample.clusters, sample.clusters[is_held_out]))
         if not len(kept.log_y) or refusal(fit.law, kept):
             break
         smaller = fit_sample(fit.law, kept, loss=fit.loss)
-        kind = band_kind(smaller)
-        if smaller.is_exact or (kind and steps):  # bootstraps are slow: only the first fit gets one
+        kind = needed_bootstrap(smaller)
+        if smaller.is_exact or (kind is not None and fits):  # bootstraps are slow: only the first fit gets one
             break
         ensemble = bootstrap(smaller, kind, 2 * MIN_REFITS, rng) if kind else None
-        if kind and (ensemble is None or len(ensemble.theta) < MIN_REFITS):
+        if ensemble is not None and len(ensemble.theta) < MIN_REFITS:
             break
+        fits.append(smaller)
         steps += _steps(smaller, sample.subset(is_held_out), sizes, ensemble, settings.level)
-        entry = entry or {
-            "variable": fit.law.variables[0],
-            **{key: steps[0][key] for key in ("held_out", "error_log", "rms_error_log", "n_inside")},
-            "n_rows_predicted": steps[0]["n_rows"],
-            "n_rows_fitted": len(kept.log_y),
-            "in_sample_rmse_log": math.sqrt(smaller.sse / len(kept.log_y)),
-            "inside_interval": steps[0]["n_inside"] == steps[0]["n_rows"],
-            "steps": steps,
-        }
-    return entry or None
+    if not fits:
+        return None
+    n_fitted = len(fits[0].sample.log_y)
+    return {
+        "variable": fit.law.variables[0],
+        **{key: steps[0][key] for key in ("held_out", "error_log", "rms_error_log", "n_inside")},
+        "n_rows_predicted": steps[0]["n_rows"],
+        "n_rows_fitted": n_fitted,
+        "in_sample_rmse_log": math.sqrt(fits[0].sse / n_fitted),
+        "inside_interval": steps[0]["n_inside"] == steps[0]["n_rows"],
+        "steps": steps,
+    }
 
 
 def _steps(smaller: Fit, held_out: Sample, sizes: Floats, ensemble: Ensemble | None, level: float) -> list[Entry]:
-    """One entry per held-out size: errors in log loss (predicted - measured), prediction intervals of single rows."""
+    """Return one entry per held-out size, with errors in log loss and prediction intervals of its single rows."""
     points, inverse = np.unique(held_out.log_x, axis=0, return_inverse=True)
-    run = band(smaller, points, ensemble, level=level).for_run(smaller.sigma)
-    limits = run.centre, run.low, run.high
-    errors, lows, highs = (limit[inverse.reshape(-1)] - held_out.log_y for limit in limits)
+    interval = band(smaller, points, ensemble, level=level).for_run(smaller.sigma)
+    # All three are relative to the measured log loss: predicted - measured, and the interval's ends - measured.
+    errors, low_errors, high_errors = (
+        limit[inverse.reshape(-1)] - held_out.log_y for limit in (interval.centre, interval.low, interval.high)
+    )
     largest = smaller.sample.log_x[:, 0].max()
     steps = []
     for size in _distinct(held_out.log_x[:, 0]):
         rows = abs(held_out.log_x[:, 0] - size) < SAME_LOG_SIZE
-        error, low, high = errors[rows], lows[rows], highs[rows]
+        error, low, high = errors[rows], low_errors[rows], high_errors[rows]
         ahead = int(((sizes > largest + SAME_LOG_SIZE) & (sizes < size + SAME_LOG_SIZE)).sum())
         step = {"held_out": float(np.exp(size)), "largest_fitted": float(np.exp(largest)), "sizes_ahead": ahead}
         step |= {"error_log": float(error.mean()), "rms_error_log": float(np.sqrt((error**2).mean()))}
@@ -220,10 +232,10 @@ def _steps(smaller: Fit, held_out: Sample, sizes: Floats, ensemble: Ensemble | N
 
 
 def _without_smallest(fit: Fit) -> Entry | None:
-    """Exponents of a fit without the smallest size: they change if the law's curvature is not that of the data."""
-    first = fit.sample.log_x[:, 0]
-    kept = fit.sample.subset(first > first.min() + SAME_LOG_SIZE)
+    """Return the exponents of a fit without the smallest size: they change if the data curve otherwise than the law."""
+    log_size = fit.sample.log_x[:, 0]
+    kept = fit.sample.subset(log_size > log_size.min() + SAME_LOG_SIZE)
     if not len(kept.log_y) or refusal(fit.law, kept):
         return None
-    rest = fit_sample(fit.law, kept, loss=fit.loss)
-    return {name: rest.params[name] for name in fit.law.exponents} | {"dropped": float(np.exp(first.min()))}
+    refit = fit_sample(fit.law, kept, loss=fit.loss)
+    return {name: refit.params[name] for name in fit.law.exponents} | {"dropped": float(np.exp(log_size.min()))}

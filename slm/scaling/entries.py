@@ -1,4 +1,4 @@
-"""One fit as an entry of fits.json: every number that a report, a figure or a tracker shows of it."""
+"""Fit one law to every family, and write each fit as an entry of fits.json for reports, figures and trackers."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
 
 SUSPICIOUS_RATIO = 1.5
-"""A bootstrap's standard error that is larger than the likelihood's by this factor gets a note."""
-UNKNOWN = "objective r2 rmse_log sigma_log aicc bic starts_agreeing gradient_norm condition_number"
-"""Numbers that a fit has and a refused law has not."""
+"""A fit gets a note if the bootstrap's standard error is larger than the likelihood's by more than this factor."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is fitted to every family, and by which loss. `size` says what N is, "" for laws without N."""
+    """What is fitted to every family, by which loss. `size` is the column that is N; it is "" for laws without N."""
 
     law: Law
     target: str
     size: str
     loss: Loss
+    is_primary: bool = False
+    """Whether the verdict may rest on the fits."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Fitted:
 def fit_group(
     table: Table, task: Task, settings: Settings, rng: np.random.Generator, *, thorough: bool
 ) -> dict[str, Fitted]:
-    """Fit one law to every family of the table; `thorough` adds bootstraps, curves, residuals and extrapolation.
+    """Fit one law to every family of the table; `thorough` adds bootstraps and the keys of `compute_details`.
 
-    The rows are the means over seeds of each cell, or single runs if `settings.unit` says so; every figure of an entry
-    (AICc, BIC, r2, rmse and sigma too) is of these rows. A family whose fit fails is refused with the reason.
+    The rows are the means over seeds of each cell, or single runs if `settings.unit` is "run"; every number of an entry
+    (AICc, BIC, r2, rmse and sigma too) is computed from these rows. The entry of a failed fit has the reason instead.
     """
     unit: Unit = "run" if settings.unit == "run" else "cell"
     samples = {f: take_sample(table.family(f), task.law, task.target, task.size, unit=unit) for f in table.families}
@@ -75,10 +75,11 @@ def fit_group(
 def _fit_family(
     table: Table, task: Task, sample: Sample, settings: Settings, rng: np.random.Generator, medians: Floats | None
 ) -> Fitted:
-    """Fit the family of `table`; `medians` are those of all families' log variables if the fit is thorough."""
+    """Fit the one family of `table`. `medians` of all families' log variables are given only for a thorough fit."""
     fit = fit_sample(task.law, sample, loss=task.loss)
-    replicates = 0 if medians is None else settings.bootstrap
-    bounds = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, coefficients=medians is not None)
+    thorough = medians is not None
+    replicates = settings.bootstrap if thorough else 0
+    bounds = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, coefficients=thorough)
     runs = take_sample(table, task.law, task.target, task.size, unit="run")
     test, run_sigma = lack_of_fit(fit, runs), new_run_sigma(fit, runs)
     entry = _identity(table.families[0], task, sample) | _numbers(task.target, fit, bounds)
@@ -90,16 +91,16 @@ def _fit_family(
         "run_sigma_log": run_sigma,
     }
     if test and test.p < 0.05:
-        entry["notes"].append(f"sizes deviate from the law by more than seeds do (lack of fit, p = {test.p:.2g})")
+        entry["notes"].append(f"seeds differ by too little to explain the misfit of the sizes (p = {test.p:.2g})")
     if len(runs.log_y) > len(sample.log_y):
-        entry["notes"].append("fitted to the means over seeds, so that intervals rest on the number of sizes")
+        entry["notes"].append("fitted to means over seeds: more seeds per size add no degrees of freedom")
     if not sample.is_independent:
         entry["notes"].append(
-            f"{len(sample.log_y)} rows belong to {len(np.unique(sample.clusters))} shapes or runs, whose rows deviate "
-            "from the law together; intervals rest on the number of shapes or runs"
+            f"the residuals of the {len(sample.log_y)} rows are correlated within {len(np.unique(sample.clusters))} "
+            "shapes or runs; the number of shapes or runs sets the degrees of freedom"
         )
     if task.law.variables == ("C",) and "tokens" in table.frame and table.frame["tokens"].nunique(dropna=False) == 1:
-        entry["notes"].append("all runs saw the same tokens, so that C is N by another name")
+        entry["notes"].append("all runs have the same number of tokens, so C is proportional to N")
     if medians is not None:
         entry |= compute_details(fit, bounds, settings, rng, medians, run_sigma)
     return Fitted(entry, fit, bounds)
@@ -107,7 +108,8 @@ def _fit_family(
 
 def _refused(law: Law, reason: str) -> Entry:
     names = list(law.parameters)
-    entry: Entry = dict.fromkeys(UNKNOWN.split())
+    unknown = "objective r2 rmse_log sigma_log aicc bic starts_agreeing gradient_norm condition_number"
+    entry: Entry = dict.fromkeys(unknown.split())
     entry |= {"params": dict.fromkeys(names), "se": dict.fromkeys(names), "ci95": {n: [None, None] for n in names}}
     entry |= {"covariance_method": "none", "se_method": "none", "converged": False, "starts": 0, "at_bound": []}
     entry |= {"identified": False, "not_identified": names, "reasons": dict.fromkeys(names, reason)}
@@ -146,21 +148,22 @@ def _numbers(target: str, fit: Fit, bounds: Uncertainty) -> Entry:
 
 
 def _disagreement(fit: Fit, bounds: Uncertainty) -> list[str]:
-    """Exponents of which the cluster bootstrap finds much more scatter than the likelihood does."""
+    """Return notes on exponents whose bootstrap standard error is much larger than the likelihood's."""
     se = bounds.bootstrap_se
-    if bounds.method in ("cluster_bootstrap", "cluster_t") or "cluster" not in se:
+    has_few_rows = len(fit.sample.log_y) < 10 * len(fit.theta)
+    if has_few_rows or bounds.method in ("cluster_bootstrap", "cluster_t") or "cluster" not in se:
         return []
-    ratios = {e: se["cluster"][e] / se["delta"][e] for e in fit.law.exponents if se["delta"][e] > 0}
+    ratios = {name: se["cluster"][name] / se["delta"][name] for name in fit.law.exponents if se["delta"][name] > 0}
     return [
         f"the bootstrap's standard error of {name} is {ratio:.1f} times the likelihood's: the scatter is not the same "
         "everywhere, and the interval is too narrow"
         for name, ratio in ratios.items()
-        if ratio > SUSPICIOUS_RATIO and len(fit.sample.log_y) >= 10 * len(fit.theta)
+        if ratio > SUSPICIOUS_RATIO
     ]
 
 
 def plain(value: Any) -> Any:
-    """The same value in what JSON can hold: numpy's scalars and arrays as Python's, NaN and infinities as None."""
+    """Convert to types that JSON can hold: numpy's scalars and arrays to Python's, NaN and infinities to None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):

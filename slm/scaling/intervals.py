@@ -15,22 +15,21 @@ from slm.scaling.profiles import Profile, profile
 from slm.scaling.starts import coordinate_bounds
 
 Interval = tuple[float | None, float | None]
-"""The ends of an interval; an end of None is open."""
 MAX_SPAN = 10.0
-"""An exponent is not identified if the ratio of its interval's ends is larger than this."""
+"""An exponent is not identified if the high end of its interval is more than this many times the low end."""
 MIN_DEGREES = 3
 """With fewer degrees of freedom, no exponent of a nonlinear law is identified. For laws with a floor and 2 degrees of
 freedom, the few intervals within `MAX_SPAN` are narrow by chance: only 60% of them contain the true exponent."""
 BOOTSTRAPS: tuple[Kind, ...] = ("cluster", "wild")
 MAX_FAILED = 0.5
-"""A bootstrap is not used if more than this share of its samples could not be refitted."""
+"""A bootstrap is not used if a larger share of its samples could not be refitted."""
 MIN_REFITS = 20
-"""A bootstrap is not used if it has fewer refits."""
+"""A bootstrap is not used if fewer refits than this converged."""
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Standard errors and intervals of the quoted parameters. An end of None is open: the data give no bound."""
+    """Standard errors and intervals of the quoted parameters. An end of None is open: the data set no bound."""
 
     method: str
     """Method of the intervals: ols_t, profile_t, cluster_t or cluster_bootstrap."""
@@ -47,7 +46,7 @@ class Uncertainty:
     """Method (cluster, wild, delta) -> standard errors."""
 
     def error(self, fit: Fit, name: str, level: float) -> float:
-        """Standard error of exponent `name` that agrees with its interval: half the width over the quantile of t."""
+        """Half the width of the interval of exponent `name` over the quantile of t; `se` if the interval is open."""
         low, high = self.ci[name]
         df = self.degrees_of_freedom(fit, name)
         if low is None or high is None or df < 1:
@@ -64,19 +63,20 @@ class Uncertainty:
 def uncertainty(
     fit: Fit, *, replicates: int, rng: np.random.Generator, level: float = 0.95, coefficients: bool = True
 ) -> Uncertainty:
-    """Intervals of all parameters of a fit.
+    """Compute standard errors and intervals of all parameters of a fit.
 
     Least squares: Student's t for linear laws, which is exact, and profile likelihood for others. Both are widened by
     the cluster-robust standard error (`slm.scaling.clusters`) if rows share runs or shapes. Other losses: t intervals
     from standard errors of the cluster bootstrap, scaled up for the number of parameters.
     `replicates` = 0 leaves out bootstraps that are only a cross-check. Without `coefficients`, the intervals of
-    coefficients come from the delta method in logs: all other results depend only on exponents and floor.
+    coefficients come from the delta method in logs, which is quicker; the other intervals are the same.
     """
     names = list(fit.law.parameters)
     if fit.is_exact:
-        reasons, nan = _reasons_not_identified(fit, {}), dict.fromkeys(names, np.nan)
+        reasons = _reasons_not_identified(fit, {})
+        unknown = dict.fromkeys(names, np.nan)
         ci: dict[str, Interval] = dict.fromkeys(names, (None, None))
-        return Uncertainty("none", nan, "none", ci, {}, {}, reasons, tuple(dict.fromkeys(reasons.values())))
+        return Uncertainty("none", unknown, "none", ci, {}, {}, reasons, tuple(dict.fromkeys(reasons.values())))
     is_least_squares = fit.loss.name == "least_squares"
     ensembles: dict[str, Ensemble] = {}
     if fit.degrees_of_freedom >= 1 and (replicates or not is_least_squares):
@@ -88,15 +88,17 @@ def uncertainty(
         method = "ols_t" if fit.law.is_linear else "profile_t"
         method = method if fit.sample.is_independent else "cluster_t"
         floor = [] if fit.law.floor is None else [names[fit.law.floor]]
-        exact = names if coefficients else [*fit.law.exponents, *floor]
-        all_profiles = {name: profile(fit, name, level=level, delta_method=name not in exact) for name in names}
-        profiles = {name: result for name, result in all_profiles.items() if result is not None}
+        refitted = names if coefficients else [*fit.law.exponents, *floor]
+        for name in names:
+            if result := profile(fit, name, level=level, delta_method=name not in refitted):
+                profiles[name] = result
         # Parameters without a profile, such as a ratio of coordinates, keep the interval of the bootstrap.
         ci |= {name: _profile_interval(fit, result) for name, result in profiles.items()}
     se_by_method = {kind: _bootstrap_errors(fit, ensemble) for kind, ensemble in ensembles.items()}
     se_by_method["delta"] = _delta_errors(fit)
-    se_method = "ols" if method == "ols_t" else "cluster_bootstrap" if ensembles else "delta"
-    se = se_by_method["cluster" if se_method == "cluster_bootstrap" else "delta"]
+    se_method, se = "ols" if method == "ols_t" else "delta", se_by_method["delta"]
+    if ensembles and method != "ols_t":
+        se_method, se = "cluster_bootstrap", se_by_method["cluster"]
     reasons = _reasons_not_identified(fit, ci)
     notes = [*dict.fromkeys(reasons.values()), *_remarks(fit, ci)]
     if se_method == "cluster_bootstrap" and (share := ensembles["cluster"].failed) > 0.02:
@@ -105,7 +107,7 @@ def uncertainty(
 
 
 def _profile_interval(fit: Fit, profile: Profile) -> Interval:
-    """The interval of the quoted parameter: the profile of a coefficient is over its logarithm."""
+    """Return the interval of the quoted parameter; the profile of a coefficient is over its logarithm."""
     if profile.name in fit.law.not_logged:
         return profile.low, profile.high
     with np.errstate(over="ignore"):
@@ -114,11 +116,11 @@ def _profile_interval(fit: Fit, profile: Profile) -> Interval:
 
 
 def _delta_errors(fit: Fit) -> dict[str, float]:
-    """Standard errors of the quoted parameters by the delta method; NaN for parameters at a bound."""
+    """Compute standard errors of the quoted parameters by the delta method; NaN for parameters at a bound."""
     step = 1e-6
     P = len(fit.theta)
     moved = fit.law.canonical(fit.theta + step * np.r_[np.eye(P), -np.eye(P)], fit.sample.refs)
-    with np.errstate(invalid="ignore", over="ignore"):  # a coefficient, the value at N = 1, may overflow
+    with np.errstate(invalid="ignore", over="ignore"):  # coefficients are values at N = 1 and may overflow
         slope = ((moved[:P] - moved[P:]) / (2 * step)).T
         covariance = fit.covariance
         errors = np.sqrt(np.diag(slope @ np.nan_to_num(covariance, nan=0.0) @ slope.T))
@@ -131,7 +133,7 @@ def _is_usable(ensemble: Ensemble) -> bool:
 
 
 def _bootstrap_errors(fit: Fit, ensemble: Ensemble) -> dict[str, float]:
-    """Standard deviation of each quoted parameter over the refits; NaN if too many refits failed."""
+    """Compute the standard deviation of each quoted parameter over the refits; NaN if too many refits failed."""
     if not _is_usable(ensemble):
         return dict.fromkeys(fit.law.parameters, np.nan)
     quoted = fit.law.canonical(ensemble.theta, fit.sample.refs)
@@ -140,8 +142,8 @@ def _bootstrap_errors(fit: Fit, ensemble: Ensemble) -> dict[str, float]:
 
 
 def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> dict[str, Interval]:
-    """Estimate ± quantile of t × standard error; on a log scale for coefficients, which are positive."""
-    names = list(fit.law.parameters)
+    """Return estimate ± quantile of t × standard error; on a log scale for coefficients, which are positive."""
+    names = fit.law.parameters
     groups = len(np.unique(fit.sample.clusters))
     df = groups - len(names)
     if ensemble is None or not _is_usable(ensemble) or df < 1:
@@ -155,21 +157,20 @@ def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> d
 
     centre, draws = scaled(fit.theta[None])[0], scaled(ensemble.theta)
     half_width = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(groups / df) * draws.std(axis=0, ddof=1)
+    ends = np.stack([centre - half_width, centre + half_width], axis=1)
     with np.errstate(over="ignore"):
-        low, high = (
-            np.where(is_signed, end, np.exp(end)).tolist() for end in (centre - half_width, centre + half_width)
-        )
-    return dict(zip(names, zip(low, high, strict=True), strict=True))
+        ends = np.where(is_signed[:, None], ends, np.exp(ends))
+    return {name: (low, high) for name, (low, high) in zip(names, ends.tolist(), strict=True)}
 
 
 def _reasons_not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
-    """Parameters that are not identified -> the reason in words, judged by certificate and intervals of the fit."""
+    """Return a reason in words for each parameter that is not identified, by the fit's certificate and intervals."""
     law, certificate = fit.law, fit.certificate
     names = list(law.parameters)
     if not certificate.converged:
         return dict.fromkeys(names, "the fit did not converge")
     if fit.is_exact:
-        return dict.fromkeys(names, "all runs lie on the law to rounding: no scatter to put intervals on")
+        return dict.fromkeys(names, "all runs lie on the law to rounding: there is no scatter for intervals")
     too_few = _too_few_sizes(fit)
     reasons = {name: too_few or _reason_against_exponent(fit, name, ci[name]) for name in law.exponents}
     floor = None if law.floor is None else names[law.floor]
@@ -191,16 +192,16 @@ def _reasons_not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, s
                 if not _has_other_term(fit, name, exponent):
                     reasons[exponent] = reasons[exponent] or reasons[name]
         else:
-            # A coefficient is identified only if its exponents are.
+            # A coefficient is identified only if its exponents are; the reason of the last exponent comes first.
             reasons[name] = next((reason for exponent in reversed(exponents) if (reason := reasons[exponent])), None)
     return {name: reason for name in names if (reason := reasons[name])}
 
 
 def _remarks(fit: Fit, ci: Mapping[str, Interval]) -> list[str]:
-    """Remarks on exponents that are below 0 or whose interval includes 0."""
+    """Return remarks on exponents that are below 0 or whose interval includes 0."""
     notes = []
-    for name in (name for name in fit.law.exponents if _may_be_negative(fit, name)):
-        low, high = ci[name]
+    for name in fit.law.exponents:
+        low, high = ci[name] if _may_be_negative(fit, name) else (None, None)
         if low is not None and high is not None and low <= 0 <= high:
             notes.append(f"the interval of {name} includes 0")
         elif high is not None and high < 0:
@@ -210,7 +211,8 @@ def _remarks(fit: Fit, ci: Mapping[str, Interval]) -> list[str]:
 
 def _may_be_negative(fit: Fit, exponent: str) -> bool:
     """Whether the bounds of the fit allow this exponent to be below 0."""
-    return bool(coordinate_bounds(fit.law, fit.sample)[0][fit.law.parameters.index(exponent)] < 0)
+    low, _ = coordinate_bounds(fit.law, fit.sample)
+    return bool(low[fit.law.parameters.index(exponent)] < 0)
 
 
 def _has_other_term(fit: Fit, coefficient: str, exponent: str) -> bool:
@@ -222,7 +224,7 @@ def _has_other_term(fit: Fit, coefficient: str, exponent: str) -> bool:
 
 
 def _too_few_sizes(fit: Fit) -> str | None:
-    """A reason if the sample has too few sizes or values for the law; None if it has enough."""
+    """Return a reason if the sample has too few sizes or values for the law; None if it has enough."""
     num_parameters, num_sizes = len(fit.theta), fit.sample.points
     if num_sizes >= num_parameters + 2 and (fit.law.is_linear or fit.degrees_of_freedom >= MIN_DEGREES):
         return None
@@ -233,7 +235,7 @@ def _too_few_sizes(fit: Fit) -> str | None:
 
 
 def _reason_against_exponent(fit: Fit, name: str, interval: Interval) -> str | None:
-    """Why this exponent is not identified, in words; None if it is."""
+    """Return in words why this exponent is not identified; None if it is identified."""
     low, high = interval
     if name in fit.certificate.at_bound:
         return f"{name} ended at its bound"

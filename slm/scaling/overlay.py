@@ -1,7 +1,7 @@
-"""Models from elsewhere beside the laws of a table: what each family's law predicts for one more run of their size.
+"""Compare models from elsewhere with the laws of a table: what each family's law predicts for a run of their size.
 
-Notable: of such a model only N, perhaps D, and one result are known. So laws in N, or in N and D, are fitted anew here
-to that quantity, in the same way as for the verdict.
+Notable: only N, perhaps D, and one result of such a model are known. So laws in N, or in N and D, are fitted again here
+to that kind of result, in the same way as for the verdict.
 
 Axes: M models or points of a curve, V variables.
 """
@@ -17,12 +17,12 @@ import numpy as np
 from slm.scaling.details import CURVE_POINTS, band_ensemble, predictions_at
 from slm.scaling.entries import Entry, Fitted, Task, fit_group
 from slm.scaling.laws import get_law, seed_of_law
-from slm.scaling.prediction import band_kind
+from slm.scaling.prediction import needed_bootstrap
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
-PLAIN_LAW = "power"
-"""The law of an overlay if the verdict's law is not in N alone, or in N and D."""
+FALLBACK_LAW = "power"
+"""The law of an overlay if the variables of the verdict's law are neither N alone, nor N and D."""
 CURVE_MARGIN = 1.15
 """How far curves extend beyond the outermost point, as a factor of N."""
 
@@ -37,21 +37,21 @@ class Model:
 
 
 def overlay_law(verdict_law: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> str:
-    """The verdict's law if it is in N, or in N and D, else `PLAIN_LAW`."""
+    """Return the verdict's law if its variables are N, or N and D; else `FALLBACK_LAW`."""
     variables = get_law(verdict_law, formulas, columns).variables
-    return verdict_law if variables in (("N",), ("N", "D")) else PLAIN_LAW
+    return verdict_law if variables in (("N",), ("N", "D")) else FALLBACK_LAW
 
 
 def overlay_models(
     table: Table, models: Sequence[Model], law: str, *, target: str, size: str, settings: Settings, seed: int
 ) -> list[Entry]:
-    """One entry a family: `family`, `range` of N, `identified`, `refused`, `held`, `curve` and `models`.
+    """Return one entry per family: `family`, `range` of N, `identified`, `refused`, `held`, `curve` and `models`.
 
-    `models` has for each model, in order, what the law predicts for one more run of its size (`value`, and the ends
-    `low` and `high` of a prediction interval, None if there is none), the `log_ratio` of the model's result to that,
-    whether the result is `inside` the interval, and `times_beyond`, the factor by which N is beyond the family's data
-    (1 within). A law in N and D is evaluated at the model's tokens; for the curve, and if they are unknown, at the
-    table's median (`held`). `refused` says why there is no law; `models` and `curve` are then empty.
+    `models` has one entry per model, in order. It has the law's prediction for one more run of this size (`value`, and
+    the ends `low` and `high` of a prediction interval, or None), the `log_ratio` of the model's result to `value`,
+    whether the result is `inside` the interval, and `times_beyond`, the factor by which N is outside the family's data
+    (1 if it is inside). A law in N and D is evaluated at the model's tokens. If the tokens are unknown, and for the
+    curve, D is the table's median (`held`). `refused` says why there is no law; `models` and `curve` are then empty.
     """
     rng = np.random.default_rng([seed, 3000, seed_of_law(law)])
     task = Task(get_law(law, settings.formulas, table.frame.columns), target, size, settings.fit_loss)
@@ -67,12 +67,12 @@ def _family(
         return {"family": family, "range": span, "refused": result.entry["notes"][0], "models": [], "curve": []}
     held = float(table.frame["tokens"].median()) if "D" in fit.law.variables else None
     ensemble = band_ensemble(fit, result.uncertainty, settings, rng)
-    has_interval = not fit.is_exact and (ensemble is not None or band_kind(fit) is None)
+    has_interval = not fit.is_exact and (needed_bootstrap(fit) is None or ensemble is not None)
 
-    def predicted(points: Sequence[Model]) -> list[Entry]:
-        """`N`, `value`, `low` and `high` of one more run; the ends are None if the fit has no scatter."""
-        values = [[p.N] if held is None else [p.N, p.tokens or held] for p in points]
-        log_x_MV = np.log(np.array(values, float))
+    def predict(points: Sequence[Model]) -> list[Entry]:
+        """Predict `N`, `value`, `low` and `high` of one more run; `low` and `high` are None without an interval."""
+        x_MV = [[point.N] if held is None else [point.N, point.tokens or held] for point in points]
+        log_x_MV = np.log(np.array(x_MV, float))
         if has_interval:
             return predictions_at(fit, log_x_MV, ensemble, result.entry["run_sigma_log"], settings.level)
         columns = np.exp([log_x_MV[:, 0], fit.log_value(log_x_MV)]).T.tolist()
@@ -86,16 +86,17 @@ def _family(
         "refused": None,
         "identified": result.entry["identified"],
         "held": held,
-        "models": [_model_entry(model, law, span) for model, law in zip(models, predicted(models), strict=True)],
-        "curve": predicted([Model(N, 1.0) for N in grid]),
+        "models": [_model_entry(model, row, span) for model, row in zip(models, predict(models), strict=True)],
+        "curve": predict([Model(N, 1.0) for N in grid]),
     }
 
 
-def _model_entry(model: Model, law: Entry, span: Sequence[float]) -> Entry:
-    has_ends = law["low"] is not None and np.isfinite([law["low"], law["high"]]).all()
+def _model_entry(model: Model, prediction: Entry, span: Sequence[float]) -> Entry:
+    low, high = prediction["low"], prediction["high"]
+    has_ends = low is not None and np.isfinite([low, high]).all()
     return {
-        **{key: law[key] for key in ("value", "low", "high")},
-        "log_ratio": float(np.log(model.value / law["value"])),
-        "inside": bool(law["low"] <= model.value <= law["high"]) if has_ends else None,
+        **{key: prediction[key] for key in ("value", "low", "high")},
+        "log_ratio": float(np.log(model.value / prediction["value"])),
+        "inside": bool(low <= model.value <= high) if has_ends else None,
         "times_beyond": max(1.0, model.N / span[1], span[0] / model.N),
     }

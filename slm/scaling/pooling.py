@@ -1,8 +1,8 @@
-"""A mixed-effects summary: families are draws from a population, and each exponent is measured with error.
+"""Pool exponents by a mixed-effects model: families are draws from a population, and exponents are measured with error.
 
 alpha_f = mu + u_f + e_f, u_f ~ N(0, tau^2), e_f ~ N(0, se_f^2). tau^2 is estimated by restricted maximum likelihood; mu
-has the interval of Hartung & Knapp (2001), which is accurate for few families. Whether tau = 0 is left to the joint
-test of all families: Cochran's Q assumes known errors, and rejects in 15 to 23% of cases if they are estimated.
+has the interval of Hartung & Knapp (2001), which is accurate for few families. tau = 0 is not tested here: Cochran's Q
+assumes known errors, and rejects in 15 to 23% of cases if the errors are estimated. See the joint test of all families.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from slm.scaling.forms import Floats
 
 @dataclass(frozen=True)
 class Pooled:
-    """`mean` of the population with interval; `tau`, the standard deviation between families; shrunken estimates."""
+    """The population of families: `mean` exponent, its interval, and `tau`, the standard deviation between families."""
 
     mean: float
     low: float
@@ -31,10 +31,11 @@ class Pooled:
     next_high: float
     """Prediction interval of the exponent of one more family."""
     shrunken: tuple[float, ...]
+    """The exponent of each family, moved towards the mean."""
 
 
 def pool(estimates: Sequence[float], errors: Sequence[float], *, level: float = 0.95) -> Pooled | None:
-    """Pool the exponents of families with their standard errors; None for fewer than two, or if an error is unknown."""
+    """Pool exponents with their standard errors; None for fewer than two families, or if an error is unknown."""
     y, variance = np.asarray(estimates, float), np.asarray(errors, float) ** 2
     k = len(y)
     if k < 2 or not (np.isfinite(variance).all() and (variance > 0).all()):
@@ -43,12 +44,13 @@ def pool(estimates: Sequence[float], errors: Sequence[float], *, level: float = 
     w = 1 / (variance + tau2)
     mean = float(w @ y / w.sum())
     error = float(np.sqrt(max(1.0, w @ (y - mean) ** 2 / (k - 1)) / w.sum()))
-    reach = float(stats.t.ppf(0.5 + level / 2, k - 1)) * error
-    ahead = float(stats.t.ppf(0.5 + level / 2, max(k - 2, 1)) * np.sqrt(tau2 + error**2))
+    half_width = float(stats.t.ppf(0.5 + level / 2, k - 1)) * error
+    next_half_width = float(stats.t.ppf(0.5 + level / 2, max(k - 2, 1)) * np.sqrt(tau2 + error**2))
     shrunken = mean + tau2 / (tau2 + variance) * (y - mean)
+    low, high = mean - half_width, mean + half_width
+    next_low, next_high = mean - next_half_width, mean + next_half_width
     tau, tau_high, q = float(np.sqrt(tau2)), _tau_high(y, variance, level), _cochran_q(y, variance, 0.0)
-    interval, prediction = (mean - reach, mean + reach), (mean - ahead, mean + ahead)
-    return Pooled(mean, *interval, tau, tau_high, q, *prediction, tuple(shrunken.tolist()))
+    return Pooled(mean, low, high, tau, tau_high, q, next_low, next_high, tuple(shrunken.tolist()))
 
 
 def _cochran_q(y: Floats, variance: Floats, tau2: float) -> float:
@@ -61,7 +63,7 @@ def _reml(y: Floats, variance: Floats) -> float:
         total = variance + tau2
         return float(0.5 * (np.log(total).sum() + np.log((1 / total).sum()) + _cochran_q(y, variance, tau2)))
 
-    # The likelihood may have two peaks if errors differ much, so a grid comes before the local search.
+    # The likelihood may have two peaks if errors differ much, so the local search starts at the best of a grid.
     highest = 4 * float(np.var(y)) + float(variance.max())
     grid = [0.0, *(highest * np.geomspace(1e-8, 1, 200)).tolist()]
     best = int(np.argmin([loss(tau2) for tau2 in grid]))
@@ -71,7 +73,7 @@ def _reml(y: Floats, variance: Floats) -> float:
 
 
 def _tau_high(y: Floats, variance: Floats, level: float) -> float:
-    """The tau at which Q would be as low as observed with probability 1 - level."""
+    """Return the tau for which a Q as low as the observed one has the probability 1 - level."""
     target = float(stats.chi2.ppf(1 - level, len(y) - 1))
     if _cochran_q(y, variance, 0.0) <= target:
         return 0.0

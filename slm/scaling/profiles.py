@@ -21,9 +21,9 @@ from slm.scaling.starts import coordinate_bounds, grid_starts
 DISTANCES = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
 """Distances from the estimate, in standard errors, at which a profile is computed first."""
 MAX_STEPS = 60
-"""Maximum steps of a minimisation. A longer search follows a flat valley, where the objective no longer changes."""
+"""Most steps of a minimisation. A longer search follows a flat valley, where the objective no longer changes."""
 MAX_REFINEMENTS = 5
-"""How many times, at most, the bracket around an end of the interval is replaced by one a seventh as wide."""
+"""Most times that the bracket around an end of the interval is made seven times as narrow."""
 MAX_T_STEP = 0.05
 """An end is interpolated linearly once t changes by less than this across its bracket."""
 
@@ -32,7 +32,7 @@ MAX_T_STEP = 0.05
 class Profile:
     """The profile of an exponent or of the log of a coefficient: `t`, with `df` degrees of freedom, at rising `values`.
 
-    `low` and `high` are the ends of the interval, or None if it is unbounded on that side.
+    `low` and `high` are the ends of the interval; None means that the interval is open on this side.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Profile:
 
 
 def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = False) -> Profile | None:
-    """Profile of parameter `name` of a least-squares fit.
+    """Compute the profile of parameter `name` of a least-squares fit.
 
-    None if the parameter is not linear in the coordinates, or the fit has no residual error. If rows share runs or
-    shapes, t is multiplied by the usual standard error / the cluster-robust one, and has the degrees of freedom of the
-    robust one. With `delta_method`, t is linear in the value, and nothing is refitted.
+    Returns None if the parameter is not linear in the coordinates, or the fit has no residual error. If rows share runs
+    or shapes, t is multiplied by the ratio of the usual to the cluster-robust standard error, and has the degrees of
+    freedom of the robust error. With `delta_method`, t is linear in the value, and nothing is refitted.
     """
     vector = fit.law.projection(name, fit.sample.refs)
     if vector is None or fit.degrees_of_freedom < 1 or not fit.sigma > 0:
@@ -61,18 +61,18 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = Fa
     low, high = _limits(fit, vector, name)
     variance = float(vector @ np.nan_to_num(fit.covariance, nan=0.0) @ vector)
     # If the robust error is larger, |t| grows more slowly, so the grid must reach further.
-    step = min(np.sqrt(variance) if variance > 0 else 0.25, (high - low) / 20) / min(usual / robust, 1.0)
+    error = np.sqrt(variance) if variance > 0 else 0.25
+    step = min(error, (high - low) / 20) / min(usual / robust, 1.0)
     grid = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, DISTANCES], low, high))
+    grid = grid[grid != estimate]
 
     def t_at(values: Floats) -> Floats:
-        is_linear = delta_method or fit.law.is_linear
-        return usual / robust * _signed_roots(fit, vector, estimate, values, is_linear=is_linear)
+        return usual / robust * _signed_roots(fit, vector, estimate, values, delta_method or fit.law.is_linear)
 
-    grid = grid[grid != estimate]
     values, t = np.append(grid, estimate), np.append(t_at(grid), 0.0)
     critical = float(stats.t.ppf(0.5 + level / 2, df))
     for _ in range(MAX_REFINEMENTS):
-        added = np.concatenate([_divide_bracket(values, t, side * critical) for side in (-1, 1)])
+        added = np.concatenate([_divide_bracket(values, t, target) for target in (-critical, critical)])
         if not len(added):
             break
         values, t = np.append(values, added), np.append(t, t_at(added))
@@ -82,7 +82,7 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = Fa
 
 
 def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:
-    """Smallest and largest value at which the profile is computed."""
+    """Return the smallest and the largest value at which the profile is computed."""
     index = fit.law.parameters.index(name)
     low, high = (float(bounds[index]) for bounds in coordinate_bounds(fit.law, fit.sample))
     # The log of a coefficient is its centred coordinate plus each exponent (at most 5) times a log reference size
@@ -92,8 +92,8 @@ def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:
     return low + min(exponent_part, 0) - margin, high + max(exponent_part, 0) + margin
 
 
-def _signed_roots(fit: Fit, vector: Floats, estimate: float, values: Floats, *, is_linear: bool) -> Floats:
-    """t at `values`, each from a fit of all other parameters unless t `is_linear`."""
+def _signed_roots(fit: Fit, vector: Floats, estimate: float, values: Floats, is_linear: bool) -> Floats:
+    """Compute t at `values`, each by a fit of all other parameters unless t `is_linear`."""
     covariance = np.nan_to_num(fit.covariance, nan=0.0)
     variance = float(vector @ covariance @ vector)
     if is_linear and variance > 0:
@@ -111,7 +111,7 @@ def _signed_roots(fit: Fit, vector: Floats, estimate: float, values: Floats, *, 
 
 
 def _divide_bracket(values: Floats, t: Floats, target: float) -> Floats:
-    """Six values inside the bracket in which t crosses `target`; none if the bracket is narrow enough."""
+    """Return six values inside the bracket in which t crosses `target`; none if the bracket is narrow enough."""
     bracket = _bracket(values, t, target)
     if bracket is None or abs(np.diff(t[bracket])[0]) < MAX_T_STEP:
         return np.empty(0)
@@ -120,21 +120,22 @@ def _divide_bracket(values: Floats, t: Floats, target: float) -> Floats:
 
 
 def _bracket(values: Floats, t: Floats, target: float) -> list[int] | None:
-    """Indices of the two neighbouring values between which |t| last passes |target|, going out from the estimate.
+    """Return the indices of the two neighbouring values between which t crosses `target`; None if it never does.
 
-    None if it never does. The last crossing, not the first: if a profile has two valleys, the interval spans both.
+    If t crosses several times, returns the last crossing going out from the estimate: an interval spans all valleys.
     """
     side = np.sign(target)
     estimate = values[np.argmin(np.abs(t))]
     outward = [int(i) for i in np.argsort(side * values) if side * (values[i] - estimate) >= 0]
-    last_inside = [place for place, i in enumerate(outward) if side * t[i] < abs(target)][-1]
+    last_inside = max(place for place, i in enumerate(outward) if side * t[i] < abs(target))
     return outward[last_inside : last_inside + 2] if last_inside + 1 < len(outward) else None
 
 
 def _crossing(values: Floats, t: Floats, target: float) -> float | None:
-    """The value where t last passes `target`, by linear interpolation; None if it never does."""
+    """Return the value where t last crosses `target`, by linear interpolation; None if t never does."""
     bracket = _bracket(values, t, target)
     if bracket is None:
         return None
-    (inner, outer), (t_inner, t_outer) = values[bracket], t[bracket]
+    inner, outer = values[bracket]
+    t_inner, t_outer = t[bracket]
     return float(inner + (target - t_inner) / (t_outer - t_inner) * (outer - inner))

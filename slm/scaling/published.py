@@ -1,6 +1,6 @@
-"""The published study of four MobileLLM models: its rows, and its claims beside what these rows show when analysed.
+"""The published study of four MobileLLM models: its rows, its claims, and what an analysis of the rows finds.
 
-Rows and claims are in one data file. tests/scaling/test_published.py computes every figure of the claims from the rows.
+Rows and claims are in one data file. tests/scaling/test_published.py computes each number of the claims from the rows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "mobilellm_published"
-"""The table that slm ships, as `read_table` knows it."""
-IDENTIFYING = ("params_total", "params_non_embedding", "tokens", "perplexity", "tokens_per_second", "depth")
-"""Columns that the claims are about."""
+"""The name by which `read_table` knows the table."""
+CLAIM_COLUMNS = ("params_total", "params_non_embedding", "tokens", "perplexity", "tokens_per_second", "depth")
 
 
 @cache
@@ -25,16 +24,16 @@ def _study() -> dict[str, Any]:
 
 
 def published_rows() -> list[dict[str, Any]]:
-    """The four rows, smallest model first, as they were published."""
+    """Return the four rows as they were published, the smallest model first."""
     return _study()["rows"]
 
 
 def is_published(frame: pd.DataFrame) -> bool:
     """Whether a table has the published rows and no others, with all columns that the claims are about."""
-    rows = [tuple(row[name] for name in IDENTIFYING) for row in published_rows()]
-    return {*IDENTIFYING} <= {*frame} and rows == list(frame[[*IDENTIFYING]].itertuples(index=False, name=None))
+    rows = [tuple(row[name] for name in CLAIM_COLUMNS) for row in published_rows()]
+    return {*CLAIM_COLUMNS} <= {*frame} and rows == list(frame[[*CLAIM_COLUMNS]].itertuples(index=False, name=None))
 
 
 def published_claims() -> list[dict[str, Any]]:
-    """What the study claims: `id`, `claim`, `figures` computed from its rows, and `finding` in words."""
+    """Return the study's claims: `id`, `claim`, `figures` (numbers computed from its rows) and `finding` in words."""
     return [{"id": key, **claim} for key, claim in _study()["claims"].items()]

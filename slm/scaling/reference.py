@@ -1,4 +1,4 @@
-"""Published laws, to be compared only with fits over the same sizes and with the same N and target."""
+"""Published laws. Compare them only with fits over the same sizes and with the same N and target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
 
 MAX_EXTRAPOLATION = 10.0
-"""A law is not used if sizes or tokens exceed its fitted range by more than this factor."""
+"""A law is not used if sizes or tokens are outside its fitted range by more than this factor."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Reference:
     """Smallest and largest value of each variable among the runs that the law was fitted to."""
 
     def outside_range(self, values: Mapping[str, Floats]) -> dict[str, dict[str, Any]]:
-        """Variables that exceed the fitted range, each with ranges `table` and `fitted` and the largest `factor`."""
+        """Return the variables with values outside the fitted range: ranges `table` and `fitted`, largest `factor`."""
         outside: dict[str, dict[str, Any]] = {}
         for name, (low, high) in self.fitted.items():
             x = np.asarray(values[name], float)
@@ -38,9 +38,10 @@ class Reference:
         return outside
 
     def log_loss(self, values: Mapping[str, Floats]) -> Floats:
-        """Natural log of the loss at `values` of the law's variables, arrays of equal length."""
+        """Return the natural log of the loss at `values` of the law's variables, arrays of equal length."""
         log_x = np.log(np.stack([np.asarray(values[v], float) for v in self.law.variables], axis=1))
-        return self.law.log_value(self.law.coordinates(self.params, np.zeros(log_x.shape[1]))[None], log_x)[0]
+        theta = self.law.coordinates(self.params, np.zeros(log_x.shape[1]))
+        return self.law.log_value(theta[None], log_x)[0]
 
 
 REFERENCES = (
@@ -73,5 +74,5 @@ REFERENCES = (
 
 
 def local_exponent(log_size: Floats, log_value: Floats) -> float:
-    """Exponent of the power law that best fits this range: minus the slope of log value against log size."""
+    """Return the exponent of the power law that fits best: minus the slope of log value against log size."""
     return -float(np.polyfit(log_size, log_value, 1)[0])

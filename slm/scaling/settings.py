@@ -1,4 +1,4 @@
-"""What an analysis is asked to do: the `analysis` config group, checked."""
+"""The settings of an analysis, from the config group `analysis`, with checks of their values."""
 
 from __future__ import annotations
 
@@ -19,21 +19,18 @@ _REPLICATES = Kind(
     "0 (none) or a whole number of at least 50",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and (value == 0 or value >= 50),
 )
-_SHARE = Kind("at least 0.5 and below 1", lambda value: BELOW_ONE.accepts(value) and value >= 0.5)
+_HALF_OR_MORE = Kind("at least 0.5 and below 1", lambda value: BELOW_ONE.accepts(value) and value >= 0.5)
 _PREDICTIONS = Kind(
     "multiples of the largest N, above 0, or points such as {N: 1.3e10, D: 5e12}",
     lambda value: (
         isinstance(value, list) and all(POSITIVE.accepts(item) or _is_point(item, POSITIVE.accepts) for item in value)
     ),
 )
-_PARAMETERS = Kind(
-    "parameters with numbers, as in {E: 1.69, A: 406.4}",
-    lambda value: value == {} or _is_point(value, is_number),
-)
+_PARAMETERS = Kind("parameters with numbers, as in {E: 1.69}", lambda value: value == {} or _is_point(value, is_number))
 
 
 def _is_point(value: Any, accepts: Callable[[Any], bool]) -> bool:
-    """Whether it gives one or more names values that are accepted."""
+    """Whether `value` maps one or more names to accepted values."""
     is_mapping = isinstance(value, Mapping) and bool(value)
     return is_mapping and all(isinstance(name, str) and accepts(number) for name, number in value.items())
 
@@ -43,13 +40,13 @@ def _some_of(*names: str) -> Kind:
 
 
 def _setting(default: Any, kind: Kind | None = None) -> Any:
-    """A field with the kind of its values; None if the kind depends on another setting."""
+    """Return a field with the kind of its values; None if the kind depends on another setting."""
     return dataclasses.field(default_factory=lambda: default, metadata={"kind": kind})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One analysis; conf/analysis/full.yaml describes each setting. Raises `ValueError` naming a key that is wrong."""
+    """Settings of one analysis, described in conf/analysis/full.yaml. Raises `ValueError` that names a wrong key."""
 
     laws: tuple[str, ...] = _setting(tuple(LAWS))
     formulas: Mapping[str, Any] = _setting({})
@@ -64,8 +61,8 @@ class Settings:
     unit: str = _setting("auto", one_of("auto", "run", "cell"))
     bootstrap: int = _setting(1000, _REPLICATES)
     calibration: int = _setting(999, _REPLICATES)
-    level: float = _setting(0.95, _SHARE)
-    power: float = _setting(0.8, _SHARE)
+    level: float = _setting(0.95, _HALF_OR_MORE)
+    power: float = _setting(0.8, _HALF_OR_MORE)
     predict: tuple[float | Mapping[str, float], ...] = _setting((2.0, 10.0), _PREDICTIONS)
     test: Mapping[str, float] = _setting({}, _PARAMETERS)
     target_loss: float | None = _setting(None, or_null(POSITIVE))
@@ -81,15 +78,13 @@ class Settings:
             value = getattr(self, key)
             check_kind(f"analysis.{key}", [*value] if isinstance(value, tuple) else value, kind)
         if self.residuals == "linear" and self.loss != "least_squares":
-            raise ValueError("analysis.residuals=linear goes with analysis.loss=least_squares: leave one of them out")
+            raise ValueError("analysis.residuals=linear needs analysis.loss=least_squares: change one of them")
         if self.price_per_hour is not None and self.flops_per_second is None:
-            raise ValueError(
-                "analysis.price_per_hour needs analysis.flops_per_second, the achieved speed of the device"
-            )
+            raise ValueError("analysis.price_per_hour needs analysis.flops_per_second, the device's achieved speed")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings of a plain mapping, whose lists may be one value or all. An unknown key is a `ValueError`."""
+        """Read a plain mapping, in which a list may be a single value or "all". An unknown key is a `ValueError`."""
         names = [field.name for field in dataclasses.fields(cls)]
         lists = ("laws", "targets", "sizes")
         given = {}
@@ -107,22 +102,16 @@ class Settings:
 
     def _check_formulas(self) -> None:
         if not isinstance(self.formulas, Mapping):
-            raise ValueError(
-                f"analysis.formulas={self.formulas!r} must be names with formulas, as in {{mine: 'E + A*N**-a'}}"
-            )
+            example = "{mine: 'E + A*N**-a'}"
+            raise ValueError(f"analysis.formulas={self.formulas!r} must map names to formulas, as in {example}")
         for name, formula in self.formulas.items():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-                raise ValueError(f"analysis.formulas.{name} must be named with letters, digits and _")
+                raise ValueError(f"analysis.formulas.{name}: a name must be a letter, then letters, digits or _")
             if name in (*LAWS, *FORMULAS, "auto", "all"):
                 raise ValueError(f"analysis.formulas.{name} has the name of an existing law: choose another")
-            from slm.scaling.formulas import check_formula  # sympy is slow to import, and seldom needed
+            from slm.scaling.formulas import check_formula  # imports sympy, which is slow and seldom needed
 
             check_formula(name, formula)
-
-    @property
-    def every_law(self) -> tuple[str, ...]:
-        """The laws to fit, formulas and the law of the verdict among them."""
-        return tuple(dict.fromkeys((*self.laws, *self.formulas, *([] if self.law == "auto" else [self.law]))))
 
     @property
     def fit_loss(self) -> Loss:
@@ -131,5 +120,5 @@ class Settings:
 
     @property
     def other_loss(self) -> Loss:
-        """The loss that the ranking is checked with."""
+        """The second loss, with which the ranking of families is checked."""
         return Loss() if self.loss == "huber" or self.residuals == "linear" else Loss(self.delta)

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from slm.scaling.families import MODELS, Families, efficiency_factors, fit_joint, gather, likelihood_ratio, sharing
+from slm.scaling.families import (
+    MODELS,
+    Families,
+    efficiency_factors,
+    fit_joint,
+    gather,
+    likelihood_ratio,
+    sharing_matrices,
+)
 from slm.scaling.fitting import fit_sample
 from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
@@ -103,7 +111,7 @@ def test_a_wider_model_never_fits_worse(law: Law, seed: int) -> None:
 def test_parameters_of_nested_models_are_counted(law: Law, families: int, counts: list[int]) -> None:
     """Three families with a floor: E, A, alpha; then E, 3 A, alpha; then 3 E, 3 A, alpha; then all three times."""
     models = ("one_law", "efficiency", "shared_exponents", "separate")
-    assert [sharing(law, families, model)[0].shape[1] for model in models] == counts
+    assert [sharing_matrices(law, families, model)[0].shape[1] for model in models] == counts
 
 
 def planted(law: Law, rho: dict[str, float], sigma: float = 0.0, rows: int = 16) -> dict[str, Sample]:
