@@ -1,4 +1,4 @@
-"""Train a grid of families and analyse it: `python sweep.py`. `--help` shows every choice; the README explains."""
+"""Train a grid of families and analyse it: `python sweep.py`. `--help` lists the settings; the README explains them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt as error:
-        print(f"\n{str(error) or 'interrupted: the same command starts the analysis over'}", file=sys.stderr)
+        print(f"\n{str(error) or 'interrupted: the same command repeats the analysis'}", file=sys.stderr)
         exit_codes.append(130)
     except MISTAKES as error:
         exit_codes.append(report(error))
@@ -39,7 +39,7 @@ def run(config: DictConfig) -> int:
     load_extensions(given)
     settings = check_settings(given, overrides)
     if settings["runs"] is None:
-        check_design(settings["sweep"])  # before what follows loads scipy
+        check_design(settings["sweep"])  # checked before the next import loads scipy
         from slm.sweep.run import run_sweep
 
         return run_sweep(settings)
@@ -49,7 +49,7 @@ def run(config: DictConfig) -> int:
 
 
 def start() -> None:
-    """Run `main` with Hydra. Raises `ValueError` for Hydra's --multirun, which has no meaning here."""
+    """Run `main` with Hydra. Raises `ValueError` for Hydra's --multirun, which sweep.py does not support."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         raise ValueError(
             "sweep.py has no -m: it runs one sweep or analyses one table; start it once for each sweep or table"

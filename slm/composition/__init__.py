@@ -1,4 +1,4 @@
-"""The meaning of a composed train config, without torch: its keys, the kinds of its values, its shape and its budget.
+"""Check and interpret a composed train config without torch: its keys, the kinds of its values, its shape and budget.
 
-Shared by training and by sweeps, which plan runs that other processes train.
+Training uses this, and also sweeps, which plan runs that other processes train.
 """

@@ -1,4 +1,4 @@
-"""The shape, the steps and the identity of a run, from its config alone; settings that do not fit are refused."""
+"""Derive the shape and the number of steps of a run from its config, and refuse settings that do not fit together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from slm.model.counts import flops_per_token, num_params
 from slm.runtime.settings import COUNT, as_typed
 
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
-"""Groups that determine a run's numbers. Devices, logging and checkpoint intervals may change when it is continued."""
+"""Groups that determine the numbers of a run. Devices, logging and checkpoint intervals may change during a run."""
 LATER_KEYS = {"train": ("val_tokens",)}
-"""Keys added to those groups later: the hashes that name the cells of older sweeps do not include them."""
+"""Keys that were added to these groups later: the hashes that name the cells of older sweeps do not include them."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys of the group `train` that set the budget; a run uses one of them."""
 MAX_PADDING = 0.05
-"""Empty sequences that may be added to a step which its devices cannot share evenly, as a share of its sequences."""
+"""If devices cannot share a step evenly, empty sequences are added, at most this fraction of its sequences."""
 BASE_SHAPE = {
     "standard": (),
     "mup": ("base_width", "base_head_dim"),
@@ -27,7 +27,7 @@ BASE_SHAPE = {
 
 
 def shape_and_steps(config: Mapping[str, Any], *, devices: int = 1) -> tuple[ModelConfig, int]:
-    """The shape and the number of optimizer steps of a config that `check_settings` accepts.
+    """Returns the shape and the number of optimizer steps of a config that `check_settings` accepts.
 
     Raises `ValueError` for settings that do not fit together.
     """
@@ -36,30 +36,30 @@ def shape_and_steps(config: Mapping[str, Any], *, devices: int = 1) -> tuple[Mod
     check_family(config, model)
     steps = count_steps(config["train"], model, devices=devices)
     check_schedule(config["schedule"], steps)
-    kept = config["checkpoint"].get("keep_steps", [])
-    if late := [step for step in kept if step > steps]:
-        raise ValueError(f"checkpoint.keep_steps={kept} has {late[0]}, but the run ends at step {steps}")
+    keep_steps = config["checkpoint"].get("keep_steps", [])
+    if too_late := [step for step in keep_steps if step > steps]:
+        raise ValueError(f"checkpoint.keep_steps={keep_steps} has {too_late[0]}, but the run ends at step {steps}")
     return model, steps
 
 
 def model_config(model: Mapping[str, Any]) -> ModelConfig:
-    """The shape in a `model` config, which also names its family."""
+    """The shape in a `model` config, without the name of the family."""
     return ModelConfig.from_dict({key: value for key, value in model.items() if key != "family"})
 
 
 def check_family(config: Mapping[str, Any], model: ModelConfig) -> None:
-    """Raise `ValueError` if `width` or `depth` contradicts the shape; only a family derives its shape from them."""
+    """Raise `ValueError` if `width` or `depth` contradicts the shape. Only a family derives its shape from both."""
     for key, field in (("width", "hidden_size"), ("depth", "num_layers")):
         given, actual = config.get(key), getattr(model, field)
         if given is not None and given != actual:
             raise ValueError(
-                f"{key}={given} and model.{field}={actual} differ: give {key} and a family (family=mobilellm), "
-                f"or model.{field} alone"
+                f"{key}={given} and model.{field}={actual} differ: give {key} with a family (family=mobilellm), "
+                f"or only model.{field}"
             )
 
 
 def check_parametrization(parametrization: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for an unknown parametrization, or for keys other than those of its base shape."""
+    """Raise `ValueError` for an unknown parametrization, or for keys that are missing or not in its base shape."""
     name = parametrization["name"]
     if name not in BASE_SHAPE:
         raise ValueError(f"parametrization.name={name} must be one of {', '.join(BASE_SHAPE)}")
@@ -67,23 +67,23 @@ def check_parametrization(parametrization: Mapping[str, Any]) -> None:
         value = parametrization.get(key)
         if not COUNT.accepts(value):
             raise ValueError(
-                f"parametrization.{key}={as_typed(value)} must be {COUNT.words} for parametrization={name}: "
-                "that of the shape at which optim.lr was tuned"
+                f"parametrization.{key}={as_typed(value)} must be {COUNT.words} for parametrization={name}: give the "
+                "value for the shape at which optim.lr was tuned"
             )
     for key in sorted(parametrization.keys() - {"name", *BASE_SHAPE[name]}):
         raise ValueError(
             f"parametrization.{key}={parametrization[key]} has no effect with parametrization={name}: leave it out, or "
-            "choose completep, which follows width and depth"
+            "choose completep, which transfers rates over width and depth"
         )
 
 
 def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 1) -> int:
-    """Optimizer steps within the budget of a `train` config. Raises `ValueError` if the sizes do not fit together."""
+    """Count the optimizer steps in the budget of a `train` config. Raises `ValueError` if its sizes do not fit."""
     length = int(train["sequence_length"])
     if length > model.max_position_embeddings:
         raise ValueError(
             f"train.sequence_length={length} is longer than model.max_position_embeddings="
-            f"{model.max_position_embeddings}: raise the latter or train on shorter sequences"
+            f"{model.max_position_embeddings}: raise max_position_embeddings or train on shorter sequences"
         )
     batch_tokens = int(train["batch_tokens"])
     _check_batch(batch_tokens, length, devices)
@@ -107,16 +107,17 @@ def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 
 
 def _check_batch(batch_tokens: int, length: int, devices: int) -> None:
     unit = length * devices
-    near = " or ".join(str(n) for n in (batch_tokens // unit * unit, (batch_tokens // unit + 1) * unit) if n)
+    below = batch_tokens // unit * unit
+    nearest = f"{below} or {below + unit}" if below else f"{unit}"
     if batch_tokens % length:
         raise ValueError(
             f"train.batch_tokens={batch_tokens} is not a multiple of train.sequence_length={length} x "
-            f"{devices} device(s): try {near}"
+            f"{devices} device(s): try {nearest}"
         )
     sequences = batch_tokens // length
     if (padding := -sequences % devices) >= MAX_PADDING * sequences:
         raise ValueError(
             f"train.batch_tokens={batch_tokens} is {sequences} sequences of train.sequence_length={length}. For equal "
-            f"shares, {devices} devices need {padding} empty sequences more ({padding / sequences:.0%}, which must be "
-            f"below {MAX_PADDING:.0%}): try {near}"
+            f"shares, {devices} devices need {padding} additional empty sequences ({padding / sequences:.0%}, but less "
+            f"than {MAX_PADDING:.0%} is allowed): try {nearest}"
         )

@@ -1,8 +1,8 @@
-"""Refuse keys that a script does not read: those neither in its conf/SCRIPT.yaml nor in the choices of its groups.
+"""Refuse keys that a script does not read: keys neither in its conf/SCRIPT.yaml nor in the choices of its groups.
 
 For a misspelt key Hydra recommends a `+`, which adds a key that nothing reads. So all keys of the composed config are
-checked, including those that a user's own file adds. The keys of a group depend on its choice: `optim.momentum` belongs
-to muon, and adamw would ignore it.
+checked, including keys from a user's own file. The keys of a group depend on its choice: `optim.momentum` belongs to
+muon, and adamw would ignore it.
 """
 
 from __future__ import annotations
@@ -24,28 +24,22 @@ from slm.model.config import ModelConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPTS = ("train", "evaluate", "sweep")
-CHOICE_KEYS = {
-    "data": "source",
-    "tokenizer": "kind",
-    "optim": "name",
-    "schedule": "name",
-    "parametrization": "name",
-    "launcher": "name",
-}
-"""Group -> its key whose value names the choice, such as `optim.name`."""
+CHOICE_KEYS = {"data": "source", "tokenizer": "kind"}
+CHOICE_KEYS |= dict.fromkeys(("optim", "schedule", "parametrization", "launcher"), "name")
+"""Group -> the key of the group whose value says which choice was made, such as `optim.name`."""
 UNCHECKED_GROUPS = {"sweep": ("columns", "sweep", "analysis")}
-"""Script -> groups whose keys the user chooses, or that are checked where they are read."""
+"""Script -> groups whose keys the user makes up, or whose keys are checked where they are read."""
 MIN_SIMILARITY = 0.6
-"""The lowest ratio of `SequenceMatcher` at which a key is suggested: difflib's default."""
+"""Lowest ratio of `SequenceMatcher` at which a key is suggested; the default of difflib."""
 
 Tree = Mapping[str, Any]
-"""Keys in nested groups. A mapping that is not empty is a group; any other value marks a key."""
+"""Keys in nested groups: a mapping that is not empty stands for a group, and any other value for a key."""
 
 
 def check_keys(config: Mapping[str, Any], script: str, overrides: Iterable[str] = ()) -> None:
     """Raise `ValueError` for the first key of a composed config that `script` does not read.
 
-    `overrides` are those of the command line; the message quotes the one that set the key.
+    `overrides` come from the command line; the message quotes the override that set the key.
     """
     allowed = {**_keys_read_by(script, config), **dict.fromkeys(UNCHECKED_GROUPS.get(script, ()))}
     for key in unknown_keys(config, allowed):
@@ -55,7 +49,7 @@ def check_keys(config: Mapping[str, Any], script: str, overrides: Iterable[str] 
 
 
 def unknown_keys(config: Mapping[str, Any], allowed: Tree, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of `config` that are not in `allowed`. Below an allowed key that is not a group, all are allowed."""
+    """Dotted keys of `config` that are not in `allowed`. An allowed key that is not a group may have any keys."""
     for key, value in config.items():
         if key not in allowed:
             yield f"{prefix}{key}"
@@ -68,7 +62,7 @@ def did_you_mean(key: str, candidates: Iterable[str]) -> str:
 
     def similarity(other: str) -> float:
         last_parts = SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
-        # The factor makes a name in the same group win over an equally similar name in another.
+        # The factor makes a name in the same group win over an equally similar name in another group.
         return max(SequenceMatcher(None, key, other).ratio(), 0.9 * last_parts)
 
     nearest = max(candidates, key=similarity, default="")
@@ -85,7 +79,7 @@ def dotted_keys(tree: Tree, prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def explain_unknown_keys(script: str) -> Iterator[None]:
-    """Turn Hydra's error on a key that `script` does not have, which recommends a `+`, into our own `ValueError`."""
+    """Replace Hydra's error for a key that `script` does not have, which recommends a `+`, by our own `ValueError`."""
     try:
         yield
     except ConfigCompositionException as error:
@@ -105,16 +99,15 @@ def _refusal(key: str, quoted: str, script: str, config: Mapping[str, Any] = Map
         if choices and group in CHOICE_KEYS:
             choice_key = CHOICE_KEYS[group]
             chosen = f"with {group}.{choice_key}={config[group][choice_key]}" if group in config else "here"
-            return f"{key} has no effect {chosen}: it goes with {' or '.join(f'{group}={name}' for name in choices)}"
+            needed = " or ".join(f"{group}={name}" for name in choices)
+            return f"{key} has no effect {chosen}: it needs {needed}"
         return f"{key} is not in your config file: add it with +{quoted}"
     if script == "sweep" and "train" in readers:
         return f"{quoted} is a setting of train.py: set it for all runs with \"sweep.also=['{quoted}']\""
     if readers:
         return f"{quoted} is a setting of {readers[0]}.py, not of {script}.py"
-    hint = (
-        did_you_mean(key, dotted_keys(_keys_read_by(script, {}))) or f": python {script}.py --help lists all settings"
-    )
-    return f"{key} is not a setting of {script}.py{hint}"
+    suggestion = did_you_mean(key, dotted_keys(_keys_read_by(script, {})))
+    return f"{key} is not a setting of {script}.py" + (suggestion or f": python {script}.py --help lists all settings")
 
 
 def _sets_key(override: str, key: str) -> bool:
@@ -124,7 +117,7 @@ def _sets_key(override: str, key: str) -> bool:
 
 
 def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
-    """The keys of `script`. A group has the keys of its choice in `config`; if there is none, those of all choices."""
+    """The keys of `script`. A group has the keys of its choice in `config`; without a choice, those of all choices."""
     file = _config_file(f"{script}.yaml")
     tree = dict(_merged([file]))
     groups = [name for entry in file["defaults"] if isinstance(entry, dict) for name in entry]
@@ -141,8 +134,8 @@ def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
 
 @cache
 def _choices(group: str) -> dict[str, Tree]:
-    """Name of a choice of `group` -> its keys, without the choices that set keys of other groups."""
-    if group == "model":  # a preset lists only the fields that it changes
+    """Name of a choice of `group` -> its keys; choices that set keys of other groups are left out."""
+    if group == "model":  # the file of a model lists only the fields that it changes
         return {"base": {"family": None, **{field.name: None for field in fields(ModelConfig)}}}
     files = sorted((CONF / group).glob("*.yaml"))
     files = [file for file in files if "@package _global_" not in file.read_text(encoding="utf-8")]
@@ -150,14 +143,14 @@ def _choices(group: str) -> dict[str, Tree]:
 
 
 def _keys_of_choice(group: str, name: str) -> Tree:
-    """The keys of one choice, with those of the choices in its defaults list."""
+    """The keys of one choice, including the keys of the choices in its defaults list."""
     file = _config_file(f"{group}/{name}.yaml")
     parents = [entry for entry in file.get("defaults", []) if entry != "_self_"]
     return _merged([*(_keys_of_choice(group, parent) for parent in parents), file])
 
 
 def _merged(trees: Sequence[Tree]) -> Tree:
-    """The keys of all trees, without Hydra's `defaults`; where two have the same key, the later counts."""
+    """The keys of all trees, without Hydra's `defaults`. If several trees have a key, the last tree counts."""
     return {key: value for tree in trees for key, value in tree.items() if key != "defaults"}
 
 

@@ -1,4 +1,4 @@
-"""What `conf/train.yaml` needs from Python: the model's defaults, the rules of families and the names of runs."""
+"""Register what `conf/train.yaml` takes from Python: the defaults of ModelConfig, family rules and names of runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from slm.model.families import RULES
 from slm.runtime.command_line import cache_home, new_folder_path
 
 SET_BY_MODEL_GROUP = ("max_position_embeddings",)
-"""Fields with a default that a family leaves to the `model` group. The vocabulary, without a default, is left too."""
+"""Fields with a default that a family does not set, but the `model` group. It also sets the vocabulary size."""
 
 
 def register() -> None:
-    """Register the nodes `model/base` and `family_options` (ModelConfig's defaults) and the resolvers `conf/` uses."""
+    """Register the nodes `model/base` and `family_options` (defaults of ModelConfig), and all resolvers of `conf/`."""
     fields = dataclasses.fields(ModelConfig)
     defaults = {f.name: MISSING if f.default is dataclasses.MISSING else f.default for f in fields}
     store = ConfigStore.instance()
@@ -28,21 +28,17 @@ def register() -> None:
     options = {
         name: value for name, value in defaults.items() if value is not MISSING and name not in SET_BY_MODEL_GROUP
     }
-    # Outside the group `family`, where `--help` would list it as a family.
+    # Not in the group `family`, because `--help` would list it as a family.
     store.store(name="family_options", node={"model": options}, package="_global_")
     for name, rule in RULES.items():
         OmegaConf.register_new_resolver(name, rule, replace=True)
-    for name, resolver in (
-        ("model_name", _model_name),
-        ("run_dir", _run_dir),
-        ("run_group", _run_group),
-        ("cache_home", cache_home),
-    ):
+    resolvers = {"model_name": _model_name, "run_dir": _run_dir, "run_group": _run_group, "cache_home": cache_home}
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 
 
 def _model_name(width: int | None = None, depth: int | None = None) -> str:
-    """The family with its width and depth, if one was chosen; else the choice of the `model` group."""
+    """FAMILY_WIDTHxDEPTH if a family was chosen; else the choice of the `model` group."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     if choices.get("family"):
         return f"{choices['family']}_{width}x{depth}"
@@ -50,9 +46,9 @@ def _model_name(width: int | None = None, depth: int | None = None) -> str:
 
 
 def _run_dir(width: int | None, depth: int | None) -> str:
-    """A new folder under `outputs/`, or this job's folder of a multirun.
+    """A new folder under `outputs/`, or the folder of this job in a multirun.
 
-    Processes that DDP starts get their parent's folder through SLM_RUN_DIR.
+    Processes that DDP starts get the folder of their parent through SLM_RUN_DIR.
     """
     if "SLM_RUN_DIR" in os.environ:
         return os.environ["SLM_RUN_DIR"]

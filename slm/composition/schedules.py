@@ -1,4 +1,4 @@
-"""Learning rates over a run, as pure functions of the step.
+"""Compute the learning rate of each step of a run with pure functions.
 
 Every schedule is a linear warm-up to the peak, followed by one of the shapes below. A shape is a function of the
 progress since the warm-up (from 0 to 1); its value is a fraction of the peak.
@@ -36,11 +36,11 @@ SHAPES: dict[str, Callable[[float, Mapping[str, Any]], float]] = {
 }
 
 FRACTION_TOLERANCE = 1e-9
-"""Tolerance on the sum of two fractions, so that a warm-up and a decay that fill the run exactly are accepted."""
+"""Tolerance on the sum of two fractions, so that a warm-up and a decay that together fill the run are accepted."""
 
 
 def check_schedule(schedule: Mapping[str, Any], total_steps: int) -> None:
-    """Raise `ValueError` for an unknown schedule, or one whose phases do not fit into `total_steps`."""
+    """Raise `ValueError` for an unknown schedule, or a schedule whose phases do not fit into `total_steps`."""
     if schedule["name"] not in SHAPES:
         raise ValueError(f"schedule.name={schedule['name']} must be one of {', '.join(SHAPES)}")
     key = "warmup_fraction" if schedule.get("warmup_steps") is None else "warmup_steps"
@@ -65,7 +65,7 @@ def lr_factor(step: int, total_steps: int, schedule: Mapping[str, Any]) -> float
 
 
 def count_common_steps(first: Mapping[str, Any], first_steps: int, second: Mapping[str, Any], second_steps: int) -> int:
-    """Number of steps before two schedules first give a different fraction of the peak."""
+    """Count the steps before two schedules first give a different fraction of the peak."""
     shorter = min(first_steps, second_steps)
     for step in range(shorter):
         if lr_factor(step, first_steps, first) != lr_factor(step, second_steps, second):

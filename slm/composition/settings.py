@@ -1,4 +1,4 @@
-"""The kind of each value in a train config, in one table. It is checked before any value is used."""
+"""Check the kind of each value in a train config by one table, before any value is used."""
 
 from __future__ import annotations
 
@@ -18,13 +18,9 @@ KINDS: dict[str, kinds.Kind] = {
     "cache_dir": kinds.NAME,
     "dry_run": kinds.Kind("true, false or plan", lambda value: isinstance(value, bool) or value == "plan"),
     "train.tokens": kinds.POSITIVE,
-    "train.tokens_per_param": kinds.or_null(kinds.POSITIVE),
-    "train.flops": kinds.or_null(kinds.POSITIVE),
-    "train.batch_tokens": kinds.COUNT,
-    "train.sequence_length": kinds.COUNT,
-    "train.log_every": kinds.COUNT,
-    "train.eval_every": kinds.COUNT,
-    "train.eval_tokens": kinds.COUNT,
+    **dict.fromkeys(("train.tokens_per_param", "train.flops"), kinds.or_null(kinds.POSITIVE)),
+    **dict.fromkeys(("train.batch_tokens", "train.sequence_length"), kinds.COUNT),
+    **dict.fromkeys(("train.log_every", "train.eval_every", "train.eval_tokens"), kinds.COUNT),
     "train.sample_tokens": kinds.NATURAL,
     "train.sample_prompt": kinds.TEXT,
     "checkpoint.every_steps": kinds.or_null(kinds.COUNT),
@@ -39,8 +35,7 @@ KINDS: dict[str, kinds.Kind] = {
     "optim.skip_factor": kinds.ABOVE_ONE,
     "optim.max_skipped_in_a_row": kinds.COUNT,
     "optim.ema_decay": kinds.or_null(kinds.BELOW_ONE),
-    "parametrization.name": kinds.NAME,
-    "schedule.name": kinds.NAME,
+    **dict.fromkeys(("parametrization.name", "schedule.name"), kinds.NAME),
     "schedule.warmup_fraction": kinds.SHARE,
     "trainer.accelerator": kinds.one_of("auto", "cpu", "cuda", "gpu", "mps"),
     "trainer.devices": kinds.AUTO_COUNT,
@@ -50,12 +45,11 @@ KINDS: dict[str, kinds.Kind] = {
     "trainer.compile": kinds.AUTO_SWITCH,
     "trainer.micro_batch_tokens": kinds.or_null(kinds.COUNT),
     "trainer.num_workers": kinds.AUTO_NATURAL,
-    "logger.wandb": kinds.SWITCH,
-    "logger.tensorboard": kinds.SWITCH,
+    **dict.fromkeys(("logger.wandb", "logger.tensorboard"), kinds.SWITCH),
     "logger.project": kinds.NAME,
     "logger.tags": kinds.TEXTS,
 }
-"""Kinds of keys that every config has."""
+"""Kinds of the keys that every config has."""
 
 OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "extensions": EXTENSIONS,
@@ -68,33 +62,27 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "branch_from": kinds.or_null(kinds.NAME),
     "optim.momentum": kinds.BELOW_ONE,
     "optim.iterations": kinds.COUNT,
-    "schedule.final_fraction": kinds.SHARE,
-    "schedule.decay_fraction": kinds.SHARE,
+    **dict.fromkeys(("schedule.final_fraction", "schedule.decay_fraction"), kinds.SHARE),
     "data.paths": kinds.PATHS,
     "data.val_paths": kinds.or_null(kinds.PATHS),
     "data.val_fraction": kinds.or_null(kinds.SHARE),
     "data.text_column": kinds.NAME,
-    "data.max_document_bytes": kinds.or_null(kinds.COUNT),
-    "data.max_documents": kinds.or_null(kinds.COUNT),
-    "data.max_bytes": kinds.or_null(kinds.COUNT),
+    **{f"data.max_{key}": kinds.or_null(kinds.COUNT) for key in ("document_bytes", "documents", "bytes")},
     "tokenizer.vocab_size": kinds.COUNT,
     "tokenizer.train_bytes": kinds.or_null(kinds.COUNT),
     "tokenizer.path": kinds.NAME,
 }
-"""Kinds of keys that some choices of their groups have, or that configs of older runs lack."""
+"""Kinds of the keys that only some choices of a group have, or that configs of older runs lack."""
 
 LEGACY_VALUES: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
-"""Keys that were added later -> the value with which a run does what runs without the key did."""
+"""Key that was added later -> the value with which a run does the same as older runs without the key."""
 
 REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
     "optim": {"muon": ("momentum", "iterations")},
-    "schedule": {
-        "cosine": ("final_fraction",),
-        "linear": ("final_fraction",),
-        "wsd": ("final_fraction", "decay_fraction"),
-    },
+    "schedule": dict.fromkeys(("cosine", "linear"), ("final_fraction",))
+    | {"wsd": ("final_fraction", "decay_fraction")},
 }
-"""Group -> name of its choice -> the optional keys that this choice needs."""
+"""Group -> name of a choice -> the optional keys that this choice needs."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps: designing a grid of runs, training and evaluating them as jobs, and handing their table to the analysis.
+"""Sweeps: design a grid of runs, train and evaluate them as jobs, and pass the table of runs to the analysis.
 
-No module of it imports training code or torch.
+No module of this package imports training code or torch.
 """

@@ -1,8 +1,8 @@
-"""A cell is one training run of a sweep. A trunk is a cell whose first steps other cells, its branches, do not repeat.
+"""A cell is one training run of a sweep. A trunk is a cell from whose checkpoints other cells, its branches, start.
 
-Under `wsd`, runs with shorter token budgets equal the longest one until their own decay. The longest run is the trunk.
-A branch equals the run of its budget from step 0, bit for bit on one CPU (docs/training.md), so its key and name stay
-the same; only the run that trains its first steps differs.
+Under `wsd`, a run with a shorter token budget equals the longest run until its own decay begins. The longest run is the
+trunk, and the other runs skip the steps that they share with it. The result of a branch equals that of a run from step
+0, bit for bit on one CPU (docs/training.md), so a cell has the same key and name whether it is a branch or not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Cell:
     """sha256 (hex) of the canonical JSON of the settings that determine the run: model, data, tokenizer, optim,
     parametrization, schedule, train and seed of the resolved config."""
     overrides: tuple[str, ...] = ()
-    """All overrides of train.py, except output_dir, the group of the logger, and those of the launcher."""
+    """Overrides of train.py, to which `execute` adds the paths, the logger and the inherited overrides."""
     family: str
     width: int = 0
     depth: int = 0
@@ -46,25 +46,25 @@ class Cell:
     budget: str | None = None
     """Label of the token budget."""
     impossible: str | None = None
-    """Why this cell cannot be trained: the message of the rule that refused it. Such a cell has no run, and counts
-    of zero."""
+    """Why this cell cannot be trained: the message of the rule that refused it. Such a cell has no run, and all its
+    counts are 0."""
     trunk: str | None = None
-    """Name of the trunk of a branch: a cell that must have ended before, completed or at least past `branch_step`."""
+    """Name of the cell from whose checkpoint this branch starts; None if this cell is not a branch."""
     branch_step: int = 0
-    """Step of the trunk `after` at which the run begins; 0 for a run from step 0."""
+    """Step of the trunk at which a branch begins; 0 for a run from step 0."""
     shared_tokens: int = 0
-    """Those of `tokens` before `branch_step`, on which only the trunk is trained."""
+    """The part of `tokens` before `branch_step`, on which only the trunk is trained."""
 
     @property
     def flops_trained(self) -> float:
-        """Those of `flops` that this run itself computes."""
+        """The part of `flops` that this run itself computes."""
         return self.flops * (1 - self.shared_tokens / self.tokens) if self.shared_tokens else self.flops
 
 
 def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str], str]) -> pd.DataFrame:
     """One row (`slm.analysis.runs`) for each cell that has a result, with its `budget`, `lr_rule` and `trunk`.
 
-    `trunk` is the planned one, even if the run was trained from step 0 in the end: both give the same bits.
+    `trunk` is the planned trunk, even if the run was trained from step 0 in the end: both give the same bits.
     """
     rows = []
     for cell in cells:
@@ -76,43 +76,45 @@ def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str
 
 
 def check_trunk(schedule: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a schedule of train.py under which runs of different budgets have no steps in common."""
+    """Raise `ValueError` if runs of different budgets have no steps in common under a `schedule` of train.py."""
     if schedule["name"] != "wsd":
         raise ValueError(
-            f"sweep.budget.trunk=true needs schedule=wsd, and schedule={schedule['name']} differs between budgets from "
-            "the first step on: add schedule=wsd to sweep.also, or set sweep.budget.trunk=false"
+            f"sweep.budget.trunk=true needs schedule=wsd, because schedule={schedule['name']} differs between budgets "
+            "from the first step on: add schedule=wsd to sweep.also, or set sweep.budget.trunk=false"
         )
     if schedule["warmup_steps"] is None:
         raise ValueError(
-            "sweep.budget.trunk=true needs a warm-up independent of the budget, and schedule.warmup_steps=null: "
+            "sweep.budget.trunk=true needs a warm-up independent of the budget, but schedule.warmup_steps=null: "
             "add schedule.warmup_steps=20, say, to sweep.also"
         )
     if schedule["decay_fraction"] >= 1:
         raise ValueError(
-            f"sweep.budget.trunk=true needs steps before the decay, and schedule.decay_fraction="
-            f"{schedule['decay_fraction']} leaves none: choose one below 1, such as 0.2"
+            f"sweep.budget.trunk=true needs steps before the decay, but schedule.decay_fraction="
+            f"{schedule['decay_fraction']} leaves none: choose a fraction below 1, such as 0.2"
         )
 
 
 def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cell]:
-    """The cells of one shape; for each learning rate and seed, the shorter ones become branches of the longest.
+    """Turn the shorter of the `cells` of one shape into branches of the longest with the same learning rate and seed.
 
     `settings` is the resolved config of the shape. A branch leaves its trunk at the last step before its own decay, and
-    that step is added to the trunk's `checkpoint.keep_steps`. A run that decays from its first step is not a branch.
+    this step is added to the trunk's `checkpoint.keep_steps`. A run that decays from its first step is not a branch.
     """
     groups: dict[tuple[float, int], list[Cell]] = defaultdict(list)
     for cell in cells:
         if cell.impossible is None:
             groups[cell.lr, cell.seed].append(cell)
-    batch, decay = settings["train"]["batch_tokens"], settings["schedule"]["decay_fraction"]
+    batch_tokens = settings["train"]["batch_tokens"]
+    decay_fraction = settings["schedule"]["decay_fraction"]
     changed: dict[str, Cell] = {}
     for group in groups.values():
         trunk = max(group, key=lambda cell: cell.tokens)
         keep_steps = set(settings["checkpoint"]["keep_steps"])
         for cell in (cell for cell in group if cell.tokens < trunk.tokens):
-            step = math.floor((1 - decay) * (cell.tokens // batch))
+            step = math.floor((1 - decay_fraction) * (cell.tokens // batch_tokens))
             if step:
-                changed[cell.name] = replace(cell, trunk=trunk.name, branch_step=step, shared_tokens=step * batch)
+                shared = step * batch_tokens
+                changed[cell.name] = replace(cell, trunk=trunk.name, branch_step=step, shared_tokens=shared)
                 keep_steps.add(step)
         if keep_steps:
             override = f"checkpoint.keep_steps=[{','.join(map(str, sorted(keep_steps)))}]"
@@ -121,7 +123,7 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
 
 
 def reset_missed_branches(cells: Sequence[Cell], runs: Path) -> list[Cell]:
-    """The cells; a branch trains from step 0 if its trunk passed the branch step without keeping a checkpoint.
+    """Let a branch train from step 0 if its trunk passed the branch step without keeping a checkpoint.
 
     This happens when the trunk had passed that step before the budget was added. `runs` holds the run directories.
     """

@@ -47,9 +47,7 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     sweep_only = [f"{key}={kinds.as_typed(config[key])}" for key in defaults if config[key] != defaults[key]]
     sweep_only += [item for item in overrides if re.split(r"[.=@]", item.lstrip("+~"))[0] in SWEEP_GROUPS]
     if runs is not None and sweep_only:
-        raise ValueError(
-            f"{sweep_only[0]} is for training a sweep, but runs={runs} is a table of trained runs: leave one out"
-        )
+        raise ValueError(f"{sweep_only[0]} is for training a sweep, but runs={runs} is a finished table: leave one out")
     if config["overlay_column"] is not None and config["overlay"] is None:
         column = config["overlay_column"]
         raise ValueError(f"overlay_column={column} needs overlay=results.csv: give both, or leave overlay_column out")

@@ -12,23 +12,8 @@ from omegaconf import OmegaConf
 
 from slm.composition.budget import BUDGETS
 from slm.composition.keys import did_you_mean, dotted_keys, unknown_keys
-from slm.runtime.settings import (
-    COUNT,
-    NAME,
-    NATURAL,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SWITCH,
-    TEXT,
-    TEXTS,
-    Kind,
-    as_typed,
-    check_kinds,
-    list_of,
-    one_of,
-    or_null,
-)
+from slm.runtime import settings as kinds
+from slm.runtime.settings import Kind, as_typed, check_kinds, list_of, one_of, or_null
 from slm.sweep.evaluation import Evaluations, check_evaluations, is_evaluations
 from slm.sweep.shapes import MAX_TOLERANCE
 
@@ -60,15 +45,18 @@ def _one_or_several(kind: Kind) -> Kind:
 
 
 NAME_OF_FOLDER = Kind(
-    "the name of a folder, without /", lambda value: NAME.accepts(value) and Path(value).name == value
+    "the name of a folder, without /", lambda value: kinds.NAME.accepts(value) and Path(value).name == value
 )
-SHAPE = Kind("WIDTHxDEPTH", lambda value: TEXT.accepts(value) and bool(re.fullmatch(r"0*[1-9]\d*x0*[1-9]\d*", value)))
+SHAPE = Kind(
+    "WIDTHxDEPTH", lambda value: kinds.TEXT.accepts(value) and bool(re.fullmatch(r"0*[1-9]\d*x0*[1-9]\d*", value))
+)
 TOLERANCE = Kind(
-    f"a number above 0 and at most {MAX_TOLERANCE}", lambda value: POSITIVE.accepts(value) and value <= MAX_TOLERANCE
+    f"a number above 0 and at most {MAX_TOLERANCE}",
+    lambda value: kinds.POSITIVE.accepts(value) and value <= MAX_TOLERANCE,
 )
 RATE = Kind(
     "a number above 0, or a mapping from family to number, as in {mobilellm: 0.008}",
-    lambda value: all(map(POSITIVE.accepts, value.values() if isinstance(value, Mapping) else [value])),
+    lambda value: all(map(kinds.POSITIVE.accepts, value.values() if isinstance(value, Mapping) else [value])),
 )
 PARAMS = Kind(
     "a mapping of numbers, as in {A: 20, alpha: 0.1}",
@@ -76,30 +64,28 @@ PARAMS = Kind(
 )
 KINDS: dict[str, Kind] = {
     "sweep.name": NAME_OF_FOLDER,
-    "sweep.families": list_of(NAME, "families, such as [mobilellm,ssd]"),
-    **{f"sweep.grid.{key}": or_null(list_of(COUNT, "whole numbers of at least 1")) for key in ("widths", "depths")},
+    "sweep.families": list_of(kinds.NAME, "families, such as [mobilellm,ssd]"),
+    "sweep.grid.widths": or_null(list_of(kinds.COUNT, "whole numbers of at least 1")),
+    "sweep.grid.depths": or_null(list_of(kinds.COUNT, "whole numbers of at least 1")),
     "sweep.grid.shapes": or_null(list_of(SHAPE, "WIDTHxDEPTH, such as [128x8,192x12]")),
-    **{f"sweep.grid.{key}": or_null(list_of(POSITIVE, "numbers above 0")) for key in ("sizes", "aspects")},
+    **{f"sweep.grid.{key}": or_null(list_of(kinds.POSITIVE, "numbers above 0")) for key in ("sizes", "aspects")},
     "sweep.grid.size": one_of("params_total", "params_non_embedding"),
     "sweep.grid.tolerance": TOLERANCE,
-    **{f"sweep.budget.{name}": or_null(_one_or_several(POSITIVE)) for name in BUDGETS},
-    "sweep.budget.trunk": SWITCH,
+    **{f"sweep.budget.{name}": or_null(_one_or_several(kinds.POSITIVE)) for name in BUDGETS},
+    "sweep.budget.trunk": kinds.SWITCH,
     "sweep.lr.rule": one_of("fixed", "transferred", "tuned"),
     "sweep.lr.value": or_null(RATE),
-    "sweep.lr.factors": or_null(list_of(POSITIVE, f"{MIN_RATES} or more numbers above 0", least=MIN_RATES)),
-    "sweep.lr.parametrization": or_null(NAME),
-    **{f"sweep.lr.{name}": or_null(COUNT) for name in BASE_SHAPE},
-    "sweep.seeds": list_of(SEED, "whole numbers from 0 on"),
-    "sweep.overrides": TEXTS,
-    "sweep.also": TEXTS,
+    "sweep.lr.factors": or_null(list_of(kinds.POSITIVE, f"{MIN_RATES} or more numbers above 0", least=MIN_RATES)),
+    "sweep.lr.parametrization": or_null(kinds.NAME),
+    **{f"sweep.lr.{name}": or_null(kinds.COUNT) for name in BASE_SHAPE},
+    "sweep.seeds": list_of(kinds.SEED, "whole numbers from 0 on"),
+    **dict.fromkeys(("sweep.overrides", "sweep.also"), kinds.TEXTS),
     "sweep.evaluation": or_null(Kind("a mapping of names to lists of overrides of evaluate.py", is_evaluations)),
-    "sweep.assume.sigma": POSITIVE,
-    "sweep.assume.misfit": NOT_NEGATIVE,
-    "sweep.assume.own_misfit": NOT_NEGATIVE,
-    "sweep.assume.law": NAME,
+    **dict.fromkeys(("sweep.assume.sigma", "sweep.assume.flops_per_second"), kinds.POSITIVE),
+    **dict.fromkeys(("sweep.assume.misfit", "sweep.assume.own_misfit"), kinds.NOT_NEGATIVE),
+    "sweep.assume.law": kinds.NAME,
     "sweep.assume.params": PARAMS,
-    "sweep.assume.flops_per_second": POSITIVE,
-    "sweep.assume.more_seeds": NATURAL,
+    "sweep.assume.more_seeds": kinds.NATURAL,
 }
 
 
@@ -111,7 +97,7 @@ class Design:
     families: tuple[str, ...]
     grid: Mapping[str, Any]
     budget: str
-    """One of `BUDGETS`."""
+    """The key of `BUDGETS` that sets the budget."""
     budgets: tuple[float, ...]
     trunk: bool
     """Whether the runs of one shape, learning rate and seed branch off the longest of them (`cells.py`)."""
@@ -155,7 +141,7 @@ class Design:
 
 
 def check_design(sweep: Any) -> Design:
-    """The design in a `sweep` config. Raises `ValueError` naming the first key that is wrong."""
+    """Check a `sweep` config and return its design. Raises `ValueError` naming the first key that is wrong."""
     _check_keys(sweep)
     check_kinds({"sweep": sweep}, KINDS)
     _check_grid(sweep["grid"])
@@ -228,18 +214,15 @@ def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
     rule, parametrization = lr["rule"], lr["parametrization"]
     has_transfer = parametrization not in (None, "standard")
     if rule == "transferred" and not has_transfer:
-        raise ValueError(
-            f"sweep.lr.rule=transferred needs a parametrization that transfers rates, and sweep.lr.parametrization="
-            f"{as_typed(parametrization)} does not transfer them: choose mup or completep"
-        )
+        given = as_typed(parametrization)
+        raise ValueError(f"sweep.lr.rule=transferred needs sweep.lr.parametrization=mup or completep, not {given}")
     if rule == "tuned" and lr["factors"] is None:
         raise ValueError("sweep.lr.rule=tuned needs sweep.lr.factors to multiply rates by, such as [0.25,0.5,1,2,4]")
     if rule != "tuned" and lr["factors"] is not None:
         raise ValueError(f"sweep.lr.factors={lr['factors']} needs sweep.lr.rule=tuned, but the rule is {rule}")
     if rule == "fixed" and has_transfer:
         raise ValueError(
-            f"sweep.lr.parametrization={parametrization} transfers rates between sizes: use it with "
-            "sweep.lr.rule=transferred or tuned"
+            f"sweep.lr.parametrization={parametrization} needs sweep.lr.rule=transferred or tuned, not {rule}"
         )
     for key in BASE_SHAPE:
         if lr[key] is not None and not has_transfer:
@@ -254,10 +237,9 @@ def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
 
 def _check_overrides(where: str, overrides: list[str]) -> None:
     for item in overrides:
-        key, equals, _ = item.partition("=")
-        if not equals and not item.startswith("~"):
+        if "=" not in item and not item.startswith("~"):
             raise ValueError(f"{where} has {item!r}: an override of train.py has the form KEY=VALUE")
-        key = key.lstrip("+~")
+        key = item.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] == "logger":
             raise ValueError(f"{where} has {item}, but all runs use the logger of sweep.py: give {item} to sweep.py")
         if key in SET_BY_DESIGN:

@@ -1,9 +1,9 @@
-"""The master of a sweep: starts the cells that are not done, longest first, until each has an outcome.
+"""The master of a sweep starts the cells that have no result, the longest first, until each has an outcome.
 
 All state is in the run directories (`ledger.py`), so the master can be killed and started again at any time:
 
-- A completed cell is never started again; a failed or diverged one only with `retry="failed"`.
-- Running jobs of an earlier master are adopted: waited for, and stopped with the others.
+- A completed cell is never started again; a failed or diverged cell is started again only with `retry="failed"`.
+- Running jobs of an earlier master are adopted: the master waits for them, and stops them with the others.
 - A job that is killed is started again and continues from its checkpoint. After `tries` deaths without a new checkpoint
   the cell has failed (after two if the kernel killed it for lack of memory).
 - If a job exits by itself without a result, its cell has failed and is not tried again.
@@ -25,26 +25,18 @@ from typing import Any, Literal
 
 from slm.runtime.command_line import in_quotes
 from slm.runtime.progress import say
+from slm.sweep import ledger
 from slm.sweep.cells import Cell, has_branch_checkpoint
 from slm.sweep.job import Job
 from slm.sweep.launchers import Launcher, open_launcher
-from slm.sweep.ledger import (
-    Outcome,
-    RunProgress,
-    Tries,
-    how_it_ended,
-    make_ready_to_retry,
-    read_outcome,
-    read_progress,
-    record_failure,
-)
+from slm.sweep.ledger import Outcome, RunProgress, Tries
 from slm.sweep.recipe import inherited_overrides
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 1.0
-FINAL = ("completed", "diverged", "failed")
+FINAL_STATUSES = ("completed", "diverged", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +77,10 @@ def execute(
     folder = folder.resolve()
     engine = open_launcher(launcher, folder, jobs=sum(cell.impossible is None for cell in cells))
     command = (sys.executable, str(script), *inherited_overrides())
-    jobs = {
-        cell.name: Job(
-            name=cell.name,
-            folder=folder / cell.name,
-            command=(*command, *cell.overrides, *common, *run_paths(cell, folder)),
-        )
-        for cell in cells
-    }
+    jobs = {}
+    for cell in cells:
+        arguments = (*cell.overrides, *common, *run_paths(cell, folder))
+        jobs[cell.name] = Job(name=cell.name, folder=folder / cell.name, command=(*command, *arguments))
     with Signals() as signals:
         master = _Master(cells, jobs, engine, tries=launcher["tries"], show=show)
         master.adopt_running_jobs(retry=retry == "failed")
@@ -132,7 +120,7 @@ class _Master:
         self, cells: Sequence[Cell], jobs: Mapping[str, Job], engine: Launcher, *, tries: int, show: Show
     ) -> None:
         self.cells, self.jobs, self.engine, self.show = cells, jobs, engine, show
-        self.final: dict[str, Outcome] = {}
+        self.final_outcomes: dict[str, Outcome] = {}
         self.running: set[str] = set()
         self.tries = {name: Tries(job.folder, tries) for name, job in jobs.items()}
         self.lengths = _lengths(cells)
@@ -141,13 +129,13 @@ class _Master:
         """Take over the outcomes and the running jobs of an earlier master."""
         for cell in self.cells:
             if cell.impossible is not None:
-                self.final[cell.name] = Outcome("impossible", cell.impossible)
+                self.final_outcomes[cell.name] = Outcome("impossible", cell.impossible)
                 continue
-            outcome = read_outcome(self.jobs[cell.name].folder)
+            outcome = ledger.read_outcome(self.jobs[cell.name].folder)
             if retry and outcome.status in ("failed", "diverged"):
-                make_ready_to_retry(self.jobs[cell.name].folder)
-            elif outcome.status in FINAL:
-                self.final[cell.name] = outcome
+                ledger.make_ready_to_retry(self.jobs[cell.name].folder)
+            elif outcome.status in FINAL_STATUSES:
+                self.final_outcomes[cell.name] = outcome
         self.running.update(self.engine.adopt(self.jobs[cell.name] for cell in self._waiting_cells()))
 
     def run(self, signals: Signals) -> None:
@@ -174,27 +162,27 @@ class _Master:
             raise
 
     def outcome(self, cell: Cell) -> Outcome:
-        """The final outcome of a cell, or the one in its run directory so far.
+        """The final outcome of a cell, or the outcome that its run directory has so far.
 
         If a branch cannot start for lack of a checkpoint, the outcome states the status of its trunk.
         """
-        if cell.name in self.final:
-            return self.final[cell.name]
-        trunk = self.final.get(cell.trunk or "")
-        if trunk is not None and not self._can_start(cell):
-            return Outcome("not_started", f"it needs a checkpoint of {cell.trunk}, whose status is {trunk.status}")
-        return read_outcome(self.jobs[cell.name].folder)
+        if cell.name in self.final_outcomes:
+            return self.final_outcomes[cell.name]
+        trunk_end = self.final_outcomes.get(cell.trunk or "")
+        if trunk_end is not None and not self._can_start(cell):
+            return Outcome("not_started", f"it needs a checkpoint of {cell.trunk}, whose status is {trunk_end.status}")
+        return ledger.read_outcome(self.jobs[cell.name].folder)
 
     def _can_start(self, cell: Cell) -> bool:
         """Whether the trunk of a branch has ended and has kept the checkpoint from which the branch starts."""
         if cell.trunk is None:
             return True
-        trunk = self.final.get(cell.trunk)
+        trunk_end = self.final_outcomes.get(cell.trunk)
         runs = self.jobs[cell.name].folder.parent
-        return trunk is not None and (trunk.status == "completed" or has_branch_checkpoint(cell, runs))
+        return trunk_end is not None and (trunk_end.status == "completed" or has_branch_checkpoint(cell, runs))
 
     def _waiting_cells(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.name not in self.final and cell.name not in self.running]
+        return [cell for cell in self.cells if cell.name not in self.final_outcomes and cell.name not in self.running]
 
     def _start_ready(self) -> None:
         ready = [cell for cell in self._waiting_cells() if self._can_start(cell)]
@@ -214,18 +202,18 @@ class _Master:
     def _settle(self, name: str, code: int | None, *, stopping: bool) -> None:
         self.running.discard(name)
         folder = self.jobs[name].folder
-        outcome = read_outcome(folder)
-        if outcome.status in FINAL:
-            self.final[name] = outcome
+        outcome = ledger.read_outcome(folder)
+        if outcome.status in FINAL_STATUSES:
+            self.final_outcomes[name] = outcome
         elif not stopping and (why := self.tries[name].why_failed(code)):
-            record_failure(folder, why=why, exit_code=code, starts=self.tries[name].count)
-            self.final[name] = Outcome("failed", why)
+            ledger.record_failure(folder, why=why, exit_code=code, starts=self.tries[name].count)
+            self.final_outcomes[name] = Outcome("failed", why)
         elif not stopping:
-            say(f"{name}: {how_it_ended(code)}; it will be started again")
+            say(f"{name}: {ledger.how_it_ended(code)}; it will be started again")
 
     def _status(self, cell: Cell) -> CellStatus:
         running = cell.name in self.running
-        progress = read_progress(self.jobs[cell.name].folder) if running else None
+        progress = ledger.read_progress(self.jobs[cell.name].folder) if running else None
         return CellStatus(cell=cell, running=running, outcome=self.outcome(cell), progress=progress)
 
 

@@ -1,4 +1,4 @@
-"""What a design costs and which differences it can detect, before anything is trained.
+"""Forecast what a design costs and which differences it can detect, before anything is trained.
 
 Durations are computed from the speeds of finished runs on this machine (`speeds.json` in the cache directory, written
 at the end of a sweep), or else from `sweep.assume.flops_per_second`. They cover training only.
@@ -26,11 +26,11 @@ SPEEDS = "speeds.json"
 MIN_STEPS = 50
 """The speed of a run with fewer steps is not kept."""
 BYTES_PER_PARAMETER = 28
-"""Disk of a finished run: two checkpoints of weights and Adam's two moments, and the exported model, all float32."""
-BYTES_KEPT = 12
-"""Disk of the checkpoint that a trunk keeps for a branch, per parameter."""
+"""Disk of a finished run: two checkpoints (weights and Adam's two moments) and the exported model, all float32."""
+BYTES_PER_PARAMETER_OF_BRANCH = 12
+"""Disk of the checkpoint that a trunk keeps for a branch."""
 FIELDS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
-"""Fields of a cell with the variables of laws other than N."""
+"""Variable of a law, except N -> field of a cell with its value."""
 
 
 @dataclass(frozen=True)
@@ -38,53 +38,55 @@ class Speeds:
     """FLOP/s reached by runs on this machine."""
 
     measured: Mapping[str, tuple[float, float]]
-    """Family and shape of a run -> FLOPs per token, FLOP/s."""
+    """FAMILY_WIDTHxDEPTH of a run -> its FLOPs per token and its FLOP/s."""
     assumed: float
 
     @property
     def source(self) -> str:
-        """Where the durations come from, in words."""
+        """Describe which speeds the durations are computed from."""
         if self.measured:
-            return f"by the speed of {len(self.measured)} shapes trained on this machine"
-        return f"at an assumed {self.assumed:.3g} FLOP/s a job (sweep.assume.flops_per_second)"
+            return f"from the speeds of {len(self.measured)} shapes trained on this machine"
+        return f"at an assumed {self.assumed:.3g} FLOP/s per job (sweep.assume.flops_per_second)"
 
     def seconds(self, cell: Cell) -> float:
-        """Training time of a cell at the speed of the measured shape (of its family if possible) nearest in FLOPs."""
+        """Training time at the speed of the measured shape (of its family if possible) nearest in FLOPs per token."""
         if cell.impossible:
             return 0.0
         same_family = [speed for name, speed in self.measured.items() if name.rpartition("_")[0] == cell.family]
         speeds = same_family or list(self.measured.values())
+        if not speeds:
+            return cell.flops_trained / self.assumed
         log_flops = math.log(cell.flops / cell.tokens)
-        rate = min(speeds, key=lambda speed: abs(math.log(speed[0]) - log_flops))[1] if speeds else self.assumed
-        return cell.flops_trained / rate
+        _, nearest_speed = min(speeds, key=lambda speed: abs(math.log(speed[0]) - log_flops))
+        return cell.flops_trained / nearest_speed
 
 
 def read_speeds(cache_dir: Path, assumed: float) -> Speeds:
-    """The speeds that `remember_speeds` has written; none if the file cannot be read."""
+    """Read the speeds that `remember_speeds` has written. If the file cannot be read, no speed is known."""
     try:
-        speeds = {
-            name: (float(a), float(b))
-            for name, (a, b) in json.loads((cache_dir / SPEEDS).read_text(encoding="utf-8")).items()
-        }
+        stored = json.loads((cache_dir / SPEEDS).read_text(encoding="utf-8"))
+        speeds = {name: (float(flops), float(speed)) for name, (flops, speed) in stored.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         speeds = {}
     return Speeds({name: speed for name, speed in speeds.items() if min(speed) > 0}, assumed)
 
 
 def remember_speeds(cache_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Keep the speeds of finished runs (rows of runs.csv) for the next plan."""
+    """Store the speeds of finished runs (rows of runs.csv) for the next plan."""
     speeds = dict(read_speeds(cache_dir, 1.0).measured)
     for row in rows:
         if row["tokens_per_second"] and row["steps"] >= MIN_STEPS:
-            flops = row["flops"] / row["tokens"]
-            speeds[f"{row['family']}_{row['width']}x{row['depth']}"] = (flops, flops * row["tokens_per_second"])
+            flops_per_token = row["flops"] / row["tokens"]
+            name = f"{row['family']}_{row['width']}x{row['depth']}"
+            speeds[name] = (flops_per_token, flops_per_token * row["tokens_per_second"])
     write_json(cache_dir / SPEEDS, speeds)
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:
-    """Disk space of all runs when they are done."""
-    branches = sum(cell.params_total for cell in cells if cell.branch_step)
-    return BYTES_PER_PARAMETER * sum(cell.params_total for cell in cells) + BYTES_KEPT * branches
+    """Disk space of all runs after training."""
+    params = sum(cell.params_total for cell in cells)
+    params_of_branches = sum(cell.params_total for cell in cells if cell.branch_step)
+    return BYTES_PER_PARAMETER * params + BYTES_PER_PARAMETER_OF_BRANCH * params_of_branches
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,18 @@ class Power:
     size_mismatch: float | None
     """Largest relative difference of N between matched sizes of the paired test; None for the unpaired test."""
     advice: Advice | None
-    """Changes of the design that would detect half of its smallest detectable difference."""
+    """Changes of the design that make half of this difference detectable."""
 
 
 def find_power(
     cells: Sequence[Cell], *, size: str, seeds: int, assume: Mapping[str, Any], power: float, level: float
 ) -> Power | None:
-    """The smallest difference of exponents between two families, with the seeds of the design and with more.
+    """Find the smallest detectable difference of exponents between two families, with `seeds` seeds and with more.
 
-    The test is the paired one if all pairs of families have enough sizes in common and the law is `power`, else
-    Welch's. `size` is the column that laws use as N, `assume` the config group of that name, `power` the probability of
-    detection, `level` the coverage of intervals. None if no cell can be trained. Raises `ValueError` for an invalid
-    assumption.
+    The test is paired if all pairs of families have enough sizes in common and the law is `power`; else it is Welch's.
+    `size` is the column that laws use as N, `assume` the config group `sweep.assume`, `power` the probability of
+    detection, `level` the coverage of intervals. Returns None if no cell can be trained. Raises `ValueError` for an
+    invalid assumption.
     """
     families: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -119,12 +121,13 @@ def find_power(
     if not families:
         return None
     pairs = list(combinations(families, 2)) or [(name, name) for name in families]
-    matched = [_matched(*({getattr(cell, size) for cell in families[name]} for name in pair)) for pair in pairs]
+    sizes = {name: {getattr(cell, size) for cell in family} for name, family in families.items()}
+    matched = [_matched_sizes(sizes[a], sizes[b]) for a, b in pairs]
     is_paired = assume["law"] == "power" and all(matched)
     designs = {name: _family_design(family, size, assume, seeds) for name, family in families.items()}
     comparisons: list[Comparison] = [
-        _paired(sizes, families[a], assume, seeds) if is_paired else UnpairedDesigns(designs[a], designs[b])
-        for (a, b), sizes in zip(pairs, matched, strict=True)
+        _paired_design(common, families[a], assume, seeds) if is_paired else UnpairedDesigns(designs[a], designs[b])
+        for (a, b), common in zip(pairs, matched, strict=True)
     ]
     test: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
 
@@ -133,19 +136,19 @@ def find_power(
         return math.inf if difference is None else difference
 
     detectable = {n: max(smallest(c, n) for c in comparisons) for n in range(seeds, seeds + assume["more_seeds"] + 1)}
-    now = detectable[seeds]
-    worst = max(comparisons, key=lambda comparison: smallest(comparison, seeds))
+    with_given_seeds = detectable[seeds]
+    hardest = max(comparisons, key=lambda comparison: smallest(comparison, seeds))
     return Power(
         exponent=next(iter(designs.values())).law.exponents[0],
         pairs=len(pairs),
         detectable={n: value if math.isfinite(value) else None for n, value in detectable.items()},
-        size_mismatch=max(max(a / b, b / a) - 1 for sizes in matched for a, b in sizes) if is_paired else None,
-        advice=worst.advice(now / 2, **test) if 0 < now < math.inf else None,
+        size_mismatch=max(max(a / b, b / a) - 1 for common in matched for a, b in common) if is_paired else None,
+        advice=hardest.advice(with_given_seeds / 2, **test) if 0 < with_given_seeds < math.inf else None,
     )
 
 
-def _matched(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
-    """Pairs of sizes as the analysis matches them (`slm.scaling.matching`); none if they are too few for its test."""
+def _matched_sizes(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
+    """Pairs of sizes as the analysis matches them (`slm.scaling.matching`); empty if too few for the paired test."""
     a, b = sorted(a), sorted(b)
     gap = abs(np.log(a)[:, None] - np.log(b))
     pairs = [
@@ -156,14 +159,14 @@ def _matched(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
     return pairs if len(pairs) >= MIN_SIZES else []
 
 
-def _paired(
+def _paired_design(
     matched: Sequence[tuple[int, int]], cells: Sequence[Cell], assume: Mapping[str, Any], seeds: int
 ) -> PairedDesign:
-    # Several budgets of a size are averaged: branches of a trunk share its noise, and all share the size's misfit.
     log_N = np.log([math.sqrt(a * b) for a, b in matched])
-    budgets = len({cell.budget for cell in cells})
-    noise = assume["sigma"] / (1 if any(cell.trunk for cell in cells) else math.sqrt(budgets))
-    return PairedDesign(log_N, noise, assume["misfit"], seeds)
+    # The analysis averages over the budgets of a size. This reduces the noise, except between branches of one trunk,
+    # which share its noise. It does not reduce the misfit, which all budgets of a size share.
+    independent = 1 if any(cell.trunk for cell in cells) else len({cell.budget for cell in cells})
+    return PairedDesign(log_N, assume["sigma"] / math.sqrt(independent), assume["misfit"], seeds)
 
 
 def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], seeds: int) -> Fitted:
@@ -172,15 +175,17 @@ def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], 
     The budgets of a shape share its misfit, and branches of a trunk its noise too, so an exponent in N is as uncertain
     as with one budget. Each further variable of a law takes two parameters, which the budgets of a shape determine.
     """
-    variables = {"N": size, **FIELDS}
-    points = dict.fromkeys(tuple(getattr(cell, name) for name in variables.values()) for cell in cells)
-    sizes = dict(zip(variables, zip(*points, strict=True), strict=True))
-    shared = math.sqrt(len(points) / len({(cell.width, cell.depth, cell.params_total) for cell in cells}))
-    noise = assume["sigma"] * (shared if any(cell.trunk for cell in cells) else 1)
+    fields = {"N": size, **FIELDS}
+    points = dict.fromkeys(tuple(getattr(cell, field) for field in fields.values()) for cell in cells)
+    columns = dict(zip(fields, zip(*points, strict=True), strict=True))
+    shapes = len({(cell.width, cell.depth, cell.params_total) for cell in cells})
+    # Averaging the points of a shape does not reduce what they share, so shared scatter is raised by this factor.
+    inflation = math.sqrt(len(points) / shapes)
+    noise = assume["sigma"] * (inflation if any(cell.trunk for cell in cells) else 1)
+    misfit = assume["own_misfit"] * inflation
+    law, params = assume["law"], assume["params"]
     try:
-        law, params = assume["law"], assume["params"]
-        planned = plan(sizes, law=law, params=params, sigma=noise, misfit=assume["own_misfit"] * shared, seeds=seeds)
+        planned = plan(columns, law=law, params=params, sigma=noise, misfit=misfit, seeds=seeds)
     except ValueError as error:
-        raise ValueError(f"sweep.assume.law={assume['law']}, sweep.assume.params={assume['params']}: {error}") from None
-    shapes = round(len(points) / shared**2)
-    return planned if shared == 1 else replace(planned, groups=shapes + 2 * (len(planned.law.variables) - 1))
+        raise ValueError(f"sweep.assume.law={law}, sweep.assume.params={params}: {error}") from None
+    return planned if inflation == 1 else replace(planned, groups=shapes + 2 * (len(planned.law.variables) - 1))

@@ -174,18 +174,13 @@ def read_progress(folder: Path) -> RunProgress | None:
     """The progress of the run in `folder`; None before its first row of metrics."""
     try:
         latest = _latest_values(folder / "metrics.csv")
-        loss = latest.get("train/loss")
-        speed = latest.get("time/tokens_per_second")
-        return RunProgress(
-            tokens=int(latest["tokens"]),
-            loss=float(loss) if loss else None,
-            tokens_per_second=float(speed) if speed else None,
-        )
+        loss, speed = latest.get("train/loss"), latest.get("time/tokens_per_second")
+        return RunProgress(tokens=int(latest["tokens"]), loss=loss, tokens_per_second=speed)
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _latest_values(table: Path) -> dict[str, str]:
+def _latest_values(table: Path) -> dict[str, float]:
     """The newest value of each column among the complete lines at the end of a CSV file."""
     with table.open("rb") as file:
         header = file.readline()
@@ -194,7 +189,8 @@ def _latest_values(table: Path) -> dict[str, str]:
         lines = file.read().decode().split("\n")[:-1]  # a run that still writes may have truncated the last line
         if start > len(header):  # the first line is truncated
             lines = lines[1:]
-    return {key: value for row in csv.DictReader([header.decode(), *lines]) for key, value in row.items() if value}
+    rows = csv.DictReader([header.decode(), *lines])
+    return {column: float(value) for row in rows for column, value in row.items() if value}
 
 
 def _numbered(path: Path) -> Path:

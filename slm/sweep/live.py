@@ -1,7 +1,7 @@
-"""The status of a sweep: on a terminal a table that stays in place, elsewhere a line for each change.
+"""Show the status of a sweep: on a terminal in a table that stays in place, elsewhere with a line for each change.
 
-The time left is the remaining FLOPs divided by the rate of the running cells, and at least the time left of the
-slowest of them. Small cells reach fewer FLOP/s than large ones, so the end takes a little longer than estimated.
+The time left is the remaining FLOPs divided by the speed of the running cells, and at least the time left of the
+slowest running cell. Small cells reach fewer FLOP/s than large cells, so the end takes a little longer than estimated.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from slm.runtime.words import duration
 from slm.sweep.execute import CellStatus
 
 ORDER = ("completed", "running", "waiting", "failed", "diverged", "impossible", "not_started")
-FINAL = ("completed", "diverged", "failed", "impossible")
+FINAL_STATUSES = ("completed", "diverged", "failed", "impossible")
 
 
 class Board:
-    """Shows the status of all cells; a context manager that leaves the last table on the terminal."""
+    """A context manager that shows the status of all cells; the last table stays on the terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False)
         self.printed: dict[str, str] | None = None
-        """Name of a cell -> its last printed status."""
+        """Name of a cell -> the last status that was printed; None before the first call of `show`."""
 
     def __enter__(self) -> Board:
         if self.console.is_terminal:
@@ -49,7 +49,7 @@ class Board:
         if self.printed is None:  # cells completed by an earlier command are only counted
             self.printed = {name: word for name, word in words.items() if word == "completed"}
             if self.printed:
-                say(f"{len(self.printed)} of {len(statuses)} completed before")
+                say(f"{len(self.printed)} of {len(statuses)} cells were completed before")
         for status in statuses:
             name, word = status.cell.name, words[status.cell.name]
             if self.printed.get(name, "waiting") != word:
@@ -59,16 +59,16 @@ class Board:
 
 
 def _word(status: CellStatus) -> str:
-    """`running`, the outcome, or `waiting`; a branch without its trunk's checkpoint is `not_started`."""
+    """The status in one word: `running`, `waiting` or the outcome; `not_started` if the trunk kept no checkpoint."""
     if status.running:
         return "running"
     outcome = status.outcome
-    is_final = outcome.status in FINAL or (outcome.status == "not_started" and outcome.why)
+    is_final = outcome.status in FINAL_STATUSES or (outcome.status == "not_started" and outcome.why)
     return outcome.status if is_final else "waiting"
 
 
 def _table(statuses: Sequence[CellStatus]) -> Table:
-    """The running cells and those without a result."""
+    """A table of the running cells and of the cells that ended without a result."""
     table = Table("cell", "status", "tokens", "loss", "tokens/s", "left", box=None)
     for status in statuses:
         if status.running:
@@ -79,7 +79,8 @@ def _table(statuses: Sequence[CellStatus]) -> Table:
 
 
 def _figures(status: CellStatus) -> list[str]:
-    progress, left = status.progress, _seconds_left(status)
+    progress = status.progress
+    left = _seconds_left(status)
     if progress is None:
         return ["starting"]
     return [
@@ -105,19 +106,23 @@ def _seconds_left(status: CellStatus) -> float | None:
 
 
 def _all_seconds_left(statuses: Sequence[CellStatus]) -> float | None:
-    """None until a running cell has a speed; cells without one are assumed to be as fast as those that have one."""
-    rates, seconds, starting, waiting = [], [], [], 0.0
+    """None until a running cell has a speed; cells without a speed are assumed to be as fast as the others."""
+    speeds, seconds, starting_flops = [], [], []
+    waiting_flops = 0.0
     for status in statuses:
-        left, cell = _seconds_left(status), status.cell
+        cell = status.cell
+        left = _seconds_left(status)
         if left is not None and status.progress is not None:
-            rates.append((status.progress.tokens_per_second or 0.0) * cell.flops / cell.tokens)
+            speeds.append((status.progress.tokens_per_second or 0.0) * cell.flops / cell.tokens)
             seconds.append(left)
         elif status.running:
-            starting.append(cell.flops_trained)
+            starting_flops.append(cell.flops_trained)
         elif _word(status) == "waiting":
-            waiting += cell.flops_trained
-    if not rates:
+            waiting_flops += cell.flops_trained
+    if not speeds:
         return None
-    rate = sum(rates) / len(rates)
-    flops = sum(map(math.prod, zip(rates, seconds, strict=True))) + sum(starting) + waiting
-    return max(*seconds, max(starting, default=0.0) / rate, flops / (rate * (len(rates) + len(starting))))
+    speed = sum(speeds) / len(speeds)  # FLOP/s of one cell
+    running_flops = sum(map(math.prod, zip(speeds, seconds, strict=True)))
+    flops = running_flops + sum(starting_flops) + waiting_flops
+    slots = len(speeds) + len(starting_flops)
+    return max(*seconds, max(starting_flops, default=0.0) / speed, flops / (speed * slots))

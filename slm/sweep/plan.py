@@ -1,4 +1,4 @@
-"""What `dry_run=true` prints: cells, cost, power, and what cannot be trained."""
+"""Print the plan of a sweep for `dry_run=true`: cells, cost, power, and what cannot be trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH = 110
 
 
 def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, slots: int) -> None:
-    """Print the plan of a sweep into `folder` on an engine that runs `slots` jobs at a time.
+    """Print the plan of a sweep in `folder` whose launcher runs `slots` jobs at a time.
 
     Raises `ValueError` for an invalid assumption of the design.
     """
@@ -31,14 +31,16 @@ def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, 
     speeds = read_speeds(plan.cache_dir, design.assume["flops_per_second"])
     times = {cell.name: speeds.seconds(cell) for cell in possible}
     seconds = sum(times.values())
+    # A branch starts after its trunk.
     longest = max((times[cell.name] + times.get(cell.trunk or "", 0.0) for cell in possible), default=0.0)
+    elapsed = max(longest, seconds / slots)
     flops = sum(cell.flops_trained for cell in possible)
     power = _power(design, plan, analysis, seconds / len(design.seeds))
     for line in [
         f"sweep {design.name}: {len(possible)} runs, in {folder}",
         _cells(plan.cells, speeds),
-        f"cost         {flops:.3g} FLOPs, about {_minutes(seconds)} of training in all; {slots} at a time, about "
-        f"{_minutes(max(longest, seconds / slots))}; {disk_bytes(possible) / 1e9:.2g} GB of disk",
+        f"cost         {flops:.3g} FLOPs; about {_minutes(seconds)} of training, or {_minutes(elapsed)} with {slots} "
+        f"at a time; {disk_bytes(possible) / 1e9:.2g} GB of disk",
         f"             {speeds.source}",
         *_trunks(possible),
         *_evaluations(design, len(possible)),
@@ -50,8 +52,8 @@ def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, 
 
 
 def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
-    """A table with one row for the runs that differ only in seed and learning rate."""
-    table = Table("family", "shape", "N", "non-embedding", "tokens", "FLOPs", "peak lr", "runs", "min", box=None)
+    """A table of the cells; runs that differ only in seed and learning rate share a row."""
+    table = Table("family", "shape", "N", "non-embedding", "tokens", "FLOPs", "peak lr", "runs", "minutes", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
     rows: dict[tuple[str, int, int, int], list[Cell]] = {}
@@ -59,13 +61,14 @@ def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
         if not cell.impossible:
             rows.setdefault((cell.family, cell.width, cell.depth, cell.tokens), []).append(cell)
     for (family, width, depth, tokens), runs in rows.items():
-        first, rates = runs[0], sorted({cell.lr for cell in runs})
+        first = runs[0]
+        rates = sorted({cell.lr for cell in runs})
         table.add_row(
             family,
             f"{width}x{depth}",
             f"{first.params_total:,}",
             f"{first.params_non_embedding:,}",
-            f"{tokens:,}" + (f" from {first.shared_tokens:,}" if first.branch_step else ""),
+            f"{tokens:,}" + (f", branch at {first.shared_tokens:,}" if first.branch_step else ""),
             f"{first.flops_trained:.3g}",
             f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
             str(len(runs)),
@@ -81,17 +84,17 @@ def _trunks(cells: Sequence[Cell]) -> list[str]:
     trunks = {cell.trunk for cell in branches}
     saved = sum(cell.flops - cell.flops_trained for cell in branches)
     return [
-        f"trunks       {len(trunks)}, each with its branches one independent run; {len(branches)} runs begin where "
-        f"their decay does with the trunk's state, which saves {saved:.3g} FLOPs"
+        f"trunks       {len(trunks)} with {len(branches)} branches that start from a trunk's state where their decay "
+        f"begins; this saves {saved:.3g} FLOPs. A trunk and its branches count as one independent run."
     ]
 
 
 def _evaluations(design: Design, runs: int) -> list[str]:
     lines = [
-        f"evaluation   {name}, {runs} runs ({' '.join(overrides) or 'the settings of evaluate.py'})"
+        f"evaluation   {name}, {runs} runs ({' '.join(overrides) or 'with the defaults of evaluate.py'})"
         for name, overrides in design.evaluations.items()
     ]
-    return [*lines, "             by evaluate.py after training, not included in the cost"] if lines else []
+    return [*lines, "             evaluate.py runs after training; its cost is not included"] if lines else []
 
 
 def _power(design: Design, plan: Plan, analysis: Settings, seconds_per_seed: float) -> list[str]:
@@ -102,28 +105,27 @@ def _power(design: Design, plan: Plan, analysis: Settings, seconds_per_seed: flo
     )
     if power is None:
         return []
-    now = power.detectable[num_seeds]
-    if now is None:
-        return [f"power        none: too few shapes a family for {power.exponent} under `{assume['law']}`"]
+    smallest = power.detectable[num_seeds]
+    if smallest is None:
+        return [f"power        none: too few shapes per family for {power.exponent} under `{assume['law']}`"]
     if power.size_mismatch is None:
-        test = "with families compared unpaired"
-        scatter = f"a size by {assume['own_misfit']:.2g} about `{assume['law']}`"
+        test = "an unpaired test"
+        scatter = f"a size deviates from `{assume['law']}` by {assume['own_misfit']:.2g}"
     else:
-        test = f"with families paired by size, N matched to {power.size_mismatch:.1%}"
-        scatter = f"the log ratio of two families by {assume['misfit']:.2g} about a straight line"
+        test = f"a test paired by size (N matched to {power.size_mismatch:.1%})"
+        scatter = f"the log ratio of two families deviates from a straight line by {assume['misfit']:.2g}"
     lines = [
-        f"power        a difference of {now:.2g} in {power.exponent} between two families is found in "
+        f"power        a difference of {smallest:.2g} in {power.exponent} between two families is found in "
         f"{analysis.power:.0%} of cases ({plural(power.pairs, 'pair')} tested),",
-        f"             {test},",
-        f"             if a run scatters by {assume['sigma']:.2g} in log loss between seeds,",
+        f"             by {test}, if the log loss of a run scatters by {assume['sigma']:.2g} between seeds,",
         f"             and {scatter} (sweep.assume)",
     ]
     for seeds, detectable in list(power.detectable.items())[1:]:
         more = _minutes(seconds_per_seed * (seeds - num_seeds))
-        lines.append(f"             with {seeds} seeds {detectable:.2g}, for {more} more of training")
+        lines.append(f"             with {seeds} seeds: {detectable:.2g}, for {more} of additional training")
     if power.advice is not None:
         advice = power.advice.text.replace("; ", ";\n             ")
-        lines.append(f"             half of it, {now / 2:.2g}, takes {advice}")
+        lines.append(f"             half of it, {smallest / 2:.2g}, takes {advice}")
     return lines
 
 

@@ -1,7 +1,7 @@
-"""The train config of one family under a design's overrides, composed once and resolved for any width, depth and seed.
+"""Compose the train config of a family once, and resolve it for any width, depth and seed.
 
-Composing takes 0.1 s or more and resolving a few ms, and a grid may have hundreds of cells. The key of a run is a hash
-of its resolved config, so a changed default in `conf/` makes another run.
+Composing takes 0.1 s or more, resolving takes a few ms, and a grid may have hundreds of cells. The key of a run is a
+hash of its resolved config, so a changed default in `conf/` makes another run.
 """
 
 from __future__ import annotations
@@ -30,31 +30,33 @@ from slm.runtime.settings import plain_settings
 
 
 class Recipe:
-    """The train config of a family; `default_aspect` is hidden_size / num_layers at the width and depth of conf/family.
+    """The train config of a family under the overrides of a design.
 
-    Raises `ValueError`, or Hydra's errors, for overrides that train.py does not know.
+    `default_aspect` is hidden_size / num_layers at the width and depth that conf/family sets. Raises `ValueError`, or
+    Hydra's errors, for overrides that train.py does not know.
     """
 
     def __init__(self, family: str, overrides: Sequence[str]) -> None:
         self.family = family
         self.overrides = (f"family={family}", *overrides)
         self.config = composed("train", self.overrides)
-        self.config.update(name=family, output_dir="runs")  # placeholders: resolvers use the choices of a script
+        # Otherwise Hydra would derive both from the choices of sweep.py.
+        self.config.update(name=family, output_dir="runs")
         self.default_aspect = float(self.config.width / self.config.depth)
         self.shapes: dict[tuple[int, int], ModelConfig] = {}
 
     @property
     def width_step(self) -> int:
-        """The width of a head; widths are multiples of it."""
+        """The width of a head; every width is a multiple of `width_step`."""
         return int(self.config.model.head_dim)
 
     @property
     def depth_step(self) -> int:
-        """The length of the mixer pattern; depths are multiples of it."""
+        """The length of the mixer pattern; every depth is a multiple of `depth_step`."""
         return len(self.config.model.mixer_pattern)
 
     def shape(self, width: int, depth: int) -> ModelConfig:
-        """The shape by the family's rule. Raises `ValueError` or an OmegaConf error if the rule refuses it."""
+        """The shape by the family's rule. Raises `ValueError` or an OmegaConf error if the rule refuses the shape."""
         if (width, depth) not in self.shapes:
             self.config.width, self.config.depth = width, depth
             model = model_config(OmegaConf.to_container(self.config.model, resolve=True))  # type: ignore[arg-type]
@@ -63,7 +65,7 @@ class Recipe:
         return self.shapes[width, depth]
 
     def settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The resolved config with `changes` (`{"optim.lr": 0.004}`); `ValueError` for a value that is missing."""
+        """The resolved config with `changes` such as {"optim.lr": 0.004}. Raises `ValueError` if a value is missing."""
         config = self.config.copy()
         for key, value in changes.items():
             OmegaConf.update(config, key, value)
@@ -76,12 +78,12 @@ def run_key(settings: Mapping[str, Any]) -> str:
     A key added later enters the hash only if it changes what older runs did. Precision is hashed as requested, because
     `auto` depends on the machine.
     """
-    decisive = {group: settings[group] for group in IDENTITY}
-    for group, later in LATER_KEYS.items():
-        used = {key for key in later if decisive[group].get(key) != LEGACY_VALUES[f"{group}.{key}"]}
-        decisive[group] = {key: value for key, value in decisive[group].items() if key not in later or key in used}
+    hashed = {group: settings[group] for group in IDENTITY}
+    for group, later_keys in LATER_KEYS.items():
+        unused = {key for key in later_keys if hashed[group].get(key) == LEGACY_VALUES[f"{group}.{key}"]}
+        hashed[group] = {key: value for key, value in hashed[group].items() if key not in unused}
     precision = settings["trainer"]["precision"]
-    return digest(decisive if precision == "auto" else {**decisive, "precision": precision})
+    return digest(hashed if precision == "auto" else {**hashed, "precision": precision})
 
 
 def digest(values: Any) -> str:
@@ -93,7 +95,7 @@ def digest(values: Any) -> str:
 def check_inputs(config: DictConfig, where: str) -> None:
     """Raise `ValueError` for texts that do not exist, or a tokenizer that is neither a local path nor a hub id.
 
-    `where` is the setting of the sweep that the config comes from.
+    `where` is the setting of the sweep that errors name.
     """
     for key in ("paths", "val_paths"):
         if given := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
@@ -108,7 +110,7 @@ def check_inputs(config: DictConfig, where: str) -> None:
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
-    """`conf/NAME.yaml` under `overrides`, not resolved.
+    """Compose `conf/NAME.yaml` with `overrides`, without resolving it.
 
     Raises `ValueError` for keys that NAME.py does not read, and Hydra's errors for choices that do not exist.
     """

@@ -55,13 +55,12 @@ INCOMPLETE = 2
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep."""
+    """A checked sweep; `config` holds the settings that are written to sweep.yaml."""
 
     design: Design
     plan: Plan
     folder: Path
     config: Mapping[str, Any]
-    """The settings that are written to sweep.yaml."""
 
     @property
     def runs(self) -> Path:
@@ -208,9 +207,7 @@ def _list_incomplete(outcomes: Mapping[str, Outcome], things: str) -> list[str]:
 
 
 def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]) -> None:
-    design = sweep.design
-    cells = sweep.plan.cells
-    folder = sweep.folder
+    design, cells, folder = sweep.design, sweep.plan.cells, sweep.folder
     trained = collect_cells(sweep.runs, cells, design.lr_rule)
     runs = with_evaluations(trained, design.evaluations, sweep.runs)
     write_atomically(folder / "runs.csv", runs.to_csv(index=False))

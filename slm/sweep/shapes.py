@@ -1,9 +1,10 @@
-"""Width and depth for a given number of parameters, by a family's own rule.
+"""Choose the width and depth of a family for a given number of parameters N, by the family's own rule.
 
-Widths are multiples of a head and depths of the mixer pattern, so few shapes of a small model come near a target size
-and aspect. The feed-forward width then makes up the difference: it may be up to a quarter wider or narrower than by the
-family's rule, in steps of 8 channels, or of fewer if the tolerance needs it. Of all shapes that meet the target, the
-chosen one has the smallest sum of |ln(aspect / target aspect)|, |ln(feed-forward / rule)| and |ln(N / target)|.
+Widths are multiples of a head and depths are multiples of the mixer pattern, so few small shapes come near a target N
+and a target aspect (hidden_size / num_layers). The feed-forward width then makes up the difference: it may be up to a
+quarter wider or narrower than the family's rule says, in steps of 8 channels, or in smaller steps if the tolerance
+needs them. Among the shapes that meet the target, the one with the smallest misfit is chosen: the sum of
+|ln(aspect / target aspect)|, |ln(feed-forward width / width by the rule)| and |ln(N / target N)|.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from slm.sweep.recipe import Recipe
 Size = Literal["params_total", "params_non_embedding"]
 
 MAX_TOLERANCE = 0.02
-"""Relative error of N that is accepted if no shape meets the tolerance asked for."""
+"""Relative error of N that is accepted if no shape meets the requested tolerance."""
 ASPECT_SLACK = 2.0
-"""Factor by which hidden_size / num_layers may miss the target aspect."""
+"""Factor by which the aspect may differ from the target aspect."""
 FFN_SLACK = 0.25
-"""Relative difference by which the feed-forward width may miss the family's rule."""
-FFN_UNITS = (8, 4, 2, 1)
-"""Matrix products are fastest at multiples of 8, but 8 channels are 2% of the parameters of a 200k model."""
+"""Relative difference that is allowed between the feed-forward width and the family's rule."""
+FFN_STEPS = (8, 4, 2, 1)
+"""Steps of the feed-forward width, in the order in which they are tried. Matrix products are fastest at multiples of 8,
+but 8 channels are 2% of the parameters of a 200k model."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class SolvedShape:
     depth: int
     model: ModelConfig
     intermediate_size: int | None
-    """Feed-forward width if it differs from the rule's."""
+    """Feed-forward width; None if it is the width by the family's rule."""
     misfit: float
-    """The sum that was minimised."""
+    """The sum that was minimized (see the top of the module)."""
 
 
 def count(model: ModelConfig, size: Size) -> int:
@@ -49,9 +51,9 @@ def count(model: ModelConfig, size: Size) -> int:
 
 
 def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: float = MAX_TOLERANCE) -> SolvedShape:
-    """The shape with `target` parameters (within `tolerance` or else 2%) and hidden_size / num_layers nearest `aspect`.
+    """Find the shape with `target` parameters, within `tolerance` or else within 2%, and the smallest misfit.
 
-    Raises `ValueError` with the nearest possible N if no shape has both N and an aspect within a factor of 2.
+    Raises `ValueError` with the nearest possible N if no shape has this N and an aspect within a factor of 2.
     """
     for allowed in dict.fromkeys((tolerance, MAX_TOLERANCE)):
         shapes = [
@@ -65,48 +67,49 @@ def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: f
             return min(shapes, key=lambda shape: shape.misfit)
     nearest = " or ".join(f"{n:,}" for n in _nearest_sizes(recipe, target, aspect, size))
     raise ValueError(
-        f"no shape has {target:,.0f} parameters ({size}) within {MAX_TOLERANCE:.0%}: the nearest have {nearest}"
+        f"no shape has {target:,.0f} parameters ({size}) within {MAX_TOLERANCE:.0%}: the nearest shapes have {nearest}"
     )
 
 
 def _fitted(
     recipe: Recipe, width: int, depth: int, target: float, aspect: float, size: Size, tolerance: float
 ) -> SolvedShape | None:
-    """The shape of this width and depth whose feed-forward meets the target; None if there is none."""
+    """The shape of this width and depth whose feed-forward width meets the target; None if no width does."""
     by_rule = recipe.shape(width, depth)
     for model in (by_rule, *_with_other_ffn(by_rule, target, size)):
-        ffn, usual = model.intermediate_size, by_rule.intermediate_size
-        ratios = (width / depth / aspect, ffn / usual, count(model, size) / target)
-        if abs(ratios[1] - 1) <= FFN_SLACK and abs(ratios[2] - 1) <= tolerance:
-            misfit = sum(abs(math.log(ratio)) for ratio in ratios)
-            return SolvedShape(width, depth, model, None if ffn == usual else ffn, misfit)
+        aspect_ratio = width / depth / aspect
+        ffn_ratio = model.intermediate_size / by_rule.intermediate_size
+        size_ratio = count(model, size) / target
+        if abs(ffn_ratio - 1) <= FFN_SLACK and abs(size_ratio - 1) <= tolerance:
+            misfit = sum(abs(math.log(ratio)) for ratio in (aspect_ratio, ffn_ratio, size_ratio))
+            return SolvedShape(width, depth, model, None if model is by_rule else model.intermediate_size, misfit)
     return None
 
 
 def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[ModelConfig]:
-    """The shape with the feed-forward that brings N nearest to the target, in coarse steps first."""
-    usual, now = model.intermediate_size, count(model, size)
-    per_channel = count(dataclasses.replace(model, intermediate_size=usual + 1), size) - now
-    for step in FFN_UNITS:
-        ffn = usual + round((target - now) / per_channel / step) * step
-        if ffn > 0:
-            yield dataclasses.replace(model, intermediate_size=ffn)
+    """Shapes with the feed-forward width that brings N nearest to the target, one for each of `FFN_STEPS`."""
+    width, n = model.intermediate_size, count(model, size)
+    per_channel = count(dataclasses.replace(model, intermediate_size=width + 1), size) - n
+    for step in FFN_STEPS:
+        changed = width + round((target - n) / per_channel / step) * step
+        if changed > 0:
+            yield dataclasses.replace(model, intermediate_size=changed)
 
 
 def _widths(recipe: Recipe, target: float, aspect: float, size: Size) -> Iterator[int]:
-    """Widths for which some allowed depth may meet the target; N grows with both."""
+    """Widths for which some allowed depth may meet the target. N grows with width and depth."""
     least, most = target / (1 + FFN_SLACK), target / (1 - FFN_SLACK)
+    # Bisection for the smallest width (in steps) whose deepest shape has at least `least` parameters.
     low, high = 0, 1
     while not _reaches(recipe, high, least, aspect, size):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _reaches(recipe, middle, least, aspect, size) else (middle, high)
-    while not (depths := _depths(recipe, high * recipe.width_step, aspect)) or (
-        count(recipe.shape(high * recipe.width_step, depths[0]), size) <= most
-    ):
-        yield high * recipe.width_step
-        high += 1
+    width = high * recipe.width_step
+    while not (depths := _depths(recipe, width, aspect)) or count(recipe.shape(width, depths[0]), size) <= most:
+        yield width
+        width += recipe.width_step
 
 
 def _reaches(recipe: Recipe, index: int, target: float, aspect: float, size: Size) -> bool:
@@ -117,25 +120,28 @@ def _reaches(recipe: Recipe, index: int, target: float, aspect: float, size: Siz
 
 
 def _depths(recipe: Recipe, width: int, aspect: float) -> range:
-    """Depths that keep the aspect of a width within `ASPECT_SLACK`."""
+    """Depths that keep the aspect of shapes of this width within `ASPECT_SLACK`."""
     step, middle = recipe.depth_step, width / aspect
     first = max(1, math.ceil(middle / ASPECT_SLACK / step))
-    return range(first * step, math.floor(middle * ASPECT_SLACK / step) * step + 1, step)
+    last = math.floor(middle * ASPECT_SLACK / step)
+    return range(first * step, last * step + 1, step)
 
 
 def _best_depths(recipe: Recipe, width: int, target: float, size: Size) -> set[int]:
-    """The two depths around the one that meets the target with the rule's feed-forward; N is linear in depth.
+    """The depths just below and above the depth that meets the target with the feed-forward width by the rule.
 
-    No other depth is better: one more block loses more in the feed-forward than it gains in aspect.
+    N is linear in depth. Other depths are worse: their feed-forward width misses the rule by more than they gain in
+    aspect.
     """
     step = recipe.depth_step
-    n_1, n_2 = (count(recipe.shape(width, n * step), size) for n in (1, 2))
-    blocks = 1 + (target - n_1) / (n_2 - n_1)
-    return {n * step for n in (math.floor(blocks), math.ceil(blocks)) if n >= 1}
+    n_1 = count(recipe.shape(width, step), size)
+    n_2 = count(recipe.shape(width, 2 * step), size)
+    exact = 1 + (target - n_1) / (n_2 - n_1)
+    return {number * step for number in (math.floor(exact), math.ceil(exact)) if number >= 1}
 
 
 def _nearest_sizes(recipe: Recipe, target: float, aspect: float, size: Size) -> list[int]:
-    """The nearest N below and above the target among the shapes nearest to the aspect."""
+    """The nearest N below and above the target; each width has the depth nearest to the aspect."""
     below: list[int] = []
     index = 1
     while True:

@@ -23,7 +23,7 @@ SHAPE = ["family", "params_total", "width", "depth", "budget"]
 """Columns that identify a shape and its budget."""
 
 MIN_DIFFERENCE = 5e-4
-"""A difference between the fitted and the lowest measured loss is reported if it is larger than this, relatively."""
+"""A difference between the fitted and the lowest measured loss is reported if it exceeds this fraction of the loss."""
 NEAR_ERRORS = 5.0
 """The parabola is fitted to rates whose loss is at most this many standard errors above the lowest. A smaller limit
 loses precision; with a larger limit the losses depart from a parabola (docs/sweep.md)."""
@@ -32,8 +32,8 @@ CLEAR_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """The best rates of a sweep."""
+class TuningResult:
+    """The best learning rates of a sweep."""
 
     best: pd.DataFrame
     """One row per shape and seed, with the learning rate of the optimum and the losses fitted there. `lr_at_end` is
@@ -44,8 +44,7 @@ class Tuned:
     means over seeds: `loss_lowest`, `lr_value` (the design's rate), `loss_at_value`, `excess_at_value` (relative to
     the lowest); the last two are NaN if that rate was not tried."""
     notes: tuple[str, ...]
-    """A sentence for each shape whose best rate is at an end of the grid or which has too few runs, and for each family
-    whose noise is unknown."""
+    """Sentences about shapes with too few runs, optima at an end of the grid, and families whose noise is unknown."""
 
     @property
     def lines(self) -> list[str]:
@@ -79,7 +78,7 @@ class Optimum:
     """Bias added to the parabola's minimum."""
 
 
-def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
+def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> TuningResult:
     """Find the best `lr` of each shape in `runs`, the completed runs with `loss`, `perplexity` and `bits_per_byte`.
 
     `values` maps each family to its learning rate in the design. A rate counts if all seeds of the shape completed it.
@@ -103,9 +102,7 @@ def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
             continue
         optimum = find_optimum(losses, noise[family] or 0.0)
         if optimum.at_end:
-            notes.append(
-                f"{name}: the best learning rate {optimum.lr:g} is at an end of the grid; try rates beyond it."
-            )
+            notes.append(f"{name}: the best learning rate {optimum.lr:g} is at an end of the grid: try rates beyond.")
         row = _optimum_row(optimum, losses, values.get(family, math.nan))
         optima.append(dict(zip(SHAPE, shape, strict=True)) | row)
         best.append(_rows_at(rows, optimum).assign(lr_at_end=optimum.at_end, lr_tried=len(losses)))
@@ -116,7 +113,7 @@ def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> Tuned:
         if deviation is None
     ]
     frame = pd.concat(best, ignore_index=True) if best else runs.iloc[:0]
-    return Tuned(frame, pd.DataFrame(optima), tuple(notes))
+    return TuningResult(frame, pd.DataFrame(optima), tuple(notes))
 
 
 def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
@@ -138,7 +135,8 @@ def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
         elif len(table) > MIN_RATES:
             y = table[:, 0]
             is_lower_rate_better = 0 < best < len(y) - 1 and y[best - 1] < y[best + 1]
-            first = int(np.clip(best - 1 - is_lower_rate_better, 0, len(y) - 4))
+            num_lower = 2 if is_lower_rate_better else 1
+            first = int(np.clip(best - num_lower, 0, len(y) - 4))
             x = np.log(losses.index.to_numpy(float)[first : first + 4])
             x -= x.mean()
             y = y[first : first + 4]
@@ -206,7 +204,7 @@ def _lowest_point(b: float, c: float, x: np.ndarray) -> float:
 
 
 def _optimum_row(optimum: Optimum, losses: pd.DataFrame, value: float) -> dict[str, float]:
-    """A row of `Tuned.optima` without the shape, for measured `losses` [rates, seeds] and the design's rate `value`."""
+    """A row of `optima` without the shape, for measured `losses` [rates, seeds] and the design's rate `value`."""
     means = losses.mean(axis=1)
     lowest = float(means.min())
     at_value = float(means.get(value, math.nan))

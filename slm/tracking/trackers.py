@@ -1,4 +1,4 @@
-"""Trackers of a training run: where its rows of metrics and its samples are written."""
+"""Trackers write the metrics and the generated samples of a training run."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from slm.tracking.wandb_run import check_wandb, start_run
 
 
 class Tracker:
-    """Writes metrics to one place. Every row has `tokens`, the axis on which runs are compared."""
+    """Writes metrics to one destination. Every row has `tokens`, the axis on which runs are compared."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the row of an optimizer step."""
+        """Record the metrics of an optimizer step."""
         raise NotImplementedError
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Record a generated text; called before `log` of its step. A tracker that takes only numbers ignores it."""
+        """Record a generated text, before `log` of the same step. A tracker that takes only numbers ignores it."""
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
-        """Record the final figures and close."""
+        """Record the final numbers and close."""
 
 
 class CsvTracker(Tracker):
-    """Appends rows with fixed columns; an empty cell was not measured at that step."""
+    """Appends rows with fixed columns to a CSV file; a metric that was not measured at a step is left empty."""
 
     def __init__(self, path: Path, columns: Sequence[str], *, resume_step: int = 0) -> None:
-        """Open `path` and drop the rows after `resume_step`, which the run will write again.
+        """Open `path` and drop the rows after `resume_step`, because the run will write them again.
 
         Raises `ValueError` if `path` is not a table of metrics.
         """
@@ -44,7 +44,7 @@ class CsvTracker(Tracker):
         write_atomically(path, table.getvalue())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row, exact to the last bit. Raises `ValueError` for a metric without a column."""
+        """Append one row with all digits of each value. Raises `ValueError` for a metric without a column."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writerow({"step": step, **{name: repr(value) for name, value in metrics.items()}})
@@ -60,10 +60,10 @@ def _read_rows_until(path: Path, step: int) -> list[dict[str, str]]:
 
 
 class WandbTracker(Tracker):
-    """One W&B run, whose `_step` is the optimizer's and whose axis is `tokens`.
+    """Writes one W&B run, with the optimizer step as `_step` and with `tokens` as the axis of plots.
 
-    A continued run has the same id; offline it writes another folder. Each row has its step, so a sync of both folders
-    puts every row in its place, and rows that were written twice have the same values.
+    A continued run has the same id; offline it writes a second folder. Each row has its step, so a sync of both folders
+    puts every row in its place. Rows that were written twice have the same values.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -75,11 +75,11 @@ class WandbTracker(Tracker):
             self.run.define_metric(metric, step_metric="tokens", summary="min")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record one row, committed at once, so that a killed run loses no row."""
+        """Record one row and commit it immediately, so that a killed run loses no row."""
         self.run.log({"step": step, **metrics}, step=step, commit=True)
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Add the table of all samples, the newest last, to the row of this step."""
+        """Add a table of all samples so far to the row of this step, the newest sample last."""
         import wandb
 
         self.samples.append([step, tokens, prompt, text])
@@ -87,13 +87,13 @@ class WandbTracker(Tracker):
         self.run.log({"tokens": tokens, "sample": table}, step=step)
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
-        """Write the final figures into the summary and end the run."""
+        """Write the final numbers into the summary and end the run."""
         self.run.summary.update(dict(summary))
         self.run.finish(exit_code=0 if succeeded else 1)
 
 
 class TensorBoardTracker(Tracker):
-    """Event files in `folder`/tensorboard, with steps as the axis; `tokens` is one of the scalars."""
+    """Writes event files in `folder`/tensorboard, with steps as the axis; `tokens` is one of the scalars."""
 
     def __init__(self, folder: Path, *, resume_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -115,7 +115,7 @@ class TensorBoardTracker(Tracker):
 
 
 def check_logger(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for `logger` settings that cannot work here. Opens and writes nothing."""
+    """Raise `ValueError` for `logger` settings that cannot work on this machine. Opens and writes nothing."""
     if settings["wandb"]:
         check_wandb(settings)
     if settings["tensorboard"] and find_spec("tensorboard") is None:
@@ -125,9 +125,9 @@ def check_logger(settings: Mapping[str, Any]) -> None:
 def open_trackers(
     folder: Path, config: Mapping[str, Any], *, columns: Sequence[str], resume_step: int = 0
 ) -> list[Tracker]:
-    """Open the trackers that the `logger` group of a run's `config` asks for, in the run directory `folder`.
+    """Open the trackers that the `logger` group of a run's `config` selects, in the run directory `folder`.
 
-    `columns` are those of metrics.csv. `check_logger` must have accepted the settings.
+    `columns` are the columns of metrics.csv. `check_logger` must have accepted the settings.
     """
     settings = config["logger"]
     trackers: list[Tracker] = [CsvTracker(folder / "metrics.csv", columns, resume_step=resume_step)]

@@ -1,4 +1,4 @@
-"""Weights & Biases: start a run that can be continued, and record a directory of results as one.
+"""Weights & Biases: start a run that can be continued, and record a directory of results as a run.
 
 The run id is kept in the run directory, so that a resumed run continues under the same id.
 """
@@ -15,12 +15,12 @@ from typing import Any
 from slm.runtime.files import write_atomically
 
 RUN_ID = Path("wandb", "run_id")
-"""The file that holds the id, in a run directory."""
+"""File in a run directory with its W&B run id."""
 MAX_ARTIFACT_NAME = 128
-"""Most characters that W&B accepts."""
+"""Largest number of characters that W&B accepts."""
 
 Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
-"""A table: names of columns, and rows."""
+"""A table: its column names and its rows."""
 
 
 def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> Any:
@@ -56,13 +56,13 @@ def record_directory(
     summary: Mapping[str, Any],
     files: Sequence[Path],
 ) -> None:
-    """Log one run with `tables`, `images` (under figures/), `summary`, and `files` of `folder` as an artifact.
+    """Log one run with `tables`, `images` (under figures/), `summary`, and the `files` in `folder` as an artifact.
 
-    `kind` is the artifact's type. `check_logger` must have accepted the `logger` group of `config`.
+    `kind` is the type of the artifact. `check_logger` must have accepted the `logger` group of `config`.
     """
     import wandb
 
-    # A second record of a directory takes the next step; at the same one it would replace the rows of the first.
+    # Each record of a directory takes the next step; at the same step it would replace the rows of an earlier record.
     step = len(list((folder / RUN_ID).parent.glob(f"*run-*-{known_run_id(folder)}")))
     logged_config = {key: value for key, value in config.items() if key != "logger"}
     run = start_run(folder, logged_config, name=name, settings=config["logger"])
@@ -84,12 +84,13 @@ def record_directory(
 
 
 def artifact_name(name: str, run_id: str) -> str:
-    """`name`-`run_id` in the characters that W&B accepts: letters, digits, `-`, `_` and `.`."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[: MAX_ARTIFACT_NAME - 1 - len(run_id)] + f"-{run_id}"
+    """Returns NAME-RUN_ID with only the characters that W&B accepts: letters, digits, `-`, `_` and `.`."""
+    accepted = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+    return accepted[: MAX_ARTIFACT_NAME - 1 - len(run_id)] + f"-{run_id}"
 
 
 def check_wandb(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for an invalid mode, or for `online` without an API key, because slm never asks for one."""
+    """Raise `ValueError` for an invalid mode, or for `online` without an API key, because slm never asks for a key."""
     mode = settings["mode"]
     if mode not in ("offline", "online", "disabled"):
         raise ValueError(f"logger.mode={mode} must be offline, online or disabled")
@@ -101,13 +102,13 @@ def check_wandb(settings: Mapping[str, Any]) -> None:
 
 
 def known_run_id(folder: Path) -> str | None:
-    """The id under which the run directory `folder` is logged; None if it never was."""
+    """The W&B id under which the run directory `folder` was logged; None if it never was."""
     path = folder / RUN_ID
     return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def _run_id(folder: Path) -> str:
-    """The id of this run directory, written before anything is logged under it."""
+    """The W&B id of the run directory `folder`; a new id is written before anything is logged under it."""
     if not (folder / RUN_ID).exists():
         write_atomically(folder / RUN_ID, secrets.token_hex(4))
     return (folder / RUN_ID).read_text(encoding="utf-8").strip()

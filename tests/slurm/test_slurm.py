@@ -132,7 +132,7 @@ def test_a_sweep_that_is_interrupted_saves_and_leaves_no_job_behind(
 def test_what_slurm_refuses_is_one_sentence(cluster: Cluster, folder: Path, text_file: Path, cache_dir: Path) -> None:
     sweep = Sweep(cluster, folder / "sweep", text_file, cache_dir, "launcher.partition=day")
     assert sweep.wait() == 1
-    assert "error: SLURM refused what launcher.* asks for: " in sweep.log.read_text()
+    assert "error: SLURM refused the launcher.* settings: " in sweep.log.read_text()
     assert "invalid partition specified: day" in sweep.log.read_text()
     assert "Traceback" not in sweep.log.read_text()
 

@@ -37,7 +37,7 @@ def test_a_query_arrives_as_it_was_written() -> None:
         (["runs=''"], "runs= must be text that is not empty"),
         (["retry=all"], "retry=all must be one of none, failed"),
         (["dry_run=1"], "dry_run=1 must be true or false"),
-        (["runs=a", "dry_run=true"], "dry_run=true is for training a sweep, but runs=a is a table of trained runs"),
+        (["runs=a", "dry_run=true"], "dry_run=true is for training a sweep, but runs=a is a finished table"),
         (["runs=a", "retry=failed"], "retry=failed is for training a sweep"),
         (["runs=a", "sweep.seeds=[1,2]"], r"sweep.seeds=\[1,2\] is for training a sweep, and runs=a is"),
         (["runs=a", "launcher=slurm"], "launcher=slurm is for training a sweep"),
@@ -72,7 +72,7 @@ def test_a_value_that_is_wrong_is_named(override: str) -> None:
         ("+dryrun=true", r"dryrun is not a setting of sweep.py; did you mean dry_run\?"),
         ("+launcher.slot=1", r"launcher.slot is not a setting of sweep.py; did you mean launcher.slots\?"),
         ("launcher.slot=1", r"launcher.slot is not a setting of sweep.py; did you mean launcher.slots\?"),
-        ("+launcher.partition=day", r"partition has no effect with launcher.name=local: it goes with launcher=slurm"),
+        ("+launcher.partition=day", r"partition has no effect with launcher.name=local: it needs launcher=slurm"),
         ("checkpoint=a", r"checkpoint=a is a setting of train.py"),
     ],
 )
@@ -117,7 +117,7 @@ def test_an_interrupt_exits_130(said: str, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(sweep, "exit_codes", [])
     sweep.main.__wrapped__(None)  # without Hydra's
     assert sweep.exit_codes == [130]
-    assert capsys.readouterr().err == f"\n{said or 'interrupted: the same command starts the analysis over'}\n"
+    assert capsys.readouterr().err == f"\n{said or 'interrupted: the same command repeats the analysis'}\n"
 
 
 def test_a_value_that_hydra_cannot_read_says_how_to_quote() -> None:

@@ -100,7 +100,7 @@ def test_slots_take_the_gpus_in_turn_and_share_their_memory(two_gpus: Callable[.
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"jobs_per_gpu": 100}, "jobs_per_gpu=100: the 86 GB of a GPU allow 71 at most"),
+        ({"jobs_per_gpu": 100}, "jobs_per_gpu=100: a GPU with 86 GB allows at most 71 jobs"),
         ({"jobs_per_gpu": 2, "gpus_per_job": 2}, "jobs_per_gpu=2 needs launcher.gpus_per_job=1, not 2"),
         ({"jobs_per_gpu": 2, "slots": 5}, "slots=5 with .*jobs_per_gpu=2 needs more than 2 GPUs"),
     ],

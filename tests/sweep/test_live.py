@@ -44,7 +44,7 @@ def test_of_a_sweep_that_goes_on_what_was_completed_before_is_one_line(capsys: p
         board.show([*before, running("d", 1, None)])
         board.show([*before, ended("d", "completed")])
     assert capsys.readouterr().err.splitlines() == [
-        "2 of 4 completed before",
+        "2 of 4 cells were completed before",
         "c: failed (why); 2 completed, 1 running, 1 failed",
         "d: running; 2 completed, 1 running, 1 failed",
         "d: completed; 3 completed, 1 failed",

@@ -165,9 +165,9 @@ def test_a_dry_run_prints_cells_cost_power_and_what_is_impossible_and_writes_not
     assert list(tmp_path.iterdir()) == []
     for text in (
         *("sweep quick: 6 runs, in sweeps/quick-", "mobilellm  128x4  1,311,872", "impossible   mobilellm_100x4-"),
-        *("width=100 is not a multiple of model.head_dim=32", "3 at a time", "at an assumed 1e+10 FLOP/s a job"),
+        *("width=100 is not a multiple of model.head_dim=32", "3 at a time", "at an assumed 1e+10 FLOP/s per job"),
         *("evaluation   wiki, 6 runs (data=wikitext2)", "with 3 seeds", "half of it, ", "more seeds do not suffice"),
         "in alpha between two families is found in 80% of cases (1 pair tested)",
-        "with families compared unpaired",  # they have three sizes
+        "by an unpaired test",  # they have three sizes
     ):
         assert text in said

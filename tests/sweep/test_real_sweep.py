@@ -163,4 +163,4 @@ def test_a_failed_evaluation_is_named_and_its_run_analysed_without_it(capsys: py
     assert "1 of 10 evaluations have no result:" in said
     assert f"- {lost}/evaluation/held_out-" in said
     notes = json.loads(Path("here/comparison.json").read_text())["notes"]
-    assert f"Left out without held_out_bits_per_byte: {lost}." in notes
+    assert f"These runs have no held_out_bits_per_byte and are left out: {lost}." in notes

@@ -130,6 +130,6 @@ def test_the_size_of_a_published_model_gives_its_shape() -> None:
 def test_a_size_that_no_shape_has_is_said_with_those_that_are_near() -> None:
     with pytest.raises(ValueError, match="no shape has 30,000 parameters") as caught:
         solve(recipe("llama_wide"), 30_000, 64, "params_total")
-    near = str(caught.value).partition(": the nearest have ")[2]
+    near = str(caught.value).partition(": the nearest shapes have ")[2]
     for number in (int(text.replace(",", "")) for text in near.split(" or ")):
         assert count(solve(recipe("llama_wide"), number, 64, "params_total").model, "params_total") == number

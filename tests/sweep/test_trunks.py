@@ -94,8 +94,8 @@ def test_the_plan_counts_what_is_trained_and_names_trunks_and_branches(
     assert disk_bytes(cells) == (3 * 28 + 2 * 12) * cells[0].params_total
     assert run_sweep(check_settings(composed(*BRANCHED, "dry_run=true"))) == 0
     said = capsys.readouterr().out
-    assert "10,240 from 8,192" in said
-    assert "trunks       1, each with its branches one independent run; 2 runs begin where" in said
+    assert "10,240, branch at 8,192" in said
+    assert "trunks       1 with 2 branches that start from a trunk's state where their decay begins" in said
 
 
 def test_budgets_of_a_shape_share_its_misfit_and_branches_of_a_trunk_their_noise_too() -> None:

@@ -1,4 +1,4 @@
-"""Engines that run the jobs of a sweep, by the name in `conf/launcher/*.yaml`."""
+"""Launchers run the jobs of a sweep; `launcher.name` in `conf/launcher/*.yaml` chooses one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from slm.sweep.launchers.slurm import Slurm
 
 
 class Launcher(Protocol):
-    """An engine that runs jobs. None of its methods waits for a job."""
+    """The interface of a launcher. None of its methods waits for a job."""
 
     def width(self) -> int:
-        """How many jobs run at a time according to the settings."""
+        """The number of jobs that run at a time according to the settings."""
 
     def free(self) -> int:
-        """How many jobs `start` takes now."""
+        """The number of jobs that `start` accepts now."""
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
         """Take over the jobs that an earlier master started and that still run or queue; returns their names."""
@@ -29,10 +29,10 @@ class Launcher(Protocol):
         """Start jobs, at most `free()`."""
 
     def ended(self) -> dict[str, int | None]:
-        """Jobs that ended since the last call: name and exit code (negative for a signal, None if unknown)."""
+        """Jobs that ended since the last call: name -> exit code (negative for a signal, None if unknown)."""
 
     def stop(self, *, force: bool = False) -> None:
-        """Let all jobs save a checkpoint and end, or end them `force`. `ended` reports them."""
+        """Tell all jobs to save a checkpoint and end; with `force`, kill them. `ended` reports their ends."""
 
 
 LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "slurm": Slurm, "ray": Ray}
@@ -56,7 +56,7 @@ KINDS: dict[str, dict[str, Kind]] = {
 
 
 def open_launcher(settings: Mapping[str, Any], folder: Path, *, jobs: int) -> Launcher:
-    """The engine of `settings` (the launcher group) for `jobs` runs under `folder`.
+    """Returns the launcher that `settings` (the launcher group) choose, for `jobs` runs in `folder`.
 
     Raises `ValueError` for an invalid setting or an extra that is not installed.
     """

@@ -1,8 +1,8 @@
-"""Jobs forked from the fork server of `multiprocessing`, which has made their imports; for Linux without GPUs.
+"""Fork jobs from the fork server of `multiprocessing`, which has made their imports; for Linux without GPUs.
 
-Importing torch and Lightning takes seconds of a core, longer than a small job may train. The server imports them once,
+Importing torch and Lightning takes seconds of CPU time, more than a small job may train. The server imports them once,
 without starting a thread or a torch operation, because neither survives a fork. Apart from the imports, a forked job is
-the same as `python SCRIPT ...`. If the server is killed, its jobs continue, like those of an earlier master.
+the same as `python SCRIPT ...`. If the server is killed, its jobs continue, like the jobs of an earlier master.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from unittest.mock import patch
 from slm.sweep.job import PID, Job, held
 
 MODULES = ["slm.training.run"]
-"""Imports of the fork server: most of those of train.py. Not wandb, whose import makes a folder that the first job to
-end would delete."""
+"""Modules that the fork server imports, and with them most of what train.py imports. wandb is not among them, because
+its import makes a folder that the first job to end would delete."""
 
 
 class Descriptor:
-    """An open file's descriptor. Unpickled in a forked process, it is the number of the descriptor there."""
+    """A descriptor of an open file. Unpickled in a forked process, it becomes the number of the descriptor there."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -38,14 +38,14 @@ class Descriptor:
 
 
 def start_server(environment: Mapping[str, str]) -> None:
-    """Start the fork server unless it runs. OpenMP reads `environment` once, when torch is imported."""
+    """Start the fork server unless it runs already. OpenMP reads `environment` once, when torch is imported."""
     multiprocessing.set_forkserver_preload(MODULES)
     with patch.dict(os.environ, environment, clear=True):
         forkserver.ensure_running()
 
 
 def begin_forked(job: Job, environment: Mapping[str, str], *, slot: int) -> ForkServerProcess | None:
-    """Start `job` as `slm.sweep.job.begin` does; None if it runs already or the server is lost."""
+    """Start `job` as `slm.sweep.job.begin` does; None if the job runs already or the server is lost."""
     with held(job) as files:
         if files is None:
             return None
@@ -72,7 +72,7 @@ def become_script(arguments: Sequence[str], environment: Mapping[str, str], outp
     try:
         runpy.run_path(arguments[0], run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # `multiprocessing` does not call them
+        atexit._run_exitfuncs()  # `multiprocessing` does not call these functions
 
 
 def _become_job(job: Job, environment: Mapping[str, str], slot: int, lock: int, log: int) -> None:

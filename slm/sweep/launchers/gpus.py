@@ -1,9 +1,9 @@
-"""The GPUs of this machine, and how many jobs share each.
+"""Find the GPUs of this machine, and choose how many jobs share each GPU.
 
-Notable: a small model computes for less time than its host needs to start the kernels, so one job leaves a large GPU
-idle most of the time. The kernels of several processes take turns on it. How much that adds depends on model, GPU and
-host, so it is measured (`slm.training.together`): 1, 2, 4, ... processes train the largest model of the sweep at the
-same time, until memory is used up or more of them add little. Nothing here imports torch.
+The kernels of a small model take less time than the host needs to start them, so a single job leaves a large GPU idle
+most of the time. The kernels of several processes take turns on a GPU. How much speed that adds depends on model, GPU
+and host, so it is measured (`slm.training.together`): 1, 2, 4, ... processes train the largest model of the sweep at
+the same time, until memory is used up or more processes add little speed. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from slm.runtime.progress import say
 from slm.runtime.system import num_cores
 
 FILE = "jobs_per_gpu.json"
-"""In the folder of the runs: the choice and its measurements. A sweep that is started again must use the same number,
-since a job's share of the memory may decide how many sequences it passes at once, and so its last bits."""
+"""File in the folder of the runs that keeps the choice and its measurements. A sweep that is started again must use the
+same number: a job's share of the memory may decide how many sequences it computes at once, which changes last bits."""
 MIN_GAIN = 0.1
-"""Twice as many jobs must raise their total speed by this fraction."""
+"""Twice as many jobs must raise the total speed by this fraction."""
 USABLE = 0.9
-"""Fraction of the free memory that jobs may fill; the rest is for fragmentation and for sizes of cells that differ."""
+"""Fraction of the free memory that jobs may fill; the rest is for fragmentation and for cells of other sizes."""
 PROCESS_BYTES = 6e8
 """GPU memory that a process holds outside torch's allocator (driver, kernels, cuBLAS); assumed, not measured here."""
 PROBE_SECONDS = 300
-"""Limit of one measurement."""
+"""Longest time that a measurement may take."""
 ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedGpuMeasurement:
-    """What `jobs` processes that train one model on one GPU at the same time reach."""
+    """Speed and memory of `jobs` processes that train the same model on one GPU at the same time."""
 
     jobs: int
     tokens_per_second: float
-    """Of all together."""
+    """The sum over all processes."""
     memory_bytes: int
-    """GPU memory that torch holds in one of them."""
+    """GPU memory that torch holds in one process."""
 
 
 Measure = Callable[[int], SharedGpuMeasurement | None]
-"""Measures that many jobs on one GPU; None if they do not run, for example for lack of memory."""
+"""Measures the given number of jobs on one GPU; None if they do not run, for example for lack of memory."""
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that a job may use, without torch."""
+    """Names of the GPUs that a job may use."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
@@ -75,17 +75,15 @@ def gpu_memory(name: str) -> tuple[int, int] | None:
 
 
 def memory_share(jobs: int, memory: tuple[int, int] | None) -> float:
-    """The fraction of a GPU's memory that torch may allocate in each of `jobs` processes. `memory` is its `gpu_memory`.
+    """The fraction of a GPU's memory that torch may allocate in each of `jobs` processes.
 
-    Raises `ValueError` if less is left for a job than its process takes.
+    `memory` comes from `gpu_memory`. Raises `ValueError` if torch would get less than `PROCESS_BYTES` in each process.
     """
     if memory is None:
         raise ValueError(f"launcher.jobs_per_gpu={jobs} needs nvidia-smi, which tells the memory: use 1")
     total, _ = memory
-    if jobs > _most_jobs(total):
-        raise ValueError(
-            f"launcher.jobs_per_gpu={jobs}: the {total / 1e9:.0f} GB of a GPU allow {_most_jobs(total)} at most"
-        )
+    if jobs > (most := _most_jobs(total)):
+        raise ValueError(f"launcher.jobs_per_gpu={jobs}: a GPU with {total / 1e9:.0f} GB allows at most {most} jobs")
     return 1 / jobs - PROCESS_BYTES / total
 
 
@@ -94,57 +92,60 @@ def _most_jobs(total_bytes: int) -> int:
 
 
 def choose_jobs(measure: Measure, *, most: int, free_bytes: int) -> tuple[int, list[SharedGpuMeasurement]]:
-    """How many jobs share a GPU, at most `most` and as `free_bytes` allow, and the measurements."""
-    found: list[SharedGpuMeasurement] = []
+    """Choose how many jobs share a GPU; returns the number and the measurements.
+
+    The number is at most `most`, and at most what fits into `free_bytes` of memory.
+    """
+    measurements: list[SharedGpuMeasurement] = []
     jobs = 1
-    while (together := measure(jobs)) is not None:
-        found.append(together)
+    while (current := measure(jobs)) is not None:
+        measurements.append(current)
         if jobs == 1:
-            most = min(most, int(USABLE * free_bytes / (together.memory_bytes + PROCESS_BYTES)))
+            most = min(most, int(USABLE * free_bytes / (current.memory_bytes + PROCESS_BYTES)))
         else:
-            before = found[-2]
-            needed = 1 + MIN_GAIN * (jobs / before.jobs - 1)
-            if together.tokens_per_second < needed * before.tokens_per_second:
-                return before.jobs, found
+            previous = measurements[-2]
+            needed_gain = 1 + MIN_GAIN * (jobs / previous.jobs - 1)
+            if current.tokens_per_second < needed_gain * previous.tokens_per_second:
+                return previous.jobs, measurements
         if jobs >= most:
             break
         jobs = min(2 * jobs, most)
-    return max((each.jobs for each in found), default=1), found
+    return max((measured.jobs for measured in measurements), default=1), measurements
 
 
 def with_jobs_per_gpu(
     launcher: Mapping[str, Any], runs: Path, *, name: str, jobs: int, measure: Measure
 ) -> dict[str, Any]:
-    """The launcher group with a number for `jobs_per_gpu: auto`, measured with the cell `name`, for `jobs` runs.
+    """Replace `jobs_per_gpu: auto` of `launcher` by a number that is measured with the cell `name`.
 
-    The choice is kept in the folder `runs` and used again for the same cell. Groups of other engines, and those for a
-    machine with no GPU or with as many GPUs as jobs, are returned as they are.
+    `jobs` is the number of runs in the sweep. The choice is stored in the folder `runs` and used again for the same
+    cell. The settings are returned unchanged for other launchers, without a GPU, and if there are as many GPUs as jobs.
     """
     if launcher["name"] != "local" or launcher["jobs_per_gpu"] != "auto" or launcher["gpus_per_job"] != 1:
         return dict(launcher)
     gpus = visible_gpus()
     if not gpus or jobs <= len(gpus) or (memory := gpu_memory(gpus[0])) is None:
         return dict(launcher)
-    kept = read_json_object(runs / FILE)
-    if kept.get("cell") != name:
-        say(f"measuring how many jobs a GPU trains at a time, with {name}")
+    stored = read_json_object(runs / FILE)
+    if stored.get("cell") != name:
+        say(f"measuring how many jobs should share a GPU, with {name}")
         total, free = memory
         slots = launcher["slots"] if launcher["slots"] != "auto" else min(jobs, num_cores())
         most = max(1, min(math.ceil(slots / len(gpus)), _most_jobs(total)))
-        chosen, found = choose_jobs(measure, most=most, free_bytes=free)
-        kept = {"cell": name, "jobs_per_gpu": chosen, "measured": [asdict(each) for each in found]}
-        write_json(runs / FILE, kept, indent=2)
-        for each in found:
-            rate, size = each.tokens_per_second, each.memory_bytes / 1e9
-            say(f"  {each.jobs} at a time: {rate:,.0f} tokens/s in all, {size:.2g} GB each")
-        say(f"  launcher.jobs_per_gpu={chosen}" + ("" if found else ", since the measurement failed"))
-    return {**launcher, "jobs_per_gpu": kept["jobs_per_gpu"]}
+        chosen, measurements = choose_jobs(measure, most=most, free_bytes=free)
+        stored = {"cell": name, "jobs_per_gpu": chosen, "measured": [asdict(measured) for measured in measurements]}
+        write_json(runs / FILE, stored, indent=2)
+        for measured in measurements:
+            speed, memory_gb = measured.tokens_per_second, measured.memory_bytes / 1e9
+            say(f"  {measured.jobs} at a time: {speed:,.0f} tokens/s in all, {memory_gb:.2g} GB each")
+        say(f"  launcher.jobs_per_gpu={chosen}" + ("" if measurements else ", since the measurement failed"))
+    return {**launcher, "jobs_per_gpu": stored["jobs_per_gpu"]}
 
 
 def measure_shared_gpu(
     settings: Mapping[str, Any], environment: Mapping[str, str], jobs: int
 ) -> SharedGpuMeasurement | None:
-    """`jobs` processes that train by the config `settings` in that `environment`, on the GPUs visible in it."""
+    """Measure `jobs` processes that train with the config `settings`, on the GPUs that `environment` makes visible."""
     path = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
@@ -159,6 +160,7 @@ def measure_shared_gpu(
         say(f"  {jobs} at a time: not measured within {PROBE_SECONDS} s")
         return None
     if done.returncode != 0:
-        say(f"  {jobs} at a time: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")
+        error = done.stderr.strip().splitlines() or ["no answer"]
+        say(f"  {jobs} at a time: {error[-1]}")
         return None
     return SharedGpuMeasurement(jobs=jobs, **json.loads(done.stdout.splitlines()[-1]))

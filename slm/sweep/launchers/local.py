@@ -1,7 +1,7 @@
-"""Jobs as processes of this machine, each in a slot: its GPUs, its share of a GPU, or its share of the cores.
+"""Run jobs as processes of this machine, each in a slot: some GPUs, a share of a GPU, or a share of the cores.
 
 A slot does not pin its job to cores: the system schedules single threads well, and a pinned job would share its core
-with other processes. All slots have the same number of threads, which depends on the machine and the sweep alone:
+with other processes. All slots have the same number of threads, which depends only on the machine and the sweep:
 rounding depends on the number of threads, and a sweep that is started again must give the same bits.
 
 On Linux, without GPUs and with one thread per job, `warm_start` forks jobs from a process with their imports done
@@ -25,7 +25,7 @@ from slm.sweep.job import Job, begin, environment_of_a_job, id_and_slot, is_job,
 from slm.sweep.launchers.gpus import gpu_memory, memory_share, visible_gpus
 
 SERVER_LOST = 255
-"""Exit code that `multiprocessing` reports for a process whose server was killed; its own code is unknown."""
+"""Exit code that `multiprocessing` reports for a process whose fork server was killed; its real code is unknown."""
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Running:
 
 
 class Local:
-    """Slots on this machine."""
+    """Runs jobs in slots of this machine."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
         gpus = visible_gpus()
         self.environments = slot_environments(settings, jobs=jobs, gpus=gpus)
         has_one_thread = self.environments[0]["OMP_NUM_THREADS"] == "1"
-        # Neither threads, nor the state of a GPU's driver, nor the libraries of macOS survive a fork.
+        # Threads, the state of a GPU's driver and the libraries of macOS do not survive a fork.
         can_fork = hasattr(os, "fork") and sys.platform != "darwin"
         self._warm = settings["warm_start"] and has_one_thread and not gpus and can_fork
         self._running: dict[str, Running] = {}
@@ -59,29 +59,30 @@ class Local:
         return max(0, len(self.environments) - len(self._running))
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
-        """Running jobs of an earlier master; they keep their slots."""
+        """Take over the running jobs of an earlier master; they keep their slots."""
         alive = [job for job in jobs if is_running(job.folder)]
         for job in alive:
-            self._running[job.name] = Running(job.folder, (id_and_slot(job.folder) or (0, 0))[1], None)
+            _, slot = id_and_slot(job.folder) or (0, 0)
+            self._running[job.name] = Running(job.folder, slot, None)
         return [job.name for job in alive]
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Start each in an empty slot; one that runs already is adopted."""
+        """Start each job in an empty slot; a job that runs already is adopted."""
         for job in jobs:
             taken = {running.slot for running in self._running.values()}
-            slot = next(number for number in range(len(self.environments)) if number not in taken)
+            slot = min({*range(len(self.environments))} - taken)
             environment = {**environment_of_a_job(), **self.environments[slot]}
             process = self._begin_forked(job, environment, slot) or begin(job, environment, slot=slot)
             self._running[job.name] = Running(job.folder, slot, process)
 
     def ended(self) -> dict[str, int | None]:
-        """The exit code of an adopted job, which is not a child of this process, is unknown."""
+        """Jobs that ended, with exit codes. The code of an adopted job is unknown, since it is not a child process."""
         codes: dict[str, int | None] = {}
         for name, running in list(self._running.items()):
             code = _exit_code(running.process)
             if code == SERVER_LOST:
                 code = running.process = None  # as if an earlier master had started it
-            # A train.py started by hand is waited for, unless the sweep was told to end.
+            # Also wait for a train.py that was started by hand, unless the sweep was told to end.
             is_alive = is_job if self._stopping else is_running
             if code is None and (running.process or is_alive(running.folder)):
                 continue
@@ -92,7 +93,7 @@ class Local:
         return codes
 
     def stop(self, *, force: bool = False) -> None:
-        """SIGTERM, upon which train.py saves a checkpoint; or SIGKILL to all its processes."""
+        """Send SIGTERM to all jobs, upon which train.py saves a checkpoint; or kill their processes by `force`."""
         self._stopping = True
         for running in self._running.values():
             _stop(running, force=force)
@@ -100,7 +101,7 @@ class Local:
     def _begin_forked(self, job: Job, environment: Mapping[str, str], slot: int) -> BaseProcess | None:
         if not self._warm:
             return None
-        from slm.sweep.launchers.forked import begin_forked  # which Windows cannot import
+        from slm.sweep.launchers.forked import begin_forked  # Windows cannot import this
 
         return begin_forked(job, environment, slot=slot)
 
@@ -112,7 +113,10 @@ def _exit_code(process: subprocess.Popen[bytes] | BaseProcess | None) -> int | N
 
 
 def _stop(running: Running, *, force: bool) -> None:
-    process_id = running.process.pid if running.process else (id_and_slot(running.folder) or (None,))[0]
+    if running.process:
+        process_id = running.process.pid
+    else:
+        process_id, _ = id_and_slot(running.folder) or (None, None)
     if process_id:
         stop(process_id, force=force)
 
@@ -121,30 +125,32 @@ def slot_environments(settings: Mapping[str, Any], *, jobs: int, gpus: Sequence[
     """Variables that each slot adds to the environment of its job, on a machine with `gpus`, for `jobs` runs.
 
     With `jobs_per_gpu` above 1, slots take the GPUs in turn, and each has its share of a GPU's memory; `auto` is 1 here
-    (`gpus.with_jobs_per_gpu` replaces it before training). Raises `ValueError` for more than the machine has.
+    (`gpus.with_jobs_per_gpu` replaces it before training). Raises `ValueError` for more GPUs than the machine has.
     """
-    cores, per_job = num_cores(), settings["gpus_per_job"] if gpus else 0
-    sharing = settings["jobs_per_gpu"] if gpus and settings["jobs_per_gpu"] != "auto" else 1
+    cores = num_cores()
     memory = machine_memory()
-    fitting = cores if memory is None else int(memory / 1e9 / settings["memory_gb"])
-    if per_job > len(gpus):
-        raise ValueError(f"launcher.gpus_per_job={per_job} is more than the {len(gpus)} GPUs here")
-    if sharing > 1 and per_job != 1:
-        raise ValueError(f"launcher.jobs_per_gpu={sharing} needs launcher.gpus_per_job=1, not {per_job}")
-    groups = len(gpus) // per_job if per_job else 0
-    room = groups * sharing if groups else min(cores, fitting)
-    slots = max(1, min(room, jobs)) if settings["slots"] == "auto" else settings["slots"]
-    if per_job and slots > room:
-        shared = f" and launcher.jobs_per_gpu={sharing}" if sharing > 1 else ""
+    gpus_per_job = settings["gpus_per_job"] if gpus else 0
+    jobs_per_gpu = settings["jobs_per_gpu"] if gpus and settings["jobs_per_gpu"] != "auto" else 1
+    if gpus_per_job > len(gpus):
+        raise ValueError(f"launcher.gpus_per_job={gpus_per_job} is more than the {len(gpus)} GPUs here")
+    if jobs_per_gpu > 1 and gpus_per_job != 1:
+        raise ValueError(f"launcher.jobs_per_gpu={jobs_per_gpu} needs launcher.gpus_per_job=1, not {gpus_per_job}")
+    groups = len(gpus) // gpus_per_job if gpus_per_job else 0
+    fit_in_memory = cores if memory is None else int(memory / 1e9 / settings["memory_gb"])
+    most = groups * jobs_per_gpu if groups else min(cores, fit_in_memory)
+    slots = max(1, min(most, jobs)) if settings["slots"] == "auto" else settings["slots"]
+    if gpus_per_job and slots > most:
+        shared = f" and launcher.jobs_per_gpu={jobs_per_gpu}" if jobs_per_gpu > 1 else ""
         raise ValueError(
-            f"launcher.slots={slots} with launcher.gpus_per_job={per_job}{shared} needs more than {len(gpus)} GPUs"
+            f"launcher.slots={slots} with launcher.gpus_per_job={gpus_per_job}{shared} needs more than {len(gpus)} GPUs"
         )
     threads = max(1, cores // slots) if settings["threads"] == "auto" else settings["threads"]
-    # Without the second variable every job's compiler would start a worker for each core.
+    # Without the second variable, torch.compile would start one worker per core in every job.
     environment = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
-    if sharing > 1:
-        environment[GPU_MEMORY_SHARE] = f"{min(memory_share(sharing, gpu_memory(name)) for name in gpus):.4f}"
+    if jobs_per_gpu > 1:
+        smallest_share = min(memory_share(jobs_per_gpu, gpu_memory(name)) for name in gpus)
+        environment[GPU_MEMORY_SHARE] = f"{smallest_share:.4f}"
     if not gpus:
         return [environment] * slots
-    names = [",".join(gpus[group * per_job : (group + 1) * per_job]) for group in range(groups or 1)]
+    names = [",".join(gpus[group * gpus_per_job : (group + 1) * gpus_per_job]) for group in range(groups or 1)]
     return [environment | {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} for slot in range(slots)]

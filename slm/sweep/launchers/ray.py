@@ -1,7 +1,7 @@
-"""Jobs as Ray tasks, on this machine or a Ray cluster that shares the file system.
+"""Run jobs as Ray tasks, on this machine or on a Ray cluster that shares the file system.
 
-Ray ends the tasks of a master that is killed. A train.py that outlives its task keeps its lock, and the task that a new
-master starts waits for that lock (`remote.py`).
+Ray ends the tasks of a master that is killed. If a train.py outlives its task, it keeps its lock, and the task that a
+new master starts waits for this lock (`remote.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from slm.sweep.launchers.remote import UNLIMITED, RemoteJob
 
 
 class Ray:
-    """Hands every job to Ray at once, which runs as many as `cpus_per_job` and `gpus_per_job` allow."""
+    """Queues all jobs at once; Ray runs as many at a time as `cpus_per_job` and `gpus_per_job` allow."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
         try:
@@ -33,29 +33,29 @@ class Ray:
         self._running: dict[str, tuple[Job, Any]] = {}
 
     def width(self) -> int:
-        """By the cores and GPUs of this machine; unlimited on a cluster."""
+        """The number of jobs for which this machine has cores and GPUs; unlimited on a cluster."""
         if self.address is not None:
             return UNLIMITED
         available = {"num_cpus": num_cores(), "num_gpus": len(visible_gpus())}
-        return max(1, min(available[kind] // each for kind, each in self.resources.items() if each))
+        return max(1, min(available[kind] // per_job for kind, per_job in self.resources.items() if per_job))
 
     def free(self) -> int:
         """Unlimited, since Ray queues jobs."""
         return UNLIMITED
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
-        """None, since tasks end with the master that started them."""
+        """Returns no jobs, since tasks end with the master that started them."""
         return []
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Queue them; the first call joins or starts the cluster. Raises `ValueError` if that fails."""
+        """Queue jobs; the first call joins or starts the cluster. Raises `ValueError` if Ray does not start."""
         if not self.ray.is_initialized():
             self._connect()
         for job in jobs:
             self._running[job.name] = job, self.train.remote(RemoteJob(job, self.environment))
 
     def ended(self) -> dict[str, int | None]:
-        """A task that was cancelled, or whose worker or node was lost, has no exit code."""
+        """Jobs that ended, with exit codes. A task that was cancelled, or lost with its worker or node, has no code."""
         tasks = [task for _, task in self._running.values()]
         done, _ = self.ray.wait(tasks, num_returns=len(tasks), timeout=0) if tasks else ([], [])
         codes = {name: self._code(task) for name, (_, task) in self._running.items() if task in done}
@@ -64,21 +64,22 @@ class Ray:
         return codes
 
     def stop(self, *, force: bool = False) -> None:
-        """Interrupt the tasks, so that train.py saves; or kill their workers and the jobs on this machine."""
+        """Interrupt all tasks, so that train.py saves; with `force`, kill all workers and the jobs of this machine."""
         for job, task in self._running.values():
             if force and (process := id_and_slot(job.folder)):
                 stop(process[0], force=True)
             self.ray.cancel(task, force=force)
 
     def _connect(self) -> None:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        old_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.ray.init(address=self.address, log_to_driver=False)
         except Exception as error:  # Ray has no narrower exception for a cluster that does not answer
-            address, why = "null" if self.address is None else self.address, " ".join(str(error).split())
+            address = "null" if self.address is None else self.address
+            why = " ".join(str(error).split())
             raise ValueError(f"launcher.address={address}: Ray does not answer and does not start ({why})") from error
         finally:  # Ray installs a SIGTERM handler that would end the master at once
-            for number, handler in before.items():
+            for number, handler in old_handlers.items():
                 signal.signal(number, handler)
 
     def _code(self, task: Any) -> int | None:

@@ -1,8 +1,8 @@
-"""Jobs on other machines: the function that an engine runs there, and how the master notices its end.
+"""Run jobs on other machines: the function that a launcher runs there, and how the master notices its end.
 
-The state that SLURM reports is not enough, since it may show a lost job as running forever. So the job function writes
-`job.beat` every few seconds, and a job that is not queued and whose beat has not changed for `launcher.silence_minutes`
-is lost. The function writes its exit code to `job.exit`.
+The state that SLURM reports is not enough, since SLURM may show a lost job as running forever. So the job function
+writes `job.beat` every few seconds. A job counts as lost if it is not queued and its beat has not changed for
+`launcher.silence_minutes`. At its end the function writes its exit code to `job.exit`.
 
 Starting a cell twice is harmless: the second job waits for the lock of the first (`slm/sweep/job.py`), and then finds
 the run completed or continues it. So a master may be killed while it submits.
@@ -29,13 +29,13 @@ from slm.sweep.job import Job, begin, environment_of_a_job, is_running, stop
 BEAT, EXIT = "job.beat", "job.exit"
 BEAT_SECONDS = 5.0
 UNLIMITED = 1_000_000
-"""Jobs that an engine with a queue of its own accepts."""
+"""Number of jobs that a launcher with its own queue accepts."""
 
 
 class RemoteJob:
     """A picklable function that runs a job on another machine and returns its exit code.
 
-    `environment` is added to that of the machine.
+    `environment` is added to the environment of the other machine.
     """
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
@@ -43,7 +43,7 @@ class RemoteJob:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """Run the job to its end. A job ended by SIGTERM leaves no exit code, as the scheduler may start it again."""
+        """Run the job to its end. A job ended by SIGTERM leaves no `job.exit`, since it may be started again."""
         (self.job.folder / EXIT).unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._pass_on)
@@ -56,7 +56,7 @@ class RemoteJob:
         return code
 
     def checkpoint(self) -> Any:
-        """Called by submitit before a time limit or a preemption: save, end, and continue later."""
+        """Save, end, and continue later; submitit calls this before a time limit or a preemption."""
         from submitit.helpers import DelayedSubmission
 
         self.save_and_end()
@@ -66,7 +66,7 @@ class RemoteJob:
         """Send SIGTERM, after which train.py saves a checkpoint, and wait for its end."""
         if self.process is not None and self.process.poll() is None:
             stop(self.process.pid)
-            # Not Popen.wait: in a signal handler the interrupted code may hold its lock.
+            # Not Popen.wait: the code that a signal handler interrupts may hold the lock of Popen.
             while is_running(self.job.folder):
                 time.sleep(0.2)
 
@@ -88,29 +88,32 @@ class RemoteJob:
 
 
 class Beats:
-    """Tells which run directories are silent, by this machine's clock, since other clocks may differ."""
+    """Tells which run directories are silent, by the clock of this machine, since other clocks may differ."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        least = 3 * BEAT_SECONDS / 60
-        kind = Kind(f"a number of at least {least:g}", lambda value: is_number(value) and value >= least)
+        shortest = 3 * BEAT_SECONDS / 60
+        kind = Kind(f"a number of at least {shortest:g}", lambda value: is_number(value) and value >= shortest)
         check_kind("launcher.silence_minutes", settings["silence_minutes"], kind)
         self.seconds = 60 * settings["silence_minutes"]
-        self._seen: dict[Path, tuple[str, float]] = {}
+        self._last_change: dict[Path, tuple[str, float]] = {}
+        """Run directory -> its beat, and when this machine first saw that beat."""
 
     def is_silent(self, folder: Path) -> bool:
-        """Whether the beat of `folder` has been the same for too long since the first call."""
+        """Whether the beat of `folder` has not changed for too long, counted from the first call."""
         beat, now = _read(folder / BEAT), time.monotonic()
-        if folder not in self._seen or self._seen[folder][0] != beat:
-            self._seen[folder] = beat, now
-        return now - self._seen[folder][1] > self.seconds
+        last_beat, since = self._last_change.get(folder, (None, now))
+        if beat != last_beat:
+            self._last_change[folder] = beat, now
+            return False
+        return now - since > self.seconds
 
     def forget(self, folder: Path) -> None:
-        """Restart the count, for a job that starts or queues again."""
-        self._seen.pop(folder, None)
+        """Start counting anew, for a job that starts or queues again."""
+        self._last_change.pop(folder, None)
 
 
 def exit_code(folder: Path) -> int | None:
-    """The exit code that the job function wrote; None if it has not ended or was killed."""
+    """The exit code that the job function wrote; None if the function has not ended or was killed."""
     with suppress(ValueError, KeyError):
         return int(json.loads(_read(folder / EXIT) or "{}")["code"])
     return None

@@ -1,7 +1,7 @@
-"""Jobs on a SLURM cluster, submitted with submitit as arrays.
+"""Run jobs on a SLURM cluster; submitit submits them as arrays.
 
-`squeue` tells whether a job is queued or runs; it needs no accounting (submitit asks `sacct`, and without accounting
-waits forever for a job that was killed). Everything else comes from the run directory (`remote.py`). A job that SLURM
+`squeue` tells whether a job is queued or runs. (submitit asks `sacct` instead, and on a cluster without accounting it
+waits forever for a job that was killed.) Everything else is read from the run directory (`remote.py`). A job that SLURM
 preempts is requeued, by SLURM or by submitit, and train.py continues from its checkpoint.
 """
 
@@ -19,9 +19,9 @@ from slm.sweep.job import Job
 from slm.sweep.launchers.remote import EXIT, UNLIMITED, Beats, RemoteJob, exit_code
 
 ID = "job.slurm"
-"""File in a run directory with the id of the newest submission."""
+"""File in a run directory with the SLURM id of the last submission."""
 ASK_SECONDS = 10.0
-"""Seconds between two queries of the scheduler and the shared disk, which others use too."""
+"""Seconds between two queries of the scheduler and the shared disk, because other users need both too."""
 TIMEOUTS = 1_000_000
 """How often a job may reach its time limit and continue: no limit in practice."""
 
@@ -42,18 +42,18 @@ class Slurm:
         self._stopping = self._force = False
 
     def width(self) -> int:
-        """Jobs of one array that run at a time if the cluster has room."""
+        """The number of jobs of one array that run at a time if the cluster has room."""
         return int(self.at_a_time)
 
     def free(self) -> int:
-        """Unlimited, but 0 while SLURM does not answer."""
+        """Unlimited, since SLURM queues jobs; but 0 while SLURM does not answer."""
         return 0 if self._states is None else UNLIMITED
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
-        """Jobs whose newest submission SLURM still has. Raises `ValueError` if it does not answer."""
+        """Take over the jobs whose last submission SLURM still has. Raises `ValueError` if SLURM does not answer."""
         self._states = self.scheduler.states()
         if self._states is None:
-            raise ValueError("launcher=slurm: squeue gets no answer from SLURM's controller: start again later")
+            raise ValueError("launcher=slurm: SLURM's controller does not answer squeue: try again later")
         for job in jobs:
             with suppress(OSError):
                 number = (job.folder / ID).read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ class Slurm:
         return list(self._submitted)
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Submit them as one array."""
+        """Submit jobs as one array."""
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / EXIT).unlink(missing_ok=True)
@@ -73,7 +73,7 @@ class Slurm:
             self._submitted[job.name] = job, number
 
     def ended(self) -> dict[str, int | None]:
-        """Jobs with an exit code, and lost ones."""
+        """Jobs that wrote an exit code, and jobs that SLURM lost."""
         if self._force:
             remaining, self._submitted = self._submitted, {}
             return dict.fromkeys(remaining)
@@ -89,7 +89,7 @@ class Slurm:
         return codes
 
     def stop(self, *, force: bool = False) -> None:
-        """Cancel all jobs, so that train.py saves. `force` only stops waiting, since SLURM has no quicker way."""
+        """Cancel all jobs, upon which train.py saves a checkpoint. With `force`, do not wait for their end."""
         self._stopping, self._force = True, force
         self._asked_at = float("-inf")
         self.scheduler.cancel([number for _, number in self._submitted.values()])
@@ -100,7 +100,7 @@ class Slurm:
         state = self._states.get(number)
         if state is None and self._stopping:
             return True
-        if state not in (None, "RUNNING", "COMPLETING"):  # queued, for any length of time
+        if state not in (None, "RUNNING", "COMPLETING"):  # a job may be queued for any length of time
             self.beats.forget(job.folder)
             return False
         if not self.beats.is_silent(job.folder):
@@ -111,19 +111,19 @@ class Slurm:
 
 
 class Submitit:
-    """SLURM by way of submitit and `squeue`."""
+    """Access to SLURM through submitit and `squeue`."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
         try:
             from submitit import SlurmExecutor
         except ImportError:
             raise ValueError("launcher=slurm needs submitit: pip install 'slm[slurm]'") from None
-        # `squeue` finds jobs by this name, also those whose ids a killed master had no time to write.
+        # `squeue` finds jobs by this name, even if the master was killed before it wrote their ids.
         self.name = f"slm-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         try:
             self.executor = SlurmExecutor(folder / ".submitit", max_num_timeout=TIMEOUTS)
         except RuntimeError:
-            raise ValueError("launcher=slurm finds no SLURM here (no srun): start it on a login node") from None
+            raise ValueError("launcher=slurm finds no SLURM here (no srun): start sweep.py on a login node") from None
         memory = settings["memory_gb"]
         optional = {
             "partition": settings["partition"],
@@ -143,23 +143,23 @@ class Submitit:
         )
 
     def submit(self, functions: Sequence[RemoteJob]) -> list[str]:
-        """Queue them as one array; returns their ids. Raises `ValueError` if SLURM refuses."""
+        """Submit `functions` as one array; returns their ids. Raises `ValueError` if SLURM refuses."""
         from submitit.core.utils import FailedJobError
 
         try:
             with self.executor.batch():
                 jobs = [self.executor.submit(function) for function in functions]
         except FailedJobError as error:
-            raise ValueError(f"SLURM refused what launcher.* asks for: {'; '.join(str(error).splitlines())}") from error
+            raise ValueError(f"SLURM refused the launcher.* settings: {'; '.join(str(error).splitlines())}") from error
         return [job.job_id for job in jobs]
 
     def states(self) -> dict[str, str] | None:
-        """By `squeue`; None if the controller does not answer."""
+        """SLURM id -> state, from `squeue`; None if the controller does not answer."""
         command = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%i %T"]
         result = subprocess.run(command, capture_output=True, encoding="utf-8")
         return dict(line.split() for line in result.stdout.splitlines()) if result.returncode == 0 else None
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """By `scancel`."""
+        """Cancel jobs with `scancel`."""
         if ids:
             subprocess.run(["scancel", *ids], capture_output=True)
