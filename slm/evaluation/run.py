@@ -1,4 +1,4 @@
-"""`evaluate`: from checked settings to measured checkpoints, a report, and an exit code."""
+"""`evaluate` takes checked settings, measures the checkpoints, writes the report and returns an exit code."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ SKIPPED_TASKS = 3
 """Exit code if everything was measured except tasks whose data was not available."""
 SCHEMA = 1
 SUMMARY = ("perplexity", "bits_per_byte", "decode_tokens_per_second")
-"""Columns of results.csv that go into the summary of a W&B run."""
+"""Columns of results.csv that are logged to the summary of a W&B run."""
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
 REPLACEMENT = "\ufffd"
-"""What an incomplete character decodes to."""
+"""Decoding the first bytes of a character without the rest gives this character."""
 
 
 def evaluate(settings: Mapping[str, Any]) -> int:
-    """Measure, sample from, or export the checkpoints; returns an exit code, 0 or `SKIPPED_TASKS`.
+    """Measure, sample from, or export the checkpoints; return an exit code, 0 or `SKIPPED_TASKS`.
 
-    `settings` are those that `check_settings` returns. An `output_dir` that holds the same evaluation is continued,
-    without measuring anything twice. Raises `ValueError` before any measurement if the user made a mistake.
+    `settings` comes from `check_settings`. If `output_dir` holds an evaluation with the same settings, it is continued
+    and nothing is measured twice. Raises `ValueError` before any measurement if the user made a mistake.
     """
     if settings["prompt"] is not None:
         return _sample(settings)
@@ -52,7 +52,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         return _export(settings)
     check_logger(settings["logger"])
     if settings["logger"]["tensorboard"]:
-        raise ValueError("logger=tensorboard holds no tables: use logger=wandb, or logger=csv for the files alone")
+        raise ValueError("logger=tensorboard stores no tables: use logger=wandb, or logger=csv to write files only")
     check_tasks(settings["tasks"], settings["task_files"])
     folder = Path(settings["output_dir"])
     ledger = Ledger(folder, settings)
@@ -60,13 +60,13 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     _refuse_same_weights(checkpoints)
     text = shared_text(settings)  # after the checks, because building the text can take long
     plans = []
-    for name, provenance in checkpoints.items():  # all are planned before any weights are read
+    for name, provenance in checkpoints.items():  # plan all measurements before reading any weights
         precision = resolve_precision(settings, provenance)
         plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
     for note in text.notes if text else ():
         say(note)
     if settings["device"] == "auto" and (why := unusable_gpu()):
-        say(f"WARNING: this evaluation is on the CPU, but {why}")
+        say(f"WARNING: this evaluation runs on the CPU, but {why}")
     with ledger.claimed():
         say(f"results go to {folder}")
         for number, (name, provenance, precision, measurements) in enumerate(plans, start=1):
@@ -79,7 +79,8 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         if settings["logger"]["wandb"]:
             record(folder, ledger.entries, settings, files)
     print_report(ledger.entries, folder)
-    return SKIPPED_TASKS if any("error" in task for e in ledger.entries for task in e["tasks"].values()) else 0
+    task_results = [result for entry in ledger.entries for result in entry["tasks"].values()]
+    return SKIPPED_TASKS if any("error" in result for result in task_results) else 0
 
 
 def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
@@ -88,32 +89,32 @@ def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
 
 
 def _load(provenance: Provenance, precision: Precision) -> Checkpoint:
-    """Load a checked checkpoint; of a hub repository, the revision that was checked."""
-    place = provenance.checkpoint if provenance.revision is None else provenance.folder
-    return load(place, dtype=precision.dtype, device=precision.device)
+    # The folder of a hub repository holds the revision that was checked.
+    source = provenance.checkpoint if provenance.revision is None else provenance.folder
+    return load(source, dtype=precision.dtype, device=precision.device)
 
 
 def _refuse_same_weights(checkpoints: Mapping[str, Provenance]) -> None:
-    """Raise `ValueError` for two names of one model, which comparisons and fits would count twice."""
+    """Raise `ValueError` if two names refer to the same weights, which comparisons and fits would count twice."""
     names: dict[str, str] = {}
     for name, provenance in checkpoints.items():
         first = names.setdefault(provenance.fingerprint, name)
         if first != name:
-            raise ValueError(f"checkpoints: {first} and {name} have the same weights: name one of them")
+            raise ValueError(f"checkpoints: {first} and {name} have the same weights: give only one of them")
 
 
 def _measure(
     entry: Entry, measurements: Sequence[Measurement], provenance: Provenance, precision: Precision, ledger: Ledger
 ) -> None:
-    """Take the measurements that `entry` lacks and save after each; without any, the checkpoint is not loaded."""
+    """Take the measurements that `entry` lacks and save after each; load the checkpoint only if one is lacking."""
     missing = [measurement for measurement in measurements if not measurement.is_in(entry)]
     if not missing:
-        say("  measured already")
+        say("  already measured")
         return
     start = time.perf_counter()
     checkpoint = _load(provenance, precision)
     if checkpoint.provenance.fingerprint != provenance.fingerprint:
-        raise ValueError(f"checkpoint={entry['checkpoint']} changed while it was evaluated: give the command again")
+        raise ValueError(f"checkpoint={entry['checkpoint']} changed during the evaluation: run the command again")
     config = checkpoint.decoder.config
     entry["load_seconds"] = time.perf_counter() - start
     entry["params_total"] = num_params(config)
@@ -131,7 +132,7 @@ def _measure(
 
 
 def _describe(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
-    """The fields of an entry that need no measurement."""
+    """Return the fields of an entry that need no measurement."""
     return {
         "schema": SCHEMA,
         "checkpoint": checkpoint,
@@ -152,17 +153,20 @@ def _describe(checkpoint: str, provenance: Provenance, precision: Precision) -> 
 def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], files: Sequence[Path]) -> None:
     """Log one W&B run with tables `evaluation` and `tasks`, the figures among `files`, and all files as an artifact.
 
-    `entries` are those of results.json in `folder`; table `evaluation` has the rows of results.csv. A task that could
+    `entries` is the list in results.json of `folder`. Table `evaluation` has the rows of results.csv. A task that could
     not be evaluated has its `error` instead of a value.
     """
     results = Results(entries)
     checkpoints = rows(results)
     tasks = [{"model": e["name"], "task": name, **task} for e in results.entries for name, task in e["tasks"].items()]
-    values: dict[Sequence[str], Any]
-    values = {(row["model"], column): row.get(column) for row in checkpoints for column in SUMMARY}
-    values |= {(row["model"], "task", row["task"]): row.get("value") for row in tasks}
-    # Slashes separate the parts of a key.
-    numbers = {"/".join(s.replace("/", "_") for s in parts): v for parts, v in values.items() if is_number(v)}
+
+    def key(*parts: str) -> str:
+        return "/".join(part.replace("/", "_") for part in parts)
+
+    numbers = {
+        key(row["model"], name): row[name] for row in checkpoints for name in SUMMARY if is_number(row.get(name))
+    }
+    numbers |= {key(row["model"], "task", row["task"]): row["value"] for row in tasks if is_number(row.get("value"))}
     record_directory(
         folder,
         kind="evaluation",
@@ -179,48 +183,51 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
 
 
 def _sample(settings: Mapping[str, Any]) -> int:
-    """Print the prompt and, as it is generated, its continuation; then the speed on stderr. Returns exit code 0."""
+    """Print the prompt and its continuation token by token, then the speed on stderr. Returns exit code 0."""
     provenance = _check(settings["checkpoints"][0], settings)
     decoder, tokenizer, _ = _load(provenance, resolve_precision(settings, provenance))
     prompt, seed, options = settings["prompt"], settings["seed"], settings["generation"]
-    ids, context = prompt_ids(tokenizer, prompt), decoder.config.max_position_embeddings
+    ids = prompt_ids(tokenizer, prompt)
+    context = decoder.config.max_position_embeddings
     if len(ids) >= context:
-        raise ValueError(f"prompt has {len(ids)} tokens, and the checkpoint has room for {context}: give a shorter one")
+        raise ValueError(
+            f"prompt has {len(ids)} tokens, and the checkpoint's context is {context} tokens: give a shorter prompt"
+        )
     print(prompt, end="", flush=True)
     start = time.perf_counter()
     new_ids: list[int] = []
 
-    def draw() -> Iterator[int]:
+    def collect_new_ids() -> Iterator[int]:
         for token in generate(
             decoder, ids, stop_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, seed=seed, **options
         ):
             new_ids.append(token)
             yield token
 
-    for piece in text_pieces(tokenizer, ids, draw()):
+    for piece in text_pieces(tokenizer, ids, collect_new_ids()):
         print(piece, end="", flush=True)
     seconds = time.perf_counter() - start
     print(flush=True)
-    ending = ""
+    reason = ""
     if len(new_ids) < options["max_new_tokens"]:
-        ending = ", then the model ended the text or its context was full"
-        tokens_1T = torch.tensor([[*ids, *new_ids][-context:]], device=decoder.head_weight.device)
+        reason = ", then the model ended the text or its context was full"
+        tokens_1T = torch.tensor([[*ids, *new_ids][-context:]], device=decoder.head_weight.device)  # one row, T tokens
         with torch.inference_mode():
             if not decoder.hidden(tokens_1T)[:, -1].isfinite().all():
                 raise ValueError(f"checkpoint={provenance.checkpoint} gives logits that are not finite: it diverged")
-    say(f"{len(new_ids)} tokens in {seconds:.1f} s, seed {seed}{ending}")
+    say(f"{len(new_ids)} tokens in {seconds:.1f} s, seed {seed}{reason}")
     return 0
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of a prompt, after BOS if the tokenizer adds it or the prompt is empty; EOS replaces a missing BOS."""
+    """Return the ids of a prompt. BOS (else EOS) comes first if the tokenizer adds it or the prompt is empty."""
     begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     opening = [begin] if tokenizer.adds_bos or not prompt else []
     return [*opening, *tokenizer.encode(prompt)]
 
 
 def text_pieces(tokenizer: Tokenizer, before: list[int], ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text that each id adds; ids that end within a character wait for the rest of it."""
+    """Yield the text that each of `ids` adds to `before`; an incomplete character is held back until it is complete."""
     context = before[-8:]  # a token can decode differently at the start of a text
     pending: list[int] = []
     for token in ids:

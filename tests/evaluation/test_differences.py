@@ -140,7 +140,7 @@ def test_blocks_that_end_elsewhere_are_not_paired_and_a_token_more_at_a_border_i
     merged = b | {"blocks": {name: [v[0] + v[1], *v[2:]] for name, v in b["blocks"].items()}}
     for other in (shifted, merged):
         found = compare(a, other, "bits_per_byte").error
-        assert (found.blocks, found.reason) == (None, "blocks end elsewhere")
+        assert (found.blocks, found.reason) == (None, "different block borders")
         assert found.se == pytest.approx(math.hypot(a["se_bits_per_byte"], b["se_bits_per_byte"]))
 
 

@@ -148,7 +148,7 @@ def test_different_tokenizers_are_warned_of_and_compared_by_bits_per_byte_alone(
     assert (results.target_by(results.primary), results.fit_target) == ("bits_per_byte", "bits_per_byte")
     quality, summary = quality_section(results), summary_section(results)
     assert quality
-    assert "the tokenizers differ, so losses and perplexities do not compare" in quality.markdown()
+    assert "the tokenizers differ, so losses and perplexities are not comparable" in quality.markdown()
     assert "Lowest bits per byte on wikitext2, sliding windows of 1024 tokens every 512: coarse" in summary.markdown()
 
 
@@ -246,7 +246,7 @@ def test_speeds_under_other_conditions_are_warned_of(other: dict[str, Any]) -> N
     section = speed_section(Results(entries))
     assert section
     assert "**Caution:** c was measured under other conditions" in section.markdown()
-    assert "Fastest decode: a" in summary_section(Results(entries)).markdown()
+    assert "Fastest decoding: a" in summary_section(Results(entries)).markdown()
 
 
 def test_tasks_that_were_limited_are_warned_of() -> None:

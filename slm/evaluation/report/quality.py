@@ -1,4 +1,4 @@
-"""The section on perplexity: for each measure a table, and the differences between checkpoints with their errors.
+"""Report section on perplexity: a table per measure, and the differences between checkpoints with standard errors.
 
 Notable: checkpoints tend to err on the same documents, so the error of a difference is computed from what each block of
 the text adds to it (`slm.evaluation.bootstrap.influences`). For this, both must have been scored on the same blocks.
@@ -44,65 +44,64 @@ from slm.runtime.words import (
 from slm.scaling.pairs import holm
 
 MAX_ALL_PAIRS = 4
-"""Most checkpoints for which all pairs are shown; of more, neighbours in rank."""
+"""All pairs of up to this many checkpoints are shown; with more checkpoints, only neighbours in rank."""
 BORDER_TOLERANCE = 0.01
-"""Share of a block's mean bytes by which two borders may differ and still count as equal. A token that only one
-tokenizer scores, or that crosses a border, is within it; misplaced bytes make the error slightly too large."""
-LEVEL = 0.05
+"""Two block borders count as equal if they differ by at most this share of the mean bytes per block. This allows for a
+token that only one tokenizer scores or that crosses a border; such bytes make the error slightly too large."""
+SIGNIFICANCE_LEVEL = 0.05
 SIGNIFICANCE_TEXT = {True: "yes", False: "no", None: "not known"}
 NOT_AFTER_HOLM = "yes, not after Holm"
 TEXT_NOTE = (
-    "Errors cover the sampling of text: another text of its kind would give other figures. They do not cover training: "
-    "another seed would give another checkpoint."
+    "Errors cover the sampling of the text: another text of the same kind would give other numbers. They do not cover "
+    "training: another seed would give another checkpoint."
 )
 NOTES = {
-    "paired, ": "The error of a difference is *paired* where both checkpoints were scored on the same blocks of the "
-    "text: it is computed from the difference in each block (delta method), so that what makes a block hard for both "
-    "cancels, and may be much smaller than the errors of the two figures.",
+    "paired, ": "The error of a difference is *paired* if both checkpoints were scored on the same blocks of the text. "
+    "It is computed from the difference in each block (delta method), so whatever makes a block hard for both "
+    "checkpoints cancels. A paired error may be much smaller than the errors of the two checkpoints.",
     "independent: ": "*Independent* errors combine two errors as if each checkpoint had read its own text. They are "
-    "too large where both err on the same parts: a difference beyond them is all the more certain, and one within them "
-    "may be real.",
-    NOT_AFTER_HOLM: f"*Not after Holm*: beyond 2 standard errors, but not different at {LEVEL:.0%} after Holm's "
-    "correction for all differences of the table.",
+    "too large if both checkpoints err on the same parts of the text. A difference beyond 2 such errors is therefore "
+    "clear; a smaller difference may still be real.",
+    NOT_AFTER_HOLM: "*Not after Holm*: beyond 2 standard errors, but not significant at the "
+    f"{SIGNIFICANCE_LEVEL:.0%} level after Holm's correction for the number of differences in the table.",
 }
-"""Explanations of the words that the table of differences may contain."""
+"""Text that a table of differences may contain -> its explanation."""
 
 
 def quality_section(results: Results) -> Section | None:
-    """Loss, perplexity and bits per byte by every measure."""
+    """Return loss, perplexity and bits per byte by every measure; None if there is no measure."""
     if not results.measures:
         return None
-    caveats = [
-        line
-        for entry in results.entries
-        for line in training_caveats(entry, {score["data"]: score for score in entry["perplexity_results"]}, "bytes")
-    ]
+    caveats = []
+    for entry in results.entries:
+        scores_by_text = {score["data"]: score for score in entry["perplexity_results"]}
+        caveats += training_caveats(entry, scores_by_text, "bytes")
     section = Section("Quality").add(
-        "**Bits per byte is the only column to compare across tokenizers**: loss and perplexity are per token, and a "
-        "tokenizer that cuts a text into fewer tokens has a higher loss for the same skill. Lower is better "
-        "everywhere.",
+        "**Bits per byte is the only column to compare across tokenizers**: loss and perplexity are per token, and "
+        "with a tokenizer that cuts the text into fewer tokens, an equally good model has a higher loss per token. "
+        "Lower is better in all three.",
         *(f"**Caution:** {line}" for line in warnings(results) + caveats),
     )
-    differences = []
+    all_differences = ""
     for measure in results.measures:
         scored = results.scored(measure)
         names = [entry["name"] for entry, _ in scored]
         missing = [name_of(e) for e in results.entries if e["perplexity_results"] and e["name"] not in names]
-        differences.append(_differences_table(results, measure))
+        differences = _differences_table(results, measure)
+        all_differences += differences
         section.add(
             f"**{escape_markdown(measure.title)}**",
             table_by_column([entry | score for entry, score in scored], COLUMNS),
-            f"No figure by this measure: {join_names(missing)}." if missing else "",
-            differences[-1],
+            f"Without a loss by this measure: {join_names(missing)}." if missing else "",
+            differences,
         )
-    words = "".join(differences)
-    notes = [note for word, note in NOTES.items() if word in words]
-    section.add(" ".join([TEXT_NOTE, *notes]) if words else "")
+    notes = [note for text, note in NOTES.items() if text in all_differences]
+    section.add(" ".join([TEXT_NOTE, *notes]) if all_differences else "")
     caption = "Bars: 2 standard errors."
     if results.laws:
-        caption += " Grey: the power law of each family with three sizes or more, and its 95% band."
+        caption += " Grey lines: the power law of each family with three sizes or more, and its 95% band."
     if published_points(results):
-        caption += " Grey diamonds: the published figures, by the same protocol."
+        caption += " Grey diamonds: the published losses, by the same protocol."
     return section.add(figure(results.folder, "size", caption))
 
 
@@ -118,38 +117,38 @@ COLUMNS: Columns = {
     "**bits per byte**": lambda score: with_error(score.get("bits_per_byte"), score.get("se_bits_per_byte")),
     "perplexity": _perplexity,
     "loss (nats per token)": lambda score: with_error(score["loss"], score.get("se_loss")),
-    "per word": lambda score: format_number(score.get("word_perplexity")),
-    "tokens": lambda score: exact_count(score.get("tokens")),
-    "bytes": lambda score: exact_count(score.get("bytes")),
+    "perplexity per word": lambda score: format_number(score.get("word_perplexity")),
+    "tokens scored": lambda score: exact_count(score.get("tokens")),
+    "bytes scored": lambda score: exact_count(score.get("bytes")),
 }
 
 
 def warnings(results: Results) -> list[str]:
-    """Sentences on why figures of different checkpoints cannot be compared."""
+    """Return sentences on why results of different checkpoints cannot be compared."""
     sentences = []
-    texts: dict[str, set[str]] = {}
+    fingerprints_by_text: dict[str, set[str]] = {}
     for measure in results.measures:
         title = escape_markdown(measure.title)
-        texts.setdefault(measure.data, set()).add(measure.fingerprint)
+        fingerprints_by_text.setdefault(measure.data, set()).add(measure.fingerprint)
         if not results.same_tokens(measure):
             sentences.append(
-                f"on {title} the tokenizers differ, so losses and perplexities do not compare between checkpoints; "
-                "bits per byte do, if the bytes scored are equal."
+                f"on {title} the tokenizers differ, so losses and perplexities are not comparable between checkpoints; "
+                "bits per byte are, if the bytes scored are equal."
             )
         sizes = {size for _, score in results.scored(measure) if (size := number(score, "bytes"))}
         if not nearly_equal(sizes):
             shown = join_names([exact_count(size) for size in sorted(sizes)])
             sentences.append(f"on {title} different parts of the text were scored ({shown} bytes).")
     return sentences + [
-        f"{plural(len(prints), 'different text')} are called {escape_markdown(data)} (fingerprints "
-        f"{join_names(sorted(prints))}): their figures are in separate tables and do not compare."
-        for data, prints in texts.items()
-        if len(prints) > 1
+        f"{plural(len(fingerprints), 'different text')} are called {escape_markdown(data)} (fingerprints "
+        f"{join_names(sorted(fingerprints))}): results on them are in separate tables and are not comparable."
+        for data, fingerprints in fingerprints_by_text.items()
+        if len(fingerprints) > 1
     ]
 
 
 class Error(NamedTuple):
-    """A standard error: paired over `blocks` blocks, or with `blocks` None and the reason."""
+    """A standard error, paired over `blocks` blocks; if it is not paired, `blocks` is None and `reason` says why."""
 
     se: float | None
     blocks: int | None
@@ -157,14 +156,14 @@ class Error(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference of one figure, first minus second checkpoint."""
+    """A difference in loss or bits per byte, first minus second checkpoint."""
 
     value: float
     error: Error
 
     @property
     def is_significant(self) -> bool | None:
-        """Whether it is larger than two standard errors; None if there is no error."""
+        """Whether the difference is larger than two standard errors; None if there is no error."""
         return is_significant(self.value, self.error.se)
 
     @property
@@ -177,26 +176,31 @@ class Difference(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Value and error for a table."""
+        """The difference and its error, for a table."""
         return with_error(self.value, self.error.se, 2)
 
 
 def target_error(score: Entry, target: str) -> float | None:
-    """Standard error of loss or bits per byte."""
+    """Return the standard error of loss or bits per byte; None if the score has none."""
     return number(score, f"se_{target}")
 
 
 def paired_error(weighted: Sequence[tuple[float, Entry]], target: str) -> Error:
-    """Error of a weighted sum of scores by one measure, over common blocks; no `se` if their blocks differ."""
+    """Return the error of a weighted sum of scores by one measure, from the blocks of the text that they share.
+
+    `weighted` holds pairs of weight and score. The result has no `se` if the blocks of the scores differ.
+    """
     if not all(score.get("blocks") for _, score in weighted):
         return Error(None, None, "no blocks stored")
-    blocks = [{name: np.asarray(v, dtype=float) for name, v in score["blocks"].items()} for _, score in weighted]
+    blocks = [{key: np.asarray(sums, float) for key, sums in score["blocks"].items()} for _, score in weighted]
     if not all(_have_same_borders(blocks[0]["bytes"], other["bytes"]) for other in blocks[1:]):
-        return Error(None, None, "blocks end elsewhere")
-    size, unit = ("tokens", 1.0) if target == "loss" else ("bytes", math.log(2))
-    parts = [weight * influences(sums["nats"], sums[size]) for (weight, _), sums in zip(weighted, blocks, strict=True)]
-    error = influence_error(np.sum(parts, axis=0)) / unit
-    return Error(error, len(parts[0])) if math.isfinite(error) else Error(None, None, "a single block")
+        return Error(None, None, "different block borders")
+    denominator, nats_per_unit = ("tokens", 1.0) if target == "loss" else ("bytes", math.log(2))
+    total_K = np.zeros(len(blocks[0]["nats"]))  # K blocks
+    for (weight, _), sums in zip(weighted, blocks, strict=True):
+        total_K += weight * influences(sums["nats"], sums[denominator])
+    error = influence_error(total_K) / nats_per_unit
+    return Error(error, len(total_K)) if math.isfinite(error) else Error(None, None, "a single block")
 
 
 def _have_same_borders(a_bytes: np.ndarray, b_bytes: np.ndarray) -> bool:
@@ -206,7 +210,7 @@ def _have_same_borders(a_bytes: np.ndarray, b_bytes: np.ndarray) -> bool:
 
 
 def compare(first: Entry, second: Entry, target: str) -> Difference:
-    """Difference of two scores of one measure in loss or bits per byte."""
+    """Return the difference of two scores by one measure; `target` is "loss" or "bits_per_byte"."""
     error = paired_error([(1.0, first), (-1.0, second)], target)
     if error.blocks is None:
         error = error._replace(se=difference_error(target_error(first, target), target_error(second, target)))
@@ -214,7 +218,7 @@ def compare(first: Entry, second: Entry, target: str) -> Difference:
 
 
 def ranked(results: Results, measure: Measure | None) -> list[tuple[Entry, Entry]]:
-    """Checkpoints with their scores by one measure, best first; empty if they do not compare."""
+    """Return checkpoints with their scores by one measure, best first; empty if the scores are not comparable."""
     target = results.target_by(measure)
     if target == "loss" and not results.same_tokens(measure):
         return []
@@ -222,53 +226,45 @@ def ranked(results: Results, measure: Measure | None) -> list[tuple[Entry, Entry
 
 
 def _differences(a: Entry, b: Entry) -> dict[str, Difference]:
-    """In bits per byte, and in loss if both have the same tokens."""
+    """Differences in bits per byte, and in loss if both checkpoints cut the text into the same tokens."""
     targets = ["bits_per_byte", "loss"] if a.get("segmentation") == b.get("segmentation") else ["bits_per_byte"]
     return {name: compare(a, b, name) for name in targets if is_number(a.get(name)) and is_number(b.get(name))}
 
 
 def _differences_table(results: Results, measure: Measure) -> str:
-    """All pairs of few checkpoints, neighbours in rank of many, better first; empty if no two compare."""
+    """Markdown of all pairs or of neighbours in rank, better checkpoint first; empty if no pair is comparable."""
     ranking, target = ranked(results, measure), results.target_by(measure)
-    pairs = [
-        (name_of(a), name_of(b), _differences(a_score, b_score))
-        for (a, a_score), (b, b_score) in (
-            combinations(ranking, 2) if len(ranking) <= MAX_ALL_PAIRS else pairwise(ranking)
-        )
-        if nearly_equal([size for score in (a_score, b_score) if (size := number(score, "bytes"))])
-    ]
+    shows_all_pairs = len(ranking) <= MAX_ALL_PAIRS
+    pairs = []
+    for (a, a_score), (b, b_score) in combinations(ranking, 2) if shows_all_pairs else pairwise(ranking):
+        if nearly_equal([size for score in (a_score, b_score) if (size := number(score, "bytes"))]):
+            pairs.append((name_of(a), name_of(b), _differences(a_score, b_score)))
     if not pairs:
         return ""
-    line = "**Differences**, A - B: below zero, A is better."
-    if len(ranking) > MAX_ALL_PAIRS:
-        line += " Neighbours in rank only."
-    targets = [target, "loss"] if target != "loss" and any("loss" in row for *_, row in pairs) else [target]
-    significance = verdicts([differences[target] for *_, differences in pairs])
-    rows = [
-        [
-            *names,
-            *(differences[name].text if name in differences else NO_VALUE for name in targets),
-            _error_kind(differences[target].error),
-            verdict,
-        ]
-        for (*names, differences), verdict in zip(pairs, significance, strict=True)
-    ]
+    line = "**Differences**, A - B: below zero, A is better." + ("" if shows_all_pairs else " Neighbours in rank only.")
+    has_loss = any("loss" in differences for _, _, differences in pairs)
+    targets = ["bits_per_byte", "loss"] if target == "bits_per_byte" and has_loss else [target]
+    significance = verdicts([differences[target] for _, _, differences in pairs])
+    rows = []
+    for (a_name, b_name, differences), verdict in zip(pairs, significance, strict=True):
+        values = [differences[name].text if name in differences else NO_VALUE for name in targets]
+        rows.append([a_name, b_name, *values, _error_text(differences[target].error), verdict])
     return f"{line}\n\n{table(['A', 'B', *(TARGET_NAMES[name] for name in targets), 'error', 'beyond 2 se'], rows)}"
 
 
-def _error_kind(error: Error) -> str:
+def _error_text(error: Error) -> str:
     if error.blocks:
         return f"paired, {error.blocks} blocks"
     return NO_VALUE if error.se is None else f"independent: {error.reason}"
 
 
 def verdicts(differences: Sequence[Difference]) -> list[str]:
-    """Whether each is beyond two standard errors, and whether it still is significant among all of them."""
-    # A single difference needs no correction, though with few blocks t has p > 5% just beyond 2 standard errors.
+    """Return, for each difference, whether it exceeds two standard errors and stays significant after Holm."""
+    # The p-value of a single difference is ignored: with few blocks, p can be > 5% just beyond 2 standard errors.
     adjusted = holm([difference.p for difference in differences]) if len(differences) > 1 else [None]
     return [
         NOT_AFTER_HOLM
-        if difference.is_significant and p is not None and p > LEVEL
+        if difference.is_significant and p is not None and p > SIGNIFICANCE_LEVEL
         else SIGNIFICANCE_TEXT[difference.is_significant]
         for difference, p in zip(differences, adjusted, strict=True)
     ]

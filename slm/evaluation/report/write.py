@@ -45,17 +45,17 @@ from slm.runtime.words import (
 from slm.scaling.describe import exponent_text, family_name, is_identified
 
 PROTOCOL_NOTES = {
-    "sliding": "every token is scored once, in the first window that reaches it, with the tokens of that window before "
-    "it as context",
-    "non_overlapping": "the text is cut into adjacent windows, and the first tokens of each have little context",
+    "sliding": "every token is scored once, in the first window that contains it, with the preceding tokens of that "
+    "window as context",
+    "non_overlapping": "the text is cut into adjacent windows, and the first tokens of each window have little context",
 }
 
 
 def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> list[Path]:
-    """Write results.csv, figures/*.png and .svg, and last report.md into `folder`; returns the files written.
+    """Write results.csv, figures/*.png and .svg, and last report.md into `folder`; return the files written.
 
-    `entries` are those of results.json (docs/evaluation_results.md), whose parts may be missing. `command` is what was
-    typed. Every file is written whole or not at all.
+    `entries` is the list in results.json (docs/evaluation_results.md); parts of an entry may be missing. `command` is
+    the command line that the user typed. Every file is written atomically.
     """
     results = Results(entries, folder, laws=fit_laws(Results(entries)))
     csv_file, report = folder / "results.csv", folder / "report.md"
@@ -73,7 +73,7 @@ def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> lis
         methods_section(results, command),
         Section("Files").add(
             "Every number of this report is in results.json or computed from it. results.csv has the same numbers as a "
-            "table with one row per checkpoint. docs/evaluation_results.md says what each column and key is."
+            "table with one row per checkpoint. docs/evaluation_results.md explains each column and key."
         ),
     ]
     write_atomically(
@@ -83,21 +83,21 @@ def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> lis
 
 
 def print_report(entries: Sequence[Entry], folder: Path) -> None:
-    """Print the summary, the tables and warnings of quality, speed and tasks, and the path of the whole report."""
+    """Print the summary, the tables and warnings on quality, speed and tasks, and the path of the full report."""
     results = Results(entries)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(Markdown(summary_section(results).blocks[0]))
     for make_section in (quality_section, speed_section, tasks_section):
         section = make_section(results)
         for block in section.blocks[1:] if section else ():
-            # Tables, lists and bold remarks, but no figures, long explanations or tables of differences.
+            # Print tables, lists and bold remarks; skip figures, long explanations and tables of differences.
             if block.startswith(("|", "- ", "**")) and not block.startswith("**Differences"):
                 console.print(Markdown(block))
     console.print(f"report: {folder / 'report.md'}", markup=False, soft_wrap=True)
 
 
 def summary_section(results: Results) -> Section:
-    """The results in a few sentences."""
+    """Return a list of the main results, one sentence each."""
     unfinished = [entry for entry in results.entries if entry["status"] != "completed"]
     lines = [f"{plural(len(results.entries) - len(unfinished), 'checkpoint')} evaluated."]
     if unfinished:
@@ -114,18 +114,19 @@ def _best(results: Results) -> str:
     rows = ranked(results, results.primary)
     if not rows or results.primary is None:
         return ""
-    (entry, best), target = rows[0], results.target_by(results.primary)
+    entry, best = rows[0]
+    target = results.target_by(results.primary)
     name, measure, target_name = name_of(entry), escape_markdown(results.primary.title), TARGET_NAMES[target]
     value = with_error(best[target], target_error(best, target))
     if len(rows) == 1:
         return f"{name} has {value} {target_name} on {measure}."
     similar = [name_of(e) for e, score in rows[1:] if compare(best, score, target).is_significant is False]
-    how = "the standard errors of the differences"
-    return f"Lowest {target_name} on {measure}: {name}, {value}{_not_distinguishable(similar, how)}."
+    tail = _not_distinguishable(similar, "the standard errors of the differences")
+    return f"Lowest {target_name} on {measure}: {name}, {value}{tail}."
 
 
-def _not_distinguishable(names: list[str], how: str) -> str:
-    return f"; not distinguishable from {join_names(names)} by {how}" if names else ""
+def _not_distinguishable(names: list[str], criterion: str) -> str:
+    return f"; not distinguishable from {join_names(names)} by {criterion}" if names else ""
 
 
 def _fastest(results: Results) -> str:
@@ -135,15 +136,14 @@ def _fastest(results: Results) -> str:
     rows = [entry for entry in results.entries if conditions(entry) == usual]
     best = max(rows, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
     rate = format_number(best["speed"]["decode_tokens_per_second"])
-    # Spreads [slowest, fastest] that overlap that of the fastest; without a spread, nothing overlaps.
-    slowest_of_best = (best["speed"].get("decode_spread") or [math.inf])[0]
-    similar = [
-        name_of(entry)
-        for entry in rows
-        if entry is not best and (entry["speed"].get("decode_spread") or [-math.inf])[-1] >= slowest_of_best
-    ]
+    slowest_of_best, _ = best["speed"].get("decode_spread") or (math.inf, math.inf)  # infinity: overlaps with nothing
+    similar = []
+    for entry in rows:
+        _, fastest = entry["speed"].get("decode_spread") or (-math.inf, -math.inf)
+        if entry is not best and fastest >= slowest_of_best:
+            similar.append(name_of(entry))
     tail = _not_distinguishable(similar, "the spread of repetitions")
-    lead = "Fastest decode" if len(rows) > 1 else "Decode"
+    lead = "Fastest decoding" if len(rows) > 1 else "Decoding"
     return f"{lead}: {name_of(best)}, {rate} tokens/s ({escape_markdown(usual)}){tail}."
 
 
@@ -176,7 +176,7 @@ def _exponent(results: Results, entry: Entry) -> str:
 
 
 def checkpoints_section(results: Results) -> Section:
-    """What was loaded, and the notes of loading and measuring."""
+    """Return a table of what was loaded, and the notes made while loading and measuring."""
     names_by_note: dict[str, list[str]] = {}
     for entry in results.entries:
         for note in dict.fromkeys(_notes(entry)):
@@ -196,10 +196,10 @@ def _precision(entry: Entry) -> str:
 
 CHECKPOINT_COLUMNS: Columns = {
     "checkpoint": name_of,
-    "given as": partial(_text, "checkpoint"),
+    "path or hub id": partial(_text, "checkpoint"),
     "kind": partial(_text, "kind"),
     "revision": partial(_text, "revision"),
-    "stored": partial(_text, "stored_dtype"),
+    "stored dtype": partial(_text, "stored_dtype"),
     "evaluated in": _precision,
     "device": partial(_text, "device"),
     "fingerprint": lambda entry: f"`{entry.get('fingerprint')}`",
@@ -207,22 +207,25 @@ CHECKPOINT_COLUMNS: Columns = {
 
 
 def _notes(entry: Entry) -> list[str]:
-    """Notes of the checkpoint, and of its scores; a note on only some scores names their measures."""
-    scores, titles = entry["perplexity_results"], dict[str, list[str]]()
+    """Notes on the checkpoint and on its scores; a note on only some scores names the measures of these scores."""
+    scores = entry["perplexity_results"]
+    measures_by_note: dict[str, list[str]] = {}
     for score in scores:
         for note in score.get("notes") or []:
-            titles.setdefault(note, []).append(measure_of(score).title)
+            measures_by_note.setdefault(note, []).append(measure_of(score).title)
     return entry["notes"] + [
-        note if len(measures) == len(scores) else f"{join_names(measures)}: {note}" for note, measures in titles.items()
+        note if len(measures) == len(scores) else f"{join_names(measures)}: {note}"
+        for note, measures in measures_by_note.items()
     ]
 
 
 def methods_section(results: Results, command: str) -> Section:
-    """Protocols, errors, precision, versions, the command."""
+    """Return a list of protocols, errors, precision and versions, and the command."""
     lines = [_protocol(measure, results) for measure in results.measures]
     lines.append(
         "Loss is in nats per token, and perplexity is its exponential. Bits per byte is the summed loss / (ln 2 times "
-        "the bytes of the scored text). ± is one standard error; that of perplexity is perplexity times that of loss."
+        "the bytes of the scored text). ± is one standard error; for perplexity, it is perplexity times the standard "
+        "error of the loss."
     )
     lines.append(f"Arithmetic: {_distinct(map(_precision, results.entries))}.")
     versions = dict.fromkeys(

@@ -1,12 +1,11 @@
-"""Log-likelihoods of many (context, continuation) pairs, each token computed as seldom as possible.
+"""Compute log-likelihoods of many (context, continuation) pairs without computing common tokens twice.
 
 Notable: requests with a common beginning (the choices of a question, WinoGrande's two readings of a sentence, a fixed
 few-shot preamble) run their common tokens once and continue from copies of the cache; requests with equal inputs
-(one-token continuations) need no second pass at all. Only rows that predict a continuation token reach the head, in
-chunks, so (batch x T x V) logits never exist.
+(one-token continuations) need no second pass at all. Only positions that predict a continuation token reach the head,
+in chunks, so logits of a whole batch are never in memory.
 
-Legend: G groups of requests that share a prefix, R requests, L tokens of a prefix, T tokens after it, D hidden,
-N scored rows, V vocabulary.
+Legend: L tokens of a prefix, T tokens after it, D hidden, N scored positions (n: a chunk of them), V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from slm.checkpoints.weights import dtype_name
 from slm.model import Decoder, KVCache
 
 PASS_TOKENS = {"cpu": 24}
-"""What a pass costs besides its tokens, in tokens (docs/tasks.md)."""
+"""Fixed cost of a forward pass, as the number of tokens that take as long (docs/tasks.md)."""
 PASS_TOKENS_ELSEWHERE = 2048
-"""A GPU is idle for most of a smaller pass; an estimate, not measured."""
+"""The fixed cost on a GPU, which is mostly idle in smaller passes; an estimate, not measured."""
 HEAD_ROWS = 256
-"""Rows whose (V,) logits are alive at once."""
+"""Number of positions whose (V,) logits are in memory at the same time."""
 MIN_SHARED = 0.5
-"""Share of a request's inputs that it must have in common with a group to join it."""
+"""A request joins a group if at least this share of its inputs is common with the group."""
 
 
 class Request(NamedTuple):
-    """One row of a forward pass: `targets` are predicted by the last `len(targets)` of `inputs`."""
+    """One row of a forward pass: the last `len(targets)` positions of `inputs` predict the `targets`."""
 
     inputs: tuple[int, ...]
     targets: tuple[int, ...]
@@ -48,18 +47,18 @@ class Group(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What the harness asks of a continuation."""
+    """Result for a continuation, as the harness needs it."""
 
     log_likelihood: float
     """Nats, summed over the continuation's tokens."""
     is_greedy: bool
-    """Whether each token is the likeliest one given those before it."""
+    """Whether each token is the most likely one given the tokens before it."""
 
 
 def make_request(context: Sequence[int], continuation: Sequence[int], max_length: int) -> Request:
-    """The pair as inputs and targets, cut from the left to the model's context of `max_length` tokens.
+    """Return the pair as inputs and targets, truncated on the left to the model's context of `max_length` tokens.
 
-    `context` has at least one token. Raises `ValueError` where the continuation has none, or more than fit.
+    `context` has at least one token. Raises `ValueError` if the continuation has no token, or more than `max_length`.
     """
     if not 1 <= len(continuation) <= max_length:
         raise ValueError(
@@ -70,24 +69,26 @@ def make_request(context: Sequence[int], continuation: Sequence[int], max_length
 
 
 def plan(requests: Sequence[Request], batch_tokens: int, pass_tokens: int) -> list[list[Group]]:
-    """Batches of the distinct `requests`, with shared prefixes or without, whichever costs fewer tokens."""
-    grouped, alone = share_prefixes(requests), [Group((item,), 0) for item in requests]
-    plans = [make_batches(groups, batch_tokens, pass_tokens) for groups in (grouped, alone)]
+    """Return batches of the distinct `requests`, with or without shared prefixes, whichever costs fewer tokens."""
+    single_groups = [Group((item,), 0) for item in requests]
+    plans = [make_batches(groups, batch_tokens, pass_tokens) for groups in (share_prefixes(requests), single_groups)]
     return min(plans, key=lambda batches: sum(_cost(batch, pass_tokens) for batch in batches))
 
 
 def share_prefixes(requests: Sequence[Request]) -> list[Group]:
-    """Group requests with a common beginning: in sorted order, each joins the group before it or begins one.
+    """Group requests with a common beginning: in sorted order, each joins the previous group or begins a new one.
 
-    It joins if `MIN_SHARED` of its inputs are in the prefix that is then common, and the group saves no less than
-    before. The best partition, by dynamic programming, computes 3% fewer tokens (docs/log.md, 2026-11-28).
+    A request joins if the prefix it shares with the group is at least `MIN_SHARED` of its inputs and the shortened
+    prefix saves the group no fewer tokens. An optimal partition (dynamic programming) computes 3% fewer tokens
+    (docs/log.md, 2026-11-28).
     """
     groups: list[Group] = []
     for item in sorted(requests):
         if groups:
             members, prefix = groups[-1]
             common = min(prefix, _num_common(members[-1].inputs, item.inputs))
-            if common >= MIN_SHARED * len(item.inputs) and len(members) * common >= (len(members) - 1) * prefix:
+            saved_alone, saved_together = (len(members) - 1) * prefix, len(members) * common
+            if common >= MIN_SHARED * len(item.inputs) and saved_together >= saved_alone:
                 groups[-1] = Group((*members, item), common)
                 continue
         groups.append(Group((item,), len(item.inputs)))
@@ -95,32 +96,35 @@ def share_prefixes(requests: Sequence[Request]) -> list[Group]:
 
 
 def make_batches(groups: Sequence[Group], batch_tokens: int, pass_tokens: int) -> list[list[Group]]:
-    """Groups, longest first, in batches of up to `batch_tokens` padded tokens and of one prefix length.
+    """Batch the groups, longest first. A batch has up to `batch_tokens` padded tokens and one prefix length.
 
-    That is the shortest prefix in the batch: what a group shares beyond it is computed for each of its requests. A
-    batch ends where this and padding would cost more than the passes of a new batch.
+    This length is the shortest prefix in the batch: longer common beginnings are computed once per request. A batch
+    ends when these repeated tokens and the padding would cost more than the passes of a new batch.
     """
     parts = [part for group in groups for part in _split(group, batch_tokens)]
-    # The longest come first: what does not fit into memory shows at once, and the time left is not underestimated.
+    # Longest first: a lack of memory shows immediately, and the remaining time is not underestimated.
     parts.sort(key=lambda part: (part.prefix, _longest(part)), reverse=True)
     batches: list[list[Group]] = []
-    rows = longest = unpadded = 0
+    rows = longest = needed = 0  # of the last batch; `needed` are its tokens without padding and repeated prefixes
     for part in parts:
-        count, length, cost = len(part.requests), _longest(part), _cost([part], 0)
-        rows, longest, unpadded = rows + count, max(longest, length), unpadded + cost
-        padded = (len(batches[-1]) + 1) * part.prefix + rows * (longest - part.prefix) if batches else 0
-        is_full = rows * longest > batch_tokens or padded - unpadded > pass_tokens * (1 + bool(part.prefix))
-        if is_full or not batches:
+        rows += len(part.requests)
+        longest = max(longest, _longest(part))
+        needed += _cost([part], 0)
+        num_prefixes = len(batches[-1]) + 1 if batches else 1
+        computed = num_prefixes * part.prefix + rows * (longest - part.prefix)
+        num_passes = 2 if part.prefix else 1
+        if not batches or rows * longest > batch_tokens or computed - needed > pass_tokens * num_passes:
             batches.append([])
-            rows, longest, unpadded = count, length, cost
+            rows, longest, needed = len(part.requests), _longest(part), _cost([part], 0)
         batches[-1].append(part)
     return [[part._replace(prefix=batch[-1].prefix) for part in batch] for batch in batches]
 
 
 def _cost(batch: Sequence[Group], pass_tokens: int) -> int:
-    """Tokens computed, padding included, and `pass_tokens` for each of the one or two passes."""
+    """Return the tokens computed, padding included, plus `pass_tokens` for each of the one or two passes."""
     rows, longest, prefix = sum(len(group.requests) for group in batch), max(map(_longest, batch)), batch[-1].prefix
-    return len(batch) * prefix + rows * (longest - prefix) + pass_tokens * ((prefix > 0) + (longest > prefix))
+    num_passes = int(prefix > 0) + int(longest > prefix)
+    return len(batch) * prefix + rows * (longest - prefix) + pass_tokens * num_passes
 
 
 def _split(group: Group, batch_tokens: int) -> Iterator[Group]:
@@ -135,7 +139,8 @@ def _longest(group: Group) -> int:
 
 
 def _num_common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((index for index, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 class Scorer:
@@ -148,16 +153,16 @@ class Scorer:
         self.device = decoder.embed_tokens.weight.device
 
     def __call__(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Score]:
-        """Scores in the order of `requests`; equal requests are scored once. `progress` gets the number done so far.
+        """Return scores in the order of `requests`. `progress` is called with the number of requests scored so far.
 
-        Raises `ValueError` for log-likelihoods that are not finite: the first choice of every question would look best.
+        Raises `ValueError` for log-likelihoods that are not finite, with which the first choice would look best.
         """
-        repeats = Counter(requests)
+        counts = Counter(requests)  # equal requests are scored once
         scores: dict[Request, Score] = {}
         done = 0
-        for groups in plan(list(repeats), self.batch_tokens, PASS_TOKENS.get(self.device.type, PASS_TOKENS_ELSEWHERE)):
+        for groups in plan(list(counts), self.batch_tokens, PASS_TOKENS.get(self.device.type, PASS_TOKENS_ELSEWHERE)):
             scores |= self._score_batch(groups)
-            done += sum(repeats[item] for group in groups for item in group.requests)
+            done += sum(counts[item] for group in groups for item in group.requests)
             progress(done)
         return [scores[item] for item in requests]
 
@@ -165,62 +170,66 @@ class Scorer:
     def _score_batch(self, groups: list[Group]) -> dict[Request, Score]:
         items = [item for group in groups for item in group.requests]
         with self.precision():
-            states_ND, rows = self._forward(groups, items, groups[0].prefix)
-            pairs: dict[tuple[int, int], int] = {}  # scored once: (row, target), which requests may have in common
-            place = [
-                pairs.setdefault(pair, len(pairs))
-                for item, item_rows in zip(items, rows, strict=True)
-                for pair in zip(item_rows, item.targets, strict=True)
+            states, positions = self._forward(groups, items, groups[0].prefix)
+            # Requests may share a (position, target) pair; each pair is scored once.
+            index_of_pair: dict[tuple[int, int], int] = {}
+            pair_indices = [
+                index_of_pair.setdefault(pair, len(index_of_pair))
+                for item, item_positions in zip(items, positions, strict=True)
+                for pair in zip(item_positions, item.targets, strict=True)
             ]
-            row_N, target_N = torch.tensor(list(pairs), device=self.device).T
-            log_likelihood, greedy = (scored.cpu()[place] for scored in self._head(states_ND[row_N], target_N))
+            position_N, target_N = torch.tensor(list(index_of_pair), device=self.device).T
+            nats_N, is_greedy_N = self._head(states[position_N], target_N)
+            log_likelihood, is_greedy = nats_N.cpu()[pair_indices], is_greedy_N.cpu()[pair_indices]
         if not log_likelihood.isfinite().all():
             raise ValueError(
                 "log-likelihoods are not finite, so no choice is better than another: the model has diverged, or "
-                f"{dtype_name(states_ND.dtype)} overflows and dtype=float32 would not"
+                f"{dtype_name(states.dtype)} overflows and dtype=float32 would not"
             )
         sizes = [len(item.targets) for item in items]
-        parts = zip(items, log_likelihood.double().split(sizes), greedy.split(sizes), strict=True)
-        return {item: Score(values.sum().item(), bool(hits.all())) for item, values, hits in parts}
+        parts = zip(items, log_likelihood.double().split(sizes), is_greedy.split(sizes), strict=True)
+        return {item: Score(values.sum().item(), bool(greedy.all())) for item, values, greedy in parts}
 
     def _forward(self, groups: list[Group], items: list[Request], L: int) -> tuple[Tensor, list[list[int]]]:
-        """Hidden states (tokens of all passes, D), and for each request the rows there that predict its targets."""
+        """Return hidden states (positions of all passes, D), and per request the positions that predict its targets."""
         T = max(len(item.inputs) for item in items) - L
         group_of = [g for g, group in enumerate(groups) for _ in group.requests]
         passes: list[Tensor] = []
         cache: KVCache | None = None
         if L:
             cache = self._cache(len(groups), L) if T else None
-            passes.append(self.decoder.hidden(self._padded([g.requests[0].inputs[:L] for g in groups], L), cache))
+            prefixes = [group.requests[0].inputs[:L] for group in groups]
+            passes.append(self.decoder.hidden(self._padded(prefixes, L), cache))
         if T:
             cache = self._fan_out(cache, group_of, T) if cache else None
             passes.append(self.decoder.hidden(self._padded([item.inputs[L:] for item in items], T), cache))
-        rows = [
-            [
-                group_of[r] * L + p if p < L else len(groups) * L + r * T + p - L
-                for p in range(len(item.inputs) - len(item.targets), len(item.inputs))
-            ]
-            for r, item in enumerate(items)
+
+        def position(row: int, token: int) -> int:
+            return group_of[row] * L + token if token < L else len(groups) * L + row * T + token - L
+
+        positions = [
+            [position(row, token) for token in range(len(item.inputs) - len(item.targets), len(item.inputs))]
+            for row, item in enumerate(items)
         ]
-        return torch.cat([states.flatten(0, 1) for states in passes]), rows
+        return torch.cat([states_BTD.flatten(0, 1) for states_BTD in passes]), positions
 
     def _head(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability (float32 at least) of each target, and whether it is the likeliest id."""
-        picked, greedy = [], []
+        """Return the log-probability (at least float32) of each target, and whether it is the most likely id."""
+        log_probabilities, is_greedy = [], []
         for hidden_nD, targets_n in zip(hidden_ND.split(HEAD_ROWS), targets_N.split(HEAD_ROWS), strict=True):
             logits_nV = F.linear(hidden_nD, self.decoder.head_weight)
             logits_nV = logits_nV if logits_nV.dtype == torch.float64 else logits_nV.float()
-            target = logits_nV.gather(1, targets_n[:, None]).squeeze(1)
-            picked.append(target - logits_nV.logsumexp(-1))
-            greedy.append(logits_nV.argmax(-1) == targets_n)
-        return torch.cat(picked), torch.cat(greedy)
+            target_logits_n = logits_nV.gather(1, targets_n[:, None]).squeeze(1)
+            log_probabilities.append(target_logits_n - logits_nV.logsumexp(-1))
+            is_greedy.append(logits_nV.argmax(-1) == targets_n)
+        return torch.cat(log_probabilities), torch.cat(is_greedy)
 
     def precision(self) -> torch.autocast | nullcontext[None]:
-        """The context in which the decoder runs: autocast, or nothing."""
+        """Return the context in which the decoder runs: autocast, or a null context."""
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
 
     def _padded(self, rows: list[tuple[int, ...]], length: int) -> Tensor:
-        # Padding comes after a row's own tokens, where causal attention keeps it out of what is scored.
+        # Padding follows a row's own tokens, which causal attention does not let see it.
         return torch.tensor([row + (0,) * (length - len(row)) for row in rows], device=self.device)
 
     def _cache(self, batch_size: int, max_length: int) -> KVCache:
@@ -230,7 +239,7 @@ class Scorer:
         )
 
     def _fan_out(self, cache: KVCache, group_of: list[int], room: int) -> KVCache:
-        """A cache in which row r continues group `group_of[r]`, with room for more tokens."""
-        wide = self._cache(len(group_of), cache.length + room)
-        wide.select(cache, torch.tensor(group_of, device=self.device))
-        return wide
+        """Return a cache whose row r continues group `group_of[r]`, with room for `room` more tokens."""
+        copies = self._cache(len(group_of), cache.length + room)
+        copies.select(cache, torch.tensor(group_of, device=self.device))
+        return copies
