@@ -19,12 +19,12 @@ def test_measured_rows_equal_to_the_published_repeat_every_figure_of_its_review(
     for said in (
         "| 1152 N^-0.2457, R2 0.9935. |",
         "The slope's 95% t(2) interval [-0.306, -0.185] excludes -0.076 and -0.089.",
-        "Of loss: 0.1105 [0.0941, 0.127], 1.45 times Kaplan's; 1.38 times with non-embedding N.",
+        "The exponent of the loss is 0.1105 [0.0941, 0.127], 1.45 times Kaplan's; 1.38 times with non-embedding N.",
         "not identified",
         "Without the 125M model the slope is -0.210.",
         "The fit gives 5.97, 95% prediction interval [5.18, 6.89].",
-        "without a KV cache: 711, 694, 701, 719 (they vary by 4%): constant, so depth sets the speed.",
-        "Its largest value is MobileLLM-125M's, the model of the worst perplexity.",
+        "without a KV cache: 711, 694, 701, 719 (they vary by 4%): constant, so the depth determines the speed.",
+        "Perplexity times speed is largest for MobileLLM-125M, the model with the worst perplexity.",
     ):
         assert said in text
     assert text.count("+0.00%") == 4
@@ -46,8 +46,8 @@ def test_other_measurements_give_other_findings() -> None:
 
 def test_some_of_the_models_are_set_beside_the_published_and_the_fit_is_not_repeated() -> None:
     text = text_of(published()[:2])
-    assert "not evaluated on the whole text by that protocol: MobileLLM-600M and MobileLLM-1B" in text
-    assert "what the rows measured here say" not in text
+    assert "not evaluated on the whole text by the study's protocol: MobileLLM-600M and MobileLLM-1B" in text
+    assert "what the rows measured here show" not in text
     assert "Reproduced: 1152 N^-0.2457" in text  # of the study's own rows
 
 
@@ -59,7 +59,7 @@ def test_a_part_of_the_text_or_another_protocol_is_not_set_beside_the_published(
         results = Results(entries)
         assert published_points(results) == []
         assert measured_table(study_pairs(results)) is None
-        assert "Its models were not evaluated here on the whole text by that protocol" in text_of(entries)
+        assert "The study's models were not evaluated here on the whole text by its protocol" in text_of(entries)
 
 
 def test_the_file_of_the_raw_test_split_is_known_by_its_name() -> None:

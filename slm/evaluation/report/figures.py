@@ -1,4 +1,4 @@
-"""The figures of an evaluation: quality against size and speed, gain of doubling N, tasks. Error bars are 2 se."""
+"""Draw quality against size, quality against speed, the gain per doubling of N, and tasks. Error bars are 2 se."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ TASK_COLUMNS = 2
 
 
 def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **margins: float) -> tuple[Figure, Axes]:
-    """A figure with one panel and a legend of `names`."""
-    room = Margins(**{"left": 0.8, "right": 0.25, "top": 0.15, "bottom": 0.5} | margins)
+    """Return a figure with one panel and a legend of `names`. `margins` are inches, as in `Margins`."""
+    default_margins = {"left": 0.8, "right": 0.25, "top": 0.15, "bottom": 0.5}
+    room = Margins(**default_margins | margins)
     figure, (axis,) = panels(1, title, columns=1, width=WIDTH_INCHES, height=height, margins=room, families=names)
     return figure, axis
 
 
-def _mark(axis: Axes, names: Sequence[str], name: str, x: float, y: float, **bars: Any) -> None:
+def _draw_point(axis: Axes, names: Sequence[str], name: str, x: float, y: float, **bars: Any) -> None:
     axis.errorbar(x, y, marker=markers(names)[name], ms=5.5, color=colours(names)[name], mec="white", mew=0.5,
                   capsize=2.5, elinewidth=1.1, ls="", **bars)  # fmt: skip
 
 
-def _bar(se: float | None) -> float | None:
+def _half_bar(se: float | None) -> float | None:
     """Half the length of an error bar."""
     return None if se is None else 2 * se
 
 
 def size_figure(results: Results) -> Figure | None:
-    """Loss, or bits per byte where tokenizers differ, against N, with the power law of each family of three sizes."""
+    """Draw the target of the fits (loss, or bits per byte) against N, with each family's law; None below two points."""
     target = results.fit_target
     rows = [(e, score) for e, score in results.scored(results.primary) if is_number(score.get(target))]
     published = published_points(results)
@@ -50,83 +51,88 @@ def size_figure(results: Results) -> Figure | None:
     names = [results.labels[entry["name"]] for entry, _ in rows]
     title = f"{target.replace('_', ' ').capitalize()} against N on {results.primary.title}{_exponents(results.laws)}"
     figure, axis = _one_panel(title, names)
-    N = [entry["params_total"] for entry, _ in rows] + [x for x, _ in published]
-    y = [score[target] for _, score in rows] + [value for _, value in published]
+    published_N, published_losses = [N for N, _ in published], [loss for _, loss in published]
+    all_N = [entry["params_total"] for entry, _ in rows] + published_N
     laws = [entry for entry in results.laws if has_complete_lists(entry.get("curve"), "x", "centre")]
-    spans = [_law(axis, entry, max(N), DASHES[place % len(DASHES)]) for place, entry in enumerate(laws)]
+    ranges = [_draw_law(axis, entry, max(all_N), DASHES[index % len(DASHES)]) for index, entry in enumerate(laws)]
     if published:
-        axis.plot(*zip(*published, strict=True), ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
+        axis.plot(published_N, published_losses, ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
+        ranges.append((min(published_losses), max(published_losses)))
     for name, (entry, score) in zip(names, rows, strict=True):
-        _mark(axis, names, name, entry["params_total"], score[target], yerr=_bar(target_error(score, target)))
+        half_bar = _half_bar(target_error(score, target))
+        _draw_point(axis, names, name, entry["params_total"], score[target], yerr=half_bar)
+        ranges.append(_bar_ends(score, target))
     if published or len(laws) > 1:
         axis.legend(loc="lower left", frameon=False, fontsize=8)
-    lows, highs = zip(*[_ends(score, target) for _, score in rows], *spans, (min(y), max(y)), strict=True)
-    log_axis(axis.xaxis, min(N) / 1.25, max(N) * 1.25)
-    log_axis(axis.yaxis, min(lows) / 1.03, max(highs) * 1.03, counts=False)
+    log_axis(axis.xaxis, min(all_N) / 1.25, max(all_N) * 1.25)
+    log_axis(axis.yaxis, min(low for low, _ in ranges) / 1.03, max(high for _, high in ranges) * 1.03, counts=False)
     axis.set_xlabel("N (all parameters)")
     axis.set_ylabel(TARGET_UNITS[target])
     return figure
 
 
 def _exponents(fits: Sequence[Entry]) -> str:
-    """The exponents of one or two identified laws, for the title."""
+    """The exponents of one or two identified laws, for the title; empty for more laws."""
     identified = [entry for entry in fits if is_identified(entry, "alpha")]
     words = [f"{short_name(entry['family'])} alpha = {exponent_text(entry, 'alpha')}" for entry in identified]
     return ": " + "; ".join(words) if 0 < len(words) <= 2 else ""
 
 
-def _ends(score: Entry, target: str) -> tuple[float, float]:
-    """The ends of an error bar."""
-    reach = 2 * (target_error(score, target) or 0.0)
+def _bar_ends(score: Entry, target: str) -> tuple[float, float]:
+    """Return the ends of an error bar, cut at half the value because the axis is logarithmic."""
+    half_bar = 2 * (target_error(score, target) or 0.0)
     value = float(score[target])
-    return max(value - reach, value / 2), value + reach
+    return max(value - half_bar, value / 2), value + half_bar
 
 
-def _law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, float]:
-    """Draw a family's law and its band over its sizes; returns the lowest and highest value of the law."""
+def _draw_law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, float]:
+    """Draw a family's law and its band up to the `largest` N; return the lowest and highest value of the law."""
     x, centre = np.array(entry["curve"]["x"]), np.array(entry["curve"]["centre"], float)
-    inside = x <= largest * 1.3
+    is_shown = x <= largest * 1.3
     label = f"law of {short_name(entry['family'])}"
-    axis.plot(x[inside], centre[inside], color=GREY, lw=1.4, ls=dashes, zorder=1.5, label=label)
+    axis.plot(x[is_shown], centre[is_shown], color=GREY, lw=1.4, ls=dashes, zorder=1.5, label=label)
     if has_complete_lists(entry["curve"], "low", "high"):
-        low, high = (np.array(entry["curve"][end], float)[inside] for end in ("low", "high"))
-        # The band is not in the span: that of three sizes is so wide that it would flatten the points.
-        axis.fill_between(x[inside], low, high, color=PALE, alpha=0.5, lw=0, zorder=1)
-    return float(centre[inside].min()), float(centre[inside].max())
+        low, high = (np.array(entry["curve"][end], float)[is_shown] for end in ("low", "high"))
+        # The band does not set the range of the axis: for three sizes it is so wide that it would flatten the points.
+        axis.fill_between(x[is_shown], low, high, color=PALE, alpha=0.5, lw=0, zorder=1)
+    return float(centre[is_shown].min()), float(centre[is_shown].max())
 
 
 def pareto_figure(results: Results) -> Figure | None:
-    """Quality against decode speed, of speeds measured under the same conditions; nothing beats the front in both."""
+    """Draw quality against decode speed, and the Pareto front, for checkpoints measured under the usual conditions."""
     target, usual = results.target_by(results.primary), usual_conditions(results)
     rows = [
         (entry, entry["speed"]["decode_tokens_per_second"], score)
         for entry, score in results.scored(results.primary)
         if usual is not None and conditions(entry) == usual and is_number(score.get(target))
     ]
-    comparable = target == "bits_per_byte" or results.same_tokens(results.primary)
-    if len(rows) < 2 or results.primary is None or usual is None or not comparable:
+    is_comparable = target == "bits_per_byte" or results.same_tokens(results.primary)
+    if len(rows) < 2 or results.primary is None or usual is None or not is_comparable:
         return None
-    on_front = pareto_front(np.array([[score[target], -speed] for _, speed, score in rows]))
+    is_on_front = pareto_front(np.array([[score[target], -speed] for _, speed, score in rows]))
     names = [results.labels[entry["name"]] for entry, _, _ in rows]
-    title = f"Quality against decode speed: {int(on_front.sum())} of {len(rows)} are on the Pareto front"
+    title = f"Quality against decode speed: {int(is_on_front.sum())} of {len(rows)} are on the Pareto front"
     figure, axis = _one_panel(title, names, bottom=0.65)
-    front = sorted((speed, score[target]) for (_, speed, score), on in zip(rows, on_front, strict=True) if on)
-    axis.plot(*zip(*front, strict=True), color=INK, lw=1, alpha=0.7, zorder=1.5)
-    for name, (entry, speed, score), on in zip(names, rows, on_front, strict=True):
+    front, ranges = [], []
+    for name, (entry, speed, score), on_front in zip(names, rows, is_on_front, strict=True):
         low, high = entry["speed"].get("decode_spread") or (speed, speed)
-        xerr, yerr = [[max(speed - low, 0)], [max(high - speed, 0)]], _bar(target_error(score, target))
-        _mark(axis, names, name, speed, score[target], yerr=yerr, xerr=xerr, alpha=1.0 if on else 0.35)
+        xerr = [[max(speed - low, 0)], [max(high - speed, 0)]]
+        yerr = _half_bar(target_error(score, target))
+        _draw_point(axis, names, name, speed, score[target], yerr=yerr, xerr=xerr, alpha=1.0 if on_front else 0.35)
+        ranges.append(_bar_ends(score, target))
+        if on_front:
+            front.append((speed, score[target]))
+    axis.plot(*zip(*sorted(front), strict=True), color=INK, lw=1, alpha=0.7, zorder=1.5)
     speeds = [speed for _, speed, _ in rows]
-    lows, highs = zip(*(_ends(score, target) for _, _, score in rows), strict=True)
     log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25)
-    log_axis(axis.yaxis, min(lows) / 1.02, max(highs) * 1.02, counts=False)
+    log_axis(axis.yaxis, min(low for low, _ in ranges) / 1.02, max(high for _, high in ranges) * 1.02, counts=False)
     axis.set_xlabel(f"decode, tokens per second: more is better\n({usual})")
     axis.set_ylabel(f"{TARGET_UNITS[target]}, {short_name(results.primary.data)}: less is better")
     return figure
 
 
 def doubling_figure(results: Results) -> Figure | None:
-    """What doubling N gains: between neighbouring sizes with error bars, and by the law with its band."""
+    """Draw the gain per doubling of N: between neighbouring sizes with error bars, and by the law with its band."""
     steps = gains(results)
     if not steps:
         return None
@@ -134,73 +140,75 @@ def doubling_figure(results: Results) -> Figure | None:
     labels = dict(zip(families, unique_labels(families), strict=True))
     names = list(labels.values())
     target = results.fit_target.replace("_", " ")
-    rising = sum(step.value > 0 for step in steps)
-    title = f"Fall of {target} per doubling of N: {rising} of {plural(len(steps), 'step')} up in size gain"
+    num_gains = sum(step.value > 0 for step in steps)
+    title = f"Decrease of {target} per doubling of N: positive in {num_gains} of {plural(len(steps), 'step')}"
     figure, axis = _one_panel(title, names, height=3.8, left=1.1, right=0.2)
     laws = [entry for entry in results.laws if has_complete_lists(entry.get("doubling"), "x", "gain")]
     for entry in laws:
-        curve, colour = entry["doubling"], colours(names)[labels[entry["family"]]]
-        x = math.sqrt(2) * np.array(curve["x"], float)  # the middle of each doubling, as steps are drawn
+        curve = entry["doubling"]
+        colour = colours(names)[labels[entry["family"]]]
+        x = math.sqrt(2) * np.array(curve["x"], float)  # geometric middle of each doubling, where steps are drawn too
         axis.plot(x, curve["gain"], color=colour, alpha=0.6, lw=1.4, zorder=1.5)
         if has_complete_lists(curve, "low", "high"):
             axis.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.12, lw=0, zorder=1)
     for step in steps:
         middle = math.sqrt(step.smaller * step.larger)
         xerr = [[middle - step.smaller], [step.larger - middle]]
-        _mark(axis, names, labels[step.family], middle, step.value, yerr=_bar(step.se), xerr=xerr)
+        _draw_point(axis, names, labels[step.family], middle, step.value, yerr=_half_bar(step.se), xerr=xerr)
     log_axis(axis.xaxis, min(s.smaller for s in steps) / 1.15, max(s.larger for s in steps) * 1.15)
     _scale_gains(axis, steps, [gain for entry in laws for gain in entry["doubling"]["gain"]])
     axis.set_xlabel("N (all parameters); each bar spans the two sizes compared")
-    axis.set_ylabel(f"fall of {target} per doubling of N")
+    axis.set_ylabel(f"decrease of {target} per doubling of N")
     return figure
 
 
-def _scale_gains(axis: Axes, steps: Sequence[Gain], laws: Sequence[float]) -> None:
-    """Make the axis logarithmic if every step gains for certain, else linear and down to zero."""
-    low = min(*laws, *(step.value - 2 * (step.se or 0.0) for step in steps), math.inf)
-    high = max(*laws, *(step.value + 2 * (step.se or 0.0) for step in steps), -math.inf)
+def _scale_gains(axis: Axes, steps: Sequence[Gain], gains_by_laws: Sequence[float]) -> None:
+    """Make the axis logarithmic if all laws and error bars lie above zero, else linear with a line at zero."""
+    low = min(*gains_by_laws, *(step.value - 2 * (step.se or 0.0) for step in steps), math.inf)
+    high = max(*gains_by_laws, *(step.value + 2 * (step.se or 0.0) for step in steps), -math.inf)
     if low > 0:
         log_axis(axis.yaxis, low / 1.5, high * 1.5, counts=False)
         return
-    reach = high - low or 1.0
-    axis.set_ylim(low - 0.08 * reach, max(high, 0.0) + 0.08 * reach)
+    height = high - low or 1.0
+    axis.set_ylim(low - 0.08 * height, max(high, 0.0) + 0.08 * height)
     axis.axhline(0, color=INK, lw=0.8)
 
 
 def tasks_figure(results: Results) -> Figure | None:
-    """A panel a task, a row a checkpoint, and the average of the common tasks."""
+    """Draw one panel per task with one row per checkpoint, and a panel for the average of the common tasks."""
     entries = [entry for entry in results.entries if tasks_of(entry)]
     if not entries:
         return None
     common = common_tasks(entries)
-    values: dict[str, dict[str, tuple[float, float | None]]] = {}
+    panel_values: dict[str, dict[str, tuple[float, float | None]]] = {}
     for entry in entries:
         for task, result in tasks_of(entry).items():
-            values.setdefault(task, {})[entry["name"]] = float(result["value"]), number(result, "se")
+            panel_values.setdefault(task, {})[entry["name"]] = float(result["value"]), number(result, "se")
     if len(common) > 1:
-        values[f"average of {len(common)}"] = {entry["name"]: average(entry, common) for entry in entries}
+        panel_values[f"average of {len(common)}"] = {entry["name"]: average(entry, common) for entry in entries}
     names = [results.labels[entry["name"]] for entry in entries]
     left = 0.25 + 0.075 * max(map(len, names))
     figure, axes = panels(
-        len(values),
+        len(panel_values),
         f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}",
         columns=TASK_COLUMNS,
         width=left + 2.0,
         height=0.8 + 0.19 * len(names),
         margins=Margins(left=left, top=0.25, bottom=0.37),
     )
-    for axis, (title, by_name) in zip(axes, values.items(), strict=True):
-        _task_panel(axis, title, names, [by_name.get(entry["name"]) for entry in entries])
+    for axis, (title, values) in zip(axes, panel_values.items(), strict=True):
+        _draw_task(axis, title, names, [values.get(entry["name"]) for entry in entries])
     return figure
 
 
-def _task_panel(axis: Axes, title: str, names: list[str], values: list[tuple[float, float | None] | None]) -> None:
-    for y, (name, value) in enumerate(zip(names, values, strict=True)):
-        if value is None:
+def _draw_task(axis: Axes, title: str, names: list[str], values: list[tuple[float, float | None] | None]) -> None:
+    for y, (name, value_and_se) in enumerate(zip(names, values, strict=True)):
+        if value_and_se is None:
             axis.text(0.5, y, "not evaluated", transform=axis.get_yaxis_transform(), fontsize=7, color=GREY,
                       ha="center", va="center", style="italic")  # fmt: skip
         else:
-            _mark(axis, names, name, value[0], y, xerr=_bar(value[1]))
+            value, se = value_and_se
+            _draw_point(axis, names, name, value, y, xerr=_half_bar(se))
     axis.set_title(short_name(title), fontsize=8.5)
     axis.set_yticks(range(len(names)), labels=names)
     axis.set_ylim(len(names) - 0.5, -0.5)

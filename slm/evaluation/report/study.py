@@ -1,7 +1,7 @@
-"""Report section on the published MobileLLM study: its figures beside those measured here, and its claims.
+"""Report section on the published MobileLLM study: its numbers beside the ones measured here, and its claims.
 
 Notable: `slm.scaling.published` holds the claims and what the study's own rows show. If all four of its models were
-evaluated here, the same questions are put to the measured rows, and every figure is computed from them.
+evaluated here, each claim is also checked with the measured rows.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from slm.scaling.prediction import band
 from slm.scaling.published import published_claims, published_rows
 from slm.scaling.tables import Table, table_from_frame
 
-TEXT_BYTES, TEXT_TOLERANCE = 1_290_590, 0.03
-"""Bytes of WikiText-2's raw test file, and the share by which joining its lines in other ways may change them."""
-KAPLAN, CLAIMED = 0.076, (0.076, 0.089)
-"""The exponent of loss of Kaplan et al. (2020), and the exponents with which the study compared its own."""
-CONSTANT = 0.1
+TEXT_BYTES = 1_290_590
+"""Size of WikiText-2's raw test file."""
+TEXT_TOLERANCE = 0.03
+"""Relative difference in size that may come from joining the lines of the file in other ways."""
+KAPLAN_EXPONENT = 0.076
+"""Exponent of the loss in N by Kaplan et al. (2020)."""
+CITED_EXPONENTS = (0.076, 0.089)
+"""Exponents with which the study compared its own."""
+MAX_SPREAD = 0.1
 """Products are called constant if their maximum exceeds their minimum by at most this share (published ones: 4%)."""
 
 
@@ -46,7 +50,7 @@ class Pair(NamedTuple):
 
 
 def study_pairs(results: Results) -> list[Pair]:
-    """Every pair of a published row and a checkpoint of the same model, smallest model first."""
+    """Return every pair of a published row and a checkpoint of the same model, smallest model first."""
     return [
         Pair(row, entry, next(filter(_is_comparable, entry["perplexity_results"]), None))
         for row in published_rows()
@@ -56,17 +60,17 @@ def study_pairs(results: Results) -> list[Pair]:
 
 
 def _is_comparable(score: Entry) -> bool:
-    """Whether it is a loss on all of WikiText-2 by the study's protocol."""
+    """Whether the score is a loss on all of WikiText-2 by the study's protocol."""
     measure = measure_of(score)
     covers_text = abs((number(score, "bytes") or 0) / TEXT_BYTES - 1) <= TEXT_TOLERANCE
     return measure[2:] == PUBLISHED and is_wikitext2(measure.data) and has_loss(score) and covers_text
 
 
 def _is_same_model(row: Entry, entry: Entry) -> bool:
-    """Whether the checkpoint is named like the row (such as MobileLLM-125M) and has as many parameters in its blocks.
+    """Whether the checkpoint has the row's name (such as MobileLLM-125M) and number of non-embedding parameters.
 
-    Variants with shared blocks have as many, but their names end in -layer-share or -LS. Embeddings are not counted:
-    whether the output head shares them shows only in the tensors of a file.
+    Names that end in -layer-share or -LS do not count: these variants share blocks and have equally many parameters.
+    Embeddings are not counted, because only the tensors of a file show whether the output head shares them.
     """
     pattern = re.compile(re.escape(row["name"]) + r"(?![\w.]|-layer-share|-LS)", re.IGNORECASE)
     return entry.get("params_non_embedding") == row["params_non_embedding"] and any(
@@ -75,7 +79,7 @@ def _is_same_model(row: Entry, entry: Entry) -> bool:
 
 
 def published_points(results: Results) -> list[tuple[float, float]]:
-    """N and loss of the study's rows; empty unless loss by the study's protocol on its text is what is fitted."""
+    """Return N and loss of the study's rows; empty unless the loss on its text by its protocol is fitted here."""
     scored = [pair.score for pair in study_pairs(results) if pair.score]
     if results.fit_target != "loss" or results.primary not in [measure_of(score) for score in scored]:
         return []
@@ -83,28 +87,29 @@ def published_points(results: Results) -> list[tuple[float, float]]:
 
 
 def study_section(results: Results) -> Section | None:
-    """Measured figures beside published ones, and the study's claims; None if none of its models was evaluated."""
+    """Return measured and published numbers and the study's claims; None if none of its models was evaluated."""
     pairs = study_pairs(results)
     if not pairs:
         return None
-    header = ("model", "perplexity here", "published", "difference", "decode tokens/s here", "published",
-              "peak MB here", "published")  # fmt: skip
+    header = ("model", "measured perplexity", "published perplexity", "difference", "measured decode tokens/s",
+              "published tokens/s", "measured peak MB", "published peak MB")  # fmt: skip
     measured = measured_table(pairs)
     findings = {} if measured is None else measured_findings(measured, pairs)
     columns: dict[str, Callable[[Entry], str]] = {
         "the study's claim": lambda claim: escape_markdown(claim["claim"]),
-        "what the study's own rows say": lambda claim: escape_markdown(claim["finding"]),
+        "what the study's own rows show": lambda claim: escape_markdown(claim["finding"]),
     }
     if findings:
-        columns["what the rows measured here say"] = lambda claim: escape_markdown(findings.get(claim["id"], NO_VALUE))
+        columns["what the rows measured here show"] = lambda claim: escape_markdown(findings.get(claim["id"], NO_VALUE))
+    not_compared = (
+        "The study's models were not evaluated here on the whole text by its protocol: no perplexity to compare."
+    )
     return Section("The published study").add(
         "The study measured four models on WikiText-2 (sliding windows of 1024 tokens every 512, float16, one T4, no "
         "KV cache). A difference in perplexity is due to precision, text preparation or a leading BOS, and not to "
         "sampling: the text is the same.",
         table(header, [_row(pair) for pair in pairs]),
-        ""
-        if any(pair.score for pair in pairs)
-        else "Its models were not evaluated here on the whole text by that protocol, so no perplexity is compared.",
+        "" if any(pair.score for pair in pairs) else not_compared,
         "" if findings else _why_not_repeated(pairs),
         table_by_column(published_claims(), columns),
     )
@@ -131,12 +136,12 @@ def _why_not_repeated(pairs: list[Pair]) -> str:
     missing = [row["name"] for row in published_rows() if row["name"] not in scored]
     reason = "a model was evaluated more than once, or is untrained"
     if missing:
-        reason = f"not evaluated on the whole text by that protocol: {join_names(missing)}"
-    return f"The study's fit is not repeated on figures measured here; {reason}."
+        reason = f"not evaluated on the whole text by the study's protocol: {join_names(missing)}"
+    return f"The study's fit is not repeated with the values measured here; {reason}."
 
 
 def measured_table(pairs: list[Pair]) -> Table | None:
-    """The study's four models with measured figures; None unless each was measured exactly once by its protocol."""
+    """Return measured rows of the study's four models; None unless each has exactly one score by its protocol."""
     rows = [
         {name: pair.row[name] for name in ("family", "depth", "name")}
         | {name: pair.entry[name] for name in ("params_total", "params_non_embedding")}
@@ -153,22 +158,25 @@ def measured_table(pairs: list[Pair]) -> Table | None:
 
 
 def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
-    """For each claim's id, what the rows measured here show."""
-    power, of_loss = fit(measured, "power", target="perplexity"), fit(measured, "power")
-    alpha_N = fit(measured, "power", size="params_non_embedding").params["alpha"]
+    """Return, for the id of each claim, what the rows measured here show."""
+    perplexity_fit, loss_fit = fit(measured, "power", target="perplexity"), fit(measured, "power")
     without_smallest = Table(measured.frame.iloc[1:].reset_index(drop=True), (), "measured")
     slope = -fit(without_smallest, "power", target="perplexity").params["alpha"]
-    prediction = band(power, np.log([[2e9]]), None).for_run(power.sigma)  # the claim is about 2B parameters
-    value, low, high = (float(np.exp(log[0])) for log in (prediction.centre, prediction.low, prediction.high))
-    floored = _uncertainty(fit(measured, "power_floor"))
-    state = "not identified" if "alpha" in floored.not_identified else "identified"
-    alpha = of_loss.params["alpha"]
+    # The claim is about 2B parameters.
+    log_prediction = band(perplexity_fit, np.log([[2e9]]), None).for_run(perplexity_fit.sigma)
+    value, low, high = np.exp([log_prediction.centre[0], log_prediction.low[0], log_prediction.high[0]])
+    with_floor = _uncertainty(fit(measured, "power_floor"))
+    state = "not identified" if "alpha" in with_floor.not_identified else "identified"
+    amplitude, exponent = format_number(perplexity_fit.params["A"]), format_number(perplexity_fit.params["alpha"])
+    alpha = loss_fit.params["alpha"]
+    ratio = alpha / KAPLAN_EXPONENT
+    non_embedding_ratio = fit(measured, "power", size="params_non_embedding").params["alpha"] / KAPLAN_EXPONENT
     return {
-        "fit": "{} N^-{}, R2 {}.".format(*map(format_number, (power.params["A"], power.params["alpha"], power.r2))),
-        "slope": _slope_finding(power),
-        "loss": f"Of loss: {alpha:.4f} {interval(_uncertainty(of_loss).ci['alpha'], 3)}, {alpha / KAPLAN:.2f} times "
-        f"Kaplan's; {alpha_N / KAPLAN:.2f} times with non-embedding N.",
-        "floor": f"With a floor E free, alpha's interval is {interval(floored.ci['alpha'], 2)}: {state}.",
+        "fit": f"{amplitude} N^-{exponent}, R2 {format_number(perplexity_fit.r2)}.",
+        "slope": _slope_finding(perplexity_fit),
+        "loss": f"The exponent of the loss is {alpha:.4f} {interval(_uncertainty(loss_fit).ci['alpha'], 3)}, "
+        f"{ratio:.2f} times Kaplan's; {non_embedding_ratio:.2f} times with non-embedding N.",
+        "floor": f"With a free floor E, alpha's interval is {interval(with_floor.ci['alpha'], 2)}: {state}.",
         "smallest": f"Without the 125M model the slope is {slope:.3f}.",
         "prediction": f"The fit gives {value:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}].",
         **_speed_findings(pairs),
@@ -179,36 +187,36 @@ def _uncertainty(law: Fit) -> Uncertainty:
     return uncertainty(law, replicates=0, rng=np.random.default_rng(0))
 
 
-def _slope_finding(power: Fit) -> str:
-    low, high = _uncertainty(power).ci["alpha"]
+def _slope_finding(perplexity_fit: Fit) -> str:
+    low, high = _uncertainty(perplexity_fit).ci["alpha"]
     if low is None or high is None:
         return "The slope has no interval: all rows lie on one line."
-    inside = {f"-{value}": low <= value <= high for value in CLAIMED}
-    parts = [
-        f"{words} {join_names([value for value in inside if inside[value] == state])}"
-        for state, words in ((False, "excludes"), (True, "does not exclude"))
-        if state in inside.values()
-    ]
+    excluded = [f"-{value}" for value in CITED_EXPONENTS if not low <= value <= high]
+    included = [f"-{value}" for value in CITED_EXPONENTS if low <= value <= high]
+    parts = [f"excludes {join_names(excluded)}"] if excluded else []
+    parts += [f"does not exclude {join_names(included)}"] if included else []
     return f"The slope's 95% t(2) interval [{-high:.3f}, {-low:.3f}] {' and '.join(parts)}."
 
 
 def _speed_findings(pairs: list[Pair]) -> dict[str, str]:
-    """What the decode speeds of the scored pairs show on speed, and on perplexity times speed."""
+    """Check the claims on decode speed, and on perplexity times speed, with the scored pairs."""
     scored = [pair for pair in pairs if pair.score]
     speeds = np.array([pair.decode_speed or 0 for pair in scored])
     if not speeds.all():
-        return dict.fromkeys(("speed", "product"), "Speed was not measured for all four.")
+        return dict.fromkeys(("speed", "product"), "Speed was not measured for all four models.")
     products = speeds * [pair.row["depth"] for pair in scored]
     spread = products.max() / products.min() - 1
-    caches = {bool(pair.entry["speed"].get("cache")) for pair in scored}
-    cache_note = "" if len(caches) > 1 else f", measured here {'with' if caches == {True} else 'without'} a KV cache"
-    if_constant, if_varying = "constant, so depth sets the speed", "not constant, so more than depth sets the speed"
+    num_cached = sum(bool(pair.entry["speed"].get("cache")) for pair in scored)
+    cache_notes = {len(scored): ", measured here with a KV cache", 0: ", measured here without a KV cache"}
+    cache_note = cache_notes.get(num_cached, "")
     numbers = ", ".join(f"{product:.0f}" for product in products)
-    verdict = if_constant if spread <= CONSTANT else if_varying
+    verdict = "not constant, so more than the depth determines the speed"
+    if spread <= MAX_SPREAD:
+        verdict = "constant, so the depth determines the speed"
     losses = np.array([pair.score["loss"] for pair in scored if pair.score])
     largest = int(np.argmax(np.exp(losses) * speeds))
-    remark = ", the model of the worst perplexity" if largest == int(np.argmax(losses)) else ""
+    remark = ", the model with the worst perplexity" if largest == int(np.argmax(losses)) else ""
     return {
         "speed": f"Tokens/s times layers{cache_note}: {numbers} (they vary by {spread:.0%}): {verdict}.",
-        "product": f"Its largest value is {scored[largest].row['name']}'s{remark}.",
+        "product": f"Perplexity times speed is largest for {scored[largest].row['name']}{remark}.",
     }
