@@ -1,6 +1,6 @@
 """Plan the measurements of a checkpoint (perplexity by protocol, speed, tasks) and choose their precision.
 
-Notable: everything that can be refused is refused when measurements are planned, before any checkpoint is loaded.
+Notable: planning checks everything that can be checked in advance, so mistakes show before any checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TRAINING_DTYPES = {
     "32-true": (torch.float32, None),
     "64-true": (torch.float64, None),
 }
-"""`precision` of a run -> dtype of its weights, and of its matmuls (None: that of the weights)."""
+"""`precision` of a run -> (dtype of its weights, dtype of its matmuls; None means the dtype of the weights)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,47 +40,51 @@ class Precision:
     device: str
     dtype: torch.dtype
     autocast: torch.dtype | None
-    """Dtype of matmuls; None: that of the weights."""
+    """Dtype of matmuls; None means the dtype of the weights."""
     notes: tuple[str, ...] = ()
-    """Sentences that a reader of the figures must know."""
+    """Caveats for the report, as sentences."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One thing to measure: whether an entry has the result, and the function that measures and adds it."""
+    """One thing to measure on a checkpoint."""
 
     is_in: Callable[[Entry], bool]
+    """Whether an entry already has the result."""
     measure: Callable[[Entry, Checkpoint, Precision], None]
+    """Measures the checkpoint and adds the result to the entry."""
 
 
 def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Precision:
-    """Fill in `auto`: a run of ours in the precision that it was validated in, everything else in float32.
+    """Resolve `auto`: a run of train.py keeps the precision of its validation; any other checkpoint gets float32.
 
     Raises `ValueError` for a device that this machine lacks.
     """
     device = settings["device"]
     if device == "cuda" and not torch.cuda.is_available():
-        why = f" ({found})" if (found := unusable_gpu()) else ""
-        raise ValueError(f"device=cuda, but torch sees no CUDA device here; device=cpu runs anywhere{why}")
+        hint = f" ({reason})" if (reason := unusable_gpu()) else ""
+        raise ValueError(f"device=cuda, but torch sees no CUDA device here; device=cpu runs anywhere{hint}")
     if device == "mps" and not has_mps():
-        raise ValueError("device=mps, but torch sees no GPU of Apple here; device=cpu runs anywhere")
+        raise ValueError("device=mps, but torch sees no Apple GPU here; device=cpu runs anywhere")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = str(provenance.result.get("precision"))
-    dtype, autocast = TRAINING_DTYPES.get(trained, (torch.float32, None))
+    trained_precision = str(provenance.result.get("precision"))
+    dtype, autocast = TRAINING_DTYPES.get(trained_precision, (torch.float32, None))
     if settings["dtype"] != "auto":
         dtype, autocast = getattr(torch, settings["dtype"]), None
     if dtype == torch.float64 and device == "mps":
         raise ValueError("device=mps has no float64: give dtype=float32, or device=cpu")
-    is_native = native_bfloat16(device) if autocast == torch.bfloat16 else device == "cuda"
-    if autocast is not None and not is_native:
-        note = f"The run was validated in {trained}, but this device has no fast matmuls for it: float32 is used."
+    is_fast = native_bfloat16(device) if autocast == torch.bfloat16 else device == "cuda"
+    if autocast is not None and not is_fast:
+        note = (
+            f"The run was validated in {trained_precision}, but this device lacks fast matmuls for it: float32 is used."
+        )
         return Precision(device=device, dtype=dtype, autocast=None, notes=(note,))
     return Precision(device=device, dtype=dtype, autocast=autocast)
 
 
 def shared_text(settings: Mapping[str, Any]) -> Text | None:
-    """The text that all checkpoints are scored on; None if each has its own. Raises `ValueError` as `read_text`."""
+    """Return the text that all checkpoints are scored on; None if each has its own. Raises errors of `read_text`."""
     perplexity_settings = settings["perplexity"]
     if settings.get("data") is None or not perplexity_settings["protocols"]:
         return None
@@ -91,8 +95,8 @@ def shared_text(settings: Mapping[str, Any]) -> Text | None:
 def plan_measurements(
     settings: Mapping[str, Any], provenance: Provenance, precision: Precision, text: Text | None
 ) -> list[Measurement]:
-    """What the settings ask to measure of a checkpoint. Raises `ValueError` for what cannot be measured."""
-    # Speed first: what was computed before would count as memory.
+    """Return the measurements that the settings request. Raises `ValueError` for one that is impossible."""
+    # Speed comes first, because memory that other measurements leave allocated would count as used.
     speed = [_speed(settings["speed"], provenance, precision.device)] if settings["speed"]["enabled"] else []
     tasks = [_task(name, settings, provenance) for name in settings["tasks"]]
     return speed + _perplexities(settings, provenance, text) + tasks
@@ -112,7 +116,8 @@ def _speed(settings: Mapping[str, Any], provenance: Provenance, device: str) -> 
 
 
 def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Measurement:
-    file, fingerprint = settings["task_files"].get(name), None
+    file = settings["task_files"].get(name)
+    fingerprint = None
     if file:
         content = b"".join(path.read_bytes() for path in files_of_task(name, file))
         fingerprint = hashlib.sha256(content).hexdigest()[:16]
@@ -134,12 +139,12 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
         if training is not None:
             share = training.share_of_questions([answered(record) for record in read_records(name, file)])
         origin = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": share}
-        # A group of the harness has results under the names of its tasks; if it failed, an error under its own name.
+        # `asked_as` finds the results of a harness group, which are stored under the names of its tasks.
         others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
         entry["tasks"] = others | {task: {**result, **origin} for task, result in results.items()}
 
     def is_in(entry: Entry) -> bool:
-        results = [task for task in entry["tasks"].values() if task["asked_as"] == name]
+        results = [result for result in entry["tasks"].values() if result["asked_as"] == name]
         # A failed task is tried again.
         return bool(results) and all("error" not in r and r["file_fingerprint"] == fingerprint for r in results)
 
@@ -158,7 +163,7 @@ def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Tex
 
 
 def _perplexity(protocol: Protocol, settings: Mapping[str, Any], run: Path | None, text: Text | None) -> Measurement:
-    windows = {"protocol": protocol.name, "max_length": protocol.max_length, "stride": protocol.stride}
+    protocol_fields = {"protocol": protocol.name, "max_length": protocol.max_length, "stride": protocol.stride}
 
     def measure(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         stream = _stream(checkpoint, settings, run, text)
@@ -171,21 +176,21 @@ def _perplexity(protocol: Protocol, settings: Mapping[str, Any], run: Path | Non
                 autocast=precision.autocast,
                 progress=advance,
             )
-        others = [other for other in entry["perplexity_results"] if not has_windows(other)]
+        others = [other for other in entry["perplexity_results"] if not has_same_protocol(other)]
         entry["perplexity_results"] = [*others, score]
 
-    def has_windows(score: Entry) -> bool:
-        return windows.items() <= score.items()
+    def has_same_protocol(score: Entry) -> bool:
+        return all(score.get(key) == value for key, value in protocol_fields.items())
 
     def is_in(entry: Entry) -> bool:
-        fingerprints = [score["data_fingerprint"] for score in entry["perplexity_results"] if has_windows(score)]
+        fingerprints = [score["data_fingerprint"] for score in entry["perplexity_results"] if has_same_protocol(score)]
         return bool(fingerprints) and (text is None or text.fingerprint in fingerprints)
 
     return Measurement(is_in, measure)
 
 
 def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | None, text: Text | None) -> Stream:
-    """The shared text, or else the run's own validation text, as the checkpoint's tokenizer sees it."""
+    """Encode the shared text, or without one the run's own validation text, with the checkpoint's tokenizer."""
     bos, max_tokens = settings["perplexity"]["bos"], settings["perplexity"]["max_tokens"]
     cache_dir = Path(settings["cache_dir"])
     if text is None:
@@ -199,10 +204,10 @@ def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | Non
 def _protocol(
     name: Literal["sliding", "non_overlapping"], settings: Mapping[str, Any], provenance: Provenance
 ) -> Protocol:
-    """The protocol; a `max_length` of null exceeds neither the context nor the length of training sequences."""
+    """Return a protocol. Its default `max_length` is at most the context and the length of training sequences."""
     default = 1024 if name == "sliding" else 2048
-    trained = provenance.result.get("sequence_length") or default
-    max_length = settings[name]["max_length"] or min(default, provenance.config.max_position_embeddings, trained)
+    trained_length = provenance.result.get("sequence_length") or default
+    max_length = settings[name]["max_length"] or min(default, provenance.config.max_position_embeddings, trained_length)
     stride = max_length if name == "non_overlapping" else settings[name]["stride"] or max(1, max_length // 2)
     protocol = Protocol(name=name, max_length=max_length, stride=stride)
     protocol.check(provenance.config)

@@ -1,15 +1,15 @@
-"""Texts to evaluate on, from any conf/data/NAME.yaml: evaluation reads them differently from training.
+"""Read the text to evaluate on from any conf/data/NAME.yaml. Evaluation reads data differently from training.
 
-Notable: one running text stays one text, and several documents stay separate. Training's readers read the files, but
-nothing is cut. The fingerprint depends on the text alone, so it shows whether results of different tokenizers and
-checkpoints are for the same text. The hashes of a run's training documents in the caches show whether it was trained on
-a text. Only complete documents are found (of a long one, the pieces that `data.max_document_bytes` cut it into), so a
-share of 0 does not prove that the run never saw the text.
+Notable: one running text stays one text, and several documents stay separate. The files are read as for training, but
+no document is cut. The fingerprint depends on the text alone, so it shows whether results of different tokenizers and
+checkpoints are for the same text. Whether a run was trained on a text is found by the hashes of its training documents
+in the caches. Only complete documents are found (or the pieces into which `data.max_document_bytes` cut a long one), so
+a share of 0 does not prove that the run never saw the text.
 
 | source                    | what is read                                   | as                                     |
 |---------------------------|------------------------------------------------|----------------------------------------|
-| hub, whose rows are lines | `test_split`, else `val_split`                 | one text: rows joined by a blank line  |
-| other hub data sets       | the same, else training's validation documents | documents                              |
+| hub, one row per line     | `test_split`, else `val_split`                 | one text: rows joined by a blank line  |
+| hub, other data sets      | the same, else training's validation documents | documents                              |
 | local                     | `val_paths`, else `paths`                      | a plain file: one text; else documents |
 | pydocs                    | training's validation documents                | documents                              |
 """
@@ -45,33 +45,35 @@ class Text:
     documents: tuple[str, ...]
     """One running text, or separate documents; none is blank."""
     separate: bool
-    """Whether each document is framed by begin and end tokens; false for one running text."""
+    """Whether each document gets begin and end tokens; false for one running text."""
     document_start: str | None = None
-    """Pattern of the lines that begin a document inside a running text; only the standard error uses it."""
+    """Pattern of the lines that begin a document inside a running text; used only for the standard error."""
     notes: tuple[str, ...] = ()
     """Sentences on what was read and what was left out."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 digits of the SHA-256 of a running text, as `sha256sum` prints it, or of documents and lengths."""
+        """First 16 digits of a SHA-256: of a running text as in `sha256sum`, or of documents with their lengths."""
         if not self.separate:
             return hashlib.sha256(self.documents[0].encode()).hexdigest()[:16]
-        framed = (f"{len(document)}\n".encode() + document for document in map(str.encode, self.documents))
-        return hashlib.sha256(b"".join(framed)).hexdigest()[:16]
+        with_lengths = (f"{len(document)}\n".encode() + document for document in map(str.encode, self.documents))
+        return hashlib.sha256(b"".join(with_lengths)).hexdigest()[:16]
 
 
 def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cache_dir: Path) -> Text:
-    """The text of `data`, the plain dict of a conf/data/NAME.yaml; data on the hub is downloaded once to `cache_dir`.
+    """Return the text that `data` (conf/data/NAME.yaml as a plain dict) describes.
 
-    `document_start` replaces `data.document_start`. Raises ValueError if the text cannot be read or is blank.
+    Hub data is downloaded once to `cache_dir`. `document_start` replaces `data.document_start`. Raises ValueError if
+    the text cannot be read or is blank.
     """
-    name, separate = data["name"], True
-    start = document_start or data.get("document_start")
+    name = data["name"]
+    separate = True
+    start_pattern = document_start or data.get("document_start")
     source_of(data)  # raises if the source is unknown
     try:
-        re.compile(start or "")
+        re.compile(start_pattern or "")
     except re.error as error:
-        raise ValueError(f"document_start={start!r} is not a regular expression: {error}") from None
+        raise ValueError(f"document_start={start_pattern!r} is not a regular expression: {error}") from None
     notes: list[str] = []
     if data["source"] == "local":
         files, note = local.files_to_evaluate(data)
@@ -90,19 +92,19 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
         documents = tuple(chain.from_iterable(read_documents(folder, "val")))
     nonblank = tuple(document for document in documents if document.strip())
     if not nonblank:
-        raise ValueError(f"data={data['name']}: {name} has no text to score: give one that is not empty")
+        raise ValueError(f"data={data['name']}: {name} has no text to score: give a text that is not empty")
     notes += left_out_notes({"without_text": len(documents) - len(nonblank)})
     return Text(
         name=name,
         documents=nonblank,
         separate=separate,
-        document_start=None if separate else start,
+        document_start=None if separate else start_pattern,
         notes=tuple(f"{note}." for note in notes),
     )
 
 
 def _rows(data: Mapping[str, Any], split: str, cache_dir: Path) -> tuple[str, ...]:
-    """Rows of the split; if rows are documents, up to the limits of the data set."""
+    """Rows of the split; if each row is a document, at most `max_documents` rows and `max_bytes` bytes."""
     options = {name: data[name] for name in ("path", "subset", "revision", "text_column", "document_start")}
     limits = {name: data[name] for name in ("max_documents", "max_bytes") if data["document_start"] is None}
     folder = cache_dir / "evaluation" / f"{data['name']}-{digest([options, limits, split])}"
@@ -117,7 +119,7 @@ def _rows(data: Mapping[str, Any], split: str, cache_dir: Path) -> tuple[str, ..
 
 
 def read_run(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """The resolved config of a run, and its corpus.json: fingerprints of data and tokenizer."""
+    """Return the resolved config of a run, and its corpus.json with the fingerprints of data and tokenizer."""
     import yaml
 
     try:
@@ -131,20 +133,20 @@ def read_run(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
 
 
 def cached_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Path | None:
-    """The folder of the run's documents, in `cache_dir` or in the cache that `config` names; None if neither has it."""
+    """Return the folder of a run's documents in `cache_dir` or the run's own cache; None if neither has them."""
     for cache in (cache_dir, Path(os.path.expanduser(config["cache_dir"]))):
         for manifest in sorted((cache / "documents").glob(f"{glob.escape(config['data']['name'])}-*/manifest.json")):
-            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged manifest: the folder is built again
+            with suppress(OSError, ValueError, KeyError, TypeError):  # ignore a damaged manifest
                 if json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
                     return manifest.parent
     return None
 
 
 def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
-    """Lists of the validation documents of the training run that `config` describes.
+    """Yield the validation documents of the training run that `config` describes, in lists.
 
-    Documents that no cache has (see `cached_documents`) are built again from their source, in `cache_dir`. Raises
-    ValueError if the new documents have another fingerprint.
+    If no cache has the documents (`cached_documents`), they are built in `cache_dir` from their source. Raises
+    ValueError if the new documents have a different fingerprint.
     """
     data = config["data"]
     cached_folder = cached_documents(config, fingerprint, cache_dir)
@@ -153,39 +155,43 @@ def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) 
     folder, manifest = prepare_documents(data, cache_dir=cache_dir)
     if manifest["fingerprint"] != fingerprint:
         raise ValueError(
-            f"data={data['name']} is no longer the text of the run: its fingerprint is {manifest['fingerprint']} now "
-            f"and was {fingerprint}; restore the files, package versions or cache_dir that the run was trained with, "
-            "or evaluate on another text"
+            f"data={data['name']} is no longer the text of the run: its fingerprint was {fingerprint} and is now "
+            f"{manifest['fingerprint']}; restore the files, package versions or cache_dir that the run was trained "
+            "with, or evaluate on another text"
         )
     return read_documents(folder, "val")
 
 
 @dataclass(frozen=True)
 class TrainingDocuments:
-    """`text_hash` of all training documents of a run, by part, and the size in bytes at which long ones were cut."""
+    """The training documents of a run, as hashes."""
 
     hashes: Sequence[np.ndarray]
+    """`text_hash` of every document; one array per file of the cache."""
     max_bytes: int | None
+    """Longer documents were cut into pieces of this size; None if documents were not cut."""
 
     def share_of_bytes(self, texts: Iterable[str]) -> float:
-        """The share of the bytes of `texts` that are in training documents."""
+        """Return the share of the bytes of `texts` that are in training documents."""
         parts = [piece for text in texts for piece in pieces([text.encode()], self.max_bytes)]
         sizes = np.array([len(part) for part in parts])
-        return float(sizes[self._contain([part.decode() for part in parts])].sum() / sizes.sum())
+        is_trained = self._contains([part.decode() for part in parts])
+        return float(sizes[is_trained].sum() / sizes.sum())
 
     def share_of_questions(self, questions: Sequence[Sequence[str]]) -> float:
-        """The share of questions with a text that is a training document; a question is given as its texts."""
-        is_contained = self._contain([text for texts in questions for text in texts])
-        starts = np.cumsum([0, *(len(texts) for texts in questions[:-1])])
-        return float(np.logical_or.reduceat(is_contained, starts).mean())
+        """Return the share of questions with a text that is a training document; a question is a list of texts."""
+        is_trained = self._contains([text for texts in questions for text in texts])
+        first_texts = np.cumsum([0, *(len(texts) for texts in questions[:-1])])
+        return float(np.logical_or.reduceat(is_trained, first_texts).mean())
 
-    def _contain(self, texts: Sequence[str]) -> np.ndarray:
+    def _contains(self, texts: Sequence[str]) -> np.ndarray:
+        """Whether each text is a training document."""
         hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
         return np.logical_or.reduce([np.isin(hashes, part) for part in self.hashes])
 
 
 def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments | None:
-    """The training documents of a run; None without a run, or if no cache still has its documents."""
+    """Return the training documents of a run; None without a run, or if no cache has its documents any more."""
     if run is None:
         return None
     config, fingerprints = read_run(run)
@@ -195,13 +201,15 @@ def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments |
 
 
 def document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> np.ndarray:
-    """Index (n,) of the document in which each token of a running text begins; `sizes_n` are the tokens' bytes.
+    """Return the index (n,) of the document in which each of n tokens of a running text begins.
 
-    Documents begin at the matches of `document_start`; without this pattern the text is one document.
+    `sizes_n` are the bytes of each token. Documents begin at the matches of `document_start`; without this pattern the
+    text is one document.
     """
     if document_start is None:
         return np.zeros(len(sizes_n), dtype=np.int32)
-    # The first match begins no new document: the text before it belongs to the first document.
-    cuts = [0, *(match.start() for match in re.finditer(document_start, text, re.MULTILINE))][2:]
+    starts = [match.start() for match in re.finditer(document_start, text, re.MULTILINE)]
+    cuts = starts[1:]  # the first match does not cut: the text before it belongs to the first document
     lengths = [len(text[start:stop].encode()) for start, stop in zip([0, *cuts], cuts, strict=False)]
-    return np.searchsorted(np.cumsum(lengths), np.cumsum(sizes_n) - sizes_n, side="right").astype(np.int32)
+    first_bytes_n = np.cumsum(sizes_n) - sizes_n
+    return np.searchsorted(np.cumsum(lengths), first_bytes_n, side="right").astype(np.int32)

@@ -82,7 +82,7 @@ def test_every_figure_of_quality_is_that_of_the_results_with_its_error(folder: P
         assert close(row["perplexity"], of["perplexity"])
         assert close(row["**bits per byte**"], of["bits_per_byte"])
         assert close(row["perplexity"].split("± ")[1], of["perplexity"] * of["se_loss"])
-        assert int(row["tokens"].replace(",", "")) == of["tokens"]
+        assert int(row["tokens scored"].replace(",", "")) == of["tokens"]
 
 
 def test_every_speed_and_size_is_that_of_the_results(folder: Path) -> None:

@@ -68,7 +68,7 @@ def test_what_mps_lacks_is_refused(changes: dict[str, Any], said: str, mac: None
 def test_without_an_apple_gpu_mps_is_refused() -> None:
     with pytest.raises(ValueError, match=r"trainer\.accelerator=mps, but torch sees no GPU of Apple here"):
         resolve_hardware(trainer())
-    with pytest.raises(ValueError, match="device=mps, but torch sees no GPU of Apple here"):
+    with pytest.raises(ValueError, match="device=mps, but torch sees no Apple GPU here"):
         measure.resolve_precision({"device": "mps", "dtype": "auto"}, SimpleNamespace(result={}))  # type: ignore[arg-type]
 
 
