@@ -1,8 +1,9 @@
-"""A text as one checkpoint's tokenizer cuts it: tokens, which of them are scored, and how many bytes each covers.
+"""Encode a text with one checkpoint's tokenizer: tokens, which tokens are scored, and how many bytes each covers.
 
-Notable: each token has its share of the bytes of the text, so bits per byte is exact for any part of it; if decoding
-does not return the text, a note says so. A running text begins with BOS if the tokenizer's own rule says so, and then
-all of it is scored; else its first token is context only. Separate documents are framed as in training.
+Notable: each byte of the text is attributed to one token, so bits per byte is exact for any part of the text; if
+decoding does not return the text, a note says so. A running text begins with BOS if the tokenizer's own rule says so,
+and then all tokens of the text are scored; otherwise its first token is only context. Separate documents are framed by
+begin and end tokens as in training.
 """
 
 import hashlib
@@ -20,9 +21,9 @@ from slm.evaluation.texts import Text, document_of, read_run, run_documents
 from slm.runtime.progress import progress
 
 DOCUMENTS_PER_CALL = 1024
-"""Documents that the tokenizer encodes in one call."""
+"""Number of documents that the tokenizer encodes in one call."""
 LONG_TEXT = 4_000_000
-"""Characters from which on encoding takes seconds and shows its progress."""
+"""Encoding shows its progress from this number of characters on, because it then takes seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +32,19 @@ class Stream:
 
     name: str
     fingerprint: str
-    """Fingerprint of the text, whatever the tokenizer."""
+    """Fingerprint of the text, independent of the tokenizer."""
     tokens: np.ndarray
-    """(n,) int64."""
+    """(n,) int64: token ids."""
     scored: np.ndarray
-    """(n,) bool: whether the prediction of a token counts; never of the first."""
+    """(n,) bool: whether the prediction of a token counts; false for the first token."""
     token_bytes: np.ndarray
     """(n,) int64: UTF-8 bytes of the text that a token covers; 0 for BOS and EOS."""
     document: np.ndarray
     """(n,) int32: number of the document that a token is in."""
     words: int | None
-    """White-space separated words of the scored part of a running text."""
+    """Number of white-space separated words in the scored part of a running text; None if it cannot be counted."""
     notes: tuple[str, ...]
-    """Sentences that a reader of the figures must know."""
+    """Caveats for the report, as sentences."""
     in_training: float | None = None
     """Share of the bytes that the checkpoint is known to have been trained on; None if unknown."""
     separator: int | None = None
@@ -51,25 +52,25 @@ class Stream:
 
     @property
     def num_scored(self) -> int:
-        """Tokens whose predictions count."""
+        """Number of tokens whose predictions count."""
         return int(self.scored.sum())
 
     @cached_property
     def segmentation(self) -> str:
-        """Identifies where the text is cut into tokens, whatever their ids and with or without BOS.
+        """Hash of where the text is cut into tokens, independent of token ids and of a BOS.
 
-        Losses per token compare between checkpoints for which this is equal.
+        Losses per token are comparable between checkpoints with equal segmentation.
         """
         sizes = self.token_bytes[self.token_bytes > 0]
         return hashlib.sha256(sizes.astype("<i4").tobytes()).hexdigest()[:16]
 
 
 def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: int | None = None) -> Stream:
-    """The stream of a text, or of its first `max_tokens` tokens (a BOS before the text not counted).
+    """Return the stream of a text, or of its first `max_tokens` tokens (not counting a BOS before the text).
 
-    `bos` says whether a running text begins with BOS: auto (the tokenizer's own rule), always, or never. Of separate
-    documents EOS is scored, as in training (the model must say where a document ends), and BOS is not. Raises
-    ValueError when nothing is left to score.
+    `bos` says whether a running text begins with BOS: auto (the tokenizer's own rule), always, or never. In separate
+    documents EOS is scored, as in training (the model must predict where a document ends), and BOS is not. Raises
+    ValueError if no token can be scored.
     """
     if text.separate:
         starts = range(0, len(text.documents), DOCUMENTS_PER_CALL)
@@ -79,29 +80,29 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
         notes = ["Documents are framed by the tokenizer's begin and end tokens; predictions of end tokens are scored."]
         if bos != "auto":
             notes.append(f"bos={bos} has no effect on separate documents.")
-        if tokenizer.has_own_bos:  # text never gives that id
+        if tokenizer.has_own_bos:  # then the id of BOS never occurs inside a document
             stream = replace(stream, scored=stream.scored & (stream.tokens != tokenizer.bos_id))
     else:
         stream, notes = _encode_running_text(text, tokenizer, bos, max_tokens), []
     if not stream.num_scored:
         raise ValueError(
-            f"{text.name}: a single token is left, with none before it to predict it from; "
-            "give more text, or more max_tokens"
+            f"{text.name} has a single token, and no token before it to predict it from: "
+            "give more text, or a larger max_tokens"
         )
     return replace(stream, notes=(*text.notes, *stream.notes, *notes))
 
 
 def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: int | None = None) -> Stream:
-    """The validation stream of a run directory of ours, token for token and masked as the run was validated on it.
+    """Return the validation stream of a run of train.py, with the same tokens and masks as in its own validation.
 
-    `tokenizer` is the one that the run saved. The text is looked for in `cache_dir` and in the run's own cache, else
-    made again from its source in `cache_dir`. `max_tokens` keeps only its first tokens, framing included. Raises
-    ValueError if the documents or the tokenizer are no longer those of the run.
+    `tokenizer` is the tokenizer that the run saved. The text is read from `cache_dir` or the run's own cache, or built
+    again in `cache_dir` from its source. `max_tokens` limits the stream, begin and end tokens included. Raises
+    ValueError if the documents or the tokenizer have changed since the run.
     """
     config, fingerprints = read_run(run)
     if fingerprints["tokenizer"] != tokenizer.fingerprint:
         raise ValueError(
-            f"{run}: the tokenizer given has fingerprint {tokenizer.fingerprint} and the run was trained with "
+            f"{run}: the given tokenizer has fingerprint {tokenizer.fingerprint}, but the run was trained with "
             f"{fingerprints['tokenizer']}; use the tokenizer in {run / 'model'}"
         )
     try:
@@ -112,7 +113,7 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: 
     notes = ["This is the validation text of the run, framed and counted as in training."]
     is_masked = config["train"].get("document_masking")  # older runs lack the key
     if is_masked:
-        notes.append("Tokens see only their own document, as in training.")
+        notes.append("Tokens attend only to their own document, as in training.")
     return replace(stream, notes=(*notes, *stream.notes), separator=tokenizer.separator_id if is_masked else None)
 
 
@@ -133,7 +134,7 @@ def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens:
         begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
         tokens, sizes, document = np.r_[begin, tokens], np.r_[0, sizes], np.r_[document[:1], document]
     else:
-        notes.append("The text does not begin with BOS, so its first token is context and not scored.")
+        notes.append("The text does not begin with BOS, so its first token is only context and is not scored.")
     return Stream(
         name=text.name,
         fingerprint=text.fingerprint,
@@ -154,38 +155,43 @@ def _frame(
     max_tokens: int | None,
     advance: Callable[[float], None] = lambda megabytes: None,
 ) -> Stream:
-    """Documents between begin and end tokens, one after the other, up to `max_tokens` tokens.
+    """Return the stream of documents between begin and end tokens, cut to `max_tokens` tokens.
 
-    What opens the stream belongs to the first document.
+    `groups` are lists of documents. `advance` is called with the megabytes encoded since its last call.
     """
-    opening = np.asarray(tokenizer.opening, dtype=np.int64)
-    tokens, sizes, lengths, is_lossless = [opening], [0 * opening], [], True
-    length, begin = len(opening), int(tokenizer.has_own_bos)
-    pairs = (pair for group in groups for pair in zip(group, tokenizer.encode_batch(group), strict=True))
-    for content, ids in pairs:
+    opening = np.asarray(tokenizer.opening, dtype=np.int64)  # tokens before the first document
+    tokens, sizes = [opening], [0 * opening]
+    lengths: list[int] = []
+    num_tokens = len(opening)
+    is_lossless = True
+    num_begin_tokens = int(tokenizer.has_own_bos)
+    documents = (pair for group in groups for pair in zip(group, tokenizer.encode_batch(group), strict=True))
+    for content, ids in documents:
         framed = np.fromiter(tokenizer.framed(ids), dtype=np.int64)
         framed_sizes = np.zeros_like(framed)
-        framed_sizes[begin : begin + len(ids)], gives_text_back = tokenizer.text_bytes(content, ids)
+        text_sizes, gives_text_back = tokenizer.text_bytes(content, ids)
+        framed_sizes[num_begin_tokens : num_begin_tokens + len(ids)] = text_sizes
         is_lossless &= gives_text_back
         tokens.append(framed)
         sizes.append(framed_sizes)
         lengths.append(len(framed))
-        length += len(framed)
+        num_tokens += len(framed)
         advance(len(content) / 1e6)
-        if max_tokens is not None and length > max_tokens:
+        if max_tokens is not None and num_tokens > max_tokens:
             break
-    lengths[0] += len(opening)
+    lengths[0] += len(opening)  # the opening belongs to the first document
     document = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     notes = [] if is_lossless else [LOSSY_NOTE]
     if max_tokens is not None and len(document) > max_tokens:
         notes.append(_cut_note(max_tokens))
+    document = document[:max_tokens]
     return Stream(
         name=name,
         fingerprint=fingerprint,
         tokens=np.concatenate(tokens)[:max_tokens],
-        scored=np.arange(len(document[:max_tokens])) > 0,
+        scored=np.arange(len(document)) > 0,
         token_bytes=np.concatenate(sizes)[:max_tokens],
-        document=document[:max_tokens],
+        document=document,
         words=None,
         notes=tuple(notes),
     )

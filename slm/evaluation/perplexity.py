@@ -1,23 +1,22 @@
-"""Perplexity of a decoder on a stream of tokens: how the text is cut into windows, and what they score.
+"""Measure the perplexity of a decoder on a stream of tokens: cut the stream into windows, and score each token once.
 
-Both protocols score every token but the first exactly once; they differ in how much context a token has. A window lists
-only the tokens that go *into* the model: the last target is not among them. With L = max_length and S = stride:
+Both protocols score every token but the first exactly once; they differ in how much context a token has. The inputs of
+a window are the tokens that the model reads; its last target is not an input. With L = max_length and S = stride:
 
-| protocol        | inputs of window i      | scored                            | tokens before a scored one     |
+| protocol        | inputs of window i      | scored                            | context of a scored token      |
 |-----------------|-------------------------|-----------------------------------|--------------------------------|
-| sliding         | tokens iS .. iS + L - 2 | those that no window before did   | L - S .. L - 1 (i = 0: from 1) |
+| sliding         | tokens iS .. iS + L - 2 | targets not scored before         | L - S .. L - 1 (i = 0: from 1) |
 | non_overlapping | tokens iL .. iL + L - 1 | tokens iL + 1 .. iL + L           | 1 .. L                         |
 
 `sliding` is the loop of the transformers documentation ("Perplexity of fixed-length models"): a window holds L tokens,
-of which the last is only a target. `non_overlapping` is how our runs are validated, and the disjoint rolling windows of
-the lm-evaluation-harness. The popular loop over chunks of L tokens that shifts labels *inside* a chunk is neither: it
-never scores the first token of a chunk.
+of which the last is only a target. `non_overlapping` is the protocol of validation in training, and of the disjoint
+rolling windows of the lm-evaluation-harness. The popular loop over chunks of L tokens that shifts labels *inside* a
+chunk is neither: it never scores the first token of a chunk.
 
-Hidden states are computed for all positions, head and loss only for those that a window scores; losses are summed in
-float64. Rows of a batch do not see each other and attention is causal, so windows that are padded on the right to the
-longest of their batch score as they would alone.
+Hidden states are computed for all positions, head and loss only for scored positions; losses are summed in float64.
+Rows of a batch do not see each other and attention is causal, so padding on the right does not change a window's score.
 
-Legend: B windows of a batch, T tokens of a window, D hidden, N scored tokens, K blocks of text.
+Legend: B windows of a batch, T tokens of a window, D hidden, N scored tokens, K blocks of text, M = 2 (tokens, bytes).
 """
 
 import math
@@ -38,20 +37,20 @@ from slm.model.loss import token_losses
 
 
 class Window(NamedTuple):
-    """Inputs are tokens [start, stop); scored are the predictions of tokens [first, stop]."""
+    """A window with tokens [start, stop) as inputs. It scores the predictions of tokens [first_scored, stop]."""
 
     start: int
     stop: int
-    first: int
+    first_scored: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """A way to score a text. Raises ValueError if windows of protocol sliding would not overlap."""
+    """The windows in which a text is scored. Raises ValueError if windows of protocol sliding would not overlap."""
 
     name: Literal["sliding", "non_overlapping"]
     max_length: int
-    """Tokens of a window."""
+    """Number of tokens of a window."""
     stride: int
     """Tokens from the start of a window to the start of the next; `max_length` if windows do not overlap."""
 
@@ -59,11 +58,11 @@ class Protocol:
         if self.name == "sliding" and self.stride >= self.max_length:
             raise ValueError(
                 f"stride={self.stride} of protocol sliding must be smaller than max_length={self.max_length}: "
-                "at that stride windows do not overlap, which is protocol non_overlapping"
+                "with this stride the windows do not overlap, which is protocol non_overlapping"
             )
 
     def check(self, config: ModelConfig) -> None:
-        """Raise ValueError if a model of this shape has no room for the windows."""
+        """Raise ValueError if the windows are longer than the context of the model."""
         if self.max_length > config.max_position_embeddings:
             raise ValueError(
                 f"max_length={self.max_length} of protocol {self.name} is longer than the "
@@ -72,15 +71,18 @@ class Protocol:
             )
 
     def windows(self, num_tokens: int) -> list[Window]:
-        """The windows over `num_tokens` tokens, in order: each token but the first is scored in exactly one."""
+        """Return the windows over `num_tokens` tokens, in order. Exactly one scores each token but the first."""
         if self.name == "non_overlapping":
             starts = range(0, num_tokens - 1, self.max_length)
             return [Window(start, min(start + self.max_length, num_tokens - 1), start + 1) for start in starts]
-        windows, first, start = list[Window](), 1, 0
-        while first < num_tokens:
+        windows: list[Window] = []
+        first_scored = 1
+        start = 0
+        while first_scored < num_tokens:
             end = min(start + self.max_length, num_tokens)
-            windows.append(Window(start, end - 1, first))
-            first, start = end, start + self.stride
+            windows.append(Window(start, end - 1, first_scored))
+            first_scored = end
+            start += self.stride
         return windows
 
 
@@ -93,18 +95,18 @@ def perplexity(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Any]:
-    """Score a stream by a protocol; at most `batch_tokens` tokens (but at least a window) go through at once.
+    """Score a stream by a protocol; return an entry of `perplexity_results` (docs/evaluation_results.md).
 
-    `autocast` is the dtype of matmuls where it is not the weights'. `progress` is called with the tokens scored since
-    its last call; they add up to `stream.num_scored`. Values that are not finite are null in the answer, with a note.
-    Raises ValueError, before any work, for a window or token ids that the decoder has no room for.
+    A batch has at most `batch_tokens` tokens, but at least one window. `autocast` is the dtype of matmuls (None: the
+    dtype of the weights). `progress` is called with the number of tokens scored since its last call. Values that are
+    not finite become null, with a note. Raises ValueError if windows or token ids do not fit the decoder.
     """
     protocol.check(decoder.config)
     largest_id, num_ids = int(stream.tokens.max()), decoder.config.vocab_size
     if largest_id >= num_ids:
         raise ValueError(
-            f"the tokenizer gave id {largest_id} for {stream.name} and the checkpoint's vocabulary has {num_ids} "
-            "(vocab_size): tokenizer and weights belong to different models"
+            f"the tokenizer gave id {largest_id} for {stream.name}, but the checkpoint's vocab_size is {num_ids}: "
+            "tokenizer and weights belong to different models"
         )
     windows = protocol.windows(len(stream.tokens))
     nats = np.zeros(len(stream.tokens))
@@ -120,18 +122,18 @@ def perplexity(
 
 
 def _batches(stream: Stream, windows: list[Window], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs, targets) of windows, each (B, T): token ids that go in, and positions in the stream that are scored.
+    """Yield the inputs (token ids) and targets (positions in the stream) of up to `rows` windows, each (B, T).
 
-    A position of -1 is not scored: context, padding, and tokens that the stream leaves out.
+    A target of -1 is not scored: context, padding, and tokens that the stream excludes.
     """
-    for first in range(0, len(windows), rows):
-        batch = windows[first : first + rows]
-        width = max(window.stop - window.start for window in batch)
-        inputs_BT = np.zeros((len(batch), width), dtype=np.int64)
-        targets_BT = np.full((len(batch), width), -1)
-        for row, (start, stop, scored) in enumerate(batch):
+    for first_row in range(0, len(windows), rows):
+        batch = windows[first_row : first_row + rows]
+        T = max(window.stop - window.start for window in batch)
+        inputs_BT = np.zeros((len(batch), T), dtype=np.int64)
+        targets_BT = np.full((len(batch), T), -1)
+        for row, (start, stop, first_scored) in enumerate(batch):
             inputs_BT[row, : stop - start] = stream.tokens[start:stop]
-            positions = np.arange(scored, stop + 1)
+            positions = np.arange(first_scored, stop + 1)
             targets_BT[row, positions - start - 1] = np.where(stream.scored[positions], positions, -1)
         yield inputs_BT, targets_BT
 
@@ -139,7 +141,7 @@ def _batches(stream: Stream, windows: list[Window], rows: int) -> Iterator[tuple
 def _losses(
     decoder: Decoder, stream: Stream, inputs_BT: np.ndarray, targets_BT: np.ndarray, is_scored_BT: np.ndarray
 ) -> np.ndarray:
-    """Nats (N,) of the scored positions."""
+    """Return the losses (N,) of the scored positions, in nats."""
 
     def on_device(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(decoder.embed_tokens.weight.device)
@@ -152,16 +154,17 @@ def _losses(
 
 
 def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[Window]) -> dict[str, Any]:
+    """Return the entry of results.json for losses `nats` of all positions of the stream; see `perplexity`."""
     scored = stream.scored
-    total, tokens, num_bytes = float(nats[scored].sum()), stream.num_scored, int(stream.token_bytes[scored].sum())
+    tokens, num_bytes = stream.num_scored, int(stream.token_bytes[scored].sum())
+    total = float(nats[scored].sum())
     notes = list(stream.notes)
     if len(windows) == 1:
-        notes.append(
-            f"The text has {len(stream.tokens):,} tokens and fits into one window, so the first have little context."
-        )
+        num_tokens = f"{len(stream.tokens):,} tokens"
+        notes.append(f"The text has {num_tokens} and fits into one window, so its first tokens have little context.")
     if not math.isfinite(total):
-        bad = int((~np.isfinite(nats[scored])).sum())
-        notes.append(f"The loss of {bad:,} of {tokens:,} tokens is not finite, so there are no figures.")
+        num_bad = int((~np.isfinite(nats[scored])).sum())
+        notes.append(f"The loss of {num_bad:,} of {tokens:,} tokens is not finite, so no results can be given.")
     block_N, blocks = make_blocks(stream.document[scored])
     nats_K = np.bincount(block_N, nats[scored])
     sizes_KM = np.column_stack([np.bincount(block_N), np.bincount(block_N, stream.token_bytes[scored])])
@@ -191,7 +194,7 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
 
 
 def _stored_blocks(nats_K: np.ndarray, sizes_KM: np.ndarray) -> dict[str, list[Any]]:
-    """Sums over blocks, for errors of differences; nats to the seven digits that a float32 loss has."""
+    """Return sums over blocks, for errors of differences. Nats are rounded to seven digits, as float32 losses have."""
     sums = merge_blocks(np.column_stack([nats_K, sizes_KM]))
     tokens, num_bytes = sums[:, 1:].astype(np.int64).T.tolist()
     return {"nats": [float(f"{value:.7g}") for value in sums[:, 0]], "tokens": tokens, "bytes": num_bytes}

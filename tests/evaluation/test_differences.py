@@ -128,7 +128,7 @@ def test_one_checkpoint_has_no_differences_and_one_without_errors_is_not_judged(
 def test_blocks_that_end_elsewhere_are_not_paired_and_a_token_more_at_a_border_is_no_matter() -> None:
     a, b = map(the_score, entries(2))
     moved = copy.deepcopy(b)
-    moved["blocks"]["bytes"][0] -= 5  # its first token is context only
+    moved["blocks"]["bytes"][0] -= 5  # its first token is only context
     moved["blocks"]["bytes"][9] += 7
     moved["blocks"]["bytes"][10] -= 7
     near, exact = compare(a, moved, "bits_per_byte").error, compare(a, b, "bits_per_byte").error

@@ -57,7 +57,7 @@ def test_nothing_is_claimed_where_nothing_is_training(tmp_path: Path) -> None:
 def test_the_caveats_name_checkpoint_and_text() -> None:
     texts = {"held.txt": {"in_training": 0.25}, "wiki": {"in_training": 0.0}, "old": {}}
     tasks = {"quiz": {"in_training": 1.0}, "piqa": {}}
-    ending = "so its figures there say little about text that it has not seen."
+    ending = "so its results there say little about unseen text."
     told = [training_caveats({"name": "mine"}, *each) for each in ((texts, "bytes"), (tasks, "questions"))]
     shares = ("25% of the bytes of held.txt", "100% of the questions of quiz")
     assert told == [[f"mine was trained on {share}, {ending}"] for share in shares]

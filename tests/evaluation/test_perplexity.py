@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_leaves_the_figures_out(decoder: Decoder) -> N
     figures = ("loss", "perplexity", "bits_per_byte", "se_loss", "se_bits_per_byte", "word_perplexity")
     assert {name: result[name] for name in figures} == dict.fromkeys(figures)
     assert result["blocks"] is None
-    assert result["notes"][-1] == "The loss of 99 of 99 tokens is not finite, so there are no figures."
+    assert result["notes"][-1] == "The loss of 99 of 99 tokens is not finite, so no results can be given."
     json.dumps(result, allow_nan=False)
 
 

@@ -70,7 +70,7 @@ def test_without_bos_the_first_token_is_context_and_its_bytes_do_not_count(conte
     assert stream.tokens.tolist() == ids
     assert not stream.scored[0]
     assert stream.token_bytes[stream.scored].sum() == len(content.encode()) - stream.token_bytes[0]
-    assert "first token is context" in stream.notes[0]
+    assert "first token is only context" in stream.notes[0]
 
 
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, LLAMA], ids=["byte-level", "sentencepiece-like"])
@@ -161,8 +161,8 @@ def test_scored_bytes_are_those_of_the_text_whatever_the_tokenizer_does_to_it(na
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        (running("a"), {}, r"^text: a single token is left, with none before it to predict it from; give more text"),
-        (running("abc"), {"max_tokens": 1}, r"^text: a single token is left"),
+        (running("a"), {}, r"^text has a single token, and no token before it to predict it from: give more text"),
+        (running("abc"), {"max_tokens": 1}, r"^text has a single token"),
     ],
 )
 def test_what_leaves_nothing_to_score_is_refused(text: Text, settings: dict, message: str) -> None:

@@ -82,7 +82,7 @@ def test_a_runs_own_loss_and_bits_per_byte_come_out_again(trained: Path, batch_t
 def test_a_run_that_masked_documents_from_each_other_is_scored_with_the_mask(masked: Path) -> None:
     again, unmasked, result = score(masked), score(masked, separator=None), result_of(masked)
     assert result["document_masking"] is True
-    assert "Tokens see only their own document, as in training." in again["notes"]
+    assert "Tokens attend only to their own document, as in training." in again["notes"]
     assert again["loss"] == pytest.approx(result["val"]["loss"], rel=1e-6)
     assert unmasked["loss"] != pytest.approx(result["val"]["loss"], rel=1e-3)
 
@@ -144,7 +144,7 @@ def test_another_tokenizer_is_refused(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained / "model", tmp_path / "other")
     for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
         file.write_text(file.read_text().replace("<|endoftext|>", "<|end|>"))
-    with pytest.raises(ValueError, match=r"the tokenizer given has fingerprint .* use the tokenizer in .*model"):
+    with pytest.raises(ValueError, match=r"the given tokenizer has fingerprint .* use the tokenizer in .*model"):
         own_stream(trained, load_tokenizer(folder))
 
 
