@@ -187,12 +187,12 @@ def test_gains_have_paired_errors_and_seeds_of_one_size_are_averaged_block_by_bl
     mean = {"blocks": c["blocks"] | {"nats": np.mean([a["blocks"]["nats"], b["blocks"]["nats"]], axis=0)}}
     assert step.is_paired
     assert step.se == pytest.approx(paired_by_hand(mean, c, "tokens") / np.log2(step.larger / step.smaller), rel=1e-9)
-    assert "Errors are of the differences, paired" in gain_section(Results(found)).markdown()  # type: ignore[union-attr]
+    assert "Errors are paired by blocks of the text." in gain_section(Results(found)).markdown()  # type: ignore[union-attr]
     del c["blocks"]
     (step,) = gains(Results(found))
     assert not step.is_paired
     text = gain_section(Results(found)).markdown()  # type: ignore[union-attr]
-    assert "Errors are those of two independent figures" in text
+    assert "Errors combine two independent errors" in text
 
 
 def test_blocks_are_in_no_table() -> None:

@@ -1,7 +1,7 @@
-"""Run each downstream task as a harness evaluation of its own, so that a failure does not affect other tasks.
+"""Run each downstream task as a separate harness evaluation, so that a failure does not affect other tasks.
 
 Notable: data in the local cache are used without network access, and an unreachable hub is noticed in seconds; no code
-from a hub is executed; the harness writes no file, and its logs and progress bars are silent.
+from a hub is executed; the harness writes no file, and its logs and progress bars are silenced.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from slm.runtime.progress import Progress, say
 from slm.runtime.words import is_number
 
 BOOTSTRAP = 1000
-"""Resamples for the standard error of a metric that is not a mean; means have a closed form."""
+"""Number of bootstrap resamples for the standard error of a metric that is not a mean; means have a closed form."""
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity")
-"""A task's *value* is the first of these that it has: length-normalised accuracy before accuracy (docs/tasks.md)."""
+"""A task's *value* is its first metric in this order: length-normalised accuracy before accuracy (docs/tasks.md)."""
 
 
 def run_task(
@@ -45,18 +45,19 @@ def run_task(
     autocast: torch.dtype | None,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Results by task: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (other metrics), `notes`.
+    """Return results by task: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (other metrics), `notes`.
 
-    The questions are those of `file`, else of the harness's task. A task that cannot be run has an `error`, one
-    sentence, instead. A tag, or a group without a mean of its own, gives one entry for each of its tasks. `limit` is
-    the maximum number of questions, `num_fewshot` that of examples shown before each (None: the task's own, else 0).
+    The questions come from `file`, or without it from the harness task. A task that cannot be run has only an `error`,
+    one sentence. A tag, or a group for which the harness computes no mean, gives one result per task. `limit` is the
+    maximum number of questions. `num_fewshot` is the number of examples before each question; None takes the task's
+    default, or 0 if it has none.
     """
     from slm.evaluation.tasks.adapter import DecoderLM
 
-    with quiet() as stderr, Progress(f"tasks: {name}", file=stderr) as shown:
+    with quiet() as real_stderr, Progress(f"tasks: {name}", file=real_stderr) as bar:
 
         def show(unit: str, done: int, total: int) -> None:
-            shown.update(done, task=f"tasks: {name}, {unit}", total=total)
+            bar.update(done, task=f"tasks: {name}, {unit}", total=total)
 
         model = DecoderLM(decoder, tokenizer, batch_tokens=batch_tokens, autocast=autocast, seed=seed, progress=show)
         try:
@@ -66,7 +67,7 @@ def run_task(
             results = {name: {"error": _first_line(error)}}
     notes = []
     if file is not None:
-        notes.append(f"Questions and their wording are those of {file}, not of a harness task named {name}.")
+        notes.append(f"Questions and their wording come from {file}, not from a harness task named {name}.")
     if model.num_truncated:
         notes.append(
             f"{model.num_truncated:,} requests were longer than the model's context of {model.max_length:,} tokens and "
@@ -80,11 +81,11 @@ def run_task(
 
 
 def load_task(name: str, file: str | None) -> Any:
-    """Tasks as `TaskManager.load` returns them: with the questions of `file`, else the harness's tasks of that name."""
+    """Return tasks as `TaskManager.load` does: one with the questions of `file`, or the harness tasks called `name`."""
     if file is not None:
         return {"tasks": {name: make_task(name, read_records(name, file))}}
     try:
-        # As under HF_HUB_OFFLINE=1, which both packages read only when they are imported.
+        # The same effect as HF_HUB_OFFLINE=1, which both packages read only when they are imported.
         with (
             patch("datasets.config.HF_HUB_OFFLINE", True),
             patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
@@ -97,8 +98,8 @@ def load_task(name: str, file: str | None) -> Any:
             require_network(name)
         except ValueError:
             raise ValueError(
-                f"the data of {name} are not in the local cache and the hub cannot be reached; connect to the network, "
-                f"or give the questions as task_files.{name}=FILE"
+                f"the data of {name} are not in the local cache and the hub cannot be reached: connect to the network, or "
+                f"give the questions as task_files.{name}=FILE"
             ) from None
         return task_manager().load([name])
 
@@ -106,13 +107,15 @@ def load_task(name: str, file: str | None) -> Any:
 def evaluate_task(
     model: Any, loaded: Any, *, limit: int | None, num_fewshot: int | None, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate loaded tasks with any harness model; returns results as `run_task` does, without notes."""
+    """Evaluate loaded tasks with any harness model; return results as `run_task` does, but without notes."""
     from lm_eval.evaluator import evaluate
 
     for task in loaded["tasks"].values():
-        task_default = task.get_config("num_fewshot")
-        if task_default is None or (num_fewshot is not None and task_default != 0):  # 0 means: never with examples
+        default = task.get_config("num_fewshot")
+        if default is None:
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        elif num_fewshot is not None and default != 0:  # a task whose default is 0 must never get examples
+            task.set_config(key="num_fewshot", value=num_fewshot)
         task.set_fewshot_seed(seed=seed)
     random.seed(seed)
     np.random.seed(seed)
@@ -137,11 +140,12 @@ def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`value` and `se` by metric; if a task has several filters, labels name them ("exact_match,strict")."""
-    keys = [tuple(key.split(",", 1)) for key in row if "," in key and not key.split(",")[0].endswith("_stderr")]
-    has_one_filter = len({filter_name for _, filter_name in keys}) == 1
+    """Return `value` and `se` by metric, or by "METRIC,FILTER", as in the harness, if there are several filters."""
+    pairs = [tuple(key.split(",", 1)) for key in row if "," in key]
+    pairs = [(metric, filter_name) for metric, filter_name in pairs if not metric.endswith("_stderr")]
+    has_one_filter = len({filter_name for _, filter_name in pairs}) == 1
     metrics = {}
-    for metric, filter_name in keys:
+    for metric, filter_name in pairs:
         error = row.get(f"{metric}_stderr,{filter_name}")
         metrics[metric if has_one_filter else f"{metric},{filter_name}"] = {
             "value": float(row[f"{metric},{filter_name}"]),
@@ -164,7 +168,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[TextIO]:
-    """Silence the harness's logs and bars; yields the real stderr."""
+    """Silence the harness's logs and progress bars; yield the real stderr."""
     stderr = sys.stderr
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with contextlib.redirect_stderr(io.StringIO()):
