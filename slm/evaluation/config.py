@@ -1,7 +1,4 @@
-"""The settings of `conf/evaluate.yaml`: the folder of an evaluation, and the check of what a person gave.
-
-Imports no torch, so `--help` and mistakes are quick.
-"""
+"""Check the settings of `conf/evaluate.yaml`. Imports no torch, so that `--help` and error messages appear quickly."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ BOS_RULES = ("auto", "always", "never")
 
 
 def _integer(least: int) -> Kind:
-    """A whole number that is not written as a float (1e3), because counts of tokens index arrays."""
+    """Accept whole numbers from `least` on, but no floats such as 1e3, because counts of tokens index arrays."""
     kind = whole_number(least)
     return Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
 
@@ -48,7 +45,7 @@ KINDS = {
     "revision": or_null(TEXT),
     "output_dir": Kind("a folder", NAME.accepts),
     "cache_dir": Kind("a folder", NAME.accepts),
-    # numpy's global generator, which the harness draws few-shot examples with, takes 32 bits.
+    # The harness seeds numpy's global generator with it, which takes 32 bits.
     "seed": Kind("a whole number from 0 to 2^32 - 1", lambda value: _integer(0).accepts(value) and value < 2**32),
     "device": one_of("auto", "cpu", "cuda", "mps"),
     "dtype": one_of("auto", "float32", "bfloat16", "float16", "float64"),
@@ -96,9 +93,9 @@ def register() -> None:
 
 
 def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with `checkpoints` a list, `tasks` a list of names, `task_files` a dict, without `~`.
+    """Return the settings with lists `checkpoints` and `tasks`, dict `task_files`, and `~` in paths expanded.
 
-    Raises `ValueError` for the first setting that is wrong.
+    Raises `ValueError` for the first invalid setting.
     """
     check_kinds(config, KINDS)
     folder = Path(os.path.expanduser(config["output_dir"]))
@@ -119,19 +116,19 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, default in (("bos", "auto"), ("document_start", None)):
         if config.get("data") is None and perplexity[key] != default:
             raise ValueError(
-                f"perplexity.{key}={perplexity[key]} needs data=...: a run's own validation text is framed as it was "
+                f"perplexity.{key}={perplexity[key]} needs data=...: a run's own validation text is always encoded as "
                 "in training"
             )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
     has_measurement = perplexity["protocols"] or config["speed"]["enabled"] or settings["tasks"]
     if not has_measurement and config["prompt"] is None and config["export"] is None:
-        raise ValueError("nothing is left to measure: perplexity.protocols is [], speed.enabled false, tasks null")
+        raise ValueError("nothing to measure: perplexity.protocols=[], speed.enabled=false and there are no tasks")
     return settings
 
 
 def check_paths(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a checkpoint or a text of checked settings that does not exist."""
+    """Raise `ValueError` if a checkpoint or text of checked settings does not exist."""
     for checkpoint in settings["checkpoints"]:
         local_folder(*address_of(checkpoint, settings))
     if (settings.get("data") or {}).get("source") == "local":
@@ -139,12 +136,12 @@ def check_paths(settings: Mapping[str, Any]) -> None:
 
 
 def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Path or hub id, and revision: what follows an @ in `checkpoint`, else the setting `revision`."""
+    """Return the path or hub id, and the revision: the text after @ in `checkpoint`, else the setting `revision`."""
     name, at, revision = checkpoint.rpartition("@")
     is_local = Path(os.path.expanduser(checkpoint)).exists()
     if at and not is_local:
         return name, revision
-    # Of several checkpoints, `revision` is for those on the hub.
+    # With several checkpoints, the setting `revision` applies only to hub checkpoints.
     return checkpoint, settings["revision"] if len(settings["checkpoints"]) == 1 or not is_local else None
 
 
@@ -156,14 +153,17 @@ def _checkpoints(config: Mapping[str, Any]) -> list[str]:
         )
     names = [config["checkpoint"]] if config["checkpoints"] is None else list(config["checkpoints"])
     if len(set(names)) < len(names):
-        raise ValueError(f"checkpoints names {next(name for name in names if names.count(name) > 1)} more than once")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"checkpoints lists {repeated} more than once")
     if len(names) > 1 and (config["prompt"] is not None or config["export"] is not None):
-        raise ValueError("prompt and export take one checkpoint=...")
+        raise ValueError("prompt and export take a single checkpoint=...")
     return names
 
 
 def _task_names(tasks: str | list[str] | None, files: Mapping[str, str]) -> list[str]:
-    """The tasks to run, each once: those named, and those of `files`."""
-    named = [tasks] if isinstance(tasks, str) else tasks or []
-    names = [task for name in named for task in (MOBILELLM if name == "mobilellm" else (name,))]
+    """Return the names of the tasks in `tasks` and `files`, each once, with `mobilellm` replaced by its tasks."""
+    given = [tasks] if isinstance(tasks, str) else tasks or []
+    names: list[str] = []
+    for name in given:
+        names += MOBILELLM if name == "mobilellm" else (name,)
     return list(dict.fromkeys([*names, *files]))

@@ -138,8 +138,8 @@ def scaling_section(results: Results) -> Section | None:
     failures = [f"{family_name(e)}: {escape_markdown('; '.join(e['notes']))}." for e in results.laws if not e["fitted"]]
     command = shlex.join(["python", "sweep.py", f"runs={results.folder / 'results.csv'}"])
     return Section("Scaling").add(
-        f"The law `L = A N^-alpha`, where L is {TARGET_NAMES[results.fit_target]} and N counts all parameters. Intervals "
-        "are 95% (Student's t over the sizes).",
+        f"The law `L = A N^-alpha`, where L is {TARGET_NAMES[results.fit_target]} and N counts all parameters. "
+        "Intervals are 95% (Student's t over the sizes).",
         table_by_column(fitted, columns),
         bullets(failures),
         bullets(notes(fitted)),

@@ -98,8 +98,8 @@ def load_task(name: str, file: str | None) -> Any:
             require_network(name)
         except ValueError:
             raise ValueError(
-                f"the data of {name} are not in the local cache and the hub cannot be reached: connect to the network, or "
-                f"give the questions as task_files.{name}=FILE"
+                f"the data of {name} are not in the local cache and the hub cannot be reached: connect to the network, "
+                f"or give the questions as task_files.{name}=FILE"
             ) from None
         return task_manager().load([name])
 
