@@ -1,4 +1,4 @@
-"""Measure checkpoints: `python evaluate.py checkpoint=RUN`. `--help` shows every choice; the README explains."""
+"""Measure checkpoints: `python evaluate.py checkpoint=RUN`. `--help` shows every option; the README explains them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ exit_codes: list[int] = []
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    """Measure, sample from, or export what `checkpoint` names."""
+    """Measure, sample from, or export the checkpoints."""
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
 
 
 def run(config: DictConfig) -> int:
-    """Check the settings and do what they ask; returns the exit code."""
+    """Check the settings and evaluate; return the exit code."""
     given = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
     check_keys(given, "evaluate", HydraConfig.get().overrides.task)
     load_extensions(given)
@@ -43,7 +43,7 @@ def run(config: DictConfig) -> int:
 
 
 def start() -> None:
-    """Hand over to Hydra, unless it was asked for a multirun, which it would begin by writing files."""
+    """Run Hydra. Raises `ValueError` for a multirun here, because Hydra would write files before it called `main`."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         raise ValueError("evaluate.py has no -m: give several checkpoints as checkpoints=[a,b]")
     with explain_unknown_keys("evaluate"):

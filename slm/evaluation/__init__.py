@@ -1,1 +1,1 @@
-"""Checkpoints measured: perplexity by stated protocols, speed and memory, tasks, and a report of several."""
+"""Evaluate checkpoints: perplexity by stated protocols, speed and memory, tasks, and a report that compares them."""

@@ -1,7 +1,7 @@
-"""`results.json`: what has been measured so far, saved after every measurement, so that nothing is measured twice.
+"""Keep `results.json`, which is saved after every measurement so that nothing is measured twice.
 
-Notable: a directory belongs to one set of settings, and an entry to one content of a checkpoint (its fingerprint).
-Other settings are refused, and other content is measured again.
+Notable: a directory belongs to one set of settings and rejects other settings. An entry belongs to one fingerprint of a
+checkpoint; a checkpoint whose content has changed is measured again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from slm.runtime.files import locked, write_atomically
 Entry = dict[str, Any]
 
 FIXED_SETTINGS = ("data", "device", "dtype", "seed", "perplexity", "speed", "task_limit", "task_shots")
-"""Settings that must be the same for a directory to be continued; checkpoints and tasks may be added."""
+"""An evaluation is continued only if these settings are unchanged; checkpoints and tasks may be added."""
 IDENTITY_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device")
-"""Fields that must be the same for the results of an entry to be kept, whatever the name of the checkpoint."""
+"""An entry keeps its results only if these fields are unchanged; the name of the checkpoint may change."""
 SETTINGS_FILE = "evaluation.yaml"
 FOREIGN_FILES = (
     "results.json",
@@ -34,16 +34,16 @@ FOREIGN_FILES = (
     "model",
     "config.json",
 )
-"""Files of evaluations, runs, analyses and models: a folder with one of these and no `SETTINGS_FILE` is not ours."""
+"""A folder with one of these, but without `SETTINGS_FILE`, holds no evaluation but a run, an analysis or a model."""
 GENERIC_NAMES = ("model", "checkpoints")
 """Folder names that do not identify a checkpoint."""
 
 
 class Ledger:
-    """The entries of an evaluation directory, in the order in which checkpoints were first asked for."""
+    """The entries of an evaluation directory, in the order in which their checkpoints were first evaluated."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Raises `ValueError` if the directory holds an evaluation with other settings, or files of something else."""
+        """Raises `ValueError` if the directory holds an evaluation with other settings, or no evaluation but files."""
         self.folder, self.file = folder, folder / "results.json"
         self.settings = {key: settings[key] for key in (*FIXED_SETTINGS, "checkpoints", "revision") if key in settings}
         self.entries = self._read()
@@ -52,38 +52,35 @@ class Ledger:
     def claimed(self) -> Iterator[None]:
         """Lock the directory and write its settings. Raises `ValueError` if another process evaluates there."""
         with locked(self.folder, "process that evaluates there"):
-            self.entries = self._read()  # another process may have ended since
+            self.entries = self._read()  # another process may have added entries meanwhile
             settings = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
             write_atomically(self.folder / SETTINGS_FILE, settings)
             yield
 
     def find_or_add(self, checkpoint: Entry) -> Entry:
-        """The entry that has results of this checkpoint; if there is none, `checkpoint` without results is added."""
+        """Return the entry with results of this checkpoint; if there is none, add `checkpoint` without results."""
         for entry in self.entries:
             if all(entry.get(key) == checkpoint[key] for key in IDENTITY_FIELDS):
                 entry["checkpoint"] = checkpoint["checkpoint"]
                 if entry["versions"] != checkpoint["versions"]:
-                    before, now = (
-                        ", ".join(f"{package} {number}" for package, number in versions.items())
-                        for versions in (entry["versions"], checkpoint["versions"])
-                    )
+                    before, now = _version_text(entry["versions"]), _version_text(checkpoint["versions"])
                     entry["continued"] = f"Begun with {before}, continued with {now}."
                 return entry
-        # An entry of the same checkpoint with other content is out of date: the run was trained further, or the figures
-        # are of a machine with another precision.
+        # An entry of this checkpoint with different identity fields is outdated: the run was trained further, or the
+        # results come from a machine with another precision.
         self.entries = [entry for entry in self.entries if entry["checkpoint"] != checkpoint["checkpoint"]]
         blank: Entry = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
         self.entries.append({**checkpoint, **blank})
         return self.entries[-1]
 
     def save(self) -> None:
-        """Write `results.json` whole or not at all."""
+        """Write `results.json` atomically."""
         text = json.dumps(self.entries, indent=2, ensure_ascii=False, allow_nan=False)
         lists_on_one_line = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
         write_atomically(self.file, lists_on_one_line + "\n")
 
     def arrange(self, checkpoints: Sequence[str]) -> None:
-        """Put the entries of `checkpoints` in that order, then those of earlier commands, and give all unique names."""
+        """Sort entries into the order of `checkpoints`, entries of earlier commands last; give unique names to all."""
         order = {name: index for index, name in enumerate(checkpoints)}
         self.entries.sort(key=lambda entry: order.get(entry["checkpoint"], len(order)))
         for entry, name in zip(self.entries, short_names([e["checkpoint"] for e in self.entries]), strict=True):
@@ -94,7 +91,7 @@ class Ledger:
             foreign = [name for name in FOREIGN_FILES if (self.folder / name).exists()]
             if foreign:
                 raise ValueError(
-                    f"output_dir={self.folder} holds {foreign[0]} and is not an evaluation: choose another output_dir"
+                    f"output_dir={self.folder} holds {foreign[0]} but no evaluation: choose another output_dir"
                 )
             return []
         try:
@@ -106,22 +103,26 @@ class Ledger:
             raise ValueError(
                 f"output_dir={self.folder} holds results or settings that cannot be read: choose another output_dir"
             ) from None
-        now = yaml.safe_load(yaml.safe_dump(self.settings))  # as YAML reads it back
+        now = yaml.safe_load(yaml.safe_dump(self.settings))  # with the types that YAML reads back
         changed = [key for key in FIXED_SETTINGS if before.get(key) != now.get(key)]
         if changed:
             raise ValueError(
-                f"output_dir={self.folder} holds an evaluation with other settings of {', '.join(changed)}: choose "
-                "another output_dir, or give the same settings to continue it"
+                f"output_dir={self.folder} holds an evaluation with other values of {', '.join(changed)}: choose "
+                "another output_dir, or give the same values to continue it"
             )
         return entries
 
 
+def _version_text(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{package} {number}" for package, number in versions.items())
+
+
 def short_names(checkpoints: Sequence[str]) -> list[str]:
-    """The shortest ends of paths (or hub ids) that are unique; never only the name of a run's export folder."""
-    parts = [[part for part in PurePath(name).parts if part not in ("/", ".", "..")] or [name] for name in checkpoints]
-    for count in range(1, max(map(len, parts)) + 1):
-        counts = [max(count, 2) if path[-1] in GENERIC_NAMES else count for path in parts]
-        names = ["/".join(path[-number:]) for path, number in zip(parts, counts, strict=True)]
+    """Return the last parts of paths or hub ids, as many as make them unique, and never only a generic name."""
+    paths = [[part for part in PurePath(name).parts if part not in ("/", ".", "..")] or [name] for name in checkpoints]
+    for count in range(1, max(map(len, paths)) + 1):
+        counts = [max(count, 2) if path[-1] in GENERIC_NAMES else count for path in paths]
+        names = ["/".join(path[-number:]) for path, number in zip(paths, counts, strict=True)]
         if len(set(names)) == len(names):
             return names
     return list(checkpoints)

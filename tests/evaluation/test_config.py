@@ -29,7 +29,7 @@ def test_the_papers_eight_tasks_go_by_one_name_and_files_are_run_without_being_n
         ([], "give one checkpoint"),
         (["checkpoint=a", "checkpoints=[b]"], "give one checkpoint"),
         (["checkpoints=[]"], "checkpoints"),
-        (["checkpoints=[a,b,a]"], "names a more than once"),
+        (["checkpoints=[a,b,a]"], "lists a more than once"),
         (["checkpoints=[a,b]", "prompt=x"], "take a single checkpoint"),
         (["checkpoint=a", "prompt=x", "export=b"], "prompt and export cannot be combined"),
         (["checkpoint=a", "dtype=int8"], "dtype=int8 must be one of auto, float32"),

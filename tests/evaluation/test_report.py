@@ -251,7 +251,7 @@ def test_speeds_under_other_conditions_are_warned_of(other: dict[str, Any]) -> N
 
 def test_tasks_that_were_limited_are_warned_of() -> None:
     text = markdown(tasks_section, [entry("a", 10**7, tasks={"piqa": task(0.5, 200), "arc_easy": task(0.5, 2376)})])
-    assert "only a part of the items was scored of piqa (200 of 1838)" in text
+    assert "only a part of the items was scored: piqa (200 of 1838)" in text
 
 
 @pytest.mark.parametrize(

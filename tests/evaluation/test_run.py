@@ -132,7 +132,7 @@ def test_a_checkpoint_whose_weights_changed_is_measured_again(run: Run, tmp_path
 @pytest.mark.parametrize("change", ["dtype=bfloat16", "perplexity.max_tokens=50", "speed.new_tokens=5"])
 def test_a_directory_of_other_settings_is_refused(change: str, run: Run) -> None:
     run("perplexity.protocols=[]")
-    with pytest.raises(ValueError, match=f"other settings of {change.partition('=')[0].partition('.')[0]}"):
+    with pytest.raises(ValueError, match=f"other values of {change.partition('=')[0].partition('.')[0]}"):
         run("perplexity.protocols=[]", change)
 
 
@@ -187,7 +187,7 @@ def test_a_group_of_tasks_that_failed_once_leaves_no_error(run: Run, tmp_path: P
 def test_a_folder_of_something_else_is_left_alone(name: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("not ours")
-    with pytest.raises(ValueError, match=f"holds {name} and is not an evaluation"):
+    with pytest.raises(ValueError, match=f"holds {name} but no evaluation"):
         run()
     assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "not ours")]
 

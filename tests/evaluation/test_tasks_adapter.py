@@ -149,7 +149,7 @@ def test_sampled_answers_follow_the_seed_and_the_settings(pair: Pair) -> None:
 
 
 def test_answers_longer_than_the_context_are_refused(pair: Pair) -> None:
-    with pytest.raises(ValueError, match="answers of 256 tokens, and the model's context of 48 leaves no room"):
+    with pytest.raises(ValueError, match="answers of 256 tokens: the model's context of 48 tokens leaves no room"):
         pair.ours.generate_until(asked("generate_until", [("the sun", {"until": []})]))
 
 

@@ -1,1 +1,1 @@
-"""The report of an evaluation directory: results.csv, report.md and figures/, from the entries of results.json."""
+"""Write the report of an evaluation directory (results.csv, report.md, figures/) from the entries of results.json."""

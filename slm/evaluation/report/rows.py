@@ -1,8 +1,8 @@
-"""results.csv: a row a checkpoint, the published study's columns first, and a table that sweep.py can read.
+"""Make results.csv: one row per checkpoint, with the published study's columns first. sweep.py can read it.
 
-Notable: `tokens`, `loss`, `perplexity` and `status` mean what they mean in a table of runs (docs/tables.md), so
-`python sweep.py runs=results.csv` works. `tokens` is the training budget, and a column only if every row has it. A
-checkpoint without a loss by the first measure has the status "no loss", and that reader leaves it out.
+Notable: `tokens`, `loss`, `perplexity` and `status` have the same meaning as in a table of runs (docs/tables.md), so
+`python sweep.py runs=results.csv` works. `tokens` is the training budget, and is a column only if every row with a loss
+has a budget. A checkpoint without a loss by the first measure has the status "no loss", and sweep.py skips its row.
 """
 
 from __future__ import annotations
@@ -33,31 +33,34 @@ SCORE_COLUMNS = {
     **{name: name for name in ("protocol", "max_length", "stride")},
 }
 """Column -> key of a result by the primary measure."""
+# fmt: off
 SPEEDS = (
-    *("prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device", "device_name"),
-    *("threads", "prompt_tokens", "new_tokens", "repetitions", "peak_memory_bytes", "model_bytes"),
-    *("kv_bytes_per_token", "kv_cache_bytes", "state_bytes"),
+    "prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device", "device_name",
+    "threads", "prompt_tokens", "new_tokens", "repetitions", "peak_memory_bytes", "model_bytes",
+    "kv_bytes_per_token", "kv_cache_bytes", "state_bytes",
 )
 STUDY = ("model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds")
 """The published columns, which every results.csv has."""
 IDENTITY = (
-    *("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device", "load_seconds"),
-    *("wall_seconds", "evaluated_at"),
+    "checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device", "load_seconds",
+    "wall_seconds", "evaluated_at",
 )
+# fmt: on
 
 
 def rows(results: Results) -> list[Entry]:
-    """One row a checkpoint; all have the same columns: the published ones, and those in which any has a value."""
+    """Return one row per checkpoint. Columns are the published ones, and all in which a row has a value."""
     budgets = [entry.get("train_tokens") for entry, _ in results.scored(results.primary)]
     has_budgets = bool(budgets) and all(map(is_number, budgets))
     table = [_row(entry, results, has_budgets) for entry in results.entries]
+    names = dict.fromkeys(name for row in table for name in row)
     filled = {name for row in table for name, value in row.items() if value is not None}
-    columns = [name for name in dict.fromkeys(name for row in table for name in row) if name in filled or name in STUDY]
+    columns = [name for name in names if name in filled or name in STUDY]
     return [{name: row.get(name) for name in columns} for row in table]
 
 
 def to_csv(table: list[Entry]) -> str:
-    """Rows as CSV; empty cells where there is nothing."""
+    """Return the rows as CSV. A missing value is an empty cell, and booleans are lower case."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(table[0]) if table else ["model"], lineterminator="\n")
     writer.writeheader()
@@ -92,13 +95,13 @@ def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
 
 
 def _other_scores(entry: Entry, results: Results) -> Entry:
-    """Results by further measures, in columns that end in text and protocol, with a fingerprint if two are equal."""
+    """Scores by further measures. Text and protocol, and the fingerprint if needed, are the suffix of the columns."""
     columns: Entry = {}
     keys = [measure.key for measure in results.measures]
     for measure in results.measures[1:]:
-        ending = measure.key if keys.count(measure.key) == 1 else f"{measure.key}_{measure.fingerprint[:8]}"
+        suffix = measure.key if keys.count(measure.key) == 1 else f"{measure.key}_{measure.fingerprint[:8]}"
         score = score_by(entry, measure)
-        columns |= {f"{name}_{ending}": score.get(name) for name in (*SCORES, "tokens", "bytes")}
+        columns |= {f"{name}_{suffix}": score.get(name) for name in (*SCORES, "tokens", "bytes")}
     return columns
 
 

@@ -1,4 +1,4 @@
-"""The section on speed and memory: which speeds compare, and the latency price of block sharing."""
+"""Report section on speed and memory: which speeds are comparable, and what block sharing costs in latency."""
 
 from __future__ import annotations
 
@@ -21,40 +21,43 @@ from slm.runtime.words import (
 )
 
 CAPTION = (
-    "Bars: 2 standard errors, and the spread of the speed. Only speeds measured under the same conditions. A "
-    "checkpoint is pale if another is at least as good in both, and better in one."
+    "Vertical bars: 2 standard errors; horizontal bars: the spread of the speed. Only speeds measured under the same "
+    "conditions are shown. A checkpoint is pale if another is at least as good in both, and better in one."
 )
 
 
 def conditions(entry: Entry) -> str | None:
-    """The conditions of a checkpoint's speed in words: speeds compare if these are equal. None without a speed."""
+    """Describe the conditions of a measured speed; speeds are comparable if these are equal. None without a speed."""
     speed = entry["speed"]
     if not is_number(speed.get("decode_tokens_per_second")):
         return None
-    device, dtype, prompt, new = (speed.get(key) for key in ("device", "dtype", "prompt_tokens", "new_tokens"))
+    device = speed.get("device")
     threads = f" ({speed['threads']} threads)" if speed.get("threads") and device == "cpu" else ""
-    processor = speed.get("device_name") or f"{device}{threads}"  # the name of a CPU has its threads in it
-    cache = ("KV cache" if speed.get("cache") else "no KV cache") + (", compiled" if speed.get("compiled") else "")
-    return f"{processor}, {dtype}, {cache}, {prompt} + {new} tokens"
+    processor = speed.get("device_name") or f"{device}{threads}"  # the name of a CPU includes its threads
+    cache = "KV cache" if speed.get("cache") else "no KV cache"
+    compiled = ", compiled" if speed.get("compiled") else ""
+    tokens = f"{speed.get('prompt_tokens')} + {speed.get('new_tokens')} tokens"
+    return f"{processor}, {speed.get('dtype')}, {cache}{compiled}, {tokens}"
 
 
 def usual_conditions(results: Results) -> str | None:
-    """The conditions of most checkpoints; a tie goes to the first."""
-    counts = Counter(shared for entry in results.entries if (shared := conditions(entry)))
-    return counts.most_common(1)[0][0] if counts else None
+    """Return the conditions of most checkpoints; in a tie, those of the first checkpoint."""
+    counts = Counter(filter(None, map(conditions, results.entries)))
+    return max(counts, key=lambda text: counts[text], default=None)
 
 
 def speed_section(results: Results) -> Section | None:
-    """Load time, prefill, decode and memory of every checkpoint; None where no speed was measured."""
+    """Return load time, prefill, decode and memory of every checkpoint; None if no speed was measured."""
     entries = [entry for entry in results.entries if entry["speed"]]
     if not entries:
         return None
     return Section("Speed and memory").add(
-        "Medians over repetitions after a warm-up, in brackets their spread; one sequence. Prefill reads a prompt at "
-        "once; decode generates one token after the other. Neither includes loading. MB are 10^6 bytes. `512 + 128 "
-        "tokens` is a prompt of 512 and 128 generated after it. KV bytes are those of keys and values: for a first "
-        "token, and for the longest context, of which windows and sparse patterns keep fewer tokens. State bytes are "
-        "those of recurrent mixers, the same after any number of tokens.",
+        "Speeds are medians over repetitions after a warm-up, with the slowest and fastest repetition in brackets, for "
+        "one sequence. Prefill reads the prompt in one pass; decode generates one token after the other. Neither "
+        "includes loading. MB are 10^6 bytes. `512 + 128 tokens` means 128 tokens generated after a prompt of 512 "
+        "tokens. KV bytes store keys and values: for the first token, and for a full context, of which sliding windows "
+        "and sparse attention keep only a part. State bytes store the state of recurrent mixers, whose size does not "
+        "depend on the number of tokens.",
         _caution(results),
         table_by_column(entries, COLUMNS),
         bullets(filter(None, map(_sharing_line, entries))),
@@ -89,13 +92,14 @@ def _caution(results: Results) -> str:
         return ""
     return (
         f"**Caution:** {join_names(others)} {'was' if len(others) == 1 else 'were'} measured under other conditions "
-        f"than the rest ({escape_markdown(usual)}), so those speeds do not compare; see the last column."
+        f"than the rest ({escape_markdown(usual)}), so these speeds are not comparable; see the last column."
     )
 
 
 def sharing_price(entry: Entry) -> dict[str, float]:
-    """For prefill and decode: time a token takes, over that of the same tensors with every block used once."""
-    rates, unshared = entry["speed"], entry["speed"].get("without_sharing") or {}
+    """Return the time per token divided by the time without block sharing (same tensors), for prefill and decode."""
+    rates = entry["speed"]
+    unshared = rates.get("without_sharing") or {}
     return {
         name: unshared[key] / rates[key]
         for name, key in (("prefill", "prefill_tokens_per_second"), ("decode", "decode_tokens_per_second"))
@@ -104,14 +108,14 @@ def sharing_price(entry: Entry) -> dict[str, float]:
 
 
 def _sharing_line(entry: Entry) -> str:
-    """The latency price of block sharing in words; empty for a model that shares none."""
+    """Say how much slower block sharing makes the model; empty for a model that shares no blocks."""
     repeats = entry["shape"].get("num_repeats")
-    used = f"uses each block {repeats} times" if is_number(repeats) else "uses blocks repeatedly"
+    sharing = f"uses each block {repeats} times" if is_number(repeats) else "uses blocks repeatedly"
     times = []
     for name, ratio in sharing_price(entry).items():
-        both = (entry["speed"], entry["speed"]["without_sharing"])
-        shared, unshared = (format_number(rates[f"{name}_tokens_per_second"]) for rates in both)
+        shared = format_number(entry["speed"][f"{name}_tokens_per_second"])
+        unshared = format_number(entry["speed"]["without_sharing"][f"{name}_tokens_per_second"])
         times.append(f"{format_number(ratio, 3)} times the time in {name} ({shared} against {unshared} tokens/s)")
     if not times:
         return ""
-    return f"{name_of(entry)} {used}: against the same tensors without sharing a token takes {join_names(times)}."
+    return f"{name_of(entry)} {sharing}: compared with the same tensors used once, a token takes {join_names(times)}."

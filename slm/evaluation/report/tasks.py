@@ -1,4 +1,4 @@
-"""The section on tasks: values with standard errors, what was skipped and why, averages of common tasks."""
+"""Report section on tasks: values with standard errors, reasons for skipped tasks, and averages of common tasks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from slm.report.markdown import Section, bullets, figure, table
 from slm.runtime.words import NO_VALUE, escape_markdown, join_names, plural, shortlist, with_error
 
 Averages = dict[str, tuple[float, float | None]]
-"""By checkpoint, the mean over the common tasks and its standard error."""
+"""Checkpoint -> (mean over the common tasks, standard error)."""
 MAX_PAIRS = 10
-"""Most pairs of checkpoints that a sentence names."""
+"""Maximum number of pairs of checkpoints that a sentence names."""
 # fmt: off
 NUM_ITEMS = {
     "arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838,
@@ -32,7 +32,7 @@ NUM_ITEMS = {
 
 
 def tasks_section(results: Results) -> Section | None:
-    """Every task of every checkpoint; None if no checkpoint has tasks."""
+    """Return the results of all tasks; None if no checkpoint has tasks."""
     entries = [entry for entry in results.entries if entry["tasks"]]
     if not entries:
         return None
@@ -44,10 +44,11 @@ def tasks_section(results: Results) -> Section | None:
     ]
     caveats = [line for entry in entries for line in training_caveats(entry, entry["tasks"], "questions")]
     common = common_tasks(entries)
-    with_tasks = [entry for entry in entries if tasks_of(entry)] if len(common) > 1 else []
-    averages = {name_of(entry): average(entry, common) for entry in with_tasks}
+    averages: Averages = {}
+    if len(common) > 1:
+        averages = {name_of(entry): average(entry, common) for entry in entries if tasks_of(entry)}
     return Section("Tasks").add(
-        "Values with their standard errors over the items, and how many items there were; higher is better.",
+        "Values with their standard errors over the items, and the number of items; higher is better.",
         *(f"**Caution:** {line}" for line in warnings(entries) + caveats),
         _table(entries, common, averages),
         _average_note(entries, common),
@@ -59,29 +60,31 @@ def tasks_section(results: Results) -> Section | None:
 
 
 def warnings(entries: list[Entry]) -> list[str]:
-    """Sentences on tasks that were scored in part, and on tasks whose settings differ between checkpoints."""
-    by_task: dict[str, list[Entry]] = {}
+    """Return sentences on tasks that were scored in part, and on tasks whose settings differ between checkpoints."""
+    results_by_task: dict[str, list[Entry]] = {}
     for entry in entries:
         for name, result in tasks_of(entry).items():
-            by_task.setdefault(name, []).append(result)
+            results_by_task.setdefault(name, []).append(result)
     partial, different = [], []
-    for name, results in by_task.items():
+    for name, results in results_by_task.items():
         counts = {int(n) for result in results if (n := number(result, "n")) is not None}
         if name in NUM_ITEMS and counts and min(counts) < NUM_ITEMS[name]:
-            partial.append(
-                f"{escape_markdown(name)} ({join_names([str(n) for n in sorted(counts)])} of {NUM_ITEMS[name]})"
-            )
+            shown = join_names([str(n) for n in sorted(counts)])
+            partial.append(f"{escape_markdown(name)} ({shown} of {NUM_ITEMS[name]})")
         if len({(result.get("metric"), result.get("n"), result.get("num_fewshot")) for result in results}) > 1:
             different.append(escape_markdown(name))
-    partly_scored = (
-        f"only a part of the items was scored of {join_names(partial)}: these values, and averages with them, do not "
-        "compare with published ones."
-    )
-    unequal = (
-        f"{join_names(different)} had other items, examples or metrics for some checkpoints than for others, so the "
-        "values do not compare."
-    )
-    return [partly_scored] * bool(partial) + [unequal] * bool(different)
+    sentences = []
+    if partial:
+        sentences.append(
+            f"only a part of the items was scored: {join_names(partial)}. These values, and averages with them, are "
+            "not comparable with published values."
+        )
+    if different:
+        sentences.append(
+            f"items, examples or metrics of {join_names(different)} differ between checkpoints, so the values are not "
+            "comparable."
+        )
+    return sentences
 
 
 def _table(entries: list[Entry], common: list[str], averages: Averages) -> str:
@@ -96,33 +99,33 @@ def _table(entries: list[Entry], common: list[str], averages: Averages) -> str:
 
 def _row(name: str, entries: list[Entry]) -> list[str]:
     results = [tasks_of(entry).get(name) for entry in entries]
-    settings = [
-        join_names(
-            list(dict.fromkeys(str(result[key]) for result in results if result and result.get(key) is not None))
-        )
-        for key in ("metric", "n", "num_fewshot")
-    ]
-    values = [with_error(result["value"], result.get("se")) if result else NO_VALUE for result in results]
-    return [escape_markdown(name), *(escape_markdown(text) or NO_VALUE for text in settings), *values]
+    cells = [escape_markdown(name)]
+    for key in ("metric", "n", "num_fewshot"):
+        settings = dict.fromkeys(str(result[key]) for result in results if result and result.get(key) is not None)
+        cells.append(escape_markdown(join_names(list(settings))) or NO_VALUE)
+    return cells + [with_error(result["value"], result.get("se")) if result else NO_VALUE for result in results]
 
 
 def _average_note(entries: list[Entry], common: list[str]) -> str:
     if len(common) < 2:
         return "There is no average: fewer than two tasks have a value for every checkpoint."
     excluded = sorted({name for entry in entries for name in entry["tasks"]} - set(common))
-    exclusion = f", so without {join_names([escape_markdown(name) for name in excluded])}" if excluded else ""
+    exclusion = f"; it excludes {join_names([escape_markdown(name) for name in excluded])}" if excluded else ""
     return (
-        f"The average is over the {plural(len(common), 'task')} of which no checkpoint lacks a value{exclusion}. Its "
-        "error, sqrt(sum of squared errors) / tasks, covers the sampling of items within these tasks."
+        f"The average is over the {plural(len(common), 'task')} for which every checkpoint has a value{exclusion}. Its "
+        "error, sqrt(sum of squared errors) / number of tasks, covers the sampling of items within these tasks."
     )
 
 
 def _indistinguishable_pairs(averages: Averages) -> str:
-    combined = combinations(averages.items(), 2)
-    pairs = [f"{a} and {b}" for (a, x), (b, y) in combined if differ_significantly(x, y) is False]
-    text = shortlist(pairs, MAX_PAIRS, "; ", max_characters=200)
-    words = (
-        f"- Averages within 2 standard errors of each other, and so not distinguishable by these: {text}. They "
-        "answered the same items, so that a paired comparison item by item would be sharper."
+    pairs = []
+    for (a, a_average), (b, b_average) in combinations(averages.items(), 2):
+        if differ_significantly(a_average, b_average) is False:
+            pairs.append(f"{a} and {b}")
+    if not pairs:
+        return ""
+    return (
+        "- Averages within 2 standard errors of each other, and therefore not distinguishable by these errors: "
+        f"{shortlist(pairs, MAX_PAIRS, '; ', max_characters=200)}. All checkpoints answered the same items, so a "
+        "paired comparison item by item would be more sensitive."
     )
-    return words if pairs else ""

@@ -1,6 +1,6 @@
-"""Downstream tasks through lm-evaluation-harness, in this process: which there are, and a check before any work.
+"""Run downstream tasks with lm-evaluation-harness in this process. This module checks their names before any work.
 
-Imports neither the harness (extra `eval`) nor torch until they are used.
+It imports neither the harness (extra `eval`) nor torch until they are used.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from slm.evaluation.tasks.local import read_records
 
 MOBILELLM = ("arc_easy", "arc_challenge", "boolq", "piqa", "social_iqa", "hellaswag", "openbookqa", "winogrande")
-"""The eight zero-shot tasks of MobileLLM (arXiv:2402.14905, table 3), by the harness's names."""
+"""The harness's names of the eight zero-shot tasks of MobileLLM (arXiv:2402.14905, table 3)."""
 
 
 def check_tasks(tasks: Sequence[str], task_files: Mapping[str, str]) -> None:
-    """Raise `ValueError` for a task that is neither of the harness nor in `task_files`, a bad file, a missing extra."""
+    """Raise `ValueError` for an unknown task (neither of the harness nor in `task_files`), bad file or missing extra."""
     if not tasks:
         return
     if importlib.util.find_spec("lm_eval") is None:
@@ -31,13 +31,13 @@ def check_tasks(tasks: Sequence[str], task_files: Mapping[str, str]) -> None:
     for name in names:
         if name not in available:
             near = get_close_matches(name, [*task_files, *available], n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the harness's"
+            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the harness tasks"
             raise ValueError(f"tasks: {name!r} is neither a task of lm-evaluation-harness nor in task_files; {hint}")
 
 
 @cache
 def task_manager() -> Any:
-    """The harness's index of tasks, groups and tags; reading it takes seconds, so it is read once."""
+    """Return the harness's index of tasks, groups and tags. It is read once, because that takes seconds."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

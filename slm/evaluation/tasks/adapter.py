@@ -1,7 +1,7 @@
-"""Our decoder as a model of lm-evaluation-harness.
+"""Adapt our decoder to the model interface of lm-evaluation-harness.
 
-Notable: tokens are cut where the harness's own `hf` model cuts them (the base class does it), so that accuracies are
-equal. This module imports the harness, so import it only where tasks are run.
+Notable: the base class splits texts into context and continuation tokens as for the harness's own `hf` model, so that
+accuracies are equal. This module imports the harness, so import it only where tasks are run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from slm.model import Decoder
 from slm.model.decoding import generate
 
 MAX_NEW_TOKENS = 256
-"""Tokens of an answer where the task does not say: the harness's own default."""
+"""Maximum length of an answer if the task gives none; the harness's own default."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is counted, how many are done and how many there are."""
+"""Called with the unit that is counted, the number done and the total."""
 
 
 class DecoderLM(TemplateLM):
-    """A decoder and its tokenizer behind the harness's interface; no chat template."""
+    """The harness's interface to a decoder and its tokenizer, without a chat template."""
 
     def __init__(
         self,
@@ -38,58 +38,60 @@ class DecoderLM(TemplateLM):
         batch_tokens: int,
         autocast: torch.dtype | None = None,
         seed: int = 0,
-        progress: Progress = lambda what, done, total: None,
+        progress: Progress = lambda unit, done, total: None,
     ) -> None:
         super().__init__()
         self._decoder = decoder
-        self._text = tokenizer
+        self._tokenizer = tokenizer
         self._scorer = Scorer(decoder, batch_tokens=batch_tokens, autocast=autocast)
         self._device = self._scorer.device
         self._seed = seed
         self._progress = progress
         self.num_truncated = 0
-        """Requests that were longer than the model's context and were truncated on the left."""
-        self._begin = [self.prefix_token_id] if tokenizer.adds_bos else []
+        """Number of requests that were longer than the model's context and were truncated on the left."""
+        self._opening = [self.prefix_token_id] if tokenizer.adds_bos else []
 
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
-        return self._text.eos_id
+        return self._tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context becomes: the begin token where there is one, else the end token."""
-        return self._text.eos_id if self._text.bos_id is None else self._text.bos_id
+        """The token that replaces an empty context: BOS, or EOS if there is no BOS."""
+        return self._tokenizer.eos_id if self._tokenizer.bos_id is None else self._tokenizer.bos_id
 
     @property
     def max_length(self) -> int:
-        """Tokens of the model's context."""
+        """Number of tokens in the model's context."""
         return self._decoder.config.max_position_embeddings
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a text, after the begin token where the tokenizer's own rule puts one.
+        """Return the ids of a text, after BOS if the tokenizer's own rule adds it.
 
         Text never becomes a special token: "</s>" in a question is four characters.
         """
-        ids = self._text.encode(string)
-        return ids if add_special_tokens is False else [*self._begin, *ids]
+        ids = self._tokenizer.encode(string)
+        return ids if add_special_tokens is False else [*self._opening, *ids]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        # A context of spaces alone is left without tokens (they go to the continuation): treated as an empty one.
-        begin = [self.prefix_token_id]
-        self.num_truncated += sum(len(context) + len(new) > self.max_length + 1 for _, context, new in requests)
-        items = [make_request(context or begin, continuation, self.max_length) for _, context, continuation in requests]
+        # A context of spaces has no tokens, because the harness moves them to the continuation: treat it as empty.
+        prefix = [self.prefix_token_id]
+        items = []
+        for _, context, continuation in requests:
+            self.num_truncated += len(context) + len(continuation) > self.max_length + 1
+            items.append(make_request(context or prefix, continuation, self.max_length))
         scores = self._scorer(items, lambda done: self._progress("requests", done, len(items)))
         return [(score.log_likelihood, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood in nats of each whole text, every token scored once, in windows of the model's context."""
-        windows = [self._windows(instance.args[0]) for instance in requests]
-        flat = [window for request in windows for window in request]
-        scores = iter(self._scorer(flat, lambda done: self._progress("windows", done, len(flat))))
-        return [sum(next(scores).log_likelihood for _ in request) for request in windows]
+        """Return the log-likelihood (nats) of each text: every token is scored once, in windows of the context."""
+        windows_by_text = [self._windows(instance.args[0]) for instance in requests]
+        windows = [window for text_windows in windows_by_text for window in text_windows]
+        scores = iter(self._scorer(windows, lambda done: self._progress("windows", done, len(windows))))
+        return [sum(next(scores).log_likelihood for _ in text_windows) for text_windows in windows_by_text]
 
     def _windows(self, text: str) -> list[Request]:
         windows = get_rolling_token_windows(
@@ -99,7 +101,7 @@ class DecoderLM(TemplateLM):
         return [make_request(context, continuation, self.max_length) for context, continuation in pairs]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """A continuation of each context up to its stop strings, the end of text or its number of tokens."""
+        """Generate after each context, up to a stop string, the end of text or the maximum number of tokens."""
         answers = []
         for number, instance in enumerate(requests):
             context, settings = instance.args
@@ -109,12 +111,12 @@ class DecoderLM(TemplateLM):
 
     def _generate(self, context: str, settings: dict[str, Any], seed: int) -> str:
         settings = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
-        stops = [stop for stop in handle_stop_sequences(settings["until"], eos=None) if stop]
+        stop_strings = [stop for stop in handle_stop_sequences(settings["until"], eos=None) if stop]
         room = self.max_length - settings["max_gen_toks"]
         if room < 1:
             raise ValueError(
-                f"the task asks for answers of {settings['max_gen_toks']} tokens, and the model's context of "
-                f"{self.max_length} leaves no room for a question"
+                f"the task asks for answers of {settings['max_gen_toks']} tokens: the model's context of "
+                f"{self.max_length} tokens leaves no room for a question"
             )
         ids: list[int] = []
         text = ""
@@ -127,13 +129,13 @@ class DecoderLM(TemplateLM):
                 top_k=settings.get("top_k"),
                 top_p=settings.get("top_p"),
                 stop_id=self.eot_token_id,
-                num_ids=self._text.vocab_size,
+                num_ids=self._tokenizer.vocab_size,
                 seed=seed,
             ):
                 ids.append(token)
-                text = self._text.decode(ids)
-                if any(stop in text for stop in stops):
+                text = self._tokenizer.decode(ids)
+                if any(stop in text for stop in stop_strings):
                     break
-        for stop in stops:
+        for stop in stop_strings:
             text = text.split(stop)[0]
         return text

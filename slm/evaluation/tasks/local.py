@@ -1,8 +1,8 @@
-"""Multiple-choice tasks from local files of rows (JSON lines, Parquet), as task objects of lm-evaluation-harness.
+"""Make lm-evaluation-harness tasks from multiple-choice questions in local files (JSON lines, Parquet).
 
 Notable: records have one of two forms. `query, choices, gold` asks which choice follows the query. `context_options,
-continuation, gold` asks after which context the continuation follows (WinoGrande, by partial evaluation: only the words
-after the choice are scored, arXiv:1806.02847). One space joins what is given and what is scored, as in the harness.
+continuation, gold` asks which context the continuation follows (WinoGrande by partial evaluation, arXiv:1806.02847:
+only the words after the choice are scored). As in the harness, a space joins the given and the scored text.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from slm.data.readers import ROW_SUFFIXES, read_rows
 from slm.runtime.settings import NAME, Kind, check_kind, list_of
 
 FORMS = {"choices": ("query", "choices", "gold"), "context_options": ("context_options", "continuation", "gold")}
-"""The keys of a record, by the key that holds its options."""
+"""Key with the options of a question -> all keys of its record."""
 OPTIONS = list_of(NAME, "at least two texts, none empty", least=2)
 
 
 def files_of_task(name: str, path: str) -> list[Path]:
-    """The files that `task_files.NAME` names. Raises `ValueError` if there is none."""
+    """Return the files of setting `task_files.NAME`. Raises `ValueError` if there are none."""
     return text_files(path, f"task_files.{name}", suffixes=ROW_SUFFIXES).paths
 
 
 def read_records(name: str, path: str) -> list[dict[str, Any]]:
-    """The checked records of a task's files, without other keys. `ValueError` names the file and line that is wrong."""
+    """Return the checked records of a task, without other keys. Raises `ValueError` with the file and line at fault."""
     key = f"task_files.{name}"
     records = [
         _record(row, f"{key}: {file} {place}")
@@ -41,14 +41,14 @@ def read_records(name: str, path: str) -> list[dict[str, Any]]:
 
 
 def answered(record: Mapping[str, Any]) -> list[str]:
-    """The texts that show that a question was trained on: as asked, and with its answer."""
+    """Return the texts whose presence in training data shows that a question was seen: without and with its answer."""
     if "choices" in record:
         return [record["query"], f"{record['query']} {record['choices'][record['gold']]}"]
     return [f"{record['context_options'][record['gold']]} {record['continuation']}"]
 
 
 def make_task(name: str, records: list[dict[str, Any]]) -> Any:
-    """A harness task (`ConfigurableTask`) over the records: acc, and acc_norm where choices differ in length."""
+    """Return a harness task (`ConfigurableTask`) with metric acc, and acc_norm for records with `choices`."""
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
 
@@ -56,7 +56,7 @@ def make_task(name: str, records: list[dict[str, Any]]) -> Any:
         form = {"doc_to_text": "query", "doc_to_target": "gold", "doc_to_choice": "choices"}
         metrics = ["acc", "acc_norm"]
     else:
-        # The harness takes an index as doc_to_text for "the choices are contexts, and this one is right".
+        # If doc_to_text is an index, the harness takes the choices as contexts and the index as the right context.
         form = {"doc_to_text": "gold", "doc_to_target": "continuation", "doc_to_choice": "context_options"}
         metrics = ["acc"]
     config = {
@@ -75,17 +75,19 @@ def _keys(separator: str) -> str:
     return separator.join("/".join(keys) for keys in FORMS.values())
 
 
-def _record(record: Any, where: str) -> dict[str, Any]:
-    form = next((key for key in FORMS if isinstance(record, Mapping) and key in record), None)
-    if form is None or (missing := [key for key in FORMS[form] if key not in record]):
-        lacking = f"lacks {', '.join(missing)}" if form else "is not a question"
-        raise ValueError(f"{where} {lacking}: it must have the keys {_keys(' or ')}")
-    for key in FORMS[form][:2]:
-        check_kind(f"{where}: {key}", record[key], OPTIONS if key == form else NAME)
-    last = len(record[form]) - 1
-    is_place = Kind(
-        f"0 to {last}, the place of the right answer",
+def _record(row: Any, where: str) -> dict[str, Any]:
+    options_key = next((key for key in FORMS if isinstance(row, Mapping) and key in row), None)
+    if options_key is None:
+        raise ValueError(f"{where} is not a question: it must have the keys {_keys(' or ')}")
+    if missing := [key for key in FORMS[options_key] if key not in row]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}: it must have the keys {_keys(' or ')}")
+    for key in FORMS[options_key]:
+        if key != "gold":
+            check_kind(f"{where}: {key}", row[key], OPTIONS if key == options_key else NAME)
+    last = len(row[options_key]) - 1
+    is_index = Kind(
+        f"0 to {last}, the index of the right answer",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= last,
     )
-    check_kind(f"{where}: gold", record["gold"], is_place)
-    return {key: record[key] for key in FORMS[form]}
+    check_kind(f"{where}: gold", row["gold"], is_index)
+    return {key: row[key] for key in FORMS[options_key]}
