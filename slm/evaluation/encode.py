@@ -20,35 +20,24 @@ from slm.data.tokenizer import LOSSY_NOTE
 from slm.evaluation.texts import Text, document_of, read_run, run_documents
 from slm.runtime.progress import progress
 
-DOCUMENTS_PER_CALL = 1024
-"""Number of documents that the tokenizer encodes in one call."""
-LONG_TEXT = 4_000_000
-"""Encoding shows its progress from this number of characters on, because it then takes seconds."""
+DOCUMENTS_PER_CALL = 1024  # number of documents that the tokenizer encodes in one call
+LONG_TEXT = 4_000_000  # encoding shows its progress from this number of characters on, because it then takes seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Tokens to score, in order. Legend: n tokens."""
+    """Tokens to score, in order. Arrays have shape (n,) for n tokens."""
 
     name: str
-    fingerprint: str
-    """Fingerprint of the text, independent of the tokenizer."""
-    tokens: np.ndarray
-    """(n,) int64: token ids."""
-    scored: np.ndarray
-    """(n,) bool: whether the prediction of a token counts; false for the first token."""
-    token_bytes: np.ndarray
-    """(n,) int64: UTF-8 bytes of the text that a token covers; 0 for BOS and EOS."""
-    document: np.ndarray
-    """(n,) int32: number of the document that a token is in."""
-    words: int | None
-    """Number of white-space separated words in the scored part of a running text; None if it cannot be counted."""
-    notes: tuple[str, ...]
-    """Caveats for the report, as sentences."""
-    in_training: float | None = None
-    """Share of the bytes that the checkpoint is known to have been trained on; None if unknown."""
-    separator: int | None = None
-    """The token that begins a document, if documents do not see each other; None if they do."""
+    fingerprint: str  # of the text, independent of the tokenizer
+    tokens: np.ndarray  # int64: token ids
+    scored: np.ndarray  # bool: whether the prediction of a token counts; false for the first token
+    token_bytes: np.ndarray  # int64: UTF-8 bytes of the text that a token covers; 0 for BOS and EOS
+    document: np.ndarray  # int32: number of the document that a token is in
+    words: int | None  # white-space separated words in the scored part of a running text; None if not counted
+    notes: tuple[str, ...]  # caveats for the report, as sentences
+    in_training: float | None = None  # share of the bytes that the checkpoint was trained on; None if unknown
+    separator: int | None = None  # the token that begins a document; None if documents see each other
 
     @property
     def num_scored(self) -> int:

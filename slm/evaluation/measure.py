@@ -49,10 +49,8 @@ class Precision:
 class Measurement:
     """One thing to measure on a checkpoint."""
 
-    is_in: Callable[[Entry], bool]
-    """Whether an entry already has the result."""
-    measure: Callable[[Entry, Checkpoint, Precision], None]
-    """Measures the checkpoint and adds the result to the entry."""
+    is_in: Callable[[Entry], bool]  # whether an entry already has the result
+    measure: Callable[[Entry, Checkpoint, Precision], None]  # measures the checkpoint and adds the result to the entry
 
 
 def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Precision:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,12 @@ from slm.runtime.progress import say
 from slm.runtime.words import is_number
 from slm.tracking import check_logger, record_directory
 
-SKIPPED_TASKS = 3
-"""Exit code if everything was measured except tasks whose data was not available."""
+SKIPPED_TASKS = 3  # exit code if everything was measured except tasks whose data was not available
 SCHEMA = 1
 SUMMARY = ("perplexity", "bits_per_byte", "decode_tokens_per_second")
-"""Columns of results.csv that are logged to the summary of a W&B run."""
+"""columns of results.csv in the summary of a W&B run"""
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
-REPLACEMENT = "\ufffd"
-"""Decoding the first bytes of a character without the rest gives this character."""
+REPLACEMENT = "\ufffd"  # decoding the first bytes of a character without the rest gives this character
 
 
 def evaluate(settings: Mapping[str, Any]) -> int:
@@ -57,7 +56,11 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     folder = Path(settings["output_dir"])
     ledger = Ledger(folder, settings)
     checkpoints = {name: _check(name, settings) for name in settings["checkpoints"]}
-    _refuse_same_weights(checkpoints)
+    name_by_fingerprint: dict[str, str] = {}
+    for name, provenance in checkpoints.items():  # comparisons and fits would count equal weights twice
+        first = name_by_fingerprint.setdefault(provenance.fingerprint, name)
+        if first != name:
+            raise ValueError(f"checkpoints: {first} and {name} have the same weights: give only one of them")
     text = shared_text(settings)  # after the checks, because building the text can take long
     plans = []
     for name, provenance in checkpoints.items():  # plan all measurements before reading any weights
@@ -94,15 +97,6 @@ def _load(provenance: Provenance, precision: Precision) -> Checkpoint:
     return load(source, dtype=precision.dtype, device=precision.device)
 
 
-def _refuse_same_weights(checkpoints: Mapping[str, Provenance]) -> None:
-    """Raise `ValueError` if two names refer to the same weights, which comparisons and fits would count twice."""
-    names: dict[str, str] = {}
-    for name, provenance in checkpoints.items():
-        first = names.setdefault(provenance.fingerprint, name)
-        if first != name:
-            raise ValueError(f"checkpoints: {first} and {name} have the same weights: give only one of them")
-
-
 def _measure(
     entry: Entry, measurements: Sequence[Measurement], provenance: Provenance, precision: Precision, ledger: Ledger
 ) -> None:
@@ -132,7 +126,7 @@ def _measure(
 
 
 def _describe(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
-    """Return the fields of an entry that need no measurement."""
+
     return {
         "schema": SCHEMA,
         "checkpoint": checkpoint,
@@ -195,17 +189,11 @@ def _sample(settings: Mapping[str, Any]) -> int:
         )
     print(prompt, end="", flush=True)
     start = time.perf_counter()
-    new_ids: list[int] = []
-
-    def collect_new_ids() -> Iterator[int]:
-        for token in generate(
-            decoder, ids, stop_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, seed=seed, **options
-        ):
-            new_ids.append(token)
-            yield token
-
-    for piece in text_pieces(tokenizer, ids, collect_new_ids()):
+    tokens = generate(decoder, ids, stop_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, seed=seed, **options)
+    printed_tokens, kept_tokens = tee(tokens)
+    for piece in text_pieces(tokenizer, ids, printed_tokens):
         print(piece, end="", flush=True)
+    new_ids = list(kept_tokens)
     seconds = time.perf_counter() - start
     print(flush=True)
     reason = ""

@@ -1,8 +1,7 @@
 """Measure prefill and decoding speed for one sequence, as on a phone, and memory.
 
 Notable: repetitions alternate between a model with block sharing and the same tensors without sharing, so that other
-load on the machine affects both equally. Loading is not included. Results are medians with the slowest and fastest
-repetition.
+load on the machine affects both equally. Loading is not included.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ from slm.runtime.machine import (
     why_not_compiled,
 )
 
-MAX_SECONDS = 120.0
-"""No repetition begins later than this, because a repetition without a cache can take minutes."""
+MAX_SECONDS = 120.0  # no repetition begins later than this, because a repetition without a cache can take minutes
 
 Entry = dict[str, Any]
 

@@ -166,10 +166,8 @@ def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) 
 class TrainingDocuments:
     """The training documents of a run, as hashes."""
 
-    hashes: Sequence[np.ndarray]
-    """`text_hash` of every document; one array per file of the cache."""
-    max_bytes: int | None
-    """Longer documents were cut into pieces of this size; None if documents were not cut."""
+    hashes: Sequence[np.ndarray]  # `text_hash` of every document, one array per file of the cache
+    max_bytes: int | None  # longer documents were cut into pieces of this size; None if documents were not cut
 
     def share_of_bytes(self, texts: Iterable[str]) -> float:
         """Return the share of the bytes of `texts` that are in training documents."""

@@ -37,7 +37,6 @@ def _draw_point(axis: Axes, names: Sequence[str], name: str, x: float, y: float,
 
 
 def _half_bar(se: float | None) -> float | None:
-    """Half the length of an error bar."""
     return None if se is None else 2 * se
 
 

@@ -43,8 +43,7 @@ from slm.runtime.words import (
 )
 from slm.scaling.pairs import holm
 
-MAX_ALL_PAIRS = 4
-"""All pairs of up to this many checkpoints are shown; with more checkpoints, only neighbours in rank."""
+MAX_ALL_PAIRS = 4  # with more checkpoints, only neighbours in rank are compared
 BORDER_TOLERANCE = 0.01
 """Two block borders count as equal if they differ by at most this share of the mean bytes per block. This allows for a
 token that only one tokenizer scores or that crosses a border; such bytes make the error slightly too large."""
@@ -186,10 +185,7 @@ def target_error(score: Entry, target: str) -> float | None:
 
 
 def paired_error(weighted: Sequence[tuple[float, Entry]], target: str) -> Error:
-    """Return the error of a weighted sum of scores by one measure, from the blocks of the text that they share.
-
-    `weighted` holds pairs of weight and score. The result has no `se` if the blocks of the scores differ.
-    """
+    """Return the error of a weighted sum of scores by one measure over common blocks; no `se` if blocks differ."""
     if not all(score.get("blocks") for _, score in weighted):
         return Error(None, None, "no blocks stored")
     blocks = [{key: np.asarray(sums, float) for key, sums in score["blocks"].items()} for _, score in weighted]

@@ -18,12 +18,9 @@ from slm.report.style import short_name
 from slm.runtime.words import escape_markdown, is_number
 
 Entry = dict[str, Any]
-UNNAMED = "unnamed"
-"""Family of checkpoints without a stated family and without a size in their names."""
-SIGNIFICANT_ERRORS = 2.0
-"""A difference is significant if it exceeds this number of standard errors."""
-PUBLISHED = ("sliding", 1024, 512)
-"""The published study's protocol on WikiText-2: name, max_length and stride, as in `Measure`."""
+UNNAMED = "unnamed"  # family of checkpoints without a stated family and without a size in their names
+SIGNIFICANT_ERRORS = 2.0  # a difference is significant if it exceeds this number of standard errors
+PUBLISHED = ("sliding", 1024, 512)  # the published study's protocol: name, max_length and stride, as in `Measure`
 _SIZE = re.compile(r"[-_ ]?(?<![A-Za-z0-9.])\d+(\.\d+)?[kKmMbB](?![A-Za-z0-9])")  # such as "-125M"
 
 

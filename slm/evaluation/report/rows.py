@@ -26,26 +26,17 @@ from slm.runtime.words import is_number
 SCORES = ("loss", "perplexity", "bits_per_byte", "se_loss", "se_bits_per_byte", "word_perplexity")
 SCORE_COLUMNS = {
     **{name: name for name in SCORES if name != "perplexity"},
-    "eval_data": "data",
-    "eval_data_fingerprint": "data_fingerprint",
-    "eval_tokens": "tokens",
-    "eval_bytes": "bytes",
+    **{f"eval_{name}": name for name in ("data", "data_fingerprint", "tokens", "bytes")},
     **{name: name for name in ("protocol", "max_length", "stride")},
 }
 """Column -> key of a result by the primary measure."""
-# fmt: off
-SPEEDS = (
-    "prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device", "device_name",
-    "threads", "prompt_tokens", "new_tokens", "repetitions", "peak_memory_bytes", "model_bytes",
-    "kv_bytes_per_token", "kv_cache_bytes", "state_bytes",
-)
+SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device",
+          "device_name", "threads", "prompt_tokens", "new_tokens", "repetitions", "peak_memory_bytes", "model_bytes",
+          "kv_bytes_per_token", "kv_cache_bytes", "state_bytes")  # fmt: skip
 STUDY = ("model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds")
 """The published columns, which every results.csv has."""
-IDENTITY = (
-    "checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device", "load_seconds",
-    "wall_seconds", "evaluated_at",
-)
-# fmt: on
+IDENTITY = ("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device",
+            "load_seconds", "wall_seconds", "evaluated_at")  # fmt: skip
 
 
 def rows(results: Results) -> list[Entry]:

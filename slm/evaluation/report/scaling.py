@@ -30,20 +30,16 @@ from slm.scaling.laws import get_law
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
 
-MIN_STEP = 1.05
-"""Smallest ratio of two sizes that are compared; the gain per doubling of closer sizes would be mostly noise."""
-MIN_SIZES = 3
-"""Fewest sizes to which a power law is fitted."""
-FEW_SIZES = 6
-"""With fewer sizes, a power law cannot be distinguished from other laws."""
+MIN_STEP = 1.05  # smallest ratio of compared sizes; the gain per doubling of closer sizes would be mostly noise
+MIN_SIZES = 3  # fewest sizes to which a power law is fitted
+FEW_SIZES = 6  # with fewer sizes, a power law cannot be distinguished from other laws
 
 
 class Gain(NamedTuple):
-    """How much the target decreases per doubling of N, between two consecutive sizes of a family."""
+    """The decrease `value` of the target per doubling of N, between the sizes `smaller` and `larger` of a family."""
 
     family: str
     smaller: float
-    """N of the smaller size."""
     larger: float
     value: float
     se: float | None
@@ -150,7 +146,6 @@ def scaling_section(results: Results) -> Section | None:
 
 
 def _caveats(family: str, results: Results) -> list[str]:
-    """Return reasons why a difference within a family may not be due to N alone."""
     budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
     caveats = {
         "these checkpoints state no family and are taken as a single family; if they are not one, ignore this": (
@@ -189,7 +184,6 @@ def gain_section(results: Results) -> Section | None:
 
 
 def _error_note(steps: Sequence[Gain]) -> str:
-    """Return a sentence on which errors are paired and which are independent."""
     independent = [
         f"{escape_markdown(step.family)} from {count(step.smaller)} to {count(step.larger)}"
         for step in steps

@@ -23,16 +23,11 @@ from slm.scaling.prediction import band
 from slm.scaling.published import published_claims, published_rows
 from slm.scaling.tables import Table, table_from_frame
 
-TEXT_BYTES = 1_290_590
-"""Size of WikiText-2's raw test file."""
-TEXT_TOLERANCE = 0.03
-"""Relative difference in size that may come from joining the lines of the file in other ways."""
-KAPLAN_EXPONENT = 0.076
-"""Exponent of the loss in N by Kaplan et al. (2020)."""
-CITED_EXPONENTS = (0.076, 0.089)
-"""Exponents with which the study compared its own."""
-MAX_SPREAD = 0.1
-"""Products are called constant if their maximum exceeds their minimum by at most this share (published ones: 4%)."""
+TEXT_BYTES = 1_290_590  # size of WikiText-2's raw test file
+TEXT_TOLERANCE = 0.03  # relative difference in size that may come from joining the lines of the file in other ways
+KAPLAN_EXPONENT = 0.076  # exponent of the loss in N by Kaplan et al. (2020)
+CITED_EXPONENTS = (0.076, 0.089)  # exponents with which the study compared its own
+MAX_SPREAD = 0.1  # products are called constant if they vary by at most this share (published ones: 4%)
 
 
 class Pair(NamedTuple):

@@ -18,16 +18,10 @@ from slm.evaluation.report.results import (
 from slm.report.markdown import Section, bullets, figure, table
 from slm.runtime.words import NO_VALUE, escape_markdown, join_names, plural, shortlist, with_error
 
-Averages = dict[str, tuple[float, float | None]]
-"""Checkpoint -> (mean over the common tasks, standard error)."""
-MAX_PAIRS = 10
-"""Maximum number of pairs of checkpoints that a sentence names."""
-# fmt: off
-NUM_ITEMS = {
-    "arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838,
-    "social_iqa": 1954, "hellaswag": 10042, "openbookqa": 500, "winogrande": 1267,
-}
-# fmt: on
+Averages = dict[str, tuple[float, float | None]]  # checkpoint -> (mean over the common tasks, standard error)
+MAX_PAIRS = 10  # maximum number of pairs of checkpoints that a sentence names
+NUM_ITEMS = {"arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838, "social_iqa": 1954,
+             "hellaswag": 10042, "openbookqa": 500, "winogrande": 1267}  # fmt: skip
 """Number of items that lm-evaluation-harness 0.4 scores for each of the MobileLLM paper's eight tasks."""
 
 

@@ -61,24 +61,14 @@ def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> lis
     csv_file, report = folder / "results.csv", folder / "report.md"
     write_atomically(csv_file, to_csv(rows(results)))
     figures = draw(folder, {name: partial(make, results) for name, make in FIGURES.items()})
-    sections = [
-        summary_section(results),
-        quality_section(results),
-        speed_section(results),
-        tasks_section(results),
-        scaling_section(results),
-        gain_section(results),
-        study_section(results),
-        checkpoints_section(results),
-        methods_section(results, command),
-        Section("Files").add(
-            "Every number of this report is in results.json or computed from it. results.csv has the same numbers as a "
-            "table with one row per checkpoint. docs/evaluation_results.md explains each column and key."
-        ),
-    ]
-    write_atomically(
-        report, "\n\n".join(["# Evaluation", *(section.markdown() for section in sections if section)]) + "\n"
+    files_section = Section("Files").add(
+        "Every number of this report is in results.json or computed from it. results.csv has the same numbers as a "
+        "table with one row per checkpoint. docs/evaluation_results.md explains each column and key."
     )
+    sections = [make_section(results) for make_section in SECTIONS]
+    sections += [methods_section(results, command), files_section]
+    blocks = ["# Evaluation", *(section.markdown() for section in sections if section)]
+    write_atomically(report, "\n\n".join(blocks) + "\n")
     return [csv_file, *figures, report]
 
 
@@ -253,3 +243,7 @@ def _protocol(measure: Measure, results: Results) -> str:
 
 def _distinct(values: Iterable[str]) -> str:
     return join_names([escape_markdown(value) for value in dict.fromkeys(values) if value])
+
+
+SECTIONS = (summary_section, quality_section, speed_section, tasks_section, scaling_section, gain_section,
+            study_section, checkpoints_section)  # fmt: skip

@@ -19,7 +19,7 @@ MOBILELLM = ("arc_easy", "arc_challenge", "boolq", "piqa", "social_iqa", "hellas
 
 
 def check_tasks(tasks: Sequence[str], task_files: Mapping[str, str]) -> None:
-    """Raise `ValueError` for an unknown task (neither of the harness nor in `task_files`), bad file or missing extra."""
+    """Raise `ValueError` for a task that neither the harness nor `task_files` has, a bad file or a missing extra."""
     if not tasks:
         return
     if importlib.util.find_spec("lm_eval") is None:

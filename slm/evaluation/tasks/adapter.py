@@ -20,11 +20,9 @@ from slm.evaluation.tasks.scoring import Request, Scorer, make_request
 from slm.model import Decoder
 from slm.model.decoding import generate
 
-MAX_NEW_TOKENS = 256
-"""Maximum length of an answer if the task gives none; the harness's own default."""
+MAX_NEW_TOKENS = 256  # maximum length of an answer if the task gives none; the harness's own default
 
-Progress = Callable[[str, int, int], None]
-"""Called with the unit that is counted, the number done and the total."""
+Progress = Callable[[str, int, int], None]  # called with the unit that is counted, the number done and the total
 
 
 class DecoderLM(TemplateLM):

@@ -27,8 +27,7 @@ from slm.model import Decoder
 from slm.runtime.progress import Progress, say
 from slm.runtime.words import is_number
 
-BOOTSTRAP = 1000
-"""Number of bootstrap resamples for the standard error of a metric that is not a mean; means have a closed form."""
+BOOTSTRAP = 1000  # bootstrap resamples for the standard errors of metrics other than means, which have a closed form
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity")
 """A task's *value* is its first metric in this order: length-normalised accuracy before accuracy (docs/tasks.md)."""
 
@@ -86,10 +85,7 @@ def load_task(name: str, file: str | None) -> Any:
         return {"tasks": {name: make_task(name, read_records(name, file))}}
     try:
         # The same effect as HF_HUB_OFFLINE=1, which both packages read only when they are imported.
-        with (
-            patch("datasets.config.HF_HUB_OFFLINE", True),
-            patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
-        ):
+        with patch("datasets.config.HF_HUB_OFFLINE", True), patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
             return task_manager().load([name])
     except ImportError:  # the task needs a package that is not installed
         raise

@@ -22,14 +22,10 @@ from torch import Tensor
 from slm.checkpoints.weights import dtype_name
 from slm.model import Decoder, KVCache
 
-PASS_TOKENS = {"cpu": 24}
-"""Fixed cost of a forward pass, as the number of tokens that take as long (docs/tasks.md)."""
-PASS_TOKENS_ELSEWHERE = 2048
-"""The fixed cost on a GPU, which is mostly idle in smaller passes; an estimate, not measured."""
-HEAD_ROWS = 256
-"""Number of positions whose (V,) logits are in memory at the same time."""
-MIN_SHARED = 0.5
-"""A request joins a group if at least this share of its inputs is common with the group."""
+PASS_TOKENS = {"cpu": 24}  # fixed cost of a forward pass, as the number of tokens that take as long (docs/tasks.md)
+PASS_TOKENS_ELSEWHERE = 2048  # the same on a GPU, which is mostly idle in smaller passes; an estimate
+HEAD_ROWS = 256  # number of positions whose (V,) logits are in memory at the same time
+MIN_SHARED = 0.5  # a request joins a group if at least this share of its inputs is common with the group
 
 
 class Request(NamedTuple):
@@ -49,10 +45,8 @@ class Group(NamedTuple):
 class Score(NamedTuple):
     """Result for a continuation, as the harness needs it."""
 
-    log_likelihood: float
-    """Nats, summed over the continuation's tokens."""
-    is_greedy: bool
-    """Whether each token is the most likely one given the tokens before it."""
+    log_likelihood: float  # nats, summed over the tokens of the continuation
+    is_greedy: bool  # whether each token is the most likely one given the tokens before it
 
 
 def make_request(context: Sequence[int], continuation: Sequence[int], max_length: int) -> Request:
