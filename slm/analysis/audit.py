@@ -1,7 +1,7 @@
-"""The matched-budget audit: do the families of a table differ in nothing but what is compared?
+"""The matched-budget audit: do the families of a table differ only in what is compared?
 
-Notable: what the table does not state is listed as unknown and never assumed to match. A comparison is controlled only
-if the table shows that tokens, data, tokenizer, evaluation set, schedule and learning rate are matched.
+Notable: a setting that the table does not state is listed as unknown and never assumed to match. A comparison is
+controlled only if the table shows that tokens, data, tokenizer, evaluation set, schedule and learning rate are matched.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ OPTIONAL = {
     "optimizer": ("optimizer",),
     "averaging of weights": ("ema_decay",),
 }
-"""Compared if the table has them, and not called unknown if it does not."""
+"""Settings that are compared if the table has them, and are not listed as unknown otherwise."""
 MAX_FAMILIES, MAX_VALUES = 4, 12
-"""Most families that a sentence names, and most values that it gives for all families together."""
+"""Most families that a sentence names, and most values that a sentence lists for all families together."""
 
 
 @dataclass
@@ -49,33 +49,34 @@ class Findings:
 
     @property
     def has_one_family(self) -> bool:
-        """Whether there is only one family, so nothing to compare; `audit` then lists what differs within it."""
+        """Whether the table has only one family, so that there is nothing to compare."""
         return bool(self.frame["family"].nunique() == 1)
 
     def add_violation(self, what: str, values: pd.Series, sentence: str) -> None:
-        """Note that `values` differ; the values of each family are added to a sentence that ends with a colon."""
+        """Note that `values` differ. A sentence that ends with a colon is completed with the values of each family."""
         families = by_family(self.frame, values)
-        ending = f" {_lists(families)}." if sentence.endswith(":") else ""
+        ending = f" {_values_by_family(families)}." if sentence.endswith(":") else ""
         self.violations.append({"what": what, "families": families, "sentence": sentence + ending})
 
     def add_unknown(self, what: str) -> None:
-        """Note that the table does not state something of every run."""
+        """Note that the table does not state `what` for every run."""
         self.unknown.append({"what": what, "sentence": f"The table does not state the {what} of every run."})
 
     def add_match(self, what: str, sentence: str) -> None:
-        """Note that something is the same."""
+        """Note that `what` is matched."""
         self.checked.append({"what": what, "sentence": sentence})
 
-    def is_single(self, what: str) -> bool:
-        """Whether there is only one family; if so, note that there is nothing to match."""
+    def skip_one_family(self, what: str) -> bool:
+        """Whether a check of `what` is skipped, because there is only one family; if so, note this."""
         if self.has_one_family:
             self.add_match(what, f"There is one family, and nothing to match its {what} with.")
         return self.has_one_family
 
     def compare(self, what: str, values: pd.Series, groups: pd.Series, same: str, differ: str) -> None:
-        """Note whether families have the same values at the same size; `groups` are the levels of `values`.
+        """Note whether families have the same `values` at the same size, by the sentence `same` or `differ`.
 
-        `{where}` in `differ` becomes ` at the same size` if families have the same values, but at other sizes.
+        `groups` numbers the values that count as equal (`levels`). `{where}` in `differ` becomes ` at the same size`
+        if all families have the same set of values, but at different sizes.
         """
         if has_same_levels(self.frame, groups):
             return self.add_match(what, same)
@@ -87,8 +88,8 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
     """Audit the rows of a table that `slm.scaling.tables` read; returns the contents of `audit.json`.
 
     Keys: `controlled`; `violations` (`what`, `families` with their values, `sentence`); `unknown` and `checked`
-    (`what`, `sentence`); `varies`, which lists what differs within the family if there is only one. Differing learning
-    rates are a violation, although they do not prove that a family was tuned worse.
+    (`what`, `sentence`); `varies`, which lists the differences between the runs if there is only one family. Different
+    learning rates are a violation, although they do not prove that a family was tuned worse.
     """
     findings = Findings(frame)
     _check_tokens(frame, findings)
@@ -114,13 +115,14 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
 def _check_tokens(frame: pd.DataFrame, findings: Findings) -> None:
     if values_of(frame, ("tokens",)) is None:
         return findings.add_unknown("tokens")
-    if findings.is_single("tokens"):
+    if findings.skip_one_family("tokens"):
         return None
     tokens = frame["tokens"]
     rules = [("the same token budgets", tokens, 0.005)]
     rules += [(f"the same tokens per parameter ({size})", tokens / frame[size], 0.02) for size in sizes_of(frame)]
-    kinds = {"budget": "", "isoflop": "compute ", "flops": "compute "}
-    rules += [(f"the same {kind}budgets ({name})", frame[name], 0.05) for name, kind in kinds.items() if name in frame]
+    for name, budgets in (("budget", "budgets"), ("isoflop", "compute budgets"), ("flops", "compute budgets")):
+        if name in frame:
+            rules.append((f"the same {budgets} ({name})", frame[name], 0.05))
     for rule, values, tolerance in rules:
         if has_same_levels(frame, levels(values, tolerance)):
             return findings.add_match("tokens", f"Families have {rule}, to {tolerance:.1%}.")
@@ -137,7 +139,7 @@ def _check_tokenizer(frame: pd.DataFrame, findings: Findings) -> None:
 
 
 def _check_one_value(findings: Findings, what: str, columns: Sequence[str], differ: str, remedy: str = "") -> None:
-    """Note whether all runs, also of one family, have one value in the first of `columns` that is complete."""
+    """Note whether all runs, even of a single family, have one value in the first of `columns` without gaps."""
     values = values_of(findings.frame, columns)
     if values is None:
         findings.add_unknown(what)
@@ -152,7 +154,7 @@ def _check_settings(frame: pd.DataFrame, findings: Findings) -> None:
         values = values_of(frame, columns)
         if values is None and what in SETTINGS:
             findings.add_unknown(what)
-        elif values is not None and not findings.is_single(what):
+        elif values is not None and not findings.skip_one_family(what):
             same = f"Families have the same {what} ({values.name})."
             findings.compare(what, values, levels(values.astype(str), 0), same, f"Families differ in {what}{{where}}")
 
@@ -166,11 +168,11 @@ def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
         return findings.add_violation(what, frame.loc[at_end.astype(bool), size_of(frame)], sentence)
     rule, rates = (values_of(frame, (name,)) for name in ("lr_rule", "lr"))
     parametrization = values_of(frame, ("parametrization",))
-    if rule is None and rates is None and parametrization is not None and set(parametrization) != {"standard"}:
-        rule = parametrization  # such as muP, which transfers learning rates between sizes
     if rule is None and rates is None:
-        return findings.add_unknown(what)
-    if findings.is_single(what):
+        if parametrization is None or set(parametrization) == {"standard"}:
+            return findings.add_unknown(what)
+        rule = parametrization  # for example muP, which transfers learning rates between sizes
+    if findings.skip_one_family(what):
         return None
     if rule is not None and rule.nunique() == 1:
         return findings.add_match(what, f"All runs have one rule for the learning rate ({rule.name} {rule.iloc[0]}).")
@@ -182,9 +184,9 @@ def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
 
 
 def _check_rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
-    """Compare how many rates were tried, if the table states it: the lowest loss of more rates is lower anyway."""
+    """Compare how many learning rates were tried, because the best of more rates has a lower loss by chance alone."""
     tried = values_of(frame, RATES_TRIED)
-    if tried is None or findings.is_single("rates tried"):
+    if tried is None or findings.skip_one_family("rates tried"):
         return
     numbers = shortlist(map(_text, sorted(set(tried.tolist()))), MAX_VALUES)
     same = f"Families were given the same number of learning rates ({numbers})."
@@ -196,7 +198,7 @@ def _check_seeds(frame: pd.DataFrame, findings: Findings) -> None:
     values = values_of(frame, ("seed",))
     if values is None:
         return findings.add_unknown("seeds")
-    if findings.is_single("seeds"):
+    if findings.skip_one_family("seeds"):
         return None
     seeds = by_family(frame, values)
     if _are_equal(seeds):
@@ -247,10 +249,10 @@ def _ranges(frame: pd.DataFrame, name: str) -> str:
     return shortlist(ranges, MAX_FAMILIES, "; ")
 
 
-def _lists(lists: dict[str, list[Any]]) -> str:
-    """A few values of a few families, for a sentence; a violation's `families` has all."""
-    most = max(2, MAX_VALUES // len(lists))
-    texts = (f"{shortened(name, 30)} {shortlist(map(_text, values), most)}" for name, values in lists.items())
+def _values_by_family(families: dict[str, list[Any]]) -> str:
+    """A few values of a few families, for a sentence."""
+    max_values = max(2, MAX_VALUES // len(families))
+    texts = (f"{shortened(name, 30)} {shortlist(map(_text, values), max_values)}" for name, values in families.items())
     return shortlist(texts, MAX_FAMILIES, "; ", max_characters=200)
 
 

@@ -1,6 +1,6 @@
-"""Released checkpoints overlaid on the laws of a sweep, and how they differ from the runs.
+"""Overlay released checkpoints on the laws of a sweep, and state how the checkpoints differ from the runs.
 
-Notable: loss per token is another quantity under another tokenizer, so bits per byte are compared, or loss only if both
+Notable: bits per byte are compared, because loss per token depends on the tokenizer; loss is compared only if both
 tables name the same tokenizer. Other differences (text, tokens, windows, recipe) cannot be corrected for, so they are
 stated as caveats.
 """
@@ -35,18 +35,19 @@ WINDOWS = ("max_length", "context_length", "sequence_length")
 
 @dataclass(frozen=True)
 class Overlay:
-    """Rows of an evaluation, one for each checkpoint and measure; `column` is the file's column of bits per byte."""
+    """The rows of an evaluation file, one for each checkpoint and measure."""
 
     table: Table
     column: str
+    """The column of the file that is read as bits per byte."""
 
     def file_column(self, target: str) -> str:
-        """The file's column whose values are compared."""
+        """The column of the file that holds the target."""
         return self.column if target == BITS else target
 
 
 def read_overlay(config: Mapping[str, Any]) -> Overlay | None:
-    """The rows that keys `overlay` and `overlay_column` name, or None. Raises `ValueError` for a file without them."""
+    """Read the file that the key `overlay` names; None if the key is None. Raises `ValueError` for a missing column."""
     source, column = config["overlay"], config["overlay_column"] or BITS
     if source is None:
         return None
@@ -64,7 +65,7 @@ def _check_columns(rows: pd.DataFrame, source: str, column: str) -> None:
     if column != BITS and column not in rows:
         names = ", ".join(str(name) for name in rows if str(name).startswith(BITS)) or "none"
         raise ValueError(
-            f"{source} has no column {column}, which overlay_column names: its columns of bits per byte are {names}"
+            f"{source} has no column {column}, which overlay_column names: its bits_per_byte columns are {names}"
         )
     for preferred, accepted in ((SIZES[0], SIZES), (BITS, (column, *TARGETS))):
         if not {*accepted} & {*rows}:
@@ -74,24 +75,24 @@ def _check_columns(rows: pd.DataFrame, source: str, column: str) -> None:
 
 
 def check_overlay_of_sweep(config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for rows that cannot be compared with the runs of a sweep, before the runs are trained."""
+    """Before the runs of a sweep are trained, raise `ValueError` for an overlay that cannot be compared with them."""
     overlay, size = read_overlay(config), config["analysis"]["size"]
     if overlay is not None:
-        # The runs' tokenizer fingerprint is not known before training, so it is taken to equal the checkpoints'.
+        # The tokenizer fingerprint of the runs is unknown before training, so assume that of the checkpoints.
         target = _target(overlay, TARGETS, values_of(overlay.table.frame, TOKENIZER[:1]))
         _usable_rows(overlay, target, SIZES[0] if size == "auto" else size)
 
 
 def check_overlay(overlay: Overlay, table: Table, settings: Settings) -> None:
-    """Raise `ValueError` for rows that cannot be compared with those of `table`."""
+    """Raise `ValueError` if the checkpoints cannot be compared with the runs in `table`."""
     _usable_rows(overlay, *_target_and_size(overlay, table, settings))
 
 
 def overlay_entry(overlay: Overlay, table: Table, primary_law: str, settings: Settings, seed: int) -> Entry:
-    """The content of overlay.json: among others `law`, `target`, `size`, `points`, `families`, `caveats`, `notes`.
+    """The content of overlay.json.
 
-    A point is a checkpoint (`name`, `N`, `value`, `tokens`, `measure`). `families` are the entries of
-    `slm.scaling.overlay.overlay_models`, whose `models` follow the order of `points`.
+    `points` has one item per checkpoint row: `name`, `N`, `value`, `tokens`, `measure`. `families` has one item per
+    family from `slm.scaling.overlay.overlay_models`; the `models` of a family are in the order of `points`.
     """
     target, size = _target_and_size(overlay, table, settings)
     frame, notes = _usable_rows(overlay, target, size)
@@ -117,18 +118,16 @@ def overlay_entry(overlay: Overlay, table: Table, primary_law: str, settings: Se
 
 
 def overlay_rows(overlay: Entry) -> Rows:
-    """Columns and rows for the tracker from the content of overlay.json, one row for each checkpoint and family."""
-    prediction = ["log_ratio", "times_beyond"]
-    columns = ["model", "N", overlay["target"], "measure", "family", "law", "predicted", "low", "high", *prediction]
-    rows = [
-        [
-            *(point[key] for key in ("name", "N", "value", "measure")),
-            *(family["family"], overlay["law"]),
-            *(model[key] for key in ("value", "low", "high", *prediction)),
-        ]
-        for family in overlay["families"]
-        for point, model in zip(overlay["points"] if family["models"] else [], family["models"], strict=True)
-    ]
+    """Columns and rows for the tracker from the content of overlay.json, with one row per checkpoint and family."""
+    columns = ["model", "N", overlay["target"], "measure", "family", "law", "predicted", "low", "high", "log_ratio",
+               "times_beyond"]  # fmt: skip
+    rows = []
+    for family in overlay["families"]:
+        if family["models"]:
+            for point, model in zip(overlay["points"], family["models"], strict=True):
+                measured = [point[key] for key in ("name", "N", "value", "measure")]
+                predicted = [model[key] for key in ("value", "low", "high", "log_ratio", "times_beyond")]
+                rows.append([*measured, family["family"], overlay["law"], *predicted])
     return columns, rows
 
 
@@ -138,26 +137,26 @@ def _target_and_size(overlay: Overlay, table: Table, settings: Settings) -> tupl
 
 
 def _target(overlay: Overlay, targets: Sequence[str], tokenizer: pd.Series | None) -> str:
-    """The quantity to compare: bits per byte, or loss if both tables name one and the same tokenizer.
+    """The quantity to compare: bits per byte, or loss if both tables have a single tokenizer and it is the same.
 
-    Raises `ValueError` if neither is possible. `targets` and `tokenizer` (None: unknown) are those of the runs.
+    `targets` and `tokenizer` (None: unknown) describe the runs. Raises `ValueError` if neither quantity is possible.
     """
     frame, source = overlay.table.frame, f"overlay={overlay.table.name}"
     if BITS in frame and BITS in targets:
         return BITS
     tokenizers = [values for values in (values_of(frame, TOKENIZER), tokenizer) if values is not None]
-    is_same = len(tokenizers) == 2 and len({str(name) for names in tokenizers for name in names}) == 1
-    if is_same and "loss" in frame and "loss" in targets:
+    names = {str(name) for values in tokenizers for name in values}
+    if len(tokenizers) == 2 and len(names) == 1 and "loss" in frame and "loss" in targets:
         return "loss"
+    table_without = f"{source} has" if BITS in targets else "the runs have"
     raise ValueError(
-        f"{f'{source} has' if BITS in targets else 'the runs have'} no {BITS}, and loss per token does not compare "
-        f"across tokenizers, so {source} cannot be overlaid: add {BITS} (evaluate.py and train.py write it), or the "
-        f"same {TOKENIZER[0]} to both tables"
+        f"{table_without} no {BITS}, and loss per token does not compare across tokenizers, so {source} cannot be "
+        f"overlaid: add {BITS} (evaluate.py and train.py write it), or the same {TOKENIZER[0]} to both tables"
     )
 
 
 def _usable_rows(overlay: Overlay, target: str, size: str) -> tuple[pd.DataFrame, list[str]]:
-    """The rows with both a value and N, and a note that names the others. Raises `ValueError` if no row has both."""
+    """The rows with both `target` and `size`, and a note that names the others. Raises `ValueError` without rows."""
     frame, source = overlay.table.frame, overlay.table.name
     if size not in frame:
         raise ValueError(f"overlay={source} has no column {size}, which is the N of this analysis: add it")
@@ -165,11 +164,12 @@ def _usable_rows(overlay: Overlay, target: str, size: str) -> tuple[pd.DataFrame
     if not is_usable.any():
         raise ValueError(f"overlay={source} has no row with both {size} and {target}: fill them in")
     left_out = [_name(row) for row in frame[~is_usable].to_dict("records")]
-    return frame[is_usable], [f"Not overlaid, without {target} or {size}: {shortlist(left_out)}."] if left_out else []
+    note = f"Not overlaid because {target} or {size} is missing: {shortlist(left_out)}."
+    return frame[is_usable], [note] if left_out else []
 
 
 def _point(row: Mapping[str, Any], overlay: Overlay, target: str, size: str) -> Entry:
-    """The point of a checkpoint; `measure` names the text and protocol of its value, None if the row names none."""
+    """The point of a checkpoint. `measure` names text and protocol of the evaluation; None if the row has neither."""
     if overlay.file_column(target) not in (BITS, target):
         measure = overlay.column
     else:
@@ -184,28 +184,25 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _present_values(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
-    """The values of a row under these keys, without missing ones."""
+    """The values of a row under these keys, except missing values."""
     return [row[key] for key in keys if row.get(key) is not None and not pd.isna(row[key])]
 
 
 def _caveats(
     checkpoints: pd.DataFrame, runs: pd.DataFrame, points: Sequence[Entry], families: Sequence[Entry], column: str
 ) -> list[str]:
-    """One sentence each on data, tokens, tokenizer, context, recipe and extrapolation.
-
-    `checkpoints` are rows of the overlay, `column` is its column that is compared.
-    """
+    """One sentence each on data, tokens, tokenizer, context, recipe and extrapolation; `column` is compared."""
     run_tokens = _token_range(runs["tokens"]) if "tokens" in runs else "a number that the table does not state"
     return [
-        "Data: nothing says that the checkpoints were trained on the data of these runs, and they were "
+        "Data: the checkpoints may have been trained on other data than the runs, and they were "
         f"{_texts(checkpoints, runs, column)}.",
         f"Tokens: the runs were trained on {run_tokens}, the checkpoints {_checkpoint_tokens(points)}; a law in N "
-        "alone predicts what a run of that size would reach on the tokens of these runs.",
+        "alone predicts what a model of that size would reach on as many tokens as the runs.",
         _tokenizers(checkpoints, runs, column),
         f"Context: windows of {_values_text(checkpoints, WINDOWS)} tokens for the checkpoints and of "
-        f"{_values_text(runs, WINDOWS)} for the runs; a longer window lowers the result by itself.",
-        "Recipe: optimizer, schedule, learning rate and choice of data are the checkpoints' own, and nothing here "
-        "controls for them.",
+        f"{_values_text(runs, WINDOWS)} for the runs; a longer window alone lowers the result.",
+        "Recipe: the checkpoints have their own optimizer, schedule, learning rate and choice of data, and nothing "
+        "here controls for them.",
         _extrapolation(families, len(points)),
     ]
 
@@ -216,12 +213,10 @@ def _texts(checkpoints: pd.DataFrame, runs: pd.DataFrame, column: str) -> str:
     available = [values for values in fingerprints if values is not None]
     if column == BITS and len(available) == 2 and len(set().union(*available)) == 1:
         return f"scored on the same text ({_values_text(checkpoints, TEXTS)})"
-    text = "a text that the file does not name"
-    where = _values_text(checkpoints, TEXTS, text) if column in (BITS, "loss") else column
-    return (
-        f"scored on {where}, the runs on {_values_text(runs, TEXTS, 'their own validation text')}: results on "
-        "different texts differ whatever the model"
-    )
+    unknown = "a text that the file does not name"
+    checkpoint_text = _values_text(checkpoints, TEXTS, unknown) if column in (BITS, "loss") else column
+    run_text = _values_text(runs, TEXTS, "their own validation text")
+    return f"scored on {checkpoint_text}, the runs on {run_text}: one model has different results on different texts"
 
 
 def _checkpoint_tokens(points: Sequence[Entry]) -> str:
@@ -237,17 +232,18 @@ def _tokenizers(checkpoints: pd.DataFrame, runs: pd.DataFrame, column: str) -> s
         return "Tokenizer: the same, according to both tables, so nats per token compare."
     run_sizes, checkpoint_sizes = (_values_text(frame, ("vocab_size",)) for frame in (runs, checkpoints))
     return (
-        f"Tokenizer: vocabularies of {checkpoint_sizes} for the checkpoints and of {run_sizes} for the runs; bits per "
-        "byte compare across tokenizers, and N counts the embeddings of each where it counts them."
+        f"Tokenizer: vocabularies of {checkpoint_sizes} for the checkpoints and of {run_sizes} for the runs. Bits per "
+        "byte compare across tokenizers, but where N includes embeddings it depends on the size of the vocabulary."
     )
 
 
-def _extrapolation(families: Sequence[Entry], count: int) -> str:
+def _extrapolation(families: Sequence[Entry], num_checkpoints: int) -> str:
     models_by_point = zip(*(family["models"] for family in families if family["models"]), strict=True)
     factors = [max(model["times_beyond"] for model in models) for models in models_by_point]
+    num_beyond = sum(factor > 1 for factor in factors)
     return (
-        f"Extrapolation: {sum(factor > 1 for factor in factors)} of {count} lie beyond the sizes of the runs, by a "
-        f"factor of up to {max(factors, default=1.0):.3g}; there a law is a guess, and its interval assumes the law."
+        f"Extrapolation: {num_beyond} of {num_checkpoints} lie beyond the sizes of the runs, by a factor of up to "
+        f"{max(factors, default=1.0):.3g}. There a law is a guess, and its interval assumes that the law holds."
     )
 
 

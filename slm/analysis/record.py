@@ -1,4 +1,4 @@
-"""Log an analysis to the tracker as its own run (job_type=analysis), where exponents of analyses can be compared."""
+"""Log an analysis as a tracker run of its own (job_type=analysis), to compare exponents of analyses in the tracker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slm.tracking import Rows, check_logger, known_run_id, record_directory
 
 RUN_COLUMNS = ("run_id", "family", "status", "seed", "width", "depth", "lr", "params_total", "params_non_embedding",
                "tokens", "loss", "bits_per_byte")  # fmt: skip
-"""Columns of the table of runs that the tracker gets, if the table has them."""
+"""The columns of the runs table that are logged, if the table has them."""
 PAIR_COLUMNS = ("delta", "ci_low", "ci_high", "p", "p_adjusted")
 
 
@@ -35,7 +35,8 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
     if analysis.overlay:
         tables["overlay"] = overlay_rows(analysis.overlay)
     # Leave out the folders of the tracker (`wandb`) and of a sweep's runs (`runs`).
-    files = [path for path in sorted(folder.rglob("*")) if not {"wandb", "runs"} & {*path.relative_to(folder).parts}]
+    skipped_folders = {"wandb", "runs"}
+    files = [path for path in sorted(folder.rglob("*")) if skipped_folders.isdisjoint(path.relative_to(folder).parts)]
     record_directory(
         folder,
         kind="analysis",
@@ -49,9 +50,9 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
 
 
 def run_rows(folder: Path, source: str | None) -> Rows:
-    """One row per run, with its id in the tracker as `wandb_run` (None if it was not tracked).
+    """One row per run, with the id of the run in the tracker as `wandb_run` (None if the run was not tracked).
 
-    `source` is the table or directory of runs; None for a sweep that was trained in `folder`.
+    `source` is the table or directory of runs; None means the runs of a sweep in `folder`.
     """
     frame = pd.read_csv(folder / ("results.csv" if source else "runs.csv"), dtype={"run_id": str})
     frame = frame[[name for name in RUN_COLUMNS if name in frame]]
@@ -63,7 +64,7 @@ def run_rows(folder: Path, source: str | None) -> Rows:
 
 
 def exponent_rows(analysis: Directory) -> Rows:
-    """One row for each exponent of a fit; an exponent that is not identified has no value, so nobody can quote it."""
+    """One row per fit and exponent; an exponent that is not identified has no value, so that nobody can quote it."""
     keys = ["family", "law", "target", "size", "loss"]
     rows = []
     for entry in analysis.fits:
@@ -75,7 +76,7 @@ def exponent_rows(analysis: Directory) -> Rows:
 
 
 def comparison_rows(analysis: Directory) -> Rows:
-    """One row for each pair of families compared at the same sizes, and for each by an exponent of a law."""
+    """One row for each pair of families compared at the same sizes, and one for each pair, law and exponent."""
     pairs = [
         {**pair, "law": "same sizes", "exponent": "local exponent", "identified": True}
         for pair in analysis.comparison["paired"]["pairs"]
@@ -86,10 +87,11 @@ def comparison_rows(analysis: Directory) -> Rows:
 
 
 def summary(analysis: Directory) -> dict[str, Any]:
-    """`exponent/<family>/<law>/<name>` with `.../ci_low`, `.../ci_high`, and `comparison/<a>_vs_<b>/...`.
+    """The verdict, the exponents for its target and size, and the comparisons on which it is based.
 
-    It has the exponents of the verdict's target and N, and the comparisons that the verdict is based on. Exponents
-    that are not identified are left out, so nobody can quote them.
+    Keys are `verdict`, `exponent/<family>/<law>/<name>` and `comparison/<a>_vs_<b>/<column>`. The interval of the
+    first exponent of a law is `.../ci_low` and `.../ci_high`, that of another exponent `.../<name>_ci_low` and so on.
+    Exponents that are not identified are left out, so that nobody can quote them.
     """
     values: dict[str, Any] = {"verdict": analysis.comparison["verdict"]["headline"]}
     for entry in analysis.entries():
@@ -99,7 +101,7 @@ def summary(analysis: Directory) -> dict[str, Any]:
                 prefix = "" if name == entry["exponents"][0] else f"{name}_"
                 values[f"{key}/{name}"] = entry["params"][name]
                 values[f"{key}/{prefix}ci_low"], values[f"{key}/{prefix}ci_high"] = entry["ci95"][name]
-    # A pair has a row per exponent. Reversed, so that its first row, of the ranked exponent, overwrites the others.
+    # A pair has one row per exponent. Reversed, so that its first row (the exponent of the ranking) is written last.
     for pair in reversed(analysis.comparison["verdict"]["pairs"]):
         a, b = (pair[side].replace("/", "_") for side in ("a", "b"))
         values |= {f"comparison/{a}_vs_{b}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}

@@ -1,4 +1,4 @@
-"""From a table of runs to an analysis directory: read, audit, fit, compare, draw, report, track."""
+"""Turn a table of runs into an analysis directory: read, audit, fit, compare, draw, report, track."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from slm.scaling.tables import Table, read_table, table_from_frame
 FITS_FILE = "fits.json"
 """A folder with this file is an analysis directory."""
 ROW_KEYS = ("columns", "where", "best_of", "drop_worst")
-"""The settings that say which rows of a table are analysed."""
+"""The config keys that choose the rows of a table."""
 
 
 def analyse_runs(config: Mapping[str, Any]) -> int:
-    """Analyse the table that `conf/sweep.yaml` names into `output_dir`; returns the exit code.
+    """Analyse the table or directory that the key `runs` names, and write to `output_dir`; returns the exit code.
 
-    The directory holds design.csv, results.csv, settings.json, audit.json, fits.json,
-    comparison.json, overlay.json if checkpoints are overlaid, figures/, report.md and report.html. Raises `ValueError`
-    for invalid settings or rows before anything is written.
+    Writes design.csv, results.csv, settings.json, audit.json, fits.json, comparison.json, figures/, report.md,
+    report.html, and overlay.json if checkpoints are overlaid. Raises `ValueError` for invalid settings or rows before
+    anything is written.
     """
     check_analysis(config)
     _check_folder(Path(config["output_dir"]), config)
@@ -54,33 +54,32 @@ def check_analysis(config: Mapping[str, Any]) -> None:
 
 
 def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFrame | None = None) -> None:
-    """Analyse a table into `output_dir`, replacing an earlier analysis; `design` is the planned design.csv, if any."""
+    """Analyse a table and write to `output_dir`, replacing an earlier analysis; `design` is written as design.csv."""
     settings, folder = Settings.from_dict(config["analysis"]), Path(config["output_dir"])
     overlay = read_overlay(config)
     if overlay:
         check_overlay(overlay, table, settings)
-    audited = audit(table.frame)
+    audit_result = audit(table.frame)
     check_writable(folder)
     with Progress("reading") as progress:
 
         def show(task: str, done: int, total: int) -> None:
             progress.update(done, task=task, total=total)
 
-        analysis = analyse(table, settings, controlled=audited["controlled"], seed=config["seed"], progress=show)
+        analysis = analyse(table, settings, controlled=audit_result["controlled"], seed=config["seed"], progress=show)
         law = analysis.comparison["primary"]["law"]
-        overlaid = overlay_entry(overlay, table, law, settings, config["seed"]) if overlay else None
+        overlay_result = overlay_entry(overlay, table, law, settings, config["seed"]) if overlay else None
         _remove_report(folder)
         command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
         write_atomically(folder / "results.csv", table.frame.to_csv(index=False))
         write_json(folder / "settings.json", {"command": command, **config})
-        write_json(folder / "audit.json", audited)
+        write_json(folder / "audit.json", audit_result)
         write_json(folder / "comparison.json", analysis.comparison)
         write_json(folder / FITS_FILE, analysis.fits)
-        if overlaid:
-            write_json(folder / OVERLAY, overlaid)
-        write_atomically(
-            folder / "design.csv", (_design(table.frame) if design is None else design).to_csv(index=False)
-        )
+        if overlay_result:
+            write_json(folder / OVERLAY, overlay_result)
+        design = _design(table.frame) if design is None else design
+        write_atomically(folder / "design.csv", design.to_csv(index=False))
         show("drawing figures and writing the report", 1, 1)
         _report(folder)
         show("logging the analysis", 1, 1)
@@ -91,15 +90,15 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
 
 def _read(config: Mapping[str, Any]) -> Table:
     options = {key: config[key] for key in ROW_KEYS}
-    runs = Path(config["runs"])
-    if runs.is_dir():
-        return table_from_frame(collect_runs(runs), name=config["name"] or runs.name, **options)
+    source = Path(config["runs"])
+    if source.is_dir():
+        return table_from_frame(collect_runs(source), name=config["name"] or source.name, **options)
     table = read_table(config["runs"], **options)
     return Table(table.frame, table.notes, config["name"]) if config["name"] else table
 
 
 def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if the folder holds anything but an earlier analysis of the same rows."""
+    """Raise `ValueError` if the folder holds anything except an earlier analysis of the same rows."""
     try:
         if not folder.is_dir() or not any(folder.iterdir()):
             return
@@ -121,7 +120,7 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _remove_report(folder: Path) -> None:
-    """Remove an earlier report, which must not lie beside new numbers if the analysis is interrupted."""
+    """Remove an earlier report, so that an interrupted analysis leaves no old report beside new numbers."""
     figures = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     for name in ("report.md", "report.html", OVERLAY, *figures):
         (folder / name).unlink(missing_ok=True)
@@ -130,9 +129,9 @@ def _remove_report(folder: Path) -> None:
 
 
 def _design(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, with the number of its runs and the columns that are constant within every cell."""
-    columns = [c for c in frame if frame.groupby("cell")[c].nunique(dropna=False).max() == 1 and c != "cluster"]
+    """One row per cell, with the number of its runs and the columns that are constant within every cell."""
     cells = frame.groupby("cell")
+    columns = [name for name in frame if cells[name].nunique(dropna=False).max() == 1 and name != "cluster"]
     return cells[columns].first().assign(runs=cells.size()).drop(columns="cell", errors="ignore").reset_index()
 
 

@@ -1,4 +1,4 @@
-"""Runs as one table: a row for each `result.json`, whatever became of the run."""
+"""Collect runs into one table, with a row for each `result.json`, even if the run failed or was interrupted."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from typing import Any
 import pandas as pd
 
 COLUMNS = (
-    *("run_id", "trunk", "family", "name", "seed", "status", "params_total", "params_non_embedding", "tokens"),
-    *("flops", "flops_6n", "width", "depth", "lr", "batch_tokens", "sequence_length", "document_masking", "steps"),
-    *("optimizer", "ema_decay", "schedule", "parametrization", "data_fingerprint", "tokenizer_fingerprint"),
-    *("vocab_size", "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes"),
-    *("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device", "budget", "lr_rule", "lr_at_end"),
-    "lr_tried",
-)
-"""The columns of a sweep's table before any cell has a result. Only branches have `trunk`, and only tuned rates
-`lr_at_end` and `lr_tried`."""
-SHARED = ("family", "seed", "lr", "width", "depth", "params_total", "batch_tokens", "data_fingerprint")
+    "run_id", "trunk", "family", "name", "seed", "status", "params_total", "params_non_embedding", "tokens",
+    "flops", "flops_6n", "width", "depth", "lr", "batch_tokens", "sequence_length", "document_masking", "steps",
+    "optimizer", "ema_decay", "schedule", "parametrization", "data_fingerprint", "tokenizer_fingerprint", "vocab_size",
+    "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes", "tokens_per_second",
+    "peak_memory_bytes", "wall_seconds", "device", "budget", "lr_rule", "lr_at_end", "lr_tried",
+)  # fmt: skip
+"""The columns of a sweep's table before any cell has a result. Only branches have a `trunk`, and only tuned learning
+rates have `lr_at_end` and `lr_tried`."""
+SAME_AS_TRUNK = ("family", "seed", "lr", "width", "depth", "params_total", "batch_tokens", "data_fingerprint")
 """Columns in which a branch and its trunk agree."""
 
 
 def collect_runs(directory: str | Path) -> pd.DataFrame:
-    """One row a run found at any depth under `directory` (a folder of run directories, such as `multirun/DATE`).
+    """One row per run found at any depth under `directory` (a folder of run directories, such as `multirun/DATE`).
 
-    Losses are nats a token and only those of completed runs, at their last step; `flops` are exact training FLOPs,
-    `depth` counts distinct blocks, `run_id` is the run's folder relative to `directory`. Raises `ValueError` of one
-    sentence if there is no run or a result cannot be read.
+    `loss` is in nats per token, at the last step; only completed runs have one. `flops` are exact training FLOPs,
+    `depth` counts distinct blocks, and `run_id` is the run's folder relative to `directory`. Raises `ValueError` if
+    there is no run or a result cannot be read.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -41,22 +40,24 @@ def collect_runs(directory: str | Path) -> pd.DataFrame:
 
 
 def table_of_runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows as a table, with the column `trunk` only if a run was branched off another."""
-    frame = pd.DataFrame(rows, columns=None if rows else COLUMNS)
-    return frame.drop(columns="trunk") if all(row["trunk"] is None for row in rows) and rows else frame
+    """The rows as a table, with the column `trunk` only if a run was branched off another run."""
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS)
+    has_branches = any(row["trunk"] is not None for row in rows)
+    return frame if has_branches or not rows else frame.drop(columns="trunk")
 
 
 def _trunk(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The `run_id` of the run from step 0 that `row` goes back to, or the name of its trunk if that is not in `rows`.
+    """The `run_id` of the run that started at step 0 and from which `row` descends; None if `row` is no branch.
 
-    Several runs may have the name and settings of a trunk; the longest of them is taken.
+    If the trunk is not among `rows`, its name is returned. If several runs could be the trunk, the longest one counts.
     """
     others = [other for other in rows if other is not row]
-    shared = [row[key] for key in SHARED]
-    same = [other for other in others if other["name"] == row["trunk"] and [other[key] for key in SHARED] == shared]
-    if row["trunk"] is None or not same:
+    settings = [row[key] for key in SAME_AS_TRUNK]
+    candidates = [other for other in others if other["name"] == row["trunk"]]
+    candidates = [other for other in candidates if [other[key] for key in SAME_AS_TRUNK] == settings]
+    if row["trunk"] is None or not candidates:
         return row["trunk"]
-    trunk = max(same, key=lambda other: (other["trunk"] is None, other["tokens"]))
+    trunk = max(candidates, key=lambda other: (other["trunk"] is None, other["tokens"]))
     return trunk["run_id"] if trunk["trunk"] is None else _trunk(trunk, others)
 
 
@@ -66,7 +67,7 @@ def row_of_run(path: Path, root: Path) -> dict[str, Any]:
     folder = path.parent.relative_to(root)
     run_id = str(folder) if folder.parts else root.resolve().name
     try:
-        trunk = (result.get("branched_from") or {}).get("name")  # the name of that run, not of its folder
+        trunk = (result.get("branched_from") or {}).get("name")  # the name of the run, not of its folder
         identity = {name: result[name] for name in ("family", "name", "seed", "status")}
         return {"run_id": run_id, "trunk": trunk} | identity | _settings(result) | _measurements(result)
     except (KeyError, TypeError, AttributeError) as error:
@@ -78,9 +79,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise ValueError(f"{path} is not JSON ({error}): move that run away or run it again") from None
+        raise ValueError(f"{path} is not JSON ({error}): move the run away or run it again") from None
     if not isinstance(result, dict):
-        raise ValueError(f"{path} must hold the result of a run as a JSON object: move it away")
+        raise ValueError(f"{path} must hold the result of a run as a JSON object: move the file away")
     return result
 
 
@@ -97,10 +98,10 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
         "lr": result["peak_lr"],
         "batch_tokens": result["batch_tokens"],
         "sequence_length": result["sequence_length"],
-        "document_masking": result.get("document_masking", False),  # older runs had no choice
+        "document_masking": result.get("document_masking", False),  # older runs had no masking
         "steps": result["steps"],
         "optimizer": result.get("optimizer", "adamw"),  # the only optimizer of older runs
-        "ema_decay": result.get("ema_decay") or 0.0,  # 0 for no average: a blank would mean unknown
+        "ema_decay": result.get("ema_decay") or 0.0,  # 0 means no averaging; an empty cell would mean unknown
         "schedule": _canonical(result["schedule"]),
         "parametrization": result["parametrization"],
         "data_fingerprint": result["data"]["fingerprint"],
@@ -111,7 +112,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
-    # An interrupted run has the loss of only a part of the validation set, which is not comparable.
+    # The loss of an interrupted run is over a part of the validation set, so it does not compare.
     val = (result["val"] or {}) if result["status"] == "completed" else {}
     scores = {name: val.get(name) for name in ("loss", "bits_per_byte", "perplexity")}
     speed = {name: result[name] for name in ("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device")}
@@ -119,6 +120,6 @@ def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _canonical(schedule: Mapping[str, Any]) -> str:
-    """Name and settings in one order: `cosine(final_fraction=0.1, warmup_fraction=0.05)`."""
-    given = {key: value for key, value in sorted(schedule.items()) if key != "name" and value is not None}
-    return f"{schedule['name']}({', '.join(f'{key}={value}' for key, value in given.items())})"
+    """The name and the sorted settings, to compare as text: `cosine(final_fraction=0.1, warmup_fraction=0.05)`."""
+    settings = [f"{key}={value}" for key, value in sorted(schedule.items()) if key != "name" and value is not None]
+    return f"{schedule['name']}({', '.join(settings)})"

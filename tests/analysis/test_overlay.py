@@ -92,7 +92,7 @@ def test_an_overlay_is_in_the_report_with_all_that_differs(monkeypatch: pytest.M
     said = ["Data", "Tokens", "Tokenizer", "Context", "Recipe", "Extrapolation"]
     assert [caveat.partition(":")[0] for caveat in found["caveats"]] == said
     assert all(f"- {caveat}" in report for caveat in found["caveats"])
-    assert "1 of 2 lie beyond the sizes of the runs, by a factor of up to 10;" in report
+    assert "1 of 2 lie beyond the sizes of the runs, by a factor of up to 10." in report
     assert "on 1e+09 tokens, the checkpoints on 2e+12 tokens and on a number that the file does not state (sm" in report
     monkeypatch.setattr("slm.analysis.run._report", lambda folder: None)
     analyse_runs(check_settings(composed(*asked)))
@@ -104,7 +104,7 @@ def test_another_measure_is_laid_over_where_a_checkpoint_has_it() -> None:
     found = laid(MODELS, "overlay_column=bits_per_byte_b")
     (point,) = found["points"]
     assert (point["name"], point["value"], point["measure"]) == ("small", 1.6, "bits_per_byte_b")
-    assert found["notes"] == ["Not overlaid, without bits_per_byte or params_total: large."]
+    assert found["notes"] == ["Not overlaid because bits_per_byte or params_total is missing: large."]
 
 
 def test_what_evaluate_writes_can_be_laid_over(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_optima_beyond_the_runs_and_laws_that_contradict_them_are_told(iso: Path
     beyond = row["budgets"][2]["beyond"]
     text = markdown(iso)
     assert f"({format_number(beyond['params'], 3)}x the largest)" in text
-    assert "No run of iso has reached it; the lowest is" in text
+    assert "No run of iso reached this loss (the lowest is" in text
     (found,) = comparison["isoflop"]
     first = found["budgets"][0]
     assert f"| {count(first['params'])} [{count(first['low'])}, {count(first['high'])}] |" in text

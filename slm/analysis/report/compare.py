@@ -1,4 +1,4 @@
-"""Families compared under a law: exponents, nested models, efficiency, pooling and ranking."""
+"""The section that compares families under a law: exponents, nested models, efficiency, pooling and ranking."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from slm.runtime.words import (
 from slm.scaling.describe import Entry, family_name, pair_name
 
 MODEL_NAMES = {
-    "one_law": "one law for all",
-    "efficiency": "one law, N (and D) rescaled by family",
-    "shared_exponents": "shared exponents, all else by family",
-    "separate": "separate laws",
+    "one_law": "one law for all families",
+    "efficiency": "one law, with N (and D) rescaled per family",
+    "shared_exponents": "shared exponents, other parameters per family",
+    "separate": "a separate law per family",
 }
 UNITS = {"N": "parameter", "D": "training token", "C": "FLOP"}
 MAX_FACTOR_RANGE = 100
-"""An interval of a factor whose ends differ by more says nothing."""
+"""Largest ratio of the ends of an interval with which a factor is shown."""
 
 
 def comparison_section(analysis: Directory) -> Section:
-    """Families under the law of the verdict, then the same test under other laws, and the ranking."""
-    section = Section("Comparison of families by a law")
+    """Compare families under the law of the verdict, then under other laws, and rank them."""
+    section = Section("Comparison of families under one law")
     law = analysis.verdict_comparison
     if law is None:
         why = "There is one family" if len(analysis.families) == 1 else "Fewer than two families could be fitted"
@@ -46,11 +46,11 @@ def comparison_section(analysis: Directory) -> Section:
     others = [other for name, other in analysis.comparison["laws"].items() if name != law["law"]]
     left_out = escape_markdown(join_names(law["left_out"] or []))
     return section.add(
-        f"Under {analysis.equation(law['law'])} (`{law['law']}`)."
-        + (f" Left out, not fitted or not identified: {left_out}." if left_out else ""),
+        f"The law is {analysis.equation(law['law'])} (`{law['law']}`)."
+        + (f" Left out, because their fits failed or are not identified: {left_out}." if left_out else ""),
         _joint(law),
         _pairs(law),
-        analysis.figure("differences", "Differences of exponents between families, each by its own fit."),
+        analysis.figure("differences", "Differences of exponents between families, from separate fits of each family."),
         _models(law),
         _models_explained(law),
         bullets(_efficiency(law, analysis.level)),
@@ -64,45 +64,45 @@ def _joint(law: Entry) -> str:
     tests = [f"{name}: p {p_value(test['p'], equals=True)}" for name, test in law["joint"].items()]
     if not tests:
         return "No exponent is identified in two families, so none is compared."
-    spanned = (law["common_range"] or {}).get("range")
-    span = f"{count(spanned[0])} to {count(spanned[1])}" if spanned else ""
+    common_range = (law["common_range"] or {}).get("range")
+    span = f"{count(common_range[0])} to {count(common_range[1])}" if common_range else ""
     return (
-        f"Tests of one exponent for all families (Welch's, each family with its own scatter): {'; '.join(tests)}."
+        f"Welch's test that all families have the same exponent, with a scatter per family: {'; '.join(tests)}."
         + (f" Fits are over the sizes that all families span, {span}." if span else "")
-        + " Intervals and p of the pairs are Welch's too."
+        + " The intervals and p-values of the pairs are by Welch's method too."
     )
 
 
 def _pairs(law: Entry) -> str:
-    """Differences of exponents with their adjusted p."""
-
     def is_compared(row: Entry) -> bool:
         return bool(row["identified"]) and is_number(row["delta"])
+
+    def p_text(row: Entry, key: str) -> str:
+        return p_value(row[key]) if is_compared(row) else NO_VALUE
 
     columns: Columns = {
         "pair": pair_name,
         "exponent": lambda row: row["exponent"],
         "difference": lambda row: difference(row) if is_compared(row) else "not identified",
-        "p": lambda row: p_value(row["p"]) if is_compared(row) else NO_VALUE,
-        "Holm-adjusted p": lambda row: p_value(row["p_adjusted"]) if is_compared(row) else NO_VALUE,
-        "the same, any floor": lambda row: p_value(row["p_any_floor_adjusted"]) if is_compared(row) else NO_VALUE,
+        "p": lambda row: p_text(row, "p"),
+        "Holm-adjusted p": lambda row: p_text(row, "p_adjusted"),
+        "Holm-adjusted p, any floor": lambda row: p_text(row, "p_any_floor_adjusted"),
     }
     return table_by_column(law["pairs"], columns)
 
 
 def _models(law: Entry) -> str:
-    """Nested models with their likelihood ratios against separate laws."""
     tests = {test["restricted"]: test for test in law["tests"] if test["wider"] == "separate"}
     columns: Columns = {
         "model": lambda row: MODEL_NAMES[row["model"]] + ("" if row["converged"] else " (did not converge)"),
         "parameters": lambda row: str(row["parameters"]),
         "AICc": lambda row: format_number(row["aicc"]),
-        "AICc above best": lambda row: format_number(row["aicc_above_best"], 3),
+        "AICc above the best": lambda row: format_number(row["aicc_above_best"], 3),
         "LR": lambda row: format_number(row.get("statistic"), 3),
         "df": lambda row: str(row.get("df", NO_VALUE)),
-        "p calibrated": lambda row: p_value(row.get("p"), row.get("replicates")),
+        "calibrated p": lambda row: p_value(row.get("p"), row.get("replicates")),
         "simulations": lambda row: str(row.get("replicates") or NO_VALUE),
-        "p chi2": lambda row: p_value(row.get("p_chi2")),
+        "chi-square p": lambda row: p_value(row.get("p_chi2")),
     }
     return table_by_column([tests.get(model["model"], {}) | model for model in law["models"]], columns)
 
@@ -111,32 +111,33 @@ def _models_explained(law: Entry) -> str:
     if not law["independent"]:
         return "Rows share runs or shapes, so no likelihood ratio is shown: it would treat them as independent."
     words = (
-        "LR is the likelihood ratio against separate laws. `p calibrated` comes from data simulated under the "
-        "restricted model with every family's own scatter, because `p chi2` is too small with few runs."
+        "LR is the likelihood ratio against separate laws. `calibrated p` comes from data simulated under the "
+        "restricted model with each family's own scatter, because `chi-square p` is too small with few runs."
     )
     levels = next((t for t in law["tests"] if t["restricted"] == "one_law" and t["wider"] != "separate"), None)
     if levels is None:
         return words
     p = p_value(levels["p"], levels["replicates"], equals=True)
     ratio = format_number(levels["statistic"], 3)
-    return f"{words} One law for all against a factor on size by family: LR {ratio}, p {p}."
+    return f"{words} One law for all families against the same law with N (and D) rescaled: LR {ratio}, p {p}."
 
 
 def _efficiency(law: Entry, level: float) -> list[str]:
-    """rho_N and rho_D in words, and whether the model they belong to holds."""
+    """Sentences on what a parameter or token of each family is worth, and whether the runs reject that model."""
     sentences = []
     for row in law["efficiency"] or []:
-        unit, ends = UNITS.get(row["variable"], row["variable"]), [row["low"], row["high"]]
-        is_wide = not all(map(is_number, ends)) or ends[0] <= 0 or ends[1] / ends[0] > MAX_FACTOR_RANGE
-        factor = "an unknown number of" if is_wide else with_interval(row["factor"], ends, 3)
+        unit = UNITS.get(row["variable"], row["variable"])
+        low, high = row["low"], row["high"]
+        is_narrow = is_number(low) and is_number(high) and low > 0 and high / low <= MAX_FACTOR_RANGE
+        factor = with_interval(row["factor"], [low, high], 3) if is_narrow else "an unknown number of"
         reference = escape_markdown(row["reference"])
         sentences.append(f"One {unit} of {family_name(row)} is worth {factor} {unit}s of {reference}.")
-    models = {t["restricted"]: t for t in law["tests"] if t["wider"] == "separate"}
-    test = models.get("efficiency") or models.get("shared_exponents")
+    tests = {test["restricted"]: test for test in law["tests"] if test["wider"] == "separate"}
+    test = tests.get("efficiency") or tests.get("shared_exponents")
     if sentences and test and is_number(test["p"]):
-        holds = "is rejected, so take these as a summary only" if test["p"] < 1 - level else "is not rejected"
+        outcome = "is rejected, so use the factors only as a summary" if test["p"] < 1 - level else "is not rejected"
         sentences.append(
-            f"The model behind these factors (families differ by a factor on size and data only) {holds} "
+            f"The model behind these factors (families differ only by a factor on size and data) {outcome} "
             f"(p {p_value(test['p'], test.get('replicates'), equals=True)})."
         )
     return sentences
@@ -144,14 +145,14 @@ def _efficiency(law: Entry, level: float) -> list[str]:
 
 def _pooled(analysis: Directory, law: Entry) -> str:
     rows = [{"exponent": name, **mean} for name, mean in (law["pooled"] or {}).items() if mean]
-    words = "Mixed-effects summary: families as draws from a population of families"
+    words = "Mixed-effects summary, which treats the families as a random sample from a population of families"
     if len(analysis.families) <= 4:
-        words += f", of which {len(analysis.families)} is a small sample"
+        words += f" ({len(analysis.families)} families are a small sample)"
     columns: Columns = {
         "exponent": lambda row: row["exponent"],
         "mean over families": lambda row: with_interval(row["mean"], [row["low"], row["high"]]),
         "spread between families (tau)": lambda row: with_interval(row["tau"], [0, row["tau_high"]], 3),
-        "a family not trained": lambda row: interval([row["next_low"], row["next_high"]]),
+        "prediction for a new family": lambda row: interval([row["next_low"], row["next_high"]]),
         "p of no spread": lambda row: p_value(row["q_p"]),
     }
     return f"{words}.\n\n{table_by_column(rows, columns)}" if rows else ""
@@ -163,7 +164,7 @@ def _other_laws(laws: Sequence[Entry]) -> str:
         for law in laws
         for name, test in law["joint"].items()
     ]
-    return table(("law", "exponent", "families that identify it", "p of one exponent for all"), rows)
+    return table(("law", "exponent", "families that identify it", "p of equal exponents"), rows)
 
 
 def _ranking(analysis: Directory) -> list[str]:
@@ -173,7 +174,7 @@ def _ranking(analysis: Directory) -> list[str]:
         return [f"**Ranking**: none, because {unknown}."]
     heading = f"**Ranking** (steepest first): {order}."
     if ranking["survives"] is None:
-        return [heading, f"It is unknown whether the order survives: {unknown}."]
+        return [heading, f"It is unknown whether other fits give the same order: {unknown}."]
     pairs = {
         "steeper": lambda pair: escape_markdown(pair["steeper"]),
         "flatter": lambda pair: escape_markdown(pair["flatter"]),
@@ -191,47 +192,48 @@ def _ranking(analysis: Directory) -> list[str]:
     content = f"{table_by_column(usable, orders)}\n\n{unused}"
     return [
         heading,
-        f"The same order in {ranking['same_order']} of {ranking['compared_with']} other fits in the same variable. "
-        + _survival(ranking["survives_change_of"]),
+        f"{ranking['same_order']} of {ranking['compared_with']} other fits in the same variable give the same order. "
+        + _changes_of_order(ranking["survives_change_of"]),
         table_by_column(ranking["pairs"], pairs),
         folded_if_long("All rankings", content, len(usable), VISIBLE_ROWS // 2),
     ]
 
 
-def _survival(changes: dict[str, bool]) -> str:
-    labels = {"law": "law", "target": "target", "size": "N", "loss": "what the fit minimises"}
-    kept, lost = (
-        join_names([labels[key] for key, same in changes.items() if same == is_kept]) for is_kept in (True, False)
-    )
-    sentences = (f"It survives a change of {kept}.", f"It does **not** survive a change of {lost}.")
-    return " ".join(sentence for sentence, names in zip(sentences, (kept, lost), strict=True) if names)
+def _changes_of_order(survives: dict[str, bool]) -> str:
+    labels = {"law": "law", "target": "target", "size": "N", "loss": "objective of the fit"}
+    kept = join_names([labels[key] for key, is_same in survives.items() if is_same])
+    lost = join_names([labels[key] for key, is_same in survives.items() if not is_same])
+    sentences = [f"The order survives a change of {kept}."] if kept else []
+    sentences += [f"The order does **not** survive a change of {lost}."] if lost else []
+    return " ".join(sentences)
 
 
 def _unused(rows: Sequence[Entry]) -> str:
-    """How many fits rank nothing, and why."""
-    poor = sum(not row.get("tenable", True) for row in rows)
+    """How many fits were not used to rank families, and why."""
+    num_poor = sum(not row.get("tenable", True) for row in rows)
     reasons = {
-        "with an exponent that is not identified": len(rows) - poor,
-        "under a law that misses the data by much more than the best one": poor,
+        "with an exponent that is not identified": len(rows) - num_poor,
+        "under a law that misses the data by much more than the best law": num_poor,
     }
     counted = [f"{number} {reason}" for reason, number in reasons.items() if number]
-    return f"Fits that rank nothing: {', '.join(counted)}." if counted else ""
+    return f"Fits not used for rankings: {', '.join(counted)}." if counted else ""
 
 
 def differences_figure(analysis: Directory) -> Figure | None:
-    """Pairwise differences of the exponents of the verdict's law."""
+    """Pairwise differences of the exponents of the verdict's law, one panel per exponent."""
     pairs = (analysis.verdict_comparison or {}).get("pairs", [])
     rows = [row for row in pairs if row["identified"] and is_number(row["delta"])]
     if not rows:
         return None
-    groups = {name: [row for row in rows if row["exponent"] == name] for name in (row["exponent"] for row in rows)}
+    groups: dict[str, list[Entry]] = {}
+    for row in rows:
+        groups.setdefault(row["exponent"], []).append(row)
     level = 1 - analysis.level
     significant = sum(_is_significant(row, level) for row in rows)
-    left = max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows))
     title = f"Differences of exponents: {significant or 'none'} of {len(rows)} differ from zero after Holm's adjustment"
-    height = 0.8 + 0.3 * max(map(len, groups.values()))
-    margins = Margins(left=left, right=1.2)
-    figure, axes = panels(len(groups), title, columns=1, width=4.8 + left, height=height, margins=margins)
+    margins = Margins(left=max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows)), right=1.2)
+    width, height = 4.8 + margins.left, 0.8 + 0.3 * max(map(len, groups.values()))
+    figure, axes = panels(len(groups), title, columns=1, width=width, height=height, margins=margins)
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
         _differences(axis, group, level)
         axis.set_xlabel(f"difference in {name}")

@@ -10,17 +10,17 @@ from slm.runtime.words import axis_name, count, escape_markdown, format_number, 
 from slm.scaling.describe import Entry, family_name
 
 MAX_RATIO_OF_LAWS = 2.0
-"""Laws whose answers differ by a larger factor are reported as contradicting each other."""
+"""Laws are reported to contradict each other if their answers differ by a larger factor."""
 NOT_SIZES = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
-"""Quantities other than N for which a front is shown."""
-PRICES: Columns = {
+"""Labels of the quantities other than N for which a front is shown."""
+COST_COLUMNS: Columns = {
     "device hours": lambda row: format_number(row.get("device_hours"), 3),
     "price": lambda row: format_number(row.get("price"), 3),
 }
 
 
 def compute_section(analysis: Directory) -> Section | None:
-    """What to spend compute on; None if the analysis has nothing on it."""
+    """How to divide compute between size and data; None if the analysis has no results on it."""
     section = Section("Compute").add(
         *isoflop_blocks(analysis),
         *_allocation(analysis.comparison["allocation"]),
@@ -28,7 +28,7 @@ def compute_section(analysis: Directory) -> Section | None:
     )
     fronts = analysis.comparison["pareto"]
     if fronts:
-        caption = "Large marks: the front. Neighbours within the scatter between seeds do not differ."
+        caption = "Large marks: the front. Runs that differ by less than the scatter between seeds are equally good."
         section.add(
             "**Pareto fronts.** A run is on a front if no other run is better in both quantities.",
             analysis.figure("pareto", caption),
@@ -48,34 +48,34 @@ def _allocation(rows: list[Entry]) -> list[str]:
     if not optima:
         return contradictions
 
-    def with_factor(name: str, value: str, row: Entry) -> str:
-        return value + (f" ({format_number(row['beyond'][name], 3)}x the largest)" if name in row["beyond"] else "")
+    def with_factor(text: str, name: str, row: Entry) -> str:
+        return text + (f" ({format_number(row['beyond'][name], 3)}x the largest)" if name in row["beyond"] else "")
 
     columns: Columns = {
         "family": family_name,
         "law": lambda row: f"`{row['law']}`",
-        "C (FLOPs)": lambda row: with_factor("flops", format_number(row["flops"], 3), row),
-        "best N": lambda row: with_factor("params", count(row["params"]), row),
-        "best D": lambda row: with_factor("tokens", count(row["tokens"]), row),
+        "C (FLOPs)": lambda row: with_factor(format_number(row["flops"], 3), "flops", row),
+        "best N": lambda row: with_factor(count(row["params"]), "params", row),
+        "best D": lambda row: with_factor(count(row["tokens"]), "tokens", row),
         "loss": lambda row: format_number(row["loss"]),
     }
     if any("device_hours" in row for row in optima):
-        columns = {**columns, **PRICES}
+        columns = {**columns, **COST_COLUMNS}
     factors = {
         family_name(row): format_number(row["flops_per_parameter_and_token"], 3) for row in rows if row["budgets"]
     }
     return [
         "**Compute-optimal allocation** by the identified laws in N and D, at the largest budget of each family and "
-        f"beyond, with C = {join_names(list(factors.values()))} N D as the table counts FLOPs "
+        f"at larger budgets. FLOPs are C = {join_names(list(factors.values()))} N D, as counted in the table "
         f"({join_names(list(factors))}). These are point estimates. A factor in parentheses is relative to the "
-        "family's largest run: there the law is extrapolated.",
+        "family's largest run and means that the law is extrapolated.",
         table_by_column(optima, columns),
         *contradictions,
     ]
 
 
 def _least_compute(rows: list[Entry]) -> list[str]:
-    """Sentences and a table on the least FLOPs to a loss, one row for each family and law."""
+    """Sentences and a table on the fewest FLOPs that reach a loss, with one row per family and law."""
     if not rows:
         return []
     sentences = [
@@ -84,18 +84,18 @@ def _least_compute(rows: list[Entry]) -> list[str]:
     for family, row in {family_name(row): row for row in rows}.items():
         if row["reached_with"] is None:
             lowest = format_number(row["lowest_loss"])
-            sentences.append(f"No run of {family} has reached it; the lowest is {lowest}: these laws extrapolate.")
-        if is_number(ratio := row["laws_apart"]) and ratio > MAX_RATIO_OF_LAWS:
-            sentences.append(
-                f"The laws contradict each other for {family}: their answers differ {format_number(ratio, 3)}-fold."
-            )
+            sentences.append(f"No run of {family} reached this loss (the lowest is {lowest}), so the laws extrapolate.")
+        ratio = row["laws_apart"]
+        if is_number(ratio) and ratio > MAX_RATIO_OF_LAWS:
+            factor = format_number(ratio, 3)
+            sentences.append(f"The laws contradict each other for {family}: answers differ by a factor of {factor}.")
     columns: Columns = {
         "family": family_name,
         "law": lambda row: f"`{row['law']}`",
         "C (FLOPs)": lambda row: (
-            format_number(row["flops"], 3) if is_number(row["flops"]) else "never: it lies under the floor"
+            format_number(row["flops"], 3) if is_number(row["flops"]) else "none: the loss is below the floor"
         ),
-        **PRICES,
+        **COST_COLUMNS,
         "remarks": _remark,
     }
     return [" ".join(sentences), table_by_column(rows, columns)]
@@ -104,10 +104,9 @@ def _least_compute(rows: list[Entry]) -> list[str]:
 def _remark(row: Entry) -> str:
     if is_number(row["reached_with"]):
         contradicted = "" if is_number(row["flops"]) else "contradicted: "
-        return f"{contradicted}a run reached it with {format_number(row['reached_with'], 3)}"
-    return (
-        f"{format_number(row['beyond'], 3)}x the largest run" if is_number(row["beyond"]) and row["beyond"] > 1 else ""
-    )
+        return f"{contradicted}a run reached this loss with {format_number(row['reached_with'], 3)} FLOPs"
+    is_beyond = is_number(row["beyond"]) and row["beyond"] > 1
+    return f"{format_number(row['beyond'], 3)}x the largest run" if is_beyond else ""
 
 
 def _front_table(analysis: Directory, front: Entry) -> str:
@@ -125,7 +124,7 @@ def _label(column: str) -> str:
 
 
 def pareto_figure(analysis: Directory) -> Figure | None:
-    """Target against N, FLOPs and speed, with the runs on each front marked; None if there is no front to draw."""
+    """The target against N, FLOPs and speed, with large marks for the runs on each front."""
     fronts = [
         front
         for front in analysis.comparison["pareto"]
@@ -134,8 +133,8 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     if not fronts:
         return None
     names = list(dict.fromkeys(short_name(row["family"]) for front in fronts for row in front["front"]))
-    owner = "every family" if len(names) == len(analysis.families) > 1 else join_names(names)
-    title = f"Pareto fronts: runs of {owner} that no other run beats in both quantities"
+    families = "every family" if len(names) == len(analysis.families) > 1 else join_names(names)
+    title = f"Pareto fronts: runs of {families} that no other run beats in both quantities"
     figure, axes = panels(len(fronts), title, columns=3, width=3.15, height=2.7, families=analysis.families)
     for axis, front in zip(axes, fronts, strict=True):
         _draw_front(axis, analysis, front, analysis.primary["target"])

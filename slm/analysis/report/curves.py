@@ -1,4 +1,4 @@
-"""Figures of the fits of the verdict, with their section: curves, residuals, profile likelihoods."""
+"""The section on the fits of the verdict, with its figures: curves, residuals, profile likelihoods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slm.scaling.describe import Entry, has_complete_lists, is_identified
 from slm.scaling.sample import column_of
 
 MAX_REFERENCE_RATIO = 2.0
-"""A published law that is off by more, as at a budget far from its own, would squeeze the runs into a strip."""
+"""A published law that differs from the fit by a larger factor is not drawn: it would squeeze the runs into a strip."""
 
 
 def curves_section(analysis: Directory) -> Section:
@@ -23,20 +23,21 @@ def curves_section(analysis: Directory) -> Section:
     return Section("Curves and residuals").add(
         analysis.figure(
             "curves",
-            "Marks: runs. Line: the law, dashed beyond the data. Dark band: interval of the law; light band: interval "
-            "of one more run. Dotted: the floor, where it is identified. Grey dashes: published laws with the same "
-            "target and the same N.",
+            "Marks: runs. Line: the law, dashed beyond the data. Dark band: interval of the law. Light band: interval "
+            "of one more run. Dotted line: the floor, where it is identified. Grey dashes: published laws with the "
+            "same target and the same N.",
         ),
-        analysis.figure("residuals", "A pattern that families share is an effect that the law leaves out."),
+        analysis.figure("residuals", "Positive: above the law. A pattern in all families is an effect the law lacks."),
         analysis.figure(
             "profiles",
-            "|t| of the exponent at each value, all else refitted: the interval is where |t| is below the dotted line.",
+            "|t| at each value of an exponent, with all other parameters refitted. The confidence interval is the "
+            "range where |t| is below the dotted line.",
         ),
     )
 
 
 def curves_figure(analysis: Directory) -> Figure | None:
-    """Points and fitted curves: all families in one panel, and each in a panel of its own with its bands."""
+    """Points and fitted curves: one panel per family with bands, and one panel with all families if they compare."""
     entries = [
         entry
         for entry in analysis.verdict_fits
@@ -46,72 +47,75 @@ def curves_figure(analysis: Directory) -> Figure | None:
     if not entries:
         return None
     has_several = len(entries) > 1
-    has_same_held = len({_held(entry) for entry in entries}) == 1
-    has_shared_panel = has_several and has_same_held  # all families share a panel only if their curves are at one D
+    has_same_values = len({_held_values(entry) for entry in entries}) == 1
+    # Curves of different families compare only if each holds the other variables at the same values.
+    shared_panels = 1 if has_several and has_same_values else 0
     width, height = (3.15, 2.7) if has_several else (6.8, 4.2)
-    title = _title(analysis, entries, has_same_held)
+    title = _title(analysis, entries, has_same_values)
     figure, axes = panels(
-        len(entries) + has_shared_panel, title, columns=3, width=width, height=height, families=analysis.families
+        shared_panels + len(entries), title, columns=3, width=width, height=height, families=analysis.families
     )
-    for axis, entry in zip(axes[has_shared_panel:], entries, strict=True):
+    for axis, entry in zip(axes[shared_panels:], entries, strict=True):
         _bands(axis, analysis, entry)
         _line_and_points(axis, analysis, entry)
         _references(axis, analysis, entry)
         _floor(axis, analysis, entry)
         if has_several:
-            name = short_name(entry["family"]) + ("" if has_shared_panel else f" at {_held(entry)}")
+            name = short_name(entry["family"]) + ("" if shared_panels else f" at {_held_values(entry)}")
             axis.set_title(name, color=analysis.colour(entry["family"]), fontweight="bold")
-    if has_shared_panel:
+    if shared_panels:
         axes[0].set_title("all families")
         for entry in entries:
             _line_and_points(axes[0], analysis, entry)
-    _same_axes(axes, analysis, entries)
+    _set_same_limits(axes, analysis, entries)
     return figure
 
 
-def _title(analysis: Directory, entries: list[Entry], has_same_held: bool) -> str:
+def _title(analysis: Directory, entries: list[Entry], has_same_values: bool) -> str:
     target, first = analysis.target_name.capitalize(), entries[0]
-    variable, held = first["curve"]["variable"], _held(first)
+    variable, values = first["curve"]["variable"], _held_values(first)
     if len(entries) > 1:
         answer = analysis.comparison["verdict"].get("distinguishable")
         words = {True: ": the families scale differently", False: ": exponents are not distinguishable"}
         title = f"{target} against {variable}{words.get(answer, '')}"
     else:
         name = first["exponents"][0]
-        fitted = f" = {format_number(first['params'][name])} {interval(first['ci95'][name])}"
-        outcome = fitted if is_identified(first, name) else " not identified"
+        value = f" = {format_number(first['params'][name])} {interval(first['ci95'][name])}"
+        outcome = value if is_identified(first, name) else " not identified"
         title = f"{target} of {short_name(first['family'])} against {variable}: {name}{outcome}"
     title += f", under {_equation(analysis)}"
-    at = held if has_same_held else "values that differ by family, so compare slopes only"
-    return title + (f" (points moved along the law to {at})" if held else "")
+    place = values if has_same_values else "values that differ by family, so compare only slopes"
+    return title + (f" (points moved along the law to {place})" if values else "")
 
 
-def _held(entry: Entry) -> str:
-    """The values at which a curve holds the law's other variables."""
-    return ", ".join(f"{name} = {amount(name, at)}" for name, at in (entry["curve"].get("held") or {}).items())
+def _held_values(entry: Entry) -> str:
+    """The variables that a curve holds fixed, with their values: `D = 1B`; empty for a law of one variable."""
+    values = entry["curve"].get("held") or {}
+    return ", ".join(f"{variable} = {amount(variable, value)}" for variable, value in values.items())
 
 
 def _equation(analysis: Directory) -> str:
-    """The law of the verdict, with spaces at which a line does not break."""
+    """The law of the verdict, with no-break spaces."""
     return analysis.equation(analysis.primary["law"]).replace(" ", "\u00a0")
 
 
 def _bands(axis: Axes, analysis: Directory, entry: Entry) -> None:
-    curve, colour = entry["curve"], analysis.colour(entry["family"])
-    for start, end, alpha in (("run_low", "run_high", 0.12), ("low", "high", 0.28)):
-        low, high = np.array(curve[start], float), np.array(curve[end], float)  # NaN where there is no band
-        axis.fill_between(curve["x"], low, high, color=colour, alpha=alpha, lw=0)
+    curve = entry["curve"]
+    for prefix, alpha in (("run_", 0.12), ("", 0.28)):
+        low, high = (np.array(curve[prefix + end], float) for end in ("low", "high"))  # NaN where there is no band
+        axis.fill_between(curve["x"], low, high, color=analysis.colour(entry["family"]), alpha=alpha, lw=0)
 
 
 def _line_and_points(axis: Axes, analysis: Directory, entry: Entry) -> None:
     curve, colour = entry["curve"], analysis.colour(entry["family"])
     x, y = np.array(curve["x"]), np.array(curve["centre"], float)
-    draw_law(axis, x, y, x <= max(entry["points"][curve["variable"]]) * 1.001, colour)
+    largest_run = max(entry["points"][curve["variable"]])
+    draw_law(axis, x, y, x <= largest_run * 1.001, colour)
     plot_runs(axis, *_points(analysis, entry), colour, analysis.marker(entry["family"]))
 
 
 def _points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    """Every run if the law has one variable; else the fitted points, moved along the law to the held values."""
+    """x and y of every run if the law has one variable; otherwise of the points, moved along the law to held values."""
     curve, points = entry["curve"], entry["points"]
     x = np.array(points[curve["variable"]], float)
     if curve.get("held"):
@@ -125,43 +129,40 @@ def _points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _references(axis: Axes, analysis: Directory, entry: Entry) -> None:
-    """Published laws of the same target and N over the same sizes, with their names at the right edge."""
-    if entry["curve"].get("held") or entry["curve"]["variable"] != "N":
+    """Draw published laws of the same target and N over the same sizes, with their names at the right edge."""
+    curve = entry["curve"]
+    if curve.get("held") or curve["variable"] != "N":
         return
-    curve, largest = entry["curve"], max(entry["points"]["N"])
-    fitted = float(np.exp(np.interp(np.log(largest), np.log(curve["x"]), np.log(curve["centre"]))))
-    ends: list[tuple[float, str]] = []
+    largest = max(entry["points"]["N"])
+    fitted_value = float(np.exp(np.interp(np.log(largest), np.log(curve["x"]), np.log(curve["centre"]))))
+    ends: list[tuple[float, str]] = []  # the value at the largest size, and the name
     for row in analysis.comparison["references"]:
         is_same = all(row[key] == entry[key] for key in ("family", "target", "size")) and row["same_size_definition"]
         if not is_same or not row["curve"]:
             continue
-        x = np.unique(row["curve"]["N"])
+        sizes = np.array(row["curve"]["N"])
         log_y = np.log(row["curve"]["value"])
-        y = np.exp([log_y[np.array(row["curve"]["N"]) == size].mean() for size in x])
-        if abs(math.log(y[-1] / fitted)) > math.log(MAX_REFERENCE_RATIO):
+        x = np.unique(sizes)
+        y = np.exp([log_y[sizes == size].mean() for size in x])
+        if abs(math.log(y[-1] / fitted_value)) > math.log(MAX_REFERENCE_RATIO):
             continue
         axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
         ends.append((float(y[-1]), row["reference"] + (" (outside its range)" if row["outside_range"] else "")))
     if not ends:
         return
     ends.sort(reverse=True)
-    is_above = ends[0][0] > fitted  # names stand on that side of the references where the curve is not
+    highest, lowest = ends[0][0], ends[-1][0]
+    is_above = highest > fitted_value  # the names go above or below the published laws, away from the fitted curve
     is_wide = axis.get_position().width * axis.get_figure().get_figwidth() > 4  # type: ignore[union-attr]
-    axis.annotate(
-        "\n".join(name for _, name in ends),
-        (largest if is_wide else 0.99, ends[0 if is_above else -1][0]),
-        (8 if is_wide else 0, 6 if is_above else -6),
-        xycoords=("data" if is_wide else "axes fraction", "data"),
-        textcoords="offset points",
-        ha="left" if is_wide else "right",
-        va="bottom" if is_above else "top",
-        fontsize=7,
-        color="#666666",
-    )
+    position = largest if is_wide else 0.99, highest if is_above else lowest
+    offset = 8 if is_wide else 0, 6 if is_above else -6
+    axis.annotate("\n".join(name for _, name in ends), position, offset, fontsize=7, color="#666666",
+                  xycoords=("data" if is_wide else "axes fraction", "data"), textcoords="offset points",
+                  ha="left" if is_wide else "right", va="bottom" if is_above else "top")  # fmt: skip
 
 
 def _floor_value(entry: Entry) -> float | None:
-    """The floor, if the data identify it; 0 is no height on a log axis."""
+    """The floor, or None if the data do not identify it or it is 0, which a log axis cannot show."""
     return (entry["params"][entry["floor"]] or None) if is_identified(entry, entry["floor"]) else None
 
 
@@ -175,15 +176,15 @@ def _floor(axis: Axes, analysis: Directory, entry: Entry) -> None:
                   fontsize=7.5)  # fmt: skip
 
 
-def _same_axes(axes: list[Axes], analysis: Directory, entries: list[Entry]) -> None:
-    """Limits that hold all points, curves, floors and published laws."""
+def _set_same_limits(axes: list[Axes], analysis: Directory, entries: list[Entry]) -> None:
+    """Give all panels the same limits, which include all points, curves, floors and published laws."""
     variable, primary = entries[0]["curve"]["variable"], analysis.primary
     x = np.concatenate([entry["curve"]["x"] for entry in entries])
-    heights = [_points(analysis, entry)[1] for entry in entries]
-    heights += [np.array(entry["curve"]["centre"], float) for entry in entries]
-    heights += [np.array([floor]) for entry in entries if (floor := _floor_value(entry))]
-    heights += [np.asarray(line.get_ydata()) for axis in axes for line in axis.get_lines() if line.get_color() == GREY]
-    y = np.concatenate(heights)
+    y_arrays = [_points(analysis, entry)[1] for entry in entries]
+    y_arrays += [np.array(entry["curve"]["centre"], float) for entry in entries]
+    y_arrays += [np.array([floor]) for entry in entries if (floor := _floor_value(entry))]
+    published = [line for axis in axes for line in axis.get_lines() if line.get_color() == GREY]
+    y = np.concatenate(y_arrays + [np.asarray(line.get_ydata()) for line in published])
     for axis in axes:
         log_axis(axis.xaxis, x.min(), x.max(), counts=variable != "C")
         log_axis(axis.yaxis, np.nanmin(y) / 1.04, np.nanmax(y) * 1.04)
@@ -193,7 +194,7 @@ def _same_axes(axes: list[Axes], analysis: Directory, entries: list[Entry]) -> N
 
 
 def residuals_figure(analysis: Directory) -> Figure | None:
-    """Log residuals against N, and against what else varies."""
+    """Log residuals against each variable of the law that is not constant."""
     entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:
         return None
@@ -203,16 +204,17 @@ def residuals_figure(analysis: Directory) -> Figure | None:
         if variable in entries[0]["points"]
     }
     x = {variable: values for variable, values in x.items() if values.max() > values.min() * 1.001}
-    largest = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
-    is_single, spread = len(entries) == 1, percent(largest["rmse_log"])
-    if not is_single:
-        spread = f"at most {spread}, largest for {short_name(largest['family'])}"
-    title = f"Residuals of {_equation(analysis)}: root mean square {spread}"
+    is_single = len(entries) == 1
+    worst = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
+    rmse = percent(worst["rmse_log"])
+    rmse_text = rmse if is_single else f"at most {rmse}, largest for {short_name(worst['family'])}"
+    title = f"Residuals of {_equation(analysis)}: root mean square {rmse_text}"
     figure, axes = panels(len(x), title, columns=2, width=6.2 if len(x) == 1 else 4.7, families=analysis.families)
     sigmas = [entry["sigma_log"] for entry in entries if is_number(entry["sigma_log"])]
     for axis, (variable, values) in zip(axes, x.items(), strict=True):
         if sigmas:
-            axis.axhspan(-200 * max(sigmas), 200 * max(sigmas), color="#F3F3F3", lw=0, zorder=0)
+            two_sigma = 200 * max(sigmas)  # percent
+            axis.axhspan(-two_sigma, two_sigma, color="#F3F3F3", lw=0, zorder=0)
         axis.axhline(0, color=INK, lw=0.8)
         for entry in entries:
             family, points = entry["family"], entry["points"]
@@ -220,19 +222,19 @@ def residuals_figure(analysis: Directory) -> Figure | None:
                       marker=analysis.marker(family), color=analysis.colour(family))  # fmt: skip
         log_axis(axis.xaxis, values.min() / 1.15, values.max() * 1.15, counts=variable != "C")
         axis.set_xlabel(analysis.axis_name(variable))
-    axes[0].set_ylabel("measured above law (%)")
+    axes[0].set_ylabel("residual (%)")
     if sigmas:
-        text = "grey: ±2 sigma" + ("" if is_single else " (the largest)")
+        text = "grey: ±2 sigma" + ("" if is_single else " (of the family with the largest)")
         axes[-1].text(1, 1.01, text, ha="right", fontsize=7.5, color="#666666", transform=axes[-1].transAxes)
     return figure
 
 
 def profiles_figure(analysis: Directory) -> Figure | None:
-    """|t| of the exponents of the verdict's law; beside a law without a floor, also of the law with one."""
-    main = analysis.primary["law"]
+    """|t| of the exponents of the verdict's law and, for a power law, also of the same law with a floor."""
+    main_law = analysis.primary["law"]
     profiles = [
         (entry, name)
-        for law in dict.fromkeys((main, main.replace("power", "power_floor")))
+        for law in dict.fromkeys((main_law, main_law.replace("power", "power_floor")))
         for entry in analysis.entries(law=law)
         for name, profile in (entry.get("profiles") or {}).items()
         if has_complete_lists(profile, "values") and sum(map(is_number, profile["t"])) > 2
@@ -241,11 +243,11 @@ def profiles_figure(analysis: Directory) -> Figure | None:
         return None
     families = plural(len({entry["family"] for entry, _ in profiles}), "family", "families")
     num_unidentified = sum(not is_identified(entry, name) for entry, name in profiles)
-    outcome = "every interval is bounded"
-    if num_unidentified:
-        outcome = f"{num_unidentified} of {len(profiles)} are not identified"
+    unidentified = f"{num_unidentified} of {len(profiles)} are not identified"
+    outcome = unidentified if num_unidentified else "every interval is bounded"
     columns = min(4, len(profiles))
-    title, margins = f"Profile likelihoods of exponents, {families}: {outcome}", Margins(left=0.5, right=0.15, top=0.45)
+    title = f"Profile likelihoods of exponents, {families}: {outcome}"
+    margins = Margins(left=0.5, right=0.15, top=0.45)
     figure, axes = panels(len(profiles), title, columns=columns, width=2.35, height=2.4, margins=margins)
     for axis, (entry, name) in zip(axes, profiles, strict=True):
         _profile(axis, analysis, entry, name)
@@ -262,7 +264,8 @@ def _profile(axis: Axes, analysis: Directory, entry: Entry, name: str) -> None:
     critical = float(stats.t.ppf(0.5 + analysis.level / 2, max(1, entry["degrees_of_freedom"] or 1)))
     near = values[t <= 2 * critical]
     low, high = entry["ci95"][name]
-    left, right = low if is_number(low) else near.min(), high if is_number(high) else near.max()
+    left = low if is_number(low) else near.min()  # an open end is drawn up to where |t| is twice the critical value
+    right = high if is_number(high) else near.max()
     axis.axvspan(left, right, color=colour if identified else GREY, alpha=0.15, lw=0)
     axis.plot(values, t, color=colour, lw=1.6, ls="-" if identified else "--")
     axis.axhline(critical, color=INK, lw=0.8, ls=":")

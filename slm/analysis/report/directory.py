@@ -1,4 +1,4 @@
-"""The files of an analysis directory, read for its figures and its report."""
+"""Read the files of an analysis directory, for the report and its figures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Directory:
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """The analysed rows, with `family` as text."""
+        """The rows that were analysed, with `family` as text."""
         frame = pd.read_csv(self.path / "results.csv", low_memory=False)
         return frame.assign(family=frame["family"].astype(str))
 
@@ -49,7 +49,7 @@ class Directory:
         return self.results[self.results["family"] == family]
 
     def sweep_table(self, name: str) -> pd.DataFrame:
-        """A table that only a sweep writes, such as tuning.csv; empty without it."""
+        """A table that only a sweep writes, such as tuning.csv; empty if the file is missing."""
         path = self.path / name
         return pd.read_csv(path, low_memory=False) if path.exists() else pd.DataFrame()
 
@@ -60,12 +60,12 @@ class Directory:
 
     @property
     def target_name(self) -> str:
-        """The target of the verdict in words: `bits per byte`."""
+        """The target of the verdict as used in sentences: `bits per byte`."""
         return TARGET_NAMES[self.primary["target"]]
 
     @property
     def target_label(self) -> str:
-        """The target of the verdict with its unit, for an axis."""
+        """The target of the verdict with its unit, as the label of an axis."""
         return TARGET_UNITS[self.primary["target"]]
 
     def axis_name(self, variable: str) -> str:
@@ -74,7 +74,7 @@ class Directory:
 
     @cached_property
     def families(self) -> list[str]:
-        """All families, in the order of the table."""
+        """The families, in the order of the table."""
         return list(self.comparison["families"])
 
     def colour(self, family: str) -> str:
@@ -87,7 +87,7 @@ class Directory:
 
     @property
     def level(self) -> float:
-        """Coverage of all intervals, as a fraction."""
+        """The coverage of all intervals, as a fraction."""
         return float(self.primary["level"] or 0.95)
 
     @property
@@ -97,11 +97,11 @@ class Directory:
 
     @property
     def verdict_comparison(self) -> Entry | None:
-        """The comparison of families under the law of the verdict; None if they were not compared under it."""
+        """The comparison of families under the law of the verdict; None if there is none."""
         return self.comparison["laws"].get(self.primary["law"])
 
     def entries(self, *, law: str | None = None, target: str | None = None, size: str | None = None) -> list[Entry]:
-        """Fits of one law (None: all) by the primary loss, with the primary target and size unless others are given."""
+        """The fits by the primary loss, of one law or all laws, by default for the primary target and size."""
         primary = self.primary
         return [
             entry
@@ -113,7 +113,7 @@ class Directory:
         ]
 
     def equation(self, law: str) -> str:
-        """The equation of a fitted law, for people to read."""
+        """The equation of a fitted law: `L = A N^-alpha`."""
         return str(next(entry["equation"] for entry in self.fits if entry["law"] == law))
 
     def figure(self, name: str, caption: str) -> str:

@@ -1,4 +1,4 @@
-"""Sections on exponents and on published laws over the same sizes, and the forest plot of both."""
+"""Two sections, on exponents and on published laws over the same sizes, and a forest plot of both."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from slm.scaling.forms import VARIABLES
 
 
 def exponents_section(analysis: Directory) -> Section:
-    """The fits of the verdict first, then other laws, other N, and other targets."""
-    main, target = analysis.primary, analysis.target_name
-    other_laws = [entry for entry in analysis.entries() if entry["law"] != main["law"]]
+    """The fits of the verdict, followed by those with another law, another N or another target."""
+    primary = analysis.primary
+    other_laws = [entry for entry in analysis.entries() if entry["law"] != primary["law"]]
     section = Section("Exponents").add(
-        f"Fits of {target}, where N counts {size_words(main['size'])}, with {analysis.level:.0%} intervals. A steeper "
-        "law has a larger exponent. An exponent above a floor and one without a floor are different quantities, and so "
-        "are exponents in N, D and C: compare only within one law.",
+        f"Fits of {analysis.target_name}, where N counts {size_words(primary['size'])}, with {analysis.level:.0%} "
+        "intervals. A steeper law has a larger exponent. Compare exponents only within one law: an exponent of a law "
+        "with a floor and one of a law without a floor are different quantities, and so are exponents in N, D and C.",
         fit_table(analysis.verdict_fits),
         bullets(notes(analysis.verdict_fits)),
         _without_smallest(analysis.verdict_fits),
-        _other_fits("Exponents by other laws", other_laws, visible=VISIBLE_ROWS),
+        _other_fits("Exponents of other laws", other_laws, visible=VISIBLE_ROWS),
     )
-    for size in dict.fromkeys(e["size"] for e in analysis.fits if e["size"] and e["size"] != main["size"]):
-        rows = [entry for entry in analysis.entries(size=size) if entry["size"] == size]
-        section.add(_other_fits(f"Exponents where N counts {size_words(size)}", rows))
-    for other in dict.fromkeys(e["target"] for e in analysis.fits if e["target"] != main["target"]):
-        if other == "perplexity":
+    for size in dict.fromkeys(e["size"] for e in analysis.fits if e["size"] and e["size"] != primary["size"]):
+        entries = [entry for entry in analysis.entries(size=size) if entry["size"] == size]
+        section.add(_other_fits(f"Exponents where N counts {size_words(size)}", entries))
+    for target in dict.fromkeys(e["target"] for e in analysis.fits if e["target"] != primary["target"]):
+        if target == "perplexity":
             section.add(*_perplexity(analysis))
         else:
-            section.add(_other_fits(f"Exponents of {TARGET_NAMES[other]}", analysis.entries(target=other)))
+            section.add(_other_fits(f"Exponents of {TARGET_NAMES[target]}", analysis.entries(target=target)))
     caption = (
-        "Exponents with their intervals. Grey and hollow: the data do not identify it. Diamonds: published laws, "
-        "read as a straight line over this table's sizes."
+        "Exponents with their intervals. Grey and hollow: the data do not identify the exponent. Diamonds: the "
+        "exponent of a straight line in logs through a published law at this table's sizes."
     )
     return section.add(analysis.figure("exponents", caption))
 
@@ -63,14 +63,14 @@ def _other_fits(heading: str, entries: Sequence[Entry], visible: int = VISIBLE_R
 
 def _perplexity(analysis: Directory) -> list[str]:
     law = analysis.primary["law"]
-    others = [entry for entry in analysis.entries(target="perplexity") if entry["law"] != law]
     warning = (
         "**Perplexity**: these are exponents of perplexity, the exponential of loss. They are not comparable with the "
-        f"exponents of {analysis.target_name} above, nor with published exponents of loss; the "
-        "references below are converted over the same N range."
+        f"exponents of {analysis.target_name} above, nor with published exponents of loss. The published laws below "
+        "are converted to perplexity over the same N range."
     )
-    verdict_fits = analysis.entries(law=law, target="perplexity")
-    return [warning, fit_table(verdict_fits), _other_fits("Exponents of perplexity by other laws", others)]
+    same_law = analysis.entries(law=law, target="perplexity")
+    others = [entry for entry in analysis.entries(target="perplexity") if entry["law"] != law]
+    return [warning, fit_table(same_law), _other_fits("Exponents of perplexity in other laws", others)]
 
 
 def _without_smallest(entries: Sequence[Entry]) -> str:
@@ -79,75 +79,75 @@ def _without_smallest(entries: Sequence[Entry]) -> str:
     for entry in entries:
         refit = (entry.get("without_smallest") or {}).get(name)
         if is_number(refit) and is_identified(entry, name) and entry["floor"] is None:
-            changes.append(
-                f"{family_name(entry)} {format_number(refit)} (instead of {format_number(entry['params'][name])})"
-            )
-    return f"Without the smallest size {name} would be: {', '.join(changes)}." if changes else ""
+            value = format_number(entry["params"][name])
+            changes.append(f"{family_name(entry)} {format_number(refit)} (instead of {value})")
+    return f"Without the smallest size, {name} would be: {', '.join(changes)}." if changes else ""
 
 
 def references_section(analysis: Directory) -> Section | None:
-    """Published laws over this table's own sizes."""
+    """The exponents that published laws imply at this table's own sizes."""
     rows = analysis.comparison["references"]
     if not rows:
         return None
     section = Section("Published laws over the same sizes").add(
-        "A published law is evaluated at this table's sizes (and tokens), in the N it was fitted with, and read as a "
-        "straight line through them: that is the exponent that `power` would find if these models followed it. "
-        "Compare only slopes; the level depends on the text and the tokenizer."
+        "Each published law is evaluated at this table's sizes (and tokens), in the N it was fitted with. The slope of "
+        "a straight line in logs through these values is the exponent that `power` would find if these models followed "
+        "the published law. Compare only slopes: the level depends on the text and the tokenizer."
     )
-    used, left_out = ([row for row in rows if row["left_out"] == is_left_out] for is_left_out in (False, True))
+    used, left_out = ([row for row in rows if row["left_out"] is is_left_out] for is_left_out in (False, True))
     columns = {
         "reference": lambda row: escape_markdown(row["reference"]) + (" ‡" if row["outside_range"] else ""),
         "family": family_name,
         "N": lambda row: SIZE_IN_LABELS.get(row["size"], "") + ("" if row["same_size_definition"] else " †"),
-        "`power` here": lambda row: with_interval(row["exponent"], [row["ci_low"], row["ci_high"]]),
-        "reference's exponent": lambda row: format_number(row["reference_exponent"]),
+        "exponent of `power`": lambda row: with_interval(row["exponent"], [row["ci_low"], row["ci_high"]]),
+        "exponent of the published law": lambda row: format_number(row["reference_exponent"]),
         "ratio": lambda row: format_number(row["ratio"], 3),
         "inside the interval": lambda row: yes_or_no(row["inside"]),
     }
     for target in dict.fromkeys(row["target"] for row in used):
-        of_target = [row for row in used if row["target"] == target]
+        same_target = [row for row in used if row["target"] == target]
         label = TARGET_NAMES[target] + (" (not comparable with loss)" if target == "perplexity" else "")
         visible = VISIBLE_ROWS if target == analysis.primary["target"] else VISIBLE_ROWS // 2
-        content = table_by_column(of_target, columns)
-        section.add(folded_if_long(f"Exponents of {label}", content, len(of_target), visible))
-    is_marked = any(not row["same_size_definition"] for row in used)
-    outside = [row for row in used if row["outside_range"]]
+        content = table_by_column(same_target, columns)
+        section.add(folded_if_long(f"Exponents of {label}", content, len(same_target), visible))
+    has_other_size = any(not row["same_size_definition"] for row in used)
     sources = dict.fromkeys(f"{row['reference']}: {row['source']}" for row in rows)
     return section.add(
-        "† The reference is not known to count N in this way." if is_marked else "",
-        _outside(outside, "‡ Read outside the range it was fitted to"),
-        _outside(left_out, "Left out, because the runs are far outside the fitted range"),
+        "† The reference may count N differently." if has_other_size else "",
+        _ranges(used, "‡ Evaluated outside the range that the law was fitted to"),
+        _ranges(left_out, "Left out, because the runs are far outside the fitted range"),
         f"Sources: {escape_markdown('; '.join(sources))}.",
     )
 
 
-def _outside(rows: Sequence[Entry], heading: str) -> str:
-    """For each reference the ranges of its fit and of the families that leave them."""
+def _ranges(rows: Sequence[Entry], heading: str) -> str:
+    """For each reference that is outside its fitted range: the fitted range, and the ranges of the families."""
     families: dict[str, list[str]] = {}
     for row in rows:
-        for variable, spans in row["outside_range"].items():
-            reference = f"{row['reference']} ({variable} from {_span(variable, spans['fitted'])})"
-            families.setdefault(reference, []).append(f"{family_name(row)} has {_span(variable, spans['table'])}")
+        for variable, ranges in row["outside_range"].items():
+            reference = f"{row['reference']} ({variable} from {_range_text(variable, ranges['fitted'])})"
+            family = f"{family_name(row)} has {_range_text(variable, ranges['table'])}"
+            families.setdefault(reference, []).append(family)
     parts = [f"{reference}: {join_names(list(dict.fromkeys(names)))}" for reference, names in families.items()]
     return f"{heading}: {'; '.join(parts)}." if parts else ""
 
 
-def _span(variable: str, ends: Sequence[float]) -> str:
+def _range_text(variable: str, ends: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys(amount(variable, end) for end in ends))
 
 
 class Panel(NamedTuple):
-    """Exponents that may be compared: same target, same variable, same N."""
+    """Exponents that may be compared, because they have the same target, variable and N."""
 
     title: str
-    rows: list[tuple[Entry, str]]
-    references: list[tuple[str, float]]
+    rows: list[tuple[Entry, str]]  # a fit, and the name of one of its exponents
+    references: list[tuple[str, float]]  # the name of a published law, and the exponent that it implies
 
     @property
     def height(self) -> float:
-        """Inches of its rows."""
-        return 0.17 * (len(self.rows) + 0.8 * len({e["law"] for e, _ in self.rows}) + len(self.references))
+        """Height in inches."""
+        num_laws = len({entry["law"] for entry, _ in self.rows})
+        return 0.17 * (len(self.rows) + 0.8 * num_laws + len(self.references))
 
 
 def exponents_figure(analysis: Directory) -> Figure | None:
@@ -158,9 +158,10 @@ def exponents_figure(analysis: Directory) -> Figure | None:
     rows = [row for panel in panels for row in panel.rows]
     num_unidentified = sum(not is_identified(entry, name) for entry, name in rows)
     unidentified = f": {num_unidentified} of {len(rows)} are not identified" if num_unidentified else ""
-    title = f"Exponents by law and variable{unidentified}. Compare within a law and a panel only"
+    title = f"Exponents by law and variable{unidentified}. Compare only within a law and a panel"
     margins = Margins(left=0.95 if len(analysis.families) > 1 else 1.45, right=1.4, bottom=0.4, top=0.35)
-    width, heights = 6.0, [0.0] * min(2, len(panels))
+    width = 6.0
+    heights = [0.0] * min(2, len(panels))  # of the columns, in inches; each panel is added to the shortest column
     corners = []
     for panel in panels:
         column = heights.index(min(heights))
@@ -174,12 +175,13 @@ def exponents_figure(analysis: Directory) -> Figure | None:
 
 
 def _panels(analysis: Directory) -> list[Panel]:
-    main = analysis.primary
-    sizes = dict.fromkeys([main["size"], *(entry["size"] for entry in analysis.fits if entry["size"])])
+    main_target, main_size = analysis.primary["target"], analysis.primary["size"]
+    sizes = dict.fromkeys([main_size, *(entry["size"] for entry in analysis.fits if entry["size"])])
     variables = dict.fromkeys([*VARIABLES, *(v for entry in analysis.fits for v in entry["variable_of"].values())])
-    quantities = [(main["target"], "N", size) for size in sizes]
-    quantities += [(main["target"], variable, main["size"]) for variable in variables if variable != "N"]
-    quantities += [("perplexity", "N", main["size"])] if main["target"] != "perplexity" else []
+    quantities = [(main_target, "N", size) for size in sizes]
+    quantities += [(main_target, variable, main_size) for variable in variables if variable != "N"]
+    if main_target != "perplexity":
+        quantities.append(("perplexity", "N", main_size))
     panels = []
     for target, variable, size in quantities:
         rows = [
@@ -196,7 +198,7 @@ def _panels(analysis: Directory) -> list[Panel]:
 
 
 def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tuple[str, float]]:
-    """Exponents that `power` finds for published laws at this table's sizes; means over families that differ."""
+    """The exponents that published laws imply at this table's sizes, as means over families, whose sizes may differ."""
     values: dict[str, list[float]] = {}
     for row in analysis.comparison["references"]:
         is_same = row["target"] == target and row["size"] == size and row["same_size_definition"]
@@ -207,13 +209,16 @@ def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tu
 
 
 def _forest(axis: Axes, analysis: Directory, panel: Panel) -> None:
-    low, high = _limits(panel)
-    y, ticks = 0.0, []
+    limits = _limits(panel)
+    y = 0.0
+    ticks: dict[str, float] = {}
     for law in fitted_laws([entry for entry, _ in panel.rows]):
         group = [(entry, name) for entry, name in panel.rows if entry["law"] == law]
-        ticks.append((y + (len(group) - 1) / 2, f"{law}{chr(10) if len(group) > 1 else ' '}({group[0][1]})"))
+        separator = "\n" if len(group) > 1 else " "
+        first_exponent = group[0][1]
+        ticks[f"{law}{separator}({first_exponent})"] = y + (len(group) - 1) / 2
         for entry, name in group:
-            _forest_row(axis, analysis, entry, name, y, (low, high))
+            _forest_row(axis, analysis, entry, name, y, limits)
             y += 1
         for reference, value in panel.references if law == "power" else ():
             axis.plot(value, y, ls="", marker="d", color=GREY, ms=4.5)
@@ -221,21 +226,22 @@ def _forest(axis: Axes, analysis: Directory, panel: Panel) -> None:
             y += 1
         y += 0.8
     axis.set_ylim(y - 0.3, -0.8)
-    axis.set_xlim(low, high)
-    axis.set_yticks([at for at, _ in ticks], labels=[law for _, law in ticks])
+    axis.set_xlim(limits)
+    axis.set_yticks(list(ticks.values()), labels=list(ticks))
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
     axis.set_title(panel.title)
 
 
 def _limits(panel: Panel) -> tuple[float, float]:
-    """Limits that show the identified exponents; intervals that reach further end in an arrow."""
-    shown = [(e["params"][n], *e["ci95"][n]) for e, n in panel.rows if is_identified(e, n)]
-    if not shown:
+    """Limits that show the identified exponents. Intervals that reach further end in an arrow."""
+    identified = [(entry, name) for entry, name in panel.rows if is_identified(entry, name)]
+    if not identified:
         return 0.0, 1.0
-    centres = [value for value, _, _ in shown] + [value for _, value in panel.references]
-    high = max(centres + [min(end, 2 * max(centres)) for _, _, end in shown if is_number(end)])
-    low = min([0.0, *(max(end, -0.5 * high) for _, end, _ in shown if is_number(end))])
+    centres = [entry["params"][name] for entry, name in identified] + [value for _, value in panel.references]
+    lows, highs = ([entry["ci95"][name][end] for entry, name in identified] for end in (0, 1))
+    high = max(centres + [min(end, 2 * max(centres)) for end in highs if is_number(end)])
+    low = min([0.0, *(max(end, -0.5 * high) for end in lows if is_number(end))])
     return low - 0.03 * high, 1.06 * high
 
 
@@ -243,15 +249,10 @@ def _forest_row(axis: Axes, analysis: Directory, entry: Entry, name: str, y: flo
     family, identified = entry["family"], is_identified(entry, name)
     colour, marker = analysis.colour(family) if identified else GREY, analysis.marker(family)
     low, high = (end if is_number(end) else limit for end, limit in zip(entry["ci95"][name], limits, strict=True))
-    axis.plot(
-        np.clip([low, high], limits[0], limits[1]),
-        [y, y],
-        color=colour,
-        lw=1.5,
-        ls="-" if identified else ":",
-        clip_on=False,
-    )
-    for is_beyond, limit, arrow in ((low <= limits[0], limits[0], "<"), (high >= limits[1], limits[1], ">")):
+    left, right = limits
+    line_style = "-" if identified else ":"
+    axis.plot(np.clip([low, high], left, right), [y, y], color=colour, lw=1.5, ls=line_style, clip_on=False)
+    for is_beyond, limit, arrow in ((low <= left, left, "<"), (high >= right, right, ">")):
         if is_beyond:
             axis.plot(limit, y, marker=arrow, color=colour, ms=4, clip_on=False)
     value = entry["params"].get(name)

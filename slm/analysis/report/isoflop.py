@@ -1,4 +1,4 @@
-"""IsoFLOP profiles (approach 2 of Hoffmann et al. 2022): their part of the section on compute, and their figure."""
+"""IsoFLOP profiles (approach 2 of Hoffmann et al. 2022): a part of the section on compute, and a figure."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from slm.runtime.words import NO_VALUE, count, format_number, is_number, join_na
 from slm.scaling.describe import Entry, family_name
 
 PROFILES = (
-    "**IsoFLOP profiles** (approach 2): a parabola about the lowest loss of each budget, and a power law through the "
-    "lowest points. The interval is from how far the budgets lie from the power law (t, budgets less 2 degrees of "
-    "freedom), so with three budgets it is wide; the standard error by scatter is what noise of runs alone would give. "
-    "A parabola is symmetric and the true curve is not; the bias is that of approach 2 run on the fitted `chinchilla` "
-    "law at these very sizes, and the interval does not contain it."
+    "**IsoFLOP profiles** (approach 2): a parabola is fitted around the lowest loss of each budget, and a power law to "
+    "the minima. The interval comes from the deviations of the minima from the power law (t with two degrees of "
+    "freedom fewer than budgets), so it is wide with three budgets; `error by scatter` is the standard error that the "
+    "noise of runs alone would cause. A parabola is symmetric and the true curve is not: `bias` is the error of "
+    "approach 2 on data that follow the fitted `chinchilla` law at the same sizes, and is not part of the interval."
 )
 GIVEN = (
-    "**Given optima**: each row is taken as the optimum of its budget (`analysis.optima=true`), and power laws go "
-    "through N and D as they are. Errors within a row are unknown, so the interval is from how far the rows lie from "
-    "the line."
+    "**Given optima**: each row is taken as the optimum of its budget (`analysis.optima=true`), and power laws are "
+    "fitted to its N and D. The error of a row is unknown, so the interval comes from the deviations of the rows from "
+    "the power law."
 )
 CAPTION = (
-    "Runs by budget, the parabolas over the sizes that they were fitted to, and lowest points (stars; crosses where a "
-    "budget was dropped)."
+    "Runs of each budget, with parabolas over the sizes to which they were fitted. Stars: minima. Crosses: minima of "
+    "dropped budgets."
 )
 
 
 def isoflop_blocks(analysis: Directory) -> list[str]:
-    """Exponents of the best N and D in compute, and the best N of each budget."""
+    """Report blocks on how the best N and D grow with compute, and on the best N of each budget."""
     rows = analysis.comparison["isoflop"]
-    exponents = [row for row in rows if is_number(row["exponent"])]
     are_given = any(row["given_optima"] for row in rows)
     ignored = list(dict.fromkeys(name for row in rows for name in row["ignored"]))
     columns = {
         "family": family_name,
-        "budgets": lambda row: f"{sum(b['reason'] is None for b in row['budgets'])} of {len(row['budgets'])}",
+        "budgets used": lambda row: f"{sum(b['reason'] is None for b in row['budgets'])} of {len(row['budgets'])}",
         "a in N ~ C^a": lambda row: with_interval(row["exponent"], [row["low"], row["high"]], 3),
         "b in D ~ C^b": lambda row: with_interval(row["tokens_exponent"], [row["tokens_low"], row["tokens_high"]], 3),
         "error by scatter": lambda row: format_number(row["se_scatter"], 2),
         "bias": lambda row: format_number(row["bias"], 2),
         "a by `chinchilla`": lambda row: format_number(row["parametric"], 3),
     }
-    blocks = [GIVEN if are_given else PROFILES, table_by_column(exponents, columns)] if exponents else []
+    exponents = table_by_column([row for row in rows if is_number(row["exponent"])], columns)
+    blocks = [GIVEN if are_given else PROFILES, exponents] if exponents else []
     blocks += [
         _without_exponent([row for row in rows if row["reason"]], are_given),
-        f"The values of the column {join_names(ignored)} are not FLOPs, so they make no budgets." if ignored else "",
+        f"The column {join_names(ignored)} does not hold FLOPs, so it defines no budgets." if ignored else "",
     ]
     if are_given:
-        return [*blocks, analysis.figure("isoflop", "The given optima and the power laws through them.")]
+        return [*blocks, analysis.figure("isoflop", "The given optima, and the power laws fitted to them.")]
     budgets = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
     if budgets:
         header = ("family", "C (FLOPs)", "best N by approach 2", "best D", "best N by `chinchilla`", "ratio", "remarks")
@@ -63,7 +63,6 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
 
 
 def _without_exponent(rows: list[Entry], are_given: bool) -> str:
-    """One sentence for each reason why families have no exponent."""
     families: dict[str, list[str]] = {}
     for row in rows:
         families.setdefault(row["reason"], []).append(family_name(row))
@@ -82,31 +81,33 @@ def _budget_row(row: Entry, budget: Entry) -> list[str]:
 
 
 def _disagreement(rows: list[Entry]) -> str:
-    """Where the optimum of the parametric law lies outside the interval of the lowest point."""
-    budgets = [(family_name(row), b) for row in rows for b in row["budgets"] if b["reason"] is None]
-    budgets = [(f, b) for f, b in budgets if all(is_number(b.get(k)) for k in ("parametric_params", "low", "high"))]
-    outside = [family for family, b in budgets if not b["low"] <= b["parametric_params"] <= b["high"]]
+    """A warning if the best N by the law lies outside the interval of the best N by approach 2."""
+    budgets = [budget | {"family": row["family"]} for row in rows for budget in row["budgets"]]
+    needed = ("parametric_params", "low", "high")
+    compared = [b for b in budgets if b["reason"] is None and all(is_number(b.get(key)) for key in needed)]
+    outside = [b for b in compared if not b["low"] <= b["parametric_params"] <= b["high"]]
+    families = join_names(list(dict.fromkeys(map(family_name, outside))))
     if not outside:
         return ""
     return (
-        f"**Approach 2 and the `chinchilla` fit disagree** at {len(outside)} of {len(budgets)} budgets: the law's "
-        f"best N lies outside the interval of the lowest point ({join_names(list(dict.fromkeys(outside)))}). Either "
-        "may be wrong: the parabola is biased, and the law may not hold."
+        f"**Approach 2 and the `chinchilla` fit disagree** at {len(outside)} of {len(compared)} budgets: the best N by "
+        f"the law lies outside the interval of the best N by approach 2 ({families}). Either may be wrong: the "
+        "parabola is biased, and the law may not hold."
     )
 
 
 def isoflop_figure(analysis: Directory) -> Figure | None:
-    """Runs of each compute budget with the parabola and its lowest point, as comparison.json groups and fits them."""
+    """Runs of each compute budget with the parabola and its minimum, or the given optima: one panel per family."""
     rows = [row for row in analysis.comparison["isoflop"] if is_number(row["exponent"])]
     if not rows:
         return None
     exponents = [with_interval(row["exponent"], [row["low"], row["high"]], 3) for row in rows]
-    named = "; ".join(f"{short_name(row['family'])} {a}" for row, a in zip(rows, exponents, strict=True))
-    are_given = rows[0]["given_optima"]
-    title = f"{'Given optima' if are_given else 'IsoFLOP profiles'}: best N grows as C^a, a = {named}"
+    by_family = "; ".join(f"{short_name(row['family'])} {a}" for row, a in zip(rows, exponents, strict=True))
+    kind, draw_panel = ("Given optima", _optima) if rows[0]["given_optima"] else ("IsoFLOP profiles", _profiles)
+    title = f"{kind}: best N grows as C^a, a = {by_family}"
     figure, axes = panels(len(rows), title, columns=2, width=4.7, height=3.2)
     for axis, row in zip(axes, rows, strict=True):
-        (_optima if are_given else _profiles)(axis, analysis, row)
+        draw_panel(axis, analysis, row)
     return figure
 
 
@@ -131,25 +132,25 @@ def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
     log_axis(axis.yaxis, y.min() / 1.02, y.max() * 1.02)
     axis.set_xlabel(analysis.axis_name("N"))
     axis.set_ylabel(analysis.target_label)
-    bias = f"; bias of approach 2 here {row['bias']:+.3f}" if is_number(row["bias"]) else "; its bias is unknown"
-    axis.set_title(f"{short_name(row['family'])}: a = {format_number(row['exponent'], 3)}{bias}", fontsize=8.5)
+    bias = f"{row['bias']:+.3f}" if is_number(row["bias"]) else "unknown"
+    exponent = format_number(row["exponent"], 3)
+    axis.set_title(f"{short_name(row['family'])}: a = {exponent}; bias of approach 2: {bias}", fontsize=8.5)
 
 
 def _parabola(budget: Entry, params: np.ndarray) -> np.ndarray:
-    """The target on the budget's parabola, which is one in log target and log N."""
+    """The target on the parabola of a budget, which is a parabola of log target in log N."""
     value, slope, curvature = budget["parabola"]
     z = np.log(params) - budget["centre"]
     return np.exp(np.asarray(value + slope * z + curvature * z**2))
 
 
 def _optima(axis: Axes, analysis: Directory, row: Entry) -> None:
-    """N and D of each row against its FLOPs."""
     flops, params, tokens = (np.array([b[name] for b in row["budgets"]]) for name in ("flops", "params", "tokens"))
-    log_c = np.log(flops) - np.log(flops).mean()
+    centred_log_c = np.log(flops) - np.log(flops).mean()
     for name, values, slope, mark in (("N", params, row["exponent"], "o"), ("D", tokens, row["tokens_exponent"], "s")):
         axis.plot(flops, values, ls="", marker=mark, ms=4, color=analysis.colour(row["family"]),
                   label=f"{name} ~ C^{format_number(slope, 3)}")  # fmt: skip
-        axis.plot(flops, np.exp(np.log(values).mean() + slope * log_c), color=INK, lw=1)
+        axis.plot(flops, np.exp(np.log(values).mean() + slope * centred_log_c), color=INK, lw=1)
     both = np.concatenate([params, tokens])
     log_axis(axis.xaxis, flops.min() / 1.3, flops.max() * 1.3, counts=False)
     log_axis(axis.yaxis, both.min() / 1.3, both.max() * 1.3)

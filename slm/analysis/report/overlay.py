@@ -1,4 +1,4 @@
-"""Models from elsewhere over the fitted curves: their figure, and their section with what they do not share."""
+"""Models from elsewhere over the fitted curves: a figure, and a section that says how they differ from the runs."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ WITHIN = "within"
 
 
 def overlay_figure(analysis: Directory) -> Figure | None:
-    """Runs and laws of all families in one panel, up to the largest model, and the models by name."""
+    """Models from elsewhere, beside the runs and laws of all families, with N up to the largest model."""
     overlay = analysis.overlay
     families = [family for family in overlay.get("families", []) if family["curve"]]
     if not families:
         return None
-    models, margins = plural(len(overlay["points"]), "model"), Margins(left=0.75, right=0.25, top=0.15)
+    models = plural(len(overlay["points"]), "model")
     title = f"{models} from elsewhere beside the laws of these runs: not a controlled comparison"
+    margins = Margins(left=0.75, right=0.25, top=0.15)
     figure, (axis,) = panels(1, title, columns=1, width=7.6, height=4.4, margins=margins, families=analysis.families)
     for family in families:
-        _law(axis, analysis, family)
+        _draw_family(axis, analysis, family)
     sizes, values = ([point[key] for point in overlay["points"]] for key in ("N", "value"))
     axis.plot(sizes, values, ls="", marker="*", ms=10, mfc="white", mec=INK, mew=1.1, zorder=4)
     for point in overlay["points"]:
@@ -55,8 +56,8 @@ def overlay_figure(analysis: Directory) -> Figure | None:
     return figure
 
 
-def _law(axis: Axes, analysis: Directory, family: Entry) -> None:
-    """Runs as marks, the law within them as a line, beyond them dashed, and the interval of one more run."""
+def _draw_family(axis: Axes, analysis: Directory, family: Entry) -> None:
+    """Draw the runs of a family, its law (dashed beyond the runs), and the interval of one more run."""
     name = family["family"]
     colour = analysis.colour(name)
     keys = ("N", "value", "low", "high")
@@ -68,23 +69,23 @@ def _law(axis: Axes, analysis: Directory, family: Entry) -> None:
 
 
 def overlay_section(analysis: Directory) -> Section | None:
-    """What each law predicts at the size of each model, and why models and runs do not compare like runs do."""
+    """The prediction of each law at the size of each model, and how the models differ from the runs."""
     overlay = analysis.overlay
     if not overlay:
         return None
-    held = next((family["held"] for family in overlay["families"] if family.get("held")), None)
-    at = f" Curves are drawn at D = {amount('D', held)}." if held else ""
+    tokens = next((family["held"] for family in overlay["families"] if family.get("held")), None)
+    curves_at = f" Curves are drawn at D = {amount('D', tokens)}." if tokens else ""
     return Section("Models from elsewhere").add(
-        f"`{escape_markdown(overlay['source'])}`, compared by {TARGET_NAMES[overlay['target']]} (column "
-        f"`{escape_markdown(overlay['column'])}`). Each law is `{overlay['law']}`, where N counts "
-        f"{size_words(overlay['size'])}; it predicts what one more run of these families would reach at that size, "
-        f"with the {overlay['level']:.0%} interval of one run.",
+        f"The models of `{escape_markdown(overlay['source'])}` are compared by {TARGET_NAMES[overlay['target']]} "
+        f"(column `{escape_markdown(overlay['column'])}`) with the law `{overlay['law']}`, where N counts "
+        f"{size_words(overlay['size'])}. The law of a family predicts the result of one more run of this family at "
+        f"the size of the model, with a {overlay['level']:.0%} interval.",
         "**This is not a controlled comparison.** What differs:",
         bullets(map(escape_markdown, overlay["caveats"])),
         analysis.figure(
             "overlay",
-            "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs; band: interval of "
-            f"one more run.{at}",
+            "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs. Band: interval of "
+            f"one more run.{curves_at}",
         ),
         bullets(map(escape_markdown, overlay["notes"])),
         *(_family(overlay, family) for family in overlay["families"]),
@@ -92,21 +93,20 @@ def overlay_section(analysis: Directory) -> Section | None:
 
 
 def _family(overlay: Entry, family: Entry) -> str:
-    """Every model beside the law of one family."""
     name = family_name(family)
     if family["refused"]:
         return f"{name}: no law. {escape_markdown(family['refused'])}."
-    header = ("model", "measured", "N", "tokens", overlay["target"].replace("_", " "), "the law", "off the law",
-              "beyond the runs")  # fmt: skip
+    header = ("model", "measured on", "N", "tokens", TARGET_NAMES[overlay["target"]], "predicted by the law",
+              "measured above the law", "N beyond the runs")  # fmt: skip
     rows = [_row(point, model) for point, model in zip(overlay["points"], family["models"], strict=True)]
-    doubt = "" if family["identified"] else " Its exponent is **NOT IDENTIFIED**, so take no value from it."
+    doubt = "" if family["identified"] else " Its exponent is **NOT IDENTIFIED**, so do not quote these predictions."
     content = table(header, rows)
     is_visible = len(overlay["families"]) == 1 or len(rows) <= MAX_VISIBLE_MODELS
     return f"{name}:{doubt}\n\n{content}" if is_visible else folded(f"{name}{doubt}", content)
 
 
 def overlay_lines(analysis: Directory) -> list[str]:
-    """For the terminal: every model beside the law of each family, and what differs."""
+    """Lines for the terminal: every model beside the law of each family, and how the models differ from the runs."""
     overlay = analysis.overlay
     if not overlay:
         return []
@@ -115,9 +115,9 @@ def overlay_lines(analysis: Directory) -> list[str]:
         if family["refused"]:
             lines.append(f"  {family['family']}: no law. {family['refused']}.")
         for point, model in zip(overlay["points"], family["models"] or [], strict=False):
-            name, _, N, _, value, law, off, beyond = _row(point, model)
+            name, _, N, _, value, predicted, deviation, beyond = _row(point, model)
             where = f"{beyond} the runs" if beyond == WITHIN else f"{beyond} beyond the runs"
-            lines.append(f"  {name}, N = {N}: {value}; {family['family']}: {law}, off by {off}, {where}")
+            lines.append(f"  {name}, N = {N}: {value}; {family['family']}: {predicted}, off by {deviation}, {where}")
     return lines + [f"- {sentence}" for sentence in [*overlay["caveats"], *overlay["notes"]]]
 
 

@@ -1,4 +1,4 @@
-"""Write the report of an analysis directory: report.md, and report.html with embedded figures."""
+"""Write the report of an analysis directory: report.md and report.html, which embeds the figures."""
 
 from __future__ import annotations
 
@@ -28,43 +28,42 @@ from slm.runtime.words import escape_markdown
 from slm.scaling.describe import fitted_laws
 
 METHODS = {
-    "Fits": "least squares, or Huber's loss, of log residuals from a grid of starts, with exact gradients. A "
-    "logarithmic residual weighs relative errors equally at all sizes; it assumes the same relative scatter "
-    "everywhere.",
+    "Fits": "least squares or Huber's loss of log residuals, from a grid of starts, with exact gradients. Relative "
+    "errors have the same weight at all sizes, which assumes the same relative scatter at all sizes.",
     "Intervals of laws that are straight in logs": "Student's t. Exact if the law holds and the scatter about it is "
     "normal, independent and equal at all sizes.",
     "Intervals of other laws": "profile likelihood (Bates & Watts 1988): the values that a t test does not reject "
-    "when all other parameters are refitted. Nearly exact for small curvature. An end is open if the data do not bound "
-    "it.",
-    "Cluster bootstrap": "whole runs are drawn, so checkpoints of one run stay together; used for Huber's loss and "
-    "if rows share a run, otherwise as a cross-check. Too narrow with few runs.",
+    "when all other parameters are refitted. Nearly exact if the curvature is small. `open` means that the data do not "
+    "bound this end.",
+    "Cluster bootstrap": "resamples whole runs, so that checkpoints of one run stay together. Used for Huber's loss "
+    "and if several rows belong to one run, otherwise as a cross-check. Too narrow with few runs.",
     "Wild bootstrap": "residuals with random signs and weights (Webb's six points) at the same sizes, as a "
     "cross-check.",
-    "Bands, predictions, gain of doubling": "t for laws that are straight in logs, profile likelihood for the others; "
-    "an interval for a new run includes the scatter of one run. Each assumes that its law is true; only the range over "
-    "all laws that the data do not reject does not.",
-    "Not identified": "said of an exponent if its interval is open or spans more than a set factor, if its estimate is "
-    "at a bound, or if the fit has too few sizes. Such an exponent is never shown as a number.",
-    "Lack of fit": "the F test of deviations from the law against the scatter between seeds. Where it is significant, "
-    "fits use the means over seeds.",
-    "Calibrated p of nested models": "the likelihood ratio is compared with that of data simulated under the "
-    "restricted model (parametric bootstrap), since the chi-square limit is far off with few runs. The smallest "
+    "Bands, predictions, gain of doubling": "t for laws that are straight in logs, profile likelihood for the others. "
+    "An interval for a new run includes the scatter of one run. Each interval assumes that its law is true; only the "
+    "range over all laws that the data do not reject makes no such assumption.",
+    "Not identified": "an exponent whose interval is open or spans more than a set factor, whose estimate is at a "
+    "bound, or whose fit has too few sizes. Such an exponent is never shown as a number.",
+    "Lack of fit": "an F test that compares the deviations from the law with the scatter between seeds. If it is "
+    "significant, the means over seeds are fitted.",
+    "Calibrated p of nested models": "compares the likelihood ratio with the ratios of data simulated under the "
+    "restricted model (parametric bootstrap), because the chi-square limit is inaccurate with few runs. The smallest "
     "possible p is 1 / (number of simulations + 1).",
-    "Pairs": "differences with one variance for both families, adjusted over all pairs by Holm (1979).",
-    "Mixed-effects summary": "REML with the interval of Hartung & Knapp; it treats the families as a random sample "
+    "Pairs": "Welch's method, in which each family keeps its own scatter, adjusted over all pairs by Holm (1979).",
+    "Mixed-effects summary": "REML with the interval of Hartung & Knapp. It treats the families as a random sample "
     "of all families.",
-    "Choice of law": "AICc and BIC of least-squares fits by run (Burnham & Anderson 2002), beside the error of "
+    "Choice of law": "AICc and BIC of least-squares fits to single runs (Burnham & Anderson 2002), and the error of "
     "predicting the largest size, which AICc does not measure.",
-    "IsoFLOP profiles": "approach 2 of Hoffmann et al. 2022. Budgets are given, or they are groups of runs with equal "
-    "FLOPs and clear gaps between groups. The parabola of a budget goes through the sizes within a factor of 5 of the "
-    "best (wide grids bias it: Czech et al. 2026); a budget whose minimum lies outside its runs is dropped. Exponents "
-    "have t intervals over budgets.",
+    "IsoFLOP profiles": "approach 2 of Hoffmann et al. 2022. Budgets are given, or found as groups of runs with equal "
+    "FLOPs and clear gaps between groups. The parabola of a budget is fitted to the sizes within a factor of 5 of the "
+    "best size (wide grids bias it: Czech et al. 2026). A budget whose minimum lies outside its runs is dropped. "
+    "Exponents have t intervals over budgets.",
     "Allocation": "equation 4 of Hoffmann et al. 2022 for `chinchilla`, a numeric minimum for other laws in N and D.",
 }
 
 
 def methods_section(analysis: Directory) -> Section:
-    """Methods with sources and limits, and the sources of the laws."""
+    """The methods with their sources and limits, and the laws with their sources."""
     sources = {entry["law"]: escape_markdown(entry["source"]) for entry in analysis.fits}
     laws = [f"`{law}`: {analysis.equation(law)}. {sources[law]}" for law in fitted_laws(analysis.fits)]
     return Section("Methods and their limits").add(
@@ -73,41 +72,27 @@ def methods_section(analysis: Directory) -> Section:
 
 
 def reproduce_section(analysis: Directory) -> Section:
-    """The command, and the files that hold all numbers."""
+    """The command of the analysis, and the files that hold all numbers."""
     command = "\n".join(f"    {line}" for line in analysis.settings.get("command", "").splitlines())
     return Section("How to reproduce").add(
         command,
-        "Every number in this report is in fits.json, comparison.json or audit.json beside it; the rows are in "
-        "results.csv." + (" All settings are in settings.json." if analysis.settings else ""),
+        "Every number in this report is in fits.json, comparison.json or audit.json in the same directory; the rows "
+        "are in results.csv." + (" All settings are in settings.json." if analysis.settings else ""),
     )
 
 
 SECTIONS = (
-    verdict.verdict_section,
-    verdict.analysed_section,
-    verdict.audit_section,
-    verdict.published_section,
-    exponents.exponents_section,
-    exponents.references_section,
-    curves.curves_section,
-    overlay.overlay_section,
-    paired.paired_section,
-    compare.comparison_section,
-    paired.power_section,
-    selection.selection_section,
-    predictions.predictions_section,
-    predictions.given_section,
-    predictions.doubling_section,
-    compute.compute_section,
-    rates.rates_section,
-    methods_section,
-    reproduce_section,
-    selection.certificates_section,
-)
+    verdict.verdict_section, verdict.analysed_section, verdict.audit_section, verdict.published_section,
+    exponents.exponents_section, exponents.references_section, curves.curves_section, overlay.overlay_section,
+    paired.paired_section, compare.comparison_section, paired.power_section, selection.selection_section,
+    predictions.predictions_section, predictions.given_section, predictions.doubling_section, compute.compute_section,
+    rates.rates_section, methods_section, reproduce_section, selection.convergence_section,
+)  # fmt: skip
+"""The sections of the report, in their order."""
 
 
 def write_report(directory: Path) -> None:
-    """Write report.md and report.html from the files in `directory` alone."""
+    """Write report.md and report.html, using only the files in `directory`."""
     analysis = Directory.read(directory)
     name = analysis.comparison["table"]
     title = "Scaling analysis" + (f" of {name}" if name else "")
@@ -118,22 +103,15 @@ def write_report(directory: Path) -> None:
 
 
 FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
-    "curves": curves.curves_figure,
-    "overlay": overlay.overlay_figure,
-    "residuals": curves.residuals_figure,
-    "exponents": exponents.exponents_figure,
-    "profiles": curves.profiles_figure,
-    "extrapolation": selection.extrapolation_figure,
-    "doubling": predictions.doubling_figure,
-    "ratios": paired.ratios_figure,
-    "differences": compare.differences_figure,
-    "pareto": compute.pareto_figure,
-    "isoflop": isoflop.isoflop_figure,
-    "rates": rates.rates_figure,
-}
+    "curves": curves.curves_figure, "overlay": overlay.overlay_figure, "residuals": curves.residuals_figure,
+    "exponents": exponents.exponents_figure, "profiles": curves.profiles_figure,
+    "extrapolation": selection.extrapolation_figure, "doubling": predictions.doubling_figure,
+    "ratios": paired.ratios_figure, "differences": compare.differences_figure, "pareto": compute.pareto_figure,
+    "isoflop": isoflop.isoflop_figure, "rates": rates.rates_figure,
+}  # fmt: skip
 
 
 def draw_figures(directory: Path) -> list[Path]:
-    """Draw what results.csv, fits.json and comparison.json allow; returns the files written."""
+    """Draw every figure that has data in the directory; returns the files written."""
     analysis = Directory.read(directory)
     return draw(directory, {name: partial(make, analysis) for name, make in FIGURES.items()})

@@ -1,4 +1,4 @@
-"""Families at the same sizes: their section and figure, and the power of the design."""
+"""Two sections, on families compared at the same sizes and on the power of the design, and a figure of the first."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ MAX_PANELS = 12
 
 
 def paired_section(analysis: Directory) -> Section | None:
-    """Slopes and levels of the log ratios of families at the same sizes."""
+    """Slopes and levels of the log ratio of two families at the same sizes, for each pair."""
     paired = analysis.comparison["paired"]
     pairs = paired["pairs"]
     if not pairs:
         return None
     farthest = max((pair["farthest"] for pair in pairs if is_number(pair["farthest"])), default=0.0)
-    moved = f", moved to one size where they differ by up to {farthest:.1%}" if farthest > 1e-3 else ""
+    moved = f" (sizes that differ by up to {farthest:.1%} are moved to one size)" if farthest > 1e-3 else ""
     unmatched = [f"{pair_name(row)}: {row['reason']}" for row in paired["unmatched"]]
     return Section("Families at the same sizes").add(
-        "What two families share at a size, such as its deviation from any smooth law, cancels in the ratio of their "
-        f"losses. Each pair is compared at the sizes that both have{moved}. The slope of the log ratio against log N "
-        "is a difference of local exponents, -dlog L / dlog N, whatever the law; its height is a difference of level. "
-        "`p, any floor` is the largest p of the slope if the families follow one law with a floor that the runs do not "
-        "reject, and differ by a constant factor on N. p-values are adjusted over the pairs (Holm).",
+        "An effect that two families share at a size, such as a deviation from any smooth law, cancels in the ratio of "
+        f"their losses. Each pair is compared at the sizes that both families have{moved}. Under any law, the slope of "
+        "the log ratio against log N is the difference of the local exponents -dlog L / dlog N, and the height of the "
+        "log ratio is the difference of level. `p, any floor` assumes that the families follow one law with a floor "
+        "and differ by a constant factor on N: it is the largest p of the slope over all floors that the runs do not "
+        "reject. p-values are adjusted over the pairs (Holm).",
         _slopes(pairs),
         _above_floor(pairs),
-        analysis.figure("ratios", "Ratios at the same sizes: means over seeds, line and its interval."),
+        analysis.figure(
+            "ratios", "Ratios at the same sizes. Points: means over seeds. Line and band: fit and interval."
+        ),
         _levels(pairs, analysis.target_name),
         "Not paired:" if unmatched else "",
         bullets(unmatched),
@@ -58,52 +61,52 @@ def _slopes(pairs: Sequence[Entry]) -> str:
 
 
 def _above_floor(pairs: Sequence[Entry]) -> str:
-    """Differences of exponents above a shared floor, if the runs reject straight lines."""
+    """A table of differences of exponents above a shared floor, for pairs whose runs reject straight lines."""
     rows = [{**pair, **pair["above_floor"]} for pair in pairs if pair.get("above_floor")]
     columns: Columns = {
         "pair": pair_name,
-        "floor of both": lambda row: format_number(row["floor"], 4),
-        "difference of exponents above it": difference,
+        "shared floor": lambda row: format_number(row["floor"], 4),
+        "difference of exponents above the floor": difference,
         "p, any floor": lambda row: p_value(row["p_adjusted"]),
         "detectable difference": lambda row: format_number(row["detectable"], 3),
     }
     content = table_by_column(rows, columns)
     words = (
         "The runs reject straight lines, so exponents are compared above a floor that both families of a pair share. "
-        "Interval and p hold for every floor that they do not reject."
+        "The interval and p hold for every floor that the runs do not reject."
     )
     return f"{words}\n\n{content}" if rows else ""
 
 
 def _levels(pairs: Sequence[Entry], target: str) -> str:
-    """Ratios at the middle size, and what they are worth in parameters."""
+    """A table of the ratios at the middle size, and of the factors on N that would have the same effect."""
 
-    def worth(factor: Entry) -> str:
+    def factor_text(factor: Entry) -> str:
         return with_interval(factor["factor"], [factor["low"], factor["high"]], 3)
 
     columns: Columns = {
         "pair": lambda pair: pair_name(pair).replace(" - ", " / "),
-        f"{target} above": lambda pair: percent(pair["level_above"], sign=True),
+        f"difference in {target} at the middle size": lambda pair: percent(pair["level_above"], sign=True),
         "p": lambda pair: p_value(pair["level_p_adjusted"]),
-        "worth, times the parameters": lambda pair: worth(pair["worth"]),
-        "at the smallest size": lambda pair: worth(pair["worth_by_size"][0]),
-        "at the largest size": lambda pair: worth(pair["worth_by_size"][-1]),
+        "equal to a factor on N of": lambda pair: factor_text(pair["worth"]),
+        "factor at the smallest size": lambda pair: factor_text(pair["worth_by_size"][0]),
+        "factor at the largest size": lambda pair: factor_text(pair["worth_by_size"][-1]),
     }
     return table_by_column(pairs, columns)
 
 
 def ratios_figure(analysis: Directory) -> Figure | None:
-    """Log ratio of the losses of every matched pair against N, with its line and band."""
+    """The ratio of the losses of each pair of families against N, with the fitted line and its band."""
     pairs = analysis.comparison["paired"]["pairs"]
     pairs = [pair for pair in pairs if has_complete_lists(pair["band"], "centre", "low", "high")]
     if not pairs:
         return None
     level, target = 1 - analysis.level, analysis.target_name
     significant = sum(pair["p_adjusted"] < level for pair in pairs)
-    title = f"Ratio of {target} at the same sizes: the slope of "
-    title += f"{significant or 'none'} of {len(pairs)} stands out from zero after Holm's adjustment"
+    title = f"Ratio of {target} at the same sizes: {significant or 'none'} of {len(pairs)} slopes "
+    title += f"{'differs' if significant == 1 else 'differ'} from zero after Holm's adjustment"
     if len(pairs) > MAX_PANELS:
-        title += f"; the {MAX_PANELS} with the smallest p"
+        title += f"; shown are the {MAX_PANELS} pairs with the smallest p"
         pairs = sorted(pairs, key=lambda pair: pair["p"])[:MAX_PANELS]
     figure, axes = panels(len(pairs), title, columns=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
     for axis, pair in zip(axes, pairs, strict=True):
@@ -118,12 +121,12 @@ def ratios_figure(analysis: Directory) -> Figure | None:
         names = f"{short_name(pair['a'])} / {short_name(pair['b'])}"
         axis.set_title(f"{names}, p {p_value(pair['p_adjusted'], equals=True)}", fontsize=8.5)
         axis.set_xlabel(analysis.axis_name("N"))
-    axes[0].set_ylabel(f"{target} above the other's (%)")
+    axes[0].set_ylabel(f"difference in {target} (%)")
     return figure
 
 
 def power_section(analysis: Directory) -> Section | None:
-    """The differences of exponents that this design could have found."""
+    """The differences of exponents that this design could have detected."""
     paired, law = analysis.comparison["paired"], analysis.verdict_comparison
     pairs = paired["pairs"]
     if law is None and not pairs:
@@ -137,15 +140,15 @@ def power_section(analysis: Directory) -> Section | None:
             "identified."
         )
     above_floor = [{**row, **row["above_floor"]} for row in pairs if row.get("above_floor")]
-    ways = {"at the same sizes": pairs, "above a shared floor": above_floor, "by the law": by_law}
-    rows = [
-        [pair_name(row), way, format_number(row["detectable"], 3)] for way, compared in ways.items() for row in compared
-    ]
+    comparisons = {"at the same sizes": pairs, "above a shared floor": above_floor, "by the law": by_law}
+    rows = []
+    for kind, compared in comparisons.items():
+        rows += [[pair_name(row), kind, format_number(row["detectable"], 3)] for row in compared]
     chance = f"{paired['power']:.0%}" if is_number(paired["power"]) else NO_VALUE
     advice = paired["advice"] if pairs else power.get("advice")
     return section.add(
-        f"The difference of exponents that each comparison finds with a probability of {chance}, at the scatter of "
-        "that pair, adjusted over the pairs. If no difference was found, a smaller one may still exist.",
-        table(("pair", "compared", "detectable difference"), rows),
-        f"To find {format_number(advice['difference'], 3)} takes {advice['text']}." if advice else "",
+        f"The detectable difference is the difference of exponents that a comparison finds in {chance} of cases, given "
+        "the scatter of the pair and the adjustment over pairs. Smaller differences may exist although none was found.",
+        table(("pair", "comparison", "detectable difference"), rows),
+        f"To detect {format_number(advice['difference'], 3)} takes {advice['text']}." if advice else "",
     )

@@ -1,7 +1,4 @@
-"""Report of tuned learning rates: losses of each shape, its optimum, and the excess loss at the design's rate.
-
-It reads tuning.csv and runs.csv, which a sweep with `sweep.lr.rule=tuned` writes.
-"""
+"""The section and figure on tuned learning rates (tuning.csv and runs.csv of a sweep with `sweep.lr.rule=tuned`)."""
 
 from __future__ import annotations
 
@@ -22,26 +19,28 @@ def rates_figure(analysis: Directory) -> Figure | None:
     if tuning.empty:
         return None
     families = list(dict.fromkeys(tuning["family"]))
-    several, shapes = len(families) > 1, len(tuning.drop_duplicates(["width", "depth"]))
+    has_several = len(families) > 1
+    num_shapes = len(tuning.drop_duplicates(["width", "depth"]))
     title = f"Loss against learning rate, {len(tuning)} shapes: crosses are fitted optima"
-    figure, axes = panels(len(families), title, columns=3, width=3.7 if several else 6.0)
+    figure, axes = panels(len(families), title, columns=3, width=3.7 if has_several else 6.0)
     for axis, family in zip(axes, families, strict=True):
         _panel(axis, runs[runs["family"] == family], tuning[tuning["family"] == family])
-        axis.set_title(short_name(family) + ("" if several else f", {shapes} shapes"))
-    axes[0].set_ylabel("loss (nats/token)")
+        axis.set_title(short_name(family) + ("" if has_several else f", {num_shapes} shapes"))
+    axes[0].set_ylabel("loss (nats per token)")
     return figure
 
 
 def _panel(axis: Axes, runs: pd.DataFrame, optima: pd.DataFrame) -> None:
-    """The runs and optima of one family."""
-    for index, (_, best) in enumerate(optima.sort_values("params_total").iterrows()):
-        means = runs[(runs[SHAPE] == best[SHAPE]).all(axis=1)].groupby("lr")["loss"].mean()
-        axis.plot(means.index, means, "o-", color=PALETTE[index % len(PALETTE)], ms=4, lw=1.4, label=_shape(best))
-        axis.plot(best["lr"], best["loss"], "x", color=INK, ms=6, mew=1.5)
+    """Draw the runs and optima of one family."""
+    for index, (_, optimum) in enumerate(optima.sort_values("params_total").iterrows()):
+        is_same_shape = (runs[SHAPE] == optimum[SHAPE]).all(axis=1)
+        means = runs[is_same_shape].groupby("lr")["loss"].mean()
+        axis.plot(means.index, means, "o-", color=PALETTE[index % len(PALETTE)], ms=4, lw=1.4, label=_shape(optimum))
+        axis.plot(optimum["lr"], optimum["loss"], "x", color=INK, ms=6, mew=1.5)
     log_axis(axis.xaxis, runs["lr"].min() / 1.15, runs["lr"].max() * 1.15, counts=False)
     for value in optima["lr_value"].dropna().unique():
         axis.axvline(value, color=GREY, lw=0.8, ls=":")
-    axis.set_xlabel("optim.lr (dotted: the design's rate)")
+    axis.set_xlabel("optim.lr (dotted: the learning rate of the design)")
     axis.legend(frameon=False, fontsize=7)
 
 
@@ -50,7 +49,7 @@ def _shape(row: pd.Series) -> str:
 
 
 def rates_section(analysis: Directory) -> Section | None:
-    """The optimum of each shape, and the excess loss at the design's rate over the best rate tried."""
+    """The optimal learning rate of each shape, and the excess loss at the learning rate of the design."""
     tuning = analysis.sweep_table("tuning.csv")
     if tuning.empty:
         return None
@@ -58,16 +57,17 @@ def rates_section(analysis: Directory) -> Section | None:
         "family": family_name,
         "shape": _shape,
         "N": lambda row: count(row["params_total"]),
-        "optimum": lambda row: format_number(row["lr"], 3) + (" (end of the grid)" if row["at_end"] else ""),
-        "loss there": lambda row: format_number(row["loss"], 4),
-        "design's rate": lambda row: format_number(row["lr_value"], 3),
-        "excess loss at the design's rate": lambda row: percent(row["excess_at_value"]),
+        "optimal rate": lambda row: format_number(row["lr"], 3) + (" (end of the grid)" if row["at_end"] else ""),
+        "loss at the optimum": lambda row: format_number(row["loss"], 4),
+        "rate of the design": lambda row: format_number(row["lr_value"], 3),
+        "excess loss at the rate of the design": lambda row: percent(row["excess_at_value"]),
     }
     return Section("Learning rates").add(
-        "Each shape was trained at several learning rates. Its optimum is the minimum of a parabola, fitted to the "
-        "rates whose losses noise cannot distinguish from the lowest. The minimum of noisy losses is too low on "
-        "average, so the loss there includes a correction; the analysis uses this loss. The last column compares "
-        "trained runs: how far the loss at the design's rate (`sweep.lr.value`) is above the lowest one.",
+        "Each shape was trained at several learning rates. The optimal rate is the minimum of a parabola, which is "
+        "fitted to the rates whose losses cannot be distinguished from the lowest loss, given the noise. The minimum "
+        "of noisy losses is too low on average, so the loss at the optimum is corrected for this; the analysis uses "
+        "the corrected loss. The last column compares trained runs: it is the relative excess of the loss at the rate "
+        "of the design (`sweep.lr.value`) over the lowest loss.",
         table_by_column((row for _, row in tuning.iterrows()), columns),
-        analysis.figure("rates", "Means over seeds. Where the bottom is flat, the rate hardly matters."),
+        analysis.figure("rates", "Means over seeds. Where a curve is flat, the learning rate hardly matters."),
     )

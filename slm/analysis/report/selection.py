@@ -1,4 +1,4 @@
-"""Tables of fits, and sections that judge laws and fits: choice of law, extrapolation with its figure, certificates."""
+"""Tables of fits, and two sections: how well each law fits and extrapolates, and whether each fit converged."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ def selection_section(analysis: Directory) -> Section:
         "BIC": lambda row: format_number(row["bic"], 5),
         "rmse": lambda row: percent(row["rmse_log"]),
         "extrapolation error": lambda row: percent(row["extrapolation_error_log"], sign=True),
-        "inside its interval": lambda row: yes_or_no(row["extrapolation_inside"]),
+        "inside the interval": lambda row: yes_or_no(row["extrapolation_inside"]),
         "identified": lambda row: yes_or_no(row["identified"]),
     }
     by_family = table_by_column([row for row in rows if is_number(row["rmse_log"])], columns)
-    return Section("Which law").add(
-        "Lower AICc and BIC are better, between laws of the same target; a difference under about 2 is no evidence. "
-        "The extrapolation column predicts the largest size from the smaller ones, which is the harder test. The last "
-        f"columns count rows of held-out sizes in the {analysis.level:.0%} interval that the smaller sizes gave for "
-        "them: the next size, the one after it, and the third.",
+    return Section("Which law fits best").add(
+        "Lower AICc and BIC are better. Compare them only between laws of the same target; a difference below about 2 "
+        "is no evidence. The extrapolation error is the error of predicting the largest size from all smaller sizes, "
+        f"which is the harder test. The last columns count the held-out rows inside the {analysis.level:.0%} "
+        "prediction interval of a fit that is extrapolated by one, two or three sizes.",
         _laws(analysis, rows),
         folded_if_long("AICc, BIC and errors of every law and family", by_family, len(rows)),
         analysis.figure(
             "extrapolation",
-            "Each of the largest sizes predicted from all smaller ones, by law and family: the error, and the "
-            "prediction interval less the measured value. Hollow: the interval does not contain that value.",
+            "Prediction of each held-out size from all smaller sizes, by law and family. Marks: the prediction error, "
+            "positive if the prediction is too high. Lines: the prediction interval minus the measured value. Hollow "
+            "marks: the measured value lies outside the interval.",
         ),
     )
 
 
 def _laws(analysis: Directory, rows: Sequence[Entry]) -> str:
-    """One row a law, over all families."""
-    header = ("law", "identified in", "rmse, worst family", "extrapolation error, worst family",
-              "lack of fit, least p", "inside, next size", "second next", "third next")  # fmt: skip
+    header = ("law", "families that identify it", "largest rmse", "largest extrapolation error",
+              "smallest lack-of-fit p", "inside, 1 size ahead", "2 sizes ahead", "3 sizes ahead")  # fmt: skip
     by_law = {law: [row for row in rows if row["law"] == law] for law in fitted_laws(analysis.fits)}
     return table(header, [_law_row(analysis, law, law_rows) for law, law_rows in by_law.items() if law_rows])
 
@@ -66,43 +66,45 @@ def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
     entries = analysis.entries(law=law)
     rmses = [row["rmse_log"] for row in rows if is_number(row["rmse_log"])]
     errors = [row["extrapolation_error_log"] for row in rows if is_number(row["extrapolation_error_log"])]
-    tests = [entry.get("lack_of_fit") or {} for entry in entries]
-    steps = [[s for e in entries for s in _steps(e) if s["sizes_ahead"] == ahead] for ahead in (1, 2, 3)]
+    p_values = [(entry.get("lack_of_fit") or {}).get("p") for entry in entries]
+    steps = [step for entry in entries for step in _steps(entry)]
+    steps_by_distance = ([step for step in steps if step["sizes_ahead"] == distance] for distance in (1, 2, 3))
     return [
-        f"**{law}** (the verdict's)" if law == analysis.primary["law"] else law,
+        f"**{law}** (law of the verdict)" if law == analysis.primary["law"] else law,
         f"{sum(row['identified'] for row in rows)} of {len(rows)}",
         percent(max(rmses, default=None)),
         percent(max(errors, key=abs, default=None), sign=True),
-        p_value(min((test["p"] for test in tests if is_number(test.get("p"))), default=None)),
-        *(_inside(ahead) if ahead else NO_VALUE for ahead in steps),
+        p_value(min(filter(is_number, p_values), default=None)),
+        *map(_count_inside, steps_by_distance),
     ]
 
 
-def _inside(steps: Sequence[Entry]) -> str:
-    """How many of the held-out rows lie in their intervals."""
-    return "{} of {}".format(*(sum(step[key] for step in steps) for key in ("n_inside", "n_rows")))
+def _count_inside(steps: Sequence[Entry]) -> str:
+    """How many held-out rows lie inside their prediction intervals: `3 of 4`."""
+    num_inside, num_rows = (sum(step[key] for step in steps) for key in ("n_inside", "n_rows"))
+    return f"{num_inside} of {num_rows}" if steps else NO_VALUE
 
 
 def _steps(entry: Entry) -> list[Entry]:
-    """Predictions of held-out sizes from all sizes below them."""
+    """The predictions of held-out sizes, each by a fit to smaller sizes only."""
     return (entry.get("extrapolation") or {}).get("steps") or []
 
 
 def _next_sizes(entry: Entry) -> list[Entry]:
-    """Those one size ahead that have all their numbers."""
+    """The predictions one size ahead whose errors and limits are all present."""
     steps = [step for step in _steps(entry) if step["sizes_ahead"] == 1]
     return [step for step in steps if has_complete_lists(step, "errors_log", "low_log", "high_log")]
 
 
 def extrapolation_figure(analysis: Directory) -> Figure | None:
-    """For each law: held-out sizes predicted from all smaller ones, errors with their prediction intervals."""
+    """Errors of predicting each held-out size from all smaller sizes, with intervals: one panel per law."""
     entries = [entry for entry in analysis.entries() if _next_sizes(entry)]
     if not entries:
         return None
     laws = fitted_laws(entries)
     steps = [step for entry in entries for step in _next_sizes(entry)]
     interval = f"{analysis.level:.0%} interval"
-    title = f"Next size predicted from all smaller ones: {_inside(steps)} results in the {interval}"
+    title = f"Next size predicted from all smaller sizes: {_count_inside(steps)} results inside the {interval}"
     figure, axes = panels(
         len(laws), title, columns=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=analysis.families
     )
@@ -110,39 +112,41 @@ def extrapolation_figure(analysis: Directory) -> Figure | None:
         _extrapolation_panel(axis, analysis, [entry for entry in entries if entry["law"] == law])
         axis.set_title(law)
     for axis in axes[::3]:
-        axis.set_ylabel("predicted above measured (%)")
+        axis.set_ylabel("prediction error (%)")
     return figure
 
 
 def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) -> None:
-    """Families and rows of one size stand beside each other."""
-    variable, places, errors, halves = entries[0]["extrapolation"]["variable"], [], [], []
+    """Draw one law. Points of the same size are shifted sideways, by family and by row, so that they do not overlap."""
+    variable = entries[0]["extrapolation"]["variable"]
+    marks = []
     for entry in entries:
         colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
         shift = analysis.families.index(entry["family"]) - (len(analysis.families) - 1) / 2
         for step in _next_sizes(entry):
             log_errors = zip(step["errors_log"], step["low_log"], step["high_log"], strict=True)
-            for place, values in enumerate(log_errors):
+            for row, values in enumerate(log_errors):
                 error, low, high = (100 * value for value in values)
-                x = step["held_out"] * 1.05 ** (shift + 0.5 * (place / step["n_rows"]))
+                x = step["held_out"] * 1.05 ** (shift + 0.5 * (row / step["n_rows"]))
                 axis.plot([x, x], [low, high], color=colour, lw=1.2, alpha=0.7)
                 axis.plot(x, error, ls="", marker=marker, ms=4.5, mec=colour, mew=1.1,
                           mfc=colour if low <= 0 <= high else "white")  # fmt: skip
-                places.append(x)
-                errors.append(abs(error))
-                halves.append((high - low) / 2)
+                marks.append((x, abs(error), (high - low) / 2))
+    positions, errors, half_widths = zip(*marks, strict=True)
     axis.axhline(0, color=INK, lw=0.8)
-    # The median, because an interval of one degree of freedom would squeeze all others into a strip.
-    reach = 1.25 * max(max(errors), float(np.median(halves)))
+    # The median, because one interval with a single degree of freedom would squeeze all others into a strip.
+    reach = 1.25 * max(max(errors), float(np.median(half_widths)))
     axis.set_ylim(-reach, reach)
-    log_axis(axis.xaxis, min(places) / 1.2, max(places) * 1.2, counts=variable != "C")
-    ticks = axis.get_xticks()[:: 1 + (len(axis.get_xticks()) > 3)]
-    axis.set_xticks(ticks, labels=[tick_label(at, counts=variable != "C") for at in ticks])
+    log_axis(axis.xaxis, min(positions) / 1.2, max(positions) * 1.2, counts=variable != "C")
+    ticks = axis.get_xticks()
+    if len(ticks) > 3:
+        ticks = ticks[::2]
+    axis.set_xticks(ticks, labels=[tick_label(tick, counts=variable != "C") for tick in ticks])
     axis.set_xlabel(f"held-out {analysis.axis_name(variable)}", fontsize=8)
 
 
 def fit_table(entries: Sequence[Entry]) -> str:
-    """Fits, one a row, and what could not be fitted below."""
+    """A table with one row per fit, followed by the fits that were refused."""
     columns: Columns = {
         "family": family_name,
         "law": itemgetter("law"),
@@ -153,12 +157,12 @@ def fit_table(entries: Sequence[Entry]) -> str:
         "AICc": lambda entry: format_number(entry["aicc"]),
         "status": status,
     }
-    parts = [table_by_column([entry for entry in entries if entry["fitted"]], columns), not_fitted(entries)]
-    return "\n\n".join(filter(None, parts))
+    fitted = table_by_column([entry for entry in entries if entry["fitted"]], columns)
+    return "\n\n".join(filter(None, [fitted, not_fitted(entries)]))
 
 
 def not_fitted(entries: Sequence[Entry]) -> str:
-    """Fits that were refused, by reason."""
+    """One paragraph for each reason for which fits were refused."""
     reasons: dict[str, list[str]] = {}
     for entry in entries:
         if not entry["fitted"]:
@@ -170,12 +174,12 @@ def not_fitted(entries: Sequence[Entry]) -> str:
     )
 
 
-def certificates_section(analysis: Directory) -> Section:
-    """How far each optimum can be trusted, for every fit."""
-    section = Section("Appendix: certificates of all fits").add(
-        "Each fit is started from many places. `starts` is the share that reached the best objective; the gradient "
-        "norm is relative and near 0 at an optimum; a large condition number means that parameters trade off against "
-        "each other. `unit` is what counts as independent: a run, or the mean over the seeds of a cell.",
+def convergence_section(analysis: Directory) -> Section:
+    """Whether the optimizer found the optimum of every fit."""
+    section = Section("Appendix: convergence of all fits").add(
+        "Each fit is started from many points. `starts` is the share of starts that reached the best objective. The "
+        "gradient norm is relative and is near 0 at an optimum. A large condition number means that parameters trade "
+        "off against each other. `unit` says what one observation is: a run, or the mean over the seeds of a cell.",
         not_fitted(analysis.entries()),
     )
     columns: Columns = {
@@ -195,10 +199,11 @@ def certificates_section(analysis: Directory) -> Section:
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in analysis.fits:
         group = groups.setdefault((entry["target"], entry["size"] or "", entry["loss"]), [])
-        group += [entry] if entry["fitted"] else []
+        if entry["fitted"]:
+            group.append(entry)
     for (target, size, loss), entries in groups.items():
-        what = f"{TARGET_NAMES[target]}, {size_words(size) if size else 'laws without N'}, {LOSS_NAMES[loss]}"
-        section.add(folded(f"{what} ({len(entries)} fits)", table_by_column(entries, columns)))
+        heading = f"{TARGET_NAMES[target]}, {size_words(size) if size else 'laws without N'}, {LOSS_NAMES[loss]}"
+        section.add(folded(f"{heading} ({len(entries)} fits)", table_by_column(entries, columns)))
     return section
 
 

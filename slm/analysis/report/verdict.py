@@ -24,11 +24,11 @@ from slm.runtime.words import (
 from slm.scaling.describe import Entry, exponent_text, family_name, is_identified, status
 
 MAX_LINE_CHARACTERS = 300
-"""Longer lines of the terminal are broken."""
+"""Longer lines are broken in the terminal."""
 
 
 def verdict_section(analysis: Directory) -> Section:
-    """The answer and its conditions."""
+    """The answer, with the conditions under which it holds."""
     verdict = analysis.comparison["verdict"]
     return Section("Verdict").add(
         f"**{escape_markdown(verdict['headline'])}**",
@@ -46,11 +46,11 @@ def _audit_label(analysis: Directory) -> str:
 
 
 def analysed_section(analysis: Directory) -> Section:
-    """The table, and how the law of the verdict was chosen."""
-    main, comparison = analysis.primary, analysis.comparison
+    """The table that was analysed, and the law that the verdict uses."""
+    primary, comparison = analysis.primary, analysis.comparison
     name = comparison["table"]
-    residuals = "" if main["loss"] == "linear" else " of log residuals"
-    why = f" It is the law of the verdict because {escape_markdown(main['why'])}." if main.get("why") else ""
+    residuals = "" if primary["loss"] == "linear" else " of log residuals"
+    why = f" It is the law of the verdict because {escape_markdown(primary['why'])}." if primary.get("why") else ""
     skipped = [f"`{row['law']}`: {escape_markdown(row['reason'])}" for row in comparison["skipped"]]
     columns: Columns = {
         "family": family_name,
@@ -60,10 +60,10 @@ def analysed_section(analysis: Directory) -> Section:
     }
     return Section("What was analysed").add(
         (f"Table `{escape_markdown(name)}`: " if name else "")
-        + f"{_counts(analysis)}. A cell is a size and budget, and its runs differ in seed.",
-        f"The verdict is about **{analysis.equation(main['law'])}** (`{main['law']}`), where L is "
-        f"{TARGET_NAMES[main['target']]} and N counts {size_words(main['size'])}, fitted by "
-        f"{LOSS_NAMES[main['loss']]}{residuals}.{why}",
+        + f"{_counts(analysis)}. The runs of a cell have the same family, size and budget, and differ in seed.",
+        f"The verdict is about **{analysis.equation(primary['law'])}** (`{primary['law']}`), where L is "
+        f"{TARGET_NAMES[primary['target']]} and N counts {size_words(primary['size'])}, fitted by "
+        f"{LOSS_NAMES[primary['loss']]}{residuals}.{why}",
         table_by_column(analysis.verdict_fits, columns),
         bullets(map(escape_markdown, comparison["notes"])),
         f"Not fitted: {'; '.join(skipped)}." if skipped else "",
@@ -71,7 +71,7 @@ def analysed_section(analysis: Directory) -> Section:
 
 
 def _counts(analysis: Directory) -> str:
-    rows, runs, cells = (plural(analysis.comparison[f"n_{thing}s"], thing) for thing in ("row", "run", "cell"))
+    rows, runs, cells = (plural(analysis.comparison[f"n_{noun}s"], noun) for noun in ("row", "run", "cell"))
     return f"{rows} of {runs} in {cells}, of {plural(len(analysis.families), 'family', 'families')}"
 
 
@@ -80,10 +80,10 @@ def _range(entry: Entry) -> str:
 
 
 def audit_section(analysis: Directory) -> Section:
-    """Whether the families differ in nothing else."""
+    """Whether the families differ in anything other than what is compared."""
     section, audit = Section("Matched-budget audit"), analysis.audit
     if not audit:
-        return section.add("**NOT AUDITED**: the directory holds no audit.")
+        return section.add("**NOT AUDITED**: the directory has no audit.json.")
     return section.add(
         f"**{_audit_label(analysis)}**",
         *_sentences("Differs:", audit["violations"]),
@@ -95,7 +95,7 @@ def audit_section(analysis: Directory) -> Section:
 
 def _unknown(audit: Entry) -> list[str]:
     names = [item["what"] for item in audit["unknown"]]
-    return [f"Unknown, because the table does not say for every run: {join_names(names)}."] if names else []
+    return [f"Unknown, because the table does not state them for every run: {join_names(names)}."] if names else []
 
 
 def _sentences(heading: str, items: Sequence[Entry]) -> list[str]:
@@ -103,45 +103,47 @@ def _sentences(heading: str, items: Sequence[Entry]) -> list[str]:
 
 
 def published_section(analysis: Directory) -> Section | None:
-    """The claims of the published study beside what its rows say."""
+    """The claims of the published study beside what its own rows show."""
     claims = analysis.comparison["published"]
     if not claims:
         return None
-    shown = ({key: escape_markdown(text) for key, text in claim.items()} for claim in claims)
-    columns = {"the study's claim": itemgetter("claim"), "what the rows say": itemgetter("finding")}
+    escaped = ({key: escape_markdown(text) for key, text in claim.items()} for claim in claims)
+    columns = {"claim of the study": itemgetter("claim"), "result of this analysis": itemgetter("finding")}
     return Section("The published study, reviewed").add(
-        "What the study says, and what the same rows say when analysed. Each figure was computed from these rows.",
-        table_by_column(shown, columns),
+        "Each claim of the study beside the result of this analysis for the same rows.",
+        table_by_column(escaped, columns),
     )
 
 
 def print_summary(analysis: Directory) -> None:
-    """Print what the terminal shows at the end: the rows, the fits, what was asked of them, audit and verdict."""
-    comparison, verdict, is_single = analysis.comparison, analysis.comparison["verdict"], len(analysis.families) == 1
+    """Print the rows, the fits, predictions and tests if the settings asked for them, the audit and the verdict."""
+    comparison, verdict = analysis.comparison, analysis.comparison["verdict"]
+    has_one_family = len(analysis.families) == 1
     claims = "\n".join(f"- {claim['claim']}\n    {claim['finding']}" for claim in comparison["published"] or ())
-    differences = [*(item["sentence"] for item in analysis.audit["violations"]), *_unknown(analysis.audit)]
+    differences = [item["sentence"] for item in analysis.audit["violations"]] + _unknown(analysis.audit)
     blocks = [
         f"\n{_counts(analysis)}\n{bullets(comparison['notes'])}",
-        _fit_lines(analysis, is_single),
+        _fit_lines(analysis, has_one_family),
         "\n".join(prediction_lines(analysis)),
         "\n".join(given_lines(analysis)),
-        f"The published study, claim by claim:\n{claims}" if claims else "",
-        "" if is_single else f"Matched-budget audit: {_audit_label(analysis)}\n{bullets(differences)}",
+        f"Claims of the published study, each with the result of this analysis:\n{claims}" if claims else "",
+        "" if has_one_family else f"Matched-budget audit: {_audit_label(analysis)}\n{bullets(differences)}",
         "\n".join(overlay_lines(analysis)),
         f"Verdict: {verdict['headline']}\n{bullets(verdict['sentences'])}",
         f"report: {analysis.path / 'report.html'}",
     ]
-    for line in "\n\n".join(block.rstrip("\n") for block in blocks if block).split("\n"):
+    text = "\n\n".join(block.rstrip("\n") for block in blocks if block)
+    for line in text.split("\n"):
         print(textwrap.fill(line, MAX_LINE_CHARACTERS, subsequent_indent="    ", break_long_words=False))
 
 
-def _fit_lines(analysis: Directory, is_single: bool) -> str:
-    """The fits of the verdict's law; of a single family those of every law, and `power` of perplexity, often quoted."""
-    shown = analysis.entries() if is_single else analysis.verdict_fits
-    if is_single and analysis.primary["target"] != "perplexity":
+def _fit_lines(analysis: Directory, has_one_family: bool) -> str:
+    """The fits of the verdict's law; for a single family those of all laws, and `power` for perplexity."""
+    shown = analysis.entries() if has_one_family else analysis.verdict_fits
+    if has_one_family and analysis.primary["target"] != "perplexity":
         shown = shown + analysis.entries(law="power", target="perplexity")
     lines = [f"  {entry['family']}, {entry['target']}, {entry['law']}: {_fit_text(entry)}" for entry in shown]
-    lines.append(f"  and {plural(len(analysis.fits) - len(shown), 'more fit')}, in the report")
+    lines.append(f"  {plural(len(analysis.fits) - len(shown), 'more fit')} in the report")
     lines += [f"  {row['law']}: skipped, {row['reason']}" for row in analysis.comparison["skipped"]]
     return "\n".join(lines)
 
