@@ -16,7 +16,7 @@ import pandas as pd
 from slm.analysis.agreement import values_of
 from slm.analysis.audit import TOKENIZER
 from slm.runtime.words import shortlist
-from slm.scaling.entries import plain
+from slm.scaling.entries import to_json_types
 from slm.scaling.overlay import Model, overlay_law, overlay_models
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
@@ -101,7 +101,7 @@ def overlay_entry(overlay: Overlay, table: Table, primary_law: str, settings: Se
     law = overlay_law(primary_law, settings.formulas, table.frame.columns)
     families = overlay_models(table, models, law, target=target, size=size, settings=settings, seed=seed)
     column = overlay.file_column(target)
-    return plain(
+    return to_json_types(
         {
             "source": overlay.table.name,
             "column": column,

@@ -18,8 +18,8 @@ MAX_SPAN = 1_000_000
 class Advice:
     """Three ways to detect `difference`: change only the seeds, only the number of sizes, or only the span of sizes.
 
-    `seeds` is the least number of runs per size, `sizes` the least number of sizes in the same span, and `span` the
-    least span with the same number of sizes. Each is None if its maximum is too little (`seeds` if `noise` is None).
+    `seeds` is the least number of runs per size (None also without `noise`), `sizes` the least number of sizes in the
+    same span, and `span` the least span with the same number of sizes. Each is None if its maximum does not suffice.
     """
 
     difference: float

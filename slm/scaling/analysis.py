@@ -10,7 +10,7 @@ import numpy as np
 from slm.scaling import selection
 from slm.scaling.compare import compare_law
 from slm.scaling.context import context
-from slm.scaling.entries import Entry, Fitted, Task, fit_group, plain
+from slm.scaling.entries import Entry, Fitted, Task, fit_group, to_json_types
 from slm.scaling.forms import VARIABLES
 from slm.scaling.laws import Law, get_law, seed_of_law
 from slm.scaling.paired import compare_pairs
@@ -71,7 +71,7 @@ def analyse(
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
     comparison["verdict"] = verdict(comparison, entries, controlled)
-    return Analysis(plain(entries), plain(comparison))
+    return Analysis(to_json_types(entries), to_json_types(comparison))
 
 
 def _fit(

@@ -31,7 +31,7 @@ data in the direction of the eigenvector, and the residuals do not show the scat
 
 
 def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
-    """Return the usual standard error of `vector` [P] @ coordinates, the robust error, and the robust error's df.
+    """Return the usual and the robust standard error of `vector` [P] @ coordinates, and the robust error's df.
 
     Only the ratio of the errors is used, so both are 1 if all rows are independent. All three are NaN if the clusters
     leave no scatter from which to estimate an error.
@@ -58,9 +58,9 @@ def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vec
     projected = np.zeros((len(jacobian), len(members)))
     variance = 0.0
     for g, rows in enumerate(members):
-        adjusted = _inverse_square_root(residual_maker[np.ix_(rows, rows)]) @ weights[rows]
-        variance += float(adjusted @ residuals[rows]) ** 2
-        projected[:, g] = residual_maker[:, rows] @ adjusted
+        adjusted_weights = _inverse_square_root(residual_maker[np.ix_(rows, rows)]) @ weights[rows]
+        variance += float(adjusted_weights @ residuals[rows]) ** 2
+        projected[:, g] = residual_maker[:, rows] @ adjusted_weights
     covariance = projected.T @ projected  # of the cluster sums, if errors were independent with variance 1
     total = float((covariance**2).sum())
     df = float(np.trace(covariance)) ** 2 / total if total > 0 else 0.0

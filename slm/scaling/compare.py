@@ -213,7 +213,7 @@ def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Setting
 
 
 def _design(fit: Fit, bounds: Uncertainty, entry: Entry, level: float) -> Design:
-    """Return a family's design, with the scatter between seeds separate from the misfit of its sizes to the law."""
+    """Return a family's design, with the scatter between seeds separate from the misfit between sizes and law."""
     test = entry["lack_of_fit"]
     seeds = max(1, round(entry["n_rows"] / entry["n_cells"])) if entry["unit"] == "cell" else 1
     noise = test["pure_sigma"] if test else None

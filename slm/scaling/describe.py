@@ -56,8 +56,8 @@ def exponents_text(entry: Entry) -> str:
 
 
 def floor_text(entry: Entry) -> str:
-    """Return the floor of a fit as `exponent_text` writes it; `the law has none` if the law has no floor."""
-    return "the law has none" if entry["floor"] is None else exponent_text(entry, entry["floor"])
+    """Return the floor of a fit as `exponent_text` writes it; `none in the law` if the law has no floor."""
+    return "none in the law" if entry["floor"] is None else exponent_text(entry, entry["floor"])
 
 
 def status(entry: Entry) -> str:

@@ -35,8 +35,8 @@ def compute_details(
 ) -> Entry:
     """Return keys of an entry: profiles, points, curve, predictions, doubling, test, extrapolation, without_smallest.
 
-    A curve varies the first variable and holds the others at `medians`, the medians of the log variables [variables] in
-    the whole table, for all families. `run_sigma` is the scatter of one further run in log loss.
+    The curves of all families vary the first variable and hold the others at `medians` [variables], the medians of the
+    log variables in the whole table. `run_sigma` is the scatter of one further run in log loss.
     """
     points = dict(zip(fit.law.variables, np.exp(fit.sample.log_x.T).tolist(), strict=True))
     points |= {"value": np.exp(fit.sample.log_y).tolist(), "residual": fit.residuals.tolist()}
@@ -116,7 +116,7 @@ def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, median
     log_x = np.concatenate([log_multiples, log_given])
     rows = predictions_at(fit, log_x, ensemble, run_sigma, settings.level) if len(log_x) else []
     beyond = np.exp(np.maximum(0, np.maximum(log_x - high, low - log_x))).tolist()
-    point_of_row = [{}] * len(factors) + complete  # {} for a multiple of the largest size
+    point_of_row: list[dict[str, float]] = [{}] * len(factors) + complete  # {} for a multiple of the largest size
     for row, ratios, point in zip(rows, beyond, point_of_row, strict=True):
         row["beyond"] = dict(zip(variables, ratios, strict=True))
         row |= {"stated": bool(point), "ignored": [name for name in point if name not in variables]}
@@ -198,13 +198,12 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
         steps += _steps(smaller, sample.subset(is_held_out), sizes, ensemble, settings.level)
     if not fits:
         return None
-    n_fitted = len(fits[0].sample.log_y)
     return {
         "variable": fit.law.variables[0],
         **{key: steps[0][key] for key in ("held_out", "error_log", "rms_error_log", "n_inside")},
         "n_rows_predicted": steps[0]["n_rows"],
-        "n_rows_fitted": n_fitted,
-        "in_sample_rmse_log": math.sqrt(fits[0].sse / n_fitted),
+        "n_rows_fitted": len(fits[0].sample.log_y),
+        "in_sample_rmse_log": math.sqrt(fits[0].sse / len(fits[0].sample.log_y)),
         "inside_interval": steps[0]["n_inside"] == steps[0]["n_rows"],
         "steps": steps,
     }

@@ -134,7 +134,7 @@ def _numbers(target: str, fit: Fit, bounds: Uncertainty) -> Entry:
     notes = list(bounds.notes)
     if certificate.starts_agreeing < 0.5:
         notes.append(f"only {certificate.starts_agreeing:.0%} of the starts reach the best objective")
-    notes += _disagreement(fit, bounds)
+    notes += _notes_on_bootstrap(fit, bounds)
     if target == "perplexity":
         notes.append("an exponent of perplexity, which is not comparable with exponents of loss")
     entry = {**vars(certificate), "params": fit.params, "se": bounds.se}
@@ -147,7 +147,7 @@ def _numbers(target: str, fit: Fit, bounds: Uncertainty) -> Entry:
     return entry | {"reasons": bounds.not_identified, "fitted": True, "notes": notes}
 
 
-def _disagreement(fit: Fit, bounds: Uncertainty) -> list[str]:
+def _notes_on_bootstrap(fit: Fit, bounds: Uncertainty) -> list[str]:
     """Return notes on exponents whose bootstrap standard error is much larger than the likelihood's."""
     se = bounds.bootstrap_se
     has_few_rows = len(fit.sample.log_y) < 10 * len(fit.theta)
@@ -162,12 +162,12 @@ def _disagreement(fit: Fit, bounds: Uncertainty) -> list[str]:
     ]
 
 
-def plain(value: Any) -> Any:
+def to_json_types(value: Any) -> Any:
     """Convert to types that JSON can hold: numpy's scalars and arrays to Python's, NaN and infinities to None."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
+        return to_json_types(value.tolist())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(item) for item in value]
+        return [to_json_types(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -224,8 +224,7 @@ def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.
 def _error(families: Families, joint: JointFit, vector: Floats) -> tuple[float, float]:
     """Return the standard error of `vector` [Q] @ phi and its degrees of freedom; each family has its own scatter."""
     blocks = zip(joint.theta, families.blocks(joint.matrices), strict=True)
-    gradients = [(block.law.derivatives(theta[None], block.x_IV)[1][0], block.matrix) for theta, block in blocks]
-    jacobian_IQ = np.concatenate([gradient_PI.T @ matrix for gradient_PI, matrix in gradients])
+    jacobian_IQ = np.concatenate([b.law.derivatives(theta[None], b.x_IV)[1][0].T @ b.matrix for theta, b in blocks])
     if not all(sample.is_independent for sample in families.samples):
         own = np.concatenate([sample.clusters for sample in families.samples])  # numbered within each family
         clusters = np.unique(np.stack([families.family_of_row, own]), axis=1, return_inverse=True)[1].reshape(-1)

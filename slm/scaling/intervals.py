@@ -46,7 +46,7 @@ class Uncertainty:
     """Method (cluster, wild, delta) -> standard errors."""
 
     def error(self, fit: Fit, name: str, level: float) -> float:
-        """Half the width of the interval of exponent `name` over the quantile of t; `se` if the interval is open."""
+        """Standard error of exponent `name`: half its interval's width / the quantile of t; `se` if an end is open."""
         low, high = self.ci[name]
         df = self.degrees_of_freedom(fit, name)
         if low is None or high is None or df < 1:
@@ -96,7 +96,8 @@ def uncertainty(
         ci |= {name: _profile_interval(fit, result) for name, result in profiles.items()}
     se_by_method = {kind: _bootstrap_errors(fit, ensemble) for kind, ensemble in ensembles.items()}
     se_by_method["delta"] = _delta_errors(fit)
-    se_method, se = "ols" if method == "ols_t" else "delta", se_by_method["delta"]
+    se_method = "ols" if method == "ols_t" else "delta"
+    se = se_by_method["delta"]
     if ensembles and method != "ols_t":
         se_method, se = "cluster_bootstrap", se_by_method["cluster"]
     reasons = _reasons_not_identified(fit, ci)

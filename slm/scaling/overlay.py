@@ -1,7 +1,7 @@
 """Compare models from elsewhere with the laws of a table: what each family's law predicts for a run of their size.
 
 Notable: only N, perhaps D, and one result of such a model are known. So laws in N, or in N and D, are fitted again here
-to that kind of result, in the same way as for the verdict.
+with this result as the target, in the same way as for the verdict.
 
 Axes: M models or points of a curve, V variables.
 """

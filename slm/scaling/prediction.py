@@ -30,7 +30,7 @@ PULL_ERROR = 0.3
 """Standard error of the artificial observation, as a multiple of the law's. With a smaller one, the sum of squares has
 too narrow a valley for quick minimisation; with a larger one, no end is found where a profile flattens."""
 MIN_ERROR = 0.01
-"""A search starts with at least this share of a row's scatter as the law's error, which is 0 if all is at bounds."""
+"""A search takes at least this share of `fit.sigma` as the law's error, which is 0 if all coordinates are at bounds."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Doubling:
-    """The gain of doubling N, the first variable of the law: L(N) - L(2 N) with other variables held."""
+    """The gain of doubling N, the first variable of the law: L(N) - L(2 N) with the other variables held constant."""
 
     law: Law
 
@@ -100,9 +100,9 @@ def new_run_sigma(fit: Fit, runs: Sample) -> float:
 def band(
     fit: Fit, log_x: Floats, ensemble: Ensemble | None, *, level: float = 0.95, curve: Curve | None = None
 ) -> Band:
-    """Return intervals of `curve`, by default log L, at log variables [M, V]; `Band.for_run` widens them to runs.
+    """Return intervals of `curve`, by default log L, at log variables [M, V]. See `Band.for_run` for single runs.
 
-    Methods as in `slm.scaling.intervals.uncertainty`. Raises `ValueError` without the `needed_bootstrap` in `ensemble`.
+    Methods as in `slm.scaling.intervals.uncertainty`. Raises `ValueError` if the fit needs an `ensemble` and has none.
     """
     x = log_x - fit.sample.refs
     curve = curve or fit.law
@@ -146,7 +146,7 @@ def _profile_distances(fit: Fit, curve: Curve, x: Floats, critical: Floats) -> t
     variance, covariance = _variance(fit, curve, x)
     variance = np.maximum(variance, (MIN_ERROR * fit.sigma) ** 2)
     pull = _Pull(fit, curve, x, PULL_ERROR**2 * variance, covariance / variance[:, None])
-    point, side = np.tile(np.arange(M), 2), np.repeat([-1.0, 1.0], M)  # of each end: all low ends, then all high ends
+    point, side = np.tile(np.arange(M), 2), np.repeat([-1.0, 1.0], M)  # of the M low ends, then of the M high ends
     offsets = critical[point] * np.sqrt(variance)[point] * (1 + PULL_ERROR**2)
     inner, outer, distance = np.zeros(2 * M), np.full(2 * M, np.inf), np.full(2 * M, np.nan)
     active = np.flatnonzero(np.isfinite(offsets))
@@ -190,7 +190,7 @@ class _Pull:
         self.last = np.full((2 * len(x), P), np.nan)
 
     def __call__(self, end: np.ndarray, point: np.ndarray, offset: Floats) -> tuple[Floats, Floats, Floats]:
-        """Refit with observations at distances `offset` [R] from the estimate at `point` [R], for the ends `end` [R].
+        """Refit with observations at distances `offset` [R] from the estimate at `point` [R]; `end` [R] are indices.
 
         Returns the distance that the curve reaches, |t| there, and the slope of |t| by that distance, each [R].
         """

@@ -60,8 +60,8 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = Fa
     estimate = float(vector @ fit.theta)
     low, high = _limits(fit, vector, name)
     variance = float(vector @ np.nan_to_num(fit.covariance, nan=0.0) @ vector)
-    # If the robust error is larger, |t| grows more slowly, so the grid must reach further.
     error = np.sqrt(variance) if variance > 0 else 0.25
+    # If the robust error is larger, |t| grows more slowly, so the grid must reach further.
     step = min(error, (high - low) / 20) / min(usual / robust, 1.0)
     grid = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, DISTANCES], low, high))
     grid = grid[grid != estimate]

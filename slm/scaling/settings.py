@@ -102,8 +102,7 @@ class Settings:
 
     def _check_formulas(self) -> None:
         if not isinstance(self.formulas, Mapping):
-            example = "{mine: 'E + A*N**-a'}"
-            raise ValueError(f"analysis.formulas={self.formulas!r} must map names to formulas, as in {example}")
+            raise ValueError(f"analysis.formulas={self.formulas!r} must map names to formulas: {{mine: 'E + A*N**-a'}}")
         for name, formula in self.formulas.items():
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
                 raise ValueError(f"analysis.formulas.{name}: a name must be a letter, then letters, digits or _")

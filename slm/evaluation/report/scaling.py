@@ -25,7 +25,7 @@ from slm.runtime.words import (
     with_error,
 )
 from slm.scaling.describe import exponent_text, family_name, notes, status
-from slm.scaling.entries import Task, fit_group, plain
+from slm.scaling.entries import Task, fit_group, to_json_types
 from slm.scaling.laws import get_law
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
@@ -106,7 +106,7 @@ def _fit(family: str, sizes: dict[int, list[Entry]], target: str) -> Entry:
         group = fit_group(runs, task, settings, np.random.default_rng(1), thorough=True)
     except ValueError as error:
         return {"family": family, "fitted": False, "notes": [str(error)], "target": target}
-    return dict(plain(group[family].entry))
+    return dict(to_json_types(group[family].entry))
 
 
 def scaling_section(results: Results) -> Section | None:
