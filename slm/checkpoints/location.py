@@ -47,7 +47,6 @@ class Provenance(Location):
     """Where the weights of a checkpoint came from, and what identifies them."""
 
     config: ModelConfig
-    """Shape of the decoder."""
     stored_dtype: str
     """The dtype in which most bytes are stored, such as "float16"."""
     fingerprint: str

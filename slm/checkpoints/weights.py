@@ -31,7 +31,7 @@ WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.ind
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# The submodules of `LanguageModel`, with whose names the keys of a training checkpoint's state_dict begin.
+# How keys begin in the state_dict of a training checkpoint: with the names of submodules of `LanguageModel`.
 _DECODER, _AVERAGES = "decoder.", "average."
 
 
@@ -48,7 +48,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str, ...]]:
-    """Open the first of `WEIGHT_FILES` in the folder that can be used; returns it with a note for each one before it.
+    """Open the first usable file of `WEIGHT_FILES` in a folder. Returns its weights, and notes on unusable files.
 
     Raises `ValueError` if no file can be used: each is absent, damaged, holds more than tensors, or belongs to another
     decoder.
@@ -122,7 +122,7 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
             f"share_embedding is true), but the weights have no {HEAD}"
         )
     accepted = shapes | {HEAD: shapes[EMBEDDING]}
-    wrong_names = {
+    faults = {
         "missing": [name for name in shapes if name not in stored],
         "unexpected": [name if name.isprintable() else repr(name) for name in stored if name not in accepted],
         "mis-shaped": [
@@ -131,9 +131,7 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
             if name in stored and stored[name].shape != shape
         ],
     }
-    problems = [
-        f"{len(names)} {kind} ({shortlist(names, max_items=3)})" for kind, names in wrong_names.items() if names
-    ]
+    problems = [f"{len(names)} {kind} ({shortlist(names, max_items=3)})" for kind, names in faults.items() if names]
     if problems:
         raise ValueError(f"{source}: the tensors do not match the config: {'; '.join(problems)}")
     return Weights(stored, weights.files)

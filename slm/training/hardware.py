@@ -68,7 +68,7 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
         without_bfloat16 = "16-mixed" if fast_float16(accelerator) else "32-true"
         precision = "bf16-mixed" if native_bfloat16(accelerator) else without_bfloat16
     if accelerator == "mps" and precision not in ("32-true", "bf16-mixed"):
-        raise ValueError(f"trainer.precision={precision} is not for accelerator=mps: give 32-true or bf16-mixed")
+        raise ValueError(f"trainer.precision={precision} does not work on mps: give 32-true or bf16-mixed")
     return Hardware(
         accelerator=accelerator,
         devices=devices,

@@ -40,10 +40,8 @@ COLUMNS = (
     "time/seconds",
 )
 """Columns of metrics.csv. Columns under `time/` differ from run to run; all others depend only on the config."""
-
 HOPELESS_NATS = 1.0
 """A row counts as hopeless if its mean loss is at least this many nats above the loss of a uniform guess."""
-
 PROGRESS_FORMATS = {
     "train/loss": "loss {:.3f}",
     "val/loss": "val {:.3f}",

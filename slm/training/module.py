@@ -46,7 +46,8 @@ class LanguageModel(L.LightningModule):
 
     def __init__(self, plan: Plan, separator: int | None = None) -> None:
         super().__init__()
-        self.plan, self.optim, self.schedule = plan, plan.settings["optim"], plan.settings["schedule"]
+        self.plan = plan
+        self.optim, self.schedule = plan.settings["optim"], plan.settings["schedule"]
         self.separator = separator
         self.syncs_gradients = True
         with torch.random.fork_rng():
@@ -121,8 +122,7 @@ class LanguageModel(L.LightningModule):
     def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
         """Return the mean loss of a micro-batch (B, T + 1), in which each token predicts the next one.
 
-        In a padded step, the loss is weighted by the micro-batch's share of sequences that are not empty. The mean over
-        passes and devices is then the mean over the sequences of the batch.
+        In a padded step, it is weighted so that empty sequences do not count in the mean over passes and devices.
         """
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         if self.plan.padding:
@@ -180,7 +180,7 @@ class LanguageModel(L.LightningModule):
 
 
 def _gather_policy(block: Any, precision: str) -> MixedPrecisionPolicy:
-    """Return FSDP's policy for a block: weights are gathered in bfloat16 if autocast runs the block's matmuls in it.
+    """Return FSDP's policy for a block: its weights are gathered in bfloat16 if its matmuls run in bfloat16.
 
     Gradients are reduced in float32, and the block's inputs, the residual stream, stay in float32. A block whose mixer
     has special parameters, such as SSD's decay rates, is gathered in float32, because autocast does not convert them.

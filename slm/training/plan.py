@@ -201,8 +201,8 @@ def _compilation(plan: Plan) -> str:
     """Say whether the run is compiled and, if `auto` decided against it, why."""
     if plan.hardware.compile:
         return "compiled"
-    is_chosen = plan.settings["trainer"]["compile"] is False
-    return "not compiled" if is_chosen else f"not compiled because {why_not_compiled(plan.hardware.accelerator)}"
+    is_users_choice = plan.settings["trainer"]["compile"] is False
+    return "not compiled" if is_users_choice else f"not compiled because {why_not_compiled(plan.hardware.accelerator)}"
 
 
 def _cache_sizes(model: ModelConfig) -> str:

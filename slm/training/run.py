@@ -134,10 +134,7 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
     """Print the size of the corpus. Raises `ValueError` if it is too small, or has more ids than the model."""
     num_ids, vocab_size = corpus.tokenizer.vocab_size, plan.model.vocab_size
     if num_ids > vocab_size:
-        raise ValueError(
-            f"model.vocab_size={vocab_size} is smaller than the tokenizer's {num_ids} "
-            f"ids: set model.vocab_size={num_ids} or more"
-        )
+        raise ValueError(f"model.vocab_size={vocab_size} must be at least {num_ids}, the number of the tokenizer's ids")
     windows = corpus.train.num_windows(plan.sequence_length)
     if windows == 0 or corpus.val.num_tokens < 2:
         raise ValueError(

@@ -116,7 +116,7 @@ class RankSpeeds(L.Callback):
         self.journal, self.start_step = journal, start_step
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print speed and duration, and set the journal's peak. Raises `ValueError` if processes have other passes."""
+        """Print speed and duration; set the journal's peak. Raises `ValueError` if processes have different passes."""
         assert isinstance(pl_module, LanguageModel)
         plan, strategy = self.journal.plan, trainer.strategy
         _check_equal_passes(plan, strategy)
@@ -124,14 +124,14 @@ class RankSpeeds(L.Callback):
 
 
 def _check_equal_passes(plan: Plan, strategy: Strategy) -> None:
-    """Refuse passes that differ between processes, which would wait for each other forever."""
-    size, is_on = plan.micro_batch_size, int(plan.passes.activation_checkpointing)
-    values = torch.tensor([size, -size, is_on, -is_on], device=strategy.root_device)
-    most, minus_least, *checkpointing = strategy.reduce(values, reduce_op="max").tolist()
-    if most + minus_least or sum(checkpointing):
+    """Raise `ValueError` if processes have different passes, because they would wait for each other forever."""
+    own = torch.tensor([plan.micro_batch_size, int(plan.passes.activation_checkpointing)], device=strategy.root_device)
+    largest = strategy.reduce(own.clone(), reduce_op="max").tolist()
+    smallest = strategy.reduce(own.clone(), reduce_op="min").tolist()
+    if smallest != largest:
         raise ValueError(
-            f"the processes chose passes of {-minus_least} to {most} sequences for devices with different memory: give "
-            f"trainer.micro_batch_tokens={-minus_least * plan.sequence_length} and trainer.activation_checkpointing"
+            f"the processes chose passes of {smallest[0]} to {largest[0]} sequences for devices with different memory: "
+            f"give trainer.micro_batch_tokens={smallest[0] * plan.sequence_length} and trainer.activation_checkpointing"
         )
 
 
@@ -148,7 +148,7 @@ def _mean_peak(plan: Plan, strategy: Strategy) -> float:
 
 
 def _measure_fitting(decoder: Decoder, plan: Plan) -> tuple[Plan, tuple[float, int | None]]:
-    """Call `measure_speed` with ever smaller passes until they fit. Returns the plan that fits, and the result."""
+    """Call `measure_speed` with smaller passes until they fit. Returns the plan with these passes, and the result."""
     while True:
         try:
             return plan, measure_speed(decoder, plan)
@@ -254,7 +254,8 @@ def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:
 def measure_matmul(device: str, dtype: torch.dtype) -> float:
     """Return the best FLOP/s over a few square sizes, each measured for `PEAK_SECONDS` or at least one product."""
     best = 0.0
-    for size in (512, 1024, 2048) if device == "cpu" else (4096, 8192):
+    sizes = (512, 1024, 2048) if device == "cpu" else (4096, 8192)
+    for size in sizes:
         # If the dtype is emulated, a larger size would take minutes and give the same rate.
         if best > 0 and 2 * size**3 / best > MAX_PRODUCT_SECONDS:
             break

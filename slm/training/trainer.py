@@ -97,7 +97,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Add gradients up on each device in this context, which Lightning enters for all passes but a step's last."""
+        """Add gradients up on each device in this context. Lightning enters it for all but the last pass of a step."""
         assert isinstance(self.lightning_module, LanguageModel)
         self.lightning_module.set_gradient_sync(False)
         try:
@@ -149,7 +149,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RandomState(L.Callback):
-    """Stores torch's random states in checkpoints, as Lightning does not. Only a user's own mixer may need them."""
+    """Stores torch's random states in checkpoints, which Lightning omits. Only a user's own mixer may need them."""
 
     def __init__(self) -> None:
         self._before_step: dict[str, Any] | None = None
@@ -176,7 +176,7 @@ class RandomState(L.Callback):
         return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), **mps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the states; those of GPUs only if the number of GPUs is the same."""
+        """Restore the states, but GPU states only if the number of GPUs is the same."""
         torch.set_rng_state(state_dict["torch"])
         if len(state_dict["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state_dict["cuda"])
@@ -187,8 +187,8 @@ class RandomState(L.Callback):
 class Batches:
     """Micro-batches (micro_batch_size, sequence_length + 1) of token ids: this process's share of each step.
 
-    They begin at `start_step`, but the length counts the batches of the whole run, as Lightning does in a continued run
-    too. Without a length, Lightning would fetch one batch ahead, and a continued run would lose that batch.
+    They begin at `start_step`, but the length counts the batches of the whole run, because Lightning counts them so in
+    a continued run. Without a length, Lightning would fetch one batch ahead, and a continued run would lose that batch.
     """
 
     def __init__(self, plan: Plan, corpus: Corpus, start_step: int, *, rank: int) -> None:

@@ -55,7 +55,7 @@ def test_mps_trains_one_process_in_float32_uncompiled_unless_asked(mac: None) ->
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"precision": "64-true"}, "trainer.precision=64-true is not for accelerator=mps: give 32-true or"),
+        ({"precision": "64-true"}, "trainer.precision=64-true does not work on mps: give 32-true or"),
         ({"devices": 2}, "trainer.devices=2 must be auto or between 1 and 1"),
     ],
 )
