@@ -1,8 +1,8 @@
 """Start a run (the branch) at a checkpoint of another run (its trunk) that is identical up to that checkpoint.
 
-A branch writes what the same run started at step 0 writes, to the last bit on one CPU. So its trunk may differ only in
-budget and schedule, and both must have the same learning rate at every step before the checkpoint. The learning rates
-are computed and compared, because schedules with different names can agree.
+A branch writes the same files as if the run had started at step 0, to the last bit on one CPU. So its trunk may differ
+only in budget and schedule, and both must have the same learning rate at every step before the checkpoint. The learning
+rates are computed and compared, because schedules with different names can agree.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Branch:
         if different := list(differences(self.trunk.corpus(), fingerprints, tuple(fingerprints))):
             raise ValueError(
                 f"branch_from={self.trunk.path} was trained on another corpus ({'; '.join(different)}): "
-                "branch from a run on this one, or set branch_from=null to start at step 0"
+                "branch from a run on this corpus, or set branch_from=null to start at step 0"
             )
 
 
@@ -50,7 +50,7 @@ def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Bra
     if settings.get("branch_from") is None or resumable_checkpoints(RunDirectory(settings["output_dir"]).checkpoints):
         return None
     path = Path(settings["branch_from"]).absolute()
-    trunk = RunDirectory(path if path.is_dir() else path.parent.parent)
+    trunk = RunDirectory(path if path.is_dir() else path.parent.parent)  # of RUN/checkpoints/FILE
     config = trunk.settings() if path.exists() else None
     if config is None or not trunk.metrics.exists():
         raise ValueError(

@@ -74,7 +74,7 @@ class StepGuard(nn.Module):
     """Detects bad steps by their gradient norm, on the device.
 
     A step is bad if its norm is not finite, or above `skip_factor` times the geometric mean of recent norms. `skipped`
-    counts all bad steps, `in_a_row` those since the last good one. All state is in buffers, so checkpoints hold it.
+    counts all bad steps, `in_a_row` the bad steps after the last good step. Checkpoints hold all state, in buffers.
     """
 
     log_mean: Tensor

@@ -30,7 +30,7 @@ from slm.training.speed import RankSpeeds, measure_run
 from slm.training.trainer import Batches, make_trainer
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
-"""What torch's plain RuntimeErrors say without memory: on a CPU, on a CPU under Windows, on MPS."""
+"""What torch's plain RuntimeErrors say if memory runs out: on a CPU, on a CPU under Windows, on MPS."""
 
 
 def train(plan: Plan) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def train(plan: Plan) -> dict[str, Any]:
     with _explain_out_of_memory(plan), lock if is_first_process() else nullcontext():
         result = _fit(plan, corpus)
     if dist.is_initialized():
-        dist.barrier()  # Lightning kills the first process, which is still writing, if another one ends
+        dist.barrier()  # Lightning kills the first process, still writing, if another process ends before it
     return result
 
 
@@ -170,9 +170,9 @@ def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
 
 
 def exit_code(result: Mapping[str, Any]) -> int:
-    """0 for a completed run, 2 for a diverged one, 128 + the signal for an interrupted one.
+    """Return 0 for a completed run, 2 for a diverged run, and 128 + the signal for an interrupted run.
 
-    In all processes but the first it is 0: Lightning kills the first process, still writing, if another one fails.
+    Processes other than the first get 0: Lightning kills the first process, still writing, if another process fails.
     """
     status = result.get("status") if is_first_process() else "completed"
     if status == "interrupted":

@@ -33,7 +33,7 @@ class RunDirectory:
         return read_json_object(self.path / "result.json")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`; numbers that are not finite become null, because JSON has none."""
+        """Write `result.json`; numbers that are not finite become null, because JSON has only finite numbers."""
         write_json(self.path / "result.json", result, indent=2)
 
     def settings(self) -> dict[str, Any] | None:
@@ -53,9 +53,9 @@ class RunDirectory:
         """Raise `ValueError` if the path is a file, or if the directory belongs to another run than `config`."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir={self.path} is a file; it must be a folder, or not exist yet")
-        before = self.settings()
-        if before is not None:
-            self._refuse_if_different(differences(before, config, IDENTITY))
+        settings = self.settings()
+        if settings is not None:
+            self._refuse_if_different(differences(settings, config, IDENTITY))
         elif foreign := [name for name in CONTENTS if (self.path / name).exists()]:
             raise ValueError(
                 f"output_dir={self.path} holds {foreign[0]} but no config.yaml, so it may belong to another run: "
@@ -76,10 +76,10 @@ class RunDirectory:
             write_json(self.path / "corpus.json", corpus, indent=2)
             yield
 
-    def _refuse_if_different(self, differences: Iterator[str]) -> None:
-        if different := list(differences):
+    def _refuse_if_different(self, clauses: Iterator[str]) -> None:
+        if first_clauses := list(clauses)[:3]:
             raise ValueError(
-                f"output_dir={self.path} holds a run with other settings ({'; '.join(different[:3])}): "
+                f"output_dir={self.path} holds a run with other settings ({'; '.join(first_clauses)}): "
                 "choose another output_dir, or give that run's settings to continue it"
             )
 
