@@ -105,7 +105,7 @@ def _settle_head(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, tu
             "params_total counts both.",
         )
     if equal:
-        return config, ("The config unties the head, but it equals the embedding: params_total counts both.",)
+        return config, ("The config unties the head, but both tensors are equal: params_total counts both.",)
     return config, ()
 
 

@@ -131,7 +131,7 @@ def _open_unfinished_run(location: Location, run: Path) -> Parts:
     if tokenizer is None:
         raise ValueError(
             f"checkpoint={location.checkpoint} is a run ({status}) whose tokenizer is no longer in "
-            f"cache_dir={settings.get('cache_dir')}: finish it with {command}"
+            f"cache_dir={settings.get('cache_dir')}: finish the run with {command}"
         )
     config = ModelConfig.from_dict({key: value for key, value in settings["model"].items() if key != "family"})
     note = f"The run is {status}: these are the weights of {file.name}, its newest checkpoint{TO_FINISH}{command}."
