@@ -301,7 +301,7 @@ def test_an_analysis_takes_formulas_for_laws() -> None:
     ("settings", "words"),
     [
         ({"predict": [{"experts": 3.0}]}, "analysis.predict has experts"),
-        ({"test": {"zeta": 1.0}}, "analysis.test has zeta, and no law"),
+        ({"test": {"zeta": 1.0}}, "analysis.test has zeta, and no fitted law"),
         ({"law": "mine", "formulas": {"mine": "A*N**-a*family**-g"}}, "no family above 0 in every row"),
     ],
 )
