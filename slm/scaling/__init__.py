@@ -1,10 +1,10 @@
-"""Scaling laws of any table of runs: fits, uncertainty, comparison of families, power of designs.
+"""Scaling laws for any table of runs: fits, uncertainty, comparison of families, power of designs.
 
-Usable alone: `fit(read_table("runs.csv"), "chinchilla")`. Names are imported when they are first used, so that a module
-that needs no scipy, which takes seconds to load, can be imported without it.
+Usable alone: `fit(read_table("runs.csv"), "chinchilla")`. Names are imported at first use, because loading scipy takes
+seconds and some modules do not need it.
 """
 
-# ruff: noqa: F401 (type checkers see here what `__getattr__` imports)
+# ruff: noqa: F401 (these imports are for type checkers; `__getattr__` imports at run time)
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

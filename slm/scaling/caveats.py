@@ -1,4 +1,4 @@
-"""Sentences that stand beside the answer of a verdict: differences of level, detectable differences, and limits."""
+"""Sentences that qualify the answer of a verdict: differences of level, detectable differences, and limits."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MAX_LEVEL_SENTENCES = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A comparison, with what the sentences about it need."""
+    """A comparison, and what the sentences about it need."""
 
     comparison: Entry
     fits: list[Entry]
-    """Entries of the law of the verdict, one a family."""
+    """Entries of the law of the verdict, one per family."""
     law_name: str
     law: Entry
     """The comparison under that law; empty if there is none."""
     target: str
-    """In words."""
+    """The target in words."""
     equation: str
-    """The law in words."""
+    """The law and its target in words."""
 
     def is_significant(self, p: float) -> bool:
         """Whether p is below the level of the analysis."""
@@ -46,14 +46,14 @@ def family_pairs(pairs: Iterable[Entry]) -> set[tuple[str, str]]:
 
 
 def levels(case: Case) -> list[str]:
-    """Which family of each pair reaches the lower target at equal size, and how much that is worth."""
+    """Sentences on which family of a pair has the lower target at equal size, and how many parameters that is worth."""
     if pairs := case.comparison["paired"]["pairs"]:
         rows = [row for row in pairs if case.is_significant(row["level_p_adjusted"])]
         rows.sort(key=lambda row: -abs(row["level_log_ratio"]))
         sentences = [_level(case, row) for row in rows[:MAX_LEVEL_SENTENCES]]
-        more = len(rows) - MAX_LEVEL_SENTENCES
-        if more > 0:
-            sentences.append(f"{plural(more, 'more pair')} {'differs' if more == 1 else 'differ'} in level.")
+        num_more = len(rows) - MAX_LEVEL_SENTENCES
+        if num_more > 0:
+            sentences.append(f"{plural(num_more, 'more pair')} {'differs' if num_more == 1 else 'differ'} in level.")
         return sentences or [f"No two families differ significantly in {case.target} at the middle size."]
     tests = [t for t in case.law.get("tests", []) if t["restricted"] == "one_law" and t["wider"] != "separate"]
     if not tests or not tests[0]["replicates"]:
@@ -64,40 +64,42 @@ def levels(case: Case) -> list[str]:
 
 def _level(case: Case, row: Entry) -> str:
     lower, higher = (row["a"], row["b"]) if row["level_log_ratio"] < 0 else (row["b"], row["a"])
+    share = -math.expm1(-abs(row["level_log_ratio"]))
     ends = [row["worth"][key] for key in ("low", "factor", "high")]
     worth = ""
     if None not in ends:
         low, factor, high = ends if lower == row["a"] else [1 / end for end in reversed(ends)]
         worth = f", like a model with {factor:.3g} times the parameters [{low:.3g}, {high:.3g}]"
-    return (
-        f"At the middle size {lower} reaches a {case.target} {-math.expm1(-abs(row['level_log_ratio'])):.1%} lower "
-        f"than {higher}{worth} (p = {row['level_p_adjusted']:.2g})."
-    )
+    difference = f"At the middle size {lower} reaches a {case.target} {share:.1%} lower than {higher}"
+    return f"{difference}{worth} (p = {row['level_p_adjusted']:.2g})."
 
 
 def detectable(case: Case) -> list[str]:
-    """The smallest difference that would have been detected, by pair if they differ much, and what detects half."""
-    matched, power = case.comparison["paired"], case.law.get("power", {"by_pair": []})
-    used = [row for row in matched["pairs"] if row["above_floor"] or not matched["curved"]]
-    rows = [row for row in ({**row, **(row["above_floor"] or {})} for row in used) if row["detectable"]]
+    """Sentences on the smallest difference that the design would have detected, and on what would detect half of it."""
+    matched = case.comparison["paired"]
+    power = case.law.get("power", {"by_pair": []})
+    compared = [row for row in matched["pairs"] if row["above_floor"] or not matched["curved"]]
+    rows = [row | (row["above_floor"] or {}) for row in compared]
+    rows = [row for row in rows if row["detectable"]]
     advice = matched["advice"] if rows else power.get("advice")
     rows = rows or [row for row in power["by_pair"] if row["detectable"]]
     if not rows:
         return ["This design could not have detected any difference of exponents with confidence."]
-    best, worst = (pick(rows, key=lambda row: row["detectable"]) for pick in (min, max))
+    best = min(rows, key=lambda row: row["detectable"])
+    worst = max(rows, key=lambda row: row["detectable"])
     if worst["detectable"] < 1.5 * best["detectable"]:
         differences = f"a difference of exponents of {worst['detectable']:.3g}"
     else:
         ends = [f"{row['detectable']:.3g} between {row['a']} and {row['b']}" for row in (best, worst)]
         differences = f"these differences of exponents: {', '.join(ends)} (the best and the worst pair)"
-    floor = ", if the families share a floor, which the runs do not reject"
-    floor = floor if any(row.get("above_floor") for row in rows) else ""
+    is_above_floor = any(row.get("above_floor") for row in rows)
+    floor = ", if the families share a floor, which the runs do not reject" if is_above_floor else ""
     sentences = [f"In {matched['power']:.0%} of cases this design would have detected {differences}{floor}."]
     return sentences + ([f"To detect {worst['detectable'] / 2:.3g} takes {advice['text']}."] if advice else [])
 
 
 def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
-    """Pairs without any comparison, families outside the law of the verdict, and ranges that differ."""
+    """Sentences on pairs without a comparison, families that are not identified, and ranges that differ."""
     sentences = []
     unmatched = case.comparison["paired"]["unmatched"]
     unmatched = [row for row in unmatched if (row["a"], row["b"]) not in family_pairs(pairs)]
@@ -106,17 +108,19 @@ def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
         sentences.append(f"Not compared: {shortlist(names, max_items=3, separator='; ', max_characters=150)}.")
     if families := [fit["family"] for fit in case.fits if not fit["identified"]]:
         exponents = f"{'exponent' if len(families) == 1 else 'exponents'} of {list_briefly(families)}"
-        sentences.append(f"{case.law_name} compares families without the {exponents}, which the runs do not identify.")
+        left_out = f"The comparison under {case.law_name} leaves out the {exponents}"
+        sentences.append(f"{left_out}, which the runs do not identify.")
     if common := case.law.get("common_range"):
         effect = "with too few sizes in common, and the exponent of a law without a floor depends on the range"
         if common["range"]:
-            effect = "so exponents are compared from {} to {}".format(*map(count, common["range"]))
+            low, high = map(count, common["range"])
+            effect = f"so exponents are compared from {low} to {high}"
         sentences.append(f"The families' sizes span different ranges, {effect}.")
     return sentences
 
 
 def limits(case: Case) -> list[str]:
-    """What the exponents and intervals rest on: tokens, the fit of the law, the number and the span of sizes."""
+    """Sentences on what limits the exponents and intervals: tokens, fit of the law, number and span of sizes."""
     sentences = [*_tokens(case), *_misfit(case)]
     fewest = min(fit["n_cells"] for fit in case.fits)
     if fewest < 5:
@@ -126,38 +130,32 @@ def limits(case: Case) -> list[str]:
     ranges = {fit["family"]: next(iter(fit["range"].values())) for fit in case.fits}
     spans = {family: high / low for family, (low, high) in ranges.items() if low > 0 and high / low < 10}
     if spans:
-        narrowest = f"{min(spans.values()):.2g}"
-        sentences.append(
-            f"The sizes of {list_briefly(spans)} span a factor of only {narrowest}; nothing is known beyond them."
-        )
+        span = f"The sizes of {list_briefly(spans)} span a factor of only {min(spans.values()):.2g}"
+        sentences.append(f"{span}; nothing is known beyond them.")
     return sentences
 
 
 def _tokens(case: Case) -> list[str]:
-    """At which tokens the exponent in N was measured, if the law does not say."""
+    """A sentence on the tokens at which the exponent of N was measured, if the law has no term for them."""
     if case.comparison["tokens"] is None:
-        return ["The table does not say how many tokens the runs saw; the exponents hold for that budget only."]
+        return ["The table does not say how many tokens the runs saw; the exponents hold only for that number."]
     if "N" not in case.fits[0]["range"] or "D" in case.fits[0]["range"]:
         return []
     low, high = case.comparison["tokens"]
     if high <= low * 1.001:
-        return [f"All runs saw {count(low)} tokens; at another budget the exponents in N may differ."]
-    return [
-        f"Tokens vary from {count(low)} to {count(high)} and the law leaves them out, so its exponent includes their "
-        "effect and holds only for this choice of tokens."
-    ]
+        return [f"All runs saw {count(low)} tokens; with more or fewer tokens the exponents of N may differ."]
+    variation = f"Tokens vary from {count(low)} to {count(high)} and the law leaves them out"
+    return [f"{variation}, so its exponent includes their effect and holds only for this choice of tokens."]
 
 
 def _misfit(case: Case) -> list[str]:
-    """What the data say against the law of the verdict: lack of fit, a law they prefer, and laws they allow."""
+    """Sentences on what speaks against the law of the verdict: lack of fit, its rejection, and other tenable laws."""
     sentences = []
     tests = {fit["family"]: fit["lack_of_fit"] for fit in case.fits if fit.get("lack_of_fit")}
     deviating = [family for family, test in tests.items() if test["p"] * len(case.fits) < 0.05]
     if deviating:
-        sentences.append(
-            f"The sizes of {list_briefly(deviating)} deviate from this law by more than seeds do, so it leaves "
-            "something out."
-        )
+        excess = f"The sizes of {list_briefly(deviating)} deviate from this law by more than the scatter between seeds"
+        sentences.append(f"{excess}, so the law leaves something out.")
     weighed = case.comparison["weighed"]
     own = weighed.get(case.law_name, {})
     if "aicc" in own and not own["tenable"]:

@@ -1,10 +1,10 @@
-"""Approach 2 of Hoffmann et al. 2022: power laws through the size with the lowest loss at each compute budget.
+"""Approach 2 of Hoffmann et al. 2022: power laws through the sizes with the lowest loss at each compute budget.
 
 Notable: budgets are values of a column of FLOPs, or groups of runs with clear gaps in FLOPs to all other runs, so a
 design without budgets has no exponent. The parabola is fitted only near the lowest loss: over wide grids it is biased,
 since the true curve is not symmetric (Czech et al. 2026, arXiv:2603.22339). Budgets whose lowest point lies outside
 their runs are dropped with a reason. The interval of an exponent comes from the scatter of the lowest points about the
-line, so it includes all that moves a lowest point, not only the noise of runs.
+line, so it covers everything that moves a lowest point, not only the noise between runs.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from scipy import stats
 from slm.scaling.forms import Floats
 
 MAX_SPREAD = 1.25
-"""Largest over smallest FLOPs of one budget. Published designs stay within 1.1, with budgets at least 1.5 apart."""
+"""Maximum over minimum FLOPs of one budget. Published designs stay within 1.1, with budgets at least 1.5 apart."""
 MIN_GAP = np.log(MAX_SPREAD) / 2
-"""Least gap in log FLOPs between budgets; the gap must also be wider than the budget itself."""
+"""Smallest gap in log FLOPs between budgets; the gap must also be wider than the budget itself."""
 MAX_FLOPS_RATIO = 3.0
-"""A column has FLOPs if it agrees with `flops` to this factor: exact counts are up to twice 6 N D."""
+"""A column holds FLOPs if its values are within this factor of `flops`: exact counts are up to twice 6 N D."""
 MAX_DECLARED_SPREAD = 2.0
-"""Largest over smallest FLOPs of a declared budget: 6 N D of equal exact FLOPs spreads by 1.4 at a context of 16k."""
+"""`MAX_SPREAD` of a declared budget: if exact FLOPs are equal, 6 N D still varies by 1.4 at a context of 16k."""
 WINDOW = 5.0
-"""The parabola is fitted to sizes within this factor of the lowest point. 5 reproduces the exponents that Beck et al.
-2025 (arXiv:2510.02228) publish to 0.002; narrower windows scatter more, wider ones are more biased."""
-DECLARATIONS = ("isoflop", "budget")
-"""Columns that may have the FLOPs of the budgets, the preferred one first."""
-MIN_SIZES = 5
-MIN_BUDGETS = 3
+"""The parabola is fitted to sizes within this factor of the lowest point. With 5, exponents agree to 0.002 with those
+published by Beck et al. 2025 (arXiv:2510.02228); narrower windows scatter more, wider windows are more biased."""
+BUDGET_COLUMNS = ("isoflop", "budget")
+"""Columns that may hold the FLOPs of the budgets, in order of preference."""
+MIN_SIZES = 5  # per budget
+MIN_BUDGETS = 3  # per exponent
 
 
 @dataclass(frozen=True)
@@ -51,38 +51,37 @@ class Budget:
     """Runs of one compute budget, the parabola through them, and its lowest point."""
 
     flops: float
-    """Geometric mean."""
+    """Geometric mean over the runs."""
     runs: int
     params: float | None
     """N at the lowest point; None if the parabola opens downwards."""
     tokens: float | None
     low: float | None
     high: float | None
-    """Interval of `params` by Fieller's theorem, from the scatter within all budgets; an end of None is open."""
+    """Interval of `params` by Fieller's theorem, from the scatter within all budgets. None is an open end."""
     reason: str | None
     """Why the budget is not used; None if it is used."""
     window: tuple[float, float]
-    """Smallest and largest N to which the parabola is fitted."""
+    """Smallest and largest N of the sizes to which the parabola is fitted."""
     centre: float
-    """Log N at which the parabola is centred."""
     parabola: tuple[float, float, float]
-    """Log target at `centre`, slope, and curvature: c0 + c1 z + c2 z^2 with z = log N - centre."""
+    """Coefficients (c0, c1, c2) of log target = c0 + c1 z + c2 z^2, where z = log N - `centre`."""
     points: Mapping[str, list[float]]
-    """`params` and `value` of the runs."""
+    """Keys `params` (N) and `value` (the target), with one item per run."""
 
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The analysis of one family; without exponents it has a `reason`."""
+    """The analysis of one family. If it has no exponents, `reason` says why."""
 
     grouped_by: str
     """The column whose values define the budgets."""
     ignored: tuple[str, ...]
-    """Columns of `DECLARATIONS` in the table whose values do not define budgets."""
+    """Columns of `BUDGET_COLUMNS` that the table has, but whose values do not define budgets."""
     budgets: tuple[Budget, ...]
     """Budgets of at least `MIN_SIZES` sizes."""
     ungrouped: int
-    """Number of rows in none of `budgets`."""
+    """Number of rows that belong to none of `budgets`."""
     params: Exponent | None
     """a in N* ~ C^a."""
     tokens: Exponent | None
@@ -91,39 +90,40 @@ class IsoFlop:
 
 
 def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95) -> IsoFlop:
-    """Approach 2 on the runs of one family, with parabolas of log target in log N.
+    """Apply approach 2 to the runs of one family, with parabolas of log target in log N.
 
-    Budgets are the values of the column `isoflop` or `budget` if it has FLOPs, else groups of nearly equal FLOPs. Runs
-    of one size are averaged. Exponents need `MIN_BUDGETS` budgets of `MIN_SIZES` sizes with the lowest point inside
-    their runs.
+    Budgets are the values of a column of `BUDGET_COLUMNS` if it holds FLOPs, else groups of nearly equal FLOPs. Runs of
+    one size are averaged. Exponents need `MIN_BUDGETS` budgets of `MIN_SIZES` sizes with the lowest point among them.
     """
     column, groups = group_budgets(frame)
     groups = [rows for rows in groups if frame[size].iloc[rows].nunique() >= MIN_SIZES]
-    fits = [_fit_parabola(frame.iloc[rows], size, target) for rows in groups]
-    df = sum(len(fit.near) - 3 for fit in fits)
+    frames = [frame.iloc[rows] for rows in groups]
+    fits = [_fit_parabola(runs, size, target) for runs in frames]
+    df = sum(len(fit.log_sizes) - 3 for fit in fits)
     variance = sum(fit.sse for fit in fits) / df if df else np.nan
     quantile = float(stats.t.ppf(0.5 + level / 2, df)) if df else np.nan
-    pairs = [
-        (fit, _budget(fit, frame.iloc[rows], size, target, variance * quantile**2))
-        for fit, rows in zip(fits, groups, strict=True)
-    ]
-    used = [(fit, budget) for fit, budget in pairs if budget.reason is None]
-    ignored = tuple(name for name in DECLARATIONS if name in frame and column == "flops")
+    variance_t2 = variance * quantile**2
+    budgets = [_budget(fit, runs, size, target, variance_t2) for fit, runs in zip(fits, frames, strict=True)]
+    used = [(fit, budget) for fit, budget in zip(fits, budgets, strict=True) if budget.reason is None]
+    ignored = tuple(name for name in BUDGET_COLUMNS if name in frame and column == "flops")
     ungrouped = len(frame) - sum(len(rows) for rows in groups)
-    params, tokens, reason = None, None, _too_few_budgets(column, len(pairs), len(used))
+    reason = _why_no_exponents(column, len(budgets), len(used))
+    params = tokens = None
     if reason is None:
         log_c = np.log([budget.flops for _, budget in used])
-        log_n, log_d = (np.log([getattr(b, name) for _, b in used]) for name in ("params", "tokens"))
+        log_n = np.log(np.array([budget.params for _, budget in used], float))
+        log_d = np.log(np.array([budget.tokens for _, budget in used], float))
         variances = variance * np.array([fit.vertex_variance for fit, _ in used])
         params = exponent(log_c, log_n, level, variances)
         tokens = exponent(log_c, log_d, level, variances * np.square([fit.token_slope for fit, _ in used]))
-    return IsoFlop(column, ignored, tuple(budget for _, budget in pairs), ungrouped, params, tokens, reason)
+    return IsoFlop(column, ignored, tuple(budgets), ungrouped, params, tokens, reason)
 
 
 def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, float]) -> float | None:
-    """Approach 2's exponent on noise-free losses of a `chinchilla` law, minus the law's own; None if there is none.
+    """Return the error of the exponent of N that approach 2 finds on noise-free losses of a `chinchilla` law.
 
-    A parabola is symmetric and the isoFLOP curve of the law is not, so the bias depends on the sizes of the runs.
+    A parabola is symmetric but the isoFLOP curve of the law is not, so the bias depends on the sizes of the runs. None
+    if approach 2 finds no exponent.
     """
     N, D = frame[size].to_numpy(float), frame["tokens"].to_numpy(float)
     exact = law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
@@ -132,21 +132,21 @@ def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, 
 
 
 def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tuple[Exponent, Exponent] | str:
-    """Exponents a and b of a table whose rows are optima, one for each budget; or the reason if there are none."""
+    """Return the exponents of N and D in a table of optima, one row per budget, or why there are none."""
     flops = np.sort(frame["flops"].to_numpy(float))
     if len(flops) < MIN_BUDGETS:
         return f"there are {len(flops)} budgets and {MIN_BUDGETS} are needed"
     if (flops[1:] / flops[:-1]).min() < np.exp(MIN_GAP):
-        return "several rows have one budget, and analysis.optima=true needs one row for each budget"
+        return "several rows have the same budget, but analysis.optima=true needs one row per budget"
     log_c = np.log(frame["flops"].to_numpy(float))
     a, b = (exponent(log_c, np.log(frame[name].to_numpy(float)), level) for name in (size, "tokens"))
     return a, b
 
 
 def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | None = None) -> Exponent:
-    """The least-squares slope of log y against log C, with a t interval of (budgets - 2) degrees of freedom.
+    """Fit the least-squares slope of log y against log C, with a t interval of (budgets - 2) degrees of freedom.
 
-    `variances` are those of log y from the scatter within budgets. The interval is at least a quarter as wide as that
+    `variances` [budgets]: of log y, from the scatter within budgets. The interval is at least a quarter as wide as this
     scatter alone would make it, since three budgets can lie on a line by luck (coverage in simulations: 94% to 97%).
     """
     z, df = log_c - log_c.mean(), len(log_c) - 2
@@ -159,9 +159,9 @@ def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | Non
 
 
 def group_budgets(frame: pd.DataFrame) -> tuple[str, list[np.ndarray]]:
-    """The column whose values define the budgets, and the row positions of each budget, by rising FLOPs."""
+    """Return the column whose values define the budgets, and the row positions of each budget, in order of FLOPs."""
     flops = frame["flops"].to_numpy(float)
-    for name in DECLARATIONS:
+    for name in BUDGET_COLUMNS:
         if name in frame and (declared := _declared_flops(frame[name], flops)) is not None:
             return name, [np.flatnonzero(declared == value) for value in np.unique(declared)]
     order = np.argsort(flops, kind="stable")
@@ -170,7 +170,7 @@ def group_budgets(frame: pd.DataFrame) -> tuple[str, list[np.ndarray]]:
 
 
 def _declared_flops(column: pd.Series, flops: Floats) -> Floats | None:
-    """The column's numbers if they are FLOPs that define budgets; None for other values, such as tokens.
+    """Return the numbers in the column if they are FLOPs that define budgets; None for others, such as tokens.
 
     A sweep writes its budgets as text, such as `flops=1e18`.
     """
@@ -185,7 +185,7 @@ def _declared_flops(column: pd.Series, flops: Floats) -> Floats | None:
 
 
 def _clear_groups(log_c: Floats, start: int, end: int) -> list[tuple[int, int]]:
-    """Ranges of sorted log FLOPs no wider than `MAX_SPREAD`, with wider gaps to both neighbours."""
+    """Return index ranges of sorted log FLOPs that are no wider than `MAX_SPREAD`, with wider gaps on both sides."""
     width = log_c[end - 1] - log_c[start]
     if width <= np.log(MAX_SPREAD):
         below = log_c[start] - log_c[start - 1] if start else np.inf
@@ -195,55 +195,57 @@ def _clear_groups(log_c: Floats, start: int, end: int) -> list[tuple[int, int]]:
     return _clear_groups(log_c, start, cut) + _clear_groups(log_c, cut, end)
 
 
-def _too_few_budgets(column: str, budgets: int, used: int) -> str | None:
-    """The reason if fewer than `MIN_BUDGETS` budgets can be used; None if there are enough."""
+def _why_no_exponents(column: str, budgets: int, used: int) -> str | None:
+    """Say why fewer than `MIN_BUDGETS` budgets can be used; None if there are enough."""
     if used >= MIN_BUDGETS:
         return None
     if not budgets and column != "flops":
         return f"no value of the column {column} has {MIN_SIZES} sizes"
     if not budgets:
         return f"no {MIN_SIZES} sizes have FLOPs within a factor of {MAX_SPREAD} and a clear gap to all other runs"
-    large = f"{budgets} {'budget has' if budgets == 1 else 'budgets have'} {MIN_SIZES} sizes or more"
-    inside = f", and {used} of them {'has' if used == 1 else 'have'} the lowest point inside" if used < budgets else ""
-    return f"{large}{inside}; {MIN_BUDGETS} are needed"
+    num_budgets = "1 budget has" if budgets == 1 else f"{budgets} budgets have"
+    num_used = "1 of them has" if used == 1 else f"{used} of them have"
+    inside = f", and {num_used} the lowest point inside" if used < budgets else ""
+    return f"{num_budgets} {MIN_SIZES} sizes or more{inside}; {MIN_BUDGETS} are needed"
 
 
 @dataclass(frozen=True)
 class _Parabola:
-    """A parabola about the lowest log target of one budget, through means over the runs of each size."""
+    """A parabola fitted near the lowest log target of one budget, to the means over the runs of each size."""
 
-    near: Floats
-    """Rising log sizes to which it is fitted."""
-    inside: tuple[float, float]
+    log_sizes: Floats
+    """Log sizes to which the parabola is fitted, rising."""
+    ends: tuple[float, float]
     """Smallest and largest log size of the budget."""
     centre: float
     c: Floats
-    """Value, slope and curvature [3] at `centre`."""
-    inverse: Floats
-    """Covariance [3, 3] of `c` over the variance of a point."""
+    """[3], the coefficients as in `Budget.parabola`."""
+    covariance: Floats
+    """[3, 3], of `c`, divided by the variance of a point."""
     sse: float
     log_tokens: float
     """Log D at `centre`."""
     token_slope: float
-    """Slope of log D in log N."""
+    """Slope of log D against log N."""
 
     @property
     def vertex_variance(self) -> float:
-        """Variance of log N at the lowest point over the variance of a point, to first order."""
+        """Variance of log N at the lowest point, divided by the variance of a point, to first order."""
         gradient = np.array([0, -1 / (2 * self.c[2]), self.c[1] / (2 * self.c[2] ** 2)])
-        return float(gradient @ self.inverse @ gradient)
+        return float(gradient @ self.covariance @ gradient)
 
 
 def _fit_parabola(rows: pd.DataFrame, size: str, target: str) -> _Parabola:
-    """The parabola near the lowest point of a first parabola, which is fitted near the size of lowest loss."""
+    """Fit a parabola near the size of lowest loss, and return one fitted near the lowest point of the first."""
     logs = [np.log(rows[name].to_numpy(float)) for name in (size, target, "tokens")]
     # Rounding merges only sizes that differ by floating-point error.
-    _, group, seeds = np.unique(logs[0].round(9), return_inverse=True, return_counts=True)
-    log_n, log_y, log_d = (np.bincount(group, values) / seeds for values in logs)
+    _, group, runs_per_size = np.unique(logs[0].round(9), return_inverse=True, return_counts=True)
+    log_n, log_y, log_d = (np.bincount(group, values) / runs_per_size for values in logs)
     lowest = log_n[np.argmin(log_y)]
     for is_last in (False, True):
         distance = np.abs(log_n - lowest)
-        near = distance <= max(np.log(WINDOW), np.sort(distance)[MIN_SIZES - 1]) * (1 + 1e-9)
+        reach = max(np.log(WINDOW), np.sort(distance)[MIN_SIZES - 1])
+        near = distance <= reach * (1 + 1e-9)
         centre = float(log_n[near].mean())
         z = log_n[near] - centre
         X = np.stack([np.ones_like(z), z, z**2], axis=1)
@@ -253,22 +255,23 @@ def _fit_parabola(rows: pd.DataFrame, size: str, target: str) -> _Parabola:
         lowest = float(np.clip(centre - c[1] / (2 * c[2]), log_n[0], log_n[-1]))
     sse = float(((log_y[near] - X @ c) ** 2).sum())
     token_slope = float(z @ log_d[near] / (z @ z))  # z sums to zero
-    inverse, log_tokens = np.linalg.inv(X.T @ X), float(log_d[near].mean())
-    return _Parabola(log_n[near], (log_n[0], log_n[-1]), centre, c, inverse, sse, log_tokens, token_slope)
+    log_tokens = float(log_d[near].mean())
+    covariance = np.linalg.inv(X.T @ X)
+    return _Parabola(log_n[near], (log_n[0], log_n[-1]), centre, c, covariance, sse, log_tokens, token_slope)
 
 
 def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, variance_t2: float) -> Budget:
-    """The lowest point, with Fieller's interval: all z at which slope + 2 curvature z does not differ from 0.
+    """Return the lowest point with Fieller's interval: every z at which b + 2 c z does not differ from 0.
 
-    `variance_t2` is the variance of a point times the squared quantile of t.
+    `variance_t2` is the variance of a point times the square of the quantile of t.
     """
     value, b, c = fit.c.tolist()
-    V = fit.inverse * variance_t2
+    V = fit.covariance * variance_t2
     z = -b / (2 * c) if c > 0 else None
-    is_inside = z is not None and fit.inside[0] < fit.centre + z < fit.inside[1]
+    is_inside = z is not None and fit.ends[0] < fit.centre + z < fit.ends[1]
     why_unused = "its curve has no lowest point" if z is None else "its lowest point lies outside its runs"
     low, high = None, None
-    if c**2 > V[2, 2]:  # else the curvature is not significant, and the interval is open
+    if c**2 > V[2, 2]:  # otherwise the curvature is not significant, and the interval is open
         roots = np.roots([4 * (c**2 - V[2, 2]), 4 * (b * c - V[1, 2]), b**2 - V[1, 1]])
         low, high = np.exp(fit.centre + np.sort(roots.real)).tolist()
     return Budget(
@@ -279,7 +282,7 @@ def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, variance
         low=low,
         high=high,
         reason=None if is_inside else why_unused,
-        window=(float(np.exp(fit.near[0])), float(np.exp(fit.near[-1]))),
+        window=(float(np.exp(fit.log_sizes[0])), float(np.exp(fit.log_sizes[-1]))),
         centre=fit.centre,
         parabola=(value, b, c),
         points={"params": rows[size].tolist(), "value": rows[target].tolist()},

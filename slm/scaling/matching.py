@@ -1,8 +1,6 @@
-"""Pairs of points of two families at the same size and budget, which a matched design provides.
+"""Match points of two families at the same size and tokens.
 
-If every size was run at the same token counts (and covariates), a size is one point: the mean over them.
-
-Axes: n matched sizes.
+If every size was run at the same token counts (and covariates), each size becomes one point: the mean over them.
 """
 
 from __future__ import annotations
@@ -17,20 +15,20 @@ from slm.scaling.forms import Floats
 from slm.scaling.tables import Table
 
 SAME_SIZE = 0.10
-"""Sizes that differ by at most this share are paired; losses are then moved along each family's curve to the geometric
+"""Sizes that differ by at most this share are paired. Losses are then moved along each family's curve to the geometric
 mean of the two sizes."""
 SAME_TOKENS = 0.02
-"""Budgets that differ by at most this share, in tokens or in tokens per parameter, are paired."""
+"""Points whose tokens, or tokens per parameter, differ by at most this share are paired."""
 MIN_SIZES = 4
-"""Fewest sizes in common that are compared: with fewer, a slope has fewer than two degrees of freedom."""
+"""Fewest common sizes that are compared: with fewer, a slope has fewer than two degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class Matched:
     """Log targets of two families at their n common sizes, in order of size.
 
-    A value is the mean over `seeds` runs on average. `noise` is the standard deviation between seeds of the log ratio
-    of two single runs, with `noise_df` degrees of freedom; None if no size has two seeds. `farthest` is the largest
+    Each value is a mean over `seeds` runs on average. `noise` is the standard deviation between seeds of one log ratio
+    of two runs, with `noise_df` degrees of freedom; None if no size has two seeds. `farthest` is the largest
     relative difference between two matched sizes.
     """
 
@@ -51,7 +49,7 @@ class Matched:
 
 
 def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequence[str] = ()) -> Matched | str:
-    """The matched points of two families, or a sentence saying why they cannot be matched.
+    """Return the matched points of two families, or a sentence that says why they cannot be matched.
 
     Where both families ran a seed at a point, their runs are paired by seed: they saw the same data in the same order.
     Points must also agree in the columns `covariates`.
@@ -60,8 +58,8 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     i, j = _nearest(points_a, points_b)
     num_sizes = len(set(points_a.log_N[i]))
     if num_sizes < MIN_SIZES:
-        most = min(len(set(points.log_N)) for points in (points_a, points_b))
-        return f"{num_sizes} of {most} sizes agree within {SAME_SIZE:.0%} at the same tokens; {MIN_SIZES} are needed"
+        fewest = min(len(set(points.log_N)) for points in (points_a, points_b))
+        return f"{num_sizes} of {fewest} sizes agree within {SAME_SIZE:.0%} at the same tokens; {MIN_SIZES} are needed"
     log_n = np.stack([points_a.log_N[i], points_b.log_N[j]], axis=1)
     middle = log_n.mean(axis=1)
     shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
@@ -69,27 +67,30 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     others = [column for column in columns if not np.isnan(column).any() and _varies_beyond_size(middle, column)]
     if not _is_balanced(shapes, others):
         return "tokens or other columns vary at a size, but not in the same way at every size"
-    runs = [_by_seed(points_a, points_b, *places) for places in zip(i, j, strict=True)]
+    runs = [_by_seed(points_a, points_b, index_a, index_b) for index_a, index_b in zip(i, j, strict=True)]
     counts = np.bincount(shapes)
     is_curve = len(counts) == len(shapes)  # one point per size
     means = np.array([[values.mean() for values in pair] for pair in runs])
     moved = [_at_sizes(middle, log_n[:, k], means[:, k], is_curve, others) for k in (0, 1)]
     log_N, log_a, log_b = (np.bincount(shapes, column) / counts for column in (middle, *moved))
     seeds = float(np.mean([len(left) for left, _ in runs]) * len(shapes) / len(counts))
-    return Matched(a, b, log_N, log_a, log_b, seeds, *_noise(runs), float(np.expm1(np.abs(np.diff(log_n)).max())))
+    noise, noise_df = _noise(runs)
+    farthest = float(np.expm1(np.abs(np.diff(log_n)).max()))
+    return Matched(a, b, log_N, log_a, log_b, seeds, noise, noise_df, farthest)
 
 
 def _is_balanced(shapes: np.ndarray, others: Sequence[Floats]) -> bool:
     """Whether every shape was run at the same combinations of values in the columns `others`."""
-    points: dict[int, list[tuple[float, ...]]] = {}
-    for shape, *values in zip(shapes, *(np.round(column, 2) for column in others), strict=True):
-        points.setdefault(shape, []).append(tuple(values))
-    return not others or len({tuple(sorted(values)) for values in points.values()}) == 1
+    combinations: dict[float, list[list[float]]] = {}
+    for shape, *values in np.round(np.column_stack([shapes, *others]), 2).tolist():
+        combinations.setdefault(shape, []).append(values)
+    first, *rest = (sorted(rows) for rows in combinations.values())
+    return not others or all(rows == first for rows in rest)
 
 
 @dataclass(frozen=True)
 class _Points:
-    """All points of a family, in order of size: log size, log budget, and covariates `others` [points, covariates].
+    """All points of a family, in order of size: log size, log tokens, and covariates `others` [points, covariates].
 
     `runs` has the log targets of each point by seed, or by row number if seeds are unknown.
     """
@@ -116,21 +117,21 @@ def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[st
 
 
 def _nearest(points_a: _Points, points_b: _Points) -> tuple[np.ndarray, np.ndarray]:
-    """Indices into both families of mutually nearest points: size and budget about equal, covariates exactly."""
+    """Indices into both families of mutually nearest points with about equal sizes and tokens, and equal covariates."""
     size_gap = abs(points_a.log_N[:, None] - points_b.log_N)
-    budget_gap = abs(points_a.log_D[:, None] - points_b.log_D)
+    token_gap = abs(points_a.log_D[:, None] - points_b.log_D)
     ratio_gap = abs((points_a.log_D - points_a.log_N)[:, None] - (points_b.log_D - points_b.log_N))
-    is_same = np.isnan(budget_gap) | (np.minimum(budget_gap, ratio_gap) <= np.log1p(SAME_TOKENS))
+    is_same = np.isnan(token_gap) | (np.minimum(token_gap, ratio_gap) <= np.log1p(SAME_TOKENS))
     is_same &= (size_gap <= np.log1p(SAME_SIZE)) & (points_a.others[:, None] == points_b.others).all(axis=2)
-    # Of several points of one size, the nearest in budget.
-    distance = np.where(is_same, size_gap + 1e-3 * np.nan_to_num(budget_gap), np.inf)
+    # Tokens have a small weight: they decide only between points of one size.
+    distance = np.where(is_same, size_gap + 1e-3 * np.nan_to_num(token_gap), np.inf)
     i, j = np.arange(len(distance)), distance.argmin(axis=1)
     is_mutual = is_same[i, j] & (distance.argmin(axis=0)[j] == i)
     return i[is_mutual], j[is_mutual]
 
 
 def _by_seed(points_a: _Points, points_b: _Points, i: int, j: int) -> tuple[Floats, Floats]:
-    """Log targets at two points: of common seeds, in the order of `points_a`, or of all seeds if none is common."""
+    """Log targets at two points, for common seeds in the same order, or for all seeds if no seed is common."""
     left, right = points_a.runs[i], points_b.runs[j]
     common = left.index.intersection(right.index) if points_a.has_seeds and points_b.has_seeds else []
     if len(common):
@@ -141,8 +142,8 @@ def _by_seed(points_a: _Points, points_b: _Points, i: int, j: int) -> tuple[Floa
 def _noise(values: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
     """Standard deviation of a log ratio between the seeds of a point, pooled over points, and its degrees of freedom.
 
-    From ratios at points where both families have equally many seeds; if there are none, from the seeds of each family,
-    as if both scattered equally.
+    It comes from the ratios at points where both families have equally many seeds; without such points, from the seeds
+    of each family, as if both families scattered equally.
     """
     paired = [left - right for left, right in values if len(left) == len(right) > 1]
     unpaired = [side for pair in values for side in pair if len(side) > 1]
@@ -154,19 +155,19 @@ def _noise(values: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
 
 
 def _varies_beyond_size(log_n: Floats, column: Floats) -> bool:
-    """Whether a column departs from a straight line in log N by a root mean square of more than 0.05."""
+    """Whether the root mean square deviation of a column from a straight line in log N is more than 0.05."""
     residuals = column - np.polyval(np.polyfit(log_n, column, 1), log_n)
     return bool(np.sqrt((residuals**2).mean()) > 0.05)
 
 
-def _at_sizes(to: Floats, log_n: Floats, log_y: Floats, is_curve: bool, others: Sequence[Floats]) -> Floats:
-    """Log targets moved from sizes `log_n` to sizes `to`.
+def _at_sizes(new_log_n: Floats, log_n: Floats, log_y: Floats, is_curve: bool, others: Sequence[Floats]) -> Floats:
+    """Move log targets from sizes `log_n` to sizes `new_log_n`.
 
-    Along the slope between neighbouring sizes if `is_curve`, else along a plane in log N and the columns `others`.
+    They move along the slope between neighbouring sizes if `is_curve`, else along a plane in log N and `others`.
     """
     if is_curve:
         order = np.argsort(log_n)
         slopes = np.gradient(log_y[order], log_n[order])
-        return np.asarray(log_y + slopes[np.argsort(order)] * (to - log_n))
+        return np.asarray(log_y + slopes[np.argsort(order)] * (new_log_n - log_n))
     slope = np.linalg.lstsq(np.stack([np.ones_like(log_n), log_n, *others], axis=1), log_y, rcond=None)[0][1]
-    return np.asarray(log_y + slope * (to - log_n))
+    return np.asarray(log_y + slope * (new_log_n - log_n))

@@ -1,12 +1,12 @@
-"""Do families share an exponent? Differences of two, one test of all, floors, and Holm's adjustment for many pairs.
+"""Test whether families share an exponent: differences of pairs, a joint test, floors, and Holm's adjustment.
 
-Every family keeps its own scatter and its own degrees of freedom (Welch 1951): a pooled variance finds a difference in
-12 to 30% of tables in which a noisy family has fewer runs and nothing differs. Each family enters as a curve, t of its
-exponent at every value: a straight line for laws that are straight in logs, the profile likelihood for others.
+Every family keeps its own scatter and its own degrees of freedom (Welch 1951): where no exponents differ but a noisy
+family has fewer runs, a pooled variance finds a difference in 12 to 30% of tables. Each family enters as a curve of t
+against the value of its exponent: a straight line for laws that are straight in logs, else the profile likelihood.
 
-A straight line in logs has a slope even if the truth has a floor. Two families of one law with a floor that differ by a
-constant factor on N, or in their sizes, then have different slopes, although nothing scales differently. With a given
-floor E, L - E is a straight line again, so the comparison is repeated for every floor that the runs do not reject.
+A straight line in logs can be fitted even if the true law has a floor. If two families follow one law with a floor but
+differ by a constant factor on N, or in their sizes, their lines then have different slopes. Above a given floor E, the
+law of L - E is a straight line again, so the comparison is repeated for every floor that the runs do not reject.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ SIMULATIONS = 9999
 FLOOR_SHARES = np.r_[0.0, 1 - np.geomspace(1.0, 0.02, 16)[1:]]
 """Floors that are tried, as shares of the lowest target."""
 FLOOR_STEPS = 40
-"""Of the minimisation: quadratic convergence needs fewer than ten, damping some more."""
+"""Steps of the fit with given floors: quadratic convergence needs fewer than ten, damping some more."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """`t` of one family's exponent at `values`, with `df` degrees of freedom, 0 at the `estimate`.
+    """The t of one family's exponent at each of `values`, with `df` degrees of freedom; 0 at the `estimate`.
 
-    The standard `error` agrees with the interval. An end is open if the data set no bound on that side.
+    The standard `error` matches the interval. An end is open if the data do not bound it.
     """
 
     values: Floats
@@ -48,20 +48,21 @@ class Curve:
 
 
 def curve(fit: Fit, bounds: Uncertainty, exponent: str, level: float) -> Curve | None:
-    """The profile of an exponent, or a straight line by its standard error; None if there is neither."""
+    """Return the profile of an exponent, or a straight line by its standard error; None if there is neither."""
     estimate, error = fit.params[exponent], bounds.error(fit, exponent, level)
-    df, (low, high) = bounds.degrees_of_freedom(fit, exponent), bounds.ci[exponent]
+    df = bounds.degrees_of_freedom(fit, exponent)
     if df < 1 or not (np.isfinite(error) and error > 0):
         return None
     t = np.linspace(-200, 200, 401)
     values = estimate + error * t
     if (profile := bounds.profiles.get(exponent)) is not None:
         values, t = profile.values, profile.t
-    return Curve(values, t, df, estimate, error, low is None, high is None)
+    low, high = bounds.ci[exponent]
+    return Curve(values, t, df, estimate, error, open_low=low is None, open_high=high is None)
 
 
 class Difference(NamedTuple):
-    """exponent(a) - exponent(b). An end of None is open."""
+    """The exponent of a minus the exponent of b. None is an open end."""
 
     delta: float
     ci_low: float | None
@@ -71,10 +72,10 @@ class Difference(NamedTuple):
 
 
 def difference(a: Curve, b: Curve, *, level: float = 0.95) -> Difference:
-    """Interval and p of the difference of one exponent between two families, each with its own scatter.
+    """Return interval and p of the difference of one exponent between two families, each with its own scatter.
 
-    t of a difference is the least root sum of squares of both families' t over all pairs of exponents that far apart,
-    which for straight laws is Welch's t; the degrees of freedom are Welch's (Satterthwaite's).
+    The t of a difference is the smallest root sum of squares of both families' t over pairs of exponents that differ by
+    that much; for straight curves this is Welch's t. The degrees of freedom are Welch's (Satterthwaite's).
     """
     delta = a.estimate - b.estimate
     df = welch_df([a.error, b.error], [a.df, b.df])
@@ -92,15 +93,15 @@ def welch_df(errors: Sequence[float], dfs: Sequence[float]) -> float:
 
 
 def joint_p(curves: Sequence[Curve], rng: np.random.Generator) -> tuple[float, float]:
-    """Test that all families have one exponent: the least sum of squared t over common values, and its p.
+    """Test that all families have one exponent; return the smallest sum of squared t over common values, and its p.
 
-    The null distribution is that of Welch's statistic with these errors and degrees of freedom, simulated
-    (Krishnamoorthy, Lu & Mathew 2007): it keeps its level where families have two degrees of freedom each, and Welch's
-    F does not.
+    The null distribution is simulated, with these errors and degrees of freedom (Krishnamoorthy, Lu & Mathew 2007):
+    Welch's F does not keep its level where families have only two degrees of freedom each.
     """
-    estimates, errors, dfs = (np.array([getattr(c, name) for c in curves]) for name in ("estimate", "error", "df"))
+    estimates, errors, dfs = np.array([(curve.estimate, curve.error, curve.df) for curve in curves]).T
     common = np.linspace(estimates.min(), estimates.max(), 401)
-    statistic = float(np.sum([np.interp(common, c.values, c.t) ** 2 for c in curves], axis=0).min())
+    squares = [np.interp(common, curve.values, curve.t) ** 2 for curve in curves]
+    statistic = float(np.sum(squares, axis=0).min())
     shape = (SIMULATIONS, len(curves))
     drawn = errors * rng.standard_normal(shape)
     weights = 1 / (errors**2 * rng.chisquare(dfs, shape) / dfs)
@@ -110,10 +111,10 @@ def joint_p(curves: Sequence[Curve], rng: np.random.Generator) -> tuple[float, f
 
 
 def _t_of_difference(a: Curve, b: Curve, delta: float) -> float:
-    """The least root sum of squares of both families' t, over pairs of exponents that differ by `delta`.
+    """The smallest root sum of squares of both families' t, over pairs of exponents that differ by `delta`.
 
-    Both curves are straight between their values, so that the sum of squares is a parabola between any two neighbours
-    of either. Infinite if the curves hold no such pair.
+    Both curves are straight between their values, so the sum of squares is a parabola between neighbouring knots.
+    Infinite if the curves have no such pair.
     """
     knots = np.union1d(b.values, a.values - delta)
     low, high = max(b.values[0], a.values[0] - delta), min(b.values[-1], a.values[-1] - delta)
@@ -123,13 +124,13 @@ def _t_of_difference(a: Curve, b: Curve, delta: float) -> float:
     t_a, t_b = np.interp(knots + delta, a.values, a.t), np.interp(knots, b.values, b.t)
     rise_a, rise_b = np.diff(t_a), np.diff(t_b)
     steepness = np.maximum(rise_a**2 + rise_b**2, np.finfo(float).tiny)
-    share = np.clip(-(t_a[:-1] * rise_a + t_b[:-1] * rise_b) / steepness, 0, 1)
-    between = (t_a[:-1] + share * rise_a) ** 2 + (t_b[:-1] + share * rise_b) ** 2
-    return float(np.sqrt(np.min(np.append(between, t_a[-1] ** 2 + t_b[-1] ** 2))))
+    lowest = np.clip(-(t_a[:-1] * rise_a + t_b[:-1] * rise_b) / steepness, 0, 1)  # share of the way to the next knot
+    squares = (t_a[:-1] + lowest * rise_a) ** 2 + (t_b[:-1] + lowest * rise_b) ** 2
+    return float(np.sqrt(np.min(np.append(squares, t_a[-1] ** 2 + t_b[-1] ** 2))))
 
 
 def _end(a: Curve, b: Curve, delta: float, side: int, critical: float) -> float | None:
-    """Where t of the difference passes `critical`, by bisection; None if it does not within the curves."""
+    """The difference at which t reaches `critical`, by bisection; None if t stays below it within the curves."""
     reach = np.ptp(a.values) + np.ptp(b.values)
     inner, step = delta, max(1e-4, 0.01 * abs(delta))
     while _t_of_difference(a, b, outer := delta + side * step) < critical:
@@ -139,16 +140,16 @@ def _end(a: Curve, b: Curve, delta: float, side: int, critical: float) -> float 
     for _ in range(50):
         middle = 0.5 * (inner + outer)
         inner, outer = (middle, outer) if _t_of_difference(a, b, middle) < critical else (inner, middle)
-    is_beyond = np.isinf(_t_of_difference(a, b, outer)) and _t_of_difference(a, b, inner) < 0.98 * critical
-    return None if is_beyond else float(inner)
+    curves_end_before = np.isinf(_t_of_difference(a, b, outer)) and _t_of_difference(a, b, inner) < 0.98 * critical
+    return None if curves_end_before else float(inner)
 
 
 @dataclass(frozen=True)
 class AtFloors:
-    """Least squares of log L, L = floor + A N^-alpha, with each of G floors given.
+    """Least-squares fits of L = floor + A N^-alpha to log L in n rows, one fit for each of G given floors.
 
-    `errors` are the standard errors of alpha, `squares` the sums of squared log residuals, and `local` the exponent
-    -dlog L / dlog N = alpha (1 - floor / L) at each row [G, n].
+    `errors` are the standard errors of `alpha`, `squares` the sums of squared log residuals, and `local` [G, n] the
+    local exponents -dlog L / dlog N = alpha (1 - floor / L) at the rows.
     """
 
     floors: Floats
@@ -159,35 +160,39 @@ class AtFloors:
 
 
 def at_floors(log_n: Floats, log_y: Floats, floors: Floats) -> AtFloors:
-    """Fit the law to rows [n] of log N and log targets with each floor [G], all below every target.
+    """Fit L = floor + A N^-alpha to rows [n] of log N and log L, with each of the `floors` [G], all below every L.
 
     Gauss-Newton with Levenberg's damping, all floors at once, from a weighted straight line through log(L - floor).
     """
-    x, E = log_n.mean() - log_n, floors[:, None]
+    x = log_n.mean() - log_n
+    E = floors[:, None]
     above = np.exp(log_y) - E
     weights = (above / np.exp(log_y)) ** 2
     middle = (weights * x).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
     alpha = (weights * (x - middle) * np.log(above)).sum(1) / (weights * (x - middle) ** 2).sum(1)
     level = (weights * np.log(above)).sum(1) / weights.sum(1) - alpha * middle[:, 0]
 
-    def state(level: Floats, alpha: Floats) -> tuple[Floats, Floats]:
-        """Residuals, and the share of the power in L, both [G, n]."""
+    def evaluate(level: Floats, alpha: Floats) -> tuple[Floats, Floats]:
+        """Residuals of log L, and the share of L above the floor, both [G, n]."""
         power = np.exp(np.clip(level[:, None] + alpha[:, None] * x, -500, 500))
         return log_y - np.log(E + power), power / (E + power)
 
     damping = np.full(len(floors), 1e-3)
-    residuals, share = state(level, alpha)
+    residuals, share = evaluate(level, alpha)
     for _ in range(FLOOR_STEPS):
-        slope = share * x  # derivatives: `share` in level, `slope` in alpha
+        slope = share * x  # derivatives of log L: `share` by level, `slope` by alpha
+        # Normal equations [[a, b], [b, c]] step = [p, q].
         a, b, c = (share**2).sum(1) * (1 + damping), (share * slope).sum(1), (slope**2).sum(1) * (1 + damping)
         p, q = (share * residuals).sum(1), (slope * residuals).sum(1)
         determinant = np.maximum(a * c - b**2, 1e-300)
-        moved = level + (c * p - b * q) / determinant, alpha + (a * q - b * p) / determinant
-        trial, shares = state(*moved)
-        better = (trial**2).sum(1) <= (residuals**2).sum(1)
-        level, alpha = np.where(better, moved[0], level), np.where(better, moved[1], alpha)
-        residuals, share = np.where(better[:, None], trial, residuals), np.where(better[:, None], shares, share)
-        damping = np.where(better, damping / 10, damping * 10)
+        new_level = level + (c * p - b * q) / determinant
+        new_alpha = alpha + (a * q - b * p) / determinant
+        new_residuals, new_share = evaluate(new_level, new_alpha)
+        is_better = (new_residuals**2).sum(1) <= (residuals**2).sum(1)
+        level, alpha = np.where(is_better, new_level, level), np.where(is_better, new_alpha, alpha)
+        residuals = np.where(is_better[:, None], new_residuals, residuals)
+        share = np.where(is_better[:, None], new_share, share)
+        damping = np.where(is_better, damping / 10, damping * 10)
     squares = (residuals**2).sum(1)
     information = (share * x**2 * share).sum(1) - (share**2 * x).sum(1) ** 2 / (share**2).sum(1)
     errors = np.sqrt(squares / max(len(log_y) - 2, 1) / np.maximum(information, 1e-300))
@@ -195,58 +200,60 @@ def at_floors(log_n: Floats, log_y: Floats, floors: Floats) -> AtFloors:
 
 
 def floors_not_rejected(squares: Floats, spare: int, level: float) -> np.ndarray:
-    """Which of some floors, by their sums of squares, an F test with `spare` degrees of freedom does not reject."""
+    """Whether an F test with `spare` degrees of freedom keeps each floor [G], given its sum of `squares` [G]."""
     limit = squares.min() * (1 + stats.f.ppf(level, 1, spare) / spare) if spare > 0 else np.inf
     return np.asarray(np.isfinite(squares) & (squares <= limit))
 
 
 def any_floor_p(a: Fit, b: Fit, test: Difference, level: float) -> float | None:
-    """Largest p of equal exponents under any shared floor that the runs of both families do not reject.
+    """Return the largest p of equal exponents above any shared floor that the runs of both families do not reject.
 
-    1 if a floor changes the sign of the difference. None for a law that is not a straight line in N, and if a cluster
-    of rows has several sizes.
+    1 if a floor changes the sign of the difference. None for a law that is not a straight line in log N, and if a
+    cluster of rows has several sizes.
     """
     means = [_cluster_means(fit) for fit in (a, b) if fit.law.is_linear and fit.law.variables == ("N",)]
     rows = [row for row in means if row is not None]
-    df = [len(log_y) - 2 for _, log_y in rows]
-    if len(rows) < 2 or min(df) < 1:
+    dfs = [len(log_y) - 2 for _, log_y in rows]
+    if len(rows) < 2 or min(dfs) < 1:
         return None
     lowest = float(np.exp(min(log_y.min() for _, log_y in rows)))
     fit_a, fit_b = (at_floors(log_n, log_y, FLOOR_SHARES * lowest) for log_n, log_y in rows)
     worst = test.p
-    for g in np.flatnonzero(floors_not_rejected(fit_a.squares + fit_b.squares, sum(df) - 1, level)):
-        delta, errors = float(fit_a.alpha[g] - fit_b.alpha[g]), [float(fit_a.errors[g]), float(fit_b.errors[g])]
+    for g in np.flatnonzero(floors_not_rejected(fit_a.squares + fit_b.squares, sum(dfs) - 1, level)):
+        delta = float(fit_a.alpha[g] - fit_b.alpha[g])
+        errors = [float(fit_a.errors[g]), float(fit_b.errors[g])]
         if delta * test.delta < 0:
             return 1.0
         error = math.hypot(*errors)
         t = abs(delta) / error if error > 0 else math.inf
-        worst = max(worst, float(2 * stats.t.sf(t, welch_df(errors, df))))
+        worst = max(worst, float(2 * stats.t.sf(t, welch_df(errors, dfs))))
     return worst
 
 
 def _cluster_means(fit: Fit) -> tuple[Floats, Floats] | None:
-    """Log N and mean log target of each cluster of rows; None if a cluster spans sizes."""
-    sample, groups = fit.sample, np.unique(fit.sample.clusters, return_inverse=True)[1]
+    """Log N and mean log target of each cluster of rows; None if a cluster has several sizes."""
+    sample = fit.sample
+    groups = np.unique(sample.clusters, return_inverse=True)[1]
     counts = np.bincount(groups)
     log_n, log_y = (np.bincount(groups, values) / counts for values in (sample.log_x[:, 0], sample.log_y))
     return None if np.abs(sample.log_x[:, 0] - log_n[groups]).max() > 1e-6 else (log_n, log_y)
 
 
 def adjust(pairs: Sequence[dict[str, Any]]) -> None:
-    """Add `p_adjusted` (Holm) to rows with `p`, and `p_any_floor_adjusted`: `p_any_floor` by the same factor."""
+    """Add `p_adjusted` (Holm) to each pair, and `p_any_floor_adjusted`, which is `p_any_floor` by the same factor."""
     for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
-        pair["p_adjusted"], pair["p_any_floor_adjusted"] = adjusted, None
+        pair |= {"p_adjusted": adjusted, "p_any_floor_adjusted": None}
         if adjusted is not None and pair["p_any_floor"] is not None:
             factor = adjusted / pair["p"] if pair["p"] > 0 else 1.0
             pair["p_any_floor_adjusted"] = max(adjusted, min(1.0, pair["p_any_floor"] * factor))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment (1979): bounds the chance of any false rejection. None stays None, uncounted."""
-    ranked = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    """Adjust by Holm's step-down method (1979), which bounds the chance of any false rejection. None is not counted."""
+    ranked = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, (p, place) in enumerate(ranked):
+    for rank, (p, index) in enumerate(ranked):
         highest = max(highest, min(1.0, (len(ranked) - rank) * p))
-        adjusted[place] = highest
+        adjusted[index] = highest
     return adjusted

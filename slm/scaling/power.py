@@ -1,4 +1,4 @@
-"""The power of a design: the smallest difference of exponents it detects, and what would detect a smaller one.
+"""The power of a design: the smallest difference of exponents that it detects, and what would detect a smaller one.
 
 Notable: two things scatter. Runs of one size differ between seeds (noise), which more seeds average out; and the mean
 of a size deviates from every smooth law (misfit), which more seeds do not change. In small models the misfit is larger
@@ -29,7 +29,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 def _power(difference: float, errors: Sequence[float], dfs: Sequence[int], level: float) -> float:
     """Probability that a two-sided t test at `level` detects `difference`; 0 if the design cannot test at all.
 
-    One error is that of the difference (Student's t), two are those of the two exponents (Welch's t).
+    `errors` has the standard error of the difference (Student's t), or those of the two exponents (Welch's t).
     """
     error = math.hypot(*errors)
     if not _is_testable(error, dfs):
@@ -42,7 +42,7 @@ def _power(difference: float, errors: Sequence[float], dfs: Sequence[int], level
     # Noncentral t (Cohen 1988, chapter 2).
     critical = stats.t.ppf(1 - level / 2, dfs[0])
     upper, lower = stats.nct.sf(critical, dfs[0], shift), stats.nct.cdf(-critical, dfs[0], shift)
-    # For very large shifts scipy's noncentral t gives NaN, where the normal approximation is exact to rounding.
+    # For very large shifts scipy's noncentral t is NaN, and the normal approximation is exact to rounding.
     return float(upper + np.nan_to_num(lower)) if np.isfinite(upper) else float(stats.norm.sf(critical - shift))
 
 
@@ -52,20 +52,22 @@ def _is_testable(error: float, dfs: Sequence[int]) -> bool:
 
 @cache
 def _chi_squared_nodes(df: int) -> Floats:
+    """Quantiles of chi squared at the quadrature nodes, moved from [-1, 1] to [0, 1]."""
     return np.asarray(stats.chi2.ppf((_NODES + 1) / 2, df))
 
 
 def _power_of_welch(shift: float, errors: Sequence[float], dfs: Sequence[int], level: float) -> float:
-    """Mean probability of exceeding the critical value, over the errors that may be estimated for two families.
+    """Average the probability of exceeding the critical value over the variances that the two families may show.
 
-    A noncentral t with the degrees of freedom of the true errors promises 80% and gives 77.6% for two families with
-    four degrees of freedom each, because the estimated errors have fewer.
+    A noncentral t with the degrees of freedom of the true errors would promise 80% where the test has 77.6% (two
+    families with four degrees of freedom each), because estimated errors have fewer degrees of freedom.
     """
-    a, b = np.meshgrid(*(e**2 * _chi_squared_nodes(n) / n for e, n in zip(errors, dfs, strict=True)), indexing="ij")
+    variances = [error**2 * _chi_squared_nodes(own_df) / own_df for error, own_df in zip(errors, dfs, strict=True)]
+    a, b = np.meshgrid(*variances, indexing="ij")
     df = (a + b) ** 2 / (a**2 / dfs[0] + b**2 / dfs[1])
     critical = stats.t.ppf(1 - level / 2, df) * np.sqrt(a + b) / math.hypot(*errors)
     power = stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift)
-    return float(_WEIGHTS @ power @ _WEIGHTS / 4)
+    return float(_WEIGHTS @ power @ _WEIGHTS / 4)  # the weights sum to 2
 
 
 class Comparison(ABC):
@@ -73,18 +75,18 @@ class Comparison(ABC):
 
     @abstractmethod
     def _test(self) -> tuple[Sequence[float], Sequence[int]]:
-        """Standard errors and degrees of freedom: one each for the difference, or one for each exponent."""
+        """Standard errors and degrees of freedom, of the difference (one each) or of the two exponents (two each)."""
 
     @abstractmethod
     def _worse_design(self) -> PairedDesign | Design:
-        """The design that is improved to detect a smaller difference."""
+        """The design that `advice` changes, to detect a smaller difference."""
 
     @abstractmethod
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> Self:
-        """With other seeds a size, as many sizes in the same span, or a span `stretch` times as wide in logs."""
+        """Return a copy with `seeds` per size, `sizes` in the same span, or a log span `stretch` times as wide."""
 
     def error(self) -> float:
-        """Standard error of the difference of two exponents; infinite if it is not identified."""
+        """Standard error of the difference of two exponents; infinite if the design does not identify it."""
         return math.hypot(*self._test()[0])
 
     def power(self, difference: float, *, level: float = 0.05, pairs: int = 1) -> float:
@@ -93,9 +95,12 @@ class Comparison(ABC):
 
     def detectable(self, *, power: float = 0.8, level: float = 0.05, pairs: int = 1) -> float | None:
         """Smallest difference of exponents detected with probability `power`; None if the design cannot test at all."""
-        (errors, dfs), error = self._test(), self.error()
-        if not _is_testable(error, dfs) or error == 0:
-            return 0.0 if _is_testable(error, dfs) else None
+        errors, dfs = self._test()
+        error = self.error()
+        if not _is_testable(error, dfs):
+            return None
+        if error == 0:
+            return 0.0
 
         def excess(shift: float) -> float:
             return _power(shift * error, errors, dfs, level / pairs) - power
@@ -106,7 +111,7 @@ class Comparison(ABC):
         return float(optimize.brentq(excess, 0, highest) * error)
 
     def advice(self, difference: float, *, power: float = 0.8, level: float = 0.05, pairs: int = 1) -> Advice:
-        """What would detect `difference` with probability `power`."""
+        """Find what would detect `difference` with probability `power`."""
 
         def suffices(**change: Any) -> bool:
             return self.changed(**change).power(difference, level=level, pairs=pairs) >= power
@@ -128,13 +133,13 @@ class PairedDesign(Comparison):
     log_N: Floats
     """[sizes], natural logarithms."""
     noise: float | None
-    """Standard deviation of one run's log loss between seeds; if seeds are paired too, that of the log ratio of one
-    seed / sqrt(2). None if it is unknown: then `misfit` is all of the scatter."""
+    """Standard deviation between seeds of one run's log loss or, if the families share seeds, of one seed's log ratio
+    divided by sqrt(2). None if unknown: then `misfit` is all of the scatter."""
     misfit: float
     """Standard deviation of the log ratio about the line, whatever the number of seeds."""
     seeds: int = 1
     unit: float = 1.0
-    """Difference of exponents per slope of the log ratio: more than 1 above a floor."""
+    """Difference of exponents per unit of slope: more than 1 above a floor."""
 
     @property
     def sizes(self) -> int:
@@ -142,33 +147,34 @@ class PairedDesign(Comparison):
         return len(self.log_N)
 
     def _test(self) -> tuple[Sequence[float], Sequence[int]]:
-        root = float(np.sqrt(((self.log_N - np.mean(self.log_N)) ** 2).sum()))
+        spread = float(np.sqrt(((self.log_N - np.mean(self.log_N)) ** 2).sum()))
         scatter = float(np.hypot(self.misfit, (self.noise or 0.0) * np.sqrt(2 / self.seeds)))
-        return (self.unit * scatter / root if root > 0 else np.inf,), (self.sizes - 2,)
+        error = self.unit * scatter / spread if spread > 0 else np.inf
+        return [error], [self.sizes - 2]
 
     def _worse_design(self) -> PairedDesign:
         return self
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> PairedDesign:
-        """With other seeds a size, as many sizes evenly spaced in the same span, or a span `stretch` times as wide."""
+        """Return a copy as `Comparison.changed` does; new sizes are evenly spaced."""
         return replace(self, log_N=_respaced(self.log_N[:, None], sizes, stretch)[:, 0], seeds=seeds or self.seeds)
 
 
 @dataclass(frozen=True)
 class Design:
-    """Cells of one family under a law, and how they scatter about it: the cells, not the runs, are independent.
+    """The cells of one family under a law, and how they scatter about it. Cells are independent, their runs are not.
 
-    The variance of an exponent is the scatter of a cell squared, times its element of the inverse Fisher information of
-    the law (exact for laws that are linear in logs, first order otherwise).
+    The variance of an exponent is the squared scatter of a cell, times the exponent's element of the inverse Fisher
+    information of the law (exact for laws that are linear in logs, first order otherwise).
     """
 
     law: Law
     log_x: Floats
     """[cells, V], natural logarithms of the law's variables."""
     params: Mapping[str, float]
-    """Quoted parameters of the law, assumed or fitted."""
+    """Parameters of the law, assumed or fitted."""
     noise: float | None
-    """Standard deviation of one run's log loss between seeds. None if unknown: then `misfit` is all of the scatter."""
+    """Standard deviation between seeds of one run's log loss. None if unknown: then `misfit` is all of the scatter."""
     misfit: float = 0.0
     """Standard deviation of a cell's log loss about the law, whatever the number of seeds."""
     seeds: int = 1
@@ -182,36 +188,37 @@ class Design:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Of the scatter of this family: seeds add none."""
+        """Degrees of freedom of the scatter of this family. More seeds add none."""
         return self.sizes - len(self.law.parameters)
 
     def error(self, exponent: str | None = None) -> float:
-        """Standard error of the exponent (the law's first unless named); infinite if not identified."""
+        """Standard error of the exponent (by default the law's first); infinite if not identified."""
         refs = np.zeros(self.log_x.shape[1]) if self.law.is_uncentred else self.log_x.mean(axis=0)
         theta = self.law.coordinates(self.params, refs)
         jacobian = self.law.derivatives(theta[None], self.log_x - refs)[1][0].T
-        place = list(self.law.parameters).index(exponent or self.law.exponents[0])
-        scale = np.linalg.norm(jacobian, axis=0)
+        index = list(self.law.parameters).index(exponent or self.law.exponents[0])
+        scale = np.linalg.norm(jacobian, axis=0)  # divided out, so that the check of the rank has no units
         if len(jacobian) < len(theta) or not (scale > 0).all():
             return np.inf
         singular, vectors = np.linalg.svd(jacobian / scale, full_matrices=False)[1:]
         if singular[-1] < 1e-8 * singular[0]:
             return np.inf
-        variance = ((vectors[:, place] / singular) ** 2).sum() / scale[place] ** 2
+        variance = ((vectors[:, index] / singular) ** 2).sum() / scale[index] ** 2
         scatter = float(np.hypot(self.misfit, (self.noise or 0.0) / np.sqrt(self.seeds)))
         return float(scatter * np.sqrt(variance))
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> Design:
-        """With other seeds a cell, as many cells (or groups) in the same span, or a span `stretch` times as wide."""
+        """Return a copy as `Comparison.changed` does; `sizes` counts cells, or groups if there are any."""
         rows, groups = sizes, self.groups
         if sizes is not None and groups is not None:
-            rows, groups = round(sizes * len(self.log_x) / groups), sizes
+            rows = round(sizes * len(self.log_x) / groups)
+            groups = sizes
         return replace(self, log_x=_respaced(self.log_x, rows, stretch), seeds=seeds or self.seeds, groups=groups)
 
 
 @dataclass(frozen=True)
 class UnpairedDesigns(Comparison):
-    """Two families that share nothing: Welch's test of the law's first exponent, each with its own scatter."""
+    """Two families that are not paired: Welch's test of the law's first exponent, each with its own scatter."""
 
     a: Design
     b: Design
@@ -223,8 +230,9 @@ class UnpairedDesigns(Comparison):
         return max(self.a, self.b, key=Design.error)
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> UnpairedDesigns:
-        """Both families changed in the same way."""
-        return UnpairedDesigns(*(d.changed(seeds=seeds, sizes=sizes, stretch=stretch) for d in (self.a, self.b)))
+        """Return a copy with both families changed in the same way."""
+        a, b = (design.changed(seeds=seeds, sizes=sizes, stretch=stretch) for design in (self.a, self.b))
+        return UnpairedDesigns(a, b)
 
 
 def plan(
@@ -236,10 +244,10 @@ def plan(
     misfit: float = 0.0,
     seeds: int = 1,
 ) -> Design:
-    """A design from columns of sizes: `plan({"N": [1e6, 2e6, 4e6]}, params={"A": 20, "alpha": 0.1}, sigma=0.01)`.
+    """Make a design from columns of sizes: `plan({"N": [1e6, 2e6, 4e6]}, params={"A": 20, "alpha": 0.1}, sigma=0.01)`.
 
-    `sizes` gives each of the law's variables a list, one entry a cell. Raises `ValueError` for a variable or parameter
-    that is missing, lists that are empty or of different length, and impossible sizes, seeds or scatter.
+    `sizes` has a list per variable of the law, with one item per cell. Raises `ValueError` for a missing variable or
+    parameter, for lists that are empty or of different length, and for impossible sizes, seeds or scatter.
     """
     chosen = get_law(law)
     for names, given, kind in ((chosen.variables, sizes, "sizes for"), (chosen.parameters, params, "params")):
@@ -266,12 +274,12 @@ def plan(
 
 
 def _respaced(log_x: Floats, count: int | None, stretch: float) -> Floats:
-    """`count` sizes [count, V] about the same middle, in a span `stretch` times as wide.
+    """Return `count` sizes [count, V] about the same middle, in a span `stretch` times as wide.
 
-    Sizes in one variable are evenly spaced; in several variables, which have no order, they are repeated.
+    Sizes in one variable are evenly spaced. Sizes in several variables have no order, so they are repeated.
     """
     if count is not None and count != len(log_x):
-        ends = log_x.min(axis=0), log_x.max(axis=0)
-        log_x = np.linspace(*ends, count) if log_x.shape[1] == 1 else np.resize(log_x, (count, log_x.shape[1]))
+        spaced = np.linspace(log_x.min(axis=0), log_x.max(axis=0), count)
+        log_x = spaced if log_x.shape[1] == 1 else np.resize(log_x, (count, log_x.shape[1]))
     middle = log_x.mean(axis=0)
     return np.asarray(middle + stretch * (log_x - middle))

@@ -1,4 +1,4 @@
-"""Which law the verdict uses, which laws the data reject, and what depends on that: the ranking, and predictions."""
+"""Reject laws by the data, choose the law of the verdict, and derive what depends on laws: rankings and predictions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from slm.scaling.fitting import Fit
 from slm.scaling.likelihood import criteria
 
 MAX_AIC_DIFFERENCE = 10.0
-"""A law whose AIC is more than this above the lowest is rejected (Burnham & Anderson 2002, section 2.6)."""
+"""A law whose AIC exceeds the lowest by more than this is rejected (Burnham & Anderson 2002, section 2.6)."""
 NESTED_LEVEL = 0.01
 """Level of the F test of a law against one that contains it, such as the same law with a floor."""
 MAX_RELATIVE_MISFIT = 3.0
-"""A law with more than this many times the scatter of the best law lacks a variable, such as tokens."""
+"""A law about which rows scatter this many times as much as about the best law lacks a variable, such as tokens."""
 SAME_VALUE = 1e-6
 """Largest relative difference of two values of a variable that count as equal."""
 CHOICES = ("law", "target", "size", "loss")
@@ -29,30 +29,32 @@ ByLaw = Mapping[str, Mapping[str, Fitted]]
 
 
 def assess_laws(fitted: ByLaw) -> dict[str, Entry]:
-    """Compare the laws in N (all laws if none is in N) by AIC and AICc pooled over the families; law -> row.
+    """Compare the laws in N (all laws if none is in N) by AIC and AICc pooled over the families. Returns law -> row.
 
     Laws that fit at most half as many families as another law are not compared. The others are compared on the same
-    rows: the families that all of them fit, each with its own parameters and all with one scatter. Keys of a row:
-    `families`, `refused` (family -> reason), `tenable` and `why`; if the law is compared also `aicc`, `aic`,
-    `aicc_above_best`, `aic_above_best`, `parameters`, `exact` and `held_out` (root mean square log error of predicting
-    the largest size).
+    rows: the families that all of these laws fit, each with its own parameters and all with one scatter. Keys of a row:
+    `families`, `refused` (family -> reason), `tenable` and `why` (it is not). A law that is compared also has `aicc`,
+    `aic`, `aicc_above_best`, `aic_above_best`, `parameters`, `exact` and `held_out` (root mean square log error of
+    predicting the largest size).
 
     A law is rejected if both its AIC and its AICc are `MAX_AIC_DIFFERENCE` above the best. With few rows, AICc alone
     would reject laws with many parameters, and AIC alone would reject simple laws that do not follow the noise. A law
     is also rejected by an F test at `NESTED_LEVEL` against a law that has all its parameters and more.
     """
     candidates = {law: families for law, families in fitted.items() if is_in_size(families)} or dict(fitted)
-    fitting = {law: [name for name, result in families.items() if result.fit] for law, families in candidates.items()}
-    most = max(map(len, fitting.values()), default=0)
-    compared = [law for law, names in fitting.items() if names and 2 * len(names) > most]
-    common: list[str] = []
-    if compared:
-        common = [name for name in next(iter(fitted.values())) if all(name in fitting[law] for law in compared)]
-    fits = {law: [fit for name in common if (fit := fitted[law][name].fit)] for law in compared}
+    fits_by_law: dict[str, dict[str, Fit]] = {}
+    for law, families in candidates.items():
+        fits_by_law[law] = {name: result.fit for name, result in families.items() if result.fit}
+    most = max(map(len, fits_by_law.values()), default=0)
+    compared = [law for law, by_family in fits_by_law.items() if by_family and 2 * len(by_family) > most]
+    all_families = list(next(iter(fitted.values()))) if compared else []
+    common = [name for name in all_families if all(name in fits_by_law[law] for law in compared)]
+    fits = {law: [fits_by_law[law][name] for name in common] for law in compared}
     assessed: dict[str, Entry] = {}
     for law, families in candidates.items():
         refused = {name: result.entry["notes"][0] for name, result in families.items() if result.fit is None}
-        row: Entry = {"families": fitting[law], "refused": refused, "tenable": False, "why": "it fits too few families"}
+        row: Entry = {"families": list(fits_by_law[law]), "refused": refused}
+        row |= {"tenable": False, "why": "it fits too few families"}
         if law in compared and common:
             score = criteria(fits[law])
             row |= {"aicc": score.aicc, "aic": score.aic, "exact": all(fit.is_exact for fit in fits[law])}
@@ -65,22 +67,23 @@ def assess_laws(fitted: ByLaw) -> dict[str, Entry]:
             row[f"{key}_above_best"] = row[key] - best
     has_exact = any(row["exact"] for row in ranked)
     for row in ranked:
-        above = min(row["aicc_above_best"], row["aic_above_best"])
+        above = min(row["aicc_above_best"], row["aic_above_best"])  # NaN, which rejects nothing, if no law has an AICc
         row["tenable"] = row["exact"] if has_exact else not above > MAX_AIC_DIFFERENCE
         why = "other laws fit all rows exactly" if has_exact else f"AIC and AICc at least {above:.3g} above the best"
         row["why"] = "" if row["tenable"] else why
-    for law, p, richer in _rejected_by_richer(fits) if not has_exact and common else []:
-        assessed[law] |= {"tenable": False, "why": f"an F test against {richer} has p = {p:.2g}"}
+    if common and not has_exact:
+        for law, p, richer in _rejected_by_richer(fits):
+            assessed[law] |= {"tenable": False, "why": f"an F test against {richer} has p = {p:.2g}"}
     return assessed
 
 
 def is_in_size(families: Mapping[str, Fitted]) -> bool:
-    """Whether N is the first variable of the law of these fits."""
+    """Whether N is the first variable of the law that was fitted to `families`."""
     return bool(next(iter(families.values())).entry["variables"][0] == "N")
 
 
 def _rejected_by_richer(fits: Mapping[str, Sequence[Fit]]) -> Iterator[tuple[str, float, str]]:
-    """Yield (law, p, richer law) if an F test on independent rows rejects a law for one that contains it."""
+    """Yield (law, p, richer law) where an F test on independent rows rejects a law for a law that contains it."""
     for law, richer in permutations(fits, 2):
         narrow, wide = fits[law][0].law, fits[richer][0].law
         is_nested = set(narrow.parameters) < set(wide.parameters) and narrow.variables == wide.variables
@@ -97,7 +100,7 @@ def _rejected_by_richer(fits: Mapping[str, Sequence[Fit]]) -> Iterator[tuple[str
 
 def _held_out_error(fitted: Iterable[Fitted]) -> float | None:
     """Root mean square over families of the log error at the largest size; None if a family has no such error."""
-    errors = [(family.entry.get("extrapolation") or {}).get("rms_error_log", np.nan) for family in fitted]
+    errors = [(result.entry.get("extrapolation") or {}).get("rms_error_log", np.nan) for result in fitted]
     return None if np.isnan(errors).any() else float(np.sqrt(np.mean(np.square(errors))))
 
 
@@ -111,13 +114,13 @@ def is_curved(fitted: ByLaw, assessed: Mapping[str, Entry], law: str) -> bool:
 
 
 def choose_law(fitted: ByLaw, assessed: Mapping[str, Entry], requested: str) -> tuple[str, str]:
-    """The law of the verdict, and the reason: the requested law unless that is `auto`.
+    """Return the law of the verdict and the reason for it. The law is `requested` unless that is `auto`.
 
-    `auto` takes the law with the fewest parameters among those on which all rows lie exactly, else the tenable law with
-    the lowest pooled AICc, else (too few rows for AICc) the first of the laws that fit the most families.
+    If all rows lie exactly on some laws, `auto` takes the one of them with the fewest parameters. Otherwise it takes
+    the tenable law with the lowest pooled AICc; with too few rows for AICc, the first that fits the most families.
     """
     if requested != "auto":
-        return requested, "it was asked for"
+        return requested, "it was requested"
     exact = {law: row["parameters"] for law, row in assessed.items() if row.get("exact")}
     if exact:
         return min(exact, key=lambda law: exact[law]), "all rows lie on it to rounding"
@@ -130,136 +133,138 @@ def choose_law(fitted: ByLaw, assessed: Mapping[str, Entry], requested: str) -> 
         remark = ""
         if held_out and len(scores) > 1:
             predictor = min(held_out, key=lambda law: held_out[law])
-            remark = f", though {predictor} predicts the largest size better"
-            remark = ", and it predicts the largest size best" if predictor == best else remark
-        return best, f"of {group} that are not rejected it has the lowest AICc, pooled over the families{remark}"
+            better = f", though {predictor} predicts the largest size better"
+            remark = ", and it predicts the largest size best" if predictor == best else better
+        return best, f"it has the lowest AICc (pooled over the families) of {group} that are not rejected{remark}"
     first = max(tenable, key=lambda law: len(assessed[law]["families"]), default=None)
     if first is not None and assessed[first]["families"]:
-        return first, f"it is the first of {group} that most families can be fitted with; AICc needs more rows"
+        return first, f"it is the first of {group} that fit the most families; AICc needs more rows"
     usable = [law for law, families in fitted.items() if any(result.fit for result in families.values())]
     return next(iter([*usable, *fitted])), "it is the first that could be fitted"
 
 
 def rows_by_law(fitted: ByLaw, families: Sequence[str]) -> list[Entry]:
-    """One row for each law and family: AICc, BIC and extrapolation error."""
+    """Return one row per law and family, with AICc, BIC and extrapolation error."""
     rows: list[Entry] = []
     for law, family in product(fitted, families):
         entry = fitted[law][family].entry
         extrapolation = entry.get("extrapolation") or {}
-        rows.append({"law": law} | {key: entry[key] for key in ("family", "aicc", "bic", "rmse_log", "identified")})
-        rows[-1]["extrapolation_error_log"] = extrapolation.get("rms_error_log")
-        rows[-1]["extrapolation_inside"] = extrapolation.get("inside_interval")
+        row = {"law": law} | {key: entry[key] for key in ("family", "aicc", "bic", "rmse_log", "identified")}
+        row |= {"extrapolation_error_log": extrapolation.get("rms_error_log")}
+        rows.append(row | {"extrapolation_inside": extrapolation.get("inside_interval")})
     return rows
 
 
 def rankings(entries: Sequence[Entry], families: Sequence[str]) -> list[Entry]:
-    """One ranking for every (law, target, N, loss): families from the steepest exponent to the flattest.
+    """Rank the families from the steepest exponent to the flattest, once per combination of `CHOICES`.
 
-    A ranking is not `usable` if the exponent of a family is missing or not identified, or if the scatter of the law is
-    more than `MAX_RELATIVE_MISFIT` times that of the best law for the same target and loss.
+    A ranking is not `usable` if the exponent of a family is missing or not identified, or if rows scatter about
+    the law more than `MAX_RELATIVE_MISFIT` times as much as about the best law for the same target and loss.
     """
     groups: dict[tuple[Any, ...], dict[str, Entry]] = {}
     for entry in entries:
         groups.setdefault(tuple(entry[choice] for choice in CHOICES), {})[entry["family"]] = entry
     scatter = {key: max((e["sigma_log"] or 0.0 for e in group.values()), default=0.0) for key, group in groups.items()}
-    lowest: dict[Any, float] = {}
+    lowest_scatter: dict[tuple[str, str], float] = {}
     for (law, target, size, loss), group in groups.items():
         sigma = scatter[law, target, size, loss]
         if sigma > 0 and all(entry["identified"] for entry in group.values()):
-            lowest[target, loss] = min(sigma, lowest.get((target, loss), sigma))
+            lowest_scatter[target, loss] = min(sigma, lowest_scatter.get((target, loss), sigma))
     rows = []
     for key, group in groups.items():
-        best = lowest.get((key[1], key[3]), np.inf)
-        row: Entry = dict(zip(CHOICES, key, strict=True)) | {"tenable": scatter[key] <= MAX_RELATIVE_MISFIT * best}
+        row: Entry = dict(zip(CHOICES, key, strict=True))
+        best = lowest_scatter.get((row["target"], row["loss"]), np.inf)
+        row["tenable"] = scatter[key] <= MAX_RELATIVE_MISFIT * best
         row["usable"] = row["tenable"] and all(name in group and group[name]["identified"] for name in families)
-        exponents = {name: group[name]["params"][group[name]["exponents"][0]] for name in families if row["usable"]}
+        exponents: dict[str, float] = {}
+        for name in families if row["usable"] else []:
+            ranked_exponent = group[name]["exponents"][0]
+            exponents[name] = group[name]["params"][ranked_exponent]
         row |= {"variable": next(iter(group.values()))["variables"][0], "exponents": exponents}
         rows.append(row | {"order": sorted(exponents, key=lambda name: -exponents[name])})
     return rows
 
 
 def survival(all_rankings: Sequence[Entry], primary: Entry, families: Sequence[str]) -> Entry:
-    """Whether the order of families, and of each pair, is the same in all usable rankings by the same variable.
+    """Count how many other usable rankings by the same variable have the same order of all families, and of each pair.
 
-    `primary` is the ranking of the verdict. `survives` is None if `primary` or all others are not usable.
+    `primary` is the ranking of the verdict. `survives` is None if `primary` is not usable, or no other ranking is.
     """
 
     def differs_only_in(choice: str, row: Entry) -> bool:
-        return all((row[name] == primary[name]) == (name != choice) for name in CHOICES)
+        return [name for name in CHOICES if row[name] != primary[name]] == [choice]
 
     usable = [row for row in all_rankings if row["usable"] and row["variable"] == primary["variable"]]
     others = [row for row in usable if row is not primary]
     if primary["target"] != "perplexity":
-        # An exponent of perplexity is about that of the loss times the loss, so its order depends on both.
+        # The exponent of perplexity is about the exponent of the loss times the loss, so its order depends on both.
         others = [row for row in others if row["target"] != "perplexity"]
     perplexity = [row for row in usable if row["target"] == "perplexity" and differs_only_in("target", row)]
     order, exponents = primary["order"], primary["exponents"]
     pairs = []
     for a, b in combinations(families, 2) if primary["usable"] else []:
         steeper, flatter = (a, b) if exponents[a] > exponents[b] else (b, a)
-        same = sum((row["exponents"][a] > row["exponents"][b]) == (steeper == a) for row in others)
+        num_a_steeper = sum(row["exponents"][a] > row["exponents"][b] for row in others)
+        same = num_a_steeper if steeper == a else len(others) - num_a_steeper
         pairs.append({"steeper": steeper, "flatter": flatter, "same": same, "of": len(others)})
-    orders_by_choice = {choice: [row["order"] for row in others if differs_only_in(choice, row)] for choice in CHOICES}
-    return {
-        "rankings": list(all_rankings),
-        "unknown": _why_unknown(primary, others),
-        "usable": len(usable),
-        "perplexity_order": perplexity[0]["order"] if perplexity else None,
-        "primary_order": order,
-        "same_order": sum(row["order"] == order for row in others),
-        "compared_with": len(others),
-        "survives": all(row["order"] == order for row in others) if others and primary["usable"] else None,
-        "survives_change_of": {
-            choice: all(other == order for other in orders)
-            for choice, orders in orders_by_choice.items()
-            if orders and primary["usable"]
-        },
-        "pairs": pairs,
-    }
+    entry: Entry = {"rankings": list(all_rankings), "unknown": _why_unknown(primary, others), "usable": len(usable)}
+    entry |= {"perplexity_order": perplexity[0]["order"] if perplexity else None, "primary_order": order}
+    entry |= {"same_order": sum(row["order"] == order for row in others), "compared_with": len(others)}
+    entry["survives"] = entry["same_order"] == len(others) if others and primary["usable"] else None
+    entry["survives_change_of"] = {}
+    for choice in CHOICES if primary["usable"] else []:
+        orders = [row["order"] for row in others if differs_only_in(choice, row)]
+        if orders:
+            entry["survives_change_of"][choice] = all(other == order for other in orders)
+    return entry | {"pairs": pairs}
 
 
 def _why_unknown(primary: Entry, others: Sequence[Entry]) -> str | None:
     """Why it is unknown whether the order survives; None if it is known."""
     if not primary["tenable"]:
-        return f"the law of the verdict has more than {MAX_RELATIVE_MISFIT:g} times the scatter of the best law"
+        return f"the scatter about the law of the verdict is over {MAX_RELATIVE_MISFIT:g} times that about the best law"
     if not primary["usable"]:
         return "an exponent of the law of the verdict is not identified"
     return None if others else "no other fit that describes the runs has identified exponents in the same variable"
 
 
 def envelopes(fitted: ByLaw, assessed: Mapping[str, Entry], law: str) -> list[Entry]:
-    """For each family and each predicted point, the union of the prediction intervals of all tenable laws.
+    """Return, for each family and predicted point, the union of the prediction intervals of all tenable laws.
 
-    Points are those in the `predictions` of any law that have the first variable of `law` (of the first assessed law
-    if `law` was not assessed). A law predicts a point that has all its variables.
+    The points are all `predictions` that have the first variable of `law` (of the first assessed law if `law` was not
+    assessed). A law is used at the points that have all its variables.
 
-    Keys: `family`, `at` (variable -> value), `low`, `high`, `laws`, `excluded` (law -> reason). An end is None, open,
+    Keys: `family`, `at` (variable -> value), `low`, `high`, `laws`, `excluded` (law -> reason). An end is None (open)
     if a tenable law sets no bound there. If no law is tenable, `laws` is empty and both ends are None.
     """
     if not assessed:
         return []
     families = fitted[law if law in assessed else next(iter(assessed))]
-    variable = next(iter(next(iter(families.values())).entry["range"]))
+    variable = next(iter(families.values())).entry["variables"][0]
     rows = []
     for family in families:
-        entries = {law: fits[family].entry for law, fits in fitted.items() if law in assessed}
+        entries = {name: fits[family].entry for name, fits in fitted.items() if name in assessed}
         rows += [{"family": family, "at": at} | _envelope(entries, at, assessed) for at in _points(entries, variable)]
     return rows
 
 
 def _points(entries: Mapping[str, Entry], variable: str) -> list[dict[str, float]]:
-    """The predicted points of all laws, without those that another point contains."""
+    """The predicted points of all laws, except points that another point contains."""
     points: list[dict[str, float]] = []
     for entry in entries.values():
-        for row in entry.get("predictions") or []:
-            point = {name: row[name] for name in entry["range"]}
+        for point, _ in _predictions(entry):
             if variable in point and not any(_covers(other, point) for other in points):
                 points = [other for other in points if not _covers(point, other)] + [point]
     return sorted(points, key=lambda point: point[variable])
 
 
+def _predictions(entry: Entry) -> list[tuple[dict[str, float], Entry]]:
+    """The points (variable -> value) that a law predicts, each with its row of `predictions`."""
+    return [({name: row[name] for name in entry["range"]}, row) for row in entry.get("predictions") or []]
+
+
 def _covers(point: Mapping[str, float], part: Mapping[str, float]) -> bool:
-    """Whether `point` contains `part`: all variables of `part` with the same values."""
+    """Whether `point` has all variables of `part`, with the same values."""
     return all(name in point and math.isclose(point[name], value, rel_tol=SAME_VALUE) for name, value in part.items())
 
 
@@ -273,12 +278,10 @@ def _envelope(entries: Mapping[str, Entry], at: Mapping[str, float], assessed: M
         elif not set(entry["range"]) <= set(at):
             excluded[law] = "it needs variables that this point does not give"
         else:
-            rows = [row for row in entry.get("predictions") or [] if _covers(at, {v: row[v] for v in entry["range"]})]
+            rows = [row for point, row in _predictions(entry) if _covers(at, point)]
             intervals[law] = (rows[0]["low"], rows[0]["high"]) if rows else (math.nan, math.nan)
-    lows, highs = zip(*intervals.values(), strict=True) if intervals else ([math.nan], [math.nan])
-    return {
-        "low": min(lows) if all(map(math.isfinite, lows)) else None,
-        "high": max(highs) if all(map(math.isfinite, highs)) else None,
-        "laws": list(intervals),
-        "excluded": excluded,
-    }
+    lows = [low for low, _ in intervals.values()]
+    highs = [high for _, high in intervals.values()]
+    low = min(lows) if lows and all(map(math.isfinite, lows)) else None
+    high = max(highs) if highs and all(map(math.isfinite, highs)) else None
+    return {"low": low, "high": high, "laws": list(intervals), "excluded": excluded}

@@ -1,7 +1,7 @@
-"""Whether families differ in how they scale, in words: a headline, and the sentences that qualify it.
+"""State in words whether families differ in how they scale: a headline, and the sentences that qualify it.
 
-Families at the same sizes are compared by the slope of their log ratio (`paired`), or above the floor that they share
-if the runs reject straight lines; other families by their exponents under the law of the verdict. The verdict says that
+Families at the same sizes are compared by the slope of their log ratio (`paired`), or above a shared floor if the runs
+reject straight lines; other families are compared by exponents under the law of the verdict. The verdict says that
 two families differ only if the difference is significant, stays significant under every floor that the runs do not
 reject, and has the same sign under every law that the runs do not reject and in which both exponents are identified. A
 difference that could not be tested above floors must be significant under one of these laws too.
@@ -20,47 +20,49 @@ RECORDED_KEYS = "a b exponent paired above delta ci_low ci_high p p_adjusted p_a
 
 
 def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | None) -> Entry:
-    """The entry `verdict` of comparison.json.
+    """Return the entry `verdict` of comparison.json.
 
     It has the `headline`, the `sentences` that qualify it, whether the families are `distinguishable` (None if the
-    table cannot tell), and the `pairs` that were compared. A pair is `paired` if it was compared at the same sizes and
-    not by the law of the verdict; its `differs` is None if the answer depends on the law.
+    table cannot tell), and the `pairs` that were compared. A pair is `paired` if it was compared at the same sizes, not
+    by the law of the verdict. Its `differs` is None if the answer depends on the law.
     """
     primary = comparison["primary"]
     keys = ("law", "target", "loss")
     fits = [e for e in entries if all(e[k] == primary[k] for k in keys) and e["size"] in (None, primary["size"])]
-    law_name, target = primary["law"], primary["target"].replace("_", " ")
+    target = primary["target"].replace("_", " ")
     equation = f"{fits[0]['equation']} of {target}"
-    case = Case(comparison, fits, law_name, comparison["laws"].get(law_name, {}), target, equation)
+    case = Case(comparison, fits, primary["law"], comparison["laws"].get(primary["law"], {}), target, equation)
     sentences: list[str] = []
     pairs: list[Entry] = []
-    answer = None
+    distinguishable = None
     if comparison["weighed"].get(case.law_name, {}).get("exact"):
         headline = _headline_without_scatter(case)
     elif len(comparison["families"]) == 1:
         headline = _headline_for_one_family(case)
     else:
         pairs = _compared_pairs(case)
-        headline, answer = _headline(case, pairs)
+        headline, distinguishable = _headline(case, pairs)
         sentences = [*levels(case), *_differences(case, pairs), *not_compared(case, pairs)]
     if is_controlled is False and len(comparison["families"]) > 1:
         sentences.append("The comparison is NOT CONTROLLED: the audit names what differs or is not recorded.")
     sentences += limits(case)
     recorded = [{name: pair[name] for name in RECORDED_KEYS.split()} for pair in pairs]
-    return {"headline": headline, "distinguishable": answer, "sentences": sentences, "pairs": recorded}
+    return {"headline": headline, "distinguishable": distinguishable, "sentences": sentences, "pairs": recorded}
 
 
 def _compared_pairs(case: Case) -> list[Entry]:
-    """Pairs of families, each by the best comparison there is, with `differs` and an objection `against` that answer.
+    """Return every pair of families with its best comparison: the answer `differs`, and a sentence `against` that.
 
-    `is_ranked` says whether the families are also ranked by the exponent that is compared. The p-values are adjusted
-    over all these pairs. They are also written into each `source` in `case.comparison`, whose tables the report shows.
+    `is_ranked` says whether families are also ranked by the exponent that is compared. The p-values are adjusted over
+    all these pairs, and written back to the `source` rows in `case.comparison`, which the report shows.
     """
-    matched, law_rows = case.comparison["paired"], case.law.get("pairs", [])
+    matched = case.comparison["paired"]
+    law_rows = case.law.get("pairs", [])
     ranking_exponent = law_rows[0]["exponent"] if law_rows else ""
     pairs: list[Entry] = []
     for row in matched["pairs"] if case.comparison["primary"]["in_N"] else []:
-        is_above, source = bool(row["above_floor"]), row["above_floor"] or row
+        is_above = bool(row["above_floor"])
+        source = row["above_floor"] if is_above else row
         if is_above or not matched["curved"]:
             exponent = (ranking_exponent or "the exponent of N") if is_above else "local exponent"
             pair = {"a": row["a"], "b": row["b"], "variable": "N", "exponent": exponent, "straight": not is_above}
@@ -81,7 +83,7 @@ def _compared_pairs(case: Case) -> list[Entry]:
 
 
 def _objection(case: Case, pair: Entry) -> str:
-    """A sentence on a law or floor that contradicts this pair and that the runs do not reject; "" if there is none."""
+    """A sentence on a law or floor that the runs do not reject and that contradicts this pair; "" if there is none."""
     is_significant = case.is_significant(pair["p_adjusted"])
     any_floor = pair["p_any_floor_adjusted"]
     is_confirmed = False
@@ -92,7 +94,7 @@ def _objection(case: Case, pair: Entry) -> str:
         if not pair["paired"] and name == case.law_name:
             continue
         differs, is_opposite = case.is_significant(row["p_adjusted"]), row["delta"] * pair["delta"] < 0
-        # A test of the pair above a floor has more power than one under a law, so the latter need not be significant.
+        # A test above a floor has more power than a test under a law, which then need not be significant too.
         is_sharper = pair["above"] or (pair["straight"] and any_floor is not None)
         if is_significant and not is_opposite and (differs or is_sharper):
             is_confirmed = True
@@ -101,40 +103,37 @@ def _objection(case: Case, pair: Entry) -> str:
     if not is_significant or not pair["straight"]:
         return ""
     steeper, flatter = _steeper_first(pair)
-    slope = (
-        f"The {case.target} of {steeper} falls faster over these sizes than that of {flatter}, by {_difference(pair)} "
-        f"in the exponent (p = {pair['p_adjusted']:.2g})"
-    )
+    comparison = f"The {case.target} of {steeper} falls faster over these sizes than that of {flatter}"
+    slope = f"{comparison}, by {_difference(pair)} in the exponent (p = {pair['p_adjusted']:.2g})"
     if any_floor is None:
         return "" if is_confirmed else f"{slope}, but no law with a floor that the runs identify confirms it."
     if case.is_significant(any_floor):
         return ""
-    return (
-        f"{slope}. One law with a floor and a constant factor on N explains this too (p = {any_floor:.2g}), so the "
-        "difference need not continue at larger sizes. A wider span of sizes would tell."
-    )
+    explanation = f"One law with a floor and a constant factor on N explains this too (p = {any_floor:.2g})"
+    consequence = "the difference need not continue at larger sizes. A wider span of sizes would tell."
+    return f"{slope}. {explanation}, so {consequence}"
 
 
 def _identified_row(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
-    """The row among `rows` of another law with the same families and variable (its first); None if not identified."""
+    """The first of another law's `rows` with the same families and variable; None if it is not identified."""
     keys = ("a", "b", "variable")
     row = next((row for row in rows if all(row[key] == pair[key] for key in keys)), None)
     return row if row and row["identified"] and row["p_adjusted"] is not None else None
 
 
 def _contradiction(case: Case, pair: Entry, law: str, row: Entry) -> str:
-    """A sentence with the result of this pair, the other result under `law`, and what would decide between them."""
+    """A sentence with the result of this pair, the different result under `law`, and what would decide."""
     condition = _condition(case, [pair]).capitalize() if pair["paired"] else f"Under {case.law_name}"
     result = f"{pair['a']} and {pair['b']} do not differ significantly"
     other_result = "they do not differ significantly"
     if case.is_significant(pair["p_adjusted"]):
-        result = "{} scales faster than {}".format(*_steeper_first(pair))
+        steeper, flatter = _steeper_first(pair)
+        result = f"{steeper} scales faster than {flatter}"
     if case.is_significant(row["p_adjusted"]):
         other_result = f"{row['exponent']} of {_steeper_first(row)[0]} is larger"
-    return (
-        f"{condition}, {result} (p = {pair['p_adjusted']:.2g}); under {law}, which the runs do not reject, "
-        f"{other_result} (p = {row['p_adjusted']:.2g}). Sizes over a wider span would show the bend and decide."
-    )
+    one_side = f"{condition}, {result} (p = {pair['p_adjusted']:.2g})"
+    other_side = f"under {law}, which the runs do not reject, {other_result} (p = {row['p_adjusted']:.2g})"
+    return f"{one_side}; {other_side}. Sizes over a wider span would show the bend and decide."
 
 
 def _steeper_first(pair: Entry) -> tuple[str, str]:
@@ -143,9 +142,9 @@ def _steeper_first(pair: Entry) -> tuple[str, str]:
 
 
 def _difference(pair: Entry) -> str:
-    """`difference [low, high]` of the exponents, the steeper less the flatter."""
+    """The steeper exponent minus the flatter, as `difference [low, high]`."""
     ends = [pair["ci_low"], pair["ci_high"]]
-    if not pair["delta"] > 0:
+    if pair["delta"] <= 0:
         ends = [None if end is None else -end for end in reversed(ends)]
     low, high = ("open" if end is None else f"{end:.3g}" for end in ends)
     return f"{abs(pair['delta']):.3g} [{low}, {high}]"
@@ -176,7 +175,7 @@ def _condition(case: Case, pairs: Sequence[Entry]) -> str:
 
 
 def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
-    """Sentences on each difference, what supports or opposes it, and the smallest difference that can be detected."""
+    """Sentences on each difference, on what supports or contradicts it, and on what the design can detect."""
     if not pairs:
         return []
     differing = [pair for pair in pairs if pair["differs"]]
@@ -203,15 +202,13 @@ def _explained_by_floor(case: Case, pairs: Sequence[Entry]) -> list[str]:
     rows = [row for row in rows if case.is_significant(row["p_adjusted"])]
     if not rows:
         return []
-    comparisons = ["for {} than for {}".format(*_steeper_first(row)) for row in rows]
-    return [
-        f"Over these sizes the {case.target} falls faster {shortlist(comparisons, max_items=3)}; one law with a floor "
-        "and a constant factor on N explains that."
-    ]
+    comparisons = [f"for {steeper} than for {flatter}" for steeper, flatter in map(_steeper_first, rows)]
+    slopes = f"Over these sizes the {case.target} falls faster {shortlist(comparisons, max_items=3)}"
+    return [f"{slopes}; one law with a floor and a constant factor on N explains that."]
 
 
 def _agreement(case: Case, pair: Entry) -> str:
-    """A sentence on how many other fits order this pair in the same way; "" without other fits."""
+    """A sentence on how many other fits order this pair in the same way; "" if there are no other fits."""
     families = {pair["a"], pair["b"]}
     row = next((r for r in case.comparison["ranking"]["pairs"] if {r["steeper"], r["flatter"]} == families), None)
     if row is None or not row["of"]:
@@ -225,10 +222,8 @@ def _headline_without_scatter(case: Case) -> str:
     """The headline where all rows lie on the law, so that nothing can be tested."""
     fits = [fit for fit in case.fits if fit["fitted"]]
     values = [f"{fit['family']} {name} = {fit['params'][name]:.6g}" for fit in fits for name in fit["exponents"]]
-    return (
-        f"All rows lie on {case.equation} to rounding: {shortlist(values, separator='; ')}. Without scatter there are "
-        "no intervals and no tests."
-    )
+    exponents = shortlist(values, separator="; ")
+    return f"All rows lie on {case.equation} to rounding: {exponents}. Without scatter there are no intervals or tests."
 
 
 def _headline_for_one_family(case: Case) -> str:
@@ -239,7 +234,5 @@ def _headline_for_one_family(case: Case) -> str:
     name = fit["exponents"][0]
     low, high = fit["ci95"][name]
     zero = ", an interval that includes 0" if low <= 0 <= high else ""
-    return (
-        f"One family, {fit['family']}: {name} = {fit['params'][name]:.4g} [{low:.4g}, {high:.4g}] under "
-        f"{case.equation}{zero}. A comparison of families needs at least two."
-    )
+    exponent = f"{name} = {fit['params'][name]:.4g} [{low:.4g}, {high:.4g}] under {case.equation}{zero}"
+    return f"One family, {fit['family']}: {exponent}. A comparison of families needs at least two."

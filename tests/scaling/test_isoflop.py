@@ -209,7 +209,7 @@ def test_given_optima_have_the_slopes_and_intervals_of_a_straight_line() -> None
         half = stats.t.ppf(0.975, 4) * line.stderr
         assert (one.value, one.low, one.high) == pytest.approx((line.slope, line.slope - half, line.slope + half))
     assert given_optima(frame[:2], "params_total") == "there are 2 budgets and 3 are needed"
-    assert "several rows have one budget" in str(given_optima(pd.concat([frame, frame]), "params_total"))
+    assert "several rows have the same budget" in str(given_optima(pd.concat([frame, frame]), "params_total"))
 
 
 def test_an_analysis_of_optima_takes_each_row_for_the_optimum_of_its_budget() -> None:
