@@ -120,10 +120,9 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
 
 
 def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, float]) -> float | None:
-    """Return the error of the exponent of N that approach 2 finds on noise-free losses of a `chinchilla` law.
+    """Return the error of approach 2's exponent of N on noise-free losses of a `chinchilla` law; None if none is found.
 
-    A parabola is symmetric but the isoFLOP curve of the law is not, so the bias depends on the sizes of the runs. None
-    if approach 2 finds no exponent.
+    A parabola is symmetric but the isoFLOP curve of the law is not, so the bias depends on the sizes of the runs.
     """
     N, D = frame[size].to_numpy(float), frame["tokens"].to_numpy(float)
     exact = law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
