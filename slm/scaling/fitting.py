@@ -15,11 +15,11 @@ from slm.scaling.starts import coordinate_bounds, grid_starts
 from slm.scaling.tables import Table
 
 ROUNDING = 1e-9
-"""A scatter of log targets below this comes from rounding, not from runs."""
+"""Scatter of log targets below this comes from rounding, not from runs."""
 AGREEMENT = 1e-6
 """Two starts agree if the relative difference of their objectives is below this."""
 BOUND_MARGIN = 1e-6
-"""A coordinate ended at a bound if it is this close to it."""
+"""A coordinate ended at a bound if its distance from the bound is at most this."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Certificate:
     """How reliable the optimum of a fit is."""
 
     objective: float
-    """Sum of losses of the log residuals."""
+    """Sum of the losses of the log residuals."""
     starts: int
     starts_agreeing: float
     """Share of starts that reach the objective."""
@@ -59,7 +59,7 @@ class Fit:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Rows less parameters."""
+        """Rows minus parameters."""
         return len(self.sample.log_y) - len(self.theta)
 
     @property
@@ -74,7 +74,7 @@ class Fit:
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of a row's log target about the law, NaN without degrees of freedom."""
+        """Standard deviation of log targets about the law; NaN without degrees of freedom."""
         df = self.degrees_of_freedom
         return float(np.sqrt(self.sse / df)) if df > 0 else np.nan
 
@@ -91,27 +91,28 @@ class Fit:
 
     @property
     def is_free(self) -> np.ndarray:
-        """Which coordinates [P] did not end at a bound."""
+        """Whether each coordinate [P] ended inside its bounds."""
         return np.array([name not in self.certificate.at_bound for name in self.law.parameters])
 
     @property
     def jacobian(self) -> Floats:
         """Derivatives of the fitted log values [I, P]; zero along coordinates that ended at a bound."""
-        return np.asarray(self.law.derivatives(self.theta[None], self.sample.centred)[1][0].T * self.is_free)
+        _, gradient_RPI, _ = self.law.derivatives(self.theta[None], self.sample.centred)
+        return np.asarray(gradient_RPI[0].T * self.is_free)
 
     @property
     def covariance(self) -> Floats:
         """sigma^2 times the inverse curvature of the squared loss [P, P]: exact for linear laws, else the delta method.
 
         It is NaN for coordinates at a bound. If the curvature is not positive, as it may be away from the least-squares
-        optimum, its first-order part is used instead.
+        optimum, only its first-order part is used.
         """
         free = np.ix_(self.is_free, self.is_free)
-        _, jacobian, curvature = self.law.derivatives(self.theta[None], self.sample.centred)
-        first = (jacobian[0] @ jacobian[0].T)[free]
-        hessian = first - curvature(self.residuals[None])[0][free]
+        _, gradient_RPI, curvature = self.law.derivatives(self.theta[None], self.sample.centred)
+        first_order = (gradient_RPI[0] @ gradient_RPI[0].T)[free]
+        hessian = first_order - curvature(self.residuals[None])[0][free]
         if len(hessian) and np.linalg.eigvalsh(hessian)[0] <= 0:
-            hessian = first
+            hessian = first_order
         covariance = np.full((len(self.theta), len(self.theta)), np.nan)
         covariance[free] = self.sigma**2 * np.linalg.pinv(hessian, hermitian=True)
         return covariance
@@ -122,7 +123,7 @@ class Fit:
 
 
 def single_block(law: Law, sample: Sample) -> Block:
-    """A block of all rows with all coordinates free."""
+    """A block of all rows, with all coordinates as free parameters."""
     P = len(law.parameters)
     return Block(law, sample.centred, np.arange(len(sample.log_y)), np.eye(P), np.zeros(P))
 
@@ -130,16 +131,18 @@ def single_block(law: Law, sample: Sample) -> Block:
 def minimise_held(
     fit: Fit, vectors: Floats, values: Floats, starts: Floats, *, tolerance: float, max_steps: int = 200
 ) -> tuple[Floats, Floats]:
-    """Refit from starts [R, P] with `vectors` [H, P] @ theta held at `values` [H] or [R, H].
+    """Refit from starts [R, P] with H linear functions of the coordinates held: `vectors` [H, P] @ theta = `values`.
 
-    Returns coordinates [R, P] and objectives [R].
+    `values` is [H] or [R, H]. Returns coordinates [R, P] and objectives [R].
     """
+    P = vectors.shape[1]
     held = np.argmax(np.abs(vectors) > 0.5, axis=1)  # the coordinate of each coefficient or exponent
-    free = np.setdiff1d(np.arange(vectors.shape[1]), held)
+    free = np.setdiff1d(np.arange(P), held)
+    # Solve for the held coordinates: theta = offset + matrix @ theta[free].
     inverse = np.linalg.inv(vectors[:, held])
-    matrix = np.eye(vectors.shape[1])[:, free]
+    matrix = np.eye(P)[:, free]
     matrix[held] = -inverse @ vectors[:, free]
-    offset = np.zeros((*values.shape[:-1], vectors.shape[1]))
+    offset = np.zeros((*values.shape[:-1], P))
     offset[..., held] = values @ inverse.T
     block = replace(single_block(fit.law, fit.sample), matrix=matrix, offset=offset)
     low, high = (bound[free] for bound in coordinate_bounds(fit.law, fit.sample))
@@ -150,15 +153,13 @@ def minimise_held(
 
 
 def refusal(law: Law, sample: Sample) -> str | None:
-    """Why the law cannot be fitted to the sample, in words; None if it can."""
-    P = len(law.parameters)
+    """The reason why the law cannot be fitted to the sample; None if it can be fitted."""
     for name, values in zip(law.variables, sample.log_x.T, strict=True):
         if np.ptp(values) < 1e-9:
             return f"not fitted: {name} has one value in all rows"
-    if sample.points <= P:
-        return (
-            f"not fitted: {sample.points} distinct sizes for {P} parameters leave nothing to estimate the scatter from"
-        )
+    if sample.num_points <= len(law.parameters):
+        counts = f"{sample.num_points} distinct sizes for {len(law.parameters)} parameters"
+        return f"not fitted: {counts} leave nothing to estimate the scatter from"
     design = np.column_stack([np.ones(len(sample.log_x)), sample.centred / sample.centred.std(axis=0)])
     if len(law.variables) > 1 and np.linalg.svd(design, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(design)):
         return f"not fitted: {' and '.join(law.variables)} change together, so their effects cannot be separated"
@@ -166,32 +167,34 @@ def refusal(law: Law, sample: Sample) -> str | None:
 
 
 def fit_sample(law: Law, sample: Sample, *, loss: Loss = Loss()) -> Fit:  # noqa: B008 (frozen)
-    """Minimise the loss of the log residuals from every start of a grid. `ValueError` if `refusal` gives a reason."""
+    """Minimise the loss of the log residuals from every start of a grid. Raises `ValueError` with the `refusal`."""
     if reason := refusal(law, sample):
         raise ValueError(f"{law.name} {reason}")
     low, high = coordinate_bounds(law, sample)
     starts, block = grid_starts(law, sample), single_block(law, sample)
     optimum = minimise([block], sample.log_y, starts, (low, high), loss=loss, tolerance=FINE_TOLERANCE)
-    best, theta, objective = optimum.best, optimum.phi[optimum.best], float(optimum.objective.min())
+    best = optimum.best
+    theta, objective = optimum.phi[best], float(optimum.objective[best])
     is_at_bound = (theta <= low + BOUND_MARGIN) | (theta >= high - BOUND_MARGIN)
+    _, gradient_RPI, _ = law.derivatives(theta[None], sample.centred)
     certificate = Certificate(
         objective=objective,
         starts=len(starts),
         starts_agreeing=float((optimum.objective <= objective * (1 + AGREEMENT) + 1e-20).mean()),
         gradient_norm=float(optimum.gradient_norm[best]),
-        condition_number=_condition_number(law.derivatives(theta[None], sample.centred)[1][0][~is_at_bound]),
+        condition_number=_condition_number(gradient_RPI[0][~is_at_bound]),
         converged=bool(optimum.converged[best]),
         at_bound=tuple(name for name, at in zip(law.parameters, is_at_bound, strict=True) if at),
     )
     return Fit(law, sample, loss, theta, certificate)
 
 
-def _condition_number(jacobian: Floats) -> float:
-    """Condition number of the squared loss in the free coordinates; `jacobian` [free, I] has the derivatives."""
-    length = np.linalg.norm(jacobian, axis=1, keepdims=True)
-    if not (len(jacobian) and np.isfinite(length).all() and (length > 0).all()):
+def _condition_number(gradient: Floats) -> float:
+    """Condition number of the squared loss in the free coordinates, from their gradients [free, I]."""
+    lengths = np.linalg.norm(gradient, axis=1, keepdims=True)
+    if not (len(gradient) and np.isfinite(lengths).all() and (lengths > 0).all()):
         return np.inf
-    singular = np.linalg.svd(jacobian / length, compute_uv=False)
+    singular = np.linalg.svd(gradient / lengths, compute_uv=False)
     return float((singular[0] / singular[-1]) ** 2) if singular[-1] > 0 else np.inf
 
 
@@ -216,7 +219,7 @@ def fit(
 
 @dataclass(frozen=True)
 class LackOfFit:
-    """F test of the law against free means of the cells (Draper & Smith 1998, section 2.1)."""
+    """F test of the law against a free mean per cell (Draper & Smith 1998, section 2.1)."""
 
     pure_sigma: float
     """Standard deviation of log targets between seeds of one cell."""
@@ -227,13 +230,14 @@ class LackOfFit:
 
 
 def lack_of_fit(fitted: Fit, runs: Sample) -> LackOfFit | None:
-    """Test whether cells deviate from the law by more than seeds deviate from each other; None without repeated cells.
+    """Test if cells deviate from the law by more than seeds deviate from each other; None without repeated cells.
 
     `fitted` was fitted to the means of cells or to single runs; `runs` are the single runs.
     """
-    means, inverse, pure_squares = runs.by_cell()
-    pure_df, df = len(inverse) - len(means), len(means) - len(fitted.theta)
+    means, cell_of_row, pure_squares = runs.by_cell()
+    pure_df, df = len(cell_of_row) - len(means), len(means) - len(fitted.theta)
     if pure_df < 1 or df < 1 or pure_squares <= 0 or fitted.is_exact:
         return None
-    f = (float(((means[inverse] - fitted.log_value(runs.log_x)) ** 2).sum()) / df) / (pure_squares / pure_df)
+    lack_squares = float(((means[cell_of_row] - fitted.log_value(runs.log_x)) ** 2).sum())
+    f = (lack_squares / df) / (pure_squares / pure_df)
     return LackOfFit(float(np.sqrt(pure_squares / pure_df)), pure_df, float(f), df, float(stats.f.sf(f, df, pure_df)))

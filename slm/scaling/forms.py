@@ -6,8 +6,9 @@ A sum of powers is, in logs and about the centre of the data,
 
 which is smooth, with a softmax as gradient and a closed form of the Hessian.
 
-Axes: R parameter vectors fitted at once, I rows of data, P coordinates, K coefficients, V variables. I comes last where
-possible: sums over the data then run over contiguous memory, which is several times faster.
+Axes, as letters in shapes and after the names of arrays (`x_IV`): R parameter vectors fitted at once, I rows of data,
+V variables, P coordinates: K of coefficients and S others. I comes last where possible: sums over the data then run
+over contiguous memory, which is several times faster.
 """
 
 from __future__ import annotations
@@ -22,21 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 VARIABLES = {
-    "N": "parameters",
-    "D": "training tokens",
-    "C": "training FLOPs",
-    "w": "width (hidden size)",
-    "d": "depth (layers)",
-}
+    "N": "parameters", "D": "training tokens", "C": "training FLOPs", "w": "width (hidden size)", "d": "depth (layers)",
+}  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
 Curvature = Callable[[Floats], Floats]
+"""Weights [R, I] -> the weighted sum over the data of the Hessians of log L [R, P, P]."""
 GRIDS = {
     1: (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3, 2.0),
     2: (0.05, 0.12, 0.22, 0.35, 0.55, 0.8, 1.2, 1.8),
     3: (0.1, 0.3, 0.6, 1.2),
 }
-"""Number of exponents -> the values of each at which searches start."""
+"""Number of exponents -> the values of each exponent at which searches start."""
 EXPONENT_BOUNDS = (1e-3, 5.0)
 """Bounds of exponents, except for laws that are straight lines in logs."""
 
@@ -44,8 +42,8 @@ EXPONENT_BOUNDS = (1e-3, 5.0)
 class Law(ABC):
     """A function log L of log variables, in coordinates in which it is well-behaved.
 
-    `theta` has the coordinates: first the logs of K coefficients, each *centred* (the log of its term at the centre of
-    the data), then other parameters, and last the exponents.
+    `theta` has the coordinates: first those of K coefficients, each *centred* (the log of the coefficient's term at the
+    centre of the data), then other parameters, and last the exponents.
     """
 
     name: str
@@ -55,32 +53,32 @@ class Law(ABC):
     source: str
     """Paper and equation."""
     variables: tuple[str, ...]
-    """Names of `VARIABLES`, and in a formula also columns of the table."""
+    """Keys of `VARIABLES`; in a formula also columns of the table."""
     parameters: tuple[str, ...]
-    """Quoted parameters, in the order of the coordinates."""
+    """The parameters as papers quote them, in the order of the coordinates."""
     exponents: tuple[str, ...]
     """The parameters that are exponents; families are ranked by the first."""
     floor: int | None
-    """Coordinate of log E, if the law has a floor."""
+    """Index of the coordinate of the floor E, if the law has a floor."""
     is_linear: bool
     """Whether log L is linear in the coordinates, so that fits and t intervals are exact."""
     num_coefficients: int
-    """K, the number of coordinates that are logs of coefficients; 0 if the law is not linear in any."""
+    """K; 0 if the law is not linear in any parameter."""
     powers: Mapping[str, tuple[tuple[str, str], ...]]
-    """Coefficient -> (variable, exponent) of each power that it multiplies."""
+    """Coefficient -> (variable, exponent) of each power that the coefficient multiplies."""
     variable_of: Mapping[str, str]
     """Exponent -> its variable or variables, in words."""
     not_logged: frozenset[str]
-    """Parameters that are their own coordinate; the others are above 0, and their coordinates are logarithms."""
+    """Parameters that are their own coordinates. All others are above 0, and their coordinates are logarithms."""
     is_uncentred = False
     """Whether the law takes log variables that are not centred (`refs` are then 0)."""
 
     def prepared_for(self, log_x: Floats) -> Law:
-        """The law prepared for a table with log variables [I, V]; itself if it needs no preparation."""
+        """The law prepared for a table with log variables [I, V]; `self` if it needs no preparation."""
         return self
 
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
-        """Bounds ([S], [S]) and starts [R, S] of the S coordinates that are not coefficients: by default exponents."""
+        """Lower and upper bounds [S] and starts [R, S] of the S coordinates that are not coefficients."""
         count = len(self.exponents)
         low, high = (np.full(count, end) for end in EXPONENT_BOUNDS)
         return low, high, np.array(list(product(GRIDS[count], repeat=count)))
@@ -91,29 +89,30 @@ class Law(ABC):
 
     @abstractmethod
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        """log L [R, I], its gradient [R, P, I], and weights [R, I] -> the weighted sum of Hessians [R, P, P]."""
+        """log L [R, I], its gradient [R, P, I], and a function that returns weighted sums of its Hessians."""
 
     @abstractmethod
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        """The linear problem given exponents [R, .]: basis [R, I, K] and target [R, I], both relative to the data."""
+        """The linear problem at fixed exponents [R, S]: basis [R, I, K] and target [R, I], both divided by the data."""
 
     def log_slopes(self, refs: Floats) -> Floats:
-        """Derivatives [K, P - K] of logs of quoted coefficients by other coordinates; data centred at `refs`."""
+        """Derivatives [K, S] of the logs of quoted coefficients by the other coordinates, if `refs` is the centre."""
         return np.zeros((self.num_coefficients, len(self.parameters) - self.num_coefficients))
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
-        """Coordinates [R, P] from the logs of the factors of `basis` [R, K] and exponents [R, .]."""
+        """Coordinates [R, P] from exponents [R, S] and the logs [R, K] of the solution of their linear problem."""
         return np.concatenate([log_coefficients, exponents], axis=1)
 
     def canonical(self, theta: Floats, refs: Floats) -> Floats:
-        """Quoted parameters [R, P] of coordinates [R, P] with log variables centred at `refs` [V]."""
+        """Convert coordinates [R, P] to quoted parameters [R, P], for log variables centred at `refs` [V]."""
         quoted, K = theta.copy(), self.num_coefficients
         quoted[:, :K] += theta[:, K:] @ self.log_slopes(refs).T
         with np.errstate(over="ignore"):
-            return np.where(self._is_logged, np.exp(np.where(self._is_logged, quoted, 0.0)), quoted)
+            exponentials = np.exp(np.where(self._is_logged, quoted, 0.0))
+        return np.where(self._is_logged, exponentials, quoted)
 
     def coordinates(self, params: Mapping[str, float], refs: Floats) -> Floats:
-        """Coordinates [P] of quoted parameters: the inverse of `canonical`."""
+        """Convert quoted parameters to coordinates [P]: the inverse of `canonical`."""
         theta = np.array([params[name] for name in self.parameters], float)
         theta[self._is_logged] = np.log(theta[self._is_logged])
         theta[: self.num_coefficients] -= self.log_slopes(refs) @ theta[self.num_coefficients :]
@@ -128,12 +127,12 @@ class Law(ABC):
     def projection(self, name: str, refs: Floats) -> Floats | None:
         """The vector [P] whose product with the coordinates is exponent `name`, or the log of coefficient `name`.
 
-        None if that is not a linear function of the coordinates.
+        None if this exponent or log is not a linear function of the coordinates.
         """
-        place, K = self.parameters.index(name), self.num_coefficients
-        vector = np.eye(len(self.parameters))[place]
-        if place < K:
-            vector[K:] = self.log_slopes(refs)[place]
+        index, K = self.parameters.index(name), self.num_coefficients
+        vector = np.eye(len(self.parameters))[index]
+        if index < K:
+            vector[K:] = self.log_slopes(refs)[index]
         return vector
 
     @cached_property
@@ -142,7 +141,7 @@ class Law(ABC):
 
 
 class Term(NamedTuple):
-    """coefficient * variable^-exponent, or a constant."""
+    """coefficient * variable^-exponent, or the coefficient alone if there is no variable."""
 
     coefficient: str
     variable: str = ""
@@ -164,7 +163,7 @@ class SumOfPowers(Law):
         self.is_linear = len(terms) == 1
         self.powers = {term.coefficient: ((term.variable, term.exponent),) for term in powers}
         self.variable_of = dict(zip(self.exponents, self.variables, strict=True))
-        # Terms that are powers; the v-th has variable v and coordinate K + v.
+        # Indices of the terms that are powers. The v-th power has variable v, and its exponent is coordinate K + v.
         self._powers = [k for k, term in enumerate(terms) if term.variable]
 
     def _log_terms(self, theta: Floats, x_IV: Floats) -> Floats:
@@ -180,10 +179,10 @@ class SumOfPowers(Law):
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
         K, powers = self.num_coefficients, self._powers
         value, share_KRI = log_sum(self._log_terms(theta, x_IV))
-        gradient = np.empty((len(theta), theta.shape[1], len(x_IV)))
+        gradient = np.empty((*theta.shape, len(x_IV)))
         gradient[:, :K] = share_KRI.transpose(1, 0, 2)
-        slope = gradient[:, K:]
-        np.multiply(gradient[:, powers], -x_IV.T, out=slope)
+        by_exponent = gradient[:, K:]
+        np.multiply(gradient[:, powers], -x_IV.T, out=by_exponent)
 
         def curvature(weights: Floats) -> Floats:
             hessian = -gram(gradient, weights)
@@ -192,7 +191,7 @@ class SumOfPowers(Law):
             hessian[:, k, k] += first[:, :K]
             hessian[:, powers, e] += first[:, K:]
             hessian[:, e, powers] += first[:, K:]
-            hessian[:, e, e] -= moment(slope * x_IV.T, weights)
+            hessian[:, e, e] -= moment(by_exponent * x_IV.T, weights)
             return hessian
 
         return value, gradient, curvature
@@ -209,7 +208,7 @@ class SumOfPowers(Law):
 
 
 def log_sum(z_KRI: Floats) -> tuple[Floats, Floats]:
-    """logsumexp over the terms [R, I], and the share of each term [K, R, I]."""
+    """logsumexp over the K terms [R, I], and the share of each term in the sum [K, R, I]."""
     if len(z_KRI) == 1:
         return z_KRI[0], np.ones_like(z_KRI)
     top = z_KRI.max(axis=0)
@@ -220,10 +219,10 @@ def log_sum(z_KRI: Floats) -> tuple[Floats, Floats]:
 
 
 def gram(vectors_RPI: Floats, weights_RI: Floats) -> Floats:
-    """Weighted sums over the data of outer products [R, P, P]."""
+    """Weighted sums over the data of the outer products of vectors with themselves [R, P, P]."""
     return np.matmul(vectors_RPI * weights_RI[:, None, :], vectors_RPI.transpose(0, 2, 1))
 
 
 def moment(vectors_RPI: Floats, weights_RI: Floats) -> Floats:
-    """Weighted sums over the data [R, P]."""
+    """Weighted sums over the data of vectors [R, P]."""
     return np.matmul(vectors_RPI, weights_RI[:, :, None])[:, :, 0]

@@ -226,7 +226,7 @@ def _has_other_term(fit: Fit, coefficient: str, exponent: str) -> bool:
 
 def _too_few_sizes(fit: Fit) -> str | None:
     """Return a reason if the sample has too few sizes or values for the law; None if it has enough."""
-    num_parameters, num_sizes = len(fit.theta), fit.sample.points
+    num_parameters, num_sizes = len(fit.theta), fit.sample.num_points
     if num_sizes >= num_parameters + 2 and (fit.law.is_linear or fit.degrees_of_freedom >= MIN_DEGREES):
         return None
     return (

@@ -1,8 +1,8 @@
 """The registry of laws, and Kaplan's joint law, which is not a sum of powers.
 
 Laws are fitted in coordinates in which they are well-behaved: coefficients as logarithms, centred at the geometric mean
-of the data. A of A N^-alpha is the value at N = 1, ten decades away from any data, so it would hardly be separable from
-alpha. `Law.canonical` converts coordinates to the parameters that papers quote.
+of the data. In A N^-alpha, the coefficient A is the value at N = 1, ten decades away from any data, so it could hardly
+be separated from alpha. `Law.canonical` converts coordinates to quoted parameters. Axes as in `slm.scaling.forms`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class KaplanJoint(Law):
         return theta[:, [3]] * log_sum(self._log_terms(theta, x_IV))[0]
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        g = theta[:, [3]]
+        g = theta[:, [3]]  # alpha_D
         u_KRI = self._log_terms(theta, x_IV)
-        total, share = log_sum(u_KRI)
-        u, s = u_KRI[0], share[0]
+        total, share_KRI = log_sum(u_KRI)
+        u, s = u_KRI[0], share_KRI[0]  # the first log term and its share; the second has the share 1 - s
         x = np.broadcast_to(x_IV[:, 0], u.shape)
         zero = np.zeros_like(u)
-        # d total: the gradients of the two log terms, weighted by their shares.
+        # The gradient of `total` is that of the two log terms, weighted by their shares.
         du = np.stack([1 / g + zero, zero, -x / g, -u / g], axis=1)
         dtotal = s[:, None, :] * du
         dtotal[:, 1] += 1 - s
@@ -61,11 +61,12 @@ class KaplanJoint(Law):
             # g d2total + d(g) dtotal' + dtotal d(g)', where d2total = sum_k s_k (du du' + d2u) - dtotal dtotal'.
             hessian = gram(du, g * weights * s) - gram(dtotal, g * weights)
             hessian[:, 1, 1] += (g * weights * (1 - s)).sum(1)
+            # g d2u/dtheta dg, except that (g, g) has half: row and column g are both added to the Hessian.
             ws = weights * s
-            second = np.stack([-ws / g, zero, ws * x / g, ws * u / g], axis=1).sum(2)  # g d2u/d.dg; (g, g) is twice it
-            outer = moment(dtotal, weights) + second
-            hessian[:, 3, :] += outer
-            hessian[:, :, 3] += outer
+            second = np.stack([-ws / g, zero, ws * x / g, ws * u / g], axis=1).sum(2)
+            row_of_g = moment(dtotal, weights) + second
+            hessian[:, 3, :] += row_of_g
+            hessian[:, :, 3] += row_of_g
             return hessian
 
         return g * total, gradient, curvature
@@ -89,19 +90,19 @@ class KaplanJoint(Law):
         return moved
 
     def projection(self, name: str, refs: Floats) -> Floats | None:
-        """None for N_c, a ratio of coordinates, and for D_c, a coordinate plus a constant."""
+        """A unit vector for an exponent. None for N_c and D_c, whose logs are not linear in the coordinates."""
         return np.eye(4)[self.parameters.index(name)] if name in self.exponents else None
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        """The target is L^(1/alpha_D), which is linear in the two coefficients."""
+        # L^(1/alpha_D) is linear in two coefficients. Times alpha_D, its relative residuals are about those of log L.
         alpha_n, alpha_d = exponents[:, [0]], exponents[:, [1]]
         terms = np.stack(np.broadcast_arrays(-alpha_n / alpha_d * x_IV[:, 0], -x_IV[:, 1]), axis=2)
-        return alpha_d[:, :, None] * np.exp(terms - (log_y / alpha_d)[:, :, None]), np.repeat(alpha_d, len(log_y), 1)
+        relative_terms = np.exp(terms - (log_y / alpha_d)[:, :, None])
+        return alpha_d[:, :, None] * relative_terms, np.repeat(alpha_d, len(log_y), 1)
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
-        return np.concatenate(
-            [log_coefficients[:, [0]] * exponents[:, [1]], log_coefficients[:, [1]], exponents], axis=1
-        )
+        n, d = log_coefficients[:, [0]] * exponents[:, [1]], log_coefficients[:, [1]]
+        return np.concatenate([n, d, exponents], axis=1)
 
 
 def _power_laws(suffix: str, variable: str) -> tuple[SumOfPowers, SumOfPowers]:
@@ -123,43 +124,34 @@ LAWS: dict[str, Law] = {
         *_power_laws("_C", "C"),
         # E is the loss with unlimited N and D.
         SumOfPowers(
-            "chinchilla",
-            "L = E + A/N^alpha + B/D^beta",
+            "chinchilla", "L = E + A/N^alpha + B/D^beta",
             "Hoffmann et al. 2022 (arXiv:2203.15556), equation 2",
-            *(Term("E"), Term("A", "N", "alpha"), Term("B", "D", "beta")),
+            Term("E"), Term("A", "N", "alpha"), Term("B", "D", "beta"),
         ),
         KaplanJoint(),
         SumOfPowers(
-            "width_depth",
-            "L = E + A/w^a + B/d^b + C/D^c",
+            "width_depth", "L = E + A/w^a + B/d^b + C/D^c",
             "the form of Hoffmann et al. 2022, equation 2, with N split into width and depth",
-            *(Term("E"), Term("A", "w", "a"), Term("B", "d", "b"), Term("C", "D", "c")),
+            Term("E"), Term("A", "w", "a"), Term("B", "d", "b"), Term("C", "D", "c"),
         ),
     )
-}
+}  # fmt: skip
 _BUILT_IN = tuple(LAWS)
 
-FORMULAS = {
-    "shared_exponent": {
-        "formula": "E + A*N**-a + B*D**-a",
-        "source": "Gadre et al. 2024 (arXiv:2403.08540), equation 3",
-    }
-}
+_GADRE = {"formula": "E + A*N**-a + B*D**-a", "source": "Gadre et al. 2024 (arXiv:2403.08540), equation 3"}
+FORMULAS = {"shared_exponent": _GADRE}
 """Laws given as formulas (`slm.scaling.formulas`), fitted only if they are requested by name."""
 
 
 def register_law(law: Law) -> None:
-    """Register a law, so that analyses can fit it by its name. Raises `ValueError` for the name of a law of slm."""
+    """Register a law, so that analyses can fit it by its name. Raises `ValueError` if a built-in law has this name."""
     if law.name in (*_BUILT_IN, *FORMULAS, "auto", "all"):
-        raise ValueError(f"register_law: {law.name} is the name of a law of slm: give another one")
+        raise ValueError(f"register_law: {law.name} is the name of a built-in law: choose another name")
     LAWS[law.name] = law
 
 
 def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> Law:
-    """The law `name` of `LAWS`, `FORMULAS`, or the user's `formulas` for a table with `columns`.
-
-    The `ValueError` for an unknown name lists the existing ones.
-    """
+    """Find a law in `LAWS`, `FORMULAS` or the user's `formulas` for a table with `columns`; `ValueError` if unknown."""
     if name in LAWS:
         return LAWS[name]
     all_formulas = FORMULAS | dict(formulas or {})
@@ -171,5 +163,5 @@ def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Itera
 
 
 def seed_of_law(name: str) -> int:
-    """A number of this law alone, to seed its random generators."""
+    """A number unique to this law, with which its random generators are seeded."""
     return _BUILT_IN.index(name) if name in _BUILT_IN else 1000 + crc32(name.encode())

@@ -1,4 +1,4 @@
-"""Likelihoods of fits: information criteria, and a test of given parameters, such as published ones."""
+"""Likelihoods of fits: information criteria, and a test of given parameters, such as published parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Entry = dict[str, Any]
 
 
 class Criteria(NamedTuple):
-    """Information criteria; NaN where they are undefined."""
+    """Information criteria; NaN if they are undefined."""
 
     aicc: float
     bic: float
@@ -26,30 +26,30 @@ class Criteria(NamedTuple):
 
 
 def information_criteria(deviance: float, rows: int, parameters: int) -> Criteria:
-    """AICc, BIC and AIC of a model with this -2 log likelihood (Burnham & Anderson 2002, section 7.4)."""
-    n, k = rows, parameters
-    aic = deviance + 2 * k
-    aicc = aic + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.nan
-    return Criteria(float(aicc), float(deviance + k * np.log(n)), aic, k)
+    """Criteria of a model from its deviance, -2 log likelihood (Burnham & Anderson 2002, section 7.4)."""
+    aic, df = deviance + 2 * parameters, rows - parameters - 1
+    aicc = aic + 2 * parameters * (parameters + 1) / df if df > 0 else np.nan
+    return Criteria(float(aicc), float(deviance + parameters * np.log(rows)), aic, parameters)
 
 
 def criteria(fits: Sequence[Fit]) -> Criteria:
     """Information criteria of one law fitted to one or more samples, with one scatter for all.
 
-    They are comparable only between fits to the same rows and target by the same loss, which defines the likelihood
-    (see `deviance`). The scatter counts as a parameter, and so does the correlation within clusters.
+    Criteria can be compared only between fits to the same rows and target by the same loss, which defines the
+    likelihood (see `deviance`). The scatter and the correlation within clusters count as parameters.
     """
-    n = sum(len(fit.sample.log_y) for fit in fits)
-    k = sum(len(fit.theta) for fit in fits) + 1 + (not all(fit.sample.is_independent for fit in fits))
-    return information_criteria(deviance(fits), n, k)
+    rows = sum(len(fit.sample.log_y) for fit in fits)
+    num_correlations = 0 if all(fit.sample.is_independent for fit in fits) else 1
+    parameters = sum(len(fit.theta) for fit in fits) + 1 + num_correlations
+    return information_criteria(deviance(fits), rows, parameters)
 
 
 def deviance(fits: Sequence[Fit]) -> float:
     """-2 log likelihood of the residuals with the best common scatter for all fits; NaN if all residuals are 0.
 
     Least squares: Gaussian, with equal correlation between the rows of one cluster. Huber's loss: the density
-    proportional to exp(-loss / scale), which has the tails of Laplace's. Where rows share clusters, this is divided by
-    the design effect of their correlation, so that it counts independent rows.
+    proportional to exp(-loss / scale), which has the tails of Laplace's. If rows share clusters, Huber's deviance is
+    divided by the design effect of their correlation, so that it counts independent rows.
     """
     loss = fits[0].loss
     residuals = np.concatenate([loss.residuals(fit.residuals, fit.sample.log_y) for fit in fits])
@@ -62,18 +62,20 @@ def deviance(fits: Sequence[Fit]) -> float:
     sums, counts = np.bincount(groups, residuals), np.bincount(groups)
 
     def gaussian_deviance(rho: float) -> float:
-        """Deviance with correlation rho in clusters: one of m rows has eigenvalues 1 - rho and 1 + (m - 1) rho."""
+        # The correlation matrix of a cluster of m rows has the eigenvalues 1 - rho (m - 1 times) and 1 + (m - 1) rho.
         largest = 1 + (counts - 1) * rho
         within = (residuals**2).sum() - (sums**2 / counts).sum()
         variance = (within / (1 - rho) + (sums**2 / counts / largest).sum()) / n
         log_determinant = ((counts - 1) * np.log(1 - rho) + np.log(largest)).sum()
         return float(n * (np.log(2 * np.pi * variance) + 1) + log_determinant)
 
-    is_independent = len(counts) == n
-    rho = 0.0 if is_independent else optimize.minimize_scalar(gaussian_deviance, bounds=(0, 0.999), method="bounded").x
+    rho = 0.0
+    if len(counts) < n:  # some rows share a cluster
+        rho = optimize.minimize_scalar(gaussian_deviance, bounds=(0, 0.999), method="bounded").x
     if np.isinf(loss.delta):
         return gaussian_deviance(rho)
-    return huber_deviance(residuals, loss) / (1 + float((counts**2).sum() / n - 1) * rho)
+    design_effect = 1 + float((counts**2).sum() / n - 1) * rho
+    return huber_deviance(residuals, loss) / design_effect
 
 
 def huber_deviance(residuals: Floats, loss: Loss) -> float:
@@ -93,8 +95,8 @@ def huber_deviance(residuals: Floats, loss: Loss) -> float:
 def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
     """A likelihood-ratio test of the parameters `given` against the free fit; None if the law lacks one of them.
 
-    `params` are those of the best fit with the parameters `given`, the held fit. `statistic` is twice the log
-    likelihood of the free fit less twice that of the held fit, each with its own best scale. Least squares:
+    The held fit is the best fit in which the parameters `given` are fixed; `params` are all its parameters. `statistic`
+    is the deviance of the held fit minus the deviance of the free fit, each at its best scale. Least squares:
     n log(SSE_held / SSE_free), with p from an F test, which is exact for laws that are linear in logs and as accurate
     as profile intervals for others. Huber's loss: see `huber_deviance`, with p from chi-squared. If rows are not
     `independent`, p is too small. `refused` is the reason if there is no test.
@@ -107,13 +109,14 @@ def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
         return head | {"refused": "there is no scatter to test against"}
     theta = _held_coordinates(fit, given)
     if theta is None:
-        return head | {"refused": "some of these can be held only together with all other parameters: give all of them"}
+        return head | {"refused": "some of these can be fixed only with all other parameters: give all parameters"}
     held = Fit(fit.law, fit.sample, fit.loss, theta, fit.certificate)
     loss, log_y = fit.loss, fit.sample.log_y
     if np.isinf(loss.delta):
         sse_held, sse_free = (float((loss.residuals(each.residuals, log_y) ** 2).sum()) for each in (held, fit))
         statistic = n * float(np.log(sse_held / sse_free))
         p = float(stats.f.sf(np.expm1(statistic / n) * df / len(given), len(given), df))
+        # Exact if the law is linear in logs and the residuals are those of logs.
         method = "F" if fit.law.is_linear and not loss.linear else "F, approximate"
     else:
         statistic = huber_deviance(held.residuals, loss) - huber_deviance(fit.residuals, loss)
@@ -129,7 +132,7 @@ def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
 
 
 def _held_coordinates(fit: Fit, given: Mapping[str, float]) -> Floats | None:
-    """Coordinates [P] of the best fit with `given` held; None if one of these is not linear in the coordinates."""
+    """Coordinates [P] of the best fit with the parameters `given` fixed; None if `Law.projection` of one is None."""
     law, sample = fit.law, fit.sample
     if set(given) == set(law.parameters):
         return law.coordinates(given, sample.refs)

@@ -16,20 +16,20 @@ from slm.scaling.tables.columns import SIZES, group_numbers
 
 Unit = Literal["run", "cell"]
 COLUMNS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
-"""Variables of laws -> columns of the table. N is the requested size; other variables are columns themselves."""
+"""Variable of a law -> column of the table. N is the requested size; other variables are names of columns."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """I rows that a law with V variables is fitted to."""
+    """The I rows to which a law with V variables is fitted."""
 
     log_y: Floats
     log_x: Floats
     """Natural logarithms [I, V], not centred."""
     clusters: np.ndarray
-    """Integers [I]; rows of one cluster share a run or a shape, so they are not independent."""
+    """Integers [I]. Rows of one cluster share a run or a shape, so they are not independent."""
     cells: np.ndarray
-    """Integers [I]; rows of one cell differ only in the seed."""
+    """Integers [I]. Rows of one cell differ only in the seed."""
     is_uncentred: bool = False
     """Whether log variables are not centred: see `Law.is_uncentred`."""
 
@@ -40,7 +40,7 @@ class Sample:
 
     @property
     def centred(self) -> Floats:
-        """Log variables less their means [I, V]."""
+        """Log variables [I, V] minus `refs`."""
         return self.log_x - self.refs
 
     @property
@@ -49,34 +49,34 @@ class Sample:
         return len(np.unique(self.clusters)) == len(self.clusters)
 
     @property
-    def points(self) -> int:
+    def num_points(self) -> int:
         """The number of distinct points in the space of variables."""
         return len(np.unique(self.log_x, axis=0))
 
     def subset(self, rows: np.ndarray) -> Sample:
-        """Some of the rows."""
+        """The sample with only these rows."""
         return Sample(self.log_y[rows], self.log_x[rows], self.clusters[rows], self.cells[rows], self.is_uncentred)
 
     def by_cell(self) -> tuple[Floats, np.ndarray, float]:
-        """The mean log target of each cell, the index of each row's cell, and the sum of squares within cells."""
-        inverse = np.unique(self.cells, return_inverse=True)[1]
-        means = np.bincount(inverse, self.log_y) / np.bincount(inverse)
-        return means, inverse, float(((self.log_y - means[inverse]) ** 2).sum())
+        """The mean log target of each cell, the cell of each row as an index, and the sum of squares within cells."""
+        cell_of_row = np.unique(self.cells, return_inverse=True)[1]
+        means = np.bincount(cell_of_row, self.log_y) / np.bincount(cell_of_row)
+        return means, cell_of_row, float(((self.log_y - means[cell_of_row]) ** 2).sum())
 
     def cell_means(self) -> Sample:
-        """One row a cell, with the mean of its log targets over seeds.
+        """One row per cell, with the mean of its log targets over seeds.
 
         More seeds show how much runs of one cell scatter; only more cells show how well a law fits.
         """
-        means, inverse, _ = self.by_cell()
-        first = np.unique(inverse, return_index=True)[1]
-        return replace(self.subset(first), log_y=means, clusters=connected_groups(inverse, self.clusters)[first])
+        means, cell_of_row, _ = self.by_cell()
+        first = np.unique(cell_of_row, return_index=True)[1]
+        return replace(self.subset(first), log_y=means, clusters=connected_groups(cell_of_row, self.clusters)[first])
 
 
 def connected_groups(*groupings: np.ndarray) -> np.ndarray:
-    """Number [I] the sets of rows that are connected by sharing a group of any of `groupings` [I]."""
-    count, edges = len(groupings[0]), []
-    nodes = count
+    """Number the sets of connected rows [I]; two rows are connected if they share a group in any of `groupings` [I]."""
+    edges = []
+    nodes = count = len(groupings[0])
     for grouping in groupings:
         group = np.unique(grouping, return_inverse=True)[1]
         edges.append(np.stack([np.arange(count), nodes + group]))
@@ -87,12 +87,12 @@ def connected_groups(*groupings: np.ndarray) -> np.ndarray:
 
 
 def column_of(variable: str, size: str) -> str:
-    """The table's column with a law's variable; for N that is `size`."""
+    """The column of the table that holds a variable of a law; `size` for N."""
     return size if variable == "N" else COLUMNS.get(variable, variable)
 
 
 def missing_columns(table: Table, law: Law, target: str, size: str) -> list[str]:
-    """Columns that the fit needs and that the table lacks, or that lack a number above 0 in some row."""
+    """Columns that the fit needs, but that the table lacks or that have no number above 0 in some row."""
 
     def is_usable(name: str) -> bool:
         column = table.frame.get(name)
@@ -106,7 +106,7 @@ def take_sample(table: Table, law: Law, target: str, size: str, *, unit: Unit = 
     """The sample that `law` is fitted to, from a table of one family. `ValueError` names missing columns.
 
     Rows of one run, or of runs branched off one trunk, are one cluster. If the table has several shapes of model, rows
-    of one shape are too, since they deviate from the law together. `unit="cell"` takes the means over seeds.
+    of one shape are one cluster too, because they deviate from the law together. `unit="cell"` takes means over seeds.
     """
     if missing := missing_columns(table, law, target, size):
         raise ValueError(f"{law.name} of {target} needs the column {', '.join(missing)}, which the table lacks")
@@ -118,7 +118,8 @@ def take_sample(table: Table, law: Law, target: str, size: str, *, unit: Unit = 
     # Models of one shape agree in all counts of parameters, width and depth.
     shapes = group_numbers(frame, [*SIZES, "width", "depth"]).to_numpy()
     clusters = np.unique(frame["cluster"].astype(str), return_inverse=True)[1]
-    if coarser := [*([cells] if unit == "cell" else []), *([shapes] if shapes.any() else [])]:
-        clusters = connected_groups(clusters, *coarser)
+    groupings = [clusters, *([cells] if unit == "cell" else []), *([shapes] if shapes.any() else [])]
+    if len(groupings) > 1:
+        clusters = connected_groups(*groupings)
     sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, cells, law.is_uncentred)
     return sample.cell_means() if unit == "cell" else sample

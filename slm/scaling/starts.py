@@ -1,7 +1,7 @@
-"""Starts and bounds of the search for a fit, by variable projection over a grid of exponents.
+"""Starts and bounds of the search for a fit, by variable projection over a grid of exponents (Golub & Pereyra 1973).
 
-Given its exponents, a law is linear in its coefficients. At every point of the grid, the coefficients come from
-non-negative least squares on relative residuals, which equal log residuals to first order (Golub & Pereyra 1973).
+For given exponents, a law is linear in its coefficients. At every point of the grid, the coefficients come from
+non-negative least squares on relative residuals, which equal log residuals to first order. Axes: `slm.scaling.forms`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from slm.scaling.sample import Sample
 MIN_TERM_SHARE = 1e-5
 """A term below this share of the smallest target, at the centre of the data, counts as absent."""
 MIN_STARTING_SHARE = 0.03
-"""Least share of a term at the start of a search."""
+"""The smallest share of a term, relative to the smallest target, at the start of a search."""
 
 
 def grid_starts(law: Law, sample: Sample) -> Floats:
@@ -30,9 +30,9 @@ def grid_starts(law: Law, sample: Sample) -> Floats:
 
 
 def raise_small_terms(law: Law, sample: Sample, theta: Floats) -> Floats:
-    """The starts with small terms raised: the gradient of a term is its share of the loss, so a tiny one is stuck."""
-    K, raised = law.num_coefficients, theta.copy()
-    if K > 1:
+    """The starts with small terms raised: the gradient of a term is its share of the loss, so a tiny term is stuck."""
+    raised = theta.copy()
+    if (K := law.num_coefficients) > 1:
         raised[..., :K] = np.maximum(theta[..., :K], sample.log_y.min() + np.log(MIN_STARTING_SHARE))
     return raised
 
@@ -57,10 +57,10 @@ def _non_negative(basis: Floats, target: Floats) -> Floats:
     best, best_value = np.zeros((R, K)), np.zeros(R)
     for size in range(1, K + 1):
         for columns in combinations(range(K), size):
-            chosen = np.ix_(range(R), columns, columns)
-            ridge = 1e-12 * np.trace(gram[chosen], axis1=1, axis2=2)[:, None, None] * np.eye(size)
-            solution = np.linalg.solve(gram[chosen] + ridge, moment[:, list(columns), None])[:, :, 0]
-            value = -(solution * moment[:, list(columns)]).sum(axis=1)
+            gram_of_columns, moment_of_columns = gram[np.ix_(range(R), columns, columns)], moment[:, list(columns)]
+            ridge = 1e-12 * np.trace(gram_of_columns, axis1=1, axis2=2)[:, None, None] * np.eye(size)
+            solution = np.linalg.solve(gram_of_columns + ridge, moment_of_columns[:, :, None])[:, :, 0]
+            value = -(solution * moment_of_columns).sum(axis=1)
             is_better = (solution >= 0).all(axis=1) & (value < best_value)
             best_value[is_better] = value[is_better]
             best[is_better] = 0.0

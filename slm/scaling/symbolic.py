@@ -1,13 +1,8 @@
-"""A law made of a sympy expression, with derivatives by sympy. `slm.scaling.formulas` reads it from text.
-
-Coordinates are the logarithms of parameters; exponents and `real` parameters are their own coordinates. Coefficients,
-in which the law is linear, are *centred*: the logarithm of their term at the centre of the table, so that they hardly
-depend on the exponents (A of A N^-a is the value at N = 1, ten decades away from any data).
+"""A law made of a sympy expression, with derivatives by sympy. `slm.scaling.formulas` reads such laws from text.
 
 Notable: a formula may change its form with the units (max(N, 1e6)), so its log variables are not centred
-(`Law.is_uncentred`). The formula instead has the centre of the table, which all families share.
-
-Axes as in `slm.scaling.forms`.
+(`Law.is_uncentred`). The law instead has the centre of the table, which all families share, and at which the
+coordinates of coefficients are centred. Axes as in `slm.scaling.forms`.
 """
 
 from __future__ import annotations
@@ -24,15 +19,15 @@ from sympy.core.relational import Relational
 from slm.scaling.forms import EXPONENT_BOUNDS, GRIDS, Curvature, Floats, Law, gram
 
 MAX_LOG_DISTANCE = 25.0
-"""Largest log ratio of a parameter that is neither coefficient nor exponent to its scale in the data."""
+"""Bound of |log(parameter / its scale in the data)|, for parameters that are neither coefficients nor exponents."""
 SCATTERED_STARTS = 400
-"""Number of starts if a grid would have too many."""
+"""The number of starts for laws that would need too large a grid."""
 TYPICAL_EXPONENT = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formula(Law):
-    """A law given by a formula; `slm.scaling.formulas.read_formula` makes it."""
+    """A law given by a formula (see `slm.scaling.formulas.read_formula`)."""
 
     name: str
     equation: str
@@ -60,12 +55,13 @@ class Formula(Law):
 
     @cached_property
     def _in_coordinates(self) -> tuple[sp.Expr, tuple[sp.Symbol, ...], tuple[sp.Symbol, ...]]:
-        """The expression, with logs of parameters and log variables as its symbols; also these symbols."""
+        """The expression in terms of coordinates q, not centred, and log variables x; the symbols q; the symbols x."""
         q = sp.symbols(f"q:{len(self.parameters)}", real=True)
         x = sp.symbols(f"x:{len(self.variables)}", real=True)
-        new = {s: sp.exp(c) if logged else c for s, c, logged in zip(self._symbols, q, self._is_logged, strict=True)}
-        new |= {positive(name): sp.exp(log) for name, log in zip(self.variables, x, strict=True)}
-        return self.expression.xreplace(new), q, x
+        replaced = {positive(name): sp.exp(log) for name, log in zip(self.variables, x, strict=True)}
+        for symbol, coordinate, is_logged in zip(self._symbols, q, self._is_logged, strict=True):
+            replaced[symbol] = sp.exp(coordinate) if is_logged else coordinate
+        return self.expression.xreplace(replaced), q, x
 
     @cached_property
     def is_linear(self) -> bool:  # type: ignore[override]
@@ -75,15 +71,15 @@ class Formula(Law):
     @cached_property
     def powers(self) -> Mapping[str, tuple[tuple[str, str], ...]]:  # type: ignore[override]
         powers = {}
-        for symbol in self._symbols[: self.num_coefficients]:
-            term = sp.powsimp(sp.diff(self.expression, symbol), force=True).as_powers_dict()
+        for coefficient in self._symbols[: self.num_coefficients]:
+            term = sp.powsimp(sp.diff(self.expression, coefficient), force=True).as_powers_dict()
             pairs = []
             for base, power in term.items():
-                exponents = [s.name for s in power.free_symbols if s.name in self.exponents]
+                exponents = [symbol.name for symbol in power.free_symbols if symbol.name in self.exponents]
                 if base.is_Symbol and base.name in self.variables and len(exponents) == 1:
                     pairs.append((base.name, exponents[0]))
             if pairs:
-                powers[symbol.name] = tuple(sorted(pairs, key=lambda pair: self.variables.index(pair[0])))
+                powers[coefficient.name] = tuple(sorted(pairs, key=lambda pair: self.variables.index(pair[0])))
         return powers
 
     @cached_property
@@ -95,7 +91,7 @@ class Formula(Law):
         }
 
     def _values(self, scales: Iterable[float]) -> dict[sp.Symbol, float]:
-        """Values of symbols: variables at the centre of the table, exponents typical, other parameters at `scales`."""
+        """The centre of the table for variables, a typical value for exponents, and `scales` for other parameters."""
         values = {positive(v): float(np.exp(c)) for v, c in zip(self.variables, self.centre, strict=True)}
         return values | {
             symbol: TYPICAL_EXPONENT if symbol.name in self.exponents else scale
@@ -104,14 +100,14 @@ class Formula(Law):
 
     @cached_property
     def _scales(self) -> list[float]:
-        """A typical size of each parameter, from the terms that it is added to, compared with or divided by."""
         values = self._values([1.0] * len(self._symbols))
         return [_scale(self.expression, symbol, values, self.variables) for symbol in self._symbols]
 
     @cached_property
-    def _map(self) -> Floats:
-        """The matrix [P, P] from coordinates to logs of coefficients and to the other coordinates, unchanged."""
-        values, matrix = self._values(self._scales), np.eye(len(self.parameters))
+    def _uncentre(self) -> Floats:
+        """The matrix [P, P] that turns centred coordinates of coefficients into logs of coefficients."""
+        values = self._values(self._scales)
+        matrix = np.eye(len(self.parameters))
         for k, coefficient in enumerate(self._symbols[: self.num_coefficients]):
             log_term = sp.log(sp.diff(self.expression, coefficient))
             for j, symbol in enumerate(self._symbols):
@@ -121,13 +117,15 @@ class Formula(Law):
         return matrix
 
     def log_slopes(self, refs: Floats) -> Floats:
-        return self._map[: self.num_coefficients, self.num_coefficients :]
+        return self._uncentre[: self.num_coefficients, self.num_coefficients :]
 
     def _arguments(self, theta: Floats, x_IV: Floats) -> list[Floats]:
-        return [*(theta @ self._map.T).T[:, :, None], *x_IV.T[:, None, :]]
+        """The coordinates [R, 1], not centred, and log variables [1, I] that compiled functions take."""
+        q_RP = theta @ self._uncentre.T
+        return [*q_RP.T[:, :, None], *x_IV.T[:, None, :]]
 
-    def _first(self, theta: Floats, x_IV: Floats) -> list[Floats]:
-        """L and its derivatives by the coordinates of `_in_coordinates`, each [R, I]."""
+    def _value_and_gradient(self, theta: Floats, x_IV: Floats) -> list[Floats]:
+        """L and its derivatives by each coordinate of `_in_coordinates`, all [R, I]."""
         with np.errstate(all="ignore"):
             parts = _compiled(*self._in_coordinates)[0](*self._arguments(theta, x_IV))
         return [np.broadcast_to(np.asarray(part, float), (len(theta), len(x_IV))) for part in parts]
@@ -135,40 +133,41 @@ class Formula(Law):
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
         """NaN where the formula is not above 0."""
         with np.errstate(all="ignore"):
-            return np.asarray(np.log(self._first(theta, x_IV)[0]))
+            return np.asarray(np.log(self._value_and_gradient(theta, x_IV)[0]))
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        value, *first = self._first(theta, x_IV)
+        value, *value_by_q = self._value_and_gradient(theta, x_IV)
 
         def curvature(weights: Floats) -> Floats:
             hessian = -gram(slope, weights)
             with np.errstate(all="ignore"):
-                _, second, places = _compiled(*self._in_coordinates)
-                for (i, j), part in zip(places, second(*self._arguments(theta, x_IV)), strict=True):
-                    hessian[:, i, j] += (weights / value * part).sum(axis=1)
+                _, second_derivatives, indices = _compiled(*self._in_coordinates)
+                for (i, j), entry in zip(indices, second_derivatives(*self._arguments(theta, x_IV)), strict=True):
+                    hessian[:, i, j] += (weights / value * entry).sum(axis=1)
                     hessian[:, j, i] = hessian[:, i, j]
-            return np.asarray(self._map.T @ hessian @ self._map)
+            return np.asarray(self._uncentre.T @ hessian @ self._uncentre)
 
         with np.errstate(all="ignore"):
-            slope = np.stack([part / value for part in first], axis=1)
-            return np.log(value), np.matmul(self._map.T, slope), curvature
+            slope = np.stack([derivative / value for derivative in value_by_q], axis=1)
+            return np.log(value), np.matmul(self._uncentre.T, slope), curvature
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
         theta = np.concatenate([np.zeros((len(exponents), self.num_coefficients)), exponents], axis=1)
-        value, *first = (part / np.exp(log_y) for part in self._first(theta, x_IV))
-        basis = np.stack([*first[: self.num_coefficients], np.zeros_like(value)], axis=2)[:, :, :-1]
+        value, *value_by_q = (part / np.exp(log_y) for part in self._value_and_gradient(theta, x_IV))
+        # A law without coefficients has no columns, but np.stack needs one: the zeros, which are then cut off.
+        basis = np.stack([*value_by_q[: self.num_coefficients], np.zeros_like(value)], axis=2)[:, :, :-1]
         return np.nan_to_num(basis), np.nan_to_num(1 - (value - basis.sum(axis=2)))
 
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
         symbols = self._symbols[self.num_coefficients :]
         if all(s.name in self.exponents and s.is_positive for s in symbols) and len(symbols) in GRIDS:
             return super().bounds_and_starts(log_y)
-        lows, highs, starts = zip(*(self._span(symbol, log_y) for symbol in symbols), strict=True)
+        lows, highs, starts = zip(*(self._bounds_and_values(symbol, log_y) for symbol in symbols), strict=True)
         rng = np.random.default_rng(0)
         return np.array(lows), np.array(highs), np.stack([rng.permutation(values) for values in starts], axis=1)
 
-    def _span(self, symbol: sp.Symbol, log_y: Floats) -> tuple[float, float, Floats]:
-        """Bounds of a coordinate that is not a coefficient, and starts spread evenly over its plausible values."""
+    def _bounds_and_values(self, symbol: sp.Symbol, log_y: Floats) -> tuple[float, float, Floats]:
+        """Bounds of a coordinate that is not of a coefficient, and starts spread evenly over its plausible values."""
         share = (np.arange(SCATTERED_STARTS) + 0.5) / SCATTERED_STARTS
         if symbol.name in self.exponents:
             if not symbol.is_positive:
@@ -191,28 +190,24 @@ def positive(name: str) -> sp.Symbol:
 def _compiled(
     expression: sp.Expr, q: tuple[sp.Symbol, ...], x: tuple[sp.Symbol, ...]
 ) -> tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, int]]]:
-    """Functions of coordinates q and log variables x: L with its gradient, and nonzero entries of the Hessian.
-
-    Also the indices of these entries.
-    """
+    """Compile L with its gradient, and the nonzero entries of the Hessian's lower triangle, with their indices."""
     first = [sp.diff(expression, symbol) for symbol in q]
     second = {(i, j): sp.diff(first[i], q[j]) for i in range(len(q)) for j in range(i + 1)}
-    second = {pair: part for pair, part in second.items() if part != 0}
-    gradient, hessian = (
-        sp.lambdify([*q, *x], parts, modules="numpy", cse=True) for parts in ([expression, *first], [*second.values()])
-    )
-    return gradient, hessian, list(second)
+    nonzero = {indices: entry for indices, entry in second.items() if entry != 0}
+    value_and_gradient = sp.lambdify([*q, *x], [expression, *first], modules="numpy", cse=True)
+    hessian = sp.lambdify([*q, *x], list(nonzero.values()), modules="numpy", cse=True)
+    return value_and_gradient, hessian, list(nonzero)
 
 
 def vanishes(expression: sp.Expr) -> bool:
-    """Whether the expression is 0 everywhere, judged at two points, since expanding it could take forever."""
+    """Whether the expression is 0 everywhere, judged at two points, because expanding it could take forever."""
     symbols = sorted(expression.free_symbols, key=lambda symbol: symbol.name)
     points = ({symbol: start + 0.1 * j for j, symbol in enumerate(symbols)} for start in (0.37, 0.73))
     return expression == 0 or all(abs(complex(expression.subs(point).evalf())) < 1e-9 for point in points)
 
 
 def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[str, set[str]]:
-    """Parameters in the exponent of a power of variables -> the variables in its base."""
+    """Parameter in an exponent -> the variables in the bases of its powers."""
     bases: dict[str, set[str]] = {}
     for power in expression.atoms(sp.Pow):
         if names := {symbol.name for symbol in power.base.free_symbols} & {*variables}:
@@ -221,10 +216,8 @@ def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[st
     return bases
 
 
-def _scale(
-    expression: sp.Expr, symbol: sp.Symbol, values: Mapping[sp.Symbol, float], variables: Sequence[str]
-) -> float:
-    """|parameter| at which it equals the terms of variables that it is added to, compared with or divided by."""
+def _scale(expression: sp.Expr, symbol: sp.Symbol, values: dict[sp.Symbol, float], variables: Sequence[str]) -> float:
+    """The size of a parameter that equals the terms with variables that it is added to, compared with or divided by."""
     scale = 1.0
     for node in sp.preorder_traversal(expression):
         if isinstance(node, Relational):

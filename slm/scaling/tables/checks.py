@@ -51,10 +51,7 @@ def check_columns(raw: pd.DataFrame, columns: Columns) -> None:
 
 
 def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> None:
-    """Raise `ValueError` for the first value that is missing, impossible or not a number.
-
-    `raw` has the values as the file writes them, `frame` the converted values.
-    """
+    """Raise `ValueError` for the first value that is missing, impossible or not a number. `raw` is not converted."""
     for name in (name for name in QUANTITIES if name in raw):
         for row, value in raw[name].items():
             parsed = parse_number(value)
@@ -72,21 +69,17 @@ def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> No
     _check_agreement(raw, frame, columns)
     if "params_total" in frame and "params_non_embedding" in frame:
         for row in frame.index[frame["params_non_embedding"] > frame["params_total"]]:
-            total, inner = float(frame.at[row, "params_total"]), float(frame.at[row, "params_non_embedding"])
-            problem = f"is more than params_total={format_value(total)}: swap them?"
-            raise columns.error(row, "params_non_embedding", inner, problem)
+            problem = f"is more than params_total={format_value(float(frame.at[row, 'params_total']))}: swap them?"
+            raise columns.error(row, "params_non_embedding", float(frame.at[row, "params_non_embedding"]), problem)
 
 
 def _check_gaps(frame: pd.DataFrame, columns: Columns) -> None:
     """Every row needs a result, its tokens if the table has this column, and a size that all other rows have too."""
     sizes = [name for name in SIZES if name in frame]
     results = [name for name in ("loss", "perplexity") if name in frame] or ["bits_per_byte"]
-    required = [results]
-    if "tokens" in frame:
-        required.insert(0, ["tokens"])
-    if not any(is_complete(frame, name) for name in sizes):
-        required.insert(0, sizes[:1])
-    for names in required:  # a row must have a value in one of them
+    has_complete_size = any(is_complete(frame, name) for name in sizes)
+    tokens = ["tokens"] if "tokens" in frame else []
+    for names in filter(None, ([] if has_complete_size else sizes[:1], tokens, results)):
         for row in frame.index[frame[names].isna().all(axis=1)]:
             raise columns.error(row, names[0], "the cell", "is empty: fill it in or leave the row out")
 
@@ -158,8 +151,7 @@ def note_units(frame: pd.DataFrame, columns: Columns, *, flops_were_given: bool)
         if len(outliers := _flops_outliers(frame, ratio)):
             rows = shortlist(f"{row} ({_three_digits(ratio[row])} N D)" for row in outliers.index)
             notes.append(
-                f"Suspicious: in {len(outliers)} rows, flops are a different multiple of N D than in similar rows, and "
-                f"6 N D is usual: {rows}."
+                f"Suspicious: in {len(outliers)} rows, flops / (N D) is unlike similar rows (6 is usual): {rows}."
             )
     return notes
 

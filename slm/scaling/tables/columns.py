@@ -154,7 +154,7 @@ def first_complete(frame: pd.DataFrame, names: Sequence[str]) -> str:
     return next(name for name in names if is_complete(frame, name))
 
 
-def run_names(frame: pd.DataFrame, *columns: str) -> pd.Series:
+def run_ids(frame: pd.DataFrame, *columns: str) -> pd.Series:
     """The run of each row: its value in the last of `columns` in which it has one, else a name unique to the row."""
     names = pd.Series([f"row{row}" for row in frame.index], frame.index, dtype=object)
     for name in (name for name in columns if name in frame):
@@ -167,7 +167,7 @@ def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFram
 
     The cluster is the run of the row, or the run (`trunk`) from which that run was branched.
     """
-    cluster = run_names(frame, "run_id", "trunk")
+    cluster = run_ids(frame, "run_id", "trunk")
     is_shared = frame["family"].groupby(cluster).transform("nunique") > 1
     if is_shared.any():
         notes.append("A run_id that occurs in several families was taken as a separate run in each.")

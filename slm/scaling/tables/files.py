@@ -58,7 +58,6 @@ def _suffix(path: Path) -> str:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a file, decompressed if its name ends in .gz."""
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")

@@ -12,16 +12,7 @@ import pandas as pd
 from scipy import integrate, stats
 
 from slm.runtime.words import count_with_was, shortened, shortlist
-from slm.scaling.tables.columns import (
-    CELL,
-    SIZES,
-    TARGETS,
-    Columns,
-    convert_types,
-    group_numbers,
-    is_complete,
-    run_names,
-)
+from slm.scaling.tables.columns import CELL, SIZES, TARGETS, Columns, convert_types, group_numbers, is_complete, run_ids
 from slm.scaling.tables.values import COMPLETED, format_value, is_blank, parse_booleans, parse_number, status_word
 
 TUNED_SETTINGS = (
@@ -187,7 +178,7 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
             raise ValueError(f"best_of={name} must be a setting of which several values were tried, such as lr")
     if not names:
         return frame
-    run = run_names(frame, "run_id")
+    run = run_ids(frame, "run_id")
     order = frame.sort_values("tokens", kind="stable") if "tokens" in frame else frame
     is_last = ~run[order.index].duplicated(keep="last")
     last_rows = frame.loc[order.index[is_last]].sort_index()

@@ -116,9 +116,8 @@ def note_checkpoints(frame: pd.DataFrame, columns: Columns) -> list[str]:
     if step is None or (checkpoints := _checkpointed_runs(frame, ["seed"], step)) is None:
         return []
     last_steps = frame[step].groupby(checkpoints[0]).max()
-    filter_hint = ""
-    if last_steps.nunique() == 1:
-        filter_hint = f", or keep only the last rows by where='{step} == {format_value(last_steps.iloc[0])}'"
+    condition = f"{step} == {format_value(last_steps.iloc[0])}"
+    filter_hint = f", or keep only the last rows by where='{condition}'" if last_steps.nunique() == 1 else ""
     return [
         f"Each row counts as a run, and rows of one family and size differ in {step}, as checkpoints of "
         f"{len(last_steps)} runs do: if so, name the column of the run, as in columns.run_id=NAME{filter_hint}; "
@@ -144,8 +143,7 @@ def _checkpointed_runs(frame: pd.DataFrame, by: list[str], step: str | None) -> 
     is_later = by_run[order].diff() > 0
     if is_complete(frame, "tokens"):
         is_later &= by_run["tokens"].diff() >= 0
-    is_first = ~rows["run_"].duplicated()
-    is_ordered = (is_first | is_later).groupby(rows["run_"]).transform("all")
+    is_ordered = (is_later | ~rows["run_"].duplicated()).groupby(rows["run_"]).transform("all")
     is_checkpoint = is_ordered & (by_run["run_"].transform("size") > 1)
     checkpoints = run[is_checkpoint.reindex(run.index)]
     return (checkpoints, order) if 2 * len(checkpoints) > len(frame) else None

@@ -28,14 +28,9 @@ _NOT_COMPLETED = {
 }  # fmt: skip
 MAX_CHARACTERS = 200
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos,
+}  # fmt: skip
 # Lambdas, because the functions of numpy accept a second argument, into which they write.
 _FUNCTIONS = {"log": lambda x: np.log(x), "exp": lambda x: np.exp(x), "sqrt": lambda x: np.sqrt(x)}
 _ALLOWED = "names of columns, numbers, + - * / ** and log, exp, sqrt"
