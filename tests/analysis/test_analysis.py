@@ -171,7 +171,7 @@ def test_rows_of_one_run_widen_the_intervals_and_the_report_says_what_they_share
     power = fits_of(tmp_path / "analysis", fitted=True, law="power", loss="least_squares")
     assert {e["covariance_method"] for e in power} == {"cluster_t"}
     assert not comparison["laws"]["power"]["independent"]
-    assert all(any("12 rows belong to 6 shapes or runs" in note for note in e["notes"]) for e in power)
+    assert all(any("12 rows are correlated within 6 shapes or runs" in note for note in e["notes"]) for e in power)
 
 
 def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:
