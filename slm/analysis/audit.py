@@ -22,6 +22,7 @@ DATA = ("data_fingerprint", "data", "dataset", "data_name")
 TOKENIZER = ("tokenizer_fingerprint", "tokenizer")
 EVALUATION = ("eval_fingerprint", "eval_set", "evaluation_set", "val_bytes", "val_tokens")
 RATES_TRIED = ("lr_tried", "lr_candidates")
+"""Columns that may state a setting. The first of them that has a value in every row is compared."""
 SETTINGS = {
     "schedule": ("schedule",),
     "sequence length": ("sequence_length", "context_length"),
@@ -250,7 +251,6 @@ def _ranges(frame: pd.DataFrame, name: str) -> str:
 
 
 def _values_by_family(families: dict[str, list[Any]]) -> str:
-    """A few values of a few families, for a sentence."""
     max_values = max(2, MAX_VALUES // len(families))
     texts = (f"{shortened(name, 30)} {shortlist(map(_text, values), max_values)}" for name, values in families.items())
     return shortlist(texts, MAX_FAMILIES, "; ", max_characters=200)

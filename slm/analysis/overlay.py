@@ -28,9 +28,9 @@ Entry = dict[str, Any]
 
 FILE = "overlay.json"
 BITS = "bits_per_byte"
-NAMES = ("model", "name", "checkpoint", "run_id")
-TEXTS = ("eval_data", "eval_set", "evaluation_set")
-WINDOWS = ("max_length", "context_length", "sequence_length")
+NAME_COLUMNS = ("model", "name", "checkpoint", "run_id")
+TEXT_COLUMNS = ("eval_data", "eval_set", "evaluation_set")
+WINDOW_COLUMNS = ("max_length", "context_length", "sequence_length")
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def read_overlay(config: Mapping[str, Any]) -> Overlay | None:
 def _check_columns(rows: pd.DataFrame, source: str, column: str) -> None:
     if column != BITS and column not in rows:
         names = ", ".join(str(name) for name in rows if str(name).startswith(BITS)) or "none"
-        raise ValueError(
-            f"{source} has no column {column}, which overlay_column names: its bits_per_byte columns are {names}"
-        )
+        raise ValueError(f"{source} has no column {column}, which overlay_column names: its {BITS} columns are {names}")
     for preferred, accepted in ((SIZES[0], SIZES), (BITS, (column, *TARGETS))):
         if not {*accepted} & {*rows}:
             raise ValueError(
@@ -156,7 +154,7 @@ def _target(overlay: Overlay, targets: Sequence[str], tokenizer: pd.Series | Non
 
 
 def _usable_rows(overlay: Overlay, target: str, size: str) -> tuple[pd.DataFrame, list[str]]:
-    """The rows with both `target` and `size`, and a note that names the others. Raises `ValueError` without rows."""
+    """The rows with both `target` and `size`, and a note on the other rows. Raises `ValueError` if no row has both."""
     frame, source = overlay.table.frame, overlay.table.name
     if size not in frame:
         raise ValueError(f"overlay={source} has no column {size}, which is the N of this analysis: add it")
@@ -180,7 +178,7 @@ def _point(row: Mapping[str, Any], overlay: Overlay, target: str, size: str) -> 
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return str(_present_values(row, (*NAMES, "family"))[0])
+    return str(_present_values(row, (*NAME_COLUMNS, "family"))[0])
 
 
 def _present_values(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
@@ -199,8 +197,8 @@ def _caveats(
         f"Tokens: the runs were trained on {run_tokens}, the checkpoints {_checkpoint_tokens(points)}; a law in N "
         "alone predicts what a model of that size would reach on as many tokens as the runs.",
         _tokenizers(checkpoints, runs, column),
-        f"Context: windows of {_values_text(checkpoints, WINDOWS)} tokens for the checkpoints and of "
-        f"{_values_text(runs, WINDOWS)} for the runs; a longer window alone lowers the result.",
+        f"Context: windows of {_values_text(checkpoints, WINDOW_COLUMNS)} tokens for the checkpoints and of "
+        f"{_values_text(runs, WINDOW_COLUMNS)} for the runs; a longer window alone lowers the result.",
         "Recipe: the checkpoints have their own optimizer, schedule, learning rate and choice of data, and nothing "
         "here controls for them.",
         _extrapolation(families, len(points)),
@@ -212,10 +210,10 @@ def _texts(checkpoints: pd.DataFrame, runs: pd.DataFrame, column: str) -> str:
     fingerprints = [values_of(frame, ("eval_data_fingerprint",)) for frame in (checkpoints, runs)]
     available = [values for values in fingerprints if values is not None]
     if column == BITS and len(available) == 2 and len(set().union(*available)) == 1:
-        return f"scored on the same text ({_values_text(checkpoints, TEXTS)})"
+        return f"scored on the same text ({_values_text(checkpoints, TEXT_COLUMNS)})"
     unknown = "a text that the file does not name"
-    checkpoint_text = _values_text(checkpoints, TEXTS, unknown) if column in (BITS, "loss") else column
-    run_text = _values_text(runs, TEXTS, "their own validation text")
+    checkpoint_text = _values_text(checkpoints, TEXT_COLUMNS, unknown) if column in (BITS, "loss") else column
+    run_text = _values_text(runs, TEXT_COLUMNS, "their own validation text")
     return f"scored on {checkpoint_text}, the runs on {run_text}: one model has different results on different texts"
 
 

@@ -61,13 +61,13 @@ def comparison_section(analysis: Directory) -> Section:
 
 
 def _joint(law: Entry) -> str:
-    tests = [f"{name}: p {p_value(test['p'], equals=True)}" for name, test in law["joint"].items()]
+    tests = [f"p {p_value(test['p'], equals=True)} for {name}" for name, test in law["joint"].items()]
     if not tests:
         return "No exponent is identified in two families, so none is compared."
     common_range = (law["common_range"] or {}).get("range")
     span = f"{count(common_range[0])} to {count(common_range[1])}" if common_range else ""
     return (
-        f"Welch's test that all families have the same exponent, with a scatter per family: {'; '.join(tests)}."
+        f"Welch's test that all families have the same exponent, with a scatter per family: {', '.join(tests)}."
         + (f" Fits are over the sizes that all families span, {span}." if span else "")
         + " The intervals and p-values of the pairs are by Welch's method too."
     )
@@ -114,12 +114,12 @@ def _models_explained(law: Entry) -> str:
         "LR is the likelihood ratio against separate laws. `calibrated p` comes from data simulated under the "
         "restricted model with each family's own scatter, because `chi-square p` is too small with few runs."
     )
-    levels = next((t for t in law["tests"] if t["restricted"] == "one_law" and t["wider"] != "separate"), None)
-    if levels is None:
+    test = next((t for t in law["tests"] if t["restricted"] == "one_law" and t["wider"] != "separate"), None)
+    if test is None:
         return words
-    p = p_value(levels["p"], levels["replicates"], equals=True)
-    ratio = format_number(levels["statistic"], 3)
-    return f"{words} One law for all families against the same law with N (and D) rescaled: LR {ratio}, p {p}."
+    p = p_value(test["p"], test["replicates"], equals=True)
+    ratio = format_number(test["statistic"], 3)
+    return f"{words} One law for all families against one law with N (and D) rescaled per family: LR {ratio}, p {p}."
 
 
 def _efficiency(law: Entry, level: float) -> list[str]:
@@ -210,10 +210,10 @@ def _changes_of_order(survives: dict[str, bool]) -> str:
 
 def _unused(rows: Sequence[Entry]) -> str:
     """How many fits were not used to rank families, and why."""
-    num_poor = sum(not row.get("tenable", True) for row in rows)
+    num_untenable = sum(not row.get("tenable", True) for row in rows)
     reasons = {
-        "with an exponent that is not identified": len(rows) - num_poor,
-        "under a law that misses the data by much more than the best law": num_poor,
+        "with an exponent that is not identified": len(rows) - num_untenable,
+        "under a law that misses the data by much more than the best law": num_untenable,
     }
     counted = [f"{number} {reason}" for reason, number in reasons.items() if number]
     return f"Fits not used for rankings: {', '.join(counted)}." if counted else ""
@@ -228,25 +228,25 @@ def differences_figure(analysis: Directory) -> Figure | None:
     groups: dict[str, list[Entry]] = {}
     for row in rows:
         groups.setdefault(row["exponent"], []).append(row)
-    level = 1 - analysis.level
-    significant = sum(_is_significant(row, level) for row in rows)
-    title = f"Differences of exponents: {significant or 'none'} of {len(rows)} differ from zero after Holm's adjustment"
+    max_p = 1 - analysis.level
+    num_significant = sum(_is_significant(row, max_p) for row in rows)
+    title = f"Differences of exponents: {num_significant or 'none'} of {len(rows)} differ from zero (Holm-adjusted)"
     margins = Margins(left=max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows)), right=1.2)
     width, height = 4.8 + margins.left, 0.8 + 0.3 * max(map(len, groups.values()))
     figure, axes = panels(len(groups), title, columns=1, width=width, height=height, margins=margins)
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
-        _differences(axis, group, level)
+        _differences(axis, group, max_p)
         axis.set_xlabel(f"difference in {name}")
     return figure
 
 
-def _differences(axis: Axes, rows: list[Entry], level: float) -> None:
+def _differences(axis: Axes, rows: list[Entry], max_p: float) -> None:
     ends = [row[key] for row in rows for key in ("delta", "ci_low", "ci_high")]
     edge = 1.08 * max(abs(end) for end in ends if is_number(end))
     axis.axvline(0, color=INK, lw=0.8)
     for y, row in enumerate(rows):
         low, high = row["ci_low"], row["ci_high"]
-        colour = PALETTE[1] if _is_significant(row, level) else PALETTE[0]
+        colour = PALETTE[1] if _is_significant(row, max_p) else PALETTE[0]
         axis.plot([low if is_number(low) else -edge, high if is_number(high) else edge], [y, y], color=colour, lw=1.6)
         axis.plot(row["delta"], y, "o", color=colour, ms=5)
         text_beside(axis, y, f"Holm p {p_value(row['p_adjusted'], equals=True)}", x=1.02, size=8)
@@ -256,8 +256,8 @@ def _differences(axis: Axes, rows: list[Entry], level: float) -> None:
     axis.set_xlim(-edge, edge)
 
 
-def _is_significant(row: Entry, level: float) -> bool:
-    return is_number(row["p_adjusted"]) and row["p_adjusted"] < level
+def _is_significant(row: Entry, max_p: float) -> bool:
+    return is_number(row["p_adjusted"]) and row["p_adjusted"] < max_p
 
 
 def _label(row: Entry) -> str:

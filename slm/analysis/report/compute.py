@@ -61,14 +61,13 @@ def _allocation(rows: list[Entry]) -> list[str]:
     }
     if any("device_hours" in row for row in optima):
         columns = {**columns, **COST_COLUMNS}
-    factors = {
-        family_name(row): format_number(row["flops_per_parameter_and_token"], 3) for row in rows if row["budgets"]
-    }
+    flops = {family_name(row): format_number(row["flops_per_parameter_and_token"], 3) for row in optima}
+    flops_of_families = [f"{factor} N D for {family}" for family, factor in flops.items()]
     return [
         "**Compute-optimal allocation** by the identified laws in N and D, at the largest budget of each family and "
-        f"at larger budgets. FLOPs are C = {join_names(list(factors.values()))} N D, as counted in the table "
-        f"({join_names(list(factors))}). These are point estimates. A factor in parentheses is relative to the "
-        "family's largest run and means that the law is extrapolated.",
+        f"at larger budgets. By the FLOPs of the table, C = {join_names(flops_of_families)}. These are point "
+        "estimates. A factor in parentheses is relative to the family's largest run and means that the law is "
+        "extrapolated.",
         table_by_column(optima, columns),
         *contradictions,
     ]

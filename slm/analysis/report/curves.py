@@ -232,9 +232,10 @@ def residuals_figure(analysis: Directory) -> Figure | None:
 def profiles_figure(analysis: Directory) -> Figure | None:
     """|t| of the exponents of the verdict's law and, for a power law, also of the same law with a floor."""
     main_law = analysis.primary["law"]
+    law_with_floor = main_law.replace("power", "power_floor")  # no entries if the main law has a floor itself
     profiles = [
         (entry, name)
-        for law in dict.fromkeys((main_law, main_law.replace("power", "power_floor")))
+        for law in dict.fromkeys([main_law, law_with_floor])
         for entry in analysis.entries(law=law)
         for name, profile in (entry.get("profiles") or {}).items()
         if has_complete_lists(profile, "values") and sum(map(is_number, profile["t"])) > 2

@@ -133,7 +133,8 @@ def _ranges(rows: Sequence[Entry], heading: str) -> str:
 
 
 def _range_text(variable: str, ends: Sequence[float]) -> str:
-    return " to ".join(dict.fromkeys(amount(variable, end) for end in ends))
+    low, high = (amount(variable, end) for end in ends)
+    return low if low == high else f"{low} to {high}"
 
 
 class Panel(NamedTuple):
@@ -248,8 +249,8 @@ def _limits(panel: Panel) -> tuple[float, float]:
 def _forest_row(axis: Axes, analysis: Directory, entry: Entry, name: str, y: float, limits: Sequence[float]) -> None:
     family, identified = entry["family"], is_identified(entry, name)
     colour, marker = analysis.colour(family) if identified else GREY, analysis.marker(family)
-    low, high = (end if is_number(end) else limit for end, limit in zip(entry["ci95"][name], limits, strict=True))
     left, right = limits
+    low, high = (end if is_number(end) else limit for end, limit in zip(entry["ci95"][name], limits, strict=True))
     line_style = "-" if identified else ":"
     axis.plot(np.clip([low, high], left, right), [y, y], color=colour, lw=1.5, ls=line_style, clip_on=False)
     for is_beyond, limit, arrow in ((low <= left, left, "<"), (high >= right, right, ">")):
@@ -260,6 +261,6 @@ def _forest_row(axis: Axes, analysis: Directory, entry: Entry, name: str, y: flo
         axis.plot(value, y, marker=marker, color=colour, ms=5, zorder=3)
         text_beside(axis, y, with_interval(value, entry["ci95"][name], 3), color=INK)
         return
-    if is_number(value) and limits[0] < value < limits[1]:
+    if is_number(value) and left < value < right:
         axis.plot(value, y, marker=marker, mec=colour, mfc="white", ms=4.5, zorder=3)
     text_beside(axis, y, "not identified", color="#777777", style="italic")

@@ -52,7 +52,8 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
         return [*blocks, analysis.figure("isoflop", "The given optima, and the power laws fitted to them.")]
     budgets = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
     if budgets:
-        header = ("family", "C (FLOPs)", "best N by approach 2", "best D", "best N by `chinchilla`", "ratio", "remarks")
+        header = ("family", "C (FLOPs)", "best N by approach 2", "best D by approach 2", "best N by `chinchilla`",
+                  "`chinchilla` / approach 2", "remarks")  # fmt: skip
         heading = "Best N of each budget, by approach 2 and by `chinchilla`"
         blocks += [
             _disagreement(rows),
@@ -66,8 +67,8 @@ def _without_exponent(rows: list[Entry], are_given: bool) -> str:
     families: dict[str, list[str]] = {}
     for row in rows:
         families.setdefault(row["reason"], []).append(family_name(row))
-    what = "exponents through the given optima" if are_given else "isoFLOP exponents (approach 2)"
-    return "\n\n".join(f"No {what} for {join_names(names)}: {reason}." for reason, names in families.items())
+    exponents = "exponents through the given optima" if are_given else "isoFLOP exponents (approach 2)"
+    return "\n\n".join(f"No {exponents} for {join_names(names)}: {reason}." for reason, names in families.items())
 
 
 def _budget_row(row: Entry, budget: Entry) -> list[str]:

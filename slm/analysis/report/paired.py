@@ -9,7 +9,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, bullets, table, table_by_column
 from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short_name
-from slm.runtime.words import NO_VALUE, format_number, is_number, p_value, percent, with_interval
+from slm.runtime.words import NO_VALUE, format_number, is_number, p_value, percent, plural, with_interval
 from slm.scaling.describe import Entry, has_complete_lists, pair_name
 
 MAX_PANELS = 12
@@ -33,9 +33,7 @@ def paired_section(analysis: Directory) -> Section | None:
         "reject. p-values are adjusted over the pairs (Holm).",
         _slopes(pairs),
         _above_floor(pairs),
-        analysis.figure(
-            "ratios", "Ratios at the same sizes. Points: means over seeds. Line and band: fit and interval."
-        ),
+        analysis.figure("ratios", "Points: means over seeds. Line and band: the fit of the ratio and its interval."),
         _levels(pairs, analysis.target_name),
         "Not paired:" if unmatched else "",
         bullets(unmatched),
@@ -101,16 +99,16 @@ def ratios_figure(analysis: Directory) -> Figure | None:
     pairs = [pair for pair in pairs if has_complete_lists(pair["band"], "centre", "low", "high")]
     if not pairs:
         return None
-    level, target = 1 - analysis.level, analysis.target_name
-    significant = sum(pair["p_adjusted"] < level for pair in pairs)
-    title = f"Ratio of {target} at the same sizes: {significant or 'none'} of {len(pairs)} slopes "
-    title += f"{'differs' if significant == 1 else 'differ'} from zero after Holm's adjustment"
+    max_p, target = 1 - analysis.level, analysis.target_name
+    num_significant = sum(pair["p_adjusted"] < max_p for pair in pairs)
+    title = f"Ratio of {target} at the same sizes: the slope differs from zero in {num_significant or 'none'} of "
+    title += f"{plural(len(pairs), 'pair')} (Holm-adjusted)"
     if len(pairs) > MAX_PANELS:
         title += f"; shown are the {MAX_PANELS} pairs with the smallest p"
         pairs = sorted(pairs, key=lambda pair: pair["p"])[:MAX_PANELS]
     figure, axes = panels(len(pairs), title, columns=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
     for axis, pair in zip(axes, pairs, strict=True):
-        colour = PALETTE[1] if pair["p_adjusted"] < level else PALETTE[0]
+        colour = PALETTE[1] if pair["p_adjusted"] < max_p else PALETTE[0]
         band, sizes = pair["band"], pair["sizes"]
         low, high, centre = (100 * np.expm1(np.array(band[name])) for name in ("low", "high", "centre"))
         axis.fill_between(band["N"], low, high, color=colour, alpha=0.2, lw=0)

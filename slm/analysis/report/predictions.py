@@ -33,14 +33,14 @@ def predictions_section(analysis: Directory) -> Section | None:
     target, ranges = analysis.target_name, analysis.comparison["envelopes"]
     columns = {
         "family": family_name,
-        "at": lambda row: _point(row["at"]),
+        "point": lambda row: _point(row["at"]),
         f"range of {target} of one run": lambda row: (
             interval([row["low"], row["high"]]) if row["laws"] else "none: every law is rejected"
         ),
         "laws not rejected": lambda row: ", ".join(row["laws"]) or NO_VALUE,
     }
     interval_name = f"{analysis.level:.0%} interval of one run, under this law"
-    header = ("family", "law", "at", "beyond the data by", f"predicted {target}", interval_name)
+    header = ("family", "law", "point", "beyond the data by", f"predicted {target}", interval_name)
     return Section("Predictions").add(
         "These sizes lie beyond the data, so no run here tests whether a law still holds there. Quote the range over "
         f"all laws that the data do not reject. Each such law has a {analysis.level:.0%} interval for one more run; "
@@ -159,7 +159,9 @@ def doubling_section(analysis: Directory) -> Section | None:
     all_rows = [row for rows in by_family.values() for row in rows]
     if not all_rows:
         return None
-    ends = [row for rows in by_family.values() for row in (rows if len(rows) < 2 else (rows[0], rows[-1]))]
+    first_and_last = []
+    for rows in by_family.values():
+        first_and_last += [rows[0], rows[-1]] if len(rows) > 1 else rows
     names_without = [name for name, rows in by_family.items() if not rows]
     target = analysis.target_name
     header = ("family", "from N", f"gain in {target} by doubling N", "measured between two sizes", "twice N is")
@@ -167,8 +169,8 @@ def doubling_section(analysis: Directory) -> Section | None:
         f"The gain is the {target} at N minus the {target} at 2N along the law, with its {analysis.level:.0%} "
         "interval. The gain falls with size by the same rule everywhere, so no size is a knee or a sweet spot. Where "
         "to stop depends on what a parameter costs.",
-        table(header, ends),
-        folded("From every size", table(header, all_rows)) if len(all_rows) > len(ends) else "",
+        table(header, first_and_last),
+        folded("From every size", table(header, all_rows)) if len(all_rows) > len(first_and_last) else "",
         f"No gain is given for {join_names(names_without)}, whose fit has no band." if names_without else "",
         analysis.figure(
             "doubling",
@@ -219,7 +221,8 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     # Cut off bands that are much wider than the gains, which would squeeze the gains into a strip.
     lowest_gain = min(*gains, 0)
     reach = max(gains) - lowest_gain
-    bottom, top = max(min(*heights, 0), lowest_gain - reach), min(max(heights), max(gains) + reach)
+    bottom = max(min(*heights, 0), lowest_gain - reach)
+    top = min(max(heights), max(gains) + reach)
     axis.set_ylim(bottom - 0.05 * reach, top + 0.05 * reach)
     axis.axhline(0, color=INK, lw=0.8)
     axis.set_xlabel(analysis.axis_name("N"))

@@ -24,14 +24,13 @@ def rates_figure(analysis: Directory) -> Figure | None:
     title = f"Loss against learning rate, {len(tuning)} shapes: crosses are fitted optima"
     figure, axes = panels(len(families), title, columns=3, width=3.7 if has_several else 6.0)
     for axis, family in zip(axes, families, strict=True):
-        _panel(axis, runs[runs["family"] == family], tuning[tuning["family"] == family])
+        _draw_family(axis, runs[runs["family"] == family], tuning[tuning["family"] == family])
         axis.set_title(short_name(family) + ("" if has_several else f", {num_shapes} shapes"))
     axes[0].set_ylabel("loss (nats per token)")
     return figure
 
 
-def _panel(axis: Axes, runs: pd.DataFrame, optima: pd.DataFrame) -> None:
-    """Draw the runs and optima of one family."""
+def _draw_family(axis: Axes, runs: pd.DataFrame, optima: pd.DataFrame) -> None:
     for index, (_, optimum) in enumerate(optima.sort_values("params_total").iterrows()):
         is_same_shape = (runs[SHAPE] == optimum[SHAPE]).all(axis=1)
         means = runs[is_same_shape].groupby("lr")["loss"].mean()

@@ -66,7 +66,8 @@ def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
     entries = analysis.entries(law=law)
     rmses = [row["rmse_log"] for row in rows if is_number(row["rmse_log"])]
     errors = [row["extrapolation_error_log"] for row in rows if is_number(row["extrapolation_error_log"])]
-    p_values = [(entry.get("lack_of_fit") or {}).get("p") for entry in entries]
+    tests = [entry.get("lack_of_fit") or {} for entry in entries]
+    p_values = [test["p"] for test in tests if is_number(test.get("p"))]
     steps = [step for entry in entries for step in _steps(entry)]
     steps_by_distance = ([step for step in steps if step["sizes_ahead"] == distance] for distance in (1, 2, 3))
     return [
@@ -74,7 +75,7 @@ def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
         f"{sum(row['identified'] for row in rows)} of {len(rows)}",
         percent(max(rmses, default=None)),
         percent(max(errors, key=abs, default=None), sign=True),
-        p_value(min(filter(is_number, p_values), default=None)),
+        p_value(min(p_values, default=None)),
         *map(_count_inside, steps_by_distance),
     ]
 
@@ -119,7 +120,7 @@ def extrapolation_figure(analysis: Directory) -> Figure | None:
 def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) -> None:
     """Draw one law. Points of the same size are shifted sideways, by family and by row, so that they do not overlap."""
     variable = entries[0]["extrapolation"]["variable"]
-    marks = []
+    marks = []  # x, absolute error, half the width of the interval
     for entry in entries:
         colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
         shift = analysis.families.index(entry["family"]) - (len(analysis.families) - 1) / 2

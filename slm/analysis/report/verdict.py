@@ -86,8 +86,8 @@ def audit_section(analysis: Directory) -> Section:
         return section.add("**NOT AUDITED**: the directory has no audit.json.")
     return section.add(
         f"**{_audit_label(analysis)}**",
-        *_sentences("Differs:", audit["violations"]),
-        *_sentences("Varies within the family:", audit["varies"]),
+        *_sentences("Differences:", audit["violations"]),
+        *_sentences("Differences within the family:", audit["varies"]),
         *map(escape_markdown, _unknown(audit)),
         *_sentences("Matched:", audit["checked"]),
     )
