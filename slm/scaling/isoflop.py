@@ -145,15 +145,16 @@ def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tupl
 def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | None = None) -> Exponent:
     """Fit the least-squares slope of log y against log C, with a t interval of (budgets - 2) degrees of freedom.
 
-    `variances` [budgets]: of log y, from the scatter within budgets. The interval is at least a quarter as wide as this
-    scatter alone would make it, since three budgets can lie on a line by luck (coverage in simulations: 94% to 97%).
+    `variances` [budgets] of log y follow from the scatter within budgets. The interval is at least a quarter as wide as
+    that scatter alone would make it, since three budgets can lie on a line by luck (coverage in simulations: 94% to 97%).
     """
-    z, df = log_c - log_c.mean(), len(log_c) - 2
+    z = log_c - log_c.mean()
+    df = len(log_c) - 2
     slope = float(z @ log_y / (z @ z))
     residuals = log_y - log_y.mean() - slope * z
-    half_width = float(stats.t.ppf(0.5 + level / 2, df) * np.sqrt(residuals @ residuals / df / (z @ z)))
+    t_half_width = float(stats.t.ppf(0.5 + level / 2, df) * np.sqrt(residuals @ residuals / df / (z @ z)))
     se_scatter = None if variances is None else float(np.sqrt(z**2 @ variances) / (z @ z))
-    half_width = max(half_width, stats.norm.ppf(0.5 + level / 2) / 4 * (se_scatter or 0.0))
+    half_width = max(t_half_width, stats.norm.ppf(0.5 + level / 2) / 4 * (se_scatter or 0.0))
     return Exponent(slope, slope - half_width, slope + half_width, se_scatter)
 
 
@@ -194,18 +195,17 @@ def _clear_groups(log_c: Floats, start: int, end: int) -> list[tuple[int, int]]:
     return _clear_groups(log_c, start, cut) + _clear_groups(log_c, cut, end)
 
 
-def _why_no_exponents(column: str, budgets: int, used: int) -> str | None:
-    """Say why fewer than `MIN_BUDGETS` budgets can be used; None if there are enough."""
-    if used >= MIN_BUDGETS:
+def _why_no_exponents(column: str, num_budgets: int, num_used: int) -> str | None:
+    if num_used >= MIN_BUDGETS:
         return None
-    if not budgets and column != "flops":
+    if not num_budgets and column != "flops":
         return f"no value of the column {column} has {MIN_SIZES} sizes"
-    if not budgets:
+    if not num_budgets:
         return f"no {MIN_SIZES} sizes have FLOPs within a factor of {MAX_SPREAD} and a clear gap to all other runs"
-    num_budgets = "1 budget has" if budgets == 1 else f"{budgets} budgets have"
-    num_used = "1 of them has" if used == 1 else f"{used} of them have"
-    inside = f", and {num_used} the lowest point inside" if used < budgets else ""
-    return f"{num_budgets} {MIN_SIZES} sizes or more{inside}; {MIN_BUDGETS} are needed"
+    budgets = "1 budget has" if num_budgets == 1 else f"{num_budgets} budgets have"
+    used = "1 of them has" if num_used == 1 else f"{num_used} of them have"
+    inside = f", and {used} the lowest point inside" if num_used < num_budgets else ""
+    return f"{budgets} {MIN_SIZES} sizes or more{inside}; {MIN_BUDGETS} are needed"
 
 
 @dataclass(frozen=True)

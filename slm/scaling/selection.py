@@ -33,7 +33,7 @@ def assess_laws(fitted: ByLaw) -> dict[str, Entry]:
 
     Laws that fit at most half as many families as another law are not compared. The others are compared on the same
     rows: the families that all of these laws fit, each with its own parameters and all with one scatter. Keys of a row:
-    `families`, `refused` (family -> reason), `tenable` and `why` (it is not). A law that is compared also has `aicc`,
+    `families`, `refused` (family -> reason), `tenable`, and `why` it is not. A law that is compared also has `aicc`,
     `aic`, `aicc_above_best`, `aic_above_best`, `parameters`, `exact` and `held_out` (root mean square log error of
     predicting the largest size).
 
