@@ -146,7 +146,7 @@ def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | Non
     """Fit the least-squares slope of log y against log C, with a t interval of (budgets - 2) degrees of freedom.
 
     `variances` [budgets] of log y follow from the scatter within budgets. The interval is at least a quarter as wide as
-    that scatter alone would make it, since three budgets can lie on a line by luck (coverage in simulations: 94% to 97%).
+    that scatter alone would make it, as three budgets can lie on a line by luck (coverage in simulations: 94 to 97%).
     """
     z = log_c - log_c.mean()
     df = len(log_c) - 2
