@@ -51,9 +51,7 @@ def run(config: DictConfig) -> int:
 def start() -> None:
     """Run `main` with Hydra. Raises `ValueError` for Hydra's --multirun, which sweep.py does not support."""
     if {"-m", "--multirun"} & set(sys.argv[1:]):
-        raise ValueError(
-            "sweep.py has no -m: it runs one sweep or analyses one table; start it once for each sweep or table"
-        )
+        raise ValueError("sweep.py has no -m: start it once for each sweep, or once for each table that is analysed")
     with explain_unknown_keys("sweep"):
         main()
 

@@ -17,7 +17,7 @@ LATER_KEYS = {"train": ("val_tokens",)}
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys of the group `train` that set the budget; a run uses one of them."""
 MAX_PADDING = 0.05
-"""If devices cannot share a step evenly, empty sequences are added, at most this fraction of its sequences."""
+"""If devices cannot share a step evenly, empty sequences are added: fewer than this fraction of its sequences."""
 BASE_SHAPE = {
     "standard": (),
     "mup": ("base_width", "base_head_dim"),

@@ -122,7 +122,8 @@ def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
     tree = dict(_merged([file]))
     groups = [name for entry in file["defaults"] if isinstance(entry, dict) for name in entry]
     for group in (name for name in groups if not name.startswith("override ")):
-        choices, settings = list(_choices(group).values()), config.get(group)
+        choices = list(_choices(group).values())
+        settings = config.get(group)
         if group in CHOICE_KEYS and isinstance(settings, Mapping):
             choice_key = CHOICE_KEYS[group]
             matching = [choice for choice in choices if choice.get(choice_key) == settings.get(choice_key)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -32,7 +33,8 @@ def register() -> None:
     store.store(name="family_options", node={"model": options}, package="_global_")
     for name, rule in RULES.items():
         OmegaConf.register_new_resolver(name, rule, replace=True)
-    resolvers = {"model_name": _model_name, "run_dir": _run_dir, "run_group": _run_group, "cache_home": cache_home}
+    resolvers: dict[str, Any] = {"model_name": _model_name, "run_dir": _run_dir, "run_group": _run_group}
+    resolvers["cache_home"] = cache_home
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 

@@ -79,8 +79,11 @@ LEGACY_VALUES: dict[str, Any] = {"train.document_masking": False, "train.val_tok
 
 REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
     "optim": {"muon": ("momentum", "iterations")},
-    "schedule": dict.fromkeys(("cosine", "linear"), ("final_fraction",))
-    | {"wsd": ("final_fraction", "decay_fraction")},
+    "schedule": {
+        "cosine": ("final_fraction",),
+        "linear": ("final_fraction",),
+        "wsd": ("final_fraction", "decay_fraction"),
+    },
 }
 """Group -> name of a choice -> the optional keys that this choice needs."""
 

@@ -80,9 +80,10 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
 
     rows: list[dict[str, Any]] = []
     for run_id in table["run_id"]:
-        rows.append({})
+        row: dict[str, Any] = {}
         for name, overrides in evaluations.items():
-            rows[-1] |= _columns(name, read_evaluation(_folder(runs / str(run_id), name, overrides)))
+            row |= _columns(name, read_evaluation(_folder(runs / str(run_id), name, overrides)))
+        rows.append(row)
     return table.join(pd.DataFrame(rows, index=table.index)) if any(rows) else table
 
 
@@ -96,8 +97,8 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     from slm.scaling.tables.values import source_columns
 
     used = [name for column in columns.values() for name in source_columns(column, table) if name in table]
-    # Names that do not end in a score stay as they are, and are removed.
-    fingerprints = {re.sub(f"({'|'.join(SCORES)})$", FINGERPRINT, name) for name in used} - {*used}
+    score_at_end = f"({'|'.join(SCORES)})$"
+    fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used} - {*used}  # others keep their name
     if present := sorted(fingerprints & {*table}):
         table = table.assign(eval_fingerprint=table[present].fillna("").astype(str).agg(" ".join, axis=1))
     is_unmeasured = table[used].isna().any(axis=1)

@@ -42,7 +42,7 @@ class ShapeRequest:
 
 @dataclass
 class Plan:
-    """The cells of a design, and what their planning needs or found out."""
+    """The planned cells of a design."""
 
     cache_dir: Path
     """cache_dir of train.py, with the corpora and the speeds measured on this machine."""
@@ -125,8 +125,8 @@ def _cells_of_request(design: Design, recipe: Recipe, request: ShapeRequest) -> 
     try:
         shape = request.solve()
     except (ValueError, OmegaConfBaseException) as error:
-        return [_impossible(recipe, request, None, error)]
-    settings = recipe.settings(_changes(shape))
+        return [_impossible_cell(recipe, request, None, error)]
+    settings = recipe.settings(_shape_overrides(shape))
     check_settings(settings)
     check_parametrization(settings["parametrization"])
     cells = list(_cells_of_shape(design, recipe, request, shape, settings))
@@ -143,7 +143,7 @@ def _cells_of_shape(
             steps = count_steps({**settings["train"], design.budget: budget}, shape.model)
             check_schedule(settings["schedule"], steps)
         except ValueError as error:
-            yield _impossible(recipe, request, label, error)
+            yield _impossible_cell(recipe, request, label, error)
             continue
         for factor, seed in product(design.lr_factors, design.seeds):
             base_lr = design.lr_value(recipe.family) or settings["optim"]["lr"]
@@ -159,7 +159,7 @@ def _make_cell(
     train = {**settings["train"], "tokens": tokens}
     key = run_key({**settings, "train": train, "optim": {**settings["optim"], "lr": lr}, "seed": seed})
     name = f"{recipe.family}_{shape.width}x{shape.depth}-seed{seed}-{key[:8]}"
-    changes = {**_changes(shape), "train.tokens": tokens, "optim.lr": lr, "seed": seed, "name": name}
+    changes = {**_shape_overrides(shape), "train.tokens": tokens, "optim.lr": lr, "seed": seed, "name": name}
     return Cell(
         name=name,
         key=key,
@@ -176,13 +176,13 @@ def _make_cell(
     )
 
 
-def _changes(shape: SolvedShape) -> dict[str, Any]:
+def _shape_overrides(shape: SolvedShape) -> dict[str, Any]:
     """The settings of train.py that select `shape`."""
     ffn = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
     return {"width": shape.width, "depth": shape.depth, **ffn}
 
 
-def _impossible(recipe: Recipe, request: ShapeRequest, budget: str | None, error: Exception) -> Cell:
+def _impossible_cell(recipe: Recipe, request: ShapeRequest, budget: str | None, error: Exception) -> Cell:
     key = digest([recipe.overrides, request.label, budget])
     name = f"{recipe.family}_{request.label}-{key[:8]}"
     return Cell(name=name, key=key, family=recipe.family, budget=budget, impossible=one_sentence(error))

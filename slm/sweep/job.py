@@ -4,8 +4,8 @@ The master takes `job.lock` and the process inherits it, so the kernel frees the
 master ended before. A master that is killed and started again therefore sees which jobs still run, and starts no job
 twice. `job.pid` holds the process id, the slot and the machine; `job.log` holds the output of all starts.
 
-On Windows a process inherits no lock. There the lock that train.py itself takes counts, some seconds after its start. A
-master that is killed and started again within these seconds may start a second process, which then ends with an error.
+On Windows a process inherits no lock. There the lock counts that train.py itself takes some seconds after its start. If
+a master is killed and started again within these seconds, it may start a second process, which ends with an error.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Job:
 
 def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subprocess.Popen[bytes] | None:
     """Start `job` in its own session, so that Ctrl-C reaches only the master; None if the job runs already."""
-    with held(job) as files:
+    with lock_and_log(job) as files:
         if files is None:
             return None
         lock, log = files
@@ -73,7 +73,7 @@ def environment_of_a_job() -> dict[str, str]:
 
 
 @contextmanager
-def held(job: Job) -> Iterator[tuple[IO[bytes], IO[bytes]] | None]:
+def lock_and_log(job: Job) -> Iterator[tuple[IO[bytes], IO[bytes]] | None]:
     """Acquire the lock of `job`; yields the lock and the log, to be inherited, or None if the job runs already."""
     job.folder.mkdir(parents=True, exist_ok=True)
     lock = None if _is_taken(job.folder / TRAINING_LOCK) else _take(job.folder / LOCK)
@@ -85,14 +85,14 @@ def held(job: Job) -> Iterator[tuple[IO[bytes], IO[bytes]] | None]:
         yield lock, log
 
 
-def is_job(folder: Path) -> bool:
+def has_job(folder: Path) -> bool:
     """Whether a job runs in `folder`."""
     return _is_taken(folder / (LOCK if fcntl else TRAINING_LOCK))
 
 
 def is_running(folder: Path) -> bool:
     """Whether a job, or a train.py started by hand, runs in `folder`."""
-    return is_job(folder) or _is_taken(folder / TRAINING_LOCK)
+    return has_job(folder) or _is_taken(folder / TRAINING_LOCK)
 
 
 def id_and_slot(folder: Path) -> tuple[int, int] | None:
@@ -101,7 +101,7 @@ def id_and_slot(folder: Path) -> tuple[int, int] | None:
     On a shared file system a job of another machine may hold the lock, but its process id means nothing here.
     """
     with suppress(OSError, ValueError):
-        if not is_job(folder):
+        if not has_job(folder):
             return None
         number, slot, machine = (folder / PID).read_text(encoding="utf-8").split()
         return (int(number), int(slot)) if machine == platform.node() else None

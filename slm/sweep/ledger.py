@@ -176,7 +176,7 @@ def read_progress(folder: Path) -> RunProgress | None:
         latest = _latest_values(folder / "metrics.csv")
         loss, speed = latest.get("train/loss"), latest.get("time/tokens_per_second")
         return RunProgress(tokens=int(latest["tokens"]), loss=loss, tokens_per_second=speed)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -79,8 +79,7 @@ def _table(statuses: Sequence[CellStatus]) -> Table:
 
 
 def _figures(status: CellStatus) -> list[str]:
-    progress = status.progress
-    left = _seconds_left(status)
+    progress, left = status.progress, _seconds_left(status)
     if progress is None:
         return ["starting"]
     return [

@@ -61,8 +61,7 @@ def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
         if not cell.impossible:
             rows.setdefault((cell.family, cell.width, cell.depth, cell.tokens), []).append(cell)
     for (family, width, depth, tokens), runs in rows.items():
-        first = runs[0]
-        rates = sorted({cell.lr for cell in runs})
+        first, rates = runs[0], sorted({cell.lr for cell in runs})
         table.add_row(
             family,
             f"{width}x{depth}",

@@ -40,7 +40,7 @@ class Recipe:
         self.family = family
         self.overrides = (f"family={family}", *overrides)
         self.config = composed("train", self.overrides)
-        # Otherwise Hydra would derive both from the choices of sweep.py.
+        # Otherwise Hydra would derive name and output_dir from the choices of sweep.py.
         self.config.update(name=family, output_dir="runs")
         self.default_aspect = float(self.config.width / self.config.depth)
         self.shapes: dict[tuple[int, int], ModelConfig] = {}

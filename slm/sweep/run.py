@@ -80,7 +80,7 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     With `dry_run` the plan is printed and nothing is written. Raises `ValueError`, before any job starts, for invalid
     settings, and `Interrupted` if a signal ended the sweep.
     """
-    sweep = _checked(config)
+    sweep = _check_sweep(config)
     jobs = sum(cell.impossible is None for cell in sweep.plan.cells)
     launcher = open_launcher(config["launcher"], sweep.runs, jobs=jobs)  # before a folder is made, since it may raise
     if config["dry_run"]:
@@ -93,7 +93,7 @@ def run_sweep(config: Mapping[str, Any]) -> int:
         return _report(sweep, trained, evaluated)
 
 
-def _checked(config: Mapping[str, Any]) -> Sweep:
+def _check_sweep(config: Mapping[str, Any]) -> Sweep:
     design = check_design(config["sweep"])
     check_analysis(config)
     check_column_names(config, COLUMNS, prefixes=[f"{name}_" for name in design.evaluations])
@@ -108,8 +108,8 @@ def _checked(config: Mapping[str, Any]) -> Sweep:
         raise ValueError(f"drop_worst={config['drop_worst']} drops all {len(plan.cells)} runs of this sweep")
     _check_folder(folder, plan.cells)
     plan.cells = reset_missed_branches(plan.cells, folder / "runs")
-    for family in plan.configs:
-        check_inputs(family, "sweep.overrides")
+    for train_config in plan.configs:
+        check_inputs(train_config, "sweep.overrides")
     for name, overrides in design.evaluations.items():
         check_inputs(composed("evaluate", overrides), f"sweep.evaluation.{name}")
     return Sweep(design, plan, folder, config)
@@ -120,7 +120,7 @@ def _check_folder(folder: Path, cells: Sequence[Cell]) -> None:
     try:
         names = os.listdir(folder) if os.path.isdir(folder) else []
         if all(name == LOCK or (name.startswith(CELLS) and name.endswith(".partial")) for name in names):
-            return  # a new folder, or one whose sweep was killed before it wrote cells.json
+            return  # a new folder, or a sweep that was killed before it wrote cells.json
         old_cells = json.loads((folder / CELLS).read_text(encoding="utf-8"))
         keys = {cell.key for cell in cells}
         missing = [cell["name"] for cell in old_cells if cell["key"] not in keys]
@@ -152,7 +152,7 @@ def _launcher_settings(sweep: Sweep) -> dict[str, Any]:
 
     def measure(jobs: int) -> SharedGpuMeasurement | None:
         config = composed("train", largest.overrides)
-        # Otherwise Hydra would derive both from the choices of sweep.py.
+        # Otherwise Hydra would derive name and output_dir from the choices of sweep.py.
         config.update(name=largest.name, output_dir="runs")
         shared = {**launcher, "jobs_per_gpu": jobs, "slots": jobs * len(gpus)}
         environment = slot_environments(shared, jobs=jobs * len(gpus), gpus=gpus)[0]
@@ -195,7 +195,7 @@ def _report(sweep: Sweep, trained: Mapping[str, Outcome], evaluated: Mapping[str
     return INCOMPLETE if any(lists) else 0
 
 
-def _list_incomplete(outcomes: Mapping[str, Outcome], things: str) -> list[str]:
+def _list_incomplete(outcomes: Mapping[str, Outcome], kind: str) -> list[str]:
     """A heading that counts the jobs without a result, and a line for each; empty if all jobs completed."""
     lines = []
     for name, outcome in outcomes.items():
@@ -203,7 +203,7 @@ def _list_incomplete(outcomes: Mapping[str, Outcome], things: str) -> list[str]:
             why = str(outcome.why)
             reason = why if why.startswith(outcome.status) else f"{outcome.status}, {why}"
             lines.append(f"{name}: {reason}")
-    return [f"{len(lines)} of {len(outcomes)} {things} have no result", *lines] if lines else []
+    return [f"{len(lines)} of {len(outcomes)} {kind} have no result", *lines] if lines else []
 
 
 def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]) -> None:

@@ -45,8 +45,8 @@ class SolvedShape:
     """The sum that was minimized (see the top of the module)."""
 
 
-def count(model: ModelConfig, size: Size) -> int:
-    """N of a shape."""
+def count_params(model: ModelConfig, size: Size) -> int:
+    """The number of parameters N of a shape, as `size` defines it."""
     return num_params(model, non_embedding=size == "params_non_embedding")
 
 
@@ -55,14 +55,13 @@ def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: f
 
     Raises `ValueError` with the nearest possible N if no shape has this N and an aspect within a factor of 2.
     """
-    for allowed in dict.fromkeys((tolerance, MAX_TOLERANCE)):
-        shapes = [
-            shape
-            for width in _widths(recipe, target, aspect, size)
-            for depth in _best_depths(recipe, width, target, size)
-            if depth in _depths(recipe, width, aspect)
-            and (shape := _fitted(recipe, width, depth, target, aspect, size, allowed))
-        ]
+    for max_error in (tolerance, MAX_TOLERANCE):
+        shapes: list[SolvedShape] = []
+        for width in _widths(recipe, target, aspect, size):
+            allowed = _depths(recipe, width, aspect)
+            depths = [depth for depth in _best_depths(recipe, width, target, size) if depth in allowed]
+            fits = [_fit_ffn(recipe, width, depth, target, aspect, size, max_error) for depth in depths]
+            shapes += filter(None, fits)
         if shapes:
             return min(shapes, key=lambda shape: shape.misfit)
     nearest = " or ".join(f"{n:,}" for n in _nearest_sizes(recipe, target, aspect, size))
@@ -71,7 +70,7 @@ def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: f
     )
 
 
-def _fitted(
+def _fit_ffn(
     recipe: Recipe, width: int, depth: int, target: float, aspect: float, size: Size, tolerance: float
 ) -> SolvedShape | None:
     """The shape of this width and depth whose feed-forward width meets the target; None if no width does."""
@@ -79,7 +78,7 @@ def _fitted(
     for model in (by_rule, *_with_other_ffn(by_rule, target, size)):
         aspect_ratio = width / depth / aspect
         ffn_ratio = model.intermediate_size / by_rule.intermediate_size
-        size_ratio = count(model, size) / target
+        size_ratio = count_params(model, size) / target
         if abs(ffn_ratio - 1) <= FFN_SLACK and abs(size_ratio - 1) <= tolerance:
             misfit = sum(abs(math.log(ratio)) for ratio in (aspect_ratio, ffn_ratio, size_ratio))
             return SolvedShape(width, depth, model, None if model is by_rule else model.intermediate_size, misfit)
@@ -88,8 +87,8 @@ def _fitted(
 
 def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[ModelConfig]:
     """Shapes with the feed-forward width that brings N nearest to the target, one for each of `FFN_STEPS`."""
-    width, n = model.intermediate_size, count(model, size)
-    per_channel = count(dataclasses.replace(model, intermediate_size=width + 1), size) - n
+    width, n = model.intermediate_size, count_params(model, size)
+    per_channel = count_params(dataclasses.replace(model, intermediate_size=width + 1), size) - n
     for step in FFN_STEPS:
         changed = width + round((target - n) / per_channel / step) * step
         if changed > 0:
@@ -107,16 +106,16 @@ def _widths(recipe: Recipe, target: float, aspect: float, size: Size) -> Iterato
         middle = (low + high) // 2
         low, high = (low, middle) if _reaches(recipe, middle, least, aspect, size) else (middle, high)
     width = high * recipe.width_step
-    while not (depths := _depths(recipe, width, aspect)) or count(recipe.shape(width, depths[0]), size) <= most:
+    while not (depths := _depths(recipe, width, aspect)) or count_params(recipe.shape(width, depths[0]), size) <= most:
         yield width
         width += recipe.width_step
 
 
-def _reaches(recipe: Recipe, index: int, target: float, aspect: float, size: Size) -> bool:
+def _reaches(recipe: Recipe, width_steps: int, target: float, aspect: float, size: Size) -> bool:
     """Whether the deepest allowed shape of a width has `target` parameters or more."""
-    width = index * recipe.width_step
+    width = width_steps * recipe.width_step
     depths = _depths(recipe, width, aspect)
-    return bool(depths) and count(recipe.shape(width, depths[-1]), size) >= target
+    return bool(depths) and count_params(recipe.shape(width, depths[-1]), size) >= target
 
 
 def _depths(recipe: Recipe, width: int, aspect: float) -> range:
@@ -134,8 +133,8 @@ def _best_depths(recipe: Recipe, width: int, target: float, size: Size) -> set[i
     aspect.
     """
     step = recipe.depth_step
-    n_1 = count(recipe.shape(width, step), size)
-    n_2 = count(recipe.shape(width, 2 * step), size)
+    n_1 = count_params(recipe.shape(width, step), size)
+    n_2 = count_params(recipe.shape(width, 2 * step), size)
     exact = 1 + (target - n_1) / (n_2 - n_1)
     return {number * step for number in (math.floor(exact), math.ceil(exact)) if number >= 1}
 
@@ -143,13 +142,12 @@ def _best_depths(recipe: Recipe, width: int, target: float, size: Size) -> set[i
 def _nearest_sizes(recipe: Recipe, target: float, aspect: float, size: Size) -> list[int]:
     """The nearest N below and above the target; each width has the depth nearest to the aspect."""
     below: list[int] = []
-    index = 1
+    width = 0
     while True:
-        width = index * recipe.width_step
+        width += recipe.width_step
         if depths := _depths(recipe, width, aspect):
             depth = min(depths, key=lambda depth: abs(math.log(width / depth / aspect)))
-            n = count(recipe.shape(width, depth), size)
+            n = count_params(recipe.shape(width, depth), size)
             if n > target:
                 return [*below[-1:], n]
             below.append(n)
-        index += 1

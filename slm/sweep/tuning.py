@@ -123,8 +123,7 @@ def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
     effects (a seed that shifts the losses of all rates moves no optimum). With one seed, it is the residual of a
     parabola through the four rates around the best.
     """
-    sum_of_squares = 0.0
-    df = 0
+    sum_of_squares, df = 0.0, 0
     for losses in shapes:
         table = losses.to_numpy(float) / losses.to_numpy(float).min()  # [rates, seeds]
         best = int(table.mean(axis=1).argmin())
@@ -133,13 +132,13 @@ def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
             residuals = near - near.mean(axis=0) - near.mean(axis=1, keepdims=True) + near.mean()
             df += (near.shape[0] - 1) * (near.shape[1] - 1)
         elif len(table) > MIN_RATES:
-            y = table[:, 0]
-            is_lower_rate_better = 0 < best < len(y) - 1 and y[best - 1] < y[best + 1]
+            column = table[:, 0]
+            is_lower_rate_better = 0 < best < len(column) - 1 and column[best - 1] < column[best + 1]
             num_lower = 2 if is_lower_rate_better else 1
-            first = int(np.clip(best - num_lower, 0, len(y) - 4))
+            first = int(np.clip(best - num_lower, 0, len(column) - 4))
             x = np.log(losses.index.to_numpy(float)[first : first + 4])
             x -= x.mean()
-            y = y[first : first + 4]
+            y = column[first : first + 4]
             residuals = y - np.polyval(np.polyfit(x, y, 2), x)
             df += 1
         else:
@@ -155,13 +154,13 @@ def find_optimum(losses: pd.DataFrame, noise: float) -> Optimum:
     slope at the minimum. This bias is added back; if c is below its standard error, the standard error replaces c. In
     simulated sweeps, this reduces a bias of 0.1% to 1.1% of the loss to 0.05% or less (docs/sweep.md).
     """
-    x = np.log(losses.index.to_numpy(float))
+    log_lr = np.log(losses.index.to_numpy(float))
     table = losses.to_numpy(float)
     means = table.mean(axis=1)
     sigma = noise * means.min() / math.sqrt(table.shape[1])
     first, end = _rates_near_best(means, sigma)
-    centre = x[first:end].mean()
-    x = x[first:end] - centre
+    centre = log_lr[first:end].mean()
+    x = log_lr[first:end] - centre
     powers = np.stack([np.ones_like(x), x, x**2], axis=1)
     fits = np.linalg.lstsq(powers, table[first:end], rcond=None)[0]
     _, b, c = fits.mean(axis=1)
@@ -206,8 +205,7 @@ def _lowest_point(b: float, c: float, x: np.ndarray) -> float:
 def _optimum_row(optimum: Optimum, losses: pd.DataFrame, value: float) -> dict[str, float]:
     """A row of `optima` without the shape, for measured `losses` [rates, seeds] and the design's rate `value`."""
     means = losses.mean(axis=1)
-    lowest = float(means.min())
-    at_value = float(means.get(value, math.nan))
+    lowest, at_value = float(means.min()), float(means.get(value, math.nan))
     best = {"lr": optimum.lr, "loss": float(np.mean(list(optimum.losses.values())))}
     tried = {"lr_low": losses.index[0], "lr_high": losses.index[-1], "lr_tried": len(losses)}
     fit = {"lr_fitted": optimum.num_fitted, "at_end": optimum.at_end, "raised": optimum.correction}

@@ -39,7 +39,7 @@ def test_a_query_arrives_as_it_was_written() -> None:
         (["dry_run=1"], "dry_run=1 must be true or false"),
         (["runs=a", "dry_run=true"], "dry_run=true is for training a sweep, but runs=a is a finished table"),
         (["runs=a", "retry=failed"], "retry=failed is for training a sweep"),
-        (["runs=a", "sweep.seeds=[1,2]"], r"sweep.seeds=\[1,2\] is for training a sweep, and runs=a is"),
+        (["runs=a", "sweep.seeds=[1,2]"], r"sweep.seeds=\[1,2\] is for training a sweep, but runs=a is"),
         (["runs=a", "launcher=slurm"], "launcher=slurm is for training a sweep"),
         (["output_dir=''"], "output_dir= must be text that is not empty"),
         (["runs=a", "drop_worst=-1"], "drop_worst=-1 must be a whole number"),

@@ -21,7 +21,7 @@ from slm.sweep import execute as master
 from slm.sweep import ledger
 from slm.sweep.cells import Cell
 from slm.sweep.execute import Interrupted, execute
-from slm.sweep.job import PID, Job, begin, id_and_slot, is_job
+from slm.sweep.job import PID, Job, begin, has_job, id_and_slot
 from slm.sweep.ledger import Outcome
 from slm.sweep.recipe import Recipe
 from tests.running import ROOT, make_command
@@ -223,7 +223,7 @@ def test_the_id_of_a_job_on_another_machine_is_not_taken_for_one_of_ours(tmp_pat
     try:
         wait_until(lambda: id_and_slot(job.folder) == (process.pid, 1))
         (job.folder / PID).write_text(f"{process.pid} 1 another-machine\n")
-        assert is_job(job.folder)
+        assert has_job(job.folder)
         assert id_and_slot(job.folder) is None
     finally:
         process.kill()

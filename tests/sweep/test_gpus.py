@@ -15,7 +15,7 @@ from slm.sweep import run
 from slm.sweep.config import check_settings
 from slm.sweep.execute import execute
 from slm.sweep.launchers import gpus
-from slm.sweep.launchers.gpus import PROCESS_BYTES, USABLE, SharedGpuMeasurement, choose_jobs, with_jobs_per_gpu
+from slm.sweep.launchers.gpus import PROCESS_BYTES, USABLE_MEMORY, SharedGpuMeasurement, choose_jobs, with_jobs_per_gpu
 from slm.sweep.launchers.local import slot_environments
 from tests.composing import composed
 from tests.sweep import designs
@@ -72,7 +72,7 @@ def test_never_more_jobs_than_memory_allows(memory: int, free: int, most: int) -
 
     chosen, _ = choose_jobs(measure, most=most, free_bytes=free)
     assert 1 <= chosen <= most
-    assert max(tried) == 1 or max(tried) * (memory + PROCESS_BYTES) <= USABLE * free
+    assert max(tried) == 1 or max(tried) * (memory + PROCESS_BYTES) <= USABLE_MEMORY * free
     if chosen > 1:  # what a job needs is within its share
         assert memory <= gpus.memory_share(chosen, (CARD, free)) * CARD
 
@@ -180,7 +180,7 @@ def test_the_largest_cell_is_measured_as_its_jobs_would_run(
     monkeypatch.setattr(run, "measure_shared_gpu", measure)
     monkeypatch.chdir(tmp_path)
     shapes = ("sweep.grid.widths=[64,128]", "sweep.grid.depths=[2,4,6]", "output_dir=here", "logger=csv")
-    launcher = run._launcher_settings(run._checked(check_settings(designs.composed(*SMALL, *shapes))))
+    launcher = run._launcher_settings(run._check_sweep(check_settings(designs.composed(*SMALL, *shapes))))
     assert launcher["jobs_per_gpu"] == 2
     # Six cells on two GPUs of 16 cores: three on a GPU at most, each with its share of the cores.
     assert asked == [(1, (128, 6), "0", "8"), (2, (128, 6), "0", "4"), (3, (128, 6), "0", "2")]

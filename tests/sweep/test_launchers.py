@@ -203,7 +203,7 @@ def test_nothing_is_submitted_while_slurm_does_not_answer(
     monkeypatch.setattr(other_machine, "states", lambda: None)
     assert engine.ended() == {}
     assert engine.free() == 0
-    with pytest.raises(ValueError, match="no answer from SLURM"):
+    with pytest.raises(ValueError, match="controller does not answer"):
         engine.adopt([job_in(tmp_path)])
 
 

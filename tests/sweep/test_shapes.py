@@ -12,7 +12,7 @@ from slm.composition.resolvers import register
 from slm.model.config import ModelConfig
 from slm.model.families import ffn, kv_heads
 from slm.sweep.recipe import Recipe
-from slm.sweep.shapes import FFN_SLACK, MAX_TOLERANCE, SolvedShape, count, solve
+from slm.sweep.shapes import FFN_SLACK, MAX_TOLERANCE, SolvedShape, count_params, solve
 
 register()
 SIZES = st.sampled_from(["params_total", "params_non_embedding"])
@@ -37,7 +37,7 @@ def recipe(family: str) -> Recipe:
 
 def departure(shape: ModelConfig, usual: int, target: float, aspect: float, size: str) -> float:
     aspects = shape.hidden_size / shape.num_layers / aspect
-    return sum(abs(math.log(x)) for x in (aspects, shape.intermediate_size / usual, count(shape, size) / target))
+    return sum(abs(math.log(x)) for x in (aspects, shape.intermediate_size / usual, count_params(shape, size) / target))
 
 
 @settings(max_examples=40, deadline=None)
@@ -57,10 +57,10 @@ def _check(
 ) -> None:
     by_rule = rule.shape(found.width, found.depth)
     assert (found.width % rule.width_step, found.depth % rule.depth_step) == (0, 0)
-    assert count(found.model, size) == pytest.approx(target, rel=tolerance)
+    assert count_params(found.model, size) == pytest.approx(target, rel=tolerance)
     assert aspect / 2.001 <= found.width / found.depth <= aspect * 2.001
     assert abs(found.model.intermediate_size / by_rule.intermediate_size - 1) <= FFN_SLACK
-    if abs(count(by_rule, size) / target - 1) <= tolerance:
+    if abs(count_params(by_rule, size) / target - 1) <= tolerance:
         assert found.model == by_rule
         assert found.intermediate_size is None
     else:
@@ -76,7 +76,7 @@ def test_no_shape_that_the_rule_has_departs_less(exponent: float, aspect: float,
         for width in range(16, 640, 16)
         for depth in range(2, int(2 * width / aspect) + 1, 2)
         if width / depth <= 2 * aspect
-        and abs(count(shape := rule.shape(width, depth), size) / target - 1) <= MAX_TOLERANCE
+        and abs(count_params(shape := rule.shape(width, depth), size) / target - 1) <= MAX_TOLERANCE
     ]
     try:
         found = solve(rule, target, aspect, size)
@@ -103,7 +103,7 @@ def test_families_are_matched_to_half_a_percent_even_where_8_channels_are_more(f
     rule = recipe(family)
     for target in (3e5, 4.6e5, 1.25e6, 3.4e6):
         found = solve(rule, target, rule.default_aspect, "params_total", 0.005)
-        assert count(found.model, "params_total") == pytest.approx(target, rel=0.005)
+        assert count_params(found.model, "params_total") == pytest.approx(target, rel=0.005)
         _check(rule, found, target, rule.default_aspect, "params_total", 0.005)
 
 
@@ -115,10 +115,10 @@ def test_a_tolerance_that_no_shape_meets_gives_one_of_two_percent() -> None:
             return dataclasses.replace(super().shape(width, depth), intermediate_size=4)
 
     rule = Coarse()
-    target = round(1.015 * count(rule.shape(64, 4), "params_total"))
+    target = round(1.015 * count_params(rule.shape(64, 4), "params_total"))
     found = solve(rule, target, 16, "params_total", 1e-6)
-    assert abs(count(found.model, "params_total") / target - 1) > 1e-6
-    assert count(found.model, "params_total") == pytest.approx(target, rel=MAX_TOLERANCE)
+    assert abs(count_params(found.model, "params_total") / target - 1) > 1e-6
+    assert count_params(found.model, "params_total") == pytest.approx(target, rel=MAX_TOLERANCE)
 
 
 def test_the_size_of_a_published_model_gives_its_shape() -> None:
@@ -132,4 +132,4 @@ def test_a_size_that_no_shape_has_is_said_with_those_that_are_near() -> None:
         solve(recipe("llama_wide"), 30_000, 64, "params_total")
     near = str(caught.value).partition(": the nearest shapes have ")[2]
     for number in (int(text.replace(",", "")) for text in near.split(" or ")):
-        assert count(solve(recipe("llama_wide"), number, 64, "params_total").model, "params_total") == number
+        assert count_params(solve(recipe("llama_wide"), number, 64, "params_total").model, "params_total") == number

@@ -71,8 +71,8 @@ def test_a_branch_leaves_before_the_learning_rates_part(steps: list[int], decay:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("sweep.budget.tokens=10000", r"trunk=true needs several budgets .* sweep\.budget\.tokens is 10000 alone"),
-        ("sweep.overrides=[]", r"trunk=true needs schedule=wsd, and schedule=cosine"),
+        ("sweep.budget.tokens=10000", r"trunk=true needs several budgets, but sweep\.budget\.tokens has only 10000"),
+        ("sweep.overrides=[]", r"trunk=true needs schedule=wsd, because schedule=cosine"),
         ("sweep.overrides=['schedule=wsd']", r"trunk=true needs a warm-up .*schedule\.warmup_steps=null"),
         (WSD.replace("]", ",'schedule.decay_fraction=1.0']"), r"schedule\.decay_fraction=1\.0 leaves none"),
         ("sweep.budget.trunk=yes please", r"sweep\.budget\.trunk=yes please must be true or false"),

@@ -20,7 +20,7 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from unittest.mock import patch
 
-from slm.sweep.job import PID, Job, held
+from slm.sweep.job import PID, Job, lock_and_log
 
 MODULES = ["slm.training.run"]
 """Modules that the fork server imports, and with them most of what train.py imports. wandb is not among them, because
@@ -46,7 +46,7 @@ def start_server(environment: Mapping[str, str]) -> None:
 
 def begin_forked(job: Job, environment: Mapping[str, str], *, slot: int) -> ForkServerProcess | None:
     """Start `job` as `slm.sweep.job.begin` does; None if the job runs already or the server is lost."""
-    with held(job) as files:
+    with lock_and_log(job) as files:
         if files is None:
             return None
         descriptors = [Descriptor(file.fileno()) for file in files]

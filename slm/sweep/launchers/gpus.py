@@ -24,12 +24,12 @@ from slm.runtime.files import read_json_object, write_json
 from slm.runtime.progress import say
 from slm.runtime.system import num_cores
 
-FILE = "jobs_per_gpu.json"
+CHOICE_FILE = "jobs_per_gpu.json"
 """File in the folder of the runs that keeps the choice and its measurements. A sweep that is started again must use the
 same number: a job's share of the memory may decide how many sequences it computes at once, which changes last bits."""
 MIN_GAIN = 0.1
 """Twice as many jobs must raise the total speed by this fraction."""
-USABLE = 0.9
+USABLE_MEMORY = 0.9
 """Fraction of the free memory that jobs may fill; the rest is for fragmentation and for cells of other sizes."""
 PROCESS_BYTES = 6e8
 """GPU memory that a process holds outside torch's allocator (driver, kernels, cuBLAS); assumed, not measured here."""
@@ -61,7 +61,8 @@ def visible_gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=60).stdout
-    return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+    num_gpus = sum(line.startswith("GPU ") for line in listed.splitlines())
+    return [str(number) for number in range(num_gpus)]
 
 
 def gpu_memory(name: str) -> tuple[int, int] | None:
@@ -92,16 +93,13 @@ def _most_jobs(total_bytes: int) -> int:
 
 
 def choose_jobs(measure: Measure, *, most: int, free_bytes: int) -> tuple[int, list[SharedGpuMeasurement]]:
-    """Choose how many jobs share a GPU; returns the number and the measurements.
-
-    The number is at most `most`, and at most what fits into `free_bytes` of memory.
-    """
+    """Choose how many jobs, at most `most`, share `free_bytes` of a GPU; returns the number and the measurements."""
     measurements: list[SharedGpuMeasurement] = []
     jobs = 1
     while (current := measure(jobs)) is not None:
         measurements.append(current)
         if jobs == 1:
-            most = min(most, int(USABLE * free_bytes / (current.memory_bytes + PROCESS_BYTES)))
+            most = min(most, int(USABLE_MEMORY * free_bytes / (current.memory_bytes + PROCESS_BYTES)))
         else:
             previous = measurements[-2]
             needed_gain = 1 + MIN_GAIN * (jobs / previous.jobs - 1)
@@ -126,7 +124,7 @@ def with_jobs_per_gpu(
     gpus = visible_gpus()
     if not gpus or jobs <= len(gpus) or (memory := gpu_memory(gpus[0])) is None:
         return dict(launcher)
-    stored = read_json_object(runs / FILE)
+    stored = read_json_object(runs / CHOICE_FILE)
     if stored.get("cell") != name:
         say(f"measuring how many jobs should share a GPU, with {name}")
         total, free = memory
@@ -134,7 +132,7 @@ def with_jobs_per_gpu(
         most = max(1, min(math.ceil(slots / len(gpus)), _most_jobs(total)))
         chosen, measurements = choose_jobs(measure, most=most, free_bytes=free)
         stored = {"cell": name, "jobs_per_gpu": chosen, "measured": [asdict(measured) for measured in measurements]}
-        write_json(runs / FILE, stored, indent=2)
+        write_json(runs / CHOICE_FILE, stored, indent=2)
         for measured in measurements:
             speed, memory_gb = measured.tokens_per_second, measured.memory_bytes / 1e9
             say(f"  {measured.jobs} at a time: {speed:,.0f} tokens/s in all, {memory_gb:.2g} GB each")

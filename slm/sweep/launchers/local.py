@@ -21,7 +21,7 @@ from typing import Any
 
 from slm.runtime.command_line import GPU_MEMORY_SHARE
 from slm.runtime.system import machine_memory, num_cores
-from slm.sweep.job import Job, begin, environment_of_a_job, id_and_slot, is_job, is_running, stop
+from slm.sweep.job import Job, begin, environment_of_a_job, has_job, id_and_slot, is_running, stop
 from slm.sweep.launchers.gpus import gpu_memory, memory_share, visible_gpus
 
 SERVER_LOST = 255
@@ -83,7 +83,7 @@ class Local:
             if code == SERVER_LOST:
                 code = running.process = None  # as if an earlier master had started it
             # Also wait for a train.py that was started by hand, unless the sweep was told to end.
-            is_alive = is_job if self._stopping else is_running
+            is_alive = has_job if self._stopping else is_running
             if code is None and (running.process or is_alive(running.folder)):
                 continue
             codes[name] = code
