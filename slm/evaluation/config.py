@@ -142,7 +142,8 @@ def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str |
     if at and not is_local:
         return name, revision
     # With several checkpoints, the setting `revision` applies only to hub checkpoints.
-    return checkpoint, settings["revision"] if len(settings["checkpoints"]) == 1 or not is_local else None
+    uses_setting = len(settings["checkpoints"]) == 1 or not is_local
+    return checkpoint, settings["revision"] if uses_setting else None
 
 
 def _checkpoints(config: Mapping[str, Any]) -> list[str]:

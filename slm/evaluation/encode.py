@@ -65,7 +65,7 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
         starts = range(0, len(text.documents), DOCUMENTS_PER_CALL)
         groups = (list(text.documents[start : start + DOCUMENTS_PER_CALL]) for start in starts)
         with _progress(sum(map(len, text.documents))) as advance:
-            stream = _frame(text.name, text.fingerprint, groups, tokenizer, max_tokens, advance)
+            stream = _encode_documents(text.name, text.fingerprint, groups, tokenizer, max_tokens, advance)
         notes = ["Documents are framed by the tokenizer's begin and end tokens; predictions of end tokens are scored."]
         if bos != "auto":
             notes.append(f"bos={bos} has no effect on separate documents.")
@@ -98,7 +98,7 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: 
         groups = run_documents(config, fingerprints["data"], cache_dir)
     except ValueError as error:
         raise ValueError(f"the validation text of {run} is no longer available: {error}") from error
-    stream = _frame(config["data"]["name"], fingerprints["data"], groups, tokenizer, max_tokens)
+    stream = _encode_documents(config["data"]["name"], fingerprints["data"], groups, tokenizer, max_tokens)
     notes = ["This is the validation text of the run, framed and counted as in training."]
     is_masked = config["train"].get("document_masking")  # older runs lack the key
     if is_masked:
@@ -136,7 +136,7 @@ def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens:
     )
 
 
-def _frame(
+def _encode_documents(
     name: str,
     fingerprint: str,
     groups: Iterable[list[str]],

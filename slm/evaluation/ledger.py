@@ -26,7 +26,7 @@ IDENTITY_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device")
 SETTINGS_FILE = "evaluation.yaml"
 FOREIGN_FILES = ("results.json", "results.csv", "report.md", "figures", "config.yaml", "checkpoints", "model",
                  "config.json")  # fmt: skip
-"""A folder with one of these, but without `SETTINGS_FILE`, holds no evaluation but a run, an analysis or a model."""
+"""A folder with one of these, but without `SETTINGS_FILE`, is not an evaluation but a run, an analysis or a model."""
 GENERIC_NAMES = ("model", "checkpoints")  # folder names that do not identify a checkpoint
 
 
@@ -34,7 +34,7 @@ class Ledger:
     """The entries of an evaluation directory, in the order in which their checkpoints were first evaluated."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Raises `ValueError` if the directory holds an evaluation with other settings, or no evaluation but files."""
+        """Raises `ValueError` if the directory holds an evaluation with other settings, or files but no evaluation."""
         self.folder, self.file = folder, folder / "results.json"
         self.settings = {key: settings[key] for key in (*FIXED_SETTINGS, "checkpoints", "revision") if key in settings}
         self.entries = self._read()
@@ -109,7 +109,7 @@ def _version_text(versions: Mapping[str, str]) -> str:
 
 
 def short_names(checkpoints: Sequence[str]) -> list[str]:
-    """Return the last parts of paths or hub ids, as many as make them unique, and never only a generic name."""
+    """Return the shortest unique ends of paths or hub ids; a generic last part keeps at least its parent."""
     paths = [[part for part in PurePath(name).parts if part not in ("/", ".", "..")] or [name] for name in checkpoints]
     for count in range(1, max(map(len, paths)) + 1):
         counts = [max(count, 2) if path[-1] in GENERIC_NAMES else count for path in paths]

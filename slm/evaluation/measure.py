@@ -39,10 +39,8 @@ class Precision:
 
     device: str
     dtype: torch.dtype
-    autocast: torch.dtype | None
-    """Dtype of matmuls; None means the dtype of the weights."""
-    notes: tuple[str, ...] = ()
-    """Caveats for the report, as sentences."""
+    autocast: torch.dtype | None  # dtype of matmuls; None means the dtype of the weights
+    notes: tuple[str, ...] = ()  # caveats for the report, as sentences
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | Non
     bos, max_tokens = settings["perplexity"]["bos"], settings["perplexity"]["max_tokens"]
     cache_dir = Path(settings["cache_dir"])
     if text is None:
-        assert run is not None  # else _perplexities has raised
+        assert run is not None  # `_perplexities` raises if both are None
         return run_stream(run, checkpoint.tokenizer, cache_dir=cache_dir, max_tokens=max_tokens)
     training = training_documents(run, cache_dir)
     share = None if training is None else training.share_of_bytes(text.documents)
@@ -206,7 +204,9 @@ def _protocol(
     default = 1024 if name == "sliding" else 2048
     trained_length = provenance.result.get("sequence_length") or default
     max_length = settings[name]["max_length"] or min(default, provenance.config.max_position_embeddings, trained_length)
-    stride = max_length if name == "non_overlapping" else settings[name]["stride"] or max(1, max_length // 2)
+    stride = max_length
+    if name == "sliding":
+        stride = settings[name]["stride"] or max(1, max_length // 2)
     protocol = Protocol(name=name, max_length=max_length, stride=stride)
     protocol.check(provenance.config)
     return protocol

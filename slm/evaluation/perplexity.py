@@ -3,7 +3,7 @@
 Both protocols score every token but the first exactly once; they differ in how much context a token has. The inputs of
 a window are the tokens that the model reads; its last target is not an input. With L = max_length and S = stride:
 
-| protocol        | inputs of window i      | scored                            | context of a scored token      |
+| protocol        | inputs of window i      | scored                            | tokens of context per target   |
 |-----------------|-------------------------|-----------------------------------|--------------------------------|
 | sliding         | tokens iS .. iS + L - 2 | targets not scored before         | L - S .. L - 1 (i = 0: from 1) |
 | non_overlapping | tokens iL .. iL + L - 1 | tokens iL + 1 .. iL + L           | 1 .. L                         |
@@ -49,10 +49,8 @@ class Protocol:
     """The windows in which a text is scored. Raises ValueError if windows of protocol sliding would not overlap."""
 
     name: Literal["sliding", "non_overlapping"]
-    max_length: int
-    """Number of tokens of a window."""
-    stride: int
-    """Tokens from the start of a window to the start of the next; `max_length` if windows do not overlap."""
+    max_length: int  # number of tokens of a window
+    stride: int  # tokens from the start of a window to the start of the next; `max_length` if windows do not overlap
 
     def __post_init__(self) -> None:
         if self.name == "sliding" and self.stride >= self.max_length:
@@ -71,7 +69,7 @@ class Protocol:
             )
 
     def windows(self, num_tokens: int) -> list[Window]:
-        """Return the windows over `num_tokens` tokens, in order. Exactly one scores each token but the first."""
+        """Return the windows over `num_tokens` tokens, in order. Exactly one window scores each token but the first."""
         if self.name == "non_overlapping":
             starts = range(0, num_tokens - 1, self.max_length)
             return [Window(start, min(start + self.max_length, num_tokens - 1), start + 1) for start in starts]
@@ -154,18 +152,18 @@ def _losses(
 
 
 def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[Window]) -> dict[str, Any]:
-    """Return the entry of results.json for losses `nats` of all positions of the stream; see `perplexity`."""
+    """Return an entry of `perplexity_results`; `nats` are the losses of all positions, 0 if not scored."""
     scored = stream.scored
     tokens, num_bytes = stream.num_scored, int(stream.token_bytes[scored].sum())
     total = float(nats[scored].sum())
     notes = list(stream.notes)
     if len(windows) == 1:
-        num_tokens = f"{len(stream.tokens):,} tokens"
-        notes.append(f"The text has {num_tokens} and fits into one window, so its first tokens have little context.")
+        size = len(stream.tokens)
+        notes.append(f"The text has {size:,} tokens and fits into one window, so the first ones have little context.")
     if not math.isfinite(total):
         num_bad = int((~np.isfinite(nats[scored])).sum())
         notes.append(f"The loss of {num_bad:,} of {tokens:,} tokens is not finite, so no results can be given.")
-    block_N, blocks = make_blocks(stream.document[scored])
+    block_N, description = make_blocks(stream.document[scored])
     nats_K = np.bincount(block_N, nats[scored])
     sizes_KM = np.column_stack([np.bincount(block_N), np.bincount(block_N, stream.token_bytes[scored])])
     errors = ratio_errors(nats_K, sizes_KM).tolist()
@@ -181,7 +179,7 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
         "bits_per_byte": _finite(total / num_bytes / math.log(2)) if num_bytes else None,
         "se_loss": _finite(errors[0]),
         "se_bits_per_byte": _finite(errors[1] / math.log(2)),
-        "se_method": f"block bootstrap over {blocks}",
+        "se_method": f"block bootstrap over {description}",
         "tokens": tokens,
         "bytes": num_bytes,
         "words": stream.words,

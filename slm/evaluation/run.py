@@ -34,7 +34,7 @@ from slm.tracking import check_logger, record_directory
 SKIPPED_TASKS = 3  # exit code if everything was measured except tasks whose data was not available
 SCHEMA = 1
 SUMMARY = ("perplexity", "bits_per_byte", "decode_tokens_per_second")
-"""columns of results.csv in the summary of a W&B run"""
+"""Columns of results.csv that are logged to the summary of a W&B run."""
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
 REPLACEMENT = "\ufffd"  # decoding the first bytes of a character without the rest gives this character
 
@@ -126,7 +126,6 @@ def _measure(
 
 
 def _describe(checkpoint: str, provenance: Provenance, precision: Precision) -> Entry:
-
     return {
         "schema": SCHEMA,
         "checkpoint": checkpoint,

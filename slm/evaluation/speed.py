@@ -34,13 +34,11 @@ from slm.runtime.machine import (
 
 MAX_SECONDS = 120.0  # no repetition begins later than this, because a repetition without a cache can take minutes
 
-Entry = dict[str, Any]
-
 
 @torch.inference_mode()
 def measure_speed(
     decoder: Decoder, settings: Mapping[str, Any], *, progress: Callable[[float], None] = lambda amount: None
-) -> Entry:
+) -> dict[str, Any]:
     """Return the `speed` entry of results.json; `settings` is `speed` of conf/evaluate.yaml.
 
     Speeds are tokens/s for a batch of one sequence. Memory is the weights plus the growth of the process's memory
@@ -48,15 +46,15 @@ def measure_speed(
     `progress` is called with the share of the work done since its last call.
     """
     config, weight = decoder.config, decoder.head_weight
-    timer = _Timer(decoder, settings)
+    main_timer = _Timer(decoder, settings)
     unshared_timer = None if config.layer_sharing == "none" else _Timer(without_sharing(decoder), settings)
-    timers = [timer, unshared_timer] if unshared_timer else [timer]
+    timers = [main_timer, unshared_timer] if unshared_timer else [main_timer]
     num_rounds = settings["repetitions"] + 1
     start = time.perf_counter()
     for number in range(num_rounds):
         is_warm_up = number == 0
-        for each in timers:
-            each.repeat(keep=not is_warm_up)
+        for timer in timers:
+            timer.repeat(keep=not is_warm_up)
             progress(1 / num_rounds / len(timers))
         if is_warm_up:
             bytes_before = _reset_memory()
@@ -66,17 +64,17 @@ def measure_speed(
     growth = None if peak is None or bytes_before is None else peak - bytes_before
     model_bytes = sum(parameter.nbytes for parameter in decoder.parameters())
     return {
-        **timer.medians(),
+        **main_timer.medians(),
         "without_sharing": unshared_timer.medians() if unshared_timer else None,
         "cache": settings["cache"],
-        "compiled": timer.compiled,
+        "compiled": main_timer.compiled,
         "dtype": dtype_name(weight.dtype),
         "device": weight.device.type,
         "device_name": device_name(weight.device.type),
         "threads": torch.get_num_threads(),
         "prompt_tokens": settings["prompt_tokens"],
         "new_tokens": settings["new_tokens"],
-        "repetitions": len(timer.seconds),
+        "repetitions": len(main_timer.seconds),
         "peak_memory_bytes": None if growth is None else model_bytes + growth,
         "model_bytes": model_bytes,
         "kv_bytes_per_token": kv_cache_bytes(config, 1, bytes_per_value=weight.element_size()),
@@ -142,9 +140,9 @@ class _Timer:
         weight = self.decoder.head_weight
         return KVCache(self.decoder.config, batch_size=1, max_length=length, device=weight.device, dtype=weight.dtype)
 
-    def medians(self) -> Entry:
+    def medians(self) -> dict[str, Any]:
         """Return the median tokens/s of prefill and decoding, with the slowest and fastest repetition as spread."""
-        medians: Entry = {}
+        medians: dict[str, Any] = {}
         prefill_rates = [self.settings["prompt_tokens"] / prefill for prefill, _ in self.seconds]
         decode_rates = [self.settings["new_tokens"] / decoding for _, decoding in self.seconds]
         for name, rates in (("prefill", sorted(prefill_rates)), ("decode", sorted(decode_rates))):

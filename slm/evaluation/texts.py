@@ -42,14 +42,10 @@ class Text:
     """A text to score, not yet tokenized."""
 
     name: str
-    documents: tuple[str, ...]
-    """One running text, or separate documents; none is blank."""
-    separate: bool
-    """Whether each document gets begin and end tokens; false for one running text."""
-    document_start: str | None = None
-    """Pattern of the lines that begin a document inside a running text; used only for the standard error."""
-    notes: tuple[str, ...] = ()
-    """Sentences on what was read and what was left out."""
+    documents: tuple[str, ...]  # one running text, or separate documents; none is blank
+    separate: bool  # whether each document gets begin and end tokens; false for one running text
+    document_start: str | None = None  # pattern that begins a document in a running text; only for standard errors
+    notes: tuple[str, ...] = ()  # sentences on what was read and what was left out
 
     @cached_property
     def fingerprint(self) -> str:
@@ -143,7 +139,7 @@ def cached_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Pat
 
 
 def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
-    """Yield the validation documents of the training run that `config` describes, in lists.
+    """Return an iterator over lists of the validation documents of the training run that `config` describes.
 
     If no cache has the documents (`cached_documents`), they are built in `cache_dir` from their source. Raises
     ValueError if the new documents have a different fingerprint.

@@ -133,7 +133,7 @@ def test_a_text_that_has_changed_since_is_refused(trained: Path, words: Path, tm
     content = words.read_text()
     words.write_text(content.replace(".", "!", 1))
     try:
-        changed = "data=local is no longer the text of the run: its fingerprint is"
+        changed = "data=local is no longer the text of the run: its fingerprint was"
         with away(trained.parent / "cache"), pytest.raises(ValueError, match=changed):
             run_stream(trained, tokenizer, cache_dir=tmp_path)
     finally:

@@ -205,7 +205,7 @@ def test_one_model_under_two_names_is_refused_and_under_another_name_not_measure
 ) -> None:
     other = tmp_path / "link"
     other.symlink_to(releases[0])
-    with pytest.raises(ValueError, match="link have the same weights: name one"):
+    with pytest.raises(ValueError, match="link have the same weights: give only one"):
         run(several([releases[0], other]))
     run()
     run(one(other))

@@ -71,7 +71,7 @@ def size_figure(results: Results) -> Figure | None:
 
 
 def _exponents(fits: Sequence[Entry]) -> str:
-    """The exponents of one or two identified laws, for the title; empty for more laws."""
+    """Return the exponents of one or two identified laws for the title; empty for none, and for more than two."""
     identified = [entry for entry in fits if is_identified(entry, "alpha")]
     words = [f"{short_name(entry['family'])} alpha = {exponent_text(entry, 'alpha')}" for entry in identified]
     return ": " + "; ".join(words) if 0 < len(words) <= 2 else ""
@@ -182,7 +182,7 @@ def tasks_figure(results: Results) -> Figure | None:
     panel_values: dict[str, dict[str, tuple[float, float | None]]] = {}
     for entry in entries:
         for task, result in tasks_of(entry).items():
-            panel_values.setdefault(task, {})[entry["name"]] = float(result["value"]), number(result, "se")
+            panel_values.setdefault(task, {})[entry["name"]] = (float(result["value"]), number(result, "se"))
     if len(common) > 1:
         panel_values[f"average of {len(common)}"] = {entry["name"]: average(entry, common) for entry in entries}
     names = [results.labels[entry["name"]] for entry in entries]

@@ -86,13 +86,13 @@ def quality_section(results: Results) -> Section | None:
         scored = results.scored(measure)
         names = [entry["name"] for entry, _ in scored]
         missing = [name_of(e) for e in results.entries if e["perplexity_results"] and e["name"] not in names]
-        differences = _differences_table(results, measure)
-        all_differences += differences
+        differences_table = _differences_table(results, measure)
+        all_differences += differences_table
         section.add(
             f"**{escape_markdown(measure.title)}**",
             table_by_column([entry | score for entry, score in scored], COLUMNS),
             f"Without a loss by this measure: {join_names(missing)}." if missing else "",
-            differences,
+            differences_table,
         )
     notes = [note for text, note in NOTES.items() if text in all_differences]
     section.add(" ".join([TEXT_NOTE, *notes]) if all_differences else "")
@@ -106,7 +106,7 @@ def quality_section(results: Results) -> Section | None:
 
 def _perplexity(score: Entry) -> str:
     perplexity, error = number(score, "perplexity"), number(score, "se_loss")
-    # d exp(loss) = exp(loss) d loss
+    # Delta method: d exp(loss) = exp(loss) d loss.
     return with_error(perplexity, None if perplexity is None or error is None else perplexity * error)
 
 
@@ -168,7 +168,7 @@ class Difference(NamedTuple):
     @property
     def p(self) -> float | None:
         """Two-sided p-value: Student's t over the blocks, normal for independent errors."""
-        if not self.error.se:
+        if not self.error.se:  # with an error of 0, any difference is certain
             return None if self.error.se is None else float(self.value == 0)
         df = self.error.blocks - 1 if self.error.blocks else math.inf
         return float(2 * stats.t.sf(abs(self.value) / self.error.se, df))
@@ -202,7 +202,8 @@ def paired_error(weighted: Sequence[tuple[float, Entry]], target: str) -> Error:
 def _have_same_borders(a_bytes: np.ndarray, b_bytes: np.ndarray) -> bool:
     if len(a_bytes) != len(b_bytes):
         return False
-    return bool(np.abs(np.cumsum(a_bytes) - np.cumsum(b_bytes)).max() <= BORDER_TOLERANCE * a_bytes.mean())
+    offsets = np.abs(np.cumsum(a_bytes) - np.cumsum(b_bytes))
+    return bool(offsets.max() <= BORDER_TOLERANCE * a_bytes.mean())
 
 
 def compare(first: Entry, second: Entry, target: str) -> Difference:
@@ -255,7 +256,7 @@ def _error_text(error: Error) -> str:
 
 
 def verdicts(differences: Sequence[Difference]) -> list[str]:
-    """Return, for each difference, whether it exceeds two standard errors and stays significant after Holm."""
+    """Say of each difference whether it exceeds two standard errors, and is significant after Holm's correction."""
     # The p-value of a single difference is ignored: with few blocks, p can be > 5% just beyond 2 standard errors.
     adjusted = holm([difference.p for difference in differences]) if len(differences) > 1 else [None]
     return [

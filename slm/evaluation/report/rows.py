@@ -40,7 +40,7 @@ IDENTITY = ("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dt
 
 
 def rows(results: Results) -> list[Entry]:
-    """Return one row per checkpoint. Columns are the published ones, and all in which a row has a value."""
+    """Return one row per checkpoint, with the published columns, and every other column in which a row has a value."""
     budgets = [entry.get("train_tokens") for entry, _ in results.scored(results.primary)]
     has_budgets = bool(budgets) and all(map(is_number, budgets))
     table = [_row(entry, results, has_budgets) for entry in results.entries]

@@ -43,12 +43,11 @@ class Gain(NamedTuple):
     larger: float
     value: float
     se: float | None
-    is_paired: bool
-    """Whether `se` is paired by blocks of the text; otherwise it combines two independent errors."""
+    is_paired: bool  # whether `se` is paired by blocks of the text; if not, it combines two independent errors
 
 
 def scores_by_size(results: Results) -> dict[str, dict[int, list[Entry]]]:
-    """Return the scores to fit (by the primary measure) by family, and within a family by N, smallest first."""
+    """Return the scores by the primary measure that can be fitted: family -> N -> scores, smallest N first."""
     families: dict[str, dict[int, list[Entry]]] = {}
     for entry, score in results.scored(results.primary):
         if is_number(score.get(results.fit_target)):
@@ -158,7 +157,7 @@ def _caveats(family: str, results: Results) -> list[str]:
 
 
 def gain_section(results: Results) -> Section | None:
-    """Return the gain per doubling of N from each size of a family to the next; None without any."""
+    """Return the gain per doubling of N from each size of a family to the next; None if no family has two sizes."""
     steps = gains(results)
     if not steps:
         return None

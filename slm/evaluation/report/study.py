@@ -35,12 +35,11 @@ class Pair(NamedTuple):
 
     row: Entry
     entry: Entry
-    score: Entry | None
-    """The checkpoint's score on all of WikiText-2 by the study's protocol; None if that was not measured."""
+    score: Entry | None  # of the checkpoint on all of WikiText-2 by the study's protocol; None if not measured
 
     @property
     def decode_speed(self) -> float | None:
-        """Tokens decoded per second; None if that was not measured."""
+        """Tokens decoded per second; None if not measured."""
         return number(self.entry["speed"], "decode_tokens_per_second")
 
 
@@ -74,7 +73,7 @@ def _is_same_model(row: Entry, entry: Entry) -> bool:
 
 
 def published_points(results: Results) -> list[tuple[float, float]]:
-    """Return N and loss of the study's rows; empty unless the loss on its text by its protocol is fitted here."""
+    """Return N and loss of the study's rows; empty unless the report fits the loss by the study's own measure."""
     scored = [pair.score for pair in study_pairs(results) if pair.score]
     if results.fit_target != "loss" or results.primary not in [measure_of(score) for score in scored]:
         return []
@@ -97,7 +96,7 @@ def study_section(results: Results) -> Section | None:
     if findings:
         columns["what the rows measured here show"] = lambda claim: escape_markdown(findings.get(claim["id"], NO_VALUE))
     not_compared = (
-        "The study's models were not evaluated here on the whole text by its protocol: no perplexity to compare."
+        "The study's models were not evaluated here on the whole text by its protocol, so no perplexity is compared."
     )
     return Section("The published study").add(
         "The study measured four models on WikiText-2 (sliding windows of 1024 tokens every 512, float16, one T4, no "
@@ -131,7 +130,7 @@ def _why_not_repeated(pairs: list[Pair]) -> str:
     missing = [row["name"] for row in published_rows() if row["name"] not in scored]
     reason = "a model was evaluated more than once, or is untrained"
     if missing:
-        reason = f"not evaluated on the whole text by the study's protocol: {join_names(missing)}"
+        reason = f"these models were not evaluated on the whole text by the study's protocol: {join_names(missing)}"
     return f"The study's fit is not repeated with the values measured here; {reason}."
 
 

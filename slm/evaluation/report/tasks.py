@@ -104,7 +104,7 @@ def _average_note(entries: list[Entry], common: list[str]) -> str:
     if len(common) < 2:
         return "There is no average: fewer than two tasks have a value for every checkpoint."
     excluded = sorted({name for entry in entries for name in entry["tasks"]} - set(common))
-    exclusion = f"; it excludes {join_names([escape_markdown(name) for name in excluded])}" if excluded else ""
+    exclusion = f", which excludes {join_names([escape_markdown(name) for name in excluded])}" if excluded else ""
     return (
         f"The average is over the {plural(len(common), 'task')} for which every checkpoint has a value{exclusion}. Its "
         "error, sqrt(sum of squared errors) / number of tasks, covers the sampling of items within these tasks."

@@ -72,9 +72,9 @@ def plan(requests: Sequence[Request], batch_tokens: int, pass_tokens: int) -> li
 def share_prefixes(requests: Sequence[Request]) -> list[Group]:
     """Group requests with a common beginning: in sorted order, each joins the previous group or begins a new one.
 
-    A request joins if the prefix it shares with the group is at least `MIN_SHARED` of its inputs and the shortened
-    prefix saves the group no fewer tokens. An optimal partition (dynamic programming) computes 3% fewer tokens
-    (docs/log.md, 2026-11-28).
+    A request joins if the prefix it shares with the group is at least `MIN_SHARED` of its inputs, and the group saves
+    no fewer tokens than without it. The best partition, by dynamic programming, computes 3% fewer tokens (docs/log.md,
+    2026-11-28).
     """
     groups: list[Group] = []
     for item in sorted(requests):
@@ -116,7 +116,9 @@ def make_batches(groups: Sequence[Group], batch_tokens: int, pass_tokens: int) -
 
 def _cost(batch: Sequence[Group], pass_tokens: int) -> int:
     """Return the tokens computed, padding included, plus `pass_tokens` for each of the one or two passes."""
-    rows, longest, prefix = sum(len(group.requests) for group in batch), max(map(_longest, batch)), batch[-1].prefix
+    rows = sum(len(group.requests) for group in batch)
+    longest = max(map(_longest, batch))
+    prefix = batch[-1].prefix
     num_passes = int(prefix > 0) + int(longest > prefix)
     return len(batch) * prefix + rows * (longest - prefix) + pass_tokens * num_passes
 
@@ -187,25 +189,29 @@ class Scorer:
     def _forward(self, groups: list[Group], items: list[Request], L: int) -> tuple[Tensor, list[list[int]]]:
         """Return hidden states (positions of all passes, D), and per request the positions that predict its targets."""
         T = max(len(item.inputs) for item in items) - L
-        group_of = [g for g, group in enumerate(groups) for _ in group.requests]
+        group_of_row = [g for g, group in enumerate(groups) for _ in group.requests]
         passes: list[Tensor] = []
         cache: KVCache | None = None
         if L:
             cache = self._cache(len(groups), L) if T else None
             prefixes = [group.requests[0].inputs[:L] for group in groups]
             passes.append(self.decoder.hidden(self._padded(prefixes, L), cache))
+            if cache:  # each row continues from a copy of the cache of its group
+                row_cache = self._cache(len(items), L + T)
+                row_cache.select(cache, torch.tensor(group_of_row, device=self.device))
+                cache = row_cache
         if T:
-            cache = self._fan_out(cache, group_of, T) if cache else None
             passes.append(self.decoder.hidden(self._padded([item.inputs[L:] for item in items], T), cache))
 
         def position(row: int, token: int) -> int:
-            return group_of[row] * L + token if token < L else len(groups) * L + row * T + token - L
+            # The states of all prefixes come first, then for each row the states of its other tokens.
+            return group_of_row[row] * L + token if token < L else len(groups) * L + row * T + token - L
 
         positions = [
             [position(row, token) for token in range(len(item.inputs) - len(item.targets), len(item.inputs))]
             for row, item in enumerate(items)
         ]
-        return torch.cat([states_BTD.flatten(0, 1) for states_BTD in passes]), positions
+        return torch.cat([states.flatten(0, 1) for states in passes]), positions
 
     def _head(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-probability (at least float32) of each target, and whether it is the most likely id."""
@@ -223,7 +229,7 @@ class Scorer:
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
 
     def _padded(self, rows: list[tuple[int, ...]], length: int) -> Tensor:
-        # Padding follows a row's own tokens, which causal attention does not let see it.
+        # Padding comes after a row's own tokens, so causal attention hides it from them.
         return torch.tensor([row + (0,) * (length - len(row)) for row in rows], device=self.device)
 
     def _cache(self, batch_size: int, max_length: int) -> KVCache:
@@ -231,9 +237,3 @@ class Scorer:
         return KVCache(
             self.decoder.config, batch_size=batch_size, max_length=max_length, device=self.device, dtype=dtype
         )
-
-    def _fan_out(self, cache: KVCache, group_of: list[int], room: int) -> KVCache:
-        """Return a cache whose row r continues group `group_of[r]`, with room for `room` more tokens."""
-        copies = self._cache(len(group_of), cache.length + room)
-        copies.select(cache, torch.tensor(group_of, device=self.device))
-        return copies
