@@ -137,7 +137,7 @@ def test_flops_of_a_family_are_those_that_torch_counts(family: str) -> None:
         (["family=linear", "width=wide"], "width=wide must be a whole number of at least 1"),
         (["family=ssd", "model.head_dim=0"], "model.head_dim=0 must be a whole number of at least 1"),
         (["width=192"], "width=192 and model.hidden_size=128 differ: give width with a family"),
-        (["family=ssd", "model.num_layers=3"], "depth=8 and model.num_layers=3 differ: give depth and a family"),
+        (["family=ssd", "model.num_layers=3"], "depth=8 and model.num_layers=3 differ: give depth with a family"),
         (["family=mamba"], "In 'train': Could not find 'family/mamba'; Available options in 'family': gpt2, hybrid"),
     ],
 )

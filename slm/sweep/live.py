@@ -6,7 +6,6 @@ slowest running cell. Small cells reach fewer FLOP/s than large cells, so the en
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -45,7 +44,7 @@ class Board:
         if self.console.is_terminal:
             self.live.update(Group(Text(_summary(statuses)), _table(statuses)), refresh=True)
             return
-        words = {status.cell.name: _word(status) for status in statuses}
+        words = {status.cell.name: _status_word(status) for status in statuses}
         if self.printed is None:  # cells completed by an earlier command are only counted
             self.printed = {name: word for name, word in words.items() if word == "completed"}
             if self.printed:
@@ -58,7 +57,7 @@ class Board:
                 say(f"{name}: {word}{why}; {_summary(statuses)}")
 
 
-def _word(status: CellStatus) -> str:
+def _status_word(status: CellStatus) -> str:
     """The status in one word: `running`, `waiting` or the outcome; `not_started` if the trunk kept no checkpoint."""
     if status.running:
         return "running"
@@ -72,13 +71,13 @@ def _table(statuses: Sequence[CellStatus]) -> Table:
     table = Table("cell", "status", "tokens", "loss", "tokens/s", "left", box=None)
     for status in statuses:
         if status.running:
-            table.add_row(status.cell.name, "running", *_figures(status))
-        elif _word(status) not in ("completed", "waiting"):
-            table.add_row(status.cell.name, f"{_word(status)}: {status.outcome.why}")
+            table.add_row(status.cell.name, "running", *_progress_columns(status))
+        elif _status_word(status) not in ("completed", "waiting"):
+            table.add_row(status.cell.name, f"{_status_word(status)}: {status.outcome.why}")
     return table
 
 
-def _figures(status: CellStatus) -> list[str]:
+def _progress_columns(status: CellStatus) -> list[str]:
     progress, left = status.progress, _seconds_left(status)
     if progress is None:
         return ["starting"]
@@ -91,7 +90,7 @@ def _figures(status: CellStatus) -> list[str]:
 
 
 def _summary(statuses: Sequence[CellStatus]) -> str:
-    counts = Counter(map(_word, statuses))
+    counts = Counter(map(_status_word, statuses))
     parts = [f"{counts[word]} {word}" for word in ORDER if counts[word]]
     left = _all_seconds_left(statuses)
     return ", ".join(parts) + (f"; about {duration(left)} left" if left is not None else "")
@@ -116,12 +115,12 @@ def _all_seconds_left(statuses: Sequence[CellStatus]) -> float | None:
             seconds.append(left)
         elif status.running:
             starting_flops.append(cell.flops_trained)
-        elif _word(status) == "waiting":
+        elif _status_word(status) == "waiting":
             waiting_flops += cell.flops_trained
     if not speeds:
         return None
     speed = sum(speeds) / len(speeds)  # FLOP/s of one cell
-    running_flops = sum(map(math.prod, zip(speeds, seconds, strict=True)))
+    running_flops = sum(flops_per_second * left for flops_per_second, left in zip(speeds, seconds, strict=True))
     flops = running_flops + sum(starting_flops) + waiting_flops
     slots = len(speeds) + len(starting_flops)
     return max(*seconds, max(starting_flops, default=0.0) / speed, flops / (speed * slots))

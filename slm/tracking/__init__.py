@@ -1,4 +1,4 @@
-"""Where metrics are written: always a CSV file; on request, Weights & Biases and TensorBoard."""
+"""Write metrics: always to a CSV file, and on request to Weights & Biases and TensorBoard."""
 
 from slm.tracking.trackers import Tracker, check_logger, open_trackers
 from slm.tracking.wandb_run import Rows, known_run_id, record_directory

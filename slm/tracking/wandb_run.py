@@ -1,4 +1,4 @@
-"""Weights & Biases: start a run that can be continued, and record a directory of results as a run.
+"""Start a Weights & Biases (W&B) run that can be continued, and record a directory of results as a run.
 
 The run id is kept in the run directory, so that a resumed run continues under the same id.
 """

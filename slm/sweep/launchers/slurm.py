@@ -22,7 +22,7 @@ ID = "job.slurm"
 """File in a run directory with the SLURM id of the last submission."""
 ASK_SECONDS = 10.0
 """Seconds between two queries of the scheduler and the shared disk, because other users need both too."""
-TIMEOUTS = 1_000_000
+MAX_TIMEOUTS = 1_000_000
 """How often a job may reach its time limit and continue: no limit in practice."""
 
 
@@ -34,7 +34,7 @@ class Slurm:
         if settings["gpus_per_job"] == 0:  # without cgroups a job sees all GPUs of its node
             self.environment["CUDA_VISIBLE_DEVICES"] = ""
         self.beats = Beats(settings)
-        self.at_a_time = settings["array_parallelism"]
+        self.array_parallelism = settings["array_parallelism"]
         self.scheduler = Submitit(settings, folder)
         self._submitted: dict[str, tuple[Job, str]] = {}
         self._states: dict[str, str] | None = None
@@ -43,7 +43,7 @@ class Slurm:
 
     def width(self) -> int:
         """The number of jobs of one array that run at a time if the cluster has room."""
-        return int(self.at_a_time)
+        return int(self.array_parallelism)
 
     def free(self) -> int:
         """Unlimited, since SLURM queues jobs; but 0 while SLURM does not answer."""
@@ -56,9 +56,9 @@ class Slurm:
             raise ValueError("launcher=slurm: SLURM's controller does not answer squeue: try again later")
         for job in jobs:
             with suppress(OSError):
-                number = (job.folder / ID).read_text(encoding="utf-8")
-                if number in self._states:
-                    self._submitted[job.name] = job, number
+                job_id = (job.folder / ID).read_text(encoding="utf-8")
+                if job_id in self._states:
+                    self._submitted[job.name] = job, job_id
         return list(self._submitted)
 
     def start(self, jobs: Sequence[Job]) -> None:
@@ -67,13 +67,13 @@ class Slurm:
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / EXIT).unlink(missing_ok=True)
             self.beats.forget(job.folder)
-        numbers = self.scheduler.submit([RemoteJob(job, self.environment) for job in jobs])
-        for job, number in zip(jobs, numbers, strict=True):
-            (job.folder / ID).write_text(number, encoding="utf-8")
-            self._submitted[job.name] = job, number
+        job_ids = self.scheduler.submit([RemoteJob(job, self.environment) for job in jobs])
+        for job, job_id in zip(jobs, job_ids, strict=True):
+            (job.folder / ID).write_text(job_id, encoding="utf-8")
+            self._submitted[job.name] = job, job_id
 
     def ended(self) -> dict[str, int | None]:
-        """Jobs that wrote an exit code, and jobs that SLURM lost."""
+        """Jobs that wrote an exit code, and lost jobs, whose exit code is unknown."""
         if self._force:
             remaining, self._submitted = self._submitted, {}
             return dict.fromkeys(remaining)
@@ -81,9 +81,9 @@ class Slurm:
             return {}
         self._states, self._asked_at = self.scheduler.states(), time.monotonic()
         codes: dict[str, int | None] = {}
-        for name, (job, number) in list(self._submitted.items()):
+        for name, (job, job_id) in list(self._submitted.items()):
             code = exit_code(job.folder)
-            if code is not None or self._is_lost(job, number):
+            if code is not None or self._is_lost(job, job_id):
                 codes[name] = code
                 del self._submitted[name]
         return codes
@@ -92,12 +92,12 @@ class Slurm:
         """Cancel all jobs, upon which train.py saves a checkpoint. With `force`, do not wait for their end."""
         self._stopping, self._force = True, force
         self._asked_at = float("-inf")
-        self.scheduler.cancel([number for _, number in self._submitted.values()])
+        self.scheduler.cancel([job_id for _, job_id in self._submitted.values()])
 
-    def _is_lost(self, job: Job, number: str) -> bool:
+    def _is_lost(self, job: Job, job_id: str) -> bool:
         if self._states is None:
             return False
-        state = self._states.get(number)
+        state = self._states.get(job_id)
         if state is None and self._stopping:
             return True
         if state not in (None, "RUNNING", "COMPLETING"):  # a job may be queued for any length of time
@@ -106,7 +106,7 @@ class Slurm:
         if not self.beats.is_silent(job.folder):
             return False
         if state is not None:
-            self.scheduler.cancel([number])
+            self.scheduler.cancel([job_id])
         return True
 
 
@@ -121,7 +121,7 @@ class Submitit:
         # `squeue` finds jobs by this name, even if the master was killed before it wrote their ids.
         self.name = f"slm-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         try:
-            self.executor = SlurmExecutor(folder / ".submitit", max_num_timeout=TIMEOUTS)
+            self.executor = SlurmExecutor(folder / ".submitit", max_num_timeout=MAX_TIMEOUTS)
         except RuntimeError:
             raise ValueError("launcher=slurm finds no SLURM here (no srun): start sweep.py on a login node") from None
         memory = settings["memory_gb"]
