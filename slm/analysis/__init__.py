@@ -1,1 +1,1 @@
-"""One table of runs: read, audited, fitted, compared, drawn, reported."""
+"""Read a table of runs, audit it, fit laws, compare families, draw figures and write a report."""

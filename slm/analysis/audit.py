@@ -105,7 +105,7 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
         _check_sizes(frame, findings)
     unknown = {item["what"] for item in findings.unknown}
     return {
-        "controlled": not findings.violations and not unknown & set(REQUIRED),
+        "controlled": not findings.violations and unknown.isdisjoint(REQUIRED),
         "violations": findings.violations,
         "unknown": findings.unknown,
         "checked": findings.checked,

@@ -1,1 +1,1 @@
-"""Figures and report of an analysis directory, from its files alone."""
+"""Draw the figures and write the report of an analysis directory, using only its files."""

@@ -115,7 +115,7 @@ def _line_and_points(axis: Axes, analysis: Directory, entry: Entry) -> None:
 
 
 def _points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of every run if the law has one variable; otherwise of the points, moved along the law to held values."""
+    """x and y of every run if the law has one variable; otherwise of the fitted points, moved to the held values."""
     curve, points = entry["curve"], entry["points"]
     x = np.array(points[curve["variable"]], float)
     if curve.get("held"):

@@ -139,7 +139,7 @@ def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
 
 
 def _parabola(budget: Entry, params: np.ndarray) -> np.ndarray:
-    """The target on the parabola of a budget, which is a parabola of log target in log N."""
+    """The target at these sizes by the parabola of a budget, which is fitted to log target in log N."""
     value, slope, curvature = budget["parabola"]
     z = np.log(params) - budget["centre"]
     return np.exp(np.asarray(value + slope * z + curvature * z**2))
