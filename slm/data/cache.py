@@ -1,9 +1,8 @@
 """Folders that are built once and then only read.
 
 A folder is built as NAME.partial, synced and renamed, so that a folder without this suffix is always complete. A lock
-file lets one process build while the others wait. After a build is killed, the next one continues it
-(`slm.data.parts`). `manifest.json` records the size and SHA-256 of every file; a folder that does not match its
-manifest is never used but built again.
+file lets one process build while the others wait. The next build continues a killed one (`slm.data.parts`).
+`manifest.json` has the size and SHA-256 of every file; a folder that does not match its manifest is built again.
 """
 
 import hashlib

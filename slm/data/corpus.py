@@ -109,15 +109,11 @@ def prepare_documents(data: Mapping[str, Any], *, cache_dir: Path) -> tuple[Path
 
 
 def _documents_key(data: Mapping[str, Any]) -> list[Any]:
-    """Return all that the documents and their split depend on."""
     return [source_of(data).key(data), data["val_fraction"]]
 
 
 def write_tokens(folder: Path, documents: Path, document_facts: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Make the tokenizer and encode both splits into shards; returns the manifest of the token folder.
-
-    `document_facts` is the manifest of the folder `documents`.
-    """
+    """Make the tokenizer and encode both splits; returns the manifest. `document_facts` is the documents' manifest."""
     tokenizer_folder = folder / "tokenizer"
     if not tokenizer_folder.exists():  # otherwise a build that was killed has made the tokenizer
         plan.make(lambda: read_documents(documents, "train")).save(folder / "tokenizer.new")

@@ -25,8 +25,7 @@ from typing import Any
 
 VERSION = 1  # part of the key: change it when the same files would give different text
 
-Part = tuple[str, str]
-"""The heading and the text of one docstring."""
+Part = tuple[str, str]  # the heading and the text of one docstring
 
 # Tests and examples document nothing; copies of other packages and lib2to3's fixtures repeat other files.
 _TESTS = {"test", "tests", "_test", "_tests", "_examples", "idle_test", "lib2to3", "turtledemo", "ensurepip"}
@@ -35,8 +34,7 @@ _SKIPPED_FOLDERS = _TESTS | _COPIES
 # Modules that hold the reference of compiled functions as string literals: torch/_torch_docs.py, pydoc_data/topics.py,
 # numpy/_core/_add_newdocs.py, scipy/special/_add_newdocs.py, pandas/core/shared_docs.py ...
 _REFERENCE_MODULE = re.compile(r"(^|[._])(add_newdocs|docs|docstrings|topics)($|_)")
-# A line such as "{input}" or "%(example)s", into which another text would be put.
-_PLACEHOLDER_LINE = re.compile(r"^[ \t]*[{%][\w()]+[}s]?[ \t]*\n?", re.MULTILINE)
+_PLACEHOLDER_LINE = re.compile(r"^[ \t]*[{%][\w()]+[}s]?[ \t]*\n?", re.MULTILINE)  # "{input}", "%(example)s"
 _DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _MIN_DOCUMENT_BYTES = 300  # shorter documents are the one-line summary of an internal module
 _MIN_PART_CHARACTERS = 48  # shorter docstrings only repeat the name of a function or class
@@ -54,9 +52,7 @@ def key(data: Mapping[str, Any]) -> Any:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise ValueError(
-                f"data.packages: {package} is not installed; install it or drop it from the list"
-            ) from None
+            raise ValueError(f"data.packages: {package} is not installed; install it or drop it here") from None
     return {"pydocs": VERSION, "python": sys.version.split()[0], "packages": versions}
 
 
@@ -74,10 +70,7 @@ def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
 
 
 def is_new(text: str, seen_lines: set[bytes]) -> bool:
-    """Whether most lines of a docstring are not in `seen_lines`, to which they are added.
-
-    Generated and inherited docstrings repeat lines of earlier ones.
-    """
+    """Whether most lines of a docstring are new. Generated docstrings repeat lines. Adds the lines to `seen_lines`."""
     lines = [line for line in map(str.strip, text.split("\n")) if len(line) >= _MIN_LINE_CHARACTERS] or [text]
     normalised = [re.sub(r"\d+", "0", line.lower()) for line in lines]
     digests = [hashlib.blake2b(line.encode(), digest_size=12).digest() for line in normalised]
@@ -87,7 +80,6 @@ def is_new(text: str, seen_lines: set[bytes]) -> bool:
 
 
 def _standard_library_files() -> list[tuple[str, str]]:
-    """Return (module name, path) of each module, sorted."""
     root = sysconfig.get_path("stdlib")
     modules = []
     for folder, subfolders, names in os.walk(root):
@@ -127,8 +119,7 @@ def parse_in_worker(files: list[tuple[str, str]]) -> list[tuple[str, list[Part]]
     """Return [module, parts] for each (module, path) that `main` can parse, in an interpreter of its own."""
     command = [sys.executable, "-I", "-S", __file__]
     worker = subprocess.run(command, input=json.dumps(files), stdout=subprocess.PIPE, encoding="utf-8", check=True)
-    modules: list[tuple[str, list[Part]]] = json.loads(worker.stdout)
-    return modules
+    return json.loads(worker.stdout)
 
 
 def main() -> None:
@@ -147,8 +138,7 @@ def main() -> None:
 def module_parts(source: str, module: str) -> list[Part]:
     """Return the docstrings of a module, its classes and functions in source order.
 
-    For a reference module, its long string literals follow. Raises SyntaxError or ValueError for a source that this
-    version of Python cannot parse.
+    The long literals of a reference module follow. Raises SyntaxError or ValueError if Python cannot parse the source.
     """
     with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's docstrings
         tree = ast.parse(source)

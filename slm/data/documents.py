@@ -28,8 +28,7 @@ LEFT_OUT = {
 """The reasons for leaving out documents, as named in manifests, and how "left out 2 documents ..." goes on for each."""
 _GROUP_BYTES = 4 << 20  # text per row group; one call tokenizes a group, which must occupy all cores and fit in memory
 _FILE_GROUPS = 1024  # row groups per file, about 4 GB of text; pyarrow refuses files with more than a million
-_CHAIN_MODULUS = 2**521 - 1  # a prime above every SHA-256; `_join_chains` uses both numbers
-_CHAIN_BASE = 3**300
+_CHAIN_MODULUS, _CHAIN_BASE = 2**521 - 1, 3**300  # of `_join_chains`; the modulus is a prime above every SHA-256
 
 
 def write_documents(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,13 +67,12 @@ def write_documents(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     return {"fingerprint": fingerprint, "splits": counts, "left_out": left_out}
 
 
-def _counts_by_split(results: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+def _counts_by_split(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Return the number of documents and bytes of each split, summed over the results of all parts."""
-    counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
-    for result in results:
-        for split, split_counts in counts.items():
-            for name in split_counts:
-                split_counts[name] += result["splits"][split][name]
+    counts = {}
+    for split in SPLITS:
+        parts = [result["splits"][split] for result in results]
+        counts[split] = {name: sum(part[name] for part in parts) for name in ("documents", "bytes")}
     return counts
 
 
@@ -105,8 +103,11 @@ def write_part(
             digest = hashlib.sha256(encoded).digest()
             stripped_hash = text_hash(text)
             if split is None:
+                if threshold is None or not 0 < threshold < 1:
+                    given = f"data.val_fraction={threshold}"
+                    raise ValueError(f"{given} must be between 0 and 1, because the source has no validation split")
                 smallest_hash = min(smallest_hash, _unit_hash(digest))
-                split = "val" if _unit_hash(digest) < _require_fraction(threshold) else "train"
+                split = "val" if _unit_hash(digest) < threshold else "train"
             elif split == "val":
                 hashes_in_val.add(stripped_hash)
             elif stripped_hash in hashes_in_val:
@@ -250,19 +251,8 @@ def text_hash(text: str) -> int:
 
 
 def _unit_hash(digest: bytes) -> float:
-    """Return the SHA-256 of a text as a number in [0, 1), which alone decides the split of the text.
-
-    So adding, removing or reordering documents does not move other documents between splits.
-    """
+    """Return the SHA-256 of a text as a number in [0, 1), which alone decides its split: other texts have no effect."""
     return int.from_bytes(digest[:6], "big") / (1 << 48)
-
-
-def _require_fraction(val_fraction: float | None) -> float:
-    if val_fraction is None or not 0 < val_fraction < 1:
-        raise ValueError(
-            f"data.val_fraction={val_fraction} must be between 0 and 1, because the source has no validation split"
-        )
-    return val_fraction
 
 
 def _require_text(counts: Mapping[str, Mapping[str, int]], left_out: Mapping[str, int], name: str) -> None:

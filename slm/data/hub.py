@@ -22,8 +22,7 @@ def key(data: Mapping[str, Any]) -> Any:
 
 def size(part: Mapping[str, Any]) -> int | None:
     """Return the limit on bytes, if there is one."""
-    limit: int | None = part["max_bytes"]
-    return limit
+    return part["max_bytes"]
 
 
 def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -95,8 +94,7 @@ def rows(data: Mapping[str, Any], split: str, index: int = 0, num_shards: int = 
     A null becomes "". Raises ValueError for an unknown data set, subset, split or column, and for rows that hold no
     text or cannot be read.
     """
-    path = data["path"]
-    column = data["text_column"]
+    path, column = data["path"], data["text_column"]
     table = _table(data, split)
     if num_shards > 1:
         table = table.shard(num_shards=num_shards, index=index)

@@ -73,11 +73,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=2)  # a batch may span two epochs
 def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
-    """Return a permutation of range(num_windows) that sorts the raw output of a bit generator.
-
-    numpy promises that the raw output never changes. It makes no such promise for `Generator.permutation` (NEP 19).
-    """
-    raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)
+    """Return the order that sorts raw random bits, which numpy never changes, unlike `Generator.permutation`."""
+    raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)  # stable by NEP 19
     return np.argsort(raw, kind="stable")
 
 
@@ -92,8 +89,7 @@ class _MicroBatches(Dataset[Tensor]):
     steps: range
     rows: range
     micro_batch_size: int
-    passes: int
-    """Micro-batches per step."""
+    passes: int  # micro-batches per step
 
     def __len__(self) -> int:
         return len(self.steps) * self.passes
@@ -191,8 +187,5 @@ def val_batches(
 
 
 def document_numbers(tokens_BT: Tensor, separator: int) -> Tensor:
-    """Return (B, T) numbers of the document that each token belongs to, where documents begin with `separator`.
-
-    Tokens before the first separator, the end of an earlier document, have the number 0.
-    """
+    """Return (B, T) numbers of documents, which begin with `separator`; 0 before the first separator in a row."""
     return (tokens_BT == separator).cumsum(1)

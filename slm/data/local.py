@@ -26,10 +26,7 @@ class Files(NamedTuple):
 
 
 def key(data: Mapping[str, Any]) -> Any:
-    """Return the paths, sizes and times of the files, and the options.
-
-    Raises ValueError for paths that match no usable file, and for a limit on documents that is too low.
-    """
+    """Return paths, sizes and times of the files, and the options. Raises ValueError for wrong paths or limits."""
     limit = data["max_document_bytes"]
     if limit is not None and limit < _MIN_DOCUMENT_BYTES:
         raise ValueError(

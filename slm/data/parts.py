@@ -28,11 +28,9 @@ from slm.runtime.files import sync, write_json
 from slm.runtime.progress import progress
 from slm.runtime.system import num_cores
 
-RECORDS = "parts"
-"""Name of the subfolder with the records of finished parts."""
+RECORDS = "parts"  # name of the subfolder with the records of finished parts
 MAX_PROCESSES = 32
-MIN_PARALLEL_BYTES = 32 << 20
-"""Fewer bytes are processed without workers, because it takes about a second to start workers."""
+MIN_PARALLEL_BYTES = 32 << 20  # fewer bytes are processed without workers, which take about a second to start
 
 _WORKER_DIED = (
     "a worker process that builds the corpus exited with status {}, probably for lack of memory: try again "
@@ -121,8 +119,7 @@ def _do_in_workers(
     call: tuple[Path, str, Work], todo: list[tuple[int, tuple[Any, ...]]], num_processes: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number, result) of each part as soon as it is finished. `call` is the folder, the stage and the work."""
-    waiting = SimpleQueue[Any]()
-    answers = SimpleQueue[Any]()
+    waiting, answers = SimpleQueue[Any](), SimpleQueue[Any]()
     for part in todo:
         waiting.put(part)
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}

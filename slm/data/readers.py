@@ -62,10 +62,8 @@ def text_of(value: Any, column: str, place: str) -> str:
         except UnicodeDecodeError:
             raise _UnusableError(f"{place} is not UTF-8 in {column!r}; convert it, or set data.text_column") from None
     if value is not None and not isinstance(value, str):
-        kind = type(value).__name__
-        raise _UnusableError(
-            f"{place} has a value of type {kind} in {column!r}, which must be text; set data.text_column"
-        )
+        given = f"{place} has a value of type {type(value).__name__} in {column!r}"
+        raise _UnusableError(f"{given}, which must be text; set data.text_column")
     return value or ""
 
 
@@ -161,9 +159,8 @@ def _decoded(path: Path) -> Iterator[str]:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             offset = file.tell() - len(error.object) + error.start
-            raise _UnusableError(
-                f"is not UTF-8 (byte 0x{byte:02x} at offset {offset}); convert it, as with iconv"
-            ) from None
+            problem = f"is not UTF-8 (byte 0x{byte:02x} at offset {offset})"
+            raise _UnusableError(f"{problem}; convert it, as with iconv") from None
 
 
 def _json_lines(path: Path, column: str | None) -> Rows:
@@ -217,11 +214,7 @@ def _missing_column(column: str, columns: Iterable[str]) -> _UnusableError:
     return _UnusableError(f"has no column {column!r}, only {', '.join(columns) or 'empty rows'}; set data.text_column")
 
 
-_ROW_READERS = {
-    **dict.fromkeys((".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"), _json_lines),
-    ".parquet": _parquet,
-}
-ROW_SUFFIXES = tuple(_ROW_READERS)
-"""Suffixes of files with one document, or one question, per row."""
+_ROW_READERS = {**dict.fromkeys((".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"), _json_lines), ".parquet": _parquet}
+ROW_SUFFIXES = tuple(_ROW_READERS)  # of files with one document, or one question, per row
 SUFFIXES = (".txt", ".txt.gz", ".md", ".md.gz", ".raw", ".raw.gz", *ROW_SUFFIXES)
 """Suffixes of all files that can be read; .raw as in wiki.test.raw."""

@@ -44,9 +44,7 @@ def _parse(file: Path) -> Any:
         protobuf = import_module("google.protobuf.message")
         proto = import_module("sentencepiece.sentencepiece_model_pb2")
     except ImportError:
-        raise ValueError(
-            f"{file} is a SentencePiece model, and reading it needs an extra: pip install 'slm[hub]'"
-        ) from None
+        raise ValueError(f"{file} is a SentencePiece model; to read it, pip install 'slm[hub]'") from None
     model = proto.ModelProto()
     try:
         model.ParseFromString(file.read_bytes())
@@ -58,7 +56,6 @@ def _parse(file: Path) -> Any:
 
 
 def _problem(model: Any) -> str | None:
-    """Return why a model cannot be converted exactly, or None."""
     model_type = _MODEL_TYPES.get(model.trainer_spec.model_type, "unknown")
     normalizer = model.normalizer_spec
     if model_type != "BPE":

@@ -17,8 +17,7 @@ class Source(NamedTuple):
     """Returns a JSON-like value that changes whenever the documents would change; raises ValueError for wrong options.
     Must be quick, because every run calls it."""
     documents: Callable[[Mapping[str, Any]], Iterator[Document]]
-    """Yields the documents of a part in a fixed order. If the source has its own splits, validation documents are
-    first."""
+    """Yields the documents of a part in a fixed order; if the source has splits, validation documents are first."""
     parts: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = lambda data: [data]
     """Returns a copy of the config for each part that can be read independently, with keys that identify the part.
     Parts with `split="val"` hold only validation documents, and come first. By default there is one part."""
@@ -43,9 +42,8 @@ def source_of(data: Mapping[str, Any]) -> Source:
     """Return the source that `data.source` names; raises ValueError if there is none."""
     source = SOURCES.get(str(data["source"]))
     if source is None:
-        raise ValueError(
-            f"data.source={data['source']!r} is not one of {', '.join(SOURCES)}; extensions=[FILE] can add your own"
-        )
+        known = ", ".join(SOURCES)
+        raise ValueError(f"data.source={data['source']!r} is not one of {known}; extensions=[FILE] can add your own")
     if isinstance(source, Source):
         return source
     module = import_module(source)  # not at the top, because these modules import this one

@@ -14,8 +14,7 @@ class TokenStream:
     """One array of `num_tokens` token ids, in memory-mapped shards.
 
     `num_bytes` is the UTF-8 length of the text of all `num_documents` documents, without special tokens. Shards are
-    opened at first use, at most `MAX_OPEN_SHARDS` at a time. They are not pickled, so a stream can be sent to loader
-    workers at little cost.
+    opened at first use, at most `MAX_OPEN_SHARDS` at a time. Pickling leaves them out, so that it is cheap.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -29,10 +28,7 @@ class TokenStream:
         self._open_shards: dict[int, np.memmap] = {}
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return tokens [start, stop) in a new array of the stored dtype.
-
-        Raises IndexError for a range outside the stream.
-        """
+        """Return tokens [start, stop) as a new array of the stored dtype. Raises IndexError outside the stream."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"[{start}, {stop}) is outside a stream of {self.num_tokens} tokens")
         first_shard = int(np.searchsorted(self._starts, start, side="right")) - 1

@@ -166,10 +166,7 @@ class Tokenizer:
 
 
 def _with_post_processor(content: str, bos: str | None, bos_id: int | None) -> str:
-    """Return a tokenizer.json whose post-processor puts `bos` before a text and before each text of a pair.
-
-    If `bos` is None, the tokenizer.json has no post-processor.
-    """
+    """Return tokenizer.json with a post-processor that puts `bos` before each text, or without one if `bos` is None."""
 
     def with_bos(sequence: str, type_id: int) -> list[dict[str, dict[str, object]]]:
         return [{"SpecialToken": {"id": bos, "type_id": type_id}}, {"Sequence": {"id": sequence, "type_id": type_id}}]

@@ -15,8 +15,7 @@ from slm.data.hub import require_network
 from slm.data.tokenizer import CONFIGS, Tokenizer
 from slm.runtime.progress import progress
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-"""Files with a tokenizer. If a folder has both, the first is read."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # if a folder has both, the first is read
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 END = "<|endoftext|>"
 # End tokens, most common first, for a tokenizer.json without a config that names its end token.
@@ -30,7 +29,8 @@ _NUM_BYTES = 256
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-Texts = Callable[[], Iterator[list[str]]]
+Batches = Iterator[list[str]]
+Texts = Callable[[], Batches]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +43,20 @@ class Plan:
 
 
 def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
-    """Return the plan for a tokenizer config. A released tokenizer is downloaded here, before any other work.
-
-    Raises ValueError for options from which no tokenizer can be made.
-    """
+    """Return the plan for a tokenizer config; downloads a released tokenizer. Raises ValueError for wrong options."""
     kind = config["kind"]
     if kind == "bpe":
         return _plan_bpe(config["vocab_size"], config["train_bytes"])
     if kind == "bytes":
         return Plan(name="bytes", key=["bytes", 1], make=lambda texts: byte_tokenizer())
     if kind == "file":
-        released = _load_released(config)
+        path = str(config["path"])
+        if path == "???":
+            raise ValueError(f"tokenizer.path is not set; give {_ACCEPTED}, or a hub id")
+        if is_on_hub(config):
+            released = load_tokenizer(_fetch(path, config["revision"]), name=path)
+        else:
+            released = load_tokenizer(os.path.expanduser(path))
         key = ["file", released.fingerprint, released.bos_id, released.eos_id]
         return Plan(name=released.name, key=key, make=lambda texts: released)
     raise ValueError(f"tokenizer.kind={kind!r} is not one of bpe, bytes, file")
@@ -61,9 +64,7 @@ def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
 
 def _plan_bpe(vocab_size: int, train_bytes: int | None) -> Plan:
     if vocab_size < _NUM_BYTES + 1:
-        raise ValueError(
-            f"tokenizer.vocab_size={vocab_size} must be at least {_NUM_BYTES + 1}: 256 bytes and the end token"
-        )
+        raise ValueError(f"tokenizer.vocab_size={vocab_size} must be at least 257: 256 bytes and the end token")
     if train_bytes is not None and train_bytes < 1:
         raise ValueError(f"tokenizer.train_bytes={train_bytes} must be positive, or null for all of the text")
     return Plan(
@@ -92,9 +93,7 @@ def _train_bpe(texts: Iterator[list[str]], vocab_size: int, train_bytes: int | N
     return Tokenizer(f"bpe-{vocab_size}", inner.to_str(), eos=END)
 
 
-def _first_batches(
-    batches: Iterator[list[str]], max_bytes: int | None, advance: Callable[[float], None]
-) -> Iterator[list[str]]:
+def _first_batches(batches: Batches, max_bytes: int | None, advance: Callable[[float], None]) -> Batches:
     num_bytes = 0
     for batch in batches:
         yield batch
@@ -123,15 +122,6 @@ def is_on_hub(config: Mapping[str, Any]) -> bool:
     path = str(config.get("path"))
     is_hub_id = bool(_HUB_ID.fullmatch(path)) and not path.endswith((".json", ".model"))
     return config["kind"] == "file" and is_hub_id and not Path(path).exists()
-
-
-def _load_released(config: Mapping[str, Any]) -> Tokenizer:
-    path = str(config["path"])
-    if path == "???":
-        raise ValueError(f"tokenizer.path is not set; give {_ACCEPTED}, or a hub id")
-    if is_on_hub(config):
-        return load_tokenizer(_fetch(path, config["revision"]), name=path)
-    return load_tokenizer(os.path.expanduser(path))
 
 
 def _fetch(repository: str, revision: str | None) -> Path:

@@ -3,7 +3,7 @@
 >>> from slm.model import Decoder, ModelConfig
 >>> decoder = Decoder(ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=192))
 
-Names load on first use, so that shapes (`slm.model.config`) can be had without importing torch.
+Names are imported at first use, so that `slm.model.config` can be used without importing torch.
 """
 
 from importlib import import_module
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from slm.model.decoder import KVCache as KVCache
     from slm.model.decoding import generate as generate
 
-_HOME = {"Decoder": "decoder", "KVCache": "decoder", "ModelConfig": "config", "generate": "decoding"}
+_MODULES = {"Decoder": "decoder", "KVCache": "decoder", "ModelConfig": "config", "generate": "decoding"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'slm.model' has no attribute {name!r}")
-    return getattr(import_module(f"slm.model.{_HOME[name]}"), name)
+    return getattr(import_module(f"slm.model.{_MODULES[name]}"), name)

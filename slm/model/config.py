@@ -1,7 +1,7 @@
-"""The shape of a decoder: its fields, what they say of each block, and which shapes are refused.
+"""The shape of a decoder: its fields, the settings that follow for each block, and the checks of a shape.
 
-Notable: importing it imports no torch; a wrong shape is refused here, before anything is built. Parameters, FLOPs and
-bytes of a shape are functions of it in `slm.model.counts`.
+Notable: this module imports no torch, so a wrong shape is refused quickly, before anything is built. `slm.model.counts`
+computes the parameters, FLOPs and bytes of a shape.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from slm.model.mixers import MIXERS
 
-LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}
-"""Letter of `position_pattern` -> how a layer is told positions."""
+LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}  # for each letter of `position_pattern`
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of a decoder, by default a Llama. Raises `ValueError` naming the field that is wrong.
 
-    What a mixer from `extensions` refuses by its `Mixer.check` is refused when a count or a decoder first needs it.
+    The rules of a mixer (`Mixer.check`) are applied later, when a count or a decoder first needs the mixer.
     """
 
     vocab_size: int
@@ -58,7 +57,7 @@ class ModelConfig:
     mlp_bias: bool = False
     """Biases in the feed-forward."""
     layer_sharing: Literal["none", "immediate", "repeat_all_over", "reverse"] = "none"
-    """Order in which blocks are used again (MobileLLM, arXiv:2402.14905, section 3.3): 0011, 0101 or 0110."""
+    """Order in which blocks are repeated (MobileLLM, arXiv:2402.14905, section 3.3): 0011, 0101 or 0110."""
     num_repeats: int = 1
     """How often each block is used; 2 with immediate sharing is MobileLLM-LS."""
     init_std: float = 0.02
@@ -72,9 +71,9 @@ class ModelConfig:
     sparse_block: int = 64
     """P: tokens of a local block, within which attention is full."""
     sparse_stride: int = 16
-    """P: of the blocks before its own, a query sees the last of every `sparse_stride` tokens."""
+    """P: in the blocks before its own, a query sees the last of every `sparse_stride` tokens."""
     chunk_size: int = 64
-    """L, G: tokens of a chunk of the training form. It changes speed and FLOPs, not the function."""
+    """L, G: tokens per chunk in training. It changes speed and FLOPs, not the function."""
     state_size: int = 64
     """G: width of keys and queries, N in Mamba-2."""
     conv_kernel: int = 4
@@ -84,7 +83,7 @@ class ModelConfig:
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Norms over the hidden size: RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450)."""
     norm_bias: bool = False
-    """Biases in those norms; LayerNorm only."""
+    """Biases in the norms over the hidden size; LayerNorm only."""
     norm_position: Literal["pre", "post", "both"] = "pre"
     """Norm of a branch's input, of its output before it is added (OLMo 2, arXiv:2501.00656), or of both (Gemma 2)."""
     parallel_block: bool = False
@@ -95,16 +94,16 @@ class ModelConfig:
     position_pattern: str | None = None
     """Per layer, tiled over the layers: R rope, A alibi, N none, such as "RRRN"; None is `position` in every layer."""
     embedding_multiplier: float = 1.0
-    """The embedding's output times this."""
+    """Factor on the embedding's output."""
     residual_multiplier: float = 1.0
-    """Each branch's output times this before it is added to the residual stream."""
+    """Factor on each branch's output before it is added to the residual stream."""
     attention_multiplier: float | None = None
-    """Attention scores are q k^T times this; None is head_dim ** -0.5."""
+    """Factor on the attention scores q k^T; None is head_dim ** -0.5."""
     logits_multiplier: float = 1.0
-    """The head's output times this."""
+    """Factor on the head's output."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.sliding_window, list):  # as YAML and JSON have it
+        if isinstance(self.sliding_window, list):  # YAML and JSON have no tuples
             object.__setattr__(self, "sliding_window", tuple(self.sliding_window))
         check(self)
         object.__setattr__(self, "num_kv_heads", self.kv_heads)
@@ -112,7 +111,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Build from a plain mapping. Raises `ValueError` for a key that is not a field, with the nearest field."""
+        """Build from a plain mapping. Raises `ValueError` for a missing field and for a key that is not a field."""
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         for key in values:
             if key not in defaults:
@@ -124,39 +123,39 @@ class ModelConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, resolved, as values that survive JSON."""
+        """Return all fields, with defaults filled in, as values that JSON can hold."""
         values = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
     def kv_heads(self) -> int:
-        """`num_kv_heads`, resolved."""
+        """`num_kv_heads`, or its default."""
         return self.num_kv_heads or self.num_heads
 
     @property
     def head_width(self) -> int:
-        """`head_dim`, resolved."""
+        """`head_dim`, or its default."""
         return self.head_dim or self.hidden_size // self.num_heads
 
     @property
     def attention_scale(self) -> float:
-        """`attention_multiplier`, resolved."""
+        """`attention_multiplier`, or its default."""
         return self.head_width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
     @property
     def mixers(self) -> tuple[str, ...]:
-        """Letter of each block's mixer."""
+        """The letter of each block's mixer."""
         return tuple(self.mixer_pattern[i % len(self.mixer_pattern)] for i in range(self.num_layers))
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Window of each block. It has no effect on mixers other than S."""
-        given = (self.sliding_window,) if isinstance(self.sliding_window, int) else self.sliding_window
-        return tuple(given[i % len(given)] for i in range(self.num_layers))
+        """The window of each block. It has no effect on mixers other than S."""
+        pattern = (self.sliding_window,) if isinstance(self.sliding_window, int) else self.sliding_window
+        return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
 
     @property
     def layer_positions(self) -> tuple[str, ...]:
-        """Positions in each block: "rope", "alibi" or "none". They have no effect on mixers L and G."""
+        """The kind of positions in each block: "rope", "alibi" or "none". It has no effect on mixers L and G."""
         if self.position_pattern is None:
             return ("none" if self.position == "learned" else self.position,) * self.num_layers
         letters = self.position_pattern
@@ -169,18 +168,19 @@ class ModelConfig:
 
     @property
     def block_uses(self) -> tuple[int, ...]:
-        """Index of the block of each use, in the order of the forward pass."""
-        once = range(self.num_layers)
+        """Block indices in the order of the forward pass; a shared block is there several times."""
+        blocks = tuple(range(self.num_layers))
         if self.layer_sharing == "immediate":
-            return tuple(block for block in once for _ in range(self.num_repeats))
+            return tuple(block for block in blocks for _ in range(self.num_repeats))
         if self.layer_sharing == "reverse":
-            return tuple(b for r in range(self.num_repeats) for b in (once if r % 2 == 0 else reversed(once)))
-        return tuple(once) * self.num_repeats
+            there_and_back = blocks + blocks[::-1]
+            return (there_and_back * self.num_repeats)[: len(blocks) * self.num_repeats]
+        return blocks * self.num_repeats
 
 
 _NULLABLE = ("num_kv_heads", "head_dim", "attention_multiplier")
 _MAX_COUNT = (1 << 31) - 1
-_MAX_TENSOR = 1 << 58  # numbers in a tensor; with more, at up to 8 bytes each, torch cannot count the bytes
+_MAX_ELEMENTS = 1 << 58  # of a tensor: torch cannot count the bytes of more elements, at up to 8 bytes each
 
 
 def check(c: ModelConfig) -> None:
@@ -201,7 +201,7 @@ def check(c: ModelConfig) -> None:
 
 @cache
 def _field_types() -> dict[str, Any]:
-    """The types of `ModelConfig`'s fields. Reading them takes 25 times as long as all checks of a shape."""
+    """Return the types of `ModelConfig`'s fields. Reading them takes 25 times as long as all checks of a shape."""
     return get_type_hints(ModelConfig)
 
 
@@ -214,28 +214,28 @@ def _divisors(number: int) -> str:
     return ", ".join(str(k) for k in sorted({*small, *(number // k for k in small)}))
 
 
-def _check_field(name: str, value: Any, kind: Any) -> None:
+def _check_field(name: str, value: Any, field_type: Any) -> None:
     given = f"model.{name}={value!r}"
-    if kind in (int, int | None):
+    if field_type in (int, int | None):
         if not _is_count(value):
             raise ValueError(f"{given} must be a whole number of at least 1")
         if value > _MAX_COUNT:
             raise ValueError(f"{given} is more than any machine holds: give at most {_MAX_COUNT}")
-    elif kind in (float, float | None):
+    elif field_type in (float, float | None):
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (is_number and 0 < value < 2**63):
             raise ValueError(f"{given} must be a number above 0, and below 2**63")
-    elif kind is bool and not isinstance(value, bool):
+    elif field_type is bool and not isinstance(value, bool):
         raise ValueError(f"{given} must be true or false")
-    elif get_origin(kind) is Literal and value not in get_args(kind):
-        raise ValueError(f"{given} must be one of {', '.join(get_args(kind))}")
+    elif get_origin(field_type) is Literal and value not in get_args(field_type):
+        raise ValueError(f"{given} must be one of {', '.join(get_args(field_type))}")
 
 
 def _check_tensors(c: ModelConfig) -> None:
     widths = {name: getattr(c, name) for name in ("vocab_size", "intermediate_size", "max_position_embeddings")}
     widths["num_heads"] = c.num_heads * max(c.head_width, c.state_size)
     name, width = max(widths.items(), key=lambda item: item[1])
-    if width * c.hidden_size > _MAX_TENSOR:
+    if width * c.hidden_size > _MAX_ELEMENTS:
         sizes = f"model.hidden_size={c.hidden_size} with model.{name}={getattr(c, name)}"
         raise ValueError(f"{sizes} gives tensors that no machine holds: make them smaller")
 
@@ -244,8 +244,8 @@ def _check_patterns(c: ModelConfig) -> None:
     mixer_names = {letter: registered.name for letter, registered in MIXERS.items()}
     for name, letters in (("mixer_pattern", mixer_names), ("position_pattern", LAYER_POSITIONS)):
         pattern = getattr(c, name)
-        is_left_out = name == "position_pattern" and pattern is None
-        if not is_left_out and (not isinstance(pattern, str) or not pattern or set(pattern) - set(letters)):
+        is_default = name == "position_pattern" and pattern is None
+        if not is_default and (not isinstance(pattern, str) or not pattern or set(pattern) - set(letters)):
             known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
             others = ", or those of mixers in extensions=[FILE.py]" if name == "mixer_pattern" else ""
             raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}{others}")
@@ -254,7 +254,7 @@ def _check_patterns(c: ModelConfig) -> None:
     if not windows or not all(_is_count(window, 2) for window in windows):
         raise ValueError(
             f"model.sliding_window={windows if isinstance(given, tuple) else repr(given)} must be a whole number of at "
-            "least 2 (with 1 a token sees itself only), or a list of such numbers that is tiled over the layers"
+            "least 2 (with 1 a token sees only itself), or a list of such numbers that is tiled over the layers"
         )
     tiled = {"mixer_pattern": c.mixer_pattern, "position_pattern": c.position_pattern or "", "sliding_window": windows}
     for name, values in tiled.items():
@@ -272,23 +272,20 @@ def _check_heads(c: ModelConfig) -> None:
         given = f"model.hidden_size={c.hidden_size} is not divisible by model.num_heads={c.num_heads}"
         raise ValueError(f"{given}: change one of them or set model.head_dim")
     if c.num_heads % c.kv_heads:
-        raise ValueError(
-            f"model.num_heads={c.num_heads} is not divisible by model.num_kv_heads={c.kv_heads}: "
-            f"num_kv_heads can be {_divisors(c.num_heads)}"
-        )
+        given = f"model.num_heads={c.num_heads} is not divisible by model.num_kv_heads={c.kv_heads}"
+        raise ValueError(f"{given}: num_kv_heads can be {_divisors(c.num_heads)}")
     if c.head_width % 2 and "rope" in c.layer_positions:
-        raise ValueError(f"model.head_dim={c.head_width} must be even: rotary positions turn pairs of channels")
+        raise ValueError(f"model.head_dim={c.head_width} must be even: rotary positions rotate pairs of channels")
 
 
 def _check_mixers(c: ModelConfig) -> None:
     letters = c.mixer_pattern[: c.num_layers]
     if "P" in letters and c.sparse_block % c.sparse_stride:
-        raise ValueError(
-            f"model.sparse_block={c.sparse_block} is not divisible by model.sparse_stride={c.sparse_stride}: "
-            f"sparse_stride can be {_divisors(c.sparse_block)}"
-        )
+        given = f"model.sparse_block={c.sparse_block} is not divisible by model.sparse_stride={c.sparse_stride}"
+        raise ValueError(f"{given}: sparse_stride can be {_divisors(c.sparse_block)}")
     mixers = [MIXERS[letter] for letter in letters]
-    has_scores, has_qk_norm = any(mixer.has_scores for mixer in mixers), any(mixer.has_qk_norm for mixer in mixers)
+    has_scores = any(mixer.has_scores for mixer in mixers)
+    has_qk_norm = any(mixer.has_qk_norm for mixer in mixers)
     for name, is_set, is_used, remedy in (
         ("position", c.position == "alibi", has_scores, "none or learned"),
         ("position_pattern", c.position_pattern is not None, has_scores, "null"),

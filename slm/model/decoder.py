@@ -1,9 +1,8 @@
 """The decoder: embedding, blocks in the order of `block_uses`, final norm, head; and its cache.
 
-Notable: state-dict names are Llama's without the `model.` prefix, `self_attn` being a block's mixer, whichever it is;
-the loss never holds full logits; a shared block is one module used several times, with a memory for each use;
-`compile_blocks` compiles in place, so names stay; tokens of different documents do not see each other if
-`documents_BT` numbers them.
+Notable: state-dict names are Llama's without the `model.` prefix; `self_attn` is the mixer of a block, of any kind. The
+loss never holds full logits. A shared block is one module that is used several times, with a memory for each use. With
+`documents_BT`, tokens of different documents do not see each other.
 
 Legend: B batch, T tokens, D hidden, V vocabulary.
 """
@@ -26,7 +25,7 @@ from slm.model.mixers.softmax import FLEX_HEAD_DIMS, has_fused_kernels
 from slm.model.positions import FLEX_BLOCK, Rotary, document_block_mask, document_starts, rotary_table
 
 COMPILATIONS_PER_KIND = 8
-"""Torch's own limit for one function: with and without gradients, for other lengths."""
+"""Torch's default limit for one function. A block is compiled with and without gradients, and for several lengths."""
 
 
 class Block(nn.Module):
@@ -38,23 +37,25 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, mixer: type[Mixer]) -> None:
         super().__init__()
         self.config = config
-        before, after = config.norm_position != "post", config.norm_position != "pre"
-        self.input_layernorm = make_norm(config) if before else nn.Identity()
+        norms_inputs = config.norm_position != "post"
+        norms_outputs = config.norm_position != "pre"
+        norms_mlp_input = norms_inputs and not config.parallel_block
+        self.input_layernorm = make_norm(config) if norms_inputs else nn.Identity()
         self.self_attn = mixer(config, layer)
-        self.attention_output_norm = make_norm(config) if after else nn.Identity()
-        self.post_attention_layernorm = make_norm(config) if before and not config.parallel_block else nn.Identity()
+        self.attention_output_norm = make_norm(config) if norms_outputs else nn.Identity()
+        self.post_attention_layernorm = make_norm(config) if norms_mlp_input else nn.Identity()
         self.mlp = FeedForward(config)
-        self.mlp_output_norm = make_norm(config) if after else nn.Identity()
+        self.mlp_output_norm = make_norm(config) if norms_outputs else nn.Identity()
 
     def forward(
         self, x_BTD: Tensor, rotary: Rotary | None, memory: Memory | None = None, starts_BT: Any = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D). The arguments are those of `Mixer.forward`."""
+        """(B, T, D) -> (B, T, D). `Mixer.forward` explains the arguments."""
         normed_BTD = self.input_layernorm(x_BTD)
         return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, starts_BT))
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
-        """`forward` of one token, given the past of this use; also returns what the cache must keep of it."""
+        """Do `forward` for one token, given the past of this use; also returns what the cache must keep of it."""
         normed_B1D = self.input_layernorm(x_B1D)
         mixed_B1D, *new = self.self_attn.step(normed_B1D, rotary, *past)
         return self._add_branches(x_B1D, normed_B1D, mixed_B1D), *new
@@ -69,7 +70,7 @@ class Block(nn.Module):
 class KVCache:
     """Preallocated memory for `max_length` tokens of `batch_size` sequences, for each *use* of a block.
 
-    A shared block sees other inputs each time it is used, so two uses never share a memory.
+    A shared block has different inputs each time it is used, so two uses never share a memory.
     """
 
     def __init__(
@@ -87,20 +88,18 @@ class KVCache:
             for block in config.block_uses
         ]
         """In the order of the forward pass."""
-        self.max_length = max_length
-        """Tokens the cache has room for."""
-        self.length = 0
-        """Tokens in it; advanced once all memories have theirs."""
+        self.max_length = max_length  # number of tokens that fit into the cache
+        self.length = 0  # number of tokens in the cache; increased after all memories have stored their part
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that is kept."""
+        """Bytes of all memories."""
         return sum(tensor.nbytes for memory in self.memories for tensor in memory.tensors)
 
     def select(self, source: KVCache, rows: Tensor) -> None:
-        """Begin as `source`, a cache of the same shape with no more room, in which row r is its row `rows[r]`."""
-        for memory, smaller in zip(self.memories, source.memories, strict=True):
-            memory.select(smaller, rows)
+        """Copy row `rows[r]` of `source`, a cache of the same shape and no more room, to row r."""
+        for memory, source_memory in zip(self.memories, source.memories, strict=True):
+            memory.select(source_memory, rows)
         self.length = source.length
 
 
@@ -113,7 +112,7 @@ class Decoder(nn.Module):
         self.chunk_loss: ChunkLoss = chunk_loss
         self.is_compiled = False
         self.activation_checkpointing = False
-        """Whether training keeps only the inputs of blocks, and computes a block again for its gradients."""
+        """Whether training keeps only the inputs of blocks, and computes each block again in the backward pass."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -133,7 +132,7 @@ class Decoder(nn.Module):
         | embeddings, head, projections     | N(0, init_std)   | MobileLLM's and Llama's `initializer_range` of 0.02 |
         | norm gains, SSD's D               | 1                | arXiv:1910.07467, arXiv:2405.21060                  |
         | biases                            | 0                | GPT-2                                               |
-        | what a mixer has besides          | `init_special`   | SSD: arXiv:2405.21060, the authors' module          |
+        | other parameters of a mixer       | `init_special`   | SSD: arXiv:2405.21060, the authors' module          |
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
@@ -150,15 +149,16 @@ class Decoder(nn.Module):
         return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
-        """What the head's weight multiplies, (B, T, D); with a cache, of T new tokens after the cached ones.
+        """Return the input of the head, (B, T, D). With a cache, the T tokens come after the cached tokens.
 
-        `documents_BT` numbers the document of each token, without decreasing along T: a token sees its own document
-        alone, and learned positions count from the document's start. None is one document a row. Raises `ValueError`
-        for documents with a cache, and if the tokens do not fit into `max_position_embeddings` or the cache.
+        `documents_BT` has the number of each token's document, which must not decrease along T. A token sees only its
+        own document, and learned positions count from the document's start. With None, each row is one document. Raises
+        `ValueError` for documents with a cache, and if the tokens exceed `max_position_embeddings` or the cache.
         """
         if cache is not None and documents_BT is not None:
-            raise ValueError("documents_BT does not go with a cache: a cache holds one document a row")
-        start, length = cache.length if cache else 0, tokens_BT.shape[1]
+            raise ValueError("documents_BT cannot be used with a cache: a cache holds one document per row")
+        start = cache.length if cache else 0
+        length = tokens_BT.shape[1]
         self.require_room(length, cache)
         starts_BT = None if documents_BT is None else document_starts(documents_BT)
         x_BTD, rotary = self.embed(tokens_BT, start, starts_BT)
@@ -168,7 +168,8 @@ class Decoder(nn.Module):
         for use, block in enumerate(self.config.block_uses):
             layer: Any = self.layers[block]
             documents = block_mask if block_mask is not None and layer.self_attn.takes_block_mask else starts_BT
-            inputs = x_BTD, rotary, cache.memories[use] if cache else None, documents
+            memory = cache.memories[use] if cache else None
+            inputs = x_BTD, rotary, memory, documents
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BTD = checkpoint(layer, *inputs, use_reentrant=False)
             else:
@@ -178,48 +179,46 @@ class Decoder(nn.Module):
         return self.finish(x_BTD)
 
     def _takes_flex_attention(self, x_BTD: Tensor) -> bool:
-        """Whether full attention masks documents by FlexAttention, which is fused only where blocks run compiled.
+        """Whether full attention uses FlexAttention to mask documents. Its kernel is fused only in compiled blocks.
 
-        Passes without gradients do not take it, because validation runs blocks uncompiled.
+        Passes without gradients do not use it, because validation runs blocks uncompiled.
         """
-        is_fused = (
-            self.is_compiled and torch.is_grad_enabled() and has_fused_kernels(x_BTD.device, compute_dtype(x_BTD))
-        )
+        has_kernels = has_fused_kernels(x_BTD.device, compute_dtype(x_BTD))
+        is_fused = self.is_compiled and torch.is_grad_enabled() and has_kernels
         return is_fused and x_BTD.shape[1] % FLEX_BLOCK == 0 and self.config.head_width in FLEX_HEAD_DIMS
 
     def embed(
         self, tokens_BT: Tensor, start: int | Tensor, starts_BT: Tensor | None = None
     ) -> tuple[Tensor, Rotary | None]:
-        """The input (B, T, D) of the first block, for tokens from position `start` on, and the rotations there.
-
-        `start` may be a scalar on the device.
-        """
+        """Return the first block's input (B, T, D), and rotations. The first position, `start`, may be a tensor."""
         x_BTD = self.embed_tokens(tokens_BT)
         if self.config.position == "learned":
             if starts_BT is None and isinstance(start, int):
                 x_BTD = x_BTD + self.embed_positions.weight[start : start + tokens_BT.shape[1]]
             else:
-                before = -start if starts_BT is None else starts_BT
-                x_BTD = x_BTD + self.embed_positions(torch.arange(tokens_BT.shape[1], device=x_BTD.device) - before)
+                indices = torch.arange(tokens_BT.shape[1], device=x_BTD.device)
+                positions = indices + start if starts_BT is None else indices - starts_BT
+                x_BTD = x_BTD + self.embed_positions(positions)
         rotary = None
         if "rope" in self.config.layer_positions:
             rotary = rotary_table(self.config, start, tokens_BT.shape[1], x_BTD)
         return scaled(x_BTD, self.config.embedding_multiplier), rotary
 
     def finish(self, x_BTD: Tensor) -> Tensor:
-        """What the head's weight multiplies, given the output of the last block."""
+        """Return the input of the head, given the output of the last block."""
         return scaled(self.norm(x_BTD), self.config.logits_multiplier)
 
     def require_room(self, length: int, cache: KVCache | None = None) -> None:
         """Raise `ValueError` if `length` more tokens do not fit."""
-        room, past = self.config.max_position_embeddings, 0
+        max_length = self.config.max_position_embeddings
         if cache is not None:
-            room, past = min(room, cache.max_length), cache.length
-        if past + length > room:
-            raise ValueError(f"{past + length} tokens do not fit: the context or the cache ends at {room}")
+            max_length = min(max_length, cache.max_length)
+            length += cache.length
+        if length > max_length:
+            raise ValueError(f"{length} tokens do not fit: the context or the cache ends at {max_length}")
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V)."""
+        """Return the logits (B, T, V)."""
         return F.linear(self.hidden(tokens_BT, cache, documents_BT), self.head_weight)
 
     def loss(
@@ -229,19 +228,19 @@ class Decoder(nn.Module):
         documents_BT: Tensor | None = None,
         grad_scale: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy in nats a token; targets of -100 are not scored. `grad_scale` multiplies its gradients."""
+        """Return the mean cross-entropy in nats per token; -100 is not scored. `grad_scale` multiplies gradients."""
         hidden_ND = self.hidden(tokens_BT, documents_BT=documents_BT).flatten(0, 1)
         return cross_entropy(hidden_ND, self.head_weight, targets_BT.flatten(), self.chunk_loss, grad_scale)
 
     def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Cross-entropy in nats of each token, (B, T), without gradient; 0 where the target is -100."""
+        """Return the cross-entropy in nats of each token, (B, T), without gradient; 0 where the target is -100."""
         hidden_BTD = self.hidden(tokens_BT, documents_BT=documents_BT)
         return token_losses(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten()).view_as(targets_BT)
 
     def compile_blocks(self) -> None:
-        """Compile each block and the loss in place. Blocks of one kind share one compilation, and names stay."""
+        """Compile each block and the loss in place; names of parameters stay. Blocks of one kind are compiled once."""
         raise_recompile_limit(self.config)
-        # Marked here and not by a decorator, which would import the compiler (1.4 s) wherever parameters are counted.
+        # Not a decorator, which would import the compiler (1.4 s) even when parameters are only counted.
         torch.compiler.assume_constant_result(has_fused_kernels)
         for block in self.layers:
             block.compile(dynamic=False)
@@ -250,7 +249,7 @@ class Decoder(nn.Module):
 
 
 def raise_recompile_limit(config: ModelConfig) -> None:
-    """Let every kind of block compile: beyond torch's limit, which is one for all, blocks run uncompiled, or raise."""
+    """Let torch compile every kind of block. Beyond its limit for all kinds, blocks run uncompiled, or raise."""
     kinds = set(zip(config.mixers, config.layer_positions, config.windows, strict=True))
     compiler: Any = torch._dynamo.config
     compiler.recompile_limit = max(compiler.recompile_limit, COMPILATIONS_PER_KIND * len(kinds))

@@ -1,6 +1,6 @@
-"""Rules by which a family's width and depth become a full shape; `conf/family/*.yaml` call them by name.
+"""Rules that derive a full shape from a family's width and depth; `conf/family/*.yaml` call them by name.
 
-Notable: a width or depth that a rule cannot use is refused, with the nearest ones that it can use.
+Notable: if a rule cannot use a width or depth, its error names the nearest values that it can use.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from typing import Any
 
 
 def heads(family: str, width: Any, head_dim: Any, expand: Any = 1) -> int:
-    """Heads of `head_dim` channels whose inner width is `expand` times the model's.
+    """Return the number of heads of `head_dim` channels that together are `expand` times as wide as the model.
 
-    Raises `ValueError` if `width` is no multiple of `head_dim`, so that every family has the same widths.
+    Raises `ValueError` if `width` is not a multiple of `head_dim`, so that all families can have the same widths.
     """
     _require_multiple("width", width, head_dim, f"model.head_dim={head_dim} of family={family}")
     return int(expand) * width // head_dim
 
 
 def kv_heads(num_heads: int, group: int) -> int:
-    """Key/value heads: the largest divisor of `num_heads` that leaves `group` or more query heads a key, or is 2.
+    """Return the largest divisor of `num_heads` that does not exceed both `num_heads` / `group` and 2.
 
-    With a group of 3 it gives the key/value heads of all five MobileLLMs (9/3, 15/5, 18/6, 20/5 and 25/5 heads).
+    A group of 3 gives the key/value heads of all five MobileLLMs (9/3, 15/5, 18/6, 20/5 and 25/5 heads).
     """
     most = max(2, num_heads // group)
     return max(count for count in range(1, min(most, num_heads) + 1) if num_heads % count == 0)
 
 
 def ffn(width: int, ratio: str, multiple: int = 64) -> int:
-    """Inner width of a feed-forward: `ratio` times the width ("8/3"), rounded up to a multiple.
+    """Return the inner width of a feed-forward: `ratio` (such as "8/3") times the width, rounded up to a multiple.
 
-    At 8/3 and 64 these are the published widths of MobileLLM 125M, 350M and 600M; 1B and 1.5B are rounded to 256.
+    With 8/3 and 64 these are the published widths of MobileLLM 125M, 350M and 600M; 1B and 1.5B are rounded to 256.
     """
     return ceil(Fraction(str(ratio)) * width / multiple) * multiple
 
 
 def blocks(family: str, depth: Any, period: int = 1) -> int:
-    """Distinct blocks: `depth`. Raises `ValueError` if it is no multiple of the `period` letters of a mixer pattern.
+    """Return the number of distinct blocks, `depth`. Raises `ValueError` if the depth is not a multiple of `period`.
 
-    With a part of the pattern, the share of each mixer would change with depth.
+    A period is the length of a mixer pattern. With a part of the pattern, the share of each mixer would change.
     """
     _require_multiple("depth", depth, period, f"the {period} blocks of the pattern of family={family}")
     return int(depth)
@@ -56,4 +56,4 @@ def _require_multiple(key: str, value: Any, unit: int, whose: str) -> None:
 
 
 RULES: dict[str, Callable[..., int]] = {"heads": heads, "kv_heads": kv_heads, "ffn": ffn, "blocks": blocks}
-"""By the name under which `conf/family` calls them, as in ${heads:ssd,${width},32}."""
+"""The rules by the names with which `conf/family` calls them, as in ${heads:ssd,${width},32}."""

@@ -1,4 +1,4 @@
-"""The parts of a block that treat each token by itself: linear maps, norms, feed-forwards.
+"""The parts of a block that process each token separately: linear maps, norms, feed-forwards.
 
 Legend: B batch, T tokens, D hidden.
 """
@@ -16,10 +16,10 @@ from slm.model.config import ModelConfig
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`; when compiled for one row on a CPU, an elementwise product and a sum."""
+    """Do `F.linear`, or, when compiled for one row on a CPU, an elementwise product and a sum."""
     if torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == weight.shape[1]:
-        # The sum reads the weight at memory bandwidth. Libraries' matrix-vector products reach less than half of that
-        # (docs/log.md, 2026-11-22).
+        # The sum reads the weight at memory bandwidth. The libraries' matrix-vector products reach less than half of
+        # this bandwidth (docs/log.md, 2026-11-22).
         y = (weight * x.view(-1)).sum(-1).view(*x.shape[:-1], -1)
         return y if bias is None else y + bias
     return F.linear(x, weight, bias)
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x / rms(x) over the last axis (arXiv:1910.07467), computed and returned in float32, or float64 if x is."""
+    """Return x / rms(x) over the last axis (arXiv:1910.07467) in float32, or in float64 if x is float64."""
     x = x if x.dtype == torch.float64 else x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
@@ -67,7 +67,7 @@ class LayerNorm(RMSNorm):
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """A norm over the hidden size."""
+    """Return a norm over the hidden size."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.hidden_size, config.norm_eps)
     return LayerNorm(config.hidden_size, config.norm_eps, bias=config.norm_bias)
@@ -102,5 +102,5 @@ class FeedForward(nn.Module):
 
 
 def scaled(x: Tensor, multiplier: float) -> Tensor:
-    """x * multiplier; x itself if the multiplier is 1."""
+    """Return x * multiplier, or x itself if the multiplier is 1."""
     return x if multiplier == 1.0 else x * multiplier

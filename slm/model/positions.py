@@ -16,49 +16,48 @@ from slm.model.config import ModelConfig
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines, each (T, C/2)."""
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (T, C/2)
 
 
 def document_starts(documents_BT: Tensor) -> Tensor:
-    """(B, T): the position at which each token's document starts. Document numbers must not decrease along T."""
+    """Return (B, T) positions at which each token's document starts. Document numbers must not decrease along T."""
     return torch.searchsorted(documents_BT.contiguous(), documents_BT.contiguous())
 
 
-FLEX_BLOCK = 128
-"""Queries, and keys, of a block of FlexAttention's mask; the default of torch."""
+FLEX_BLOCK = 128  # queries, and keys, per block of FlexAttention's mask; the default of torch
 
 
 def document_block_mask(starts_BT: Tensor) -> BlockMask:
-    """FlexAttention's mask of a query that sees the keys from its document's start up to its own.
+    """Return FlexAttention's mask with which a query sees the keys from its document's start up to its own.
 
-    T must be a multiple of `FLEX_BLOCK`. Torch's `create_block_mask` evaluates all B T T pairs; here each block follows
-    from its first and last start, since starts do not decrease.
+    T must be a multiple of `FLEX_BLOCK`. Torch's `create_block_mask` evaluates all B T T pairs. Because starts do not
+    decrease, the first and the last start in a block of queries are enough here.
     """
-    from torch.nn.attention.flex_attention import BlockMask  # here, because it imports the compiler: 1.4 s
+    from torch.nn.attention.flex_attention import BlockMask  # not at the top: it imports the compiler, in 1.4 s
 
     T = starts_BT.shape[1]
     starts_BNc = starts_BT.unflatten(1, (-1, FLEX_BLOCK))
     lowest_BN1, highest_BN1 = starts_BNc[..., :1], starts_BNc[..., -1:]
     begin_N = torch.arange(0, T, FLEX_BLOCK, device=starts_BT.device)
-    full_BNN = (begin_N < begin_N[:, None]) & (begin_N >= highest_BN1)
+    full_BNN = (begin_N < begin_N[:, None]) & (begin_N >= highest_BN1)  # (query block, key block)
     touched_BNN = (begin_N <= begin_N[:, None]) & (begin_N + FLEX_BLOCK > lowest_BN1)
 
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= starts_BT[b, query])
 
-    partial, full = (_numbered(blocks_BNN[:, None]) for blocks_BNN in (touched_BNN & ~full_BNN, full_BNN))
-    return BlockMask.from_kv_blocks(*partial, *full, FLEX_BLOCK, sees, (T, T))
+    partial_counts, partial_order = _counts_and_order(touched_BNN & ~full_BNN)
+    full_counts, full_order = _counts_and_order(full_BNN)
+    return BlockMask.from_kv_blocks(partial_counts, partial_order, full_counts, full_order, FLEX_BLOCK, sees, (T, T))
 
 
-def _numbered(blocks_B1NN: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of true blocks in each row, and the blocks in the order in which FlexAttention visits them."""
-    order = blocks_B1NN.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks_B1NN.sum(-1, dtype=torch.int32), order.int()
+def _counts_and_order(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of true blocks in each row, and the order in which FlexAttention visits blocks; (B, 1, ...)."""
+    order_BNN = blocks_BNN.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks_BNN.sum(-1, dtype=torch.int32)[:, None], order_BNN.int()[:, None]
 
 
 def starts_in_blocks(starts_BT: Tensor, N: int, c: int) -> Tensor:
-    """(B, N, c): the starts in blocks. Padding of the last block belongs to the last document."""
+    """Return the starts in blocks, (B, N, c). Padding of the last block belongs to the last document."""
     places = torch.arange(N * c, device=starts_BT.device).clamp(max=starts_BT.shape[1] - 1)
     return starts_BT[:, places].unflatten(1, (N, c))
 
@@ -77,17 +76,19 @@ class ChunkDocuments(NamedTuple):
 
 
 def documents_in_chunks(starts_BT: Tensor, n: int, c: int) -> ChunkDocuments:
-    """The limits for n chunks of c tokens, given the position at which each token's document starts."""
+    """Return the limits for n chunks of c tokens, given the position at which each token's document starts."""
     starts_Bnc = starts_in_blocks(starts_BT, n, c)
     positions_nc = torch.arange(n * c, device=starts_BT.device).view(n, c)
-    before_Bncc, reads_Bnc = positions_nc[:, None] < starts_Bnc[..., None], starts_Bnc < positions_nc[:, :1]
-    return ChunkDocuments(before_Bncc, reads_Bnc, positions_nc >= starts_Bnc[..., -1:], reads_Bnc[..., -1])
+    before_Bncc = positions_nc[:, None] < starts_Bnc[..., None]
+    reads_Bnc = starts_Bnc < positions_nc[:, :1]
+    writes_Bnc = positions_nc >= starts_Bnc[..., -1:]
+    return ChunkDocuments(before_Bncc, reads_Bnc, writes_Bnc, carries_Bn=reads_Bnc[..., -1])
 
 
 def rotary_table(config: ModelConfig, start: int | Tensor, length: int, like: Tensor) -> Rotary:
-    """Cosines and sines (T, C/2) of positions `start` .. `start + length - 1`; `start` may be a scalar on the device.
+    """Return the cosines and sines (T, C/2) of T = `length` positions; `start` may be a scalar on the device.
 
-    Computed for each forward pass, since `module.to(bfloat16)` would round a buffer of them.
+    They are computed in each forward pass, because `module.to(bfloat16)` would round a buffer.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     positions = torch.arange(length, device=like.device, dtype=dtype) + start
@@ -99,7 +100,7 @@ def rotary_table(config: ModelConfig, start: int | Tensor, length: int, like: Te
 def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor:
     """Rotate each pair of channels by its angle (arXiv:2104.09864, eq. 34), in the precision of the table.
 
-    `style` "half" pairs channel i with channel i + C/2; any other pairs neighbours.
+    `style` "half" pairs channel i with channel i + C/2; any other style pairs neighbours.
     """
     if style == "half":
         a, b = x_BHTC.chunk(2, dim=-1)
@@ -111,10 +112,10 @@ def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """For each head, what a score loses per token of distance (arXiv:2108.12409, section 3).
+    """Return for each head how much a score decreases per token of distance (arXiv:2108.12409, section 3).
 
-    2^(-8 i / H) for i = 1 .. H if H is a power of two. Else the slopes of the next lower power of two, then every other
-    slope of the next higher one, as in the authors' code.
+    The slopes are 2^(-8 i / H) for i = 1 .. H if H is a power of two. Otherwise they are the slopes of the next lower
+    power of two, then every other slope of the next higher power, as in the authors' code.
     """
     lower = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * i / lower) for i in range(1, lower + 1)]

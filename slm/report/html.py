@@ -14,20 +14,17 @@ _STYLE = """
   --quiet: #5b6570; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7ea; --paper: #16191d; --soft: #1f242a; --line: #363d45;
   --link: #7ab7f5; --quiet: #a3adb8; } }
-* { box-sizing: border-box; }
-html { scroll-padding-top: 1rem; }
+* { box-sizing: border-box; } html { scroll-padding-top: 1rem; }
 body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, sans-serif;
   display: grid; grid-template-columns: 15rem minmax(0, 58rem); gap: 2.5rem; justify-content: center; }
 nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto; padding: 1.6rem 0 1.6rem 1rem;
   font-size: .875rem; }
-nav ul { list-style: none; margin: 0; padding: 0; }
+nav ul { list-style: none; margin: 0; padding: 0; } main { padding: 1rem 1rem 4rem; }
 nav a { display: block; padding: .22rem 0; color: var(--quiet); text-decoration: none; }
 nav a:hover { color: var(--link); text-decoration: underline; }
-main { padding: 1rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: .6rem 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
-a { color: var(--link); }
-code { background: var(--soft); padding: .08em .3em; border-radius: 3px; font-size: .9em; }
+a { color: var(--link); } code { background: var(--soft); padding: .08em .3em; border-radius: 3px; font-size: .9em; }
 pre { background: var(--soft); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; }
 pre code { padding: 0; background: none; }
 .scroll { width: fit-content; max-width: 100%; overflow-x: auto; margin: .8rem 0;
@@ -35,14 +32,11 @@ pre code { padding: 0; background: none; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .7rem; text-align: left; vertical-align: top; min-width: 3.5rem; }
 th { background: var(--soft); font-weight: 600; }
-td { border-top: 1px solid var(--line); }
-td[style*="right"] { white-space: nowrap; }
-details { margin: .7rem 0; }
-summary { cursor: pointer; color: var(--link); }
+td { border-top: 1px solid var(--line); } td[style*="right"] { white-space: nowrap; }
+details { margin: .7rem 0; } summary { cursor: pointer; color: var(--link); }
 .figure { display: block; width: fit-content; max-width: 100%; overflow-x: auto; background: #fff; padding: .4rem;
   border: 1px solid var(--line); border-radius: 6px; margin-top: 1.2rem; }
-img { display: block; max-width: 100%; height: auto; }
-p > em:only-child { color: var(--quiet); font-size: .9rem; }
+img { display: block; max-width: 100%; height: auto; } p > em:only-child { color: var(--quiet); font-size: .9rem; }
 #verdict + p { background: var(--soft); border-left: 4px solid #0072B2; padding: .8rem 1rem; font-size: 1.08rem; }
 @media (max-width: 60rem) {
   html { scroll-padding-top: 3.2rem; }

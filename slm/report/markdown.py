@@ -12,8 +12,7 @@ from slm.runtime.words import NO_VALUE
 
 Columns = Mapping[str, Callable[[Any], str]]
 """The header of each column, and the function that writes the column's cell for a row."""
-VISIBLE_ROWS = 12
-"""A supporting table with more rows is folded."""
+VISIBLE_ROWS = 12  # a supporting table with more rows is folded
 
 
 @dataclass

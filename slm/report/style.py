@@ -32,8 +32,7 @@ GREY, PALE, INK = "#8C8C8C", "#D9D9D9", "#222222"
 DPI = 160
 MAX_NAME_CHARACTERS = 24
 TITLE_CHARACTERS_PER_INCH = 10.6
-LEGEND_ROW_INCHES = 0.19
-"""Height of a row in the legend of families: 9 points of text, and half as much space."""
+LEGEND_ROW_INCHES = 0.19  # height of a row in the legend: 9 points of text, and half as much space
 TICK_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(1, 10, 0.5), np.arange(1, 10, 0.1))
 """Sets of ticks within a decade, coarse to fine; an axis uses the first set that gives it three ticks."""
 RC: dict[Any, Any] = {
@@ -225,10 +224,7 @@ def _legend_columns(names: Sequence[str], width: float) -> int:
 
 
 def draw(folder: Path, figures: Mapping[str, Callable[[], Figure | None]]) -> list[Path]:
-    """Draw each figure into `folder`/figures as PNG and SVG, replacing earlier files; returns the files written.
-
-    If a function returns None because it has no data, its figure is not drawn.
-    """
+    """Draw each figure that has data as PNG and SVG in `folder`/figures, replacing older files; returns the files."""
     written: list[Path] = []
     for name, make_figure in figures.items():
         for kind in ("png", "svg"):

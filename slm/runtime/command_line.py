@@ -21,8 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 """Exceptions that report a mistake of the user; all others are bugs and keep their traceback."""
 GPU_MEMORY_SHARE = "SLM_GPU_MEMORY_SHARE"
-"""Environment variable with the fraction of a GPU's memory that a job may allocate. sweep.py sets it for jobs that
-share a GPU (`slm/sweep/launchers/gpus.py`)."""
+"""Environment variable with the share of a GPU's memory for a job; sweep.py sets it for jobs that share a GPU."""
 
 
 def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:

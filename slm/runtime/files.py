@@ -13,8 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-LOCK = ".lock"
-"""The file in an output directory that a process locks while it writes there."""
+LOCK = ".lock"  # in an output directory; a process locks this file while it writes there
 REPLACE_SECONDS = 5.0 if os.name == "nt" else 0.0
 """How long `replace` tries. Windows refuses while another process, such as a virus scanner, has the file open."""
 
@@ -87,9 +86,8 @@ def locked(folder: Path, user: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
-        raise ValueError(
-            f"output_dir={folder} is in use by another {user}: wait until it ends, or choose another output_dir"
-        ) from None
+        given = f"output_dir={folder} is in use by another {user}"
+        raise ValueError(f"{given}: wait until it ends, or choose another directory") from None
     except OSError as error:
         raise _not_writable(folder, error) from None
     with lock:

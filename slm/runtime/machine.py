@@ -155,10 +155,7 @@ def resident_bytes() -> int | None:
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the peak of `resident_bytes` since the last reset.
-
-    None if unknown, as on Windows, and for `mps`, where torch reports no peak.
-    """
+    """Return the peak of `resident_bytes` since the last reset; None if unknown, as on Windows and for `mps`."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return None if _mps_bytes() else peak_rss()

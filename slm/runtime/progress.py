@@ -13,8 +13,7 @@ from slm.runtime.words import duration
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-LOG_SECONDS = 10.0
-"""Shortest time between two lines in a log."""
+LOG_SECONDS = 10.0  # shortest time between two lines in a log
 
 
 def say(message: str) -> None:
@@ -37,8 +36,7 @@ class Progress:
     ) -> None:
         self.task, self.total, self.unit = task, total, unit
         self.start = self.done = start
-        self.shown = shown
-        self.file = file or sys.stderr
+        self.file, self.shown = file or sys.stderr, shown
         self.bar = _bar(self.file) if shown and self.file.isatty() else None
         self.bar_task: Any = None
 

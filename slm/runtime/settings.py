@@ -40,8 +40,7 @@ def list_of(kind: Kind, what: str, *, least: int = 1) -> Kind:
 def whole_number(least: int) -> Kind:
     """Return the kind for whole numbers of at least `least`; 1e6 counts as a whole number."""
     return Kind(
-        f"a whole number of at least {least}",
-        lambda value: is_number(value) and value == int(value) and value >= least,
+        f"a whole number of at least {least}", lambda value: is_number(value) and value == int(value) and value >= least
     )
 
 
@@ -74,20 +73,15 @@ SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
 def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional: Mapping[str, Kind] = {}) -> None:
-    """Raise `ValueError` for the first value that is missing or not of its kind; `optional` keys may be absent.
-
-    Keys are dotted paths, such as `optimizer.lr`.
-    """
+    """Raise `ValueError` for a missing value or one of another kind. Keys are dotted; `optional` keys may be absent."""
     for key, kind in {**kinds, **optional}.items():
         *groups, name = key.split(".")
         group: Any = settings
         for depth, group_name in enumerate(groups, 1):
             group = group.get(group_name)
             if not isinstance(group, Mapping):
-                path = ".".join(groups[:depth])
-                raise ValueError(
-                    f"{path}={as_typed(group)} must be a group of settings: set its keys, as in {key}=VALUE"
-                )
+                given = f"{'.'.join(groups[:depth])}={as_typed(group)}"
+                raise ValueError(f"{given} must be a group of settings: set its keys, as in {key}=VALUE")
         if name in group:
             check_kind(key, group[name], kind)
         elif key not in optional:

@@ -22,10 +22,8 @@ SIZE_IN_SENTENCES = SIZE_IN_LABELS | {
 }
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
-MAX_ITEMS = 6
-"""A sentence names at most this many items of a list."""
-MAX_CHARACTERS = 60
-"""A sentence quotes at most this many characters of a value."""
+MAX_ITEMS = 6  # of a list that a sentence names
+MAX_CHARACTERS = 60  # of a value that a sentence quotes
 MAX_DECIMALS = 6
 
 
@@ -92,10 +90,9 @@ def p_value(p: Any, replicates: int | None = None, *, equals: bool = False) -> s
     """
     if not is_number(p):
         return NO_VALUE
-    if replicates:
-        smallest = 1 / (replicates + 1)
-        if p <= smallest * 1.000001:
-            return f"≤ {format_number(smallest, 1)}"
+    smallest = 1 / (replicates + 1) if replicates else 0.0
+    if replicates and p <= smallest * 1.000001:
+        return f"≤ {format_number(smallest, 1)}"
     if p < 0.001:
         return "< 0.001"
     return f"= {p:.3f}" if equals else f"{p:.3f}"

@@ -152,5 +152,5 @@ def test_losses_are_those_of_the_masked_logits(method: str) -> None:
 def test_documents_with_a_cache_are_refused() -> None:
     decoder = exact(shape("F"))
     cache = KVCache(decoder.config, batch_size=1, max_length=9, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"^documents_BT does not go with a cache: a cache holds one document a row$"):
+    with pytest.raises(ValueError, match=r"^documents_BT cannot be used with a cache: a cache holds one document per "):
         decoder(torch.tensor([[1, 2]]), cache, torch.tensor([[0, 1]]))

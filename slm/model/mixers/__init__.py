@@ -1,6 +1,6 @@
-"""The mixers by letter of `mixer_pattern`. A mixer is one class in one file; `slm.model.mixers.base` has its contract.
+"""The mixers that letters of `mixer_pattern` stand for. Each is one class in one file; see `slm.model.mixers.base`.
 
-Notable: importing this imports no torch, so a wrong shape is refused before torch is imported. The class of a built-in
+Notable: this module imports no torch, so a wrong shape is refused before torch is imported. The class of a built-in
 mixer is imported when a count or a decoder first needs it.
 """
 
@@ -13,27 +13,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RegisteredMixer:
-    """A mixer's class, and which fields of a shape have an effect on it."""
+    """A mixer's class, and which fields of a shape have an effect on the mixer."""
 
     mixer: str | type[Any]
-    """The class, or module and class of a built-in mixer."""
+    """The class, or "module.class" for a built-in mixer."""
     has_scores: bool = False
-    """Whether it has attention scores, on which rotary and ALiBi positions act. Else `position` has no effect on it."""
+    """Whether the mixer has attention scores. Without them, `position` ("rope" or "alibi") has no effect on it."""
     has_qk_norm: bool = False
-    """Whether `qk_norm` has an effect on it."""
+    """Whether `qk_norm` has an effect on the mixer."""
 
     @property
     def name(self) -> str:
-        """Name for messages."""
+        """The name for messages."""
         return self.mixer.partition(".")[0] if isinstance(self.mixer, str) else self.mixer.__name__
 
     def load(self) -> type[Any]:
-        """The class, a subclass of `slm.model.mixers.base.Mixer`."""
+        """Return the class, a subclass of `slm.model.mixers.base.Mixer`."""
         if not isinstance(self.mixer, str):
             return self.mixer
         module, _, name = self.mixer.partition(".")
-        built_in: type[Any] = getattr(import_module(f"{__name__}.{module}"), name)
-        return built_in
+        return getattr(import_module(f"{__name__}.{module}"), name)
 
 
 MIXERS = {
@@ -48,10 +47,10 @@ MIXERS = {
 def register_mixer(letter: str, mixer: type[Any], *, has_scores: bool = False, has_qk_norm: bool = False) -> None:
     """Make `letter` stand for `mixer` in `model.mixer_pattern`. Raises `ValueError` if another mixer has the letter.
 
-    `has_scores` and `has_qk_norm` say whether the fields `position` and `qk_norm` have an effect on it.
+    `has_scores` and `has_qk_norm` say whether the fields `position` and `qk_norm` have an effect on the mixer.
     """
-    taken = MIXERS[letter].mixer if letter in MIXERS else None
-    is_again = isinstance(taken, type) and taken.__qualname__ == mixer.__qualname__  # a notebook's cell, run again
-    if len(letter) != 1 or not letter.isalpha() or (taken and not is_again):
+    other = MIXERS[letter].mixer if letter in MIXERS else None
+    is_same = isinstance(other, type) and other.__qualname__ == mixer.__qualname__  # a notebook's cell was run again
+    if len(letter) != 1 or not letter.isalpha() or (other and not is_same):
         raise ValueError(f"register_mixer({letter!r}, {mixer.__name__}): give one letter, none of {', '.join(MIXERS)}")
     MIXERS[letter] = RegisteredMixer(mixer, has_scores, has_qk_norm)

@@ -1,4 +1,4 @@
-"""The contract of a mixer, and the projections that softmax and linear attention share.
+"""The base class of mixers, and the projections that softmax and linear attention share.
 
 Legend: B batch, T tokens, D hidden, H query heads, K key/value heads, C head_dim.
 """
@@ -17,13 +17,12 @@ from slm.model.positions import Rotary, rotate
 
 
 class Memory:
-    """What one use of a block remembers; `Mixer.make_memory` makes it, and `Mixer.forward` adds to it."""
+    """What one use of a block remembers of earlier tokens. `Mixer.make_memory` makes it; `Mixer.forward` adds to it."""
 
-    tensors: tuple[Tensor, ...]
-    """Everything that is kept."""
+    tensors: tuple[Tensor, ...]  # all tensors of the memory
 
     def past(self) -> tuple[Tensor, ...]:
-        """What `Mixer.step` must know of the tokens so far, where it lies."""
+        """Return what `Mixer.step` must know of the tokens so far, without copying it."""
         raise NotImplementedError
 
     def append(self, new: Sequence[Tensor]) -> None:
@@ -31,26 +30,26 @@ class Memory:
         raise NotImplementedError
 
     def select(self, source: Any, rows: Tensor) -> None:
-        """Begin as `source`, a memory of the same mixer with no more room, in which row r is its row `rows[r]`."""
+        """Copy row `rows[r]` of `source`, a memory of the same mixer and no more room, to row r."""
         raise NotImplementedError
 
     def past_at(self, length: Tensor) -> tuple[Tensor, ...]:
-        """`past` for a CUDA graph: in shapes that never change, and without Python's numbers, which a graph freezes.
+        """Return `past` for a CUDA graph: shapes must never change, nor may Python numbers, which a graph freezes.
 
-        `length` is the number of tokens so far, on the device. Without this method there is no graph.
+        `length` is the number of tokens so far, on the device. Without this method no graph is used.
         """
         raise NotImplementedError
 
     def append_at(self, new: Sequence[Tensor], length: Tensor) -> None:
-        """`append` for a CUDA graph, without counting the token: that is `count`."""
+        """Do `append` in a CUDA graph, but without counting the token."""
         raise NotImplementedError
 
     def count(self) -> None:
-        """Take note of one token that `append_at` added."""
+        """Count one token that `append_at` has added."""
 
 
 class State(Memory):
-    """Tensors (B, ...) of a recurrence, in float32 at least."""
+    """The memory of a recurrence: tensors (B, ...), in float32 at least."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], batch_size: int, **like: Any) -> None:
         like["dtype"] = torch.promote_types(like["dtype"], torch.float32)
@@ -74,11 +73,11 @@ class State(Memory):
 
 
 class Mixer(nn.Module):
-    """What mixes the tokens of a block: two ways through it, what it remembers, what it costs, and what it refuses.
+    """The part of a block that mixes tokens: `forward` for many tokens, `step` for one, its memory, and its costs.
 
-    Subclass it in a file of your own, write the methods that raise `NotImplementedError`, and call `register_mixer`
-    (docs/extending.md). A mixer is made as `cls(config, layer)`, `layer` being the number of its block. Its linear maps
-    must be `slm.model.layers.Linear`, which muP and CompleteP scale as matrices of a block.
+    To add a mixer, subclass this in your own file, write the methods that raise `NotImplementedError`, and call
+    `register_mixer` (docs/extending.md). A mixer is made as `cls(config, layer)`, where `layer` is the number of its
+    block. Its linear maps must be `slm.model.layers.Linear`, which muP and CompleteP scale as matrices of a block.
     """
 
     takes_block_mask = False
@@ -91,24 +90,24 @@ class Mixer(nn.Module):
     def forward(
         self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D), where output t depends on inputs up to t alone.
+        """(B, T, D) -> (B, T, D), where output t depends only on inputs up to t.
 
-        With a `memory`, which `make_memory` made, the T tokens come after those in it, and are added to it.
-        `starts_BT` has for each token the position at which its document starts; no token before that may reach it. It
-        never comes with a memory.
+        With a `memory` from `make_memory`, the T tokens come after the tokens in the memory, and are added to it.
+        `starts_BT` has for each token the position at which its document starts; no earlier token may influence it. It
+        is never given together with a memory.
         """
         raise NotImplementedError
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
-        """`forward` of one token, then what `Memory.append` must keep of it. `past` is what `Memory.past` returned.
+        """Return `forward` of one token, then what `Memory.append` must keep. `past` comes from `Memory.past`.
 
-        It is compiled, so it must not write into `past`. On a GPU it becomes part of a CUDA graph, and `past` is what
-        `Memory.past_at` returned: it must not wait for the device, as `.item()` would.
+        The method is compiled, so it must not write into `past`. On a GPU it becomes part of a CUDA graph, and `past`
+        comes from `Memory.past_at`; there it must not wait for the device, as `.item()` would.
         """
         raise NotImplementedError
 
     def init_special(self) -> None:
-        """Initialise what is neither a matrix of N(0, init_std), nor a gain of 1, nor a bias of 0."""
+        """Initialise parameters that need other values than N(0, init_std), 1 for gains and 0 for biases."""
 
     @classmethod
     def check(cls, config: ModelConfig) -> None:
@@ -116,45 +115,44 @@ class Mixer(nn.Module):
 
     @classmethod
     def num_params(cls, config: ModelConfig) -> tuple[int, int]:
-        """Weights of the linear maps, each used once a token; and all other parameters, such as biases and gains."""
+        """Count the weights of linear maps, each used once per token, and all other parameters (biases, gains, ...)."""
         raise NotImplementedError
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Forward FLOPs of the matrix products that mix T tokens with each other, masked scores not counted."""
+        """Return the forward FLOPs of the matrix products that mix T tokens with each other, without masked scores."""
         raise NotImplementedError
 
     @classmethod
     def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
-        """Tokens whose keys and values must be kept to go on after T. None by default."""
+        """Return for how many tokens keys and values must be kept to continue after T tokens; 0 by default."""
         return 0
 
     @classmethod
     def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the tensors of recurrent state for one sequence, whatever its length. None by default."""
+        """Return the shapes of the recurrent state of one sequence of any length; there is no state by default."""
         return ()
 
     @classmethod
     def make_memory(cls, config: ModelConfig, layer: int, batch_size: int, max_length: int, **like: Any) -> Memory:
-        """Memory for `max_length` tokens, by default the state; `like` has device and dtype."""
+        """Return a memory for `max_length` tokens, by default the state; `like` has device and dtype."""
         return State(cls.state_shapes(config), batch_size, **like)
 
 
 def triangle(n: int) -> float:
-    """Pairs of n tokens in which the second is not after the first."""
+    """Return the number of (query, key) pairs of n tokens in which the key is not after the query."""
     return n * (n + 1) / 2
 
 
 def block_pairs(T: int, block: int) -> float:
-    """Those pairs that lie within one block of `block` tokens."""
+    """Return the number of such pairs of T tokens that lie within one block of `block` tokens."""
     return T // block * triangle(block) + triangle(T % block)
 
 
 class Projections(Mixer):
     """Grouped-query projections (arXiv:2305.13245) with optional norms and rotation. Tensor names are Llama's."""
 
-    rope = False
-    """Whether queries and keys are rotated."""
+    rope = False  # whether queries and keys are rotated
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -168,7 +166,7 @@ class Projections(Mixer):
             self.k_norm = RMSNorm(config.head_width, config.norm_eps)
 
     def project(self, x_BTD: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, C), keys and values (B, K, T, C)."""
+        """Return queries (B, H, T, C), keys and values (B, K, T, C)."""
         q, k, v = (
             proj(x_BTD).unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)

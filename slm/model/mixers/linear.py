@@ -1,12 +1,12 @@
-"""L: linear attention (arXiv:2006.16236); softmax's kernel is replaced by phi(q) phi(k) with phi(x) = elu(x) + 1.
+"""L: linear attention (arXiv:2006.16236), where phi(q) phi(k) replaces exp(q k), with phi(x) = elu(x) + 1.
 
 y_t = phi(q_t) S_t / (phi(q_t) z_t) with the state S_t = S_(t-1) + phi(k_t) v_t^T and z_t = z_(t-1) + phi(k_t).
 
 Notable: in training, tokens of a chunk see each other through a masked matrix of scores, and all earlier tokens through
-the state. Decoding uses the state alone. With documents, the state holds only the document still open. All weights are
-positive, so y is a weighted mean of values, and `EPSILON` matters only where 0 / 0 would arise.
-`position` (rope, alibi) has no effect: order enters through causality and through other layers. `attention_multiplier`
-has none either, because a factor on phi(q) cancels.
+the state. Decoding uses only the state. With documents, the state holds only the document that is still open. All
+weights are positive, so y is a weighted mean of values, and `EPSILON` matters only where 0 / 0 would arise. `position`
+(rope, alibi) has no effect: order enters through causality and through other layers. `attention_multiplier` has no
+effect either, because a factor on phi(q) cancels.
 
 Legend: B batch, T tokens, H query heads, K key/value heads, G = H/K, C head_dim, n chunks of c tokens.
 """
@@ -23,8 +23,7 @@ from slm.model.config import ModelConfig
 from slm.model.mixers.base import Projections, block_pairs
 from slm.model.positions import Rotary, documents_in_chunks
 
-EPSILON = 1e-6
-"""Added to the normaliser, as in the authors' code."""
+EPSILON = 1e-6  # added to the normaliser, as in the authors' code
 
 
 class LinearAttention(Projections):
@@ -64,25 +63,27 @@ class LinearAttention(Projections):
 
 
 def feature(x: Tensor) -> Tensor:
-    """elu(x) + 1, computed without the cancellation in exp(x) - 1 + 1 where x is far below 0."""
+    """Return elu(x) + 1, computed without the cancellation in exp(x) - 1 + 1 where x is far below 0."""
     return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
 
 
 def chunkwise(
     q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, chunk: int, state: Any, starts_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Linear attention of T tokens, given features of queries and keys: y (B, H, T, C) and the state after them.
+    """Return linear attention y (B, H, T, C) of T tokens, given features of queries and keys, and the state after them.
 
-    The state is S (B, K, C, C) and z (B, K, C); `state` is that before the tokens, or None.
+    The state is S (B, K, C, C) and z (B, K, C). `state` is the state before the tokens, or None.
     """
     (B, H, T, C), K = q_BHTC.shape, k_BKTC.shape[1]
     sum_dtype = torch.float64 if v_BKTC.dtype == torch.float64 else torch.float32
     c = min(chunk, T)
-    n, padding = -(-T // c), -T % c
+    n = -(-T // c)
+    padding = n * c - T
     q = F.pad(q_BHTC, (0, 0, 0, padding)).view(B, K, H // K, n, c, C).transpose(2, 3).reshape(B, K, n, -1, C)
     k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (n, c)) for x in (k_BKTC, v_BKTC))
     masked = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
-    q_reading, k_writing, carries_Bn = q, k, None  # queries that read the state, keys written into it
+    q_reading, k_writing = q, k  # queries that read the state, keys written into it
+    carries_Bn = None
     if starts_BT is not None:
         documents = documents_in_chunks(starts_BT, n, c)
         masked = masked | documents.before_Bncc[:, None, :, None]
@@ -102,7 +103,7 @@ def chunkwise(
 
 
 def _states_before(written: Tensor, start: Tensor | None, carries_Bn: Tensor | None) -> Tensor:
-    """(B, K, n + 1, ...): the state before each chunk, then the state after the last one.
+    """Return the state before each chunk, then the state after the last chunk, (B, K, n + 1, ...).
 
     A state is `start` plus what the chunks so far wrote. A chunk that does not carry the state begins a new sum.
     """

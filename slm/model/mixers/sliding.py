@@ -1,11 +1,11 @@
-"""S: softmax attention to the last W tokens, a token's own among them (Mistral, arXiv:2310.06825).
+"""S: softmax attention to the last W tokens, including the query's own (Mistral, arXiv:2310.06825).
 
-Notable: queries go in blocks, each against the blocks that its window reaches: T (W + block) scores and never T x T.
-On a CPU, sequences up to F's limit take F's blocks, which copy no keys and are faster there. Positions are as in F.
+Notable: each block of queries is multiplied with the blocks of keys that its windows reach, which takes T (W + block)
+scores and never T x T. On a CPU, sequences up to the limit of mixer F use its `matmul_attention`, which copies no keys
+and is faster there. Positions are as in F.
 
-Legend: B batch, T new tokens, S keys at hand (ending with the T tokens' own), H query heads, K key/value heads,
-G = H/K, C head_dim, W window (of the layer, `config.windows`), N blocks, c tokens of a block, s keys that a block is
-multiplied with.
+Legend: B batch, T new tokens, S available keys (the last T are the new tokens' own), H query heads, K key/value heads,
+G = H/K, C head_dim, W window of the layer, N blocks, c tokens per block, s keys with which a block is multiplied.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from slm.model.mixers.softmax import (
 )
 from slm.model.positions import starts_in_blocks
 
-QUERY_BLOCK = 128
-"""Queries of a block, if the window is no shorter."""
+QUERY_BLOCK = 128  # queries per block, unless the window is shorter
 
 
 class WindowRing(KeysAndValues):
-    """The last window - 1 keys and values; token number n lies at n modulo that."""
+    """Keeps the last window - 1 keys and values; token number n is at place n % (window - 1)."""
 
     def __init__(self, config: ModelConfig, layer: int, *sizes: int, **like: Any) -> None:
         super().__init__(config, layer, *sizes, **like)
@@ -51,11 +50,11 @@ class WindowRing(KeysAndValues):
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         # The kept keys and values in order, then the new ones.
-        kept, T = self.num_kept, k_BKTC.shape[2]
-        places = torch.arange(self.length - kept, self.length + T, device=k_BKTC.device) % self._size
-        all_2BKSC = torch.cat([self.store[:, :, :, places[:kept]], torch.stack((k_BKTC, v_BKTC))], dim=3)
-        last = kept + T - min(T, self._size)
-        self.store[:, :, :, places[last:]] = all_2BKSC[:, :, :, last:].to(self.store.dtype)
+        num_kept, T = self.num_kept, k_BKTC.shape[2]
+        places = torch.arange(self.length - num_kept, self.length + T, device=k_BKTC.device) % self._size
+        all_2BKSC = torch.cat([self.store[:, :, :, places[:num_kept]], torch.stack((k_BKTC, v_BKTC))], dim=3)
+        first_stored = num_kept + T - min(T, self._size)
+        self.store[:, :, :, places[first_stored:]] = all_2BKSC[:, :, :, first_stored:].to(self.store.dtype)
         self.length += T
         return all_2BKSC[0], all_2BKSC[1]
 
@@ -95,18 +94,20 @@ def sliding_attention(
     slopes: list[float],
     starts_BT: Tensor | None = None,
 ) -> Tensor:
-    """`causal_attention` to the keys at distances below `window`, (B, H, T, C)."""
-    (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
+    """Return `causal_attention` to the keys at distances below `window`, (B, H, T, C)."""
+    B, H, T, C = q_BHTC.shape
+    K, S = k_BKSC.shape[1:3]
     c = min(QUERY_BLOCK, window, T)
-    reach = -(-(window - 1) // c)  # blocks before its own that a block's windows touch
+    reach = -(-(window - 1) // c)  # number of earlier blocks that the windows of a block touch
     N, s = -(-T // c), (reach + 1) * c
-    missing = N * c - T
-    q_BKNGcC = F.pad(q_BHTC * scale, (0, 0, 0, missing)).view(B, K, H // K, N, c, C).transpose(2, 3)
-    k, v = (_spans(x, S - T - reach * c, missing, c, reach) for x in (k_BKSC, v_BKSC))
+    first_key = S - T - reach * c  # of the first block of queries; may be negative
+    padding = N * c - T
+    q_BKNGcC = F.pad(q_BHTC * scale, (0, 0, 0, padding)).view(B, K, H // K, N, c, C).transpose(2, 3)
+    k, v = (_keys_of_blocks(x, first_key, padding, c, reach) for x in (k_BKSC, v_BKSC))
     scores = (q_BKNGcC.reshape(B, K, N, -1, C) @ k.transpose(-2, -1)).view(B, K, N, -1, c, s)
     offset = torch.arange(s, device=q_BHTC.device)
     distance_cs = offset[s - c :, None] - offset
-    key_at_Ns = torch.arange(N, device=q_BHTC.device)[:, None] * c + offset + (S - T - reach * c)
+    key_at_Ns = torch.arange(N, device=q_BHTC.device)[:, None] * c + offset + first_key
     hidden = (distance_cs < 0) | (distance_cs >= window) | (key_at_Ns < 0)[:, None, None]
     if starts_BT is not None:
         hidden = hidden | (key_at_Ns[:, None] < starts_in_blocks(starts_BT, N, c)[..., None])[:, None, :, None]
@@ -117,9 +118,9 @@ def sliding_attention(
     return mixed.reshape(B, H, N * c, C)[:, :, :T]
 
 
-def _spans(x_BKSC: Tensor, first: int, missing: int, c: int, reach: int) -> Tensor:
-    """(B, K, N, s, C): the keys of each block of queries; those of the first block start at key `first`."""
-    x = F.pad(x_BKSC, (0, 0, -first, missing))  # a negative pad crops
+def _keys_of_blocks(x_BKSC: Tensor, first_key: int, padding: int, c: int, reach: int) -> Tensor:
+    """Return the keys for each block of queries, (B, K, N, s, C), from `first_key` on for the first block."""
+    x = F.pad(x_BKSC, (0, 0, -first_key, padding))  # a negative pad crops
     x = x.unflatten(2, (-1, c))
     N = x.shape[2] - reach
     return torch.cat([x[:, :, i : i + N] for i in range(reach + 1)], dim=3)

@@ -3,14 +3,14 @@
 Notable: K = H is multi-head and K = 1 multi-query attention. Positions are rotations (`rope`), linear biases of the
 scores (`alibi`), or none. On a GPU, grouped queries never reach torch's math kernel, which keeps all B H T T scores.
 
-Legend: B batch, T new tokens, S all tokens seen (cached and new), H query heads, K key/value heads, G = H/K queries per
-key, C head_dim.
+Legend: B batch, T new tokens, S all tokens (cached and new), H query heads, K key/value heads, G = H/K queries per key,
+C head_dim; in a block, t queries and s keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +20,17 @@ from slm.model.config import ModelConfig
 from slm.model.mixers.base import Memory, Projections, triangle
 from slm.model.positions import Rotary, alibi_slopes
 
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
-
-# Up to this many tokens, attention on a CPU is matmuls around a softmax, in blocks of at least CPU_QUERY_BLOCK queries:
-# SDPA's flash kernel loses more time in its backward pass than it gains by saving memory (docs/log.md, 2026-11-21).
+# Up to this many tokens, a CPU uses `matmul_attention`, in blocks of at least CPU_QUERY_BLOCK queries, because SDPA's
+# flash kernel loses more time in its backward pass than it gains by saving memory (docs/log.md, 2026-11-21).
 CPU_MATMUL_ATTENTION_MAX_TOKENS = 2048
 CPU_QUERY_BLOCK = 128
 
 FLEX_HEAD_DIMS = range(16, 129)
-"""Of FlexAttention's kernel, which refuses fewer channels; with more, its tiles do not fit into every GPU."""
+"""Head widths for FlexAttention's kernel. It refuses smaller ones; with larger ones, its tiles do not fit every GPU."""
 
 
 def softmax(scores: Tensor, like: Tensor) -> Tensor:
-    """Softmax over the last axis, computed in float32 or wider and returned in the dtype of `like`."""
+    """Return the softmax over the last axis, computed in float32 or wider, in the dtype of `like`."""
     return scores.softmax(-1, dtype=_float32_or_wider(scores)).type_as(like)
 
 
@@ -48,24 +45,20 @@ def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def causal_attention(
-    q_BHTC: Tensor,
-    k_BKSC: Tensor,
-    v_BKSC: Tensor,
-    scale: float,
-    slopes: list[float],
-    starts_BT: Tensor | BlockMask | None = None,
+    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float, slopes: list[float], starts_BT: Any = None
 ) -> Tensor:
-    """softmax(scale q k^T - slope distance) v, (B, H, T, C), where query t sees keys 0 .. S - T + t.
+    """Return softmax(scale q k^T - slope distance) v, (B, H, T, C), where query t sees keys 0 .. S - T + t.
 
     `slopes` has one number per query head, or is empty for scores without bias. `starts_BT`, only for T = S, has the
-    first key that each query sees; or it is the `document_block_mask` of that, which excludes slopes.
+    first key that each query sees. Without slopes, it may instead be the `document_block_mask` of these starts.
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if starts_BT is not None and not isinstance(starts_BT, Tensor):
-        from torch.nn.attention.flex_attention import flex_attention  # here, because it imports the compiler: 1.4 s
+        from torch.nn.attention.flex_attention import (
+            flex_attention,
+        )  # not at the top: it imports the compiler, in 1.4 s
 
-        mixed: Any = flex_attention(q_BHTC, k_BKSC, v_BKSC, block_mask=starts_BT, scale=scale, enable_gqa=True)
-        return mixed
+        return flex_attention(q_BHTC, k_BKSC, v_BKSC, block_mask=starts_BT, scale=scale, enable_gqa=True)
     if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
         return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
     if T == S and not slopes and starts_BT is None:
@@ -80,19 +73,21 @@ def causal_attention(
 
 
 def _sdpa(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
-    """Torch's attention. Where no fused kernel takes grouped queries, each query head has a copy of its keys."""
+    """Call torch's attention. If no fused kernel takes grouped queries, each query head gets a copy of its keys."""
     G = q_BHTC.shape[1] // k_BKSC.shape[1]
-    if G > 1 and not _takes_groups(q_BHTC, attn_mask):
-        k_BKSC, v_BKSC, G = k_BKSC.repeat_interleave(G, dim=1), v_BKSC.repeat_interleave(G, dim=1), 1
-    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask, enable_gqa=G > 1, **options)
+    copies_keys = G > 1 and not _takes_groups(q_BHTC, attn_mask)
+    if copies_keys:
+        k_BKSC, v_BKSC = (x.repeat_interleave(G, dim=1) for x in (k_BKSC, v_BKSC))
+    enable_gqa = G > 1 and not copies_keys
+    return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask, enable_gqa=enable_gqa, **options)
 
 
 def _takes_groups(q_BHTC: Tensor, attn_mask: Tensor | None) -> bool:
     """Whether torch has a fused kernel for grouped queries.
 
-    On a GPU that is flash attention, which takes no mask, no float32 and at most 256 channels. Without one, torch
-    silently takes the math kernel, which keeps all scores for the backward pass: 2.4 GB a block in float32 for 16 x
-    2,048 tokens and 9 heads.
+    On a GPU this is flash attention, which takes no mask, no float32 and at most 256 channels. Without a fused kernel,
+    torch silently uses the math kernel, which keeps all scores for the backward pass: 2.4 GB per block in float32 for
+    16 x 2,048 tokens and 9 heads.
     """
     if q_BHTC.device.type == "cpu":
         return True
@@ -100,23 +95,23 @@ def _takes_groups(q_BHTC: Tensor, attn_mask: Tensor | None) -> bool:
 
 
 def alibi_bias(slopes: list[float], kv_heads: int, distance: Tensor) -> Tensor:
-    """The bias of the scores (K, G, ...), for distances (...)."""
+    """Return the bias of the scores (K, G, ...) for distances (...)."""
     slopes_H = torch.tensor(slopes, device=distance.device, dtype=_float32_or_wider(distance))
     return -slopes_H.view(kv_heads, -1, *[1] * distance.ndim) * distance
 
 
 def _visible(T: int, S: int, device: torch.device) -> Tensor:
-    """(T, S), true where a query may see a key. The last query is at the *last* key, unlike in SDPA's is_causal."""
+    """Return (T, S), true where a query sees a key. The last query is at the *last* key, unlike in SDPA's is_causal."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 def _in_document(starts_BT: Tensor, first: int, stop: int) -> Tensor:
-    """(B, 1, T, S) for keys `first` .. `stop - 1`, true where the key is not before the query's document."""
+    """Return (B, 1, T, stop - first), true where key number `first`, ... is not before the query's document."""
     return (torch.arange(first, stop, device=starts_BT.device) >= starts_BT[..., None])[:, None]
 
 
 def _distances(T: int, S: int, like: Tensor) -> Tensor:
-    """(T, S) distances from keys to queries in tokens; the last query is at the last key."""
+    """Return (T, S) distances from keys to queries in tokens; the last query is at the last key."""
     keys = torch.arange(S, device=like.device, dtype=_float32_or_wider(like))
     return keys[S - T :, None] - keys
 
@@ -130,8 +125,9 @@ def matmul_attention(
     window: int | None = None,
     starts_BT: Tensor | None = None,
 ) -> Tensor:
-    """`causal_attention`, only to keys at distances below `window` if given; most masked scores are never computed."""
-    (B, H, T, C), (K, S) = q_BHTC.shape, k_BKSC.shape[1:3]
+    """Do `causal_attention` in blocks, to keys at distances below `window` if given; skips most masked scores."""
+    B, H, T, C = q_BHTC.shape
+    K, S = k_BKSC.shape[1:3]
     G = H // K
     q_BKGTC = (q_BHTC * scale).view(B, K, G, T, C)
     size = max(CPU_QUERY_BLOCK, T // 8)  # more blocks save little and take long to compile
@@ -139,10 +135,10 @@ def matmul_attention(
     for start in range(0, T, size):
         q = q_BKGTC[:, :, :, start : start + size]
         t = q.shape[3]
-        s = S - T + start + t  # end of the keys that the block's last query sees
-        first = max(0, s - t - window + 1) if window else 0
-        k, v = k_BKSC[:, :, first:s], v_BKSC[:, :, first:s]
-        s -= first
+        stop = S - T + start + t  # end of the keys that the last query of the block sees
+        first = max(0, stop - t - window + 1) if window else 0
+        k, v = k_BKSC[:, :, first:stop], v_BKSC[:, :, first:stop]
+        s = stop - first
         scores = (q.reshape(B, K, G * t, C) @ k.transpose(-2, -1)).view(B, K, G, t, s)  # G queries share a matmul
         if slopes:
             scores = scores + alibi_bias(slopes, K, _distances(t, s, q))
@@ -150,28 +146,27 @@ def matmul_attention(
         if window is not None:
             visible = visible.triu(s - t - window + 1)
         if starts_BT is not None:
-            visible = visible & _in_document(starts_BT[:, start : start + t], first, first + s)[:, None]
+            visible = visible & _in_document(starts_BT[:, start : start + t], first, stop)[:, None]
         weights = softmax(scores.masked_fill(~visible, -torch.inf), v)
         blocks.append((weights.view(B, K, G * t, s) @ v).view(B, K, G, t, C))
     return torch.cat(blocks, dim=3).view(B, H, T, C)
 
 
 class KeysAndValues(Memory):
-    """All keys and values, in order. Sliding and sparse attention subclass it to keep other tokens in other places."""
+    """Keeps all keys and values, in order. Subclasses for sliding and sparse attention keep fewer tokens."""
 
     def __init__(self, config: ModelConfig, layer: int, batch_size: int, room: int, **like: Any) -> None:
         self.config = config
         self.alibi = "alibi" in config.layer_positions
         self.store = torch.zeros(2, batch_size, config.kv_heads, room, config.head_width, **like)
         self.tensors = (self.store,)
-        self.length = 0
-        """Tokens seen so far."""
+        self.length = 0  # number of tokens so far
 
     def past(self) -> tuple[Tensor, ...]:
-        """Keys and values (B, K, S, C) that the next token sees, then their distances (S,) if a layer has ALiBi."""
+        """Return the keys and values (B, K, S, C) that the next token sees, and their distances (S,) for ALiBi."""
         k_BKSC, v_BKSC = self.store[:, :, :, : self.num_kept]
         past = (k_BKSC, v_BKSC, self.distances()) if self.alibi else (k_BKSC, v_BKSC)
-        growing_axes = (2, 2, 0)  # marked as dynamic, so that `step` is not compiled for each length
+        growing_axes = (2, 2, 0)  # marked as dynamic, so that `step` is not compiled again for each length
         for tensor, axis in zip(past, growing_axes, strict=False):
             torch._dynamo.maybe_mark_dynamic(tensor, axis)
         return past
@@ -182,8 +177,9 @@ class KeysAndValues(Memory):
         self.length += 1
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T tokens; return the keys and values that they may see, the new ones last."""
-        start, self.length = self.length, self.length + k_BKTC.shape[2]
+        """Add T tokens; returns the keys and values that they may see, their own last."""
+        start = self.length
+        self.length += k_BKTC.shape[2]
         self.store[:, :, :, start : self.length] = torch.stack((k_BKTC, v_BKTC))
         k_BKSC, v_BKSC = self.store[:, :, :, : self.length]
         return k_BKSC, v_BKSC
@@ -193,7 +189,7 @@ class KeysAndValues(Memory):
         self.store[:, :, :, : self.num_kept] = source.store[:, :, :, : self.num_kept].index_select(1, rows)
 
     def past_at(self, length: Tensor) -> tuple[Tensor, ...]:
-        """All places of the store (B, K, R, C), and which of them hold a token, (R,)."""
+        """Return all R places of the store, (B, K, R, C) for keys and for values, and which hold a token, (R,)."""
         is_kept_R = torch.arange(self.store.shape[3], device=self.store.device) < self.end_at(length)
         return self.store[0], self.store[1], is_kept_R
 
@@ -204,20 +200,20 @@ class KeysAndValues(Memory):
         self.length += 1
 
     def end_at(self, length: Any) -> Any:
-        """After `length` tokens, an int or a tensor, places below this hold one, if they exist."""
+        """Return the end of the places in use after `length` tokens (an int or a tensor); it may exceed the store."""
         return length
 
     def place_at(self, length: Any) -> Any:
-        """Index in the store at which token number `length`, an int or a tensor, goes."""
+        """Return the place in the store for token number `length` (an int or a tensor)."""
         return self.end_at(length)
 
     @property
     def num_kept(self) -> int:
-        """Number of tokens kept, at the front of the store."""
+        """Number of tokens in the store; they are at its front."""
         return int(self.end_at(self.length))
 
     def distances(self) -> Tensor:
-        """(S,) distances in tokens from each kept token to the next token."""
+        """Return the distances (S,) in tokens from each kept token to the next token."""
         return torch.arange(self.length, 0, -1, device=self.store.device)
 
 
@@ -230,7 +226,7 @@ class SoftmaxAttention(Projections):
         super().__init__(config, layer)
         self.rope = config.layer_positions[layer] == "rope"
         self.slopes = alibi_slopes(config.num_heads) if config.layer_positions[layer] == "alibi" else []
-        self.takes_block_mask = type(self) is SoftmaxAttention and not self.slopes  # not subclasses with other patterns
+        self.takes_block_mask = type(self) is SoftmaxAttention and not self.slopes  # subclasses have other patterns
 
     def forward(self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Any = None) -> Tensor:
         q, k, v = self.project(x_BTD, rotary)
@@ -242,15 +238,15 @@ class SoftmaxAttention(Projections):
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Any = None) -> Tensor:
-        """Attention's output (B, H, T, C) for T queries that come after `past` tokens."""
+        """Return the mixed values (B, H, T, C) for T queries that come after `past` tokens."""
         return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes, starts_BT)
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BH1C, k_BK1C, v_BK1C = self.project(x_B1D, rotary)
-        past_k_BKSC, past_v_BKSC, *rest = past  # distances (S,) if there are slopes; in a CUDA graph, what is kept (S,)
+        past_k_BKSC, past_v_BKSC, *rest = past  # then distances (S,), or in a CUDA graph the places with tokens (S,)
         q_BKGC = q_BH1C.view(len(q_BH1C), k_BK1C.shape[1], -1, q_BH1C.shape[3]) * self.config.attention_scale
-        # Sums of products compile into loops over the cache where it lies; the token's own key and value are added
-        # separately, so that no cache is copied.
+        # Sums of products are compiled into loops that read the cache without copying it. So the token's own key and
+        # value are added separately.
         sum_dtype = _float32_or_wider(q_BH1C)
         past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=sum_dtype)
         if self.slopes:
@@ -259,7 +255,8 @@ class SoftmaxAttention(Projections):
             past_BKGS = past_BKGS.masked_fill(~rest[0], -torch.inf)
         own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=sum_dtype)
         highest = torch.maximum(past_BKGS.amax(-1, keepdim=True), own_BKG1)
-        past_BKGS, own_BKG1 = (past_BKGS - highest).exp(), (own_BKG1 - highest).exp()
+        past_BKGS = (past_BKGS - highest).exp()
+        own_BKG1 = (own_BKG1 - highest).exp()
         total = past_BKGS.sum(-1, keepdim=True) + own_BKG1
         mixed = ((past_BKGS / total).type_as(v_BK1C)[..., None] * past_v_BKSC[:, :, None]).sum(-2)
         mixed = mixed + (own_BKG1 / total).type_as(v_BK1C) * v_BK1C
@@ -267,12 +264,12 @@ class SoftmaxAttention(Projections):
 
     @classmethod
     def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Number of pairs of a query and a key that it sees."""
+        """Return the number of pairs of a query and a key that it sees."""
         return triangle(T)
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Two multiply-adds per channel for each pair and head: one in the score, one in the mixed value."""
+        """Count two multiply-adds per channel for each pair and head: one in the score, one in the mixed value."""
         return 4 * config.num_heads * config.head_width * cls.pairs(config, layer, T)
 
     @classmethod

@@ -6,16 +6,16 @@
 
 As published (section 7 and the authors' module): a causal depthwise convolution with SiLU on q, k and v, the skip D,
 the gated norm, initial dt in [0.001, 0.1] and -A in [1, 16], queries and keys shared by groups of heads. Departures: q
-and k have `num_kv_heads` groups; the inner width is num_heads x head_dim, which need not be 2D; the projections are
-separate matrices; and every block keeps its feed-forward, as in hybrid models, while Mamba-2 has none.
+and k have `num_kv_heads` groups; the inner width is num_heads x head_dim, which need not be twice the hidden size; the
+projections are separate matrices; and every block keeps its feed-forward, as in hybrid models, while Mamba-2 has none.
 
 Training works in chunks; all decays are exponentials of differences of summed logs, which are never above 0. Decoding
 keeps the state and the last `conv_kernel` - 1 inputs of the convolution. With documents, the state holds only the
 document that is still open, and the convolution takes 0 for inputs from other documents. `position` (rope and alibi),
 `qk_norm` and `attention_multiplier` have no effect: decay and convolution already depend on distance.
 
-Legend: B batch, T tokens, D hidden, H heads, K groups, R = H/K heads of a group, N state_size, C head_dim, I = HC,
-n chunks of c, X channels of the convolution (I + 2KN).
+Legend: B batch, T tokens, D hidden, H heads, K groups, R = H/K heads per group, N state_size, C head_dim, I = HC,
+n chunks of c tokens, X channels of the convolution (I + 2KN), t = conv_kernel - 1.
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ from slm.model.layers import Linear, rms_norm
 from slm.model.mixers.base import Mixer, block_pairs
 from slm.model.positions import Rotary, documents_in_chunks
 
-DT_RANGE = (1e-3, 1e-1)
-"""Initial dt, uniform in logs."""
-A_RANGE = (1.0, 16.0)
-"""Initial -A, uniform."""
+DT_RANGE = (1e-3, 1e-1)  # initial dt, uniform in logs
+A_RANGE = (1.0, 16.0)  # initial -A, uniform
 
 
 class SSD(Mixer):
@@ -89,7 +87,7 @@ class SSD(Mixer):
     def _convolved(
         self, x_BTD: Tensor, tail_BtX: Tensor | None, starts_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q and k (B, T, K, N) and v (B, T, I) after the convolution, and its last inputs (B, conv_kernel - 1, X)."""
+        """Return q and k (B, T, K, N) and v (B, T, I) after the convolution, and the last inputs of it (B, t, X)."""
         (B, T, _), t = x_BTD.shape, self.config.conv_kernel - 1
         x_BTX = torch.cat([proj(x_BTD) for proj in (self.v_proj, self.k_proj, self.q_proj)], dim=-1)
         past = F.pad(x_BTX, (0, 0, t, 0)) if tail_BtX is None else torch.cat([tail_BtX.type_as(x_BTX), x_BTX], dim=1)
@@ -103,7 +101,7 @@ class SSD(Mixer):
         return q.view(B, T, self.config.kv_heads, -1), k.view(B, T, self.config.kv_heads, -1), v, past[:, T:]
 
     def _dt_and_log_decay(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """dt and the log of the decay, dt A; each (B, T, K, R), in float32 at least."""
+        """Return dt and the log of the decay, dt A; each (B, T, K, R), in float32 at least."""
         raw = self.dt_proj(x_BTD)
         raw = raw if raw.dtype == torch.float64 else raw.float()
         dt = F.softplus(raw + self.dt_bias)
@@ -115,7 +113,7 @@ class SSD(Mixer):
         return v_BTI.unflatten(-1, (self.config.kv_heads, -1, self.config.head_width))
 
     def _gated_output(self, x_BTD: Tensor, y_BTKRC: Tensor, v_BTI: Tensor) -> Tensor:
-        """The output of the mixer (B, T, D): the skip D v, the gate, the norm and the output projection."""
+        """Return the output of the mixer (B, T, D): y plus the skip, then gate, norm and output projection."""
         y = y_BTKRC + self.D.view(*y_BTKRC.shape[2:4], 1) * self._heads(v_BTI)
         gated = y * self._heads(F.silu(self.g_proj(x_BTD)))
         normed = rms_norm(gated.flatten(3), self.config.norm_eps).flatten(2) * self.norm_weight
@@ -130,11 +128,10 @@ class SSD(Mixer):
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        pairs, inner = block_pairs(T, config.chunk_size), config.num_heads * config.head_width
-        scores_and_values = 2 * (config.kv_heads * config.state_size + inner) * pairs
-        return (
-            scores_and_values + 4 * inner * config.state_size * T
-        )  # the second term: writing the state and reading it
+        inner = config.num_heads * config.head_width
+        in_chunks = 2 * (config.kv_heads * config.state_size + inner) * block_pairs(T, config.chunk_size)
+        states = 4 * inner * config.state_size * T  # written by keys, read by queries
+        return in_chunks + states
 
     @classmethod
     def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
@@ -143,7 +140,7 @@ class SSD(Mixer):
 
 
 def _channels(config: ModelConfig) -> int:
-    """Channels of the convolution: values, keys and queries."""
+    """Return the number of channels of the convolution: values, keys and queries."""
     return config.num_heads * config.head_width + 2 * config.kv_heads * config.state_size
 
 
@@ -156,21 +153,21 @@ def chunkwise(
     state_BKRNC: Tensor | None,
     starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """q_t h_t for all T tokens (B, T, K, R, C), and the state h after the last (B, K, R, N, C), in float32 at least.
+    """Return q_t h_t for all T tokens (B, T, K, R, C), and the state h after the last token (B, K, R, N, C).
 
-    `v_BTKRC` is dt v, and `state_BKRNC` the state before the first token (None is 0).
+    `v_BTKRC` is dt v, and `state_BKRNC` the state before the first token (None is 0). The state is in float32 at least.
     """
     B, T, K, R, C = v_BTKRC.shape
     c = min(chunk, T)
-    n, missing = -(-T // c), -T % c
-    q, k = (
-        F.pad(x, (0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 2, 4) for x in (q_BTKN, k_BTKN)
-    )  # (B, K, n, c, N)
-    v = (
-        F.pad(v_BTKRC, (0, 0, 0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2, 5)
-    )  # (B, K, n, R, c, C)
-    # Padding neither decays the state nor adds to it, so the last state is the one after T tokens.
-    log_decay = F.pad(log_decay_BTKR, (0, 0, 0, 0, 0, missing)).unflatten(1, (n, c)).permute(0, 3, 1, 4, 2)
+    n = -(-T // c)
+
+    def in_chunks(x: Tensor) -> Tensor:
+        # Padding neither decays the state nor adds to it, so the last state is the state after T tokens.
+        return F.pad(x, (0, 0) * (x.ndim - 2) + (0, n * c - T)).unflatten(1, (n, c))
+
+    q, k = (in_chunks(x).permute(0, 3, 1, 2, 4) for x in (q_BTKN, k_BTKN))  # (B, K, n, c, N)
+    v = in_chunks(v_BTKRC).permute(0, 3, 1, 4, 2, 5)  # (B, K, n, R, c, C)
+    log_decay = in_chunks(log_decay_BTKR).permute(0, 3, 1, 4, 2)  # (B, K, n, R, c)
     log_from_start = log_decay.cumsum(-1)  # (B, K, n, R, c): log of the decay from the chunk's start through token i
 
     log_between = log_from_start[..., :, None] - log_from_start[..., None, :]  # (..., i, j): after token j through i
