@@ -23,10 +23,9 @@ def main(config: DictConfig) -> None:
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
-        can_continue = config.prompt is None and config.export is None
-        hint = (
-            f": the same command with output_dir={config.output_dir} continues where it stopped" if can_continue else ""
-        )
+        hint = ""
+        if config.prompt is None and config.export is None:
+            hint = f": the same command with output_dir={config.output_dir} continues where it stopped"
         print(f"\ninterrupted{hint}", file=sys.stderr)
         exit_codes.append(130)
     except MISTAKES as error:

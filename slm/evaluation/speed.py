@@ -1,4 +1,4 @@
-"""Measure prefill and decoding speed for one sequence, as on a phone, and memory.
+"""Measure memory, and the speed of prefill and decoding for one sequence, as on a phone.
 
 Notable: repetitions alternate between a model with block sharing and the same tensors without sharing, so that other
 load on the machine affects both equally. Loading is not included.

@@ -99,7 +99,7 @@ def _draw_law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[fl
 
 def pareto_figure(results: Results) -> Figure | None:
     """Draw quality against decode speed, and the Pareto front, for checkpoints measured under the usual conditions."""
-    target, usual = results.target_by(results.primary), usual_conditions(results)
+    target, usual = results.target_for(results.primary), usual_conditions(results)
     rows = [
         (entry, entry["speed"]["decode_tokens_per_second"], score)
         for entry, score in results.scored(results.primary)

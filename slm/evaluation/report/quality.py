@@ -216,7 +216,7 @@ def compare(first: Entry, second: Entry, target: str) -> Difference:
 
 def ranked(results: Results, measure: Measure | None) -> list[tuple[Entry, Entry]]:
     """Return checkpoints with their scores by one measure, best first; empty if the scores are not comparable."""
-    target = results.target_by(measure)
+    target = results.target_for(measure)
     if target == "loss" and not results.same_tokens(measure):
         return []
     return sorted(results.scored(measure), key=lambda row: float(row[1][target]))
@@ -230,7 +230,7 @@ def _differences(a: Entry, b: Entry) -> dict[str, Difference]:
 
 def _differences_table(results: Results, measure: Measure) -> str:
     """Markdown of all pairs or of neighbours in rank, better checkpoint first; empty if no pair is comparable."""
-    ranking, target = ranked(results, measure), results.target_by(measure)
+    ranking, target = ranked(results, measure), results.target_for(measure)
     shows_all_pairs = len(ranking) <= MAX_ALL_PAIRS
     pairs = []
     for (a, a_score), (b, b_score) in combinations(ranking, 2) if shows_all_pairs else pairwise(ranking):

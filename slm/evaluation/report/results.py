@@ -93,13 +93,13 @@ class Results:
 
     def scored(self, measure: Measure | None) -> list[tuple[Entry, Entry]]:
         """Return each entry that has a loss by `measure`, with the score."""
-        return [(entry, score) for entry in self.entries if has_loss(score := score_by(entry, measure))]
+        return [(entry, score) for entry in self.entries if has_loss(score := score_for(entry, measure))]
 
     def same_tokens(self, measure: Measure | None) -> bool:
         """Whether all checkpoints cut the text into the same tokens, so that losses per token are comparable."""
         return len({score.get("segmentation") for _, score in self.scored(measure)}) <= 1
 
-    def target_by(self, measure: Measure | None) -> str:
+    def target_for(self, measure: Measure | None) -> str:
         """Return the key of the scores to compare: bits_per_byte, or loss if bits per byte are missing in one."""
         has_bits = all(is_number(score.get("bits_per_byte")) for _, score in self.scored(measure))
         return "bits_per_byte" if has_bits else "loss"
@@ -107,7 +107,7 @@ class Results:
     @cached_property
     def fit_target(self) -> str:
         """Key of the scores to fit against N: loss, as in published laws, or bits_per_byte if tokenizers differ."""
-        return "loss" if self.same_tokens(self.primary) else self.target_by(self.primary)
+        return "loss" if self.same_tokens(self.primary) else self.target_for(self.primary)
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:
@@ -134,7 +134,7 @@ def name_of(entry: Entry) -> str:
     return escape_markdown(entry["name"])
 
 
-def score_by(entry: Entry, measure: Measure | None) -> Entry:
+def score_for(entry: Entry, measure: Measure | None) -> Entry:
     """Return the score of a checkpoint by one measure; empty if there is none."""
     return next((score for score in entry["perplexity_results"] if measure_of(score) == measure), {})
 
@@ -194,7 +194,7 @@ def differ_significantly(a: tuple[float, float | None], b: tuple[float, float | 
 
 
 def training_caveats(entry: Entry, results: Mapping[str, Entry], unit: str) -> list[str]:
-    """Return a warning for each text or task in `results` of which the checkpoint has seen a part in training."""
+    """Return a warning for each text or task in `results` that was partly in the training data of the checkpoint."""
     return [
         f"{name_of(entry)} was trained on {100 * share:.3g}% of the {unit} of {escape_markdown(name)}, so its results "
         "there say little about unseen text."

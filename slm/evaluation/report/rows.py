@@ -18,7 +18,7 @@ from slm.evaluation.report.results import (
     family_of,
     has_loss,
     number,
-    score_by,
+    score_for,
     tasks_of,
 )
 from slm.runtime.words import is_number
@@ -61,7 +61,7 @@ def to_csv(table: list[Entry]) -> str:
 
 
 def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
-    score, speed, shape, status = score_by(entry, results.primary), entry["speed"], entry["shape"], entry["status"]
+    score, speed, shape, status = score_for(entry, results.primary), entry["speed"], entry["shape"], entry["status"]
     peak = number(speed, "peak_memory_bytes")
     return {
         "model": entry["name"],
@@ -91,7 +91,7 @@ def _other_scores(entry: Entry, results: Results) -> Entry:
     keys = [measure.key for measure in results.measures]
     for measure in results.measures[1:]:
         suffix = measure.key if keys.count(measure.key) == 1 else f"{measure.key}_{measure.fingerprint[:8]}"
-        score = score_by(entry, measure)
+        score = score_for(entry, measure)
         columns |= {f"{name}_{suffix}": score.get(name) for name in (*SCORES, "tokens", "bytes")}
     return columns
 

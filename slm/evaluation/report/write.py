@@ -105,7 +105,7 @@ def _best(results: Results) -> str:
     if not rows or results.primary is None:
         return ""
     entry, best = rows[0]
-    target = results.target_by(results.primary)
+    target = results.target_for(results.primary)
     name, measure, target_name = name_of(entry), escape_markdown(results.primary.title), TARGET_NAMES[target]
     value = with_error(best[target], target_error(best, target))
     if len(rows) == 1:

@@ -75,11 +75,12 @@ class DecoderLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        # A context of spaces has no tokens, because the harness moves them to the continuation: treat it as empty.
+        # The harness moves the spaces at the end of a context to the continuation, which may leave the context empty.
         prefix = [self.prefix_token_id]
         items = []
         for _, context, continuation in requests:
-            self.num_truncated += len(context) + len(continuation) > self.max_length + 1
+            if len(context) + len(continuation) > self.max_length + 1:
+                self.num_truncated += 1
             items.append(make_request(context or prefix, continuation, self.max_length))
         scores = self._scorer(items, lambda done: self._progress("requests", done, len(items)))
         return [(score.log_likelihood, score.is_greedy) for score in scores]
