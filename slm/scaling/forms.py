@@ -93,14 +93,14 @@ class Law(ABC):
 
     @abstractmethod
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        """The linear problem at fixed exponents [R, S]: basis [R, I, K] and target [R, I], both divided by the data."""
+        """At exponents [R, S], basis [R, I, K] @ coefficients approximates target [R, I]; both divided by the data."""
 
     def log_slopes(self, refs: Floats) -> Floats:
         """Derivatives [K, S] of the logs of quoted coefficients by the other coordinates, if `refs` is the centre."""
         return np.zeros((self.num_coefficients, len(self.parameters) - self.num_coefficients))
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
-        """Coordinates [R, P] from exponents [R, S] and the logs [R, K] of the solution of their linear problem."""
+        """Coordinates [R, P] from exponents [R, S] and the logs [R, K] of the coefficients that solve `basis`."""
         return np.concatenate([log_coefficients, exponents], axis=1)
 
     def canonical(self, theta: Floats, refs: Floats) -> Floats:
@@ -187,10 +187,10 @@ class SumOfPowers(Law):
         def curvature(weights: Floats) -> Floats:
             hessian = -gram(gradient, weights)
             k, e = np.arange(K), K + np.arange(len(powers))
-            first = moment(gradient, weights)
-            hessian[:, k, k] += first[:, :K]
-            hessian[:, powers, e] += first[:, K:]
-            hessian[:, e, powers] += first[:, K:]
+            weighted_gradient = moment(gradient, weights)
+            hessian[:, k, k] += weighted_gradient[:, :K]
+            hessian[:, powers, e] += weighted_gradient[:, K:]
+            hessian[:, e, powers] += weighted_gradient[:, K:]
             hessian[:, e, e] -= moment(by_exponent * x_IV.T, weights)
             return hessian
 

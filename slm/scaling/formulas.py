@@ -145,7 +145,8 @@ def _to_law(law_name: str, parsed: _ParsedFormula, column_names: set[str]) -> Fo
     """Sort the names of a formula into variables, coefficients, other parameters and exponents, and make the law."""
     expression = parsed.expression
     columns = [name for name in parsed.names if name in column_names]
-    variables = tuple([name for name in VARIABLES if name in columns] + [v for v in columns if v not in VARIABLES])
+    standard = [name for name in VARIABLES if name in columns]
+    variables = (*standard, *(name for name in columns if name not in standard))
     parameters = [name for name in parsed.names if name not in column_names]
     _check_names(parsed, column_names, variables, parameters)
     bases = bases_of_exponents(expression, variables)

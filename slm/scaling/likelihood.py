@@ -27,8 +27,9 @@ class Criteria(NamedTuple):
 
 def information_criteria(deviance: float, rows: int, parameters: int) -> Criteria:
     """Criteria of a model from its deviance, -2 log likelihood (Burnham & Anderson 2002, section 7.4)."""
-    aic, df = deviance + 2 * parameters, rows - parameters - 1
-    aicc = aic + 2 * parameters * (parameters + 1) / df if df > 0 else np.nan
+    aic = deviance + 2 * parameters
+    denominator = rows - parameters - 1
+    aicc = aic + 2 * parameters * (parameters + 1) / denominator if denominator > 0 else np.nan
     return Criteria(float(aicc), float(deviance + parameters * np.log(rows)), aic, parameters)
 
 

@@ -193,7 +193,7 @@ def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, t
     R = len(start)
     phi, objective = np.clip(start, low, high), np.zeros(R)
     decrement, norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
-    replicates = np.arange(R)  # those that still move; `state` and `damping` have only these
+    replicates = np.arange(R)  # the replicates that still improve; `state` and `damping` have only these
     # Objectives below this consist of the rounding errors of log_y.
     rounding = 1e-26 * max(1, problem.log_y.shape[-1])
     with np.errstate(all="ignore"):

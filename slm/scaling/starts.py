@@ -57,7 +57,8 @@ def _non_negative(basis: Floats, target: Floats) -> Floats:
     best, best_value = np.zeros((R, K)), np.zeros(R)
     for size in range(1, K + 1):
         for columns in combinations(range(K), size):
-            gram_of_columns, moment_of_columns = gram[np.ix_(range(R), columns, columns)], moment[:, list(columns)]
+            gram_of_columns = gram[np.ix_(range(R), columns, columns)]
+            moment_of_columns = moment[:, list(columns)]
             ridge = 1e-12 * np.trace(gram_of_columns, axis1=1, axis2=2)[:, None, None] * np.eye(size)
             solution = np.linalg.solve(gram_of_columns + ridge, moment_of_columns[:, :, None])[:, :, 0]
             value = -(solution * moment_of_columns).sum(axis=1)

@@ -104,8 +104,8 @@ class Formula(Law):
         return [_scale(self.expression, symbol, values, self.variables) for symbol in self._symbols]
 
     @cached_property
-    def _uncentre(self) -> Floats:
-        """The matrix [P, P] that turns centred coordinates of coefficients into logs of coefficients."""
+    def _uncentring(self) -> Floats:
+        """The matrix [P, P] that turns centred coordinates of coefficients into logs, and keeps other coordinates."""
         values = self._values(self._scales)
         matrix = np.eye(len(self.parameters))
         for k, coefficient in enumerate(self._symbols[: self.num_coefficients]):
@@ -117,11 +117,11 @@ class Formula(Law):
         return matrix
 
     def log_slopes(self, refs: Floats) -> Floats:
-        return self._uncentre[: self.num_coefficients, self.num_coefficients :]
+        return self._uncentring[: self.num_coefficients, self.num_coefficients :]
 
     def _arguments(self, theta: Floats, x_IV: Floats) -> list[Floats]:
         """The coordinates [R, 1], not centred, and log variables [1, I] that compiled functions take."""
-        q_RP = theta @ self._uncentre.T
+        q_RP = theta @ self._uncentring.T
         return [*q_RP.T[:, :, None], *x_IV.T[:, None, :]]
 
     def _value_and_gradient(self, theta: Floats, x_IV: Floats) -> list[Floats]:
@@ -145,11 +145,11 @@ class Formula(Law):
                 for (i, j), entry in zip(indices, second_derivatives(*self._arguments(theta, x_IV)), strict=True):
                     hessian[:, i, j] += (weights / value * entry).sum(axis=1)
                     hessian[:, j, i] = hessian[:, i, j]
-            return np.asarray(self._uncentre.T @ hessian @ self._uncentre)
+            return np.asarray(self._uncentring.T @ hessian @ self._uncentring)
 
         with np.errstate(all="ignore"):
             slope = np.stack([derivative / value for derivative in value_by_q], axis=1)
-            return np.log(value), np.matmul(self._uncentre.T, slope), curvature
+            return np.log(value), np.matmul(self._uncentring.T, slope), curvature
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
         theta = np.concatenate([np.zeros((len(exponents), self.num_coefficients)), exponents], axis=1)
@@ -168,17 +168,17 @@ class Formula(Law):
 
     def _bounds_and_values(self, symbol: sp.Symbol, log_y: Floats) -> tuple[float, float, Floats]:
         """Bounds of a coordinate that is not of a coefficient, and starts spread evenly over its plausible values."""
-        share = (np.arange(SCATTERED_STARTS) + 0.5) / SCATTERED_STARTS
+        fraction = (np.arange(SCATTERED_STARTS) + 0.5) / SCATTERED_STARTS
         if symbol.name in self.exponents:
             if not symbol.is_positive:
-                return -EXPONENT_BOUNDS[1], EXPONENT_BOUNDS[1], 3 * share - 1.5
-            return *EXPONENT_BOUNDS, np.exp(np.log(0.03) + share * np.log(2.0 / 0.03))
+                return -EXPONENT_BOUNDS[1], EXPONENT_BOUNDS[1], 3 * fraction - 1.5
+            return *EXPONENT_BOUNDS, np.exp(np.log(0.03) + fraction * np.log(2.0 / 0.03))
         scale = self._scales[self._symbols.index(symbol)]
         if symbol.name in self.not_logged:
             size = max(scale, float(np.exp(log_y.mean())))
-            return -1e4 * size, 1e4 * size, 4 * size * (share - 0.5)
+            return -1e4 * size, 1e4 * size, 4 * size * (fraction - 0.5)
         middle = float(np.log(scale))
-        return middle - MAX_LOG_DISTANCE, middle + MAX_LOG_DISTANCE, middle + 12 * (share - 0.5)
+        return middle - MAX_LOG_DISTANCE, middle + MAX_LOG_DISTANCE, middle + 12 * (fraction - 0.5)
 
 
 def positive(name: str) -> sp.Symbol:
@@ -217,7 +217,7 @@ def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[st
 
 
 def _scale(expression: sp.Expr, symbol: sp.Symbol, values: dict[sp.Symbol, float], variables: Sequence[str]) -> float:
-    """The size of a parameter that equals the terms with variables that it is added to, compared with or divided by."""
+    """The size at which a parameter equals terms with variables that it is added to, compared with or divided by."""
     scale = 1.0
     for node in sp.preorder_traversal(expression):
         if isinstance(node, Relational):

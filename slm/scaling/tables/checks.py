@@ -24,16 +24,16 @@ REMEDY = "put perplexities in a column named perplexity, and mark diverged runs 
 MIN_PARAMS = 1000  # an embedding of 260 bytes with a width of 8 has 2,080 parameters
 MIN_LARGEST_COUNT = 10_000
 MAX_COUNT_RATIO = 300
-"""Neighbouring counts with a larger ratio are in different units, unless the smaller count has a much higher loss."""
+"""Counts above and below a larger gap are in different units, unless the smaller counts have much higher losses."""
 MIN_LOSS_RATIO = 1.8
-"""Neighbouring losses with a smaller ratio are not a loss and a perplexity (docs/tables.md)."""
+"""A perplexity is at least this multiple of the next lower loss (docs/tables.md)."""
 # No loss falls faster than N^-0.5 D^-1 (Hoffmann et al. 2022 find N^-0.34 and D^-0.28 above a floor).
 STEEPEST_N, STEEPEST_D = 0.5, 1.0
 # FLOPs / (N D) is 6, and up to 20 with attention. It is several times higher if blocks are repeated or N excludes
 # embeddings, and lower if only some experts are active.
 USUAL_FLOPS, POSSIBLE_FLOPS = (1.0, 60.0), (1e-4, 1e6)
 MAX_FLOPS_DEVIATION = 5.0
-"""Largest factor between FLOPs / (N D) of a row and the median of similar rows that is not noted."""
+"""FLOPs / (N D) of a row is noted if it differs from the median of similar rows by a larger factor."""
 PF_DAY = 8.64e19
 # Over-trained small models reach 15,000 (SmolLM2 135M), and first checkpoints are below 1.
 USUAL_TOKENS_PER_PARAM = (0.1, 1e6)
@@ -51,16 +51,15 @@ def check_columns(raw: pd.DataFrame, columns: Columns) -> None:
 
 
 def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> None:
-    """Raise `ValueError` for the first value that is missing, impossible or not a number. `raw` is not converted."""
+    """Raise `ValueError` for the first value that is missing, impossible or not a number. `raw` is unconverted."""
     for name in (name for name in QUANTITIES if name in raw):
         for row, value in raw[name].items():
             parsed = parse_number(value)
             if parsed is None:
                 raise columns.error(row, name, value, "is not a number: write it as in 124635456 or 1.2e8")
             if math.isinf(parsed) or parsed <= 0:
-                raise columns.error(
-                    row, name, value, "must be a finite number above 0: correct the row or leave it out"
-                )
+                problem = "must be a finite number above 0: correct the row or leave it out"
+                raise columns.error(row, name, value, problem)
     if "family" in frame:
         for row in frame.index[frame["family"].isna()]:
             raise columns.error(row, "family", "the cell", "is empty: name the family of the run")
@@ -77,9 +76,9 @@ def _check_gaps(frame: pd.DataFrame, columns: Columns) -> None:
     """Every row needs a result, its tokens if the table has this column, and a size that all other rows have too."""
     sizes = [name for name in SIZES if name in frame]
     results = [name for name in ("loss", "perplexity") if name in frame] or ["bits_per_byte"]
-    has_complete_size = any(is_complete(frame, name) for name in sizes)
+    incomplete_size = [] if any(is_complete(frame, name) for name in sizes) else sizes[:1]
     tokens = ["tokens"] if "tokens" in frame else []
-    for names in filter(None, ([] if has_complete_size else sizes[:1], tokens, results)):
+    for names in filter(None, (incomplete_size, tokens, results)):
         for row in frame.index[frame[names].isna().all(axis=1)]:
             raise columns.error(row, names[0], "the cell", "is empty: fill it in or leave the row out")
 
@@ -150,9 +149,8 @@ def note_units(frame: pd.DataFrame, columns: Columns, *, flops_were_given: bool)
             notes.append(f"Suspicious: flops are {_range(ratio)} times N D, and 6 N D is usual.")
         if len(outliers := _flops_outliers(frame, ratio)):
             rows = shortlist(f"{row} ({_three_digits(ratio[row])} N D)" for row in outliers.index)
-            notes.append(
-                f"Suspicious: in {len(outliers)} rows, flops / (N D) is unlike similar rows (6 is usual): {rows}."
-            )
+            count = len(outliers)
+            notes.append(f"Suspicious: flops / (N D) of {count} rows differs from similar rows (6 is usual): {rows}.")
     return notes
 
 
@@ -176,7 +174,7 @@ def _flops_ratio(frame: pd.DataFrame) -> pd.Series:
 
 
 def _flops_outliers(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
-    """Rows whose ratio differs from the median of similar rows (in family and size), as multiples of this median."""
+    """The ratio / the median of similar rows (in family and size), for rows that differ by `MAX_FLOPS_DEVIATION`."""
     octave = np.floor(np.log2(frame[first_complete(frame, SIZES)]))
     similar = frame["family"].astype(str) + octave.astype(str)
     multiples = ratio / ratio.groupby(similar[ratio.index]).transform("median")
@@ -185,18 +183,18 @@ def _flops_outliers(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
 
 def _check_flops(frame: pd.DataFrame, ratio: pd.Series, columns: Columns) -> None:
     """Refuse FLOPs that are in other units in all rows, or in some rows by a power of 1,000."""
-    flops, tokens = (as_operand(columns.original_name(name)) for name in ("flops", "tokens"))
-    median, row = float(ratio.median()), ratio.index[0]
+    flops, tokens = as_operand(columns.original_name("flops")), as_operand(columns.original_name("tokens"))
+    median, first_row = float(ratio.median()), ratio.index[0]
     if not _is_within(median, POSSIBLE_FLOPS):
         remedy = "write the FLOPs of the whole training"
         units = {"in PF-days": PF_DAY} | {f"in units of 1e{power}": 10.0**power for power in range(-24, 25, 3)}
-        for unit, factor in reversed(units.items()):
+        for unit, factor in reversed(units.items()):  # of several units that fit, the first is suggested
             if _is_within(median * factor, USUAL_FLOPS):
                 remedy = f"if it is {unit}, give columns.flops='{flops}*{_three_digits(factor)}'"
         if _is_within((ratio * frame["tokens"]).median(), USUAL_FLOPS):
             remedy = f"if it is per token, give columns.flops='{flops}*{tokens}'"
-        problem = f"is {_three_digits(ratio[row])} N D, where training takes about 6 N D: {remedy}"
-        raise columns.error(row, "flops", float(frame.at[row, "flops"]), problem)
+        problem = f"is {_three_digits(ratio[first_row])} N D, but training takes about 6 N D: {remedy}"
+        raise columns.error(first_row, "flops", float(frame.at[first_row, "flops"]), problem)
     for row, multiple in _flops_outliers(frame, ratio).items():
         power = round(math.log(multiple, 1000))
         if power and abs(math.log(multiple) - power * math.log(1000)) < math.log(1.3):
@@ -208,11 +206,11 @@ def _check_flops(frame: pd.DataFrame, ratio: pd.Series, columns: Columns) -> Non
 def _check_counts(frame: pd.DataFrame, name: str, columns: Columns, min_largest: float) -> None:
     """Refuse counts that are all below `min_largest`, and counts below a gap if their results are not much higher."""
     counts = frame[name].dropna().sort_values(kind="stable")
-    row, value = counts.index[0], float(counts.iloc[0])
+    smallest_row, smallest = counts.index[0], float(counts.iloc[0])
     if counts.iloc[-1] < min_largest:
         original = as_operand(columns.original_name(name))
         remedy = f"{_IN_FULL}, or give columns.{name}='{original}*1e6' for millions or '{original}*1e9' for billions"
-        raise columns.error(row, name, value, f"is too small for {name}, as are all others: {remedy}")
+        raise columns.error(smallest_row, name, smallest, f"is too small for {name}, as are all others: {remedy}")
     ratios = counts.to_numpy()[1:] / counts.to_numpy()[:-1]
     has_gap = len(ratios) > 0 and ratios.max() >= MAX_COUNT_RATIO
     num_below = int(ratios.argmax()) + 1 if has_gap else 0
@@ -224,8 +222,8 @@ def _check_counts(frame: pd.DataFrame, name: str, columns: Columns, min_largest:
         larger = f"{format_value(float(counts.iloc[num_below]))} in row {counts.index[num_below]}"
         problem = f"is in other units than {larger}: {_IN_FULL}"
         raise columns.error(mixed[0], name, frame.at[mixed[0], name], problem)
-    if name in SIZES and value < MIN_PARAMS:
-        raise columns.error(row, name, value, f"is too small for a number of parameters: {_IN_FULL}")
+    if name in SIZES and smallest < MIN_PARAMS:
+        raise columns.error(smallest_row, name, smallest, f"is too small for a number of parameters: {_IN_FULL}")
 
 
 def _check_losses(frame: pd.DataFrame, columns: Columns) -> None:

@@ -25,9 +25,9 @@ CELL = (
     "data_fingerprint", "tokenizer_fingerprint", "document_masking", "optimizer", "ema_decay",
 )  # fmt: skip
 """Rows that agree in these columns, where the table has them, are one cell: they differ only in seed and results."""
-NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
+CANONICAL_NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
 LIKELY_NAMES = {"state": "status", "name": "name", "diverged": "diverged"}
-"""Header in lower case -> the name as which it is read if it occurs once: W&B exports `State` and `Name`."""
+"""Header in lower case -> the name that it gets if only one column has it: W&B exports `State` and `Name`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Columns:
 
 
 def convert_types(raw: pd.DataFrame) -> pd.DataFrame:
-    """Convert quantities to floats (NaN for other values), other columns to numbers or booleans if all values are."""
+    """Convert quantities to floats (NaN for text), and other columns to numbers or booleans if all values allow it."""
     columns = {}
     for name in raw.columns:
         numbers = [parse_number(value) for value in raw[name]]
@@ -104,7 +104,7 @@ def add_canonical_columns(
 def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
     """Canonical name that the table lacks -> the header that differs from it only in case, spaces and hyphens."""
     existing = {*columns, *raw.columns}
-    names = {name: name for name in NAMES} | {alias: name for name, alias in ALIASES.items()}
+    names = {name: name for name in CANONICAL_NAMES} | {alias: name for name, alias in ALIASES.items()}
     similar: dict[str, str] = {}
     headers = {
         header: re.sub(r"[\s-]+", "_", header.strip().lstrip("#").strip().lower())
@@ -150,12 +150,12 @@ def is_complete(frame: pd.DataFrame, name: str) -> bool:
 
 
 def first_complete(frame: pd.DataFrame, names: Sequence[str]) -> str:
-    """The first of the columns `names` with a value in every row; among sizes and targets, a checked table has one."""
+    """The first of `names` with a value in every row. A checked table has such a column for `SIZES` and `TARGETS`."""
     return next(name for name in names if is_complete(frame, name))
 
 
 def run_ids(frame: pd.DataFrame, *columns: str) -> pd.Series:
-    """The run of each row: its value in the last of `columns` in which it has one, else a name unique to the row."""
+    """The run of each row: the value in the last of `columns` that is not empty, else a name unique to the row."""
     names = pd.Series([f"row{row}" for row in frame.index], frame.index, dtype=object)
     for name in (name for name in columns if name in frame):
         names = frame[name].where(frame[name].notna(), names)
@@ -179,7 +179,7 @@ def group_numbers(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
     """Number the combinations of values in the columns `names` (if they exist), from 0 in order of appearance."""
     numbers = np.zeros(len(frame), dtype=np.int64)
     for name in (name for name in names if name in frame):
-        # Text compares values of any kind, lists too, and keeps all digits of a number.
+        # As text, values of any kind can be compared, lists too, and numbers keep all their digits.
         values = pd.factorize(frame[name].astype(object).map(repr))[0]
         numbers = pd.factorize(numbers * (values.max(initial=0) + 1) + values)[0]
     return pd.Series(numbers, frame.index)

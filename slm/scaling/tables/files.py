@@ -100,7 +100,8 @@ def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -
     """
     lines = text.splitlines(keepends=True)
     not_blank = [i for i, line in enumerate(lines) if line.strip()]
-    num_comments = next((n for n, i in enumerate(not_blank) if not lines[i].lstrip().startswith("#")), 0)
+    is_comment = [lines[i].lstrip().startswith("#") for i in not_blank]
+    num_comments = is_comment.index(False) if False in is_comment else 0
     if not num_comments:
         return text
     (fields,) = csv.reader([lines[not_blank[num_comments]]], delimiter=delimiter)

@@ -23,7 +23,7 @@ TUNED_SETTINGS = (
 """Settings that people tune: they try several values and keep the best."""
 NOT_SETTINGS = (*SIZES, *TARGETS, "family", "tokens", "flops", "seed", "run_id", "trunk", "status", "budget", "isoflop")
 DIVERGED_RATIO = 1.5
-"""A run has diverged at this multiple of the loss at a lower rate: no rate at which training works is so much worse."""
+"""A run has diverged at this multiple of the loss at a lower learning rate: if training works, losses differ less."""
 
 
 def select_rows(raw: pd.DataFrame, where: str | None, columns: Columns, notes: list[str]) -> pd.DataFrame:
@@ -60,20 +60,20 @@ def keep_completed(raw: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.
     if "status" not in raw:
         return raw
     status = raw["status"].map(status_word)
-    out = status[~status.isin(COMPLETED)]
-    if len(out) == len(raw):
-        statuses = shortlist(sorted(set(out)))
+    incomplete = status[~status.isin(COMPLETED)]
+    if len(incomplete) == len(raw):
+        statuses = shortlist(sorted(set(incomplete)))
         raise ValueError(f"{columns.table} has no row whose status is completed: the statuses are {statuses}")
-    if len(out):
+    if len(incomplete):
         reasons = []
-        for word, rows in out.groupby(out, sort=False):
+        for word, rows in incomplete.groupby(incomplete, sort=False):
             noun = "row" if len(rows) == 1 else "rows"
             reasons.append(f"{len(rows)} {shortened(word, 30)} ({noun} {shortlist(rows.index)})")
         which = shortlist(reasons, 3, max_characters=90)
-        notes.append(f"{count_with_was(len(out), 'row')} left out because the run did not complete: {which}.")
-    others = sorted(set(status) - set(out) - {"completed"})
-    if others:
-        notes.append(f"The status {' and '.join(others)} was taken to mean completed.")
+        notes.append(f"{count_with_was(len(incomplete), 'row')} left out because the run did not complete: {which}.")
+    synonyms = sorted(set(status) - set(incomplete) - {"completed"})
+    if synonyms:
+        notes.append(f"The status {' and '.join(synonyms)} was taken to mean completed.")
     return raw[status.isin(COMPLETED)]
 
 
@@ -90,8 +90,8 @@ def drop_duplicates(raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 def rows_not_diverged(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.Index:
     """The rows of runs that did not diverge, according to a column `diverged` or else to their results.
 
-    A run diverged if its loss is `DIVERGED_RATIO` times that of a run that differs only in a lower `lr`, or if the file
-    has `nan` or `inf` as its result, and a status. `raw` has the values as the file writes them.
+    A run diverged if its loss is `DIVERGED_RATIO` times that of a run that differs only in a lower `lr`, or if its
+    result in the file (`raw`) is `nan` or `inf` and the table has statuses.
     """
     result = _results(frame)
     if "diverged" in frame and all(value in (True, False) or is_blank(value) for value in frame["diverged"]):
@@ -179,9 +179,9 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
     if not names:
         return frame
     run = run_ids(frame, "run_id")
-    order = frame.sort_values("tokens", kind="stable") if "tokens" in frame else frame
-    is_last = ~run[order.index].duplicated(keep="last")
-    last_rows = frame.loc[order.index[is_last]].sort_index()
+    ordered = frame.sort_values("tokens", kind="stable") if "tokens" in frame else frame
+    is_last = ~run[ordered.index].duplicated(keep="last")
+    last_rows = frame.loc[ordered.index[is_last]].sort_index()
     group, setting = group_numbers(last_rows, columns_held_fixed(names)), group_numbers(last_rows, names)
     means = last_rows[ranking_target(frame)].groupby([group, setting]).mean()
     tried = means.groupby(level=0).size()
@@ -192,17 +192,17 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
     best = set(means.groupby(level=0).idxmin())
     is_best = [pair in best for pair in zip(group, setting, strict=True)]
     kept = frame[run.isin(run[last_rows.index[is_best]])]
-    counts, gain = f"{max_tried}", ""
+    tried_text, bias_text = f"{max_tried}", ""
     if tried.nunique() > 1:
         family_of_group = last_rows["family"].groupby(group).first()
         spans = tried.groupby(family_of_group, sort=False).agg(["min", "max"])
         texts = [f"{name} {low} to {high}" if low < high else f"{name} {low}" for name, low, high in spans.itertuples()]
-        counts, gain = shortlist(texts, 4), ", and families that tried more values gain more"
+        tried_text, bias_text = shortlist(texts, 4), ", and families that tried more values gain more"
     notes += [
         f"best_of={best_of} kept {len(kept)} of {len(frame)} rows, the best at each family, size and budget "
-        f"({counts} values tried).",
+        f"({tried_text} values tried).",
         f"The best of several noisy runs is low by luck: by up to {expected_luck(max_tried):.2f} times the scatter "
-        f"between seeds for the best of {max_tried}{gain}.",
+        f"between seeds for the best of {max_tried}{bias_text}.",
     ]
     return kept
 

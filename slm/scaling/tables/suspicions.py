@@ -23,7 +23,7 @@ in 62% of tables of 200 rows, and to 6 decimals in 1% of tables of 200 rows."""
 
 
 def note_rising_results(frame: pd.DataFrame) -> list[str]:
-    """A sentence on families whose result rises with N in most pairs of sizes, where the larger has as many tokens."""
+    """A sentence on families whose result rises with N, at no fewer tokens, in most pairs of sizes."""
     target, size = ranking_target(frame), first_complete(frame, SIZES)
     families, num_rising, num_pairs = [], 0, 0
     for family, rows in frame.groupby("family", sort=False):
@@ -59,7 +59,7 @@ def note_untuned_settings(frame: pd.DataFrame, columns: Columns) -> list[str]:
     max_tried = int(group_numbers(frame, grids).groupby(group).nunique().max())
     return [
         f"Runs of one size and budget differ in a setting (up to {shortlist(largest, 3)}), so laws describe their "
-        f"average: best_of={setting} keeps the best of each. The best of {max_tried} is low by luck, by up to "
+        f"average: best_of={setting} keeps the best run of each. The best of {max_tried} is low by luck, by up to "
         f"{expected_luck(max_tried):.2f} times the scatter between seeds."
     ]
 
@@ -97,12 +97,12 @@ def note_checkpoints(frame: pd.DataFrame, columns: Columns) -> list[str]:
     """A sentence on rows that look like checkpoints of one run in a table without `run_id`, where each row is a run."""
     if "run_id" in frame:
         return []
-    plain = {name: str(name).strip().lower().replace(" ", "_").rsplit("/", 1)[-1] for name in frame}
-    step = next((name for name in frame if plain[name] in STEP_COLUMNS), None)
-    steps = step or next((name for name in frame if plain[name] in ("steps", "iterations", "epochs")), None)
-    run_columns = RUN_COLUMNS if steps is None else (*RUN_COLUMNS, "name")
-    for run_column in (name for name in frame if plain[name] in run_columns):
-        runs, order = _checkpointed_runs(frame, [run_column], steps) or (None, None)
+    normalised = {name: str(name).strip().lower().replace(" ", "_").rsplit("/", 1)[-1] for name in frame}
+    step = next((name for name in frame if normalised[name] in STEP_COLUMNS), None)
+    order_column = step or next((name for name in frame if normalised[name] in ("steps", "iterations", "epochs")), None)
+    run_columns = RUN_COLUMNS if order_column is None else (*RUN_COLUMNS, "name")
+    for run_column in (name for name in frame if normalised[name] in run_columns):
+        runs, order = _checkpointed_runs(frame, [run_column], order_column) or (None, None)
         if runs is not None and runs.nunique() > 1:
             first, count = format_value(frame[run_column][runs.index[0]]), int((runs == runs.iloc[0]).sum())
             return [
