@@ -52,12 +52,12 @@ def key(data: Mapping[str, Any]) -> Any:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise ValueError(f"data.packages: {package} is not installed; install it or drop it here") from None
+            raise ValueError(f"data.packages: {package} is not installed; install it or drop it") from None
     return {"pydocs": VERSION, "python": sys.version.split()[0], "packages": versions}
 
 
 def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
-    """Yield (text, None) for each module: first the standard library, then `data.packages` in the order of the list."""
+    """Yield (text, None) per module: the standard library, then `data.packages` as listed, each sorted by module name."""
     files = _standard_library_files()
     for package in data["packages"]:
         files += _package_files(package)
@@ -70,7 +70,10 @@ def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
 
 
 def is_new(text: str, seen_lines: set[bytes]) -> bool:
-    """Whether most lines of a docstring are new. Generated docstrings repeat lines. Adds the lines to `seen_lines`."""
+    """Whether most lines of a docstring are not in `seen_lines`, to which they are added.
+
+    Generated and inherited docstrings repeat lines of earlier ones.
+    """
     lines = [line for line in map(str.strip, text.split("\n")) if len(line) >= _MIN_LINE_CHARACTERS] or [text]
     normalised = [re.sub(r"\d+", "0", line.lower()) for line in lines]
     digests = [hashlib.blake2b(line.encode(), digest_size=12).digest() for line in normalised]

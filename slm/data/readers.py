@@ -127,7 +127,7 @@ def _problem(path: Path, error: Exception) -> str:
     for first_bytes, suffix in _SUFFIX_BY_FIRST_BYTES.items():
         if start.startswith(first_bytes) != name.endswith(suffix):
             begins = "begins" if start.startswith(first_bytes) else "does not begin"
-            return f"{begins} like a {suffix} file; rename it to what it is, or leave it out"
+            return f"{begins} like a {suffix} file; rename it to match its contents, or leave it out"
     if name.endswith(".gz") and (damage := _gzip_damage(path)):
         return f"holds damaged gzip data ({damage}); {_REPLACE_FILE}"
     if isinstance(error, _UnusableError):
@@ -160,7 +160,7 @@ def _decoded(path: Path) -> Iterator[str]:
             byte = error.object[error.start]
             offset = file.tell() - len(error.object) + error.start
             problem = f"is not UTF-8 (byte 0x{byte:02x} at offset {offset})"
-            raise _UnusableError(f"{problem}; convert it, as with iconv") from None
+            raise _UnusableError(f"{problem}; convert it, for example with iconv") from None
 
 
 def _json_lines(path: Path, column: str | None) -> Rows:
@@ -172,7 +172,7 @@ def _json_lines(path: Path, column: str | None) -> Rows:
             try:
                 value = json.loads(line.decode(), strict=False)  # not strict: a text may contain control characters
             except UnicodeDecodeError:
-                raise _UnusableError(f"line {number} is not UTF-8; convert the file, as with iconv") from None
+                raise _UnusableError(f"line {number} is not UTF-8; convert the file, for example with iconv") from None
             except ValueError:
                 raise _UnusableError(f"line {number} is not JSON; give one object per line") from None
             yield f"line {number}", value

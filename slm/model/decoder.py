@@ -55,7 +55,7 @@ class Block(nn.Module):
         return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, starts_BT))
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
-        """Do `forward` for one token, given the past of this use; also returns what the cache must keep of it."""
+        """Do `forward` for one token, given the past of this use; also returns what the cache must keep."""
         normed_B1D = self.input_layernorm(x_B1D)
         mixed_B1D, *new = self.self_attn.step(normed_B1D, rotary, *past)
         return self._add_branches(x_B1D, normed_B1D, mixed_B1D), *new

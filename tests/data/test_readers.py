@@ -116,7 +116,11 @@ def test_a_column_that_is_not_text_is_named_with_the_file(tmp_path, column, held
         ("x.parquet", b"PAR1" + b"a" * 40, r"cannot be read .*; write or download it again, or leave it out$"),
         ("x.parquet", b"text, and no Parquet", r"does not begin like a \.parquet file; rename it"),
         ("x.jsonl.gz", b'{"text": "a"}\n', r"does not begin like a \.gz file; rename it"),
-        ("x.txt", gzip.compress(b"a", mtime=0), r"begins like a \.gz file; rename it to what it is, or leave it out$"),
+        (
+            "x.txt",
+            gzip.compress(b"a", mtime=0),
+            r"begins like a \.gz file; rename it to match its contents, or leave it out$",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path, name, content, message):

@@ -54,9 +54,7 @@ def causal_attention(
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if starts_BT is not None and not isinstance(starts_BT, Tensor):
-        from torch.nn.attention.flex_attention import (
-            flex_attention,
-        )  # not at the top: it imports the compiler, in 1.4 s
+        from torch.nn.attention.flex_attention import flex_attention  # imports the compiler, which takes 1.4 s
 
         return flex_attention(q_BHTC, k_BKSC, v_BKSC, block_mask=starts_BT, scale=scale, enable_gqa=True)
     if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:

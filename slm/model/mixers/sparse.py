@@ -29,7 +29,7 @@ from slm.model.positions import starts_in_blocks
 
 
 class ColumnsAndBlock(KeysAndValues):
-    """Keeps the columns of finished blocks, then the current block, of which only its columns stay when it is full."""
+    """Keeps the columns of finished blocks, then the current block, which is reduced to its columns when it is full."""
 
     def columns_at(self, length: Any) -> Any:
         """Return the number of columns in finished blocks after `length` tokens (an int or a tensor)."""
@@ -41,9 +41,9 @@ class ColumnsAndBlock(KeysAndValues):
     def distances(self) -> Tensor:
         in_block = self.length % self.config.sparse_block
         column_numbers = torch.arange(self.columns_at(self.length), device=self.store.device)
-        columns_at = (column_numbers + 1) * self.config.sparse_stride - 1
-        block_at = torch.arange(self.length - in_block, self.length, device=self.store.device)
-        return self.length - torch.cat([columns_at, block_at])
+        column_positions = (column_numbers + 1) * self.config.sparse_stride - 1
+        block_positions = torch.arange(self.length - in_block, self.length, device=self.store.device)
+        return self.length - torch.cat([column_positions, block_positions])
 
     def append(self, new: Sequence[Tensor]) -> None:
         block, stride = self.config.sparse_block, self.config.sparse_stride
@@ -136,9 +136,7 @@ def sparse_attention(
     M = far_k.shape[2]
     near = (q_BKNrC @ own_k.transpose(-2, -1)).view(B, K, N, G, c, c)
     far = (q_BKNrC.flatten(2, 3) @ far_k.transpose(-2, -1)).view(B, K, N, G, c, M)
-    i, j, b = (
-        torch.arange(n, device=q_BHTC.device) for n in (c, M, N)
-    )  # indices of tokens in a block, columns, blocks
+    i, j, b = (torch.arange(n, device=q_BHTC.device) for n in (c, M, N))  # tokens in a block, columns, blocks
     column_at = (j - columns + 1) * stride - 1  # positions, counted from the first block of queries
     own_at = b[:, None] * c + i  # positions of a block's queries and its own keys
     if slopes:
