@@ -57,7 +57,7 @@ def key(data: Mapping[str, Any]) -> Any:
 
 
 def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
-    """Yield (text, None) per module: the standard library, then `data.packages` as listed, each sorted by module name."""
+    """Yield (text, None) per module: the standard library, then `data.packages` as listed; each sorted by module."""
     files = _standard_library_files()
     for package in data["packages"]:
         files += _package_files(package)

@@ -7,7 +7,7 @@ from typing import Any
 from slm.data.readers import clean, first_line, text_of
 from slm.data.sources import Document
 
-_TIMEOUT_SECONDS = 5.0  # for the first answer of the hub, because its own clients retry for minutes
+_TIMEOUT_SECONDS = 5.0  # for the first answer of the hub, because huggingface_hub retries for minutes
 _MAX_PARTS = 1024
 _OPTIONS = ("path", "subset", "revision", "val_split", "text_column", "document_start", "max_documents", "max_bytes")
 
@@ -52,7 +52,7 @@ def documents(part: Mapping[str, Any]) -> Iterator[Document]:
 
 
 def require_network(purpose: str) -> None:
-    """Raise ValueError within seconds if the hub does not answer; its own clients would retry for minutes."""
+    """Raise ValueError within seconds if the hub does not answer; huggingface_hub would retry for minutes."""
     from huggingface_hub import constants, get_session
 
     try:

@@ -24,8 +24,8 @@ import tokenizers  # noqa: E402
 
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 LOSSY_NOTE = (
-    "The tokenizer changes or loses some of the text, so its bits per byte cannot be compared with those of tokenizers "
-    "that keep all text."
+    "The tokenizer changes or loses some of the text, so its bits per byte cannot be compared with the bits per byte "
+    "of tokenizers that keep all text."
 )
 """A warning for readers of bits per byte if `Tokenizer.keeps` is false."""
 _MAX_IDS = 1 << 24  # released vocabularies have under a million ids; an embedding has a row for each up to the largest
@@ -151,7 +151,8 @@ class Tokenizer:
         if not offsets:
             return np.zeros(0, dtype=np.int64)
         code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-        utf8_sizes = sum(code_points > largest for largest in (-1, 0x7F, 0x7FF, 0xFFFF))  # largest with 0 to 3 bytes
+        # A code point takes one byte in UTF-8, and one more above each of 0x7F, 0x7FF and 0xFFFF.
+        utf8_sizes = sum(code_points > limit for limit in (-1, 0x7F, 0x7FF, 0xFFFF))
         bytes_before = np.concatenate([[0], np.cumsum(utf8_sizes)])
         stops = np.maximum.accumulate([stop for _, stop in offsets])
         stops[-1] = len(text)

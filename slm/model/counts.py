@@ -1,4 +1,4 @@
-"""Compute from a shape alone: parameters, FLOPs, and the bytes that decoding keeps.
+"""Counts that follow from a shape alone: parameters, FLOPs, and the bytes that decoding keeps.
 
 Notable: these are closed forms, which tests compare with the real modules and torch's FLOP counter. The counts of a
 mixer are in the mixer's file. FLOPs are those of matrix products, two per multiply-add, without elementwise operations:

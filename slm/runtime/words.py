@@ -22,8 +22,8 @@ SIZE_IN_SENTENCES = SIZE_IN_LABELS | {
 }
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
-MAX_ITEMS = 6  # of a list that a sentence names
-MAX_CHARACTERS = 60  # of a value that a sentence quotes
+MAX_ITEMS = 6  # most items of a list that a sentence names
+MAX_CHARACTERS = 60  # most characters of a value that a sentence quotes
 MAX_DECIMALS = 6
 
 
