@@ -17,7 +17,7 @@ import numpy as np
 
 from slm.data import Tokenizer
 from slm.data.tokenizer import LOSSY_NOTE
-from slm.evaluation.texts import Text, document_of, read_run, run_documents
+from slm.evaluation.texts import Text, document_of, read_run, validation_documents
 from slm.runtime.progress import progress
 
 DOCUMENTS_PER_CALL = 1024  # number of documents that the tokenizer encodes in one call
@@ -95,7 +95,7 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: 
             f"{fingerprints['tokenizer']}; use the tokenizer in {run / 'model'}"
         )
     try:
-        groups = run_documents(config, fingerprints["data"], cache_dir)
+        groups = validation_documents(config, fingerprints["data"], cache_dir)
     except ValueError as error:
         raise ValueError(f"the validation text of {run} is no longer available: {error}") from error
     stream = _encode_documents(config["data"]["name"], fingerprints["data"], groups, tokenizer, max_tokens)

@@ -1,17 +1,19 @@
-"""Read the text to evaluate on from any conf/data/NAME.yaml. Evaluation reads data differently from training.
+"""Read the text to evaluate on from any conf/data/NAME.yaml.
 
-Notable: one running text stays one text, and several documents stay separate. The files are read as for training, but
-no document is cut. The fingerprint depends on the text alone, so it shows whether results of different tokenizers and
-checkpoints are for the same text. Whether a run was trained on a text is found by the hashes of its training documents
-in the caches. Only complete documents are found (or the pieces into which `data.max_document_bytes` cut a long one), so
-a share of 0 does not prove that the run never saw the text.
+Notable:
+- One running text stays one text, and several documents stay separate. Unlike in training, no document is cut.
+- The fingerprint depends on the text alone. It shows whether two checkpoints with different tokenizers were scored on
+  the same text.
+- Training documents are found in a text by their hashes, which are in the cache of the run. Only whole documents match,
+  or whole pieces of a document that `data.max_document_bytes` cut. A share of 0 therefore does not prove that the run
+  never saw the text.
 
-| source                    | what is read                                   | as                                     |
-|---------------------------|------------------------------------------------|----------------------------------------|
-| hub, one row per line     | `test_split`, else `val_split`                 | one text: rows joined by a blank line  |
-| hub, other data sets      | the same, else training's validation documents | documents                              |
-| local                     | `val_paths`, else `paths`                      | a plain file: one text; else documents |
-| pydocs                    | training's validation documents                | documents                              |
+| source                | what is read                                    | as                                     |
+|-----------------------|-------------------------------------------------|----------------------------------------|
+| hub, one row per line | `test_split`, else `val_split`                  | one text: rows joined by a blank line  |
+| hub, other data sets  | `test_split`, else `val_split`, else as pydocs  | documents                              |
+| local                 | `val_paths`, else `paths`                       | a plain file: one text; else documents |
+| pydocs                | the documents that training keeps to validate   | documents                              |
 """
 
 import glob
@@ -23,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,16 @@ class Text:
     name: str
     documents: tuple[str, ...]  # one running text, or separate documents; none is blank
     separate: bool  # whether each document gets begin and end tokens; false for one running text
-    document_start: str | None = None  # pattern that begins a document in a running text; only for standard errors
+    document_start: str | None = None  # regex for the start of a document in a running text, to cluster standard errors
     notes: tuple[str, ...] = ()  # sentences on what was read and what was left out
 
     @cached_property
     def fingerprint(self) -> str:
         """First 16 digits of a SHA-256: of a running text as in `sha256sum`, or of documents with their lengths."""
+        encoded = [document.encode() for document in self.documents]
         if not self.separate:
-            return hashlib.sha256(self.documents[0].encode()).hexdigest()[:16]
-        with_lengths = (f"{len(document)}\n".encode() + document for document in map(str.encode, self.documents))
+            return hashlib.sha256(encoded[0]).hexdigest()[:16]
+        with_lengths = [f"{len(document)}\n".encode() + document for document in encoded]
         return hashlib.sha256(b"".join(with_lengths)).hexdigest()[:16]
 
 
@@ -79,6 +82,7 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
         documents = tuple(local.texts_to_evaluate(data))
         separate = len(files) > 1 or suffix_of(files[0]) in ROW_SUFFIXES
     elif data["source"] == "hub" and (split := data.get("test_split") or data["val_split"]):
+        # The config tells whether rows are documents or lines of one text; the argument `document_start` cannot.
         separate = data["document_start"] is None
         documents = _rows(data, split, cache_dir)
         if not separate:
@@ -100,15 +104,17 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
 
 
 def _rows(data: Mapping[str, Any], split: str, cache_dir: Path) -> tuple[str, ...]:
-    """Rows of the split; if each row is a document, at most `max_documents` rows and `max_bytes` bytes."""
+    """Return the rows of the split; if each row is a document, at most `max_documents` rows and `max_bytes` bytes."""
     options = {name: data[name] for name in ("path", "subset", "revision", "text_column", "document_start")}
-    limits = {name: data[name] for name in ("max_documents", "max_bytes") if data["document_start"] is None}
+    limits: dict[str, Any] = {}
+    if data["document_start"] is None:
+        limits = {name: data[name] for name in ("max_documents", "max_bytes")}
     folder = cache_dir / "evaluation" / f"{data['name']}-{digest([options, limits, split])}"
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(build_folder: Path) -> dict[str, Any]:
         hub.require_network(f"data={data['name']} must download {data['path']}")
-        rows = hub.rows(data, split)
-        return write_split(folder, split, hub.bounded(rows, limits.get("max_documents"), limits.get("max_bytes")))
+        rows = hub.bounded(hub.rows(data, split), limits.get("max_documents"), limits.get("max_bytes"))
+        return write_split(build_folder, split, rows)
 
     cached(folder, build, what=f"the {split} split of {data['name']}")
     return tuple(chain.from_iterable(read_documents(folder, split)))
@@ -128,7 +134,7 @@ def read_run(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
         ) from None
 
 
-def cached_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Path | None:
+def cached_folder(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Path | None:
     """Return the folder of a run's documents in `cache_dir` or the run's own cache; None if neither has them."""
     for cache in (cache_dir, Path(os.path.expanduser(config["cache_dir"]))):
         for manifest in sorted((cache / "documents").glob(f"{glob.escape(config['data']['name'])}-*/manifest.json")):
@@ -138,16 +144,16 @@ def cached_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Pat
     return None
 
 
-def run_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
+def validation_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
     """Return an iterator over lists of the validation documents of the training run that `config` describes.
 
-    If no cache has the documents (`cached_documents`), they are built in `cache_dir` from their source. Raises
-    ValueError if the new documents have a different fingerprint.
+    If no cache has the documents (`cached_folder`), they are built in `cache_dir` from their source. Raises ValueError
+    if the new documents have a different fingerprint.
     """
     data = config["data"]
-    cached_folder = cached_documents(config, fingerprint, cache_dir)
-    if cached_folder is not None:
-        return read_documents(cached_folder, "val")
+    folder = cached_folder(config, fingerprint, cache_dir)
+    if folder is not None:
+        return read_documents(folder, "val")
     folder, manifest = prepare_documents(data, cache_dir=cache_dir)
     if manifest["fingerprint"] != fingerprint:
         raise ValueError(
@@ -167,21 +173,21 @@ class TrainingDocuments:
 
     def share_of_bytes(self, texts: Iterable[str]) -> float:
         """Return the share of the bytes of `texts` that are in training documents."""
-        parts = [piece for text in texts for piece in pieces([text.encode()], self.max_bytes)]
-        sizes = np.array([len(part) for part in parts])
-        is_trained = self._contains([part.decode() for part in parts])
-        return float(sizes[is_trained].sum() / sizes.sum())
+        cut_texts = [piece for text in texts for piece in pieces([text.encode()], self.max_bytes)]
+        sizes = np.array([len(piece) for piece in cut_texts])
+        was_trained_on = self._contains([piece.decode() for piece in cut_texts])
+        return float(sizes[was_trained_on].sum() / sizes.sum())
 
     def share_of_questions(self, questions: Sequence[Sequence[str]]) -> float:
         """Return the share of questions with a text that is a training document; a question is a list of texts."""
-        is_trained = self._contains([text for texts in questions for text in texts])
-        first_texts = np.cumsum([0, *(len(texts) for texts in questions[:-1])])
-        return float(np.logical_or.reduceat(is_trained, first_texts).mean())
+        texts = [text for question in questions for text in question]
+        was_trained_on = dict(zip(texts, self._contains(texts), strict=True))
+        return sum(any(was_trained_on[text] for text in question) for question in questions) / len(questions)
 
     def _contains(self, texts: Sequence[str]) -> np.ndarray:
-        """Whether each text is a training document."""
-        hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
-        return np.logical_or.reduce([np.isin(hashes, part) for part in self.hashes])
+        """Return whether each text is a training document."""
+        text_hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
+        return np.logical_or.reduce([np.isin(text_hashes, file_hashes) for file_hashes in self.hashes])
 
 
 def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments | None:
@@ -189,9 +195,9 @@ def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments |
     if run is None:
         return None
     config, fingerprints = read_run(run)
-    folder = cached_documents(config, fingerprints["data"], cache_dir)
+    folder = cached_folder(config, fingerprints["data"], cache_dir)
     hashes = [] if folder is None else list(training_hashes(folder))
-    return None if not hashes else TrainingDocuments(hashes, config["data"].get("max_document_bytes"))
+    return TrainingDocuments(hashes, config["data"].get("max_document_bytes")) if hashes else None
 
 
 def document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> np.ndarray:
@@ -203,7 +209,8 @@ def document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> n
     if document_start is None:
         return np.zeros(len(sizes_n), dtype=np.int32)
     starts = [match.start() for match in re.finditer(document_start, text, re.MULTILINE)]
-    cuts = starts[1:]  # the first match does not cut: the text before it belongs to the first document
-    lengths = [len(text[start:stop].encode()) for start, stop in zip([0, *cuts], cuts, strict=False)]
+    cuts = [0, *starts[1:]]  # the first match does not cut: the text before it belongs to the first document
+    # The last document needs no length: every token that begins after the others is in it.
+    lengths = [len(text[start:stop].encode()) for start, stop in pairwise(cuts)]
     first_bytes_n = np.cumsum(sizes_n) - sizes_n
     return np.searchsorted(np.cumsum(lengths), first_bytes_n, side="right").astype(np.int32)

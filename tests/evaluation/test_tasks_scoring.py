@@ -58,9 +58,9 @@ def test_batches_hold_each_request_once_and_only_prefixes_of_their_groups(found:
     for batch in made:
         rows = [item for group in batch for item in group.requests]
         assert len(rows) == 1 or len(rows) * max(len(item.inputs) for item in rows) <= 60
-        assert len({group.prefix for group in batch}) == 1
+        assert len({group.prefix_length for group in batch}) == 1
         for group in batch:
-            assert len({item.inputs[: group.prefix] for item in group.requests}) == 1
+            assert len({item.inputs[: group.prefix_length] for item in group.requests}) == 1
 
 
 @given(questions.map(asked).map(lambda items: sorted(set(items))))
@@ -69,8 +69,10 @@ def test_a_group_saves_tokens_by_the_prefix_that_all_of_it_begins_with(items: li
     groups = share_prefixes(items)
     assert [item for group in groups for item in group.requests] == items
     for group in groups:
-        assert {item.inputs[: group.prefix] for item in group.requests} == {group.requests[0].inputs[: group.prefix]}
-        assert all(2 * group.prefix >= len(item.inputs) for item in group.requests[1:])
+        assert {item.inputs[: group.prefix_length] for item in group.requests} == {
+            group.requests[0].inputs[: group.prefix_length]
+        }
+        assert all(2 * group.prefix_length >= len(item.inputs) for item in group.requests[1:])
 
 
 def counting_decoder() -> tuple[Decoder, list[int]]:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from slm.data import hub
-from slm.evaluation.texts import cached_documents, read_text
+from slm.evaluation.texts import cached_folder, read_text
 from slm.runtime.address import local_folder
 from tests.composing import choice
 
@@ -150,8 +150,8 @@ def test_a_damaged_manifest_beside_the_text_of_a_run_is_passed_over(tmp_path: Pa
     for folder, content in (("mine-a", "{"), ("mine-b", "[]"), ("mine-c", '{"fingerprint": "f00d"}')):
         (tmp_path / "documents" / folder).mkdir(parents=True)
         (tmp_path / "documents" / folder / "manifest.json").write_text(content)
-    assert cached_documents(config, "f00d", tmp_path) == tmp_path / "documents" / "mine-c"
-    assert cached_documents(config, "beef", tmp_path) is None
+    assert cached_folder(config, "f00d", tmp_path) == tmp_path / "documents" / "mine-c"
+    assert cached_folder(config, "beef", tmp_path) is None
 
 
 @pytest.mark.parametrize("given", ["~nobody-of-that-name", "~nobody/of/that/name"])

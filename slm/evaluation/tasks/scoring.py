@@ -1,9 +1,11 @@
 """Compute log-likelihoods of many (context, continuation) pairs without computing common tokens twice.
 
-Notable: requests with a common beginning (the choices of a question, WinoGrande's two readings of a sentence, a fixed
-few-shot preamble) run their common tokens once and continue from copies of the cache; requests with equal inputs
-(one-token continuations) need no second pass at all. Only positions that predict a continuation token reach the head,
-in chunks, so logits of a whole batch are never in memory.
+Notable:
+- Requests with a common beginning (the choices of a question, WinoGrande's two readings of a sentence, a fixed few-shot
+  preamble) are scored in two passes: one over the common tokens, and one that continues from copies of the cache.
+- If the choices of a question are one token each, their inputs are equal, and the first pass scores all of them.
+- Only positions that predict a continuation token reach the head, in chunks, so logits of a whole batch are never in
+  memory.
 
 Legend: L tokens of a prefix, T tokens after it, D hidden, N scored positions (n: a chunk of them), V vocabulary.
 """
@@ -22,8 +24,8 @@ from torch import Tensor
 from slm.checkpoints.weights import dtype_name
 from slm.model import Decoder, KVCache
 
-PASS_TOKENS = {"cpu": 24}  # fixed cost of a forward pass, as the number of tokens that take as long (docs/tasks.md)
-PASS_TOKENS_ELSEWHERE = 2048  # the same on a GPU, which is mostly idle in smaller passes; an estimate
+PASS_TOKENS_CPU = 24  # fixed cost of a forward pass: the number of tokens computed in the same time (docs/tasks.md)
+PASS_TOKENS_GPU = 2048  # rough estimate of this cost on a GPU, which passes over fewer tokens leave mostly idle
 HEAD_ROWS = 256  # number of positions whose (V,) logits are in memory at the same time
 MIN_SHARED = 0.5  # a request joins a group if at least this share of its inputs is common with the group
 
@@ -36,10 +38,10 @@ class Request(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Requests whose inputs begin with the same `prefix` tokens."""
+    """Requests whose inputs begin with the same `prefix_length` tokens."""
 
     requests: tuple[Request, ...]
-    prefix: int
+    prefix_length: int
 
 
 class Score(NamedTuple):
@@ -64,7 +66,7 @@ def make_request(context: Sequence[int], continuation: Sequence[int], max_length
 
 def plan(requests: Sequence[Request], batch_tokens: int, pass_tokens: int) -> list[list[Group]]:
     """Return batches of the distinct `requests`, with or without shared prefixes, whichever costs fewer tokens."""
-    single_groups = [Group((item,), 0) for item in requests]
+    single_groups = [Group((request,), 0) for request in requests]
     plans = [make_batches(groups, batch_tokens, pass_tokens) for groups in (share_prefixes(requests), single_groups)]
     return min(plans, key=lambda batches: sum(_cost(batch, pass_tokens) for batch in batches))
 
@@ -72,71 +74,79 @@ def plan(requests: Sequence[Request], batch_tokens: int, pass_tokens: int) -> li
 def share_prefixes(requests: Sequence[Request]) -> list[Group]:
     """Group requests with a common beginning: in sorted order, each joins the previous group or begins a new one.
 
-    A request joins if the prefix it shares with the group is at least `MIN_SHARED` of its inputs, and the group saves
-    no fewer tokens with the request than without. The best partition, by dynamic programming, computes 3% fewer tokens
-    (docs/log.md, 2026-11-28).
+    A request joins if the prefix it shares with the group is at least `MIN_SHARED` of its inputs, and if adding it does
+    not reduce the tokens that the group saves. An optimal partition (by dynamic programming) would compute only 3%
+    fewer tokens, so it is not used (docs/log.md, 2026-11-28).
     """
     groups: list[Group] = []
-    for item in sorted(requests):
+    for request in sorted(requests):
         if groups:
-            members, prefix = groups[-1]
-            common = min(prefix, _num_common(members[-1].inputs, item.inputs))
-            saved_without, saved_with = (len(members) - 1) * prefix, len(members) * common
-            if common >= MIN_SHARED * len(item.inputs) and saved_with >= saved_without:
-                groups[-1] = Group((*members, item), common)
+            members, prefix_length = groups[-1]
+            num_common = min(prefix_length, _num_common(members[-1].inputs, request.inputs))
+            # A group computes its prefix once instead of once for each member.
+            saved_without = (len(members) - 1) * prefix_length
+            saved_with = len(members) * num_common
+            if num_common >= MIN_SHARED * len(request.inputs) and saved_with >= saved_without:
+                groups[-1] = Group((*members, request), num_common)
                 continue
-        groups.append(Group((item,), len(item.inputs)))
+        groups.append(Group((request,), len(request.inputs)))
     return groups
 
 
 def make_batches(groups: Sequence[Group], batch_tokens: int, pass_tokens: int) -> list[list[Group]]:
-    """Batch the groups, longest first. A batch has up to `batch_tokens` padded tokens and one prefix length.
+    """Return batches of up to `batch_tokens` padded tokens, groups with the longest prefix first.
 
-    This length is the shortest prefix in the batch: longer common beginnings are computed once per request. A batch
-    ends when these repeated tokens and the padding would cost more than the passes of a new batch.
+    All groups of a batch use the shortest prefix among them; what a group shares beyond it is computed for each of its
+    requests. A batch ends when this repetition and the padding would cost more than the passes of a new batch.
     """
     parts = [part for group in groups for part in _split(group, batch_tokens)]
     # Longest first: a lack of memory shows immediately, and the remaining time is not underestimated.
-    parts.sort(key=lambda part: (part.prefix, _longest(part)), reverse=True)
-    batches: list[list[Group]] = []
-    rows = longest = needed = 0  # of the last batch; `needed` are its tokens without padding and repeated prefixes
+    parts.sort(key=lambda part: (part.prefix_length, _longest(part)), reverse=True)
+    batches: list[list[Group]] = [[]]
+    num_rows = 0  # requests in the last batch
+    longest = 0  # length of the longest inputs in the last batch
+    needed_tokens = 0  # tokens that the parts of the last batch would compute in batches of their own
     for part in parts:
-        rows += len(part.requests)
+        num_rows += len(part.requests)
         longest = max(longest, _longest(part))
-        needed += _cost([part], 0)
-        num_prefixes = len(batches[-1]) + 1 if batches else 1
-        computed = num_prefixes * part.prefix + rows * (longest - part.prefix)
-        num_passes = 2 if part.prefix else 1
-        if not batches or rows * longest > batch_tokens or computed - needed > pass_tokens * num_passes:
+        needed_tokens += _cost([part], 0)
+        # Parts are sorted, so `part` has the shortest prefix of the batch that it would join.
+        computed_tokens = (len(batches[-1]) + 1) * part.prefix_length + num_rows * (longest - part.prefix_length)
+        is_wasteful = computed_tokens - needed_tokens > pass_tokens * (2 if part.prefix_length else 1)
+        if batches[-1] and (num_rows * longest > batch_tokens or is_wasteful):
             batches.append([])
-            rows, longest, needed = len(part.requests), _longest(part), _cost([part], 0)
+            num_rows, longest, needed_tokens = len(part.requests), _longest(part), _cost([part], 0)
         batches[-1].append(part)
-    return [[part._replace(prefix=batch[-1].prefix) for part in batch] for batch in batches]
+    return [[part._replace(prefix_length=batch[-1].prefix_length) for part in batch] for batch in batches if batch]
 
 
 def _cost(batch: Sequence[Group], pass_tokens: int) -> int:
     """Return the tokens computed, padding included, plus `pass_tokens` for each of the one or two passes."""
-    rows = sum(len(group.requests) for group in batch)
+    num_rows = sum(len(group.requests) for group in batch)
     longest = max(map(_longest, batch))
-    prefix = batch[-1].prefix
-    num_passes = int(prefix > 0) + int(longest > prefix)
-    return len(batch) * prefix + rows * (longest - prefix) + pass_tokens * num_passes
+    prefix_length = batch[-1].prefix_length
+    num_passes = int(prefix_length > 0) + int(longest > prefix_length)
+    return len(batch) * prefix_length + num_rows * (longest - prefix_length) + pass_tokens * num_passes
 
 
 def _split(group: Group, batch_tokens: int) -> Iterator[Group]:
+    """Yield parts of the group that fit into a batch each. A part of one request shares nothing, so has no prefix."""
     size = max(1, batch_tokens // _longest(group))
     for start in range(0, len(group.requests), size):
-        part = group.requests[start : start + size]
-        yield Group(part, group.prefix if len(part) > 1 else 0)
+        requests = group.requests[start : start + size]
+        yield Group(requests, group.prefix_length if len(requests) > 1 else 0)
 
 
 def _longest(group: Group) -> int:
-    return max(len(item.inputs) for item in group.requests)
+    return max(len(request.inputs) for request in group.requests)
 
 
-def _num_common(a: Sequence[int], b: Sequence[int]) -> int:
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((index for index, (x, y) in pairs if x != y), min(len(a), len(b)))
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the length of the common beginning."""
+    for index, (token, other_token) in enumerate(zip(first, second, strict=False)):
+        if token != other_token:
+            return index
+    return min(len(first), len(second))
 
 
 class Scorer:
@@ -151,28 +161,29 @@ class Scorer:
     def __call__(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Score]:
         """Return scores in the order of `requests`. `progress` is called with the number of requests scored so far.
 
-        Raises `ValueError` for log-likelihoods that are not finite, with which the first choice would look best.
+        Raises `ValueError` if a log-likelihood is not finite: with NaN, argmax would always pick the first choice.
         """
+        pass_tokens = PASS_TOKENS_CPU if self.device.type == "cpu" else PASS_TOKENS_GPU
         counts = Counter(requests)  # equal requests are scored once
         scores: dict[Request, Score] = {}
         done = 0
-        for groups in plan(list(counts), self.batch_tokens, PASS_TOKENS.get(self.device.type, PASS_TOKENS_ELSEWHERE)):
+        for groups in plan(list(counts), self.batch_tokens, pass_tokens):
             scores |= self._score_batch(groups)
-            done += sum(counts[item] for group in groups for item in group.requests)
+            done += sum(counts[request] for group in groups for request in group.requests)
             progress(done)
-        return [scores[item] for item in requests]
+        return [scores[request] for request in requests]
 
     @torch.inference_mode()
     def _score_batch(self, groups: list[Group]) -> dict[Request, Score]:
-        items = [item for group in groups for item in group.requests]
+        requests = [request for group in groups for request in group.requests]
         with self.precision():
-            states, positions = self._forward(groups, items, groups[0].prefix)
+            states, positions = self._forward(groups, requests, groups[0].prefix_length)
             # Requests may share a (position, target) pair; each pair is scored once.
             index_of_pair: dict[tuple[int, int], int] = {}
             pair_indices = [
                 index_of_pair.setdefault(pair, len(index_of_pair))
-                for item, item_positions in zip(items, positions, strict=True)
-                for pair in zip(item_positions, item.targets, strict=True)
+                for request, request_positions in zip(requests, positions, strict=True)
+                for pair in zip(request_positions, request.targets, strict=True)
             ]
             position_N, target_N = torch.tensor(list(index_of_pair), device=self.device).T
             nats_N, is_greedy_N = self._head(states[position_N], target_N)
@@ -182,34 +193,36 @@ class Scorer:
                 "log-likelihoods are not finite, so no choice is better than another: the model has diverged, or "
                 f"{dtype_name(states.dtype)} overflows and dtype=float32 would not"
             )
-        sizes = [len(item.targets) for item in items]
-        parts = zip(items, log_likelihood.double().split(sizes), is_greedy.split(sizes), strict=True)
-        return {item: Score(values.sum().item(), bool(greedy.all())) for item, values, greedy in parts}
+        sizes = [len(request.targets) for request in requests]
+        parts = zip(requests, log_likelihood.double().split(sizes), is_greedy.split(sizes), strict=True)
+        return {request: Score(nats.sum().item(), bool(is_best.all())) for request, nats, is_best in parts}
 
-    def _forward(self, groups: list[Group], items: list[Request], L: int) -> tuple[Tensor, list[list[int]]]:
+    def _forward(self, groups: list[Group], requests: list[Request], L: int) -> tuple[Tensor, list[list[int]]]:
         """Return hidden states (positions of all passes, D), and per request the positions that predict its targets."""
-        T = max(len(item.inputs) for item in items) - L
+        T = max(len(request.inputs) for request in requests) - L
         group_of_row = [g for g, group in enumerate(groups) for _ in group.requests]
         passes: list[Tensor] = []
         cache: KVCache | None = None
         if L:
-            cache = self._cache(len(groups), L) if T else None
+            cache = self._cache(len(groups), L) if T else None  # only the second pass reads it
             prefixes = [group.requests[0].inputs[:L] for group in groups]
             passes.append(self.decoder.hidden(self._padded(prefixes, L), cache))
             if cache:  # each row continues from a copy of the cache of its group
-                row_cache = self._cache(len(items), L + T)
+                row_cache = self._cache(len(requests), L + T)
                 row_cache.select(cache, torch.tensor(group_of_row, device=self.device))
                 cache = row_cache
         if T:
-            passes.append(self.decoder.hidden(self._padded([item.inputs[L:] for item in items], T), cache))
+            passes.append(self.decoder.hidden(self._padded([request.inputs[L:] for request in requests], T), cache))
 
         def position(row: int, token: int) -> int:
             # The states of all prefixes come first, then for each row the states of its other tokens.
-            return group_of_row[row] * L + token if token < L else len(groups) * L + row * T + token - L
+            if token < L:
+                return group_of_row[row] * L + token
+            return len(groups) * L + row * T + (token - L)
 
         positions = [
-            [position(row, token) for token in range(len(item.inputs) - len(item.targets), len(item.inputs))]
-            for row, item in enumerate(items)
+            [position(row, token) for token in range(len(request.inputs) - len(request.targets), len(request.inputs))]
+            for row, request in enumerate(requests)
         ]
         return torch.cat([states.flatten(0, 1) for states in passes]), positions
 
